@@ -1,0 +1,52 @@
+"""Attacks: the table of their names, and how a name becomes an attack. Importing this imports no attack and no torch."""
+
+import importlib
+from typing import TYPE_CHECKING
+
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.registry import Registry, unknown
+
+if TYPE_CHECKING:
+    from robustbench_vlm.attacks.stage import Attack
+
+ATTACKS = Registry(
+    "attack",
+    {
+        "fgsm": "robustbench_vlm.attacks.standard:FGSM",
+        "pgd-10": "robustbench_vlm.attacks.standard:PGD_10",
+        "pgd-20": "robustbench_vlm.attacks.standard:PGD_20",
+        "pgd-50": "robustbench_vlm.attacks.standard:PGD_50",
+        "pgd-100": "robustbench_vlm.attacks.standard:PGD_100",
+        "cw": "robustbench_vlm.attacks.standard:CW",
+        "apgd-ce": "robustbench_vlm.attacks.standard:APGD_CE",
+        "apgd-dlr": "robustbench_vlm.attacks.standard:APGD_DLR",
+        "apgd-t": "robustbench_vlm.attacks.standard:APGD_T",
+        "fab-t": "robustbench_vlm.attacks.standard:FAB_T",
+        "square": "robustbench_vlm.attacks.standard:SQUARE",
+        "autoattack": "robustbench_vlm.attacks.standard:AUTOATTACK",
+        "pyautoattack": "robustbench_vlm.attacks.standard:PYAUTOATTACK",
+    },
+)
+
+FAMILIES = {
+    "pgd-": ("pgd-N", "robustbench_vlm.attacks.standard:pgd_named"),
+    "pyautoattack:": ("pyautoattack:NAME", "robustbench_vlm.attacks.standard:pyautoattack_named"),
+    "torchattacks:": ("torchattacks:NAME", "robustbench_vlm.attacks.standard:torchattacks_named"),
+}
+"""Name prefix -> how people write the family, and the function that makes the attack from the rest of the name."""
+
+
+def load_attack(name: str) -> "Attack":
+    """Return the attack that a registered name, or a name of a family such as "pgd-40" or "torchattacks:PGD", means.
+
+    Raises UserError for a name that no table and no family knows, and for an attack whose library is not installed.
+    """
+    if name in ATTACKS.names():
+        attack: Attack = ATTACKS.load(name)
+        return attack
+    for prefix, (_, builder) in FAMILIES.items():
+        if name.startswith(prefix):
+            module, _, function = builder.partition(":")
+            built: Attack = getattr(importlib.import_module(module), function)(name.removeprefix(prefix))
+            return built
+    raise UserError(unknown("attack", name, [*ATTACKS.names(), *(form for form, _ in FAMILIES.values())]))

@@ -1,0 +1,162 @@
+"""APGD, untargeted and targeted: the step size is halved where progress stalls (arXiv:2003.01690, algorithm 1).
+
+Follows pyautoattack 0.2.0, except: a sample leaves at its first misclassified iterate; the first rise is counted
+against the starting point as in the paper, not against zero; all targets share one clean pass.
+"""
+
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustbench_vlm.attacks.balls import Ball, as_factor, ball_around
+from robustbench_vlm.attacks.losses import loss_for, ranked_targets
+from robustbench_vlm.attacks.oracle import Oracle
+from robustbench_vlm.attacks.slots import Rows, put, run_in_slots, take
+from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
+from robustbench_vlm.threats import Threat
+
+_MOMENTUM = 0.75
+_RISES = 0.75
+
+
+@dataclass
+class ApgdState:
+    """Where each row's run stands: positions, the best one, and what the next checkpoint needs."""
+
+    rows: Rows
+    ball: Ball
+    targets: Tensor
+    run: Tensor
+    iteration: Tensor
+    point: Tensor
+    previous: Tensor
+    best: Tensor
+    best_gradient: Tensor
+    best_loss: Tensor
+    last_loss: Tensor
+    checked_loss: Tensor
+    step_size: Tensor
+    window: Tensor
+    since_check: Tensor
+    rises: Tensor
+    reduced: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Apgd:
+    """APGD with `steps` steps a run; with `targets` > 0 one run for each of the likeliest other classes.
+
+    Each run is begun `restarts` times, from another random point.
+    """
+
+    threat: Threat
+    num_classes: int
+    loss: str
+    steps: int = 100
+    targets: int = 0
+    restarts: int = 1
+
+    def start(self, oracle: Oracle, rows: Rows) -> ApgdState:
+        """Begin the first run of each row; the targets come from the clean logits."""
+        targets = rows.labels[:, None]
+        if self.targets:
+            targets = ranked_targets(oracle.logits(rows.images), rows.labels, self.targets)
+        return self._begin(rows, ball_around(self.threat, rows.images), targets, torch.zeros_like(rows.labels))
+
+    def step(self, oracle: Oracle, state: ApgdState) -> ApgdState:
+        """Evaluate every row's point, pass its checkpoint if one is due, and move it."""
+        targets = state.targets.gather(1, state.run[:, None] // self.restarts).squeeze(1)
+        loss, _ = loss_for(self.loss, self.num_classes)
+        logits, losses, gradient = oracle.gradient(
+            state.point, partial(loss, labels=state.rows.labels, targets=targets)
+        )
+        broken = logits.argmax(dim=1) != state.rows.labels
+        if bool(broken.any()):
+            state.rows.adversarial[broken] = state.point[broken]
+            state.rows.finished |= broken
+        self._record(state, losses, gradient)
+        gradient = self._check(state, gradient)
+        self._move(state, gradient)
+        return self._next_run(state)
+
+    def _begin(self, rows: Rows, ball: Ball, targets: Tensor, run: Tensor) -> ApgdState:
+        point = ball.clip(rows.images + float(self.threat.eps) * ball.boundary(rows.keys, run, rows.images))
+        ones = torch.ones_like(point[:, 0, 0, 0])
+        zeros = torch.zeros_like(rows.labels)
+        return ApgdState(
+            rows=rows,
+            ball=ball,
+            targets=targets,
+            run=run,
+            iteration=zeros,
+            point=point,
+            previous=point.clone(),
+            best=point.clone(),
+            best_gradient=torch.zeros_like(point),
+            best_loss=-float("inf") * ones,
+            last_loss=float("inf") * ones,
+            checked_loss=float("inf") * ones,
+            step_size=2 * float(self.threat.eps) * ones,
+            window=zeros + max(int(0.22 * self.steps), 1),
+            since_check=zeros.clone(),
+            rises=zeros.clone(),
+            reduced=torch.ones_like(zeros, dtype=torch.bool),
+        )
+
+    def _record(self, state: ApgdState, losses: Tensor, gradient: Tensor) -> None:
+        first = state.iteration == 0
+        improved = losses > state.best_loss
+        better = as_factor(improved)
+        state.best = torch.where(better, state.point, state.best)
+        state.best_gradient = torch.where(better, gradient, state.best_gradient)
+        state.best_loss = torch.where(improved, losses, state.best_loss)
+        state.checked_loss = torch.where(first, losses, state.checked_loss)
+        state.rises += losses > state.last_loss
+        state.last_loss = losses
+        state.since_check += ~first
+
+    def _check(self, state: ApgdState, gradient: Tensor) -> Tensor:
+        due = state.since_check == state.window
+        if not bool(due.any()):
+            return gradient
+        oscillating = state.rises <= _RISES * state.window
+        stalled = ~state.reduced & (state.checked_loss >= state.best_loss)
+        halve = due & (oscillating | stalled)
+        state.step_size = torch.where(halve, state.step_size / 2, state.step_size)
+        state.point = torch.where(as_factor(halve), state.best, state.point)
+        state.reduced = torch.where(due, halve, state.reduced)
+        state.checked_loss = torch.where(due, state.best_loss, state.checked_loss)
+        shorter = (state.window - max(int(0.03 * self.steps), 1)).clamp_min(max(int(0.06 * self.steps), 1))
+        state.window = torch.where(due, shorter, state.window)
+        state.since_check = state.since_check.masked_fill(due, 0)
+        state.rises = state.rises.masked_fill(due, 0)
+        return torch.where(as_factor(halve), state.best_gradient, gradient)
+
+    def _move(self, state: ApgdState, gradient: Tensor) -> None:
+        share = as_factor(torch.where(state.iteration > 0, _MOMENTUM, 1.0).to(gradient.dtype))
+        step = state.ball.direction(gradient).mul_(as_factor(state.step_size)).add_(state.point)
+        step = state.ball.clip(step).sub_(state.point).mul_(share)
+        step.addcmul_(state.point - state.previous, 1 - share)
+        state.previous, state.point = state.point, state.ball.clip(step.add_(state.point))
+        state.iteration = state.iteration + 1
+
+    def _next_run(self, state: ApgdState) -> ApgdState:
+        over = (state.iteration > self.steps) & ~state.rows.finished
+        if not bool(over.any()):
+            return state
+        run = state.run + 1
+        state.rows.finished |= over & (run == state.targets.shape[1] * self.restarts)
+        index = (over & ~state.rows.finished).nonzero().squeeze(1)
+        kept = take(state, index)
+        return put(state, index, self._begin(kept.rows, kept.ball, kept.targets, run[index]))
+
+
+def apgd(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
+    """Run APGD as a stage; the parameters are those of `Apgd`."""
+    method = Apgd(threat=batch.threat, num_classes=batch.num_classes, **parameters)
+    outcome = run_in_slots(method, logits, batch, slots=slots)
+    return replace(outcome, notes=outcome.notes + loss_for(method.loss, batch.num_classes)[1])
+

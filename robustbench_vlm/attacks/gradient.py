@@ -1,0 +1,88 @@
+"""FGSM (arXiv:1412.6572), PGD (arXiv:1706.06083) and the margin form of C&W's attack as PGD (arXiv:1608.04644)."""
+
+from dataclasses import dataclass, replace
+from fractions import Fraction
+from functools import partial
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from robustbench_vlm.attacks.balls import Ball, as_factor, ball_around
+from robustbench_vlm.attacks.losses import loss_for
+from robustbench_vlm.attacks.oracle import Oracle
+from robustbench_vlm.attacks.slots import Rows, run_in_slots
+from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
+from robustbench_vlm.threats import Threat
+
+
+@dataclass
+class PgdState:
+    """Where each row's walk stands."""
+
+    rows: Rows
+    ball: Ball
+    point: Tensor
+    iteration: Tensor
+    best_loss: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pgd:
+    """Projected gradient ascent.
+
+    `step_size` is a fraction of the pixel range such as "1/255"; without it, `relative_step` times eps. `keep` says
+    which image counts: the "final" iterate, as papers report it, or the "best", where a sample leaves once it is broken.
+    """
+
+    threat: Threat
+    num_classes: int
+    steps: int
+    loss: str = "ce"
+    keep: Literal["final", "best"] = "best"
+    random_start: bool = True
+    relative_step: float = 0.25
+    step_size: str | None = None
+
+    def __post_init__(self) -> None:
+        assert self.steps >= 1 and self.keep in ("final", "best")
+
+    def start(self, oracle: Oracle, rows: Rows) -> PgdState:
+        """Begin at the image, or at a random point of the ball."""
+        ball = ball_around(self.threat, rows.images)
+        point = rows.images
+        if self.random_start:
+            noise = ball.inside(rows.keys, torch.zeros_like(rows.keys), rows.images)
+            point = ball.clip(point + float(self.threat.eps) * noise)
+        lowest = torch.full_like(point[:, 0, 0, 0], -float("inf"))
+        return PgdState(rows, ball, point, torch.zeros_like(rows.labels), lowest)
+
+    def step(self, oracle: Oracle, state: PgdState) -> PgdState:
+        """Evaluate every row's point and move on."""
+        labels = state.rows.labels
+        loss, _ = loss_for(self.loss, self.num_classes)
+        logits, losses, gradient = oracle.gradient(state.point, partial(loss, labels=labels, targets=labels))
+        if self.keep == "best":
+            self._keep_best(state, logits, losses)
+        size = float(Fraction(self.step_size)) if self.step_size else self.relative_step * float(self.threat.eps)
+        state.point = state.ball.clip(state.point + size * state.ball.direction(gradient))
+        state.iteration = state.iteration + 1
+        if self.keep == "final":
+            state.rows.finished = state.iteration == self.steps
+            state.rows.adversarial = state.point
+        return state
+
+    def _keep_best(self, state: PgdState, logits: Tensor, losses: Tensor) -> None:
+        rows = state.rows
+        broken = logits.argmax(dim=1) != rows.labels
+        better = broken | (losses > state.best_loss)
+        state.best_loss = torch.where(better, losses, state.best_loss)
+        rows.adversarial = torch.where(as_factor(better), state.point, rows.adversarial)
+        rows.finished = broken | (state.iteration == self.steps)
+
+
+def pgd(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
+    """Run PGD as a stage; the parameters are those of `Pgd`."""
+    method = Pgd(threat=batch.threat, num_classes=batch.num_classes, **parameters)
+    outcome = run_in_slots(method, logits, batch, slots=slots)
+    return replace(outcome, notes=outcome.notes + loss_for(method.loss, batch.num_classes)[1])

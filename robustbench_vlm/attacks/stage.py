@@ -1,0 +1,72 @@
+"""What an attack is: a tuple of stages as data, and the one signature that every stage function has."""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from robustbench_vlm.threats import NORMS, Threat
+
+Logits = Callable[[Tensor], Tensor]
+"""A classifier: images (B, 3, H, W) in [0, 1] to float32 logits (B, C), each row a function of its own image only."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """The samples under attack, all of them classified correctly when clean."""
+
+    images: Tensor
+    """(B, 3, H, W), float32 in [0, 1]."""
+    labels: Tensor
+    """(B,), int64."""
+    keys: Tensor
+    """(B,), int64: each sample's random stream for this stage."""
+    threat: Threat
+    num_classes: int
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a stage hands back for every sample of its batch; the harness trusts none of it and classifies again."""
+
+    adversarial: Tensor
+    """(B, 3, H, W): the strongest image that the stage found."""
+    forward: Tensor
+    backward: Tensor
+    """(B,), int64: passes through the network spent on each sample."""
+    notes: tuple[str, ...] = ()
+    """Warning codes, such as a loss that had to be replaced."""
+
+
+class StageFunction(Protocol):
+    """A stage: `slots` is how many samples it may hold in memory at once; the parameters are the stage's own."""
+
+    def __call__(self, logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome: ...
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A stage function by its import path, "module:function", and every parameter it gets."""
+
+    name: str
+    function: str
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+
+    def run(self, logits: Logits, batch: Batch, slots: int) -> Outcome:
+        """Run the stage on a batch; whatever it raises is an error of the run."""
+        module, _, function = self.function.partition(":")
+        stage: StageFunction = getattr(importlib.import_module(module), function)
+        return stage(logits, batch, slots=slots, **self.parameters)
+
+
+@dataclass(frozen=True)
+class Attack:
+    """Stages in their order: each one gets what the ones before it left unbroken."""
+
+    name: str
+    stages: tuple[Stage, ...]
+    description: str
+    norms: tuple[str, ...] = NORMS
+    paper: str = ""

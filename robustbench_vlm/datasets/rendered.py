@@ -1,0 +1,143 @@
+"""The data sets of the embedded track: questions about the small visual world, as different in kind as the real ones.
+
+Each picture is drawn from its sample id. The fine-tuning set speaks of everything that the zero-shot sets ask about, as
+ImageNet does for the real suite, on pictures of its own.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustbench_vlm import randomness
+from robustbench_vlm.datasets.dataset import Dataset
+from robustbench_vlm.datasets.world import vocabulary as words
+from robustbench_vlm.datasets.world.captions import article, plural
+from robustbench_vlm.datasets.world.drawing import SIDE, draw
+from robustbench_vlm.datasets.world.scenes import DIGIT, PAIR, SEVERAL, SINGLE, Values, sample_scenes
+
+Classes = tuple[tuple[str, Mapping[str, int]], ...]
+"""Class names, each with the attribute values that make the class."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Classes whose pictures are drawn alike: a family of scenes, and what of it is narrowed."""
+
+    family: str
+    changes: Values
+    classes: Classes
+
+
+def _names(vocabulary: Sequence[Sequence[str]], attribute: str, pattern: str = "{}") -> Classes:
+    return tuple((pattern.format(word[0]), {attribute: value}) for value, word in enumerate(vocabulary))
+
+
+def _products(first: Classes, second: Classes, pattern: str = "{} {}") -> Classes:
+    return tuple((pattern.format(a, b), {**one, **two}) for a, one in first for b, two in second)
+
+
+def _counts(nouns: Classes) -> Classes:
+    return tuple(
+        (f"{words.NUMBERS[count][0]} {noun if count == 1 else plural(noun)}", {"count": count, **values})
+        for noun, values in nouns
+        for count in range(1, 6)
+    )
+
+
+def _relations(colours: Sequence[int]) -> Classes:
+    return tuple(
+        (
+            f"{article(words.COLOURS[one][0])} object {name[0]} {article(words.COLOURS[two][0])} object",
+            {"colour": one, "second_colour": two, "relation": relation},
+        )
+        for relation, name in enumerate(words.RELATIONS)
+        for one in colours
+        for two in colours
+        if one != two
+    )
+
+
+_SHAPES, _COLOURS = _names(words.SHAPES, "shape"), _names(words.COLOURS, "colour")
+_TEXTURES, _BACKGROUNDS = _names(words.TEXTURES, "texture"), _names(words.BACKGROUNDS, "background")
+_POSITIONS, _DIGITS = _names(words.POSITIONS, "position"), _names(words.NUMBERS, "digit")
+_LIGHTS: Classes = (("at night", {"light": 0}), ("by day", {"light": 1}))
+_LARGE: Values = {"size": (1,)}
+_CALM: Values = {"size": (1,), "texture": (0,), "background": (0,), "light": (1,)}
+_PAIR_COLOURS = (0, 2, 3, 5)
+
+QUESTIONS: Mapping[str, tuple[Group, ...]] = {
+    "shapes": (Group(SINGLE, _LARGE, _SHAPES),),
+    "colours": (Group(SINGLE, _LARGE, _COLOURS),),
+    "textures": (Group(SINGLE, _LARGE, _TEXTURES),),
+    "backgrounds": (Group(SINGLE, _LARGE, _BACKGROUNDS),),
+    "positions": (Group(SINGLE, {"size": (0,)}, _POSITIONS),),
+    "counting": (Group(SEVERAL, {}, _counts((("object", {}),))),),
+    "fine-grained": (Group(SINGLE, _LARGE, _products(_COLOURS, _SHAPES)),),
+    "relations": (Group(PAIR, {}, _relations(_PAIR_COLOURS)),),
+    "digits": (Group(DIGIT, {}, _DIGITS),),
+    "day-night": (Group(SINGLE, {}, _LIGHTS),),
+    "outlines": (Group(SINGLE, {**_LARGE, "outline": (1,)}, _SHAPES),),
+    "low-contrast": (Group(SINGLE, {**_LARGE, "faint": (1,)}, _SHAPES),),
+    "scenes": (
+        Group(SINGLE, _CALM, _products(_COLOURS, _SHAPES)),
+        Group(SINGLE, {**_CALM, "background": (0, 1)}, _products(_TEXTURES[1:], _SHAPES)),
+        Group(SINGLE, {**_LARGE, "light": (1,)}, _products(_SHAPES[::3], _BACKGROUNDS[1:], "{} on a {} background")),
+        Group(SINGLE, {"size": (0,), "light": (1,)}, _products(_SHAPES[1::3], _POSITIONS, "{} in the {}")),
+        Group(SEVERAL, {"light": (1,)}, _counts(_SHAPES[2::3])),
+        Group(PAIR, {}, _relations(_PAIR_COLOURS)),
+        Group(DIGIT, {}, _products(_DIGITS, _COLOURS[::3], "number {} in {}")),
+        Group(SINGLE, _LARGE, _products(_SHAPES[::2], _LIGHTS)),
+    ),
+}
+"""Data set -> the groups of its classes."""
+
+
+class RenderedSource:
+    """`size` pictures of a question, its classes in turn."""
+
+    def __init__(self, question: str, size: int) -> None:
+        self._question, self._groups = question, QUESTIONS[question]
+        self._classes = [(group, values) for group in self._groups for _, values in group.classes]
+        self.ids = tuple(f"{number:06d}" for number in range(size))
+        self.labels = tuple(number % len(self._classes) for number in range(size))
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Return pictures, uint8 (B, 3, 32, 32)."""
+        images = torch.empty(len(indices), 3, SIDE, SIDE, dtype=torch.uint8)
+        for group in self._groups:
+            rows = [row for row, index in enumerate(indices) if self._classes[self.labels[index]][0] is group]
+            if rows:
+                ids = [self.ids[indices[row]] for row in rows]
+                fixed = [self._classes[self.labels[indices[row]]][1] for row in rows]
+                keys = randomness.sample_keys(0, self._question, ids)
+                images[rows] = draw(sample_scenes(keys, group.family, group.changes, fixed))
+        return images
+
+
+def _dataset(question: str, prompt: str, description: str, size: int = 1000) -> Dataset:
+    return Dataset(
+        name=question,
+        classes=tuple(name for group in QUESTIONS[question] for name, _ in group.classes),
+        prompt=prompt,
+        source="robustbench_vlm.datasets.rendered:RenderedSource",
+        options={"question": question, "size": size},
+        description=description,
+        origin="drawn by robustbench_vlm from the sample id, MIT",
+    )
+
+
+SHAPES = _dataset("shapes", "a picture of a {}.", "24 shapes in any colour, texture and surroundings")
+COLOURS = _dataset("colours", "a picture of a {} object.", "12 colours on any shape")
+TEXTURES = _dataset("textures", "a picture of a {} object.", "8 surface patterns on any shape")
+BACKGROUNDS = _dataset("backgrounds", "an object on a {} background.", "8 surroundings of any object")
+POSITIONS = _dataset("positions", "a picture of an object in the {}.", "where a small object is, out of 9 places")
+COUNTING = _dataset("counting", "a picture of {}.", "one to five equal objects")
+FINE_GRAINED = _dataset("fine-grained", "a picture of a {}.", "288 combinations of colour and shape", 1152)
+RELATIONS = _dataset("relations", "a picture of {}.", "which of two objects is left of or above which")
+DIGITS = _dataset("digits", "a picture of the number {}.", "ten digits in any handwriting and colour")
+DAY_NIGHT = _dataset("day-night", "a picture of an object {}.", "how the scene is lit: two classes")
+OUTLINES = _dataset("outlines", "an outline of a {}.", "domain shift: shapes as bare outlines")
+LOW_CONTRAST = _dataset("low-contrast", "a faint {}.", "domain shift: shapes that hardly differ from their ground")
+SCENES = _dataset("scenes", "a picture of a {}.", "the fine-tuning set: all that the other sets ask about", 100_000)

@@ -1,0 +1,98 @@
+"""Scenes: what stands in a picture, as one row of attribute values drawn from the sample's own key."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustbench_vlm import randomness
+from robustbench_vlm.datasets.world import vocabulary as words
+from robustbench_vlm.datasets.world.vocabulary import ATTRIBUTES, column
+
+SINGLE, SEVERAL, PAIR, DIGIT = "single", "several", "pair", "digit"
+"""The families of scenes: one object, up to five equal ones, two different ones in a relation, a written digit."""
+
+Values = Mapping[str, Sequence[int]]
+"""Attribute -> the values that it may take."""
+
+
+def _all(vocabulary: Sequence[object]) -> tuple[int, ...]:
+    return tuple(range(len(vocabulary)))
+
+
+_USUAL_LIGHT = (0, 1, 1, 1)
+_COMMON: Values = {
+    "colour": _all(words.COLOURS),
+    "background": _all(words.BACKGROUNDS),
+    "light": _USUAL_LIGHT,
+    "faint": (0,),
+    "outline": (0,),
+}
+FAMILIES: Mapping[str, Values] = {
+    SINGLE: {
+        **_COMMON,
+        "shape": _all(words.SHAPES),
+        "texture": _all(words.TEXTURES),
+        "size": (0, 1, 1),
+        "position": _all(words.POSITIONS),
+        "count": (1,),
+    },
+    SEVERAL: {**_COMMON, "shape": _all(words.SHAPES), "count": (1, 2, 3, 4, 5), "size": (0,)},
+    PAIR: {
+        **_COMMON,
+        "shape": _all(words.SHAPES),
+        "second_shape": _all(words.SHAPES),
+        "second_colour": _all(words.COLOURS),
+        "relation": _all(words.RELATIONS),
+    },
+    DIGIT: {**_COMMON, "digit": _all(words.NUMBERS)},
+}
+"""The values that each attribute of a family takes, uniformly; an attribute that is absent does not apply."""
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """`attributes` int64 (B, 14), one column for each of vocabulary.ATTRIBUTES; `keys` int64 (B,)."""
+
+    attributes: Tensor
+    keys: Tensor
+
+    def __getitem__(self, attribute: str) -> Tensor:
+        return self.attributes[:, column(attribute)]
+
+    def __len__(self) -> int:
+        return len(self.keys)
+
+
+def sample_scenes(keys: Tensor, family: str, changes: Values, fixed: Sequence[Mapping[str, int]]) -> Scenes:
+    """Draw one scene a key from a family.
+
+    `changes` replaces the allowed values of some attributes for all scenes; `fixed[i]` sets those of scene i.
+    """
+    values = {**FAMILIES[family], **changes}
+    stream = randomness.derive(keys, "scene")
+    attributes = torch.full((len(keys), len(ATTRIBUTES)), -1, dtype=torch.int64)
+    for attribute, allowed in values.items():
+        where = column(attribute)
+        choice = randomness.integers(stream, where, (1,), len(allowed))[:, 0]
+        attributes[:, where] = torch.tensor(allowed)[choice]
+    for row, settings in enumerate(fixed):
+        for attribute, value in settings.items():
+            attributes[row, column(attribute)] = value
+    return Scenes(_consistent(attributes, stream), keys)
+
+
+def _consistent(attributes: Tensor, stream: Tensor) -> Tensor:
+    """Drop what cannot be seen: a texture or an outline of a small object, the place of a large one, equal colours."""
+    attributes = attributes.clone()
+    is_small = attributes[:, column("size")] == 0
+    is_single = attributes[:, column("count")] == 1
+    attributes[is_small, column("texture")] = -1
+    attributes[is_small | (attributes[:, column("outline")] == 1), column("texture")] = -1
+    attributes[is_small, column("outline")] = 0
+    attributes[~is_small | ~is_single, column("position")] = -1
+    first, second = attributes[:, column("colour")], attributes[:, column("second_colour")]
+    other = (first + 1 + randomness.integers(stream, 99, (1,), len(words.COLOURS) - 1)[:, 0]) % len(words.COLOURS)
+    attributes[:, column("second_colour")] = torch.where(second == first, other, second)
+    return attributes

@@ -1,0 +1,80 @@
+"""What a defense is: a per-sample loss, the loss that its inner attack ascends, and a schedule."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from fractions import Fraction
+
+from torch import Tensor
+from torch.nn import functional
+
+Features = Callable[[Tensor], Tensor]
+"""An image tower: pictures (B, 3, H, W) in [0, 1] to embeddings (B, D) that are not normalised."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """What a loss may use beside the pictures it is given; all of one batch."""
+
+    images: Tensor
+    """The clean pictures, (B, 3, H, W)."""
+    labels: Tensor
+    """(B,), int64."""
+    student: Features
+    """The tower being trained."""
+    teacher: Features
+    """The frozen tower that it started from."""
+    teacher_clean: Tensor
+    """The teacher's embeddings of the clean pictures, (B, D), computed once a batch; no gradient."""
+    text_features: Tensor
+    """Unit text embeddings of the training classes, (C, D); no gradient."""
+    settings: Mapping[str, float]
+    """The defense's numbers, by their names in the paper."""
+
+
+Loss = Callable[[Context, Tensor], Tensor]
+"""A loss of pictures (B, 3, H, W) in a context: one number a sample, (B,)."""
+
+
+@dataclass(frozen=True)
+class InnerAttack:
+    """PGD on the sign of the gradient of a per-sample loss, from a uniform start in the ball."""
+
+    loss: Loss
+    steps: int
+    step_size: Fraction
+    """In units of the training eps."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Optimiser and learning rate: linear warm-up, then half a cosine to zero, stepped every iteration."""
+
+    optimizer: str
+    """"sgd" (momentum 0.9) or "adamw"."""
+    rate: float
+    weight_decay: float
+    batch: int
+    epochs: int
+    warmup: int
+    """Iterations."""
+
+
+@dataclass(frozen=True)
+class Defense:
+    """A training recipe. Only the image tower is trained; text tower, logit scale and teacher are frozen."""
+
+    name: str
+    loss: Loss
+    inner: InnerAttack
+    schedule: Schedule
+    """The published setting, for the real track."""
+    settings: Mapping[str, float] = field(default_factory=dict)
+    paper: str = ""
+    fidelity: str = "paper"
+    """"official code", "paper" or "reconstruction"."""
+    deviations: tuple[str, ...] = ()
+
+
+def logits(features: Tensor, text_features: Tensor, scale: float) -> Tensor:
+    """Return scale times the cosine between embeddings (B, D) and unit text embeddings (C, D): (B, C)."""
+    return scale * functional.normalize(features, dim=-1) @ text_features.T

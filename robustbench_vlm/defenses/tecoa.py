@@ -1,0 +1,26 @@
+"""TeCoA: cross-entropy of adversarial images against the class texts (Mao et al., ICLR 2023, arXiv 2212.07016)."""
+
+from fractions import Fraction
+
+from torch import Tensor
+from torch.nn import functional
+
+from robustbench_vlm.defenses.defense import Context, Defense, InnerAttack, Schedule, logits
+
+
+def loss(context: Context, images: Tensor) -> Tensor:
+    """Return the cross-entropy with the hard label at logit scale `scale`, (B,)."""
+    scores = logits(context.student(images), context.text_features, context.settings["scale"])
+    return functional.cross_entropy(scores, context.labels, reduction="none")
+
+
+TECOA = Defense(
+    name="tecoa",
+    loss=loss,
+    inner=InnerAttack(loss, steps=2, step_size=Fraction(1)),
+    schedule=Schedule("sgd", rate=1e-5, weight_decay=0.0, batch=256, epochs=10, warmup=1000),
+    settings={"scale": 100.0},
+    paper="https://arxiv.org/abs/2212.07016",
+    fidelity="paper",
+    deviations=("the learning rate is that of later re-runs: the released code's default is 1e-7",),
+)

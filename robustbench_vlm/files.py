@@ -1,0 +1,83 @@
+"""Files: whole or not at all, checked by digest, kept inside their folder."""
+
+import errno
+import hashlib
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from robustbench_vlm.errors import UserError
+
+
+def package_folder(name: str) -> Path:
+    """Return a data folder (model_zoo, leaderboards) of the installed wheel, or of the source tree around it."""
+    package = Path(__file__).parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
+
+
+def sha256_of(path: Path) -> str:
+    """Return the sha256 of a file, 64 hexadecimal digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
+    """Let `write` fill a temporary file beside `path`, then put it there in one step: whole or not at all.
+
+    Raises UserError where the folder cannot be written or the disk is full; what stood at `path` is kept then.
+    """
+    with _explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
+        os.close(handle)
+        partial = Path(name)
+        try:
+            write(partial)
+            partial.chmod(0o644)
+            _sync(partial)
+            partial.replace(path)
+            _sync(path.parent)
+        finally:
+            partial.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a UTF-8 text file whole or not at all."""
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def inside(folder: Path, relative: str) -> Path:
+    """Return `folder / relative`; raise UserError where that would lie outside the folder."""
+    path = (folder / relative).resolve()
+    if not path.is_relative_to(folder.resolve()):
+        raise UserError(f"the path {relative!r} leaves the folder {folder}: give a path inside it")
+    return path
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        reasons = {
+            errno.ENOSPC: "the disk is full: free some space",
+            errno.EDQUOT: "the disk quota is used up: free some space",
+            errno.EROFS: "the file system is read-only: name another folder with --out",
+            errno.EACCES: "the folder may not be written: name another one with --out",
+            errno.EPERM: "the folder may not be written: name another one with --out",
+        }
+        if error.errno not in reasons:
+            raise
+        reason = reasons[error.errno]
+        raise UserError(f"cannot write {path}: {reason}, then give the same command again; nothing is lost") from error
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
