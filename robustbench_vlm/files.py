@@ -29,7 +29,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
     Raises UserError where the folder cannot be written or the disk is full; what stood at `path` is kept then.
     """
-    with _explained(path):
+    with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".partial", dir=path.parent)
         os.close(handle)
@@ -58,7 +58,8 @@ def inside(folder: Path, relative: str) -> Path:
 
 
 @contextmanager
-def _explained(path: Path) -> Iterator[None]:
+def explained(path: Path) -> Iterator[None]:
+    """Turn the failures to write `path` that a user can mend into UserError: full disk, no permission, no folder."""
     try:
         yield
     except OSError as error:
@@ -68,6 +69,9 @@ def _explained(path: Path) -> Iterator[None]:
             errno.EROFS: "the file system is read-only: name another folder with --out",
             errno.EACCES: "the folder may not be written: name another one with --out",
             errno.EPERM: "the folder may not be written: name another one with --out",
+            errno.ENOTDIR: "a part of the path is a file: name another folder with --out",
+            errno.EEXIST: "a part of the path is a file: name another folder with --out",
+            errno.EFBIG: "the file would be larger than this system allows: raise the limit (ulimit -f)",
         }
         if error.errno not in reasons:
             raise

@@ -1,8 +1,10 @@
 """Tracks: a base model, its zero-shot data sets, the threats, and the protocol."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from fractions import Fraction
 
+from robustbench_vlm.defenses.defense import Schedule
 from robustbench_vlm.registry import Registry
 
 
@@ -14,14 +16,20 @@ class Track:
     base: str
     """The undefended model that defenses start from."""
     datasets: tuple[str, ...]
+    architecture: str
     training: str
     """The fine-tuning set; it stays out of the mean."""
+    training_pictures: int
+    schedule: Schedule
+    """The budget that every defense has here."""
     norm: str
     eps: tuple[Fraction, ...]
     """The radii of the curve, pixel scale."""
     standard_eps: Fraction
     protocols: tuple[str, ...]
     """The first is the default."""
+    rates: Mapping[str, float] = field(default_factory=dict)
+    """Learning rates found for single defenses on held-out pictures of the fine-tuning set."""
     description: str = ""
 
 
@@ -43,7 +51,10 @@ MINI = Track(
         "low-contrast",
         "handwritten",
     ),
+    architecture="mini",
     training="scenes",
+    training_pictures=30_720,
+    schedule=Schedule("adamw", rate=5e-4, weight_decay=1e-4, batch=128, epochs=12, warmup=100),
     norm="Linf",
     eps=(Fraction(4, 255), Fraction(8, 255), Fraction(16, 255)),
     standard_eps=Fraction(8, 255),

@@ -19,10 +19,14 @@ class Source(Protocol):
     """Labelled pictures, read on demand; sample i is named ids[i] and has the class labels[i]."""
 
     @property
-    def ids(self) -> Sequence[str]: ...
+    def ids(self) -> Sequence[str]:
+        """The samples' names, all different."""
+        ...
 
     @property
-    def labels(self) -> Sequence[int]: ...
+    def labels(self) -> Sequence[int]:
+        """Each sample's class, in [0, C)."""
+        ...
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return pictures, uint8 (B, 3, H, W), equal in size for all; raise UnreadableImage where one fails."""

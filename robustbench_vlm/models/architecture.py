@@ -31,7 +31,8 @@ class Architecture:
         import open_clip
 
         arguments = {key: dict(value) if isinstance(value, Mapping) else value for key, value in self.config.items()}
-        return open_clip.CLIP(**arguments)
+        network: nn.Module = open_clip.CLIP(**arguments)
+        return network
 
 
 def load_architecture(name: str) -> Architecture:

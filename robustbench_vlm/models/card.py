@@ -58,10 +58,10 @@ def read_card(path: Path) -> ModelCard:
             f" and may have {', '.join(sorted(fields - needed))}, nothing else"
         )
     try:
-        towers = {tower: Weights(**values.pop(tower)) for tower in ("image", "text")}
+        image, text = Weights(**values.pop("image")), Weights(**values.pop("text"))
     except TypeError:
         raise UserError(f'in the model card {path}, image and text are objects with "file" and "sha256"') from None
-    return ModelCard(**values, **towers, folder=str(path.resolve().parent))
+    return ModelCard(**values, image=image, text=text, folder=str(path.resolve().parent))
 
 
 def write_card(card: ModelCard, path: Path) -> None:

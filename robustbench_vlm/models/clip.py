@@ -31,11 +31,13 @@ class ImageEncoder(nn.Module):
     def __init__(self, visual: nn.Module, architecture: Architecture) -> None:
         super().__init__()
         # Convolutions run up to twice as fast in this order of memory, on CPU and GPU.
-        self.visual, self.side = visual.to(memory_format=torch.channels_last), architecture.side
+        self.visual = visual.to(memory_format=torch.channels_last)
+        self.architecture, self.side = architecture, architecture.side
         self.register_buffer("mean", torch.tensor(architecture.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(architecture.std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the embeddings of pictures."""
         if images.shape[-2:] != (self.side, self.side):
             images = functional.interpolate(images, (self.side, self.side), mode="bicubic", align_corners=False)
         pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
@@ -54,6 +56,7 @@ class ZeroShotClassifier(nn.Module):
         self.register_buffer("text_features", text_features)
 
     def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of pictures."""
         features = self.encoder(images)
         # Half-precision encoders are for speed; logits decide verdicts and are never less than float32.
         features = functional.normalize(features.to(self.text_features.dtype), dim=-1)
@@ -74,7 +77,7 @@ class Model:
     @property
     def scale(self) -> float:
         """The logit scale of inference."""
-        return float(self.network.get_parameter("logit_scale").exp())
+        return float(self.network.get_parameter("logit_scale").detach().exp())
 
     def encoder(self) -> ImageEncoder:
         """Return the image tower with resize and normalisation inside."""

@@ -1,6 +1,7 @@
 """Weights are data: safetensors or weights_only, against a digest, finite, and never code."""
 
 import pickle
+import warnings
 from pathlib import Path
 
 import torch
@@ -43,7 +44,10 @@ def _read(path: Path) -> dict[str, Tensor]:
         except SafetensorError as error:
             raise UserError(f"the weights {path} are no whole safetensors file: {error}") from error
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # Old pickles are warned of; ours is the refusal below.
+            warnings.simplefilter("ignore")
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError) as error:
         raise UserError(
             f"the weights {path} are no plain tensors (a pickle may hold code, and nothing of it was run):"

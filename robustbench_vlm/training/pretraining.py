@@ -1,7 +1,7 @@
 """Contrastive pre-training of a small CLIP on captioned scenes (Radford et al., ICML 2021, arXiv 2103.00020).
 
-Two things differ from CLIP: each picture has three captions, and one that happens to be true of another picture of the
-batch is not counted as its negative. In a world of few attributes that is the rule and not the exception.
+Two things differ from CLIP: each picture has several captions, and one that happens to be true of another picture of
+the batch is not counted as its negative. In a world of few attributes that is the rule and not the exception.
 """
 
 import json
@@ -26,7 +26,6 @@ from robustbench_vlm.models.clip import ImageEncoder, tokenize
 _MIXTURE = {"single": 5, "several": 1, "pair": 2, "digit": 2}
 _OFTEN_PLAIN = {"outline": (0, 0, 0, 0, 0, 0, 1), "faint": (0, 0, 0, 0, 0, 0, 1)}
 _CHUNK = 512
-_CAPTIONS = 3
 _MAX_LOG_SCALE = math.log(100)
 
 
@@ -35,7 +34,9 @@ class Settings:
     """How to pre-train; `pictures` are drawn ahead and shown `epochs` times, with fresh captions each time."""
 
     pictures: int = 245_760
-    epochs: int = 10
+    epochs: int = 8
+    captions: int = 2
+    """Captions a picture in each step."""
     batch: int = 192
     rate: float = 2e-3
     decay: float = 0.05
@@ -97,7 +98,7 @@ def pretrain(
     for step in range(first, settings.steps):
         for group in optimizer.param_groups:
             group["lr"] = _rate(settings, step)
-        loss = _loss(network, encoder, architecture, pictures[_rows(settings, step)], step)
+        loss = _loss(network, encoder, pictures[_rows(settings, step)], (step, settings.captions))
         if not torch.isfinite(loss):
             raise RuntimeError(f"the loss is {loss.item()} at step {step}; the last good checkpoint is {checkpoint}")
         optimizer.zero_grad()
@@ -124,13 +125,12 @@ def _draw_chunk(settings: Settings, start: int) -> tuple[Tensor, Tensor, Tensor]
     return draw(scenes), scenes.attributes, scenes.keys
 
 
-def _loss(
-    network: nn.Module, encoder: ImageEncoder, architecture: Architecture, pictures: Pictures, step: int
-) -> Tensor:
-    spoken = [describe(pictures.scenes, _CAPTIONS * step + number) for number in range(_CAPTIONS)]
-    tokens = tokenize([text for texts, _ in spoken for text in texts], architecture)
+def _loss(network: nn.Module, encoder: ImageEncoder, pictures: Pictures, turn: tuple[int, int]) -> Tensor:
+    step, captions = turn
+    spoken = [describe(pictures.scenes, captions * step + number) for number in range(captions)]
+    tokens = tokenize([text for texts, _ in spoken for text in texts], encoder.architecture)
     unique, where = torch.unique(tokens, dim=0, return_inverse=True)
-    texts = network.encode_text(unique, normalize=True)[where].chunk(_CAPTIONS)  # type: ignore[operator]
+    texts = network.encode_text(unique, normalize=True)[where].chunk(captions)  # type: ignore[operator]
     images = functional.normalize(encoder(pictures.images.to(torch.float32) / 255), dim=-1)
     scale = network.get_parameter("logit_scale").exp()
     truths = [is_true_of(pictures.scenes, mentions) for _, mentions in spoken]

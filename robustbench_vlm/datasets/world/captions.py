@@ -122,8 +122,9 @@ def _pair(scene: dict[str, int], spoken: set[str], choice: _Choice) -> str:
     sides = []
     for prefix in ("", "second_"):
         parts = [choice.of(words.COLOURS[scene[f"{prefix}colour"]])] if f"{prefix}colour" in spoken else []
-        parts.append(choice.of(words.SHAPES[scene[f"{prefix}shape"]]) if f"{prefix}shape" in spoken
-                     else choice.of(_THINGS))
+        parts.append(
+            choice.of(words.SHAPES[scene[f"{prefix}shape"]]) if f"{prefix}shape" in spoken else choice.of(_THINGS)
+        )
         sides.append(article(" ".join(parts)))
     turned = choice.of((0, 1))
     first, second = sides[::-1] if turned else sides

@@ -1,0 +1,92 @@
+"""Pictures that the project did not draw: handwritten digits and a person's own folders."""
+
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+
+from robustbench_vlm.datasets.dataset import Dataset, UnreadableImage, image_sha256
+from robustbench_vlm.datasets.digits import HANDWRITTEN
+from robustbench_vlm.datasets.folder import folder_dataset
+from robustbench_vlm.errors import UserError
+
+REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"
+
+
+def test_handwritten_digits_are_all_there_and_enlarged_without_loss_of_ink() -> None:
+    from sklearn.datasets import load_digits
+
+    source = HANDWRITTEN.open()
+    original = load_digits()
+    assert len(source.ids) == len(set(source.ids)) == 1797
+    assert list(source.labels) == original.target.tolist()
+    images = source.read(range(100))
+    assert images.shape == (100, 3, 32, 32) and images.dtype == torch.uint8
+    ink = torch.from_numpy(original.images[:100]).mean(dim=(1, 2)) / 16
+    assert torch.allclose(images.double().mean(dim=(1, 2, 3)) / 255, ink, atol=0.01)
+
+
+def _picture(mode: str, size: tuple[int, int] = (50, 40)) -> Image.Image:
+    pixels = numpy.random.default_rng(0).integers(0, 256, (size[1], size[0], 3), dtype=numpy.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for name, mode, suffix in (("cat", "L", "png"), ("sea_lion", "CMYK", "jpg"), ("dog", "P", "gif")):
+        (tmp_path / name).mkdir()
+        _picture(mode).save(tmp_path / name / f"one.{suffix}")
+    _picture("RGBA").save(tmp_path / "dog" / "two.webp")
+    _picture("RGB").save(tmp_path / "dog" / "really_a_png.jpg", format="png")
+    return tmp_path
+
+
+def test_folders_are_classes_and_every_format_is_read(folder: Path) -> None:
+    dataset = folder_dataset(folder, "a photo of a {}.", 32)
+    assert dataset.classes == ("cat", "dog", "sea lion")
+    assert dataset.prompts[2] == "a photo of a sea lion."
+    source = dataset.open()
+    assert source.ids == ("cat/one.png", "dog/one.gif", "dog/really_a_png.jpg", "dog/two.webp", "sea_lion/one.jpg")
+    assert source.labels == (0, 1, 1, 1, 2)
+    images = source.read(range(5))
+    assert images.shape == (5, 3, 32, 32) and images.dtype == torch.uint8
+    assert image_sha256(images[1]) == image_sha256(source.read([1])[0])
+
+
+def test_a_truncated_picture_is_named(folder: Path) -> None:
+    path = folder / "cat" / "one.png"
+    path.write_bytes(path.read_bytes()[:200])
+    source = folder_dataset(folder, "a {}.", 32).open()
+    with pytest.raises(UnreadableImage, match=r"cat/one\.png.*--skip-unreadable"):
+        source.read([0])
+
+
+def test_a_text_file_among_pictures_is_named(folder: Path) -> None:
+    (folder / "cat" / "notes.txt").write_text("no picture")
+    with pytest.raises(UnreadableImage, match=r"notes\.txt"):
+        folder_dataset(folder, "a {}.", 32).open().read([0])
+
+
+@pytest.mark.parametrize("problem", ["missing", "one class", "no placeholder"])
+def test_unusable_folders_say_what_they_should_be(folder: Path, problem: str) -> None:
+    with pytest.raises(UserError, match=r"sub-folder|\{\}"):
+        if problem == "missing":
+            folder_dataset(folder / "nowhere", "a {}.", 32)
+        elif problem == "one class":
+            folder_dataset(folder / "cat", "a {}.", 32)
+        else:
+            folder_dataset(folder, "a photo", 32)
+
+
+def test_one_class_is_no_data_set() -> None:
+    with pytest.raises(UserError, match="two or more"):
+        Dataset("d", ("one",), "a {}.", "m:f")
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not beside this checkout")
+@pytest.mark.parametrize("name", ["cifar10", "dtd", "sun397"])
+def test_real_folders_are_read_whole(name: str) -> None:
+    source = folder_dataset(REAL / name, "a photo of a {}.", 32).open()
+    assert source.read(range(len(source.ids))).shape == (len(source.ids), 3, 32, 32)
