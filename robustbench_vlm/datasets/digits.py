@@ -38,7 +38,7 @@ def _enlarge(images: Tensor) -> Tensor:
 HANDWRITTEN = Dataset(
     name="handwritten",
     classes=tuple(words[0] for words in NUMBERS),
-    prompt="a picture of a handwritten {}.",
+    prompt="a picture of a handwritten {}",
     source="robustbench_vlm.datasets.digits:DigitsSource",
     split="all",
     description="real handwritten digits, scanned by NIST and reduced to 8 x 8",

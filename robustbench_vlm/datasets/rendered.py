@@ -59,6 +59,10 @@ def _relations(colours: Sequence[int]) -> Classes:
     )
 
 
+def _one(classes: Classes) -> Classes:
+    return tuple((article(name), values) for name, values in classes)
+
+
 _SHAPES, _COLOURS = _names(words.SHAPES, "shape"), _names(words.COLOURS, "colour")
 _TEXTURES, _BACKGROUNDS = _names(words.TEXTURES, "texture"), _names(words.BACKGROUNDS, "background")
 _POSITIONS, _DIGITS = _names(words.POSITIONS, "position"), _names(words.NUMBERS, "digit")
@@ -66,6 +70,7 @@ _LIGHTS: Classes = (("at night", {"light": 0}), ("by day", {"light": 1}))
 _LARGE: Values = {"size": (1,)}
 _CALM: Values = {"size": (1,), "texture": (0,), "background": (0,), "light": (1,)}
 _PAIR_COLOURS = (0, 2, 3, 5)
+_ON = "{} on a {} background"
 
 QUESTIONS: Mapping[str, tuple[Group, ...]] = {
     "shapes": (Group(SINGLE, _LARGE, _SHAPES),),
@@ -81,14 +86,14 @@ QUESTIONS: Mapping[str, tuple[Group, ...]] = {
     "outlines": (Group(SINGLE, {**_LARGE, "outline": (1,)}, _SHAPES),),
     "low-contrast": (Group(SINGLE, {**_LARGE, "faint": (1,)}, _SHAPES),),
     "scenes": (
-        Group(SINGLE, _CALM, _products(_COLOURS, _SHAPES)),
-        Group(SINGLE, {**_CALM, "background": (0, 1)}, _products(_TEXTURES[1:], _SHAPES)),
-        Group(SINGLE, {**_LARGE, "light": (1,)}, _products(_SHAPES[::3], _BACKGROUNDS[1:], "{} on a {} background")),
-        Group(SINGLE, {"size": (0,), "light": (1,)}, _products(_SHAPES[1::3], _POSITIONS, "{} in the {}")),
+        Group(SINGLE, _CALM, _one(_products(_COLOURS, _SHAPES))),
+        Group(SINGLE, {**_CALM, "background": (0, 1)}, _one(_products(_TEXTURES[1:], _SHAPES))),
+        Group(SINGLE, {**_LARGE, "light": (1,)}, _one(_products(_SHAPES[::3], _BACKGROUNDS[1:], _ON))),
+        Group(SINGLE, {"size": (0,), "light": (1,)}, _one(_products(_SHAPES[1::3], _POSITIONS, "{} in the {}"))),
         Group(SEVERAL, {"light": (1,)}, _counts(_SHAPES[2::3])),
         Group(PAIR, {}, _relations(_PAIR_COLOURS)),
-        Group(DIGIT, {}, _products(_DIGITS, _COLOURS[::3], "number {} in {}")),
-        Group(SINGLE, _LARGE, _products(_SHAPES[::2], _LIGHTS)),
+        Group(DIGIT, {}, _products(_DIGITS, _COLOURS[::3], "the number {} in {}")),
+        Group(SINGLE, _LARGE, _one(_products(_SHAPES[::2], _LIGHTS))),
     ),
 }
 """Data set -> the groups of its classes."""
@@ -128,16 +133,16 @@ def _dataset(question: str, prompt: str, description: str, size: int = 1000) -> 
     )
 
 
-SHAPES = _dataset("shapes", "a picture of a {}.", "24 shapes in any colour, texture and surroundings")
-COLOURS = _dataset("colours", "a picture of a {} object.", "12 colours on any shape")
-TEXTURES = _dataset("textures", "a picture of a {} object.", "8 surface patterns on any shape")
-BACKGROUNDS = _dataset("backgrounds", "an object on a {} background.", "8 surroundings of any object")
-POSITIONS = _dataset("positions", "a picture of an object in the {}.", "where a small object is, out of 9 places")
-COUNTING = _dataset("counting", "a picture of {}.", "one to five equal objects")
-FINE_GRAINED = _dataset("fine-grained", "a picture of a {}.", "288 combinations of colour and shape", 1152)
-RELATIONS = _dataset("relations", "a picture of {}.", "which of two objects is left of or above which")
-DIGITS = _dataset("digits", "a picture of the number {}.", "ten digits in any handwriting and colour")
-DAY_NIGHT = _dataset("day-night", "a picture of an object {}.", "how the scene is lit: two classes")
-OUTLINES = _dataset("outlines", "an outline of a {}.", "domain shift: shapes as bare outlines")
-LOW_CONTRAST = _dataset("low-contrast", "a faint {}.", "domain shift: shapes that hardly differ from their ground")
-SCENES = _dataset("scenes", "a picture of a {}.", "the fine-tuning set: all that the other sets ask about", 100_000)
+SHAPES = _dataset("shapes", "a picture of a {}", "24 shapes in any colour, texture and surroundings")
+COLOURS = _dataset("colours", "a picture of a {} object", "12 colours on any shape")
+TEXTURES = _dataset("textures", "a picture of a {} object", "8 surface patterns on any shape")
+BACKGROUNDS = _dataset("backgrounds", "an object on a {} background", "8 surroundings of any object")
+POSITIONS = _dataset("positions", "a picture of an object in the {}", "where a small object is, out of 9 places")
+COUNTING = _dataset("counting", "a picture of {}", "one to five equal objects")
+FINE_GRAINED = _dataset("fine-grained", "a picture of a {}", "288 combinations of colour and shape", 1152)
+RELATIONS = _dataset("relations", "a picture of {}", "which of two objects is left of or above which")
+DIGITS = _dataset("digits", "a picture of the number {}", "ten digits in any handwriting and colour")
+DAY_NIGHT = _dataset("day-night", "a picture of an object {}", "how the scene is lit: two classes")
+OUTLINES = _dataset("outlines", "an outline of a {}", "domain shift: shapes as bare outlines")
+LOW_CONTRAST = _dataset("low-contrast", "a faint {}", "domain shift: shapes that hardly differ from their ground")
+SCENES = _dataset("scenes", "a picture of {}", "the fine-tuning set: all that the other sets ask about", 100_000)
