@@ -33,6 +33,12 @@ class Protocol:
         """Name and version, as tables show them."""
         return f"{self.name}/{self.version}"
 
+    def with_samples(self, samples: int | None) -> "Protocol":
+        """Return the protocol with another number of samples a set (None: all of them), and a name that says so."""
+        if samples == self.samples:
+            return self
+        return dataclasses.replace(self, name=f"{self.name}-{samples or 'all'}", samples=samples)
+
     def adapt_dataset(self, dataset: Dataset) -> Dataset:
         """Return the data set with the protocol's prompt."""
         return dataclasses.replace(dataset, prompt=self.prompts.get(dataset.name, dataset.prompt))

@@ -9,7 +9,7 @@ from torch import Tensor
 from robustbench_vlm.errors import UserError
 
 NORMS = ("Linf", "L2")
-_ADVICE = 'write eps as a fraction of the pixel range [0, 1], as in --eps 4/255 (Linf) or --eps 1/2 (L2)'
+_ADVICE = "write eps as a fraction of the pixel range [0, 1], as in --eps 4/255 (Linf) or --eps 1/2 (L2)"
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,8 @@ def parse_eps(text: str) -> Fraction:
     """Read "4/255", "0.03" or "0" as an exact fraction; raise UserError for anything else, "8" and "1/0" included."""
     numerator, slash, denominator = text.strip().partition("/")
     try:
-        eps = Fraction(numerator) / Fraction(denominator) if slash else Fraction(numerator)
+        # Through str.partition a second slash stays in the denominator, and Fraction would read it.
+        eps = Fraction(numerator) / Fraction(denominator.replace("/", "?")) if slash else Fraction(numerator)
     except (ValueError, ZeroDivisionError):
         raise UserError(f"eps {text!r} is not a number: {_ADVICE}") from None
     if eps >= 1 and not slash and eps != 1:

@@ -54,10 +54,10 @@ MINI = Track(
     architecture="mini",
     training="scenes",
     training_pictures=30_720,
-    schedule=Schedule("adamw", rate=5e-4, weight_decay=1e-4, batch=128, epochs=12, warmup=100),
+    schedule=Schedule("adamw", rate=1e-3, weight_decay=1e-4, batch=128, epochs=12, warmup=100),
     norm="Linf",
-    eps=(Fraction(4, 255), Fraction(8, 255), Fraction(16, 255)),
-    standard_eps=Fraction(8, 255),
+    eps=(Fraction(3, 255), Fraction(6, 255), Fraction(12, 255)),
+    standard_eps=Fraction(6, 255),
     protocols=("mini-quick", "mini"),
     description="the embedded track: a small CLIP and a small visual world, without download or GPU",
 )

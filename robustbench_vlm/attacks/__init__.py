@@ -1,4 +1,4 @@
-"""Attacks: the table of their names, and how a name becomes an attack. Importing this imports no attack and no torch."""
+"""Attacks: the table of their names, and how a name becomes an attack. Importing this imports no torch."""
 
 import importlib
 from typing import TYPE_CHECKING

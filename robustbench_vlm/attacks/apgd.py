@@ -5,7 +5,6 @@ against the starting point as in the paper, not against zero; all targets share 
 """
 
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -70,10 +69,9 @@ class Apgd:
         """Evaluate every row's point, pass its checkpoint if one is due, and move it."""
         targets = state.targets.gather(1, state.run[:, None] // self.restarts).squeeze(1)
         loss, _ = loss_for(self.loss, self.num_classes)
-        logits, losses, gradient = oracle.gradient(
-            state.point, partial(loss, labels=state.rows.labels, targets=targets)
-        )
-        broken = logits.argmax(dim=1) != state.rows.labels
+        labels = state.rows.labels
+        logits, losses, gradient = oracle.gradient(state.point, lambda outputs: loss(outputs, labels, targets))
+        broken = logits.argmax(dim=1) != labels
         if bool(broken.any()):
             state.rows.adversarial[broken] = state.point[broken]
             state.rows.finished |= broken
@@ -137,10 +135,11 @@ class Apgd:
 
     def _move(self, state: ApgdState, gradient: Tensor) -> None:
         share = as_factor(torch.where(state.iteration > 0, _MOMENTUM, 1.0).to(gradient.dtype))
-        step = state.ball.direction(gradient).mul_(as_factor(state.step_size)).add_(state.point)
-        step = state.ball.clip(step).sub_(state.point).mul_(share)
-        step.addcmul_(state.point - state.previous, 1 - share)
-        state.previous, state.point = state.point, state.ball.clip(step.add_(state.point))
+        step = torch.addcmul(state.point, state.ball.direction(gradient), as_factor(state.step_size))
+        # The momentum step: a share of the way from the mirror image of the previous point to the projected step.
+        mirrored = torch.lerp(state.previous, state.point, 2.0)
+        moved = state.ball.clip(mirrored.lerp_(state.ball.clip(step), share))
+        state.previous, state.point = state.point, moved
         state.iteration = state.iteration + 1
 
     def _next_run(self, state: ApgdState) -> ApgdState:
@@ -159,4 +158,3 @@ def apgd(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outc
     method = Apgd(threat=batch.threat, num_classes=batch.num_classes, **parameters)
     outcome = run_in_slots(method, logits, batch, slots=slots)
     return replace(outcome, notes=outcome.notes + loss_for(method.loss, batch.num_classes)[1])
-

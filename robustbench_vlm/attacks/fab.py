@@ -1,12 +1,12 @@
 """FAB, targeted: steps onto linearised decision boundaries, pulled towards the image (arXiv:1907.02044, algorithm 1).
 
-Follows pyautoattack 0.2.0, except: a sample leaves at its first misclassified point within eps; the closest point of all
-targets is kept; the point pulled back is looked at too, since its gradient pass classifies it anyway; the projection
-needs no sorting (`hyperplane`).
+Follows pyautoattack 0.2.0, except: a sample leaves at its first misclassified point within eps; the closest point of
+all targets is kept; one pass both classifies a point and linearises there, where the official code pulls a
+misclassified point back first and passes it again (half as many forward passes; the distances found are no larger); the
+projection needs no sorting (`hyperplane`).
 """
 
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from robustbench_vlm.attacks.losses import ranked_targets, targeted_margin
 from robustbench_vlm.attacks.oracle import Oracle
 from robustbench_vlm.attacks.slots import Rows, run_in_slots
 from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
-from robustbench_vlm.threats import Threat, distance
+from robustbench_vlm.threats import Threat
 
 
 @dataclass
@@ -35,7 +35,7 @@ class FabState:
 
 @dataclass(frozen=True, kw_only=True)
 class Fab:
-    """Targeted FAB with `steps` steps for each of the likeliest other classes, at most `targets` of them.
+    """Targeted FAB with `steps` steps to each of the likeliest other classes, at most `targets` of them.
 
     `overshoot` is the paper's eta, `backward` its beta, `pull` its alpha_max.
     """
@@ -55,53 +55,54 @@ class Fab:
         return FabState(rows, targets, zeros, zeros.clone(), rows.images.clone(), nothing)
 
     def step(self, oracle: Oracle, state: FabState) -> FabState:
-        """Linearise at every row's point, step, and pull back what is misclassified then."""
+        """Classify and linearise at every row's point, pull it back where it is misclassified, and step."""
         rows = state.rows
         target = state.targets.gather(1, state.run[:, None]).squeeze(1)
         logits, gap, gradient = oracle.gradient(
-            state.point, partial(targeted_margin, labels=rows.labels, targets=target)
+            state.point, lambda outputs: targeted_margin(outputs, rows.labels, target)
         )
-        self._record(state, logits.argmax(dim=1) != rows.labels)
-        state.point = self._moved(state, gap, gradient)
-        wrong = oracle.logits(state.point).argmax(dim=1) != rows.labels
-        self._record(state, wrong)
-        pulled = torch.lerp(rows.images, state.point, self.backward)
-        state.point = torch.where(as_factor(wrong), pulled, state.point)
-        self._next_iteration(state)
-        return state
+        delta = (state.point - rows.images).flatten(1)
+        wrong = logits.argmax(dim=1) != rows.labels
+        self._record(state, wrong, delta)
+        kept = torch.where(wrong, self.backward, 1.0).to(gap)
+        state.point = self._moved(rows.images.flatten(1), delta, kept, (gap, gradient.flatten(1))).view_as(state.point)
+        return self._next_iteration(state)
 
-    def _record(self, state: FabState, wrong: Tensor) -> None:
+    def _record(self, state: FabState, wrong: Tensor, delta: Tensor) -> None:
         if not bool(wrong.any()):
             return
-        found = distance(self.threat, state.rows.images, state.point)
-        closer = wrong & (found < state.closest)
-        state.closest = torch.where(closer, found, state.closest)
-        state.rows.adversarial = torch.where(as_factor(closer), state.point, state.rows.adversarial)
+        found = self._length(delta.abs())
+        closer = (wrong & (found < state.closest)).nonzero().squeeze(1)
+        state.closest[closer] = found[closer]
+        state.rows.adversarial[closer] = state.point[closer]
         state.rows.finished |= state.closest <= float(self.threat.eps)
 
-    def _moved(self, state: FabState, gap: Tensor, gradient: Tensor) -> Tensor:
-        images, points, normal = state.rows.images.flatten(1), state.point.flatten(1), gradient.flatten(1)
-        # The step is the same at every scale of the logits, but squares of a tiny gradient would be zero in float32.
-        scale = normal.abs().amax(dim=1).clamp_min(torch.finfo(normal.dtype).tiny)
-        normal, gap = normal / scale[:, None], gap / scale
+    def _moved(self, images: Tensor, delta: Tensor, kept: Tensor, plane: tuple[Tensor, Tensor]) -> Tensor:
+        # All (B, D) or (B,). The plane is that of images + delta; the step begins at images + kept * delta.
+        gap, normal = plane
         planes = Hyperplanes.of(normal, self.threat.norm)
-        from_point = planes.shortest_step(points, gap)
-        from_image = planes.shortest_step(images, gap + (normal * (images - points)).sum(dim=1))
-        order = float("inf") if self.threat.norm == "Linf" else 2
-        length, image_length = (step.norm(order, dim=1).clamp_min(1e-8) for step in (from_point, from_image))
-        share = (length / (length + image_length)).clamp(0, self.pull)[:, None]
-        moved = torch.lerp(points + self.overshoot * from_point, images + self.overshoot * from_image, share)
-        return moved.clamp_(0, 1).view_as(state.point)
+        along = (normal * delta).sum(dim=1)
+        points = torch.addcmul(images, delta, kept[:, None])
+        sizes, side = planes.shortest_step(points, gap + (kept - 1) * along)
+        image_sizes, image_side = planes.shortest_step(images, gap - along)
+        length, image_length = self._length(sizes).clamp_min(1e-8), self._length(image_sizes).clamp_min(1e-8)
+        share = (length / (length + image_length)).clamp_max(self.pull)
+        sizes *= (self.overshoot * (1 - share) * side)[:, None]
+        sizes.addcmul_(image_sizes, (self.overshoot * share * image_side)[:, None])
+        return points.lerp_(images, share[:, None]).addcmul_(planes.sign, sizes).clamp_(0, 1)
 
-    def _next_iteration(self, state: FabState) -> None:
-        state.iteration = state.iteration + 1
+    def _length(self, sizes: Tensor) -> Tensor:
+        return sizes.amax(dim=1) if self.threat.norm == "Linf" else sizes.norm(dim=1)
+
+    def _next_iteration(self, state: FabState) -> FabState:
         over = state.iteration == self.steps
-        if not bool(over.any()):
-            return
-        state.rows.finished |= over & (state.run + 1 == state.targets.shape[1])
-        state.run = (state.run + over).clamp_max(state.targets.shape[1] - 1)
-        state.iteration = state.iteration.masked_fill(over, 0)
-        state.point = torch.where(as_factor(over), state.rows.images, state.point)
+        state.iteration = (state.iteration + 1).masked_fill_(over, 0)
+        if bool(over.any()):
+            last = state.run + 1 == state.targets.shape[1]
+            state.rows.finished |= over & last
+            state.run = state.run + (over & ~last)
+            state.point = torch.where(as_factor(over), state.rows.images, state.point)
+        return state
 
 
 def fab(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:

@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -32,7 +31,7 @@ class Pgd:
     """Projected gradient ascent.
 
     `step_size` is a fraction of the pixel range such as "1/255"; without it, `relative_step` times eps. `keep` says
-    which image counts: the "final" iterate, as papers report it, or the "best", where a sample leaves once it is broken.
+    which image counts: the "final" iterate, as papers report it, or the "best", where a sample leaves once broken.
     """
 
     threat: Threat
@@ -61,7 +60,7 @@ class Pgd:
         """Evaluate every row's point and move on."""
         labels = state.rows.labels
         loss, _ = loss_for(self.loss, self.num_classes)
-        logits, losses, gradient = oracle.gradient(state.point, partial(loss, labels=labels, targets=labels))
+        logits, losses, gradient = oracle.gradient(state.point, lambda outputs: loss(outputs, labels, labels))
         if self.keep == "best":
             self._keep_best(state, logits, losses)
         size = float(Fraction(self.step_size)) if self.step_size else self.relative_step * float(self.threat.eps)

@@ -47,9 +47,11 @@ T = TypeVar("T")
 class Method(Protocol[S]):
     """A step-based attack: how a row begins, and one step of all rows."""
 
-    def start(self, oracle: Oracle, rows: Rows) -> S: ...
+    def start(self, oracle: Oracle, rows: Rows) -> S:
+        """Return the state of new rows."""
 
-    def step(self, oracle: Oracle, state: S) -> S: ...
+    def step(self, oracle: Oracle, state: S) -> S:
+        """Pass every row once or more, set `finished` where a row is done, and return the state after it."""
 
 
 def run_in_slots(method: Method[S], logits: Logits, batch: Batch, *, slots: int) -> Outcome:
@@ -95,11 +97,11 @@ def _map(combine: Callable[[list[Tensor]], Tensor], *states: Any) -> Any:
     first = states[0]
     if isinstance(first, Tensor):
         return combine(list(states))
-    if not dataclasses.is_dataclass(first):
+    if not dataclasses.is_dataclass(first) or isinstance(first, type):
         return first
     names = [field.name for field in dataclasses.fields(first)]
     merged = {name: _map(combine, *(getattr(state, name) for state in states)) for name in names}
-    return dataclasses.replace(first, **merged)
+    return type(first)(**merged)
 
 
 def _start(method: Method[S], oracle: Oracle, batch: Batch, index: Tensor) -> S:

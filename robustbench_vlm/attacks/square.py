@@ -1,7 +1,7 @@
 """Square Attack: random search with square-shaped changes, no gradients (arXiv:1912.00049, algorithms 1 to 3).
 
-Follows pyautoattack 0.2.0 without its rescaled schedule, as its standard version does, except: positions and colours are
-drawn per sample; squares reach the last row and column; a sample leaves when it is misclassified, not at a tie.
+Follows pyautoattack 0.2.0 without its rescaled schedule, as its standard version does, except: positions and colours
+are drawn per sample; squares reach the last row and column; a sample leaves when it is misclassified, not at a tie.
 """
 
 from dataclasses import dataclass
@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_vlm import randomness
 from robustbench_vlm.attacks.balls import as_factor
 from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.attacks.oracle import Oracle
@@ -55,19 +54,24 @@ class Square:
         broken = logits.argmax(dim=1) != rows.labels
         better = broken | (loss < state.loss)
         state.loss = torch.where(better, loss, state.loss)
-        state.best = torch.where(as_factor(better), candidate, state.best)
+        index = better.nonzero().squeeze(1)
+        state.best[index] = candidate[index]
         rows.finished = broken | (state.query == self.queries)
         rows.adversarial = state.best
         state.query = state.query + 1
         return state
+
+    def share_at(self, query: Tensor) -> Tensor:
+        """Return the share of the image that the square of each query (B,) covers; the first change is query 1."""
+        halvings = torch.bucketize(query - 1, torch.tensor(_HALVINGS, device=query.device))
+        return self.share * 0.5**halvings
 
     def _candidate(self, state: SquareState) -> Tensor:
         proposals, eps = PROPOSALS[self.threat.norm], float(self.threat.eps)
         first = state.query == 0
         if bool(first.all()):
             return proposals.first(state.rows, eps)
-        halvings = torch.bucketize(state.query - 1, torch.tensor(_HALVINGS, device=first.device))
-        side = proposals.sides(state.best, self.share * 0.5**halvings)
+        side = proposals.sides(state.best, self.share_at(state.query))
         candidate = proposals.changed(state.rows, eps, state.best, state.query, side)
         if bool(first.any()):
             candidate = torch.where(as_factor(first), proposals.first(state.rows, eps), candidate)

@@ -46,13 +46,15 @@ def stripes(rows: Rows, eps: float) -> Tensor:
 
 def recoloured_square(rows: Rows, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
     """Move one square to one end of the Linf ball, the same end in all of a channel (algorithm 2)."""
-    top, left = _corners(rows, query, side, 2).split(1, dim=1)
-    signs = randomness.signs(rows.keys, 2 * query + 1, (rows.images.shape[1], 1, 1)).to(best.dtype)
-    colour = torch.add(rows.images, signs, alpha=eps).clamp_(0, 1)
-    down = torch.arange(best.shape[2], device=best.device) - top
-    right = torch.arange(best.shape[3], device=best.device) - left
-    inside = ((down >= 0) & (down < side[:, None]))[:, :, None] & ((right >= 0) & (right < side[:, None]))[:, None, :]
-    return torch.where(inside[:, None], colour, best)
+    channels = best.shape[1]
+    drawn = randomness.integers(rows.keys, query, (2 + channels,), _ranges(best, side, [2] * channels))
+    signs = (2 * drawn[:, 2:, None] - 1).to(best.dtype)
+    candidate = best.clone()
+    for length, some in _groups(side):
+        pixels = _pixels(best, drawn[some], some, length)
+        colour = (rows.images.take(pixels) + eps * signs[some]).clamp_(0, 1)
+        candidate.put_(pixels, colour)
+    return candidate
 
 
 def tiles(rows: Rows, eps: float) -> Tensor:
@@ -64,23 +66,28 @@ def tiles(rows: Rows, eps: float) -> Tensor:
     tops = range(height % side // 2, height - side + 1, side)
     lefts = range(width % side // 2, width - side + 1, side)
     for number, (top, left) in enumerate(product(tops, lefts)):
-        counter = torch.full_like(keys, number)
-        delta[:, :, top : top + side, left : left + side] = _bumps(keys, counter, delta, side).unflatten(2, (side, side))
+        bumps = _bumps(keys, torch.full_like(keys, number), delta, side)
+        delta[:, :, top : top + side, left : left + side] = bumps.unflatten(2, (side, side))
     return _at_length(rows.images, delta, eps)
 
 
 def moved_energy(rows: Rows, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
     """Take the change out of one window and put it, with what eps leaves, into another as a bump (algorithm 3)."""
-    top, left, other_top, other_left = _corners(rows, query, side, 4).unbind(1)
-    delta = (best - rows.images).flatten(2)
-    changed = torch.empty_like(delta)
-    for length in side.unique().tolist():
-        some = (side == length).nonzero().squeeze(1)
-        place = _window(top[some], left[some], length, best)
-        other = _window(other_top[some], other_left[some], length, best)
+    drawn = randomness.integers(rows.keys, 2 * query, (4,), _ranges(best, side, []).repeat(1, 2))
+    delta = best - rows.images
+    # Free energy is what eps leaves; like the energy of the windows it is that of one channel.
+    free = (eps**2 - delta.square().sum(dim=(1, 2, 3))).clamp_min(0).view(-1, 1, 1) / best.shape[1]
+    changed = delta.clone()
+    for length, some in _groups(side):
+        place, other = _pixels(best, drawn[some, :2], some, length), _pixels(best, drawn[some, 2:], some, length)
         bumps = _bumps(rows.keys[some], 2 * query[some] + 1, best, length)
-        changed[some] = _with_energy_moved(delta[some], place, other, bumps, eps)
-    return _at_length(rows.images, changed.view_as(best), eps)
+        # Emptied one after the other, so that what the windows share is counted once.
+        energy = free[some] + delta.take(place).square().sum(dim=2, keepdim=True)
+        changed.put_(place, torch.zeros_like(bumps))
+        energy += changed.take(other).square().sum(dim=2, keepdim=True)
+        changed.put_(other, torch.zeros_like(bumps))
+        changed.put_(place, _unit(bumps + _unit(delta.take(place))) * energy.sqrt())
+    return _at_length(rows.images, changed, eps)
 
 
 PROPOSALS = {
@@ -89,33 +96,30 @@ PROPOSALS = {
 }
 
 
-def _corners(rows: Rows, query: Tensor, side: Tensor, count: int) -> Tensor:
-    height, width = rows.images.shape[2:]
-    positions = torch.stack([height - side, width - side], dim=1) + 1
-    return randomness.integers(rows.keys, 2 * query, (count,), positions.repeat(1, count // 2))
+def _ranges(images: Tensor, side: Tensor, others: list[int]) -> Tensor:
+    # How many values each drawn number has: the square's top, its left, and what else is drawn, (B, 2 + len(others)).
+    height, width = images.shape[2:]
+    fixed = torch.tensor(others, dtype=torch.int64, device=side.device).expand(len(side), -1)
+    return torch.cat([(height + 1 - side)[:, None], (width + 1 - side)[:, None], fixed], dim=1)
 
 
-def _window(top: Tensor, left: Tensor, side: int, images: Tensor) -> Tensor:
-    # Places of a window's pixels in the flattened image, (B, 1, side * side).
+def _groups(side: Tensor) -> list[tuple[int, Tensor]]:
+    # Rows whose squares are equally large: all of them, but for samples that entered the slots later.
+    return [(length, (side == length).nonzero().squeeze(1)) for length in sorted(set(side.tolist()))]
+
+
+def _pixels(images: Tensor, corners: Tensor, some: Tensor, side: int) -> Tensor:
+    # Places of the rows' squares in the flattened images, (b, channels, side * side); corners are top and left.
+    _, channels, height, width = images.shape
     steps = torch.arange(side, device=images.device)
-    down, right = (top[:, None] + steps) * images.shape[3], left[:, None] + steps
-    return (down[:, :, None] + right[:, None, :]).flatten(1)[:, None]
-
-
-def _with_energy_moved(delta: Tensor, place: Tensor, other: Tensor, bumps: Tensor, eps: float) -> Tensor:
-    # All of shape (B, channels, pixels): the energies are those of a channel, the free one is split among the channels.
-    channels = delta.shape[1]
-    place, other = place.expand(-1, channels, -1), other.expand(-1, channels, -1)
-    both = torch.zeros_like(delta, dtype=torch.bool).scatter(2, place, True).scatter(2, other, True)
-    squares = delta.square()
-    free = (eps**2 - squares.sum(dim=(1, 2))).clamp_min(0).view(-1, 1, 1) / channels
-    energy = free + (squares * both).sum(dim=2, keepdim=True)
-    content = bumps + _unit(delta.gather(2, place))
-    return delta.masked_fill(both, 0).scatter(2, place, _unit(content) * energy.sqrt())
+    square = (steps[:, None] * width + steps).flatten()
+    corner = some * (channels * height * width) + corners[:, 0] * width + corners[:, 1]
+    channel = torch.arange(channels, device=images.device) * (height * width)
+    return corner[:, None, None] + channel[:, None] + square
 
 
 def _bumps(keys: Tensor, counter: Tensor, images: Tensor, side: int) -> Tensor:
-    # A bump for each row and channel, of a random sign; a row's channels share its direction. (B, channels, side * side)
+    # A bump for each row and channel, of a random sign: (B, channels, side * side). Channels share the direction.
     signs = randomness.signs(keys, counter, (images.shape[1] + 1, 1)).to(images.dtype)
     upright = torch.tensor(_bump(side), dtype=images.dtype, device=images.device)
     turned = torch.where(signs[:, -1:] > 0, upright.flatten(), upright.T.flatten())
@@ -127,7 +131,8 @@ def _bump(side: int) -> list[list[float]]:
     # Two halves of opposite sign, each a sum of nested squares of height 1 / k ** 2 around its centre; of length 1.
     halves = [_hill(side // 2, side), -_hill(side - side // 2, side)]
     bump = torch.cat(halves)
-    return (bump / bump.norm()).tolist()  # type: ignore[no-any-return]
+    values: list[list[float]] = (bump / bump.norm()).tolist()
+    return values
 
 
 def _hill(height: int, width: int) -> Tensor:
@@ -137,11 +142,13 @@ def _hill(height: int, width: int) -> Tensor:
     count = max(height, width) // 2 + 1
     terms = 1 / torch.arange(1, count + 1, dtype=torch.float64).square()
     hill = terms.flip(0).cumsum(0).flip(0)[ring.clamp_max(count - 1)]
-    return hill / hill.norm().clamp_min(_TINY)
+    length: Tensor = hill.norm().clamp_min(_TINY)
+    return hill / length
 
 
 def _unit(values: Tensor) -> Tensor:
-    return values / (values.norm(dim=-1, keepdim=True) + _TINY)
+    length: Tensor = values.norm(dim=-1, keepdim=True)
+    return values / (length + _TINY)
 
 
 def _at_length(images: Tensor, delta: Tensor, eps: float) -> Tensor:

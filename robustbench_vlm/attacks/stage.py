@@ -43,7 +43,8 @@ class Outcome:
 class StageFunction(Protocol):
     """A stage: `slots` is how many samples it may hold in memory at once; the parameters are the stage's own."""
 
-    def __call__(self, logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome: ...
+    def __call__(self, logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
+        """Attack every sample of the batch and return what was found, in the batch's order."""
 
 
 @dataclass(frozen=True)

@@ -43,9 +43,9 @@ class WorstCase:
 def attack_samples(logits: Logits, batch: Batch, attack: Attack, *, slots: int) -> WorstCase:
     """Run an attack's stages in order, each on what is left unbroken, and return the verdict on every sample.
 
-    Unlike a stage's batch this one holds the wrongly classified samples too. At most `slots` samples are passed at once.
-    Raises UserError where the attack is not meant for the threat's norm or the model's logits are not finite; whatever
-    else a stage raises is an error of the run, never a verdict.
+    Unlike a stage's batch this one holds the wrongly classified samples too. At most `slots` samples are passed at
+    once. Raises UserError where the attack is not meant for the threat's norm or the model's logits are not finite;
+    whatever else a stage raises is an error of the run, never a verdict.
     """
     _check(batch, attack)
     clean_logits = chunked_logits(logits, batch.images, slots)

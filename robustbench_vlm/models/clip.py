@@ -13,6 +13,7 @@ from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.architecture import Architecture, load_architecture
 from robustbench_vlm.models.card import ModelCard, find_card
 from robustbench_vlm.models.weights import load_weights
+from robustbench_vlm.models.folding import folded
 from robustbench_vlm.records import fingerprint
 from robustbench_vlm.registry import unknown
 
@@ -81,7 +82,7 @@ class Model:
 
     def encoder(self) -> ImageEncoder:
         """Return the image tower with resize and normalisation inside."""
-        return ImageEncoder(self.network.get_submodule("visual"), self.architecture).eval()
+        return ImageEncoder(folded(self.network.get_submodule("visual")), self.architecture).eval()
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
         """Return the unit embedding of each prompt, float32 (C, D)."""

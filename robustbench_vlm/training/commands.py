@@ -14,7 +14,7 @@ from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.defense import Defense
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import package_folder, sha256_of, write_whole
+from robustbench_vlm.files import sha256_of, write_whole
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import ModelCard, Weights, write_card
 from robustbench_vlm.models.clip import load_model
@@ -36,6 +36,7 @@ class Order:
     track: str
     eps: Fraction | None = None
     epochs: int | None = None
+    pictures: int | None = None
     seed: int = 0
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Numbers of the defense or "rate", by name."""
@@ -115,7 +116,7 @@ def _job(order: Order) -> tuple[Job, Track]:
         schedule=schedule,
         model=load_model(track.base, track.name),
         dataset=DATASETS.load(track.training),
-        pictures=track.training_pictures,
+        pictures=order.pictures or track.training_pictures,
         eps=order.eps if order.eps is not None else track.standard_eps,
         seed=order.seed,
     ), track
@@ -178,8 +179,3 @@ def _text_beside(source: Path, folder: Path) -> Weights:
     if not target.exists():
         write_whole(target, lambda partial: partial.write_bytes(source.read_bytes()))
     return Weights(target.name, sha256_of(target))
-
-
-def zoo_folder(track: str) -> Path:
-    """Return where a track's bundled models lie."""
-    return package_folder("model_zoo") / track

@@ -1,0 +1,31 @@
+# `make check` is everything that has to hold before a change goes in; .ci/run calls it too.
+VENV ?= .venv
+PYTHON ?= python3
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready-for-tests
+
+# An environment may serve several clones: what is tested is always this one.
+export PYTHONPATH := $(CURDIR)
+
+.PHONY: check environment format
+
+# All of them run, whichever fails, and the tests come last.
+check: environment
+	@status=0; \
+	$(BIN)/ruff check . || status=1; \
+	$(BIN)/ruff format --check --quiet . || status=1; \
+	$(BIN)/mypy || status=1; \
+	$(BIN)/pytest || status=1; \
+	exit $$status
+
+environment: $(READY)
+	@:
+
+$(READY): pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+format: environment
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .

@@ -1,0 +1,133 @@
+"""Our AutoAttack beside the official one (pyautoattack) in one process: first the verdicts, then the times.
+
+    python benchmarks/autoattack.py --eps 2/255 --threads 2 --out autoattack.json
+
+The data: a CIFAR-10 network, images by class, and a JSON file beside the weights that lists the images and the stored
+verdicts. Both attacks get the same module, images and number of threads, and are timed whole, in turns.
+"""
+
+import argparse
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.stage import Batch
+from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
+from robustbench_vlm.randomness import sample_keys
+from robustbench_vlm.threats import Threat, parse_eps
+
+DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
+WEIGHTS = "weights/cifar10_cnn_a_adv.safetensors"
+
+
+class Normalised(nn.Module):
+    """The network of the stored verdicts; it normalises inside, so that eps is in pixel scale."""
+
+    def __init__(self, weights: Path) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.485, 0.456, 0.406]).view(3, 1, 1))
+        self.layers = nn.Sequential(
+            nn.Conv2d(3, 16, 4, 2, 1),
+            nn.ReLU(),
+            nn.Conv2d(16, 32, 4, 2, 1),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(2048, 100),
+            nn.ReLU(),
+            nn.Linear(100, 10),
+        )
+        self.layers.load_state_dict(load_file(weights))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, 10) of images (B, 3, 32, 32) in [0, 1]."""
+        return self.layers((images - self.mean) / 0.225)
+
+
+def read_reference(images: Path, weights: Path, eps: str) -> tuple[nn.Module, Batch, Tensor]:
+    """Return the network, the samples, and which of them the stored verdicts of the official code call robust."""
+    stored = json.loads(weights.with_suffix(".reference.json").read_text())
+    pictures = [np.asarray(Image.open(images / name).convert("RGB")) for name in stored["images"]]
+    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().float() / 255
+    keys = sample_keys(0, "cifar10", stored["images"])
+    batch = Batch(pixels, torch.tensor(stored["labels"]), keys, Threat("Linf", parse_eps(eps)), 10)
+    return Normalised(weights).eval(), batch, torch.tensor(stored["robust"][eps])
+
+
+def run_ours(model: nn.Module, batch: Batch, slots: int) -> Tensor:
+    """Return which samples our standard AutoAttack leaves robust."""
+    verdict: WorstCase = attack_samples(model, batch, load_attack("autoattack"), slots=slots)
+    return verdict.robust
+
+
+def run_official(model: nn.Module, batch: Batch) -> Tensor:
+    """Return which samples the official standard AutoAttack leaves robust, as its own loop reports them."""
+    from pyautoattack import AutoAttack
+
+    official = AutoAttack(model, norm="Linf", eps=float(batch.threat.eps), seed=0, version="standard")
+    _, predictions = official.run_standard_evaluation(batch.images, batch.labels, batch_size=len(batch.labels))
+    return predictions == batch.labels
+
+
+def timed(run: Callable[[], Tensor]) -> tuple[Tensor, dict[str, float]]:
+    """Return what `run` returns, and its wall and processor seconds."""
+    wall, processor = time.perf_counter(), time.process_time()
+    result = run()
+    return result, {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+
+
+def compare(arguments: argparse.Namespace, eps: str) -> dict[str, object]:
+    """Check both verdicts at one eps against the stored ones, then time both in turns."""
+    model, batch, stored = read_reference(arguments.images, arguments.weights, eps)
+    runs: dict[str, Callable[[], Tensor]] = {
+        "ours": lambda: run_ours(model, batch, arguments.slots),
+        "official": lambda: run_official(model, batch),
+    }
+    record: dict[str, object] = {"eps": eps, "threads": arguments.threads, "images": len(stored)}
+    robust, seconds = {}, {name: [] for name in runs}
+    for _ in range(arguments.rounds):
+        for name, run in runs.items():
+            robust[name], spent = timed(run)
+            seconds[name].append(spent)
+            agreement = (robust[name] == stored).double().mean().item()
+            print(f"{eps} {name}: robust {robust[name].double().mean():.1%}, as stored {agreement:.1%} of the samples, "
+                  f"{spent['wall']:.1f} s, {spent['processor']:.1f} s of processor time", flush=True)  # fmt: skip
+            record[name] = {"robust": robust[name].double().mean().item(), "as_stored": agreement, **spent}
+    gain = (robust["ours"].sum() - stored.sum()).item() / len(stored)
+    agrees = (robust["ours"] == stored).double().mean().item()
+    record["right"] = gain <= 0.005 and agrees >= 0.98
+    for kind in ("wall", "processor"):
+        ratio = min(s[kind] for s in seconds["official"]) / min(s[kind] for s in seconds["ours"])
+        record[f"times_as_fast_{kind}"] = ratio
+        print(f"{eps}: {ratio:.2f} times as fast in {kind} time")
+    return record
+
+
+def main() -> None:
+    """Read the command line, compare at each eps, and fail where our verdicts are wrong."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--images", type=Path, default=DATA / "real")
+    parser.add_argument("--weights", type=Path, default=DATA / WEIGHTS)
+    parser.add_argument("--eps", nargs="+", default=["2/255", "8/255"])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--slots", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--out", type=Path)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    records = [compare(arguments, eps) for eps in arguments.eps]
+    if arguments.out:
+        arguments.out.write_text(json.dumps(records, indent=1) + "\n")
+    if not all(record["right"] for record in records):
+        raise SystemExit("our verdicts do not match the stored ones: the times mean nothing")
+
+
+if __name__ == "__main__":
+    main()

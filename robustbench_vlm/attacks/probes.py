@@ -1,0 +1,60 @@
+"""Probes: a few passes on the clean samples that show a model for which no attack's verdict can be believed."""
+
+import torch
+from torch import Tensor
+
+from robustbench_vlm.attacks.losses import margin
+from robustbench_vlm.attacks.stage import Batch, Logits
+
+PROBE_FORWARD, PROBE_BACKWARD = 4, 1
+"""Passes that the probes spend on each sample."""
+PROBED = ("zero-gradient", "non-finite-gradient", "unstable-output", "batch-dependent", "probability-logits")
+"""The codes that `probe` may raise."""
+UNSTABLE = 1e-5
+"""Logits of two equal calls may differ by this part of the largest logit; GPU kernels add in any order."""
+MATES = 1e-3
+"""Logits may differ by this part of the largest logit when a sample has other batch mates."""
+
+
+def probe(logits: Logits, batch: Batch, *, slots: int) -> list[tuple[str, ...]]:
+    """Return the codes of the gates that each sample of a batch raises, in the order of the samples.
+
+    Looks at the gradient of the margin, at a second equal call, at other batch mates, and at the range of the logits.
+    """
+    codes: list[tuple[str, ...]] = []
+    for images, labels in zip(torch.split(batch.images, slots), torch.split(batch.labels, slots), strict=True):
+        first, gradient = _margin_gradient(logits, images, labels)
+        with torch.no_grad():
+            again = logits(images).detach()
+            mates = logits(torch.cat([images, 1 - images]))[: len(images)].detach()
+        flat = gradient.flatten(1)
+        finite = torch.isfinite(flat).all(dim=1)
+        raised = {
+            "zero-gradient": finite & (flat == 0).all(dim=1),
+            "non-finite-gradient": ~finite,
+            "unstable-output": _differ(again, first, UNSTABLE),
+            "batch-dependent": _differ(mates, again, MATES) & ~_differ(again, first, UNSTABLE),
+            "probability-logits": _probabilities(again),
+        }
+        codes += [tuple(code for code, rows in raised.items() if bool(rows[n])) for n in range(len(images))]
+    return codes
+
+
+def _margin_gradient(logits: Logits, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    with torch.enable_grad():
+        leaf = images.detach().clone().requires_grad_()
+        output = logits(leaf)
+        if not output.requires_grad:  # the model cut the graph: nothing flows back at all
+            return output.detach(), torch.zeros_like(images)
+        (gradient,) = torch.autograd.grad(margin(output, labels, labels).sum(), leaf, allow_unused=True)
+    return output.detach(), torch.zeros_like(images) if gradient is None else gradient
+
+
+def _differ(first: Tensor, second: Tensor, tolerance: float) -> Tensor:
+    return (first - second).abs().amax(dim=1) > tolerance * second.abs().amax(dim=1)
+
+
+def _probabilities(logits: Tensor) -> Tensor:
+    # Log-probabilities are no fault: a softmax of them gives the same probabilities back.
+    within = ((logits >= 0) & (logits <= 1)).all(dim=1)
+    return within & ((logits.sum(dim=1) - 1).abs() < 1e-3)

@@ -1,0 +1,245 @@
+"""The command line `vlmbench`; heavy imports wait until a command needs them, so that --help is quick."""
+
+import json
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robustbench_vlm import __version__
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.terminal import screen
+from robustbench_vlm.terminal.options import TRACK, Json, TrackName, numbers, option, takes_request
+
+if TYPE_CHECKING:
+    from robustbench_vlm.engine.plan import Request
+
+OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
+
+_KINDS = "models, datasets, attacks, defenses, tracks, protocols or architectures."
+KindName = Annotated[str, typer.Argument(metavar="KIND", help=_KINDS)]
+ValueName = Annotated[str, typer.Argument(metavar="NAME", help="A name that `vlmbench list KIND` shows.")]
+Folder = Annotated[Path | None, option("--out", "DIR", "Where the weights and the card go.")]
+
+app = typer.Typer(
+    help="Clean and robust accuracy of zero-shot vision-language models.\n\nBegin with: vlmbench run --model agft",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Run the command line and leave with its exit code: 0, 1 failed checks, 2 user error, 130 Ctrl-C."""
+    for stream in (sys.stdout, sys.stderr):
+        # A name that the terminal's encoding lacks must not end a run.
+        stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
+    sys.exit(run_command(sys.argv[1:]))
+
+
+def run_command(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code; errors become a message, or a document where --json is given."""
+    as_json = "--json" in arguments
+    try:
+        code = app(list(arguments) or ["--help"], prog_name="vlmbench", standalone_mode=False) or OK
+    except UserError as error:
+        return _fail(str(error), USER_ERROR, as_json=as_json)
+    except typer.TyperException as error:
+        where = getattr(getattr(error, "ctx", None), "command_path", "vlmbench")
+        return _fail(f"{error.format_message().rstrip('.')}; see `{where} --help`", USER_ERROR, as_json=as_json)
+    except (KeyboardInterrupt, typer.Abort):
+        code = INTERRUPTED
+    except Exception as error:
+        if not as_json:
+            raise
+        return _fail(f"{type(error).__name__}: {error}", FAILED, as_json=True)
+    if code == INTERRUPTED:
+        return _fail("stopped; the same command goes on where it stopped", INTERRUPTED, as_json=as_json)
+    return int(code)
+
+
+def _fail(message: str, code: int, *, as_json: bool) -> int:
+    if as_json:
+        screen.show_document({"error": message})
+    else:
+        screen.note(f"vlmbench: {message}", style="red" if code == USER_ERROR else "")
+    return code
+
+
+def _example(*commands: str) -> str:
+    return "\n\n".join(
+        ["Example:" if len(commands) == 1 else "Examples:", "\b\n" + "\n".join(f"  {c}" for c in commands)]
+    )
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        print(__version__)
+        raise typer.Exit()
+
+
+@app.callback()
+def vlmbench(
+    version: Annotated[
+        bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
+    ] = False,
+) -> None:
+    """Carry the options that come before a command."""
+
+
+@app.command(
+    epilog=_example(
+        "vlmbench run --model agft --attack autoattack",
+        "vlmbench run --model clip --model agft --eps 4/255 --eps 8/255",
+        "vlmbench run --model agft --images my_pictures --samples all",
+    )
+)
+@takes_request
+def run(request: "Request", as_json: Json = False) -> None:
+    """Measure clean and robust accuracy.
+
+    What is on disk already is not computed again: a run that was stopped is finished by the same command.
+    """
+    from robustbench_vlm.engine.plan import make_plan
+    from robustbench_vlm.engine.run import run_plan
+    from robustbench_vlm.terminal import report
+
+    screen.note("reading models and pictures", quiet=as_json)
+    plan = make_plan(request)
+    screen.note(report.cost(plan), quiet=as_json)
+    with screen.progress("samples", quiet=as_json) as tell:
+        result = run_plan(plan, on_progress=lambda p: tell(p.samples_done, p.samples_total, p.seconds_left, p.label))
+    screen.answer(result.to_json(), lambda width: report.run_lines(result, width), as_json=as_json)
+
+
+@app.command(epilog=_example("vlmbench plan --model agft --attack autoattack --samples 200"))
+@takes_request
+def plan(request: "Request", as_json: Json = False) -> None:
+    """Say what a run would cost.
+
+    Takes the options of `run`, measures the model's speed, and computes nothing else.
+    """
+    from robustbench_vlm.engine.plan import make_plan
+    from robustbench_vlm.terminal import report
+
+    planned = make_plan(request)
+    screen.answer(report.plan_document(planned), lambda width: report.plan_lines(planned, width), as_json=as_json)
+
+
+@app.command("list", epilog=_example("vlmbench list attacks"))
+def list_names(kind: KindName, track: TrackName = TRACK, as_json: Json = False) -> None:
+    """List what there is of a kind."""
+    from robustbench_vlm.terminal import catalog
+
+    kind = catalog.kind_of(kind)
+    listed = catalog.entries(kind, track)
+    found = {"kind": kind, "track": track, "entries": [vars(entry) for entry in listed]}
+    screen.answer(found, lambda width: catalog.entry_lines(listed, width), as_json=as_json)
+
+
+@app.command(epilog=_example("vlmbench show attack autoattack"))
+def show(kind: KindName, name: ValueName, track: TrackName = TRACK, as_json: Json = False) -> None:
+    """Show all that is known of one value."""
+    from robustbench_vlm.terminal import catalog
+
+    found = catalog.document(catalog.kind_of(kind), name, track)
+    screen.answer(found, lambda width: catalog.document_lines(found, width), as_json=as_json)
+
+
+@app.command(epilog=_example("vlmbench check dataset shapes"))
+def check(kind: KindName, name: ValueName, track: TrackName = TRACK, as_json: Json = False) -> int:
+    """Check the contracts of one value.
+
+    Exit code 1: one is broken. What plugins add has the same contracts as what is here.
+    """
+    from robustbench_vlm import contracts
+
+    found = contracts.check(kind.removesuffix("s"), name, track=track)
+    return _report([(each.name, each.passed, each.detail) for each in found], as_json=as_json)
+
+
+@app.command(epilog=_example("vlmbench doctor"))
+def doctor(
+    track: TrackName = TRACK,
+    model: Annotated[str, option("--model", "NAME", "An undefended model other than the track's.")] = "",
+    as_json: Json = False,
+) -> int:
+    """Test the harness itself.
+
+    If a test fails (exit code 1), believe no number of this installation.
+    """
+    from robustbench_vlm.engine.doctor import doctor as examine
+
+    screen.note("testing the harness", quiet=as_json)
+    found = examine(track, model=model)
+    return _report([(each.name, each.passed, each.detail) for each in found], as_json=as_json)
+
+
+@app.command(epilog=_example("vlmbench pretrain --out trained/base"))
+def pretrain(track: TrackName = TRACK, out: Folder = None, as_json: Json = False) -> None:
+    """Pre-train a track's base model.
+
+    The same command goes on where an earlier one was stopped.
+    """
+    from robustbench_vlm.training.commands import pretrain_base
+
+    with screen.progress("steps", quiet=as_json) as tell:
+        card = pretrain_base(track, out or Path("trained") / track / "base", _steps(tell))
+    _show_card(card, as_json=as_json)
+
+
+@app.command(epilog=_example("vlmbench train agft --eps 8/255 --set rate=5e-4"))
+def train(
+    defense: Annotated[str, typer.Argument(metavar="DEFENSE", help="See `vlmbench list defenses`.")],
+    track: TrackName = TRACK,
+    eps: Annotated[str, option("--eps", "EPS", "Training radius instead of the track's standard eps.")] = "",
+    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help="Instead of the track's.")] = None,
+    pictures: Annotated[
+        int | None, typer.Option("--pictures", metavar="N", min=1, help="Instead of the track's.")
+    ] = None,
+    seed: Annotated[int, option("--seed", "N", "Of everything that is drawn at random.")] = 0,
+    settings: Annotated[list[str] | None, option("--set", "NAME=NUMBER", "A setting.")] = None,
+    out: Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Train a defense.
+
+    Fine-tunes the track's base model; the same command goes on where an earlier one was stopped.
+    """
+    from robustbench_vlm.threats import parse_eps
+    from robustbench_vlm.training.commands import Order, train_defense
+
+    order = Order(defense, track, parse_eps(eps) if eps else None, epochs, pictures, seed, numbers(settings or []))
+    with screen.progress("steps", quiet=as_json) as tell:
+        card = train_defense(order, out or Path("trained") / track / defense, _steps(tell))
+    _show_card(card, as_json=as_json)
+
+
+def _report(found: Sequence[tuple[str, bool, str]], *, as_json: bool) -> int:
+    passed = all(each for _, each, _ in found)
+    checks = [{"name": name, "passed": ok, "detail": detail} for name, ok, detail in found]
+    lines = [
+        screen.Line(
+            screen.printable(f"{'ok    ' if ok else 'FAILED'}  {name}{f' ({detail})' if detail else ''}"),
+            "" if ok else "red",
+        )
+        for name, ok, detail in found
+    ]
+    screen.answer({"passed": passed, "checks": checks}, lambda width: lines, as_json=as_json)
+    return OK if passed else FAILED
+
+
+def _show_card(card: Path, *, as_json: bool) -> None:
+    lines = [screen.Line(f"wrote {card}"), screen.Line(f"next: vlmbench run --model {card}")]
+    screen.answer({"card": str(card)}, lambda width: lines, as_json=as_json)
+
+
+def _steps(tell: screen.Tell) -> Callable[[str], None]:
+    def take(line: str) -> None:
+        step = json.loads(line)
+        tell(step["step"], step["of"], step["seconds_left"], f"loss {step['loss']:.3f}")
+
+    return take

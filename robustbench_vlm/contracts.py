@@ -1,0 +1,194 @@
+"""Contracts: what every registered model, data set, attack and track must hold, ours and other packages' alike."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.probes import PROBED, probe
+from robustbench_vlm.attacks.stage import Attack, Batch, Logits
+from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.datasets.dataset import Dataset, Source
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.models.architecture import load_architecture
+from robustbench_vlm.models.card import find_card
+from robustbench_vlm.models.clip import load_model
+from robustbench_vlm.protocols import PROTOCOLS, Protocol
+from robustbench_vlm.randomness import sample_keys
+from robustbench_vlm.records import CLEAN
+from robustbench_vlm.registry import unknown
+from robustbench_vlm.threats import Threat, distance
+from robustbench_vlm.tracks import TRACKS, Track
+
+_PICTURES = 8
+"""Pictures of a data set that a contract looks at."""
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One contract, checked: what must hold, whether it does, and what was seen."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+def check(kind: str, name: str, *, track: str = "mini") -> list[Contract]:
+    """Check every contract of a kind on the value of that name; models are looked for on `track`.
+
+    Raises UserError for an unknown kind or name, and for what cannot be loaded at all.
+    """
+    if kind not in CONTRACTS:
+        raise UserError(unknown("kind", kind, CONTRACTS))
+    return list(CONTRACTS[kind](name, track))
+
+
+def _model(name: str, track: str) -> Iterator[Contract]:
+    model = load_model(name, track)
+    yield Contract("loads, with the digests that its card names", True, model.digest)
+    if model.card is not None:
+        files = [model.card.image.file, model.card.text.file]
+        yield Contract("weights are safetensors", all(file.endswith(".safetensors") for file in files), str(files))
+    batch, prompts = _pictures(TRACKS.load(track))
+    logits = model.classifier(prompts)
+    scores = logits(batch.images).detach()
+    shape, expected = tuple(scores.shape), (len(batch.labels), batch.num_classes)
+    yield Contract("one logit a class for every picture", shape == expected, f"{shape}, expected {expected}")
+    yield Contract("logits are float32", scores.dtype == torch.float32, str(scores.dtype))
+    yield Contract("logits are finite", bool(torch.isfinite(scores).all()))
+    larger = nn.functional.interpolate(batch.images, scale_factor=1.5)
+    yield Contract("takes pictures of any size", logits(larger).shape == scores.shape, str(tuple(larger.shape)))
+    found = probe(logits, batch, slots=_PICTURES)
+    for code in PROBED:
+        raised = sum(code in codes for codes in found)
+        yield Contract(f"does not raise {code}", raised == 0, f"{raised} of {len(found)} pictures")
+
+
+def _dataset(name: str, track: str) -> Iterator[Contract]:
+    dataset: Dataset = DATASETS.load(name)
+    yield Contract("has the name under which it is registered", dataset.name == name, dataset.name)
+    yield Contract("classes have prompts of their own", len(set(dataset.prompts)) == len(dataset.classes))
+    source = dataset.open()
+    yield Contract("ids are unique", len(set(source.ids)) == len(source.ids), f"{len(source.ids)} samples")
+    labels = set(source.labels)
+    yield Contract("labels are class numbers", labels <= set(range(len(dataset.classes))), f"{len(labels)} labels")
+    yield Contract("every class has samples", len(labels) == len(dataset.classes), f"{len(dataset.classes)} classes")
+    yield from _pixels(dataset, source)
+
+
+def _pixels(dataset: Dataset, source: Source) -> Iterator[Contract]:
+    chosen = list(range(0, len(source.ids), max(1, len(source.ids) // _PICTURES)))[:_PICTURES]
+    images = source.read(chosen)
+    yield Contract(
+        "pictures are uint8 (B, 3, H, W)",
+        images.dtype == torch.uint8 and images.dim() == 4 and images.shape[:2] == (len(chosen), 3),
+        f"{images.dtype} {tuple(images.shape)}",
+    )
+    again = dataset.open().read(chosen)
+    yield Contract("reads the same twice", torch.equal(images, again))
+    alone = torch.cat([source.read([index]) for index in reversed(chosen)]).flip(0)
+    yield Contract("a picture is the same alone and in any order", torch.equal(images, alone))
+    yield Contract("pictures differ", len({image.numpy().tobytes() for image in images}) > 1)
+
+
+def _attack(name: str, track: str) -> Iterator[Contract]:
+    attack = load_attack(name)
+    norm = attack.norms[0]
+    classifier, batch = _toy(Threat(norm, Fraction(0)), num_classes=5)
+    verdict = attack_samples(classifier, batch, attack, slots=4)
+    yield Contract("breaks nothing at eps 0", set(verdict.broken_by) <= {"", CLEAN}, str(set(verdict.broken_by)))
+    # At the first radius some samples stand and some fall; at the second the toy has no chance.
+    middle, large = (Fraction(4, 255), Fraction(1, 2)) if norm == "Linf" else (Fraction(1, 5), Fraction(8))
+    yield from _at(attack, Threat(norm, middle))
+    for num_classes in (5, 2):
+        classifier, batch = _toy(Threat(norm, large), num_classes=num_classes)
+        broken = _broken(attack_samples(classifier, batch, attack, slots=4))
+        what = f"breaks a linear classifier of {num_classes} classes at {batch.threat}"
+        yield Contract(what, broken > 0, f"{broken} of {len(batch.labels)}")
+
+
+def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
+    classifier, batch = _toy(threat, num_classes=5)
+    before = torch.get_rng_state()
+    first, again, alone = (attack_samples(classifier, batch, attack, slots=slots) for slots in (4, 4, 1))
+    untouched = torch.equal(before, torch.get_rng_state())
+    raw = attack.stages[0].run(classifier, batch, 4).adversarial
+    yield Contract(f"returns finite pictures at {threat}", raw.shape == batch.images.shape and _finite(raw))
+    size = float(distance(threat, batch.images, first.adversarial).max())
+    yield Contract(f"verdicts lie within {threat}", size <= float(threat.eps) + 1e-6, f"distance {size:.4f}")
+    same = first.broken_by == again.broken_by and torch.equal(first.adversarial, again.adversarial)
+    yield Contract(f"gives the same twice at {threat}", same)
+    yield Contract(f"batch size changes no verdict at {threat}", first.broken_by == alone.broken_by)
+    yield Contract(f"leaves torch's random numbers alone at {threat}", untouched)
+
+
+def _track(name: str, track: str) -> Iterator[Contract]:
+    found: Track = TRACKS.load(name)
+    for dataset in (*found.datasets, found.training):
+        yield _loads("data set", dataset, DATASETS.load)
+    for protocol in found.protocols:
+        yield _loads("protocol", protocol, PROTOCOLS.load)
+    yield _loads("architecture", found.architecture, load_architecture)
+    yield _loads("undefended model", found.base, lambda base: find_card(base, name))
+    yield Contract("the training set is none of the data sets", found.training not in found.datasets, found.training)
+    yield Contract("the standard eps is on the curve", found.standard_eps in found.eps, str(found.standard_eps))
+
+
+def _loads(what: str, name: str, load: Callable[[str], object]) -> Contract:
+    try:
+        load(name)
+    except UserError as error:
+        return Contract(f"the {what} {name!r} is there", False, str(error))
+    return Contract(f"the {what} {name!r} is there", True)
+
+
+def _pictures(track: Track) -> tuple[Batch, tuple[str, ...]]:
+    """Return a few pictures of a track's first data set, and the prompts of its classes."""
+    protocol: Protocol = PROTOCOLS.load(track.protocols[0])
+    dataset = protocol.adapt_dataset(DATASETS.load(track.datasets[0]))
+    source = dataset.open()
+    chosen = protocol.select(source.ids, source.labels)[:_PICTURES]
+    images = source.read(chosen).to(torch.float32) / 255
+    labels = torch.tensor([source.labels[index] for index in chosen])
+    keys = sample_keys(0, dataset.name, [source.ids[index] for index in chosen])
+    batch = Batch(images, labels, keys, Threat(track.norm, track.standard_eps), len(dataset.classes))
+    return batch, dataset.prompts
+
+
+def _toy(threat: Threat, *, num_classes: int) -> tuple[Logits, Batch]:
+    """Return a linear classifier of 8 x 8 pictures, and pictures labelled as it classifies them.
+
+    It adds up in float64, whatever it is given: rounding would make verdicts depend on the batch size.
+    """
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 3, 8, 8, generator=random)
+    weight = torch.randn(num_classes, 3 * 8 * 8, generator=random, dtype=torch.float64)
+
+    def classifier(pictures: Tensor) -> Tensor:
+        return ((pictures.flatten(1).to(torch.float64) - 0.5) @ weight.T).to(pictures.dtype)
+
+    keys = sample_keys(0, "contract", [str(n) for n in range(len(images))])
+    return classifier, Batch(images, classifier(images).argmax(dim=1), keys, threat, num_classes)
+
+
+def _broken(verdict: WorstCase) -> int:
+    return sum(stage not in ("", CLEAN) for stage in verdict.broken_by)
+
+
+def _finite(images: Tensor) -> bool:
+    return bool(torch.isfinite(images).all())
+
+
+CONTRACTS: Mapping[str, Callable[[str, str], Iterator[Contract]]] = {
+    "model": _model,
+    "dataset": _dataset,
+    "attack": _attack,
+    "track": _track,
+}
+"""Kind -> the generator of its contracts, called with the name and the track."""
+
+KINDS = tuple(CONTRACTS)

@@ -1,0 +1,186 @@
+"""What a plan will cost: passes, seconds and memory, from a short measurement of the model's speed."""
+
+import contextlib
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from robustbench_vlm.attacks.probes import PROBE_BACKWARD, PROBE_FORWARD
+from robustbench_vlm.attacks.stage import Attack, Stage
+from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.errors import UserError
+
+ROBUST_SHARE = 0.35
+"""The assumed share of samples that go through every stage; of bundled defenses it is between 0 and 0.6."""
+BROKEN_COST = 0.02
+"""The assumed cost of every other sample, as a share of the whole: most fall in the first stage's first steps."""
+STATE_COPIES = 24
+"""Image-sized float32 tensors that an attack's state holds for each sample in a slot, temporaries included."""
+PROCESS_MEMORY = 450 * 2**20
+"""Bytes that Python, torch and open_clip take before anything is loaded, measured on Linux."""
+_OFFICIAL = {"apgd-ce": (0, 101), "apgd-dlr": (0, 101), "apgd-t": (1, 909), "fab-t": (901, 900), "square": (5001, 0)}
+_LEAST_TIMES, _MOST_TIMES, _TIMING_SECONDS = 2, 10, 0.2
+"""How often a pass is timed: a small model is over in milliseconds, which any hiccup of the machine doubles."""
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What a run may use. No result depends on it."""
+
+    device: str = ""
+    """"cpu" or "cuda". Empty: "cuda" where there is one."""
+    workers: int = 0
+    """Processes. 0: one a CPU core, or one a GPU."""
+    slots: int = 64
+    """Samples that one worker passes at once."""
+    shard_size: int = 112
+    """Samples that a worker takes and writes together; a killed run loses at most this many a worker."""
+
+    def __post_init__(self) -> None:
+        if self.device not in ("", "cpu", "cuda"):
+            raise UserError(f"unknown device {self.device!r}: it is cpu or cuda")
+        if self.workers < 0 or self.slots < 1 or self.shard_size < 1:
+            raise UserError("workers must be 0 (one a core or GPU) or more; batch and shard size must be 1 or more")
+
+    def resolved(self) -> "Resources":
+        """Return the resources with device and workers filled in; raise UserError for a GPU that is not there."""
+        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
+        if device == "cuda" and not torch.cuda.is_available():
+            raise UserError("there is no GPU that torch can use: take --device cpu, or mend the driver")
+        workers = self.workers or (torch.cuda.device_count() if device == "cuda" else cores())
+        return Resources(device, workers, self.slots, self.shard_size)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a plan costs from nothing: `expected` with an assumed robust share, `most` if every sample is robust."""
+
+    samples: int
+    passes_expected: int
+    """Forward and backward passes of single samples."""
+    passes_most: int
+    seconds_expected: float
+    seconds_most: float
+    memory: int
+    """Bytes, all workers together."""
+    workers: int
+    device: str
+
+
+@dataclass(frozen=True)
+class Speed:
+    """A classifier's measured cost on this machine, one worker."""
+
+    forward: float
+    """Seconds a sample without a graph."""
+    gradient: float
+    """Seconds a sample forward and backward."""
+    activations: int
+    """Bytes a sample that the backward pass keeps."""
+    parameters: int
+    """Bytes."""
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def stage_passes(stage: Stage, num_classes: int) -> tuple[int, int]:
+    """Return (forward, forward-and-backward) passes that a stage spends on a sample that stays robust.
+
+    A stage of another library whose parameters do not tell counts as 100 steps.
+    """
+    parameters = stage.parameters
+    if "queries" in parameters:
+        return int(parameters["queries"]) + 1, 0
+    if "attack" in parameters:
+        return _OFFICIAL.get(str(parameters["attack"]), (0, 100))
+    targets = min(int(parameters.get("targets", 0)), num_classes - 1)
+    gradients = (int(parameters.get("steps", 100)) + 1) * max(targets, 1) * int(parameters.get("restarts", 1))
+    return 1, gradients
+
+
+def attack_passes(attack: Attack, num_classes: int) -> tuple[int, int]:
+    """Return the passes of all stages, of the harness's own verdicts (one clean, one a stage), and of the probes."""
+    passes = [stage_passes(stage, num_classes) for stage in attack.stages]
+    forward = sum(forward + 1 for forward, _ in passes) + 1 + PROBE_FORWARD - PROBE_BACKWARD
+    return forward, sum(gradient for _, gradient in passes) + PROBE_BACKWARD
+
+
+def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
+    """Time a classifier on a batch (B, 3, H, W): a warm-up, then the best of several passes of each kind."""
+    kept: list[int] = []
+
+    def note(tensor: Tensor) -> Tensor:
+        kept.append(tensor.numel() * tensor.element_size())
+        return tensor
+
+    def gradient() -> None:
+        leaf = images.clone().requires_grad_()
+        torch.autograd.grad(classifier(leaf).sum(), leaf)
+
+    def forward() -> None:
+        with torch.no_grad():
+            classifier(images)
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        gradient()
+    parameters = sum(value.numel() * value.element_size() for value in classifier.state_dict().values())
+    return Speed(
+        forward=_fastest(forward) / len(images),
+        gradient=_fastest(gradient) / len(images),
+        activations=sum(kept) // len(images),
+        parameters=parameters,
+    )
+
+
+def estimate(cells: Iterable[tuple[Cell, Speed]], resources: Resources, image_bytes: int) -> Estimate:
+    """Add up what cells cost at their models' speeds; `image_bytes` is the size of one float32 picture."""
+    samples, passes, seconds, memory = 0, 0.0, 0.0, 0
+    for cell, speed in cells:
+        forward, gradients = attack_passes(cell.attack, len(cell.dataset.classes))
+        samples += len(cell)
+        passes += len(cell) * (forward + 2 * gradients)
+        seconds += len(cell) * (forward * speed.forward + gradients * speed.gradient)
+        slot = speed.activations + STATE_COPIES * image_bytes
+        memory = max(memory, PROCESS_MEMORY + speed.parameters + min(resources.slots, len(cell)) * slot)
+    seconds /= resources.workers
+    share = ROBUST_SHARE + (1 - ROBUST_SHARE) * BROKEN_COST
+    return Estimate(
+        samples=samples,
+        passes_expected=round(passes * share),
+        passes_most=round(passes),
+        seconds_expected=seconds * share,
+        seconds_most=seconds,
+        memory=memory * resources.workers,
+        workers=resources.workers,
+        device=resources.device,
+    )
+
+
+@contextlib.contextmanager
+def threads_of_a_worker(workers: int) -> Iterator[None]:
+    """Give torch as many threads as each of several workers has, and put the number back after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(max(1, cores() // workers))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _fastest(work: Callable[[], None]) -> float:
+    """Return the least of several times; a busy machine or a first call must not pass for the speed."""
+    seconds: list[float] = []
+    while len(seconds) < _LEAST_TIMES or (sum(seconds) < _TIMING_SECONDS and len(seconds) < _MOST_TIMES):
+        start = time.perf_counter()
+        work()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)

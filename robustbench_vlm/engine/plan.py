@@ -1,0 +1,182 @@
+"""Plans: a request of names and texts becomes cells, each with its identity, and an estimate of what they cost."""
+
+import dataclasses
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Literal
+
+import torch
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.stage import Attack
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.datasets.dataset import Dataset
+from robustbench_vlm.datasets.folder import folder_dataset
+from robustbench_vlm.engine.cell import Cell, Samples
+from robustbench_vlm.engine.estimate import Estimate, Resources, Speed, estimate, measure_speed, threads_of_a_worker
+from robustbench_vlm.engine.samples import choose_samples
+from robustbench_vlm.engine.shard import classifier_of, loaded_model
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.models.clip import Model
+from robustbench_vlm.protocols import PROTOCOLS, Protocol
+from robustbench_vlm.threats import Threat, parse_eps
+from robustbench_vlm.tracks import TRACKS, Track
+
+_TIMED = 32
+"""Pictures on which a model's speed is measured."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a user asks for; every combination of models, attacks, eps and data sets is one cell."""
+
+    models: tuple[str, ...]
+    """Names on the track, card files (*.json), or open_clip:ARCH/PRETRAINED."""
+    attacks: tuple[str, ...] = ("autoattack",)
+    track: str = "mini"
+    datasets: tuple[str, ...] = ()
+    """Empty: those of the track."""
+    eps: tuple[str | Fraction, ...] = ()
+    """Texts such as "4/255", or exact fractions, pixel scale [0, 1]. Empty: the track's standard eps."""
+    norm: str = ""
+    """"Linf" or "L2". Empty: the track's."""
+    protocol: str = ""
+    """Empty: the track's first."""
+    samples: int | Literal["all"] | None = None
+    """Samples a data set, under a name of their own; None: as many as the protocol says."""
+    images: Path | None = None
+    """A folder with one sub-folder of pictures a class; it takes the place of the data sets."""
+    prompt: str = "a photo of a {}."
+    """The text for the classes of `images`."""
+    skip_unreadable: bool = False
+    """Go on without pictures that cannot be decoded, and count them."""
+    out: Path = Path("runs")
+    resources: Resources = dataclasses.field(default_factory=Resources)
+    """Device, workers, slots, shard size: nothing that a number depends on."""
+    command: str = ""
+    """The command line, for the manifest."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The cells of a request, models outermost, then attacks, eps, data sets; and what they are expected to cost."""
+
+    request: Request
+    track: Track
+    protocol: Protocol
+    cells: tuple[Cell, ...]
+    estimate: Estimate
+
+    @property
+    def samples(self) -> int:
+        """How many samples all cells have together."""
+        return sum(len(cell) for cell in self.cells)
+
+
+def make_plan(request: Request) -> Plan:
+    """Resolve every name, load the models, read the chosen pictures once, and measure the model's speed.
+
+    Raises UserError for unknown names (with the nearest), eps in other units, an attack that is not for the norm,
+    models that cannot be loaded or share a name, and unreadable pictures unless the request skips them.
+    """
+    track: Track = TRACKS.load(request.track)
+    protocol = _protocol(request, track)
+    resources = request.resources.resolved()
+    threats = _threats(request, track)
+    attacks = [protocol.adapt_attack(load_attack(name)) for name in _once("attack", request.attacks)]
+    for attack in attacks:
+        _check_norm(attack, threats[0])
+    # A checkpoint may have changed since this process loaded it last.
+    loaded_model.cache_clear()
+    classifier_of.cache_clear()
+    models = {name: loaded_model(name, track.name, resources.device) for name in _once("model", request.models)}
+    _check_names(models)
+    sides = {name: protocol.side or model.architecture.side for name, model in models.items()}
+    choices = _choices(request, track, protocol, set(sides.values()))
+    cells = tuple(
+        Cell(track.name, name, model.name, model.digest, dataset, attack, threat, protocol, samples)
+        for name, model in models.items()
+        for attack in attacks
+        for threat in threats
+        for dataset, samples in choices[sides[name]]
+    )
+    cost = _estimate(cells, resources)
+    return Plan(dataclasses.replace(request, resources=resources), track, protocol, cells, cost)
+
+
+def _protocol(request: Request, track: Track) -> Protocol:
+    protocol: Protocol = PROTOCOLS.load(request.protocol or track.protocols[0])
+    if request.samples is None:
+        return protocol
+    return protocol.with_samples(None if request.samples == "all" else request.samples)
+
+
+def _threats(request: Request, track: Track) -> list[Threat]:
+    norm = request.norm or track.norm
+    if not request.eps and norm != track.norm:
+        raise UserError(f"the track {track.name!r} has no standard eps in {norm}: give one by --eps, such as 1/2")
+    radii = [parse_eps(eps) if isinstance(eps, str) else eps for eps in request.eps] or [track.standard_eps]
+    return [Threat(norm, eps) for eps in dict.fromkeys(radii)]
+
+
+def _check_norm(attack: Attack, threat: Threat) -> None:
+    if threat.norm not in attack.norms:
+        raise UserError(
+            f"the attack {attack.name!r} is for {' and '.join(attack.norms)}, not for {threat.norm}:"
+            " choose another attack, such as autoattack, or another --norm"
+        )
+
+
+def _check_names(models: Mapping[str, Model]) -> None:
+    references: dict[str, str] = {}
+    for reference, model in models.items():
+        other = references.setdefault(model.name, reference)
+        if other != reference:
+            raise UserError(
+                f"{other} and {reference} are both named {model.name!r}, so their records would mix: give each card a"
+                " name of its own, or run them apart"
+            )
+
+
+def _choices(
+    request: Request, track: Track, protocol: Protocol, sides: set[int]
+) -> dict[int, list[tuple[Dataset, Samples]]]:
+    """Return the data sets and their samples by the side of the pictures, which only a folder's depend on."""
+    if request.images is None:
+        names = _once("data set", request.datasets or track.datasets)
+        datasets = [protocol.adapt_dataset(DATASETS.load(name)) for name in names]
+        same = [
+            (dataset, choose_samples(dataset, protocol, skip_unreadable=request.skip_unreadable))
+            for dataset in datasets
+        ]
+        return dict.fromkeys(sides, same)
+    if request.datasets:
+        raise UserError("--images takes the place of the data sets: give either --images or --dataset")
+    folders = {side: folder_dataset(request.images, request.prompt, side) for side in sides}
+    return {
+        side: [(folder, choose_samples(folder, protocol, skip_unreadable=request.skip_unreadable))]
+        for side, folder in folders.items()
+    }
+
+
+def _estimate(cells: Sequence[Cell], resources: Resources) -> Estimate:
+    speeds: dict[str, Speed] = {}
+    image_bytes = 0
+    for cell in cells:
+        if cell.model not in speeds:
+            images = cell.dataset.open().read(cell.samples.indices[: min(resources.slots, _TIMED)])
+            pixels = (images.to(torch.float32) / 255).to(resources.device)
+            classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, resources.device)
+            with threads_of_a_worker(resources.workers):
+                speeds[cell.model] = measure_speed(classifier, pixels)
+            image_bytes = max(image_bytes, pixels[0].numel() * pixels.element_size())
+    return estimate([(cell, speeds[cell.model]) for cell in cells], resources, image_bytes)
+
+
+def _once(kind: str, names: Iterable[str]) -> list[str]:
+    given = list(dict.fromkeys(names))
+    if not given:
+        raise UserError(f"no {kind} is given: name one or more")
+    return given

@@ -1,0 +1,103 @@
+"""What a run hands back: progress on the way, then a table for every model x attack x eps."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from robustbench_vlm.records import Score, fingerprint, plain
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a run is; handed to the callback when it starts, after every shard, and when it ends."""
+
+    samples_done: int
+    """Those of earlier runs that were found on disk included."""
+    samples_total: int
+    passes: int
+    """Forward and backward passes of single samples so far."""
+    seconds_left: float
+    """From the estimate first, then from the measured pace."""
+    label: str
+    """The cell that the last shard belongs to; "" at the start."""
+
+
+@dataclass(frozen=True)
+class Mean:
+    """Unweighted means over data sets, the training set left out."""
+
+    clean: float
+    robust: float
+
+
+@dataclass(frozen=True)
+class Table:
+    """The scores of one model under one attack at one eps, one a data set."""
+
+    track: str
+    protocol: str
+    """Name and version, "mini-quick/1"."""
+    model: str
+    attack: str
+    norm: str
+    eps: str
+    """As people write it, "8/255"."""
+    fingerprint: str
+    """sha256 over the fingerprints of the cells."""
+    scores: tuple[Score, ...]
+    mean: Mean | None
+    """None where only the training set was asked for."""
+    seconds: float
+    """Wall time that was spent on it in this run, shared out by passes; 0 where everything was on disk."""
+    passes: int
+    """Forward and backward passes on record for it, earlier runs' included."""
+    folder: Path
+    """runs/<track>/<model>/<attack>, with manifest.json and scores.csv."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the table as a JSON document; its scores leave out the model and attack that stand beside them."""
+        scores = [
+            {name: value for name, value in plain(score).items() if name not in ("model", "attack")}
+            for score in self.scores
+        ]
+        return {**plain(self), "scores": scores}
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a run found: one table for every model x attack x eps, in the order of the request."""
+
+    tables: tuple[Table, ...]
+    seconds: float
+    """Wall time of this run."""
+    passes: int
+    """Forward and backward passes on record, earlier runs' included."""
+    warnings: tuple[str, ...]
+    """Sentences about the run as a whole, such as files that were not taken as done; a score has its own warnings."""
+
+    @property
+    def fingerprint(self) -> str:
+        """The one table's fingerprint, or sha256 over those of several."""
+        prints = [table.fingerprint for table in self.tables]
+        return prints[0] if len(prints) == 1 else fingerprint(prints)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document of the one table; of several, {"runs": [documents], "fingerprint"}.
+
+        "seconds", "passes" and "warnings" of the whole run stand beside in both forms.
+        """
+        whole = {"seconds": self.seconds, "passes": self.passes, "warnings": list(self.warnings)}
+        if len(self.tables) == 1:
+            return {**self.tables[0].to_json(), **whole}
+        return {"runs": [table.to_json() for table in self.tables], "fingerprint": self.fingerprint, **whole}
+
+
+def mean_of(scores: Sequence[Score], training: str) -> Mean | None:
+    """Return the unweighted mean over the data sets other than the training set, None where there is no other."""
+    kept = [score for score in scores if score.dataset != training]
+    if not kept:
+        return None
+    return Mean(
+        clean=sum(score.clean for score in kept) / len(kept), robust=sum(score.robust for score in kept) / len(kept)
+    )

@@ -1,0 +1,133 @@
+"""The run: what is not on disk yet is computed, and the records on disk become scores."""
+
+import contextlib
+import functools
+import itertools
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.gates import with_comparisons
+from robustbench_vlm.engine.group import missing_groups, run_group
+from robustbench_vlm.engine.local import run_jobs
+from robustbench_vlm.engine.manifest import Line, Made, write_manifest
+from robustbench_vlm.engine.merge import merge
+from robustbench_vlm.engine.plan import Plan, Request, make_plan
+from robustbench_vlm.engine.results import Mean, Progress, RunResult, Table, mean_of
+from robustbench_vlm.engine.scores import score
+from robustbench_vlm.engine.store import (
+    Finished,
+    cell_folder,
+    locked,
+    read_finished,
+    run_folder,
+    write_shard,
+)
+from robustbench_vlm.records import SampleResult, Score, fingerprint
+
+__all__ = ["Mean", "Progress", "RunResult", "Table", "run", "run_plan"]
+
+OnProgress = Callable[[Progress], None]
+
+
+def run(request: Request, *, on_progress: OnProgress | None = None) -> RunResult:
+    """Plan a request, compute what is missing on disk, and return the scores.
+
+    Raises UserError as `make_plan` does, where another run holds the folder, and where the disk cannot take the
+    records. A run that ends early, by Ctrl-C or by an error, is finished by the same request.
+    """
+    return run_plan(make_plan(request), on_progress=on_progress)
+
+
+def run_plan(plan: Plan, *, on_progress: OnProgress | None = None) -> RunResult:
+    """Run a plan as `run` does; for those who showed its estimate first."""
+    begun = time.monotonic()
+    out, cells = plan.request.out, plan.cells
+    with contextlib.ExitStack() as locks:
+        for folder in sorted({run_folder(out, cell) for cell in cells}):
+            locks.enter_context(locked(folder))
+        finished = [read_finished(cell_folder(out, cell), cell) for cell in cells]
+        _write_manifests(plan, Made("unfinished", plan.request.command, plan.request.resources, 0, 0))
+        fresh = _compute(plan, finished, on_progress or (lambda progress: None))
+        complete = [read_finished(cell_folder(out, cell), cell) for cell in cells]
+        results = [merge(found.pieces, cell.samples.ids) for found, cell in zip(complete, cells, strict=True)]
+        scores = with_comparisons(cells, [score(cell, rows) for cell, rows in zip(cells, results, strict=True)])
+        passes = [_passes(rows) for rows in results]
+        seconds = time.monotonic() - begun
+        made = Made("complete", plan.request.command, plan.request.resources, seconds, sum(passes))
+        _write_manifests(plan, made, scores)
+    return RunResult(
+        tables=_tables(plan, scores, passes, [seconds * passed / max(sum(fresh), 1) for passed in fresh]),
+        seconds=seconds,
+        passes=sum(passes),
+        warnings=tuple(_rejections(finished)),
+    )
+
+
+def _compute(plan: Plan, finished: Sequence[Finished], on_progress: OnProgress) -> list[int]:
+    """Run what is missing, write it as soon as it is there, and return the passes spent on each cell."""
+    resources = plan.request.resources
+    groups = missing_groups(plan.cells, finished, resources)
+    todo = sum(map(len, groups))
+    known = sum(_passes(piece.results) for found in finished for piece in found.pieces)
+    fresh = [0] * len(plan.cells)
+    left = plan.estimate.seconds_expected * todo / plan.samples
+    on_progress(Progress(plan.samples - todo, plan.samples, known, left, ""))
+    begun, done = time.monotonic(), 0
+    function = functools.partial(run_group, plan.cells, resources)
+    with contextlib.closing(run_jobs(function, groups, workers=resources.workers)) as answers:
+        for group, answer in answers:
+            for shard, results in zip(group.shards, answer, strict=True):
+                cell = plan.cells[shard.cell]
+                write_shard(cell_folder(plan.request.out, cell), shard, results)
+                fresh[shard.cell] += _passes(results)
+            done += len(group)
+            left = (time.monotonic() - begun) / done * (todo - done)
+            on_progress(Progress(plan.samples - todo + done, plan.samples, known + sum(fresh), left, cell.label))
+    return fresh
+
+
+def _passes(results: Iterable[SampleResult]) -> int:
+    return sum(result.forward + result.backward for result in results)
+
+
+def _write_manifests(plan: Plan, made: Made, scores: Sequence[Score] = ()) -> None:
+    lines: dict[Path, list[Line]] = {}
+    for cell, cell_score in itertools.zip_longest(plan.cells, scores):
+        folder = run_folder(plan.request.out, cell)
+        lines.setdefault(folder, []).append(Line(cell, cell_folder(plan.request.out, cell).name, cell_score))
+    for folder, listed in lines.items():
+        write_manifest(folder, listed, made)
+
+
+def _tables(plan: Plan, scores: Sequence[Score], passes: Sequence[int], seconds: Sequence[float]) -> tuple[Table, ...]:
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    for number, cell in enumerate(plan.cells):
+        rows.setdefault((cell.model_name, cell.attack.name, cell.threat.eps_text), []).append(number)
+    return tuple(_table(plan, numbers, scores, passes, seconds) for numbers in rows.values())
+
+
+def _table(
+    plan: Plan, numbers: Sequence[int], scores: Sequence[Score], passes: Sequence[int], seconds: Sequence[float]
+) -> Table:
+    first: Cell = plan.cells[numbers[0]]
+    own = tuple(scores[number] for number in numbers)
+    return Table(
+        track=plan.track.name,
+        protocol=plan.protocol.label,
+        model=first.model_name,
+        attack=first.attack.name,
+        norm=first.threat.norm,
+        eps=first.threat.eps_text,
+        fingerprint=fingerprint([plan.cells[number].fingerprint for number in numbers]),
+        scores=own,
+        mean=mean_of(own, plan.track.training),
+        seconds=sum(seconds[number] for number in numbers),
+        passes=sum(passes[number] for number in numbers),
+        folder=run_folder(plan.request.out, first),
+    )
+
+
+def _rejections(finished: Iterable[Finished]) -> list[str]:
+    return [f"{path} was not taken as done, since {why}" for found in finished for path, why in found.rejected]

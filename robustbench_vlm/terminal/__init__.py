@@ -1,0 +1,1 @@
+"""The terminal: options, tables, progress and messages of the command line."""

@@ -1,0 +1,170 @@
+"""What there is: the names of every kind, a sentence on each, and everything that is known of one."""
+
+import dataclasses
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from rich.cells import cell_len
+
+from robustbench_vlm.attacks import ATTACKS, FAMILIES, load_attack
+from robustbench_vlm.attacks.stage import Attack
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.datasets.dataset import Dataset
+from robustbench_vlm.defenses import DEFENSES
+from robustbench_vlm.defenses.defense import Defense
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.models import ARCHITECTURES, MODELS
+from robustbench_vlm.models.architecture import Architecture, load_architecture
+from robustbench_vlm.models.card import ModelCard, card_names, find_card
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.records import plain
+from robustbench_vlm.registry import Registry, unknown
+from robustbench_vlm.terminal.layout import wrapped
+from robustbench_vlm.terminal.screen import Line, printable
+from robustbench_vlm.tracks import TRACKS
+
+
+@dataclass(frozen=True)
+class Kind:
+    """How the values of one kind are named, found, and said in a sentence; the track matters to models only."""
+
+    names: Callable[[str], Sequence[str]]
+    load: Callable[[str, str], Any]
+    summary: Callable[[Any], str]
+    families: tuple[str, ...] = ()
+    """Forms of names that make a value each, such as pgd-N."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A name in a list. `error` says why the value cannot be had, such as a plugin that fails."""
+
+    name: str
+    summary: str
+    error: str = ""
+
+
+def kind_of(word: str) -> str:
+    """Return the kind that a word names, singular or plural; raise UserError for another word."""
+    kind = word.removesuffix("s")
+    if kind not in KINDS:
+        raise UserError(unknown("kind", word, [f"{kind}s" for kind in KINDS]))
+    return kind
+
+
+def entries(kind: str, track: str) -> list[Entry]:
+    """Return every name of a kind; a value that cannot be loaded keeps none of the others from the list."""
+    found = KINDS[kind]
+    listed = [_entry(found, name, track) for name in found.names(track)]
+    return listed + [Entry(form, "any of this form") for form in found.families]
+
+
+def entry_lines(listed: Sequence[Entry], width: int) -> list[Line]:
+    """Return a list's lines: name and sentence side by side, or one below the other where names take half the width."""
+    names = max((cell_len(printable(entry.name)) for entry in listed), default=0) + 2
+    beside = 2 * names <= width
+    indent = " " * names if beside else "  "
+    lines: list[Line] = []
+    for entry in listed:
+        name, style = printable(entry.name), "yellow" if entry.error else ""
+        sentence = [line.text for line in wrapped(entry.error or entry.summary, width - len(indent))]
+        if beside:
+            name += " " * (names - cell_len(name)) + (sentence.pop(0) if sentence else "")
+        lines += [Line(name.rstrip(), style), *(Line(indent + rest, style) for rest in sentence)]
+    return lines
+
+
+def document(kind: str, name: str, track: str) -> dict[str, Any]:
+    """Return all that is known of one value; raise UserError where there is none of that name."""
+    value = KINDS[kind].load(name, track)
+    known = {"kind": kind, **_plain(value)}
+    if isinstance(value, Dataset):
+        known |= {"samples": len(value.open().ids), "chance": value.chance}
+    return known
+
+
+def document_lines(value: Any, width: int, depth: int = 0) -> list[Line]:
+    """Return a document as indented lines, a field each; empty fields are left out."""
+    indent = "  " * depth
+    fields = value.items() if isinstance(value, Mapping) else [("-", item) for item in value]
+    lines: list[Line] = []
+    for key, item in fields:
+        if item in ("", None, [], {}):
+            continue
+        label = key if key == "-" else f"{printable(str(key))}:"
+        if isinstance(item, Mapping) or (isinstance(item, list) and any(isinstance(each, Mapping) for each in item)):
+            lines += [Line(indent + label, "bold"), *document_lines(item, width, depth + 1)]
+            continue
+        text = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
+        lines += [Line(indent + line.text) for line in wrapped(f"{label} {text}", width - len(indent), indent="  ")]
+    return lines
+
+
+def _entry(kind: Kind, name: str, track: str) -> Entry:
+    try:
+        return Entry(name, kind.summary(kind.load(name, track)))
+    except UserError as error:
+        return Entry(name, "", str(error))
+
+
+def _plain(value: Any) -> Any:
+    """Return a value in JSON's own types, functions by their import path."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, tuple | list):
+        return [_plain(item) for item in value]
+    return f"{value.__module__}:{value.__qualname__}" if callable(value) else plain(value)
+
+
+def _from(registry: Registry) -> tuple[Callable[[str], Sequence[str]], Callable[[str, str], Any]]:
+    return lambda track: registry.names(), lambda name, track: registry.load(name)
+
+
+def _model_names(track: str) -> list[str]:
+    TRACKS.load(track)
+    return sorted({*card_names(track), *MODELS.names()})
+
+
+def _model(card: ModelCard) -> str:
+    return _sentence([f"defended by {card.defense}" if card.defense else card.notes or "undefended", card.paper])
+
+
+def _dataset(dataset: Dataset) -> str:
+    return _sentence([f"{len(dataset.classes)} classes", dataset.description])
+
+
+def _attack(attack: Attack) -> str:
+    return _sentence([attack.description, "" if len(attack.norms) > 1 else f"{attack.norms[0]} only", attack.paper])
+
+
+def _defense(defense: Defense) -> str:
+    return _sentence(
+        [defense.paper, f"after the {defense.fidelity}" if defense.fidelity == "paper" else defense.fidelity]
+    )
+
+
+def _architecture(architecture: Architecture) -> str:
+    return f"a CLIP for pictures of {architecture.side} x {architecture.side} pixels"
+
+
+def _sentence(parts: Iterable[str]) -> str:
+    return ", ".join(part for part in parts if part)
+
+
+KINDS: Mapping[str, Kind] = {
+    "model": Kind(_model_names, find_card, _model, ("path/to/card.json", "open_clip:ARCH/PRETRAINED")),
+    "dataset": Kind(*_from(DATASETS), _dataset),
+    "attack": Kind(
+        _from(ATTACKS)[0], lambda name, track: load_attack(name), _attack, tuple(form for form, _ in FAMILIES.values())
+    ),
+    "defense": Kind(*_from(DEFENSES), _defense),
+    "track": Kind(*_from(TRACKS), lambda track: track.description),
+    "protocol": Kind(*_from(PROTOCOLS), lambda protocol: protocol.description),
+    "architecture": Kind(
+        _from(ARCHITECTURES)[0], lambda name, track: load_architecture(name), _architecture, ("open_clip:NAME",)
+    ),
+}
+"""Kind -> how its values are named and found."""

@@ -1,0 +1,124 @@
+"""The options that commands share, and how they become a request."""
+
+import functools
+import inspect
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from robustbench_vlm.errors import UserError
+
+if TYPE_CHECKING:
+    from robustbench_vlm.engine.plan import Request
+
+TRACK = "mini"
+"""The track that commands take where none is named."""
+
+
+def option(name: str, metavar: str, text: str) -> Any:
+    """Return an option for typer that takes a value."""
+    return typer.Option(name, metavar=metavar, help=text)
+
+
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
+TrackName = Annotated[str, option("--track", "NAME", "What is compared with what: `vlmbench list tracks`.")]
+
+_MODEL = "A name, a card file or open_clip:ARCH/PRETRAINED; the track's base if none. Repeat for a grid."
+_SKIP = "Go on without pictures that cannot be read, and count them."
+_Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
+_Attacks = Annotated[list[str], option("--attack", "NAME", "See `vlmbench list attacks`. Repeat for a grid.")]
+_Datasets = Annotated[
+    list[str] | None, option("--dataset", "NAME", "This instead of all of the track. Repeat for more.")
+]
+_Eps = Annotated[list[str] | None, option("--eps", "EPS", "A part of the pixel range, as 8/255. Repeat for a grid.")]
+_Norm = Annotated[str, option("--norm", "NORM", "Linf or L2 instead of the track's norm.")]
+_ProtocolName = Annotated[str, option("--protocol", "NAME", "Another protocol than the track's first.")]
+_SampleCount = Annotated[str, option("--samples", "N|all", "Samples a data set instead of the protocol's number.")]
+_Images = Annotated[Path | None, option("--images", "DIR", "Your own pictures: one folder a class, named like it.")]
+_Prompt = Annotated[str, option("--prompt", "TEXT", "What to say of a class of --images; {} is its name.")]
+_SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help=_SKIP)]
+_Workers = Annotated[int, option("--workers", "N", "Processes; 0 takes one a core, or one a GPU.")]
+_BatchSize = Annotated[int, option("--batch", "N", "Samples that a process holds at once; changes no result.")]
+_Device = Annotated[str, option("--device", "NAME", "cpu or cuda; cuda where there is one if not given.")]
+_Out = Annotated[Path, option("--out", "DIR", "Where the records go.")]
+
+
+def request_of(
+    model: _Models = None,
+    attack: _Attacks = ["autoattack"],  # noqa: B006
+    dataset: _Datasets = None,
+    eps: _Eps = None,
+    norm: _Norm = "",
+    track: TrackName = TRACK,
+    protocol: _ProtocolName = "",
+    samples: _SampleCount = "",
+    images: _Images = None,
+    prompt: _Prompt = "a photo of a {}.",
+    skip_unreadable: _SkipUnreadable = False,
+    workers: _Workers = 0,
+    batch: _BatchSize = 64,
+    device: _Device = "",
+    out: _Out = Path("runs"),
+) -> "Request":
+    """Return what the options ask for; raise UserError for values that no plan can have."""
+    from robustbench_vlm.engine.estimate import Resources
+    from robustbench_vlm.engine.plan import Request
+    from robustbench_vlm.tracks import TRACKS
+
+    return Request(
+        models=tuple(model or [TRACKS.load(track).base]),
+        attacks=tuple(attack),
+        track=track,
+        datasets=tuple(dataset or ()),
+        eps=tuple(eps or ()),
+        norm=norm,
+        protocol=protocol,
+        samples=_sample_count(samples),
+        images=images,
+        prompt=prompt,
+        skip_unreadable=skip_unreadable,
+        out=out,
+        resources=Resources(device=device, workers=workers, slots=batch),
+        command=shlex.join(["vlmbench", *sys.argv[1:]]),
+    )
+
+
+def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command that has the options of `request_of` in place of its first parameter, the request."""
+    shared, own = inspect.signature(request_of).parameters, list(inspect.signature(command).parameters.values())[1:]
+
+    @functools.wraps(command)
+    def with_options(**values: Any) -> Any:
+        rest = {parameter.name: values.pop(parameter.name) for parameter in own}
+        return command(request_of(**values), **rest)
+
+    parameters = [*shared.values(), *own]
+    # typer reads a command's options from its signature and its annotations.
+    with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    del with_options.__wrapped__
+    return with_options
+
+
+def numbers(settings: Sequence[str]) -> dict[str, float]:
+    """Return the settings "name=number" by name; raise UserError for one of another form."""
+    found = {}
+    for setting in settings:
+        name, _, value = setting.partition("=")
+        try:
+            found[name] = float(value)
+        except ValueError:
+            raise UserError(f"--set {setting!r} is not NAME=NUMBER, as in --set rate=5e-4") from None
+    return found
+
+
+def _sample_count(text: str) -> int | Literal["all"] | None:
+    if text in ("", "all"):
+        return "all" if text else None
+    if not text.isdecimal() or int(text) == 0:
+        raise UserError(f"--samples {text!r} is no number of samples: give 1 or more, or all")
+    return int(text)

@@ -1,0 +1,122 @@
+"""The adapters of the two other libraries: what they are handed, their known faults, and what they leave alone."""
+
+import sys
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from made_up import halving_threat, network, samples
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.worst_case import attack_samples
+from robustbench_vlm.errors import UserError
+
+MODEL = network("conv", 10)
+BATCH = samples(MODEL, 10, halving_threat(MODEL, 10, "Linf"), 8)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4, 5, 9])
+def test_the_official_standard_version_runs_below_ten_classes(classes: int) -> None:
+    model = network("conv", classes)
+    batch = samples(model, classes, halving_threat(model, classes, "Linf"), 4)
+    attack = load_attack("pyautoattack")
+    verdict = attack_samples(model, batch, replace(attack, stages=attack.stages[:3]), slots=3)
+    assert set(verdict.broken_by) <= {"", *(stage.name for stage in attack.stages)}
+    assert (verdict.forward[verdict.robust] > 100).all() and (verdict.backward[verdict.robust] > 100).all()
+
+
+@pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t"])
+def test_the_official_attacks_take_strided_images_and_gradients(name: str) -> None:
+    def strided(images: torch.Tensor) -> torch.Tensor:
+        return MODEL(images.transpose(2, 3).contiguous().transpose(2, 3) * 1)
+
+    turned = replace(BATCH, images=BATCH.images.transpose(2, 3).contiguous().transpose(2, 3))
+    assert not turned.images.is_contiguous()
+    plain = attack_samples(MODEL, BATCH, load_attack(f"pyautoattack:{name}"), slots=8)
+    assert attack_samples(strided, turned, load_attack(f"pyautoattack:{name}"), slots=8).broken_by == plain.broken_by
+
+
+@pytest.mark.parametrize("name", ["pyautoattack:apgd-ce", "pyautoattack:fab-t"])
+def test_an_official_attack_leaves_the_random_state_and_the_trace_function_alone(name: str) -> None:
+    state, trace = torch.random.get_rng_state(), sys.gettrace()
+    first = attack_samples(MODEL, BATCH, load_attack(name), slots=8)
+    assert torch.equal(torch.random.get_rng_state(), state) and sys.gettrace() is trace
+    torch.rand(3)
+    assert attack_samples(MODEL, BATCH, load_attack(name), slots=8).broken_by == first.broken_by
+
+
+def test_an_official_warning_about_zero_gradients_becomes_a_note(capfd: pytest.CaptureFixture[str]) -> None:
+    verdict = attack_samples(lambda images: MODEL(images.detach()) + 0 * images.sum(), BATCH, load_attack(
+        "pyautoattack:apgd-dlr"), slots=8)  # fmt: skip
+    assert all(notes == ("zero-gradient",) for notes in verdict.notes)
+    assert capfd.readouterr().err == ""
+
+
+class Recorder:
+    """Stands in for an attack of the library and records how it was made."""
+
+    made: dict[str, Any]
+
+    def __init__(self, model: Any, eps: float = 8 / 255, alpha: float = 2 / 255, n_classes: int = 10, norm: str = "L1",
+                 seed: int = 0) -> None:  # fmt: skip
+        type(self).made = {"eps": eps, "alpha": alpha, "n_classes": n_classes, "norm": norm}
+        self.model = model
+        self.device = next(model.parameters()).device
+
+    def __call__(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        images = images.clone().requires_grad_()
+        self.model(images).sum().backward()
+        return 1 - images.detach() + torch.rand(1)
+
+
+class Wrapper:
+    """Stands in for a class of the library that wraps other attacks."""
+
+    def __init__(self, model: Any, attacks: Any) -> None:
+        raise AssertionError
+
+
+@pytest.fixture
+def library(monkeypatch: pytest.MonkeyPatch) -> None:
+    module = ModuleType("torchattacks")
+    module.Recorder, module.Wrapper = Recorder, Wrapper  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torchattacks", module)
+
+
+@pytest.mark.usefixtures("library")
+def test_a_torchattack_gets_the_threat_and_the_true_number_of_classes() -> None:
+    state = torch.random.get_rng_state()
+    verdict = attack_samples(MODEL, BATCH, load_attack("torchattacks:Recorder"), slots=3)
+    eps = float(BATCH.threat.eps)
+    assert Recorder.made == {"eps": eps, "alpha": pytest.approx(eps / 4), "n_classes": 10, "norm": "Linf"}
+    assert (verdict.distance <= eps * (1 + 1e-5)).all()
+    assert set(verdict.forward.tolist()) == {3} and set(verdict.backward.tolist()) == {1}
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+@pytest.mark.usefixtures("library")
+def test_an_unknown_torchattack_names_the_nearest_and_a_wrapper_is_refused() -> None:
+    with pytest.raises(UserError, match="Did you mean Recorder"):
+        load_attack("torchattacks:Recordr")
+    with pytest.raises(UserError, match="needs more than a model \\(attacks\\)"):
+        load_attack("torchattacks:Wrapper")
+
+
+def test_a_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchattacks", None)
+    with pytest.raises(UserError, match="pip install --no-deps torchattacks"):
+        load_attack("torchattacks:PGD")
+
+
+SLOW = {"JSMA", "AutoAttack", "Square"}
+
+
+def test_every_attack_of_torchattacks_runs() -> None:
+    torchattacks = pytest.importorskip("torchattacks")
+    classes = {name for name, value in vars(torchattacks).items() if isinstance(value, type)}
+    small = replace(BATCH, images=BATCH.images[:4], labels=BATCH.labels[:4], keys=BATCH.keys[:4])
+    for name in sorted(classes - SLOW - {"LGV", "MultiAttack"}):
+        verdict = attack_samples(MODEL, small, load_attack(f"torchattacks:{name}"), slots=4)
+        assert set(verdict.broken_by) <= {"", f"torchattacks:{name}"}, name

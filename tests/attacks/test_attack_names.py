@@ -1,0 +1,62 @@
+"""Names of attacks: the table, the families, and what a wrong name says."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustbench_vlm.attacks import ATTACKS, load_attack
+from robustbench_vlm.attacks.stage import Attack
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.records import fingerprint
+
+
+def test_every_name_means_an_attack_with_a_fingerprint_of_its_own() -> None:
+    names = [*ATTACKS.table, "pgd-7", "pyautoattack:apgd-dlr", "pyautoattack:square"]
+    attacks = [load_attack(name) for name in names]
+    assert all(isinstance(attack, Attack) for attack in attacks)
+    assert [attack.name for attack in attacks] == names
+    assert len({fingerprint(attack.stages) for attack in attacks}) == len(names)
+
+
+def test_autoattack_is_the_standard_version() -> None:
+    stages = {stage.name: dict(stage.parameters) for stage in load_attack("autoattack").stages}
+    assert list(stages) == ["apgd-ce", "apgd-t", "fab-t", "square"]
+    assert stages["apgd-ce"]["steps"] == 100 and stages["apgd-ce"]["restarts"] == 1
+    assert stages["apgd-t"]["steps"] == 100 and stages["apgd-t"]["targets"] == 9
+    assert stages["fab-t"]["steps"] == 100 and stages["fab-t"]["targets"] == 9
+    assert stages["square"]["queries"] == 5000
+
+
+@given(st.integers(1, 99999))
+def test_any_number_of_steps_is_a_pgd(steps: int) -> None:
+    (stage,) = load_attack(f"pgd-{steps}").stages
+    assert stage.parameters["steps"] == steps
+
+
+def test_pyautoattack_standard_is_pyautoattack() -> None:
+    assert load_attack("pyautoattack:standard") == load_attack("pyautoattack")
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("autoatack", "Did you mean .*autoattack"),
+        ("pgd-", "write a number of steps"),
+        ("pgd-0", "write a number of steps"),
+        ("pgd-ten", "write a number of steps"),
+        ("pyautoattack:apgdt", "Did you mean apgd-t"),
+        ("", "unknown attack"),
+    ],
+)
+def test_a_wrong_name_says_what_is_allowed(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_attack(name)
+
+
+def test_the_table_can_be_read_without_torch() -> None:
+    code = "import sys, robustbench_vlm.attacks as attacks; attacks.ATTACKS.names(); print('torch' in sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == "False"

@@ -1,0 +1,21 @@
+"""A real adversarially trained network on real images against the stored verdicts of the official AutoAttack."""
+
+import runpy
+from pathlib import Path
+
+import pytest
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.worst_case import attack_samples
+
+BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "autoattack.py"))
+DATA: Path = BENCHMARK["DATA"]
+
+
+@pytest.mark.skipif(not DATA.is_dir(), reason="the shared test data are not there")
+@pytest.mark.parametrize("eps", ["8/255", "2/255"])
+def test_our_autoattack_agrees_with_the_official_one(eps: str) -> None:
+    model, batch, official = BENCHMARK["read_reference"](DATA / "real", DATA / BENCHMARK["WEIGHTS"], eps)
+    robust = attack_samples(model, batch, load_attack("autoattack"), slots=128).robust
+    assert (robust.sum() - official.sum()) / len(official) <= 0.005
+    assert (robust == official).float().mean() >= 0.98

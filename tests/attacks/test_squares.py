@@ -1,0 +1,75 @@
+"""What Square Attack proposes stays within the threat, and changes what the paper says."""
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up import network, samples, threat_of
+
+from robustbench_vlm.attacks.slots import Rows
+from robustbench_vlm.attacks.square import Square
+from robustbench_vlm.attacks.squares import PROPOSALS
+
+EPS = {"Linf": 0.1, "L2": 0.9}
+
+
+def rows_of(count: int = 16) -> Rows:
+    model = network("linear", 3).double()
+    batch = samples(model, 3, threat_of("Linf", 0.1), count)
+    zeros = torch.zeros_like(batch.labels)
+    return Rows(zeros, batch.images, batch.labels, batch.keys, batch.images, zeros.bool(), zeros, zeros)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@settings(max_examples=40, deadline=None, derandomize=True)
+@given(query=st.integers(1, 10_000), sides=st.lists(st.integers(3, 8), min_size=16, max_size=16))
+def test_a_proposal_lies_within_the_threat_and_differs_in_its_squares_only(
+    norm: str, query: int, sides: list[int]
+) -> None:
+    rows, eps, proposals = rows_of(), EPS[norm], PROPOSALS[norm]
+    best = proposals.first(rows, eps)
+    side = torch.tensor(sides)
+    queries = torch.full((16,), query)
+    candidate = proposals.changed(rows, eps, best, queries, side)
+    delta = (candidate - rows.images).flatten(1)
+    length = delta.abs().amax(dim=1) if norm == "Linf" else delta.norm(dim=1)
+    assert torch.allclose(length, torch.full_like(length, eps))
+    assert ((candidate >= 0) & (candidate <= 1)).all()
+    if norm == "Linf":
+        for changed, width in zip((candidate != best).any(dim=1), sides, strict=True):
+            places = changed.nonzero()
+            if len(places):
+                assert ((places.amax(dim=0) - places.amin(dim=0)) < width).all()
+
+
+def test_squares_reach_every_pixel() -> None:
+    rows = rows_of()
+    best = rows.images.clone()
+    touched = torch.zeros(8, 8, dtype=torch.bool)
+    for query in range(1, 60):
+        candidate = PROPOSALS["Linf"].changed(rows, 0.1, best, torch.full((16,), query), torch.full((16,), 3))
+        touched |= (candidate != best).any(dim=1).any(dim=0)
+    assert touched.all()
+
+
+def test_rows_with_squares_of_their_own_size_draw_what_they_draw_alone() -> None:
+    rows, side = rows_of(), torch.tensor([3, 5] * 8)
+    for norm, proposals in PROPOSALS.items():
+        best, query = proposals.first(rows, EPS[norm]), torch.arange(1, 17)
+        together = proposals.changed(rows, EPS[norm], best, query, side)
+        for n in range(16):
+            one = Rows(*(value[n : n + 1] for value in vars(rows).values()))
+            alone = proposals.changed(one, EPS[norm], best[n : n + 1], query[n : n + 1], side[n : n + 1])
+            assert torch.allclose(alone[0], together[n])
+
+
+def test_the_schedule_is_the_official_one() -> None:
+    from pyautoattack.square import SquareAttack
+
+    theirs = SquareAttack(None, p_init=0.8, n_queries=5000, eps=0.1, resc_schedule=False)
+    images = torch.zeros(1, 3, 32, 32)
+    for query in (0, 10, 11, 50, 51, 200, 201, 500, 501, 1000, 1001, 2000, 2001, 4000, 4001, 4999):
+        share = Square(threat=threat_of("Linf", 0.1)).share_at(torch.tensor([query + 1]))
+        assert float(share) == pytest.approx(theirs.p_selection(query))
+        expected = max(round((theirs.p_selection(query) * 32 * 32) ** 0.5), 1)
+        assert int(PROPOSALS["Linf"].sides(images, share)) == expected

@@ -1,0 +1,75 @@
+"""Fixtures that several folders of tests share."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+from safetensors.torch import save_file
+from torch import nn
+from torch.nn import functional
+
+from robustbench_vlm.datasets.rendered import COLOURS
+from robustbench_vlm.files import sha256_of
+from robustbench_vlm.models.architecture import load_architecture
+from robustbench_vlm.models.card import ModelCard, Weights, write_card
+from robustbench_vlm.models.clip import load_model
+
+# The same examples in every run, and no limit of time for one: the machine may be busy.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.load_profile("same")
+
+
+def write_untrained(folder: Path, name: str = "untrained", seed: int = 0) -> Path:
+    """Write a small CLIP at random initialisation and return the path of its card."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return write_network(folder, name, load_architecture("mini").build())
+
+
+def write_network(folder: Path, name: str, network: nn.Module, architecture: str = "mini") -> Path:
+    """Write a network as a card with two files of weights, and return the card's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    state = network.state_dict()
+    image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+    text = {key: value for key, value in state.items() if not key.startswith("visual.")}
+    towers = {}
+    for tower, tensors in (("image", image), ("text", text)):
+        path = folder / f"{name}-{tower}.safetensors"
+        save_file({key: value.contiguous() for key, value in tensors.items()}, path)
+        towers[tower] = Weights(path.name, sha256_of(path))
+    write_card(ModelCard(name=name, architecture=architecture, **towers), folder / f"{name}.json")
+    return folder / f"{name}.json"
+
+
+@pytest.fixture
+def make_card(tmp_path: Path) -> Callable[..., Path]:
+    """Return a function (name, seed) that writes an untrained card below the test's folder."""
+    return lambda name="untrained", seed=0: write_untrained(tmp_path / "cards", name, seed)
+
+
+@pytest.fixture(scope="session")
+def write_model() -> Callable[..., Path]:
+    """Return the function (folder, name, network, architecture) that writes a model."""
+    return write_network
+
+
+@pytest.fixture(scope="session")
+def taught_card(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the card of a small CLIP that was taught colours for seconds: mostly right, and without any defense."""
+    folder = tmp_path_factory.mktemp("taught")
+    model = load_model(str(write_untrained(folder, "taught")), "mini")
+    source, features = COLOURS.open(), model.text_features(COLOURS.prompts)
+    pictures, labels = source.read(range(512)).float() / 255, torch.tensor(source.labels[:512])
+    encoder = model.encoder().train()
+    for parameter in encoder.parameters():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.Adam(encoder.parameters(), lr=2e-3)
+    for step in range(60):
+        rows = torch.arange(64) + 64 * (step % 8)
+        scores = 20 * functional.normalize(encoder(pictures[rows]), dim=-1) @ features.T
+        optimizer.zero_grad()
+        functional.cross_entropy(scores, labels[rows]).backward()
+        optimizer.step()
+    return write_network(folder, "taught", model.network)

@@ -1,0 +1,43 @@
+"""The estimate's worst case is what a robust sample really costs."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.probes import PROBE_BACKWARD, PROBE_FORWARD
+from robustbench_vlm.attacks.stage import Batch
+from robustbench_vlm.attacks.worst_case import attack_samples
+from robustbench_vlm.engine.estimate import Resources, attack_passes
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.randomness import sample_keys
+from robustbench_vlm.threats import Threat
+
+
+def unbreakable(images: Tensor) -> Tensor:
+    """Return logits of four classes that the pictures hardly move, and never to another class."""
+    flat = images.flatten(1)
+    return torch.stack([5 + flat.mean(dim=1), flat[:, 0], flat[:, 1], flat[:, 2]], dim=1)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd-10", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack"])
+def test_a_robust_sample_costs_what_the_estimate_says(name: str) -> None:
+    attack = load_attack(name)
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    keys = sample_keys(0, "estimate", ["a", "b"])
+    batch = Batch(images, torch.zeros(2, dtype=torch.int64), keys, Threat("Linf", Fraction(8, 255)), 4)
+    verdict = attack_samples(unbreakable, batch, attack, slots=2)
+    assert verdict.broken_by == ("", "")
+    forward, gradients = attack_passes(attack, 4)
+    spent = int(verdict.forward[0]) + PROBE_FORWARD, int(verdict.backward[0]) + PROBE_BACKWARD
+    # The record counts the forward half of a gradient among the forward passes.
+    assert spent[1] == pytest.approx(gradients, rel=0.02, abs=3)
+    assert spent[0] == pytest.approx(forward + gradients, rel=0.02, abs=3)
+
+
+@pytest.mark.parametrize("wrong", [{"workers": -1}, {"slots": 0}, {"shard_size": 0}, {"device": "tpu"}])
+def test_resources_that_make_no_sense_are_told(wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError):
+        Resources(**wrong)  # type: ignore[arg-type]

@@ -1,0 +1,189 @@
+"""Whole runs on a small taught model: what is on disk is not computed again, and nothing but the identity counts."""
+
+import csv
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustbench_vlm.attacks.worst_case import attack_samples
+from robustbench_vlm.engine import run as run_module
+from robustbench_vlm.engine.cell import Cell, Shard
+from robustbench_vlm.engine.estimate import Resources
+from robustbench_vlm.engine.plan import Plan, Request, make_plan
+from robustbench_vlm.engine.results import Progress
+from robustbench_vlm.engine.run import run, run_plan
+from robustbench_vlm.engine.scores import score, wilson
+from robustbench_vlm.engine.shard import classifier_of, load_batch, run_shard
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.records import SampleResult
+
+ONE = Resources(device="cpu", workers=1)
+
+
+@pytest.fixture
+def request_of(taught_card: Path, tmp_path: Path) -> Callable[..., Request]:
+    def make(**changes: object) -> Request:
+        request = Request(
+            models=(str(taught_card),),
+            attacks=("pgd-10",),
+            datasets=("colours", "day-night"),
+            eps=("1/255",),
+            out=tmp_path / "runs",
+            resources=ONE,
+        )
+        return replace(request, **changes)
+
+    return make
+
+
+def table_of(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def test_a_run_leaves_records_scores_and_a_manifest(request_of: Callable[..., Request]) -> None:
+    seen: list[Progress] = []
+    result = run(request_of(command="vlmbench run"), on_progress=seen.append)
+    (table,) = result.tables
+    assert [score.dataset for score in table.scores] == ["colours", "day-night"]
+    assert table.mean is not None
+    assert table.mean.robust == pytest.approx(sum(score.robust for score in table.scores) / 2)
+    assert [progress.samples_done for progress in seen] == [0, 16, 32]
+    assert seen[-1].seconds_left == 0 and seen[-1].passes == result.passes > 0
+    manifest = json.loads((table.folder / "manifest.json").read_text())
+    assert manifest["status"] == "complete" and manifest["command"] == "vlmbench run"
+    assert manifest["versions"]["torch"] == torch.__version__.partition("+")[0]
+    rows = table_of(table.folder / "scores.csv")
+    assert [float(row["robust"]) for row in rows] == [score.robust for score in table.scores]
+    assert {row["fingerprint"] for row in rows} == {cell["fingerprint"] for cell in manifest["cells"].values()}
+
+
+def test_the_document_of_one_table_and_of_several(request_of: Callable[..., Request]) -> None:
+    one = run(request_of()).to_json()
+    assert {"track", "protocol", "model", "attack", "fingerprint", "scores", "mean", "seconds"} <= set(one)
+    expected = {"dataset", "classes", "eps", "n", "clean", "robust", "clean_interval", "robust_interval", "warnings"}
+    assert set(one["scores"][0]) == expected
+    json.dumps(one)
+    several = run(request_of(attacks=("pgd-10", "fgsm"))).to_json()
+    assert [each["attack"] for each in several["runs"]] == ["pgd-10", "fgsm"]
+    assert several["runs"][0]["scores"] == one["scores"]
+
+
+def test_what_is_on_disk_is_not_computed_again(
+    request_of: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = run(request_of())
+
+    def refuse(*arguments: object) -> None:
+        raise AssertionError("computed again")
+
+    monkeypatch.setattr(run_module, "run_group", refuse)
+    again = run(request_of(resources=replace(ONE, slots=5, shard_size=3)))
+    assert again.tables[0].scores == first.tables[0].scores
+    assert again.tables[0].seconds == 0 and again.passes == first.passes
+    with pytest.raises(AssertionError, match="computed again"):
+        run(request_of(eps=("2/255",)))
+
+
+def test_damaged_records_are_named_and_computed_again(request_of: Callable[..., Request]) -> None:
+    first = run(request_of())
+    path = sorted(first.tables[0].folder.rglob("*.parquet"))[0]
+    before = path.read_bytes()
+    path.write_bytes(before[:-30])
+    again = run(request_of())
+    assert len(again.warnings) == 1 and str(path) in again.warnings[0] and "damaged" in again.warnings[0]
+    assert path.read_bytes() == before
+    assert again.tables[0].scores == first.tables[0].scores
+
+
+def test_a_folder_remembers_the_cells_of_earlier_commands(request_of: Callable[..., Request]) -> None:
+    run(request_of(eps=("1/255",)))
+    (table,) = run(request_of(eps=("2/255",), datasets=("colours",))).tables
+    rows = table_of(table.folder / "scores.csv")
+    assert sorted((row["dataset"], row["eps"]) for row in rows) == [
+        ("colours", "1/255"),
+        ("colours", "2/255"),
+        ("day-night", "1/255"),
+    ]
+    (table.folder / "manifest.json").write_text("damaged")
+    assert len(run(request_of()).tables[0].scores) == 2
+
+
+def test_workers_change_no_verdict(request_of: Callable[..., Request], tmp_path: Path) -> None:
+    one = run(request_of())
+    two = run(request_of(out=tmp_path / "two", resources=Resources(device="cpu", workers=2, shard_size=8)))
+    strip = [replace(score, warnings=()) for score in one.tables[0].scores]
+    assert [replace(score, warnings=()) for score in two.tables[0].scores] == strip
+    assert two.fingerprint == one.fingerprint
+
+
+def test_shards_of_any_size_give_the_same_verdicts(request_of: Callable[..., Request]) -> None:
+    plan = make_plan(request_of(attacks=("pgd-20",), datasets=("colours",), eps=("1/510",)))
+    (cell,) = plan.cells
+    exact = classifier_of(cell.model, cell.track, cell.dataset.prompts, "cpu")
+    verdicts = []
+    for size in (1, 7, 64):
+        found: list[str] = []
+        for start in range(0, len(cell), size):
+            batch, _ = load_batch(cell, start, start + size, device="cpu")
+            batch = replace(batch, images=batch.images.double())
+            found += attack_samples(exact.double(), batch, cell.attack, slots=3).broken_by
+        verdicts.append(found)
+    exact.float()
+    assert verdicts[0] == verdicts[1] == verdicts[2]
+    assert len(set(verdicts[0])) > 1
+
+
+def shard_of(cell: Cell) -> Shard:
+    return Shard(0, 0, len(cell), cell.fingerprint)
+
+
+def test_a_worker_refuses_another_identity(request_of: Callable[..., Request]) -> None:
+    (cell,) = make_plan(request_of(datasets=("colours",))).cells
+    with pytest.raises(UserError, match=r"weights .* changed"):
+        run_shard([replace(cell, weights="0" * 64)], ONE, shard_of(cell))
+    with pytest.raises(UserError, match="another fingerprint"):
+        run_shard([replace(cell, protocol=replace(cell.protocol, seed=1))], ONE, shard_of(cell))
+    digests = ("0" * 64, *cell.samples.image_digests[1:])
+    changed = replace(cell, samples=replace(cell.samples, image_digests=digests))
+    with pytest.raises(UserError, match="not the one that the run was planned with"):
+        run_shard([changed], ONE, shard_of(changed))
+
+
+def test_two_runs_in_one_folder_at_once(request_of: Callable[..., Request]) -> None:
+    plan: Plan = make_plan(request_of())
+    other: list[str] = []
+
+    def start_another(progress: Progress) -> None:
+        with pytest.raises(UserError, match="another run is writing into"):
+            run_plan(plan)
+        other.append("refused")
+
+    run_plan(plan, on_progress=start_another)
+    assert len(other) == 3
+
+
+@settings(deadline=None)
+@given(n=st.integers(1, 500), share=st.floats(0, 1))
+def test_wilson_holds_the_share(n: int, share: float) -> None:
+    successes = round(n * share)
+    low, high = wilson(successes, n)
+    assert 0 <= low <= successes / n <= high <= 1
+    # The textbook form of Wilson's interval, at the normal quantile for 95 %.
+    z, p = 1.959963984540054, successes / n
+    centre, half = (p + z * z / (2 * n)), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
+    assert low == pytest.approx(max(0.0, (centre - half) / (1 + z * z / n)), abs=1e-9)
+    assert high == pytest.approx(min(1.0, (centre + half) / (1 + z * z / n)), abs=1e-9)
+
+
+def test_scores_count_what_is_right_and_unbroken(
+    make_cell: Callable[..., Cell], make_results: Callable[..., list[SampleResult]]
+) -> None:
+    cell = make_cell(10)
+    found = score(cell, make_results(cell, ["clean"] * 2 + ["first"] * 3 + [""] * 5))
+    assert (found.n, found.clean, found.robust) == (10, 0.8, 0.5)

@@ -1,0 +1,21 @@
+"""A defense: keep the embeddings of attacked pictures where those of the clean ones were."""
+
+from fractions import Fraction
+
+from torch import Tensor
+
+from robustbench_vlm.defenses.defense import Context, Defense, InnerAttack, Schedule
+
+
+def loss(context: Context, images: Tensor) -> Tensor:
+    """Return the squared distance to the frozen model's clean embeddings, (B,)."""
+    return (context.student(images) - context.teacher_clean).square().sum(dim=1)
+
+
+PULL = Defense(
+    name="pull",
+    loss=loss,
+    inner=InnerAttack(loss, steps=1, step_size=Fraction(1)),
+    schedule=Schedule("adamw", rate=1e-3, weight_decay=0.0, batch=8, epochs=1, warmup=0),
+    paper="made up",
+)

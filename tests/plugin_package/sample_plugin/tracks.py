@@ -1,0 +1,23 @@
+"""A track of nothing but this package's own values, and its protocol."""
+
+from fractions import Fraction
+
+from robustbench_vlm.defenses.defense import Schedule
+from robustbench_vlm.protocols import Protocol
+from robustbench_vlm.tracks import Track
+
+FEW = Protocol("few", 1, 6, description="six samples a set")
+SAMPLE = Track(
+    name="sample",
+    base="sample-clip",
+    datasets=("stripes",),
+    architecture="narrow",
+    training="scenes",
+    training_pictures=16,
+    schedule=Schedule("adamw", rate=1e-3, weight_decay=0.0, batch=8, epochs=1, warmup=0),
+    norm="L2",
+    eps=(Fraction(1, 2), Fraction(1)),
+    standard_eps=Fraction(1, 2),
+    protocols=("few",),
+    description="made up",
+)

@@ -1,0 +1,373 @@
+"""The command line as people and programs meet it: documents, tables, messages, exit codes, Ctrl-C, a terminal."""
+
+import fcntl
+import json
+import os
+import pty
+import re
+import resource
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from robustbench_vlm import cli
+from robustbench_vlm.cli import run_command
+from robustbench_vlm.contracts import Contract
+from robustbench_vlm.engine.doctor import Check
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.terminal import catalog
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
+MODULE = [sys.executable, "-m", "robustbench_vlm"]
+ESCAPE = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]")
+
+Document = Callable[..., dict[str, Any]]
+
+
+@pytest.fixture
+def quick(taught_card: Path, tmp_path: Path) -> list[str]:
+    """Return the options of a run that takes a second."""
+    return [*("--model", str(taught_card), "--attack", "fgsm"), *("--workers", "1", "--out", str(tmp_path / "runs"))]
+
+
+@pytest.fixture
+def document(capsys: pytest.CaptureFixture[str]) -> Document:
+    """Return a function that runs a command with --json and returns its document; nothing else may be printed."""
+
+    def run(*arguments: str, code: int = 0) -> dict[str, Any]:
+        assert run_command([*arguments, "--json"]) == code
+        printed = capsys.readouterr()
+        assert printed.err == ""
+        found: dict[str, Any] = json.loads(printed.out)
+        return found
+
+    return run
+
+
+def test_the_document_of_a_run(document: Document, quick: list[str], taught_card: Path) -> None:
+    found = document("run", *quick, "--dataset", "colours", "--dataset", "day-night", "--samples", "6")
+    assert {"track", "protocol", "model", "attack", "fingerprint", "scores", "mean", "seconds"} <= set(found)
+    assert (found["track"], found["protocol"], found["model"]) == ("mini", "mini-quick-6/1", "taught")
+    assert found["attack"] == "fgsm" and re.fullmatch("[0-9a-f]{64}", found["fingerprint"])
+    assert [(score["dataset"], score["n"], score["eps"]) for score in found["scores"]] == [
+        ("colours", 6, "8/255"),
+        ("day-night", 6, "8/255"),
+    ]
+    for score in found["scores"]:
+        assert 0 <= score["robust"] <= score["clean"] <= 1
+        for share in ("clean", "robust"):
+            low, high = score[f"{share}_interval"]
+            assert 0 <= low <= score[share] <= high <= 1
+    assert found["mean"]["clean"] == pytest.approx(sum(score["clean"] for score in found["scores"]) / 2)
+
+
+def test_a_grid_is_one_document(document: Document, quick: list[str]) -> None:
+    found = document("run", *quick, "--attack", "pgd-3", *("--eps", "1/255", "--eps", "0"), *("--dataset", "colours"))
+    assert [(run["attack"], run["eps"]) for run in found["runs"]] == [
+        ("fgsm", "1/255"),
+        ("fgsm", "0/255"),
+        ("pgd-3", "1/255"),
+        ("pgd-3", "0/255"),
+    ]
+
+
+def test_a_plan_computes_nothing(document: Document, quick: list[str], tmp_path: Path) -> None:
+    options = [*quick, "--dataset", "colours", "--samples", "5"]
+    found = document("plan", *options)
+    assert [cell["n"] for cell in found["cells"]] == [5]
+    assert 0 < found["estimate"]["seconds_expected"] <= found["estimate"]["seconds_most"]
+    assert found["samples_on_disk"] == 0 and not (tmp_path / "runs").exists()
+    ran = document("run", *options)
+    assert document("plan", *options)["samples_on_disk"] == 5
+    assert document("run", *options)["scores"] == ran["scores"]
+
+
+def test_a_table_for_a_pipe(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["run", *quick, "--dataset", "colours", "--dataset", "shapes"]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert lines[2].split()[:7] == ["data", "set", "classes", "n", "clean", "robust", "95"]
+    assert lines[3].startswith("colours") and lines[4].startswith("shapes") and lines[5].startswith("mean")
+    # An undefended model falls; the table says so, with the reason why a warning is shown and what to do.
+    assert "near-chance" in lines[4]
+    assert any(line.startswith("near-chance: ") for line in lines)
+    assert any(line.startswith("protocol mini-quick/1, fingerprint ") for line in lines)
+    assert f"records in {quick[-1]}" in printed.out
+    assert "32 of 32 samples" in printed.err and "\x1b" not in printed.out + printed.err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["run", "--model", "nonesuch"], "unknown model 'nonesuch'.*card file"),
+        (["run", "--track", "minni"], "unknown track 'minni'. Did you mean mini"),
+        (["run", "--attack", "autoatack"], "unknown attack 'autoatack'. Did you mean autoattack"),
+        (["run", "--eps", "8"], "looks like pixel steps.*8/255"),
+        (["run", "--samples", "-1"], "give 1 or more, or all"),
+        (["run", "--samples", "0"], "give 1 or more, or all"),
+        (["run", "--workers", "many"], "--workers.*integer.*vlmbench run --help"),
+        (["run", "--images", "no/such/folder"], "no folder no/such/folder"),
+        (["run", "--modle", "clip"], "--modle.*vlmbench run --help"),
+        (["show", "attack"], "NAME.*vlmbench show --help"),
+        (["show", "atack", "fgsm"], "unknown kind 'atack'. Did you mean attacks"),
+        (["check", "attack", "nonesuch"], "unknown attack 'nonesuch'"),
+        (["list", "models", "--track", "nonesuch"], "unknown track 'nonesuch'"),
+        (["train", "nonesuch"], "unknown defense 'nonesuch'"),
+        (["train", "tecoa", "--set", "rate"], "not NAME=NUMBER"),
+        (["rum"], "rum.*vlmbench --help"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_told(
+    arguments: list[str], message: str, document: Document, capsys: pytest.CaptureFixture[str], taught_card: Path
+) -> None:
+    if arguments[0] == "run" and "--model" not in arguments:
+        arguments = [*arguments, "--model", str(taught_card)]
+    assert re.search(message, document(*arguments, code=2)["error"])
+    assert run_command(arguments) == 2
+    printed = capsys.readouterr()
+    assert re.search(message, printed.err) and printed.out == ""
+
+
+def test_a_fault_of_ours_is_a_document_too(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*arguments: object) -> None:
+        raise AssertionError("ours")
+
+    monkeypatch.setattr(catalog, "entries", fail)
+    assert document("list", "models", code=1) == {"error": "AssertionError: ours"}
+    with pytest.raises(AssertionError):
+        run_command(["list", "models"])
+
+
+@pytest.mark.parametrize("kind", catalog.KINDS)
+def test_everything_is_listed_and_shown(kind: str, document: Document, capsys: pytest.CaptureFixture[str]) -> None:
+    entries = document("list", kind)["entries"]
+    assert document("list", f"{kind}s")["entries"] == entries
+    names = [entry["name"] for entry in entries if entry["name"] not in catalog.KINDS[kind].families]
+    assert run_command(["list", kind]) == 0
+    assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [entry["name"] for entry in entries]
+    for name in names:
+        assert document("show", kind, name)["kind"] == kind
+        assert run_command(["show", kind, name]) == 0
+        capsys.readouterr()
+
+
+def test_a_card_file_and_a_family_are_shown(document: Document, taught_card: Path) -> None:
+    assert document("show", "model", str(taught_card))["name"] == "taught"
+    assert document("show", "attack", "pgd-7")["stages"][0]["parameters"]["steps"] == 7
+
+
+def test_checks_that_fail_give_exit_code_1(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert document("check", "datasets", "colours")["passed"] is True
+    broken = [Contract("holds", True), Contract("breaks", False, "seen")]
+    monkeypatch.setattr("robustbench_vlm.contracts.check", lambda *arguments, **options: broken)
+    found = document("check", "dataset", "colours", code=1)
+    assert found["passed"] is False
+    assert found["checks"][1] == {"name": "breaks", "passed": False, "detail": "seen"}
+
+
+def test_the_doctor_reports(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[object] = []
+
+    def examine(track: str, *, model: str) -> list[Check]:
+        asked.append((track, model))
+        return [Check("holds", True, "seen")]
+
+    monkeypatch.setattr("robustbench_vlm.engine.doctor.doctor", examine)
+    found = document("doctor", "--model", "other")
+    assert found == {"passed": True, "checks": [{"name": "holds", "passed": True, "detail": "seen"}]}
+    assert asked == [("mini", "other")]
+
+
+def test_training_commands_pass_on_what_they_are_told(
+    document: Document, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    seen: list[Any] = []
+
+    def train(*arguments: Any) -> Path:
+        seen.append(arguments[:-1])
+        arguments[-1](json.dumps({"step": 1, "of": 2, "loss": 0.5, "seconds_left": 9}))
+        return tmp_path / "made.json"
+
+    monkeypatch.setattr("robustbench_vlm.training.commands.train_defense", train)
+    monkeypatch.setattr("robustbench_vlm.training.commands.pretrain_base", train)
+    assert document("train", "tecoa", "--eps", "1/255", "--set", "rate=1e-3") == {"card": str(tmp_path / "made.json")}
+    order, folder = seen.pop()
+    assert (order.defense, str(order.eps), order.settings, order.epochs) == ("tecoa", "1/255", {"rate": 1e-3}, None)
+    assert folder == Path("trained/mini/tecoa")
+    assert run_command(["pretrain", "--out", str(tmp_path)]) == 0
+    assert seen.pop() == ("mini", tmp_path)
+    printed = capsys.readouterr()
+    assert "1 of 2 steps, about 9 s left (loss 0.500)" in printed.err
+    assert f"vlmbench run --model {tmp_path / 'made.json'}" in printed.out
+
+
+FOLDERS = [
+    *("caltech101", "cifar10", "cifar100", "cifar10_jpeg", "dtd", "fashion_mnist", "mnist", "stl10", "sun397"),
+    "tiny_imagenet",
+]
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_real_pictures_in_folders(folder: str, document: Document, quick: list[str]) -> None:
+    if not (REAL / folder).is_dir():
+        pytest.skip(f"needs the pictures in {REAL}")
+    found = document("run", *quick, "--images", str(REAL / folder), "--prompt", "a photo of a {}.")
+    (score,) = found["scores"]
+    classes = [path for path in (REAL / folder).iterdir() if path.is_dir()]
+    assert (score["dataset"], score["classes"], score["n"]) == (folder, len(classes), 16)
+
+
+@pytest.fixture
+def own_pictures(tmp_path: Path) -> Path:
+    """Make a folder whose class names would be markup, a terminal's control codes, and other scripts."""
+    folder = tmp_path / "my [red]pictures\x1b[31m"
+    for number, (name, form, mode) in enumerate(
+        [
+            ("[bold]cat[bold]", "png", "RGBA"),
+            ("dog\x1b[2J", "jpeg", "L"),
+            ("čmelák 蜂", "gif", "P"),
+            ("b_b", "tiff", "1"),
+        ]
+    ):
+        (folder / name).mkdir(parents=True)
+        for side in (5, 40):
+            picture = Image.new("RGB", (side, side + number), (60 * number, 90, 10 * side % 256)).convert(mode)
+            picture.save(folder / name / f"{side}.{form}")
+    return folder
+
+
+def test_own_pictures_of_any_size_and_form(document: Document, quick: list[str], own_pictures: Path) -> None:
+    (score,) = document("run", *quick, "--images", str(own_pictures), "--samples", "all")["scores"]
+    assert (score["dataset"], score["classes"], score["n"]) == (own_pictures.name, 4, 8)
+
+
+def test_names_cannot_steer_the_terminal(
+    quick: list[str], own_pictures: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["run", *quick, "--images", str(own_pictures), "--samples", "4"]) == 0
+    printed = capsys.readouterr()
+    assert "my [red]pictures\\x1b[31m" in printed.out
+    assert "4 of 8 pictures (--samples all takes every one)" in printed.err
+    assert "\x1b" not in printed.out + printed.err
+
+
+def test_an_unreadable_picture_is_named_or_counted(document: Document, quick: list[str], own_pictures: Path) -> None:
+    broken = own_pictures / "b_b" / "5.tiff"
+    broken.write_bytes(broken.read_bytes()[:40])
+    options = ["run", *quick, "--images", str(own_pictures), "--samples", "all"]
+    message = document(*options, code=2)["error"]
+    assert "5.tiff" in message and "--skip-unreadable" in message
+    (score,) = document(*options, "--skip-unreadable")["scores"]
+    assert score["n"] == 7 and "unreadable:1" in score["warnings"]
+
+
+def test_help_is_quick_and_imports_nothing_heavy() -> None:
+    program = (
+        "import sys, robustbench_vlm.cli as c; c.run_command(['run', '--help']); print(*sys.modules, file=sys.stderr)"
+    )
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    assert "vlmbench run --model agft --attack autoattack" in answer.stdout
+    heavy = {"torch", "numpy", "open_clip", "pandas", "pyarrow", "scipy", "sklearn", "torchvision", "PIL", "matplotlib"}
+    assert not heavy & set(answer.stderr.split())
+    # Time of the processor: another process on the machine does not count.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run([*MODULE, "--help"], capture_output=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_bare_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command([]) == 0
+    assert "Commands:" in capsys.readouterr().out
+    assert run_command(["--version"]) == 0
+    assert re.match(r"\d+\.\d+", capsys.readouterr().out)
+
+
+def test_ctrl_c_is_answered_and_the_same_command_goes_on(quick: list[str], document: Document) -> None:
+    slow = ["run", *quick, "--attack", "square", "--dataset", "colours", "--samples", "64"]
+    process = subprocess.Popen([*MODULE, *slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(Path(quick[-1]).rglob("fgsm/*/*.parquet")):
+        time.sleep(0.05)
+    # The quick cell is written, and the slow one under way.
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert out == "" and "the same command goes on where it stopped" in err and "Traceback" not in err
+    assert document("plan", *slow[1:])["samples_on_disk"] == 64
+
+
+def test_ctrl_c_in_a_document(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(*arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(catalog, "entries", interrupt)
+    assert "stopped" in document("list", "models", code=130)["error"]
+
+
+def test_the_exit_code_leaves_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["vlmbench", "show", "attack", "nonesuch"])
+    with pytest.raises(SystemExit) as left:
+        cli.main()
+    assert left.value.code == 2
+
+
+def in_terminal(columns: int, command: list[str]) -> tuple[int, str]:
+    """Run a command in a terminal of that width; return its exit code and all that was shown."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
+    environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
+    with subprocess.Popen(
+        command, stdin=theirs, stdout=theirs, stderr=theirs, env={**environment, "TERM": "xterm-256color"}
+    ) as process:
+        os.close(theirs)
+        shown = b""
+        # Linux ends a terminal that nobody holds any more with an error.
+        try:
+            while piece := os.read(ours, 4096):
+                shown += piece
+        except OSError:
+            pass
+    os.close(ours)
+    return process.returncode, shown.decode()
+
+
+def test_a_narrow_terminal(quick: list[str]) -> None:
+    names = ["fine-grained", "low-contrast", "handwritten"]
+    datasets = [option for name in names for option in ("--dataset", name)]
+    code, shown = in_terminal(60, [*MODULE, "run", *quick, "--attack", "pgd-3", *datasets, "--samples", "4"])
+    assert code == 0
+    assert "\x1b[1m" in shown and "samples" in shown and "left" in shown
+    lines = [line for line in re.split(r"[\r\n]+", ESCAPE.sub("", shown)) if line.strip()]
+    # A path cannot be broken between words.
+    assert [line for line in lines if len(line) > 60 and "runs" not in line] == []
+    for name in names:
+        rows = [line.split() for line in lines if line.split()[:1] == [name]]
+        assert len(rows) == 2 and all(len(row) == 6 for row in rows)
+
+
+def test_messages_break_between_words_on_a_terminal() -> None:
+    code, shown = in_terminal(60, [*MODULE, "show", "attack", "autoatack"])
+    lines = ESCAPE.sub("", shown).splitlines()
+    assert code == 2 and max(map(len, lines)) <= 60
+    assert "Did you mean autoattack" in " ".join(line.strip() for line in lines)
+
+
+def test_a_closed_pipe_is_no_traceback() -> None:
+    answer = subprocess.run(
+        ["bash", "-c", f"{' '.join(MODULE)} list attacks | head -n 1"], capture_output=True, text=True, check=True
+    )
+    assert answer.stdout.startswith("apgd-ce") and "Traceback" not in answer.stderr
+
+
+def test_messages_are_user_errors() -> None:
+    """What the command line shows as a message is told apart from a fault by this one class."""
+    assert issubclass(UserError, ValueError)

@@ -1,0 +1,93 @@
+"""Files: whole or not at all, inside their folder, and failures that a user can mend are said."""
+
+import errno
+import hashlib
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.files import explained, inside, package_folder, sha256_of, write_text, write_whole
+
+
+def test_a_file_is_written_whole_and_read_by_all(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "folder" / "file.txt"
+    write_text(path, "é")
+    assert path.read_bytes() == "é".encode()
+    assert path.stat().st_mode & 0o777 == 0o644
+    assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("broken off"), KeyboardInterrupt()])
+def test_a_write_that_breaks_off_keeps_what_was_there(tmp_path: Path, error: BaseException) -> None:
+    path = tmp_path / "file"
+    write_text(path, "before")
+
+    def broken(partial: Path) -> None:
+        partial.write_text("half")
+        raise error
+
+    with pytest.raises(type(error)):
+        write_whole(path, broken)
+    assert path.read_text() == "before"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+@given(st.binary(max_size=300_000))
+@settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+def test_digests_are_those_of_the_bytes(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file"
+    write_whole(path, lambda partial: partial.write_bytes(content))
+    assert sha256_of(path) == hashlib.sha256(content).hexdigest()
+
+
+@given(st.lists(st.sampled_from(["..", ".", "a", "b", "/"]), max_size=6).map("/".join))
+def test_a_path_never_leaves_its_folder(relative: str) -> None:
+    folder = Path("/some/folder")
+    depth = lowest = 0
+    for part in relative.split("/"):
+        depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
+        lowest = min(lowest, depth)
+    if relative.startswith("/") or depth < 0:
+        with pytest.raises(UserError, match="leaves the folder"):
+            inside(folder, relative)
+    elif lowest == 0:
+        assert inside(folder, relative).is_relative_to(folder)
+
+
+def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "link").symlink_to(tmp_path)
+    with pytest.raises(UserError, match="leaves the folder"):
+        inside(tmp_path / "folder", "link/file")
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "the disk is full: free some space.*nothing is lost"),
+        (errno.EROFS, "read-only.*--out"),
+        (errno.EACCES, "may not be written.*--out"),
+    ],
+)
+def test_failures_that_a_user_can_mend_are_said(number: int, message: str) -> None:
+    with pytest.raises(UserError, match=message), explained(Path("some/file")):
+        raise OSError(number, "as the system says it")
+
+
+def test_other_failures_stay_what_they_are() -> None:
+    with pytest.raises(OSError, match="odd") as caught, explained(Path("some/file")):
+        raise OSError(errno.EIO, "odd")
+    assert not isinstance(caught.value, UserError)
+
+
+def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+    write_text(tmp_path / "file", "in the way")
+    with pytest.raises(UserError, match="a part of the path is a file"):
+        write_text(tmp_path / "file" / "below", "")
+
+
+def test_the_folders_of_the_package_are_found() -> None:
+    assert package_folder("leaderboards").is_dir()

@@ -1,0 +1,99 @@
+"""Another package's values: installed as people install it, found by entry points, and treated as ours are."""
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from robustbench_vlm.cli import run_command
+
+PACKAGE = Path(__file__).parent / "plugin_package"
+VALUES = {
+    "datasets": "stripes",
+    "attacks": "noise",
+    "architectures": "narrow",
+    "models": "sample-clip",
+    "defenses": "pull",
+    "protocols": "few",
+    "tracks": "sample",
+}
+
+
+@pytest.fixture(scope="session")
+def plugin(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Path]) -> Path:
+    """Install the sample package into a folder of its own, and put its model's weights there."""
+    target = tmp_path_factory.mktemp("site")
+    options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
+    subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", target, PACKAGE], check=True)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(target)
+        from sample_plugin.architectures import NARROW
+
+        write_model(target / "sample_plugin", "sample-clip", NARROW.build(), "narrow")
+    return target
+
+
+@pytest.fixture
+def vlmbench(
+    plugin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, dict[str, object]]]:
+    """Return a function that runs a command with --json where the plugin is installed: exit code and document."""
+    monkeypatch.syspath_prepend(plugin)
+
+    def run(*arguments: str) -> tuple[int, dict[str, object]]:
+        code = run_command([*arguments, "--json"])
+        return code, json.loads(capsys.readouterr().out)
+
+    return run
+
+
+Vlmbench = Callable[..., tuple[int, dict[str, object]]]
+
+
+@pytest.mark.parametrize("kind", VALUES)
+def test_every_kind_is_open(vlmbench: Vlmbench, kind: str) -> None:
+    code, found = vlmbench("list", kind)
+    (entry,) = [entry for entry in found["entries"] if entry["name"] == VALUES[kind]]
+    assert code == 0 and entry["summary"] and not entry["error"]
+    code, found = vlmbench("show", kind, VALUES[kind])
+    assert code == 0 and found["kind"] == kind.removesuffix("s")
+
+
+@pytest.mark.parametrize("kind", ["datasets", "attacks", "models", "tracks"])
+def test_the_contracts_hold(vlmbench: Vlmbench, kind: str) -> None:
+    code, found = vlmbench("check", kind, VALUES[kind], "--track", "sample")
+    failed = [check["name"] for check in found["checks"] if not check["passed"]]
+    # Random noise is no attack that could be counted on to break anything.
+    assert all(name.startswith("breaks a linear classifier") for name in failed)
+    assert code == (1 if failed else 0)
+
+
+def test_a_whole_run_of_nothing_but_the_plugin(plugin: Path, tmp_path: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(plugin), os.environ.get("PYTHONPATH", "")])}
+    command = [sys.executable, "-m", "robustbench_vlm", "run", "--track", "sample", "--attack", "noise", "--json"]
+    answer = subprocess.run([*command, "--workers", "1"], cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    found = json.loads(answer.stdout)
+    assert (found["track"], found["protocol"], found["model"]) == ("sample", "few/1", "sample-clip")
+    assert [(score["dataset"], score["eps"], score["n"]) for score in found["scores"]] == [("stripes", "1/2", 6)]
+
+
+def test_a_broken_plugin_fails_only_those_who_name_it(vlmbench: Vlmbench) -> None:
+    code, found = vlmbench("list", "attacks")
+    errors = {entry["name"]: entry["error"] for entry in found["entries"] if entry["error"]}
+    assert code == 0 and list(errors) == ["broken"]
+    code, found = vlmbench("show", "attack", "broken")
+    assert code == 2 and "sample_plugin.broken:ATTACK" in found["error"]
+    assert "RuntimeError: this plugin is for another version; update or uninstall" in found["error"]
+    assert vlmbench("show", "attack", "fgsm")[0] == 0
+
+
+def test_two_providers_of_a_name_are_an_error_that_names_both(vlmbench: Vlmbench) -> None:
+    code, found = vlmbench("show", "dataset", "shapes")
+    assert code == 2
+    assert "robustbench_vlm.datasets.rendered:SHAPES and sample_plugin.datasets:STRIPES" in found["error"]
+    assert vlmbench("show", "dataset", "colours")[0] == 0

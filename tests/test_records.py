@@ -1,0 +1,64 @@
+"""Records: equal values have equal texts, different ones have not, and the text is plain JSON."""
+
+import json
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustbench_vlm.records import canonical, fingerprint, plain
+
+SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
+VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
+
+
+@dataclass(frozen=True)
+class Pair:
+    first: object
+    second: object
+
+
+@given(VALUES)
+def test_the_text_is_json_and_says_the_value(value: object) -> None:
+    assert json.loads(canonical(value)) == value
+    assert canonical(value).isascii()
+
+
+@given(st.dictionaries(st.text(), VALUES, max_size=6), st.randoms())
+def test_the_order_of_keys_does_not_matter(value: dict[str, object], random: object) -> None:
+    keys = list(value)
+    random.shuffle(keys)  # type: ignore[attr-defined]
+    assert fingerprint({key: value[key] for key in keys}) == fingerprint(value)
+
+
+@given(VALUES, VALUES)
+def test_different_values_have_different_fingerprints(one: object, other: object) -> None:
+    same = json.dumps(one, sort_keys=True) == json.dumps(other, sort_keys=True)
+    assert (fingerprint(one) == fingerprint(other)) is same
+
+
+@given(st.fractions(), VALUES)
+def test_dataclasses_tuples_fractions_and_paths_have_one_form(fraction: Fraction, value: object) -> None:
+    assert plain(Pair(fraction, (value, Path("a/b")))) == {"first": str(fraction), "second": [value, "a/b"]}
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), [-float("inf")]])
+def test_what_json_cannot_say_is_refused(value: object) -> None:
+    with pytest.raises(ValueError, match="JSON"):
+        canonical(value)
+
+
+def test_what_has_no_form_is_refused() -> None:
+    for value in ({1, 2}, b"bytes", object(), Pair):
+        with pytest.raises(TypeError, match="has no JSON form"):
+            canonical(value)
+
+
+def test_a_fingerprint_never_changes() -> None:
+    """Old records are found by it."""
+    value = {"b": [1, 2.5, None, True], "a": Fraction(1, 255), "é": "ü"}
+    assert canonical(value) == '{"a":"1/255","b":[1,2.5,null,true],"\\u00e9":"\\u00fc"}'
+    assert fingerprint(value) == "b244667337eb08db55e16bb639ff9c6b88494bb7c8b0937274efa7903616de77"

@@ -1,0 +1,79 @@
+"""Registries: every name loads, an unknown one is told, and two providers are one too many."""
+
+from importlib.metadata import EntryPoint
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from robustbench_vlm import registry
+from robustbench_vlm.attacks import ATTACKS
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.defenses import DEFENSES
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.models import ARCHITECTURES, MODELS
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.registry import Registry, unknown
+from robustbench_vlm.tracks import TRACKS
+
+ALL = (ATTACKS, DATASETS, DEFENSES, ARCHITECTURES, MODELS, PROTOCOLS, TRACKS)
+VALUES = Registry("thing", {"pi": "math:pi", "tau": "math:tau"})
+
+
+@pytest.mark.parametrize(("table", "name"), [(table, name) for table in ALL for name in table.table])
+def test_every_registered_value_loads_under_its_name(table: Registry, name: str) -> None:
+    value = table.load(name)
+    assert getattr(value, "name", name) == name
+
+
+def test_kinds_do_not_share_a_group() -> None:
+    assert len({table.group for table in ALL}) == len(ALL)
+    assert DATASETS.group == "robustbench_vlm.datasets"
+
+
+def provide(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
+    points = [EntryPoint(name, value, VALUES.group) for name, both in values.items() for value in both.split()]
+    monkeypatch.setattr(registry, "entry_points", lambda group: [point for point in points if point.group == group])
+
+
+def test_other_packages_add_to_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    provide(monkeypatch, e="math:e")
+    assert VALUES.names() == ["e", "pi", "tau"]
+    assert VALUES.load("e") == pytest.approx(2.718281828)
+
+
+def test_two_providers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    provide(monkeypatch, pi="cmath:pi", e="math:e cmath:e")
+    with pytest.raises(UserError, match="math:pi and cmath:pi; uninstall one"):
+        VALUES.load("pi")
+    with pytest.raises(UserError, match="math:e and cmath:e"):
+        VALUES.load("e")
+    assert VALUES.load("tau") > 6
+
+
+def test_one_package_on_two_paths_is_one_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+    provide(monkeypatch, e="math:e math:e")
+    assert VALUES.load("e") > 2
+
+
+@pytest.mark.parametrize("value", ["no_such_module:x", "math:no_such_name"])
+def test_a_broken_plugin_fails_only_those_who_name_it(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    provide(monkeypatch, broken=value)
+    assert "broken" in VALUES.names()
+    assert VALUES.load("pi") > 3
+    with pytest.raises(UserError, match=f"plugin '{value}', which failed to load: .*update or uninstall"):
+        VALUES.load("broken")
+
+
+@given(st.text(max_size=20), st.lists(st.text(max_size=10), max_size=5))
+def test_a_message_holds_every_allowed_name(name: str, allowed: list[str]) -> None:
+    message = unknown("thing", name, allowed)
+    assert repr(name) in message
+    assert all(other in message for other in allowed)
+
+
+def test_the_nearest_names_come_first() -> None:
+    assert "Did you mean tau?" in unknown("thing", "tao", VALUES.table)
+    assert "Did you mean" not in unknown("thing", "xyz", VALUES.table)
+    with pytest.raises(UserError, match="unknown thing 'tao'"):
+        VALUES.load("tao")

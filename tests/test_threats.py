@@ -1,0 +1,95 @@
+"""Threats: reading eps, and the projection that every verdict rests on."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.threats import Threat, distance, parse_eps, project
+
+THREATS = st.one_of(
+    st.builds(Threat, st.just("Linf"), st.fractions(0, 1, max_denominator=255)),
+    st.builds(Threat, st.just("L2"), st.fractions(0, 5, max_denominator=255)),
+)
+
+
+def images_and_moved(seed: int, size: float) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(seed)
+    images = torch.rand(4, 3, 5, 5, generator=generator, dtype=torch.float64)
+    return images, images + size * torch.randn(4, 3, 5, 5, generator=generator, dtype=torch.float64)
+
+
+@given(threat=THREATS, seed=st.integers(0, 1000), size=st.sampled_from([1e-3, 0.1, 1.0, 1e6]))
+def test_a_projected_image_lies_in_the_ball_and_the_box(threat: Threat, seed: int, size: float) -> None:
+    images, moved = images_and_moved(seed, size)
+    projected = project(threat, images, moved)
+    assert ((projected >= 0) & (projected <= 1)).all()
+    assert (distance(threat, images, projected) <= float(threat.eps) + 1e-9).all()
+    again = project(threat, images, projected)
+    assert torch.allclose(again, projected, atol=1e-12)
+
+
+@given(threat=THREATS, seed=st.integers(0, 1000))
+def test_what_lies_in_the_ball_and_the_box_stays(threat: Threat, seed: int) -> None:
+    images, moved = images_and_moved(seed, 0.1)
+    inside = images + 0.5 * (project(threat, images, moved) - images)
+    assert torch.allclose(project(threat, images, inside), inside, atol=1e-12)
+
+
+@given(seed=st.integers(0, 1000), eps=st.fractions(0, 1, max_denominator=255))
+def test_the_linf_projection_is_the_nearest_point(seed: int, eps: Fraction) -> None:
+    images, moved = images_and_moved(seed, 0.3)
+    nearest = torch.minimum(torch.maximum(moved, (images - float(eps)).clamp(0, 1)), (images + float(eps)).clamp(0, 1))
+    assert torch.allclose(project(Threat("Linf", eps), images, moved), nearest, atol=1e-12)
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_a_pixel_that_is_no_number_becomes_the_clean_one(norm: str, value: float) -> None:
+    images, moved = images_and_moved(0, 0.0)
+    moved[0, 0, 0, 0] = value
+    assert torch.equal(project(Threat(norm, Fraction(1, 10)), images, moved), images)
+
+
+@pytest.mark.parametrize(
+    ("text", "eps"),
+    [
+        ("4/255", Fraction(4, 255)),
+        ("0.03", Fraction(3, 100)),
+        ("0.5/255", Fraction(1, 510)),
+        ("0", Fraction(0)),
+        ("1", Fraction(1)),
+        (" 1/2 ", Fraction(1, 2)),
+    ],
+)
+def test_eps_is_read_exactly(text: str, eps: Fraction) -> None:
+    assert parse_eps(text) == eps
+
+
+@pytest.mark.parametrize("text", ["", "four", "1/0", "4/", "/255", "1/2/3", "nan", "inf", "8", "4.5"])
+def test_what_is_no_eps_is_refused_with_advice(text: str) -> None:
+    with pytest.raises(UserError, match="as in --eps 4/255"):
+        parse_eps(text)
+
+
+@given(st.integers(0, 255))
+def test_eps_in_steps_of_a_byte_is_written_over_255(steps: int) -> None:
+    threat = Threat("Linf", Fraction(steps, 255))
+    assert threat.eps_text == f"{steps}/255" and parse_eps(threat.eps_text) == threat.eps
+
+
+@given(st.fractions(0, 1))
+def test_what_is_written_is_read_again(eps: Fraction) -> None:
+    assert parse_eps(Threat("Linf", eps).eps_text) == eps
+
+
+@pytest.mark.parametrize(
+    ("norm", "eps"), [("L1", "1/2"), ("linf", "1/2"), ("Linf", "-1/255"), ("Linf", "2"), ("L2", "-1")]
+)
+def test_a_threat_that_is_none_is_refused(norm: str, eps: str) -> None:
+    with pytest.raises(UserError):
+        Threat(norm, Fraction(eps))
