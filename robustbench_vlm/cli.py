@@ -93,7 +93,7 @@ def vlmbench(
 @app.command(
     epilog=_example(
         "vlmbench run --model agft --attack autoattack",
-        "vlmbench run --model clip --model agft --eps 4/255 --eps 8/255",
+        "vlmbench run --model clip --model agft --eps 3/255 --eps 6/255",
         "vlmbench run --model agft --images my_pictures --samples all",
     )
 )
@@ -191,7 +191,7 @@ def pretrain(track: TrackName = TRACK, out: Folder = None, as_json: Json = False
     _show_card(card, as_json=as_json)
 
 
-@app.command(epilog=_example("vlmbench train agft --eps 8/255 --set rate=5e-4"))
+@app.command(epilog=_example("vlmbench train agft --set rate=5e-4"))
 def train(
     defense: Annotated[str, typer.Argument(metavar="DEFENSE", help="See `vlmbench list defenses`.")],
     track: TrackName = TRACK,

@@ -82,8 +82,8 @@ MINI = Protocol(
 MINI_QUICK = Protocol(
     name="mini-quick",
     version=1,
-    samples=16,
-    description="the first 16 of mini's samples a set: a table within two minutes, with wide intervals",
+    samples=8,
+    description="the first 8 of mini's samples a set: a table within two minutes, with wide intervals",
 )
 
 PROTOCOLS = Registry(

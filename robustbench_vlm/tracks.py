@@ -20,6 +20,7 @@ class Track:
     training: str
     """The fine-tuning set; it stays out of the mean."""
     training_pictures: int
+    training_eps: Fraction
     schedule: Schedule
     """The budget that every defense has here."""
     norm: str
@@ -54,10 +55,11 @@ MINI = Track(
     architecture="mini",
     training="scenes",
     training_pictures=30_720,
+    training_eps=Fraction(6, 255),
     schedule=Schedule("adamw", rate=1e-3, weight_decay=1e-4, batch=128, epochs=12, warmup=100),
     norm="Linf",
-    eps=(Fraction(3, 255), Fraction(6, 255), Fraction(12, 255)),
-    standard_eps=Fraction(6, 255),
+    eps=(Fraction(5, 510), Fraction(5, 255), Fraction(10, 255)),
+    standard_eps=Fraction(5, 255),
     protocols=("mini-quick", "mini"),
     description="the embedded track: a small CLIP and a small visual world, without download or GPU",
 )

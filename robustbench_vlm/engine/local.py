@@ -23,6 +23,10 @@ Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 
 
+_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31)}
+"""Settings of the GNU C library's allocator; other ones ignore them."""
+
+
 class WorkerDied(UserError):
     """A worker process ended without an answer: killed from outside, or out of memory."""
 
@@ -94,9 +98,23 @@ def _start(function: Callable[[Job], Any], number: int, workers: int) -> _Worker
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
     process = context.Process(target=_work, args=(theirs, function, number, max(1, cores() // workers)), daemon=True)
-    process.start()
+    with _calm_allocator():
+        process.start()
     theirs.close()
     return _Worker(process, ours)
+
+
+@contextlib.contextmanager
+def _calm_allocator() -> Generator[None, None, None]:
+    """Let a child process keep freed memory: returning it to the system after every pass costs a fifth of the time."""
+    before = {name: os.environ.get(name) for name in _ALLOCATOR}
+    os.environ.update({name: before[name] or value for name, value in _ALLOCATOR.items()})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
 
 
 def _stop(crew: Sequence[_Worker[Job]]) -> None:

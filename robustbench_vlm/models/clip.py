@@ -12,8 +12,8 @@ from torch.nn import functional
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.architecture import Architecture, load_architecture
 from robustbench_vlm.models.card import ModelCard, find_card
-from robustbench_vlm.models.weights import load_weights
 from robustbench_vlm.models.folding import folded
+from robustbench_vlm.models.weights import load_weights
 from robustbench_vlm.records import fingerprint
 from robustbench_vlm.registry import unknown
 

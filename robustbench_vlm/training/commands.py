@@ -117,7 +117,7 @@ def _job(order: Order) -> tuple[Job, Track]:
         model=load_model(track.base, track.name),
         dataset=DATASETS.load(track.training),
         pictures=order.pictures or track.training_pictures,
-        eps=order.eps if order.eps is not None else track.standard_eps,
+        eps=order.eps if order.eps is not None else track.training_eps,
         seed=order.seed,
     ), track
 

@@ -45,7 +45,7 @@ def test_defaults_are_the_tracks(make_card: MakeCard) -> None:
     plan = make_plan(Request(models=(str(make_card()),)))
     assert [cell.dataset.name for cell in plan.cells] == list(plan.track.datasets)
     assert {(cell.attack.name, cell.threat) for cell in plan.cells} == {
-        ("autoattack", Threat("Linf", Fraction(8, 255)))
+        ("autoattack", Threat("Linf", plan.track.standard_eps))
     }
     assert plan.estimate.passes_expected < plan.estimate.passes_most
     assert 0 < plan.estimate.seconds_expected < plan.estimate.seconds_most
