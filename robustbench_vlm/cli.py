@@ -93,7 +93,7 @@ def vlmbench(
 @app.command(
     epilog=_example(
         "vlmbench run --model agft --attack autoattack",
-        "vlmbench run --model clip --model agft --eps 3/255 --eps 6/255",
+        "vlmbench run --model clip --model agft --eps 5/255 --eps 10/255",
         "vlmbench run --model agft --images my_pictures --samples all",
     )
 )

@@ -1,5 +1,6 @@
-"""Contracts: what every registered model, data set, attack and track must hold, ours and other packages' alike."""
+"""Contracts: what every registered value must hold, ours and other packages' alike."""
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
@@ -13,6 +14,8 @@ from robustbench_vlm.attacks.stage import Attack, Batch, Logits
 from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.dataset import Dataset, Source
+from robustbench_vlm.defenses import DEFENSES
+from robustbench_vlm.defenses.defense import Context, Defense
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import find_card
@@ -138,6 +141,39 @@ def _track(name: str, track: str) -> Iterator[Contract]:
     yield Contract("the standard eps is on the curve", found.standard_eps in found.eps, str(found.standard_eps))
 
 
+def _defense(name: str, track: str) -> Iterator[Contract]:
+    defense: Defense = DEFENSES.load(name)
+    context = _lesson(defense)
+    images = context.images.requires_grad_()
+    losses = defense.loss(context, images)
+    shape = tuple(losses.shape)
+    yield Contract("the loss is one finite number a sample", shape == (len(images),) and _finite(losses), f"{shape}")
+    part = {field: getattr(context, field)[1:2] for field in ("images", "labels", "teacher_clean")}
+    alone = defense.loss(dataclasses.replace(context, **part), part["images"])
+    yield Contract("a sample's loss is its own", torch.allclose(alone, losses[1:2]))
+    (gradient,) = torch.autograd.grad(defense.inner.loss(context, images).sum(), images)
+    moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
+    yield Contract("the inner attack's loss has a gradient at every picture", moved and _finite(gradient))
+    yield Contract("names its paper and its fidelity", bool(defense.paper and defense.fidelity), defense.paper)
+
+
+def _lesson(defense: Defense) -> Context:
+    """Return a batch for a defense's losses: linear towers in float64, four pictures, five classes."""
+    random = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 3 * 8 * 8, 6, generator=random, dtype=torch.float64)
+    images = torch.rand(4, 3, 8, 8, generator=random, dtype=torch.float64)
+    text = nn.functional.normalize(torch.randn(5, 6, generator=random, dtype=torch.float64), dim=1)
+    return Context(
+        images=images,
+        labels=torch.tensor([0, 4, 2, 2]),
+        student=lambda pictures: pictures.flatten(1) @ student,
+        teacher=lambda pictures: pictures.flatten(1) @ teacher,
+        teacher_clean=images.flatten(1) @ teacher,
+        text_features=text,
+        settings=defense.settings,
+    )
+
+
 def _loads(what: str, name: str, load: Callable[[str], object]) -> Contract:
     try:
         load(name)
@@ -187,6 +223,7 @@ CONTRACTS: Mapping[str, Callable[[str, str], Iterator[Contract]]] = {
     "model": _model,
     "dataset": _dataset,
     "attack": _attack,
+    "defense": _defense,
     "track": _track,
 }
 """Kind -> the generator of its contracts, called with the name and the track."""

@@ -9,6 +9,7 @@ from robustbench_vlm.attacks import ATTACKS
 from robustbench_vlm.contracts import CONTRACTS, Contract, check
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.dataset import Dataset
+from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.card import card_names
 from robustbench_vlm.registry import Registry
@@ -17,6 +18,7 @@ from robustbench_vlm.tracks import TRACKS
 REGISTERED = [
     *(("dataset", name, "mini") for name in DATASETS.table),
     *(("attack", name, "mini") for name in ATTACKS.table),
+    *(("defense", name, "mini") for name in DEFENSES.table),
     *(("track", name, "mini") for name in TRACKS.table),
     *(("model", name, track) for track in TRACKS.table for name in card_names(track)),
 ]

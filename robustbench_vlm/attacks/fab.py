@@ -2,8 +2,8 @@
 
 Follows pyautoattack 0.2.0, except: a sample leaves at its first misclassified point within eps; the closest point of
 all targets is kept; one pass both classifies a point and linearises there, where the official code pulls a
-misclassified point back first and passes it again (half as many forward passes; the distances found are no larger); the
-projection needs no sorting (`hyperplane`).
+misclassified point back first and passes it again (half as many forward passes; the mean distance found is no larger,
+that of single samples may be); the projection needs no sorting (`hyperplane`).
 """
 
 from dataclasses import dataclass
