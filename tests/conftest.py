@@ -14,7 +14,7 @@ from robustbench_vlm.datasets.rendered import COLOURS
 from robustbench_vlm.files import sha256_of
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import ModelCard, Weights, write_card
-from robustbench_vlm.models.clip import load_model
+from robustbench_vlm.models.clip import ImageEncoder, load_model
 
 # The same examples in every run, and no limit of time for one: the machine may be busy.
 settings.register_profile("same", derandomize=True, deadline=None)
@@ -62,7 +62,7 @@ def taught_card(tmp_path_factory: pytest.TempPathFactory) -> Path:
     model = load_model(str(write_untrained(folder, "taught")), "mini")
     source, features = COLOURS.open(), model.text_features(COLOURS.prompts)
     pictures, labels = source.read(range(512)).float() / 255, torch.tensor(source.labels[:512])
-    encoder = model.encoder().train()
+    encoder = ImageEncoder(model.network.get_submodule("visual"), model.architecture).train()
     for parameter in encoder.parameters():
         parameter.requires_grad_(True)
     optimizer = torch.optim.Adam(encoder.parameters(), lr=2e-3)

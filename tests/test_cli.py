@@ -23,6 +23,7 @@ from robustbench_vlm import cli
 from robustbench_vlm.cli import run_command
 from robustbench_vlm.contracts import Contract
 from robustbench_vlm.engine.doctor import Check
+from robustbench_vlm.protocols import MINI_QUICK
 from robustbench_vlm.terminal import catalog
 from robustbench_vlm.threats import Threat
 from robustbench_vlm.tracks import MINI
@@ -104,7 +105,8 @@ def test_a_table_for_a_pipe(quick: list[str], capsys: pytest.CaptureFixture[str]
     assert any(line.startswith("near-chance: ") for line in lines)
     assert any(line.startswith("protocol mini-quick/1, fingerprint ") for line in lines)
     assert f"records in {quick[-1]}" in printed.out
-    assert "32 of 32 samples" in printed.err and "\x1b" not in printed.out + printed.err
+    count = 2 * (MINI_QUICK.samples or 0)
+    assert f"{count} of {count} samples" in printed.err and "\x1b" not in printed.out + printed.err
 
 
 @pytest.mark.parametrize(
@@ -225,7 +227,7 @@ def test_real_pictures_in_folders(folder: str, document: Document, quick: list[s
     found = document("run", *quick, "--images", str(REAL / folder), "--prompt", "a photo of a {}.")
     (score,) = found["scores"]
     classes = [path for path in (REAL / folder).iterdir() if path.is_dir()]
-    assert (score["dataset"], score["classes"], score["n"]) == (folder, len(classes), 16)
+    assert (score["dataset"], score["classes"], score["n"]) == (folder, len(classes), MINI_QUICK.samples)
 
 
 @pytest.fixture

@@ -19,7 +19,7 @@ from robustbench_vlm.tracks import TRACKS, Track
 
 ABOUT_ZERO = 0.05
 """The robust accuracy that an attack may leave where theory says none."""
-_ATTACK, _QUICK_ATTACK = "apgd-ce", "pgd-10"
+_ATTACK, _QUICK_ATTACK, _SAMPLES = "apgd-ce", "pgd-10", 32
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[C
         track=track,
         datasets=(dataset or found.datasets[0],),
         eps=(max(found.eps),),
+        samples=_SAMPLES,
         resources=Resources(workers=1),
     )
     (cell,) = make_plan(request).cells

@@ -14,6 +14,7 @@ SAMPLE = Track(
     architecture="narrow",
     training="scenes",
     training_pictures=16,
+    training_eps=Fraction(8, 255),
     schedule=Schedule("adamw", rate=1e-3, weight_decay=0.0, batch=8, epochs=1, warmup=0),
     norm="L2",
     eps=(Fraction(1, 2), Fraction(1)),
