@@ -37,7 +37,7 @@ class Resources:
     """Processes. 0: one a CPU core, or one a GPU."""
     slots: int = 64
     """Samples that one worker passes at once."""
-    shard_size: int = 112
+    shard_size: int = 64
     """Samples that a worker takes and writes together; a killed run loses at most this many a worker."""
 
     def __post_init__(self) -> None:
