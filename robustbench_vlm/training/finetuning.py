@@ -5,7 +5,6 @@ and the step, so that a run that was killed and resumed ends in the same weights
 """
 
 import copy
-import dataclasses
 import json
 import math
 import time
@@ -153,8 +152,3 @@ def _rows(job: Job, step: int) -> Tensor:
 def _keys(job: Job, rows: Tensor, step: int) -> Tensor:
     ids = [f"{step} {row}" for row in rows.tolist()]
     return randomness.sample_keys(job.seed, "inner attack", ids)
-
-
-def with_rate(schedule: Schedule, rate: float) -> Schedule:
-    """Return the schedule with another peak learning rate."""
-    return dataclasses.replace(schedule, rate=rate)
