@@ -57,7 +57,8 @@ def read_reference(images: Path, weights: Path, eps: str) -> tuple[nn.Module, Ba
     pictures = [np.asarray(Image.open(images / name).convert("RGB")) for name in stored["images"]]
     pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().float() / 255
     keys = sample_keys(0, "cifar10", stored["images"])
-    batch = Batch(pixels, torch.tensor(stored["labels"]), keys, Threat("Linf", parse_eps(eps)), 10)
+    labels = torch.tensor(stored["labels"])
+    batch = Batch(pixels, labels, keys, Threat("Linf", parse_eps(eps)), torch.full_like(labels, 10))
     return Normalised(weights).eval(), batch, torch.tensor(stored["robust"][eps])
 
 

@@ -103,11 +103,14 @@ def run(request: "Request", as_json: Json = False) -> None:
 
     What is on disk already is not computed again: a run that was stopped is finished by the same command.
     """
+    from robustbench_vlm.engine.local import expect_workers
     from robustbench_vlm.engine.plan import make_plan
     from robustbench_vlm.engine.run import run_plan
     from robustbench_vlm.terminal import report
 
     screen.note("reading models and pictures", quiet=as_json)
+    if request.resources.workers != 1:
+        expect_workers()
     plan = make_plan(request)
     screen.note(report.cost(plan), quiet=as_json)
     with screen.progress("samples", quiet=as_json) as tell:

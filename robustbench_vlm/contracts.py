@@ -59,7 +59,7 @@ def _model(name: str, track: str) -> Iterator[Contract]:
     batch, prompts = _pictures(TRACKS.load(track))
     logits = model.classifier(prompts)
     scores = logits(batch.images).detach()
-    shape, expected = tuple(scores.shape), (len(batch.labels), batch.num_classes)
+    shape, expected = tuple(scores.shape), (len(batch.labels), len(prompts))
     yield Contract("one logit a class for every picture", shape == expected, f"{shape}, expected {expected}")
     yield Contract("logits are float32", scores.dtype == torch.float32, str(scores.dtype))
     yield Contract("logits are finite", bool(torch.isfinite(scores).all()))
@@ -191,7 +191,8 @@ def _pictures(track: Track) -> tuple[Batch, tuple[str, ...]]:
     images = source.read(chosen).to(torch.float32) / 255
     labels = torch.tensor([source.labels[index] for index in chosen])
     keys = sample_keys(0, dataset.name, [source.ids[index] for index in chosen])
-    batch = Batch(images, labels, keys, Threat(track.norm, track.standard_eps), len(dataset.classes))
+    num_classes = torch.full_like(labels, len(dataset.classes))
+    batch = Batch(images, labels, keys, Threat(track.norm, track.standard_eps), num_classes)
     return batch, dataset.prompts
 
 
@@ -208,7 +209,8 @@ def _toy(threat: Threat, *, num_classes: int) -> tuple[Logits, Batch]:
         return ((pictures.flatten(1).to(torch.float64) - 0.5) @ weight.T).to(pictures.dtype)
 
     keys = sample_keys(0, "contract", [str(n) for n in range(len(images))])
-    return classifier, Batch(images, classifier(images).argmax(dim=1), keys, threat, num_classes)
+    labels = classifier(images).argmax(dim=1)
+    return classifier, Batch(images, labels, keys, threat, torch.full_like(labels, num_classes))
 
 
 def _broken(verdict: WorstCase) -> int:

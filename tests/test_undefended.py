@@ -29,7 +29,7 @@ def attacked() -> Attacked:
             torch.tensor([source.labels[index] for index in chosen]),
             sample_keys(0, dataset.name, [source.ids[index] for index in chosen]),
             Threat(TRACK.norm, TRACK.standard_eps),
-            len(dataset.classes),
+            torch.full((count,), len(dataset.classes)),
         )
         classifier = load_model(model, "mini").classifier(dataset.prompts)
         return attack_samples(classifier, batch, load_attack(name), slots=64)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.balls import Ball, as_factor, ball_around
-from robustbench_vlm.attacks.losses import loss_for, ranked_targets
+from robustbench_vlm.attacks.losses import LOSSES, loss_notes, ranked_targets
 from robustbench_vlm.attacks.oracle import Oracle
 from robustbench_vlm.attacks.slots import Rows, put, run_in_slots, take
 from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
@@ -28,6 +28,7 @@ class ApgdState:
     rows: Rows
     ball: Ball
     targets: Tensor
+    runs: Tensor
     run: Tensor
     iteration: Tensor
     point: Tensor
@@ -52,7 +53,6 @@ class Apgd:
     """
 
     threat: Threat
-    num_classes: int
     loss: str
     steps: int = 100
     targets: int = 0
@@ -60,16 +60,16 @@ class Apgd:
 
     def start(self, oracle: Oracle, rows: Rows) -> ApgdState:
         """Begin the first run of each row; the targets come from the clean logits."""
-        targets = rows.labels[:, None]
+        targets, count = rows.labels[:, None], torch.ones_like(rows.labels)
         if self.targets:
-            targets = ranked_targets(oracle.logits(rows.images), rows.labels, self.targets)
-        return self._begin(rows, ball_around(self.threat, rows.images), targets, torch.zeros_like(rows.labels))
+            targets, count = ranked_targets(oracle.logits(rows.images), rows.labels, self.targets)
+        plan = targets, count * self.restarts, torch.zeros_like(rows.labels)
+        return self._begin(rows, ball_around(self.threat, rows.images), plan)
 
     def step(self, oracle: Oracle, state: ApgdState) -> ApgdState:
         """Evaluate every row's point, pass its checkpoint if one is due, and move it."""
         targets = state.targets.gather(1, state.run[:, None] // self.restarts).squeeze(1)
-        loss, _ = loss_for(self.loss, self.num_classes)
-        labels = state.rows.labels
+        loss, labels = LOSSES[self.loss], state.rows.labels
         logits, losses, gradient = oracle.gradient(state.point, lambda outputs: loss(outputs, labels, targets))
         broken = logits.argmax(dim=1) != labels
         if bool(broken.any()):
@@ -80,7 +80,8 @@ class Apgd:
         self._move(state, gradient)
         return self._next_run(state)
 
-    def _begin(self, rows: Rows, ball: Ball, targets: Tensor, run: Tensor) -> ApgdState:
+    def _begin(self, rows: Rows, ball: Ball, plan: tuple[Tensor, Tensor, Tensor]) -> ApgdState:
+        targets, runs, run = plan
         point = ball.clip(rows.images + float(self.threat.eps) * ball.boundary(rows.keys, run, rows.images))
         ones = torch.ones_like(point[:, 0, 0, 0])
         zeros = torch.zeros_like(rows.labels)
@@ -88,6 +89,7 @@ class Apgd:
             rows=rows,
             ball=ball,
             targets=targets,
+            runs=runs,
             run=run,
             iteration=zeros,
             point=point,
@@ -147,14 +149,14 @@ class Apgd:
         if not bool(over.any()):
             return state
         run = state.run + 1
-        state.rows.finished |= over & (run == state.targets.shape[1] * self.restarts)
+        state.rows.finished |= over & (run == state.runs)
         index = (over & ~state.rows.finished).nonzero().squeeze(1)
         kept = take(state, index)
-        return put(state, index, self._begin(kept.rows, kept.ball, kept.targets, run[index]))
+        return put(state, index, self._begin(kept.rows, kept.ball, (kept.targets, kept.runs, run[index])))
 
 
 def apgd(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
     """Run APGD as a stage; the parameters are those of `Apgd`."""
-    method = Apgd(threat=batch.threat, num_classes=batch.num_classes, **parameters)
+    method = Apgd(threat=batch.threat, **parameters)
     outcome = run_in_slots(method, logits, batch, slots=slots)
-    return replace(outcome, notes=outcome.notes + loss_for(method.loss, batch.num_classes)[1])
+    return replace(outcome, notes=outcome.notes | loss_notes(method.loss, batch.num_classes))

@@ -27,6 +27,7 @@ class FabState:
 
     rows: Rows
     targets: Tensor
+    runs: Tensor
     run: Tensor
     iteration: Tensor
     point: Tensor
@@ -49,10 +50,10 @@ class Fab:
 
     def start(self, oracle: Oracle, rows: Rows) -> FabState:
         """Begin at the image; the targets come from the clean logits."""
-        targets = ranked_targets(oracle.logits(rows.images), rows.labels, self.targets)
+        targets, runs = ranked_targets(oracle.logits(rows.images), rows.labels, self.targets)
         zeros = torch.zeros_like(rows.labels)
         nothing = torch.full_like(rows.images[:, 0, 0, 0], float("inf"))
-        return FabState(rows, targets, zeros, zeros.clone(), rows.images.clone(), nothing)
+        return FabState(rows, targets, runs, zeros, zeros.clone(), rows.images.clone(), nothing)
 
     def step(self, oracle: Oracle, state: FabState) -> FabState:
         """Classify and linearise at every row's point, pull it back where it is misclassified, and step."""
@@ -98,7 +99,7 @@ class Fab:
         over = state.iteration == self.steps
         state.iteration = (state.iteration + 1).masked_fill_(over, 0)
         if bool(over.any()):
-            last = state.run + 1 == state.targets.shape[1]
+            last = state.run + 1 == state.runs
             state.rows.finished |= over & last
             state.run = state.run + (over & ~last)
             state.point = torch.where(as_factor(over), state.rows.images, state.point)

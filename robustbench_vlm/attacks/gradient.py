@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.balls import Ball, as_factor, ball_around
-from robustbench_vlm.attacks.losses import loss_for
+from robustbench_vlm.attacks.losses import LOSSES, loss_notes
 from robustbench_vlm.attacks.oracle import Oracle
 from robustbench_vlm.attacks.slots import Rows, run_in_slots
 from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
@@ -35,7 +35,6 @@ class Pgd:
     """
 
     threat: Threat
-    num_classes: int
     steps: int
     loss: str = "ce"
     keep: Literal["final", "best"] = "best"
@@ -59,7 +58,7 @@ class Pgd:
     def step(self, oracle: Oracle, state: PgdState) -> PgdState:
         """Evaluate every row's point and move on."""
         labels = state.rows.labels
-        loss, _ = loss_for(self.loss, self.num_classes)
+        loss = LOSSES[self.loss]
         logits, losses, gradient = oracle.gradient(state.point, lambda outputs: loss(outputs, labels, labels))
         if self.keep == "best":
             self._keep_best(state, logits, losses)
@@ -82,6 +81,6 @@ class Pgd:
 
 def pgd(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
     """Run PGD as a stage; the parameters are those of `Pgd`."""
-    method = Pgd(threat=batch.threat, num_classes=batch.num_classes, **parameters)
+    method = Pgd(threat=batch.threat, **parameters)
     outcome = run_in_slots(method, logits, batch, slots=slots)
-    return replace(outcome, notes=outcome.notes + loss_for(method.loss, batch.num_classes)[1])
+    return replace(outcome, notes=outcome.notes | loss_notes(method.loss, batch.num_classes))

@@ -58,7 +58,7 @@ def torchattacks_stage(logits: Logits, batch: Batch, *, slots: int, attack: str)
 
 def _settings(attack: type, batch: Batch) -> dict[str, Any]:
     parameters, eps = _parameters(attack), float(batch.threat.eps)
-    known = {"norm": batch.threat.norm, "n_classes": batch.num_classes, "seed": seed_of(batch)}
+    known = {"norm": batch.threat.norm, "n_classes": int(batch.num_classes[0]), "seed": seed_of(batch)}
     settings = {name: value for name, value in known.items() if name in parameters}
     for eps_name in _EPS_NAMES:
         if eps_name in parameters:

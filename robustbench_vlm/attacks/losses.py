@@ -1,9 +1,13 @@
-"""Losses that an attack ascends, one number per sample, never averaged (arXiv:2003.01690, section 4)."""
+"""Losses that an attack ascends, one number per sample, never averaged (arXiv:2003.01690, section 4).
 
-from collections.abc import Callable
-from dataclasses import dataclass
+The logits of a class that a row does not have are minus infinity: rows of one batch may differ in their classes.
+"""
 
+from collections.abc import Callable, Mapping
+
+import torch
 from torch import Tensor
+from torch.nn import functional
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(logits (B, C), labels (B,), targets (B,)) to losses (B,); an untargeted loss ignores the targets."""
@@ -27,9 +31,12 @@ def margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the difference of logits ratio, shape (B,); needs 3 classes (arXiv:2003.01690, equation 6)."""
-    largest = logits.topk(3, dim=1).values
-    return margin(logits, labels, targets) / (largest[:, 0] - largest[:, 2] + _TINY)
+    """Return the difference of logits ratio, shape (B,) (arXiv:2003.01690, equation 6).
+
+    It needs 3 classes; the margin stands in where a row has fewer.
+    """
+    first, _, third = _largest(logits, 3)
+    return margin(logits, labels, targets) / _spread(first - third)
 
 
 def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
@@ -38,43 +45,49 @@ def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the targeted difference of logits ratio, (B,); needs 4 classes (arXiv:2003.01690, equation 7)."""
-    largest = logits.topk(4, dim=1).values
-    spread = largest[:, 0] - (largest[:, 2] + largest[:, 3]) / 2
-    return targeted_margin(logits, labels, targets) / (spread + _TINY)
+    """Return the targeted difference of logits ratio, (B,) (arXiv:2003.01690, equation 7).
 
-
-@dataclass(frozen=True)
-class NamedLoss:
-    """A loss, the least number of classes that it is defined for, and what stands in for it below that."""
-
-    function: Loss
-    classes: int = 2
-    instead: Loss = margin
-    note: str = ""
-
-
-LOSSES = {
-    "ce": NamedLoss(cross_entropy),
-    "margin": NamedLoss(margin),
-    "dlr": NamedLoss(dlr, 3, margin, "dlr-needs-3-classes"),
-    "targeted-dlr": NamedLoss(targeted_dlr, 4, targeted_margin, "targeted-dlr-needs-4-classes"),
-}
-
-
-def loss_for(name: str, num_classes: int) -> tuple[Loss, tuple[str, ...]]:
-    """Return the loss of that name for this many classes, and the note to record where another one stands in."""
-    loss = LOSSES[name]
-    return (loss.function, ()) if num_classes >= loss.classes else (loss.instead, (loss.note,))
-
-
-def ranked_targets(logits: Tensor, labels: Tensor, count: int) -> Tensor:
-    """Return the classes other than the label from the likeliest on, (B, min(count, C - 1)), int64.
-
-    Equal logits keep the order of the classes.
+    It needs 4 classes; the targeted margin stands in where a row has fewer.
     """
-    order = _without(logits, labels).argsort(dim=1, descending=True, stable=True)
-    return order[:, : min(count, logits.shape[1] - 1)]
+    first, _, third, fourth = _largest(logits, 4)
+    return targeted_margin(logits, labels, targets) / _spread(first - (third + fourth) / 2)
+
+
+LOSSES: Mapping[str, Loss] = {
+    "ce": cross_entropy,
+    "margin": margin,
+    "dlr": dlr,
+    "targeted-dlr": targeted_dlr,
+}
+_NEEDS = {"dlr": 3, "targeted-dlr": 4}
+
+
+def loss_notes(name: str, num_classes: Tensor) -> dict[str, Tensor]:
+    """Return the note on the samples (B,), bool, whose classes are too few for the loss of that name."""
+    needed = _NEEDS.get(name, 2)
+    few = num_classes < needed
+    return {f"{name}-needs-{needed}-classes": few} if bool(few.any()) else {}
+
+
+def ranked_targets(logits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the classes other than the label from the likeliest on, (B, min(count, C - 1)), and how many there are.
+
+    Equal logits keep the order of the classes. A row's own number (B,), int64, is less where it lacks classes.
+    """
+    others = _without(logits, labels)
+    order = others.argsort(dim=1, descending=True, stable=True)
+    targets = order[:, : min(count, logits.shape[1] - 1)]
+    return targets, others.isfinite().sum(dim=1).clamp_max(targets.shape[1])
+
+
+def _largest(logits: Tensor, count: int) -> tuple[Tensor, ...]:
+    missing = max(0, count - logits.shape[1])
+    return functional.pad(logits, (0, missing), value=-float("inf")).topk(count, dim=1).values.unbind(dim=1)
+
+
+def _spread(difference: Tensor) -> Tensor:
+    # Infinite where a row has too few classes, and then nothing to divide by.
+    return torch.where(difference.isfinite(), difference + _TINY, 1.0)
 
 
 def _pick(logits: Tensor, classes: Tensor) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.losses import loss_for, margin, targeted_margin
+from robustbench_vlm.attacks.losses import loss_notes, margin, targeted_margin
 from robustbench_vlm.attacks.network import CountedNetwork, seed_of
 from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
 
@@ -32,13 +32,14 @@ _PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
 def official(logits: Logits, batch: Batch, *, slots: int, attack: str) -> Outcome:
     """Run one official attack with the parameters of its standard version, `slots` samples at a time."""
     network = CountedNetwork(logits, batch.images.device)
-    _, notes = loss_for(_PARTS[attack][2], batch.num_classes)
     with _flags() as flags:
         adversarial = [
             _perturbed(network, batch, attack, slice(start, start + slots))
             for start in range(0, len(batch.labels), slots)
         ]
-    return Outcome(torch.cat(adversarial), *network.passes_each(batch), notes=tuple(sorted({*notes, *flags})))
+    notes = {flag: torch.ones_like(batch.labels, dtype=torch.bool) for flag in flags}
+    notes |= loss_notes(_PARTS[attack][2], batch.num_classes)
+    return Outcome(torch.cat(adversarial), *network.passes_each(batch), notes=notes)
 
 
 def _perturbed(network: CountedNetwork, batch: Batch, attack: str, chunk: slice) -> Tensor:
@@ -56,13 +57,14 @@ def _part(network: CountedNetwork, batch: Batch, attack: str) -> Any:
         network, norm=batch.threat.norm, eps=float(batch.threat.eps), device=batch.images.device, version="standard"
     )
     attribute, settings, _ = _PARTS[attack]
+    num_classes = int(batch.num_classes[0])
     part = getattr(whole, attribute)
     settings = settings | {"seed": seed_of(batch)}
     if hasattr(part, "n_target_classes"):
-        settings["n_target_classes"] = min(9, batch.num_classes - 1)
-    if batch.num_classes < 3:
+        settings["n_target_classes"] = min(9, num_classes - 1)
+    if num_classes < 3:
         settings["dlr_loss"] = lambda logits, labels: margin(logits, labels, labels)
-    if batch.num_classes < 4:
+    if num_classes < 4:
         settings["dlr_loss_targeted"] = lambda logits, labels: targeted_margin(logits, labels, part.y_target)
     for name, value in settings.items():
         setattr(part, name, value)

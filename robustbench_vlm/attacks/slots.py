@@ -10,7 +10,7 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.oracle import Oracle
+from robustbench_vlm.attacks.oracle import Oracle, logits_of
 from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
 
 _REFILL = 8
@@ -60,19 +60,22 @@ def run_in_slots(method: Method[S], logits: Logits, batch: Batch, *, slots: int)
     Returns the outcome in the batch's order. Which samples share the slots changes no result.
     """
     assert slots >= 1
-    oracle = Oracle(logits)
-    outcome = Outcome(batch.images.clone(), torch.zeros_like(batch.labels), torch.zeros_like(batch.labels))
+    outcome = Outcome(batch.images.clone(), torch.zeros_like(batch.labels), torch.zeros_like(batch.labels), {})
     waiting = torch.arange(len(batch.labels), device=batch.labels.device)
     state: S | None = None
+    oracle, asked_for = Oracle(logits), waiting
     while True:
         free = slots - (0 if state is None else len(state.rows.index))
         if len(waiting) and free >= min(len(waiting), max(1, slots // _REFILL)):
-            fresh = _start(method, oracle, batch, waiting[:free])
+            fresh = _start(method, logits, batch, waiting[:free])
             waiting = waiting[free:]
             state = fresh if state is None else join(state, fresh)
         if state is None:
-            return dataclasses.replace(outcome, notes=tuple(sorted(oracle.notes)))
-        state = _release(_step(method, oracle, state), outcome)
+            return outcome
+        if asked_for is not state.rows.index:
+            asked_for = state.rows.index
+            oracle = Oracle(logits_of(logits, asked_for))
+        state = _release(_step(method, oracle, state, outcome), outcome)
 
 
 def take(state: T, selection: Tensor) -> T:
@@ -104,7 +107,7 @@ def _map(combine: Callable[[list[Tensor]], Tensor], *states: Any) -> Any:
     return type(first)(**merged)
 
 
-def _start(method: Method[S], oracle: Oracle, batch: Batch, index: Tensor) -> S:
+def _start(method: Method[S], logits: Logits, batch: Batch, index: Tensor) -> S:
     images = batch.images[index].contiguous()
     rows = Rows(
         index=index,
@@ -116,17 +119,19 @@ def _start(method: Method[S], oracle: Oracle, batch: Batch, index: Tensor) -> S:
         forward=torch.zeros_like(index),
         backward=torch.zeros_like(index),
     )
-    forward = oracle.forward
+    oracle = Oracle(logits_of(logits, index))
     state = method.start(oracle, rows)
-    state.rows.forward += oracle.forward - forward
+    state.rows.forward += oracle.forward
     return state
 
 
-def _step(method: Method[S], oracle: Oracle, state: S) -> S:
-    forward, backward = oracle.forward, oracle.backward
+def _step(method: Method[S], oracle: Oracle, state: S, outcome: Outcome) -> S:
+    forward, backward, index = oracle.forward, oracle.backward, state.rows.index
     state = method.step(oracle, state)
     state.rows.forward += oracle.forward - forward
     state.rows.backward += oracle.backward - backward
+    for code, noted in oracle.notes.items():
+        outcome.note(code, index[noted])
     return state
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 
 from robustbench_vlm.threats import NORMS, Threat
@@ -24,7 +25,8 @@ class Batch:
     keys: Tensor
     """(B,), int64: each sample's random stream for this stage."""
     threat: Threat
-    num_classes: int
+    num_classes: Tensor
+    """(B,), int64: how many classes each sample may be taken for; a batch may mix data sets."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +38,12 @@ class Outcome:
     forward: Tensor
     backward: Tensor
     """(B,), int64: passes through the network spent on each sample."""
-    notes: tuple[str, ...] = ()
-    """Warning codes, such as a loss that had to be replaced."""
+    notes: dict[str, Tensor] = field(default_factory=dict)
+    """Warning codes, such as that of a loss that had to be replaced, each with the samples (B,), bool, that have it."""
+
+    def note(self, code: str, index: Tensor) -> None:
+        """Note a warning on the samples at `index`."""
+        self.notes.setdefault(code, torch.zeros_like(self.forward, dtype=torch.bool))[index] = True
 
 
 class StageFunction(Protocol):
@@ -54,6 +60,13 @@ class Stage:
     name: str
     function: str
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    takes_mixed: bool = False
+    """Whether the function asks `logits_of` for its classifier, so that samples of several data sets may share it."""
+
+    @property
+    def identity(self) -> Mapping[str, Any]:
+        """What the outcome depends on."""
+        return {"name": self.name, "function": self.function, "parameters": dict(self.parameters)}
 
     def run(self, logits: Logits, batch: Batch, slots: int) -> Outcome:
         """Run the stage on a batch; whatever it raises is an error of the run."""

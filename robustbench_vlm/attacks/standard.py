@@ -1,6 +1,7 @@
 """The attacks themselves, as data: every parameter of every stage stands here."""
 
 import re
+from collections.abc import Mapping
 from typing import Any, Literal
 
 from robustbench_vlm.attacks.stage import Attack, Stage
@@ -14,6 +15,11 @@ _SQUARE = "robustbench_vlm.attacks.square:square"
 _OFFICIAL = "robustbench_vlm.attacks.official:official"
 _LIBRARY = "robustbench_vlm.attacks.library:torchattacks_stage"
 _AUTOATTACK_PAPER = "arXiv:2003.01690"
+
+
+def own_stage(name: str, function: str, parameters: Mapping[str, Any]) -> Stage:
+    """Return a stage that this package computes; all of them take samples of several data sets at once."""
+    return Stage(name, function, parameters, takes_mixed=True)
 
 
 def one_stage(stage: Stage, description: str, paper: str, norms: tuple[str, ...] = ("Linf", "L2")) -> Attack:
@@ -30,28 +36,29 @@ def pgd_attack(steps: int, *, keep: Literal["final", "best"] = "best", step_size
     parameters |= {"step_size": step_size} if step_size else {"relative_step": 0.25}
     kept = "every iterate counts" if keep == "best" else "only the final iterate counts"
     return one_stage(
-        Stage(f"pgd-{steps}", _PGD, parameters), f"PGD, {steps} steps on cross-entropy, {kept}", "arXiv:1706.06083"
+        own_stage(f"pgd-{steps}", _PGD, parameters), f"PGD, {steps} steps on cross-entropy, {kept}", "arXiv:1706.06083"
     )
 
 
 FGSM = one_stage(
-    Stage("fgsm", _PGD, {"steps": 1, "loss": "ce", "keep": "final", "random_start": False, "relative_step": 1.0}),
+    own_stage("fgsm", _PGD, {"steps": 1, "loss": "ce", "keep": "final", "random_start": False, "relative_step": 1.0}),
     "one step of eps along the gradient's sign",
     "arXiv:1412.6572",
 )
 PGD_10, PGD_20, PGD_50, PGD_100 = (pgd_attack(steps) for steps in (10, 20, 50, 100))
+_MARGIN_PGD = {"steps": 100, "loss": "margin", "keep": "best", "random_start": True, "relative_step": 0.25}
 CW = one_stage(
-    Stage("cw", _PGD, {"steps": 100, "loss": "margin", "keep": "best", "random_start": True, "relative_step": 0.25}),
+    own_stage("cw", _PGD, _MARGIN_PGD),
     "PGD, 100 steps on the margin of the logits, as the field calls CW within a ball",
     "arXiv:1608.04644",
     norms=("Linf",),
 )
 
-_APGD_CE = Stage("apgd-ce", _APGD, {"loss": "ce", "steps": 100, "targets": 0, "restarts": 1})
-_APGD_DLR = Stage("apgd-dlr", _APGD, {"loss": "dlr", "steps": 100, "targets": 0, "restarts": 1})
-_APGD_T = Stage("apgd-t", _APGD, {"loss": "targeted-dlr", "steps": 100, "targets": 9, "restarts": 1})
-_FAB_T = Stage("fab-t", _FAB, {"steps": 100, "targets": 9, "overshoot": 1.05, "backward": 0.9, "pull": 0.1})
-_SQUARE_5000 = Stage("square", _SQUARE, {"queries": 5000, "share": 0.8})
+_APGD_CE = own_stage("apgd-ce", _APGD, {"loss": "ce", "steps": 100, "targets": 0, "restarts": 1})
+_APGD_DLR = own_stage("apgd-dlr", _APGD, {"loss": "dlr", "steps": 100, "targets": 0, "restarts": 1})
+_APGD_T = own_stage("apgd-t", _APGD, {"loss": "targeted-dlr", "steps": 100, "targets": 9, "restarts": 1})
+_FAB_T = own_stage("fab-t", _FAB, {"steps": 100, "targets": 9, "overshoot": 1.05, "backward": 0.9, "pull": 0.1})
+_SQUARE_5000 = own_stage("square", _SQUARE, {"queries": 5000, "share": 0.8})
 
 APGD_CE = one_stage(_APGD_CE, "APGD, 100 steps on cross-entropy", _AUTOATTACK_PAPER)
 APGD_DLR = one_stage(_APGD_DLR, "APGD, 100 steps on the difference of logits ratio", _AUTOATTACK_PAPER)

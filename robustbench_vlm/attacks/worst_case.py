@@ -7,7 +7,7 @@ from torch import Tensor
 
 from robustbench_vlm import randomness
 from robustbench_vlm.attacks.losses import margin
-from robustbench_vlm.attacks.oracle import chunked_logits
+from robustbench_vlm.attacks.oracle import chunked_logits, logits_of
 from robustbench_vlm.attacks.stage import Attack, Batch, Logits
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.records import CLEAN
@@ -60,16 +60,18 @@ def attack_samples(logits: Logits, batch: Batch, attack: Attack, *, slots: int) 
         if not len(active):
             break
         part = _part(batch, active, stage.name)
-        outcome = stage.run(logits, part, slots)
+        part_logits = logits_of(logits, active)
+        outcome = stage.run(part_logits, part, slots)
         found = project(batch.threat, part.images, outcome.adversarial.detach().to(part.images))
-        found_prediction = chunked_logits(logits, found, slots).argmax(dim=1)
+        found_prediction = chunked_logits(part_logits, found, slots).argmax(dim=1)
         broken = found_prediction != part.labels
         adversarial[active[broken]], prediction[active[broken]] = found[broken], found_prediction[broken]
         forward[active] += outcome.forward + 1
         backward[active] += outcome.backward
-        for n, is_broken in zip(active.tolist(), broken.tolist(), strict=True):
-            broken_by[n] = stage.name if is_broken else ""
-            notes[n] += tuple(note for note in outcome.notes if note not in notes[n])
+        for row, n in enumerate(active.tolist()):
+            broken_by[n] = stage.name if broken[row] else ""
+            raised = [code for code, samples in sorted(outcome.notes.items()) if samples[row]]
+            notes[n] += tuple(code for code in raised if code not in notes[n])
     return WorstCase(
         adversarial=adversarial,
         broken_by=tuple(broken_by),
@@ -93,4 +95,10 @@ def _check(batch: Batch, attack: Attack) -> None:
 
 def _part(batch: Batch, active: Tensor, stage: str) -> Batch:
     keys = randomness.derive(batch.keys[active], stage)
-    return replace(batch, images=batch.images[active].contiguous(), labels=batch.labels[active], keys=keys)
+    return replace(
+        batch,
+        images=batch.images[active].contiguous(),
+        labels=batch.labels[active],
+        keys=keys,
+        num_classes=batch.num_classes[active],
+    )

@@ -67,7 +67,7 @@ class Cell:
             "prompts": self.dataset.prompts,
             "data": self.samples.digest,
             "samples": self.samples.ids,
-            "attack": {"name": self.attack.name, "stages": plain(self.attack.stages)},
+            "attack": {"name": self.attack.name, "stages": [stage.identity for stage in self.attack.stages]},
             "threat": plain(self.threat),
             "protocol": protocol,
         }
@@ -92,6 +92,9 @@ class Shard:
     stop: int
     fingerprint: str
     """That of the cell, as the plan has it; who runs the shard computes it again and refuses where it differs."""
+
+    def __len__(self) -> int:
+        return self.stop - self.start
 
     def __str__(self) -> str:
         return f"samples {self.start} to {self.stop} of cell {self.cell}"

@@ -1,22 +1,22 @@
-"""Groups: shards of several cells that one worker runs together, so that small cells fill its batches too."""
+"""Groups: shards of several cells that one worker attacks together, so that small cells fill its batches too."""
 
-import functools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from torch import nn
-
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.estimate import Resources
-from robustbench_vlm.engine.meeting import meet
-from robustbench_vlm.engine.shard import classifier_of, run_shard
+from robustbench_vlm.engine.shard import run_shards
 from robustbench_vlm.engine.store import Finished, missing_ranges
 from robustbench_vlm.records import SampleResult
+from robustbench_vlm.threats import Threat
+
+_SHARDS = 2
+"""Whole shards in a group: half of its samples may fall early, and the others still fill a batch."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Shards of cells that have one model: what a worker is handed."""
+    """Shards of cells that differ in their data sets alone: what a worker is handed."""
 
     shards: tuple[Shard, ...]
 
@@ -24,7 +24,12 @@ class Group:
         return " and ".join(map(str, self.shards))
 
     def __len__(self) -> int:
-        return sum(shard.stop - shard.start for shard in self.shards)
+        return sum(map(len, self.shards))
+
+
+def run_group(cells: Sequence[Cell], resources: Resources, group: Group) -> list[list[SampleResult]]:
+    """Compute the records of a group's shards, in their order; raises what `run_shards` raises."""
+    return run_shards(cells, resources, group.shards)
 
 
 def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resources: Resources) -> list[Group]:
@@ -42,35 +47,33 @@ def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resource
     return groups
 
 
-def run_group(cells: Sequence[Cell], resources: Resources, group: Group) -> list[list[SampleResult]]:
-    """Compute the records of a group's shards, in their order; raises what `run_shard` raises."""
-    if len(group.shards) == 1:
-        return [run_shard(cells, resources, group.shards[0])]
-
-    def attend(shard: Shard, seat: nn.Module) -> list[SampleResult]:
-        return run_shard(cells, resources, shard, seat)
-
-    cell = cells[group.shards[0].cell]
-    encoder = classifier_of(cell.model, cell.track, cell.dataset.prompts, resources.device).encoder
-    return meet(encoder, [functools.partial(attend, shard) for shard in group.shards])
-
-
 def _all_groups(cells: Sequence[Cell], resources: Resources) -> Iterator[Group]:
-    by_model: dict[str, list[Shard]] = {}
+    alike: dict[int | tuple[str, str, Threat], list[Shard]] = {}
     for number, cell in enumerate(cells):
+        mixed = all(stage.takes_mixed for stage in cell.attack.stages)
+        key = (cell.model, cell.attack.name, cell.threat) if mixed else number
         nothing = Finished((), ())
         for start, stop in missing_ranges(len(cell), nothing, resources.shard_size):
-            by_model.setdefault(cell.model, []).append(Shard(number, start, stop, cell.fingerprint))
-    for shards in by_model.values():
-        count = len(shards)
-        if resources.device == "cpu":
-            count = -(-sum(shard.stop - shard.start for shard in shards) // resources.shard_size)
-        # Every count-th shard: neighbours are alike in cost.
-        yield from (Group(tuple(shards[first::count])) for first in range(count))
+            alike.setdefault(key, []).append(Shard(number, start, stop, cell.fingerprint))
+    for key, shards in alike.items():
+        if isinstance(key, int):
+            yield from (Group((shard,)) for shard in shards)
+        else:
+            yield from _packed(shards, resources)
+
+
+def _packed(shards: Sequence[Shard], resources: Resources) -> list[Group]:
+    """Deal shards out to groups of nearly equal size, at least one a worker, the largest shards first."""
+    full = _SHARDS * resources.shard_size
+    count = min(len(shards), max(-(-sum(map(len, shards)) // full), resources.workers))
+    groups: list[list[Shard]] = [[] for _ in range(count)]
+    for shard in sorted(shards, key=len, reverse=True):
+        min(groups, key=lambda group: sum(map(len, group))).append(shard)
+    return [Group(tuple(sorted(group, key=lambda shard: (shard.cell, shard.start)))) for group in groups]
 
 
 def _missing(shard: Shard, cells: Sequence[Cell], finished: Sequence[Finished]) -> list[Shard]:
-    ranges = missing_ranges(len(cells[shard.cell]), finished[shard.cell], shard.stop - shard.start)
+    ranges = missing_ranges(len(cells[shard.cell]), finished[shard.cell], len(shard))
     cut = [(max(start, shard.start), min(stop, shard.stop)) for start, stop in ranges]
     return [Shard(shard.cell, start, stop, shard.fingerprint) for start, stop in cut if start < stop]
 

@@ -1,9 +1,11 @@
 """The local engine: jobs in this process or in several, one a core or GPU, as (job, answer) in any order."""
 
 import contextlib
+import ctypes
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import traceback
 from collections import deque
@@ -23,8 +25,13 @@ Job = TypeVar("Job")
 Answer = TypeVar("Answer")
 
 
-_ALLOCATOR = {"MALLOC_MMAP_THRESHOLD_": str(2**30), "MALLOC_TRIM_THRESHOLD_": str(2**31)}
-"""Settings of the GNU C library's allocator; other ones ignore them."""
+_MALLOPT = {-3: 2**25, -1: 2**31 - 1, -2: 2**26}
+"""GNU C library: blocks to take from the heap (at most so large), free memory to keep on top, and to take at once."""
+_IMPORTED = ["open_clip", "robustbench_vlm.engine.shard"]
+"""What the process that workers are copied from imports, seconds before the first of them is needed."""
+# Not fork: a copy of a process with running threads may hang, and CUDA refuses it. The process that the fork server
+# copies has only imported. Apple's libraries do not bear even that.
+_CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
 
 
 class WorkerDied(UserError):
@@ -47,6 +54,7 @@ def run_jobs(
     Raises WorkerDied, naming the job, where a process is gone. Closing the iterator ends all workers.
     """
     if workers == 1 or len(jobs) <= 1:
+        keep_freed_memory()
         for job in jobs:
             yield job, function(job)
         return
@@ -57,6 +65,27 @@ def run_jobs(
         yield from _hand_out(crew, deque(jobs))
     finally:
         _stop(crew)
+
+
+def expect_workers() -> None:
+    """Begin to import what workers need, in the process that they will be copied from, while others make the plan."""
+    if _CONTEXT.get_start_method() != "forkserver":
+        return
+    from multiprocessing import forkserver
+
+    _CONTEXT.set_forkserver_preload(_IMPORTED)
+    forkserver.ensure_running()
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep memory that it freed: to return it to the system after every pass costs a third of the time.
+
+    Only the GNU C library can be told; with any other one nothing happens.
+    """
+    with contextlib.suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        for name, value in _MALLOPT.items():
+            library.mallopt(name, value)
 
 
 def _hand_out(crew: Sequence[_Worker[Job]], waiting: deque[Job]) -> Generator[tuple[Job, Any], None, None]:
@@ -94,27 +123,11 @@ def _answer(worker: _Worker[Job]) -> Any:
 
 
 def _start(function: Callable[[Job], Any], number: int, workers: int) -> _Worker[Job]:
-    # Not fork: a copy of a process with running threads may hang, and CUDA refuses it.
-    context = multiprocessing.get_context("spawn")
-    ours, theirs = context.Pipe()
-    process = context.Process(target=_work, args=(theirs, function, number, max(1, cores() // workers)), daemon=True)
-    with _calm_allocator():
-        process.start()
+    ours, theirs = _CONTEXT.Pipe()
+    process = _CONTEXT.Process(target=_work, args=(theirs, function, number, max(1, cores() // workers)), daemon=True)
+    process.start()
     theirs.close()
     return _Worker(process, ours)
-
-
-@contextlib.contextmanager
-def _calm_allocator() -> Generator[None, None, None]:
-    """Let a child process keep freed memory: returning it to the system after every pass costs a fifth of the time."""
-    before = {name: os.environ.get(name) for name in _ALLOCATOR}
-    os.environ.update({name: before[name] or value for name, value in _ALLOCATOR.items()})
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
 
 
 def _stop(crew: Sequence[_Worker[Job]]) -> None:
@@ -129,6 +142,7 @@ def _work(connection: Connection, function: Callable[[Any], Any], number: int, t
     # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    keep_freed_memory()
     torch.set_num_threads(threads)
     if torch.cuda.is_available():
         torch.cuda.set_device(number % torch.cuda.device_count())

@@ -80,9 +80,12 @@ class Model:
         """The logit scale of inference."""
         return float(self.network.get_parameter("logit_scale").detach().exp())
 
+    @functools.cached_property
     def encoder(self) -> ImageEncoder:
-        """Return the image tower with resize and normalisation inside."""
-        return ImageEncoder(folded(self.network.get_submodule("visual")), self.architecture).eval()
+        """The image tower with resize and normalisation inside; all classifiers of the model share it."""
+        with torch.no_grad():
+            tower = folded(self.network.get_submodule("visual"))
+        return ImageEncoder(tower, self.architecture).eval()
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:
         """Return the unit embedding of each prompt, float32 (C, D)."""
@@ -95,7 +98,7 @@ class Model:
 
     def classifier(self, prompts: Sequence[str]) -> ZeroShotClassifier:
         """Return the zero-shot classifier of the classes that the prompts describe, one prompt a class."""
-        return ZeroShotClassifier(self.encoder(), self.text_features(prompts), self.scale).eval().requires_grad_(False)
+        return ZeroShotClassifier(self.encoder, self.text_features(prompts), self.scale).eval().requires_grad_(False)
 
 
 def tokenize(prompts: Sequence[str], architecture: Architecture) -> Tensor:

@@ -41,7 +41,8 @@ def samples(model: nn.Module, classes: int, threat: Threat, count: int = 24) -> 
     images = (0.3 + 0.4 * torch.rand(count, 3, SIDE, SIDE, generator=generator)).to(dtype)
     with torch.no_grad():
         labels = model(images).argmax(dim=1)
-    return Batch(images, labels, sample_keys(0, "made-up", [str(n) for n in range(count)]), threat, classes)
+    keys = sample_keys(0, "made-up", [str(n) for n in range(count)])
+    return Batch(images, labels, keys, threat, torch.full_like(labels, classes))
 
 
 def threat_of(norm: str, eps: float) -> Threat:
@@ -52,7 +53,8 @@ def threat_of(norm: str, eps: float) -> Threat:
 def halving_threat(model: nn.Module, classes: int, norm: str, times: float = 1) -> Threat:
     """Return a threat of `times` the samples' median first-order distance to the nearest other class."""
     batch = samples(model, classes, Threat(norm, Fraction(0)))
-    return threat_of(norm, times * float(linear_distances(model, batch, classes - 1).median()))
+    # Between the two middle distances: a radius that is a sample's own distance would leave it to rounding.
+    return threat_of(norm, times * float(linear_distances(model, batch, classes - 1).quantile(0.5)))
 
 
 def linear_distances(model: nn.Module, batch: Batch, targets: int) -> Tensor:

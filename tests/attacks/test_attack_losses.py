@@ -8,7 +8,16 @@ from made_up import SHORT, halving_threat, network, samples, with_parameters
 from torch.nn import functional
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.losses import LOSSES, cross_entropy, dlr, loss_for, ranked_targets, targeted_dlr
+from robustbench_vlm.attacks.losses import (
+    LOSSES,
+    cross_entropy,
+    dlr,
+    loss_notes,
+    margin,
+    ranked_targets,
+    targeted_dlr,
+    targeted_margin,
+)
 from robustbench_vlm.attacks.worst_case import attack_samples
 
 SCALE_FREE = ("cw", "apgd-dlr", "apgd-t", "fab-t", "square")
@@ -36,7 +45,7 @@ def test_log_odds_are_cross_entropy_before_the_softplus(seed: int, classes: int)
 @given(seed=st.integers(0, 1000), classes=st.sampled_from([4, 10, 100]))
 def test_dlr_as_the_paper_writes_it(seed: int, classes: int) -> None:
     logits, labels = logits_and_labels(seed, classes)
-    targets = ranked_targets(logits, labels, 2)[:, 1]
+    targets = ranked_targets(logits, labels, 2)[0][:, 1]
     for row, label, target, untargeted, targeted in zip(
         logits, labels, targets, dlr(logits, labels, targets), targeted_dlr(logits, labels, targets), strict=True
     ):
@@ -50,19 +59,56 @@ def test_dlr_as_the_paper_writes_it(seed: int, classes: int) -> None:
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("classes", [2, 3, 4, 1000])
 def test_twin_classes_give_finite_losses_and_gradients(name: str, classes: int) -> None:
-    loss, notes = loss_for(name, classes)
+    loss = LOSSES[name]
     logits = torch.zeros(3, classes, requires_grad=True)
     labels, targets = torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.int64)
     values = loss(logits, labels, targets)
     (gradient,) = torch.autograd.grad(values.sum(), logits)
     assert torch.isfinite(values).all() and torch.isfinite(gradient).all()
-    assert bool(notes) == (classes < LOSSES[name].classes)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 4])
+def test_a_margin_stands_in_where_classes_are_too_few_and_the_sample_says_so(classes: int) -> None:
+    logits, labels = logits_and_labels(1, classes)
+    num_classes = torch.full_like(labels, classes)
+    targets = ranked_targets(logits, labels, 1)[0][:, 0]
+    least = {"dlr": (3, dlr, margin), "targeted-dlr": (4, targeted_dlr, targeted_margin)}
+    for name, (needed, loss, instead) in least.items():
+        same = torch.equal(loss(logits, labels, targets), instead(logits, labels, targets))
+        assert same == (classes < needed)
+        assert loss_notes(name, num_classes).keys() == ({f"{name}-needs-{needed}-classes"} if same else set())
+    assert not loss_notes("ce", num_classes)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(seed=st.integers(0, 1000), classes=st.lists(st.integers(2, 12), min_size=9, max_size=9))
+def test_classes_that_a_row_lacks_change_neither_its_loss_nor_its_gradient(
+    name: str, seed: int, classes: list[int]
+) -> None:
+    logits, _ = logits_and_labels(seed, 12)
+    counts = torch.tensor(classes)
+    labels = torch.arange(9) % counts
+    mixed = logits.masked_fill(torch.arange(12) >= counts[:, None], -torch.inf).requires_grad_()
+    targets, known = ranked_targets(mixed, labels, 9)
+    assert known.tolist() == [min(9, count - 1) for count in classes]
+    values = LOSSES[name](mixed, labels, targets[:, 0])
+    (gradient,) = torch.autograd.grad(values.sum(), mixed)
+    for row, count in enumerate(classes):
+        alone = logits[row : row + 1, :count].clone().requires_grad_()
+        own, _ = ranked_targets(alone, labels[row : row + 1], 9)
+        assert torch.equal(own[0], targets[row, : count - 1][:9])
+        value = LOSSES[name](alone, labels[row : row + 1], own[:, 0])
+        assert torch.allclose(value[0], values[row])
+        (slope,) = torch.autograd.grad(value.sum(), alone)
+        assert torch.allclose(slope[0], gradient[row, :count]) and not gradient[row, count:].any()
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 1000])
 def test_targets_are_the_likeliest_other_classes(classes: int) -> None:
     logits, labels = logits_and_labels(0, classes)
-    targets = ranked_targets(logits, labels, 9)
+    targets, count = ranked_targets(logits, labels, 9)
+    assert (count == min(9, classes - 1)).all()
     assert targets.shape == (9, min(9, classes - 1))
     assert not (targets == labels[:, None]).any()
     values = logits.gather(1, targets)

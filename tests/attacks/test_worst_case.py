@@ -36,7 +36,7 @@ def dishonest(monkeypatch: pytest.MonkeyPatch) -> Any:
 
             def run(logits: Logits, batch: Batch, *, slots: int, adversarial: Any = adversarial) -> Outcome:
                 ones = torch.ones_like(batch.labels)
-                return Outcome(adversarial(batch), 3 * ones, 2 * ones, ("told",))
+                return Outcome(adversarial(batch), 3 * ones, 2 * ones, {"told": ones.bool()})
 
             setattr(module, name, run)
         return Attack("dishonest", tuple(Stage(name, f"dishonest:{name}") for name in stages), "")

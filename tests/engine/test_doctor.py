@@ -32,7 +32,8 @@ def test_masked_gradients_are_found() -> None:
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.3
     images[3:] += 0.7
     keys = sample_keys(0, "masked", [str(n) for n in range(6)])
-    batch = Batch(images, torch.tensor([0, 0, 0, 1, 1, 1]), keys, Threat("Linf", Fraction(8, 255)), 2)
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    batch = Batch(images, labels, keys, Threat("Linf", Fraction(8, 255)), torch.full_like(labels, 2))
     failed = [check.name for check in self_tests(Masked(), batch, load_attack("apgd-ce")) if not check.passed]
     assert failed and "falls to about 0" in failed[0]
 

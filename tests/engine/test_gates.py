@@ -82,7 +82,8 @@ class Softmax(Linear):
 @pytest.mark.parametrize("slots", [1, 2, 64])
 def test_probes(model: nn.Module, code: str | None, slots: int) -> None:
     keys = sample_keys(0, "probe", [str(n) for n in range(5)])
-    batch = Batch(IMAGES, torch.tensor([0, 1, 2, 0, 1]), keys, Threat("Linf", Fraction(1, 255)), 3)
+    labels = torch.tensor([0, 1, 2, 0, 1])
+    batch = Batch(IMAGES, labels, keys, Threat("Linf", Fraction(1, 255)), torch.full_like(labels, 3))
     torch.manual_seed(0)
     expected = {code} if code else set()
     # A sample that is centred alone is all zeros, and so is its gradient.

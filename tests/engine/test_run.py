@@ -19,7 +19,7 @@ from robustbench_vlm.engine.plan import Plan, Request, make_plan
 from robustbench_vlm.engine.results import Progress
 from robustbench_vlm.engine.run import run, run_plan
 from robustbench_vlm.engine.scores import score, wilson
-from robustbench_vlm.engine.shard import classifier_of, load_batch, run_shard
+from robustbench_vlm.engine.shard import classifier_of, load_batch, run_shards
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.protocols import MINI_QUICK
 from robustbench_vlm.records import SampleResult
@@ -147,13 +147,13 @@ def shard_of(cell: Cell) -> Shard:
 def test_a_worker_refuses_another_identity(request_of: Callable[..., Request]) -> None:
     (cell,) = make_plan(request_of(datasets=("colours",))).cells
     with pytest.raises(UserError, match=r"weights .* changed"):
-        run_shard([replace(cell, weights="0" * 64)], ONE, shard_of(cell))
+        run_shards([replace(cell, weights="0" * 64)], ONE, [shard_of(cell)])
     with pytest.raises(UserError, match="another fingerprint"):
-        run_shard([replace(cell, protocol=replace(cell.protocol, seed=1))], ONE, shard_of(cell))
+        run_shards([replace(cell, protocol=replace(cell.protocol, seed=1))], ONE, [shard_of(cell)])
     digests = ("0" * 64, *cell.samples.image_digests[1:])
     changed = replace(cell, samples=replace(cell.samples, image_digests=digests))
     with pytest.raises(UserError, match="not the one that the run was planned with"):
-        run_shard([changed], ONE, shard_of(changed))
+        run_shards([changed], ONE, [shard_of(changed)])
 
 
 def test_two_runs_in_one_folder_at_once(request_of: Callable[..., Request]) -> None:

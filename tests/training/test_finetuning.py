@@ -38,7 +38,7 @@ def _job(**changes: object) -> Job:
 
 
 def _context(model: Model) -> Context:
-    student, teacher = ImageEncoder(model.network.visual, MINI).eval(), model.encoder()
+    student, teacher = ImageEncoder(model.network.visual, MINI).eval(), model.encoder
     images = SCENES.open().read(range(6)).float() / 255
     text = model.text_features(SCENES.prompts[:20])
     return Context(images, torch.arange(6), student, teacher, teacher(images).detach(), text, AGFT.settings)

@@ -1,0 +1,105 @@
+"""A strided convolution over pixels whose gradient at the pixels is quick on a CPU.
+
+oneDNN's own gradient at an input of three channels takes up to ten times as long as the convolution. It is one product
+of matrices, whose results are added up where the windows overlap.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+_FEW = 4
+"""Input channels up to which oneDNN's gradient is slow."""
+
+
+def quick_at_pixels(network: nn.Module) -> nn.Module:
+    """Put `PixelConvolution` in the place of every strided convolution over few channels; return the same network.
+
+    Parameters and their names stay; outputs are the same, gradients at the pixels to rounding.
+    """
+    for module in list(network.modules()):
+        for name, child in list(module.named_children()):
+            if type(child) is nn.Conv2d and _is_over_pixels(child):
+                setattr(module, name, PixelConvolution(child))
+    return network
+
+
+class PixelConvolution(nn.Module):
+    """The convolution `like`, with its parameters under their names."""
+
+    def __init__(self, like: nn.Conv2d) -> None:
+        super().__init__()
+        self.weight, self.bias = like.weight, like.bias
+        self.stride, self.padding = like.stride[0], like.padding[0]
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return what the convolution does."""
+        return convolve_pixels(images, self.weight, self.bias, self.stride, int(self.padding))
+
+
+def convolve_pixels(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+    """Return the convolution of images (B, C, H, W) with a square kernel (O, C, K, K)."""
+    if images.device.type != "cpu" or not torch.is_grad_enabled():
+        return functional.conv2d(images, weight, bias, stride, padding)
+    convolved: Tensor = _Convolution.apply(images, weight, bias, stride, padding)
+    return convolved
+
+
+class _Convolution(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
+        ctx.save_for_backward(images, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return functional.conv2d(images, weight, bias, stride, padding)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        (gradient,) = gradients
+        images, weight = ctx.saved_tensors
+        wanted = ctx.needs_input_grad[:3]
+        at_images = _pull_back(gradient, weight, ctx.stride, ctx.padding, images.shape) if wanted[0] else None
+        at_weight, at_bias = None, None
+        if wanted[1] or wanted[2]:
+            geometry = ([ctx.stride] * 2, [ctx.padding] * 2, [1, 1], False, [0, 0], 1)
+            _, at_weight, at_bias = torch.ops.aten.convolution_backward(
+                gradient, images, weight, [len(weight)], *geometry, [False, wanted[1], wanted[2]]
+            )
+        return at_images, at_weight, at_bias, None, None
+
+
+def _pull_back(gradient: Tensor, weight: Tensor, stride: int, padding: int, shape: torch.Size) -> Tensor:
+    """Return the gradient at the images, (B, C, H, W).
+
+    With the kernel cut into blocks of stride x stride, block (a, b) of every window falls on whole blocks of the image,
+    the window's own moved by (a, b).
+    """
+    batch, channels, height, width = shape
+    outputs, _, down, across = gradient.shape[1], *gradient.shape[1:]
+    blocks = -(-weight.shape[2] // stride)
+    missing = blocks * stride - weight.shape[2]
+    kernel = functional.pad(weight, (0, missing, 0, missing))
+    kernel = kernel.unflatten(3, (blocks, stride)).unflatten(2, (blocks, stride))
+    # (O, C, a, i, b, j) to (a, b, O, (i, j, C)): the last axes are those of an image, channels last.
+    kernel = kernel.permute(2, 4, 0, 3, 5, 1).reshape(blocks, blocks, outputs, -1)
+    rows = gradient.permute(0, 2, 3, 1).reshape(-1, outputs)
+    pulled = gradient.new_zeros(batch, down + blocks - 1, across + blocks - 1, kernel.shape[-1])
+    for a in range(blocks):
+        for b in range(blocks):
+            part = (rows @ kernel[a, b]).view(batch, down, across, -1)
+            pulled[:, a : a + down, b : b + across] += part
+    image = pulled.unflatten(3, (stride, stride, channels)).permute(0, 5, 1, 3, 2, 4)
+    image = image.reshape(batch, channels, pulled.shape[1] * stride, pulled.shape[2] * stride)
+    missing_rows, missing_columns = padding + height - image.shape[2], padding + width - image.shape[3]
+    if missing_rows > 0 or missing_columns > 0:
+        image = functional.pad(image, (0, max(0, missing_columns), 0, max(0, missing_rows)))
+    pixels: Tensor = image[:, :, padding : padding + height, padding : padding + width].contiguous()
+    return pixels
+
+
+def _is_over_pixels(convolution: nn.Conv2d) -> bool:
+    kernel, stride, padding = convolution.kernel_size, convolution.stride, convolution.padding
+    plain = convolution.groups == 1 and convolution.dilation == (1, 1) and convolution.padding_mode == "zeros"
+    square = kernel[0] == kernel[1] and stride[0] == stride[1] and not isinstance(padding, str)
+    return plain and square and padding[0] == padding[1] and convolution.in_channels <= _FEW and stride[0] > 1
