@@ -5,6 +5,7 @@ are drawn per sample; squares reach the last row and column; a sample leaves whe
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -66,16 +67,26 @@ class Square:
         halvings = torch.bucketize(query - 1, torch.tensor(_HALVINGS, device=query.device))
         return self.share * 0.5**halvings
 
+    def _sides(self, images: Tensor) -> Tensor:
+        return _sides(self, images.shape[2], images.shape[3], images.device)
+
     def _candidate(self, state: SquareState) -> Tensor:
         proposals, eps = PROPOSALS[self.threat.norm], float(self.threat.eps)
         first = state.query == 0
         if bool(first.all()):
             return proposals.first(state.rows, eps)
-        side = proposals.sides(state.best, self.share_at(state.query))
+        side = self._sides(state.best)[state.query]
         candidate = proposals.changed(state.rows, eps, state.best, state.query, side)
         if bool(first.any()):
             candidate = torch.where(as_factor(first), proposals.first(state.rows, eps), candidate)
         return candidate
+
+
+@lru_cache(maxsize=64)
+def _sides(method: Square, height: int, width: int, device: torch.device) -> Tensor:
+    """Return the side of the square of every query, int64 (queries + 1,)."""
+    query = torch.arange(method.queries + 1, device=device)
+    return PROPOSALS[method.threat.norm].sides(method.share_at(query), height, width)
 
 
 def square(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:

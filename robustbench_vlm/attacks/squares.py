@@ -28,9 +28,8 @@ class Proposals:
     least_side: int
     odd: bool
 
-    def sides(self, images: Tensor, share: Tensor) -> Tensor:
-        """Return the side of a square that covers `share` (B,) of the image, int64 (B,)."""
-        height, width = images.shape[2:]
+    def sides(self, share: Tensor, height: int, width: int) -> Tensor:
+        """Return the side of a square that covers `share` (B,) of an image, int64 (B,)."""
         side = (share * (height * width)).sqrt().round().long().clamp_min(self.least_side)
         if self.odd:
             side += 1 - side % 2

@@ -31,7 +31,10 @@ _IMPORTED = ["open_clip", "robustbench_vlm.engine.shard"]
 """What the process that workers are copied from imports, seconds before the first of them is needed."""
 # Not fork: a copy of a process with running threads may hang, and CUDA refuses it. The process that the fork server
 # copies has only imported. Apple's libraries do not bear even that.
-_CONTEXT = multiprocessing.get_context("forkserver" if sys.platform == "linux" else "spawn")
+if sys.platform == "linux":
+    _CONTEXT = multiprocessing.get_context("forkserver")
+else:
+    _CONTEXT = multiprocessing.get_context("spawn")
 
 
 class WorkerDied(UserError):
@@ -78,7 +81,7 @@ def expect_workers() -> None:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep memory that it freed: to return it to the system after every pass costs a third of the time.
+    """Let this process keep memory that it freed: to give it back after every pass costs a third of the time.
 
     Only the GNU C library can be told; with any other one nothing happens.
     """

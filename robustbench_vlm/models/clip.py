@@ -12,6 +12,7 @@ from torch.nn import functional
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.architecture import Architecture, load_architecture
 from robustbench_vlm.models.card import ModelCard, find_card
+from robustbench_vlm.models.convolution import quick_at_pixels
 from robustbench_vlm.models.folding import folded
 from robustbench_vlm.models.weights import load_weights
 from robustbench_vlm.records import fingerprint
@@ -84,7 +85,7 @@ class Model:
     def encoder(self) -> ImageEncoder:
         """The image tower with resize and normalisation inside; all classifiers of the model share it."""
         with torch.no_grad():
-            tower = folded(self.network.get_submodule("visual"))
+            tower = quick_at_pixels(folded(self.network.get_submodule("visual")))
         return ImageEncoder(tower, self.architecture).eval()
 
     def text_features(self, prompts: Sequence[str]) -> Tensor:

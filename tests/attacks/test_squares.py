@@ -72,4 +72,4 @@ def test_the_schedule_is_the_official_one() -> None:
         share = Square(threat=threat_of("Linf", 0.1)).share_at(torch.tensor([query + 1]))
         assert float(share) == pytest.approx(theirs.p_selection(query))
         expected = max(round((theirs.p_selection(query) * 32 * 32) ** 0.5), 1)
-        assert int(PROPOSALS["Linf"].sides(images, share)) == expected
+        assert int(PROPOSALS["Linf"].sides(share, *images.shape[2:])) == expected
