@@ -2,9 +2,9 @@
 
     python benchmarks/autoattack.py --eps 2/255 --threads 2 --out autoattack.json
 
-Ours runs in the benchmark's own process, and as `vlmbench run` does it: in one process a core, each with its share of the
-samples. The data: a CIFAR-10 network, images by class, and a JSON file beside the weights that lists the images and the stored
-verdicts. Both attacks get the same module, images and number of threads, and are timed whole, in turns.
+Ours runs in the benchmark's own process, and as `vlmbench run` does it, in one process a core. The data: a CIFAR-10
+network, images by class, and a JSON file beside the weights that lists the images and the stored verdicts. All get the
+same module, images and number of threads, and are timed whole, in turns.
 """
 
 import argparse
@@ -78,7 +78,7 @@ def run_ours(model: nn.Module, batch: Batch, slots: int) -> Tensor:
 
 
 def run_workers(arguments: argparse.Namespace, eps: str) -> Tensor:
-    """Return the same from one process a thread, as the harness runs it; each reads the model and its samples itself."""
+    """Return the same from one process a thread, as the harness runs it; each reads its samples itself."""
     workers = arguments.threads
     task = functools.partial(_share, arguments.images, arguments.weights, eps, arguments.slots)
     parts = [(number, workers) for number in range(workers)]
@@ -122,12 +122,8 @@ def compare(arguments: argparse.Namespace, eps: str) -> dict[str, object]:
         "ours": lambda: run_ours(quick, batch, arguments.slots),
         "workers": lambda: run_workers(arguments, eps),
     }
-    record: dict[str, object] = {
-        "eps": eps,
-        "threads": arguments.threads,
-        "images": len(stored),
-        "machine": f"{platform.platform()}, {os.cpu_count()} cores, torch {torch.__version__}",
-    }
+    record: dict[str, object] = {"eps": eps, "threads": arguments.threads, "images": len(stored)}
+    record["machine"] = f"{platform.platform()}, {os.cpu_count()} cores, torch {torch.__version__}"
     robust, seconds = {}, {name: [] for name in runs}
     for _ in range(arguments.rounds):
         for name, run in runs.items():

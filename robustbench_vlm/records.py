@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -54,19 +54,26 @@ class Score:
     warnings: tuple[str, ...]
 
 
-def plain(value: Any) -> Any:
-    """Return `value` in JSON's own types: dataclasses as objects, fractions as "1/255", tuples as lists."""
+def _no_form(value: Any) -> Any:
+    raise TypeError(f"{type(value).__name__} has no JSON form")
+
+
+def plain(value: Any, other: Callable[[Any], Any] = _no_form) -> Any:
+    """Return `value` in JSON's own types: dataclasses as objects, fractions as "1/255", tuples as lists.
+
+    What has no such form goes through `other`, which raises TypeError if not given.
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+        return {field.name: plain(getattr(value, field.name), other) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
+        return {str(key): plain(item, other) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [plain(item) for item in value]
+        return [plain(item, other) for item in value]
     if isinstance(value, Fraction | Path):
         return str(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    return other(value)
 
 
 def canonical(value: Any) -> str:

@@ -40,7 +40,7 @@ def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resource
     """
     groups = []
     for group in _all_groups(cells, resources):
-        parts = [(shard, _missing(shard, cells, finished)) for shard in group.shards]
+        parts = [(shard, _missing(shard, cells, finished, resources.shard_size)) for shard in group.shards]
         if any(missing for _, missing in parts):
             again = [missing or _written(shard, finished) for shard, missing in parts]
             groups.append(Group(tuple(shard for part in again for shard in part)))
@@ -72,8 +72,8 @@ def _packed(shards: Sequence[Shard], resources: Resources) -> list[Group]:
     return [Group(tuple(sorted(group, key=lambda shard: (shard.cell, shard.start)))) for group in groups]
 
 
-def _missing(shard: Shard, cells: Sequence[Cell], finished: Sequence[Finished]) -> list[Shard]:
-    ranges = missing_ranges(len(cells[shard.cell]), finished[shard.cell], len(shard))
+def _missing(shard: Shard, cells: Sequence[Cell], finished: Sequence[Finished], shard_size: int) -> list[Shard]:
+    ranges = missing_ranges(len(cells[shard.cell]), finished[shard.cell], shard_size)
     cut = [(max(start, shard.start), min(stop, shard.stop)) for start, stop in ranges]
     return [Shard(shard.cell, start, stop, shard.fingerprint) for start, stop in cut if start < stop]
 

@@ -1,6 +1,5 @@
 """What there is: the names of every kind, a sentence on each, and everything that is known of one."""
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -78,7 +77,7 @@ def entry_lines(listed: Sequence[Entry], width: int) -> list[Line]:
 def document(kind: str, name: str, track: str) -> dict[str, Any]:
     """Return all that is known of one value; raise UserError where there is none of that name."""
     value = KINDS[kind].load(name, track)
-    known = {"kind": kind, **_plain(value)}
+    known = {"kind": kind, **plain(value, _import_path)}
     if isinstance(value, Dataset):
         known |= {"samples": len(value.open().ids), "chance": value.chance}
     return known
@@ -108,15 +107,8 @@ def _entry(kind: Kind, name: str, track: str) -> Entry:
         return Entry(name, "", str(error))
 
 
-def _plain(value: Any) -> Any:
-    """Return a value in JSON's own types, functions by their import path."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [_plain(item) for item in value]
-    return f"{value.__module__}:{value.__qualname__}" if callable(value) else plain(value)
+def _import_path(function: Any) -> str:
+    return f"{function.__module__}:{function.__qualname__}"
 
 
 def _from(registry: Registry) -> tuple[Callable[[str], Sequence[str]], Callable[[str, str], Any]]:
