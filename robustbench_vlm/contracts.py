@@ -163,6 +163,11 @@ def _lesson(defense: Defense) -> Context:
     student, teacher = torch.randn(2, 3 * 8 * 8, 6, generator=random, dtype=torch.float64)
     images = torch.rand(4, 3, 8, 8, generator=random, dtype=torch.float64)
     text = nn.functional.normalize(torch.randn(5, 6, generator=random, dtype=torch.float64), dim=1)
+    places = torch.randn(2, 3 * 8 * 8, 4 * 6, generator=random, dtype=torch.float64)
+
+    def dense(tower: Tensor, places: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        return lambda pictures: (pictures.flatten(1) @ tower, (pictures.flatten(1) @ places).unflatten(1, (4, 6)))
+
     return Context(
         images=images,
         labels=torch.tensor([0, 4, 2, 2]),
@@ -171,6 +176,8 @@ def _lesson(defense: Defense) -> Context:
         teacher_clean=images.flatten(1) @ teacher,
         text_features=text,
         settings=defense.settings,
+        student_dense=dense(student, places[0]),
+        teacher_dense=dense(teacher, places[1]),
     )
 
 

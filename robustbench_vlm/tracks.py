@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Any
 
 from robustbench_vlm.defenses.defense import Schedule
 from robustbench_vlm.registry import Registry
@@ -29,6 +30,8 @@ class Track:
     standard_eps: Fraction
     protocols: tuple[str, ...]
     """The first is the default."""
+    inner: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the inner attack that are the same for every defense here."""
     rates: Mapping[str, float] = field(default_factory=dict)
     """Learning rates found for single defenses on held-out pictures of the fine-tuning set."""
     description: str = ""
@@ -57,6 +60,7 @@ MINI = Track(
     training_pictures=30_720,
     training_eps=Fraction(6, 255),
     schedule=Schedule("adamw", rate=1e-3, weight_decay=1e-4, batch=128, epochs=12, warmup=100),
+    inner={"steps": 2, "step_size": Fraction(1), "momentum": 0.0},
     norm="Linf",
     eps=(Fraction(5, 510), Fraction(5, 255), Fraction(10, 255)),
     standard_eps=Fraction(5, 255),

@@ -6,6 +6,13 @@ DEFENSES = Registry(
     "defense",
     {
         "tecoa": "robustbench_vlm.defenses.tecoa:TECOA",
+        "tecoa-fare": "robustbench_vlm.defenses.tecoa:TECOA_FARE",
+        "pmg-aft": "robustbench_vlm.defenses.pmg_aft:PMG_AFT",
+        "pmg-aft@code": "robustbench_vlm.defenses.pmg_aft:PMG_AFT_CODE",
+        "tga-zsr": "robustbench_vlm.defenses.tga_zsr:TGA_ZSR",
+        "tga-zsr@code": "robustbench_vlm.defenses.tga_zsr:TGA_ZSR_CODE",
+        "fare": "robustbench_vlm.defenses.fare:FARE",
+        "sim-clip": "robustbench_vlm.defenses.sim_clip:SIM_CLIP",
         "agft": "robustbench_vlm.defenses.agft:AGFT",
     },
 )

@@ -11,6 +11,14 @@ Features = Callable[[Tensor], Tensor]
 """An image tower: pictures (B, 3, H, W) in [0, 1] to embeddings (B, D) that are not normalised."""
 
 
+Dense = Callable[[Tensor], tuple[Tensor, Tensor]]
+"""An image tower with its places: pictures to embeddings (B, D), and to those of a square of T places, (B, T, D)."""
+
+
+def _no_places(images: Tensor) -> tuple[Tensor, Tensor]:
+    raise NotImplementedError("this context was made without embeddings of places")
+
+
 @dataclass(frozen=True)
 class Context:
     """What a loss may use beside the pictures it is given; all of one batch."""
@@ -29,6 +37,8 @@ class Context:
     """Unit text embeddings of the training classes, (C, D); no gradient."""
     settings: Mapping[str, float]
     """The defense's numbers, by their names in the paper."""
+    student_dense: Dense = _no_places
+    teacher_dense: Dense = _no_places
 
 
 Loss = Callable[[Context, Tensor], Tensor]
@@ -43,6 +53,8 @@ class InnerAttack:
     steps: int
     step_size: Fraction
     """In units of the training eps."""
+    momentum: float = 0.0
+    """Of the heavy ball on signs that FARE's authors use: v = sign(momentum v + sign(gradient))."""
 
 
 @dataclass(frozen=True)
@@ -54,9 +66,14 @@ class Schedule:
     rate: float
     weight_decay: float
     batch: int
-    epochs: int
     warmup: int
     """Iterations."""
+    epochs: int = 0
+    steps: int = 0
+    """Iterations of the whole training, where a paper counts them and not epochs."""
+
+    def __post_init__(self) -> None:
+        assert bool(self.epochs) != bool(self.steps), "a schedule counts epochs or steps"
 
 
 @dataclass(frozen=True)

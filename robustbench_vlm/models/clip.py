@@ -13,7 +13,7 @@ from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.architecture import Architecture, load_architecture
 from robustbench_vlm.models.card import ModelCard, find_card
 from robustbench_vlm.models.convolution import quick_at_pixels
-from robustbench_vlm.models.folding import folded
+from robustbench_vlm.models.folding import FoldedResNet, folded
 from robustbench_vlm.models.weights import load_weights
 from robustbench_vlm.records import fingerprint
 from robustbench_vlm.registry import unknown
@@ -40,11 +40,31 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the embeddings of pictures."""
+        features: Tensor = self.visual(self._pixels(images))
+        return features
+
+    def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the embeddings (B, D) and those of a square of T places, (B, T, D), in the same space.
+
+        Raises UserError for a tower that has no embeddings of places.
+        """
+        from open_clip.transformer import VisionTransformer
+
+        if isinstance(self.visual, FoldedResNet):
+            return self.visual.dense(self._pixels(images))
+        if not isinstance(self.visual, VisionTransformer) or self.visual.final_ln_after_pool:
+            raise UserError(f"a {type(self.visual).__name__} has no embeddings of places: take a vision transformer")
+        before, self.visual.output_tokens = self.visual.output_tokens, True
+        try:
+            features, places = self.visual(self._pixels(images))
+        finally:
+            self.visual.output_tokens = before
+        return features, places @ self.visual.proj
+
+    def _pixels(self, images: Tensor) -> Tensor:
         if images.shape[-2:] != (self.side, self.side):
             images = functional.interpolate(images, (self.side, self.side), mode="bicubic", align_corners=False)
-        pixels = ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
-        features: Tensor = self.visual(pixels)
-        return features
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
 class ZeroShotClassifier(nn.Module):

@@ -38,14 +38,31 @@ class FoldedResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the embeddings of pictures."""
+        *_, last = self.blocks
+        embedded: Tensor = self.pool(last(self._maps(images)).flatten(1))
+        return embedded
+
+    def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the embeddings (B, D), and those of the places of the last map before it is reduced to one, (B, T, D).
+
+        A place's embedding is the value that attention pooling would take from it (arXiv:2112.01071).
+        """
+        *_, last = self.blocks
+        maps = self._maps(images)
+        inner = last.inner(maps)
+        embedded: Tensor = self.pool(last.outer(*last.reduced(inner, maps)).flatten(1))
+        places = last.outer(inner, maps).flatten(2).transpose(1, 2)
+        return embedded, functional.linear(places, self.pool.value, self.pool.value_bias)  # type: ignore[arg-type]
+
+    def _maps(self, images: Tensor) -> Tensor:
         maps = images
         for number, layer in enumerate(self.stem):
             maps = functional.conv2d(maps, layer.weight, layer.bias, stride=1 if number else 2, padding=1).relu_()
         maps = functional.avg_pool2d(maps, 2)
-        for block in self.blocks:
+        *blocks, _ = self.blocks
+        for block in blocks:
             maps = block(maps)
-        embedded: Tensor = self.pool(maps.flatten(1))
-        return embedded
+        return maps
 
 
 class _Layers(nn.ModuleList):
@@ -78,12 +95,20 @@ class _Block(nn.Module):
         self.shortcut = None if block.downsample is None else _Affine(*_fold(block.downsample[1], block.downsample[2]))
 
     def forward(self, maps: Tensor) -> Tensor:
+        return self.outer(*self.reduced(self.inner(maps), maps))
+
+    def inner(self, maps: Tensor) -> Tensor:
         # Rows (B H W, C) and maps (B, C, H, W) are two views of one memory, channels last.
         inner = functional.linear(_rows(maps), self.first.weight, self.first.bias).relu_()
         inner = _maps(inner, maps.shape)
-        inner = functional.conv2d(inner, self.middle.weight, self.middle.bias, padding=1).relu_()
+        return functional.conv2d(inner, self.middle.weight, self.middle.bias, padding=1).relu_()
+
+    def reduced(self, inner: Tensor, maps: Tensor) -> tuple[Tensor, Tensor]:
         if self.stride > 1:
-            inner, maps = functional.avg_pool2d(inner, self.stride), functional.avg_pool2d(maps, self.stride)
+            return functional.avg_pool2d(inner, self.stride), functional.avg_pool2d(maps, self.stride)
+        return inner, maps
+
+    def outer(self, inner: Tensor, maps: Tensor) -> Tensor:
         passed = _rows(maps)
         if self.shortcut is not None:
             passed = functional.linear(passed, self.shortcut.weight, self.shortcut.bias + self.last.bias)

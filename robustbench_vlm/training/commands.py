@@ -111,8 +111,10 @@ def _job(order: Order) -> tuple[Job, Track]:
         rate=order.settings.get("rate", track.rates.get(defense.name, track.schedule.rate)),
         epochs=order.epochs or track.schedule.epochs,
     )
+    # The track's budget is equal for all, the passes of the inner attack included.
+    inner = dataclasses.replace(defense.inner, **track.inner)
     return Job(
-        defense=dataclasses.replace(defense, settings={**defense.settings, **own}),
+        defense=dataclasses.replace(defense, inner=inner, settings={**defense.settings, **own}),
         schedule=schedule,
         model=load_model(track.base, track.name),
         dataset=DATASETS.load(track.training),
@@ -142,7 +144,7 @@ def _account(job: Job, track: Track) -> dict[str, object]:
 
 def _identity(job: Job) -> str:
     """Return what decides the weights: a checkpoint of another identity is never resumed."""
-    inner = [job.defense.inner.steps, str(job.defense.inner.step_size)]
+    inner = [job.defense.inner.steps, str(job.defense.inner.step_size), job.defense.inner.momentum]
     dataset = [job.dataset.name, job.dataset.revision, job.dataset.prompts, job.pictures]
     return fingerprint(
         [

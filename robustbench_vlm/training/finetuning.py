@@ -22,6 +22,7 @@ from robustbench_vlm.defenses.defense import Context, Defense, InnerAttack, Sche
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import write_whole
 from robustbench_vlm.models.clip import ImageEncoder, Model
+from robustbench_vlm.models.folding import folded
 from robustbench_vlm.threats import Threat, project
 
 _OPTIMIZERS = ("sgd", "adamw")
@@ -44,7 +45,7 @@ class Job:
     @property
     def steps(self) -> int:
         """Optimiser steps of the whole training."""
-        return self.schedule.epochs * (self.pictures // self.schedule.batch)
+        return self.schedule.steps or self.schedule.epochs * (self.pictures // self.schedule.batch)
 
 
 def finetune(job: Job, folder: Path, tell: Callable[[str], object]) -> nn.Module:
@@ -52,7 +53,7 @@ def finetune(job: Job, folder: Path, tell: Callable[[str], object]) -> nn.Module
 
     Raises UserError when the loss is no longer finite; the last good checkpoint stays.
     """
-    student, teacher = _encoder(job.model), _encoder(job.model).requires_grad_(False)
+    student, teacher = _encoder(job.model), job.model.encoder
     optimizer = _optimizer(student, job.schedule)
     checkpoint = folder / "checkpoint.pt"
     first = _resume(student, optimizer, checkpoint)
@@ -65,7 +66,19 @@ def finetune(job: Job, folder: Path, tell: Callable[[str], object]) -> nn.Module
         clean = images[rows].to(torch.float32) / 255
         with torch.no_grad():
             teacher_clean = teacher(clean)
-        context = Context(clean, labels[rows], student, teacher, teacher_clean, text_features, job.defense.settings)
+        # The short form of the weights as they are now: all passes of a step share it.
+        current = ImageEncoder(folded(student.visual), job.model.architecture).eval()
+        context = Context(
+            images=clean,
+            labels=labels[rows],
+            student=current,
+            teacher=teacher,
+            teacher_clean=teacher_clean,
+            text_features=text_features,
+            settings=job.defense.settings,
+            student_dense=current.dense,
+            teacher_dense=teacher.dense,
+        )
         loss = train_step(context, job, optimizer, _keys(job, rows, step))
         if not math.isfinite(loss):
             raise UserError(f"the loss is {loss} at step {step}: lower the rate; {checkpoint} is the last good state")
@@ -97,11 +110,13 @@ def inner_attack(context: Context, inner: InnerAttack, threat: Threat, keys: Ten
     eps = float(threat.eps)
     start = (randomness.uniform(keys, 0, context.images.shape[1:]) * 2 - 1) * eps
     adversarial = (context.images + start).clamp(0, 1)
+    direction = torch.zeros_like(start)
     for _ in range(inner.steps):
         adversarial = adversarial.detach().requires_grad_()
         loss = inner.loss(context, adversarial).sum()
         (gradient,) = torch.autograd.grad(loss, adversarial)
-        moved = adversarial.detach() + float(inner.step_size) * eps * gradient.sign()
+        direction = (inner.momentum * direction + gradient.sign()).sign()
+        moved = adversarial.detach() + float(inner.step_size) * eps * direction
         adversarial = project(threat, context.images, moved)
     return adversarial.detach()
 

@@ -49,3 +49,16 @@ def test_other_towers_stay_as_they_are() -> None:
     for name in ("ViT-B-32-quickgelu", "RN50-quickgelu"):
         visual = load_architecture(f"open_clip:{name}").build().visual
         assert folded(visual) is visual
+
+
+def test_a_place_has_the_value_that_attention_pooling_takes_from_it() -> None:
+    visual = _tower()
+    images = torch.rand(3, 3, 32, 32, dtype=torch.float64)
+    embedded, places = folded(visual).dense(images)
+    assert torch.equal(embedded, folded(visual)(images))
+    maps = visual.layer3(visual.layer2(visual.layer1(visual.stem(images))))
+    block, pool = visual.layer4[0], visual.attnpool
+    inner = torch.relu(block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(maps))))))
+    last = torch.relu(block.bn3(block.conv3(inner)) + block.downsample[2](block.downsample[1](maps)))
+    tokens = last.flatten(2).transpose(1, 2) + pool.positional_embedding[0]
+    assert torch.allclose(places, pool.c_proj(pool.v_proj(tokens)), rtol=1e-10, atol=1e-10)

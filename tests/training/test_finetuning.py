@@ -16,10 +16,11 @@ import torch
 from robustbench_vlm.datasets.rendered import SCENES
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.agft import AGFT
-from robustbench_vlm.defenses.defense import Context, Schedule
+from robustbench_vlm.defenses.defense import Context, InnerAttack, Schedule
 from robustbench_vlm.defenses.tecoa import TECOA
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.clip import ImageEncoder, Model
+from robustbench_vlm.models.folding import folded
 from robustbench_vlm.models.mini import MINI
 from robustbench_vlm.randomness import sample_keys
 from robustbench_vlm.threats import Threat, distance
@@ -38,10 +39,13 @@ def _job(**changes: object) -> Job:
 
 
 def _context(model: Model) -> Context:
-    student, teacher = ImageEncoder(model.network.visual, MINI).eval(), model.encoder
+    student, teacher = ImageEncoder(folded(model.network.visual), MINI).eval(), model.encoder
     images = SCENES.open().read(range(6)).float() / 255
     text = model.text_features(SCENES.prompts[:20])
-    return Context(images, torch.arange(6), student, teacher, teacher(images).detach(), text, AGFT.settings)
+    clean, towers = teacher(images).detach(), (student, teacher)
+    return Context(
+        images, torch.arange(6), *towers, clean, text, AGFT.settings, *(tower.dense for tower in towers)
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("name", DEFENSES.names())
@@ -65,6 +69,25 @@ def test_the_inner_attack_is_the_sample_s_own() -> None:
     difference = (inner_attack(alone, AGFT.inner, threat, keys[2:3]) - whole[2:3]).abs()
     # A sign may flip where the gradient is zero to rounding; nowhere else.
     assert (difference > 1e-6).float().mean() < 0.01
+
+
+def test_the_heavy_ball_goes_on_where_the_gradient_is_gone() -> None:
+    slope = torch.tensor([1.0, -1.0, 1.0]).view(1, 3, 1, 1)
+    context = dataclasses.replace(_context(_model()), images=torch.full((6, 3, 32, 32), 0.5))
+    calls = []
+
+    def loss(context: Context, images: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return (images * slope * (len(calls) == 1)).sum(dim=(1, 2, 3))
+
+    threat, keys = Threat("Linf", Fraction(8, 255)), sample_keys(0, "t", list("abcdef"))
+    ends = {}
+    for momentum in (0.0, 0.9):
+        calls.clear()
+        inner = InnerAttack(loss, steps=3, step_size=Fraction(1), momentum=momentum)
+        ends[momentum] = inner_attack(context, inner, threat, keys) - 0.5
+    assert torch.allclose(ends[0.9], (8 / 255 * slope).expand(6, 3, 32, 32), atol=1e-6)
+    assert (ends[0.0].abs() < 8 / 255 - 1e-6).any()
 
 
 def test_weights_get_no_gradient_inside_the_attack() -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -13,7 +14,11 @@ from torch.nn import functional
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.agft import AGFT
 from robustbench_vlm.defenses.defense import Context, logits
+from robustbench_vlm.defenses.fare import FARE
+from robustbench_vlm.defenses.pmg_aft import PMG_AFT
+from robustbench_vlm.defenses.sim_clip import SIM_CLIP
 from robustbench_vlm.defenses.tecoa import TECOA
+from robustbench_vlm.defenses.tga_zsr import TGA_ZSR, attention
 from robustbench_vlm.training.pretraining import contrastive_loss
 
 DOUBLE = torch.float64
@@ -25,9 +30,12 @@ def _context(weights: Tensor, labels: Tensor, **settings: float) -> Context:
     teacher = torch.randn(12, 6, generator=generator, dtype=DOUBLE)
     images = torch.rand(len(labels), 3, 2, 2, generator=generator, dtype=DOUBLE)
     text = functional.normalize(torch.randn(5, 6, generator=generator, dtype=DOUBLE), dim=1)
+    # The places of an image of four pixels: each pixel, through a part of the tower.
     return Context(
         images, labels, lambda x: x.flatten(1) @ weights, lambda x: x.flatten(1) @ teacher,
         images.flatten(1) @ teacher, text, settings,
+        student_dense=lambda x: (x.flatten(1) @ weights, x.flatten(2).transpose(1, 2) @ weights[:3]),
+        teacher_dense=lambda x: (x.flatten(1) @ teacher, x.flatten(2).transpose(1, 2) @ teacher[:3]),
     )  # fmt: skip
 
 
@@ -66,6 +74,122 @@ def test_agft_is_the_soft_cross_entropy_by_hand() -> None:
     target = 1 / (1 + math.exp(0.5 * (6 - 8)))  # of class 0: the teacher's logits are 4 and 3 at scale 5
     expected = target * math.log(1 + math.exp(8 - 6)) + (1 - target) * math.log(1 + math.exp(6 - 8))
     assert AGFT.loss(context, context.images).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_fare_is_the_squared_distance_by_hand_and_pulls_back_along_it() -> None:
+    student = torch.tensor([[3.0, 4.0]], requires_grad=True)
+    context = dataclasses.replace(
+        _context(_weights(), torch.tensor([1])),
+        student=lambda images: student,
+        teacher_clean=torch.tensor([[1.0, 1.0]]),
+    )
+    loss = FARE.loss(context, context.images)
+    assert loss.tolist() == [13.0]
+    assert torch.autograd.grad(loss.sum(), student)[0].tolist() == [[4.0, 6.0]]
+
+
+def test_sim_clip_is_the_negative_cosine_with_the_gradient_of_half_of_it() -> None:
+    student = torch.tensor([[3.0, 4.0]], requires_grad=True)
+    context = dataclasses.replace(
+        _context(_weights(), torch.tensor([1])),
+        student=lambda images: student,
+        teacher_clean=torch.tensor([[2.0, 0.0]]),
+    )
+    loss = SIM_CLIP.loss(context, context.images)
+    assert loss.item() == pytest.approx(-0.6)
+    # d cos / d f = (t - cos f / |f|) / |f|, with t and f / |f| = (1, 0) and (0.6, 0.8).
+    expected = -0.5 * torch.tensor([[(1 - 0.36) / 5, -0.48 / 5]])
+    assert torch.allclose(torch.autograd.grad(loss.sum(), student)[0], expected)
+
+
+def _two_classes(attacked: list[float], clean: list[float], frozen: list[float], **numbers: float) -> Context:
+    """A context of one picture whose embeddings are given: attacked pictures are all 1, the clean one is all 0."""
+
+    def tower(one: list[float], zero: list[float]) -> Callable[[Tensor], Tensor]:
+        return lambda images: torch.tensor([one if images.max() == 1 else zero], dtype=DOUBLE)
+
+    return dataclasses.replace(
+        _context(_weights(), torch.tensor([1]), scale=5.0, alpha=0.0, beta=0.0, detach=0.0, **numbers),
+        images=torch.zeros(1, 3, 2, 2, dtype=DOUBLE),
+        student=tower(attacked, clean),
+        teacher=tower(frozen, [1.0, 0.0]),
+        text_features=torch.eye(2, dtype=DOUBLE),
+    )
+
+
+def test_pmg_aft_by_hand_each_term_alone() -> None:
+    attacked, images = torch.tensor([0.6, 0.8], dtype=DOUBLE), torch.ones(1, 3, 2, 2, dtype=DOUBLE)
+    context = _two_classes([3.0, 4.0], [0.0, 1.0], [4.0, 3.0])
+    p = (5 * attacked).softmax(0)
+    labelled = -p[1].log()
+    assert torch.allclose(PMG_AFT.loss(context, images)[0], labelled)
+    for name, target in (("alpha", [0.8, 0.6]), ("beta", [0.0, 1.0])):
+        q = (5 * torch.tensor(target, dtype=DOUBLE)).softmax(0)
+        expected = labelled + 2 * (q * (q / p).log()).sum()
+        term = dataclasses.replace(context, settings={**context.settings, name: 2.0})
+        assert torch.allclose(PMG_AFT.loss(term, images)[0], expected)
+
+
+def test_pmg_aft_is_tecoa_without_its_divergences_and_never_moves_the_teacher() -> None:
+    weights = _weights()
+    context = _context(weights, LABELS, **{**PMG_AFT.settings, "alpha": 0.0, "beta": 0.0})
+    images = (context.images + 0.01).requires_grad_()
+    assert torch.allclose(PMG_AFT.loss(context, images), TECOA.loss(context, images))
+    full = dataclasses.replace(context, settings=PMG_AFT.settings)
+    frozen = torch.randn(12, 6, dtype=DOUBLE, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    watched = dataclasses.replace(full, teacher=lambda x: x.flatten(1) @ frozen)
+    gradients = torch.autograd.grad(PMG_AFT.loss(watched, images).sum(), [weights, frozen], allow_unused=True)
+    assert gradients[0].abs().max() > 0 and gradients[1] is None
+
+
+def test_the_clean_predictions_of_pmg_aft_may_be_detached() -> None:
+    weights = _weights()
+    context = _context(weights, LABELS, **{**PMG_AFT.settings, "alpha": 0.0, "scale": 5.0})
+    held = dataclasses.replace(context, settings={**context.settings, "detach": 1.0})
+    images = context.images + 0.01
+    losses = [PMG_AFT.loss(each, images) for each in (context, held)]
+    assert torch.equal(*losses)
+    free, detached = (torch.autograd.grad(loss.sum(), weights)[0] for loss in losses)
+    assert not torch.allclose(free, detached)
+
+
+def test_attention_is_stretched_to_the_unit_range_and_enlarged() -> None:
+    places = torch.tensor([[[1.0, 0.0], [2.0, 5.0], [3.0, 0.0], [5.0, 1.0]]])
+    text = torch.tensor([[1.0, 0.0]])
+    assert attention(places, text, (2, 2)).tolist() == [[[0.0, 0.25], [0.5, 1.0]]]
+    assert attention(places, text, (6, 6)).shape == (1, 6, 6)
+    # Over the places the first feature has length sqrt(39) everywhere: the stretched map is the same.
+    assert torch.allclose(attention(places, text, (2, 2), over_places=True), attention(places, text, (2, 2)))
+    slanted = torch.tensor([[0.6, 0.8]])
+    assert not torch.allclose(attention(places, slanted, (2, 2), over_places=True), attention(places, slanted, (2, 2)))
+
+
+def test_tga_zsr_by_hand_each_term_alone() -> None:
+    text = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=DOUBLE)
+    steep, flat = [0.0, 1.0, 2.0, 4.0], [0.0, 4.0, 4.0, 4.0]
+
+    def tower(attacked: list[float], clean: list[float]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        def dense(images: Tensor) -> tuple[Tensor, Tensor]:
+            spoken = torch.tensor(attacked if images.max() == 1 else clean, dtype=DOUBLE)
+            return torch.tensor([[3.0, 4.0]], dtype=DOUBLE), torch.stack([torch.zeros(4), spoken], dim=1)[None]
+
+        return dense
+
+    settings = {"scale": 10.0, "alpha": 0.0, "beta": 0.0, "over_places": 0.0}
+    context = dataclasses.replace(
+        _context(_weights(), torch.tensor([1]), **settings),
+        images=torch.zeros(1, 3, 2, 2, dtype=DOUBLE),
+        text_features=text,
+        student_dense=tower(steep, flat),
+        teacher_dense=tower(flat, steep),
+    )
+    images = torch.ones(1, 3, 2, 2, dtype=DOUBLE)
+    labelled = math.log(1 + math.exp(6 - 8))
+    apart = math.sqrt(0.75**2 + 0.5**2)  # of the maps (0, 1/4, 1/2, 1) and (0, 1, 1, 1)
+    # The teacher's map is that of the clean image, which here is the student's of the attacked one.
+    for name, expected in (("scale", labelled), ("alpha", labelled), ("beta", labelled + 2 * apart)):
+        term = dataclasses.replace(context, settings={**settings, **({} if name == "scale" else {name: 2.0})})
+        assert TGA_ZSR.loss(term, images).item() == pytest.approx(expected, abs=1e-5)
 
 
 @given(st.floats(0.1, 1.0), st.floats(1.0, 200.0))

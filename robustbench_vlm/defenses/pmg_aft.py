@@ -1,0 +1,56 @@
+"""PMG-AFT: TeCoA held near the frozen model and near its own clean predictions (CVPR 2024, arXiv 2401.04350)."""
+
+import dataclasses
+from fractions import Fraction
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustbench_vlm.defenses import tecoa
+from robustbench_vlm.defenses.defense import Context, Defense, InnerAttack, Schedule, logits
+
+
+def loss(context: Context, images: Tensor) -> Tensor:
+    """Return CE(x_adv, y) + alpha KL(p0(x_adv) | p(x_adv)) + beta KL(p(x) | p(x_adv)), (B,).
+
+    p0 is the frozen model. The gradient flows into the clean predictions p(x) too, unless `detach` is 1.
+    """
+    scale, settings = context.settings["scale"], context.settings
+    attacked = logits(context.student(images), context.text_features, scale)
+    with torch.no_grad():
+        frozen = logits(context.teacher(images), context.text_features, scale)
+    clean = logits(context.student(context.images), context.text_features, scale)
+    if settings["detach"]:
+        clean = clean.detach()
+    labelled = functional.cross_entropy(attacked, context.labels, reduction="none")
+    return (
+        labelled + settings["alpha"] * _divergence(frozen, attacked) + settings["beta"] * _divergence(clean, attacked)
+    )
+
+
+def _divergence(target: Tensor, predicted: Tensor) -> Tensor:
+    """Return KL(softmax(target) | softmax(predicted)) of logits (B, C), (B,)."""
+    log_target = target.log_softmax(dim=1)
+    return (log_target.exp() * (log_target - predicted.log_softmax(dim=1))).sum(dim=1)
+
+
+PMG_AFT = Defense(
+    name="pmg-aft",
+    loss=loss,
+    inner=InnerAttack(tecoa.loss, steps=2, step_size=Fraction(1)),
+    schedule=Schedule("sgd", rate=5e-5, weight_decay=0.0, batch=256, epochs=10, warmup=1000),
+    settings={"scale": 100.0, "alpha": 1.0, "beta": 1.0, "detach": 0.0},
+    paper="https://arxiv.org/abs/2401.04350",
+    fidelity="paper",
+)
+PMG_AFT_CODE = dataclasses.replace(
+    PMG_AFT,
+    name="pmg-aft@code",
+    settings={"scale": 1.0, "alpha": 256.0, "beta": 256.0, "detach": 0.0},
+    fidelity="official code",
+    deviations=(
+        "alpha and beta are 256: the released code sums both divergences over a batch of 256 and averages the rest",
+        "pixels are normalised by CLIP's constants; the released code takes ImageNet's",
+    ),
+)
