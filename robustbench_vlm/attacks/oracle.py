@@ -82,11 +82,12 @@ class Oracle:
         self.notes: dict[str, Tensor] = {}
         """Warning codes, each with the rows of the last call that had it."""
 
-    def logits(self, images: Tensor) -> Tensor:
-        """Return logits (B, C) without building a graph."""
+    def logits(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Return logits (B, C) without building a graph; `rows` says of which row each image is, if not one of each."""
         self.forward += 1
+        classifier = self.classifier if rows is None else logits_of(self.classifier, rows)
         with torch.no_grad():
-            return checked_logits(self.classifier, images)
+            return checked_logits(classifier, images)
 
     def gradient(self, images: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (B, C), losses (B,) and the gradient of their sum at the images, (B, 3, H, W).

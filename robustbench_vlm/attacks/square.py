@@ -2,6 +2,9 @@
 
 Follows pyautoattack 0.2.0 without its rescaled schedule, as its standard version does, except: positions and colours
 are drawn per sample; squares reach the last row and column; a sample leaves when it is misclassified, not at a tie.
+
+Where slots are free, the next few queries of a row are asked in one pass, each as if those before it fail, as most do.
+From the first that helps on the others are forgotten and asked again: the search is the same, query by query.
 """
 
 from dataclasses import dataclass
@@ -15,12 +18,14 @@ from robustbench_vlm.attacks.balls import as_factor
 from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.attacks.oracle import Oracle
 from robustbench_vlm.attacks.slots import Rows, run_in_slots
-from robustbench_vlm.attacks.squares import PROPOSALS
+from robustbench_vlm.attacks.squares import PROPOSALS, Samples
 from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
 from robustbench_vlm.threats import Threat
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After these queries the share of the image that a square covers is halved."""
+_LEAST_AHEAD, _MOST_AHEAD = 3, 8
+"""Queries of a row in one pass, if more than one: to ask two ahead costs what it gains."""
 
 
 @dataclass
@@ -40,6 +45,8 @@ class Square:
     threat: Threat
     queries: int = 5000
     share: float = 0.8
+    slots: int = 1
+    """Images that one pass may hold."""
 
     def start(self, oracle: Oracle, rows: Rows) -> SquareState:
         """Prepare the rows; the first step makes the first query."""
@@ -47,20 +54,34 @@ class Square:
         return SquareState(rows, torch.zeros_like(rows.labels), rows.images.clone(), unseen)
 
     def step(self, oracle: Oracle, state: SquareState) -> SquareState:
-        """Make one query for each row and keep the change where it helped."""
-        rows = state.rows
-        candidate = self._candidate(state)
-        logits = oracle.logits(candidate)
-        loss = -margin(logits, rows.labels, rows.labels)
-        broken = logits.argmax(dim=1) != rows.labels
-        better = broken | (loss < state.loss)
-        state.loss = torch.where(better, loss, state.loss)
-        index = better.nonzero().squeeze(1)
-        state.best[index] = candidate[index]
-        rows.finished = broken | (state.query == self.queries)
+        """Make one query or more for each row and keep the first change that helped."""
+        rows, count = state.rows, len(state.query)
+        ahead = self._ahead(state)
+        place = torch.arange(count * ahead, device=state.query.device)
+        row, query = place % count, state.query.repeat(ahead) + place // count
+        candidate = self._candidate(state, row, query.clamp_max(self.queries))
+        logits, labels = oracle.logits(candidate, row if ahead > 1 else None), rows.labels[row]
+        loss, broken = -margin(logits, labels, labels), logits.argmax(dim=1) != labels
+        better = ((broken | (loss < state.loss[row])) & (query <= self.queries)).view(ahead, count)
+        # The earliest that helped; of a row without one the first, which is then not taken.
+        first = (better * torch.arange(ahead, 0, -1, device=place.device)[:, None]).argmax(dim=0)
+        helped = better.any(dim=0)
+        chosen = first * count + place[:count]
+        index = helped.nonzero().squeeze(1)
+        state.best[index] = candidate[chosen[index]]
+        state.loss = torch.where(helped, loss[chosen], state.loss)
+        used = torch.where(helped, first + 1, (self.queries + 1 - state.query).clamp_max(ahead))
+        state.query = state.query + used
+        # The driver counts a pass a step.
+        rows.forward += used - 1
+        rows.finished = (helped & broken[chosen]) | (state.query > self.queries)
         rows.adversarial = state.best
-        state.query = state.query + 1
         return state
+
+    def _ahead(self, state: SquareState) -> int:
+        """Return how many queries of each row go into one pass; the first one always helps, so nothing follows it."""
+        room = min(_MOST_AHEAD, self.slots // len(state.query))
+        return room if room >= _LEAST_AHEAD and not bool((state.query == 0).any()) else 1
 
     def share_at(self, query: Tensor) -> Tensor:
         """Return the share of the image that the square of each query (B,) covers; the first change is query 1."""
@@ -70,15 +91,16 @@ class Square:
     def _sides(self, images: Tensor) -> Tensor:
         return _sides(self, images.shape[2], images.shape[3], images.device)
 
-    def _candidate(self, state: SquareState) -> Tensor:
+    def _candidate(self, state: SquareState, row: Tensor, query: Tensor) -> Tensor:
         proposals, eps = PROPOSALS[self.threat.norm], float(self.threat.eps)
-        first = state.query == 0
+        samples, best, first = Samples(state.rows.images, state.rows.keys), state.best, query == 0
         if bool(first.all()):
-            return proposals.first(state.rows, eps)
-        side = self._sides(state.best)[state.query]
-        candidate = proposals.changed(state.rows, eps, state.best, state.query, side)
+            return proposals.first(samples, eps)
+        if len(row) > len(best):
+            samples, best = Samples(samples.images[row], samples.keys[row]), best[row]
+        candidate = proposals.changed(samples, eps, best, query, self._sides(best)[query])
         if bool(first.any()):
-            candidate = torch.where(as_factor(first), proposals.first(state.rows, eps), candidate)
+            candidate = torch.where(as_factor(first), proposals.first(samples, eps), candidate)
         return candidate
 
 
@@ -91,4 +113,4 @@ def _sides(method: Square, height: int, width: int, device: torch.device) -> Ten
 
 def square(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
     """Run Square Attack as a stage; the parameters are those of `Square`."""
-    return run_in_slots(Square(threat=batch.threat, **parameters), logits, batch, slots=slots)
+    return run_in_slots(Square(threat=batch.threat, slots=slots, **parameters), logits, batch, slots=slots)

@@ -10,21 +10,28 @@ from torch import Tensor
 
 from robustbench_vlm import randomness
 from robustbench_vlm.attacks.balls import as_factor
-from robustbench_vlm.attacks.slots import Rows
 
 _TINY = 1e-12
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Clean images (B, 3, H, W) and the random keys (B,) of their samples."""
+
+    images: Tensor
+    keys: Tensor
 
 
 @dataclass(frozen=True)
 class Proposals:
     """How one norm starts, and how it changes the best image so far; both return candidates (B, 3, H, W).
 
-    `first` gets the rows and eps; `changed` also the best images, the number of the query (B,) and the side of each
+    `first` gets the samples and eps; `changed` also the best images, the number of the query (B,) and the side of each
     row's square (B,).
     """
 
-    first: Callable[[Rows, float], Tensor]
-    changed: Callable[[Rows, float, Tensor, Tensor, Tensor], Tensor]
+    first: Callable[[Samples, float], Tensor]
+    changed: Callable[[Samples, float, Tensor, Tensor, Tensor], Tensor]
     least_side: int
     odd: bool
 
@@ -36,14 +43,14 @@ class Proposals:
         return side.clamp_max(min(height, width))
 
 
-def stripes(rows: Rows, eps: float) -> Tensor:
+def stripes(rows: Samples, eps: float) -> Tensor:
     """Move each column of each channel to one end of the Linf ball."""
     _, channels, _, width = rows.images.shape
     signs = randomness.signs(rows.keys, 0, (channels, 1, width)).to(rows.images.dtype)
     return (rows.images + eps * signs).clamp_(0, 1)
 
 
-def recoloured_square(rows: Rows, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
+def recoloured_square(rows: Samples, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
     """Move one square to one end of the Linf ball, the same end in all of a channel (algorithm 2)."""
     channels = best.shape[1]
     drawn = randomness.integers(rows.keys, query, (2 + channels,), _ranges(best, side, [2] * channels))
@@ -56,7 +63,7 @@ def recoloured_square(rows: Rows, eps: float, best: Tensor, query: Tensor, side:
     return candidate
 
 
-def tiles(rows: Rows, eps: float) -> Tensor:
+def tiles(rows: Samples, eps: float) -> Tensor:
     """Cover the image with square tiles of a fifth of its side, each a bump of random signs and direction."""
     height, width = rows.images.shape[2:]
     keys = randomness.derive(rows.keys, "tiles")
@@ -70,7 +77,7 @@ def tiles(rows: Rows, eps: float) -> Tensor:
     return _at_length(rows.images, delta, eps)
 
 
-def moved_energy(rows: Rows, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
+def moved_energy(rows: Samples, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
     """Take the change out of one window and put it, with what eps leaves, into another as a bump (algorithm 3)."""
     drawn = randomness.integers(rows.keys, 2 * query, (4,), _ranges(best, side, []).repeat(1, 2))
     delta = best - rows.images

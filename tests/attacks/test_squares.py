@@ -4,10 +4,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from made_up import network, samples, threat_of
+from made_up import halving_threat, network, samples, threat_of
 
 from robustbench_vlm.attacks.slots import Rows
-from robustbench_vlm.attacks.square import Square
+from robustbench_vlm.attacks.square import Square, square
 from robustbench_vlm.attacks.squares import PROPOSALS
 
 EPS = {"Linf": 0.1, "L2": 0.9}
@@ -73,3 +73,24 @@ def test_the_schedule_is_the_official_one() -> None:
         assert float(share) == pytest.approx(theirs.p_selection(query))
         expected = max(round((theirs.p_selection(query) * 32 * 32) ** 0.5), 1)
         assert int(PROPOSALS["Linf"].sides(share, *images.shape[2:])) == expected
+
+
+@settings(max_examples=10, deadline=None, derandomize=True)
+@given(norm=st.sampled_from(["Linf", "L2"]), count=st.integers(1, 6), seed=st.integers(0, 3))
+def test_asking_ahead_is_the_same_search_query_by_query(norm: str, count: int, seed: int) -> None:
+    model = network("conv", 6, seed).double()
+    batch = samples(model, 6, halving_threat(model, 6, norm, times=1.5), count)
+    asked: list[int] = []
+
+    def watched(images: torch.Tensor) -> torch.Tensor:
+        asked.append(len(images))
+        return model(images)
+
+    single = square(watched, batch, slots=count, queries=150, share=0.8)
+    one_by_one, asked[:] = len(asked), []
+    ahead = square(watched, batch, slots=8 * count, queries=150, share=0.8)
+    assert torch.allclose(ahead.adversarial, single.adversarial, atol=1e-9)
+    assert torch.equal(ahead.forward, single.forward)
+    assert max(asked) <= 8 * count
+    # All but the samples that fall at once gain from it.
+    assert len(asked) < one_by_one / 2 or one_by_one < 20
