@@ -88,9 +88,6 @@ class Square:
         halvings = torch.bucketize(query - 1, torch.tensor(_HALVINGS, device=query.device))
         return self.share * 0.5**halvings
 
-    def _sides(self, images: Tensor) -> Tensor:
-        return _sides(self, images.shape[2], images.shape[3], images.device)
-
     def _candidate(self, state: SquareState, row: Tensor, query: Tensor) -> Tensor:
         proposals, eps = PROPOSALS[self.threat.norm], float(self.threat.eps)
         samples, best, first = Samples(state.rows.images, state.rows.keys), state.best, query == 0
@@ -98,7 +95,7 @@ class Square:
             return proposals.first(samples, eps)
         if len(row) > len(best):
             samples, best = Samples(samples.images[row], samples.keys[row]), best[row]
-        candidate = proposals.changed(samples, eps, best, query, self._sides(best)[query])
+        candidate = proposals.changed(samples, eps, best, query, _sides(self, *best.shape[2:], best.device)[query])
         if bool(first.any()):
             candidate = torch.where(as_factor(first), proposals.first(samples, eps), candidate)
         return candidate

@@ -10,7 +10,7 @@ from pathlib import Path
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.gates import with_comparisons
 from robustbench_vlm.engine.group import missing_groups, run_group
-from robustbench_vlm.engine.local import run_jobs
+from robustbench_vlm.engine.local import expect_workers, run_jobs
 from robustbench_vlm.engine.manifest import Line, Made, write_manifest
 from robustbench_vlm.engine.merge import merge
 from robustbench_vlm.engine.plan import Plan, Request, make_plan
@@ -37,6 +37,8 @@ def run(request: Request, *, on_progress: OnProgress | None = None) -> RunResult
     Raises UserError as `make_plan` does, where another run holds the folder, and where the disk cannot take the
     records. A run that ends early, by Ctrl-C or by an error, is finished by the same request.
     """
+    if request.resources.workers != 1:
+        expect_workers()
     return run_plan(make_plan(request), on_progress=on_progress)
 
 
