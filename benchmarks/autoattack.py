@@ -9,7 +9,6 @@ same module, images and number of threads, and are timed whole, in turns.
 
 import argparse
 import copy
-import dataclasses
 import functools
 import json
 import os
@@ -91,8 +90,7 @@ def run_workers(arguments: argparse.Namespace, eps: str) -> Tensor:
 def _share(images: Path, weights: Path, eps: str, slots: int, part: tuple[int, int]) -> list[bool]:
     first, step = part
     model, batch, _ = read_reference(images, weights, eps)
-    fields = ("images", "labels", "keys", "num_classes")
-    own = dataclasses.replace(batch, **{name: getattr(batch, name)[first::step] for name in fields})
+    own = batch.at(torch.arange(first, len(batch.labels), step))
     return run_ours(quick_at_pixels(model), own, slots).tolist()
 
 
@@ -158,7 +156,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    expect_workers()
+    expect_workers(arguments.threads)
     records = [compare(arguments, eps) for eps in arguments.eps]
     if arguments.out:
         arguments.out.write_text(json.dumps(records, indent=1) + "\n")

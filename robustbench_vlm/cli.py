@@ -109,8 +109,7 @@ def run(request: "Request", as_json: Json = False) -> None:
     from robustbench_vlm.terminal import report
 
     screen.note("reading models and pictures", quiet=as_json)
-    if request.resources.workers != 1:
-        expect_workers()
+    expect_workers(request.resources.workers)
     plan = make_plan(request)
     screen.note(report.cost(plan), quiet=as_json)
     with screen.progress("samples", quiet=as_json) as tell:

@@ -2,7 +2,7 @@
 
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -27,6 +27,16 @@ class Batch:
     threat: Threat
     num_classes: Tensor
     """(B,), int64: how many classes each sample may be taken for; a batch may mix data sets."""
+
+    def at(self, index: Tensor) -> "Batch":
+        """Return the samples at `index` (int64), in its order."""
+        return replace(
+            self,
+            images=self.images[index].contiguous(),
+            labels=self.labels[index],
+            keys=self.keys[index],
+            num_classes=self.num_classes[index],
+        )
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,8 @@ def attack_samples(logits: Logits, batch: Batch, attack: Attack, *, slots: int) 
         active = active.to(batch.labels.device)
         if not len(active):
             break
-        part = _part(batch, active, stage.name)
+        part = batch.at(active)
+        part = replace(part, keys=randomness.derive(part.keys, stage.name))
         part_logits = logits_of(logits, active)
         outcome = stage.run(part_logits, part, slots)
         found = project(batch.threat, part.images, outcome.adversarial.detach().to(part.images))
@@ -91,14 +92,3 @@ def _check(batch: Batch, attack: Attack) -> None:
             f"the attack {attack.name!r} is for {' and '.join(attack.norms)}, not for {batch.threat.norm}: "
             "choose another attack, such as autoattack, or another --norm"
         )
-
-
-def _part(batch: Batch, active: Tensor, stage: str) -> Batch:
-    keys = randomness.derive(batch.keys[active], stage)
-    return replace(
-        batch,
-        images=batch.images[active].contiguous(),
-        labels=batch.labels[active],
-        keys=keys,
-        num_classes=batch.num_classes[active],
-    )

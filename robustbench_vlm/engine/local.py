@@ -70,9 +70,12 @@ def run_jobs(
         _stop(crew)
 
 
-def expect_workers() -> None:
-    """Begin to import what workers need, in the process that they will be copied from, while others make the plan."""
-    if _CONTEXT.get_start_method() != "forkserver":
+def expect_workers(workers: int) -> None:
+    """Begin to import what workers need, in the process that they will be copied from, while others make the plan.
+
+    `workers` is as in `Resources`; one worker is this process itself.
+    """
+    if workers == 1 or _CONTEXT.get_start_method() != "forkserver":
         return
     from multiprocessing import forkserver
 

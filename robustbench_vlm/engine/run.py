@@ -37,8 +37,7 @@ def run(request: Request, *, on_progress: OnProgress | None = None) -> RunResult
     Raises UserError as `make_plan` does, where another run holds the folder, and where the disk cannot take the
     records. A run that ends early, by Ctrl-C or by an error, is finished by the same request.
     """
-    if request.resources.workers != 1:
-        expect_workers()
+    expect_workers(request.resources.workers)
     return run_plan(make_plan(request), on_progress=on_progress)
 
 

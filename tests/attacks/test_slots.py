@@ -39,8 +39,7 @@ def test_slots_and_order_change_no_verdict(name: str, norm: str, classes: int, s
         assert other.broken_by == whole.broken_by
         assert torch.equal(other.forward, whole.forward)
         assert torch.allclose(other.adversarial, whole.adversarial, atol=1e-6)
-    index = torch.tensor(order)
-    shuffled = replace(batch, images=batch.images[index], labels=batch.labels[index], keys=batch.keys[index])
+    shuffled = batch.at(torch.tensor(order))
     assert verdict(name, shuffled, model, 7).broken_by == tuple(whole.broken_by[n] for n in order)
 
 
