@@ -1,17 +1,15 @@
 """The command line `vlmbench`; heavy imports wait until a command needs them, so that --help is quick."""
 
-import json
 import sys
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from robustbench_vlm import __version__
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.terminal import screen
-from robustbench_vlm.terminal.options import TRACK, Json, TrackName, numbers, option, takes_request
+from robustbench_vlm.terminal import screen, training
+from robustbench_vlm.terminal.options import TRACK, Json, TrackName, example, option, takes_request
 
 if TYPE_CHECKING:
     from robustbench_vlm.engine.plan import Request
@@ -21,7 +19,6 @@ OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 _KINDS = "models, datasets, attacks, defenses, tracks, protocols or architectures."
 KindName = Annotated[str, typer.Argument(metavar="KIND", help=_KINDS)]
 ValueName = Annotated[str, typer.Argument(metavar="NAME", help="A name that `vlmbench list KIND` shows.")]
-Folder = Annotated[Path | None, option("--out", "DIR", "Where the weights and the card go.")]
 
 app = typer.Typer(
     help="Clean and robust accuracy of zero-shot vision-language models.\n\nBegin with: vlmbench run --model agft",
@@ -69,12 +66,6 @@ def _fail(message: str, code: int, *, as_json: bool) -> int:
     return code
 
 
-def _example(*commands: str) -> str:
-    return "\n\n".join(
-        ["Example:" if len(commands) == 1 else "Examples:", "\b\n" + "\n".join(f"  {c}" for c in commands)]
-    )
-
-
 def _print_version(asked: bool) -> None:
     if asked:
         print(__version__)
@@ -91,7 +82,7 @@ def vlmbench(
 
 
 @app.command(
-    epilog=_example(
+    epilog=example(
         "vlmbench run --model agft --attack autoattack",
         "vlmbench run --model clip --model agft --eps 5/255 --eps 10/255",
         "vlmbench run --model agft --images my_pictures --samples all",
@@ -117,7 +108,7 @@ def run(request: "Request", as_json: Json = False) -> None:
     screen.answer(result.to_json(), lambda width: report.run_lines(result, width), as_json=as_json)
 
 
-@app.command(epilog=_example("vlmbench plan --model agft --attack autoattack --samples 200"))
+@app.command(epilog=example("vlmbench plan --model agft --attack autoattack --samples 200"))
 @takes_request
 def plan(request: "Request", as_json: Json = False) -> None:
     """Say what a run would cost.
@@ -131,7 +122,7 @@ def plan(request: "Request", as_json: Json = False) -> None:
     screen.answer(report.plan_document(planned), lambda width: report.plan_lines(planned, width), as_json=as_json)
 
 
-@app.command("list", epilog=_example("vlmbench list attacks"))
+@app.command("list", epilog=example("vlmbench list attacks"))
 def list_names(kind: KindName, track: TrackName = TRACK, as_json: Json = False) -> None:
     """List what there is of a kind."""
     from robustbench_vlm.terminal import catalog
@@ -142,7 +133,7 @@ def list_names(kind: KindName, track: TrackName = TRACK, as_json: Json = False) 
     screen.answer(found, lambda width: catalog.entry_lines(listed, width), as_json=as_json)
 
 
-@app.command(epilog=_example("vlmbench show attack autoattack"))
+@app.command(epilog=example("vlmbench show attack autoattack"))
 def show(kind: KindName, name: ValueName, track: TrackName = TRACK, as_json: Json = False) -> None:
     """Show all that is known of one value."""
     from robustbench_vlm.terminal import catalog
@@ -151,7 +142,7 @@ def show(kind: KindName, name: ValueName, track: TrackName = TRACK, as_json: Jso
     screen.answer(found, lambda width: catalog.document_lines(found, width), as_json=as_json)
 
 
-@app.command(epilog=_example("vlmbench check dataset shapes"))
+@app.command(epilog=example("vlmbench check dataset shapes"))
 def check(kind: KindName, name: ValueName, track: TrackName = TRACK, as_json: Json = False) -> int:
     """Check the contracts of one value.
 
@@ -163,7 +154,7 @@ def check(kind: KindName, name: ValueName, track: TrackName = TRACK, as_json: Js
     return _report([(each.name, each.passed, each.detail) for each in found], as_json=as_json)
 
 
-@app.command(epilog=_example("vlmbench doctor"))
+@app.command(epilog=example("vlmbench doctor"))
 def doctor(
     track: TrackName = TRACK,
     model: Annotated[str, option("--model", "NAME", "An undefended model other than the track's.")] = "",
@@ -180,44 +171,19 @@ def doctor(
     return _report([(each.name, each.passed, each.detail) for each in found], as_json=as_json)
 
 
-@app.command(epilog=_example("vlmbench pretrain --out trained/base"))
-def pretrain(track: TrackName = TRACK, out: Folder = None, as_json: Json = False) -> None:
-    """Pre-train a track's base model.
-
-    The same command goes on where an earlier one was stopped.
-    """
-    from robustbench_vlm.training.commands import pretrain_base
-
-    with screen.progress("steps", quiet=as_json) as tell:
-        card = pretrain_base(track, out or Path("trained") / track / "base", _steps(tell))
-    _show_card(card, as_json=as_json)
-
-
-@app.command(epilog=_example("vlmbench train agft --set rate=5e-4"))
-def train(
-    defense: Annotated[str, typer.Argument(metavar="DEFENSE", help="See `vlmbench list defenses`.")],
-    track: TrackName = TRACK,
-    eps: Annotated[str, option("--eps", "EPS", "Training radius instead of the track's standard eps.")] = "",
-    epochs: Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help="Instead of the track's.")] = None,
-    pictures: Annotated[
-        int | None, typer.Option("--pictures", metavar="N", min=1, help="Instead of the track's.")
-    ] = None,
-    seed: Annotated[int, option("--seed", "N", "Of everything that is drawn at random.")] = 0,
-    settings: Annotated[list[str] | None, option("--set", "NAME=NUMBER", "A setting.")] = None,
-    out: Folder = None,
-    as_json: Json = False,
-) -> None:
-    """Train a defense.
-
-    Fine-tunes the track's base model; the same command goes on where an earlier one was stopped.
-    """
-    from robustbench_vlm.threats import parse_eps
-    from robustbench_vlm.training.commands import Order, train_defense
-
-    order = Order(defense, track, parse_eps(eps) if eps else None, epochs, pictures, seed, numbers(settings or []))
-    with screen.progress("steps", quiet=as_json) as tell:
-        card = train_defense(order, out or Path("trained") / track / defense, _steps(tell))
-    _show_card(card, as_json=as_json)
+app.command(epilog=example("vlmbench pretrain --out trained/base"))(training.pretrain)
+app.command(
+    epilog=example(
+        "vlmbench train agft --set rate=5e-4",
+        "vlmbench train agft --track zeroshot15 --images /data/imagenet/train",
+    )
+)(training.train)
+app.command(
+    epilog=example(
+        "vlmbench sweep agft --over rate=3e-4,1e-3,3e-3",
+        "vlmbench sweep agft --over gamma=0.2,0.4,0.8 --over scale=100,180 --plot gamma.png",
+    )
+)(training.sweep)
 
 
 def _report(found: Sequence[tuple[str, bool, str]], *, as_json: bool) -> int:
@@ -232,16 +198,3 @@ def _report(found: Sequence[tuple[str, bool, str]], *, as_json: bool) -> int:
     ]
     screen.answer({"passed": passed, "checks": checks}, lambda width: lines, as_json=as_json)
     return OK if passed else FAILED
-
-
-def _show_card(card: Path, *, as_json: bool) -> None:
-    lines = [screen.Line(f"wrote {card}"), screen.Line(f"next: vlmbench run --model {card}")]
-    screen.answer({"card": str(card)}, lambda width: lines, as_json=as_json)
-
-
-def _steps(tell: screen.Tell) -> Callable[[str], None]:
-    def take(line: str) -> None:
-        step = json.loads(line)
-        tell(step["step"], step["of"], step["seconds_left"], f"loss {step['loss']:.3f}")
-
-    return take

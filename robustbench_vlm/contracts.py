@@ -148,9 +148,14 @@ def _defense(name: str, track: str) -> Iterator[Contract]:
     losses = defense.loss(context, images)
     shape = tuple(losses.shape)
     yield Contract("the loss is one finite number a sample", shape == (len(images),) and _finite(losses), f"{shape}")
-    part = {field: getattr(context, field)[1:2] for field in ("images", "labels", "teacher_clean")}
-    alone = defense.loss(dataclasses.replace(context, **part), part["images"])
-    yield Contract("a sample's loss is its own", torch.allclose(alone, losses[1:2]))
+    part = dataclasses.replace(
+        context,
+        **{field: getattr(context, field)[1:2] for field in ("images", "labels", "keys")},
+        teacher_clean=lambda: context.teacher_clean()[1:2],
+    )
+    own = defense.inner.loss if defense.batchwise else defense.loss
+    which = "in the inner attack a sample's loss is its own" if defense.batchwise else "a sample's loss is its own"
+    yield Contract(which, torch.allclose(own(part, part.images), own(context, images)[1:2]))
     (gradient,) = torch.autograd.grad(defense.inner.loss(context, images).sum(), images)
     moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
     yield Contract("the inner attack's loss has a gradient at every picture", moved and _finite(gradient))
@@ -171,9 +176,10 @@ def _lesson(defense: Defense) -> Context:
     return Context(
         images=images,
         labels=torch.tensor([0, 4, 2, 2]),
+        keys=sample_keys(0, "contract", list("abcd")),
         student=lambda pictures: pictures.flatten(1) @ student,
         teacher=lambda pictures: pictures.flatten(1) @ teacher,
-        teacher_clean=images.flatten(1) @ teacher,
+        teacher_clean=lambda: images.detach().flatten(1) @ teacher,
         text_features=text,
         settings=defense.settings,
         student_dense=dense(student, places[0]),

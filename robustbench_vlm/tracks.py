@@ -59,7 +59,7 @@ MINI = Track(
     training="scenes",
     training_pictures=30_720,
     training_eps=Fraction(6, 255),
-    schedule=Schedule("adamw", rate=1e-3, weight_decay=1e-4, batch=128, epochs=12, warmup=100),
+    schedule=Schedule("adamw", rate=1e-3, weight_decay=1e-4, batch=128, epochs=8, warmup=100),
     inner={"steps": 2, "step_size": Fraction(1), "momentum": 0.0},
     norm="Linf",
     eps=(Fraction(5, 510), Fraction(5, 255), Fraction(10, 255)),

@@ -13,6 +13,7 @@ DEFENSES = Registry(
         "tga-zsr@code": "robustbench_vlm.defenses.tga_zsr:TGA_ZSR_CODE",
         "fare": "robustbench_vlm.defenses.fare:FARE",
         "sim-clip": "robustbench_vlm.defenses.sim_clip:SIM_CLIP",
+        "gladiator": "robustbench_vlm.defenses.gladiator:GLADIATOR",
         "agft": "robustbench_vlm.defenses.agft:AGFT",
     },
 )

@@ -13,7 +13,7 @@ def loss(context: Context, images: Tensor) -> Tensor:
     The teacher sees the clean pictures; no hard label is used.
     """
     scale = context.settings["scale"]
-    teacher = logits(context.teacher_clean, context.text_features, context.settings["gamma"] * scale)
+    teacher = logits(context.teacher_clean(), context.text_features, context.settings["gamma"] * scale)
     student = logits(context.student(images), context.text_features, scale)
     return -(teacher.softmax(dim=1) * student.log_softmax(dim=1)).sum(dim=1)
 

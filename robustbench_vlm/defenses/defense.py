@@ -19,26 +19,34 @@ def _no_places(images: Tensor) -> tuple[Tensor, Tensor]:
     raise NotImplementedError("this context was made without embeddings of places")
 
 
+def _alone(total: Tensor) -> Tensor:
+    return total
+
+
 @dataclass(frozen=True)
 class Context:
-    """What a loss may use beside the pictures it is given; all of one batch."""
+    """What a loss may use beside the pictures it is given; all of one batch, or of one process's part of it."""
 
     images: Tensor
     """The clean pictures, (B, 3, H, W)."""
     labels: Tensor
     """(B,), int64."""
+    keys: Tensor
+    """(B,), int64: the samples' keys in this step, for noise that belongs to them (`randomness`)."""
     student: Features
     """The tower being trained."""
     teacher: Features
     """The frozen tower that it started from."""
-    teacher_clean: Tensor
-    """The teacher's embeddings of the clean pictures, (B, D), computed once a batch; no gradient."""
+    teacher_clean: Callable[[], Tensor]
+    """Gives the teacher's embeddings of the clean pictures, (B, D), without gradient; one pass a batch, when asked."""
     text_features: Tensor
     """Unit text embeddings of the training classes, (C, D); no gradient."""
     settings: Mapping[str, float]
     """The defense's numbers, by their names in the paper."""
     student_dense: Dense = _no_places
     teacher_dense: Dense = _no_places
+    total: Callable[[Tensor], Tensor] = _alone
+    """Sums a tensor over the processes that share the batch; the gradient goes to this process's part."""
 
 
 Loss = Callable[[Context, Tensor], Tensor]
@@ -86,6 +94,8 @@ class Defense:
     schedule: Schedule
     """The published setting, for the real track."""
     settings: Mapping[str, float] = field(default_factory=dict)
+    batchwise: bool = False
+    """Whether the loss has a term of the whole batch; the inner attack's loss never has one."""
     paper: str = ""
     fidelity: str = "paper"
     """"official code", "paper" or "reconstruction"."""

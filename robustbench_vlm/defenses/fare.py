@@ -12,7 +12,7 @@ def loss(context: Context, images: Tensor) -> Tensor:
 
     No label and no text is used (equation 3).
     """
-    return (context.student(images) - context.teacher_clean).square().sum(dim=1)
+    return (context.student(images) - context.teacher_clean()).square().sum(dim=1)
 
 
 FARE = Defense(

@@ -14,7 +14,7 @@ def loss(context: Context, images: Tensor) -> Tensor:
 
     The second half stops the gradient at the student, and the teacher has none: it counts in the value alone.
     """
-    half = -functional.cosine_similarity(context.student(images), context.teacher_clean, dim=1) / 2
+    half = -functional.cosine_similarity(context.student(images), context.teacher_clean(), dim=1) / 2
     return half + half.detach()
 
 

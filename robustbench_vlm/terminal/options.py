@@ -116,6 +116,25 @@ def numbers(settings: Sequence[str]) -> dict[str, float]:
     return found
 
 
+def number_lists(settings: Sequence[str]) -> dict[str, list[float]]:
+    """Return the settings "name=number,number,..." by name; raise UserError for one of another form."""
+    found = {}
+    for setting in settings:
+        name, _, values = setting.partition("=")
+        try:
+            found[name] = [float(value) for value in values.split(",")]
+        except ValueError:
+            raise UserError(f"--over {setting!r} is not NAME=N,N,..., as in --over rate=3e-4,1e-3") from None
+    return found
+
+
+def example(*commands: str) -> str:
+    """Return the end of a command's help: how it is typed."""
+    return "\n\n".join(
+        ["Example:" if len(commands) == 1 else "Examples:", "\b\n" + "\n".join(f"  {c}" for c in commands)]
+    )
+
+
 def _sample_count(text: str) -> int | Literal["all"] | None:
     if text in ("", "all"):
         return "all" if text else None

@@ -1,169 +1,186 @@
-"""Adversarial fine-tuning of the image tower: one loop for every defense.
+"""Adversarial fine-tuning of the image tower: one loop for every defense, on one process or several.
 
-The inner attack ascends the defense's own loss, summed over samples and in float32; random numbers belong to the sample
-and the step, so that a run that was killed and resumed ends in the same weights.
+Random numbers belong to the sample and the step, and processes share a batch and add their gradients up: a training that
+was killed and resumed ends in the same weights, and one on two processes follows the curve of one on one.
 """
 
 import copy
-import json
+import dataclasses
+import functools
 import math
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
-from fractions import Fraction
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from robustbench_vlm import randomness
-from robustbench_vlm.datasets.dataset import Dataset
-from robustbench_vlm.defenses.defense import Context, Defense, InnerAttack, Schedule
+from robustbench_vlm.defenses.defense import Context, logits
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import write_whole
-from robustbench_vlm.models.clip import ImageEncoder, Model
+from robustbench_vlm.models.clip import ImageEncoder
 from robustbench_vlm.models.folding import folded
-from robustbench_vlm.threats import Threat, project
+from robustbench_vlm.threats import Threat
+from robustbench_vlm.training.checkpoint import Checkpoint
+from robustbench_vlm.training.inner import inner_attack
+from robustbench_vlm.training.job import Job
+from robustbench_vlm.training.log import Log, Row
+from robustbench_vlm.training.optimisation import make_optimizer, rate_at
+from robustbench_vlm.training.pictures import Read, in_hashed_order, read_ahead, reader
+from robustbench_vlm.training.processes import Processes
 
-_OPTIMIZERS = ("sgd", "adamw")
+LOG_EVERY = 20
+"""Steps from one row of the log to the next; each costs two forward passes more."""
 
 
 @dataclass(frozen=True)
-class Job:
-    """One fine-tuning: which defense, from which model, on which pictures, against which threat."""
+class Place:
+    """Where and how a training runs: nothing that decides the weights, but for rounding."""
 
-    defense: Defense
-    schedule: Schedule
-    model: Model
-    dataset: Dataset
-    pictures: int
-    """How many of the data set's pictures, from its beginning."""
-    eps: Fraction
-    seed: int = 0
+    folder: Path
+    """Of the checkpoint and the log."""
+    processes: Processes = field(default_factory=Processes)
     save_every: int = 200
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps of the whole training."""
-        return self.schedule.steps or self.schedule.epochs * (self.pictures // self.schedule.batch)
+    """Steps from one checkpoint to the next."""
+    read: Read | None = None
+    """How to read the pictures, where a caller holds them already."""
 
 
-def finetune(job: Job, folder: Path, tell: Callable[[str], object]) -> nn.Module:
-    """Train and return the image tower; a run that was killed goes on from its last checkpoint in `folder`.
+def finetune(job: Job, place: Place, tell: Callable[[Row, int, float], object]) -> nn.Module:
+    """Train and return the image tower; a run that was killed goes on from the checkpoint in its folder.
 
-    Raises UserError when the loss is no longer finite; the last good checkpoint stays.
+    `tell` takes a row of the log, the number of steps, and the seconds left. Raises UserError when the loss or a weight
+    is no longer finite; the last good checkpoint stays.
     """
-    student, teacher = _encoder(job.model), job.model.encoder
-    optimizer = _optimizer(student, job.schedule)
-    checkpoint = folder / "checkpoint.pt"
-    first = _resume(student, optimizer, checkpoint)
-    images, labels = _pictures(job)
-    text_features = job.model.text_features(job.dataset.prompts)
-    started = time.monotonic()
-    for step in range(first, job.steps):
-        _set_rate(optimizer, job, step)
-        rows = _rows(job, step)
-        clean = images[rows].to(torch.float32) / 255
-        with torch.no_grad():
-            teacher_clean = teacher(clean)
+    processes = place.processes
+    student = _tower(job).to(processes.device)
+    optimizer = make_optimizer(student, job.schedule)
+    checkpoint = Checkpoint(place.folder / "checkpoint.pt", job.identity)
+    first, before = checkpoint.load(student.visual, optimizer)
+    log = Log(place.folder / "log.csv", first) if processes.is_main else None
+    started = time.monotonic() - before
+    for step, context in enumerate(_contexts(job, place, student, first), first):
+        for group in optimizer.param_groups:
+            group["lr"] = rate_at(job.schedule, job.steps, step)
+        shown = (step + 1) % LOG_EVERY == 0 or step + 1 == job.steps
+        loss, clean, robust = train_step(job, context, optimizer, processes, shown=shown)
+        if not math.isfinite(loss):
+            raise UserError(_diverged(f"the loss is {loss}", step, checkpoint))
+        seconds = time.monotonic() - started
+        if shown and log:
+            row = Row(step + 1, loss, clean, robust, optimizer.param_groups[0]["lr"], round(seconds, 1))
+            log.add(row)
+            tell(row, job.steps, (seconds - before) / (step + 1 - first) * (job.steps - step - 1))
+        if (step + 1) % place.save_every == 0 or step + 1 == job.steps:
+            if not all(torch.isfinite(parameter).all() for parameter in student.parameters()):
+                raise UserError(_diverged("a weight is no longer finite", step, checkpoint))
+            if processes.is_main:
+                checkpoint.save(student.visual, optimizer, step + 1, seconds)
+    processes.wait()
+    return student.visual
+
+
+def train_step(
+    job: Job, context: Context, optimizer: torch.optim.Optimizer, processes: Processes, *, shown: bool = False
+) -> tuple[float, float, float]:
+    """Attack the batch, then take one step on the mean loss; return loss, clean and robust accuracy of the batch.
+
+    The accuracies cost two forward passes more and are NaN unless `shown`. The weights stay where the loss is not finite.
+    """
+    adversarial = inner_attack(context, job.defense.inner, Threat("Linf", job.eps))
+    clean, robust = (_right(context, context.images), _right(context, adversarial)) if shown else (math.nan, math.nan)
+    loss = job.defense.loss(_in_precision(job, context), adversarial).sum() / job.schedule.batch
+    optimizer.zero_grad()
+    loss.backward()
+    sums = processes.total(torch.tensor([loss.item(), clean, robust], dtype=torch.float64, device=loss.device)).tolist()
+    if math.isfinite(sums[0]):
+        processes.add_gradients(optimizer)
+        optimizer.step()
+    return sums[0], sums[1] / job.schedule.batch, sums[2] / job.schedule.batch
+
+
+def _contexts(job: Job, place: Place, student: ImageEncoder, first: int) -> Iterator[Context]:
+    """Give the context of every step from `first` on, with the student as it is when the step begins."""
+    source, processes = job.dataset.open(), place.processes
+    indices = in_hashed_order(source.ids)[: job.pictures]
+    read = place.read or reader(source, indices)
+    labels = torch.tensor([source.labels[index] for index in indices])
+    model = dataclasses.replace(job.model, network=copy.deepcopy(job.model.network).to(processes.device))
+    teacher, text_features = model.encoder, model.text_features(job.dataset.prompts)
+    batches = (processes.share(_rows(job, step)) for step in range(first, job.steps))
+    for step, (rows, images) in enumerate(read_ahead(batches, read), first):
+        clean = images.to(processes.device).to(torch.float32) / 255
         # The short form of the weights as they are now: all passes of a step share it.
-        current = ImageEncoder(folded(student.visual), job.model.architecture).eval()
-        context = Context(
+        current = ImageEncoder(folded(student.visual), job.model.architecture).to(processes.device).eval()
+        yield Context(
             images=clean,
-            labels=labels[rows],
+            labels=labels[rows].to(processes.device),
+            keys=_keys(job, rows, step).to(processes.device),
             student=current,
             teacher=teacher,
-            teacher_clean=teacher_clean,
+            teacher_clean=functools.cache(lambda clean=clean: _without_gradient(teacher, clean)),
             text_features=text_features,
             settings=job.defense.settings,
             student_dense=current.dense,
             teacher_dense=teacher.dense,
+            total=processes.total_of_parts,
         )
-        loss = train_step(context, job, optimizer, _keys(job, rows, step))
-        if not math.isfinite(loss):
-            raise UserError(f"the loss is {loss} at step {step}: lower the rate; {checkpoint} is the last good state")
-        if (step + 1) % 20 == 0:
-            left = (time.monotonic() - started) / (step + 1 - first) * (job.steps - step - 1)
-            tell(json.dumps({"step": step + 1, "of": job.steps, "loss": loss, "seconds_left": round(left)}))
-        if (step + 1) % job.save_every == 0 or step + 1 == job.steps:
-            state = {"student": student.visual.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
-            write_whole(checkpoint, lambda partial, state=state: torch.save(state, partial))  # type: ignore[misc]
-    return student.visual
 
 
-def train_step(context: Context, job: Job, optimizer: torch.optim.Optimizer, keys: Tensor) -> float:
-    """Attack the batch, then take one optimiser step on the mean loss; return that loss."""
-    threat = Threat("Linf", job.eps)
-    adversarial = inner_attack(context, job.defense.inner, threat, keys)
-    loss = job.defense.loss(context, adversarial).mean()
-    optimizer.zero_grad()
-    loss.backward()
-    optimizer.step()
-    return loss.item()
+def _without_gradient(tower: nn.Module, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        features: Tensor = tower(images)
+    return features
 
 
-def inner_attack(context: Context, inner: InnerAttack, threat: Threat, keys: Tensor) -> Tensor:
-    """Return adversarial pictures (B, 3, H, W) by signed gradient ascent of the summed per-sample loss.
+def _in_precision(job: Job, context: Context) -> Context:
+    """Return the context whose student runs in the job's precision; embeddings, and so losses, stay float32."""
+    if job.precision == "float32":
+        return context
+    kind, low = context.images.device.type, getattr(torch, job.precision)
 
-    Weights get no gradient here.
-    """
-    eps = float(threat.eps)
-    start = (randomness.uniform(keys, 0, context.images.shape[1:]) * 2 - 1) * eps
-    adversarial = (context.images + start).clamp(0, 1)
-    direction = torch.zeros_like(start)
-    for _ in range(inner.steps):
-        adversarial = adversarial.detach().requires_grad_()
-        loss = inner.loss(context, adversarial).sum()
-        (gradient,) = torch.autograd.grad(loss, adversarial)
-        direction = (inner.momentum * direction + gradient.sign()).sign()
-        moved = adversarial.detach() + float(inner.step_size) * eps * direction
-        adversarial = project(threat, context.images, moved)
-    return adversarial.detach()
+    def student(images: Tensor) -> Tensor:
+        with torch.autocast(kind, low):
+            return context.student(images).float()
+
+    def student_dense(images: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.autocast(kind, low):
+            features, places = context.student_dense(images)
+        return features.float(), places.float()
+
+    return dataclasses.replace(context, student=student, student_dense=student_dense)
 
 
-def _encoder(model: Model) -> ImageEncoder:
-    visual = copy.deepcopy(model.network.get_submodule("visual")).requires_grad_(True)
+def _right(context: Context, images: Tensor) -> float:
+    with torch.no_grad():
+        predictions = logits(context.student(images), context.text_features, 1.0).argmax(dim=1)
+    return float((predictions == context.labels).sum())
+
+
+def _tower(job: Job) -> ImageEncoder:
+    visual = copy.deepcopy(job.model.network.get_submodule("visual")).requires_grad_(True)
     # Batch statistics would couple the samples of a batch, in the attack too: they stay those of pre-training.
-    return ImageEncoder(visual, model.architecture).eval()
-
-
-def _optimizer(student: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    parameters = list(student.parameters())
-    if schedule.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=0.0, momentum=0.9, weight_decay=schedule.weight_decay)
-    if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=0.0, weight_decay=schedule.weight_decay)
-    raise UserError(f"unknown optimizer {schedule.optimizer!r}: it is one of {', '.join(_OPTIMIZERS)}")
-
-
-def _set_rate(optimizer: torch.optim.Optimizer, job: Job, step: int) -> None:
-    warm = min(1.0, (step + 1) / max(1, job.schedule.warmup))
-    for group in optimizer.param_groups:
-        group["lr"] = job.schedule.rate * warm * 0.5 * (1 + math.cos(math.pi * step / job.steps))
-
-
-def _resume(student: ImageEncoder, optimizer: torch.optim.Optimizer, checkpoint: Path) -> int:
-    if not checkpoint.exists():
-        return 0
-    state = torch.load(checkpoint, weights_only=True)
-    student.visual.load_state_dict(state["student"])
-    optimizer.load_state_dict(state["optimizer"])
-    return int(state["step"])
-
-
-def _pictures(job: Job) -> tuple[Tensor, Tensor]:
-    source = job.dataset.open()
-    chunks = [range(start, min(start + 512, job.pictures)) for start in range(0, job.pictures, 512)]
-    return torch.cat([source.read(chunk) for chunk in chunks]), torch.tensor(source.labels[: job.pictures])
+    return ImageEncoder(visual, job.model.architecture).eval()
 
 
 def _rows(job: Job, step: int) -> Tensor:
+    epoch, index = divmod(step, job.epoch_steps)
     batch = job.schedule.batch
-    epoch, index = divmod(step, job.pictures // batch)
-    order = torch.randperm(job.pictures, generator=torch.Generator().manual_seed(job.seed * 10_000 + epoch))
-    return order[index * batch : (index + 1) * batch]
+    return _order(job.pictures, job.seed, epoch)[index * batch : (index + 1) * batch]
+
+
+@functools.lru_cache(maxsize=2)
+def _order(pictures: int, seed: int, epoch: int) -> Tensor:
+    return torch.randperm(pictures, generator=torch.Generator().manual_seed(seed * 10_000 + epoch))
 
 
 def _keys(job: Job, rows: Tensor, step: int) -> Tensor:
-    ids = [f"{step} {row}" for row in rows.tolist()]
-    return randomness.sample_keys(job.seed, "inner attack", ids)
+    return randomness.sample_keys(job.seed, "inner attack", [f"{step} {row}" for row in rows.tolist()])
+
+
+def _diverged(what: str, step: int, checkpoint: Checkpoint) -> str:
+    kept = (
+        f"{checkpoint.path} holds the last good state" if checkpoint.path.exists() else "no checkpoint was written yet"
+    )
+    return f"{what} after step {step}: lower the rate by --set rate=...; {kept}"

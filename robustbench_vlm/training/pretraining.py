@@ -4,7 +4,6 @@ Two things differ from CLIP: each picture has several captions, and one that hap
 the batch is not counted as its negative. In a world of few attributes that is the rule and not the exception.
 """
 
-import json
 import math
 import time
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from robustbench_vlm import randomness
 from robustbench_vlm.datasets.world.captions import describe, is_true_of
 from robustbench_vlm.datasets.world.drawing import draw
 from robustbench_vlm.datasets.world.scenes import FAMILIES, Scenes, sample_scenes
+from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import write_whole
 from robustbench_vlm.models.architecture import Architecture
 from robustbench_vlm.models.clip import ImageEncoder, tokenize
@@ -85,7 +85,11 @@ def draw_pictures(settings: Settings, folder: Path) -> Pictures:
 
 
 def pretrain(
-    network: nn.Module, architecture: Architecture, settings: Settings, folder: Path, tell: Callable[[str], object]
+    network: nn.Module,
+    architecture: Architecture,
+    settings: Settings,
+    folder: Path,
+    tell: Callable[[int, int, float, str], object],
 ) -> None:
     """Train an open_clip CLIP in place; a run that was killed goes on from its last checkpoint in `folder`."""
     pictures = draw_pictures(settings, folder)
@@ -100,7 +104,7 @@ def pretrain(
             group["lr"] = _rate(settings, step)
         loss = _loss(network, encoder, pictures[_rows(settings, step)], (step, settings.captions))
         if not torch.isfinite(loss):
-            raise RuntimeError(f"the loss is {loss.item()} at step {step}; the last good checkpoint is {checkpoint}")
+            raise UserError(f"the loss is {loss.item()} at step {step}; the last good checkpoint is {checkpoint}")
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -110,7 +114,7 @@ def pretrain(
         if (step + 1) % 20 == 0:
             pace = (time.monotonic() - started) / (step + 1 - first)
             left = pace * (settings.steps - step - 1)
-            tell(json.dumps({"step": step + 1, "of": settings.steps, "loss": loss.item(), "seconds_left": round(left)}))
+            tell(step + 1, settings.steps, left, f"loss {loss.item():.3f}")
         if (step + 1) % settings.save_every == 0:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             write_whole(checkpoint, lambda partial, state=state: torch.save(state, partial))  # type: ignore[misc]

@@ -9,7 +9,7 @@ from robustbench_vlm.defenses.defense import Context, Defense, InnerAttack, Sche
 
 def loss(context: Context, images: Tensor) -> Tensor:
     """Return the squared distance to the frozen model's clean embeddings, (B,)."""
-    return (context.student(images) - context.teacher_clean).square().sum(dim=1)
+    return (context.student(images) - context.teacher_clean()).square().sum(dim=1)
 
 
 PULL = Defense(

@@ -1,0 +1,142 @@
+"""The commands that train: `pretrain`, `train` and `sweep`."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robustbench_vlm.terminal import screen
+from robustbench_vlm.terminal.options import TRACK, Json, TrackName, number_lists, numbers, option
+
+if TYPE_CHECKING:
+    from fractions import Fraction
+
+    from robustbench_vlm.training.finetuning import Place
+
+_Folder = Annotated[Path | None, option("--out", "DIR", "Where the weights and the card go.")]
+_DefenseName = Annotated[str, typer.Argument(metavar="DEFENSE", help="See `vlmbench list defenses`.")]
+_Eps = Annotated[str, option("--eps", "EPS", "Training radius instead of the track's.")]
+_Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help="Instead of the schedule's.")]
+_Pictures = Annotated[
+    int | None, typer.Option("--pictures", metavar="N", min=1, help="Instead of the track's, or all.")
+]
+_Seed = Annotated[int, option("--seed", "N", "Of everything that is drawn at random.")]
+_SETTING = "A number of the defense, or rate, batch, warmup, weight_decay, epochs, steps, inner_steps."
+_Settings = Annotated[list[str] | None, option("--set", "NAME=NUMBER", _SETTING)]
+_OVER = "A setting with its values; repeat for every combination."
+_Images = Annotated[
+    Path | None, option("--images", "DIR", "Training pictures, one folder a class, as ImageNet has them.")
+]
+_Base = Annotated[str, option("--base", "NAME", "A model to start from instead of the track's: a name or a card file.")]
+_Precision = Annotated[str, option("--precision", "NAME", "float32 or bfloat16, of the training pass alone.")]
+_SaveEvery = Annotated[int, typer.Option("--save-every", metavar="N", min=1, help="Steps between checkpoints.")]
+_Device = Annotated[str, option("--device", "NAME", "cpu or cuda; cuda where there is one if not given.")]
+_RESUME = "Insist on going on from a checkpoint, or begin anew; without it, go on where there is one."
+_Resume = Annotated[bool | None, typer.Option("--resume/--no-resume", help=_RESUME)]
+
+
+def pretrain(track: TrackName = TRACK, out: _Folder = None, as_json: Json = False) -> None:
+    """Pre-train a track's base model.
+
+    The same command goes on where an earlier one was stopped.
+    """
+    from robustbench_vlm.training.commands import pretrain_base
+
+    with screen.progress("steps", quiet=as_json) as tell:
+        card = pretrain_base(track, out or Path("trained") / track / "base", tell)
+    _show_card(card, as_json=as_json)
+
+
+def train(
+    defense: _DefenseName,
+    track: TrackName = TRACK,
+    images: _Images = None,
+    eps: _Eps = "",
+    epochs: _Epochs = None,
+    pictures: _Pictures = None,
+    seed: _Seed = 0,
+    settings: _Settings = None,
+    base: _Base = "",
+    precision: _Precision = "float32",
+    device: _Device = "",
+    save_every: _SaveEvery = 200,
+    resume: _Resume = None,
+    out: _Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Train a defense.
+
+    Fine-tunes the track's base model; the same command goes on where an earlier one was stopped. For several GPUs begin
+    with `accelerate launch --multi_gpu -m robustbench_vlm train ...` or `torchrun --nproc-per-node 8 -m ...`.
+    """
+    from robustbench_vlm.training.commands import train_defense
+    from robustbench_vlm.training.order import Order
+
+    numbers_set = numbers(settings or [])
+    order = Order(
+        defense, track, _radius(eps), epochs, pictures, seed, numbers_set, images, base, precision
+    )  # fmt: skip
+    screen.note("reading model and pictures", quiet=as_json)
+    place = _place(out or Path("trained") / track / defense, device, save_every)
+    with screen.progress("steps", quiet=as_json or not place.processes.is_main) as tell:
+        card = train_defense(order, place, tell, resume=resume)
+    if card:
+        _show_card(card, as_json=as_json)
+
+
+def sweep(
+    defense: _DefenseName,
+    over: Annotated[list[str], option("--over", "NAME=N,N,...", _OVER)],
+    share: Annotated[str, option("--share", "PART", "Part of the pictures to train on, as 1/4.")] = "1/4",
+    track: TrackName = TRACK,
+    images: _Images = None,
+    eps: _Eps = "",
+    epochs: _Epochs = None,
+    pictures: _Pictures = None,
+    seed: _Seed = 0,
+    settings: _Settings = None,
+    base: _Base = "",
+    precision: _Precision = "float32",
+    device: _Device = "",
+    plot: Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file for the picture of the table.")] = None,
+    out: _Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Train a defense with several settings.
+
+    Each is measured on pictures of the fine-tuning set that no training sees, never on evaluation sets. Trainings that
+    are done already are not done again.
+    """
+    from robustbench_vlm.terminal import sweeps
+    from robustbench_vlm.training.order import Order
+    from robustbench_vlm.training.sweep import run_sweep
+
+    order = Order(
+        defense, track, _radius(eps), epochs, pictures, seed, numbers(settings or []), images, base, precision
+    )  # fmt: skip
+    screen.note("reading model and pictures", quiet=as_json)
+    place = _place(out or Path("trained") / track / f"sweep-{defense}", device, 200)
+    with screen.progress("steps", quiet=as_json or not place.processes.is_main) as tell:
+        found = run_sweep(order, number_lists(over), sweeps.part(share), place, tell)
+    if place.processes.is_main:
+        sweeps.plot(found, plot or place.folder / "sweep.png")
+        screen.answer(sweeps.document(found), lambda width: sweeps.lines(found, width), as_json=as_json)
+
+
+def _radius(eps: str) -> "Fraction | None":
+    from robustbench_vlm.threats import parse_eps
+
+    return parse_eps(eps) if eps else None
+
+
+def _place(folder: Path, device: str, save_every: int) -> "Place":
+    from robustbench_vlm.training.finetuning import Place
+    from robustbench_vlm.training.processes import Processes
+
+    folder.mkdir(parents=True, exist_ok=True)
+    return Place(folder, Processes(device), save_every)
+
+
+def _show_card(card: Path, *, as_json: bool) -> None:
+    lines = [screen.Line(f"wrote {card}"), screen.Line(f"next: vlmbench run --model {card}")]
+    screen.answer({"card": str(card)}, lambda width: lines, as_json=as_json)

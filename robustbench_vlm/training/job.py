@@ -1,0 +1,81 @@
+"""What one fine-tuning is: a frozen value from which the weights follow."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+from robustbench_vlm.datasets.dataset import Dataset
+from robustbench_vlm.defenses.defense import Defense, Schedule
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.models.clip import Model
+from robustbench_vlm.records import fingerprint
+
+PRECISIONS = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Job:
+    """One fine-tuning: which defense, from which model, on which pictures, against which threat."""
+
+    defense: Defense
+    schedule: Schedule
+    model: Model
+    dataset: Dataset
+    pictures: int
+    """How many of the data set's pictures, in the order of their names' hashes; what follows is held out."""
+    eps: Fraction
+    """Radius in Linf, pixel scale [0, 1]."""
+    seed: int = 0
+    precision: str = "float32"
+    """Of the training pass; the inner attack and all losses are float32 always."""
+
+    def __post_init__(self) -> None:
+        if self.pictures < self.schedule.batch:
+            raise UserError(
+                f"{self.pictures} pictures do not fill a batch of {self.schedule.batch}: give more pictures, or a"
+                f" smaller batch by --set batch={max(1, self.pictures)}"
+            )
+        if self.precision not in PRECISIONS:
+            raise UserError(
+                f"training in {self.precision} is not offered: it is one of {', '.join(PRECISIONS)}; float16 loses the"
+                " small gradients that the attack lives on"
+            )
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimiser steps of one pass over the pictures; those that fill no batch wait for the next order."""
+        return self.pictures // self.schedule.batch
+
+    @property
+    def steps(self) -> int:
+        """Optimiser steps of the whole training."""
+        return self.schedule.steps or self.schedule.epochs * self.epoch_steps
+
+    @property
+    def identity(self) -> str:
+        """The fingerprint of all that decides the weights; a checkpoint of another identity is never resumed."""
+        return fingerprint(self.account)
+
+    @property
+    def account(self) -> Mapping[str, Any]:
+        """All that decides the weights, by name, as a model's card tells it."""
+        return {
+            "defense": self.defense.name,
+            "parent": self.model.name,
+            "parent_digest": self.model.digest,
+            "dataset": self.dataset.name,
+            "dataset_revision": self.dataset.revision,
+            "prompt": self.dataset.prompt,
+            "classes": fingerprint(self.dataset.classes),
+            "pictures": self.pictures,
+            "eps": str(self.eps),
+            "inner_steps": self.defense.inner.steps,
+            "inner_step_size": str(self.defense.inner.step_size),
+            "inner_momentum": self.defense.inner.momentum,
+            "schedule": self.schedule,
+            "steps": self.steps,
+            "settings": dict(self.defense.settings),
+            "seed": self.seed,
+            "precision": self.precision,
+        }

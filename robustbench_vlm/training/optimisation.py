@@ -1,0 +1,27 @@
+"""Optimisers and the learning rate over a training."""
+
+import math
+
+import torch
+from torch import nn
+
+from robustbench_vlm.defenses.defense import Schedule
+from robustbench_vlm.errors import UserError
+
+_MOMENTUM = 0.9
+
+
+def make_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
+    """Return the schedule's optimiser over all parameters of a network; raise UserError for an unknown one."""
+    parameters = list(network.parameters())
+    if schedule.optimizer == "sgd":
+        return torch.optim.SGD(parameters, lr=0.0, momentum=_MOMENTUM, weight_decay=schedule.weight_decay)
+    if schedule.optimizer == "adamw":
+        return torch.optim.AdamW(parameters, lr=0.0, weight_decay=schedule.weight_decay)
+    raise UserError(f"unknown optimizer {schedule.optimizer!r}: it is one of sgd, adamw")
+
+
+def rate_at(schedule: Schedule, steps: int, step: int) -> float:
+    """Return the learning rate of step `step` in [0, steps): a linear warm-up times half a cosine down to zero."""
+    warm = min(1.0, (step + 1) / max(1, schedule.warmup))
+    return schedule.rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))

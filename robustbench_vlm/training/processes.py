@@ -1,0 +1,45 @@
+"""The processes that share a training, as accelerate starts and finds them: one, or several by `accelerate launch`."""
+
+import torch
+from torch import Tensor
+
+
+class Processes:
+    """This process among those of `accelerate launch` or `torchrun`; alone where neither started it."""
+
+    def __init__(self, device: str = "") -> None:
+        from accelerate import PartialState
+
+        self._state = PartialState(cpu=device == "cpu")
+        self.device: torch.device = self._state.device
+        self.is_main: bool = self._state.is_main_process
+
+    def share(self, rows: Tensor) -> Tensor:
+        """Return this process's part of a batch's rows."""
+        return rows[self._state.process_index :: self._state.num_processes]
+
+    def total(self, values: Tensor) -> Tensor:
+        """Return the sum of a tensor over all processes, without gradient."""
+        if self._state.num_processes == 1:
+            return values.detach()
+        summed = values.detach().clone()
+        torch.distributed.all_reduce(summed)
+        return summed
+
+    def total_of_parts(self, values: Tensor) -> Tensor:
+        """Return the sum over all processes, whose gradient goes to this one's part."""
+        return values if self._state.num_processes == 1 else values + (self.total(values) - values.detach())
+
+    def add_gradients(self, optimizer: torch.optim.Optimizer) -> None:
+        """Put the sum of all processes' gradients in the place of each one's own."""
+        if self._state.num_processes == 1:
+            return
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        gradients = [torch.zeros_like(each) if each.grad is None else each.grad for each in parameters]
+        summed = self.total(torch.cat([gradient.flatten() for gradient in gradients]))
+        for parameter, part in zip(parameters, summed.split([each.numel() for each in parameters]), strict=True):
+            parameter.grad = part.view_as(parameter)
+
+    def wait(self) -> None:
+        """Wait until every process has come here."""
+        self._state.wait_for_everyone()
