@@ -131,14 +131,21 @@ def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
 
 def _track(name: str, track: str) -> Iterator[Contract]:
     found: Track = TRACKS.load(name)
-    for dataset in (*found.datasets, found.training):
+    for dataset in filter(None, (*found.datasets, found.training)):
         yield _loads("data set", dataset, DATASETS.load)
     for protocol in found.protocols:
         yield _loads("protocol", protocol, PROTOCOLS.load)
     yield _loads("architecture", found.architecture, load_architecture)
-    yield _loads("undefended model", found.base, lambda base: find_card(base, name))
+    yield _loads("undefended model", found.base, lambda base: _names_a_model(base, name))
     yield Contract("the training set is none of the data sets", found.training not in found.datasets, found.training)
     yield Contract("the standard eps is on the curve", found.standard_eps in found.eps, str(found.standard_eps))
+
+
+def _names_a_model(reference: str, track: str) -> None:
+    if reference.startswith("open_clip:"):
+        load_architecture(reference.partition("/")[0])
+    else:
+        find_card(reference, track)
 
 
 def _defense(name: str, track: str) -> Iterator[Contract]:

@@ -86,7 +86,18 @@ MINI_QUICK = Protocol(
     description="the first 8 of mini's samples a set: a table within two minutes, with wide intervals",
 )
 
+ZEROSHOT15 = Protocol(
+    name="zeroshot15",
+    version=1,
+    samples=1000,
+    description="1000 samples a set, float32, worst case over stages",
+)
+
 PROTOCOLS = Registry(
     "protocol",
-    {"mini": "robustbench_vlm.protocols:MINI", "mini-quick": "robustbench_vlm.protocols:MINI_QUICK"},
+    {
+        "mini": "robustbench_vlm.protocols:MINI",
+        "mini-quick": "robustbench_vlm.protocols:MINI_QUICK",
+        "zeroshot15": "robustbench_vlm.protocols:ZEROSHOT15",
+    },
 )

@@ -18,18 +18,18 @@ class Track:
     """The undefended model that defenses start from."""
     datasets: tuple[str, ...]
     architecture: str
-    training: str
-    """The fine-tuning set; it stays out of the mean."""
-    training_pictures: int
     training_eps: Fraction
-    schedule: Schedule
-    """The budget that every defense has here."""
     norm: str
     eps: tuple[Fraction, ...]
     """The radii of the curve, pixel scale."""
     standard_eps: Fraction
     protocols: tuple[str, ...]
     """The first is the default."""
+    training: str = ""
+    """The fine-tuning set, which stays out of the mean; empty: a folder that the user names."""
+    training_pictures: int = 0
+    schedule: Schedule | None = None
+    """The budget that every defense has here; None: each one's published schedule."""
     inner: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the inner attack that are the same for every defense here."""
     rates: Mapping[str, float] = field(default_factory=dict)
@@ -68,4 +68,17 @@ MINI = Track(
     description="the embedded track: a small CLIP and a small visual world, without download or GPU",
 )
 
-TRACKS = Registry("track", {"mini": "robustbench_vlm.tracks:MINI"})
+ZEROSHOT15 = Track(
+    name="zeroshot15",
+    base="open_clip:ViT-B-32-quickgelu/openai",
+    datasets=(),
+    architecture="open_clip:ViT-B-32-quickgelu",
+    training_eps=Fraction(1, 255),
+    norm="Linf",
+    eps=(Fraction(1, 255), Fraction(2, 255), Fraction(4, 255)),
+    standard_eps=Fraction(1, 255),
+    protocols=("zeroshot15",),
+    description="the real track: CLIP ViT-B/32, trained on an ImageNet folder; its data sets are still to come",
+)
+
+TRACKS = Registry("track", {"mini": "robustbench_vlm.tracks:MINI", "zeroshot15": "robustbench_vlm.tracks:ZEROSHOT15"})

@@ -1,5 +1,7 @@
 """A person's own pictures: one folder a class, any size and format that Pillow reads."""
 
+import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,16 +11,26 @@ from torch import Tensor
 from robustbench_vlm.datasets.dataset import Dataset, UnreadableImage
 from robustbench_vlm.errors import UserError
 
+_TRAINING_PROMPT = "This is a photo of a {}."
+
 
 class FolderSource:
-    """The pictures below `path`, resized (bicubic) and centre-cropped to `side` x `side`."""
+    """The pictures of the sub-folders `classes` of `path`, resized (bicubic) and centre-cropped to `side` x `side`.
 
-    def __init__(self, path: str, side: int) -> None:
+    A picture's label is its folder's place among `classes`, of which some may be missing.
+    """
+
+    def __init__(self, path: str, side: int, classes: Sequence[str]) -> None:
         self._root, self._side = Path(path), side
-        classes = _classes(self._root)
-        files = [(file, label) for label, name in enumerate(classes) for file in _files(self._root / name)]
-        self.ids = tuple(file.relative_to(self._root).as_posix() for file, _ in files)
-        self.labels = tuple(label for _, label in files)
+        there = set(_folders(self._root))
+        found = [
+            (f"{name}/{file}", label)
+            for label, name in enumerate(classes)
+            if name in there
+            for file in _files(self._root / name)
+        ]
+        self.ids = tuple(name for name, _ in found)
+        self.labels = tuple(label for _, label in found)
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return pictures, uint8 (B, 3, side, side)."""
@@ -42,27 +54,49 @@ class FolderSource:
 
 def folder_dataset(path: Path, prompt: str, side: int) -> Dataset:
     """Return the data set of a folder with one sub-folder a class; raise UserError where it is none."""
-    classes = _classes(path)
+    classes = [name for name in _folders(path) if _files(path / name)]
+    if len(classes) < 2:
+        raise UserError(f"{path} holds {len(classes)} sub-folder(s) with images: it takes two or more, one a class")
     return Dataset(
         name=path.resolve().name,
         classes=tuple(name.replace("_", " ") for name in classes),
         prompt=prompt,
         source="robustbench_vlm.datasets.folder:FolderSource",
-        options={"path": str(path.resolve()), "side": side},
+        options={"path": str(path.resolve()), "side": side, "classes": classes},
         split="all",
         description="pictures of a local folder",
     )
 
 
-def _classes(path: Path) -> list[str]:
+def training_folder(path: Path, side: int) -> Dataset:
+    """Return a folder's data set for training: ImageNet where its sub-folders are ImageNet's, else one class a folder.
+
+    ImageNet's 1000 classes are all there whatever part of them the folder holds, as AGFT's code names and prompts them.
+    A sub-folder "train" is taken in the place of its parent. Raises UserError where the folder is none of this.
+    """
+    path = path / "train" if (path / "train").is_dir() else path
+    names = json.loads(Path(__file__).with_name("imagenet_classes.json").read_text(encoding="utf-8"))
+    if not set(_folders(path)) & set(names):
+        return folder_dataset(path, _TRAINING_PROMPT, side)
+    return Dataset(
+        name="imagenet",
+        classes=tuple(names.values()),
+        prompt=_TRAINING_PROMPT,
+        source="robustbench_vlm.datasets.folder:FolderSource",
+        options={"path": str(path.resolve()), "side": side, "classes": tuple(names)},
+        split="train",
+        description="ImageNet-1k from a local folder",
+        origin="https://www.image-net.org, class names of YuboCui/AGFT 0031a8f",
+    )
+
+
+def _folders(path: Path) -> list[str]:
     if not path.is_dir():
         raise UserError(f"there is no folder {path}: --images takes a folder with one sub-folder a class")
-    names = sorted(child.name for child in path.iterdir() if child.is_dir() and not child.name.startswith("."))
-    classes = [name for name in names if _files(path / name)]
-    if len(classes) < 2:
-        raise UserError(f"{path} holds {len(classes)} sub-folder(s) with images: it takes two or more, one a class")
-    return classes
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _files(path: Path) -> list[Path]:
-    return sorted(file for file in path.iterdir() if file.is_file() and not file.name.startswith("."))
+def _files(path: Path) -> list[str]:
+    with os.scandir(path) as entries:
+        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())

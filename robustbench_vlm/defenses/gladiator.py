@@ -1,8 +1,8 @@
 """GLADIATOR rebuilt from its named ingredients (Dong et al., KDD 2025, doi 10.1145/3690624.3709296).
 
-No code and no formulas of it are public. Known are the ingredients: images and text embeddings are attacked together, the
-effective rank of the image embeddings is kept up, and the embeddings get modulated noise. How each is done here, and every
-number, is ours.
+No code and no formulas of it are public. Known are the ingredients: images and text embeddings are attacked together,
+the effective rank of the image embeddings is kept up, and the embeddings get modulated noise. How each is done here,
+and every number, is ours.
 """
 
 from fractions import Fraction
@@ -39,14 +39,15 @@ def loss(context: Context, images: Tensor) -> Tensor:
 def worst_texts(cosines: Tensor, labels: Tensor, rho: float) -> Tensor:
     """Return the cosines (B, C) with texts that moved within `rho` in [0, 1), each against the sample: exactly.
 
-    A unit vector's ball of that radius turns it by up to arcsin(rho): away from the image for the true class, towards it
-    for all others, which is the largest cross-entropy that such texts can give.
+    A unit vector's ball of that radius turns it by up to arcsin(rho): away from the image for the true class, towards
+    it for all others, which is the largest cross-entropy that such texts can give.
     """
     turn = (1 - rho**2) ** 0.5
     across = rho * (1 - cosines.square()).clamp_min(_TINY).sqrt()
     away = torch.where(cosines < -turn, -torch.ones_like(cosines), cosines * turn - across)
     towards = torch.where(cosines > turn, torch.ones_like(cosines), cosines * turn + across)
-    return torch.where(functional.one_hot(labels, cosines.shape[1]).bool(), away, towards)
+    is_true = torch.arange(cosines.shape[1], device=labels.device) == labels[:, None]
+    return torch.where(is_true, away, towards)
 
 
 def spectral_entropy(moment: Tensor) -> Tensor:
@@ -56,7 +57,8 @@ def spectral_entropy(moment: Tensor) -> Tensor:
     does not decide.
     """
     energies = torch.linalg.eigvalsh(moment).clamp_min(_TINY)
-    return -(energies * energies.log()).sum()
+    entropy: Tensor = -(energies * energies.log()).sum()
+    return entropy
 
 
 def _labelled(context: Context, features: Tensor) -> Tensor:

@@ -145,6 +145,10 @@ def _choices(
 ) -> dict[int, list[tuple[Dataset, Samples]]]:
     """Return the data sets and their samples by the side of the pictures, which only a folder's depend on."""
     if request.images is None:
+        if not request.datasets and not track.datasets:
+            raise UserError(
+                f"the track {track.name!r} has no data sets of its own: give --dataset NAME or --images DIR"
+            )
         names = _once("data set", request.datasets or track.datasets)
         datasets = [protocol.adapt_dataset(DATASETS.load(name)) for name in names]
         same = [

@@ -46,8 +46,8 @@ def lines(sweep: Sweep, width: int) -> list[Line]:
         for trial in sweep.trials
     ]
     said = (
-        f"{sweep.job.defense.name}, {sweep.job.pictures} pictures, {sweep.job.schedule.batch} a step; accuracies in % on"
-        f" {sweep.held_out} held-out pictures of {sweep.job.dataset.name}, robust under {ATTACK} at {sweep.job.eps}"
+        f"{sweep.job.defense.name}, {sweep.job.pictures} pictures, {sweep.job.schedule.batch} a step; accuracies in %"
+        f" on {sweep.held_out} held-out pictures of {sweep.job.dataset.name}, robust under {ATTACK} at {sweep.job.eps}"
     )
     best = sweep.best
     chosen = "all trainings diverged: lower the rate" if best is None else f"highest robust accuracy: {_settings(best)}"

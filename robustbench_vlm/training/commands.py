@@ -8,8 +8,8 @@ import torch
 
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.architecture import load_architecture
-from robustbench_vlm.models.clip import Model
 from robustbench_vlm.models.card import ModelCard, Weights, write_card
+from robustbench_vlm.models.clip import Model
 from robustbench_vlm.records import plain
 from robustbench_vlm.tracks import TRACKS, Track
 from robustbench_vlm.training.files import copy_weights, save_weights
@@ -53,7 +53,7 @@ def pretrain_base(track_name: str, folder: Path, tell: Tell, settings: Settings 
 
 
 def train_defense(order: Order, place: Place, tell: Tell, *, resume: bool | None = None) -> Path | None:
-    """Fine-tune a base model by a defense's recipe into a folder; return the new card's path, None on a helping process.
+    """Fine-tune a base model by a defense's recipe into a folder; return the new card's path, None on a helper process.
 
     A training that was stopped goes on: `resume` asks for that, False forbids it, None allows it. Raises UserError for
     unknown names and settings, and where there is nothing to resume.

@@ -1,7 +1,7 @@
 """Adversarial fine-tuning of the image tower: one loop for every defense, on one process or several.
 
-Random numbers belong to the sample and the step, and processes share a batch and add their gradients up: a training that
-was killed and resumed ends in the same weights, and one on two processes follows the curve of one on one.
+Random numbers belong to the sample and the step, and processes share a batch and add their gradients up: a training
+that was killed and resumed ends in the same weights, and one on two processes follows the curve of one on one.
 """
 
 import copy
@@ -86,7 +86,7 @@ def train_step(
 ) -> tuple[float, float, float]:
     """Attack the batch, then take one step on the mean loss; return loss, clean and robust accuracy of the batch.
 
-    The accuracies cost two forward passes more and are NaN unless `shown`. The weights stay where the loss is not finite.
+    The accuracies cost two forward passes more and are NaN unless `shown`. A loss that is not finite moves no weight.
     """
     adversarial = inner_attack(context, job.defense.inner, Threat("Linf", job.eps))
     clean, robust = (_right(context, context.images), _right(context, adversarial)) if shown else (math.nan, math.nan)
@@ -107,10 +107,12 @@ def _contexts(job: Job, place: Place, student: ImageEncoder, first: int) -> Iter
     read = place.read or reader(source, indices)
     labels = torch.tensor([source.labels[index] for index in indices])
     model = dataclasses.replace(job.model, network=copy.deepcopy(job.model.network).to(processes.device))
-    teacher, text_features = model.encoder, model.text_features(job.dataset.prompts)
+    # A tower in float64 trains in it: what differs then is no rounding.
+    dtype = next(student.parameters()).dtype
+    teacher, text_features = model.encoder, model.text_features(job.dataset.prompts).to(dtype)
     batches = (processes.share(_rows(job, step)) for step in range(first, job.steps))
     for step, (rows, images) in enumerate(read_ahead(batches, read), first):
-        clean = images.to(processes.device).to(torch.float32) / 255
+        clean = images.to(processes.device).to(dtype) / 255
         # The short form of the weights as they are now: all passes of a step share it.
         current = ImageEncoder(folded(student.visual), job.model.architecture).to(processes.device).eval()
         yield Context(

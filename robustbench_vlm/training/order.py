@@ -10,7 +10,7 @@ from typing import Any
 
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.dataset import Dataset
-from robustbench_vlm.datasets.folder import folder_dataset
+from robustbench_vlm.datasets.folder import training_folder
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.defense import Defense, Schedule
 from robustbench_vlm.errors import UserError
@@ -99,7 +99,7 @@ def _schedule(order: Order, track: Track, defense: Defense) -> Schedule:
 
 def _dataset(order: Order, track: Track, model: Model) -> Dataset:
     if order.images:
-        return folder_dataset(order.images, "This is a photo of a {}", model.architecture.side)
+        return training_folder(order.images, model.architecture.side)
     if not track.training:
         raise UserError(f"the track {track.name!r} trains on your own pictures: give their folder by --images DIR")
     dataset: Dataset = DATASETS.load(track.training)

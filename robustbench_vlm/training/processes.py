@@ -1,7 +1,25 @@
 """The processes that share a training, as accelerate starts and finds them: one, or several by `accelerate launch`."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+
+class _TotalOfParts(torch.autograd.Function):
+    @staticmethod
+    def forward(context: Any, values: Tensor) -> Tensor:
+        return _summed(values)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> Tensor:
+        return _summed(gradient)
+
+
+def _summed(values: Tensor) -> Tensor:
+    summed = values.detach().clone()
+    torch.distributed.all_reduce(summed)
+    return summed
 
 
 class Processes:
@@ -22,13 +40,14 @@ class Processes:
         """Return the sum of a tensor over all processes, without gradient."""
         if self._state.num_processes == 1:
             return values.detach()
-        summed = values.detach().clone()
-        torch.distributed.all_reduce(summed)
-        return summed
+        return _summed(values)
 
     def total_of_parts(self, values: Tensor) -> Tensor:
-        """Return the sum over all processes, whose gradient goes to this one's part."""
-        return values if self._state.num_processes == 1 else values + (self.total(values) - values.detach())
+        """Return the sum over all processes; the gradients of all of them flow back to each one's part."""
+        if self._state.num_processes == 1:
+            return values
+        summed: Tensor = _TotalOfParts.apply(values)
+        return summed
 
     def add_gradients(self, optimizer: torch.optim.Optimizer) -> None:
         """Put the sum of all processes' gradients in the place of each one's own."""

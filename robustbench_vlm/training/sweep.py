@@ -29,7 +29,7 @@ from robustbench_vlm.threats import Threat
 from robustbench_vlm.training.finetuning import Place, finetune
 from robustbench_vlm.training.job import Job
 from robustbench_vlm.training.order import Order, make_job
-from robustbench_vlm.training.pictures import Read, in_hashed_order, reader
+from robustbench_vlm.training.pictures import in_hashed_order, reader
 
 HELD_OUT = 1024
 """Pictures of the fine-tuning set that no training sees; they follow the track's training pictures."""
@@ -50,7 +50,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """What was trained, its trials in the order of their settings, and how many pictures each saw and was measured on."""
+    """A job, its trials in the order of their settings, and on how many pictures each was measured."""
 
     job: Job
     trials: tuple[Trial, ...]
@@ -68,8 +68,8 @@ def run_sweep(
 ) -> Sweep:
     """Train every combination of the settings `over` on a share of the pictures, and measure it on held-out ones.
 
-    Trials that are on disk already are not trained again. Raises UserError for unknown settings, a share outside (0, 1],
-    and pictures too few to hold some out.
+    Trials that are on disk already are not trained again. Raises UserError for unknown settings, a share outside
+    (0, 1], and pictures too few to hold some out.
     """
     if not over or not 0 < share <= 1:
         raise UserError("a sweep takes one or more --over NAME=N,N,... and a --share above 0 and up to 1")
@@ -87,7 +87,7 @@ def run_sweep(
         name = ",".join(f"{key}={value:g}" for key, value in settings.items())
         here = dataclasses.replace(place, folder=place.folder / name, read=read)
         said = f"{name}, {number + 1} of {len(combinations)}"
-        trials.append(_trial(part, settings, here, examination, lambda *told, said=said: tell(*told, said)))  # type: ignore[misc]
+        trials.append(_trial(part, settings, here, examination, lambda *told, said=said: tell(*told, said)))
     if place.processes.is_main:
         write_whole(place.folder / "sweep.csv", lambda partial: _write(partial, trials))
     return Sweep(dataclasses.replace(job, pictures=trained.pictures or 0), tuple(trials), held_out)
@@ -123,7 +123,8 @@ def _held_out(job: Job) -> int:
     spare = min(HELD_OUT, len(job.dataset.open().ids) - job.pictures)
     if spare < 1:
         raise UserError(
-            f"all pictures of {job.dataset.name!r} are for training: leave some for the comparison by a smaller --pictures"
+            f"all pictures of {job.dataset.name!r} are for training: leave some for the comparison by a smaller"
+            " --pictures"
         )
     return spare
 

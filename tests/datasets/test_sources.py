@@ -9,7 +9,7 @@ from PIL import Image
 
 from robustbench_vlm.datasets.dataset import Dataset, UnreadableImage, image_sha256
 from robustbench_vlm.datasets.digits import HANDWRITTEN
-from robustbench_vlm.datasets.folder import folder_dataset
+from robustbench_vlm.datasets.folder import folder_dataset, training_folder
 from robustbench_vlm.errors import UserError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"
@@ -90,3 +90,41 @@ def test_one_class_is_no_data_set() -> None:
 def test_real_folders_are_read_whole(name: str) -> None:
     source = folder_dataset(REAL / name, "a photo of a {}.", 32).open()
     assert source.read(range(len(source.ids))).shape == (len(source.ids), 3, 32, 32)
+
+
+def test_a_part_of_imagenet_has_its_thousand_classes_in_their_order(tmp_path: Path) -> None:
+    for name in ("train/n02123045", "train/n01440764", "train/stray", "val/n01440764"):
+        (tmp_path / name).mkdir(parents=True)
+        _picture("RGB").save(tmp_path / name / "one.JPEG")
+    (tmp_path / "train" / "readme.txt").write_text("a file beside the folders")
+    (tmp_path / "train" / "n01440764" / ".hidden").write_text("no picture")
+    dataset = training_folder(tmp_path, 32)
+    assert dataset.name == "imagenet" and len(dataset.classes) == 1000
+    source = dataset.open()
+    assert source.ids == ("n01440764/one.JPEG", "n02123045/one.JPEG") and source.labels == (0, 281)
+    assert dataset.prompts[281] == "This is a photo of a tabby." and source.read([0, 1]).shape == (2, 3, 32, 32)
+
+
+def test_imagenet_s_names_are_paired_with_its_word_net_ids(tmp_path: Path) -> None:
+    from timm.data import ImageNetInfo
+
+    (tmp_path / "n01440764").mkdir()
+    names = training_folder(tmp_path, 32).classes
+    info = ImageNetInfo("imagenet-1k")
+    described = [description.lower() for description in info.label_descriptions()]
+    same = [name.split()[-1] in text.replace("-", " ") for name, text in zip(names, described, strict=True)]
+    # The two lists are in other words here and there; one shifted by a place would agree nearly nowhere.
+    assert sum(same) > 900
+    assert len(set(names)) == 998 and names.count("crane") == names.count("maillot") == 2
+
+
+def test_a_folder_of_words_trains_on_its_own_classes(folder: Path) -> None:
+    dataset = training_folder(folder, 32)
+    assert dataset.classes == ("cat", "dog", "sea lion") and dataset.prompts[2] == "This is a photo of a sea lion."
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not here")
+def test_real_pictures_of_imagenet_s_classes_are_read() -> None:
+    source = training_folder(REAL / "tiny_imagenet", 64).open()
+    assert len(source.ids) == 1000 and len(set(source.labels)) == 200
+    assert source.read(range(0, 1000, 25)).shape == (40, 3, 64, 64)

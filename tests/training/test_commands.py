@@ -1,28 +1,35 @@
-"""The commands pretrain and train, from names to cards that load."""
+"""The commands pretrain, train and sweep, from names to cards that load."""
 
+import csv
+import json
 from fractions import Fraction
 from pathlib import Path
 
+import pandas
 import pytest
 import torch
 
+from robustbench_vlm.cli import run_command
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import sha256_of
 from robustbench_vlm.models.card import read_card
 from robustbench_vlm.models.clip import load_model
-from robustbench_vlm.training.commands import Order, pretrain_base, train_defense
+from robustbench_vlm.training.commands import pretrain_base, train_defense
+from robustbench_vlm.training.finetuning import Place
+from robustbench_vlm.training.log import COLUMNS
+from robustbench_vlm.training.order import Order, make_job
 from robustbench_vlm.training.pretraining import Settings
+from robustbench_vlm.training.processes import Processes
 
 SMALL = Settings(pictures=128, epochs=1, batch=32, warmup=2, save_every=2)
 
 
-def test_pretraining_makes_a_model_that_loads_and_again_the_same(tmp_path: Path) -> None:
-    cards = [pretrain_base("mini", tmp_path / name, lambda line: None, SMALL) for name in ("one", "two")]
-    model = load_model(str(cards[0]), "mini")
-    logits = model.classifier(["a red star", "a blue circle"])(torch.rand(2, 3, 32, 32))
-    assert logits.shape == (2, 2) and logits.dtype == torch.float32
-    assert read_card(cards[0]).image == read_card(cards[1]).image
-    assert read_card(cards[0]).text.sha256 == sha256_of(tmp_path / "two" / "text.safetensors")
+def _silent(step: int, of: int, left: float, word: str) -> None:
+    pass
+
+
+def _place(folder: Path) -> Place:
+    return Place(folder, Processes("cpu"))
 
 
 def _order(**changes: object) -> Order:
@@ -30,24 +37,116 @@ def _order(**changes: object) -> Order:
     return Order(**values)  # type: ignore[arg-type]
 
 
-def test_training_makes_a_card_that_accounts_for_itself(tmp_path: Path) -> None:
-    path = train_defense(_order(settings={"gamma": 0.5, "rate": 1e-4}), tmp_path, lambda line: None)
-    card = read_card(path)
-    assert card.defense == "agft" and card.training["parent"] == "clip"
-    assert card.training["settings"]["gamma"] == 0.5 and card.training["schedule"]["rate"] == 1e-4
+def test_pretraining_makes_a_model_that_loads_and_again_the_same(tmp_path: Path) -> None:
+    cards = [pretrain_base("mini", tmp_path / name, _silent, SMALL) for name in ("one", "two")]
+    model = load_model(str(cards[0]), "mini")
+    logits = model.classifier(["a red star", "a blue circle"])(torch.rand(2, 3, 32, 32))
+    assert logits.shape == (2, 2) and logits.dtype == torch.float32
+    assert read_card(cards[0]).image == read_card(cards[1]).image
+    assert read_card(cards[0]).text.sha256 == sha256_of(tmp_path / "two" / "text.safetensors")
+
+
+def test_training_makes_a_card_that_accounts_for_itself_and_a_log_that_pandas_reads(tmp_path: Path) -> None:
+    path = train_defense(_order(settings={"gamma": 0.5, "rate": 1e-4}), _place(tmp_path), _silent)
+    card = read_card(path)  # type: ignore[arg-type]
+    training = card.training
+    assert card.defense == "agft" and training["parent"] == "clip" and training["eps"] == "8/255"
+    assert training["settings"]["gamma"] == 0.5 and training["schedule"]["rate"] == 1e-4
+    assert training["steps"] == 2 and training["seconds"] > 0 and len(training["fingerprint"]) == 64
     base, trained = load_model("clip", "mini"), load_model(str(path), "mini")
     assert trained.digest != base.digest and card.text.sha256 == base.card.text.sha256  # type: ignore[union-attr]
+    log = pandas.read_csv(tmp_path / "log.csv")
+    assert tuple(log.columns) == COLUMNS and log.step.tolist() == [2] and 0 <= log.robust[0] <= log.clean[0] <= 1
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_resuming_is_asked_for_forbidden_or_allowed(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="nothing to go on from"):
+        train_defense(_order(), _place(tmp_path), _silent, resume=True)
+    told: list[int] = []
+    train_defense(_order(), _place(tmp_path), _silent)
+    train_defense(_order(), _place(tmp_path), lambda *values: told.append(values[0]), resume=True)
+    assert told == []
+    train_defense(_order(seed=1), _place(tmp_path), lambda *values: told.append(values[0]), resume=False)
+    assert told == [2] and (tmp_path / "agft-seed1.json").exists()
 
 
 def test_a_folder_of_another_training_is_not_taken_over(tmp_path: Path) -> None:
-    train_defense(_order(), tmp_path, lambda line: None)
-    with pytest.raises(UserError, match="another training"):
-        train_defense(_order(seed=1), tmp_path, lambda line: None)
+    train_defense(_order(), _place(tmp_path), _silent)
+    with pytest.raises(UserError, match="other settings"):
+        train_defense(_order(seed=1), _place(tmp_path), _silent)
 
 
-@pytest.mark.parametrize("settings", [{"gama": 0.4}, {"rate": float("nan")}])
-def test_wrong_settings_are_named(tmp_path: Path, settings: dict[str, float]) -> None:
-    with pytest.raises(UserError, match=r"gamma|finite"):
-        train_defense(_order(settings=settings), tmp_path, lambda line: None)
-    with pytest.raises(UserError, match="agft"):
-        train_defense(_order(defense="agtf"), tmp_path, lambda line: None)
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"gama": 0.4}, "gamma"),
+        ({"rate": float("nan")}, "finite"),
+        ({"batch": 1.5}, "whole number of 1 or more"),
+        ({"inner_steps": 0}, "whole number of 1 or more"),
+        ({"warmup": -1}, "whole number of 0 or more"),
+        ({"epochs": 1, "steps": 5}, "epochs or steps"),
+        ({"batch": 512}, "do not fill a batch"),
+    ],
+)
+def test_wrong_settings_are_named(settings: dict[str, float], said: str) -> None:
+    with pytest.raises(UserError, match=said):
+        make_job(_order(settings=settings, epochs=None))
+
+
+def test_settings_of_the_schedule_and_the_inner_attack_are_taken() -> None:
+    job, _ = make_job(_order(settings={"steps": 5, "batch": 64, "inner_steps": 4, "weight_decay": 0.5}, epochs=None))
+    assert (job.steps, job.schedule.batch, job.schedule.epochs) == (5, 64, 0)
+    assert (job.defense.inner.steps, job.schedule.weight_decay) == (4, 0.5)
+    plain, _ = make_job(_order())
+    assert plain.identity != job.identity
+
+
+@pytest.mark.parametrize("arguments", [["train", "agtf"], ["train", "agft", "--track", "maxi"]])
+def test_unknown_names_suggest_the_nearest(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(arguments) == 2
+    assert "agft" in capsys.readouterr().err or arguments[1] != "agtf"
+
+
+def test_a_sweep_trains_each_combination_once_and_names_the_best(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "sweep", "agft", "--over", "rate=1e-4,1e30", "--over", "gamma=0.2,0.4", "--pictures", "512", "--share", "1/2",
+        "--epochs", "1", "--device", "cpu", "--out", str(tmp_path), "--json",
+    ]  # fmt: skip
+    assert run_command(arguments) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [trial["settings"] for trial in found["trials"]] == [
+        {"rate": rate, "gamma": gamma} for rate in (1e-4, 1e30) for gamma in (0.2, 0.4)
+    ]
+    ended, lost = found["trials"][:2], found["trials"][2:]
+    assert all(0 <= trial["robust"] <= trial["clean"] <= 1 for trial in ended)
+    assert all(trial["robust"] is None for trial in lost) and found["best"] in ended
+    assert found["pictures"] == 256 and found["held_out"] == 1024
+    with (tmp_path / "sweep.csv").open() as file:
+        assert [row["rate"] for row in csv.DictReader(file)] == ["0.0001", "0.0001", "1e+30", "1e+30"]
+    assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
+    seconds = [trial["seconds"] for trial in found["trials"]]
+    assert run_command(arguments) == 0
+    assert [trial["seconds"] for trial in json.loads(capsys.readouterr().out)["trials"]] == seconds
+    assert run_command(arguments[:-1]) == 0
+    out = capsys.readouterr().out
+    assert "highest robust accuracy: rate 0.0001" in out and "\x1b" not in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--over", "rate"], "NAME=N,N"),
+        (["--over", "rate=1e-3", "--share", "2"], "up to 1"),
+        (["--over", "rate=1e-3", "--share", "x"], "no part"),
+        (["--over", "rate=1e-3", "--pictures", "100000"], "smaller --pictures"),
+        (["--over", "rho=1"], "setting of agft"),
+    ],
+)
+def test_a_sweep_that_cannot_be_says_why(
+    tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["sweep", "agft", *arguments, "--out", str(tmp_path)]) == 2
+    assert said in capsys.readouterr().err

@@ -1,8 +1,8 @@
-"""The trainer: what moves, what stays, and the same end after any interruption."""
+"""The trainer: what moves, what stays, what is written, and the same end after any interruption."""
 
 import dataclasses
-import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -14,17 +14,20 @@ import pytest
 import torch
 
 from robustbench_vlm.datasets.rendered import SCENES
-from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.agft import AGFT
-from robustbench_vlm.defenses.defense import Context, InnerAttack, Schedule
+from robustbench_vlm.defenses.defense import Schedule
+from robustbench_vlm.defenses.gladiator import GLADIATOR
 from robustbench_vlm.defenses.tecoa import TECOA
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.models.clip import ImageEncoder, Model
-from robustbench_vlm.models.folding import folded
+from robustbench_vlm.models.clip import Model, load_model
 from robustbench_vlm.models.mini import MINI
-from robustbench_vlm.randomness import sample_keys
-from robustbench_vlm.threats import Threat, distance
-from robustbench_vlm.training.finetuning import Job, finetune, inner_attack
+from robustbench_vlm.training.finetuning import Place, finetune
+from robustbench_vlm.training.job import Job
+from robustbench_vlm.training.log import Log, Row, read_log
+from robustbench_vlm.training.pictures import in_hashed_order
+from robustbench_vlm.training.processes import Processes
+
+CPU = Processes("cpu")
 
 
 def _model() -> Model:
@@ -34,73 +37,19 @@ def _model() -> Model:
 
 def _job(**changes: object) -> Job:
     schedule = Schedule("adamw", rate=1e-3, weight_decay=0.0, batch=8, epochs=2, warmup=2)
-    job = Job(AGFT, schedule, _model(), SCENES, pictures=32, eps=Fraction(8, 255), save_every=1)
+    job = Job(AGFT, schedule, _model(), SCENES, pictures=32, eps=Fraction(8, 255))
     return dataclasses.replace(job, **changes)  # type: ignore[arg-type]
 
 
-def _context(model: Model) -> Context:
-    student, teacher = ImageEncoder(folded(model.network.visual), MINI).eval(), model.encoder
-    images = SCENES.open().read(range(6)).float() / 255
-    text = model.text_features(SCENES.prompts[:20])
-    clean, towers = teacher(images).detach(), (student, teacher)
-    return Context(
-        images, torch.arange(6), *towers, clean, text, AGFT.settings, *(tower.dense for tower in towers)
-    )  # fmt: skip
-
-
-@pytest.mark.parametrize("name", DEFENSES.names())
-def test_the_inner_attack_raises_the_loss_inside_the_ball(name: str) -> None:
-    defense, context, threat = DEFENSES.load(name), _context(_model()), Threat("Linf", Fraction(8, 255))
-    context = dataclasses.replace(context, settings=defense.settings)
-    adversarial = inner_attack(context, defense.inner, threat, sample_keys(0, "t", list("abcdef")))
-    assert (distance(threat, context.images, adversarial) <= 8 / 255 + 1e-6).all()
-    assert adversarial.min() >= 0 and adversarial.max() <= 1
-    with torch.no_grad():
-        before, after = defense.loss(context, context.images), defense.loss(context, adversarial)
-    assert (after > before).all()
-
-
-def test_the_inner_attack_is_the_sample_s_own() -> None:
-    context, threat, keys = _context(_model()), Threat("Linf", Fraction(8, 255)), sample_keys(0, "t", list("abcdef"))
-    whole = inner_attack(context, AGFT.inner, threat, keys)
-    alone = dataclasses.replace(
-        context, images=context.images[2:3], labels=context.labels[2:3], teacher_clean=context.teacher_clean[2:3]
-    )
-    difference = (inner_attack(alone, AGFT.inner, threat, keys[2:3]) - whole[2:3]).abs()
-    # A sign may flip where the gradient is zero to rounding; nowhere else.
-    assert (difference > 1e-6).float().mean() < 0.01
-
-
-def test_the_heavy_ball_goes_on_where_the_gradient_is_gone() -> None:
-    slope = torch.tensor([1.0, -1.0, 1.0]).view(1, 3, 1, 1)
-    context = dataclasses.replace(_context(_model()), images=torch.full((6, 3, 32, 32), 0.5))
-    calls = []
-
-    def loss(context: Context, images: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        return (images * slope * (len(calls) == 1)).sum(dim=(1, 2, 3))
-
-    threat, keys = Threat("Linf", Fraction(8, 255)), sample_keys(0, "t", list("abcdef"))
-    ends = {}
-    for momentum in (0.0, 0.9):
-        calls.clear()
-        inner = InnerAttack(loss, steps=3, step_size=Fraction(1), momentum=momentum)
-        ends[momentum] = inner_attack(context, inner, threat, keys) - 0.5
-    assert torch.allclose(ends[0.9], (8 / 255 * slope).expand(6, 3, 32, 32), atol=1e-6)
-    assert (ends[0.0].abs() < 8 / 255 - 1e-6).any()
-
-
-def test_weights_get_no_gradient_inside_the_attack() -> None:
-    context = _context(_model())
-    context.student.requires_grad_(True)  # type: ignore[attr-defined]
-    inner_attack(context, AGFT.inner, Threat("Linf", Fraction(8, 255)), sample_keys(0, "t", list("abcdef")))
-    assert all(parameter.grad is None for parameter in context.student.parameters())  # type: ignore[attr-defined]
+def _train(job: Job, folder: Path, save_every: int = 1) -> tuple[torch.nn.Module, list[Row]]:
+    rows: list[Row] = []
+    return finetune(job, Place(folder, CPU, save_every), lambda row, of, left: rows.append(row)), rows
 
 
 def test_only_the_student_moves(tmp_path: Path) -> None:
     job = _job()
     before = {key: value.clone() for key, value in job.model.network.state_dict().items()}
-    visual = finetune(job, tmp_path, lambda line: None)
+    visual, _ = _train(job, tmp_path)
     after = job.model.network.state_dict()
     assert all(torch.equal(before[key], after[key]) for key in before)
     moved = [key for key, value in visual.state_dict().items() if not torch.equal(value, before[f"visual.{key}"])]
@@ -108,50 +57,153 @@ def test_only_the_student_moves(tmp_path: Path) -> None:
     assert not [key for key in moved if "running" in key]
 
 
-def test_training_lowers_the_loss_on_what_it_sees(tmp_path: Path) -> None:
-    lines: list[str] = []
+def test_training_lowers_the_loss_on_what_it_sees_and_says_so(tmp_path: Path) -> None:
     schedule = Schedule("adamw", rate=2e-3, weight_decay=0.0, batch=16, epochs=60, warmup=2)
-    job = _job(defense=TECOA, schedule=schedule, pictures=16, eps=Fraction(0), save_every=1000)
-    finetune(job, tmp_path, lines.append)
-    losses = [json.loads(line)["loss"] for line in lines]
-    assert losses[-1] < losses[0] - 0.2
+    _, rows = _train(_job(defense=TECOA, schedule=schedule, pictures=16, eps=Fraction(0)), tmp_path, 1000)
+    assert rows[-1].loss < rows[0].loss - 0.2
+    assert [row.step for row in rows] == [20, 40, 60] and rows == read_log(tmp_path / "log.csv")
+
+
+def test_the_logged_accuracies_are_those_of_the_batch(tmp_path: Path) -> None:
+    schedule = Schedule("sgd", rate=0.0, weight_decay=0.0, batch=32, epochs=1, warmup=0)
+    model, rows = load_model("clip", "mini"), {}
+    for eps in (Fraction(0), Fraction(8, 255)):
+        _, (rows[eps],) = _train(_job(model=model, schedule=schedule, eps=eps), tmp_path / str(eps.numerator))
+    source = SCENES.open()
+    chosen = in_hashed_order(source.ids)[:32]
+    right = model.classifier(SCENES.prompts)(source.read(chosen).float() / 255).argmax(1).tolist()
+    expected = sum(source.labels[index] == guess for index, guess in zip(chosen, right, strict=True)) / 32
+    assert [row.clean for row in rows.values()] == [expected, expected] and expected > 0.5
+    assert rows[Fraction(0)].robust == expected and rows[Fraction(8, 255)].robust < expected
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_lower_precision_is_the_training_pass_s_alone(tmp_path: Path, precision: str) -> None:
+    _, rows = _train(_job(precision=precision), tmp_path)
+    _, exact = _train(_job(), tmp_path / "exact")
+    assert (rows[-1].loss == exact[-1].loss) == (precision == "float32")
+    assert rows[-1].loss == pytest.approx(exact[-1].loss, rel=0.05)
 
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     bad = dataclasses.replace(AGFT, loss=lambda context, images: AGFT.loss(context, images) * float("nan"))
-    finetune(_job(schedule=dataclasses.replace(_job().schedule, epochs=1)), tmp_path, lambda line: None)
-    good = (tmp_path / "checkpoint.pt").read_bytes()
-    with pytest.raises(UserError, match="lower the rate"):
-        finetune(_job(defense=bad), tmp_path, lambda line: None)
-    assert (tmp_path / "checkpoint.pt").read_bytes() == good
+    with pytest.raises(UserError, match=r"step 0: lower the rate.*no checkpoint"):
+        _train(_job(defense=bad), tmp_path)
+    # Fine at first: the loss is lost once half of the training is behind.
+    calls: list[int] = []
+
+    def later(context: object, images: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return AGFT.loss(context, images) * (float("nan") if len(calls) > 4 else 1.0)  # type: ignore[arg-type]
+
+    with pytest.raises(UserError, match=r"step 4: lower the rate.*last good"):
+        _train(_job(defense=dataclasses.replace(AGFT, loss=later)), tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 4 and all(torch.isfinite(value).all() for value in state["tower"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    schedule = dataclasses.replace(_job().schedule, optimizer="sgd", rate=1e38, warmup=0)
+    with pytest.raises(UserError, match=r"a weight is no longer finite|loss is nan"):
+        _train(_job(schedule=schedule), tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("spoil", ["other", "cut", "garbage"])
+def test_a_checkpoint_that_is_not_this_training_s_is_refused(tmp_path: Path, spoil: str) -> None:
+    _train(_job(), tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    if spoil == "cut":
+        file.write_bytes(file.read_bytes()[:1000])
+    if spoil == "garbage":
+        file.write_bytes(b"hello")
+    with pytest.raises(UserError, match=r"other settings.*--no-resume" if spoil == "other" else "no whole checkpoint"):
+        _train(_job(seed=1 if spoil == "other" else 0), tmp_path)
+
+
+def test_a_resumed_log_has_every_row_once(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    rows = [Row(step, 1.0, 0.5, 0.25, 1e-3, step / 10) for step in (20, 40, 60)]
+    log = Log(path, 0)
+    for row in rows:
+        log.add(row)
+    with path.open("a") as file:
+        file.write("80,1.0,0.")
+    Log(path, 40).add(rows[2])
+    assert read_log(path) == rows
+
+
+def test_too_few_pictures_and_unknown_precisions_are_named() -> None:
+    with pytest.raises(UserError, match="4 pictures do not fill a batch of 8"):
+        _job(pictures=4)
+    with pytest.raises(UserError, match="float32, bfloat16"):
+        _job(precision="float16")
 
 
 _DRIVER = """
-import sys, torch
+import dataclasses, sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_finetuning import _job
-from robustbench_vlm.training.finetuning import finetune
+from test_finetuning import _job, CPU, GLADIATOR, finetuning_in_double
+from robustbench_vlm.training.finetuning import Place, finetune
 torch.set_num_threads(1)
-visual = finetune(_job(), Path(sys.argv[1]), print)
-torch.save(visual.state_dict(), Path(sys.argv[1]) / "final.pt")
+folder = Path(sys.argv[1])
+if sys.argv[3] == "double":
+    finetuning_in_double(folder)
+else:
+    visual = finetune(_job(), Place(folder, CPU, 1), lambda row, of, left: None)
+    torch.save(visual.state_dict(), folder / "final.pt")
 """
 
 
-def _start(folder: Path) -> subprocess.Popen[bytes]:
-    return subprocess.Popen([sys.executable, "-c", _DRIVER, str(folder), str(Path(__file__).parent)])
+def finetuning_in_double(folder: Path) -> None:
+    """Train by the recipe that has a term of the whole batch, with a row of the log for every step."""
+    from robustbench_vlm.training import finetuning
+
+    finetuning.LOG_EVERY = 1
+    job = _job(defense=GLADIATOR)
+    job.model.network.double()
+    finetune(job, Place(folder, CPU, 3), lambda row, of, left: None)
 
 
-def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(tmp_path: Path) -> None:
+def _start(folder: Path, mode: str = "", processes: int = 0) -> subprocess.Popen[bytes]:
+    driver = folder.parent / "driver.py"
+    driver.write_text(_DRIVER)
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes else []
+    return subprocess.Popen(
+        [sys.executable, *launch, str(driver), str(folder), str(Path(__file__).parent), mode],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("last", [1, 4, 7])
+def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(tmp_path: Path, last: int) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
     assert _start(whole).wait(timeout=120) == 0
     process, deadline = _start(broken), time.monotonic() + 120
-    while not (broken / "checkpoint.pt").exists() and time.monotonic() < deadline:
-        time.sleep(0.01)
+    while _steps(broken) < last and time.monotonic() < deadline:
+        time.sleep(0.005)
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    assert not (broken / "final.pt").exists()
+    shutil.rmtree(broken / "final.pt", ignore_errors=True)
     assert _start(broken).wait(timeout=120) == 0
     first, second = (torch.load(folder / "final.pt", weights_only=True) for folder in (whole, broken))
     assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def _steps(folder: Path) -> int:
+    file = folder / "checkpoint.pt"
+    return int(torch.load(file, weights_only=True)["step"]) if file.exists() else 0
+
+
+def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
+    curves = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        assert _start(folder, "double", processes).wait(timeout=240) == 0
+        curves.append(read_log(folder / "log.csv"))
+    assert len(curves[0]) == len(curves[1]) == 8
+    for one, two in zip(*curves, strict=True):
+        assert two.loss == pytest.approx(one.loss, rel=1e-9) and (two.clean, two.robust) == (one.clean, one.robust)

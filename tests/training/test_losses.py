@@ -11,14 +11,17 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
+from robustbench_vlm import randomness
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.agft import AGFT
 from robustbench_vlm.defenses.defense import Context, logits
 from robustbench_vlm.defenses.fare import FARE
+from robustbench_vlm.defenses.gladiator import GLADIATOR, spectral_entropy, worst_texts
 from robustbench_vlm.defenses.pmg_aft import PMG_AFT
 from robustbench_vlm.defenses.sim_clip import SIM_CLIP
 from robustbench_vlm.defenses.tecoa import TECOA
 from robustbench_vlm.defenses.tga_zsr import TGA_ZSR, attention
+from robustbench_vlm.randomness import sample_keys
 from robustbench_vlm.training.pretraining import contrastive_loss
 
 DOUBLE = torch.float64
@@ -32,8 +35,9 @@ def _context(weights: Tensor, labels: Tensor, **settings: float) -> Context:
     text = functional.normalize(torch.randn(5, 6, generator=generator, dtype=DOUBLE), dim=1)
     # The places of an image of four pixels: each pixel, through a part of the tower.
     return Context(
-        images, labels, lambda x: x.flatten(1) @ weights, lambda x: x.flatten(1) @ teacher,
-        images.flatten(1) @ teacher, text, settings,
+        images, labels, sample_keys(0, "t", [str(n) for n in range(len(labels))]),
+        lambda x: x.flatten(1) @ weights, lambda x: x.flatten(1) @ teacher,
+        lambda: images.flatten(1) @ teacher, text, settings,
         student_dense=lambda x: (x.flatten(1) @ weights, x.flatten(2).transpose(1, 2) @ weights[:3]),
         teacher_dense=lambda x: (x.flatten(1) @ teacher, x.flatten(2).transpose(1, 2) @ teacher[:3]),
     )  # fmt: skip
@@ -67,7 +71,7 @@ def test_agft_is_the_soft_cross_entropy_by_hand() -> None:
     context = dataclasses.replace(
         _context(_weights(), torch.tensor([1])),
         student=lambda images: torch.tensor([[3.0, 4.0]]),
-        teacher_clean=torch.tensor([[4.0, 3.0]]),
+        teacher_clean=lambda: torch.tensor([[4.0, 3.0]]),
         text_features=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
         settings={"scale": 10.0, "gamma": 0.5},
     )
@@ -81,7 +85,7 @@ def test_fare_is_the_squared_distance_by_hand_and_pulls_back_along_it() -> None:
     context = dataclasses.replace(
         _context(_weights(), torch.tensor([1])),
         student=lambda images: student,
-        teacher_clean=torch.tensor([[1.0, 1.0]]),
+        teacher_clean=lambda: torch.tensor([[1.0, 1.0]]),
     )
     loss = FARE.loss(context, context.images)
     assert loss.tolist() == [13.0]
@@ -93,7 +97,7 @@ def test_sim_clip_is_the_negative_cosine_with_the_gradient_of_half_of_it() -> No
     context = dataclasses.replace(
         _context(_weights(), torch.tensor([1])),
         student=lambda images: student,
-        teacher_clean=torch.tensor([[2.0, 0.0]]),
+        teacher_clean=lambda: torch.tensor([[2.0, 0.0]]),
     )
     loss = SIM_CLIP.loss(context, context.images)
     assert loss.item() == pytest.approx(-0.6)
@@ -196,7 +200,7 @@ def test_tga_zsr_by_hand_each_term_alone() -> None:
 @settings(deadline=None, max_examples=25)
 def test_agft_is_the_divergence_from_the_softened_teacher_up_to_its_entropy(gamma: float, scale: float) -> None:
     context = _context(_weights(), LABELS, scale=scale, gamma=gamma)
-    teacher = logits(context.teacher_clean, context.text_features, gamma * scale).softmax(dim=1)
+    teacher = logits(context.teacher_clean(), context.text_features, gamma * scale).softmax(dim=1)
     student = logits(context.student(context.images), context.text_features, scale).log_softmax(dim=1)
     divergence = functional.kl_div(student, teacher, reduction="none").sum(dim=1)
     entropy = torch.special.entr(teacher).sum(dim=1)
@@ -206,7 +210,7 @@ def test_agft_is_the_divergence_from_the_softened_teacher_up_to_its_entropy(gamm
 def test_agft_with_gamma_1_and_scale_100_is_plain_distillation() -> None:
     weights = _weights()
     context = _context(weights, LABELS, scale=100.0, gamma=1.0)
-    teacher = logits(context.teacher_clean, context.text_features, 100.0).softmax(dim=1)
+    teacher = logits(context.teacher_clean(), context.text_features, 100.0).softmax(dim=1)
     student = logits(context.student(context.images), context.text_features, 100.0)
     plain = functional.cross_entropy(student, teacher, reduction="none")
     ours = AGFT.loss(context, context.images)
@@ -218,7 +222,7 @@ def test_agft_with_gamma_1_and_scale_100_is_plain_distillation() -> None:
 def test_agft_with_a_one_hot_teacher_is_tecoa() -> None:
     weights = _weights()
     context = _context(weights, LABELS, scale=100.0, gamma=1e6)
-    certain = dataclasses.replace(context, teacher_clean=context.text_features[LABELS])
+    certain = dataclasses.replace(context, teacher_clean=lambda: context.text_features[LABELS])
     losses = [AGFT.loss(certain, certain.images), TECOA.loss(certain, certain.images)]
     assert torch.allclose(*losses)
     gradients = [torch.autograd.grad(loss.sum(), weights, retain_graph=True)[0] for loss in losses]
@@ -230,7 +234,7 @@ def test_the_gradient_of_agft_at_the_logits_is_the_difference_of_the_predictions
     context = dataclasses.replace(_context(_weights(), LABELS, scale=7.0, gamma=0.4), student=lambda images: student)
     unit = functional.normalize(student.detach(), dim=1)
     q = (7.0 * unit @ context.text_features.T).softmax(dim=1)
-    p = logits(context.teacher_clean, context.text_features, 2.8).softmax(dim=1)
+    p = logits(context.teacher_clean(), context.text_features, 2.8).softmax(dim=1)
     at_unit = 7.0 * (q - p) @ context.text_features
     expected = (at_unit - (at_unit * unit).sum(1, keepdim=True) * unit) / student.detach().norm(dim=1, keepdim=True)
     (gradient,) = torch.autograd.grad(AGFT.loss(context, context.images).sum(), student)
@@ -244,9 +248,92 @@ def test_a_loss_is_one_number_a_sample_of_that_sample_alone(name: str) -> None:
     whole = defense.loss(context, context.images)
     assert whole.shape == (4,)
     part = dataclasses.replace(
-        context, images=context.images[1:2], labels=LABELS[1:2], teacher_clean=context.teacher_clean[1:2]
+        context,
+        images=context.images[1:2],
+        labels=LABELS[1:2],
+        keys=context.keys[1:2],
+        teacher_clean=lambda: context.teacher_clean()[1:2],
     )
-    assert torch.allclose(defense.loss(part, part.images), whole[1:2])
+    own = defense.inner.loss if defense.batchwise else defense.loss
+    assert torch.allclose(own(part, part.images), own(context, context.images)[1:2])
+
+
+@pytest.mark.parametrize("name", DEFENSES.names())
+def test_teacher_and_texts_never_get_a_gradient_and_the_student_does(name: str) -> None:
+    defense, weights = DEFENSES.load(name), _weights()
+    context = _context(weights, LABELS, **defense.settings)
+    frozen = torch.randn(12, 6, dtype=DOUBLE, generator=torch.Generator().manual_seed(3), requires_grad=True)
+    # What a recipe asks of the teacher is asked without gradient; texts are constants that the trainer passes in.
+    watched = dataclasses.replace(
+        context,
+        teacher=lambda x: x.flatten(1) @ frozen,
+        teacher_clean=lambda: (context.images.flatten(1) @ frozen).detach(),
+        teacher_dense=lambda x: (x.flatten(1) @ frozen, x.flatten(2).transpose(1, 2) @ frozen[:3]),
+    )
+    losses = defense.loss(watched, context.images + 0.01)
+    student, teacher = torch.autograd.grad(losses.sum(), [weights, frozen], allow_unused=True)
+    assert student.abs().max() > 0 and teacher is None
+    assert not context.text_features.requires_grad
+
+
+def test_the_worst_texts_are_the_worst_of_many_and_reached() -> None:
+    generator = torch.Generator().manual_seed(0)
+    image = functional.normalize(torch.randn(6, generator=generator, dtype=DOUBLE), dim=0)
+    texts = functional.normalize(torch.randn(2, 6, generator=generator, dtype=DOUBLE), dim=1)
+    rho = 0.3
+    lowest, highest = worst_texts((texts @ image)[None], torch.tensor([0]), rho)[0]
+    moves = rho * functional.normalize(torch.randn(20_000, 6, generator=generator, dtype=DOUBLE), dim=1)
+    tried = functional.normalize(texts[:, None] + moves, dim=2) @ image
+    assert tried[0].min() >= lowest and tried[1].max() <= highest
+    # The step that turns a unit vector furthest is at right angles to where it ends.
+    for text, sign, expected in ((texts[0], -1, lowest), (texts[1], 1, highest)):
+        across = functional.normalize(image - (image @ text) * text, dim=0) * sign
+        step = rho * (across * math.sqrt(1 - rho**2) - rho * text)
+        assert torch.allclose(functional.normalize(text + step, dim=0) @ image, expected)
+
+
+def test_the_worst_texts_end_at_the_image_and_opposite_it() -> None:
+    cosines = torch.tensor([[-1.0, 1.0, 0.999]], dtype=DOUBLE)
+    assert torch.allclose(worst_texts(cosines, torch.tensor([0]), 0.2), torch.tensor([[-1.0, 1.0, 1.0]], dtype=DOUBLE))
+    still = torch.tensor([[0.3, -0.4, 0.5]], dtype=DOUBLE)
+    assert torch.allclose(worst_texts(still, torch.tensor([1]), 0.0), still)
+
+
+def test_the_spectral_entropy_counts_equal_directions() -> None:
+    for rank in (1, 3, 6):
+        moment = torch.diag(torch.tensor([1.0 / rank] * rank + [0.0] * (6 - rank), dtype=DOUBLE))
+        assert spectral_entropy(moment).exp().item() == pytest.approx(rank, rel=1e-6)
+
+
+def test_gladiator_by_hand_each_term_alone() -> None:
+    settings = {"scale": 10.0, "rho": 0.0, "sigma": 0.0, "rank": 0.0}
+    features = torch.tensor([[3.0, 4.0], [4.0, -3.0]], dtype=DOUBLE, requires_grad=True)
+    context = dataclasses.replace(
+        _context(_weights(), torch.tensor([1, 0]), **settings),
+        student=lambda images: features,
+        text_features=torch.eye(2, dtype=DOUBLE),
+    )
+
+    def losses(**changes: float) -> Tensor:
+        changed = dataclasses.replace(context, settings={**settings, **changes})
+        return GLADIATOR.loss(changed, context.images)
+
+    plain = [math.log(1 + math.exp(6 - 8)), math.log(1 + math.exp(-6 - 8))]
+    assert torch.allclose(losses(), torch.tensor(plain, dtype=DOUBLE))
+    # Two unit embeddings at right angles fill the plane evenly: an entropy of log 2.
+    assert torch.allclose(losses(rank=2.0), losses() - 2 * math.log(2))
+    turned = [0.6 * 0.8 + 0.8 * 0.6, 0.8 * 0.8 - 0.6 * 0.6]  # towards class 0, away from class 1, with sine 0.6
+    assert losses(rho=0.6)[0].item() == pytest.approx(math.log(1 + math.exp(10 * (turned[0] - turned[1]))))
+    noise = randomness.normal(randomness.derive(context.keys, "feature noise"), 0, (2,)).to(DOUBLE)
+    noisy = functional.normalize(features * (1 + 0.5 * noise), dim=1)
+    assert torch.allclose(losses(sigma=0.5), functional.cross_entropy(10 * noisy, context.labels, reduction="none"))
+
+
+def test_gladiator_without_its_ingredients_is_tecoa_and_its_attack_hears_no_noise() -> None:
+    context = _context(_weights(), LABELS, scale=100.0, rho=0.0, sigma=0.0, rank=0.0)
+    assert torch.allclose(GLADIATOR.loss(context, context.images), TECOA.loss(context, context.images))
+    loud = dataclasses.replace(context, settings={**context.settings, "sigma": 0.5, "rank": 1.0})
+    assert torch.allclose(GLADIATOR.inner.loss(loud, context.images), TECOA.loss(context, context.images))
 
 
 def test_the_contrastive_loss_by_hand_and_without_true_negatives() -> None:
