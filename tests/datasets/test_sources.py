@@ -115,7 +115,8 @@ def test_imagenet_s_names_are_paired_with_its_word_net_ids(tmp_path: Path) -> No
     same = [name.split()[-1] in text.replace("-", " ") for name, text in zip(names, described, strict=True)]
     # The two lists are in other words here and there; one shifted by a place would agree nearly nowhere.
     assert sum(same) > 900
-    assert len(set(names)) == 998 and names.count("crane") == names.count("maillot") == 2
+    # Two words name two classes each in the list, and a dog becomes a jacket in lower case.
+    assert len(set(names)) == 997 and [names.count(word) for word in ("crane", "maillot", "cardigan")] == [2, 2, 2]
 
 
 def test_a_folder_of_words_trains_on_its_own_classes(folder: Path) -> None:
