@@ -2,6 +2,7 @@
 
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -9,7 +10,15 @@ import typer
 from robustbench_vlm import __version__
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.terminal import screen, training
-from robustbench_vlm.terminal.options import TRACK, Json, TrackName, example, option, takes_request
+from robustbench_vlm.terminal.options import (
+    TRACK,
+    Json,
+    TrackName,
+    example,
+    option,
+    takes_diagnosis,
+    takes_request,
+)
 
 if TYPE_CHECKING:
     from robustbench_vlm.engine.plan import Request
@@ -169,6 +178,30 @@ def doctor(
     screen.note("testing the harness", quiet=as_json)
     found = examine(track, model=model)
     return _report([(each.name, each.passed, each.detail) for each in found], as_json=as_json)
+
+
+@app.command(
+    epilog=example("vlmbench diagnose --model clip --model agft", "vlmbench diagnose --eps 5/255 --plot diagnosis.png")
+)
+@takes_diagnosis
+def diagnose(
+    request: "Request",
+    plot: Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file for curves over the radius.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Measure what goes with robustness.
+
+    Modality gap, norm of the input gradient and rank of the features, on the pictures that an attack ends at.
+    """
+    from robustbench_vlm.engine.diagnose import diagnose as examine
+    from robustbench_vlm.terminal import diagnosis
+
+    diagnosis.check_plot(plot)
+    screen.note("reading models and pictures", quiet=as_json)
+    with screen.progress("samples", quiet=as_json) as tell:
+        found = examine(request, on_progress=lambda p: tell(p.samples_done, p.samples_total, p.seconds_left, p.label))
+    diagnosis.plot(found, plot)
+    screen.answer(found.to_json(), lambda width: diagnosis.lines(found, width), as_json=as_json)
 
 
 app.command(epilog=example("vlmbench pretrain --out trained/base"))(training.pretrain)

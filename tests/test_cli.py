@@ -13,6 +13,7 @@ import sys
 import termios
 import time
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,10 @@ def test_a_table_for_a_pipe(quick: list[str], capsys: pytest.CaptureFixture[str]
         (["show", "atack", "fgsm"], "unknown kind 'atack'. Did you mean attacks"),
         (["check", "attack", "nonesuch"], "unknown attack 'nonesuch'"),
         (["list", "models", "--track", "nonesuch"], "unknown track 'nonesuch'"),
+        (["diagnose", "--model", "clip", "--attack", "autoattack"], "stops where a sample is broken.*pgd-10"),
+        (["diagnose", "--model", "clip", "--plot", "curves.txt"], "curves.txt is no picture.*end it in .png or .svg"),
+        (["diagnose", "--model", "clip", "--plot", "no/such/curves.png"], "lies in no/such, which is no folder"),
+        (["diagnose", "--model", "nonesuch"], "unknown model 'nonesuch'"),
         (["train", "nonesuch"], "unknown defense 'nonesuch'"),
         (["train", "tecoa", "--set", "rate"], "not NAME=NUMBER"),
         (["rum"], "rum.*vlmbench --help"),
@@ -189,6 +194,38 @@ def test_the_doctor_reports(document: Document, monkeypatch: pytest.MonkeyPatch)
     found = document("doctor", "--model", "other")
     assert found == {"passed": True, "checks": [{"name": "holds", "passed": True, "detail": "seen"}]}
     assert asked == [("mini", "other")]
+
+
+@pytest.fixture
+def diagnosis() -> list[str]:
+    """Return a diagnosis that takes seconds."""
+    return ["diagnose", "--model", "clip", "--dataset", "colours", "--dataset", "shapes", "--samples", "4"]
+
+
+def test_the_document_of_a_diagnosis(document: Document, diagnosis: list[str]) -> None:
+    found = document(*diagnosis, "--attack", "fgsm")
+    assert (found["track"], found["protocol"], found["attack"]) == ("mini", "mini-quick-4/1", "fgsm")
+    radii = [Threat(MINI.norm, eps).eps_text for eps in (Fraction(0), *MINI.eps)]
+    assert [(each["model"], each["eps"]) for each in found["diagnoses"]] == [("clip", eps) for eps in radii]
+    for each in found["diagnoses"]:
+        assert [(part["dataset"], part["n"]) for part in each["datasets"]] == [("colours", 4), ("shapes", 4)]
+        for name in ("accuracy", "modality_gap", "gradient_norm"):
+            assert each[name] == pytest.approx(sum(part[name] for part in each["datasets"]) / 2)
+
+
+def test_a_diagnosis_for_a_pipe_and_a_picture(
+    diagnosis: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    picture = tmp_path / "curves.png"
+    assert run_command([*diagnosis, "--eps", "0", "--eps", "5/255", "--plot", str(picture)]) == 0
+    printed = capsys.readouterr()
+    lines = printed.out.splitlines()
+    assert [lines[row].split()[:2] for row in (0, 1, 2)] == [["model", "eps"], ["clip", "0/255"], ["clip", "5/255"]]
+    assert max(map(len, lines)) <= 80
+    assert "16 of 16 samples" in printed.err and "\x1b" not in printed.out + printed.err
+    with Image.open(picture) as drawn:
+        assert drawn.format == "PNG" and len(drawn.convert("RGB").getcolors(10**6) or []) > 10
 
 
 def test_training_commands_pass_on_what_they_are_told(

@@ -16,6 +16,7 @@ OPTIONS = {
     "show": "KIND NAME --json --track",
     "check": "KIND NAME --json --track",
     "doctor": "--json --model --track",
+    "diagnose": "--attack --dataset --device --eps --json --model --plot --samples --track",
     "pretrain": "--json --out --track",
     "train": "DEFENSE --epochs --eps --json --out --pictures --seed --set --track",
 }

@@ -79,10 +79,13 @@ class ZeroShotClassifier(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of pictures."""
+        return self.scale * self.image_features(images) @ self.text_features.T
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Return the unit embedding of each picture, (B, D), in the type of the texts' embeddings."""
         features = self.encoder(images)
         # Half-precision encoders are for speed; logits decide verdicts and are never less than float32.
-        features = functional.normalize(features.to(self.text_features.dtype), dim=-1)
-        return self.scale * features @ self.text_features.T
+        return functional.normalize(features.to(self.text_features.dtype), dim=-1)
 
 
 @dataclass(frozen=True)

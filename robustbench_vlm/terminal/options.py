@@ -46,6 +46,13 @@ _BatchSize = Annotated[int, option("--batch", "N", "Samples that a process holds
 _Device = Annotated[str, option("--device", "NAME", "cpu or cuda; cuda where there is one if not given.")]
 _Out = Annotated[Path, option("--out", "DIR", "Where the records go.")]
 
+_DIAGNOSED = "A name, a card file or open_clip:ARCH/PRETRAINED; every bundled one if none. Repeat for more."
+_RADII = "A part of the pixel range, as 8/255; 0 and the track's curve if none. Repeat for more."
+_Diagnosed = Annotated[list[str] | None, option("--model", "NAME", _DIAGNOSED)]
+_Radii = Annotated[list[str] | None, option("--eps", "EPS", _RADII)]
+_Attack = Annotated[str, option("--attack", "NAME", "An attack that walks to its end: fgsm, pgd-N or cw.")]
+_Pictures = Annotated[str, option("--samples", "N|all", "Samples a data set.")]
+
 
 def request_of(
     model: _Models = None,
@@ -87,14 +94,50 @@ def request_of(
     )
 
 
+def diagnosis_of(
+    model: _Diagnosed = None,
+    track: TrackName = TRACK,
+    dataset: _Datasets = None,
+    eps: _Radii = None,
+    attack: _Attack = "pgd-10",
+    samples: _Pictures = "32",
+    device: _Device = "",
+) -> "Request":
+    """Return what the options of `diagnose` ask for; raise UserError for values that no plan can have."""
+    from robustbench_vlm.engine.estimate import Resources
+    from robustbench_vlm.engine.plan import Request
+    from robustbench_vlm.models.card import card_names
+    from robustbench_vlm.tracks import TRACKS
+
+    radii = TRACKS.load(track).eps
+    return Request(
+        models=tuple(model or card_names(track)),
+        attacks=(attack,),
+        track=track,
+        datasets=tuple(dataset or ()),
+        eps=tuple(eps or ("0", *radii)),
+        samples=_sample_count(samples),
+        resources=Resources(device=device, workers=1),
+    )
+
+
 def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
     """Return a command that has the options of `request_of` in place of its first parameter, the request."""
-    shared, own = inspect.signature(request_of).parameters, list(inspect.signature(command).parameters.values())[1:]
+    return _with_options_of(request_of, command)
+
+
+def takes_diagnosis(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command that has the options of `diagnosis_of` in place of its first parameter, the request."""
+    return _with_options_of(diagnosis_of, command)
+
+
+def _with_options_of(maker: Callable[..., "Request"], command: Callable[..., Any]) -> Callable[..., Any]:
+    shared, own = inspect.signature(maker).parameters, list(inspect.signature(command).parameters.values())[1:]
 
     @functools.wraps(command)
     def with_options(**values: Any) -> Any:
         rest = {parameter.name: values.pop(parameter.name) for parameter in own}
-        return command(request_of(**values), **rest)
+        return command(maker(**values), **rest)
 
     parameters = [*shared.values(), *own]
     # typer reads a command's options from its signature and its annotations.
