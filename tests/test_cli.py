@@ -233,17 +233,17 @@ def test_training_commands_pass_on_what_they_are_told(
 ) -> None:
     seen: list[Any] = []
 
-    def train(*arguments: Any) -> Path:
+    def train(*arguments: Any, **more: Any) -> Path:
         seen.append(arguments[:-1])
-        arguments[-1](json.dumps({"step": 1, "of": 2, "loss": 0.5, "seconds_left": 9}))
+        arguments[-1](1, 2, 9.0, "loss 0.500")
         return tmp_path / "made.json"
 
     monkeypatch.setattr("robustbench_vlm.training.commands.train_defense", train)
     monkeypatch.setattr("robustbench_vlm.training.commands.pretrain_base", train)
     assert document("train", "tecoa", "--eps", "1/255", "--set", "rate=1e-3") == {"card": str(tmp_path / "made.json")}
-    order, folder = seen.pop()
+    order, place = seen.pop()
     assert (order.defense, str(order.eps), order.settings, order.epochs) == ("tecoa", "1/255", {"rate": 1e-3}, None)
-    assert folder == Path("trained/mini/tecoa")
+    assert place.folder == Path("trained/mini/tecoa")
     assert run_command(["pretrain", "--out", str(tmp_path)]) == 0
     assert seen.pop() == ("mini", tmp_path)
     printed = capsys.readouterr()

@@ -18,7 +18,10 @@ OPTIONS = {
     "doctor": "--json --model --track",
     "diagnose": "--attack --dataset --device --eps --json --model --plot --samples --track",
     "pretrain": "--json --out --track",
-    "train": "DEFENSE --epochs --eps --json --out --pictures --seed --set --track",
+    "train": """DEFENSE --base --device --epochs --eps --images --json --out --pictures --precision --resume
+ --save-every --seed --set --track""",
+    "sweep": """DEFENSE --base --device --epochs --eps --images --json --out --over --pictures --plot --precision --seed
+ --set --share --track""",
 }
 COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
 

@@ -133,7 +133,6 @@ def _place(folder: Path, device: str, save_every: int) -> "Place":
     from robustbench_vlm.training.finetuning import Place
     from robustbench_vlm.training.processes import Processes
 
-    folder.mkdir(parents=True, exist_ok=True)
     return Place(folder, Processes(device), save_every)
 
 

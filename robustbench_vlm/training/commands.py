@@ -59,6 +59,7 @@ def train_defense(order: Order, place: Place, tell: Tell, *, resume: bool | None
     unknown names and settings, and where there is nothing to resume.
     """
     job, track = make_job(order)
+    place.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = place.folder / "checkpoint.pt"
     if resume and not checkpoint.exists():
         raise UserError(f"there is nothing to go on from in {place.folder}: train without --resume, or name its folder")

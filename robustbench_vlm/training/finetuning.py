@@ -54,7 +54,7 @@ def finetune(job: Job, place: Place, tell: Callable[[Row, int, float], object]) 
     is no longer finite; the last good checkpoint stays.
     """
     processes = place.processes
-    student = _tower(job).to(processes.device)
+    student = tower_of(job).to(processes.device)
     optimizer = make_optimizer(student, job.schedule)
     checkpoint = Checkpoint(place.folder / "checkpoint.pt", job.identity)
     first, before = checkpoint.load(student.visual, optimizer)
@@ -160,7 +160,8 @@ def _right(context: Context, images: Tensor) -> float:
     return float((predictions == context.labels).sum())
 
 
-def _tower(job: Job) -> ImageEncoder:
+def tower_of(job: Job) -> ImageEncoder:
+    """Return a copy of the image tower that a job starts from, in eval mode, with all its weights to be trained."""
     visual = copy.deepcopy(job.model.network.get_submodule("visual")).requires_grad_(True)
     # Batch statistics would couple the samples of a batch, in the attack too: they stay those of pre-training.
     return ImageEncoder(visual, job.model.architecture).eval()

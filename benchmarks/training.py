@@ -1,0 +1,183 @@
+"""A training step beside the same recipe on open_clip's own tower with torchattacks' PGD: passes, milliseconds, ratio.
+
+Checks that both give the same loss before it times. Needs `pip install --no-deps torchattacks`.
+python benchmarks/training.py --defense tecoa agft --threads 1 --out benchmarks/training.json
+"""
+
+import argparse
+import datetime
+import functools
+import json
+import platform
+import statistics
+import time
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+import torch
+import torchattacks
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustbench_vlm.defenses.defense import Context
+from robustbench_vlm.models.clip import ImageEncoder
+from robustbench_vlm.models.folding import folded
+from robustbench_vlm.randomness import sample_keys
+from robustbench_vlm.training.finetuning import tower_of, train_step
+from robustbench_vlm.training.job import Job
+from robustbench_vlm.training.optimisation import make_optimizer
+from robustbench_vlm.training.order import Order, make_job
+from robustbench_vlm.training.processes import Processes
+
+EPS = Fraction(6, 255)
+
+
+class Logits(nn.Module):
+    """What torchattacks takes: pictures to logits, through open_clip's own tower."""
+
+    def __init__(self, encoder: nn.Module, text_features: Tensor, scale: float) -> None:
+        super().__init__()
+        self.encoder, self.text_features, self.scale = encoder, text_features, scale
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (B, C)."""
+        return self.scale * functional.normalize(self.encoder(images), dim=-1) @ self.text_features.T
+
+
+@dataclass(frozen=True)
+class Side:
+    """One way to take a step, and what its batches cost so far."""
+
+    name: str
+    step: Callable[[], float]
+    loss: Callable[[], float]
+    counts: Counter[str]
+
+
+def counted(counts: Counter[str], what: str, module: nn.Module) -> nn.Module:
+    module.register_forward_hook(lambda *arguments: counts.update([what]))
+    return module
+
+
+def student_of(job: Job, counts: Counter[str]) -> ImageEncoder:
+    student = tower_of(job)
+    weight = next(student.parameters())
+    weight.register_post_accumulate_grad_hook(lambda parameter: counts.update(["gradients of the weights"]))
+    return student
+
+
+def texts_of(job: Job, counts: Counter[str]) -> Tensor:
+    counts.update(["embeddings of the texts"])
+    return job.model.text_features(job.dataset.prompts)
+
+
+def ours(job: Job, images: Tensor, labels: Tensor) -> Side:
+    counts: Counter[str] = Counter()
+    student, processes = student_of(job, counts), Processes("cpu")
+    optimizer = make_optimizer(student, job.schedule)
+    teacher = counted(counts, "teacher", job.model.encoder)
+    text_features = texts_of(job, counts)
+    keys = sample_keys(0, "benchmark", [str(number) for number in range(len(images))])
+
+    def context() -> Context:
+        current = ImageEncoder(folded(student.visual), job.model.architecture).eval()
+        clean = functools.cache(lambda: teacher(images).detach())
+        student_now = counted(counts, "student", current)
+        return Context(images, labels, keys, student_now, teacher, clean, text_features, job.defense.settings)
+
+    def loss() -> float:
+        with torch.no_grad():
+            return job.defense.loss(context(), images).mean().item()
+
+    return Side("ours", lambda: train_step(job, context(), optimizer, processes)[0], loss, counts)
+
+
+def plain(job: Job, images: Tensor, labels: Tensor) -> Side:
+    """Return the recipe as the field's code has it: teacher and texts again in every step, torchattacks' PGD."""
+    counts: Counter[str] = Counter()
+    student = counted(counts, "student", student_of(job, counts))
+    optimizer = make_optimizer(student, job.schedule)
+    visual = job.model.network.get_submodule("visual")
+    teacher = counted(counts, "teacher", ImageEncoder(visual, job.model.architecture).eval())
+    scale = job.defense.settings["scale"]
+
+    def lesson() -> tuple[nn.Module, Tensor]:
+        text_features = texts_of(job, counts)
+        if "gamma" not in job.defense.settings:
+            return Logits(student, text_features, scale), labels
+        with torch.no_grad():
+            scores = Logits(teacher, text_features, scale * job.defense.settings["gamma"])(images)
+        return Logits(student, text_features, scale), scores.softmax(dim=1)
+
+    def loss() -> float:
+        model, targets = lesson()
+        with torch.no_grad():
+            return functional.cross_entropy(model(images), targets).item()
+
+    def step() -> float:
+        model, targets = lesson()
+        attack = torchattacks.PGD(model, eps=float(EPS), alpha=float(EPS), steps=job.defense.inner.steps)
+        value = functional.cross_entropy(model(attack(images, targets)), targets)
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        return value.item()
+
+    return Side("torchattacks", step, loss, counts)
+
+
+def measure(name: str, batch: int, rounds: int) -> dict[str, object]:
+    job, _ = make_job(Order(name, "mini", eps=EPS, pictures=batch, settings={"batch": batch, "rate": 1e-6}))
+    source = job.dataset.open()
+    images, labels = source.read(range(batch)).float() / 255, torch.tensor(source.labels[:batch])
+    sides = [ours(job, images, labels), plain(job, images, labels)]
+    losses = [side.loss() for side in sides]
+    if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[1]):
+        raise SystemExit(f"{name}: the losses differ, nothing is timed: {losses}")
+    for side in sides:
+        side.counts.clear()
+    seconds: dict[str, list[float]] = {side.name: [] for side in sides}
+    for _ in range(rounds):
+        for side in sides:
+            started = time.perf_counter()
+            side.step()
+            seconds[side.name].append(time.perf_counter() - started)
+    middle = {side: statistics.median(values) for side, values in seconds.items()}
+    return {
+        "inner steps": job.defense.inner.steps,
+        "loss": dict(zip(middle, losses, strict=True)),
+        "passes of a step": {
+            side.name: {what: number / rounds for what, number in side.counts.items()} for side in sides
+        },
+        "milliseconds": {side: round(1000 * value, 1) for side, value in middle.items()},
+        "times as fast": round(middle["torchattacks"] / middle["ours"], 2),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--defense", nargs="+", default=["tecoa", "agft"], choices=["tecoa", "agft"])
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--batch", type=int, default=128)
+    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--out", type=Path)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    report = {
+        "date": datetime.date.today().isoformat(),
+        "machine": platform.processor() or platform.machine(),
+        "torch": torch.__version__,
+        "threads": options.threads,
+        "batch": options.batch,
+        "defenses": {name: measure(name, options.batch, options.rounds) for name in options.defense},
+    }
+    print(json.dumps(report, indent=2))
+    if options.out:
+        options.out.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
