@@ -32,6 +32,8 @@ class Track:
     """The budget that every defense has here; None: each one's published schedule."""
     inner: Mapping[str, Any] = field(default_factory=dict)
     """Settings of the inner attack that are the same for every defense here."""
+    stored: str = "float32"
+    """What trained towers are rounded to in their files; they run in float32 whatever it is."""
     rates: Mapping[str, float] = field(default_factory=dict)
     """Learning rates found for single defenses on held-out pictures of the fine-tuning set."""
     description: str = ""
@@ -61,6 +63,7 @@ MINI = Track(
     training_eps=Fraction(6, 255),
     schedule=Schedule("adamw", rate=1e-3, weight_decay=1e-4, batch=128, epochs=8, warmup=100),
     inner={"steps": 2, "step_size": Fraction(1), "momentum": 0.0},
+    stored="float16",
     norm="Linf",
     eps=(Fraction(5, 510), Fraction(5, 255), Fraction(10, 255)),
     standard_eps=Fraction(5, 255),

@@ -11,6 +11,8 @@ from robustbench_vlm.terminal.layout import Columns, table, wrapped
 from robustbench_vlm.terminal.screen import Line
 from robustbench_vlm.training.sweep import ATTACK, Sweep, Trial
 
+_RULE = "the first of those within a standard error of the highest mean of clean and robust accuracy"
+
 
 def part(text: str) -> Fraction:
     """Return a part such as 1/4 or 0.25; raise UserError for another text."""
@@ -50,7 +52,7 @@ def lines(sweep: Sweep, width: int) -> list[Line]:
         f" on {sweep.held_out} held-out pictures of {sweep.job.dataset.name}, robust under {ATTACK} at {sweep.job.eps}"
     )
     best = sweep.best
-    chosen = "all trainings diverged: lower the rate" if best is None else f"highest robust accuracy: {_settings(best)}"
+    chosen = "all trainings diverged: lower the rate" if best is None else f"choose {_settings(best)}: {_RULE}"
     return [*table(rows, columns, width), Line(""), *wrapped(said, width), *wrapped(chosen, width)]
 
 

@@ -75,7 +75,7 @@ def train_defense(order: Order, place: Place, tell: Tell, *, resume: bool | None
     card = ModelCard(
         name=name,
         architecture=_architecture(job.model),
-        image=save_weights(visual.state_dict(), place.folder / f"{name}.safetensors"),
+        image=save_weights(visual.state_dict(), place.folder / f"{name}.safetensors", track.stored),
         text=_text(job, place.folder),
         defense=job.defense.name,
         training={"track": track.name, **plain(job.account), "seconds": rows[-1].seconds, "fingerprint": job.identity},

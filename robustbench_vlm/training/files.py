@@ -1,20 +1,34 @@
 """The files that a training ends in: weights as safetensors, and a card that `vlmbench run --model` takes."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
+from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import sha256_of, write_whole
 from robustbench_vlm.models.card import Weights
 
 
-def save_weights(tensors: dict[str, Tensor], path: Path) -> Weights:
-    """Write tensors as safetensors and return their entry in a card."""
+def save_weights(tensors: Mapping[str, Tensor], path: Path, stored: str = "float32") -> Weights:
+    """Write tensors as safetensors, numbers rounded to `stored`, and return their entry in a card.
+
+    Raises UserError where a number is beyond the range of `stored`.
+    """
     from safetensors.torch import save_file
 
-    whole = {key: value.detach().cpu().contiguous() for key, value in tensors.items()}
+    whole = {key: _rounded(value, stored).cpu().contiguous() for key, value in tensors.items()}
+    lost = [key for key, value in whole.items() if not torch.isfinite(value).all()]
+    if lost:
+        raise UserError(f"the weights {lost[0]} have numbers that {stored} cannot hold: the training went astray")
     write_whole(path, lambda partial: save_file(whole, partial))
     return Weights(path.name, sha256_of(path))
+
+
+def _rounded(tensor: Tensor, stored: str) -> Tensor:
+    dtype: torch.dtype = getattr(torch, stored)
+    return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
 
 
 def copy_weights(source: Path, folder: Path) -> Weights:

@@ -7,6 +7,7 @@ import csv
 import dataclasses
 import itertools
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -47,6 +48,16 @@ class Trial:
     """Under `ATTACK` at the training eps."""
     seconds: float
 
+    @property
+    def score(self) -> float | None:
+        """The mean of clean and robust accuracy."""
+        return None if self.clean is None or self.robust is None else (self.clean + self.robust) / 2
+
+    def standard_error(self, pictures: int) -> float:
+        """Return the standard error of the score over so many pictures, each of which scores 0, 1/2 or 1."""
+        clean, robust = self.clean or 0.0, self.robust or 0.0
+        return math.sqrt(((clean - robust) / 4 + robust - ((clean + robust) / 2) ** 2) / pictures)
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -58,9 +69,17 @@ class Sweep:
 
     @property
     def best(self) -> Trial | None:
-        """The trial of highest robust accuracy, None where all diverged."""
-        ended = [trial for trial in self.trials if trial.robust is not None]
-        return max(ended, key=lambda trial: trial.robust or 0.0, default=None)
+        """The first trial whose score is within a standard error of the highest, None where all diverged.
+
+        The rule of one standard error (Breiman et al., 1984): of values that cannot be told apart the first one named
+        is taken, such as the smallest learning rate, which stays nearest to the model that a training starts from.
+        """
+        scores = {number: trial.score for number, trial in enumerate(self.trials) if trial.score is not None}
+        if not scores:
+            return None
+        highest = max(scores, key=lambda number: scores[number])
+        least = scores[highest] - self.trials[highest].standard_error(self.held_out)
+        return self.trials[next(number for number, score in scores.items() if score >= least)]
 
 
 def run_sweep(

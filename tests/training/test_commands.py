@@ -132,7 +132,7 @@ def test_a_sweep_trains_each_combination_once_and_names_the_best(
     assert [trial["seconds"] for trial in json.loads(capsys.readouterr().out)["trials"]] == seconds
     assert run_command(arguments[:-1]) == 0
     out = capsys.readouterr().out
-    assert "highest robust accuracy: rate 0.0001" in out and "\x1b" not in out
+    assert "choose rate 0.0001" in out and "\x1b" not in out
 
 
 @pytest.mark.parametrize(
