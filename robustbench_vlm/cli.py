@@ -14,6 +14,7 @@ from robustbench_vlm.terminal.options import (
     TRACK,
     Json,
     TrackName,
+    check_plot,
     example,
     option,
     takes_diagnosis,
@@ -196,7 +197,7 @@ def diagnose(
     from robustbench_vlm.engine.diagnose import diagnose as examine
     from robustbench_vlm.terminal import diagnosis
 
-    diagnosis.check_plot(plot)
+    check_plot(plot)
     screen.note("reading models and pictures", quiet=as_json)
     with screen.progress("samples", quiet=as_json) as tell:
         found = examine(request, on_progress=lambda p: tell(p.samples_done, p.samples_total, p.seconds_left, p.label))

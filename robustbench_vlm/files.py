@@ -7,8 +7,12 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robustbench_vlm.errors import UserError
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 
 def package_folder(name: str) -> Path:
@@ -47,6 +51,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a UTF-8 text file whole or not at all."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+
+
+def save_figure(figure: "Figure", path: Path) -> None:
+    """Write a figure of matplotlib to a .png or .svg file whole or not at all."""
+    suffix = path.suffix.lower().removeprefix(".")
+    write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format=suffix))
 
 
 def inside(folder: Path, relative: str) -> Path:

@@ -5,8 +5,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from robustbench_vlm.engine.diagnose import Diagnoses, Diagnosis
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import write_whole
+from robustbench_vlm.files import save_figure
 from robustbench_vlm.terminal.layout import Columns, Row, table, wrapped
 from robustbench_vlm.terminal.screen import Line, duration
 
@@ -16,7 +15,6 @@ _CURVES = {
     "gradient_norm": "gradient norm",
     "effective_rank": "effective rank",
 }
-_FORMATS = (".png", ".svg")
 
 
 def lines(found: Diagnoses, width: int) -> list[Line]:
@@ -26,17 +24,6 @@ def lines(found: Diagnoses, width: int) -> list[Line]:
         Line(""),
         *(line for sentence in _footer(found) for line in wrapped(sentence, width, indent="  ")),
     ]
-
-
-def check_plot(path: Path | None) -> None:
-    """Raise UserError where no picture can be written to `path`: before the work, not after it."""
-    if path is None:
-        return
-    if path.suffix.lower() not in _FORMATS:
-        raise UserError(f"--plot {path} is no picture that can be written: end it in {' or '.join(_FORMATS)}")
-    if path.is_dir() or not path.parent.is_dir():
-        wrong = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
-        raise UserError(f"--plot {path} {wrong}: give a file in a folder that is there, such as diagnosis.png")
 
 
 def plot(found: Diagnoses, path: Path | None) -> None:
@@ -59,8 +46,7 @@ def plot(found: Diagnoses, path: Path | None) -> None:
         axes.set(xlabel=f"eps{' x 255' if linf else ''}, {found.attack}", title=label)
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.legend()
-    suffix = path.suffix.lower().removeprefix(".")
-    write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format=suffix))
+    save_figure(figure, path)
 
 
 def _row(each: Diagnosis) -> Row:

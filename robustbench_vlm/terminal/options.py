@@ -24,6 +24,8 @@ def option(name: str, metavar: str, text: str) -> Any:
     return typer.Option(name, metavar=metavar, help=text)
 
 
+_PICTURES = (".png", ".svg")
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 TrackName = Annotated[str, option("--track", "NAME", "What is compared with what: `vlmbench list tracks`.")]
 
@@ -169,6 +171,17 @@ def number_lists(settings: Sequence[str]) -> dict[str, list[float]]:
         except ValueError:
             raise UserError(f"--over {setting!r} is not NAME=N,N,..., as in --over rate=3e-4,1e-3") from None
     return found
+
+
+def check_plot(path: Path | None) -> None:
+    """Raise UserError where no picture can be written to `path`: before the work, not after it."""
+    if path is None:
+        return
+    if path.suffix.lower() not in _PICTURES:
+        raise UserError(f"--plot {path} is no picture that can be written: end it in {' or '.join(_PICTURES)}")
+    if path.is_dir() or not path.parent.is_dir():
+        wrong = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
+        raise UserError(f"--plot {path} {wrong}: give a file in a folder that is there, such as diagnosis.png")
 
 
 def example(*commands: str) -> str:

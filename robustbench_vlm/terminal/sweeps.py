@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import write_whole
+from robustbench_vlm.files import save_figure
 from robustbench_vlm.records import plain
 from robustbench_vlm.terminal.layout import Columns, table, wrapped
 from robustbench_vlm.terminal.screen import Line
@@ -75,7 +75,7 @@ def plot(sweep: Sweep, path: Path) -> None:
             axes.set_xscale("log")
     if len(names) > 1:
         axes.legend()
-    write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format=path.suffix.removeprefix(".") or "png"))
+    save_figure(figure, path)
 
 
 def _settings(trial: Trial) -> str:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustbench_vlm.terminal import screen
-from robustbench_vlm.terminal.options import TRACK, Json, TrackName, number_lists, numbers, option
+from robustbench_vlm.terminal.options import TRACK, Json, TrackName, check_plot, number_lists, numbers, option
 
 if TYPE_CHECKING:
     from fractions import Fraction
@@ -111,6 +111,7 @@ def sweep(
     from robustbench_vlm.training.order import Order
     from robustbench_vlm.training.sweep import run_sweep
 
+    check_plot(plot)
     order = Order(
         defense, track, _radius(eps), epochs, pictures, seed, numbers(settings or []), images, base, precision
     )  # fmt: skip

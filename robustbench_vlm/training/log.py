@@ -4,7 +4,7 @@ import csv
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from robustbench_vlm.files import write_whole
+from robustbench_vlm.files import save_figure, write_whole
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def plot_log(rows: list[Row], path: Path, title: str) -> None:
         right.plot(steps, [100 * getattr(row, name) for row in rows], color=colour, label=name)
     right.set(xlabel="step", ylabel="accuracy of the batch, %", ylim=(0, 100))
     right.legend()
-    write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format=path.suffix.removeprefix(".")))
+    save_figure(figure, path)
 
 
 def _write(path: Path, rows: list[Row]) -> None:
