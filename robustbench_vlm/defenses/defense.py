@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional
@@ -67,7 +68,7 @@ class InnerAttack:
 
 @dataclass(frozen=True)
 class Schedule:
-    """Optimiser and learning rate: linear warm-up, then half a cosine to zero, stepped every iteration."""
+    """Optimiser and learning rate: a linear warm-up, then half a cosine to zero, stepped every iteration."""
 
     optimizer: str
     """"sgd" (momentum 0.9) or "adamw"."""
@@ -79,6 +80,8 @@ class Schedule:
     epochs: int = 0
     steps: int = 0
     """Iterations of the whole training, where a paper counts them and not epochs."""
+    cosine: Literal["remaining", "whole"] = "remaining"
+    """Whether the cosine begins when the warm-up ends, or with the training and is hidden until then."""
 
     def __post_init__(self) -> None:
         assert bool(self.epochs) != bool(self.steps), "a schedule counts epochs or steps"

@@ -109,7 +109,8 @@ def _contexts(job: Job, place: Place, student: ImageEncoder, first: int) -> Iter
     model = dataclasses.replace(job.model, network=copy.deepcopy(job.model.network).to(processes.device))
     # A tower in float64 trains in it: what differs then is no rounding.
     dtype = next(student.parameters()).dtype
-    teacher, text_features = model.encoder, model.text_features(job.dataset.prompts).to(dtype)
+    teacher = model.encoder.to(processes.device)
+    text_features = model.text_features(job.dataset.prompts).to(dtype)
     batches = (processes.share(_rows(job, step)) for step in range(first, job.steps))
     for step, (rows, images) in enumerate(read_ahead(batches, read), first):
         clean = images.to(processes.device).to(dtype) / 255

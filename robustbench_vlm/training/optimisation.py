@@ -22,6 +22,8 @@ def make_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimi
 
 
 def rate_at(schedule: Schedule, steps: int, step: int) -> float:
-    """Return the learning rate of step `step` in [0, steps): a linear warm-up times half a cosine down to zero."""
-    warm = min(1.0, (step + 1) / max(1, schedule.warmup))
-    return schedule.rate * warm * 0.5 * (1 + math.cos(math.pi * step / steps))
+    """Return the learning rate of step `step` in [0, steps): a linear warm-up, then half a cosine down to zero."""
+    if step < schedule.warmup:
+        return schedule.rate * (step + 1) / schedule.warmup
+    begin = schedule.warmup if schedule.cosine == "remaining" else 0
+    return schedule.rate * 0.5 * (1 + math.cos(math.pi * (step - begin) / (steps - begin)))
