@@ -203,7 +203,10 @@ def _loads(what: str, name: str, load: Callable[[str], object]) -> Contract:
 
 
 def _pictures(track: Track) -> tuple[Batch, tuple[str, ...]]:
-    """Return a few pictures of a track's first data set, and the prompts of its classes."""
+    """Return a few pictures of a track's first data set and the prompts of its classes, made up where it has none."""
+    if not track.datasets:
+        toy = _toy(Threat(track.norm, track.standard_eps), num_classes=5)[1]
+        return toy, tuple(f"a photo of {thing}." for thing in ("a cat", "a dog", "a ship", "a tree", "bread"))
     protocol: Protocol = PROTOCOLS.load(track.protocols[0])
     dataset = protocol.adapt_dataset(DATASETS.load(track.datasets[0]))
     source = dataset.open()

@@ -1,6 +1,5 @@
 """A person's own pictures: one folder a class, any size and format that Pillow reads."""
 
-import json
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,8 +10,6 @@ from torch import Tensor
 from robustbench_vlm.datasets.dataset import Dataset, UnreadableImage
 from robustbench_vlm.errors import UserError
 
-_TRAINING_PROMPT = "This is a photo of a {}."
-
 
 class FolderSource:
     """The pictures of the sub-folders `classes` of `path`, resized (bicubic) and centre-cropped to `side` x `side`.
@@ -22,12 +19,12 @@ class FolderSource:
 
     def __init__(self, path: str, side: int, classes: Sequence[str]) -> None:
         self._root, self._side = Path(path), side
-        there = set(_folders(self._root))
+        there = set(folders(self._root))
         found = [
             (f"{name}/{file}", label)
             for label, name in enumerate(classes)
             if name in there
-            for file in _files(self._root / name)
+            for file in files(self._root / name)
         ]
         self.ids = tuple(name for name, _ in found)
         self.labels = tuple(label for _, label in found)
@@ -46,7 +43,8 @@ class FolderSource:
         # Pillow's decoders raise almost anything on broken files.
         except Exception as error:
             raise UnreadableImage(
-                f"cannot read the image {path}: {error}; mend or remove it, or go on without it by --skip-unreadable"
+                f"cannot read the image {path}: {error}; mend or remove it, or let `vlmbench run` go on without it by"
+                " --skip-unreadable"
             ) from error
         square = ImageOps.fit(picture, (self._side, self._side), Image.Resampling.BICUBIC)
         return torch.from_numpy(numpy.array(square)).permute(2, 0, 1).contiguous()
@@ -54,7 +52,7 @@ class FolderSource:
 
 def folder_dataset(path: Path, prompt: str, side: int) -> Dataset:
     """Return the data set of a folder with one sub-folder a class; raise UserError where it is none."""
-    classes = [name for name in _folders(path) if _files(path / name)]
+    classes = [name for name in folders(path) if files(path / name)]
     if len(classes) < 2:
         raise UserError(f"{path} holds {len(classes)} sub-folder(s) with images: it takes two or more, one a class")
     return Dataset(
@@ -68,35 +66,15 @@ def folder_dataset(path: Path, prompt: str, side: int) -> Dataset:
     )
 
 
-def training_folder(path: Path, side: int) -> Dataset:
-    """Return a folder's data set for training: ImageNet where its sub-folders are ImageNet's, else one class a folder.
-
-    ImageNet's 1000 classes are all there whatever part of them the folder holds, as AGFT's code names and prompts them.
-    A sub-folder "train" is taken in the place of its parent. Raises UserError where the folder is none of this.
-    """
-    path = path / "train" if (path / "train").is_dir() else path
-    names = json.loads(Path(__file__).with_name("imagenet_classes.json").read_text(encoding="utf-8"))
-    if not set(_folders(path)) & set(names):
-        return folder_dataset(path, _TRAINING_PROMPT, side)
-    return Dataset(
-        name="imagenet",
-        classes=tuple(names.values()),
-        prompt=_TRAINING_PROMPT,
-        source="robustbench_vlm.datasets.folder:FolderSource",
-        options={"path": str(path.resolve()), "side": side, "classes": tuple(names)},
-        split="train",
-        description="ImageNet-1k from a local folder",
-        origin="https://www.image-net.org, class names of YuboCui/AGFT 0031a8f",
-    )
-
-
-def _folders(path: Path) -> list[str]:
+def folders(path: Path) -> list[str]:
+    """Return the names of a folder's sub-folders, sorted, without hidden ones; raise UserError where it is missing."""
     if not path.is_dir():
         raise UserError(f"there is no folder {path}: --images takes a folder with one sub-folder a class")
     with os.scandir(path) as entries:
         return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
 
 
-def _files(path: Path) -> list[str]:
+def files(path: Path) -> list[str]:
+    """Return the names of a folder's files, sorted, without hidden ones; what scandir knows costs no stat a file."""
     with os.scandir(path) as entries:
         return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())

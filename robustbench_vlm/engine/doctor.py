@@ -13,6 +13,7 @@ from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
 from robustbench_vlm.engine.estimate import Resources
 from robustbench_vlm.engine.plan import Request, make_plan
 from robustbench_vlm.engine.shard import classifier_of, exact_arithmetic, load_batch
+from robustbench_vlm.errors import UserError
 from robustbench_vlm.records import CLEAN
 from robustbench_vlm.threats import Threat
 from robustbench_vlm.tracks import TRACKS, Track
@@ -34,9 +35,14 @@ class Check:
 def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[Check]:
     """Run the self-tests on a track's undefended model (or `model`) and its first data set (or `dataset`).
 
-    Takes seconds on the embedded track. Raises UserError for unknown names.
+    Takes seconds on the embedded track. Raises UserError for unknown names, and where there is no data set.
     """
     found: Track = TRACKS.load(track)
+    if not dataset and not found.datasets:
+        raise UserError(
+            f"the track {track!r} has no data sets to test on: leave --track out to test the harness on the embedded"
+            f" one, or call robustbench_vlm.engine.doctor.doctor({track!r}, dataset=NAME) from Python"
+        )
     request = Request(
         models=(model or found.base,),
         attacks=(_ATTACK,),

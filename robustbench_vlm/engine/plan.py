@@ -88,6 +88,8 @@ def make_plan(request: Request) -> Plan:
     attacks = [protocol.adapt_attack(load_attack(name)) for name in _once("attack", request.attacks)]
     for attack in attacks:
         _check_norm(attack, threats[0])
+    # Before models, whose weights may have to be fetched.
+    _check_pictures(request, track)
     # A checkpoint may have changed since this process loaded it last.
     loaded_model.cache_clear()
     classifier_of.cache_clear()
@@ -140,15 +142,21 @@ def _check_names(models: Mapping[str, Model]) -> None:
             )
 
 
+def _check_pictures(request: Request, track: Track) -> None:
+    if request.images is not None and request.datasets:
+        raise UserError("--images takes the place of the data sets: give either --images or --dataset")
+    if request.images is None and not request.datasets and not track.datasets:
+        raise UserError(
+            f"the track {track.name!r} has no data sets of its own: give --images DIR, one folder a class, or --dataset"
+            " NAME, which `vlmbench list datasets` shows"
+        )
+
+
 def _choices(
     request: Request, track: Track, protocol: Protocol, sides: set[int]
 ) -> dict[int, list[tuple[Dataset, Samples]]]:
     """Return the data sets and their samples by the side of the pictures, which only a folder's depend on."""
     if request.images is None:
-        if not request.datasets and not track.datasets:
-            raise UserError(
-                f"the track {track.name!r} has no data sets of its own: give --dataset NAME or --images DIR"
-            )
         names = _once("data set", request.datasets or track.datasets)
         datasets = [protocol.adapt_dataset(DATASETS.load(name)) for name in names]
         same = [
@@ -156,8 +164,6 @@ def _choices(
             for dataset in datasets
         ]
         return dict.fromkeys(sides, same)
-    if request.datasets:
-        raise UserError("--images takes the place of the data sets: give either --images or --dataset")
     folders = {side: folder_dataset(request.images, request.prompt, side) for side in sides}
     return {
         side: [(folder, choose_samples(folder, protocol, skip_unreadable=request.skip_unreadable))]

@@ -26,10 +26,15 @@ Tell = Callable[[int, int, float, str], object]
 def pretrain_base(track_name: str, folder: Path, tell: Tell, settings: Settings | None = None) -> Path:
     """Pre-train a track's base model and write its weights and card into `folder`; return the card's path.
 
-    The same command goes on where an earlier one was stopped.
+    The same command goes on where an earlier one was stopped. Raises UserError where the base is one of open_clip's.
     """
     settings = settings or Settings()
     track: Track = TRACKS.load(track_name)
+    if track.base.startswith("open_clip:"):
+        raise UserError(
+            f"the base of the track {track.name!r} is pre-trained already, it is {track.base}: train a defense of it by"
+            f" `vlmbench train DEFENSE --track {track.name} --images DIR`"
+        )
     architecture = load_architecture(track.architecture)
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)

@@ -10,7 +10,7 @@ from typing import Any
 
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.dataset import Dataset
-from robustbench_vlm.datasets.folder import training_folder
+from robustbench_vlm.datasets.imagenet import training_folder
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.defense import Defense, Schedule
 from robustbench_vlm.errors import UserError

@@ -9,7 +9,8 @@ from PIL import Image
 
 from robustbench_vlm.datasets.dataset import Dataset, UnreadableImage, image_sha256
 from robustbench_vlm.datasets.digits import HANDWRITTEN
-from robustbench_vlm.datasets.folder import folder_dataset, training_folder
+from robustbench_vlm.datasets.folder import folder_dataset
+from robustbench_vlm.datasets.imagenet import training_folder
 from robustbench_vlm.errors import UserError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"
@@ -109,6 +110,7 @@ def test_imagenet_s_names_are_paired_with_its_word_net_ids(tmp_path: Path) -> No
     from timm.data import ImageNetInfo
 
     (tmp_path / "n01440764").mkdir()
+    _picture("RGB").save(tmp_path / "n01440764" / "one.JPEG")
     names = training_folder(tmp_path, 32).classes
     info = ImageNetInfo("imagenet-1k")
     described = [description.lower() for description in info.label_descriptions()]

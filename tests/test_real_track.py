@@ -1,0 +1,143 @@
+"""The real track without its data sets and without a network: what it says, and runs on a person's own pictures."""
+
+import dataclasses
+import json
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from robustbench_vlm.cli import run_command
+from robustbench_vlm.contracts import check
+from robustbench_vlm.engine.doctor import doctor
+from robustbench_vlm.engine.plan import Request, make_plan
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.models import clip
+from robustbench_vlm.registry import Registry
+from robustbench_vlm.tracks import ZEROSHOT15
+from robustbench_vlm.training.commands import pretrain_base
+
+TRACK = ("--track", "zeroshot15")
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Let open_clip's downloads fail at once; return the list of what was asked for."""
+    import open_clip
+
+    asked: list[str] = []
+
+    def fail(name: str, pretrained: str) -> object:
+        asked.append(f"{name}/{pretrained}")
+        raise RuntimeError("no network")
+
+    monkeypatch.setattr(open_clip, "create_model", fail)
+    return asked
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for number, name in enumerate(("cat", "dog", "sea_lion")):
+        (tmp_path / "own" / name).mkdir(parents=True)
+        for side in (20, 40):
+            Image.new("RGB", (side, 30), (80 * number, 90, side)).save(tmp_path / "own" / name / f"{side}.png")
+    return tmp_path / "own"
+
+
+def _error(capsys: pytest.CaptureFixture[str], *command: str) -> str:
+    assert run_command([*command, "--json"]) == 2
+    message: str = json.loads(capsys.readouterr().out)["error"]
+    return message
+
+
+def test_the_row_says_what_the_papers_fix() -> None:
+    assert (ZEROSHOT15.base, ZEROSHOT15.norm) == ("open_clip:ViT-B-32-quickgelu/openai", "Linf")
+    assert ZEROSHOT15.eps == tuple(Fraction(eps, 255) for eps in (1, 2, 4))
+    assert ZEROSHOT15.standard_eps == ZEROSHOT15.training_eps == Fraction(1, 255)
+    # Each defense trains by its own published schedule and inner attack, on pictures that the user names.
+    assert ZEROSHOT15.schedule is None and not ZEROSHOT15.inner and not ZEROSHOT15.rates
+    assert not ZEROSHOT15.training and not ZEROSHOT15.training_pictures
+
+
+WRONG = dataclasses.replace(ZEROSHOT15, base="open_clip:ViT-B-33/openai")
+
+
+def test_a_track_whose_base_is_no_architecture_breaks_a_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustbench_vlm.contracts.TRACKS", Registry("track", {"wrong": "test_real_track:WRONG"}))
+    (failed,) = [contract for contract in check("track", "wrong") if not contract.passed]
+    assert "undefended model" in failed.name
+
+
+@pytest.mark.parametrize("command", ["run", "plan"])
+def test_without_pictures_a_run_says_what_to_give_before_it_fetches(
+    command: str, offline: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = _error(capsys, command, *TRACK)
+    assert "no data sets of its own" in message and "--images DIR" in message and "--dataset NAME" in message
+    assert not offline
+
+
+def test_images_and_data_sets_are_not_mixed(
+    pictures: Path, offline: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert "give either" in _error(capsys, "run", *TRACK, "--images", str(pictures), "--dataset", "handwritten")
+    assert not offline
+
+
+def test_without_a_network_the_base_is_named(
+    pictures: Path, offline: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    message = _error(capsys, "run", *TRACK, "--images", str(pictures))
+    assert "cannot fetch open_clip:ViT-B-32-quickgelu/openai: no network" in message and "card" in message
+    assert offline == ["ViT-B-32-quickgelu/openai"]
+
+
+def test_the_doctor_says_that_it_has_nothing_to_test_on(offline: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    message = _error(capsys, "doctor", *TRACK)
+    assert "no data sets to test on" in message and "leave --track out" in message and not offline
+    # With a data set it gets as far as the model.
+    with pytest.raises(UserError, match="cannot fetch"):
+        doctor("zeroshot15", dataset="handwritten")
+
+
+def test_what_is_pre_trained_already_is_not_pre_trained(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"pre-trained already.*vlmbench train DEFENSE --track zeroshot15"):
+        pretrain_base("zeroshot15", tmp_path / "base", lambda *told: None)
+    assert not (tmp_path / "base").exists()
+
+
+@pytest.mark.parametrize("attack", ["fgsm", "pgd-2"])
+def test_a_run_on_own_pictures(
+    attack: str, pictures: Path, make_card: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--model", str(make_card()), "--attack", attack, "--workers", "1", "--out", str(tmp_path / "runs")]
+    assert run_command(["run", *TRACK, *options, "--images", str(pictures), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert (found["track"], found["protocol"]) == ("zeroshot15", "zeroshot15/1")
+    (score,) = found["scores"]
+    assert (score["dataset"], score["classes"], score["n"], score["eps"]) == ("own", 3, 6, "1/255")
+    assert 0 <= score["robust"] <= score["clean"] <= 1
+    assert list((tmp_path / "runs" / "zeroshot15" / "untrained" / attack).glob("*/*.parquet"))
+
+
+def test_a_plan_on_a_registered_data_set_takes_a_thousand_samples(make_card: Callable[..., Path]) -> None:
+    (cell,) = make_plan(
+        Request(models=(str(make_card()),), attacks=("fgsm",), track="zeroshot15", datasets=("handwritten",))
+    ).cells
+    assert (cell.dataset.name, len(cell), cell.threat.eps_text) == ("handwritten", 1000, "1/255")
+
+
+def test_a_model_is_checked_on_a_track_without_data_sets(make_card: Callable[..., Path]) -> None:
+    found = check("model", str(make_card()), track="zeroshot15")
+    assert len(found) > 6 and all(contract.passed for contract in found)
+
+
+def test_a_model_that_gives_probabilities_is_found_there_too(
+    make_card: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward = clip.ZeroShotClassifier.forward
+    monkeypatch.setattr(clip.ZeroShotClassifier, "forward", lambda self, images: forward(self, images).softmax(dim=1))
+    failed = [each.name for each in check("model", str(make_card()), track="zeroshot15") if not each.passed]
+    assert failed == ["does not raise probability-logits"]
