@@ -47,6 +47,9 @@ def make_job(order: Order) -> tuple[Job, Track]:
     defense: Defense = DEFENSES.load(order.defense)
     track: Track = TRACKS.load(order.track)
     _check_settings(defense, order.settings)
+    # Before the model, whose weights may have to be fetched.
+    if not order.images and not track.training:
+        raise UserError(f"the track {track.name!r} trains on your own pictures: give their folder by --images DIR")
     own = {name: value for name, value in order.settings.items() if name in defense.settings}
     # The track's budget is equal for all, the passes of the inner attack included.
     inner = dataclasses.replace(defense.inner, **{**track.inner, **_inner_steps(order)})
@@ -100,8 +103,6 @@ def _schedule(order: Order, track: Track, defense: Defense) -> Schedule:
 def _dataset(order: Order, track: Track, model: Model) -> Dataset:
     if order.images:
         return training_folder(order.images, model.architecture.side)
-    if not track.training:
-        raise UserError(f"the track {track.name!r} trains on your own pictures: give their folder by --images DIR")
     dataset: Dataset = DATASETS.load(track.training)
     return dataset
 
