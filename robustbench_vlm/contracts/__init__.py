@@ -10,25 +10,22 @@ from torch import Tensor, nn
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.probes import PROBED, probe
-from robustbench_vlm.attacks.stage import Attack, Batch, Logits
+from robustbench_vlm.attacks.stage import Attack
 from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
+from robustbench_vlm.contracts.toys import PICTURES, lesson, pictures_of, toy
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.dataset import Dataset, Source
 from robustbench_vlm.defenses import DEFENSES
-from robustbench_vlm.defenses.defense import Context, Defense
+from robustbench_vlm.defenses.defense import Defense
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import find_card
 from robustbench_vlm.models.clip import load_model
-from robustbench_vlm.protocols import PROTOCOLS, Protocol
-from robustbench_vlm.randomness import sample_keys
+from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.records import CLEAN
 from robustbench_vlm.registry import unknown
 from robustbench_vlm.threats import Threat, distance
 from robustbench_vlm.tracks import TRACKS, Track
-
-_PICTURES = 8
-"""Pictures of a data set that a contract looks at."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +53,7 @@ def _model(name: str, track: str) -> Iterator[Contract]:
     if model.card is not None:
         files = [model.card.image.file, model.card.text.file]
         yield Contract("weights are safetensors", all(file.endswith(".safetensors") for file in files), str(files))
-    batch, prompts = _pictures(TRACKS.load(track))
+    batch, prompts = pictures_of(TRACKS.load(track))
     logits = model.classifier(prompts)
     scores = logits(batch.images).detach()
     shape, expected = tuple(scores.shape), (len(batch.labels), len(prompts))
@@ -65,7 +62,7 @@ def _model(name: str, track: str) -> Iterator[Contract]:
     yield Contract("logits are finite", bool(torch.isfinite(scores).all()))
     larger = nn.functional.interpolate(batch.images, scale_factor=1.5)
     yield Contract("takes pictures of any size", logits(larger).shape == scores.shape, str(tuple(larger.shape)))
-    found = probe(logits, batch, slots=_PICTURES)
+    found = probe(logits, batch, slots=PICTURES)
     for code in PROBED:
         raised = sum(code in codes for codes in found)
         yield Contract(f"does not raise {code}", raised == 0, f"{raised} of {len(found)} pictures")
@@ -84,7 +81,7 @@ def _dataset(name: str, track: str) -> Iterator[Contract]:
 
 
 def _pixels(dataset: Dataset, source: Source) -> Iterator[Contract]:
-    chosen = list(range(0, len(source.ids), max(1, len(source.ids) // _PICTURES)))[:_PICTURES]
+    chosen = list(range(0, len(source.ids), max(1, len(source.ids) // PICTURES)))[:PICTURES]
     images = source.read(chosen)
     yield Contract(
         "pictures are uint8 (B, 3, H, W)",
@@ -101,21 +98,21 @@ def _pixels(dataset: Dataset, source: Source) -> Iterator[Contract]:
 def _attack(name: str, track: str) -> Iterator[Contract]:
     attack = load_attack(name)
     norm = attack.norms[0]
-    classifier, batch = _toy(Threat(norm, Fraction(0)), num_classes=5)
+    classifier, batch = toy(Threat(norm, Fraction(0)), num_classes=5)
     verdict = attack_samples(classifier, batch, attack, slots=4)
     yield Contract("breaks nothing at eps 0", set(verdict.broken_by) <= {"", CLEAN}, str(set(verdict.broken_by)))
     # At the first radius some samples stand and some fall; at the second the toy has no chance.
     middle, large = (Fraction(4, 255), Fraction(1, 2)) if norm == "Linf" else (Fraction(1, 5), Fraction(8))
     yield from _at(attack, Threat(norm, middle))
     for num_classes in (5, 2):
-        classifier, batch = _toy(Threat(norm, large), num_classes=num_classes)
+        classifier, batch = toy(Threat(norm, large), num_classes=num_classes)
         broken = _broken(attack_samples(classifier, batch, attack, slots=4))
         what = f"breaks a linear classifier of {num_classes} classes at {batch.threat}"
         yield Contract(what, broken > 0, f"{broken} of {len(batch.labels)}")
 
 
 def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
-    classifier, batch = _toy(threat, num_classes=5)
+    classifier, batch = toy(threat, num_classes=5)
     before = torch.get_rng_state()
     first, again, alone = (attack_samples(classifier, batch, attack, slots=slots) for slots in (4, 4, 1))
     untouched = torch.equal(before, torch.get_rng_state())
@@ -150,7 +147,7 @@ def _names_a_model(reference: str, track: str) -> None:
 
 def _defense(name: str, track: str) -> Iterator[Contract]:
     defense: Defense = DEFENSES.load(name)
-    context = _lesson(defense)
+    context = lesson(defense)
     images = context.images.requires_grad_()
     losses = defense.loss(context, images)
     shape = tuple(losses.shape)
@@ -169,71 +166,12 @@ def _defense(name: str, track: str) -> Iterator[Contract]:
     yield Contract("names its paper and its fidelity", bool(defense.paper and defense.fidelity), defense.paper)
 
 
-def _lesson(defense: Defense) -> Context:
-    """Return a batch for a defense's losses: linear towers in float64, four pictures, five classes."""
-    random = torch.Generator().manual_seed(0)
-    student, teacher = torch.randn(2, 3 * 8 * 8, 6, generator=random, dtype=torch.float64)
-    images = torch.rand(4, 3, 8, 8, generator=random, dtype=torch.float64)
-    text = nn.functional.normalize(torch.randn(5, 6, generator=random, dtype=torch.float64), dim=1)
-    places = torch.randn(2, 3 * 8 * 8, 4 * 6, generator=random, dtype=torch.float64)
-
-    def dense(tower: Tensor, places: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        return lambda pictures: (pictures.flatten(1) @ tower, (pictures.flatten(1) @ places).unflatten(1, (4, 6)))
-
-    return Context(
-        images=images,
-        labels=torch.tensor([0, 4, 2, 2]),
-        keys=sample_keys(0, "contract", list("abcd")),
-        student=lambda pictures: pictures.flatten(1) @ student,
-        teacher=lambda pictures: pictures.flatten(1) @ teacher,
-        teacher_clean=lambda: images.detach().flatten(1) @ teacher,
-        text_features=text,
-        settings=defense.settings,
-        student_dense=dense(student, places[0]),
-        teacher_dense=dense(teacher, places[1]),
-    )
-
-
 def _loads(what: str, name: str, load: Callable[[str], object]) -> Contract:
     try:
         load(name)
     except UserError as error:
         return Contract(f"the {what} {name!r} is there", False, str(error))
     return Contract(f"the {what} {name!r} is there", True)
-
-
-def _pictures(track: Track) -> tuple[Batch, tuple[str, ...]]:
-    """Return a few pictures of a track's first data set and the prompts of its classes, made up where it has none."""
-    if not track.datasets:
-        toy = _toy(Threat(track.norm, track.standard_eps), num_classes=5)[1]
-        return toy, tuple(f"a photo of {thing}." for thing in ("a cat", "a dog", "a ship", "a tree", "bread"))
-    protocol: Protocol = PROTOCOLS.load(track.protocols[0])
-    dataset = protocol.adapt_dataset(DATASETS.load(track.datasets[0]))
-    source = dataset.open()
-    chosen = protocol.select(source.ids, source.labels)[:_PICTURES]
-    images = source.read(chosen).to(torch.float32) / 255
-    labels = torch.tensor([source.labels[index] for index in chosen])
-    keys = sample_keys(0, dataset.name, [source.ids[index] for index in chosen])
-    num_classes = torch.full_like(labels, len(dataset.classes))
-    batch = Batch(images, labels, keys, Threat(track.norm, track.standard_eps), num_classes)
-    return batch, dataset.prompts
-
-
-def _toy(threat: Threat, *, num_classes: int) -> tuple[Logits, Batch]:
-    """Return a linear classifier of 8 x 8 pictures, and pictures labelled as it classifies them.
-
-    It adds up in float64, whatever it is given: rounding would make verdicts depend on the batch size.
-    """
-    random = torch.Generator().manual_seed(0)
-    images = torch.rand(4, 3, 8, 8, generator=random)
-    weight = torch.randn(num_classes, 3 * 8 * 8, generator=random, dtype=torch.float64)
-
-    def classifier(pictures: Tensor) -> Tensor:
-        return ((pictures.flatten(1).to(torch.float64) - 0.5) @ weight.T).to(pictures.dtype)
-
-    keys = sample_keys(0, "contract", [str(n) for n in range(len(images))])
-    labels = classifier(images).argmax(dim=1)
-    return classifier, Batch(images, labels, keys, threat, torch.full_like(labels, num_classes))
 
 
 def _broken(verdict: WorstCase) -> int:
