@@ -23,6 +23,9 @@ from robustbench_vlm.terminal.layout import wrapped
 from robustbench_vlm.terminal.screen import Line, printable
 from robustbench_vlm.tracks import TRACKS
 
+_WORDS = 40
+"""Letters up to which the items of a list stand side by side."""
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -92,12 +95,17 @@ def document_lines(value: Any, width: int, depth: int = 0) -> list[Line]:
         if item in ("", None, [], {}):
             continue
         label = key if key == "-" else f"{printable(str(key))}:"
-        if isinstance(item, Mapping) or (isinstance(item, list) and any(isinstance(each, Mapping) for each in item)):
+        if isinstance(item, Mapping) or (isinstance(item, list) and any(map(_needs_lines, item))):
             lines += [Line(indent + label, "bold"), *document_lines(item, width, depth + 1)]
             continue
         text = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
         lines += [Line(indent + line.text) for line in wrapped(f"{label} {text}", width - len(indent), indent="  ")]
     return lines
+
+
+def _needs_lines(item: Any) -> bool:
+    """Say whether an item of a list is a mapping or a sentence, which commas would not keep apart."""
+    return isinstance(item, Mapping) or len(str(item)) > _WORDS
 
 
 def _entry(kind: Kind, name: str, track: str) -> Entry:
