@@ -1,11 +1,15 @@
 """What a run hands back: progress on the way, then a table for every model x attack x eps."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from robustbench_vlm.records import Score, fingerprint, plain
+
+_QUANTILE = 1.959964
+"""Of the normal distribution at 97.5 %."""
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,9 @@ class Mean:
 
     clean: float
     robust: float
+    clean_interval: tuple[float, float]
+    robust_interval: tuple[float, float]
+    """Over other samples of the same data sets, see `mean_interval`."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +105,23 @@ def mean_of(scores: Sequence[Score], training: str) -> Mean | None:
     kept = [score for score in scores if score.dataset != training]
     if not kept:
         return None
+    clean, robust = ([getattr(score, name) for score in kept] for name in ("clean", "robust"))
+    counts = [score.n for score in kept]
     return Mean(
-        clean=sum(score.clean for score in kept) / len(kept), robust=sum(score.robust for score in kept) / len(kept)
+        clean=sum(clean) / len(kept),
+        robust=sum(robust) / len(kept),
+        clean_interval=mean_interval(clean, counts),
+        robust_interval=mean_interval(robust, counts),
     )
+
+
+def mean_interval(shares: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """Return a 95 % interval of the unweighted mean of shares, each of so many samples of its own data set.
+
+    Normal, with each share's variance by Agresti and Coull's two successes and two failures more (1998), so that a
+    share of 0 or 1 is not taken for certain. The data sets are fixed: it says nothing of other ones.
+    """
+    adjusted = [(share * n + 2) / (n + 4) for share, n in zip(shares, counts, strict=True)]
+    variance = sum(share * (1 - share) / (n + 4) for share, n in zip(adjusted, counts, strict=True))
+    mean, half = sum(shares) / len(shares), _QUANTILE * math.sqrt(variance) / len(shares)
+    return max(0.0, mean - half), min(1.0, mean + half)

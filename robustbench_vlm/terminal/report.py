@@ -126,7 +126,6 @@ def _group(found: Table) -> dict[str, str]:
 
 
 def _score_row(found: Table, score: Score) -> Row:
-    low, high = score.robust_interval
     return {
         **_group(found),
         "data set": score.dataset,
@@ -134,16 +133,21 @@ def _score_row(found: Table, score: Score) -> Row:
         "n": str(score.n),
         "clean": _percent(score.clean),
         "robust": _percent(score.robust),
-        "95 % interval": f"{_percent(low)}-{_percent(high)}",
+        "95 % interval": _interval(score.robust_interval),
         "warnings": " ".join(score.warnings),
     }
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return "-".join(map(_percent, bounds))
 
 
 def _mean_rows(found: Table) -> list[Row]:
     if found.mean is None:
         return []
     clean, robust = _percent(found.mean.clean), _percent(found.mean.robust)
-    return [{**_group(found), "data set": "mean", "clean": clean, "robust": robust}]
+    interval = _interval(found.mean.robust_interval)
+    return [{**_group(found), "data set": "mean", "clean": clean, "robust": robust, "95 % interval": interval}]
 
 
 def _explained(warnings: Iterable[str], width: int) -> list[Line]:

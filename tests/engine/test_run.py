@@ -53,6 +53,8 @@ def test_a_run_leaves_records_scores_and_a_manifest(request_of: Callable[..., Re
     (table,) = result.tables
     assert [score.dataset for score in table.scores] == ["colours", "day-night"]
     assert table.mean is not None
+    low, high = table.mean.robust_interval
+    assert 0 <= low <= table.mean.robust <= high <= 1 and low < high
     assert table.mean.robust == pytest.approx(sum(score.robust for score in table.scores) / 2)
     assert [progress.samples_done for progress in seen] == [0, 2 * MINI_QUICK.samples]
     assert seen[-1].seconds_left == 0 and seen[-1].passes == result.passes > 0

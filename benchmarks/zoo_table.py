@@ -1,0 +1,71 @@
+"""Markdown tables of the zoo from documents that `vlmbench run --json` printed.
+
+vlmbench run --model clip --model agft --attack pgd-20 --attack autoattack --eps 5/255 --json > zoo.json
+python benchmarks/zoo_table.py zoo.json
+"""
+
+import argparse
+import json
+from collections.abc import Iterable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+Table = dict[str, Any]
+
+
+def tables_of(paths: Iterable[Path]) -> list[Table]:
+    documents = [json.loads(path.read_text()) for path in paths]
+    return [table for document in documents for table in document.get("runs", [document])]
+
+
+def percent(share: float, interval: tuple[float, float] | None = None) -> str:
+    if interval is None:
+        return f"{100 * share:.1f}"
+    return f"{100 * share:.1f} ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
+
+
+def markdown(header: list[str], rows: list[list[str]]) -> str:
+    lines = [header, ["---"] * len(header), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def means(tables: list[Table]) -> str:
+    """Return mean robust accuracy: a row for each model, a column for each attack and eps."""
+    columns = list(dict.fromkeys((table["attack"], table["eps"]) for table in tables))
+    columns.sort(key=lambda column: (column[0], Fraction(column[1])))
+    found = {(table["model"], table["attack"], table["eps"]): table for table in tables}
+    rows = []
+    for model in dict.fromkeys(table["model"] for table in tables):
+        some = next(table for table in tables if table["model"] == model)
+        row = [model, percent(some["mean"]["clean"], some["mean"]["clean_interval"])]
+        for attack, eps in columns:
+            table = found.get((model, attack, eps))
+            row.append(percent(table["mean"]["robust"], table["mean"]["robust_interval"]) if table else "")
+        rows.append(row)
+    return markdown(["model", "clean", *(f"{attack} {eps}" for attack, eps in columns)], rows)
+
+
+def data_sets(tables: list[Table], attack: str, eps: str) -> str:
+    """Return clean / robust accuracy: a row for each data set, a column for each model."""
+    chosen = [table for table in tables if (table["attack"], table["eps"]) == (attack, eps)]
+    rows = []
+    for number, score in enumerate(chosen[0]["scores"]):
+        cells = [table["scores"][number] for table in chosen]
+        assert {cell["dataset"] for cell in cells} == {score["dataset"]}
+        rows.append([score["dataset"], *(f"{percent(cell['clean'])} / {percent(cell['robust'])}" for cell in cells)])
+    return markdown(["data set", *(table["model"] for table in chosen)], rows)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("documents", nargs="+", type=Path)
+    parser.add_argument("--attack", default="autoattack")
+    parser.add_argument("--eps", default="5/255")
+    options = parser.parse_args()
+    tables = tables_of(options.documents)
+    print(means(tables), data_sets(tables, options.attack, options.eps), sep="\n\n")
+
+
+if __name__ == "__main__":
+    main()
