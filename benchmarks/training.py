@@ -130,9 +130,8 @@ def plain(job: Job, images: Tensor, labels: Tensor) -> Side:
 
 
 def measure(name: str, batch: int, rounds: int) -> dict[str, object]:
-    job, _ = make_job(Order(name, "mini", eps=EPS, pictures=batch, settings={"batch": batch, "rate": 1e-6}))
-    source = job.dataset.open()
-    images, labels = source.read(range(batch)).float() / 255, torch.tensor(source.labels[:batch])
+    job = make_job(Order(name, "mini", eps=EPS, pictures=batch, settings={"batch": batch, "rate": 1e-6}))
+    images, labels = job.pictures.read(range(batch)).float() / 255, job.pictures.labels
     sides = [ours(job, images, labels), plain(job, images, labels)]
     losses = [side.loss() for side in sides]
     if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[1]):

@@ -8,24 +8,21 @@ from robustbench_vlm.datasets.dataset import Dataset
 from robustbench_vlm.datasets.folder import files, folder_dataset, folders
 from robustbench_vlm.errors import UserError
 
-PROMPT = "This is a photo of a {}."
-"""AGFT's template in training, with its full stop (YuboCui/AGFT 0031a8f); TeCoA and FARE train without one."""
-
 _WORD_NET_ID = re.compile(r"n\d{8}")
 
 
-def training_folder(path: Path, side: int) -> Dataset:
+def training_folder(path: Path, prompt: str, side: int) -> Dataset:
     """Return a folder's data set for training: ImageNet where sub-folders are WordNet ids, else one class a folder.
 
     Sub-folders of "train" are taken where there is one. Raises UserError where the folder is none of this.
     """
     root = _training_part(path)
     if any(map(_WORD_NET_ID.fullmatch, folders(root))):
-        return imagenet_folder(path, side)
-    return folder_dataset(root, PROMPT, side)
+        return imagenet_folder(path, prompt, side)
+    return folder_dataset(root, prompt, side)
 
 
-def imagenet_folder(path: Path, side: int) -> Dataset:
+def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
     """Return ImageNet-1k from a folder with one sub-folder a WordNet id, or from the folder "train" in it.
 
     All 1000 classes are there, in ImageNet's order, whatever part of them the folder holds; other sub-folders are left
@@ -49,7 +46,7 @@ def imagenet_folder(path: Path, side: int) -> Dataset:
     return Dataset(
         name="imagenet",
         classes=tuple(names.values()),
-        prompt=PROMPT,
+        prompt=prompt,
         source="robustbench_vlm.datasets.folder:FolderSource",
         options={"path": str(root.resolve()), "side": side, "classes": tuple(names)},
         split="train",

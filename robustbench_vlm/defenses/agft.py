@@ -23,8 +23,12 @@ AGFT = Defense(
     loss=loss,
     inner=InnerAttack(loss, steps=2, step_size=Fraction(1)),
     schedule=Schedule("sgd", rate=4e-4, weight_decay=0.0, batch=256, epochs=10, warmup=1000, cosine="whole"),
+    prompt="This is a photo of a {}.",
     settings={"gamma": 0.4, "scale": 180.0},
     paper="https://arxiv.org/abs/2603.29410",
     fidelity="official code",
-    deviations=("the inner attack runs in float32 on summed losses; the released code uses half precision and means",),
+    deviations=(
+        "the inner attack runs in float32 on summed losses; the released code uses half precision and means",
+        "pictures of a folder are resized by bicubic interpolation; the released code's is bilinear",
+    ),
 )

@@ -97,6 +97,8 @@ class Defense:
     schedule: Schedule
     """The published setting, for the real track."""
     settings: Mapping[str, float] = field(default_factory=dict)
+    prompt: str = "This is a photo of a {}"
+    """What is said of a class where the training pictures are a folder's; TeCoA's, which most recipes keep."""
     batchwise: bool = False
     """Whether the loss has a term of the whole batch; the inner attack's loss never has one."""
     paper: str = ""

@@ -13,6 +13,7 @@ from torch.nn import functional
 
 from robustbench_vlm import randomness
 from robustbench_vlm.defenses.defense import Context, Defense, InnerAttack, Schedule, logits
+from robustbench_vlm.errors import UserError
 
 _TINY = 1e-12
 
@@ -42,6 +43,8 @@ def worst_texts(cosines: Tensor, labels: Tensor, rho: float) -> Tensor:
     A unit vector's ball of that radius turns it by up to arcsin(rho): away from the image for the true class, towards
     it for all others, which is the largest cross-entropy that such texts can give.
     """
+    if not 0 <= rho < 1:
+        raise UserError(f"the setting rho is {rho}: it is the radius of a ball about a unit vector, from 0 to below 1")
     turn = (1 - rho**2) ** 0.5
     across = rho * (1 - cosines.square()).clamp_min(_TINY).sqrt()
     away = torch.where(cosines < -turn, -torch.ones_like(cosines), cosines * turn - across)

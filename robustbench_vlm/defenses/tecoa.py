@@ -23,7 +23,10 @@ TECOA = Defense(
     settings={"scale": 100.0},
     paper="https://arxiv.org/abs/2212.07016",
     fidelity="paper",
-    deviations=("the learning rate is that of later re-runs: the released code's default is 1e-7",),
+    deviations=(
+        "the learning rate is that of later re-runs: the released code's default is 1e-7",
+        "pictures of a folder are resized to the tower's size; the released code takes the middle of 256 x 256",
+    ),
 )
 TECOA_FARE = dataclasses.replace(
     TECOA,

@@ -15,7 +15,8 @@ from robustbench_vlm.engine.diagnostics import Examined, effective_rank, examine
 from robustbench_vlm.engine.estimate import Resources, stage_passes
 from robustbench_vlm.engine.plan import Plan, Request, make_plan
 from robustbench_vlm.engine.results import Progress
-from robustbench_vlm.engine.shard import classifier_of, exact_arithmetic, load_batch
+from robustbench_vlm.engine.shard import classifier_of, load_batch
+from robustbench_vlm.models.device import exact_arithmetic
 from robustbench_vlm.records import plain
 from robustbench_vlm.threats import Threat
 

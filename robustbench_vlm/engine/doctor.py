@@ -12,8 +12,9 @@ from robustbench_vlm.attacks.stage import Attack, Batch
 from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
 from robustbench_vlm.engine.estimate import Resources
 from robustbench_vlm.engine.plan import Request, make_plan
-from robustbench_vlm.engine.shard import classifier_of, exact_arithmetic, load_batch
+from robustbench_vlm.engine.shard import classifier_of, load_batch
 from robustbench_vlm.errors import UserError
+from robustbench_vlm.models.device import exact_arithmetic
 from robustbench_vlm.records import CLEAN
 from robustbench_vlm.threats import Threat
 from robustbench_vlm.tracks import TRACKS, Track

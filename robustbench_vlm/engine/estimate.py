@@ -13,6 +13,7 @@ from robustbench_vlm.attacks.probes import PROBE_BACKWARD, PROBE_FORWARD
 from robustbench_vlm.attacks.stage import Attack, Stage
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.errors import UserError
+from robustbench_vlm.models.device import choose_device
 
 ROBUST_SHARE = 0.35
 """The assumed share of samples that go through every stage; of bundled defenses it is between 0 and 0.6."""
@@ -41,16 +42,13 @@ class Resources:
     """Samples that a worker takes and writes together; a killed run loses at most this many a worker."""
 
     def __post_init__(self) -> None:
-        if self.device not in ("", "cpu", "cuda"):
-            raise UserError(f"unknown device {self.device!r}: it is cpu or cuda")
+        choose_device(self.device)
         if self.workers < 0 or self.slots < 1 or self.shard_size < 1:
             raise UserError("workers must be 0 (one a core or GPU) or more; batch and shard size must be 1 or more")
 
     def resolved(self) -> "Resources":
         """Return the resources with device and workers filled in; raise UserError for a GPU that is not there."""
-        device = self.device or ("cuda" if torch.cuda.is_available() else "cpu")
-        if device == "cuda" and not torch.cuda.is_available():
-            raise UserError("there is no GPU that torch can use: take --device cpu, or mend the driver")
+        device = choose_device(self.device)
         workers = self.workers or (torch.cuda.device_count() if device == "cuda" else cores())
         return Resources(device, workers, self.slots, self.shard_size)
 

@@ -3,8 +3,7 @@
 import dataclasses
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +18,7 @@ from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.estimate import Resources
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.clip import Model, ZeroShotClassifier, load_model
+from robustbench_vlm.models.device import exact_arithmetic
 from robustbench_vlm.randomness import sample_keys
 from robustbench_vlm.records import SampleResult
 
@@ -127,18 +127,6 @@ def loaded_model(reference: str, track: str, device: str) -> Model:
 def classifier_of(reference: str, track: str, prompts: tuple[str, ...], device: str) -> ZeroShotClassifier:
     """Return the classifier of a model and prompts on a device, built once a process."""
     return loaded_model(reference, track, device).classifier(prompts).to(device)
-
-
-@contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Switch TF32 off, which would round every product of a float32 network to ten bits, and put it back after."""
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark
-    matmul.allow_tf32 = convolution.allow_tf32 = convolution.benchmark = False
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark = before
 
 
 def _check_identity(cell: Cell, shard: Shard, weights: str) -> None:

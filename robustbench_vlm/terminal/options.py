@@ -113,7 +113,7 @@ def diagnosis_of(
 
     radii = TRACKS.load(track).eps
     return Request(
-        models=tuple(model or card_names(track)),
+        models=tuple(model or card_names(track) or [TRACKS.load(track).base]),
         attacks=(attack,),
         track=track,
         datasets=tuple(dataset or ()),
@@ -166,8 +166,10 @@ def number_lists(settings: Sequence[str]) -> dict[str, list[float]]:
     found = {}
     for setting in settings:
         name, _, values = setting.partition("=")
+        if name in found:
+            raise UserError(f"--over {name} is given twice: name all its values at once, as in --over rate=3e-4,1e-3")
         try:
-            found[name] = [float(value) for value in values.split(",")]
+            found[name] = list(dict.fromkeys(float(value) for value in values.split(",")))
         except ValueError:
             raise UserError(f"--over {setting!r} is not NAME=N,N,..., as in --over rate=3e-4,1e-3") from None
     return found

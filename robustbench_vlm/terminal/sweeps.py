@@ -26,7 +26,7 @@ def document(sweep: Sweep) -> dict[str, Any]:
     """Return the sweep as one JSON document."""
     return {
         "defense": sweep.job.defense.name,
-        "pictures": sweep.job.pictures,
+        "pictures": len(sweep.job.pictures),
         "held_out": sweep.held_out,
         "attack": ATTACK,
         "eps": str(sweep.job.eps),
@@ -47,9 +47,10 @@ def lines(sweep: Sweep, width: int) -> list[Line]:
         }
         for trial in sweep.trials
     ]
+    job = sweep.job
     said = (
-        f"{sweep.job.defense.name}, {sweep.job.pictures} pictures, {sweep.job.schedule.batch} a step; accuracies in %"
-        f" on {sweep.held_out} held-out pictures of {sweep.job.dataset.name}, robust under {ATTACK} at {sweep.job.eps}"
+        f"{job.defense.name}, {len(job.pictures)} pictures, {job.schedule.batch} a step; accuracies in % on"
+        f" {sweep.held_out} held-out pictures of {job.dataset.name}, robust under {ATTACK} at {job.eps}"
     )
     best = sweep.best
     chosen = "all trainings diverged: lower the rate" if best is None else f"choose {_settings(best)}: {_RULE}"

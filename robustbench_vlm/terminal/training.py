@@ -1,7 +1,9 @@
 """The commands that train: `pretrain`, `train` and `sweep`."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from fractions import Fraction
 
     from robustbench_vlm.training.finetuning import Place
+    from robustbench_vlm.training.order import Order
 
 _Folder = Annotated[Path | None, option("--out", "DIR", "Where the weights and the card go.")]
 _DefenseName = Annotated[str, typer.Argument(metavar="DEFENSE", help="See `vlmbench list defenses`.")]
@@ -70,15 +73,11 @@ def train(
     with `accelerate launch --multi_gpu -m robustbench_vlm train ...` or `torchrun --nproc-per-node 8 -m ...`.
     """
     from robustbench_vlm.training.commands import train_defense
-    from robustbench_vlm.training.order import Order
 
-    numbers_set = numbers(settings or [])
-    order = Order(
-        defense, track, _radius(eps), epochs, pictures, seed, numbers_set, images, base, precision
-    )  # fmt: skip
-    screen.note("reading model and pictures", quiet=as_json)
-    place = _place(out or Path("trained") / track / defense, device, save_every)
-    with screen.progress("steps", quiet=as_json or not place.processes.is_main) as tell:
+    asked = (_radius(eps), epochs, pictures, seed, numbers(settings or []), images, base, precision)
+    order = _order(defense, track, *asked)
+    place = _place(out or Path("trained") / track / order.name, device, save_every)
+    with _progress(place, as_json=as_json) as tell:
         card = train_defense(order, place, tell, resume=resume)
     if card:
         _show_card(card, as_json=as_json)
@@ -108,20 +107,34 @@ def sweep(
     are done already are not done again.
     """
     from robustbench_vlm.terminal import sweeps
-    from robustbench_vlm.training.order import Order
     from robustbench_vlm.training.sweep import run_sweep
 
     check_plot(plot)
-    order = Order(
-        defense, track, _radius(eps), epochs, pictures, seed, numbers(settings or []), images, base, precision
-    )  # fmt: skip
-    screen.note("reading model and pictures", quiet=as_json)
-    place = _place(out or Path("trained") / track / f"sweep-{defense}", device, 200)
-    with screen.progress("steps", quiet=as_json or not place.processes.is_main) as tell:
+    asked = (_radius(eps), epochs, pictures, seed, numbers(settings or []), images, base, precision)
+    order = _order(defense, track, *asked)
+    place = _place(out or Path("trained") / track / f"sweep-{order.name}", device, 200)
+    with _progress(place, as_json=as_json) as tell:
         found = run_sweep(order, number_lists(over), sweeps.part(share), place, tell)
     if place.processes.is_main:
         sweeps.plot(found, plot or place.folder / "sweep.png")
         screen.answer(sweeps.document(found), lambda width: sweeps.lines(found, width), as_json=as_json)
+
+
+def _order(*asked: Any) -> "Order":
+    from robustbench_vlm.training.order import Order
+
+    return Order(*asked)
+
+
+@contextlib.contextmanager
+def _progress(place: "Place", *, as_json: bool) -> Iterator[screen.Tell]:
+    """Show progress, on the first of several processes alone."""
+    if not place.processes.is_main:
+        yield lambda step, of, left, state: None
+        return
+    screen.note("reading model and pictures", quiet=as_json)
+    with screen.progress("steps", quiet=as_json) as tell:
+        yield tell
 
 
 def _radius(eps: str) -> "Fraction | None":

@@ -31,9 +31,9 @@ class Checkpoint:
         try:
             state = torch.load(self.path, weights_only=True, map_location="cpu")
             identity, step, seconds = str(state["identity"]), int(state["step"]), float(state["seconds"])
-        except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+        except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
             raise UserError(
-                f"{self.path} is no whole checkpoint ({str(error).splitlines()[0]}): remove it, or train into another"
+                f"{self.path} is no whole checkpoint ({type(error).__name__}): remove it, or train into another"
                 " folder by --out"
             ) from error
         if identity != self.identity:

@@ -1,12 +1,14 @@
 """What the commands `pretrain` and `train` do: from names to weights with their cards."""
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from robustbench_vlm.errors import UserError
+from robustbench_vlm.files import explained
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import ModelCard, Weights, write_card
 from robustbench_vlm.models.clip import Model
@@ -15,12 +17,9 @@ from robustbench_vlm.tracks import TRACKS, Track
 from robustbench_vlm.training.files import copy_weights, save_weights
 from robustbench_vlm.training.finetuning import Place, finetune
 from robustbench_vlm.training.job import Job
-from robustbench_vlm.training.log import Row, plot_log, read_log
+from robustbench_vlm.training.log import Tell, plot_log, read_log
 from robustbench_vlm.training.order import Order, make_job
 from robustbench_vlm.training.pretraining import Settings, pretrain
-
-Tell = Callable[[int, int, float, str], object]
-"""Takes progress: steps done, of how many, seconds left, and a word on the state."""
 
 
 def pretrain_base(track_name: str, folder: Path, tell: Tell, settings: Settings | None = None) -> Path:
@@ -63,42 +62,37 @@ def train_defense(order: Order, place: Place, tell: Tell, *, resume: bool | None
     A training that was stopped goes on: `resume` asks for that, False forbids it, None allows it. Raises UserError for
     unknown names and settings, and where there is nothing to resume.
     """
-    job, track = make_job(order)
-    place.folder.mkdir(parents=True, exist_ok=True)
     checkpoint = place.folder / "checkpoint.pt"
     if resume and not checkpoint.exists():
         raise UserError(f"there is nothing to go on from in {place.folder}: train without --resume, or name its folder")
+    with explained(place.folder):
+        place.folder.mkdir(parents=True, exist_ok=True)
+    job = make_job(order)
     if resume is False and place.processes.is_main:
         checkpoint.unlink(missing_ok=True)
     place.processes.wait()
-    visual = finetune(job, place, lambda row, of, left: tell(row.step, of, left, _state(row)))
+    visual, seconds = finetune(job, place, tell)
     if not place.processes.is_main:
         return None
-    rows = read_log(place.folder / "log.csv")
-    plot_log(rows, place.folder / "curves.png", job.defense.name)
-    name = _name(order)
+    plot_log(read_log(place.folder / "log.csv"), place.folder / "curves.png", job.defense.name)
+    return _write_card(order, job, visual.state_dict(), place.folder, round(seconds, 1))
+
+
+def _write_card(order: Order, job: Job, tower: Mapping[str, Tensor], folder: Path, seconds: float) -> Path:
+    track: Track = TRACKS.load(order.track)
     card = ModelCard(
-        name=name,
+        name=order.name,
         architecture=_architecture(job.model),
-        image=save_weights(visual.state_dict(), place.folder / f"{name}.safetensors", track.stored),
-        text=_text(job, place.folder),
+        image=save_weights(tower, folder / f"{order.name}.safetensors", track.stored),
+        text=_text(job, folder),
         defense=job.defense.name,
-        training={"track": track.name, **plain(job.account), "seconds": rows[-1].seconds, "fingerprint": job.identity},
+        training={"track": track.name, **plain(job.account), "seconds": seconds, "fingerprint": job.identity},
         paper=job.defense.paper,
         licence=job.model.card.licence if job.model.card else "",
         notes=f"fidelity: {job.defense.fidelity}",
     )
-    write_card(card, place.folder / f"{name}.json")
-    return place.folder / f"{name}.json"
-
-
-def _state(row: Row) -> str:
-    return f"loss {row.loss:.3f}, batch {row.clean:.0%} clean, {row.robust:.0%} robust"
-
-
-def _name(order: Order) -> str:
-    """Return a name that keeps the records of other seeds apart."""
-    return f"{order.defense}-seed{order.seed}" if order.seed else order.defense
+    write_card(card, folder / f"{order.name}.json")
+    return folder / f"{order.name}.json"
 
 
 def _architecture(model: Model) -> str:

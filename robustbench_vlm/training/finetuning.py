@@ -1,7 +1,8 @@
 """Adversarial fine-tuning of the image tower: one loop for every defense, on one process or several.
 
 Random numbers belong to the sample and the step, and processes share a batch and add their gradients up: a training
-that was killed and resumed ends in the same weights, and one on two processes follows the curve of one on one.
+that was killed and resumed ends in the same weights, bit for bit on a CPU, and one on two processes follows the curve
+of one on one.
 """
 
 import copy
@@ -9,7 +10,7 @@ import dataclasses
 import functools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,18 +21,27 @@ from robustbench_vlm import randomness
 from robustbench_vlm.defenses.defense import Context, logits
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.clip import ImageEncoder
+from robustbench_vlm.models.device import exact_arithmetic
 from robustbench_vlm.models.folding import folded
 from robustbench_vlm.threats import Threat
 from robustbench_vlm.training.checkpoint import Checkpoint
 from robustbench_vlm.training.inner import inner_attack
 from robustbench_vlm.training.job import Job
-from robustbench_vlm.training.log import Log, Row
+from robustbench_vlm.training.log import Log, Row, Tell
 from robustbench_vlm.training.optimisation import make_optimizer, rate_at
-from robustbench_vlm.training.pictures import Read, in_hashed_order, read_ahead, reader
+from robustbench_vlm.training.pictures import read_ahead
 from robustbench_vlm.training.processes import Processes
 
 LOG_EVERY = 20
 """Steps from one row of the log to the next; each costs two forward passes more."""
+
+
+SAVE_SECONDS = 60.0
+"""A checkpoint is written after so much time too, where steps are slow."""
+
+
+class Diverged(UserError):
+    """The loss or a weight is no longer finite: the rate is too high."""
 
 
 @dataclass(frozen=True)
@@ -43,42 +53,78 @@ class Place:
     processes: Processes = field(default_factory=Processes)
     save_every: int = 200
     """Steps from one checkpoint to the next."""
-    read: Read | None = None
-    """How to read the pictures, where a caller holds them already."""
 
 
-def finetune(job: Job, place: Place, tell: Callable[[Row, int, float], object]) -> nn.Module:
-    """Train and return the image tower; a run that was killed goes on from the checkpoint in its folder.
+def finetune(job: Job, place: Place, tell: Tell) -> tuple[nn.Module, float]:
+    """Train and return the image tower and the seconds it took; goes on from the checkpoint in the folder.
 
-    `tell` takes a row of the log, the number of steps, and the seconds left. Raises UserError when the loss or a weight
-    is no longer finite; the last good checkpoint stays.
+    Raises Diverged when the loss or a weight is no longer finite; the last good checkpoint stays. Raises UserError
+    where processes are more than the rows of a batch, or hold different checkpoints.
     """
-    processes = place.processes
-    student = tower_of(job).to(processes.device)
-    optimizer = make_optimizer(student, job.schedule)
-    checkpoint = Checkpoint(place.folder / "checkpoint.pt", job.identity)
-    first, before = checkpoint.load(student.visual, optimizer)
-    log = Log(place.folder / "log.csv", first) if processes.is_main else None
-    started = time.monotonic() - before
+    with exact_arithmetic():
+        student = tower_of(job).to(place.processes.device)
+        optimizer = make_optimizer(student, job.schedule)
+        checkpoint = Checkpoint(place.folder / "checkpoint.pt", job.identity)
+        first, before = checkpoint.load(student.visual, optimizer)
+        _check_processes(job, place.processes, first)
+        seconds = _train(job, place, student, optimizer, checkpoint, (first, before), tell)
+        place.processes.wait()
+    return student.visual, seconds
+
+
+def _train(
+    job: Job,
+    place: Place,
+    student: ImageEncoder,
+    optimizer: torch.optim.Optimizer,
+    checkpoint: Checkpoint,
+    behind: tuple[int, float],
+    tell: Tell,
+) -> float:
+    """Take the steps that are not `behind`, with log and checkpoints; return the seconds of the whole training."""
+    first, before = behind
+    main = place.processes.is_main
+    log = Log(place.folder / "log.csv", first) if main else None
+    started, saved, state = time.monotonic() - before, time.monotonic(), ""
     for step, context in enumerate(_contexts(job, place, student, first), first):
         for group in optimizer.param_groups:
             group["lr"] = rate_at(job.schedule, job.steps, step)
-        shown = (step + 1) % LOG_EVERY == 0 or step + 1 == job.steps
-        loss, clean, robust = train_step(job, context, optimizer, processes, shown=shown)
+        done = step + 1
+        shown = done % LOG_EVERY == 0 or done == job.steps
+        loss, clean, robust = train_step(job, context, optimizer, place.processes, shown=shown)
         if not math.isfinite(loss):
-            raise UserError(_diverged(f"the loss is {loss}", step, checkpoint))
+            raise Diverged(_advice(f"the loss is {loss} at step {step}", checkpoint))
         seconds = time.monotonic() - started
         if shown and log:
-            row = Row(step + 1, loss, clean, robust, optimizer.param_groups[0]["lr"], round(seconds, 1))
+            row = Row(done, loss, clean, robust, optimizer.param_groups[0]["lr"], round(seconds, 1))
             log.add(row)
-            tell(row, job.steps, (seconds - before) / (step + 1 - first) * (job.steps - step - 1))
-        if (step + 1) % place.save_every == 0 or step + 1 == job.steps:
-            if not all(torch.isfinite(parameter).all() for parameter in student.parameters()):
-                raise UserError(_diverged("a weight is no longer finite", step, checkpoint))
-            if processes.is_main:
-                checkpoint.save(student.visual, optimizer, step + 1, seconds)
-    processes.wait()
-    return student.visual
+            state = row.state
+        tell(done, job.steps, (seconds - before) / (done - first) * (job.steps - done), state)
+        due = done % place.save_every == 0 or done == job.steps
+        if due and not _is_finite(student):
+            raise Diverged(_advice(f"a weight is no longer finite after step {step}", checkpoint))
+        late = time.monotonic() - saved > SAVE_SECONDS and main and _is_finite(student)
+        if main and (due or late):
+            checkpoint.save(student.visual, optimizer, done, seconds)
+            saved = time.monotonic()
+    return time.monotonic() - started
+
+
+def _check_processes(job: Job, processes: Processes, first: int) -> None:
+    if processes.count > job.schedule.batch:
+        raise UserError(
+            f"{processes.count} processes cannot share a batch of {job.schedule.batch}: start fewer, or give a larger"
+            " batch by --set batch=N"
+        )
+    if not (processes.agree(first) and processes.agree(int(job.identity[:7], 16))):
+        raise UserError(
+            "the processes hold different checkpoints or settings: give all of them one --out on a shared disk, and one"
+            " command"
+        )
+
+
+def _is_finite(network: nn.Module) -> bool:
+    return all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters())
 
 
 def train_step(
@@ -102,23 +148,20 @@ def train_step(
 
 def _contexts(job: Job, place: Place, student: ImageEncoder, first: int) -> Iterator[Context]:
     """Give the context of every step from `first` on, with the student as it is when the step begins."""
-    source, processes = job.dataset.open(), place.processes
-    indices = in_hashed_order(source.ids)[: job.pictures]
-    read = place.read or reader(source, indices)
-    labels = torch.tensor([source.labels[index] for index in indices])
+    processes = place.processes
     model = dataclasses.replace(job.model, network=copy.deepcopy(job.model.network).to(processes.device))
     # A tower in float64 trains in it: what differs then is no rounding.
     dtype = next(student.parameters()).dtype
     teacher = model.encoder.to(processes.device)
     text_features = model.text_features(job.dataset.prompts).to(dtype)
     batches = (processes.share(_rows(job, step)) for step in range(first, job.steps))
-    for step, (rows, images) in enumerate(read_ahead(batches, read), first):
+    for step, (rows, images) in enumerate(read_ahead(batches, job.pictures.read), first):
         clean = images.to(processes.device).to(dtype) / 255
         # The short form of the weights as they are now: all passes of a step share it.
         current = ImageEncoder(folded(student.visual), job.model.architecture).to(processes.device).eval()
         yield Context(
             images=clean,
-            labels=labels[rows].to(processes.device),
+            labels=job.pictures.labels[rows].to(processes.device),
             keys=_keys(job, rows, step).to(processes.device),
             student=current,
             teacher=teacher,
@@ -171,7 +214,7 @@ def tower_of(job: Job) -> ImageEncoder:
 def _rows(job: Job, step: int) -> Tensor:
     epoch, index = divmod(step, job.epoch_steps)
     batch = job.schedule.batch
-    return _order(job.pictures, job.seed, epoch)[index * batch : (index + 1) * batch]
+    return _order(len(job.pictures), job.seed, epoch)[index * batch : (index + 1) * batch]
 
 
 @functools.lru_cache(maxsize=2)
@@ -183,8 +226,7 @@ def _keys(job: Job, rows: Tensor, step: int) -> Tensor:
     return randomness.sample_keys(job.seed, "inner attack", [f"{step} {row}" for row in rows.tolist()])
 
 
-def _diverged(what: str, step: int, checkpoint: Checkpoint) -> str:
-    kept = (
-        f"{checkpoint.path} holds the last good state" if checkpoint.path.exists() else "no checkpoint was written yet"
-    )
-    return f"{what} after step {step}: lower the rate by --set rate=...; {kept}"
+def _advice(what: str, checkpoint: Checkpoint) -> str:
+    there = checkpoint.path.exists()
+    kept = f"{checkpoint.path} holds the last good state" if there else "no checkpoint was written yet"
+    return f"{what}: lower the rate by --set rate=...; {kept}"

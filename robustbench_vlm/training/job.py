@@ -10,6 +10,7 @@ from robustbench_vlm.defenses.defense import Defense, Schedule
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.clip import Model
 from robustbench_vlm.records import fingerprint
+from robustbench_vlm.training.pictures import Pictures
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -22,8 +23,8 @@ class Job:
     schedule: Schedule
     model: Model
     dataset: Dataset
-    pictures: int
-    """How many of the data set's pictures, in the order of their names' hashes; what follows is held out."""
+    pictures: Pictures
+    """Those of the data set that are trained on."""
     eps: Fraction
     """Radius in Linf, pixel scale [0, 1]."""
     seed: int = 0
@@ -31,10 +32,10 @@ class Job:
     """Of the training pass; the inner attack and all losses are float32 always."""
 
     def __post_init__(self) -> None:
-        if self.pictures < self.schedule.batch:
+        if len(self.pictures) < self.schedule.batch:
             raise UserError(
-                f"{self.pictures} pictures do not fill a batch of {self.schedule.batch}: give more pictures, or a"
-                f" smaller batch by --set batch={max(1, self.pictures)}"
+                f"{len(self.pictures)} pictures do not fill a batch of {self.schedule.batch}: give more pictures, or a"
+                f" smaller batch by --set batch={max(1, len(self.pictures))}"
             )
         if self.precision not in PRECISIONS:
             raise UserError(
@@ -45,7 +46,7 @@ class Job:
     @property
     def epoch_steps(self) -> int:
         """Optimiser steps of one pass over the pictures; those that fill no batch wait for the next order."""
-        return self.pictures // self.schedule.batch
+        return len(self.pictures) // self.schedule.batch
 
     @property
     def steps(self) -> int:
@@ -68,7 +69,9 @@ class Job:
             "dataset_revision": self.dataset.revision,
             "prompt": self.dataset.prompt,
             "classes": fingerprint(self.dataset.classes),
-            "pictures": self.pictures,
+            "pictures": len(self.pictures),
+            "pictures_digest": self.pictures.digest,
+            "side": self.model.architecture.side,
             "eps": str(self.eps),
             "inner_steps": self.defense.inner.steps,
             "inner_step_size": str(self.defense.inner.step_size),

@@ -1,6 +1,7 @@
 """The record of a training: a CSV file that pandas reads, and a picture of its curves."""
 
 import csv
+from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -21,6 +22,14 @@ class Row:
     seconds: float
     """Since the training began, without interruptions."""
 
+    @property
+    def state(self) -> str:
+        """The row in words."""
+        return f"loss {self.loss:.3f}, batch {self.clean:.0%} clean, {self.robust:.0%} robust"
+
+
+Tell = Callable[[int, int, float, str], object]
+"""Takes progress: steps done, of how many, seconds left, and a word on the state."""
 
 COLUMNS = tuple(field.name for field in fields(Row))
 
@@ -53,10 +62,10 @@ def plot_log(rows: list[Row], path: Path, title: str) -> None:
     figure = Figure(figsize=(7, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = [row.step for row in rows]
-    left.plot(steps, [row.loss for row in rows], color="black")
+    left.plot(steps, [row.loss for row in rows], color="black", marker=".")
     left.set(xlabel="step", ylabel="loss", title=title)
     for name, colour in (("clean", "tab:blue"), ("robust", "tab:red")):
-        right.plot(steps, [100 * getattr(row, name) for row in rows], color=colour, label=name)
+        right.plot(steps, [100 * getattr(row, name) for row in rows], color=colour, label=name, marker=".")
     right.set(xlabel="step", ylabel="accuracy of the batch, %", ylim=(0, 100))
     right.legend()
     save_figure(figure, path)

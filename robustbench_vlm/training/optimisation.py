@@ -23,7 +23,9 @@ def make_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimi
 
 def rate_at(schedule: Schedule, steps: int, step: int) -> float:
     """Return the learning rate of step `step` in [0, steps): a linear warm-up, then half a cosine down to zero."""
+    whole = schedule.cosine == "whole"
     if step < schedule.warmup:
-        return schedule.rate * (step + 1) / schedule.warmup
-    begin = schedule.warmup if schedule.cosine == "remaining" else 0
+        # timm's schedule, which AGFT takes, begins at zero.
+        return schedule.rate * (step if whole else step + 1) / schedule.warmup
+    begin = 0 if whole else schedule.warmup
     return schedule.rate * 0.5 * (1 + math.cos(math.pi * (step - begin) / (steps - begin)))

@@ -6,7 +6,6 @@ the batch is not counted as its negative. In a world of few attributes that is t
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +21,7 @@ from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import write_whole
 from robustbench_vlm.models.architecture import Architecture
 from robustbench_vlm.models.clip import ImageEncoder, tokenize
+from robustbench_vlm.training.log import Tell
 
 _MIXTURE = {"single": 5, "several": 1, "pair": 2, "digit": 2}
 _OFTEN_PLAIN = {"outline": (0, 0, 0, 0, 0, 0, 1), "faint": (0, 0, 0, 0, 0, 0, 1)}
@@ -89,7 +89,7 @@ def pretrain(
     architecture: Architecture,
     settings: Settings,
     folder: Path,
-    tell: Callable[[int, int, float, str], object],
+    tell: Tell,
 ) -> None:
     """Train an open_clip CLIP in place; a run that was killed goes on from its last checkpoint in `folder`."""
     pictures = draw_pictures(settings, folder)

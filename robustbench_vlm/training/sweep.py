@@ -24,18 +24,21 @@ from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import write_text, write_whole
 from robustbench_vlm.models.clip import ImageEncoder, ZeroShotClassifier
 from robustbench_vlm.models.convolution import quick_at_pixels
+from robustbench_vlm.models.device import exact_arithmetic
 from robustbench_vlm.models.folding import folded
 from robustbench_vlm.randomness import sample_keys
 from robustbench_vlm.threats import Threat
-from robustbench_vlm.training.finetuning import Place, finetune
+from robustbench_vlm.training.finetuning import Diverged, Place, finetune
 from robustbench_vlm.training.job import Job
-from robustbench_vlm.training.order import Order, make_job
-from robustbench_vlm.training.pictures import in_hashed_order, reader
+from robustbench_vlm.training.log import Tell
+from robustbench_vlm.training.order import Order, make_sweep_job, vary
+from robustbench_vlm.training.pictures import Pictures
 
-HELD_OUT = 1024
-"""Pictures of the fine-tuning set that no training sees; they follow the track's training pictures."""
 ATTACK = "pgd-10"
 _AT_ONCE = 128
+
+Examination = Callable[[nn.Module], tuple[float, float]]
+"""Measures a tower's clean and robust accuracy on the held-out pictures."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +50,7 @@ class Trial:
     robust: float | None
     """Under `ATTACK` at the training eps."""
     seconds: float
+    """Of the session that ended it."""
 
     @property
     def score(self) -> float | None:
@@ -82,97 +86,73 @@ class Sweep:
         return self.trials[next(number for number, score in scores.items() if score >= least)]
 
 
-def run_sweep(
-    order: Order, over: Mapping[str, Sequence[float]], share: Fraction, place: Place, tell: Callable[..., object]
-) -> Sweep:
+def run_sweep(order: Order, over: Mapping[str, Sequence[float]], share: Fraction, place: Place, tell: Tell) -> Sweep:
     """Train every combination of the settings `over` on a share of the pictures, and measure it on held-out ones.
 
     Trials that are on disk already are not trained again. Raises UserError for unknown settings, a share outside
-    (0, 1], and pictures too few to hold some out.
+    (0, 1], and pictures too few to hold some out, before anything is trained.
     """
     if not over or not 0 < share <= 1:
         raise UserError("a sweep takes one or more --over NAME=N,N,... and a --share above 0 and up to 1")
-    job, _ = make_job(order)
-    source, held_out = job.dataset.open(), _held_out(job)
-    indices = in_hashed_order(source.ids)
-    trained = dataclasses.replace(order, pictures=max(job.schedule.batch, int(job.pictures * share)))
-    read = reader(source, indices[: trained.pictures])
-    examination = _examination(job, indices[job.pictures : job.pictures + held_out])
+    whole, held_out = make_sweep_job(order)
+    job = dataclasses.replace(whole, pictures=whole.pictures.part(0, max(1, int(len(whole.pictures) * share))))
+    combinations = [dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())]
+    jobs = [vary(job, order, settings) for settings in combinations]
+    examine = _examination(job, held_out)
     trials = []
-    combinations = list(itertools.product(*over.values()))
-    for number, values in enumerate(combinations):
-        settings = dict(zip(over, values, strict=True))
-        part = dataclasses.replace(trained, settings={**order.settings, **settings})
+    for number, (settings, varied) in enumerate(zip(combinations, jobs, strict=True), 1):
         name = ",".join(f"{key}={value:g}" for key, value in settings.items())
-        here = dataclasses.replace(place, folder=place.folder / name, read=read)
-        said = f"{name}, {number + 1} of {len(combinations)}"
-        trials.append(_trial(part, settings, here, examination, lambda *told, said=said: tell(*told, said)))
+        here = dataclasses.replace(place, folder=place.folder / f"{name}-{varied.identity[:8]}")
+        label = f"{name}, {number} of {len(jobs)}"
+        trials.append(_trial(varied, settings, here, examine, _labelled(tell, label)))
     if place.processes.is_main:
         write_whole(place.folder / "sweep.csv", lambda partial: _write(partial, trials))
-    return Sweep(dataclasses.replace(job, pictures=trained.pictures or 0), tuple(trials), held_out)
+    return Sweep(job, tuple(trials), len(held_out))
 
 
-def _trial(
-    order: Order,
-    settings: Mapping[str, float],
-    place: Place,
-    examination: Callable[[nn.Module], tuple[float, float]],
-    tell: Callable[..., object],
-) -> Trial:
-    job, _ = make_job(order)
+def _labelled(tell: Tell, label: str) -> Tell:
+    return lambda step, of, left, state: tell(step, of, left, f"{label}: {state}" if state else label)
+
+
+def _trial(job: Job, settings: Mapping[str, float], place: Place, examine: Examination, tell: Tell) -> Trial:
     file = place.folder / "trial.json"
     if file.exists():
-        known = json.loads(file.read_text())
-        if known.pop("identity") == job.identity:
-            return Trial(**known)
+        return Trial(**json.loads(file.read_text()))
     started = time.monotonic()
+    clean: float | None
+    robust: float | None
     try:
-        visual = finetune(job, place, lambda row, of, left: tell(row.step, of, left))
-        accuracies: tuple[float | None, float | None] = examination(visual)
-    except UserError:
+        clean, robust = examine(finetune(job, place, tell)[0])
+    except Diverged:
         # A rate at which the loss diverges is a finding and not the end of a sweep.
-        accuracies = (None, None)
-    trial = Trial(settings, *accuracies, round(time.monotonic() - started, 1))
+        clean = robust = None
+    trial = Trial(settings, clean, robust, round(time.monotonic() - started, 1))
+    # Nobody may find the file before all have looked for it.
+    place.processes.wait()
     if place.processes.is_main:
-        write_text(file, json.dumps({"identity": job.identity, **dataclasses.asdict(trial)}))
+        write_text(file, json.dumps(dataclasses.asdict(trial)))
     return trial
 
 
-def _held_out(job: Job) -> int:
-    spare = min(HELD_OUT, len(job.dataset.open().ids) - job.pictures)
-    if spare < 1:
-        raise UserError(
-            f"all pictures of {job.dataset.name!r} are for training: leave some for the comparison by a smaller"
-            " --pictures"
-        )
-    return spare
-
-
-def _examination(job: Job, indices: Sequence[int]) -> Callable[[nn.Module], tuple[float, float]]:
-    """Return what measures a tower's clean and robust accuracy on the pictures at `indices`."""
-    source = job.dataset.open()
-    images = reader(source, indices)(range(len(indices))).to(torch.float32) / 255
-    labels = torch.tensor([source.labels[index] for index in indices])
-    keys = sample_keys(job.seed, job.dataset.name, [source.ids[index] for index in indices])
+def _examination(job: Job, held_out: Pictures) -> Examination:
+    images = held_out.read(range(len(held_out))).to(torch.float32) / 255
+    keys = sample_keys(job.seed, job.dataset.name, held_out.ids)
     text_features = job.model.text_features(job.dataset.prompts)
-    threat = Threat("Linf", job.eps)
 
     def examine(visual: nn.Module) -> tuple[float, float]:
+        device = next(visual.parameters()).device
+        labels = held_out.labels.to(device)
+        num_classes = torch.full_like(labels, len(job.dataset.classes))
+        batch = Batch(images.to(device), labels, keys.to(device), Threat("Linf", job.eps), num_classes)
         with torch.no_grad():
             encoder = ImageEncoder(quick_at_pixels(folded(visual)), job.model.architecture)
-        device = next(visual.parameters()).device
-        classifier = ZeroShotClassifier(encoder, text_features.to(device), job.model.scale).eval().requires_grad_(False)
-        batch = Batch(images, labels, keys, threat, torch.full_like(labels, len(job.dataset.classes)))
-        verdict = attack_samples(classifier.to(device), _on(batch, device), load_attack(ATTACK), slots=_AT_ONCE)
-        clean = (verdict.clean_prediction.cpu() == labels).float().mean().item()
+        classifier = ZeroShotClassifier(encoder, text_features, job.model.scale).eval().requires_grad_(False)
+        with exact_arithmetic():
+            verdict = attack_samples(classifier.to(device), batch, load_attack(ATTACK), slots=_AT_ONCE)
+        clean = (verdict.clean_prediction == labels).float().mean().item()
         return clean, verdict.robust.float().mean().item()
 
     return examine
-
-
-def _on(batch: Batch, device: torch.device) -> Batch:
-    moved = {name: getattr(batch, name).to(device) for name in ("images", "labels", "keys", "num_classes")}
-    return dataclasses.replace(batch, **moved)
 
 
 def _write(path: Path, trials: Sequence[Trial]) -> None:

@@ -12,6 +12,7 @@ from robustbench_vlm.datasets.dataset import UnreadableImage
 from robustbench_vlm.datasets.imagenet import imagenet_folder, training_folder
 from robustbench_vlm.errors import UserError
 
+PROMPT = "This is a photo of a {}."
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"
 TENCH, GOLDFISH, TABBY = "n01440764", "n01443537", "n02123045"
 RED, BLUE = (200, 30, 30), (30, 30, 200)
@@ -56,7 +57,7 @@ def test_names_and_labels_are_those_of_known_classes(
     tmp_path: Path, write: Callable[..., Path], place: int, wnid: str, name: str
 ) -> None:
     write(f"{wnid}/one.JPEG")
-    dataset = imagenet_folder(tmp_path, 16)
+    dataset = imagenet_folder(tmp_path, PROMPT, 16)
     assert dataset.classes[place] == name and dataset.prompts[place] == f"This is a photo of a {name}."
     assert dataset.open().labels == (place,)
 
@@ -65,7 +66,7 @@ def test_the_ids_are_timm_s_in_its_order(tmp_path: Path, write: Callable[..., Pa
     from timm.data import ImageNetInfo
 
     write(f"{TENCH}/one.JPEG")
-    assert list(imagenet_folder(tmp_path, 16).options["classes"]) == ImageNetInfo("imagenet-1k").label_names()
+    assert list(imagenet_folder(tmp_path, PROMPT, 16).options["classes"]) == ImageNetInfo("imagenet-1k").label_names()
 
 
 def test_pictures_of_every_mode_and_form_are_read(tmp_path: Path, write: Callable[..., Path]) -> None:
@@ -74,7 +75,7 @@ def test_pictures_of_every_mode_and_form_are_read(tmp_path: Path, write: Callabl
     write(f"{TENCH}/palette.png", _halves().convert("P"))
     write(f"{TENCH}/png_in_truth.JPEG", format="png")
     write(f"{TENCH}/plain.JPEG", quality=95)
-    source = imagenet_folder(tmp_path, 16).open()
+    source = imagenet_folder(tmp_path, PROMPT, 16).open()
     images = source.read(range(5)).float()
     assert images.shape == (5, 3, 16, 16)
     grey, *coloured = images
@@ -88,14 +89,14 @@ def test_a_picture_lies_as_its_exif_data_say(tmp_path: Path, write: Callable[...
     upright = Image.Exif()
     upright[0x0112] = 6  # to be turned by 90 degrees clockwise: the left becomes the top
     write(f"{TENCH}/turned.JPEG", exif=upright, quality=95)
-    (image,) = imagenet_folder(tmp_path, 16).open().read([0]).float()
+    (image,) = imagenet_folder(tmp_path, PROMPT, 16).open().read([0]).float()
     assert image[0, 1, 8] > 150 > 80 > image[0, 14, 8]
 
 
 def test_the_short_side_is_resized_and_the_middle_cut_out(tmp_path: Path, write: Callable[..., Path]) -> None:
     columns = numpy.repeat(numpy.arange(120, dtype=numpy.uint8)[None, :, None], 40, axis=0).repeat(3, axis=2)
     write(f"{TENCH}/ramp.png", Image.fromarray(columns))
-    (image,) = imagenet_folder(tmp_path, 20).open().read([0])
+    (image,) = imagenet_folder(tmp_path, PROMPT, 20).open().read([0])
     # Columns 40 to 79 are the middle square; each of ours is the mean of two of them.
     expected = torch.arange(40, 80).float().view(20, 2).mean(dim=1)
     assert (image[0].float() - expected).abs()[:, 1:-1].max() <= 1
@@ -106,7 +107,7 @@ def test_truncated_pictures_and_strange_files_are_named(tmp_path: Path, write: C
     whole.write_bytes(whole.read_bytes()[:500])
     (tmp_path / TENCH / "boxes.txt").write_text("0 0 10 10")
     write(f"{TENCH}/whole.JPEG")
-    source = imagenet_folder(tmp_path, 16).open()
+    source = imagenet_folder(tmp_path, PROMPT, 16).open()
     assert source.ids == (f"{TENCH}/boxes.txt", f"{TENCH}/half.JPEG", f"{TENCH}/whole.JPEG")
     for index, name in ((0, r"boxes\.txt"), (1, r"half\.JPEG")):
         with pytest.raises(UnreadableImage, match=name):
@@ -123,24 +124,24 @@ def test_what_is_no_picture_of_a_class_is_left_out(tmp_path: Path, write: Callab
     write(f"{TABBY}/images/below.JPEG")
     (tmp_path / GOLDFISH).mkdir()
     (tmp_path / "README").write_text("no picture")
-    source = imagenet_folder(tmp_path, 16).open()
+    source = imagenet_folder(tmp_path, PROMPT, 16).open()
     assert (source.ids, source.labels) == ((f"{TABBY}/one.JPEG",), (281,))
 
 
 def test_labels_follow_imagenet_and_not_the_folder(tmp_path: Path, write: Callable[..., Path]) -> None:
     for name in ("train/n15075141/b.JPEG", f"train/{TABBY}/z.JPEG", f"train/{TABBY}/a.JPEG", f"val/{TENCH}/v.JPEG"):
         write(name)
-    source = training_folder(tmp_path, 16).open()
+    source = training_folder(tmp_path, PROMPT, 16).open()
     assert source.ids == (f"{TABBY}/a.JPEG", f"{TABBY}/z.JPEG", "n15075141/b.JPEG")
     assert source.labels == (281, 281, 999)
-    assert training_folder(tmp_path / "val", 16).open().labels == (0,)
+    assert training_folder(tmp_path / "val", PROMPT, 16).open().labels == (0,)
 
 
 def test_a_linked_class_is_a_class(tmp_path: Path, write: Callable[..., Path]) -> None:
     write(f"elsewhere/{TENCH}/one.JPEG")
     (tmp_path / "linked").mkdir()
     (tmp_path / "linked" / TENCH).symlink_to(tmp_path / "elsewhere" / TENCH)
-    assert imagenet_folder(tmp_path / "linked", 16).open().ids == (f"{TENCH}/one.JPEG",)
+    assert imagenet_folder(tmp_path / "linked", PROMPT, 16).open().ids == (f"{TENCH}/one.JPEG",)
 
 
 @pytest.mark.parametrize("make", [imagenet_folder, training_folder])
@@ -150,33 +151,33 @@ def test_ids_of_other_classes_are_no_imagenet(
     for number in range(5):
         write(f"n9999999{number}/one.JPEG")
     with pytest.raises(UserError, match=r"ImageNet-1k.*n01440764.*n99999990, n99999991, n99999992 and 2 more"):
-        make(tmp_path, 16)
+        make(tmp_path, PROMPT, 16)
 
 
 def test_an_empty_folder_and_none_at_all_are_told(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"n01440764 \(tench\), and has none"):
-        imagenet_folder(tmp_path, 16)
+        imagenet_folder(tmp_path, PROMPT, 16)
     with pytest.raises(UserError, match="there is no folder"):
-        imagenet_folder(tmp_path / "nowhere", 16)
+        imagenet_folder(tmp_path / "nowhere", PROMPT, 16)
 
 
 def test_pictures_a_level_too_deep_are_told(tmp_path: Path, write: Callable[..., Path]) -> None:
     write(f"{TENCH}/images/one.JPEG")
     with pytest.raises(UserError, match=rf"no pictures.*{TENCH}/one\.JPEG"):
-        training_folder(tmp_path, 16)
+        training_folder(tmp_path, PROMPT, 16)
 
 
 def test_words_are_classes_of_their_own_in_a_folder_train_too(tmp_path: Path, write: Callable[..., Path]) -> None:
     for name in ("sea_lion", "cat"):
         write(f"train/{name}/one.png")
-    dataset = training_folder(tmp_path, 16)
+    dataset = training_folder(tmp_path, PROMPT, 16)
     assert dataset.classes == ("cat", "sea lion") and dataset.prompts[1] == "This is a photo of a sea lion."
 
 
 def test_a_class_may_be_named_train(tmp_path: Path, write: Callable[..., Path]) -> None:
     for name in ("car", "plane", "train"):
         write(f"{name}/one.png")
-    assert training_folder(tmp_path, 16).classes == ("car", "plane", "train")
+    assert training_folder(tmp_path, PROMPT, 16).classes == ("car", "plane", "train")
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not beside this checkout")
@@ -184,6 +185,6 @@ def test_real_pictures_carry_the_labels_of_their_ids() -> None:
     from timm.data import ImageNetInfo
 
     ids = ImageNetInfo("imagenet-1k").label_names()
-    source = imagenet_folder(REAL / "tiny_imagenet", 64).open()
+    source = imagenet_folder(REAL / "tiny_imagenet", PROMPT, 64).open()
     assert len(source.ids) == 1000
     assert [ids[label] for label in source.labels] == [name.partition("/")[0] for name in source.ids]

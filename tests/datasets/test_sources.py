@@ -13,6 +13,7 @@ from robustbench_vlm.datasets.folder import folder_dataset
 from robustbench_vlm.datasets.imagenet import training_folder
 from robustbench_vlm.errors import UserError
 
+PROMPT = "This is a photo of a {}."
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"
 
 
@@ -99,7 +100,7 @@ def test_a_part_of_imagenet_has_its_thousand_classes_in_their_order(tmp_path: Pa
         _picture("RGB").save(tmp_path / name / "one.JPEG")
     (tmp_path / "train" / "readme.txt").write_text("a file beside the folders")
     (tmp_path / "train" / "n01440764" / ".hidden").write_text("no picture")
-    dataset = training_folder(tmp_path, 32)
+    dataset = training_folder(tmp_path, PROMPT, 32)
     assert dataset.name == "imagenet" and len(dataset.classes) == 1000
     source = dataset.open()
     assert source.ids == ("n01440764/one.JPEG", "n02123045/one.JPEG") and source.labels == (0, 281)
@@ -111,7 +112,7 @@ def test_imagenet_s_names_are_paired_with_its_word_net_ids(tmp_path: Path) -> No
 
     (tmp_path / "n01440764").mkdir()
     _picture("RGB").save(tmp_path / "n01440764" / "one.JPEG")
-    names = training_folder(tmp_path, 32).classes
+    names = training_folder(tmp_path, PROMPT, 32).classes
     info = ImageNetInfo("imagenet-1k")
     described = [description.lower() for description in info.label_descriptions()]
     same = [name.split()[-1] in text.replace("-", " ") for name, text in zip(names, described, strict=True)]
@@ -122,12 +123,12 @@ def test_imagenet_s_names_are_paired_with_its_word_net_ids(tmp_path: Path) -> No
 
 
 def test_a_folder_of_words_trains_on_its_own_classes(folder: Path) -> None:
-    dataset = training_folder(folder, 32)
+    dataset = training_folder(folder, PROMPT, 32)
     assert dataset.classes == ("cat", "dog", "sea lion") and dataset.prompts[2] == "This is a photo of a sea lion."
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not here")
 def test_real_pictures_of_imagenet_s_classes_are_read() -> None:
-    source = training_folder(REAL / "tiny_imagenet", 64).open()
+    source = training_folder(REAL / "tiny_imagenet", PROMPT, 64).open()
     assert len(source.ids) == 1000 and len(set(source.labels)) == 200
     assert source.read(range(0, 1000, 25)).shape == (40, 3, 64, 64)

@@ -65,10 +65,11 @@ def test_resuming_is_asked_for_forbidden_or_allowed(tmp_path: Path) -> None:
         train_defense(_order(), _place(tmp_path), _silent, resume=True)
     told: list[int] = []
     train_defense(_order(), _place(tmp_path), _silent)
+    (tmp_path / "log.csv").unlink()
     train_defense(_order(), _place(tmp_path), lambda *values: told.append(values[0]), resume=True)
     assert told == []
     train_defense(_order(seed=1), _place(tmp_path), lambda *values: told.append(values[0]), resume=False)
-    assert told == [2] and (tmp_path / "agft-seed1.json").exists()
+    assert told == [1, 2] and (tmp_path / "agft-seed1.json").exists()
 
 
 def test_a_folder_of_another_training_is_not_taken_over(tmp_path: Path) -> None:
@@ -87,6 +88,7 @@ def test_a_folder_of_another_training_is_not_taken_over(tmp_path: Path) -> None:
         ({"warmup": -1}, "whole number of 0 or more"),
         ({"epochs": 1, "steps": 5}, "epochs or steps"),
         ({"batch": 512}, "do not fill a batch"),
+        ({"rate": -1}, "give 0 or more"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, float], said: str) -> None:
@@ -95,17 +97,35 @@ def test_wrong_settings_are_named(settings: dict[str, float], said: str) -> None
 
 
 def test_settings_of_the_schedule_and_the_inner_attack_are_taken() -> None:
-    job, _ = make_job(_order(settings={"steps": 5, "batch": 64, "inner_steps": 4, "weight_decay": 0.5}, epochs=None))
+    job = make_job(_order(settings={"steps": 5, "batch": 64, "inner_steps": 4, "weight_decay": 0.5}, epochs=None))
     assert (job.steps, job.schedule.batch, job.schedule.epochs) == (5, 64, 0)
     assert (job.defense.inner.steps, job.schedule.weight_decay) == (4, 0.5)
-    plain, _ = make_job(_order())
+    plain = make_job(_order())
     assert plain.identity != job.identity
 
 
-@pytest.mark.parametrize("arguments", [["train", "agtf"], ["train", "agft", "--track", "maxi"]])
-def test_unknown_names_suggest_the_nearest(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["train", "agtf"], "Did you mean agft"),
+        (["train", "agft", "--track", "minni"], "Did you mean mini"),
+        (["train", "agft", "--device", "gpu:0"], "it is cpu or cuda"),
+        (["train", "agft", "--epochs", "1", "--set", "epochs=2"], "given twice"),
+        (["train", "gladiator", "--pictures", "256", "--epochs", "1", "--set", "rho=2"], "from 0 to below 1"),
+        (["train", "agft", "--out", __file__], "a part of the path is a file"),
+        (["train", "agft", "--pictures", "1000000"], "100000 pictures, not 1000000"),
+    ],
+)
+def test_what_cannot_be_trained_is_told(
+    arguments: list[str],
+    said: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     assert run_command(arguments) == 2
-    assert "agft" in capsys.readouterr().err or arguments[1] != "agtf"
+    assert said in " ".join(capsys.readouterr().err.split())
 
 
 def test_a_sweep_trains_each_combination_once_and_names_the_best(
@@ -130,6 +150,11 @@ def test_a_sweep_trains_each_combination_once_and_names_the_best(
     seconds = [trial["seconds"] for trial in found["trials"]]
     assert run_command(arguments) == 0
     assert [trial["seconds"] for trial in json.loads(capsys.readouterr().out)["trials"]] == seconds
+    # Another share is another sweep, in the same folder.
+    assert run_command([{"1/2": "1"}.get(word, word) for word in arguments]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert other["pictures"] == 512 and other["trials"][0]["robust"] is not None
+    assert len(list(tmp_path.glob("*/trial.json"))) == 8
     assert run_command(arguments[:-1]) == 0
     out = capsys.readouterr().out
     assert "choose rate 0.0001" in out and "\x1b" not in out
@@ -141,8 +166,11 @@ def test_a_sweep_trains_each_combination_once_and_names_the_best(
         (["--over", "rate"], "NAME=N,N"),
         (["--over", "rate=1e-3", "--share", "2"], "up to 1"),
         (["--over", "rate=1e-3", "--share", "x"], "no part"),
-        (["--over", "rate=1e-3", "--pictures", "100000"], "smaller --pictures"),
+        (["--over", "rate=1e-3", "--pictures", "100000"], "leave some to measure on"),
         (["--over", "rho=1"], "setting of agft"),
+        (["--over", "rate=1", "--over", "rate=2"], "given twice"),
+        (["--over", "batch=8,1024", "--pictures", "512"], "do not fill a batch of 1024"),
+        (["--over", "rate=1", "--plot", "curve.txt"], ".png or .svg"),
     ],
 )
 def test_a_sweep_that_cannot_be_says_why(
@@ -150,3 +178,4 @@ def test_a_sweep_that_cannot_be_says_why(
 ) -> None:
     assert run_command(["sweep", "agft", *arguments, "--out", str(tmp_path)]) == 2
     assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -28,9 +28,9 @@ def base(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Pa
 
 
 def test_the_track_takes_the_published_setting(base: Path) -> None:
-    job, _ = make_job(Order("agft", "zeroshot15", images=PICTURES, base=str(base), settings={"batch": 64}))
+    job = make_job(Order("agft", "zeroshot15", images=PICTURES, base=str(base), settings={"batch": 64}))
     assert (job.schedule.optimizer, job.schedule.rate, job.schedule.epochs) == ("sgd", 4e-4, 10)
-    assert AGFT.schedule.batch == 256 and str(job.eps) == "1/255" and job.pictures == 200
+    assert AGFT.schedule.batch == 256 and str(job.eps) == "1/255" and len(job.pictures) == 200
     assert (job.defense.inner.steps, job.defense.inner.step_size) == (2, 1)
     assert job.dataset.prompts[0] == "This is a photo of a banded."
 

@@ -1,0 +1,30 @@
+"""Devices, and arithmetic that is what it says."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from robustbench_vlm.errors import UserError
+
+
+def choose_device(name: str) -> str:
+    """Return "cpu" or "cuda", for "" a GPU where there is one; raise UserError for another or one that is not there."""
+    if name not in ("", "cpu", "cuda"):
+        raise UserError(f"unknown device {name!r}: it is cpu or cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("there is no GPU that torch can use: take --device cpu, or mend the driver")
+    return name or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+@contextmanager
+def exact_arithmetic() -> Iterator[None]:
+    """Switch TF32 off, which would round every product of a float32 network to ten bits, and put it back after."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    before = matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark, convolution.deterministic
+    matmul.allow_tf32 = convolution.allow_tf32 = convolution.benchmark = False
+    convolution.deterministic = True
+    try:
+        yield
+    finally:
+        matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark, convolution.deterministic = before
