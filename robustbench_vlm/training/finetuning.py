@@ -67,7 +67,9 @@ def finetune(job: Job, place: Place, tell: Tell) -> tuple[nn.Module, float]:
         checkpoint = Checkpoint(place.folder / "checkpoint.pt", job.identity)
         first, before = checkpoint.load(student.visual, optimizer)
         _check_processes(job, place.processes, first)
-        seconds = _train(job, place, student, optimizer, checkpoint, (first, before), tell)
+        seconds = before
+        if first < job.steps:
+            seconds = _train(job, place, student, optimizer, checkpoint, (first, before), tell)
         place.processes.wait()
     return student.visual, seconds
 
