@@ -13,7 +13,7 @@ from robustbench_vlm.attacks.probes import PROBE_BACKWARD, PROBE_FORWARD
 from robustbench_vlm.attacks.stage import Attack, Stage
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.models.device import choose_device
+from robustbench_vlm.models.device import check_device, choose_device
 
 ROBUST_SHARE = 0.35
 """The assumed share of samples that go through every stage; of bundled defenses it is between 0 and 0.6."""
@@ -42,7 +42,7 @@ class Resources:
     """Samples that a worker takes and writes together; a killed run loses at most this many a worker."""
 
     def __post_init__(self) -> None:
-        choose_device(self.device)
+        check_device(self.device)
         if self.workers < 0 or self.slots < 1 or self.shard_size < 1:
             raise UserError("workers must be 0 (one a core or GPU) or more; batch and shard size must be 1 or more")
 
