@@ -9,7 +9,6 @@ import copy
 import dataclasses
 import functools
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -27,21 +26,11 @@ from robustbench_vlm.threats import Threat
 from robustbench_vlm.training.checkpoint import Checkpoint
 from robustbench_vlm.training.inner import inner_attack
 from robustbench_vlm.training.job import Job
-from robustbench_vlm.training.log import Log, Row, Tell
-from robustbench_vlm.training.optimisation import make_optimizer, rate_at
+from robustbench_vlm.training.log import Tell
+from robustbench_vlm.training.optimisation import make_optimizer, rate_at, set_rate
 from robustbench_vlm.training.pictures import read_ahead
 from robustbench_vlm.training.processes import Processes
-
-LOG_EVERY = 20
-"""Steps from one row of the log to the next; each costs two forward passes more."""
-
-
-SAVE_SECONDS = 60.0
-"""A checkpoint is written after so much time too, where steps are slow."""
-
-
-class Diverged(UserError):
-    """The loss or a weight is no longer finite: the rate is too high."""
+from robustbench_vlm.training.recorder import Recorder
 
 
 @dataclass(frozen=True)
@@ -61,55 +50,20 @@ def finetune(job: Job, place: Place, tell: Tell) -> tuple[nn.Module, float]:
     Raises Diverged when the loss or a weight is no longer finite; the last good checkpoint stays. Raises UserError
     where processes are more than the rows of a batch, or hold different checkpoints.
     """
+    processes = place.processes
+    checkpoint = Checkpoint(place.folder / "checkpoint.pt", job.identity)
+    log_file = place.folder / "log.csv" if processes.is_main else None
+    recorder = Recorder(checkpoint, job.steps, place.save_every, log_file, tell)
     with exact_arithmetic():
-        student = tower_of(job).to(place.processes.device)
+        student = tower_of(job).to(processes.device)
         optimizer = make_optimizer(student, job.schedule)
-        checkpoint = Checkpoint(place.folder / "checkpoint.pt", job.identity)
-        first, before = checkpoint.load(student.visual, optimizer)
-        _check_processes(job, place.processes, first)
-        seconds = before
-        if first < job.steps:
-            seconds = _train(job, place, student, optimizer, checkpoint, (first, before), tell)
-        place.processes.wait()
-    return student.visual, seconds
-
-
-def _train(
-    job: Job,
-    place: Place,
-    student: ImageEncoder,
-    optimizer: torch.optim.Optimizer,
-    checkpoint: Checkpoint,
-    behind: tuple[int, float],
-    tell: Tell,
-) -> float:
-    """Take the steps that are not `behind`, with log and checkpoints; return the seconds of the whole training."""
-    first, before = behind
-    main = place.processes.is_main
-    log = Log(place.folder / "log.csv", first) if main else None
-    started, saved, state = time.monotonic() - before, time.monotonic(), ""
-    for step, context in enumerate(_contexts(job, place, student, first), first):
-        for group in optimizer.param_groups:
-            group["lr"] = rate_at(job.schedule, job.steps, step)
-        done = step + 1
-        shown = done % LOG_EVERY == 0 or done == job.steps
-        loss, clean, robust = train_step(job, context, optimizer, place.processes, shown=shown)
-        if not math.isfinite(loss):
-            raise Diverged(_advice(f"the loss is {loss} at step {step}", checkpoint))
-        seconds = time.monotonic() - started
-        if shown and log:
-            row = Row(done, loss, clean, robust, optimizer.param_groups[0]["lr"], round(seconds, 1))
-            log.add(row)
-            state = row.state
-        tell(done, job.steps, (seconds - before) / (done - first) * (job.steps - done), state)
-        due = done % place.save_every == 0 or done == job.steps
-        if due and not _is_finite(student):
-            raise Diverged(_advice(f"a weight is no longer finite after step {step}", checkpoint))
-        late = time.monotonic() - saved > SAVE_SECONDS and main and _is_finite(student)
-        if main and (due or late):
-            checkpoint.save(student.visual, optimizer, done, seconds)
-            saved = time.monotonic()
-    return time.monotonic() - started
+        first = recorder.begin(student.visual, optimizer)
+        _check_processes(job, processes, first)
+        for step, context in enumerate(_contexts(job, processes, student, first), first):
+            set_rate(optimizer, rate_at(job.schedule, job.steps, step))
+            recorder.take(step, *train_step(job, context, optimizer, processes, shown=recorder.shows(step)))
+        processes.wait()
+    return student.visual, recorder.seconds
 
 
 def _check_processes(job: Job, processes: Processes, first: int) -> None:
@@ -125,32 +79,30 @@ def _check_processes(job: Job, processes: Processes, first: int) -> None:
         )
 
 
-def _is_finite(network: nn.Module) -> bool:
-    return all(bool(torch.isfinite(parameter).all()) for parameter in network.parameters())
-
-
 def train_step(
     job: Job, context: Context, optimizer: torch.optim.Optimizer, processes: Processes, *, shown: bool = False
-) -> tuple[float, float, float]:
-    """Attack the batch, then take one step on the mean loss; return loss, clean and robust accuracy of the batch.
+) -> tuple[float, dict[str, float]]:
+    """Attack the batch, then take one step on the mean loss; return that loss and, if `shown`, the batch's accuracies.
 
-    The accuracies cost two forward passes more and are NaN unless `shown`. A loss that is not finite moves no weight.
+    The accuracies, "clean" and "robust", cost two forward passes more. A loss that is not finite moves no weight.
     """
     adversarial = inner_attack(context, job.defense.inner, Threat("Linf", job.eps))
-    clean, robust = (_right(context, context.images), _right(context, adversarial)) if shown else (math.nan, math.nan)
+    right = [_right(context, pictures) for pictures in (context.images, adversarial)] if shown else []
     loss = job.defense.loss(_in_precision(job, context), adversarial).sum() / job.schedule.batch
     optimizer.zero_grad()
     loss.backward()
-    sums = processes.total(torch.tensor([loss.item(), clean, robust], dtype=torch.float64, device=loss.device)).tolist()
-    if math.isfinite(sums[0]):
+    sums = torch.tensor([loss.item(), *right], dtype=torch.float64, device=loss.device)
+    total, *right = processes.total(sums).tolist()
+    if math.isfinite(total):
         processes.add_gradients(optimizer)
         optimizer.step()
-    return sums[0], sums[1] / job.schedule.batch, sums[2] / job.schedule.batch
+    return total, {name: count / job.schedule.batch for name, count in zip(("clean", "robust"), right, strict=False)}
 
 
-def _contexts(job: Job, place: Place, student: ImageEncoder, first: int) -> Iterator[Context]:
+def _contexts(job: Job, processes: Processes, student: ImageEncoder, first: int) -> Iterator[Context]:
     """Give the context of every step from `first` on, with the student as it is when the step begins."""
-    processes = place.processes
+    if first == job.steps:
+        return
     model = dataclasses.replace(job.model, network=copy.deepcopy(job.model.network).to(processes.device))
     # A tower in float64 trains in it: what differs then is no rounding.
     dtype = next(student.parameters()).dtype
@@ -226,9 +178,3 @@ def _order(pictures: int, seed: int, epoch: int) -> Tensor:
 
 def _keys(job: Job, rows: Tensor, step: int) -> Tensor:
     return randomness.sample_keys(job.seed, "inner attack", [f"{step} {row}" for row in rows.tolist()])
-
-
-def _advice(what: str, checkpoint: Checkpoint) -> str:
-    there = checkpoint.path.exists()
-    kept = f"{checkpoint.path} holds the last good state" if there else "no checkpoint was written yet"
-    return f"{what}: lower the rate by --set rate=...; {kept}"

@@ -29,3 +29,9 @@ def rate_at(schedule: Schedule, steps: int, step: int) -> float:
         return schedule.rate * (step if whole else step + 1) / schedule.warmup
     begin = 0 if whole else schedule.warmup
     return schedule.rate * 0.5 * (1 + math.cos(math.pi * (step - begin) / (steps - begin)))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Give all parameters of an optimiser the learning rate."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate

@@ -28,11 +28,12 @@ from robustbench_vlm.models.device import exact_arithmetic
 from robustbench_vlm.models.folding import folded
 from robustbench_vlm.randomness import sample_keys
 from robustbench_vlm.threats import Threat
-from robustbench_vlm.training.finetuning import Diverged, Place, finetune
+from robustbench_vlm.training.finetuning import Place, finetune
 from robustbench_vlm.training.job import Job
 from robustbench_vlm.training.log import Tell
 from robustbench_vlm.training.order import Order, make_sweep_job, vary
 from robustbench_vlm.training.pictures import Pictures
+from robustbench_vlm.training.recorder import Diverged
 
 ATTACK = "pgd-10"
 _AT_ONCE = 128

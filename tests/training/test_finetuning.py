@@ -165,9 +165,9 @@ else:
 
 def finetuning_in_double(folder: Path) -> None:
     """Train by the recipe that has a term of the whole batch, with a row of the log for every step."""
-    from robustbench_vlm.training import finetuning
+    from robustbench_vlm.training import recorder
 
-    finetuning.LOG_EVERY = 1
+    recorder._LOG_EVERY = 1
     job = _job(defense=GLADIATOR)
     job.model.network.double()
     finetune(job, Place(folder, CPU, 3), _silent)
