@@ -125,15 +125,16 @@ def diagnosis_of(
 
 def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
     """Return a command that has the options of `request_of` in place of its first parameter, the request."""
-    return _with_options_of(request_of, command)
+    return with_options_of(request_of, command)
 
 
 def takes_diagnosis(command: Callable[..., Any]) -> Callable[..., Any]:
     """Return a command that has the options of `diagnosis_of` in place of its first parameter, the request."""
-    return _with_options_of(diagnosis_of, command)
+    return with_options_of(diagnosis_of, command)
 
 
-def _with_options_of(maker: Callable[..., "Request"], command: Callable[..., Any]) -> Callable[..., Any]:
+def with_options_of(maker: Callable[..., Any], command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command that has the options of `maker` in place of its first parameter, which is what that returns."""
     shared, own = inspect.signature(maker).parameters, list(inspect.signature(command).parameters.values())[1:]
 
     @functools.wraps(command)

@@ -1,18 +1,25 @@
 """The commands that train: `pretrain`, `train` and `sweep`."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from robustbench_vlm.terminal import screen
-from robustbench_vlm.terminal.options import TRACK, Json, TrackName, check_plot, number_lists, numbers, option
+from robustbench_vlm.terminal.options import (
+    TRACK,
+    Json,
+    TrackName,
+    check_plot,
+    number_lists,
+    numbers,
+    option,
+    with_options_of,
+)
 
 if TYPE_CHECKING:
-    from fractions import Fraction
-
     from robustbench_vlm.training.finetuning import Place
     from robustbench_vlm.training.order import Order
 
@@ -50,7 +57,7 @@ def pretrain(track: TrackName = TRACK, out: _Folder = None, as_json: Json = Fals
     _show_card(card, as_json=as_json)
 
 
-def train(
+def order_of(
     defense: _DefenseName,
     track: TrackName = TRACK,
     images: _Images = None,
@@ -61,6 +68,23 @@ def train(
     settings: _Settings = None,
     base: _Base = "",
     precision: _Precision = "float32",
+) -> "Order":
+    """Return what the options ask to train; raise UserError for texts that are no radius or setting."""
+    from robustbench_vlm.threats import parse_eps
+    from robustbench_vlm.training.order import Order
+
+    radius = parse_eps(eps) if eps else None
+    return Order(defense, track, radius, epochs, pictures, seed, numbers(settings or []), images, base, precision)
+
+
+def takes_order(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command that has the options of `order_of` in place of its first parameter, the order."""
+    return with_options_of(order_of, command)
+
+
+@takes_order
+def train(
+    order: "Order",
     device: _Device = "",
     save_every: _SaveEvery = 200,
     resume: _Resume = None,
@@ -74,28 +98,19 @@ def train(
     """
     from robustbench_vlm.training.commands import train_defense
 
-    asked = (_radius(eps), epochs, pictures, seed, numbers(settings or []), images, base, precision)
-    order = _order(defense, track, *asked)
-    place = _place(out or Path("trained") / track / order.name, device, save_every)
+    place = _place(out or Path("trained") / order.track / order.name, device, save_every)
     with _progress(place, as_json=as_json) as tell:
         card = train_defense(order, place, tell, resume=resume)
     if card:
         _show_card(card, as_json=as_json)
 
 
+@takes_order
 def sweep(
-    defense: _DefenseName,
+    order: "Order",
+    *,
     over: Annotated[list[str], option("--over", "NAME=N,N,...", _OVER)],
     share: Annotated[str, option("--share", "PART", "Part of the pictures to train on, as 1/4.")] = "1/4",
-    track: TrackName = TRACK,
-    images: _Images = None,
-    eps: _Eps = "",
-    epochs: _Epochs = None,
-    pictures: _Pictures = None,
-    seed: _Seed = 0,
-    settings: _Settings = None,
-    base: _Base = "",
-    precision: _Precision = "float32",
     device: _Device = "",
     plot: Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file for the picture of the table.")] = None,
     out: _Folder = None,
@@ -110,20 +125,12 @@ def sweep(
     from robustbench_vlm.training.sweep import run_sweep
 
     check_plot(plot)
-    asked = (_radius(eps), epochs, pictures, seed, numbers(settings or []), images, base, precision)
-    order = _order(defense, track, *asked)
-    place = _place(out or Path("trained") / track / f"sweep-{order.name}", device, 200)
+    place = _place(out or Path("trained") / order.track / f"sweep-{order.name}", device, 200)
     with _progress(place, as_json=as_json) as tell:
         found = run_sweep(order, number_lists(over), sweeps.part(share), place, tell)
     if place.processes.is_main:
         sweeps.plot(found, plot or place.folder / "sweep.png")
         screen.answer(sweeps.document(found), lambda width: sweeps.lines(found, width), as_json=as_json)
-
-
-def _order(*asked: Any) -> "Order":
-    from robustbench_vlm.training.order import Order
-
-    return Order(*asked)
 
 
 @contextlib.contextmanager
@@ -135,12 +142,6 @@ def _progress(place: "Place", *, as_json: bool) -> Iterator[screen.Tell]:
     screen.note("reading model and pictures", quiet=as_json)
     with screen.progress("steps", quiet=as_json) as tell:
         yield tell
-
-
-def _radius(eps: str) -> "Fraction | None":
-    from robustbench_vlm.threats import parse_eps
-
-    return parse_eps(eps) if eps else None
 
 
 def _place(folder: Path, device: str, save_every: int) -> "Place":

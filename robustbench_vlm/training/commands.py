@@ -14,7 +14,7 @@ from robustbench_vlm.models.card import ModelCard, Weights, write_card
 from robustbench_vlm.models.clip import Model
 from robustbench_vlm.records import plain
 from robustbench_vlm.tracks import TRACKS, Track
-from robustbench_vlm.training.files import copy_weights, save_weights
+from robustbench_vlm.training.files import copy_weights, save_weights, split_towers
 from robustbench_vlm.training.finetuning import Place, finetune
 from robustbench_vlm.training.job import Job
 from robustbench_vlm.training.log import Tell, plot_log, read_log
@@ -39,9 +39,7 @@ def pretrain_base(track_name: str, folder: Path, tell: Tell, settings: Settings 
     torch.manual_seed(settings.seed)
     network = architecture.build()
     pretrain(network, architecture, settings, folder, tell)
-    state = {key: value for key, value in network.state_dict().items() if key != "attn_mask"}
-    image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
-    text = {key: value for key, value in state.items() if not key.startswith("visual.")}
+    image, text = split_towers(network)
     card = ModelCard(
         name=track.base,
         architecture=track.architecture,
@@ -103,8 +101,4 @@ def _architecture(model: Model) -> str:
 def _text(job: Job, folder: Path) -> Weights:
     if job.model.card:
         return copy_weights(Path(job.model.card.folder) / job.model.card.text.file, folder)
-    network = job.model.network.state_dict()
-    skipped = ("visual.", "attn_mask")
-    return save_weights(
-        {key: value for key, value in network.items() if not key.startswith(skipped)}, folder / "text.safetensors"
-    )
+    return save_weights(split_towers(job.model.network)[1], folder / "text.safetensors")

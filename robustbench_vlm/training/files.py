@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import sha256_of, write_whole
@@ -29,6 +29,13 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path, stored: str = "float
 def _rounded(tensor: Tensor, stored: str) -> Tensor:
     dtype: torch.dtype = getattr(torch, stored)
     return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
+
+
+def split_towers(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return the weights of a CLIP's image tower, without "visual." in their names, and all others."""
+    state = {key: value for key, value in network.state_dict().items() if key != "attn_mask"}
+    image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
+    return image, {key: value for key, value in state.items() if not key.startswith("visual.")}
 
 
 def copy_weights(source: Path, folder: Path) -> Weights:
