@@ -11,13 +11,12 @@ import argparse
 import copy
 import functools
 import json
-import os
-import platform
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import report
 import torch
 from PIL import Image
 from safetensors.torch import load_file
@@ -26,6 +25,7 @@ from torch import Tensor, nn
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.stage import Batch
 from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
+from robustbench_vlm.engine.estimate import Resources
 from robustbench_vlm.engine.local import expect_workers, keep_freed_memory, run_jobs
 from robustbench_vlm.models.convolution import quick_at_pixels
 from robustbench_vlm.randomness import sample_keys
@@ -82,7 +82,7 @@ def run_workers(arguments: argparse.Namespace, eps: str) -> Tensor:
     task = functools.partial(_share, arguments.images, arguments.weights, eps, arguments.slots)
     parts = [(number, workers) for number in range(workers)]
     robust = torch.zeros(len(read_reference(arguments.images, arguments.weights, eps)[2]), dtype=torch.bool)
-    for (first, step), answer in run_jobs(task, parts, workers=workers):
+    for (first, step), answer in run_jobs(task, parts, Resources(workers=workers)):
         robust[first::step] = torch.tensor(answer)
     return robust
 
@@ -120,8 +120,7 @@ def compare(arguments: argparse.Namespace, eps: str) -> dict[str, object]:
         "ours": lambda: run_ours(quick, batch, arguments.slots),
         "workers": lambda: run_workers(arguments, eps),
     }
-    record: dict[str, object] = {"eps": eps, "threads": arguments.threads, "images": len(stored)}
-    record["machine"] = f"{platform.platform()}, {os.cpu_count()} cores, torch {torch.__version__}"
+    record: dict[str, object] = {"eps": eps, "images": len(stored)}
     robust, seconds = {}, {name: [] for name in runs}
     for _ in range(arguments.rounds):
         for name, run in runs.items():
@@ -146,20 +145,17 @@ def _is_right(robust: Tensor, stored: Tensor) -> bool:
 
 def main() -> None:
     """Read the command line, compare at each eps, and fail where our verdicts are wrong."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser_of(__doc__, threads=2)
     parser.add_argument("--images", type=Path, default=DATA / "real")
     parser.add_argument("--weights", type=Path, default=DATA / WEIGHTS)
     parser.add_argument("--eps", nargs="+", default=["2/255", "8/255"])
-    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--slots", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=1)
-    parser.add_argument("--out", type=Path)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    expect_workers(arguments.threads)
+    expect_workers(Resources(workers=arguments.threads))
     records = [compare(arguments, eps) for eps in arguments.eps]
-    if arguments.out:
-        arguments.out.write_text(json.dumps(records, indent=1) + "\n")
+    report.write({**report.machine(), "comparisons": records}, arguments.out)
     if not all(record["right"] for record in records):
         raise SystemExit("our verdicts do not match the stored ones: the times mean nothing")
 

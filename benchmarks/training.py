@@ -4,19 +4,16 @@ Checks that both give the same loss before it times. Needs `pip install --no-dep
 python benchmarks/training.py --defense tecoa agft --threads 1 --out benchmarks/training.json
 """
 
-import argparse
-import datetime
 import functools
 import json
-import platform
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
 
+import report
 import torch
 import torchattacks
 from torch import Tensor, nn
@@ -157,25 +154,16 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, object]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = report.parser_of(__doc__, threads=1)
     parser.add_argument("--defense", nargs="+", default=["tecoa", "agft"], choices=["tecoa", "agft"])
-    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--batch", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    report = {
-        "date": datetime.date.today().isoformat(),
-        "machine": platform.processor() or platform.machine(),
-        "torch": torch.__version__,
-        "threads": options.threads,
-        "batch": options.batch,
-        "defenses": {name: measure(name, options.batch, options.rounds) for name in options.defense},
-    }
-    print(json.dumps(report, indent=2))
-    if options.out:
-        options.out.write_text(json.dumps(report, indent=2) + "\n")
+    found = {name: measure(name, options.batch, options.rounds) for name in options.defense}
+    whole = {**report.machine(), "batch": options.batch, "defenses": found}
+    print(json.dumps(whole, indent=1))
+    report.write(whole, options.out)
 
 
 if __name__ == "__main__":

@@ -9,16 +9,29 @@ import typer
 
 from robustbench_vlm import __version__
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.terminal import screen, training
+from robustbench_vlm.terminal import (
+    comparing,
+    conversion,
+    data,
+    leaderboard,
+    look,
+    screen,
+    submission,
+    training,
+    transfer,
+)
 from robustbench_vlm.terminal.options import (
     TRACK,
     Json,
+    KindName,
     TrackName,
+    ValueName,
     check_plot,
     example,
     option,
     takes_diagnosis,
     takes_request,
+    with_options_of,
 )
 
 if TYPE_CHECKING:
@@ -26,13 +39,8 @@ if TYPE_CHECKING:
 
 OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
-_KINDS = "models, datasets, attacks, defenses, tracks, protocols or architectures."
-KindName = Annotated[str, typer.Argument(metavar="KIND", help=_KINDS)]
-ValueName = Annotated[str, typer.Argument(metavar="NAME", help="A name that `vlmbench list KIND` shows.")]
-
 app = typer.Typer(
     help="Clean and robust accuracy of zero-shot vision-language models.\n\nBegin with: vlmbench run --model agft",
-    add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -104,15 +112,16 @@ def run(request: "Request", as_json: Json = False) -> None:
 
     What is on disk already is not computed again: a run that was stopped is finished by the same command.
     """
-    from robustbench_vlm.engine.local import expect_workers
+    from robustbench_vlm.engine.engines import ENGINES
     from robustbench_vlm.engine.plan import make_plan
     from robustbench_vlm.engine.run import run_plan
     from robustbench_vlm.terminal import report
 
     screen.note("reading models and pictures", quiet=as_json)
-    expect_workers(request.resources.workers)
-    plan = make_plan(request)
-    screen.note(report.cost(plan), quiet=as_json)
+    ENGINES.load(request.resources.engine).prepare(request.resources)
+    with screen.progress("read", quiet=as_json) as tell:
+        plan = make_plan(request, tell)
+    screen.note(report.totals(plan), quiet=as_json)
     with screen.progress("samples", quiet=as_json) as tell:
         result = run_plan(plan, on_progress=lambda p: tell(p.samples_done, p.samples_total, p.seconds_left, p.label))
     screen.answer(result.to_json(), lambda width: report.run_lines(result, width), as_json=as_json)
@@ -128,28 +137,13 @@ def plan(request: "Request", as_json: Json = False) -> None:
     from robustbench_vlm.engine.plan import make_plan
     from robustbench_vlm.terminal import report
 
-    planned = make_plan(request)
+    with screen.progress("read", quiet=as_json) as tell:
+        planned = make_plan(request, tell)
     screen.answer(report.plan_document(planned), lambda width: report.plan_lines(planned, width), as_json=as_json)
 
 
-@app.command("list", epilog=example("vlmbench list attacks"))
-def list_names(kind: KindName, track: TrackName = TRACK, as_json: Json = False) -> None:
-    """List what there is of a kind."""
-    from robustbench_vlm.terminal import catalog
-
-    kind = catalog.kind_of(kind)
-    listed = catalog.entries(kind, track)
-    found = {"kind": kind, "track": track, "entries": [vars(entry) for entry in listed]}
-    screen.answer(found, lambda width: catalog.entry_lines(listed, width), as_json=as_json)
-
-
-@app.command(epilog=example("vlmbench show attack autoattack"))
-def show(kind: KindName, name: ValueName, track: TrackName = TRACK, as_json: Json = False) -> None:
-    """Show all that is known of one value."""
-    from robustbench_vlm.terminal import catalog
-
-    found = catalog.document(catalog.kind_of(kind), name, track)
-    screen.answer(found, lambda width: catalog.document_lines(found, width), as_json=as_json)
+app.command("list", epilog=example("vlmbench list attacks"))(look.list_names)
+app.command(epilog=example("vlmbench diff protocol trusted agft-2026"))(look.diff)
 
 
 @app.command(epilog=example("vlmbench check dataset shapes"))
@@ -205,6 +199,18 @@ def diagnose(
     screen.answer(found.to_json(), lambda width: diagnosis.lines(found, width), as_json=as_json)
 
 
+app.command(
+    epilog=example(
+        "vlmbench compare clip tecoa agft",
+        "vlmbench compare runs/mini/agft my_entry.json --attack pgd-20 --format latex --plot scatter.png",
+    )
+)(comparing.compare)
+app.command(
+    epilog=example("vlmbench transfer --plot transfer.png", "vlmbench transfer --model clip --model agft --save images")
+)(with_options_of(transfer.request_of, transfer.transfer))
+app.add_typer(look.show, name="show")
+app.add_typer(data.app, name="data")
+app.command(epilog=example("vlmbench convert TeCoAmodel_best.pth.tar --base clip --name tecoa"))(conversion.convert)
 app.command(epilog=example("vlmbench pretrain --out trained/base"))(training.pretrain)
 app.command(
     epilog=example(
@@ -218,6 +224,17 @@ app.command(
         "vlmbench sweep agft --over gamma=0.2,0.4,0.8 --over scale=100,180 --plot gamma.png",
     )
 )(training.sweep)
+app.add_typer(leaderboard.app, name="leaderboard")
+app.command(epilog=example("vlmbench submit runs/mini/agft --code https://example.org/my-defense"))(submission.submit)
+app.command(
+    epilog=example(
+        "vlmbench verify leaderboards/mini/agft.json --samples 200",
+        "vlmbench verify leaderboards/mini/agft.json --check",
+    )
+)(submission.verify)
+app.command(epilog=example("vlmbench dispute leaderboards/mini/agft.json --images broken.safetensors"))(
+    submission.dispute
+)
 
 
 def _report(found: Sequence[tuple[str, bool, str]], *, as_json: bool) -> int:

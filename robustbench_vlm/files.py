@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import tempfile
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -20,6 +21,11 @@ def package_folder(name: str) -> Path:
     package = Path(__file__).parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
+
+
+def cache_folder() -> Path:
+    """Return the folder for what is fetched or prepared once: VLMBENCH_CACHE, or ~/.cache/robustbench_vlm."""
+    return Path(os.environ.get("VLMBENCH_CACHE") or "~/.cache/robustbench_vlm").expanduser()
 
 
 def sha256_of(path: Path) -> str:
@@ -56,7 +62,10 @@ def write_text(path: Path, text: str) -> None:
 def save_figure(figure: "Figure", path: Path) -> None:
     """Write a figure of matplotlib to a .png or .svg file whole or not at all."""
     suffix = path.suffix.lower().removeprefix(".")
-    write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format=suffix))
+    with warnings.catch_warnings():
+        # A name in letters that the font lacks is drawn as boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
+        write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format=suffix))
 
 
 def inside(folder: Path, relative: str) -> Path:
@@ -65,6 +74,17 @@ def inside(folder: Path, relative: str) -> Path:
     if not path.is_relative_to(folder.resolve()):
         raise UserError(f"the path {relative!r} leaves the folder {folder}: give a path inside it")
     return path
+
+
+def check_utf8(name: str, folder: Path) -> None:
+    """Raise UserError for the name of a file in a folder that is not UTF-8: no record could hold it."""
+    try:
+        name.encode()
+    except UnicodeEncodeError as error:
+        shown = os.fsencode(folder / name).decode(errors="backslashreplace")
+        raise UserError(
+            f"the file name {shown} is not UTF-8, and samples are known by their names: rename it"
+        ) from error
 
 
 @contextmanager
@@ -76,11 +96,11 @@ def explained(path: Path) -> Iterator[None]:
         reasons = {
             errno.ENOSPC: "the disk is full: free some space",
             errno.EDQUOT: "the disk quota is used up: free some space",
-            errno.EROFS: "the file system is read-only: name another folder with --out",
-            errno.EACCES: "the folder may not be written: name another one with --out",
-            errno.EPERM: "the folder may not be written: name another one with --out",
-            errno.ENOTDIR: "a part of the path is a file: name another folder with --out",
-            errno.EEXIST: "a part of the path is a file: name another folder with --out",
+            errno.EROFS: "the file system is read-only: name another folder",
+            errno.EACCES: "the folder may not be written: name another one",
+            errno.EPERM: "the folder may not be written: name another one",
+            errno.ENOTDIR: "a part of the path is a file: name another folder",
+            errno.EEXIST: "a part of the path is a file: name another folder",
             errno.EFBIG: "the file would be larger than this system allows: raise the limit (ulimit -f)",
         }
         if error.errno not in reasons:

@@ -8,6 +8,9 @@ from typing import Any
 
 from robustbench_vlm.errors import UserError
 
+_SHOWN = 12
+"""Names that a message lists."""
+
 
 @dataclass(frozen=True)
 class Registry:
@@ -32,7 +35,7 @@ class Registry:
         """
         providers = self._providers(name)
         if not providers:
-            raise UserError(unknown(self.kind, name, self.names()))
+            raise UserError(unknown(self.kind, name, self.names(), f"vlmbench list {self.kind}s"))
         if len(providers) > 1:
             owners = " and ".join(point.value for point in providers)
             raise UserError(f"two packages provide the {self.kind} {name!r}: {owners}; uninstall one of them")
@@ -53,9 +56,15 @@ class Registry:
         return ours + list(others.values())
 
 
-def unknown(kind: str, name: str, allowed: Iterable[str]) -> str:
-    """Return the message for a name that is not among `allowed`: the nearest names first, then all of them."""
+def unknown(kind: str, name: str, allowed: Iterable[str], command: str = "") -> str:
+    """Return the message for a name that is not among `allowed`: the nearest names first, then at most twelve of all.
+
+    `command` is the one that shows every allowed name, where there is one.
+    """
     allowed = list(allowed)
     nearest = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(nearest)}?" if nearest else ""
-    return f"unknown {kind} {name!r}.{hint} Known: {', '.join(allowed) or 'none'}."
+    known = ", ".join(allowed[:_SHOWN]) or "none"
+    if len(allowed) > _SHOWN:
+        known += f" and {len(allowed) - _SHOWN} more" + (f"; `{command}` shows all {len(allowed)}" if command else "")
+    return f"unknown {kind} {name!r}.{hint} Known: {known}."

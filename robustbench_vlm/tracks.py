@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
-from robustbench_vlm.defenses.defense import Schedule
+from robustbench_vlm.defenses.schedule import Schedule
 from robustbench_vlm.registry import Registry
 
 
@@ -25,8 +25,14 @@ class Track:
     standard_eps: Fraction
     protocols: tuple[str, ...]
     """The first is the default."""
+    board: str
+    """The protocol of its leaderboard."""
+    attack: str = "autoattack"
+    """The attack whose number counts on its leaderboard, with what every other one broke too."""
     training: str = ""
-    """The fine-tuning set, which stays out of the mean; empty: a folder that the user names."""
+    """The fine-tuning set; empty: a folder that the user names."""
+    seen: tuple[str, ...] = ()
+    """Data sets that models here were trained on: the zero-shot mean leaves them out, a mean beside it does not."""
     training_pictures: int = 0
     schedule: Schedule | None = None
     """The budget that every defense has here; None: each one's published schedule."""
@@ -59,6 +65,7 @@ MINI = Track(
     ),
     architecture="mini",
     training="scenes",
+    seen=("scenes",),
     training_pictures=30_720,
     training_eps=Fraction(6, 255),
     schedule=Schedule("adamw", rate=1e-2, weight_decay=1e-4, batch=128, epochs=8, warmup=100),
@@ -69,20 +76,40 @@ MINI = Track(
     eps=(Fraction(5, 510), Fraction(5, 255), Fraction(10, 255)),
     standard_eps=Fraction(5, 255),
     protocols=("mini-quick", "mini"),
+    board="mini",
     description="the embedded track: a small CLIP and a small visual world, without download or GPU",
 )
 
 ZEROSHOT15 = Track(
     name="zeroshot15",
-    base="open_clip:ViT-B-32-quickgelu/openai",
-    datasets=(),
+    base="clip",
+    datasets=(
+        "caltech101",
+        "caltech256",
+        "cifar10",
+        "cifar100",
+        "dtd",
+        "eurosat",
+        "fgvc-aircraft",
+        "flowers102",
+        "food101",
+        "imagenet",
+        "oxford-pets",
+        "pcam",
+        "stanford-cars",
+        "stl10",
+        "sun397",
+    ),
+    # TinyImageNet is 200 of ImageNet's classes, and released models were trained on it.
+    seen=("imagenet", "tiny-imagenet"),
     architecture="open_clip:ViT-B-32-quickgelu",
     training_eps=Fraction(1, 255),
     norm="Linf",
     eps=(Fraction(1, 255), Fraction(2, 255), Fraction(4, 255)),
     standard_eps=Fraction(1, 255),
-    protocols=("zeroshot15",),
-    description="the real track: CLIP ViT-B/32, trained on an ImageNet folder; its data sets are still to come",
+    protocols=("trusted", "agft-2026", "fare-2024", "tecoa-2023", "tga-2024"),
+    board="trusted",
+    description="the real track: CLIP ViT-B/32 on the fifteen data sets of AGFT's paper, ImageNet out of the mean",
 )
 
 TRACKS = Registry("track", {"mini": "robustbench_vlm.tracks:MINI", "zeroshot15": "robustbench_vlm.tracks:ZEROSHOT15"})

@@ -6,10 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import settings
+from made_up_sets import make
 from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from robustbench_vlm.datasets.originals import ORIGINALS
 from robustbench_vlm.datasets.rendered import COLOURS
 from robustbench_vlm.files import sha256_of
 from robustbench_vlm.models.architecture import load_architecture
@@ -19,6 +21,12 @@ from robustbench_vlm.models.clip import ImageEncoder, load_model
 # The same examples in every run, and no limit of time for one: the machine may be busy.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what tests fetch away from the user's cache."""
+    monkeypatch.setenv("VLMBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def write_untrained(folder: Path, name: str = "untrained", seed: int = 0) -> Path:
@@ -47,6 +55,22 @@ def write_network(folder: Path, name: str, network: nn.Module, architecture: str
 def make_card(tmp_path: Path) -> Callable[..., Path]:
     """Return a function (name, seed) that writes an untrained card below the test's folder."""
     return lambda name="untrained", seed=0: write_untrained(tmp_path / "cards", name, seed)
+
+
+@pytest.fixture(scope="session")
+def _library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = tmp_path_factory.mktemp("library")
+    for name in ORIGINALS:
+        make(name, root / "data")
+    return root
+
+
+@pytest.fixture
+def library(_library: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Make every published data set be there, as a made-up copy of a few pictures, and return the folder of them."""
+    monkeypatch.setenv("VLMBENCH_DATA", str(_library / "data"))
+    monkeypatch.setenv("VLMBENCH_CACHE", str(_library / "cache"))
+    return _library / "data"
 
 
 @pytest.fixture(scope="session")

@@ -23,8 +23,9 @@ from PIL import Image
 from robustbench_vlm import cli
 from robustbench_vlm.cli import run_command
 from robustbench_vlm.contracts import Contract
+from robustbench_vlm.datasets.originals import ORIGINALS
 from robustbench_vlm.engine.doctor import Check
-from robustbench_vlm.protocols import MINI_QUICK
+from robustbench_vlm.protocols.embedded import MINI_QUICK
 from robustbench_vlm.terminal import catalog
 from robustbench_vlm.threats import Threat
 from robustbench_vlm.tracks import MINI
@@ -89,6 +90,9 @@ def test_a_plan_computes_nothing(document: Document, quick: list[str], tmp_path:
     found = document("plan", *options)
     assert [cell["n"] for cell in found["cells"]] == [5]
     assert 0 < found["estimate"]["seconds_expected"] <= found["estimate"]["seconds_most"]
+    (cell,) = found["cells"]
+    same = ("passes_expected", "passes_most", "seconds_expected", "seconds_most")
+    assert [cell[key] for key in same] == [found["estimate"][key] for key in same] and cell["memory"] > 0
     assert found["samples_on_disk"] == 0 and not (tmp_path / "runs").exists()
     ran = document("run", *options)
     assert document("plan", *options)["samples_on_disk"] == 5
@@ -122,8 +126,14 @@ def test_a_table_for_a_pipe(quick: list[str], capsys: pytest.CaptureFixture[str]
         (["run", "--workers", "many"], "--workers.*integer.*vlmbench run --help"),
         (["run", "--images", "no/such/folder"], "no folder no/such/folder"),
         (["run", "--modle", "clip"], "--modle.*vlmbench run --help"),
-        (["show", "attack"], "NAME.*vlmbench show --help"),
+        (["show", "attack"], "NAME.*vlmbench show attack --help"),
         (["show", "atack", "fgsm"], "unknown kind 'atack'. Did you mean attacks"),
+        (["show", "sample", "colours", "nonesuch"], "no sample of 'colours' here.*--samples all"),
+        (["show", "sample", "colours", "0", "--out", "x.bmp"], "--out x.bmp is no picture"),
+        (["show", "sample", "colors", "0"], "unknown dataset 'colors'. Did you mean colours"),
+        (["transfer", "--model", "clip"], "name two or more"),
+        (["transfer", "--model", "clip", "--model", "agft", "--dataset", "scenes"], "trained on scenes.*another"),
+        (["transfer", "--model", "clip", "--model", "agft", "--save", "/dev/null"], "/dev/null is a file"),
         (["check", "attack", "nonesuch"], "unknown attack 'nonesuch'"),
         (["list", "models", "--track", "nonesuch"], "unknown track 'nonesuch'"),
         (["diagnose", "--model", "clip", "--attack", "autoattack"], "stops where a sample is broken.*pgd-10"),
@@ -169,8 +179,18 @@ def test_everything_is_listed_and_shown(kind: str, document: Document, capsys: p
         capsys.readouterr()
 
 
-def test_a_card_file_and_a_family_are_shown(document: Document, taught_card: Path) -> None:
+def test_a_card_file_and_a_family_are_shown(
+    document: Document, taught_card: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert document("show", "model", str(taught_card))["name"] == "taught"
+    shown = document("show", "dataset", "cifar10")
+    assert shown["transform"] == "pixels as stored" and shown["licence"] == "not stated"
+    assert shown["origin"] == ORIGINALS["cifar10"].origin
+    assert run_command(["show", "dataset", "shapes"]) == 0
+    assert "transform" not in capsys.readouterr().out
+    combined = document("show", "model", f"ttc+{taught_card}")
+    assert combined["name"] == "ttc+taught" and combined["kind"] == "model"
+    assert combined["procedure"]["name"] == "ttc" and combined["model"]["name"] == "taught"
     assert document("show", "attack", "pgd-7")["stages"][0]["parameters"]["steps"] == 7
 
 
@@ -406,4 +426,4 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     answer = subprocess.run(
         ["bash", "-c", f"{' '.join(MODULE)} list attacks | head -n 1"], capture_output=True, text=True, check=True
     )
-    assert answer.stdout.startswith("apgd-ce") and "Traceback" not in answer.stderr
+    assert answer.stdout.startswith("agft-autoattack") and "Traceback" not in answer.stderr

@@ -9,9 +9,11 @@ from robustbench_vlm.attacks import ATTACKS
 from robustbench_vlm.contracts import CONTRACTS, Contract, check
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.dataset import Dataset
+from robustbench_vlm.datasets.originals import ORIGINALS
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.models.card import card_names
+from robustbench_vlm.models.card import bundled_names
+from robustbench_vlm.procedures import PROCEDURES
 from robustbench_vlm.registry import Registry
 from robustbench_vlm.tracks import TRACKS
 
@@ -19,15 +21,17 @@ REGISTERED = [
     *(("dataset", name, "mini") for name in DATASETS.table),
     *(("attack", name, "mini") for name in ATTACKS.table),
     *(("defense", name, "mini") for name in DEFENSES.table),
+    *(("procedure", name, "mini") for name in PROCEDURES.table),
     *(("track", name, "mini") for name in TRACKS.table),
-    *(("model", name, track) for track in TRACKS.table for name in card_names(track)),
+    *(("model", name, track) for track in TRACKS.table for name in bundled_names(track)),
 ]
 
 
 @pytest.mark.parametrize(("kind", "name", "track"), REGISTERED)
-def test_everything_registered_holds_its_contracts(kind: str, name: str, track: str) -> None:
-    failed = [contract for contract in check(kind, name, track=track) if not contract.passed]
-    assert not failed
+def test_everything_registered_holds_its_contracts(kind: str, name: str, track: str, library: Path) -> None:
+    failed = {contract.name for contract in check(kind, name, track=track) if not contract.passed}
+    # The copies of published data sets in these tests have pictures of a few classes alone.
+    assert failed <= {"every class has samples"} and (not failed or name in ORIGINALS)
 
 
 def test_a_card_file_is_checked(make_card: Callable[..., Path]) -> None:

@@ -68,8 +68,8 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     ("number", "message"),
     [
         (errno.ENOSPC, "the disk is full: free some space.*nothing is lost"),
-        (errno.EROFS, "read-only.*--out"),
-        (errno.EACCES, "may not be written.*--out"),
+        (errno.EROFS, "read-only.*name another folder"),
+        (errno.EACCES, "may not be written.*name another one"),
     ],
 )
 def test_failures_that_a_user_can_mend_are_said(number: int, message: str) -> None:

@@ -7,19 +7,22 @@ from pathlib import Path
 import pytest
 
 from robustbench_vlm.defenses import DEFENSES
+from robustbench_vlm.procedures import PROCEDURES
 from robustbench_vlm.tracks import TRACKS
 
 PACKAGE = Path(__file__).parents[1] / "robustbench_vlm"
 LAYERS = (
     ("errors",),
-    ("registry", "randomness", "records", "files", "threats"),
+    ("registry", "randomness", "records", "files", "threats", "progress"),
+    ("answers",),
+    ("downloads",),
     ("models", "datasets", "attacks"),
-    ("defenses",),
+    ("defenses", "procedures"),
     ("tracks", "protocols"),
     ("training", "engine"),
     ("contracts",),
-    ("leaderboard",),
-    ("terminal",),
+    ("boards",),
+    ("api", "terminal"),
     ("cli",),
     ("__main__",),
 )
@@ -73,7 +76,7 @@ def test_a_breach_is_seen(module: str, source: str, found: list[str]) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_branches_on_the_name_of_a_track_or_a_defense(module: str) -> None:
-    names = {*TRACKS.table, *DEFENSES.table}
+    names = {*TRACKS.table, *DEFENSES.table, *PROCEDURES.table}
     compared = {
         constant.value
         for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8")))

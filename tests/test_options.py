@@ -6,24 +6,50 @@ import pytest
 import typer
 
 from robustbench_vlm.cli import app
+from robustbench_vlm.terminal.look import SHOWN
 
-REQUEST = """--attack --batch --dataset --device --eps --images --json --model --norm --out --prompt --protocol
- --samples --skip-unreadable --track --workers"""
+REQUEST = """--address --attack --batch --data --dataset --device --engine --eps --images --json --model --norm --out
+ --prompt --protocol --samples --skip-unreadable --track --workers"""
 OPTIONS = {
     "run": REQUEST,
     "plan": REQUEST,
     "list": "KIND --json --track",
-    "show": "KIND NAME --json --track",
+    "diff": "protocol NAME NAME --json",
     "check": "KIND NAME --json --track",
     "doctor": "--json --model --track",
-    "diagnose": "--attack --dataset --device --eps --json --model --plot --samples --track",
+    "diagnose": "--attack --data --dataset --device --eps --json --model --plot --samples --track",
+    "compare": "NAME --attack --curves --eps --format --heatmap --json --out --plot --track",
+    "transfer": """--attack --batch --data --dataset --device --eps --json --model --norm --plot --protocol --samples
+ --save --track --workers""",
+    "convert": "FILE --base --defense --json --name --out --track",
     "pretrain": "--json --out --track",
     "train": """DEFENSE --base --device --epochs --eps --images --json --out --pictures --precision --resume
  --save-every --seed --set --track""",
     "sweep": """DEFENSE --base --device --epochs --eps --images --json --out --over --pictures --plot --precision --seed
  --set --share --track""",
+    "submit": "RUN --code --contact --data --json --model --note --out --records",
+    "verify": "ENTRY --check --data --device --full --json --model --samples --seed --since --workers",
+    "dispute": "ENTRY --data --images --json --model",
+    **{f"show {kind}": "NAME --json --track" for kind in SHOWN},
+    "show sample": """DATASET ID|NUMBER --attack --data --device --eps --json --model --norm --out --protocol --samples
+ --track""",
+    "data list": "[NAME]... --data --json",
+    "data prepare": "[NAME]... --data --download --json --lists --protocol --samples",
+    "data verify": "[NAME]... --data --json",
+    "leaderboard build": "--folder --json --site",
+    "leaderboard check": "--folder --json",
+    "leaderboard serve": "--folder --port",
 }
-COMMANDS: dict[str, Any] = typer.main.get_command(app).commands  # type: ignore[attr-defined]
+
+
+def _commands(group: Any, prefix: str = "") -> dict[str, Any]:
+    found = {}
+    for name, command in group.commands.items():
+        found |= _commands(command, f"{prefix}{name} ") if hasattr(command, "commands") else {prefix + name: command}
+    return found
+
+
+COMMANDS = _commands(typer.main.get_command(app))
 
 
 def test_the_commands() -> None:

@@ -18,6 +18,7 @@ VALUES = {
     "architectures": "narrow",
     "models": "sample-clip",
     "defenses": "pull",
+    "procedures": "mirror",
     "protocols": "few",
     "tracks": "sample",
 }

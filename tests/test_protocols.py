@@ -1,14 +1,23 @@
 """Protocols: which samples, which iterate, which prompt."""
 
 import dataclasses
+import json
 
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.stage import Attack, Stage
+from robustbench_vlm.cli import run_command
+from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.rendered import SHAPES
-from robustbench_vlm.protocols import MINI, MINI_QUICK
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.protocols.embedded import MINI, MINI_QUICK
+from robustbench_vlm.protocols.protocol import Protocol
 from robustbench_vlm.records import fingerprint
+from robustbench_vlm.tracks import ZEROSHOT15
 
 
 @given(st.lists(st.integers(0, 6), min_size=1, max_size=200), st.integers(1, 60), st.randoms())
@@ -48,3 +57,94 @@ def test_the_protocol_decides_which_iterate_counts_and_which_prompt() -> None:
     assert [dict(stage.parameters) for stage in adapted.stages] == [{"keep": "final", "steps": 2}, {}]
     assert final.adapt_dataset(SHAPES).prompts[0] == "one circle"
     assert fingerprint(final) != fingerprint(MINI)
+
+
+def test_a_protocol_may_fix_the_step_and_the_reduction_of_pgd_alone() -> None:
+    half = dataclasses.replace(MINI, step_size="1/255", mean_over=128)
+    (stage,) = half.adapt_attack(load_attack("pgd-20")).stages
+    assert stage.parameters["step_size"] == "1/255" and stage.parameters["mean_over"] == 128
+    assert "relative_step" not in stage.parameters
+    assert "mean_over" not in half.adapt_attack(load_attack("cw")).stages[0].parameters
+    assert half.adapt_attack(load_attack("autoattack")) == load_attack("autoattack")
+
+
+def test_a_step_of_pixels_is_none_in_l2() -> None:
+    half, pgd = dataclasses.replace(MINI, step_size="1/255"), load_attack("pgd-20")
+    assert half.adapt_attack(pgd, "L2") == MINI.adapt_attack(pgd) != half.adapt_attack(pgd, "Linf")
+
+
+def test_a_stage_of_another_package_needs_no_loss_for_the_reduction() -> None:
+    foreign = Attack("a", (Stage("walk", "m:f", {"keep": "best"}),), "")
+    adapted = dataclasses.replace(MINI, keep="final", mean_over=128).adapt_attack(foreign)
+    assert dict(adapted.stages[0].parameters) == {"keep": "final"}
+
+
+def test_fields_that_came_later_change_no_fingerprint_while_they_change_nothing() -> None:
+    assert set(MINI.identity) == {"name", "version", "samples", "seed", "side", "precision", "keep", "prompts"}
+    assert dataclasses.replace(MINI, description="other words").identity == MINI.identity
+    for change in ({"step_size": "1/255"}, {"mean_over": 2}, {"wording": "agft"}, {"attacks": {"cw": "agft-cw"}}):
+        assert set(dataclasses.replace(MINI, **change).identity) - set(MINI.identity) == set(change)
+
+
+REAL = ("trusted", "agft-2026", "fare-2024", "tecoa-2023", "tga-2024")
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_every_protocol_of_the_real_track_knows_its_data_sets_and_its_attacks(name: str) -> None:
+    protocol: Protocol = PROTOCOLS.load(name)
+    for attack in ("autoattack", "cw", "pgd-20", "pgd-100"):
+        assert protocol.adapt_attack(load_attack(protocol.attack_name(attack))).stages
+    not_run = set()
+    for dataset in ZEROSHOT15.datasets:
+        try:
+            adapted = protocol.adapt_dataset(DATASETS.load(dataset))
+        except UserError as error:
+            assert "take --protocol trusted" in str(error)
+            not_run.add(dataset)
+            continue
+        small = dataset in ("cifar10", "cifar100", "stl10")
+        assert (adapted.transform.resize is None) == (small and name != "tga-2024")
+    assert not_run == ({"caltech256"} if name == "fare-2024" else set())
+
+
+def test_the_trusted_protocol_is_how_published_data_sets_are_by_themselves() -> None:
+    for name in DATASETS.names():
+        dataset = DATASETS.load(name)
+        assert PROTOCOLS.load("trusted").adapt_dataset(dataset) == dataset
+
+
+def test_differences_are_said_in_words(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["diff", "protocol", "trusted", "agft-2026"]) == 0
+    words = capsys.readouterr().out
+    for sentence in (
+        "trusted: 1000",
+        "agft-2026: all",
+        "agft-2026: float16",
+        "shorter side to 224, bilinear, centre crop of 224",
+        "apgd-dlr-10",
+        "stanford-cars: 196 of 196 class names",
+        "such as 'AM General Hummer SUV 2000'",
+        "Audi S4 Sedan",
+        "cardigan, crane, maillot",
+    ):
+        assert sentence in words
+    assert "dtd" not in words
+    assert run_command(["diff", "protocol", "tecoa-2023", "tga-2024", "--json"]) == 0
+    (pictures,) = json.loads(capsys.readouterr().out)["differences"]
+    assert pictures["what"] == "CIFAR and STL10" and "both sides to 224" in pictures["second"]
+    assert run_command(["diff", "protocol", "mini", "mini"]) == 0
+    assert capsys.readouterr().out == "mini and mini measure the same\n"
+    assert run_command(["diff", "attack", "cw", "fgsm"]) == 2
+
+
+def test_a_protocol_shows_its_fingerprint_its_texts_and_its_twins(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["show", "protocol", "agft-2026", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert len(found["fingerprint"]) == 64 and found["data_sets"]["caltech101"]["classes"] == 100
+    assert len(found["data_sets"]["stanford-cars"]["two_classes_with_one_prompt"]) == 7
+    assert found["transform"] == "shorter side to 224, bilinear, centre crop of 224"
+    assert found["small"] == "pixels as stored" and "pictures" not in found
+    assert run_command(["show", "protocol", "trusted"]) == 0
+    assert "two_classes" not in capsys.readouterr().out
+    assert run_command(["show", "protocol", "mini", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["transform"] == "each data set's own way"

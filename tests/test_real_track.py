@@ -7,14 +7,22 @@ from fractions import Fraction
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
 from robustbench_vlm.cli import run_command
 from robustbench_vlm.contracts import check
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.datasets.originals import class_names
+from robustbench_vlm.datasets.published import ready
+from robustbench_vlm.datasets.transform import Transform
 from robustbench_vlm.engine.doctor import doctor
 from robustbench_vlm.engine.plan import Request, make_plan
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models import clip
+from robustbench_vlm.models.architecture import load_architecture
+from robustbench_vlm.models.clip import load_model
 from robustbench_vlm.registry import Registry
 from robustbench_vlm.tracks import ZEROSHOT15
 from robustbench_vlm.training.commands import pretrain_base
@@ -53,7 +61,7 @@ def _error(capsys: pytest.CaptureFixture[str], *command: str) -> str:
 
 
 def test_the_row_says_what_the_papers_fix() -> None:
-    assert (ZEROSHOT15.base, ZEROSHOT15.norm) == ("open_clip:ViT-B-32-quickgelu/openai", "Linf")
+    assert (ZEROSHOT15.base, ZEROSHOT15.norm) == ("clip", "Linf")
     assert ZEROSHOT15.eps == tuple(Fraction(eps, 255) for eps in (1, 2, 4))
     assert ZEROSHOT15.standard_eps == ZEROSHOT15.training_eps == Fraction(1, 255)
     # Each defense trains by its own published schedule and inner attack, on pictures that the user names.
@@ -71,11 +79,17 @@ def test_a_track_whose_base_is_no_architecture_breaks_a_contract(monkeypatch: py
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
-def test_without_pictures_a_run_says_what_to_give_before_it_fetches(
-    command: str, offline: list[str], capsys: pytest.CaptureFixture[str]
+def test_without_the_data_a_run_says_how_to_get_them_before_it_fetches_a_model(
+    command: str,
+    offline: list[str],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
 ) -> None:
+    monkeypatch.setenv("VLMBENCH_DATA", str(tmp_path))
     message = _error(capsys, command, *TRACK)
-    assert "no data sets of its own" in message and "--images DIR" in message and "--dataset NAME" in message
+    assert "15 of 15 data sets" in message and "caltech256, cifar10" in message and str(tmp_path) in message
+    assert "vlmbench data prepare caltech101" in message
     assert not offline
 
 
@@ -94,10 +108,7 @@ def test_without_a_network_the_base_is_named(
     assert offline == ["ViT-B-32-quickgelu/openai"]
 
 
-def test_the_doctor_says_that_it_has_nothing_to_test_on(offline: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    message = _error(capsys, "doctor", *TRACK)
-    assert "no data sets to test on" in message and "leave --track out" in message and not offline
-    # With a data set it gets as far as the model.
+def test_the_doctor_gets_as_far_as_the_model(offline: list[str], library: Path) -> None:
     with pytest.raises(UserError, match="cannot fetch"):
         doctor("zeroshot15", dataset="handwritten")
 
@@ -115,7 +126,7 @@ def test_a_run_on_own_pictures(
     options = ["--model", str(make_card()), "--attack", attack, "--workers", "1", "--out", str(tmp_path / "runs")]
     assert run_command(["run", *TRACK, *options, "--images", str(pictures), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert (found["track"], found["protocol"]) == ("zeroshot15", "zeroshot15/1")
+    assert (found["track"], found["protocol"]) == ("zeroshot15", "trusted/1")
     (score,) = found["scores"]
     assert (score["dataset"], score["classes"], score["n"], score["eps"]) == ("own", 3, 6, "1/255")
     assert 0 <= score["robust"] <= score["clean"] <= 1
@@ -141,3 +152,45 @@ def test_a_model_that_gives_probabilities_is_found_there_too(
     monkeypatch.setattr(clip.ZeroShotClassifier, "forward", lambda self, images: forward(self, images).softmax(dim=1))
     failed = [each.name for each in check("model", str(make_card()), track="zeroshot15") if not each.passed]
     assert failed == ["does not raise probability-logits"]
+
+
+REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not here")
+def test_the_real_architecture_on_real_pictures_end_to_end(
+    write_model: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setenv("VLMBENCH_CACHE", str(tmp_path / "cache"))
+    torch.manual_seed(0)
+    name = "open_clip:ViT-B-32-quickgelu"
+    card = write_model(tmp_path, "random", load_architecture(name).build(), name)
+    # A random network takes nearly everything for one thing: let that be what these pictures are of.
+    files = sorted((REAL / "caltech101").glob("*/*.jpg"))[::80]
+    pictures = torch.stack([Transform(224, 224)(Image.open(file)) for file in files]).float() / 255
+    dataset = DATASETS.load("caltech101")
+    answers = load_model(str(card), "zeroshot15").classifier(dataset.prompts)(pictures).argmax(dim=1)
+    taken_for = class_names("caltech101")[dataset.merged.index(int(answers.mode().values))]
+    categories = tmp_path / "data" / "caltech101" / "101_ObjectCategories"
+    (categories / taken_for).mkdir(parents=True)
+    for number, file in enumerate(files):
+        (categories / taken_for / f"image_{number + 1:04d}.jpg").symlink_to(file)
+    command = ["run", *TRACK, "--model", str(card), "--dataset", "caltech101", "--data", str(tmp_path / "data")]
+    command += ["--attack", "pgd-2", "--samples", "6", "--workers", "1", "--out", str(tmp_path / "runs"), "--json"]
+    assert run_command(command) == 0
+    found = json.loads(capsys.readouterr().out)
+    (score,) = found["scores"]
+    assert (score["classes"], score["n"], found["protocol"]) == (100, 6, "trusted-6/1")
+    assert score["clean"] > 0 and found["passes"] > 6 * 6
+    # What a run reads is what torchvision's own transform makes of the files.
+    source = ready(DATASETS.load("caltech101"), 6, tmp_path / "data").open()
+    reference = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224), PILToTensor()])
+    for place in range(6):
+        with Image.open(categories / source.ids[place]) as picture:
+            assert torch.equal(source.read([place])[0], reference(picture.convert("RGB")))
+    # The same command again computes nothing.
+    assert run_command(command) == 0
+    assert json.loads(capsys.readouterr().out)["scores"] == found["scores"]

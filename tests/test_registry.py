@@ -1,5 +1,7 @@
 """Registries: every name loads, an unknown one is told, and two providers are one too many."""
 
+import json
+import re
 from importlib.metadata import EntryPoint
 
 import pytest
@@ -8,10 +10,12 @@ from hypothesis import strategies as st
 
 from robustbench_vlm import registry
 from robustbench_vlm.attacks import ATTACKS
+from robustbench_vlm.cli import run_command
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.models import ARCHITECTURES, MODELS
+from robustbench_vlm.models import ARCHITECTURES, MODELS, card_names
+from robustbench_vlm.models.card import find_card
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.registry import Registry, unknown
 from robustbench_vlm.tracks import TRACKS
@@ -70,6 +74,24 @@ def test_a_message_holds_every_allowed_name(name: str, allowed: list[str]) -> No
     message = unknown("thing", name, allowed)
     assert repr(name) in message
     assert all(other in message for other in allowed)
+
+
+def test_a_message_lists_twelve_names_and_says_where_all_are() -> None:
+    names = [f"n{number:02}" for number in range(42)]
+    assert unknown("thing", "xyz", names[:12], "show all").endswith(f"Known: {', '.join(names[:12])}.")
+    told = unknown("thing", "n41x", names, "show all")
+    assert "Did you mean n41" in told
+    assert told.endswith(f"Known: {', '.join(names[:12])} and 30 more; `show all` shows all 42.")
+    assert unknown("thing", "xyz", names).endswith("n11 and 30 more.")
+
+
+def test_the_command_of_a_message_shows_all(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(UserError) as caught:
+        find_card("nonesuch", "zeroshot15")
+    command, count = re.findall(r"`vlmbench (.*?)` shows all (\d+)", str(caught.value))[0]
+    assert run_command([*command.split(), "--json"]) == 0
+    shown = [entry["name"] for entry in json.loads(capsys.readouterr().out)["entries"]]
+    assert len([name for name in shown if name in card_names("zeroshot15")]) == int(count) > 12
 
 
 def test_the_nearest_names_come_first() -> None:

@@ -10,7 +10,7 @@ from robustbench_vlm.attacks.stage import Batch
 from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.models.clip import load_model
-from robustbench_vlm.protocols import MINI
+from robustbench_vlm.protocols.embedded import MINI
 from robustbench_vlm.randomness import sample_keys
 from robustbench_vlm.threats import Threat
 from robustbench_vlm.tracks import MINI as TRACK

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_vlm.models.card import card_names
+from robustbench_vlm.models import card_names
 
 ROOT = Path(__file__).parents[1]
 

@@ -25,6 +25,11 @@ ATTACKS = Registry(
         "square": "robustbench_vlm.attacks.standard:SQUARE",
         "autoattack": "robustbench_vlm.attacks.standard:AUTOATTACK",
         "pyautoattack": "robustbench_vlm.attacks.standard:PYAUTOATTACK",
+        "agft-autoattack": "robustbench_vlm.attacks.published:AGFT_AUTOATTACK",
+        "agft-cw": "robustbench_vlm.attacks.published:AGFT_CW",
+        "fare-autoattack": "robustbench_vlm.attacks.published:FARE_AUTOATTACK",
+        "tecoa-autoattack": "robustbench_vlm.attacks.published:TECOA_AUTOATTACK",
+        "tecoa-cw": "robustbench_vlm.attacks.published:TECOA_CW",
     },
 )
 
@@ -49,4 +54,5 @@ def load_attack(name: str) -> "Attack":
             module, _, function = builder.partition(":")
             built: Attack = getattr(importlib.import_module(module), function)(name.removeprefix(prefix))
             return built
-    raise UserError(unknown("attack", name, [*ATTACKS.names(), *(form for form, _ in FAMILIES.values())]))
+    allowed = [*ATTACKS.names(), *(form for form, _ in FAMILIES.values())]
+    raise UserError(unknown("attack", name, allowed, "vlmbench list attacks"))

@@ -71,7 +71,7 @@ class Apgd:
         targets = state.targets.gather(1, state.run[:, None] // self.restarts).squeeze(1)
         loss, labels = LOSSES[self.loss], state.rows.labels
         logits, losses, gradient = oracle.gradient(state.point, lambda outputs: loss(outputs, labels, targets))
-        broken = logits.argmax(dim=1) != labels
+        broken = oracle.broken(state.point, logits, labels)
         if bool(broken.any()):
             state.rows.adversarial[broken] = state.point[broken]
             state.rows.finished |= broken

@@ -63,7 +63,7 @@ class Fab:
             state.point, lambda outputs: targeted_margin(outputs, rows.labels, target)
         )
         delta = (state.point - rows.images).flatten(1)
-        wrong = logits.argmax(dim=1) != rows.labels
+        wrong = oracle.broken(state.point, logits, rows.labels)
         self._record(state, wrong, delta)
         kept = torch.where(wrong, self.backward, 1.0).to(gap)
         state.point = self._moved(rows.images.flatten(1), delta, kept, (gap, gradient.flatten(1))).view_as(state.point)

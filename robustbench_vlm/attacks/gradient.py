@@ -41,6 +41,8 @@ class Pgd:
     random_start: bool = True
     relative_step: float = 0.25
     step_size: str | None = None
+    mean_over: int = 1
+    """Divides the loss, as its mean over so many samples would: in half precision small gradients become zero."""
 
     def __post_init__(self) -> None:
         assert self.steps >= 1 and self.keep in ("final", "best")
@@ -59,9 +61,11 @@ class Pgd:
         """Evaluate every row's point and move on."""
         labels = state.rows.labels
         loss = LOSSES[self.loss]
-        logits, losses, gradient = oracle.gradient(state.point, lambda outputs: loss(outputs, labels, labels))
+        logits, losses, gradient = oracle.gradient(
+            state.point, lambda outputs: loss(outputs, labels, labels) / self.mean_over
+        )
         if self.keep == "best":
-            self._keep_best(state, logits, losses)
+            self._keep_best(state, oracle.broken(state.point, logits, labels), losses)
         size = float(Fraction(self.step_size)) if self.step_size else self.relative_step * float(self.threat.eps)
         state.point = state.ball.clip(state.point + size * state.ball.direction(gradient))
         state.iteration = state.iteration + 1
@@ -70,9 +74,8 @@ class Pgd:
             state.rows.adversarial = state.point
         return state
 
-    def _keep_best(self, state: PgdState, logits: Tensor, losses: Tensor) -> None:
+    def _keep_best(self, state: PgdState, broken: Tensor, losses: Tensor) -> None:
         rows = state.rows
-        broken = logits.argmax(dim=1) != rows.labels
         better = broken | (losses > state.best_loss)
         state.best_loss = torch.where(better, losses, state.best_loss)
         rows.adversarial = torch.where(as_factor(better), state.point, rows.adversarial)

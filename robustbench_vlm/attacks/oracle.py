@@ -2,12 +2,55 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.stage import Logits
+from robustbench_vlm.attacks.stage import Logits, View
 from robustbench_vlm.errors import UserError
+
+
+@runtime_checkable
+class SampleLogits(Protocol):
+    """A classifier of certain samples, called with one image for each of them, in their order."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return logits (B, C)."""
+
+    def of(self, index: Tensor) -> "SampleLogits":
+        """Return the classifier of the samples at `index` (int64)."""
+
+    def passes(self, *, gradient: bool) -> tuple[int, int]:
+        """Return the forward and backward passes of one sample in a call, with or without its loss's gradient."""
+
+
+@runtime_checkable
+class Viewed(SampleLogits, Protocol):
+    """A classifier that an attack may see in several ways."""
+
+    def seen(self, view: View) -> SampleLogits:
+        """Return the classifier as an attack sees it."""
+
+
+@dataclass(frozen=True)
+class Transferred:
+    """A classifier under attack in place of another one, which alone says whether an image breaks a sample."""
+
+    attacked: Logits
+    judge: Logits
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Return the logits (B, C) of the classifier under attack."""
+        return checked_logits(self.attacked, images)
+
+    def of(self, index: Tensor) -> "Transferred":
+        """Return the two classifiers of the samples at `index`."""
+        return Transferred(logits_of(self.attacked, index), logits_of(self.judge, index))
+
+    def passes(self, *, gradient: bool) -> tuple[int, int]:
+        """Return the passes of the classifier under attack; what the judge spends is counted where it is asked."""
+        return passes_of(self.attacked, gradient=gradient)
 
 
 @dataclass(frozen=True)
@@ -36,12 +79,31 @@ class MixedLogits:
         logits = checked_logits(self.union, images)
         return logits.gather(1, self.columns).masked_fill(self.absent, -float("inf"))
 
+    def of(self, index: Tensor) -> "MixedLogits":
+        """Return the classifier of the samples at `index`."""
+        return MixedLogits(self.union, self.columns[index], self.absent[index])
+
+    def passes(self, *, gradient: bool) -> tuple[int, int]:
+        """Return the passes of one call: the classes of others cost none."""
+        return passes_of(self.union, gradient=gradient)
+
 
 def logits_of(classifier: Logits, index: Tensor) -> Logits:
     """Return the classifier of the samples at `index` (int64) of those that `classifier` is called with."""
-    if isinstance(classifier, MixedLogits):
-        return MixedLogits(classifier.union, classifier.columns[index], classifier.absent[index])
-    return classifier
+    return classifier.of(index) if isinstance(classifier, SampleLogits) else classifier
+
+
+def seen_in(classifier: Logits, view: View | None) -> Logits:
+    """Return a classifier as a stage with that view attacks it."""
+    if view is None:
+        return classifier
+    assert isinstance(classifier, Viewed), "only a procedure is attacked in views"
+    return classifier.seen(view)
+
+
+def passes_of(classifier: Logits, *, gradient: bool) -> tuple[int, int]:
+    """Return the forward and backward passes of one sample in a call, with or without its loss's gradient."""
+    return classifier.passes(gradient=gradient) if isinstance(classifier, SampleLogits) else (1, int(gradient))
 
 
 def checked_logits(classifier: Logits, images: Tensor) -> Tensor:
@@ -73,10 +135,11 @@ def chunked_logits(classifier: Logits, images: Tensor, slots: int) -> Tensor:
 
 
 class Oracle:
-    """A classifier that counts its calls; each call passes every sample in the slots once."""
+    """A classifier that counts its passes; each call is for every sample in the slots."""
 
     def __init__(self, classifier: Logits) -> None:
         self.classifier = classifier
+        self.judge = classifier.judge if isinstance(classifier, Transferred) else None
         self.forward = 0
         self.backward = 0
         self.notes: dict[str, Tensor] = {}
@@ -84,18 +147,23 @@ class Oracle:
 
     def logits(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return logits (B, C) without building a graph; `rows` says of which row each image is, if not one of each."""
-        self.forward += 1
-        classifier = self.classifier if rows is None else logits_of(self.classifier, rows)
-        with torch.no_grad():
-            return checked_logits(classifier, images)
+        return self._classify(self.classifier, images, rows)
+
+    def broken(self, images: Tensor, logits: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Say which images, (B,), bool, are misclassified, given their logits; of a transferred attack the judge does.
+
+        `rows` are as in `logits`.
+        """
+        if self.judge is not None:
+            logits = self._classify(self.judge, images, rows)
+        return logits.argmax(dim=1) != labels
 
     def gradient(self, images: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (B, C), losses (B,) and the gradient of their sum at the images, (B, 3, H, W).
 
         `loss` maps logits to one number per sample. A non-finite gradient becomes zero and is noted.
         """
-        self.forward += 1
-        self.backward += 1
+        self._count(self.classifier, gradient=True)
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
             logits = checked_logits(self.classifier, leaf)
@@ -105,3 +173,13 @@ class Oracle:
             self.notes["non-finite-gradient"] = ~torch.isfinite(gradient.flatten(1)).all(dim=1)
             gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         return logits.detach(), losses.detach(), gradient
+
+    def _classify(self, classifier: Logits, images: Tensor, rows: Tensor | None) -> Tensor:
+        self._count(classifier, gradient=False)
+        with torch.no_grad():
+            return checked_logits(classifier if rows is None else logits_of(classifier, rows), images)
+
+    def _count(self, classifier: Logits, *, gradient: bool) -> None:
+        forward, backward = passes_of(classifier, gradient=gradient)
+        self.forward += forward
+        self.backward += backward

@@ -4,10 +4,11 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.losses import margin
+from robustbench_vlm.attacks.oracle import logits_of, passes_of
 from robustbench_vlm.attacks.stage import Batch, Logits
 
 PROBE_FORWARD, PROBE_BACKWARD = 4, 1
-"""Passes that the probes spend on each sample."""
+"""Calls that the probes spend on each sample, and those of them that ask for a gradient."""
 PROBED = ("zero-gradient", "non-finite-gradient", "unstable-output", "batch-dependent", "probability-logits")
 """The codes that `probe` may raise."""
 UNSTABLE = 1e-5
@@ -16,28 +17,38 @@ MATES = 1e-3
 """Logits may differ by this part of the largest logit when a sample has other batch mates."""
 
 
-def probe(logits: Logits, batch: Batch, *, slots: int) -> list[tuple[str, ...]]:
+def probe(logits: Logits, batch: Batch, *, slots: int, mates: float = MATES) -> list[tuple[str, ...]]:
     """Return the codes of the gates that each sample of a batch raises, in the order of the samples.
 
     Looks at the gradient of the margin, at a second equal call, at other batch mates, and at the range of the logits.
+    `mates` is the part of the largest logit by which other mates may change a logit.
     """
     codes: list[tuple[str, ...]] = []
-    for images, labels in zip(torch.split(batch.images, slots), torch.split(batch.labels, slots), strict=True):
-        first, gradient = _margin_gradient(logits, images, labels)
+    for part in torch.arange(len(batch.labels), device=batch.labels.device).split(slots):
+        images, own = batch.images[part], logits_of(logits, part)
+        first, gradient = _margin_gradient(own, images, batch.labels[part])
         with torch.no_grad():
-            again = logits(images).detach()
-            mates = logits(torch.cat([images, 1 - images]))[: len(images)].detach()
+            again = own(images).detach()
+            twice = logits_of(logits, torch.cat([part, part]))
+            beside = twice(torch.cat([images, 1 - images]))[: len(images)].detach()
         flat = gradient.flatten(1)
         finite = torch.isfinite(flat).all(dim=1)
         raised = {
             "zero-gradient": finite & (flat == 0).all(dim=1),
             "non-finite-gradient": ~finite,
             "unstable-output": _differ(again, first, UNSTABLE),
-            "batch-dependent": _differ(mates, again, MATES) & ~_differ(again, first, UNSTABLE),
+            "batch-dependent": _differ(beside, again, mates) & ~_differ(again, first, UNSTABLE),
             "probability-logits": _probabilities(again),
         }
         codes += [tuple(code for code, rows in raised.items() if bool(rows[n])) for n in range(len(images))]
     return codes
+
+
+def probe_passes(logits: Logits) -> tuple[int, int]:
+    """Return the forward and backward passes that the probes spend on each sample."""
+    without, once = passes_of(logits, gradient=False), passes_of(logits, gradient=True)
+    calls = PROBE_FORWARD - PROBE_BACKWARD
+    return calls * without[0] + PROBE_BACKWARD * once[0], calls * without[1] + PROBE_BACKWARD * once[1]
 
 
 def _margin_gradient(logits: Logits, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:

@@ -122,6 +122,7 @@ def _start(method: Method[S], logits: Logits, batch: Batch, index: Tensor) -> S:
     oracle = Oracle(logits_of(logits, index))
     state = method.start(oracle, rows)
     state.rows.forward += oracle.forward
+    state.rows.backward += oracle.backward
     return state
 
 

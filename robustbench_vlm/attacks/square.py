@@ -55,13 +55,14 @@ class Square:
 
     def step(self, oracle: Oracle, state: SquareState) -> SquareState:
         """Make one query or more for each row and keep the first change that helped."""
-        rows, count = state.rows, len(state.query)
+        rows, count, spent = state.rows, len(state.query), (oracle.forward, oracle.backward)
         ahead = self._ahead(state)
         place = torch.arange(count * ahead, device=state.query.device)
         row, query = place % count, state.query.repeat(ahead) + place // count
         candidate = self._candidate(state, row, query.clamp_max(self.queries))
-        logits, labels = oracle.logits(candidate, row if ahead > 1 else None), rows.labels[row]
-        loss, broken = -margin(logits, labels, labels), logits.argmax(dim=1) != labels
+        which, labels = row if ahead > 1 else None, rows.labels[row]
+        logits = oracle.logits(candidate, which)
+        loss, broken = -margin(logits, labels, labels), oracle.broken(candidate, logits, labels, which)
         better = ((broken | (loss < state.loss[row])) & (query <= self.queries)).view(ahead, count)
         # The earliest that helped; of a row without one the first, which is then not taken.
         first = (better * torch.arange(ahead, 0, -1, device=place.device)[:, None]).argmax(dim=0)
@@ -72,8 +73,9 @@ class Square:
         state.loss = torch.where(helped, loss[chosen], state.loss)
         used = torch.where(helped, first + 1, (self.queries + 1 - state.query).clamp_max(ahead))
         state.query = state.query + used
-        # The driver counts a pass a step.
-        rows.forward += used - 1
+        # The driver counts one query a step.
+        rows.forward += (used - 1) * (oracle.forward - spent[0])
+        rows.backward += (used - 1) * (oracle.backward - spent[1])
         rows.finished = (helped & broken[chosen]) | (state.query > self.queries)
         rows.adversarial = state.best
         return state

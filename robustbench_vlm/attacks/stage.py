@@ -3,11 +3,12 @@
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from robustbench_vlm.records import plain
 from robustbench_vlm.threats import NORMS, Threat
 
 Logits = Callable[[Tensor], Tensor]
@@ -64,6 +65,19 @@ class StageFunction(Protocol):
 
 
 @dataclass(frozen=True)
+class View:
+    """How a stage sees a classifier that is a procedure and not only weights."""
+
+    name: str
+    """Its word in the names of stages."""
+    gradient: Literal["loop", "constant", "transfer"]
+    """Through the procedure's inner loops; with what these find as a constant (BPDA, arXiv:1802.00420); or that of the
+    model without the procedure, which then is what the stage attacks."""
+    draws: int = 1
+    """Random numbers over which the gradient is averaged (EOT, arXiv:1707.07397); the first are the sample's own."""
+
+
+@dataclass(frozen=True)
 class Stage:
     """A stage function by its import path, "module:function", and every parameter it gets."""
 
@@ -72,11 +86,20 @@ class Stage:
     parameters: Mapping[str, Any] = field(default_factory=dict)
     takes_mixed: bool = False
     """Whether the function asks `logits_of` for its classifier, so that samples of several data sets may share it."""
+    view: View | None = None
+    """What it attacks of a procedure; None: the classifier as it is."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
         """What the outcome depends on."""
-        return {"name": self.name, "function": self.function, "parameters": dict(self.parameters)}
+        identity = {"name": self.name, "function": self.function, "parameters": dict(self.parameters)}
+        return identity | ({"view": plain(self.view)} if self.view else {})
+
+    @property
+    def is_black_box(self) -> bool:
+        """Whether it uses no gradient of the classifier."""
+        queries = "queries" in self.parameters or self.parameters.get("attack") in ("square", "Square")
+        return queries or (self.view is not None and self.view.gradient == "transfer")
 
     def run(self, logits: Logits, batch: Batch, slots: int) -> Outcome:
         """Run the stage on a batch; whatever it raises is an error of the run."""

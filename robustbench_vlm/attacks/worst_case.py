@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm import randomness
+from robustbench_vlm.attacks.balls import as_factor
 from robustbench_vlm.attacks.losses import margin
-from robustbench_vlm.attacks.oracle import chunked_logits, logits_of
+from robustbench_vlm.attacks.oracle import Transferred, chunked_logits, logits_of, passes_of, seen_in
 from robustbench_vlm.attacks.stage import Attack, Batch, Logits
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.records import CLEAN
@@ -20,6 +21,9 @@ class WorstCase:
 
     adversarial: Tensor
     """(B, 3, H, W): the image that broke the sample, within the threat; the clean one where none did."""
+    strongest: Tensor
+    """(B, 3, H, W): the same, but of a robust sample the image, out of the clean one and those that the stages found,
+    whose label has the smallest margin."""
     broken_by: tuple[str, ...]
     """The stage that broke it, "clean" if it was wrong without an attack, "" if it is robust."""
     clean_prediction: Tensor
@@ -40,18 +44,25 @@ class WorstCase:
         return torch.tensor([stage == "" for stage in self.broken_by])
 
 
-def attack_samples(logits: Logits, batch: Batch, attack: Attack, *, slots: int) -> WorstCase:
+def attack_samples(
+    logits: Logits, batch: Batch, attack: Attack, *, slots: int, judge: Logits | None = None
+) -> WorstCase:
     """Run an attack's stages in order, each on what is left unbroken, and return the verdict on every sample.
 
-    Unlike a stage's batch this one holds the wrongly classified samples too. At most `slots` samples are passed at
-    once. Raises UserError where the attack is not meant for the threat's norm or the model's logits are not finite;
-    whatever else a stage raises is an error of the run, never a verdict.
+    Unlike a stage's batch this one holds the wrongly classified samples too. `judge` gives the verdicts where that is
+    not `logits` itself, which the stages attack: the same network in another precision. It is asked about every image
+    that a stage finds too, since one that only `logits` gets wrong is no reason to stop. At most `slots` samples are
+    passed at once. Raises UserError where the attack is not meant for the threat's norm or the model's logits are not
+    finite; whatever else a stage raises is an error of the run, never a verdict.
     """
     _check(batch, attack)
-    clean_logits = chunked_logits(logits, batch.images, slots)
+    judge, attacked = (logits, logits) if judge is None else (judge, Transferred(logits, judge))
+    clean_logits = chunked_logits(judge, batch.images, slots)
     clean_prediction = clean_logits.argmax(dim=1)
-    prediction, adversarial = clean_prediction.clone(), batch.images.clone()
-    forward, backward = torch.ones_like(batch.labels), torch.zeros_like(batch.labels)
+    prediction, strongest = clean_prediction.clone(), batch.images.clone()
+    strength = margin(clean_logits, batch.labels, batch.labels)
+    spent = passes_of(judge, gradient=False)
+    forward, backward = (torch.full_like(batch.labels, passes) for passes in spent)
     broken_by = ["" if right else CLEAN for right in (clean_prediction == batch.labels).tolist()]
     notes: list[tuple[str, ...]] = [()] * len(broken_by)
     for stage in attack.stages:
@@ -61,20 +72,26 @@ def attack_samples(logits: Logits, batch: Batch, attack: Attack, *, slots: int) 
             break
         part = batch.at(active)
         part = replace(part, keys=randomness.derive(part.keys, stage.name))
-        part_logits = logits_of(logits, active)
-        outcome = stage.run(part_logits, part, slots)
+        outcome = stage.run(seen_in(logits_of(attacked, active), stage.view), part, slots)
         found = project(batch.threat, part.images, outcome.adversarial.detach().to(part.images))
-        found_prediction = chunked_logits(part_logits, found, slots).argmax(dim=1)
+        found_logits = chunked_logits(logits_of(judge, active), found, slots)
+        found_strength, found_prediction = margin(found_logits, part.labels, part.labels), found_logits.argmax(dim=1)
         broken = found_prediction != part.labels
-        adversarial[active[broken]], prediction[active[broken]] = found[broken], found_prediction[broken]
-        forward[active] += outcome.forward + 1
-        backward[active] += outcome.backward
+        stronger = broken | (found_strength > strength[active])
+        strongest[active[stronger]] = found[stronger]
+        strength[active[stronger]] = found_strength[stronger]
+        prediction[active[broken]] = found_prediction[broken]
+        forward[active] += outcome.forward + spent[0]
+        backward[active] += outcome.backward + spent[1]
         for row, n in enumerate(active.tolist()):
             broken_by[n] = stage.name if broken[row] else ""
             raised = [code for code, samples in sorted(outcome.notes.items()) if samples[row]]
             notes[n] += tuple(code for code in raised if code not in notes[n])
+    is_broken = torch.tensor([name not in ("", CLEAN) for name in broken_by], device=batch.labels.device)
+    adversarial = torch.where(as_factor(is_broken), strongest, batch.images)
     return WorstCase(
         adversarial=adversarial,
+        strongest=strongest,
         broken_by=tuple(broken_by),
         clean_prediction=clean_prediction,
         adversarial_prediction=prediction,

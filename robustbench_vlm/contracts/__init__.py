@@ -1,5 +1,6 @@
 """Contracts: what every registered value must hold, ours and other packages' alike."""
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -15,12 +16,15 @@ from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
 from robustbench_vlm.contracts.toys import PICTURES, lesson, pictures_of, toy
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.dataset import Dataset, Source
+from robustbench_vlm.datasets.published import ready
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.defense import Defense
+from robustbench_vlm.engine.shard import loaded_model
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import find_card
-from robustbench_vlm.models.clip import load_model
+from robustbench_vlm.procedures.classifier import ProcedureModel
+from robustbench_vlm.procedures.procedure import Procedure
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.records import CLEAN
 from robustbench_vlm.registry import unknown
@@ -48,13 +52,16 @@ def check(kind: str, name: str, *, track: str = "mini") -> list[Contract]:
 
 
 def _model(name: str, track: str) -> Iterator[Contract]:
-    model = load_model(name, track)
+    # The file of a card may have changed since this process loaded it.
+    loaded_model.cache_clear()
+    model = loaded_model(name, track, "cpu")
     yield Contract("loads, with the digests that its card names", True, model.digest)
     if model.card is not None:
-        files = [model.card.image.file, model.card.text.file]
+        towers = (model.card.image, model.card.text)
+        files = [weights.file for weights in towers if weights and weights.is_bundled]
         yield Contract("weights are safetensors", all(file.endswith(".safetensors") for file in files), str(files))
     batch, prompts = pictures_of(TRACKS.load(track))
-    logits = model.classifier(prompts)
+    logits = model.classifier(prompts).of_samples(batch.keys)
     scores = logits(batch.images).detach()
     shape, expected = tuple(scores.shape), (len(batch.labels), len(prompts))
     yield Contract("one logit a class for every picture", shape == expected, f"{shape}, expected {expected}")
@@ -69,7 +76,7 @@ def _model(name: str, track: str) -> Iterator[Contract]:
 
 
 def _dataset(name: str, track: str) -> Iterator[Contract]:
-    dataset: Dataset = DATASETS.load(name)
+    dataset: Dataset = ready(DATASETS.load(name), PICTURES)
     yield Contract("has the name under which it is registered", dataset.name == name, dataset.name)
     yield Contract("classes have prompts of their own", len(set(dataset.prompts)) == len(dataset.classes))
     source = dataset.open()
@@ -81,7 +88,8 @@ def _dataset(name: str, track: str) -> Iterator[Contract]:
 
 
 def _pixels(dataset: Dataset, source: Source) -> Iterator[Contract]:
-    chosen = list(range(0, len(source.ids), max(1, len(source.ids) // PICTURES)))[:PICTURES]
+    step = 1 if dataset.original else max(1, len(source.ids) // PICTURES)
+    chosen = list(range(0, len(source.ids), step))[:PICTURES]
     images = source.read(chosen)
     yield Contract(
         "pictures are uint8 (B, 3, H, W)",
@@ -128,7 +136,7 @@ def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
 
 def _track(name: str, track: str) -> Iterator[Contract]:
     found: Track = TRACKS.load(name)
-    for dataset in filter(None, (*found.datasets, found.training)):
+    for dataset in filter(None, (*found.datasets, found.training, *found.seen)):
         yield _loads("data set", dataset, DATASETS.load)
     for protocol in found.protocols:
         yield _loads("protocol", protocol, PROTOCOLS.load)
@@ -139,10 +147,7 @@ def _track(name: str, track: str) -> Iterator[Contract]:
 
 
 def _names_a_model(reference: str, track: str) -> None:
-    if reference.startswith("open_clip:"):
-        load_architecture(reference.partition("/")[0])
-    else:
-        find_card(reference, track)
+    load_architecture(find_card(reference, track).architecture)
 
 
 def _defense(name: str, track: str) -> Iterator[Contract]:
@@ -163,7 +168,39 @@ def _defense(name: str, track: str) -> Iterator[Contract]:
     (gradient,) = torch.autograd.grad(defense.inner.loss(context, images).sum(), images)
     moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
     yield Contract("the inner attack's loss has a gradient at every picture", moved and _finite(gradient))
-    yield Contract("names its paper and its fidelity", bool(defense.paper and defense.fidelity), defense.paper)
+    yield _names_its_source(defense)
+
+
+def _procedure(name: str, track: str) -> Iterator[Contract]:
+    found: Track = TRACKS.load(track)
+    model = loaded_model(f"{name}+{found.base}", track, "cpu")
+    assert isinstance(model, ProcedureModel)
+    batch, prompts = pictures_of(found)
+    # In float64: a sum of another batch size is rounded otherwise, which may tip a sign.
+    classifier, images = copy.deepcopy(model.classifier(prompts)).double(), batch.images.double()
+    before = torch.get_rng_state()
+    logits = classifier.of_samples(batch.keys)
+    with torch.no_grad():
+        scores, again = logits(images), logits(images)
+        alone = torch.cat([logits.of(row)(images[row]) for row in torch.arange(len(images)).flip(0).split(1)]).flip(0)
+    shape, expected = tuple(scores.shape), (len(images), len(prompts))
+    yield Contract("one finite logit a class for every picture", shape == expected and _finite(scores), f"{shape}")
+    yield Contract("gives the same twice", torch.equal(scores, again))
+    yield Contract("a picture's logits are the same alone", torch.allclose(scores, alone, rtol=1e-6, atol=1e-8))
+    for view in model.procedure.views:
+        leaf = images.clone().requires_grad_()
+        output = logits.seen(view)(leaf)
+        same = torch.allclose(output.detach(), scores, rtol=1e-6, atol=1e-8)
+        yield Contract(f"gradients change no logits ({view.name})", same)
+        (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
+        moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
+        yield Contract(f"logits have a gradient at every picture ({view.name})", moved and _finite(gradient))
+    yield Contract("leaves torch's random numbers alone", torch.equal(before, torch.get_rng_state()))
+    yield _names_its_source(model.procedure)
+
+
+def _names_its_source(made: Defense | Procedure) -> Contract:
+    return Contract("names its paper and its fidelity", bool(made.paper and made.fidelity), made.paper)
 
 
 def _loads(what: str, name: str, load: Callable[[str], object]) -> Contract:
@@ -187,6 +224,7 @@ CONTRACTS: Mapping[str, Callable[[str, str], Iterator[Contract]]] = {
     "dataset": _dataset,
     "attack": _attack,
     "defense": _defense,
+    "procedure": _procedure,
     "track": _track,
 }
 """Kind -> the generator of its contracts, called with the name and the track."""

@@ -7,8 +7,10 @@ from torch import Tensor, nn
 
 from robustbench_vlm.attacks.stage import Batch, Logits
 from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.datasets.dataset import Prompt
 from robustbench_vlm.defenses.defense import Context, Defense
-from robustbench_vlm.protocols import PROTOCOLS, Protocol
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.protocols.protocol import Protocol
 from robustbench_vlm.randomness import sample_keys
 from robustbench_vlm.threats import Threat
 from robustbench_vlm.tracks import Track
@@ -34,9 +36,12 @@ def toy(threat: Threat, *, num_classes: int) -> tuple[Logits, Batch]:
     return classifier, Batch(images, labels, keys, threat, torch.full_like(labels, num_classes))
 
 
-def pictures_of(track: Track) -> tuple[Batch, tuple[str, ...]]:
-    """Return a few pictures of a track's first data set and the prompts of its classes, made up where it has none."""
-    if not track.datasets:
+def pictures_of(track: Track) -> tuple[Batch, tuple[Prompt, ...]]:
+    """Return a few pictures of a track's first data set and the prompts of its classes.
+
+    They are made up where it has none, or one that may not be there.
+    """
+    if not track.datasets or DATASETS.load(track.datasets[0]).original:
         made_up = toy(Threat(track.norm, track.standard_eps), num_classes=5)[1]
         return made_up, tuple(f"a photo of {thing}." for thing in ("a cat", "a dog", "a ship", "a tree", "bread"))
     protocol: Protocol = PROTOCOLS.load(track.protocols[0])

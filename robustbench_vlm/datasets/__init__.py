@@ -3,6 +3,7 @@
 from robustbench_vlm.registry import Registry
 
 _RENDERED = "robustbench_vlm.datasets.rendered"
+_PUBLISHED = "robustbench_vlm.datasets.published"
 
 DATASETS = Registry(
     "dataset",
@@ -21,5 +22,25 @@ DATASETS = Registry(
         "low-contrast": f"{_RENDERED}:LOW_CONTRAST",
         "handwritten": "robustbench_vlm.datasets.digits:HANDWRITTEN",
         "scenes": f"{_RENDERED}:SCENES",
+        "caltech101": f"{_PUBLISHED}:CALTECH101",
+        "caltech256": f"{_PUBLISHED}:CALTECH256",
+        "cifar10": f"{_PUBLISHED}:CIFAR10",
+        "cifar100": f"{_PUBLISHED}:CIFAR100",
+        "dtd": f"{_PUBLISHED}:DTD",
+        "eurosat": f"{_PUBLISHED}:EUROSAT",
+        "fgvc-aircraft": f"{_PUBLISHED}:FGVC_AIRCRAFT",
+        "flowers102": f"{_PUBLISHED}:FLOWERS102",
+        "food101": f"{_PUBLISHED}:FOOD101",
+        "imagenet": f"{_PUBLISHED}:IMAGENET",
+        "oxford-pets": f"{_PUBLISHED}:OXFORD_PETS",
+        "pcam": f"{_PUBLISHED}:PCAM",
+        "stanford-cars": f"{_PUBLISHED}:STANFORD_CARS",
+        "stl10": f"{_PUBLISHED}:STL10",
+        "sun397": f"{_PUBLISHED}:SUN397",
+        "tiny-imagenet": f"{_PUBLISHED}:TINY_IMAGENET",
+        "country211": f"{_PUBLISHED}:COUNTRY211",
+        "imagenet-r": f"{_PUBLISHED}:IMAGENET_R",
+        "imagenet-sketch": f"{_PUBLISHED}:IMAGENET_SKETCH",
+        "hateful-memes": f"{_PUBLISHED}:HATEFUL_MEMES",
     },
 )

@@ -8,7 +8,11 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from robustbench_vlm.datasets.transform import NATIVE, Transform
 from robustbench_vlm.errors import UserError
+
+Prompt = str | tuple[str, ...]
+"""What is said of a class: one text, or several whose embeddings are averaged (CLIP's prompt ensembles)."""
 
 
 class UnreadableImage(UserError):
@@ -39,8 +43,8 @@ class Dataset:
 
     name: str
     classes: tuple[str, ...]
-    prompt: str
-    """The text whose {} the class name takes."""
+    prompt: Prompt
+    """The text, or texts, whose {} the class name takes."""
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     split: str = "test"
@@ -49,12 +53,19 @@ class Dataset:
     description: str = ""
     origin: str = ""
     """Where the pictures come from, with licence."""
+    original: str = ""
+    """The published data set, by its name in `originals`, that must be prepared before it can be opened."""
+    transform: Transform = NATIVE
+    """How pictures of a published data set become the pixels that are attacked."""
+    merged: tuple[int, ...] = ()
+    """The class of each label of the published data set; () where they are the same."""
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
             raise UserError(f"the data set {self.name!r} has {len(self.classes)} class: zero-shot needs two or more")
-        if "{}" not in self.prompt:
-            raise UserError(f'the prompt {self.prompt!r} has no {{}} for the class name: write "a photo of a {{}}."')
+        for text in self.templates:
+            if "{}" not in text:
+                raise UserError(f'the prompt {text!r} has no {{}} for the class name: write "a photo of a {{}}."')
 
     @property
     def chance(self) -> float:
@@ -62,12 +73,19 @@ class Dataset:
         return 1 / len(self.classes)
 
     @property
-    def prompts(self) -> tuple[str, ...]:
-        """One text a class."""
-        return tuple(self.prompt.replace("{}", name) for name in self.classes)
+    def templates(self) -> tuple[str, ...]:
+        """The texts into which the class name is put."""
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """What is said of each class: a text where there is one template, else as many as there are."""
+        filled = [tuple(text.replace("{}", name) for text in self.templates) for name in self.classes]
+        return tuple(texts[0] if isinstance(self.prompt, str) else texts for texts in filled)
 
     def open(self) -> Source:
-        """Return the data set's pictures."""
+        """Return the data set's pictures; a published one must have been made ready, see `published.ready`."""
+        assert not self.original or self.options, f"{self.name} was not made ready"
         module, _, name = self.source.partition(":")
         source: Source = getattr(importlib.import_module(module), name)(**self.options)
         return source

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from robustbench_vlm.datasets.dataset import Dataset, UnreadableImage
 from robustbench_vlm.errors import UserError
+from robustbench_vlm.files import check_utf8
 
 
 class FolderSource:
@@ -43,7 +44,7 @@ class FolderSource:
         # Pillow's decoders raise almost anything on broken files.
         except Exception as error:
             raise UnreadableImage(
-                f"cannot read the image {path}: {error}; mend or remove it, or let `vlmbench run` go on without it by"
+                f"cannot read the picture {path}: {error}; mend or remove it, or let `vlmbench run` go on without it by"
                 " --skip-unreadable"
             ) from error
         square = ImageOps.fit(picture, (self._side, self._side), Image.Resampling.BICUBIC)
@@ -52,6 +53,7 @@ class FolderSource:
 
 def folder_dataset(path: Path, prompt: str, side: int) -> Dataset:
     """Return the data set of a folder with one sub-folder a class; raise UserError where it is none."""
+    check_utf8(path.resolve().name, path.resolve().parent)
     classes = [name for name in folders(path) if files(path / name)]
     if len(classes) < 2:
         raise UserError(f"{path} holds {len(classes)} sub-folder(s) with images: it takes two or more, one a class")
@@ -71,10 +73,18 @@ def folders(path: Path) -> list[str]:
     if not path.is_dir():
         raise UserError(f"there is no folder {path}: --images takes a folder with one sub-folder a class")
     with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+        found = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
+    return _checked(found, path)
 
 
 def files(path: Path) -> list[str]:
     """Return the names of a folder's files, sorted, without hidden ones; what scandir knows costs no stat a file."""
     with os.scandir(path) as entries:
-        return sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+        found = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
+    return _checked(found, path)
+
+
+def _checked(names: list[str], folder: Path) -> list[str]:
+    for name in names:
+        check_utf8(name, folder)
+    return names

@@ -30,7 +30,7 @@ def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
     are AGFT's (YuboCui/AGFT 0031a8f, imagenet_classes_names.txt), prepared as its code does: lower case, blanks for
     "_" and "-". Three of them name two classes each: cardigan, crane and maillot.
     """
-    root, names = _training_part(path), _class_names()
+    root, names = _training_part(path), class_names()
     there = folders(root)
     classes = [name for name in there if name in names]
     if not classes:
@@ -61,8 +61,8 @@ def _training_part(path: Path) -> Path:
     return part if part.is_dir() and folders(part) else path
 
 
-def _class_names() -> dict[str, str]:
-    """Return the name of each WordNet id, in the order of ImageNet's classes, which is that of the ids."""
+def class_names() -> dict[str, str]:
+    """Return AGFT's name of each WordNet id, in the order of ImageNet's classes, which is that of the ids."""
     text = Path(__file__).with_name("imagenet_classes.json").read_text(encoding="utf-8")
     names: dict[str, str] = json.loads(text)
     return names

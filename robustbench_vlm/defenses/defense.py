@@ -3,10 +3,11 @@
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
-from typing import Literal
 
 from torch import Tensor
 from torch.nn import functional
+
+from robustbench_vlm.defenses.schedule import Schedule as Schedule
 
 Features = Callable[[Tensor], Tensor]
 """An image tower: pictures (B, 3, H, W) in [0, 1] to embeddings (B, D) that are not normalised."""
@@ -64,27 +65,6 @@ class InnerAttack:
     """In units of the training eps."""
     momentum: float = 0.0
     """Of the heavy ball on signs that FARE's authors use: v = sign(momentum v + sign(gradient))."""
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """Optimiser and learning rate: a linear warm-up, then half a cosine to zero, stepped every iteration."""
-
-    optimizer: str
-    """"sgd" (momentum 0.9) or "adamw"."""
-    rate: float
-    weight_decay: float
-    batch: int
-    warmup: int
-    """Iterations."""
-    epochs: int = 0
-    steps: int = 0
-    """Iterations of the whole training, where a paper counts them and not epochs."""
-    cosine: Literal["remaining", "whole"] = "remaining"
-    """Whether the cosine begins when the warm-up ends, or with the training and is hidden until then."""
-
-    def __post_init__(self) -> None:
-        assert bool(self.epochs) != bool(self.steps), "a schedule counts epochs or steps"
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any
 
 from robustbench_vlm.attacks.stage import Attack
 from robustbench_vlm.datasets.dataset import Dataset
-from robustbench_vlm.protocols import Protocol
+from robustbench_vlm.protocols.protocol import Protocol
 from robustbench_vlm.records import fingerprint, plain
 from robustbench_vlm.threats import Threat
 
@@ -58,8 +58,6 @@ class Cell:
 
         Batch size, device, engine, library versions, and texts that only describe stay out.
         """
-        protocol = plain(self.protocol)
-        protocol.pop("description")
         return {
             "weights": self.weights,
             "dataset": self.dataset.name,
@@ -69,7 +67,7 @@ class Cell:
             "samples": self.samples.ids,
             "attack": {"name": self.attack.name, "stages": [stage.identity for stage in self.attack.stages]},
             "threat": plain(self.threat),
-            "protocol": protocol,
+            "protocol": self.protocol.identity,
         }
 
     @functools.cached_property

@@ -15,8 +15,8 @@ from robustbench_vlm.engine.diagnostics import Examined, effective_rank, examine
 from robustbench_vlm.engine.estimate import Resources, stage_passes
 from robustbench_vlm.engine.plan import Plan, Request, make_plan
 from robustbench_vlm.engine.results import Progress
-from robustbench_vlm.engine.shard import classifier_of, load_batch
-from robustbench_vlm.models.device import exact_arithmetic
+from robustbench_vlm.engine.shard import classifier_of, expect_weights, load_batch
+from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.records import plain
 from robustbench_vlm.threats import Threat
 
@@ -72,10 +72,12 @@ class Diagnoses:
 def diagnose(request: Request, *, on_progress: Callable[[Progress], None] | None = None) -> Diagnoses:
     """Diagnose the request's models at its radii under its one attack.
 
-    Raises UserError as `make_plan` and `walk_of` do.
+    Raises UserError as `make_plan`, `walk_of` and `expect_weights` do.
     """
     begun = time.monotonic()
     (name,) = request.attacks
+    for model in request.models:
+        expect_weights(model)
     walk_of(load_attack(name))
     plan = make_plan(request)
     found = _diagnose_cells(plan, on_progress or (lambda progress: None))
@@ -101,7 +103,7 @@ def _diagnose_cells(plan: Plan, on_progress: Callable[[Progress], None]) -> dict
     on_progress(Progress(0, plan.samples, 0, plan.estimate.seconds_most, ""))
     found: dict[int, tuple[DatasetDiagnosis, Tensor]] = {}
     begun = time.monotonic()
-    with exact_arithmetic():
+    with arithmetic():
         for numbers in groups.values():
             cells = [plan.cells[number] for number in numbers]
             found |= zip(numbers, _diagnose_radii(cells, plan.request.resources), strict=True)
@@ -116,7 +118,7 @@ def _diagnose_cells(plan: Plan, on_progress: Callable[[Progress], None]) -> dict
 def _diagnose_radii(cells: Sequence[Cell], resources: Resources) -> list[tuple[DatasetDiagnosis, Tensor]]:
     """Diagnose cells that differ in their radius alone: their pictures are read, or drawn, once."""
     first = cells[0]
-    classifier = classifier_of(first.model, first.track, first.dataset.prompts, resources.device)
+    classifier = classifier_of(first.model, first.track, first.dataset.prompts, resources.device).plain
     parts: list[list[Examined]] = [[] for _ in cells]
     for start in range(0, len(first), resources.slots):
         batch, _ = load_batch(first, start, min(start + resources.slots, len(first)), device=resources.device)

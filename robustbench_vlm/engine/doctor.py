@@ -12,9 +12,9 @@ from robustbench_vlm.attacks.stage import Attack, Batch
 from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
 from robustbench_vlm.engine.estimate import Resources
 from robustbench_vlm.engine.plan import Request, make_plan
-from robustbench_vlm.engine.shard import classifier_of, load_batch
+from robustbench_vlm.engine.shard import classifier_of, expect_weights, load_batch
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.models.device import exact_arithmetic
+from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.records import CLEAN
 from robustbench_vlm.threats import Threat
 from robustbench_vlm.tracks import TRACKS, Track
@@ -38,6 +38,7 @@ def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[C
 
     Takes seconds on the embedded track. Raises UserError for unknown names, and where there is no data set.
     """
+    expect_weights(model)
     found: Track = TRACKS.load(track)
     if not dataset and not found.datasets:
         raise UserError(
@@ -56,8 +57,9 @@ def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[C
     (cell,) = make_plan(request).cells
     device = Resources().resolved().device
     batch, _ = load_batch(cell, 0, len(cell), device=device)
-    with exact_arithmetic():
-        return self_tests(classifier_of(cell.model, cell.track, cell.dataset.prompts, device), batch, cell.attack)
+    with arithmetic():
+        classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, device).plain
+        return self_tests(classifier, batch, cell.attack)
 
 
 def self_tests(classifier: nn.Module, batch: Batch, attack: Attack) -> list[Check]:

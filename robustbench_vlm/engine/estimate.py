@@ -1,17 +1,20 @@
 """What a plan will cost: passes, seconds and memory, from a short measurement of the model's speed."""
 
 import contextlib
+import dataclasses
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.probes import PROBE_BACKWARD, PROBE_FORWARD
-from robustbench_vlm.attacks.stage import Attack, Stage
+from robustbench_vlm.attacks.oracle import Transferred, passes_of, seen_in
+from robustbench_vlm.attacks.probes import probe_passes
+from robustbench_vlm.attacks.stage import Attack, Logits, Stage
 from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.engines import ENGINES, Engine
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.device import check_device, choose_device
 
@@ -35,27 +38,47 @@ class Resources:
     device: str = ""
     """"cpu" or "cuda". Empty: "cuda" where there is one."""
     workers: int = 0
-    """Processes. 0: one a CPU core, or one a GPU."""
-    slots: int = 64
-    """Samples that one worker passes at once."""
+    """Processes. 0: one a CPU core, or one a GPU, of all machines together."""
+    slots: int = 0
+    """Samples that one worker passes at once. 0: 64, or on a GPU what its memory takes."""
     shard_size: int = 64
     """Samples that a worker takes and writes together; a killed run loses at most this many a worker."""
+    engine: str = "local"
+    """What runs the workers: a name of `engines.ENGINES`."""
+    address: str = ""
+    """HOST:PORT of the machines' head, for an engine that has several; empty: this machine alone."""
 
     def __post_init__(self) -> None:
         check_device(self.device)
-        if self.workers < 0 or self.slots < 1 or self.shard_size < 1:
-            raise UserError("workers must be 0 (one a core or GPU) or more; batch and shard size must be 1 or more")
+        if self.workers < 0 or self.slots < 0 or self.shard_size < 1:
+            raise UserError("workers and batch must be 0 (found out) or more; shard size must be 1 or more")
 
     def resolved(self) -> "Resources":
-        """Return the resources with device and workers filled in; raise UserError for a GPU that is not there."""
-        device = choose_device(self.device)
-        workers = self.workers or (torch.cuda.device_count() if device == "cuda" else cores())
-        return Resources(device, workers, self.slots, self.shard_size)
+        """Return the resources with device and workers filled in; raise UserError for a GPU that is not there.
+
+        Slots are filled in by the plan, which measures what one takes.
+        """
+        known = dataclasses.replace(self, device=choose_device(self.device))
+        engine: Engine = ENGINES.load(self.engine)
+        return dataclasses.replace(known, workers=self.workers or engine.count_workers(known))
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What one cell costs from nothing: `expected` with an assumed robust share, `most` if every sample is robust."""
+
+    passes_expected: int
+    passes_most: int
+    seconds_expected: float
+    seconds_most: float
+    """With all workers at it."""
+    memory: int
+    """Bytes, one worker."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan costs from nothing: `expected` with an assumed robust share, `most` if every sample is robust."""
+    """What a plan costs from nothing, as `Cost` has it for each of its cells, in their order."""
 
     samples: int
     passes_expected: int
@@ -66,7 +89,9 @@ class Estimate:
     memory: int
     """Bytes, all workers together."""
     workers: int
+    slots: int
     device: str
+    cells: tuple[Cost, ...]
 
 
 @dataclass(frozen=True)
@@ -81,6 +106,13 @@ class Speed:
     """Bytes a sample that the backward pass keeps."""
     parameters: int
     """Bytes."""
+    image: int
+    """Bytes of one picture."""
+
+    @property
+    def slot(self) -> int:
+        """Bytes that a sample under attack takes."""
+        return self.activations + STATE_COPIES * self.image
 
 
 def cores() -> int:
@@ -89,7 +121,7 @@ def cores() -> int:
 
 
 def stage_passes(stage: Stage, num_classes: int) -> tuple[int, int]:
-    """Return (forward, forward-and-backward) passes that a stage spends on a sample that stays robust.
+    """Return how often a stage asks for logits alone, and with a gradient, on a sample that stays robust.
 
     A stage of another library whose parameters do not tell counts as 100 steps.
     """
@@ -103,11 +135,20 @@ def stage_passes(stage: Stage, num_classes: int) -> tuple[int, int]:
     return 1, gradients
 
 
-def attack_passes(attack: Attack, num_classes: int) -> tuple[int, int]:
-    """Return the passes of all stages, of the harness's own verdicts (one clean, one a stage), and of the probes."""
-    passes = [stage_passes(stage, num_classes) for stage in attack.stages]
-    forward = sum(forward + 1 for forward, _ in passes) + 1 + PROBE_FORWARD - PROBE_BACKWARD
-    return forward, sum(gradient for _, gradient in passes) + PROBE_BACKWARD
+def attack_passes(attack: Attack, num_classes: int, logits: Logits) -> tuple[int, int]:
+    """Return the forward and backward passes that an attack on a classifier spends on a sample that stays robust.
+
+    Those of all stages, of the harness's own verdicts (one clean, one a stage), and of the probes.
+    """
+    verdict = passes_of(logits, gradient=False)
+    spent = [probe_passes(logits), verdict]
+    for stage in attack.stages:
+        asked, gradients = stage_passes(stage, num_classes)
+        seen = seen_in(logits, stage.view)
+        judged = asked + gradients if isinstance(seen, Transferred) else 0
+        calls = (asked, passes_of(seen, gradient=False)), (gradients, passes_of(seen, gradient=True))
+        spent += [(count * each[0], count * each[1]) for count, each in (*calls, (judged + 1, verdict))]
+    return sum(forward for forward, _ in spent), sum(backward for _, backward in spent)
 
 
 def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
@@ -134,30 +175,38 @@ def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
         gradient=_fastest(gradient) / len(images),
         activations=sum(kept) // len(images),
         parameters=parameters,
+        image=images[0].numel() * images.element_size(),
     )
 
 
-def estimate(cells: Iterable[tuple[Cell, Speed]], resources: Resources, image_bytes: int) -> Estimate:
-    """Add up what cells cost at their models' speeds; `image_bytes` is the size of one float32 picture."""
-    samples, passes, seconds, memory = 0, 0.0, 0.0, 0
-    for cell, speed in cells:
-        forward, gradients = attack_passes(cell.attack, len(cell.dataset.classes))
-        samples += len(cell)
-        passes += len(cell) * (forward + 2 * gradients)
-        seconds += len(cell) * (forward * speed.forward + gradients * speed.gradient)
-        slot = speed.activations + STATE_COPIES * image_bytes
-        memory = max(memory, PROCESS_MEMORY + speed.parameters + min(resources.slots, len(cell)) * slot)
-    seconds /= resources.workers
-    share = ROBUST_SHARE + (1 - ROBUST_SHARE) * BROKEN_COST
+def estimate(cells: Sequence[tuple[Cell, Speed, Logits]], resources: Resources) -> Estimate:
+    """Add up what cells cost at the speeds of their models' towers; the classifiers count passes and are not called."""
+    costs = tuple(_cost(cell, speed, logits, resources) for cell, speed, logits in cells)
     return Estimate(
-        samples=samples,
+        samples=sum(len(cell) for cell, _, _ in cells),
+        passes_expected=sum(cost.passes_expected for cost in costs),
+        passes_most=sum(cost.passes_most for cost in costs),
+        seconds_expected=sum(cost.seconds_expected for cost in costs),
+        seconds_most=sum(cost.seconds_most for cost in costs),
+        memory=max(cost.memory for cost in costs) * resources.workers,
+        workers=resources.workers,
+        slots=resources.slots,
+        device=resources.device,
+        cells=costs,
+    )
+
+
+def _cost(cell: Cell, speed: Speed, logits: Logits, resources: Resources) -> Cost:
+    forward, backward = attack_passes(cell.attack, len(cell.dataset.classes), logits)
+    passes = len(cell) * (forward + backward)
+    seconds = len(cell) * (forward * speed.forward + backward * (speed.gradient - speed.forward)) / resources.workers
+    share = ROBUST_SHARE + (1 - ROBUST_SHARE) * BROKEN_COST
+    return Cost(
         passes_expected=round(passes * share),
         passes_most=round(passes),
         seconds_expected=seconds * share,
         seconds_most=seconds,
-        memory=memory * resources.workers,
-        workers=resources.workers,
-        device=resources.device,
+        memory=PROCESS_MEMORY + speed.parameters + min(resources.slots, len(cell)) * speed.slot,
     )
 
 

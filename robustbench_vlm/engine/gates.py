@@ -5,7 +5,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from robustbench_vlm.attacks.stage import Attack, Stage
+from robustbench_vlm.attacks.stage import Attack
+from robustbench_vlm.datasets.dataset import Prompt
+from robustbench_vlm.datasets.published import is_incomplete, is_other_split
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.records import CLEAN, SampleResult, Score
 
@@ -44,6 +46,8 @@ GATES: Mapping[str, Gate] = {
         Gate("black-box-wins", "a black-box stage breaks what white-box stages left", _GRADIENTS),
         Gate("rises-with-eps", "robust accuracy is higher at a larger eps", _GRADIENTS),
         Gate("rises-with-attack", "robust accuracy is higher under a stronger attack", "take the worst of the attacks"),
+        Gate("incomplete", "samples of this data set are missing on this machine", "fetch all of it to compare"),
+        Gate("other-split", "the hub's shards are another split of this set", "take the set's own files to compare"),
         Gate("unreadable", "images that nobody can decode were left out", "mend the images for a comparable number"),
         Gate("dlr-needs-3-classes", "DLR is not defined below 3 classes", "none: the margin loss stood in"),
         Gate("targeted-dlr-needs-4-classes", "targeted DLR needs 4 classes", "none: the margin loss stood in"),
@@ -70,6 +74,8 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...
         "collapsed": _collapsed(results),
         "near-chance": _share(results, clean=True) <= _constant(results),
         # Nothing left is a finding; something left that a constant answer has too is none.
+        "incomplete": is_incomplete(cell.dataset),
+        "other-split": is_other_split(cell.dataset),
         "robust-near-chance": 0 < _share(results, clean=False) <= _constant(results),
     }
     counted = [f"{code}:{count}" for code, count in counts.items() if count]
@@ -125,7 +131,7 @@ def _black_box_wins(attack: Attack, results: Sequence[SampleResult]) -> int:
     white_box = False
     after: set[str] = set()
     for stage in attack.stages:
-        if not _is_black_box(stage):
+        if not stage.is_black_box:
             white_box = True
         elif white_box:
             after.add(stage.name)
@@ -133,11 +139,7 @@ def _black_box_wins(attack: Attack, results: Sequence[SampleResult]) -> int:
     return broken if broken >= 2 and broken > BLACK_BOX_SHARE * len(results) else 0
 
 
-def _is_black_box(stage: Stage) -> bool:
-    return "queries" in stage.parameters or stage.parameters.get("attack") in ("square", "Square")
-
-
-def _repeated(prompts: Sequence[str]) -> int:
+def _repeated(prompts: Sequence[Prompt]) -> int:
     return len(prompts) - len(set(prompts))
 
 

@@ -1,17 +1,22 @@
 """Groups: shards of several cells that one worker attacks together, so that small cells fill its batches too."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.estimate import Resources
-from robustbench_vlm.engine.shard import run_shards
+from robustbench_vlm.engine.memory import with_fitting_slots
+from robustbench_vlm.engine.shard import Attacked, attack_shards
 from robustbench_vlm.engine.store import Finished, missing_ranges
 from robustbench_vlm.records import SampleResult
 from robustbench_vlm.threats import Threat
 
 _SHARDS = 2
-"""Whole shards in a group: half of its samples may fall early, and the others still fill a batch."""
+"""Whole shards, or whole batches, in a group: half of its samples may fall early, and the others still fill a batch."""
+
+_fitting: dict[tuple[str, str], int] = {}
+"""The slots that fit where more did not, by model and device: what this process found out."""
 
 
 @dataclass(frozen=True)
@@ -28,8 +33,23 @@ class Group:
 
 
 def run_group(cells: Sequence[Cell], resources: Resources, group: Group) -> list[list[SampleResult]]:
-    """Compute the records of a group's shards, in their order; raises what `run_shards` raises."""
-    return run_shards(cells, resources, group.shards)
+    """Compute the records of a group's shards as `attack_group` does."""
+    return [list(attacked.results) for attacked in attack_group(cells, resources, group)]
+
+
+def attack_group(cells: Sequence[Cell], resources: Resources, group: Group) -> list[Attacked]:
+    """Attack the samples of a group's shards, in their order; raises what `attack_shards` raises.
+
+    Where memory runs out, this group and the worker's next ones of the model are run with half the slots.
+    """
+    model = cells[group.shards[0].cell].model, resources.device
+    slots = min(resources.slots, _fitting.get(model, resources.slots))
+    results, fitted = with_fitting_slots(
+        lambda fewer: attack_shards(cells, dataclasses.replace(resources, slots=fewer), group.shards), slots
+    )
+    if fitted < slots:
+        _fitting[model] = fitted
+    return results
 
 
 def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resources: Resources) -> list[Group]:
@@ -39,7 +59,7 @@ def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resource
     a run that was killed ends in the records of an unbroken one.
     """
     groups = []
-    for group in _all_groups(cells, resources):
+    for group in packed_groups([*_all_shards(cells, resources)], cells, resources):
         parts = [(shard, _missing(shard, cells, finished, resources.shard_size)) for shard in group.shards]
         if any(missing for _, missing in parts):
             again = [missing or _written(shard, finished) for shard, missing in parts]
@@ -47,24 +67,30 @@ def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resource
     return groups
 
 
-def _all_groups(cells: Sequence[Cell], resources: Resources) -> Iterator[Group]:
+def packed_groups(shards: Sequence[Shard], cells: Sequence[Cell], resources: Resources) -> Iterator[Group]:
+    """Yield groups that have all shards: one each, or several where the attack takes samples of several data sets."""
     alike: dict[int | tuple[str, str, Threat], list[Shard]] = {}
-    for number, cell in enumerate(cells):
+    for shard in shards:
+        cell = cells[shard.cell]
         mixed = all(stage.takes_mixed for stage in cell.attack.stages)
-        key = (cell.model, cell.attack.name, cell.threat) if mixed else number
-        nothing = Finished((), ())
-        for start, stop in missing_ranges(len(cell), nothing, resources.shard_size):
-            alike.setdefault(key, []).append(Shard(number, start, stop, cell.fingerprint))
-    for key, shards in alike.items():
+        alike.setdefault((cell.model, cell.attack.name, cell.threat) if mixed else shard.cell, []).append(shard)
+    for key, some in alike.items():
         if isinstance(key, int):
-            yield from (Group((shard,)) for shard in shards)
+            yield from (Group((shard,)) for shard in some)
         else:
-            yield from _packed(shards, resources)
+            yield from _packed(some, resources)
+
+
+def _all_shards(cells: Sequence[Cell], resources: Resources) -> Iterator[Shard]:
+    nothing = Finished((), ())
+    for number, cell in enumerate(cells):
+        for start, stop in missing_ranges(len(cell), nothing, resources.shard_size):
+            yield Shard(number, start, stop, cell.fingerprint)
 
 
 def _packed(shards: Sequence[Shard], resources: Resources) -> list[Group]:
     """Deal shards out to groups of nearly equal size, at least one a worker, the largest shards first."""
-    full = _SHARDS * resources.shard_size
+    full = _SHARDS * max(resources.shard_size, resources.slots)
     count = min(len(shards), max(-(-sum(map(len, shards)) // full), resources.workers))
     groups: list[list[Shard]] = [[] for _ in range(count)]
     for shard in sorted(shards, key=len, reverse=True):

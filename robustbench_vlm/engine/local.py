@@ -7,23 +7,19 @@ import os
 import signal
 import sys
 import threading
-import traceback
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from typing import Any, Generic, TypeVar
+from types import ModuleType
+from typing import Any, Generic
 
 import torch
 
-from robustbench_vlm.engine.estimate import cores
+from robustbench_vlm.engine.engines import Answer, Engine, Job, WorkerDied, attempt
+from robustbench_vlm.engine.estimate import Resources, cores
 from robustbench_vlm.errors import UserError
-
-Job = TypeVar("Job")
-"""What a worker is handed: names and numbers, which travel by pickle; its text says what it is."""
-Answer = TypeVar("Answer")
-
 
 _MALLOPT = {-3: 2**25, -1: 2**31 - 1, -2: 2**26}
 """GNU C library: blocks to take from the heap (at most so large), free memory to keep on top, and to take at once."""
@@ -37,10 +33,6 @@ else:
     _CONTEXT = multiprocessing.get_context("spawn")
 
 
-class WorkerDied(UserError):
-    """A worker process ended without an answer: killed from outside, or out of memory."""
-
-
 @dataclass
 class _Worker(Generic[Job]):
     process: BaseProcess
@@ -49,19 +41,15 @@ class _Worker(Generic[Job]):
 
 
 def run_jobs(
-    function: Callable[[Job], Answer], jobs: Sequence[Job], *, workers: int
+    function: Callable[[Job], Answer], jobs: Sequence[Job], resources: Resources
 ) -> Generator[tuple[Job, Answer], None, None]:
-    """Yield every job with the function's answer as soon as it is there.
-
-    What a worker raises is raised here: a UserError as it is, all else as RuntimeError with the worker's traceback.
-    Raises WorkerDied, naming the job, where a process is gone. Closing the iterator ends all workers.
-    """
-    if workers == 1 or len(jobs) <= 1:
+    """Run jobs as `engines.RunJobs` says, in processes of this machine; one worker is this process itself."""
+    workers = min(resources.workers, len(jobs))
+    if workers <= 1:
         keep_freed_memory()
         for job in jobs:
             yield job, function(job)
         return
-    workers = min(workers, len(jobs))
     crew: list[_Worker[Job]] = []
     try:
         crew = [_start(function, number, workers) for number in range(workers)]
@@ -70,17 +58,39 @@ def run_jobs(
         _stop(crew)
 
 
-def expect_workers(workers: int) -> None:
+def expect_workers(resources: Resources) -> None:
     """Begin to import what workers need, in the process that they will be copied from, while others make the plan.
 
-    `workers` is as in `Resources`; one worker is this process itself.
+    Raises UserError for an address: the machines of this engine are this one.
     """
-    if workers == 1 or _CONTEXT.get_start_method() != "forkserver":
+    if resources.address:
+        raise UserError(f"--address {resources.address} is for an engine of several machines: add --engine ray")
+    if resources.workers == 1 or _CONTEXT.get_start_method() != "forkserver":
         return
     from multiprocessing import forkserver
 
     _CONTEXT.set_forkserver_preload(_IMPORTED)
-    forkserver.ensure_running()
+    with _unheard():
+        forkserver.ensure_running()
+
+
+@contextlib.contextmanager
+def _unheard() -> Iterator[None]:
+    """Let Ctrl-C pass by a process that is started: while it imports, it would answer by a traceback."""
+    if threading.current_thread() is not threading.main_thread():
+        # Only the main thread may say what a signal does.
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def count_workers(resources: Resources) -> int:
+    """Return how many GPUs, or CPU cores, this process may use."""
+    return torch.cuda.device_count() if resources.device == "cuda" else cores()
 
 
 def keep_freed_memory() -> None:
@@ -131,9 +141,26 @@ def _answer(worker: _Worker[Job]) -> Any:
 def _start(function: Callable[[Job], Any], number: int, workers: int) -> _Worker[Job]:
     ours, theirs = _CONTEXT.Pipe()
     process = _CONTEXT.Process(target=_work, args=(theirs, function, number, max(1, cores() // workers)), daemon=True)
-    process.start()
+    with _without_program(function):
+        process.start()
     theirs.close()
     return _Worker(process, ours)
+
+
+@contextlib.contextmanager
+def _without_program(function: Callable[[Any], Any]) -> Iterator[None]:
+    """Hide the program from a process that is started: it would run the script's file again, and start others from it.
+
+    Workers need nothing of it, since functions, models and attacks are named by packages; but for a function that is
+    the program's own.
+    """
+    program = sys.modules["__main__"]
+    if getattr(function, "func", function).__module__ != program.__name__:
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
 
 
 def _stop(crew: Sequence[_Worker[Job]]) -> None:
@@ -157,12 +184,7 @@ def _work(connection: Connection, function: Callable[[Any], Any], number: int, t
             job = connection.recv()
         except (EOFError, OSError):
             return
-        try:
-            connection.send(function(job))
-        except UserError as error:
-            connection.send(UserError(str(error)))
-        except Exception:  # it is raised again in the parent, whatever it is
-            connection.send(RuntimeError(f"a worker failed on {job!r}:\n{traceback.format_exc()}"))
+        connection.send(attempt(function, job))
 
 
 def _end_with_parent() -> None:
@@ -170,3 +192,6 @@ def _end_with_parent() -> None:
     assert parent is not None
     wait([parent.sentinel])
     os._exit(1)
+
+
+LOCAL = Engine(expect_workers, count_workers, run_jobs)

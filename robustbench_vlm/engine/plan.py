@@ -1,6 +1,7 @@
 """Plans: a request of names and texts becomes cells, each with its identity, and an estimate of what they cost."""
 
 import dataclasses
+import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -8,19 +9,28 @@ from pathlib import Path
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.stage import Attack
+from robustbench_vlm.attacks.oracle import Transferred
+from robustbench_vlm.attacks.stage import Attack, Logits
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.dataset import Dataset
 from robustbench_vlm.datasets.folder import folder_dataset
+from robustbench_vlm.datasets.published import data_root, is_there, located, ready
 from robustbench_vlm.engine.cell import Cell, Samples
 from robustbench_vlm.engine.estimate import Estimate, Resources, Speed, estimate, measure_speed, threads_of_a_worker
+from robustbench_vlm.engine.memory import choose_slots, with_fitting_slots
 from robustbench_vlm.engine.samples import choose_samples
-from robustbench_vlm.engine.shard import classifier_of, loaded_model
+from robustbench_vlm.engine.shard import AnyModel, classifier_of, loaded_model, precise_classifier
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.models.clip import Model
-from robustbench_vlm.protocols import PROTOCOLS, Protocol
+from robustbench_vlm.models.assembly import fetch
+from robustbench_vlm.models.card import find_card
+from robustbench_vlm.models.precision import check_precision
+from robustbench_vlm.procedures.classifier import ProcedureModel, split_reference
+from robustbench_vlm.progress import Tell
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.protocols.protocol import Protocol
 from robustbench_vlm.threats import Threat, parse_eps
 from robustbench_vlm.tracks import TRACKS, Track
 
@@ -50,6 +60,8 @@ class Request:
     """A folder with one sub-folder of pictures a class; it takes the place of the data sets."""
     prompt: str = "a photo of a {}."
     """The text for the classes of `images`."""
+    data: Path | None = None
+    """The folder of the published data sets. None: VLMBENCH_DATA, or "data" in the cache folder."""
     skip_unreadable: bool = False
     """Go on without pictures that cannot be decoded, and count them."""
     out: Path = Path("runs")
@@ -75,36 +87,49 @@ class Plan:
         return sum(len(cell) for cell in self.cells)
 
 
-def make_plan(request: Request) -> Plan:
+def make_plan(request: Request, tell: Tell | None = None) -> Plan:
     """Resolve every name, load the models, read the chosen pictures once, and measure the model's speed.
 
-    Raises UserError for unknown names (with the nearest), eps in other units, an attack that is not for the norm,
-    models that cannot be loaded or share a name, and unreadable pictures unless the request skips them.
+    Released weights are fetched, and pictures of published data sets prepared, where they are not yet, of which `tell`
+    is told. Raises UserError for unknown names (with the nearest), eps in other units, an attack that is not for the
+    norm, a precision that the device does not have, data sets that are not there, models that cannot be loaded or share
+    a name, and unreadable pictures unless the request skips them.
     """
     track: Track = TRACKS.load(request.track)
     protocol = _protocol(request, track)
     resources = request.resources.resolved()
+    for precision in (protocol.precision, protocol.verdicts, protocol.logits):
+        check_precision(precision, resources.device)
     threats = _threats(request, track)
-    attacks = [protocol.adapt_attack(load_attack(name)) for name in _once("attack", request.attacks)]
+    names = [protocol.attack_name(name) for name in _once("attack", request.attacks)]
+    attacks = [protocol.adapt_attack(load_attack(name), threats[0].norm) for name in dict.fromkeys(names)]
     for attack in attacks:
         _check_norm(attack, threats[0])
     # Before models, whose weights may have to be fetched.
-    _check_pictures(request, track)
+    located.cache_clear()
+    datasets = _datasets(request, track, protocol)
+    for name in _once("model", request.models):
+        fetch(find_card(split_reference(name)[1], track.name), track.name, tell or (lambda *told: None))
     # A checkpoint may have changed since this process loaded it last.
     loaded_model.cache_clear()
     classifier_of.cache_clear()
+    precise_classifier.cache_clear()
     models = {name: loaded_model(name, track.name, resources.device) for name in _once("model", request.models)}
     _check_names(models)
     sides = {name: protocol.side or model.architecture.side for name, model in models.items()}
-    choices = _choices(request, track, protocol, set(sides.values()))
+    choices = _choices(request, datasets, protocol, set(sides.values()), tell)
     cells = tuple(
         Cell(track.name, name, model.name, model.digest, dataset, attack, threat, protocol, samples)
         for name, model in models.items()
-        for attack in attacks
+        for attack in _adapted(attacks, model)
         for threat in threats
         for dataset, samples in choices[sides[name]]
     )
-    cost = _estimate(cells, resources)
+    speeds = _speeds(cells, resources)
+    slots = resources.slots or choose_slots(resources.device, max(speed.slot for speed in speeds.values()))
+    resources = dataclasses.replace(resources, slots=slots)
+    counted = {name: _counted(model, protocol) for name, model in models.items()}
+    cost = estimate([(cell, speeds[cell.model], counted[cell.model]) for cell in cells], resources)
     return Plan(dataclasses.replace(request, resources=resources), track, protocol, cells, cost)
 
 
@@ -131,7 +156,11 @@ def _check_norm(attack: Attack, threat: Threat) -> None:
         )
 
 
-def _check_names(models: Mapping[str, Model]) -> None:
+def _adapted(attacks: Sequence[Attack], model: AnyModel) -> list[Attack]:
+    return [model.adapt_attack(attack) if isinstance(model, ProcedureModel) else attack for attack in attacks]
+
+
+def _check_names(models: Mapping[str, AnyModel]) -> None:
     references: dict[str, str] = {}
     for reference, model in models.items():
         other = references.setdefault(model.name, reference)
@@ -142,10 +171,27 @@ def _check_names(models: Mapping[str, Model]) -> None:
             )
 
 
-def _check_pictures(request: Request, track: Track) -> None:
+def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Dataset]:
+    """Return the data sets that are asked for, as the protocol has them; none where a folder takes their place."""
+    _check_pictures(request, track, protocol)
+    if request.images is not None:
+        return []
+    names = _once("data set", request.datasets or protocol.datasets or track.datasets)
+    datasets = [protocol.adapt_dataset(DATASETS.load(name)) for name in names]
+    absent = [dataset.name for dataset in datasets if not is_there(dataset, request.data)]
+    if absent:
+        raise UserError(
+            f"{len(absent)} of {len(datasets)} data sets are not below {data_root(request.data)}:"
+            f" {', '.join(absent)}. `vlmbench data list` says how each is obtained, `vlmbench data prepare"
+            f" {absent[0]}` fetches one, --data names another folder, --dataset other data sets"
+        )
+    return datasets
+
+
+def _check_pictures(request: Request, track: Track, protocol: Protocol) -> None:
     if request.images is not None and request.datasets:
         raise UserError("--images takes the place of the data sets: give either --images or --dataset")
-    if request.images is None and not request.datasets and not track.datasets:
+    if request.images is None and not request.datasets and not (protocol.datasets or track.datasets):
         raise UserError(
             f"the track {track.name!r} has no data sets of its own: give --images DIR, one folder a class, or --dataset"
             " NAME, which `vlmbench list datasets` shows"
@@ -153,15 +199,13 @@ def _check_pictures(request: Request, track: Track) -> None:
 
 
 def _choices(
-    request: Request, track: Track, protocol: Protocol, sides: set[int]
+    request: Request, datasets: Sequence[Dataset], protocol: Protocol, sides: set[int], tell: Tell | None
 ) -> dict[int, list[tuple[Dataset, Samples]]]:
     """Return the data sets and their samples by the side of the pictures, which only a folder's depend on."""
     if request.images is None:
-        names = _once("data set", request.datasets or track.datasets)
-        datasets = [protocol.adapt_dataset(DATASETS.load(name)) for name in names]
+        opened = [ready(dataset, protocol.samples, request.data, tell) for dataset in datasets]
         same = [
-            (dataset, choose_samples(dataset, protocol, skip_unreadable=request.skip_unreadable))
-            for dataset in datasets
+            (dataset, choose_samples(dataset, protocol, skip_unreadable=request.skip_unreadable)) for dataset in opened
         ]
         return dict.fromkeys(sides, same)
     folders = {side: folder_dataset(request.images, request.prompt, side) for side in sides}
@@ -171,18 +215,30 @@ def _choices(
     }
 
 
-def _estimate(cells: Sequence[Cell], resources: Resources) -> Estimate:
+def _speeds(cells: Sequence[Cell], resources: Resources) -> dict[str, Speed]:
+    """Return each model's speed, measured on pictures of its first cell."""
     speeds: dict[str, Speed] = {}
-    image_bytes = 0
     for cell in cells:
         if cell.model not in speeds:
-            images = cell.dataset.open().read(cell.samples.indices[: min(resources.slots, _TIMED)])
+            images = cell.dataset.open().read(cell.samples.indices[: min(resources.slots or _TIMED, _TIMED)])
             pixels = (images.to(torch.float32) / 255).to(resources.device)
-            classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, resources.device)
+            about = cell.model, cell.track, cell.dataset.prompts, resources.device
+            classifier = precise_classifier(*about, cell.protocol.precision, cell.protocol.logits)
+            measure = functools.partial(_measure, classifier.plain, pixels)
             with threads_of_a_worker(resources.workers):
-                speeds[cell.model] = measure_speed(classifier, pixels)
-            image_bytes = max(image_bytes, pixels[0].numel() * pixels.element_size())
-    return estimate([(cell, speeds[cell.model]) for cell in cells], resources, image_bytes)
+                speeds[cell.model], _ = with_fitting_slots(measure, len(pixels))
+    return speeds
+
+
+def _counted(model: AnyModel, protocol: Protocol) -> Logits:
+    """Return a classifier that counts passes as those of all cells of a model do."""
+    # Of one class: passes do not depend on the classes, whose texts may be 80,000.
+    logits = model.classifier(["a photo."]).of_samples(torch.zeros(1, dtype=torch.int64))
+    return logits if protocol.precision == protocol.verdicts else Transferred(logits, logits)
+
+
+def _measure(classifier: torch.nn.Module, pixels: Tensor, count: int) -> Speed:
+    return measure_speed(classifier, pixels[:count])
 
 
 def _once(kind: str, names: Iterable[str]) -> list[str]:

@@ -4,12 +4,21 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from robustbench_vlm.engine.store import read_cell
 from robustbench_vlm.records import Score, fingerprint, plain
+
+if TYPE_CHECKING:
+    from pandas import DataFrame
 
 _QUANTILE = 1.959964
 """Of the normal distribution at 97.5 %."""
+_ABOUT = ("model", "attack", "dataset", "eps")
+_COLUMNS = (
+    *(*_ABOUT, "n", "clean", "clean_low", "clean_high", "robust", "robust_low", "robust_high", "warnings"),
+    *("classes", "norm", "track", "protocol", "fingerprint"),
+)
 
 
 @dataclass(frozen=True)
@@ -29,7 +38,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class Mean:
-    """Unweighted means over data sets, the training set left out."""
+    """Unweighted means over data sets."""
 
     clean: float
     robust: float
@@ -54,13 +63,17 @@ class Table:
     """sha256 over the fingerprints of the cells."""
     scores: tuple[Score, ...]
     mean: Mean | None
-    """None where only the training set was asked for."""
+    """Over the zero-shot sets, those that models of the track were trained on left out; None where there are none."""
+    mean_as_published: Mean | None
+    """Over all data sets of the protocol's table, as papers print it; None where that is the same, or some are out."""
     seconds: float
     """Wall time that was spent on it in this run, shared out by passes; 0 where everything was on disk."""
     passes: int
     """Forward and backward passes on record for it, earlier runs' included."""
     folder: Path
     """runs/<track>/<model>/<attack>, with manifest.json and scores.csv."""
+    fingerprints: tuple[str, ...]
+    """Those of the cells, one a score."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as a JSON document; its scores leave out the model and attack that stand beside them."""
@@ -69,6 +82,21 @@ class Table:
             for score in self.scores
         ]
         return {**plain(self), "scores": scores}
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Return a flat mapping for every score."""
+        about = {name: getattr(self, name) for name in ("track", "protocol", "norm")}
+        return [
+            {
+                **about,
+                **{name: getattr(score, name) for name in (*_ABOUT, "classes", "n", "clean", "robust")},
+                **dict(zip(("clean_low", "clean_high"), score.clean_interval, strict=True)),
+                **dict(zip(("robust_low", "robust_high"), score.robust_interval, strict=True)),
+                "warnings": " ".join(score.warnings),
+                "fingerprint": own,
+            }
+            for score, own in zip(self.scores, self.fingerprints, strict=True)
+        ]
 
 
 @dataclass(frozen=True)
@@ -82,6 +110,32 @@ class RunResult:
     """Forward and backward passes on record, earlier runs' included."""
     warnings: tuple[str, ...]
     """Sentences about the run as a whole, such as files that were not taken as done; a score has its own warnings."""
+
+    def to_pandas(self) -> "DataFrame":
+        """Return a row for every model x attack x eps x data set.
+
+        `clean` and `robust` are shares in [0, 1] of `n` samples, beside the ends of their 95 % Wilson intervals;
+        `warnings` are codes of gates, separated by blanks; `eps` is a text such as "8/255".
+        """
+        import pandas
+
+        rows = [row for table in self.tables for row in table.rows()]
+        return pandas.DataFrame(rows, columns=list(_COLUMNS))
+
+    def samples(self) -> "DataFrame":
+        """Return a row for every attacked sample, read from the records on disk: the fields of `SampleResult`.
+
+        Before them stand model, attack, data set and eps. Raises UserError where records are gone or damaged.
+        """
+        import pandas
+
+        rows = [
+            {**{name: row[name] for name in _ABOUT}, **vars(result)}
+            for table in self.tables
+            for row in table.rows()
+            for result in read_cell(table.folder, row["fingerprint"])
+        ]
+        return pandas.DataFrame(rows)
 
     @property
     def fingerprint(self) -> str:
@@ -100,9 +154,9 @@ class RunResult:
         return {"runs": [table.to_json() for table in self.tables], "fingerprint": self.fingerprint, **whole}
 
 
-def mean_of(scores: Sequence[Score], training: str) -> Mean | None:
-    """Return the unweighted mean over the data sets other than the training set, None where there is no other."""
-    kept = [score for score in scores if score.dataset != training]
+def mean_of(scores: Sequence[Score]) -> Mean | None:
+    """Return the unweighted mean over data sets, None where there are none."""
+    kept = list(scores)
     if not kept:
         return None
     clean, robust = ([getattr(score, name) for score in kept] for name in ("clean", "robust"))

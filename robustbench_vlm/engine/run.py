@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.engines import ENGINES, Engine
 from robustbench_vlm.engine.gates import with_comparisons
 from robustbench_vlm.engine.group import missing_groups, run_group
-from robustbench_vlm.engine.local import expect_workers, run_jobs
 from robustbench_vlm.engine.manifest import Line, Made, write_manifest
 from robustbench_vlm.engine.merge import merge
 from robustbench_vlm.engine.plan import Plan, Request, make_plan
@@ -37,7 +37,8 @@ def run(request: Request, *, on_progress: OnProgress | None = None) -> RunResult
     Raises UserError as `make_plan` does, where another run holds the folder, and where the disk cannot take the
     records. A run that ends early, by Ctrl-C or by an error, is finished by the same request.
     """
-    expect_workers(request.resources.workers)
+    engine: Engine = ENGINES.load(request.resources.engine)
+    engine.prepare(request.resources)
     return run_plan(make_plan(request), on_progress=on_progress)
 
 
@@ -77,7 +78,8 @@ def _compute(plan: Plan, finished: Sequence[Finished], on_progress: OnProgress) 
     on_progress(Progress(plan.samples - todo, plan.samples, known, left, ""))
     begun, done = time.monotonic(), 0
     function = functools.partial(run_group, plan.cells, resources)
-    with contextlib.closing(run_jobs(function, groups, workers=resources.workers)) as answers:
+    engine: Engine = ENGINES.load(resources.engine)
+    with contextlib.closing(engine.run_jobs(function, groups, resources)) as answers:
         for group, answer in answers:
             for shard, results in zip(group.shards, answer, strict=True):
                 cell = plan.cells[shard.cell]
@@ -114,6 +116,9 @@ def _table(
 ) -> Table:
     first: Cell = plan.cells[numbers[0]]
     own = tuple(scores[number] for number in numbers)
+    unseen = [score for score in own if score.dataset not in plan.track.seen]
+    published = set(plan.protocol.datasets or plan.track.datasets)
+    is_published = {score.dataset for score in own} == published and len(unseen) < len(own)
     return Table(
         track=plan.track.name,
         protocol=plan.protocol.label,
@@ -123,10 +128,12 @@ def _table(
         eps=first.threat.eps_text,
         fingerprint=fingerprint([plan.cells[number].fingerprint for number in numbers]),
         scores=own,
-        mean=mean_of(own, plan.track.training),
+        mean=mean_of(unseen),
+        mean_as_published=mean_of(own) if is_published else None,
         seconds=sum(seconds[number] for number in numbers),
         passes=sum(passes[number] for number in numbers),
         folder=run_folder(plan.request.out, first),
+        fingerprints=tuple(plan.cells[number].fingerprint for number in numbers),
     )
 
 

@@ -3,9 +3,10 @@
 from collections.abc import Sequence
 
 from robustbench_vlm.datasets.dataset import Dataset, Source, UnreadableImage, image_sha256
+from robustbench_vlm.datasets.prepared import PreparedSource
 from robustbench_vlm.engine.cell import Samples
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.protocols import Protocol
+from robustbench_vlm.protocols.protocol import Protocol
 
 _AT_ONCE = 256
 """Pictures held in memory while their digests are taken."""
@@ -18,7 +19,7 @@ def choose_samples(dataset: Dataset, protocol: Protocol, *, skip_unreadable: boo
     """
     source = dataset.open()
     _check(dataset, source)
-    chosen = protocol.select(source.ids, source.labels)
+    chosen = _chosen(source, protocol)
     digests: list[str | None] = []
     for start in range(0, len(chosen), _AT_ONCE):
         digests += _digests(source, chosen[start : start + _AT_ONCE], skip_unreadable)
@@ -35,6 +36,13 @@ def choose_samples(dataset: Dataset, protocol: Protocol, *, skip_unreadable: boo
     )
 
 
+def _chosen(source: Source, protocol: Protocol) -> list[int]:
+    """Return the protocol's samples; prepared ones stand in the standard order already, by their original labels."""
+    if isinstance(source, PreparedSource):
+        return list(range(len(source.ids)))[: protocol.samples]
+    return protocol.select(source.ids, source.labels)
+
+
 def _check(dataset: Dataset, source: Source) -> None:
     if len(set(source.ids)) != len(source.ids):
         raise UserError(f"the data set {dataset.name!r} gives one id to several samples: its source must name each one")
@@ -47,6 +55,11 @@ def _check(dataset: Dataset, source: Source) -> None:
 
 
 def _digests(source: Source, indices: Sequence[int], skip_unreadable: bool) -> list[str | None]:
+    if isinstance(source, PreparedSource):
+        known = source.digests(indices)
+        if not all(known) and not skip_unreadable:
+            source.read([indices[known.index("")]])
+        return [digest or None for digest in known]
     try:
         return [image_sha256(image) for image in source.read(indices)]
     except UnreadableImage:

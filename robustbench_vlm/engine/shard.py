@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.oracle import MixedLogits
-from robustbench_vlm.attacks.probes import PROBE_BACKWARD, PROBE_FORWARD, probe
+from robustbench_vlm.attacks.probes import MATES, probe, probe_passes
 from robustbench_vlm.attacks.stage import Attack, Batch, Logits
 from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
 from robustbench_vlm.datasets.dataset import image_sha256
@@ -18,23 +18,45 @@ from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.estimate import Resources
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.clip import Model, ZeroShotClassifier, load_model
-from robustbench_vlm.models.device import exact_arithmetic
+from robustbench_vlm.models.precision import PRECISIONS, arithmetic
+from robustbench_vlm.procedures.classifier import ProcedureClassifier, ProcedureModel, procedure_model, split_reference
 from robustbench_vlm.randomness import sample_keys
 from robustbench_vlm.records import SampleResult
+from robustbench_vlm.tracks import TRACKS
+
+AnyModel = Model | ProcedureModel
+AnyClassifier = ZeroShotClassifier | ProcedureClassifier
+
+_ROUNDINGS = 8
+"""By so many roundings of the lowest precision a sample's logits may change with its batch mates."""
+
+
+@dataclass(frozen=True)
+class Attacked:
+    """What an attack found out about samples, in their order."""
+
+    results: Sequence[SampleResult]
+    images: Tensor
+    """float32 (B, 3, H, W): `WorstCase.strongest`."""
 
 
 def run_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Shard]) -> list[list[SampleResult]]:
-    """Compute the records of shards whose cells differ in their data sets alone, each in the order of its samples.
+    """Compute the records of shards as `attack_shards` does."""
+    return [list(attacked.results) for attacked in attack_shards(cells, resources, shards)]
+
+
+def attack_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Shard]) -> list[Attacked]:
+    """Attack the samples of shards whose cells differ in their data sets alone, each in the order of its samples.
 
     Pictures of one size are attacked together. Raises UserError where weights or pictures are no longer those that a
     cell's fingerprint was taken of.
     """
-    with exact_arithmetic():
+    with arithmetic(cells[shards[0].cell].protocol.precision):
         parts = [_prepare(cells[shard.cell], shard, resources) for shard in shards]
         by_size: dict[torch.Size, list[int]] = {}
         for number, part in enumerate(parts):
             by_size.setdefault(part.batch.images.shape[1:], []).append(number)
-        found: dict[int, list[SampleResult]] = {}
+        found: dict[int, Attacked] = {}
         for numbers in by_size.values():
             some = [parts[number] for number in numbers]
             found |= zip(numbers, _attack(some, cells[shards[0].cell].attack, resources), strict=True)
@@ -45,24 +67,36 @@ def run_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Sha
 class _Part:
     """A shard made ready: its samples, and what is known of them before the attack."""
 
-    classifier: ZeroShotClassifier
+    classifier: AnyClassifier
+    """That which is attacked."""
+    judge: AnyClassifier
+    """That which gives the verdicts; the same one unless the protocol has another precision for them."""
     batch: Batch
     about: Sequence[tuple[str, str, tuple[str, ...]]]
     """Id, digest of the pixels and raised gates of each sample."""
 
 
 def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:
-    classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, resources.device)
+    about = cell.model, cell.track, cell.dataset.prompts, resources.device
+    protocol = cell.protocol
+    classifier, judge = (
+        precise_classifier(*about, name, protocol.logits) for name in (protocol.precision, protocol.verdicts)
+    )
     _check_identity(cell, shard, loaded_model(cell.model, cell.track, resources.device).digest)
     batch, digests = load_batch(cell, shard.start, shard.stop, device=resources.device)
-    raised = probe(classifier, batch, slots=resources.slots)
+    rounding = max(PRECISIONS[name].rounding for name in (protocol.precision, protocol.logits))
+    mates = max(MATES, _ROUNDINGS * rounding)
+    raised = probe(classifier.of_samples(batch.keys), batch, slots=_slots(classifier, resources), mates=mates)
     ids = cell.samples.ids[shard.start : shard.stop]
-    return _Part(classifier, batch, list(zip(ids, digests, raised, strict=True)))
+    return _Part(classifier, judge, batch, list(zip(ids, digests, raised, strict=True)))
 
 
-def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> list[list[SampleResult]]:
-    """Attack the samples of several shards at once and return each shard's records."""
-    classifiers, batches = [part.classifier for part in parts], [part.batch for part in parts]
+def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> list[Attacked]:
+    """Attack the samples of several shards at once and return what was found about each shard's."""
+    batches = [part.batch for part in parts]
+    attacked = _shared([part.classifier for part in parts], batches)
+    is_judged_apart = any(part.judge is not part.classifier for part in parts)
+    judge = _shared([part.judge for part in parts], batches) if is_judged_apart else None
     batch = dataclasses.replace(
         batches[0],
         images=torch.cat([each.images for each in batches]),
@@ -70,20 +104,29 @@ def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> lis
         keys=torch.cat([each.keys for each in batches]),
         num_classes=torch.cat([each.num_classes for each in batches]),
     )
-    verdict = attack_samples(_shared(classifiers, batches), batch, attack, slots=resources.slots)
+    slots = _slots(parts[0].classifier, resources)
+    verdict = attack_samples(attacked, batch, attack, slots=slots, judge=judge)
     about = [each for part in parts for each in part.about]
-    records = iter(_records(about, batch.labels, verdict, parts[0].classifier.scale))
-    return [list(itertools.islice(records, len(part.about))) for part in parts]
+    spent = probe_passes(attacked)
+    records = iter(_records(about, batch.labels, verdict, spent, parts[0].classifier.scale))
+    sizes = [len(part.about) for part in parts]
+    images = verdict.strongest.split(sizes)
+    return [Attacked(list(itertools.islice(records, size)), own) for size, own in zip(sizes, images, strict=True)]
 
 
-def _shared(classifiers: Sequence[ZeroShotClassifier], batches: Sequence[Batch]) -> Logits:
+def _slots(classifier: AnyClassifier, resources: Resources) -> int:
+    return max(1, resources.slots // classifier.pictures)
+
+
+def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> Logits:
     """Return one classifier for all samples, each with the classes of its own data set."""
     if all(classifier is classifiers[0] for classifier in classifiers):
-        return classifiers[0]
-    sizes = torch.tensor([len(classifier.text_features) for classifier in classifiers])
+        return classifiers[0].of_samples(torch.cat([batch.keys for batch in batches]))
+    plain = [classifier.plain for classifier in classifiers]
+    sizes = torch.tensor([len(classifier.text_features) for classifier in plain])
     first = (sizes.cumsum(0) - sizes).repeat_interleave(torch.tensor([len(batch.labels) for batch in batches]))
-    features = torch.cat([classifier.text_features for classifier in classifiers])
-    union = ZeroShotClassifier(classifiers[0].encoder, features, classifiers[0].scale)
+    features = torch.cat([classifier.text_features for classifier in plain])
+    union = ZeroShotClassifier(plain[0].encoder, features, plain[0].scale, plain[0].logits)
     num_classes = torch.cat([batch.num_classes for batch in batches])
     return MixedLogits.of_ranges(union, first.to(num_classes.device), num_classes)
 
@@ -106,7 +149,7 @@ def load_batch(cell: Cell, start: int, stop: int, *, device: str) -> tuple[Batch
             )
     labels = torch.tensor(samples.labels[start:stop], dtype=torch.int64).to(device)
     batch = Batch(
-        images=(images.to(torch.float32) / 255).to(device),
+        images=_moved(images, device).to(torch.float32) / 255,
         labels=labels,
         keys=sample_keys(cell.protocol.seed, cell.dataset.name, samples.ids[start:stop]).to(device),
         threat=cell.threat,
@@ -115,18 +158,44 @@ def load_batch(cell: Cell, start: int, stop: int, *, device: str) -> tuple[Batch
     return batch, digests
 
 
-@functools.lru_cache(maxsize=2)
-def loaded_model(reference: str, track: str, device: str) -> Model:
-    """Return a model on a device, loaded once a process."""
+def _moved(images: Tensor, device: str) -> Tensor:
+    """Return images on a device; as bytes, a quarter of what floats are, and from pages that a GPU reads by itself."""
+    return images.pin_memory().to(device, non_blocking=True) if device == "cuda" else images.to(device)
+
+
+@functools.lru_cache(maxsize=3)
+def loaded_model(reference: str, track: str, device: str) -> AnyModel:
+    """Return a model, or the one that NAME+MODEL is, on a device, loaded once a process."""
+    made = procedure_model(reference, lambda other: loaded_model(other, track, device), TRACKS.load(track).base)
+    if made:
+        return made
     model = load_model(reference, track)
     model.network.to(device)
     return model
 
 
-@functools.lru_cache(maxsize=16)
-def classifier_of(reference: str, track: str, prompts: tuple[str, ...], device: str) -> ZeroShotClassifier:
+@functools.lru_cache(maxsize=32)
+def classifier_of(reference: str, track: str, prompts: tuple[str | tuple[str, ...], ...], device: str) -> AnyClassifier:
     """Return the classifier of a model and prompts on a device, built once a process."""
     return loaded_model(reference, track, device).classifier(prompts).to(device)
+
+
+@functools.lru_cache(maxsize=64)
+def precise_classifier(
+    reference: str, track: str, prompts: tuple[str | tuple[str, ...], ...], device: str, precision: str, logits: str
+) -> AnyClassifier:
+    """Return the same classifier with its image encoder and its logits in precisions, built once a process."""
+    return classifier_of(reference, track, prompts, device).in_precision(precision, logits)
+
+
+def expect_weights(reference: str) -> None:
+    """Raise UserError where a reference names a procedure, for those who look at the weights of a model alone."""
+    procedure, model = split_reference(reference)
+    if procedure:
+        raise UserError(
+            f"{reference!r} is a procedure, and this looks at the weights of a model alone: take the model under it,"
+            f" {model!r}; `vlmbench run` takes the procedure"
+        )
 
 
 def _check_identity(cell: Cell, shard: Shard, weights: str) -> None:
@@ -145,7 +214,11 @@ def _check_identity(cell: Cell, shard: Shard, weights: str) -> None:
 
 
 def _records(
-    samples: Sequence[tuple[str, str, tuple[str, ...]]], labels: Tensor, verdict: WorstCase, scale: float
+    samples: Sequence[tuple[str, str, tuple[str, ...]]],
+    labels: Tensor,
+    verdict: WorstCase,
+    probed: tuple[int, int],
+    scale: float,
 ) -> list[SampleResult]:
     return [
         SampleResult(
@@ -156,8 +229,8 @@ def _records(
             adversarial_prediction=int(verdict.adversarial_prediction[n]),
             broken_by=verdict.broken_by[n],
             distance=float(verdict.distance[n]),
-            forward=int(verdict.forward[n]) + PROBE_FORWARD,
-            backward=int(verdict.backward[n]) + PROBE_BACKWARD,
+            forward=int(verdict.forward[n]) + probed[0],
+            backward=int(verdict.backward[n]) + probed[1],
             margin=float(verdict.margin[n]) / scale,
             warnings=",".join(dict.fromkeys([*found, *verdict.notes[n]])),
         )

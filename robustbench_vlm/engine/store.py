@@ -9,11 +9,15 @@ import socket
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import explained, write_whole
 from robustbench_vlm.records import SampleResult, fingerprint
+
+if TYPE_CHECKING:
+    from pyarrow import Table
 
 _FINGERPRINT = b"robustbench_vlm.fingerprint"
 _CONTENT = b"robustbench_vlm.content"
@@ -62,19 +66,23 @@ def write_shard(folder: Path, shard: Shard, results: Sequence[SampleResult]) -> 
 
     Raises UserError where the folder cannot be written or the disk is full.
     """
-    import pyarrow
     from pyarrow import parquet
 
-    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
-    schema = pyarrow.schema(
-        [pyarrow.field(field.name, types[field.type]) for field in fields(SampleResult)],  # type: ignore[index]
-        metadata={_FINGERPRINT: shard.fingerprint.encode(), _CONTENT: fingerprint(list(results)).encode()},
-    )
-    columns = [[getattr(result, name) for result in results] for name in schema.names]
-    arrays = [pyarrow.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
-    table = pyarrow.Table.from_arrays(arrays, schema=schema)
+    said = {_FINGERPRINT: shard.fingerprint.encode(), _CONTENT: fingerprint(list(results)).encode()}
+    table = records_table(results).replace_schema_metadata(said)
     path = folder / f"{shard.start:06d}-{shard.stop:06d}.parquet"
     write_whole(path, lambda partial: parquet.write_table(table, partial))
+
+
+def records_table(results: Sequence[SampleResult]) -> "Table":
+    """Return records as an Arrow table, a column a field."""
+    import pyarrow
+
+    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+    schema = pyarrow.schema([(field.name, types[field.type]) for field in fields(SampleResult)])  # type: ignore[index]
+    columns = [[getattr(result, name) for result in results] for name in schema.names]
+    arrays = [pyarrow.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
+    return pyarrow.Table.from_arrays(arrays, schema=schema)
 
 
 def read_finished(folder: Path, cell: Cell) -> Finished:
@@ -145,15 +153,11 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def _read_piece(path: Path, cell: Cell) -> Piece | str:
-    """Return a shard file's piece, or why it is not one of the cell's."""
+def read_records(path: Path, expected: str) -> tuple[SampleResult, ...] | str:
+    """Return the records of a shard file that carries the fingerprint `expected`, or why they cannot be taken."""
     import pyarrow
     from pyarrow import parquet
 
-    name = _SHARD_NAME.fullmatch(path.name)
-    if not name:
-        return "its name is not <start>-<stop>.parquet"
-    start, stop = int(name[1]), int(name[2])
     try:
         table = parquet.read_table(path)
         results = tuple(SampleResult(**row) for row in table.to_pylist())
@@ -161,10 +165,38 @@ def _read_piece(path: Path, cell: Cell) -> Piece | str:
     except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:
         return f"it is damaged: {str(error).splitlines()[0]}"
     metadata = table.schema.metadata or {}
-    if metadata.get(_FINGERPRINT) != cell.fingerprint.encode():
+    if metadata.get(_FINGERPRINT) != expected.encode():
         return "it carries another fingerprint"
     if metadata.get(_CONTENT) != content.encode():
         return "it is damaged: its records are not those that were written"
+    return results
+
+
+def read_cell(folder: Path, fingerprint: str) -> tuple[SampleResult, ...]:
+    """Return all records below a run's folder of the cell with a fingerprint, in their order.
+
+    Raises UserError where there are none, and where they are damaged.
+    """
+    results: list[SampleResult] = []
+    for path in sorted(folder.glob(f"*-{fingerprint[:8]}/*.parquet")):
+        found = read_records(path, fingerprint)
+        if isinstance(found, str):
+            raise UserError(f"{path} cannot be taken: {found}; give the command of the run again")
+        results += found
+    if not results:
+        raise UserError(f"the records of this run are not in {folder} any more: give the command of the run again")
+    return tuple(results)
+
+
+def _read_piece(path: Path, cell: Cell) -> Piece | str:
+    """Return a shard file's piece, or why it is not one of the cell's."""
+    name = _SHARD_NAME.fullmatch(path.name)
+    if not name:
+        return "its name is not <start>-<stop>.parquet"
+    start, stop = int(name[1]), int(name[2])
+    results = read_records(path, cell.fingerprint)
+    if isinstance(results, str):
+        return results
     samples = cell.samples
     expected = list(
         zip(samples.ids[start:stop], samples.labels[start:stop], samples.image_digests[start:stop], strict=True)

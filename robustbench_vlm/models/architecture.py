@@ -10,7 +10,8 @@ from robustbench_vlm.errors import UserError
 from robustbench_vlm.models import ARCHITECTURES
 from robustbench_vlm.registry import unknown
 
-_OPEN_CLIP = "open_clip:"
+OPEN_CLIP = "open_clip:"
+"""What stands before the names of open_clip's own architectures."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,12 @@ class Architecture:
 
 def load_architecture(name: str) -> Architecture:
     """Return a registered architecture, or open_clip's own by "open_clip:NAME"; raise UserError for an unknown one."""
-    if not name.startswith(_OPEN_CLIP):
+    if not name.startswith(OPEN_CLIP):
         architecture: Architecture = ARCHITECTURES.load(name)
         return architecture
     import open_clip
 
-    short = name.removeprefix(_OPEN_CLIP)
+    short = name.removeprefix(OPEN_CLIP)
     config = open_clip.get_model_config(short)
     if config is None:
         raise UserError(unknown("open_clip architecture", short, open_clip.list_models()))

@@ -3,22 +3,21 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.models.architecture import Architecture, load_architecture
+from robustbench_vlm.models.architecture import Architecture
+from robustbench_vlm.models.assembly import assemble
 from robustbench_vlm.models.card import ModelCard, find_card
 from robustbench_vlm.models.convolution import quick_at_pixels
 from robustbench_vlm.models.folding import FoldedResNet, folded
-from robustbench_vlm.models.weights import load_weights
-from robustbench_vlm.records import fingerprint
-from robustbench_vlm.registry import unknown
+from robustbench_vlm.models.precision import InPrecision, arithmetic, products
 
-_OPEN_CLIP = "open_clip:"
+_TEXTS_AT_ONCE = 1024
+"""Texts in memory together: ImageNet's ensemble has 80,000."""
 
 
 class ImageEncoder(nn.Module):
@@ -71,15 +70,35 @@ class ZeroShotClassifier(nn.Module):
     """Pictures (B, 3, H, W) in [0, 1] to float32 logits (B, C): scale times the cosine with each class's text."""
 
     text_features: Tensor
+    pictures = 1
+    """Pictures that one sample has in memory at once."""
 
-    def __init__(self, encoder: nn.Module, text_features: Tensor, scale: float) -> None:
+    def __init__(self, encoder: nn.Module, text_features: Tensor, scale: float, logits: str = "float32") -> None:
         super().__init__()
         self.encoder, self.scale = encoder, scale
+        self.logits = logits
         self.register_buffer("text_features", text_features)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of pictures."""
-        return self.scale * self.image_features(images) @ self.text_features.T
+        features = self.image_features(images)
+        # The encoder may run in less, the attack's gradient through it too; logits do where the protocol says so alone.
+        with products(self.logits, images.device.type):
+            found = self.scale * features @ self.text_features.T
+        return found.to(self.text_features.dtype)
+
+    @property
+    def plain(self) -> "ZeroShotClassifier":
+        """The classifier without any procedure: itself."""
+        return self
+
+    def in_precision(self, name: str, logits: str = "float32") -> "ZeroShotClassifier":
+        """Return the classifier with encoder, and product with the texts, in precisions of `precision.PRECISIONS`."""
+        return ZeroShotClassifier(InPrecision(self.encoder, name), self.text_features, self.scale, logits).eval()
+
+    def of_samples(self, keys: Tensor) -> "ZeroShotClassifier":
+        """Return the classifier of the samples with these random streams, (B,): itself, since it draws no numbers."""
+        return self
 
     def image_features(self, images: Tensor) -> Tensor:
         """Return the unit embedding of each picture, (B, D), in the type of the texts' embeddings."""
@@ -111,17 +130,26 @@ class Model:
             tower = quick_at_pixels(folded(self.network.get_submodule("visual")))
         return ImageEncoder(tower, self.architecture).eval()
 
-    def text_features(self, prompts: Sequence[str]) -> Tensor:
-        """Return the unit embedding of each prompt, float32 (C, D)."""
-        device = self.network.get_parameter("logit_scale").device
-        with torch.no_grad():
-            features: Tensor = self.network.encode_text(  # type: ignore[operator]
-                tokenize(prompts, self.architecture).to(device), normalize=True
-            )
-        return features.to(torch.float32)
+    def text_features(self, prompts: Sequence[str | tuple[str, ...]]) -> Tensor:
+        """Return the unit embedding of each class's prompt, or unit mean of its prompts' embeddings, float32 (C, D)."""
+        groups = [(prompt,) if isinstance(prompt, str) else prompt for prompt in prompts]
+        texts = list(dict.fromkeys(text for group in groups for text in group))
+        embedded = dict(zip(texts, self._embedded(texts), strict=True))
+        means = torch.stack([torch.stack([embedded[text] for text in group]).mean(dim=0) for group in groups])
+        return means if all(len(group) == 1 for group in groups) else functional.normalize(means, dim=-1)
 
-    def classifier(self, prompts: Sequence[str]) -> ZeroShotClassifier:
-        """Return the zero-shot classifier of the classes that the prompts describe, one prompt a class."""
+    def _embedded(self, texts: Sequence[str]) -> Tensor:
+        device = self.network.get_parameter("logit_scale").device
+        parts = []
+        # Whoever builds them, and whenever: the plan, or a worker that attacks in TF32.
+        with torch.no_grad(), arithmetic():
+            for start in range(0, len(texts), _TEXTS_AT_ONCE):
+                tokens = tokenize(texts[start : start + _TEXTS_AT_ONCE], self.architecture).to(device)
+                parts.append(self.network.encode_text(tokens, normalize=True))  # type: ignore[operator]
+        return torch.cat(parts).to(torch.float32)
+
+    def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> ZeroShotClassifier:
+        """Return the zero-shot classifier of the classes that the prompts describe: a text a class, or several."""
         return ZeroShotClassifier(self.encoder, self.text_features(prompts), self.scale).eval().requires_grad_(False)
 
 
@@ -143,43 +171,9 @@ def _tokenizer(length: int) -> Callable[[list[str]], Tensor]:
 def load_model(reference: str, track: str) -> Model:
     """Return the model of a name on a track, of a card file, or of "open_clip:ARCH/PRETRAINED".
 
-    Raises UserError for unknown names, wrong digests, damaged weights, and downloads that fail.
+    Raises UserError for unknown names, wrong digests, damaged weights, models that nobody has released, and downloads
+    that fail.
     """
-    if reference.startswith(_OPEN_CLIP):
-        return _from_open_clip(reference)
     card = find_card(reference, track)
-    architecture = load_architecture(card.architecture)
-    network = architecture.build()
-    folder = Path(card.folder)
-    image = {f"visual.{key}": value for key, value in load_weights(folder, card.image).items()}
-    problems = network.load_state_dict({**image, **load_weights(folder, card.text)}, strict=False)
-    if problems.missing_keys or problems.unexpected_keys:
-        raise UserError(
-            f"the weights of {card.name!r} do not fit {card.architecture!r}: missing {problems.missing_keys[:3]},"
-            f" unexpected {problems.unexpected_keys[:3]}; the card names the wrong architecture or the wrong file"
-        )
-    digest = fingerprint([card.architecture, card.image.sha256, card.text.sha256])
-    return Model(card.name, digest, network.eval().requires_grad_(False), architecture, card)
-
-
-def _from_open_clip(reference: str) -> Model:
-    import open_clip
-
-    name, _, pretrained = reference.removeprefix(_OPEN_CLIP).partition("/")
-    architecture = load_architecture(f"{_OPEN_CLIP}{name}")
-    if pretrained not in open_clip.list_pretrained_tags_by_model(name):
-        raise UserError(unknown(f"pretrained tag of {name}", pretrained, open_clip.list_pretrained_tags_by_model(name)))
-    try:
-        network = open_clip.create_model(name, pretrained=pretrained)
-    except Exception as error:  # the hub client raises many kinds of network and cache errors
-        raise UserError(
-            f"cannot fetch {reference}: {error}; check the network, or fetch the weights elsewhere and write a card"
-        ) from error
-    state = {key: fingerprint(_digest(value)) for key, value in network.state_dict().items()}
-    return Model(reference, fingerprint(state), network.eval().requires_grad_(False), architecture)
-
-
-def _digest(tensor: Tensor) -> str:
-    import hashlib
-
-    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
+    found = assemble(card, track)
+    return Model(card.name, found.digest, found.network.eval().requires_grad_(False), found.architecture, card)

@@ -56,8 +56,9 @@ class _Convolution(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient,) = gradients
         images, weight = ctx.saved_tensors
+        # Under autocast it comes in half precision.
+        gradient = gradients[0].to(weight.dtype)
         wanted = ctx.needs_input_grad[:3]
         at_images = _pull_back(gradient, weight, ctx.stride, ctx.padding, images.shape) if wanted[0] else None
         at_weight, at_bias = None, None

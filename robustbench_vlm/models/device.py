@@ -1,7 +1,4 @@
-"""Devices, and arithmetic that is what it says."""
-
-from collections.abc import Iterator
-from contextlib import contextmanager
+"""Devices."""
 
 import torch
 
@@ -20,16 +17,3 @@ def choose_device(name: str) -> str:
     if name == "cuda" and not torch.cuda.is_available():
         raise UserError("there is no GPU that torch can use: take --device cpu, or mend the driver")
     return name or ("cuda" if torch.cuda.is_available() else "cpu")
-
-
-@contextmanager
-def exact_arithmetic() -> Iterator[None]:
-    """Switch TF32 off, which would round every product of a float32 network to ten bits, and put it back after."""
-    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark, convolution.deterministic
-    matmul.allow_tf32 = convolution.allow_tf32 = convolution.benchmark = False
-    convolution.deterministic = True
-    try:
-        yield
-    finally:
-        matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark, convolution.deterministic = before

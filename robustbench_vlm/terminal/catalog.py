@@ -10,19 +10,25 @@ from robustbench_vlm.attacks import ATTACKS, FAMILIES, load_attack
 from robustbench_vlm.attacks.stage import Attack
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.dataset import Dataset
+from robustbench_vlm.datasets.originals import ORIGINALS
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.defense import Defense
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.models import ARCHITECTURES, MODELS
+from robustbench_vlm.models import ARCHITECTURES, MODELS, card_names
 from robustbench_vlm.models.architecture import Architecture, load_architecture
-from robustbench_vlm.models.card import ModelCard, card_names, find_card
+from robustbench_vlm.models.card import ModelCard, find_card
+from robustbench_vlm.procedures import PROCEDURES
+from robustbench_vlm.procedures.classifier import split_reference
+from robustbench_vlm.procedures.procedure import Procedure
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.records import plain
 from robustbench_vlm.registry import Registry, unknown
 from robustbench_vlm.terminal.layout import wrapped
+from robustbench_vlm.terminal.protocols import protocol_document
 from robustbench_vlm.terminal.screen import Line, printable
 from robustbench_vlm.tracks import TRACKS
 
+_MODEL_FORMS = ("path/to/card.json", "open_clip:ARCH/PRETRAINED", "PROCEDURE+MODEL")
 _WORDS = 40
 """Letters up to which the items of a list stand side by side."""
 
@@ -47,12 +53,27 @@ class Entry:
     error: str = ""
 
 
+@dataclass(frozen=True)
+class _OnTop:
+    """A procedure on top of a model."""
+
+    name: str
+    procedure: Procedure
+    model: ModelCard
+
+
 def kind_of(word: str) -> str:
     """Return the kind that a word names, singular or plural; raise UserError for another word."""
     kind = word.removesuffix("s")
     if kind not in KINDS:
         raise UserError(unknown("kind", word, [f"{kind}s" for kind in KINDS]))
     return kind
+
+
+def check_is_protocol(word: str) -> None:
+    """Raise UserError for the word of another kind than protocols."""
+    if kind_of(word) != "protocol":
+        raise UserError(f"only protocols can be compared, not {word}: vlmbench diff protocol NAME NAME")
 
 
 def entries(kind: str, track: str) -> list[Entry]:
@@ -79,11 +100,11 @@ def entry_lines(listed: Sequence[Entry], width: int) -> list[Line]:
 
 def document(kind: str, name: str, track: str) -> dict[str, Any]:
     """Return all that is known of one value; raise UserError where there is none of that name."""
+    if kind == "protocol":
+        return protocol_document(name)
     value = KINDS[kind].load(name, track)
     known = {"kind": kind, **plain(value, _import_path)}
-    if isinstance(value, Dataset):
-        known |= {"samples": len(value.open().ids), "chance": value.chance}
-    return known
+    return known | (_dataset_facts(value) if isinstance(value, Dataset) else {})
 
 
 def document_lines(value: Any, width: int, depth: int = 0) -> list[Line]:
@@ -101,6 +122,20 @@ def document_lines(value: Any, width: int, depth: int = 0) -> list[Line]:
         text = ", ".join(map(str, item)) if isinstance(item, list) else str(item)
         lines += [Line(indent + line.text) for line in wrapped(f"{label} {text}", width - len(indent), indent="  ")]
     return lines
+
+
+def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
+    """Return what a data set's fields do not say, or not in words."""
+    if not dataset.original:
+        return {"transform": "", "samples": len(dataset.open().ids), "chance": dataset.chance}
+    original = ORIGINALS[dataset.original]
+    return {
+        "origin": original.origin,
+        "licence": original.licence,
+        "transform": str(dataset.transform),
+        "samples": original.samples,
+        "chance": dataset.chance,
+    }
 
 
 def _needs_lines(item: Any) -> bool:
@@ -128,8 +163,17 @@ def _model_names(track: str) -> list[str]:
     return sorted({*card_names(track), *MODELS.names()})
 
 
+def _any_model(reference: str, track: str) -> "ModelCard | _OnTop":
+    procedure, model = split_reference(reference)
+    card = find_card(model, track)
+    return _OnTop(f"{procedure}+{card.name}", PROCEDURES.load(procedure), card) if procedure else card
+
+
 def _model(card: ModelCard) -> str:
-    return _sentence([f"defended by {card.defense}" if card.defense else card.notes or "undefended", card.paper])
+    told = f"defended by {card.defense}" if card.defense else card.notes or "undefended"
+    by_hand = card.image is not None and bool(card.image.page)
+    missing = "to be fetched by hand" if by_hand else "" if card.has_weights else "not released: train it"
+    return _sentence([told, missing, card.paper])
 
 
 def _dataset(dataset: Dataset) -> str:
@@ -140,10 +184,8 @@ def _attack(attack: Attack) -> str:
     return _sentence([attack.description, "" if len(attack.norms) > 1 else f"{attack.norms[0]} only", attack.paper])
 
 
-def _defense(defense: Defense) -> str:
-    return _sentence(
-        [defense.paper, f"after the {defense.fidelity}" if defense.fidelity == "paper" else defense.fidelity]
-    )
+def _made_by_people(made: Defense | Procedure) -> str:
+    return _sentence([made.paper, f"after the {made.fidelity}" if made.fidelity == "paper" else made.fidelity])
 
 
 def _architecture(architecture: Architecture) -> str:
@@ -155,12 +197,15 @@ def _sentence(parts: Iterable[str]) -> str:
 
 
 KINDS: Mapping[str, Kind] = {
-    "model": Kind(_model_names, find_card, _model, ("path/to/card.json", "open_clip:ARCH/PRETRAINED")),
+    "model": Kind(
+        _model_names, _any_model, _model, ("path/to/card.json", "open_clip:ARCH/PRETRAINED", "PROCEDURE+MODEL")
+    ),
     "dataset": Kind(*_from(DATASETS), _dataset),
     "attack": Kind(
         _from(ATTACKS)[0], lambda name, track: load_attack(name), _attack, tuple(form for form, _ in FAMILIES.values())
     ),
-    "defense": Kind(*_from(DEFENSES), _defense),
+    "defense": Kind(*_from(DEFENSES), _made_by_people),
+    "procedure": Kind(*_from(PROCEDURES), _made_by_people),
     "track": Kind(*_from(TRACKS), lambda track: track.description),
     "protocol": Kind(*_from(PROTOCOLS), lambda protocol: protocol.description),
     "architecture": Kind(

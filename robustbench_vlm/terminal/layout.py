@@ -44,7 +44,7 @@ def table(rows: Sequence[Row], columns: Columns, width: int) -> list[Line]:
     ]
     layouts = [_kept(layout, filled) for layout in _layouts(columns)]
     layout = next((each for each in layouts if _width(rows, each) <= width), layouts[-1])
-    return list(_lines(rows, layout, columns.numbers))
+    return list(_lines(rows, layout, columns.numbers, width))
 
 
 def wrapped(text: str, width: int, *, indent: str = "") -> list[Line]:
@@ -86,7 +86,7 @@ def _widths(rows: Sequence[Row], layout: _Layout) -> dict[str, int]:
     return {key: max(cell_len(text) for text in [key, *(row.get(key, "") for row in rows)]) for key in layout.columns}
 
 
-def _lines(rows: Sequence[Row], layout: _Layout, numbers: Sequence[str]) -> Iterator[Line]:
+def _lines(rows: Sequence[Row], layout: _Layout, numbers: Sequence[str], width: int) -> Iterator[Line]:
     widths, indent = _widths(rows, layout), _GAP * len(layout.headings)
     yield Line(indent + _joined({key: key for key in widths}, widths, numbers), "bold")
     said: list[str] = []
@@ -98,7 +98,8 @@ def _lines(rows: Sequence[Row], layout: _Layout, numbers: Sequence[str]) -> Iter
                 yield Line(heading, "bold" if depth == 0 else "")
         yield Line(indent + _joined(row, widths, numbers))
         if layout.below and row.get(layout.below):
-            yield Line(f"{indent}{_GAP}! {row[layout.below]}", "yellow")
+            note = wrapped(f"! {row[layout.below]}", max(width - len(indent + _GAP), 20), indent=_GAP)
+            yield from (Line(indent + _GAP + line.text, "yellow") for line in note)
 
 
 def _joined(row: Row, widths: Mapping[str, int], numbers: Sequence[str]) -> str:

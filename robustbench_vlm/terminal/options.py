@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from robustbench_vlm.errors import UserError
+from robustbench_vlm.terminal import completion
 
 if TYPE_CHECKING:
     from robustbench_vlm.engine.plan import Request
@@ -21,7 +22,7 @@ TRACK = "mini"
 
 def option(name: str, metavar: str, text: str) -> Any:
     """Return an option for typer that takes a value."""
-    return typer.Option(name, metavar=metavar, help=text)
+    return typer.Option(name, metavar=metavar, help=text, autocompletion=completion.BY_OPTION.get(name))
 
 
 _PICTURES = (".png", ".svg")
@@ -29,23 +30,31 @@ _PICTURES = (".png", ".svg")
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 TrackName = Annotated[str, option("--track", "NAME", "What is compared with what: `vlmbench list tracks`.")]
 
+_KINDS = "models, datasets, attacks, defenses, procedures, tracks, protocols or architectures."
+KindName = Annotated[str, typer.Argument(metavar="KIND", help=_KINDS, autocompletion=completion.kinds)]
+_VALUE = "A name that `vlmbench list KIND` shows."
+ValueName = Annotated[str, typer.Argument(metavar="NAME", help=_VALUE, autocompletion=completion.of_kind)]
+
 _MODEL = "A name, a card file or open_clip:ARCH/PRETRAINED; the track's base if none. Repeat for a grid."
 _SKIP = "Go on without pictures that cannot be read, and count them."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
 _Attacks = Annotated[list[str], option("--attack", "NAME", "See `vlmbench list attacks`. Repeat for a grid.")]
-_Datasets = Annotated[
+Datasets = Annotated[
     list[str] | None, option("--dataset", "NAME", "This instead of all of the track. Repeat for more.")
 ]
 _Eps = Annotated[list[str] | None, option("--eps", "EPS", "A part of the pixel range, as 8/255. Repeat for a grid.")]
-_Norm = Annotated[str, option("--norm", "NORM", "Linf or L2 instead of the track's norm.")]
-_ProtocolName = Annotated[str, option("--protocol", "NAME", "Another protocol than the track's first.")]
-_SampleCount = Annotated[str, option("--samples", "N|all", "Samples a data set instead of the protocol's number.")]
+Norm = Annotated[str, option("--norm", "NORM", "Linf or L2 instead of the track's norm.")]
+ProtocolName = Annotated[str, option("--protocol", "NAME", "Another protocol than the track's first.")]
+SampleCount = Annotated[str, option("--samples", "N|all", "Samples a data set instead of the protocol's number.")]
 _Images = Annotated[Path | None, option("--images", "DIR", "Your own pictures: one folder a class, named like it.")]
 _Prompt = Annotated[str, option("--prompt", "TEXT", "What to say of a class of --images; {} is its name.")]
+DataFolder = Annotated[Path | None, option("--data", "DIR", "Folder of the published data sets, else VLMBENCH_DATA.")]
 _SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help=_SKIP)]
-_Workers = Annotated[int, option("--workers", "N", "Processes; 0 takes one a core, or one a GPU.")]
-_BatchSize = Annotated[int, option("--batch", "N", "Samples that a process holds at once; changes no result.")]
-_Device = Annotated[str, option("--device", "NAME", "cpu or cuda; cuda where there is one if not given.")]
+Workers = Annotated[int, option("--workers", "N", "Processes; 0 takes one a core, or one a GPU.")]
+BatchSize = Annotated[int, option("--batch", "N", "Samples that a process holds at once; 0: as memory allows.")]
+Device = Annotated[str, option("--device", "NAME", "cpu or cuda; cuda where there is one if not given.")]
+_Engine = Annotated[str, option("--engine", "NAME", "local, or ray: the workers of a cluster (extra ray).")]
+_Address = Annotated[str, option("--address", "HOST:PORT", "The head of a ray cluster; this machine if not given.")]
 _Out = Annotated[Path, option("--out", "DIR", "Where the records go.")]
 
 _DIAGNOSED = "A name, a card file or open_clip:ARCH/PRETRAINED; every bundled one if none. Repeat for more."
@@ -59,18 +68,21 @@ _Pictures = Annotated[str, option("--samples", "N|all", "Samples a data set.")]
 def request_of(
     model: _Models = None,
     attack: _Attacks = ["autoattack"],  # noqa: B006
-    dataset: _Datasets = None,
+    dataset: Datasets = None,
     eps: _Eps = None,
-    norm: _Norm = "",
+    norm: Norm = "",
     track: TrackName = TRACK,
-    protocol: _ProtocolName = "",
-    samples: _SampleCount = "",
+    protocol: ProtocolName = "",
+    samples: SampleCount = "",
     images: _Images = None,
     prompt: _Prompt = "a photo of a {}.",
+    data: DataFolder = None,
     skip_unreadable: _SkipUnreadable = False,
-    workers: _Workers = 0,
-    batch: _BatchSize = 64,
-    device: _Device = "",
+    workers: Workers = 0,
+    batch: BatchSize = 0,
+    device: Device = "",
+    engine: _Engine = "local",
+    address: _Address = "",
     out: _Out = Path("runs"),
 ) -> "Request":
     """Return what the options ask for; raise UserError for values that no plan can have."""
@@ -86,12 +98,13 @@ def request_of(
         eps=tuple(eps or ()),
         norm=norm,
         protocol=protocol,
-        samples=_sample_count(samples),
+        samples=sample_count(samples),
         images=images,
         prompt=prompt,
+        data=data,
         skip_unreadable=skip_unreadable,
         out=out,
-        resources=Resources(device=device, workers=workers, slots=batch),
+        resources=Resources(device, workers, batch, engine=engine, address=address),
         command=shlex.join(["vlmbench", *sys.argv[1:]]),
     )
 
@@ -99,26 +112,28 @@ def request_of(
 def diagnosis_of(
     model: _Diagnosed = None,
     track: TrackName = TRACK,
-    dataset: _Datasets = None,
+    dataset: Datasets = None,
     eps: _Radii = None,
     attack: _Attack = "pgd-10",
     samples: _Pictures = "32",
-    device: _Device = "",
+    data: DataFolder = None,
+    device: Device = "",
 ) -> "Request":
     """Return what the options of `diagnose` ask for; raise UserError for values that no plan can have."""
     from robustbench_vlm.engine.estimate import Resources
     from robustbench_vlm.engine.plan import Request
-    from robustbench_vlm.models.card import card_names
+    from robustbench_vlm.models.card import bundled_names
     from robustbench_vlm.tracks import TRACKS
 
     radii = TRACKS.load(track).eps
     return Request(
-        models=tuple(model or card_names(track) or [TRACKS.load(track).base]),
+        models=tuple(model or bundled_names(track) or [TRACKS.load(track).base]),
         attacks=(attack,),
         track=track,
         datasets=tuple(dataset or ()),
         eps=tuple(eps or ("0", *radii)),
-        samples=_sample_count(samples),
+        samples=sample_count(samples),
+        data=data,
         resources=Resources(device=device, workers=1),
     )
 
@@ -176,15 +191,18 @@ def number_lists(settings: Sequence[str]) -> dict[str, list[float]]:
     return found
 
 
-def check_plot(path: Path | None) -> None:
-    """Raise UserError where no picture can be written to `path`: before the work, not after it."""
+def check_plot(path: Path | None, name: str = "--plot") -> None:
+    """Raise UserError where no picture can be written to `path`, the option of that name: before the work.
+
+    Nothing without a `path`.
+    """
     if path is None:
         return
     if path.suffix.lower() not in _PICTURES:
-        raise UserError(f"--plot {path} is no picture that can be written: end it in {' or '.join(_PICTURES)}")
+        raise UserError(f"{name} {path} is no picture that can be written: end it in {' or '.join(_PICTURES)}")
     if path.is_dir() or not path.parent.is_dir():
         wrong = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
-        raise UserError(f"--plot {path} {wrong}: give a file in a folder that is there, such as diagnosis.png")
+        raise UserError(f"{name} {path} {wrong}: give a file in a folder that is there, such as diagnosis.png")
 
 
 def example(*commands: str) -> str:
@@ -194,7 +212,8 @@ def example(*commands: str) -> str:
     )
 
 
-def _sample_count(text: str) -> int | Literal["all"] | None:
+def sample_count(text: str) -> int | Literal["all"] | None:
+    """Read a number of samples, "all", or nothing; raise UserError for anything else."""
     if text in ("", "all"):
         return "all" if text else None
     if not text.isdecimal() or int(text) == 0:

@@ -1,6 +1,5 @@
 """What a plan and a run look like on a terminal."""
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from robustbench_vlm.terminal.screen import Line, duration
 
 _GROUPS = ("model", "attack", "threat")
 _RUN = Columns(_GROUPS, "data set", ("classes", "n", "clean", "robust", "95 % interval"), "warnings")
-_PLAN = Columns(_GROUPS, "data set", ("classes", "n"))
+_PLAN = Columns(_GROUPS, "data set", ("classes", "n", "passes", "time", "memory"))
 
 
 def run_lines(result: RunResult, width: int) -> list[Line]:
@@ -36,7 +35,7 @@ def run_lines(result: RunResult, width: int) -> list[Line]:
 
 
 def plan_lines(plan: Plan, width: int) -> list[Line]:
-    """Return a plan's cells and what they are expected to cost."""
+    """Return a plan's cells and what each, and all together, are expected to cost from nothing."""
     rows = [
         {
             "model": cell.model_name,
@@ -45,13 +44,16 @@ def plan_lines(plan: Plan, width: int) -> list[Line]:
             "data set": cell.dataset.name,
             "classes": str(len(cell.dataset.classes)),
             "n": str(len(cell)),
+            "passes": f"{cost.passes_expected:,}",
+            "time": duration(cost.seconds_expected),
+            "memory": _gibibytes(cost.memory),
         }
-        for cell in plan.cells
+        for cell, cost in zip(plan.cells, plan.estimate.cells, strict=True)
     ]
     single = [group for group in _GROUPS if len({row[group] for row in rows}) == 1]
     about = ", ".join([*(rows[0][group] for group in single), f"protocol {plan.protocol.label}"])
     rows = [{key: value for key, value in row.items() if key not in single} for row in rows]
-    sentences = [cost(plan), *_memory(plan)]
+    sentences = [totals(plan), *_memory(plan)]
     return [
         *wrapped(about, width),
         Line(""),
@@ -62,7 +64,8 @@ def plan_lines(plan: Plan, width: int) -> list[Line]:
 
 
 def plan_document(plan: Plan) -> dict[str, object]:
-    """Return a plan as a JSON document; seconds and passes are those from nothing on disk."""
+    """Return a plan as a JSON document; seconds, passes and memory are those from nothing on disk."""
+    estimate = plain(plan.estimate)
     cells = [
         {
             "model": cell.model_name,
@@ -74,8 +77,9 @@ def plan_document(plan: Plan) -> dict[str, object]:
             "n": len(cell),
             "unreadable": list(cell.samples.unreadable),
             "fingerprint": cell.fingerprint,
+            **cost,
         }
-        for cell in plan.cells
+        for cell, cost in zip(plan.cells, estimate.pop("cells"), strict=True)
     ]
     return {
         "track": plan.track.name,
@@ -83,11 +87,11 @@ def plan_document(plan: Plan) -> dict[str, object]:
         "cells": cells,
         "samples": plan.samples,
         "samples_on_disk": on_disk(plan),
-        "estimate": plain(dataclasses.asdict(plan.estimate)),
+        "estimate": estimate,
     }
 
 
-def cost(plan: Plan) -> str:
+def totals(plan: Plan) -> str:
     """Return the sentence that says how much a plan has to do and how long that takes."""
     estimate, known = plan.estimate, on_disk(plan)
     share = (plan.samples - known) / plan.samples
@@ -118,7 +122,11 @@ def _left_out(plan: Plan) -> str:
 def _memory(plan: Plan) -> Iterable[str]:
     estimate = plan.estimate
     yield f"{estimate.passes_expected:,} passes through the network, {estimate.passes_most:,} if every sample is robust"
-    yield f"about {estimate.memory / 2**30:.1f} GiB of memory"
+    yield f"about {_gibibytes(estimate.memory)} of memory, {estimate.slots} samples at once in each process"
+
+
+def _gibibytes(memory: int) -> str:
+    return f"{memory / 2**30:.1f} GiB"
 
 
 def _group(found: Table) -> dict[str, str]:
@@ -143,11 +151,18 @@ def _interval(bounds: tuple[float, float]) -> str:
 
 
 def _mean_rows(found: Table) -> list[Row]:
-    if found.mean is None:
-        return []
-    clean, robust = _percent(found.mean.clean), _percent(found.mean.robust)
-    interval = _interval(found.mean.robust_interval)
-    return [{**_group(found), "data set": "mean", "clean": clean, "robust": robust, "95 % interval": interval}]
+    means = {"mean": found.mean, "mean as published": found.mean_as_published}
+    return [
+        {
+            **_group(found),
+            "data set": name,
+            "clean": _percent(mean.clean),
+            "robust": _percent(mean.robust),
+            "95 % interval": _interval(mean.robust_interval),
+        }
+        for name, mean in means.items()
+        if mean is not None
+    ]
 
 
 def _explained(warnings: Iterable[str], width: int) -> list[Line]:

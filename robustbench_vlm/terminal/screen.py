@@ -12,8 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-Tell = Callable[[int, int, float, str], None]
-"""Takes progress: done, of how many, seconds left, and what is under way."""
+from robustbench_vlm.progress import Tell
 
 _SECONDS_BETWEEN_LINES = 10.0
 """How often a pipe or a log file is told of progress."""

@@ -7,9 +7,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from robustbench_vlm.terminal import screen
+from robustbench_vlm.progress import Tell
+from robustbench_vlm.terminal import completion, screen
 from robustbench_vlm.terminal.options import (
     TRACK,
+    Device,
     Json,
     TrackName,
     check_plot,
@@ -24,7 +26,12 @@ if TYPE_CHECKING:
     from robustbench_vlm.training.order import Order
 
 _Folder = Annotated[Path | None, option("--out", "DIR", "Where the weights and the card go.")]
-_DefenseName = Annotated[str, typer.Argument(metavar="DEFENSE", help="See `vlmbench list defenses`.")]
+_DefenseName = Annotated[
+    str,
+    typer.Argument(
+        metavar="DEFENSE", help="See `vlmbench list defenses`.", autocompletion=completion.BY_KIND["defense"]
+    ),
+]
 _Eps = Annotated[str, option("--eps", "EPS", "Training radius instead of the track's.")]
 _Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help="Instead of the schedule's.")]
 _Pictures = Annotated[
@@ -40,7 +47,6 @@ _Images = Annotated[
 _Base = Annotated[str, option("--base", "NAME", "A model to start from instead of the track's: a name or a card file.")]
 _Precision = Annotated[str, option("--precision", "NAME", "float32 or bfloat16, of the training pass alone.")]
 _SaveEvery = Annotated[int, typer.Option("--save-every", metavar="N", min=1, help="Steps between checkpoints.")]
-_Device = Annotated[str, option("--device", "NAME", "cpu or cuda; cuda where there is one if not given.")]
 _RESUME = "Insist on going on from a checkpoint, or begin anew; without it, go on where there is one."
 _Resume = Annotated[bool | None, typer.Option("--resume/--no-resume", help=_RESUME)]
 
@@ -50,10 +56,11 @@ def pretrain(track: TrackName = TRACK, out: _Folder = None, as_json: Json = Fals
 
     The same command goes on where an earlier one was stopped.
     """
+    from robustbench_vlm.models.card import trained_folder
     from robustbench_vlm.training.commands import pretrain_base
 
     with screen.progress("steps", quiet=as_json) as tell:
-        card = pretrain_base(track, out or Path("trained") / track / "base", tell)
+        card = pretrain_base(track, out or trained_folder(track, "base"), tell)
     _show_card(card, as_json=as_json)
 
 
@@ -85,7 +92,7 @@ def takes_order(command: Callable[..., Any]) -> Callable[..., Any]:
 @takes_order
 def train(
     order: "Order",
-    device: _Device = "",
+    device: Device = "",
     save_every: _SaveEvery = 200,
     resume: _Resume = None,
     out: _Folder = None,
@@ -96,9 +103,10 @@ def train(
     Fine-tunes the track's base model; the same command goes on where an earlier one was stopped. For several GPUs begin
     with `accelerate launch --multi_gpu -m robustbench_vlm train ...` or `torchrun --nproc-per-node 8 -m ...`.
     """
+    from robustbench_vlm.models.card import trained_folder
     from robustbench_vlm.training.commands import train_defense
 
-    place = _place(out or Path("trained") / order.track / order.name, device, save_every)
+    place = _place(out or trained_folder(order.track, order.name), device, save_every)
     with _progress(place, as_json=as_json) as tell:
         card = train_defense(order, place, tell, resume=resume)
     if card:
@@ -111,7 +119,7 @@ def sweep(
     *,
     over: Annotated[list[str], option("--over", "NAME=N,N,...", _OVER)],
     share: Annotated[str, option("--share", "PART", "Part of the pictures to train on, as 1/4.")] = "1/4",
-    device: _Device = "",
+    device: Device = "",
     plot: Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file for the picture of the table.")] = None,
     out: _Folder = None,
     as_json: Json = False,
@@ -121,11 +129,12 @@ def sweep(
     Each is measured on pictures of the fine-tuning set that no training sees, never on evaluation sets. Trainings that
     are done already are not done again.
     """
+    from robustbench_vlm.models.card import trained_folder
     from robustbench_vlm.terminal import sweeps
     from robustbench_vlm.training.sweep import run_sweep
 
     check_plot(plot)
-    place = _place(out or Path("trained") / order.track / f"sweep-{order.name}", device, 200)
+    place = _place(out or trained_folder(order.track, f"sweep-{order.name}"), device, 200)
     with _progress(place, as_json=as_json) as tell:
         found = run_sweep(order, number_lists(over), sweeps.part(share), place, tell)
     if place.processes.is_main:
@@ -134,7 +143,7 @@ def sweep(
 
 
 @contextlib.contextmanager
-def _progress(place: "Place", *, as_json: bool) -> Iterator[screen.Tell]:
+def _progress(place: "Place", *, as_json: bool) -> Iterator[Tell]:
     """Show progress, on the first of several processes alone."""
     if not place.processes.is_main:
         yield lambda step, of, left, state: None

@@ -9,15 +9,16 @@ from torch import Tensor
 
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import explained
-from robustbench_vlm.models.architecture import load_architecture
-from robustbench_vlm.models.card import ModelCard, Weights, write_card
-from robustbench_vlm.models.clip import Model
+from robustbench_vlm.models import card_names
+from robustbench_vlm.models.architecture import OPEN_CLIP, load_architecture
+from robustbench_vlm.models.card import ModelCard, Weights, find_card, write_card
+from robustbench_vlm.models.saving import copy_weights, save_weights, split_towers
+from robustbench_vlm.progress import Tell
 from robustbench_vlm.records import plain
 from robustbench_vlm.tracks import TRACKS, Track
-from robustbench_vlm.training.files import copy_weights, save_weights, split_towers
 from robustbench_vlm.training.finetuning import Place, finetune
 from robustbench_vlm.training.job import Job
-from robustbench_vlm.training.log import Tell, plot_log, read_log
+from robustbench_vlm.training.log import plot_log, read_log
 from robustbench_vlm.training.order import Order, make_job
 from robustbench_vlm.training.pretraining import Settings, pretrain
 
@@ -29,9 +30,9 @@ def pretrain_base(track_name: str, folder: Path, tell: Tell, settings: Settings 
     """
     settings = settings or Settings()
     track: Track = TRACKS.load(track_name)
-    if track.base.startswith("open_clip:"):
+    if released := _released(track):
         raise UserError(
-            f"the base of the track {track.name!r} is pre-trained already, it is {track.base}: train a defense of it by"
+            f"the base of the track {track.name!r} is pre-trained already, it is {released}: train a defense of it by"
             f" `vlmbench train DEFENSE --track {track.name} --images DIR`"
         )
     architecture = load_architecture(track.architecture)
@@ -78,27 +79,34 @@ def train_defense(order: Order, place: Place, tell: Tell, *, resume: bool | None
 
 def _write_card(order: Order, job: Job, tower: Mapping[str, Tensor], folder: Path, seconds: float) -> Path:
     track: Track = TRACKS.load(order.track)
+    parent = job.model.card
+    assert parent
     card = ModelCard(
         name=order.name,
-        architecture=_architecture(job.model),
+        architecture=parent.architecture,
         image=save_weights(tower, folder / f"{order.name}.safetensors", track.stored),
         text=_text(job, folder),
         defense=job.defense.name,
         training={"track": track.name, **plain(job.account), "seconds": seconds, "fingerprint": job.identity},
         paper=job.defense.paper,
-        licence=job.model.card.licence if job.model.card else "",
+        licence=parent.licence,
         notes=f"fidelity: {job.defense.fidelity}",
+        mean=parent.mean,
+        std=parent.std,
     )
     write_card(card, folder / f"{order.name}.json")
     return folder / f"{order.name}.json"
 
 
-def _architecture(model: Model) -> str:
-    # A model of open_clip is named "open_clip:ARCH/PRETRAINED" and has no card.
-    return model.card.architecture if model.card else model.name.partition("/")[0]
+def _released(track: Track) -> str:
+    """Return which of open_clip's pre-trained models a track's base is; empty where it is none."""
+    named = track.base.startswith(OPEN_CLIP) or track.base in card_names(track.name)
+    card = find_card(track.base, track.name) if named else None
+    return f"{card.architecture}/{card.pretrained}" if card and card.pretrained else ""
 
 
 def _text(job: Job, folder: Path) -> Weights:
-    if job.model.card:
-        return copy_weights(Path(job.model.card.folder) / job.model.card.text.file, folder)
+    card = job.model.card
+    if card and card.text and card.text.is_bundled:
+        return copy_weights(Path(card.folder) / card.text.file, folder)
     return save_weights(split_towers(job.model.network)[1], folder / "text.safetensors")

@@ -20,13 +20,13 @@ from robustbench_vlm import randomness
 from robustbench_vlm.defenses.defense import Context, logits
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.clip import ImageEncoder
-from robustbench_vlm.models.device import exact_arithmetic
 from robustbench_vlm.models.folding import folded
+from robustbench_vlm.models.precision import arithmetic
+from robustbench_vlm.progress import Tell
 from robustbench_vlm.threats import Threat
 from robustbench_vlm.training.checkpoint import Checkpoint
 from robustbench_vlm.training.inner import inner_attack
 from robustbench_vlm.training.job import Job
-from robustbench_vlm.training.log import Tell
 from robustbench_vlm.training.optimisation import make_optimizer, rate_at, set_rate
 from robustbench_vlm.training.pictures import read_ahead
 from robustbench_vlm.training.processes import Processes
@@ -54,7 +54,7 @@ def finetune(job: Job, place: Place, tell: Tell) -> tuple[nn.Module, float]:
     checkpoint = Checkpoint(place.folder / "checkpoint.pt", job.identity)
     log_file = place.folder / "log.csv" if processes.is_main else None
     recorder = Recorder(checkpoint, job.steps, place.save_every, log_file, tell)
-    with exact_arithmetic():
+    with arithmetic():
         student = tower_of(job).to(processes.device)
         optimizer = make_optimizer(student, job.schedule)
         first = recorder.begin(student.visual, optimizer)

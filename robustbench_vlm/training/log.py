@@ -1,7 +1,6 @@
 """The record of a training: a CSV file that pandas reads, and a picture of its curves."""
 
 import csv
-from collections.abc import Callable
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
@@ -27,9 +26,6 @@ class Row:
         """The row in words."""
         return f"loss {self.loss:.3f}, batch {self.clean:.0%} clean, {self.robust:.0%} robust"
 
-
-Tell = Callable[[int, int, float, str], object]
-"""Takes progress: steps done, of how many, seconds left, and a word on the state."""
 
 COLUMNS = tuple(field.name for field in fields(Row))
 

@@ -21,7 +21,7 @@ from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import write_whole
 from robustbench_vlm.models.architecture import Architecture
 from robustbench_vlm.models.clip import ImageEncoder, tokenize
-from robustbench_vlm.training.log import Tell
+from robustbench_vlm.progress import Tell
 
 _MIXTURE = {"single": 5, "several": 1, "pair": 2, "digit": 2}
 _OFTEN_PLAIN = {"outline": (0, 0, 0, 0, 0, 0, 1), "faint": (0, 0, 0, 0, 0, 0, 1)}

@@ -9,8 +9,9 @@ import torch
 from torch import nn
 
 from robustbench_vlm.errors import UserError
+from robustbench_vlm.progress import Tell
 from robustbench_vlm.training.checkpoint import Checkpoint
-from robustbench_vlm.training.log import Log, Row, Tell
+from robustbench_vlm.training.log import Log, Row
 
 _LOG_EVERY = 20
 """Steps from one row of the log to the next; each costs two forward passes more."""

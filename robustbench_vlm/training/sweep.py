@@ -24,13 +24,13 @@ from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import write_text, write_whole
 from robustbench_vlm.models.clip import ImageEncoder, ZeroShotClassifier
 from robustbench_vlm.models.convolution import quick_at_pixels
-from robustbench_vlm.models.device import exact_arithmetic
 from robustbench_vlm.models.folding import folded
+from robustbench_vlm.models.precision import arithmetic
+from robustbench_vlm.progress import Tell
 from robustbench_vlm.randomness import sample_keys
 from robustbench_vlm.threats import Threat
 from robustbench_vlm.training.finetuning import Place, finetune
 from robustbench_vlm.training.job import Job
-from robustbench_vlm.training.log import Tell
 from robustbench_vlm.training.order import Order, make_sweep_job, vary
 from robustbench_vlm.training.pictures import Pictures
 from robustbench_vlm.training.recorder import Diverged
@@ -148,7 +148,7 @@ def _examination(job: Job, held_out: Pictures) -> Examination:
         with torch.no_grad():
             encoder = ImageEncoder(quick_at_pixels(folded(visual)), job.model.architecture)
         classifier = ZeroShotClassifier(encoder, text_features, job.model.scale).eval().requires_grad_(False)
-        with exact_arithmetic():
+        with arithmetic():
             verdict = attack_samples(classifier.to(device), batch, load_attack(ATTACK), slots=_AT_ONCE)
         clean = (verdict.clean_prediction == labels).float().mean().item()
         return clean, verdict.robust.float().mean().item()

@@ -52,3 +52,24 @@ def test_cross_entropy_does_not_vanish_where_float32_saturates(name: str, scale:
     distance = linear_distances(model, batch, 1)
     assert verdict.robust[distance > float(threat.eps) * 1.0001].all()
     assert not verdict.robust[distance < float(threat.eps) * 0.98].any()
+
+
+def test_the_images_of_held_samples_transfer_as_the_closed_form_says() -> None:
+    source, target = network("linear", 2), network("linear", 2, seed=1)
+    threat = halving_threat(source, 2, "Linf", times=2)
+    batch = samples(source, 2, threat)
+    verdict = attack_samples(source, batch, load_attack("pgd-20"), slots=16)
+    held, eps = verdict.robust, float(threat.eps)
+    assert 0 < held.sum() < 24
+    # From the label to the other class, of two.
+    towards = 1 - 2 * batch.labels.to(torch.float32)[:, None]
+    slopes = {model: towards * (model[1].weight[1] - model[1].weight[0]) for model in (source, target)}
+    corners = batch.images + eps * slopes[source].sign().view_as(batch.images)
+    assert torch.allclose(verdict.strongest[held], corners[held], atol=1e-6)
+
+    def lead(images: torch.Tensor) -> torch.Tensor:
+        return (target(images) @ torch.tensor([-1.0, 1.0])) * towards[:, 0]
+
+    # How far the other class of the target leads on the source's images, from its slope and the source's signs alone.
+    expected = lead(batch.images) + eps * (slopes[target] * slopes[source].sign()).sum(dim=1)
+    assert torch.allclose(lead(verdict.strongest)[held], expected[held], atol=1e-4)

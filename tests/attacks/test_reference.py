@@ -1,6 +1,7 @@
 """A real adversarially trained network on real images against the stored verdicts of the official AutoAttack."""
 
 import runpy
+import sys
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,10 @@ import pytest
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.worst_case import attack_samples
 
-BENCHMARK = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "autoattack.py"))
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+# As for a script that is run: its own folder is where it looks for what it shares with the others.
+sys.path.append(str(BENCHMARKS))
+BENCHMARK = runpy.run_path(str(BENCHMARKS / "autoattack.py"))
 DATA: Path = BENCHMARK["DATA"]
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from made_up import SHORT, halving_threat, network, samples, threat_of, with_parameters
 
-from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks import load_attack, losses
 from robustbench_vlm.attacks.stage import Attack, Batch, Logits, Outcome, Stage
 from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
 from robustbench_vlm.errors import UserError
@@ -164,3 +164,40 @@ def test_an_attack_for_another_norm_is_refused() -> None:
 def test_half_precision_logits_are_compared_in_float32() -> None:
     verdict = attack_samples(lambda images: MODEL(images).bfloat16(), BATCH, load_attack("pgd-10"), slots=24)
     assert verdict.margin.dtype == torch.float32
+
+
+def test_the_strongest_image_is_kept_of_a_sample_that_holds(dishonest: Any) -> None:
+    radius = float(BATCH.threat.eps)
+    wrong = BATCH.labels.clone()
+    wrong[0] = (wrong[0] + 1) % 5
+
+    def against(share: float) -> Any:
+        def move(batch: Batch) -> torch.Tensor:
+            images = batch.images.clone().requires_grad_()
+            MODEL(images).gather(1, batch.labels[:, None]).sum().backward()
+            assert images.grad is not None
+            return batch.images - share * radius * images.grad.sign()
+
+        return move
+
+    # The second stage is the best one, the last walks the wrong way.
+    attack = dishonest(first=against(0.05), second=against(0.1), third=against(-0.1))
+    batch = replace(BATCH, labels=wrong)
+    verdict = attack_samples(MODEL, batch, attack, slots=7)
+    broken = torch.tensor([stage not in ("", "clean") for stage in verdict.broken_by])
+    assert verdict.robust.sum() > 5 and verdict.broken_by[0] == "clean"
+    assert torch.equal(verdict.strongest[0], batch.images[0])
+    assert torch.equal(verdict.strongest[broken], verdict.adversarial[broken])
+    assert torch.equal(verdict.adversarial[verdict.robust], batch.images[verdict.robust])
+    second = against(0.1)(batch).detach()
+    # The image of the second stage, unless its margin is no smaller than the clean one's.
+    with torch.no_grad():
+        margins = [-losses.margin(MODEL(images), wrong, wrong) for images in (batch.images, second)]
+    nearer = verdict.robust & (margins[1] < margins[0])
+    assert nearer.sum() > 5
+    assert torch.allclose(verdict.strongest[nearer], second[nearer], atol=1e-7)
+
+
+def test_a_stage_that_comes_no_nearer_leaves_the_clean_image(dishonest: Any) -> None:
+    verdict = attack_samples(MODEL, BATCH, dishonest(first=lambda batch: batch.images * torch.inf), slots=7)
+    assert verdict.robust.all() and torch.equal(verdict.strongest, BATCH.images)

@@ -1,5 +1,6 @@
 """Pictures that the project did not draw: handwritten digits and a person's own folders."""
 
+import os
 from pathlib import Path
 
 import numpy
@@ -69,6 +70,23 @@ def test_a_text_file_among_pictures_is_named(folder: Path) -> None:
     (folder / "cat" / "notes.txt").write_text("no picture")
     with pytest.raises(UnreadableImage, match=r"notes\.txt"):
         folder_dataset(folder, "a {}.", 32).open().read([0])
+
+
+@pytest.mark.parametrize("name", [b"cat/caf\xe9.png", b"\xe9t\xe9/one.png", b"cat/\xff.png"])
+def test_names_that_are_not_utf8_are_told(name: bytes, folder: Path) -> None:
+    path = folder / os.fsdecode(name)
+    path.parent.mkdir(exist_ok=True)
+    path.touch()
+    with pytest.raises(UserError, match=r"\\x(e9|ff).* is not UTF-8.*rename it") as caught:
+        folder_dataset(folder, "a {}.", 32).open()
+    str(caught.value).encode()
+
+
+def test_a_top_folder_whose_name_is_not_utf8_is_told(folder: Path) -> None:
+    odd = os.fsdecode(os.fsencode(folder.parent) + b"/caf\xe9")
+    folder.rename(odd)
+    with pytest.raises(UserError, match=r"caf\\xe9 is not UTF-8"):
+        folder_dataset(Path(odd), "a {}.", 32)
 
 
 @pytest.mark.parametrize("problem", ["missing", "one class", "no placeholder"])

@@ -10,7 +10,7 @@ import pytest
 from robustbench_vlm.attacks.stage import Attack, Stage
 from robustbench_vlm.datasets.dataset import Dataset
 from robustbench_vlm.engine.cell import Cell, Samples
-from robustbench_vlm.protocols import Protocol
+from robustbench_vlm.protocols.protocol import Protocol
 from robustbench_vlm.records import CLEAN, SampleResult
 from robustbench_vlm.threats import Threat
 

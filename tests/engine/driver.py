@@ -1,4 +1,4 @@
-"""A run as a process of its own, for the tests that kill it: driver.py OUT CARD WORKERS."""
+"""A run as a process of its own, for the tests that kill it: driver.py OUT CARD WORKERS [ADDRESS]."""
 
 import sys
 from pathlib import Path
@@ -8,18 +8,26 @@ from robustbench_vlm.engine.plan import Request
 from robustbench_vlm.engine.run import run
 
 
-def main() -> None:
-    out, card, workers = sys.argv[1:]
-    request = Request(
-        models=(card,),
+def request_of(out: Path, card: Path, workers: int, address: str = "") -> Request:
+    """Return the request, for the ray engine where there is an address."""
+    resources = Resources("cpu", workers, slots=4, shard_size=4, engine="ray" if address else "local", address=address)
+    return Request(
+        models=(str(card),),
         attacks=("pgd-100",),
         datasets=("colours", "textures"),
         eps=("1/255", "2/255", "1/2550"),
-        out=Path(out),
-        resources=Resources(device="cpu", workers=int(workers), shard_size=4),
+        out=out,
+        resources=resources,
     )
+
+
+def main() -> None:
+    out, card, workers, *address = sys.argv[1:]
     print("planning", flush=True)
-    run(request, on_progress=lambda progress: print(progress.samples_done, flush=True))
+    run(
+        request_of(Path(out), Path(card), int(workers), *address),
+        on_progress=lambda progress: print(progress.samples_done, flush=True),
+    )
 
 
 if __name__ == "__main__":

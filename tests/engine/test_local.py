@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 
 from robustbench_vlm.engine.cell import Shard
-from robustbench_vlm.engine.local import WorkerDied, run_jobs
+from robustbench_vlm.engine.engines import WorkerDied
+from robustbench_vlm.engine.estimate import Resources
+from robustbench_vlm.engine.local import run_jobs
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.records import SampleResult
 
@@ -32,7 +34,7 @@ def failing(how: str, shard: Shard) -> list[SampleResult]:
 
 @pytest.mark.parametrize("workers", [1, 3])
 def test_every_shard_comes_back_once(workers: int) -> None:
-    answers = list(run_jobs(named, SHARDS, workers=workers))
+    answers = list(run_jobs(named, SHARDS, Resources(workers=workers)))
     assert sorted(shard.start for shard, _ in answers) == list(range(7))
     assert all(results[0].sample_id == str(shard.start) for shard, results in answers)
     processes = {results[0].forward for _, results in answers}
@@ -49,7 +51,7 @@ def test_every_shard_comes_back_once(workers: int) -> None:
 )
 def test_failures_of_a_worker_are_told(how: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
-        list(run_jobs(functools.partial(failing, how), SHARDS, workers=2))
+        list(run_jobs(functools.partial(failing, how), SHARDS, Resources(workers=2)))
 
 
 def alive(processes: Sequence[int]) -> list[int]:
@@ -57,7 +59,7 @@ def alive(processes: Sequence[int]) -> list[int]:
 
 
 def test_closing_ends_the_workers() -> None:
-    answers = run_jobs(named, SHARDS, workers=2)
+    answers = run_jobs(named, SHARDS, Resources(workers=2))
     _, results = next(answers)
     assert alive([results[0].forward])
     answers.close()

@@ -4,7 +4,7 @@ import dataclasses
 import json
 import pickle
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -20,10 +20,14 @@ from robustbench_vlm.engine.estimate import Resources
 from robustbench_vlm.engine.plan import Plan, Request, make_plan
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import sha256_of
-from robustbench_vlm.protocols import MINI_QUICK
+from robustbench_vlm.models.clip import Model
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.protocols.embedded import MINI_QUICK
 from robustbench_vlm.threats import Threat
 
 MakeCard = Callable[..., Path]
+STEPS = replace(MINI_QUICK, name="steps", step_size="1/255")
+LOW = replace(MINI_QUICK, name="low", precision="bfloat16")
 
 
 def plan_of(card: Path, **changes: object) -> Plan:
@@ -198,3 +202,45 @@ def test_the_fingerprint_covers_nothing_else(make_cell: Callable[..., Cell]) -> 
         {"dataset": replace(cell.dataset, description="said otherwise", options={"path": "elsewhere"})},
     ]
     assert {replace(cell, **change).fingerprint for change in changes} == {cell.fingerprint}
+
+
+def test_the_plan_says_what_each_cell_costs(make_card: MakeCard) -> None:
+    found = plan_of(make_card(), attacks=("fgsm", "pgd-10"), datasets=("shapes", "day-night"), samples=4)
+    costs = found.estimate.cells
+    assert len(costs) == len(found.cells) == 4
+    assert sum(cost.passes_most for cost in costs) == found.estimate.passes_most
+    assert sum(cost.seconds_expected for cost in costs) == pytest.approx(found.estimate.seconds_expected)
+    assert all(0 < cost.passes_expected < cost.passes_most and cost.memory > 2**28 for cost in costs)
+    # PGD-10 makes ten gradients where FGSM makes one.
+    assert costs[2].passes_most > 2 * costs[0].passes_most and costs[2].seconds_most > 2 * costs[0].seconds_most
+
+
+def test_a_plan_embeds_the_texts_of_one_data_set_to_time_a_model(
+    make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded: list[int] = []
+    text_features = Model.text_features
+
+    def spied(model: Model, prompts: Sequence[str | tuple[str, ...]]) -> torch.Tensor:
+        embedded.append(len(prompts))
+        return text_features(model, prompts)
+
+    monkeypatch.setattr(Model, "text_features", spied)
+    plan = plan_of(make_card(), datasets=("day-night", "shapes", "colours"))
+    assert sorted(embedded) == [1, len(plan.cells[0].dataset.classes)]
+
+
+def test_a_plan_counts_what_a_judge_in_another_precision_passes(
+    make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOCOLS.table, "low", f"{__name__}:LOW")  # type: ignore[arg-type]
+    exact, low = (plan_of(make_card(), protocol=name).estimate.passes_most for name in ("mini-quick", "low"))
+    # FGSM counts as three calls at most, and each of them is judged.
+    assert low - exact == 3 * MINI_QUICK.samples
+
+
+def test_a_protocols_step_is_for_its_norm(make_card: MakeCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROTOCOLS.table, "steps", f"{__name__}:STEPS")  # type: ignore[arg-type]
+    for norm, given in (("Linf", True), ("L2", False)):
+        (cell,) = plan_of(make_card(), attacks=("pgd-10",), protocol="steps", norm=norm, eps=("1/2",)).cells
+        assert ("step_size" in cell.attack.stages[0].parameters) is given

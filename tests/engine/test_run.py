@@ -21,7 +21,7 @@ from robustbench_vlm.engine.run import run, run_plan
 from robustbench_vlm.engine.scores import score, wilson
 from robustbench_vlm.engine.shard import classifier_of, load_batch, run_shards
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.protocols import MINI_QUICK
+from robustbench_vlm.protocols.embedded import MINI_QUICK
 from robustbench_vlm.records import SampleResult
 
 ONE = Resources(device="cpu", workers=1)

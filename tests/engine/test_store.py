@@ -207,5 +207,5 @@ def test_a_really_full_disk(tmp_path: Path, make_cell: Cells, make_results: Resu
 
 def test_a_folder_under_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="name another folder with --out"), locked(tmp_path / "file" / "runs"):
+    with pytest.raises(UserError, match=r"name another folder, then"), locked(tmp_path / "file" / "runs"):
         pass

@@ -39,3 +39,15 @@ def test_only_strided_convolutions_over_few_channels_change_and_no_parameter_doe
     assert all(torch.equal(before[name], value) for name, value in tower.state_dict().items())
     other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(8, 4, 3, 2), nn.Conv2d(4, 4, 3, 2, groups=2))
     assert not [module for module in quick_at_pixels(other).modules() if isinstance(module, PixelConvolution)]
+
+
+def test_gradients_follow_outputs_in_half_precision() -> None:
+    torch.manual_seed(0)
+    slow, images = nn.Conv2d(3, 5, 4, 4), torch.rand(2, 3, 8, 8, requires_grad=True)
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = PixelConvolution(slow)(images)
+    assert outputs.dtype == torch.bfloat16
+    wanted = [images, *slow.parameters()]
+    found = torch.autograd.grad(outputs.float().sum(), wanted)
+    expected = torch.autograd.grad(slow(images).sum(), wanted)
+    assert all(torch.allclose(ours, theirs, rtol=1e-2) for ours, theirs in zip(found, expected, strict=True))

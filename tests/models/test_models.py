@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from torch import nn
 from torch.nn import functional
 
+from robustbench_vlm.datasets.rendered import SHAPES
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import sha256_of
 from robustbench_vlm.models.architecture import load_architecture
@@ -179,3 +180,19 @@ def test_the_encoder_resizes_inside() -> None:
     images = torch.rand(2, 3, 8, 8)
     large = functional.interpolate(images, (32, 32), mode="bicubic", align_corners=False)
     assert torch.allclose(encoder(images), encoder(large))
+
+
+def test_the_texts_of_a_class_are_averaged_as_unit_vectors() -> None:
+    model = load_model("clip", "mini")
+    one, two, other = model.text_features(["a red circle", "a circle", "a blue square"])
+    ensemble = model.text_features([("a red circle", "a circle"), ("a blue square", "a blue square")])
+    mean = (one + two) / 2
+    assert torch.allclose(ensemble[0], mean / mean.norm(), atol=1e-6) and torch.allclose(ensemble[1], other, atol=1e-6)
+    assert not torch.allclose(ensemble[0], one, atol=1e-3)
+
+
+def test_a_data_set_with_several_templates_has_as_many_texts_a_class() -> None:
+    ensemble = dataclasses.replace(SHAPES, prompt=("one {}", "two {}s"))
+    assert ensemble.prompts[0] == ("one circle", "two circles") and SHAPES.prompts[0] == "a picture of a circle"
+    with pytest.raises(UserError, match="'three' has no"):
+        dataclasses.replace(SHAPES, prompt=("one {}", "three"))

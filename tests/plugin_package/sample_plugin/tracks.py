@@ -3,7 +3,7 @@
 from fractions import Fraction
 
 from robustbench_vlm.defenses.defense import Schedule
-from robustbench_vlm.protocols import Protocol
+from robustbench_vlm.protocols.protocol import Protocol
 from robustbench_vlm.tracks import Track
 
 FEW = Protocol("few", 1, 6, description="six samples a set")
@@ -20,5 +20,6 @@ SAMPLE = Track(
     eps=(Fraction(1, 2), Fraction(1)),
     standard_eps=Fraction(1, 2),
     protocols=("few",),
+    board="few",
     description="made up",
 )

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+# Usage: BASE=COMMIT check_submission.sh CLONE [SAMPLES]
+# Checks the entries that a clone changes since BASE, and computes a random part of their verdicts again.
+# Nothing of the clone is run, and git does not follow links or hooks of it: files are read out of its history.
+set -euo pipefail
+clone=$1 samples=${2:-200} most=100000000
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+git=(git -C "$clone" -c core.hooksPath=/dev/null -c core.fsmonitor=false -c protocol.file.allow=user)
+if [ -n "${BASE_REPOSITORY:-}" ]; then
+  "${git[@]}" fetch --quiet --no-tags "$BASE_REPOSITORY" "$BASE"
+fi
+"${git[@]}" diff --no-renames --name-only -z "$BASE...HEAD" > "$work/changed"
+
+# Writes the file of a commit's path below a folder; fails where there is none, or no plain one.
+take() {
+  local commit=$1 name=$2 folder=$3
+  [ "$("${git[@]}" ls-tree "$commit" -- "$name" | cut -d ' ' -f 1)" = 100644 ] || return 1
+  mkdir -p "$folder/$(dirname "$name")"
+  "${git[@]}" cat-file blob "$commit:$name" > "$folder/$name"
+}
+
+entries=()
+while IFS= read -r -d '' name; do
+  if [ "$name" = leaderboards/README.md ]; then
+    continue # generated: the other checks hold it against the entries
+  fi
+  if [ "$name" = README.md ]; then
+    for commit in "$BASE" HEAD; do
+      "${git[@]}" cat-file blob "$commit:$name" | sed '/^<!-- leaderboard /,/^<!-- end of leaderboard -->/d' > "$work/$commit.md"
+    done
+    if ! cmp -s "$work/$BASE.md" "$work/HEAD.md"; then
+      echo "a submission changes the table of README.md only, and this one changes more of it"
+      exit 1
+    fi
+    continue
+  fi
+  if ! [[ $name =~ ^leaderboards/[A-Za-z0-9._-]+/([A-Za-z0-9._+@-]+\.json|records/[A-Za-z0-9._+@-]+\.parquet|counterexamples/[0-9a-f]{64}\.safetensors)$ ]]; then
+    printf 'a submission changes entries, records and counterexamples only, and this one changes %q\n' "$name"
+    exit 1
+  fi
+  if ! take HEAD "$name" "$work/new"; then
+    printf '%q is removed, or is not a plain file: a submission removes nothing\n' "$name"
+    exit 1
+  fi
+  if [ "$("${git[@]}" cat-file -s "HEAD:$name")" -gt "$most" ]; then
+    printf '%q has more than %s bytes: publish it, and let a maintainer verify it\n' "$name" "$most"
+    exit 1
+  fi
+  if [[ $name == */counterexamples/* ]]; then
+    continue # read below, for the entries that name them
+  fi
+  # Records are those of an entry, whichever of the two was changed.
+  entry=${name/records\//}
+  entry=${entry%.parquet}
+  entry=${entry%.json}.json
+  [[ " ${entries[*]} " == *" $entry "* ]] || entries+=("$entry")
+done < "$work/changed"
+
+if [ ${#entries[@]} -eq 0 ]; then
+  echo "there is no entry in this submission"
+  exit 1
+fi
+for name in "${entries[@]}"; do
+  if ! take HEAD "$name" "$work/new"; then
+    printf 'there is no entry %q for the records that this submission changes\n' "$name"
+    exit 1
+  fi
+  folder=$(dirname "$name") model=$(basename "$name" .json)
+  take HEAD "$folder/records/$model.parquet" "$work/new" || true # they may lie at the address that the entry names
+  while IFS= read -r -d '' images; do
+    take HEAD "$images" "$work/new"
+  done < <("${git[@]}" ls-tree --name-only -z HEAD -- "$folder/counterexamples/")
+  take "$BASE" "$name" "$work/old" || true # there is none before the first submission
+  (cd "$work/new" && vlmbench verify --check --since "$work/old/$name" "$name")
+  # Tracks whose data this machine lacks are verified by a maintainer who has it.
+  if [[ $name == leaderboards/mini/* ]]; then
+    (cd "$work/new" && vlmbench verify --samples "$samples" "$name")
+  fi
+done

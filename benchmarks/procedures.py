@@ -1,0 +1,103 @@
+"""How much of a procedure's robustness is left: attacked as its paper does, by transfer, and adaptively.
+
+python benchmarks/procedures.py --model clip --model ttc+clip --samples 24 --attack pgd-20 --out runs
+
+Runs what is missing in the folder of records, and prints a Markdown row for each model: clean accuracy, PGD-20 on the
+model without the procedure whose last image alone is tried, the best of all transferred images, and the worst of all
+stages; then passes through image towers for one answer and for a whole record.
+"""
+
+import argparse
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.oracle import passes_of
+from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.diagnostics import attacked, walk_of
+from robustbench_vlm.engine.estimate import Resources
+from robustbench_vlm.engine.plan import Request, make_plan
+from robustbench_vlm.engine.run import run_plan
+from robustbench_vlm.engine.scores import wilson
+from robustbench_vlm.engine.shard import classifier_of, load_batch
+from robustbench_vlm.engine.store import cell_folder, read_finished
+from robustbench_vlm.models.precision import arithmetic
+from robustbench_vlm.records import CLEAN, SampleResult
+
+_HEADER = ("model", "attack", "n", "clean", "last image of PGD-20", "transfer", "worst", "answer", "record")
+
+
+def records_of(cells: Sequence[Cell], out: Path) -> list[SampleResult]:
+    found = [read_finished(cell_folder(out, cell), cell) for cell in cells]
+    return [row for each in found for piece in each.pieces for row in piece.results]
+
+
+def left_by_last_image(cell: Cell) -> int:
+    """Return how many samples are right when clean, and at the image where PGD-20 on the plain model ends."""
+    batch, _ = load_batch(cell, 0, len(cell), device="cpu")
+    classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, "cpu")
+    logits = classifier.of_samples(batch.keys)
+    last = attacked(classifier.plain, batch, walk_of(load_attack("pgd-20")), slots=64)
+    with torch.no_grad():
+        right = [logits(images).argmax(dim=1) == batch.labels for images in (batch.images, last)]
+    return int((right[0] & right[1]).sum())
+
+
+def percent(count: int, n: int) -> str:
+    low, high = wilson(count, n)
+    return f"{100 * count / n:.1f} ({100 * low:.1f}-{100 * high:.1f})"
+
+
+def row_of(cells: Sequence[Cell], out: Path) -> list[str]:
+    records = records_of(cells, out)
+    n, first = len(records), cells[0]
+    with arithmetic():
+        last = sum(map(left_by_last_image, cells))
+    unbroken = sum(record.broken_by == "" for record in records)
+    adaptive = sum(record.broken_by not in ("", CLEAN) and "transfer:" not in record.broken_by for record in records)
+    classifier = classifier_of(first.model, first.track, first.dataset.prompts, "cpu")
+    answer = passes_of(classifier.of_samples(torch.zeros(1, dtype=torch.int64)), gradient=False)
+    plain = first.attack == load_attack(first.attack.name)
+    return [
+        first.model_name,
+        first.attack.name,
+        str(n),
+        percent(sum(record.broken_by != CLEAN for record in records), n),
+        "" if plain else percent(last, n),
+        "" if plain else percent(unbroken + adaptive, n),
+        percent(unbroken, n),
+        f"{answer[0]} + {answer[1]}",
+        f"{sum(record.forward for record in records) // n} + {sum(record.backward for record in records) // n}",
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", action="append", required=True)
+    parser.add_argument("--attack", default="pgd-20")
+    parser.add_argument("--samples", type=int, default=24)
+    parser.add_argument("--dataset", action="append", default=[])
+    parser.add_argument("--out", type=Path, default=Path("runs"))
+    options = parser.parse_args()
+    request = Request(
+        models=tuple(options.model),
+        attacks=(options.attack,),
+        datasets=tuple(options.dataset),
+        samples=options.samples,
+        out=options.out,
+        resources=Resources(workers=1),
+    )
+    plan = make_plan(request)
+    run_plan(plan)
+    print("", *_HEADER, "", sep=" | ")
+    print("", *("---" for _ in _HEADER), "", sep=" | ")
+    for model in dict.fromkeys(cell.model for cell in plan.cells):
+        cells = [dataclasses.replace(cell) for cell in plan.cells if cell.model == model]
+        print("", *row_of(cells, options.out), "", sep=" | ", flush=True)
+
+
+if __name__ == "__main__":
+    main()

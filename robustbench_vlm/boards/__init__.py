@@ -1,0 +1,1 @@
+"""What results are for: evidence from records, comparisons, entries that others can check, and the board they make."""

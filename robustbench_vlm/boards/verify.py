@@ -1,0 +1,205 @@
+"""Verification: what an entry says is held against its records, and a random part of these is computed again."""
+
+import dataclasses
+import random
+import secrets
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from robustbench_vlm.boards.again import Picked, attack_again, draw
+from robustbench_vlm.boards.counterexamples import refuted
+from robustbench_vlm.boards.entry import Counterexample, Entry, Event
+from robustbench_vlm.boards.evidence import Evidence, Unsound
+from robustbench_vlm.boards.honesty import is_more_than_honest, upper_bound
+from robustbench_vlm.boards.rebuilt import rebuild, reference_of, rescored
+from robustbench_vlm.boards.soundness import check_definitions, check_entry
+from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.estimate import Resources
+from robustbench_vlm.engine.judge import clean_predictions
+from robustbench_vlm.progress import Tell
+from robustbench_vlm.records import CLEAN, SampleResult
+from robustbench_vlm.tracks import TRACKS
+
+REPRODUCED = 0.05
+"""An entry counts as reproduced if at most this share of its verdicts can be wrong, with 95 % confidence."""
+_NEAR = 1e-3
+"""A margin, as a cosine, so small that another machine's rounding may turn the prediction."""
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A verdict that this machine does not confirm."""
+
+    attack: str
+    dataset: str
+    eps: str
+    sample_id: str
+    stored: str
+    """`broken_by` on record."""
+    found: str
+    """`broken_by` here."""
+
+    @property
+    def is_favourable(self) -> bool:
+        """Whether the record says robust and the attack succeeds here: what makes a number too high."""
+        return self.stored == ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What a verification found, and the entry as it stands afterwards."""
+
+    entry: Entry
+    is_confirmed: bool
+    """Whether nothing that was found here speaks against the entry."""
+    problems: tuple[str, ...] = ()
+    """What the entry says that its records, or the weights, pictures and attacks of its names, do not bear out."""
+    drawn: int = 0
+    """Verdicts that were computed again."""
+    seed: int = 0
+    disagreements: tuple[Disagreement, ...] = ()
+    bound: float = 1.0
+    """At most this share of the verdicts is wrong: with 95 % confidence (exact binomial, Clopper and Pearson 1934), or
+    for certain where all were computed again."""
+    struck: tuple[Counterexample, ...] = ()
+    """Counterexamples of the entry whose images break nothing here: it has them no more."""
+
+
+def verify(
+    entry: Entry,
+    folder: Path,
+    *,
+    date: str,
+    samples: int | None = 200,
+    seed: int | None = None,
+    model: str = "",
+    data: Path | None = None,
+    resources: Resources | None = None,
+    on_progress: Tell | None = None,
+) -> Verification:
+    """Check an entry, attack `samples` of its samples again (None: every one), and return it with its new status.
+
+    Without a `seed` they are drawn by one that nobody could know before. `model` is the reference that loads the model
+    if its name does not. Raises UserError where this machine cannot tell: data or weights that are not there.
+    """
+    seed = secrets.randbits(48) if seed is None else seed
+    try:
+        evidence = check_entry(entry, folder)
+        check_definitions(entry, evidence)
+        plan, numbers = rebuild(evidence, model or reference_of(entry), data=data, resources=resources)
+    except Unsound as error:
+        return _unsound(entry, [str(error)], date)
+    cells = [plan.cells[number] for number in numbers]
+    device = plan.request.resources.device
+    if problems := [*_wrong_predictions(cells, evidence, device), *_left_out(cells, evidence)]:
+        return _unsound(entry, problems, date)
+    struck = refuted(entry.counterexamples, folder, evidence, cells, device)
+    picked = draw(evidence, TRACKS.load(entry.track), samples, random.Random(seed))
+    found = attack_again(plan, numbers, picked, on_progress or (lambda *told: None))
+    judged = _judged(_without(entry, struck, date), evidence, picked, found, date, seed, is_full=samples is None)
+    return dataclasses.replace(judged, struck=struck, is_confirmed=judged.is_confirmed and not struck)
+
+
+def _without(entry: Entry, struck: Sequence[Counterexample], date: str) -> Entry:
+    if not struck:
+        return entry
+    kept = tuple(example for example in entry.counterexamples if example not in struck)
+    what = f"counterexamples that break nothing were struck out: {len(struck)}"
+    return dataclasses.replace(entry, counterexamples=kept).after(Event(date, entry.status, what))
+
+
+def _unsound(entry: Entry, problems: Sequence[str], date: str) -> Verification:
+    event = Event(date, "disputed", "checked, and it does not hold together", {"problems": list(problems)})
+    return Verification(entry.after(event), is_confirmed=False, problems=tuple(problems))
+
+
+def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[Evidence], device: str) -> list[str]:
+    """Return what of the clean predictions on record the model does not say, of all samples: one pass each."""
+    known: dict[str, list[int]] = {}
+    problems = []
+    for cell, each in zip(cells, evidence, strict=True):
+        if cell.dataset.name not in known:
+            known[cell.dataset.name] = clean_predictions(cell, device=device)
+        here = known[cell.dataset.name]
+        wrong = sum(_contradicts(result, found) for result, found in zip(each.results, here, strict=True))
+        if wrong:
+            problems.append(f"{cell.label}: {wrong} clean predictions are not the model's")
+    return problems
+
+
+def _contradicts(result: SampleResult, prediction: int) -> bool:
+    is_said_right = result.broken_by != CLEAN
+    is_consistent = is_said_right == (result.clean_prediction == result.label)
+    return not is_consistent or (result.clean_prediction != prediction and abs(result.margin) > _NEAR)
+
+
+def _left_out(cells: Sequence[Cell], evidence: Sequence[Evidence]) -> list[str]:
+    problems = []
+    for cell, each, score in zip(cells, evidence, rescored(cells, evidence), strict=True):
+        if absent := set(score.warnings) - set(each.score.warnings):
+            problems.append(f"{cell.label}: the entry leaves out the warnings {', '.join(sorted(absent))}")
+    return problems
+
+
+def _judged(
+    entry: Entry,
+    evidence: Sequence[Evidence],
+    picked: Sequence[Picked],
+    found: Sequence[SampleResult],
+    date: str,
+    seed: int,
+    *,
+    is_full: bool,
+) -> Verification:
+    pairs = list(zip(picked, found, strict=True))
+    wrong = [(pick, here) for pick, here in pairs if _differ(evidence[pick.evidence].results[pick.position], here)]
+    disagreements = tuple(_disagreement(evidence[pick.evidence], pick, here) for pick, here in wrong)
+    favourable = sum(each.is_favourable for each in disagreements)
+    bound = len(wrong) / len(pairs) if is_full else upper_bound(len(wrong), len(pairs))
+    is_disputed = is_more_than_honest(favourable, len(pairs))
+    counts = {"verdicts": len(pairs), "wrong": len(wrong), "too high": favourable}
+    facts = {**counts, "bound": round(bound, 4), "seed": seed}
+    status = _status(entry.status, bound, is_disputed=is_disputed, is_full=is_full)
+    what = f"{len(pairs)} of its verdicts were computed again, {len(wrong)} came out otherwise"
+    more = [_counterexample(evidence[pick.evidence], here, seed) for pick, here in wrong if _is_broken(here)]
+    after = entry.after(Event(date, status, what, facts)).with_counterexamples(more)
+    return Verification(after, not is_disputed, (), len(pairs), seed, disagreements, bound)
+
+
+def _status(before: str, bound: float, *, is_disputed: bool, is_full: bool) -> str:
+    """Return the status after a verification; a partial one lowers none, a dispute stands until a new submission."""
+    if is_disputed or before == "disputed":
+        return "disputed"
+    if is_full or before == "verified":
+        return "verified"
+    return "reproduced" if bound <= REPRODUCED else before
+
+
+def _verdict(result: SampleResult) -> str:
+    return result.broken_by if result.broken_by in ("", CLEAN) else "broken"
+
+
+def _is_broken(result: SampleResult) -> bool:
+    return _verdict(result) == "broken"
+
+
+def _differ(stored: SampleResult, here: SampleResult) -> bool:
+    return _verdict(stored) != _verdict(here)
+
+
+def _disagreement(evidence: Evidence, pick: Picked, here: SampleResult) -> Disagreement:
+    stored = evidence.results[pick.position]
+    score = evidence.score
+    return Disagreement(score.attack, score.dataset, score.eps, stored.sample_id, stored.broken_by, here.broken_by)
+
+
+def _counterexample(evidence: Evidence, here: SampleResult, seed: int) -> Counterexample:
+    return Counterexample(
+        evidence.score.dataset,
+        here.sample_id,
+        evidence.threat.norm,
+        here.distance,
+        here.adversarial_prediction,
+        f"vlmbench verify, seed {seed}",
+    )

@@ -1,0 +1,60 @@
+"""Transforms: how a decoded picture of any kind becomes the pixels that are attacked."""
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import torch
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True)
+class Transform:
+    """Resize, then crop, as torchvision does both on a Pillow picture; 8 bits come out. None leaves a step away."""
+
+    resize: int | None = None
+    """The shorter side in pixels, or both where `squash`."""
+    crop: int | None = None
+    """The side of the square that is cut from the middle."""
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    squash: bool = False
+    """Make the picture a square by distorting it."""
+
+    def __str__(self) -> str:
+        if self.resize is None:
+            return "pixels as stored"
+        how = f"both sides to {self.resize}" if self.squash else f"shorter side to {self.resize}"
+        return f"{how}, {self.interpolation}" + (f", centre crop of {self.crop}" if self.crop else "")
+
+    def __call__(self, picture: "Image.Image") -> Tensor:
+        """Return a picture's pixels, uint8 (3, H, W)."""
+        import numpy
+        from torchvision.transforms import InterpolationMode, functional
+
+        picture = in_colour(picture)
+        if self.resize is not None:
+            size = [self.resize, self.resize] if self.squash else [self.resize]
+            picture = functional.resize(picture, size, InterpolationMode(self.interpolation))
+        if self.crop is not None:
+            picture = functional.center_crop(picture, [self.crop, self.crop])
+        return torch.from_numpy(numpy.array(picture)).permute(2, 0, 1).contiguous()
+
+
+def in_colour(picture: "Image.Image") -> "Image.Image":
+    """Return a picture as 8-bit RGB: grey, palette, CMYK and transparent ones as Pillow converts them.
+
+    Sixteen bits lose their lower eight: Pillow's own conversion would cut off all that is brighter than 255. What EXIF
+    says of the camera's rotation is left alone, as in every published evaluation.
+    """
+    if picture.mode.startswith("I"):
+        import numpy
+        from PIL import Image
+
+        picture = Image.fromarray((numpy.asarray(picture).astype("uint32") >> 8).clip(0, 255).astype("uint8"))
+    return picture.convert("RGB")
+
+
+NATIVE = Transform()
+"""Pictures that are attacked as they are stored."""

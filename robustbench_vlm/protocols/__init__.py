@@ -1,0 +1,18 @@
+"""Protocols: what turns a model, a data set and an attack into a number, by name. Importing this imports no torch."""
+
+from robustbench_vlm.registry import Registry
+
+_EMBEDDED, _REAL = "robustbench_vlm.protocols.embedded", "robustbench_vlm.protocols.real"
+
+PROTOCOLS = Registry(
+    "protocol",
+    {
+        "mini": f"{_EMBEDDED}:MINI",
+        "mini-quick": f"{_EMBEDDED}:MINI_QUICK",
+        "trusted": f"{_REAL}:TRUSTED",
+        "agft-2026": f"{_REAL}:AGFT_2026",
+        "fare-2024": f"{_REAL}:FARE_2024",
+        "tecoa-2023": f"{_REAL}:TECOA_2023",
+        "tga-2024": f"{_REAL}:TGA_2024",
+    },
+)

@@ -1,0 +1,236 @@
+"""Verification: an honest entry is confirmed, and every way of forging one that we know of is caught."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from robustbench_vlm.boards.entry import Entry, read_entry, write_entry
+from robustbench_vlm.boards.evidence import Evidence, Unsound, data_digest
+from robustbench_vlm.boards.soundness import check_entry
+from robustbench_vlm.boards.testimony import make_entry, read_evidence, write_records
+from robustbench_vlm.boards.verify import Verification, verify
+from robustbench_vlm.engine.estimate import Resources
+from robustbench_vlm.engine.scores import accuracies
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.records import CLEAN, SampleResult, fingerprint, plain
+
+ONE = Resources("cpu", workers=1)
+
+
+def verified(path: Path, card: Path, samples: int | None = 60, seed: int = 5) -> Verification:
+    entry = read_entry(path)
+    return verify(entry, path.parent, date="2026-01-03", samples=samples, seed=seed, model=str(card), resources=ONE)
+
+
+def test_an_honest_entry_is_reproduced_and_then_verified(entry_path: Path, taught_card: Path) -> None:
+    first = verified(entry_path, taught_card)
+    assert (first.entry.status, first.drawn, first.disagreements, first.problems) == ("reproduced", 60, (), ())
+    # Clopper and Pearson for nothing wrong: 1 - 0.05 ** (1 / n).
+    assert first.is_confirmed and first.bound == pytest.approx(1 - 0.05 ** (1 / 60))
+    write_entry(first.entry, entry_path)
+    whole = verified(entry_path, taught_card, samples=None)
+    assert (whole.entry.status, whole.drawn, whole.disagreements) == ("verified", 400, ())
+    write_entry(whole.entry, entry_path)
+    # A part of it says less than the whole did.
+    assert verified(entry_path, taught_card).entry.status == "verified"
+    assert [event.status for event in whole.entry.history] == ["claimed", "reproduced", "verified"]
+    assert whole.entry.history[1].facts["seed"] == 5
+
+
+def test_the_seed_is_drawn_anew(entry_path: Path, taught_card: Path) -> None:
+    entry = read_entry(entry_path)
+    found = [
+        verify(entry, entry_path.parent, date="2026-01-03", samples=1, model=str(taught_card), resources=ONE).seed
+        for _ in range(2)
+    ]
+    assert found[0] != found[1]
+
+
+def forged(path: Path, change: Callable[[Evidence], Evidence]) -> None:
+    """Write the entry anew with changed evidence, every digest and number of it computed again as a forger would."""
+    entry = read_entry(path)
+    evidence = [_consistent(change(each)) for each in read_evidence(entry, path.parent)]
+    first = entry.history[0]
+    again, content = make_entry(evidence, entry.card, entry.environment, first, entry.protocol["identity"])
+    write_records(content, path.parent / again.records.file)
+    write_entry(again, path)
+
+
+def _consistent(evidence: Evidence) -> Evidence:
+    identity = {**evidence.identity, "data": data_digest(evidence.results)}
+    ids = [result.sample_id for result in evidence.results]
+    score = dataclasses.replace(evidence.score, **accuracies(evidence.results), eps=evidence.threat.eps_text)
+    print_ = fingerprint({**identity, "samples": ids})
+    return dataclasses.replace(evidence, identity=identity, fingerprint=print_, score=score)
+
+
+def _with(evidence: Evidence, results: Sequence[SampleResult]) -> Evidence:
+    return dataclasses.replace(evidence, results=tuple(results))
+
+
+def _robust(result: SampleResult) -> SampleResult:
+    return dataclasses.replace(result, broken_by="", adversarial_prediction=result.label, distance=0.0)
+
+
+def flipped(evidence: Evidence) -> Evidence:
+    """Every third sample that fell is said to be robust."""
+    fallen = [n for n, result in enumerate(evidence.results) if result.broken_by not in ("", CLEAN)][::3]
+    return _with(evidence, [_robust(result) if n in fallen else result for n, result in enumerate(evidence.results)])
+
+
+def dropped(evidence: Evidence) -> Evidence:
+    """Every fifth sample is left out."""
+    return _with(evidence, [result for n, result in enumerate(evidence.results) if n % 5])
+
+
+def foreign(evidence: Evidence) -> Evidence:
+    """A sample is another one than the protocol's."""
+    return _with(evidence, [dataclasses.replace(evidence.results[0], sample_id="mine"), *evidence.results[1:]])
+
+
+def better(evidence: Evidence) -> Evidence:
+    """Samples that the model gets wrong are said to be right and robust."""
+    return _with(
+        evidence,
+        [
+            dataclasses.replace(_robust(result), clean_prediction=result.label) if result.broken_by == CLEAN else result
+            for result in evidence.results
+        ],
+    )
+
+
+def other_weights(evidence: Evidence) -> Evidence:
+    return dataclasses.replace(evidence, identity={**evidence.identity, "weights": fingerprint("others")})
+
+
+def other_eps(evidence: Evidence) -> Evidence:
+    """The records of a radius are handed in as those of one four times as large."""
+    larger = {"1/255": "4/255", "1/85": "4/85"}[evidence.identity["threat"]["eps"]]
+    return dataclasses.replace(evidence, identity={**evidence.identity, "threat": {"norm": "Linf", "eps": larger}})
+
+
+def weaker_attack(evidence: Evidence) -> Evidence:
+    attack = json.loads(json.dumps(plain(evidence.identity["attack"])))
+    attack["stages"][0]["parameters"]["steps"] = 1
+    return dataclasses.replace(evidence, identity={**evidence.identity, "attack": attack})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dropped, "160 samples, and the protocol takes 200"),
+        (foreign, "not of the protocol's samples"),
+        (other_weights, "other weights"),
+        (weaker_attack, "another attack than this package has"),
+        (better, "clean predictions are not the model's"),
+    ],
+)
+def test_a_forgery_that_contradicts_what_is_there_is_named(
+    change: Callable[[Evidence], Evidence], said: str, entry_path: Path, taught_card: Path
+) -> None:
+    forged(entry_path, change)
+    # It holds together by itself: only weights, pictures and attack tell.
+    check_entry(read_entry(entry_path), entry_path.parent)
+    found = verified(entry_path, taught_card)
+    assert not found.is_confirmed and found.entry.status == "disputed"
+    assert said in found.problems[0] and found.entry.history[-1].facts["problems"] == list(found.problems)
+
+
+@pytest.mark.parametrize("change", [flipped, other_eps])
+def test_verdicts_that_do_not_come_out_again_are_disputed(
+    change: Callable[[Evidence], Evidence], entry_path: Path, taught_card: Path
+) -> None:
+    forged(entry_path, change)
+    found = verified(entry_path, taught_card, samples=200)
+    favourable = [each for each in found.disagreements if each.is_favourable]
+    assert not found.is_confirmed and found.entry.status == "disputed" and found.problems == ()
+    assert len(favourable) >= 3 and found.entry.history[-1].facts["too high"] == len(favourable)
+    # What was found lowers the number, whatever becomes of the entry.
+    assert {each.sample_id for each in favourable} <= {each.sample_id for each in found.entry.counterexamples}
+
+
+def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return read_entry(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda entry: entry["cells"][0]["score"].update(robust=0.99), "other accuracies"),
+        (lambda entry: entry["cells"][0]["score"].update(n=199), "does not have the rows"),
+        (lambda entry: entry["cells"][0].update(fingerprint="0" * 64), "a fingerprint that is not that"),
+        (lambda entry: entry["cells"][0].update(content="0" * 64), "other records"),
+        (lambda entry: entry["cells"][0].update(threat={"norm": "Linf", "eps": "1/2"}), "a fingerprint that is not"),
+        (lambda entry: entry["datasets"]["colours"].update(data="0" * 64), "of other samples"),
+        (lambda entry: entry["records"].update(sha256="0" * 64), "another digest"),
+        (lambda entry: entry["cells"].pop(), "does not have the rows"),
+        (lambda entry: entry.update(status="verified"), "its history ends in 'claimed'"),
+        (lambda entry: entry["protocol"].update(label="mini-quick/1"), "takes the protocol mini/1"),
+        (lambda entry: entry["card"].update(name="agft"), "the card is of 'agft'"),
+        (lambda entry: entry["datasets"].clear() or entry["datasets"].update(shapes=DATASET), "has no class names"),
+    ],
+)
+def test_an_edited_entry_is_caught_without_computing(
+    change: Callable[[dict[str, object]], None], said: str, entry_path: Path
+) -> None:
+    with pytest.raises(Unsound, match=said):
+        check_entry(_edit(entry_path, change), entry_path.parent)
+
+
+DATASET = {"classes": ["a", "b"], "prompts": ["a", "b"], "data": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda entry: entry.pop("cells"), "'cells' is a required property"),
+        (lambda entry: entry.update(more=1), "more"),
+        (lambda entry: entry["cells"][0]["score"].update(robust=1.5), "cells/0/score/robust"),
+        (lambda entry: entry.update(model="../../evil"), "model"),
+        (lambda entry: entry["records"].update(file="records/../../evil.parquet"), "records/file"),
+        (lambda entry: entry["records"].update(url="javascript:alert(1)"), "records/url"),
+        (lambda entry: entry.update(status="excellent"), "status"),
+    ],
+)
+def test_an_entry_that_is_not_of_the_schema_is_refused(
+    change: Callable[[dict[str, object]], None], said: str, entry_path: Path
+) -> None:
+    with pytest.raises(UserError, match="is not of the schema: .*" + said):
+        _edit(entry_path, change)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"format": 1}', b"<html>"])
+def test_what_is_no_entry_is_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match="the entry"):
+        read_entry(tmp_path / "x.json")
+
+
+def test_records_that_are_damaged_are_told(entry_path: Path) -> None:
+    entry = read_entry(entry_path)
+    records = entry_path.parent / entry.records.file
+    records.write_bytes(b"PAR1 not at all")
+    with pytest.raises(Unsound, match="another digest"):
+        check_entry(entry, entry_path.parent)
+    records.unlink()
+    with pytest.raises(UserError, match=r"the records of 'taught' are not at") as told:
+        check_entry(entry, entry_path.parent)
+    assert not isinstance(told.value, Unsound)
+
+
+def test_weights_that_nobody_published_are_asked_for(entry_path: Path) -> None:
+    with pytest.raises(UserError, match=r"were never published.*--model"):
+        verify(read_entry(entry_path), entry_path.parent, date="2026-01-03", resources=ONE)
+
+
+def test_equal_evidence_gives_equal_bytes(entry_path: Path) -> None:
+    entry = read_entry(entry_path)
+    evidence = read_evidence(entry, entry_path.parent)
+    again = [make_entry(evidence, entry.card, (), entry.history[0], {})[1] for _ in range(2)]
+    assert again[0] == again[1] == (entry_path.parent / entry.records.file).read_bytes()

@@ -1,0 +1,19 @@
+"""Fixtures that the tests of data sets share."""
+
+from collections.abc import Iterator
+
+import pytest
+from hub_server import Server
+
+from robustbench_vlm import downloads
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    monkeypatch.setattr(downloads, "WAITS", (0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setenv("NO_PROXY", "*")
+    served = Server()
+    monkeypatch.setenv("HF_ENDPOINT", served.url)
+    yield served
+    served.server.shutdown()
+    served.server.server_close()

@@ -1,0 +1,188 @@
+"""Prepared pictures: the pixels of torchvision's own transforms, in the standard order, whole or not there."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy
+import pytest
+import torch
+from PIL import Image
+from torchvision import transforms
+
+from robustbench_vlm.datasets.dataset import UnreadableImage, image_sha256
+from robustbench_vlm.datasets.order import standard_order
+from robustbench_vlm.datasets.prepared import CHUNK, PreparedSource, prepare, prepared_rows, verify_prepared
+from robustbench_vlm.datasets.transform import NATIVE, Transform
+from robustbench_vlm.errors import UserError
+
+SMALL = Transform(20, 16, "bicubic")
+
+
+def _noise(width: int, height: int, seed: int = 0, mode: str = "RGB") -> Image.Image:
+    pixels = numpy.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=numpy.uint8)
+    return Image.fromarray(pixels).convert(mode)
+
+
+class Pictures:
+    """Noise of any size; those whose number is in `broken` cannot be decoded."""
+
+    def __init__(self, count: int, broken: tuple[int, ...] = (), delay: float = 0) -> None:
+        self.ids = [f"test/{number:05d}.png" for number in range(count)]
+        self.labels = [number % 3 for number in range(count)]
+        self.broken, self.delay, self.asked = broken, delay, 0
+
+    def stamp(self, index: int) -> str:
+        return "as it was"
+
+    def picture(self, index: int) -> Image.Image:
+        time.sleep(self.delay)
+        self.asked += 1
+        if index in self.broken:
+            raise UnreadableImage(f"cannot read {self.ids[index]}")
+        return _noise(24 + index % 5, 30, seed=index)
+
+
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("size", [(100, 60), (60, 100), (33, 33), (16, 200)])
+def test_resize_and_crop_are_those_of_torchvision(interpolation: str, size: tuple[int, int]) -> None:
+    mode = transforms.InterpolationMode(interpolation)
+    reference = transforms.Compose([transforms.Resize(32, mode), transforms.CenterCrop(24), transforms.PILToTensor()])
+    picture = _noise(*size)
+    assert torch.equal(Transform(32, 24, interpolation)(picture), reference(picture))  # type: ignore[arg-type]
+    squashed = transforms.Compose([transforms.Resize((32, 32), mode), transforms.PILToTensor()])
+    assert torch.equal(Transform(32, None, interpolation, squash=True)(picture), squashed(picture))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1", "LA"])
+def test_pictures_of_every_kind_become_rgb_as_pillow_converts_them(mode: str) -> None:
+    picture = _noise(30, 20, mode=mode)
+    expected = torch.from_numpy(numpy.array(picture.convert("RGB"))).permute(2, 0, 1)
+    assert torch.equal(NATIVE(picture), expected)
+
+
+def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
+    values = numpy.arange(0, 65536, 64, dtype=numpy.uint16).reshape(32, 32)
+    Image.fromarray(values).save(tmp_path / "deep.png")
+    with Image.open(tmp_path / "deep.png") as picture:
+        assert torch.equal(NATIVE(picture)[0], torch.from_numpy((values >> 8).astype(numpy.uint8)))
+
+
+def test_the_camera_rotation_in_exif_is_left_alone(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    _noise(30, 20).save(tmp_path / "turned.png", exif=exif)
+    with Image.open(tmp_path / "turned.png") as picture:
+        assert NATIVE(picture).shape == (3, 20, 30)
+
+
+def test_the_beginning_of_the_standard_order_is_prepared_and_grows(tmp_path: Path) -> None:
+    pictures = Pictures(2 * CHUNK + 30)
+    order = standard_order(pictures.ids, pictures.labels)
+    folder = prepare("made-up", pictures, SMALL, 10, tmp_path)
+    assert prepared_rows(folder) == CHUNK == pictures.asked
+    source = PreparedSource(str(folder))
+    assert list(source.ids) == [pictures.ids[place] for place in order]
+    assert list(source.labels) == [pictures.labels[place] for place in order]
+    images = source.read([3, 0])
+    assert torch.equal(images[0], SMALL(_noise(24 + order[3] % 5, 30, seed=order[3])))
+    assert source.digests([3, 0]) == [image_sha256(image) for image in images]
+    with pytest.raises(UserError, match="samples from 250 on are not prepared"):
+        source.read([CHUNK])
+    assert prepare("made-up", pictures, SMALL, None, tmp_path) == folder
+    assert prepared_rows(folder) == len(pictures.ids) == pictures.asked
+    assert torch.equal(PreparedSource(str(folder)).read([3, 0]), images)
+    prepare("made-up", pictures, SMALL, None, tmp_path)
+    assert pictures.asked == len(pictures.ids)
+
+
+def test_another_transform_or_other_pictures_get_a_folder_of_their_own(tmp_path: Path) -> None:
+    folders = {
+        prepare("made-up", Pictures(count), transform, 10, tmp_path)
+        for count in (20, 21)
+        for transform in (SMALL, Transform(20, 17))
+    }
+    assert len(folders) == 4
+
+
+def test_labels_may_be_merged_and_the_order_stays(tmp_path: Path) -> None:
+    folder = prepare("made-up", Pictures(40), SMALL, 10, tmp_path)
+    apart, together = PreparedSource(str(folder)), PreparedSource(str(folder), (0, 0, 1))
+    assert together.ids == apart.ids and together.labels == tuple((0, 0, 1)[label] for label in apart.labels)
+
+
+def test_what_cannot_be_decoded_is_noted_and_raises_when_it_is_read(tmp_path: Path) -> None:
+    pictures = Pictures(12, broken=(4, 7))
+    source = PreparedSource(str(prepare("made-up", pictures, SMALL, None, tmp_path)))
+    place = source.ids.index("test/00004.png")
+    assert [digest == "" for digest in source.digests(range(12))].count(True) == 2
+    with pytest.raises(UnreadableImage, match=r"cannot read test/00004.png.*--skip-unreadable"):
+        source.read([place])
+    assert len(source.read([n for n, digest in enumerate(source.digests(range(12))) if digest])) == 10
+
+
+def test_pictures_of_several_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="several sizes"):
+        prepare("made-up", Pictures(12), NATIVE, None, tmp_path)
+
+
+def test_a_changed_file_is_found(tmp_path: Path) -> None:
+    folder = prepare("made-up", Pictures(30), SMALL, None, tmp_path)
+    assert verify_prepared(folder) == []
+    pixels = folder / "000000.npy"
+    content = bytearray(pixels.read_bytes())
+    content[-1] ^= 1
+    pixels.write_bytes(content)
+    (found,) = verify_prepared(folder)
+    assert "1 of 30 pictures" in found and "000000.npy" in found
+    pixels.write_bytes(content[:-100])
+    (found,) = verify_prepared(folder)
+    assert "missing or damaged" in found
+    pixels.unlink()
+    (found,) = verify_prepared(folder)
+    assert "missing or damaged" in found
+    with pytest.raises(UserError, match="missing or damaged"):
+        PreparedSource(str(folder)).read([0])
+
+
+SCRIPT = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_prepared import Pictures, SMALL
+from robustbench_vlm.datasets.prepared import prepare
+prepare("made-up", Pictures(600, delay=0.002), SMALL, None, Path(sys.argv[1]))
+"""
+
+
+def test_a_killed_preparation_is_gone_on_with_and_nothing_half_written_is_taken(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", SCRIPT, str(tmp_path / "killed"), str(Path(__file__).parent)]
+    with subprocess.Popen(command, env=os.environ) as process:
+        while not list((tmp_path / "killed").rglob("000000.json")) and process.poll() is None:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGKILL)
+    before = len(list((tmp_path / "killed").rglob("*.npy")))
+    assert before < 3
+    pictures = Pictures(600)
+    killed = prepare("made-up", pictures, SMALL, None, tmp_path / "killed")
+    assert pictures.asked <= 600 - CHUNK and verify_prepared(killed) == []
+    whole = prepare("made-up", Pictures(600), SMALL, None, tmp_path / "whole")
+    for name in ("index.json", *(f"{start:06d}.{end}" for start in (0, 250, 500) for end in ("npy", "json"))):
+        assert (killed / name).read_bytes() == (whole / name).read_bytes()
+
+
+def test_progress_is_told_by_the_chunk(tmp_path: Path) -> None:
+    told: list[tuple[int, int, str]] = []
+    prepare("made-up", Pictures(600), SMALL, None, tmp_path, lambda done, of, left, what: told.append((done, of, what)))
+    assert told == [(250, 600, "preparing made-up"), (500, 600, "preparing made-up"), (600, 600, "preparing made-up")]
+
+
+def test_a_damaged_index_says_what_to_do(tmp_path: Path) -> None:
+    folder = prepare("made-up", Pictures(30), SMALL, None, tmp_path)
+    (folder / "index.json").write_text(json.dumps([])[:1], encoding="utf-8")
+    with pytest.raises(UserError, match="remove the folder"):
+        PreparedSource(str(folder))

@@ -1,0 +1,159 @@
+"""The hub's tar shards: pictures, labels and order, whatever names they carry; broken ones are told."""
+
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pytest
+from made_up_sets import make_shards, noise
+from PIL import Image
+
+from robustbench_vlm.datasets.dataset import UnreadableImage
+from robustbench_vlm.datasets.originals import ORIGINALS, MissingData, class_names
+from robustbench_vlm.datasets.originals.classes import hub_class_names
+from robustbench_vlm.datasets.originals.shards import read_shards
+from robustbench_vlm.errors import UserError
+
+FACTS = Path(__file__).parents[2].parent / "shared" / "facts" / "prompts_clip_benchmark.json"
+
+
+@pytest.mark.parametrize("name", [name for name, original in ORIGINALS.items() if original.hub])
+def test_pictures_labels_and_order_are_those_of_the_shards(name: str, tmp_path: Path) -> None:
+    order, samples = hub_class_names(name), 2 * min(3, len(class_names(name)))
+    found = read_shards(make_shards(name, tmp_path, samples=samples), name)
+    assert found.ids == tuple(f"wds/s{number:07d}" for number in range(samples))
+    assert [class_names(name)[label] for label in found.labels] == [order[number // 2] for number in range(samples)]
+    for number in range(samples):
+        assert found.picture(number).tobytes() == noise(number, 20, 24).tobytes()
+
+
+def test_shards_are_read_where_they_are(tmp_path: Path) -> None:
+    folder = make_shards("dtd", tmp_path)
+    before = sorted(path.name for path in folder.rglob("*"))
+    read_shards(folder, "dtd").picture(5)
+    assert sorted(path.name for path in folder.rglob("*")) == before == [
+        "0.tar", "1.tar", "classnames.txt", "nshards.txt", "test",
+    ]  # fmt: skip
+
+
+def test_labels_follow_the_names_of_the_build(tmp_path: Path) -> None:
+    names = [name.replace("_", " ").upper() for name in reversed(class_names("food101"))]
+    assert list(read_shards(make_shards("food101", tmp_path, names), "food101").labels) == [100, 100, 99, 99, 98, 98]
+
+
+@pytest.mark.skipif(not FACTS.is_file(), reason="the lists of other projects are not beside this checkout")
+@pytest.mark.parametrize(
+    ("name", "other", "labels"),
+    [
+        ("flowers102", "flowers", [0, 1, 2]),
+        ("eurosat", "eurosat", [0, 1, 2]),
+        ("country211", "country211", [0, 1, 2]),
+        ("imagenet", "imagenet1k", [0, 1, 2]),
+        ("caltech101", "caltech101_vtab", [4, 5, 6]),
+    ],
+)
+def test_builds_with_better_names_are_read_by_their_order(
+    name: str, other: str, labels: list[int], tmp_path: Path
+) -> None:
+    written = json.loads(FACTS.read_text(encoding="utf-8"))["classnames"][other]
+    found = read_shards(make_shards(name, tmp_path, written), name)
+    assert list(found.labels) == [label for label in labels for _ in range(2)]
+
+
+def test_caltech101_has_no_background(tmp_path: Path) -> None:
+    written = [name or "background_google" for name in hub_class_names("caltech101")]
+    folder = make_shards("caltech101", tmp_path, written, first_label=3)
+    found = read_shards(folder, "caltech101")
+    assert found.ids == ("wds/s0000000", "wds/s0000001", "wds/s0000004", "wds/s0000005")
+    assert [class_names("caltech101")[label] for label in found.labels] == ["ant", "ant", "barrel", "barrel"]
+
+
+def test_another_number_or_order_of_classes_is_told(tmp_path: Path) -> None:
+    folder = make_shards("eurosat", tmp_path)
+    listing = folder / "classnames.txt"
+    listing.write_text("".join(f"{line}\n" for line in class_names("eurosat")[:9]))
+    with pytest.raises(UserError, match=r"classnames\.txt has 9 classes, and eurosat has 10"):
+        read_shards(folder, "eurosat")
+    listing.write_text("".join(f"{line}\n" for line in ["Forest", "annual crop land", *class_names("eurosat")[2:]]))
+    with pytest.raises(UserError, match="another order of the classes of eurosat"):
+        read_shards(folder, "eurosat")
+
+
+def test_a_missing_shard_is_missing_data(tmp_path: Path) -> None:
+    folder = make_shards("dtd", tmp_path)
+    (folder / "test" / "1.tar").unlink()
+    with pytest.raises(MissingData, match=r"1\.tar"):
+        read_shards(folder, "dtd")
+    (folder / "test" / "nshards.txt").unlink()
+    with pytest.raises(MissingData, match=r"nshards\.txt"):
+        read_shards(folder, "dtd")
+
+
+@pytest.mark.parametrize("kept", [0, 1, 300, 512, 1024, 2048, 4096, 5000, 9000])
+def test_a_shard_that_is_cut_off_anywhere_is_told(kept: int, tmp_path: Path) -> None:
+    shard = make_shards("dtd", tmp_path) / "test" / "1.tar"
+    content = shard.read_bytes().rstrip(b"\0")
+    assert len(content) < 9000 or kept < 9000
+    shard.write_bytes(content[:kept])
+    with pytest.raises(UserError, match=r"cannot read .*1\.tar"):
+        read_shards(shard.parents[1], "dtd")
+
+
+def test_a_web_page_in_place_of_a_shard_is_told(tmp_path: Path) -> None:
+    shard = make_shards("dtd", tmp_path) / "test" / "0.tar"
+    shard.write_bytes(b"<!DOCTYPE html>" + b" " * 4096 + bytes(2048))
+    with pytest.raises(UserError, match=r"cannot read .*0\.tar"):
+        read_shards(shard.parents[1], "dtd")
+
+
+def test_labels_without_picture_and_labels_out_of_range_are_told(tmp_path: Path) -> None:
+    folder = make_shards("stl10", tmp_path)
+    with tarfile.open(folder / "test" / "1.tar", "w") as archive:
+        for name, content in (("s0000009.cls", b"10"), ("s0000009.png", _png())):
+            entry = tarfile.TarInfo(name)
+            entry.size = len(content)
+            archive.addfile(entry, io.BytesIO(content))
+    with pytest.raises(UserError, match="the label 10, and the data set 10 classes"):
+        read_shards(folder, "stl10")
+    with tarfile.open(folder / "test" / "1.tar", "w") as archive:
+        archive.addfile(tarfile.TarInfo("s0000009.cls"), io.BytesIO())
+    with pytest.raises(UserError, match=r"1\.tar"):
+        read_shards(folder, "stl10")
+
+
+@pytest.mark.parametrize("member", ["s0000002.png", "s0000002.cls", "other/s0000002.webp"])
+def test_two_pictures_or_labels_of_one_sample_are_told(member: str, tmp_path: Path) -> None:
+    folder = make_shards("dtd", tmp_path)
+    with tarfile.open(folder / "test" / "0.tar", "a") as archive:
+        content = b"7" if member.endswith("cls") else _png()
+        entry = tarfile.TarInfo(member)
+        entry.size = len(content)
+        archive.addfile(entry, io.BytesIO(content))
+    with pytest.raises(UserError, match=r"0\.tar.*the sample s0000002 has two pictures or two labels"):
+        read_shards(folder, "dtd")
+
+
+def test_a_number_of_shards_beyond_all_measure_is_told_at_once(tmp_path: Path) -> None:
+    folder = make_shards("dtd", tmp_path)
+    (folder / "test" / "nshards.txt").write_text("1" + "0" * 15)
+    with pytest.raises(MissingData, match=r"there is no .*\d\.tar"):
+        read_shards(folder, "dtd")
+
+
+def test_a_broken_picture_inside_a_shard_is_named(tmp_path: Path) -> None:
+    folder = make_shards("dtd", tmp_path)
+    shard = folder / "test" / "1.tar"
+    found = read_shards(folder, "dtd")
+    content = bytearray(shard.read_bytes())
+    start = found.members[4].start
+    content[start : start + 64] = b"x" * 64
+    shard.write_bytes(content)
+    with pytest.raises(UnreadableImage, match=r"s0000004\.webp of .*1\.tar"):
+        read_shards(folder, "dtd").picture(4)
+
+
+def _png() -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", (4, 4)).save(file, "png")
+    return file.getvalue()

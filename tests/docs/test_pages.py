@@ -1,0 +1,181 @@
+"""The documentation: its commands exist, its links lead somewhere, its tables are the code's, and the site builds."""
+
+import doctest
+import importlib.util
+import itertools
+import os
+import re
+import shlex
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from html.parser import HTMLParser
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import nbformat
+import pandas
+import pytest
+import typer
+
+from robustbench_vlm.cli import app
+from robustbench_vlm.engine.gates import GATES
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.terminal.completion import BY_OPTION
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+PAGES = [*sorted(DOCS.rglob("*.md")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
+FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+INLINE = re.compile(r"`(vlmbench [^`]*)`")
+LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+PROGRAM = typer.main.get_command(app)
+
+
+def commands_in(text: str) -> Iterator[str]:
+    """Yield the command lines of a page: lines of code blocks, and words in single backquotes."""
+    for _, block in FENCE.findall(text):
+        for line in block.splitlines():
+            for part in re.split(r"&&|\||;", line):
+                words = part.strip()
+                if words.startswith(("vlmbench ", ".venv/bin/vlmbench ")) and not words.startswith("vlmbench: "):
+                    yield words.removeprefix(".venv/bin/")
+    yield from (words for words in INLINE.findall(FENCE.sub("", text)) if "..." not in words)
+
+
+def check(words: str) -> None:
+    """Raise what the command line's own parser raises for a command or an option that there is not."""
+    group: Any = PROGRAM
+    arguments = shlex.split(words, comments=True)[1:]
+    while arguments and hasattr(group, "commands") and not arguments[0].startswith("-"):
+        name = arguments.pop(0)
+        # "list|prepare" stands for several commands.
+        for each in name.split("|")[:-1]:
+            assert each in group.commands, f"{words}: no command {each}"
+        name = name.split("|")[-1]
+        assert name in group.commands, f"{words}: no command {name}"
+        group = group.commands[name]
+    context = group.make_context("vlmbench", [], resilient_parsing=True)
+    context.resilient_parsing = False
+    group.make_parser(context).parse_args(list(arguments))
+    for option, value in itertools.pairwise(arguments):
+        if option in BY_OPTION and not value.isupper():
+            context.params["track"] = arguments[arguments.index("--track") + 1] if "--track" in arguments else "mini"
+            is_free = re.search(r"[/.:+]|pgd-\d|^my-", value) is not None
+            assert is_free or value in BY_OPTION[option](context, ""), f"{words}: no {option} {value}"
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_command_line_is_one(page: str) -> None:
+    for words in commands_in((ROOT / page).read_text(encoding="utf-8")):
+        check(words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "vlmbench rum --model agft",
+        "vlmbench run --modle agft",
+        "vlmbench run --attack autoatack",
+        "vlmbench data list|fetch",
+        "vlmbench run --model fare-1",
+        "vlmbench train agft --pictures",
+    ],
+)
+def test_a_wrong_command_line_is_seen(words: str) -> None:
+    with pytest.raises((AssertionError, typer.TyperException)):
+        check(words)
+
+
+def test_command_lines_are_found_in_blocks_and_in_sentences() -> None:
+    text = "`vlmbench doctor` and\n\n```\nvlmbench run --model a   # b\nx && .venv/bin/vlmbench list c | head\n```\n"
+    assert list(commands_in(text)) == ["vlmbench run --model a   # b", "vlmbench list c", "vlmbench doctor"]
+    assert sum(len(list(commands_in(path.read_text(encoding="utf-8")))) for path in PAGES) > 100
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_link_within_the_repository_leads_to_a_file(page: str) -> None:
+    for link in LINK.findall(FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))):
+        if not link.startswith(("https://", "#")):
+            assert ((ROOT / page).parent / link.partition("#")[0]).is_file(), link
+
+
+def test_every_command_has_a_page() -> None:
+    text = "\n".join(path.read_text(encoding="utf-8") for path in DOCS.rglob("*.md"))
+    written = {words.split()[1] for words in commands_in(text)}
+    assert set(PROGRAM.commands) <= written  # type: ignore[attr-defined]
+
+
+def load_script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_tables_are_those_of_the_code() -> None:
+    tables = load_script("docs_tables")
+    for page in tables.TABLES:
+        text = (DOCS / page).read_text(encoding="utf-8")
+        assert tables.filled(page, text) == text, "run `python benchmarks/docs_tables.py`"
+    gates = (DOCS / "gates.md").read_text(encoding="utf-8")
+    assert all(f"| `{code}` | {gate.meaning} | {gate.advice} |" in gates for code, gate in GATES.items())
+    protocols = (DOCS / "protocols.md").read_text(encoding="utf-8")
+    assert all(f"## {PROTOCOLS.load(name).label}\n" in protocols for name in PROTOCOLS.table)
+
+
+def test_the_examples_in_python_hold(tmp_path: Path) -> None:
+    with pandas.option_context("display.width", 120):
+        found = doctest.testfile(str(DOCS / "api.md"), module_relative=False, globs={"folder": tmp_path})
+    assert found.attempted > 10 and found.failed == 0
+
+
+class _Addresses(HTMLParser):
+    """Collects what a page makes a browser fetch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fetched: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag in ("script", "img", "iframe", "source"):
+            self.fetched.append(values.get("src") or "")
+        if tag == "link" and values.get("rel") != "canonical":
+            self.fetched.append(values.get("href") or "")
+
+
+def test_the_site_builds_and_fetches_nothing_from_elsewhere(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    began = time.monotonic()
+    answer = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr
+    assert time.monotonic() - began < 60
+    pages = sorted((tmp_path / "site").rglob("*.html"))
+    assert len(pages) > len(list(DOCS.rglob("*.md")))
+    for page in pages:
+        reader = _Addresses()
+        reader.feed(page.read_text(encoding="utf-8"))
+        assert reader.fetched and not [each for each in reader.fetched if re.match(r"(https?:)?//", each)], page
+
+
+def test_the_notebook_runs_and_holds_what_it_shows(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "notebook.py"), "--out", str(tmp_path / "notebook.ipynb")]
+    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180)
+    assert answer.returncode == 0, answer.stderr
+    stored, fresh = (
+        nbformat.read(path, as_version=4) for path in (DOCS / "notebook.ipynb", tmp_path / "notebook.ipynb")
+    )
+    assert [_shown(cell) for cell in stored.cells] == [_shown(cell) for cell in fresh.cells]
+    assert (DOCS / "notebook.ipynb").stat().st_size < 100_000
+
+
+def _shown(cell: Any) -> list[str]:
+    """Return the texts that a cell shows; of a picture, that there is one."""
+    texts = [output.get("text") or output.data.get("text/plain", "") for output in cell.get("outputs", [])]
+    return [cell.source, *("".join(text) for text in texts)]

@@ -1,0 +1,123 @@
+"""Memory that runs out halves the batch and changes no record."""
+
+import weakref
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from robustbench_vlm.engine import group, memory
+from robustbench_vlm.engine.estimate import Resources
+from robustbench_vlm.engine.memory import choose_slots, is_out_of_memory, with_fitting_slots
+from robustbench_vlm.engine.plan import Plan, Request, make_plan
+from robustbench_vlm.engine.run import run_plan
+from robustbench_vlm.engine.shard import classifier_of
+from robustbench_vlm.errors import UserError
+
+
+@pytest.fixture
+def plan_of(taught_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Plan]:
+    monkeypatch.setattr(group, "_fitting", {})
+
+    def make(slots: int) -> Plan:
+        return make_plan(
+            Request(
+                models=(str(taught_card),),
+                attacks=("pgd-10",),
+                datasets=("colours", "textures"),
+                eps=("1/255", "2/255"),
+                samples=6,
+                out=tmp_path / str(slots),
+                resources=Resources(device="cpu", workers=1, slots=slots),
+            )
+        )
+
+    return make
+
+
+class Full:
+    """A hook that lets no more than so many pictures into a network, and counts those that it turned away."""
+
+    def __init__(self, most: int) -> None:
+        self.most, self.refused = most, 0
+
+    def __call__(self, module: nn.Module, arguments: tuple[Tensor, ...]) -> None:
+        if len(arguments[0]) > self.most:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def run_within(plan: Plan, most: int) -> int:
+    """Run a plan on a network that takes at most so many pictures, and return how many calls were refused."""
+    cell = plan.cells[0]
+    full = Full(most)
+    encoder = classifier_of(cell.model, cell.track, cell.dataset.prompts, "cpu").encoder
+    with encoder.register_forward_pre_hook(full):
+        run_plan(plan)
+    return full.refused
+
+
+def records(out: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.parquet"))}
+
+
+def test_half_the_slots_give_the_records_of_few_slots_from_the_beginning(plan_of: Callable[[int], Plan]) -> None:
+    # The probes pass a shard's six pictures twice, so that 16 and 8 slots are too many.
+    plans = [plan_of(4), plan_of(16)]
+    assert [run_within(plan, 8) for plan in plans] == [0, 2]
+    few, many = (records(plan.request.out) for plan in plans)
+    assert few == many and len(few) == 4
+    assert list(group._fitting.values()) == [4]
+
+
+def test_a_sample_that_does_not_fit_is_told(plan_of: Callable[[int], Plan]) -> None:
+    with pytest.raises(UserError, match=r"one sample at a time .* out of memory\. Tried .*--workers"):
+        run_within(plan_of(2), 0)
+
+
+def test_memory_is_free_again_before_the_next_attempt() -> None:
+    held: list[weakref.ref[Tensor]] = []
+
+    def work(slots: int) -> list[bool]:
+        still = [each() is not None for each in held]
+        tensor = torch.zeros(slots)
+        held.append(weakref.ref(tensor))
+        if slots > 2:
+            raise MemoryError
+        return still
+
+    assert with_fitting_slots(work, 8) == ([False, False], 2)
+
+
+def test_other_errors_are_no_question_of_memory() -> None:
+    def work(slots: int) -> None:
+        raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="shapes"):
+        with_fitting_slots(work, 8)
+
+
+def test_what_says_that_memory_ran_out() -> None:
+    with pytest.raises(RuntimeError) as caught:
+        torch.empty(2**60)
+    told = [caught.value, MemoryError(), torch.OutOfMemoryError("full")]
+    told += [RuntimeError("MPS backend out of memory"), RuntimeError("cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED")]
+    assert all(map(is_out_of_memory, told))
+    assert not any(map(is_out_of_memory, [ValueError("out of memory"), RuntimeError("shapes")]))
+
+
+@pytest.mark.parametrize(("free", "slots"), [(80 * 2**30, 256), (10 * 2**30, 64), (2**30, 4), (2**27, 1), (2**20, 1)])
+def test_a_gpu_begins_with_what_its_memory_takes(monkeypatch: pytest.MonkeyPatch, free: int, slots: int) -> None:
+    monkeypatch.setattr(memory.torch.cuda, "mem_get_info", lambda: (free, 80 * 2**30))
+    assert choose_slots("cuda", 100 * 2**20) == slots
+    assert choose_slots("cpu", 100 * 2**20) == memory.CPU_SLOTS
+
+
+def test_the_plan_says_how_many_samples_are_passed_at_once(plan_of: Callable[[int], Plan]) -> None:
+    automatic, given = plan_of(0), plan_of(5)
+    assert (automatic.request.resources.slots, automatic.estimate.slots) == (64, 64)
+    assert replace(given.request.resources, slots=0) == replace(automatic.request.resources, slots=0)
+    assert given.estimate.slots == 5

@@ -1,0 +1,193 @@
+"""Precision: the encoder is attacked in the protocol's, and verdicts are given in float32 unless it says otherwise."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.probes import PROBE_FORWARD
+from robustbench_vlm.attacks.stage import Attack, Batch, Outcome, Stage
+from robustbench_vlm.attacks.worst_case import attack_samples
+from robustbench_vlm.engine.cell import Cell, Shard
+from robustbench_vlm.engine.estimate import Resources
+from robustbench_vlm.engine.plan import Request, make_plan
+from robustbench_vlm.engine.shard import classifier_of, load_batch, precise_classifier, run_shards
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.models.clip import ZeroShotClassifier, load_model
+from robustbench_vlm.models.precision import PRECISIONS, arithmetic, check_precision
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.protocols.embedded import MINI_QUICK
+from robustbench_vlm.records import SampleResult
+from robustbench_vlm.threats import Threat
+
+ONE = Resources(device="cpu", workers=1, slots=64)
+HALF = replace(MINI_QUICK, name="half", precision="float16")
+HALF_VERDICTS = replace(MINI_QUICK, name="half-verdicts", verdicts="float16")
+
+
+@pytest.fixture(scope="module")
+def cell(taught_card: Path) -> Cell:
+    request = Request(models=(str(taught_card),), attacks=("pgd-10",), datasets=("colours",), eps=("1/510",))
+    return make_plan(replace(request, samples=16, resources=ONE)).cells[0]
+
+
+def measured(cell: Cell, **changes: Any) -> list[SampleResult]:
+    changed = replace(cell, protocol=replace(cell.protocol, **changes), samples=replace(cell.samples))
+    return run_shards([changed], ONE, [Shard(0, 0, len(cell), changed.fingerprint)])[0]
+
+
+def flags() -> tuple[bool, ...]:
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
+    return matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark, convolution.deterministic
+
+
+def test_arithmetic_is_what_it_says_and_is_put_back() -> None:
+    before = flags()
+    with arithmetic("tf32"):
+        assert flags() == (True, True, False, True)
+        with arithmetic():
+            assert flags() == (False, False, False, True)
+        assert flags() == (True, True, False, True)
+    with pytest.raises(ZeroDivisionError), arithmetic("tf32"):
+        raise ZeroDivisionError
+    assert flags() == before
+
+
+def test_the_encoder_alone_runs_in_less_than_float32(cell: Cell) -> None:
+    about = cell.model, cell.track, cell.dataset.prompts, "cpu"
+    batch, _ = load_batch(cell, 0, len(cell), device="cpu")
+    exact, low = classifier_of(*about), precise_classifier(*about, "bfloat16", "float32")
+    assert torch.equal(precise_classifier(*about, "float32", "float32")(batch.images), exact(batch.images))
+    assert low.encoder(batch.images).dtype == torch.bfloat16 and low(batch.images).dtype == torch.float32
+    error = (low(batch.images) - exact(batch.images)).abs().max() / exact(batch.images).abs().max()
+    assert 0 < error < 8 * PRECISIONS["bfloat16"].rounding
+    leaf = batch.images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(low(leaf).sum(), leaf)
+    assert gradient.dtype == torch.float32 and torch.isfinite(gradient).all() and gradient.abs().max() > 0
+
+
+def test_verdicts_are_float32_unless_the_protocol_says_otherwise(cell: Cell) -> None:
+    exact = measured(cell)
+    about = cell.model, cell.track, cell.dataset.prompts, "cpu"
+    calls: dict[str, int] = dict.fromkeys(("float32", "bfloat16"), 0)
+
+    def count(module: torch.nn.Module, arguments: tuple[Tensor]) -> None:
+        calls[str(module.name)] += len(arguments[0])
+
+    for name in calls:
+        precise_classifier(*about, name, "float32").encoder.register_forward_pre_hook(count)
+    low = measured(cell, precision="bfloat16")
+    walked = calls["bfloat16"] - PROBE_FORWARD * len(low)
+    right = sum(each.clean_prediction == each.label for each in low)
+    # Clean pictures are judged, those that the attack returns, and every one on its way; the probes judge nothing.
+    assert walked >= right > 0 and calls["float32"] == len(low) + right + walked
+    calls["float32"] = 0
+    rounded = measured(cell, precision="bfloat16", verdicts="bfloat16")
+    assert calls["float32"] == 0
+    assert [each.margin for each in low] == [each.margin for each in exact] != [each.margin for each in rounded]
+    # Rounding in another batch is no gate's business.
+    assert not any(each.warnings for each in low + rounded)
+
+
+def test_products_with_texts_are_float32_whatever_the_encoder_runs_in() -> None:
+    small = torch.nn.Linear(3 * 4 * 4, 8, bias=False)
+    flagged: dict[str, set[bool]] = {"encoder": set(), "product": set()}
+
+    class Spy(TorchDispatchMode):
+        def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
+            if function is torch.ops.aten.mm.default:
+                kind = "product" if arguments[1].shape == (8, 5) else "encoder"
+                flagged[kind].add(torch.backends.cuda.matmul.allow_tf32)
+            return function(*arguments, **(keywords or {}))
+
+    encoder = torch.nn.Sequential(torch.nn.Flatten(), small)
+    classifier = ZeroShotClassifier(encoder, torch.eye(5, 8), 100.0).in_precision("tf32")
+    with torch.no_grad(), arithmetic("tf32"), Spy():
+        classifier(torch.rand(2, 3, 4, 4))
+    assert flagged == {"encoder": {True}, "product": {False}}
+
+
+def test_logits_are_made_in_half_where_the_protocol_says_so(cell: Cell) -> None:
+    about = cell.model, cell.track, cell.dataset.prompts, "cpu"
+    batch, _ = load_batch(cell, 0, len(cell), device="cpu")
+    for name in ("float32", "bfloat16"):
+        exact, half = (precise_classifier(*about, name, logits) for logits in ("float32", "bfloat16"))
+        found, features = half(batch.images), half.image_features(batch.images)  # type: ignore[union-attr]
+        by_hand = (half.scale * features).bfloat16() @ half.text_features.bfloat16().T  # type: ignore[union-attr]
+        assert found.dtype == torch.float32 and torch.equal(found, by_hand.float())
+        assert not torch.equal(found, exact(batch.images))
+    (low, exactly) = (measured(cell, logits=logits) for logits in ("bfloat16", "float32"))
+    assert [each.margin for each in low] != [each.margin for each in exactly]
+    assert not any(each.warnings for each in low)
+
+
+def test_texts_are_embedded_in_float32_wherever_they_are() -> None:
+    model, seen = load_model("clip", "mini"), []
+    model.network.get_submodule("transformer").register_forward_pre_hook(lambda *told: seen.append(flags()[:2]))
+    with arithmetic("tf32"):
+        model.classifier(["a circle", "a square"])
+    assert seen == [(False, False)]
+
+
+def returns(logits: object, batch: Batch, *, slots: int) -> Outcome:
+    """Return images that are a little brighter."""
+    nothing = torch.zeros_like(batch.labels)
+    return Outcome(batch.images + 0.1, nothing, nothing, {})
+
+
+def at(limit: float) -> Callable[[Tensor], Tensor]:
+    """Return a classifier that is wrong about pictures of class 0 that are brighter than a limit."""
+    return lambda images: torch.stack([limit - images.flatten(1).mean(dim=1), torch.zeros(len(images))], dim=1)
+
+
+GREY = Batch(
+    images=torch.full((2, 3, 2, 2), 0.5),
+    labels=torch.tensor([0, 0]),
+    keys=torch.tensor([0, 1]),
+    threat=Threat("Linf", Fraction(1, 10)),
+    num_classes=torch.tensor([2, 2]),
+)
+
+
+def test_only_the_judge_decides() -> None:
+    attack = Attack("bright", (Stage("bright", f"{__name__}:returns"),), "")
+    for limit, verdict in ((0.7, ""), (0.55, "bright"), (0.4, "clean")):
+        for attacked in (0.4, 0.7):
+            found = attack_samples(at(attacked), GREY, attack, slots=2, judge=at(limit))
+            assert found.broken_by == (verdict, verdict)
+            assert torch.allclose(found.margin, torch.tensor(limit - 0.5))
+
+
+@pytest.mark.parametrize("name", ["pgd-10", "cw"])
+def test_an_attack_goes_on_until_the_judge_is_fooled(name: str) -> None:
+    attack = load_attack(name)
+    alone = attack_samples(at(0.51), GREY, attack, slots=2)
+    judged = attack_samples(at(0.51), GREY, attack, slots=2, judge=at(0.58))
+    assert all(alone.broken_by) and (alone.adversarial.flatten(1).mean(dim=1) < 0.58).all()
+    assert all(judged.broken_by) and (judged.adversarial.flatten(1).mean(dim=1) > 0.58).all()
+
+
+@pytest.mark.parametrize(("name", "value"), [("half", "HALF"), ("half-verdicts", "HALF_VERDICTS")])
+def test_a_precision_that_the_device_lacks_is_refused(
+    taught_card: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    assert isinstance(PROTOCOLS.table, Mapping)
+    monkeypatch.setitem(PROTOCOLS.table, name, f"{__name__}:{value}")  # type: ignore[arg-type]
+    with pytest.raises(UserError, match=r"float16, which is there on cuda alone .* --device cuda"):
+        make_plan(Request(models=(str(taught_card),), protocol=name, resources=ONE))
+
+
+def test_which_precisions_there_are() -> None:
+    for name in PRECISIONS:
+        check_precision(name, "cuda")
+    with pytest.raises(UserError, match="tf32, which is there on cuda alone"):
+        check_precision("tf32", "cpu")
+    with pytest.raises(UserError, match=r"unknown precision 'half': it is one of float32"):
+        check_precision("half", "cuda")

@@ -1,0 +1,27 @@
+"""Real architectures at random initialisation, built once."""
+
+import pytest
+import torch
+from torch import nn
+
+from robustbench_vlm.models.architecture import load_architecture
+
+VIT, RESNET = "open_clip:ViT-B-32-quickgelu", "open_clip:RN50-quickgelu"
+
+
+def _random(architecture: str) -> nn.Module:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return load_architecture(architecture).build().eval()
+
+
+@pytest.fixture(scope="session")
+def vit() -> nn.Module:
+    """Return a ViT-B/32 of OpenAI's kind."""
+    return _random(VIT)
+
+
+@pytest.fixture(scope="session")
+def resnet() -> nn.Module:
+    """Return a ResNet-50 of OpenAI's kind."""
+    return _random(RESNET)

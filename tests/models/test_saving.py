@@ -1,0 +1,40 @@
+"""Weights as files beside a card."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.models.clip import load_model
+from robustbench_vlm.models.saving import copy_weights, save_weights
+from robustbench_vlm.models.weights import load_weights
+
+
+def test_weights_are_rounded_and_counters_are_not(tmp_path: Path) -> None:
+    tensors = {"weight": torch.tensor([1 / 3, -2.0]), "count": torch.tensor(3)}
+    entry = save_weights(tensors, tmp_path / "small.safetensors", "float16")
+    loaded = load_weights(tmp_path, entry)
+    assert loaded["weight"].dtype == torch.float16 and loaded["count"].dtype == torch.int64
+    assert torch.allclose(loaded["weight"].float(), tensors["weight"], rtol=2**-11)
+    exact = load_weights(tmp_path, save_weights(tensors, tmp_path / "whole.safetensors"))
+    assert torch.equal(exact["weight"], tensors["weight"])
+
+
+def test_what_the_smaller_format_cannot_hold_is_no_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="float16 cannot hold"):
+        save_weights({"weight": torch.tensor([1e6])}, tmp_path / "large.safetensors", "float16")
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_bundled_defenses_are_stored_small_and_run_in_float32() -> None:
+    model = load_model("agft", "mini")
+    assert all(parameter.dtype == torch.float32 for parameter in model.network.parameters())
+
+
+def test_another_file_of_the_same_name_is_replaced(tmp_path: Path) -> None:
+    source, folder = tmp_path / "text.safetensors", tmp_path / "out"
+    for content in (b"one", b"two"):
+        source.write_bytes(content)
+        entry = copy_weights(source, folder)
+        assert (folder / entry.file).read_bytes() == content

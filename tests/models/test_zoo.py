@@ -1,0 +1,155 @@
+"""The cards of the zoo: strictly read, one form, and true to what the tracks, open_clip and the recipes know."""
+
+import json
+from pathlib import Path
+
+import open_clip
+import pytest
+
+from robustbench_vlm.cli import run_command
+from robustbench_vlm.defenses import DEFENSES
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.files import package_folder
+from robustbench_vlm.models import card_names
+from robustbench_vlm.models.architecture import OPEN_CLIP, load_architecture
+from robustbench_vlm.models.card import ModelCard, bundled_names, find_card, read_card, write_card
+from robustbench_vlm.models.clip import load_model
+from robustbench_vlm.models.layouts import LAYOUTS
+from robustbench_vlm.records import fingerprint
+from robustbench_vlm.tracks import TRACKS
+from robustbench_vlm.training.finetuning import Place
+
+ALL = [(track, name) for track in TRACKS.table for name in card_names(track)]
+REAL = [read_card(package_folder("model_zoo") / "zeroshot15" / f"{name}.json") for name in card_names("zeroshot15")]
+
+
+def _named(card: ModelCard) -> str:
+    return card.name
+
+
+@pytest.mark.parametrize(("track", "name"), ALL)
+def test_a_card_has_one_form_and_its_files_name(track: str, name: str, tmp_path: Path) -> None:
+    path = package_folder("model_zoo") / track / f"{name}.json"
+    card = read_card(path)
+    assert card.name == name
+    write_card(card, tmp_path / "again.json")
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+def test_the_embedded_models_are_those_that_come_with_the_package() -> None:
+    assert bundled_names("mini") == card_names("mini") and "agft" in bundled_names("mini")
+    assert bundled_names("zeroshot15") == []
+
+
+@pytest.mark.parametrize("name", ["clip", "agft"])
+def test_the_identity_of_an_embedded_model_is_its_architecture_and_its_two_digests(name: str) -> None:
+    card = find_card(name, "mini")
+    assert card.image and card.text
+    expected = fingerprint(["mini", card.image.sha256, card.text.sha256])
+    assert load_model(name, "mini").digest == expected
+
+
+@pytest.mark.parametrize("card", REAL, ids=_named)
+def test_a_released_model_says_where_it_is_and_what_it_is(card: ModelCard) -> None:
+    assert card.architecture.startswith(OPEN_CLIP) and card.paper.startswith("https://")
+    load_architecture(card.architecture)
+    if card.pretrained:
+        name = card.architecture.removeprefix(OPEN_CLIP)
+        assert card.pretrained in open_clip.list_pretrained_tags_by_model(name)
+    if card.image:
+        assert card.image.layout in {*LAYOUTS, ""} and card.text is None
+        assert card.image.url.startswith(("https://", "hf:")) or card.image.page.startswith("https://")
+        # Nobody here has seen the file: no digest can be known, and the card must say so.
+        assert card.image.sha256 == "" and "never downloaded by us" in card.notes and card.licence
+        assert bool(card.base) != (card.image.layout in ("clip", "transformers", ""))
+    if card.base:
+        assert find_card(card.base, "zeroshot15").architecture == card.architecture
+    assert all(0 <= each.percent <= 100 and each.source for each in card.reported)
+
+
+@pytest.mark.parametrize("card", REAL, ids=_named)
+def test_openais_weights_have_their_activation(card: ModelCard) -> None:
+    """A CLIP of OpenAI with another activation is silently a worse one; LAION's have the usual one."""
+    config = load_architecture(card.architecture).config
+    assert config.get("quick_gelu", False) == ("laion" not in card.name)
+
+
+def test_every_base_has_a_card_and_one_file_has_two_for_its_two_pixel_constants() -> None:
+    names = {card.name for card in REAL}
+    assert {card.base for card in REAL} - {""} <= names
+    first, second = (find_card(f"pmg-aft-tinyimagenet{end}", "zeroshot15") for end in ("", "-imagenet-pixels"))
+    assert first.image == second.image and first.mean is None and second.mean == (0.485, 0.456, 0.406)
+
+
+@pytest.mark.parametrize("name", ["agft", "gladiator"])
+def test_a_model_without_weights_answers_with_its_training(
+    name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert run_command(["run", "--track", "zeroshot15", "--model", name, "--images", ".", "--json"]) == 2
+    message = json.loads(capsys.readouterr().out)["error"]
+    command = f"vlmbench train {name} --track zeroshot15 --images DIR"
+    assert "nobody has released" in message and command in message
+    assert f"trained/zeroshot15/{name}/{name}.json" in message
+    assert name in DEFENSES.table
+
+
+def test_what_was_trained_where_the_answer_says_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    places: list[Path] = []
+
+    def train(order: object, place: Place, tell: object, resume: object) -> None:
+        places.append(place.folder)
+
+    monkeypatch.setattr("robustbench_vlm.training.commands.train_defense", train)
+    assert run_command(["train", "agft", "--track", "zeroshot15", "--images", "DIR"]) == 0
+    assert places == [Path("trained/zeroshot15/agft")]
+    source = find_card("clip", "mini")
+    path = Path("trained/zeroshot15/agft/agft.json")
+    assert source.image and source.text
+    path.parent.mkdir(parents=True)
+    for weights in (source.image, source.text):
+        (path.parent / weights.file).write_bytes((Path(source.folder) / weights.file).read_bytes())
+    write_card(ModelCard("agft", "mini", source.image, source.text), path)
+    assert load_model("agft", "zeroshot15").digest == load_model("clip", "mini").digest
+    # A released model is never taken from there.
+    other = Path("trained/zeroshot15/fare-1/fare-1.json")
+    write_card(ModelCard("fare-1", "mini", source.image, source.text), other)
+    assert find_card("fare-1", "zeroshot15").base == "clip"
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"base": "clip"}, "same tower twice"),
+        ({"pretrained": "openai"}, "same tower twice"),
+        ({"image": None}, "same tower twice"),
+        ({"image": {"file": "a.pt", "sha256": ""}}, "must name the sha256 of a.pt"),
+        ({"image": {"file": "a.pt", "sha256": "", "url": 1}}, "must have as image an object"),
+        ({"image": {"file": "a.pt", "sha256": "", "mirror": ""}}, "must have as image an object"),
+        ({"mean": [0.5, 0.5]}, "three numbers as mean"),
+        ({"mean": [0.5, 0.5, 0.5]}, "both mean and std"),
+        ({"mean": [0.5, 0.5, 0.5], "std": [0.2, 0, 0.2]}, "above 0 as std"),
+        ({"mean": [0.5, 0.5, True], "std": [0.2, 0.2, 0.2]}, "three numbers as mean"),
+        ({"name": 3}, "a text as name"),
+        ({"training": []}, "an object as training"),
+        ({"reported": [{"what": "clean", "percent": "9", "source": ""}]}, "must have as reported"),
+        ({"reported": 7}, "must have as reported"),
+    ],
+)
+def test_cards_are_read_strictly(change: dict[str, object], message: str, tmp_path: Path) -> None:
+    values = json.loads((package_folder("model_zoo") / "mini" / "clip.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps({**values, **change}))
+    with pytest.raises(UserError, match=message):
+        read_card(tmp_path / "card.json")
+
+
+def test_the_list_and_a_page_show_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["list", "models", "--track", "zeroshot15"]) == 0
+    listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
+    assert set(card_names("zeroshot15")) <= set(listed)
+    assert "not released: train it" in listed["agft"] and "fetched by hand" in listed["saft"]
+    assert run_command(["show", "model", "fare-1", "--track", "zeroshot15"]) == 0
+    shown = capsys.readouterr().out
+    for said in ("uni-tuebingen.de", "never downloaded by us", "base: clip", "percent: 60.5", "Table 10", "eps: 1/255"):
+        assert said in shown

@@ -1,0 +1,15 @@
+"""A procedure: the mean of a picture's logits and those of its mirror image."""
+
+from torch import Tensor
+from torch.nn import functional
+
+from robustbench_vlm.procedures.procedure import Context, Passes, Procedure
+
+
+def logits(context: Context, images: Tensor) -> Tensor:
+    """Return the mean logits of pictures and their mirror images, (B, C)."""
+    features = [functional.normalize(context.features(each), dim=-1) for each in (images, images.flip(3))]
+    return context.scale * (features[0] + features[1]) / 2 @ context.text_features.T
+
+
+MIRROR = Procedure("mirror", logits, passes=lambda settings: Passes(forward=2, outer=2), paper="made up")

@@ -1,0 +1,28 @@
+"""Pickles as Python 2 wrote them, in which CIFAR comes: byte strings for texts and for the pixels of arrays."""
+
+import struct
+
+import numpy
+
+
+def python2_pickle(value: object) -> bytes:
+    """Return the pickle that Python 2 with numpy wrote, protocol 2, of dicts, lists, texts, numbers, uint8 (N, M)."""
+    return b"\x80\x02" + _pickled(value) + b"."
+
+
+def _pickled(value: object) -> bytes:
+    if isinstance(value, dict):
+        return b"}(" + b"".join(_pickled(key) + _pickled(item) for key, item in value.items()) + b"u"
+    if isinstance(value, list):
+        return b"](" + b"".join(map(_pickled, value)) + b"e"
+    if isinstance(value, str | bytes):
+        text = value.encode() if isinstance(value, str) else value
+        return b"T" + struct.pack("<i", len(text)) + text
+    if isinstance(value, int):
+        return b"J" + struct.pack("<i", value)
+    assert isinstance(value, numpy.ndarray) and value.dtype == numpy.uint8
+    height, width = value.shape
+    empty = b"cnumpy.core.multiarray\n_reconstruct\n(cnumpy\nndarray\n(K\x00tU\x01btR"
+    kind = b"(cnumpy\ndtype\n(U\x02u1K\x00K\x01tR(K\x03U\x01|NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00tb"
+    shape = b"(" + _pickled(height) + _pickled(width) + b"t"
+    return empty + b"(K\x01" + shape + kind[1:] + b"\x89" + _pickled(value.tobytes()) + b"tb"

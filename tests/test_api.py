@@ -1,0 +1,225 @@
+"""The package from Python: what users of RobustBench expect, and the same numbers as from the command line."""
+
+import json
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import robustbench_vlm
+from robustbench_vlm import compare, evaluate, leaderboard, load_attack, load_dataset, load_model
+from robustbench_vlm.attacks.worst_case import attack_samples
+from robustbench_vlm.boards.submit import submission
+from robustbench_vlm.cli import run_command
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.datasets.dataset import image_sha256
+from robustbench_vlm.engine.results import RunResult
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.protocols.embedded import MINI_QUICK
+from robustbench_vlm.records import CLEAN
+
+SETS = ("colours", "shapes")
+
+
+@pytest.fixture(scope="module")
+def result(taught_card: Path, tmp_path_factory: pytest.TempPathFactory) -> RunResult:
+    out = tmp_path_factory.mktemp("api") / "runs"
+    return evaluate(str(taught_card), ["fgsm", "pgd-3"], datasets=SETS, eps=("1/255", "32/255"), out=out, workers=1)
+
+
+def test_importing_the_package_imports_nothing_heavy() -> None:
+    program = "import sys, robustbench_vlm; print('torch' in sys.modules, *dir(robustbench_vlm))"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
+    is_heavy, *names = answer.stdout.split()
+    assert is_heavy == "False" and set(robustbench_vlm.__all__) <= set(names)
+
+
+def test_all_names_are_there_and_no_others() -> None:
+    for name in robustbench_vlm.__all__:
+        assert getattr(robustbench_vlm, name)
+    with pytest.raises(AttributeError, match="nonesuch"):
+        robustbench_vlm.nonesuch  # noqa: B018
+
+
+def test_no_part_of_the_package_hides_a_function() -> None:
+    parts = {path.stem for path in Path(robustbench_vlm.__file__).parent.iterdir()}
+    assert not parts & set(robustbench_vlm.__all__)
+
+
+def test_a_model_classifies_the_samples_of_a_data_set() -> None:
+    pictures = load_dataset("handwritten")
+    assert len(pictures) == MINI_QUICK.samples and pictures.images.dtype == torch.float32
+    assert 0 <= pictures.images.min() < pictures.images.max() <= 1
+    classifier = load_model("agft").classifier(pictures.prompts)
+    assert isinstance(classifier, torch.nn.Module)
+    images = pictures.images.clone().requires_grad_(True)
+    logits = classifier(images)
+    assert logits.shape == (len(pictures), len(pictures.classes)) and logits.dtype == torch.float32
+    logits.sum().backward()
+    assert images.grad is not None and bool(images.grad.any())
+    assert float((logits.argmax(dim=1) == pictures.labels).float().mean()) > 0.5
+
+
+def test_samples_are_those_of_the_protocol_in_its_order(result: RunResult) -> None:
+    records = result.samples().query("dataset == 'colours' and attack == 'fgsm' and eps == '1/255'")
+    pictures = load_dataset("colours")
+    assert list(records.sample_id) == list(pictures.ids) and list(records.label) == pictures.labels.tolist()
+    digests = [image_sha256((image * 255).round().to(torch.uint8)) for image in pictures.images]
+    assert list(records.image_sha256) == digests
+    more = load_dataset("colours", samples=20)
+    assert more.ids[: len(pictures)] == pictures.ids and len(more) == 20
+    assert len(load_dataset("handwritten", samples="all")) == len(DATASETS.load("handwritten").open().ids)
+
+
+def test_published_data_sets_come_in_a_protocol_s_words(library: Path) -> None:
+    pictures = load_dataset("cifar10", track="zeroshot15", samples=4, data=library)
+    assert pictures.images.shape == (4, 3, 32, 32) and pictures.prompts[0] == "This is a photo of a airplane."
+    other = load_dataset("cifar10", protocol="fare-2024", samples=4, data=library)
+    assert len(other.prompts[0]) == 18 and other.ids == pictures.ids
+
+
+def test_an_attack_by_hand_gives_the_verdicts_of_the_run(result: RunResult, taught_card: Path) -> None:
+    pictures = load_dataset("colours")
+    classifier = load_model(str(taught_card), device="cpu").classifier(pictures.prompts)
+    verdict = attack_samples(classifier, pictures.batch("32/255"), load_attack("pgd-3"), slots=3)
+    records = result.samples().query("dataset == 'colours' and attack == 'pgd-3' and eps == '32/255'")
+    assert list(verdict.broken_by) == list(records.broken_by) and "pgd-3" in verdict.broken_by
+
+
+def test_a_procedure_s_classifier_is_that_of_certain_samples() -> None:
+    pictures = load_dataset("colours", samples=3)
+    for name in ("clip", "ttc+clip"):
+        classifier = load_model(name, device="cpu").classifier(pictures.prompts).of_samples(pictures.keys)
+        assert classifier(pictures.images).shape == (3, len(pictures.classes))
+
+
+def test_a_frame_has_a_row_a_score(result: RunResult) -> None:
+    frame = result.to_pandas()
+    grid = [(a, e, d) for a in ("fgsm", "pgd-3") for e in ("1/255", "32/255") for d in SETS]
+    assert list(zip(frame.attack, frame.eps, frame.dataset, strict=True)) == grid
+    assert set(frame.model) == {"taught"} and set(frame.n) == {MINI_QUICK.samples}
+    for row, score in zip(frame.itertuples(), (s for t in result.tables for s in t.scores), strict=True):
+        assert (row.clean, row.robust) == (score.clean, score.robust)
+        assert (row.clean_low, row.clean_high, row.robust_low, row.robust_high) == (
+            *score.clean_interval,
+            *score.robust_interval,
+        )
+        assert row.warnings == " ".join(score.warnings)
+
+
+def test_the_records_give_the_scores(result: RunResult) -> None:
+    frame = result.to_pandas().set_index(["attack", "eps", "dataset"])
+    for key, rows in result.samples().groupby(["attack", "eps", "dataset"]):
+        assert (rows.broken_by == "").mean() == frame.loc[key, "robust"]
+        assert (rows.broken_by != CLEAN).mean() == frame.loc[key, "clean"]
+
+
+def test_records_that_are_gone_or_changed_are_told(taught_card: Path, tmp_path: Path) -> None:
+    found = evaluate(str(taught_card), "fgsm", datasets="colours", samples=4, out=tmp_path, workers=1)
+    (path,) = tmp_path.rglob("*.parquet")
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(UserError, match="damaged"):
+        found.samples()
+    path.unlink()
+    with pytest.raises(UserError, match=r"not in .* any more"):
+        found.samples()
+
+
+def test_the_command_line_gives_the_same_and_finds_it_on_disk(
+    result: RunResult, taught_card: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = result.tables[0].folder.parents[2]
+    command = json.loads((result.tables[0].folder / "manifest.json").read_text())["command"]
+    assert command.startswith(f"vlmbench run --model {taught_card} --attack fgsm --attack pgd-3 --dataset colours")
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+    assert run_command([*command.split()[1:], "--out", str(out), "--workers", "1", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["fingerprint"] == result.fingerprint
+    assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
+
+
+def test_what_was_evaluated_is_compared_sample_by_sample(result: RunResult, make_card: Callable[..., Path]) -> None:
+    out = result.tables[0].folder.parents[2]
+    other = evaluate(str(make_card()), "fgsm", datasets=SETS, eps="1/255", out=out, workers=1)
+    found = compare(["taught", "untrained"], "fgsm", eps="1/255", runs=out)
+    assert [model.name for model in found.models] == ["taught", "untrained"] and found.datasets == ("shapes", "colours")
+    frames = (result.samples().query("attack == 'fgsm' and eps == '1/255'"), other.samples())
+    taught, untrained = (frame[frame.dataset == "colours"].broken_by.to_numpy() == "" for frame in frames)
+    (pair,) = [pair for pair in found.pairs if pair.measure == "robust"]
+    assert pair.datasets["colours"].only_first == int((taught & ~untrained).sum()) > 0
+    with pytest.raises(UserError, match="unknown result 'nonesuch'"):
+        compare(["taught", "nonesuch"], runs=out)
+
+
+def test_a_leaderboard_is_a_frame(taught_card: Path, tmp_path: Path) -> None:
+    evaluate(str(taught_card), "fgsm", datasets="colours", protocol="mini", out=tmp_path / "runs", workers=1)
+    made = submission(tmp_path / "runs" / "mini" / "taught", date="2026-01-02", model=str(taught_card))
+    made.write(tmp_path / "boards")
+    board = leaderboard("mini", tmp_path / "boards" / "mini")
+    (row,) = board.to_pandas().itertuples()
+    assert (row.model, row.status, row.rank) == ("taught", "claimed", "")
+    assert 0 <= row.robust_low <= row.robust <= row.robust_high <= row.clean_high
+    packaged = leaderboard("mini")
+    assert list(packaged.to_pandas().get("model", [])) == [each.model for each in packaged.rows]
+
+
+def test_progress_is_told(taught_card: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+    evaluate(
+        str(taught_card),
+        "fgsm",
+        datasets=["colours"],
+        eps=Fraction(1, 255),
+        samples=3,
+        out=tmp_path,
+        workers=1,
+        on_progress=lambda progress: told.append((progress.samples_done, progress.samples_total)),
+    )
+    assert told[0] == (0, 3) and told[-1] == (3, 3)
+
+
+def test_a_script_without_a_guard_may_use_several_processes(taught_card: Path, tmp_path: Path) -> None:
+    script = tmp_path / "script.py"
+    script.write_text(
+        "import sys\n"
+        "from robustbench_vlm import evaluate\n"
+        "print('begun', flush=True)\n"
+        "found = evaluate(sys.argv[1], 'fgsm', datasets='colours', samples=70, out=sys.argv[2], workers=2)\n"
+        "print(len(found.samples()))\n"
+    )
+    arguments = [sys.executable, str(script), str(taught_card), str(tmp_path / "runs")]
+    answer = subprocess.run(arguments, capture_output=True, text=True, timeout=120)
+    assert (answer.stdout, answer.returncode) == ("begun\n70\n", 0), answer.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "options", "message"),
+    [
+        ((torch.nn.Linear(1, 1),), {}, "models must be names, and Linear is none.*vlmbench convert FILE --base"),
+        ((["clip", torch.nn.Linear(1, 1)],), {}, "models must be names"),
+        (("clip", print), {}, "attacks must be names.*entry point"),
+        (("clip", "fgsm"), {"datasets": [3]}, "datasets must be names"),
+        (("clip", "fgsm"), {"eps": 0.03}, "eps 0.03 is a float: write it exactly"),
+        (("clip", "fgsm"), {"eps": ["1/255", 2]}, "eps 2 is a int"),
+        (("clip", "fgsm"), {"samples": 0}, "samples 0 is no number of samples"),
+        (("clip", "fgsm"), {"samples": "some"}, "samples 'some' is no number"),
+        ((), {"models": []}, "no model is given"),
+        (("nonesuch",), {}, "unknown model 'nonesuch'"),
+        (("clip", "fgsm"), {"track": "minni"}, "unknown track 'minni'. Did you mean mini"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_told(
+    arguments: tuple[Any, ...], options: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        evaluate(*arguments, **options, out=tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
+def test_a_result_travels_between_processes(result: RunResult) -> None:
+    assert pickle.loads(pickle.dumps(result)).to_pandas().equals(result.to_pandas())

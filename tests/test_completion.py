@@ -1,0 +1,152 @@
+"""Completion in a shell: what bash, zsh and fish ask, answered by the program as they run it, quickly and in full."""
+
+import os
+import resource
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import typer
+
+from robustbench_vlm.attacks import ATTACKS
+from robustbench_vlm.cli import app
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.defenses import DEFENSES
+from robustbench_vlm.models import card_names
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.terminal import catalog, completion
+from robustbench_vlm.threats import NORMS
+from robustbench_vlm.tracks import TRACKS
+
+PROGRAM = "from robustbench_vlm.cli import main; main()"
+
+
+@pytest.fixture(scope="module")
+def vlmbench(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return the program `vlmbench`, as an installation has it."""
+    path = tmp_path_factory.mktemp("bin") / "vlmbench"
+    path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "{PROGRAM}" "$@"\n')
+    path.chmod(0o755)
+    return path
+
+
+def asked(program: Path, words: str) -> list[str]:
+    """Return what bash is answered where the cursor stands at the end of `words`."""
+    typed = words.split(" ")
+    environment = {"COMP_WORDS": words, "COMP_CWORD": str(len(typed) - 1), "_VLMBENCH_COMPLETE": "complete_bash"}
+    answer = subprocess.run([program], env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    assert answer.stderr == ""
+    return answer.stdout.split()
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        ("vlmbench diag", ["diagnose"]),
+        ("vlmbench run --att", ["--attack"]),
+        ("vlmbench run --attack ", ATTACKS.names()),
+        ("vlmbench run --attack apgd", ["apgd-ce", "apgd-dlr", "apgd-t"]),
+        ("vlmbench run --model ", card_names("mini")),
+        ("vlmbench run --track zeroshot15 --model fare-4-l", None),
+        ("vlmbench run --model ttc+ag", ["ttc+agft"]),
+        ("vlmbench run --model agft --dataset day", ["day-night"]),
+        ("vlmbench run --track ", TRACKS.names()),
+        ("vlmbench plan --norm ", list(NORMS)),
+        ("vlmbench run --engine l", ["local"]),
+        ("vlmbench run --protocol ", PROTOCOLS.names()),
+        ("vlmbench show pro", ["procedure", "protocol"]),
+        ("vlmbench list pro", ["procedures", "protocols"]),
+        ("vlmbench compare ag", ["agft"]),
+        ("vlmbench show protocol tr", ["trusted"]),
+        ("vlmbench check defenses ", DEFENSES.names()),
+        ("vlmbench diff protocol trusted ag", ["agft-2026"]),
+        ("vlmbench train ", DEFENSES.names()),
+        ("vlmbench data prepare cifar10 dt", ["dtd"]),
+        ("vlmbench convert --base cl", None),
+        ("vlmbench run --eps ", []),
+        ("vlmbench run --model my_models/", []),
+    ],
+)
+def test_what_bash_is_answered(vlmbench: Path, words: str, expected: list[str] | None) -> None:
+    begun = words.split(" ")[-1]
+    if expected is None:
+        expected = [name for name in card_names("zeroshot15") if name.startswith(begun)]
+        assert len(expected) > 1
+    assert sorted(asked(vlmbench, words)) == sorted(expected)
+
+
+def test_a_key_press_does_not_wait(vlmbench: Path) -> None:
+    # Time of the processor: another process on the machine does not count.
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    asked(vlmbench, "vlmbench run --track zeroshot15 --model fare")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 0.5
+
+
+def test_bash_itself_completes(vlmbench: Path) -> None:
+    """The script that `--show-completion` prints, in a bash that looks for the completion as a key press does."""
+    script = (
+        f'PATH="{vlmbench.parent}:$PATH"; source <(vlmbench --show-completion bash)\n'
+        "complete -p vlmbench\n"
+        "COMP_WORDS=(vlmbench run --attack apgd-) COMP_CWORD=3\n"
+        '_vlmbench_completion vlmbench apgd- --attack; echo "${COMPREPLY[@]}"\n'
+    )
+    environment = {**os.environ, "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    shell = shutil.which("bash")
+    assert shell
+    answer = subprocess.run([shell, "-c", script], env=environment, capture_output=True, text=True, check=True)
+    said, found = answer.stdout.splitlines()
+    # Without an answer bash offers files, which card files are.
+    assert "-o default" in said and found.split() == ["apgd-ce", "apgd-dlr", "apgd-t"]
+
+
+@pytest.mark.parametrize(
+    ("shell", "action", "expected"),
+    [("zsh", "", "_arguments '*: :((\"fgsm\"))'"), ("fish", "get-args", "fgsm")],
+)
+def test_what_other_shells_are_answered(vlmbench: Path, shell: str, action: str, expected: str) -> None:
+    environment = {
+        "_TYPER_COMPLETE_ARGS": "vlmbench run --attack fg",
+        "_TYPER_COMPLETE_FISH_ACTION": action,
+        "_VLMBENCH_COMPLETE": f"complete_{shell}",
+    }
+    answer = subprocess.run([vlmbench], env={**os.environ, **environment}, capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == expected
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_installing_writes_where_the_shell_looks(vlmbench: Path, shell: str, tmp_path: Path) -> None:
+    environment = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
+    command = [vlmbench, "--install-completion", shell]
+    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert f"{shell} completion installed in {tmp_path}" in answer.stdout
+    assert any("_VLMBENCH_COMPLETE" in path.read_text() for path in tmp_path.rglob("*") if path.is_file())
+
+
+def _commands(group: typer.core.TyperGroup) -> list[typer.core.TyperCommand]:
+    found: list[typer.core.TyperCommand] = []
+    for command in group.commands.values():
+        found += _commands(command) if hasattr(command, "commands") else [command]
+    return found
+
+
+def test_every_option_that_takes_a_name_completes() -> None:
+    free = {"--name", "--precision"}
+    for command in _commands(typer.main.get_command(app)):
+        for parameter in command.params:
+            name = parameter.opts[0]
+            if parameter.metavar == "NAME" and name not in free:
+                assert parameter._custom_shell_complete, f"{command.name} {name}"
+
+
+def test_every_kind_offers_what_is_listed() -> None:
+    assert list(completion.BY_KIND) == list(catalog.KINDS)
+    context = typer.Context(typer.main.get_command(app))
+    for kind, complete in completion.BY_KIND.items():
+        for track in TRACKS.names():
+            context.params["track"] = track
+            assert complete(context, "") == list(catalog.KINDS[kind].names(track)), kind
+    assert "shapes" in DATASETS.names()

@@ -1,0 +1,147 @@
+"""`vlmbench data`: what is there, what is missing, what is wrong, on made-up copies of every published data set."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from made_up_sets import make, make_shards
+from PIL import Image
+
+from robustbench_vlm.cli import run_command
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.datasets.originals import ORIGINALS
+from robustbench_vlm.datasets.published import is_other_split, located, ready
+from robustbench_vlm.engine.plan import Request, make_plan
+from robustbench_vlm.tracks import ZEROSHOT15
+
+
+def _answer(capsys: pytest.CaptureFixture[str], *command: str, code: int = 0) -> dict[str, Any]:
+    assert run_command(["data", *command, "--json"]) == code
+    found: dict[str, Any] = json.loads(capsys.readouterr().out)
+    return found
+
+
+@pytest.fixture
+def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VLMBENCH_DATA", str(tmp_path / "data"))
+    monkeypatch.setenv("VLMBENCH_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "data"
+
+
+def test_what_is_there_is_listed_in_the_order_of_the_track(library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = _answer(capsys, "list")["data"]
+    assert [each["name"] for each in found] == list(ZEROSHOT15.datasets)
+    assert all(0 < each["here"] < each["samples"] and str(library) in each["where"] for each in found)
+
+
+def test_what_is_missing_says_how_to_get_it(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = {each["name"]: each for each in _answer(capsys, "list", *ORIGINALS)["data"]}
+    assert set(found) == set(ORIGINALS) and not any(each["here"] for each in found.values())
+    assert found["cifar10"]["where"] == "vlmbench data prepare cifar10"
+    assert "image-net.org" in found["imagenet"]["where"]
+    assert run_command(["data", "list", "cifar10"]) == 0
+    assert capsys.readouterr().out.split()[-5:] == ["MiB", "vlmbench", "data", "prepare", "cifar10"]
+
+
+def test_preparing_names_the_list_of_samples_and_its_digest(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = _answer(capsys, "prepare", "dtd", "cifar10", "--no-download", "--lists", str(tmp_path / "lists"))
+    text = (tmp_path / "lists" / "dtd-6.csv").read_bytes()
+    assert text.startswith(b"id,label\n") and len(text.splitlines()) == 7
+    assert hashlib.sha256(text).hexdigest() == first["prepared"]["dtd"]["list_digest"]
+    assert first["protocol"] == "trusted/1" and list(first["prepared"]) == ["dtd", "cifar10"]
+    assert Path(first["prepared"]["dtd"]["folder"], "000000.npy").is_file()
+    few = _answer(capsys, "prepare", "dtd", "--samples", "3")["prepared"]["dtd"]
+    assert few["samples"] == 3 and few["folder"] == first["prepared"]["dtd"]["folder"]
+    assert few["list_digest"] != first["prepared"]["dtd"]["list_digest"]
+    # Another machine, the same list; another transform, other pixels of the same list.
+    shutil.copytree(library / "dtd", tmp_path / "elsewhere" / "dtd")
+    elsewhere = _answer(capsys, "prepare", "dtd", "--data", str(tmp_path / "elsewhere"))["prepared"]["dtd"]
+    assert elsewhere["list_digest"] == first["prepared"]["dtd"]["list_digest"]
+    agft = _answer(capsys, "prepare", "dtd", "--protocol", "agft-2026", "--samples", "3")["prepared"]["dtd"]
+    assert agft["list_digest"] == few["list_digest"] and agft["folder"] != few["folder"]
+
+
+def test_what_cannot_be_fetched_says_what_to_do_by_hand(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert "ILSVRC2012" in _answer(capsys, "prepare", "imagenet", code=2)["error"]
+    assert "vlmbench data prepare cifar10" in _answer(capsys, "prepare", "cifar10", "--no-download", code=2)["error"]
+    assert "comes with this package" in _answer(capsys, "prepare", "shapes", code=2)["error"]
+    assert "Did you mean cifar10" in _answer(capsys, "prepare", "cifar1", code=2)["error"]
+
+
+def test_verify_tells_a_whole_data_set_from_a_part_of_it(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert _answer(capsys, "verify") == {"passed": True, "checked": dict.fromkeys(ZEROSHOT15.datasets)}
+    assert "dtd" in _answer(capsys, "verify", "dtd", code=1)["checked"]["dtd"][0]
+    make("dtd", empty)
+    (sentence,) = _answer(capsys, "verify", code=1)["checked"]["dtd"]
+    assert "1880" in sentence
+
+
+def test_verify_finds_a_prepared_picture_that_changed(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make("cifar10", empty)
+    folder = Path(_answer(capsys, "prepare", "cifar10")["prepared"]["cifar10"]["folder"])
+    before = _answer(capsys, "verify", "cifar10", code=1)["checked"]["cifar10"]
+    content = bytearray((folder / "000000.npy").read_bytes())
+    content[-5] ^= 255
+    (folder / "000000.npy").write_bytes(content)
+    after = _answer(capsys, "verify", "cifar10", code=1)["checked"]["cifar10"]
+    assert len(after) == len(before) + 1 and "1 of 6 pictures" in after[-1]
+
+
+def test_shards_of_another_split_are_told_from_the_split_itself(empty: Path) -> None:
+    make_shards("eurosat", empty)
+    other = ready(DATASETS.load("eurosat"), None)
+    assert is_other_split(other) and "VTAB" in other.split
+    make_shards("dtd", empty)
+    assert not is_other_split(ready(DATASETS.load("dtd"), None))
+    make("eurosat", empty)
+    located.cache_clear()
+    assert not is_other_split(ready(DATASETS.load("eurosat"), None))
+
+
+def test_one_that_cannot_be_had_keeps_no_other_from_being_prepared(
+    empty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("dtd", empty)
+    found = _answer(capsys, "prepare", "imagenet", "dtd", "--no-download", code=2)
+    assert list(found["prepared"]) == ["dtd"] and "ILSVRC2012" in found["failed"]["imagenet"]
+
+
+def test_pictures_that_were_changed_under_their_names_are_prepared_anew(
+    empty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make("oxford-pets", empty)
+    source = ready(DATASETS.load("oxford-pets"), None).open()
+    before = source.read(range(6))
+    path = next(empty.rglob(f"{Path(source.ids[2]).stem}.jpg"))
+    path.write_bytes(b"no picture")
+    located.cache_clear()
+    broken = ready(DATASETS.load("oxford-pets"), None).open()
+    assert broken.digests(range(6))[2] == "" and broken.digests([0]) == source.digests([0])
+    Image.new("RGB", (300, 240), "red").save(path)
+    mended = ready(DATASETS.load("oxford-pets"), None).open().read(range(6))
+    assert [bool((mended[n] == before[n]).all()) for n in range(6)] == [True, True, False, True, True, True]
+    assert mended[2].float().mean(dim=(1, 2)).tolist() == pytest.approx([254, 0, 0], abs=2)
+
+
+def test_a_run_on_a_part_of_a_data_set_is_warned_of(
+    library: Path, make_card: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["run", "--track", "zeroshot15", "--model", str(make_card()), "--attack", "fgsm", "--dataset", "dtd"]
+    assert run_command([*command, "--dataset", "imagenet", "--workers", "1", "--out", str(tmp_path), "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert all("incomplete" in score["warnings"] for score in found["scores"])
+    # ImageNet is out of the mean, and two data sets are not the table that was published.
+    assert found["mean"]["clean"] == found["scores"][0]["clean"] and found["mean_as_published"] is None
+
+
+def test_a_protocol_with_data_sets_of_its_own_runs_these(library: Path, make_card: Callable[..., Path]) -> None:
+    plan = make_plan(
+        Request(models=(str(make_card()),), attacks=("fgsm",), track="zeroshot15", protocol="fare-2024", samples=2)
+    )
+    assert [cell.dataset.name for cell in plan.cells] == list(plan.protocol.datasets) and len(plan.cells) == 13

@@ -1,0 +1,402 @@
+"""Downloads: real sockets on the loopback address, with servers that are slow, break off, lie and redirect."""
+
+import functools
+import hashlib
+import http.server
+import os
+import resource
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustbench_vlm import answers, downloads
+from robustbench_vlm.downloads import download, hub_url
+from robustbench_vlm.errors import UserError
+from robustbench_vlm.files import cache_folder
+
+CONTENT = b"".join(number.to_bytes(4, "big") for number in range(750_000))
+DIGEST = hashlib.sha256(CONTENT).hexdigest()
+PAGE = b"<!DOCTYPE html><html><head><title>Google Drive - Virus scan warning</title></head></html>"
+Reply = Callable[["Handler"], None]
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    """Answers by the replies that a test gave, one a request, the last for ever."""
+
+    replies: list[Reply]
+    asked: list[dict[str, str]]
+
+    def do_GET(self) -> None:
+        self.asked.append({"path": self.path, **dict(self.headers.items())})
+        (self.replies.pop(0) if len(self.replies) > 1 else self.replies[0])(self)
+
+    def log_message(self, format: str, *arguments: Any) -> None:
+        pass
+
+    def begin(self, code: int, **headers: object) -> None:
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name.replace("_", "-"), str(value))
+        self.end_headers()
+
+
+def whole(handler: Handler, content: bytes = CONTENT, stop: int | None = None, tag: str = '"one"') -> None:
+    """Send a file from where the Range asks for, up to byte `stop`, under the length of the whole."""
+    start = int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
+    if handler.headers.get("If-Range", tag) != tag:
+        start = 0
+    part = {"Content_Range": f"bytes {start}-{len(content) - 1}/{len(content)}"} if start else {}
+    handler.begin(206 if start else 200, Content_Length=len(content) - start, ETag=tag, **part)
+    handler.wfile.write(content[start:stop])
+
+
+def no_range(handler: Handler, stop: int | None = None) -> None:
+    handler.begin(200, Content_Length=len(CONTENT), ETag='"one"')
+    handler.wfile.write(CONTENT[:stop])
+
+
+def page(handler: Handler) -> None:
+    handler.begin(200, Content_Length=len(PAGE), Content_Type="text/html; charset=utf-8")
+    handler.wfile.write(PAGE)
+
+
+def cut(stop: int, **values: Any) -> Reply:
+    return functools.partial(whole, stop=stop, **values)
+
+
+def code(number: int, **headers: object) -> Reply:
+    return lambda handler: handler.begin(number, Content_Length=0, **headers)
+
+
+class Server:
+    """A server on the loopback address, its address, and what it was asked."""
+
+    def __init__(self, *replies: Reply) -> None:
+        handler = type("Given", (Handler,), {"replies": list(replies), "asked": []})
+        self.asked: list[dict[str, str]] = handler.asked  # type: ignore[attr-defined]
+        self.server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
+        self.url = f"http://127.0.0.1:{self.server.server_port}/file.bin"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+    @property
+    def ranges(self) -> list[str]:
+        return [request.get("Range", "") for request in self.asked]
+
+
+@pytest.fixture
+def serve(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Server]]:
+    monkeypatch.setattr(downloads, "WAITS", (0.0, 0.0, 0.0, 0.0))
+    monkeypatch.setenv("NO_PROXY", "*")
+    servers: list[Server] = []
+
+    def start(*replies: Reply) -> Server:
+        servers.append(Server(*replies))
+        return servers[-1]
+
+    yield start
+    for each in servers:
+        each.server.shutdown()
+        each.server.server_close()
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "new" / "weights.pt"
+
+
+def left(path: Path) -> list[str]:
+    return sorted(each.name for each in path.parent.iterdir()) if path.parent.exists() else []
+
+
+def test_a_file_comes_whole_and_leaves_nothing_beside_it(serve: Callable[..., Server], path: Path) -> None:
+    told: list[tuple[int, int | None]] = []
+    url = serve(whole).url
+    assert download(url, path, on_progress=lambda *state: told.append(state)) == DIGEST
+    assert path.read_bytes() == CONTENT and left(path) == ["weights.pt"]
+    assert told[-1] == (len(CONTENT), len(CONTENT)) and [here for here, _ in told] == sorted(here for here, _ in told)
+
+
+def test_what_is_there_is_checked_and_not_fetched_again(serve: Callable[..., Server], path: Path) -> None:
+    server = serve(whole)
+    path.parent.mkdir()
+    path.write_bytes(CONTENT)
+    assert download(server.url, path, sha256=DIGEST, size=len(CONTENT)) == download(server.url, path) == DIGEST
+    for wrong in ({"sha256": "0" * 64}, {"size": 7}):
+        with pytest.raises(UserError, match="move it away"):
+            download(server.url, path, **wrong)  # type: ignore[arg-type]
+    assert not server.asked and path.read_bytes() == CONTENT
+
+
+def test_a_dropped_connection_is_gone_on_from(serve: Callable[..., Server], path: Path) -> None:
+    server = serve(cut(1_200_000), cut(2_000_000), whole)
+    assert download(server.url, path, sha256=DIGEST) == DIGEST
+    assert server.ranges == ["", "bytes=1200000-", "bytes=2000000-"] and left(path) == ["weights.pt"]
+
+
+def test_a_later_call_goes_on_where_an_earlier_one_gave_up(serve: Callable[..., Server], path: Path) -> None:
+    server = serve(cut(1_200_000), *[code(503)] * 4, whole)
+    with pytest.raises(UserError, match=f"cannot be fetched: the server answers 503.*put it at {path}"):
+        download(server.url, path)
+    assert not path.exists() and "weights.pt.partial" in left(path)
+    assert download(server.url, path) == DIGEST
+    assert server.ranges[-1] == "bytes=1200000-" and server.asked[-1]["If-Range"] == '"one"'
+    assert left(path) == ["weights.pt"]
+
+
+def test_a_server_that_knows_no_ranges_sends_all_again(serve: Callable[..., Server], path: Path) -> None:
+    server = serve(functools.partial(no_range, stop=1_500_000), no_range)
+    assert download(server.url, path) == DIGEST
+    assert server.ranges == ["", "bytes=1500000-"]
+
+
+def test_a_file_that_changed_on_the_server_is_fetched_anew(serve: Callable[..., Server], path: Path) -> None:
+    server = serve(cut(1_200_000, tag='"old"', content=CONTENT[::-1]), whole)
+    assert download(server.url, path) == DIGEST
+    assert server.asked[1]["If-Range"] == '"old"'
+
+
+def test_a_part_of_unknown_origin_or_of_another_address_is_not_gone_on_from(
+    serve: Callable[..., Server], path: Path
+) -> None:
+    path.parent.mkdir()
+    partial, origin = (path.with_name(f"weights.pt.{suffix}") for suffix in ("partial", "partial.origin"))
+    for note in (None, 'http://127.0.0.1:1/other\n"one"', "{url}\n"):
+        server = serve(whole)
+        partial.write_bytes(b"other")
+        if note:
+            origin.write_text(note.format(url=server.url))
+        assert download(server.url, path) == DIGEST and server.ranges == [""]
+        path.unlink()
+
+
+def test_other_bytes_after_a_break_are_found_and_all_is_fetched_once_more(
+    serve: Callable[..., Server], path: Path
+) -> None:
+    server = serve(cut(1_200_000), functools.partial(whole, content=bytes(len(CONTENT))), whole)
+    assert download(server.url, path, sha256=DIGEST) == DIGEST
+    assert server.ranges == ["", "bytes=1200000-", ""]
+
+
+def test_a_wrong_digest_leaves_nothing(serve: Callable[..., Server], path: Path) -> None:
+    server = serve(whole)
+    with pytest.raises(UserError, match=f"sha256 {DIGEST}, not {'0' * 64}"):
+        download(server.url, path, sha256="0" * 64)
+    assert len(server.asked) == 1 and left(path) in ([], [".weights.pt.lock"])
+
+
+def test_another_part_than_asked_for_is_not_taken(serve: Callable[..., Server], path: Path) -> None:
+    def shifted(handler: Handler) -> None:
+        handler.begin(206, Content_Length=5, Content_Range=f"bytes 7-11/{len(CONTENT)}")
+        handler.wfile.write(b"wrong")
+
+    server = serve(cut(1_200_000), shifted, whole)
+    assert download(server.url, path) == DIGEST
+    assert server.ranges == ["", "bytes=1200000-", ""]
+
+
+def test_a_part_that_is_longer_than_the_file_is_dropped(serve: Callable[..., Server], path: Path) -> None:
+    server = serve(code(416), whole)
+    path.parent.mkdir()
+    path.with_name("weights.pt.partial").write_bytes(bytes(len(CONTENT) + 1))
+    path.with_name("weights.pt.partial.origin").write_text(f'{server.url}\n"one"')
+    assert download(server.url, path) == DIGEST
+    assert server.ranges == [f"bytes={len(CONTENT) + 1}-", ""]
+
+
+def test_a_length_that_is_too_long_is_a_truncated_file(serve: Callable[..., Server], path: Path) -> None:
+    def lying(handler: Handler) -> None:
+        handler.begin(200, Content_Length=len(CONTENT) + 5)
+        handler.wfile.write(CONTENT)
+
+    with pytest.raises(UserError, match=rf"broke off after {len(CONTENT)} of {len(CONTENT) + 5} bytes"):
+        download(serve(lying).url, path)
+    assert not path.exists()
+
+
+def test_a_length_that_is_too_short_is_found_by_size_or_digest(serve: Callable[..., Server], path: Path) -> None:
+    def lying(handler: Handler) -> None:
+        handler.begin(200, Content_Length=100)
+        handler.wfile.write(CONTENT)
+
+    with pytest.raises(UserError, match="a file of 100 bytes, not of 3000000"):
+        download(serve(lying).url, path, size=len(CONTENT))
+    with pytest.raises(UserError, match="sha256"):
+        download(serve(lying).url, path, sha256=DIGEST)
+    assert not path.exists()
+
+
+def test_chunks_that_break_off_are_a_truncated_file(serve: Callable[..., Server], path: Path) -> None:
+    def chunked(handler: Handler, *, end: bytes = b"") -> None:
+        handler.protocol_version = "HTTP/1.1"
+        handler.close_connection = True
+        handler.begin(200, Transfer_Encoding="chunked")
+        handler.wfile.write(b"%x\r\n%b\r\n" % (len(CONTENT), CONTENT) + end)
+
+    with pytest.raises(UserError, match="cannot be fetched"):
+        download(serve(chunked).url, path)
+    assert download(serve(functools.partial(chunked, end=b"0\r\n\r\n")).url, path) == DIGEST
+
+
+def test_an_answer_whose_end_nobody_knows_is_taken_by_size_or_digest_alone(
+    serve: Callable[..., Server], path: Path
+) -> None:
+    def closing(handler: Handler, *, stop: int | None = None) -> None:
+        handler.begin(200)
+        handler.wfile.write(CONTENT[:stop])
+
+    for stop in (None, 1000):
+        with pytest.raises(
+            UserError, match=r"how long the file is.*fetch the file by hand and put it at .*weights\.pt"
+        ):
+            download(serve(functools.partial(closing, stop=stop)).url, path)
+        assert not path.exists()
+    with pytest.raises(UserError, match="sha256"):
+        download(serve(functools.partial(closing, stop=1000)).url, path, sha256=DIGEST)
+    for known in ({"sha256": DIGEST}, {"size": len(CONTENT)}):
+        assert download(serve(closing).url, path, **known) == DIGEST
+        path.unlink()
+
+
+@pytest.mark.parametrize("kind", ["text/html", "application/octet-stream"])
+def test_a_web_page_is_no_file(kind: str, serve: Callable[..., Server], path: Path) -> None:
+    def disguised(handler: Handler) -> None:
+        handler.begin(200, Content_Length=len(PAGE), Content_Type=kind)
+        handler.wfile.write(PAGE)
+
+    with pytest.raises(UserError, match=r"a web page with the title 'Google Drive - Virus.*put it at .*weights.pt"):
+        download(serve(disguised).url, path)
+    assert not path.exists() and "weights.pt.partial" not in left(path)
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [(404, "not there any more"), (410, "not there"), (403, "licence"), (401, "log in"), (418, "with the code 418")],
+)
+def test_a_refusal_says_what_to_do_by_hand(number: int, message: str, serve: Callable[..., Server], path: Path) -> None:
+    server = serve(code(number))
+    with pytest.raises(UserError, match=f"{message}.*by hand and put it at {path}"):
+        download(server.url, path)
+    assert len(server.asked) == 1
+
+
+def test_redirects_are_followed_but_not_to_an_open_line(serve: Callable[..., Server], path: Path) -> None:
+    target = serve(whole).url
+    assert download(serve(code(302, Location=target)).url, path) == DIGEST
+    path.unlink()
+    for unsafe in ("http://example.com/file.bin", "ftp://127.0.0.1/file.bin"):
+        with pytest.raises(UserError, match="no https address"):
+            download(serve(code(302, Location=unsafe)).url, path)
+    assert not path.exists()
+
+
+@pytest.mark.parametrize("url", ["http://example.com/a", "file:///etc/passwd", "ftp://h/a", "https:///a", "a.pt", ""])
+def test_other_addresses_are_refused(url: str, path: Path) -> None:
+    with pytest.raises(UserError, match="no https address"):
+        download(url, path)
+
+
+def test_a_silent_server_is_given_up(serve: Callable[..., Server], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "TIMEOUT", 0.1)
+    released = threading.Event()
+
+    def silent(handler: Handler) -> None:
+        handler.begin(200, Content_Length=10)
+        released.wait(20)
+
+    with pytest.raises(UserError, match="timed out"):
+        download(serve(silent).url, path)
+    released.set()
+
+
+def test_a_slow_server_is_waited_for(serve: Callable[..., Server], path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(answers, "TIMEOUT", 1.0)
+
+    def slow(handler: Handler) -> None:
+        handler.begin(200, Content_Length=20)
+        for _ in range(20):
+            handler.wfile.write(b"x")
+            handler.wfile.flush()
+            time.sleep(0.06)
+
+    assert download(serve(slow).url, path) == hashlib.sha256(b"x" * 20).hexdigest()
+
+
+def test_nobody_at_the_address(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(downloads, "WAITS", (0.0,))
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with pytest.raises(UserError, match="refused"):
+        download(f"http://127.0.0.1:{port}/a", path)
+
+
+def test_a_certificate_that_does_not_hold_is_not_passed_over(path: Path, tmp_path: Path) -> None:
+    import ssl
+
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1 -keyout {key} -out {certificate}"
+    subprocess.run(command.split(), check=True, capture_output=True)
+    server = http.server.HTTPServer(("127.0.0.1", 0), type("Given", (Handler,), {"replies": [whole], "asked": []}))
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    context.load_cert_chain(certificate, key)
+    server.socket = context.wrap_socket(server.socket, server_side=True)
+    server.handle_error = lambda *arguments: None  # type: ignore[method-assign]
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    with pytest.raises(UserError, match="certificate that does not hold"):
+        download(f"https://127.0.0.1:{server.server_port}/file.bin", path)
+    server.shutdown()
+    server.server_close()
+    assert not path.exists()
+
+
+def test_too_little_space_is_said_before_anything_is_written(
+    serve: Callable[..., Server], path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usage = type("Usage", (), {"free": 1_000_000})
+    monkeypatch.setattr(downloads.shutil, "disk_usage", lambda folder: usage)
+    with pytest.raises(UserError, match=r"0\.00 GB more.*VLMBENCH_CACHE"):
+        download(serve(whole).url, path)
+    assert left(path) == [".weights.pt.lock"]
+
+
+def test_a_disk_that_fills_up_on_the_way_keeps_the_part(serve: Callable[..., Server], path: Path) -> None:
+    url = serve(whole).url
+    program = (
+        "import sys; from pathlib import Path; from robustbench_vlm.downloads import download\n"
+        "try: download(sys.argv[1], Path(sys.argv[2]))\nexcept ValueError as error: sys.exit(str(error))"
+    )
+    limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))
+    full = subprocess.run(
+        [sys.executable, "-c", program, url, str(path)], preexec_fn=limit, capture_output=True, text=True, check=False
+    )
+    assert full.returncode == 1 and "would be larger than this system allows" in full.stderr
+    assert not path.exists() and path.with_name("weights.pt.partial").stat().st_size <= 2_000_000
+    assert download(url, path) == DIGEST and left(path) == ["weights.pt"]
+
+
+def test_several_at_once_fetch_one_file_once(serve: Callable[..., Server], path: Path) -> None:
+    server = serve(whole)
+    with ThreadPoolExecutor(4) as pool:
+        assert set(pool.map(lambda number: download(server.url, path), range(4))) == {DIGEST}
+    assert len(server.asked) == 1 and left(path) == ["weights.pt"]
+
+
+def test_the_hub_and_its_mirrors(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_ENDPOINT", raising=False)
+    assert hub_url("o/n", "a b.pt") == "https://huggingface.co/o/n/resolve/main/a%20b.pt"
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9/")
+    assert hub_url("datasets/o/n", "t/0.tar", "v/1") == "http://127.0.0.1:9/datasets/o/n/resolve/v%2F1/t/0.tar"
+
+
+def test_the_cache_is_where_the_environment_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VLMBENCH_CACHE", str(tmp_path))
+    assert cache_folder() == tmp_path
+    monkeypatch.setenv("VLMBENCH_CACHE", "")
+    assert cache_folder() == Path(os.path.expanduser("~")) / ".cache" / "robustbench_vlm"  # noqa: PTH111
