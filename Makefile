@@ -3,6 +3,8 @@ VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-for-tests
+# Processes that the tests run in, each with one thread: more threads than cores make them crawl.
+JOBS ?= 2
 
 # An environment may serve several clones: what is tested is always this one.
 export PYTHONPATH := $(CURDIR)
@@ -15,7 +17,7 @@ check: environment
 	$(BIN)/ruff check . || status=1; \
 	$(BIN)/ruff format --check --quiet . || status=1; \
 	$(BIN)/mypy || status=1; \
-	$(BIN)/pytest || status=1; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile || status=1; \
 	exit $$status
 
 environment: $(READY)

@@ -34,6 +34,13 @@ def sha256_of(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def read_ahead(path: Path, start: int, length: int) -> None:
+    """Ask the system to read bytes of a file into its memory meanwhile; where it takes no such advice, nothing happens."""
+    if hasattr(os, "posix_fadvise"):
+        with path.open("rb") as file:
+            os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
+
+
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Let `write` fill a temporary file beside `path`, then put it there in one step: whole or not at all.
 

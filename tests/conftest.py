@@ -24,8 +24,9 @@ settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)
-def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what tests fetch away from the user's cache."""
+def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep what tests fetch away from the user's cache, and the width of the user's terminal away from tests."""
+    monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("VLMBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 

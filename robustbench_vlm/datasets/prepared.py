@@ -24,7 +24,7 @@ from robustbench_vlm.datasets.order import standard_order
 from robustbench_vlm.datasets.originals.original import Pictures
 from robustbench_vlm.datasets.transform import Transform
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import write_text, write_whole
+from robustbench_vlm.files import read_ahead, write_text, write_whole
 from robustbench_vlm.progress import Tell
 from robustbench_vlm.records import fingerprint, plain
 
@@ -49,11 +49,21 @@ class PreparedSource:
             if not self.digests([index])[0]:
                 reason = _chunk_digests(self._folder, index // CHUNK)["unreadable"][str(index % CHUNK)]
                 raise UnreadableImage(f"{reason}; mend the file, or go on without it by --skip-unreadable")
-        return torch.stack([torch.from_numpy(self._row(index).copy()) for index in indices])
+        pictures = torch.stack([torch.from_numpy(self._row(index).copy()) for index in indices])
+        self._read_ahead(max(indices) + 1, len(indices))
+        return pictures
 
     def digests(self, indices: Sequence[int]) -> list[str]:
         """Return the sha256 of each picture's pixels as prepared, "" for one that could not be decoded."""
         return [_chunk_digests(self._folder, index // CHUNK)["sha256"][index % CHUNK] for index in indices]
+
+    def _read_ahead(self, start: int, count: int) -> None:
+        """Have the next samples read while these are attacked, for whichever worker will ask for them."""
+        for chunk in range(start // CHUNK, -(-(start + count) // CHUNK)):
+            if (self._folder / _digest_name(chunk)).is_file():
+                pixels = _chunk_pixels(self._folder, chunk)
+                first, row = max(start - chunk * CHUNK, 0), pixels[:1].nbytes
+                read_ahead(self._folder / _pixel_name(chunk), pixels.offset + first * row, count * row)
 
     def _row(self, index: int) -> "numpy.ndarray[Any, Any]":
         row: numpy.ndarray[Any, Any] = _chunk_pixels(self._folder, index // CHUNK)[index % CHUNK]
@@ -196,11 +206,11 @@ def _index(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
 
 
 @functools.lru_cache(maxsize=64)
-def _chunk_pixels(folder: Path, chunk: int) -> "numpy.ndarray[Any, Any]":
+def _chunk_pixels(folder: Path, chunk: int) -> "numpy.memmap[Any, Any]":
     import numpy
 
     try:
-        pixels: numpy.ndarray[Any, Any] = numpy.load(folder / _pixel_name(chunk), mmap_mode="r", allow_pickle=False)
+        pixels: numpy.memmap[Any, Any] = numpy.load(folder / _pixel_name(chunk), mmap_mode="r", allow_pickle=False)
     except (OSError, ValueError) as error:
         raise UserError(_damaged(folder / _pixel_name(chunk), error)) from error
     return pixels

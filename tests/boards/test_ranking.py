@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_results import evidence, samples, write_board_entry
 
+from robustbench_vlm import downloads
 from robustbench_vlm.boards.board import Board, Row
 from robustbench_vlm.boards.entry import Counterexample, Event, read_entry, write_entry
 from robustbench_vlm.boards.evidence import Evidence, Unsound
@@ -138,6 +139,7 @@ def test_an_entry_whose_records_cannot_be_had_is_left_out_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VLMBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(downloads, "WAITS", (0.0,))
     folder = tmp_path / "mini"
     write_board_entry(everywhere("here", [""]), folder)
     path = write_board_entry(everywhere("gone_", [""]), folder)
