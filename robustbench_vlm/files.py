@@ -35,7 +35,7 @@ def sha256_of(path: Path) -> str:
 
 
 def read_ahead(path: Path, start: int, length: int) -> None:
-    """Ask the system to read bytes of a file into its memory meanwhile; where it takes no such advice, nothing happens."""
+    """Have the system read bytes of a file into its memory meanwhile; where it takes no advice, nothing happens."""
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)

@@ -1,15 +1,20 @@
 """Files: whole or not at all, inside their folder, and failures that a user can mend are said."""
 
+import ctypes
 import errno
 import hashlib
+import mmap
+import os
+import time
 from pathlib import Path
 
+import numpy
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import explained, inside, package_folder, sha256_of, write_text, write_whole
+from robustbench_vlm.files import explained, inside, package_folder, read_ahead, sha256_of, write_text, write_whole
 
 
 def test_a_file_is_written_whole_and_read_by_all(tmp_path: Path) -> None:
@@ -18,6 +23,30 @@ def test_a_file_is_written_whole_and_read_by_all(tmp_path: Path) -> None:
     assert path.read_bytes() == "é".encode()
     assert path.stat().st_mode & 0o777 == 0o644
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
+def test_what_is_read_ahead_comes_into_memory(tmp_path: Path) -> None:
+    path, page = tmp_path / "file", mmap.PAGESIZE
+    path.write_bytes(bytes(1024 * page))
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+    if any(_in_memory(path)):
+        pytest.skip("this file system keeps its files in memory")
+    read_ahead(path, 16 * page, 8 * page)
+    deadline = time.monotonic() + 10
+    while not all(_in_memory(path)[16:24]) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert all(_in_memory(path)[16:24]) and not _in_memory(path)[-1]
+
+
+def _in_memory(path: Path) -> list[bool]:
+    """Say for each page of a file whether the system holds it in memory."""
+    bytes_ = numpy.memmap(path, mode="r")
+    found = (ctypes.c_ubyte * (bytes_.nbytes // mmap.PAGESIZE))()
+    assert ctypes.CDLL(None).mincore(ctypes.c_void_p(bytes_.ctypes.data), ctypes.c_size_t(bytes_.nbytes), found) == 0
+    return [bool(each & 1) for each in found]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken off"), KeyboardInterrupt()])

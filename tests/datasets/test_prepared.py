@@ -14,6 +14,7 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+from robustbench_vlm.datasets import prepared
 from robustbench_vlm.datasets.dataset import UnreadableImage, image_sha256
 from robustbench_vlm.datasets.order import standard_order
 from robustbench_vlm.datasets.prepared import CHUNK, PreparedSource, prepare, prepared_rows, verify_prepared
@@ -98,6 +99,22 @@ def test_the_beginning_of_the_standard_order_is_prepared_and_grows(tmp_path: Pat
     assert torch.equal(PreparedSource(str(folder)).read([3, 0]), images)
     prepare("made-up", pictures, SMALL, None, tmp_path)
     assert pictures.asked == len(pictures.ids)
+
+
+def test_the_system_is_told_to_read_the_samples_that_come_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = prepare("made-up", Pictures(CHUNK + 30), SMALL, None, tmp_path)
+    source, advised = PreparedSource(str(folder)), []
+
+    def advise(path: Path, start: int, length: int) -> None:
+        advised.append(path.read_bytes()[start : start + length])
+
+    monkeypatch.setattr(prepared, "read_ahead", advise)
+    source.read(range(CHUNK - 40, CHUNK - 10))
+    following = source.read(range(CHUNK - 10, CHUNK + 20)).numpy()
+    assert advised[0] == following[:10].tobytes() and advised[1].startswith(following[10:].tobytes())
+    del advised[:]
+    source.read([CHUNK + 29])
+    assert advised == [b""]
 
 
 def test_another_transform_or_other_pictures_get_a_folder_of_their_own(tmp_path: Path) -> None:
