@@ -9,6 +9,7 @@ import functools
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ from robustbench_vlm.files import package_folder, write_text
 from robustbench_vlm.records import plain
 
 FORMAT = 1
+Condition = tuple[str, str, str, Fraction]
+"""Attack, data set, norm and eps."""
 STATUSES = ("claimed", "reproduced", "verified", "disputed")
 """A number is claimed by who submits it, reproduced when a random part of its samples was run again, verified when all
 were, and disputed when what was found speaks against it."""
@@ -35,6 +38,11 @@ class EntryCell:
     """sha256 of the cell's records in canonical JSON."""
     score: Mapping[str, Any]
     """The fields of `Score` but for model, attack and data set."""
+
+    @property
+    def condition(self) -> Condition:
+        """What the number is of; an entry has each once."""
+        return self.attack, self.dataset, self.threat["norm"], Fraction(self.threat["eps"])
 
 
 @dataclass(frozen=True)
@@ -107,6 +115,10 @@ class Entry:
     def after(self, event: Event) -> "Entry":
         """Return the entry with one more event, and the status that this brings."""
         return dataclasses.replace(self, status=event.status, history=(*self.history, event))
+
+    def continues(self, earlier: "Entry") -> bool:
+        """Say whether what is known of an earlier entry is known of this one: same weights, same protocol."""
+        return (self.weights, self.protocol) == (earlier.weights, earlier.protocol)
 
     def with_counterexamples(self, more: Iterable[Counterexample]) -> "Entry":
         """Return the entry with more counterexamples; of one sample and norm the nearest is kept."""

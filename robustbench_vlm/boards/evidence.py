@@ -13,6 +13,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from robustbench_vlm.boards.entry import Condition
 from robustbench_vlm.engine.manifest import MANIFEST
 from robustbench_vlm.engine.scores import accuracies
 from robustbench_vlm.engine.store import read_records
@@ -47,6 +48,11 @@ class Evidence:
     def threat(self) -> Threat:
         """The threat that the samples were attacked under."""
         return Threat(self.identity["threat"]["norm"], Fraction(self.identity["threat"]["eps"]))
+
+    @property
+    def condition(self) -> Condition:
+        """What the records are of."""
+        return self.score.attack, self.score.dataset, self.threat.norm, self.threat.eps
 
 
 def read_run(folder: Path) -> tuple[Evidence, ...]:

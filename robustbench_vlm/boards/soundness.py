@@ -7,7 +7,7 @@ from pathlib import Path
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.boards.counterexamples import are_too_many, images_path, with_images
-from robustbench_vlm.boards.entry import Counterexample, Entry, read_entry
+from robustbench_vlm.boards.entry import Condition, Counterexample, Entry, read_entry
 from robustbench_vlm.boards.evidence import Evidence, Unsound
 from robustbench_vlm.boards.testimony import read_evidence, records_name
 from robustbench_vlm.datasets import DATASETS
@@ -57,7 +57,7 @@ def check_entry(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
     except ValueError as error:
         raise Unsound(f"the card of {entry.model!r} {error}") from error
     evidence = read_evidence(entry, folder)
-    keys = {(each.score.attack, each.score.dataset, each.threat) for each in evidence}
+    keys = {each.condition for each in evidence}
     if len(keys) < len(evidence):
         raise Unsound("the entry has two numbers for one attack, data set and radius")
     _check_counterexamples(entry.counterexamples, evidence, folder)
@@ -101,8 +101,9 @@ def _check_card(entry: Entry) -> None:
 def check_continuation(entry: Entry, evidence: Sequence[Evidence], earlier: Entry | None, folder: Path) -> None:
     """Raise Unsound where a submitted entry, which lies in `folder`, says more than a submitter may.
 
-    History and counterexamples of the `earlier` entry stay, and other numbers than it had are claimed: better statuses
-    are given where `verify` is run. Who disputes hands in counterexamples with their images, which `verify` judges.
+    History, records and counterexamples of the `earlier` entry stay, the latter two as long as the weights do. Numbers
+    that it had not are claimed: better statuses are given where `verify` is run. Who disputes hands in counterexamples
+    with their images, which `verify` judges.
     """
     known = earlier.history if earlier else ()
     if entry.history[: len(known)] != known:
@@ -114,6 +115,8 @@ def check_continuation(entry: Entry, evidence: Sequence[Evidence], earlier: Entr
     if any(status not in allowed for status in added):
         raise Unsound("a submission claims: other statuses are given by who verifies it")
     before = earlier.counterexamples if earlier and entry.weights == earlier.weights else ()
+    if earlier and entry.continues(earlier) and not _conditions(earlier) <= _conditions(entry):
+        raise Unsound("records of the entry before are missing, and weights and protocol are the same")
     if set(entry.with_counterexamples(before).counterexamples) != set(entry.counterexamples):
         raise Unsound("counterexamples of the entry before are missing, and the weights are the same")
     for example in set(entry.counterexamples) - set(before):
@@ -123,6 +126,10 @@ def check_continuation(entry: Entry, evidence: Sequence[Evidence], earlier: Entr
                 f"the counterexample {example.dataset} / {example.sample_id} has no image: hand in the file that"
                 " `vlmbench dispute` writes beside the entry"
             )
+
+
+def _conditions(entry: Entry) -> set[Condition]:
+    return {cell.condition for cell in entry.cells}
 
 
 def _is_same_claim(entry: Entry, earlier: Entry) -> bool:

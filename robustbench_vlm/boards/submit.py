@@ -10,7 +10,7 @@ from robustbench_vlm.boards.entry import Entry, Event, read_entry, write_entry
 from robustbench_vlm.boards.evidence import Evidence, manifests, read_manifest, read_run
 from robustbench_vlm.boards.rebuilt import rebuild, rescored
 from robustbench_vlm.boards.soundness import check_entry
-from robustbench_vlm.boards.testimony import make_entry, write_records
+from robustbench_vlm.boards.testimony import make_entry, read_evidence, write_records
 from robustbench_vlm.engine.results import mean_of
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.models.card import ModelCard, bundled_names, find_card
@@ -57,13 +57,17 @@ def submission(
     """Make the entry of a run's folder, runs/<track>/<model>, out of the cells that the track's board takes.
 
     `model` is the reference that loads the model, if its name does not. An earlier entry below `board`, a folder of
-    leaderboards, keeps its history. `records` is the https address where the records file will be, if not in the
-    repository. Raises UserError where the records are not those of the model, data and protocol on
-    this machine.
+    leaderboards, keeps its history, and where it is of the same weights and protocol, all that the run has not measured
+    again: no number rises by handing in less. `records` is the https address where the records file will be, if not in
+    the repository. Raises UserError where the records are not those of the model, data and protocol on this machine.
     """
     found = read_run(run)
     track: Track = TRACKS.load(found[0].track)
     evidence = _ranked(found, track, run)
+    place = (board or Path()) / track.name / f"{evidence[0].score.model}.json"
+    earlier = read_entry(place) if board is not None and place.is_file() else None
+    kept = _not_measured_again(evidence, earlier, place.parent)
+    evidence += kept
     reference = model or evidence[0].score.model
     plan, numbers = rebuild(evidence, reference, data=data)
     scores = rescored([plan.cells[number] for number in numbers], evidence)
@@ -71,15 +75,14 @@ def submission(
     card = find_card(split_reference(reference)[1], track.name)
     event = Event(date, "claimed", "submitted", {"cells": len(evidence), "samples": sum(e.score.n for e in evidence)})
     said = {key: value for key, value in plain(card).items() if key != "folder"}
-    environment = _environment(run, {each.score.attack for each in evidence})
+    environment = [*_environment(run, evidence), *_environment_of(kept, earlier)]
     entry, content = make_entry(evidence, said, environment, event, plan.protocol.identity)
     if records and not records.startswith("https://"):
         raise UserError(f"the address of the records must begin with https://, and {records!r} does not")
-    place = dataclasses.replace(entry.records, url=records)
-    entry = dataclasses.replace(entry, links=links or {}, note=note, records=place)
-    earlier = (board or Path()) / track.name / f"{entry.model}.json"
-    if board is not None and earlier.is_file():
-        entry = _continued(entry, read_entry(earlier))
+    named = dataclasses.replace(entry.records, url=records)
+    entry = dataclasses.replace(entry, links=links or {}, note=note, records=named)
+    if earlier:
+        entry = _continued(entry, earlier)
     remarks = (*_remarks(evidence, track, card), *_to_upload(entry))
     return Submission(entry, content, remarks, _pull_request(entry, evidence, track, remarks))
 
@@ -108,9 +111,27 @@ def _ranked(found: Sequence[Evidence], track: Track, run: Path) -> list[Evidence
     return kept
 
 
-def _environment(run: Path, attacks: set[str]) -> list[dict[str, Any]]:
+def _not_measured_again(evidence: Sequence[Evidence], earlier: Entry | None, folder: Path) -> list[Evidence]:
+    """Return what an earlier entry of the same weights and protocol, in `folder`, has on record and the run has not."""
+    first = evidence[0].identity
+    if not earlier or (earlier.weights, earlier.protocol["identity"]) != (first["weights"], first["protocol"]):
+        return []
+    again = {each.condition for each in evidence}
+    if all(cell.condition in again for cell in earlier.cells):
+        # Nothing of it is needed then, whatever has become of its records.
+        return []
+    return [each for each in read_evidence(earlier, folder) if each.condition not in again]
+
+
+def _environment_of(kept: Sequence[Evidence], earlier: Entry | None) -> list[Mapping[str, Any]]:
+    attacks = {each.score.attack for each in kept}
+    return [each for each in earlier.environment if each["attack"] in attacks] if earlier else []
+
+
+def _environment(run: Path, evidence: Sequence[Evidence]) -> list[Mapping[str, Any]]:
     """Return what the records were made on, an attack each; paths and names of the machine stay out."""
-    found = []
+    attacks = {each.score.attack for each in evidence}
+    found: list[Mapping[str, Any]] = []
     for path in manifests(run):
         manifest = read_manifest(path)
         if manifest.get("attack") in attacks:

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from robustbench_vlm.boards import testimony
-from robustbench_vlm.boards.entry import Counterexample, Event, read_entry, write_entry
-from robustbench_vlm.boards.evidence import read_run
+from robustbench_vlm.boards.entry import Condition, Counterexample, Entry, EntryCell, Event, read_entry, write_entry
+from robustbench_vlm.boards.evidence import Unsound, read_run
+from robustbench_vlm.boards.soundness import check_continuation, check_entry
 from robustbench_vlm.boards.submit import submission
 from robustbench_vlm.boards.testimony import read_evidence
 from robustbench_vlm.cli import run_command
@@ -71,6 +72,34 @@ def test_a_model_that_is_handed_in_again_keeps_its_history(entry_path: Path, rea
     write_entry(dataclasses.replace(before, weights="0" * 64, counterexamples=(example,)), entry_path)
     others = submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
     assert others.counterexamples == () and others.history[-1].what == "submitted again, with other weights"
+
+
+def test_what_a_run_has_not_measured_again_stays(real_run: Path, taught_card: Path, tmp_path: Path) -> None:
+    whole = submission(real_run, date="2026-01-02", model=str(taught_card))
+    whole.write(tmp_path)
+    part = tmp_path / "runs" / "taught"
+    shutil.copytree(real_run, part)
+    manifest = part / "pgd-5" / "manifest.json"
+    document = json.loads(manifest.read_text(encoding="utf-8"))
+    document["cells"] = {name: cell for name, cell in document["cells"].items() if cell["score"]["eps"] == "1/255"}
+    manifest.write_text(json.dumps(document), encoding="utf-8")
+    again = submission(part, date="2026-02-01", model=str(taught_card), board=tmp_path)
+    assert _by_condition(again.entry) == _by_condition(whole.entry)
+    assert again.entry.history[-1].facts == {"cells": 2, "samples": 400}
+    path = again.write(tmp_path)
+    evidence = check_entry(read_entry(path), path.parent)
+    check_continuation(again.entry, evidence, whole.entry, path.parent)
+    half = submission(part, date="2026-02-01", model=str(taught_card)).entry
+    less = whole.entry.after(Event("2026-02-01", "claimed", "submitted again"))
+    with pytest.raises(Unsound, match="records of the entry before are missing"):
+        check_continuation(dataclasses.replace(less, cells=half.cells), evidence, whole.entry, path.parent)
+    # Under other weights it is another model.
+    other = dataclasses.replace(less, cells=half.cells, weights="1" * 64)
+    check_continuation(other, evidence, whole.entry, path.parent)
+
+
+def _by_condition(entry: Entry) -> dict[Condition, EntryCell]:
+    return {cell.condition: cell for cell in entry.cells}
 
 
 def test_what_cannot_be_submitted_is_told(
