@@ -47,6 +47,20 @@ def test_what_is_missing_says_how_to_get_it(empty: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.split()[-5:] == ["MiB", "vlmbench", "data", "prepare", "cifar10"]
 
 
+def test_one_damaged_folder_hides_no_other(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(library, tmp_path / "data")
+    name = "caltech101"
+    folder = tmp_path / "data" / name / "101_ObjectCategories" / "zzz"
+    folder.mkdir()
+    (folder / "image_0001.jpg").write_bytes(b"")
+    assert run_command(["data", "list", "--json", "--data", str(tmp_path / "data")]) == 0
+    rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["data"]}
+    assert rows[name]["here"] == 0 and rows[name]["where"].startswith("damaged: ")
+    assert rows["cifar10"]["here"] > 0
+
+
 def test_preparing_names_the_list_of_samples_and_its_digest(
     library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -63,7 +63,10 @@ def test_a_protocol_may_fix_the_step_and_the_reduction_of_pgd_alone() -> None:
     half = dataclasses.replace(MINI, step_size="1/255", mean_over=128)
     (stage,) = half.adapt_attack(load_attack("pgd-20")).stages
     assert stage.parameters["step_size"] == "1/255" and stage.parameters["mean_over"] == 128
-    assert "relative_step" not in stage.parameters
+    assert "relative_step" not in stage.parameters and stage.parameters["loss"] == "softmax-ce"
+    # FGSM is one step of eps, whatever the step of PGD.
+    (fgsm,) = half.adapt_attack(load_attack("fgsm")).stages
+    assert "step_size" not in fgsm.parameters and fgsm.parameters["relative_step"] == 1.0
     assert "mean_over" not in half.adapt_attack(load_attack("cw")).stages[0].parameters
     assert half.adapt_attack(load_attack("autoattack")) == load_attack("autoattack")
 

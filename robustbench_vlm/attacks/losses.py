@@ -25,6 +25,14 @@ def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return _without(logits, labels).logsumexp(dim=1) - _pick(logits, labels)
 
 
+def softmax_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy as code computes it by softmax, shape (B,).
+
+    Its gradient has the factor 1 - p, which rounds to nothing where the model is sure: published code attacks with it.
+    """
+    return functional.cross_entropy(logits, labels, reduction="none")
+
+
 def margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Return the largest other logit minus the label's, shape (B,) (arXiv:1608.04644, f6)."""
     return _without(logits, labels).amax(dim=1) - _pick(logits, labels)
@@ -55,6 +63,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 LOSSES: Mapping[str, Loss] = {
     "ce": cross_entropy,
+    "softmax-ce": softmax_cross_entropy,
     "margin": margin,
     "dlr": dlr,
     "targeted-dlr": targeted_dlr,

@@ -17,7 +17,7 @@ def _margin_pgd(steps: int) -> dict[str, object]:
 AGFT_AUTOATTACK = Attack(
     "agft-autoattack",
     (
-        own_stage("apgd-ce-10", _APGD, _apgd("ce", steps=10)),
+        own_stage("apgd-ce-10", _APGD, _apgd("softmax-ce", steps=10)),
         own_stage("apgd-dlr-10", _APGD, _apgd("dlr", steps=10)),
     ),
     "what AGFT's code calls AutoAttack: 10 steps of APGD-CE, then 10 of APGD-DLR",
@@ -32,7 +32,7 @@ AGFT_CW = one_stage(
 TECOA_AUTOATTACK = Attack(
     "tecoa-autoattack",
     (
-        own_stage("apgd-ce", _APGD, _apgd("ce", steps=100)),
+        own_stage("apgd-ce", _APGD, _apgd("softmax-ce", steps=100)),
         own_stage("apgd-dlr", _APGD, _apgd("dlr", steps=100)),
     ),
     "what the code of TeCoA and TGA-ZSR calls AutoAttack: APGD-CE, then APGD-DLR",
@@ -47,7 +47,7 @@ TECOA_CW = one_stage(
 FARE_AUTOATTACK = Attack(
     "fare-autoattack",
     (
-        own_stage("apgd-ce-5x", _APGD, _apgd("ce", steps=100, restarts=5)),
+        own_stage("apgd-ce-5x", _APGD, _apgd("softmax-ce", steps=100, restarts=5)),
         own_stage("apgd-t", _APGD, _apgd("targeted-dlr", steps=100, targets=9)),
     ),
     "what FARE's code calls AutoAttack: APGD-CE with 5 restarts, then APGD-T",

@@ -60,6 +60,8 @@ def are_too_many(examples: Sequence[Counterexample], evidence: Sequence[Evidence
 
     Of a data set these are counted under the attack and radius that leave most.
     """
+    if not examples:
+        return False
     robust: dict[str, int] = {}
     for each in evidence:
         count = sum(row.broken_by == "" for row in each.results)

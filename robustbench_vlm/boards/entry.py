@@ -20,6 +20,8 @@ from robustbench_vlm.records import plain
 FORMAT = 1
 Condition = tuple[str, str, str, Fraction]
 """Attack, data set, norm and eps."""
+_DEEPEST = 16
+"""Levels of JSON, twice what entries have: deeper ones only make programs that read them fail."""
 STATUSES = ("claimed", "reproduced", "verified", "disputed")
 """A number is claimed by who submits it, reproduced when a random part of its samples was run again, verified when all
 were, and disputed when what was found speaks against it."""
@@ -120,6 +122,11 @@ class Entry:
         """Say whether what is known of an earlier entry is known of this one: same weights, same protocol."""
         return (self.weights, self.protocol) == (earlier.weights, earlier.protocol)
 
+    def repeats(self, earlier: "Entry") -> bool:
+        """Say whether all records of an earlier entry of the same weights stand here unchanged."""
+        own = {(cell.condition, cell.content) for cell in self.cells}
+        return self.weights == earlier.weights and own >= {(cell.condition, cell.content) for cell in earlier.cells}
+
     def with_counterexamples(self, more: Iterable[Counterexample]) -> "Entry":
         """Return the entry with more counterexamples; of one sample and norm the nearest is kept."""
         nearest: dict[tuple[str, str, str], Counterexample] = {}
@@ -144,6 +151,8 @@ def read_entry(path: Path) -> Entry:
         values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_number)
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read the entry {path}: {error}; `vlmbench submit` writes entries") from error
+    if _is_deep(values):
+        raise UserError(f"the entry {path} is nested deeper than any entry; `vlmbench submit` writes entries")
     if problem := best_match(Draft202012Validator(schema()).iter_errors(values)):
         place = "/".join(map(str, problem.absolute_path)) or "the document"
         raise UserError(
@@ -159,6 +168,18 @@ def read_entry(path: Path) -> Entry:
             "counterexamples": tuple(Counterexample(**each) for each in values["counterexamples"]),
         }
     )
+
+
+def _is_deep(values: Any) -> bool:
+    level = [values]
+    for _ in range(_DEEPEST):
+        level = [
+            each
+            for value in level
+            if isinstance(value, dict | list)
+            for each in (value.values() if isinstance(value, dict) else value)
+        ]
+    return bool(level)
 
 
 def _no_number(name: str) -> None:

@@ -116,6 +116,7 @@ def _contradiction(result: SampleResult, threat: Threat, stages: AbstractSet[str
         "is robust against its prediction": is_robust and result.adversarial_prediction != result.label,
         "was broken without another prediction": not is_robust and result.adversarial_prediction == result.label,
         "was broken by no stage of the attack": not is_robust and not is_wrong and result.broken_by not in stages,
+        "took a negative number of passes": result.forward < 0 or result.backward < 0,
         "was broken outside the radius": result.distance < 0 or result.distance > limit,
     }
     return next((problem for problem, holds in impossible.items() if holds), "")

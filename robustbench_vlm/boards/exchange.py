@@ -53,7 +53,7 @@ def read_images(path: Path) -> tuple[AdversarialImages, str]:
         pairs = json.loads(metadata["samples"])
         samples = tuple((str(dataset), str(sample)) for dataset, sample in pairs)
         track = metadata["track"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
         raise UserError(f"{path} is no file of adversarial images ({error}): {_WHAT}") from error
     if images.dim() != 4 or images.shape[1] != 3 or len(samples) != len(images) or len(images) == 0:
         raise UserError(f"{path} has {len(samples)} samples and images of shape {tuple(images.shape)}: {_WHAT}")

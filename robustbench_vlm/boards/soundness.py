@@ -111,6 +111,9 @@ def check_continuation(entry: Entry, evidence: Sequence[Evidence], earlier: Entr
     allowed = {"claimed", "disputed"} if are_too_many(entry.counterexamples, evidence) else {"claimed"}
     if earlier and (earlier.status == "disputed" or _is_same_claim(entry, earlier)):
         allowed.add(earlier.status)
+    if earlier and earlier.status == "disputed" and entry.repeats(earlier):
+        # The same records do not become better by being handed in twice.
+        allowed = {"disputed"}
     added = [event.status for event in entry.history[len(known) :]]
     if any(status not in allowed for status in added):
         raise Unsound("a submission claims: other statuses are given by who verifies it")

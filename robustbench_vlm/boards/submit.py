@@ -145,7 +145,7 @@ def _continued(entry: Entry, earlier: Entry) -> Entry:
     event = entry.history[0]
     is_same = earlier.weights == entry.weights
     what = "submitted again" if is_same else "submitted again, with other weights"
-    if is_same and earlier.status == "disputed" and earlier.records.sha256 == entry.records.sha256:
+    if earlier.status == "disputed" and entry.repeats(earlier):
         # The same records do not become better by being handed in twice.
         event, what = dataclasses.replace(event, status="disputed"), "submitted again, with the same records"
     again = dataclasses.replace(entry, history=earlier.history, counterexamples=kept)

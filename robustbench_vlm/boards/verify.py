@@ -24,7 +24,7 @@ from robustbench_vlm.tracks import TRACKS
 REPRODUCED = 0.05
 """An entry counts as reproduced if at most this share of its verdicts can be wrong, with 95 % confidence."""
 _NEAR = 1e-3
-"""A margin, as a cosine, so small that another machine's rounding may turn the prediction."""
+"""A lead of one class, as a cosine, so small that another machine's rounding may turn the prediction."""
 
 
 @dataclass(frozen=True)
@@ -116,22 +116,17 @@ def _unsound(entry: Entry, problems: Sequence[str], date: str) -> Verification:
 
 def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[Evidence], device: str) -> list[str]:
     """Return what of the clean predictions on record the model does not say, of all samples: one pass each."""
-    known: dict[str, list[int]] = {}
+    known: dict[str, list[tuple[int, float]]] = {}
     problems = []
     for cell, each in zip(cells, evidence, strict=True):
         if cell.dataset.name not in known:
             known[cell.dataset.name] = clean_predictions(cell, device=device)
         here = known[cell.dataset.name]
-        wrong = sum(_contradicts(result, found) for result, found in zip(each.results, here, strict=True))
-        if wrong:
-            problems.append(f"{cell.label}: {wrong} clean predictions are not the model's")
+        other = [lead for row, (found, lead) in zip(each.results, here, strict=True) if row.clean_prediction != found]
+        # By how much a prediction leads is this machine's word: a submitter would excuse anything by it.
+        if max(other, default=0.0) > _NEAR or is_more_than_honest(len(other), len(here)):
+            problems.append(f"{cell.label}: {len(other)} clean predictions are not the model's")
     return problems
-
-
-def _contradicts(result: SampleResult, prediction: int) -> bool:
-    is_said_right = result.broken_by != CLEAN
-    is_consistent = is_said_right == (result.clean_prediction == result.label)
-    return not is_consistent or (result.clean_prediction != prediction and abs(result.margin) > _NEAR)
 
 
 def _left_out(cells: Sequence[Cell], evidence: Sequence[Evidence]) -> list[str]:
@@ -156,15 +151,17 @@ def _judged(
     wrong = [(pick, here) for pick, here in pairs if _differ(evidence[pick.evidence].results[pick.position], here)]
     disagreements = tuple(_disagreement(evidence[pick.evidence], pick, here) for pick, here in wrong)
     favourable = sum(each.is_favourable for each in disagreements)
+    erased = _erased([(evidence[pick.evidence].results[pick.position], here) for pick, here in pairs])
     bound = len(wrong) / len(pairs) if is_full else upper_bound(len(wrong), len(pairs))
-    is_disputed = is_more_than_honest(favourable, len(pairs))
+    # Either way: records that say too little pull a rival's number down.
+    is_disputed = is_more_than_honest(len(wrong), len(pairs)) or bool(erased)
     counts = {"verdicts": len(pairs), "wrong": len(wrong), "too high": favourable}
-    facts = {**counts, "bound": round(bound, 4), "seed": seed}
+    facts = {**counts, "bound": round(bound, 4), "seed": seed} | ({"problems": list(erased)} if erased else {})
     status = _status(entry.status, bound, is_disputed=is_disputed, is_full=is_full)
     what = f"{len(pairs)} of its verdicts were computed again, {len(wrong)} came out otherwise"
     more = [_counterexample(evidence[pick.evidence], here, seed) for pick, here in wrong if _is_broken(here)]
     after = entry.after(Event(date, status, what, facts)).with_counterexamples(more)
-    return Verification(after, not is_disputed, (), len(pairs), seed, disagreements, bound)
+    return Verification(after, not is_disputed, erased, len(pairs), seed, disagreements, bound)
 
 
 def _status(before: str, bound: float, *, is_disputed: bool, is_full: bool) -> str:
@@ -174,6 +171,16 @@ def _status(before: str, bound: float, *, is_disputed: bool, is_full: bool) -> s
     if is_full or before == "verified":
         return "verified"
     return "reproduced" if bound <= REPRODUCED else before
+
+
+def _erased(pairs: Sequence[tuple[SampleResult, SampleResult]]) -> tuple[str, ...]:
+    """Return the warnings that samples raise here and, of the same verdict, not on record: pairs (stored, here)."""
+    same = [(stored, here) for stored, here in pairs if not _differ(stored, here)]
+    missing = [set(here.warnings.split(",")) - set(stored.warnings.split(",")) - {""} for stored, here in same]
+    count = sum(map(bool, missing))
+    if not count or not is_more_than_honest(count, len(pairs)):
+        return ()
+    return (f"the records of {count} samples leave out the warnings {', '.join(sorted(set().union(*missing)))}",)
 
 
 def _verdict(result: SampleResult) -> str:

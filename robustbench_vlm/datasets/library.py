@@ -42,6 +42,9 @@ def shelf(name: str, data: Path | None) -> Shelf:
         here, where = len(locate(original, root).ids), f"below {root}"
     except MissingData:
         here, where = 0, f"vlmbench data prepare {name}" if original.fetchable else original.by_hand
+    except UserError as error:
+        # One damaged folder hides nothing of the others.
+        here, where = 0, f"damaged: {error}"
     rows = max(map(prepared_rows, _prepared_folders(name)), default=0)
     return Shelf(name, original.samples, here, original.download_bytes, rows, where)
 

@@ -8,19 +8,22 @@ from torch import Tensor
 from robustbench_vlm.attacks.oracle import chunked_logits
 from robustbench_vlm.attacks.stage import Batch
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.shard import load_batch, precise_classifier
+from robustbench_vlm.engine.shard import classifier_of, load_batch, precise_classifier
 from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.threats import Threat, distance, project
 
 _AT_ONCE = 64
 
 
-def clean_predictions(cell: Cell, *, device: str) -> list[int]:
-    """Return the prediction for every clean sample of a cell, in order."""
-    found: list[int] = []
+def clean_predictions(cell: Cell, *, device: str) -> list[tuple[int, float]]:
+    """Return every clean sample's prediction, and by how much it leads as a cosine, in the order of a cell."""
+    found: list[tuple[int, float]] = []
     for start in range(0, len(cell), _AT_ONCE):
         batch, _ = load_batch(cell, start, min(start + _AT_ONCE, len(cell)), device=device)
-        found += _predicted(cell, batch, batch.images, device)
+        logits = judged_logits(cell, batch.keys, batch.images, device=device)
+        first, second = logits.topk(2, dim=1).values.unbind(1)
+        scale = classifier_of(cell.model, cell.track, cell.dataset.prompts, device).scale
+        found += zip(logits.argmax(dim=1).tolist(), ((first - second) / scale).tolist(), strict=True)
     return found
 
 

@@ -20,6 +20,9 @@ State = Mapping[str, Tensor]
 _EXTRA = {"input_resolution", "context_length", "vocab_size", "attn_mask"}
 """Entries of OpenAI's and older open_clip state dicts that are no weights."""
 
+_TRAINING = {"optimizer", "optimizer_state_dict", "optim", "scheduler", "lr_scheduler", "scaler"}
+"""Entries that only a training that goes on needs."""
+
 
 @dataclass(frozen=True)
 class Towers:
@@ -33,13 +36,23 @@ class Towers:
 def towers_of(content: Any, layout: str = "") -> Towers:
     """Return the towers in a checkpoint, whose layout is recognised by its entries.
 
-    Raises UserError where it has none that is known, or another than `layout`.
+    Raises UserError where it has none that is known, or another than `layout`, and where the file holds more that was
+    trained: a model of its towers alone would be another one than its name says.
     """
     found = next((name for name, read in LAYOUTS.items() if _is_state(read(content))), None)
     if found is None:
         raise UserError(f"no layout of a CLIP is known that has {_entries(content)}; known are {', '.join(LAYOUTS)}")
     if layout and layout != found:
         raise UserError(f"the layout is {found!r}, not {layout!r}: the card names the wrong layout or the wrong file")
+    if (
+        others := []
+        if _is_state(content)
+        else _others(content, {id(each) for each in LAYOUTS[found](content).values()})
+    ):
+        raise UserError(
+            f"the file has more that was trained than the towers: {_few(others)}. Prompts and the like cannot be run by"
+            " this package; if they are not used, save the towers alone"
+        )
     state = {
         key.removeprefix("module."): tensor.float() if tensor.is_floating_point() else tensor
         for key, tensor in LAYOUTS[found](content).items()
@@ -64,6 +77,16 @@ def check_fit(tower: str, state: State, expected: State) -> None:
     if any(wrong.values()):
         said = "; ".join(f"{len(keys)} {what}: {_few(keys)}" for what, keys in wrong.items() if keys)
         raise UserError(f"the tensors of the {tower} tower do not fit, {said}. {described(state)}")
+
+
+def _others(value: Any, used: set[int], name: str = "") -> list[str]:
+    """Return the names of tensors below a file's content that are not `used` and no state of the training."""
+    if isinstance(value, Tensor):
+        return [name] if value.numel() > 1 and id(value) not in used else []
+    if not isinstance(value, Mapping):
+        return []
+    inner = [(key, each) for key, each in value.items() if str(key).lower() not in _TRAINING]
+    return [found for key, each in inner for found in _others(each, used, f"{name}.{key}".removeprefix("."))]
 
 
 def _few(keys: list[str]) -> str:

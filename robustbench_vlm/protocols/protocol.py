@@ -50,7 +50,7 @@ class Protocol:
     step_size: str = field(default="", metadata=LATER)
     """The step of PGD and CW under Linf as a fraction of the pixel range; "" leaves each attack its own."""
     mean_over: int = field(default=1, metadata=LATER)
-    """PGD's cross-entropy is divided by so many samples, as a batch's mean is: half precision loses gradients by it."""
+    """PGD takes the softmax's cross-entropy as a mean over so many samples: half precision loses gradients by it."""
     description: str = ""
 
     @property
@@ -98,11 +98,11 @@ class Protocol:
         if "keep" not in stage.parameters:
             return stage
         parameters = {**stage.parameters, "keep": self.keep}
-        if self.step_size and norm == "Linf":
+        if self.step_size and norm == "Linf" and parameters.get("steps") != 1:
             parameters |= {"step_size": self.step_size}
             parameters.pop("relative_step", None)
         if self.mean_over > 1 and parameters.get("loss") == "ce":
-            parameters |= {"mean_over": self.mean_over}
+            parameters |= {"mean_over": self.mean_over, "loss": "softmax-ce"}
         return dataclasses.replace(stage, parameters=parameters)
 
     def select(self, ids: Sequence[str], labels: Sequence[int]) -> list[int]:

@@ -24,7 +24,7 @@ TRUSTED = Protocol(
 
 AGFT_2026 = Protocol(
     name="agft-2026",
-    version=1,
+    version=2,
     samples=None,
     precision="float16",
     verdicts="float16",
@@ -45,7 +45,7 @@ AGFT_2026 = Protocol(
 
 FARE_2024 = Protocol(
     name="fare-2024",
-    version=1,
+    version=2,
     samples=1000,
     datasets=(
         "caltech101",
@@ -73,7 +73,7 @@ FARE_2024 = Protocol(
 
 TECOA_2023 = Protocol(
     name="tecoa-2023",
-    version=1,
+    version=2,
     samples=None,
     precision="float16",
     verdicts="float16",

@@ -18,7 +18,7 @@ from robustbench_vlm.records import fingerprint, plain
 from robustbench_vlm.terminal.layout import wrapped
 from robustbench_vlm.terminal.screen import Line, printable
 
-_COMPARED = ("autoattack", "cw", "pgd-20", "pgd-100")
+_COMPARED = ("autoattack", "cw", "fgsm", "pgd-20", "pgd-100")
 """Attacks that every paper of the field has a column for."""
 
 

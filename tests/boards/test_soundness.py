@@ -269,3 +269,19 @@ def test_options_that_do_not_go_together_are_told(tmp_path: Path, capsys: pytest
     misplaced.write_bytes((BOARD / "clip.json").read_bytes())
     assert run_command(["verify", str(misplaced), "--check"]) == 1
     assert "its place says otherwise" in capsys.readouterr().out
+
+
+def test_a_dispute_ends_by_other_records_alone(tmp_path: Path) -> None:
+    found = [evidence("a", ["", ""])]
+    entry = read_entry(write_board_entry(found, tmp_path))
+    disputed = entry.after(Event("2026-01-03", "disputed", "verdicts came out otherwise"))
+    claimed = disputed.after(Event("2026-01-04", "claimed", "submitted again"))
+    with pytest.raises(Unsound, match="a submission claims"):
+        check_continuation(claimed, found, disputed, tmp_path)
+    cells = (dataclasses.replace(claimed.cells[0], content="0" * 64), *claimed.cells[1:])
+    check_continuation(dataclasses.replace(claimed, cells=cells), found, disputed, tmp_path)
+
+
+def test_an_entry_without_a_robust_sample_goes_through(tmp_path: Path) -> None:
+    found = [evidence("a", ["clean", "clean"])]
+    check_continuation(read_entry(write_board_entry(found, tmp_path)), found, None, tmp_path)

@@ -65,8 +65,9 @@ def test_a_model_that_is_handed_in_again_keeps_its_history(entry_path: Path, rea
     # The same records do not become better by being handed in twice.
     assert [event.status for event in again.history] == ["claimed", "disputed", "disputed"]
     assert again.status == "disputed" and again.counterexamples == (example,)
-    other_records = dataclasses.replace(before.records, sha256="0" * 64)
-    write_entry(dataclasses.replace(before, records=other_records, counterexamples=(example,)), entry_path)
+    # What was on record is measured again, and is something else.
+    cells = (dataclasses.replace(before.cells[0], content="0" * 64), *before.cells[1:])
+    write_entry(dataclasses.replace(before, cells=cells, counterexamples=(example,)), entry_path)
     anew = submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
     assert anew.status == "claimed" and anew.counterexamples == (example,)
     write_entry(dataclasses.replace(before, weights="0" * 64, counterexamples=(example,)), entry_path)

@@ -11,7 +11,7 @@ from robustbench_vlm.boards.entry import Entry, read_entry, write_entry
 from robustbench_vlm.boards.evidence import Evidence, Unsound, data_digest
 from robustbench_vlm.boards.soundness import check_entry
 from robustbench_vlm.boards.testimony import make_entry, read_evidence, write_records
-from robustbench_vlm.boards.verify import Verification, verify
+from robustbench_vlm.boards.verify import Verification, _erased, verify
 from robustbench_vlm.engine.estimate import Resources
 from robustbench_vlm.engine.scores import accuracies
 from robustbench_vlm.errors import UserError
@@ -152,6 +152,68 @@ def test_verdicts_that_do_not_come_out_again_are_disputed(
     assert {each.sample_id for each in favourable} <= {each.sample_id for each in found.entry.counterexamples}
 
 
+def excused(evidence: Evidence) -> Evidence:
+    """Samples that are wrong without an attack are said to be right, by a hair, and broken."""
+    return _with(
+        evidence,
+        [
+            dataclasses.replace(
+                result,
+                clean_prediction=result.label,
+                adversarial_prediction=result.clean_prediction,
+                broken_by="pgd-5",
+                distance=1e-3,
+                margin=0.0,
+            )
+            if result.broken_by == CLEAN
+            else result
+            for result in evidence.results
+        ],
+    )
+
+
+def sabotaged(evidence: Evidence) -> Evidence:
+    """Every robust sample is said to be broken, as a rival would."""
+    other = {result.label: (result.label + 1) % 12 for result in evidence.results}
+    return _with(
+        evidence,
+        [
+            dataclasses.replace(result, broken_by="pgd-5", adversarial_prediction=other[result.label], distance=1e-3)
+            if result.broken_by == ""
+            else result
+            for result in evidence.results
+        ],
+    )
+
+
+def test_no_margin_on_record_excuses_a_clean_prediction(entry_path: Path, taught_card: Path) -> None:
+    stage = read_entry(entry_path).attacks["pgd-5"][0]["name"]
+    assert stage == "pgd-5", "the forgeries name it"
+    forged(entry_path, excused)
+    found = verified(entry_path, taught_card)
+    assert found.entry.status == "disputed" and "clean predictions are not the model's" in found.problems[0]
+
+
+def test_records_that_pull_a_number_down_are_disputed(entry_path: Path, taught_card: Path) -> None:
+    forged(entry_path, sabotaged)
+    for samples in (200, None):
+        found = verified(entry_path, taught_card, samples=samples)
+        assert not found.is_confirmed and found.entry.status == "disputed"
+        assert found.disagreements and not any(each.is_favourable for each in found.disagreements)
+
+
+def test_warnings_that_are_left_out_are_told(entry_path: Path) -> None:
+    rows = read_evidence(read_entry(entry_path), entry_path.parent)[0].results[:20]
+    warned = [dataclasses.replace(row, warnings="zero-gradient,unstable-output") for row in rows]
+    assert _erased(list(zip(warned, warned, strict=True))) == ()
+    assert _erased(list(zip(warned, rows, strict=True))) == ()
+    (problem,) = _erased(list(zip(rows, warned, strict=True)))
+    assert problem == "the records of 20 samples leave out the warnings unstable-output, zero-gradient"
+    # One of many may be the other machine's rounding.
+    assert _erased([(rows[0], warned[0]), *zip(rows[1:], rows[1:], strict=True)] * 10) != ()
+    assert _erased([(rows[0], warned[0]), *[(rows[1], rows[1])] * 199]) == ()
+
+
 def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
     document = json.loads(path.read_text(encoding="utf-8"))
     change(document)
@@ -183,6 +245,7 @@ def test_an_edited_entry_is_caught_without_computing(
         check_entry(_edit(entry_path, change), entry_path.parent)
 
 
+EXAMPLE = {"dataset": "a", "sample_id": "1", "norm": "Linf", "distance": 1, "prediction": 1, "source": ""}
 DATASET = {"classes": ["a", "b"], "prompts": ["a", "b"], "data": "0" * 64}
 
 
@@ -196,6 +259,7 @@ DATASET = {"classes": ["a", "b"], "prompts": ["a", "b"], "data": "0" * 64}
         (lambda entry: entry["records"].update(file="records/../../evil.parquet"), "records/file"),
         (lambda entry: entry["records"].update(url="javascript:alert(1)"), "records/url"),
         (lambda entry: entry.update(status="excellent"), "status"),
+        (lambda entry: entry["counterexamples"].append(EXAMPLE | {"distance": 10**400}), "counterexamples/0/distance"),
     ],
 )
 def test_an_entry_that_is_not_of_the_schema_is_refused(
@@ -203,6 +267,26 @@ def test_an_entry_that_is_not_of_the_schema_is_refused(
 ) -> None:
     with pytest.raises(UserError, match="is not of the schema: .*" + said):
         _edit(entry_path, change)
+
+
+def test_an_entry_that_is_nested_too_deep_is_refused(entry_path: Path) -> None:
+    deep: list[object] = []
+    for _ in range(300):
+        deep = [deep]
+    with pytest.raises(UserError, match="nested deeper"):
+        _edit(entry_path, lambda entry: entry["history"][0]["facts"].update(a=deep))
+
+
+def test_a_negative_number_of_passes_is_told(entry_path: Path) -> None:
+    def negative(evidence: Evidence) -> Evidence:
+        return _with(evidence, [dataclasses.replace(result, forward=-1) for result in evidence.results])
+
+    entry = read_entry(entry_path)
+    evidence = [dataclasses.replace(negative(each)) for each in read_evidence(entry, entry_path.parent)]
+    again, content = make_entry(evidence, entry.card, (), entry.history[0], entry.protocol["identity"])
+    write_records(content, entry_path.parent / again.records.file)
+    with pytest.raises(Unsound, match="took a negative number of passes"):
+        check_entry(again, entry_path.parent)
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"format": 1}', b"<html>"])

@@ -112,6 +112,20 @@ def logits(network: nn.Module, architecture: str) -> Tensor:
         return Model("", "", network, load_architecture(architecture)).classifier(PROMPTS)(images)
 
 
+@pytest.mark.parametrize("place", ["params", "state_dict"])
+def test_what_else_was_trained_is_no_part_of_the_towers_and_is_told(place: str) -> None:
+    tower = {"conv1.weight": torch.ones(2, 3)}
+    content = {
+        "vision_encoder_state_dict": tower,
+        "epoch": 1,
+        "best": torch.tensor(0.5),
+        "optimizer": {"m": torch.ones(9)},
+    }
+    assert towers_of({**content, place: {}}).layout == "vision_encoder_state_dict"
+    with pytest.raises(UserError, match=f"more that was trained than the towers: {place}.prompt"):
+        towers_of({**content, place: {"prompt": torch.ones(3, 4)}})
+
+
 @pytest.mark.parametrize("network_name", ["vit", "resnet"])
 def test_openais_own_state_dict_and_open_clips_give_equal_logits(
     network_name: str, request: pytest.FixtureRequest
