@@ -36,6 +36,9 @@ def test_what_is_there_is_listed_in_the_order_of_the_track(library: Path, capsys
     found = _answer(capsys, "list")["data"]
     assert [each["name"] for each in found] == list(ZEROSHOT15.datasets)
     assert all(0 < each["here"] < each["samples"] and str(library) in each["where"] for each in found)
+    assert run_command(["data", "list"]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    assert last == "also, by name: tiny-imagenet, country211, imagenet-r, imagenet-sketch, hateful-memes"
 
 
 def test_what_is_missing_says_how_to_get_it(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -47,9 +50,7 @@ def test_what_is_missing_says_how_to_get_it(empty: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.split()[-5:] == ["MiB", "vlmbench", "data", "prepare", "cifar10"]
 
 
-def test_one_damaged_folder_hides_no_other(
-    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_one_damaged_folder_hides_no_other(library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copytree(library, tmp_path / "data")
     name = "caltech101"
     folder = tmp_path / "data" / name / "101_ObjectCategories" / "zzz"

@@ -1,6 +1,7 @@
 """Soundness: what can be told of an entry without computing anything, weights and pictures left aside."""
 
 import dataclasses
+import datetime
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -50,6 +51,7 @@ def check_entry(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
         raise Unsound(f"the records of {entry.model!r} must be {records_name(entry.model)}, not {entry.records.file}")
     if entry.status != entry.history[-1].status:
         raise Unsound(f"the entry says {entry.status!r}, and its history ends in {entry.history[-1].status!r}")
+    _check_dates(entry)
     if foreign := set(entry.datasets) - set(track.datasets):
         raise Unsound(f"{min(foreign)!r} is no data set of the track {track.name!r}")
     try:
@@ -129,6 +131,17 @@ def check_continuation(entry: Entry, evidence: Sequence[Evidence], earlier: Entr
                 f"the counterexample {example.dataset} / {example.sample_id} has no image: hand in the file that"
                 " `vlmbench dispute` writes beside the entry"
             )
+
+
+def _check_dates(entry: Entry) -> None:
+    dates = [event.date for event in entry.history]
+    try:
+        days = [datetime.date.fromisoformat(date) for date in dates]
+    except ValueError as error:
+        raise Unsound(f"the history of {entry.model!r} has a date that is none: {error}") from error
+    # Somebody east of here may be a day ahead.
+    if days != sorted(days) or days[-1] > datetime.date.today() + datetime.timedelta(days=1):
+        raise Unsound(f"the history of {entry.model!r} is not in the order of time: {', '.join(dates)}")
 
 
 def _conditions(entry: Entry) -> set[Condition]:

@@ -9,6 +9,8 @@ from robustbench_vlm.errors import UserError
 BEGIN, END = "<!-- leaderboard {} -->", "<!-- end of leaderboard -->"
 """Around the table of a track in a Markdown file."""
 _HEAD = ("rank", "model", "status", "clean", "robust", "clean rank", "samples", "training", "fidelity", "warnings")
+_LONGEST = 120
+"""Characters of what a card says that a cell of a table shows."""
 
 
 def markdown(board: Board) -> str:
@@ -78,7 +80,7 @@ def _cells(row: Row) -> list[str]:
     samples = str(row.robust.n)
     return [
         *(row.rank or "-", text(row.model), row.status, _shown(row.clean), _robust(row), difference, samples),
-        *(text(row.training), text(row.fidelity), text(codes)),
+        *(text(row.training[:_LONGEST]), text(row.fidelity[:_LONGEST]), text(codes)),
     ]
 
 

@@ -36,7 +36,9 @@ def list_data(names: _Names = None, data: DataFolder = None, as_json: Json = Fal
     from robustbench_vlm.datasets.library import shelf
 
     found = [shelf(name, data) for name in _chosen(names)]
-    screen.answer({"data": [vars(each) for each in found]}, lambda width: _shelf_lines(found, width), as_json=as_json)
+    more = [] if names else [screen.Line(""), screen.Line(f"also, by name: {', '.join(_extra())}")]
+    document = {"data": [vars(each) for each in found]}
+    screen.answer(document, lambda width: [*_shelf_lines(found, width), *more], as_json=as_json)
 
 
 @app.command(
@@ -117,6 +119,12 @@ def _chosen(names: Sequence[str] | None) -> list[str]:
     from robustbench_vlm.tracks import TRACKS
 
     return list(names or TRACKS.load(TRACK).datasets)
+
+
+def _extra() -> list[str]:
+    from robustbench_vlm.datasets.originals import ORIGINALS
+
+    return [name for name in ORIGINALS if name not in _chosen(None)]
 
 
 def _shelf_lines(found: Sequence["Shelf"], width: int) -> list[screen.Line]:

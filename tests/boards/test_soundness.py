@@ -285,3 +285,10 @@ def test_a_dispute_ends_by_other_records_alone(tmp_path: Path) -> None:
 def test_an_entry_without_a_robust_sample_goes_through(tmp_path: Path) -> None:
     found = [evidence("a", ["clean", "clean"])]
     check_continuation(read_entry(write_board_entry(found, tmp_path)), found, None, tmp_path)
+
+
+@pytest.mark.parametrize("date", ["9999-99-99", "9999-12-31", "2020-01-01"])
+def test_a_history_is_in_the_order_of_time(date: str, tmp_path: Path) -> None:
+    entry = read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path))
+    with pytest.raises(Unsound, match="the history of 'a"):
+        check_entry(entry.after(Event(date, entry.status, "found again")), tmp_path)
