@@ -138,7 +138,7 @@ def test_a_submission_goes_through_the_real_checks(clone: Path, tmp_path: Path) 
     write_entry(entry, folder / "clip.json")
     _commit(clone)
     assert _real_check(clone) == (0, "")
-    write_entry(entry.after(Event("2026-01-09", "verified", "trust me")), folder / "clip.json")
+    write_entry(entry.after(Event(first.date, "verified", "trust me")), folder / "clip.json")
     _commit(clone)
     code, said = _real_check(clone)
     assert code == 1 and "a submission claims" in said
