@@ -44,18 +44,16 @@ def towers_of(content: Any, layout: str = "") -> Towers:
         raise UserError(f"no layout of a CLIP is known that has {_entries(content)}; known are {', '.join(LAYOUTS)}")
     if layout and layout != found:
         raise UserError(f"the layout is {found!r}, not {layout!r}: the card names the wrong layout or the wrong file")
-    if (
-        others := []
-        if _is_state(content)
-        else _others(content, {id(each) for each in LAYOUTS[found](content).values()})
-    ):
+    tensors = LAYOUTS[found](content)
+    others = [] if _is_state(content) else _others(content, set(map(id, tensors.values())))
+    if others:
         raise UserError(
             f"the file has more that was trained than the towers: {_few(others)}. Prompts and the like cannot be run by"
             " this package; if they are not used, save the towers alone"
         )
     state = {
         key.removeprefix("module."): tensor.float() if tensor.is_floating_point() else tensor
-        for key, tensor in LAYOUTS[found](content).items()
+        for key, tensor in tensors.items()
     }
     image = {key.removeprefix("visual."): tensor for key, tensor in state.items() if key.startswith("visual.")}
     if not image:

@@ -124,7 +124,8 @@ def _chosen(names: Sequence[str] | None) -> list[str]:
 def _extra() -> list[str]:
     from robustbench_vlm.datasets.originals import ORIGINALS
 
-    return [name for name in ORIGINALS if name not in _chosen(None)]
+    listed = _chosen(None)
+    return [name for name in ORIGINALS if name not in listed]
 
 
 def _shelf_lines(found: Sequence["Shelf"], width: int) -> list[screen.Line]:
