@@ -81,6 +81,12 @@ def _is_inside(url: str) -> bool:
     return url.startswith(("file:", "data:", "http://127.0.0.1:"))
 
 
+def _follow(page: "sync_api.Page", link: "sync_api.Locator", address: str) -> None:
+    """Click a link and wait until its page is loaded: evaluate, url and all_inner_texts do not wait by themselves."""
+    link.click()
+    page.wait_for_url(f"**/{address}")
+
+
 def _models(page: "sync_api.Page") -> list[str]:
     return page.locator("#measured-rows tbody tr:visible th a").all_inner_texts()
 
@@ -131,15 +137,14 @@ def test_hundreds_of_reported_numbers_are_folded_away_until_looked_for(open_page
 
 def test_a_model_opens_with_its_warnings_explained_and_leads_back(open_page: Open) -> None:
     page = open_page("index.html")
-    page.get_by_role("link", name="mini", exact=True).first.click()
-    page.get_by_role("link", name="gladiator").first.click()
+    _follow(page, page.get_by_role("link", name="mini", exact=True).first, "mini/index.html")
+    _follow(page, page.get_by_role("link", name="gladiator").first, "mini/models/gladiator.html")
     assert page.get_by_role("heading", level=1).inner_text() == "gladiator"
     assert "attack it with gradients that see the defense" in page.locator("main").inner_text()
-    page.get_by_role("link", name="black-box-wins").click()
-    assert page.url.endswith("reading.html#black-box-wins")
+    _follow(page, page.get_by_role("link", name="black-box-wins"), "reading.html#black-box-wins")
     assert page.locator("tr:target").inner_text().startswith("black-box-wins")
     page.go_back()
-    page.locator(".crumbs a").click()
+    _follow(page, page.locator(".crumbs a"), "mini/index.html")
     assert len(_models(page)) == 8
 
 
@@ -177,7 +182,7 @@ def test_the_scheme_follows_the_system_until_one_is_chosen_which_is_kept(open_pa
         thread.start()
         page.goto(f"http://127.0.0.1:{server.server_address[1]}/index.html")
         page.get_by_role("button", name="Dark colours").click()
-        page.get_by_role("link", name="How to read it").first.click()
+        _follow(page, page.get_by_role("link", name="How to read it").first, "reading.html")
         assert page.evaluate(background) == dark
         server.shutdown()
         thread.join()
