@@ -27,20 +27,27 @@ class Picked:
     """Its place in that cell."""
 
 
-def draw(evidence: Sequence[Evidence], track: Track, samples: int | None, numbers: random.Random) -> list[Picked]:
-    """Return so many samples of the cells that the rank rests on, drawn without putting back; None: all, of all cells.
+def draw(
+    evidence: Sequence[Evidence], track: Track, samples: int | None, numbers: random.Random
+) -> tuple[list[Picked], list[Picked]]:
+    """Return so many samples of the cells that the rank rests on, and as many of the others; None: all of both.
 
-    The rank rests on the track's attack and radius; an entry without these is drawn from as a whole.
+    The rank rests on the track's attack and radius. They are drawn without putting back, and in order; either part may
+    be empty.
     """
-    everything = [Picked(n, position) for n, each in enumerate(evidence) for position in range(len(each.results))]
-    if samples is None:
-        return everything
     standard = track.attack, track.norm, track.standard_eps
-    ranked = {
-        n for n, each in enumerate(evidence) if (each.score.attack, each.threat.norm, each.threat.eps) == standard
-    }
-    pool = [pick for pick in everything if pick.evidence in ranked] or everything
-    return sorted(numbers.sample(pool, min(samples, len(pool))), key=lambda pick: (pick.evidence, pick.position))
+    parts: tuple[list[Picked], list[Picked]] = [], []
+    for n, each in enumerate(evidence):
+        is_other = (each.score.attack, each.threat.norm, each.threat.eps) != standard
+        parts[is_other].extend(Picked(n, position) for position in range(len(each.results)))
+    ranked, others = (_drawn(part, samples, numbers) for part in parts)
+    return ranked, others
+
+
+def _drawn(part: list[Picked], samples: int | None, numbers: random.Random) -> list[Picked]:
+    if samples is None or samples >= len(part):
+        return part
+    return sorted(numbers.sample(part, samples), key=lambda pick: (pick.evidence, pick.position))
 
 
 def attack_again(

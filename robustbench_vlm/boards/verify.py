@@ -7,43 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from robustbench_vlm.boards.again import Picked, attack_again, draw
+from robustbench_vlm.boards.again import attack_again, draw
+from robustbench_vlm.boards.agreement import PARTS, Again, Disagreement, Part, erased_warnings, part_of
 from robustbench_vlm.boards.counterexamples import refuted
 from robustbench_vlm.boards.entry import Counterexample, Entry, Event
 from robustbench_vlm.boards.evidence import Evidence, Unsound
-from robustbench_vlm.boards.honesty import is_more_than_honest, upper_bound
+from robustbench_vlm.boards.honesty import is_more_than_honest
 from robustbench_vlm.boards.rebuilt import rebuild, reference_of, rescored
 from robustbench_vlm.boards.soundness import check_definitions, check_entry
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.estimate import Resources
 from robustbench_vlm.engine.judge import clean_predictions
 from robustbench_vlm.progress import Tell
-from robustbench_vlm.records import CLEAN, SampleResult
 from robustbench_vlm.tracks import TRACKS
 
 REPRODUCED = 0.05
 """An entry counts as reproduced if at most this share of its verdicts can be wrong, with 95 % confidence."""
 _NEAR = 1e-3
 """A lead of one class, as a cosine, so small that another machine's rounding may turn the prediction."""
-
-
-@dataclass(frozen=True)
-class Disagreement:
-    """A verdict that this machine does not confirm."""
-
-    attack: str
-    dataset: str
-    eps: str
-    sample_id: str
-    stored: str
-    """`broken_by` on record."""
-    found: str
-    """`broken_by` here."""
-
-    @property
-    def is_favourable(self) -> bool:
-        """Whether the record says robust and the attack succeeds here: what makes a number too high."""
-        return self.stored == ""
 
 
 @dataclass(frozen=True)
@@ -55,13 +36,10 @@ class Verification:
     """Whether nothing that was found here speaks against the entry."""
     problems: tuple[str, ...] = ()
     """What the entry says that its records, or the weights, pictures and attacks of its names, do not bear out."""
-    drawn: int = 0
-    """Verdicts that were computed again."""
+    parts: tuple[Part, ...] = ()
+    """Those of which verdicts were computed again."""
     seed: int = 0
     disagreements: tuple[Disagreement, ...] = ()
-    bound: float = 1.0
-    """At most this share of the verdicts is wrong: with 95 % confidence (exact binomial, Clopper and Pearson 1934), or
-    for certain where all were computed again."""
     struck: tuple[Counterexample, ...] = ()
     """Counterexamples of the entry whose images break nothing here: it has them no more."""
 
@@ -78,10 +56,11 @@ def verify(
     resources: Resources | None = None,
     on_progress: Tell | None = None,
 ) -> Verification:
-    """Check an entry, attack `samples` of its samples again (None: every one), and return it with its new status.
+    """Check an entry, attack samples of it again, and return it with its new status.
 
-    Without a `seed` they are drawn by one that nobody could know before. `model` is the reference that loads the model
-    if its name does not. Raises UserError where this machine cannot tell: data or weights that are not there.
+    These are `samples` of those that the rank rests on, and as many of the others; None: all of both. Without a `seed`
+    they are drawn by one that nobody could know before. `model` is the reference that loads the model if its name does
+    not. Raises UserError where this machine cannot tell: data or weights that are not there.
     """
     seed = secrets.randbits(48) if seed is None else seed
     try:
@@ -96,8 +75,9 @@ def verify(
         return _unsound(entry, problems, date)
     struck = refuted(entry.counterexamples, folder, evidence, cells, device)
     picked = draw(evidence, TRACKS.load(entry.track), samples, random.Random(seed))
-    found = attack_again(plan, numbers, picked, on_progress or (lambda *told: None))
-    judged = _judged(_without(entry, struck, date), evidence, picked, found, date, seed, is_full=samples is None)
+    found = iter(attack_again(plan, numbers, [*picked[0], *picked[1]], on_progress or (lambda *told: None)))
+    parts = [[Again(evidence[pick.evidence], pick.position, next(found)) for pick in part] for part in picked]
+    judged = _judged(_without(entry, struck, date), parts, date, seed, is_full=samples is None)
     return dataclasses.replace(judged, struck=struck, is_confirmed=judged.is_confirmed and not struck)
 
 
@@ -137,31 +117,21 @@ def _left_out(cells: Sequence[Cell], evidence: Sequence[Evidence]) -> list[str]:
     return problems
 
 
-def _judged(
-    entry: Entry,
-    evidence: Sequence[Evidence],
-    picked: Sequence[Picked],
-    found: Sequence[SampleResult],
-    date: str,
-    seed: int,
-    *,
-    is_full: bool,
-) -> Verification:
-    pairs = list(zip(picked, found, strict=True))
-    wrong = [(pick, here) for pick, here in pairs if _differ(evidence[pick.evidence].results[pick.position], here)]
-    disagreements = tuple(_disagreement(evidence[pick.evidence], pick, here) for pick, here in wrong)
-    favourable = sum(each.is_favourable for each in disagreements)
-    erased = _erased([(evidence[pick.evidence].results[pick.position], here) for pick, here in pairs])
-    bound = len(wrong) / len(pairs) if is_full else upper_bound(len(wrong), len(pairs))
-    # Either way: records that say too little pull a rival's number down.
-    is_disputed = is_more_than_honest(len(wrong), len(pairs)) or bool(erased)
-    counts = {"verdicts": len(pairs), "wrong": len(wrong), "too high": favourable}
+def _judged(entry: Entry, parts: Sequence[Sequence[Again]], date: str, seed: int, *, is_full: bool) -> Verification:
+    counted = tuple(part_of(name, part, is_full=is_full) for name, part in zip(PARTS, parts, strict=True) if part)
+    pairs = [pair for part in parts for pair in part]
+    wrong = [pair for pair in pairs if pair.is_wrong]
+    erased = erased_warnings(pairs)
+    is_disputed = any(part.is_more_than_honest for part in counted) or bool(erased)
+    bound = max(part.bound for part in counted)
+    counts = {"verdicts": len(pairs), "wrong": len(wrong), "too high": sum(part.too_high for part in counted)}
     facts = {**counts, "bound": round(bound, 4), "seed": seed} | ({"problems": list(erased)} if erased else {})
     status = _status(entry.status, bound, is_disputed=is_disputed, is_full=is_full)
     what = f"{len(pairs)} of its verdicts were computed again, {len(wrong)} came out otherwise"
-    more = [_counterexample(evidence[pick.evidence], here, seed) for pick, here in wrong if _is_broken(here)]
+    more = [pair.counterexample(f"vlmbench verify, seed {seed}") for pair in wrong if pair.is_broken]
     after = entry.after(Event(date, status, what, facts)).with_counterexamples(more)
-    return Verification(after, not is_disputed, erased, len(pairs), seed, disagreements, bound)
+    disagreements = tuple(pair.disagreement for pair in wrong)
+    return Verification(after, not is_disputed, erased, counted, seed, disagreements)
 
 
 def _status(before: str, bound: float, *, is_disputed: bool, is_full: bool) -> str:
@@ -171,42 +141,3 @@ def _status(before: str, bound: float, *, is_disputed: bool, is_full: bool) -> s
     if is_full or before == "verified":
         return "verified"
     return "reproduced" if bound <= REPRODUCED else before
-
-
-def _erased(pairs: Sequence[tuple[SampleResult, SampleResult]]) -> tuple[str, ...]:
-    """Return the warnings that samples raise here and, of the same verdict, not on record: pairs (stored, here)."""
-    same = [(stored, here) for stored, here in pairs if not _differ(stored, here)]
-    missing = [set(here.warnings.split(",")) - set(stored.warnings.split(",")) - {""} for stored, here in same]
-    count = sum(map(bool, missing))
-    if not count or not is_more_than_honest(count, len(pairs)):
-        return ()
-    return (f"the records of {count} samples leave out the warnings {', '.join(sorted(set().union(*missing)))}",)
-
-
-def _verdict(result: SampleResult) -> str:
-    return result.broken_by if result.broken_by in ("", CLEAN) else "broken"
-
-
-def _is_broken(result: SampleResult) -> bool:
-    return _verdict(result) == "broken"
-
-
-def _differ(stored: SampleResult, here: SampleResult) -> bool:
-    return _verdict(stored) != _verdict(here)
-
-
-def _disagreement(evidence: Evidence, pick: Picked, here: SampleResult) -> Disagreement:
-    stored = evidence.results[pick.position]
-    score = evidence.score
-    return Disagreement(score.attack, score.dataset, score.eps, stored.sample_id, stored.broken_by, here.broken_by)
-
-
-def _counterexample(evidence: Evidence, here: SampleResult, seed: int) -> Counterexample:
-    return Counterexample(
-        evidence.score.dataset,
-        here.sample_id,
-        evidence.threat.norm,
-        here.distance,
-        here.adversarial_prediction,
-        f"vlmbench verify, seed {seed}",
-    )

@@ -21,7 +21,9 @@ _Contact = Annotated[str, option("--contact", "TEXT", "Whom to ask.")]
 _Note = Annotated[str, option("--note", "TEXT", "A sentence that the leaderboard shows.")]
 _Records = Annotated[str, option("--records", "URL", "Where the records will be, if not in the repository.")]
 _Boards = Annotated[Path, option("--out", "DIR", "The folder of leaderboards, in your clone.")]
-_Samples = Annotated[int, option("--samples", "N", "Verdicts that are computed again.")]
+_Samples = Annotated[
+    int, option("--samples", "N", "Verdicts that are computed again, and as many of other attacks and radii.")
+]
 _Full = Annotated[bool, typer.Option("--full", help="Compute every verdict of the entry again.")]
 _Check = Annotated[bool, typer.Option("--check", help="Look at digests, ids and numbers only; compute nothing.")]
 _SINCE = "With --check: the entry as it was before; history and counterexamples must go on from it."
@@ -30,6 +32,7 @@ _Seed = Annotated[int | None, option("--seed", "N", "Draw the samples of an earl
 _Images = Annotated[Path, option("--images", "FILE", "Adversarial images, as `vlmbench transfer --save` writes them.")]
 
 _CONFIDENCE = " (95 % confidence, exact binomial bound)"
+_PARTS = {"ranked": "what its rank rests on", "others": "other attacks and radii"}
 SHOWN = 10
 """Disagreements that are listed."""
 
@@ -161,9 +164,8 @@ def _document(found: "Verification") -> dict[str, Any]:
         "status": found.entry.status,
         "confirmed": found.is_confirmed,
         "problems": list(found.problems),
-        "verdicts": found.drawn,
+        "parts": [vars(part) for part in found.parts],
         "seed": found.seed,
-        "bound": found.bound,
         "struck": [vars(each) for each in found.struck],
         "disagreements": [vars(each) for each in found.disagreements],
     }
@@ -171,13 +173,14 @@ def _document(found: "Verification") -> dict[str, Any]:
 
 def _lines(found: "Verification", *, full: bool) -> list[screen.Line]:
     lines = [_problem(problem) for problem in found.problems]
-    if found.drawn:
-        wrong, high = len(found.disagreements), sum(each.is_favourable for each in found.disagreements)
+    for part in found.parts:
         lines += [
-            screen.Line(f"{found.drawn} verdicts computed again, drawn by the seed {found.seed}"),
-            screen.Line(f"{wrong} came out otherwise, {high} of them robust on record and broken here"),
-            screen.Line(f"at most {100 * found.bound:.1f} % of the verdicts are wrong{'' if full else _CONFIDENCE}"),
+            screen.Line(f"{_PARTS[part.name]}: {part.verdicts} verdicts computed again"),
+            screen.Line(f"  {part.wrong} came out otherwise, {part.too_high} of them robust on record and broken here"),
+            screen.Line(f"  at most {100 * part.bound:.1f} % of these are wrong{'' if full else _CONFIDENCE}"),
         ]
+    if found.parts and not full:
+        lines.append(screen.Line(f"drawn by the seed {found.seed}"))
     for each in found.disagreements[:SHOWN]:
         stored, here = (name or "robust" for name in (each.stored, each.found))
         about = f"{each.attack} / {each.dataset} / {each.eps} / {each.sample_id}: {stored} on record, {here} here"

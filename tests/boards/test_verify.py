@@ -3,19 +3,22 @@
 import dataclasses
 import json
 from collections.abc import Callable, Sequence
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 
+from robustbench_vlm.boards.agreement import Again, Part, erased_warnings
 from robustbench_vlm.boards.entry import Entry, read_entry, write_entry
 from robustbench_vlm.boards.evidence import Evidence, Unsound, data_digest
 from robustbench_vlm.boards.soundness import check_entry
 from robustbench_vlm.boards.testimony import make_entry, read_evidence, write_records
-from robustbench_vlm.boards.verify import Verification, _erased, verify
+from robustbench_vlm.boards.verify import Verification, verify
 from robustbench_vlm.engine.estimate import Resources
 from robustbench_vlm.engine.scores import accuracies
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.records import CLEAN, SampleResult, fingerprint, plain
+from robustbench_vlm.tracks import TRACKS
 
 ONE = Resources("cpu", workers=1)
 
@@ -27,12 +30,12 @@ def verified(path: Path, card: Path, samples: int | None = 60, seed: int = 5) ->
 
 def test_an_honest_entry_is_reproduced_and_then_verified(entry_path: Path, taught_card: Path) -> None:
     first = verified(entry_path, taught_card)
-    assert (first.entry.status, first.drawn, first.disagreements, first.problems) == ("reproduced", 60, (), ())
+    assert (first.entry.status, first.disagreements, first.problems) == ("reproduced", (), ())
     # Clopper and Pearson for nothing wrong: 1 - 0.05 ** (1 / n).
-    assert first.is_confirmed and first.bound == pytest.approx(1 - 0.05 ** (1 / 60))
+    assert first.is_confirmed and first.parts == (Part("others", 60, 0, 0, pytest.approx(1 - 0.05 ** (1 / 60))),)
     write_entry(first.entry, entry_path)
     whole = verified(entry_path, taught_card, samples=None)
-    assert (whole.entry.status, whole.drawn, whole.disagreements) == ("verified", 400, ())
+    assert (whole.entry.status, whole.parts, whole.disagreements) == ("verified", (Part("others", 400, 0, 0, 0),), ())
     write_entry(whole.entry, entry_path)
     # A part of it says less than the whole did.
     assert verified(entry_path, taught_card).entry.status == "verified"
@@ -152,6 +155,27 @@ def test_verdicts_that_do_not_come_out_again_are_disputed(
     assert {each.sample_id for each in favourable} <= {each.sample_id for each in found.entry.counterexamples}
 
 
+@pytest.fixture
+def ranked_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank the test's entry by its smaller radius, so that the larger is one of the others."""
+    track = dataclasses.replace(TRACKS.load("mini"), attack="pgd-5", standard_eps=Fraction(1, 255))
+    load = type(TRACKS).load
+    monkeypatch.setattr(type(TRACKS), "load", lambda self, name: track if self is TRACKS else load(self, name))
+
+
+@pytest.mark.usefixtures("ranked_at_one")
+def test_the_numbers_that_give_no_rank_are_drawn_from_as_much(entry_path: Path, taught_card: Path) -> None:
+    honest = verified(entry_path, taught_card, samples=100)
+    bound = pytest.approx(1 - 0.05 ** (1 / 100))
+    assert honest.parts == (Part("ranked", 100, 0, 0, bound), Part("others", 100, 0, 0, bound))
+    assert (honest.entry.status, honest.entry.history[-1].facts["verdicts"]) == ("reproduced", 200)
+    forged(entry_path, lambda each: flipped(each) if each.threat.eps == Fraction(3, 255) else each)
+    found = verified(entry_path, taught_card, samples=200)
+    ranked, others = found.parts
+    assert found.entry.status == "disputed" and ranked.wrong == 0 < others.wrong == others.too_high
+    assert {each.eps for each in found.disagreements} == {"3/255"}
+
+
 def excused(evidence: Evidence) -> Evidence:
     """Samples that are wrong without an attack are said to be right, by a hair, and broken."""
     return _with(
@@ -203,15 +227,18 @@ def test_records_that_pull_a_number_down_are_disputed(entry_path: Path, taught_c
 
 
 def test_warnings_that_are_left_out_are_told(entry_path: Path) -> None:
-    rows = read_evidence(read_entry(entry_path), entry_path.parent)[0].results[:20]
+    stored = read_evidence(read_entry(entry_path), entry_path.parent)[0]
+    rows = stored.results[:20]
     warned = [dataclasses.replace(row, warnings="zero-gradient,unstable-output") for row in rows]
-    assert _erased(list(zip(warned, warned, strict=True))) == ()
-    assert _erased(list(zip(warned, rows, strict=True))) == ()
-    (problem,) = _erased(list(zip(rows, warned, strict=True)))
+    same = [Again(stored, position, row) for position, row in enumerate(rows)]
+    erased = [Again(stored, position, row) for position, row in enumerate(warned)]
+    assert erased_warnings(same) == ()
+    assert erased_warnings([Again(_with(stored, warned), n, row) for n, row in enumerate(rows)]) == ()
+    (problem,) = erased_warnings(erased)
     assert problem == "the records of 20 samples leave out the warnings unstable-output, zero-gradient"
     # One of many may be the other machine's rounding.
-    assert _erased([(rows[0], warned[0]), *zip(rows[1:], rows[1:], strict=True)] * 10) != ()
-    assert _erased([(rows[0], warned[0]), *[(rows[1], rows[1])] * 199]) == ()
+    assert erased_warnings([erased[0], *same[1:]] * 10) != ()
+    assert erased_warnings([erased[0], *[same[1]] * 199]) == ()
 
 
 def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
