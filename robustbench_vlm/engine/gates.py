@@ -9,6 +9,7 @@ from robustbench_vlm.attacks.stage import Attack
 from robustbench_vlm.datasets.dataset import Prompt
 from robustbench_vlm.datasets.published import is_incomplete, is_other_split
 from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.models.clip import read_alike
 from robustbench_vlm.records import CLEAN, SampleResult, Score
 
 ZERO_GRADIENTS = 0.01
@@ -39,7 +40,11 @@ GATES: Mapping[str, Gate] = {
         Gate("unstable-output", "two equal calls give different logits", "average over the model's randomness (EOT)"),
         Gate("batch-dependent", "logits depend on the batch mates", "put the model into eval mode; normalise a sample"),
         Gate("probability-logits", "logits look like probabilities", "return logits: a softmax hides the gradient"),
-        Gate("same-prompt", "two classes have the same prompt", "change the class names: one of the two never wins"),
+        Gate(
+            "same-prompt",
+            "two classes have the same prompt, or one that CLIP reads as the same",
+            "change the class names: one of the two never wins",
+        ),
         Gate("collapsed", "nearly every prediction is one class", "look at its training: it tells nothing apart"),
         Gate("near-chance", "clean accuracy is no better than a constant answer", "compare models elsewhere"),
         Gate("robust-near-chance", "robust accuracy is no better than a constant answer", "do not rank by this set"),
@@ -140,7 +145,9 @@ def _black_box_wins(attack: Attack, results: Sequence[SampleResult]) -> int:
 
 
 def _repeated(prompts: Sequence[Prompt]) -> int:
-    return len(prompts) - len(set(prompts))
+    # Of an ensemble the first: a template puts two names into the same tokens, or none does.
+    first = [prompt if isinstance(prompt, str) else prompt[0] for prompt in prompts]
+    return sum(len(group) - 1 for group in read_alike(first))
 
 
 def _share(results: Sequence[SampleResult], *, clean: bool) -> float:

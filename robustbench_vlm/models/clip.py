@@ -18,6 +18,8 @@ from robustbench_vlm.models.precision import InPrecision, arithmetic, products
 
 _TEXTS_AT_ONCE = 1024
 """Texts in memory together: ImageNet's ensemble has 80,000."""
+_CONTEXT = 77
+"""Tokens that every released text tower reads; later ones are cut off."""
 
 
 class ImageEncoder(nn.Module):
@@ -155,9 +157,20 @@ class Model:
 
 def tokenize(prompts: Sequence[str], architecture: Architecture) -> Tensor:
     """Return the tokens of texts, int64 (N, context length)."""
-    length = int(architecture.config["text_cfg"].get("context_length", 77))
+    length = int(architecture.config["text_cfg"].get("context_length", _CONTEXT))
     tokens: Tensor = _tokenizer(length)(list(prompts))
     return tokens
+
+
+def read_alike(texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the groups of two or more texts, by their numbers, that are the same tokens to CLIP.
+
+    Its tokenizer ignores case and blanks beside punctuation and between digits: "X-ray" and "x - ray" are one text.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, tokens in enumerate(_tokenizer(_CONTEXT)(list(texts)).tolist()):
+        groups.setdefault(tuple(tokens), []).append(number)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
 @functools.cache

@@ -11,6 +11,7 @@ from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.dataset import Dataset
 from robustbench_vlm.datasets.originals import ORIGINALS
 from robustbench_vlm.errors import UserError
+from robustbench_vlm.models.clip import read_alike
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.protocol import Protocol
 from robustbench_vlm.protocols.words import FIELDS
@@ -56,8 +57,9 @@ def protocol_document(name: str) -> dict[str, Any]:
 
 
 def twins(dataset: Dataset) -> list[str]:
-    """Return the class names that two or more classes of a data set share."""
-    return sorted({name for name in dataset.classes if dataset.classes.count(name) > 1})
+    """Return the class names that two or more classes share, or that CLIP reads as one: "X-ray / x - ray"."""
+    groups = ({dataset.classes[number] for number in group} for group in read_alike(dataset.classes))
+    return sorted(" / ".join(sorted(names)) for names in groups)
 
 
 def differences(first: str, second: str) -> list[Difference]:

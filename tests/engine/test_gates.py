@@ -120,6 +120,13 @@ def test_equal_prompts_are_counted(make_cell: Cells, make_results: Results) -> N
     assert codes(cell, make_results(cell)) == {"same-prompt:1"}
 
 
+def test_prompts_that_are_the_same_tokens_are_counted(make_cell: Cells, make_results: Results) -> None:
+    names = ("X-ray", "x - ray", "X ray", "Crane", "crane", " CRANE", "Boeing 747-400", "Boeing 747-40")
+    for templates in (("a {}.",), ("a {}.", "one {}")):
+        cell = make_cell(30, dataset=Dataset("twins", names, templates, "nowhere:source"))
+        assert codes(cell, make_results(cell)) == {"same-prompt:3"}
+
+
 @pytest.mark.parametrize(("broken", "raised"), [(0, False), (1, False), (2, True), (9, True)])
 def test_square_after_the_white_box_stages(make_cell: Cells, make_results: Results, broken: int, raised: bool) -> None:
     cell = make_cell(60)
