@@ -82,6 +82,20 @@ def test_preparing_names_the_list_of_samples_and_its_digest(
     assert agft["list_digest"] == few["list_digest"] and agft["folder"] != few["folder"]
 
 
+def test_pictures_that_cannot_be_decoded_are_named(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    make("dtd", empty)
+    broken = sorted((empty / "dtd").rglob("*.jpg"))[0]
+    for path in empty.rglob(broken.name):
+        path.write_bytes(path.read_bytes()[:50])
+    assert run_command(["data", "prepare", "dtd"]) == 0
+    printed = capsys.readouterr().out
+    assert "cannot read " in printed and broken.name in printed
+    found = _answer(capsys, "prepare", "dtd")["prepared"]["dtd"]["unreadable"]
+    ((name, reason),) = found.items()
+    assert name.endswith(broken.name) and name in reason
+    assert name in _answer(capsys, "verify", "dtd", code=1)["checked"]["dtd"][-1]
+
+
 def test_what_cannot_be_fetched_says_what_to_do_by_hand(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert "ILSVRC2012" in _answer(capsys, "prepare", "imagenet", code=2)["error"]
     assert "vlmbench data prepare cifar10" in _answer(capsys, "prepare", "cifar10", "--no-download", code=2)["error"]

@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import io
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from robustbench_vlm.datasets.dataset import Dataset
 from robustbench_vlm.datasets.originals import ORIGINALS
 from robustbench_vlm.datasets.originals.fetch import fetch, locate, verify
 from robustbench_vlm.datasets.originals.original import MissingData, Original
-from robustbench_vlm.datasets.prepared import prepared_rows, verify_prepared
+from robustbench_vlm.datasets.prepared import prepared_rows, unreadable, verify_prepared
 from robustbench_vlm.datasets.published import data_root, is_there, located, ready
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import cache_folder
@@ -60,6 +60,8 @@ class Prepared:
     """sha256 of the sample list: the same samples anywhere have the same."""
     sample_list: str
     """The samples' ids and labels in their order, as CSV."""
+    unreadable: Mapping[str, str]
+    """Why, by id, those of them have no picture that could not be decoded."""
 
 
 def obtain(
@@ -85,7 +87,8 @@ def obtain(
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("id", "label"), *chosen])
     digest = hashlib.sha256(text.getvalue().encode()).hexdigest()
-    return Prepared(str(dataset.options["folder"]), len(chosen), digest, text.getvalue())
+    folder = Path(dataset.options["folder"])
+    return Prepared(str(folder), len(chosen), digest, text.getvalue(), unreadable(folder, len(chosen)))
 
 
 def check(name: str, data: Path | None, *, missing_is_wrong: bool) -> list[str] | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from robustbench_vlm.datasets.dataset import Dataset
 from robustbench_vlm.datasets.originals import ORIGINALS, MissingData, Pictures, class_names
 from robustbench_vlm.datasets.originals.shards import Shards
-from robustbench_vlm.datasets.prepared import prepare
+from robustbench_vlm.datasets.preparing import prepare
 from robustbench_vlm.datasets.transform import NATIVE, Transform
 from robustbench_vlm.datasets.wordings import WORDINGS
 from robustbench_vlm.datasets.wordings.trusted import TRUSTED

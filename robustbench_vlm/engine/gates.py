@@ -52,7 +52,11 @@ GATES: Mapping[str, Gate] = {
         Gate("rises-with-eps", "robust accuracy is higher at a larger eps", _GRADIENTS),
         Gate("rises-with-attack", "robust accuracy is higher under a stronger attack", "take the worst of the attacks"),
         Gate("incomplete", "samples of this data set are missing on this machine", "fetch all of it to compare"),
-        Gate("other-split", "the hub's shards are another split of this set", "take the set's own files to compare"),
+        Gate(
+            "other-split",
+            "the hub's shards are another split of this set",
+            "compare on one split alone",
+        ),
         Gate("unreadable", "images that nobody can decode were left out", "mend the images for a comparable number"),
         Gate("dlr-needs-3-classes", "DLR is not defined below 3 classes", "none: the margin loss stood in"),
         Gate("targeted-dlr-needs-4-classes", "targeted DLR needs 4 classes", "none: the margin loss stood in"),

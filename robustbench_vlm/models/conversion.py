@@ -8,7 +8,7 @@ import torch
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import sha256_of
 from robustbench_vlm.models.architecture import load_architecture
-from robustbench_vlm.models.card import ModelCard, find_card, write_card
+from robustbench_vlm.models.card import ModelCard, find_card, read_card, write_card
 from robustbench_vlm.models.layouts import State, check_fit
 from robustbench_vlm.models.saving import save_weights, split_towers
 from robustbench_vlm.models.weights import load_towers
@@ -19,7 +19,7 @@ def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", 
 
     `base` is the model that the weights were fine-tuned from: it says the architecture and the pixel constants, and
     gives the text tower where the file has none. Nothing is fetched. Raises UserError where the file is no checkpoint,
-    has no layout that is known, or does not fit the base.
+    has no layout that is known, or does not fit the base, and where the card's name is taken by another file.
     """
     if not file.is_file():
         raise UserError(f"there is no file {file}: name a checkpoint, such as a .pt, .pth or .pth.tar")
@@ -28,6 +28,8 @@ def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", 
         raise UserError(f"the name {name!r} is a path: give a name such as fare-1, and the folder by --out")
     parent = find_card(base, track)
     towers = load_towers(file)
+    origin = _origin(file, towers.layout)
+    _check_free(folder / f"{name}.json", origin)
     image, text = _expected(parent)
     try:
         check_fit("image", towers.image, image)
@@ -35,8 +37,8 @@ def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", 
             check_fit("text", towers.text, text)
     except UserError as error:
         raise UserError(
-            f"{file} is no {parent.architecture}, the architecture of {base!r}: {error} Name the model that it was"
-            " fine-tuned from by --base"
+            f"{file} does not fit {parent.architecture}, the architecture of {base!r}: {error} If it was fine-tuned"
+            " from another model, name that by --base"
         ) from error
     card = ModelCard(
         name=name,
@@ -44,7 +46,7 @@ def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", 
         image=save_weights(towers.image, folder / f"{name}.safetensors"),
         text=save_weights(towers.text, folder / f"{name}-text.safetensors") if towers.text else None,
         defense=defense,
-        training=_origin(file, towers.layout),
+        training=origin,
         notes="converted by vlmbench",
         base="" if towers.text else _reference(parent, base),
         mean=parent.mean,
@@ -62,6 +64,15 @@ def _expected(parent: ModelCard) -> tuple[State, State]:
 
 def _origin(file: Path, layout: str) -> dict[str, Any]:
     return {"converted_from": file.name, "sha256": sha256_of(file), "layout": layout}
+
+
+def _check_free(card: Path, origin: dict[str, Any]) -> None:
+    """Raise UserError where a card is another file's: releases are called "model_best" again and again."""
+    if card.is_file() and (there := read_card(card).training) != origin:
+        raise UserError(
+            f"{card} is there already, of {there.get('converted_from', 'another model')}: give this one a name of its"
+            " own by --name, or another folder by --out"
+        )
 
 
 def _stem(file: Path) -> str:

@@ -26,6 +26,8 @@ _Protocol = Annotated[str, option("--protocol", "NAME", "Whose pictures are prep
 _Lists = Annotated[Path | None, option("--lists", "DIR", "Where to write the samples' ids and labels, a file a set.")]
 _Download = Annotated[bool, typer.Option("--download/--no-download", help="Fetch what is not there.")]
 TRACK = "zeroshot15"
+SHOWN = 5
+"""Pictures that cannot be decoded, a data set, that are listed."""
 
 app = typer.Typer(help="Fetch, prepare and check published data sets.", rich_markup_mode=None)
 
@@ -90,6 +92,13 @@ def _prepared_lines(found: Mapping[str, "Prepared"], failed: Mapping[str, str]) 
         name: f"{each.samples} samples, list {each.list_digest[:12]}, {each.folder}" for name, each in found.items()
     }
     lines = [screen.Line(screen.printable(f"{name}: {text}")) for name, text in texts.items()]
+    for name, each in found.items():
+        reasons = list(each.unreadable.values())
+        lines += [screen.Line(screen.printable(f"{name}: {reason}"), "yellow") for reason in reasons[:SHOWN]]
+        if len(reasons) > SHOWN:
+            lines.append(
+                screen.Line(f"{name}: and {len(reasons) - SHOWN} more pictures that cannot be decoded", "yellow")
+            )
     return lines + [screen.Line(screen.printable(f"{name}: {why}"), "red") for name, why in failed.items()]
 
 

@@ -15,7 +15,8 @@ from python2_pickle import python2_pickle
 from robustbench_vlm.datasets.dataset import UnreadableImage
 from robustbench_vlm.datasets.originals import ORIGINALS, Pictures, class_names
 from robustbench_vlm.datasets.originals.stored import decoded
-from robustbench_vlm.datasets.prepared import PreparedSource, prepare
+from robustbench_vlm.datasets.prepared import PreparedSource
+from robustbench_vlm.datasets.preparing import prepare
 from robustbench_vlm.datasets.transform import Transform
 from robustbench_vlm.errors import UserError
 

@@ -96,6 +96,21 @@ def test_every_layout_comes_out_as_the_same_file(name: str, tmp_path: Path) -> N
     assert card.training == origin
 
 
+def test_a_file_takes_the_place_of_no_other(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    for folder, seed in (("first", 0), ("second", 1)):
+        torch.manual_seed(seed)
+        (tmp_path / folder).mkdir()
+        torch.save(visual_of(MINI.build()), tmp_path / folder / "model_best.pt")
+    card = convert(tmp_path / "first" / "model_best.pt", "clip", "mini", out)
+    before = {path: path.read_bytes() for path in out.iterdir()}
+    assert convert(tmp_path / "first" / "model_best.pt", "clip", "mini", out) == card
+    with pytest.raises(UserError, match=r"is there already, of model_best\.pt: give this one a name .*by --name"):
+        convert(tmp_path / "second" / "model_best.pt", "clip", "mini", out)
+    assert {path: path.read_bytes() for path in out.iterdir()} == before
+    assert convert(tmp_path / "second" / "model_best.pt", "clip", "mini", out, name="other").stem == "other"
+
+
 def test_every_layout_is_tried() -> None:
     assert {layout for layout, _ in FILES.values()} | {"clip", "transformers"} == set(LAYOUTS)
 
@@ -268,7 +283,7 @@ def test_another_architecture_is_named(
 
 def test_another_base_is_asked_for(tmp_path: Path) -> None:
     torch.save(visual_of(MINI.build()), tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"is no open_clip:RN50.*a ResNet of width 16 with 1-1-1-1.*by --base"):
+    with pytest.raises(UserError, match=r"does not fit open_clip:RN50.*a ResNet of width 16 with 1-1-1-1.*by --base"):
         convert(tmp_path / "a.pt", "clip-rn50", "zeroshot15", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -433,7 +448,7 @@ def test_numbers_of_old_and_new_numpy_are_passed_over_and_nothing_else_of_it(tmp
     assert b"numpy._core.multiarray\nscalar" in content
     for spelling in (b"numpy._core.multiarray\nscalar", b"numpy.core.multiarray\nscalar"):
         path.write_bytes(content.replace(b"numpy._core.multiarray\nscalar", spelling))
-        convert(path, "clip", "mini", tmp_path)
+        convert(path, "clip", "mini", tmp_path, name=f"of-{len(spelling)}")
     path.write_bytes(content.replace(b"numpy._core.multiarray\nscalar", b"numpy.testing\nrundocs"))
     with pytest.raises(UserError, match=r"numpy.testing.rundocs.*nothing of it was run"):
         convert(path, "clip", "mini", tmp_path)
