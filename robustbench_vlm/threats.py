@@ -30,9 +30,11 @@ class Threat:
 
     @property
     def eps_text(self) -> str:
-        """The radius as people write it: over 255 where that is exact."""
-        in_steps = self.eps * 255
-        return f"{in_steps}/255" if in_steps.denominator == 1 and self.norm == "Linf" else str(self.eps)
+        """The radius as people write it, which `parse_eps` reads: "4/255" or "2.5/255" where that is exact."""
+        hundredths = self.eps * 25500
+        if self.norm != "Linf" or hundredths.denominator != 1:
+            return str(self.eps)
+        return f"{float(hundredths) / 100:.7g}/255"
 
 
 def parse_eps(text: str) -> Fraction:

@@ -82,6 +82,14 @@ def test_eps_in_steps_of_a_byte_is_written_over_255(steps: int) -> None:
     assert threat.eps_text == f"{steps}/255" and parse_eps(threat.eps_text) == threat.eps
 
 
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("5/510", "2.5/255"), ("1/510", "0.5/255"), ("0.25/255", "0.25/255"), ("1/7", "1/7"), ("1", "255/255")],
+)
+def test_parts_of_a_step_are_written_over_255_too(text: str, shown: str) -> None:
+    assert Threat("Linf", parse_eps(text)).eps_text == shown
+
+
 @given(st.fractions(0, 1))
 def test_what_is_written_is_read_again(eps: Fraction) -> None:
     assert parse_eps(Threat("Linf", eps).eps_text) == eps

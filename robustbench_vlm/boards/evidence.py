@@ -4,6 +4,7 @@ Whatever it is read from, the fingerprint is computed again from what it covers 
 records of other weights, pictures, prompts, attacks or radii cannot stand under it.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -20,7 +21,7 @@ from robustbench_vlm.engine.store import read_records
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import inside
 from robustbench_vlm.records import CLEAN, SampleResult, Score, fingerprint
-from robustbench_vlm.threats import Threat
+from robustbench_vlm.threats import Threat, parse_eps
 
 
 class Unsound(UserError):
@@ -86,7 +87,7 @@ def read_manifest(path: Path) -> dict[str, Any]:
 
 
 def checked(evidence: Evidence) -> Evidence:
-    """Return the evidence; raise Unsound where its fingerprint or its accuracies are not what its records give."""
+    """Return the evidence, its radius as it is written today; raise Unsound where it is not what its records give."""
     results, score = evidence.results, evidence.score
     about = f"the records of {score.model} / {score.attack} / {score.dataset} / {evidence.threat}"
     ids = [result.sample_id for result in results]
@@ -96,14 +97,21 @@ def checked(evidence: Evidence) -> Evidence:
         raise Unsound(f"{about} are of other samples than they say: some were dropped, added or changed")
     if fingerprint({**evidence.identity, "samples": ids}) != evidence.fingerprint:
         raise Unsound(f"{about} carry a fingerprint that is not that of what they say they are about")
-    said = {"eps": evidence.threat.eps_text, "classes": len(evidence.identity["classes"]), **accuracies(results)}
-    if any(getattr(score, name) != value for name, value in said.items()):
+    said = {"classes": len(evidence.identity["classes"]), **accuracies(results)}
+    if not _is_radius(score.eps, evidence.threat) or any(getattr(score, name) != said[name] for name in said):
         raise Unsound(f"{about} give other accuracies than stand beside them")
     stages = {stage["name"] for stage in evidence.identity["attack"]["stages"]}
     for result in results:
         if problem := _contradiction(result, evidence.threat, stages):
             raise Unsound(f"{about} contradict themselves: {result.sample_id} {problem}")
-    return evidence
+    return dataclasses.replace(evidence, score=dataclasses.replace(score, eps=evidence.threat.eps_text))
+
+
+def _is_radius(text: str, threat: Threat) -> bool:
+    try:
+        return parse_eps(text) == threat.eps
+    except UserError:
+        return False
 
 
 def _contradiction(result: SampleResult, threat: Threat, stages: AbstractSet[str]) -> str:

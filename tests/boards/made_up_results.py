@@ -3,7 +3,6 @@
 import json
 from collections.abc import Sequence
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,7 @@ from robustbench_vlm.engine.manifest import MANIFEST
 from robustbench_vlm.engine.scores import accuracies
 from robustbench_vlm.engine.store import write_shard
 from robustbench_vlm.records import CLEAN, SampleResult, Score, fingerprint, plain
-from robustbench_vlm.threats import Threat
+from robustbench_vlm.threats import Threat, parse_eps
 
 CLASSES = ("a", "b", "c")
 PROTOCOL = {"name": "mini", "version": 1}
@@ -57,7 +56,7 @@ def evidence(
 ) -> Evidence:
     """Return the evidence of one cell, whose samples were broken by what is given; `identity` changes what it is of."""
     records = tuple(results) or samples(broken)
-    threat = Threat(norm, Fraction(eps))
+    threat = Threat(norm, parse_eps(eps))
     names = ["apgd-ce", "square"] + [attack] * (attack != "autoattack")
     stages = [{"name": name, "function": f"made:{name}", "params": {}} for name in names]
     said = {

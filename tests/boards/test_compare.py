@@ -181,13 +181,17 @@ def test_the_curve_has_every_radius_with_all_samples_of_the_mean() -> None:
     found = [
         evidence("ours", broken, name, eps=eps)
         for name in ("shapes", "colours")
-        for eps, broken in (("5/255", HALF), ("10/255", BROKEN), ("1/102", NEARLY_HALF))
+        for eps, broken in (("5/255", HALF), ("10/255", BROKEN), ("2.5/255", NEARLY_HALF))
     ]
     partly = evidence("ours", HALF, eps="1/255")
     fewer = [evidence("ours", HALF[:20], name, eps="2/255") for name in ("shapes", "colours")]
     ball = [evidence("ours", ROBUST, name, eps="1", norm="L2") for name in ("shapes", "colours")]
     curve = compare([source("ours", *found, partly, *fewer, *ball)], MINI).models[0].curve
-    assert [(point.eps, point.robust.value) for point in curve] == [("1/102", 29 / 60), ("5/255", 0.5), ("10/255", 0.0)]
+    assert [(point.eps, point.robust.value) for point in curve] == [
+        ("2.5/255", 29 / 60),
+        ("5/255", 0.5),
+        ("10/255", 0.0),
+    ]
 
 
 def test_warnings_of_the_gates_are_carried_along() -> None:

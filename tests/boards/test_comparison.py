@@ -4,7 +4,6 @@ import csv
 import io
 import json
 from collections.abc import Callable
-from fractions import Fraction
 from pathlib import Path
 from xml.etree import ElementTree
 
@@ -21,6 +20,7 @@ from robustbench_vlm.boards.comparison import Comparison
 from robustbench_vlm.boards.sources import Source
 from robustbench_vlm.cli import run_command
 from robustbench_vlm.terminal.comparison import lines
+from robustbench_vlm.threats import parse_eps
 from robustbench_vlm.tracks import MINI
 
 DATASETS = ("shapes", "low-contrast")
@@ -38,7 +38,7 @@ def source(name: str, *, like: str = "", warnings: tuple[str, ...] = ()) -> Sour
         tuple(
             evidence(name, VERDICTS[like or name], dataset, eps=eps, warnings=warnings)
             for dataset in DATASETS
-            for eps in ("1/102", "5/255", "10/255")
+            for eps in ("2.5/255", "5/255", "10/255")
         ),
     )
 
@@ -90,7 +90,7 @@ def test_a_table_at_80_columns(found: Comparison) -> None:
         "tecoa     36       22       4      58",
     ]
     start = shown.index("Mean robust accuracy by Linf radius")
-    assert shown[start + 1 : start + 3] == ["model  1/102  5/255  10/255", "clip     5.0    5.0     5.0"]
+    assert shown[start + 1 : start + 3] == ["model  2.5/255  5/255  10/255", "clip       5.0    5.0     5.0"]
 
 
 def test_one_model_has_neither_places_that_tests_leave_open_nor_pairs() -> None:
@@ -108,7 +108,7 @@ def test_the_document_is_all_that_is_printed(runs: Path, capsys: pytest.CaptureF
     printed = capsys.readouterr()
     document = json.loads(printed.out)
     assert printed.err == "" and [model["place"] for model in document["models"]] == ["3", "1-2", "1-2"]
-    assert [point["eps"] for point in document["models"][0]["curve"]] == ["1/102", "5/255", "10/255"]
+    assert [point["eps"] for point in document["models"][0]["curve"]] == ["2.5/255", "5/255", "10/255"]
 
 
 def test_csv_has_a_row_for_every_model_and_data_set(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -158,7 +158,7 @@ def test_pictures_have_every_number(found: Comparison, tmp_path: Path, monkeypat
     points = [container.lines[0].get_xydata()[0] for container in scatter.containers]
     assert points == [pytest.approx((100 * model.clean.value, 100 * model.robust.value)) for model in found.models]
     for line, model in zip(curves.lines, found.models, strict=True):
-        radii = [0.0, *(float(255 * Fraction(point.eps)) for point in model.curve)]
+        radii = [0.0, *(float(255 * parse_eps(point.eps)) for point in model.curve)]
         values = [100 * model.clean.value, *(100 * point.robust.value for point in model.curve)]
         assert list(line.get_xdata()) == pytest.approx(radii) and list(line.get_ydata()) == pytest.approx(values)
     assert [text.get_text() for text in heat.texts] == ["5", "5", "5", "50", "50", "50", "48", "48", "48"]
@@ -187,7 +187,7 @@ def test_a_name_is_no_formula_and_no_markup_in_a_picture(
         (names("--heatmap", "x.jpg")[1:], "--heatmap x.jpg is no picture"),
         (names("--curves", "nowhere/x.png")[1:], "--curves nowhere/x.png lies in nowhere, which is no folder"),
         (names("--eps", "8")[1:], "eps '8' looks like pixel steps"),
-        (names("--attack", "pgd-20")[1:], "have no records of pgd-20 at Linf 5/255, but: autoattack at Linf 1/102"),
+        (names("--attack", "pgd-20")[1:], "have no records of pgd-20 at Linf 5/255, but: autoattack at Linf 2.5/255"),
         ([], "Missing argument"),
     ],
 )

@@ -85,7 +85,7 @@ def test_every_attack_on_record_counts_sample_by_sample(tmp_path: Path) -> None:
     both = row(tmp_path, "both")
     assert both.robust.value == 0 and both.clean.value == pytest.approx(0.75)
     assert {attack: each.value for attack, each in both.under.items()} == {"autoattack": 0.5, "pgd-20": 0.5}
-    assert [(point.eps, point.robust.value) for point in both.curve] == [("1/102", 0.5), ("5/255", 0.0)]
+    assert [(point.eps, point.robust.value) for point in both.curve] == [("2.5/255", 0.5), ("5/255", 0.0)]
 
 
 def test_what_breaks_at_a_larger_radius_says_nothing_of_a_smaller_one(tmp_path: Path) -> None:
