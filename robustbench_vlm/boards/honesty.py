@@ -3,7 +3,7 @@
 HONEST = 0.005
 """The share of verdicts that other hardware may turn, where it rounds otherwise at the edge of the attack's reach.
 
-A convention on the generous side: shards, orders and batches of other sizes on one machine turned none.
+A convention on the generous side: on one CPU, shards, orders and batches of other sizes change no bit of a record.
 """
 SIGNIFICANT = 0.01
 """How improbable it must be that an honest entry is off as often."""

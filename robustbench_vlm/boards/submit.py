@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def submission(
     place = (board or Path()) / track.name / f"{evidence[0].score.model}.json"
     earlier = read_entry(place) if board is not None and place.is_file() else None
     kept = _not_measured_again(evidence, earlier, place.parent)
-    evidence += kept
+    evidence = sorted([*evidence, *kept], key=lambda each: _order(each, track))
     reference = model or evidence[0].score.model
     plan, numbers = rebuild(evidence, reference, data=data)
     scores = rescored([plan.cells[number] for number in numbers], evidence)
@@ -121,6 +122,12 @@ def _not_measured_again(evidence: Sequence[Evidence], earlier: Entry | None, fol
         # Nothing of it is needed then, whatever has become of its records.
         return []
     return [each for each in read_evidence(earlier, folder) if each.condition not in again]
+
+
+def _order(evidence: Evidence, track: Track) -> tuple[str, str, Fraction, int]:
+    """Return what cells are sorted by, so that runs handed in one by one give the entry that they give together."""
+    threat = evidence.threat
+    return evidence.score.attack, threat.norm, threat.eps, track.datasets.index(evidence.score.dataset)
 
 
 def _environment_of(kept: Sequence[Evidence], earlier: Entry | None) -> list[Mapping[str, Any]]:

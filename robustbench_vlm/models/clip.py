@@ -18,6 +18,9 @@ from robustbench_vlm.models.precision import InPrecision, arithmetic, products
 
 _TEXTS_AT_ONCE = 1024
 """Texts in memory together: ImageNet's ensemble has 80,000."""
+_ROWS = 4
+"""Pictures that an encoder is given at once are a multiple of this: kernels for fewer round in another order, and a
+verdict at the edge of an attack's reach would depend on how many samples are attacked together."""
 _CONTEXT = 77
 """Tokens that every released text tower reads; later ones are cut off."""
 
@@ -84,6 +87,9 @@ class ZeroShotClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits of pictures."""
         features = self.image_features(images)
+        if self.logits == "float32":
+            # Rounded once: how a product of float32 numbers is rounded depends on how many classes it is with.
+            return (self.scale * features.double() @ self.text_features.double().T).to(self.text_features.dtype)
         # The encoder may run in less, the attack's gradient through it too; logits do where the protocol says so alone.
         with products(self.logits, images.device.type):
             found = self.scale * features @ self.text_features.T
@@ -104,7 +110,7 @@ class ZeroShotClassifier(nn.Module):
 
     def image_features(self, images: Tensor) -> Tensor:
         """Return the unit embedding of each picture, (B, D), in the type of the texts' embeddings."""
-        features = self.encoder(images)
+        features = self.encoder(_filled(images))[: len(images)]
         # Half-precision encoders are for speed; logits decide verdicts and are never less than float32.
         return functional.normalize(features.to(self.text_features.dtype), dim=-1)
 
@@ -153,6 +159,12 @@ class Model:
     def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> ZeroShotClassifier:
         """Return the zero-shot classifier of the classes that the prompts describe: a text a class, or several."""
         return ZeroShotClassifier(self.encoder, self.text_features(prompts), self.scale).eval().requires_grad_(False)
+
+
+def _filled(images: Tensor) -> Tensor:
+    """Return pictures with some more, so that there are a multiple of _ROWS."""
+    more = -len(images) % _ROWS
+    return torch.cat([images, images[-1:].detach().expand(more, -1, -1, -1)]) if more else images
 
 
 def tokenize(prompts: Sequence[str], architecture: Architecture) -> Tensor:

@@ -142,6 +142,33 @@ def test_shards_of_any_size_give_the_same_verdicts(request_of: Callable[..., Req
     assert len(set(verdicts[0])) > 1
 
 
+def test_records_are_the_same_bit_for_bit_whatever_samples_are_attacked_together(tmp_path: Path) -> None:
+    names, samples = ("day-night", "shapes", "fine-grained"), 5
+    request = Request(
+        models=("clip",), attacks=("pgd-20",), datasets=names, samples=samples, out=tmp_path, resources=ONE
+    )
+    plan = make_plan(request)
+
+    def records(*shards: Shard) -> dict[tuple[int, int], SampleResult]:
+        found = run_shards(plan.cells, plan.request.resources, shards)
+        return {
+            (shard.cell, shard.start + place): result
+            for shard, results in zip(shards, found, strict=True)
+            for place, result in enumerate(results)
+        }
+
+    def shard(cell: int, start: int, stop: int) -> Shard:
+        return Shard(cell, start, stop, plan.cells[cell].fingerprint)
+
+    everything = range(len(names))
+    whole = [records(shard(cell, 0, samples)) for cell in everything]
+    mixed = records(*(shard(cell, 0, samples) for cell in everything))
+    alone = [records(shard(cell, place, place + 1)) for cell in everything for place in range(samples)]
+    assert {key: result for each in whole for key, result in each.items()} == mixed
+    assert {key: result for each in alone for key, result in each.items()} == mixed
+    assert len({result.broken_by for result in mixed.values()}) > 1
+
+
 def shard_of(cell: Cell) -> Shard:
     return Shard(0, 0, len(cell), cell.fingerprint)
 
