@@ -25,6 +25,12 @@ class Dropped(Exception):
 class Missing(Dropped):
     """The server has no such part of the file."""
 
+    def __init__(self, content_range: str) -> None:
+        super().__init__("the server has no such part of the file")
+        size = content_range.removeprefix("bytes */")
+        self.size = int(size) if size.isdecimal() else None
+        """Bytes of the whole file, None where it does not say."""
+
 
 class Refused(Exception):
     """An answer that will be no other next time; the text goes on from the address."""
@@ -70,7 +76,7 @@ def ask(url: str, start: int, validator: str) -> http.client.HTTPResponse:
     except urllib.error.HTTPError as error:
         with error:
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise Missing("the server has no such part of the file") from error
+                raise Missing(error.headers.get("Content-Range", "")) from error
             if error.code not in _TEMPORARY:
                 raise Refused(_refusal(error.code)) from error
             raise Dropped(f"the server answers {error.code} {error.reason}") from error

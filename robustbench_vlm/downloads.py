@@ -127,7 +127,16 @@ def _collect(wanted: _Wanted) -> bool:
 def _receive(wanted: _Wanted) -> bool:
     """Add one answer to the partial file; return whether it continued what was there."""
     start, validator = _resumable(wanted)
-    with _answer(wanted, start, validator) as answer:
+    try:
+        opened = ask(wanted.url, start, validator)
+    except Missing as missing:
+        if start and missing.size == start:
+            # It was stopped after its last byte.
+            return True
+        # What is here is of another file.
+        wanted.discard()
+        raise
+    with opened as answer:
         continues = answer.status == http.client.PARTIAL_CONTENT
         if continues and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
             wanted.discard()
@@ -153,15 +162,6 @@ def _receive(wanted: _Wanted) -> bool:
     if total is not None and here != total:
         raise Dropped(f"it broke off after {here} of {total} bytes")
     return continues
-
-
-def _answer(wanted: _Wanted, start: int, validator: str) -> http.client.HTTPResponse:
-    try:
-        return ask(wanted.url, start, validator)
-    except Missing:
-        # The part is as long as the whole file or longer, so it is of another one.
-        wanted.discard()
-        raise
 
 
 def _resumable(wanted: _Wanted) -> tuple[int, str]:

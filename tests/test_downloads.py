@@ -211,6 +211,21 @@ def test_a_part_that_is_longer_than_the_file_is_dropped(serve: Callable[..., Ser
     assert server.ranges == [f"bytes={len(CONTENT) + 1}-", ""]
 
 
+def test_a_download_that_was_stopped_after_its_last_byte_is_whole(serve: Callable[..., Server], path: Path) -> None:
+    def beyond(handler: Handler) -> None:
+        handler.begin(416, Content_Length=0, Content_Range=f"bytes */{len(CONTENT)}")
+
+    server = serve(beyond, beyond)
+    path.parent.mkdir()
+    for digest in (DIGEST, ""):
+        path.with_name("weights.pt.partial").write_bytes(CONTENT)
+        path.with_name("weights.pt.partial.origin").write_text(f'{server.url}\n"one"')
+        assert download(server.url, path, sha256=digest) == DIGEST
+        assert path.read_bytes() == CONTENT
+        path.unlink()
+    assert server.ranges == [f"bytes={len(CONTENT)}-"] * 2
+
+
 def test_a_length_that_is_too_long_is_a_truncated_file(serve: Callable[..., Server], path: Path) -> None:
     def lying(handler: Handler) -> None:
         handler.begin(200, Content_Length=len(CONTENT) + 5)

@@ -44,7 +44,8 @@ def run_jobs(
     workers = min(resources.workers, len(jobs))
     threads = _threads(_machines(ray, resources.device), workers)
     gpus = 1 if resources.device == "cuda" else 0
-    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=_RETRIES)(_work)
+    # Without max_calls a process with a GPU ends after each task, and the next one loads the model anew.
+    task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=_RETRIES, max_calls=0)(_work)
     shared = ray.put(function)
     waiting, pending = deque(jobs), dict[Any, Job]()
     try:

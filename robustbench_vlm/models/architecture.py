@@ -47,5 +47,10 @@ def load_architecture(name: str) -> Architecture:
     config = open_clip.get_model_config(short)
     if config is None:
         raise UserError(unknown("open_clip architecture", short, open_clip.list_models()))
+    if own := [key for key in ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs") if key in config["text_cfg"]]:
+        raise UserError(
+            f"{name} reads its texts with a tokenizer of its own ({own[0]}), and this package has CLIP's alone: take an"
+            " architecture whose tokenizer is CLIP's"
+        )
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     return Architecture(config, tuple(mean), tuple(std))

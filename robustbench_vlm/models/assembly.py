@@ -83,6 +83,10 @@ def _pretrained(architecture: str, tag: str) -> Assembled:
     name = architecture.removeprefix(OPEN_CLIP)
     if tag not in open_clip.list_pretrained_tags_by_model(name):
         raise UserError(unknown(f"pretrained tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name)))
+    settings = open_clip.get_pretrained_cfg(name, tag)
+    _check_activation(built, name, tag, is_quick=bool(settings.get("quick_gelu")))
+    mean, std = (tuple(settings.get(key) or getattr(built, key)) for key in ("mean", "std"))
+    built = dataclasses.replace(built, mean=mean, std=std)
     try:
         with _unlogged():
             network = open_clip.create_model(name, pretrained=tag)
@@ -92,9 +96,20 @@ def _pretrained(architecture: str, tag: str) -> Assembled:
             " card"
         ) from error
     state = {key: fingerprint(_digest(value)) for key, value in network.state_dict().items()}
-    digest = fingerprint(state)
+    digest = fingerprint([architecture, built.mean, built.std, state])
     remember(cache_folder() / "models" / f"{name}-{tag}.sha256", digest, f"the weights {architecture}/{tag}")
     return Assembled(network, built, digest)
+
+
+def _check_activation(built: Architecture, name: str, tag: str, *, is_quick: bool) -> None:
+    """Raise UserError where weights would run with another activation than that of their training."""
+    if is_quick == bool(built.config.get("quick_gelu")):
+        return
+    other = f"{name}-quickgelu" if is_quick else name.removesuffix("-quickgelu")
+    raise UserError(
+        f"the weights {tag} of {name} were trained with {'QuickGELU' if is_quick else 'GELU'}, and"
+        f" {OPEN_CLIP}{name} has the other: take {OPEN_CLIP}{other}/{tag}"
+    )
 
 
 @contextlib.contextmanager

@@ -40,7 +40,7 @@ AGFT_2026 = Protocol(
     " 1/255 of which the last counts, and as AutoAttack the 10 steps of APGD-CE and APGD-DLR that torchattacks calls"
     " 'rand'. Not followed: texts and DLR in half precision, a draw by the clock, 20 equal gradients where one is"
     " enough, samplers that count some samples twice, CW that stands still once a sample is broken,"
-    " DLR without gradient at two classes",
+    " DLR without gradient at two classes, antialiasing where CIFAR and STL10 are enlarged",
 )
 
 FARE_2024 = Protocol(
@@ -68,7 +68,7 @@ FARE_2024 = Protocol(
     attacks={"autoattack": "fare-autoattack"},
     description="FARE's code: its 13 data sets, prompt ensembles of CLIP_benchmark, float32, APGD-CE with 5 restarts"
     " and APGD-T. Not followed: its 1000 samples, which depend on the batch size; the splits of VTAB, so EuroSAT and"
-    " Caltech101 are whole and the latter has no background class; on two classes APGD-CE alone",
+    " Caltech101 are whole and the latter has no background class; on two classes APGD-CE alone; ConvNeXt at 256",
 )
 
 TECOA_2023 = Protocol(

@@ -175,6 +175,32 @@ def test_unknown_models_suggest_the_nearest_and_never_leave_the_zoo() -> None:
         load_model("open_clip:ViT-B-32/opennai", "mini")
 
 
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("ViT-B-32/openai", "trained with QuickGELU.*take open_clip:ViT-B-32-quickgelu/openai"),
+        ("ViT-B-32-quickgelu/laion2b_s34b_b79k", "pretrained tag"),
+        ("ViT-B-16-SigLIP2/webli", "tokenizer of its own"),
+        ("xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", "tokenizer of its own"),
+    ],
+)
+def test_open_clips_weights_run_as_they_were_trained_or_not_at_all(reference: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        load_model(f"open_clip:{reference}", "mini")
+
+
+def test_open_clips_weights_get_their_own_pixel_constants(vit: nn.Module, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(open_clip, "create_model", lambda name, pretrained: vit)
+    settings = open_clip.get_pretrained_cfg("ViT-B-32", "laion2b_s34b_b79k")
+    first = load_model("open_clip:ViT-B-32/laion2b_s34b_b79k", "mini")
+    halves = {**settings, "mean": (0.5, 0.5, 0.5), "std": (0.25, 0.25, 0.25)}
+    monkeypatch.setattr(open_clip, "get_pretrained_cfg", lambda name, tag: halves)
+    second = load_model("open_clip:ViT-B-32/laion2b_e16", "mini")
+    assert first.architecture.mean == tuple(settings["mean"]) and second.architecture.mean == (0.5, 0.5, 0.5)
+    # Another function of the same weights is another model.
+    assert first.digest != second.digest
+
+
 def test_the_encoder_resizes_inside() -> None:
     encoder = ImageEncoder(MINI.build().visual, MINI).eval()
     images = torch.rand(2, 3, 8, 8)

@@ -42,4 +42,4 @@ def stanford_cars(root: Path) -> Pictures:
         if numbers and min(numbers) < 1:
             raise ValueError("its classes begin below 1")
         samples = [(str(row["fname"]), places[number - 1]) for row, number in zip(rows, numbers, strict=True)]
-    return listed(folder(root, "cars_test"), samples)
+    return listed(folder(root, "cars_test/cars_test", "cars_test"), samples)
