@@ -7,9 +7,10 @@ python benchmarks/zoo_table.py zoo.json
 import argparse
 import json
 from collections.abc import Iterable
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
+
+from robustbench_vlm.threats import parse_eps
 
 Table = dict[str, Any]
 
@@ -33,7 +34,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 def means(tables: list[Table]) -> str:
     """Return mean robust accuracy: a row for each model, a column for each attack and eps."""
     columns = list(dict.fromkeys((table["attack"], table["eps"]) for table in tables))
-    columns.sort(key=lambda column: (column[0], Fraction(column[1])))
+    columns.sort(key=lambda column: (column[0], parse_eps(column[1])))
     found = {(table["model"], table["attack"], table["eps"]): table for table in tables}
     rows = []
     for model in dict.fromkeys(table["model"] for table in tables):

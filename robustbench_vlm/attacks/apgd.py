@@ -43,6 +43,8 @@ class ApgdState:
     since_check: Tensor
     rises: Tensor
     reduced: Tensor
+    strongest_loss: Tensor
+    """The best loss of all runs that are over; its point is the row's image while nothing breaks it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +66,8 @@ class Apgd:
         if self.targets:
             targets, count = ranked_targets(oracle.logits(rows.images), rows.labels, self.targets)
         plan = targets, count * self.restarts, torch.zeros_like(rows.labels)
-        return self._begin(rows, ball_around(self.threat, rows.images), plan)
+        nothing = torch.full_like(rows.images[:, 0, 0, 0], -float("inf"))
+        return self._begin(rows, ball_around(self.threat, rows.images), plan, nothing)
 
     def step(self, oracle: Oracle, state: ApgdState) -> ApgdState:
         """Evaluate every row's point, pass its checkpoint if one is due, and move it."""
@@ -80,7 +83,7 @@ class Apgd:
         self._move(state, gradient)
         return self._next_run(state)
 
-    def _begin(self, rows: Rows, ball: Ball, plan: tuple[Tensor, Tensor, Tensor]) -> ApgdState:
+    def _begin(self, rows: Rows, ball: Ball, plan: tuple[Tensor, Tensor, Tensor], strongest_loss: Tensor) -> ApgdState:
         targets, runs, run = plan
         point = ball.clip(rows.images + float(self.threat.eps) * ball.boundary(rows.keys, run, rows.images))
         ones = torch.ones_like(point[:, 0, 0, 0])
@@ -104,6 +107,7 @@ class Apgd:
             since_check=zeros.clone(),
             rises=zeros.clone(),
             reduced=torch.ones_like(zeros, dtype=torch.bool),
+            strongest_loss=strongest_loss,
         )
 
     def _record(self, state: ApgdState, losses: Tensor, gradient: Tensor) -> None:
@@ -148,11 +152,15 @@ class Apgd:
         over = (state.iteration > self.steps) & ~state.rows.finished
         if not bool(over.any()):
             return state
+        stronger = over & (state.best_loss > state.strongest_loss)
+        state.rows.adversarial[stronger] = state.best[stronger]
+        state.strongest_loss = torch.where(stronger, state.best_loss, state.strongest_loss)
         run = state.run + 1
         state.rows.finished |= over & (run == state.runs)
         index = (over & ~state.rows.finished).nonzero().squeeze(1)
         kept = take(state, index)
-        return put(state, index, self._begin(kept.rows, kept.ball, (kept.targets, kept.runs, run[index])))
+        plan = kept.targets, kept.runs, run[index]
+        return put(state, index, self._begin(kept.rows, kept.ball, plan, kept.strongest_loss))
 
 
 def apgd(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:

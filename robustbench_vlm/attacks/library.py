@@ -17,9 +17,14 @@ from robustbench_vlm.attacks.network import CountedNetwork, seed_of
 from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.registry import unknown
+from robustbench_vlm.threats import NORMS
 
 _EPS_NAMES = ("eps", "max_epsilon")
 _STEP_NAMES = ("alpha",)
+_MINIMAL = ("CW", "DeepFool")
+"""Attacks that look for the nearest image in L2."""
+_COUNTING = ("JSMA", "OnePixel", "Pixle", "SparseFool")
+"""Attacks that change few pixels by any amount."""
 
 
 def attack_class(name: str) -> type:
@@ -39,6 +44,17 @@ def attack_class(name: str) -> type:
             "name one of those instead"
         )
     return found
+
+
+def norms_of(name: str) -> tuple[str, ...]:
+    """Return the norms that an attack of torchattacks is built for: in another ball its images are too weak.
+
+    Those that ask for the norm take both, and so do the ones that count changed pixels, which are cut to the ball.
+    """
+    parameters = _parameters(attack_class(name))
+    if "norm" in parameters or name in _COUNTING:
+        return NORMS
+    return ("L2",) if name.endswith("L2") or name in _MINIMAL else ("Linf",)
 
 
 def torchattacks_stage(logits: Logits, batch: Batch, *, slots: int, attack: str) -> Outcome:

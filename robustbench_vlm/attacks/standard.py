@@ -1,5 +1,6 @@
 """The attacks themselves, as data: every parameter of every stage stands here."""
 
+import dataclasses
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -107,7 +108,8 @@ def torchattacks_named(name: str) -> Attack:
 
     Raises UserError where the library is missing or has no attack of that name.
     """
-    from robustbench_vlm.attacks.library import attack_class
+    from robustbench_vlm.attacks.library import norms_of
 
-    attack_class(name)
-    return one_stage(Stage(f"torchattacks:{name}", _LIBRARY, {"attack": name}), f"{name} of torchattacks", "")
+    norms = norms_of(name)
+    attack = one_stage(Stage(f"torchattacks:{name}", _LIBRARY, {"attack": name}), f"{name} of torchattacks", "")
+    return dataclasses.replace(attack, norms=norms)

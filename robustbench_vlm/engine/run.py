@@ -118,7 +118,7 @@ def _table(
     own = tuple(scores[number] for number in numbers)
     unseen = [score for score in own if score.dataset not in plan.track.seen]
     published = set(plan.protocol.datasets or plan.track.datasets)
-    is_published = {score.dataset for score in own} == published and len(unseen) < len(own)
+    is_whole = not plan.protocol.absent and {score.dataset for score in own} == published
     return Table(
         track=plan.track.name,
         protocol=plan.protocol.label,
@@ -129,7 +129,7 @@ def _table(
         fingerprint=fingerprint([plan.cells[number].fingerprint for number in numbers]),
         scores=own,
         mean=mean_of(unseen),
-        mean_as_published=mean_of(own) if is_published else None,
+        mean_as_published=mean_of(own) if is_whole and len(unseen) < len(own) else None,
         seconds=sum(seconds[number] for number in numbers),
         passes=sum(passes[number] for number in numbers),
         folder=run_folder(plan.request.out, first),

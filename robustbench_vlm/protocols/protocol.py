@@ -37,6 +37,8 @@ class Protocol:
     """The precision of the image encoder where the harness itself classifies, clean and attacked pictures alike."""
     datasets: tuple[str, ...] = field(default=(), metadata=LATER)
     """The data sets of its published table, in place of the track's."""
+    absent: tuple[str, ...] = field(default=(), metadata=LATER)
+    """Those of its published table that nobody can run here, so that there is no mean as published."""
     logits: str = field(default="float32", metadata=LATER)
     """In which the products with the texts are made, attacked or judged: in half where published code runs in it."""
     wording: str = field(default="", metadata=LATER)

@@ -85,6 +85,7 @@ TECOA_2023 = Protocol(
     attacks={"autoattack": "tecoa-autoattack", "cw": "tecoa-cw"},
     step_size="1/255",
     mean_over=256,
+    absent=("hateful-memes",),
     description="TeCoA's code: all samples, half precision with the mean loss of 256 samples, PGD and CW with steps of"
     " 1/255 of which the last counts (the paper has 100), and as AutoAttack APGD-CE and APGD-DLR. Not followed: texts"
     " and DLR in half precision, draws without a seed, on two classes APGD-CE alone, and Hateful Memes, whose prompts"
@@ -96,6 +97,7 @@ TGA_2024 = dataclasses.replace(
     name="tga-2024",
     wording="tga",
     small=Transform(224, None, "bilinear", squash=True),
+    absent=("tiny-imagenet",),
     description="TGA-ZSR's code: as tecoa-2023, but CIFAR and STL10 are enlarged to 224 pixels before the attack, which"
     " has 49 times as many numbers to move on CIFAR. Its table has TinyImageNet too, its fine-tuning set, whose names"
     " are not known here",

@@ -9,6 +9,7 @@ from robustbench_vlm.protocols.protocol import Protocol
 
 FIELDS: Mapping[str, tuple[str, Callable[[Protocol], str]]] = {
     "datasets": ("data sets", lambda protocol: ", ".join(protocol.datasets) or "the track's"),
+    "absent": ("data sets of its table that are not here", lambda protocol: ", ".join(protocol.absent) or "none"),
     "samples": ("samples a data set", lambda protocol: str(protocol.samples or "all")),
     "precision": ("precision of the image tower under attack", lambda protocol: protocol.precision),
     "verdicts": ("precision of the image tower in verdicts", lambda protocol: protocol.verdicts),
@@ -28,8 +29,7 @@ def read_protocol(identity: Mapping[str, Any]) -> Protocol:
     transforms = {key: identity[key] for key in ("transform", "small") if identity.get(key) is not None}
     try:
         values = {**identity, **{key: Transform(**value) for key, value in transforms.items()}}
-        if "datasets" in values:
-            values["datasets"] = tuple(values["datasets"])
+        values |= {key: tuple(values[key]) for key in ("datasets", "absent") if key in values}
         protocol = Protocol(**values)
         same = protocol.identity == dict(identity)
     except (TypeError, ValueError) as error:

@@ -1,13 +1,13 @@
 """How a diagnosis is shown: a table, and curves over the radius."""
 
 from collections.abc import Iterable
-from fractions import Fraction
 from pathlib import Path
 
 from robustbench_vlm.engine.diagnose import Diagnoses, Diagnosis
 from robustbench_vlm.files import save_figure
 from robustbench_vlm.terminal.layout import Columns, Row, table, wrapped
 from robustbench_vlm.terminal.screen import Line, duration
+from robustbench_vlm.threats import parse_eps
 
 _COLUMNS = Columns(("model",), "eps", ("accuracy", "modality gap", "gradient norm", "effective rank"))
 _CURVES = {
@@ -33,13 +33,13 @@ def plot(found: Diagnoses, path: Path | None) -> None:
     from matplotlib.figure import Figure
 
     models: dict[str, list[Diagnosis]] = {}
-    for each in sorted(found.diagnoses, key=lambda each: Fraction(each.eps)):
+    for each in sorted(found.diagnoses, key=lambda each: parse_eps(each.eps)):
         models.setdefault(each.model, []).append(each)
     linf = found.diagnoses[0].norm == "Linf"
     figure = Figure(figsize=(10, 3), layout="constrained")
     for axes, (name, label) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
         for model, curve in models.items():
-            radii = [float(Fraction(each.eps) * (255 if linf else 1)) for each in curve]
+            radii = [float(parse_eps(each.eps) * (255 if linf else 1)) for each in curve]
             # Between two dollars matplotlib would read a formula.
             escaped = model.replace("$", r"\$")
             axes.plot(radii, [getattr(each, name) for each in curve], marker="o", label=escaped)

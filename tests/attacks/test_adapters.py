@@ -2,6 +2,7 @@
 
 import sys
 from dataclasses import replace
+from fractions import Fraction
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,7 @@ from made_up import halving_threat, network, samples
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.worst_case import attack_samples
 from robustbench_vlm.errors import UserError
+from robustbench_vlm.threats import NORMS, Threat
 
 MODEL = network("conv", 10)
 BATCH = samples(MODEL, 10, halving_threat(MODEL, 10, "Linf"), 8)
@@ -113,10 +115,21 @@ def test_a_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 SLOW = {"JSMA", "AutoAttack", "Square"}
 
 
+def test_an_attack_of_torchattacks_is_for_the_ball_that_it_is_built_for() -> None:
+    pytest.importorskip("torchattacks")
+    norms = {name: load_attack(f"torchattacks:{name}").norms for name in ("PGD", "PGDL2", "CW", "APGD", "OnePixel")}
+    assert norms == {"PGD": ("Linf",), "PGDL2": ("L2",), "CW": ("L2",), "APGD": NORMS, "OnePixel": NORMS}
+    batch = replace(BATCH, threat=Threat("L2", Fraction(1, 2)))
+    with pytest.raises(UserError, match="is for Linf, not for L2"):
+        attack_samples(MODEL, batch, load_attack("torchattacks:PGD"), slots=4)
+
+
 def test_every_attack_of_torchattacks_runs() -> None:
     torchattacks = pytest.importorskip("torchattacks")
     classes = {name for name, value in vars(torchattacks).items() if isinstance(value, type)}
     small = replace(BATCH, images=BATCH.images[:4], labels=BATCH.labels[:4], keys=BATCH.keys[:4])
     for name in sorted(classes - SLOW - {"LGV", "MultiAttack"}):
-        verdict = attack_samples(MODEL, small, load_attack(f"torchattacks:{name}"), slots=4)
+        attack = load_attack(f"torchattacks:{name}")
+        threat = BATCH.threat if BATCH.threat.norm in attack.norms else Threat("L2", Fraction(1, 2))
+        verdict = attack_samples(MODEL, replace(small, threat=threat), attack, slots=4)
         assert set(verdict.broken_by) <= {"", f"torchattacks:{name}"}, name

@@ -6,10 +6,10 @@ The templates escape whatever they print; here is what escaping does not do.
 import hashlib
 import re
 from collections.abc import Iterable, Mapping
-from fractions import Fraction
 from urllib.parse import urlsplit
 
 from robustbench_vlm.boards.board import Accuracy
+from robustbench_vlm.threats import parse_eps
 
 _DASH = "\N{EN DASH}"
 _ARXIV = re.compile(r"https://arxiv\.org/abs/(\d{4}\.\d{4,5})(v\d+)?", re.ASCII)
@@ -61,7 +61,7 @@ def interval(accuracy: Accuracy) -> str:
 
 def radius(eps: str, norm: str) -> str:
     """Return a radius "1/51" as people write it: over 255 in Linf."""
-    return f"{255 * float(Fraction(eps)):.4g}/255" if norm == "Linf" else eps
+    return f"{255 * float(parse_eps(eps)):.4g}/255" if norm == "Linf" else eps
 
 
 def signed(number: int) -> str:
