@@ -1,5 +1,6 @@
-"""Markdown tables of the zoo from documents that `vlmbench run --json` printed.
+"""Markdown tables of the zoo from entries of a leaderboard, or from documents that `vlmbench run --json` printed.
 
+python benchmarks/zoo_table.py leaderboards/mini/*.json
 vlmbench run --model clip --model agft --attack pgd-20 --attack autoattack --eps 5/255 --json > zoo.json
 python benchmarks/zoo_table.py zoo.json
 """
@@ -10,14 +11,40 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from robustbench_vlm.engine.results import mean_interval
 from robustbench_vlm.threats import parse_eps
+from robustbench_vlm.tracks import TRACKS
 
 Table = dict[str, Any]
 
 
 def tables_of(paths: Iterable[Path]) -> list[Table]:
     documents = [json.loads(path.read_text()) for path in paths]
-    return [table for document in documents for table in document.get("runs", [document])]
+    return [table for document in documents for table in _tables(document)]
+
+
+def _tables(document: dict[str, Any]) -> list[Table]:
+    if "cells" not in document:
+        tables: list[Table] = document.get("runs", [document])
+        return tables
+    seen = TRACKS.load(document["track"]).seen
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
+    for cell in document["cells"]:
+        if cell["dataset"] not in seen:
+            score = {"dataset": cell["dataset"], **cell["score"]}
+            groups.setdefault((cell["attack"], score["eps"]), []).append(score)
+    return [
+        {"model": document["model"], "attack": attack, "eps": eps, "scores": scores, "mean": _mean(scores)}
+        for (attack, eps), scores in groups.items()
+    ]
+
+
+def _mean(scores: list[dict[str, Any]]) -> dict[str, Any]:
+    counts, found = [score["n"] for score in scores], {}
+    for name in ("clean", "robust"):
+        shares = [score[name] for score in scores]
+        found |= {name: sum(shares) / len(shares), f"{name}_interval": mean_interval(shares, counts)}
+    return found
 
 
 def percent(share: float, interval: tuple[float, float] | None = None) -> str:
