@@ -17,11 +17,14 @@ MATES = 1e-3
 """Logits may differ by this part of the largest logit when a sample has other batch mates."""
 
 
-def probe(logits: Logits, batch: Batch, *, slots: int, mates: float = MATES) -> list[tuple[str, ...]]:
+def probe(
+    logits: Logits, batch: Batch, *, slots: int, mates: float = MATES, unstable: float = UNSTABLE
+) -> list[tuple[str, ...]]:
     """Return the codes of the gates that each sample of a batch raises, in the order of the samples.
 
     Looks at the gradient of the margin, at a second equal call, at other batch mates, and at the range of the logits.
-    `mates` is the part of the largest logit by which other mates may change a logit.
+    `mates` is the part of the largest logit by which other mates may change a logit, `unstable` that by which a second
+    call may.
     """
     codes: list[tuple[str, ...]] = []
     for part in torch.arange(len(batch.labels), device=batch.labels.device).split(slots):
@@ -36,8 +39,8 @@ def probe(logits: Logits, batch: Batch, *, slots: int, mates: float = MATES) -> 
         raised = {
             "zero-gradient": finite & (flat == 0).all(dim=1),
             "non-finite-gradient": ~finite,
-            "unstable-output": _differ(again, first, UNSTABLE),
-            "batch-dependent": _differ(beside, again, mates) & ~_differ(again, first, UNSTABLE),
+            "unstable-output": _differ(again, first, unstable),
+            "batch-dependent": _differ(beside, again, mates) & ~_differ(again, first, unstable),
             "probability-logits": _probabilities(again),
         }
         codes += [tuple(code for code, rows in raised.items() if bool(rows[n])) for n in range(len(images))]

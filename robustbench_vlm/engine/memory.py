@@ -19,11 +19,14 @@ _TOLD = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_F
 T = TypeVar("T")
 
 
-def choose_slots(device: str, slot_bytes: int) -> int:
-    """Return how many samples to begin with: on a GPU a power of two, of which each takes `slot_bytes`."""
+def choose_slots(device: str, slot_bytes: int, workers: int) -> int:
+    """Return how many samples a worker begins with: on a GPU a power of two, of which each takes `slot_bytes`."""
     if device == "cpu":
         return CPU_SLOTS
-    fitting = int(SHARE * torch.cuda.mem_get_info()[0] / slot_bytes)
+    # What measuring the speed has left in torch's cache is free for the workers.
+    torch.cuda.empty_cache()
+    sharing = -(-workers // max(1, torch.cuda.device_count()))
+    fitting = int(SHARE * torch.cuda.mem_get_info()[0] / sharing / slot_bytes)
     # A power of two, so that a little more or less free memory leaves the same groups.
     return min(MOST_SLOTS, 1 << max(0, fitting.bit_length() - 1))
 

@@ -126,7 +126,9 @@ def make_plan(request: Request, tell: Tell | None = None) -> Plan:
         for dataset, samples in choices[sides[name]]
     )
     speeds = _speeds(cells, resources)
-    slots = resources.slots or choose_slots(resources.device, max(speed.slot for speed in speeds.values()))
+    slots = resources.slots or choose_slots(
+        resources.device, max(speed.slot for speed in speeds.values()), resources.workers
+    )
     resources = dataclasses.replace(resources, slots=slots)
     counted = {name: _counted(model, protocol) for name, model in models.items()}
     cost = estimate([(cell, speeds[cell.model], counted[cell.model]) for cell in cells], resources)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.oracle import MixedLogits
-from robustbench_vlm.attacks.probes import MATES, probe, probe_passes
+from robustbench_vlm.attacks.probes import MATES, UNSTABLE, probe, probe_passes
 from robustbench_vlm.attacks.stage import Attack, Batch, Logits
 from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
 from robustbench_vlm.datasets.dataset import image_sha256
@@ -85,8 +85,9 @@ def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:
     _check_identity(cell, shard, loaded_model(cell.model, cell.track, resources.device).digest)
     batch, digests = load_batch(cell, shard.start, shard.stop, device=resources.device)
     rounding = max(PRECISIONS[name].rounding for name in (protocol.precision, protocol.logits))
-    mates = max(MATES, _ROUNDINGS * rounding)
-    raised = probe(classifier.of_samples(batch.keys), batch, slots=_slots(classifier, resources), mates=mates)
+    mates, unstable = (max(each, _ROUNDINGS * rounding) for each in (MATES, UNSTABLE))
+    attacked, slots = classifier.of_samples(batch.keys), _slots(classifier, resources)
+    raised = probe(attacked, batch, slots=slots, mates=mates, unstable=unstable)
     ids = cell.samples.ids[shard.start : shard.stop]
     return _Part(classifier, judge, batch, list(zip(ids, digests, raised, strict=True)))
 

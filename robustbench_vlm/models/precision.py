@@ -72,7 +72,13 @@ def arithmetic(name: str = "float32") -> Iterator[None]:
     Without it TF32 rounds them as torch's own settings have it. Convolutions are deterministic.
     """
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
-    before = matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark, convolution.deterministic
+    try:
+        before = matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark, convolution.deterministic
+    except RuntimeError as error:
+        raise UserError(
+            "torch's precision was set by fp32_precision in this process, and by allow_tf32 it can no longer be read or"
+            " put back: leave it as it is, since the protocol chooses it"
+        ) from error
     matmul.allow_tf32 = convolution.allow_tf32 = PRECISIONS[name].tf32
     convolution.benchmark, convolution.deterministic = False, True
     try:

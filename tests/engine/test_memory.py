@@ -112,8 +112,14 @@ def test_what_says_that_memory_ran_out() -> None:
 @pytest.mark.parametrize(("free", "slots"), [(80 * 2**30, 256), (10 * 2**30, 64), (2**30, 4), (2**27, 1), (2**20, 1)])
 def test_a_gpu_begins_with_what_its_memory_takes(monkeypatch: pytest.MonkeyPatch, free: int, slots: int) -> None:
     monkeypatch.setattr(memory.torch.cuda, "mem_get_info", lambda: (free, 80 * 2**30))
-    assert choose_slots("cuda", 100 * 2**20) == slots
-    assert choose_slots("cpu", 100 * 2**20) == memory.CPU_SLOTS
+    assert choose_slots("cuda", 100 * 2**20, 1) == slots
+    assert choose_slots("cpu", 100 * 2**20, 1) == memory.CPU_SLOTS
+
+
+def test_workers_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(memory.torch.cuda, "mem_get_info", lambda: (10 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(memory.torch.cuda, "device_count", lambda: 2)
+    assert [choose_slots("cuda", 100 * 2**20, workers) for workers in (1, 2, 3, 4, 5, 8)] == [64, 64, 32, 32, 16, 16]
 
 
 def test_the_plan_says_how_many_samples_are_passed_at_once(plan_of: Callable[[int], Plan]) -> None:

@@ -1,5 +1,7 @@
 """Precision: the encoder is attacked in the protocol's, and verdicts are given in float32 unless it says otherwise."""
 
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from fractions import Fraction
@@ -48,6 +50,18 @@ def flags() -> tuple[bool, ...]:
     return matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark, convolution.deterministic
 
 
+def test_settings_that_cannot_be_put_back_are_told_and_no_traceback() -> None:
+    if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
+        pytest.skip("this torch has no fp32_precision")
+    code = (
+        "import torch; torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
+        "from robustbench_vlm.errors import UserError; from robustbench_vlm.models.precision import arithmetic\n"
+        "try:\n    with arithmetic(): pass\nexcept UserError as error: print(error)"
+    )
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert said.startswith("torch's precision was set by fp32_precision")
+
+
 def test_arithmetic_is_what_it_says_and_is_put_back() -> None:
     before = flags()
     with arithmetic("tf32"):
@@ -79,10 +93,10 @@ def test_verdicts_are_float32_unless_the_protocol_says_otherwise(cell: Cell) -> 
     calls: dict[str, int] = dict.fromkeys(("float32", "bfloat16"), 0)
 
     def count(module: torch.nn.Module, arguments: tuple[Tensor]) -> None:
-        calls[str(module.name)] += len(arguments[0])
+        calls[str(module.encoder.name)] += len(arguments[0])  # type: ignore[union-attr]
 
     for name in calls:
-        precise_classifier(*about, name, "float32").encoder.register_forward_pre_hook(count)
+        precise_classifier(*about, name, "float32").register_forward_pre_hook(count)
     low = measured(cell, precision="bfloat16")
     walked = calls["bfloat16"] - PROBE_FORWARD * len(low)
     right = sum(each.clean_prediction == each.label for each in low)
@@ -96,22 +110,24 @@ def test_verdicts_are_float32_unless_the_protocol_says_otherwise(cell: Cell) -> 
     assert not any(each.warnings for each in low + rounded)
 
 
-def test_products_with_texts_are_float32_whatever_the_encoder_runs_in() -> None:
+def test_products_with_texts_are_rounded_once_whatever_the_encoder_runs_in() -> None:
     small = torch.nn.Linear(3 * 4 * 4, 8, bias=False)
-    flagged: dict[str, set[bool]] = {"encoder": set(), "product": set()}
+    seen: dict[str, set[tuple[torch.dtype, bool]]] = {"encoder": set(), "product": set()}
 
     class Spy(TorchDispatchMode):
         def __torch_dispatch__(self, function: Any, types: Any, arguments: Any = (), keywords: Any = None) -> Any:
             if function is torch.ops.aten.mm.default:
                 kind = "product" if arguments[1].shape == (8, 5) else "encoder"
-                flagged[kind].add(torch.backends.cuda.matmul.allow_tf32)
+                seen[kind].add((arguments[0].dtype, torch.backends.cuda.matmul.allow_tf32))
             return function(*arguments, **(keywords or {}))
 
     encoder = torch.nn.Sequential(torch.nn.Flatten(), small)
     classifier = ZeroShotClassifier(encoder, torch.eye(5, 8), 100.0).in_precision("tf32")
     with torch.no_grad(), arithmetic("tf32"), Spy():
-        classifier(torch.rand(2, 3, 4, 4))
-    assert flagged == {"encoder": {True}, "product": {False}}
+        logits = classifier(torch.rand(2, 3, 4, 4))
+    # TF32 rounds products of float32 numbers alone.
+    assert seen["encoder"] == {(torch.float32, True)} and {dtype for dtype, _ in seen["product"]} == {torch.float64}
+    assert logits.dtype == torch.float32
 
 
 def test_logits_are_made_in_half_where_the_protocol_says_so(cell: Cell) -> None:
