@@ -133,7 +133,8 @@ def test_differences_are_said_in_words(capsys: pytest.CaptureFixture[str]) -> No
         assert sentence in words
     assert "dtd" not in words
     assert run_command(["diff", "protocol", "tecoa-2023", "tga-2024", "--json"]) == 0
-    (pictures,) = json.loads(capsys.readouterr().out)["differences"]
+    absent, pictures = json.loads(capsys.readouterr().out)["differences"]
+    assert (absent["first"], absent["second"]) == ("hateful-memes", "tiny-imagenet")
     assert pictures["what"] == "CIFAR and STL10" and "both sides to 224" in pictures["second"]
     assert run_command(["diff", "protocol", "mini", "mini"]) == 0
     assert capsys.readouterr().out == "mini and mini measure the same\n"

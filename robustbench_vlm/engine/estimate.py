@@ -50,8 +50,11 @@ class Resources:
 
     def __post_init__(self) -> None:
         check_device(self.device)
-        if self.workers < 0 or self.slots < 0 or self.shard_size < 1:
-            raise UserError("workers and batch must be 0 (found out) or more; shard size must be 1 or more")
+        for name, count in (("workers", self.workers), ("batch", self.slots)):
+            if count < 0:
+                raise UserError(f"{name} {count} is no number of them: give 1 or more, or 0 for as many as fit here")
+        if self.shard_size < 1:
+            raise UserError(f"shard_size {self.shard_size} is no number of samples: give 1 or more")
 
     def resolved(self) -> "Resources":
         """Return the resources with device and workers filled in; raise UserError for a GPU that is not there.

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustbench_vlm.engine.scores import wilson
 from robustbench_vlm.engine.store import read_cell
 from robustbench_vlm.records import Score, fingerprint, plain
 
@@ -172,10 +173,13 @@ def mean_of(scores: Sequence[Score]) -> Mean | None:
 def mean_interval(shares: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
     """Return a 95 % interval of the unweighted mean of shares, each of so many samples of its own data set.
 
-    Normal, of the stratified mean: the unbiased variance of each share, at a share with half a success and half a
-    failure more (Jeffreys), so that 0 and 1 are not taken for certain. The data sets are fixed: it says nothing of
-    other ones. `benchmarks/mean_interval.py` counts how often it holds the truth, against other formulas.
+    Of one data set Wilson's interval. Of several normal, of the stratified mean: each share's unbiased variance, at a
+    share with half a success and half a failure more (Jeffreys), so that 0 and 1 are not taken for certain. The data
+    sets are fixed: it says nothing of other ones. `benchmarks/mean_interval.py` counts how often it holds the truth,
+    against other formulas.
     """
+    if len(shares) == 1:
+        return wilson(round(shares[0] * counts[0]), counts[0])
     adjusted = [(share * n + 0.5) / (n + 1) for share, n in zip(shares, counts, strict=True)]
     variance = sum(share * (1 - share) / max(n - 1, 1) for share, n in zip(adjusted, counts, strict=True))
     mean, half = sum(shares) / len(shares), _QUANTILE * math.sqrt(variance) / len(shares)

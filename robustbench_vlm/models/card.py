@@ -181,6 +181,11 @@ def find_card(reference: str, track: str) -> ModelCard:
     """
     if reference.startswith(OPEN_CLIP):
         architecture, _, tag = reference.partition("/")
+        if not tag:
+            raise UserError(
+                f"{reference} names no weights: write {reference}/PRETRAINED, with one of the tags that open_clip has"
+                " for it (`open_clip.list_pretrained()` in Python)"
+            )
         return ModelCard(reference, architecture, pretrained=tag)
     if reference.endswith(".json"):
         return read_card(Path(reference))

@@ -32,7 +32,7 @@ TrackName = Annotated[str, option("--track", "NAME", "What is compared with what
 
 _KINDS = "models, datasets, attacks, defenses, procedures, tracks, protocols or architectures."
 KindName = Annotated[str, typer.Argument(metavar="KIND", help=_KINDS, autocompletion=completion.kinds)]
-_VALUE = "A name that `vlmbench list KIND` shows."
+_VALUE = "A name that `vlmbench list` shows."
 ValueName = Annotated[str, typer.Argument(metavar="NAME", help=_VALUE, autocompletion=completion.of_kind)]
 
 _MODEL = "A name, a card file or open_clip:ARCH/PRETRAINED; the track's base if none. Repeat for a grid."

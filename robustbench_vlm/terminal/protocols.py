@@ -108,7 +108,7 @@ def _stages(protocol: Protocol, name: str) -> str:
 
 def _worded_otherwise(name: str, first: Dataset | None, second: Dataset | None) -> Iterator[Difference]:
     if first is None or second is None:
-        there = ["not run" if dataset is None else "run" for dataset in (first, second)]
+        there = ["no texts for it" if dataset is None else "has texts for it" for dataset in (first, second)]
         yield Difference(name, there[0], there[1])
         return
     if first.prompt != second.prompt:

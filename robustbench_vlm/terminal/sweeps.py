@@ -9,6 +9,8 @@ from robustbench_vlm.files import save_figure
 from robustbench_vlm.records import plain
 from robustbench_vlm.terminal.layout import Columns, table, wrapped
 from robustbench_vlm.terminal.screen import Line
+from robustbench_vlm.threats import Threat
+from robustbench_vlm.training.job import Job
 from robustbench_vlm.training.sweep import ATTACK, Sweep, Trial
 
 _RULE = "the first of those within a standard error of the highest mean of clean and robust accuracy"
@@ -29,7 +31,7 @@ def document(sweep: Sweep) -> dict[str, Any]:
         "pictures": len(sweep.job.pictures),
         "held_out": sweep.held_out,
         "attack": ATTACK,
-        "eps": str(sweep.job.eps),
+        "eps": _radius(sweep.job),
         "trials": [plain(trial) for trial in sweep.trials],
         "best": plain(sweep.best),
     }
@@ -50,7 +52,7 @@ def lines(sweep: Sweep, width: int) -> list[Line]:
     job = sweep.job
     said = (
         f"{job.defense.name}, {len(job.pictures)} pictures, {job.schedule.batch} a step; accuracies in % on"
-        f" {sweep.held_out} held-out pictures of {job.dataset.name}, robust under {ATTACK} at {job.eps}"
+        f" {sweep.held_out} held-out pictures of {job.dataset.name}, robust under {ATTACK} at {_radius(job)}"
     )
     best = sweep.best
     chosen = "all trainings diverged: lower the rate" if best is None else f"choose {_settings(best)}: {_RULE}"
@@ -81,6 +83,10 @@ def plot(sweep: Sweep, path: Path) -> None:
 
 def _settings(trial: Trial) -> str:
     return ", ".join(f"{name} {value:g}" for name, value in trial.settings.items())
+
+
+def _radius(job: Job) -> str:
+    return Threat("Linf", job.eps).eps_text
 
 
 def _percent(accuracy: float | None) -> str:

@@ -2,20 +2,29 @@
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from robustbench_vlm.engine.results import mean_interval
+from robustbench_vlm.engine.scores import wilson
 
 
-def test_the_interval_of_one_share_has_the_unbiased_variance_about_it() -> None:
-    low, high = mean_interval([0.5], [101])
-    assert (low + high) / 2 == pytest.approx(0.5) and high - low == pytest.approx(2 * 1.959964 * 0.05)
-    assert mean_interval([1.0], [1])[0] < 0.2
+@given(st.integers(1, 300), st.data())
+def test_the_interval_of_one_share_is_wilson_s(n: int, data: st.DataObject) -> None:
+    right = data.draw(st.integers(0, n))
+    assert mean_interval([right / n], [n]) == wilson(right, n)
+
+
+def test_the_interval_of_several_has_their_unbiased_variances_about_the_mean() -> None:
+    low, high = mean_interval([0.5, 0.5], [101, 101])
+    assert (low + high) / 2 == pytest.approx(0.5) and high - low == pytest.approx(2 * 1.959964 * 0.05 / 2**0.5)
+    assert mean_interval([1.0, 1.0], [1, 1])[0] < 0.5
 
 
 def test_the_interval_shrinks_with_samples_and_with_data_sets() -> None:
     widths = [
         high - low
-        for low, high in (mean_interval([0.3] * sets, [n] * sets) for sets, n in ((1, 50), (1, 200), (4, 200)))
+        for low, high in (mean_interval([0.3] * sets, [n] * sets) for sets, n in ((2, 50), (2, 200), (8, 200)))
     ]
     assert widths[0] > 1.8 * widths[1] and widths[1] == pytest.approx(2 * widths[2])
 
