@@ -17,7 +17,7 @@ from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import sha256_of
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import ModelCard, Weights, find_card, read_card, write_card
-from robustbench_vlm.models.clip import ImageEncoder, Model, load_model, tokenize
+from robustbench_vlm.models.clip import ImageEncoder, Model, ZeroShotClassifier, load_model, tokenize
 from robustbench_vlm.models.mini import MINI
 from robustbench_vlm.models.weights import load_weights
 
@@ -81,6 +81,34 @@ def test_a_prediction_does_not_depend_on_its_batch(card_path: Path) -> None:
     classifier = load_model(str(card_path), "mini").classifier(["a", "b", "c"]).double()
     images = torch.rand(9, 3, 32, 32, dtype=torch.float64)
     assert torch.allclose(classifier(images)[4], classifier(images[4:5])[0], atol=1e-12)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 4])
+def test_no_bit_of_logits_and_gradients_depends_on_batch_and_threads(threads: int) -> None:
+    model = load_model("clip", "mini")
+    many = model.classifier([f"a photo of {n}." for n in range(40)])
+    few = ZeroShotClassifier(many.encoder, many.text_features[:3], many.scale)
+    images = torch.rand(23, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def found(classifier: nn.Module, part: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        leaf = images[part].clone().requires_grad_()
+        logits = classifier(leaf)[:, :3]
+        (gradient,) = torch.autograd.grad(
+            functional.cross_entropy(logits, torch.zeros(len(leaf)).long(), reduction="sum"), leaf
+        )
+        return logits.detach(), gradient
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        whole = found(many, slice(0, 23))
+        torch.set_num_threads(threads)
+        for classifier in (few, many):
+            for part in (slice(0, 1), slice(3, 5), slice(4, 7), slice(6, 11), slice(11, 23), slice(0, 23)):
+                for own, all_of_it in zip(found(classifier, part), whole, strict=True):
+                    assert torch.equal(own, all_of_it[part]), part
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_gradients_reach_the_pixels_and_no_weight(card_path: Path) -> None:
