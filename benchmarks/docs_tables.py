@@ -43,11 +43,11 @@ def _section(name: str) -> str:
     rows = [
         ["track", ", ".join(tracks) + (", where it is the default" if is_first else "")],
         ["samples a data set", str(protocol.samples or "all")],
-        ["precision of the attack, of the verdicts", f"{protocol.precision}, {protocol.verdicts}"],
-        ["iterate of PGD that counts", protocol.keep],
+        ["precision of the attack, of the verdicts", f"{protocol.precision}, {protocol.verdict_precision}"],
+        ["iterate of PGD that counts", protocol.iterate],
         ["`autoattack` is", stages],
         ["pictures", str(document["transform"])],
-        ["small pictures", str(document["small"])],
+        ["small pictures", str(document["small_transform"])],
         ["fingerprint", f"`{str(document['fingerprint'])[:12]}`"],
     ]
     return f"## {protocol.label}\n\n{description}.\n\n{markdown(['', ''], rows)}"

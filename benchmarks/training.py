@@ -127,7 +127,7 @@ def plain(job: Job, images: Tensor, labels: Tensor) -> Side:
 
 
 def measure(name: str, batch: int, rounds: int) -> dict[str, object]:
-    job = make_job(Order(name, "mini", eps=EPS, pictures=batch, settings={"batch": batch, "rate": 1e-6}))
+    job = make_job(Order(name, "mini", eps=EPS, pictures=batch, settings={"batch_size": batch, "rate": 1e-6}))
     images, labels = job.pictures.read(range(batch)).float() / 255, job.pictures.labels
     sides = [ours(job, images, labels), plain(job, images, labels)]
     losses = [side.loss() for side in sides]

@@ -214,13 +214,13 @@ app.command(epilog=example("vlmbench convert TeCoAmodel_best.pth.tar --base clip
 app.command(epilog=example("vlmbench pretrain --out trained/base"))(training.pretrain)
 app.command(
     epilog=example(
-        "vlmbench train agft --set rate=5e-4",
+        "vlmbench train agft --set lr=5e-4",
         "vlmbench train agft --track zeroshot15 --images /data/imagenet/train",
     )
 )(training.train)
 app.command(
     epilog=example(
-        "vlmbench sweep agft --over rate=3e-4,1e-3,3e-3",
+        "vlmbench sweep agft --over lr=3e-4,1e-3,3e-3",
         "vlmbench sweep agft --over gamma=0.2,0.4,0.8 --over scale=100,180 --plot gamma.png",
     )
 )(training.sweep)

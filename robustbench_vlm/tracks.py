@@ -40,8 +40,8 @@ class Track:
     """Settings of the inner attack that are the same for every defense here."""
     stored: str = "float32"
     """What trained towers are rounded to in their files; they run in float32 whatever it is."""
-    rates: Mapping[str, float] = field(default_factory=dict)
-    """Learning rates found for single defenses on held-out pictures of the fine-tuning set."""
+    learning_rates: Mapping[str, float] = field(default_factory=dict)
+    """Learning learning_rates found for single defenses on held-out pictures of the fine-tuning set."""
     description: str = ""
 
 
@@ -68,8 +68,8 @@ MINI = Track(
     seen=("scenes",),
     training_pictures=30_720,
     training_eps=Fraction(6, 255),
-    schedule=Schedule("adamw", rate=1e-2, weight_decay=1e-4, batch=128, epochs=8, warmup=100),
-    rates={"gladiator": 3e-3},
+    schedule=Schedule("adamw", lr=1e-2, weight_decay=1e-4, batch_size=128, epochs=8, warmup=100),
+    learning_rates={"gladiator": 3e-3},
     inner={"steps": 2, "step_size": Fraction(1), "momentum": 0.0},
     stored="float16",
     norm="Linf",

@@ -260,9 +260,9 @@ def test_training_commands_pass_on_what_they_are_told(
 
     monkeypatch.setattr("robustbench_vlm.training.commands.train_defense", train)
     monkeypatch.setattr("robustbench_vlm.training.commands.pretrain_base", train)
-    assert document("train", "tecoa", "--eps", "1/255", "--set", "rate=1e-3") == {"card": str(tmp_path / "made.json")}
+    assert document("train", "tecoa", "--eps", "1/255", "--set", "lr=1e-3") == {"card": str(tmp_path / "made.json")}
     order, place = seen.pop()
-    assert (order.defense, str(order.eps), order.settings, order.epochs) == ("tecoa", "1/255", {"rate": 1e-3}, None)
+    assert (order.defense, str(order.eps), order.settings, order.epochs) == ("tecoa", "1/255", {"lr": 1e-3}, None)
     assert place.folder == Path("trained/mini/tecoa")
     assert run_command(["pretrain", "--out", str(tmp_path)]) == 0
     assert seen.pop() == ("mini", tmp_path)

@@ -51,10 +51,12 @@ def test_the_quick_protocol_is_the_beginning_of_the_whole_one() -> None:
 
 
 def test_the_protocol_decides_which_iterate_counts_and_which_prompt() -> None:
-    attack = Attack("a", (Stage("pgd", "m:f", {"keep": "best", "steps": 2}), Stage("square", "m:f", {})), "")
-    final = dataclasses.replace(MINI, keep="final", prompts={"shapes": "one {}"})
+    attack = Attack(
+        "a", (Stage("pgd", "pgd", "m:f", {"iterate": "best", "steps": 2}), Stage("square", "square", "m:f", {})), ""
+    )
+    final = dataclasses.replace(MINI, iterate="final", prompts={"shapes": "one {}"})
     adapted = final.adapt_attack(attack)
-    assert [dict(stage.parameters) for stage in adapted.stages] == [{"keep": "final", "steps": 2}, {}]
+    assert [dict(stage.parameters) for stage in adapted.stages] == [{"iterate": "final", "steps": 2}, {}]
     assert final.adapt_dataset(SHAPES).prompts[0] == "one circle"
     assert fingerprint(final) != fingerprint(MINI)
 
@@ -77,15 +79,15 @@ def test_a_step_of_pixels_is_none_in_l2() -> None:
 
 
 def test_a_stage_of_another_package_needs_no_loss_for_the_reduction() -> None:
-    foreign = Attack("a", (Stage("walk", "m:f", {"keep": "best"}),), "")
-    adapted = dataclasses.replace(MINI, keep="final", mean_over=128).adapt_attack(foreign)
-    assert dict(adapted.stages[0].parameters) == {"keep": "final"}
+    foreign = Attack("a", (Stage("walk", "walk", "m:f", {"iterate": "best"}),), "")
+    adapted = dataclasses.replace(MINI, iterate="final", mean_over=128).adapt_attack(foreign)
+    assert dict(adapted.stages[0].parameters) == {"iterate": "final"}
 
 
 def test_fields_that_came_later_change_no_fingerprint_while_they_change_nothing() -> None:
-    assert set(MINI.identity) == {"name", "version", "samples", "seed", "side", "precision", "keep", "prompts"}
+    assert set(MINI.identity) == {"name", "version", "samples", "seed", "image_size", "precision", "iterate", "prompts"}
     assert dataclasses.replace(MINI, description="other words").identity == MINI.identity
-    for change in ({"step_size": "1/255"}, {"mean_over": 2}, {"wording": "agft"}, {"attacks": {"cw": "agft-cw"}}):
+    for change in ({"step_size": "1/255"}, {"mean_over": 2}, {"prompt_source": "agft"}, {"attacks": {"cw": "agft-cw"}}):
         assert set(dataclasses.replace(MINI, **change).identity) - set(MINI.identity) == set(change)
 
 
@@ -147,7 +149,7 @@ def test_a_protocol_shows_its_fingerprint_its_texts_and_its_twins(capsys: pytest
     assert len(found["fingerprint"]) == 64 and found["data_sets"]["caltech101"]["classes"] == 100
     assert len(found["data_sets"]["stanford-cars"]["two_classes_with_one_prompt"]) == 7
     assert found["transform"] == "shorter side to 224, bilinear, centre crop of 224"
-    assert found["small"] == "pixels as stored" and "pictures" not in found
+    assert found["small_transform"] == "pixels as stored" and "pictures" not in found
     assert run_command(["show", "protocol", "trusted"]) == 0
     assert "two_classes" not in capsys.readouterr().out
     assert run_command(["show", "protocol", "mini", "--json"]) == 0

@@ -14,7 +14,7 @@ from robustbench_vlm.attacks.balls import Ball, as_factor, ball_around
 from robustbench_vlm.attacks.losses import LOSSES, loss_notes, ranked_targets
 from robustbench_vlm.attacks.oracle import Oracle
 from robustbench_vlm.attacks.slots import Rows, put, run_in_slots, take
-from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
+from robustbench_vlm.attacks.stage import Batch, Logits, Outcome, Stage, calls_per_target
 from robustbench_vlm.threats import Threat
 
 _MOMENTUM = 0.75
@@ -168,3 +168,8 @@ def apgd(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outc
     method = Apgd(threat=batch.threat, **parameters)
     outcome = run_in_slots(method, logits, batch, slots=slots)
     return replace(outcome, notes=outcome.notes | loss_notes(method.loss, batch.num_classes))
+
+
+def apgd_stage(name: str, **parameters: Any) -> Stage:
+    """Return a stage that runs APGD with these parameters."""
+    return Stage(name, "apgd", f"{__name__}:apgd", parameters, version=1, calls=calls_per_target, takes_mixed=True)

@@ -17,7 +17,7 @@ from robustbench_vlm.attacks.hyperplane import Hyperplanes
 from robustbench_vlm.attacks.losses import ranked_targets, targeted_margin
 from robustbench_vlm.attacks.oracle import Oracle
 from robustbench_vlm.attacks.slots import Rows, run_in_slots
-from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
+from robustbench_vlm.attacks.stage import Batch, Logits, Outcome, Stage, calls_per_target
 from robustbench_vlm.threats import Threat
 
 
@@ -38,15 +38,15 @@ class FabState:
 class Fab:
     """Targeted FAB with `steps` steps to each of the likeliest other classes, at most `targets` of them.
 
-    `overshoot` is the paper's eta, `backward` its beta, `pull` its alpha_max.
+    `eta` (overshoot), `beta` (backward step) and `alpha_max` (pull towards the image) are those of the paper.
     """
 
     threat: Threat
     steps: int = 100
     targets: int = 9
-    overshoot: float = 1.05
-    backward: float = 0.9
-    pull: float = 0.1
+    eta: float = 1.05
+    beta: float = 0.9
+    alpha_max: float = 0.1
 
     def start(self, oracle: Oracle, rows: Rows) -> FabState:
         """Begin at the image; the targets come from the clean logits."""
@@ -65,7 +65,7 @@ class Fab:
         delta = (state.point - rows.images).flatten(1)
         wrong = oracle.broken(state.point, logits, rows.labels)
         self._record(state, wrong, delta)
-        kept = torch.where(wrong, self.backward, 1.0).to(gap)
+        kept = torch.where(wrong, self.beta, 1.0).to(gap)
         state.point = self._moved(rows.images.flatten(1), delta, kept, (gap, gradient.flatten(1))).view_as(state.point)
         return self._next_iteration(state)
 
@@ -87,9 +87,9 @@ class Fab:
         sizes, side = planes.shortest_step(points, gap + (kept - 1) * along)
         image_sizes, image_side = planes.shortest_step(images, gap - along)
         length, image_length = self._length(sizes).clamp_min(1e-8), self._length(image_sizes).clamp_min(1e-8)
-        share = (length / (length + image_length)).clamp_max(self.pull)
-        sizes *= (self.overshoot * (1 - share) * side)[:, None]
-        sizes.addcmul_(image_sizes, (self.overshoot * share * image_side)[:, None])
+        share = (length / (length + image_length)).clamp_max(self.alpha_max)
+        sizes *= (self.eta * (1 - share) * side)[:, None]
+        sizes.addcmul_(image_sizes, (self.eta * share * image_side)[:, None])
         return points.lerp_(images, share[:, None]).addcmul_(planes.sign, sizes).clamp_(0, 1)
 
     def _length(self, sizes: Tensor) -> Tensor:
@@ -109,3 +109,8 @@ class Fab:
 def fab(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
     """Run targeted FAB as a stage; the parameters are those of `Fab`."""
     return run_in_slots(Fab(threat=batch.threat, **parameters), logits, batch, slots=slots)
+
+
+def fab_stage(name: str, **parameters: Any) -> Stage:
+    """Return a stage that runs FAB with these parameters."""
+    return Stage(name, "fab", f"{__name__}:fab", parameters, version=1, calls=calls_per_target, takes_mixed=True)

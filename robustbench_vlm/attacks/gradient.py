@@ -1,5 +1,6 @@
 """FGSM (arXiv:1412.6572), PGD (arXiv:1706.06083) and the margin form of C&W's attack as PGD (arXiv:1608.04644)."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any, Literal
@@ -11,7 +12,7 @@ from robustbench_vlm.attacks.balls import Ball, as_factor, ball_around
 from robustbench_vlm.attacks.losses import LOSSES, loss_notes
 from robustbench_vlm.attacks.oracle import Oracle
 from robustbench_vlm.attacks.slots import Rows, run_in_slots
-from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
+from robustbench_vlm.attacks.stage import Batch, Logits, Outcome, Stage
 from robustbench_vlm.threats import Threat
 
 
@@ -30,14 +31,14 @@ class PgdState:
 class Pgd:
     """Projected gradient ascent.
 
-    `step_size` is a fraction of the pixel range such as "1/255"; without it, `relative_step` times eps. `keep` says
+    `step_size` is a fraction of the pixel range such as "1/255"; without it, `relative_step` times eps. `iterate` says
     which image counts: the "final" iterate, as papers report it, or the "best", where a sample leaves once broken.
     """
 
     threat: Threat
     steps: int
     loss: str = "ce"
-    keep: Literal["final", "best"] = "best"
+    iterate: Literal["final", "best"] = "best"
     random_start: bool = True
     relative_step: float = 0.25
     step_size: str | None = None
@@ -45,7 +46,7 @@ class Pgd:
     """Divides the loss, as its mean over so many samples would: in half precision small gradients become zero."""
 
     def __post_init__(self) -> None:
-        assert self.steps >= 1 and self.keep in ("final", "best")
+        assert self.steps >= 1 and self.iterate in ("final", "best")
 
     def start(self, oracle: Oracle, rows: Rows) -> PgdState:
         """Begin at the image, or at a random point of the ball."""
@@ -64,12 +65,12 @@ class Pgd:
         logits, losses, gradient = oracle.gradient(
             state.point, lambda outputs: loss(outputs, labels, labels) / self.mean_over
         )
-        if self.keep == "best":
+        if self.iterate == "best":
             self._keep_best(state, oracle.broken(state.point, logits, labels), losses)
         size = float(Fraction(self.step_size)) if self.step_size else self.relative_step * float(self.threat.eps)
         state.point = state.ball.clip(state.point + size * state.ball.direction(gradient))
         state.iteration = state.iteration + 1
-        if self.keep == "final":
+        if self.iterate == "final":
             state.rows.finished = state.iteration == self.steps
             state.rows.adversarial = state.point
         return state
@@ -82,8 +83,26 @@ class Pgd:
         rows.finished = broken | (state.iteration == self.steps)
 
 
+def pgd_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
+    """Return the calls of PGD for a sample that stays robust: a gradient at the start and one after each step."""
+    return 1, int(parameters["steps"]) + 1
+
+
 def pgd(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
     """Run PGD as a stage; the parameters are those of `Pgd`."""
     method = Pgd(threat=batch.threat, **parameters)
     outcome = run_in_slots(method, logits, batch, slots=slots)
     return replace(outcome, notes=outcome.notes | loss_notes(method.loss, batch.num_classes))
+
+
+def pgd_stage(name: str, **parameters: Any) -> Stage:
+    """Return a stage that runs PGD with these parameters."""
+    return Stage(
+        name,
+        "pgd",
+        f"{__name__}:pgd",
+        parameters,
+        version=1,
+        calls=pgd_calls,
+        takes_mixed=True,
+    )

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.network import CountedNetwork, seed_of
-from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
+from robustbench_vlm.attacks.stage import Batch, Logits, Outcome, Stage
 from robustbench_vlm.errors import UserError
 from robustbench_vlm.registry import unknown
 from robustbench_vlm.threats import NORMS
@@ -23,6 +23,7 @@ _EPS_NAMES = ("eps", "max_epsilon")
 _STEP_NAMES = ("alpha",)
 _MINIMAL = ("CW", "DeepFool")
 """Attacks that look for the nearest image in L2."""
+_GRADIENT_FREE = ("Square", "OnePixel", "Pixle", "GN")
 _COUNTING = ("JSMA", "OnePixel", "Pixle", "SparseFool")
 """Attacks that change few pixels by any amount."""
 
@@ -57,7 +58,7 @@ def norms_of(name: str) -> tuple[str, ...]:
     return ("L2",) if name.endswith("L2") or name in _MINIMAL else ("Linf",)
 
 
-def torchattacks_stage(logits: Logits, batch: Batch, *, slots: int, attack: str) -> Outcome:
+def run_torchattacks(logits: Logits, batch: Batch, *, slots: int, attack: str) -> Outcome:
     """Run one attack of torchattacks, `slots` samples at a time."""
     network = CountedNetwork(logits, batch.images.device)
     made = attack_class(attack)(network, **_settings(attack_class(attack), batch))
@@ -70,6 +71,18 @@ def torchattacks_stage(logits: Logits, batch: Batch, *, slots: int, attack: str)
             torch.manual_seed(seed_of(batch))
             adversarial.append(made(images.contiguous(), labels).detach().to(images))
     return Outcome(torch.cat(adversarial), *network.passes_each(batch))
+
+
+def torchattacks_stage(attack: str) -> Stage:
+    """Return a stage that runs an attack of torchattacks, named by its class."""
+    return Stage(
+        f"torchattacks:{attack}",
+        "torchattacks",
+        f"{__name__}:run_torchattacks",
+        {"attack": attack},
+        version=1,
+        gradient_free=attack in _GRADIENT_FREE,
+    )
 
 
 def _settings(attack: type, batch: Batch) -> dict[str, Any]:

@@ -8,7 +8,7 @@ batch, not to a sample: the number of slots may change a verdict.
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,9 +17,9 @@ from torch import Tensor
 
 from robustbench_vlm.attacks.losses import loss_notes, margin, targeted_margin
 from robustbench_vlm.attacks.network import CountedNetwork, seed_of
-from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
+from robustbench_vlm.attacks.stage import Batch, Logits, Outcome, Stage
 
-_PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
+PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "apgd-ce": ("apgd", {"loss": "ce"}, "ce"),
     "apgd-dlr": ("apgd", {"loss": "dlr"}, "dlr"),
     "apgd-t": ("apgd_targeted", {}, "targeted-dlr"),
@@ -38,7 +38,7 @@ def official(logits: Logits, batch: Batch, *, slots: int, attack: str) -> Outcom
             for start in range(0, len(batch.labels), slots)
         ]
     notes = {flag: torch.ones_like(batch.labels, dtype=torch.bool) for flag in flags}
-    notes |= loss_notes(_PARTS[attack][2], batch.num_classes)
+    notes |= loss_notes(PARTS[attack][2], batch.num_classes)
     return Outcome(torch.cat(adversarial), *network.passes_each(batch), notes=notes)
 
 
@@ -56,7 +56,7 @@ def _part(network: CountedNetwork, batch: Batch, attack: str) -> Any:
     whole = AutoAttack(
         network, norm=batch.threat.norm, eps=float(batch.threat.eps), device=batch.images.device, version="standard"
     )
-    attribute, settings, _ = _PARTS[attack]
+    attribute, settings, _ = PARTS[attack]
     num_classes = int(batch.num_classes[0])
     part = getattr(whole, attribute)
     settings = settings | {"seed": seed_of(batch)}
@@ -87,3 +87,24 @@ def _flags() -> Iterator[set[str]]:
         yield flags
     finally:
         logger.removeFilter(note)
+
+
+_CALLS = {"apgd-ce": (0, 101), "apgd-dlr": (0, 101), "apgd-t": (1, 909), "fab-t": (901, 900), "square": (5001, 0)}
+
+
+def pyautoattack_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
+    """Return the calls of an official attack, in its standard version, for a sample that stays robust."""
+    return _CALLS[parameters["attack"]]
+
+
+def pyautoattack_stage(attack: str) -> Stage:
+    """Return a stage that runs one official attack: "apgd-ce", "apgd-dlr", "apgd-t", "fab-t" or "square"."""
+    return Stage(
+        f"pyautoattack:{attack}",
+        "pyautoattack",
+        f"{__name__}:official",
+        {"attack": attack},
+        version=1,
+        calls=pyautoattack_calls,
+        gradient_free=attack == "square",
+    )

@@ -1,30 +1,34 @@
 """Attacks that published code runs under the names of others; protocols put them in the place of those."""
 
-from robustbench_vlm.attacks.stage import Attack
-from robustbench_vlm.attacks.standard import one_stage, own_stage
+from typing import Any
 
-_APGD, _PGD = "robustbench_vlm.attacks.apgd:apgd", "robustbench_vlm.attacks.gradient:pgd"
-
-
-def _apgd(loss: str, *, steps: int, targets: int = 0, restarts: int = 1) -> dict[str, object]:
-    return {"loss": loss, "steps": steps, "targets": targets, "restarts": restarts}
+from robustbench_vlm.attacks.apgd import apgd_stage
+from robustbench_vlm.attacks.gradient import pgd_stage
+from robustbench_vlm.attacks.stage import Attack, Stage
+from robustbench_vlm.attacks.standard import one_stage
 
 
-def _margin_pgd(steps: int) -> dict[str, object]:
-    return {"steps": steps, "loss": "margin", "keep": "final", "random_start": True, "step_size": "1/255"}
+def _apgd(name: str, loss: str, *, steps: int, targets: int = 0, restarts: int = 1) -> Stage:
+    return apgd_stage(name, loss=loss, steps=steps, targets=targets, restarts=restarts)
+
+
+def _margin_pgd(name: str, steps: int, **parameters: Any) -> Stage:
+    return pgd_stage(
+        name, steps=steps, loss="margin", iterate="final", random_start=True, step_size="1/255", **parameters
+    )
 
 
 AGFT_AUTOATTACK = Attack(
     "agft-autoattack",
     (
-        own_stage("apgd-ce-10", _APGD, _apgd("softmax-ce", steps=10)),
-        own_stage("apgd-dlr-10", _APGD, _apgd("dlr", steps=10)),
+        _apgd("apgd-ce-10", "softmax-ce", steps=10),
+        _apgd("apgd-dlr-10", "dlr", steps=10),
     ),
     "what AGFT's code calls AutoAttack: 10 steps of APGD-CE, then 10 of APGD-DLR",
     paper="YuboCui/AGFT 0031a8f, attacks/autoattack.py",
 )
 AGFT_CW = one_stage(
-    own_stage("agft-cw", _PGD, {**_margin_pgd(20), "mean_over": 128}),
+    _margin_pgd("agft-cw", 20, mean_over=128),
     "what AGFT's code calls CW: PGD, 20 steps of 1/255 on the margin, the last counts",
     "YuboCui/AGFT 0031a8f, attacks/cw.py",
     norms=("Linf",),
@@ -32,14 +36,14 @@ AGFT_CW = one_stage(
 TECOA_AUTOATTACK = Attack(
     "tecoa-autoattack",
     (
-        own_stage("apgd-ce", _APGD, _apgd("softmax-ce", steps=100)),
-        own_stage("apgd-dlr", _APGD, _apgd("dlr", steps=100)),
+        _apgd("apgd-ce", "softmax-ce", steps=100),
+        _apgd("apgd-dlr", "dlr", steps=100),
     ),
     "what the code of TeCoA and TGA-ZSR calls AutoAttack: APGD-CE, then APGD-DLR",
     paper="cvlab-columbia/ZSRobust4FoundationModel 1243db6, attacks.py",
 )
 TECOA_CW = one_stage(
-    own_stage("tecoa-cw", _PGD, _margin_pgd(100)),
+    _margin_pgd("tecoa-cw", 100),
     "what the code of TeCoA and TGA-ZSR calls CW: PGD, 100 steps of 1/255 on the margin, the last counts",
     "cvlab-columbia/ZSRobust4FoundationModel 1243db6, attacks.py",
     norms=("Linf",),
@@ -47,8 +51,8 @@ TECOA_CW = one_stage(
 FARE_AUTOATTACK = Attack(
     "fare-autoattack",
     (
-        own_stage("apgd-ce-5x", _APGD, _apgd("softmax-ce", steps=100, restarts=5)),
-        own_stage("apgd-t", _APGD, _apgd("targeted-dlr", steps=100, targets=9)),
+        _apgd("apgd-ce-5x", "softmax-ce", steps=100, restarts=5),
+        _apgd("apgd-t", "targeted-dlr", steps=100, targets=9),
     ),
     "what FARE's code calls AutoAttack: APGD-CE with 5 restarts, then APGD-T",
     paper="chs20/RobustVLM 7de10ee, autoattack/autoattack.py",

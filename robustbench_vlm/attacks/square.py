@@ -7,6 +7,7 @@ Where slots are free, the next few queries of a row are asked in one pass, each 
 From the first that helps on the others are forgotten and asked again: the search is the same, query by query.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -19,7 +20,7 @@ from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.attacks.oracle import Oracle
 from robustbench_vlm.attacks.slots import Rows, run_in_slots
 from robustbench_vlm.attacks.squares import PROPOSALS, Samples
-from robustbench_vlm.attacks.stage import Batch, Logits, Outcome
+from robustbench_vlm.attacks.stage import Batch, Logits, Outcome, Stage
 from robustbench_vlm.threats import Threat
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
@@ -40,11 +41,11 @@ class SquareState:
 
 @dataclass(frozen=True, kw_only=True)
 class Square:
-    """Square Attack with `queries` changes after the first image; the first squares cover `share` of it."""
+    """Square Attack with `queries` changes after the first image; the first squares cover `p_init` of it."""
 
     threat: Threat
     queries: int = 5000
-    share: float = 0.8
+    p_init: float = 0.8
     slots: int = 1
     """Images that one pass may hold."""
 
@@ -88,7 +89,7 @@ class Square:
     def share_at(self, query: Tensor) -> Tensor:
         """Return the share of the image that the square of each query (B,) covers; the first change is query 1."""
         halvings = torch.bucketize(query - 1, torch.tensor(_HALVINGS, device=query.device))
-        return self.share * 0.5**halvings
+        return self.p_init * 0.5**halvings
 
     def _candidate(self, state: SquareState, row: Tensor, query: Tensor) -> Tensor:
         proposals, eps = PROPOSALS[self.threat.norm], float(self.threat.eps)
@@ -110,6 +111,25 @@ def _sides(method: Square, height: int, width: int, device: torch.device) -> Ten
     return PROPOSALS[method.threat.norm].sides(method.share_at(query), height, width)
 
 
+def square_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
+    """Return the calls of Square Attack for a sample that stays robust: all queries and the first image."""
+    return int(parameters["queries"]) + 1, 0
+
+
 def square(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
     """Run Square Attack as a stage; the parameters are those of `Square`."""
     return run_in_slots(Square(threat=batch.threat, slots=slots, **parameters), logits, batch, slots=slots)
+
+
+def square_stage(name: str, **parameters: Any) -> Stage:
+    """Return a stage that runs Square Attack with these parameters."""
+    return Stage(
+        name,
+        "square",
+        f"{__name__}:square",
+        parameters,
+        version=1,
+        calls=square_calls,
+        gradient_free=True,
+        takes_mixed=True,
+    )

@@ -64,6 +64,24 @@ class StageFunction(Protocol):
         """Attack every sample of the batch and return what was found, in the batch's order."""
 
 
+class StageCalls(Protocol):
+    """The calls of the classifier that a stage makes for one sample that stays robust."""
+
+    def __call__(self, parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
+        """Return the number of calls for logits only and of calls with a gradient."""
+
+
+def hundred_gradients(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
+    """Return the calls assumed for a stage that does not state its own: 100 gradients."""
+    return 0, 100
+
+
+def calls_per_target(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
+    """Return the calls of an algorithm with `steps` steps for each of `targets` classes, every run to its last step."""
+    targets = min(int(parameters.get("targets", 0)), num_classes - 1)
+    return 1, (int(parameters["steps"]) + 1) * max(targets, 1) * int(parameters.get("restarts", 1))
+
+
 @dataclass(frozen=True)
 class View:
     """How a stage sees a classifier that is a procedure and not only weights."""
@@ -79,27 +97,45 @@ class View:
 
 @dataclass(frozen=True)
 class Stage:
-    """A stage function by its import path, "module:function", and every parameter it gets."""
+    """One stage of an attack: an algorithm with its version and parameters, and the function that runs it."""
 
     name: str
+    algorithm: str
+    """Name of the algorithm, such as "apgd"; part of the identity."""
     function: str
+    """Import path of the stage function, "module:function". It may move; it is not part of the identity."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    version: int = 1
+    """Version of the algorithm. Raise it whenever a change of the code can change a verdict."""
+    calls: StageCalls = hundred_gradients
+    """The calls of the classifier that the stage makes for a sample that stays robust."""
+    gradient_free: bool = False
+    """Whether the algorithm uses no gradient of the classifier."""
     takes_mixed: bool = False
-    """Whether the function asks `logits_of` for its classifier, so that samples of several data sets may share it."""
+    """Whether the function asks `logits_of` for its classifier, so that samples of several datasets may share it."""
     view: View | None = None
-    """What it attacks of a procedure; None: the classifier as it is."""
+    """How the stage sees a test-time defense; None: the classifier as it is."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """What the outcome depends on."""
-        identity = {"name": self.name, "function": self.function, "parameters": dict(self.parameters)}
+        """The parts of the stage that its outcome depends on."""
+        identity = {
+            "name": self.name,
+            "algorithm": self.algorithm,
+            "version": self.version,
+            "parameters": dict(self.parameters),
+        }
         return identity | ({"view": plain(self.view)} if self.view else {})
 
     @property
     def is_black_box(self) -> bool:
-        """Whether it uses no gradient of the classifier."""
-        queries = "queries" in self.parameters or self.parameters.get("attack") in ("square", "Square")
-        return queries or (self.view is not None and self.view.gradient == "transfer")
+        """Whether it uses no gradient of the classifier that gives the verdicts."""
+        return self.gradient_free or (self.view is not None and self.view.gradient == "transfer")
+
+    @property
+    def chooses_iterate(self) -> bool:
+        """Whether a parameter says which iterate counts, the "best" or the "final" one."""
+        return "iterate" in self.parameters
 
     def run(self, logits: Logits, batch: Batch, slots: int) -> Outcome:
         """Run the stage on a batch; whatever it raises is an error of the run."""

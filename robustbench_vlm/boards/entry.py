@@ -17,7 +17,7 @@ from robustbench_vlm.errors import UserError
 from robustbench_vlm.files import package_folder, write_text
 from robustbench_vlm.records import plain
 
-FORMAT = 1
+FORMAT = 2
 Condition = tuple[str, str, str, Fraction]
 """Attack, data set, norm and eps."""
 _DEEPEST = 16

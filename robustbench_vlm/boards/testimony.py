@@ -64,7 +64,7 @@ def read_evidence(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
     path = _records_path(entry, folder)
     if sha256_of(path) != entry.records.sha256:
         raise Unsound(f"{path} has another digest than the entry of {entry.model!r} says: it is not the same file")
-    rows = _read_rows(path, sum(cell.score["n"] for cell in entry.cells))
+    rows = read_rows(path, sum(cell.score["n"] for cell in entry.cells))
     if set(rows) != set(range(len(entry.cells))):
         raise Unsound(f"{path} does not have the cells of the entry of {entry.model!r}")
     return tuple(_evidence(entry, cell, rows[number]) for number, cell in enumerate(entry.cells))
@@ -111,7 +111,8 @@ def _records_bytes(cells: Sequence[Sequence[SampleResult]]) -> bytes:
     return buffer.getvalue()
 
 
-def _read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
+def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
+    """Return the rows of a records file by cell number; raise Unsound unless it has `count` rows and our columns."""
     import pyarrow
     from pyarrow import parquet
 

@@ -18,7 +18,6 @@ from robustbench_vlm.boards.exchange import AdversarialImages, write_images
 from robustbench_vlm.engine.adversarial import attack_cells
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.engines import ENGINES
-from robustbench_vlm.engine.estimate import stage_passes
 from robustbench_vlm.engine.gates import BLACK_BOX_SHARE
 from robustbench_vlm.engine.judge import judged_logits
 from robustbench_vlm.engine.plan import Plan, Request, make_plan
@@ -134,7 +133,7 @@ class _Clock:
     def __init__(self, plan: Plan, on_progress: Callable[[Progress], None]) -> None:
         self.on_progress, self.others = on_progress, len(_models(plan)) - 1
         cell = plan.cells[0]
-        walks = sum(sum(stage_passes(stage, len(cell.dataset.classes))) for stage in cell.attack.stages)
+        walks = sum(sum(stage.calls(stage.parameters, len(cell.dataset.classes))) for stage in cell.attack.stages)
         self.weight = 3 * walks
         self.samples, self.begun, self.done, self.passes = plan.samples, time.monotonic(), 0, 0
         on_progress(Progress(0, self.samples * (1 + self.others), 0, plan.estimate.seconds_most, ""))

@@ -22,7 +22,7 @@ AGFT = Defense(
     name="agft",
     loss=loss,
     inner=InnerAttack(loss, steps=2, step_size=Fraction(1)),
-    schedule=Schedule("sgd", rate=4e-4, weight_decay=0.0, batch=256, epochs=10, warmup=1000, cosine="whole"),
+    schedule=Schedule("sgd", lr=4e-4, weight_decay=0.0, batch_size=256, epochs=10, warmup=1000, cosine="whole"),
     prompt="This is a photo of a {}.",
     settings={"gamma": 0.4, "scale": 180.0},
     paper="https://arxiv.org/abs/2603.29410",

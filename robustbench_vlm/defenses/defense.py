@@ -77,6 +77,8 @@ class Defense:
     schedule: Schedule
     """The published setting, for the real track."""
     settings: Mapping[str, float] = field(default_factory=dict)
+    version: int = 1
+    """Version of the recipe. Raise it whenever a change of the code can change the trained weights."""
     prompt: str = "This is a photo of a {}"
     """What is said of a class where the training pictures are a folder's; TeCoA's, which most recipes keep."""
     batchwise: bool = False

@@ -19,7 +19,7 @@ FARE = Defense(
     name="fare",
     loss=loss,
     inner=InnerAttack(loss, steps=10, step_size=Fraction(1, 4), momentum=0.9),
-    schedule=Schedule("adamw", rate=1e-5, weight_decay=1e-4, batch=128, steps=20_000, warmup=1400),
+    schedule=Schedule("adamw", lr=1e-5, weight_decay=1e-4, batch_size=128, steps=20_000, warmup=1400),
     paper="https://arxiv.org/abs/2402.12336",
     fidelity="official code",
     deviations=("a step of the inner attack is a quarter of eps, as in FARE4; the released code steps 1/255 always",),

@@ -73,7 +73,7 @@ GLADIATOR = Defense(
     name="gladiator",
     loss=loss,
     inner=InnerAttack(attacked_loss, steps=2, step_size=Fraction(1)),
-    schedule=Schedule("sgd", rate=1e-5, weight_decay=0.0, batch=256, epochs=10, warmup=1000),
+    schedule=Schedule("sgd", lr=1e-5, weight_decay=0.0, batch_size=256, epochs=10, warmup=1000),
     settings={"scale": 100.0, "rho": 0.01, "sigma": 0.1, "rank": 0.1},
     batchwise=True,
     paper="https://doi.org/10.1145/3690624.3709296",

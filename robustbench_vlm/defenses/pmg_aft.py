@@ -39,7 +39,7 @@ PMG_AFT = Defense(
     name="pmg-aft",
     loss=loss,
     inner=InnerAttack(tecoa.loss, steps=2, step_size=Fraction(1)),
-    schedule=Schedule("sgd", rate=5e-5, weight_decay=0.0, batch=256, epochs=10, warmup=1000),
+    schedule=Schedule("sgd", lr=5e-5, weight_decay=0.0, batch_size=256, epochs=10, warmup=1000),
     settings={"scale": 100.0, "alpha": 1.0, "beta": 1.0, "detach": 0.0},
     paper="https://arxiv.org/abs/2401.04350",
     fidelity="paper",

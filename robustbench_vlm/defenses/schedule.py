@@ -10,9 +10,9 @@ class Schedule:
 
     optimizer: str
     """"sgd" (momentum 0.9) or "adamw"."""
-    rate: float
+    lr: float
     weight_decay: float
-    batch: int
+    batch_size: int
     warmup: int
     """Iterations."""
     epochs: int = 0

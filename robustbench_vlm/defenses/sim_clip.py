@@ -22,7 +22,7 @@ SIM_CLIP = Defense(
     name="sim-clip",
     loss=loss,
     inner=InnerAttack(fare.loss, steps=10, step_size=Fraction(1, 4), momentum=0.9),
-    schedule=Schedule("adamw", rate=1e-3, weight_decay=1e-5, batch=64, steps=10_000, warmup=1400),
+    schedule=Schedule("adamw", lr=1e-3, weight_decay=1e-5, batch_size=64, steps=10_000, warmup=1400),
     paper="https://arxiv.org/abs/2407.14971",
     fidelity="official code",
     deviations=("a step of the inner attack is a quarter of eps; the released code steps 1/255 always",),

@@ -54,7 +54,7 @@ TGA_ZSR = Defense(
     name="tga-zsr",
     loss=loss,
     inner=InnerAttack(tecoa.loss, steps=2, step_size=Fraction(1)),
-    schedule=Schedule("sgd", rate=1e-4, weight_decay=0.0, batch=128, epochs=10, warmup=1000),
+    schedule=Schedule("sgd", lr=1e-4, weight_decay=0.0, batch_size=128, epochs=10, warmup=1000),
     settings={"scale": 100.0, "alpha": 0.08, "beta": 0.05, "over_places": 0.0},
     paper="https://arxiv.org/abs/2410.21802",
     fidelity="paper",

@@ -12,7 +12,7 @@ from torch import Tensor
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.diagnostics import Examined, effective_rank, examine, modality_gap, walk_of
-from robustbench_vlm.engine.estimate import Resources, stage_passes
+from robustbench_vlm.engine.estimate import Resources
 from robustbench_vlm.engine.plan import Plan, Request, make_plan
 from robustbench_vlm.engine.results import Progress
 from robustbench_vlm.engine.shard import classifier_of, expect_weights, load_batch
@@ -156,5 +156,6 @@ def _diagnosis(model: str, threat: Threat, found: Sequence[tuple[DatasetDiagnosi
 
 def _passes(cell: Cell) -> int:
     """Return the cost of a cell in passes, backward ones counted twice; at radius 0 nothing walks."""
-    walked = stage_passes(walk_of(cell.attack), len(cell.dataset.classes))[1] if cell.threat.eps else 0
+    stage = walk_of(cell.attack)
+    walked = stage.calls(stage.parameters, len(cell.dataset.classes))[1] if cell.threat.eps else 0
     return len(cell) * (4 + 3 * walked)

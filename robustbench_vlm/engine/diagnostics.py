@@ -76,13 +76,13 @@ def walk_of(attack: Attack) -> Stage:
     An image at which a walk stopped early lies at the decision boundary, wherever the radius. Raises UserError for an
     attack without that choice.
     """
-    if len(attack.stages) != 1 or "keep" not in attack.stages[0].parameters:
+    if len(attack.stages) != 1 or not attack.stages[0].chooses_iterate:
         raise UserError(
             f"the attack {attack.name!r} stops where a sample is broken, and a diagnosis needs the images at the end of"
             " one walk: take fgsm, cw, or pgd-N such as --attack pgd-10"
         )
     (stage,) = attack.stages
-    return dataclasses.replace(stage, parameters={**stage.parameters, "keep": "final"})
+    return dataclasses.replace(stage, parameters={**stage.parameters, "iterate": "final"})
 
 
 def attacked(logits: Logits, batch: Batch, stage: Stage, *, slots: int) -> Tensor:

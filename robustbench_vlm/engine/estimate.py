@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustbench_vlm.attacks.oracle import Transferred, passes_of, seen_in
 from robustbench_vlm.attacks.probes import probe_passes
-from robustbench_vlm.attacks.stage import Attack, Logits, Stage
+from robustbench_vlm.attacks.stage import Attack, Logits
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.engines import ENGINES, Engine
 from robustbench_vlm.errors import UserError
@@ -26,7 +26,6 @@ STATE_COPIES = 24
 """Image-sized float32 tensors that an attack's state holds for each sample in a slot, temporaries included."""
 PROCESS_MEMORY = 450 * 2**20
 """Bytes that Python, torch and open_clip take before anything is loaded, measured on Linux."""
-_OFFICIAL = {"apgd-ce": (0, 101), "apgd-dlr": (0, 101), "apgd-t": (1, 909), "fab-t": (901, 900), "square": (5001, 0)}
 _LEAST_TIMES, _MOST_TIMES, _TIMING_SECONDS = 2, 10, 0.2
 """How often a pass is timed: a small model is over in milliseconds, which any hiccup of the machine doubles."""
 
@@ -123,21 +122,6 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def stage_passes(stage: Stage, num_classes: int) -> tuple[int, int]:
-    """Return how often a stage asks for logits alone, and with a gradient, on a sample that stays robust.
-
-    A stage of another library whose parameters do not tell counts as 100 steps.
-    """
-    parameters = stage.parameters
-    if "queries" in parameters:
-        return int(parameters["queries"]) + 1, 0
-    if "attack" in parameters:
-        return _OFFICIAL.get(str(parameters["attack"]), (0, 100))
-    targets = min(int(parameters.get("targets", 0)), num_classes - 1)
-    gradients = (int(parameters.get("steps", 100)) + 1) * max(targets, 1) * int(parameters.get("restarts", 1))
-    return 1, gradients
-
-
 def attack_passes(attack: Attack, num_classes: int, logits: Logits) -> tuple[int, int]:
     """Return the forward and backward passes that an attack on a classifier spends on a sample that stays robust.
 
@@ -146,7 +130,7 @@ def attack_passes(attack: Attack, num_classes: int, logits: Logits) -> tuple[int
     verdict = passes_of(logits, gradient=False)
     spent = [probe_passes(logits), verdict]
     for stage in attack.stages:
-        asked, gradients = stage_passes(stage, num_classes)
+        asked, gradients = stage.calls(stage.parameters, num_classes)
         seen = seen_in(logits, stage.view)
         judged = asked + gradients if isinstance(seen, Transferred) else 0
         calls = (asked, passes_of(seen, gradient=False)), (gradients, passes_of(seen, gradient=True))

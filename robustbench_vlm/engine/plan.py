@@ -98,7 +98,7 @@ def make_plan(request: Request, tell: Tell | None = None) -> Plan:
     track: Track = TRACKS.load(request.track)
     protocol = _protocol(request, track)
     resources = request.resources.resolved()
-    for precision in (protocol.precision, protocol.verdicts, protocol.logits):
+    for precision in (protocol.precision, protocol.verdict_precision, protocol.logit_precision):
         check_precision(precision, resources.device)
     threats = _threats(request, track)
     names = [protocol.attack_name(name) for name in _once("attack", request.attacks)]
@@ -116,7 +116,7 @@ def make_plan(request: Request, tell: Tell | None = None) -> Plan:
     precise_classifier.cache_clear()
     models = {name: loaded_model(name, track.name, resources.device) for name in _once("model", request.models)}
     _check_names(models)
-    sides = {name: protocol.side or model.architecture.side for name, model in models.items()}
+    sides = {name: protocol.image_size or model.architecture.side for name, model in models.items()}
     choices = _choices(request, datasets, protocol, set(sides.values()), tell)
     cells = tuple(
         Cell(track.name, name, model.name, model.digest, dataset, attack, threat, protocol, samples)
@@ -225,7 +225,7 @@ def _speeds(cells: Sequence[Cell], resources: Resources) -> dict[str, Speed]:
             images = cell.dataset.open().read(cell.samples.indices[: min(resources.slots or _TIMED, _TIMED)])
             pixels = (images.to(torch.float32) / 255).to(resources.device)
             about = cell.model, cell.track, cell.dataset.prompts, resources.device
-            classifier = precise_classifier(*about, cell.protocol.precision, cell.protocol.logits)
+            classifier = precise_classifier(*about, cell.protocol.precision, cell.protocol.logit_precision)
             measure = functools.partial(_measure, classifier.plain, pixels)
             with threads_of_a_worker(resources.workers):
                 speeds[cell.model], _ = with_fitting_slots(measure, len(pixels))
@@ -236,7 +236,7 @@ def _counted(model: AnyModel, protocol: Protocol) -> Logits:
     """Return a classifier that counts passes as those of all cells of a model do."""
     # Of one class: passes do not depend on the classes, whose texts may be 80,000.
     logits = model.classifier(["a photo."]).of_samples(torch.zeros(1, dtype=torch.int64))
-    return logits if protocol.precision == protocol.verdicts else Transferred(logits, logits)
+    return logits if protocol.precision == protocol.verdict_precision else Transferred(logits, logits)
 
 
 def _measure(classifier: torch.nn.Module, pixels: Tensor, count: int) -> Speed:

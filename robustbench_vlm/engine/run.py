@@ -118,7 +118,7 @@ def _table(
     own = tuple(scores[number] for number in numbers)
     unseen = [score for score in own if score.dataset not in plan.track.seen]
     published = set(plan.protocol.datasets or plan.track.datasets)
-    is_whole = not plan.protocol.absent and {score.dataset for score in own} == published
+    is_whole = not plan.protocol.missing_datasets and {score.dataset for score in own} == published
     return Table(
         track=plan.track.name,
         protocol=plan.protocol.label,

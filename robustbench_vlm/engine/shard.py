@@ -80,11 +80,12 @@ def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:
     about = cell.model, cell.track, cell.dataset.prompts, resources.device
     protocol = cell.protocol
     classifier, judge = (
-        precise_classifier(*about, name, protocol.logits) for name in (protocol.precision, protocol.verdicts)
+        precise_classifier(*about, name, protocol.logit_precision)
+        for name in (protocol.precision, protocol.verdict_precision)
     )
     _check_identity(cell, shard, loaded_model(cell.model, cell.track, resources.device).digest)
     batch, digests = load_batch(cell, shard.start, shard.stop, device=resources.device)
-    rounding = max(PRECISIONS[name].rounding for name in (protocol.precision, protocol.logits))
+    rounding = max(PRECISIONS[name].rounding for name in (protocol.precision, protocol.logit_precision))
     mates, unstable = (max(each, _ROUNDINGS * rounding) for each in (MATES, UNSTABLE))
     attacked, slots = classifier.of_samples(batch.keys), _slots(classifier, resources)
     raised = probe(attacked, batch, slots=slots, mates=mates, unstable=unstable)

@@ -136,7 +136,7 @@ class ProcedureModel:
     @functools.cached_property
     def digest(self) -> str:
         """sha256 over the procedure's name, settings and texts, and the weights of both models."""
-        procedure = [self.procedure.name, self.procedure.settings, self.procedure.texts]
+        procedure = [self.procedure.name, self.procedure.version, self.procedure.settings, self.procedure.texts]
         return fingerprint([*procedure, self.model.digest, self.undefended.digest])
 
     @property

@@ -62,6 +62,8 @@ class Procedure:
     """Pictures (B, 3, H, W) in [0, 1] to logits (B, C)."""
     passes: Callable[[Mapping[str, float]], Passes]
     settings: Mapping[str, float] = field(default_factory=dict)
+    version: int = 1
+    """Version of the defense. Raise it whenever a change of the code can change a logit."""
     texts: tuple[str, ...] = ()
     """Texts of the procedure's own, embedded once."""
     tunes_texts: bool = False

@@ -50,9 +50,9 @@ def stepped(context: Context, gradient: Tensor) -> Tensor:
 
     The first step is by the signs of the gradient, but where it is as small as AdamW's eps: backward it is a sign too.
     """
-    rate = context.settings["rate"]
+    lr = context.settings["lr"]
     direction = straight_through(gradient / (gradient.abs() + _ADAM_EPS), sign(gradient))
-    return context.tokens[:, _CONTEXT] * (1 - rate * _DECAY) - rate * direction
+    return context.tokens[:, _CONTEXT] * (1 - lr * _DECAY) - lr * direction
 
 
 def agreement(features: Tensor, neighbours: int, temperature: float) -> Tensor:
@@ -78,7 +78,7 @@ R_TPT = Procedure(
     name="r-tpt",
     logits=logits,
     passes=_passes,
-    settings={"views": 64.0, "share": 0.1, "rate": 5e-3, "neighbours": 20.0, "temperature": 0.01},
+    settings={"views": 64.0, "share": 0.1, "lr": 5e-3, "neighbours": 20.0, "temperature": 0.01},
     pictures=64,
     tunes_texts=True,
     text_passes="two forward and one backward for each class, each sample with its own context",

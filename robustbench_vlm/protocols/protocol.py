@@ -25,27 +25,27 @@ class Protocol:
     samples: int | None
     """Samples a data set, stratified and chosen by the hash of the sample id; None takes all."""
     seed: int = 0
-    side: int | None = None
+    image_size: int | None = None
     """Height and width at which pictures are attacked; None is each data set's own. Models resize inside."""
     precision: str = "float32"
     """In which the image encoder is attacked; losses are float32 always."""
-    keep: str = "best"
+    iterate: str = "best"
     """Which iterate of PGD counts: "best" or "final"."""
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
     """Prompts that replace the data sets' own, by data set."""
-    verdicts: str = field(default="float32", metadata=LATER)
+    verdict_precision: str = field(default="float32", metadata=LATER)
     """The precision of the image encoder where the harness itself classifies, clean and attacked pictures alike."""
     datasets: tuple[str, ...] = field(default=(), metadata=LATER)
     """The data sets of its published table, in place of the track's."""
-    absent: tuple[str, ...] = field(default=(), metadata=LATER)
+    missing_datasets: tuple[str, ...] = field(default=(), metadata=LATER)
     """Those of its published table that nobody can run here, so that there is no mean as published."""
-    logits: str = field(default="float32", metadata=LATER)
+    logit_precision: str = field(default="float32", metadata=LATER)
     """In which the products with the texts are made, attacked or judged: in half where published code runs in it."""
-    wording: str = field(default="", metadata=LATER)
+    prompt_source: str = field(default="", metadata=LATER)
     """What published data sets call their classes and how they ask, see `wordings`; "" leaves them their own."""
     transform: Transform | None = field(default=None, metadata=LATER)
     """How pictures of published data sets become the pixels that are attacked; None leaves each its own."""
-    small: Transform | None = field(default=None, metadata=LATER)
+    small_transform: Transform | None = field(default=None, metadata=LATER)
     """The same for data sets whose pictures are small and all of one size."""
     attacks: Mapping[str, str] = field(default_factory=dict, metadata=LATER)
     """Attacks that stand for others of the same purpose here, as a reduced AutoAttack for "autoattack"."""
@@ -78,9 +78,9 @@ class Protocol:
 
         Raises UserError for a published data set that the protocol's wording does not know.
         """
-        if dataset.original and self.wording:
-            dataset = reworded(dataset, self.wording)
-        transform = self.small if is_small(dataset) else self.transform
+        if dataset.original and self.prompt_source:
+            dataset = reworded(dataset, self.prompt_source)
+        transform = self.small_transform if is_small(dataset) else self.transform
         if dataset.original and transform:
             dataset = dataclasses.replace(dataset, transform=transform)
         return dataclasses.replace(dataset, prompt=self.prompts.get(dataset.name, dataset.prompt))
@@ -97,9 +97,9 @@ class Protocol:
         return dataclasses.replace(attack, stages=tuple(self._adapt_stage(stage, norm) for stage in attack.stages))
 
     def _adapt_stage(self, stage: Stage, norm: str) -> Stage:
-        if "keep" not in stage.parameters:
+        if not stage.chooses_iterate:
             return stage
-        parameters = {**stage.parameters, "keep": self.keep}
+        parameters = {**stage.parameters, "iterate": self.iterate}
         if self.step_size and norm == "Linf" and parameters.get("steps") != 1:
             parameters |= {"step_size": self.step_size}
             parameters.pop("relative_step", None)

@@ -15,9 +15,9 @@ TRUSTED = Protocol(
     name="trusted",
     version=1,
     samples=1000,
-    wording="trusted",
+    prompt_source="trusted",
     transform=Transform(224, 224, "bicubic"),
-    small=NATIVE,
+    small_transform=NATIVE,
     description="1000 samples a set, single prompts without the field's faults, float32 with TF32 off, CIFAR and STL10"
     " attacked at their own resolution, every iterate counts, worst case over stages",
 )
@@ -27,12 +27,12 @@ AGFT_2026 = Protocol(
     version=2,
     samples=None,
     precision="float16",
-    verdicts="float16",
-    logits="float16",
-    keep="final",
-    wording="agft",
+    verdict_precision="float16",
+    logit_precision="float16",
+    iterate="final",
+    prompt_source="agft",
     transform=Transform(224, 224, "bilinear"),
-    small=NATIVE,
+    small_transform=NATIVE,
     attacks={"autoattack": "agft-autoattack", "cw": "agft-cw"},
     step_size="1/255",
     mean_over=128,
@@ -62,9 +62,9 @@ FARE_2024 = Protocol(
         "stanford-cars",
         "stl10",
     ),
-    wording="fare",
+    prompt_source="fare",
     transform=Transform(224, 224, "bicubic"),
-    small=NATIVE,
+    small_transform=NATIVE,
     attacks={"autoattack": "fare-autoattack"},
     description="FARE's code: its 13 data sets, prompt ensembles of CLIP_benchmark, float32, APGD-CE with 5 restarts"
     " and APGD-T. Not followed: its 1000 samples, which depend on the batch size; the splits of VTAB, so EuroSAT and"
@@ -76,16 +76,16 @@ TECOA_2023 = Protocol(
     version=2,
     samples=None,
     precision="float16",
-    verdicts="float16",
-    logits="float16",
-    keep="final",
-    wording="tecoa",
+    verdict_precision="float16",
+    logit_precision="float16",
+    iterate="final",
+    prompt_source="tecoa",
     transform=_CROP_OF_256,
-    small=NATIVE,
+    small_transform=NATIVE,
     attacks={"autoattack": "tecoa-autoattack", "cw": "tecoa-cw"},
     step_size="1/255",
     mean_over=256,
-    absent=("hateful-memes",),
+    missing_datasets=("hateful-memes",),
     description="TeCoA's code: all samples, half precision with the mean loss of 256 samples, PGD and CW with steps of"
     " 1/255 of which the last counts (the paper has 100), and as AutoAttack APGD-CE and APGD-DLR. Not followed: texts"
     " and DLR in half precision, draws without a seed, on two classes APGD-CE alone, and Hateful Memes, whose prompts"
@@ -95,9 +95,9 @@ TECOA_2023 = Protocol(
 TGA_2024 = dataclasses.replace(
     TECOA_2023,
     name="tga-2024",
-    wording="tga",
-    small=Transform(224, None, "bilinear", squash=True),
-    absent=("tiny-imagenet",),
+    prompt_source="tga",
+    small_transform=Transform(224, None, "bilinear", squash=True),
+    missing_datasets=("tiny-imagenet",),
     description="TGA-ZSR's code: as tecoa-2023, but CIFAR and STL10 are enlarged to 224 pixels before the attack, which"
     " has 49 times as many numbers to move on CIFAR. Its table has TinyImageNet too, its fine-tuning set, whose names"
     " are not known here",

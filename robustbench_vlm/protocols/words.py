@@ -9,27 +9,30 @@ from robustbench_vlm.protocols.protocol import Protocol
 
 FIELDS: Mapping[str, tuple[str, Callable[[Protocol], str]]] = {
     "datasets": ("data sets", lambda protocol: ", ".join(protocol.datasets) or "the track's"),
-    "absent": ("data sets of its table that are not here", lambda protocol: ", ".join(protocol.absent) or "none"),
+    "missing_datasets": (
+        "data sets of its table that are not here",
+        lambda protocol: ", ".join(protocol.missing_datasets) or "none",
+    ),
     "samples": ("samples a data set", lambda protocol: str(protocol.samples or "all")),
     "precision": ("precision of the image tower under attack", lambda protocol: protocol.precision),
-    "verdicts": ("precision of the image tower in verdicts", lambda protocol: protocol.verdicts),
-    "logits": ("precision of the products with the texts", lambda protocol: protocol.logits),
-    "keep": ("which iterate of PGD counts", lambda protocol: protocol.keep),
+    "verdict_precision": ("precision of the image tower in verdicts", lambda protocol: protocol.verdict_precision),
+    "logit_precision": ("precision of the products with the texts", lambda protocol: protocol.logit_precision),
+    "iterate": ("which iterate of PGD counts", lambda protocol: protocol.iterate),
     "step_size": ("step of PGD", lambda protocol: protocol.step_size or "eps / 4"),
     "mean_over": ("samples that share PGD's mean loss", lambda protocol: str(protocol.mean_over)),
     "transform": ("pictures", lambda protocol: str(protocol.transform or "each data set's own way")),
-    "small": ("CIFAR and STL10", lambda protocol: str(protocol.small or "each data set's own way")),
-    "side": ("side of other pictures", lambda protocol: str(protocol.side or "the model's")),
+    "small_transform": ("CIFAR and STL10", lambda protocol: str(protocol.small_transform or "each data set's own way")),
+    "image_size": ("side of other pictures", lambda protocol: str(protocol.image_size or "the model's")),
     "seed": ("seed", lambda protocol: str(protocol.seed)),
 }
 
 
 def read_protocol(identity: Mapping[str, Any]) -> Protocol:
     """Return the protocol that has this identity; raise UserError where none can have it."""
-    transforms = {key: identity[key] for key in ("transform", "small") if identity.get(key) is not None}
+    transforms = {key: identity[key] for key in ("transform", "small_transform") if identity.get(key) is not None}
     try:
         values = {**identity, **{key: Transform(**value) for key, value in transforms.items()}}
-        values |= {key: tuple(values[key]) for key in ("datasets", "absent") if key in values}
+        values |= {key: tuple(values[key]) for key in ("datasets", "missing_datasets") if key in values}
         protocol = Protocol(**values)
         same = protocol.identity == dict(identity)
     except (TypeError, ValueError) as error:

@@ -74,6 +74,30 @@ def serve(folder: _Folder = None, port: _Port = 8000) -> None:
         show(Path(site), port)
 
 
+@app.command(epilog=example("vlmbench leaderboard migrate leaderboards/mini/*.json"))
+def migrate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Entry and card files of version 0.1.")],
+    as_json: Json = False,
+) -> None:
+    """Rewrite entries and cards of version 0.1 with today's names.
+
+    The old fingerprints are checked first. Records and verdicts do not change; an entry's history says what happened.
+    """
+    import datetime
+
+    from robustbench_vlm.boards.migrate import migrate_file
+
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    done = {str(path): migrate_file(path, date=date) for path in files}
+    lines = [
+        screen.Line(screen.printable(f"migrated {path}" if changed else f"already in today's format: {path}"))
+        for path, changed in done.items()
+    ]
+    screen.answer(
+        {"migrated": [path for path, changed in done.items() if changed]}, lambda width: lines, as_json=as_json
+    )
+
+
 def _place(folder: Path | None) -> Path:
     if folder is None:
         own = Path("leaderboards")

@@ -173,7 +173,7 @@ def numbers(settings: Sequence[str]) -> dict[str, float]:
         try:
             found[name] = float(value)
         except ValueError:
-            raise UserError(f"--set {setting!r} is not NAME=NUMBER, as in --set rate=5e-4") from None
+            raise UserError(f"--set {setting!r} is not NAME=NUMBER, as in --set lr=5e-4") from None
     return found
 
 
@@ -183,11 +183,11 @@ def number_lists(settings: Sequence[str]) -> dict[str, list[float]]:
     for setting in settings:
         name, _, values = setting.partition("=")
         if name in found:
-            raise UserError(f"--over {name} is given twice: name all its values at once, as in --over rate=3e-4,1e-3")
+            raise UserError(f"--over {name} is given twice: name all its values at once, as in --over lr=3e-4,1e-3")
         try:
             found[name] = list(dict.fromkeys(float(value) for value in values.split(",")))
         except ValueError:
-            raise UserError(f"--over {setting!r} is not NAME=N,N,..., as in --over rate=3e-4,1e-3") from None
+            raise UserError(f"--over {setting!r} is not NAME=N,N,..., as in --over lr=3e-4,1e-3") from None
     return found
 
 

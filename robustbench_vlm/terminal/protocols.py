@@ -41,7 +41,7 @@ def protocol_document(name: str) -> dict[str, Any]:
     return {
         "kind": "protocol",
         **plain(protocol),
-        **{name: FIELDS[name][1](protocol) for name in ("transform", "small")},
+        **{name: FIELDS[name][1](protocol) for name in ("transform", "small_transform")},
         "attacks": attacks,
         "fingerprint": fingerprint([protocol.identity, texts]),
         "data_sets": {
@@ -92,7 +92,7 @@ def difference_lines(first: str, second: str, found: Sequence[Difference], width
 def _datasets(protocol: Protocol) -> dict[str, Dataset]:
     """Return the published data sets as the protocol words them; those that it does not know are left out."""
     found = {}
-    for name in ORIGINALS if protocol.wording else ():
+    for name in ORIGINALS if protocol.prompt_source else ():
         with contextlib.suppress(UserError):
             found[name] = protocol.adapt_dataset(DATASETS.load(name))
     return found

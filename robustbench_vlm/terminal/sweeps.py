@@ -51,7 +51,7 @@ def lines(sweep: Sweep, width: int) -> list[Line]:
     ]
     job = sweep.job
     said = (
-        f"{job.defense.name}, {len(job.pictures)} pictures, {job.schedule.batch} a step; accuracies in % on"
+        f"{job.defense.name}, {len(job.pictures)} pictures, {job.schedule.batch_size} a step; accuracies in % on"
         f" {sweep.held_out} held-out pictures of {job.dataset.name}, robust under {ATTACK} at {_radius(job)}"
     )
     best = sweep.best
@@ -74,7 +74,7 @@ def plot(sweep: Sweep, path: Path) -> None:
             ended = [(setting, 100 * accuracy) for setting, accuracy in values if accuracy is not None]
             axes.plot(*zip(*ended, strict=True) if ended else ([], []), marker="o", label=label)
         axes.set(xlabel=names[0], ylabel=f"{kind}, %", title=sweep.job.defense.name)
-        if names[0] == "rate":
+        if names[0] == "lr":
             axes.set_xscale("log")
     if len(names) > 1:
         axes.legend()

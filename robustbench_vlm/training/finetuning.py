@@ -67,10 +67,10 @@ def finetune(job: Job, place: Place, tell: Tell) -> tuple[nn.Module, float]:
 
 
 def _check_processes(job: Job, processes: Processes, first: int) -> None:
-    if processes.count > job.schedule.batch:
+    if processes.count > job.schedule.batch_size:
         raise UserError(
-            f"{processes.count} processes cannot share a batch of {job.schedule.batch}: start fewer, or give a larger"
-            " batch by --set batch=N"
+            f"{processes.count} processes cannot share a batch of {job.schedule.batch_size}: start fewer processes, or"
+            " give a larger batch by --set batch_size=N"
         )
     if not (processes.agree(first) and processes.agree(int(job.identity[:7], 16))):
         raise UserError(
@@ -88,7 +88,7 @@ def train_step(
     """
     adversarial = inner_attack(context, job.defense.inner, Threat("Linf", job.eps))
     right = [_right(context, pictures) for pictures in (context.images, adversarial)] if shown else []
-    loss = job.defense.loss(_in_precision(job, context), adversarial).sum() / job.schedule.batch
+    loss = job.defense.loss(_in_precision(job, context), adversarial).sum() / job.schedule.batch_size
     optimizer.zero_grad()
     loss.backward()
     sums = torch.tensor([loss.item(), *right], dtype=torch.float64, device=loss.device)
@@ -96,7 +96,9 @@ def train_step(
     if math.isfinite(total):
         processes.add_gradients(optimizer)
         optimizer.step()
-    return total, {name: count / job.schedule.batch for name, count in zip(("clean", "robust"), right, strict=False)}
+    return total, {
+        name: count / job.schedule.batch_size for name, count in zip(("clean", "robust"), right, strict=False)
+    }
 
 
 def _contexts(job: Job, processes: Processes, student: ImageEncoder, first: int) -> Iterator[Context]:
@@ -167,7 +169,7 @@ def tower_of(job: Job) -> ImageEncoder:
 
 def _rows(job: Job, step: int) -> Tensor:
     epoch, index = divmod(step, job.epoch_steps)
-    batch = job.schedule.batch
+    batch = job.schedule.batch_size
     return _order(len(job.pictures), job.seed, epoch)[index * batch : (index + 1) * batch]
 
 

@@ -32,10 +32,10 @@ class Job:
     """Of the training pass; the inner attack and all losses are float32 always."""
 
     def __post_init__(self) -> None:
-        if len(self.pictures) < self.schedule.batch:
+        if len(self.pictures) < self.schedule.batch_size:
             raise UserError(
-                f"{len(self.pictures)} pictures do not fill a batch of {self.schedule.batch}: give more pictures, or a"
-                f" smaller batch by --set batch={max(1, len(self.pictures))}"
+                f"{len(self.pictures)} images do not fill a batch of {self.schedule.batch_size}: give more images, or a"
+                f" smaller batch by --set batch_size={max(1, len(self.pictures))}"
             )
         if self.precision not in PRECISIONS:
             raise UserError(
@@ -46,7 +46,7 @@ class Job:
     @property
     def epoch_steps(self) -> int:
         """Optimiser steps of one pass over the pictures; those that fill no batch wait for the next order."""
-        return len(self.pictures) // self.schedule.batch
+        return len(self.pictures) // self.schedule.batch_size
 
     @property
     def steps(self) -> int:
@@ -63,15 +63,16 @@ class Job:
         """All that decides the weights, by name, as a model's card tells it."""
         return {
             "defense": self.defense.name,
+            "defense_version": self.defense.version,
             "parent": self.model.name,
             "parent_digest": self.model.digest,
             "dataset": self.dataset.name,
             "dataset_revision": self.dataset.revision,
             "prompt": self.dataset.prompt,
             "classes": fingerprint(self.dataset.classes),
-            "pictures": len(self.pictures),
-            "pictures_digest": self.pictures.digest,
-            "side": self.model.architecture.side,
+            "images": len(self.pictures),
+            "images_digest": self.pictures.digest,
+            "image_size": self.model.architecture.side,
             "eps": str(self.eps),
             "inner_steps": self.defense.inner.steps,
             "inner_step_size": str(self.defense.inner.step_size),

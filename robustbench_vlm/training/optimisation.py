@@ -26,9 +26,9 @@ def rate_at(schedule: Schedule, steps: int, step: int) -> float:
     whole = schedule.cosine == "whole"
     if step < schedule.warmup:
         # timm's schedule, which AGFT takes, begins at zero.
-        return schedule.rate * (step if whole else step + 1) / schedule.warmup
+        return schedule.lr * (step if whole else step + 1) / schedule.warmup
     begin = 0 if whole else schedule.warmup
-    return schedule.rate * 0.5 * (1 + math.cos(math.pi * (step - begin) / (steps - begin)))
+    return schedule.lr * 0.5 * (1 + math.cos(math.pi * (step - begin) / (steps - begin)))
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:

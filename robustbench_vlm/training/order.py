@@ -22,9 +22,9 @@ from robustbench_vlm.training.pictures import Pictures, in_hashed_order
 
 HELD_OUT = 1024
 """Pictures of the fine-tuning set that a sweep measures on and never trains on; a tenth of a smaller folder."""
-_POSITIVE = ("batch", "epochs", "steps", "inner_steps")
+_POSITIVE = ("batch_size", "epochs", "steps", "inner_steps")
 _WHOLE_NUMBERS = ("warmup", *_POSITIVE)
-_NUMBERS = ("rate", "weight_decay", *_WHOLE_NUMBERS)
+_NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)
 
 
 @dataclass(frozen=True)
@@ -124,8 +124,8 @@ def _schedule(order: Order, track: Track, defense: Defense) -> Schedule:
         raise UserError("a training counts epochs or steps: give one of them")
     other = {"epochs": "steps", "steps": "epochs"}
     changes |= {other[name]: 0 for name in other if name in changes}
-    rate = track.rates.get(defense.name, schedule.rate)
-    return dataclasses.replace(schedule, **{"rate": rate, **changes})
+    lr = track.learning_rates.get(defense.name, schedule.lr)
+    return dataclasses.replace(schedule, **{"lr": lr, **changes})
 
 
 def _dataset(order: Order, track: Track, defense: Defense, side: int) -> Dataset:

@@ -80,4 +80,4 @@ class Recorder:
     def _advice(self, what: str) -> str:
         path = self._checkpoint.path
         kept = f"{path} holds the last good state" if path.exists() else "no checkpoint was written yet"
-        return f"{what}: lower the rate by --set rate=...; {kept}"
+        return f"{what}: lower the rate by --set lr=...; {kept}"

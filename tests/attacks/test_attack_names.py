@@ -18,7 +18,7 @@ def test_every_name_means_an_attack_with_a_fingerprint_of_its_own() -> None:
     attacks = [load_attack(name) for name in names]
     assert all(isinstance(attack, Attack) for attack in attacks)
     assert [attack.name for attack in attacks] == names
-    assert len({fingerprint(attack.stages) for attack in attacks}) == len(names)
+    assert len({fingerprint([stage.identity for stage in attack.stages]) for attack in attacks}) == len(names)
 
 
 def test_autoattack_is_the_standard_version() -> None:

@@ -39,7 +39,7 @@ def dishonest(monkeypatch: pytest.MonkeyPatch) -> Any:
                 return Outcome(adversarial(batch), 3 * ones, 2 * ones, {"told": ones.bool()})
 
             setattr(module, name, run)
-        return Attack("dishonest", tuple(Stage(name, f"dishonest:{name}") for name in stages), "")
+        return Attack("dishonest", tuple(Stage(name, name, f"dishonest:{name}") for name in stages), "")
 
     return attack
 

@@ -15,7 +15,9 @@ from robustbench_vlm.records import CLEAN, SampleResult
 from robustbench_vlm.threats import Threat
 
 ATTACK = Attack(
-    "two", (Stage("first", "a:b", {"steps": 3}), Stage("square", "a:c", {"queries": 5})), "a made-up attack"
+    "two",
+    (Stage("first", "a", "a:b", {"steps": 3}), Stage("square", "b", "a:c", {"queries": 5}, gradient_free=True)),
+    "a made-up attack",
 )
 
 

@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
-from robustbench_vlm.attacks.stage import Attack, Stage
+from robustbench_vlm.attacks.stage import Attack
 from robustbench_vlm.engine.cell import Cell, Samples
 from robustbench_vlm.engine.estimate import Resources
 from robustbench_vlm.engine.plan import Plan, Request, make_plan
@@ -170,7 +170,7 @@ def test_unreadable_images_are_named_or_counted(make_card: MakeCard, tmp_path: P
 def test_the_fingerprint_covers_what_a_number_depends_on(make_cell: Callable[..., Cell]) -> None:
     cell = make_cell(6)
     stage = cell.attack.stages[0]
-    stages = (Stage(stage.name, stage.function, {**stage.parameters, "steps": 4}), cell.attack.stages[1])
+    stages = (replace(stage, parameters={**stage.parameters, "steps": 4}), cell.attack.stages[1])
     samples = cell.samples
     changes: list[dict[str, object]] = [
         {"weights": "1" * 64},

@@ -31,7 +31,7 @@ from robustbench_vlm.threats import Threat
 
 ONE = Resources(device="cpu", workers=1, slots=64)
 HALF = replace(MINI_QUICK, name="half", precision="float16")
-HALF_VERDICTS = replace(MINI_QUICK, name="half-verdicts", verdicts="float16")
+HALF_VERDICTS = replace(MINI_QUICK, name="half-verdicts", verdict_precision="float16")
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +103,7 @@ def test_verdicts_are_float32_unless_the_protocol_says_otherwise(cell: Cell) -> 
     # Clean pictures are judged, those that the attack returns, and every one on its way; the probes judge nothing.
     assert walked >= right > 0 and calls["float32"] == len(low) + right + walked
     calls["float32"] = 0
-    rounded = measured(cell, precision="bfloat16", verdicts="bfloat16")
+    rounded = measured(cell, precision="bfloat16", verdict_precision="bfloat16")
     assert calls["float32"] == 0
     assert [each.margin for each in low] == [each.margin for each in exact] != [each.margin for each in rounded]
     # Rounding in another batch is no gate's business.
@@ -139,7 +139,7 @@ def test_logits_are_made_in_half_where_the_protocol_says_so(cell: Cell) -> None:
         by_hand = (half.scale * features).bfloat16() @ half.text_features.bfloat16().T  # type: ignore[union-attr]
         assert found.dtype == torch.float32 and torch.equal(found, by_hand.float())
         assert not torch.equal(found, exact(batch.images))
-    (low, exactly) = (measured(cell, logits=logits) for logits in ("bfloat16", "float32"))
+    (low, exactly) = (measured(cell, logit_precision=logits) for logits in ("bfloat16", "float32"))
     assert [each.margin for each in low] != [each.margin for each in exactly]
     assert not any(each.warnings for each in low)
 
@@ -173,7 +173,7 @@ GREY = Batch(
 
 
 def test_only_the_judge_decides() -> None:
-    attack = Attack("bright", (Stage("bright", f"{__name__}:returns"),), "")
+    attack = Attack("bright", (Stage("bright", "bright", f"{__name__}:returns"),), "")
     for limit, verdict in ((0.7, ""), (0.55, "bright"), (0.4, "clean")):
         for attacked in (0.4, 0.7):
             found = attack_samples(at(attacked), GREY, attack, slots=2, judge=at(limit))

@@ -85,7 +85,7 @@ def test_the_gradient_goes_through_the_tuning(monkeypatch: pytest.MonkeyPatch) -
     # AdamW's first step is nearly a sign: with a large eps it has a slope that finite differences can see.
     monkeypatch.setattr(r_tpt, "_ADAM_EPS", 0.5)
     monkeypatch.setattr(r_tpt, "straight_through", lambda value, smooth: value)
-    context = context_of({**SETTINGS, "rate": 1.0}, count=1)
+    context = context_of({**SETTINGS, "lr": 1.0}, count=1)
     views = random_views(context.keys, pictures(1), 8).flatten(0, 1)
     features = functional.normalize(context.features(views), dim=1)[None].requires_grad_()
     assert torch.autograd.gradcheck(lambda each: tuned_texts(context, each), features)

@@ -47,11 +47,11 @@ def test_pretraining_makes_a_model_that_loads_and_again_the_same(tmp_path: Path)
 
 
 def test_training_makes_a_card_that_accounts_for_itself_and_a_log_that_pandas_reads(tmp_path: Path) -> None:
-    path = train_defense(_order(settings={"gamma": 0.5, "rate": 1e-4}), _place(tmp_path), _silent)
+    path = train_defense(_order(settings={"gamma": 0.5, "lr": 1e-4}), _place(tmp_path), _silent)
     card = read_card(path)  # type: ignore[arg-type]
     training = card.training
     assert card.defense == "agft" and training["parent"] == "clip" and training["eps"] == "8/255"
-    assert training["settings"]["gamma"] == 0.5 and training["schedule"]["rate"] == 1e-4
+    assert training["settings"]["gamma"] == 0.5 and training["schedule"]["lr"] == 1e-4
     assert training["steps"] == 2 and training["seconds"] > 0 and len(training["fingerprint"]) == 64
     base, trained = load_model("clip", "mini"), load_model(str(path), "mini")
     assert trained.digest != base.digest and card.text.sha256 == base.card.text.sha256  # type: ignore[union-attr]
@@ -82,13 +82,13 @@ def test_a_folder_of_another_training_is_not_taken_over(tmp_path: Path) -> None:
     ("settings", "said"),
     [
         ({"gama": 0.4}, "gamma"),
-        ({"rate": float("nan")}, "finite"),
-        ({"batch": 1.5}, "whole number of 1 or more"),
+        ({"lr": float("nan")}, "finite"),
+        ({"batch_size": 1.5}, "whole number of 1 or more"),
         ({"inner_steps": 0}, "whole number of 1 or more"),
         ({"warmup": -1}, "whole number of 0 or more"),
         ({"epochs": 1, "steps": 5}, "epochs or steps"),
-        ({"batch": 512}, "do not fill a batch"),
-        ({"rate": -1}, "give 0 or more"),
+        ({"batch_size": 512}, "do not fill a batch"),
+        ({"lr": -1}, "give 0 or more"),
     ],
 )
 def test_wrong_settings_are_named(settings: dict[str, float], said: str) -> None:
@@ -97,8 +97,8 @@ def test_wrong_settings_are_named(settings: dict[str, float], said: str) -> None
 
 
 def test_settings_of_the_schedule_and_the_inner_attack_are_taken() -> None:
-    job = make_job(_order(settings={"steps": 5, "batch": 64, "inner_steps": 4, "weight_decay": 0.5}, epochs=None))
-    assert (job.steps, job.schedule.batch, job.schedule.epochs) == (5, 64, 0)
+    job = make_job(_order(settings={"steps": 5, "batch_size": 64, "inner_steps": 4, "weight_decay": 0.5}, epochs=None))
+    assert (job.steps, job.schedule.batch_size, job.schedule.epochs) == (5, 64, 0)
     assert (job.defense.inner.steps, job.schedule.weight_decay) == (4, 0.5)
     plain = make_job(_order())
     assert plain.identity != job.identity
@@ -132,20 +132,20 @@ def test_a_sweep_trains_each_combination_once_and_names_the_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
-        "sweep", "agft", "--over", "rate=1e-4,1e30", "--over", "gamma=0.2,0.4", "--pictures", "512", "--share", "1/2",
+        "sweep", "agft", "--over", "lr=1e-4,1e30", "--over", "gamma=0.2,0.4", "--pictures", "512", "--share", "1/2",
         "--epochs", "1", "--device", "cpu", "--out", str(tmp_path), "--json",
     ]  # fmt: skip
     assert run_command(arguments) == 0
     found = json.loads(capsys.readouterr().out)
     assert [trial["settings"] for trial in found["trials"]] == [
-        {"rate": rate, "gamma": gamma} for rate in (1e-4, 1e30) for gamma in (0.2, 0.4)
+        {"lr": rate, "gamma": gamma} for rate in (1e-4, 1e30) for gamma in (0.2, 0.4)
     ]
     ended, lost = found["trials"][:2], found["trials"][2:]
     assert all(0 <= trial["robust"] <= trial["clean"] <= 1 for trial in ended)
     assert all(trial["robust"] is None for trial in lost) and found["best"] in ended
     assert found["pictures"] == 256 and found["held_out"] == 1024
     with (tmp_path / "sweep.csv").open() as file:
-        assert [row["rate"] for row in csv.DictReader(file)] == ["0.0001", "0.0001", "1e+30", "1e+30"]
+        assert [row["lr"] for row in csv.DictReader(file)] == ["0.0001", "0.0001", "1e+30", "1e+30"]
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
     seconds = [trial["seconds"] for trial in found["trials"]]
     assert run_command(arguments) == 0
@@ -157,20 +157,20 @@ def test_a_sweep_trains_each_combination_once_and_names_the_best(
     assert len(list(tmp_path.glob("*/trial.json"))) == 8
     assert run_command(arguments[:-1]) == 0
     out = capsys.readouterr().out
-    assert "choose rate 0.0001" in out and "\x1b" not in out
+    assert "choose lr 0.0001" in out and "\x1b" not in out
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
         (["--over", "rate"], "NAME=N,N"),
-        (["--over", "rate=1e-3", "--share", "2"], "up to 1"),
-        (["--over", "rate=1e-3", "--share", "x"], "no part"),
-        (["--over", "rate=1e-3", "--pictures", "100000"], "leave some to measure on"),
+        (["--over", "lr=1e-3", "--share", "2"], "up to 1"),
+        (["--over", "lr=1e-3", "--share", "x"], "no part"),
+        (["--over", "lr=1e-3", "--pictures", "100000"], "leave some to measure on"),
         (["--over", "rho=1"], "setting of agft"),
-        (["--over", "rate=1", "--over", "rate=2"], "given twice"),
-        (["--over", "batch=8,1024", "--pictures", "512"], "do not fill a batch of 1024"),
-        (["--over", "rate=1", "--plot", "curve.txt"], ".png or .svg"),
+        (["--over", "lr=1", "--over", "lr=2"], "given twice"),
+        (["--over", "batch_size=8,1024", "--pictures", "512"], "do not fill a batch of 1024"),
+        (["--over", "lr=1", "--plot", "curve.txt"], ".png or .svg"),
     ],
 )
 def test_a_sweep_that_cannot_be_says_why(

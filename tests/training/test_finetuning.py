@@ -40,7 +40,7 @@ def _pictures(count: int) -> Pictures:
 
 
 def _job(**changes: object) -> Job:
-    schedule = Schedule("adamw", rate=1e-3, weight_decay=0.0, batch=8, epochs=2, warmup=2)
+    schedule = Schedule("adamw", lr=1e-3, weight_decay=0.0, batch_size=8, epochs=2, warmup=2)
     job = Job(AGFT, schedule, _model(), SCENES, _pictures(32), eps=Fraction(8, 255))
     return dataclasses.replace(job, **changes)  # type: ignore[arg-type]
 
@@ -66,14 +66,14 @@ def test_only_the_student_moves(tmp_path: Path) -> None:
 
 
 def test_training_lowers_the_loss_on_what_it_sees_and_says_so(tmp_path: Path) -> None:
-    schedule = Schedule("adamw", rate=2e-3, weight_decay=0.0, batch=16, epochs=60, warmup=2)
+    schedule = Schedule("adamw", lr=2e-3, weight_decay=0.0, batch_size=16, epochs=60, warmup=2)
     _, rows = _train(_job(defense=TECOA, schedule=schedule, pictures=_pictures(16), eps=Fraction(0)), tmp_path, 1000)
     assert rows[-1].loss < rows[0].loss - 0.2
     assert [row.step for row in rows] == [20, 40, 60]
 
 
 def test_the_logged_accuracies_are_those_of_the_batch(tmp_path: Path) -> None:
-    schedule = Schedule("sgd", rate=0.0, weight_decay=0.0, batch=32, epochs=1, warmup=0)
+    schedule = Schedule("sgd", lr=0.0, weight_decay=0.0, batch_size=32, epochs=1, warmup=0)
     model, rows = load_model("clip", "mini"), {}
     for eps in (Fraction(0), Fraction(8, 255)):
         _, (rows[eps],) = _train(_job(model=model, schedule=schedule, eps=eps), tmp_path / str(eps.numerator))
@@ -141,7 +141,7 @@ def test_a_resumed_log_has_every_row_once(tmp_path: Path) -> None:
 
 
 def test_too_few_pictures_and_unknown_precisions_are_named() -> None:
-    with pytest.raises(UserError, match="4 pictures do not fill a batch of 8"):
+    with pytest.raises(UserError, match="4 images do not fill a batch of 8"):
         _job(pictures=_pictures(4))
     with pytest.raises(UserError, match="float32, bfloat16"):
         _job(precision="float16")

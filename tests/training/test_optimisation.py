@@ -32,11 +32,11 @@ def test_a_training_may_be_shorter_than_its_warm_up() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])
 def test_the_optimisers_are_torch_s_with_the_schedule_s_decay(name: str, kind: type) -> None:
-    optimizer = make_optimizer(torch.nn.Linear(2, 2), Schedule(name, 1.0, 0.25, batch=1, warmup=0, epochs=1))
+    optimizer = make_optimizer(torch.nn.Linear(2, 2), Schedule(name, 1.0, 0.25, batch_size=1, warmup=0, epochs=1))
     assert isinstance(optimizer, kind) and optimizer.defaults["weight_decay"] == 0.25
     assert optimizer.defaults.get("momentum", 0.9) == 0.9
 
 
 def test_an_unknown_optimiser_is_named() -> None:
     with pytest.raises(UserError, match="sgd, adamw"):
-        make_optimizer(torch.nn.Linear(2, 2), Schedule("lion", 1.0, 0.0, batch=1, warmup=0, epochs=1))
+        make_optimizer(torch.nn.Linear(2, 2), Schedule("lion", 1.0, 0.0, batch_size=1, warmup=0, epochs=1))

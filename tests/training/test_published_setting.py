@@ -28,9 +28,9 @@ def base(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Pa
 
 
 def test_the_track_takes_the_published_setting(base: Path) -> None:
-    job = make_job(Order("agft", "zeroshot15", images=PICTURES, base=str(base), settings={"batch": 64}))
-    assert (job.schedule.optimizer, job.schedule.rate, job.schedule.epochs) == ("sgd", 4e-4, 10)
-    assert AGFT.schedule.batch == 256 and str(job.eps) == "1/255" and len(job.pictures) == 200
+    job = make_job(Order("agft", "zeroshot15", images=PICTURES, base=str(base), settings={"batch_size": 64}))
+    assert (job.schedule.optimizer, job.schedule.lr, job.schedule.epochs) == ("sgd", 4e-4, 10)
+    assert AGFT.schedule.batch_size == 256 and str(job.eps) == "1/255" and len(job.pictures) == 200
     assert (job.defense.inner.steps, job.defense.inner.step_size) == (2, 1)
     assert job.dataset.prompts[0] == "This is a photo of a banded."
 
@@ -38,7 +38,7 @@ def test_the_track_takes_the_published_setting(base: Path) -> None:
 def test_a_card_comes_out_that_run_takes(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "train", "agft", "--track", "zeroshot15", "--base", str(base), "--images", str(PICTURES), "--eps", "2/255",
-        "--set", "batch=4", "--set", "steps=2", "--set", "warmup=0", "--device", "cpu", "--out", str(tmp_path),
+        "--set", "batch_size=4", "--set", "steps=2", "--set", "warmup=0", "--device", "cpu", "--out", str(tmp_path),
     ]  # fmt: skip
     assert run_command(arguments) == 0
     card = read_card(tmp_path / "agft.json")

@@ -6,7 +6,7 @@ from robustbench_vlm.training.sweep import Sweep, Trial
 
 
 def _sweep(*accuracies: tuple[float | None, float | None], held_out: int = 1024) -> Sweep:
-    trials = [Trial({"rate": rate}, clean, robust, 1.0) for rate, (clean, robust) in enumerate(accuracies)]
+    trials = [Trial({"lr": rate}, clean, robust, 1.0) for rate, (clean, robust) in enumerate(accuracies)]
     return Sweep(None, tuple(trials), held_out)  # type: ignore[arg-type]
 
 

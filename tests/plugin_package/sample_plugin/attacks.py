@@ -15,4 +15,6 @@ def noise(logits: Logits, batch: Batch, *, slots: int, spread: float) -> Outcome
     return Outcome(project(batch.threat, batch.images, moved), nothing, nothing)
 
 
-NOISE = Attack("noise", (Stage("noise", "sample_plugin.attacks:noise", {"spread": 1.0}),), "uniform noise")
+NOISE = Attack(
+    "noise", (Stage("noise", "sample-noise", "sample_plugin.attacks:noise", {"spread": 1.0}),), "uniform noise"
+)

@@ -16,6 +16,6 @@ PULL = Defense(
     name="pull",
     loss=loss,
     inner=InnerAttack(loss, steps=1, step_size=Fraction(1)),
-    schedule=Schedule("adamw", rate=1e-3, weight_decay=0.0, batch=8, epochs=1, warmup=0),
+    schedule=Schedule("adamw", lr=1e-3, weight_decay=0.0, batch_size=8, epochs=1, warmup=0),
     paper="made up",
 )

@@ -15,7 +15,7 @@ SAMPLE = Track(
     training="scenes",
     training_pictures=16,
     training_eps=Fraction(8, 255),
-    schedule=Schedule("adamw", rate=1e-3, weight_decay=0.0, batch=8, epochs=1, warmup=0),
+    schedule=Schedule("adamw", lr=1e-3, weight_decay=0.0, batch_size=8, epochs=1, warmup=0),
     norm="L2",
     eps=(Fraction(1, 2), Fraction(1)),
     standard_eps=Fraction(1, 2),
