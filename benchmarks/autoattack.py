@@ -23,13 +23,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.stage import Batch
-from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
-from robustbench_vlm.engine.estimate import Resources
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.core.threat import Threat, parse_eps
+from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.local import expect_workers, keep_freed_memory, run_jobs
-from robustbench_vlm.models.convolution import quick_at_pixels
-from robustbench_vlm.randomness import sample_keys
-from robustbench_vlm.threats import Threat, parse_eps
+from robustbench_vlm.models.fast_conv import quick_at_pixels
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 WEIGHTS = "weights/cifar10_cnn_a_adv.safetensors"

@@ -6,10 +6,10 @@ A test fails where they differ.
 import re
 from pathlib import Path
 
-from robustbench_vlm.engine.gates import GATES
+from robustbench_vlm.cli.render.protocols import protocol_document
+from robustbench_vlm.engine.warnings import GATES
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.protocols.protocol import Protocol
-from robustbench_vlm.terminal.protocols import protocol_document
+from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import TRACKS
 
 DOCS = Path(__file__).parents[1] / "docs"

@@ -14,18 +14,18 @@ from pathlib import Path
 
 import torch
 
+from robustbench_vlm.analysis.measures import attacked, walk_of
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.oracle import passes_of
+from robustbench_vlm.attacks.model import passes_of
+from robustbench_vlm.core.records import CLEAN, SampleResult
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.diagnostics import attacked, walk_of
-from robustbench_vlm.engine.estimate import Resources
-from robustbench_vlm.engine.plan import Request, make_plan
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.resolve import Request, make_plan
 from robustbench_vlm.engine.run import run_plan
 from robustbench_vlm.engine.scores import wilson
 from robustbench_vlm.engine.shard import classifier_of, load_batch
 from robustbench_vlm.engine.store import cell_folder, read_finished
 from robustbench_vlm.models.precision import arithmetic
-from robustbench_vlm.records import CLEAN, SampleResult
 
 _HEADER = ("model", "attack", "n", "clean", "last image of PGD-20", "transfer", "worst", "answer", "record")
 

@@ -22,13 +22,13 @@ from torch.nn import functional
 from torch.utils.flop_counter import FlopCounterMode
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.stage import Batch
-from robustbench_vlm.attacks.worst_case import attack_samples
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.attacks.evaluate import attack_samples
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.models.architecture import Architecture, load_architecture
-from robustbench_vlm.models.clip import Model, ZeroShotClassifier
+from robustbench_vlm.models.classifier import Model, ZeroShotClassifier
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic
-from robustbench_vlm.randomness import sample_keys
-from robustbench_vlm.threats import Threat, parse_eps
 
 TINY = Architecture(
     {

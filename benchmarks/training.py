@@ -19,15 +19,15 @@ import torchattacks
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_vlm.defenses.defense import Context
-from robustbench_vlm.models.clip import ImageEncoder
-from robustbench_vlm.models.folding import folded
-from robustbench_vlm.randomness import sample_keys
-from robustbench_vlm.training.finetuning import tower_of, train_step
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.defenses.base import Context
+from robustbench_vlm.models.classifier import ImageEncoder
+from robustbench_vlm.models.fast_resnet import folded
+from robustbench_vlm.training.distributed import Processes
+from robustbench_vlm.training.finetune import tower_of, train_step
 from robustbench_vlm.training.job import Job
-from robustbench_vlm.training.optimisation import make_optimizer
-from robustbench_vlm.training.order import Order, make_job
-from robustbench_vlm.training.processes import Processes
+from robustbench_vlm.training.optim import make_optimizer
+from robustbench_vlm.training.request import Order, make_job
 
 EPS = Fraction(6, 255)
 

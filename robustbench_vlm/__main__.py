@@ -1,5 +1,5 @@
 """`python -m robustbench_vlm` is `vlmbench`."""
 
-from robustbench_vlm.cli import main
+from robustbench_vlm.cli.main import main
 
 main()

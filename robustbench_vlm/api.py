@@ -15,28 +15,28 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.stage import Batch
-from robustbench_vlm.boards.board import Board
-from robustbench_vlm.boards.compare import compare as compare_sources
-from robustbench_vlm.boards.comparison import Comparison
-from robustbench_vlm.boards.entry import board_folder
-from robustbench_vlm.boards.ranking import make_board
-from robustbench_vlm.boards.sources import read_sources
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.comparison.compare import compare as compare_sources
+from robustbench_vlm.comparison.comparison import Comparison
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.datasets import DATASETS
-from robustbench_vlm.datasets.dataset import Prompt
-from robustbench_vlm.datasets.published import ready
-from robustbench_vlm.engine.estimate import Resources
-from robustbench_vlm.engine.plan import Request
+from robustbench_vlm.datasets.base import Prompt
+from robustbench_vlm.datasets.published.local_copy import ready
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.resolve import Request
 from robustbench_vlm.engine.results import Progress, RunResult
 from robustbench_vlm.engine.run import run
 from robustbench_vlm.engine.samples import choose_samples
 from robustbench_vlm.engine.shard import AnyModel, loaded_model
-from robustbench_vlm.errors import UserError
+from robustbench_vlm.leaderboard.board import Board
+from robustbench_vlm.leaderboard.entry import board_folder
+from robustbench_vlm.leaderboard.ranking import make_board
+from robustbench_vlm.leaderboard.sources import read_sources
 from robustbench_vlm.models.device import choose_device
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.protocols.protocol import Protocol
-from robustbench_vlm.randomness import sample_keys
-from robustbench_vlm.threats import Threat, parse_eps
+from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import TRACKS
 
 __all__ = ["Pictures", "compare", "evaluate", "leaderboard", "load_attack", "load_dataset", "load_model"]

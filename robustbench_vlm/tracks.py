@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
+from robustbench_vlm.core.registry import Registry
 from robustbench_vlm.defenses.schedule import Schedule
-from robustbench_vlm.registry import Registry
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ from PIL import Image
 from python2_pickle import python2_pickle
 from scipy.io import savemat
 
-from robustbench_vlm.datasets.originals import ORIGINALS, class_names
-from robustbench_vlm.datasets.originals.classes import hub_class_names
+from robustbench_vlm.datasets.published import ORIGINALS, class_names
+from robustbench_vlm.datasets.published.classes import hub_class_names
 
 CLASSES, EACH = 3, 2
 

@@ -14,15 +14,15 @@ import torch
 
 import robustbench_vlm
 from robustbench_vlm import compare, evaluate, leaderboard, load_attack, load_dataset, load_model
-from robustbench_vlm.attacks.worst_case import attack_samples
-from robustbench_vlm.boards.submit import submission
-from robustbench_vlm.cli import run_command
+from robustbench_vlm.attacks.evaluate import attack_samples
+from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.datasets import DATASETS
-from robustbench_vlm.datasets.dataset import image_sha256
+from robustbench_vlm.datasets.base import image_sha256
 from robustbench_vlm.engine.results import RunResult
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.protocols.embedded import MINI_QUICK
-from robustbench_vlm.records import CLEAN
+from robustbench_vlm.leaderboard.submit import submission
+from robustbench_vlm.protocols.mini import MINI_QUICK
 
 SETS = ("colours", "shapes")
 

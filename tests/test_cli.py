@@ -20,14 +20,14 @@ import pytest
 from PIL import Image
 from quickness import least_seconds
 
-from robustbench_vlm import cli
-from robustbench_vlm.cli import run_command
-from robustbench_vlm.contracts import Contract
-from robustbench_vlm.datasets.originals import ORIGINALS
-from robustbench_vlm.engine.doctor import Check
-from robustbench_vlm.protocols.embedded import MINI_QUICK
-from robustbench_vlm.terminal import catalog
-from robustbench_vlm.threats import Threat
+from robustbench_vlm.analysis.contracts import Contract
+from robustbench_vlm.analysis.doctor import Check
+from robustbench_vlm.cli import catalog
+from robustbench_vlm.cli import main as cli
+from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.threat import Threat
+from robustbench_vlm.datasets.published import ORIGINALS
+from robustbench_vlm.protocols.mini import MINI_QUICK
 from robustbench_vlm.tracks import MINI
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
@@ -197,7 +197,7 @@ def test_a_card_file_and_a_family_are_shown(
 def test_checks_that_fail_give_exit_code_1(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
     assert document("check", "datasets", "colours")["passed"] is True
     broken = [Contract("holds", True), Contract("breaks", False, "seen")]
-    monkeypatch.setattr("robustbench_vlm.contracts.check", lambda *arguments, **options: broken)
+    monkeypatch.setattr("robustbench_vlm.analysis.contracts.check", lambda *arguments, **options: broken)
     found = document("check", "dataset", "colours", code=1)
     assert found["passed"] is False
     assert found["checks"][1] == {"name": "breaks", "passed": False, "detail": "seen"}
@@ -210,7 +210,7 @@ def test_the_doctor_reports(document: Document, monkeypatch: pytest.MonkeyPatch)
         asked.append((track, model))
         return [Check("holds", True, "seen")]
 
-    monkeypatch.setattr("robustbench_vlm.engine.doctor.doctor", examine)
+    monkeypatch.setattr("robustbench_vlm.analysis.doctor.doctor", examine)
     found = document("doctor", "--model", "other")
     assert found == {"passed": True, "checks": [{"name": "holds", "passed": True, "detail": "seen"}]}
     assert asked == [("mini", "other")]
@@ -333,7 +333,8 @@ def test_an_unreadable_picture_is_named_or_counted(document: Document, quick: li
 
 def test_help_is_quick_and_imports_nothing_heavy() -> None:
     program = (
-        "import sys, robustbench_vlm.cli as c; c.run_command(['run', '--help']); print(*sys.modules, file=sys.stderr)"
+        "import sys, robustbench_vlm.cli.main as c; c.run_command(['run', '--help']);"
+        " print(*sys.modules, file=sys.stderr)"
     )
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert "vlmbench run --model agft --attack autoattack" in answer.stdout

@@ -12,16 +12,16 @@ import typer
 from quickness import least_seconds
 
 from robustbench_vlm.attacks import ATTACKS
-from robustbench_vlm.cli import app
+from robustbench_vlm.cli import catalog, completion
+from robustbench_vlm.cli.main import app
+from robustbench_vlm.core.threat import NORMS
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.models import card_names
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.terminal import catalog, completion
-from robustbench_vlm.threats import NORMS
 from robustbench_vlm.tracks import TRACKS
 
-PROGRAM = "from robustbench_vlm.cli import main; main()"
+PROGRAM = "from robustbench_vlm.cli.main import main; main()"
 
 
 @pytest.fixture(scope="module")

@@ -11,11 +11,11 @@ import pytest
 from made_up_sets import make, make_shards
 from PIL import Image
 
-from robustbench_vlm.cli import run_command
+from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.datasets import DATASETS
-from robustbench_vlm.datasets.originals import ORIGINALS
-from robustbench_vlm.datasets.published import is_other_split, located, ready
-from robustbench_vlm.engine.plan import Request, make_plan
+from robustbench_vlm.datasets.published import ORIGINALS
+from robustbench_vlm.datasets.published.local_copy import is_other_split, located, ready
+from robustbench_vlm.engine.resolve import Request, make_plan
 from robustbench_vlm.tracks import ZEROSHOT15
 
 

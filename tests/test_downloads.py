@@ -17,10 +17,11 @@ from typing import Any
 
 import pytest
 
-from robustbench_vlm import answers, downloads
-from robustbench_vlm.downloads import download, hub_url
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import cache_folder
+from robustbench_vlm.core import download as downloads
+from robustbench_vlm.core import http as answers
+from robustbench_vlm.core.download import download, hub_url
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import cache_folder
 
 CONTENT = b"".join(number.to_bytes(4, "big") for number in range(750_000))
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
@@ -384,7 +385,7 @@ def test_too_little_space_is_said_before_anything_is_written(
 def test_a_disk_that_fills_up_on_the_way_keeps_the_part(serve: Callable[..., Server], path: Path) -> None:
     url = serve(whole).url
     program = (
-        "import sys; from pathlib import Path; from robustbench_vlm.downloads import download\n"
+        "import sys; from pathlib import Path; from robustbench_vlm.core.download import download\n"
         "try: download(sys.argv[1], Path(sys.argv[2]))\nexcept ValueError as error: sys.exit(str(error))"
     )
     limit = functools.partial(resource.setrlimit, resource.RLIMIT_FSIZE, (2_000_000, 2_000_000))

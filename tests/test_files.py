@@ -13,8 +13,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import explained, inside, package_folder, read_ahead, sha256_of, write_text, write_whole
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import explained, inside, package_folder, read_ahead, sha256_of, write_text, write_whole
 
 
 def test_a_file_is_written_whole_and_read_by_all(tmp_path: Path) -> None:

@@ -7,22 +7,20 @@ from pathlib import Path
 import pytest
 
 from robustbench_vlm.defenses import DEFENSES
-from robustbench_vlm.procedures import PROCEDURES
+from robustbench_vlm.test_time import PROCEDURES
 from robustbench_vlm.tracks import TRACKS
 
 PACKAGE = Path(__file__).parents[1] / "robustbench_vlm"
 LAYERS = (
-    ("errors",),
-    ("registry", "randomness", "records", "files", "threats", "progress"),
-    ("answers",),
-    ("downloads",),
+    ("core",),
     ("models", "datasets", "attacks"),
-    ("defenses", "procedures"),
+    ("defenses", "test_time"),
     ("tracks", "protocols"),
     ("training", "engine"),
-    ("contracts",),
-    ("boards",),
-    ("api", "terminal"),
+    ("analysis",),
+    ("comparison",),
+    ("leaderboard",),
+    ("api",),
     ("cli",),
     ("__main__",),
 )
@@ -64,10 +62,10 @@ def test_a_module_imports_only_lower_layers_and_its_own_folder(module: str) -> N
 @pytest.mark.parametrize(
     ("module", "source", "found"),
     [
-        ("attacks/pgd.py", "from robustbench_vlm.models.clip import Model", ["models"]),
-        ("records.py", "def f():\n    from robustbench_vlm import tracks", ["tracks"]),
-        ("engine/run.py", "import robustbench_vlm.cli\nfrom robustbench_vlm.engine.plan import Plan", ["cli"]),
-        ("cli.py", "from robustbench_vlm import __version__\nfrom robustbench_vlm.engine import run", []),
+        ("attacks/pgd.py", "from robustbench_vlm.models.classifier import Model", ["models"]),
+        ("core/records.py", "def f():\n    from robustbench_vlm import tracks", ["tracks"]),
+        ("engine/run.py", "import robustbench_vlm.cli.main\nfrom robustbench_vlm.engine.resolve import Plan", ["cli"]),
+        ("cli/main.py", "from robustbench_vlm import __version__\nfrom robustbench_vlm.engine import run", []),
     ],
 )
 def test_a_breach_is_seen(module: str, source: str, found: list[str]) -> None:

@@ -5,8 +5,8 @@ from typing import Any
 import pytest
 import typer
 
-from robustbench_vlm.cli import app
-from robustbench_vlm.terminal.look import SHOWN
+from robustbench_vlm.cli.look import SHOWN
+from robustbench_vlm.cli.main import app
 
 REQUEST = """--address --attack --batch --data --dataset --device --engine --eps --images --json --model --norm --out
  --prompt --protocol --samples --skip-unreadable --track --workers"""

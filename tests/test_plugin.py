@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_vlm.cli import run_command
+from robustbench_vlm.cli.main import run_command
 
 PACKAGE = Path(__file__).parent / "plugin_package"
 VALUES = {

@@ -8,15 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.stage import Attack, Stage
-from robustbench_vlm.cli import run_command
+from robustbench_vlm.attacks.base import Attack, Stage
+from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import fingerprint
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.rendered import SHAPES
-from robustbench_vlm.errors import UserError
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.protocols.embedded import MINI, MINI_QUICK
-from robustbench_vlm.protocols.protocol import Protocol
-from robustbench_vlm.records import fingerprint
+from robustbench_vlm.protocols.base import Protocol
+from robustbench_vlm.protocols.mini import MINI, MINI_QUICK
 from robustbench_vlm.tracks import ZEROSHOT15
 
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from robustbench_vlm import randomness
-from robustbench_vlm.randomness import bits, derive, integers, key_of, normal, sample_keys, signs, uniform
+from robustbench_vlm.core import random as randomness
+from robustbench_vlm.core.random import bits, derive, integers, key_of, normal, sample_keys, signs, uniform
 
 KEYS = sample_keys(0, "cifar10", [str(n) for n in range(200)])
 ALMOST_NEVER = 1e-4

@@ -11,19 +11,19 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, PILToTensor, Resize
 
-from robustbench_vlm.cli import run_command
-from robustbench_vlm.contracts import check
+from robustbench_vlm.analysis.contracts import check
+from robustbench_vlm.analysis.doctor import doctor
+from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.registry import Registry
 from robustbench_vlm.datasets import DATASETS
-from robustbench_vlm.datasets.originals import class_names
-from robustbench_vlm.datasets.published import ready
+from robustbench_vlm.datasets.published import class_names
+from robustbench_vlm.datasets.published.local_copy import ready
 from robustbench_vlm.datasets.transform import Transform
-from robustbench_vlm.engine.doctor import doctor
-from robustbench_vlm.engine.plan import Request, make_plan
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.models import clip
+from robustbench_vlm.engine.resolve import Request, make_plan
+from robustbench_vlm.models import classifier as clip
 from robustbench_vlm.models.architecture import load_architecture
-from robustbench_vlm.models.clip import load_model
-from robustbench_vlm.registry import Registry
+from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.tracks import ZEROSHOT15
 from robustbench_vlm.training.commands import pretrain_base
 
@@ -73,7 +73,9 @@ WRONG = dataclasses.replace(ZEROSHOT15, base="open_clip:ViT-B-33/openai")
 
 
 def test_a_track_whose_base_is_no_architecture_breaks_a_contract(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robustbench_vlm.contracts.TRACKS", Registry("track", {"wrong": "test_real_track:WRONG"}))
+    monkeypatch.setattr(
+        "robustbench_vlm.analysis.contracts.TRACKS", Registry("track", {"wrong": "test_real_track:WRONG"})
+    )
     (failed,) = [contract for contract in check("track", "wrong") if not contract.passed]
     assert "undefended model" in failed.name
 

@@ -8,16 +8,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustbench_vlm import registry
 from robustbench_vlm.attacks import ATTACKS
-from robustbench_vlm.cli import run_command
+from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core import registry
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.registry import Registry, unknown
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.defenses import DEFENSES
-from robustbench_vlm.errors import UserError
 from robustbench_vlm.models import ARCHITECTURES, MODELS, card_names
 from robustbench_vlm.models.card import find_card
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.registry import Registry, unknown
 from robustbench_vlm.tracks import TRACKS
 
 ALL = (ATTACKS, DATASETS, DEFENSES, ARCHITECTURES, MODELS, PROTOCOLS, TRACKS)

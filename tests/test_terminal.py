@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from robustbench_vlm.terminal.catalog import Entry, document_lines, entry_lines
-from robustbench_vlm.terminal.layout import Columns, table, wrapped
-from robustbench_vlm.terminal.screen import duration, printable
+from robustbench_vlm.cli.catalog import Entry, document_lines, entry_lines
+from robustbench_vlm.cli.render.layout import Columns, table, wrapped
+from robustbench_vlm.cli.render.screen import duration, printable
 
 COLUMNS = Columns(("model", "eps"), "name", ("n", "share"), "notes")
 WORDS = st.text(st.characters(categories=["L", "N", "P", "S", "M"]), min_size=1, max_size=30)

@@ -6,13 +6,13 @@ import pytest
 import torch
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.stage import Batch
-from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS
-from robustbench_vlm.models.clip import load_model
-from robustbench_vlm.protocols.embedded import MINI
-from robustbench_vlm.randomness import sample_keys
-from robustbench_vlm.threats import Threat
+from robustbench_vlm.models.classifier import load_model
+from robustbench_vlm.protocols.mini import MINI
 from robustbench_vlm.tracks import MINI as TRACK
 
 Attacked = Callable[[str, str, str, int], WorstCase]

@@ -3,28 +3,28 @@
 import importlib
 from typing import TYPE_CHECKING
 
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.registry import Registry, unknown
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.registry import Registry, unknown
 
 if TYPE_CHECKING:
-    from robustbench_vlm.attacks.stage import Attack
+    from robustbench_vlm.attacks.base import Attack
 
 ATTACKS = Registry(
     "attack",
     {
-        "fgsm": "robustbench_vlm.attacks.standard:FGSM",
-        "pgd-10": "robustbench_vlm.attacks.standard:PGD_10",
-        "pgd-20": "robustbench_vlm.attacks.standard:PGD_20",
-        "pgd-50": "robustbench_vlm.attacks.standard:PGD_50",
-        "pgd-100": "robustbench_vlm.attacks.standard:PGD_100",
-        "cw": "robustbench_vlm.attacks.standard:CW",
-        "apgd-ce": "robustbench_vlm.attacks.standard:APGD_CE",
-        "apgd-dlr": "robustbench_vlm.attacks.standard:APGD_DLR",
-        "apgd-t": "robustbench_vlm.attacks.standard:APGD_T",
-        "fab-t": "robustbench_vlm.attacks.standard:FAB_T",
-        "square": "robustbench_vlm.attacks.standard:SQUARE",
-        "autoattack": "robustbench_vlm.attacks.standard:AUTOATTACK",
-        "pyautoattack": "robustbench_vlm.attacks.standard:PYAUTOATTACK",
+        "fgsm": "robustbench_vlm.attacks.autoattack:FGSM",
+        "pgd-10": "robustbench_vlm.attacks.autoattack:PGD_10",
+        "pgd-20": "robustbench_vlm.attacks.autoattack:PGD_20",
+        "pgd-50": "robustbench_vlm.attacks.autoattack:PGD_50",
+        "pgd-100": "robustbench_vlm.attacks.autoattack:PGD_100",
+        "cw": "robustbench_vlm.attacks.autoattack:CW",
+        "apgd-ce": "robustbench_vlm.attacks.autoattack:APGD_CE",
+        "apgd-dlr": "robustbench_vlm.attacks.autoattack:APGD_DLR",
+        "apgd-t": "robustbench_vlm.attacks.autoattack:APGD_T",
+        "fab-t": "robustbench_vlm.attacks.autoattack:FAB_T",
+        "square": "robustbench_vlm.attacks.autoattack:SQUARE",
+        "autoattack": "robustbench_vlm.attacks.autoattack:AUTOATTACK",
+        "pyautoattack": "robustbench_vlm.attacks.autoattack:PYAUTOATTACK",
         "agft-autoattack": "robustbench_vlm.attacks.published:AGFT_AUTOATTACK",
         "agft-cw": "robustbench_vlm.attacks.published:AGFT_CW",
         "fare-autoattack": "robustbench_vlm.attacks.published:FARE_AUTOATTACK",
@@ -34,9 +34,9 @@ ATTACKS = Registry(
 )
 
 FAMILIES = {
-    "pgd-": ("pgd-N", "robustbench_vlm.attacks.standard:pgd_named"),
-    "pyautoattack:": ("pyautoattack:NAME", "robustbench_vlm.attacks.standard:pyautoattack_named"),
-    "torchattacks:": ("torchattacks:NAME", "robustbench_vlm.attacks.standard:torchattacks_named"),
+    "pgd-": ("pgd-N", "robustbench_vlm.attacks.autoattack:pgd_named"),
+    "pyautoattack:": ("pyautoattack:NAME", "robustbench_vlm.attacks.autoattack:pyautoattack_named"),
+    "torchattacks:": ("torchattacks:NAME", "robustbench_vlm.attacks.autoattack:torchattacks_named"),
 }
 """Name prefix -> how people write the family, and the function that makes the attack from the rest of the name."""
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.balls import Ball, as_factor, ball_around
+from robustbench_vlm.attacks.base import Batch, Logits, Outcome, Stage, calls_per_target
+from robustbench_vlm.attacks.batching import Rows, put, run_in_slots, take
 from robustbench_vlm.attacks.losses import LOSSES, loss_notes, ranked_targets
-from robustbench_vlm.attacks.oracle import Oracle
-from robustbench_vlm.attacks.slots import Rows, put, run_in_slots, take
-from robustbench_vlm.attacks.stage import Batch, Logits, Outcome, Stage, calls_per_target
-from robustbench_vlm.threats import Threat
+from robustbench_vlm.attacks.model import Oracle
+from robustbench_vlm.attacks.projections import Ball, as_factor, ball_around
+from robustbench_vlm.core.threat import Threat
 
 _MOMENTUM = 0.75
 _RISES = 0.75

@@ -12,13 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.balls import as_factor
+from robustbench_vlm.attacks.base import Batch, Logits, Outcome, Stage, calls_per_target
+from robustbench_vlm.attacks.batching import Rows, run_in_slots
 from robustbench_vlm.attacks.hyperplane import Hyperplanes
 from robustbench_vlm.attacks.losses import ranked_targets, targeted_margin
-from robustbench_vlm.attacks.oracle import Oracle
-from robustbench_vlm.attacks.slots import Rows, run_in_slots
-from robustbench_vlm.attacks.stage import Batch, Logits, Outcome, Stage, calls_per_target
-from robustbench_vlm.threats import Threat
+from robustbench_vlm.attacks.model import Oracle
+from robustbench_vlm.attacks.projections import as_factor
+from robustbench_vlm.core.threat import Threat
 
 
 @dataclass

@@ -3,9 +3,9 @@
 from typing import Any
 
 from robustbench_vlm.attacks.apgd import apgd_stage
-from robustbench_vlm.attacks.gradient import pgd_stage
-from robustbench_vlm.attacks.stage import Attack, Stage
-from robustbench_vlm.attacks.standard import one_stage
+from robustbench_vlm.attacks.autoattack import one_stage
+from robustbench_vlm.attacks.base import Attack, Stage
+from robustbench_vlm.attacks.pgd import pgd_stage
 
 
 def _apgd(name: str, loss: str, *, steps: int, targets: int = 0, restarts: int = 1) -> Stage:

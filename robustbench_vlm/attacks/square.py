@@ -15,13 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.balls import as_factor
+from robustbench_vlm.attacks.base import Batch, Logits, Outcome, Stage
+from robustbench_vlm.attacks.batching import Rows, run_in_slots
 from robustbench_vlm.attacks.losses import margin
-from robustbench_vlm.attacks.oracle import Oracle
-from robustbench_vlm.attacks.slots import Rows, run_in_slots
-from robustbench_vlm.attacks.squares import PROPOSALS, Samples
-from robustbench_vlm.attacks.stage import Batch, Logits, Outcome, Stage
-from robustbench_vlm.threats import Threat
+from robustbench_vlm.attacks.model import Oracle
+from robustbench_vlm.attacks.projections import as_factor
+from robustbench_vlm.attacks.square_proposals import PROPOSALS, Samples
+from robustbench_vlm.core.threat import Threat
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """After these queries the share of the image that a square covers is halved."""

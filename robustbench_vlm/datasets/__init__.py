@@ -1,9 +1,9 @@
 """Data sets: named pictures with class names and prompts."""
 
-from robustbench_vlm.registry import Registry
+from robustbench_vlm.core.registry import Registry
 
 _RENDERED = "robustbench_vlm.datasets.rendered"
-_PUBLISHED = "robustbench_vlm.datasets.published"
+_PUBLISHED = "robustbench_vlm.datasets.published.local_copy"
 
 DATASETS = Registry(
     "dataset",
@@ -20,7 +20,7 @@ DATASETS = Registry(
         "day-night": f"{_RENDERED}:DAY_NIGHT",
         "outlines": f"{_RENDERED}:OUTLINES",
         "low-contrast": f"{_RENDERED}:LOW_CONTRAST",
-        "handwritten": "robustbench_vlm.datasets.digits:HANDWRITTEN",
+        "handwritten": "robustbench_vlm.datasets.handwritten:HANDWRITTEN",
         "scenes": f"{_RENDERED}:SCENES",
         "caltech101": f"{_PUBLISHED}:CALTECH101",
         "caltech256": f"{_PUBLISHED}:CALTECH256",

@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from robustbench_vlm.datasets.dataset import UnreadableImage, image_sha256
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import read_ahead
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import read_ahead
+from robustbench_vlm.datasets.base import UnreadableImage, image_sha256
 
 if TYPE_CHECKING:
     import numpy

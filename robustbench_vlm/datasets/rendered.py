@@ -10,8 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_vlm import randomness
-from robustbench_vlm.datasets.dataset import Dataset
+from robustbench_vlm.core import random as randomness
+from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.world import vocabulary as words
 from robustbench_vlm.datasets.world.captions import article, plural
 from robustbench_vlm.datasets.world.drawing import SIDE, draw

@@ -1,6 +1,6 @@
 """Defenses: training recipes, one file each."""
 
-from robustbench_vlm.registry import Registry
+from robustbench_vlm.core.registry import Registry
 
 DEFENSES = Registry(
     "defense",

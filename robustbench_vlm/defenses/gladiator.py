@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm import randomness
-from robustbench_vlm.defenses.defense import Context, Defense, InnerAttack, Schedule, logits
-from robustbench_vlm.errors import UserError
+from robustbench_vlm.core import random as randomness
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.defenses.base import Context, Defense, InnerAttack, Schedule, logits
 
 _TINY = 1e-12
 

@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_vlm.defenses import fare
-from robustbench_vlm.defenses.defense import Context, Defense, InnerAttack, Schedule
+from robustbench_vlm.defenses.base import Context, Defense, InnerAttack, Schedule
 
 
 def loss(context: Context, images: Tensor) -> Tensor:

@@ -6,7 +6,7 @@ from fractions import Fraction
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.defenses.defense import Context, Defense, InnerAttack, Schedule, logits
+from robustbench_vlm.defenses.base import Context, Defense, InnerAttack, Schedule, logits
 
 
 def loss(context: Context, images: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_vlm.defenses import tecoa
-from robustbench_vlm.defenses.defense import Context, Defense, InnerAttack, Schedule, logits
+from robustbench_vlm.defenses.base import Context, Defense, InnerAttack, Schedule, logits
 
 _TINY = 1e-12
 

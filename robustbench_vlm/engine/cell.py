@@ -5,11 +5,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from robustbench_vlm.attacks.stage import Attack
-from robustbench_vlm.datasets.dataset import Dataset
-from robustbench_vlm.protocols.protocol import Protocol
-from robustbench_vlm.records import fingerprint, plain
-from robustbench_vlm.threats import Threat
+from robustbench_vlm.attacks.base import Attack
+from robustbench_vlm.core.records import fingerprint, plain
+from robustbench_vlm.core.threat import Threat
+from robustbench_vlm.datasets.base import Dataset
+from robustbench_vlm.protocols.base import Protocol
 
 
 @dataclass(frozen=True)

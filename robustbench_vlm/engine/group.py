@@ -4,13 +4,13 @@ import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.estimate import Resources
+from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.memory import with_fitting_slots
 from robustbench_vlm.engine.shard import Attacked, attack_shards
 from robustbench_vlm.engine.store import Finished, missing_ranges
-from robustbench_vlm.records import SampleResult
-from robustbench_vlm.threats import Threat
 
 _SHARDS = 2
 """Whole shards, or whole batches, in a group: half of its samples may fall early, and the others still fill a batch."""

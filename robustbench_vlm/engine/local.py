@@ -17,9 +17,9 @@ from typing import Any, Generic
 
 import torch
 
-from robustbench_vlm.engine.engines import Answer, Engine, Job, WorkerDied, attempt
-from robustbench_vlm.engine.estimate import Resources, cores
-from robustbench_vlm.errors import UserError
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.engine.backends import Answer, Engine, Job, WorkerDied, attempt
+from robustbench_vlm.engine.cost import Resources, cores
 
 _MALLOPT = {-3: 2**25, -1: 2**31 - 1, -2: 2**26}
 """GNU C library: blocks to take from the heap (at most so large), free memory to keep on top, and to take at once."""

@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
+from robustbench_vlm.core.files import write_text
+from robustbench_vlm.core.records import Score, plain
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.estimate import Resources
-from robustbench_vlm.files import write_text
-from robustbench_vlm.records import Score, plain
+from robustbench_vlm.engine.cost import Resources
 
 MANIFEST = "manifest.json"
 SCORES = "scores.csv"

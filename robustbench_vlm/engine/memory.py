@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import torch
 
-from robustbench_vlm.errors import UserError
+from robustbench_vlm.core.errors import UserError
 
 CPU_SLOTS = 64
 """More are no faster on a CPU."""

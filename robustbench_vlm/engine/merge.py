@@ -3,9 +3,9 @@
 from collections import Counter
 from collections.abc import Sequence
 
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.store import Piece
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.records import SampleResult
 
 
 def merge(pieces: Sequence[Piece], ids: Sequence[str]) -> list[SampleResult]:

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustbench_vlm.core.records import Accuracy, Score, fingerprint, plain
 from robustbench_vlm.engine.scores import wilson
 from robustbench_vlm.engine.store import read_cell
-from robustbench_vlm.records import Score, fingerprint, plain
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -184,3 +184,8 @@ def mean_interval(shares: Sequence[float], counts: Sequence[int]) -> tuple[float
     variance = sum(share * (1 - share) / max(n - 1, 1) for share, n in zip(adjusted, counts, strict=True))
     mean, half = sum(shares) / len(shares), _QUANTILE * math.sqrt(variance) / len(shares)
     return max(0.0, mean - half), min(1.0, mean + half)
+
+
+def mean_share(shares: Sequence[float], counts: Sequence[int]) -> Accuracy:
+    """Return the unweighted mean of shares, each of so many samples of its own data set, with `mean_interval`."""
+    return Accuracy(sum(shares) / len(shares), *mean_interval(shares, counts), sum(counts))

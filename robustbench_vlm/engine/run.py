@@ -7,13 +7,13 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
+from robustbench_vlm.core.records import SampleResult, Score, fingerprint
+from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.engines import ENGINES, Engine
-from robustbench_vlm.engine.gates import with_comparisons
 from robustbench_vlm.engine.group import missing_groups, run_group
 from robustbench_vlm.engine.manifest import Line, Made, write_manifest
 from robustbench_vlm.engine.merge import merge
-from robustbench_vlm.engine.plan import Plan, Request, make_plan
+from robustbench_vlm.engine.resolve import Plan, Request, make_plan
 from robustbench_vlm.engine.results import Mean, Progress, RunResult, Table, mean_of
 from robustbench_vlm.engine.scores import score
 from robustbench_vlm.engine.store import (
@@ -24,7 +24,7 @@ from robustbench_vlm.engine.store import (
     run_folder,
     write_shard,
 )
-from robustbench_vlm.records import SampleResult, Score, fingerprint
+from robustbench_vlm.engine.warnings import with_comparisons
 
 __all__ = ["Mean", "Progress", "RunResult", "Table", "run", "run_plan"]
 

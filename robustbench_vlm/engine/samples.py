@@ -2,11 +2,11 @@
 
 from collections.abc import Sequence
 
-from robustbench_vlm.datasets.dataset import Dataset, Source, UnreadableImage, image_sha256
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.datasets.base import Dataset, Source, UnreadableImage, image_sha256
 from robustbench_vlm.datasets.prepared import PreparedSource
 from robustbench_vlm.engine.cell import Samples
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.protocols.protocol import Protocol
+from robustbench_vlm.protocols.base import Protocol
 
 _AT_ONCE = 256
 """Pictures held in memory while their digests are taken."""

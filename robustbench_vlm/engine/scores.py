@@ -3,9 +3,9 @@
 from collections.abc import Sequence
 from typing import Any
 
+from robustbench_vlm.core.records import CLEAN, SampleResult, Score
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.gates import cell_warnings
-from robustbench_vlm.records import CLEAN, SampleResult, Score
+from robustbench_vlm.engine.warnings import cell_warnings
 
 
 def score(cell: Cell, results: Sequence[SampleResult]) -> Score:

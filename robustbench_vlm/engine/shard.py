@@ -9,19 +9,24 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.oracle import MixedLogits
-from robustbench_vlm.attacks.probes import MATES, UNSTABLE, probe, probe_passes
-from robustbench_vlm.attacks.stage import Attack, Batch, Logits
-from robustbench_vlm.attacks.worst_case import WorstCase, attack_samples
-from robustbench_vlm.datasets.dataset import image_sha256
+from robustbench_vlm.attacks.base import Attack, Batch, Logits
+from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
+from robustbench_vlm.attacks.model import MixedLogits
+from robustbench_vlm.attacks.sanity import MATES, UNSTABLE, probe, probe_passes
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.datasets.base import image_sha256
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.estimate import Resources
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.models.clip import Model, ZeroShotClassifier, load_model
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.models.classifier import Model, ZeroShotClassifier, load_model
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic
-from robustbench_vlm.procedures.classifier import ProcedureClassifier, ProcedureModel, procedure_model, split_reference
-from robustbench_vlm.randomness import sample_keys
-from robustbench_vlm.records import SampleResult
+from robustbench_vlm.test_time.defended_model import (
+    ProcedureClassifier,
+    ProcedureModel,
+    procedure_model,
+    split_reference,
+)
 from robustbench_vlm.tracks import TRACKS
 
 AnyModel = Model | ProcedureModel

@@ -11,10 +11,10 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import explained, write_whole
+from robustbench_vlm.core.records import SampleResult, fingerprint
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import explained, write_whole
-from robustbench_vlm.records import SampleResult, fingerprint
 
 if TYPE_CHECKING:
     from pyarrow import Table

@@ -6,9 +6,9 @@ from typing import Any
 
 from torch import nn
 
-from robustbench_vlm.errors import UserError
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models import ARCHITECTURES
-from robustbench_vlm.registry import unknown
 
 OPEN_CLIP = "open_clip:"
 """What stands before the names of open_clip's own architectures."""

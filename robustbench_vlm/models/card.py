@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import package_folder, write_text
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import package_folder, write_text
+from robustbench_vlm.core.records import plain
+from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models import MODELS, card_names
 from robustbench_vlm.models.architecture import OPEN_CLIP
-from robustbench_vlm.records import plain
-from robustbench_vlm.registry import unknown
 
 Pixels = tuple[float, float, float]
 

@@ -2,7 +2,7 @@
 
 import torch
 
-from robustbench_vlm.errors import UserError
+from robustbench_vlm.core.errors import UserError
 
 
 def check_device(name: str) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from robustbench_vlm.errors import UserError
+from robustbench_vlm.core.errors import UserError
 
 
 @dataclass(frozen=True)

@@ -7,12 +7,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robustbench_vlm.downloads import Tell, download, hub_url
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import cache_folder, inside, sha256_of, write_text
+from robustbench_vlm.core.download import Tell, download, hub_url
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import cache_folder, inside, sha256_of, write_text
 from robustbench_vlm.models.card import Weights
-from robustbench_vlm.models.checkpoints import read_checkpoint
-from robustbench_vlm.models.layouts import Towers, towers_of
+from robustbench_vlm.models.checkpoint_files import read_checkpoint
+from robustbench_vlm.models.checkpoint_formats import Towers, towers_of
 
 _HUB = "hf:"
 

@@ -1,8 +1,8 @@
 """Protocols: what turns a model, a data set and an attack into a number, by name. Importing this imports no torch."""
 
-from robustbench_vlm.registry import Registry
+from robustbench_vlm.core.registry import Registry
 
-_EMBEDDED, _REAL = "robustbench_vlm.protocols.embedded", "robustbench_vlm.protocols.real"
+_EMBEDDED, _REAL = "robustbench_vlm.protocols.mini", "robustbench_vlm.protocols.zeroshot15"
 
 PROTOCOLS = Registry(
     "protocol",

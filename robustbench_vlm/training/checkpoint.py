@@ -7,8 +7,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import write_whole
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import write_whole
 
 
 @dataclass(frozen=True)

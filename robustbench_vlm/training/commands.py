@@ -7,20 +7,20 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import explained
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import explained
+from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.records import plain
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.architecture import OPEN_CLIP, load_architecture
 from robustbench_vlm.models.card import ModelCard, Weights, find_card, write_card
-from robustbench_vlm.models.saving import copy_weights, save_weights, split_towers
-from robustbench_vlm.progress import Tell
-from robustbench_vlm.records import plain
+from robustbench_vlm.models.tower_files import copy_weights, save_weights, split_towers
 from robustbench_vlm.tracks import TRACKS, Track
-from robustbench_vlm.training.finetuning import Place, finetune
+from robustbench_vlm.training.finetune import Place, finetune
 from robustbench_vlm.training.job import Job
 from robustbench_vlm.training.log import plot_log, read_log
-from robustbench_vlm.training.order import Order, make_job
-from robustbench_vlm.training.pretraining import Settings, pretrain
+from robustbench_vlm.training.pretrain import Settings, pretrain
+from robustbench_vlm.training.request import Order, make_job
 
 
 def pretrain_base(track_name: str, folder: Path, tell: Tell, settings: Settings | None = None) -> Path:

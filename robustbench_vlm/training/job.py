@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
-from robustbench_vlm.datasets.dataset import Dataset
-from robustbench_vlm.defenses.defense import Defense, Schedule
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.models.clip import Model
-from robustbench_vlm.records import fingerprint
-from robustbench_vlm.training.pictures import Pictures
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.datasets.base import Dataset
+from robustbench_vlm.defenses.base import Defense, Schedule
+from robustbench_vlm.models.classifier import Model
+from robustbench_vlm.training.data import Pictures
 
 PRECISIONS = ("float32", "bfloat16")
 

@@ -4,7 +4,7 @@ import csv
 from dataclasses import astuple, dataclass, fields
 from pathlib import Path
 
-from robustbench_vlm.files import save_figure, write_whole
+from robustbench_vlm.core.files import save_figure, write_whole
 
 
 @dataclass(frozen=True)

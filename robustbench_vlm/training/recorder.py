@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.progress import Tell
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.progress import Tell
 from robustbench_vlm.training.checkpoint import Checkpoint
 from robustbench_vlm.training.log import Log, Row
 

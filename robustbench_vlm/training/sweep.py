@@ -18,22 +18,22 @@ import torch
 from torch import nn
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.stage import Batch
-from robustbench_vlm.attacks.worst_case import attack_samples
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import write_text, write_whole
-from robustbench_vlm.models.clip import ImageEncoder, ZeroShotClassifier
-from robustbench_vlm.models.convolution import quick_at_pixels
-from robustbench_vlm.models.folding import folded
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.attacks.evaluate import attack_samples
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import write_text, write_whole
+from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.core.threat import Threat
+from robustbench_vlm.models.classifier import ImageEncoder, ZeroShotClassifier
+from robustbench_vlm.models.fast_conv import quick_at_pixels
+from robustbench_vlm.models.fast_resnet import folded
 from robustbench_vlm.models.precision import arithmetic
-from robustbench_vlm.progress import Tell
-from robustbench_vlm.randomness import sample_keys
-from robustbench_vlm.threats import Threat
-from robustbench_vlm.training.finetuning import Place, finetune
+from robustbench_vlm.training.data import Pictures
+from robustbench_vlm.training.finetune import Place, finetune
 from robustbench_vlm.training.job import Job
-from robustbench_vlm.training.order import Order, make_sweep_job, vary
-from robustbench_vlm.training.pictures import Pictures
 from robustbench_vlm.training.recorder import Diverged
+from robustbench_vlm.training.request import Order, make_sweep_job, vary
 
 ATTACK = "pgd-10"
 _AT_ONCE = 128

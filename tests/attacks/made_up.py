@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from robustbench_vlm.attacks.stage import Attack, Batch
-from robustbench_vlm.randomness import sample_keys
-from robustbench_vlm.threats import Threat
+from robustbench_vlm.attacks.base import Attack, Batch
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.core.threat import Threat
 
 SIDE = 8
 SHORT: Mapping[str, Mapping[str, Any]] = {

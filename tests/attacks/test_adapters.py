@@ -11,9 +11,9 @@ import torch
 from made_up import halving_threat, network, samples
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.worst_case import attack_samples
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.threats import NORMS, Threat
+from robustbench_vlm.attacks.evaluate import attack_samples
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.threat import NORMS, Threat
 
 MODEL = network("conv", 10)
 BATCH = samples(MODEL, 10, halving_threat(MODEL, 10, "Linf"), 8)

@@ -8,6 +8,7 @@ from made_up import SHORT, halving_threat, network, samples, with_parameters
 from torch.nn import functional
 
 from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.attacks.losses import (
     LOSSES,
     cross_entropy,
@@ -18,7 +19,6 @@ from robustbench_vlm.attacks.losses import (
     targeted_dlr,
     targeted_margin,
 )
-from robustbench_vlm.attacks.worst_case import attack_samples
 
 SCALE_FREE = ("cw", "apgd-dlr", "apgd-t", "fab-t", "square")
 

@@ -5,7 +5,7 @@ import torch
 from made_up import halving_threat, linear_distances, network, samples
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.worst_case import attack_samples
+from robustbench_vlm.attacks.evaluate import attack_samples
 
 CLASSES = (2, 3, 5, 10, 100, 1000)
 

@@ -10,10 +10,10 @@ from made_up import SHORT, halving_threat, network, samples, with_parameters
 from torch import Tensor, nn
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.oracle import MixedLogits, logits_of
-from robustbench_vlm.attacks.stage import Batch
-from robustbench_vlm.attacks.worst_case import attack_samples
-from robustbench_vlm.errors import UserError
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.attacks.evaluate import attack_samples
+from robustbench_vlm.attacks.model import MixedLogits, logits_of
+from robustbench_vlm.core.errors import UserError
 
 
 class Union(nn.Module):

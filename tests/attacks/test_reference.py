@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.worst_case import attack_samples
+from robustbench_vlm.attacks.evaluate import attack_samples
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 # As for a script that is run: its own folder is where it looks for what it shares with the others.

@@ -6,9 +6,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up import halving_threat, network, samples, threat_of
 
-from robustbench_vlm.attacks.slots import Rows
+from robustbench_vlm.attacks.batching import Rows
 from robustbench_vlm.attacks.square import Square, square
-from robustbench_vlm.attacks.squares import PROPOSALS
+from robustbench_vlm.attacks.square_proposals import PROPOSALS
 
 EPS = {"Linf": 0.1, "L2": 0.9}
 

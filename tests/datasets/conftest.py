@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import pytest
 from hub_server import Server
 
-from robustbench_vlm import downloads
+from robustbench_vlm.core import download as downloads
 
 
 @pytest.fixture

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_vlm.datasets.originals import ORIGINALS, class_names
-from robustbench_vlm.datasets.originals import classes as module
-from robustbench_vlm.datasets.originals.classes import Labels, hub_class_names, normalised
-from robustbench_vlm.errors import UserError
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.datasets.published import ORIGINALS, class_names
+from robustbench_vlm.datasets.published import classes as module
+from robustbench_vlm.datasets.published.classes import Labels, hub_class_names, normalised
 
 FACTS = Path(__file__).parents[2].parent / "shared" / "facts"
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"

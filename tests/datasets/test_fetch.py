@@ -17,9 +17,9 @@ from hub_server import REVISION, Server, broken_off, lie, page
 from made_up_sets import make, make_shards
 from torchvision import datasets as torchvision_datasets
 
-from robustbench_vlm.datasets.originals import ORIGINALS, MissingData, Original
-from robustbench_vlm.datasets.originals.fetch import fetch, locate, verify
-from robustbench_vlm.errors import UserError
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.datasets.published import ORIGINALS, MissingData, Original
+from robustbench_vlm.datasets.published.fetch import fetch, locate, verify
 
 
 def only(name: str, way: str) -> Original:
@@ -166,8 +166,8 @@ def test_a_full_disk_is_told_before_the_download(
 FETCHING = """
 import sys
 from pathlib import Path
-from robustbench_vlm.datasets.originals import ORIGINALS
-from robustbench_vlm.datasets.originals.fetch import fetch
+from robustbench_vlm.datasets.published import ORIGINALS
+from robustbench_vlm.datasets.published.fetch import fetch
 fetch(ORIGINALS["stanford-cars"], Path(sys.argv[1]))
 """
 

@@ -14,13 +14,13 @@ import torch
 from PIL import Image
 from torchvision import transforms
 
+from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets import prepared
-from robustbench_vlm.datasets.dataset import UnreadableImage, image_sha256
+from robustbench_vlm.datasets.base import UnreadableImage, image_sha256
 from robustbench_vlm.datasets.order import standard_order
+from robustbench_vlm.datasets.prepare import prepare
 from robustbench_vlm.datasets.prepared import CHUNK, PreparedSource, prepared_rows, verify_prepared
-from robustbench_vlm.datasets.preparing import prepare
 from robustbench_vlm.datasets.transform import NATIVE, Transform
-from robustbench_vlm.errors import UserError
 
 SMALL = Transform(20, 16, "bicubic")
 
@@ -172,7 +172,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_prepared import Pictures, SMALL
-from robustbench_vlm.datasets.preparing import prepare
+from robustbench_vlm.datasets.prepare import prepare
 prepare("made-up", Pictures(600, delay=0.002), SMALL, None, Path(sys.argv[1]))
 """
 

@@ -15,10 +15,10 @@ from python2_pickle import python2_pickle
 from scipy.io import loadmat, savemat
 from torchvision import datasets as torchvision_datasets
 
-from robustbench_vlm.datasets.dataset import UnreadableImage
-from robustbench_vlm.datasets.originals import ORIGINALS, MissingData, Pictures, class_names
-from robustbench_vlm.datasets.originals.classes import normalised
-from robustbench_vlm.errors import UserError
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.datasets.base import UnreadableImage
+from robustbench_vlm.datasets.published import ORIGINALS, MissingData, Pictures, class_names
+from robustbench_vlm.datasets.published.classes import normalised
 
 REFERENCES: dict[str, Callable[[Path], Any]] = {
     "caltech101": torchvision_datasets.Caltech101,

@@ -9,11 +9,11 @@ import pytest
 from made_up_sets import make_shards, noise
 from PIL import Image
 
-from robustbench_vlm.datasets.dataset import UnreadableImage
-from robustbench_vlm.datasets.originals import ORIGINALS, MissingData, class_names
-from robustbench_vlm.datasets.originals.classes import hub_class_names
-from robustbench_vlm.datasets.originals.shards import read_shards
-from robustbench_vlm.errors import UserError
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.datasets.base import UnreadableImage
+from robustbench_vlm.datasets.published import ORIGINALS, MissingData, class_names
+from robustbench_vlm.datasets.published.classes import hub_class_names
+from robustbench_vlm.datasets.published.tar_shards import read_shards
 
 FACTS = Path(__file__).parents[2].parent / "shared" / "facts" / "prompts_clip_benchmark.json"
 

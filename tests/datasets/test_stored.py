@@ -12,13 +12,13 @@ from made_up_sets import make, noise
 from PIL import Image
 from python2_pickle import python2_pickle
 
-from robustbench_vlm.datasets.dataset import UnreadableImage
-from robustbench_vlm.datasets.originals import ORIGINALS, Pictures, class_names
-from robustbench_vlm.datasets.originals.stored import decoded
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.datasets.base import UnreadableImage
+from robustbench_vlm.datasets.prepare import prepare
 from robustbench_vlm.datasets.prepared import PreparedSource
-from robustbench_vlm.datasets.preparing import prepare
+from robustbench_vlm.datasets.published import ORIGINALS, Pictures, class_names
+from robustbench_vlm.datasets.published.decode import decoded
 from robustbench_vlm.datasets.transform import Transform
-from robustbench_vlm.errors import UserError
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not beside this checkout")

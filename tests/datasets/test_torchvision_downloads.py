@@ -13,10 +13,11 @@ from hub_server import Server
 from made_up_sets import make
 from torchvision import datasets as torchvision_datasets
 
-from robustbench_vlm.datasets.originals import ORIGINALS, by_torchvision
-from robustbench_vlm.datasets.originals.by_torchvision import by_torchvision as fetch
-from robustbench_vlm.datasets.originals.fetch import locate
-from robustbench_vlm.downloads import download
+from robustbench_vlm.core.download import download
+from robustbench_vlm.datasets.published import ORIGINALS
+from robustbench_vlm.datasets.published import torchvision as by_torchvision
+from robustbench_vlm.datasets.published.fetch import locate
+from robustbench_vlm.datasets.published.torchvision import by_torchvision as fetch
 
 
 def packed(folder: Path, *names: str, mode: str = "w:gz") -> bytes:

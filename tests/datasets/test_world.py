@@ -7,7 +7,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustbench_vlm import randomness
+from robustbench_vlm.core import random as randomness
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.rendered import QUESTIONS, RenderedSource
 from robustbench_vlm.datasets.world import vocabulary as words

@@ -20,10 +20,10 @@ import pandas
 import pytest
 import typer
 
-from robustbench_vlm.cli import app
-from robustbench_vlm.engine.gates import GATES
+from robustbench_vlm.cli.completion import BY_OPTION
+from robustbench_vlm.cli.main import app
+from robustbench_vlm.engine.warnings import GATES
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.terminal.completion import BY_OPTION
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"

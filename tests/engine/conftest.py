@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from robustbench_vlm.attacks.stage import Attack, Stage
-from robustbench_vlm.datasets.dataset import Dataset
+from robustbench_vlm.attacks.base import Attack, Stage
+from robustbench_vlm.core.records import CLEAN, SampleResult
+from robustbench_vlm.core.threat import Threat
+from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.cell import Cell, Samples
-from robustbench_vlm.protocols.protocol import Protocol
-from robustbench_vlm.records import CLEAN, SampleResult
-from robustbench_vlm.threats import Threat
+from robustbench_vlm.protocols.base import Protocol
 
 ATTACK = Attack(
     "two",

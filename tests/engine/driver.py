@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from robustbench_vlm.engine.estimate import Resources
-from robustbench_vlm.engine.plan import Request
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.resolve import Request
 from robustbench_vlm.engine.run import run
 
 

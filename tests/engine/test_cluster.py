@@ -20,13 +20,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import robustbench_vlm
-from robustbench_vlm.engine import cluster
-from robustbench_vlm.engine.cluster import RAY
-from robustbench_vlm.engine.estimate import Resources
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.engine import ray_cluster as cluster
+from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.local import LOCAL
-from robustbench_vlm.engine.plan import Request
+from robustbench_vlm.engine.ray_cluster import RAY
+from robustbench_vlm.engine.resolve import Request
 from robustbench_vlm.engine.run import run
-from robustbench_vlm.errors import UserError
 
 DRIVER = Path(__file__).parent / "driver.py"
 SAMPLES = 2 * 3 * 8

@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.estimate import Resources
+from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.group import missing_groups
 from robustbench_vlm.engine.store import Finished, Piece
-from robustbench_vlm.threats import Threat
 
 NOTHING = Finished((), ())
 OWN = load_attack("fgsm")

@@ -11,10 +11,10 @@ import pytest
 
 from robustbench_vlm import evaluate
 from robustbench_vlm.attacks import ATTACKS, load_attack
-from robustbench_vlm.attacks.stage import Attack
+from robustbench_vlm.attacks.base import Attack
+from robustbench_vlm.core.records import canonical
 from robustbench_vlm.defenses.agft import AGFT
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.records import canonical
 
 
 def test_a_stage_function_may_move_to_another_module(
@@ -36,7 +36,7 @@ def test_no_identity_has_an_import_path(make_cell: Callable[..., Cell]) -> None:
 
 
 def test_a_new_version_of_an_algorithm_is_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import robustbench_vlm.engine.plan as module
+    import robustbench_vlm.engine.resolve as module
 
     settings: dict[str, Any] = {"datasets": ["day-night"], "samples": 4, "out": tmp_path, "workers": 1}
     first = evaluate("clip", "fgsm", **settings)
@@ -58,7 +58,7 @@ def test_a_new_version_of_an_algorithm_is_computed_again(tmp_path: Path, monkeyp
 
 
 def test_a_defense_names_its_version_in_the_training_fingerprint() -> None:
-    from robustbench_vlm.training.order import Order, make_job
+    from robustbench_vlm.training.request import Order, make_job
 
     job = make_job(Order("agft", "mini", pictures=128))
     newer = dataclasses.replace(job, defense=dataclasses.replace(AGFT, version=2))

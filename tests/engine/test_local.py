@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.engine.backends import WorkerDied
 from robustbench_vlm.engine.cell import Shard
-from robustbench_vlm.engine.engines import WorkerDied
-from robustbench_vlm.engine.estimate import Resources
+from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.local import run_jobs
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.records import SampleResult
 
 SHARDS = [Shard(0, n, n + 1, "f") for n in range(7)]
 

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine import group, memory
-from robustbench_vlm.engine.estimate import Resources
+from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.memory import choose_slots, is_out_of_memory, with_fitting_slots
-from robustbench_vlm.engine.plan import Plan, Request, make_plan
+from robustbench_vlm.engine.resolve import Plan, Request, make_plan
 from robustbench_vlm.engine.run import run_plan
 from robustbench_vlm.engine.shard import classifier_of
-from robustbench_vlm.errors import UserError
 
 
 @pytest.fixture

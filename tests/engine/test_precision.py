@@ -14,20 +14,20 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.probes import PROBE_FORWARD
-from robustbench_vlm.attacks.stage import Attack, Batch, Outcome, Stage
-from robustbench_vlm.attacks.worst_case import attack_samples
+from robustbench_vlm.attacks.base import Attack, Batch, Outcome, Stage
+from robustbench_vlm.attacks.evaluate import attack_samples
+from robustbench_vlm.attacks.sanity import PROBE_FORWARD
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.estimate import Resources
-from robustbench_vlm.engine.plan import Request, make_plan
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.resolve import Request, make_plan
 from robustbench_vlm.engine.shard import classifier_of, load_batch, precise_classifier, run_shards
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.models.clip import ZeroShotClassifier, load_model
+from robustbench_vlm.models.classifier import ZeroShotClassifier, load_model
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic, check_precision
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.protocols.embedded import MINI_QUICK
-from robustbench_vlm.records import SampleResult
-from robustbench_vlm.threats import Threat
+from robustbench_vlm.protocols.mini import MINI_QUICK
 
 ONE = Resources(device="cpu", workers=1, slots=64)
 HALF = replace(MINI_QUICK, name="half", precision="float16")
@@ -55,7 +55,7 @@ def test_settings_that_cannot_be_put_back_are_told_and_no_traceback() -> None:
         pytest.skip("this torch has no fp32_precision")
     code = (
         "import torch; torch.backends.cuda.matmul.fp32_precision = 'tf32'\n"
-        "from robustbench_vlm.errors import UserError; from robustbench_vlm.models.precision import arithmetic\n"
+        "from robustbench_vlm.core.errors import UserError; from robustbench_vlm.models.precision import arithmetic\n"
         "try:\n    with arithmetic(): pass\nexcept UserError as error: print(error)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout

@@ -11,18 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustbench_vlm.attacks.worst_case import attack_samples
+from robustbench_vlm.attacks.evaluate import attack_samples
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine import run as run_module
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.estimate import Resources
-from robustbench_vlm.engine.plan import Plan, Request, make_plan
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.resolve import Plan, Request, make_plan
 from robustbench_vlm.engine.results import Progress
 from robustbench_vlm.engine.run import run, run_plan
 from robustbench_vlm.engine.scores import score, wilson
 from robustbench_vlm.engine.shard import classifier_of, load_batch, run_shards
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.protocols.embedded import MINI_QUICK
-from robustbench_vlm.records import SampleResult
+from robustbench_vlm.protocols.mini import MINI_QUICK
 
 ONE = Resources(device="cpu", workers=1)
 

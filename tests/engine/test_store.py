@@ -14,7 +14,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from robustbench_vlm import files
+from robustbench_vlm.core import files
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.merge import merge
 from robustbench_vlm.engine.store import (
@@ -28,9 +31,6 @@ from robustbench_vlm.engine.store import (
     safe_name,
     write_shard,
 )
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.records import SampleResult
-from robustbench_vlm.threats import Threat
 
 Cells = Callable[..., Cell]
 Results = Callable[..., list[SampleResult]]

@@ -12,11 +12,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_vlm.cli import run_command
-from robustbench_vlm.errors import UserError
+from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import read_card
-from robustbench_vlm.models.clip import load_model
+from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.models.weights import cached
 
 

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.models.clip import load_model
-from robustbench_vlm.models.saving import copy_weights, save_weights
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.models.classifier import load_model
+from robustbench_vlm.models.tower_files import copy_weights, save_weights
 from robustbench_vlm.models.weights import load_weights
 
 

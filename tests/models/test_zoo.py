@@ -6,18 +6,18 @@ from pathlib import Path
 import open_clip
 import pytest
 
-from robustbench_vlm.cli import run_command
+from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import package_folder
+from robustbench_vlm.core.records import fingerprint
 from robustbench_vlm.defenses import DEFENSES
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import package_folder
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.architecture import OPEN_CLIP, load_architecture
 from robustbench_vlm.models.card import ModelCard, bundled_names, find_card, read_card, write_card
-from robustbench_vlm.models.clip import load_model
-from robustbench_vlm.models.layouts import LAYOUTS
-from robustbench_vlm.records import fingerprint
+from robustbench_vlm.models.checkpoint_formats import LAYOUTS
+from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.tracks import TRACKS
-from robustbench_vlm.training.finetuning import Place
+from robustbench_vlm.training.finetune import Place
 
 ALL = [(track, name) for track in TRACKS.table for name in card_names(track)]
 REAL = [read_card(package_folder("model_zoo") / "zeroshot15" / f"{name}.json") for name in card_names("zeroshot15")]

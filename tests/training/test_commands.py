@@ -9,17 +9,17 @@ import pandas
 import pytest
 import torch
 
-from robustbench_vlm.cli import run_command
-from robustbench_vlm.errors import UserError
-from robustbench_vlm.files import sha256_of
+from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import sha256_of
 from robustbench_vlm.models.card import read_card
-from robustbench_vlm.models.clip import load_model
+from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.training.commands import pretrain_base, train_defense
-from robustbench_vlm.training.finetuning import Place
+from robustbench_vlm.training.distributed import Processes
+from robustbench_vlm.training.finetune import Place
 from robustbench_vlm.training.log import COLUMNS
-from robustbench_vlm.training.order import Order, make_job
-from robustbench_vlm.training.pretraining import Settings
-from robustbench_vlm.training.processes import Processes
+from robustbench_vlm.training.pretrain import Settings
+from robustbench_vlm.training.request import Order, make_job
 
 SMALL = Settings(pictures=128, epochs=1, batch=32, warmup=2, save_every=2)
 

@@ -11,18 +11,18 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm import randomness
+from robustbench_vlm.core import random as randomness
+from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.agft import AGFT
-from robustbench_vlm.defenses.defense import Context, logits
+from robustbench_vlm.defenses.base import Context, logits
 from robustbench_vlm.defenses.fare import FARE
 from robustbench_vlm.defenses.gladiator import GLADIATOR, spectral_entropy, worst_texts
 from robustbench_vlm.defenses.pmg_aft import PMG_AFT
 from robustbench_vlm.defenses.sim_clip import SIM_CLIP
 from robustbench_vlm.defenses.tecoa import TECOA
 from robustbench_vlm.defenses.tga_zsr import TGA_ZSR, attention
-from robustbench_vlm.randomness import sample_keys
-from robustbench_vlm.training.pretraining import contrastive_loss
+from robustbench_vlm.training.pretrain import contrastive_loss
 
 DOUBLE = torch.float64
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from robustbench_vlm.cli import run_command
+from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.defenses.agft import AGFT
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import read_card
 from robustbench_vlm.training.log import read_log
-from robustbench_vlm.training.order import Order, make_job
+from robustbench_vlm.training.request import Order, make_job
 
 PICTURES = Path(__file__).parents[2].parent / "shared" / "data" / "real" / "dtd"
 ARCHITECTURE = "open_clip:ViT-B-32-quickgelu"

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from robustbench_vlm import randomness
+from robustbench_vlm.core import random as randomness
 from robustbench_vlm.datasets.world.shapes import segment_distance
 
 _POINTS = 14

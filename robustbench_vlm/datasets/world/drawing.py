@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from robustbench_vlm import randomness
+from robustbench_vlm.core import random as randomness
 from robustbench_vlm.datasets.world import vocabulary as words
 from robustbench_vlm.datasets.world.digits import digit_distance
 from robustbench_vlm.datasets.world.patterns import background_picture, texture_mask

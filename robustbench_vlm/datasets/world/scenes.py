@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_vlm import randomness
+from robustbench_vlm.core import random as randomness
 from robustbench_vlm.datasets.world import vocabulary as words
 from robustbench_vlm.datasets.world.vocabulary import ATTRIBUTES, column
 

@@ -2,9 +2,9 @@
 
 from torch import zeros_like
 
-from robustbench_vlm import randomness
-from robustbench_vlm.attacks.stage import Attack, Batch, Logits, Outcome, Stage
-from robustbench_vlm.threats import project
+from robustbench_vlm.attacks.base import Attack, Batch, Logits, Outcome, Stage
+from robustbench_vlm.core import random as randomness
+from robustbench_vlm.core.threat import project
 
 
 def noise(logits: Logits, batch: Batch, *, slots: int, spread: float) -> Outcome:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from robustbench_vlm.datasets.dataset import Dataset
+from robustbench_vlm.datasets.base import Dataset
 
 
 class StripesSource:

@@ -4,7 +4,7 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from robustbench_vlm.defenses.defense import Context, Defense, InnerAttack, Schedule
+from robustbench_vlm.defenses.base import Context, Defense, InnerAttack, Schedule
 
 
 def loss(context: Context, images: Tensor) -> Tensor:

@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.procedures.procedure import Context, Passes, Procedure
+from robustbench_vlm.test_time.base import Context, Passes, Procedure
 
 
 def logits(context: Context, images: Tensor) -> Tensor:

@@ -2,8 +2,8 @@
 
 from fractions import Fraction
 
-from robustbench_vlm.defenses.defense import Schedule
-from robustbench_vlm.protocols.protocol import Protocol
+from robustbench_vlm.defenses.base import Schedule
+from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import Track
 
 FEW = Protocol("few", 1, 6, description="six samples a set")

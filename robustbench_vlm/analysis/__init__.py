@@ -1,0 +1,1 @@
+"""Analyses of models beyond a score: self-tests, diagnostics, transfer, single samples and contracts."""

@@ -1,0 +1,232 @@
+"""Contracts: what every registered value must hold, ours and other packages' alike."""
+
+import copy
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fractions import Fraction
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_vlm.analysis.contract_inputs import PICTURES, lesson, pictures_of, toy
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.base import Attack
+from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
+from robustbench_vlm.attacks.sanity import PROBED, probe
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import CLEAN
+from robustbench_vlm.core.registry import unknown
+from robustbench_vlm.core.threat import Threat, distance
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.datasets.base import Dataset, Source
+from robustbench_vlm.datasets.published.local_copy import ready
+from robustbench_vlm.defenses import DEFENSES
+from robustbench_vlm.defenses.base import Defense
+from robustbench_vlm.engine.shard import loaded_model
+from robustbench_vlm.models.architecture import load_architecture
+from robustbench_vlm.models.card import find_card
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.test_time.base import Procedure
+from robustbench_vlm.test_time.defended_model import ProcedureModel
+from robustbench_vlm.tracks import TRACKS, Track
+
+
+@dataclass(frozen=True)
+class Contract:
+    """One contract, checked: what must hold, whether it does, and what was seen."""
+
+    name: str
+    passed: bool
+    detail: str = ""
+
+
+def check(kind: str, name: str, *, track: str = "mini") -> list[Contract]:
+    """Check every contract of a kind on the value of that name; models are looked for on `track`.
+
+    Raises UserError for an unknown kind or name, and for what cannot be loaded at all.
+    """
+    if kind not in CONTRACTS:
+        raise UserError(unknown("kind", kind, CONTRACTS))
+    return list(CONTRACTS[kind](name, track))
+
+
+def _model(name: str, track: str) -> Iterator[Contract]:
+    # The file of a card may have changed since this process loaded it.
+    loaded_model.cache_clear()
+    model = loaded_model(name, track, "cpu")
+    yield Contract("loads, with the digests that its card names", True, model.digest)
+    if model.card is not None:
+        towers = (model.card.image, model.card.text)
+        files = [weights.file for weights in towers if weights and weights.is_bundled]
+        yield Contract("weights are safetensors", all(file.endswith(".safetensors") for file in files), str(files))
+    batch, prompts = pictures_of(TRACKS.load(track))
+    logits = model.classifier(prompts).of_samples(batch.keys)
+    scores = logits(batch.images).detach()
+    shape, expected = tuple(scores.shape), (len(batch.labels), len(prompts))
+    yield Contract("one logit a class for every picture", shape == expected, f"{shape}, expected {expected}")
+    yield Contract("logits are float32", scores.dtype == torch.float32, str(scores.dtype))
+    yield Contract("logits are finite", bool(torch.isfinite(scores).all()))
+    larger = nn.functional.interpolate(batch.images, scale_factor=1.5)
+    yield Contract("takes pictures of any size", logits(larger).shape == scores.shape, str(tuple(larger.shape)))
+    found = probe(logits, batch, slots=PICTURES)
+    for code in PROBED:
+        raised = sum(code in codes for codes in found)
+        yield Contract(f"does not raise {code}", raised == 0, f"{raised} of {len(found)} pictures")
+
+
+def _dataset(name: str, track: str) -> Iterator[Contract]:
+    dataset: Dataset = ready(DATASETS.load(name), PICTURES)
+    yield Contract("has the name under which it is registered", dataset.name == name, dataset.name)
+    yield Contract("classes have prompts of their own", len(set(dataset.prompts)) == len(dataset.classes))
+    source = dataset.open()
+    yield Contract("ids are unique", len(set(source.ids)) == len(source.ids), f"{len(source.ids)} samples")
+    labels = set(source.labels)
+    yield Contract("labels are class numbers", labels <= set(range(len(dataset.classes))), f"{len(labels)} labels")
+    yield Contract("every class has samples", len(labels) == len(dataset.classes), f"{len(dataset.classes)} classes")
+    yield from _pixels(dataset, source)
+
+
+def _pixels(dataset: Dataset, source: Source) -> Iterator[Contract]:
+    step = 1 if dataset.original else max(1, len(source.ids) // PICTURES)
+    chosen = list(range(0, len(source.ids), step))[:PICTURES]
+    images = source.read(chosen)
+    yield Contract(
+        "pictures are uint8 (B, 3, H, W)",
+        images.dtype == torch.uint8 and images.dim() == 4 and images.shape[:2] == (len(chosen), 3),
+        f"{images.dtype} {tuple(images.shape)}",
+    )
+    again = dataset.open().read(chosen)
+    yield Contract("reads the same twice", torch.equal(images, again))
+    alone = torch.cat([source.read([index]) for index in reversed(chosen)]).flip(0)
+    yield Contract("a picture is the same alone and in any order", torch.equal(images, alone))
+    yield Contract("pictures differ", len({image.numpy().tobytes() for image in images}) > 1)
+
+
+def _attack(name: str, track: str) -> Iterator[Contract]:
+    attack = load_attack(name)
+    norm = attack.norms[0]
+    classifier, batch = toy(Threat(norm, Fraction(0)), num_classes=5)
+    verdict = attack_samples(classifier, batch, attack, slots=4)
+    yield Contract("breaks nothing at eps 0", set(verdict.broken_by) <= {"", CLEAN}, str(set(verdict.broken_by)))
+    # At the first radius some samples stand and some fall; at the second the toy has no chance.
+    middle, large = (Fraction(4, 255), Fraction(1, 2)) if norm == "Linf" else (Fraction(1, 5), Fraction(8))
+    yield from _at(attack, Threat(norm, middle))
+    for num_classes in (5, 2):
+        classifier, batch = toy(Threat(norm, large), num_classes=num_classes)
+        broken = _broken(attack_samples(classifier, batch, attack, slots=4))
+        what = f"breaks a linear classifier of {num_classes} classes at {batch.threat}"
+        yield Contract(what, broken > 0, f"{broken} of {len(batch.labels)}")
+
+
+def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
+    classifier, batch = toy(threat, num_classes=5)
+    before = torch.get_rng_state()
+    first, again, alone = (attack_samples(classifier, batch, attack, slots=slots) for slots in (4, 4, 1))
+    untouched = torch.equal(before, torch.get_rng_state())
+    raw = attack.stages[0].run(classifier, batch, 4).adversarial
+    yield Contract(f"returns finite pictures at {threat}", raw.shape == batch.images.shape and _finite(raw))
+    size = float(distance(threat, batch.images, first.adversarial).max())
+    yield Contract(f"verdicts lie within {threat}", size <= float(threat.eps) + 1e-6, f"distance {size:.4f}")
+    same = first.broken_by == again.broken_by and torch.equal(first.adversarial, again.adversarial)
+    yield Contract(f"gives the same twice at {threat}", same)
+    yield Contract(f"batch size changes no verdict at {threat}", first.broken_by == alone.broken_by)
+    yield Contract(f"leaves torch's random numbers alone at {threat}", untouched)
+
+
+def _track(name: str, track: str) -> Iterator[Contract]:
+    found: Track = TRACKS.load(name)
+    for dataset in filter(None, (*found.datasets, found.training, *found.seen)):
+        yield _loads("data set", dataset, DATASETS.load)
+    for protocol in found.protocols:
+        yield _loads("protocol", protocol, PROTOCOLS.load)
+    yield _loads("architecture", found.architecture, load_architecture)
+    yield _loads("undefended model", found.base, lambda base: _names_a_model(base, name))
+    yield Contract("the training set is none of the data sets", found.training not in found.datasets, found.training)
+    yield Contract("the standard eps is on the curve", found.standard_eps in found.eps, str(found.standard_eps))
+
+
+def _names_a_model(reference: str, track: str) -> None:
+    load_architecture(find_card(reference, track).architecture)
+
+
+def _defense(name: str, track: str) -> Iterator[Contract]:
+    defense: Defense = DEFENSES.load(name)
+    context = lesson(defense)
+    images = context.images.requires_grad_()
+    losses = defense.loss(context, images)
+    shape = tuple(losses.shape)
+    yield Contract("the loss is one finite number a sample", shape == (len(images),) and _finite(losses), f"{shape}")
+    part = dataclasses.replace(
+        context,
+        **{field: getattr(context, field)[1:2] for field in ("images", "labels", "keys")},
+        teacher_clean=lambda: context.teacher_clean()[1:2],
+    )
+    own = defense.inner.loss if defense.batchwise else defense.loss
+    which = "in the inner attack a sample's loss is its own" if defense.batchwise else "a sample's loss is its own"
+    yield Contract(which, torch.allclose(own(part, part.images), own(context, images)[1:2]))
+    (gradient,) = torch.autograd.grad(defense.inner.loss(context, images).sum(), images)
+    moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
+    yield Contract("the inner attack's loss has a gradient at every picture", moved and _finite(gradient))
+    yield _names_its_source(defense)
+
+
+def _procedure(name: str, track: str) -> Iterator[Contract]:
+    found: Track = TRACKS.load(track)
+    model = loaded_model(f"{name}+{found.base}", track, "cpu")
+    assert isinstance(model, ProcedureModel)
+    batch, prompts = pictures_of(found)
+    # In float64: a sum of another batch size is rounded otherwise, which may tip a sign.
+    classifier, images = copy.deepcopy(model.classifier(prompts)).double(), batch.images.double()
+    before = torch.get_rng_state()
+    logits = classifier.of_samples(batch.keys)
+    with torch.no_grad():
+        scores, again = logits(images), logits(images)
+        alone = torch.cat([logits.of(row)(images[row]) for row in torch.arange(len(images)).flip(0).split(1)]).flip(0)
+    shape, expected = tuple(scores.shape), (len(images), len(prompts))
+    yield Contract("one finite logit a class for every picture", shape == expected and _finite(scores), f"{shape}")
+    yield Contract("gives the same twice", torch.equal(scores, again))
+    yield Contract("a picture's logits are the same alone", torch.allclose(scores, alone, rtol=1e-6, atol=1e-8))
+    for view in model.procedure.views:
+        leaf = images.clone().requires_grad_()
+        output = logits.seen(view)(leaf)
+        same = torch.allclose(output.detach(), scores, rtol=1e-6, atol=1e-8)
+        yield Contract(f"gradients change no logits ({view.name})", same)
+        (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
+        moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
+        yield Contract(f"logits have a gradient at every picture ({view.name})", moved and _finite(gradient))
+    yield Contract("leaves torch's random numbers alone", torch.equal(before, torch.get_rng_state()))
+    yield _names_its_source(model.procedure)
+
+
+def _names_its_source(made: Defense | Procedure) -> Contract:
+    return Contract("names its paper and its fidelity", bool(made.paper and made.fidelity), made.paper)
+
+
+def _loads(what: str, name: str, load: Callable[[str], object]) -> Contract:
+    try:
+        load(name)
+    except UserError as error:
+        return Contract(f"the {what} {name!r} is there", False, str(error))
+    return Contract(f"the {what} {name!r} is there", True)
+
+
+def _broken(verdict: WorstCase) -> int:
+    return sum(stage not in ("", CLEAN) for stage in verdict.broken_by)
+
+
+def _finite(images: Tensor) -> bool:
+    return bool(torch.isfinite(images).all())
+
+
+CONTRACTS: Mapping[str, Callable[[str, str], Iterator[Contract]]] = {
+    "model": _model,
+    "dataset": _dataset,
+    "attack": _attack,
+    "defense": _defense,
+    "procedure": _procedure,
+    "track": _track,
+}
+"""Kind -> the generator of its contracts, called with the name and the track."""
+
+KINDS = tuple(CONTRACTS)

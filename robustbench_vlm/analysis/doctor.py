@@ -1,0 +1,110 @@
+"""Self-tests of the harness: if one of these fails, no number of this installation should be believed."""
+
+import copy
+from dataclasses import dataclass, replace
+from fractions import Fraction
+
+import torch
+from torch import nn
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.base import Attack, Batch
+from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import CLEAN
+from robustbench_vlm.core.threat import Threat
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.resolve import Request, make_plan
+from robustbench_vlm.engine.shard import classifier_of, expect_weights, load_batch
+from robustbench_vlm.models.precision import arithmetic
+from robustbench_vlm.tracks import TRACKS, Track
+
+ABOUT_ZERO = 0.05
+"""The robust accuracy that an attack may leave where theory says none."""
+_ATTACK, _QUICK_ATTACK, _SAMPLES = "apgd-ce", "pgd-10", 32
+
+
+@dataclass(frozen=True)
+class Check:
+    """One self-test: what must hold, whether it does, and what was seen."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[Check]:
+    """Run the self-tests on a track's undefended model (or `model`) and its first data set (or `dataset`).
+
+    Takes seconds on the embedded track. Raises UserError for unknown names, and where there is no data set.
+    """
+    expect_weights(model)
+    found: Track = TRACKS.load(track)
+    if not dataset and not found.datasets:
+        raise UserError(
+            f"the track {track!r} has no data sets to test on: leave --track out to test the harness on the embedded"
+            f" one, or call robustbench_vlm.analysis.doctor.doctor({track!r}, dataset=NAME) from Python"
+        )
+    request = Request(
+        models=(model or found.base,),
+        attacks=(_ATTACK,),
+        track=track,
+        datasets=(dataset or found.datasets[0],),
+        eps=(max(found.eps),),
+        samples=_SAMPLES,
+        resources=Resources(workers=1),
+    )
+    (cell,) = make_plan(request).cells
+    device = Resources().resolved().device
+    batch, _ = load_batch(cell, 0, len(cell), device=device)
+    with arithmetic():
+        classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, device).plain
+        return self_tests(classifier, batch, cell.attack)
+
+
+def self_tests(classifier: nn.Module, batch: Batch, attack: Attack) -> list[Check]:
+    """Run the self-tests on an undefended classifier, on samples with the threat that it must fall to."""
+    quick = load_attack(_QUICK_ATTACK)
+    return [
+        _falls(classifier, batch, attack),
+        _nothing_at_zero(classifier, batch, quick),
+        _all_at_one(classifier, batch, quick),
+        _batch_size_is_free(classifier, batch, quick),
+    ]
+
+
+def _falls(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
+    clean, robust = _accuracies(attack_samples(classifier, batch, attack, slots=64))
+    name = f"an undefended model falls to about 0 under {attack.name} at {batch.threat}"
+    return Check(name, robust <= ABOUT_ZERO < clean, f"clean {clean:.3f}, robust {robust:.3f}")
+
+
+def _nothing_at_zero(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
+    still = replace(batch, threat=Threat(batch.threat.norm, Fraction(0)))
+    clean, robust = _accuracies(attack_samples(classifier, still, attack, slots=64))
+    return Check("eps 0 gives the clean accuracy", robust == clean, f"clean {clean:.3f}, robust {robust:.3f}")
+
+
+def _all_at_one(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
+    whole = replace(batch, threat=Threat("Linf", Fraction(1)))
+    clean, robust = _accuracies(attack_samples(classifier, whole, attack, slots=64))
+    return Check("eps 1 leaves about 0", robust <= ABOUT_ZERO, f"clean {clean:.3f}, robust {robust:.3f}")
+
+
+def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
+    # In float64: in float32 the sums of another batch size are rounded otherwise, which may tip a tie.
+    exact = copy.deepcopy(classifier).to(torch.float64)
+    # A radius at which some samples stand and some fall says more than one at which all do.
+    small = replace(
+        batch, images=batch.images.to(torch.float64), threat=replace(batch.threat, eps=batch.threat.eps / 8)
+    )
+    sizes = (1, 3, len(batch.labels))
+    verdicts = [attack_samples(exact, small, attack, slots=size).broken_by for size in sizes]
+    differ = sum(len(set(each)) > 1 for each in zip(*verdicts, strict=True))
+    detail = f"{differ} of {len(batch.labels)} verdicts differ between batches of {sizes[0]}, {sizes[1]} and {sizes[2]}"
+    return Check("verdicts are independent of the batch size", differ == 0, detail)
+
+
+def _accuracies(verdict: WorstCase) -> tuple[float, float]:
+    n = len(verdict.broken_by)
+    return sum(stage != CLEAN for stage in verdict.broken_by) / n, sum(stage == "" for stage in verdict.broken_by) / n

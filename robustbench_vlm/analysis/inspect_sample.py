@@ -1,0 +1,153 @@
+"""One sample under attack: its clean and its adversarial image, and what each model makes of the two."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustbench_vlm.analysis.adversarial_images import attack_positions
+from robustbench_vlm.analysis.verdict import judged_logits
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import SampleResult, plain
+from robustbench_vlm.core.threat import distance
+from robustbench_vlm.engine.cell import Cell, Samples
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.resolve import Request, make_plan
+from robustbench_vlm.engine.results import Progress
+from robustbench_vlm.engine.shard import load_batch
+
+TOP = 5
+"""How many classes are told of an image."""
+
+
+@dataclass(frozen=True)
+class Predicted:
+    """A class and the probability that a model gives it."""
+
+    name: str
+    probability: float
+    """In [0, 1], the softmax of the logits at the model's own scale."""
+
+
+@dataclass(frozen=True)
+class SampleUnderModel:
+    """A sample as one model sees it."""
+
+    model: str
+    result: SampleResult
+    """The record, as a run has it."""
+    distance: float
+    """Size of the shown perturbation in the threat's norm, pixel scale."""
+    clean: tuple[Predicted, ...]
+    adversarial: tuple[Predicted, ...]
+    """Every class, the most probable first."""
+    image: Tensor
+    """(3, H, W) in [0, 1]: the image that broke the sample, or came nearest to it, or the clean one."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document, with the `TOP` classes of each image."""
+        tops = {"clean": plain(self.clean[:TOP]), "adversarial": plain(self.adversarial[:TOP])}
+        return {"model": self.model, "distance": self.distance, **tops, "record": plain(self.result)}
+
+
+@dataclass(frozen=True)
+class SampleView:
+    """One sample of a data set under one attack on several models."""
+
+    track: str
+    protocol: str
+    dataset: str
+    sample_id: str
+    position: int
+    """Its place among the samples of the protocol, from 0."""
+    label: str
+    """The name of the right class."""
+    attack: str
+    norm: str
+    eps: str
+    image: Tensor
+    """(3, H, W) in [0, 1], the clean one."""
+    models: tuple[SampleUnderModel, ...]
+
+    @property
+    def magnification(self) -> float:
+        """The factor by which the largest change of a pixel in any of the models' images becomes a half."""
+        largest = max(float((each.image - self.image).abs().max()) for each in self.models)
+        return 0.5 / largest if largest else 1.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the document; images are left out."""
+        names = ("track", "protocol", "dataset", "sample_id", "position", "label", "attack", "norm", "eps")
+        said = {name: getattr(self, name) for name in names}
+        return {**said, "magnification": self.magnification, "models": [each.to_json() for each in self.models]}
+
+
+def look_at_sample(
+    request: Request, sample: str, *, on_progress: Callable[[Progress], None] | None = None
+) -> SampleView:
+    """Attack one sample of the request's one data set on all its models, by its one attack at its one radius.
+
+    `sample` is an id, or its place among the samples of the protocol, from 0. Raises UserError as `make_plan` does,
+    and where there is no such sample.
+    """
+    plan = make_plan(request)
+    assert len({(cell.dataset.name, cell.attack.name, cell.threat) for cell in plan.cells}) == 1
+    first = plan.cells[0]
+    position = _position(first.samples, sample, first.dataset.name)
+    tell = on_progress or (lambda progress: None)
+    models: list[SampleUnderModel] = []
+    batch, _ = load_batch(first, position, position + 1, device="cpu")
+    for number, cell in enumerate(plan.cells):
+        left = plan.estimate.seconds_most / plan.samples * (len(plan.cells) - number)
+        tell(Progress(number, len(plan.cells), 0, left, cell.model_name))
+        models.append(_under(cell, position, batch, plan.request.resources))
+    tell(Progress(len(plan.cells), len(plan.cells), 0, 0, ""))
+    return SampleView(
+        track=plan.track.name,
+        protocol=plan.protocol.label,
+        dataset=first.dataset.name,
+        sample_id=first.samples.ids[position],
+        position=position,
+        label=first.dataset.classes[first.samples.labels[position]],
+        attack=first.attack.name,
+        norm=first.threat.norm,
+        eps=first.threat.eps_text,
+        image=batch.images[0],
+        models=tuple(models),
+    )
+
+
+def _under(cell: Cell, position: int, batch: Batch, resources: Resources) -> SampleUnderModel:
+    attacked = attack_positions(cell, [position], resources)
+    clean, adversarial = (
+        judged_logits(cell, batch.keys, images, device=resources.device)[0]
+        for images in (batch.images, attacked.images)
+    )
+    return SampleUnderModel(
+        model=cell.model_name,
+        result=attacked.results[0],
+        distance=float(distance(cell.threat, batch.images, attacked.images)[0]),
+        clean=_predicted(cell, clean),
+        adversarial=_predicted(cell, adversarial),
+        image=attacked.images[0],
+    )
+
+
+def _predicted(cell: Cell, logits: Tensor) -> tuple[Predicted, ...]:
+    shares, order = torch.sort(logits.double().softmax(dim=0), descending=True, stable=True)
+    pairs = zip(order.tolist(), shares.tolist(), strict=True)
+    return tuple(Predicted(cell.dataset.classes[place], share) for place, share in pairs)
+
+
+def _position(samples: Samples, text: str, dataset: str) -> int:
+    if text in samples.ids:
+        return samples.ids.index(text)
+    if text.isdecimal() and int(text) < len(samples.ids):
+        return int(text)
+    raise UserError(
+        f"{text!r} is no sample of {dataset!r} here: give an id such as {samples.ids[0]!r}, or a number below"
+        f" {len(samples.ids)}; --samples all takes every sample of the data set, and not those of the protocol alone"
+    )

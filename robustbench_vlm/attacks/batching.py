@@ -1,0 +1,146 @@
+"""The driver of every step-based attack: a queue of samples, a fixed number of slots, one step function.
+
+A sample leaves as soon as it is finished and the next one takes its slot, so each row carries its own counters.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from robustbench_vlm.attacks.base import Batch, Logits, Outcome
+from robustbench_vlm.attacks.model import Oracle, logits_of
+
+_REFILL = 8
+"""A refill waits until one slot in this many is free, because it copies the state of all the others."""
+
+
+@dataclasses.dataclass
+class Rows:
+    """The samples in the slots, one row each, and what has been found for them."""
+
+    index: Tensor
+    """(B,), int64: the sample's place in the batch."""
+    images: Tensor
+    labels: Tensor
+    keys: Tensor
+    adversarial: Tensor
+    """(B, 3, H, W): the strongest image so far; the clean one until there is any."""
+    finished: Tensor
+    """(B,), bool: set by a method when the sample needs no further step."""
+    forward: Tensor
+    backward: Tensor
+
+
+class State(Protocol):
+    """A method's state: a dataclass of tensors with a leading row axis, nested dataclasses of such, and constants."""
+
+    rows: Rows
+
+
+S = TypeVar("S", bound=State)
+T = TypeVar("T")
+
+
+class Method(Protocol[S]):
+    """A step-based attack: how a row begins, and one step of all rows."""
+
+    def start(self, oracle: Oracle, rows: Rows) -> S:
+        """Return the state of new rows."""
+
+    def step(self, oracle: Oracle, state: S) -> S:
+        """Pass every row once or more, set `finished` where a row is done, and return the state after it."""
+
+
+def run_in_slots(method: Method[S], logits: Logits, batch: Batch, *, slots: int) -> Outcome:
+    """Run a method on every sample of a batch, at most `slots` of them in memory at once.
+
+    Returns the outcome in the batch's order. Which samples share the slots changes no result.
+    """
+    assert slots >= 1
+    outcome = Outcome(batch.images.clone(), torch.zeros_like(batch.labels), torch.zeros_like(batch.labels), {})
+    waiting = torch.arange(len(batch.labels), device=batch.labels.device)
+    state: S | None = None
+    oracle, asked_for = Oracle(logits), waiting
+    while True:
+        free = slots - (0 if state is None else len(state.rows.index))
+        if len(waiting) and free >= min(len(waiting), max(1, slots // _REFILL)):
+            fresh = _start(method, logits, batch, waiting[:free])
+            waiting = waiting[free:]
+            state = fresh if state is None else join(state, fresh)
+        if state is None:
+            return outcome
+        if asked_for is not state.rows.index:
+            asked_for = state.rows.index
+            oracle = Oracle(logits_of(logits, asked_for))
+        state = _release(_step(method, oracle, state, outcome), outcome)
+
+
+def take(state: T, selection: Tensor) -> T:
+    """Return the rows of a state that a mask or an index selects."""
+    taken: T = _map(lambda values: values[0][selection], state)
+    return taken
+
+
+def join(first: T, second: T) -> T:
+    """Return one state with the rows of two."""
+    joined: T = _map(torch.cat, first, second)
+    return joined
+
+
+def put(state: T, index: Tensor, rows: T) -> T:
+    """Return a state whose rows at `index` (int64) are replaced."""
+    changed: T = _map(lambda values: values[0].index_copy(0, index, values[1]), state, rows)
+    return changed
+
+
+def _map(combine: Callable[[list[Tensor]], Tensor], *states: Any) -> Any:
+    first = states[0]
+    if isinstance(first, Tensor):
+        return combine(list(states))
+    if not dataclasses.is_dataclass(first) or isinstance(first, type):
+        return first
+    names = [field.name for field in dataclasses.fields(first)]
+    merged = {name: _map(combine, *(getattr(state, name) for state in states)) for name in names}
+    return type(first)(**merged)
+
+
+def _start(method: Method[S], logits: Logits, batch: Batch, index: Tensor) -> S:
+    images = batch.images[index].contiguous()
+    rows = Rows(
+        index=index,
+        images=images,
+        labels=batch.labels[index],
+        keys=batch.keys[index],
+        adversarial=images.clone(),
+        finished=torch.zeros_like(index, dtype=torch.bool),
+        forward=torch.zeros_like(index),
+        backward=torch.zeros_like(index),
+    )
+    oracle = Oracle(logits_of(logits, index))
+    state = method.start(oracle, rows)
+    state.rows.forward += oracle.forward
+    state.rows.backward += oracle.backward
+    return state
+
+
+def _step(method: Method[S], oracle: Oracle, state: S, outcome: Outcome) -> S:
+    forward, backward, index = oracle.forward, oracle.backward, state.rows.index
+    state = method.step(oracle, state)
+    state.rows.forward += oracle.forward - forward
+    state.rows.backward += oracle.backward - backward
+    for code, noted in oracle.notes.items():
+        outcome.note(code, index[noted])
+    return state
+
+
+def _release(state: S, outcome: Outcome) -> S | None:
+    finished = state.rows.finished
+    if not bool(finished.any()):
+        return state
+    done = take(state.rows, finished)
+    outcome.adversarial[done.index] = done.adversarial
+    outcome.forward[done.index], outcome.backward[done.index] = done.forward, done.backward
+    return None if bool(finished.all()) else take(state, ~finished)

@@ -1,0 +1,111 @@
+"""The harness around an attack: it projects what a stage returns, classifies it itself, and decides per sample."""
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from robustbench_vlm.attacks.base import Attack, Batch, Logits
+from robustbench_vlm.attacks.losses import margin
+from robustbench_vlm.attacks.model import Transferred, chunked_logits, logits_of, passes_of, seen_in
+from robustbench_vlm.attacks.projections import as_factor
+from robustbench_vlm.core import random as randomness
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import CLEAN
+from robustbench_vlm.core.threat import distance, project
+
+
+@dataclass(frozen=True)
+class WorstCase:
+    """The verdict on each of B samples, in their order."""
+
+    adversarial: Tensor
+    """(B, 3, H, W): the image that broke the sample, within the threat; the clean one where none did."""
+    strongest: Tensor
+    """(B, 3, H, W): the same, but of a robust sample the image, out of the clean one and those that the stages found,
+    whose label has the smallest margin."""
+    broken_by: tuple[str, ...]
+    """The stage that broke it, "clean" if it was wrong without an attack, "" if it is robust."""
+    clean_prediction: Tensor
+    adversarial_prediction: Tensor
+    margin: Tensor
+    """(B,): clean logit of the label minus the largest other."""
+    distance: Tensor
+    """(B,): size of the kept perturbation in the threat's norm."""
+    forward: Tensor
+    backward: Tensor
+    """(B,), int64: passes spent on each sample, the harness's own included."""
+    notes: tuple[tuple[str, ...], ...]
+    """The warning codes of the stages that each sample went through."""
+
+    @property
+    def robust(self) -> Tensor:
+        """(B,), bool: which samples no stage broke."""
+        return torch.tensor([stage == "" for stage in self.broken_by])
+
+
+def attack_samples(
+    logits: Logits, batch: Batch, attack: Attack, *, slots: int, judge: Logits | None = None
+) -> WorstCase:
+    """Run an attack's stages in order, each on what is left unbroken, and return the verdict on every sample.
+
+    Unlike a stage's batch this one holds the wrongly classified samples too. `judge` gives the verdicts where that is
+    not `logits` itself, which the stages attack: the same network in another precision. It is asked about every image
+    that a stage finds too, since one that only `logits` gets wrong is no reason to stop. At most `slots` samples are
+    passed at once. Raises UserError where the attack is not meant for the threat's norm or the model's logits are not
+    finite; whatever else a stage raises is an error of the run, never a verdict.
+    """
+    _check(batch, attack)
+    judge, attacked = (logits, logits) if judge is None else (judge, Transferred(logits, judge))
+    clean_logits = chunked_logits(judge, batch.images, slots)
+    clean_prediction = clean_logits.argmax(dim=1)
+    prediction, strongest = clean_prediction.clone(), batch.images.clone()
+    strength = margin(clean_logits, batch.labels, batch.labels)
+    spent = passes_of(judge, gradient=False)
+    forward, backward = (torch.full_like(batch.labels, passes) for passes in spent)
+    broken_by = ["" if right else CLEAN for right in (clean_prediction == batch.labels).tolist()]
+    notes: list[tuple[str, ...]] = [()] * len(broken_by)
+    for stage in attack.stages:
+        active = torch.tensor([n for n, name in enumerate(broken_by) if not name], dtype=torch.int64)
+        active = active.to(batch.labels.device)
+        if not len(active):
+            break
+        part = batch.at(active)
+        part = replace(part, keys=randomness.derive(part.keys, stage.name))
+        outcome = stage.run(seen_in(logits_of(attacked, active), stage.view), part, slots)
+        found = project(batch.threat, part.images, outcome.adversarial.detach().to(part.images))
+        found_logits = chunked_logits(logits_of(judge, active), found, slots)
+        found_strength, found_prediction = margin(found_logits, part.labels, part.labels), found_logits.argmax(dim=1)
+        broken = found_prediction != part.labels
+        stronger = broken | (found_strength > strength[active])
+        strongest[active[stronger]] = found[stronger]
+        strength[active[stronger]] = found_strength[stronger]
+        prediction[active[broken]] = found_prediction[broken]
+        forward[active] += outcome.forward + spent[0]
+        backward[active] += outcome.backward + spent[1]
+        for row, n in enumerate(active.tolist()):
+            broken_by[n] = stage.name if broken[row] else ""
+            raised = [code for code, samples in sorted(outcome.notes.items()) if samples[row]]
+            notes[n] += tuple(code for code in raised if code not in notes[n])
+    is_broken = torch.tensor([name not in ("", CLEAN) for name in broken_by], device=batch.labels.device)
+    adversarial = torch.where(as_factor(is_broken), strongest, batch.images)
+    return WorstCase(
+        adversarial=adversarial,
+        strongest=strongest,
+        broken_by=tuple(broken_by),
+        clean_prediction=clean_prediction,
+        adversarial_prediction=prediction,
+        margin=-margin(clean_logits, batch.labels, batch.labels),
+        distance=distance(batch.threat, batch.images, adversarial),
+        forward=forward,
+        backward=backward,
+        notes=tuple(notes),
+    )
+
+
+def _check(batch: Batch, attack: Attack) -> None:
+    if batch.threat.norm not in attack.norms:
+        raise UserError(
+            f"the attack {attack.name!r} is for {' and '.join(attack.norms)}, not for {batch.threat.norm}: "
+            "choose another attack, such as autoattack, or another --norm"
+        )

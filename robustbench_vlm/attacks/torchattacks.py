@@ -1,0 +1,114 @@
+"""Every attack of the library torchattacks (arXiv:2010.01950) as a stage of ours; the library is optional.
+
+Its own default parameters hold, but for the threat: eps and the norm are the threat's, step sizes keep their ratio to
+eps, and the number of classes is the true one where an attack asks for it. Its random numbers belong to a batch, not to
+a sample: the number of slots may change a verdict.
+"""
+
+import inspect
+import warnings
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from robustbench_vlm.attacks.base import Batch, Logits, Outcome, Stage
+from robustbench_vlm.attacks.library_model import CountedNetwork, seed_of
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.registry import unknown
+from robustbench_vlm.core.threat import NORMS
+
+_EPS_NAMES = ("eps", "max_epsilon")
+_STEP_NAMES = ("alpha",)
+_MINIMAL = ("CW", "DeepFool")
+"""Attacks that look for the nearest image in L2."""
+_GRADIENT_FREE = ("Square", "OnePixel", "Pixle", "GN")
+_COUNTING = ("JSMA", "OnePixel", "Pixle", "SparseFool")
+"""Attacks that change few pixels by any amount."""
+
+
+def attack_class(name: str) -> type:
+    """Return torchattacks' class of that name.
+
+    Raises UserError where the library is missing, has no such attack, or the attack needs more than a model.
+    """
+    library = _library()
+    classes = {key: value for key, value in vars(library).items() if isinstance(value, type)}
+    if name not in classes:
+        raise UserError(unknown("attack of torchattacks", name, sorted(classes)))
+    found = classes[name]
+    required = [p.name for p in _parameters(found).values() if p.default is p.empty and p.name != "model"]
+    if required:
+        raise UserError(
+            f"torchattacks:{name} needs more than a model ({', '.join(required)}): it wraps other attacks; "
+            "name one of those instead"
+        )
+    return found
+
+
+def norms_of(name: str) -> tuple[str, ...]:
+    """Return the norms that an attack of torchattacks is built for: in another ball its images are too weak.
+
+    Those that ask for the norm take both, and so do the ones that count changed pixels, which are cut to the ball.
+    """
+    parameters = _parameters(attack_class(name))
+    if "norm" in parameters or name in _COUNTING:
+        return NORMS
+    return ("L2",) if name.endswith("L2") or name in _MINIMAL else ("Linf",)
+
+
+def run_torchattacks(logits: Logits, batch: Batch, *, slots: int, attack: str) -> Outcome:
+    """Run one attack of torchattacks, `slots` samples at a time."""
+    network = CountedNetwork(logits, batch.images.device)
+    made = attack_class(attack)(network, **_settings(attack_class(attack), batch))
+    devices = [batch.images.device] if batch.images.device.type == "cuda" else []
+    adversarial: list[Tensor] = []
+    for images, labels in zip(batch.images.split(slots), batch.labels.split(slots), strict=True):
+        with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
+            # Its SparseFool converts arrays in a way that newer versions of numpy deprecate.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            torch.manual_seed(seed_of(batch))
+            adversarial.append(made(images.contiguous(), labels).detach().to(images))
+    return Outcome(torch.cat(adversarial), *network.passes_each(batch))
+
+
+def torchattacks_stage(attack: str) -> Stage:
+    """Return a stage that runs an attack of torchattacks, named by its class."""
+    return Stage(
+        f"torchattacks:{attack}",
+        "torchattacks",
+        f"{__name__}:run_torchattacks",
+        {"attack": attack},
+        version=1,
+        gradient_free=attack in _GRADIENT_FREE,
+    )
+
+
+def _settings(attack: type, batch: Batch) -> dict[str, Any]:
+    parameters, eps = _parameters(attack), float(batch.threat.eps)
+    known = {"norm": batch.threat.norm, "n_classes": int(batch.num_classes[0]), "seed": seed_of(batch)}
+    settings = {name: value for name, value in known.items() if name in parameters}
+    for eps_name in _EPS_NAMES:
+        if eps_name in parameters:
+            settings[eps_name] = eps
+            ratio = eps / parameters[eps_name].default
+            steps = [name for name in _STEP_NAMES if name in parameters]
+            settings |= {name: parameters[name].default * ratio for name in steps}
+    return settings
+
+
+def _parameters(attack: type) -> dict[str, inspect.Parameter]:
+    return {name: value for name, value in inspect.signature(attack).parameters.items() if name != "self"}
+
+
+def _library() -> ModuleType:
+    try:
+        import torchattacks
+    except ImportError:
+        raise UserError(
+            "torchattacks is not installed: run `pip install --no-deps torchattacks` (without --no-deps it would pull "
+            "in years-old versions of other packages)"
+        ) from None
+    library: ModuleType = torchattacks
+    return library

@@ -1,6 +1,0 @@
-"""The site: boards as pages that need no server, no network and no script."""
-
-from robustbench_vlm.boards.site.pages import site_files, write_site
-from robustbench_vlm.boards.site.server import open_server, serve
-
-__all__ = ["open_server", "serve", "site_files", "write_site"]

@@ -1,0 +1,65 @@
+"""What a shell offers when Tab is pressed: names from the registries and the cards, without torch, which is slow."""
+
+from collections.abc import Callable, Iterable, Mapping
+
+import typer
+
+from robustbench_vlm.attacks import ATTACKS
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.defenses import DEFENSES
+from robustbench_vlm.engine.backends import ENGINES
+from robustbench_vlm.models import ARCHITECTURES, MODELS, card_names
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.test_time import PROCEDURES
+from robustbench_vlm.tracks import TRACKS
+
+Complete = Callable[[typer.Context, str], list[str]]
+"""Takes what is typed so far and the beginning of the word, and returns the words that it may become."""
+
+
+def models(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the models of the track that is typed before, and PROCEDURE+MODEL once the plus is typed."""
+    track = context.params.get("track") or TRACKS.names()[0]
+    names = sorted({*card_names(track), *MODELS.names()})
+    procedure, plus, _ = incomplete.partition("+")
+    return [procedure + plus + name for name in names] if plus and procedure in PROCEDURES.names() else names
+
+
+def kinds(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the kinds of values."""
+    return [f"{kind}s" for kind in BY_KIND]
+
+
+def of_kind(context: typer.Context, incomplete: str) -> list[str]:
+    """Return the values of the kind that is typed before, as an argument or as the command's own name."""
+    kind = context.params.get("kind") or context.info_name or ""
+    complete = BY_KIND.get(str(kind).removesuffix("s"))
+    return complete(context, incomplete) if complete else []
+
+
+def one_of(names: Callable[[], Iterable[str]]) -> Complete:
+    """Return what completes to the names that a function gives."""
+
+    # typer tells what it hands over by the annotations.
+    def complete(context: typer.Context, incomplete: str) -> list[str]:
+        return list(names())
+
+    return complete
+
+
+BY_KIND: Mapping[str, Complete] = {
+    "model": models,
+    **{
+        registry.kind: one_of(registry.names)
+        for registry in (DATASETS, ATTACKS, DEFENSES, PROCEDURES, TRACKS, PROTOCOLS, ARCHITECTURES)
+    },
+}
+BY_OPTION: Mapping[str, Complete] = {
+    **{f"--{kind}": complete for kind, complete in BY_KIND.items()},
+    "--base": models,
+    "--engine": one_of(ENGINES.names),
+    "--norm": one_of(lambda: ("Linf", "L2")),
+    "--format": one_of(lambda: ("table", "markdown", "latex", "csv", "html")),
+    "--device": one_of(lambda: ("cpu", "cuda")),
+}
+"""Options that have a name as their value; one means the same in every command."""

@@ -1,0 +1,134 @@
+"""The commands `vlmbench leaderboard build|check|serve|show`: entries as a board, its views and its site."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from robustbench_vlm.cli.options import Json, example, option
+from robustbench_vlm.cli.render import screen
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import package_folder, write_text
+
+if TYPE_CHECKING:
+    from robustbench_vlm.leaderboard.board import Board
+    from robustbench_vlm.leaderboard.entry import Entry
+
+_Folder = Annotated[
+    Path | None, option("--folder", "DIR", "Folder of leaderboards; ./leaderboards, else the package's.")
+]
+_Site = Annotated[Path, option("--site", "DIR", "Where the site goes.")]
+_Port = Annotated[int, option("--port", "N", "On this machine; 0: any that is free.")]
+
+app = typer.Typer(help="Make the leaderboard of the entries.", rich_markup_mode=None)
+
+
+@app.command(epilog=example("vlmbench leaderboard build --site site"))
+def build(folder: _Folder = None, site: _Site = Path("site"), as_json: Json = False) -> None:
+    """Write the Markdown tables and the site of all tracks."""
+    from robustbench_vlm.leaderboard.site import write_site
+    from robustbench_vlm.leaderboard.views import views
+
+    place = _place(folder)
+    boards = _boards(place)
+    made = views(boards, place)
+    for path, text in made.items():
+        write_text(path, text)
+    write_site(boards, site, entries=_entries(place, boards), examples=_examples(place, boards))
+    written = [*map(str, made), str(site / "index.html")]
+    screen.answer(
+        {"written": written}, lambda width: [screen.Line(f"wrote {name}") for name in written], as_json=as_json
+    )
+
+
+@app.command(epilog=example("vlmbench leaderboard check"))
+def check(folder: _Folder = None, as_json: Json = False) -> int:
+    """Check every entry, and that the Markdown tables are those of the entries.
+
+    Exit code 1: a table differs. An entry that does not hold is an error that names it.
+    """
+    from robustbench_vlm.leaderboard.views import views
+
+    place = _place(folder)
+    made = views(_boards(place), place)
+    differ = [str(path) for path, text in made.items() if not path.is_file() or path.read_text("utf-8") != text]
+    lines = [screen.Line(f"differs: {name}; `vlmbench leaderboard build` makes it anew", "red") for name in differ]
+    lines = lines or [screen.Line(f"{len(made)} tables are those of the entries")]
+    screen.answer({"differ": differ}, lambda width: lines, as_json=as_json)
+    return 1 if differ else 0
+
+
+@app.command(epilog=example("vlmbench leaderboard serve --port 8000"))
+def serve(folder: _Folder = None, port: _Port = 8000) -> None:
+    """Make the site and show it on this machine until Ctrl-C."""
+    import tempfile
+
+    from robustbench_vlm.leaderboard.site import serve as show
+    from robustbench_vlm.leaderboard.site import write_site
+
+    place = _place(folder)
+    boards = _boards(place)
+    with tempfile.TemporaryDirectory() as site:
+        write_site(boards, Path(site), entries=_entries(place, boards), examples=_examples(place, boards))
+        show(Path(site), port)
+
+
+@app.command(epilog=example("vlmbench leaderboard migrate leaderboards/mini/*.json"))
+def migrate(
+    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Entry and card files of version 0.1.")],
+    as_json: Json = False,
+) -> None:
+    """Rewrite entries and cards of version 0.1 with today's names.
+
+    The old fingerprints are checked first. Records and verdicts do not change; an entry's history says what happened.
+    """
+    import datetime
+
+    from robustbench_vlm.leaderboard.migrate import migrate_file
+
+    date = datetime.datetime.now(datetime.UTC).date().isoformat()
+    done = {str(path): migrate_file(path, date=date) for path in files}
+    lines = [
+        screen.Line(screen.printable(f"migrated {path}" if changed else f"already in today's format: {path}"))
+        for path, changed in done.items()
+    ]
+    screen.answer(
+        {"migrated": [path for path, changed in done.items() if changed]}, lambda width: lines, as_json=as_json
+    )
+
+
+def _place(folder: Path | None) -> Path:
+    if folder is None:
+        own = Path("leaderboards")
+        folder = own if own.is_dir() else package_folder("leaderboards")
+    if not folder.is_dir():
+        raise UserError(f"{folder} is no folder of leaderboards: name one by --folder")
+    return folder
+
+
+def _boards(folder: Path) -> "list[Board]":
+    from robustbench_vlm.leaderboard.ranking import make_board
+    from robustbench_vlm.tracks import TRACKS
+
+    boards = [make_board(name, folder / name) for name in TRACKS.names() if (folder / name).is_dir()]
+    for why in (why for board in boards for why in board.absent.values()):
+        screen.note(screen.printable(f"left out: {why}"))
+    return boards
+
+
+def _examples(folder: Path, boards: "Sequence[Board]") -> dict[tuple[str, str], Path]:
+    """Return the pictures that `show sample` made of models, where somebody put them beside the entries."""
+    places = {
+        (board.track, row.model): folder / board.track / "examples" / f"{row.model}.png"
+        for board in boards
+        for row in board.rows
+    }
+    return {key: path for key, path in places.items() if path.is_file()}
+
+
+def _entries(folder: Path, boards: "Sequence[Board]") -> "dict[tuple[str, str], Entry]":
+    from robustbench_vlm.leaderboard.entry import read_entry
+
+    names = [(board.track, row.model) for board in boards for row in board.rows]
+    return {(track, model): read_entry(folder / track / f"{model}.json") for track, model in names}

@@ -1,0 +1,1 @@
+"""Rendering: tables, progress and documents of the command line."""

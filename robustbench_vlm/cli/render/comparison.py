@@ -1,0 +1,116 @@
+"""How a comparison is shown on a terminal, or written in the formats of others."""
+
+import re
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from rich.cells import cell_len
+
+from robustbench_vlm.cli.render import screen
+from robustbench_vlm.cli.render.layout import Columns, Row, table, wrapped
+from robustbench_vlm.cli.render.screen import Line
+from robustbench_vlm.comparison import export as formats
+from robustbench_vlm.comparison import tables
+from robustbench_vlm.comparison.comparison import ROBUST, Comparison
+from robustbench_vlm.comparison.export import Field, Sheet
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import write_text
+from robustbench_vlm.core.records import Accuracy
+from robustbench_vlm.core.registry import unknown
+
+_TABLE = "table"
+_WRITERS: Mapping[str, Callable[[Comparison], str]] = {
+    "markdown": lambda found: formats.markdown(tables.report(found)),
+    "latex": lambda found: formats.latex(tables.report(found)),
+    "csv": lambda found: formats.csv_table(tables.csv_rows(found)),
+    "html": lambda found: formats.html(tables.report(found)),
+}
+_BY_SET = Columns(("data set",), "model", ("robust", "clean"))
+_FILE_WIDTH = 100
+"""Columns of a table that goes into a file."""
+
+
+def check_format(name: str) -> None:
+    """Raise UserError for a format that there is not."""
+    if name != _TABLE and name not in _WRITERS:
+        raise UserError(unknown("format", name, [_TABLE, *_WRITERS]))
+
+
+def show(found: Comparison, format: str, out: Path | None, *, as_json: bool) -> None:
+    """Print a comparison in a format, or write it to `out`; as JSON it is printed in any case."""
+    if out is not None:
+        write_text(out, _text(found, format))
+        screen.note(f"wrote {out}", quiet=as_json)
+    if as_json:
+        screen.show_document(found.to_json())
+    elif out is None and format == _TABLE:
+        screen.show(lines(found, screen.width()))
+    elif out is None:
+        screen.show(Line(line) for line in _text(found, format).splitlines())
+
+
+def lines(found: Comparison, width: int) -> list[Line]:
+    """Return the means, every data set, what tests tell apart, what broke the samples, and the curves."""
+    footer = (*tables.legend(found, "*"), *(f"note: {note}" for note in tables.notes(found)))
+    sheets = [tables.differences(found, ROBUST), tables.differences(found, "clean")] if found.pairs else []
+    return [
+        *wrapped(tables.about(found), width),
+        *_sheet_lines(tables.means(found), width),
+        *_heading("Data sets", width),
+        *table(list(_set_rows(found)), _BY_SET, width),
+        *(line for sheet in sheets for line in _sheet_lines(sheet, width)),
+        *_sheet_lines(tables.broken_by(found), width),
+        *_sheet_lines(tables.curves(found), width),
+        Line(""),
+        *(line for sentence in footer for line in wrapped(sentence, width, indent="  ")),
+    ]
+
+
+def _text(found: Comparison, format: str) -> str:
+    if format != _TABLE:
+        return _WRITERS[format](found)
+    return "".join(f"{line.text}\n" for line in lines(found, _FILE_WIDTH))
+
+
+def _heading(title: str, width: int) -> list[Line]:
+    return [Line(""), *(Line(line.text, "bold") for line in wrapped(title, width))]
+
+
+def _sheet_lines(sheet: Sheet, width: int) -> list[Line]:
+    first, *numbers = sheet.header
+    starred = [any(field.best for field in column) for column in zip(*sheet.rows, strict=True)]
+    rows = [
+        {key: _starred(field, in_column) for key, field, in_column in zip(sheet.header, row, starred, strict=True)}
+        for row in sheet.rows
+    ]
+    found = table(rows, Columns((), first, tuple(numbers)), width)
+    if any(cell_len(line.text) > width for line in found):
+        sentences = [f"{row[first]}: {', '.join(f'{key} {row[key]}' for key in numbers)}" for row in rows]
+        found = [line for sentence in sentences for line in wrapped(_close(sentence), width, indent="  ")]
+    return [*_heading(sheet.title, width), *found]
+
+
+def _set_rows(found: Comparison) -> Iterator[Row]:
+    for name in found.datasets:
+        best = {measure: found.best(measure, name) for measure in (ROBUST, "clean")}
+        for model in found.models:
+            fields = {
+                measure: Field(_accuracy(getattr(model.datasets[name], measure)), model.name in best[measure])
+                for measure in best
+            }
+            numbers = {measure: _starred(field) for measure, field in fields.items()}
+            yield {"data set": tables.label(found, name), "model": model.name, **numbers}
+
+
+def _close(text: str) -> str:
+    """Return text without the blanks that set a column's digits below one another."""
+    return re.sub(r" +(?=[ ,]|$)", "", text)
+
+
+def _starred(field: Field, in_column: bool = True) -> str:
+    return f"{field.text}{'*' if field.best else ' '}" if in_column else field.text
+
+
+def _accuracy(accuracy: Accuracy) -> str:
+    """Return an accuracy with its interval in what 40 columns have room for."""
+    return tables.shown(accuracy).translate({ord("("): None, ord(")"): None})

@@ -1,0 +1,111 @@
+"""Tables of text that fit any width: what does not fit moves to lines of its own, and nothing is cut."""
+
+import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from rich.cells import cell_len
+
+from robustbench_vlm.cli.render.screen import Line, printable
+
+_GAP = "  "
+
+Row = Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table by what may become of them where the width is short."""
+
+    groups: tuple[str, ...]
+    """First to leave their columns: they become a heading above the rows that share them."""
+    name: str
+    """Last to leave: it becomes a line above its own row."""
+    numbers: tuple[str, ...]
+    """Aligned to the right, and always side by side."""
+    notes: str = ""
+    """Moves below its row."""
+
+
+@dataclass(frozen=True)
+class _Layout:
+    headings: tuple[tuple[str, ...], ...]
+    columns: tuple[str, ...]
+    below: str
+
+
+def table(rows: Sequence[Row], columns: Columns, width: int) -> list[Line]:
+    """Return a table's lines; columns that are empty in every row are left out. `width` is in terminal cells."""
+    rows = [{key: printable(value) for key, value in row.items()} for row in rows]
+    filled = [
+        key
+        for key in (*columns.groups, columns.name, *columns.numbers, columns.notes)
+        if any(row.get(key) for row in rows)
+    ]
+    layouts = [_kept(layout, filled) for layout in _layouts(columns)]
+    layout = next((each for each in layouts if _width(rows, each) <= width), layouts[-1])
+    return list(_lines(rows, layout, columns.numbers, width))
+
+
+def wrapped(text: str, width: int, *, indent: str = "") -> list[Line]:
+    """Return a sentence as lines of at most `width` cells; lines after the first are indented, words stay whole."""
+    lines = textwrap.wrap(
+        printable(text),
+        width,
+        subsequent_indent=indent,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
+    return [Line(line) for line in lines]
+
+
+def _layouts(columns: Columns) -> list[_Layout]:
+    groups, name, numbers, notes = columns.groups, columns.name, columns.numbers, columns.notes
+    return [
+        _Layout((), (*groups, name, *numbers, notes), ""),
+        _Layout((), (*groups, name, *numbers), notes),
+        _Layout((groups,), (name, *numbers), notes),
+        _Layout((groups, (name,)), numbers, notes),
+    ]
+
+
+def _kept(layout: _Layout, filled: Sequence[str]) -> _Layout:
+    headings = tuple(tuple(key for key in level if key in filled) for level in layout.headings)
+    return _Layout(
+        headings=tuple(level for level in headings if level),
+        columns=tuple(key for key in layout.columns if key in filled),
+        below=layout.below if layout.below in filled else "",
+    )
+
+
+def _width(rows: Sequence[Row], layout: _Layout) -> int:
+    return sum(_widths(rows, layout).values()) + len(_GAP) * (len(layout.columns) - 1 + len(layout.headings))
+
+
+def _widths(rows: Sequence[Row], layout: _Layout) -> dict[str, int]:
+    return {key: max(cell_len(text) for text in [key, *(row.get(key, "") for row in rows)]) for key in layout.columns}
+
+
+def _lines(rows: Sequence[Row], layout: _Layout, numbers: Sequence[str], width: int) -> Iterator[Line]:
+    widths, indent = _widths(rows, layout), _GAP * len(layout.headings)
+    yield Line(indent + _joined({key: key for key in widths}, widths, numbers), "bold")
+    said: list[str] = []
+    for row in rows:
+        for depth, level in enumerate(layout.headings):
+            heading = _GAP * depth + " / ".join(row[key] for key in level if row.get(key))
+            if said[depth : depth + 1] != [heading]:
+                said[depth:] = [heading]
+                yield Line(heading, "bold" if depth == 0 else "")
+        yield Line(indent + _joined(row, widths, numbers))
+        if layout.below and row.get(layout.below):
+            note = wrapped(f"! {row[layout.below]}", max(width - len(indent + _GAP), 20), indent=_GAP)
+            yield from (Line(indent + _GAP + line.text, "yellow") for line in note)
+
+
+def _joined(row: Row, widths: Mapping[str, int], numbers: Sequence[str]) -> str:
+    cells = []
+    for key, width in widths.items():
+        text = row.get(key, "")
+        blanks = " " * (width - cell_len(text))
+        cells.append(blanks + text if key in numbers else text + blanks)
+    return _GAP.join(cells).rstrip()

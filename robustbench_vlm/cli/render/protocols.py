@@ -1,0 +1,129 @@
+"""Protocols in words: all that one says, and what differs between two."""
+
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.base import Attack
+from robustbench_vlm.cli.render.layout import wrapped
+from robustbench_vlm.cli.render.screen import Line, printable
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import fingerprint, plain
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.datasets.base import Dataset
+from robustbench_vlm.datasets.published import ORIGINALS
+from robustbench_vlm.models.classifier import read_alike
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.protocols.base import Protocol
+from robustbench_vlm.protocols.describe import FIELDS
+
+_COMPARED = ("autoattack", "cw", "fgsm", "pgd-20", "pgd-100")
+"""Attacks that every paper of the field has a column for."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One thing that two protocols do otherwise."""
+
+    what: str
+    first: str
+    second: str
+
+
+def protocol_document(name: str) -> dict[str, Any]:
+    """Return all that a protocol says: its fields, its fingerprint, and its texts and twins by data set."""
+    protocol: Protocol = PROTOCOLS.load(name)
+    adapted = _datasets(protocol)
+    texts = {dataset.name: [*dataset.templates, *dataset.classes] for dataset in adapted.values()}
+    attacks = {attack: load_attack(replaced).description for attack, replaced in protocol.attacks.items()}
+    return {
+        "kind": "protocol",
+        **plain(protocol),
+        **{name: FIELDS[name][1](protocol) for name in ("transform", "small_transform")},
+        "attacks": attacks,
+        "fingerprint": fingerprint([protocol.identity, texts]),
+        "data_sets": {
+            key: {
+                "classes": len(dataset.classes),
+                "prompt": dataset.templates[0],
+                "prompts": len(dataset.templates),
+                "two_classes_with_one_prompt": twins(dataset),
+            }
+            for key, dataset in adapted.items()
+        },
+    }
+
+
+def twins(dataset: Dataset) -> list[str]:
+    """Return the class names that two or more classes share, or that CLIP reads as one: "X-ray / x - ray"."""
+    groups = ({dataset.classes[number] for number in group} for group in read_alike(dataset.classes))
+    return sorted(" / ".join(sorted(names)) for names in groups)
+
+
+def differences(first: str, second: str) -> list[Difference]:
+    """Return what differs between two protocols, by name; raise UserError for an unknown one."""
+    one, two = PROTOCOLS.load(first), PROTOCOLS.load(second)
+    found = [Difference(what, say(one), say(two)) for what, say in FIELDS.values() if say(one) != say(two)]
+    found += [
+        Difference(name, _stages(one, name), _stages(two, name))
+        for name in _COMPARED
+        if _stages(one, name) != _stages(two, name)
+    ]
+    mine, theirs = _datasets(one), _datasets(two)
+    for name in sorted({*mine, *theirs}):
+        found += _worded_otherwise(name, mine.get(name), theirs.get(name))
+    return found
+
+
+def difference_lines(first: str, second: str, found: Sequence[Difference], width: int) -> list[Line]:
+    """Return what differs, three lines each: what, and what either protocol does."""
+    if not found:
+        return [Line(f"{first} and {second} measure the same")]
+    lines: list[Line] = []
+    for each in found:
+        lines.append(Line(printable(each.what), "bold"))
+        for name, value in ((first, each.first), (second, each.second)):
+            lines += [Line(f"  {line.text}") for line in wrapped(f"{name}: {value}", width - 2, indent="  ")]
+    return lines
+
+
+def _datasets(protocol: Protocol) -> dict[str, Dataset]:
+    """Return the published data sets as the protocol words them; those that it does not know are left out."""
+    found = {}
+    for name in ORIGINALS if protocol.prompt_source else ():
+        with contextlib.suppress(UserError):
+            found[name] = protocol.adapt_dataset(DATASETS.load(name))
+    return found
+
+
+def _stages(protocol: Protocol, name: str) -> str:
+    attack: Attack = protocol.adapt_attack(load_attack(protocol.attack_name(name)))
+    return "; ".join(
+        f"{stage.name} ({', '.join(f'{key} {value}' for key, value in sorted(stage.parameters.items()))})"
+        for stage in attack.stages
+    )
+
+
+def _worded_otherwise(name: str, first: Dataset | None, second: Dataset | None) -> Iterator[Difference]:
+    if first is None or second is None:
+        there = ["no texts for it" if dataset is None else "has texts for it" for dataset in (first, second)]
+        yield Difference(name, there[0], there[1])
+        return
+    if first.prompt != second.prompt:
+        yield Difference(f"{name}: prompt", _prompt(first), _prompt(second))
+    if len(first.classes) != len(second.classes):
+        yield Difference(f"{name}: classes", str(len(first.classes)), str(len(second.classes)))
+    elif first.classes != second.classes:
+        pairs = [pair for pair in zip(first.classes, second.classes, strict=True) if pair[0] != pair[1]]
+        what = f"{name}: {len(pairs)} of {len(first.classes)} class names"
+        yield Difference(what, f"such as {pairs[0][0]!r}", f"such as {pairs[0][1]!r}")
+    shared = [", ".join(twins(dataset)) or "none" for dataset in (first, second)]
+    if shared[0] != shared[1]:
+        yield Difference(f"{name}: names of two classes", *shared)
+
+
+def _prompt(dataset: Dataset) -> str:
+    more = len(dataset.templates) - 1
+    return repr(dataset.templates[0]) + (f" and {more} more, averaged" if more else "")

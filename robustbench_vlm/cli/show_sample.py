@@ -1,0 +1,159 @@
+"""The command `show sample`: one sample clean and under attack, as a picture and as text."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robustbench_vlm.cli import options
+from robustbench_vlm.cli.options import TRACK, Json, option
+from robustbench_vlm.cli.render import screen
+from robustbench_vlm.core.records import CLEAN
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from robustbench_vlm.analysis.inspect_sample import Predicted, SampleUnderModel, SampleView
+    from robustbench_vlm.cli.render.layout import Row
+
+_CELLS = 28
+"""Letters of a class name in the picture, wide ones counted twice; the text has all."""
+_RIGHT, _OTHER = "#8fc98f", "#d0d0d0"
+
+_Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="See `vlmbench list datasets`.")]
+_Sample = Annotated[str, typer.Argument(metavar="ID|NUMBER", help="Its id in the records, or its place, from 0.")]
+_Models = Annotated[
+    list[str] | None, option("--model", "NAME", "As in `vlmbench run`; the track's base if none. Repeat for more.")
+]
+_Attack = Annotated[str, option("--attack", "NAME", "See `vlmbench list attacks`.")]
+_Eps = Annotated[str, option("--eps", "EPS", "A part of the pixel range, as 8/255, instead of the track's.")]
+_Out = Annotated[Path, option("--out", "FILE", "The picture, PNG or SVG.")]
+
+
+def show_sample(
+    dataset: _Dataset,
+    sample: _Sample,
+    model: _Models = None,
+    attack: _Attack = "pgd-20",
+    eps: _Eps = "",
+    norm: options.Norm = "",
+    track: options.TrackName = TRACK,
+    protocol: options.ProtocolName = "",
+    samples: options.SampleCount = "",
+    data: options.DataFolder = None,
+    device: options.Device = "",
+    out: _Out = Path("sample.png"),
+    as_json: Json = False,
+) -> None:
+    """Show one sample clean and under attack.
+
+    The clean image, the perturbation magnified, the adversarial image, and each model's five most probable classes of
+    both. Of a sample that stays robust, the image that came nearest to breaking it.
+    """
+    from robustbench_vlm.analysis.inspect_sample import look_at_sample
+    from robustbench_vlm.core.files import save_figure
+    from robustbench_vlm.engine.cost import Resources
+    from robustbench_vlm.engine.resolve import Request
+    from robustbench_vlm.tracks import TRACKS
+
+    options.check_plot(out, "--out")
+    request = Request(
+        models=tuple(model or [TRACKS.load(track).base]),
+        attacks=(attack,),
+        track=track,
+        datasets=(dataset,),
+        eps=(eps,) if eps else (),
+        norm=norm,
+        protocol=protocol,
+        samples=options.sample_count(samples),
+        data=data,
+        resources=Resources(device, workers=1),
+    )
+    screen.note("reading models and pictures", quiet=as_json)
+    with screen.progress("models", quiet=as_json) as tell:
+        found = look_at_sample(
+            request, sample, on_progress=lambda p: tell(p.samples_done, p.samples_total, p.seconds_left, p.label)
+        )
+    save_figure(picture(found), out)
+    document = {**found.to_json(), "picture": str(out)}
+    screen.answer(document, lambda width: list(lines(found, out, width)), as_json=as_json)
+
+
+def lines(found: "SampleView", out: Path, width: int) -> Iterator[screen.Line]:
+    """Return the verdict of each model and its probabilities of the classes that lead in either image."""
+    from robustbench_vlm.cli.render.layout import Columns, table, wrapped
+
+    yield from wrapped(f"{_about(found)}; probabilities in %", width)
+    for each in found.models:
+        yield screen.Line("")
+        yield from wrapped(f"{each.model}: {_verdict(each)}, perturbation {each.distance:.4f}", width, indent="  ")
+        yield from table(list(_rows(found, each)), Columns((), "class", ("clean", "adversarial")), width)
+    yield screen.Line("")
+    yield from wrapped(f"{found.track}, protocol {found.protocol}, sample {found.position} of it", width, indent="  ")
+    yield from wrapped(f"picture in {out}, perturbations magnified {_factor(found)} times", width, indent="  ")
+
+
+def picture(found: "SampleView") -> "Figure":
+    """Draw a row for each model: clean, perturbation (mid-grey is none), adversarial, and the top classes of both."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(12, 0.7 + 2.1 * len(found.models)), layout="constrained")
+    # Names are text: between two dollars matplotlib would read a formula.
+    figure.suptitle(screen.printable(_about(found)), parse_math=False)
+    grid = figure.subplots(len(found.models), 5, squeeze=False, width_ratios=(1, 1, 1, 1.5, 1.5))
+    for row, each in zip(grid, found.models, strict=True):
+        shown = (found.image, 0.5 + found.magnification * (each.image - found.image), each.image)
+        for axes, pixels in zip(row, shown, strict=False):
+            axes.imshow(pixels.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+        row[0].set_ylabel(f"{screen.printable(each.model)}\n{_verdict(each)}", fontsize=9, parse_math=False)
+        _draw_bars(row[3], each.clean, found.label)
+        _draw_bars(row[4], each.adversarial, found.label)
+    titles = ("clean", f"perturbation x {_factor(found)}, grey: 0", "adversarial", "clean, %", "adversarial, %")
+    for axes, title in zip(grid[0], titles, strict=True):
+        axes.set_title(title, fontsize=9)
+    return figure
+
+
+def _draw_bars(axes: "Axes", predicted: "Sequence[Predicted]", label: str) -> None:
+    from rich.cells import cell_len, set_cell_size
+
+    from robustbench_vlm.analysis.inspect_sample import TOP
+
+    leading = predicted[:TOP]
+    colours = [_RIGHT if each.name == label else _OTHER for each in leading]
+    axes.barh(range(len(leading)), [100 * each.probability for each in leading], color=colours)
+    for place, each in enumerate(leading):
+        name = screen.printable(each.name)
+        short = name if cell_len(name) <= _CELLS else f"{set_cell_size(name, _CELLS - 1).rstrip()}…"
+        weight = "bold" if each.name == label else "normal"
+        about: dict[str, Any] = {"va": "center", "fontsize": 9, "weight": weight, "clip_on": True, "in_layout": False}
+        axes.text(1, place, f"✓ {short}" if each.name == label else short, parse_math=False, **about)
+        axes.text(99, place, f"{100 * each.probability:.1f}", ha="right", **about)
+    axes.set(xlim=(0, 100), ylim=(TOP - 0.5, -0.5), xticks=[], yticks=[])
+
+
+def _rows(found: "SampleView", each: "SampleUnderModel") -> "Iterator[Row]":
+    from robustbench_vlm.analysis.inspect_sample import TOP
+
+    leading = {one.name for one in (*each.clean[:TOP], *each.adversarial[:TOP])} | {found.label}
+    after = {one.name: one.probability for one in each.adversarial}
+    for one in each.clean:
+        if one.name in leading:
+            numbers = {"clean": f"{100 * one.probability:.1f}", "adversarial": f"{100 * after[one.name]:.1f}"}
+            yield {"class": f"{one.name} (right)" if one.name == found.label else one.name, **numbers}
+
+
+def _about(found: "SampleView") -> str:
+    return f"{found.dataset} {found.sample_id}, {found.label}; {found.attack}, {found.norm} {found.eps}"
+
+
+def _verdict(each: "SampleUnderModel") -> str:
+    said = {"": "robust", CLEAN: "wrong when clean"}
+    return said.get(each.result.broken_by, screen.printable(f"broken by {each.result.broken_by}"))
+
+
+def _factor(found: "SampleView") -> str:
+    return f"{found.magnification:.3g}"

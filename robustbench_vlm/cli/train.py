@@ -1,0 +1,166 @@
+"""The commands that train: `pretrain`, `train` and `sweep`."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from robustbench_vlm.cli import completion
+from robustbench_vlm.cli.options import (
+    TRACK,
+    Device,
+    Json,
+    TrackName,
+    check_plot,
+    number_lists,
+    numbers,
+    option,
+    with_options_of,
+)
+from robustbench_vlm.cli.render import screen
+from robustbench_vlm.core.progress import Tell
+
+if TYPE_CHECKING:
+    from robustbench_vlm.training.finetune import Place
+    from robustbench_vlm.training.request import Order
+
+_Folder = Annotated[Path | None, option("--out", "DIR", "Where the weights and the card go.")]
+_DefenseName = Annotated[
+    str,
+    typer.Argument(
+        metavar="DEFENSE", help="See `vlmbench list defenses`.", autocompletion=completion.BY_KIND["defense"]
+    ),
+]
+_Eps = Annotated[str, option("--eps", "EPS", "Training radius instead of the track's.")]
+_Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help="Instead of the schedule's.")]
+_Pictures = Annotated[
+    int | None, typer.Option("--pictures", metavar="N", min=1, help="Instead of the track's, or all.")
+]
+_Seed = Annotated[int, option("--seed", "N", "Of everything that is drawn at random.")]
+_SETTING = "A number of the defense, or rate, batch, warmup, weight_decay, epochs, steps, inner_steps."
+_Settings = Annotated[list[str] | None, option("--set", "NAME=NUMBER", _SETTING)]
+_OVER = "A setting with its values; repeat for every combination."
+_Images = Annotated[
+    Path | None, option("--images", "DIR", "Training pictures, one folder a class, as ImageNet has them.")
+]
+_Base = Annotated[str, option("--base", "NAME", "A model to start from instead of the track's: a name or a card file.")]
+_Precision = Annotated[str, option("--precision", "NAME", "float32 or bfloat16, of the training pass alone.")]
+_SaveEvery = Annotated[int, typer.Option("--save-every", metavar="N", min=1, help="Steps between checkpoints.")]
+_RESUME = "Insist on going on from a checkpoint, or begin anew; without it, go on where there is one."
+_Resume = Annotated[bool | None, typer.Option("--resume/--no-resume", help=_RESUME)]
+
+
+def pretrain(track: TrackName = TRACK, out: _Folder = None, as_json: Json = False) -> None:
+    """Pre-train a track's base model.
+
+    The same command goes on where an earlier one was stopped.
+    """
+    from robustbench_vlm.models.card import trained_folder
+    from robustbench_vlm.training.commands import pretrain_base
+
+    with screen.progress("steps", quiet=as_json) as tell:
+        card = pretrain_base(track, out or trained_folder(track, "base"), tell)
+    _show_card(card, as_json=as_json)
+
+
+def order_of(
+    defense: _DefenseName,
+    track: TrackName = TRACK,
+    images: _Images = None,
+    eps: _Eps = "",
+    epochs: _Epochs = None,
+    pictures: _Pictures = None,
+    seed: _Seed = 0,
+    settings: _Settings = None,
+    base: _Base = "",
+    precision: _Precision = "float32",
+) -> "Order":
+    """Return what the options ask to train; raise UserError for texts that are no radius or setting."""
+    from robustbench_vlm.core.threat import parse_eps
+    from robustbench_vlm.training.request import Order
+
+    radius = parse_eps(eps) if eps else None
+    return Order(defense, track, radius, epochs, pictures, seed, numbers(settings or []), images, base, precision)
+
+
+def takes_order(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command that has the options of `order_of` in place of its first parameter, the order."""
+    return with_options_of(order_of, command)
+
+
+@takes_order
+def train(
+    order: "Order",
+    device: Device = "",
+    save_every: _SaveEvery = 200,
+    resume: _Resume = None,
+    out: _Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Train a defense.
+
+    Fine-tunes the track's base model; the same command goes on where an earlier one was stopped. For several GPUs begin
+    with `accelerate launch --multi_gpu -m robustbench_vlm train ...` or `torchrun --nproc-per-node 8 -m ...`.
+    """
+    from robustbench_vlm.models.card import trained_folder
+    from robustbench_vlm.training.commands import train_defense
+
+    place = _place(out or trained_folder(order.track, order.name), device, save_every)
+    with _progress(place, as_json=as_json) as tell:
+        card = train_defense(order, place, tell, resume=resume)
+    if card:
+        _show_card(card, as_json=as_json)
+
+
+@takes_order
+def sweep(
+    order: "Order",
+    *,
+    over: Annotated[list[str], option("--over", "NAME=N,N,...", _OVER)],
+    share: Annotated[str, option("--share", "PART", "Part of the pictures to train on, as 1/4.")] = "1/4",
+    device: Device = "",
+    plot: Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file for the picture of the table.")] = None,
+    out: _Folder = None,
+    as_json: Json = False,
+) -> None:
+    """Train a defense with several settings.
+
+    Each is measured on pictures of the fine-tuning set that no training sees, never on evaluation sets. Trainings that
+    are done already are not done again.
+    """
+    from robustbench_vlm.cli.render import sweep as sweeps
+    from robustbench_vlm.models.card import trained_folder
+    from robustbench_vlm.training.sweep import run_sweep
+
+    check_plot(plot)
+    place = _place(out or trained_folder(order.track, f"sweep-{order.name}"), device, 200)
+    with _progress(place, as_json=as_json) as tell:
+        found = run_sweep(order, number_lists(over), sweeps.part(share), place, tell)
+    if place.processes.is_main:
+        sweeps.plot(found, plot or place.folder / "sweep.png")
+        screen.answer(sweeps.document(found), lambda width: sweeps.lines(found, width), as_json=as_json)
+
+
+@contextlib.contextmanager
+def _progress(place: "Place", *, as_json: bool) -> Iterator[Tell]:
+    """Show progress, on the first of several processes alone."""
+    if not place.processes.is_main:
+        yield lambda step, of, left, state: None
+        return
+    screen.note("reading model and pictures", quiet=as_json)
+    with screen.progress("steps", quiet=as_json) as tell:
+        yield tell
+
+
+def _place(folder: Path, device: str, save_every: int) -> "Place":
+    from robustbench_vlm.training.distributed import Processes
+    from robustbench_vlm.training.finetune import Place
+
+    return Place(folder, Processes(device), save_every)
+
+
+def _show_card(card: Path, *, as_json: bool) -> None:
+    lines = [screen.Line(f"wrote {card}"), screen.Line(f"next: vlmbench run --model {card}")]
+    screen.answer({"card": str(card)}, lambda width: lines, as_json=as_json)

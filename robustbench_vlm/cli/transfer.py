@@ -1,0 +1,166 @@
+"""The command `transfer`: the adversarial images of each model tried on every other, as a matrix."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from robustbench_vlm.cli import options
+from robustbench_vlm.cli.options import TRACK, Json, option
+from robustbench_vlm.cli.render import screen
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from robustbench_vlm.analysis.transfer import Transfer
+    from robustbench_vlm.cli.render.layout import Row
+    from robustbench_vlm.core.records import Accuracy
+    from robustbench_vlm.engine.resolve import Request
+
+_MODEL = "A name, a card file or open_clip:ARCH/PRETRAINED; every bundled one if none. Repeat for more."
+_Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
+_Attack = Annotated[str, option("--attack", "NAME", "What makes the images: `vlmbench list attacks`.")]
+_Eps = Annotated[str, option("--eps", "EPS", "A part of the pixel range, as 8/255, instead of the track's.")]
+_Samples = Annotated[str, option("--samples", "N|all", "Samples a data set.")]
+_Plot = Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file for the matrix as a heat map.")]
+_Save = Annotated[Path | None, option("--save", "DIR", "A folder for the images, lossless, a file a model.")]
+
+
+def request_of(
+    model: _Models = None,
+    attack: _Attack = "pgd-20",
+    dataset: options.Datasets = None,
+    eps: _Eps = "",
+    norm: options.Norm = "",
+    track: options.TrackName = TRACK,
+    protocol: options.ProtocolName = "",
+    samples: _Samples = "24",
+    data: options.DataFolder = None,
+    workers: options.Workers = 0,
+    batch: options.BatchSize = 0,
+    device: options.Device = "",
+) -> "Request":
+    """Return what the options ask for; raise UserError for values that no plan can have."""
+    from robustbench_vlm.engine.cost import Resources
+    from robustbench_vlm.engine.resolve import Request
+    from robustbench_vlm.models.card import bundled_names
+
+    return Request(
+        models=tuple(model or bundled_names(track)),
+        attacks=(attack,),
+        track=track,
+        datasets=tuple(dataset or ()),
+        eps=(eps,) if eps else (),
+        norm=norm,
+        protocol=protocol,
+        samples=options.sample_count(samples),
+        data=data,
+        resources=Resources(device, workers, batch),
+    )
+
+
+def transfer(request: "Request", plot: _Plot = None, save: _Save = None, as_json: Json = False) -> None:
+    """Try the adversarial images of each model on every other.
+
+    Images made for one model that break another where the attack on that one itself fails are a sign of masked
+    gradients. What --save writes can be handed in by `vlmbench dispute`.
+    """
+    from robustbench_vlm.analysis import transfer as transfers
+    from robustbench_vlm.core.files import save_figure
+
+    options.check_plot(plot)
+    screen.note("reading models and pictures", quiet=as_json)
+    with screen.progress("images", quiet=as_json) as tell:
+        found = transfers.transfer(
+            request, save, on_progress=lambda p: tell(p.samples_done, p.samples_total, p.seconds_left, p.label)
+        )
+    if plot is not None:
+        save_figure(heat_map(found), plot)
+    screen.answer(found.to_json(), lambda width: list(lines(found, width)), as_json=as_json)
+
+
+def lines(found: "Transfer", width: int) -> Iterator[screen.Line]:
+    """Return the matrix and each model's own numbers; where these do not fit the width, a row for each number."""
+    from rich.cells import cell_len
+
+    from robustbench_vlm.cli.render.layout import Columns, table, wrapped
+
+    sets = f"{len(found.datasets)} data set{'s' if len(found.datasets) > 1 else ''}"
+    about = f"{found.attack}, {found.norm} {found.eps}, accuracies in %, means over {sets}, {found.n} samples"
+    numbers = tuple(str(number + 1) for number in range(len(found.targets)))
+    matrix = table(list(_matrix(found)), Columns((), "images of", numbers), width)
+    own = table(list(_own(found)), Columns((), "model", ("clean", "own images", "all images")), width)
+    wide = [*matrix, screen.Line(""), *own]
+    fits = all(cell_len(line.text) <= width for line in wide)
+    long = Columns(("model",), "images of", ("accuracy", "95 % interval"))
+    yield from wrapped(about, width)
+    yield screen.Line("")
+    yield from wide if fits else table(list(_long(found)), long, width)
+    yield screen.Line("")
+    for sentence in found.warnings:
+        yield from (screen.Line(line.text, "yellow") for line in wrapped(f"! {sentence}", width, indent="  "))
+    for sentence in _footer(found, matrix=fits):
+        yield from wrapped(sentence, width, indent="  ")
+
+
+def heat_map(found: "Transfer") -> "Figure":
+    """Draw the matrix: targets from left to right, sources from top to bottom, then what they get right in all."""
+    from matplotlib.figure import Figure
+
+    names = [screen.printable(target.model) for target in found.targets]
+    rows = [*names, "clean", "all images"]
+    shares = [[target.mean.under[source.model] for target in found.targets] for source in found.targets]
+    shares += [[target.mean.clean for target in found.targets], [target.mean.worst for target in found.targets]]
+    figure = Figure(figsize=(3 + 0.75 * len(names), 2 + 0.45 * len(rows)), layout="constrained")
+    axes = figure.subplots()
+    axes.imshow([[100 * share.value for share in row] for row in shares], vmin=0, vmax=100, aspect="auto")
+    for row, values in enumerate(shares):
+        for column, share in enumerate(values):
+            ink = "black" if share.value > 0.5 else "white"
+            axes.text(column, row, f"{100 * share.value:.1f}", ha="center", va="center", color=ink, fontsize=9)
+    axes.axhline(len(names) - 0.5, color="white", linewidth=3)
+    # Names are text: between two dollars matplotlib would read a formula.
+    axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
+    axes.set_yticks(range(len(rows)), rows, parse_math=False)
+    axes.set(xlabel="model that gets the images", ylabel="model that they were made for")
+    axes.set_title(f"accuracy in %, {found.attack}, {found.norm} {found.eps}", parse_math=False)
+    return figure
+
+
+def _matrix(found: "Transfer") -> "Iterator[Row]":
+    for number, source in enumerate(found.targets, start=1):
+        shares = {str(n): target.mean.under[source.model] for n, target in enumerate(found.targets, start=1)}
+        yield {"images of": f"{number} {source.model}", **{key: _percent(share) for key, share in shares.items()}}
+
+
+def _own(found: "Transfer") -> "Iterator[Row]":
+    for number, target in enumerate(found.targets, start=1):
+        mean = target.mean
+        shares = {"clean": mean.clean, "own images": mean.robust, "all images": mean.worst}
+        cells = {key: f"{_percent(share)} ({_interval(share)})" for key, share in shares.items()}
+        yield {"model": f"{number} {target.model}", **cells}
+
+
+def _long(found: "Transfer") -> "Iterator[Row]":
+    for target in found.targets:
+        mean = target.mean
+        own = {source if source != target.model else "itself": share for source, share in mean.under.items()}
+        for name, share in {"none: clean": mean.clean, **own, "all": mean.worst}.items():
+            numbers = {"accuracy": _percent(share), "95 % interval": _interval(share)}
+            yield {"model": target.model, "images of": name, **numbers}
+
+
+def _footer(found: "Transfer", *, matrix: bool) -> Iterator[str]:
+    if matrix:
+        yield "columns: the model, by its number, that gets the images; on the diagonal stands its robust accuracy"
+        yield "in brackets: 95 % intervals"
+    yield "images of a model: where it is wrong the clean one, where it holds the one that came nearest to breaking it"
+    yield "all images: the share of samples that a model gets right in the images of every one"
+    yield f"{found.track}, protocol {found.protocol}, {screen.duration(found.seconds)}"
+
+
+def _percent(share: "Accuracy") -> str:
+    return f"{100 * share.value:.1f}"
+
+
+def _interval(share: "Accuracy") -> str:
+    return f"{100 * share.low:.1f}-{100 * share.high:.1f}"

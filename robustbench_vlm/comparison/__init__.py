@@ -1,0 +1,1 @@
+"""Comparison of models on the same samples: alignment, paired statistics, tables, exports and plots."""

@@ -1,0 +1,96 @@
+"""What a zero-shot data set is: class names, a prompt, and a source of labelled pictures."""
+
+import hashlib
+import importlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.datasets.transform import NATIVE, Transform
+
+Prompt = str | tuple[str, ...]
+"""What is said of a class: one text, or several whose embeddings are averaged (CLIP's prompt ensembles)."""
+
+
+class UnreadableImage(UserError):
+    """A picture that cannot be decoded; a run goes on without it only where the user said so."""
+
+
+class Source(Protocol):
+    """Labelled pictures, read on demand; sample i is named ids[i] and has the class labels[i]."""
+
+    @property
+    def ids(self) -> Sequence[str]:
+        """The samples' names, all different."""
+        ...
+
+    @property
+    def labels(self) -> Sequence[int]:
+        """Each sample's class, in [0, C)."""
+        ...
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Return pictures, uint8 (B, 3, H, W), equal in size for all; raise UnreadableImage where one fails."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A zero-shot data set. `source` is "module:callable"; called with `options` it gives a Source."""
+
+    name: str
+    classes: tuple[str, ...]
+    prompt: Prompt
+    """The text, or texts, whose {} the class name takes."""
+    source: str
+    options: Mapping[str, Any] = field(default_factory=dict)
+    split: str = "test"
+    revision: str = "1"
+    """Changes whenever a picture, a label or a class name does."""
+    description: str = ""
+    origin: str = ""
+    """Where the pictures come from, with licence."""
+    original: str = ""
+    """The published data set, by its name in `originals`, that must be prepared before it can be opened."""
+    transform: Transform = NATIVE
+    """How pictures of a published data set become the pixels that are attacked."""
+    merged: tuple[int, ...] = ()
+    """The class of each label of the published data set; () where they are the same."""
+
+    def __post_init__(self) -> None:
+        if len(self.classes) < 2:
+            raise UserError(f"the data set {self.name!r} has {len(self.classes)} class: zero-shot needs two or more")
+        for text in self.templates:
+            if "{}" not in text:
+                raise UserError(f'the prompt {text!r} has no {{}} for the class name: write "a photo of a {{}}."')
+
+    @property
+    def chance(self) -> float:
+        """The accuracy of a guess."""
+        return 1 / len(self.classes)
+
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """The texts into which the class name is put."""
+        return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
+
+    @property
+    def prompts(self) -> tuple[Prompt, ...]:
+        """What is said of each class: a text where there is one template, else as many as there are."""
+        filled = [tuple(text.replace("{}", name) for text in self.templates) for name in self.classes]
+        return tuple(texts[0] if isinstance(self.prompt, str) else texts for texts in filled)
+
+    def open(self) -> Source:
+        """Return the data set's pictures; a published one must have been made ready, see `published.ready`."""
+        assert not self.original or self.options, f"{self.name} was not made ready"
+        module, _, name = self.source.partition(":")
+        source: Source = getattr(importlib.import_module(module), name)(**self.options)
+        return source
+
+
+def image_sha256(image: Tensor) -> str:
+    """Return the digest of a picture's uint8 pixels, (3, H, W) in C order."""
+    return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()

@@ -1,0 +1,63 @@
+"""AGFT's wording with its faults (YuboCui/AGFT 0031a8f, clip_dataset.py and imagenet_classes_names.txt).
+
+Two classes with one text: 7 pairs of StanfordCars, whose model year is cut off, and "cardigan", "crane" and "maillot"
+of ImageNet. Two flowers have a blank before the comma.
+"""
+
+from robustbench_vlm.datasets.prompts.base import Row, Wording, facts, plain_words
+from robustbench_vlm.datasets.training_folder import class_names
+
+_PHOTO, _THIS = "A photo of a {}.", "This is a photo of a {}."
+EUROSAT_NAMES = {
+    "AnnualCrop": "annual crop land",
+    "Forest": "a forest",
+    "HerbaceousVegetation": "brushland or shrubland",
+    "Highway": "a highway or a road",
+    "Industrial": "industrial buildings",
+    "Pasture": "pasture land",
+    "PermanentCrop": "permanent crop land",
+    "Residential": "residential buildings",
+    "River": "a river",
+    "SeaLake": "a sea or a lake",
+}
+TISSUE = ("healthy lymph node tissue", "lymph node tumor tissue")
+FACES = ("Faces", "Faces_easy")
+
+
+def stripped(raw: str) -> str:
+    """Return plain words without blanks at the ends."""
+    return plain_words(raw).strip()
+
+
+def without_year(raw: str) -> str:
+    """Return a car without its last five letters, the model year, and without hyphens."""
+    return raw[:-5].replace("-", " ")
+
+
+def with_maker(raw: str) -> str:
+    """Return an aircraft with its maker where the variant begins with a 7."""
+    return f"Boeing {raw}" if raw.startswith("7") else raw
+
+
+def caltech256_name(raw: str) -> str:
+    """Return a class of Caltech256 without its number and the suffix of those that Caltech101 has too."""
+    return stripped(raw.partition(".")[2].replace("-101", ""))
+
+
+AGFT: Wording = {
+    "caltech101": Row(_PHOTO, stripped, dict.fromkeys(FACES, "person"), one_class=FACES),
+    "caltech256": Row(_PHOTO, caltech256_name),
+    "cifar10": Row(_THIS, stripped),
+    "cifar100": Row(_THIS, stripped),
+    "dtd": Row("A surface with a {} texture.", stripped),
+    "eurosat": Row("A centered satellite photo of {}.", names=EUROSAT_NAMES),
+    "fgvc-aircraft": Row("A photo of a {}, a type of aircraft.", with_maker),
+    "flowers102": Row("A photo of a {}, a type of flower.", listed=tuple(facts("agft")["flowers102"])),
+    "food101": Row("A photo of {}, a type of food.", stripped),
+    "imagenet": Row(_THIS, names=class_names()),
+    "oxford-pets": Row("A photo of a {}, a type of pet.", stripped),
+    "pcam": Row("This is a photo of {}.", listed=TISSUE),
+    "stanford-cars": Row(_PHOTO, without_year),
+    "stl10": Row(_THIS, lambda raw: raw),
+    "sun397": Row(_THIS, stripped),
+}

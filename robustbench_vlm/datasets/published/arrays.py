@@ -1,0 +1,155 @@
+"""Data sets whose pixels lie in one file: CIFAR (pickled batches), STL-10 (binary), PCAM (HDF5)."""
+
+import pickle
+from collections.abc import Sequence, Sized
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.datasets.base import UnreadableImage
+from robustbench_vlm.datasets.published.classes import Labels
+from robustbench_vlm.datasets.published.decode import lines, reading
+from robustbench_vlm.datasets.published.original import Pictures, stamp_of
+
+if TYPE_CHECKING:
+    from numpy import ndarray
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Pictures that are the rows of one array, uint8 (N, H, W, 3); a sample's name is its place."""
+
+    ids: Sequence[str]
+    labels: Sequence[int]
+    pixels: "ndarray[Any, Any]"
+    file: Path
+    """Where the pixels were read."""
+
+    def stamp(self, index: int) -> str:
+        """Return that of the file of all pixels."""
+        return stamp_of(self.file)
+
+    def picture(self, index: int) -> "Image":
+        """Return a picture as stored."""
+        import numpy
+        from PIL import Image
+
+        return Image.fromarray(numpy.ascontiguousarray(self.pixels[index]))
+
+
+def cifar10(root: Path) -> Pictures:
+    """Read the test part of CIFAR-10: "test_batch", with the names in "batches.meta"."""
+    return _cifar(root, "cifar10", "test_batch", "labels", "batches.meta", "label_names")
+
+
+def cifar100(root: Path) -> Pictures:
+    """Read the test part of CIFAR-100, fine labels: "test", with the names in "meta"."""
+    return _cifar(root, "cifar100", "test", "fine_labels", "meta", "fine_label_names")
+
+
+def _cifar(root: Path, name: str, batch: str, key: str, meta: str, names: str) -> Rows:
+    places = Labels(name).of_numbers(_unpickled(root / meta, names)[names], root / meta)
+    entry = _unpickled(root / batch, "data", key)
+    with reading(root / batch):
+        pixels = entry["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        labels = _placed(places, entry[key])
+    return Rows(_numbered(labels, root / batch, pixels, root / batch), labels, pixels, root / batch)
+
+
+def _placed(places: Sequence[int], numbers: Any) -> tuple[int, ...]:
+    """Return the class of each number, counted from 0."""
+    numbers = [int(number) for number in numbers]
+    if numbers and not 0 <= min(numbers) <= max(numbers) < len(places):
+        raise ValueError(f"labels from {min(numbers)} to {max(numbers)} for {len(places)} classes")
+    return tuple(places[number] for number in numbers)
+
+
+def _numbered(labels: Sequence[int], targets: Path, pixels: Sized, path: Path) -> tuple[str, ...]:
+    """Return the samples' names, their places; raise UserError unless there are as many pictures as labels."""
+    if len(pixels) != len(labels):
+        raise UserError(f"{path} has {len(pixels)} pictures and {targets} has {len(labels)} labels: fetch them anew")
+    return tuple(f"{place:05d}" for place in range(len(labels)))
+
+
+class _Unpickler(pickle.Unpickler):
+    """Unpickles numbers, texts, lists and numpy's arrays, as Python 2 wrote them, and nothing that runs."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        import codecs
+
+        import numpy
+
+        def empty(kind: type, shape: tuple[int, ...], code: str) -> Any:
+            return numpy.ndarray(shape, code)
+
+        allowed = {
+            ("numpy.core.multiarray", "_reconstruct"): empty,
+            ("numpy._core.multiarray", "_reconstruct"): empty,
+            ("numpy", "ndarray"): numpy.ndarray,
+            ("numpy", "dtype"): numpy.dtype,
+            ("_codecs", "encode"): codecs.encode,
+        }
+        if (module, name) not in allowed:
+            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
+        return allowed[module, name]
+
+
+def _unpickled(path: Path, *keys: str) -> dict[str, Any]:
+    with reading(path), path.open("rb") as file:
+        # The official files hold bytes of Python 2, which latin1 keeps one to one.
+        entry: dict[str, Any] = _Unpickler(file, encoding="latin1").load()
+        missing = [key for key in keys if key not in entry]
+        if missing:
+            raise ValueError(f"it has no {' and no '.join(missing)}")
+    return entry
+
+
+def stl10(root: Path) -> Pictures:
+    """Read the test part of STL-10: "test_X.bin", each colour a column after the other, and "test_y.bin" from 1."""
+    import numpy
+
+    places = Labels("stl10").of_numbers(lines(root / "class_names.txt"), root / "class_names.txt")
+    with reading(root / "test_y.bin"):
+        labels = _placed(places, numpy.fromfile(root / "test_y.bin", numpy.uint8).astype(int) - 1)
+    with reading(root / "test_X.bin"):
+        pixels = numpy.memmap(root / "test_X.bin", numpy.uint8, "r").reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
+    ids = _numbered(labels, root / "test_y.bin", pixels, root / "test_X.bin")
+    return Rows(ids, labels, pixels, root / "test_X.bin")
+
+
+@dataclass(frozen=True)
+class PatchCamelyon:
+    """The pictures of an HDF5 file, whose rows are read one at a time."""
+
+    ids: Sequence[str]
+    labels: Sequence[int]
+    path: Path
+
+    def stamp(self, index: int) -> str:
+        """Return that of the file of all pixels."""
+        return stamp_of(self.path)
+
+    def picture(self, index: int) -> "Image":
+        """Return a picture as stored."""
+        import h5py
+        from PIL import Image
+
+        try:
+            with h5py.File(self.path) as file:
+                return Image.fromarray(file["x"][index])
+        except OSError as error:
+            raise UnreadableImage(f"cannot read the picture {index} of {self.path}: {error}") from error
+
+
+def pcam(root: Path) -> Pictures:
+    """Read the test part of PatchCamelyon: "..._test_x.h5" with "x" (N, 96, 96, 3), "..._test_y.h5" with "y"."""
+    import h5py
+
+    pixels, targets = (root / f"camelyonpatch_level_2_split_test_{part}.h5" for part in "xy")
+    with reading(targets), h5py.File(targets) as file:
+        labels = _placed(range(2), file["y"][:].reshape(-1))
+    with reading(pixels), h5py.File(pixels) as file:
+        ids = _numbered(labels, targets, file["x"], pixels)
+    return PatchCamelyon(ids, labels, pixels)

@@ -1,0 +1,63 @@
+"""A seal on a folder that was fetched: what lay in it when it was whole, so that a change of it shows."""
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import sha256_of, write_text
+
+_NAME = ".vlmbench.json"
+_FORMAT = 1
+
+
+def put_seal(folder: Path, source: str) -> None:
+    """Write down what lies in a folder and where it is from; it is the last thing that is put there."""
+    entry = {"format": _FORMAT, "source": source, "folders": _contents(folder)}
+    write_text(folder / _NAME, json.dumps(entry, indent=1) + "\n")
+
+
+def changes(folder: Path) -> list[str]:
+    """Return a sentence for every folder that is not as it was when the seal was put; none where there is no seal."""
+    path = folder / _NAME
+    if not path.exists():
+        return []
+    try:
+        entry = json.loads(path.read_text(encoding="utf-8"))
+        if entry["format"] != _FORMAT:
+            raise ValueError(f"its format is {entry['format']}, not {_FORMAT}")
+        before: dict[str, dict[str, Any]] = entry["folders"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise UserError(
+            f"cannot read {path}: {error}; remove it, and the data set counts as one of your own"
+        ) from error
+    after = _contents(folder)
+    return [
+        f"{folder / name} is not as it was fetched: {_said(after.get(name))} instead of {_said(before.get(name))}"
+        for name in sorted(before.keys() | after.keys())
+        if before.get(name) != after.get(name)
+    ]
+
+
+def _contents(folder: Path) -> dict[str, dict[str, Any]]:
+    """Return number of files, bytes and digest of every folder with files, without hidden ones."""
+    found = {}
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        paths = [Path(place) / name for name in sorted(names) if not name.startswith(".")]
+        if paths:
+            listing = "".join(f"{sha256_of(path)}  {path.name}\n" for path in paths)
+            found[Path(place).relative_to(folder).as_posix()] = {
+                "files": len(paths),
+                "bytes": sum(path.stat().st_size for path in paths),
+                "sha256": hashlib.sha256(listing.encode()).hexdigest(),
+            }
+    return found
+
+
+def _said(entry: dict[str, Any] | None) -> str:
+    if entry is None:
+        return "no files"
+    return f"{entry['files']} files of {entry['bytes']} bytes with the digest {str(entry['sha256'])[:12]}"

@@ -1,0 +1,81 @@
+"""The way in through torchvision: its download and unpacking of what the authors of a data set offer."""
+
+import contextlib
+import errno
+import io
+import os
+import re
+import shutil
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from robustbench_vlm.core.download import Tell, download
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.datasets.published.original import Original
+from robustbench_vlm.datasets.published.staging import check_free, put_in_place, staging_folder
+
+_ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
+
+
+def by_torchvision(original: Original, root: Path, tell: Tell) -> Path:
+    """Fetch a data set by torchvision and return its folder; raise UserError where its host or files are not well."""
+    import torchvision
+
+    staging, source = staging_folder(original, root), f"torchvision {torchvision.__version__} {original.torchvision}"
+    # What was unpacked when an earlier call was stopped, torchvision would take for the whole.
+    unpacked, goal = staging / "unpacked", root / original.folder
+    shutil.rmtree(unpacked, ignore_errors=True)
+    check_free(goal, 2 * original.download_bytes)
+    try:
+        with _torchvision_downloads(staging / "downloads", tell), contextlib.redirect_stdout(io.StringIO()):
+            getattr(torchvision.datasets, original.torchvision)(str(unpacked), download=True)
+    except UserError:
+        raise
+    # Beside broken archives, torchvision lets through whatever the unpacking of them raises.
+    except Exception as error:
+        if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            shutil.rmtree(staging / "downloads", ignore_errors=True)
+        raise UserError(f"torchvision fails with {type(error).__name__}: {error}") from error
+    folder = unpacked / original.folder
+    for archive in (staging / "downloads").iterdir():
+        if archive.name.endswith(_ARCHIVES):
+            (folder / archive.name).unlink(missing_ok=True)
+    original.read(folder)
+    return put_in_place(folder, goal, staging, source)
+
+
+@contextlib.contextmanager
+def _torchvision_downloads(folder: Path, tell: Tell) -> Iterator[None]:
+    """Let torchvision download through ours, into `folder`, and unpack nothing outside of where it should.
+
+    So it resumes, tells its progress, refuses web pages, and does not fall back to http.
+    """
+    from torchvision.datasets import utils
+
+    def retrieve(url: str, filename: str | Path, *options: Any) -> None:
+        path = folder / Path(filename).name
+        download(re.sub(r"^http://(?!127\.|localhost)", "https://", url), path, on_progress=tell)
+        Path(filename).unlink(missing_ok=True)
+        try:
+            os.link(path, filename)
+        except OSError:  # a file system without links
+            shutil.copyfile(path, filename)
+
+    with (
+        _replaced(utils, "_urlretrieve", retrieve),
+        _replaced(utils, "_get_redirect_url", lambda url, **options: url),
+        _replaced(tarfile.TarFile, "extraction_filter", staticmethod(tarfile.data_filter)),
+    ):
+        yield
+
+
+@contextlib.contextmanager
+def _replaced(owner: object, name: str, value: object) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)

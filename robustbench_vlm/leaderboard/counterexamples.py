@@ -1,0 +1,85 @@
+"""The images of counterexamples: kept beside the entries under the digest of their file, for anybody to judge again."""
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from robustbench_vlm.analysis.adversarial_files import AdversarialImages, images_bytes, read_images
+from robustbench_vlm.analysis.verdict import judge
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.evidence import Evidence, Unsound
+from robustbench_vlm.leaderboard.entry import Counterexample
+from robustbench_vlm.leaderboard.tolerance import is_more_than_honest
+
+_SLACK = 1e-6
+"""By so much may the size of a perturbation come out otherwise on another machine."""
+
+
+def images_path(folder: Path, source: str) -> Path | None:
+    """Return where the images of a counterexample lie beside the entries of `folder`; None if its source has none."""
+    is_digest = len(source) == 64 and set(source) <= set("0123456789abcdef")
+    return folder / "counterexamples" / f"{source}.safetensors" if is_digest else None
+
+
+def images_file(track: str, broken: Sequence[tuple[Counterexample, Tensor]]) -> tuple[str, bytes]:
+    """Return the digest and the bytes of a file with the images (3, H, W) of counterexamples."""
+    pairs = tuple((example.dataset, example.sample_id) for example, _ in broken)
+    content = images_bytes(AdversarialImages(track, pairs, torch.stack([image for _, image in broken])))
+    return hashlib.sha256(content).hexdigest(), content
+
+
+def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tuple[Counterexample, Tensor]]:
+    """Yield the counterexamples whose images lie beside the entries of `folder`, each with its image (3, H, W).
+
+    Raises Unsound for a file that is another than its name says, or lacks the sample.
+    """
+    for source in dict.fromkeys(example.source for example in examples):
+        path = images_path(folder, source)
+        if path is None or not path.is_file():
+            continue
+        try:
+            found, digest = read_images(path)
+        except UserError as error:
+            raise Unsound(str(error)) from error
+        if digest != source:
+            raise Unsound(f"{path} is another file than its name says")
+        images = dict(zip(found.samples, found.images, strict=True))
+        for example in (example for example in examples if example.source == source):
+            pair = (example.dataset, example.sample_id)
+            if pair not in images:
+                raise Unsound(f"{path} has no image of {example.dataset} / {example.sample_id}")
+            yield example, images[pair]
+
+
+def are_too_many(examples: Sequence[Counterexample], evidence: Sequence[Evidence]) -> bool:
+    """Tell whether an entry has more counterexamples than the honest share of the samples that it holds robust.
+
+    Of a data set these are counted under the attack and radius that leave most.
+    """
+    if not examples:
+        return False
+    robust: dict[str, int] = {}
+    for each in evidence:
+        count = sum(row.broken_by == "" for row in each.results)
+        robust[each.score.dataset] = max(count, robust.get(each.score.dataset, 0))
+    return is_more_than_honest(len(examples), max(sum(robust.values()), len(examples)))
+
+
+def refuted(
+    examples: Sequence[Counterexample], folder: Path, evidence: Sequence[Evidence], cells: Sequence[Cell], device: str
+) -> tuple[Counterexample, ...]:
+    """Return the counterexamples whose images, as they lie beside the entries, break nothing: a pass through each."""
+    found = []
+    for example, image in with_images(examples, folder):
+        number = next(n for n, each in enumerate(evidence) if each.score.dataset == example.dataset)
+        rows = evidence[number].results
+        position = next(at for at, row in enumerate(rows) if row.sample_id == example.sample_id)
+        threats = [each.threat for each in evidence if each.threat.norm == example.norm]
+        outcome = judge(cells[number], position, image, threats, device=device)
+        if outcome is None or outcome[1] > example.distance + _SLACK or outcome[2] == rows[position].label:
+            found.append(example)
+    return tuple(found)

@@ -1,0 +1,166 @@
+"""Migration of entry and card files of version 0.1 to today's names, after a check of the old fingerprints.
+
+Version 0.1 put import paths and other names into identities. The migration changes names only: records, verdicts and
+weights stay as they are, and every new fingerprint is computed only after the old one was found correct.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import inside, write_text
+from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.leaderboard.entry import FORMAT
+from robustbench_vlm.leaderboard.entry_records import read_rows
+
+_ALGORITHMS = {
+    "robustbench_vlm.attacks.apgd:apgd": "apgd",
+    "robustbench_vlm.attacks.fab:fab": "fab",
+    "robustbench_vlm.attacks.gradient:pgd": "pgd",
+    "robustbench_vlm.attacks.square:square": "square",
+    "robustbench_vlm.attacks.official:official": "pyautoattack",
+    "robustbench_vlm.attacks.library:torchattacks_stage": "torchattacks",
+}
+"""Import path in version 0.1 -> algorithm. All of them are at version 1."""
+_PARAMETERS = {
+    "fab": {"overshoot": "eta", "backward": "beta", "pull": "alpha_max"},
+    "square": {"share": "p_init"},
+    "pgd": {"keep": "iterate"},
+}
+_PROTOCOL = {
+    "side": "image_size",
+    "keep": "iterate",
+    "verdicts": "verdict_precision",
+    "logits": "logit_precision",
+    "wording": "prompt_source",
+    "small": "small_transform",
+    "absent": "missing_datasets",
+}
+_TRAINING = {
+    "pictures": "images",
+    "pictures_digest": "images_digest",
+    "side": "image_size",
+    "rate": "lr",
+    "batch": "batch_size",
+    "decay": "weight_decay",
+}
+_NOT_IDENTITY = ("track", "seconds", "fingerprint")
+"""Keys of a card's training that its fingerprint does not cover."""
+
+
+def migrate_file(path: Path, *, date: str) -> bool:
+    """Rewrite an entry or card file of version 0.1 in place; return False for a file that already has today's names.
+
+    Raises UserError where the file is no such JSON, or where an old fingerprint does not match its identity.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}; name an entry or a card file of version 0.1") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{path} is not a JSON object: name an entry or a card file of version 0.1")
+    try:
+        is_entry = "cells" in values
+        migrated = migrate_entry(values, path.parent, date=date) if is_entry else migrate_card(values)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} does not have the fields of version 0.1: {error!r}") from error
+    if migrated == values:
+        return False
+    write_text(path, json.dumps(migrated, indent=1 if is_entry else 2, ensure_ascii=True) + "\n")
+    return True
+
+
+def migrate_entry(values: Mapping[str, Any], folder: Path, *, date: str) -> dict[str, Any]:
+    """Return an entry of format 1, whose records are below `folder`, in today's format with one more history event."""
+    if values["format"] != 1:
+        return dict(values)
+    path = inside(folder, values["records"]["file"])
+    rows = read_rows(path, sum(cell["score"]["n"] for cell in values["cells"]))
+    attacks = {name: [_stage(stage) for stage in stages] for name, stages in values["attacks"].items()}
+    protocol = {**values["protocol"], "identity": _renamed(values["protocol"]["identity"], _PROTOCOL)}
+    cells = []
+    for number, cell in enumerate(values["cells"]):
+        about = f"{values['model']} / {cell['attack']} / {cell['dataset']} / {cell['threat']['eps']}"
+        if fingerprint(rows[number]) != cell["content"]:
+            raise UserError(f"{path} does not have the records of {about}: the entry was not migrated")
+        ids = [row.sample_id for row in rows[number]]
+        old = _identity(values, cell, values["attacks"], values["protocol"], ids)
+        if fingerprint(old) != cell["fingerprint"]:
+            raise UserError(f"the fingerprint of {about} does not match its identity: the entry was not migrated")
+        new = _identity(values, cell, attacks, protocol, ids)
+        cells.append({**cell, "fingerprint": fingerprint(new)})
+    event = {
+        "date": date,
+        "status": values["status"],
+        "what": "fingerprints of version 0.1 were checked, then identities were given algorithm names and versions in"
+        " place of import paths; records and verdicts are unchanged",
+        "facts": {"cells": len(cells), "from format": 1, "to format": FORMAT, "old cells": _digest(values["cells"])},
+    }
+    return {
+        **values,
+        "format": FORMAT,
+        "card": migrate_card(values["card"]),
+        "protocol": protocol,
+        "attacks": attacks,
+        "cells": cells,
+        "history": [*values["history"], event],
+    }
+
+
+def migrate_card(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the fields of a card of version 0.1 with today's names, its training's fingerprint computed again."""
+    training = values.get("training", {})
+    if not set(training) & {"pictures", "side", "batch"}:
+        return dict(values)
+    old = {key: value for key, value in training.items() if key not in _NOT_IDENTITY}
+    if "fingerprint" in training and fingerprint(old) != training["fingerprint"]:
+        raise UserError(
+            f"the training fingerprint of {values.get('name')!r} does not match its card: the card was not migrated"
+        )
+    renamed: dict[str, Any] = {}
+    for key, value in training.items():
+        renamed[_TRAINING.get(key, key)] = _renamed(value, _TRAINING) if key == "schedule" else value
+        if key == "defense":
+            renamed["defense_version"] = 1
+    if "fingerprint" in renamed:
+        identity = {key: value for key, value in renamed.items() if key not in _NOT_IDENTITY}
+        renamed["fingerprint"] = fingerprint(identity)
+    return {**values, "training": renamed}
+
+
+def _identity(
+    entry: Mapping[str, Any],
+    cell: Mapping[str, Any],
+    attacks: Mapping[str, Any],
+    protocol: Mapping[str, Any],
+    ids: list[str],
+) -> dict[str, Any]:
+    return {
+        "weights": entry["weights"],
+        "dataset": cell["dataset"],
+        **entry["datasets"][cell["dataset"]],
+        "samples": ids,
+        "attack": {"name": cell["attack"], "stages": attacks[cell["attack"]]},
+        "threat": cell["threat"],
+        "protocol": protocol["identity"],
+    }
+
+
+def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
+    if stage["function"] not in _ALGORITHMS:
+        raise UserError(f"version 0.1 has no stage function {stage['function']!r}: run this attack again instead")
+    algorithm = _ALGORITHMS[stage["function"]]
+    parameters = _renamed(stage["parameters"], _PARAMETERS.get(algorithm, {}))
+    new = {"name": stage["name"], "algorithm": algorithm, "version": 1, "parameters": parameters}
+    return new | ({"view": stage["view"]} if "view" in stage else {})
+
+
+def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:
+    return {names.get(key, key): value for key, value in values.items()}
+
+
+def _digest(values: Any) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

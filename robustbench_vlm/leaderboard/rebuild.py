@@ -1,0 +1,104 @@
+"""Evidence held against this machine: the cells that its records must be of, made anew from weights and pictures."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import cache_folder, write_text
+from robustbench_vlm.core.records import Score, fingerprint, plain
+from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.evidence import Evidence, Unsound
+from robustbench_vlm.engine.resolve import Plan, Request, make_plan
+from robustbench_vlm.engine.scores import score
+from robustbench_vlm.engine.store import safe_name
+from robustbench_vlm.engine.warnings import with_comparisons
+from robustbench_vlm.leaderboard.entry import Entry
+from robustbench_vlm.models import MODELS, card_names
+from robustbench_vlm.models.card import read_card
+from robustbench_vlm.test_time.defended_model import split_reference
+
+_MEANING = {
+    "weights": "other weights",
+    "classes": "other class names",
+    "prompts": "other prompts",
+    "data": "other pictures",
+    "attack": "other attack parameters",
+    "protocol": "another protocol",
+}
+
+
+def rebuild(
+    evidence: Sequence[Evidence], reference: str, *, data: Path | None = None, resources: Resources | None = None
+) -> tuple[Plan, list[int]]:
+    """Return a plan that has the cell of every piece of evidence, and the numbers of these cells, in the same order.
+
+    Raises Unsound where a cell is not the one that the evidence is of, and says which part differs; UserError where
+    only the pictures differ, and as `make_plan` does.
+    """
+    first = evidence[0]
+    norms = {each.threat.norm for each in evidence}
+    if len(norms) > 1:
+        raise UserError(f"the records mix the norms {' and '.join(sorted(norms))}: give each a run of its own")
+    request = Request(
+        models=(reference,),
+        attacks=tuple(dict.fromkeys(each.score.attack for each in evidence)),
+        track=first.track,
+        datasets=tuple(dict.fromkeys(each.score.dataset for each in evidence)),
+        eps=tuple(sorted({each.threat.eps for each in evidence})),
+        norm=norms.pop(),
+        protocol=first.protocol.partition("/")[0],
+        data=data,
+        resources=resources or Resources(workers=1),
+    )
+    plan = make_plan(request)
+    numbers = {(cell.attack.name, cell.dataset.name, cell.threat): n for n, cell in enumerate(plan.cells)}
+    found = [numbers[each.score.attack, each.score.dataset, each.threat] for each in evidence]
+    for each, number in zip(evidence, found, strict=True):
+        _expect_same(each, plan.cells[number])
+    return plan, found
+
+
+def reference_of(entry: Entry) -> str:
+    """Return the reference that loads an entry's model: its name on the track, else the card that the entry has.
+
+    Raises UserError for a card whose weights are nowhere to be had.
+    """
+    procedure, name = split_reference(entry.model)
+    if name in [*card_names(entry.track), *MODELS.names()]:
+        return entry.model
+    folder = cache_folder() / "cards" / fingerprint(entry.card)[:16]
+    path = folder / f"{safe_name(name)}.json"
+    write_text(path, json.dumps(entry.card))
+    card = read_card(path)
+    if any(weights and weights.is_bundled for weights in (card.image, card.text)):
+        raise UserError(
+            f"the weights of {entry.model!r} were never published: the card has no address. Ask for them, and name the"
+            " card file beside them by --model"
+        )
+    return f"{procedure}+{path}" if procedure else str(path)
+
+
+def rescored(cells: Sequence[Cell], evidence: Sequence[Evidence]) -> list[Score]:
+    """Return the scores of evidence with all warnings, those that only a comparison of its cells shows included."""
+    scores = [score(cell, each.results) for cell, each in zip(cells, evidence, strict=True)]
+    return with_comparisons(cells, scores)
+
+
+def _expect_same(evidence: Evidence, cell: Cell) -> None:
+    if evidence.fingerprint == cell.fingerprint:
+        return
+    if [result.sample_id for result in evidence.results] != list(cell.samples.ids):
+        raise Unsound(f"the records of {cell.label} are not of the protocol's samples: some are missing, or foreign")
+    here = {key: plain(value) for key, value in cell.identity.items()}
+    differ = [key for key, value in evidence.identity.items() if fingerprint(value) != fingerprint(here.get(key))]
+    if differ == ["data"]:
+        raise UserError(
+            f"this machine's pictures of {cell.dataset.name} are not those of the records: they were decoded otherwise,"
+            " or the data changed; `vlmbench data verify` looks at them"
+        )
+    raise Unsound(
+        f"the records of {cell.label} are of {' and '.join(_MEANING.get(key, key) for key in differ)} than this machine"
+        " has under these names"
+    )

@@ -1,0 +1,95 @@
+"""What papers report: read from reported.csv beside a track's entries, each number with its source and its doubts.
+
+They are shown apart from what was measured, and no mean is taken over both.
+"""
+
+import csv
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.threat import parse_eps
+from robustbench_vlm.leaderboard.board import ReportedNumber
+
+FILE = "reported.csv"
+_UNDEFENDED = ("CLIP",)
+"""What papers call the model that nobody defended."""
+_MOST_UNDEFENDED = 0.01
+"""What an undefended model may keep at 1/255: it loses all under a sound attack."""
+_ROUNDED = 0.0005
+"""Papers print two digits after the point, at most."""
+
+_Key = tuple[str, ...]
+
+
+def read_reported(folder: Path) -> tuple[ReportedNumber, ...]:
+    """Return the numbers of a folder's reported.csv, in its order; none where there is no such file.
+
+    A robust accuracy has the clean one of the same paper, method and data set beside it. Raises UserError for a file
+    without the columns.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return ()
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        clean = {_about(row): _share(row) for row in rows if row["metric"] == "clean"}
+        robust = [row for row in rows if row["metric"] == "robust"]
+        weakest = _under_pgd(robust)
+        return tuple(_number(row, clean.get(_about(row)), weakest.get(_attacked(row))) for row in robust)
+    except (KeyError, ValueError) as error:
+        raise UserError(f"{path} is not a table of reported numbers: {error}") from error
+
+
+def _number(row: Mapping[str, str], clean: float | None, under_pgd: float | None) -> ReportedNumber:
+    return ReportedNumber(
+        method=row["method"],
+        paper=row["paper"],
+        source=row["source_url"],
+        table=row["table"],
+        architecture=row["arch"],
+        training=", ".join(part for part in (row["train_dataset"], row["train_eps"]) if part),
+        attack=row["eval_attack"],
+        eps=row["eval_eps"],
+        steps=row["eval_steps"],
+        dataset=row["dataset"],
+        clean=clean,
+        robust=_share(row),
+        confidence=row["confidence"],
+        note=row["note"],
+        warnings=tuple(_doubts(row, under_pgd)),
+    )
+
+
+def _doubts(row: Mapping[str, str], under_pgd: float | None) -> Iterable[str]:
+    robust = _share(row)
+    is_attacked = not row["eval_eps"].startswith("mean") and parse_eps(row["eval_eps"]) >= parse_eps("1/255")
+    if row["method"] in _UNDEFENDED and is_attacked and robust > _MOST_UNDEFENDED:
+        yield "an undefended model keeps more than 1 % at 1/255 or more: the attack is too weak"
+    if _is_auto(row) and under_pgd is not None and robust > under_pgd + _ROUNDED + 1e-9:
+        yield f"above the same paper's PGD, {100 * under_pgd:.2f} %: the stronger attack breaks less"
+
+
+def _under_pgd(rows: Sequence[Mapping[str, str]]) -> dict[_Key, float]:
+    found: dict[_Key, float] = {}
+    for row in rows:
+        if row["eval_attack"].startswith("PGD"):
+            found[_attacked(row)] = min(_share(row), found.get(_attacked(row), 1.0))
+    return found
+
+
+def _is_auto(row: Mapping[str, str]) -> bool:
+    return row["eval_attack"].startswith(("AutoAttack", "APGD"))
+
+
+def _about(row: Mapping[str, str]) -> _Key:
+    return tuple(row[key] for key in ("paper", "method", "arch", "train_dataset", "train_eps", "dataset"))
+
+
+def _attacked(row: Mapping[str, str]) -> _Key:
+    return (*_about(row), row["eval_eps"])
+
+
+def _share(row: Mapping[str, str]) -> float:
+    return float(row["value_percent"]) / 100

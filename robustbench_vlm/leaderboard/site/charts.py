@@ -1,0 +1,248 @@
+"""The two pictures of a board as places on a canvas, which a template draws: scatter and curves.
+
+Points and lines come from accuracies alone; where a label stands is found by trying places around its point.
+"""
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from robustbench_vlm.core.records import Accuracy
+from robustbench_vlm.leaderboard.board import Board, Row
+from robustbench_vlm.leaderboard.site.texts import shown
+
+WIDTH, HEIGHT = 480, 370
+LEFT, RIGHT, TOP, BOTTOM = 46, 464, 12, 328
+"""The frame of the plot on the canvas."""
+COLOURS = 8
+"""Series that have a colour of their own; the rest is grey."""
+_CURVE_RIGHT = 352
+"""Where curves end: their names stand beyond."""
+_CHARACTER, _LINE = 7.0, 14.5
+"""Width and height that a character of a label takes."""
+_LONGEST = 15
+"""Characters of a name in a picture."""
+Box = tuple[float, float, float, float]
+"""Left, top, right, bottom."""
+
+
+@dataclass(frozen=True)
+class Tick:
+    """A place on an axis and what stands there."""
+
+    at: float
+    text: str
+
+
+@dataclass(frozen=True)
+class Label:
+    """A name beside its point, from there on ("start"), to there ("end"), or around there ("middle")."""
+
+    x: float
+    y: float
+    text: str
+    anchor: str = "start"
+
+    @property
+    def box(self) -> Box:
+        """What it takes up."""
+        width = _CHARACTER * len(self.text)
+        left = self.x - {"start": 0.0, "end": width, "middle": width / 2}[self.anchor]
+        return left, self.y - 11, left + width, self.y - 11 + _LINE
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A model in the scatter: its point, the ends of its two intervals, and its name where that fits."""
+
+    series: int
+    """1 to COLOURS, or 0 for grey."""
+    model: str
+    x: float
+    y: float
+    left: float
+    right: float
+    top: float
+    bottom: float
+    title: str
+    label: Label | None = None
+
+
+@dataclass(frozen=True)
+class Stop:
+    """One radius of a curve: its point and the ends of its interval."""
+
+    x: float
+    y: float
+    top: float
+    bottom: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Accuracy of a model against the radius."""
+
+    series: int
+    title: str
+    stops: tuple[Stop, ...]
+    label: Label | None = None
+
+    @property
+    def line(self) -> str:
+        """The points of the line."""
+        return " ".join(f"{stop.x},{stop.y}" for stop in self.stops)
+
+    @property
+    def band(self) -> str:
+        """The corners of the area between the ends of the intervals."""
+        there = [f"{stop.x},{stop.top}" for stop in self.stops]
+        return " ".join([*there, *(f"{stop.x},{stop.bottom}" for stop in reversed(self.stops))])
+
+
+@dataclass(frozen=True)
+class Chart:
+    """What a template draws."""
+
+    x_ticks: tuple[Tick, ...]
+    y_ticks: tuple[Tick, ...]
+    right: float
+    """Where the plot ends on the canvas."""
+    marks: tuple[Mark, ...] = ()
+    curves: tuple[Curve, ...] = ()
+    left: float = LEFT
+    top: float = TOP
+    bottom: float = BOTTOM
+    width: float = WIDTH
+    height: float = HEIGHT
+
+
+def scatter(rows: Sequence[Row]) -> Chart:
+    """Return robust against clean accuracy, rows in the order of the board, with 95 % intervals on both axes."""
+    low_x, high_x = _span([row.clean for row in rows])
+    low_y, high_y = _span([row.robust for row in rows])
+
+    def across(share: float) -> float:
+        return _between(share, low_x, high_x, LEFT, RIGHT)
+
+    def up(share: float) -> float:
+        return _between(share, low_y, high_y, BOTTOM, TOP)
+
+    bare = [_mark(row, _series(number), across, up) for number, row in enumerate(rows)]
+    marks = [dataclasses.replace(mark, label=label) for mark, label in zip(bare, _placed(bare), strict=True)]
+    x_ticks, y_ticks = _ticks(low_x, high_x, LEFT, RIGHT), _ticks(low_y, high_y, BOTTOM, TOP)
+    return Chart(x_ticks, y_ticks, RIGHT, marks=tuple(marks))
+
+
+def _mark(row: Row, series: int, across: Callable[[float], float], up: Callable[[float], float]) -> Mark:
+    clean, robust = row.clean, row.robust
+    return Mark(
+        *(series, row.model, across(clean.value), up(robust.value)),
+        *(across(clean.low), across(clean.high), up(robust.high), up(robust.low)),
+        title=f"{row.model}: clean {100 * clean.value:.1f} %, robust {100 * robust.value:.1f} %",
+    )
+
+
+def curves(board: Board, foremost: str = "") -> Chart:
+    """Return robust accuracy against the radius, the clean one at 0; if `foremost` is given, the others are grey."""
+    rows = board.rows
+    radii = {0.0} | {point.radius for row in rows for point in row.curve}
+    largest = max(radii) or 1.0
+
+    def across(radius: float) -> float:
+        return _between(radius, 0, largest, LEFT, _CURVE_RIGHT)
+
+    ends = [
+        _curve(row, int(row.model == foremost) if foremost else _series(number), across)
+        for number, row in enumerate(rows)
+    ]
+    named = [curve for curve in ends if curve.series]
+    heights = _spread([curve.stops[-1].y for curve in named])
+    labelled = [
+        dataclasses.replace(curve, label=Label(_CURVE_RIGHT + 14, height, _short(curve.title)))
+        for curve, height in zip(named, heights, strict=True)
+    ]
+    ticks = tuple(Tick(across(radius), _radius(board.norm, radius)) for radius in sorted(radii))
+    # Grey lines first, so that the coloured ones lie on top of them.
+    drawn = (*(curve for curve in ends if not curve.series), *labelled)
+    return Chart(ticks, _ticks(0, 1, BOTTOM, TOP), _CURVE_RIGHT, curves=drawn)
+
+
+def _curve(row: Row, series: int, across: Callable[[float], float]) -> Curve:
+    places = [
+        (0.0, row.clean),
+        *((point.radius, point.robust) for point in sorted(row.curve, key=lambda point: point.radius)),
+    ]
+    return Curve(series, row.model, tuple(_stop(across(radius), accuracy) for radius, accuracy in places))
+
+
+def _radius(norm: str, radius: float) -> str:
+    return f"{255 * radius:.4g}" if norm == "Linf" else f"{radius:.4g}"
+
+
+def _stop(x: float, accuracy: Accuracy) -> Stop:
+    y, top, bottom = (_between(value, 0, 1, BOTTOM, TOP) for value in (accuracy.value, accuracy.high, accuracy.low))
+    return Stop(x, y, top, bottom)
+
+
+def _series(number: int) -> int:
+    return number + 1 if number < COLOURS else 0
+
+
+def _short(name: str) -> str:
+    return shown(shown(name, 60), _LONGEST)
+
+
+def _span(accuracies: Sequence[Accuracy]) -> tuple[float, float]:
+    """Return the tenths around all intervals."""
+    low = min((each.low for each in accuracies), default=0.0)
+    high = max((each.high for each in accuracies), default=1.0)
+    return max(0, int(low * 10)) / 10, min(10, int(high * 10) + 1) / 10
+
+
+def _between(value: float, low: float, high: float, start: float, stop: float) -> float:
+    return round(start + (value - low) / (high - low) * (stop - start), 1)
+
+
+def _ticks(low: float, high: float, start: float, stop: float) -> tuple[Tick, ...]:
+    step = 1 if high - low < 0.6 else 2
+    tenths = [tenth for tenth in range(round(low * 10), round(high * 10) + 1) if tenth % step == 0]
+    return tuple(Tick(_between(tenth / 10, low, high, start, stop), str(10 * tenth)) for tenth in tenths)
+
+
+def _placed(marks: Sequence[Mark]) -> list[Label | None]:
+    """Return a label for each point at the first of eight places around it that is free, or none."""
+    taken = [(mark.x - 5, mark.y - 5, mark.x + 5, mark.y + 5) for mark in marks]
+    taken += [(mark.left, mark.y - 1, mark.right, mark.y + 1) for mark in marks]
+    labels: list[Label | None] = []
+    for mark in marks:
+        label = next((each for each in _around(mark) if _is_free(each.box, taken)), None)
+        if label:
+            taken.append(label.box)
+        labels.append(label)
+    return labels
+
+
+def _around(mark: Mark) -> list[Label]:
+    name, x, y = _short(mark.model), mark.x, mark.y
+    sides = [(mark.right + 5, y + 4.5, "start"), (mark.left - 5, y + 4.5, "end")]
+    above = [(x, mark.top - 6, "middle"), (x + 6, y - 6, "start"), (x - 6, y - 6, "end")]
+    below = [(x, mark.bottom + 15, "middle"), (x + 6, y + 15, "start"), (x - 6, y + 15, "end")]
+    return [Label(round(right, 1), round(down, 1), name, anchor) for right, down, anchor in sides + above + below]
+
+
+def _is_free(box: Box, taken: Sequence[Box]) -> bool:
+    left, top, right, bottom = box
+    if left < LEFT or right > WIDTH or top < TOP - 8 or bottom > BOTTOM:
+        return False
+    return not any(left < other[2] and other[0] < right and top < other[3] and other[1] < bottom for other in taken)
+
+
+def _spread(heights: Sequence[float]) -> list[float]:
+    """Return for the height of each curve's end one for its name, a line apart from all others."""
+    found = list(heights)
+    last = TOP - _LINE
+    order = sorted(range(len(heights)), key=lambda place: heights[place])
+    for below, place in zip(reversed(range(len(order))), order, strict=True):
+        # No lower than leaves room for those that come below it.
+        last = found[place] = round(max(last + _LINE, min(heights[place], BOTTOM - _LINE * below)), 1)
+    return found

@@ -1,0 +1,62 @@
+"""A board as files for programs: the whole of it as JSON, its rows and the reported numbers as CSV."""
+
+import csv
+import io
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from robustbench_vlm.leaderboard.board import Board, Row
+from robustbench_vlm.leaderboard.site.texts import visible
+
+
+def board_json(board: Board) -> str:
+    """Return the board as a JSON document in ASCII."""
+    return json.dumps(board.to_json(), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
+
+
+def board_csv(board: Board) -> str:
+    """Return a line a model, "" for none: accuracies in [0, 1] with their intervals, means first, then data sets."""
+    return _csv([_line(row) for row in board.rows])
+
+
+def reported_csv(board: Board) -> str:
+    """Return a line a number that a paper reports, "" for none."""
+    return _csv([{**number, "warnings": "; ".join(number["warnings"])} for number in board.to_json()["reported"]])
+
+
+def _line(row: Row) -> Mapping[str, Any]:
+    texts = ("status", "defense", "fidelity", "training", "architecture", "paper", "licence")
+    accuracies = {
+        "clean": row.clean,
+        "robust": row.robust,
+        **{f"under {name}": each for name, each in row.under.items()},
+    }
+    by_dataset = {f"{kind} {name}": each for name, kinds in row.datasets.items() for kind, each in kinds.items()}
+    line: dict[str, Any] = {"rank": row.rank, "model": row.model}
+    for name, accuracy in accuracies.items():
+        line |= {name: accuracy.value, f"{name} low": accuracy.low, f"{name} high": accuracy.high}
+    line |= {"n": row.robust.n, "clean_rank": row.clean_rank, "rank_difference": row.rank_difference}
+    line |= {"counterexamples": row.counterexamples, "passes": row.passes}
+    line |= {name: getattr(row, name) for name in texts} | {"warnings": "; ".join(row.warnings)}
+    return line | {name: accuracy.value for name, accuracy in by_dataset.items()}
+
+
+def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
+    names = list(dict.fromkeys(name for line in lines for name in line))
+    if not lines:
+        return ""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(_cells(names))
+    writer.writerows(_cells(line.get(name, "") for name in names) for line in lines)
+    return text.getvalue()
+
+
+def _cells(values: Iterable[Any]) -> list[Any]:
+    return [_as_text(value) if isinstance(value, str) else value for value in values]
+
+
+def _as_text(value: str) -> str:
+    # A spreadsheet takes what begins so for a formula, and it came from others.
+    return f"'{visible(value)}" if value.lstrip().startswith(("=", "+", "-", "@")) else visible(value)

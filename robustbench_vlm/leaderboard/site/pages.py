@@ -1,0 +1,175 @@
+"""The pages of the site: what each template is given. Equal boards give equal bytes: no date, no machine, no order."""
+
+import base64
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from robustbench_vlm import __version__
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import inside, write_text
+from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.engine.warnings import GATES, explain
+from robustbench_vlm.leaderboard.board import Board, ReportedNumber, Row
+from robustbench_vlm.leaderboard.entry import Entry
+from robustbench_vlm.leaderboard.site import texts
+from robustbench_vlm.leaderboard.site.charts import curves, scatter
+from robustbench_vlm.leaderboard.site.downloads import board_csv, board_json, reported_csv
+from robustbench_vlm.protocols.describe import FIELDS, read_protocol
+
+_HERE = Path(__file__).parent
+_PNG = b"\x89PNG\r\n\x1a\n"
+Key = tuple[str, str]
+"""Track and model."""
+
+
+def write_site(
+    boards: Sequence[Board],
+    folder: Path,
+    *,
+    entries: Mapping[Key, Entry] | None = None,
+    examples: Mapping[Key, Path] | None = None,
+) -> None:
+    """Write the site of all boards into a folder, each file whole or not at all.
+
+    With the entry of a model its page has the card, every number and every counterexample; with an example, a PNG of
+    clean and adversarial pictures, that too. Raises UserError where the folder has pages that are not the site's.
+    """
+    files = site_files(boards, entries=entries, examples=examples)
+    there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")}
+    if strange := sorted(there - set(files)):
+        raise UserError(f"{folder} has {strange[0]}, which is no page of this site: remove it, or name an empty folder")
+    for name, text in files.items():
+        write_text(inside(folder, name), text)
+
+
+def site_files(
+    boards: Sequence[Board],
+    *,
+    entries: Mapping[Key, Entry] | None = None,
+    examples: Mapping[Key, Path] | None = None,
+) -> dict[str, str]:
+    """Return the text of every file of the site by its path, see `write_site`."""
+    environment = _environment(boards)
+    files = {
+        "index.html": _page(environment, "index.html", root="", here=""),
+        "reading.html": _page(environment, "reading.html", root="", here="/reading", gates=GATES.values()),
+    }
+    for board in boards:
+        folder = texts.slug(board.track)
+        for name, text in _board_files(environment, board).items():
+            files[f"{folder}/{name}"] = text
+        for row in board.rows:
+            key = (board.track, row.model)
+            about = _about_model(board, row, (entries or {}).get(key), (examples or {}).get(key))
+            page = _page(environment, "model.html", root="../../", here=board.track, board=board, row=row, **about)
+            files[f"{folder}/models/{texts.slug(row.model)}.html"] = page
+    return files
+
+
+def _board_files(environment: Environment, board: Board) -> dict[str, str]:
+    shared = {"root": "../", "here": board.track, "board": board}
+    tables = {
+        "attacks": list(dict.fromkeys(name for row in board.rows for name in row.under)),
+        "papers": _papers(board.reported),
+        "scatter": scatter(board.rows),
+        "curves": curves(board),
+    }
+    files = {
+        "index.html": _page(environment, "board.html", **shared, **tables),
+        "protocol.html": _page(environment, "protocol.html", **shared, **_about_protocol(board)),
+        "board.csv": board_csv(board),
+        "board.json": board_json(board),
+        "reported.csv": reported_csv(board),
+    }
+    return {name: text for name, text in files.items() if text}
+
+
+def _about_model(board: Board, row: Row, entry: Entry | None, example: Path | None) -> dict[str, Any]:
+    path = f"leaderboards/{board.track}/{row.model}.json"
+    return {
+        "entry": entry,
+        "example": _data_address(example) if example else "",
+        "curves": curves(board, row.model),
+        "explained": [(warning, explain(warning)) for warning in row.warnings],
+        "verify": f"vlmbench verify {shlex.quote(path)}",
+        "paper_bibtex": texts.paper_bibtex(row.paper),
+    }
+
+
+def _about_protocol(board: Board) -> dict[str, Any]:
+    identity = board.protocol["identity"]
+    try:
+        protocol = read_protocol(identity)
+        words = [(what, say(protocol)) for what, say in FIELDS.values()]
+    except UserError:
+        # Of another version of the package: its identity stands on the page whatever it says.
+        words = []
+    return {"words": words, "identity": json.dumps(identity, indent=1), "digest": fingerprint(identity)}
+
+
+def _papers(reported: Sequence[ReportedNumber]) -> list[tuple[str, list[ReportedNumber]]]:
+    """Return the reported numbers by paper, in the order of their first ones."""
+    found: dict[str, list[ReportedNumber]] = {}
+    for number in reported:
+        found.setdefault(number.paper, []).append(number)
+    return list(found.items())
+
+
+def _data_address(path: Path) -> str:
+    content = path.read_bytes()
+    if not content.startswith(_PNG):
+        raise UserError(f"the example {path} is no PNG: `vlmbench show sample --out FILE.png` writes one")
+    return f"data:image/png;base64,{base64.b64encode(content).decode()}"
+
+
+def _page(environment: Environment, template: str, **about: Any) -> str:
+    return environment.get_template(template).render(**about)
+
+
+def _environment(boards: Sequence[Board]) -> Environment:
+    """Return the templates with what all pages share: the boards, the style, the script, and the policy on both."""
+    environment = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        finalize=lambda value: texts.visible(value) if type(value) is str else value,
+    )
+    filters = (
+        *(texts.shown, texts.slug, texts.safe_link, texts.percent, texts.interval, texts.signed, texts.count),
+        *(texts.warning_parts, texts.radius, texts.joined),
+    )
+    environment.filters |= {each.__name__: each for each in filters}
+    style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
+    environment.globals |= {
+        "boards": boards,
+        "version": __version__,
+        "known_gates": frozenset(GATES),
+        "benchmark_bibtex": texts.benchmark_bibtex(__version__),
+        "style": style,
+        "script": script,
+        # Nothing may be loaded, and nothing run but these very texts: 'self' means nothing where a page is a file.
+        "policy": "; ".join(
+            (
+                "default-src 'none'",
+                f"style-src '{_source(style)}'",
+                f"script-src '{_source(script)}'",
+                "img-src data:",
+                "base-uri 'none'",
+                "form-action 'none'",
+            )
+        ),
+    }
+    return environment
+
+
+def _source(text: str) -> str:
+    return f"sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()}"

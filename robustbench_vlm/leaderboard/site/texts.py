@@ -1,0 +1,111 @@
+"""Texts that others wrote, made fit for a page: shown as they are, never as markup, as a path or as a script.
+
+The templates escape whatever they print; here is what escaping does not do.
+"""
+
+import hashlib
+import re
+from collections.abc import Iterable, Mapping
+from urllib.parse import urlsplit
+
+from robustbench_vlm.core.records import Accuracy
+from robustbench_vlm.core.threat import parse_eps
+
+_DASH = "\N{EN DASH}"
+_ARXIV = re.compile(r"https://arxiv\.org/abs/(\d{4}\.\d{4,5})(v\d+)?", re.ASCII)
+_DOI = re.compile(r"https://doi\.org/(10\.\d{4,9}/[\w.()/:;-]+)", re.ASCII)
+_TEX = re.compile(r"[{}\\%$#&^~@]")
+_NO_KEY = re.compile(r"[^A-Za-z0-9.:/-]", re.ASCII)
+_SLUG = re.compile(r"[a-z0-9][a-z0-9._+-]{0,59}", re.ASCII)
+
+
+def visible(text: str) -> str:
+    """Return text whose control characters, overrides of direction and half pairs are visible escapes."""
+    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
+
+
+def shown(text: object, most: int = 2000) -> str:
+    """Return text on one line of at most `most` characters, all of them visible."""
+    line = visible(" ".join(str(text).split()))
+    return line if len(line) <= most else line[: most - 1] + "…"
+
+
+def slug(name: str) -> str:
+    """Return a name as a file or an anchor: itself if it is lower-case and plain, else what is left and a digest."""
+    if _SLUG.fullmatch(name) and not name.endswith("."):
+        return name
+    plain = re.sub(r"[^a-z0-9+_]+", "-", name.lower()).strip("-")[:40] or "model"
+    return f"{plain}.{hashlib.sha256(name.encode(errors='surrogatepass')).hexdigest()[:12]}"
+
+
+def safe_link(address: str) -> str:
+    """Return an address that a page may link to, https alone; "" for any other."""
+    try:
+        parts = urlsplit(address)
+        host = parts.hostname or ""
+    except ValueError:
+        return ""
+    is_plain = address.isascii() and address.isprintable() and not set(address) & set(" \\\"'<>`")
+    return address if is_plain and parts.scheme == "https" and "." in host and "@" not in parts.netloc else ""
+
+
+def percent(share: float | None) -> str:
+    """Return a share in [0, 1] in %, one decimal; a dash for none."""
+    return _DASH if share is None else f"{100 * share:.1f}"
+
+
+def interval(accuracy: Accuracy) -> str:
+    """Return the ends of a 95 % interval in %."""
+    return f"{percent(accuracy.low)}{_DASH}{percent(accuracy.high)}"
+
+
+def radius(eps: str, norm: str) -> str:
+    """Return a radius "1/51" as people write it: over 255 in Linf."""
+    return f"{255 * float(parse_eps(eps)):.4g}/255" if norm == "Linf" else eps
+
+
+def signed(number: int) -> str:
+    """Return a difference with its sign, the minus as printers set it."""
+    return f"{number:+d}".replace("-", "\N{MINUS SIGN}") if number else "0"
+
+
+def count(number: int) -> str:
+    """Return a count in groups of three digits."""
+    return f"{number:,}"
+
+
+def bibtex(kind: str, key: str, fields: Iterable[tuple[str, str]]) -> str:
+    """Return a BibTeX record; what is BibTeX's or TeX's own in a value is left out, so that it stays a text."""
+    plain = {name: _TEX.sub("", shown(value, 300)) for name, value in fields if value}
+    lines = [f"  {name} = {{{value}}}," for name, value in plain.items()]
+    return "\n".join([f"@{kind}{{{_NO_KEY.sub('', key)},", *lines, "}"])
+
+
+def paper_bibtex(address: str) -> str:
+    """Return the record of a paper from its address, which has no more than the address says; "" for no address."""
+    if not safe_link(address):
+        return ""
+    if found := _ARXIV.fullmatch(address):
+        number = found[1]
+        facts = {"title": f"arXiv:{number}", "eprint": number, "archiveprefix": "arXiv", "url": address}
+        return bibtex("misc", f"arxiv:{number}", facts.items())
+    if found := _DOI.fullmatch(address):
+        return bibtex("misc", f"doi:{found[1]}", {"title": f"doi:{found[1]}", "doi": found[1], "url": address}.items())
+    return bibtex("misc", slug(address), {"title": address, "url": address}.items())
+
+
+def warning_parts(warning: str) -> tuple[str, str]:
+    """Return the code of a warning, and the data sets or the count that it is about."""
+    code, _, about = warning.partition(":")
+    return code, about.strip()
+
+
+def joined(pairs: Mapping[str, object]) -> str:
+    """Return facts as "name value, name value"."""
+    return ", ".join(f"{shown(name, 100)} {shown(value, 200)}" for name, value in pairs.items())
+
+
+def benchmark_bibtex(version: str) -> str:
+    """Return the record of this benchmark."""
+    title = "robustbench_vlm: RobustBench for zero-shot vision-language models"
+    return bibtex("misc", "robustbench-vlm", {"title": title, "note": f"Python package, version {version}"}.items())

@@ -1,0 +1,77 @@
+"""What users name when they compare models: entry files, folders of runs, names of a track's leaderboard."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from robustbench_vlm.comparison.align import Source
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.registry import unknown
+from robustbench_vlm.engine.evidence import read_run
+from robustbench_vlm.engine.manifest import MANIFEST
+from robustbench_vlm.engine.store import safe_name
+from robustbench_vlm.leaderboard.entry import board_folder, entry_paths, read_entry
+from robustbench_vlm.leaderboard.entry_records import read_evidence
+from robustbench_vlm.tracks import TRACKS
+
+_ADVICE = "An entry file (path/to/entry.json) or the folder of a run (runs/<track>/<model>) is taken too."
+
+
+def read_sources(
+    references: Sequence[str], track: str, *, attack: str = "", runs: Path = Path("runs")
+) -> tuple[Source, ...]:
+    """Return the evidence of everything named, in that order; models that share a name carry what they were named by.
+
+    A reference is an entry file, a folder of runs, or a name: that of an entry which came with the package, else of a
+    folder runs/<track>/<name>. Where a run has the `attack`, its other attacks are not read. Raises UserError for what
+    is not there, with the nearest names, for a repeated reference, and for another track's evidence.
+    """
+    TRACKS.load(track)
+    if repeated := [reference for reference, count in Counter(references).items() if count > 1]:
+        raise UserError(f"{repeated[0]!r} is named twice: name every model once")
+    found = [_read(reference, track, attack, runs) for reference in references]
+    for reference, source in zip(references, found, strict=True):
+        if others := {each.track for each in source.evidence} - {track}:
+            raise UserError(f"{reference} is of the track {min(others)!r}, not {track!r}: give --track {min(others)}")
+    counts = Counter(source.name for source in found)
+    return tuple(
+        source if counts[source.name] == 1 else replace(source, name=f"{source.name} ({reference})")
+        for reference, source in zip(references, found, strict=True)
+    )
+
+
+def _read(reference: str, track: str, attack: str, runs: Path) -> Source:
+    path = Path(reference)
+    if path.suffix == ".json":
+        return _of_entry(path)
+    if "/" in reference or _has_runs(path):
+        return _of_run(path, attack)
+    entry, run = board_folder(track) / f"{reference}.json", runs / safe_name(track) / safe_name(reference)
+    if entry.is_file():
+        return _of_entry(entry)
+    if _has_runs(run):
+        return _of_run(run, attack)
+    known = {path.stem for path in entry_paths(board_folder(track))}
+    known |= {path.name for path in (runs / safe_name(track)).glob("*") if _has_runs(path)}
+    raise UserError(f"{unknown('result', reference, sorted(known))} {_ADVICE}")
+
+
+def _has_runs(folder: Path) -> bool:
+    return any(True for pattern in (MANIFEST, f"*/{MANIFEST}") for _ in folder.glob(pattern))
+
+
+def _of_entry(path: Path) -> Source:
+    entry = read_entry(path)
+    notes = []
+    if entry.status == "disputed":
+        notes.append(f"the entry of {entry.model} is disputed: {entry.history[-1].what}")
+    if count := len(entry.counterexamples):
+        notes.append(f"{count} counterexamples against {entry.model} are on record and not counted here")
+    return Source(entry.model, read_evidence(entry, path.parent), tuple(notes))
+
+
+def _of_run(folder: Path, attack: str) -> Source:
+    own = folder / safe_name(attack)
+    evidence = read_run(own if attack and (own / MANIFEST).is_file() else folder)
+    return Source(evidence[0].score.model, evidence)

@@ -1,0 +1,204 @@
+"""Zero-shot classifiers from CLIP models: one path for the embedded model and for every open_clip one."""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.models.architecture import Architecture
+from robustbench_vlm.models.card import ModelCard, find_card
+from robustbench_vlm.models.fast_conv import quick_at_pixels
+from robustbench_vlm.models.fast_resnet import FoldedResNet, folded
+from robustbench_vlm.models.loading import assemble
+from robustbench_vlm.models.precision import InPrecision, arithmetic, products
+
+_TEXTS_AT_ONCE = 1024
+"""Texts in memory together: ImageNet's ensemble has 80,000."""
+_ROWS = 4
+"""Pictures that an encoder is given at once are a multiple of this: kernels for fewer round in another order, and a
+verdict at the edge of an attack's reach would depend on how many samples are attacked together."""
+_CONTEXT = 77
+"""Tokens that every released text tower reads; later ones are cut off."""
+
+
+class ImageEncoder(nn.Module):
+    """Pictures in [0, 1], any size, to class embeddings (B, D) that are not normalised.
+
+    Resize (bicubic) and normalisation lie in here, so that a perturbation lives in pixels before them.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, visual: nn.Module, architecture: Architecture) -> None:
+        super().__init__()
+        # Convolutions run up to twice as fast in this order of memory, on CPU and GPU.
+        self.visual = visual.to(memory_format=torch.channels_last)
+        self.architecture, self.side = architecture, architecture.side
+        self.register_buffer("mean", torch.tensor(architecture.mean).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(architecture.std).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the embeddings of pictures."""
+        features: Tensor = self.visual(self._pixels(images))
+        return features
+
+    def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the embeddings (B, D) and those of a square of T places, (B, T, D), in the same space.
+
+        Raises UserError for a tower that has no embeddings of places.
+        """
+        from open_clip.transformer import VisionTransformer
+
+        if isinstance(self.visual, FoldedResNet):
+            return self.visual.dense(self._pixels(images))
+        if not isinstance(self.visual, VisionTransformer) or self.visual.final_ln_after_pool:
+            raise UserError(f"a {type(self.visual).__name__} has no embeddings of places: take a vision transformer")
+        before, self.visual.output_tokens = self.visual.output_tokens, True
+        try:
+            features, places = self.visual(self._pixels(images))
+        finally:
+            self.visual.output_tokens = before
+        return features, places @ self.visual.proj
+
+    def _pixels(self, images: Tensor) -> Tensor:
+        if images.shape[-2:] != (self.side, self.side):
+            images = functional.interpolate(images, (self.side, self.side), mode="bicubic", align_corners=False)
+        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
+
+
+class ZeroShotClassifier(nn.Module):
+    """Pictures (B, 3, H, W) in [0, 1] to float32 logits (B, C): scale times the cosine with each class's text."""
+
+    text_features: Tensor
+    pictures = 1
+    """Pictures that one sample has in memory at once."""
+
+    def __init__(self, encoder: nn.Module, text_features: Tensor, scale: float, logits: str = "float32") -> None:
+        super().__init__()
+        self.encoder, self.scale = encoder, scale
+        self.logits = logits
+        self.register_buffer("text_features", text_features)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of pictures."""
+        features = self.image_features(images)
+        if self.logits == "float32":
+            # Rounded once: how a product of float32 numbers is rounded depends on how many classes it is with.
+            return (self.scale * features.double() @ self.text_features.double().T).to(self.text_features.dtype)
+        # The encoder may run in less, the attack's gradient through it too; logits do where the protocol says so alone.
+        with products(self.logits, images.device.type):
+            found = self.scale * features @ self.text_features.T
+        return found.to(self.text_features.dtype)
+
+    @property
+    def plain(self) -> "ZeroShotClassifier":
+        """The classifier without any procedure: itself."""
+        return self
+
+    def in_precision(self, name: str, logits: str = "float32") -> "ZeroShotClassifier":
+        """Return the classifier with encoder, and product with the texts, in precisions of `precision.PRECISIONS`."""
+        return ZeroShotClassifier(InPrecision(self.encoder, name), self.text_features, self.scale, logits).eval()
+
+    def of_samples(self, keys: Tensor) -> "ZeroShotClassifier":
+        """Return the classifier of the samples with these random streams, (B,): itself, since it draws no numbers."""
+        return self
+
+    def image_features(self, images: Tensor) -> Tensor:
+        """Return the unit embedding of each picture, (B, D), in the type of the texts' embeddings."""
+        features = self.encoder(_filled(images))[: len(images)]
+        # Half-precision encoders are for speed; logits decide verdicts and are never less than float32.
+        return functional.normalize(features.to(self.text_features.dtype), dim=-1)
+
+
+@dataclass(frozen=True)
+class Model:
+    """A loaded model: its name, the identity of its weights, and the two towers, frozen and in eval mode."""
+
+    name: str
+    digest: str
+    """sha256 over architecture and weight digests."""
+    network: nn.Module
+    architecture: Architecture
+    card: ModelCard | None = None
+
+    @property
+    def scale(self) -> float:
+        """The logit scale of inference."""
+        return float(self.network.get_parameter("logit_scale").detach().exp())
+
+    @functools.cached_property
+    def encoder(self) -> ImageEncoder:
+        """The image tower with resize and normalisation inside; all classifiers of the model share it."""
+        with torch.no_grad():
+            tower = quick_at_pixels(folded(self.network.get_submodule("visual")))
+        return ImageEncoder(tower, self.architecture).eval()
+
+    def text_features(self, prompts: Sequence[str | tuple[str, ...]]) -> Tensor:
+        """Return the unit embedding of each class's prompt, or unit mean of its prompts' embeddings, float32 (C, D)."""
+        groups = [(prompt,) if isinstance(prompt, str) else prompt for prompt in prompts]
+        texts = list(dict.fromkeys(text for group in groups for text in group))
+        embedded = dict(zip(texts, self._embedded(texts), strict=True))
+        means = torch.stack([torch.stack([embedded[text] for text in group]).mean(dim=0) for group in groups])
+        return means if all(len(group) == 1 for group in groups) else functional.normalize(means, dim=-1)
+
+    def _embedded(self, texts: Sequence[str]) -> Tensor:
+        device = self.network.get_parameter("logit_scale").device
+        parts = []
+        # Whoever builds them, and whenever: the plan, or a worker that attacks in TF32.
+        with torch.no_grad(), arithmetic():
+            for start in range(0, len(texts), _TEXTS_AT_ONCE):
+                tokens = tokenize(texts[start : start + _TEXTS_AT_ONCE], self.architecture).to(device)
+                parts.append(self.network.encode_text(tokens, normalize=True))  # type: ignore[operator]
+        return torch.cat(parts).to(torch.float32)
+
+    def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> ZeroShotClassifier:
+        """Return the zero-shot classifier of the classes that the prompts describe: a text a class, or several."""
+        return ZeroShotClassifier(self.encoder, self.text_features(prompts), self.scale).eval().requires_grad_(False)
+
+
+def _filled(images: Tensor) -> Tensor:
+    """Return pictures with some more, so that there are a multiple of _ROWS."""
+    more = -len(images) % _ROWS
+    return torch.cat([images, images[-1:].detach().expand(more, -1, -1, -1)]) if more else images
+
+
+def tokenize(prompts: Sequence[str], architecture: Architecture) -> Tensor:
+    """Return the tokens of texts, int64 (N, context length)."""
+    length = int(architecture.config["text_cfg"].get("context_length", _CONTEXT))
+    tokens: Tensor = _tokenizer(length)(list(prompts))
+    return tokens
+
+
+def read_alike(texts: Sequence[str]) -> list[tuple[int, ...]]:
+    """Return the groups of two or more texts, by their numbers, that are the same tokens to CLIP.
+
+    Its tokenizer ignores case and blanks beside punctuation and between digits: "X-ray" and "x - ray" are one text.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for number, tokens in enumerate(_tokenizer(_CONTEXT)(list(texts)).tolist()):
+        groups.setdefault(tuple(tokens), []).append(number)
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+@functools.cache
+def _tokenizer(length: int) -> Callable[[list[str]], Tensor]:
+    import open_clip
+
+    tokenizer: Callable[[list[str]], Tensor] = open_clip.SimpleTokenizer(context_length=length)
+    return tokenizer
+
+
+def load_model(reference: str, track: str) -> Model:
+    """Return the model of a name on a track, of a card file, or of "open_clip:ARCH/PRETRAINED".
+
+    Raises UserError for unknown names, wrong digests, damaged weights, models that nobody has released, and downloads
+    that fail.
+    """
+    card = find_card(reference, track)
+    found = assemble(card, track)
+    return Model(card.name, found.digest, found.network.eval().requires_grad_(False), found.architecture, card)

@@ -1,0 +1,14 @@
+"""Procedures: test-time defenses, one file each; `NAME+MODEL` is the model that a procedure makes of another one."""
+
+from robustbench_vlm.core.registry import Registry
+
+PROCEDURES = Registry(
+    "procedure",
+    {
+        "ttc": "robustbench_vlm.test_time.ttc:TTC",
+        "r-tpt": "robustbench_vlm.test_time.r_tpt:R_TPT",
+        "r-tpt@16": "robustbench_vlm.test_time.r_tpt:R_TPT_16",
+        "clipure-cos": "robustbench_vlm.test_time.clipure:CLIPURE_COS",
+        "clipure-cos@short": "robustbench_vlm.test_time.clipure:CLIPURE_COS_SHORT",
+    },
+)

@@ -1,0 +1,88 @@
+"""Random views of a picture: crop, flip and AugMix chains (Hendrycks et al., ICLR 2020, arXiv 1912.02781).
+
+Differentiable in the pixels, and drawn from the samples' keys alone.
+"""
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustbench_vlm.core import random as randomness
+
+_AREA, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
+_CHAINS, _DEPTH = 3, 3
+_SHIFT, _SHEAR, _TURN = 0.1, 0.1, torch.pi / 18
+"""The largest moves of a chain's steps, AugMix's severity 1 to 3: parts of the side, of a pixel, radians."""
+
+
+def random_views(keys: Tensor, images: Tensor, count: int) -> Tensor:
+    """Return `count` views of each picture (B, 3, H, W), (B, count, 3, H, W); the first is the picture itself."""
+    if count == 1:
+        return images[:, None]
+    draws = randomness.uniform(keys, 0, (count - 1, 8 + _CHAINS * (2 * _DEPTH + 3))).to(images).flatten(0, 1)
+    cropped = _moved(images.repeat_interleave(count - 1, dim=0), _crop(draws[:, :5]))
+    first, second = draws[:, 5:7].sort(dim=1).values.unbind(dim=1)
+    # The gaps between sorted uniform numbers are a flat Dirichlet distribution.
+    shares = torch.stack([first, second - first, 1 - second], dim=1)
+    chains = draws[:, 8:].unflatten(1, (_CHAINS, -1)).unbind(dim=1)
+    mixed = torch.zeros_like(cropped)
+    for share, chain in zip(shares.unbind(dim=1), chains, strict=True):
+        mixed = mixed + _column(share) * _chain(cropped, chain)
+    kept = _column(draws[:, 7])
+    views = (kept * cropped + (1 - kept) * mixed).unflatten(0, (len(images), count - 1))
+    return torch.cat([images[:, None], views], dim=1)
+
+
+def _crop(draws: Tensor) -> Tensor:
+    """Return the maps (N, 2, 3) of random resized crops, half of them mirrored, of uniform numbers (N, 5)."""
+    area = _AREA[0] + (_AREA[1] - _AREA[0]) * draws[:, 0]
+    ratio = _RATIO[0] * (_RATIO[1] / _RATIO[0]) ** draws[:, 1]
+    width, height = ((area * ratio) ** 0.5).clamp_max(1), ((area / ratio) ** 0.5).clamp_max(1)
+    mirror = torch.where(draws[:, 2] < 0.5, -1.0, 1.0).to(draws)
+    zero = torch.zeros_like(width)
+    across = torch.stack([mirror * width, zero, (1 - width) * (2 * draws[:, 3] - 1)], dim=1)
+    down = torch.stack([zero, height, (1 - height) * (2 * draws[:, 4] - 1)], dim=1)
+    return torch.stack([across, down], dim=1)
+
+
+def _chain(images: Tensor, draws: Tensor) -> Tensor:
+    """Return pictures after one to three moves, drawn of five kinds, and after a tone of three kinds."""
+    depth = (draws[:, 0] * _DEPTH).floor()
+    whole = torch.eye(3).to(images).expand(len(images), 3, 3)
+    for number in range(_DEPTH):
+        kind, size = draws[:, 3 + 2 * number], 2 * draws[:, 4 + 2 * number] - 1
+        step = torch.where((number <= depth).view(-1, 1, 1), _step(kind, size), torch.eye(3).to(images))
+        whole = whole @ step
+    moved = _moved(images, whole[:, :2])
+    tone, threshold = (draws[:, 1] * 3).floor(), 0.5 + draws[:, 2] / 2
+    low, high = moved.amin(dim=(2, 3), keepdim=True), moved.amax(dim=(2, 3), keepdim=True)
+    stretched = (moved - low) / (high - low).clamp_min(1e-3)
+    solarised = torch.where(moved > _column(threshold), 1 - moved, moved)
+    return torch.where(_column(tone) == 1, stretched, torch.where(_column(tone) == 2, solarised, moved))
+
+
+def _step(kind: Tensor, size: Tensor) -> Tensor:
+    """Return one map (N, 3, 3): shifts, shears or a turn, by uniform numbers in [0, 1) and [-1, 1)."""
+    one, zero = torch.ones_like(size), torch.zeros_like(size)
+    cosine, sine = (_TURN * size).cos(), (_TURN * size).sin()
+    kinds = torch.stack(
+        [
+            torch.stack([one, zero, 2 * _SHIFT * size, zero, one, zero], dim=1),
+            torch.stack([one, zero, zero, zero, one, 2 * _SHIFT * size], dim=1),
+            torch.stack([one, _SHEAR * size, zero, zero, one, zero], dim=1),
+            torch.stack([one, zero, zero, _SHEAR * size, one, zero], dim=1),
+            torch.stack([cosine, -sine, zero, sine, cosine, zero], dim=1),
+        ],
+        dim=1,
+    )
+    chosen = kinds[torch.arange(len(kind), device=kind.device), (kind * kinds.shape[1]).long()].unflatten(1, (2, 3))
+    return torch.cat([chosen, torch.tensor([[[0.0, 0.0, 1.0]]]).to(size).expand(len(size), 1, 3)], dim=1)
+
+
+def _moved(images: Tensor, maps: Tensor) -> Tensor:
+    grid = functional.affine_grid(maps, list(images.shape), align_corners=False)
+    return functional.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+
+
+def _column(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)

@@ -1,0 +1,77 @@
+"""TTC: counterattack the image before it is classified (Xing, Zhao and Sebe, CVPR 2025, arXiv 2503.03613)."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from robustbench_vlm.core import random as randomness
+from robustbench_vlm.test_time.base import Context, Passes, Procedure, inner_gradient, pixels, sign
+
+
+def logits(context: Context, images: Tensor) -> Tensor:
+    """Return the logits of the images with their counterattacks."""
+    with torch.set_grad_enabled(context.differentiate and torch.is_grad_enabled()):
+        found = counterattack(context, images)
+    features = functional.normalize(context.features(images + found), dim=-1)
+    return context.scale * features @ context.text_features.T
+
+
+def counterattack(context: Context, images: Tensor) -> Tensor:
+    """Return what is added to the images, (B, 3, H, W), at most eps in each pixel.
+
+    Where uniform noise moves the undefended embedding by tau or more of its length, the noise alone; elsewhere a mean
+    of the steps of PGD that drives the embedding away from the image's, the later ones weighing more.
+    """
+    settings, eps = context.settings, pixels(context.settings["eps"])
+    noise = (randomness.uniform(context.keys, 0, images.shape[1:]).to(images) * 2 - 1) * eps
+    noise = _within(images, noise)
+    steps = [noise]
+    target = context.features(images)
+    for _ in range(int(settings["steps"])):
+        with torch.enable_grad():
+            at = steps[-1] if steps[-1].requires_grad else steps[-1].detach().requires_grad_()
+            # The square of the distance: the same signs, and a slope where the distance is zero.
+            losses = (context.features(images + at) - target).square().sum(dim=1)
+        step = pixels(settings["step"]) * sign(inner_gradient(context, losses, at))
+        steps.append(_within(images, (steps[-1] + step).clamp(-eps, eps)))
+    weights = torch.softmax(settings["beta"] * torch.arange(len(steps)).to(images), dim=0)
+    mean: Tensor = (torch.stack(steps) * weights.view(-1, 1, 1, 1, 1)).sum(dim=0)
+    strayed = (tau(context, images, noise) >= settings["tau"]).view(-1, 1, 1, 1)
+    return torch.where(strayed, noise, mean)
+
+
+def tau(context: Context, images: Tensor, noise: Tensor) -> Tensor:
+    """Return how far noise moves the undefended embedding, in parts of its length, (B,)."""
+    with torch.no_grad():
+        clean, moved = context.undefended(images), context.undefended(images + noise)
+    share: Tensor = (moved - clean).norm(dim=1) / clean.norm(dim=1)
+    return share
+
+
+def _within(images: Tensor, added: Tensor) -> Tensor:
+    """Return what may be added so that the pixels stay in [0, 1]."""
+    return (images + added).clamp(0, 1) - images
+
+
+def _passes(settings: Mapping[str, float]) -> Passes:
+    # Two for tau, one of the image, one a step, and that of the answer.
+    steps = int(settings["steps"])
+    return Passes(forward=4 + steps, inner=steps)
+
+
+TTC = Procedure(
+    name="ttc",
+    logits=logits,
+    passes=_passes,
+    settings={"eps": 4.0, "steps": 2.0, "step": 1.0, "beta": 2.0, "tau": 0.2},
+    needs_undefended=True,
+    paper="https://arxiv.org/abs/2503.03613",
+    fidelity="paper",
+    deviations=(
+        "the random numbers are the sample's own, so that an image has one answer",
+        "the noise counts among the steps that are averaged, as step 0",
+        "eps and step are levels of 255 of the pictures as they are attacked, before any resize",
+    ),
+)

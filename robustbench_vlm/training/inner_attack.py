@@ -1,0 +1,27 @@
+"""The inner attack of adversarial training: PGD on a defense's own per-sample loss."""
+
+import torch
+from torch import Tensor
+
+from robustbench_vlm.core import random as randomness
+from robustbench_vlm.core.threat import Threat, project
+from robustbench_vlm.defenses.base import Context, InnerAttack
+
+
+def inner_attack(context: Context, inner: InnerAttack, threat: Threat) -> Tensor:
+    """Return adversarial pictures (B, 3, H, W) by signed gradient ascent of the summed per-sample loss.
+
+    One forward and backward pass a step; weights get no gradient here.
+    """
+    eps = float(threat.eps)
+    start = (randomness.uniform(context.keys, 0, context.images.shape[1:]) * 2 - 1) * eps
+    adversarial = (context.images + start).clamp(0, 1)
+    direction = torch.zeros_like(start)
+    for _ in range(inner.steps):
+        adversarial = adversarial.detach().requires_grad_()
+        loss = inner.loss(context, adversarial).sum()
+        (gradient,) = torch.autograd.grad(loss, adversarial)
+        direction = (inner.momentum * direction + gradient.sign()).sign()
+        moved = adversarial.detach() + float(inner.step_size) * eps * direction
+        adversarial = project(threat, context.images, moved)
+    return adversarial.detach()

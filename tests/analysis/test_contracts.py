@@ -1,0 +1,79 @@
+"""The contracts hold for everything that is registered here, and fail where they should."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from robustbench_vlm.analysis.contracts import CONTRACTS, Contract, check
+from robustbench_vlm.attacks import ATTACKS
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.registry import Registry
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.datasets.base import Dataset
+from robustbench_vlm.datasets.published import ORIGINALS
+from robustbench_vlm.defenses import DEFENSES
+from robustbench_vlm.models.card import bundled_names
+from robustbench_vlm.test_time import PROCEDURES
+from robustbench_vlm.tracks import TRACKS
+
+REGISTERED = [
+    *(("dataset", name, "mini") for name in DATASETS.table),
+    *(("attack", name, "mini") for name in ATTACKS.table),
+    *(("defense", name, "mini") for name in DEFENSES.table),
+    *(("procedure", name, "mini") for name in PROCEDURES.table),
+    *(("track", name, "mini") for name in TRACKS.table),
+    *(("model", name, track) for track in TRACKS.table for name in bundled_names(track)),
+]
+
+
+@pytest.mark.parametrize(("kind", "name", "track"), REGISTERED)
+def test_everything_registered_holds_its_contracts(kind: str, name: str, track: str, library: Path) -> None:
+    failed = {contract.name for contract in check(kind, name, track=track) if not contract.passed}
+    # The copies of published data sets in these tests have pictures of a few classes alone.
+    assert failed <= {"every class has samples"} and (not failed or name in ORIGINALS)
+
+
+def test_a_card_file_is_checked(make_card: Callable[..., Path]) -> None:
+    assert all(contract.passed for contract in check("model", str(make_card())))
+
+
+def test_unknown_kinds_and_names_are_told() -> None:
+    with pytest.raises(UserError, match=r"unknown kind 'modle'\. Did you mean model"):
+        check("modle", "clip")
+    for kind in CONTRACTS:
+        with pytest.raises(UserError, match="nonesuch"):
+            check(kind, "nonesuch")
+
+
+class Faulty:
+    """Pictures that differ from call to call, with a label too many."""
+
+    ids, labels = ("a", "a", "b"), (0, 1, 2)
+    calls = 0
+
+    def read(self, indices: list[int]) -> object:
+        import torch
+
+        Faulty.calls += 1
+        return torch.full((len(indices), 3, 4, 4), Faulty.calls, dtype=torch.uint8)
+
+
+FAULTY = Dataset("other-name", ("x", "x"), "a {}.", "test_contracts:Faulty")
+
+
+def test_a_faulty_data_set_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        "robustbench_vlm.analysis.contracts.DATASETS", Registry("dataset", {"faulty": "test_contracts:FAULTY"})
+    )
+    failed: list[Contract] = [contract for contract in check("dataset", "faulty") if not contract.passed]
+    assert {contract.name for contract in failed} == {
+        "has the name under which it is registered",
+        "classes have prompts of their own",
+        "ids are unique",
+        "labels are class numbers",
+        "every class has samples",
+        "reads the same twice",
+        "a picture is the same alone and in any order",
+        "pictures differ",
+    }

@@ -1,0 +1,202 @@
+"""Diagnostics: closed forms on made-up towers, images that stay in the ball, and nothing that hangs on the batch."""
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustbench_vlm.analysis.diagnose import Diagnoses, diagnose
+from robustbench_vlm.analysis.measures import (
+    attacked,
+    effective_rank,
+    examine,
+    gradient_norms,
+    modality_gap,
+    walk_of,
+)
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.core.threat import Threat, distance
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.resolve import Request
+from robustbench_vlm.models.classifier import ZeroShotClassifier
+
+EPS = Fraction(8, 255)
+PGD = walk_of(load_attack("pgd-10"))
+PIXELS = 3 * 4 * 4
+
+
+def batch_of(count: int = 12, norm: str = "Linf", eps: Fraction = EPS) -> Batch:
+    """Return samples away from the ends of the pixel range, with labels that have nothing to do with them."""
+    generator = torch.Generator().manual_seed(0)
+    images = 0.3 + 0.4 * torch.rand(count, 3, 4, 4, generator=generator, dtype=torch.float64)
+    labels = torch.arange(count) % 3
+    keys = sample_keys(0, "made-up", [str(n) for n in range(count)])
+    return Batch(images, labels, keys, Threat(norm, eps), torch.full_like(labels, 3))
+
+
+def tower(dimensions: int = 5) -> ZeroShotClassifier:
+    """Return a small classifier of three classes that is no linear function."""
+    generator = torch.Generator().manual_seed(1)
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    linear = nn.Linear(PIXELS, dimensions, dtype=torch.float64)
+    with torch.no_grad():
+        linear.weight.copy_(random(dimensions, PIXELS))
+        linear.bias.copy_(random(dimensions))
+    encoder = nn.Sequential(nn.Flatten(), linear, nn.Tanh())
+    return ZeroShotClassifier(encoder, functional.normalize(random(3, dimensions), dim=-1), 10.0).requires_grad_(False)
+
+
+def linear_logits(weights: Tensor) -> Any:
+    return lambda images: images.flatten(1) @ weights.T
+
+
+@pytest.mark.parametrize("count", [1, 4, 7])
+def test_the_rank_of_orthonormal_and_of_equal_features(count: int) -> None:
+    square = torch.randn(7, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    orthonormal = torch.linalg.qr(square).Q[:count]
+    assert effective_rank(orthonormal) == pytest.approx(count, abs=1e-9)
+    assert effective_rank(orthonormal[:1].repeat(count, 1)) == pytest.approx(1, abs=1e-6)
+
+
+def test_the_rank_of_unequal_directions() -> None:
+    # Three times one axis and once another: singular values sqrt(3) and 1.
+    features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
+    shares = [math.sqrt(3) / (math.sqrt(3) + 1), 1 / (math.sqrt(3) + 1)]
+    assert effective_rank(features) == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
+
+
+def test_the_gap_by_hand() -> None:
+    images, texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[-1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
+    # The means are (1/2, 1/2) and (-2/3, 1/3).
+    assert modality_gap(images, texts) == pytest.approx(math.hypot(7 / 6, 1 / 6))
+    assert modality_gap(images, images.flip(0)) == 0
+    assert modality_gap(images[:1], -images[:1]) == 2
+
+
+@pytest.mark.parametrize("scale", [1.0, 100.0])
+def test_the_gradient_norm_of_a_linear_classifier_by_hand(scale: float) -> None:
+    generator = torch.Generator().manual_seed(3)
+    weights = scale * torch.randn(2, PIXELS, generator=generator, dtype=torch.float64)
+    batch = batch_of()
+    labels = batch.labels % 2
+    norms, logits = gradient_norms(linear_logits(weights), batch.images, labels)
+    wrong = logits.softmax(dim=1).gather(1, 1 - labels[:, None]).squeeze(1)
+    assert torch.allclose(norms, wrong * (weights[1] - weights[0]).norm(), rtol=1e-10)
+    assert torch.equal(logits, linear_logits(weights)(batch.images))
+
+
+def test_the_gradient_norm_is_that_of_the_cross_entropy() -> None:
+    batch, classifier = batch_of(), tower()
+    leaf = batch.images.clone().requires_grad_()
+    functional.cross_entropy(classifier(leaf), batch.labels, reduction="sum").backward()
+    assert leaf.grad is not None
+    norms, _ = gradient_norms(classifier, batch.images, batch.labels)
+    assert torch.allclose(norms, leaf.grad.flatten(1).norm(dim=1), rtol=1e-10)
+
+
+def test_a_gradient_that_is_no_number_is_told() -> None:
+    def logits(images: Tensor) -> Tensor:
+        brightness = images.flatten(1).sum(dim=1)
+        return torch.stack([brightness, (brightness - brightness.detach()).sqrt()], dim=1)
+
+    with pytest.raises(UserError, match="at 12 of 12 pictures"):
+        gradient_norms(logits, batch_of().images, torch.zeros(12, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("attack", ["fgsm", "pgd-10", "cw"])
+def test_every_sample_moves_and_stays_in_the_ball(norm: str, attack: str) -> None:
+    batch, classifier = batch_of(norm=norm), tower()
+    # Some are wrong from the start; a verdict would leave those alone.
+    assert 0 < int((classifier(batch.images).argmax(dim=1) != batch.labels).sum()) < 12
+    found = attacked(classifier, batch, walk_of(load_attack(attack)), slots=5)
+    moved = distance(batch.threat, batch.images, found)
+    assert bool((moved > 0).all()) and bool((moved <= float(EPS) + 1e-12).all())
+    assert bool((found >= 0).all()) and bool((found <= 1).all())
+
+
+def test_a_walk_goes_on_to_the_corner_of_the_ball() -> None:
+    generator = torch.Generator().manual_seed(4)
+    weights = 100 * torch.randn(2, PIXELS, generator=generator, dtype=torch.float64)
+    batch = replace(batch_of(), labels=torch.zeros(12, dtype=torch.int64), num_classes=torch.full((12,), 2))
+    found = attacked(linear_logits(weights), batch, PGD, slots=12)
+    corner = batch.images + float(EPS) * (weights[1] - weights[0]).sign().view(1, 3, 4, 4)
+    assert torch.allclose(found, corner, atol=1e-12)
+
+
+def test_the_start_is_drawn_from_the_keys_of_the_stage() -> None:
+    batch, flat = batch_of(), linear_logits(torch.zeros(3, PIXELS, dtype=torch.float64))
+    first, again = (attacked(flat, batch, PGD, slots=size) for size in (12, 4))
+    other = attacked(flat, replace(batch, keys=batch.keys + 1), PGD, slots=12)
+    renamed = attacked(flat, batch, replace(PGD, name="other"), slots=12)
+    assert torch.equal(first, again)
+    assert bool((first != other).flatten(1).any(dim=1).all())
+    assert bool((first != renamed).flatten(1).any(dim=1).all())
+
+
+def test_nothing_hangs_on_the_batch() -> None:
+    batch, classifier = batch_of(), tower()
+    whole = examine(classifier, batch, PGD)
+    parts = [examine(classifier, batch.at(index), PGD) for index in torch.arange(12).split(5)]
+    assert torch.equal(whole.correct, torch.cat([part.correct for part in parts]))
+    assert torch.allclose(whole.gradient_norms, torch.cat([part.gradient_norms for part in parts]), rtol=1e-9)
+    assert torch.allclose(whole.features, torch.cat([part.features for part in parts]), rtol=1e-9)
+
+
+def test_radius_0_is_the_clean_pictures() -> None:
+    batch, classifier = batch_of(eps=Fraction(0)), tower()
+    found = examine(classifier, batch, PGD)
+    norms, logits = gradient_norms(classifier, batch.images, batch.labels)
+    assert torch.equal(found.features, classifier.image_features(batch.images))
+    assert torch.equal(found.gradient_norms, norms)
+    assert torch.equal(found.correct, logits.argmax(dim=1) == batch.labels)
+
+
+@pytest.mark.parametrize("name", ["autoattack", "apgd-ce", "square"])
+def test_an_attack_that_stops_early_is_refused(name: str) -> None:
+    with pytest.raises(UserError, match=f"{name}.*--attack pgd-10"):
+        walk_of(load_attack(name))
+
+
+def found_with(slots: int) -> Diagnoses:
+    return diagnose(
+        Request(
+            models=("clip",),
+            attacks=("pgd-3",),
+            datasets=("colours", "day-night"),
+            eps=("0", "2/255"),
+            samples=6,
+            resources=Resources(device="cpu", workers=1, slots=slots),
+        )
+    )
+
+
+def test_the_bundled_model_falls_and_its_gradients_rise() -> None:
+    clean, hit = found_with(64).diagnoses
+    assert (clean.model, clean.eps, hit.eps) == ("clip", "0/255", "2/255")
+    assert hit.accuracy < clean.accuracy and hit.gradient_norm > clean.gradient_norm
+    for each in (clean, hit):
+        assert [(part.dataset, part.n) for part in each.datasets] == [("colours", 6), ("day-night", 6)]
+        assert 1 <= each.effective_rank <= 12 and 0 < each.modality_gap < 2
+        for name in ("accuracy", "modality_gap", "gradient_norm"):
+            mean = sum(getattr(part, name) for part in each.datasets) / 2
+            assert getattr(each, name) == pytest.approx(mean)
+
+
+def test_other_batches_give_the_same_table() -> None:
+    for one, other in zip(found_with(64).diagnoses, found_with(4).diagnoses, strict=True):
+        assert one.accuracy == other.accuracy
+        for name in ("modality_gap", "gradient_norm", "effective_rank"):
+            # In float32, where the sums of another batch size are rounded otherwise.
+            assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-2)

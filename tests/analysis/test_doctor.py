@@ -1,0 +1,43 @@
+"""The doctor finds nothing wrong with a working harness, and something with a broken one."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import nn
+
+from robustbench_vlm.analysis.doctor import doctor, self_tests
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.core.threat import Threat
+
+
+def test_a_working_harness_passes() -> None:
+    checks = doctor()
+    assert len(checks) == 4
+    assert all(check.passed for check in checks), checks
+
+
+class Masked(nn.Module):
+    """Right on every picture, and flat: its logits are steps without a gradient."""
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        bright = (images.flatten(1).mean(dim=1) > 0.5).to(images.dtype)
+        return torch.stack([1 - bright, bright], dim=1) + 0 * images.flatten(1).sum(dim=1, keepdim=True)
+
+
+def test_masked_gradients_are_found() -> None:
+    images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.3
+    images[3:] += 0.7
+    keys = sample_keys(0, "masked", [str(n) for n in range(6)])
+    labels = torch.tensor([0, 0, 0, 1, 1, 1])
+    batch = Batch(images, labels, keys, Threat("Linf", Fraction(8, 255)), torch.full_like(labels, 2))
+    failed = [check.name for check in self_tests(Masked(), batch, load_attack("apgd-ce")) if not check.passed]
+    assert failed and "falls to about 0" in failed[0]
+
+
+def test_unknown_names_are_told() -> None:
+    with pytest.raises(UserError, match="unknown track 'nonesuch'"):
+        doctor("nonesuch")

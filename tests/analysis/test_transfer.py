@@ -1,0 +1,190 @@
+"""Transfer: what each model makes of every model's images, counted again from the files that it saves."""
+
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from robustbench_vlm import tracks
+from robustbench_vlm.analysis.adversarial_files import AdversarialImages, read_images
+from robustbench_vlm.analysis.transfer import Standing, Target, Transfer, masked_gradients, transfer
+from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.records import Accuracy
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.resolve import Request
+from robustbench_vlm.engine.results import Progress, Table, mean_interval
+from robustbench_vlm.engine.run import run
+from robustbench_vlm.models.classifier import Model, load_model
+
+MODELS = ("clip", "tecoa", "agft")
+DATASETS_USED = ("colours", "shapes", "day-night")
+UNSEEN = DATASETS_USED[:2]
+EPS = 4 / 255
+REQUEST = Request(
+    models=MODELS,
+    attacks=("pgd-5",),
+    datasets=DATASETS_USED,
+    eps=("4/255",),
+    samples=12,
+    resources=Resources(device="cpu", workers=1),
+)
+Found = tuple[Transfer, Path, list[Progress]]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def trained_on_the_last() -> Iterator[None]:
+    """Let the track's models have been trained on one of the data sets: a small one, unlike theirs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tracks, "MINI", replace(tracks.MINI, seen=DATASETS_USED[2:]))
+        yield
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
+    folder = tmp_path_factory.mktemp("images")
+    told: list[Progress] = []
+    return transfer(REQUEST, folder, on_progress=told.append), folder, told
+
+
+@pytest.fixture(scope="module")
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Table]:
+    result = run(replace(REQUEST, out=tmp_path_factory.mktemp("runs")))
+    return {table.model: table for table in result.tables}
+
+
+def predictions(model: Model, images: AdversarialImages) -> list[bool]:
+    """Return whether a model gets images right, by nothing but the model and the data sets."""
+    right = []
+    for name in DATASETS_USED:
+        dataset = DATASETS.load(name)
+        source, classifier = dataset.open(), model.classifier(dataset.prompts)
+        rows = [row for row, (other, _) in enumerate(images.samples) if other == name]
+        with torch.no_grad():
+            found = classifier(images.images[rows]).argmax(dim=1).tolist()
+        labels = [source.labels[source.ids.index(images.samples[row][1])] for row in rows]
+        right += [prediction == label for prediction, label in zip(found, labels, strict=True)]
+    return right
+
+
+def test_the_diagonal_is_the_robust_accuracy_of_a_run(found: Found, tables: dict[str, Table]) -> None:
+    for target in found[0].targets:
+        mean = tables[target.model].mean
+        assert mean is not None
+        assert (target.mean.clean.value, target.mean.robust.value) == (mean.clean, mean.robust)
+        robust = target.mean.robust
+        assert target.mean.under[target.model] == robust and (robust.low, robust.high) == mean.robust_interval
+        for score in tables[target.model].scores:
+            standing = target.datasets[score.dataset]
+            assert (standing.clean.value, standing.robust.value, standing.robust.n) == (
+                score.clean,
+                score.robust,
+                score.n,
+            )
+    assert found[0].datasets == UNSEEN and found[0].n == 24
+
+
+def test_the_matrix_is_what_the_saved_images_give(found: Found) -> None:
+    result, folder, _ = found
+    seen: dict[tuple[str, str], list[bool]] = {}
+    models = {name: load_model(name, "mini") for name in MODELS}
+    for source in MODELS:
+        images, _ = read_images(folder / f"{source}.safetensors")
+        assert images.track == "mini" and len(images.samples) == 36
+        seen |= {(source, target): predictions(models[target], images) for target in MODELS}
+    for target in result.targets:
+        for place, name in enumerate(DATASETS_USED):
+            rows = {source: seen[source, target.model][12 * place : 12 * place + 12] for source in MODELS}
+            standing = target.datasets[name]
+            assert {source: share.value for source, share in standing.under.items()} == {
+                source: sum(row) / 12 for source, row in rows.items()
+            }
+            assert standing.worst.value == sum(map(all, zip(*rows.values(), strict=True))) / 12
+        for source, share in target.mean.under.items():
+            values = [target.datasets[name].under[source].value for name in UNSEEN]
+            assert share.value == pytest.approx(sum(values) / 2)
+            assert (share.low, share.high) == pytest.approx(mean_interval(values, [12, 12]))
+    # There is something to tell apart.
+    values = [share.value for target in result.targets for share in target.mean.under.values()]
+    assert len(set(values)) > 3
+
+
+def test_the_saved_images_are_in_the_ball_and_nothing_is_rounded(found: Found) -> None:
+    images, _ = read_images(found[1] / "clip.safetensors")
+    moved = torch.zeros(36)
+    for row, (name, sample) in enumerate(images.samples):
+        source = DATASETS.load(name).open()
+        clean = source.read([source.ids.index(sample)])[0].float() / 255
+        moved[row] = (images.images[row] - clean).abs().max()
+    assert images.images.dtype == torch.float32
+    assert float(moved.max()) <= EPS + 1e-7 and int((moved > 0).sum()) > 20
+    # At least one lies between the steps of an 8-bit image.
+    assert not torch.equal((images.images * 255).round() / 255, images.images)
+
+
+def test_the_worst_of_all_is_no_better_than_any(found: Found) -> None:
+    for target in found[0].targets:
+        assert target.mean.worst.value <= min(share.value for share in target.mean.under.values())
+        assert target.missed >= 0
+        held = round(24 * (target.mean.robust.value - target.mean.worst.value))
+        assert target.missed == held
+
+
+def test_progress_goes_from_nothing_to_the_end(found: Found) -> None:
+    done = [progress.samples_done for progress in found[2]]
+    total = 36 * 3 * 3
+    assert done[0] == 0 and done == sorted(done) and done[-1] == total
+    assert {progress.samples_total for progress in found[2]} == {total}
+    assert found[2][-1].seconds_left == 0
+
+
+def target_of(robust: float, under: dict[str, float], missed: int) -> Target:
+    share = {name: Accuracy(value, 0.0, 1.0, 100) for name, value in {"own": robust, **under}.items()}
+    clean = Accuracy(0.9, 0.0, 1.0, 100)
+    return Target("own", Standing(clean, share["own"], share, share["own"]), {}, missed)
+
+
+@pytest.mark.parametrize(
+    ("target", "said"),
+    [
+        (target_of(0.5, {"a": 0.4, "b": 0.7}, 15), "images made for a break more of it than pgd-20 on itself does"),
+        (target_of(0.5, {"a": 0.6}, 3), "break 3 of 100 samples that pgd-20 on itself left"),
+        (target_of(0.5, {"a": 0.6}, 2), ""),
+        (target_of(0.5, {"a": 0.5}, 0), ""),
+    ],
+)
+def test_transfer_that_beats_the_attack_on_the_model_itself_is_told(target: Target, said: str) -> None:
+    sentences = list(masked_gradients(target, "pgd-20"))
+    assert len(sentences) == bool(said) and all(said in sentence for sentence in sentences)
+
+
+GIVEN = [
+    *("transfer", "--model", "clip", "--model", "tecoa", "--attack", "fgsm", "--samples", "4", "--device", "cpu"),
+    *("--dataset", "colours", "--dataset", "shapes", "--workers", "1"),
+]
+
+
+def test_the_command_draws_saves_and_prints_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plot, save = tmp_path / "matrix.svg", tmp_path / "saved"
+    assert run_command([*GIVEN, "--plot", str(plot), "--save", str(save), "--json"]) == 0
+    document: dict[str, Any] = json.loads(capsys.readouterr().out)
+    assert [target["model"] for target in document["targets"]] == ["clip", "tecoa"]
+    assert document["attack"] == "fgsm" and document["n"] == 8 and document["norm"] == "Linf"
+    assert plot.read_text().startswith("<?xml")
+    assert sorted(path.name for path in save.iterdir()) == ["clip.safetensors", "tecoa.safetensors"]
+
+
+@pytest.mark.parametrize("width", [40, 80])
+def test_the_lines_fit_the_width(
+    width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    assert run_command(GIVEN) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert max(map(len, lines)) <= width
+    assert any(line.startswith("images of" if width == 80 else "  images of") for line in lines)
+    assert any("itself" in line for line in lines) == (width == 40)

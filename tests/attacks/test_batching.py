@@ -1,0 +1,82 @@
+"""Verdicts belong to the sample: neither its batch mates nor the number of slots change them."""
+
+from dataclasses import dataclass, replace
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up import SHORT, halving_threat, network, samples, with_parameters
+from torch import Tensor
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.attacks.batching import Rows, run_in_slots
+from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
+from robustbench_vlm.attacks.model import Oracle
+
+NAMES = ("pgd-10", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack")
+
+
+def verdict(name: str, batch: Batch, model: torch.nn.Module, slots: int) -> WorstCase:
+    return attack_samples(model, batch, with_parameters(load_attack(name), SHORT), slots=slots)
+
+
+@settings(max_examples=20, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(NAMES),
+    norm=st.sampled_from(["Linf", "L2"]),
+    classes=st.sampled_from([2, 3, 7, 12]),
+    seed=st.integers(0, 5),
+    order=st.permutations(range(24)),
+)
+def test_slots_and_order_change_no_verdict(name: str, norm: str, classes: int, seed: int, order: list[int]) -> None:
+    model = network("conv", classes, seed).double()
+    batch = samples(model, classes, halving_threat(model, classes, norm))
+    whole = verdict(name, batch, model, 64)
+    for slots in (1, 7):
+        other = verdict(name, batch, model, slots)
+        assert other.broken_by == whole.broken_by
+        assert torch.equal(other.forward, whole.forward)
+        assert torch.allclose(other.adversarial, whole.adversarial, atol=1e-6)
+    shuffled = batch.at(torch.tensor(order))
+    assert verdict(name, shuffled, model, 7).broken_by == tuple(whole.broken_by[n] for n in order)
+
+
+@dataclass
+class CountdownState:
+    rows: Rows
+    left: Tensor
+
+
+class Countdown:
+    """Keeps each sample for as many steps as its label says, and watches how many share the slots."""
+
+    def __init__(self) -> None:
+        self.held: list[int] = []
+
+    def start(self, oracle: Oracle, rows: Rows) -> CountdownState:
+        return CountdownState(rows, rows.labels.clone())
+
+    def step(self, oracle: Oracle, state: CountdownState) -> CountdownState:
+        self.held.append(len(state.left))
+        oracle.logits(state.rows.images)
+        state.left = state.left - 1
+        state.rows.finished = state.left == 0
+        state.rows.adversarial = state.rows.images + state.rows.labels.view(-1, 1, 1, 1)
+        return state
+
+
+@pytest.mark.parametrize("slots", [1, 3, 8, 100])
+def test_a_sample_leaves_when_it_is_finished_and_another_takes_its_slot(slots: int) -> None:
+    model = network("linear", 5)
+    batch = samples(model, 5, halving_threat(model, 5, "Linf"), 40)
+    batch = replace(batch, labels=torch.arange(40) % 9 + 1)
+    method = Countdown()
+    outcome = run_in_slots(method, model, batch, slots=slots)
+    assert torch.equal(outcome.forward, batch.labels) and not outcome.backward.any()
+    assert torch.equal(outcome.adversarial, batch.images + batch.labels.view(-1, 1, 1, 1))
+    assert max(method.held) == min(slots, 40)
+    assert sum(method.held) == int(batch.labels.sum())
+    # Full slots: no more steps than the work divided by the slots, but for the last samples on their own.
+    assert len(method.held) <= sum(method.held) / min(slots, 40) + 9

@@ -1,0 +1,216 @@
+"""Comparisons of made-up models: which samples count, what is told apart, what is said of it."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from made_up_results import evidence, samples
+
+from robustbench_vlm.comparison.align import Source
+from robustbench_vlm.comparison.compare import compare
+from robustbench_vlm.comparison.comparison import Comparison
+from robustbench_vlm.comparison.statistics import ALPHA, compare_means, holm, mcnemar
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.engine.evidence import Evidence
+from robustbench_vlm.engine.results import mean_interval
+from robustbench_vlm.engine.scores import wilson
+from robustbench_vlm.tracks import MINI, ZEROSHOT15, Track
+
+ROBUST, BROKEN = [""] * 60, ["apgd-ce"] * 60
+HALF = [*[""] * 30, *["apgd-ce"] * 20, *["clean"] * 10]
+NEARLY_HALF = ["apgd-ce", *HALF[1:]]
+VERDICTS = st.lists(st.sampled_from(["", "clean", "apgd-ce", "square"]), min_size=12, max_size=12)
+
+
+def source(name: str, *found: Evidence) -> Source:
+    return Source(name, found)
+
+
+def of(
+    track: Track = MINI, *, datasets: Sequence[str] = ("shapes", "colours"), **verdicts: Sequence[str]
+) -> Comparison:
+    """Compare models that have the same verdicts on every data set."""
+    sources = [
+        source(name, *(evidence(name, broken, dataset, eps=str(track.standard_eps)) for dataset in datasets))
+        for name, broken in verdicts.items()
+    ]
+    return compare(sources, track)
+
+
+def test_accuracies_and_intervals_are_those_of_the_samples() -> None:
+    model = of(half=HALF, good=ROBUST).models[0]
+    robust, clean = model.datasets["shapes"].robust, model.datasets["shapes"].clean
+    assert (robust.value, clean.value, robust.n) == (30 / 60, 50 / 60, 60)
+    assert (robust.low, robust.high) == wilson(30, 60) and (clean.low, clean.high) == wilson(50, 60)
+    assert model.robust.value == 0.5 and model.robust.n == 120
+    assert (model.robust.low, model.robust.high) == mean_interval([0.5, 0.5], [60, 60])
+
+
+def test_what_broke_the_samples_is_counted_over_all_data_sets() -> None:
+    model = of(one=[*["square"] * 2, *["apgd-ce"] * 3, "clean", ""]).models[0]
+    assert list(model.broken_by.items()) == [("clean", 2), ("apgd-ce", 6), ("square", 4), ("robust", 2)]
+
+
+def test_places_and_ties_with_the_best_follow_the_tests() -> None:
+    found = of(good=HALF, alike=NEARLY_HALF, bad=["apgd-ce"] * 50 + ["clean"] * 10)
+    assert [model.place for model in found.models] == ["1-2", "1-2", "3"]
+    assert [model.clean_place for model in found.models] == ["1-3"] * 3
+    assert found.best("robust") == found.best("robust", "shapes") == ("good", "alike")
+    assert found.best("clean") == ("good", "alike", "bad")
+
+
+def test_each_pair_has_the_tests_of_its_verdicts_adjusted_within_the_measure() -> None:
+    found = of(good=HALF, alike=NEARLY_HALF, bad=BROKEN)
+    right = {"good": [v == "" for v in HALF], "alike": [v == "" for v in NEARLY_HALF], "bad": [False] * 60}
+    pairs = [pair for pair in found.pairs if pair.measure == "robust"]
+    assert [(pair.first, pair.second) for pair in pairs] == [("good", "alike"), ("good", "bad"), ("alike", "bad")]
+    means = [compare_means([right[p.first]] * 2, [right[p.second]] * 2) for p in pairs]
+    assert [(p.difference, p.low, p.high, p.p) for p in pairs] == [(m.difference, m.low, m.high, m.p) for m in means]
+    assert [p.p_holm for p in pairs] == holm([m.p for m in means])
+    tests = [mcnemar(right[p.first], right[p.second]) for p in pairs for _ in found.datasets]
+    of_sets = [test for p in pairs for test in p.datasets.values()]
+    assert [(t.only_first, t.only_second, t.p) for t in of_sets] == [(t.only_first, t.only_second, t.p) for t in tests]
+    assert [t.p_holm for t in of_sets] == holm([t.p for t in tests])
+
+
+def test_clean_pairs_are_of_what_is_right_without_an_attack() -> None:
+    found = of(first=["", "square", "clean", "clean"], second=["", "clean", "clean", "square"])
+    clean = next(pair for pair in found.pairs if pair.measure == "clean")
+    robust = next(pair for pair in found.pairs if pair.measure == "robust")
+    assert [(each.only_first, each.only_second) for each in clean.datasets.values()] == [(1, 1)] * 2
+    assert [(each.only_first, each.only_second) for each in robust.datasets.values()] == [(0, 0)] * 2
+    assert of(first=["square"] * 4, second=["clean"] * 4).pairs[0].difference == 1
+
+
+@settings(max_examples=10)
+@given(st.permutations(["a", "b", "c"]), st.tuples(VERDICTS, VERDICTS, VERDICTS))
+def test_the_order_of_the_models_changes_no_place(order: list[str], verdicts: tuple[list[str], ...]) -> None:
+    models = dict(zip("abc", verdicts, strict=True))
+    one, other = of(**models), of(**{name: models[name] for name in order})
+    places = [{model.name: (model.place, model.clean_place) for model in found.models} for found in (one, other)]
+    assert places[0] == places[1]
+    for measure, place in (("robust", "place"), ("clean", "clean_place")):
+        first = {model.name for model in one.models if getattr(model, place).partition("-")[0] == "1"}
+        assert set(one.best(measure)) == set(other.best(measure)) == first
+
+
+def test_only_samples_that_all_have_count_and_that_is_said() -> None:
+    ours = evidence("ours", ["", "", "square", "clean"])
+    theirs = evidence("theirs", [], results=samples(["", "square", "clean", "clean"], first=2)[::-1])
+    found = compare([source("ours", ours), source("theirs", theirs)], MINI)
+    assert found.samples == {"shapes": 2}
+    assert [model.robust.value for model in found.models] == [0, 0.5]
+    assert [model.broken_by for model in found.models] == [
+        {"clean": 1, "apgd-ce": 0, "square": 1, "robust": 0},
+        {"clean": 0, "apgd-ce": 0, "square": 1, "robust": 1},
+    ]
+    assert found.notes == ("compared on the 2 samples that all have: ours has 4, theirs has 4",)
+
+
+def test_a_sample_with_other_pixels_is_another_sample() -> None:
+    results = list(samples(["", "", ""]))
+    results[1] = replace(results[1], image_sha256="f" * 64)
+    ours, theirs = evidence("ours", ["", "", ""]), evidence("theirs", [], results=results)
+    found = compare([source("ours", ours), source("theirs", theirs)], MINI)
+    assert found.samples == {"shapes": 2}
+
+
+def test_models_without_a_common_sample_cannot_be_compared() -> None:
+    other = evidence("theirs", [], results=samples(["", ""], first=7))
+    with pytest.raises(UserError, match="no sample in common"):
+        compare([source("ours", evidence("ours", ["", ""])), source("theirs", other)], MINI)
+
+
+def test_a_data_set_that_one_lacks_is_left_out() -> None:
+    ours = source("ours", evidence("ours", HALF), evidence("ours", HALF, "colours"))
+    found = compare([ours, source("theirs", evidence("theirs", HALF))], MINI)
+    assert found.datasets == ("shapes",)
+    assert "left out, as the models have no common samples there: colours" in found.notes
+
+
+def test_data_sets_stand_in_the_track_s_order_and_seen_ones_are_no_part_of_the_mean() -> None:
+    found = of(ZEROSHOT15, datasets=("imagenet", "other", "dtd", "cifar10"), one=HALF, two=BROKEN)
+    assert found.datasets == ("cifar10", "dtd", "imagenet", "other")
+    assert found.in_mean == ("cifar10", "dtd", "other") and found.models[0].robust.n == 180
+    alone = of(ZEROSHOT15, datasets=("imagenet",), one=HALF, two=BROKEN)
+    assert alone.in_mean == ("imagenet",) and "trained on" in alone.notes[0]
+
+
+def test_differing_protocols_words_and_stages_are_said() -> None:
+    ours = source("ours", evidence("ours", HALF))
+    theirs = evidence("theirs", HALF, protocol="tecoa-2023/1", prompts=["This is a a", "This is a b", "This is a c"])
+    notes = compare([ours, source("theirs", theirs)], MINI).notes
+    assert "different protocols: ours mini/1, theirs tecoa-2023/1" in notes
+    assert any(note.startswith("different prompts on shapes") for note in notes)
+    weaker = evidence("theirs", HALF, attack="autoattack", classes=["x", "b", "c"])
+    assert any("class names" in note for note in compare([ours, source("theirs", weaker)], MINI).notes)
+    assert compare([ours, source("theirs", evidence("theirs", HALF))], MINI).notes == ()
+
+
+def test_of_several_protocols_the_shared_one_counts_and_the_latest_of_one() -> None:
+    quick, whole = evidence("ours", HALF[:8], protocol="mini-quick/1"), evidence("ours", BROKEN)
+    again = evidence("ours", HALF, weights="1" * 64)
+    theirs = source("theirs", evidence("theirs", HALF[:8], protocol="mini-quick/1"))
+    assert compare([source("ours", quick, whole), theirs], MINI).models[0].protocol == "mini-quick/1"
+    alone = compare([source("ours", quick, whole, again)], MINI).models[0]
+    assert (alone.protocol, alone.robust.value) == ("mini/1", 0.5)
+
+
+def test_records_of_two_sets_of_weights_are_said() -> None:
+    ours = source("ours", evidence("ours", HALF), evidence("ours", HALF, "colours", weights="1" * 64))
+    assert any("ours has records of different weights" in note for note in compare([ours], MINI).notes)
+
+
+def test_what_there_is_instead_is_said() -> None:
+    ours = source("ours", evidence("ours", HALF, attack="cw"), evidence("ours", HALF, attack="pgd-20"))
+    theirs = source("theirs", evidence("theirs", HALF, attack="pgd-20", eps="1/51"))
+    with pytest.raises(UserError, match=r"ours and theirs have no records of autoattack at Linf 5/255, but: pgd-20 at"):
+        compare([ours, theirs], MINI)
+    whole = source("whole", evidence("whole", HALF))
+    with pytest.raises(UserError, match=r"^ours has no records .*: cw at Linf 5/255; pgd-20 at Linf 5/255;"):
+        compare([ours, whole], MINI)
+    with pytest.raises(UserError, match="autoattack at Linf 5/255; name one of these"):
+        compare([whole], MINI, eps=Fraction(1, 255))
+
+
+def test_the_curve_has_every_radius_with_all_samples_of_the_mean() -> None:
+    found = [
+        evidence("ours", broken, name, eps=eps)
+        for name in ("shapes", "colours")
+        for eps, broken in (("5/255", HALF), ("10/255", BROKEN), ("2.5/255", NEARLY_HALF))
+    ]
+    partly = evidence("ours", HALF, eps="1/255")
+    fewer = [evidence("ours", HALF[:20], name, eps="2/255") for name in ("shapes", "colours")]
+    ball = [evidence("ours", ROBUST, name, eps="1", norm="L2") for name in ("shapes", "colours")]
+    curve = compare([source("ours", *found, partly, *fewer, *ball)], MINI).models[0].curve
+    assert [(point.eps, point.robust.value) for point in curve] == [
+        ("2.5/255", 29 / 60),
+        ("5/255", 0.5),
+        ("10/255", 0.0),
+    ]
+
+
+def test_warnings_of_the_gates_are_carried_along() -> None:
+    found = compare([source("ours", evidence("ours", HALF, warnings=("collapsed", "unreadable:3")))], MINI)
+    assert found.models[0].datasets["shapes"].warnings == ("collapsed", "unreadable:3")
+
+
+def test_models_that_differ_little_but_always_one_way_are_told_apart() -> None:
+    # 50 % and 60 %, whose intervals of 60 samples overlap by far: the first never is right where the second is not.
+    found = of(first=HALF, second=[*[""] * 38, *HALF[38:]])
+    first, second = (model.datasets["shapes"].robust for model in found.models)
+    pair = next(pair for pair in found.pairs if pair.measure == "robust")
+    assert first.high > second.low and pair.datasets["shapes"].p_holm <= ALPHA
+    assert [model.place for model in found.models] == ["2", "1"]
+
+
+def test_the_document_is_json(tmp_path: Path) -> None:
+    import json
+
+    document = of(one=HALF, two=BROKEN).to_json()
+    assert json.loads(json.dumps(document, allow_nan=False)) == document
+    assert document["pairs"][0]["datasets"]["shapes"]["p_holm"] <= 1

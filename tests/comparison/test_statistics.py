@@ -1,0 +1,186 @@
+"""Paired statistics against closed forms, brute force, and what they promise of chance."""
+
+import itertools
+import random
+
+import numpy
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from robustbench_vlm.comparison.statistics import Difference, compare_means, holm, mcnemar, tie_groups
+
+VERDICTS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30)
+P_VALUES = st.lists(st.floats(0, 1), max_size=12)
+
+
+def split(pairs: list[tuple[bool, bool]]) -> tuple[list[bool], list[bool]]:
+    return [first for first, _ in pairs], [second for _, second in pairs]
+
+
+@given(VERDICTS)
+def test_mcnemar_is_the_tail_of_fair_coins_on_both_sides(pairs: list[tuple[bool, bool]]) -> None:
+    found = mcnemar(*split(pairs))
+    b, c = pairs.count((True, False)), pairs.count((False, True))
+    expected = min(1.0, 2 * stats.binom.cdf(min(b, c), b + c, 0.5))
+    assert (found.only_first, found.only_second) == (b, c) and found.p == pytest.approx(expected)
+
+
+def test_mcnemar_by_hand() -> None:
+    # One head or fewer of ten coins: (1 + 10) / 1024, and as much on the other side.
+    found = mcnemar([True] * 1 + [False] * 9 + [True] * 5, [False] * 1 + [True] * 9 + [True] * 5)
+    assert (found.only_first, found.only_second) == (1, 9) and found.p == pytest.approx(22 / 1024)
+
+
+@given(VERDICTS)
+def test_mcnemar_without_a_difference_is_one_and_swapping_keeps_p(pairs: list[tuple[bool, bool]]) -> None:
+    first, second = split(pairs)
+    assert mcnemar(first, first).p == 1
+    assert mcnemar(first, second).p == mcnemar(second, first).p
+
+
+def test_samples_must_be_aligned() -> None:
+    with pytest.raises(ValueError, match="zip"):
+        mcnemar([True], [True, False])
+    with pytest.raises(ValueError, match="zip"):
+        compare_means([[True]], [[True], [True]])
+
+
+def test_the_bootstrap_is_that_of_all_samples_drawn_again() -> None:
+    first, second = [[True, True, False], [True, False]], [[False, True, False], [False, False]]
+    signs = [[int(a) - int(b) for a, b in zip(*each, strict=True)] for each in zip(first, second, strict=True)]
+    every = [
+        sum(sum(drawn) / len(drawn) for drawn in (one, two)) / 2
+        for one in itertools.product(signs[0], repeat=3)
+        for two in itertools.product(signs[1], repeat=2)
+    ]
+    found = compare_means(first, second, draws=40_000)
+    at_most_zero = sum(value <= 0 for value in every) / len(every)
+    assert found.difference == pytest.approx((1 / 3 + 1 / 2) / 2)
+    assert found.p == pytest.approx(2 * at_most_zero, abs=0.01)
+    assert (found.low, found.high) == pytest.approx(
+        tuple(numpy.quantile(every, (0.025, 0.975), method="inverted_cdf")), abs=1e-9
+    )
+
+
+@given(st.lists(VERDICTS, min_size=1, max_size=4))
+def test_swapping_the_models_swaps_the_signs_and_nothing_else(strata: list[list[tuple[bool, bool]]]) -> None:
+    first, second = [split(pairs)[0] for pairs in strata], [split(pairs)[1] for pairs in strata]
+    one, other = compare_means(first, second, draws=200), compare_means(second, first, draws=200)
+    assert one.p == other.p and one.difference == -other.difference
+    if any(pairs.count((True, False)) != pairs.count((False, True)) for pairs in strata):
+        assert (one.low, one.high) == (-other.high, -other.low)
+    assert one.low - 1e-9 <= one.high and 0 < one.p <= 1
+
+
+@given(st.lists(VERDICTS, min_size=1, max_size=4))
+def test_p_and_interval_agree_on_zero(strata: list[list[tuple[bool, bool]]]) -> None:
+    found = compare_means([split(each)[0] for each in strata], [split(each)[1] for each in strata], draws=400)
+    if found.p > 0.06:
+        assert found.low <= 1e-9 and found.high >= -1e-9
+    if found.p < 0.04:
+        assert found.low >= -1e-9 or found.high <= 1e-9
+
+
+def test_a_data_set_counts_once_however_many_samples_it_has() -> None:
+    first, second = [[True] * 10, [False] * 1000], [[False] * 10, [False] * 1000]
+    assert compare_means(first, second, draws=100).difference == pytest.approx(0.5)
+
+
+def test_equal_models_are_not_told_apart_and_p_is_never_zero() -> None:
+    same = [[True, False, True]]
+    assert compare_means(same, same) == Difference(0, 0, 0, 1)
+    assert compare_means([[True] * 50], [[False] * 50], draws=999).p == pytest.approx(2 / 1000)
+
+
+def test_the_interval_holds_the_truth_and_p_errs_about_as_often_as_they_say() -> None:
+    draw = random.Random(0)
+    shares = ((0.7, 0.6), (0.3, 0.35), (0.5, 0.5))
+    truth = sum(a - b for a, b in shares) / len(shares)
+    held = wrong = 0
+    for _ in range(400):
+        first, second, equal = [], [], []
+        for a, b in shares:
+            # Most samples are as hard for one model as for the other: half of them share their luck.
+            luck = [(draw.random(), draw.random()) for _ in range(60)]
+            luck = [(x, x if draw.random() < 0.5 else y) for x, y in luck]
+            first.append([x < a for x, _ in luck])
+            second.append([y < b for _, y in luck])
+            equal.append([y < a for _, y in luck])
+        found = compare_means(first, second, draws=600)
+        held += found.low <= truth <= found.high
+        wrong += compare_means(first, equal, draws=600).p <= 0.05
+    assert 0.92 < held / 400 < 0.98
+    assert 0.02 < wrong / 400 < 0.08
+
+
+def test_holm_by_hand() -> None:
+    # Sorted 0.005, 0.01, 0.03, 0.04: 4 x 0.005, 3 x 0.01, 2 x 0.03, and the last not below the one before.
+    assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
+    assert holm([]) == [] and holm([0.7, 0.6]) == [1.0, 1.0]
+
+
+@given(P_VALUES, st.floats(0.001, 0.999))
+def test_holm_rejects_what_the_paper_s_procedure_does(values: list[float], alpha: float) -> None:
+    adjusted = holm(values)
+    rejected = set()
+    for step, index in enumerate(sorted(range(len(values)), key=lambda index: values[index])):
+        if values[index] * (len(values) - step) > alpha:
+            break
+        rejected.add(index)
+    assert {index for index, value in enumerate(adjusted) if value <= alpha} == rejected
+    assert all(own <= value <= 1 for own, value in zip(values, adjusted, strict=True))
+
+
+@given(P_VALUES, st.randoms())
+def test_holm_keeps_the_order_given(values: list[float], chance: random.Random) -> None:
+    order = list(range(len(values)))
+    chance.shuffle(order)
+    adjusted = holm(values)
+    assert holm([values[index] for index in order]) == [adjusted[index] for index in order]
+
+
+def groups_of(values: list[float], pairs: set[tuple[int, int]]) -> list[str]:
+    return tie_groups(values, lambda a, b: (min(a, b), max(a, b)) in pairs)
+
+
+def test_tie_groups_by_hand() -> None:
+    values = [0.5, 0.9, 0.4, 0.6]
+    everything = set(itertools.combinations(range(4), 2))
+    assert groups_of(values, everything) == ["3", "1", "4", "2"]
+    assert groups_of(values, set()) == ["1-4"] * 4
+    # Only the best is told apart from all, and the last from nobody else.
+    assert groups_of(values, {(0, 1), (1, 2), (1, 3)}) == ["2-4", "1", "2-4", "2-4"]
+    assert groups_of([0.5], set()) == ["1"] and groups_of([], set()) == []
+
+
+@st.composite
+def standings(draw: st.DrawFn) -> tuple[list[float], set[tuple[int, int]]]:
+    values = draw(st.lists(st.integers(0, 6).map(float), min_size=1, max_size=7))
+    pairs = [pair for pair in itertools.combinations(range(len(values)), 2) if values[pair[0]] != values[pair[1]]]
+    return values, {pair for pair in pairs if draw(st.booleans())}
+
+
+@given(standings(), st.randoms())
+def test_tie_groups_do_not_depend_on_the_order_of_the_models(
+    standing: tuple[list[float], set[tuple[int, int]]], chance: random.Random
+) -> None:
+    values, pairs = standing
+    order = list(range(len(values)))
+    chance.shuffle(order)
+    groups = groups_of(values, pairs)
+    moved = tie_groups(
+        [values[index] for index in order],
+        lambda a, b: (min(order[a], order[b]), max(order[a], order[b])) in pairs,
+    )
+    assert moved == [groups[index] for index in order]
+
+
+@given(standings())
+def test_every_place_by_value_lies_in_the_group(standing: tuple[list[float], set[tuple[int, int]]]) -> None:
+    values, pairs = standing
+    for value, group in zip(values, groups_of(values, pairs), strict=True):
+        best, _, worst = group.partition("-")
+        place = 1 + sum(other > value for other in values)
+        assert 1 <= int(best) <= place <= int(worst or best) <= len(values)

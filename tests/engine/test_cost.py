@@ -1,0 +1,43 @@
+"""The estimate's worst case is what a robust sample really costs."""
+
+from fractions import Fraction
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.attacks.evaluate import attack_samples
+from robustbench_vlm.attacks.sanity import PROBE_BACKWARD, PROBE_FORWARD
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.core.threat import Threat
+from robustbench_vlm.engine.cost import Resources, attack_passes
+
+
+def unbreakable(images: Tensor) -> Tensor:
+    """Return logits of four classes that the pictures hardly move, and never to another class."""
+    flat = images.flatten(1)
+    return torch.stack([5 + flat.mean(dim=1), flat[:, 0], flat[:, 1], flat[:, 2]], dim=1)
+
+
+@pytest.mark.parametrize("name", ["fgsm", "pgd-10", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack"])
+def test_a_robust_sample_costs_what_the_estimate_says(name: str) -> None:
+    attack = load_attack(name)
+    images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    keys = sample_keys(0, "estimate", ["a", "b"])
+    labels = torch.zeros(2, dtype=torch.int64)
+    batch = Batch(images, labels, keys, Threat("Linf", Fraction(8, 255)), torch.full_like(labels, 4))
+    verdict = attack_samples(unbreakable, batch, attack, slots=2)
+    assert verdict.broken_by == ("", "")
+    forward, backward = attack_passes(attack, 4, unbreakable)
+    spent = int(verdict.forward[0]) + PROBE_FORWARD, int(verdict.backward[0]) + PROBE_BACKWARD
+    assert spent[1] == pytest.approx(backward, rel=0.02, abs=3)
+    assert spent[0] == pytest.approx(forward, rel=0.02, abs=3)
+
+
+@pytest.mark.parametrize("wrong", [{"workers": -1}, {"slots": -1}, {"shard_size": 0}, {"device": "tpu"}])
+def test_resources_that_make_no_sense_are_told(wrong: dict[str, int]) -> None:
+    with pytest.raises(UserError):
+        Resources(**wrong)  # type: ignore[arg-type]

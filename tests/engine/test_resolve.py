@@ -1,0 +1,246 @@
+"""Plans: names are resolved or told, and the fingerprint covers what a number depends on and nothing else."""
+
+import dataclasses
+import json
+import pickle
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file, save_file
+
+from robustbench_vlm.attacks.base import Attack
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import sha256_of
+from robustbench_vlm.core.threat import Threat
+from robustbench_vlm.engine.cell import Cell, Samples
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.resolve import Plan, Request, make_plan
+from robustbench_vlm.models.classifier import Model
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.protocols.mini import MINI_QUICK
+
+MakeCard = Callable[..., Path]
+STEPS = replace(MINI_QUICK, name="steps", step_size="1/255")
+LOW = replace(MINI_QUICK, name="low", precision="bfloat16")
+
+
+def plan_of(card: Path, **changes: object) -> Plan:
+    request = Request(models=(str(card),), attacks=("fgsm",), datasets=("day-night",))
+    return make_plan(replace(request, **changes))
+
+
+def test_a_grid_has_every_combination(make_card: MakeCard) -> None:
+    models = (str(make_card("one")), str(make_card("two", seed=1)))
+    plan = make_plan(
+        Request(models=models, attacks=("fgsm", "pgd-10"), eps=("4/255", "8/255"), datasets=("shapes", "day-night"))
+    )
+    grid = [(cell.model, cell.attack.name, cell.threat.eps_text, cell.dataset.name) for cell in plan.cells]
+    assert len(set(grid)) == 16 and plan.samples == 16 * MINI_QUICK.samples
+    assert len({cell.fingerprint for cell in plan.cells}) == 16
+    assert grid[0] == (models[0], "fgsm", "4/255", "shapes")
+
+
+def test_defaults_are_the_tracks(make_card: MakeCard) -> None:
+    plan = make_plan(Request(models=(str(make_card()),)))
+    assert [cell.dataset.name for cell in plan.cells] == list(plan.track.datasets)
+    assert {(cell.attack.name, cell.threat) for cell in plan.cells} == {
+        ("autoattack", Threat("Linf", plan.track.standard_eps))
+    }
+    assert plan.estimate.passes_expected < plan.estimate.passes_most
+    assert 0 < plan.estimate.seconds_expected < plan.estimate.seconds_most
+
+
+def test_another_number_of_samples_is_another_protocol(make_card: MakeCard) -> None:
+    card = make_card()
+    (own,), (five,), (many,) = (plan_of(card, samples=samples).cells for samples in (None, 5, "all"))
+    assert (len(own), len(five), len(many)) == (MINI_QUICK.samples, 5, 1000)
+    assert five.samples.ids == own.samples.ids[:5] == many.samples.ids[:5]
+    assert own.protocol.label == "mini-quick/1" and "5" in five.protocol.name and "all" in many.protocol.name
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"track": "mimi"}, "unknown track 'mimi'. Did you mean mini?"),
+        ({"attacks": ("autoatack",)}, "unknown attack 'autoatack'. Did you mean .*autoattack"),
+        ({"attacks": ()}, "no attack is given"),
+        ({"datasets": ("shape",)}, "unknown dataset 'shape'. Did you mean shapes"),
+        ({"protocol": "mini-quik"}, "unknown protocol 'mini-quik'. Did you mean mini-quick"),
+        ({"models": ("nonesuch",)}, "unknown model 'nonesuch'"),
+        ({"eps": ("8",)}, "looks like pixel steps.*8/255"),
+        ({"eps": ("3/2",)}, "outside"),
+        ({"norm": "L1"}, "unknown norm 'L1'|no standard eps"),
+        ({"norm": "L2"}, "no standard eps in L2.*--eps"),
+        ({"norm": "L2", "eps": ("1/2",), "attacks": ("cw",)}, "'cw' is for Linf, not for L2"),
+        ({"images": Path("somewhere")}, "either --images or --dataset$"),
+        ({"images": Path("nowhere"), "datasets": ()}, "there is no folder nowhere"),
+        ({"resources": Resources(device="cuda")}, "no GPU"),
+    ],
+)
+def test_bad_requests_are_told(make_card: MakeCard, changes: dict[str, object], message: str) -> None:
+    if "resources" in changes and torch.cuda.is_available():
+        pytest.skip("there is a GPU here")
+    with pytest.raises(UserError, match=message):
+        plan_of(make_card(), **changes)
+
+
+def test_two_models_of_one_name_are_told(make_card: MakeCard, tmp_path: Path) -> None:
+    card = make_card("one")
+    shutil.copytree(card.parent, tmp_path / "copy")
+    with pytest.raises(UserError, match="both named 'one'"):
+        plan_of(card, models=(str(card), str(tmp_path / "copy" / "one.json")))
+
+
+def change_weights(
+    card: Path, write: Callable[[Path, dict[str, torch.Tensor]], object], *, digest: bool = True
+) -> None:
+    """Rewrite a card's image weights, and its digest if `digest`."""
+    values = json.loads(card.read_text())
+    path = card.parent / values["image"]["file"]
+    write(path, load_file(path))
+    if digest:
+        values["image"]["sha256"] = sha256_of(path)
+        card.write_text(json.dumps(values))
+
+
+def with_nan(path: Path, tensors: dict[str, torch.Tensor]) -> None:
+    first = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    tensors[first] = torch.full_like(tensors[first], float("nan"))
+    save_file(tensors, path)
+
+
+class Code:
+    """A pickle that would run code when loaded."""
+
+    def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
+        return Path.touch, (Path("ran-code"),)  # type: ignore[return-value]
+
+
+def test_changed_or_bad_weights_are_refused(
+    make_card: MakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    card = make_card("changed")
+    change_weights(card, lambda path, tensors: path.write_bytes(path.read_bytes()[:-1]), digest=False)
+    with pytest.raises(UserError, match="their card says"):
+        plan_of(card)
+    card = make_card("nan")
+    change_weights(card, with_nan)
+    with pytest.raises(UserError, match="NaN"):
+        plan_of(card)
+    monkeypatch.chdir(tmp_path)
+    card = make_card("code")
+    change_weights(card, lambda path, tensors: path.with_suffix(".pt").write_bytes(pickle.dumps(Code())))
+    values = json.loads(card.read_text())
+    file = card.parent / "code-image.pt"
+    values["image"] = {"file": file.name, "sha256": sha256_of(file)}
+    card.write_text(json.dumps(values))
+    with pytest.raises(UserError, match="may hold code, and nothing of it was run"):
+        plan_of(card)
+    assert not Path("ran-code").exists()
+
+
+def pictures(folder: Path, *, broken: bool = True) -> Path:
+    """Write a folder of two classes with three pictures each, one of them cut short if `broken`."""
+    for n in range(6):
+        path = folder / ("night" if n % 2 else "day") / f"{n}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (40, 30), (40 * n, 10, 200 - 30 * n)).save(path)
+    if broken:
+        path = folder / "day" / "4.png"
+        path.write_bytes(path.read_bytes()[:60])
+    return folder
+
+
+def test_unreadable_images_are_named_or_counted(make_card: MakeCard, tmp_path: Path) -> None:
+    folder = pictures(tmp_path / "pictures")
+    with pytest.raises(UserError, match=r"day/4\.png.*--skip-unreadable"):
+        plan_of(make_card(), images=folder, datasets=())
+    (cell,) = plan_of(make_card(), images=folder, datasets=(), skip_unreadable=True).cells
+    assert cell.samples.unreadable == ("day/4.png",)
+    assert len(cell) == 5 and "day/4.png" not in cell.samples.ids
+    assert cell.dataset.classes == ("day", "night")
+
+
+def test_the_fingerprint_covers_what_a_number_depends_on(make_cell: Callable[..., Cell]) -> None:
+    cell = make_cell(6)
+    stage = cell.attack.stages[0]
+    stages = (replace(stage, parameters={**stage.parameters, "steps": 4}), cell.attack.stages[1])
+    samples = cell.samples
+    changes: list[dict[str, object]] = [
+        {"weights": "1" * 64},
+        {"attack": replace(cell.attack, stages=stages)},
+        {"attack": replace(cell.attack, stages=cell.attack.stages[::-1])},
+        {"threat": Threat("Linf", Fraction(7, 255))},
+        {"threat": Threat("L2", Fraction(8, 255))},
+        {"protocol": replace(cell.protocol, seed=1)},
+        {"protocol": replace(cell.protocol, version=2)},
+        {"dataset": replace(cell.dataset, classes=("a", "b", "d"))},
+        {"dataset": replace(cell.dataset, prompt="the sign {}.")},
+        {"dataset": replace(cell.dataset, name="signs")},
+        {"samples": replace(samples, labels=(*samples.labels[:-1], 0))},
+        {"samples": replace(samples, image_digests=(*samples.image_digests[:-1], "f" * 64))},
+        {"samples": Samples(*(values[:-1] for values in dataclasses.astuple(samples)))},
+    ]
+    prints = [cell.fingerprint, *(replace(cell, **change).fingerprint for change in changes)]
+    assert len(set(prints)) == len(prints)
+
+
+def test_the_fingerprint_covers_nothing_else(make_cell: Callable[..., Cell]) -> None:
+    cell = make_cell(6)
+    changes: list[dict[str, object]] = [
+        {"model": "elsewhere.json"},
+        {"model_name": "other"},
+        {"track": "other"},
+        {"attack": Attack(cell.attack.name, cell.attack.stages, "said otherwise")},
+        {"protocol": replace(cell.protocol, description="said otherwise")},
+        {"dataset": replace(cell.dataset, description="said otherwise", options={"path": "elsewhere"})},
+    ]
+    assert {replace(cell, **change).fingerprint for change in changes} == {cell.fingerprint}
+
+
+def test_the_plan_says_what_each_cell_costs(make_card: MakeCard) -> None:
+    found = plan_of(make_card(), attacks=("fgsm", "pgd-10"), datasets=("shapes", "day-night"), samples=4)
+    costs = found.estimate.cells
+    assert len(costs) == len(found.cells) == 4
+    assert sum(cost.passes_most for cost in costs) == found.estimate.passes_most
+    assert sum(cost.seconds_expected for cost in costs) == pytest.approx(found.estimate.seconds_expected)
+    assert all(0 < cost.passes_expected < cost.passes_most and cost.memory > 2**28 for cost in costs)
+    # PGD-10 makes ten gradients where FGSM makes one.
+    assert costs[2].passes_most > 2 * costs[0].passes_most and costs[2].seconds_most > 2 * costs[0].seconds_most
+
+
+def test_a_plan_embeds_the_texts_of_one_data_set_to_time_a_model(
+    make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    embedded: list[int] = []
+    text_features = Model.text_features
+
+    def spied(model: Model, prompts: Sequence[str | tuple[str, ...]]) -> torch.Tensor:
+        embedded.append(len(prompts))
+        return text_features(model, prompts)
+
+    monkeypatch.setattr(Model, "text_features", spied)
+    plan = plan_of(make_card(), datasets=("day-night", "shapes", "colours"))
+    assert sorted(embedded) == [1, len(plan.cells[0].dataset.classes)]
+
+
+def test_a_plan_counts_what_a_judge_in_another_precision_passes(
+    make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(PROTOCOLS.table, "low", f"{__name__}:LOW")  # type: ignore[arg-type]
+    exact, low = (plan_of(make_card(), protocol=name).estimate.passes_most for name in ("mini-quick", "low"))
+    # FGSM counts as three calls at most, and each of them is judged.
+    assert low - exact == 3 * MINI_QUICK.samples
+
+
+def test_a_protocols_step_is_for_its_norm(make_card: MakeCard, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(PROTOCOLS.table, "steps", f"{__name__}:STEPS")  # type: ignore[arg-type]
+    for norm, given in (("Linf", True), ("L2", False)):
+        (cell,) = plan_of(make_card(), attacks=("pgd-10",), protocol="steps", norm=norm, eps=("1/2",)).cells
+        assert ("step_size" in cell.attack.stages[0].parameters) is given

@@ -1,0 +1,99 @@
+"""Procedures run as every other model: the same path, the same records, the same resume."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from robustbench_vlm.analysis.diagnose import diagnose
+from robustbench_vlm.analysis.doctor import doctor
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.resolve import Request, make_plan
+from robustbench_vlm.engine.run import run
+from robustbench_vlm.engine.shard import loaded_model
+from robustbench_vlm.engine.store import cell_folder, read_finished
+from robustbench_vlm.models.classifier import load_model
+from robustbench_vlm.test_time.defended_model import split_reference
+
+ONE = Resources(device="cpu", workers=1)
+
+
+def request_of(out: Path, **changes: object) -> Request:
+    request = Request(
+        models=("ttc+clip",), attacks=("pgd-2",), datasets=("textures",), samples=4, out=out, resources=ONE
+    )
+    return replace(request, **changes)
+
+
+def test_a_run_leaves_records_and_is_not_computed_again(tmp_path: Path) -> None:
+    request = request_of(tmp_path)
+    result = run(request)
+    (table,), (cell,) = result.tables, make_plan(request).cells
+    assert table.model == "ttc+clip" and table.scores[0].n == 4
+    pieces = read_finished(cell_folder(tmp_path, cell), cell).pieces
+    rows = [row for piece in pieces for row in piece.results]
+    names = {stage.name for stage in cell.attack.stages}
+    assert names == {"transfer:pgd-2", "loop:pgd-2", "constant:pgd-2"}
+    assert {row.broken_by for row in rows} <= {*names, "clean", ""}
+    # Two for tau, one of the image, two of the steps, one of the answer: of each call without a gradient.
+    assert all(row.forward >= 6 and row.backward >= 2 for row in rows)
+    assert not any("unstable-output" in row.warnings or "batch-dependent" in row.warnings for row in rows)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    again = run(request)
+    assert before == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
+    assert again.tables[0].scores == table.scores
+
+
+def test_a_procedure_takes_a_model_of_any_kind_and_is_a_model_of_its_own(tmp_path: Path, taught_card: Path) -> None:
+    models = (f"clipure-cos+{taught_card}", f"clipure-cos@short+{taught_card}", str(taught_card))
+    plan = make_plan(request_of(tmp_path, models=models))
+    assert [cell.model_name for cell in plan.cells] == ["clipure-cos+taught", "clipure-cos@short+taught", "taught"]
+    assert len({cell.fingerprint for cell in plan.cells}) == 3
+    plain = plan.cells[2]
+    assert plain.weights == load_model(str(taught_card), "mini").digest
+    assert plain.attack == plan.protocol.adapt_attack(load_attack("pgd-2"))
+
+
+def test_the_estimate_counts_what_a_procedure_passes(tmp_path: Path) -> None:
+    costs = [make_plan(request_of(tmp_path, models=(name,))).estimate.passes_most for name in ("clip", "ttc+clip")]
+    assert costs[1] > 6 * costs[0]
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("tcc+clip", r"unknown procedure 'tcc'\. Did you mean ttc.*'tcc\+clip' stands for PROCEDURE\+MODEL"),
+        ("ttc+clop", r"unknown model 'clop'\. Did you mean .*clip"),
+        ("ttc+ttc+clip", r"'ttc\+clip' is a procedure itself, and 'ttc' takes a model that is only weights"),
+        ("ttc+tcc+clip", r"unknown procedure 'tcc'"),
+        ("no/where+clip.json", r"no/where\+clip\.json"),
+    ],
+)
+def test_what_is_no_procedure_on_top_of_a_model_is_told(reference: str, message: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=message):
+        make_plan(request_of(tmp_path, models=(reference,)))
+
+
+def test_a_card_s_path_may_hold_a_plus(tmp_path: Path, taught_card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shutil.copytree(taught_card.parent, tmp_path / "a+b")
+    (tmp_path / "a+b" / taught_card.name).rename(tmp_path / "a+b" / "c+d.json")
+    monkeypatch.chdir(tmp_path / "a+b")
+    for reference in ("c+d.json", "../a+b/c+d.json", str(tmp_path / "a+b" / "c+d.json")):
+        assert split_reference(reference) == ("", reference)
+        assert loaded_model(reference, "mini", "cpu").name == "taught"
+
+
+def test_what_looks_at_weights_alone_refuses_a_procedure(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="take the model under it, 'clip'"):
+        diagnose(request_of(tmp_path, models=("clipure-cos+clip",), attacks=("fgsm",)))
+    with pytest.raises(UserError, match="take the model under it, 'clip'"):
+        doctor(model="clipure-cos+clip")
+
+
+def test_the_undefended_model_is_the_tracks_and_is_loaded_where_it_is_asked_for() -> None:
+    ttc, clipure = (loaded_model(f"{name}+agft", "mini", "cpu") for name in ("ttc", "clipure-cos"))
+    assert (ttc.model.name, ttc.undefended.name) == ("agft", "clip")  # type: ignore[union-attr]
+    assert clipure.undefended is clipure.model  # type: ignore[union-attr]

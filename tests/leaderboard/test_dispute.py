@@ -1,0 +1,136 @@
+"""Disputes: images that break what an entry holds robust lower its number, all others change nothing."""
+
+import dataclasses
+import json
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustbench_vlm.analysis.adversarial_files import AdversarialImages, read_images, write_images
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.evaluate import attack_samples
+from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.threat import Threat
+from robustbench_vlm.engine.shard import load_batch, precise_classifier
+from robustbench_vlm.leaderboard.counterexamples import images_file
+from robustbench_vlm.leaderboard.dispute import BREAKS, Dispute, dispute
+from robustbench_vlm.leaderboard.entry import Counterexample, read_entry, write_entry
+from robustbench_vlm.leaderboard.entry_records import read_evidence
+from robustbench_vlm.leaderboard.rebuild import rebuild
+from robustbench_vlm.leaderboard.worst_known import worst_known
+
+Broken = tuple[Path, int, Tensor]
+
+
+@pytest.fixture
+def broken(entry_path: Path, taught_card: Path, tmp_path: Path) -> Broken:
+    """Return a file with what a stronger attack finds at 3/255, how much of it the entry holds robust, the images."""
+    evidence = [each for each in read_evidence(read_entry(entry_path), entry_path.parent) if each.score.eps == "3/255"]
+    plan, numbers = rebuild(evidence, str(taught_card))
+    cell = plan.cells[numbers[0]]
+    batch, _ = load_batch(cell, 0, len(cell), device="cpu")
+    classifier = precise_classifier(cell.model, cell.track, cell.dataset.prompts, "cpu", "float32", "float32")
+    found = attack_samples(classifier, batch, load_attack("pgd-100"), slots=64)
+    pairs = tuple((cell.dataset.name, sample) for sample in cell.samples.ids)
+    path = tmp_path / "broken.safetensors"
+    write_images(AdversarialImages("mini", pairs, found.adversarial), path)
+    new = sum(
+        stage != "" and result.broken_by == ""
+        for stage, result in zip(found.broken_by, evidence[0].results, strict=True)
+    )
+    return path, new, found.adversarial
+
+
+def disputed(path: Path, images: Path, card: Path) -> Dispute:
+    return dispute(read_entry(path), path.parent, images, date="2026-01-04", model=str(card))
+
+
+def _robust(path: Path) -> float:
+    entry = read_entry(path)
+    known = worst_known(read_evidence(entry, path.parent), entry.counterexamples, Threat("Linf", Fraction(3, 255)))
+    return sum(known["colours"].robust) / len(known["colours"].robust)
+
+
+def test_images_that_break_samples_lower_the_number(
+    entry_path: Path, broken: Broken, taught_card: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    images, new, _ = broken
+    before = _robust(entry_path)
+    assert new > 0
+    arguments = ["dispute", str(entry_path), "--images", str(images), "--model", str(taught_card), "--json"]
+    assert run_command(arguments) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["status"] == "disputed" and document["images"][BREAKS] == new
+    assert sum(document["images"].values()) == 200
+    entry = read_entry(entry_path)
+    assert len(entry.counterexamples) == new and entry.history[-1].facts["images"]
+    assert all(0 < each.distance <= 3 / 255 + 1e-6 for each in entry.counterexamples)
+    assert _robust(entry_path) == pytest.approx(before - new / 200)
+    kept, digest = read_images(entry_path.parent / "counterexamples" / f"{entry.counterexamples[0].source}.safetensors")
+    assert digest == entry.history[-1].facts["images"] and len(kept.images) == new
+    assert set(kept.samples) == {(each.dataset, each.sample_id) for each in entry.counterexamples}
+    # Handed in again, they tell nothing new.
+    again = disputed(entry_path, images, taught_card)
+    assert again.counts[BREAKS] == 0 and again.entry == entry
+
+
+@pytest.mark.parametrize("share", [0.0, 3.0])
+def test_forged_counterexamples_are_struck_out_and_real_ones_stay(
+    share: float, entry_path: Path, broken: Broken, taught_card: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A vandal hands in images that break nothing: the clean ones, or adversarial ones from outside the ball."""
+    images, new, _ = broken
+    found = disputed(entry_path, images, taught_card)
+    found.write(entry_path)
+    handed, _ = read_images(images)
+    place = dict(zip(handed.samples, range(len(handed.samples)), strict=True))
+    evidence = read_evidence(found.entry, entry_path.parent)
+    taken = {each.sample_id for each in found.found}
+    row = next(each for each in evidence[0].results if each.broken_by == "" and each.sample_id not in taken)
+    plan, numbers = rebuild(evidence, str(taught_card))
+    position = place["colours", row.sample_id]
+    clean = load_batch(plan.cells[numbers[0]], position, position + 1, device="cpu")[0].images[0]
+    image = clean + share * (handed.images[position] - clean)
+    forged = Counterexample("colours", row.sample_id, "Linf", 0.01, (row.label + 1) % 12, "")
+    source, content = images_file("mini", [(forged, image.clamp(0, 1))])
+    (entry_path.parent / "counterexamples" / f"{source}.safetensors").write_bytes(content)
+    write_entry(found.entry.with_counterexamples([dataclasses.replace(forged, source=source)]), entry_path)
+    command = ["verify", str(entry_path), "--model", str(taught_card), "--samples", "5", "--workers", "1", "--json"]
+    assert run_command(command) == 1
+    assert [each["sample_id"] for each in json.loads(capsys.readouterr().out)["struck"]] == [row.sample_id]
+    after = read_entry(entry_path)
+    assert set(after.counterexamples) == set(found.found) and len(found.found) == new
+    assert after.history[-2].what.endswith("struck out: 1")
+
+
+def test_images_that_prove_nothing_change_nothing(
+    entry_path: Path, broken: Broken, taught_card: Path, tmp_path: Path
+) -> None:
+    _, _, adversarial = broken
+    entry = read_entry(entry_path)
+    ids = [result.sample_id for result in read_evidence(entry, entry_path.parent)[0].results]
+    outside = (adversarial[:3] + 0.2).clamp(0, 1)
+    write_images(
+        AdversarialImages("mini", tuple(("colours", sample) for sample in ids[:3]), outside), tmp_path / "outside"
+    )
+    assert disputed(entry_path, tmp_path / "outside", taught_card).counts["outside"] == 3
+    write_images(AdversarialImages("mini", (("colours", "nobody"),), adversarial[:1]), tmp_path / "foreign")
+    found = disputed(entry_path, tmp_path / "foreign", taught_card)
+    assert found.counts["foreign"] == 1 and found.entry == entry
+    small = torch.zeros(1, 3, 8, 8)
+    write_images(AdversarialImages("mini", (("colours", ids[0]),), small), tmp_path / "small")
+    assert disputed(entry_path, tmp_path / "small", taught_card).counts["outside"] == 1
+
+
+def test_files_of_other_tracks_and_data_sets_are_told(entry_path: Path, taught_card: Path, tmp_path: Path) -> None:
+    image = torch.zeros(1, 3, 32, 32)
+    write_images(AdversarialImages("zeroshot15", (("dtd", "a"),), image), tmp_path / "x")
+    with pytest.raises(UserError, match="is of the track 'zeroshot15'"):
+        disputed(entry_path, tmp_path / "x", taught_card)
+    write_images(AdversarialImages("mini", (("shapes", "a"),), image), tmp_path / "y")
+    with pytest.raises(UserError, match="no sample of a data set of the entry"):
+        disputed(entry_path, tmp_path / "y", taught_card)

@@ -1,0 +1,101 @@
+"""Migration from version 0.1: names change, verdicts do not, and nothing is migrated on a wrong fingerprint."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.leaderboard import migrate
+from robustbench_vlm.leaderboard.entry import board_folder, read_entry
+from robustbench_vlm.leaderboard.entry_records import read_evidence, read_rows
+from robustbench_vlm.leaderboard.migrate import migrate_file
+
+_PATHS = {algorithm: path for path, algorithm in migrate._ALGORITHMS.items()}
+
+
+def _backwards(names: dict[str, str], values: dict[str, Any]) -> dict[str, Any]:
+    old = {new: name for name, new in names.items()}
+    return {old.get(key, key): value for key, value in values.items()}
+
+
+def _card_of_0_1(card: dict[str, Any]) -> dict[str, Any]:
+    training = {key: value for key, value in card["training"].items() if key != "defense_version"}
+    training = _backwards(migrate._TRAINING, training)
+    if "schedule" in training:
+        training["schedule"] = _backwards({"rate": "lr", "batch": "batch_size"}, training["schedule"])
+    if "weight_decay" in card["training"]:
+        training["decay"] = card["training"]["weight_decay"]
+    if "fingerprint" in training:
+        known = {key: value for key, value in training.items() if key not in migrate._NOT_IDENTITY}
+        training["fingerprint"] = fingerprint(known)
+    return {**card, "training": training}
+
+
+def entry_of_0_1(model: str, folder: Path) -> Path:
+    """Write a bundled entry as version 0.1 wrote it, with its records, and return its path."""
+    source = board_folder("mini")
+    values = json.loads((source / f"{model}.json").read_text())
+    (folder / "records").mkdir()
+    records = folder / values["records"]["file"]
+    records.write_bytes((source / values["records"]["file"]).read_bytes())
+    values["format"] = 1
+    values["history"] = [event for event in values["history"] if "to format" not in event["facts"]]
+    values["card"] = _card_of_0_1(values["card"])
+    values["protocol"]["identity"] = _backwards(migrate._PROTOCOL, values["protocol"]["identity"])
+    for stages in values["attacks"].values():
+        for stage in stages:
+            algorithm = stage.pop("algorithm")
+            del stage["version"]
+            stage["function"] = _PATHS[algorithm]
+            stage["parameters"] = _backwards(migrate._PARAMETERS.get(algorithm, {}), stage["parameters"])
+    rows = read_rows(records, sum(cell["score"]["n"] for cell in values["cells"]))
+    for number, cell in enumerate(values["cells"]):
+        ids = [row.sample_id for row in rows[number]]
+        identity = migrate._identity(values, cell, values["attacks"], values["protocol"], ids)
+        cell["fingerprint"] = fingerprint(identity)
+    path = folder / f"{model}.json"
+    path.write_text(json.dumps(values))
+    return path
+
+
+def test_an_entry_of_0_1_becomes_todays_with_the_same_verdicts(tmp_path: Path) -> None:
+    path = entry_of_0_1("agft", tmp_path)
+    before = {child: child.read_bytes() for child in (tmp_path / "records").iterdir()}
+    assert migrate_file(path, date="2026-11-26")
+    entry, bundled = read_entry(path), read_entry(board_folder("mini") / "agft.json")
+    assert (entry.cells, entry.attacks, entry.protocol) == (bundled.cells, bundled.attacks, bundled.protocol)
+    assert entry.status == bundled.status and entry.history[-1].facts["to format"] == 2
+    assert entry.card == bundled.card
+    assert {child: child.read_bytes() for child in (tmp_path / "records").iterdir()} == before
+    assert sum(len(each.results) for each in read_evidence(entry, tmp_path)) == 20800
+    assert not migrate_file(path, date="2026-11-26")
+
+
+@pytest.mark.parametrize("place", ["cell", "stage", "card", "content"])
+def test_nothing_is_migrated_where_an_old_fingerprint_does_not_match(place: str, tmp_path: Path) -> None:
+    path = entry_of_0_1("agft", tmp_path)
+    values = json.loads(path.read_text())
+    if place == "cell":
+        values["cells"][3]["fingerprint"] = "0" * 64
+    elif place == "stage":
+        values["attacks"]["autoattack"][0]["parameters"]["steps"] = 10
+    elif place == "card":
+        values["card"]["training"]["eps"] = "1/255"
+    else:
+        values["cells"][0]["content"] = "0" * 64
+    path.write_text(json.dumps(values))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match="not migrated"):
+        migrate_file(path, date="2026-11-26")
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"cells": 3, "format": 1}', '{"training": 3}'])
+def test_other_files_are_refused_or_left_alone(text: str, tmp_path: Path) -> None:
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"version 0\.1"):
+        migrate_file(path, date="2026-11-26")

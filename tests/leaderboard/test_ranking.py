@@ -1,0 +1,192 @@
+"""The board: the worst number known, ranks with ties, and what a row says; all from made-up records."""
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_up_results import evidence, samples, write_board_entry
+
+from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core import download as downloads
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.core.threat import Threat, parse_eps
+from robustbench_vlm.engine.evidence import Evidence, Unsound
+from robustbench_vlm.leaderboard.board import Board, Row
+from robustbench_vlm.leaderboard.entry import Counterexample, Event, read_entry, write_entry
+from robustbench_vlm.leaderboard.ranking import make_board
+from robustbench_vlm.leaderboard.views import markdown
+from robustbench_vlm.leaderboard.worst_known import mean_accuracy, worst_known
+from robustbench_vlm.tracks import MINI
+
+STANDARD = Threat("Linf", MINI.standard_eps)
+
+
+def everywhere(model: str, broken: Sequence[str], **about: str) -> list[Evidence]:
+    """Return evidence of a model with the same verdicts on every data set of the track."""
+    return [evidence(model, broken, dataset, **about) for dataset in MINI.datasets]
+
+
+def board(folder: Path) -> Board:
+    return make_board("mini", folder)
+
+
+def row(folder: Path, model: str) -> Row:
+    return next(each for each in board(folder).rows if each.model == model)
+
+
+def test_models_that_tests_do_not_tell_apart_share_their_ranks(tmp_path: Path) -> None:
+    # 13 data sets of 40 samples: 4, 30 and 29 robust ones, of which the last are others than the second's.
+    for model, robust in (("weak", 4), ("good", 30), ("close", 29)):
+        verdicts = [""] * robust + ["square"] * (40 - robust)
+        write_board_entry(everywhere(model, verdicts[::-1] if model == "close" else verdicts), tmp_path)
+    rows = board(tmp_path).rows
+    assert [(each.model, each.rank) for each in rows] == [("good", "1-2"), ("close", "1-2"), ("weak", "3")]
+    assert [each.robust.value for each in rows] == pytest.approx([0.75, 0.725, 0.1])
+    assert rows[0].robust.n == 13 * 40 and rows[0].datasets["shapes"]["robust"].n == 40
+
+
+def test_the_order_of_the_data_sets_in_an_entry_changes_no_rank(tmp_path: Path) -> None:
+    # One sample fewer on every data set is told apart, but not from records of other data sets.
+    for model, most in (("better", 18), ("worse", 17)):
+        counts = [most if n < 6 else most - 12 for n in range(13)]
+        found = [
+            evidence(model, [""] * count + ["square"] * (20 - count), dataset)
+            for count, dataset in zip(counts, MINI.datasets, strict=True)
+        ]
+        write_board_entry(found[::-1] if model == "worse" else found, tmp_path)
+    assert [(each.model, each.rank) for each in board(tmp_path).rows] == [("better", "1"), ("worse", "2")]
+
+
+def test_other_data_sets_than_the_tracks_are_refused(tmp_path: Path) -> None:
+    write_board_entry([*everywhere("a", ["square"]), evidence("a", [""], "easy")], tmp_path)
+    with pytest.raises(UserError, match="'easy' is no data set of the track 'mini'"):
+        board(tmp_path)
+
+
+def test_clean_ranks_stand_beside(tmp_path: Path) -> None:
+    write_board_entry(everywhere("robust", ["clean"] * 10 + [""] * 30), tmp_path)
+    write_board_entry(everywhere("accurate", ["square"] * 39 + [""]), tmp_path)
+    rows = {each.model: each for each in board(tmp_path).rows}
+    assert (rows["robust"].rank, rows["robust"].clean_rank, rows["robust"].rank_difference) == ("1", 2, 1)
+    assert (rows["accurate"].rank, rows["accurate"].clean_rank, rows["accurate"].rank_difference) == ("2", 1, -1)
+    assert rows["robust"].clean.value == pytest.approx(0.75)
+
+
+def test_every_attack_on_record_counts_sample_by_sample(tmp_path: Path) -> None:
+    found = everywhere("both", ["", "", "square", "clean"])
+    found += everywhere("both", ["", "pgd-20", "", "clean"], attack="pgd-20")
+    # Broken within a smaller ball: broken within this one.
+    found += everywhere("both", ["pgd-20", "", "", "clean"], attack="pgd-20", eps="5/510")
+    write_board_entry(found, tmp_path)
+    both = row(tmp_path, "both")
+    assert both.robust.value == 0 and both.clean.value == pytest.approx(0.75)
+    assert {attack: each.value for attack, each in both.under.items()} == {"autoattack": 0.5, "pgd-20": 0.5}
+    assert [(point.eps, point.robust.value) for point in both.curve] == [("2.5/255", 0.5), ("5/255", 0.0)]
+
+
+def test_what_breaks_at_a_larger_radius_says_nothing_of_a_smaller_one(tmp_path: Path) -> None:
+    found = everywhere("a", ["", "", ""]) + everywhere("a", ["square"] * 3, eps="10/255")
+    write_board_entry(found, tmp_path)
+    assert row(tmp_path, "a").robust.value == 1
+
+
+@pytest.mark.parametrize(("distance", "left"), [(5 / 255, 3), (5 / 255 + 1e-8, 3), (6 / 255, 4)])
+def test_a_counterexample_within_the_radius_lowers_the_number(distance: float, left: int, tmp_path: Path) -> None:
+    example = Counterexample("shapes", "0001", "Linf", distance, 2, "0" * 64)
+    write_board_entry(everywhere("a", [""] * 4), tmp_path, counterexamples=(example,))
+    found = row(tmp_path, "a")
+    assert found.datasets["shapes"]["robust"].value == left / 4 and found.counterexamples == 1
+    assert found.datasets["colours"]["robust"].value == 1
+
+
+def test_without_the_whole_attack_there_is_no_rank(tmp_path: Path) -> None:
+    write_board_entry(everywhere("whole", ["", "square"]), tmp_path)
+    write_board_entry(everywhere("part", [""] * 2)[1:], tmp_path)
+    write_board_entry(everywhere("weakly", [""] * 2, attack="pgd-20"), tmp_path)
+    assert [(each.model, each.rank) for each in board(tmp_path).rows] == [("whole", "1"), ("part", ""), ("weakly", "")]
+
+
+def test_gates_are_told_with_their_data_sets(tmp_path: Path) -> None:
+    found = everywhere("a", ["", "square"])
+    found[0] = evidence("a", ["", "square"], "shapes", warnings=("zero-gradient:2", "collapsed"))
+    found[1] = evidence("a", ["", "square"], "colours", warnings=("zero-gradient:1",))
+    write_board_entry(found, tmp_path)
+    assert row(tmp_path, "a").warnings == ("collapsed: shapes", "zero-gradient: shapes, colours")
+
+
+def test_an_entry_that_does_not_hold_ends_the_board(tmp_path: Path) -> None:
+    path = write_board_entry(everywhere("a", [""]), tmp_path)
+    path.rename(tmp_path / "b.json")
+    with pytest.raises(UserError, match="its place says otherwise"):
+        board(tmp_path)
+    write_board_entry(everywhere("b", [""]), tmp_path, history=(Event("2026-01-01", "verified", "no"),))
+    with pytest.raises(UserError, match="its history ends in 'verified'"):
+        board(tmp_path)
+
+
+def test_one_model_has_one_entry(tmp_path: Path) -> None:
+    write_board_entry(everywhere("a", [""]), tmp_path)
+    write_board_entry(everywhere("b", [""], weights=fingerprint("a")), tmp_path)
+    with pytest.raises(Unsound, match="'a' and 'b' are of the same weights"):
+        board(tmp_path)
+
+
+def test_an_entry_whose_records_cannot_be_had_is_left_out_by_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("VLMBENCH_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(downloads, "WAITS", (0.0,))
+    folder = tmp_path / "mini"
+    write_board_entry(everywhere("here", [""]), folder)
+    path = write_board_entry(everywhere("gone_", [""]), folder)
+    records = read_entry(path).records
+    (folder / records.file).unlink()
+    with pytest.raises(UserError, match="the records of 'gone_' are not at"):
+        board(folder)
+    # Nothing listens there.
+    address = dataclasses.replace(records, url="https://127.0.0.1:9/gone.parquet")
+    write_entry(dataclasses.replace(read_entry(path), records=address), path)
+    found = board(folder)
+    assert [each.model for each in found.rows] == ["here"] and "127.0.0.1:9" in found.absent["gone_"]
+    assert r"Left out, since their records cannot be had: gone\_." in markdown(found)
+    assert run_command(["leaderboard", "check", "--folder", str(tmp_path)]) == 1
+    assert "left out: the records of 'gone_' cannot be had" in capsys.readouterr().err.replace("\n", " ")
+
+
+def test_an_empty_folder_is_an_empty_board(tmp_path: Path) -> None:
+    assert board(tmp_path).rows == ()
+
+
+VERDICTS = st.sampled_from(["", "clean", "square", "apgd-ce"])
+
+
+@given(st.lists(st.tuples(VERDICTS, VERDICTS, VERDICTS), min_size=1, max_size=12))
+def test_more_evidence_never_raises_the_number(rows: list[tuple[str, str, str]]) -> None:
+    # What is wrong without an attack is so in every record.
+    columns = [["clean" if "clean" in verdicts else verdicts[n] for verdicts in rows] for n in range(3)]
+    found = [
+        evidence("a", columns[0]),
+        evidence("a", columns[1], attack="pgd-20"),
+        evidence("a", columns[2], attack="cw", eps="5/510"),
+    ]
+    numbers = [sum(worst_known(found[:count], (), STANDARD)["shapes"].robust) for count in (1, 2, 3)]
+    assert numbers == sorted(numbers, reverse=True)
+    assert numbers[2] == sum(all(verdict == "" for verdict in verdicts) for verdicts in zip(*columns, strict=True))
+
+
+@given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=5))
+def test_the_mean_is_over_data_sets(strata: list[list[bool]]) -> None:
+    found = mean_accuracy(strata)
+    assert found.value == pytest.approx(sum(sum(each) / len(each) for each in strata) / len(strata))
+    assert 0 <= found.low <= found.value <= found.high <= 1 and found.n == sum(map(len, strata))
+
+
+def test_other_norms_do_not_count() -> None:
+    found = [evidence("a", ["", ""]), dataclasses.replace(evidence("a", ["square"] * 2, norm="L2", eps="1/100"))]
+    assert worst_known(found, (), STANDARD)["shapes"].robust == (True, True)
+    assert worst_known(found, (), Threat("L2", parse_eps("1/100")))["shapes"].robust == (False, False)
+    assert [each.sample_id for each in samples(["", ""])] == list(worst_known(found, (), STANDARD)["shapes"].ids)

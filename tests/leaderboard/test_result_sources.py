@@ -1,0 +1,89 @@
+"""What a name, an entry file and a folder of runs are resolved to."""
+
+from pathlib import Path
+
+import pytest
+from made_up_results import evidence, write_board_entry, write_run
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.leaderboard import sources
+from robustbench_vlm.leaderboard.sources import read_sources
+
+RIGHT = ["", "square", "clean"]
+
+
+@pytest.fixture
+def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Put another folder in the place of the leaderboards that came with the package, and work in an empty one."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    monkeypatch.setattr(sources, "board_folder", lambda track: tmp_path / "board" / track)
+    return tmp_path / "board" / "mini"
+
+
+def names(references: list[str], **options: str) -> list[str]:
+    return [source.name for source in read_sources(references, "mini", **options)]
+
+
+def test_a_name_is_the_entry_of_the_board_before_a_run_of_one_s_own(board: Path) -> None:
+    write_board_entry([evidence("agft", RIGHT)], board)
+    write_run([evidence("agft", RIGHT * 2)], Path("runs"))
+    write_run([evidence("tecoa", RIGHT)], Path("runs"))
+    found = read_sources(["agft", "tecoa"], "mini")
+    assert [source.name for source in found] == ["agft", "tecoa"]
+    assert [source.evidence[0].score.n for source in found] == [3, 3]
+
+
+def test_an_entry_file_and_a_folder_are_taken_wherever_they_lie(board: Path, tmp_path: Path) -> None:
+    entry = write_board_entry([evidence("agft", RIGHT)], tmp_path / "elsewhere")
+    run = write_run([evidence("tecoa", RIGHT)], tmp_path / "records")
+    assert names([str(entry), str(run), str(run.parent / "tecoa" / "autoattack") + "/"]) == [
+        "agft",
+        f"tecoa ({run})",
+        f"tecoa ({run}/autoattack/)",
+    ]
+
+
+def test_a_run_s_other_attacks_are_not_read_where_it_has_the_one(board: Path) -> None:
+    write_run([evidence("agft", RIGHT), evidence("agft", RIGHT, attack="cw")], Path("runs"))
+    attacks = {
+        attack: {each.score.attack for each in read_sources(["agft"], "mini", attack=attack)[0].evidence}
+        for attack in ("cw", "", "none")
+    }
+    assert attacks == {"cw": {"cw"}, "": {"autoattack", "cw"}, "none": {"autoattack", "cw"}}
+
+
+def test_a_folder_without_runs_does_not_hide_the_name(board: Path) -> None:
+    write_board_entry([evidence("agft", RIGHT)], board)
+    Path("agft").mkdir()
+    assert names(["agft"]) == ["agft"]
+
+
+def test_models_of_one_name_are_told_apart_by_what_they_were_named_by(board: Path) -> None:
+    write_board_entry([evidence("agft", RIGHT)], board)
+    write_run([evidence("agft", RIGHT)], Path("mine"))
+    assert names(["agft", "mine/mini/agft"]) == ["agft (agft)", "agft (mine/mini/agft)"]
+
+
+def test_a_disputed_entry_says_so(board: Path) -> None:
+    write_board_entry([evidence("agft", RIGHT)], board, status="disputed")
+    assert "disputed" in read_sources(["agft"], "mini")[0].notes[0]
+
+
+@pytest.mark.parametrize(
+    ("references", "track", "message"),
+    [
+        (["agtf"], "mini", r"unknown result 'agtf'. Did you mean agft\? Known: agft, tecoa\. An entry file"),
+        (["agft", "agft"], "mini", "'agft' is named twice"),
+        (["no/such/folder"], "mini", "there is no finished run in no/such/folder"),
+        (["../agft"], "mini", "there is no finished run"),
+        (["missing.json"], "mini", "cannot read the entry missing.json"),
+        (["agft"], "nowhere", "unknown track 'nowhere'"),
+        (["runs/mini/tecoa"], "zeroshot15", "is of the track 'mini', not 'zeroshot15': give --track mini"),
+    ],
+)
+def test_what_is_not_there_is_said(board: Path, references: list[str], track: str, message: str) -> None:
+    write_board_entry([evidence("agft", RIGHT)], board)
+    write_run([evidence("tecoa", RIGHT)], Path("runs"))
+    with pytest.raises(UserError, match=message):
+        read_sources(references, track)

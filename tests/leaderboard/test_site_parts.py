@@ -1,0 +1,99 @@
+"""What the site shows texts, points and protocols as."""
+
+import itertools
+import re
+from collections.abc import Sequence
+
+import made_up_boards as made
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import Accuracy
+from robustbench_vlm.leaderboard.board import Board, Row
+from robustbench_vlm.leaderboard.site import charts, texts
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.protocols.describe import read_protocol
+
+
+@given(st.lists(st.text(min_size=1, max_size=70), min_size=2, unique=True))
+def test_names_become_different_single_parts_of_a_path_even_where_case_does_not_count(names: list[str]) -> None:
+    slugs = [texts.slug(name) for name in names]
+    assert len({slug.lower() for slug in slugs}) == len(names)
+    assert all(re.fullmatch(r"[a-z0-9][a-z0-9._+-]*|_[a-z0-9._+-]*|\+[a-z0-9._+-]*", slug) for slug in slugs)
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "javascript:alert(1)",
+        "JaVaScRiPt:alert(1)",
+        " https://example.org",
+        "http://example.org",
+        "//example.org",
+        "https://",
+        "https://[broken",
+        "https://user:word@example.org/",
+        'https://example.org/"onmouseover=alert(1)',
+        "https://example.org/\u202egnp",
+        "https://exаmple.org/",  # noqa: RUF001
+        "data:text/html,x",
+        "hf:OWNER/NAME/FILE",
+    ],
+)
+def test_only_plain_https_is_linked(address: str) -> None:
+    assert texts.safe_link(address) == ""
+    assert texts.safe_link("https://arxiv.org/abs/2212.07016v3?x=1#a") == "https://arxiv.org/abs/2212.07016v3?x=1#a"
+
+
+def test_bibtex_says_what_an_address_says_and_nothing_else() -> None:
+    assert "eprint = {2212.07016}" in texts.paper_bibtex("https://arxiv.org/abs/2212.07016")
+    assert "doi = {10.1145/3690624.3709296}" in texts.paper_bibtex("https://doi.org/10.1145/3690624.3709296")
+    assert texts.paper_bibtex("javascript:alert(1)") == ""
+    escaped = texts.bibtex("misc", "a}b", {"title": "}} \\input{/etc/passwd} % $x$"}.items())
+    assert escaped == "@misc{ab,\n  title = { input/etc/passwd  x},\n}"
+
+
+@st.composite
+def crowded(draw: st.DrawFn) -> Board:
+    def accuracy() -> Accuracy:
+        low, value, high = sorted(draw(st.lists(st.floats(0, 1), min_size=3, max_size=3)))
+        return Accuracy(value, low, high, 100)
+
+    rows: list[Row] = []
+    for number in range(draw(st.integers(0, 20))):
+        name = "m" * draw(st.integers(1, 30))
+        like = made.row("clip", number % 8)
+        curve = tuple(made.dataclasses.replace(point, robust=accuracy()) for point in like.curve)
+        rows.append(made.dataclasses.replace(like, model=name, clean=accuracy(), robust=accuracy(), curve=curve))
+    return made.dataclasses.replace(made.board(), rows=tuple(rows))
+
+
+@given(crowded())
+@settings(deadline=None, max_examples=40)
+def test_points_lie_in_the_frame_and_no_name_covers_another(board: Board) -> None:
+    scatter, curves = charts.scatter(board.rows), charts.curves(board)
+    assert len(scatter.marks) == len(curves.curves) == len(board.rows)
+    for mark in scatter.marks:
+        assert charts.LEFT <= mark.left <= mark.x <= mark.right <= charts.RIGHT
+        assert charts.TOP <= mark.top <= mark.y <= mark.bottom <= charts.BOTTOM
+    boxes = [mark.label.box for mark in scatter.marks if mark.label]
+    assert not any(_meet(one, two) for place, one in enumerate(boxes) for two in boxes[:place])
+    heights = sorted(curve.label.y for curve in curves.curves if curve.label)
+    assert len(heights) == min(len(board.rows), charts.COLOURS)
+    assert all(upper + 14 <= lower for upper, lower in itertools.pairwise(heights))
+    assert not heights or (heights[0] >= charts.TOP - 1 and heights[-1] <= charts.BOTTOM)
+
+
+def _meet(one: Sequence[float], two: Sequence[float]) -> bool:
+    return one[0] < two[2] and two[0] < one[2] and one[1] < two[3] and two[1] < one[3]
+
+
+@pytest.mark.parametrize("name", PROTOCOLS.names())
+def test_a_protocol_is_read_back_from_its_identity(name: str) -> None:
+    identity = PROTOCOLS.load(name).identity
+    assert read_protocol(identity).identity == identity
+    for other in ({**identity, "else": 1}, {**identity, "logits": "float32"}, {"name": name}):
+        with pytest.raises(UserError, match="no protocol of this version"):
+            read_protocol(other)

@@ -1,0 +1,140 @@
+"""Submissions: what a run becomes, what reviewers are told, and what happens when a model is handed in again."""
+
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+
+from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.engine.evidence import Unsound, read_run
+from robustbench_vlm.leaderboard import entry_records as testimony
+from robustbench_vlm.leaderboard.entry import Counterexample, Event, read_entry, write_entry
+from robustbench_vlm.leaderboard.entry_records import read_evidence
+from robustbench_vlm.leaderboard.submit import submission
+from robustbench_vlm.leaderboard.validate import check_continuation, check_entry
+
+
+def test_the_command_writes_an_entry_with_its_records_and_the_text_of_a_pull_request(
+    real_run: Path, taught_card: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments = [
+        "submit",
+        str(real_run),
+        "--model",
+        str(taught_card),
+        "--out",
+        str(tmp_path),
+        "--code",
+        "https://x.org",
+    ]
+    assert run_command([*arguments, "--note", "<b>bold</b>", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    entry = read_entry(Path(document["entry"]))
+    assert document["entry"] == str(tmp_path / "mini" / "taught.json")
+    assert read_evidence(entry, tmp_path / "mini") == _without_comparisons(read_run(real_run), entry.cells)
+    assert (entry.status, entry.links, entry.note) == ("claimed", {"code": "https://x.org"}, "<b>bold</b>")
+    assert entry.history[0].facts == {"cells": 2, "samples": 400}
+    assert "autoattack at 5/255 is missing on every data set" in document["remarks"][0]
+    assert "taught-image.safetensors is only on your machine" in document["remarks"][1]
+    text = document["pull_request"]
+    assert f"sha256 `{entry.records.sha256}`" in text and "| pgd-5 | 1/255 |" in text
+    assert "vlmbench verify leaderboards/mini/taught.json" in text
+
+
+def _without_comparisons(evidence: tuple[object, ...], cells: tuple[object, ...]) -> tuple[object, ...]:
+    return tuple(
+        dataclasses.replace(each, score=dataclasses.replace(each.score, warnings=tuple(cell.score["warnings"])))
+        for each, cell in zip(evidence, cells, strict=True)
+    )
+
+
+def test_nothing_of_the_machine_is_in_an_entry(entry_path: Path, real_run: Path) -> None:
+    text = entry_path.read_text(encoding="utf-8")
+    assert str(real_run) not in text and "/tmp" not in text and str(Path.home()) not in text
+
+
+def test_a_model_that_is_handed_in_again_keeps_its_history(entry_path: Path, real_run: Path, taught_card: Path) -> None:
+    example = Counterexample("colours", "1", "Linf", 0.01, 3, "0" * 64)
+    before = read_entry(entry_path).after(Event("2026-01-05", "disputed", "a sample was broken"))
+    write_entry(dataclasses.replace(before, counterexamples=(example,)), entry_path)
+    board = entry_path.parent.parent
+    again = submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
+    # The same records do not become better by being handed in twice.
+    assert [event.status for event in again.history] == ["claimed", "disputed", "disputed"]
+    assert again.status == "disputed" and again.counterexamples == (example,)
+    # What was on record is measured again, and is something else.
+    cells = (dataclasses.replace(before.cells[0], content="0" * 64), *before.cells[1:])
+    write_entry(dataclasses.replace(before, cells=cells, counterexamples=(example,)), entry_path)
+    anew = submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
+    assert anew.status == "claimed" and anew.counterexamples == (example,)
+    write_entry(dataclasses.replace(before, weights="0" * 64, counterexamples=(example,)), entry_path)
+    others = submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
+    assert others.counterexamples == () and others.history[-1].what == "submitted again, with other weights"
+
+
+def test_what_a_run_has_not_measured_again_stays(real_run: Path, taught_card: Path, tmp_path: Path) -> None:
+    whole = submission(real_run, date="2026-01-02", model=str(taught_card))
+    whole.write(tmp_path)
+    part = tmp_path / "runs" / "taught"
+    shutil.copytree(real_run, part)
+    manifest = part / "pgd-5" / "manifest.json"
+    document = json.loads(manifest.read_text(encoding="utf-8"))
+    document["cells"] = {name: cell for name, cell in document["cells"].items() if cell["score"]["eps"] == "1/255"}
+    manifest.write_text(json.dumps(document), encoding="utf-8")
+    again = submission(part, date="2026-02-01", model=str(taught_card), board=tmp_path)
+    # Handed in one by one, they are the entry that they are together.
+    assert (again.entry.cells, again.content) == (whole.entry.cells, whole.content)
+    assert again.entry.history[-1].facts == {"cells": 2, "samples": 400}
+    path = again.write(tmp_path)
+    evidence = check_entry(read_entry(path), path.parent)
+    check_continuation(again.entry, evidence, whole.entry, path.parent)
+    half = submission(part, date="2026-02-01", model=str(taught_card)).entry
+    less = whole.entry.after(Event("2026-02-01", "claimed", "submitted again"))
+    with pytest.raises(Unsound, match="records of the entry before are missing"):
+        check_continuation(dataclasses.replace(less, cells=half.cells), evidence, whole.entry, path.parent)
+    # Under other weights it is another model.
+    other = dataclasses.replace(less, cells=half.cells, weights="1" * 64)
+    check_continuation(other, evidence, whole.entry, path.parent)
+
+
+def test_what_cannot_be_submitted_is_told(
+    real_run: Path, tmp_path: Path, make_card: object, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run_command(["submit", str(tmp_path)]) == 2
+    assert "there is no finished run" in capsys.readouterr().err
+    with pytest.raises(UserError, match="other weights"):
+        submission(real_run, date="2026-01-02", model=str(make_card("taught")))
+
+
+def test_a_run_under_another_protocol_is_told(real_run: Path, tmp_path: Path) -> None:
+    shutil.copytree(real_run, tmp_path / "taught")
+    path = tmp_path / "taught" / "pgd-5" / "manifest.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"protocol": "mini/1"', '"protocol": "mini-quick/1"'))
+    with pytest.raises(UserError, match=r"takes records of the protocol mini/1 .* has mini-quick/1: run `vlmbench"):
+        submission(tmp_path / "taught", date="2026-01-02")
+
+
+def test_records_may_lie_elsewhere(
+    real_run: Path, taught_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = submission(real_run, date="2026-01-02", model=str(taught_card), records="https://example.org/r.parquet")
+    path = made.write(tmp_path / "boards")
+    assert "put it at https://example.org/r.parquet" in made.pull_request
+    here = path.parent / made.entry.records.file
+    here.rename(tmp_path / "r.parquet")
+    fetched: list[tuple[str, str]] = []
+
+    def download(url: str, target: Path, *, sha256: str) -> str:
+        fetched.append((url, sha256))
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(tmp_path / "r.parquet", target)
+        return sha256
+
+    monkeypatch.setattr(testimony, "download", download)
+    assert len(read_evidence(read_entry(path), path.parent)) == 2
+    assert fetched == [("https://example.org/r.parquet", made.entry.records.sha256)]
+    with pytest.raises(UserError, match="must begin with https://"):
+        submission(real_run, date="2026-01-02", model=str(taught_card), records="http://example.org/r.parquet")

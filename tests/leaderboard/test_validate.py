@@ -1,0 +1,294 @@
+"""What is told of an entry without computing anything: contradictions, foreign definitions, broken histories."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow
+import pytest
+import torch
+from made_up_results import evidence, samples, write_board_entry
+from pyarrow import parquet
+
+from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import package_folder, sha256_of
+from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.engine.evidence import Unsound
+from robustbench_vlm.leaderboard.counterexamples import images_file, images_path
+from robustbench_vlm.leaderboard.entry import Counterexample, Entry, Event, read_entry, write_entry
+from robustbench_vlm.leaderboard.ranking import make_board
+from robustbench_vlm.leaderboard.validate import check_continuation, check_definitions, check_entry, read_placed
+from robustbench_vlm.tracks import MINI
+
+BOARD = package_folder("leaderboards") / "mini"
+EXAMPLE = Counterexample("shapes", "0001", "Linf", 0.01, 2, "0" * 64)
+LATER = Event("2026-02-01", "claimed", "submitted again")
+
+
+@pytest.mark.parametrize("path", sorted(BOARD.glob("*.json")), ids=lambda path: path.stem)
+def test_the_bundled_entries_are_sound(path: Path) -> None:
+    entry = read_placed(path)
+    check_definitions(entry, check_entry(entry, BOARD))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"broken_by": "", "clean_prediction": 2}, "wrong when clean, or is not"),
+        ({"broken_by": "clean"}, "wrong when clean, or is not"),
+        ({"adversarial_prediction": 1}, "robust against its prediction"),
+        ({"broken_by": "square"}, "without another prediction"),
+        ({"broken_by": "magic", "adversarial_prediction": 1}, "by no stage"),
+        ({"distance": 0.02}, "outside the radius"),
+        ({"distance": -0.1}, "outside the radius"),
+        ({"distance": float("inf")}, "a number that is none"),
+    ],
+)
+def test_a_record_that_contradicts_itself_is_told(changes: dict[str, Any], said: str) -> None:
+    robust: SampleResult = samples([""])[0]
+    assert robust.label == 0 and robust.clean_prediction == 0
+    with pytest.raises(Unsound, match=f"contradict themselves: 0000 .*{said}"):
+        evidence("a", [""], results=[dataclasses.replace(robust, **changes)])
+
+
+def test_a_score_of_another_radius_or_number_of_classes_is_told(tmp_path: Path) -> None:
+    for changes in ({"eps": "9/255"}, {"classes": 999}):
+        entry = read_entry(write_board_entry([evidence("a", ["", "square"])], tmp_path))
+        cell = dataclasses.replace(entry.cells[0], score={**entry.cells[0].score, **changes})
+        with pytest.raises(Unsound, match="other accuracies"):
+            check_entry(dataclasses.replace(entry, cells=(cell,)), tmp_path)
+
+
+def _changed(entry: Entry, name: str, key: str, value: object) -> Entry:
+    return dataclasses.replace(entry, **{name: {**getattr(entry, name), key: value}})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda each: {**each, "protocol": {"name": "mini", "samples": 1}}, "another protocol than"),
+        (lambda each: {**each, "attack": {**each["attack"], "stages": each["attack"]["stages"][:1]}}, "another attack"),
+        (lambda each: {**each, "classes": [*each["classes"][:-1], "x"]}, "the classes or prompts"),
+        (lambda each: {**each, "prompts": [*each["prompts"][:-1], "x"]}, "the classes or prompts"),
+    ],
+)
+def test_definitions_other_than_this_package_s_are_told(
+    change: Callable[[dict[str, Any]], dict[str, Any]], said: str
+) -> None:
+    entry = read_entry(BOARD / "clip.json")
+    whole = check_entry(entry, BOARD)[0]
+    other = dataclasses.replace(whole, identity=change(dict(whole.identity)))
+    if "protocol" in said:
+        entry = _changed(entry, "protocol", "identity", other.identity["protocol"])
+    with pytest.raises(Unsound, match=said):
+        check_definitions(entry, [other])
+    fewer = dataclasses.replace(whole, score=dataclasses.replace(whole.score, n=199))
+    with pytest.raises(Unsound, match="199 samples, and the protocol takes 200"):
+        check_definitions(read_entry(BOARD / "clip.json"), [fewer])
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("paper", "https://example.org"), ("licence", "mine"), ("training", {"eps": "1/255"}), ("architecture", "other")],
+)
+def test_another_card_of_a_model_of_the_zoo_is_told(key: str, value: object) -> None:
+    entry = read_entry(BOARD / "clip.json")
+    evidence = check_entry(entry, BOARD)
+    check_definitions(_changed(entry, "card", "notes", "other words"), evidence)
+    with pytest.raises(Unsound, match=f"the card of 'clip' is another than in the zoo: {key}"):
+        check_definitions(_changed(entry, "card", key, value), evidence)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"sample_id": "nobody"},
+        {"dataset": "none"},
+        {"prediction": 1},
+        {"sample_id": "0002"},
+        {"distance": 0.0},
+    ],
+)
+def test_a_counterexample_that_is_none_is_told(changes: dict[str, Any], tmp_path: Path) -> None:
+    found = [evidence("a", ["", "", "clean"])]
+    entry = read_entry(write_board_entry(found, tmp_path, counterexamples=(EXAMPLE,)))
+    assert len(check_entry(entry, tmp_path)) == 1
+    wrong = dataclasses.replace(entry, counterexamples=(dataclasses.replace(EXAMPLE, **changes),))
+    with pytest.raises(Unsound, match="the counterexample"):
+        check_entry(wrong, tmp_path)
+
+
+def _continue(entry: Entry, earlier: Entry | None, folder: Path) -> None:
+    check_continuation(entry, check_entry(entry, folder), earlier, folder)
+
+
+def test_a_submission_goes_on_from_the_entry_before(tmp_path: Path) -> None:
+    earlier = read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path, counterexamples=(EXAMPLE,)))
+    _continue(dataclasses.replace(earlier, counterexamples=()), None, tmp_path)
+    _continue(earlier.after(LATER), earlier, tmp_path)
+    other = dataclasses.replace(earlier.after(LATER), weights="1" * 64, counterexamples=())
+    check_continuation(other, check_entry(earlier, tmp_path), earlier, tmp_path)
+    for forged, said in (
+        (dataclasses.replace(earlier, history=(LATER,)), "the history of the entry before"),
+        (earlier.after(dataclasses.replace(LATER, status="verified")), "a submission claims"),
+        (dataclasses.replace(earlier.after(LATER), counterexamples=()), "counterexamples of the entry before"),
+    ):
+        with pytest.raises(Unsound, match=said):
+            _continue(forged, earlier, tmp_path)
+    with pytest.raises(Unsound, match="a submission claims"):
+        reproduced = dataclasses.replace(earlier, counterexamples=()).after(
+            dataclasses.replace(LATER, status="reproduced")
+        )
+        _continue(reproduced, None, tmp_path)
+
+
+@pytest.fixture
+def verified(tmp_path: Path) -> Entry:
+    """An entry of 200 robust samples that somebody verified."""
+    event = dataclasses.replace(LATER, status="verified")
+    return read_entry(write_board_entry([evidence("a", [""] * 200)], tmp_path, history=(event,), status="verified"))
+
+
+def _broken(entry: Entry, count: int, status: str, folder: Path, *, with_file: bool = True) -> Entry:
+    """Return the entry after a dispute that broke so many samples, with the file of their images or without."""
+    examples = [Counterexample("shapes", f"{n:04d}", "Linf", 0.01, (n + 1) % 3, "") for n in range(count)]
+    source, content = images_file("mini", [(each, torch.full((3, 4, 4), 0.5)) for each in examples])
+    path = images_path(folder, source)
+    assert path is not None
+    path.parent.mkdir(exist_ok=True)
+    path.unlink(missing_ok=True)
+    if with_file:
+        path.write_bytes(content)
+    own = [dataclasses.replace(each, source=source) for each in examples]
+    return entry.with_counterexamples(own).after(dataclasses.replace(LATER, status=status))
+
+
+def test_a_dispute_hands_in_its_images_and_changes_the_status_only_where_they_are_many(
+    verified: Entry, tmp_path: Path
+) -> None:
+    for count, status in ((1, "verified"), (50, "disputed"), (50, "claimed")):
+        _continue(_broken(verified, count, status, tmp_path), verified, tmp_path)
+        with pytest.raises(Unsound, match="has no image"):
+            _continue(_broken(verified, count, status, tmp_path, with_file=False), verified, tmp_path)
+    for entry in (
+        _broken(verified, 1, "disputed", tmp_path),
+        verified.after(dataclasses.replace(LATER, status="disputed")),
+    ):
+        with pytest.raises(Unsound, match="a submission claims"):
+            _continue(entry, verified, tmp_path)
+
+
+def test_a_good_status_does_not_go_over_to_other_numbers(verified: Entry, tmp_path: Path) -> None:
+    entry = _broken(verified, 1, "verified", tmp_path)
+    with pytest.raises(Unsound, match="a submission claims"):
+        _continue(dataclasses.replace(entry, note="other"), verified, tmp_path)
+
+
+def test_a_nearer_counterexample_takes_the_place_of_one_before(tmp_path: Path) -> None:
+    earlier = read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path, counterexamples=(EXAMPLE,)))
+    nearer = dataclasses.replace(EXAMPLE, distance=0.005)
+    source, content = images_file("mini", [(nearer, torch.zeros(3, 4, 4))])
+    (tmp_path / "counterexamples").mkdir()
+    (tmp_path / "counterexamples" / f"{source}.safetensors").write_bytes(content)
+    nearer = dataclasses.replace(nearer, source=source)
+    _continue(earlier.with_counterexamples([nearer]).after(LATER), earlier, tmp_path)
+    farther = dataclasses.replace(earlier, counterexamples=(dataclasses.replace(nearer, distance=0.015),))
+    with pytest.raises(Unsound, match="counterexamples of the entry before"):
+        _continue(farther.after(LATER), earlier, tmp_path)
+
+
+@pytest.mark.parametrize("forged", ["other bytes", "no images", "another sample"])
+def test_images_that_are_not_the_counterexamples_are_told(forged: str, tmp_path: Path) -> None:
+    source, content = images_file("mini", [(EXAMPLE, torch.zeros(3, 4, 4))])
+    if forged == "other bytes":
+        content = images_file("mini", [(EXAMPLE, torch.ones(3, 4, 4))])[1]
+    elif forged == "no images":
+        content = b"<html>"
+    sample = "0000" if forged == "another sample" else EXAMPLE.sample_id
+    example = dataclasses.replace(EXAMPLE, source=source, sample_id=sample, prediction=2)
+    path = write_board_entry([evidence("a", ["", ""])], tmp_path, counterexamples=(example,))
+    (tmp_path / "counterexamples").mkdir()
+    (tmp_path / "counterexamples" / f"{source}.safetensors").write_bytes(content)
+    said = {"other bytes": "another file than", "no images": "no file of", "another sample": "has no image of shapes"}
+    with pytest.raises(Unsound, match=said[forged]):
+        check_entry(read_entry(path), tmp_path)
+
+
+def test_a_small_file_of_many_rows_is_not_unpacked(tmp_path: Path) -> None:
+    entry = read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path))
+    path = tmp_path / entry.records.file
+    table = parquet.read_table(path)
+    bomb = pyarrow.concat_tables([table] * 20_000).combine_chunks()
+    parquet.write_table(bomb, path, compression="zstd")
+    swollen = dataclasses.replace(entry, records=dataclasses.replace(entry.records, sha256=sha256_of(path)))
+    with pytest.raises(Unsound, match="does not have the rows and columns"):
+        check_entry(swollen, tmp_path)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"format": NaN}', '{"format": 1e999}'])
+def test_json_that_is_a_trap_is_told(text: str, tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text(text, encoding="utf-8")
+    with pytest.raises(UserError, match="the entry"):
+        read_entry(tmp_path / "a.json")
+
+
+@pytest.mark.parametrize("training", ["x", {"eps": "1/0"}, {"eps": ["a"]}, {"dataset": {}}])
+def test_whatever_a_card_says_the_board_stands(training: object, tmp_path: Path) -> None:
+    card = {"name": "a", "architecture": "mini", "training": training}
+    write_board_entry([evidence("a", ["", ""], dataset) for dataset in MINI.datasets], tmp_path, card=card)
+    if isinstance(training, dict):
+        assert len(make_board("mini", tmp_path).rows) == 1
+    else:
+        with pytest.raises(Unsound, match="must have an object as training"):
+            make_board("mini", tmp_path)
+
+
+def test_what_is_disputed_has_no_rank_and_names_are_one_whatever_their_case(tmp_path: Path) -> None:
+    found = [evidence("a", ["", ""], dataset) for dataset in MINI.datasets]
+    path = write_board_entry(found, tmp_path)
+    assert make_board("mini", tmp_path).rows[0].rank == "1"
+    write_entry(read_entry(path).after(dataclasses.replace(LATER, status="disputed")), path)
+    assert make_board("mini", tmp_path).rows[0].rank == ""
+    write_board_entry([evidence("A", ["", ""], dataset) for dataset in MINI.datasets], tmp_path)
+    with pytest.raises(Unsound, match="one name but for the case"):
+        make_board("mini", tmp_path)
+    (tmp_path / "A.json").unlink()
+    write_board_entry([evidence("b", [""], dataset) for dataset in MINI.datasets], tmp_path)
+    with pytest.raises(Unsound, match="other samples of 'shapes'"):
+        make_board("mini", tmp_path)
+
+
+def test_options_that_do_not_go_together_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = str(BOARD / "clip.json")
+    assert run_command(["verify", path, "--samples", "0"]) == 2 and "give 1 or more" in capsys.readouterr().err
+    assert run_command(["verify", path, "--since", path]) == 2 and "goes with --check" in capsys.readouterr().err
+    assert run_command(["verify", path, "--check", "--since", path]) == 0
+    misplaced = tmp_path / "other.json"
+    misplaced.write_bytes((BOARD / "clip.json").read_bytes())
+    assert run_command(["verify", str(misplaced), "--check"]) == 1
+    assert "its place says otherwise" in capsys.readouterr().out
+
+
+def test_a_dispute_ends_by_other_records_alone(tmp_path: Path) -> None:
+    found = [evidence("a", ["", ""])]
+    entry = read_entry(write_board_entry(found, tmp_path))
+    disputed = entry.after(Event("2026-01-03", "disputed", "verdicts came out otherwise"))
+    claimed = disputed.after(Event("2026-01-04", "claimed", "submitted again"))
+    with pytest.raises(Unsound, match="a submission claims"):
+        check_continuation(claimed, found, disputed, tmp_path)
+    cells = (dataclasses.replace(claimed.cells[0], content="0" * 64), *claimed.cells[1:])
+    check_continuation(dataclasses.replace(claimed, cells=cells), found, disputed, tmp_path)
+
+
+def test_an_entry_without_a_robust_sample_goes_through(tmp_path: Path) -> None:
+    found = [evidence("a", ["clean", "clean"])]
+    check_continuation(read_entry(write_board_entry(found, tmp_path)), found, None, tmp_path)
+
+
+@pytest.mark.parametrize("date", ["9999-99-99", "9999-12-31", "2020-01-01"])
+def test_a_history_is_in_the_order_of_time(date: str, tmp_path: Path) -> None:
+    entry = read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path))
+    with pytest.raises(Unsound, match="the history of 'a"):
+        check_entry(entry.after(Event(date, entry.status, "found again")), tmp_path)

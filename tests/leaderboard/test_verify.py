@@ -1,0 +1,347 @@
+"""Verification: an honest entry is confirmed, and every way of forging one that we know of is caught."""
+
+import dataclasses
+import json
+from collections.abc import Callable, Sequence
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import CLEAN, SampleResult, fingerprint, plain
+from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.evidence import Evidence, Unsound, data_digest
+from robustbench_vlm.engine.scores import accuracies
+from robustbench_vlm.leaderboard.agreement import Again, Part, erased_warnings
+from robustbench_vlm.leaderboard.entry import Entry, read_entry, write_entry
+from robustbench_vlm.leaderboard.entry_records import make_entry, read_evidence, write_records
+from robustbench_vlm.leaderboard.validate import check_entry
+from robustbench_vlm.leaderboard.verify import Verification, verify
+from robustbench_vlm.tracks import TRACKS
+
+ONE = Resources("cpu", workers=1)
+
+
+def verified(path: Path, card: Path, samples: int | None = 60, seed: int = 5) -> Verification:
+    entry = read_entry(path)
+    return verify(entry, path.parent, date="2026-01-03", samples=samples, seed=seed, model=str(card), resources=ONE)
+
+
+def test_an_honest_entry_is_reproduced_and_then_verified(entry_path: Path, taught_card: Path) -> None:
+    first = verified(entry_path, taught_card)
+    assert (first.entry.status, first.disagreements, first.problems) == ("reproduced", (), ())
+    # Clopper and Pearson for nothing wrong: 1 - 0.05 ** (1 / n).
+    assert first.is_confirmed and first.parts == (Part("others", 60, 0, 0, pytest.approx(1 - 0.05 ** (1 / 60))),)
+    write_entry(first.entry, entry_path)
+    whole = verified(entry_path, taught_card, samples=None)
+    assert (whole.entry.status, whole.parts, whole.disagreements) == ("verified", (Part("others", 400, 0, 0, 0),), ())
+    write_entry(whole.entry, entry_path)
+    # A part of it says less than the whole did.
+    assert verified(entry_path, taught_card).entry.status == "verified"
+    assert [event.status for event in whole.entry.history] == ["claimed", "reproduced", "verified"]
+    assert whole.entry.history[1].facts["seed"] == 5
+
+
+def test_the_seed_is_drawn_anew(entry_path: Path, taught_card: Path) -> None:
+    entry = read_entry(entry_path)
+    found = [
+        verify(entry, entry_path.parent, date="2026-01-03", samples=1, model=str(taught_card), resources=ONE).seed
+        for _ in range(2)
+    ]
+    assert found[0] != found[1]
+
+
+def forged(path: Path, change: Callable[[Evidence], Evidence]) -> None:
+    """Write the entry anew with changed evidence, every digest and number of it computed again as a forger would."""
+    entry = read_entry(path)
+    evidence = [_consistent(change(each)) for each in read_evidence(entry, path.parent)]
+    first = entry.history[0]
+    again, content = make_entry(evidence, entry.card, entry.environment, first, entry.protocol["identity"])
+    write_records(content, path.parent / again.records.file)
+    write_entry(again, path)
+
+
+def _consistent(evidence: Evidence) -> Evidence:
+    identity = {**evidence.identity, "data": data_digest(evidence.results)}
+    ids = [result.sample_id for result in evidence.results]
+    score = dataclasses.replace(evidence.score, **accuracies(evidence.results), eps=evidence.threat.eps_text)
+    print_ = fingerprint({**identity, "samples": ids})
+    return dataclasses.replace(evidence, identity=identity, fingerprint=print_, score=score)
+
+
+def _with(evidence: Evidence, results: Sequence[SampleResult]) -> Evidence:
+    return dataclasses.replace(evidence, results=tuple(results))
+
+
+def _robust(result: SampleResult) -> SampleResult:
+    return dataclasses.replace(result, broken_by="", adversarial_prediction=result.label, distance=0.0)
+
+
+def flipped(evidence: Evidence) -> Evidence:
+    """Every third sample that fell is said to be robust."""
+    fallen = [n for n, result in enumerate(evidence.results) if result.broken_by not in ("", CLEAN)][::3]
+    return _with(evidence, [_robust(result) if n in fallen else result for n, result in enumerate(evidence.results)])
+
+
+def dropped(evidence: Evidence) -> Evidence:
+    """Every fifth sample is left out."""
+    return _with(evidence, [result for n, result in enumerate(evidence.results) if n % 5])
+
+
+def foreign(evidence: Evidence) -> Evidence:
+    """A sample is another one than the protocol's."""
+    return _with(evidence, [dataclasses.replace(evidence.results[0], sample_id="mine"), *evidence.results[1:]])
+
+
+def better(evidence: Evidence) -> Evidence:
+    """Samples that the model gets wrong are said to be right and robust."""
+    return _with(
+        evidence,
+        [
+            dataclasses.replace(_robust(result), clean_prediction=result.label) if result.broken_by == CLEAN else result
+            for result in evidence.results
+        ],
+    )
+
+
+def other_weights(evidence: Evidence) -> Evidence:
+    return dataclasses.replace(evidence, identity={**evidence.identity, "weights": fingerprint("others")})
+
+
+def other_eps(evidence: Evidence) -> Evidence:
+    """The records of a radius are handed in as those of one four times as large."""
+    larger = {"1/255": "4/255", "1/85": "4/85"}[evidence.identity["threat"]["eps"]]
+    return dataclasses.replace(evidence, identity={**evidence.identity, "threat": {"norm": "Linf", "eps": larger}})
+
+
+def weaker_attack(evidence: Evidence) -> Evidence:
+    attack = json.loads(json.dumps(plain(evidence.identity["attack"])))
+    attack["stages"][0]["parameters"]["steps"] = 1
+    return dataclasses.replace(evidence, identity={**evidence.identity, "attack": attack})
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dropped, "160 samples, and the protocol takes 200"),
+        (foreign, "not of the protocol's samples"),
+        (other_weights, "other weights"),
+        (weaker_attack, "another attack than this package has"),
+        (better, "clean predictions are not the model's"),
+    ],
+)
+def test_a_forgery_that_contradicts_what_is_there_is_named(
+    change: Callable[[Evidence], Evidence], said: str, entry_path: Path, taught_card: Path
+) -> None:
+    forged(entry_path, change)
+    # It holds together by itself: only weights, pictures and attack tell.
+    check_entry(read_entry(entry_path), entry_path.parent)
+    found = verified(entry_path, taught_card)
+    assert not found.is_confirmed and found.entry.status == "disputed"
+    assert said in found.problems[0] and found.entry.history[-1].facts["problems"] == list(found.problems)
+
+
+@pytest.mark.parametrize("change", [flipped, other_eps])
+def test_verdicts_that_do_not_come_out_again_are_disputed(
+    change: Callable[[Evidence], Evidence], entry_path: Path, taught_card: Path
+) -> None:
+    forged(entry_path, change)
+    found = verified(entry_path, taught_card, samples=200)
+    favourable = [each for each in found.disagreements if each.is_favourable]
+    assert not found.is_confirmed and found.entry.status == "disputed" and found.problems == ()
+    assert len(favourable) >= 3 and found.entry.history[-1].facts["too high"] == len(favourable)
+    # What was found lowers the number, whatever becomes of the entry.
+    assert {each.sample_id for each in favourable} <= {each.sample_id for each in found.entry.counterexamples}
+
+
+@pytest.fixture
+def ranked_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rank the test's entry by its smaller radius, so that the larger is one of the others."""
+    track = dataclasses.replace(TRACKS.load("mini"), attack="pgd-5", standard_eps=Fraction(1, 255))
+    load = type(TRACKS).load
+    monkeypatch.setattr(type(TRACKS), "load", lambda self, name: track if self is TRACKS else load(self, name))
+
+
+@pytest.mark.usefixtures("ranked_at_one")
+def test_the_numbers_that_give_no_rank_are_drawn_from_as_much(entry_path: Path, taught_card: Path) -> None:
+    honest = verified(entry_path, taught_card, samples=100)
+    bound = pytest.approx(1 - 0.05 ** (1 / 100))
+    assert honest.parts == (Part("ranked", 100, 0, 0, bound), Part("others", 100, 0, 0, bound))
+    assert (honest.entry.status, honest.entry.history[-1].facts["verdicts"]) == ("reproduced", 200)
+    forged(entry_path, lambda each: flipped(each) if each.threat.eps == Fraction(3, 255) else each)
+    found = verified(entry_path, taught_card, samples=200)
+    ranked, others = found.parts
+    assert found.entry.status == "disputed" and ranked.wrong == 0 < others.wrong == others.too_high
+    assert {each.eps for each in found.disagreements} == {"3/255"}
+
+
+def excused(evidence: Evidence) -> Evidence:
+    """Samples that are wrong without an attack are said to be right, by a hair, and broken."""
+    return _with(
+        evidence,
+        [
+            dataclasses.replace(
+                result,
+                clean_prediction=result.label,
+                adversarial_prediction=result.clean_prediction,
+                broken_by="pgd-5",
+                distance=1e-3,
+                margin=0.0,
+            )
+            if result.broken_by == CLEAN
+            else result
+            for result in evidence.results
+        ],
+    )
+
+
+def sabotaged(evidence: Evidence) -> Evidence:
+    """Every robust sample is said to be broken, as a rival would."""
+    other = {result.label: (result.label + 1) % 12 for result in evidence.results}
+    return _with(
+        evidence,
+        [
+            dataclasses.replace(result, broken_by="pgd-5", adversarial_prediction=other[result.label], distance=1e-3)
+            if result.broken_by == ""
+            else result
+            for result in evidence.results
+        ],
+    )
+
+
+def test_no_margin_on_record_excuses_a_clean_prediction(entry_path: Path, taught_card: Path) -> None:
+    stage = read_entry(entry_path).attacks["pgd-5"][0]["name"]
+    assert stage == "pgd-5", "the forgeries name it"
+    forged(entry_path, excused)
+    found = verified(entry_path, taught_card)
+    assert found.entry.status == "disputed" and "clean predictions are not the model's" in found.problems[0]
+
+
+def test_records_that_pull_a_number_down_are_disputed(entry_path: Path, taught_card: Path) -> None:
+    forged(entry_path, sabotaged)
+    for samples in (200, None):
+        found = verified(entry_path, taught_card, samples=samples)
+        assert not found.is_confirmed and found.entry.status == "disputed"
+        assert found.disagreements and not any(each.is_favourable for each in found.disagreements)
+
+
+def test_warnings_that_are_left_out_are_told(entry_path: Path) -> None:
+    stored = read_evidence(read_entry(entry_path), entry_path.parent)[0]
+    rows = stored.results[:20]
+    warned = [dataclasses.replace(row, warnings="zero-gradient,unstable-output") for row in rows]
+    same = [Again(stored, position, row) for position, row in enumerate(rows)]
+    erased = [Again(stored, position, row) for position, row in enumerate(warned)]
+    assert erased_warnings(same) == ()
+    assert erased_warnings([Again(_with(stored, warned), n, row) for n, row in enumerate(rows)]) == ()
+    (problem,) = erased_warnings(erased)
+    assert problem == "the records of 20 samples leave out the warnings unstable-output, zero-gradient"
+    # One of many may be the other machine's rounding.
+    assert erased_warnings([erased[0], *same[1:]] * 10) != ()
+    assert erased_warnings([erased[0], *[same[1]] * 199]) == ()
+
+
+def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
+    document = json.loads(path.read_text(encoding="utf-8"))
+    change(document)
+    path.write_text(json.dumps(document), encoding="utf-8")
+    return read_entry(path)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda entry: entry["cells"][0]["score"].update(robust=0.99), "other accuracies"),
+        (lambda entry: entry["cells"][0]["score"].update(n=199), "does not have the rows"),
+        (lambda entry: entry["cells"][0].update(fingerprint="0" * 64), "a fingerprint that is not that"),
+        (lambda entry: entry["cells"][0].update(content="0" * 64), "other records"),
+        (lambda entry: entry["cells"][0].update(threat={"norm": "Linf", "eps": "1/2"}), "a fingerprint that is not"),
+        (lambda entry: entry["datasets"]["colours"].update(data="0" * 64), "of other samples"),
+        (lambda entry: entry["records"].update(sha256="0" * 64), "another digest"),
+        (lambda entry: entry["cells"].pop(), "does not have the rows"),
+        (lambda entry: entry.update(status="verified"), "its history ends in 'claimed'"),
+        (lambda entry: entry["protocol"].update(label="mini-quick/1"), "takes the protocol mini/1"),
+        (lambda entry: entry["card"].update(name="agft"), "the card is of 'agft'"),
+        (lambda entry: entry["datasets"].clear() or entry["datasets"].update(shapes=DATASET), "has no class names"),
+    ],
+)
+def test_an_edited_entry_is_caught_without_computing(
+    change: Callable[[dict[str, object]], None], said: str, entry_path: Path
+) -> None:
+    with pytest.raises(Unsound, match=said):
+        check_entry(_edit(entry_path, change), entry_path.parent)
+
+
+EXAMPLE = {"dataset": "a", "sample_id": "1", "norm": "Linf", "distance": 1, "prediction": 1, "source": ""}
+DATASET = {"classes": ["a", "b"], "prompts": ["a", "b"], "data": "0" * 64}
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda entry: entry.pop("cells"), "'cells' is a required property"),
+        (lambda entry: entry.update(more=1), "more"),
+        (lambda entry: entry["cells"][0]["score"].update(robust=1.5), "cells/0/score/robust"),
+        (lambda entry: entry.update(model="../../evil"), "model"),
+        (lambda entry: entry["records"].update(file="records/../../evil.parquet"), "records/file"),
+        (lambda entry: entry["records"].update(url="javascript:alert(1)"), "records/url"),
+        (lambda entry: entry.update(status="excellent"), "status"),
+        (lambda entry: entry["counterexamples"].append(EXAMPLE | {"distance": 10**400}), "counterexamples/0/distance"),
+    ],
+)
+def test_an_entry_that_is_not_of_the_schema_is_refused(
+    change: Callable[[dict[str, object]], None], said: str, entry_path: Path
+) -> None:
+    with pytest.raises(UserError, match="is not of the schema: .*" + said):
+        _edit(entry_path, change)
+
+
+def test_an_entry_that_is_nested_too_deep_is_refused(entry_path: Path) -> None:
+    deep: list[object] = []
+    for _ in range(300):
+        deep = [deep]
+    with pytest.raises(UserError, match="nested deeper"):
+        _edit(entry_path, lambda entry: entry["history"][0]["facts"].update(a=deep))
+
+
+def test_a_negative_number_of_passes_is_told(entry_path: Path) -> None:
+    def negative(evidence: Evidence) -> Evidence:
+        return _with(evidence, [dataclasses.replace(result, forward=-1) for result in evidence.results])
+
+    entry = read_entry(entry_path)
+    evidence = [dataclasses.replace(negative(each)) for each in read_evidence(entry, entry_path.parent)]
+    again, content = make_entry(evidence, entry.card, (), entry.history[0], entry.protocol["identity"])
+    write_records(content, entry_path.parent / again.records.file)
+    with pytest.raises(Unsound, match="took a negative number of passes"):
+        check_entry(again, entry_path.parent)
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"format": 1}', b"<html>"])
+def test_what_is_no_entry_is_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_bytes(content)
+    with pytest.raises(UserError, match="the entry"):
+        read_entry(tmp_path / "x.json")
+
+
+def test_records_that_are_damaged_are_told(entry_path: Path) -> None:
+    entry = read_entry(entry_path)
+    records = entry_path.parent / entry.records.file
+    records.write_bytes(b"PAR1 not at all")
+    with pytest.raises(Unsound, match="another digest"):
+        check_entry(entry, entry_path.parent)
+    records.unlink()
+    with pytest.raises(UserError, match=r"the records of 'taught' are not at") as told:
+        check_entry(entry, entry_path.parent)
+    assert not isinstance(told.value, Unsound)
+
+
+def test_weights_that_nobody_published_are_asked_for(entry_path: Path) -> None:
+    with pytest.raises(UserError, match=r"were never published.*--model"):
+        verify(read_entry(entry_path), entry_path.parent, date="2026-01-03", resources=ONE)
+
+
+def test_equal_evidence_gives_equal_bytes(entry_path: Path) -> None:
+    entry = read_entry(entry_path)
+    evidence = read_evidence(entry, entry_path.parent)
+    again = [make_entry(evidence, entry.card, (), entry.history[0], {})[1] for _ in range(2)]
+    assert again[0] == again[1] == (entry_path.parent / entry.records.file).read_bytes()

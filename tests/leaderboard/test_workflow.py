@@ -1,0 +1,200 @@
+"""The workflow for submissions: what it may do, and the script that it runs on real clones."""
+
+import dataclasses
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from robustbench_vlm.leaderboard.entry import Event, read_entry, write_entry
+
+FOLDER = Path(__file__).parents[2] / ".github"
+WORKFLOW = FOLDER / "workflows" / "submission.yml"
+
+
+def test_a_submission_runs_with_no_rights_and_no_text_of_its_own() -> None:
+    for path in sorted((FOLDER / "workflows").glob("*.yml")):
+        document = yaml.safe_load(path.read_text(encoding="utf-8"))
+        # YAML reads the key `on` as true.
+        assert "pull_request_target" not in document[True] and "workflow_run" not in document[True]
+        assert document["permissions"] == {"contents": "read"}
+        for job in document["jobs"].values():
+            assert "permissions" not in job
+            for step in job["steps"]:
+                assert "${{" not in step.get("run", "")
+                assert "secrets." not in str(step)
+                if step.get("uses", "").startswith("actions/checkout"):
+                    assert step["with"]["persist-credentials"] is False
+
+
+def test_only_the_base_is_installed() -> None:
+    steps = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))["jobs"]["verify"]["steps"]
+    paths = {step["with"]["path"]: step["with"]["ref"] for step in steps if "checkout" in step.get("uses", "")}
+    assert ".base.sha" in paths["trusted"] and ".head.sha" in paths["submitted"]
+    commands = [step["run"] for step in steps if "run" in step]
+    assert commands == ["pip install ./trusted", "trusted/.github/check_submission.sh submitted"]
+
+
+@pytest.fixture
+def clone(tmp_path: Path) -> Path:
+    """Return a clone with one commit."""
+    _git(tmp_path, "init", "--quiet", "clone")
+    folder = tmp_path / "clone"
+    (folder / "README.md").write_text("# Here\n", encoding="utf-8")
+    _commit(folder)
+    return folder
+
+
+def _git(folder: Path, *arguments: str) -> str:
+    identity = ["-c", "user.name=a", "-c", "user.email=a@example.org"]
+    command = ["git", *identity, *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
+def _commit(folder: Path) -> None:
+    _git(folder, "add", "--all")
+    _git(folder, "commit", "--quiet", "--message", "change")
+
+
+def _check(clone: Path, tmp_path: Path, base: str = "") -> tuple[int, str, str]:
+    """Run the script on what is new since `base`, else the first commit, with a `vlmbench` that notes its calls.
+
+    Returns exit code, output, calls.
+    """
+    tools = tmp_path / "tools"
+    tools.mkdir(exist_ok=True)
+    calls = tools / "calls"
+    noting = f'#!/bin/sh\necho "$@" >> {calls}\nfind . -name "*.safetensors" >> {calls}\ntest -f "$(eval echo \\$$#)"\n'
+    (tools / "vlmbench").write_text(noting, encoding="utf-8")
+    (tools / "vlmbench").chmod(0o755)
+    base = base or _git(clone, "rev-list", "--max-parents=0", "HEAD")
+    environment = {"PATH": f"{tools}:/usr/bin:/bin", "BASE": base}
+    script = str(FOLDER / "check_submission.sh")
+    found = subprocess.run(["bash", script, str(clone)], env=environment, capture_output=True, text=True)
+    return found.returncode, found.stdout + found.stderr, calls.read_text() if calls.exists() else ""
+
+
+def test_changed_entries_are_checked_and_verified(clone: Path, tmp_path: Path, entry_path: Path) -> None:
+    shutil.copytree(entry_path.parent, clone / "leaderboards" / "mini")
+    (clone / "leaderboards" / "README.md").write_text("generated", encoding="utf-8")
+    _commit(clone)
+    code, said, calls = _check(clone, tmp_path)
+    assert (code, said) == (0, "")
+    first, second = calls.splitlines()
+    assert re.fullmatch(
+        r"verify --check --since \S+/old/leaderboards/mini/taught\.json leaderboards/mini/taught\.json", first
+    )
+    assert second == "verify --samples 200 leaderboards/mini/taught.json"
+
+
+def test_counterexamples_are_read_with_their_entry(clone: Path, tmp_path: Path, entry_path: Path) -> None:
+    name = f"leaderboards/mini/counterexamples/{'0' * 64}.safetensors"
+    (clone / name).parent.mkdir(parents=True)
+    (clone / name).write_bytes(b"images")
+    _commit(clone)
+    assert "there is no entry in this submission" in _check(clone, tmp_path)[1]
+    base = _git(clone, "rev-parse", "HEAD")
+    shutil.copytree(entry_path.parent, clone / "leaderboards" / "mini", dirs_exist_ok=True)
+    _commit(clone)
+    code, said, calls = _check(clone, tmp_path, base)
+    # Those of earlier disputes are there too.
+    assert (code, said) == (0, "") and calls.splitlines()[1::2] == [f"./{name}"] * 2
+    (clone / name).write_bytes(bytes(100_000_001))
+    _commit(clone)
+    assert "more than 100000000 bytes" in _check(clone, tmp_path, base)[1]
+
+
+def test_changed_records_have_their_entry_checked(clone: Path, tmp_path: Path, entry_path: Path) -> None:
+    shutil.copytree(entry_path.parent, clone / "leaderboards" / "mini")
+    (clone / "leaderboards" / "mini" / "records" / "orphan.parquet").write_bytes(b"x")
+    _commit(clone)
+    assert "there is no entry leaderboards/mini/orphan.json" in _check(clone, tmp_path)[1]
+
+
+def test_the_table_of_the_readme_may_change_and_nothing_else_of_it(clone: Path, tmp_path: Path) -> None:
+    block = "<!-- leaderboard mini -->\n| new |\n<!-- end of leaderboard -->\n"
+    (clone / "README.md").write_text(f"# Here\n{block}", encoding="utf-8")
+    _commit(clone)
+    assert "there is no entry in this submission" in _check(clone, tmp_path)[1]
+    (clone / "README.md").write_text(f"# Buy this\n{block}", encoding="utf-8")
+    _commit(clone)
+    assert "changes more of it" in _check(clone, tmp_path)[1]
+
+
+def test_a_submission_goes_through_the_real_checks(clone: Path, tmp_path: Path) -> None:
+    """The bundled `clip` is handed in as nobody had verified it yet; then with a status that it gave itself."""
+    source = FOLDER.parent / "leaderboards" / "mini"
+    folder = clone / "leaderboards" / "mini"
+    (folder / "records").mkdir(parents=True)
+    shutil.copy(source / "records" / "clip.parquet", folder / "records")
+    bundled = read_entry(source / "clip.json")
+    first = bundled.history[0]
+    entry = dataclasses.replace(bundled, status=first.status, history=(first,), counterexamples=())
+    write_entry(entry, folder / "clip.json")
+    _commit(clone)
+    assert _real_check(clone) == (0, "")
+    write_entry(entry.after(Event(first.date, "verified", "trust me")), folder / "clip.json")
+    _commit(clone)
+    code, said = _real_check(clone)
+    assert code == 1 and "a submission claims" in said
+
+
+def _real_check(clone: Path) -> tuple[int, str]:
+    """Run the script with few samples: exit code, and what does not hold."""
+    base = _git(clone, "rev-list", "--max-parents=0", "HEAD")
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "BASE": base}
+    command = ["bash", str(FOLDER / "check_submission.sh"), str(clone), "2"]
+    found = subprocess.run(command, env=environment, capture_output=True, text=True)
+    return found.returncode, "".join(line for line in found.stdout.splitlines() if "does not hold" in line)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "setup.py",
+        ".github/workflows/evil.yml",
+        "leaderboards/mini/evil.py",
+        "leaderboards/mini/records/evil.json",
+        "leaderboards/mini/counterexamples/evil.safetensors",
+        "leaderboards/../evil.json",
+        "leaderboards/mini/a b.json",
+        "leaderboards/mini/$(touch evil).json",
+        "leaderboards/mini/\nx.json",
+    ],
+)
+def test_other_files_are_refused(name: str, clone: Path, tmp_path: Path) -> None:
+    path = clone / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("{}", encoding="utf-8")
+    _commit(clone)
+    code, said, calls = _check(clone, tmp_path)
+    assert code == 1 and calls == "" and re.search("and counterexamples only|is no entry", said)
+    assert not list(tmp_path.rglob("evil"))
+
+
+def test_links_and_removals_are_refused(clone: Path, tmp_path: Path) -> None:
+    folder = clone / "leaderboards" / "mini"
+    folder.mkdir(parents=True)
+    (folder / "a.json").symlink_to("/etc/passwd")
+    _commit(clone)
+    assert _check(clone, tmp_path)[0] == 1 and "not a plain file" in _check(clone, tmp_path)[1]
+    (folder / "a.json").unlink()
+    _commit(clone)
+    (clone / "leaderboards" / "README.md").write_text("other", encoding="utf-8")
+    _commit(clone)
+    assert "there is no entry in this submission" in _check(clone, tmp_path)[1]
+
+
+def test_an_entry_that_is_renamed_away_is_a_removal(clone: Path, tmp_path: Path, entry_path: Path) -> None:
+    shutil.copytree(entry_path.parent, clone / "leaderboards" / "mini")
+    _commit(clone)
+    base = _git(clone, "rev-parse", "HEAD")
+    _git(clone, "mv", "leaderboards/mini/taught.json", "leaderboards/mini/mine.json")
+    _commit(clone)
+    code, said, calls = _check(clone, tmp_path, base)
+    assert code == 1 and calls == "" and "leaderboards/mini/taught.json is removed" in said

@@ -1,0 +1,107 @@
+"""Evidence, entries and runs that no model was needed for."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from robustbench_vlm.core.records import CLEAN, SampleResult, Score, fingerprint, plain
+from robustbench_vlm.core.threat import Threat, parse_eps
+from robustbench_vlm.engine.cell import Shard
+from robustbench_vlm.engine.evidence import Evidence, checked, data_digest
+from robustbench_vlm.engine.manifest import MANIFEST
+from robustbench_vlm.engine.scores import accuracies
+from robustbench_vlm.engine.store import write_shard
+from robustbench_vlm.leaderboard.entry import Event, write_entry
+from robustbench_vlm.leaderboard.entry_records import make_entry, write_records
+
+CLASSES = ("a", "b", "c")
+PROTOCOL = {"name": "mini", "version": 1}
+
+
+def samples(broken: Sequence[str], *, first: int = 0) -> tuple[SampleResult, ...]:
+    """Return a record for each of "clean", "" or the stage that broke the sample; ids count from `first`."""
+    return tuple(
+        SampleResult(
+            sample_id=f"{n:04d}",
+            image_sha256=f"{n:064x}",
+            label=n % 3,
+            clean_prediction=(n + (stage == CLEAN)) % 3,
+            adversarial_prediction=(n + (stage != "")) % 3,
+            broken_by=stage,
+            distance=0.0 if stage in ("", CLEAN) else 0.001,
+            forward=7,
+            backward=3,
+            margin=-0.25 if stage == CLEAN else 0.25,
+            warnings="",
+        )
+        for n, stage in enumerate(broken, first)
+    )
+
+
+def evidence(
+    model: str,
+    broken: Sequence[str],
+    dataset: str = "shapes",
+    *,
+    attack: str = "autoattack",
+    eps: str = "5/255",
+    norm: str = "Linf",
+    track: str = "mini",
+    protocol: str = "mini/1",
+    warnings: tuple[str, ...] = (),
+    results: Sequence[SampleResult] = (),
+    **identity: Any,
+) -> Evidence:
+    """Return the evidence of one cell, whose samples were broken by what is given; `identity` changes what it is of."""
+    records = tuple(results) or samples(broken)
+    threat = Threat(norm, parse_eps(eps))
+    names = ["apgd-ce", "square"] + [attack] * (attack != "autoattack")
+    stages = [{"name": name, "function": f"made:{name}", "params": {}} for name in names]
+    said = {
+        "weights": fingerprint(model),
+        "dataset": dataset,
+        "classes": list(CLASSES),
+        "prompts": [f"a {name}" for name in CLASSES],
+        "data": data_digest(records),
+        "attack": {"name": attack, "stages": stages},
+        "threat": plain(threat),
+        "protocol": PROTOCOL,
+        **identity,
+    }
+    score = Score(model, attack, dataset, len(CLASSES), threat.eps_text, warnings=warnings, **accuracies(records))
+    print_ = fingerprint({**said, "samples": [each.sample_id for each in records]})
+    return checked(Evidence(track, protocol, said, print_, score, records))
+
+
+def write_run(found: Sequence[Evidence], out: Path) -> Path:
+    """Write one model's evidence as runs lie on disk, and return the model's folder."""
+    folder = out / found[0].track / found[0].score.model
+    for attack in dict.fromkeys(each.score.attack for each in found):
+        cells = {}
+        for number, each in enumerate(each for each in found if each.score.attack == attack):
+            name = f"{each.score.dataset}-{number}"
+            shard = Shard(number, 0, len(each.results), each.fingerprint)
+            write_shard(folder / attack / name, shard, each.results)
+            identity = {**plain(each.identity), "samples": len(each.results)}
+            cells[name] = {
+                "fingerprint": each.fingerprint,
+                "identity": identity,
+                "protocol": each.protocol,
+                "score": plain(each.score),
+            }
+        document = {"track": found[0].track, "model": found[0].score.model, "attack": attack, "cells": cells}
+        (folder / attack / MANIFEST).write_text(json.dumps(document), encoding="utf-8")
+    return folder
+
+
+def write_board_entry(found: Sequence[Evidence], folder: Path, **changes: Any) -> Path:
+    """Write one model's evidence as an entry with its records, and return the entry's path."""
+    model = found[0].score.model
+    event = Event("2026-01-01", "claimed", "made up")
+    card = {"name": model, "architecture": "mini"}
+    entry, content = make_entry(found, card, (), event, found[0].identity["protocol"])
+    write_records(content, folder / entry.records.file)
+    write_entry(replace(entry, **changes), folder / f"{model}.json")
+    return folder / f"{model}.json"

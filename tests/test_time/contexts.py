@@ -1,0 +1,49 @@
+"""Made-up contexts: smooth towers in float64, small enough for finite differences."""
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.test_time.base import Context
+
+SIDE, WIDTH, CLASSES = 4, 6, 3
+
+
+def context_of(settings: Mapping[str, float], count: int = 3, *, differentiate: bool = True) -> Context:
+    """Return a context of `count` samples, whose towers are a layer and a tanh."""
+    random = torch.Generator().manual_seed(0)
+    pixels = 3 * SIDE * SIDE
+    towers = torch.randn(2, pixels, WIDTH, generator=random, dtype=torch.float64) / pixels**0.5
+    words = torch.randn(8 * 5, WIDTH, generator=random, dtype=torch.float64)
+    text = torch.randn(CLASSES + 2, WIDTH, generator=random, dtype=torch.float64)
+    unit = nn.functional.normalize(text, dim=1)
+
+    def text_tower(tokens: Tensor) -> Tensor:
+        return nn.functional.normalize((tokens.flatten(2) @ words).tanh(), dim=-1)
+
+    return Context(
+        keys=sample_keys(0, "made-up", [str(n) for n in range(count)]),
+        features=lambda images: 2 * (images.flatten(1) @ towers[0]).tanh(),
+        undefended=lambda images: (images.flatten(1) @ towers[1]).tanh(),
+        text_features=unit[:CLASSES],
+        null_features=unit[CLASSES:],
+        tokens=torch.randn(CLASSES, 8, 5, generator=random, dtype=torch.float64),
+        text_tower=text_tower,
+        scale=5.0,
+        settings=settings,
+        differentiate=differentiate,
+    )
+
+
+def alone(context: Context, row: int) -> Context:
+    """Return the context of one of its samples."""
+    return replace(context, keys=context.keys[row : row + 1])
+
+
+def pictures(count: int = 3) -> Tensor:
+    """Return pictures away from the ends of the pixel range, float64."""
+    random = torch.Generator().manual_seed(1)
+    return 0.3 + 0.4 * torch.rand(count, 3, SIDE, SIDE, generator=random, dtype=torch.float64)

@@ -1,0 +1,204 @@
+"""Procedures under attack: the worse of transfer and adaptive counts, passes are counted, draws are the sample's."""
+
+import copy
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.base import Attack, Batch, View
+from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
+from robustbench_vlm.attacks.model import Transferred, passes_of
+from robustbench_vlm.attacks.pgd import pgd
+from robustbench_vlm.attacks.sanity import probe, probe_passes
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.core.threat import Threat
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.engine.cost import attack_passes
+from robustbench_vlm.models import classifier as clip
+from robustbench_vlm.models.architecture import Architecture
+from robustbench_vlm.models.card import ModelCard
+from robustbench_vlm.models.classifier import Model, load_model
+from robustbench_vlm.test_time import PROCEDURES
+from robustbench_vlm.test_time.base import Context, Passes, Procedure
+from robustbench_vlm.test_time.defended_model import ProcedureLogits, ProcedureModel, procedure_model
+
+CLIP = load_model("clip", "mini")
+TEXTURES = DATASETS.load("textures")
+COUNT = 6
+
+
+def batch_of(eps: Fraction = Fraction(10, 255), dtype: torch.dtype = torch.float32) -> Batch:
+    source = TEXTURES.open()
+    images, labels = source.read(range(COUNT)).to(dtype) / 255, torch.tensor(source.labels[:COUNT])
+    keys = sample_keys(0, "textures", source.ids[:COUNT])
+    return Batch(images, labels, keys, Threat("Linf", eps), torch.full_like(labels, len(TEXTURES.classes)))
+
+
+def logits_of_model(made: ProcedureModel, batch: Batch) -> ProcedureLogits:
+    classifier = copy.deepcopy(made.classifier(TEXTURES.prompts)).to(batch.images.dtype)
+    return classifier.of_samples(batch.keys)
+
+
+def on_clip(name: str) -> ProcedureModel:
+    found = procedure_model(f"{name}+clip", lambda reference: CLIP, "clip")
+    assert found is not None
+    return found
+
+
+def attacked(made: ProcedureModel, batch: Batch, name: str = "pgd-2", slots: int = 64) -> WorstCase:
+    attack = made.adapt_attack(load_attack(name))
+    return attack_samples(logits_of_model(made, batch), batch, attack, slots=slots)
+
+
+def rounded(context: Context, images: Tensor) -> Tensor:
+    """Return the logits of pictures rounded to 16 levels: steps, without a slope anywhere."""
+    features = torch.nn.functional.normalize(context.features((15 * images).round() / 15), dim=-1)
+    return context.scale * features @ context.text_features.T
+
+
+MASKED = ProcedureModel(Procedure("rounded", rounded, lambda settings: Passes(1)), CLIP, CLIP)
+
+
+def test_a_masked_gradient_leaves_the_transfer_to_break_it() -> None:
+    batch = batch_of()
+    logits, whole = logits_of_model(MASKED, batch), MASKED.adapt_attack(load_attack("pgd-10"))
+    adaptive = replace(whole, stages=tuple(stage for stage in whole.stages if stage.view.gradient != "transfer"))
+    alone = attack_samples(logits, batch, adaptive, slots=64)
+    both = attack_samples(logits, batch, whole, slots=64)
+    assert alone.robust.sum() >= COUNT - 2
+    assert both.robust.sum() == 0
+    assert {stage for stage in both.broken_by if stage not in ("", "clean")} == {"transfer:pgd-10"}
+    assert all("zero-gradient" in codes for codes in probe(logits, batch, slots=64))
+
+
+def test_every_stage_is_transferred_and_tried_in_every_view() -> None:
+    names = [stage.name for stage in on_clip("ttc").adapt_attack(load_attack("autoattack")).stages]
+    white = ["apgd-ce", "apgd-t", "fab-t"]
+    adaptive = [f"{view}:{name}" for name in white for view in ("loop", "constant")]
+    assert names == [f"transfer:{name}" for name in [*white, "square"]] + adaptive + ["square"]
+
+
+@pytest.mark.parametrize("name", ["ttc", "clipure-cos", "clipure-cos@short"])
+def test_batches_change_no_verdict_and_no_cost(name: str) -> None:
+    made, batch = on_clip(name), batch_of(Fraction(1, 255), torch.float64)
+    whole = attacked(made, batch)
+    order = torch.tensor([3, 0, 5, 1, 4, 2])
+    split, permuted = attacked(made, batch, slots=2), attacked(made, batch.at(order))
+    assert whole.broken_by == split.broken_by == tuple(permuted.broken_by[n] for n in order.argsort().tolist())
+    assert torch.equal(whole.forward, split.forward) and torch.equal(whole.backward, split.backward)
+    assert torch.equal(whole.forward[order], permuted.forward)
+    assert torch.allclose(whole.margin, split.margin) and torch.allclose(whole.margin[order], permuted.margin)
+
+
+@pytest.mark.parametrize("name", ["ttc", "clipure-cos@short", "r-tpt@16"])
+@pytest.mark.parametrize("attack", ["pgd-2", "autoattack"])
+def test_the_forward_passes_on_record_are_those_that_towers_made(
+    name: str, attack: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Pictures that fill a batch up are nobody's passes.
+    monkeypatch.setattr(clip, "_filled", lambda images: images)
+    made, batch = on_clip(name), batch_of(Fraction(1, 255)).at(torch.arange(2))
+    logits, adapted = logits_of_model(made, batch), _short(made.adapt_attack(load_attack(attack)))
+    made_passes = []
+    logits.shared.plain.encoder.register_forward_hook(lambda module, images, out: made_passes.append(len(images[0])))
+    # With slots to spare Square asks ahead, and questions that it forgets are on no record.
+    verdict = attack_samples(logits, batch, adapted, slots=2)
+    assert "clean" not in verdict.broken_by
+    assert sum(made_passes) == int(verdict.forward.sum())
+    assert verdict.backward.min() > 0
+
+
+def _short(attack: Attack) -> Attack:
+    stages = attack.stages
+    short = {"steps": 1, "targets": 1, "queries": 5}
+    changed = [{key: short.get(key, value) for key, value in stage.parameters.items()} for stage in stages]
+    shorter = (replace(stage, parameters=each) for stage, each in zip(stages, changed, strict=True))
+    return replace(attack, stages=tuple(shorter))
+
+
+def test_a_robust_sample_costs_what_the_estimate_says() -> None:
+    made, batch = on_clip("ttc"), batch_of(Fraction(0)).at(torch.arange(1))
+    logits, attack = logits_of_model(made, batch), made.adapt_attack(load_attack("pgd-10"))
+    verdict = attack_samples(logits, batch, attack, slots=64)
+    assert verdict.robust.all()
+    forward, backward = attack_passes(attack, len(TEXTURES.classes), logits)
+    probed = probe_passes(logits)
+    assert int(verdict.forward[0]) + probed[0] == pytest.approx(forward, abs=25)
+    assert int(verdict.backward[0]) + probed[1] == pytest.approx(backward, abs=25)
+
+
+def test_other_draws_change_the_gradient_and_no_logit() -> None:
+    batch = batch_of(dtype=torch.float64)
+    logits = logits_of_model(on_clip("ttc"), batch)
+    outcome = {}
+    for draws in (1, 2, 3):
+        leaf = batch.images.clone().requires_grad_()
+        scores = logits.seen(View("constant", "constant", draws))(leaf)
+        outcome[draws] = scores.detach(), torch.autograd.grad(scores[:, 0].sum(), leaf)[0]
+    assert torch.allclose(outcome[1][0], outcome[2][0]) and torch.allclose(outcome[1][0], outcome[3][0])
+    assert not torch.allclose(outcome[1][1], outcome[2][1])
+    assert passes_of(logits.seen(View("loop", "loop", 3)), gradient=True) == (3 * 6, 3 * (2 + 1 + 4))
+    assert passes_of(logits, gradient=False) == (6, 2)
+
+
+def test_a_transferred_walk_goes_on_until_the_judge_is_fooled() -> None:
+    batch = batch_of()
+    plain = CLIP.classifier(TEXTURES.prompts)
+    stubborn = torch.nn.functional.one_hot(batch.labels, len(TEXTURES.classes)).float()
+    walked = pgd(Transferred(plain, lambda images: stubborn[: len(images)]), batch, slots=64, steps=5)
+    assert (plain(walked.adversarial).argmax(dim=1) != batch.labels).sum() >= COUNT - 1
+    # Six points, each passed once and judged once.
+    assert walked.forward.tolist() == [12] * COUNT and walked.backward.tolist() == [6] * COUNT
+
+
+def test_libraries_that_do_not_say_whose_image_it_is_are_refused() -> None:
+    with pytest.raises(UserError, match="does not say which sample"):
+        on_clip("ttc").adapt_attack(load_attack("pyautoattack"))
+
+
+def test_a_procedure_on_top_of_another_is_refused() -> None:
+    with pytest.raises(UserError, match="'ttc\\+clip' is a procedure itself"):
+        procedure_model("r-tpt+ttc+clip", lambda reference: on_clip("ttc"), "clip")
+
+
+@pytest.mark.parametrize(
+    ("says", "original"),
+    [
+        ({"base": "clip-vit-l-14"}, "clip-vit-l-14"),
+        ({"base": "base.json", "folder": "cards"}, str(Path("cards") / "base.json")),
+        ({"pretrained": "openai"}, "MODEL"),
+        ({}, "clip"),
+    ],
+)
+def test_tau_is_of_the_model_that_the_card_says_it_was_made_from(says: dict[str, str], original: str) -> None:
+    model = replace(CLIP, card=ModelCard("MODEL", "mini", **says))  # type: ignore[arg-type]
+    loaded: list[str] = []
+
+    def load(reference: str) -> Model:
+        loaded.append(reference)
+        return model
+
+    assert procedure_model("ttc+MODEL", load, "clip") and loaded == ["MODEL", original]
+    loaded.clear()
+    assert procedure_model("clipure-cos+MODEL", load, "clip") and loaded == ["MODEL"]
+
+
+@pytest.mark.parametrize("name", sorted({"ttc", "r-tpt@16"} & set(PROCEDURES.table)))
+def test_inner_loops_of_transformers_are_differentiated(name: str) -> None:
+    vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
+    text = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
+    architecture = Architecture({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}, (0.5,) * 3, (0.5,) * 3)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Model("small", "0" * 64, architecture.build().eval().requires_grad_(False), architecture)
+    batch = batch_of().at(torch.arange(2))
+    logits = logits_of_model(ProcedureModel(PROCEDURES.load(name), model, model), batch)
+    leaf = batch.images.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(logits.seen(View("loop", "loop"))(leaf)[:, 0].sum(), leaf)
+    assert torch.isfinite(gradient).all() and gradient.abs().amax(dim=(1, 2, 3)).min() > 0

@@ -1,0 +1,99 @@
+"""R-TPT against torch's AdamW and written-out forms, and its views."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from contexts import alone, context_of, pictures
+from torch.nn import functional
+
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.models.classifier import load_model
+from robustbench_vlm.models.text_encoder import PromptTower
+from robustbench_vlm.test_time import r_tpt
+from robustbench_vlm.test_time.r_tpt import R_TPT_16, agreement, logits, tuned_texts
+from robustbench_vlm.test_time.random_views import random_views
+
+SETTINGS = {**R_TPT_16.settings, "views": 8.0, "share": 0.4, "neighbours": 3.0}
+
+
+def test_the_texts_are_those_after_one_step_of_adamw() -> None:
+    context = context_of(SETTINGS)
+    # As published: one context for all classes.
+    tokens = context.tokens.clone()
+    tokens[:, 1:5] = tokens[0, 1:5]
+    context = replace(context, tokens=tokens)
+    random = torch.Generator().manual_seed(3)
+    views = functional.normalize(torch.randn(2, 8, 6, generator=random, dtype=torch.float64), dim=2)
+    found = tuned_texts(context, views)
+    for row in range(2):
+        tuned = tokens[0, 1:5].clone().requires_grad_()
+        optimizer = torch.optim.AdamW([tuned], lr=5e-3)
+
+        def texts(tuned: torch.Tensor = tuned) -> torch.Tensor:
+            whole = torch.cat([tokens[:, :1], tuned.expand(len(tokens), -1, -1), tokens[:, 5:]], dim=1)
+            return context.text_tower(whole[None])[0]
+
+        scores = context.scale * views[row] @ texts().T
+        entropies = -(scores.softmax(dim=1) * scores.log_softmax(dim=1)).sum(dim=1)
+        entropies.sort().values[:3].mean().backward()
+        optimizer.step()
+        assert torch.allclose(found[row], texts().detach(), rtol=1e-9)
+
+
+def test_views_that_agree_weigh_more() -> None:
+    angles = torch.tensor([0.0, 0.1, 0.2, 2.0], dtype=torch.float64)
+    features = torch.stack([angles.cos(), angles.sin()], dim=1)[None]
+    nearest = torch.tensor([1 + torch.cos(torch.tensor(gap)) for gap in (0.1, 0.1, 0.1, 1.8)], dtype=torch.float64) / 2
+    assert torch.allclose(agreement(features, 2, 0.01)[0], (nearest / 0.01).softmax(dim=0), atol=1e-5)
+
+
+def test_unchanged_tokens_give_the_text_embeddings() -> None:
+    model = load_model("clip", "mini")
+    prompts = ("a photo of a red circle.", "a cat", "many small stars on a dark blue sky")
+    tower = PromptTower(model, prompts)
+    assert torch.allclose(tower(tower.tokens[None])[0], model.text_features(prompts), atol=1e-6)
+
+
+def test_views_belong_to_the_sample_and_begin_with_the_picture() -> None:
+    keys, images = sample_keys(0, "views", ["a", "b", "c"]), pictures()
+    views = random_views(keys, images, 8)
+    assert views.shape == (3, 8, *images.shape[1:]) and torch.equal(views[:, 0], images)
+    assert views.min() >= 0 and views.max() <= 1 + 1e-9
+    order = torch.tensor([2, 0])
+    assert torch.allclose(random_views(keys[order], images[order], 8), views[order], rtol=1e-12)
+    other = random_views(sample_keys(1, "views", ["a", "b", "c"]), images, 8)
+    assert not torch.allclose(other[:, 1:], views[:, 1:])
+    assert (views[:, 1:] - views[:, :1]).abs().amax(dim=(2, 3, 4)).min() > 0.01
+
+
+def test_a_white_picture_stays_white_or_is_solarised() -> None:
+    # Every step of a view moves pixels or changes their tone: no border and no mixture may darken them by itself.
+    white = torch.full((2, 3, 16, 16), 0.45, dtype=torch.float64)
+    views = random_views(sample_keys(0, "white", ["a", "b"]), white, 32)
+    assert (views <= 0.45 + 1e-9).all()
+    assert torch.isclose(views, white[:, None]).flatten(2).all(dim=2).sum() >= 8
+
+
+def test_a_sample_alone_gets_the_logits_that_it_gets_in_a_batch() -> None:
+    context, images = context_of(SETTINGS), pictures()
+    rows = [logits(alone(context, n), images[n : n + 1]) for n in range(3)]
+    assert torch.allclose(torch.cat(rows), logits(context, images), rtol=1e-9)
+
+
+def test_the_gradient_goes_through_the_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    # AdamW's first step is nearly a sign: with a large eps it has a slope that finite differences can see.
+    monkeypatch.setattr(r_tpt, "_ADAM_EPS", 0.5)
+    monkeypatch.setattr(r_tpt, "straight_through", lambda value, smooth: value)
+    context = context_of({**SETTINGS, "lr": 1.0}, count=1)
+    views = random_views(context.keys, pictures(1), 8).flatten(0, 1)
+    features = functional.normalize(context.features(views), dim=1)[None].requires_grad_()
+    assert torch.autograd.gradcheck(lambda each: tuned_texts(context, each), features)
+
+
+def test_as_constants_texts_and_weights_have_no_gradient() -> None:
+    through, images = context_of(SETTINGS), pictures().requires_grad_()
+    constant = replace(through, differentiate=False)
+    assert torch.allclose(logits(constant, images), logits(through, images))
+    first, second = (torch.autograd.grad(logits(each, images)[:, 0].sum(), images)[0] for each in (through, constant))
+    assert second.abs().max() > 0 and not torch.allclose(first, second)

@@ -1,0 +1,235 @@
+"""The trainer: what moves, what stays, what is written, and the same end after any interruption."""
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+import time
+import types
+from fractions import Fraction
+from pathlib import Path
+
+import pytest
+import torch
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.datasets.rendered import SCENES
+from robustbench_vlm.defenses.agft import AGFT
+from robustbench_vlm.defenses.base import Schedule
+from robustbench_vlm.defenses.gladiator import GLADIATOR
+from robustbench_vlm.defenses.tecoa import TECOA
+from robustbench_vlm.models.classifier import Model, load_model
+from robustbench_vlm.models.mini import MINI
+from robustbench_vlm.training.data import Pictures, in_hashed_order
+from robustbench_vlm.training.distributed import Processes
+from robustbench_vlm.training.finetune import Place, _check_processes, finetune
+from robustbench_vlm.training.job import Job
+from robustbench_vlm.training.log import Log, Row, read_log
+
+CPU = Processes("cpu")
+
+
+def _model() -> Model:
+    torch.manual_seed(0)
+    return Model("random", "0", MINI.build().eval().requires_grad_(False), MINI)
+
+
+def _pictures(count: int) -> Pictures:
+    return in_hashed_order(SCENES.open()).part(0, count)
+
+
+def _job(**changes: object) -> Job:
+    schedule = Schedule("adamw", lr=1e-3, weight_decay=0.0, batch_size=8, epochs=2, warmup=2)
+    job = Job(AGFT, schedule, _model(), SCENES, _pictures(32), eps=Fraction(8, 255))
+    return dataclasses.replace(job, **changes)  # type: ignore[arg-type]
+
+
+def _train(job: Job, folder: Path, save_every: int = 1) -> tuple[torch.nn.Module, list[Row]]:
+    visual, _ = finetune(job, Place(folder, CPU, save_every), _silent)
+    return visual, read_log(folder / "log.csv")
+
+
+def _silent(step: int, of: int, left: float, state: str) -> None:
+    pass
+
+
+def test_only_the_student_moves(tmp_path: Path) -> None:
+    job = _job()
+    before = {key: value.clone() for key, value in job.model.network.state_dict().items()}
+    visual, _ = _train(job, tmp_path)
+    after = job.model.network.state_dict()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+    moved = [key for key, value in visual.state_dict().items() if not torch.equal(value, before[f"visual.{key}"])]
+    assert "conv1.weight" in moved and "attnpool.c_proj.weight" in moved
+    assert not [key for key in moved if "running" in key]
+
+
+def test_training_lowers_the_loss_on_what_it_sees_and_says_so(tmp_path: Path) -> None:
+    schedule = Schedule("adamw", lr=2e-3, weight_decay=0.0, batch_size=16, epochs=60, warmup=2)
+    _, rows = _train(_job(defense=TECOA, schedule=schedule, pictures=_pictures(16), eps=Fraction(0)), tmp_path, 1000)
+    assert rows[-1].loss < rows[0].loss - 0.2
+    assert [row.step for row in rows] == [20, 40, 60]
+
+
+def test_the_logged_accuracies_are_those_of_the_batch(tmp_path: Path) -> None:
+    schedule = Schedule("sgd", lr=0.0, weight_decay=0.0, batch_size=32, epochs=1, warmup=0)
+    model, rows = load_model("clip", "mini"), {}
+    for eps in (Fraction(0), Fraction(8, 255)):
+        _, (rows[eps],) = _train(_job(model=model, schedule=schedule, eps=eps), tmp_path / str(eps.numerator))
+    pictures = _pictures(32)
+    guesses = model.classifier(SCENES.prompts)(pictures.read(range(32)).float() / 255).argmax(dim=1)
+    expected = (guesses == pictures.labels).float().mean().item()
+    assert [row.clean for row in rows.values()] == [expected, expected] and expected > 0.5
+    assert rows[Fraction(0)].robust == expected and rows[Fraction(8, 255)].robust < expected
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_lower_precision_is_the_training_pass_s_alone(tmp_path: Path, precision: str) -> None:
+    _, rows = _train(_job(precision=precision), tmp_path)
+    _, exact = _train(_job(), tmp_path / "exact")
+    assert (rows[-1].loss == exact[-1].loss) == (precision == "float32")
+    assert rows[-1].loss == pytest.approx(exact[-1].loss, rel=0.05)
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+    bad = dataclasses.replace(AGFT, loss=lambda context, images: AGFT.loss(context, images) * float("nan"))
+    with pytest.raises(UserError, match=r"step 0: lower the rate.*no checkpoint"):
+        _train(_job(defense=bad), tmp_path)
+    # Fine at first: the loss is lost once half of the training is behind.
+    calls: list[int] = []
+
+    def later(context: object, images: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        return AGFT.loss(context, images) * (float("nan") if len(calls) > 4 else 1.0)  # type: ignore[arg-type]
+
+    with pytest.raises(UserError, match=r"step 4: lower the rate.*last good"):
+        _train(_job(defense=dataclasses.replace(AGFT, loss=later)), tmp_path)
+    state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert state["step"] == 4 and all(torch.isfinite(value).all() for value in state["tower"].values())
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+    schedule = dataclasses.replace(_job().schedule, optimizer="sgd", rate=1e38, warmup=0)
+    with pytest.raises(UserError, match=r"a weight is no longer finite|loss is nan"):
+        _train(_job(schedule=schedule), tmp_path)
+    assert not (tmp_path / "checkpoint.pt").exists()
+
+
+@pytest.mark.parametrize("spoil", ["other", "cut", "garbage"])
+def test_a_checkpoint_that_is_not_this_training_s_is_refused(tmp_path: Path, spoil: str) -> None:
+    _train(_job(), tmp_path)
+    file = tmp_path / "checkpoint.pt"
+    if spoil == "cut":
+        file.write_bytes(file.read_bytes()[:1000])
+    if spoil == "garbage":
+        file.write_bytes(b"hello")
+    with pytest.raises(UserError, match=r"other settings.*--no-resume" if spoil == "other" else "no whole checkpoint"):
+        _train(_job(seed=1 if spoil == "other" else 0), tmp_path)
+
+
+def test_a_resumed_log_has_every_row_once(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    rows = [Row(step, 1.0, 0.5, 0.25, 1e-3, step / 10) for step in (20, 40, 60)]
+    log = Log(path, 0)
+    for row in rows:
+        log.add(row)
+    with path.open("a") as file:
+        file.write("80,1.0,0.")
+    Log(path, 40).add(rows[2])
+    assert read_log(path) == rows
+
+
+def test_too_few_pictures_and_unknown_precisions_are_named() -> None:
+    with pytest.raises(UserError, match="4 images do not fill a batch of 8"):
+        _job(pictures=_pictures(4))
+    with pytest.raises(UserError, match="float32, bfloat16"):
+        _job(precision="float16")
+
+
+_DRIVER = """
+import dataclasses, sys, torch
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_finetuning import _job, _silent, CPU, finetuning_in_double
+from robustbench_vlm.training.finetune import Place, _check_processes, finetune
+torch.set_num_threads(1)
+folder = Path(sys.argv[1])
+if sys.argv[3] == "double":
+    finetuning_in_double(folder)
+else:
+    visual, _ = finetune(_job(), Place(folder, CPU, 1), _silent)
+    torch.save(visual.state_dict(), folder / "final.pt")
+"""
+
+
+def finetuning_in_double(folder: Path) -> None:
+    """Train by the recipe that has a term of the whole batch, with a row of the log for every step."""
+    from robustbench_vlm.training import recorder
+
+    recorder._LOG_EVERY = 1
+    job = _job(defense=GLADIATOR)
+    job.model.network.double()
+    finetune(job, Place(folder, CPU, 3), _silent)
+
+
+def _start(folder: Path, mode: str = "", processes: int = 0) -> subprocess.Popen[bytes]:
+    driver = folder.parent / "driver.py"
+    driver.write_text(_DRIVER)
+    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes else []
+    return subprocess.Popen(
+        [sys.executable, *launch, str(driver), str(folder), str(Path(__file__).parent), mode],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.parametrize("last", [1, 3])
+def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(tmp_path: Path, last: int) -> None:
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    whole.mkdir(), broken.mkdir()
+    assert _start(whole).wait(timeout=120) == 0
+    process, deadline = _start(broken), time.monotonic() + 120
+    while _steps(broken) < last and time.monotonic() < deadline:
+        time.sleep(0.005)
+    os.kill(process.pid, signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL and not (broken / "final.pt").exists()
+    assert _start(broken).wait(timeout=120) == 0
+    first, second = (torch.load(folder / "final.pt", weights_only=True) for folder in (whole, broken))
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+def _steps(folder: Path) -> int:
+    file = folder / "checkpoint.pt"
+    return int(torch.load(file, weights_only=True)["step"]) if file.exists() else 0
+
+
+def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
+    curves = []
+    for processes in (1, 2):
+        folder = tmp_path / str(processes)
+        folder.mkdir()
+        assert _start(folder, "double", processes).wait(timeout=240) == 0
+        curves.append(read_log(folder / "log.csv"))
+    assert len(curves[0]) == len(curves[1]) == 8
+    for one, two in zip(*curves, strict=True):
+        assert two.loss == pytest.approx(one.loss, rel=1e-9) and (two.clean, two.robust) == (one.clean, one.robust)
+
+
+def test_more_processes_than_rows_are_refused() -> None:
+    crowd = types.SimpleNamespace(count=9, agree=lambda number: True)
+    with pytest.raises(UserError, match="9 processes cannot share a batch of 8"):
+        _check_processes(_job(), crowd, 0)  # type: ignore[arg-type]
+    strangers = types.SimpleNamespace(count=2, agree=lambda number: False)
+    with pytest.raises(UserError, match="different checkpoints"):
+        _check_processes(_job(), strangers, 0)  # type: ignore[arg-type]
+
+
+def test_processes_name_their_device() -> None:
+    with pytest.raises(UserError, match="cpu or cuda"):
+        Processes("gpu:7")
+    assert CPU.agree(3) and CPU.agree(2**28) and CPU.count == 1
+
+
+def test_the_pictures_are_part_of_what_a_training_is() -> None:
+    one, other = _job(), _job(pictures=in_hashed_order(SCENES.open()).part(32, 64))
+    assert one.identity != other.identity and one.identity == _job().identity
