@@ -42,12 +42,12 @@ def _section(name: str) -> str:
     stages = f"{protocol.attack_name('autoattack')}" if protocol.attacks else "the standard list"
     rows = [
         ["track", ", ".join(tracks) + (", where it is the default" if is_first else "")],
-        ["samples a data set", str(protocol.samples or "all")],
+        ["samples a dataset", str(protocol.samples or "all")],
         ["precision of the attack, of the verdicts", f"{protocol.precision}, {protocol.verdict_precision}"],
         ["iterate of PGD that counts", protocol.iterate],
         ["`autoattack` is", stages],
         ["pictures", str(document["transform"])],
-        ["small pictures", str(document["small_transform"])],
+        ["small images", str(document["small_transform"])],
         ["fingerprint", f"`{str(document['fingerprint'])[:12]}`"],
     ]
     return f"## {protocol.label}\n\n{description}.\n\n{markdown(['', ''], rows)}"

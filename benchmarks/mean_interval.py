@@ -1,8 +1,8 @@
-"""How often 95 % intervals of a mean over data sets hold the truth: ours beside three others, on drawn verdicts.
+"""How often 95 % intervals of a mean over datasets hold the truth: ours beside three others, on drawn verdicts.
 
     python benchmarks/mean_interval.py
 
-For every kind of accuracies and number of samples a data set, the verdicts of 13 data sets are drawn again and again.
+For every kind of accuracies and number of samples a dataset, the verdicts of 13 datasets are drawn again and again.
 Each column is one formula: the share of draws (in %) whose interval holds the mean of the true accuracies, and the
 interval's mean width in points. At `--draws 20000` a share of 95 is known to 0.3.
 """

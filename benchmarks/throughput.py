@@ -4,7 +4,7 @@
 
 Checks first: the tower against open_clip's own, and that ours leaves no more samples robust than the others do, in
 float32. Then times: passes a second, the share of the machine's own matrix products that they are, peak memory, and how
-many of our verdicts each precision changes. All get the same network, pictures and labels, which are the network's own
+many of our verdicts each precision changes. All get the same network, images and labels, which are the network's own
 answers. Needs `pip install --no-deps torchattacks`. `--quick` is a trial of the script on a CPU, and no measurement.
 """
 
@@ -47,7 +47,7 @@ Side = Callable[[nn.Module, Batch], Tensor]
 
 
 class Counted(nn.Module):
-    """A classifier that counts the pictures that pass it without and with a gradient."""
+    """A classifier that counts the images that pass it without and with a gradient."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -111,7 +111,7 @@ def _right(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
 
 
 def flops_of(classifier: nn.Module, images: Tensor) -> dict[str, int]:
-    """Return the floating-point operations of the products in one picture's pass, without and with a gradient."""
+    """Return the floating-point operations of the products in one image's pass, without and with a gradient."""
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         classifier(images)
     with FlopCounterMode(display=False) as gradient:

@@ -33,7 +33,7 @@ EPS = Fraction(6, 255)
 
 
 class Logits(nn.Module):
-    """What torchattacks takes: pictures to logits, through open_clip's own tower."""
+    """What torchattacks takes: images to logits, through open_clip's own tower."""
 
     def __init__(self, encoder: nn.Module, text_features: Tensor, scale: float) -> None:
         super().__init__()

@@ -75,14 +75,14 @@ def means(tables: list[Table]) -> str:
 
 
 def data_sets(tables: list[Table], attack: str, eps: str) -> str:
-    """Return clean / robust accuracy: a row for each data set, a column for each model."""
+    """Return clean / robust accuracy: a row for each dataset, a column for each model."""
     chosen = [table for table in tables if (table["attack"], table["eps"]) == (attack, eps)]
     rows = []
     for number, score in enumerate(chosen[0]["scores"]):
         cells = [table["scores"][number] for table in chosen]
         assert {cell["dataset"] for cell in cells} == {score["dataset"]}
         rows.append([score["dataset"], *(f"{percent(cell['clean'])} / {percent(cell['robust'])}" for cell in cells)])
-    return markdown(["data set", *(table["model"] for table in chosen)], rows)
+    return markdown(["dataset", *(table["model"] for table in chosen)], rows)
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""The commands from Python: models, attacks and data sets by name, evaluation, comparison and leaderboard.
+"""The commands from Python: models, attacks and datasets by name, evaluation, comparison and leaderboard.
 
 `robustbench_vlm` itself has these functions: `from robustbench_vlm import evaluate` is all that a program needs.
 """
@@ -54,7 +54,7 @@ Count = int | Literal["all"] | None
 
 @dataclass(frozen=True)
 class Pictures:
-    """The samples of a data set that a protocol measures on, in its order, all in memory."""
+    """The samples of a dataset that a protocol measures on, in its order, all in memory."""
 
     name: str
     images: Tensor
@@ -83,7 +83,7 @@ def load_model(model: str, track: str = "mini", *, device: str = "") -> AnyModel
 
     `model.classifier(prompts)` is the zero-shot classifier of the classes that the prompts describe, a torch module
     from images (B, 3, H, W) in [0, 1] to float32 logits (B, C), differentiable in the images; resize and normalisation
-    are inside. That of a procedure draws numbers that belong to a sample: `classifier.of_samples(pictures.keys)` is a
+    are inside. That of a procedure draws numbers that belong to a sample: `classifier.of_samples(images.keys)` is a
     function of those samples' images, whichever the model is. On a GPU where there is one, unless `device` says "cpu".
     Raises UserError for unknown names, wrong digests, and models that nobody has released.
     """
@@ -93,11 +93,11 @@ def load_model(model: str, track: str = "mini", *, device: str = "") -> AnyModel
 def load_dataset(
     name: str, track: str = "mini", *, samples: Count = None, protocol: str = "", data: str | Path | None = None
 ) -> Pictures:
-    """Load the samples of a data set that a protocol (the track's first one if none is named) measures on.
+    """Load the samples of a dataset that a protocol (the track's first one if none is named) measures on.
 
     `samples` takes so many instead of the protocol's number, or "all"; the first ones are the same whatever it is.
-    `data` is the folder of the published data sets, else VLMBENCH_DATA. Raises UserError for unknown names, for data
-    sets that are not there, and for unreadable pictures.
+    `data` is the folder of the published datasets, else VLMBENCH_DATA. Raises UserError for unknown names, for data
+    sets that are not there, and for unreadable images.
     """
     chosen: Protocol = PROTOCOLS.load(protocol or TRACKS.load(track).protocols[0])
     if samples is not None:
@@ -131,7 +131,7 @@ def evaluate(
 ) -> RunResult:
     """Measure clean and robust accuracy of every model under every attack at every eps, as `vlmbench run` does.
 
-    What is not said is the track's: its data sets, standard eps and first protocol. What is on disk below `out` already
+    What is not said is the track's: its datasets, standard eps and first protocol. What is on disk below `out` already
     is not computed again. `workers` are processes, 0 one a core or GPU. `engine.run.run` takes a `Request`, which has
     the rarer options too. Raises UserError for what cannot be used, such as a model that is no name.
     """

@@ -1,4 +1,4 @@
-"""Tracks: a base model, its zero-shot data sets, the threats, and the protocol."""
+"""Tracks: a base model, its zero-shot datasets, the threats, and the protocol."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -32,7 +32,7 @@ class Track:
     training: str = ""
     """The fine-tuning set; empty: a folder that the user names."""
     seen: tuple[str, ...] = ()
-    """Data sets that models here were trained on: the zero-shot mean leaves them out, a mean beside it does not."""
+    """Datasets that models here were trained on: the zero-shot mean leaves them out, a mean beside it does not."""
     training_pictures: int = 0
     schedule: Schedule | None = None
     """The budget that every defense has here; None: each one's published schedule."""
@@ -41,7 +41,7 @@ class Track:
     stored: str = "float32"
     """What trained towers are rounded to in their files; they run in float32 whatever it is."""
     learning_rates: Mapping[str, float] = field(default_factory=dict)
-    """Learning learning_rates found for single defenses on held-out pictures of the fine-tuning set."""
+    """Learning learning_rates found for single defenses on held-out images of the fine-tuning set."""
     description: str = ""
 
 
@@ -109,7 +109,7 @@ ZEROSHOT15 = Track(
     standard_eps=Fraction(1, 255),
     protocols=("trusted", "agft-2026", "fare-2024", "tecoa-2023", "tga-2024"),
     board="trusted",
-    description="the real track: CLIP ViT-B/32 on the fifteen data sets of AGFT's paper, ImageNet out of the mean",
+    description="the real track: CLIP ViT-B/32 on the fifteen datasets of AGFT's paper, ImageNet out of the mean",
 )
 
 TRACKS = Registry("track", {"mini": "robustbench_vlm.tracks:MINI", "zeroshot15": "robustbench_vlm.tracks:ZEROSHOT15"})

@@ -68,7 +68,7 @@ def _library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def library(_library: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make every published data set be there, as a made-up copy of a few pictures, and return the folder of them."""
+    """Make every published dataset be there, as a made-up copy of a few images, and return the folder of them."""
     monkeypatch.setenv("VLMBENCH_DATA", str(_library / "data"))
     monkeypatch.setenv("VLMBENCH_CACHE", str(_library / "cache"))
     return _library / "data"

@@ -1,4 +1,4 @@
-"""Boards and entries as the site takes them: eight models on thirteen data sets, reported rows, and a hostile one."""
+"""Boards and entries as the site takes them: eight models on thirteen datasets, reported rows, and a hostile one."""
 
 import dataclasses
 import random

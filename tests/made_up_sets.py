@@ -1,6 +1,6 @@
-"""Small made-up copies of the published data sets, in exactly the layout and formats of their files.
+"""Small made-up copies of the published datasets, in exactly the layout and formats of their files.
 
-Three classes, two pictures each, noise of a colour of the class; the lists name all classes, as the true ones do.
+Three classes, two images each, noise of a colour of the class; the lists name all classes, as the true ones do.
 """
 
 import io
@@ -22,7 +22,7 @@ CLASSES, EACH = 3, 2
 
 
 def make(name: str, root: Path) -> Path:
-    """Write a data set below `root`, in the folder where torchvision looks for it, and return that folder."""
+    """Write a dataset below `root`, in the folder where torchvision looks for it, and return that folder."""
     folder = root / ORIGINALS[name].folder
     folder.mkdir(parents=True)
     _MAKERS[name](folder)
@@ -32,7 +32,7 @@ def make(name: str, root: Path) -> Path:
 def make_shards(
     name: str, root: Path, written: Iterable[str] | None = None, samples: int = CLASSES * EACH, first_label: int = 0
 ) -> Path:
-    """Write the hub's build of a data set below `root`/wds, four samples a shard, and return its folder.
+    """Write the hub's build of a dataset below `root`/wds, four samples a shard, and return its folder.
 
     `written` are the lines of classnames.txt, and labels are places among them, two samples each from `first_label` on.
     """
@@ -72,9 +72,9 @@ def _save(path: Path, number: int) -> None:
 
 
 def _some(name: str) -> list[str]:
-    """Return the classes of which there are pictures: the first, the last and one between, in another order."""
+    """Return the classes of which there are images: the first, the last and one between, in another order."""
     names = class_names(name)
-    if name == "caltech256":  # torchvision counts the folders and expects pictures named by the count
+    if name == "caltech256":  # torchvision counts the folders and expects images named by the count
         return list(names[:CLASSES])
     return [names[-1], names[0], names[len(names) // 2]][: len(names)]
 
@@ -89,7 +89,7 @@ def _write(path: Path, text: Iterable[str]) -> None:
 
 
 def _folders(name: str, form: str) -> Callable[[Path], None]:
-    """Return the maker of a data set with a folder a class; `form` has the class, its number and the picture's."""
+    """Return the maker of a dataset with a folder a class; `form` has the class, its number and the image's."""
 
     def maker(root: Path) -> None:
         for raw in _some(name):
@@ -198,7 +198,7 @@ def _hateful_memes(root: Path) -> None:
 
 
 def _flowers102(root: Path) -> None:
-    # The last four pictures are no test pictures; the split is not sorted.
+    # The last four images are no test images; the split is not sorted.
     labels = [place + 1 for place in _numbers("flowers102")]
     for number in range(1, len(labels) + 1):
         _save(root / "jpg" / f"image_{number:05d}.jpg", number)

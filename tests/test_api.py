@@ -52,7 +52,7 @@ def test_no_part_of_the_package_hides_a_function() -> None:
     assert not parts & set(robustbench_vlm.__all__)
 
 
-def test_a_model_classifies_the_samples_of_a_data_set() -> None:
+def test_a_model_classifies_the_samples_of_a_dataset() -> None:
     pictures = load_dataset("handwritten")
     assert len(pictures) == MINI_QUICK.samples and pictures.images.dtype == torch.float32
     assert 0 <= pictures.images.min() < pictures.images.max() <= 1
@@ -77,7 +77,7 @@ def test_samples_are_those_of_the_protocol_in_its_order(result: RunResult) -> No
     assert len(load_dataset("handwritten", samples="all")) == len(DATASETS.load("handwritten").open().ids)
 
 
-def test_published_data_sets_come_in_a_protocol_s_words(library: Path) -> None:
+def test_published_datasets_come_in_a_protocol_s_words(library: Path) -> None:
     pictures = load_dataset("cifar10", track="zeroshot15", samples=4, data=library)
     assert pictures.images.shape == (4, 3, 32, 32) and pictures.prompts[0] == "This is a photo of a airplane."
     other = load_dataset("cifar10", protocol="fare-2024", samples=4, data=library)

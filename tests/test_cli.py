@@ -129,7 +129,7 @@ def test_a_table_for_a_pipe(quick: list[str], capsys: pytest.CaptureFixture[str]
         (["show", "attack"], "NAME.*vlmbench show attack --help"),
         (["show", "atack", "fgsm"], "unknown kind 'atack'. Did you mean attacks"),
         (["show", "sample", "colours", "nonesuch"], "no sample of 'colours' here.*--samples all"),
-        (["show", "sample", "colours", "0", "--out", "x.bmp"], "--out x.bmp is no picture"),
+        (["show", "sample", "colours", "0", "--out", "x.bmp"], "--out x.bmp is no image"),
         (["show", "sample", "colors", "0"], "unknown dataset 'colors'. Did you mean colours"),
         (["transfer", "--model", "clip"], "name two or more"),
         (["transfer", "--model", "clip", "--model", "agft", "--dataset", "scenes"], "trained on scenes.*another"),
@@ -137,7 +137,7 @@ def test_a_table_for_a_pipe(quick: list[str], capsys: pytest.CaptureFixture[str]
         (["check", "attack", "nonesuch"], "unknown attack 'nonesuch'"),
         (["list", "models", "--track", "nonesuch"], "unknown track 'nonesuch'"),
         (["diagnose", "--model", "clip", "--attack", "autoattack"], "stops where a sample is broken.*pgd-10"),
-        (["diagnose", "--model", "clip", "--plot", "curves.txt"], "curves.txt is no picture.*end it in .png or .svg"),
+        (["diagnose", "--model", "clip", "--plot", "curves.txt"], "curves.txt is no image.*end it in .png or .svg"),
         (["diagnose", "--model", "clip", "--plot", "no/such/curves.png"], "lies in no/such, which is no folder"),
         (["diagnose", "--model", "nonesuch"], "unknown model 'nonesuch'"),
         (["train", "nonesuch"], "unknown defense 'nonesuch'"),
@@ -280,7 +280,7 @@ FOLDERS = [
 @pytest.mark.parametrize("folder", FOLDERS)
 def test_real_pictures_in_folders(folder: str, document: Document, quick: list[str]) -> None:
     if not (REAL / folder).is_dir():
-        pytest.skip(f"needs the pictures in {REAL}")
+        pytest.skip(f"needs the images in {REAL}")
     found = document("run", *quick, "--images", str(REAL / folder), "--prompt", "a photo of a {}.")
     (score,) = found["scores"]
     classes = [path for path in (REAL / folder).iterdir() if path.is_dir()]
@@ -290,7 +290,7 @@ def test_real_pictures_in_folders(folder: str, document: Document, quick: list[s
 @pytest.fixture
 def own_pictures(tmp_path: Path) -> Path:
     """Make a folder whose class names would be markup, a terminal's control codes, and other scripts."""
-    folder = tmp_path / "my [red]pictures\x1b[31m"
+    folder = tmp_path / "my [red]images\x1b[31m"
     for number, (name, form, mode) in enumerate(
         [
             ("[bold]cat[bold]", "png", "RGBA"),
@@ -316,8 +316,8 @@ def test_names_cannot_steer_the_terminal(
 ) -> None:
     assert run_command(["run", *quick, "--images", str(own_pictures), "--samples", "4"]) == 0
     printed = capsys.readouterr()
-    assert "my [red]pictures\\x1b[31m" in printed.out
-    assert "4 of 8 pictures (--samples all takes every one)" in printed.err
+    assert "my [red]images\\x1b[31m" in printed.out
+    assert "4 of 8 images (--samples all takes every one)" in printed.err
     assert "\x1b" not in printed.out + printed.err
 
 

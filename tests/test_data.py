@@ -1,4 +1,4 @@
-"""`vlmbench data`: what is there, what is missing, what is wrong, on made-up copies of every published data set."""
+"""`vlmbench data`: what is there, what is missing, what is wrong, on made-up copies of every published dataset."""
 
 import hashlib
 import json
@@ -103,7 +103,7 @@ def test_what_cannot_be_fetched_says_what_to_do_by_hand(empty: Path, capsys: pyt
     assert "Did you mean cifar10" in _answer(capsys, "prepare", "cifar1", code=2)["error"]
 
 
-def test_verify_tells_a_whole_data_set_from_a_part_of_it(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_tells_a_whole_dataset_from_a_part_of_it(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _answer(capsys, "verify") == {"passed": True, "checked": dict.fromkeys(ZEROSHOT15.datasets)}
     assert "dtd" in _answer(capsys, "verify", "dtd", code=1)["checked"]["dtd"][0]
     make("dtd", empty)
@@ -119,7 +119,7 @@ def test_verify_finds_a_prepared_picture_that_changed(empty: Path, capsys: pytes
     content[-5] ^= 255
     (folder / "000000.npy").write_bytes(content)
     after = _answer(capsys, "verify", "cifar10", code=1)["checked"]["cifar10"]
-    assert len(after) == len(before) + 1 and "1 of 6 pictures" in after[-1]
+    assert len(after) == len(before) + 1 and "1 of 6 images" in after[-1]
 
 
 def test_shards_of_another_split_are_told_from_the_split_itself(empty: Path) -> None:
@@ -148,7 +148,7 @@ def test_pictures_that_were_changed_under_their_names_are_prepared_anew(
     source = ready(DATASETS.load("oxford-pets"), None).open()
     before = source.read(range(6))
     path = next(empty.rglob(f"{Path(source.ids[2]).stem}.jpg"))
-    path.write_bytes(b"no picture")
+    path.write_bytes(b"no image")
     located.cache_clear()
     broken = ready(DATASETS.load("oxford-pets"), None).open()
     assert broken.digests(range(6))[2] == "" and broken.digests([0]) == source.digests([0])
@@ -158,18 +158,18 @@ def test_pictures_that_were_changed_under_their_names_are_prepared_anew(
     assert mended[2].float().mean(dim=(1, 2)).tolist() == pytest.approx([254, 0, 0], abs=2)
 
 
-def test_a_run_on_a_part_of_a_data_set_is_warned_of(
+def test_a_run_on_a_part_of_a_dataset_is_warned_of(
     library: Path, make_card: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["run", "--track", "zeroshot15", "--model", str(make_card()), "--attack", "fgsm", "--dataset", "dtd"]
     assert run_command([*command, "--dataset", "imagenet", "--workers", "1", "--out", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert all("incomplete" in score["warnings"] for score in found["scores"])
-    # ImageNet is out of the mean, and two data sets are not the table that was published.
+    # ImageNet is out of the mean, and two datasets are not the table that was published.
     assert found["mean"]["clean"] == found["scores"][0]["clean"] and found["mean_as_published"] is None
 
 
-def test_a_protocol_with_data_sets_of_its_own_runs_these(library: Path, make_card: Callable[..., Path]) -> None:
+def test_a_protocol_with_datasets_of_its_own_runs_these(library: Path, make_card: Callable[..., Path]) -> None:
     plan = make_plan(
         Request(models=(str(make_card()),), attacks=("fgsm",), track="zeroshot15", protocol="fare-2024", samples=2)
     )

@@ -23,9 +23,9 @@ OPTIONS = {
  --save --track --workers""",
     "convert": "FILE --base --defense --json --name --out --track",
     "pretrain": "--json --out --track",
-    "train": """DEFENSE --base --device --epochs --eps --images --json --out --pictures --precision --resume
+    "train": """DEFENSE --base --device --epochs --eps --images --json --out --images --precision --resume
  --save-every --seed --set --track""",
-    "sweep": """DEFENSE --base --device --epochs --eps --images --json --out --over --pictures --plot --precision --seed
+    "sweep": """DEFENSE --base --device --epochs --eps --images --json --out --over --images --plot --precision --seed
  --set --share --track""",
     "submit": "RUN --code --contact --data --json --model --note --out --records",
     "verify": "ENTRY --check --data --device --full --json --model --samples --seed --since --workers",

@@ -95,7 +95,7 @@ REAL = ("trusted", "agft-2026", "fare-2024", "tecoa-2023", "tga-2024")
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_every_protocol_of_the_real_track_knows_its_data_sets_and_its_attacks(name: str) -> None:
+def test_every_protocol_of_the_real_track_knows_its_datasets_and_its_attacks(name: str) -> None:
     protocol: Protocol = PROTOCOLS.load(name)
     for attack in ("autoattack", "cw", "pgd-20", "pgd-100"):
         assert protocol.adapt_attack(load_attack(protocol.attack_name(attack))).stages
@@ -112,7 +112,7 @@ def test_every_protocol_of_the_real_track_knows_its_data_sets_and_its_attacks(na
     assert not_run == ({"caltech256"} if name == "fare-2024" else set())
 
 
-def test_the_trusted_protocol_is_how_published_data_sets_are_by_themselves() -> None:
+def test_the_trusted_protocol_is_how_published_datasets_are_by_themselves() -> None:
     for name in DATASETS.names():
         dataset = DATASETS.load(name)
         assert PROTOCOLS.load("trusted").adapt_dataset(dataset) == dataset
@@ -146,11 +146,11 @@ def test_differences_are_said_in_words(capsys: pytest.CaptureFixture[str]) -> No
 def test_a_protocol_shows_its_fingerprint_its_texts_and_its_twins(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["show", "protocol", "agft-2026", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert len(found["fingerprint"]) == 64 and found["data_sets"]["caltech101"]["classes"] == 100
-    assert len(found["data_sets"]["stanford-cars"]["two_classes_with_one_prompt"]) == 7
+    assert len(found["fingerprint"]) == 64 and found["datasets"]["caltech101"]["classes"] == 100
+    assert len(found["datasets"]["stanford-cars"]["two_classes_with_one_prompt"]) == 7
     assert found["transform"] == "shorter side to 224, bilinear, centre crop of 224"
     assert found["small_transform"] == "pixels as stored" and "pictures" not in found
     assert run_command(["show", "protocol", "trusted"]) == 0
     assert "two_classes" not in capsys.readouterr().out
     assert run_command(["show", "protocol", "mini", "--json"]) == 0
-    assert json.loads(capsys.readouterr().out)["transform"] == "each data set's own way"
+    assert json.loads(capsys.readouterr().out)["transform"] == "each dataset's own way"

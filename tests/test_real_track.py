@@ -1,4 +1,4 @@
-"""The real track without its data sets and without a network: what it says, and runs on a person's own pictures."""
+"""The real track without its datasets and without a network: what it says, and runs on a person's own images."""
 
 import dataclasses
 import json
@@ -64,7 +64,7 @@ def test_the_row_says_what_the_papers_fix() -> None:
     assert (ZEROSHOT15.base, ZEROSHOT15.norm) == ("clip", "Linf")
     assert ZEROSHOT15.eps == tuple(Fraction(eps, 255) for eps in (1, 2, 4))
     assert ZEROSHOT15.standard_eps == ZEROSHOT15.training_eps == Fraction(1, 255)
-    # Each defense trains by its own published schedule and inner attack, on pictures that the user names.
+    # Each defense trains by its own published schedule and inner attack, on images that the user names.
     assert ZEROSHOT15.schedule is None and not ZEROSHOT15.inner and not ZEROSHOT15.rates
     assert not ZEROSHOT15.training and not ZEROSHOT15.training_pictures
 
@@ -90,12 +90,12 @@ def test_without_the_data_a_run_says_how_to_get_them_before_it_fetches_a_model(
 ) -> None:
     monkeypatch.setenv("VLMBENCH_DATA", str(tmp_path))
     message = _error(capsys, command, *TRACK)
-    assert "15 of 15 data sets" in message and "caltech256, cifar10" in message and str(tmp_path) in message
+    assert "15 of 15 datasets" in message and "caltech256, cifar10" in message and str(tmp_path) in message
     assert "vlmbench data prepare caltech101" in message
     assert not offline
 
 
-def test_images_and_data_sets_are_not_mixed(
+def test_images_and_datasets_are_not_mixed(
     pictures: Path, offline: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert "give either" in _error(capsys, "run", *TRACK, "--images", str(pictures), "--dataset", "handwritten")
@@ -135,14 +135,14 @@ def test_a_run_on_own_pictures(
     assert list((tmp_path / "runs" / "zeroshot15" / "untrained" / attack).glob("*/*.parquet"))
 
 
-def test_a_plan_on_a_registered_data_set_takes_a_thousand_samples(make_card: Callable[..., Path]) -> None:
+def test_a_plan_on_a_registered_dataset_takes_a_thousand_samples(make_card: Callable[..., Path]) -> None:
     (cell,) = make_plan(
         Request(models=(str(make_card()),), attacks=("fgsm",), track="zeroshot15", datasets=("handwritten",))
     ).cells
     assert (cell.dataset.name, len(cell), cell.threat.eps_text) == ("handwritten", 1000, "1/255")
 
 
-def test_a_model_is_checked_on_a_track_without_data_sets(make_card: Callable[..., Path]) -> None:
+def test_a_model_is_checked_on_a_track_without_datasets(make_card: Callable[..., Path]) -> None:
     found = check("model", str(make_card()), track="zeroshot15")
     assert len(found) > 6 and all(contract.passed for contract in found)
 
@@ -159,7 +159,7 @@ def test_a_model_that_gives_probabilities_is_found_there_too(
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not here")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not here")
 def test_the_real_architecture_on_real_pictures_end_to_end(
     write_model: Callable[..., Path],
     tmp_path: Path,
@@ -170,7 +170,7 @@ def test_the_real_architecture_on_real_pictures_end_to_end(
     torch.manual_seed(0)
     name = "open_clip:ViT-B-32-quickgelu"
     card = write_model(tmp_path, "random", load_architecture(name).build(), name)
-    # A random network takes nearly everything for one thing: let that be what these pictures are of.
+    # A random network takes nearly everything for one thing: let that be what these images are of.
     files = sorted((REAL / "caltech101").glob("*/*.jpg"))[::80]
     pictures = torch.stack([Transform(224, 224)(Image.open(file)) for file in files]).float() / 255
     dataset = DATASETS.load("caltech101")

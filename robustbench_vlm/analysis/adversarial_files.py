@@ -1,7 +1,7 @@
 """Adversarial images as files, lossless: what a dispute hands in, and what `transfer --save` writes.
 
 A safetensors file with one tensor "images", (N, 3, H, W) in [0, 1] as float32 (float64 and float16 are taken as they
-are, uint8 as 255ths), and the metadata "track" and "samples": a JSON list of N pairs [data set, sample id]. At
+are, uint8 as 255ths), and the metadata "track" and "samples": a JSON list of N pairs [dataset, sample id]. At
 eps = 1/255 a format that rounds is a weaker attack, so nothing is rounded.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import sha256_of, write_whole
 
-_WHAT = 'it must hold one tensor "images" (N, 3, H, W), and as metadata "track" and N pairs [data set, id] as "samples"'
+_WHAT = 'it must hold one tensor "images" (N, 3, H, W), and as metadata "track" and N pairs [dataset, id] as "samples"'
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class AdversarialImages:
 
     track: str
     samples: tuple[tuple[str, str], ...]
-    """Data set and sample id of each."""
+    """Dataset and sample id of each."""
     images: Tensor
     """float32 (N, 3, H, W) in [0, 1]."""
 

@@ -1,4 +1,4 @@
-"""What contracts are checked on: made-up classifiers and batches, and a few pictures of a track."""
+"""What contracts are checked on: made-up classifiers and batches, and a few images of a track."""
 
 from collections.abc import Callable
 
@@ -16,11 +16,11 @@ from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import Track
 
 PICTURES = 8
-"""Pictures of a data set that a contract looks at."""
+"""Images of a dataset that a contract looks at."""
 
 
 def toy(threat: Threat, *, num_classes: int) -> tuple[Logits, Batch]:
-    """Return a linear classifier of 8 x 8 pictures, and pictures labelled as it classifies them.
+    """Return a linear classifier of 8 x 8 images, and images labelled as it classifies them.
 
     It adds up in float64, whatever it is given: rounding would make verdicts depend on the batch size.
     """
@@ -37,7 +37,7 @@ def toy(threat: Threat, *, num_classes: int) -> tuple[Logits, Batch]:
 
 
 def pictures_of(track: Track) -> tuple[Batch, tuple[Prompt, ...]]:
-    """Return a few pictures of a track's first data set and the prompts of its classes.
+    """Return a few images of a track's first dataset and the prompts of its classes.
 
     They are made up where it has none, or one that may not be there.
     """
@@ -57,7 +57,7 @@ def pictures_of(track: Track) -> tuple[Batch, tuple[Prompt, ...]]:
 
 
 def lesson(defense: Defense) -> Context:
-    """Return a batch for a defense's losses: linear towers in float64, four pictures, five classes."""
+    """Return a batch for a defense's losses: linear towers in float64, four images, five classes."""
     random = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 3 * 8 * 8, 6, generator=random, dtype=torch.float64)
     images = torch.rand(4, 3, 8, 8, generator=random, dtype=torch.float64)

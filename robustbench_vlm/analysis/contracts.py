@@ -64,15 +64,15 @@ def _model(name: str, track: str) -> Iterator[Contract]:
     logits = model.classifier(prompts).of_samples(batch.keys)
     scores = logits(batch.images).detach()
     shape, expected = tuple(scores.shape), (len(batch.labels), len(prompts))
-    yield Contract("one logit a class for every picture", shape == expected, f"{shape}, expected {expected}")
+    yield Contract("one logit a class for every image", shape == expected, f"{shape}, expected {expected}")
     yield Contract("logits are float32", scores.dtype == torch.float32, str(scores.dtype))
     yield Contract("logits are finite", bool(torch.isfinite(scores).all()))
     larger = nn.functional.interpolate(batch.images, scale_factor=1.5)
-    yield Contract("takes pictures of any size", logits(larger).shape == scores.shape, str(tuple(larger.shape)))
+    yield Contract("takes images of any size", logits(larger).shape == scores.shape, str(tuple(larger.shape)))
     found = probe(logits, batch, slots=PICTURES)
     for code in PROBED:
         raised = sum(code in codes for codes in found)
-        yield Contract(f"does not raise {code}", raised == 0, f"{raised} of {len(found)} pictures")
+        yield Contract(f"does not raise {code}", raised == 0, f"{raised} of {len(found)} images")
 
 
 def _dataset(name: str, track: str) -> Iterator[Contract]:
@@ -92,15 +92,15 @@ def _pixels(dataset: Dataset, source: Source) -> Iterator[Contract]:
     chosen = list(range(0, len(source.ids), step))[:PICTURES]
     images = source.read(chosen)
     yield Contract(
-        "pictures are uint8 (B, 3, H, W)",
+        "images are uint8 (B, 3, H, W)",
         images.dtype == torch.uint8 and images.dim() == 4 and images.shape[:2] == (len(chosen), 3),
         f"{images.dtype} {tuple(images.shape)}",
     )
     again = dataset.open().read(chosen)
     yield Contract("reads the same twice", torch.equal(images, again))
     alone = torch.cat([source.read([index]) for index in reversed(chosen)]).flip(0)
-    yield Contract("a picture is the same alone and in any order", torch.equal(images, alone))
-    yield Contract("pictures differ", len({image.numpy().tobytes() for image in images}) > 1)
+    yield Contract("an image is the same alone and in any order", torch.equal(images, alone))
+    yield Contract("images differ", len({image.numpy().tobytes() for image in images}) > 1)
 
 
 def _attack(name: str, track: str) -> Iterator[Contract]:
@@ -125,7 +125,7 @@ def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
     first, again, alone = (attack_samples(classifier, batch, attack, slots=slots) for slots in (4, 4, 1))
     untouched = torch.equal(before, torch.get_rng_state())
     raw = attack.stages[0].run(classifier, batch, 4).adversarial
-    yield Contract(f"returns finite pictures at {threat}", raw.shape == batch.images.shape and _finite(raw))
+    yield Contract(f"returns finite images at {threat}", raw.shape == batch.images.shape and _finite(raw))
     size = float(distance(threat, batch.images, first.adversarial).max())
     yield Contract(f"verdicts lie within {threat}", size <= float(threat.eps) + 1e-6, f"distance {size:.4f}")
     same = first.broken_by == again.broken_by and torch.equal(first.adversarial, again.adversarial)
@@ -137,12 +137,12 @@ def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
 def _track(name: str, track: str) -> Iterator[Contract]:
     found: Track = TRACKS.load(name)
     for dataset in filter(None, (*found.datasets, found.training, *found.seen)):
-        yield _loads("data set", dataset, DATASETS.load)
+        yield _loads("dataset", dataset, DATASETS.load)
     for protocol in found.protocols:
         yield _loads("protocol", protocol, PROTOCOLS.load)
     yield _loads("architecture", found.architecture, load_architecture)
     yield _loads("undefended model", found.base, lambda base: _names_a_model(base, name))
-    yield Contract("the training set is none of the data sets", found.training not in found.datasets, found.training)
+    yield Contract("the training set is none of the datasets", found.training not in found.datasets, found.training)
     yield Contract("the standard eps is on the curve", found.standard_eps in found.eps, str(found.standard_eps))
 
 
@@ -167,7 +167,7 @@ def _defense(name: str, track: str) -> Iterator[Contract]:
     yield Contract(which, torch.allclose(own(part, part.images), own(context, images)[1:2]))
     (gradient,) = torch.autograd.grad(defense.inner.loss(context, images).sum(), images)
     moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
-    yield Contract("the inner attack's loss has a gradient at every picture", moved and _finite(gradient))
+    yield Contract("the inner attack's loss has a gradient at every image", moved and _finite(gradient))
     yield _names_its_source(defense)
 
 
@@ -184,9 +184,9 @@ def _procedure(name: str, track: str) -> Iterator[Contract]:
         scores, again = logits(images), logits(images)
         alone = torch.cat([logits.of(row)(images[row]) for row in torch.arange(len(images)).flip(0).split(1)]).flip(0)
     shape, expected = tuple(scores.shape), (len(images), len(prompts))
-    yield Contract("one finite logit a class for every picture", shape == expected and _finite(scores), f"{shape}")
+    yield Contract("one finite logit a class for every image", shape == expected and _finite(scores), f"{shape}")
     yield Contract("gives the same twice", torch.equal(scores, again))
-    yield Contract("a picture's logits are the same alone", torch.allclose(scores, alone, rtol=1e-6, atol=1e-8))
+    yield Contract("an image's logits are the same alone", torch.allclose(scores, alone, rtol=1e-6, atol=1e-8))
     for view in model.procedure.views:
         leaf = images.clone().requires_grad_()
         output = logits.seen(view)(leaf)
@@ -194,7 +194,7 @@ def _procedure(name: str, track: str) -> Iterator[Contract]:
         yield Contract(f"gradients change no logits ({view.name})", same)
         (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
         moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
-        yield Contract(f"logits have a gradient at every picture ({view.name})", moved and _finite(gradient))
+        yield Contract(f"logits have a gradient at every image ({view.name})", moved and _finite(gradient))
     yield Contract("leaves torch's random numbers alone", torch.equal(before, torch.get_rng_state()))
     yield _names_its_source(model.procedure)
 

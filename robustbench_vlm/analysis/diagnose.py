@@ -1,4 +1,4 @@
-"""Diagnoses: the diagnostics of a request's models at its radii, each data set's and their means."""
+"""Diagnoses: the diagnostics of a request's models at its radii, each dataset's and their means."""
 
 import dataclasses
 import time
@@ -23,12 +23,12 @@ from robustbench_vlm.models.precision import arithmetic
 
 @dataclass(frozen=True)
 class DatasetDiagnosis:
-    """One model at one radius on one data set."""
+    """One model at one radius on one dataset."""
 
     dataset: str
     n: int
     accuracy: float
-    """Share of the attacked pictures that are classified correctly, in [0, 1]."""
+    """Share of the attacked images that are classified correctly, in [0, 1]."""
     modality_gap: float
     """In [0, 2], see `diagnostics.modality_gap`."""
     gradient_norm: float
@@ -37,7 +37,7 @@ class DatasetDiagnosis:
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One model at one radius; all but the rank are unweighted means over the data sets."""
+    """One model at one radius; all but the rank are unweighted means over the datasets."""
 
     model: str
     norm: str
@@ -47,7 +47,7 @@ class Diagnosis:
     modality_gap: float
     gradient_norm: float
     effective_rank: float
-    """Of the image features of all data sets together; at most the number of samples and of dimensions."""
+    """Of the image features of all datasets together; at most the number of samples and of dimensions."""
     datasets: tuple[DatasetDiagnosis, ...]
 
 
@@ -116,7 +116,7 @@ def _diagnose_cells(plan: Plan, on_progress: Callable[[Progress], None]) -> dict
 
 
 def _diagnose_radii(cells: Sequence[Cell], resources: Resources) -> list[tuple[DatasetDiagnosis, Tensor]]:
-    """Diagnose cells that differ in their radius alone: their pictures are read, or drawn, once."""
+    """Diagnose cells that differ in their radius alone: their images are read, or drawn, once."""
     first = cells[0]
     classifier = classifier_of(first.model, first.track, first.dataset.prompts, resources.device).plain
     parts: list[list[Examined]] = [[] for _ in cells]

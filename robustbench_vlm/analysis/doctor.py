@@ -34,15 +34,15 @@ class Check:
 
 
 def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[Check]:
-    """Run the self-tests on a track's undefended model (or `model`) and its first data set (or `dataset`).
+    """Run the self-tests on a track's undefended model (or `model`) and its first dataset (or `dataset`).
 
-    Takes seconds on the embedded track. Raises UserError for unknown names, and where there is no data set.
+    Takes seconds on the embedded track. Raises UserError for unknown names, and where there is no dataset.
     """
     expect_weights(model)
     found: Track = TRACKS.load(track)
     if not dataset and not found.datasets:
         raise UserError(
-            f"the track {track!r} has no data sets to test on: leave --track out to test the harness on the embedded"
+            f"the track {track!r} has no datasets to test on: leave --track out to test the harness on the embedded"
             f" one, or call robustbench_vlm.analysis.doctor.doctor({track!r}, dataset=NAME) from Python"
         )
     request = Request(

@@ -55,7 +55,7 @@ class SampleUnderModel:
 
 @dataclass(frozen=True)
 class SampleView:
-    """One sample of a data set under one attack on several models."""
+    """One sample of a dataset under one attack on several models."""
 
     track: str
     protocol: str
@@ -88,7 +88,7 @@ class SampleView:
 def look_at_sample(
     request: Request, sample: str, *, on_progress: Callable[[Progress], None] | None = None
 ) -> SampleView:
-    """Attack one sample of the request's one data set on all its models, by its one attack at its one radius.
+    """Attack one sample of the request's one dataset on all its models, by its one attack at its one radius.
 
     `sample` is an id, or its place among the samples of the protocol, from 0. Raises UserError as `make_plan` does,
     and where there is no such sample.
@@ -149,5 +149,5 @@ def _position(samples: Samples, text: str, dataset: str) -> int:
         return int(text)
     raise UserError(
         f"{text!r} is no sample of {dataset!r} here: give an id such as {samples.ids[0]!r}, or a number below"
-        f" {len(samples.ids)}; --samples all takes every sample of the data set, and not those of the protocol alone"
+        f" {len(samples.ids)}; --samples all takes every sample of the dataset, and not those of the protocol alone"
     )

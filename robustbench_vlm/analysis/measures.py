@@ -1,7 +1,7 @@
 """The diagnostics themselves, over tensors: modality gap, norm of the input gradient, effective rank of features.
 
 Gap and gradient norm against the radius are the two diagnostics of GLADIATOR (Dong, Koniusz, Qu and Ong, KDD 2025,
-doi:10.1145/3690624.3709296). All are taken on the pictures that an attack ends at.
+doi:10.1145/3690624.3709296). All are taken on the images that an attack ends at.
 """
 
 import dataclasses
@@ -22,7 +22,7 @@ from robustbench_vlm.models.classifier import ZeroShotClassifier
 
 @dataclass(frozen=True)
 class Examined:
-    """What is known of B attacked pictures."""
+    """What is known of B attacked images."""
 
     correct: Tensor
     """(B,), bool."""
@@ -64,7 +64,7 @@ def gradient_norms(logits: Logits, images: Tensor, labels: Tensor) -> tuple[Tens
     if oracle.notes:
         (wrong,) = oracle.notes.values()
         raise UserError(
-            f"the gradient of the loss is NaN or infinite at {int(wrong.sum())} of {len(wrong)} pictures, so it has no"
+            f"the gradient of the loss is NaN or infinite at {int(wrong.sum())} of {len(wrong)} images, so it has no"
             " norm: run the model in float32 and look for a square root or a division at zero in it"
         )
     return gradient.double().flatten(1).norm(dim=1), found
@@ -98,7 +98,7 @@ def attacked(logits: Logits, batch: Batch, stage: Stage, *, slots: int) -> Tenso
 
 
 def examine(classifier: ZeroShotClassifier, batch: Batch, stage: Stage) -> Examined:
-    """Attack a batch, all its samples at once, and measure the pictures that come out."""
+    """Attack a batch, all its samples at once, and measure the images that come out."""
     images = attacked(classifier, batch, stage, slots=len(batch.labels))
     norms, logits = gradient_norms(classifier, images, batch.labels)
     with torch.no_grad():

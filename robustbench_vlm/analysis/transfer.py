@@ -32,7 +32,7 @@ from robustbench_vlm.tracks import TRACKS, Track
 
 @dataclass(frozen=True)
 class Standing:
-    """How a model stands on one data set, or in the mean over several."""
+    """How a model stands on one dataset, or in the mean over several."""
 
     clean: Accuracy
     robust: Accuracy
@@ -49,10 +49,10 @@ class Target:
 
     model: str
     mean: Standing
-    """Unweighted over the zero-shot data sets."""
+    """Unweighted over the zero-shot datasets."""
     datasets: Mapping[str, Standing]
     missed: int
-    """Samples of these data sets that the attack on it left robust and that images of other sources break."""
+    """Samples of these datasets that the attack on it left robust and that images of other sources break."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Transfer:
     datasets: tuple[str, ...]
     """The zero-shot ones, over which the means are."""
     n: int
-    """Samples of these data sets together."""
+    """Samples of these datasets together."""
     targets: tuple[Target, ...]
     warnings: tuple[str, ...]
     """Sentences."""
@@ -86,7 +86,7 @@ def transfer(
     """Attack each of the request's models and try the images on all; nothing of a run on disk is read.
 
     With `save`, a folder, every model's images are written to it as <model>.safetensors, see `exchange`. Raises
-    UserError as `make_plan` does, for fewer than two models, and where no data set is a zero-shot one.
+    UserError as `make_plan` does, for fewer than two models, and where no dataset is a zero-shot one.
     """
     begun = time.monotonic()
     _check(request, save)
@@ -117,7 +117,7 @@ def transfer(
 
 
 def adversarial_images(plan: Plan, attacked: Sequence[Attacked]) -> dict[str, AdversarialImages]:
-    """Return the images of each model of a plan, of all its data sets together, as they are handed in."""
+    """Return the images of each model of a plan, of all its datasets together, as they are handed in."""
     found = {}
     for model in _models(plan):
         own = [(cell, each) for cell, each in zip(plan.cells, attacked, strict=True) if cell.model_name == model]
@@ -153,7 +153,7 @@ class _Clock:
 
 
 _Right = Mapping[tuple[str, str, str], Tensor]
-"""By data set, target and source: which images of the source the target gets right, (N,), bool."""
+"""By dataset, target and source: which images of the source the target gets right, (N,), bool."""
 
 
 def _models(plan: Plan) -> list[str]:

@@ -1,4 +1,4 @@
-"""The judge: what a cell's model says of pictures, in one forward pass each, as the harness's own verdicts are made."""
+"""The judge: what a cell's model says of images, in one forward pass each, as the harness's own verdicts are made."""
 
 from collections.abc import Sequence
 

@@ -27,7 +27,7 @@ class Batch:
     """(B,), int64: each sample's random stream for this stage."""
     threat: Threat
     num_classes: Tensor
-    """(B,), int64: how many classes each sample may be taken for; a batch may mix data sets."""
+    """(B,), int64: how many classes each sample may be taken for; a batch may mix datasets."""
 
     def at(self, index: Tensor) -> "Batch":
         """Return the samples at `index` (int64), in its order."""

@@ -125,7 +125,7 @@ def document_lines(value: Any, width: int, depth: int = 0) -> list[Line]:
 
 
 def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """Return what a data set's fields do not say, or not in words."""
+    """Return what a dataset's fields do not say, or not in words."""
     if not dataset.original:
         return {"transform": "", "samples": len(dataset.open().ids), "chance": dataset.chance}
     original = ORIGINALS[dataset.original]
@@ -189,7 +189,7 @@ def _made_by_people(made: Defense | Procedure) -> str:
 
 
 def _architecture(architecture: Architecture) -> str:
-    return f"a CLIP for pictures of {architecture.side} x {architecture.side} pixels"
+    return f"a CLIP for images of {architecture.side} x {architecture.side} pixels"
 
 
 def _sentence(parts: Iterable[str]) -> str:

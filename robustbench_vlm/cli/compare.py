@@ -16,7 +16,7 @@ _Eps = Annotated[str, option("--eps", "EPS", "A part of the pixel range, as 8/25
 _Format = Annotated[str, option("--format", "NAME", "table, markdown, latex, csv or html.")]
 _Plot = Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file: clean against robust accuracy.")]
 _Curves = Annotated[Path | None, option("--curves", "FILE", "A PNG or SVG file: robust accuracy over the radius.")]
-_Heatmap = Annotated[Path | None, option("--heatmap", "FILE", "A PNG or SVG file: models by data sets.")]
+_Heatmap = Annotated[Path | None, option("--heatmap", "FILE", "A PNG or SVG file: models by datasets.")]
 _Out = Annotated[Path | None, option("--out", "FILE", "Where the format's text goes instead of here.")]
 
 

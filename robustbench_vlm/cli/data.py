@@ -1,4 +1,4 @@
-"""The commands `vlmbench data list|prepare|verify`: what of the published data sets is there, and how it gets there."""
+"""The commands `vlmbench data list|prepare|verify`: what of the published datasets is there, and how it gets there."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -19,23 +19,23 @@ _Names = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[NAME]...",
-        help="Data sets; all of the track if none.",
+        help="Datasets; all of the track if none.",
         autocompletion=completion.BY_KIND["dataset"],
     ),
 ]
-_Protocol = Annotated[str, option("--protocol", "NAME", "Whose pictures are prepared: `vlmbench list protocols`.")]
+_Protocol = Annotated[str, option("--protocol", "NAME", "Whose images are prepared: `vlmbench list protocols`.")]
 _Lists = Annotated[Path | None, option("--lists", "DIR", "Where to write the samples' ids and labels, a file a set.")]
 _Download = Annotated[bool, typer.Option("--download/--no-download", help="Fetch what is not there.")]
 TRACK = "zeroshot15"
 SHOWN = 5
-"""Pictures that cannot be decoded, a data set, that are listed."""
+"""Images that cannot be decoded, a dataset, that are listed."""
 
-app = typer.Typer(help="Fetch, prepare and check published data sets.", rich_markup_mode=None)
+app = typer.Typer(help="Fetch, prepare and check published datasets.", rich_markup_mode=None)
 
 
 @app.command("list", epilog=example("vlmbench data list", "vlmbench data list cifar10 --data /data"))
 def list_data(names: _Names = None, data: DataFolder = None, as_json: Json = False) -> None:
-    """Say which data sets are there, which are missing, and how big they are."""
+    """Say which datasets are there, which are missing, and how big they are."""
     from robustbench_vlm.datasets.published.status import shelf
 
     found = [shelf(name, data) for name in _chosen(names)]
@@ -56,7 +56,7 @@ def prepare(
     download: _Download = True,
     as_json: Json = False,
 ) -> int:
-    """Fetch data sets that are not there, then decode and resize their pictures once for all runs.
+    """Fetch datasets that are not there, then decode and resize their images once for all runs.
 
     The same command goes on where an earlier one was stopped. One that cannot be had keeps no other from being
     prepared (exit code 2).
@@ -98,7 +98,7 @@ def _prepared_lines(found: Mapping[str, "Prepared"], failed: Mapping[str, str]) 
         lines += [screen.Line(screen.printable(f"{name}: {reason}"), "yellow") for reason in reasons[:SHOWN]]
         if len(reasons) > SHOWN:
             lines.append(
-                screen.Line(f"{name}: and {len(reasons) - SHOWN} more pictures that cannot be decoded", "yellow")
+                screen.Line(f"{name}: and {len(reasons) - SHOWN} more images that cannot be decoded", "yellow")
             )
     return lines + [screen.Line(screen.printable(f"{name}: {why}"), "red") for name, why in failed.items()]
 
@@ -107,11 +107,11 @@ def _prepared_lines(found: Mapping[str, "Prepared"], failed: Mapping[str, str]) 
 def verify(names: _Names = None, data: DataFolder = None, as_json: Json = False) -> int:
     """Check files, counts and prepared pixels against what they should be.
 
-    Exit code 1: something is wrong. Data sets that are not there are left out.
+    Exit code 1: something is wrong. Datasets that are not there are left out.
     """
     from robustbench_vlm.datasets.published.status import check
 
-    with screen.progress("data sets", quiet=as_json) as tell:
+    with screen.progress("datasets", quiet=as_json) as tell:
         found = {}
         chosen = _chosen(names)
         for number, name in enumerate(chosen):
@@ -143,7 +143,7 @@ def _shelf_lines(found: Sequence["Shelf"], width: int) -> list[screen.Line]:
 
     rows = [
         {
-            "data set": each.name,
+            "dataset": each.name,
             "samples": str(each.samples),
             "here": str(each.here or "-"),
             "prepared": str(each.prepared or "-"),
@@ -152,7 +152,7 @@ def _shelf_lines(found: Sequence["Shelf"], width: int) -> list[screen.Line]:
         }
         for each in found
     ]
-    return table(rows, Columns((), "data set", ("samples", "here", "prepared", "download"), "missing"), width)
+    return table(rows, Columns((), "dataset", ("samples", "here", "prepared", "download"), "missing"), width)
 
 
 def _size(count: int) -> str:

@@ -118,7 +118,7 @@ def _boards(folder: Path) -> "list[Board]":
 
 
 def _examples(folder: Path, boards: "Sequence[Board]") -> dict[tuple[str, str], Path]:
-    """Return the pictures that `show sample` made of models, where somebody put them beside the entries."""
+    """Return the images that `show sample` made of models, where somebody put them beside the entries."""
     places = {
         (board.track, row.model): folder / board.track / "examples" / f"{row.model}.png"
         for board in boards

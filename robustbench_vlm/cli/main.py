@@ -108,7 +108,7 @@ def run(request: "Request", as_json: Json = False) -> None:
     from robustbench_vlm.engine.resolve import make_plan
     from robustbench_vlm.engine.run import run_plan
 
-    screen.note("reading models and pictures", quiet=as_json)
+    screen.note("reading models and images", quiet=as_json)
     ENGINES.load(request.resources.engine).prepare(request.resources)
     with screen.progress("read", quiet=as_json) as tell:
         plan = make_plan(request, tell)
@@ -177,13 +177,13 @@ def diagnose(
 ) -> None:
     """Measure what goes with robustness.
 
-    Modality gap, norm of the input gradient and rank of the features, on the pictures that an attack ends at.
+    Modality gap, norm of the input gradient and rank of the features, on the images that an attack ends at.
     """
     from robustbench_vlm.analysis.diagnose import diagnose as examine
     from robustbench_vlm.cli.render import diagnosis
 
     check_plot(plot)
-    screen.note("reading models and pictures", quiet=as_json)
+    screen.note("reading models and images", quiet=as_json)
     with screen.progress("samples", quiet=as_json) as tell:
         found = examine(request, on_progress=lambda p: tell(p.samples_done, p.samples_total, p.seconds_left, p.label))
     diagnosis.plot(found, plot)

@@ -36,7 +36,7 @@ _VALUE = "A name that `vlmbench list` shows."
 ValueName = Annotated[str, typer.Argument(metavar="NAME", help=_VALUE, autocompletion=completion.of_kind)]
 
 _MODEL = "A name, a card file or open_clip:ARCH/PRETRAINED; the track's base if none. Repeat for a grid."
-_SKIP = "Go on without pictures that cannot be read, and count them."
+_SKIP = "Go on without images that cannot be read, and count them."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
 _Attacks = Annotated[list[str], option("--attack", "NAME", "See `vlmbench list attacks`. Repeat for a grid.")]
 Datasets = Annotated[
@@ -45,10 +45,10 @@ Datasets = Annotated[
 _Eps = Annotated[list[str] | None, option("--eps", "EPS", "A part of the pixel range, as 8/255. Repeat for a grid.")]
 Norm = Annotated[str, option("--norm", "NORM", "Linf or L2 instead of the track's norm.")]
 ProtocolName = Annotated[str, option("--protocol", "NAME", "Another protocol than the track's first.")]
-SampleCount = Annotated[str, option("--samples", "N|all", "Samples a data set instead of the protocol's number.")]
-_Images = Annotated[Path | None, option("--images", "DIR", "Your own pictures: one folder a class, named like it.")]
+SampleCount = Annotated[str, option("--samples", "N|all", "Samples a dataset instead of the protocol's number.")]
+_Images = Annotated[Path | None, option("--images", "DIR", "Your own images: one folder a class, named like it.")]
 _Prompt = Annotated[str, option("--prompt", "TEXT", "What to say of a class of --images; {} is its name.")]
-DataFolder = Annotated[Path | None, option("--data", "DIR", "Folder of the published data sets, else VLMBENCH_DATA.")]
+DataFolder = Annotated[Path | None, option("--data", "DIR", "Folder of the published datasets, else VLMBENCH_DATA.")]
 _SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help=_SKIP)]
 Workers = Annotated[int, option("--workers", "N", "Processes; 0 takes one a core, or one a GPU.")]
 BatchSize = Annotated[int, option("--batch", "N", "Samples that a process holds at once; 0: as memory allows.")]
@@ -62,7 +62,7 @@ _RADII = "A part of the pixel range, as 8/255; 0 and the track's curve if none. 
 _Diagnosed = Annotated[list[str] | None, option("--model", "NAME", _DIAGNOSED)]
 _Radii = Annotated[list[str] | None, option("--eps", "EPS", _RADII)]
 _Attack = Annotated[str, option("--attack", "NAME", "An attack that walks to its end: fgsm, pgd-N or cw.")]
-_Pictures = Annotated[str, option("--samples", "N|all", "Samples a data set.")]
+_Pictures = Annotated[str, option("--samples", "N|all", "Samples a dataset.")]
 
 
 def request_of(
@@ -192,14 +192,14 @@ def number_lists(settings: Sequence[str]) -> dict[str, list[float]]:
 
 
 def check_plot(path: Path | None, name: str = "--plot") -> None:
-    """Raise UserError where no picture can be written to `path`, the option of that name: before the work.
+    """Raise UserError where no image can be written to `path`, the option of that name: before the work.
 
     Nothing without a `path`.
     """
     if path is None:
         return
     if path.suffix.lower() not in _PICTURES:
-        raise UserError(f"{name} {path} is no picture that can be written: end it in {' or '.join(_PICTURES)}")
+        raise UserError(f"{name} {path} is no image that can be written: end it in {' or '.join(_PICTURES)}")
     if path.is_dir() or not path.parent.is_dir():
         wrong = "is a folder" if path.is_dir() else f"lies in {path.parent}, which is no folder"
         raise UserError(f"{name} {path} {wrong}: give a file in a folder that is there, such as diagnosis.png")

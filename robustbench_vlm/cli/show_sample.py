@@ -1,4 +1,4 @@
-"""The command `show sample`: one sample clean and under attack, as a picture and as text."""
+"""The command `show sample`: one sample clean and under attack, as an image and as text."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from robustbench_vlm.cli.render.layout import Row
 
 _CELLS = 28
-"""Letters of a class name in the picture, wide ones counted twice; the text has all."""
+"""Letters of a class name in the image, wide ones counted twice; the text has all."""
 _RIGHT, _OTHER = "#8fc98f", "#d0d0d0"
 
 _Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="See `vlmbench list datasets`.")]
@@ -29,7 +29,7 @@ _Models = Annotated[
 ]
 _Attack = Annotated[str, option("--attack", "NAME", "See `vlmbench list attacks`.")]
 _Eps = Annotated[str, option("--eps", "EPS", "A part of the pixel range, as 8/255, instead of the track's.")]
-_Out = Annotated[Path, option("--out", "FILE", "The picture, PNG or SVG.")]
+_Out = Annotated[Path, option("--out", "FILE", "The image, PNG or SVG.")]
 
 
 def show_sample(
@@ -71,7 +71,7 @@ def show_sample(
         data=data,
         resources=Resources(device, workers=1),
     )
-    screen.note("reading models and pictures", quiet=as_json)
+    screen.note("reading models and images", quiet=as_json)
     with screen.progress("models", quiet=as_json) as tell:
         found = look_at_sample(
             request, sample, on_progress=lambda p: tell(p.samples_done, p.samples_total, p.seconds_left, p.label)
@@ -92,7 +92,7 @@ def lines(found: "SampleView", out: Path, width: int) -> Iterator[screen.Line]:
         yield from table(list(_rows(found, each)), Columns((), "class", ("clean", "adversarial")), width)
     yield screen.Line("")
     yield from wrapped(f"{found.track}, protocol {found.protocol}, sample {found.position} of it", width, indent="  ")
-    yield from wrapped(f"picture in {out}, perturbations magnified {_factor(found)} times", width, indent="  ")
+    yield from wrapped(f"image in {out}, perturbations magnified {_factor(found)} times", width, indent="  ")
 
 
 def picture(found: "SampleView") -> "Figure":

@@ -92,7 +92,7 @@ def verify(
     if check:
         return _check(entry, since, as_json=as_json)
     stored = read_placed(entry)
-    screen.note("reading models and pictures", quiet=as_json)
+    screen.note("reading models and images", quiet=as_json)
     with screen.progress("verdicts", quiet=as_json) as tell:
         found = examine(
             stored,
@@ -121,7 +121,7 @@ def dispute(
     from robustbench_vlm.leaderboard.dispute import dispute as judge
     from robustbench_vlm.leaderboard.entry import read_entry
 
-    screen.note("reading models and pictures", quiet=as_json)
+    screen.note("reading models and images", quiet=as_json)
     with screen.progress("images", quiet=as_json) as tell:
         found = judge(read_entry(entry), entry.parent, images, date=today(), model=model, data=data, on_progress=tell)
     if found.found:

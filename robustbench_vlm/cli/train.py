@@ -43,7 +43,7 @@ _SETTING = "A number of the defense, or rate, batch, warmup, weight_decay, epoch
 _Settings = Annotated[list[str] | None, option("--set", "NAME=NUMBER", _SETTING)]
 _OVER = "A setting with its values; repeat for every combination."
 _Images = Annotated[
-    Path | None, option("--images", "DIR", "Training pictures, one folder a class, as ImageNet has them.")
+    Path | None, option("--images", "DIR", "Training images, one folder a class, as ImageNet has them.")
 ]
 _Base = Annotated[str, option("--base", "NAME", "A model to start from instead of the track's: a name or a card file.")]
 _Precision = Annotated[str, option("--precision", "NAME", "float32 or bfloat16, of the training pass alone.")]
@@ -119,7 +119,7 @@ def sweep(
     order: "Order",
     *,
     over: Annotated[list[str], option("--over", "NAME=N,N,...", _OVER)],
-    share: Annotated[str, option("--share", "PART", "Part of the pictures to train on, as 1/4.")] = "1/4",
+    share: Annotated[str, option("--share", "PART", "Part of the images to train on, as 1/4.")] = "1/4",
     device: Device = "",
     plot: Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file for the picture of the table.")] = None,
     out: _Folder = None,
@@ -127,7 +127,7 @@ def sweep(
 ) -> None:
     """Train a defense with several settings.
 
-    Each is measured on pictures of the fine-tuning set that no training sees, never on evaluation sets. Trainings that
+    Each is measured on images of the fine-tuning set that no training sees, never on evaluation sets. Trainings that
     are done already are not done again.
     """
     from robustbench_vlm.cli.render import sweep as sweeps
@@ -149,7 +149,7 @@ def _progress(place: "Place", *, as_json: bool) -> Iterator[Tell]:
     if not place.processes.is_main:
         yield lambda step, of, left, state: None
         return
-    screen.note("reading model and pictures", quiet=as_json)
+    screen.note("reading model and images", quiet=as_json)
     with screen.progress("steps", quiet=as_json) as tell:
         yield tell
 

@@ -20,7 +20,7 @@ _MODEL = "A name, a card file or open_clip:ARCH/PRETRAINED; every bundled one if
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
 _Attack = Annotated[str, option("--attack", "NAME", "What makes the images: `vlmbench list attacks`.")]
 _Eps = Annotated[str, option("--eps", "EPS", "A part of the pixel range, as 8/255, instead of the track's.")]
-_Samples = Annotated[str, option("--samples", "N|all", "Samples a data set.")]
+_Samples = Annotated[str, option("--samples", "N|all", "Samples a dataset.")]
 _Plot = Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file for the matrix as a heat map.")]
 _Save = Annotated[Path | None, option("--save", "DIR", "A folder for the images, lossless, a file a model.")]
 
@@ -68,7 +68,7 @@ def transfer(request: "Request", plot: _Plot = None, save: _Save = None, as_json
     from robustbench_vlm.core.files import save_figure
 
     options.check_plot(plot)
-    screen.note("reading models and pictures", quiet=as_json)
+    screen.note("reading models and images", quiet=as_json)
     with screen.progress("images", quiet=as_json) as tell:
         found = transfers.transfer(
             request, save, on_progress=lambda p: tell(p.samples_done, p.samples_total, p.seconds_left, p.label)
@@ -84,7 +84,7 @@ def lines(found: "Transfer", width: int) -> Iterator[screen.Line]:
 
     from robustbench_vlm.cli.render.layout import Columns, table, wrapped
 
-    sets = f"{len(found.datasets)} data set{'s' if len(found.datasets) > 1 else ''}"
+    sets = f"{len(found.datasets)} dataset{'s' if len(found.datasets) > 1 else ''}"
     about = f"{found.attack}, {found.norm} {found.eps}, accuracies in %, means over {sets}, {found.n} samples"
     numbers = tuple(str(number + 1) for number in range(len(found.targets)))
     matrix = table(list(_matrix(found)), Columns((), "images of", numbers), width)

@@ -32,18 +32,18 @@ class Aligned:
     """The evidence of several models under one attack and threat, each on the same samples in the same order."""
 
     models: tuple[Mapping[str, Evidence], ...]
-    """For each source, by data set: its evidence, with the results and accuracies of the common samples only."""
+    """For each source, by dataset: its evidence, with the results and accuracies of the common samples only."""
     notes: tuple[str, ...]
     """What differs between the models, and what was left out, in sentences."""
 
     @property
     def datasets(self) -> tuple[str, ...]:
-        """The data sets that all models have."""
+        """The datasets that all models have."""
         return tuple(self.models[0])
 
 
 def align(sources: Sequence[Source], attack: str, threat: Threat, order: Sequence[str]) -> Aligned:
-    """Return what all sources have under an attack and a threat, data sets of `order` first.
+    """Return what all sources have under an attack and a threat, datasets of `order` first.
 
     Of a source with records of several protocols, that one counts which the others have too. Raises UserError where a
     source has no such records, saying what there is, and where there is no common sample.
@@ -142,4 +142,4 @@ def _notes(
         yield f"compared on the {used} samples that all have: {each_has}"
     for name, evidence in zip(names, models, strict=True):
         if len({each.identity["weights"] for each in evidence.values()}) > 1:
-            yield f"{name} has records of different weights, one a data set: run it again in a new folder"
+            yield f"{name} has records of different weights, one a dataset: run it again in a new folder"

@@ -125,7 +125,7 @@ def _places(names: Sequence[str], values: Sequence[float], measure: str, pairs: 
 
 def _means(scores: Sequence[Score]) -> dict[str, Accuracy]:
     mean, n = mean_of(scores), sum(score.n for score in scores)
-    assert mean is not None, "there is a data set"
+    assert mean is not None, "there is a dataset"
     return {
         "clean": Accuracy(mean.clean, *mean.clean_interval, n),
         "robust": Accuracy(mean.robust, *mean.robust_interval, n),
@@ -167,4 +167,4 @@ def _curve(source: Source, aligned: Mapping[str, Evidence], in_mean: Sequence[st
 def _seen_notes(in_mean: Iterable[str], track: Track) -> list[str]:
     if not set(in_mean) & set(track.seen):
         return []
-    return ["the mean is over data sets that models of this track were trained on: there are no others"]
+    return ["the mean is over datasets that models of this track were trained on: there are no others"]

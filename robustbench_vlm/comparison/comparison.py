@@ -14,7 +14,7 @@ ROBUST = "robust"
 
 @dataclass(frozen=True)
 class Point:
-    """The worst number known at one radius, as the mean over the zero-shot data sets."""
+    """The worst number known at one radius, as the mean over the zero-shot datasets."""
 
     eps: str
     radius: float
@@ -24,7 +24,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Result:
-    """One model on one data set."""
+    """One model on one dataset."""
 
     clean: Accuracy
     robust: Accuracy
@@ -39,7 +39,7 @@ class Compared:
     name: str
     protocol: str
     clean: Accuracy
-    """Mean over the data sets of the mean; so is `robust`."""
+    """Mean over the datasets of the mean; so is `robust`."""
     robust: Accuracy
     clean_place: str
     """"1", or "2-4" where tests leave these places open."""
@@ -54,13 +54,13 @@ class Compared:
 
 @dataclass(frozen=True)
 class PairOnSet:
-    """Exact McNemar test of two models on one data set."""
+    """Exact McNemar test of two models on one dataset."""
 
     only_first: int
     only_second: int
     p: float
     p_holm: float
-    """Adjusted over all pairs and data sets of the measure."""
+    """Adjusted over all pairs and datasets of the measure."""
 
 
 @dataclass(frozen=True)
@@ -90,16 +90,16 @@ class Comparison:
     eps: str
     datasets: tuple[str, ...]
     in_mean: tuple[str, ...]
-    """The data sets that the means are over: those that models of the track were trained on are not among them."""
+    """The datasets that the means are over: those that models of the track were trained on are not among them."""
     samples: Mapping[str, int]
-    """By data set."""
+    """By dataset."""
     models: tuple[Compared, ...]
     pairs: tuple[Pair, ...]
     notes: tuple[str, ...]
     """Sentences: what differs between the models, what was left out."""
 
     def best(self, measure: str, dataset: str = "") -> tuple[str, ...]:
-        """Return the models that no better one is told apart from, by the mean or on one data set."""
+        """Return the models that no better one is told apart from, by the mean or on one dataset."""
         values = {
             model.name: getattr(model.datasets[dataset] if dataset else model, measure).value for model in self.models
         }

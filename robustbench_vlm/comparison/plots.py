@@ -1,4 +1,4 @@
-"""Pictures of a comparison: clean against robust accuracy, curves over the radius, models by data sets."""
+"""Images of a comparison: clean against robust accuracy, curves over the radius, models by datasets."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from robustbench_vlm.core.files import save_figure
 from robustbench_vlm.core.records import Accuracy
 
 _MARKERS = "os^DvP*X<>"
-"""One a model, so that no picture depends on colours alone."""
+"""One a model, so that no image depends on colours alone."""
 _DARK = 0.55
 """Values above it have dark cells, which need white numbers."""
 
@@ -63,7 +63,7 @@ def curves(found: Comparison, path: Path) -> None:
 
 
 def heatmap(found: Comparison, path: Path) -> None:
-    """Draw every model's robust accuracy on every data set, and its mean."""
+    """Draw every model's robust accuracy on every dataset, and its mean."""
     from matplotlib.figure import Figure
 
     names = [*found.datasets, MEAN]
@@ -92,7 +92,7 @@ def _arms(accuracy: Accuracy) -> list[list[float]]:
 
 
 def _title(found: Comparison) -> str:
-    return f"{_plain(found.track)}, mean over {len(found.in_mean)} data sets"
+    return f"{_plain(found.track)}, mean over {len(found.in_mean)} datasets"
 
 
 def _threat(found: Comparison) -> str:

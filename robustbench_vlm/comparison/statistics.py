@@ -54,9 +54,9 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
 def compare_means(
     first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]], *, draws: int = 10_000, seed: int = 0
 ) -> Difference:
-    """Compare two models' unweighted means over data sets, given each data set's aligned verdicts.
+    """Compare two models' unweighted means over datasets, given each dataset's aligned verdicts.
 
-    Stratified bootstrap: samples are drawn again within each data set, which stays as it is. Percentile interval (Efron
+    Stratified bootstrap: samples are drawn again within each dataset, which stays as it is. Percentile interval (Efron
     and Tibshirani 1993, chapter 13); p is twice the smaller tail at zero, each with the draw that was observed counted
     in (Davison and Hinkley 1997, section 4.2), so it is at least 2 / (draws + 1), whichever of the two comes first.
     """
@@ -116,7 +116,7 @@ def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int
 def _bootstrap(strata: Sequence[tuple[int, int, int]], draws: int, seed: int) -> "NDArray[float64]":
     """Return the mean difference of every draw, (draws,).
 
-    A sample's difference is 1, -1 or 0, so that a data set drawn again is one multinomial draw of their counts.
+    A sample's difference is 1, -1 or 0, so that a dataset drawn again is one multinomial draw of their counts.
     """
     import numpy
 

@@ -34,7 +34,7 @@ def about(found: Comparison) -> str:
     count = len(found.in_mean)
     return (
         f"{found.track}, {found.attack}, {found.norm} {found.eps}, protocol {protocols}: accuracies in % with 95 %"
-        f" intervals on the same {sum(found.samples.values())} samples; means over {count} data set"
+        f" intervals on the same {sum(found.samples.values())} samples; means over {count} dataset"
         f"{'s' if count > 1 else ''}"
     )
 
@@ -62,9 +62,9 @@ def legend(found: Comparison, mark: str) -> tuple[str, ...]:
     return (
         f"{mark}: the best, and those that no better one is told apart from; between two models: told apart",
         "place: 2-4 where tests leave these places open",
-        "points, sets: of the mean, and on how many data sets the first is told apart as better : as worse",
-        "p: by a stratified bootstrap of the mean, and by exact McNemar tests for data sets, on the same samples;"
-        f" Holm over all pairs and data sets; told apart at {ALPHA}",
+        "points, sets: of the mean, and on how many datasets the first is told apart as better : as worse",
+        "p: by a stratified bootstrap of the mean, and by exact McNemar tests for datasets, on the same samples;"
+        f" Holm over all pairs and datasets; told apart at {ALPHA}",
     )
 
 
@@ -83,7 +83,7 @@ def means(found: Comparison) -> Sheet:
 
 
 def by_dataset(found: Comparison, measure: str) -> Sheet:
-    """Return a row for each data set and the mean, and a column for each model."""
+    """Return a row for each dataset and the mean, and a column for each model."""
     names = [*found.datasets, ""]
     rows = []
     for name in names:
@@ -91,13 +91,13 @@ def by_dataset(found: Comparison, measure: str) -> Sheet:
         accuracies = [(model.name, getattr(model.datasets[name] if name else model, measure)) for model in found.models]
         fields = [Field(shown(accuracy), model in best) for model, accuracy in accuracies]
         rows.append((Field(label(found, name) if name else MEAN), *fields))
-    header = ("data set", *(model.name for model in found.models))
+    header = ("dataset", *(model.name for model in found.models))
     under = f", {found.attack}, {found.norm} {found.eps}" if measure == ROBUST else ""
     return Sheet(f"{measure.capitalize()} accuracy in %{under}", header, tuple(rows), last_apart=True)
 
 
 def differences(found: Comparison, measure: str) -> Sheet:
-    """Return the difference of the means of every pair, and on how many data sets the first is better and worse."""
+    """Return the difference of the means of every pair, and on how many datasets the first is better and worse."""
     rows = (
         (
             Field(f"{pair.first} - {pair.second}"),
@@ -113,7 +113,7 @@ def differences(found: Comparison, measure: str) -> Sheet:
 
 
 def sets(found: Comparison, measure: str) -> Sheet:
-    """Return a row for each data set and a column for each pair: on how many samples only one of the two is right."""
+    """Return a row for each dataset and a column for each pair: on how many samples only one of the two is right."""
     pairs = list(_of(found, measure))
     tests = {name: [pair.datasets[name] for pair in pairs] for name in found.datasets}
     rows = (
@@ -123,7 +123,7 @@ def sets(found: Comparison, measure: str) -> Sheet:
         )
         for name in tests
     )
-    header = ("data set", *(f"{pair.first} : {pair.second}" for pair in pairs))
+    header = ("dataset", *(f"{pair.first} : {pair.second}" for pair in pairs))
     return Sheet(f"{measure.capitalize()}: samples that only one of two models is right on", header, tuple(rows))
 
 
@@ -148,7 +148,7 @@ def curves(found: Comparison) -> Sheet:
 
 
 def csv_rows(found: Comparison) -> list[dict[str, str | float]]:
-    """Return a row for every model and data set, and the model's mean; accuracies are shares in [0, 1]."""
+    """Return a row for every model and dataset, and the model's mean; accuracies are shares in [0, 1]."""
     rows: list[dict[str, str | float]] = []
     for model in found.models:
         common: dict[str, str | float] = {
@@ -168,7 +168,7 @@ def csv_rows(found: Comparison) -> list[dict[str, str | float]]:
 
 
 def label(found: Comparison, dataset: str) -> str:
-    """Return a data set's name, with a word if the mean leaves it out."""
+    """Return a dataset's name, with a word if the mean leaves it out."""
     return dataset if dataset in found.in_mean else f"{dataset} (not in the mean)"
 
 
@@ -184,7 +184,7 @@ def p_value(p: float) -> str:
 
 
 def told_apart(pair: Pair) -> tuple[Sequence[str], Sequence[str]]:
-    """Return the data sets on which the first model is better than the second, and those on which it is worse."""
+    """Return the datasets on which the first model is better than the second, and those on which it is worse."""
     apart = {name: test for name, test in pair.datasets.items() if test.p_holm <= ALPHA}
     better = [name for name, test in apart.items() if test.only_first > test.only_second]
     return better, [name for name in apart if name not in better]

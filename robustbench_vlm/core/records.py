@@ -17,7 +17,7 @@ class SampleResult:
     """What one cell found out about one sample; one row of a shard's parquet file."""
 
     sample_id: str
-    """The sample's name within its data set."""
+    """The sample's name within its dataset."""
     image_sha256: str
     """Digest of the decoded uint8 pixels, (3, H, W) in C order."""
     label: int

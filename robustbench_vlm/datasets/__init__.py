@@ -1,4 +1,4 @@
-"""Data sets: named pictures with class names and prompts."""
+"""Datasets: named images with class names and prompts."""
 
 from robustbench_vlm.core.registry import Registry
 

@@ -1,4 +1,4 @@
-"""What a zero-shot data set is: class names, a prompt, and a source of labelled pictures."""
+"""What a zero-shot dataset is: class names, a prompt, and a source of labelled images."""
 
 import hashlib
 import importlib
@@ -16,11 +16,11 @@ Prompt = str | tuple[str, ...]
 
 
 class UnreadableImage(UserError):
-    """A picture that cannot be decoded; a run goes on without it only where the user said so."""
+    """An image that cannot be decoded; a run goes on without it only where the user said so."""
 
 
 class Source(Protocol):
-    """Labelled pictures, read on demand; sample i is named ids[i] and has the class labels[i]."""
+    """Labelled images, read on demand; sample i is named ids[i] and has the class labels[i]."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -33,13 +33,13 @@ class Source(Protocol):
         ...
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Return pictures, uint8 (B, 3, H, W), equal in size for all; raise UnreadableImage where one fails."""
+        """Return images, uint8 (B, 3, H, W), equal in size for all; raise UnreadableImage where one fails."""
         ...
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A zero-shot data set. `source` is "module:callable"; called with `options` it gives a Source."""
+    """A zero-shot dataset. `source` is "module:callable"; called with `options` it gives a Source."""
 
     name: str
     classes: tuple[str, ...]
@@ -49,20 +49,20 @@ class Dataset:
     options: Mapping[str, Any] = field(default_factory=dict)
     split: str = "test"
     revision: str = "1"
-    """Changes whenever a picture, a label or a class name does."""
+    """Changes whenever an image, a label or a class name does."""
     description: str = ""
     origin: str = ""
-    """Where the pictures come from, with licence."""
+    """Where the images come from, with licence."""
     original: str = ""
-    """The published data set, by its name in `originals`, that must be prepared before it can be opened."""
+    """The published dataset, by its name in `originals`, that must be prepared before it can be opened."""
     transform: Transform = NATIVE
-    """How pictures of a published data set become the pixels that are attacked."""
+    """How images of a published dataset become the pixels that are attacked."""
     merged: tuple[int, ...] = ()
-    """The class of each label of the published data set; () where they are the same."""
+    """The class of each label of the published dataset; () where they are the same."""
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
-            raise UserError(f"the data set {self.name!r} has {len(self.classes)} class: zero-shot needs two or more")
+            raise UserError(f"the dataset {self.name!r} has {len(self.classes)} class: zero-shot needs two or more")
         for text in self.templates:
             if "{}" not in text:
                 raise UserError(f'the prompt {text!r} has no {{}} for the class name: write "a photo of a {{}}."')
@@ -84,7 +84,7 @@ class Dataset:
         return tuple(texts[0] if isinstance(self.prompt, str) else texts for texts in filled)
 
     def open(self) -> Source:
-        """Return the data set's pictures; a published one must have been made ready, see `published.ready`."""
+        """Return the dataset's images; a published one must have been made ready, see `published.ready`."""
         assert not self.original or self.options, f"{self.name} was not made ready"
         module, _, name = self.source.partition(":")
         source: Source = getattr(importlib.import_module(module), name)(**self.options)
@@ -92,5 +92,5 @@ class Dataset:
 
 
 def image_sha256(image: Tensor) -> str:
-    """Return the digest of a picture's uint8 pixels, (3, H, W) in C order."""
+    """Return the digest of an image's uint8 pixels, (3, H, W) in C order."""
     return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()

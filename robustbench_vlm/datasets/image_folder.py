@@ -1,4 +1,4 @@
-"""A person's own pictures: one folder a class, any size and format that Pillow reads."""
+"""A person's own images: one folder a class, any size and format that Pillow reads."""
 
 import os
 from collections.abc import Sequence
@@ -13,9 +13,9 @@ from robustbench_vlm.datasets.base import Dataset, UnreadableImage
 
 
 class FolderSource:
-    """The pictures of the sub-folders `classes` of `path`, resized (bicubic) and centre-cropped to `side` x `side`.
+    """The images of the sub-folders `classes` of `path`, resized (bicubic) and centre-cropped to `side` x `side`.
 
-    A picture's label is its folder's place among `classes`, of which some may be missing.
+    An image's label is its folder's place among `classes`, of which some may be missing.
     """
 
     def __init__(self, path: str, side: int, classes: Sequence[str]) -> None:
@@ -31,7 +31,7 @@ class FolderSource:
         self.labels = tuple(label for _, label in found)
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Return pictures, uint8 (B, 3, side, side)."""
+        """Return images, uint8 (B, 3, side, side)."""
         return torch.stack([self._picture(self._root / self.ids[index]) for index in indices])
 
     def _picture(self, path: Path) -> Tensor:
@@ -44,7 +44,7 @@ class FolderSource:
         # Pillow's decoders raise almost anything on broken files.
         except Exception as error:
             raise UnreadableImage(
-                f"cannot read the picture {path}: {error}; mend or remove it, or let `vlmbench run` go on without it by"
+                f"cannot read the image {path}: {error}; mend or remove it, or let `vlmbench run` go on without it by"
                 " --skip-unreadable"
             ) from error
         square = ImageOps.fit(picture, (self._side, self._side), Image.Resampling.BICUBIC)
@@ -52,7 +52,7 @@ class FolderSource:
 
 
 def folder_dataset(path: Path, prompt: str, side: int) -> Dataset:
-    """Return the data set of a folder with one sub-folder a class; raise UserError where it is none."""
+    """Return the dataset of a folder with one sub-folder a class; raise UserError where it is none."""
     check_utf8(path.resolve().name, path.resolve().parent)
     classes = [name for name in folders(path) if files(path / name)]
     if len(classes) < 2:
@@ -64,7 +64,7 @@ def folder_dataset(path: Path, prompt: str, side: int) -> Dataset:
         source="robustbench_vlm.datasets.image_folder:FolderSource",
         options={"path": str(path.resolve()), "side": side, "classes": classes},
         split="all",
-        description="pictures of a local folder",
+        description="images of a local folder",
     )
 
 

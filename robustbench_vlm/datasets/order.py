@@ -1,4 +1,4 @@
-"""The standard order of a data set's samples: classes take turns, each by the hash of its sample ids."""
+"""The standard order of a dataset's samples: classes take turns, each by the hash of its sample ids."""
 
 import hashlib
 from collections.abc import Sequence

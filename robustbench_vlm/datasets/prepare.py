@@ -1,4 +1,4 @@
-"""Preparing pictures: decode and resize each once, and write them as `prepared` reads them."""
+"""Preparing images: decode and resize each once, and write them as `prepared` reads them."""
 
 import functools
 import json
@@ -29,7 +29,7 @@ def prepare(
     """Prepare the first `count` samples of the standard order (None: all) and return their folder.
 
     What is there already is kept, unless the files that it was read from were changed. Raises UserError where the disk
-    has no room or cannot be written; pictures that cannot be decoded are noted, and raise when they are read.
+    has no room or cannot be written; images that cannot be decoded are noted, and raise when they are read.
     """
     order = standard_order(pictures.ids, pictures.labels)
     index = {
@@ -55,18 +55,18 @@ def prepare(
 
 
 def _pixels(pictures: Pictures, place: int, transform: Transform) -> Tensor | str:
-    """Return a picture's pixels, or why there are none."""
+    """Return an image's pixels, or why there are none."""
     try:
         return transform(pictures.picture(place))
     except UnreadableImage as error:
         return str(error)
     # A header may be sound and the rest not: Pillow decodes, and fails, when pixels are asked for.
     except (OSError, ValueError, SyntaxError) as error:
-        return f"cannot decode the picture {pictures.ids[place]}: {error}"
+        return f"cannot decode the image {pictures.ids[place]}: {error}"
 
 
 def _is_prepared(folder: Path, chunk: int, pictures: Pictures, places: Sequence[int]) -> bool:
-    """Say whether a chunk is there and its pictures' files are those that it was made from."""
+    """Say whether a chunk is there and its images' files are those that it was made from."""
     path = folder / digest_name(chunk)
     if not path.is_file():
         return False
@@ -87,7 +87,7 @@ def _write_chunk(
     sides = {tuple(each.shape) for each in sound}
     if len(sides) > 1:
         raise UserError(
-            f"the pictures below {folder.parent.name} have several sizes, such as {sorted(sides)[:2]}: the protocol's"
+            f"the images below {folder.parent.name} have several sizes, such as {sorted(sides)[:2]}: the protocol's"
             " transform must resize them"
         )
     blank = torch.zeros_like(sound[0]) if sound else torch.zeros(3, 1, 1, dtype=torch.uint8)
@@ -114,6 +114,6 @@ def _check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < 2 * size:
         raise UserError(
-            f"the disk of {folder} has {free / 2**20:.0f} MiB free, too little for prepared pictures: free some, or"
+            f"the disk of {folder} has {free / 2**20:.0f} MiB free, too little for prepared images: free some, or"
             " name another folder in VLMBENCH_CACHE; what is prepared already is kept"
         )

@@ -1,7 +1,7 @@
-"""Prepared pictures: decoded and resized once, stored as 8-bit pixels in memory-mapped files.
+"""Prepared images: decoded and resized once, stored as 8-bit pixels in memory-mapped files.
 
 A folder holds index.json, which names every sample in the standard order, and one pair of files for each run of CHUNK
-samples that was asked for so far: the pixels (numpy, uint8), and a JSON file with the sha256 of every picture and the
+samples that was asked for so far: the pixels (numpy, uint8), and a JSON file with the sha256 of every image and the
 size and time of the file that it was read from. A chunk is there when its JSON file is, which is written last; a
 preparation that was killed goes on with the first missing one. A chunk whose files were changed since is made again.
 """
@@ -27,7 +27,7 @@ CHUNK = 250
 
 
 class PreparedSource:
-    """The samples of a prepared folder in the standard order; all have names, those prepared so far have pictures."""
+    """The samples of a prepared folder in the standard order; all have names, those prepared so far have images."""
 
     def __init__(self, folder: str, merged: Sequence[int] = ()) -> None:
         self._folder = Path(folder)
@@ -35,7 +35,7 @@ class PreparedSource:
         self.labels = tuple(merged[label] for label in labels) if merged else labels
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Return pictures, uint8 (B, 3, H, W); raise UnreadableImage for one that could not be decoded."""
+        """Return images, uint8 (B, 3, H, W); raise UnreadableImage for one that could not be decoded."""
         for index in indices:
             if not self.digests([index])[0]:
                 reason = _chunk_digests(self._folder, index // CHUNK)["unreadable"][str(index % CHUNK)]
@@ -45,7 +45,7 @@ class PreparedSource:
         return pictures
 
     def digests(self, indices: Sequence[int]) -> list[str]:
-        """Return the sha256 of each picture's pixels as prepared, "" for one that could not be decoded."""
+        """Return the sha256 of each image's pixels as prepared, "" for one that could not be decoded."""
         return [_chunk_digests(self._folder, index // CHUNK)["sha256"][index % CHUNK] for index in indices]
 
     def _read_ahead(self, start: int, count: int) -> None:
@@ -62,12 +62,12 @@ class PreparedSource:
 
 
 def prepared_rows(folder: Path) -> int:
-    """Return how many samples of a prepared folder have pictures."""
+    """Return how many samples of a prepared folder have images."""
     return sum(len(read_json(path)["sha256"]) for path in folder.glob("*.json") if path.name != "index.json")
 
 
 def unreadable(folder: Path, count: int) -> dict[str, str]:
-    """Return why, by id, those of the first `count` samples have no picture that could not be decoded."""
+    """Return why, by id, those of the first `count` samples have no image that could not be decoded."""
     ids, _ = _index(folder)
     return {
         ids[chunk * CHUNK + int(row)]: reason
@@ -84,7 +84,7 @@ def forget() -> None:
 
 
 def verify_prepared(folder: Path) -> list[str]:
-    """Hash every prepared picture again and return a sentence for each file that is not as it was written."""
+    """Hash every prepared image again and return a sentence for each file that is not as it was written."""
     try:
         read_json(folder / "index.json")
     except UserError as error:
@@ -102,16 +102,16 @@ def verify_prepared(folder: Path) -> list[str]:
         wrong = sum(a != b for a, b in zip(known["sha256"], digests, strict=True) if a)
         if wrong:
             found.append(
-                f"{wrong} of {len(digests)} pictures in {path.with_suffix('.npy')} are not those that were prepared"
+                f"{wrong} of {len(digests)} images in {path.with_suffix('.npy')} are not those that were prepared"
             )
         if undecoded := known["unreadable"]:
-            found.append(f"{len(undecoded)} pictures of {path} could not be decoded: {next(iter(undecoded.values()))}")
+            found.append(f"{len(undecoded)} images of {path} could not be decoded: {next(iter(undecoded.values()))}")
     return found
 
 
 @functools.lru_cache(maxsize=32)
 def _index(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the ids and labels of a folder, read once: a worker opens the same data set for every shard."""
+    """Return the ids and labels of a folder, read once: a worker opens the same dataset for every shard."""
     index = read_json(folder / "index.json")
     return tuple(index["ids"]), tuple(index["labels"])
 
@@ -133,7 +133,7 @@ def _chunk_digests(folder: Path, chunk: int) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"the samples from {chunk * CHUNK} on are not prepared in {folder} on this machine: run the same command"
-            " where the data set is, or `vlmbench data prepare` here"
+            " where the dataset is, or `vlmbench data prepare` here"
         )
     return read_json(path)
 

@@ -12,7 +12,7 @@ _WORD_NET_ID = re.compile(r"n\d{8}")
 
 
 def training_folder(path: Path, prompt: str, side: int) -> Dataset:
-    """Return a folder's data set for training: ImageNet where sub-folders are WordNet ids, else one class a folder.
+    """Return a folder's dataset for training: ImageNet where sub-folders are WordNet ids, else one class a folder.
 
     Sub-folders of "train" are taken where there is one. Raises UserError where the folder is none of this.
     """
@@ -26,7 +26,7 @@ def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
     """Return ImageNet-1k from a folder with one sub-folder a WordNet id, or from the folder "train" in it.
 
     All 1000 classes are there, in ImageNet's order, whatever part of them the folder holds; other sub-folders are left
-    out. Pictures are `side` x `side`. Raises UserError where no class, or no picture of one, is there. The class names
+    out. Images are `side` x `side`. Raises UserError where no class, or no picture of one, is there. The class names
     are AGFT's (YuboCui/AGFT 0031a8f, imagenet_classes_names.txt), prepared as its code does: lower case, blanks for
     "_" and "-". Three of them name two classes each: cardigan, crane and maillot.
     """
@@ -40,7 +40,7 @@ def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
         )
     if not any(files(root / name) for name in classes):
         raise UserError(
-            f"{root} has {len(classes)} of ImageNet's classes and no pictures: they must lie directly in the folder of"
+            f"{root} has {len(classes)} of ImageNet's classes and no images: they must lie directly in the folder of"
             f" their class, as {classes[0]}/one.JPEG"
         )
     return Dataset(
@@ -56,7 +56,7 @@ def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
 
 
 def _training_part(path: Path) -> Path:
-    # A class may itself be named "train": then it has pictures and no sub-folders.
+    # A class may itself be named "train": then it has images and no sub-folders.
     part = path / "train"
     return part if part.is_dir() and folders(part) else path
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Transform:
-    """Resize, then crop, as torchvision does both on a Pillow picture; 8 bits come out. None leaves a step away."""
+    """Resize, then crop, as torchvision does both on a Pillow image; 8 bits come out. None leaves a step away."""
 
     resize: int | None = None
     """The shorter side in pixels, or both where `squash`."""
@@ -20,7 +20,7 @@ class Transform:
     """The side of the square that is cut from the middle."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     squash: bool = False
-    """Make the picture a square by distorting it."""
+    """Make the image a square by distorting it."""
 
     def __str__(self) -> str:
         if self.resize is None:
@@ -29,7 +29,7 @@ class Transform:
         return f"{how}, {self.interpolation}" + (f", centre crop of {self.crop}" if self.crop else "")
 
     def __call__(self, picture: "Image.Image") -> Tensor:
-        """Return a picture's pixels, uint8 (3, H, W)."""
+        """Return an image's pixels, uint8 (3, H, W)."""
         import numpy
         from torchvision.transforms import InterpolationMode, functional
 
@@ -43,7 +43,7 @@ class Transform:
 
 
 def in_colour(picture: "Image.Image") -> "Image.Image":
-    """Return a picture as 8-bit RGB: grey, palette, CMYK and transparent ones as Pillow converts them.
+    """Return an image as 8-bit RGB: grey, palette, CMYK and transparent ones as Pillow converts them.
 
     Sixteen bits lose their lower eight: Pillow's own conversion would cut off all that is brighter than 255. What EXIF
     says of the camera's rotation is left alone, as in every published evaluation.
@@ -57,4 +57,4 @@ def in_colour(picture: "Image.Image") -> "Image.Image":
 
 
 NATIVE = Transform()
-"""Pictures that are attacked as they are stored."""
+"""Images that are attacked as they are stored."""

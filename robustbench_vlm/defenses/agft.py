@@ -10,7 +10,7 @@ from robustbench_vlm.defenses.base import Context, Defense, InnerAttack, Schedul
 def loss(context: Context, images: Tensor) -> Tensor:
     """Return the cross-entropy of the student at scale s with the teacher's softmax at scale gamma * s, (B,).
 
-    The teacher sees the clean pictures; no hard label is used.
+    The teacher sees the clean images; no hard label is used.
     """
     scale = context.settings["scale"]
     teacher = logits(context.teacher_clean(), context.text_features, context.settings["gamma"] * scale)
@@ -29,6 +29,6 @@ AGFT = Defense(
     fidelity="official code",
     deviations=(
         "the inner attack runs in float32 on summed losses; the released code uses half precision and means",
-        "pictures of a folder are resized by bicubic interpolation; the released code's is bilinear",
+        "images of a folder are resized by bicubic interpolation; the released code's is bilinear",
     ),
 )

@@ -10,11 +10,11 @@ from torch.nn import functional
 from robustbench_vlm.defenses.schedule import Schedule as Schedule
 
 Features = Callable[[Tensor], Tensor]
-"""An image tower: pictures (B, 3, H, W) in [0, 1] to embeddings (B, D) that are not normalised."""
+"""An image tower: images (B, 3, H, W) in [0, 1] to embeddings (B, D) that are not normalised."""
 
 
 Dense = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""An image tower with its places: pictures to embeddings (B, D), and to those of a square of T places, (B, T, D)."""
+"""An image tower with its places: images to embeddings (B, D), and to those of a square of T places, (B, T, D)."""
 
 
 def _no_places(images: Tensor) -> tuple[Tensor, Tensor]:
@@ -27,10 +27,10 @@ def _alone(total: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Context:
-    """What a loss may use beside the pictures it is given; all of one batch, or of one process's part of it."""
+    """What a loss may use beside the images it is given; all of one batch, or of one process's part of it."""
 
     images: Tensor
-    """The clean pictures, (B, 3, H, W)."""
+    """The clean images, (B, 3, H, W)."""
     labels: Tensor
     """(B,), int64."""
     keys: Tensor
@@ -40,7 +40,7 @@ class Context:
     teacher: Features
     """The frozen tower that it started from."""
     teacher_clean: Callable[[], Tensor]
-    """Gives the teacher's embeddings of the clean pictures, (B, D), without gradient; one pass a batch, when asked."""
+    """Gives the teacher's embeddings of the clean images, (B, D), without gradient; one pass a batch, when asked."""
     text_features: Tensor
     """Unit text embeddings of the training classes, (C, D); no gradient."""
     settings: Mapping[str, float]
@@ -52,7 +52,7 @@ class Context:
 
 
 Loss = Callable[[Context, Tensor], Tensor]
-"""A loss of pictures (B, 3, H, W) in a context: one number a sample, (B,)."""
+"""A loss of images (B, 3, H, W) in a context: one number a sample, (B,)."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Defense:
     version: int = 1
     """Version of the recipe. Raise it whenever a change of the code can change the trained weights."""
     prompt: str = "This is a photo of a {}"
-    """What is said of a class where the training pictures are a folder's; TeCoA's, which most recipes keep."""
+    """What is said of a class where the training images are a folder's; TeCoA's, which most recipes keep."""
     batchwise: bool = False
     """Whether the loss has a term of the whole batch; the inner attack's loss never has one."""
     paper: str = ""

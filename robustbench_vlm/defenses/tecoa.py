@@ -25,7 +25,7 @@ TECOA = Defense(
     fidelity="paper",
     deviations=(
         "the learning rate is that of later re-runs: the released code's default is 1e-7",
-        "pictures of a folder are resized to the tower's size; the released code takes the middle of 256 x 256",
+        "images of a folder are resized to the tower's size; the released code takes the middle of 256 x 256",
     ),
 )
 TECOA_FARE = dataclasses.replace(

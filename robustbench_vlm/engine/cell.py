@@ -17,11 +17,11 @@ class Samples:
     """The samples of a cell in their fixed order, each with the digest of its pixels."""
 
     indices: tuple[int, ...]
-    """Where they stand in the data set's source."""
+    """Where they stand in the dataset's source."""
     ids: tuple[str, ...]
     labels: tuple[int, ...]
     image_digests: tuple[str, ...]
-    """sha256 of each picture's uint8 pixels."""
+    """sha256 of each image's uint8 pixels."""
     unreadable: tuple[str, ...] = ()
     """Ids that the protocol chose but nobody can decode; they are no part of the cell."""
 
@@ -33,7 +33,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Cell:
-    """One model x attack x data set x threat under one protocol: one number of the table."""
+    """One model x attack x dataset x threat under one protocol: one number of the table."""
 
     track: str
     model: str

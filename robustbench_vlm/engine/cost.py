@@ -109,7 +109,7 @@ class Speed:
     parameters: int
     """Bytes."""
     image: int
-    """Bytes of one picture."""
+    """Bytes of one image."""
 
     @property
     def slot(self) -> int:

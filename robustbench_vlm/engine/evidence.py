@@ -1,7 +1,7 @@
 """Evidence: the per-sample records of a cell with all that they are about, from a run's folder or an entry.
 
 Whatever it is read from, the fingerprint is computed again from what it covers and from the records themselves, so
-records of other weights, pictures, prompts, attacks or radii cannot stand under it.
+records of other weights, images, prompts, attacks or radii cannot stand under it.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ class Unreachable(UserError):
 
 @dataclass(frozen=True)
 class Evidence:
-    """One model x attack x data set x threat, sample by sample."""
+    """One model x attack x dataset x threat, sample by sample."""
 
     track: str
     protocol: str

@@ -21,7 +21,7 @@ _fitting: dict[tuple[str, str], int] = {}
 
 @dataclass(frozen=True)
 class Group:
-    """Shards of cells that differ in their data sets alone: what a worker is handed."""
+    """Shards of cells that differ in their datasets alone: what a worker is handed."""
 
     shards: tuple[Shard, ...]
 
@@ -68,7 +68,7 @@ def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resource
 
 
 def packed_groups(shards: Sequence[Shard], cells: Sequence[Cell], resources: Resources) -> Iterator[Group]:
-    """Yield groups that have all shards: one each, or several where the attack takes samples of several data sets."""
+    """Yield groups that have all shards: one each, or several where the attack takes samples of several datasets."""
     alike: dict[int | tuple[str, str, Threat], list[Shard]] = {}
     for shard in shards:
         cell = cells[shard.cell]

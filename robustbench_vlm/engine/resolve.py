@@ -35,12 +35,12 @@ from robustbench_vlm.test_time.defended_model import ProcedureModel, split_refer
 from robustbench_vlm.tracks import TRACKS, Track
 
 _TIMED = 32
-"""Pictures on which a model's speed is measured."""
+"""Images on which a model's speed is measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for; every combination of models, attacks, eps and data sets is one cell."""
+    """What a user asks for; every combination of models, attacks, eps and datasets is one cell."""
 
     models: tuple[str, ...]
     """Names on the track, card files (*.json), or open_clip:ARCH/PRETRAINED."""
@@ -55,15 +55,15 @@ class Request:
     protocol: str = ""
     """Empty: the track's first."""
     samples: int | Literal["all"] | None = None
-    """Samples a data set, under a name of their own; None: as many as the protocol says."""
+    """Samples a dataset, under a name of their own; None: as many as the protocol says."""
     images: Path | None = None
-    """A folder with one sub-folder of pictures a class; it takes the place of the data sets."""
+    """A folder with one sub-folder of images a class; it takes the place of the datasets."""
     prompt: str = "a photo of a {}."
     """The text for the classes of `images`."""
     data: Path | None = None
-    """The folder of the published data sets. None: VLMBENCH_DATA, or "data" in the cache folder."""
+    """The folder of the published datasets. None: VLMBENCH_DATA, or "data" in the cache folder."""
     skip_unreadable: bool = False
-    """Go on without pictures that cannot be decoded, and count them."""
+    """Go on without images that cannot be decoded, and count them."""
     out: Path = Path("runs")
     resources: Resources = dataclasses.field(default_factory=Resources)
     """Device, workers, slots, shard size: nothing that a number depends on."""
@@ -73,7 +73,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a request, models outermost, then attacks, eps, data sets; and what they are expected to cost."""
+    """The cells of a request, models outermost, then attacks, eps, datasets; and what they are expected to cost."""
 
     request: Request
     track: Track
@@ -88,12 +88,12 @@ class Plan:
 
 
 def make_plan(request: Request, tell: Tell | None = None) -> Plan:
-    """Resolve every name, load the models, read the chosen pictures once, and measure the model's speed.
+    """Resolve every name, load the models, read the chosen images once, and measure the model's speed.
 
-    Released weights are fetched, and pictures of published data sets prepared, where they are not yet, of which `tell`
+    Released weights are fetched, and images of published datasets prepared, where they are not yet, of which `tell`
     is told. Raises UserError for unknown names (with the nearest), eps in other units, an attack that is not for the
-    norm, a precision that the device does not have, data sets that are not there, models that cannot be loaded or share
-    a name, and unreadable pictures unless the request skips them.
+    norm, a precision that the device does not have, datasets that are not there, models that cannot be loaded or share
+    a name, and unreadable images unless the request skips them.
     """
     track: Track = TRACKS.load(request.track)
     protocol = _protocol(request, track)
@@ -174,28 +174,28 @@ def _check_names(models: Mapping[str, AnyModel]) -> None:
 
 
 def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Dataset]:
-    """Return the data sets that are asked for, as the protocol has them; none where a folder takes their place."""
+    """Return the datasets that are asked for, as the protocol has them; none where a folder takes their place."""
     _check_pictures(request, track, protocol)
     if request.images is not None:
         return []
-    names = _once("data set", request.datasets or protocol.datasets or track.datasets)
+    names = _once("dataset", request.datasets or protocol.datasets or track.datasets)
     datasets = [protocol.adapt_dataset(DATASETS.load(name)) for name in names]
     absent = [dataset.name for dataset in datasets if not is_there(dataset, request.data)]
     if absent:
         raise UserError(
-            f"{len(absent)} of {len(datasets)} data sets are not below {data_root(request.data)}:"
+            f"{len(absent)} of {len(datasets)} datasets are not below {data_root(request.data)}:"
             f" {', '.join(absent)}. `vlmbench data list` says how each is obtained, `vlmbench data prepare"
-            f" {absent[0]}` fetches one, --data names another folder, --dataset other data sets"
+            f" {absent[0]}` fetches one, --data names another folder, --dataset other datasets"
         )
     return datasets
 
 
 def _check_pictures(request: Request, track: Track, protocol: Protocol) -> None:
     if request.images is not None and request.datasets:
-        raise UserError("--images takes the place of the data sets: give either --images or --dataset")
+        raise UserError("--images takes the place of the datasets: give either --images or --dataset")
     if request.images is None and not request.datasets and not (protocol.datasets or track.datasets):
         raise UserError(
-            f"the track {track.name!r} has no data sets of its own: give --images DIR, one folder a class, or --dataset"
+            f"the track {track.name!r} has no datasets of its own: give --images DIR, one folder a class, or --dataset"
             " NAME, which `vlmbench list datasets` shows"
         )
 
@@ -203,7 +203,7 @@ def _check_pictures(request: Request, track: Track, protocol: Protocol) -> None:
 def _choices(
     request: Request, datasets: Sequence[Dataset], protocol: Protocol, sides: set[int], tell: Tell | None
 ) -> dict[int, list[tuple[Dataset, Samples]]]:
-    """Return the data sets and their samples by the side of the pictures, which only a folder's depend on."""
+    """Return the datasets and their samples by the side of the images, which only a folder's depend on."""
     if request.images is None:
         opened = [ready(dataset, protocol.samples, request.data, tell) for dataset in datasets]
         same = [
@@ -218,7 +218,7 @@ def _choices(
 
 
 def _speeds(cells: Sequence[Cell], resources: Resources) -> dict[str, Speed]:
-    """Return each model's speed, measured on pictures of its first cell."""
+    """Return each model's speed, measured on images of its first cell."""
     speeds: dict[str, Speed] = {}
     for cell in cells:
         if cell.model not in speeds:

@@ -39,18 +39,18 @@ class Progress:
 
 @dataclass(frozen=True)
 class Mean:
-    """Unweighted means over data sets."""
+    """Unweighted means over datasets."""
 
     clean: float
     robust: float
     clean_interval: tuple[float, float]
     robust_interval: tuple[float, float]
-    """Over other samples of the same data sets, see `mean_interval`."""
+    """Over other samples of the same datasets, see `mean_interval`."""
 
 
 @dataclass(frozen=True)
 class Table:
-    """The scores of one model under one attack at one eps, one a data set."""
+    """The scores of one model under one attack at one eps, one a dataset."""
 
     track: str
     protocol: str
@@ -66,7 +66,7 @@ class Table:
     mean: Mean | None
     """Over the zero-shot sets, those that models of the track were trained on left out; None where there are none."""
     mean_as_published: Mean | None
-    """Over all data sets of the protocol's table, as papers print it; None where that is the same, or some are out."""
+    """Over all datasets of the protocol's table, as papers print it; None where that is the same, or some are out."""
     seconds: float
     """Wall time that was spent on it in this run, shared out by passes; 0 where everything was on disk."""
     passes: int
@@ -113,7 +113,7 @@ class RunResult:
     """Sentences about the run as a whole, such as files that were not taken as done; a score has its own warnings."""
 
     def to_pandas(self) -> "DataFrame":
-        """Return a row for every model x attack x eps x data set.
+        """Return a row for every model x attack x eps x dataset.
 
         `clean` and `robust` are shares in [0, 1] of `n` samples, beside the ends of their 95 % Wilson intervals;
         `warnings` are codes of gates, separated by blanks; `eps` is a text such as "8/255".
@@ -126,7 +126,7 @@ class RunResult:
     def samples(self) -> "DataFrame":
         """Return a row for every attacked sample, read from the records on disk: the fields of `SampleResult`.
 
-        Before them stand model, attack, data set and eps. Raises UserError where records are gone or damaged.
+        Before them stand model, attack, dataset and eps. Raises UserError where records are gone or damaged.
         """
         import pandas
 
@@ -156,7 +156,7 @@ class RunResult:
 
 
 def mean_of(scores: Sequence[Score]) -> Mean | None:
-    """Return the unweighted mean over data sets, None where there are none."""
+    """Return the unweighted mean over datasets, None where there are none."""
     kept = list(scores)
     if not kept:
         return None
@@ -171,9 +171,9 @@ def mean_of(scores: Sequence[Score]) -> Mean | None:
 
 
 def mean_interval(shares: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
-    """Return a 95 % interval of the unweighted mean of shares, each of so many samples of its own data set.
+    """Return a 95 % interval of the unweighted mean of shares, each of so many samples of its own dataset.
 
-    Of one data set Wilson's interval. Of several normal, of the stratified mean: each share's unbiased variance, at a
+    Of one dataset Wilson's interval. Of several normal, of the stratified mean: each share's unbiased variance, at a
     share with half a success and half a failure more (Jeffreys), so that 0 and 1 are not taken for certain. The data
     sets are fixed: it says nothing of other ones. `benchmarks/mean_interval.py` counts how often it holds the truth,
     against other formulas.
@@ -187,5 +187,5 @@ def mean_interval(shares: Sequence[float], counts: Sequence[int]) -> tuple[float
 
 
 def mean_share(shares: Sequence[float], counts: Sequence[int]) -> Accuracy:
-    """Return the unweighted mean of shares, each of so many samples of its own data set, with `mean_interval`."""
+    """Return the unweighted mean of shares, each of so many samples of its own dataset, with `mean_interval`."""
     return Accuracy(sum(shares) / len(shares), *mean_interval(shares, counts), sum(counts))

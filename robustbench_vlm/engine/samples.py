@@ -1,4 +1,4 @@
-"""Which pictures a cell has: the protocol's choice, read once, with the digest of every picture."""
+"""Which images a cell has: the protocol's choice, read once, with the digest of every image."""
 
 from collections.abc import Sequence
 
@@ -9,13 +9,13 @@ from robustbench_vlm.engine.cell import Samples
 from robustbench_vlm.protocols.base import Protocol
 
 _AT_ONCE = 256
-"""Pictures held in memory while their digests are taken."""
+"""Images held in memory while their digests are taken."""
 
 
 def choose_samples(dataset: Dataset, protocol: Protocol, *, skip_unreadable: bool) -> Samples:
-    """Return the protocol's samples of a data set; the unreadable ones are left out if `skip_unreadable`.
+    """Return the protocol's samples of a dataset; the unreadable ones are left out if `skip_unreadable`.
 
-    Raises UnreadableImage otherwise, and UserError where nothing is left or the data set breaks its own word.
+    Raises UnreadableImage otherwise, and UserError where nothing is left or the dataset breaks its own word.
     """
     source = dataset.open()
     _check(dataset, source)
@@ -25,7 +25,7 @@ def choose_samples(dataset: Dataset, protocol: Protocol, *, skip_unreadable: boo
         digests += _digests(source, chosen[start : start + _AT_ONCE], skip_unreadable)
     kept = [(index, digest) for index, digest in zip(chosen, digests, strict=True) if digest is not None]
     if not kept:
-        raise UserError(f"the data set {dataset.name!r} has no readable image: give another folder or data set")
+        raise UserError(f"the dataset {dataset.name!r} has no readable image: give another folder or dataset")
     indices = tuple(index for index, _ in kept)
     return Samples(
         indices=indices,
@@ -45,11 +45,11 @@ def _chosen(source: Source, protocol: Protocol) -> list[int]:
 
 def _check(dataset: Dataset, source: Source) -> None:
     if len(set(source.ids)) != len(source.ids):
-        raise UserError(f"the data set {dataset.name!r} gives one id to several samples: its source must name each one")
+        raise UserError(f"the dataset {dataset.name!r} gives one id to several samples: its source must name each one")
     wrong = sorted({label for label in source.labels if not 0 <= label < len(dataset.classes)})
     if wrong:
         raise UserError(
-            f"the data set {dataset.name!r} has the label {wrong[0]}, but {len(dataset.classes)} classes:"
+            f"the dataset {dataset.name!r} has the label {wrong[0]}, but {len(dataset.classes)} classes:"
             f" labels lie between 0 and {len(dataset.classes) - 1}"
         )
 

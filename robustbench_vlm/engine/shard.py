@@ -1,4 +1,4 @@
-"""Shards: classifier, pictures, the attack with its gates, and one record a sample."""
+"""Shards: classifier, images, the attack with its gates, and one record a sample."""
 
 import dataclasses
 import functools
@@ -51,9 +51,9 @@ def run_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Sha
 
 
 def attack_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Shard]) -> list[Attacked]:
-    """Attack the samples of shards whose cells differ in their data sets alone, each in the order of its samples.
+    """Attack the samples of shards whose cells differ in their datasets alone, each in the order of its samples.
 
-    Pictures of one size are attacked together. Raises UserError where weights or pictures are no longer those that a
+    Images of one size are attacked together. Raises UserError where weights or images are no longer those that a
     cell's fingerprint was taken of.
     """
     with arithmetic(cells[shards[0].cell].protocol.precision):
@@ -126,7 +126,7 @@ def _slots(classifier: AnyClassifier, resources: Resources) -> int:
 
 
 def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> Logits:
-    """Return one classifier for all samples, each with the classes of its own data set."""
+    """Return one classifier for all samples, each with the classes of its own dataset."""
     if all(classifier is classifiers[0] for classifier in classifiers):
         return classifiers[0].of_samples(torch.cat([batch.keys for batch in batches]))
     plain = [classifier.plain for classifier in classifiers]
@@ -141,7 +141,7 @@ def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> L
 def load_batch(cell: Cell, start: int, stop: int, *, device: str) -> tuple[Batch, list[str]]:
     """Return the samples start to stop of a cell as the attack takes them, and the digests of their pixels.
 
-    Raises UserError where a picture is not the one that the cell was planned with.
+    Raises UserError where an image is not the one that the cell was planned with.
     """
     samples = cell.samples
     images = cell.dataset.open().read(samples.indices[start:stop])

@@ -51,7 +51,7 @@ GATES: Mapping[str, Gate] = {
         Gate("black-box-wins", "a black-box stage breaks what white-box stages left", _GRADIENTS),
         Gate("rises-with-eps", "robust accuracy is higher at a larger eps", _GRADIENTS),
         Gate("rises-with-attack", "robust accuracy is higher under a stronger attack", "take the worst of the attacks"),
-        Gate("incomplete", "samples of this data set are missing on this machine", "fetch all of it to compare"),
+        Gate("incomplete", "samples of this dataset are missing on this machine", "fetch all of it to compare"),
         Gate(
             "other-split",
             "the hub's shards are another split of this set",

@@ -39,11 +39,11 @@ class Row:
     """By attack: mean robust accuracy at the standard radius."""
     curve: tuple[Point, ...]
     datasets: Mapping[str, Mapping[str, Accuracy]]
-    """By data set: "clean" and "robust" (worst known)."""
+    """By dataset: "clean" and "robust" (worst known)."""
     passes: int
     """Forward and backward passes through the network that its numbers took."""
     warnings: tuple[str, ...]
-    """Codes of gates, "code" or "code:data set, data set"."""
+    """Codes of gates, "code" or "code:dataset, dataset"."""
     counterexamples: int
     history: tuple[Mapping[str, Any], ...]
     records: Mapping[str, str]
@@ -90,7 +90,7 @@ class Board:
     eps: str
     datasets: tuple[str, ...]
     seen: tuple[str, ...]
-    """Data sets that the zero-shot mean leaves out."""
+    """Datasets that the zero-shot mean leaves out."""
     rows: tuple[Row, ...]
     absent: Mapping[str, str]
     """By model: why nobody can have the records of its entry now. Without them it has no row."""

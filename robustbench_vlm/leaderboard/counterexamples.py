@@ -58,7 +58,7 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
 def are_too_many(examples: Sequence[Counterexample], evidence: Sequence[Evidence]) -> bool:
     """Tell whether an entry has more counterexamples than the honest share of the samples that it holds robust.
 
-    Of a data set these are counted under the attack and radius that leave most.
+    Of a dataset these are counted under the attack and radius that leave most.
     """
     if not examples:
         return False

@@ -73,7 +73,7 @@ def dispute(
     evidence = read_evidence(entry, folder)
     concerned = [each for each in evidence if each.score.dataset in {name for name, _ in handed.samples}]
     if not concerned:
-        raise UserError(f"{images} has no sample of a data set of the entry of {entry.model!r}")
+        raise UserError(f"{images} has no sample of a dataset of the entry of {entry.model!r}")
     plan, numbers = rebuild(concerned, model or reference_of(entry), data=data)
     judged = _Judged(concerned, [plan.cells[number] for number in numbers], entry, plan.request.resources.device)
     counts: Counter[str] = Counter(dict.fromkeys(OUTCOMES, 0))

@@ -38,7 +38,7 @@ class EntryCell:
     content: str
     """sha256 of the cell's records in canonical JSON."""
     score: Mapping[str, Any]
-    """The fields of `Score` but for model, attack and data set."""
+    """The fields of `Score` but for model, attack and dataset."""
 
     @property
     def condition(self) -> Condition:

@@ -34,7 +34,7 @@ class Placed:
     evidence: tuple[Evidence, ...]
     verdicts: Mapping[str, Verdicts]
     is_ranked: bool
-    """Whether the track's attack was run on every data set of the track, and nothing speaks against the entry."""
+    """Whether the track's attack was run on every dataset of the track, and nothing speaks against the entry."""
 
 
 def read_standings(folder: Path, track: Track) -> tuple[list[Placed], dict[str, str]]:
@@ -135,7 +135,7 @@ def _told_apart(ranked: Sequence[Placed], track: Track) -> set[frozenset[int]]:
     """Return the pairs of places that paired tests of the mean tell apart; all have the protocol's samples."""
     pairs = list(combinations(range(len(ranked)), 2))
     strata = [_strata(each, "robust") for each in ranked]
-    # Entries list their data sets in the order of their runs; a pair is of one data set.
+    # Entries list their datasets in the order of their runs; a pair is of one dataset.
     robust = [[each[name] for name in track.datasets if name not in track.seen] for each in strata]
     draws = enough_draws(len(pairs))
     p = holm([compare_means(robust[first], robust[second], draws=draws).p for first, second in pairs])
@@ -193,7 +193,7 @@ def _training(training: Mapping[str, Any]) -> str:
 
 
 def _under(standing: Placed, track: Track) -> dict[str, Any]:
-    """Return the mean robust accuracy under each attack that was run on as many data sets as any at the radius."""
+    """Return the mean robust accuracy under each attack that was run on as many datasets as any at the radius."""
     cells = [each for each in standing.evidence if each.threat == Threat(track.norm, track.standard_eps)]
     attacks = dict.fromkeys(each.score.attack for each in cells)
     own = {
@@ -222,7 +222,7 @@ def _curve(standing: Placed, track: Track) -> tuple[Point, ...]:
 
 
 def _warnings(standing: Placed, track: Track) -> tuple[str, ...]:
-    """Return the codes of the gates at the standard radius, each with its data sets."""
+    """Return the codes of the gates at the standard radius, each with its datasets."""
     cells = [each for each in standing.evidence if each.threat == Threat(track.norm, track.standard_eps)]
     pairs = {(code.partition(":")[0], each.score.dataset): None for each in cells for code in each.score.warnings}
     counts = Counter(code for code, _ in pairs)

@@ -1,4 +1,4 @@
-"""Evidence held against this machine: the cells that its records must be of, made anew from weights and pictures."""
+"""Evidence held against this machine: the cells that its records must be of, made anew from weights and images."""
 
 import json
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ _MEANING = {
     "weights": "other weights",
     "classes": "other class names",
     "prompts": "other prompts",
-    "data": "other pictures",
+    "data": "other images",
     "attack": "other attack parameters",
     "protocol": "another protocol",
 }
@@ -35,7 +35,7 @@ def rebuild(
     """Return a plan that has the cell of every piece of evidence, and the numbers of these cells, in the same order.
 
     Raises Unsound where a cell is not the one that the evidence is of, and says which part differs; UserError where
-    only the pictures differ, and as `make_plan` does.
+    only the images differ, and as `make_plan` does.
     """
     first = evidence[0]
     norms = {each.threat.norm for each in evidence}
@@ -95,7 +95,7 @@ def _expect_same(evidence: Evidence, cell: Cell) -> None:
     differ = [key for key, value in evidence.identity.items() if fingerprint(value) != fingerprint(here.get(key))]
     if differ == ["data"]:
         raise UserError(
-            f"this machine's pictures of {cell.dataset.name} are not those of the records: they were decoded otherwise,"
+            f"this machine's images of {cell.dataset.name} are not those of the records: they were decoded otherwise,"
             " or the data changed; `vlmbench data verify` looks at them"
         )
     raise Unsound(

@@ -25,7 +25,7 @@ _Key = tuple[str, ...]
 def read_reported(folder: Path) -> tuple[ReportedNumber, ...]:
     """Return the numbers of a folder's reported.csv, in its order; none where there is no such file.
 
-    A robust accuracy has the clean one of the same paper, method and data set beside it. Raises UserError for a file
+    A robust accuracy has the clean one of the same paper, method and dataset beside it. Raises UserError for a file
     without the columns.
     """
     path = folder / FILE

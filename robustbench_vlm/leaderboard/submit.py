@@ -89,7 +89,7 @@ def submission(
 
 
 def missing(evidence: Iterable[Evidence], track: Track) -> list[str]:
-    """Return the data sets of a track on which the standard attack at the standard radius is not on record."""
+    """Return the datasets of a track on which the standard attack at the standard radius is not on record."""
     there = {
         each.score.dataset
         for each in evidence
@@ -106,7 +106,7 @@ def _ranked(found: Sequence[Evidence], track: Track, run: Path) -> list[Evidence
     if not kept:
         had = ", ".join(sorted({each.protocol for each in found}))
         raise UserError(
-            f"the board of {track.name!r} takes records of the protocol {label} on the track's data sets, and {run} has"
+            f"the board of {track.name!r} takes records of the protocol {label} on the track's datasets, and {run} has"
             f" {had}: run `vlmbench run --track {track.name} --model {found[0].score.model} --protocol {track.board}`"
         )
     return kept
@@ -161,7 +161,7 @@ def _continued(entry: Entry, earlier: Entry) -> Entry:
 
 def _remarks(evidence: Sequence[Evidence], track: Track, card: ModelCard) -> Iterable[str]:
     if absent := missing(evidence, track):
-        where = ", ".join(absent) if len(absent) < len(track.datasets) else "every data set"
+        where = ", ".join(absent) if len(absent) < len(track.datasets) else "every dataset"
         eps = Threat(track.norm, track.standard_eps).eps_text
         yield f"{track.attack} at {eps} is missing on {where}: without it the model stands on the board without a rank"
     own = [weights.file for weights in (card.image, card.text) if weights and weights.is_bundled]

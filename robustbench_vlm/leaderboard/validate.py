@@ -1,4 +1,4 @@
-"""Soundness: what can be told of an entry without computing anything, weights and pictures left aside."""
+"""Soundness: what can be told of an entry without computing anything, weights and images left aside."""
 
 import dataclasses
 import datetime
@@ -23,7 +23,7 @@ from robustbench_vlm.test_time.defended_model import split_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
 _LEFT_OUT = {"unreadable", "incomplete"}
-"""Gates of data sets that have fewer samples than the protocol asks for."""
+"""Gates of datasets that have fewer samples than the protocol asks for."""
 _PROSE = {"notes", "reported", "folder"}
 """Fields of a card that say nothing of the model that was measured."""
 
@@ -53,7 +53,7 @@ def check_entry(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
         raise Unsound(f"the entry says {entry.status!r}, and its history ends in {entry.history[-1].status!r}")
     _check_dates(entry)
     if foreign := set(entry.datasets) - set(track.datasets):
-        raise Unsound(f"{min(foreign)!r} is no data set of the track {track.name!r}")
+        raise Unsound(f"{min(foreign)!r} is no dataset of the track {track.name!r}")
     try:
         parse_card(entry.card)
     except ValueError as error:
@@ -61,7 +61,7 @@ def check_entry(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
     evidence = read_evidence(entry, folder)
     keys = {each.condition for each in evidence}
     if len(keys) < len(evidence):
-        raise Unsound("the entry has two numbers for one attack, data set and radius")
+        raise Unsound("the entry has two numbers for one attack, dataset and radius")
     _check_counterexamples(entry.counterexamples, evidence, folder)
     return evidence
 

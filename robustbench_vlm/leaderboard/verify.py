@@ -35,7 +35,7 @@ class Verification:
     is_confirmed: bool
     """Whether nothing that was found here speaks against the entry."""
     problems: tuple[str, ...] = ()
-    """What the entry says that its records, or the weights, pictures and attacks of its names, do not bear out."""
+    """What the entry says that its records, or the weights, images and attacks of its names, do not bear out."""
     parts: tuple[Part, ...] = ()
     """Those of which verdicts were computed again."""
     seed: int = 0

@@ -18,7 +18,7 @@ def markdown(board: Board) -> str:
     """Return a board's table with a sentence on what it is; names and notes are text, never markup."""
     lines = [
         f"{board.attack} at {board.norm} {board.eps}, protocol {board.protocol['label']}, mean over"
-        f" {len([name for name in board.datasets if name not in board.seen])} data sets in % with 95 % intervals."
+        f" {len([name for name in board.datasets if name not in board.seen])} datasets in % with 95 % intervals."
         " Robust is the worst number known: a sample counts that no attack on record, and no counterexample, broke."
         " Without a rank: the attack is not complete, and the number is under the attacks that it names, or disputed.",
         "",

@@ -13,7 +13,7 @@ from robustbench_vlm.leaderboard.entry import Counterexample
 
 @dataclass(frozen=True)
 class Verdicts:
-    """What is known of the samples of one data set at one radius, in the order of the records."""
+    """What is known of the samples of one dataset at one radius, in the order of the records."""
 
     ids: tuple[str, ...]
     clean: tuple[bool, ...]
@@ -25,7 +25,7 @@ class Verdicts:
 def worst_known(
     evidence: Iterable[Evidence], counterexamples: Sequence[Counterexample], threat: Threat
 ) -> dict[str, Verdicts]:
-    """Return the verdicts of one model at a threat, by data set, of those that were attacked at exactly this radius.
+    """Return the verdicts of one model at a threat, by dataset, of those that were attacked at exactly this radius.
 
     What broke a sample within a smaller radius of the norm breaks it within this one.
     """
@@ -33,7 +33,7 @@ def worst_known(
     found: dict[str, Verdicts] = {}
     for name in dict.fromkeys(each.score.dataset for each in within if each.threat == threat):
         own = [each for each in within if each.score.dataset == name]
-        # Records of one entry and data set are of the same samples, in the same order: its protocol's.
+        # Records of one entry and dataset are of the same samples, in the same order: its protocol's.
         rows = list(zip(*(each.results for each in own), strict=True))
         broken = {
             each.sample_id
@@ -55,11 +55,11 @@ def accuracy(verdicts: Sequence[bool]) -> Accuracy:
 
 
 def mean_accuracy(strata: Sequence[Sequence[bool]]) -> Accuracy:
-    """Return the unweighted mean over data sets of the shares of true verdicts, with `mean_interval`."""
+    """Return the unweighted mean over datasets of the shares of true verdicts, with `mean_interval`."""
     return mean_share([sum(each) / len(each) for each in strata], [len(each) for each in strata])
 
 
 def mean_without(verdicts: Mapping[str, Sequence[bool]], seen: Sequence[str]) -> Accuracy:
-    """Return the mean over the data sets that are not in `seen`; over all where nothing else is left."""
+    """Return the mean over the datasets that are not in `seen`; over all where nothing else is left."""
     kept = [each for name, each in verdicts.items() if name not in seen]
     return mean_accuracy(kept or list(verdicts.values()))

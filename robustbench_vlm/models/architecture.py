@@ -24,7 +24,7 @@ class Architecture:
 
     @property
     def side(self) -> int:
-        """Height and width of the pictures that the image tower takes, in pixels."""
+        """Height and width of the images that the image tower takes, in pixels."""
         return int(self.config["vision_cfg"]["image_size"])
 
     def build(self) -> nn.Module:

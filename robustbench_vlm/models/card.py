@@ -43,7 +43,7 @@ class Reported:
     """A number that a paper reports about the model, which nobody here has measured."""
 
     what: str
-    """Attack, radius and data sets."""
+    """Attack, radius and datasets."""
     percent: float
     source: str
 
@@ -65,7 +65,7 @@ class ModelCard:
     """The text tower and the logit scale; shared by all models of a track."""
     defense: str = ""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Data set, eps, steps, seconds, parent and fingerprint of the training that made it."""
+    """Dataset, eps, steps, seconds, parent and fingerprint of the training that made it."""
     paper: str = ""
     licence: str = ""
     notes: str = ""

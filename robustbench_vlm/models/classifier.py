@@ -19,14 +19,14 @@ from robustbench_vlm.models.precision import InPrecision, arithmetic, products
 _TEXTS_AT_ONCE = 1024
 """Texts in memory together: ImageNet's ensemble has 80,000."""
 _ROWS = 4
-"""Pictures that an encoder is given at once are a multiple of this: kernels for fewer round in another order, and a
+"""Images that an encoder is given at once are a multiple of this: kernels for fewer round in another order, and a
 verdict at the edge of an attack's reach would depend on how many samples are attacked together."""
 _CONTEXT = 77
 """Tokens that every released text tower reads; later ones are cut off."""
 
 
 class ImageEncoder(nn.Module):
-    """Pictures in [0, 1], any size, to class embeddings (B, D) that are not normalised.
+    """Images in [0, 1], any size, to class embeddings (B, D) that are not normalised.
 
     Resize (bicubic) and normalisation lie in here, so that a perturbation lives in pixels before them.
     """
@@ -43,7 +43,7 @@ class ImageEncoder(nn.Module):
         self.register_buffer("std", torch.tensor(architecture.std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings of pictures."""
+        """Return the embeddings of images."""
         features: Tensor = self.visual(self._pixels(images))
         return features
 
@@ -72,11 +72,11 @@ class ImageEncoder(nn.Module):
 
 
 class ZeroShotClassifier(nn.Module):
-    """Pictures (B, 3, H, W) in [0, 1] to float32 logits (B, C): scale times the cosine with each class's text."""
+    """Images (B, 3, H, W) in [0, 1] to float32 logits (B, C): scale times the cosine with each class's text."""
 
     text_features: Tensor
     pictures = 1
-    """Pictures that one sample has in memory at once."""
+    """Images that one sample has in memory at once."""
 
     def __init__(self, encoder: nn.Module, text_features: Tensor, scale: float, logits: str = "float32") -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class ZeroShotClassifier(nn.Module):
         self.register_buffer("text_features", text_features)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of pictures."""
+        """Return the logits of images."""
         features = self.image_features(images)
         if self.logits == "float32":
             # Rounded once: how a product of float32 numbers is rounded depends on how many classes it is with.
@@ -109,7 +109,7 @@ class ZeroShotClassifier(nn.Module):
         return self
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Return the unit embedding of each picture, (B, D), in the type of the texts' embeddings."""
+        """Return the unit embedding of each image, (B, D), in the type of the texts' embeddings."""
         features = self.encoder(_filled(images))[: len(images)]
         # Half-precision encoders are for speed; logits decide verdicts and are never less than float32.
         return functional.normalize(features.to(self.text_features.dtype), dim=-1)
@@ -162,7 +162,7 @@ class Model:
 
 
 def _filled(images: Tensor) -> Tensor:
-    """Return pictures with some more, so that there are a multiple of _ROWS."""
+    """Return images with some more, so that there are a multiple of _ROWS."""
     more = -len(images) % _ROWS
     return torch.cat([images, images[-1:].detach().expand(more, -1, -1, -1)]) if more else images
 

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 
 def folded(visual: nn.Module) -> nn.Module:
-    """Return the short form of open_clip's residual tower for small pictures; any other tower as it is.
+    """Return the short form of open_clip's residual tower for small images; any other tower as it is.
 
     The gradient flows through to the weights of `visual` where it is enabled; outputs agree to rounding. The form holds
     for the weights that `visual` has now.
@@ -27,7 +27,7 @@ def folded(visual: nn.Module) -> nn.Module:
 
 
 class FoldedResNet(nn.Module):
-    """Pictures (B, 3, H, W) to embeddings (B, D) of an open_clip `ModifiedResNet` whose last map is one pixel."""
+    """Images (B, 3, H, W) to embeddings (B, D) of an open_clip `ModifiedResNet` whose last map is one pixel."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
@@ -37,7 +37,7 @@ class FoldedResNet(nn.Module):
         self.pool = _PointPool(visual.attnpool)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings of pictures."""
+        """Return the embeddings of images."""
         *_, last = self.blocks
         embedded: Tensor = self.pool(last(self._maps(images)).flatten(1))
         return embedded

@@ -39,7 +39,7 @@ class InPrecision(nn.Module):
         self.encoder, self.name = encoder, name
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings of pictures in the type that the precision has."""
+        """Return the embeddings of images in the type that the precision has."""
         with products(self.name, images.device.type):
             features: Tensor = self.encoder(images)
         return features

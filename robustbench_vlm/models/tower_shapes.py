@@ -28,7 +28,7 @@ def described(state: Mapping[str, Tensor]) -> str:
         tokens = state["positional_embedding"].shape[0] if "positional_embedding" in state else 1
         pictures = f"{patch * math.isqrt(max(tokens - 1, 0))} pixels"
         known = _TRANSFORMERS.get((width, patch))
-        what = f"a vision transformer of width {width}, patches of {patch}, {layers} layers, for pictures of {pictures}"
+        what = f"a vision transformer of width {width}, patches of {patch}, {layers} layers, for images of {pictures}"
     elif "layer1.0.conv1.weight" in state:
         width, blocks = state["layer1.0.conv1.weight"].shape[0], [_count(state, f"layer{n}.") for n in range(1, 5)]
         known = _RESNETS.get((width, *blocks))

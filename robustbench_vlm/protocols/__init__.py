@@ -1,4 +1,4 @@
-"""Protocols: what turns a model, a data set and an attack into a number, by name. Importing this imports no torch."""
+"""Protocols: what turns a model, a dataset and an attack into a number, by name. Importing this imports no torch."""
 
 from robustbench_vlm.core.registry import Registry
 

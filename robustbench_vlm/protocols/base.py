@@ -1,4 +1,4 @@
-"""What a protocol is: what turns a model, a data set and an attack into a number."""
+"""What a protocol is: what turns a model, a dataset and an attack into a number."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -23,30 +23,30 @@ class Protocol:
     name: str
     version: int
     samples: int | None
-    """Samples a data set, stratified and chosen by the hash of the sample id; None takes all."""
+    """Samples a dataset, stratified and chosen by the hash of the sample id; None takes all."""
     seed: int = 0
     image_size: int | None = None
-    """Height and width at which pictures are attacked; None is each data set's own. Models resize inside."""
+    """Height and width at which images are attacked; None is each dataset's own. Models resize inside."""
     precision: str = "float32"
     """In which the image encoder is attacked; losses are float32 always."""
     iterate: str = "best"
     """Which iterate of PGD counts: "best" or "final"."""
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
-    """Prompts that replace the data sets' own, by data set."""
+    """Prompts that replace the datasets' own, by dataset."""
     verdict_precision: str = field(default="float32", metadata=LATER)
-    """The precision of the image encoder where the harness itself classifies, clean and attacked pictures alike."""
+    """The precision of the image encoder where the harness itself classifies, clean and attacked images alike."""
     datasets: tuple[str, ...] = field(default=(), metadata=LATER)
-    """The data sets of its published table, in place of the track's."""
+    """The datasets of its published table, in place of the track's."""
     missing_datasets: tuple[str, ...] = field(default=(), metadata=LATER)
     """Those of its published table that nobody can run here, so that there is no mean as published."""
     logit_precision: str = field(default="float32", metadata=LATER)
     """In which the products with the texts are made, attacked or judged: in half where published code runs in it."""
     prompt_source: str = field(default="", metadata=LATER)
-    """What published data sets call their classes and how they ask, see `wordings`; "" leaves them their own."""
+    """What published datasets call their classes and how they ask, see `wordings`; "" leaves them their own."""
     transform: Transform | None = field(default=None, metadata=LATER)
-    """How pictures of published data sets become the pixels that are attacked; None leaves each its own."""
+    """How images of published datasets become the pixels that are attacked; None leaves each its own."""
     small_transform: Transform | None = field(default=None, metadata=LATER)
-    """The same for data sets whose pictures are small and all of one size."""
+    """The same for datasets whose images are small and all of one size."""
     attacks: Mapping[str, str] = field(default_factory=dict, metadata=LATER)
     """Attacks that stand for others of the same purpose here, as a reduced AutoAttack for "autoattack"."""
     step_size: str = field(default="", metadata=LATER)
@@ -74,9 +74,9 @@ class Protocol:
         return dataclasses.replace(self, name=f"{self.name}-{samples or 'all'}", samples=samples)
 
     def adapt_dataset(self, dataset: Dataset) -> Dataset:
-        """Return the data set with the protocol's prompt, class names and transform.
+        """Return the dataset with the protocol's prompt, class names and transform.
 
-        Raises UserError for a published data set that the protocol's wording does not know.
+        Raises UserError for a published dataset that the protocol's wording does not know.
         """
         if dataset.original and self.prompt_source:
             dataset = reworded(dataset, self.prompt_source)
@@ -92,7 +92,7 @@ class Protocol:
     def adapt_attack(self, attack: Attack, norm: str = "Linf") -> Attack:
         """Return the attack with the protocol's iterate, step and reduction, in the stages that have the choice.
 
-        The step is one of each pixel: in L2, where it would move a picture by next to nothing, stages keep their own.
+        The step is one of each pixel: in L2, where it would move an image by next to nothing, stages keep their own.
         """
         return dataclasses.replace(attack, stages=tuple(self._adapt_stage(stage, norm) for stage in attack.stages))
 

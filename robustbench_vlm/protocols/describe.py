@@ -8,21 +8,21 @@ from robustbench_vlm.datasets.transform import Transform
 from robustbench_vlm.protocols.base import Protocol
 
 FIELDS: Mapping[str, tuple[str, Callable[[Protocol], str]]] = {
-    "datasets": ("data sets", lambda protocol: ", ".join(protocol.datasets) or "the track's"),
+    "datasets": ("datasets", lambda protocol: ", ".join(protocol.datasets) or "the track's"),
     "missing_datasets": (
-        "data sets of its table that are not here",
+        "datasets of its table that are not here",
         lambda protocol: ", ".join(protocol.missing_datasets) or "none",
     ),
-    "samples": ("samples a data set", lambda protocol: str(protocol.samples or "all")),
+    "samples": ("samples a dataset", lambda protocol: str(protocol.samples or "all")),
     "precision": ("precision of the image tower under attack", lambda protocol: protocol.precision),
     "verdict_precision": ("precision of the image tower in verdicts", lambda protocol: protocol.verdict_precision),
     "logit_precision": ("precision of the products with the texts", lambda protocol: protocol.logit_precision),
     "iterate": ("which iterate of PGD counts", lambda protocol: protocol.iterate),
     "step_size": ("step of PGD", lambda protocol: protocol.step_size or "eps / 4"),
     "mean_over": ("samples that share PGD's mean loss", lambda protocol: str(protocol.mean_over)),
-    "transform": ("pictures", lambda protocol: str(protocol.transform or "each data set's own way")),
-    "small_transform": ("CIFAR and STL10", lambda protocol: str(protocol.small_transform or "each data set's own way")),
-    "image_size": ("side of other pictures", lambda protocol: str(protocol.image_size or "the model's")),
+    "transform": ("pictures", lambda protocol: str(protocol.transform or "each dataset's own way")),
+    "small_transform": ("CIFAR and STL10", lambda protocol: str(protocol.small_transform or "each dataset's own way")),
+    "image_size": ("side of other images", lambda protocol: str(protocol.image_size or "the model's")),
     "seed": ("seed", lambda protocol: str(protocol.seed)),
 }
 

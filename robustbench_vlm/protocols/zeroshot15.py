@@ -66,7 +66,7 @@ FARE_2024 = Protocol(
     transform=Transform(224, 224, "bicubic"),
     small_transform=NATIVE,
     attacks={"autoattack": "fare-autoattack"},
-    description="FARE's code: its 13 data sets, prompt ensembles of CLIP_benchmark, float32, APGD-CE with 5 restarts"
+    description="FARE's code: its 13 datasets, prompt ensembles of CLIP_benchmark, float32, APGD-CE with 5 restarts"
     " and APGD-T. Not followed: its 1000 samples, which depend on the batch size; the splits of VTAB, so EuroSAT and"
     " Caltech101 are whole and the latter has no background class; on two classes APGD-CE alone; ConvNeXt at 256",
 )

@@ -10,12 +10,12 @@ from torch import Tensor
 from robustbench_vlm.attacks.base import View
 
 Features = Callable[[Tensor], Tensor]
-"""An image tower: pictures (B, 3, H, W) in [0, 1] to embeddings (B, D) that are not normalised."""
+"""An image tower: images (B, 3, H, W) in [0, 1] to embeddings (B, D) that are not normalised."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a procedure may use beside the pictures it is given."""
+    """What a procedure may use beside the images it is given."""
 
     keys: Tensor
     """(B,), int64: the samples' random numbers (`randomness`)."""
@@ -41,25 +41,25 @@ class Context:
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes through the image tower that the logits of one picture cost."""
+    """Passes through the image tower that the logits of one image cost."""
 
     forward: int
     inner: int = 0
     """Backward passes of the procedure's own loops."""
     outer: int = 1
-    """Forward passes from which the logits' gradient flows back to the picture."""
+    """Forward passes from which the logits' gradient flows back to the image."""
 
 
 @dataclass(frozen=True)
 class Procedure:
-    """A test-time defense: a function of one picture and of the sample's random numbers, batched.
+    """A test-time defense: a function of one image and of the sample's random numbers, batched.
 
     No row may depend on another one. The forward values are the same whether gradients are asked for or not.
     """
 
     name: str
     logits: Callable[[Context, Tensor], Tensor]
-    """Pictures (B, 3, H, W) in [0, 1] to logits (B, C)."""
+    """Images (B, 3, H, W) in [0, 1] to logits (B, C)."""
     passes: Callable[[Mapping[str, float]], Passes]
     settings: Mapping[str, float] = field(default_factory=dict)
     version: int = 1
@@ -76,9 +76,9 @@ class Procedure:
     If not, none is loaded and the model stands in.
     """
     pictures: int = 1
-    """Pictures that one sample has in memory at once."""
+    """Images that one sample has in memory at once."""
     text_passes: str = ""
-    """Passes through the text tower for a picture, which records do not count."""
+    """Passes through the text tower for an image, which records do not count."""
     paper: str = ""
     fidelity: str = "paper"
     """"official code", "paper" or "reconstruction"."""

@@ -27,7 +27,7 @@ _AS_IT_IS = View("", "loop")
 
 
 class ProcedureClassifier(nn.Module):
-    """What all samples of a data set share: towers, texts and the procedure; `of_samples` makes the classifier."""
+    """What all samples of a dataset share: towers, texts and the procedure; `of_samples` makes the classifier."""
 
     null_features: Tensor
 
@@ -45,7 +45,7 @@ class ProcedureClassifier(nn.Module):
 
     @property
     def pictures(self) -> int:
-        """Pictures that one sample has in memory at once."""
+        """Images that one sample has in memory at once."""
         return self.procedure.pictures
 
     def of_samples(self, keys: Tensor) -> "ProcedureLogits":
@@ -150,7 +150,7 @@ class ProcedureModel:
         return self.model.card
 
     def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> ProcedureClassifier:
-        """Return what the samples of one data set share."""
+        """Return what the samples of one dataset share."""
         return ProcedureClassifier(self, prompts).eval().requires_grad_(False)
 
     def adapt_attack(self, attack: Attack) -> Attack:
@@ -179,7 +179,7 @@ def _no_texts(tokens: Tensor) -> Tensor:
 
 
 def _through(stage: Stage, view: View) -> Stage:
-    # Samples of other data sets would be classified among classes that are not theirs.
+    # Samples of other datasets would be classified among classes that are not theirs.
     return replace(stage, name=f"{view.name}:{stage.name}", view=view, takes_mixed=False)
 
 

@@ -17,7 +17,7 @@ _ADAM_EPS, _DECAY = 1e-8, 0.01
 
 
 def logits(context: Context, images: Tensor) -> Tensor:
-    """Return the mean logits of a picture's views with its own tuned texts, weighted by agreement."""
+    """Return the mean logits of an image's views with its own tuned texts, weighted by agreement."""
     settings, count = context.settings, int(context.settings["views"])
     views = random_views(context.keys, images, count)
     features = functional.normalize(context.features(views.flatten(0, 1)), dim=-1).unflatten(0, views.shape[:2])
@@ -86,10 +86,10 @@ R_TPT = Procedure(
     fidelity="paper",
     deviations=(
         "the random numbers are the sample's own, so that an image has one answer",
-        "pictures are not rounded to 8 bits before the views are made",
+        "images are not rounded to 8 bits before the views are made",
         "AugMix without posterise and equalise, which have no gradient; its geometric steps are one bilinear map a"
         " chain, and a chain ends in one tone (none, autocontrast or solarise)",
-        "the tuned tokens are the first four of each data set's own prompt, not of 'a photo of a'",
+        "the tuned tokens are the first four of each dataset's own prompt, not of 'a photo of a'",
     ),
 )
 R_TPT_16 = dataclasses.replace(

@@ -1,4 +1,4 @@
-"""Random views of a picture: crop, flip and AugMix chains (Hendrycks et al., ICLR 2020, arXiv 1912.02781).
+"""Random views of an image: crop, flip and AugMix chains (Hendrycks et al., ICLR 2020, arXiv 1912.02781).
 
 Differentiable in the pixels, and drawn from the samples' keys alone.
 """
@@ -16,7 +16,7 @@ _SHIFT, _SHEAR, _TURN = 0.1, 0.1, torch.pi / 18
 
 
 def random_views(keys: Tensor, images: Tensor, count: int) -> Tensor:
-    """Return `count` views of each picture (B, 3, H, W), (B, count, 3, H, W); the first is the picture itself."""
+    """Return `count` views of each image (B, 3, H, W), (B, count, 3, H, W); the first is the image itself."""
     if count == 1:
         return images[:, None]
     draws = randomness.uniform(keys, 0, (count - 1, 8 + _CHAINS * (2 * _DEPTH + 3))).to(images).flatten(0, 1)
@@ -46,7 +46,7 @@ def _crop(draws: Tensor) -> Tensor:
 
 
 def _chain(images: Tensor, draws: Tensor) -> Tensor:
-    """Return pictures after one to three moves, drawn of five kinds, and after a tone of three kinds."""
+    """Return images after one to three moves, drawn of five kinds, and after a tone of three kinds."""
     depth = (draws[:, 0] * _DEPTH).floor()
     whole = torch.eye(3).to(images).expand(len(images), 3, 3)
     for number in range(_DEPTH):

@@ -72,6 +72,6 @@ TTC = Procedure(
     deviations=(
         "the random numbers are the sample's own, so that an image has one answer",
         "the noise counts among the steps that are averaged, as step 0",
-        "eps and step are levels of 255 of the pictures as they are attacked, before any resize",
+        "eps and step are levels of 255 of the images as they are attacked, before any resize",
     ),
 )

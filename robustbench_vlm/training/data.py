@@ -1,4 +1,4 @@
-"""Training pictures: chosen by their names, held in memory where they fit, else read ahead of the steps."""
+"""Training images: chosen by their names, held in memory where they fit, else read ahead of the steps."""
 
 import functools
 import hashlib
@@ -13,7 +13,7 @@ from torch import Tensor
 from robustbench_vlm.datasets.base import Source
 
 Read = Callable[[Sequence[int]], Tensor]
-"""Gives pictures, uint8 (B, 3, H, W), by their places."""
+"""Gives images, uint8 (B, 3, H, W), by their places."""
 
 _HELD_BYTES = 2**31
 _CHUNK = 512
@@ -23,7 +23,7 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class Pictures:
-    """Chosen pictures of a source, in their order."""
+    """Chosen images of a source, in their order."""
 
     source: Source
     indices: Sequence[int]
@@ -53,7 +53,7 @@ class Pictures:
 
     @functools.cached_property
     def read(self) -> Read:
-        """How to read pictures by their places: from memory where all of them fit into 2 GiB."""
+        """How to read images by their places: from memory where all of them fit into 2 GiB."""
         shape = self.source.read(self.indices[:1]).shape[1:]
         if shape.numel() * len(self) > _HELD_BYTES:
             return lambda places: self.source.read([self.indices[place] for place in places])
@@ -64,13 +64,13 @@ class Pictures:
 
 
 def in_hashed_order(source: Source) -> Pictures:
-    """Return all pictures in the order of their names' hashes, which no folder's sorting shows through."""
+    """Return all images in the order of their names' hashes, which no folder's sorting shows through."""
     order = sorted(range(len(source.ids)), key=lambda index: hashlib.sha256(source.ids[index].encode()).digest())
     return Pictures(source, order)
 
 
 def read_ahead(batches: Iterable[Tensor], read: Read) -> Iterator[tuple[Tensor, Tensor]]:
-    """Give each batch of places with its pictures, uint8 (B, 3, H, W), several batches read at once in threads."""
+    """Give each batch of places with its images, uint8 (B, 3, H, W), several batches read at once in threads."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="pictures") as pool:
         waiting: deque[tuple[Tensor, Future[Tensor]]] = deque()
         try:

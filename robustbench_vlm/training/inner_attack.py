@@ -9,7 +9,7 @@ from robustbench_vlm.defenses.base import Context, InnerAttack
 
 
 def inner_attack(context: Context, inner: InnerAttack, threat: Threat) -> Tensor:
-    """Return adversarial pictures (B, 3, H, W) by signed gradient ascent of the summed per-sample loss.
+    """Return adversarial images (B, 3, H, W) by signed gradient ascent of the summed per-sample loss.
 
     One forward and backward pass a step; weights get no gradient here.
     """

@@ -17,14 +17,14 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Job:
-    """One fine-tuning: which defense, from which model, on which pictures, against which threat."""
+    """One fine-tuning: which defense, from which model, on which images, against which threat."""
 
     defense: Defense
     schedule: Schedule
     model: Model
     dataset: Dataset
     pictures: Pictures
-    """Those of the data set that are trained on."""
+    """Those of the dataset that are trained on."""
     eps: Fraction
     """Radius in Linf, pixel scale [0, 1]."""
     seed: int = 0
@@ -45,7 +45,7 @@ class Job:
 
     @property
     def epoch_steps(self) -> int:
-        """Optimiser steps of one pass over the pictures; those that fill no batch wait for the next order."""
+        """Optimiser steps of one pass over the images; those that fill no batch wait for the next order."""
         return len(self.pictures) // self.schedule.batch_size
 
     @property

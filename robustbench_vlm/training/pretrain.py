@@ -1,6 +1,6 @@
 """Contrastive pre-training of a small CLIP on captioned scenes (Radford et al., ICML 2021, arXiv 2103.00020).
 
-Two things differ from CLIP: each picture has several captions, and one that happens to be true of another picture of
+Two things differ from CLIP: each image has several captions, and one that happens to be true of another picture of
 the batch is not counted as its negative. In a world of few attributes that is the rule and not the exception.
 """
 
@@ -31,12 +31,12 @@ _MAX_LOG_SCALE = math.log(100)
 
 @dataclass(frozen=True)
 class Settings:
-    """How to pre-train; `pictures` are drawn ahead and shown `epochs` times, with fresh captions each time."""
+    """How to pre-train; `images` are drawn ahead and shown `epochs` times, with fresh captions each time."""
 
     pictures: int = 245_760
     epochs: int = 8
     captions: int = 2
-    """Captions a picture in each step."""
+    """Captions an image in each step."""
     batch: int = 192
     rate: float = 2e-3
     decay: float = 0.05
@@ -64,7 +64,7 @@ class Pictures:
 def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor, is_true: Tensor) -> Tensor:
     """Return the symmetric InfoNCE loss of a batch, without the negatives that are true.
 
-    Features are unit vectors (B, D); `is_true[i, j]` says that caption j is true of picture i, bool (B, B).
+    Features are unit vectors (B, D); `is_true[i, j]` says that caption j is true of image i, bool (B, B).
     """
     logits = scale * image_features @ text_features.T
     false_negative = is_true & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
@@ -74,7 +74,7 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tenso
 
 
 def draw_pictures(settings: Settings, folder: Path) -> Pictures:
-    """Draw the training pictures, or map them into memory where `folder` holds them already."""
+    """Draw the training images, or map them into memory where `folder` holds them already."""
     file = folder / f"pictures-{settings.seed}-{settings.pictures}.pt"
     if not file.exists():
         chunks = [_draw_chunk(settings, start) for start in range(0, settings.pictures, _CHUNK)]

@@ -21,7 +21,7 @@ from robustbench_vlm.training.data import Pictures, in_hashed_order
 from robustbench_vlm.training.job import Job
 
 HELD_OUT = 1024
-"""Pictures of the fine-tuning set that a sweep measures on and never trains on; a tenth of a smaller folder."""
+"""Images of the fine-tuning set that a sweep measures on and never trains on; a tenth of a smaller folder."""
 _POSITIVE = ("batch_size", "epochs", "steps", "inner_steps")
 _WHOLE_NUMBERS = ("warmup", *_POSITIVE)
 _NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)
@@ -40,7 +40,7 @@ class Order:
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Numbers of the defense and of the schedule, by name."""
     images: Path | None = None
-    """A folder of pictures in place of the track's fine-tuning set."""
+    """A folder of images in place of the track's fine-tuning set."""
     base: str = ""
     """The model to start from: a name, a card file, or open_clip:ARCH/PRETRAINED."""
     precision: str = "float32"
@@ -52,12 +52,12 @@ class Order:
 
 
 def make_job(order: Order) -> Job:
-    """Resolve the names of an order; raise UserError for unknown names and settings, and missing pictures."""
+    """Resolve the names of an order; raise UserError for unknown names and settings, and missing images."""
     return _resolve(order, hold_out=0)[0]
 
 
 def make_sweep_job(order: Order) -> tuple[Job, Pictures]:
-    """Return an order's job and the pictures held out of it; raise UserError where none are left."""
+    """Return an order's job and the images held out of it; raise UserError where none are left."""
     return _resolve(order, hold_out=HELD_OUT)
 
 
@@ -77,7 +77,7 @@ def _resolve(order: Order, *, hold_out: int) -> tuple[Job, Pictures]:
     # Both before the model, whose weights may have to be fetched.
     defense, schedule = _defense(order, track, published), _schedule(order, track, published)
     if not order.images and not track.training:
-        raise UserError(f"the track {track.name!r} trains on your own pictures: give their folder by --images DIR")
+        raise UserError(f"the track {track.name!r} trains on your own images: give their folder by --images DIR")
     model = load_model(order.base or track.base, track.name)
     dataset = _dataset(order, track, published, model.architecture.side)
     pictures, held_out = _split(order, track, dataset, hold_out)
@@ -136,7 +136,7 @@ def _dataset(order: Order, track: Track, defense: Defense, side: int) -> Dataset
 
 
 def _split(order: Order, track: Track, dataset: Dataset, hold_out: int) -> tuple[Pictures, Pictures]:
-    """Return the pictures to train on and, after them in the order of their hashes, those held out."""
+    """Return the images to train on and, after them in the order of their hashes, those held out."""
     everything = in_hashed_order(dataset.open())
     available = len(everything)
     spared = min(hold_out, available // 10)
@@ -144,6 +144,6 @@ def _split(order: Order, track: Track, dataset: Dataset, hold_out: int) -> tuple
     if wanted > available - (1 if hold_out else 0):
         left = " and leave some to measure on" if hold_out else ""
         raise UserError(
-            f"the data set {dataset.name!r} has {available} pictures, not {wanted}: give fewer by --pictures{left}"
+            f"the dataset {dataset.name!r} has {available} images, not {wanted}: give fewer by --images{left}"
         )
     return everything.part(0, wanted), everything.part(wanted, min(wanted + hold_out, available))

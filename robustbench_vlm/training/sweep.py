@@ -1,4 +1,4 @@
-"""Sweeps: a defense trained once for each combination of settings, and measured on held-out training pictures.
+"""Sweeps: a defense trained once for each combination of settings, and measured on held-out training images.
 
 The search of a learning rate is one; evaluation sets are never looked at.
 """
@@ -39,12 +39,12 @@ ATTACK = "pgd-10"
 _AT_ONCE = 128
 
 Examination = Callable[[nn.Module], tuple[float, float]]
-"""Measures a tower's clean and robust accuracy on the held-out pictures."""
+"""Measures a tower's clean and robust accuracy on the held-out images."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a sweep; accuracies on the held-out pictures in [0, 1], None where the training diverged."""
+    """One training of a sweep; accuracies on the held-out images in [0, 1], None where the training diverged."""
 
     settings: Mapping[str, float]
     clean: float | None
@@ -59,14 +59,14 @@ class Trial:
         return None if self.clean is None or self.robust is None else (self.clean + self.robust) / 2
 
     def standard_error(self, pictures: int) -> float:
-        """Return the standard error of the score over so many pictures, each of which scores 0, 1/2 or 1."""
+        """Return the standard error of the score over so many images, each of which scores 0, 1/2 or 1."""
         clean, robust = self.clean or 0.0, self.robust or 0.0
         return math.sqrt(((clean - robust) / 4 + robust - ((clean + robust) / 2) ** 2) / pictures)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A job, its trials in the order of their settings, and on how many pictures each was measured."""
+    """A job, its trials in the order of their settings, and on how many images each was measured."""
 
     job: Job
     trials: tuple[Trial, ...]
@@ -88,10 +88,10 @@ class Sweep:
 
 
 def run_sweep(order: Order, over: Mapping[str, Sequence[float]], share: Fraction, place: Place, tell: Tell) -> Sweep:
-    """Train every combination of the settings `over` on a share of the pictures, and measure it on held-out ones.
+    """Train every combination of the settings `over` on a share of the images, and measure it on held-out ones.
 
     Trials that are on disk already are not trained again. Raises UserError for unknown settings, a share outside
-    (0, 1], and pictures too few to hold some out, before anything is trained.
+    (0, 1], and images too few to hold some out, before anything is trained.
     """
     if not over or not 0 < share <= 1:
         raise UserError("a sweep takes one or more --over NAME=N,N,... and a --share above 0 and up to 1")

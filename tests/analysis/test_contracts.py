@@ -30,7 +30,7 @@ REGISTERED = [
 @pytest.mark.parametrize(("kind", "name", "track"), REGISTERED)
 def test_everything_registered_holds_its_contracts(kind: str, name: str, track: str, library: Path) -> None:
     failed = {contract.name for contract in check(kind, name, track=track) if not contract.passed}
-    # The copies of published data sets in these tests have pictures of a few classes alone.
+    # The copies of published datasets in these tests have images of a few classes alone.
     assert failed <= {"every class has samples"} and (not failed or name in ORIGINALS)
 
 
@@ -47,7 +47,7 @@ def test_unknown_kinds_and_names_are_told() -> None:
 
 
 class Faulty:
-    """Pictures that differ from call to call, with a label too many."""
+    """Images that differ from call to call, with a label too many."""
 
     ids, labels = ("a", "a", "b"), (0, 1, 2)
     calls = 0
@@ -62,7 +62,7 @@ class Faulty:
 FAULTY = Dataset("other-name", ("x", "x"), "a {}.", "test_contracts:Faulty")
 
 
-def test_a_faulty_data_set_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faulty_dataset_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "robustbench_vlm.analysis.contracts.DATASETS", Registry("dataset", {"faulty": "test_contracts:FAULTY"})
     )
@@ -74,6 +74,6 @@ def test_a_faulty_data_set_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         "labels are class numbers",
         "every class has samples",
         "reads the same twice",
-        "a picture is the same alone and in any order",
-        "pictures differ",
+        "an image is the same alone and in any order",
+        "images differ",
     }

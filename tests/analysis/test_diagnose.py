@@ -110,7 +110,7 @@ def test_a_gradient_that_is_no_number_is_told() -> None:
         brightness = images.flatten(1).sum(dim=1)
         return torch.stack([brightness, (brightness - brightness.detach()).sqrt()], dim=1)
 
-    with pytest.raises(UserError, match="at 12 of 12 pictures"):
+    with pytest.raises(UserError, match="at 12 of 12 images"):
         gradient_norms(logits, batch_of().images, torch.zeros(12, dtype=torch.int64))
 
 

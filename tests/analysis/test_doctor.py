@@ -21,7 +21,7 @@ def test_a_working_harness_passes() -> None:
 
 
 class Masked(nn.Module):
-    """Right on every picture, and flat: its logits are steps without a gradient."""
+    """Right on every image, and flat: its logits are steps without a gradient."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         bright = (images.flatten(1).mean(dim=1) > 0.5).to(images.dtype)

@@ -38,7 +38,7 @@ Found = tuple[Transfer, Path, list[Progress]]
 
 @pytest.fixture(scope="module", autouse=True)
 def trained_on_the_last() -> Iterator[None]:
-    """Let the track's models have been trained on one of the data sets: a small one, unlike theirs."""
+    """Let the track's models have been trained on one of the datasets: a small one, unlike theirs."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracks, "MINI", replace(tracks.MINI, seen=DATASETS_USED[2:]))
         yield
@@ -58,7 +58,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Table]:
 
 
 def predictions(model: Model, images: AdversarialImages) -> list[bool]:
-    """Return whether a model gets images right, by nothing but the model and the data sets."""
+    """Return whether a model gets images right, by nothing but the model and the datasets."""
     right = []
     for name in DATASETS_USED:
         dataset = DATASETS.load(name)

@@ -1,4 +1,4 @@
-"""Samples of several data sets in one batch: each gets the verdict that it gets alone, and no class of the others."""
+"""Samples of several datasets in one batch: each gets the verdict that it gets alone, and no class of the others."""
 
 from dataclasses import replace
 
@@ -67,7 +67,7 @@ def test_a_sample_gets_the_verdict_that_it_gets_alone(name: str, norm: str, coun
         assert torch.allclose(together.margin[rows], alone.margin)
 
 
-def test_classes_of_other_data_sets_have_no_logit() -> None:
+def test_classes_of_other_datasets_have_no_logit() -> None:
     parts, logits, whole = mixed([3, 5], "Linf")
     values = logits(whole.images)
     assert values.shape == (12, 5) and torch.isneginf(values[:6, 3:]).all()

@@ -33,7 +33,7 @@ def source(name: str, *found: Evidence) -> Source:
 def of(
     track: Track = MINI, *, datasets: Sequence[str] = ("shapes", "colours"), **verdicts: Sequence[str]
 ) -> Comparison:
-    """Compare models that have the same verdicts on every data set."""
+    """Compare models that have the same verdicts on every dataset."""
     sources = [
         source(name, *(evidence(name, broken, dataset, eps=str(track.standard_eps)) for dataset in datasets))
         for name, broken in verdicts.items()
@@ -50,7 +50,7 @@ def test_accuracies_and_intervals_are_those_of_the_samples() -> None:
     assert (model.robust.low, model.robust.high) == mean_interval([0.5, 0.5], [60, 60])
 
 
-def test_what_broke_the_samples_is_counted_over_all_data_sets() -> None:
+def test_what_broke_the_samples_is_counted_over_all_datasets() -> None:
     model = of(one=[*["square"] * 2, *["apgd-ce"] * 3, "clean", ""]).models[0]
     assert list(model.broken_by.items()) == [("clean", 2), ("apgd-ce", 6), ("square", 4), ("robust", 2)]
 
@@ -125,14 +125,14 @@ def test_models_without_a_common_sample_cannot_be_compared() -> None:
         compare([source("ours", evidence("ours", ["", ""])), source("theirs", other)], MINI)
 
 
-def test_a_data_set_that_one_lacks_is_left_out() -> None:
+def test_a_dataset_that_one_lacks_is_left_out() -> None:
     ours = source("ours", evidence("ours", HALF), evidence("ours", HALF, "colours"))
     found = compare([ours, source("theirs", evidence("theirs", HALF))], MINI)
     assert found.datasets == ("shapes",)
     assert "left out, as the models have no common samples there: colours" in found.notes
 
 
-def test_data_sets_stand_in_the_track_s_order_and_seen_ones_are_no_part_of_the_mean() -> None:
+def test_datasets_stand_in_the_track_s_order_and_seen_ones_are_no_part_of_the_mean() -> None:
     found = of(ZEROSHOT15, datasets=("imagenet", "other", "dtd", "cifar10"), one=HALF, two=BROKEN)
     assert found.datasets == ("cifar10", "dtd", "imagenet", "other")
     assert found.in_mean == ("cifar10", "dtd", "other") and found.models[0].robust.n == 180

@@ -1,4 +1,4 @@
-"""The command `compare`: at any width, in every format, with pictures."""
+"""The command `compare`: at any width, in every format, with images."""
 
 import csv
 import io
@@ -111,7 +111,7 @@ def test_the_document_is_all_that_is_printed(runs: Path, capsys: pytest.CaptureF
     assert [point["eps"] for point in document["models"][0]["curve"]] == ["2.5/255", "5/255", "10/255"]
 
 
-def test_csv_has_a_row_for_every_model_and_data_set(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_csv_has_a_row_for_every_model_and_dataset(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(names("--format", "csv", "--eps", "10/255")) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert [(row["model"], row["dataset"]) for row in rows] == [
@@ -184,7 +184,7 @@ def test_a_name_is_no_formula_and_no_markup_in_a_picture(
     [
         (["agtf"], "unknown result 'agtf'"),
         (names("--format", "tabel")[1:], "unknown format 'tabel'. Did you mean table?"),
-        (names("--heatmap", "x.jpg")[1:], "--heatmap x.jpg is no picture"),
+        (names("--heatmap", "x.jpg")[1:], "--heatmap x.jpg is no image"),
         (names("--curves", "nowhere/x.png")[1:], "--curves nowhere/x.png lies in nowhere, which is no folder"),
         (names("--eps", "8")[1:], "eps '8' looks like pixel steps"),
         (names("--attack", "pgd-20")[1:], "have no records of pgd-20 at Linf 5/255, but: autoattack at Linf 2.5/255"),

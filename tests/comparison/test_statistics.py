@@ -83,7 +83,7 @@ def test_p_and_interval_agree_on_zero(strata: list[list[tuple[bool, bool]]]) -> 
         assert found.low >= -1e-9 or found.high <= 1e-9
 
 
-def test_a_data_set_counts_once_however_many_samples_it_has() -> None:
+def test_a_dataset_counts_once_however_many_samples_it_has() -> None:
     first, second = [[True] * 10, [False] * 1000], [[False] * 10, [False] * 1000]
     assert compare_means(first, second, draws=100).difference == pytest.approx(0.5)
 

@@ -1,4 +1,4 @@
-"""Fixtures that the tests of data sets share."""
+"""Fixtures that the tests of datasets share."""
 
 from collections.abc import Iterator
 

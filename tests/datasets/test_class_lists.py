@@ -36,7 +36,7 @@ COUNTS = {
 }
 
 
-def test_every_data_set_has_all_its_classes() -> None:
+def test_every_dataset_has_all_its_classes() -> None:
     assert {name: len(class_names(name)) for name in ORIGINALS} == COUNTS
 
 
@@ -98,7 +98,7 @@ def test_places_agree_with_clip_benchmark_s(name: str, other: str, differing: in
     assert all(places[word] == place for place, word in enumerate(theirs) if word in places)
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not beside this checkout")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not beside this checkout")
 @pytest.mark.parametrize(
     ("name", "folder"),
     [

@@ -48,7 +48,7 @@ def tree(folder: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("name", ORIGINALS)
-def test_a_data_set_is_found_below_the_root_and_as_the_root(name: str, tmp_path: Path) -> None:
+def test_a_dataset_is_found_below_the_root_and_as_the_root(name: str, tmp_path: Path) -> None:
     folder = make(name, tmp_path)
     original = ORIGINALS[name]
     assert locate(original, tmp_path).ids == locate(original, folder).ids == original.read(folder).ids
@@ -70,7 +70,7 @@ def test_what_is_not_there_is_told_with_what_to_do(tmp_path: Path) -> None:
         locate(ORIGINALS["tiny-imagenet"], tmp_path)
 
 
-def test_a_data_set_that_needs_a_licence_says_so(tmp_path: Path) -> None:
+def test_a_dataset_that_needs_a_licence_says_so(tmp_path: Path) -> None:
     with pytest.raises(MissingData, match=r"HatefulMemes is not below .* by hand: agree to the licence"):
         fetch(ORIGINALS["hateful-memes"], tmp_path)
     folder = make("hateful-memes", tmp_path)
@@ -110,7 +110,7 @@ def test_answers_that_break_off_are_gone_on_from(server: Server, cars: Path, tmp
     ("fault", "message"),
     [(broken_off(100), "broke off after 100 of"), (lie, "is a file with sha256"), (page, "web page|not of")],
 )
-def test_an_answer_that_never_comes_whole_leaves_no_data_set(
+def test_an_answer_that_never_comes_whole_leaves_no_dataset(
     fault: Any, message: str, server: Server, cars: Path, tmp_path: Path
 ) -> None:
     shard = f"/datasets/{CARS.hub}/resolve/{REVISION}/test/1.tar"
@@ -135,7 +135,7 @@ def test_a_new_revision_begins_anew(server: Server, cars: Path, tmp_path: Path) 
     assert locate(CARS, tmp_path / "data").labels == (7, 7, 8, 8, 9, 9)
 
 
-def test_a_hub_that_has_no_such_data_set_or_no_shards_is_told(server: Server, tmp_path: Path) -> None:
+def test_a_hub_that_has_no_such_dataset_or_no_shards_is_told(server: Server, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=f"the hub has no list of {CARS.hub}"):
         fetch(CARS, tmp_path / "data")
     (tmp_path / "empty").mkdir()
@@ -172,7 +172,7 @@ fetch(ORIGINALS["stanford-cars"], Path(sys.argv[1]))
 """
 
 
-def test_a_process_that_is_killed_in_mid_download_leaves_no_data_set(
+def test_a_process_that_is_killed_in_mid_download_leaves_no_dataset(
     server: Server, cars: Path, tmp_path: Path
 ) -> None:
     root, shard = tmp_path / "data", f"/datasets/{CARS.hub}/resolve/{REVISION}/test/1.tar"
@@ -329,7 +329,7 @@ def test_too_few_samples_and_missing_pictures_are_found(tmp_path: Path) -> None:
     (folder / "images" / "waffles" / "0011328.jpg").unlink()
     few, absent = verify(ORIGINALS["food101"], tmp_path)
     assert few == f"{folder} has 6 samples, and the whole split 25250"
-    assert absent.startswith("1 pictures that its lists name are not there") and absent.endswith("0011328.jpg")
+    assert absent.startswith("1 images that its lists name are not there") and absent.endswith("0011328.jpg")
     assert verify(ORIGINALS["dtd"], tmp_path)[0].startswith("DTD is not below")
 
 

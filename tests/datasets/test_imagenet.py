@@ -1,4 +1,4 @@
-"""Folders to train on: ImageNet's layout, parts of it, pictures as they come, and folders that are something else."""
+"""Folders to train on: ImageNet's layout, parts of it, images as they come, and folders that are something else."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,7 +19,7 @@ RED, BLUE = (200, 30, 30), (30, 30, 200)
 
 
 def _halves(size: tuple[int, int] = (60, 40)) -> Image.Image:
-    """Return a picture that is red on the left and blue on the right."""
+    """Return an image that is red on the left and blue on the right."""
     picture = Image.new("RGB", size, RED)
     picture.paste(BLUE, (size[0] // 2, 0, *size))
     return picture
@@ -27,7 +27,7 @@ def _halves(size: tuple[int, int] = (60, 40)) -> Image.Image:
 
 @pytest.fixture
 def write(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function (name, picture, options of Pillow's save) that writes a picture and returns its path."""
+    """Return a function (name, image, options of Pillow's save) that writes an image and returns its path."""
 
     def save(name: str, picture: Image.Image | None = None, **options: object) -> Path:
         path = tmp_path / name
@@ -123,7 +123,7 @@ def test_what_is_no_picture_of_a_class_is_left_out(tmp_path: Path, write: Callab
     write("n99999999/one.JPEG")
     write(f"{TABBY}/images/below.JPEG")
     (tmp_path / GOLDFISH).mkdir()
-    (tmp_path / "README").write_text("no picture")
+    (tmp_path / "README").write_text("no image")
     source = imagenet_folder(tmp_path, PROMPT, 16).open()
     assert (source.ids, source.labels) == ((f"{TABBY}/one.JPEG",), (281,))
 
@@ -163,7 +163,7 @@ def test_an_empty_folder_and_none_at_all_are_told(tmp_path: Path) -> None:
 
 def test_pictures_a_level_too_deep_are_told(tmp_path: Path, write: Callable[..., Path]) -> None:
     write(f"{TENCH}/images/one.JPEG")
-    with pytest.raises(UserError, match=rf"no pictures.*{TENCH}/one\.JPEG"):
+    with pytest.raises(UserError, match=rf"no images.*{TENCH}/one\.JPEG"):
         training_folder(tmp_path, PROMPT, 16)
 
 
@@ -180,7 +180,7 @@ def test_a_class_may_be_named_train(tmp_path: Path, write: Callable[..., Path]) 
     assert training_folder(tmp_path, PROMPT, 16).classes == ("car", "plane", "train")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not beside this checkout")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not beside this checkout")
 def test_real_pictures_carry_the_labels_of_their_ids() -> None:
     from timm.data import ImageNetInfo
 

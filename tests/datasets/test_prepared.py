@@ -1,4 +1,4 @@
-"""Prepared pictures: the pixels of torchvision's own transforms, in the standard order, whole or not there."""
+"""Prepared images: the pixels of torchvision's own transforms, in the standard order, whole or not there."""
 
 import json
 import os
@@ -156,7 +156,7 @@ def test_a_changed_file_is_found(tmp_path: Path) -> None:
     content[-1] ^= 1
     pixels.write_bytes(content)
     (found,) = verify_prepared(folder)
-    assert "1 of 30 pictures" in found and "000000.npy" in found
+    assert "1 of 30 images" in found and "000000.npy" in found
     pixels.write_bytes(content[:-100])
     (found,) = verify_prepared(folder)
     assert "missing or damaged" in found
@@ -171,9 +171,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_prepared import Pictures, SMALL
+from test_prepared import Images, SMALL
 from robustbench_vlm.datasets.prepare import prepare
-prepare("made-up", Pictures(600, delay=0.002), SMALL, None, Path(sys.argv[1]))
+prepare("made-up", Images(600, delay=0.002), SMALL, None, Path(sys.argv[1]))
 """
 
 

@@ -1,4 +1,4 @@
-"""Readers of the published data sets, against torchvision's on the same files, and on files that are wrong."""
+"""Readers of the published datasets, against torchvision's on the same files, and on files that are wrong."""
 
 import json
 import os
@@ -181,7 +181,7 @@ def test_a_list_that_names_too_few_classes_is_told(tmp_path: Path) -> None:
 def test_unequal_numbers_of_pictures_and_labels_are_told(tmp_path: Path) -> None:
     folder = make("stl10", tmp_path)
     (folder / "test_y.bin").write_bytes(bytes([1, 2, 3]))
-    with pytest.raises(UserError, match=r"test_X\.bin has 6 pictures and .*test_y.bin has 3 labels"):
+    with pytest.raises(UserError, match=r"test_X\.bin has 6 images and .*test_y.bin has 3 labels"):
         ORIGINALS["stl10"].read(folder)
 
 
@@ -252,7 +252,7 @@ def test_food101_is_the_same_by_either_list(tmp_path: Path) -> None:
 
 
 def _flatten(folder: Path, kit: bool = True) -> None:
-    """Move ImageNet's pictures into "val" itself, and write the development kit with what they show."""
+    """Move ImageNet's images into "val" itself, and write the development kit with what they show."""
     truth = [1] * 50
     wnids = class_names("imagenet")
     for path in sorted((folder / "val").rglob("*.JPEG")):
@@ -282,7 +282,7 @@ def test_imagenet_is_the_same_in_folders_and_flat(tmp_path: Path) -> None:
     assert (before.ids, before.labels) == (after.ids, after.labels)
     assert sorted_in == [content(after, index) for index in range(6)]
     (folder / "val" / "ILSVRC2012_val_00000051.JPEG").write_bytes(b"")
-    with pytest.raises(UserError, match="none of the 50 pictures"):
+    with pytest.raises(UserError, match="none of the 50 images"):
         ORIGINALS["imagenet"].read(folder)
 
 

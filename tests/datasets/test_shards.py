@@ -1,4 +1,4 @@
-"""The hub's tar shards: pictures, labels and order, whatever names they carry; broken ones are told."""
+"""The hub's tar shards: images, labels and order, whatever names they carry; broken ones are told."""
 
 import io
 import json
@@ -114,7 +114,7 @@ def test_labels_without_picture_and_labels_out_of_range_are_told(tmp_path: Path)
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
-    with pytest.raises(UserError, match="the label 10, and the data set 10 classes"):
+    with pytest.raises(UserError, match="the label 10, and the dataset 10 classes"):
         read_shards(folder, "stl10")
     with tarfile.open(folder / "test" / "1.tar", "w") as archive:
         archive.addfile(tarfile.TarInfo("s0000009.cls"), io.BytesIO())
@@ -130,7 +130,7 @@ def test_two_pictures_or_labels_of_one_sample_are_told(member: str, tmp_path: Pa
         entry = tarfile.TarInfo(member)
         entry.size = len(content)
         archive.addfile(entry, io.BytesIO(content))
-    with pytest.raises(UserError, match=r"0\.tar.*the sample s0000002 has two pictures or two labels"):
+    with pytest.raises(UserError, match=r"0\.tar.*the sample s0000002 has two images or two labels"):
         read_shards(folder, "dtd")
 
 

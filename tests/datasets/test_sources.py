@@ -1,4 +1,4 @@
-"""Pictures that the project did not draw: handwritten digits and a person's own folders."""
+"""Images that the project did not draw: handwritten digits and a person's own folders."""
 
 import os
 from pathlib import Path
@@ -67,7 +67,7 @@ def test_a_truncated_picture_is_named(folder: Path) -> None:
 
 
 def test_a_text_file_among_pictures_is_named(folder: Path) -> None:
-    (folder / "cat" / "notes.txt").write_text("no picture")
+    (folder / "cat" / "notes.txt").write_text("no image")
     with pytest.raises(UnreadableImage, match=r"notes\.txt"):
         folder_dataset(folder, "a {}.", 32).open().read([0])
 
@@ -100,12 +100,12 @@ def test_unusable_folders_say_what_they_should_be(folder: Path, problem: str) ->
             folder_dataset(folder, "a photo", 32)
 
 
-def test_one_class_is_no_data_set() -> None:
+def test_one_class_is_no_dataset() -> None:
     with pytest.raises(UserError, match="two or more"):
         Dataset("d", ("one",), "a {}.", "m:f")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not beside this checkout")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not beside this checkout")
 @pytest.mark.parametrize("name", ["cifar10", "dtd", "sun397"])
 def test_real_folders_are_read_whole(name: str) -> None:
     source = folder_dataset(REAL / name, "a photo of a {}.", 32).open()
@@ -117,7 +117,7 @@ def test_a_part_of_imagenet_has_its_thousand_classes_in_their_order(tmp_path: Pa
         (tmp_path / name).mkdir(parents=True)
         _picture("RGB").save(tmp_path / name / "one.JPEG")
     (tmp_path / "train" / "readme.txt").write_text("a file beside the folders")
-    (tmp_path / "train" / "n01440764" / ".hidden").write_text("no picture")
+    (tmp_path / "train" / "n01440764" / ".hidden").write_text("no image")
     dataset = training_folder(tmp_path, PROMPT, 32)
     assert dataset.name == "imagenet" and len(dataset.classes) == 1000
     source = dataset.open()
@@ -145,7 +145,7 @@ def test_a_folder_of_words_trains_on_its_own_classes(folder: Path) -> None:
     assert dataset.classes == ("cat", "dog", "sea lion") and dataset.prompts[2] == "This is a photo of a sea lion."
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not here")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not here")
 def test_real_pictures_of_imagenet_s_classes_are_read() -> None:
     source = training_folder(REAL / "tiny_imagenet", PROMPT, 64).open()
     assert len(source.ids) == 1000 and len(set(source.labels)) == 200

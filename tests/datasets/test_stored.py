@@ -1,4 +1,4 @@
-"""Pictures of every form that data sets have them in, broken ones, and all real pictures beside this checkout."""
+"""Images of every form that datasets have them in, broken ones, and all real images beside this checkout."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ from robustbench_vlm.datasets.published.decode import decoded
 from robustbench_vlm.datasets.transform import Transform
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not beside this checkout")
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not beside this checkout")
 
 
 def bytes_of(picture: Image.Image, form: str, **options: object) -> bytes:
@@ -107,7 +107,7 @@ def test_a_broken_picture_is_named(kind: str, tmp_path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(BROKEN[kind])
     pictures = ORIGINALS["eurosat"].read(folder)
-    with pytest.raises(UnreadableImage, match=r"cannot read the picture .*2750/Forest/Forest_7\.jpg: ") as caught:
+    with pytest.raises(UnreadableImage, match=r"cannot read the image .*2750/Forest/Forest_7\.jpg: ") as caught:
         pictures.picture(pictures.ids.index("Forest/Forest_7.jpg"))
     # What to do about it is said once, by who reads what was prepared.
     assert "--skip-unreadable" not in str(caught.value)
@@ -132,7 +132,7 @@ def test_a_picture_that_a_list_names_and_nobody_has_is_named(tmp_path: Path) -> 
 
 
 def rows(name: str) -> Iterator[tuple[Path, str]]:
-    """Yield path and class of the real pictures of a set."""
+    """Yield path and class of the real images of a set."""
     with (REAL / "manifest.csv").open(encoding="utf-8", newline="") as file:
         yield from ((REAL / row["path"], row["class"]) for row in csv.DictReader(file) if row["dataset"] == name)
 

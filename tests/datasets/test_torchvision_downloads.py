@@ -1,4 +1,4 @@
-"""Every data set that torchvision fetches, from archives that are built as the authors' are."""
+"""Every dataset that torchvision fetches, from archives that are built as the authors' are."""
 
 import dataclasses
 import io
@@ -75,7 +75,7 @@ ARCHIVES: dict[str, Callable[[Path], dict[str, bytes]]] = {
 }
 
 
-def test_there_is_an_archive_for_every_data_set_that_torchvision_fetches() -> None:
+def test_there_is_an_archive_for_every_dataset_that_torchvision_fetches() -> None:
     assert set(ARCHIVES) == {name for name, original in ORIGINALS.items() if original.torchvision}
 
 

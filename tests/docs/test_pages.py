@@ -82,7 +82,7 @@ def test_every_command_line_is_one(page: str) -> None:
         "vlmbench run --attack autoatack",
         "vlmbench data list|fetch",
         "vlmbench run --model fare-1",
-        "vlmbench train agft --pictures",
+        "vlmbench train agft --images",
     ],
 )
 def test_a_wrong_command_line_is_seen(words: str) -> None:
@@ -176,6 +176,6 @@ def test_the_notebook_runs_and_holds_what_it_shows(tmp_path: Path) -> None:
 
 
 def _shown(cell: Any) -> list[str]:
-    """Return the texts that a cell shows; of a picture, that there is one."""
+    """Return the texts that a cell shows; of an image, that there is one."""
     texts = [output.get("text") or output.data.get("text/plain", "") for output in cell.get("outputs", [])]
     return [cell.source, *("".join(text) for text in texts)]

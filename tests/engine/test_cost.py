@@ -17,7 +17,7 @@ from robustbench_vlm.engine.cost import Resources, attack_passes
 
 
 def unbreakable(images: Tensor) -> Tensor:
-    """Return logits of four classes that the pictures hardly move, and never to another class."""
+    """Return logits of four classes that the images hardly move, and never to another class."""
     flat = images.flatten(1)
     return torch.stack([5 + flat.mean(dim=1), flat[:, 0], flat[:, 1], flat[:, 2]], dim=1)
 

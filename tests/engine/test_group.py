@@ -16,7 +16,7 @@ from robustbench_vlm.engine.store import Finished, Piece
 
 NOTHING = Finished((), ())
 OWN = load_attack("fgsm")
-"""Its stages take samples of several data sets; those of the made-up attack do not."""
+"""Its stages take samples of several datasets; those of the made-up attack do not."""
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -39,7 +39,7 @@ def plan_of(taught_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 class Full:
-    """A hook that lets no more than so many pictures into a network, and counts those that it turned away."""
+    """A hook that lets no more than so many images into a network, and counts those that it turned away."""
 
     def __init__(self, most: int) -> None:
         self.most, self.refused = most, 0
@@ -51,7 +51,7 @@ class Full:
 
 
 def run_within(plan: Plan, most: int) -> int:
-    """Run a plan on a network that takes at most so many pictures, and return how many calls were refused."""
+    """Run a plan on a network that takes at most so many images, and return how many calls were refused."""
     cell = plan.cells[0]
     full = Full(most)
     encoder = classifier_of(cell.model, cell.track, cell.dataset.prompts, "cpu").encoder
@@ -65,7 +65,7 @@ def records(out: Path) -> dict[str, bytes]:
 
 
 def test_half_the_slots_give_the_records_of_few_slots_from_the_beginning(plan_of: Callable[[int], Plan]) -> None:
-    # The probes pass a shard's six pictures twice, so that 16 and 8 slots are too many.
+    # The probes pass a shard's six images twice, so that 16 and 8 slots are too many.
     plans = [plan_of(4), plan_of(16)]
     assert [run_within(plan, 8) for plan in plans] == [0, 2]
     few, many = (records(plan.request.out) for plan in plans)

@@ -100,7 +100,7 @@ def test_verdicts_are_float32_unless_the_protocol_says_otherwise(cell: Cell) -> 
     low = measured(cell, precision="bfloat16")
     walked = calls["bfloat16"] - PROBE_FORWARD * len(low)
     right = sum(each.clean_prediction == each.label for each in low)
-    # Clean pictures are judged, those that the attack returns, and every one on its way; the probes judge nothing.
+    # Clean images are judged, those that the attack returns, and every one on its way; the probes judge nothing.
     assert walked >= right > 0 and calls["float32"] == len(low) + right + walked
     calls["float32"] = 0
     rounded = measured(cell, precision="bfloat16", verdict_precision="bfloat16")
@@ -159,7 +159,7 @@ def returns(logits: object, batch: Batch, *, slots: int) -> Outcome:
 
 
 def at(limit: float) -> Callable[[Tensor], Tensor]:
-    """Return a classifier that is wrong about pictures of class 0 that are brighter than a limit."""
+    """Return a classifier that is wrong about images of class 0 that are brighter than a limit."""
     return lambda images: torch.stack([limit - images.flatten(1).mean(dim=1), torch.zeros(len(images))], dim=1)
 
 

@@ -146,7 +146,7 @@ def test_changed_or_bad_weights_are_refused(
 
 
 def pictures(folder: Path, *, broken: bool = True) -> Path:
-    """Write a folder of two classes with three pictures each, one of them cut short if `broken`."""
+    """Write a folder of two classes with three images each, one of them cut short if `broken`."""
     for n in range(6):
         path = folder / ("night" if n % 2 else "day") / f"{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -215,7 +215,7 @@ def test_the_plan_says_what_each_cell_costs(make_card: MakeCard) -> None:
     assert costs[2].passes_most > 2 * costs[0].passes_most and costs[2].seconds_most > 2 * costs[0].seconds_most
 
 
-def test_a_plan_embeds_the_texts_of_one_data_set_to_time_a_model(
+def test_a_plan_embeds_the_texts_of_one_dataset_to_time_a_model(
     make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedded: list[int] = []

@@ -1,4 +1,4 @@
-"""The interval of a mean over data sets."""
+"""The interval of a mean over datasets."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_the_interval_of_several_has_their_unbiased_variances_about_the_mean() -
     assert mean_interval([1.0, 1.0], [1, 1])[0] < 0.5
 
 
-def test_the_interval_shrinks_with_samples_and_with_data_sets() -> None:
+def test_the_interval_shrinks_with_samples_and_with_datasets() -> None:
     widths = [
         high - low
         for low, high in (mean_interval([0.3] * sets, [n] * sets) for sets, n in ((2, 50), (2, 200), (8, 200)))

@@ -126,11 +126,11 @@ def test_images_that_prove_nothing_change_nothing(
     assert disputed(entry_path, tmp_path / "small", taught_card).counts["outside"] == 1
 
 
-def test_files_of_other_tracks_and_data_sets_are_told(entry_path: Path, taught_card: Path, tmp_path: Path) -> None:
+def test_files_of_other_tracks_and_datasets_are_told(entry_path: Path, taught_card: Path, tmp_path: Path) -> None:
     image = torch.zeros(1, 3, 32, 32)
     write_images(AdversarialImages("zeroshot15", (("dtd", "a"),), image), tmp_path / "x")
     with pytest.raises(UserError, match="is of the track 'zeroshot15'"):
         disputed(entry_path, tmp_path / "x", taught_card)
     write_images(AdversarialImages("mini", (("shapes", "a"),), image), tmp_path / "y")
-    with pytest.raises(UserError, match="no sample of a data set of the entry"):
+    with pytest.raises(UserError, match="no sample of a dataset of the entry"):
         disputed(entry_path, tmp_path / "y", taught_card)

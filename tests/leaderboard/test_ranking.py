@@ -26,7 +26,7 @@ STANDARD = Threat("Linf", MINI.standard_eps)
 
 
 def everywhere(model: str, broken: Sequence[str], **about: str) -> list[Evidence]:
-    """Return evidence of a model with the same verdicts on every data set of the track."""
+    """Return evidence of a model with the same verdicts on every dataset of the track."""
     return [evidence(model, broken, dataset, **about) for dataset in MINI.datasets]
 
 
@@ -39,7 +39,7 @@ def row(folder: Path, model: str) -> Row:
 
 
 def test_models_that_tests_do_not_tell_apart_share_their_ranks(tmp_path: Path) -> None:
-    # 13 data sets of 40 samples: 4, 30 and 29 robust ones, of which the last are others than the second's.
+    # 13 datasets of 40 samples: 4, 30 and 29 robust ones, of which the last are others than the second's.
     for model, robust in (("weak", 4), ("good", 30), ("close", 29)):
         verdicts = [""] * robust + ["square"] * (40 - robust)
         write_board_entry(everywhere(model, verdicts[::-1] if model == "close" else verdicts), tmp_path)
@@ -49,8 +49,8 @@ def test_models_that_tests_do_not_tell_apart_share_their_ranks(tmp_path: Path) -
     assert rows[0].robust.n == 13 * 40 and rows[0].datasets["shapes"]["robust"].n == 40
 
 
-def test_the_order_of_the_data_sets_in_an_entry_changes_no_rank(tmp_path: Path) -> None:
-    # One sample fewer on every data set is told apart, but not from records of other data sets.
+def test_the_order_of_the_datasets_in_an_entry_changes_no_rank(tmp_path: Path) -> None:
+    # One sample fewer on every dataset is told apart, but not from records of other datasets.
     for model, most in (("better", 18), ("worse", 17)):
         counts = [most if n < 6 else most - 12 for n in range(13)]
         found = [
@@ -61,9 +61,9 @@ def test_the_order_of_the_data_sets_in_an_entry_changes_no_rank(tmp_path: Path) 
     assert [(each.model, each.rank) for each in board(tmp_path).rows] == [("better", "1"), ("worse", "2")]
 
 
-def test_other_data_sets_than_the_tracks_are_refused(tmp_path: Path) -> None:
+def test_other_datasets_than_the_tracks_are_refused(tmp_path: Path) -> None:
     write_board_entry([*everywhere("a", ["square"]), evidence("a", [""], "easy")], tmp_path)
-    with pytest.raises(UserError, match="'easy' is no data set of the track 'mini'"):
+    with pytest.raises(UserError, match="'easy' is no dataset of the track 'mini'"):
         board(tmp_path)
 
 
@@ -110,7 +110,7 @@ def test_without_the_whole_attack_there_is_no_rank(tmp_path: Path) -> None:
     assert [(each.model, each.rank) for each in board(tmp_path).rows] == [("whole", "1"), ("part", ""), ("weakly", "")]
 
 
-def test_gates_are_told_with_their_data_sets(tmp_path: Path) -> None:
+def test_gates_are_told_with_their_datasets(tmp_path: Path) -> None:
     found = everywhere("a", ["", "square"])
     found[0] = evidence("a", ["", "square"], "shapes", warnings=("zero-gradient:2", "collapsed"))
     found[1] = evidence("a", ["", "square"], "colours", warnings=("zero-gradient:1",))
@@ -179,7 +179,7 @@ def test_more_evidence_never_raises_the_number(rows: list[tuple[str, str, str]])
 
 
 @given(st.lists(st.lists(st.booleans(), min_size=1, max_size=9), min_size=1, max_size=5))
-def test_the_mean_is_over_data_sets(strata: list[list[bool]]) -> None:
+def test_the_mean_is_over_datasets(strata: list[list[bool]]) -> None:
     found = mean_accuracy(strata)
     assert found.value == pytest.approx(sum(sum(each) / len(each) for each in strata) / len(strata))
     assert 0 <= found.low <= found.value <= found.high <= 1 and found.n == sum(map(len, strata))

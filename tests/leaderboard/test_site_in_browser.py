@@ -247,7 +247,7 @@ def test_hostile_texts_bring_no_element_no_link_and_no_dialog(open_page: Open) -
         found = page.evaluate(
             """() => ({
               scripts: document.scripts.length,
-              pictures: document.querySelectorAll("img, iframe, object, embed, b:not(.warning), svg [href]").length,
+              images: document.querySelectorAll("img, iframe, object, embed, b:not(.warning), svg [href]").length,
               handlers: [...document.querySelectorAll("*")].flatMap(
                 (each) => [...each.attributes].filter((one) => one.name.startsWith("on"))).length,
               protocols: [...new Set([...document.links].map((each) => each.protocol))].sort(),

@@ -37,7 +37,7 @@ def test_the_command_writes_an_entry_with_its_records_and_the_text_of_a_pull_req
     assert read_evidence(entry, tmp_path / "mini") == _without_comparisons(read_run(real_run), entry.cells)
     assert (entry.status, entry.links, entry.note) == ("claimed", {"code": "https://x.org"}, "<b>bold</b>")
     assert entry.history[0].facts == {"cells": 2, "samples": 400}
-    assert "autoattack at 5/255 is missing on every data set" in document["remarks"][0]
+    assert "autoattack at 5/255 is missing on every dataset" in document["remarks"][0]
     assert "taught-image.safetensors is only on your machine" in document["remarks"][1]
     text = document["pull_request"]
     assert f"sha256 `{entry.records.sha256}`" in text and "| pgd-5 | 1/255 |" in text

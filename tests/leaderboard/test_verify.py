@@ -135,7 +135,7 @@ def test_a_forgery_that_contradicts_what_is_there_is_named(
     change: Callable[[Evidence], Evidence], said: str, entry_path: Path, taught_card: Path
 ) -> None:
     forged(entry_path, change)
-    # It holds together by itself: only weights, pictures and attack tell.
+    # It holds together by itself: only weights, images and attack tell.
     check_entry(read_entry(entry_path), entry_path.parent)
     found = verified(entry_path, taught_card)
     assert not found.is_confirmed and found.entry.status == "disputed"

@@ -266,7 +266,7 @@ def test_safetensors_of_our_own_are_a_layout_too(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("network_name", "base", "message"),
     [
-        ("vit", RESNET, "width 768, patches of 32, 12 layers, for pictures of 224 pixels, as ViT-B-32"),
+        ("vit", RESNET, "width 768, patches of 32, 12 layers, for images of 224 pixels, as ViT-B-32"),
         ("vit", "open_clip:ViT-B-16", r"2 of another shape: .*conv1.weight \(768, 3, 32, 32\) instead.*as ViT-B-32"),
         ("resnet", VIT, "a ResNet of width 64 with 3-4-6-3 blocks, as RN50"),
     ],

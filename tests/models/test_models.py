@@ -245,7 +245,7 @@ def test_the_texts_of_a_class_are_averaged_as_unit_vectors() -> None:
     assert not torch.allclose(ensemble[0], one, atol=1e-3)
 
 
-def test_a_data_set_with_several_templates_has_as_many_texts_a_class() -> None:
+def test_a_dataset_with_several_templates_has_as_many_texts_a_class() -> None:
     ensemble = dataclasses.replace(SHAPES, prompt=("one {}", "two {}s"))
     assert ensemble.prompts[0] == ("one circle", "two circles") and SHAPES.prompts[0] == "a picture of a circle"
     with pytest.raises(UserError, match="'three' has no"):

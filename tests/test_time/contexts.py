@@ -44,6 +44,6 @@ def alone(context: Context, row: int) -> Context:
 
 
 def pictures(count: int = 3) -> Tensor:
-    """Return pictures away from the ends of the pixel range, float64."""
+    """Return images away from the ends of the pixel range, float64."""
     random = torch.Generator().manual_seed(1)
     return 0.3 + 0.4 * torch.rand(count, 3, SIDE, SIDE, generator=random, dtype=torch.float64)

@@ -57,7 +57,7 @@ def attacked(made: ProcedureModel, batch: Batch, name: str = "pgd-2", slots: int
 
 
 def rounded(context: Context, images: Tensor) -> Tensor:
-    """Return the logits of pictures rounded to 16 levels: steps, without a slope anywhere."""
+    """Return the logits of images rounded to 16 levels: steps, without a slope anywhere."""
     features = torch.nn.functional.normalize(context.features((15 * images).round() / 15), dim=-1)
     return context.scale * features @ context.text_features.T
 
@@ -101,7 +101,7 @@ def test_batches_change_no_verdict_and_no_cost(name: str) -> None:
 def test_the_forward_passes_on_record_are_those_that_towers_made(
     name: str, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Pictures that fill a batch up are nobody's passes.
+    # Images that fill a batch up are nobody's passes.
     monkeypatch.setattr(clip, "_filled", lambda images: images)
     made, batch = on_clip(name), batch_of(Fraction(1, 255)).at(torch.arange(2))
     logits, adapted = logits_of_model(made, batch), _short(made.adapt_attack(load_attack(attack)))

@@ -113,7 +113,7 @@ def test_settings_of_the_schedule_and_the_inner_attack_are_taken() -> None:
         (["train", "agft", "--epochs", "1", "--set", "epochs=2"], "given twice"),
         (["train", "gladiator", "--pictures", "256", "--epochs", "1", "--set", "rho=2"], "from 0 to below 1"),
         (["train", "agft", "--out", __file__], "a part of the path is a file"),
-        (["train", "agft", "--pictures", "1000000"], "100000 pictures, not 1000000"),
+        (["train", "agft", "--pictures", "1000000"], "100000 images, not 1000000"),
     ],
 )
 def test_what_cannot_be_trained_is_told(

@@ -107,7 +107,7 @@ def test_sim_clip_is_the_negative_cosine_with_the_gradient_of_half_of_it() -> No
 
 
 def _two_classes(attacked: list[float], clean: list[float], frozen: list[float], **numbers: float) -> Context:
-    """A context of one picture whose embeddings are given: attacked pictures are all 1, the clean one is all 0."""
+    """A context of one image whose embeddings are given: attacked images are all 1, the clean one is all 0."""
 
     def tower(one: list[float], zero: list[float]) -> Callable[[Tensor], Tensor]:
         return lambda images: torch.tensor([one if images.max() == 1 else zero], dtype=DOUBLE)

@@ -1,4 +1,4 @@
-"""The real track end to end: ViT-B/32 at random initialisation, real pictures, the published recipe."""
+"""The real track end to end: ViT-B/32 at random initialisation, real images, the published recipe."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from robustbench_vlm.training.request import Order, make_job
 PICTURES = Path(__file__).parents[2].parent / "shared" / "data" / "real" / "dtd"
 ARCHITECTURE = "open_clip:ViT-B-32-quickgelu"
 
-pytestmark = pytest.mark.skipif(not PICTURES.is_dir(), reason="the real pictures are not here")
+pytestmark = pytest.mark.skipif(not PICTURES.is_dir(), reason="the real images are not here")
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,7 @@ def _sweep(*accuracies: tuple[float | None, float | None], held_out: int = 1024)
     ("accuracies", "chosen"),
     [
         ([(0.5, 0.1), (0.6, 0.5), (0.5, 0.2)], 1),
-        # 0.65 +- 0.0135 on 1024 pictures: 0.64 cannot be told from it, and 0.63 can.
+        # 0.65 +- 0.0135 on 1024 images: 0.64 cannot be told from it, and 0.63 can.
         ([(0.73, 0.53), (0.74, 0.54), (0.75, 0.55)], 1),
         ([(None, None), (0.3, 0.1)], 1),
         ([(0.5, 0.5), (None, None)], 0),

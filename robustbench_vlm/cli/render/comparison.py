@@ -25,7 +25,7 @@ _WRITERS: Mapping[str, Callable[[Comparison], str]] = {
     "csv": lambda found: formats.csv_table(tables.csv_rows(found)),
     "html": lambda found: formats.html(tables.report(found)),
 }
-_BY_SET = Columns(("data set",), "model", ("robust", "clean"))
+_BY_SET = Columns(("dataset",), "model", ("robust", "clean"))
 _FILE_WIDTH = 100
 """Columns of a table that goes into a file."""
 
@@ -50,13 +50,13 @@ def show(found: Comparison, format: str, out: Path | None, *, as_json: bool) -> 
 
 
 def lines(found: Comparison, width: int) -> list[Line]:
-    """Return the means, every data set, what tests tell apart, what broke the samples, and the curves."""
+    """Return the means, every dataset, what tests tell apart, what broke the samples, and the curves."""
     footer = (*tables.legend(found, "*"), *(f"note: {note}" for note in tables.notes(found)))
     sheets = [tables.differences(found, ROBUST), tables.differences(found, "clean")] if found.pairs else []
     return [
         *wrapped(tables.about(found), width),
         *_sheet_lines(tables.means(found), width),
-        *_heading("Data sets", width),
+        *_heading("Datasets", width),
         *table(list(_set_rows(found)), _BY_SET, width),
         *(line for sheet in sheets for line in _sheet_lines(sheet, width)),
         *_sheet_lines(tables.broken_by(found), width),
@@ -99,7 +99,7 @@ def _set_rows(found: Comparison) -> Iterator[Row]:
                 for measure in best
             }
             numbers = {measure: _starred(field) for measure, field in fields.items()}
-            yield {"data set": tables.label(found, name), "model": model.name, **numbers}
+            yield {"dataset": tables.label(found, name), "model": model.name, **numbers}
 
 
 def _close(text: str) -> str:

@@ -63,7 +63,7 @@ def _row(each: Diagnosis) -> Row:
 def _footer(found: Diagnoses) -> Iterable[str]:
     first = found.diagnoses[0]
     count = sum(each.n for each in first.datasets)
-    sets = f"{len(first.datasets)} data set{'s' if len(first.datasets) > 1 else ''}"
+    sets = f"{len(first.datasets)} dataset{'s' if len(first.datasets) > 1 else ''}"
     yield (
         f"{found.track}, {first.norm}, the images at which {found.attack} ends, means over {sets};"
         f" protocol {found.protocol}, {count} samples, {duration(found.seconds)}"
@@ -72,6 +72,6 @@ def _footer(found: Diagnoses) -> Iterable[str]:
     yield "modality gap: distance of the means of unit image and unit text embeddings, 0 to 2"
     yield "gradient norm: mean L2 norm of the cross-entropy's gradient, pixels in [0, 1]"
     yield (
-        f"effective rank: of the image embeddings of all data sets together, at most {min(count, found.dimensions)},"
+        f"effective rank: of the image embeddings of all datasets together, at most {min(count, found.dimensions)},"
         " and less where samples are few"
     )

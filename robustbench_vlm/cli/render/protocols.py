@@ -33,7 +33,7 @@ class Difference:
 
 
 def protocol_document(name: str) -> dict[str, Any]:
-    """Return all that a protocol says: its fields, its fingerprint, and its texts and twins by data set."""
+    """Return all that a protocol says: its fields, its fingerprint, and its texts and twins by dataset."""
     protocol: Protocol = PROTOCOLS.load(name)
     adapted = _datasets(protocol)
     texts = {dataset.name: [*dataset.templates, *dataset.classes] for dataset in adapted.values()}
@@ -44,7 +44,7 @@ def protocol_document(name: str) -> dict[str, Any]:
         **{name: FIELDS[name][1](protocol) for name in ("transform", "small_transform")},
         "attacks": attacks,
         "fingerprint": fingerprint([protocol.identity, texts]),
-        "data_sets": {
+        "datasets": {
             key: {
                 "classes": len(dataset.classes),
                 "prompt": dataset.templates[0],
@@ -90,7 +90,7 @@ def difference_lines(first: str, second: str, found: Sequence[Difference], width
 
 
 def _datasets(protocol: Protocol) -> dict[str, Dataset]:
-    """Return the published data sets as the protocol words them; those that it does not know are left out."""
+    """Return the published datasets as the protocol words them; those that it does not know are left out."""
     found = {}
     for name in ORIGINALS if protocol.prompt_source else ():
         with contextlib.suppress(UserError):

@@ -12,8 +12,8 @@ from robustbench_vlm.engine.store import cell_folder, read_finished
 from robustbench_vlm.engine.warnings import explain
 
 _GROUPS = ("model", "attack", "threat")
-_RUN = Columns(_GROUPS, "data set", ("classes", "n", "clean", "robust", "95 % interval"), "warnings")
-_PLAN = Columns(_GROUPS, "data set", ("classes", "n", "passes", "time", "memory"))
+_RUN = Columns(_GROUPS, "dataset", ("classes", "n", "clean", "robust", "95 % interval"), "warnings")
+_PLAN = Columns(_GROUPS, "dataset", ("classes", "n", "passes", "time", "memory"))
 
 
 def run_lines(result: RunResult, width: int) -> list[Line]:
@@ -41,7 +41,7 @@ def plan_lines(plan: Plan, width: int) -> list[Line]:
             "model": cell.model_name,
             "attack": cell.attack.name,
             "threat": str(cell.threat),
-            "data set": cell.dataset.name,
+            "dataset": cell.dataset.name,
             "classes": str(len(cell.dataset.classes)),
             "n": str(len(cell)),
             "passes": f"{cost.passes_expected:,}",
@@ -110,13 +110,13 @@ def on_disk(plan: Plan) -> int:
 
 
 def _left_out(plan: Plan) -> str:
-    """Return a hint where a folder has more pictures than the protocol takes."""
+    """Return a hint where a folder has more images than the protocol takes."""
     cell = plan.cells[0]
     if plan.request.images is None:
         return ""
     total = len(cell.dataset.open().ids)
     chosen = len(cell) + len(cell.samples.unreadable)
-    return f"; {chosen} of {total} pictures (--samples all takes every one)" if chosen < total else ""
+    return f"; {chosen} of {total} images (--samples all takes every one)" if chosen < total else ""
 
 
 def _memory(plan: Plan) -> Iterable[str]:
@@ -136,7 +136,7 @@ def _group(found: Table) -> dict[str, str]:
 def _score_row(found: Table, score: Score) -> Row:
     return {
         **_group(found),
-        "data set": score.dataset,
+        "dataset": score.dataset,
         "classes": str(score.classes),
         "n": str(score.n),
         "clean": _percent(score.clean),
@@ -155,7 +155,7 @@ def _mean_rows(found: Table) -> list[Row]:
     return [
         {
             **_group(found),
-            "data set": name,
+            "dataset": name,
             "clean": _percent(mean.clean),
             "robust": _percent(mean.robust),
             "95 % interval": _interval(mean.robust_interval),

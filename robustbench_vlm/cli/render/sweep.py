@@ -1,4 +1,4 @@
-"""How a sweep is shown: a table, a document, and a picture."""
+"""How a sweep is shown: a table, a document, and an image."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -51,8 +51,8 @@ def lines(sweep: Sweep, width: int) -> list[Line]:
     ]
     job = sweep.job
     said = (
-        f"{job.defense.name}, {len(job.pictures)} pictures, {job.schedule.batch_size} a step; accuracies in % on"
-        f" {sweep.held_out} held-out pictures of {job.dataset.name}, robust under {ATTACK} at {_radius(job)}"
+        f"{job.defense.name}, {len(job.pictures)} images, {job.schedule.batch_size} a step; accuracies in % on"
+        f" {sweep.held_out} held-out images of {job.dataset.name}, robust under {ATTACK} at {_radius(job)}"
     )
     best = sweep.best
     chosen = "all trainings diverged: lower the rate" if best is None else f"choose {_settings(best)}: {_RULE}"

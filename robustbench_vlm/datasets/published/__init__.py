@@ -1,4 +1,4 @@
-"""The published data sets of the zero-shot suite, as their authors store them: one row each."""
+"""The published datasets of the zero-shot suite, as their authors store them: one row each."""
 
 from collections.abc import Mapping
 

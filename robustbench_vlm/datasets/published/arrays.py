@@ -1,4 +1,4 @@
-"""Data sets whose pixels lie in one file: CIFAR (pickled batches), STL-10 (binary), PCAM (HDF5)."""
+"""Datasets whose pixels lie in one file: CIFAR (pickled batches), STL-10 (binary), PCAM (HDF5)."""
 
 import pickle
 from collections.abc import Sequence, Sized
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Rows:
-    """Pictures that are the rows of one array, uint8 (N, H, W, 3); a sample's name is its place."""
+    """Images that are the rows of one array, uint8 (N, H, W, 3); a sample's name is its place."""
 
     ids: Sequence[str]
     labels: Sequence[int]
@@ -32,7 +32,7 @@ class Rows:
         return stamp_of(self.file)
 
     def picture(self, index: int) -> "Image":
-        """Return a picture as stored."""
+        """Return an image as stored."""
         import numpy
         from PIL import Image
 
@@ -67,9 +67,9 @@ def _placed(places: Sequence[int], numbers: Any) -> tuple[int, ...]:
 
 
 def _numbered(labels: Sequence[int], targets: Path, pixels: Sized, path: Path) -> tuple[str, ...]:
-    """Return the samples' names, their places; raise UserError unless there are as many pictures as labels."""
+    """Return the samples' names, their places; raise UserError unless there are as many images as labels."""
     if len(pixels) != len(labels):
-        raise UserError(f"{path} has {len(pixels)} pictures and {targets} has {len(labels)} labels: fetch them anew")
+        raise UserError(f"{path} has {len(pixels)} images and {targets} has {len(labels)} labels: fetch them anew")
     return tuple(f"{place:05d}" for place in range(len(labels)))
 
 
@@ -121,7 +121,7 @@ def stl10(root: Path) -> Pictures:
 
 @dataclass(frozen=True)
 class PatchCamelyon:
-    """The pictures of an HDF5 file, whose rows are read one at a time."""
+    """The images of an HDF5 file, whose rows are read one at a time."""
 
     ids: Sequence[str]
     labels: Sequence[int]
@@ -132,7 +132,7 @@ class PatchCamelyon:
         return stamp_of(self.path)
 
     def picture(self, index: int) -> "Image":
-        """Return a picture as stored."""
+        """Return an image as stored."""
         import h5py
         from PIL import Image
 
@@ -140,7 +140,7 @@ class PatchCamelyon:
             with h5py.File(self.path) as file:
                 return Image.fromarray(file["x"][index])
         except OSError as error:
-            raise UnreadableImage(f"cannot read the picture {index} of {self.path}: {error}") from error
+            raise UnreadableImage(f"cannot read the image {index} of {self.path}: {error}") from error
 
 
 def pcam(root: Path) -> Pictures:

@@ -30,9 +30,7 @@ def changes(folder: Path) -> list[str]:
             raise ValueError(f"its format is {entry['format']}, not {_FORMAT}")
         before: dict[str, dict[str, Any]] = entry["folders"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"cannot read {path}: {error}; remove it, and the data set counts as one of your own"
-        ) from error
+        raise UserError(f"cannot read {path}: {error}; remove it, and the dataset counts as one of your own") from error
     after = _contents(folder)
     return [
         f"{folder / name} is not as it was fetched: {_said(after.get(name))} instead of {_said(before.get(name))}"

@@ -1,4 +1,4 @@
-"""Data sets with one folder a class: Caltech, EuroSAT, Country211, ImageNet and its kin."""
+"""Datasets with one folder a class: Caltech, EuroSAT, Country211, ImageNet and its kin."""
 
 import re
 from collections.abc import Iterator
@@ -33,7 +33,7 @@ def caltech256(root: Path) -> Pictures:
 
 
 def eurosat(root: Path) -> Pictures:
-    """Read all of EuroSAT's RGB pictures, "2750/<class>/<class>_1.jpg"."""
+    """Read all of EuroSAT's RGB images, "2750/<class>/<class>_1.jpg"."""
     return _classes(folder(root, "2750"), "eurosat")
 
 
@@ -53,7 +53,7 @@ def imagenet_sketch(root: Path) -> Pictures:
 
 
 def _classes(root: Path, name: str, left_out: tuple[str, ...] = ()) -> Files:
-    """Return the pictures below each class's folder, classes and files in the order of their names."""
+    """Return the images below each class's folder, classes and files in the order of their names."""
     labels = Labels(name)
     samples = [
         (f"{raw}/{path}", labels.of(raw, root))
@@ -62,12 +62,12 @@ def _classes(root: Path, name: str, left_out: tuple[str, ...] = ()) -> Files:
         for path in _pictures(root / raw)
     ]
     if not samples:
-        raise MissingData(f"{root} has no folder of a class with pictures, as {class_names(name)[0]}")
+        raise MissingData(f"{root} has no folder of a class with images, as {class_names(name)[0]}")
     return listed(root, samples)
 
 
 def _pictures(top: Path) -> Iterator[str]:
-    """Yield the paths of a class's pictures, also of those in folders of its own, sorted as torchvision does it."""
+    """Yield the paths of a class's images, also of those in folders of its own, sorted as torchvision does it."""
     for place, names in walked(top):
         for name in names:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
@@ -87,12 +87,12 @@ def imagenet(root: Path) -> Pictures:
         truth = _ground_truth(root)
         samples = [(name, _of_number(truth, name, top)) for name in files(top) if name.lower().endswith(SUFFIXES)]
     if not samples:
-        raise MissingData(f"{top} has no pictures, neither in folders by WordNet id nor directly")
+        raise MissingData(f"{top} has no images, neither in folders by WordNet id nor directly")
     return _by_file(top, sorted(samples, key=lambda sample: Path(sample[0]).name))
 
 
 def _by_file(root: Path, samples: list[tuple[str, int]]) -> Files:
-    """Return pictures that are named by their file alone, so that rearranging the folders renames none."""
+    """Return images that are named by their file alone, so that rearranging the folders renames none."""
     found = listed(root, samples)
     return Files(root, all_different([Path(path).name for path in found.paths], root), found.labels, found.paths)
 
@@ -120,7 +120,7 @@ def _of_number(truth: list[int], name: str, where: Path) -> int:
     number = _NUMBER.fullmatch(name)
     if not number or not 1 <= int(number[1]) <= len(truth):
         raise UserError(
-            f"{where / name} is none of the {len(truth)} pictures that the development kit has labels for: they are"
+            f"{where / name} is none of the {len(truth)} images that the development kit has labels for: they are"
             " called ILSVRC2012_val_00000001.JPEG and so on"
         )
     return truth[int(number[1]) - 1]
@@ -129,7 +129,7 @@ def _of_number(truth: list[int], name: str, where: Path) -> int:
 def tiny_imagenet(root: Path) -> Pictures:
     """Read TinyImageNet's validation part, "val/images/val_0.JPEG" with the classes in "val/val_annotations.txt".
 
-    Pictures that were sorted into "val/<WordNet id>" are read too; a sample's name is its file's.
+    Images that were sorted into "val/<WordNet id>" are read too; a sample's name is its file's.
     """
     labels, top = Labels("tiny-imagenet"), folder(root, "val")
     names = [name for name in folders(top) if name in labels]

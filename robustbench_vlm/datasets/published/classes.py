@@ -1,4 +1,4 @@
-"""Class lists of the published data sets, pinned: a label is a place in one of them, whatever order a disk has."""
+"""Class lists of the published datasets, pinned: a label is a place in one of them, whatever order a disk has."""
 
 import functools
 import json
@@ -17,7 +17,7 @@ def _lists() -> Mapping[str, Any]:
 
 
 def class_names(name: str) -> tuple[str, ...]:
-    """Return a data set's raw class names, in the order of the labels that torchvision gives."""
+    """Return a dataset's raw class names, in the order of the labels that torchvision gives."""
     return tuple(_lists()[name]["names"])
 
 
@@ -33,7 +33,7 @@ def normalised(name: str) -> str:
 
 
 class Labels:
-    """The places of a data set's classes by name."""
+    """The places of a dataset's classes by name."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -49,7 +49,7 @@ class Labels:
         """Return the place of a class; raise UserError, with the file or folder that names it, where it is none."""
         if raw not in self:
             raise UserError(
-                f"{where} names the class {raw!r}, which {self._name} does not have: is this another data set, or was"
+                f"{where} names the class {raw!r}, which {self._name} does not have: is this another dataset, or was"
                 f" something put there? Its classes are {', '.join(class_names(self._name)[:3])} and so on"
             )
         return self._places[normalised(raw)]

@@ -1,4 +1,4 @@
-"""Pictures and lists as they are stored: whatever is broken is told by name of the file, with what to do."""
+"""Images and lists as they are stored: whatever is broken is told by name of the file, with what to do."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Endings of pictures, those of torchvision's ImageFolder: what else lies in a folder is no sample."""
+"""Endings of images, those of torchvision's ImageFolder: what else lies in a folder is no sample."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Pictures that are files of their own, at `paths` below `root`."""
+    """Images that are files of their own, at `paths` below `root`."""
 
     root: Path
     ids: Sequence[str]
@@ -29,17 +29,17 @@ class Files:
     paths: Sequence[str]
 
     def picture(self, index: int) -> "Image":
-        """Return a picture as stored."""
+        """Return an image as stored."""
         path = self.root / self.paths[index]
         return decoded(path, str(path))
 
     def stamp(self, index: int) -> str:
-        """Return that of the picture's file."""
+        """Return that of the image's file."""
         return stamp_of(self.root / self.paths[index])
 
 
 def listed(root: Path, samples: Sequence[tuple[str, int]]) -> Files:
-    """Return the pictures of a list of paths below `root` and labels.
+    """Return the images of a list of paths below `root` and labels.
 
     Raises UserError for a path that leads out, or is not UTF-8.
     """
@@ -48,7 +48,7 @@ def listed(root: Path, samples: Sequence[tuple[str, int]]) -> Files:
         check_utf8(path, root)
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts:
-            raise UserError(f"a list of {root} names the picture {path!r}, which lies outside: fetch the list anew")
+            raise UserError(f"a list of {root} names the image {path!r}, which lies outside: fetch the list anew")
     return Files(root, all_different(paths, root), labels, paths)
 
 
@@ -56,14 +56,14 @@ def all_different(ids: Sequence[str], where: Path) -> tuple[str, ...]:
     """Return the samples' names; raise UserError where two are equal."""
     if len(set(ids)) != len(ids):
         twice = next(name for place, name in enumerate(ids) if name in ids[:place])
-        raise UserError(f"{where} has the sample {twice!r} twice: its list is damaged; fetch the data set anew")
+        raise UserError(f"{where} has the sample {twice!r} twice: its list is damaged; fetch the dataset anew")
     return tuple(ids)
 
 
 def decoded(file: Path | IO[bytes], name: str) -> "Image":
-    """Return a picture by what it is, not by how its file is called, in its own mode and size, not turned by EXIF.
+    """Return an image by what it is, not by how its file is called, in its own mode and size, not turned by EXIF.
 
-    Raises UnreadableImage, with `name`, where it is missing, cut off, or no picture.
+    Raises UnreadableImage, with `name`, where it is missing, cut off, or no image.
     """
     from PIL import Image
 
@@ -73,12 +73,12 @@ def decoded(file: Path | IO[bytes], name: str) -> "Image":
             return picture
     # Pillow's decoders raise almost anything on broken files.
     except Exception as error:
-        raise UnreadableImage(f"cannot read the picture {name}: {error}") from error
+        raise UnreadableImage(f"cannot read the image {name}: {error}") from error
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say which file of a data set is missing (MissingData) or is not what its name says (UserError)."""
+    """Say which file of a dataset is missing (MissingData) or is not what its name says (UserError)."""
     if not path.exists():
         raise MissingData(f"there is no {path}")
     try:

@@ -1,4 +1,4 @@
-"""Data sets that other papers of the field report and the suite's mean leaves out."""
+"""Datasets that other papers of the field report and the suite's mean leaves out."""
 
 from robustbench_vlm.datasets.published.original import Original
 
@@ -27,7 +27,7 @@ EXTRA = (
         download_bytes=11_300_000_000,
         torchvision="Country211",
         hub="clip-benchmark/wds_country211",
-        licence="those of the pictures in YFCC100M (Creative Commons)",
+        licence="those of the images in YFCC100M (Creative Commons)",
         origin="https://github.com/openai/CLIP/blob/main/data/country211.md",
     ),
     Original(
@@ -67,7 +67,7 @@ EXTRA = (
         split="dev_seen",
         samples=500,
         by_hand=(
-            "agree to the licence at https://hatefulmemeschallenge.com, fetch the data set, and unpack it as "
+            "agree to the licence at https://hatefulmemeschallenge.com, fetch the dataset, and unpack it as "
             "hateful_memes with dev_seen.jsonl and img in it"
         ),
         licence="Meta's licence of the challenge: for research",

@@ -1,4 +1,4 @@
-"""Ways in: a folder that is there, torchvision's download, the hub's tar shards; never a half of a data set."""
+"""Ways in: a folder that is there, torchvision's download, the hub's tar shards; never a half of a dataset."""
 
 import contextlib
 import shutil
@@ -17,19 +17,19 @@ from robustbench_vlm.datasets.published.torchvision import by_torchvision
 
 
 def locate(original: Original, root: Path) -> Pictures:
-    """Return the pictures of a data set below the data root.
+    """Return the images of a dataset below the data root.
 
     They lie where torchvision puts them, `root`/<its folder> (or `root` is that folder), or else in `root`/wds/<name of
-    the hub's data set>. Raises MissingData where they do not, and UserError where they are damaged.
+    the hub's dataset>. Raises MissingData where they do not, and UserError where they are damaged.
     """
     return _found(original, root)[1]
 
 
 def verify(original: Original, root: Path) -> list[str]:
-    """Return a sentence for everything that is wrong with a data set's files; none where all is well.
+    """Return a sentence for everything that is wrong with a dataset's files; none where all is well.
 
-    A data set that was fetched is compared, byte by byte, with what it was then; one that a person put there must have
-    all samples of its split, and all pictures that its lists name.
+    A dataset that was fetched is compared, byte by byte, with what it was then; one that a person put there must have
+    all samples of its split, and all images that its lists name.
     """
     try:
         folder, pictures = _found(original, root)
@@ -42,14 +42,14 @@ def verify(original: Original, root: Path) -> list[str]:
     if isinstance(pictures, Files):
         absent = [path for path in pictures.paths if not (pictures.root / path).is_file()]
         if absent:
-            wrong.append(f"{len(absent)} pictures that its lists name are not there, as {pictures.root / absent[0]}")
+            wrong.append(f"{len(absent)} images that its lists name are not there, as {pictures.root / absent[0]}")
     return wrong
 
 
 def fetch(original: Original, root: Path, on_progress: Tell | None = None) -> Path:
-    """Fetch a data set below the data root and return its folder; what is there already is kept.
+    """Fetch a dataset below the data root and return its folder; what is there already is kept.
 
-    `on_progress` is told the bytes that are here and those of the whole, None where they are not known. A data set
+    `on_progress` is told the bytes that are here and those of the whole, None where they are not known. A dataset
     appears whole or not at all; a download that broke off is gone on from. Raises UserError where no way in works,
     with what to do by hand.
     """
@@ -74,7 +74,7 @@ def fetch(original: Original, root: Path, on_progress: Tell | None = None) -> Pa
 
 
 def _found(original: Original, root: Path) -> tuple[Path, Pictures]:
-    """Return the folder of a data set and its pictures."""
+    """Return the folder of a dataset and its images."""
     places: list[tuple[Path, Callable[[Path], Pictures]]] = [(root / original.folder, original.read)]
     if root.resolve().name == original.folder:
         places.append((root, original.read))

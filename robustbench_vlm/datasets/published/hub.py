@@ -1,4 +1,4 @@
-"""The way in through the Hugging Face hub: LAION's builds of the data sets as tar shards (clip-benchmark/wds_*)."""
+"""The way in through the Hugging Face hub: LAION's builds of the datasets as tar shards (clip-benchmark/wds_*)."""
 
 import os
 import re
@@ -16,12 +16,12 @@ _WANTED = re.compile(r"classnames\.txt|test/nshards\.txt|test/\d+\.tar")
 
 
 def hub_folder(original: Original, root: Path) -> Path:
-    """Return where a data set's tar shards lie below the data root."""
+    """Return where a dataset's tar shards lie below the data root."""
     return root / "wds" / original.hub.rpartition("/")[2]
 
 
 def by_hub(original: Original, root: Path, tell: Tell) -> Path:
-    """Fetch the present revision of a data set's tar shards and return their folder; raise UserError where that fails.
+    """Fetch the present revision of a dataset's tar shards and return their folder; raise UserError where that fails.
 
     Each shard has the size and sha256 that the hub names; what an earlier call fetched of this revision is kept.
     """
@@ -49,7 +49,7 @@ def by_hub(original: Original, root: Path, tell: Tell) -> Path:
 
 
 def _listing(repository: str) -> tuple[str, dict[str, tuple[int, str]]]:
-    """Return the hub's present revision of a data set, and size and sha256 ("" for small ones) of the files wanted."""
+    """Return the hub's present revision of a dataset, and size and sha256 ("" for small ones) of the files wanted."""
     from huggingface_hub import HfApi
 
     try:
@@ -63,7 +63,7 @@ def _listing(repository: str) -> tuple[str, dict[str, tuple[int, str]]]:
         ) from error
     found = {file.rfilename: file for file in info.siblings or () if _WANTED.fullmatch(file.rfilename)}
     if not info.sha or "test/nshards.txt" not in found:
-        raise UserError(f"the hub's {repository} is no data set of tar shards: it has no test/nshards.txt")
+        raise UserError(f"the hub's {repository} is no dataset of tar shards: it has no test/nshards.txt")
     if not re.fullmatch(r"[0-9a-f]{7,64}", info.sha):
         raise UserError(f"the hub names the revision {info.sha!r} of {repository}, which is none")
     return info.sha, {name: (found[name].size or 0, _digest(found[name])) for name in sorted(found)}

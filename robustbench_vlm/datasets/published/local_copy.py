@@ -1,4 +1,4 @@
-"""The published data sets, by our wording and transform, and how one is made ready to be opened."""
+"""The published datasets, by our wording and transform, and how one is made ready to be opened."""
 
 import dataclasses
 import functools
@@ -19,19 +19,19 @@ from robustbench_vlm.datasets.transform import NATIVE, Transform
 
 
 def data_root(given: Path | None = None) -> Path:
-    """Return the folder of the data sets: the one given, VLMBENCH_DATA, or "data" in the cache."""
+    """Return the folder of the datasets: the one given, VLMBENCH_DATA, or "data" in the cache."""
     if given is not None:
         return given
     return Path(os.environ["VLMBENCH_DATA"]) if os.environ.get("VLMBENCH_DATA") else cache_folder() / "data"
 
 
 def is_small(dataset: Dataset) -> bool:
-    """Say whether this is a published data set whose pictures have one small size."""
+    """Say whether this is a published dataset whose images have one small size."""
     return bool(dataset.original) and ORIGINALS[dataset.original].native
 
 
 def reworded(dataset: Dataset, wording: str) -> Dataset:
-    """Return a published data set with the class names and prompts of a wording.
+    """Return a published dataset with the class names and prompts of a wording.
 
     Raises UserError where the wording has none for it.
     """
@@ -47,7 +47,7 @@ def reworded(dataset: Dataset, wording: str) -> Dataset:
 
 @functools.lru_cache(maxsize=32)
 def located(name: str, root: Path) -> Pictures:
-    """Return the pictures of a published data set, found once a process: to list shards takes many seconds.
+    """Return the images of a published dataset, found once a process: to list shards takes many seconds.
 
     Whoever begins anew, after a download say, clears this cache. Raises what `fetch.locate` raises.
     """
@@ -57,7 +57,7 @@ def located(name: str, root: Path) -> Pictures:
 
 
 def is_there(dataset: Dataset, data: Path | None = None) -> bool:
-    """Say whether a data set can be made ready: all but published ones can, and these if they are below the root."""
+    """Say whether a dataset can be made ready: all but published ones can, and these if they are below the root."""
     try:
         if dataset.original:
             located(dataset.original, data_root(data))
@@ -67,10 +67,10 @@ def is_there(dataset: Dataset, data: Path | None = None) -> bool:
 
 
 def ready(dataset: Dataset, count: int | None, data: Path | None = None, tell: Tell | None = None) -> Dataset:
-    """Return a data set that can be opened, the first `count` of a published one's samples prepared (None: all).
+    """Return a dataset that can be opened, the first `count` of a published one's samples prepared (None: all).
 
     Raises MissingData where its files are not below `data_root(data)`, and UserError where they cannot be prepared.
-    Data sets of other kinds come back as they are.
+    Datasets of other kinds come back as they are.
     """
     if not dataset.original:
         return dataset
@@ -82,14 +82,14 @@ def ready(dataset: Dataset, count: int | None, data: Path | None = None, tell: T
 
 
 def is_incomplete(dataset: Dataset) -> bool:
-    """Say whether a published data set that was made ready has fewer samples than its split has."""
+    """Say whether a published dataset that was made ready has fewer samples than its split has."""
     if not dataset.original or is_other_split(dataset):
         return False
     return len(dataset.open().ids) < ORIGINALS[dataset.original].samples
 
 
 def is_other_split(dataset: Dataset) -> bool:
-    """Say whether a published data set that was made ready has other samples than its split: the hub's own ones."""
+    """Say whether a published dataset that was made ready has other samples than its split: the hub's own ones."""
     return bool(dataset.original) and dataset.split != ORIGINALS[dataset.original].split
 
 

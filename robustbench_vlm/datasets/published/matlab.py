@@ -1,4 +1,4 @@
-"""Data sets whose lists are MATLAB files: Flowers102 and StanfordCars."""
+"""Datasets whose lists are MATLAB files: Flowers102 and StanfordCars."""
 
 from pathlib import Path
 
@@ -18,7 +18,7 @@ def flowers102(root: Path) -> Pictures:
     with reading(root / "imagelabels.mat"):
         labels = numpy.atleast_1d(loadmat(root / "imagelabels.mat", squeeze_me=True)["labels"])
         if numbers.size and not 1 <= numbers.min() <= numbers.max() <= labels.size:
-            raise ValueError(f"it has {labels.size} labels for pictures {numbers.min()} to {numbers.max()}")
+            raise ValueError(f"it has {labels.size} labels for images {numbers.min()} to {numbers.max()}")
         if labels.min() < 1:
             raise ValueError("its labels begin below 1")
         samples = [(f"image_{number:05d}.jpg", classes[int(labels[number - 1]) - 1]) for number in numbers.tolist()]

@@ -1,4 +1,4 @@
-"""What an original is: a published data set as its authors give it, before anything is resized or renamed."""
+"""What an original is: a published dataset as its authors give it, before anything is resized or renamed."""
 
 import importlib
 from collections.abc import Sequence
@@ -13,17 +13,17 @@ if TYPE_CHECKING:
 
 
 class MissingData(UserError):
-    """Files of a data set are not there: the message says which, where they were looked for and what to do."""
+    """Files of a dataset are not there: the message says which, where they were looked for and what to do."""
 
 
 class Pictures(Protocol):
-    """The labelled pictures of one split, as stored; nothing is decoded before `picture` is called."""
+    """The labelled images of one split, as stored; nothing is decoded before `image` is called."""
 
     @property
     def ids(self) -> Sequence[str]:
         """The samples' names, all different, the same for ever.
 
-        The path of the file below the data set's folder ("test/cat/0001.jpg"), or the place in the official split,
+        The path of the file below the dataset's folder ("test/cat/0001.jpg"), or the place in the official split,
         five digits or more, where pixels lie in one file ("00017").
         """
         ...
@@ -34,11 +34,11 @@ class Pictures(Protocol):
         ...
 
     def picture(self, index: int) -> "Image":
-        """Return a picture as stored, of any mode and size; raise UnreadableImage where it cannot be decoded."""
+        """Return an image as stored, of any mode and size; raise UnreadableImage where it cannot be decoded."""
         ...
 
     def stamp(self, index: int) -> str:
-        """Return what is another text once the file that holds a picture was changed, see `stamp_of`."""
+        """Return what is another text once the file that holds an image was changed, see `stamp_of`."""
         ...
 
 
@@ -53,28 +53,28 @@ def stamp_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class Original:
-    """A published data set: how its split is read, where it lies and how one comes by it."""
+    """A published dataset: how its split is read, where it lies and how one comes by it."""
 
     name: str
     title: str
     """The name that papers use."""
     reader: str
-    """ "module:callable"; called with the data set's folder it gives Pictures or raises MissingData."""
+    """ "module:callable"; called with the dataset's folder it gives Images or raises MissingData."""
     folder: str
     """Where torchvision puts it below the data root."""
     split: str
     samples: int
     """How many samples the whole split has; 0 where that is not known."""
     native: bool = False
-    """Whether all pictures have one small size, at which they are attacked."""
+    """Whether all images have one small size, at which they are attacked."""
     download_bytes: int = 0
     """About how much there is to download; 0 where that is not known."""
     torchvision: str = ""
     """The class of torchvision.datasets whose download still works; "" where there is none."""
     hub: str = ""
-    """The data set of the Hugging Face hub that holds it as tar shards; "" where there is none."""
+    """The dataset of the Hugging Face hub that holds it as tar shards; "" where there is none."""
     hub_split: str = ""
-    """The split of the hub's shards where it is another one; they are another sample of the data set then."""
+    """The split of the hub's shards where it is another one; they are another sample of the dataset then."""
     licensed: bool = False
     """Whether a person must agree to terms first: then no program fetches it, and what is there is read."""
     by_hand: str = ""
@@ -88,7 +88,7 @@ class Original:
         return bool(self.torchvision or self.hub) and not self.licensed
 
     def read(self, folder: Path) -> Pictures:
-        """Return the pictures of the data set whose folder this is; raise MissingData where files are absent."""
+        """Return the images of the dataset whose folder this is; raise MissingData where files are absent."""
         module, _, name = self.reader.partition(":")
         pictures: Pictures = getattr(importlib.import_module(module), name)(folder)
         return pictures

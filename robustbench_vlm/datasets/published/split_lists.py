@@ -1,4 +1,4 @@
-"""Data sets whose split is a list: DTD, FGVC-Aircraft, Food-101, Oxford-IIIT Pet, SUN397, Hateful Memes."""
+"""Datasets whose split is a list: DTD, FGVC-Aircraft, Food-101, Oxford-IIIT Pet, SUN397, Hateful Memes."""
 
 import json
 from pathlib import Path
@@ -45,7 +45,7 @@ def oxford_pets(root: Path) -> Pictures:
 
 
 def sun397(root: Path) -> Pictures:
-    """Read all of SUN397, pictures "a/abbey/sun_<letters>.jpg" of the classes in "ClassName.txt"."""
+    """Read all of SUN397, images "a/abbey/sun_<letters>.jpg" of the classes in "ClassName.txt"."""
     labels, listing = Labels("sun397"), root / "ClassName.txt"
     labels.of_numbers([line[3:] for line in lines(listing)], listing)
     samples = [
@@ -55,7 +55,7 @@ def sun397(root: Path) -> Pictures:
         if name.startswith("sun_") and name.lower().endswith(SUFFIXES)
     ]
     if not samples:
-        raise MissingData(f"{root} has a list of classes and no pictures, as a/abbey/sun_aaalbzqrimafwbiv.jpg")
+        raise MissingData(f"{root} has a list of classes and no images, as a/abbey/sun_aaalbzqrimafwbiv.jpg")
     return listed(root, samples)
 
 

@@ -1,4 +1,4 @@
-"""The place where a data set is put together before it appears whole."""
+"""The place where a dataset is put together before it appears whole."""
 
 import contextlib
 import shutil
@@ -12,13 +12,13 @@ from robustbench_vlm.datasets.published.original import Original
 
 
 def staging_folder(original: Original, root: Path) -> Path:
-    """Return the folder where a data set is put together; no reader looks there."""
+    """Return the folder where a dataset is put together; no reader looks there."""
     return root / ".fetching" / original.name
 
 
 @contextlib.contextmanager
 def alone(staging: Path) -> Iterator[None]:
-    """Make the folder where a data set is put together, and let one process at a time work in it.
+    """Make the folder where a dataset is put together, and let one process at a time work in it.
 
     Raises UserError where it cannot be written.
     """
@@ -40,7 +40,7 @@ def alone(staging: Path) -> Iterator[None]:
 
 
 def check_free(goal: Path, needed: int) -> None:
-    """Raise UserError unless nothing is in the way of a data set and the disk has room for it."""
+    """Raise UserError unless nothing is in the way of a dataset and the disk has room for it."""
     if goal.exists():
         raise UserError(f"{goal} is there and not whole: move it away, and the same command puts the whole one there")
     goal.parent.mkdir(parents=True, exist_ok=True)
@@ -53,7 +53,7 @@ def check_free(goal: Path, needed: int) -> None:
 
 
 def put_in_place(folder: Path, goal: Path, staging: Path, source: str) -> Path:
-    """Move a whole data set to its place, sealed, and return the place."""
+    """Move a whole dataset to its place, sealed, and return the place."""
     put_seal(folder, source)
     folder.rename(goal)
     shutil.rmtree(staging)

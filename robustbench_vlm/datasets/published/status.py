@@ -1,4 +1,4 @@
-"""The library of published data sets on this machine: what is there, how it is obtained, and whether it is sound."""
+"""The library of published datasets on this machine: what is there, how it is obtained, and whether it is sound."""
 
 import csv
 import hashlib
@@ -21,7 +21,7 @@ from robustbench_vlm.datasets.published.original import MissingData, Original
 
 @dataclass(frozen=True)
 class Shelf:
-    """What is known of one data set here."""
+    """What is known of one dataset here."""
 
     name: str
     samples: int
@@ -32,11 +32,11 @@ class Shelf:
     prepared: int
     """Samples that are decoded and resized already, by the protocol that has most."""
     where: str
-    """Where its pictures are looked for, or what to do where they are not there."""
+    """Where its images are looked for, or what to do where they are not there."""
 
 
 def shelf(name: str, data: Path | None) -> Shelf:
-    """Return what of a published data set is below `data_root(data)`; raise UserError for another data set."""
+    """Return what of a published dataset is below `data_root(data)`; raise UserError for another dataset."""
     original, root = _original(name), data_root(data)
     try:
         here, where = len(locate(original, root).ids), f"below {root}"
@@ -51,7 +51,7 @@ def shelf(name: str, data: Path | None) -> Shelf:
 
 @dataclass(frozen=True)
 class Prepared:
-    """A data set that is ready for a protocol."""
+    """A dataset that is ready for a protocol."""
 
     folder: str
     samples: int
@@ -61,7 +61,7 @@ class Prepared:
     sample_list: str
     """The samples' ids and labels in their order, as CSV."""
     unreadable: Mapping[str, str]
-    """Why, by id, those of them have no picture that could not be decoded."""
+    """Why, by id, those of them have no image that could not be decoded."""
 
 
 def obtain(
@@ -73,9 +73,9 @@ def obtain(
     *,
     download: bool,
 ) -> Prepared:
-    """Fetch a data set where it is missing and prepare its first `count` samples (None: all).
+    """Fetch a dataset where it is missing and prepare its first `count` samples (None: all).
 
-    `adapt` gives the data set its protocol. Raises UserError where it cannot be fetched, with what to do by hand.
+    `adapt` gives the dataset its protocol. Raises UserError where it cannot be fetched, with what to do by hand.
     """
     original, root = _original(name), data_root(data)
     located.cache_clear()
@@ -92,7 +92,7 @@ def obtain(
 
 
 def check(name: str, data: Path | None, *, missing_is_wrong: bool) -> list[str] | None:
-    """Return a sentence for everything that is wrong with a data set; None where it is not there and need not be."""
+    """Return a sentence for everything that is wrong with a dataset; None where it is not there and need not be."""
     original, root = _original(name), data_root(data)
     located.cache_clear()
     if not missing_is_wrong and not is_there(DATASETS.load(name), data):
@@ -106,7 +106,7 @@ def _original(name: str) -> Original:
     dataset: Dataset = DATASETS.load(name)
     if not dataset.original:
         raise UserError(
-            f"{name} comes with this package, so there is nothing to fetch; published data sets are"
+            f"{name} comes with this package, so there is nothing to fetch; published datasets are"
             f" {', '.join(ORIGINALS)}"
         )
     return ORIGINALS[dataset.original]

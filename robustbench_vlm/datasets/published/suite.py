@@ -1,4 +1,4 @@
-"""The fifteen data sets of the AGFT paper, in the splits that torchvision and the paper use."""
+"""The fifteen datasets of the AGFT paper, in the splits that torchvision and the paper use."""
 
 from robustbench_vlm.datasets.published.original import Original
 
@@ -122,7 +122,7 @@ SUITE = (
         download_bytes=4_996_278_331,
         torchvision="Food101",
         hub="clip-benchmark/wds_food101",
-        licence="for research; the pictures are those of foodspotting.com",
+        licence="for research; the images are those of foodspotting.com",
         origin="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
     ),
     Original(
@@ -198,7 +198,7 @@ SUITE = (
         download_bytes=2_640_397_119,
         torchvision="STL10",
         hub="clip-benchmark/wds_stl10",
-        licence="not stated; the pictures are ImageNet's",
+        licence="not stated; the images are ImageNet's",
         origin="https://cs.stanford.edu/~acoates/stl10",
     ),
     Original(

@@ -1,4 +1,4 @@
-"""The hub's builds of the data sets: tar shards of pictures and labels, read in place (LAION's clip-benchmark)."""
+"""The hub's builds of the datasets: tar shards of images and labels, read in place (LAION's clip-benchmark)."""
 
 import io
 import tarfile
@@ -22,7 +22,7 @@ _PICTURES = ("webp", "png", "jpg", "jpeg")
 
 @dataclass(frozen=True)
 class Member:
-    """Where a picture lies: a shard, and a range of its bytes."""
+    """Where an image lies: a shard, and a range of its bytes."""
 
     shard: Path
     name: str
@@ -32,28 +32,28 @@ class Member:
 
 @dataclass(frozen=True)
 class Shards:
-    """Pictures inside of tar files, which are never unpacked; a sample's name is "wds/" and its key."""
+    """Images inside of tar files, which are never unpacked; a sample's name is "wds/" and its key."""
 
     ids: Sequence[str]
     labels: Sequence[int]
     members: Sequence[Member]
 
     def picture(self, index: int) -> "Image":
-        """Return a picture as stored."""
+        """Return an image as stored."""
         member = self.members[index]
         with member.shard.open("rb") as file:
             file.seek(member.start)
             return decoded(io.BytesIO(file.read(member.size)), f"{member.name} of {member.shard}")
 
     def stamp(self, index: int) -> str:
-        """Return that of the picture's shard."""
+        """Return that of the image's shard."""
         return stamp_of(self.members[index].shard)
 
 
 def read_shards(root: Path, name: str) -> Shards:
-    """Read the test part of a data set's build: "test/nshards.txt", "test/0.tar" on, "classnames.txt".
+    """Read the test part of a dataset's build: "test/nshards.txt", "test/0.tar" on, "classnames.txt".
 
-    Raises MissingData where a shard is absent, UserError where one is cut off or holds no such data set.
+    Raises MissingData where a shard is absent, UserError where one is cut off or holds no such dataset.
     """
     places = _places(root / "classnames.txt", name)
     counter = root / "test" / "nshards.txt"
@@ -69,25 +69,25 @@ def read_shards(root: Path, name: str) -> Shards:
 
 def _is_kept(places: Sequence[int], label: int, root: Path) -> bool:
     if not 0 <= label < len(places):
-        raise UserError(f"the shards of {root} have the label {label}, and the data set {len(places)} classes")
+        raise UserError(f"the shards of {root} have the label {label}, and the dataset {len(places)} classes")
     return places[label] >= 0
 
 
 def _places(path: Path, name: str) -> list[int]:
     """Return the class of each of the shards' labels, -1 for one that is left out.
 
-    Most builds write the data set's own names into "classnames.txt", others better ones: then their order decides.
+    Most builds write the dataset's own names into "classnames.txt", others better ones: then their order decides.
     """
     labels, order = Labels(name), hub_class_names(name)
     written = lines(path) if path.exists() else list(order)
     if len(written) != len(order):
-        raise UserError(f"{path} has {len(written)} classes, and {name} has {len(order)}: fetch the data set anew")
+        raise UserError(f"{path} has {len(written)} classes, and {name} has {len(order)}: fetch the dataset anew")
     places = [
         labels.of(line if line in labels else raw, path) if raw else -1
         for line, raw in zip(written, order, strict=True)
     ]
     if sorted(place for place in places if place >= 0) != list(range(len(labels))):
-        raise UserError(f"{path} has another order of the classes of {name} than is known: fetch the data set anew")
+        raise UserError(f"{path} has another order of the classes of {name} than is known: fetch the dataset anew")
     return places
 
 
@@ -108,13 +108,13 @@ def _samples(shard: Path) -> Iterator[tuple[str, int, Member]]:
                     _put(labels, key, int(label.read()))
         if pictures.keys() != labels.keys():
             odd = sorted(pictures.keys() ^ labels.keys())
-            raise ValueError(f"{len(odd)} samples have no picture or no label, as {odd[0]}")
+            raise ValueError(f"{len(odd)} samples have no image or no label, as {odd[0]}")
     yield from ((key, labels[key], member) for key, member in pictures.items())
 
 
 def _put(values: dict[str, _Value], key: str, value: _Value) -> None:
     if key in values:
-        raise ValueError(f"the sample {key} has two pictures or two labels")
+        raise ValueError(f"the sample {key} has two images or two labels")
     values[key] = value
 
 

@@ -1,4 +1,4 @@
-"""The way in through torchvision: its download and unpacking of what the authors of a data set offer."""
+"""The way in through torchvision: its download and unpacking of what the authors of a dataset offer."""
 
 import contextlib
 import errno
@@ -20,7 +20,7 @@ _ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
 
 
 def by_torchvision(original: Original, root: Path, tell: Tell) -> Path:
-    """Fetch a data set by torchvision and return its folder; raise UserError where its host or files are not well."""
+    """Fetch a dataset by torchvision and return its folder; raise UserError where its host or files are not well."""
     import torchvision
 
     staging, source = staging_folder(original, root), f"torchvision {torchvision.__version__} {original.torchvision}"

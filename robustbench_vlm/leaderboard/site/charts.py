@@ -1,4 +1,4 @@
-"""The two pictures of a board as places on a canvas, which a template draws: scatter and curves.
+"""The two images of a board as places on a canvas, which a template draws: scatter and curves.
 
 Points and lines come from accuracies alone; where a label stands is found by trying places around its point.
 """
@@ -21,7 +21,7 @@ _CURVE_RIGHT = 352
 _CHARACTER, _LINE = 7.0, 14.5
 """Width and height that a character of a label takes."""
 _LONGEST = 15
-"""Characters of a name in a picture."""
+"""Characters of a name in an image."""
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 

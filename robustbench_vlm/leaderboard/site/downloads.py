@@ -16,7 +16,7 @@ def board_json(board: Board) -> str:
 
 
 def board_csv(board: Board) -> str:
-    """Return a line a model, "" for none: accuracies in [0, 1] with their intervals, means first, then data sets."""
+    """Return a line a model, "" for none: accuracies in [0, 1] with their intervals, means first, then datasets."""
     return _csv([_line(row) for row in board.rows])
 
 

@@ -38,7 +38,7 @@ def write_site(
     """Write the site of all boards into a folder, each file whole or not at all.
 
     With the entry of a model its page has the card, every number and every counterexample; with an example, a PNG of
-    clean and adversarial pictures, that too. Raises UserError where the folder has pages that are not the site's.
+    clean and adversarial images, that too. Raises UserError where the folder has pages that are not the site's.
     """
     files = site_files(boards, entries=entries, examples=examples)
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")}

@@ -95,7 +95,7 @@ def paper_bibtex(address: str) -> str:
 
 
 def warning_parts(warning: str) -> tuple[str, str]:
-    """Return the code of a warning, and the data sets or the count that it is about."""
+    """Return the code of a warning, and the datasets or the count that it is about."""
     code, _, about = warning.partition(":")
     return code, about.strip()
 

@@ -1,4 +1,4 @@
-"""A data set of stripes, drawn when read."""
+"""A dataset of stripes, drawn when read."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""A defense: keep the embeddings of attacked pictures where those of the clean ones were."""
+"""A defense: keep the embeddings of attacked images where those of the clean ones were."""
 
 from fractions import Fraction
 

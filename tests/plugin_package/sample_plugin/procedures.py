@@ -1,4 +1,4 @@
-"""A procedure: the mean of a picture's logits and those of its mirror image."""
+"""A procedure: the mean of an image's logits and those of its mirror image."""
 
 from torch import Tensor
 from torch.nn import functional
@@ -7,7 +7,7 @@ from robustbench_vlm.test_time.base import Context, Passes, Procedure
 
 
 def logits(context: Context, images: Tensor) -> Tensor:
-    """Return the mean logits of pictures and their mirror images, (B, C)."""
+    """Return the mean logits of images and their mirror images, (B, C)."""
     features = [functional.normalize(context.features(each), dim=-1) for each in (images, images.flip(3))]
     return context.scale * (features[0] + features[1]) / 2 @ context.text_features.T
 
