@@ -69,17 +69,17 @@ def read_reference(images: Path, weights: Path, eps: str) -> tuple[nn.Module, Ba
     return Normalised(weights).eval(), batch, torch.tensor(stored["robust"][eps])
 
 
-def run_ours(model: nn.Module, batch: Batch, slots: int) -> Tensor:
+def run_ours(model: nn.Module, batch: Batch, batch_size: int) -> Tensor:
     """Return which samples our standard AutoAttack leaves robust."""
     keep_freed_memory()
-    verdict: WorstCase = attack_samples(model, batch, load_attack("autoattack"), slots=slots)
+    verdict: WorstCase = attack_samples(model, batch, load_attack("autoattack"), batch_size=batch_size)
     return verdict.robust
 
 
 def run_workers(arguments: argparse.Namespace, eps: str) -> Tensor:
     """Return the same from one process a thread, as the harness runs it; each reads its samples itself."""
     workers = arguments.threads
-    task = functools.partial(_share, arguments.images, arguments.weights, eps, arguments.slots)
+    task = functools.partial(_share, arguments.images, arguments.weights, eps, arguments.batch_size)
     parts = [(number, workers) for number in range(workers)]
     robust = torch.zeros(len(read_reference(arguments.images, arguments.weights, eps)[2]), dtype=torch.bool)
     for (first, step), answer in run_jobs(task, parts, Resources(workers=workers)):
@@ -87,11 +87,11 @@ def run_workers(arguments: argparse.Namespace, eps: str) -> Tensor:
     return robust
 
 
-def _share(images: Path, weights: Path, eps: str, slots: int, part: tuple[int, int]) -> list[bool]:
+def _share(images: Path, weights: Path, eps: str, batch_size: int, part: tuple[int, int]) -> list[bool]:
     first, step = part
     model, batch, _ = read_reference(images, weights, eps)
     own = batch.at(torch.arange(first, len(batch.labels), step))
-    return run_ours(quick_at_pixels(model), own, slots).tolist()
+    return run_ours(quick_at_pixels(model), own, batch_size).tolist()
 
 
 def run_official(model: nn.Module, batch: Batch) -> Tensor:
@@ -117,7 +117,7 @@ def compare(arguments: argparse.Namespace, eps: str) -> dict[str, object]:
     # Ours comes last: from then on the process keeps freed memory, as it does in every run, and that helps both.
     runs: dict[str, Callable[[], Tensor]] = {
         "official": lambda: run_official(model, batch),
-        "ours": lambda: run_ours(quick, batch, arguments.slots),
+        "ours": lambda: run_ours(quick, batch, arguments.batch_size),
         "workers": lambda: run_workers(arguments, eps),
     }
     record: dict[str, object] = {"eps": eps, "images": len(stored)}
@@ -149,7 +149,7 @@ def main() -> None:
     parser.add_argument("--images", type=Path, default=DATA / "real")
     parser.add_argument("--weights", type=Path, default=DATA / WEIGHTS)
     parser.add_argument("--eps", nargs="+", default=["2/255", "8/255"])
-    parser.add_argument("--slots", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=1)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

@@ -72,20 +72,20 @@ def samples_of(model: Model, classifier: nn.Module, options: argparse.Namespace)
     side, count = model.architecture.side, options.images
     images = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0)).to(options.device)
     with torch.no_grad():
-        labels = torch.cat([classifier(part).argmax(dim=1) for part in images.split(options.slots)])
+        labels = torch.cat([classifier(part).argmax(dim=1) for part in images.split(options.batch_size)])
     keys = sample_keys(0, "throughput", [str(number) for number in range(count)]).to(options.device)
     classes = torch.full_like(labels, options.classes)
     return Batch(images, labels, keys, Threat("Linf", parse_eps(options.eps)), classes)
 
 
-def ours(attack: str, judge: nn.Module | None, slots: int) -> Side:
+def ours(attack: str, judge: nn.Module | None, batch_size: int) -> Side:
     def run(classifier: nn.Module, batch: Batch) -> Tensor:
-        return attack_samples(classifier, batch, load_attack(attack), slots=slots, judge=judge).robust
+        return attack_samples(classifier, batch, load_attack(attack), batch_size=batch_size, judge=judge).robust
 
     return run
 
 
-def others(attack: str, slots: int) -> dict[str, Side]:
+def others(attack: str, batch_size: int) -> dict[str, Side]:
     """Return the other implementations of an attack, by name."""
     import torchattacks
     from pyautoattack import AutoAttack
@@ -93,13 +93,13 @@ def others(attack: str, slots: int) -> dict[str, Side]:
     def pgd(classifier: nn.Module, batch: Batch) -> Tensor:
         eps, steps = float(batch.threat.eps), int(attack.removeprefix("pgd-"))
         found = torchattacks.PGD(classifier, eps=eps, alpha=eps / 4, steps=steps)
-        parts = zip(batch.images.split(slots), batch.labels.split(slots), strict=True)
+        parts = zip(batch.images.split(batch_size), batch.labels.split(batch_size), strict=True)
         return torch.cat([_right(classifier, found(images, labels), labels) for images, labels in parts])
 
     def official(classifier: nn.Module, batch: Batch) -> Tensor:
         eps, device = float(batch.threat.eps), batch.images.device.type
         found = AutoAttack(classifier, norm="Linf", eps=eps, seed=0, version="standard", device=device)
-        _, predictions = found.run_standard_evaluation(batch.images, batch.labels, batch_size=slots)
+        _, predictions = found.run_standard_evaluation(batch.images, batch.labels, batch_size=batch_size)
         return (predictions.to(batch.labels.device) == batch.labels).cpu()
 
     return {"pyautoattack": official} if attack == "autoattack" else {"torchattacks": pgd}
@@ -144,7 +144,7 @@ def measured(
 ) -> tuple[Tensor, dict[str, Any]]:
     """Return which samples stay robust, and what the best of several runs cost."""
     counted = Counted(classifier)
-    counted(batch.images[: options.slots].clone().requires_grad_()).sum().backward()
+    counted(batch.images[: options.batch_size].clone().requires_grad_()).sum().backward()
     if options.device == "cuda":
         torch.cuda.reset_peak_memory_stats()
     runs = []
@@ -202,7 +202,7 @@ def compare_sides(
     """Return our verdicts, and what each implementation cost."""
     attacked = exact.in_precision(precision)
     judge = None if precision == "float32" else exact.in_precision("float32")
-    sides = {"ours": ours(attack, judge, options.slots), **others(attack, options.slots)}
+    sides = {"ours": ours(attack, judge, options.batch_size), **others(attack, options.batch_size)}
     with arithmetic(precision):
         found = {who: measured(side, attacked, batch, options) for who, side in sides.items()}
     return found["ours"][0], {who: row for who, (_, row) in found.items()}
@@ -223,7 +223,7 @@ def main() -> None:
     parser.add_argument("--precision", nargs="+", default=["float32", "tf32", "bfloat16"], choices=PRECISIONS)
     parser.add_argument("--eps", default="1/255", help="at which some samples of a random network fall")
     parser.add_argument("--images", type=int, default=256)
-    parser.add_argument("--slots", type=int, default=128)
+    parser.add_argument("--batch_size", type=int, default=128)
     parser.add_argument("--classes", type=int, default=10)
     parser.add_argument("--matmul", type=int, default=8192, help="rows of the matrices of the ceiling")
     parser.add_argument("--rounds", type=int, default=3)

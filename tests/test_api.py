@@ -87,7 +87,7 @@ def test_published_datasets_come_in_a_protocol_s_words(library: Path) -> None:
 def test_an_attack_by_hand_gives_the_verdicts_of_the_run(result: RunResult, taught_card: Path) -> None:
     pictures = load_dataset("colours")
     classifier = load_model(str(taught_card), device="cpu").classifier(pictures.prompts)
-    verdict = attack_samples(classifier, pictures.batch("32/255"), load_attack("pgd-3"), slots=3)
+    verdict = attack_samples(classifier, pictures.batch("32/255"), load_attack("pgd-3"), batch_size=3)
     records = result.samples().query("dataset == 'colours' and attack == 'pgd-3' and eps == '32/255'")
     assert list(verdict.broken_by) == list(records.broken_by) and "pgd-3" in verdict.broken_by
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from robustbench_vlm.defenses import DEFENSES
-from robustbench_vlm.test_time import PROCEDURES
+from robustbench_vlm.test_time import TEST_TIME_DEFENSES
 from robustbench_vlm.tracks import TRACKS
 
 PACKAGE = Path(__file__).parents[1] / "robustbench_vlm"
@@ -74,7 +74,7 @@ def test_a_breach_is_seen(module: str, source: str, found: list[str]) -> None:
 
 @pytest.mark.parametrize("module", MODULES)
 def test_nothing_branches_on_the_name_of_a_track_or_a_defense(module: str) -> None:
-    names = {*TRACKS.table, *DEFENSES.table, *PROCEDURES.table}
+    names = {*TRACKS.table, *DEFENSES.table, *TEST_TIME_DEFENSES.table}
     compared = {
         constant.value
         for node in ast.walk(ast.parse((PACKAGE / module).read_text(encoding="utf-8")))

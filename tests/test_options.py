@@ -23,10 +23,10 @@ OPTIONS = {
  --save --track --workers""",
     "convert": "FILE --base --defense --json --name --out --track",
     "pretrain": "--json --out --track",
-    "train": """DEFENSE --base --device --epochs --eps --images --json --out --images --precision --resume
+    "train": """DEFENSE --base --device --epochs --eps --images --json --num-images --out --precision --resume
  --save-every --seed --set --track""",
-    "sweep": """DEFENSE --base --device --epochs --eps --images --json --out --over --images --plot --precision --seed
- --set --share --track""",
+    "sweep": """DEFENSE --base --device --epochs --eps --images --json --num-images --out --over --plot --precision
+ --seed --set --share --track""",
     "submit": "RUN --code --contact --data --json --model --note --out --records",
     "verify": "ENTRY --check --data --device --full --json --model --samples --seed --since --workers",
     "dispute": "ENTRY --data --images --json --model",
@@ -39,6 +39,7 @@ OPTIONS = {
     "leaderboard build": "--folder --json --site",
     "leaderboard check": "--folder --json",
     "leaderboard serve": "--folder --port",
+    "leaderboard migrate": "FILE... --json",
 }
 
 

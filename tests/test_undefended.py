@@ -32,7 +32,7 @@ def attacked() -> Attacked:
             torch.full((count,), len(dataset.classes)),
         )
         classifier = load_model(model, "mini").classifier(dataset.prompts)
-        return attack_samples(classifier, batch, load_attack(name), slots=64)
+        return attack_samples(classifier, batch, load_attack(name), batch_size=64)
 
     return attack
 

@@ -27,8 +27,8 @@ from robustbench_vlm.engine.shard import loaded_model
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import find_card
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.test_time.base import Procedure
-from robustbench_vlm.test_time.defended_model import ProcedureModel
+from robustbench_vlm.test_time.base import TestTimeDefense
+from robustbench_vlm.test_time.defended_model import DefendedModel
 from robustbench_vlm.tracks import TRACKS, Track
 
 
@@ -69,7 +69,7 @@ def _model(name: str, track: str) -> Iterator[Contract]:
     yield Contract("logits are finite", bool(torch.isfinite(scores).all()))
     larger = nn.functional.interpolate(batch.images, scale_factor=1.5)
     yield Contract("takes images of any size", logits(larger).shape == scores.shape, str(tuple(larger.shape)))
-    found = probe(logits, batch, slots=PICTURES)
+    found = probe(logits, batch, batch_size=PICTURES)
     for code in PROBED:
         raised = sum(code in codes for codes in found)
         yield Contract(f"does not raise {code}", raised == 0, f"{raised} of {len(found)} images")
@@ -107,14 +107,14 @@ def _attack(name: str, track: str) -> Iterator[Contract]:
     attack = load_attack(name)
     norm = attack.norms[0]
     classifier, batch = toy(Threat(norm, Fraction(0)), num_classes=5)
-    verdict = attack_samples(classifier, batch, attack, slots=4)
+    verdict = attack_samples(classifier, batch, attack, batch_size=4)
     yield Contract("breaks nothing at eps 0", set(verdict.broken_by) <= {"", CLEAN}, str(set(verdict.broken_by)))
     # At the first radius some samples stand and some fall; at the second the toy has no chance.
     middle, large = (Fraction(4, 255), Fraction(1, 2)) if norm == "Linf" else (Fraction(1, 5), Fraction(8))
     yield from _at(attack, Threat(norm, middle))
     for num_classes in (5, 2):
         classifier, batch = toy(Threat(norm, large), num_classes=num_classes)
-        broken = _broken(attack_samples(classifier, batch, attack, slots=4))
+        broken = _broken(attack_samples(classifier, batch, attack, batch_size=4))
         what = f"breaks a linear classifier of {num_classes} classes at {batch.threat}"
         yield Contract(what, broken > 0, f"{broken} of {len(batch.labels)}")
 
@@ -122,7 +122,7 @@ def _attack(name: str, track: str) -> Iterator[Contract]:
 def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
     classifier, batch = toy(threat, num_classes=5)
     before = torch.get_rng_state()
-    first, again, alone = (attack_samples(classifier, batch, attack, slots=slots) for slots in (4, 4, 1))
+    first, again, alone = (attack_samples(classifier, batch, attack, batch_size=batch_size) for batch_size in (4, 4, 1))
     untouched = torch.equal(before, torch.get_rng_state())
     raw = attack.stages[0].run(classifier, batch, 4).adversarial
     yield Contract(f"returns finite images at {threat}", raw.shape == batch.images.shape and _finite(raw))
@@ -174,7 +174,7 @@ def _defense(name: str, track: str) -> Iterator[Contract]:
 def _procedure(name: str, track: str) -> Iterator[Contract]:
     found: Track = TRACKS.load(track)
     model = loaded_model(f"{name}+{found.base}", track, "cpu")
-    assert isinstance(model, ProcedureModel)
+    assert isinstance(model, DefendedModel)
     batch, prompts = pictures_of(found)
     # In float64: a sum of another batch size is rounded otherwise, which may tip a sign.
     classifier, images = copy.deepcopy(model.classifier(prompts)).double(), batch.images.double()
@@ -199,7 +199,7 @@ def _procedure(name: str, track: str) -> Iterator[Contract]:
     yield _names_its_source(model.procedure)
 
 
-def _names_its_source(made: Defense | Procedure) -> Contract:
+def _names_its_source(made: Defense | TestTimeDefense) -> Contract:
     return Contract("names its paper and its fidelity", bool(made.paper and made.fidelity), made.paper)
 
 

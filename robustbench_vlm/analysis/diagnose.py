@@ -120,8 +120,8 @@ def _diagnose_radii(cells: Sequence[Cell], resources: Resources) -> list[tuple[D
     first = cells[0]
     classifier = classifier_of(first.model, first.track, first.dataset.prompts, resources.device).plain
     parts: list[list[Examined]] = [[] for _ in cells]
-    for start in range(0, len(first), resources.slots):
-        batch, _ = load_batch(first, start, min(start + resources.slots, len(first)), device=resources.device)
+    for start in range(0, len(first), resources.batch_size):
+        batch, _ = load_batch(first, start, min(start + resources.batch_size, len(first)), device=resources.device)
         for cell, examined in zip(cells, parts, strict=True):
             threatened = dataclasses.replace(batch, threat=cell.threat)
             examined.append(examine(classifier, threatened, walk_of(cell.attack)))

@@ -74,20 +74,20 @@ def self_tests(classifier: nn.Module, batch: Batch, attack: Attack) -> list[Chec
 
 
 def _falls(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
-    clean, robust = _accuracies(attack_samples(classifier, batch, attack, slots=64))
+    clean, robust = _accuracies(attack_samples(classifier, batch, attack, batch_size=64))
     name = f"an undefended model falls to about 0 under {attack.name} at {batch.threat}"
     return Check(name, robust <= ABOUT_ZERO < clean, f"clean {clean:.3f}, robust {robust:.3f}")
 
 
 def _nothing_at_zero(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
     still = replace(batch, threat=Threat(batch.threat.norm, Fraction(0)))
-    clean, robust = _accuracies(attack_samples(classifier, still, attack, slots=64))
+    clean, robust = _accuracies(attack_samples(classifier, still, attack, batch_size=64))
     return Check("eps 0 gives the clean accuracy", robust == clean, f"clean {clean:.3f}, robust {robust:.3f}")
 
 
 def _all_at_one(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
     whole = replace(batch, threat=Threat("Linf", Fraction(1)))
-    clean, robust = _accuracies(attack_samples(classifier, whole, attack, slots=64))
+    clean, robust = _accuracies(attack_samples(classifier, whole, attack, batch_size=64))
     return Check("eps 1 leaves about 0", robust <= ABOUT_ZERO, f"clean {clean:.3f}, robust {robust:.3f}")
 
 
@@ -99,7 +99,7 @@ def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> 
         batch, images=batch.images.to(torch.float64), threat=replace(batch.threat, eps=batch.threat.eps / 8)
     )
     sizes = (1, 3, len(batch.labels))
-    verdicts = [attack_samples(exact, small, attack, slots=size).broken_by for size in sizes]
+    verdicts = [attack_samples(exact, small, attack, batch_size=size).broken_by for size in sizes]
     differ = sum(len(set(each)) > 1 for each in zip(*verdicts, strict=True))
     detail = f"{differ} of {len(batch.labels)} verdicts differ between batches of {sizes[0]}, {sizes[1]} and {sizes[2]}"
     return Check("verdicts are independent of the batch size", differ == 0, detail)

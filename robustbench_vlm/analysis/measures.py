@@ -85,7 +85,7 @@ def walk_of(attack: Attack) -> Stage:
     return dataclasses.replace(stage, parameters={**stage.parameters, "iterate": "final"})
 
 
-def attacked(logits: Logits, batch: Batch, stage: Stage, *, slots: int) -> Tensor:
+def attacked(logits: Logits, batch: Batch, stage: Stage, *, batch_size: int) -> Tensor:
     """Return the image within the threat at which a stage ends for each sample of a batch, (B, 3, H, W).
 
     Unlike a verdict this goes on with wrongly classified samples too, and keeps the image whether it breaks or not.
@@ -93,13 +93,13 @@ def attacked(logits: Logits, batch: Batch, stage: Stage, *, slots: int) -> Tenso
     if batch.threat.eps == 0:
         return batch.images
     keyed = dataclasses.replace(batch, keys=randomness.derive(batch.keys, stage.name))
-    outcome = stage.run(logits, keyed, slots)
+    outcome = stage.run(logits, keyed, batch_size)
     return project(batch.threat, batch.images, outcome.adversarial.detach().to(batch.images))
 
 
 def examine(classifier: ZeroShotClassifier, batch: Batch, stage: Stage) -> Examined:
     """Attack a batch, all its samples at once, and measure the images that come out."""
-    images = attacked(classifier, batch, stage, slots=len(batch.labels))
+    images = attacked(classifier, batch, stage, batch_size=len(batch.labels))
     norms, logits = gradient_norms(classifier, images, batch.labels)
     with torch.no_grad():
         features = classifier.image_features(images)

@@ -55,9 +55,9 @@ def judged_logits(cell: Cell, keys: Tensor, images: Tensor, *, device: str) -> T
     protocol = cell.protocol
     about = cell.model, cell.track, cell.dataset.prompts, device
     classifier = precise_classifier(*about, protocol.verdict_precision, protocol.logit_precision)
-    slots = max(1, _AT_ONCE // classifier.pictures)
+    batch_size = max(1, _AT_ONCE // classifier.pictures)
     with arithmetic(protocol.precision):
-        return chunked_logits(classifier.of_samples(keys.to(device)), images.to(device), slots).cpu()
+        return chunked_logits(classifier.of_samples(keys.to(device)), images.to(device), batch_size).cpu()
 
 
 def _predicted(cell: Cell, batch: Batch, images: Tensor, device: str) -> list[int]:

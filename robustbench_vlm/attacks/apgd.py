@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.base import Batch, Logits, Outcome, Stage, calls_per_target
-from robustbench_vlm.attacks.batching import Rows, put, run_in_slots, take
+from robustbench_vlm.attacks.batching import Rows, put, run_in_batches, take
 from robustbench_vlm.attacks.losses import LOSSES, loss_notes, ranked_targets
 from robustbench_vlm.attacks.model import Oracle
 from robustbench_vlm.attacks.projections import Ball, as_factor, ball_around
@@ -163,10 +163,10 @@ class Apgd:
         return put(state, index, self._begin(kept.rows, kept.ball, plan, kept.strongest_loss))
 
 
-def apgd(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
+def apgd(logits: Logits, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
     """Run APGD as a stage; the parameters are those of `Apgd`."""
     method = Apgd(threat=batch.threat, **parameters)
-    outcome = run_in_slots(method, logits, batch, slots=slots)
+    outcome = run_in_batches(method, logits, batch, batch_size=batch_size)
     return replace(outcome, notes=outcome.notes | loss_notes(method.loss, batch.num_classes))
 
 

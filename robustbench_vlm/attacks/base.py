@@ -58,9 +58,9 @@ class Outcome:
 
 
 class StageFunction(Protocol):
-    """A stage: `slots` is how many samples it may hold in memory at once; the parameters are the stage's own."""
+    """A stage: `batch_size` is how many samples it may hold in memory at once; the parameters are the stage's own."""
 
-    def __call__(self, logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
+    def __call__(self, logits: Logits, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
         """Attack every sample of the batch and return what was found, in the batch's order."""
 
 
@@ -137,11 +137,11 @@ class Stage:
         """Whether a parameter says which iterate counts, the "best" or the "final" one."""
         return "iterate" in self.parameters
 
-    def run(self, logits: Logits, batch: Batch, slots: int) -> Outcome:
+    def run(self, logits: Logits, batch: Batch, batch_size: int) -> Outcome:
         """Run the stage on a batch; whatever it raises is an error of the run."""
         module, _, function = self.function.partition(":")
         stage: StageFunction = getattr(importlib.import_module(module), function)
-        return stage(logits, batch, slots=slots, **self.parameters)
+        return stage(logits, batch, batch_size=batch_size, **self.parameters)
 
 
 @dataclass(frozen=True)

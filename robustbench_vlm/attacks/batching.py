@@ -1,4 +1,4 @@
-"""The driver of every step-based attack: a queue of samples, a fixed number of slots, one step function.
+"""The driver of every step-based attack: a queue of samples, a fixed batch size, one step function.
 
 A sample leaves as soon as it is finished and the next one takes its slot, so each row carries its own counters.
 """
@@ -19,7 +19,7 @@ _REFILL = 8
 
 @dataclasses.dataclass
 class Rows:
-    """The samples in the slots, one row each, and what has been found for them."""
+    """The samples in the batch_size, one row each, and what has been found for them."""
 
     index: Tensor
     """(B,), int64: the sample's place in the batch."""
@@ -54,19 +54,19 @@ class Method(Protocol[S]):
         """Pass every row once or more, set `finished` where a row is done, and return the state after it."""
 
 
-def run_in_slots(method: Method[S], logits: Logits, batch: Batch, *, slots: int) -> Outcome:
-    """Run a method on every sample of a batch, at most `slots` of them in memory at once.
+def run_in_batches(method: Method[S], logits: Logits, batch: Batch, *, batch_size: int) -> Outcome:
+    """Run a method on every sample of a batch, at most `batch_size` of them in memory at once.
 
-    Returns the outcome in the batch's order. Which samples share the slots changes no result.
+    Returns the outcome in the batch's order. Which samples share a batch changes no result.
     """
-    assert slots >= 1
+    assert batch_size >= 1
     outcome = Outcome(batch.images.clone(), torch.zeros_like(batch.labels), torch.zeros_like(batch.labels), {})
     waiting = torch.arange(len(batch.labels), device=batch.labels.device)
     state: S | None = None
     oracle, asked_for = Oracle(logits), waiting
     while True:
-        free = slots - (0 if state is None else len(state.rows.index))
-        if len(waiting) and free >= min(len(waiting), max(1, slots // _REFILL)):
+        free = batch_size - (0 if state is None else len(state.rows.index))
+        if len(waiting) and free >= min(len(waiting), max(1, batch_size // _REFILL)):
             fresh = _start(method, logits, batch, waiting[:free])
             waiting = waiting[free:]
             state = fresh if state is None else join(state, fresh)

@@ -45,19 +45,19 @@ class WorstCase:
 
 
 def attack_samples(
-    logits: Logits, batch: Batch, attack: Attack, *, slots: int, judge: Logits | None = None
+    logits: Logits, batch: Batch, attack: Attack, *, batch_size: int, judge: Logits | None = None
 ) -> WorstCase:
     """Run an attack's stages in order, each on what is left unbroken, and return the verdict on every sample.
 
     Unlike a stage's batch this one holds the wrongly classified samples too. `judge` gives the verdicts where that is
     not `logits` itself, which the stages attack: the same network in another precision. It is asked about every image
-    that a stage finds too, since one that only `logits` gets wrong is no reason to stop. At most `slots` samples are
-    passed at once. Raises UserError where the attack is not meant for the threat's norm or the model's logits are not
+    that a stage finds too, since one that only `logits` gets wrong is no reason to stop. At most `batch_size`
+    samples are passed at once. Raises UserError where the attack is not meant for the threat's norm or the model's logits are not
     finite; whatever else a stage raises is an error of the run, never a verdict.
     """
     _check(batch, attack)
     judge, attacked = (logits, logits) if judge is None else (judge, Transferred(logits, judge))
-    clean_logits = chunked_logits(judge, batch.images, slots)
+    clean_logits = chunked_logits(judge, batch.images, batch_size)
     clean_prediction = clean_logits.argmax(dim=1)
     prediction, strongest = clean_prediction.clone(), batch.images.clone()
     strength = margin(clean_logits, batch.labels, batch.labels)
@@ -72,9 +72,9 @@ def attack_samples(
             break
         part = batch.at(active)
         part = replace(part, keys=randomness.derive(part.keys, stage.name))
-        outcome = stage.run(seen_in(logits_of(attacked, active), stage.view), part, slots)
+        outcome = stage.run(seen_in(logits_of(attacked, active), stage.view), part, batch_size)
         found = project(batch.threat, part.images, outcome.adversarial.detach().to(part.images))
-        found_logits = chunked_logits(logits_of(judge, active), found, slots)
+        found_logits = chunked_logits(logits_of(judge, active), found, batch_size)
         found_strength, found_prediction = margin(found_logits, part.labels, part.labels), found_logits.argmax(dim=1)
         broken = found_prediction != part.labels
         stronger = broken | (found_strength > strength[active])

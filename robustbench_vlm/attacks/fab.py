@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.base import Batch, Logits, Outcome, Stage, calls_per_target
-from robustbench_vlm.attacks.batching import Rows, run_in_slots
+from robustbench_vlm.attacks.batching import Rows, run_in_batches
 from robustbench_vlm.attacks.hyperplane import Hyperplanes
 from robustbench_vlm.attacks.losses import ranked_targets, targeted_margin
 from robustbench_vlm.attacks.model import Oracle
@@ -106,9 +106,9 @@ class Fab:
         return state
 
 
-def fab(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
+def fab(logits: Logits, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
     """Run targeted FAB as a stage; the parameters are those of `Fab`."""
-    return run_in_slots(Fab(threat=batch.threat, **parameters), logits, batch, slots=slots)
+    return run_in_batches(Fab(threat=batch.threat, **parameters), logits, batch, batch_size=batch_size)
 
 
 def fab_stage(name: str, **parameters: Any) -> Stage:

@@ -127,15 +127,15 @@ def checked_logits(classifier: Logits, images: Tensor) -> Tensor:
     return logits
 
 
-def chunked_logits(classifier: Logits, images: Tensor, slots: int) -> Tensor:
-    """Classify images (B, 3, H, W) without gradients, at most `slots` at once, and return logits (B, C)."""
-    parts = torch.arange(len(images), device=images.device).split(slots)
+def chunked_logits(classifier: Logits, images: Tensor, batch_size: int) -> Tensor:
+    """Classify images (B, 3, H, W) without gradients, at most `batch_size` at once, and return logits (B, C)."""
+    parts = torch.arange(len(images), device=images.device).split(batch_size)
     with torch.no_grad():
         return torch.cat([checked_logits(logits_of(classifier, part), images[part]) for part in parts])
 
 
 class Oracle:
-    """A classifier that counts its passes; each call is for every sample in the slots."""
+    """A classifier that counts its passes; each call is for every sample in the batch_size."""
 
     def __init__(self, classifier: Logits) -> None:
         self.classifier = classifier

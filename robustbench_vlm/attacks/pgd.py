@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.base import Batch, Logits, Outcome, Stage
-from robustbench_vlm.attacks.batching import Rows, run_in_slots
+from robustbench_vlm.attacks.batching import Rows, run_in_batches
 from robustbench_vlm.attacks.losses import LOSSES, loss_notes
 from robustbench_vlm.attacks.model import Oracle
 from robustbench_vlm.attacks.projections import Ball, as_factor, ball_around
@@ -88,10 +88,10 @@ def pgd_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int
     return 1, int(parameters["steps"]) + 1
 
 
-def pgd(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
+def pgd(logits: Logits, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
     """Run PGD as a stage; the parameters are those of `Pgd`."""
     method = Pgd(threat=batch.threat, **parameters)
-    outcome = run_in_slots(method, logits, batch, slots=slots)
+    outcome = run_in_batches(method, logits, batch, batch_size=batch_size)
     return replace(outcome, notes=outcome.notes | loss_notes(method.loss, batch.num_classes))
 
 

@@ -4,7 +4,7 @@ Worked round: below 10 classes it looks for targets that do not exist, and below
 exist; it takes views of inputs and gradients that need not be contiguous; it writes into the logits; its device is the
 CPU unless told; it reseeds torch's global generator; its own loop sets Python's trace function, and its state files
 cannot be read again, so our harness runs its attacks one by one, and our shards resume. Its random numbers belong to a
-batch, not to a sample: the number of slots may change a verdict.
+batch, not to a sample: the number of batch_size may change a verdict.
 """
 
 import logging
@@ -29,13 +29,13 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
 """Our name -> the official object's attribute, what is to be set on it, and the loss whose class limit holds."""
 
 
-def official(logits: Logits, batch: Batch, *, slots: int, attack: str) -> Outcome:
-    """Run one official attack with the parameters of its standard version, `slots` samples at a time."""
+def official(logits: Logits, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
+    """Run one official attack with the parameters of its standard version, `batch_size` samples at a time."""
     network = CountedNetwork(logits, batch.images.device)
     with _flags() as flags:
         adversarial = [
-            _perturbed(network, batch, attack, slice(start, start + slots))
-            for start in range(0, len(batch.labels), slots)
+            _perturbed(network, batch, attack, slice(start, start + batch_size))
+            for start in range(0, len(batch.labels), batch_size)
         ]
     notes = {flag: torch.ones_like(batch.labels, dtype=torch.bool) for flag in flags}
     notes |= loss_notes(PARTS[attack][2], batch.num_classes)

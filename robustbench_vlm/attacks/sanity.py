@@ -18,7 +18,7 @@ MATES = 1e-3
 
 
 def probe(
-    logits: Logits, batch: Batch, *, slots: int, mates: float = MATES, unstable: float = UNSTABLE
+    logits: Logits, batch: Batch, *, batch_size: int, mates: float = MATES, unstable: float = UNSTABLE
 ) -> list[tuple[str, ...]]:
     """Return the codes of the gates that each sample of a batch raises, in the order of the samples.
 
@@ -27,7 +27,7 @@ def probe(
     call may.
     """
     codes: list[tuple[str, ...]] = []
-    for part in torch.arange(len(batch.labels), device=batch.labels.device).split(slots):
+    for part in torch.arange(len(batch.labels), device=batch.labels.device).split(batch_size):
         images, own = batch.images[part], logits_of(logits, part)
         first, gradient = _margin_gradient(own, images, batch.labels[part])
         with torch.no_grad():

@@ -3,7 +3,7 @@
 Follows pyautoattack 0.2.0 without its rescaled schedule, as its standard version does, except: positions and colours
 are drawn per sample; squares reach the last row and column; a sample leaves when it is misclassified, not at a tie.
 
-Where slots are free, the next few queries of a row are asked in one pass, each as if those before it fail, as most do.
+Where the batch has room, the next few queries of a row are made in one pass, each as if those before it fail.
 From the first that helps on the others are forgotten and asked again: the search is the same, query by query.
 """
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.base import Batch, Logits, Outcome, Stage
-from robustbench_vlm.attacks.batching import Rows, run_in_slots
+from robustbench_vlm.attacks.batching import Rows, run_in_batches
 from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.attacks.model import Oracle
 from robustbench_vlm.attacks.projections import as_factor
@@ -46,7 +46,7 @@ class Square:
     threat: Threat
     queries: int = 5000
     p_init: float = 0.8
-    slots: int = 1
+    batch_size: int = 1
     """Images that one pass may hold."""
 
     def start(self, oracle: Oracle, rows: Rows) -> SquareState:
@@ -83,7 +83,7 @@ class Square:
 
     def _ahead(self, state: SquareState) -> int:
         """Return how many queries of each row go into one pass; the first one always helps, so nothing follows it."""
-        room = min(_MOST_AHEAD, self.slots // len(state.query))
+        room = min(_MOST_AHEAD, self.batch_size // len(state.query))
         return room if room >= _LEAST_AHEAD and not bool((state.query == 0).any()) else 1
 
     def share_at(self, query: Tensor) -> Tensor:
@@ -116,9 +116,11 @@ def square_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, 
     return int(parameters["queries"]) + 1, 0
 
 
-def square(logits: Logits, batch: Batch, *, slots: int, **parameters: Any) -> Outcome:
+def square(logits: Logits, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
     """Run Square Attack as a stage; the parameters are those of `Square`."""
-    return run_in_slots(Square(threat=batch.threat, slots=slots, **parameters), logits, batch, slots=slots)
+    return run_in_batches(
+        Square(threat=batch.threat, batch_size=batch_size, **parameters), logits, batch, batch_size=batch_size
+    )
 
 
 def square_stage(name: str, **parameters: Any) -> Stage:

@@ -110,7 +110,7 @@ def _ranges(images: Tensor, side: Tensor, others: list[int]) -> Tensor:
 
 
 def _groups(side: Tensor) -> list[tuple[int, Tensor]]:
-    # Rows whose squares are equally large: all of them, but for samples that entered the slots later.
+    # Rows whose squares are equally large: all of them, but for samples that entered the batch_size later.
     return [(length, (side == length).nonzero().squeeze(1)) for length in sorted(set(side.tolist()))]
 
 

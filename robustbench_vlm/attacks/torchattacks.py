@@ -2,7 +2,7 @@
 
 Its own default parameters hold, but for the threat: eps and the norm are the threat's, step sizes keep their ratio to
 eps, and the number of classes is the true one where an attack asks for it. Its random numbers belong to a batch, not to
-a sample: the number of slots may change a verdict.
+a sample: the number of batch_size may change a verdict.
 """
 
 import inspect
@@ -58,13 +58,13 @@ def norms_of(name: str) -> tuple[str, ...]:
     return ("L2",) if name.endswith("L2") or name in _MINIMAL else ("Linf",)
 
 
-def run_torchattacks(logits: Logits, batch: Batch, *, slots: int, attack: str) -> Outcome:
-    """Run one attack of torchattacks, `slots` samples at a time."""
+def run_torchattacks(logits: Logits, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
+    """Run one attack of torchattacks, `batch_size` samples at a time."""
     network = CountedNetwork(logits, batch.images.device)
     made = attack_class(attack)(network, **_settings(attack_class(attack), batch))
     devices = [batch.images.device] if batch.images.device.type == "cuda" else []
     adversarial: list[Tensor] = []
-    for images, labels in zip(batch.images.split(slots), batch.labels.split(slots), strict=True):
+    for images, labels in zip(batch.images.split(batch_size), batch.labels.split(batch_size), strict=True):
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
             # Its SparseFool converts arrays in a way that newer versions of numpy deprecate.
             warnings.simplefilter("ignore", DeprecationWarning)

@@ -23,8 +23,8 @@ from robustbench_vlm.models import ARCHITECTURES, MODELS, card_names
 from robustbench_vlm.models.architecture import Architecture, load_architecture
 from robustbench_vlm.models.card import ModelCard, find_card
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.test_time import PROCEDURES
-from robustbench_vlm.test_time.base import Procedure
+from robustbench_vlm.test_time import TEST_TIME_DEFENSES
+from robustbench_vlm.test_time.base import TestTimeDefense
 from robustbench_vlm.test_time.defended_model import split_reference
 from robustbench_vlm.tracks import TRACKS
 
@@ -58,7 +58,7 @@ class _OnTop:
     """A procedure on top of a model."""
 
     name: str
-    procedure: Procedure
+    procedure: TestTimeDefense
     model: ModelCard
 
 
@@ -166,7 +166,7 @@ def _model_names(track: str) -> list[str]:
 def _any_model(reference: str, track: str) -> "ModelCard | _OnTop":
     procedure, model = split_reference(reference)
     card = find_card(model, track)
-    return _OnTop(f"{procedure}+{card.name}", PROCEDURES.load(procedure), card) if procedure else card
+    return _OnTop(f"{procedure}+{card.name}", TEST_TIME_DEFENSES.load(procedure), card) if procedure else card
 
 
 def _model(card: ModelCard) -> str:
@@ -184,7 +184,7 @@ def _attack(attack: Attack) -> str:
     return _sentence([attack.description, "" if len(attack.norms) > 1 else f"{attack.norms[0]} only", attack.paper])
 
 
-def _made_by_people(made: Defense | Procedure) -> str:
+def _made_by_people(made: Defense | TestTimeDefense) -> str:
     return _sentence([made.paper, f"after the {made.fidelity}" if made.fidelity == "paper" else made.fidelity])
 
 
@@ -205,7 +205,7 @@ KINDS: Mapping[str, Kind] = {
         _from(ATTACKS)[0], lambda name, track: load_attack(name), _attack, tuple(form for form, _ in FAMILIES.values())
     ),
     "defense": Kind(*_from(DEFENSES), _made_by_people),
-    "procedure": Kind(*_from(PROCEDURES), _made_by_people),
+    "procedure": Kind(*_from(TEST_TIME_DEFENSES), _made_by_people),
     "track": Kind(*_from(TRACKS), lambda track: track.description),
     "protocol": Kind(*_from(PROTOCOLS), lambda protocol: protocol.description),
     "architecture": Kind(

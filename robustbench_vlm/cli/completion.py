@@ -10,7 +10,7 @@ from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.engine.backends import ENGINES
 from robustbench_vlm.models import ARCHITECTURES, MODELS, card_names
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.test_time import PROCEDURES
+from robustbench_vlm.test_time import TEST_TIME_DEFENSES
 from robustbench_vlm.tracks import TRACKS
 
 Complete = Callable[[typer.Context, str], list[str]]
@@ -22,7 +22,7 @@ def models(context: typer.Context, incomplete: str) -> list[str]:
     track = context.params.get("track") or TRACKS.names()[0]
     names = sorted({*card_names(track), *MODELS.names()})
     procedure, plus, _ = incomplete.partition("+")
-    return [procedure + plus + name for name in names] if plus and procedure in PROCEDURES.names() else names
+    return [procedure + plus + name for name in names] if plus and procedure in TEST_TIME_DEFENSES.names() else names
 
 
 def kinds(context: typer.Context, incomplete: str) -> list[str]:
@@ -51,7 +51,7 @@ BY_KIND: Mapping[str, Complete] = {
     "model": models,
     **{
         registry.kind: one_of(registry.names)
-        for registry in (DATASETS, ATTACKS, DEFENSES, PROCEDURES, TRACKS, PROTOCOLS, ARCHITECTURES)
+        for registry in (DATASETS, ATTACKS, DEFENSES, TEST_TIME_DEFENSES, TRACKS, PROTOCOLS, ARCHITECTURES)
     },
 }
 BY_OPTION: Mapping[str, Complete] = {

@@ -36,7 +36,7 @@ _DefenseName = Annotated[
 _Eps = Annotated[str, option("--eps", "EPS", "Training radius instead of the track's.")]
 _Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help="Instead of the schedule's.")]
 _Pictures = Annotated[
-    int | None, typer.Option("--pictures", metavar="N", min=1, help="Instead of the track's, or all.")
+    int | None, typer.Option("--num-images", metavar="N", min=1, help="Instead of the track's, or all.")
 ]
 _Seed = Annotated[int, option("--seed", "N", "Of everything that is drawn at random.")]
 _SETTING = "A number of the defense, or rate, batch, warmup, weight_decay, epochs, steps, inner_steps."

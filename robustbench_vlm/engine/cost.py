@@ -38,7 +38,7 @@ class Resources:
     """"cpu" or "cuda". Empty: "cuda" where there is one."""
     workers: int = 0
     """Processes. 0: one a CPU core, or one a GPU, of all machines together."""
-    slots: int = 0
+    batch_size: int = 0
     """Samples that one worker passes at once. 0: 64, or on a GPU what its memory takes."""
     shard_size: int = 64
     """Samples that a worker takes and writes together; a killed run loses at most this many a worker."""
@@ -49,7 +49,7 @@ class Resources:
 
     def __post_init__(self) -> None:
         check_device(self.device)
-        for name, count in (("workers", self.workers), ("batch", self.slots)):
+        for name, count in (("workers", self.workers), ("batch", self.batch_size)):
             if count < 0:
                 raise UserError(f"{name} {count} is no number of them: give 1 or more, or 0 for as many as fit here")
         if self.shard_size < 1:
@@ -91,7 +91,7 @@ class Estimate:
     memory: int
     """Bytes, all workers together."""
     workers: int
-    slots: int
+    batch_size: int
     device: str
     cells: tuple[Cost, ...]
 
@@ -112,7 +112,7 @@ class Speed:
     """Bytes of one image."""
 
     @property
-    def slot(self) -> int:
+    def sample(self) -> int:
         """Bytes that a sample under attack takes."""
         return self.activations + STATE_COPIES * self.image
 
@@ -177,7 +177,7 @@ def estimate(cells: Sequence[tuple[Cell, Speed, Logits]], resources: Resources) 
         seconds_most=sum(cost.seconds_most for cost in costs),
         memory=max(cost.memory for cost in costs) * resources.workers,
         workers=resources.workers,
-        slots=resources.slots,
+        batch_size=resources.batch_size,
         device=resources.device,
         cells=costs,
     )
@@ -193,7 +193,7 @@ def _cost(cell: Cell, speed: Speed, logits: Logits, resources: Resources) -> Cos
         passes_most=round(passes),
         seconds_expected=seconds * share,
         seconds_most=seconds,
-        memory=PROCESS_MEMORY + speed.parameters + min(resources.slots, len(cell)) * speed.slot,
+        memory=PROCESS_MEMORY + speed.parameters + min(resources.batch_size, len(cell)) * speed.sample,
     )
 
 

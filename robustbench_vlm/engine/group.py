@@ -8,7 +8,7 @@ from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.cost import Resources
-from robustbench_vlm.engine.memory import with_fitting_slots
+from robustbench_vlm.engine.memory import with_fitting_batch_size
 from robustbench_vlm.engine.shard import Attacked, attack_shards
 from robustbench_vlm.engine.store import Finished, missing_ranges
 
@@ -16,7 +16,7 @@ _SHARDS = 2
 """Whole shards, or whole batches, in a group: half of its samples may fall early, and the others still fill a batch."""
 
 _fitting: dict[tuple[str, str], int] = {}
-"""The slots that fit where more did not, by model and device: what this process found out."""
+"""The batch_size that fit where more did not, by model and device: what this process found out."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +40,14 @@ def run_group(cells: Sequence[Cell], resources: Resources, group: Group) -> list
 def attack_group(cells: Sequence[Cell], resources: Resources, group: Group) -> list[Attacked]:
     """Attack the samples of a group's shards, in their order; raises what `attack_shards` raises.
 
-    Where memory runs out, this group and the worker's next ones of the model are run with half the slots.
+    Where memory runs out, this group and the worker's next ones of the model are run with half the batch_size.
     """
     model = cells[group.shards[0].cell].model, resources.device
-    slots = min(resources.slots, _fitting.get(model, resources.slots))
-    results, fitted = with_fitting_slots(
-        lambda fewer: attack_shards(cells, dataclasses.replace(resources, slots=fewer), group.shards), slots
+    batch_size = min(resources.batch_size, _fitting.get(model, resources.batch_size))
+    results, fitted = with_fitting_batch_size(
+        lambda fewer: attack_shards(cells, dataclasses.replace(resources, batch_size=fewer), group.shards), batch_size
     )
-    if fitted < slots:
+    if fitted < batch_size:
         _fitting[model] = fitted
     return results
 
@@ -90,7 +90,7 @@ def _all_shards(cells: Sequence[Cell], resources: Resources) -> Iterator[Shard]:
 
 def _packed(shards: Sequence[Shard], resources: Resources) -> list[Group]:
     """Deal shards out to groups of nearly equal size, at least one a worker, the largest shards first."""
-    full = _SHARDS * max(resources.shard_size, resources.slots)
+    full = _SHARDS * max(resources.shard_size, resources.batch_size)
     count = min(len(shards), max(-(-sum(map(len, shards)) // full), resources.workers))
     groups: list[list[Shard]] = [[] for _ in range(count)]
     for shard in sorted(shards, key=len, reverse=True):

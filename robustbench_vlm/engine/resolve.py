@@ -23,7 +23,7 @@ from robustbench_vlm.datasets.image_folder import folder_dataset
 from robustbench_vlm.datasets.published.local_copy import data_root, is_there, located, ready
 from robustbench_vlm.engine.cell import Cell, Samples
 from robustbench_vlm.engine.cost import Estimate, Resources, Speed, estimate, measure_speed, threads_of_a_worker
-from robustbench_vlm.engine.memory import choose_slots, with_fitting_slots
+from robustbench_vlm.engine.memory import choose_batch_size, with_fitting_batch_size
 from robustbench_vlm.engine.samples import choose_samples
 from robustbench_vlm.engine.shard import AnyModel, classifier_of, loaded_model, precise_classifier
 from robustbench_vlm.models.card import find_card
@@ -31,7 +31,7 @@ from robustbench_vlm.models.loading import fetch
 from robustbench_vlm.models.precision import check_precision
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
-from robustbench_vlm.test_time.defended_model import ProcedureModel, split_reference
+from robustbench_vlm.test_time.defended_model import DefendedModel, split_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
 _TIMED = 32
@@ -66,7 +66,7 @@ class Request:
     """Go on without images that cannot be decoded, and count them."""
     out: Path = Path("runs")
     resources: Resources = dataclasses.field(default_factory=Resources)
-    """Device, workers, slots, shard size: nothing that a number depends on."""
+    """Device, workers, batch_size, shard size: nothing that a number depends on."""
     command: str = ""
     """The command line, for the manifest."""
 
@@ -126,10 +126,10 @@ def make_plan(request: Request, tell: Tell | None = None) -> Plan:
         for dataset, samples in choices[sides[name]]
     )
     speeds = _speeds(cells, resources)
-    slots = resources.slots or choose_slots(
-        resources.device, max(speed.slot for speed in speeds.values()), resources.workers
+    batch_size = resources.batch_size or choose_batch_size(
+        resources.device, max(speed.sample for speed in speeds.values()), resources.workers
     )
-    resources = dataclasses.replace(resources, slots=slots)
+    resources = dataclasses.replace(resources, batch_size=batch_size)
     counted = {name: _counted(model, protocol) for name, model in models.items()}
     cost = estimate([(cell, speeds[cell.model], counted[cell.model]) for cell in cells], resources)
     return Plan(dataclasses.replace(request, resources=resources), track, protocol, cells, cost)
@@ -159,7 +159,7 @@ def _check_norm(attack: Attack, threat: Threat) -> None:
 
 
 def _adapted(attacks: Sequence[Attack], model: AnyModel) -> list[Attack]:
-    return [model.adapt_attack(attack) if isinstance(model, ProcedureModel) else attack for attack in attacks]
+    return [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
 
 
 def _check_names(models: Mapping[str, AnyModel]) -> None:
@@ -222,13 +222,13 @@ def _speeds(cells: Sequence[Cell], resources: Resources) -> dict[str, Speed]:
     speeds: dict[str, Speed] = {}
     for cell in cells:
         if cell.model not in speeds:
-            images = cell.dataset.open().read(cell.samples.indices[: min(resources.slots or _TIMED, _TIMED)])
+            images = cell.dataset.open().read(cell.samples.indices[: min(resources.batch_size or _TIMED, _TIMED)])
             pixels = (images.to(torch.float32) / 255).to(resources.device)
             about = cell.model, cell.track, cell.dataset.prompts, resources.device
             classifier = precise_classifier(*about, cell.protocol.precision, cell.protocol.logit_precision)
             measure = functools.partial(_measure, classifier.plain, pixels)
             with threads_of_a_worker(resources.workers):
-                speeds[cell.model], _ = with_fitting_slots(measure, len(pixels))
+                speeds[cell.model], _ = with_fitting_batch_size(measure, len(pixels))
     return speeds
 
 

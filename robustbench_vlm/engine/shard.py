@@ -22,15 +22,15 @@ from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.models.classifier import Model, ZeroShotClassifier, load_model
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic
 from robustbench_vlm.test_time.defended_model import (
-    ProcedureClassifier,
-    ProcedureModel,
-    procedure_model,
+    DefendedClassifier,
+    DefendedModel,
+    defended_model,
     split_reference,
 )
 from robustbench_vlm.tracks import TRACKS
 
-AnyModel = Model | ProcedureModel
-AnyClassifier = ZeroShotClassifier | ProcedureClassifier
+AnyModel = Model | DefendedModel
+AnyClassifier = ZeroShotClassifier | DefendedClassifier
 
 _ROUNDINGS = 8
 """By so many roundings of the lowest precision a sample's logits may change with its batch mates."""
@@ -92,8 +92,8 @@ def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:
     batch, digests = load_batch(cell, shard.start, shard.stop, device=resources.device)
     rounding = max(PRECISIONS[name].rounding for name in (protocol.precision, protocol.logit_precision))
     mates, unstable = (max(each, _ROUNDINGS * rounding) for each in (MATES, UNSTABLE))
-    attacked, slots = classifier.of_samples(batch.keys), _slots(classifier, resources)
-    raised = probe(attacked, batch, slots=slots, mates=mates, unstable=unstable)
+    attacked, batch_size = classifier.of_samples(batch.keys), _batch_size(classifier, resources)
+    raised = probe(attacked, batch, batch_size=batch_size, mates=mates, unstable=unstable)
     ids = cell.samples.ids[shard.start : shard.stop]
     return _Part(classifier, judge, batch, list(zip(ids, digests, raised, strict=True)))
 
@@ -111,8 +111,8 @@ def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> lis
         keys=torch.cat([each.keys for each in batches]),
         num_classes=torch.cat([each.num_classes for each in batches]),
     )
-    slots = _slots(parts[0].classifier, resources)
-    verdict = attack_samples(attacked, batch, attack, slots=slots, judge=judge)
+    batch_size = _batch_size(parts[0].classifier, resources)
+    verdict = attack_samples(attacked, batch, attack, batch_size=batch_size, judge=judge)
     about = [each for part in parts for each in part.about]
     spent = probe_passes(attacked)
     records = iter(_records(about, batch.labels, verdict, spent, parts[0].classifier.scale))
@@ -121,8 +121,8 @@ def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> lis
     return [Attacked(list(itertools.islice(records, size)), own) for size, own in zip(sizes, images, strict=True)]
 
 
-def _slots(classifier: AnyClassifier, resources: Resources) -> int:
-    return max(1, resources.slots // classifier.pictures)
+def _batch_size(classifier: AnyClassifier, resources: Resources) -> int:
+    return max(1, resources.batch_size // classifier.pictures)
 
 
 def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> Logits:
@@ -173,7 +173,7 @@ def _moved(images: Tensor, device: str) -> Tensor:
 @functools.lru_cache(maxsize=3)
 def loaded_model(reference: str, track: str, device: str) -> AnyModel:
     """Return a model, or the one that NAME+MODEL is, on a device, loaded once a process."""
-    made = procedure_model(reference, lambda other: loaded_model(other, track, device), TRACKS.load(track).base)
+    made = defended_model(reference, lambda other: loaded_model(other, track, device), TRACKS.load(track).base)
     if made:
         return made
     model = load_model(reference, track)

@@ -2,7 +2,7 @@
 
 from robustbench_vlm.core.registry import Registry
 
-PROCEDURES = Registry(
+TEST_TIME_DEFENSES = Registry(
     "procedure",
     {
         "ttc": "robustbench_vlm.test_time.ttc:TTC",

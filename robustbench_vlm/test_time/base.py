@@ -51,7 +51,7 @@ class Passes:
 
 
 @dataclass(frozen=True)
-class Procedure:
+class TestTimeDefense:
     """A test-time defense: a function of one image and of the sample's random numbers, batched.
 
     No row may depend on another one. The forward values are the same whether gradients are asked for or not.

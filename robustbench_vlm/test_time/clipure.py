@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.test_time.base import Context, Passes, Procedure, straight_through
+from robustbench_vlm.test_time.base import Context, Passes, TestTimeDefense, straight_through
 
 
 def logits(context: Context, images: Tensor) -> Tensor:
@@ -36,7 +36,7 @@ def _passes(settings: Mapping[str, float]) -> Passes:
     return Passes(forward=1)
 
 
-CLIPURE_COS = Procedure(
+CLIPURE_COS = TestTimeDefense(
     name="clipure-cos",
     logits=logits,
     passes=_passes,

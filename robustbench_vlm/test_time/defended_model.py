@@ -19,19 +19,19 @@ from robustbench_vlm.models.architecture import Architecture
 from robustbench_vlm.models.card import ModelCard
 from robustbench_vlm.models.classifier import Model
 from robustbench_vlm.models.text_encoder import PromptTower
-from robustbench_vlm.test_time import PROCEDURES
-from robustbench_vlm.test_time.base import Context, Procedure
+from robustbench_vlm.test_time import TEST_TIME_DEFENSES
+from robustbench_vlm.test_time.base import Context, TestTimeDefense
 
 _TRANSFER = View("transfer", "transfer")
 _AS_IT_IS = View("", "loop")
 
 
-class ProcedureClassifier(nn.Module):
+class DefendedClassifier(nn.Module):
     """What all samples of a dataset share: towers, texts and the procedure; `of_samples` makes the classifier."""
 
     null_features: Tensor
 
-    def __init__(self, made: "ProcedureModel", prompts: Sequence[str | tuple[str, ...]]) -> None:
+    def __init__(self, made: "DefendedModel", prompts: Sequence[str | tuple[str, ...]]) -> None:
         super().__init__()
         self.procedure, self.plain = made.procedure, made.model.classifier(prompts)
         self.undefended = made.undefended.encoder
@@ -48,11 +48,11 @@ class ProcedureClassifier(nn.Module):
         """Images that one sample has in memory at once."""
         return self.procedure.pictures
 
-    def of_samples(self, keys: Tensor) -> "ProcedureLogits":
+    def of_samples(self, keys: Tensor) -> "DefendedLogits":
         """Return the classifier of the samples with these random streams, (B,), int64."""
-        return ProcedureLogits(self, randomness.derive(keys, self.procedure.name))
+        return DefendedLogits(self, randomness.derive(keys, self.procedure.name))
 
-    def in_precision(self, name: str, logits: str = "float32") -> "ProcedureClassifier":
+    def in_precision(self, name: str, logits: str = "float32") -> "DefendedClassifier":
         """Return the classifier itself for float32; raise UserError for any other precision."""
         if other := {name, logits} - {"float32"}:
             raise UserError(
@@ -78,10 +78,10 @@ class ProcedureClassifier(nn.Module):
 
 
 @dataclass(frozen=True)
-class ProcedureLogits:
+class DefendedLogits:
     """The classifier of certain samples: the logits are a function of each one's image and its own random numbers."""
 
-    shared: ProcedureClassifier
+    shared: DefendedClassifier
     keys: Tensor
     view: View = _AS_IT_IS
 
@@ -95,11 +95,11 @@ class ProcedureLogits:
         mean = sum((self._logits(images, keys) for keys in others), own) / self.view.draws
         return own.detach() + (mean - mean.detach())
 
-    def of(self, index: Tensor) -> "ProcedureLogits":
+    def of(self, index: Tensor) -> "DefendedLogits":
         """Return the classifier of the samples at `index` (int64)."""
         return replace(self, keys=self.keys[index])
 
-    def seen(self, view: View) -> "ProcedureLogits | Transferred":
+    def seen(self, view: View) -> "DefendedLogits | Transferred":
         """Return the classifier as an attack sees it."""
         return Transferred(self.shared.plain, self) if view.gradient == "transfer" else replace(self, view=view)
 
@@ -120,10 +120,10 @@ class ProcedureLogits:
 
 
 @dataclass(frozen=True)
-class ProcedureModel:
+class DefendedModel:
     """A procedure on top of a model: a model of its own."""
 
-    procedure: Procedure
+    procedure: TestTimeDefense
     model: Model
     undefended: Model
     """What the model was made from, or the model where the procedure does not ask for it."""
@@ -149,9 +149,9 @@ class ProcedureModel:
         """That of the model under the procedure."""
         return self.model.card
 
-    def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> ProcedureClassifier:
+    def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> DefendedClassifier:
         """Return what the samples of one dataset share."""
-        return ProcedureClassifier(self, prompts).eval().requires_grad_(False)
+        return DefendedClassifier(self, prompts).eval().requires_grad_(False)
 
     def adapt_attack(self, attack: Attack) -> Attack:
         """Return the attack on this model: every stage transferred, then in each of the procedure's views.
@@ -192,16 +192,18 @@ def split_reference(reference: str) -> tuple[str, str]:
     # The path of a card may hold a plus.
     if not plus or "/" in name or Path(reference).is_file():
         return "", reference
-    if name not in PROCEDURES.names():
-        raise UserError(f"{unknown('procedure', name, PROCEDURES.names())} {reference!r} stands for PROCEDURE+MODEL")
+    if name not in TEST_TIME_DEFENSES.names():
+        raise UserError(
+            f"{unknown('procedure', name, TEST_TIME_DEFENSES.names())} {reference!r} stands for PROCEDURE+MODEL"
+        )
     if split_reference(model)[0]:
         raise UserError(f"{model!r} is a procedure itself, and {name!r} takes a model that is only weights: name one")
     return name, model
 
 
-def procedure_model(
-    reference: str, load: Callable[[str], "Model | ProcedureModel"], undefended: str
-) -> ProcedureModel | None:
+def defended_model(
+    reference: str, load: Callable[[str], "Model | DefendedModel"], undefended: str
+) -> DefendedModel | None:
     """Return the model of a reference NAME+MODEL with NAME a procedure; None where the reference is none such.
 
     `undefended` is the reference of the track's, for models that do not say what they were made from. Raises UserError
@@ -210,11 +212,11 @@ def procedure_model(
     name, below = split_reference(reference)
     if not name:
         return None
-    procedure: Procedure = PROCEDURES.load(name)
+    procedure: TestTimeDefense = TEST_TIME_DEFENSES.load(name)
     model = load(below)
     base = load(_original(model.card, below) or undefended) if procedure.needs_undefended else model
     assert isinstance(model, Model) and isinstance(base, Model), f"{below!r} or its base is a procedure"
-    return ProcedureModel(procedure, model, base)
+    return DefendedModel(procedure, model, base)
 
 
 def _original(card: ModelCard | None, reference: str) -> str:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.test_time.base import Context, Passes, Procedure, inner_gradient, sign, straight_through
+from robustbench_vlm.test_time.base import Context, Passes, TestTimeDefense, inner_gradient, sign, straight_through
 from robustbench_vlm.test_time.random_views import random_views
 
 _CONTEXT = slice(1, 5)
@@ -74,7 +74,7 @@ def _passes(settings: Mapping[str, float]) -> Passes:
     return Passes(forward=views, outer=views)
 
 
-R_TPT = Procedure(
+R_TPT = TestTimeDefense(
     name="r-tpt",
     logits=logits,
     passes=_passes,

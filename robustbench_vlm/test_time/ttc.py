@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_vlm.core import random as randomness
-from robustbench_vlm.test_time.base import Context, Passes, Procedure, inner_gradient, pixels, sign
+from robustbench_vlm.test_time.base import Context, Passes, TestTimeDefense, inner_gradient, pixels, sign
 
 
 def logits(context: Context, images: Tensor) -> Tensor:
@@ -61,7 +61,7 @@ def _passes(settings: Mapping[str, float]) -> Passes:
     return Passes(forward=4 + steps, inner=steps)
 
 
-TTC = Procedure(
+TTC = TestTimeDefense(
     name="ttc",
     logits=logits,
     passes=_passes,

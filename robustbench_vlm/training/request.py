@@ -144,6 +144,6 @@ def _split(order: Order, track: Track, dataset: Dataset, hold_out: int) -> tuple
     if wanted > available - (1 if hold_out else 0):
         left = " and leave some to measure on" if hold_out else ""
         raise UserError(
-            f"the dataset {dataset.name!r} has {available} images, not {wanted}: give fewer by --images{left}"
+            f"the dataset {dataset.name!r} has {available} images, not {wanted}: give fewer by --num-images{left}"
         )
     return everything.part(0, wanted), everything.part(wanted, min(wanted + hold_out, available))

@@ -149,7 +149,7 @@ def _examination(job: Job, held_out: Pictures) -> Examination:
             encoder = ImageEncoder(quick_at_pixels(folded(visual)), job.model.architecture)
         classifier = ZeroShotClassifier(encoder, text_features, job.model.scale).eval().requires_grad_(False)
         with arithmetic():
-            verdict = attack_samples(classifier.to(device), batch, load_attack(ATTACK), slots=_AT_ONCE)
+            verdict = attack_samples(classifier.to(device), batch, load_attack(ATTACK), batch_size=_AT_ONCE)
         clean = (verdict.clean_prediction == labels).float().mean().item()
         return clean, verdict.robust.float().mean().item()
 

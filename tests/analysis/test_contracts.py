@@ -14,14 +14,14 @@ from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.published import ORIGINALS
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.models.card import bundled_names
-from robustbench_vlm.test_time import PROCEDURES
+from robustbench_vlm.test_time import TEST_TIME_DEFENSES
 from robustbench_vlm.tracks import TRACKS
 
 REGISTERED = [
     *(("dataset", name, "mini") for name in DATASETS.table),
     *(("attack", name, "mini") for name in ATTACKS.table),
     *(("defense", name, "mini") for name in DEFENSES.table),
-    *(("procedure", name, "mini") for name in PROCEDURES.table),
+    *(("procedure", name, "mini") for name in TEST_TIME_DEFENSES.table),
     *(("track", name, "mini") for name in TRACKS.table),
     *(("model", name, track) for track in TRACKS.table for name in bundled_names(track)),
 ]

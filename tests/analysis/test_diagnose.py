@@ -120,7 +120,7 @@ def test_every_sample_moves_and_stays_in_the_ball(norm: str, attack: str) -> Non
     batch, classifier = batch_of(norm=norm), tower()
     # Some are wrong from the start; a verdict would leave those alone.
     assert 0 < int((classifier(batch.images).argmax(dim=1) != batch.labels).sum()) < 12
-    found = attacked(classifier, batch, walk_of(load_attack(attack)), slots=5)
+    found = attacked(classifier, batch, walk_of(load_attack(attack)), batch_size=5)
     moved = distance(batch.threat, batch.images, found)
     assert bool((moved > 0).all()) and bool((moved <= float(EPS) + 1e-12).all())
     assert bool((found >= 0).all()) and bool((found <= 1).all())
@@ -130,16 +130,16 @@ def test_a_walk_goes_on_to_the_corner_of_the_ball() -> None:
     generator = torch.Generator().manual_seed(4)
     weights = 100 * torch.randn(2, PIXELS, generator=generator, dtype=torch.float64)
     batch = replace(batch_of(), labels=torch.zeros(12, dtype=torch.int64), num_classes=torch.full((12,), 2))
-    found = attacked(linear_logits(weights), batch, PGD, slots=12)
+    found = attacked(linear_logits(weights), batch, PGD, batch_size=12)
     corner = batch.images + float(EPS) * (weights[1] - weights[0]).sign().view(1, 3, 4, 4)
     assert torch.allclose(found, corner, atol=1e-12)
 
 
 def test_the_start_is_drawn_from_the_keys_of_the_stage() -> None:
     batch, flat = batch_of(), linear_logits(torch.zeros(3, PIXELS, dtype=torch.float64))
-    first, again = (attacked(flat, batch, PGD, slots=size) for size in (12, 4))
-    other = attacked(flat, replace(batch, keys=batch.keys + 1), PGD, slots=12)
-    renamed = attacked(flat, batch, replace(PGD, name="other"), slots=12)
+    first, again = (attacked(flat, batch, PGD, batch_size=size) for size in (12, 4))
+    other = attacked(flat, replace(batch, keys=batch.keys + 1), PGD, batch_size=12)
+    renamed = attacked(flat, batch, replace(PGD, name="other"), batch_size=12)
     assert torch.equal(first, again)
     assert bool((first != other).flatten(1).any(dim=1).all())
     assert bool((first != renamed).flatten(1).any(dim=1).all())
@@ -169,7 +169,7 @@ def test_an_attack_that_stops_early_is_refused(name: str) -> None:
         walk_of(load_attack(name))
 
 
-def found_with(slots: int) -> Diagnoses:
+def found_with(batch_size: int) -> Diagnoses:
     return diagnose(
         Request(
             models=("clip",),
@@ -177,7 +177,7 @@ def found_with(slots: int) -> Diagnoses:
             datasets=("colours", "day-night"),
             eps=("0", "2/255"),
             samples=6,
-            resources=Resources(device="cpu", workers=1, slots=slots),
+            resources=Resources(device="cpu", workers=1, batch_size=batch_size),
         )
     )
 

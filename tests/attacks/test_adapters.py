@@ -24,7 +24,7 @@ def test_the_official_standard_version_runs_below_ten_classes(classes: int) -> N
     model = network("conv", classes)
     batch = samples(model, classes, halving_threat(model, classes, "Linf"), 4)
     attack = load_attack("pyautoattack")
-    verdict = attack_samples(model, batch, replace(attack, stages=attack.stages[:3]), slots=3)
+    verdict = attack_samples(model, batch, replace(attack, stages=attack.stages[:3]), batch_size=3)
     assert set(verdict.broken_by) <= {"", *(stage.name for stage in attack.stages)}
     assert (verdict.forward[verdict.robust] > 100).all() and (verdict.backward[verdict.robust] > 100).all()
 
@@ -36,22 +36,24 @@ def test_the_official_attacks_take_strided_images_and_gradients(name: str) -> No
 
     turned = replace(BATCH, images=BATCH.images.transpose(2, 3).contiguous().transpose(2, 3))
     assert not turned.images.is_contiguous()
-    plain = attack_samples(MODEL, BATCH, load_attack(f"pyautoattack:{name}"), slots=8)
-    assert attack_samples(strided, turned, load_attack(f"pyautoattack:{name}"), slots=8).broken_by == plain.broken_by
+    plain = attack_samples(MODEL, BATCH, load_attack(f"pyautoattack:{name}"), batch_size=8)
+    assert (
+        attack_samples(strided, turned, load_attack(f"pyautoattack:{name}"), batch_size=8).broken_by == plain.broken_by
+    )
 
 
 @pytest.mark.parametrize("name", ["pyautoattack:apgd-ce", "pyautoattack:fab-t"])
 def test_an_official_attack_leaves_the_random_state_and_the_trace_function_alone(name: str) -> None:
     state, trace = torch.random.get_rng_state(), sys.gettrace()
-    first = attack_samples(MODEL, BATCH, load_attack(name), slots=8)
+    first = attack_samples(MODEL, BATCH, load_attack(name), batch_size=8)
     assert torch.equal(torch.random.get_rng_state(), state) and sys.gettrace() is trace
     torch.rand(3)
-    assert attack_samples(MODEL, BATCH, load_attack(name), slots=8).broken_by == first.broken_by
+    assert attack_samples(MODEL, BATCH, load_attack(name), batch_size=8).broken_by == first.broken_by
 
 
 def test_an_official_warning_about_zero_gradients_becomes_a_note(capfd: pytest.CaptureFixture[str]) -> None:
     verdict = attack_samples(lambda images: MODEL(images.detach()) + 0 * images.sum(), BATCH, load_attack(
-        "pyautoattack:apgd-dlr"), slots=8)  # fmt: skip
+        "pyautoattack:apgd-dlr"), batch_size=8)  # fmt: skip
     assert all(notes == ("zero-gradient",) for notes in verdict.notes)
     assert capfd.readouterr().err == ""
 
@@ -90,7 +92,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("library")
 def test_a_torchattack_gets_the_threat_and_the_true_number_of_classes() -> None:
     state = torch.random.get_rng_state()
-    verdict = attack_samples(MODEL, BATCH, load_attack("torchattacks:Recorder"), slots=3)
+    verdict = attack_samples(MODEL, BATCH, load_attack("torchattacks:Recorder"), batch_size=3)
     eps = float(BATCH.threat.eps)
     assert Recorder.made == {"eps": eps, "alpha": pytest.approx(eps / 4), "n_classes": 10, "norm": "Linf"}
     assert (verdict.distance <= eps * (1 + 1e-5)).all()
@@ -121,7 +123,7 @@ def test_an_attack_of_torchattacks_is_for_the_ball_that_it_is_built_for() -> Non
     assert norms == {"PGD": ("Linf",), "PGDL2": ("L2",), "CW": ("L2",), "APGD": NORMS, "OnePixel": NORMS}
     batch = replace(BATCH, threat=Threat("L2", Fraction(1, 2)))
     with pytest.raises(UserError, match="is for Linf, not for L2"):
-        attack_samples(MODEL, batch, load_attack("torchattacks:PGD"), slots=4)
+        attack_samples(MODEL, batch, load_attack("torchattacks:PGD"), batch_size=4)
 
 
 def test_every_attack_of_torchattacks_runs() -> None:
@@ -131,5 +133,5 @@ def test_every_attack_of_torchattacks_runs() -> None:
     for name in sorted(classes - SLOW - {"LGV", "MultiAttack"}):
         attack = load_attack(f"torchattacks:{name}")
         threat = BATCH.threat if BATCH.threat.norm in attack.norms else Threat("L2", Fraction(1, 2))
-        verdict = attack_samples(MODEL, replace(small, threat=threat), attack, slots=4)
+        verdict = attack_samples(MODEL, replace(small, threat=threat), attack, batch_size=4)
         assert set(verdict.broken_by) <= {"", f"torchattacks:{name}"}, name

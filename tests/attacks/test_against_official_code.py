@@ -21,7 +21,7 @@ def verdicts(name: str, norm: str, classes: int) -> WorstCase:
     kind = "conv" if classes in (3, 10, 1000) else "mlp"
     model = network(kind, classes)
     batch = samples(model, classes, halving_threat(model, classes, norm, times), COUNT)
-    return attack_samples(model, batch, load_attack(name), slots=COUNT)
+    return attack_samples(model, batch, load_attack(name), batch_size=COUNT)
 
 
 @pytest.mark.parametrize(("name", "norm", "classes"), CASES)

@@ -124,7 +124,7 @@ def test_the_scale_of_the_logits_changes_no_verdict(name: str, classes: int) -> 
     batch = samples(model, classes, halving_threat(model, classes, "Linf", times=2.5 if name == "square" else 1))
     attack = with_parameters(load_attack(name), {**SHORT, "cw": {"steps": 12}, "apgd-dlr": {"steps": 12}})
     verdicts = {
-        attack_samples(lambda images, scale=scale: scale * model(images), batch, attack, slots=24).broken_by
+        attack_samples(lambda images, scale=scale: scale * model(images), batch, attack, batch_size=24).broken_by
         for scale in (1.0, 10.0, 100.0, 1000.0)
     }
     assert len(verdicts) == 1 and 0 < verdicts.pop().count("") < 24
@@ -140,7 +140,7 @@ def test_attacks_work_where_two_classes_are_twins(name: str) -> None:
         last.weight[5], last.bias[5] = last.weight[twin], last.bias[twin]
     batch = samples(model, 6, threat)
     assert twin < 5 and (batch.labels == twin).any()
-    verdict = attack_samples(model, batch, with_parameters(load_attack(name), SHORT), slots=24)
+    verdict = attack_samples(model, batch, with_parameters(load_attack(name), SHORT), batch_size=24)
     assert torch.isfinite(verdict.adversarial).all()
     assert name in verdict.broken_by
     # Every query of a twin's own sample is a tie, which rounding decides: thousands of them may leave none.

@@ -1,4 +1,4 @@
-"""Verdicts belong to the sample: neither its batch mates nor the number of slots change them."""
+"""Verdicts belong to the sample: neither its batch mates nor the number of batch_size change them."""
 
 from dataclasses import dataclass, replace
 
@@ -11,15 +11,15 @@ from torch import Tensor
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Batch
-from robustbench_vlm.attacks.batching import Rows, run_in_slots
+from robustbench_vlm.attacks.batching import Rows, run_in_batches
 from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
 from robustbench_vlm.attacks.model import Oracle
 
 NAMES = ("pgd-10", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack")
 
 
-def verdict(name: str, batch: Batch, model: torch.nn.Module, slots: int) -> WorstCase:
-    return attack_samples(model, batch, with_parameters(load_attack(name), SHORT), slots=slots)
+def verdict(name: str, batch: Batch, model: torch.nn.Module, batch_size: int) -> WorstCase:
+    return attack_samples(model, batch, with_parameters(load_attack(name), SHORT), batch_size=batch_size)
 
 
 @settings(max_examples=20, deadline=None, derandomize=True)
@@ -34,8 +34,8 @@ def test_slots_and_order_change_no_verdict(name: str, norm: str, classes: int, s
     model = network("conv", classes, seed).double()
     batch = samples(model, classes, halving_threat(model, classes, norm))
     whole = verdict(name, batch, model, 64)
-    for slots in (1, 7):
-        other = verdict(name, batch, model, slots)
+    for batch_size in (1, 7):
+        other = verdict(name, batch, model, batch_size)
         assert other.broken_by == whole.broken_by
         assert torch.equal(other.forward, whole.forward)
         assert torch.allclose(other.adversarial, whole.adversarial, atol=1e-6)
@@ -50,7 +50,7 @@ class CountdownState:
 
 
 class Countdown:
-    """Keeps each sample for as many steps as its label says, and watches how many share the slots."""
+    """Keeps each sample for as many steps as its label says, and watches how many share the batch_size."""
 
     def __init__(self) -> None:
         self.held: list[int] = []
@@ -67,16 +67,16 @@ class Countdown:
         return state
 
 
-@pytest.mark.parametrize("slots", [1, 3, 8, 100])
-def test_a_sample_leaves_when_it_is_finished_and_another_takes_its_slot(slots: int) -> None:
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 100])
+def test_a_sample_leaves_when_it_is_finished_and_another_takes_its_slot(batch_size: int) -> None:
     model = network("linear", 5)
     batch = samples(model, 5, halving_threat(model, 5, "Linf"), 40)
     batch = replace(batch, labels=torch.arange(40) % 9 + 1)
     method = Countdown()
-    outcome = run_in_slots(method, model, batch, slots=slots)
+    outcome = run_in_batches(method, model, batch, batch_size=batch_size)
     assert torch.equal(outcome.forward, batch.labels) and not outcome.backward.any()
     assert torch.equal(outcome.adversarial, batch.images + batch.labels.view(-1, 1, 1, 1))
-    assert max(method.held) == min(slots, 40)
+    assert max(method.held) == min(batch_size, 40)
     assert sum(method.held) == int(batch.labels.sum())
-    # Full slots: no more steps than the work divided by the slots, but for the last samples on their own.
-    assert len(method.held) <= sum(method.held) / min(slots, 40) + 9
+    # Full batch_size: no more steps than the work divided by the batch_size, but for the last samples on their own.
+    assert len(method.held) <= sum(method.held) / min(batch_size, 40) + 9

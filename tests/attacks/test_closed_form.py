@@ -14,7 +14,7 @@ def found_and_reachable(name: str, norm: str, classes: int, targets: int) -> tup
     model = network("linear", classes)
     threat = halving_threat(model, classes, norm)
     batch = samples(model, classes, threat)
-    verdict = attack_samples(model, batch, load_attack(name), slots=16)
+    verdict = attack_samples(model, batch, load_attack(name), batch_size=16)
     return ~verdict.robust, linear_distances(model, batch, targets), float(threat.eps)
 
 
@@ -48,7 +48,7 @@ def test_cross_entropy_does_not_vanish_where_float32_saturates(name: str, scale:
     model = network("linear", 2)
     threat = halving_threat(model, 2, "Linf")
     batch = samples(model, 2, threat)
-    verdict = attack_samples(lambda images: scale * model(images), batch, load_attack(name), slots=16)
+    verdict = attack_samples(lambda images: scale * model(images), batch, load_attack(name), batch_size=16)
     distance = linear_distances(model, batch, 1)
     assert verdict.robust[distance > float(threat.eps) * 1.0001].all()
     assert not verdict.robust[distance < float(threat.eps) * 0.98].any()
@@ -58,7 +58,7 @@ def test_the_images_of_held_samples_transfer_as_the_closed_form_says() -> None:
     source, target = network("linear", 2), network("linear", 2, seed=1)
     threat = halving_threat(source, 2, "Linf", times=2)
     batch = samples(source, 2, threat)
-    verdict = attack_samples(source, batch, load_attack("pgd-20"), slots=16)
+    verdict = attack_samples(source, batch, load_attack("pgd-20"), batch_size=16)
     held, eps = verdict.robust, float(threat.eps)
     assert 0 < held.sum() < 24
     # From the label to the other class, of two.

@@ -34,7 +34,7 @@ def dishonest(monkeypatch: pytest.MonkeyPatch) -> Any:
     def attack(**stages: Any) -> Attack:
         for name, adversarial in stages.items():
 
-            def run(logits: Logits, batch: Batch, *, slots: int, adversarial: Any = adversarial) -> Outcome:
+            def run(logits: Logits, batch: Batch, *, batch_size: int, adversarial: Any = adversarial) -> Outcome:
                 ones = torch.ones_like(batch.labels)
                 return Outcome(adversarial(batch), 3 * ones, 2 * ones, {"told": ones.bool()})
 
@@ -47,7 +47,7 @@ def dishonest(monkeypatch: pytest.MonkeyPatch) -> Any:
 @pytest.mark.parametrize("far", [lambda batch: 1 - batch.images, lambda batch: batch.images * torch.nan])
 def test_what_lies_outside_the_threat_is_projected_before_it_counts(dishonest: Any, far: Any) -> None:
     batch = replace(BATCH, threat=Threat("Linf", Fraction(1, 10**6)))
-    verdict = attack_samples(MODEL, batch, dishonest(first=far), slots=7)
+    verdict = attack_samples(MODEL, batch, dishonest(first=far), batch_size=7)
     assert verdict.robust.all()
     assert torch.equal(verdict.adversarial, batch.images)
 
@@ -60,7 +60,7 @@ def test_a_sample_that_the_projection_saves_goes_on_to_the_next_stage(dishonest:
         return batch.images
 
     verdict = attack_samples(
-        MODEL, BATCH, dishonest(first=lambda batch: batch.images * torch.inf, second=honest), slots=7
+        MODEL, BATCH, dishonest(first=lambda batch: batch.images * torch.inf, second=honest), batch_size=7
     )
     assert seen == [24] and verdict.robust.all()
     assert set(verdict.forward.tolist()) == {1 + 2 * (3 + 1)} and set(verdict.backward.tolist()) == {4}
@@ -72,14 +72,14 @@ def test_a_stage_that_raises_is_an_error_and_no_verdict(dishonest: Any) -> None:
         raise RuntimeError("broken stage")
 
     with pytest.raises(RuntimeError, match="broken stage"):
-        attack_samples(MODEL, BATCH, dishonest(first=fail), slots=7)
+        attack_samples(MODEL, BATCH, dishonest(first=fail), batch_size=7)
 
 
 def test_the_verdict_tells_what_broke_a_sample_and_what_it_cost() -> None:
     wrong = BATCH.labels.clone()
     wrong[::5] = (wrong[::5] + 1) % 5
     batch = replace(BATCH, labels=wrong)
-    verdict = attack_samples(MODEL, batch, AUTOATTACK, slots=7)
+    verdict = attack_samples(MODEL, batch, AUTOATTACK, batch_size=7)
     assert [stage == "clean" for stage in verdict.broken_by] == [n % 5 == 0 for n in range(24)]
     assert {"clean", "apgd-ce", ""} <= set(verdict.broken_by)
     with torch.no_grad():
@@ -100,7 +100,7 @@ def test_the_verdict_tells_what_broke_a_sample_and_what_it_cost() -> None:
 def test_eps_zero_gives_the_clean_accuracy(norm: str) -> None:
     labels = (BATCH.labels + (torch.arange(24) % 3 == 0)) % 5
     batch = replace(BATCH, labels=labels, threat=Threat(norm, Fraction(0)))
-    verdict = attack_samples(MODEL, batch, AUTOATTACK, slots=24)
+    verdict = attack_samples(MODEL, batch, AUTOATTACK, batch_size=24)
     assert torch.equal(verdict.robust, verdict.clean_prediction == labels)
     assert torch.equal(verdict.adversarial, batch.images)
 
@@ -111,7 +111,7 @@ def test_robust_accuracy_falls_with_eps(name: str, norm: str) -> None:
     attack = with_parameters(load_attack(name), SHORT)
     eps = float(halving_threat(MODEL, 5, norm).eps)
     counts = [
-        len(lost(attack_samples(MODEL, replace(BATCH, threat=threat_of(norm, times * eps)), attack, slots=24)))
+        len(lost(attack_samples(MODEL, replace(BATCH, threat=threat_of(norm, times * eps)), attack, batch_size=24)))
         for times in (0.1, 0.5, 1, 2, 6)
     ]
     assert counts == sorted(counts) and counts[0] < counts[-1]
@@ -121,7 +121,7 @@ def test_more_steps_lose_no_sample() -> None:
     # Every iterate counts, and a longer walk goes through all points of a shorter one.
     before: set[int] = set()
     for steps in (1, 2, 5, 10, 40):
-        now = lost(attack_samples(MODEL, BATCH, load_attack(f"pgd-{steps}"), slots=24))
+        now = lost(attack_samples(MODEL, BATCH, load_attack(f"pgd-{steps}"), batch_size=24))
         assert before <= now
         before = now
     assert 0 < len(before) < 24
@@ -131,7 +131,7 @@ def test_more_stages_lose_no_sample() -> None:
     before: set[int] = set()
     for count in range(1, 5):
         attack = replace(AUTOATTACK, stages=AUTOATTACK.stages[:count])
-        now = lost(attack_samples(MODEL, BATCH, attack, slots=24))
+        now = lost(attack_samples(MODEL, BATCH, attack, batch_size=24))
         assert before <= now
         before = now
 
@@ -145,24 +145,24 @@ def test_a_model_without_finite_logits_gets_no_verdict(name: str, value: float) 
 
     one = replace(BATCH, images=BATCH.images[:1], labels=BATCH.labels[:1], keys=BATCH.keys[:1])
     with pytest.raises(UserError, match=r"non-finite logits .* 1 of 1 images"):
-        attack_samples(spoilt, one, load_attack(name), slots=1)
+        attack_samples(spoilt, one, load_attack(name), batch_size=1)
 
 
 def test_a_gradient_that_is_not_finite_is_noted() -> None:
     def rooted(images: torch.Tensor) -> torch.Tensor:
         return MODEL(images) + (images - images.detach()).flatten(1).sum(dim=1, keepdim=True).abs().sqrt()
 
-    verdict = attack_samples(rooted, BATCH, load_attack("pgd-10"), slots=24)
+    verdict = attack_samples(rooted, BATCH, load_attack("pgd-10"), batch_size=24)
     assert all("non-finite-gradient" in notes for notes in verdict.notes)
 
 
 def test_an_attack_for_another_norm_is_refused() -> None:
     with pytest.raises(UserError, match="'cw' is for Linf, not for L2"):
-        attack_samples(MODEL, replace(BATCH, threat=Threat("L2", Fraction(1))), load_attack("cw"), slots=24)
+        attack_samples(MODEL, replace(BATCH, threat=Threat("L2", Fraction(1))), load_attack("cw"), batch_size=24)
 
 
 def test_half_precision_logits_are_compared_in_float32() -> None:
-    verdict = attack_samples(lambda images: MODEL(images).bfloat16(), BATCH, load_attack("pgd-10"), slots=24)
+    verdict = attack_samples(lambda images: MODEL(images).bfloat16(), BATCH, load_attack("pgd-10"), batch_size=24)
     assert verdict.margin.dtype == torch.float32
 
 
@@ -183,7 +183,7 @@ def test_the_strongest_image_is_kept_of_a_sample_that_holds(dishonest: Any) -> N
     # The second stage is the best one, the last walks the wrong way.
     attack = dishonest(first=against(0.05), second=against(0.1), third=against(-0.1))
     batch = replace(BATCH, labels=wrong)
-    verdict = attack_samples(MODEL, batch, attack, slots=7)
+    verdict = attack_samples(MODEL, batch, attack, batch_size=7)
     broken = torch.tensor([stage not in ("", "clean") for stage in verdict.broken_by])
     assert verdict.robust.sum() > 5 and verdict.broken_by[0] == "clean"
     assert torch.equal(verdict.strongest[0], batch.images[0])
@@ -199,5 +199,5 @@ def test_the_strongest_image_is_kept_of_a_sample_that_holds(dishonest: Any) -> N
 
 
 def test_a_stage_that_comes_no_nearer_leaves_the_clean_image(dishonest: Any) -> None:
-    verdict = attack_samples(MODEL, BATCH, dishonest(first=lambda batch: batch.images * torch.inf), slots=7)
+    verdict = attack_samples(MODEL, BATCH, dishonest(first=lambda batch: batch.images * torch.inf), batch_size=7)
     assert verdict.robust.all() and torch.equal(verdict.strongest, BATCH.images)

@@ -48,16 +48,16 @@ def mixed(counts: list[int], norm: str) -> tuple[list[tuple[nn.Module, Batch]], 
     name=st.sampled_from(["pgd-10", "cw", "apgd-dlr", "apgd-t", "fab-t", "square", "autoattack"]),
     norm=st.sampled_from(["Linf", "L2"]),
     counts=st.lists(st.sampled_from([2, 3, 4, 5, 12]), min_size=2, max_size=4, unique=True),
-    slots=st.sampled_from([5, 64]),
+    batch_size=st.sampled_from([5, 64]),
 )
-def test_a_sample_gets_the_verdict_that_it_gets_alone(name: str, norm: str, counts: list[int], slots: int) -> None:
+def test_a_sample_gets_the_verdict_that_it_gets_alone(name: str, norm: str, counts: list[int], batch_size: int) -> None:
     norm = "Linf" if name == "cw" else norm
     attack = with_parameters(load_attack(name), {**SHORT, "cw": {"steps": 12}, "apgd-dlr": {"steps": 12}})
     parts, logits, whole = mixed(counts, norm)
-    together = attack_samples(logits, whole, attack, slots=slots)
+    together = attack_samples(logits, whole, attack, batch_size=batch_size)
     for number, (model, batch) in enumerate(parts):
         rows = slice(6 * number, 6 * number + 6)
-        alone = attack_samples(model, batch, attack, slots=slots)
+        alone = attack_samples(model, batch, attack, batch_size=batch_size)
         assert together.broken_by[rows] == alone.broken_by
         assert together.notes[rows] == alone.notes
         assert torch.equal(together.forward[rows], alone.forward)
@@ -80,4 +80,4 @@ def test_logits_that_are_not_finite_are_found_in_a_mixture_too() -> None:
     _, logits, whole = mixed([3, 5], "Linf")
     broken = MixedLogits(lambda images: logits.union(images) / 0, logits.columns, logits.absent)
     with pytest.raises(UserError, match="non-finite logits"):
-        attack_samples(broken, whole, load_attack("fgsm"), slots=64)
+        attack_samples(broken, whole, load_attack("fgsm"), batch_size=64)

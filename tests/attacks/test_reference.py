@@ -20,6 +20,6 @@ DATA: Path = BENCHMARK["DATA"]
 @pytest.mark.parametrize("eps", ["8/255", "2/255"])
 def test_our_autoattack_agrees_with_the_official_one(eps: str) -> None:
     model, batch, official = BENCHMARK["read_reference"](DATA / "real", DATA / BENCHMARK["WEIGHTS"], eps)
-    robust = attack_samples(model, batch, load_attack("autoattack"), slots=128).robust
+    robust = attack_samples(model, batch, load_attack("autoattack"), batch_size=128).robust
     assert (robust.sum() - official.sum()) / len(official) <= 0.005
     assert (robust == official).float().mean() >= 0.98

@@ -86,9 +86,9 @@ def test_asking_ahead_is_the_same_search_query_by_query(norm: str, count: int, s
         asked.append(len(images))
         return model(images)
 
-    single = square(watched, batch, slots=count, queries=150, p_init=0.8)
+    single = square(watched, batch, batch_size=count, queries=150, p_init=0.8)
     one_by_one, asked[:] = len(asked), []
-    ahead = square(watched, batch, slots=8 * count, queries=150, p_init=0.8)
+    ahead = square(watched, batch, batch_size=8 * count, queries=150, p_init=0.8)
     assert torch.allclose(ahead.adversarial, single.adversarial, atol=1e-9)
     assert torch.equal(ahead.forward, single.forward)
     assert max(asked) <= 8 * count

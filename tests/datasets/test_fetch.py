@@ -172,9 +172,7 @@ fetch(ORIGINALS["stanford-cars"], Path(sys.argv[1]))
 """
 
 
-def test_a_process_that_is_killed_in_mid_download_leaves_no_dataset(
-    server: Server, cars: Path, tmp_path: Path
-) -> None:
+def test_a_process_that_is_killed_in_mid_download_leaves_no_dataset(server: Server, cars: Path, tmp_path: Path) -> None:
     root, shard = tmp_path / "data", f"/datasets/{CARS.hub}/resolve/{REVISION}/test/1.tar"
     with (cars / "test" / "1.tar").open("ab") as file:
         file.write(bytes(3 << 20))  # more zeros after its end: a download is written a MiB at a time

@@ -82,7 +82,7 @@ def test_every_command_line_is_one(page: str) -> None:
         "vlmbench run --attack autoatack",
         "vlmbench data list|fetch",
         "vlmbench run --model fare-1",
-        "vlmbench train agft --images",
+        "vlmbench train agft --num-images",
     ],
 )
 def test_a_wrong_command_line_is_seen(words: str) -> None:

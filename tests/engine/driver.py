@@ -10,7 +10,9 @@ from robustbench_vlm.engine.run import run
 
 def request_of(out: Path, card: Path, workers: int, address: str = "") -> Request:
     """Return the request, for the ray engine where there is an address."""
-    resources = Resources("cpu", workers, slots=4, shard_size=4, engine="ray" if address else "local", address=address)
+    resources = Resources(
+        "cpu", workers, batch_size=4, shard_size=4, engine="ray" if address else "local", address=address
+    )
     return Request(
         models=(str(card),),
         attacks=("pgd-100",),

@@ -29,7 +29,7 @@ def test_a_robust_sample_costs_what_the_estimate_says(name: str) -> None:
     keys = sample_keys(0, "estimate", ["a", "b"])
     labels = torch.zeros(2, dtype=torch.int64)
     batch = Batch(images, labels, keys, Threat("Linf", Fraction(8, 255)), torch.full_like(labels, 4))
-    verdict = attack_samples(unbreakable, batch, attack, slots=2)
+    verdict = attack_samples(unbreakable, batch, attack, batch_size=2)
     assert verdict.broken_by == ("", "")
     forward, backward = attack_passes(attack, 4, unbreakable)
     spent = int(verdict.forward[0]) + PROBE_FORWARD, int(verdict.backward[0]) + PROBE_BACKWARD
@@ -37,7 +37,7 @@ def test_a_robust_sample_costs_what_the_estimate_says(name: str) -> None:
     assert spent[0] == pytest.approx(forward, rel=0.02, abs=3)
 
 
-@pytest.mark.parametrize("wrong", [{"workers": -1}, {"slots": -1}, {"shard_size": 0}, {"device": "tpu"}])
+@pytest.mark.parametrize("wrong", [{"workers": -1}, {"batch_size": -1}, {"shard_size": 0}, {"device": "tpu"}])
 def test_resources_that_make_no_sense_are_told(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError):
         Resources(**wrong)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine import group, memory
 from robustbench_vlm.engine.cost import Resources
-from robustbench_vlm.engine.memory import choose_slots, is_out_of_memory, with_fitting_slots
+from robustbench_vlm.engine.memory import choose_batch_size, is_out_of_memory, with_fitting_batch_size
 from robustbench_vlm.engine.resolve import Plan, Request, make_plan
 from robustbench_vlm.engine.run import run_plan
 from robustbench_vlm.engine.shard import classifier_of
@@ -22,7 +22,7 @@ from robustbench_vlm.engine.shard import classifier_of
 def plan_of(taught_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Plan]:
     monkeypatch.setattr(group, "_fitting", {})
 
-    def make(slots: int) -> Plan:
+    def make(batch_size: int) -> Plan:
         return make_plan(
             Request(
                 models=(str(taught_card),),
@@ -30,8 +30,8 @@ def plan_of(taught_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
                 datasets=("colours", "textures"),
                 eps=("1/255", "2/255"),
                 samples=6,
-                out=tmp_path / str(slots),
-                resources=Resources(device="cpu", workers=1, slots=slots),
+                out=tmp_path / str(batch_size),
+                resources=Resources(device="cpu", workers=1, batch_size=batch_size),
             )
         )
 
@@ -65,7 +65,7 @@ def records(out: Path) -> dict[str, bytes]:
 
 
 def test_half_the_slots_give_the_records_of_few_slots_from_the_beginning(plan_of: Callable[[int], Plan]) -> None:
-    # The probes pass a shard's six images twice, so that 16 and 8 slots are too many.
+    # The probes pass a shard's six images twice, so that 16 and 8 batch_size are too many.
     plans = [plan_of(4), plan_of(16)]
     assert [run_within(plan, 8) for plan in plans] == [0, 2]
     few, many = (records(plan.request.out) for plan in plans)
@@ -81,23 +81,23 @@ def test_a_sample_that_does_not_fit_is_told(plan_of: Callable[[int], Plan]) -> N
 def test_memory_is_free_again_before_the_next_attempt() -> None:
     held: list[weakref.ref[Tensor]] = []
 
-    def work(slots: int) -> list[bool]:
+    def work(batch_size: int) -> list[bool]:
         still = [each() is not None for each in held]
-        tensor = torch.zeros(slots)
+        tensor = torch.zeros(batch_size)
         held.append(weakref.ref(tensor))
-        if slots > 2:
+        if batch_size > 2:
             raise MemoryError
         return still
 
-    assert with_fitting_slots(work, 8) == ([False, False], 2)
+    assert with_fitting_batch_size(work, 8) == ([False, False], 2)
 
 
 def test_other_errors_are_no_question_of_memory() -> None:
-    def work(slots: int) -> None:
+    def work(batch_size: int) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="shapes"):
-        with_fitting_slots(work, 8)
+        with_fitting_batch_size(work, 8)
 
 
 def test_what_says_that_memory_ran_out() -> None:
@@ -109,21 +109,30 @@ def test_what_says_that_memory_ran_out() -> None:
     assert not any(map(is_out_of_memory, [ValueError("out of memory"), RuntimeError("shapes")]))
 
 
-@pytest.mark.parametrize(("free", "slots"), [(80 * 2**30, 256), (10 * 2**30, 64), (2**30, 4), (2**27, 1), (2**20, 1)])
-def test_a_gpu_begins_with_what_its_memory_takes(monkeypatch: pytest.MonkeyPatch, free: int, slots: int) -> None:
+@pytest.mark.parametrize(
+    ("free", "batch_size"), [(80 * 2**30, 256), (10 * 2**30, 64), (2**30, 4), (2**27, 1), (2**20, 1)]
+)
+def test_a_gpu_begins_with_what_its_memory_takes(monkeypatch: pytest.MonkeyPatch, free: int, batch_size: int) -> None:
     monkeypatch.setattr(memory.torch.cuda, "mem_get_info", lambda: (free, 80 * 2**30))
-    assert choose_slots("cuda", 100 * 2**20, 1) == slots
-    assert choose_slots("cpu", 100 * 2**20, 1) == memory.CPU_SLOTS
+    assert choose_batch_size("cuda", 100 * 2**20, 1) == batch_size
+    assert choose_batch_size("cpu", 100 * 2**20, 1) == memory.CPU_BATCH_SIZE
 
 
 def test_workers_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory.torch.cuda, "mem_get_info", lambda: (10 * 2**30, 80 * 2**30))
     monkeypatch.setattr(memory.torch.cuda, "device_count", lambda: 2)
-    assert [choose_slots("cuda", 100 * 2**20, workers) for workers in (1, 2, 3, 4, 5, 8)] == [64, 64, 32, 32, 16, 16]
+    assert [choose_batch_size("cuda", 100 * 2**20, workers) for workers in (1, 2, 3, 4, 5, 8)] == [
+        64,
+        64,
+        32,
+        32,
+        16,
+        16,
+    ]
 
 
 def test_the_plan_says_how_many_samples_are_passed_at_once(plan_of: Callable[[int], Plan]) -> None:
     automatic, given = plan_of(0), plan_of(5)
-    assert (automatic.request.resources.slots, automatic.estimate.slots) == (64, 64)
-    assert replace(given.request.resources, slots=0) == replace(automatic.request.resources, slots=0)
-    assert given.estimate.slots == 5
+    assert (automatic.request.resources.batch_size, automatic.estimate.batch_size) == (64, 64)
+    assert replace(given.request.resources, batch_size=0) == replace(automatic.request.resources, batch_size=0)
+    assert given.estimate.batch_size == 5

@@ -29,7 +29,7 @@ from robustbench_vlm.models.precision import PRECISIONS, arithmetic, check_preci
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.mini import MINI_QUICK
 
-ONE = Resources(device="cpu", workers=1, slots=64)
+ONE = Resources(device="cpu", workers=1, batch_size=64)
 HALF = replace(MINI_QUICK, name="half", precision="float16")
 HALF_VERDICTS = replace(MINI_QUICK, name="half-verdicts", verdict_precision="float16")
 
@@ -152,7 +152,7 @@ def test_texts_are_embedded_in_float32_wherever_they_are() -> None:
     assert seen == [(False, False)]
 
 
-def returns(logits: object, batch: Batch, *, slots: int) -> Outcome:
+def returns(logits: object, batch: Batch, *, batch_size: int) -> Outcome:
     """Return images that are a little brighter."""
     nothing = torch.zeros_like(batch.labels)
     return Outcome(batch.images + 0.1, nothing, nothing, {})
@@ -176,7 +176,7 @@ def test_only_the_judge_decides() -> None:
     attack = Attack("bright", (Stage("bright", "bright", f"{__name__}:returns"),), "")
     for limit, verdict in ((0.7, ""), (0.55, "bright"), (0.4, "clean")):
         for attacked in (0.4, 0.7):
-            found = attack_samples(at(attacked), GREY, attack, slots=2, judge=at(limit))
+            found = attack_samples(at(attacked), GREY, attack, batch_size=2, judge=at(limit))
             assert found.broken_by == (verdict, verdict)
             assert torch.allclose(found.margin, torch.tensor(limit - 0.5))
 
@@ -184,8 +184,8 @@ def test_only_the_judge_decides() -> None:
 @pytest.mark.parametrize("name", ["pgd-10", "cw"])
 def test_an_attack_goes_on_until_the_judge_is_fooled(name: str) -> None:
     attack = load_attack(name)
-    alone = attack_samples(at(0.51), GREY, attack, slots=2)
-    judged = attack_samples(at(0.51), GREY, attack, slots=2, judge=at(0.58))
+    alone = attack_samples(at(0.51), GREY, attack, batch_size=2)
+    judged = attack_samples(at(0.51), GREY, attack, batch_size=2, judge=at(0.58))
     assert all(alone.broken_by) and (alone.adversarial.flatten(1).mean(dim=1) < 0.58).all()
     assert all(judged.broken_by) and (judged.adversarial.flatten(1).mean(dim=1) > 0.58).all()
 

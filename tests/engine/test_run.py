@@ -86,7 +86,7 @@ def test_what_is_on_disk_is_not_computed_again(
         raise AssertionError("computed again")
 
     monkeypatch.setattr(run_module, "run_group", refuse)
-    again = run(request_of(resources=replace(ONE, slots=5, shard_size=3)))
+    again = run(request_of(resources=replace(ONE, batch_size=5, shard_size=3)))
     assert again.tables[0].scores == first.tables[0].scores
     assert again.tables[0].seconds == 0 and again.passes == first.passes
     with pytest.raises(AssertionError, match="computed again"):
@@ -135,7 +135,7 @@ def test_shards_of_any_size_give_the_same_verdicts(request_of: Callable[..., Req
         for start in range(0, len(cell), size):
             batch, _ = load_batch(cell, start, start + size, device="cpu")
             batch = replace(batch, images=batch.images.double())
-            found += attack_samples(exact.double(), batch, cell.attack, slots=3).broken_by
+            found += attack_samples(exact.double(), batch, cell.attack, batch_size=3).broken_by
         verdicts.append(found)
     exact.float()
     assert verdicts[0] == verdicts[1] == verdicts[2]

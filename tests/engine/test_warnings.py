@@ -79,8 +79,8 @@ class Softmax(Linear):
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
 )
-@pytest.mark.parametrize("slots", [1, 2, 64])
-def test_probes(model: nn.Module, code: str | None, slots: int) -> None:
+@pytest.mark.parametrize("batch_size", [1, 2, 64])
+def test_probes(model: nn.Module, code: str | None, batch_size: int) -> None:
     keys = sample_keys(0, "probe", [str(n) for n in range(5)])
     labels = torch.tensor([0, 1, 2, 0, 1])
     batch = Batch(IMAGES, labels, keys, Threat("Linf", Fraction(1, 255)), torch.full_like(labels, 3))
@@ -88,7 +88,7 @@ def test_probes(model: nn.Module, code: str | None, slots: int) -> None:
     expected = {code} if code else set()
     # A sample that is centred alone is all zeros, and so is its gradient.
     also = {"zero-gradient"} if isinstance(model, Centred) else set()
-    assert all(expected <= set(codes) <= expected | also for codes in probe(model, batch, slots=slots))
+    assert all(expected <= set(codes) <= expected | also for codes in probe(model, batch, batch_size=batch_size))
 
 
 def codes(cell: Cell, results: list[SampleResult]) -> set[str]:

@@ -34,7 +34,7 @@ def broken(entry_path: Path, taught_card: Path, tmp_path: Path) -> Broken:
     cell = plan.cells[numbers[0]]
     batch, _ = load_batch(cell, 0, len(cell), device="cpu")
     classifier = precise_classifier(cell.model, cell.track, cell.dataset.prompts, "cpu", "float32", "float32")
-    found = attack_samples(classifier, batch, load_attack("pgd-100"), slots=64)
+    found = attack_samples(classifier, batch, load_attack("pgd-100"), batch_size=64)
     pairs = tuple((cell.dataset.name, sample) for sample in cell.samples.ids)
     path = tmp_path / "broken.safetensors"
     write_images(AdversarialImages("mini", pairs, found.adversarial), path)

@@ -24,9 +24,9 @@ from robustbench_vlm.models import classifier as clip
 from robustbench_vlm.models.architecture import Architecture
 from robustbench_vlm.models.card import ModelCard
 from robustbench_vlm.models.classifier import Model, load_model
-from robustbench_vlm.test_time import PROCEDURES
-from robustbench_vlm.test_time.base import Context, Passes, Procedure
-from robustbench_vlm.test_time.defended_model import ProcedureLogits, ProcedureModel, procedure_model
+from robustbench_vlm.test_time import TEST_TIME_DEFENSES
+from robustbench_vlm.test_time.base import Context, Passes, TestTimeDefense
+from robustbench_vlm.test_time.defended_model import DefendedLogits, DefendedModel, defended_model
 
 CLIP = load_model("clip", "mini")
 TEXTURES = DATASETS.load("textures")
@@ -40,20 +40,20 @@ def batch_of(eps: Fraction = Fraction(10, 255), dtype: torch.dtype = torch.float
     return Batch(images, labels, keys, Threat("Linf", eps), torch.full_like(labels, len(TEXTURES.classes)))
 
 
-def logits_of_model(made: ProcedureModel, batch: Batch) -> ProcedureLogits:
+def logits_of_model(made: DefendedModel, batch: Batch) -> DefendedLogits:
     classifier = copy.deepcopy(made.classifier(TEXTURES.prompts)).to(batch.images.dtype)
     return classifier.of_samples(batch.keys)
 
 
-def on_clip(name: str) -> ProcedureModel:
-    found = procedure_model(f"{name}+clip", lambda reference: CLIP, "clip")
+def on_clip(name: str) -> DefendedModel:
+    found = defended_model(f"{name}+clip", lambda reference: CLIP, "clip")
     assert found is not None
     return found
 
 
-def attacked(made: ProcedureModel, batch: Batch, name: str = "pgd-2", slots: int = 64) -> WorstCase:
+def attacked(made: DefendedModel, batch: Batch, name: str = "pgd-2", batch_size: int = 64) -> WorstCase:
     attack = made.adapt_attack(load_attack(name))
-    return attack_samples(logits_of_model(made, batch), batch, attack, slots=slots)
+    return attack_samples(logits_of_model(made, batch), batch, attack, batch_size=batch_size)
 
 
 def rounded(context: Context, images: Tensor) -> Tensor:
@@ -62,19 +62,19 @@ def rounded(context: Context, images: Tensor) -> Tensor:
     return context.scale * features @ context.text_features.T
 
 
-MASKED = ProcedureModel(Procedure("rounded", rounded, lambda settings: Passes(1)), CLIP, CLIP)
+MASKED = DefendedModel(TestTimeDefense("rounded", rounded, lambda settings: Passes(1)), CLIP, CLIP)
 
 
 def test_a_masked_gradient_leaves_the_transfer_to_break_it() -> None:
     batch = batch_of()
     logits, whole = logits_of_model(MASKED, batch), MASKED.adapt_attack(load_attack("pgd-10"))
     adaptive = replace(whole, stages=tuple(stage for stage in whole.stages if stage.view.gradient != "transfer"))
-    alone = attack_samples(logits, batch, adaptive, slots=64)
-    both = attack_samples(logits, batch, whole, slots=64)
+    alone = attack_samples(logits, batch, adaptive, batch_size=64)
+    both = attack_samples(logits, batch, whole, batch_size=64)
     assert alone.robust.sum() >= COUNT - 2
     assert both.robust.sum() == 0
     assert {stage for stage in both.broken_by if stage not in ("", "clean")} == {"transfer:pgd-10"}
-    assert all("zero-gradient" in codes for codes in probe(logits, batch, slots=64))
+    assert all("zero-gradient" in codes for codes in probe(logits, batch, batch_size=64))
 
 
 def test_every_stage_is_transferred_and_tried_in_every_view() -> None:
@@ -89,7 +89,7 @@ def test_batches_change_no_verdict_and_no_cost(name: str) -> None:
     made, batch = on_clip(name), batch_of(Fraction(1, 255), torch.float64)
     whole = attacked(made, batch)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
-    split, permuted = attacked(made, batch, slots=2), attacked(made, batch.at(order))
+    split, permuted = attacked(made, batch, batch_size=2), attacked(made, batch.at(order))
     assert whole.broken_by == split.broken_by == tuple(permuted.broken_by[n] for n in order.argsort().tolist())
     assert torch.equal(whole.forward, split.forward) and torch.equal(whole.backward, split.backward)
     assert torch.equal(whole.forward[order], permuted.forward)
@@ -107,8 +107,8 @@ def test_the_forward_passes_on_record_are_those_that_towers_made(
     logits, adapted = logits_of_model(made, batch), _short(made.adapt_attack(load_attack(attack)))
     made_passes = []
     logits.shared.plain.encoder.register_forward_hook(lambda module, images, out: made_passes.append(len(images[0])))
-    # With slots to spare Square asks ahead, and questions that it forgets are on no record.
-    verdict = attack_samples(logits, batch, adapted, slots=2)
+    # With batch_size to spare Square asks ahead, and questions that it forgets are on no record.
+    verdict = attack_samples(logits, batch, adapted, batch_size=2)
     assert "clean" not in verdict.broken_by
     assert sum(made_passes) == int(verdict.forward.sum())
     assert verdict.backward.min() > 0
@@ -125,7 +125,7 @@ def _short(attack: Attack) -> Attack:
 def test_a_robust_sample_costs_what_the_estimate_says() -> None:
     made, batch = on_clip("ttc"), batch_of(Fraction(0)).at(torch.arange(1))
     logits, attack = logits_of_model(made, batch), made.adapt_attack(load_attack("pgd-10"))
-    verdict = attack_samples(logits, batch, attack, slots=64)
+    verdict = attack_samples(logits, batch, attack, batch_size=64)
     assert verdict.robust.all()
     forward, backward = attack_passes(attack, len(TEXTURES.classes), logits)
     probed = probe_passes(logits)
@@ -151,7 +151,7 @@ def test_a_transferred_walk_goes_on_until_the_judge_is_fooled() -> None:
     batch = batch_of()
     plain = CLIP.classifier(TEXTURES.prompts)
     stubborn = torch.nn.functional.one_hot(batch.labels, len(TEXTURES.classes)).float()
-    walked = pgd(Transferred(plain, lambda images: stubborn[: len(images)]), batch, slots=64, steps=5)
+    walked = pgd(Transferred(plain, lambda images: stubborn[: len(images)]), batch, batch_size=64, steps=5)
     assert (plain(walked.adversarial).argmax(dim=1) != batch.labels).sum() >= COUNT - 1
     # Six points, each passed once and judged once.
     assert walked.forward.tolist() == [12] * COUNT and walked.backward.tolist() == [6] * COUNT
@@ -164,7 +164,7 @@ def test_libraries_that_do_not_say_whose_image_it_is_are_refused() -> None:
 
 def test_a_procedure_on_top_of_another_is_refused() -> None:
     with pytest.raises(UserError, match="'ttc\\+clip' is a procedure itself"):
-        procedure_model("r-tpt+ttc+clip", lambda reference: on_clip("ttc"), "clip")
+        defended_model("r-tpt+ttc+clip", lambda reference: on_clip("ttc"), "clip")
 
 
 @pytest.mark.parametrize(
@@ -184,12 +184,12 @@ def test_tau_is_of_the_model_that_the_card_says_it_was_made_from(says: dict[str,
         loaded.append(reference)
         return model
 
-    assert procedure_model("ttc+MODEL", load, "clip") and loaded == ["MODEL", original]
+    assert defended_model("ttc+MODEL", load, "clip") and loaded == ["MODEL", original]
     loaded.clear()
-    assert procedure_model("clipure-cos+MODEL", load, "clip") and loaded == ["MODEL"]
+    assert defended_model("clipure-cos+MODEL", load, "clip") and loaded == ["MODEL"]
 
 
-@pytest.mark.parametrize("name", sorted({"ttc", "r-tpt@16"} & set(PROCEDURES.table)))
+@pytest.mark.parametrize("name", sorted({"ttc", "r-tpt@16"} & set(TEST_TIME_DEFENSES.table)))
 def test_inner_loops_of_transformers_are_differentiated(name: str) -> None:
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
     text = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
@@ -198,7 +198,7 @@ def test_inner_loops_of_transformers_are_differentiated(name: str) -> None:
         torch.manual_seed(0)
         model = Model("small", "0" * 64, architecture.build().eval().requires_grad_(False), architecture)
     batch = batch_of().at(torch.arange(2))
-    logits = logits_of_model(ProcedureModel(PROCEDURES.load(name), model, model), batch)
+    logits = logits_of_model(DefendedModel(TEST_TIME_DEFENSES.load(name), model, model), batch)
     leaf = batch.images.clone().requires_grad_()
     (gradient,) = torch.autograd.grad(logits.seen(View("loop", "loop"))(leaf)[:, 0].sum(), leaf)
     assert torch.isfinite(gradient).all() and gradient.abs().amax(dim=(1, 2, 3)).min() > 0

@@ -111,9 +111,9 @@ def test_settings_of_the_schedule_and_the_inner_attack_are_taken() -> None:
         (["train", "agft", "--track", "minni"], "Did you mean mini"),
         (["train", "agft", "--device", "gpu:0"], "it is cpu or cuda"),
         (["train", "agft", "--epochs", "1", "--set", "epochs=2"], "given twice"),
-        (["train", "gladiator", "--pictures", "256", "--epochs", "1", "--set", "rho=2"], "from 0 to below 1"),
+        (["train", "gladiator", "--num-images", "256", "--epochs", "1", "--set", "rho=2"], "from 0 to below 1"),
         (["train", "agft", "--out", __file__], "a part of the path is a file"),
-        (["train", "agft", "--pictures", "1000000"], "100000 images, not 1000000"),
+        (["train", "agft", "--num-images", "1000000"], "100000 images, not 1000000"),
     ],
 )
 def test_what_cannot_be_trained_is_told(
@@ -132,7 +132,7 @@ def test_a_sweep_trains_each_combination_once_and_names_the_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
-        "sweep", "agft", "--over", "lr=1e-4,1e30", "--over", "gamma=0.2,0.4", "--pictures", "512", "--share", "1/2",
+        "sweep", "agft", "--over", "lr=1e-4,1e30", "--over", "gamma=0.2,0.4", "--num-images", "512", "--share", "1/2",
         "--epochs", "1", "--device", "cpu", "--out", str(tmp_path), "--json",
     ]  # fmt: skip
     assert run_command(arguments) == 0
@@ -166,10 +166,10 @@ def test_a_sweep_trains_each_combination_once_and_names_the_best(
         (["--over", "rate"], "NAME=N,N"),
         (["--over", "lr=1e-3", "--share", "2"], "up to 1"),
         (["--over", "lr=1e-3", "--share", "x"], "no part"),
-        (["--over", "lr=1e-3", "--pictures", "100000"], "leave some to measure on"),
+        (["--over", "lr=1e-3", "--num-images", "100000"], "leave some to measure on"),
         (["--over", "rho=1"], "setting of agft"),
         (["--over", "lr=1", "--over", "lr=2"], "given twice"),
-        (["--over", "batch_size=8,1024", "--pictures", "512"], "do not fill a batch of 1024"),
+        (["--over", "batch_size=8,1024", "--num-images", "512"], "do not fill a batch of 1024"),
         (["--over", "lr=1", "--plot", "curve.txt"], ".png or .svg"),
     ],
 )

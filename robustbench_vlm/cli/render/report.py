@@ -122,7 +122,7 @@ def _left_out(plan: Plan) -> str:
 def _memory(plan: Plan) -> Iterable[str]:
     estimate = plan.estimate
     yield f"{estimate.passes_expected:,} passes through the network, {estimate.passes_most:,} if every sample is robust"
-    yield f"about {_gibibytes(estimate.memory)} of memory, {estimate.slots} samples at once in each process"
+    yield f"about {_gibibytes(estimate.memory)} of memory, {estimate.batch_size} samples at once in each process"
 
 
 def _gibibytes(memory: int) -> str:

@@ -7,7 +7,7 @@ from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.threat import project
 
 
-def noise(logits: Logits, batch: Batch, *, slots: int, spread: float) -> Outcome:
+def noise(logits: Logits, batch: Batch, *, batch_size: int, spread: float) -> Outcome:
     """Return images with uniform noise of `spread` times eps; no pass is spent."""
     drawn = randomness.uniform(batch.keys, zeros_like(batch.keys), batch.images.shape[1:]).to(batch.images)
     moved = batch.images + spread * float(batch.threat.eps) * (2 * drawn - 1)

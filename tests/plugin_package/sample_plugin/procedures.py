@@ -3,7 +3,7 @@
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.test_time.base import Context, Passes, Procedure
+from robustbench_vlm.test_time.base import Context, Passes, TestTimeDefense
 
 
 def logits(context: Context, images: Tensor) -> Tensor:
@@ -12,4 +12,4 @@ def logits(context: Context, images: Tensor) -> Tensor:
     return context.scale * (features[0] + features[1]) / 2 @ context.text_features.T
 
 
-MIRROR = Procedure("mirror", logits, passes=lambda settings: Passes(forward=2, outer=2), paper="made up")
+MIRROR = TestTimeDefense("mirror", logits, passes=lambda settings: Passes(forward=2, outer=2), paper="made up")
