@@ -49,11 +49,11 @@ def attack_samples(
 ) -> WorstCase:
     """Run an attack's stages in order, each on what is left unbroken, and return the verdict on every sample.
 
-    Unlike a stage's batch this one holds the wrongly classified samples too. `judge` gives the verdicts where that is
-    not `logits` itself, which the stages attack: the same network in another precision. It is asked about every image
-    that a stage finds too, since one that only `logits` gets wrong is no reason to stop. At most `batch_size`
-    samples are passed at once. Raises UserError where the attack is not meant for the threat's norm or the model's logits are not
-    finite; whatever else a stage raises is an error of the run, never a verdict.
+    Unlike a stage's batch this one holds the wrongly classified samples too. `judge` gives the verdicts where it is
+    not the attacked classifier itself: the same network in another precision. It also classifies every image that a
+    stage finds, because an image that only the attacked classifier gets wrong does not end a sample. At most
+    `batch_size` samples are passed at once. Raises UserError where the attack does not support the norm of the threat
+    or a logit is not finite; any other exception of a stage is an error of the run, never a verdict.
     """
     _check(batch, attack)
     judge, attacked = (logits, logits) if judge is None else (judge, Transferred(logits, judge))
