@@ -1,0 +1,169 @@
+"""Strict reading of JSON that other people or programs wrote: model cards, leaderboard entries and run manifests.
+
+`read_json` turns a file or a text into values, and refuses everything that two JSON readers could understand
+differently. `validate` turns the values into a dataclass or pydantic model and names the place of the first problem.
+"""
+
+import functools
+import json
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from robustbench_vlm.core.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import TypeAdapter, ValidationError
+
+T = TypeVar("T")
+
+_LARGEST_INTEGER = 2**64
+_ADVICE = "correct the file"
+_MESSAGES = {
+    "missing": "this field is required, but it is missing",
+    "extra_forbidden": "unknown field",
+    "unexpected_keyword_argument": "unknown field",
+}
+"""pydantic's error type -> our message, for the errors whose own message names a Python concept."""
+
+
+def read_json(
+    source: Path | str, what: str, *, max_bytes: int = 2**20, max_depth: int = 16, advice: str = _ADVICE
+) -> Any:
+    """Return the values of a JSON file (a `Path`) or of a JSON text (a `str`).
+
+    Args:
+        source: A file to read, or the text itself.
+        what: The name of the document in messages, such as "the model card".
+        max_bytes: The largest size of the file or text in UTF-8.
+        max_depth: The most levels of objects and arrays inside each other; a document without any has 0.
+        advice: The last part of each message: what the user should do.
+
+    Raises:
+        UserError: The file cannot be read, is too large, is not UTF-8 or not JSON, repeats a key in an object, has NaN,
+            infinity (also as 1e999), an integer of more than 64 bits or a lone surrogate, or is nested too deep.
+    """
+    name = f"{what} {source}" if isinstance(source, Path) else what
+    text = _text_of(source, name, max_bytes, advice)
+    try:
+        values = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_float=_finite,
+            parse_int=_integer,
+            object_pairs_hook=_object_without_duplicates,
+        )
+        _check_values(values, max_depth)
+    except RecursionError:
+        raise UserError(f"{name} is nested deeper than {max_depth} levels: {advice}") from None
+    except json.JSONDecodeError as error:
+        raise UserError(f"{name} is not JSON: {error}; {advice}") from None
+    except ValueError as error:
+        raise UserError(f"{name} {error}: {advice}") from None
+    return values
+
+
+def validate(kind: type[T], values: Any, what: str, *, advice: str = _ADVICE) -> T:
+    """Return JSON values as a `kind`, a dataclass or pydantic model; types are strict (no "1" for a number).
+
+    Raises UserError with the place of the first problem, as `validation_error` words it.
+    """
+    from pydantic import ValidationError
+
+    try:
+        # In JSON mode a list is accepted for a tuple, and an object for a dataclass.
+        found: T = _adapter(kind).validate_json(json.dumps(values), strict=True)  # type: ignore[arg-type]
+    except ValidationError as error:
+        raise validation_error(error, what, advice=advice) from None
+    return found
+
+
+def validation_error(error: "ValidationError", what: str, *, advice: str = _ADVICE) -> UserError:
+    """Return pydantic's error as a UserError, such as "card.json: training/eps: ...", with the number of others."""
+    problems = error.errors(include_url=False)
+    first = problems[0]
+    place = "/".join(_printable(part) for part in first["loc"])
+    message = _MESSAGES.get(first["type"]) or first["msg"].removeprefix("Value error, ")
+    # The input of a missing field, or of a check across fields, is the whole object around it.
+    given = first["input"]
+    shown = "" if isinstance(given, dict | list) or first["type"] in _MESSAGES else f", got {_printable(repr(given))}"
+    more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
+    return UserError(f"{what}: {f'{place}: ' if place else ''}{message}{shown}{more}; {advice}")
+
+
+@functools.cache
+def _adapter(kind: Any) -> "TypeAdapter[Any]":
+    from pydantic import TypeAdapter
+
+    return TypeAdapter(kind)
+
+
+def _text_of(source: Path | str, name: str, max_bytes: int, advice: str) -> str:
+    try:
+        if isinstance(source, Path):
+            with source.open("rb") as file:
+                content = file.read(max_bytes + 1)
+        else:
+            content = source.encode()
+        if len(content) > max_bytes:
+            raise UserError(f"{name} is larger than {max_bytes:,} bytes: {advice}")
+        return content.decode()
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {error.strerror}; {advice}") from error
+    except UnicodeError:
+        raise UserError(f"{name} is not UTF-8 text: {advice}") from None
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"has {name}, which is not a number in JSON")
+
+
+def _finite(digits: str) -> float:
+    value = float(digits)
+    if not math.isfinite(value):
+        raise ValueError(f"has the number {_printable(digits)}, which is larger than any 64-bit float")
+    return value
+
+
+def _integer(digits: str) -> int:
+    # The length is compared first, because Python refuses to convert thousands of digits.
+    if len(digits) > 21 or abs(int(digits)) >= _LARGEST_INTEGER:
+        raise ValueError(f"has the integer {_printable(digits)}, which has more than 64 bits")
+    return int(digits)
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    values = dict(pairs)
+    if len(values) < len(pairs):
+        keys = [key for key, _ in pairs]
+        repeated = next(key for key in keys if keys.count(key) > 1)
+        raise ValueError(f"repeats the key {_printable(repr(repeated))} in one object")
+    return values
+
+
+def _check_values(values: Any, max_depth: int) -> None:
+    """Raise ValueError where values are nested too deep or a text has a lone surrogate."""
+    level, depth = [values], 0
+    while level:
+        texts = (text for value in level for text in _texts_in(value))
+        if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
+            raise ValueError("has a lone surrogate (half of a \\ud83d\\ude00 pair) in a text")
+        containers = [value for value in level if isinstance(value, dict | list)]
+        depth += bool(containers)
+        if depth > max_depth:
+            raise ValueError(f"is nested deeper than {max_depth} levels")
+        level = [each for value in containers for each in (value.values() if isinstance(value, dict) else value)]
+
+
+def _texts_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        yield from value
+
+
+def _printable(value: object) -> str:
+    """Return a text that others wrote, without control characters and at most 80 characters long, for a message."""
+    text = str(value).encode("unicode_escape").decode()
+    return text if len(text) <= 80 else f"{text[:77]}..."
