@@ -4,7 +4,7 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robustbench_vlm.api import compare, evaluate, leaderboard, load_attack, load_dataset, load_model
+    from robustbench_vlm.api import compare, evaluate, load_attack, load_dataset, load_leaderboard, load_model
 
 try:
     __version__ = version("robustbench_vlm")
@@ -15,9 +15,9 @@ __all__ = [
     "__version__",
     "compare",
     "evaluate",
-    "leaderboard",
     "load_attack",
     "load_dataset",
+    "load_leaderboard",
     "load_model",
 ]
 

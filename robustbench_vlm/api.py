@@ -39,7 +39,7 @@ from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import TRACKS
 
-__all__ = ["Pictures", "compare", "evaluate", "leaderboard", "load_attack", "load_dataset", "load_model"]
+__all__ = ["Pictures", "compare", "evaluate", "load_attack", "load_dataset", "load_leaderboard", "load_model"]
 
 _OWN = {
     "models": " For a model of your own save its state dict by torch.save, make a card of it by `vlmbench convert FILE"
@@ -169,7 +169,7 @@ def compare(
     return compare_sources(sources, TRACKS.load(track), attack=attack, eps=None if eps is None else _radius(eps))
 
 
-def leaderboard(track: str = "mini", folder: str | Path | None = None) -> Board:
+def load_leaderboard(track: str = "mini", folder: str | Path | None = None) -> Board:
     """Return the leaderboard of a track: that which came with the package, or that of the entries in a folder.
 
     Raises UserError for an unknown track, and for an entry that is not sound.

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 import robustbench_vlm
-from robustbench_vlm import compare, evaluate, leaderboard, load_attack, load_dataset, load_model
+from robustbench_vlm import compare, evaluate, load_attack, load_dataset, load_leaderboard, load_model
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
@@ -160,11 +160,11 @@ def test_a_leaderboard_is_a_frame(taught_card: Path, tmp_path: Path) -> None:
     evaluate(str(taught_card), "fgsm", datasets="colours", protocol="mini", out=tmp_path / "runs", workers=1)
     made = submission(tmp_path / "runs" / "mini" / "taught", date="2026-01-02", model=str(taught_card))
     made.write(tmp_path / "boards")
-    board = leaderboard("mini", tmp_path / "boards" / "mini")
+    board = load_leaderboard("mini", tmp_path / "boards" / "mini")
     (row,) = board.to_pandas().itertuples()
     assert (row.model, row.status, row.rank) == ("taught", "claimed", "")
     assert 0 <= row.robust_low <= row.robust <= row.robust_high <= row.clean_high
-    packaged = leaderboard("mini")
+    packaged = load_leaderboard("mini")
     assert list(packaged.to_pandas().get("model", [])) == [each.model for each in packaged.rows]
 
 

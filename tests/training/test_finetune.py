@@ -110,7 +110,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
-    schedule = dataclasses.replace(_job().schedule, optimizer="sgd", rate=1e38, warmup=0)
+    schedule = dataclasses.replace(_job().schedule, optimizer="sgd", lr=1e38, warmup=0)
     with pytest.raises(UserError, match=r"a weight is no longer finite|loss is nan"):
         _train(_job(schedule=schedule), tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
@@ -151,7 +151,7 @@ _DRIVER = """
 import dataclasses, sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_finetuning import _job, _silent, CPU, finetuning_in_double
+from test_finetune import _job, _silent, CPU, finetuning_in_double
 from robustbench_vlm.training.finetune import Place, _check_processes, finetune
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])

@@ -8,7 +8,7 @@ EXTRA = (
     Original(
         "tiny-imagenet",
         "TinyImageNet",
-        f"{_HERE}.folders:tiny_imagenet",
+        f"{_HERE}.class_folders:tiny_imagenet",
         folder="tiny-imagenet-200",
         split="val",
         samples=10000,
@@ -20,7 +20,7 @@ EXTRA = (
     Original(
         "country211",
         "Country211",
-        f"{_HERE}.folders:country211",
+        f"{_HERE}.class_folders:country211",
         folder="country211",
         split="test",
         samples=21100,
@@ -33,7 +33,7 @@ EXTRA = (
     Original(
         "imagenet-r",
         "ImageNet-R",
-        f"{_HERE}.folders:imagenet_r",
+        f"{_HERE}.class_folders:imagenet_r",
         folder="imagenet-r",
         split="test",
         samples=30000,
@@ -46,7 +46,7 @@ EXTRA = (
     Original(
         "imagenet-sketch",
         "ImageNet-Sketch",
-        f"{_HERE}.folders:imagenet_sketch",
+        f"{_HERE}.class_folders:imagenet_sketch",
         folder="imagenet-sketch",
         split="test",
         samples=50889,
@@ -62,7 +62,7 @@ EXTRA = (
     Original(
         "hateful-memes",
         "HatefulMemes",
-        f"{_HERE}.lists:hateful_memes",
+        f"{_HERE}.split_lists:hateful_memes",
         folder="hateful_memes",
         split="dev_seen",
         samples=500,

@@ -8,7 +8,7 @@ SUITE = (
     Original(
         "caltech101",
         "Caltech101",
-        f"{_HERE}.folders:caltech101",
+        f"{_HERE}.class_folders:caltech101",
         folder="caltech101",
         split="all",
         samples=8677,
@@ -22,7 +22,7 @@ SUITE = (
     Original(
         "caltech256",
         "Caltech256",
-        f"{_HERE}.folders:caltech256",
+        f"{_HERE}.class_folders:caltech256",
         folder="caltech256",
         split="all",
         samples=30607,
@@ -62,7 +62,7 @@ SUITE = (
     Original(
         "dtd",
         "DTD",
-        f"{_HERE}.lists:dtd",
+        f"{_HERE}.split_lists:dtd",
         folder="dtd",
         split="test, partition 1",
         samples=1880,
@@ -75,7 +75,7 @@ SUITE = (
     Original(
         "eurosat",
         "EuroSAT",
-        f"{_HERE}.folders:eurosat",
+        f"{_HERE}.class_folders:eurosat",
         folder="eurosat",
         split="all",
         samples=27000,
@@ -89,7 +89,7 @@ SUITE = (
     Original(
         "fgvc-aircraft",
         "FGVCAircraft",
-        f"{_HERE}.lists:fgvc_aircraft",
+        f"{_HERE}.split_lists:fgvc_aircraft",
         folder="fgvc-aircraft-2013b",
         split="test, by variant",
         samples=3333,
@@ -115,7 +115,7 @@ SUITE = (
     Original(
         "food101",
         "Food101",
-        f"{_HERE}.lists:food101",
+        f"{_HERE}.split_lists:food101",
         folder="food-101",
         split="test",
         samples=25250,
@@ -128,7 +128,7 @@ SUITE = (
     Original(
         "imagenet",
         "ImageNet",
-        f"{_HERE}.folders:imagenet",
+        f"{_HERE}.class_folders:imagenet",
         folder="imagenet",
         split="val",
         samples=50000,
@@ -145,7 +145,7 @@ SUITE = (
     Original(
         "oxford-pets",
         "OxfordIIITPet",
-        f"{_HERE}.lists:oxford_pets",
+        f"{_HERE}.split_lists:oxford_pets",
         folder="oxford-iiit-pet",
         split="test",
         samples=3669,
@@ -204,7 +204,7 @@ SUITE = (
     Original(
         "sun397",
         "SUN397",
-        f"{_HERE}.lists:sun397",
+        f"{_HERE}.split_lists:sun397",
         folder="SUN397",
         split="all",
         samples=108754,
