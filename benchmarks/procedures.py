@@ -20,10 +20,11 @@ from robustbench_vlm.attacks.model import passes_of
 from robustbench_vlm.core.records import CLEAN, SampleResult
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.model_cache import classifier_of
 from robustbench_vlm.engine.resolve import Request, make_plan
 from robustbench_vlm.engine.run import run_plan
 from robustbench_vlm.engine.scores import wilson
-from robustbench_vlm.engine.shard import classifier_of, load_batch
+from robustbench_vlm.engine.shard import load_batch
 from robustbench_vlm.engine.store import cell_folder, read_finished
 from robustbench_vlm.models.precision import arithmetic
 

@@ -25,11 +25,11 @@ from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Prompt
 from robustbench_vlm.datasets.published.local_copy import ready
 from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.model_cache import AnyModel, loaded_model
 from robustbench_vlm.engine.resolve import Request
 from robustbench_vlm.engine.results import Progress, RunResult
 from robustbench_vlm.engine.run import run
 from robustbench_vlm.engine.samples import choose_samples
-from robustbench_vlm.engine.shard import AnyModel, loaded_model
 from robustbench_vlm.leaderboard.board import Board
 from robustbench_vlm.leaderboard.entry import board_folder
 from robustbench_vlm.leaderboard.ranking import make_board

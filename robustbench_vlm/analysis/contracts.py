@@ -23,7 +23,7 @@ from robustbench_vlm.datasets.base import Dataset, Source
 from robustbench_vlm.datasets.published.local_copy import ready
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.base import Defense
-from robustbench_vlm.engine.shard import loaded_model
+from robustbench_vlm.engine.model_cache import loaded_model, release
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import find_card
 from robustbench_vlm.protocols import PROTOCOLS
@@ -53,7 +53,7 @@ def check(kind: str, name: str, *, track: str = "mini") -> list[Contract]:
 
 def _model(name: str, track: str) -> Iterator[Contract]:
     # The file of a card may have changed since this process loaded it.
-    loaded_model.cache_clear()
+    release()
     model = loaded_model(name, track, "cpu")
     yield Contract("loads, with the digests that its card names", True, model.digest)
     if model.card is not None:

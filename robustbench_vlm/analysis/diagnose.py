@@ -15,9 +15,10 @@ from robustbench_vlm.core.records import plain
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.model_cache import classifier_of, expect_weights
 from robustbench_vlm.engine.resolve import Plan, Request, make_plan
 from robustbench_vlm.engine.results import Progress
-from robustbench_vlm.engine.shard import classifier_of, expect_weights, load_batch
+from robustbench_vlm.engine.shard import load_batch
 from robustbench_vlm.models.precision import arithmetic
 
 

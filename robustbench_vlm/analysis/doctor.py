@@ -14,8 +14,9 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.model_cache import classifier_of, expect_weights
 from robustbench_vlm.engine.resolve import Request, make_plan
-from robustbench_vlm.engine.shard import classifier_of, expect_weights, load_batch
+from robustbench_vlm.engine.shard import load_batch
 from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.tracks import TRACKS, Track
 

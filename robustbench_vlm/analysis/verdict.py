@@ -9,7 +9,8 @@ from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.model import chunked_logits
 from robustbench_vlm.core.threat import Threat, distance, project
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.shard import classifier_of, load_batch, precise_classifier
+from robustbench_vlm.engine.model_cache import classifier_of, precise_classifier
+from robustbench_vlm.engine.shard import load_batch
 from robustbench_vlm.models.precision import arithmetic
 
 _AT_ONCE = 64

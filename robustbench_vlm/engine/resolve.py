@@ -24,8 +24,8 @@ from robustbench_vlm.datasets.published.local_copy import data_root, is_there, l
 from robustbench_vlm.engine.cell import Cell, Samples
 from robustbench_vlm.engine.cost import Estimate, Resources, Speed, estimate, measure_speed, threads_of_a_worker
 from robustbench_vlm.engine.memory import choose_batch_size, with_fitting_batch_size
+from robustbench_vlm.engine.model_cache import AnyModel, loaded_model, precise_classifier, release
 from robustbench_vlm.engine.samples import choose_samples
-from robustbench_vlm.engine.shard import AnyModel, classifier_of, loaded_model, precise_classifier
 from robustbench_vlm.models.card import find_card
 from robustbench_vlm.models.loading import fetch
 from robustbench_vlm.models.precision import check_precision
@@ -111,9 +111,7 @@ def make_plan(request: Request, tell: Tell | None = None) -> Plan:
     for name in _once("model", request.models):
         fetch(find_card(split_reference(name)[1], track.name), track.name, tell or (lambda *told: None))
     # A checkpoint may have changed since this process loaded it last.
-    loaded_model.cache_clear()
-    classifier_of.cache_clear()
-    precise_classifier.cache_clear()
+    release()
     models = {name: loaded_model(name, track.name, resources.device) for name in _once("model", request.models)}
     _check_names(models)
     sides = {name: protocol.image_size or model.architecture.side for name, model in models.items()}

@@ -1,7 +1,6 @@
 """Shards: classifier, images, the attack with its gates, and one record a sample."""
 
 import dataclasses
-import functools
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,18 +18,9 @@ from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.datasets.base import image_sha256
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.cost import Resources
-from robustbench_vlm.models.classifier import Model, ZeroShotClassifier, load_model
+from robustbench_vlm.engine.model_cache import AnyClassifier, loaded_model, precise_classifier
+from robustbench_vlm.models.classifier import ZeroShotClassifier
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic
-from robustbench_vlm.test_time.defended_model import (
-    DefendedClassifier,
-    DefendedModel,
-    defended_model,
-    split_reference,
-)
-from robustbench_vlm.tracks import TRACKS
-
-AnyModel = Model | DefendedModel
-AnyClassifier = ZeroShotClassifier | DefendedClassifier
 
 _ROUNDINGS = 8
 """By so many roundings of the lowest precision a sample's logits may change with its batch mates."""
@@ -168,41 +158,6 @@ def load_batch(cell: Cell, start: int, stop: int, *, device: str) -> tuple[Batch
 def _moved(images: Tensor, device: str) -> Tensor:
     """Return images on a device; as bytes, a quarter of what floats are, and from pages that a GPU reads by itself."""
     return images.pin_memory().to(device, non_blocking=True) if device == "cuda" else images.to(device)
-
-
-@functools.lru_cache(maxsize=3)
-def loaded_model(reference: str, track: str, device: str) -> AnyModel:
-    """Return a model, or the one that NAME+MODEL is, on a device, loaded once a process."""
-    made = defended_model(reference, lambda other: loaded_model(other, track, device), TRACKS.load(track).base)
-    if made:
-        return made
-    model = load_model(reference, track)
-    model.network.to(device)
-    return model
-
-
-@functools.lru_cache(maxsize=32)
-def classifier_of(reference: str, track: str, prompts: tuple[str | tuple[str, ...], ...], device: str) -> AnyClassifier:
-    """Return the classifier of a model and prompts on a device, built once a process."""
-    return loaded_model(reference, track, device).classifier(prompts).to(device)
-
-
-@functools.lru_cache(maxsize=64)
-def precise_classifier(
-    reference: str, track: str, prompts: tuple[str | tuple[str, ...], ...], device: str, precision: str, logits: str
-) -> AnyClassifier:
-    """Return the same classifier with its image encoder and its logits in precisions, built once a process."""
-    return classifier_of(reference, track, prompts, device).in_precision(precision, logits)
-
-
-def expect_weights(reference: str) -> None:
-    """Raise UserError where a reference names a procedure, for those who look at the weights of a model alone."""
-    procedure, model = split_reference(reference)
-    if procedure:
-        raise UserError(
-            f"{reference!r} is a procedure, and this looks at the weights of a model alone: take the model under it,"
-            f" {model!r}; `vlmbench run` takes the procedure"
-        )
 
 
 def _check_identity(cell: Cell, shard: Shard, weights: str) -> None:

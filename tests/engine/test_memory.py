@@ -13,9 +13,9 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine import group, memory
 from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.memory import choose_batch_size, is_out_of_memory, with_fitting_batch_size
+from robustbench_vlm.engine.model_cache import classifier_of
 from robustbench_vlm.engine.resolve import Plan, Request, make_plan
 from robustbench_vlm.engine.run import run_plan
-from robustbench_vlm.engine.shard import classifier_of
 
 
 @pytest.fixture

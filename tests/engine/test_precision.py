@@ -22,8 +22,9 @@ from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.model_cache import classifier_of, precise_classifier
 from robustbench_vlm.engine.resolve import Request, make_plan
-from robustbench_vlm.engine.shard import classifier_of, load_batch, precise_classifier, run_shards
+from robustbench_vlm.engine.shard import load_batch, run_shards
 from robustbench_vlm.models.classifier import ZeroShotClassifier, load_model
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic, check_precision
 from robustbench_vlm.protocols import PROTOCOLS

@@ -17,11 +17,12 @@ from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine import run as run_module
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.model_cache import classifier_of
 from robustbench_vlm.engine.resolve import Plan, Request, make_plan
 from robustbench_vlm.engine.results import Progress
 from robustbench_vlm.engine.run import run, run_plan
 from robustbench_vlm.engine.scores import score, wilson
-from robustbench_vlm.engine.shard import classifier_of, load_batch, run_shards
+from robustbench_vlm.engine.shard import load_batch, run_shards
 from robustbench_vlm.protocols.mini import MINI_QUICK
 
 ONE = Resources(device="cpu", workers=1)

@@ -11,9 +11,9 @@ from robustbench_vlm.analysis.doctor import doctor
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.model_cache import loaded_model
 from robustbench_vlm.engine.resolve import Request, make_plan
 from robustbench_vlm.engine.run import run
-from robustbench_vlm.engine.shard import loaded_model
 from robustbench_vlm.engine.store import cell_folder, read_finished
 from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.test_time.defended_model import split_reference

@@ -15,7 +15,8 @@ from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.threat import Threat
-from robustbench_vlm.engine.shard import load_batch, precise_classifier
+from robustbench_vlm.engine.model_cache import precise_classifier
+from robustbench_vlm.engine.shard import load_batch
 from robustbench_vlm.leaderboard.counterexamples import images_file
 from robustbench_vlm.leaderboard.dispute import BREAKS, Dispute, dispute
 from robustbench_vlm.leaderboard.entry import Counterexample, read_entry, write_entry
