@@ -87,9 +87,9 @@ def test_a_card_s_path_may_hold_a_plus(tmp_path: Path, taught_card: Path, monkey
 
 
 def test_what_looks_at_weights_alone_refuses_a_procedure(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="take the model under it, 'clip'"):
+    with pytest.raises(UserError, match="give the model without it, 'clip'"):
         diagnose(request_of(tmp_path, models=("clipure-cos+clip",), attacks=("fgsm",)))
-    with pytest.raises(UserError, match="take the model under it, 'clip'"):
+    with pytest.raises(UserError, match="give the model without it, 'clip'"):
         doctor(model="clipure-cos+clip")
 
 
