@@ -20,14 +20,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_vlm.core.random import sample_keys
-from robustbench_vlm.defenses.base import Context
+from robustbench_vlm.defenses.base import LossContext
 from robustbench_vlm.models.classifier import ImageEncoder
 from robustbench_vlm.models.fast_resnet import folded
 from robustbench_vlm.training.distributed import Processes
 from robustbench_vlm.training.finetune import tower_of, train_step
 from robustbench_vlm.training.job import Job
 from robustbench_vlm.training.optim import make_optimizer
-from robustbench_vlm.training.request import Order, make_job
+from robustbench_vlm.training.request import TrainingRequest, make_job
 
 EPS = Fraction(6, 255)
 
@@ -79,11 +79,11 @@ def ours(job: Job, images: Tensor, labels: Tensor) -> Side:
     text_features = texts_of(job, counts)
     keys = sample_keys(0, "benchmark", [str(number) for number in range(len(images))])
 
-    def context() -> Context:
+    def context() -> LossContext:
         current = ImageEncoder(folded(student.visual), job.model.architecture).eval()
         clean = functools.cache(lambda: teacher(images).detach())
         student_now = counted(counts, "student", current)
-        return Context(images, labels, keys, student_now, teacher, clean, text_features, job.defense.settings)
+        return LossContext(images, labels, keys, student_now, teacher, clean, text_features, job.defense.settings)
 
     def loss() -> float:
         with torch.no_grad():
@@ -127,8 +127,8 @@ def plain(job: Job, images: Tensor, labels: Tensor) -> Side:
 
 
 def measure(name: str, batch: int, rounds: int) -> dict[str, object]:
-    job = make_job(Order(name, "mini", eps=EPS, pictures=batch, settings={"batch_size": batch, "rate": 1e-6}))
-    images, labels = job.pictures.read(range(batch)).float() / 255, job.pictures.labels
+    job = make_job(TrainingRequest(name, "mini", eps=EPS, num_images=batch, settings={"batch_size": batch, "lr": 1e-6}))
+    images, labels = job.images.read(range(batch)).float() / 255, job.images.labels
     sides = [ours(job, images, labels), plain(job, images, labels)]
     losses = [side.loss() for side in sides]
     if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[1]):

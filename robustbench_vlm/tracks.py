@@ -33,7 +33,7 @@ class Track:
     """The fine-tuning set; empty: a folder that the user names."""
     seen: tuple[str, ...] = ()
     """Datasets that models here were trained on: the zero-shot mean leaves them out, a mean beside it does not."""
-    training_pictures: int = 0
+    num_training_images: int = 0
     schedule: Schedule | None = None
     """The budget that every defense has here; None: each one's published schedule."""
     inner: Mapping[str, Any] = field(default_factory=dict)
@@ -41,7 +41,7 @@ class Track:
     stored: str = "float32"
     """What trained towers are rounded to in their files; they run in float32 whatever it is."""
     learning_rates: Mapping[str, float] = field(default_factory=dict)
-    """Learning learning_rates found for single defenses on held-out images of the fine-tuning set."""
+    """Learning rates found for single defenses on held-out images of the fine-tuning set."""
     description: str = ""
 
 
@@ -66,7 +66,7 @@ MINI = Track(
     architecture="mini",
     training="scenes",
     seen=("scenes",),
-    training_pictures=30_720,
+    num_training_images=30_720,
     training_eps=Fraction(6, 255),
     schedule=Schedule("adamw", lr=1e-2, weight_decay=1e-4, batch_size=128, epochs=8, warmup=100),
     learning_rates={"gladiator": 3e-3},

@@ -258,12 +258,17 @@ def test_training_commands_pass_on_what_they_are_told(
         arguments[-1](1, 2, 9.0, "loss 0.500")
         return tmp_path / "made.json"
 
-    monkeypatch.setattr("robustbench_vlm.training.commands.train_defense", train)
-    monkeypatch.setattr("robustbench_vlm.training.commands.pretrain_base", train)
+    monkeypatch.setattr("robustbench_vlm.training.finetune.train_defense", train)
+    monkeypatch.setattr("robustbench_vlm.training.pretrain.pretrain_base", train)
     assert document("train", "tecoa", "--eps", "1/255", "--set", "lr=1e-3") == {"card": str(tmp_path / "made.json")}
-    order, place = seen.pop()
-    assert (order.defense, str(order.eps), order.settings, order.epochs) == ("tecoa", "1/255", {"lr": 1e-3}, None)
-    assert place.folder == Path("trained/mini/tecoa")
+    request, runtime = seen.pop()
+    assert (request.defense, str(request.eps), request.settings, request.epochs) == (
+        "tecoa",
+        "1/255",
+        {"lr": 1e-3},
+        None,
+    )
+    assert runtime.folder == Path("trained/mini/tecoa")
     assert run_command(["pretrain", "--out", str(tmp_path)]) == 0
     assert seen.pop() == ("mini", tmp_path)
     printed = capsys.readouterr()

@@ -25,7 +25,7 @@ from robustbench_vlm.models import classifier as clip
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.tracks import ZEROSHOT15
-from robustbench_vlm.training.commands import pretrain_base
+from robustbench_vlm.training.pretrain import pretrain_base
 
 TRACK = ("--track", "zeroshot15")
 
@@ -66,7 +66,7 @@ def test_the_row_says_what_the_papers_fix() -> None:
     assert ZEROSHOT15.standard_eps == ZEROSHOT15.training_eps == Fraction(1, 255)
     # Each defense trains by its own published schedule and inner attack, on images that the user names.
     assert ZEROSHOT15.schedule is None and not ZEROSHOT15.inner and not ZEROSHOT15.rates
-    assert not ZEROSHOT15.training and not ZEROSHOT15.training_pictures
+    assert not ZEROSHOT15.training and not ZEROSHOT15.num_training_images
 
 
 WRONG = dataclasses.replace(ZEROSHOT15, base="open_clip:ViT-B-33/openai")

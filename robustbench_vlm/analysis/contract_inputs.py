@@ -10,7 +10,7 @@ from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Prompt
-from robustbench_vlm.defenses.base import Context, Defense
+from robustbench_vlm.defenses.base import Defense, LossContext
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import Track
@@ -56,7 +56,7 @@ def pictures_of(track: Track) -> tuple[Batch, tuple[Prompt, ...]]:
     return batch, dataset.prompts
 
 
-def lesson(defense: Defense) -> Context:
+def lesson(defense: Defense) -> LossContext:
     """Return a batch for a defense's losses: linear towers in float64, four images, five classes."""
     random = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 3 * 8 * 8, 6, generator=random, dtype=torch.float64)
@@ -67,7 +67,7 @@ def lesson(defense: Defense) -> Context:
     def dense(tower: Tensor, places: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         return lambda pictures: (pictures.flatten(1) @ tower, (pictures.flatten(1) @ places).unflatten(1, (4, 6)))
 
-    return Context(
+    return LossContext(
         images=images,
         labels=torch.tensor([0, 4, 2, 2]),
         keys=sample_keys(0, "contract", list("abcd")),

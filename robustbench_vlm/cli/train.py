@@ -23,8 +23,8 @@ from robustbench_vlm.cli.render import screen
 from robustbench_vlm.core.progress import Tell
 
 if TYPE_CHECKING:
-    from robustbench_vlm.training.finetune import Place
-    from robustbench_vlm.training.request import Order
+    from robustbench_vlm.training.finetune import Runtime
+    from robustbench_vlm.training.request import TrainingRequest
 
 _Folder = Annotated[Path | None, option("--out", "DIR", "Where the weights and the card go.")]
 _DefenseName = Annotated[
@@ -35,11 +35,11 @@ _DefenseName = Annotated[
 ]
 _Eps = Annotated[str, option("--eps", "EPS", "Training radius instead of the track's.")]
 _Epochs = Annotated[int | None, typer.Option("--epochs", metavar="N", min=1, help="Instead of the schedule's.")]
-_Pictures = Annotated[
+_NumImages = Annotated[
     int | None, typer.Option("--num-images", metavar="N", min=1, help="Instead of the track's, or all.")
 ]
 _Seed = Annotated[int, option("--seed", "N", "Of everything that is drawn at random.")]
-_SETTING = "A number of the defense, or rate, batch, warmup, weight_decay, epochs, steps, inner_steps."
+_SETTING = "A number of the defense, or lr, batch_size, warmup, weight_decay, epochs, steps, inner_steps."
 _Settings = Annotated[list[str] | None, option("--set", "NAME=NUMBER", _SETTING)]
 _OVER = "A setting with its values; repeat for every combination."
 _Images = Annotated[
@@ -58,41 +58,43 @@ def pretrain(track: TrackName = TRACK, out: _Folder = None, as_json: Json = Fals
     The same command goes on where an earlier one was stopped.
     """
     from robustbench_vlm.models.card import trained_folder
-    from robustbench_vlm.training.commands import pretrain_base
+    from robustbench_vlm.training.pretrain import pretrain_base
 
     with screen.progress("steps", quiet=as_json) as tell:
         card = pretrain_base(track, out or trained_folder(track, "base"), tell)
     _show_card(card, as_json=as_json)
 
 
-def order_of(
+def training_request(
     defense: _DefenseName,
     track: TrackName = TRACK,
     images: _Images = None,
     eps: _Eps = "",
     epochs: _Epochs = None,
-    pictures: _Pictures = None,
+    num_images: _NumImages = None,
     seed: _Seed = 0,
     settings: _Settings = None,
     base: _Base = "",
     precision: _Precision = "float32",
-) -> "Order":
+) -> "TrainingRequest":
     """Return what the options ask to train; raise UserError for texts that are no radius or setting."""
     from robustbench_vlm.core.threat import parse_eps
-    from robustbench_vlm.training.request import Order
+    from robustbench_vlm.training.request import TrainingRequest
 
     radius = parse_eps(eps) if eps else None
-    return Order(defense, track, radius, epochs, pictures, seed, numbers(settings or []), images, base, precision)
+    return TrainingRequest(
+        defense, track, radius, epochs, num_images, seed, numbers(settings or []), images, base, precision
+    )
 
 
-def takes_order(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a command that has the options of `order_of` in place of its first parameter, the order."""
-    return with_options_of(order_of, command)
+def takes_training_request(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Return a command that has the options of `training_request` in place of its first parameter, the request."""
+    return with_options_of(training_request, command)
 
 
-@takes_order
+@takes_training_request
 def train(
-    order: "Order",
+    request: "TrainingRequest",
     device: Device = "",
     save_every: _SaveEvery = 200,
     resume: _Resume = None,
@@ -105,18 +107,18 @@ def train(
     with `accelerate launch --multi_gpu -m robustbench_vlm train ...` or `torchrun --nproc-per-node 8 -m ...`.
     """
     from robustbench_vlm.models.card import trained_folder
-    from robustbench_vlm.training.commands import train_defense
+    from robustbench_vlm.training.finetune import train_defense
 
-    place = _place(out or trained_folder(order.track, order.name), device, save_every)
-    with _progress(place, as_json=as_json) as tell:
-        card = train_defense(order, place, tell, resume=resume)
+    runtime = _runtime(out or trained_folder(request.track, request.name), device, save_every)
+    with _progress(runtime, as_json=as_json) as tell:
+        card = train_defense(request, runtime, tell, resume=resume)
     if card:
         _show_card(card, as_json=as_json)
 
 
-@takes_order
+@takes_training_request
 def sweep(
-    order: "Order",
+    request: "TrainingRequest",
     *,
     over: Annotated[list[str], option("--over", "NAME=N,N,...", _OVER)],
     share: Annotated[str, option("--share", "PART", "Part of the images to train on, as 1/4.")] = "1/4",
@@ -135,18 +137,18 @@ def sweep(
     from robustbench_vlm.training.sweep import run_sweep
 
     check_plot(plot)
-    place = _place(out or trained_folder(order.track, f"sweep-{order.name}"), device, 200)
-    with _progress(place, as_json=as_json) as tell:
-        found = run_sweep(order, number_lists(over), sweeps.part(share), place, tell)
-    if place.processes.is_main:
-        sweeps.plot(found, plot or place.folder / "sweep.png")
+    runtime = _runtime(out or trained_folder(request.track, f"sweep-{request.name}"), device, 200)
+    with _progress(runtime, as_json=as_json) as tell:
+        found = run_sweep(request, number_lists(over), sweeps.part(share), runtime, tell)
+    if runtime.processes.is_main:
+        sweeps.plot(found, plot or runtime.folder / "sweep.png")
         screen.answer(sweeps.document(found), lambda width: sweeps.lines(found, width), as_json=as_json)
 
 
 @contextlib.contextmanager
-def _progress(place: "Place", *, as_json: bool) -> Iterator[Tell]:
+def _progress(runtime: "Runtime", *, as_json: bool) -> Iterator[Tell]:
     """Show progress, on the first of several processes alone."""
-    if not place.processes.is_main:
+    if not runtime.processes.is_main:
         yield lambda step, of, left, state: None
         return
     screen.note("reading model and images", quiet=as_json)
@@ -154,11 +156,11 @@ def _progress(place: "Place", *, as_json: bool) -> Iterator[Tell]:
         yield tell
 
 
-def _place(folder: Path, device: str, save_every: int) -> "Place":
+def _runtime(folder: Path, device: str, save_every: int) -> "Runtime":
     from robustbench_vlm.training.distributed import Processes
-    from robustbench_vlm.training.finetune import Place
+    from robustbench_vlm.training.finetune import Runtime
 
-    return Place(folder, Processes(device), save_every)
+    return Runtime(folder, Processes(device), save_every)
 
 
 def _show_card(card: Path, *, as_json: bool) -> None:

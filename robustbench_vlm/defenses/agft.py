@@ -4,10 +4,10 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from robustbench_vlm.defenses.base import Context, Defense, InnerAttack, Schedule, logits
+from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Schedule, logits
 
 
-def loss(context: Context, images: Tensor) -> Tensor:
+def loss(context: LossContext, images: Tensor) -> Tensor:
     """Return the cross-entropy of the student at scale s with the teacher's softmax at scale gamma * s, (B,).
 
     The teacher sees the clean images; no hard label is used.

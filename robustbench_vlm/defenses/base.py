@@ -26,7 +26,7 @@ def _alone(total: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Context:
+class LossContext:
     """What a loss may use beside the images it is given; all of one batch, or of one process's part of it."""
 
     images: Tensor
@@ -51,7 +51,7 @@ class Context:
     """Sums a tensor over the processes that share the batch; the gradient goes to this process's part."""
 
 
-Loss = Callable[[Context, Tensor], Tensor]
+Loss = Callable[[LossContext, Tensor], Tensor]
 """A loss of images (B, 3, H, W) in a context: one number a sample, (B,)."""
 
 

@@ -13,17 +13,17 @@ from torch.nn import functional
 
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.defenses.base import Context, Defense, InnerAttack, Schedule, logits
+from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Schedule, logits
 
 _TINY = 1e-12
 
 
-def attacked_loss(context: Context, images: Tensor) -> Tensor:
+def attacked_loss(context: LossContext, images: Tensor) -> Tensor:
     """Return the cross-entropy with the hard label against the worst text embeddings, (B,)."""
     return _labelled(context, context.student(images))
 
 
-def loss(context: Context, images: Tensor) -> Tensor:
+def loss(context: LossContext, images: Tensor) -> Tensor:
     """Return the cross-entropy of noisy embeddings against the worst texts, less the entropy of the batch, (B,).
 
     Each number of an embedding is multiplied by 1 + sigma n, n normal and the sample's own. The entropy is the same for
@@ -64,7 +64,7 @@ def spectral_entropy(moment: Tensor) -> Tensor:
     return entropy
 
 
-def _labelled(context: Context, features: Tensor) -> Tensor:
+def _labelled(context: LossContext, features: Tensor) -> Tensor:
     cosines = worst_texts(logits(features, context.text_features, 1.0), context.labels, context.settings["rho"])
     return functional.cross_entropy(context.settings["scale"] * cosines, context.labels, reduction="none")
 

@@ -8,10 +8,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_vlm.defenses import tecoa
-from robustbench_vlm.defenses.base import Context, Defense, InnerAttack, Schedule, logits
+from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Schedule, logits
 
 
-def loss(context: Context, images: Tensor) -> Tensor:
+def loss(context: LossContext, images: Tensor) -> Tensor:
     """Return CE(x_adv, y) + alpha KL(p0(x_adv) | p(x_adv)) + beta KL(p(x) | p(x_adv)), (B,).
 
     p0 is the frozen model. The gradient flows into the clean predictions p(x) too, unless `detach` is 1.

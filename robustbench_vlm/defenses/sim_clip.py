@@ -6,10 +6,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_vlm.defenses import fare
-from robustbench_vlm.defenses.base import Context, Defense, InnerAttack, Schedule
+from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Schedule
 
 
-def loss(context: Context, images: Tensor) -> Tensor:
+def loss(context: LossContext, images: Tensor) -> Tensor:
     """Return half the negative cosine to the frozen clean embedding, twice, (B,).
 
     The second half stops the gradient at the student, and the teacher has none: it counts in the value alone.

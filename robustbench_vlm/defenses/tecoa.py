@@ -6,10 +6,10 @@ from fractions import Fraction
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.defenses.base import Context, Defense, InnerAttack, Schedule, logits
+from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Schedule, logits
 
 
-def loss(context: Context, images: Tensor) -> Tensor:
+def loss(context: LossContext, images: Tensor) -> Tensor:
     """Return the cross-entropy with the hard label at logit scale `scale`, (B,)."""
     scores = logits(context.student(images), context.text_features, context.settings["scale"])
     return functional.cross_entropy(scores, context.labels, reduction="none")

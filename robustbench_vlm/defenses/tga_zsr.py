@@ -8,12 +8,12 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_vlm.defenses import tecoa
-from robustbench_vlm.defenses.base import Context, Defense, InnerAttack, Schedule, logits
+from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Schedule, logits
 
 _TINY = 1e-12
 
 
-def loss(context: Context, images: Tensor) -> Tensor:
+def loss(context: LossContext, images: Tensor) -> Tensor:
     """Return CE(x_adv, y) + alpha |A(x_adv) - A0(x)| + beta |A(x) - A0(x)|, (B,).
 
     A is the map of `attention` at the true class, A0 the frozen tower's; the distances are of length 2 over all pixels.

@@ -22,7 +22,7 @@ _THREADS = 8
 
 
 @dataclass(frozen=True)
-class Pictures:
+class TrainingImages:
     """Chosen images of a source, in their order."""
 
     source: Source
@@ -31,9 +31,9 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.indices)
 
-    def part(self, start: int, stop: int) -> "Pictures":
+    def slice(self, start: int, stop: int) -> "TrainingImages":
         """Return those from `start` up to `stop`."""
-        return Pictures(self.source, self.indices[start:stop])
+        return TrainingImages(self.source, self.indices[start:stop])
 
     @functools.cached_property
     def labels(self) -> Tensor:
@@ -63,10 +63,10 @@ class Pictures:
         return lambda places: held[torch.as_tensor(places, dtype=torch.int64)]
 
 
-def in_hashed_order(source: Source) -> Pictures:
+def in_hashed_order(source: Source) -> TrainingImages:
     """Return all images in the order of their names' hashes, which no folder's sorting shows through."""
     order = sorted(range(len(source.ids)), key=lambda index: hashlib.sha256(source.ids[index].encode()).digest())
-    return Pictures(source, order)
+    return TrainingImages(source, order)
 
 
 def read_ahead(batches: Iterable[Tensor], read: Read) -> Iterator[tuple[Tensor, Tensor]]:

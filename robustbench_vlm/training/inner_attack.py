@@ -5,10 +5,10 @@ from torch import Tensor
 
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.threat import Threat, project
-from robustbench_vlm.defenses.base import Context, InnerAttack
+from robustbench_vlm.defenses.base import InnerAttack, LossContext
 
 
-def inner_attack(context: Context, inner: InnerAttack, threat: Threat) -> Tensor:
+def inner_attack(context: LossContext, inner: InnerAttack, threat: Threat) -> Tensor:
     """Return adversarial images (B, 3, H, W) by signed gradient ascent of the summed per-sample loss.
 
     One forward and backward pass a step; weights get no gradient here.

@@ -10,7 +10,7 @@ from robustbench_vlm.core.records import fingerprint
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.defenses.base import Defense, Schedule
 from robustbench_vlm.models.classifier import Model
-from robustbench_vlm.training.data import Pictures
+from robustbench_vlm.training.data import TrainingImages
 
 PRECISIONS = ("float32", "bfloat16")
 
@@ -23,7 +23,7 @@ class Job:
     schedule: Schedule
     model: Model
     dataset: Dataset
-    pictures: Pictures
+    images: TrainingImages
     """Those of the dataset that are trained on."""
     eps: Fraction
     """Radius in Linf, pixel scale [0, 1]."""
@@ -32,10 +32,10 @@ class Job:
     """Of the training pass; the inner attack and all losses are float32 always."""
 
     def __post_init__(self) -> None:
-        if len(self.pictures) < self.schedule.batch_size:
+        if len(self.images) < self.schedule.batch_size:
             raise UserError(
-                f"{len(self.pictures)} images do not fill a batch of {self.schedule.batch_size}: give more images, or a"
-                f" smaller batch by --set batch_size={max(1, len(self.pictures))}"
+                f"{len(self.images)} images do not fill a batch of {self.schedule.batch_size}: give more images, or a"
+                f" smaller batch by --set batch_size={max(1, len(self.images))}"
             )
         if self.precision not in PRECISIONS:
             raise UserError(
@@ -46,7 +46,7 @@ class Job:
     @property
     def epoch_steps(self) -> int:
         """Optimiser steps of one pass over the images; those that fill no batch wait for the next order."""
-        return len(self.pictures) // self.schedule.batch_size
+        return len(self.images) // self.schedule.batch_size
 
     @property
     def steps(self) -> int:
@@ -70,8 +70,8 @@ class Job:
             "dataset_revision": self.dataset.revision,
             "prompt": self.dataset.prompt,
             "classes": fingerprint(self.dataset.classes),
-            "images": len(self.pictures),
-            "images_digest": self.pictures.digest,
+            "images": len(self.images),
+            "images_digest": self.images.digest,
             "image_size": self.model.architecture.side,
             "eps": str(self.eps),
             "inner_steps": self.defense.inner.steps,

@@ -4,6 +4,7 @@ Two things differ from CLIP: each image has several captions, and one that happe
 the batch is not counted as its negative. In a world of few attributes that is the rule and not the exception.
 """
 
+import dataclasses
 import math
 import time
 from dataclasses import dataclass
@@ -20,8 +21,12 @@ from robustbench_vlm.core.progress import Tell
 from robustbench_vlm.datasets.world.captions import describe, is_true_of
 from robustbench_vlm.datasets.world.drawing import draw
 from robustbench_vlm.datasets.world.scenes import FAMILIES, Scenes, sample_scenes
-from robustbench_vlm.models.architecture import Architecture
+from robustbench_vlm.models import card_names
+from robustbench_vlm.models.architecture import OPEN_CLIP, Architecture, load_architecture
+from robustbench_vlm.models.card import ModelCard, find_card, write_card
 from robustbench_vlm.models.classifier import ImageEncoder, tokenize
+from robustbench_vlm.models.tower_files import save_weights, split_towers
+from robustbench_vlm.tracks import TRACKS, Track
 
 _MIXTURE = {"single": 5, "several": 1, "pair": 2, "digit": 2}
 _OFTEN_PLAIN = {"outline": (0, 0, 0, 0, 0, 0, 1), "faint": (0, 0, 0, 0, 0, 0, 1)}
@@ -59,6 +64,45 @@ class Pictures:
 
     def __getitem__(self, rows: Tensor) -> "Pictures":
         return Pictures(self.images[rows], Scenes(self.scenes.attributes[rows], self.scenes.keys[rows]))
+
+
+def pretrain_base(track_name: str, folder: Path, tell: Tell, settings: Settings | None = None) -> Path:
+    """Pre-train a track's base model and write its weights and card into `folder`; return the card's path.
+
+    The same command goes on where an earlier one was stopped. Raises UserError where the base is one of open_clip's.
+    """
+    settings = settings or Settings()
+    track: Track = TRACKS.load(track_name)
+    if released := _released(track):
+        raise UserError(
+            f"the base of the track {track.name!r} is pre-trained already, it is {released}: train a defense of it by"
+            f" `vlmbench train DEFENSE --track {track.name} --images DIR`"
+        )
+    architecture = load_architecture(track.architecture)
+    folder.mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(settings.seed)
+    network = architecture.build()
+    pretrain(network, architecture, settings, folder, tell)
+    image, text = split_towers(network)
+    card = ModelCard(
+        name=track.base,
+        architecture=track.architecture,
+        image=save_weights(image, folder / f"{track.base}.safetensors"),
+        text=save_weights(text, folder / "text.safetensors"),
+        training={"recipe": "contrastive pre-training", **dataclasses.asdict(settings), "steps": settings.steps},
+        paper="https://arxiv.org/abs/2103.00020",
+        licence="MIT",
+        notes="undefended",
+    )
+    write_card(card, folder / f"{track.base}.json")
+    return folder / f"{track.base}.json"
+
+
+def _released(track: Track) -> str:
+    """Return which of open_clip's pre-trained models a track's base is; empty where it is none."""
+    named = track.base.startswith(OPEN_CLIP) or track.base in card_names(track.name)
+    card = find_card(track.base, track.name) if named else None
+    return f"{card.architecture}/{card.pretrained}" if card and card.pretrained else ""
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor, is_true: Tensor) -> Tensor:

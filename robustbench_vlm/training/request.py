@@ -17,7 +17,7 @@ from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.base import Defense, Schedule
 from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.tracks import TRACKS, Track
-from robustbench_vlm.training.data import Pictures, in_hashed_order
+from robustbench_vlm.training.data import TrainingImages, in_hashed_order
 from robustbench_vlm.training.job import Job
 
 HELD_OUT = 1024
@@ -28,14 +28,14 @@ _NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)
 
 
 @dataclass(frozen=True)
-class Order:
+class TrainingRequest:
     """What a person asked of `train`: None and empty take the track's setting."""
 
     defense: str
     track: str
     eps: Fraction | None = None
     epochs: int | None = None
-    pictures: int | None = None
+    num_images: int | None = None
     seed: int = 0
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Numbers of the defense and of the schedule, by name."""
@@ -51,45 +51,45 @@ class Order:
         return f"{self.defense}-seed{self.seed}" if self.seed else self.defense
 
 
-def make_job(order: Order) -> Job:
-    """Resolve the names of an order; raise UserError for unknown names and settings, and missing images."""
-    return _resolve(order, hold_out=0)[0]
+def make_job(request: TrainingRequest) -> Job:
+    """Resolve the names of a request; raise UserError for unknown names and settings, and missing images."""
+    return _resolve(request, hold_out=0)[0]
 
 
-def make_sweep_job(order: Order) -> tuple[Job, Pictures]:
-    """Return an order's job and the images held out of it; raise UserError where none are left."""
-    return _resolve(order, hold_out=HELD_OUT)
+def make_sweep_job(request: TrainingRequest) -> tuple[Job, TrainingImages]:
+    """Return a request's job and the images held out of it; raise UserError where none are left."""
+    return _resolve(request, hold_out=HELD_OUT)
 
 
-def vary(job: Job, order: Order, settings: Mapping[str, float]) -> Job:
-    """Return an order's job with other settings; raise UserError for settings that cannot be."""
-    varied = dataclasses.replace(order, settings={**order.settings, **settings})
-    track: Track = TRACKS.load(order.track)
-    published: Defense = DEFENSES.load(order.defense)
+def vary(job: Job, request: TrainingRequest, settings: Mapping[str, float]) -> Job:
+    """Return a request's job with other settings; raise UserError for settings that cannot be."""
+    varied = dataclasses.replace(request, settings={**request.settings, **settings})
+    track: Track = TRACKS.load(request.track)
+    published: Defense = DEFENSES.load(request.defense)
     return dataclasses.replace(
         job, defense=_defense(varied, track, published), schedule=_schedule(varied, track, published)
     )
 
 
-def _resolve(order: Order, *, hold_out: int) -> tuple[Job, Pictures]:
-    published: Defense = DEFENSES.load(order.defense)
-    track: Track = TRACKS.load(order.track)
+def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingImages]:
+    published: Defense = DEFENSES.load(request.defense)
+    track: Track = TRACKS.load(request.track)
     # Both before the model, whose weights may have to be fetched.
-    defense, schedule = _defense(order, track, published), _schedule(order, track, published)
-    if not order.images and not track.training:
+    defense, schedule = _defense(request, track, published), _schedule(request, track, published)
+    if not request.images and not track.training:
         raise UserError(f"the track {track.name!r} trains on your own images: give their folder by --images DIR")
-    model = load_model(order.base or track.base, track.name)
-    dataset = _dataset(order, track, published, model.architecture.side)
-    pictures, held_out = _split(order, track, dataset, hold_out)
-    eps = order.eps if order.eps is not None else track.training_eps
-    return Job(defense, schedule, model, dataset, pictures, eps, order.seed, order.precision), held_out
+    model = load_model(request.base or track.base, track.name)
+    dataset = _dataset(request, track, published, model.architecture.side)
+    images, held_out = _split(request, track, dataset, hold_out)
+    eps = request.eps if request.eps is not None else track.training_eps
+    return Job(defense, schedule, model, dataset, images, eps, request.seed, request.precision), held_out
 
 
-def _defense(order: Order, track: Track, defense: Defense) -> Defense:
-    """Return the recipe with the order's settings, and the inner attack that is the same for all on the track."""
-    _check_settings(defense, order.settings)
-    own = {name: value for name, value in order.settings.items() if name in defense.settings}
-    steps = {"steps": int(order.settings["inner_steps"])} if "inner_steps" in order.settings else {}
+def _defense(request: TrainingRequest, track: Track, defense: Defense) -> Defense:
+    """Return the recipe with the request's settings, and the inner attack that is the same for all on the track."""
+    _check_settings(defense, request.settings)
+    own = {name: value for name, value in request.settings.items() if name in defense.settings}
+    steps = {"steps": int(request.settings["inner_steps"])} if "inner_steps" in request.settings else {}
     inner = dataclasses.replace(defense.inner, **{**track.inner, **steps})
     return dataclasses.replace(defense, inner=inner, settings={**defense.settings, **own})
 
@@ -108,18 +108,18 @@ def _check_settings(defense: Defense, settings: Mapping[str, float]) -> None:
             raise UserError(f"the setting {name} is {value}: give 0 or more")
 
 
-def _schedule(order: Order, track: Track, defense: Defense) -> Schedule:
-    """Return the track's budget, or the published schedule where the track has none, with what the order changes."""
+def _schedule(request: TrainingRequest, track: Track, defense: Defense) -> Schedule:
+    """Return the track's budget, or the published schedule where the track has none, with what the request changes."""
     schedule = track.schedule or defense.schedule
     changes: dict[str, Any] = {
         name: int(value) if name in _WHOLE_NUMBERS else value
-        for name, value in order.settings.items()
+        for name, value in request.settings.items()
         if name in _NUMBERS and name != "inner_steps"
     }
-    if order.epochs:
+    if request.epochs:
         if "epochs" in changes:
             raise UserError("epochs are given twice, by --epochs and as a setting: give them once")
-        changes["epochs"] = order.epochs
+        changes["epochs"] = request.epochs
     if "epochs" in changes and "steps" in changes:
         raise UserError("a training counts epochs or steps: give one of them")
     other = {"epochs": "steps", "steps": "epochs"}
@@ -128,22 +128,24 @@ def _schedule(order: Order, track: Track, defense: Defense) -> Schedule:
     return dataclasses.replace(schedule, **{"lr": lr, **changes})
 
 
-def _dataset(order: Order, track: Track, defense: Defense, side: int) -> Dataset:
-    if order.images:
-        return training_folder(order.images, defense.prompt, side)
+def _dataset(request: TrainingRequest, track: Track, defense: Defense, side: int) -> Dataset:
+    if request.images:
+        return training_folder(request.images, defense.prompt, side)
     dataset: Dataset = DATASETS.load(track.training)
     return dataset
 
 
-def _split(order: Order, track: Track, dataset: Dataset, hold_out: int) -> tuple[Pictures, Pictures]:
+def _split(
+    request: TrainingRequest, track: Track, dataset: Dataset, hold_out: int
+) -> tuple[TrainingImages, TrainingImages]:
     """Return the images to train on and, after them in the order of their hashes, those held out."""
     everything = in_hashed_order(dataset.open())
     available = len(everything)
     spared = min(hold_out, available // 10)
-    wanted = order.pictures or (available - spared if order.images else track.training_pictures)
+    wanted = request.num_images or (available - spared if request.images else track.num_training_images)
     if wanted > available - (1 if hold_out else 0):
         left = " and leave some to measure on" if hold_out else ""
         raise UserError(
             f"the dataset {dataset.name!r} has {available} images, not {wanted}: give fewer by --num-images{left}"
         )
-    return everything.part(0, wanted), everything.part(wanted, min(wanted + hold_out, available))
+    return everything.slice(0, wanted), everything.slice(wanted, min(wanted + hold_out, available))

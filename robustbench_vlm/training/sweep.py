@@ -29,11 +29,11 @@ from robustbench_vlm.models.classifier import ImageEncoder, ZeroShotClassifier
 from robustbench_vlm.models.fast_conv import quick_at_pixels
 from robustbench_vlm.models.fast_resnet import folded
 from robustbench_vlm.models.precision import arithmetic
-from robustbench_vlm.training.data import Pictures
-from robustbench_vlm.training.finetune import Place, finetune
+from robustbench_vlm.training.data import TrainingImages
+from robustbench_vlm.training.finetune import Runtime, finetune
 from robustbench_vlm.training.job import Job
-from robustbench_vlm.training.recorder import Diverged
-from robustbench_vlm.training.request import Order, make_sweep_job, vary
+from robustbench_vlm.training.log import Diverged
+from robustbench_vlm.training.request import TrainingRequest, make_sweep_job, vary
 
 ATTACK = "pgd-10"
 _AT_ONCE = 128
@@ -58,10 +58,10 @@ class Trial:
         """The mean of clean and robust accuracy."""
         return None if self.clean is None or self.robust is None else (self.clean + self.robust) / 2
 
-    def standard_error(self, pictures: int) -> float:
+    def standard_error(self, num_images: int) -> float:
         """Return the standard error of the score over so many images, each of which scores 0, 1/2 or 1."""
         clean, robust = self.clean or 0.0, self.robust or 0.0
-        return math.sqrt(((clean - robust) / 4 + robust - ((clean + robust) / 2) ** 2) / pictures)
+        return math.sqrt(((clean - robust) / 4 + robust - ((clean + robust) / 2) ** 2) / num_images)
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,9 @@ class Sweep:
         return self.trials[next(number for number, score in scores.items() if score >= least)]
 
 
-def run_sweep(order: Order, over: Mapping[str, Sequence[float]], share: Fraction, place: Place, tell: Tell) -> Sweep:
+def run_sweep(
+    request: TrainingRequest, over: Mapping[str, Sequence[float]], share: Fraction, runtime: Runtime, tell: Tell
+) -> Sweep:
     """Train every combination of the settings `over` on a share of the images, and measure it on held-out ones.
 
     Trials that are on disk already are not trained again. Raises UserError for unknown settings, a share outside
@@ -95,19 +97,19 @@ def run_sweep(order: Order, over: Mapping[str, Sequence[float]], share: Fraction
     """
     if not over or not 0 < share <= 1:
         raise UserError("a sweep takes one or more --over NAME=N,N,... and a --share above 0 and up to 1")
-    whole, held_out = make_sweep_job(order)
-    job = dataclasses.replace(whole, pictures=whole.pictures.part(0, max(1, int(len(whole.pictures) * share))))
+    whole, held_out = make_sweep_job(request)
+    job = dataclasses.replace(whole, images=whole.images.slice(0, max(1, int(len(whole.images) * share))))
     combinations = [dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())]
-    jobs = [vary(job, order, settings) for settings in combinations]
+    jobs = [vary(job, request, settings) for settings in combinations]
     examine = _examination(job, held_out)
     trials = []
     for number, (settings, varied) in enumerate(zip(combinations, jobs, strict=True), 1):
         name = ",".join(f"{key}={value:g}" for key, value in settings.items())
-        here = dataclasses.replace(place, folder=place.folder / f"{name}-{varied.identity[:8]}")
+        here = dataclasses.replace(runtime, folder=runtime.folder / f"{name}-{varied.identity[:8]}")
         label = f"{name}, {number} of {len(jobs)}"
         trials.append(_trial(varied, settings, here, examine, _labelled(tell, label)))
-    if place.processes.is_main:
-        write_whole(place.folder / "sweep.csv", lambda partial: _write(partial, trials))
+    if runtime.processes.is_main:
+        write_whole(runtime.folder / "sweep.csv", lambda partial: _write(partial, trials))
     return Sweep(job, tuple(trials), len(held_out))
 
 
@@ -115,27 +117,27 @@ def _labelled(tell: Tell, label: str) -> Tell:
     return lambda step, of, left, state: tell(step, of, left, f"{label}: {state}" if state else label)
 
 
-def _trial(job: Job, settings: Mapping[str, float], place: Place, examine: Examination, tell: Tell) -> Trial:
-    file = place.folder / "trial.json"
+def _trial(job: Job, settings: Mapping[str, float], runtime: Runtime, examine: Examination, tell: Tell) -> Trial:
+    file = runtime.folder / "trial.json"
     if file.exists():
         return Trial(**json.loads(file.read_text()))
     started = time.monotonic()
     clean: float | None
     robust: float | None
     try:
-        clean, robust = examine(finetune(job, place, tell)[0])
+        clean, robust = examine(finetune(job, runtime, tell)[0])
     except Diverged:
         # A rate at which the loss diverges is a finding and not the end of a sweep.
         clean = robust = None
     trial = Trial(settings, clean, robust, round(time.monotonic() - started, 1))
     # Nobody may find the file before all have looked for it.
-    place.processes.wait()
-    if place.processes.is_main:
+    runtime.processes.wait()
+    if runtime.processes.is_main:
         write_text(file, json.dumps(dataclasses.asdict(trial)))
     return trial
 
 
-def _examination(job: Job, held_out: Pictures) -> Examination:
+def _examination(job: Job, held_out: TrainingImages) -> Examination:
     images = held_out.read(range(len(held_out))).to(torch.float32) / 255
     keys = sample_keys(job.seed, job.dataset.name, held_out.ids)
     text_features = job.model.text_features(job.dataset.prompts)

@@ -58,9 +58,9 @@ def test_a_new_version_of_an_algorithm_is_computed_again(tmp_path: Path, monkeyp
 
 
 def test_a_defense_names_its_version_in_the_training_fingerprint() -> None:
-    from robustbench_vlm.training.request import Order, make_job
+    from robustbench_vlm.training.request import TrainingRequest, make_job
 
-    job = make_job(Order("agft", "mini", pictures=128))
+    job = make_job(TrainingRequest("agft", "mini", num_images=128))
     newer = dataclasses.replace(job, defense=dataclasses.replace(AGFT, version=2))
     older = dataclasses.replace(job, defense=AGFT)
     assert older.account["defense_version"] == 1 and older.identity != newer.identity

@@ -17,7 +17,7 @@ from robustbench_vlm.models.card import ModelCard, bundled_names, find_card, rea
 from robustbench_vlm.models.checkpoint_formats import LAYOUTS
 from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.tracks import TRACKS
-from robustbench_vlm.training.finetune import Place
+from robustbench_vlm.training.finetune import Runtime
 
 ALL = [(track, name) for track in TRACKS.table for name in card_names(track)]
 REAL = [read_card(package_folder("model_zoo") / "zeroshot15" / f"{name}.json") for name in card_names("zeroshot15")]
@@ -98,10 +98,10 @@ def test_what_was_trained_where_the_answer_says_is_taken(tmp_path: Path, monkeyp
     monkeypatch.chdir(tmp_path)
     places: list[Path] = []
 
-    def train(order: object, place: Place, tell: object, resume: object) -> None:
-        places.append(place.folder)
+    def train(order: object, runtime: Runtime, tell: object, resume: object) -> None:
+        places.append(runtime.folder)
 
-    monkeypatch.setattr("robustbench_vlm.training.commands.train_defense", train)
+    monkeypatch.setattr("robustbench_vlm.training.finetune.train_defense", train)
     assert run_command(["train", "agft", "--track", "zeroshot15", "--images", "DIR"]) == 0
     assert places == [Path("trained/zeroshot15/agft")]
     source = find_card("clip", "mini")

@@ -14,12 +14,11 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import sha256_of
 from robustbench_vlm.models.card import read_card
 from robustbench_vlm.models.classifier import load_model
-from robustbench_vlm.training.commands import pretrain_base, train_defense
 from robustbench_vlm.training.distributed import Processes
-from robustbench_vlm.training.finetune import Place
+from robustbench_vlm.training.finetune import Runtime, train_defense
 from robustbench_vlm.training.log import COLUMNS
-from robustbench_vlm.training.pretrain import Settings
-from robustbench_vlm.training.request import Order, make_job
+from robustbench_vlm.training.pretrain import Settings, pretrain_base
+from robustbench_vlm.training.request import TrainingRequest, make_job
 
 SMALL = Settings(pictures=128, epochs=1, batch=32, warmup=2, save_every=2)
 
@@ -28,13 +27,13 @@ def _silent(step: int, of: int, left: float, word: str) -> None:
     pass
 
 
-def _place(folder: Path) -> Place:
-    return Place(folder, Processes("cpu"))
+def _runtime(folder: Path) -> Runtime:
+    return Runtime(folder, Processes("cpu"))
 
 
-def _order(**changes: object) -> Order:
-    values = {"defense": "agft", "track": "mini", "eps": Fraction(8, 255), "epochs": 1, "pictures": 256, **changes}
-    return Order(**values)  # type: ignore[arg-type]
+def _order(**changes: object) -> TrainingRequest:
+    values = {"defense": "agft", "track": "mini", "eps": Fraction(8, 255), "epochs": 1, "num_images": 256, **changes}
+    return TrainingRequest(**values)  # type: ignore[arg-type]
 
 
 def test_pretraining_makes_a_model_that_loads_and_again_the_same(tmp_path: Path) -> None:
@@ -47,7 +46,7 @@ def test_pretraining_makes_a_model_that_loads_and_again_the_same(tmp_path: Path)
 
 
 def test_training_makes_a_card_that_accounts_for_itself_and_a_log_that_pandas_reads(tmp_path: Path) -> None:
-    path = train_defense(_order(settings={"gamma": 0.5, "lr": 1e-4}), _place(tmp_path), _silent)
+    path = train_defense(_order(settings={"gamma": 0.5, "lr": 1e-4}), _runtime(tmp_path), _silent)
     card = read_card(path)  # type: ignore[arg-type]
     training = card.training
     assert card.defense == "agft" and training["parent"] == "clip" and training["eps"] == "8/255"
@@ -62,20 +61,20 @@ def test_training_makes_a_card_that_accounts_for_itself_and_a_log_that_pandas_re
 
 def test_resuming_is_asked_for_forbidden_or_allowed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to go on from"):
-        train_defense(_order(), _place(tmp_path), _silent, resume=True)
+        train_defense(_order(), _runtime(tmp_path), _silent, resume=True)
     told: list[int] = []
-    train_defense(_order(), _place(tmp_path), _silent)
+    train_defense(_order(), _runtime(tmp_path), _silent)
     (tmp_path / "log.csv").unlink()
-    train_defense(_order(), _place(tmp_path), lambda *values: told.append(values[0]), resume=True)
+    train_defense(_order(), _runtime(tmp_path), lambda *values: told.append(values[0]), resume=True)
     assert told == []
-    train_defense(_order(seed=1), _place(tmp_path), lambda *values: told.append(values[0]), resume=False)
+    train_defense(_order(seed=1), _runtime(tmp_path), lambda *values: told.append(values[0]), resume=False)
     assert told == [1, 2] and (tmp_path / "agft-seed1.json").exists()
 
 
 def test_a_folder_of_another_training_is_not_taken_over(tmp_path: Path) -> None:
-    train_defense(_order(), _place(tmp_path), _silent)
+    train_defense(_order(), _runtime(tmp_path), _silent)
     with pytest.raises(UserError, match="other settings"):
-        train_defense(_order(seed=1), _place(tmp_path), _silent)
+        train_defense(_order(seed=1), _runtime(tmp_path), _silent)
 
 
 @pytest.mark.parametrize(
@@ -143,7 +142,7 @@ def test_a_sweep_trains_each_combination_once_and_names_the_best(
     ended, lost = found["trials"][:2], found["trials"][2:]
     assert all(0 <= trial["robust"] <= trial["clean"] <= 1 for trial in ended)
     assert all(trial["robust"] is None for trial in lost) and found["best"] in ended
-    assert found["pictures"] == 256 and found["held_out"] == 1024
+    assert found["num_images"] == 256 and found["held_out"] == 1024
     with (tmp_path / "sweep.csv").open() as file:
         assert [row["lr"] for row in csv.DictReader(file)] == ["0.0001", "0.0001", "1e+30", "1e+30"]
     assert (tmp_path / "sweep.png").read_bytes().startswith(b"\x89PNG")
@@ -153,7 +152,7 @@ def test_a_sweep_trains_each_combination_once_and_names_the_best(
     # Another share is another sweep, in the same folder.
     assert run_command([{"1/2": "1"}.get(word, word) for word in arguments]) == 0
     other = json.loads(capsys.readouterr().out)
-    assert other["pictures"] == 512 and other["trials"][0]["robust"] is not None
+    assert other["num_images"] == 512 and other["trials"][0]["robust"] is not None
     assert len(list(tmp_path.glob("*/trial.json"))) == 8
     assert run_command(arguments[:-1]) == 0
     out = capsys.readouterr().out

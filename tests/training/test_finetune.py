@@ -21,9 +21,9 @@ from robustbench_vlm.defenses.gladiator import GLADIATOR
 from robustbench_vlm.defenses.tecoa import TECOA
 from robustbench_vlm.models.classifier import Model, load_model
 from robustbench_vlm.models.mini import MINI
-from robustbench_vlm.training.data import Pictures, in_hashed_order
+from robustbench_vlm.training.data import TrainingImages, in_hashed_order
 from robustbench_vlm.training.distributed import Processes
-from robustbench_vlm.training.finetune import Place, _check_processes, finetune
+from robustbench_vlm.training.finetune import Runtime, _check_processes, finetune
 from robustbench_vlm.training.job import Job
 from robustbench_vlm.training.log import Log, Row, read_log
 
@@ -35,18 +35,18 @@ def _model() -> Model:
     return Model("random", "0", MINI.build().eval().requires_grad_(False), MINI)
 
 
-def _pictures(count: int) -> Pictures:
-    return in_hashed_order(SCENES.open()).part(0, count)
+def _images(count: int) -> TrainingImages:
+    return in_hashed_order(SCENES.open()).slice(0, count)
 
 
 def _job(**changes: object) -> Job:
     schedule = Schedule("adamw", lr=1e-3, weight_decay=0.0, batch_size=8, epochs=2, warmup=2)
-    job = Job(AGFT, schedule, _model(), SCENES, _pictures(32), eps=Fraction(8, 255))
+    job = Job(AGFT, schedule, _model(), SCENES, _images(32), eps=Fraction(8, 255))
     return dataclasses.replace(job, **changes)  # type: ignore[arg-type]
 
 
 def _train(job: Job, folder: Path, save_every: int = 1) -> tuple[torch.nn.Module, list[Row]]:
-    visual, _ = finetune(job, Place(folder, CPU, save_every), _silent)
+    visual, _ = finetune(job, Runtime(folder, CPU, save_every), _silent)
     return visual, read_log(folder / "log.csv")
 
 
@@ -67,7 +67,7 @@ def test_only_the_student_moves(tmp_path: Path) -> None:
 
 def test_training_lowers_the_loss_on_what_it_sees_and_says_so(tmp_path: Path) -> None:
     schedule = Schedule("adamw", lr=2e-3, weight_decay=0.0, batch_size=16, epochs=60, warmup=2)
-    _, rows = _train(_job(defense=TECOA, schedule=schedule, pictures=_pictures(16), eps=Fraction(0)), tmp_path, 1000)
+    _, rows = _train(_job(defense=TECOA, schedule=schedule, images=_images(16), eps=Fraction(0)), tmp_path, 1000)
     assert rows[-1].loss < rows[0].loss - 0.2
     assert [row.step for row in rows] == [20, 40, 60]
 
@@ -77,7 +77,7 @@ def test_the_logged_accuracies_are_those_of_the_batch(tmp_path: Path) -> None:
     model, rows = load_model("clip", "mini"), {}
     for eps in (Fraction(0), Fraction(8, 255)):
         _, (rows[eps],) = _train(_job(model=model, schedule=schedule, eps=eps), tmp_path / str(eps.numerator))
-    pictures = _pictures(32)
+    pictures = _images(32)
     guesses = model.classifier(SCENES.prompts)(pictures.read(range(32)).float() / 255).argmax(dim=1)
     expected = (guesses == pictures.labels).float().mean().item()
     assert [row.clean for row in rows.values()] == [expected, expected] and expected > 0.5
@@ -142,7 +142,7 @@ def test_a_resumed_log_has_every_row_once(tmp_path: Path) -> None:
 
 def test_too_few_pictures_and_unknown_precisions_are_named() -> None:
     with pytest.raises(UserError, match="4 images do not fill a batch of 8"):
-        _job(pictures=_pictures(4))
+        _job(images=_images(4))
     with pytest.raises(UserError, match="float32, bfloat16"):
         _job(precision="float16")
 
@@ -152,25 +152,25 @@ import dataclasses, sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
 from test_finetune import _job, _silent, CPU, finetuning_in_double
-from robustbench_vlm.training.finetune import Place, _check_processes, finetune
+from robustbench_vlm.training.finetune import Runtime, _check_processes, finetune
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 if sys.argv[3] == "double":
     finetuning_in_double(folder)
 else:
-    visual, _ = finetune(_job(), Place(folder, CPU, 1), _silent)
+    visual, _ = finetune(_job(), Runtime(folder, CPU, 1), _silent)
     torch.save(visual.state_dict(), folder / "final.pt")
 """
 
 
 def finetuning_in_double(folder: Path) -> None:
     """Train by the recipe that has a term of the whole batch, with a row of the log for every step."""
-    from robustbench_vlm.training import recorder
+    from robustbench_vlm.training import log
 
-    recorder._LOG_EVERY = 1
+    log._LOG_EVERY = 1
     job = _job(defense=GLADIATOR)
     job.model.network.double()
-    finetune(job, Place(folder, CPU, 3), _silent)
+    finetune(job, Runtime(folder, CPU, 3), _silent)
 
 
 def _start(folder: Path, mode: str = "", processes: int = 0) -> subprocess.Popen[bytes]:
@@ -231,5 +231,5 @@ def test_processes_name_their_device() -> None:
 
 
 def test_the_pictures_are_part_of_what_a_training_is() -> None:
-    one, other = _job(), _job(pictures=in_hashed_order(SCENES.open()).part(32, 64))
+    one, other = _job(), _job(images=in_hashed_order(SCENES.open()).slice(32, 64))
     assert one.identity != other.identity and one.identity == _job().identity

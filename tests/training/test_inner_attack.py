@@ -13,7 +13,7 @@ from robustbench_vlm.core.threat import Threat, distance
 from robustbench_vlm.datasets.rendered import SCENES
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.agft import AGFT
-from robustbench_vlm.defenses.base import Context, InnerAttack
+from robustbench_vlm.defenses.base import InnerAttack, LossContext
 from robustbench_vlm.models.classifier import ImageEncoder, Model
 from robustbench_vlm.models.fast_resnet import folded
 from robustbench_vlm.models.mini import MINI
@@ -22,13 +22,13 @@ from robustbench_vlm.training.inner_attack import inner_attack
 THREAT = Threat("Linf", Fraction(8, 255))
 
 
-def _context() -> Context:
+def _context() -> LossContext:
     torch.manual_seed(0)
     model = Model("random", "0", MINI.build().eval().requires_grad_(False), MINI)
     student, teacher = ImageEncoder(folded(model.network.visual), MINI).eval(), model.encoder
     images = SCENES.open().read(range(6)).float() / 255
     text, keys = model.text_features(SCENES.prompts[:20]), sample_keys(0, "t", list("abcdef"))
-    return Context(
+    return LossContext(
         images, torch.arange(6), keys, student, teacher, lambda: teacher(images).detach(), text, AGFT.settings,
         student.dense, teacher.dense,
     )  # fmt: skip
@@ -61,7 +61,7 @@ def test_the_heavy_ball_goes_on_where_the_gradient_is_gone() -> None:
     context = dataclasses.replace(_context(), images=torch.full((6, 3, 32, 32), 0.5))
     calls = []
 
-    def loss(context: Context, images: torch.Tensor) -> torch.Tensor:
+    def loss(context: LossContext, images: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         return (images * slope * (len(calls) == 1)).sum(dim=(1, 2, 3))
 

@@ -15,7 +15,7 @@ from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.agft import AGFT
-from robustbench_vlm.defenses.base import Context, logits
+from robustbench_vlm.defenses.base import LossContext, logits
 from robustbench_vlm.defenses.fare import FARE
 from robustbench_vlm.defenses.gladiator import GLADIATOR, spectral_entropy, worst_texts
 from robustbench_vlm.defenses.pmg_aft import PMG_AFT
@@ -27,14 +27,14 @@ from robustbench_vlm.training.pretrain import contrastive_loss
 DOUBLE = torch.float64
 
 
-def _context(weights: Tensor, labels: Tensor, **settings: float) -> Context:
+def _context(weights: Tensor, labels: Tensor, **settings: float) -> LossContext:
     """A linear student on flattened images against a frozen random teacher; five classes in six dimensions."""
     generator = torch.Generator().manual_seed(0)
     teacher = torch.randn(12, 6, generator=generator, dtype=DOUBLE)
     images = torch.rand(len(labels), 3, 2, 2, generator=generator, dtype=DOUBLE)
     text = functional.normalize(torch.randn(5, 6, generator=generator, dtype=DOUBLE), dim=1)
     # The places of an image of four pixels: each pixel, through a part of the tower.
-    return Context(
+    return LossContext(
         images, labels, sample_keys(0, "t", [str(n) for n in range(len(labels))]),
         lambda x: x.flatten(1) @ weights, lambda x: x.flatten(1) @ teacher,
         lambda: images.flatten(1) @ teacher, text, settings,
@@ -106,7 +106,7 @@ def test_sim_clip_is_the_negative_cosine_with_the_gradient_of_half_of_it() -> No
     assert torch.allclose(torch.autograd.grad(loss.sum(), student)[0], expected)
 
 
-def _two_classes(attacked: list[float], clean: list[float], frozen: list[float], **numbers: float) -> Context:
+def _two_classes(attacked: list[float], clean: list[float], frozen: list[float], **numbers: float) -> LossContext:
     """A context of one image whose embeddings are given: attacked images are all 1, the clean one is all 0."""
 
     def tower(one: list[float], zero: list[float]) -> Callable[[Tensor], Tensor]:

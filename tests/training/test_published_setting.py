@@ -11,12 +11,12 @@ from robustbench_vlm.defenses.agft import AGFT
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import read_card
 from robustbench_vlm.training.log import read_log
-from robustbench_vlm.training.request import Order, make_job
+from robustbench_vlm.training.request import TrainingRequest, make_job
 
-PICTURES = Path(__file__).parents[2].parent / "shared" / "data" / "real" / "dtd"
+IMAGES = Path(__file__).parents[2].parent / "shared" / "data" / "real" / "dtd"
 ARCHITECTURE = "open_clip:ViT-B-32-quickgelu"
 
-pytestmark = pytest.mark.skipif(not PICTURES.is_dir(), reason="the real images are not here")
+pytestmark = pytest.mark.skipif(not IMAGES.is_dir(), reason="the real images are not here")
 
 
 @pytest.fixture(scope="module")
@@ -28,16 +28,16 @@ def base(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Pa
 
 
 def test_the_track_takes_the_published_setting(base: Path) -> None:
-    job = make_job(Order("agft", "zeroshot15", images=PICTURES, base=str(base), settings={"batch_size": 64}))
+    job = make_job(TrainingRequest("agft", "zeroshot15", images=IMAGES, base=str(base), settings={"batch_size": 64}))
     assert (job.schedule.optimizer, job.schedule.lr, job.schedule.epochs) == ("sgd", 4e-4, 10)
-    assert AGFT.schedule.batch_size == 256 and str(job.eps) == "1/255" and len(job.pictures) == 200
+    assert AGFT.schedule.batch_size == 256 and str(job.eps) == "1/255" and len(job.images) == 200
     assert (job.defense.inner.steps, job.defense.inner.step_size) == (2, 1)
     assert job.dataset.prompts[0] == "This is a photo of a banded."
 
 
 def test_a_card_comes_out_that_run_takes(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
-        "train", "agft", "--track", "zeroshot15", "--base", str(base), "--images", str(PICTURES), "--eps", "2/255",
+        "train", "agft", "--track", "zeroshot15", "--base", str(base), "--images", str(IMAGES), "--eps", "2/255",
         "--set", "batch_size=4", "--set", "steps=2", "--set", "warmup=0", "--device", "cpu", "--out", str(tmp_path),
     ]  # fmt: skip
     assert run_command(arguments) == 0
@@ -47,7 +47,7 @@ def test_a_card_comes_out_that_run_takes(base: Path, tmp_path: Path, capsys: pyt
     assert [row.step for row in read_log(tmp_path / "log.csv")] == [2]
     (tmp_path / "checkpoint.pt").unlink()
     measure = [
-        "run", "--track", "zeroshot15", "--model", str(tmp_path / "agft.json"), "--images", str(PICTURES),
+        "run", "--track", "zeroshot15", "--model", str(tmp_path / "agft.json"), "--images", str(IMAGES),
         "--attack", "fgsm", "--samples", "4", "--workers", "1", "--device", "cpu", "--out", str(tmp_path / "runs"),
     ]  # fmt: skip
     assert run_command(measure) == 0

@@ -28,7 +28,7 @@ def document(sweep: Sweep) -> dict[str, Any]:
     """Return the sweep as one JSON document."""
     return {
         "defense": sweep.job.defense.name,
-        "pictures": len(sweep.job.pictures),
+        "num_images": len(sweep.job.images),
         "held_out": sweep.held_out,
         "attack": ATTACK,
         "eps": _radius(sweep.job),
@@ -51,7 +51,7 @@ def lines(sweep: Sweep, width: int) -> list[Line]:
     ]
     job = sweep.job
     said = (
-        f"{job.defense.name}, {len(job.pictures)} images, {job.schedule.batch_size} a step; accuracies in % on"
+        f"{job.defense.name}, {len(job.images)} images, {job.schedule.batch_size} a step; accuracies in % on"
         f" {sweep.held_out} held-out images of {job.dataset.name}, robust under {ATTACK} at {_radius(job)}"
     )
     best = sweep.best

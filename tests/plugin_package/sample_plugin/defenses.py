@@ -4,10 +4,10 @@ from fractions import Fraction
 
 from torch import Tensor
 
-from robustbench_vlm.defenses.base import Context, Defense, InnerAttack, Schedule
+from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Schedule
 
 
-def loss(context: Context, images: Tensor) -> Tensor:
+def loss(context: LossContext, images: Tensor) -> Tensor:
     """Return the squared distance to the frozen model's clean embeddings, (B,)."""
     return (context.student(images) - context.teacher_clean()).square().sum(dim=1)
 

@@ -13,7 +13,7 @@ SAMPLE = Track(
     datasets=("stripes",),
     architecture="narrow",
     training="scenes",
-    training_pictures=16,
+    num_training_images=16,
     training_eps=Fraction(8, 255),
     schedule=Schedule("adamw", lr=1e-3, weight_decay=0.0, batch_size=8, epochs=1, warmup=0),
     norm="L2",
