@@ -171,9 +171,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_prepared import Images, SMALL
+from test_prepared import Pictures, SMALL
 from robustbench_vlm.datasets.prepare import prepare
-prepare("made-up", Images(600, delay=0.002), SMALL, None, Path(sys.argv[1]))
+prepare("made-up", Pictures(600, delay=0.002), SMALL, None, Path(sys.argv[1]))
 """
 
 
