@@ -9,7 +9,8 @@ from rich.cells import cell_len
 
 from robustbench_vlm.cli.catalog import Entry, document_lines, entry_lines
 from robustbench_vlm.cli.render.layout import Columns, table, wrapped
-from robustbench_vlm.cli.render.screen import duration, printable
+from robustbench_vlm.cli.render.screen import duration
+from robustbench_vlm.core.text import terminal_text
 
 COLUMNS = Columns(("model", "eps"), "name", ("n", "share"), "notes")
 WORDS = st.text(st.characters(categories=["L", "N", "P", "S", "M"]), min_size=1, max_size=30)
@@ -27,14 +28,14 @@ ROWS = st.lists(
 def test_every_cell_is_shown_whole_at_every_width(rows: list[dict[str, str]], width: int) -> None:
     lines = [line.text for line in table(rows, COLUMNS, width)]
     shown = "\n".join(lines)
-    assert all(printable(value) in shown for row in rows for value in row.values())
+    assert all(terminal_text(value) in shown for row in rows for value in row.values())
 
 
 @given(ROWS, st.integers(10, 200))
 def test_numbers_stay_side_by_side_and_lines_fit_where_they_can(rows: list[dict[str, str]], width: int) -> None:
     lines = [line.text for line in table(rows, COLUMNS, width)]
     assert sum(bool(re.search(r"\d+ +12\.5\b", line)) for line in lines) >= len(rows)
-    widest = max(cell_len(printable(value)) for row in rows for value in row.values())
+    widest = max(cell_len(terminal_text(value)) for row in rows for value in row.values())
     # The last layout needs two indents, the numbers and their gap; headings and notes take a line each.
     if width >= 4 + 7 + 2 + 5 and width >= 2 * widest + 7:
         assert all(cell_len(line) <= width for line in lines)
@@ -47,7 +48,7 @@ def test_empty_columns_are_left_out() -> None:
 
 @given(st.text())
 def test_printable_text_has_no_control_characters_and_says_all(text: str) -> None:
-    shown = printable(text)
+    shown = terminal_text(text)
     assert shown.isprintable()
     if "\\" not in text:
         assert shown.encode("ascii", "backslashreplace").decode("unicode_escape") == text
@@ -55,14 +56,14 @@ def test_printable_text_has_no_control_characters_and_says_all(text: str) -> Non
 
 @pytest.mark.parametrize("text", ["\x1b[31m", "a\nb", "\u202e", "\udcff", "\x07", "\x9b"])
 def test_what_steers_a_terminal_is_escaped(text: str) -> None:
-    assert printable(text) != text and printable(text).isprintable()
+    assert terminal_text(text) != text and terminal_text(text).isprintable()
 
 
 @given(st.lists(WORDS, max_size=20), st.integers(20, 120))
 def test_sentences_keep_their_words(words: list[str], width: int) -> None:
     text = " ".join(words)
     lines = [line.text for line in wrapped(text, width, indent="  ")]
-    assert " ".join(line.strip() for line in lines).split() == printable(text).split()
+    assert " ".join(line.strip() for line in lines).split() == terminal_text(text).split()
 
 
 @given(st.lists(st.builds(Entry, WORDS, WORDS, st.just("") | WORDS), max_size=5), st.integers(20, 120))

@@ -10,10 +10,11 @@ from robustbench_vlm.attacks import ATTACKS, FAMILIES, load_attack
 from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.cli.render.layout import wrapped
 from robustbench_vlm.cli.render.protocols import protocol_document
-from robustbench_vlm.cli.render.screen import Line, printable
+from robustbench_vlm.cli.render.screen import Line
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import plain
 from robustbench_vlm.core.registry import Registry, unknown
+from robustbench_vlm.core.text import terminal_text
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.published import ORIGINALS
@@ -85,12 +86,12 @@ def entries(kind: str, track: str) -> list[Entry]:
 
 def entry_lines(listed: Sequence[Entry], width: int) -> list[Line]:
     """Return a list's lines: name and sentence side by side, or one below the other where names take half the width."""
-    names = max((cell_len(printable(entry.name)) for entry in listed), default=0) + 2
+    names = max((cell_len(terminal_text(entry.name)) for entry in listed), default=0) + 2
     beside = 2 * names <= width
     indent = " " * names if beside else "  "
     lines: list[Line] = []
     for entry in listed:
-        name, style = printable(entry.name), "yellow" if entry.error else ""
+        name, style = terminal_text(entry.name), "yellow" if entry.error else ""
         sentence = [line.text for line in wrapped(entry.error or entry.summary, width - len(indent))]
         if beside:
             name += " " * (names - cell_len(name)) + (sentence.pop(0) if sentence else "")
@@ -115,7 +116,7 @@ def document_lines(value: Any, width: int, depth: int = 0) -> list[Line]:
     for key, item in fields:
         if item in ("", None, [], {}):
             continue
-        label = key if key == "-" else f"{printable(str(key))}:"
+        label = key if key == "-" else f"{key}:"
         if isinstance(item, Mapping) or (isinstance(item, list) and any(map(_needs_lines, item))):
             lines += [Line(indent + label, "bold"), *document_lines(item, width, depth + 1)]
             continue

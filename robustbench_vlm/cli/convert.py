@@ -35,5 +35,5 @@ def convert(
 
     card = conversion.convert(file, base, track, out or Path("converted") / track, name=name, defense=defense)
     command = f"vlmbench run --model {card} --track {track}"
-    lines = [screen.Line(screen.printable(f"wrote {card}")), screen.Line(screen.printable(f"next: {command}"))]
+    lines = [screen.Line(f"wrote {card}"), screen.Line(f"next: {command}")]
     screen.answer({"card": str(card)}, lambda width: lines, as_json=as_json)

@@ -92,15 +92,15 @@ def _prepared_lines(found: Mapping[str, "Prepared"], failed: Mapping[str, str]) 
     texts = {
         name: f"{each.samples} samples, list {each.list_digest[:12]}, {each.folder}" for name, each in found.items()
     }
-    lines = [screen.Line(screen.printable(f"{name}: {text}")) for name, text in texts.items()]
+    lines = [screen.Line(f"{name}: {text}") for name, text in texts.items()]
     for name, each in found.items():
         reasons = list(each.unreadable.values())
-        lines += [screen.Line(screen.printable(f"{name}: {reason}"), "yellow") for reason in reasons[:SHOWN]]
+        lines += [screen.Line(f"{name}: {reason}", "yellow") for reason in reasons[:SHOWN]]
         if len(reasons) > SHOWN:
             lines.append(
                 screen.Line(f"{name}: and {len(reasons) - SHOWN} more images that cannot be decoded", "yellow")
             )
-    return lines + [screen.Line(screen.printable(f"{name}: {why}"), "red") for name, why in failed.items()]
+    return lines + [screen.Line(f"{name}: {why}", "red") for name, why in failed.items()]
 
 
 @app.command(epilog=example("vlmbench data verify cifar10"))
@@ -119,7 +119,7 @@ def verify(names: _Names = None, data: DataFolder = None, as_json: Json = False)
             found[name] = check(name, data, missing_is_wrong=bool(names))
     wrong = [f"{name}: {sentence}" for name, sentences in found.items() for sentence in sentences or ()]
     fine = [name for name, sentences in found.items() if sentences == []]
-    lines = [screen.Line(screen.printable(each), "red") for each in wrong]
+    lines = [screen.Line(each, "red") for each in wrong]
     lines.append(screen.Line(f"as they should be: {', '.join(fine) or 'none'}"))
     screen.answer({"passed": not wrong, "checked": found}, lambda width: lines, as_json=as_json)
     return 1 if wrong else 0

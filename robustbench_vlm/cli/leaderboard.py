@@ -90,7 +90,7 @@ def migrate(
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     done = {str(path): migrate_file(path, date=date) for path in files}
     lines = [
-        screen.Line(screen.printable(f"migrated {path}" if changed else f"already in today's format: {path}"))
+        screen.Line(f"migrated {path}" if changed else f"already in today's format: {path}")
         for path, changed in done.items()
     ]
     screen.answer(
@@ -113,7 +113,7 @@ def _boards(folder: Path) -> "list[Board]":
 
     boards = [make_board(name, folder / name) for name in TRACKS.names() if (folder / name).is_dir()]
     for why in (why for board in boards for why in board.absent.values()):
-        screen.note(screen.printable(f"left out: {why}"))
+        screen.note(f"left out: {why}")
     return boards
 
 

@@ -231,7 +231,7 @@ def _report(found: Sequence[tuple[str, bool, str]], *, as_json: bool) -> int:
     checks = [{"name": name, "passed": ok, "detail": detail} for name, ok, detail in found]
     lines = [
         screen.Line(
-            screen.printable(f"{'ok    ' if ok else 'FAILED'}  {name}{f' ({detail})' if detail else ''}"),
+            f"{'ok    ' if ok else 'FAILED'}  {name}{f' ({detail})' if detail else ''}",
             "" if ok else "red",
         )
         for name, ok, detail in found

@@ -10,6 +10,7 @@ from robustbench_vlm.cli import options
 from robustbench_vlm.cli.options import TRACK, Json, option
 from robustbench_vlm.cli.render import screen
 from robustbench_vlm.core.records import CLEAN
+from robustbench_vlm.core.text import terminal_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -101,14 +102,14 @@ def picture(found: "SampleView") -> "Figure":
 
     figure = Figure(figsize=(12, 0.7 + 2.1 * len(found.models)), layout="constrained")
     # Names are text: between two dollars matplotlib would read a formula.
-    figure.suptitle(screen.printable(_about(found)), parse_math=False)
+    figure.suptitle(terminal_text(_about(found)), parse_math=False)
     grid = figure.subplots(len(found.models), 5, squeeze=False, width_ratios=(1, 1, 1, 1.5, 1.5))
     for row, each in zip(grid, found.models, strict=True):
         shown = (found.image, 0.5 + found.magnification * (each.image - found.image), each.image)
         for axes, pixels in zip(row, shown, strict=False):
             axes.imshow(pixels.clamp(0, 1).permute(1, 2, 0).numpy(), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
-        row[0].set_ylabel(f"{screen.printable(each.model)}\n{_verdict(each)}", fontsize=9, parse_math=False)
+        row[0].set_ylabel(f"{terminal_text(each.model)}\n{_verdict(each)}", fontsize=9, parse_math=False)
         _draw_bars(row[3], each.clean, found.label)
         _draw_bars(row[4], each.adversarial, found.label)
     titles = ("clean", f"perturbation x {_factor(found)}, grey: 0", "adversarial", "clean, %", "adversarial, %")
@@ -126,7 +127,7 @@ def _draw_bars(axes: "Axes", predicted: "Sequence[Predicted]", label: str) -> No
     colours = [_RIGHT if each.name == label else _OTHER for each in leading]
     axes.barh(range(len(leading)), [100 * each.probability for each in leading], color=colours)
     for place, each in enumerate(leading):
-        name = screen.printable(each.name)
+        name = terminal_text(each.name)
         short = name if cell_len(name) <= _CELLS else f"{set_cell_size(name, _CELLS - 1).rstrip()}…"
         weight = "bold" if each.name == label else "normal"
         about: dict[str, Any] = {"va": "center", "fontsize": 9, "weight": weight, "clip_on": True, "in_layout": False}
@@ -152,7 +153,7 @@ def _about(found: "SampleView") -> str:
 
 def _verdict(each: "SampleUnderModel") -> str:
     said = {"": "robust", CLEAN: "wrong when clean"}
-    return said.get(each.result.broken_by, screen.printable(f"broken by {each.result.broken_by}"))
+    return said.get(each.result.broken_by, terminal_text(f"broken by {each.result.broken_by}"))
 
 
 def _factor(found: "SampleView") -> str:

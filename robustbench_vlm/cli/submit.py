@@ -58,7 +58,7 @@ def submit(
     made = submission(run, date=today(), model=model, links=links, note=note, records=records, board=out, data=data)
     path = made.write(out)
     document = {"entry": str(path), "remarks": list(made.remarks), "pull_request": made.pull_request}
-    lines = [screen.Line(screen.printable(line)) for line in made.pull_request.splitlines()]
+    lines = [screen.Line(line) for line in made.pull_request.splitlines()]
     screen.note(f"wrote {path} and {path.parent / made.entry.records.file}", quiet=as_json)
     screen.answer(document, lambda width: lines, as_json=as_json)
 
@@ -184,7 +184,7 @@ def _lines(found: "Verification", *, full: bool) -> list[screen.Line]:
     for each in found.disagreements[:SHOWN]:
         stored, here = (name or "robust" for name in (each.stored, each.found))
         about = f"{each.attack} / {each.dataset} / {each.eps} / {each.sample_id}: {stored} on record, {here} here"
-        lines.append(screen.Line(screen.printable(about)))
+        lines.append(screen.Line(about))
     if more := len(found.disagreements) - SHOWN:
         lines += [screen.Line(f"and {more} more")] if more > 0 else []
     if found.struck:
@@ -193,4 +193,4 @@ def _lines(found: "Verification", *, full: bool) -> list[screen.Line]:
 
 
 def _problem(text: str) -> screen.Line:
-    return screen.Line(screen.printable(f"does not hold: {text}"), "red")
+    return screen.Line(f"does not hold: {text}", "red")

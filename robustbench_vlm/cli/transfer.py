@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 from robustbench_vlm.cli import options
 from robustbench_vlm.cli.options import TRACK, Json, option
 from robustbench_vlm.cli.render import screen
+from robustbench_vlm.core.text import terminal_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,7 +107,7 @@ def heat_map(found: "Transfer") -> "Figure":
     """Draw the matrix: targets from left to right, sources from top to bottom, then what they get right in all."""
     from matplotlib.figure import Figure
 
-    names = [screen.printable(target.model) for target in found.targets]
+    names = [terminal_text(target.model) for target in found.targets]
     rows = [*names, "clean", "all images"]
     shares = [[target.mean.under[source.model] for target in found.targets] for source in found.targets]
     shares += [[target.mean.clean for target in found.targets], [target.mean.worst for target in found.targets]]

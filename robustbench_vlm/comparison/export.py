@@ -3,13 +3,12 @@
 Names come from whoever hands in a result, so that each writer escapes what its format would read as markup.
 """
 
-import csv
 import functools
-import io
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
+
+from robustbench_vlm.core.text import csv_text, latex_text, markdown_text, one_line
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -47,27 +46,27 @@ class Report:
 
 def markdown(report: Report) -> str:
     """Return a report as GitHub's Markdown."""
-    lines = [f"## {_markdown(report.title)}", "", _markdown(report.about), ""]
+    lines = [f"## {markdown_text(report.title)}", "", markdown_text(report.about), ""]
     for sheet in report.sheets:
-        lines += [f"### {_markdown(sheet.title)}", "", _piped(map(_markdown, sheet.header))]
+        lines += [f"### {markdown_text(sheet.title)}", "", _piped(map(markdown_text, sheet.header))]
         lines += [_piped([":--", *["--:"] * (len(sheet.header) - 1)])]
         lines += [_piped(map(_markdown_field, row)) for row in sheet.rows]
         lines.append("")
-    return "\n".join([*lines, *(f"* {_markdown(note)}" for note in report.notes)]).rstrip() + "\n"
+    return "\n".join([*lines, *(f"* {markdown_text(note)}" for note in report.notes)]).rstrip() + "\n"
 
 
 def latex(report: Report) -> str:
     r"""Return a report's tables for a paper, with booktabs' rules; notes are comments."""
-    lines = [f"% {_one_line(text)}" for text in (report.title, report.about, *report.notes)]
+    lines = [f"% {one_line(text)}" for text in (report.title, report.about, *report.notes)]
     lines.append(r"% \usepackage{booktabs}")
     for sheet in report.sheets:
         rows = [" & ".join(map(_latex_field, row)) + r" \\" for row in sheet.rows]
         if sheet.last_apart:
             rows.insert(len(rows) - 1, r"\midrule")
         lines += [
-            *("", r"\begin{table}", r"\centering", rf"\caption{{{_latex(sheet.title)}}}"),
+            *("", r"\begin{table}", r"\centering", rf"\caption{{{latex_text(sheet.title)}}}"),
             *(rf"\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}", r"\toprule"),
-            *(" & ".join(map(_latex, sheet.header)) + r" \\", r"\midrule", *rows),
+            *(" & ".join(map(latex_text, sheet.header)) + r" \\", r"\midrule", *rows),
             *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
         ]
     return "\n".join(lines) + "\n"
@@ -79,65 +78,20 @@ def html(report: Report) -> str:
 
 
 def csv_table(rows: Sequence[Mapping[str, str | float]]) -> str:
-    """Return rows as CSV under the keys of the first; a text that a spreadsheet would compute gets an apostrophe."""
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        writer.writerow({key: _csv(value) if isinstance(value, str) else value for key, value in row.items()})
-    return text.getvalue()
-
-
-def _one_line(text: str) -> str:
-    """Return text without line breaks, control characters and what turns the direction of reading."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
-
-
-_MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~$&!@]|:(?=//)|(?<=www)\.|^[-+=](?!\d)|^\d+[.)](?!\d)", re.IGNORECASE)
-
-
-def _markdown(text: str) -> str:
-    # A leading minus or number, a scheme or www. would make a list or a link out of a name.
-    return _MARKUP.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", _one_line(text))
+    """Return rows as CSV, with the keys of the first row as the header."""
+    return csv_text([rows[0], *([row[key] for key in rows[0]] for row in rows)])
 
 
 def _markdown_field(field: Field) -> str:
-    return f"**{_markdown(field.text)}**" if field.best else _markdown(field.text)
+    return f"**{markdown_text(field.text)}**" if field.best else markdown_text(field.text)
 
 
 def _piped(fields: Iterable[str]) -> str:
     return f"| {' | '.join(fields)} |"
 
 
-_LATEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "`": r"\textasciigrave{}",
-    # \textquotedbl is not in the fonts that LaTeX starts with.
-    '"': r"{\char34}",
-    # At the start of a row these two would be arguments of the line break before.
-    "[": "{[}",
-    "*": "{*}",
-    **{char: f"\\{char}" for char in "&%$#_{}"},
-}
-
-
-def _latex(text: str) -> str:
-    escaped = "".join(_LATEX.get(char, char) for char in _one_line(text))
-    return re.sub(r"(?<!\S)-(?=\d)", "$-$", escaped)
-
-
 def _latex_field(field: Field) -> str:
-    return rf"\textbf{{{_latex(field.text)}}}" if field.best else _latex(field.text)
-
-
-def _csv(text: str) -> str:
-    text = _one_line(text)
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text
+    return rf"\textbf{{{latex_text(field.text)}}}" if field.best else latex_text(field.text)
 
 
 @functools.cache
@@ -145,7 +99,7 @@ def _template() -> "Template":
     from jinja2 import Environment, StrictUndefined
 
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    environment.filters["one_line"] = _one_line
+    environment.filters["one_line"] = one_line
     return environment.from_string(_PAGE)
 
 

@@ -6,6 +6,7 @@ from robustbench_vlm.comparison.comparison import Comparison
 from robustbench_vlm.comparison.tables import MEAN
 from robustbench_vlm.core.files import save_figure
 from robustbench_vlm.core.records import Accuracy
+from robustbench_vlm.core.text import plot_text
 
 _MARKERS = "os^DvP*X<>"
 """One a model, so that no image depends on colours alone."""
@@ -27,7 +28,7 @@ def scatter(found: Comparison, path: Path) -> None:
             yerr=_arms(model.robust),
             fmt=_MARKERS[number % len(_MARKERS)],
             capsize=2,
-            label=_plain(model.name),
+            label=plot_text(model.name),
         )
     axes.set(xlabel="clean accuracy, %", ylabel=f"robust accuracy, %, {_threat(found)}", title=_title(found))
     axes.set_ylim(bottom=0)
@@ -48,12 +49,12 @@ def curves(found: Comparison, path: Path) -> None:
         points = [(0.0, model.clean), *((point.radius, point.robust) for point in model.curve if point.radius)]
         radii = [scale * radius for radius, _ in points]
         values = [100 * accuracy.value for _, accuracy in points]
-        drawn = axes.plot(radii, values, marker=_MARKERS[number % len(_MARKERS)], label=_plain(model.name))
+        drawn = axes.plot(radii, values, marker=_MARKERS[number % len(_MARKERS)], label=plot_text(model.name))
         lows, highs = ([100 * getattr(each, side) for _, each in points] for side in ("low", "high"))
         axes.fill_between(radii, lows, highs, alpha=0.2, color=drawn[0].get_color())
     axes.set(
         xlabel=f"eps{' x 255' if scale == 255 else ''}, {found.norm}",
-        ylabel=f"robust accuracy, %, {_plain(found.attack)}",
+        ylabel=f"robust accuracy, %, {plot_text(found.attack)}",
         title=_title(found),
     )
     axes.set_ylim(bottom=0)
@@ -75,8 +76,8 @@ def heatmap(found: Comparison, path: Path) -> None:
     image = axes.imshow(
         [[100 * value for value in row] for row in values], vmin=0, vmax=100, cmap="Blues", aspect="auto"
     )
-    axes.set_xticks(range(len(names)), [_plain(name) for name in names], rotation=45, ha="right")
-    axes.set_yticks(range(len(values)), [_plain(model.name) for model in found.models])
+    axes.set_xticks(range(len(names)), [plot_text(name) for name in names], rotation=45, ha="right")
+    axes.set_yticks(range(len(values)), [plot_text(model.name) for model in found.models])
     for row, line in enumerate(values):
         for column, value in enumerate(line):
             colour = "white" if value > _DARK else "black"
@@ -92,14 +93,8 @@ def _arms(accuracy: Accuracy) -> list[list[float]]:
 
 
 def _title(found: Comparison) -> str:
-    return f"{_plain(found.track)}, mean over {len(found.in_mean)} datasets"
+    return f"{plot_text(found.track)}, mean over {len(found.in_mean)} datasets"
 
 
 def _threat(found: Comparison) -> str:
-    return f"{_plain(found.attack)}, {found.norm} {found.eps}"
-
-
-def _plain(text: str) -> str:
-    # Between two dollars matplotlib would read a formula, and what begins with _ would stay out of the legend.
-    text = "".join(char if char.isprintable() else " " for char in text).replace("$", r"\$")
-    return f" {text}" if text.startswith("_") else text
+    return f"{plot_text(found.attack)}, {found.norm} {found.eps}"

@@ -1,7 +1,5 @@
 """Manifests: what a run's folder holds, what made it, and the table of its scores as scores.csv."""
 
-import csv
-import io
 import json
 import os
 import platform
@@ -16,6 +14,7 @@ import torch
 
 from robustbench_vlm.core.files import write_text
 from robustbench_vlm.core.records import Score, plain
+from robustbench_vlm.core.text import csv_text
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cost import Resources
 
@@ -129,22 +128,19 @@ def _listed(path: Path) -> dict[str, dict[str, Any]]:
 
 
 def _table(entries: Sequence[Mapping[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, _COLUMNS, extrasaction="ignore", lineterminator="\n")
-    writer.writeheader()
+    rows = []
     for entry in entries:
         score = entry["score"]
-        writer.writerow(
-            {
-                **score,
-                "clean_low": score["clean_interval"][0],
-                "clean_high": score["clean_interval"][1],
-                "robust_low": score["robust_interval"][0],
-                "robust_high": score["robust_interval"][1],
-                "warnings": " ".join(score["warnings"]),
-                "norm": entry["identity"]["threat"]["norm"],
-                "protocol": entry["protocol"],
-                "fingerprint": entry["fingerprint"],
-            }
-        )
-    return text.getvalue()
+        row = {
+            **score,
+            "clean_low": score["clean_interval"][0],
+            "clean_high": score["clean_interval"][1],
+            "robust_low": score["robust_interval"][0],
+            "robust_high": score["robust_interval"][1],
+            "warnings": " ".join(score["warnings"]),
+            "norm": entry["identity"]["threat"]["norm"],
+            "protocol": entry["protocol"],
+            "fingerprint": entry["fingerprint"],
+        }
+        rows.append([row.get(column, "") for column in _COLUMNS])
+    return csv_text([_COLUMNS, *rows])

@@ -5,6 +5,7 @@ from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import Accuracy
+from robustbench_vlm.core.text import markdown_text
 from robustbench_vlm.leaderboard.board import Board, Row
 
 BEGIN, END = "<!-- leaderboard {} -->", "<!-- end of leaderboard -->"
@@ -29,7 +30,7 @@ def markdown(board: Board) -> str:
     if not board.rows:
         lines = ["Nothing has been measured on this track yet: `vlmbench submit` adds the first entry."]
     if board.absent:
-        lines += ["", f"Left out, since their records cannot be had: {text(', '.join(board.absent))}."]
+        lines += ["", f"Left out, since their records cannot be had: {markdown_text(', '.join(board.absent))}."]
     if board.reported:
         papers = len({number.paper for number in board.reported})
         lines += ["", f"{len(board.reported)} numbers that {papers} papers report are in `reported.csv`, unranked."]
@@ -39,7 +40,7 @@ def markdown(board: Board) -> str:
 def page(boards: Sequence[Board]) -> str:
     """Return leaderboards/README.md."""
     parts = ["# Leaderboards\n", "Made by `vlmbench leaderboard build` from the entries beside it; never edited.\n"]
-    parts += [f"## {board.track}\n\n{text(board.description)}.\n\n{markdown(board)}" for board in boards]
+    parts += [f"## {board.track}\n\n{markdown_text(board.description)}.\n\n{markdown(board)}" for board in boards]
     return "\n".join(parts)
 
 
@@ -69,24 +70,19 @@ def views(boards: Sequence[Board], folder: Path) -> dict[Path, str]:
     return made
 
 
-def text(value: str) -> str:
-    """Return text as Markdown shows it: without markup, on one line."""
-    plain = "".join(char if char.isprintable() else " " for char in value)
-    return "".join(f"\\{char}" if char in r"\`*_{}[]()<>#|!~&" else char for char in plain)
-
-
 def _cells(row: Row) -> list[str]:
     codes = ", ".join(dict.fromkeys(warning.partition(":")[0] for warning in row.warnings))
     difference = f"{row.clean_rank} ({row.rank_difference:+d})" if row.rank else ""
     samples = str(row.robust.n)
     return [
-        *(row.rank or "-", text(row.model), row.status, _shown(row.clean), _robust(row), difference, samples),
-        *(text(row.training[:_LONGEST]), text(row.fidelity[:_LONGEST]), text(codes)),
+        *(row.rank or "-", markdown_text(row.model), row.status, _shown(row.clean), _robust(row), difference, samples),
+        *(markdown_text(row.training[:_LONGEST]), markdown_text(row.fidelity[:_LONGEST]), markdown_text(codes)),
     ]
 
 
 def _robust(row: Row) -> str:
-    return _shown(row.robust) if row.rank else f"{_shown(row.robust)} under {text(', '.join(row.under) or 'parts')}"
+    shown = _shown(row.robust)
+    return shown if row.rank else f"{shown} under {markdown_text(', '.join(row.under) or 'parts')}"
 
 
 def _shown(accuracy: Accuracy) -> str:

@@ -17,6 +17,7 @@ from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine import run as run_module
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.manifest import Line, Made, write_manifest
 from robustbench_vlm.engine.model_cache import classifier_of
 from robustbench_vlm.engine.resolve import Plan, Request, make_plan
 from robustbench_vlm.engine.results import Progress
@@ -65,6 +66,17 @@ def test_a_run_leaves_records_scores_and_a_manifest(request_of: Callable[..., Re
     rows = table_of(table.folder / "scores.csv")
     assert [float(row["robust"]) for row in rows] == [score.robust for score in table.scores]
     assert {row["fingerprint"] for row in rows} == {cell["fingerprint"] for cell in manifest["cells"].values()}
+
+
+def test_scores_csv_holds_no_formula_and_no_control_character(
+    request_of: Callable[..., Request], tmp_path: Path
+) -> None:
+    table, cell = run(request_of()).tables[0], make_plan(request_of()).cells[0]
+    named = replace(table.scores[0], dataset="=1+1", model="\t@SUM(1)\x1b[31m")
+    made = Made("complete", "", ONE, 0.0, 0)
+    write_manifest(tmp_path / "hostile", [Line(cell, "cell", named)], made)
+    (row,) = table_of(tmp_path / "hostile" / "scores.csv")
+    assert (row["dataset"], row["model"]) == ("'=1+1", r"'\t@SUM(1)\x1b[31m")
 
 
 def test_the_document_of_one_table_and_of_several(request_of: Callable[..., Request]) -> None:

@@ -8,8 +8,9 @@ from PIL import Image
 
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.text import markdown_text
 from robustbench_vlm.leaderboard.ranking import make_board
-from robustbench_vlm.leaderboard.views import BEGIN, END, markdown, text, with_tables
+from robustbench_vlm.leaderboard.views import BEGIN, END, markdown, with_tables
 from robustbench_vlm.tracks import MINI
 
 ROOT = Path(__file__).parents[2]
@@ -38,7 +39,7 @@ def test_text_from_outside_is_no_markup(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("hostile", ["a|b", "a\nb", "\x1b[31m", "‮", "`", "**", "<b>"])
 def test_one_line_of_text_stays_one(hostile: str) -> None:
-    shown = text(hostile)
+    shown = markdown_text(hostile)
     assert shown.isprintable() and "\n" not in shown
     assert all(f"\\{char}" in shown for char in hostile if char in "|`*<")
 

@@ -7,6 +7,7 @@ from robustbench_vlm.analysis.diagnose import Diagnoses, Diagnosis
 from robustbench_vlm.cli.render.layout import Columns, Row, table, wrapped
 from robustbench_vlm.cli.render.screen import Line, duration
 from robustbench_vlm.core.files import save_figure
+from robustbench_vlm.core.text import plot_text
 from robustbench_vlm.core.threat import parse_eps
 
 _COLUMNS = Columns(("model",), "eps", ("accuracy", "modality gap", "gradient norm", "effective rank"))
@@ -40,10 +41,8 @@ def plot(found: Diagnoses, path: Path | None) -> None:
     for axes, (name, label) in zip(figure.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
         for model, curve in models.items():
             radii = [float(parse_eps(each.eps) * (255 if linf else 1)) for each in curve]
-            # Between two dollars matplotlib would read a formula.
-            escaped = model.replace("$", r"\$")
-            axes.plot(radii, [getattr(each, name) for each in curve], marker="o", label=escaped)
-        axes.set(xlabel=f"eps{' x 255' if linf else ''}, {found.attack}", title=label)
+            axes.plot(radii, [getattr(each, name) for each in curve], marker="o", label=plot_text(model))
+        axes.set(xlabel=f"eps{' x 255' if linf else ''}, {plot_text(found.attack)}", title=label)
         axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
     axes.legend()
     save_figure(figure, path)

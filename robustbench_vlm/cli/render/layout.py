@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from robustbench_vlm.cli.render.screen import Line, printable
+from robustbench_vlm.cli.render.screen import Line
+from robustbench_vlm.core.text import terminal_text
 
 _GAP = "  "
 
@@ -36,7 +37,7 @@ class _Layout:
 
 def table(rows: Sequence[Row], columns: Columns, width: int) -> list[Line]:
     """Return a table's lines; columns that are empty in every row are left out. `width` is in terminal cells."""
-    rows = [{key: printable(value) for key, value in row.items()} for row in rows]
+    rows = [{key: terminal_text(value) for key, value in row.items()} for row in rows]
     filled = [
         key
         for key in (*columns.groups, columns.name, *columns.numbers, columns.notes)
@@ -50,7 +51,7 @@ def table(rows: Sequence[Row], columns: Columns, width: int) -> list[Line]:
 def wrapped(text: str, width: int, *, indent: str = "") -> list[Line]:
     """Return a sentence as lines of at most `width` cells; lines after the first are indented, words stay whole."""
     lines = textwrap.wrap(
-        printable(text),
+        terminal_text(text),
         width,
         subsequent_indent=indent,
         break_long_words=False,

@@ -8,7 +8,7 @@ from typing import Any
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.cli.render.layout import wrapped
-from robustbench_vlm.cli.render.screen import Line, printable
+from robustbench_vlm.cli.render.screen import Line
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import fingerprint, plain
 from robustbench_vlm.datasets import DATASETS
@@ -83,7 +83,7 @@ def difference_lines(first: str, second: str, found: Sequence[Difference], width
         return [Line(f"{first} and {second} measure the same")]
     lines: list[Line] = []
     for each in found:
-        lines.append(Line(printable(each.what), "bold"))
+        lines.append(Line(each.what, "bold"))
         for name, value in ((first, each.first), (second, each.second)):
             lines += [Line(f"  {line.text}") for line in wrapped(f"{name}: {value}", width - 2, indent="  ")]
     return lines

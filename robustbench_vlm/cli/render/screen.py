@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.text import Text
 
 from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.text import terminal_text
 
 _SECONDS_BETWEEN_LINES = 10.0
 """How often a pipe or a log file is told of progress."""
@@ -21,7 +22,7 @@ _UNLIMITED = 10_000
 
 @dataclass(frozen=True)
 class Line:
-    """One line of output with one of rich's styles; the text is shown as it is, never read as markup."""
+    """One line of output with one of rich's styles; text from others cannot become markup or a terminal escape."""
 
     text: str
     style: str = ""
@@ -44,7 +45,7 @@ def show(lines: Iterable[Line]) -> None:
     """Print lines on stdout."""
     console = Console(highlight=False)
     for line in lines:
-        console.print(Text(line.text, line.style), soft_wrap=True)
+        console.print(Text(terminal_text(line.text), line.style), soft_wrap=True)
 
 
 def show_document(document: Mapping[str, Any]) -> None:
@@ -56,8 +57,7 @@ def note(text: str, *, quiet: bool = False, style: str = "") -> None:
     """Print a sentence on stderr, broken between words on a terminal; nothing if `quiet`."""
     if not quiet:
         console = Console(stderr=True, highlight=False)
-        lines = "\n".join(printable(line) for line in text.split("\n"))
-        console.print(Text(lines, style), soft_wrap=not console.is_terminal)
+        console.print(Text(terminal_text(text, keep_newlines=True), style), soft_wrap=not console.is_terminal)
 
 
 @contextlib.contextmanager
@@ -71,11 +71,6 @@ def progress(what: str, *, quiet: bool = False) -> Iterator[Tell]:
             yield tell
     else:
         yield _nothing if quiet else _lines(what)
-
-
-def printable(text: str) -> str:
-    """Return text that cannot steer a terminal: control characters and undecodable bytes become visible escapes."""
-    return "".join(char if char.isprintable() else ascii(char)[1:-1] for char in text)
 
 
 def duration(seconds: float) -> str:

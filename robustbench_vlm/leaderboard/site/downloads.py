@@ -1,13 +1,11 @@
 """A board as files for programs: the whole of it as JSON, its rows and the reported numbers as CSV."""
 
-import csv
-import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from robustbench_vlm.core.text import csv_text
 from robustbench_vlm.leaderboard.board import Board, Row
-from robustbench_vlm.leaderboard.site.texts import visible
 
 
 def board_json(board: Board) -> str:
@@ -46,17 +44,4 @@ def _csv(lines: Sequence[Mapping[str, Any]]) -> str:
     names = list(dict.fromkeys(name for line in lines for name in line))
     if not lines:
         return ""
-    text = io.StringIO(newline="")
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_cells(names))
-    writer.writerows(_cells(line.get(name, "") for name in names) for line in lines)
-    return text.getvalue()
-
-
-def _cells(values: Iterable[Any]) -> list[Any]:
-    return [_as_text(value) if isinstance(value, str) else value for value in values]
-
-
-def _as_text(value: str) -> str:
-    # A spreadsheet takes what begins so for a formula, and it came from others.
-    return f"'{visible(value)}" if value.lstrip().startswith(("=", "+", "-", "@")) else visible(value)
+    return csv_text([names, *([line.get(name, "") for name in names] for line in lines)])

@@ -14,6 +14,7 @@ from robustbench_vlm import __version__
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import inside, write_text
 from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.core.text import terminal_text
 from robustbench_vlm.engine.warnings import GATES, explain
 from robustbench_vlm.leaderboard.board import Board, ReportedNumber, Row
 from robustbench_vlm.leaderboard.entry import Entry
@@ -141,7 +142,7 @@ def _environment(boards: Sequence[Board]) -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
-        finalize=lambda value: texts.visible(value) if type(value) is str else value,
+        finalize=lambda value: terminal_text(value, keep_newlines=True) if type(value) is str else value,
     )
     filters = (
         *(texts.shown, texts.slug, texts.safe_link, texts.percent, texts.interval, texts.signed, texts.count),

@@ -9,24 +9,19 @@ from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
 from robustbench_vlm.core.records import Accuracy
+from robustbench_vlm.core.text import bibtex_text, terminal_text
 from robustbench_vlm.core.threat import parse_eps
 
 _DASH = "\N{EN DASH}"
 _ARXIV = re.compile(r"https://arxiv\.org/abs/(\d{4}\.\d{4,5})(v\d+)?", re.ASCII)
 _DOI = re.compile(r"https://doi\.org/(10\.\d{4,9}/[\w.()/:;-]+)", re.ASCII)
-_TEX = re.compile(r"[{}\\%$#&^~@]")
 _NO_KEY = re.compile(r"[^A-Za-z0-9.:/-]", re.ASCII)
 _SLUG = re.compile(r"[a-z0-9][a-z0-9._+-]{0,59}", re.ASCII)
 
 
-def visible(text: str) -> str:
-    """Return text whose control characters, overrides of direction and half pairs are visible escapes."""
-    return "".join(char if char.isprintable() or char == "\n" else ascii(char)[1:-1] for char in text)
-
-
 def shown(text: object, most: int = 2000) -> str:
     """Return text on one line of at most `most` characters, all of them visible."""
-    line = visible(" ".join(str(text).split()))
+    line = terminal_text(" ".join(str(text).split()))
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
@@ -76,7 +71,7 @@ def count(number: int) -> str:
 
 def bibtex(kind: str, key: str, fields: Iterable[tuple[str, str]]) -> str:
     """Return a BibTeX record; what is BibTeX's or TeX's own in a value is left out, so that it stays a text."""
-    plain = {name: _TEX.sub("", shown(value, 300)) for name, value in fields if value}
+    plain = {name: bibtex_text(shown(value, 300)) for name, value in fields if value}
     lines = [f"  {name} = {{{value}}}," for name, value in plain.items()]
     return "\n".join([f"@{kind}{{{_NO_KEY.sub('', key)},", *lines, "}"])
 
