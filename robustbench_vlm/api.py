@@ -5,7 +5,7 @@
 
 import dataclasses
 import shlex
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -19,6 +19,7 @@ from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.comparison.compare import compare as compare_sources
 from robustbench_vlm.comparison.comparison import Comparison
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.datasets import DATASETS
@@ -27,7 +28,7 @@ from robustbench_vlm.datasets.published.local_copy import ready
 from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.model_cache import AnyModel, loaded_model
 from robustbench_vlm.engine.resolve import Request
-from robustbench_vlm.engine.results import Progress, RunResult
+from robustbench_vlm.engine.results import RunResult
 from robustbench_vlm.engine.run import run
 from robustbench_vlm.engine.samples import choose_samples
 from robustbench_vlm.leaderboard.board import Board
@@ -127,7 +128,7 @@ def evaluate(
     out: str | Path = "runs",
     workers: int = 0,
     device: str = "",
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> RunResult:
     """Measure clean and robust accuracy of every model under every attack at every eps, as `vlmbench run` does.
 

@@ -169,7 +169,7 @@ def test_a_leaderboard_is_a_frame(taught_card: Path, tmp_path: Path) -> None:
 
 
 def test_progress_is_told(taught_card: Path, tmp_path: Path) -> None:
-    told: list[tuple[int, int]] = []
+    told: list[tuple[int, int | None]] = []
     evaluate(
         str(taught_card),
         "fgsm",
@@ -178,7 +178,7 @@ def test_progress_is_told(taught_card: Path, tmp_path: Path) -> None:
         samples=3,
         out=tmp_path,
         workers=1,
-        on_progress=lambda progress: told.append((progress.samples_done, progress.samples_total)),
+        on_progress=lambda progress: told.append((progress.done, progress.total)),
     )
     assert told[0] == (0, 3) and told[-1] == (3, 3)
 

@@ -120,7 +120,7 @@ def left(path: Path) -> list[str]:
 def test_a_file_comes_whole_and_leaves_nothing_beside_it(serve: Callable[..., Server], path: Path) -> None:
     told: list[tuple[int, int | None]] = []
     url = serve(whole).url
-    assert download(url, path, on_progress=lambda *state: told.append(state)) == DIGEST
+    assert download(url, path, on_progress=lambda progress: told.append((progress.done, progress.total))) == DIGEST
     assert path.read_bytes() == CONTENT and left(path) == ["weights.pt"]
     assert told[-1] == (len(CONTENT), len(CONTENT)) and [here for here, _ in told] == sorted(here for here, _ in told)
 

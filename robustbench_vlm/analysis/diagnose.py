@@ -2,7 +2,7 @@
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,13 +11,13 @@ from torch import Tensor
 
 from robustbench_vlm.analysis.measures import Examined, effective_rank, examine, modality_gap, walk_of
 from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import plain
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.model_cache import classifier_of, expect_weights
 from robustbench_vlm.engine.resolve import Plan, Request, make_plan
-from robustbench_vlm.engine.results import Progress
 from robustbench_vlm.engine.shard import load_batch
 from robustbench_vlm.models.precision import arithmetic
 
@@ -70,7 +70,7 @@ class Diagnoses:
         return document
 
 
-def diagnose(request: Request, *, on_progress: Callable[[Progress], None] | None = None) -> Diagnoses:
+def diagnose(request: Request, *, on_progress: OnProgress = ignore_progress) -> Diagnoses:
     """Diagnose the request's models at its radii under its one attack.
 
     Raises UserError as `make_plan`, `walk_of` and `expect_weights` do.
@@ -81,7 +81,7 @@ def diagnose(request: Request, *, on_progress: Callable[[Progress], None] | None
         expect_weights(model)
     walk_of(load_attack(name))
     plan = make_plan(request)
-    found = _diagnose_cells(plan, on_progress or (lambda progress: None))
+    found = _diagnose_cells(plan, on_progress)
     groups: dict[tuple[str, Threat], list[tuple[DatasetDiagnosis, Tensor]]] = {}
     for number, cell in enumerate(plan.cells):
         groups.setdefault((cell.model_name, cell.threat), []).append(found[number])
@@ -95,13 +95,13 @@ def diagnose(request: Request, *, on_progress: Callable[[Progress], None] | None
     )
 
 
-def _diagnose_cells(plan: Plan, on_progress: Callable[[Progress], None]) -> dict[int, tuple[DatasetDiagnosis, Tensor]]:
+def _diagnose_cells(plan: Plan, on_progress: OnProgress) -> dict[int, tuple[DatasetDiagnosis, Tensor]]:
     """Return what was found, and the image features, by the number of the cell."""
     groups: dict[tuple[str, str], list[int]] = {}
     for number, cell in enumerate(plan.cells):
         groups.setdefault((cell.model, cell.dataset.name), []).append(number)
     work, total = 0, sum(map(_passes, plan.cells))
-    on_progress(Progress(0, plan.samples, 0, plan.estimate.seconds_most, ""))
+    on_progress(Progress(0, plan.samples, plan.estimate.seconds_most))
     found: dict[int, tuple[DatasetDiagnosis, Tensor]] = {}
     begun = time.monotonic()
     with arithmetic():
@@ -112,7 +112,7 @@ def _diagnose_cells(plan: Plan, on_progress: Callable[[Progress], None]) -> dict
             samples = sum(len(plan.cells[number]) for number in found)
             left = (time.monotonic() - begun) / work * (total - work)
             label = f"{cells[0].model_name} / {cells[0].dataset.name}"
-            on_progress(Progress(samples, plan.samples, work, left, label))
+            on_progress(Progress(samples, plan.samples, left, label, work))
     return found
 
 

@@ -1,6 +1,5 @@
 """One sample under attack: its clean and its adversarial image, and what each model makes of the two."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +10,12 @@ from robustbench_vlm.analysis.adversarial_images import attack_positions
 from robustbench_vlm.analysis.verdict import judged_logits
 from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import SampleResult, plain
 from robustbench_vlm.core.threat import distance
 from robustbench_vlm.engine.cell import Cell, Samples
 from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.resolve import Request, make_plan
-from robustbench_vlm.engine.results import Progress
 from robustbench_vlm.engine.shard import load_batch
 
 TOP = 5
@@ -85,9 +84,7 @@ class SampleView:
         return {**said, "magnification": self.magnification, "models": [each.to_json() for each in self.models]}
 
 
-def look_at_sample(
-    request: Request, sample: str, *, on_progress: Callable[[Progress], None] | None = None
-) -> SampleView:
+def look_at_sample(request: Request, sample: str, *, on_progress: OnProgress = ignore_progress) -> SampleView:
     """Attack one sample of the request's one dataset on all its models, by its one attack at its one radius.
 
     `sample` is an id, or its place among the samples of the protocol, from 0. Raises UserError as `make_plan` does,
@@ -97,14 +94,13 @@ def look_at_sample(
     assert len({(cell.dataset.name, cell.attack.name, cell.threat) for cell in plan.cells}) == 1
     first = plan.cells[0]
     position = _position(first.samples, sample, first.dataset.name)
-    tell = on_progress or (lambda progress: None)
     models: list[SampleUnderModel] = []
     batch, _ = load_batch(first, position, position + 1, device="cpu")
     for number, cell in enumerate(plan.cells):
         left = plan.estimate.seconds_most / plan.samples * (len(plan.cells) - number)
-        tell(Progress(number, len(plan.cells), 0, left, cell.model_name))
+        on_progress(Progress(number, len(plan.cells), left, cell.model_name))
         models.append(_under(cell, position, batch, plan.request.resources))
-    tell(Progress(len(plan.cells), len(plan.cells), 0, 0, ""))
+    on_progress(Progress(len(plan.cells), len(plan.cells)))
     return SampleView(
         track=plan.track.name,
         protocol=plan.protocol.label,

@@ -5,7 +5,7 @@ gradients (arXiv:1802.00420, section 3.1).
 """
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,12 +17,13 @@ from robustbench_vlm.analysis.adversarial_files import AdversarialImages, write_
 from robustbench_vlm.analysis.adversarial_images import attack_cells
 from robustbench_vlm.analysis.verdict import judged_logits
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.records import CLEAN, Accuracy, plain
 from robustbench_vlm.engine.backends import ENGINES
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.resolve import Plan, Request, make_plan
-from robustbench_vlm.engine.results import Progress, mean_share
+from robustbench_vlm.engine.results import mean_share
 from robustbench_vlm.engine.scores import wilson
 from robustbench_vlm.engine.shard import Attacked
 from robustbench_vlm.engine.store import safe_name
@@ -80,9 +81,7 @@ class Transfer:
         return document
 
 
-def transfer(
-    request: Request, save: Path | None = None, *, on_progress: Callable[[Progress], None] | None = None
-) -> Transfer:
+def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgress = ignore_progress) -> Transfer:
     """Attack each of the request's models and try the images on all; nothing of a run on disk is read.
 
     With `save`, a folder, every model's images are written to it as <model>.safetensors, see `exchange`. Raises
@@ -94,7 +93,7 @@ def transfer(
     plan = make_plan(request)
     names = dict.fromkeys(cell.dataset.name for cell in plan.cells)
     unseen = tuple(name for name in names if name not in plan.track.seen)
-    clock = _Clock(plan, on_progress or (lambda progress: None))
+    clock = _Clock(plan, on_progress)
     attacked = attack_cells(plan, clock.attacked)
     if save is not None:
         for model, images in adversarial_images(plan, attacked).items():
@@ -129,13 +128,13 @@ def adversarial_images(plan: Plan, attacked: Sequence[Attacked]) -> dict[str, Ad
 class _Clock:
     """Tells how far a transfer is: samples attacked, then images tried; the time left is weighed by their passes."""
 
-    def __init__(self, plan: Plan, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(self, plan: Plan, on_progress: OnProgress) -> None:
         self.on_progress, self.others = on_progress, len(_models(plan)) - 1
         cell = plan.cells[0]
         walks = sum(sum(stage.calls(stage.parameters, len(cell.dataset.classes))) for stage in cell.attack.stages)
         self.weight = 3 * walks
         self.samples, self.begun, self.done, self.passes = plan.samples, time.monotonic(), 0, 0
-        on_progress(Progress(0, self.samples * (1 + self.others), 0, plan.estimate.seconds_most, ""))
+        on_progress(Progress(0, self.samples * (1 + self.others), plan.estimate.seconds_most))
 
     def attacked(self, count: int, cell: Cell) -> None:
         """So many samples more have been attacked."""
@@ -149,7 +148,7 @@ class _Clock:
         self.done, self.passes = self.done + count, self.passes + passes
         left = self.samples * (self.weight + self.others) - self.passes
         seconds = (time.monotonic() - self.begun) / self.passes * left
-        self.on_progress(Progress(self.done, self.samples * (1 + self.others), self.passes, seconds, label))
+        self.on_progress(Progress(self.done, self.samples * (1 + self.others), seconds, label, self.passes))
 
 
 _Right = Mapping[tuple[str, str, str], Tensor]

@@ -11,6 +11,7 @@ from robustbench_vlm.cli.options import DataFolder, Json, SampleCount, example, 
 from robustbench_vlm.cli.render import screen
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_text
+from robustbench_vlm.core.progress import Progress
 
 if TYPE_CHECKING:
     from robustbench_vlm.datasets.published.status import Prepared, Shelf
@@ -69,10 +70,10 @@ def prepare(
     if count is not None:
         chosen = chosen.with_samples(None if count == "all" else count)
     found, failed = {}, {}
-    with screen.progress("done", quiet=as_json) as tell:
+    with screen.progress("done", quiet=as_json) as on_progress:
         for name in _chosen(names):
             try:
-                found[name] = obtain(name, chosen.adapt_dataset, chosen.samples, data, tell, download=download)
+                found[name] = obtain(name, chosen.adapt_dataset, chosen.samples, data, on_progress, download=download)
             except UserError as error:
                 failed[name] = str(error)
     if failed and not found:
@@ -111,11 +112,11 @@ def verify(names: _Names = None, data: DataFolder = None, as_json: Json = False)
     """
     from robustbench_vlm.datasets.published.status import check
 
-    with screen.progress("datasets", quiet=as_json) as tell:
+    with screen.progress("datasets", quiet=as_json) as on_progress:
         found = {}
         chosen = _chosen(names)
         for number, name in enumerate(chosen):
-            tell(number, len(chosen), 0.0, name)
+            on_progress(Progress(number, len(chosen), label=name))
             found[name] = check(name, data, missing_is_wrong=bool(names))
     wrong = [f"{name}: {sentence}" for name, sentences in found.items() for sentence in sentences or ()]
     fine = [name for name, sentences in found.items() if sentences == []]

@@ -110,11 +110,11 @@ def run(request: "Request", as_json: Json = False) -> None:
 
     screen.note("reading models and images", quiet=as_json)
     ENGINES.load(request.resources.engine).prepare(request.resources)
-    with screen.progress("read", quiet=as_json) as tell:
-        plan = make_plan(request, tell)
+    with screen.progress("read", quiet=as_json) as on_progress:
+        plan = make_plan(request, on_progress)
     screen.note(report.totals(plan), quiet=as_json)
-    with screen.progress("samples", quiet=as_json) as tell:
-        result = run_plan(plan, on_progress=lambda p: tell(p.samples_done, p.samples_total, p.seconds_left, p.label))
+    with screen.progress("samples", quiet=as_json) as on_progress:
+        result = run_plan(plan, on_progress=on_progress)
     screen.answer(result.to_json(), lambda width: report.run_lines(result, width), as_json=as_json)
 
 
@@ -128,8 +128,8 @@ def plan(request: "Request", as_json: Json = False) -> None:
     from robustbench_vlm.cli.render import report
     from robustbench_vlm.engine.resolve import make_plan
 
-    with screen.progress("read", quiet=as_json) as tell:
-        planned = make_plan(request, tell)
+    with screen.progress("read", quiet=as_json) as on_progress:
+        planned = make_plan(request, on_progress)
     screen.answer(report.plan_document(planned), lambda width: report.plan_lines(planned, width), as_json=as_json)
 
 
@@ -184,8 +184,8 @@ def diagnose(
 
     check_plot(plot)
     screen.note("reading models and images", quiet=as_json)
-    with screen.progress("samples", quiet=as_json) as tell:
-        found = examine(request, on_progress=lambda p: tell(p.samples_done, p.samples_total, p.seconds_left, p.label))
+    with screen.progress("samples", quiet=as_json) as on_progress:
+        found = examine(request, on_progress=on_progress)
     diagnosis.plot(found, plot)
     screen.answer(found.to_json(), lambda width: diagnosis.lines(found, width), as_json=as_json)
 

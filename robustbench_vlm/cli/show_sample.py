@@ -73,10 +73,8 @@ def show_sample(
         resources=Resources(device, workers=1),
     )
     screen.note("reading models and images", quiet=as_json)
-    with screen.progress("models", quiet=as_json) as tell:
-        found = look_at_sample(
-            request, sample, on_progress=lambda p: tell(p.samples_done, p.samples_total, p.seconds_left, p.label)
-        )
+    with screen.progress("models", quiet=as_json) as on_progress:
+        found = look_at_sample(request, sample, on_progress=on_progress)
     save_figure(picture(found), out)
     document = {**found.to_json(), "picture": str(out)}
     screen.answer(document, lambda width: list(lines(found, out, width)), as_json=as_json)

@@ -93,7 +93,7 @@ def verify(
         return _check(entry, since, as_json=as_json)
     stored = read_placed(entry)
     screen.note("reading models and images", quiet=as_json)
-    with screen.progress("verdicts", quiet=as_json) as tell:
+    with screen.progress("verdicts", quiet=as_json) as on_progress:
         found = examine(
             stored,
             entry.parent,
@@ -103,7 +103,7 @@ def verify(
             model=model,
             data=data,
             resources=Resources(device, workers),
-            on_progress=tell,
+            on_progress=on_progress,
         )
     write_entry(found.entry, entry)
     screen.answer(_document(found), lambda width: _lines(found, full=full), as_json=as_json)
@@ -122,8 +122,10 @@ def dispute(
     from robustbench_vlm.leaderboard.entry import read_entry
 
     screen.note("reading models and images", quiet=as_json)
-    with screen.progress("images", quiet=as_json) as tell:
-        found = judge(read_entry(entry), entry.parent, images, date=today(), model=model, data=data, on_progress=tell)
+    with screen.progress("images", quiet=as_json) as on_progress:
+        found = judge(
+            read_entry(entry), entry.parent, images, date=today(), model=model, data=data, on_progress=on_progress
+        )
     if found.found:
         screen.note(f"wrote {entry} and {found.write(entry)}", quiet=as_json)
     fallen = f"the entry's number falls, and its status is: {found.entry.status}"

@@ -20,7 +20,7 @@ from robustbench_vlm.cli.options import (
     with_options_of,
 )
 from robustbench_vlm.cli.render import screen
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress, ignore_progress
 
 if TYPE_CHECKING:
     from robustbench_vlm.training.finetune import Runtime
@@ -60,8 +60,8 @@ def pretrain(track: TrackName = TRACK, out: _Folder = None, as_json: Json = Fals
     from robustbench_vlm.models.card import trained_folder
     from robustbench_vlm.training.pretrain import pretrain_base
 
-    with screen.progress("steps", quiet=as_json) as tell:
-        card = pretrain_base(track, out or trained_folder(track, "base"), tell)
+    with screen.progress("steps", quiet=as_json) as on_progress:
+        card = pretrain_base(track, out or trained_folder(track, "base"), on_progress)
     _show_card(card, as_json=as_json)
 
 
@@ -110,8 +110,8 @@ def train(
     from robustbench_vlm.training.finetune import train_defense
 
     runtime = _runtime(out or trained_folder(request.track, request.name), device, save_every)
-    with _progress(runtime, as_json=as_json) as tell:
-        card = train_defense(request, runtime, tell, resume=resume)
+    with _progress(runtime, as_json=as_json) as on_progress:
+        card = train_defense(request, runtime, on_progress, resume=resume)
     if card:
         _show_card(card, as_json=as_json)
 
@@ -138,22 +138,22 @@ def sweep(
 
     check_plot(plot)
     runtime = _runtime(out or trained_folder(request.track, f"sweep-{request.name}"), device, 200)
-    with _progress(runtime, as_json=as_json) as tell:
-        found = run_sweep(request, number_lists(over), sweeps.part(share), runtime, tell)
+    with _progress(runtime, as_json=as_json) as on_progress:
+        found = run_sweep(request, number_lists(over), sweeps.part(share), runtime, on_progress)
     if runtime.processes.is_main:
         sweeps.plot(found, plot or runtime.folder / "sweep.png")
         screen.answer(sweeps.document(found), lambda width: sweeps.lines(found, width), as_json=as_json)
 
 
 @contextlib.contextmanager
-def _progress(runtime: "Runtime", *, as_json: bool) -> Iterator[Tell]:
+def _progress(runtime: "Runtime", *, as_json: bool) -> Iterator[OnProgress]:
     """Show progress, on the first of several processes alone."""
     if not runtime.processes.is_main:
-        yield lambda step, of, left, state: None
+        yield ignore_progress
         return
     screen.note("reading model and images", quiet=as_json)
-    with screen.progress("steps", quiet=as_json) as tell:
-        yield tell
+    with screen.progress("steps", quiet=as_json) as on_progress:
+        yield on_progress
 
 
 def _runtime(folder: Path, device: str, save_every: int) -> "Runtime":

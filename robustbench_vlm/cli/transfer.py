@@ -70,10 +70,8 @@ def transfer(request: "Request", plot: _Plot = None, save: _Save = None, as_json
 
     options.check_plot(plot)
     screen.note("reading models and images", quiet=as_json)
-    with screen.progress("images", quiet=as_json) as tell:
-        found = transfers.transfer(
-            request, save, on_progress=lambda p: tell(p.samples_done, p.samples_total, p.seconds_left, p.label)
-        )
+    with screen.progress("images", quiet=as_json) as on_progress:
+        found = transfers.transfer(request, save, on_progress=on_progress)
     if plot is not None:
         save_figure(heat_map(found), plot)
     screen.answer(found.to_json(), lambda width: list(lines(found, width)), as_json=as_json)

@@ -5,7 +5,6 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from email.message import Message
 from pathlib import Path
@@ -14,9 +13,7 @@ from urllib.parse import quote
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import explained, sha256_of
 from robustbench_vlm.core.http import Dropped, Missing, Refused, ask, check_address, read
-
-Tell = Callable[[int, int | None], None]
-"""Called with the bytes that are here and those of the whole file, None where the server does not say."""
+from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 
 WAITS = (1.0, 2.0, 5.0, 15.0)
 """Seconds before each new attempt; they begin again with every byte that is gained."""
@@ -28,7 +25,7 @@ class _Wanted:
     path: Path
     sha256: str
     size: int | None
-    tell: Tell | None
+    on_progress: OnProgress
 
     @property
     def partial(self) -> Path:
@@ -48,12 +45,13 @@ class _Wanted:
 
 
 def download(
-    url: str, path: Path, *, sha256: str = "", size: int | None = None, on_progress: Tell | None = None
+    url: str, path: Path, *, sha256: str = "", size: int | None = None, on_progress: OnProgress = ignore_progress
 ) -> str:
     """Fetch a file to `path`, where it appears whole or not at all, and return its sha256.
 
     A file that is there already is checked and kept. What came before a connection dropped stays beside it as
-    `.partial` and is gone on from, also by a later call. `sha256` and `size` (bytes), where given, must be the file's.
+    `.partial`, and a later call continues from there. `sha256` and `size` (bytes), where given, must be the file's.
+    `on_progress` counts bytes.
 
     Raises UserError for an address that is not https, a file that is not there or needs a login, a web page in its
     place, a file whose end cannot be known, a wrong size or digest, a full disk, and a server that cannot be reached.
@@ -154,8 +152,7 @@ def _receive(wanted: _Wanted) -> bool:
             while chunk:
                 file.write(chunk)
                 here += len(chunk)
-                if wanted.tell:
-                    wanted.tell(here, total)
+                wanted.on_progress(Progress(here, total))
                 chunk = read(answer)
             file.flush()
             os.fsync(file.fileno())

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_text, write_whole
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import fingerprint, plain
 from robustbench_vlm.datasets.base import UnreadableImage, image_sha256
 from robustbench_vlm.datasets.order import standard_order
@@ -24,7 +24,12 @@ from robustbench_vlm.datasets.transform import Transform
 
 
 def prepare(
-    name: str, pictures: Pictures, transform: Transform, count: int | None, cache: Path, tell: Tell | None = None
+    name: str,
+    pictures: Pictures,
+    transform: Transform,
+    count: int | None,
+    cache: Path,
+    on_progress: OnProgress = ignore_progress,
 ) -> Path:
     """Prepare the first `count` samples of the standard order (None: all) and return their folder.
 
@@ -49,8 +54,8 @@ def prepare(
         readers = [functools.partial(_pixels, pictures, place, transform) for place in places]
         _write_chunk(folder, chunk, readers, stamps)
         done += len(places)
-        if tell:
-            tell(done, total, (time.monotonic() - begun) / done * (total - done), f"preparing {name}")
+        left = (time.monotonic() - begun) / done * (total - done)
+        on_progress(Progress(done, total, left, f"preparing {name}"))
     return folder
 
 

@@ -15,7 +15,7 @@ from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack, Logits
 from robustbench_vlm.attacks.model import Transferred
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
@@ -87,13 +87,13 @@ class Plan:
         return sum(len(cell) for cell in self.cells)
 
 
-def make_plan(request: Request, tell: Tell | None = None) -> Plan:
+def make_plan(request: Request, on_progress: OnProgress = ignore_progress) -> Plan:
     """Resolve every name, load the models, read the chosen images once, and measure the model's speed.
 
-    Released weights are fetched, and images of published datasets prepared, where they are not yet, of which `tell`
-    is told. Raises UserError for unknown names (with the nearest), eps in other units, an attack that is not for the
-    norm, a precision that the device does not have, datasets that are not there, models that cannot be loaded or share
-    a name, and unreadable images unless the request skips them.
+    Released weights are fetched and images of published datasets are prepared if they are not yet; `on_progress`
+    reports on that. Raises UserError for unknown names (with the nearest), eps in other units, an attack that is not
+    for the norm, a precision that the device does not have, datasets that are not there, models that cannot be loaded
+    or share a name, and unreadable images unless the request skips them.
     """
     track: Track = TRACKS.load(request.track)
     protocol = _protocol(request, track)
@@ -109,13 +109,13 @@ def make_plan(request: Request, tell: Tell | None = None) -> Plan:
     located.cache_clear()
     datasets = _datasets(request, track, protocol)
     for name in _once("model", request.models):
-        fetch(find_card(split_reference(name)[1], track.name), track.name, tell or (lambda *told: None))
+        fetch(find_card(split_reference(name)[1], track.name), track.name, on_progress)
     # A checkpoint may have changed since this process loaded it last.
     release()
     models = {name: loaded_model(name, track.name, resources.device) for name in _once("model", request.models)}
     _check_names(models)
     sides = {name: protocol.image_size or model.architecture.side for name, model in models.items()}
-    choices = _choices(request, datasets, protocol, set(sides.values()), tell)
+    choices = _choices(request, datasets, protocol, set(sides.values()), on_progress)
     cells = tuple(
         Cell(track.name, name, model.name, model.digest, dataset, attack, threat, protocol, samples)
         for name, model in models.items()
@@ -199,11 +199,11 @@ def _check_pictures(request: Request, track: Track, protocol: Protocol) -> None:
 
 
 def _choices(
-    request: Request, datasets: Sequence[Dataset], protocol: Protocol, sides: set[int], tell: Tell | None
+    request: Request, datasets: Sequence[Dataset], protocol: Protocol, sides: set[int], on_progress: OnProgress
 ) -> dict[int, list[tuple[Dataset, Samples]]]:
     """Return the datasets and their samples by the side of the images, which only a folder's depend on."""
     if request.images is None:
-        opened = [ready(dataset, protocol.samples, request.data, tell) for dataset in datasets]
+        opened = [ready(dataset, protocol.samples, request.data, on_progress) for dataset in datasets]
         same = [
             (dataset, choose_samples(dataset, protocol, skip_unreadable=request.skip_unreadable)) for dataset in opened
         ]

@@ -1,4 +1,4 @@
-"""What a run hands back: progress on the way, then a table for every model x attack x eps."""
+"""What a run hands back: a table for every model x attack x eps."""
 
 import math
 from collections.abc import Sequence
@@ -20,21 +20,6 @@ _COLUMNS = (
     *(*_ABOUT, "n", "clean", "clean_low", "clean_high", "robust", "robust_low", "robust_high", "warnings"),
     *("classes", "norm", "track", "protocol", "fingerprint"),
 )
-
-
-@dataclass(frozen=True)
-class Progress:
-    """How far a run is; handed to the callback when it starts, after every shard, and when it ends."""
-
-    samples_done: int
-    """Those of earlier runs that were found on disk included."""
-    samples_total: int
-    passes: int
-    """Forward and backward passes of single samples so far."""
-    seconds_left: float
-    """From the estimate first, then from the measured pace."""
-    label: str
-    """The cell that the last shard belongs to; "" at the start."""
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,10 @@ import contextlib
 import functools
 import itertools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import SampleResult, Score, fingerprint
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell
@@ -14,7 +15,7 @@ from robustbench_vlm.engine.group import missing_groups, run_group
 from robustbench_vlm.engine.manifest import Line, Made, write_manifest
 from robustbench_vlm.engine.merge import merge
 from robustbench_vlm.engine.resolve import Plan, Request, make_plan
-from robustbench_vlm.engine.results import Mean, Progress, RunResult, Table, mean_of
+from robustbench_vlm.engine.results import Mean, RunResult, Table, mean_of
 from robustbench_vlm.engine.scores import score
 from robustbench_vlm.engine.store import (
     Finished,
@@ -26,12 +27,10 @@ from robustbench_vlm.engine.store import (
 )
 from robustbench_vlm.engine.warnings import with_comparisons
 
-__all__ = ["Mean", "Progress", "RunResult", "Table", "run", "run_plan"]
-
-OnProgress = Callable[[Progress], None]
+__all__ = ["Mean", "RunResult", "Table", "run", "run_plan"]
 
 
-def run(request: Request, *, on_progress: OnProgress | None = None) -> RunResult:
+def run(request: Request, *, on_progress: OnProgress = ignore_progress) -> RunResult:
     """Plan a request, compute what is missing on disk, and return the scores.
 
     Raises UserError as `make_plan` does, where another run holds the folder, and where the disk cannot take the
@@ -42,7 +41,7 @@ def run(request: Request, *, on_progress: OnProgress | None = None) -> RunResult
     return run_plan(make_plan(request), on_progress=on_progress)
 
 
-def run_plan(plan: Plan, *, on_progress: OnProgress | None = None) -> RunResult:
+def run_plan(plan: Plan, *, on_progress: OnProgress = ignore_progress) -> RunResult:
     """Run a plan as `run` does; for those who showed its estimate first."""
     begun = time.monotonic()
     out, cells = plan.request.out, plan.cells
@@ -51,7 +50,7 @@ def run_plan(plan: Plan, *, on_progress: OnProgress | None = None) -> RunResult:
             locks.enter_context(locked(folder))
         finished = [read_finished(cell_folder(out, cell), cell) for cell in cells]
         _write_manifests(plan, Made("unfinished", plan.request.command, plan.request.resources, 0, 0))
-        fresh = _compute(plan, finished, on_progress or (lambda progress: None))
+        fresh = _compute(plan, finished, on_progress)
         complete = [read_finished(cell_folder(out, cell), cell) for cell in cells]
         results = [merge(found.pieces, cell.samples.ids) for found, cell in zip(complete, cells, strict=True)]
         scores = with_comparisons(cells, [score(cell, rows) for cell, rows in zip(cells, results, strict=True)])
@@ -75,7 +74,7 @@ def _compute(plan: Plan, finished: Sequence[Finished], on_progress: OnProgress) 
     known = sum(_passes(piece.results) for found in finished for piece in found.pieces)
     fresh = [0] * len(plan.cells)
     left = plan.estimate.seconds_expected * todo / plan.samples
-    on_progress(Progress(plan.samples - todo, plan.samples, known, left, ""))
+    on_progress(Progress(plan.samples - todo, plan.samples, left, passes=known))
     begun, done = time.monotonic(), 0
     function = functools.partial(run_group, plan.cells, resources)
     engine: Engine = ENGINES.load(resources.engine)
@@ -87,7 +86,8 @@ def _compute(plan: Plan, finished: Sequence[Finished], on_progress: OnProgress) 
                 fresh[shard.cell] += _passes(results)
             done += len(group)
             left = (time.monotonic() - begun) / done * (todo - done)
-            on_progress(Progress(plan.samples - todo + done, plan.samples, known + sum(fresh), left, cell.label))
+            passes = known + sum(fresh)
+            on_progress(Progress(plan.samples - todo + done, plan.samples, left, cell.label, passes))
     return fresh
 
 

@@ -12,7 +12,7 @@ from robustbench_vlm.analysis.adversarial_files import read_images
 from robustbench_vlm.analysis.verdict import judge
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_whole
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.evidence import Evidence
@@ -61,7 +61,7 @@ def dispute(
     date: str,
     model: str = "",
     data: Path | None = None,
-    on_progress: Tell | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Dispute:
     """Judge the adversarial images of a file against an entry, and return it with what they break.
 
@@ -82,8 +82,7 @@ def dispute(
         outcome, example = judged(dataset, sample, image)
         counts[outcome] += 1
         broken += [(example, image)] if example else []
-        if on_progress:
-            on_progress(number + 1, len(handed.samples), 0.0, dataset)
+        on_progress(Progress(number + 1, len(handed.samples), label=dataset))
     if not broken:
         return Dispute(entry, dict(counts))
     source, content = images_file(entry.track, broken)

@@ -7,7 +7,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Shard
@@ -54,7 +54,7 @@ def attack_again(
     plan: Plan,
     cells: Sequence[int],
     picked: Sequence[Picked],
-    tell: Tell,
+    on_progress: OnProgress,
 ) -> list[SampleResult]:
     """Return new records of picked samples, in order; `cells` has the number of each piece of evidence's cell."""
     resources = plan.request.resources
@@ -68,7 +68,7 @@ def attack_again(
             for shard, results in zip(group.shards, answer, strict=True):
                 found |= zip(shards[shard], results, strict=True)
             left = (time.monotonic() - begun) / len(found) * (len(picked) - len(found))
-            tell(len(found), len(picked), left, "")
+            on_progress(Progress(len(found), len(picked), left))
     return [found[pick] for pick in picked]
 
 

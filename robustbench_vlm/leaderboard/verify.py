@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from robustbench_vlm.analysis.verdict import clean_predictions
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.evidence import Evidence, Unsound
@@ -54,7 +54,7 @@ def verify(
     model: str = "",
     data: Path | None = None,
     resources: Resources | None = None,
-    on_progress: Tell | None = None,
+    on_progress: OnProgress = ignore_progress,
 ) -> Verification:
     """Check an entry, attack samples of it again, and return it with its new status.
 
@@ -75,7 +75,7 @@ def verify(
         return _unsound(entry, problems, date)
     struck = refuted(entry.counterexamples, folder, evidence, cells, device)
     picked = draw(evidence, TRACKS.load(entry.track), samples, random.Random(seed))
-    found = iter(attack_again(plan, numbers, [*picked[0], *picked[1]], on_progress or (lambda *told: None)))
+    found = iter(attack_again(plan, numbers, [*picked[0], *picked[1]], on_progress))
     parts = [[Again(evidence[pick.evidence], pick.position, next(found)) for pick in part] for part in picked]
     judged = _judged(_without(entry, struck, date), parts, date, seed, is_full=samples is None)
     return dataclasses.replace(judged, struck=struck, is_confirmed=judged.is_confirmed and not struck)

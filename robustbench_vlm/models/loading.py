@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.core.records import fingerprint
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models.architecture import OPEN_CLIP, Architecture, load_architecture
@@ -50,22 +50,23 @@ def assemble(card: ModelCard, track: str) -> Assembled:
     return _with_own_pixels(found, card)
 
 
-def fetch(card: ModelCard, track: str, tell: Tell) -> None:
+def fetch(card: ModelCard, track: str, on_progress: OnProgress) -> None:
     """Fetch released weights that a card needs and that are not in the cache; open_clip fetches its own when asked.
 
-    `tell` is told of megabytes. Raises UserError where a download fails, and where only a person can fetch them.
+    `on_progress` counts megabytes. Raises UserError where a download fails, and where only a person can fetch them.
     """
     if card.base:
-        fetch(_base(card, track), track, tell)
+        fetch(_base(card, track), track, on_progress)
     if card.image and not card.image.is_bundled and not cached(card.image).is_file():
         began, file = time.monotonic(), card.image.file
 
-        def told(here: int, total: int | None) -> None:
-            whole = max(total or here, 1)
-            left = (time.monotonic() - began) * (whole - here) / max(here, 1)
-            tell(here // 10**6, whole // 10**6, left, f"MB of {file}")
+        def in_megabytes(progress: Progress) -> None:
+            done = progress.done
+            total = max(progress.total or done, 1)
+            left = (time.monotonic() - began) * (total - done) / max(done, 1)
+            on_progress(Progress(done // 10**6, total // 10**6, left, f"MB of {file}"))
 
-        locate(Path(card.folder), card.image, told)
+        locate(Path(card.folder), card.image, in_megabytes)
 
 
 def architecture_of(card: ModelCard) -> Architecture:

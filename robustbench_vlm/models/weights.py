@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robustbench_vlm.core.download import Tell, download, hub_url
+from robustbench_vlm.core.download import download, hub_url
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, inside, sha256_of, write_text
+from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.models.card import Weights
 from robustbench_vlm.models.checkpoint_files import read_checkpoint
 from robustbench_vlm.models.checkpoint_formats import Towers, towers_of
@@ -49,7 +50,7 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
         raise UserError(f"the weights {path} hold NaN or infinite values in {broken[0]} ({len(broken)} tensors in all)")
 
 
-def locate(folder: Path, weights: Weights, on_progress: Tell | None = None) -> tuple[Path, str]:
+def locate(folder: Path, weights: Weights, on_progress: OnProgress = ignore_progress) -> tuple[Path, str]:
     """Return where a file of weights lies and its sha256; released ones are fetched unless they are in the cache.
 
     Raises UserError where the file is missing or another one than its digest says, and where a download fails.
@@ -91,7 +92,7 @@ def cached(weights: Weights) -> Path:
     return inside(cache_folder() / "models" / address, weights.file)
 
 
-def _fetch(weights: Weights, path: Path, known: str, on_progress: Tell | None) -> None:
+def _fetch(weights: Weights, path: Path, known: str, on_progress: OnProgress) -> None:
     if weights.is_bundled:
         raise UserError(f"the weights {path} are missing: put the file there, or mend the card's entry")
     if not weights.url:

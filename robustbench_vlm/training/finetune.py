@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import explained
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress
 from robustbench_vlm.core.records import plain
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.defenses.base import LossContext, logits
@@ -50,7 +50,9 @@ class Runtime:
     """Steps from one checkpoint to the next."""
 
 
-def train_defense(request: TrainingRequest, runtime: Runtime, tell: Tell, *, resume: bool | None = None) -> Path | None:
+def train_defense(
+    request: TrainingRequest, runtime: Runtime, on_progress: OnProgress, *, resume: bool | None = None
+) -> Path | None:
     """Fine-tune a base model by a defense's recipe into a folder; return the new card's path, None on a helper process.
 
     A training that was stopped goes on: `resume` asks for that, False forbids it, None allows it. Raises UserError for
@@ -67,14 +69,14 @@ def train_defense(request: TrainingRequest, runtime: Runtime, tell: Tell, *, res
     if resume is False and runtime.processes.is_main:
         checkpoint.unlink(missing_ok=True)
     runtime.processes.wait()
-    visual, seconds = finetune(job, runtime, tell)
+    visual, seconds = finetune(job, runtime, on_progress)
     if not runtime.processes.is_main:
         return None
     plot_log(read_log(runtime.folder / "log.csv"), runtime.folder / "curves.png", job.defense.name)
     return _write_card(request, job, visual.state_dict(), runtime.folder, round(seconds, 1))
 
 
-def finetune(job: Job, runtime: Runtime, tell: Tell) -> tuple[nn.Module, float]:
+def finetune(job: Job, runtime: Runtime, on_progress: OnProgress) -> tuple[nn.Module, float]:
     """Train and return the image tower and the seconds it took; goes on from the checkpoint in the folder.
 
     Raises Diverged when the loss or a weight is no longer finite; the last good checkpoint stays. Raises UserError
@@ -83,7 +85,7 @@ def finetune(job: Job, runtime: Runtime, tell: Tell) -> tuple[nn.Module, float]:
     processes = runtime.processes
     checkpoint = Checkpoint(runtime.folder / "checkpoint.pt", job.identity)
     log_file = runtime.folder / "log.csv" if processes.is_main else None
-    recorder = Recorder(checkpoint, job.steps, runtime.save_every, log_file, tell)
+    recorder = Recorder(checkpoint, job.steps, runtime.save_every, log_file, on_progress)
     with arithmetic():
         student = tower_of(job).to(processes.device)
         optimizer = make_optimizer(student, job.schedule)

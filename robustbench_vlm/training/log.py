@@ -12,7 +12,7 @@ from torch import nn
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import save_figure, write_whole
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.training.checkpoint import Checkpoint
 
 _LOG_EVERY = 20
@@ -65,8 +65,10 @@ class Diverged(UserError):
 class Recorder:
     """Takes what each step of a training gave; writes nothing on a process that only helps (`log` is None then)."""
 
-    def __init__(self, checkpoint: Checkpoint, steps: int, save_every: int, log_file: Path | None, tell: Tell) -> None:
-        self._checkpoint, self._steps, self._save_every, self._tell = checkpoint, steps, save_every, tell
+    def __init__(
+        self, checkpoint: Checkpoint, steps: int, save_every: int, log_file: Path | None, on_progress: OnProgress
+    ) -> None:
+        self._checkpoint, self._steps, self._save_every, self._on_progress = checkpoint, steps, save_every, on_progress
         self._log_file, self._state = log_file, ""
 
     def begin(self, tower: nn.Module, optimizer: torch.optim.Optimizer) -> int:
@@ -88,7 +90,7 @@ class Recorder:
         return time.monotonic() - self._started
 
     def take(self, step: int, loss: float, accuracies: Mapping[str, float]) -> None:
-        """Log, save and tell what is due after a step; `accuracies` are the batch's, where the step is shown.
+        """Log, save and report what is due after a step; `accuracies` are the batch's, where the step is shown.
 
         Raises Diverged where the loss or, when a checkpoint is due, a weight is not finite.
         """
@@ -101,7 +103,7 @@ class Recorder:
             self._log.add(row)
             self._state = row.state
         pace = (seconds - self._before) / (done - self._first)
-        self._tell(done, self._steps, pace * (self._steps - done), self._state)
+        self._on_progress(Progress(done, self._steps, pace * (self._steps - done), self._state))
         self._save(done)
 
     def _save(self, done: int) -> None:

@@ -17,7 +17,7 @@ from torch.nn import functional
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_whole
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.datasets.world.captions import describe, is_true_of
 from robustbench_vlm.datasets.world.drawing import draw
 from robustbench_vlm.datasets.world.scenes import FAMILIES, Scenes, sample_scenes
@@ -66,7 +66,7 @@ class Pictures:
         return Pictures(self.images[rows], Scenes(self.scenes.attributes[rows], self.scenes.keys[rows]))
 
 
-def pretrain_base(track_name: str, folder: Path, tell: Tell, settings: Settings | None = None) -> Path:
+def pretrain_base(track_name: str, folder: Path, on_progress: OnProgress, settings: Settings | None = None) -> Path:
     """Pre-train a track's base model and write its weights and card into `folder`; return the card's path.
 
     The same command goes on where an earlier one was stopped. Raises UserError where the base is one of open_clip's.
@@ -82,7 +82,7 @@ def pretrain_base(track_name: str, folder: Path, tell: Tell, settings: Settings 
     folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     network = architecture.build()
-    pretrain(network, architecture, settings, folder, tell)
+    pretrain(network, architecture, settings, folder, on_progress)
     image, text = split_towers(network)
     card = ModelCard(
         name=track.base,
@@ -133,7 +133,7 @@ def pretrain(
     architecture: Architecture,
     settings: Settings,
     folder: Path,
-    tell: Tell,
+    on_progress: OnProgress,
 ) -> None:
     """Train an open_clip CLIP in place; a run that was killed goes on from its last checkpoint in `folder`."""
     pictures = draw_pictures(settings, folder)
@@ -158,7 +158,7 @@ def pretrain(
         if (step + 1) % 20 == 0:
             pace = (time.monotonic() - started) / (step + 1 - first)
             left = pace * (settings.steps - step - 1)
-            tell(step + 1, settings.steps, left, f"loss {loss.item():.3f}")
+            on_progress(Progress(step + 1, settings.steps, left, f"loss {loss.item():.3f}"))
         if (step + 1) % settings.save_every == 0:
             state = {"network": network.state_dict(), "optimizer": optimizer.state_dict(), "step": step + 1}
             write_whole(checkpoint, lambda partial, state=state: torch.save(state, partial))  # type: ignore[misc]

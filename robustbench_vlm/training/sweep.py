@@ -22,7 +22,7 @@ from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_text, write_whole
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.models.classifier import ImageEncoder, ZeroShotClassifier
@@ -88,7 +88,11 @@ class Sweep:
 
 
 def run_sweep(
-    request: TrainingRequest, over: Mapping[str, Sequence[float]], share: Fraction, runtime: Runtime, tell: Tell
+    request: TrainingRequest,
+    over: Mapping[str, Sequence[float]],
+    share: Fraction,
+    runtime: Runtime,
+    on_progress: OnProgress,
 ) -> Sweep:
     """Train every combination of the settings `over` on a share of the images, and measure it on held-out ones.
 
@@ -107,17 +111,23 @@ def run_sweep(
         name = ",".join(f"{key}={value:g}" for key, value in settings.items())
         here = dataclasses.replace(runtime, folder=runtime.folder / f"{name}-{varied.identity[:8]}")
         label = f"{name}, {number} of {len(jobs)}"
-        trials.append(_trial(varied, settings, here, examine, _labelled(tell, label)))
+        trials.append(_trial(varied, settings, here, examine, _labelled(on_progress, label)))
     if runtime.processes.is_main:
         write_whole(runtime.folder / "sweep.csv", lambda partial: _write(partial, trials))
     return Sweep(job, tuple(trials), len(held_out))
 
 
-def _labelled(tell: Tell, label: str) -> Tell:
-    return lambda step, of, left, state: tell(step, of, left, f"{label}: {state}" if state else label)
+def _labelled(on_progress: OnProgress, label: str) -> OnProgress:
+    def labelled(progress: Progress) -> None:
+        text = f"{label}: {progress.label}" if progress.label else label
+        on_progress(dataclasses.replace(progress, label=text))
+
+    return labelled
 
 
-def _trial(job: Job, settings: Mapping[str, float], runtime: Runtime, examine: Examination, tell: Tell) -> Trial:
+def _trial(
+    job: Job, settings: Mapping[str, float], runtime: Runtime, examine: Examination, on_progress: OnProgress
+) -> Trial:
     file = runtime.folder / "trial.json"
     if file.exists():
         return Trial(**json.loads(file.read_text()))
@@ -125,7 +135,7 @@ def _trial(job: Job, settings: Mapping[str, float], runtime: Runtime, examine: E
     clean: float | None
     robust: float | None
     try:
-        clean, robust = examine(finetune(job, runtime, tell)[0])
+        clean, robust = examine(finetune(job, runtime, on_progress)[0])
     except Diverged:
         # A rate at which the loss diverges is a finding and not the end of a sweep.
         clean = robust = None

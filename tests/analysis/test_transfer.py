@@ -13,11 +13,12 @@ from robustbench_vlm import tracks
 from robustbench_vlm.analysis.adversarial_files import AdversarialImages, read_images
 from robustbench_vlm.analysis.transfer import Standing, Target, Transfer, masked_gradients, transfer
 from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.resolve import Request
-from robustbench_vlm.engine.results import Progress, Table, mean_interval
+from robustbench_vlm.engine.results import Table, mean_interval
 from robustbench_vlm.engine.run import run
 from robustbench_vlm.models.classifier import Model, load_model
 
@@ -135,10 +136,10 @@ def test_the_worst_of_all_is_no_better_than_any(found: Found) -> None:
 
 
 def test_progress_goes_from_nothing_to_the_end(found: Found) -> None:
-    done = [progress.samples_done for progress in found[2]]
+    done = [progress.done for progress in found[2]]
     total = 36 * 3 * 3
     assert done[0] == 0 and done == sorted(done) and done[-1] == total
-    assert {progress.samples_total for progress in found[2]} == {total}
+    assert {progress.total for progress in found[2]} == {total}
     assert found[2][-1].seconds_left == 0
 
 

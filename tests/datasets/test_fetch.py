@@ -88,7 +88,7 @@ def test_a_root_that_cannot_be_written_is_told(tmp_path: Path) -> None:
 
 def test_the_hub_s_shards_are_fetched_whole(server: Server, cars: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
-    folder = fetch(CARS, tmp_path / "data", lambda here, total: told.append((here, total)))
+    folder = fetch(CARS, tmp_path / "data", lambda progress: told.append((progress.done, progress.total)))
     assert folder == tmp_path / "data" / "wds" / "wds_cars" and tree(folder) == tree(cars)
     total = sum(map(len, tree(cars).values()))
     assert told[-1] == (total, total) and [here for here, _ in told] == sorted(here for here, _ in told)
@@ -234,7 +234,7 @@ def test_torchvision_s_archives_are_fetched_and_not_kept(
     offer(name)
     original, told = only(name, "torchvision"), []
     server.faults[f"/{ARCHIVES[name][3]}"] = [broken_off(1000)]
-    folder = fetch(original, tmp_path / "data", lambda here, total: told.append((here, total)))
+    folder = fetch(original, tmp_path / "data", lambda progress: told.append((progress.done, progress.total)))
     assert tree(folder) == tree(tmp_path / "made" / original.folder)
     assert verify(original, tmp_path / "data") == [] and locate(original, tmp_path / "data").ids
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted([".fetching", original.folder])

@@ -194,8 +194,15 @@ def test_a_killed_preparation_is_gone_on_with_and_nothing_half_written_is_taken(
 
 
 def test_progress_is_told_by_the_chunk(tmp_path: Path) -> None:
-    told: list[tuple[int, int, str]] = []
-    prepare("made-up", Pictures(600), SMALL, None, tmp_path, lambda done, of, left, what: told.append((done, of, what)))
+    told: list[tuple[int, int | None, str]] = []
+    prepare(
+        "made-up",
+        Pictures(600),
+        SMALL,
+        None,
+        tmp_path,
+        lambda progress: told.append((progress.done, progress.total, progress.label)),
+    )
     assert told == [(250, 600, "preparing made-up"), (500, 600, "preparing made-up"), (600, 600, "preparing made-up")]
 
 

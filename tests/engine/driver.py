@@ -28,7 +28,7 @@ def main() -> None:
     print("planning", flush=True)
     run(
         request_of(Path(out), Path(card), int(workers), *address),
-        on_progress=lambda progress: print(progress.samples_done, flush=True),
+        on_progress=lambda progress: print(progress.done, flush=True),
     )
 
 

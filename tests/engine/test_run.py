@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine import run as run_module
 from robustbench_vlm.engine.cell import Cell, Shard
@@ -20,7 +21,6 @@ from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.manifest import Line, Made, write_manifest
 from robustbench_vlm.engine.model_cache import classifier_of
 from robustbench_vlm.engine.resolve import Plan, Request, make_plan
-from robustbench_vlm.engine.results import Progress
 from robustbench_vlm.engine.run import run, run_plan
 from robustbench_vlm.engine.scores import score, wilson
 from robustbench_vlm.engine.shard import load_batch, run_shards
@@ -58,7 +58,7 @@ def test_a_run_leaves_records_scores_and_a_manifest(request_of: Callable[..., Re
     low, high = table.mean.robust_interval
     assert 0 <= low <= table.mean.robust <= high <= 1 and low < high
     assert table.mean.robust == pytest.approx(sum(score.robust for score in table.scores) / 2)
-    assert [progress.samples_done for progress in seen] == [0, 2 * MINI_QUICK.samples]
+    assert [progress.done for progress in seen] == [0, 2 * MINI_QUICK.samples]
     assert seen[-1].seconds_left == 0 and seen[-1].passes == result.passes > 0
     manifest = json.loads((table.folder / "manifest.json").read_text())
     assert manifest["status"] == "complete" and manifest["command"] == "vlmbench run"

@@ -12,6 +12,7 @@ import torch
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import sha256_of
+from robustbench_vlm.core.progress import ignore_progress
 from robustbench_vlm.models.card import read_card
 from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.training.distributed import Processes
@@ -21,10 +22,6 @@ from robustbench_vlm.training.pretrain import Settings, pretrain_base
 from robustbench_vlm.training.request import TrainingRequest, make_job
 
 SMALL = Settings(pictures=128, epochs=1, batch=32, warmup=2, save_every=2)
-
-
-def _silent(step: int, of: int, left: float, word: str) -> None:
-    pass
 
 
 def _runtime(folder: Path) -> Runtime:
@@ -37,7 +34,7 @@ def _order(**changes: object) -> TrainingRequest:
 
 
 def test_pretraining_makes_a_model_that_loads_and_again_the_same(tmp_path: Path) -> None:
-    cards = [pretrain_base("mini", tmp_path / name, _silent, SMALL) for name in ("one", "two")]
+    cards = [pretrain_base("mini", tmp_path / name, ignore_progress, SMALL) for name in ("one", "two")]
     model = load_model(str(cards[0]), "mini")
     logits = model.classifier(["a red star", "a blue circle"])(torch.rand(2, 3, 32, 32))
     assert logits.shape == (2, 2) and logits.dtype == torch.float32
@@ -46,7 +43,7 @@ def test_pretraining_makes_a_model_that_loads_and_again_the_same(tmp_path: Path)
 
 
 def test_training_makes_a_card_that_accounts_for_itself_and_a_log_that_pandas_reads(tmp_path: Path) -> None:
-    path = train_defense(_order(settings={"gamma": 0.5, "lr": 1e-4}), _runtime(tmp_path), _silent)
+    path = train_defense(_order(settings={"gamma": 0.5, "lr": 1e-4}), _runtime(tmp_path), ignore_progress)
     card = read_card(path)  # type: ignore[arg-type]
     training = card.training
     assert card.defense == "agft" and training["parent"] == "clip" and training["eps"] == "8/255"
@@ -61,20 +58,20 @@ def test_training_makes_a_card_that_accounts_for_itself_and_a_log_that_pandas_re
 
 def test_resuming_is_asked_for_forbidden_or_allowed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="nothing to go on from"):
-        train_defense(_order(), _runtime(tmp_path), _silent, resume=True)
+        train_defense(_order(), _runtime(tmp_path), ignore_progress, resume=True)
     told: list[int] = []
-    train_defense(_order(), _runtime(tmp_path), _silent)
+    train_defense(_order(), _runtime(tmp_path), ignore_progress)
     (tmp_path / "log.csv").unlink()
-    train_defense(_order(), _runtime(tmp_path), lambda *values: told.append(values[0]), resume=True)
+    train_defense(_order(), _runtime(tmp_path), lambda progress: told.append(progress.done), resume=True)
     assert told == []
-    train_defense(_order(seed=1), _runtime(tmp_path), lambda *values: told.append(values[0]), resume=False)
+    train_defense(_order(seed=1), _runtime(tmp_path), lambda progress: told.append(progress.done), resume=False)
     assert told == [1, 2] and (tmp_path / "agft-seed1.json").exists()
 
 
 def test_a_folder_of_another_training_is_not_taken_over(tmp_path: Path) -> None:
-    train_defense(_order(), _runtime(tmp_path), _silent)
+    train_defense(_order(), _runtime(tmp_path), ignore_progress)
     with pytest.raises(UserError, match="other settings"):
-        train_defense(_order(seed=1), _runtime(tmp_path), _silent)
+        train_defense(_order(seed=1), _runtime(tmp_path), ignore_progress)
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.progress import ignore_progress
 from robustbench_vlm.datasets.rendered import SCENES
 from robustbench_vlm.defenses.agft import AGFT
 from robustbench_vlm.defenses.base import Schedule
@@ -46,12 +47,8 @@ def _job(**changes: object) -> Job:
 
 
 def _train(job: Job, folder: Path, save_every: int = 1) -> tuple[torch.nn.Module, list[Row]]:
-    visual, _ = finetune(job, Runtime(folder, CPU, save_every), _silent)
+    visual, _ = finetune(job, Runtime(folder, CPU, save_every), ignore_progress)
     return visual, read_log(folder / "log.csv")
-
-
-def _silent(step: int, of: int, left: float, state: str) -> None:
-    pass
 
 
 def test_only_the_student_moves(tmp_path: Path) -> None:
@@ -151,14 +148,14 @@ _DRIVER = """
 import dataclasses, sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_finetune import _job, _silent, CPU, finetuning_in_double
+from test_finetune import _job, ignore_progress, CPU, finetuning_in_double
 from robustbench_vlm.training.finetune import Runtime, _check_processes, finetune
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 if sys.argv[3] == "double":
     finetuning_in_double(folder)
 else:
-    visual, _ = finetune(_job(), Runtime(folder, CPU, 1), _silent)
+    visual, _ = finetune(_job(), Runtime(folder, CPU, 1), ignore_progress)
     torch.save(visual.state_dict(), folder / "final.pt")
 """
 
@@ -170,7 +167,7 @@ def finetuning_in_double(folder: Path) -> None:
     log._LOG_EVERY = 1
     job = _job(defense=GLADIATOR)
     job.model.network.double()
-    finetune(job, Runtime(folder, CPU, 3), _silent)
+    finetune(job, Runtime(folder, CPU, 3), ignore_progress)
 
 
 def _start(folder: Path, mode: str = "", processes: int = 0) -> subprocess.Popen[bytes]:

@@ -12,7 +12,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.text import terminal_text
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -61,16 +61,16 @@ def note(text: str, *, quiet: bool = False, style: str = "") -> None:
 
 
 @contextlib.contextmanager
-def progress(what: str, *, quiet: bool = False) -> Iterator[Tell]:
+def progress(what: str, *, quiet: bool = False) -> Iterator[OnProgress]:
     """Give a function that shows progress on stderr: a bar on a terminal, now and then a line elsewhere.
 
     With `quiet` there are no lines; a terminal still gets its bar, which leaves nothing behind.
     """
     if sys.stderr.isatty():
-        with _bar(what) as tell:
-            yield tell
+        with _bar(what) as on_progress:
+            yield on_progress
     else:
-        yield _nothing if quiet else _lines(what)
+        yield ignore_progress if quiet else _lines(what)
 
 
 def duration(seconds: float) -> str:
@@ -81,26 +81,24 @@ def duration(seconds: float) -> str:
     return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def _nothing(done: int, total: int, seconds_left: float, label: str) -> None:
-    pass
-
-
-def _lines(what: str) -> Tell:
+def _lines(what: str) -> OnProgress:
     last = -_SECONDS_BETWEEN_LINES
 
-    def tell(done: int, total: int, seconds_left: float, label: str) -> None:
+    def print_line(progress: Progress) -> None:
         nonlocal last
-        if done < total and time.monotonic() - last < _SECONDS_BETWEEN_LINES:
+        is_finished = progress.total is not None and progress.done >= progress.total
+        if not is_finished and time.monotonic() - last < _SECONDS_BETWEEN_LINES:
             return
         last = time.monotonic()
-        left = f", about {duration(seconds_left)} left" if done < total else ""
-        note(f"{done} of {total} {what}{left}{f' ({label})' if label else ''}")
+        total = "" if progress.total is None else f" of {progress.total}"
+        left = "" if is_finished else f", about {duration(progress.seconds_left)} left"
+        note(f"{progress.done}{total} {what}{left}{f' ({progress.label})' if progress.label else ''}")
 
-    return tell
+    return print_line
 
 
 @contextlib.contextmanager
-def _bar(what: str) -> Iterator[Tell]:
+def _bar(what: str) -> Iterator[OnProgress]:
     from rich import progress as rich_progress
 
     class TimeLeft(rich_progress.ProgressColumn):
@@ -120,7 +118,8 @@ def _bar(what: str) -> Iterator[Tell]:
     ) as shown:
         task = shown.add_task("", total=None, ends=0.0, told=False)
 
-        def tell(done: int, total: int, seconds_left: float, label: str) -> None:
-            shown.update(task, completed=done, total=total, ends=time.monotonic() + seconds_left, told=True)
+        def update_bar(progress: Progress) -> None:
+            ends = time.monotonic() + progress.seconds_left
+            shown.update(task, completed=progress.done, total=progress.total, ends=ends, told=True)
 
-        yield tell
+        yield update_bar

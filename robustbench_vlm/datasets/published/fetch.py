@@ -5,8 +5,8 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from robustbench_vlm.core.download import Tell
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.datasets.published.checksums import changes
 from robustbench_vlm.datasets.published.decode import Files
 from robustbench_vlm.datasets.published.hub import by_hub, hub_folder
@@ -46,12 +46,11 @@ def verify(original: Original, root: Path) -> list[str]:
     return wrong
 
 
-def fetch(original: Original, root: Path, on_progress: Tell | None = None) -> Path:
+def fetch(original: Original, root: Path, on_progress: OnProgress = ignore_progress) -> Path:
     """Fetch a dataset below the data root and return its folder; what is there already is kept.
 
-    `on_progress` is told the bytes that are here and those of the whole, None where they are not known. A dataset
-    appears whole or not at all; a download that broke off is gone on from. Raises UserError where no way in works,
-    with what to do by hand.
+    `on_progress` counts bytes. A dataset appears whole or not at all; a later call continues a download that broke off.
+    Raises UserError where no way in works, with what to do by hand.
     """
     if not original.fetchable:
         return _found(original, root)[0]
@@ -64,7 +63,7 @@ def fetch(original: Original, root: Path, on_progress: Tell | None = None) -> Pa
             return folder
         for way in ways:
             try:
-                return way(original, root, on_progress or (lambda here, total: None))
+                return way(original, root, on_progress)
             except UserError as error:
                 failures.append(str(error))
     raise UserError(

@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from robustbench_vlm.core.download import Tell, download, hub_url
+from robustbench_vlm.core.download import download, hub_url
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.datasets.published.original import Original
 from robustbench_vlm.datasets.published.staging import check_free, put_in_place, staging_folder
 from robustbench_vlm.datasets.published.tar_shards import read_shards
@@ -20,7 +21,7 @@ def hub_folder(original: Original, root: Path) -> Path:
     return root / "wds" / original.hub.rpartition("/")[2]
 
 
-def by_hub(original: Original, root: Path, tell: Tell) -> Path:
+def by_hub(original: Original, root: Path, on_progress: OnProgress) -> Path:
     """Fetch the present revision of a dataset's tar shards and return their folder; raise UserError where that fails.
 
     Each shard has the size and sha256 that the hub names; what an earlier call fetched of this revision is kept.
@@ -37,13 +38,13 @@ def by_hub(original: Original, root: Path, tell: Tell) -> Path:
     done = 0
     for name, (size, sha256) in files.items():
 
-        def told(here: int, _: int | None, before: int = done) -> None:
-            tell(before + here, total)
+        def of_all_files(progress: Progress, before: int = done) -> None:
+            on_progress(Progress(before + progress.done, total))
 
         url = hub_url(f"datasets/{original.hub}", name, revision)
-        download(url, folder / name, sha256=sha256, size=size or None, on_progress=told)
+        download(url, folder / name, sha256=sha256, size=size or None, on_progress=of_all_files)
         done += size
-        tell(done, total)
+        on_progress(Progress(done, total))
     read_shards(folder, original.name)
     return put_in_place(folder, goal, staging, f"{original.hub} at {revision}")
 

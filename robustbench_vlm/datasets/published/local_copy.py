@@ -7,7 +7,7 @@ from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.prepare import prepare
 from robustbench_vlm.datasets.prompts import WORDINGS
@@ -66,7 +66,9 @@ def is_there(dataset: Dataset, data: Path | None = None) -> bool:
     return True
 
 
-def ready(dataset: Dataset, count: int | None, data: Path | None = None, tell: Tell | None = None) -> Dataset:
+def ready(
+    dataset: Dataset, count: int | None, data: Path | None = None, on_progress: OnProgress = ignore_progress
+) -> Dataset:
     """Return a dataset that can be opened, the first `count` of a published one's samples prepared (None: all).
 
     Raises MissingData where its files are not below `data_root(data)`, and UserError where they cannot be prepared.
@@ -75,7 +77,7 @@ def ready(dataset: Dataset, count: int | None, data: Path | None = None, tell: T
     if not dataset.original:
         return dataset
     pictures = located(dataset.original, data_root(data))
-    folder = prepare(dataset.name, pictures, dataset.transform, count, cache_folder(), tell)
+    folder = prepare(dataset.name, pictures, dataset.transform, count, cache_folder(), on_progress)
     original = ORIGINALS[dataset.original]
     split = original.hub_split if original.hub_split and isinstance(pictures, Shards) else original.split
     return dataclasses.replace(dataset, split=split, options={"folder": str(folder), "merged": dataset.merged})

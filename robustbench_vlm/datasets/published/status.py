@@ -9,7 +9,7 @@ from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder
-from robustbench_vlm.core.progress import Tell
+from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.prepared import prepared_rows, unreadable, verify_prepared
@@ -69,7 +69,7 @@ def obtain(
     adapt: Callable[[Dataset], Dataset],
     count: int | None,
     data: Path | None,
-    tell: Tell,
+    on_progress: OnProgress,
     *,
     download: bool,
 ) -> Prepared:
@@ -80,8 +80,13 @@ def obtain(
     original, root = _original(name), data_root(data)
     located.cache_clear()
     if download and not is_there(DATASETS.load(name), data):
-        fetch(original, root, lambda done, total: tell(done, total or original.download_bytes, 0.0, f"fetching {name}"))
-    dataset = ready(adapt(DATASETS.load(name)), count, data, tell)
+
+        def in_bytes(progress: Progress) -> None:
+            total = progress.total or original.download_bytes
+            on_progress(Progress(progress.done, total, label=f"fetching {name}"))
+
+        fetch(original, root, in_bytes)
+    dataset = ready(adapt(DATASETS.load(name)), count, data, on_progress)
     source = dataset.open()
     chosen = list(zip(source.ids, source.labels, strict=True))[:count]
     text = io.StringIO()

@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from robustbench_vlm.core.download import Tell, download
+from robustbench_vlm.core.download import download
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.progress import OnProgress
 from robustbench_vlm.datasets.published.original import Original
 from robustbench_vlm.datasets.published.staging import check_free, put_in_place, staging_folder
 
 _ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
 
 
-def by_torchvision(original: Original, root: Path, tell: Tell) -> Path:
+def by_torchvision(original: Original, root: Path, on_progress: OnProgress) -> Path:
     """Fetch a dataset by torchvision and return its folder; raise UserError where its host or files are not well."""
     import torchvision
 
@@ -29,7 +30,7 @@ def by_torchvision(original: Original, root: Path, tell: Tell) -> Path:
     shutil.rmtree(unpacked, ignore_errors=True)
     check_free(goal, 2 * original.download_bytes)
     try:
-        with _torchvision_downloads(staging / "downloads", tell), contextlib.redirect_stdout(io.StringIO()):
+        with _torchvision_downloads(staging / "downloads", on_progress), contextlib.redirect_stdout(io.StringIO()):
             getattr(torchvision.datasets, original.torchvision)(str(unpacked), download=True)
     except UserError:
         raise
@@ -47,7 +48,7 @@ def by_torchvision(original: Original, root: Path, tell: Tell) -> Path:
 
 
 @contextlib.contextmanager
-def _torchvision_downloads(folder: Path, tell: Tell) -> Iterator[None]:
+def _torchvision_downloads(folder: Path, on_progress: OnProgress) -> Iterator[None]:
     """Let torchvision download through ours, into `folder`, and unpack nothing outside of where it should.
 
     So it resumes, tells its progress, refuses web pages, and does not fall back to http.
@@ -56,7 +57,7 @@ def _torchvision_downloads(folder: Path, tell: Tell) -> Iterator[None]:
 
     def retrieve(url: str, filename: str | Path, *options: Any) -> None:
         path = folder / Path(filename).name
-        download(re.sub(r"^http://(?!127\.|localhost)", "https://", url), path, on_progress=tell)
+        download(re.sub(r"^http://(?!127\.|localhost)", "https://", url), path, on_progress=on_progress)
         Path(filename).unlink(missing_ok=True)
         try:
             os.link(path, filename)
