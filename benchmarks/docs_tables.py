@@ -1,4 +1,4 @@
-"""The tables of docs/gates.md and docs/protocols.md, from the code: `python benchmarks/docs_tables.py` writes them.
+"""The tables of docs/warnings.md and docs/protocols.md, from the code: `python benchmarks/docs_tables.py` writes them.
 
 A test fails where they differ.
 """
@@ -22,8 +22,8 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-def gates() -> str:
-    """Return the table of gates."""
+def warnings() -> str:
+    """Return the table of warnings."""
     rows = [[f"`{gate.code}`", gate.meaning, gate.advice] for gate in GATES.values()]
     return markdown(["code", "means", "what to do"], rows)
 
@@ -42,18 +42,18 @@ def _section(name: str) -> str:
     stages = f"{protocol.attack_name('autoattack')}" if protocol.attacks else "the standard list"
     rows = [
         ["track", ", ".join(tracks) + (", where it is the default" if is_first else "")],
-        ["samples a dataset", str(protocol.samples or "all")],
+        ["samples per dataset", str(protocol.samples or "all")],
         ["precision of the attack, of the verdicts", f"{protocol.precision}, {protocol.verdict_precision}"],
         ["iterate of PGD that counts", protocol.iterate],
         ["`autoattack` is", stages],
-        ["pictures", str(document["transform"])],
+        ["images", str(document["transform"])],
         ["small images", str(document["small_transform"])],
         ["fingerprint", f"`{str(document['fingerprint'])[:12]}`"],
     ]
     return f"## {protocol.label}\n\n{description}.\n\n{markdown(['', ''], rows)}"
 
 
-TABLES = {"gates.md": gates, "protocols.md": protocols}
+TABLES = {"warnings.md": warnings, "protocols.md": protocols}
 
 
 def filled(page: str, text: str) -> str:

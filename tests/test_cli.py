@@ -22,7 +22,7 @@ from quickness import least_seconds
 
 from robustbench_vlm.analysis.contracts import Contract
 from robustbench_vlm.analysis.doctor import Check
-from robustbench_vlm.cli import catalog
+from robustbench_vlm.cli import kinds
 from robustbench_vlm.cli import main as cli
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.threat import Threat
@@ -103,7 +103,7 @@ def test_a_table_for_a_pipe(quick: list[str], capsys: pytest.CaptureFixture[str]
     assert run_command(["run", *quick, "--dataset", "colours", "--dataset", "shapes"]) == 0
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
-    assert lines[2].split()[:7] == ["data", "set", "classes", "n", "clean", "robust", "95"]
+    assert lines[2].split()[:7] == ["dataset", "classes", "n", "clean", "robust", "95", "%"]
     assert lines[3].startswith("colours") and lines[4].startswith("shapes") and lines[5].startswith("mean")
     # An undefended model falls; the table says so, with the reason why a warning is shown and what to do.
     assert "near-chance" in lines[4]
@@ -121,8 +121,8 @@ def test_a_table_for_a_pipe(quick: list[str], capsys: pytest.CaptureFixture[str]
         (["run", "--track", "minni"], "unknown track 'minni'. Did you mean mini"),
         (["run", "--attack", "autoatack"], "unknown attack 'autoatack'. Did you mean autoattack"),
         (["run", "--eps", "8"], "looks like pixel steps.*8/255"),
-        (["run", "--samples", "-1"], "give 1 or more, or all"),
-        (["run", "--samples", "0"], "give 1 or more, or all"),
+        (["run", "--samples", "-1"], "must be a positive integer or .all., got"),
+        (["run", "--samples", "0"], "must be a positive integer or .all., got"),
         (["run", "--workers", "many"], "--workers.*integer.*vlmbench run --help"),
         (["run", "--images", "no/such/folder"], "no folder no/such/folder"),
         (["run", "--modle", "clip"], "--modle.*vlmbench run --help"),
@@ -137,8 +137,8 @@ def test_a_table_for_a_pipe(quick: list[str], capsys: pytest.CaptureFixture[str]
         (["check", "attack", "nonesuch"], "unknown attack 'nonesuch'"),
         (["list", "models", "--track", "nonesuch"], "unknown track 'nonesuch'"),
         (["diagnose", "--model", "clip", "--attack", "autoattack"], "stops where a sample is broken.*pgd-10"),
-        (["diagnose", "--model", "clip", "--plot", "curves.txt"], "curves.txt is no image.*end it in .png or .svg"),
-        (["diagnose", "--model", "clip", "--plot", "no/such/curves.png"], "lies in no/such, which is no folder"),
+        (["diagnose", "--model", "clip", "--plot", "curves.txt"], "curves.txt is no image.*must end in .png or .svg"),
+        (["diagnose", "--model", "clip", "--plot", "no/such/curves.png"], "is in no/such, which does not exist"),
         (["diagnose", "--model", "nonesuch"], "unknown model 'nonesuch'"),
         (["train", "nonesuch"], "unknown defense 'nonesuch'"),
         (["train", "tecoa", "--set", "rate"], "not NAME=NUMBER"),
@@ -160,17 +160,17 @@ def test_a_fault_of_ours_is_a_document_too(document: Document, monkeypatch: pyte
     def fail(*arguments: object) -> None:
         raise AssertionError("ours")
 
-    monkeypatch.setattr(catalog, "entries", fail)
+    monkeypatch.setattr(kinds, "entries", fail)
     assert document("list", "models", code=1) == {"error": "AssertionError: ours"}
     with pytest.raises(AssertionError):
         run_command(["list", "models"])
 
 
-@pytest.mark.parametrize("kind", catalog.KINDS)
+@pytest.mark.parametrize("kind", kinds.KINDS)
 def test_everything_is_listed_and_shown(kind: str, document: Document, capsys: pytest.CaptureFixture[str]) -> None:
     entries = document("list", kind)["entries"]
     assert document("list", f"{kind}s")["entries"] == entries
-    names = [entry["name"] for entry in entries if entry["name"] not in catalog.KINDS[kind].families]
+    names = [entry["name"] for entry in entries if entry["name"] not in kinds.KINDS[kind].families]
     assert run_command(["list", kind]) == 0
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()] == [entry["name"] for entry in entries]
     for name in names:
@@ -190,7 +190,7 @@ def test_a_card_file_and_a_family_are_shown(
     assert "transform" not in capsys.readouterr().out
     combined = document("show", "model", f"ttc+{taught_card}")
     assert combined["name"] == "ttc+taught" and combined["kind"] == "model"
-    assert combined["procedure"]["name"] == "ttc" and combined["model"]["name"] == "taught"
+    assert combined["test_time_defense"]["name"] == "ttc" and combined["model"]["name"] == "taught"
     assert document("show", "attack", "pgd-7")["stages"][0]["parameters"]["steps"] == 7
 
 
@@ -364,7 +364,7 @@ def test_ctrl_c_is_answered_and_the_same_command_goes_on(quick: list[str], docum
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert out == "" and "the same command goes on where it stopped" in err and "Traceback" not in err
+    assert out == "" and "the same command continues where it stopped" in err and "Traceback" not in err
     assert document("plan", *slow[1:])["samples_on_disk"] == 64
 
 
@@ -372,7 +372,7 @@ def test_ctrl_c_in_a_document(document: Document, monkeypatch: pytest.MonkeyPatc
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(catalog, "entries", interrupt)
+    monkeypatch.setattr(kinds, "entries", interrupt)
     assert "stopped" in document("list", "models", code=130)["error"]
 
 

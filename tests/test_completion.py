@@ -12,7 +12,7 @@ import typer
 from quickness import least_seconds
 
 from robustbench_vlm.attacks import ATTACKS
-from robustbench_vlm.cli import catalog, completion
+from robustbench_vlm.cli import completion, kinds
 from robustbench_vlm.cli.main import app
 from robustbench_vlm.core.threat import NORMS
 from robustbench_vlm.datasets import DATASETS
@@ -139,10 +139,10 @@ def test_every_option_that_takes_a_name_completes() -> None:
 
 
 def test_every_kind_offers_what_is_listed() -> None:
-    assert list(completion.BY_KIND) == list(catalog.KINDS)
+    assert list(completion.BY_KIND) == list(kinds.KINDS)
     context = typer.Context(typer.main.get_command(app))
     for kind, complete in completion.BY_KIND.items():
         for track in TRACKS.names():
             context.params["track"] = track
-            assert complete(context, "") == list(catalog.KINDS[kind].names(track)), kind
+            assert complete(context, "") == list(kinds.KINDS[kind].names(track)), kind
     assert "shapes" in DATASETS.names()

@@ -5,11 +5,11 @@ from typing import Any
 import pytest
 import typer
 
-from robustbench_vlm.cli.look import SHOWN
 from robustbench_vlm.cli.main import app
+from robustbench_vlm.cli.show import EXAMPLES
 
-REQUEST = """--address --attack --batch --data --dataset --device --engine --eps --images --json --model --norm --out
- --prompt --protocol --samples --skip-unreadable --track --workers"""
+REQUEST = """--address --attack --batch-size --data --dataset --device --engine --eps --images --json --model --norm
+ --out --prompt --protocol --samples --skip-unreadable --track --workers"""
 OPTIONS = {
     "run": REQUEST,
     "plan": REQUEST,
@@ -19,18 +19,18 @@ OPTIONS = {
     "doctor": "--json --model --track",
     "diagnose": "--attack --data --dataset --device --eps --json --model --plot --samples --track",
     "compare": "NAME --attack --curves --eps --format --heatmap --json --out --plot --track",
-    "transfer": """--attack --batch --data --dataset --device --eps --json --model --norm --plot --protocol --samples
- --save --track --workers""",
+    "transfer": """--attack --batch-size --data --dataset --device --eps --json --model --norm --plot --protocol
+ --samples --save --track --workers""",
     "convert": "FILE --base --defense --json --name --out --track",
     "pretrain": "--json --out --track",
     "train": """DEFENSE --base --device --epochs --eps --images --json --num-images --out --precision --resume
  --save-every --seed --set --track""",
-    "sweep": """DEFENSE --base --device --epochs --eps --images --json --num-images --out --over --plot --precision
- --seed --set --share --track""",
+    "sweep": """DEFENSE --base --device --epochs --eps --images --json --num-images --out --grid --plot --precision
+ --seed --set --track --train-fraction""",
     "submit": "RUN --code --contact --data --json --model --note --out --records",
     "verify": "ENTRY --check --data --device --full --json --model --samples --seed --since --workers",
     "dispute": "ENTRY --data --images --json --model",
-    **{f"show {kind}": "NAME --json --track" for kind in SHOWN},
+    **{f"show {kind}": "NAME --json --track" for kind in EXAMPLES},
     "show sample": """DATASET ID|NUMBER --attack --data --device --eps --json --model --norm --out --protocol --samples
  --track""",
     "data list": "[NAME]... --data --json",

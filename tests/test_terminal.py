@@ -7,9 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from robustbench_vlm.cli.catalog import Entry, document_lines, entry_lines
-from robustbench_vlm.cli.render.layout import Columns, table, wrapped
-from robustbench_vlm.cli.render.screen import duration
+from robustbench_vlm.cli.render.documents import Entry, document_lines, entry_lines
+from robustbench_vlm.cli.render.output import duration
+from robustbench_vlm.cli.render.text_table import Columns, table, wrapped
 from robustbench_vlm.core.text import terminal_text
 
 COLUMNS = Columns(("model", "eps"), "name", ("n", "share"), "notes")

@@ -1,4 +1,4 @@
-"""The command `compare`."""
+"""The command `vlmbench compare`: compares models on the samples that all of them have."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,24 +6,27 @@ from typing import Annotated
 import typer
 
 from robustbench_vlm.cli import completion
-from robustbench_vlm.cli.options import TRACK, Json, TrackName, check_plot, option
-from robustbench_vlm.cli.render import screen
+from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, TrackName, check_plot, option
+from robustbench_vlm.cli.render.output import note
 
 _NAMES = "Names of the leaderboard or of runs, entry files, or folders of runs."
 _Names = Annotated[list[str], typer.Argument(metavar="NAME", help=_NAMES, autocompletion=completion.models)]
 _Attack = Annotated[str, option("--attack", "NAME", "The attack whose records are compared.")]
-_Eps = Annotated[str, option("--eps", "EPS", "A part of the pixel range, as 8/255; the track's standard if none.")]
+_Eps = Annotated[
+    str,
+    option("--eps", "EPS", "Radius as a part of the pixel range, such as 8/255; the track's standard if not given."),
+]
 _Format = Annotated[str, option("--format", "NAME", "table, markdown, latex, csv or html.")]
 _Plot = Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file: clean against robust accuracy.")]
 _Curves = Annotated[Path | None, option("--curves", "FILE", "A PNG or SVG file: robust accuracy over the radius.")]
 _Heatmap = Annotated[Path | None, option("--heatmap", "FILE", "A PNG or SVG file: models by datasets.")]
-_Out = Annotated[Path | None, option("--out", "FILE", "Where the format's text goes instead of here.")]
+_Out = Annotated[Path | None, option("--out", "FILE", "File for the text instead of the terminal.")]
 
 
 def compare(
     names: _Names,
     attack: _Attack = "autoattack",
-    track: TrackName = TRACK,
+    track: TrackName = DEFAULT_TRACK,
     eps: _Eps = "",
     format: _Format = "table",
     plot: _Plot = None,
@@ -34,27 +37,27 @@ def compare(
 ) -> None:
     """Compare models sample by sample.
 
-    On the samples that all have: intervals, paired tests corrected for their number, and the places they leave open.
+    On the samples that all have: intervals, paired tests corrected for their number, and the possible ranks.
     """
-    from robustbench_vlm.cli.render import comparison
+    from robustbench_vlm.cli.render import comparison_tables
     from robustbench_vlm.comparison import plots
     from robustbench_vlm.comparison.compare import compare as compare_sources
     from robustbench_vlm.core.threat import parse_eps
     from robustbench_vlm.leaderboard.sources import read_sources
     from robustbench_vlm.tracks import TRACKS
 
-    comparison.check_format(format)
-    pictures = {
+    comparison_tables.check_format(format)
+    figures = {
         "--plot": (plot, plots.scatter),
         "--curves": (curves, plots.curves),
         "--heatmap": (heatmap, plots.heatmap),
     }
-    for name, (path, _) in pictures.items():
+    for name, (path, _) in figures.items():
         check_plot(path, name)
-    screen.note("reading records", quiet=as_json)
+    note("reading records", quiet=as_json)
     sources = read_sources(names, track, attack=attack)
     found = compare_sources(sources, TRACKS.load(track), attack=attack, eps=parse_eps(eps) if eps else None)
-    for path, draw in pictures.values():
+    for path, draw in figures.values():
         if path is not None:
             draw(found, path)
-    comparison.show(found, format, out, as_json=as_json)
+    comparison_tables.show(found, format, out, as_json=as_json)

@@ -1,4 +1,4 @@
-"""What a shell offers when Tab is pressed: names from the registries and the cards, without torch, which is slow."""
+"""Shell completion: names from the registries and the cards, without importing torch, which is slow."""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -14,15 +14,15 @@ from robustbench_vlm.test_time import TEST_TIME_DEFENSES
 from robustbench_vlm.tracks import TRACKS
 
 Complete = Callable[[typer.Context, str], list[str]]
-"""Takes what is typed so far and the beginning of the word, and returns the words that it may become."""
+"""Takes the words before the cursor and the beginning of a word, and returns the words that it may become."""
 
 
 def models(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the models of the track that is typed before, and PROCEDURE+MODEL once the plus is typed."""
+    """Return the models of the track in the words before, and DEFENSE+MODEL once the plus is typed."""
     track = context.params.get("track") or TRACKS.names()[0]
     names = sorted({*card_names(track), *MODELS.names()})
-    procedure, plus, _ = incomplete.partition("+")
-    return [procedure + plus + name for name in names] if plus and procedure in TEST_TIME_DEFENSES.names() else names
+    defense, plus, _ = incomplete.partition("+")
+    return [defense + plus + name for name in names] if plus and defense in TEST_TIME_DEFENSES.names() else names
 
 
 def kinds(context: typer.Context, incomplete: str) -> list[str]:
@@ -31,16 +31,16 @@ def kinds(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def of_kind(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the values of the kind that is typed before, as an argument or as the command's own name."""
+    """Return the values of the kind in the words before, which is an argument or the command's name."""
     kind = context.params.get("kind") or context.info_name or ""
     complete = BY_KIND.get(str(kind).removesuffix("s"))
     return complete(context, incomplete) if complete else []
 
 
 def one_of(names: Callable[[], Iterable[str]]) -> Complete:
-    """Return what completes to the names that a function gives."""
+    """Return a completion to the names that a function returns."""
 
-    # typer tells what it hands over by the annotations.
+    # typer chooses the arguments by the annotations.
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         return list(names())
 
@@ -62,4 +62,4 @@ BY_OPTION: Mapping[str, Complete] = {
     "--format": one_of(lambda: ("table", "markdown", "latex", "csv", "html")),
     "--device": one_of(lambda: ("cpu", "cuda")),
 }
-"""Options that have a name as their value; one means the same in every command."""
+"""Options that take a name. An option means the same in every command."""

@@ -1,39 +1,39 @@
-"""The command `convert`: somebody's checkpoint becomes a model that all other commands take."""
+"""The command `vlmbench convert`: converts a checkpoint to safetensors weights with a model card."""
 
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from robustbench_vlm.cli.options import Json, TrackName, option
-from robustbench_vlm.cli.render import screen
-
-_TRACK = "zeroshot15"
-"""The track that checkpoints of others belong to."""
+from robustbench_vlm.cli.options import REAL_TRACK, Json, TrackName, option
+from robustbench_vlm.cli.render.output import Line, answer
 
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="A .pt, .pth, .pth.tar, .bin or .safetensors.")]
-_Base = Annotated[str, option("--base", "NAME", "What it was fine-tuned from: a name, a card file, or open_clip's.")]
-_Name = Annotated[str, option("--name", "NAME", "Of the new model; the file's if none.")]
-_Defense = Annotated[str, option("--defense", "NAME", "The defense that it was trained by.")]
-_Out = Annotated[Path | None, option("--out", "DIR", "Where the weights and the card go.")]
+_Base = Annotated[
+    str,
+    option("--base", "NAME", "The model it was fine-tuned from: a name, a card file, or open_clip:ARCH/PRETRAINED."),
+]
+_Name = Annotated[str, option("--name", "NAME", "Name of the new model; the file's if not given.")]
+_Defense = Annotated[str, option("--defense", "NAME", "The defense that trained it.")]
+_Out = Annotated[Path | None, option("--out", "DIR", "Folder for the weights and the card.")]
 
 
 def convert(
     file: _File,
     base: _Base,
-    track: TrackName = _TRACK,
+    track: TrackName = REAL_TRACK,
     name: _Name = "",
     defense: _Defense = "",
     out: _Out = None,
     as_json: Json = False,
 ) -> None:
-    """Take somebody's checkpoint.
+    """Convert a checkpoint to a model card.
 
-    Whatever layout its file has, safetensors with a card come out. Nothing in the file is run, and nothing is fetched.
+    Reads every file layout of the field and writes safetensors weights. Nothing in the file is run or downloaded.
     """
     from robustbench_vlm.models import convert as conversion
 
     card = conversion.convert(file, base, track, out or Path("converted") / track, name=name, defense=defense)
     command = f"vlmbench run --model {card} --track {track}"
-    lines = [screen.Line(f"wrote {card}"), screen.Line(f"next: {command}")]
-    screen.answer({"card": str(card)}, lambda width: lines, as_json=as_json)
+    lines = [Line(f"wrote {card}"), Line(f"next: {command}")]
+    answer({"card": str(card)}, lambda width: lines, as_json=as_json)

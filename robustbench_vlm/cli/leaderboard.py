@@ -1,4 +1,4 @@
-"""The commands `vlmbench leaderboard build|check|serve|show`: entries as a board, its views and its site."""
+"""The commands `vlmbench leaderboard build|check|serve|migrate`: the tables and the site of the entries."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustbench_vlm.cli.options import Json, example, option
-from robustbench_vlm.cli.render import screen
+from robustbench_vlm.cli.render.output import Line, answer, note
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, write_text
 
@@ -16,12 +16,12 @@ if TYPE_CHECKING:
     from robustbench_vlm.leaderboard.entry import Entry
 
 _Folder = Annotated[
-    Path | None, option("--folder", "DIR", "Folder of leaderboards; ./leaderboards, else the package's.")
+    Path | None, option("--folder", "DIR", "Folder of leaderboards; ./leaderboards or the package's if not given.")
 ]
-_Site = Annotated[Path, option("--site", "DIR", "Where the site goes.")]
-_Port = Annotated[int, option("--port", "N", "On this machine; 0: any that is free.")]
+_Site = Annotated[Path, option("--site", "DIR", "Folder for the site.")]
+_Port = Annotated[int, option("--port", "N", "Port on this machine; 0 chooses a free one.")]
 
-app = typer.Typer(help="Make the leaderboard of the entries.", rich_markup_mode=None)
+app = typer.Typer(help="Build the leaderboard from its entries.", rich_markup_mode=None)
 
 
 @app.command(epilog=example("vlmbench leaderboard build --site site"))
@@ -37,31 +37,29 @@ def build(folder: _Folder = None, site: _Site = Path("site"), as_json: Json = Fa
         write_text(path, text)
     write_site(boards, site, entries=_entries(place, boards), examples=_examples(place, boards))
     written = [*map(str, made), str(site / "index.html")]
-    screen.answer(
-        {"written": written}, lambda width: [screen.Line(f"wrote {name}") for name in written], as_json=as_json
-    )
+    answer({"written": written}, lambda width: [Line(f"wrote {name}") for name in written], as_json=as_json)
 
 
 @app.command(epilog=example("vlmbench leaderboard check"))
 def check(folder: _Folder = None, as_json: Json = False) -> int:
-    """Check every entry, and that the Markdown tables are those of the entries.
+    """Check every entry, and compare the Markdown tables with the entries.
 
-    Exit code 1: a table differs. An entry that does not hold is an error that names it.
+    Exit code 1: a table differs. An entry that fails its check is an error that names it.
     """
     from robustbench_vlm.leaderboard.views import views
 
     place = _place(folder)
     made = views(_boards(place), place)
     differ = [str(path) for path, text in made.items() if not path.is_file() or path.read_text("utf-8") != text]
-    lines = [screen.Line(f"differs: {name}; `vlmbench leaderboard build` makes it anew", "red") for name in differ]
-    lines = lines or [screen.Line(f"{len(made)} tables are those of the entries")]
-    screen.answer({"differ": differ}, lambda width: lines, as_json=as_json)
+    lines = [Line(f"differs: {name}; `vlmbench leaderboard build` writes it again", "red") for name in differ]
+    lines = lines or [Line(f"{len(made)} tables agree with the entries")]
+    answer({"differ": differ}, lambda width: lines, as_json=as_json)
     return 1 if differ else 0
 
 
 @app.command(epilog=example("vlmbench leaderboard serve --port 8000"))
 def serve(folder: _Folder = None, port: _Port = 8000) -> None:
-    """Make the site and show it on this machine until Ctrl-C."""
+    """Build the site and serve it on this machine until Ctrl-C."""
     import tempfile
 
     from robustbench_vlm.leaderboard.site import serve as show
@@ -79,9 +77,9 @@ def migrate(
     files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Entry and card files of version 0.1.")],
     as_json: Json = False,
 ) -> None:
-    """Rewrite entries and cards of version 0.1 with today's names.
+    """Rewrite entries and cards of version 0.1 in the current format.
 
-    The old fingerprints are checked first. Records and verdicts do not change; an entry's history says what happened.
+    Checks the old fingerprints first. Records and verdicts do not change. The entry's history records the event.
     """
     import datetime
 
@@ -90,12 +88,10 @@ def migrate(
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     done = {str(path): migrate_file(path, date=date) for path in files}
     lines = [
-        screen.Line(f"migrated {path}" if changed else f"already in today's format: {path}")
+        Line(f"migrated {path}" if changed else f"already in the current format: {path}")
         for path, changed in done.items()
     ]
-    screen.answer(
-        {"migrated": [path for path, changed in done.items() if changed]}, lambda width: lines, as_json=as_json
-    )
+    answer({"migrated": [path for path, changed in done.items() if changed]}, lambda width: lines, as_json=as_json)
 
 
 def _place(folder: Path | None) -> Path:
@@ -103,7 +99,7 @@ def _place(folder: Path | None) -> Path:
         own = Path("leaderboards")
         folder = own if own.is_dir() else package_folder("leaderboards")
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder of leaderboards: name one by --folder")
+        raise UserError(f"{folder} is no folder of leaderboards: give one by --folder DIR")
     return folder
 
 
@@ -113,12 +109,12 @@ def _boards(folder: Path) -> "list[Board]":
 
     boards = [make_board(name, folder / name) for name in TRACKS.names() if (folder / name).is_dir()]
     for why in (why for board in boards for why in board.absent.values()):
-        screen.note(f"left out: {why}")
+        note(f"left out: {why}")
     return boards
 
 
 def _examples(folder: Path, boards: "Sequence[Board]") -> dict[tuple[str, str], Path]:
-    """Return the images that `show sample` made of models, where somebody put them beside the entries."""
+    """Return the figures of `show sample` that are stored with the entries, by track and model."""
     places = {
         (board.track, row.model): folder / board.track / "examples" / f"{row.model}.png"
         for board in boards

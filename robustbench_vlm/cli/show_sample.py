@@ -1,4 +1,4 @@
-"""The command `show sample`: one sample clean and under attack, as an image and as text."""
+"""The command `vlmbench show sample`: one sample clean and under attack, as a figure and as text."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from robustbench_vlm.cli import options
-from robustbench_vlm.cli.options import TRACK, Json, option
-from robustbench_vlm.cli.render import screen
+from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, option
+from robustbench_vlm.cli.render.output import Line, answer, note
+from robustbench_vlm.cli.render.progress_bar import progress
+from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
 from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.core.text import terminal_text
 
@@ -17,20 +19,19 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from robustbench_vlm.analysis.inspect_sample import Predicted, SampleUnderModel, SampleView
-    from robustbench_vlm.cli.render.layout import Row
 
 _CELLS = 28
-"""Letters of a class name in the image, wide ones counted twice; the text has all."""
+"""Letters of a class name in the figure; wide letters count twice. The text has the whole name."""
 _RIGHT, _OTHER = "#8fc98f", "#d0d0d0"
 
 _Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="See `vlmbench list datasets`.")]
-_Sample = Annotated[str, typer.Argument(metavar="ID|NUMBER", help="Its id in the records, or its place, from 0.")]
+_Sample = Annotated[str, typer.Argument(metavar="ID|NUMBER", help="Its id in the records, or its position, from 0.")]
 _Models = Annotated[
-    list[str] | None, option("--model", "NAME", "As in `vlmbench run`; the track's base if none. Repeat for more.")
+    list[str] | None, option("--model", "NAME", "As in `vlmbench run`; the track's base if not given. Repeat for more.")
 ]
 _Attack = Annotated[str, option("--attack", "NAME", "See `vlmbench list attacks`.")]
-_Eps = Annotated[str, option("--eps", "EPS", "A part of the pixel range, as 8/255, instead of the track's.")]
-_Out = Annotated[Path, option("--out", "FILE", "The image, PNG or SVG.")]
+_Eps = Annotated[str, option("--eps", "EPS", "Radius instead of the track's, such as 8/255.")]
+_Out = Annotated[Path, option("--out", "FILE", "File for the figure, PNG or SVG.")]
 
 
 def show_sample(
@@ -40,7 +41,7 @@ def show_sample(
     attack: _Attack = "pgd-20",
     eps: _Eps = "",
     norm: options.Norm = "",
-    track: options.TrackName = TRACK,
+    track: options.TrackName = DEFAULT_TRACK,
     protocol: options.ProtocolName = "",
     samples: options.SampleCount = "",
     data: options.DataFolder = None,
@@ -50,8 +51,8 @@ def show_sample(
 ) -> None:
     """Show one sample clean and under attack.
 
-    The clean image, the perturbation magnified, the adversarial image, and each model's five most probable classes of
-    both. Of a sample that stays robust, the image that came nearest to breaking it.
+    Draws the clean image, the magnified perturbation, the adversarial image, and each model's five most probable
+    classes for both. If a sample stays robust, it shows the image that is nearest to breaking it.
     """
     from robustbench_vlm.analysis.inspect_sample import look_at_sample
     from robustbench_vlm.core.files import save_figure
@@ -72,36 +73,34 @@ def show_sample(
         data=data,
         resources=Resources(device, workers=1),
     )
-    screen.note("reading models and images", quiet=as_json)
-    with screen.progress("models", quiet=as_json) as on_progress:
+    note("reading models and images", quiet=as_json)
+    with progress("models", quiet=as_json) as on_progress:
         found = look_at_sample(request, sample, on_progress=on_progress)
-    save_figure(picture(found), out)
-    document = {**found.to_json(), "picture": str(out)}
-    screen.answer(document, lambda width: list(lines(found, out, width)), as_json=as_json)
+    save_figure(figure(found), out)
+    document = {**found.to_json(), "figure": str(out)}
+    answer(document, lambda width: list(lines(found, out, width)), as_json=as_json)
 
 
-def lines(found: "SampleView", out: Path, width: int) -> Iterator[screen.Line]:
-    """Return the verdict of each model and its probabilities of the classes that lead in either image."""
-    from robustbench_vlm.cli.render.layout import Columns, table, wrapped
-
+def lines(found: "SampleView", out: Path, width: int) -> Iterator[Line]:
+    """Return each model's verdict and its probabilities of the classes that are on top in either image."""
     yield from wrapped(f"{_about(found)}; probabilities in %", width)
     for each in found.models:
-        yield screen.Line("")
+        yield Line("")
         yield from wrapped(f"{each.model}: {_verdict(each)}, perturbation {each.distance:.4f}", width, indent="  ")
         yield from table(list(_rows(found, each)), Columns((), "class", ("clean", "adversarial")), width)
-    yield screen.Line("")
+    yield Line("")
     yield from wrapped(f"{found.track}, protocol {found.protocol}, sample {found.position} of it", width, indent="  ")
-    yield from wrapped(f"image in {out}, perturbations magnified {_factor(found)} times", width, indent="  ")
+    yield from wrapped(f"figure in {out}, perturbations magnified {_factor(found)} times", width, indent="  ")
 
 
-def picture(found: "SampleView") -> "Figure":
+def figure(found: "SampleView") -> "Figure":
     """Draw a row for each model: clean, perturbation (mid-grey is none), adversarial, and the top classes of both."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(12, 0.7 + 2.1 * len(found.models)), layout="constrained")
+    drawn = Figure(figsize=(12, 0.7 + 2.1 * len(found.models)), layout="constrained")
     # Names are text: between two dollars matplotlib would read a formula.
-    figure.suptitle(terminal_text(_about(found)), parse_math=False)
-    grid = figure.subplots(len(found.models), 5, squeeze=False, width_ratios=(1, 1, 1, 1.5, 1.5))
+    drawn.suptitle(terminal_text(_about(found)), parse_math=False)
+    grid = drawn.subplots(len(found.models), 5, squeeze=False, width_ratios=(1, 1, 1, 1.5, 1.5))
     for row, each in zip(grid, found.models, strict=True):
         shown = (found.image, 0.5 + found.magnification * (each.image - found.image), each.image)
         for axes, pixels in zip(row, shown, strict=False):
@@ -113,7 +112,7 @@ def picture(found: "SampleView") -> "Figure":
     titles = ("clean", f"perturbation x {_factor(found)}, grey: 0", "adversarial", "clean, %", "adversarial, %")
     for axes, title in zip(grid[0], titles, strict=True):
         axes.set_title(title, fontsize=9)
-    return figure
+    return drawn
 
 
 def _draw_bars(axes: "Axes", predicted: "Sequence[Predicted]", label: str) -> None:
@@ -134,7 +133,7 @@ def _draw_bars(axes: "Axes", predicted: "Sequence[Predicted]", label: str) -> No
     axes.set(xlim=(0, 100), ylim=(TOP - 0.5, -0.5), xticks=[], yticks=[])
 
 
-def _rows(found: "SampleView", each: "SampleUnderModel") -> "Iterator[Row]":
+def _rows(found: "SampleView", each: "SampleUnderModel") -> Iterator[Row]:
     from robustbench_vlm.analysis.inspect_sample import TOP
 
     leading = {one.name for one in (*each.clean[:TOP], *each.adversarial[:TOP])} | {found.label}
@@ -150,8 +149,8 @@ def _about(found: "SampleView") -> str:
 
 
 def _verdict(each: "SampleUnderModel") -> str:
-    said = {"": "robust", CLEAN: "wrong when clean"}
-    return said.get(each.result.broken_by, terminal_text(f"broken by {each.result.broken_by}"))
+    words = {"": "robust", CLEAN: "wrong when clean"}
+    return words.get(each.result.broken_by, terminal_text(f"broken by {each.result.broken_by}"))
 
 
 def _factor(found: "SampleView") -> str:

@@ -1,29 +1,30 @@
-"""The command `transfer`: the adversarial images of each model tried on every other, as a matrix."""
+"""The command `vlmbench transfer`: tries the adversarial images of each model on every other model."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from robustbench_vlm.cli import options
-from robustbench_vlm.cli.options import TRACK, Json, option
-from robustbench_vlm.cli.render import screen
+from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, option, with_options_of
+from robustbench_vlm.cli.render.output import Line, answer, duration, note
+from robustbench_vlm.cli.render.progress_bar import progress
+from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
 from robustbench_vlm.core.text import terminal_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from robustbench_vlm.analysis.transfer import Transfer
-    from robustbench_vlm.cli.render.layout import Row
     from robustbench_vlm.core.records import Accuracy
     from robustbench_vlm.engine.resolve import Request
 
-_MODEL = "A name, a card file or open_clip:ARCH/PRETRAINED; every bundled one if none. Repeat for more."
+_MODEL = "A name, a card file or open_clip:ARCH/PRETRAINED; all bundled models if not given. Repeat for more."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
-_Attack = Annotated[str, option("--attack", "NAME", "What makes the images: `vlmbench list attacks`.")]
-_Eps = Annotated[str, option("--eps", "EPS", "A part of the pixel range, as 8/255, instead of the track's.")]
-_Samples = Annotated[str, option("--samples", "N|all", "Samples a dataset.")]
+_Attack = Annotated[str, option("--attack", "NAME", "The attack that makes the images: see `vlmbench list attacks`.")]
+_Eps = Annotated[str, option("--eps", "EPS", "Radius instead of the track's, such as 8/255.")]
+_Samples = Annotated[str, option("--samples", "N|all", "Samples per dataset.")]
 _Plot = Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file for the matrix as a heat map.")]
-_Save = Annotated[Path | None, option("--save", "DIR", "A folder for the images, lossless, a file a model.")]
+_Save = Annotated[Path | None, option("--save", "DIR", "Folder for the images: one lossless file per model.")]
 
 
 def request_of(
@@ -32,15 +33,15 @@ def request_of(
     dataset: options.Datasets = None,
     eps: _Eps = "",
     norm: options.Norm = "",
-    track: options.TrackName = TRACK,
+    track: options.TrackName = DEFAULT_TRACK,
     protocol: options.ProtocolName = "",
     samples: _Samples = "24",
     data: options.DataFolder = None,
     workers: options.Workers = 0,
-    batch: options.BatchSize = 0,
+    batch_size: options.BatchSize = 0,
     device: options.Device = "",
 ) -> "Request":
-    """Return what the options ask for; raise UserError for values that no plan can have."""
+    """Return the request that the options make; raise UserError for values that are not allowed."""
     from robustbench_vlm.engine.cost import Resources
     from robustbench_vlm.engine.resolve import Request
     from robustbench_vlm.models.card import bundled_names
@@ -55,54 +56,55 @@ def request_of(
         protocol=protocol,
         samples=options.sample_count(samples),
         data=data,
-        resources=Resources(device, workers, batch),
+        resources=Resources(device, workers, batch_size),
     )
 
 
-def transfer(request: "Request", plot: _Plot = None, save: _Save = None, as_json: Json = False) -> None:
+def _transfer(request: "Request", plot: _Plot = None, save: _Save = None, as_json: Json = False) -> None:
     """Try the adversarial images of each model on every other.
 
-    Images made for one model that break another where the attack on that one itself fails are a sign of masked
-    gradients. What --save writes can be handed in by `vlmbench dispute`.
+    If the images of one model break another that its own attack does not break, gradients may be masked.
+    `vlmbench dispute` takes the images that --save writes.
     """
     from robustbench_vlm.analysis import transfer as transfers
     from robustbench_vlm.core.files import save_figure
 
     options.check_plot(plot)
-    screen.note("reading models and images", quiet=as_json)
-    with screen.progress("images", quiet=as_json) as on_progress:
+    note("reading models and images", quiet=as_json)
+    with progress("images", quiet=as_json) as on_progress:
         found = transfers.transfer(request, save, on_progress=on_progress)
     if plot is not None:
         save_figure(heat_map(found), plot)
-    screen.answer(found.to_json(), lambda width: list(lines(found, width)), as_json=as_json)
+    answer(found.to_json(), lambda width: list(lines(found, width)), as_json=as_json)
 
 
-def lines(found: "Transfer", width: int) -> Iterator[screen.Line]:
-    """Return the matrix and each model's own numbers; where these do not fit the width, a row for each number."""
+transfer = with_options_of(request_of, _transfer)
+
+
+def lines(found: "Transfer", width: int) -> Iterator[Line]:
+    """Return the matrix and each model's own numbers, or a row for each number if the tables do not fit the width."""
     from rich.cells import cell_len
-
-    from robustbench_vlm.cli.render.layout import Columns, table, wrapped
 
     sets = f"{len(found.datasets)} dataset{'s' if len(found.datasets) > 1 else ''}"
     about = f"{found.attack}, {found.norm} {found.eps}, accuracies in %, means over {sets}, {found.n} samples"
     numbers = tuple(str(number + 1) for number in range(len(found.targets)))
     matrix = table(list(_matrix(found)), Columns((), "images of", numbers), width)
     own = table(list(_own(found)), Columns((), "model", ("clean", "own images", "all images")), width)
-    wide = [*matrix, screen.Line(""), *own]
+    wide = [*matrix, Line(""), *own]
     fits = all(cell_len(line.text) <= width for line in wide)
     long = Columns(("model",), "images of", ("accuracy", "95 % interval"))
     yield from wrapped(about, width)
-    yield screen.Line("")
+    yield Line("")
     yield from wide if fits else table(list(_long(found)), long, width)
-    yield screen.Line("")
+    yield Line("")
     for sentence in found.warnings:
-        yield from (screen.Line(line.text, "yellow") for line in wrapped(f"! {sentence}", width, indent="  "))
+        yield from (Line(line.text, "yellow") for line in wrapped(f"! {sentence}", width, indent="  "))
     for sentence in _footer(found, matrix=fits):
         yield from wrapped(sentence, width, indent="  ")
 
 
 def heat_map(found: "Transfer") -> "Figure":
-    """Draw the matrix: targets from left to right, sources from top to bottom, then what they get right in all."""
+    """Draw the matrix: a column for each target, a row for each source, then clean accuracy and that on all images."""
     from matplotlib.figure import Figure
 
     names = [terminal_text(target.model) for target in found.targets]
@@ -120,18 +122,18 @@ def heat_map(found: "Transfer") -> "Figure":
     # Names are text: between two dollars matplotlib would read a formula.
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
     axes.set_yticks(range(len(rows)), rows, parse_math=False)
-    axes.set(xlabel="model that gets the images", ylabel="model that they were made for")
+    axes.set(xlabel="model that classifies the images", ylabel="model that they were made for")
     axes.set_title(f"accuracy in %, {found.attack}, {found.norm} {found.eps}", parse_math=False)
     return figure
 
 
-def _matrix(found: "Transfer") -> "Iterator[Row]":
+def _matrix(found: "Transfer") -> Iterator[Row]:
     for number, source in enumerate(found.targets, start=1):
         shares = {str(n): target.mean.under[source.model] for n, target in enumerate(found.targets, start=1)}
         yield {"images of": f"{number} {source.model}", **{key: _percent(share) for key, share in shares.items()}}
 
 
-def _own(found: "Transfer") -> "Iterator[Row]":
+def _own(found: "Transfer") -> Iterator[Row]:
     for number, target in enumerate(found.targets, start=1):
         mean = target.mean
         shares = {"clean": mean.clean, "own images": mean.robust, "all images": mean.worst}
@@ -139,7 +141,7 @@ def _own(found: "Transfer") -> "Iterator[Row]":
         yield {"model": f"{number} {target.model}", **cells}
 
 
-def _long(found: "Transfer") -> "Iterator[Row]":
+def _long(found: "Transfer") -> Iterator[Row]:
     for target in found.targets:
         mean = target.mean
         own = {source if source != target.model else "itself": share for source, share in mean.under.items()}
@@ -150,11 +152,11 @@ def _long(found: "Transfer") -> "Iterator[Row]":
 
 def _footer(found: "Transfer", *, matrix: bool) -> Iterator[str]:
     if matrix:
-        yield "columns: the model, by its number, that gets the images; on the diagonal stands its robust accuracy"
+        yield "columns: the model, by its number, that classifies the images; the diagonal has its robust accuracy"
         yield "in brackets: 95 % intervals"
-    yield "images of a model: where it is wrong the clean one, where it holds the one that came nearest to breaking it"
-    yield "all images: the share of samples that a model gets right in the images of every one"
-    yield f"{found.track}, protocol {found.protocol}, {screen.duration(found.seconds)}"
+    yield "images of a model: the clean one if it is wrong there, and the one nearest to breaking it if it stays robust"
+    yield "all images: the share of samples that a model classifies correctly in the images of every model"
+    yield f"{found.track}, protocol {found.protocol}, {duration(found.seconds)}"
 
 
 def _percent(share: "Accuracy") -> str:

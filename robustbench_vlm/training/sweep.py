@@ -100,7 +100,7 @@ def run_sweep(
     (0, 1], and images too few to hold some out, before anything is trained.
     """
     if not over or not 0 < share <= 1:
-        raise UserError("a sweep takes one or more --over NAME=N,N,... and a --share above 0 and up to 1")
+        raise UserError("a sweep takes one or more --grid NAME=N,N,... and a --train-fraction above 0 and up to 1")
     whole, held_out = make_sweep_job(request)
     job = dataclasses.replace(whole, images=whole.images.slice(0, max(1, int(len(whole.images) * share))))
     combinations = [dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())]

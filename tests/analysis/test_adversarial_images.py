@@ -12,7 +12,7 @@ from robustbench_vlm.analysis.adversarial_images import attack_cells, attack_pos
 from robustbench_vlm.analysis.inspect_sample import Predicted, look_at_sample
 from robustbench_vlm.analysis.verdict import judged_logits
 from robustbench_vlm.cli.main import run_command
-from robustbench_vlm.cli.show_sample import picture
+from robustbench_vlm.cli.show_sample import figure as sample_figure
 from robustbench_vlm.core.files import save_figure
 from robustbench_vlm.core.records import CLEAN, SampleResult
 from robustbench_vlm.core.threat import distance
@@ -132,7 +132,7 @@ def test_a_shown_sample_agrees_with_the_record(
     assert any(line.startswith(f"{shown['label']} (right)") for line in lines)
 
 
-def test_class_names_are_text_in_the_picture(planned: tuple[Plan, list[Attacked]], tmp_path: Path) -> None:
+def test_class_names_are_text_in_the_figure(planned: tuple[Plan, list[Attacked]], tmp_path: Path) -> None:
     found = look_at_sample(replace(planned[0].request, datasets=("colours",)), "0")
     (own,) = found.models
     hostile = ("$x_{", "a $\\frac$ b", "\x1b[31m[bold]", "犬" * 40, "<b>&")
@@ -142,7 +142,7 @@ def test_class_names_are_text_in_the_picture(planned: tuple[Plan, list[Attacked]
         return tuple(replace(each, name=names.get(each.name, each.name)) for each in predicted)
 
     changed = replace(own, model="$\\no{$", clean=renamed(own.clean), adversarial=renamed(own.adversarial))
-    figure = picture(replace(found, label=hostile[0], models=(changed,)))
+    figure = sample_figure(replace(found, label=hostile[0], models=(changed,)))
     for suffix in ("png", "svg"):
         save_figure(figure, tmp_path / f"hostile.{suffix}")
     drawn = [text.get_text() for axes in figure.axes for text in axes.texts]

@@ -15,7 +15,7 @@ from matplotlib.text import Text
 from rich.cells import cell_len
 
 from robustbench_vlm.cli.main import run_command
-from robustbench_vlm.cli.render.comparison import lines
+from robustbench_vlm.cli.render.comparison_tables import lines
 from robustbench_vlm.comparison import plots
 from robustbench_vlm.comparison.align import Source
 from robustbench_vlm.comparison.compare import compare

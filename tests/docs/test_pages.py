@@ -122,7 +122,7 @@ def test_tables_are_those_of_the_code() -> None:
     for page in tables.TABLES:
         text = (DOCS / page).read_text(encoding="utf-8")
         assert tables.filled(page, text) == text, "run `python benchmarks/docs_tables.py`"
-    gates = (DOCS / "gates.md").read_text(encoding="utf-8")
+    gates = (DOCS / "warnings.md").read_text(encoding="utf-8")
     assert all(f"| `{code}` | {gate.meaning} | {gate.advice} |" in gates for code, gate in GATES.items())
     protocols = (DOCS / "protocols.md").read_text(encoding="utf-8")
     assert all(f"## {PROTOCOLS.load(name).label}\n" in protocols for name in PROTOCOLS.table)

@@ -128,8 +128,8 @@ def test_a_sweep_trains_each_combination_once_and_names_the_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
-        "sweep", "agft", "--over", "lr=1e-4,1e30", "--over", "gamma=0.2,0.4", "--num-images", "512", "--share", "1/2",
-        "--epochs", "1", "--device", "cpu", "--out", str(tmp_path), "--json",
+        "sweep", "agft", "--grid", "lr=1e-4,1e30", "--grid", "gamma=0.2,0.4", "--num-images", "512",
+        "--train-fraction", "1/2", "--epochs", "1", "--device", "cpu", "--out", str(tmp_path), "--json",
     ]  # fmt: skip
     assert run_command(arguments) == 0
     found = json.loads(capsys.readouterr().out)
@@ -159,14 +159,14 @@ def test_a_sweep_trains_each_combination_once_and_names_the_best(
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--over", "rate"], "NAME=N,N"),
-        (["--over", "lr=1e-3", "--share", "2"], "up to 1"),
-        (["--over", "lr=1e-3", "--share", "x"], "no part"),
-        (["--over", "lr=1e-3", "--num-images", "100000"], "leave some to measure on"),
-        (["--over", "rho=1"], "setting of agft"),
-        (["--over", "lr=1", "--over", "lr=2"], "given twice"),
-        (["--over", "batch_size=8,1024", "--num-images", "512"], "do not fill a batch of 1024"),
-        (["--over", "lr=1", "--plot", "curve.txt"], ".png or .svg"),
+        (["--grid", "rate"], "NAME=N,N"),
+        (["--grid", "lr=1e-3", "--train-fraction", "2"], "up to 1"),
+        (["--grid", "lr=1e-3", "--train-fraction", "x"], "above 0 and at most 1, such as 1.4, got .x."),
+        (["--grid", "lr=1e-3", "--num-images", "100000"], "leave some to measure on"),
+        (["--grid", "rho=1"], "setting of agft"),
+        (["--grid", "lr=1", "--grid", "lr=2"], "given twice"),
+        (["--grid", "batch_size=8,1024", "--num-images", "512"], "do not fill a batch of 1024"),
+        (["--grid", "lr=1", "--plot", "curve.txt"], ".png or .svg"),
     ],
 )
 def test_a_sweep_that_cannot_be_says_why(

@@ -1,4 +1,4 @@
-"""Protocols in words: all that one says, and what differs between two."""
+"""Protocols in words: the document of one protocol, and the differences between two."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -7,8 +7,8 @@ from typing import Any
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack
-from robustbench_vlm.cli.render.layout import wrapped
-from robustbench_vlm.cli.render.screen import Line
+from robustbench_vlm.cli.render.output import Line
+from robustbench_vlm.cli.render.text_table import wrapped
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import fingerprint, plain
 from robustbench_vlm.datasets import DATASETS
@@ -20,12 +20,12 @@ from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.protocols.describe import FIELDS
 
 _COMPARED = ("autoattack", "cw", "fgsm", "pgd-20", "pgd-100")
-"""Attacks that every paper of the field has a column for."""
+"""Attacks that have a column in every paper of the field."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One thing that two protocols do otherwise."""
+    """One difference between two protocols."""
 
     what: str
     first: str
@@ -33,7 +33,7 @@ class Difference:
 
 
 def protocol_document(name: str) -> dict[str, Any]:
-    """Return all that a protocol says: its fields, its fingerprint, and its texts and twins by dataset."""
+    """Return a protocol's fields, its fingerprint, and the prompts of each dataset, as a JSON document."""
     protocol: Protocol = PROTOCOLS.load(name)
     adapted = _datasets(protocol)
     texts = {dataset.name: [*dataset.templates, *dataset.classes] for dataset in adapted.values()}
@@ -57,13 +57,13 @@ def protocol_document(name: str) -> dict[str, Any]:
 
 
 def twins(dataset: Dataset) -> list[str]:
-    """Return the class names that two or more classes share, or that CLIP reads as one: "X-ray / x - ray"."""
+    """Return class names that several classes share, or that CLIP tokenizes alike: "X-ray / x - ray"."""
     groups = ({dataset.classes[number] for number in group} for group in read_alike(dataset.classes))
     return sorted(" / ".join(sorted(names)) for names in groups)
 
 
 def differences(first: str, second: str) -> list[Difference]:
-    """Return what differs between two protocols, by name; raise UserError for an unknown one."""
+    """Return the differences between two protocols; raise UserError for an unknown name."""
     one, two = PROTOCOLS.load(first), PROTOCOLS.load(second)
     found = [Difference(what, say(one), say(two)) for what, say in FIELDS.values() if say(one) != say(two)]
     found += [
@@ -73,12 +73,12 @@ def differences(first: str, second: str) -> list[Difference]:
     ]
     mine, theirs = _datasets(one), _datasets(two)
     for name in sorted({*mine, *theirs}):
-        found += _worded_otherwise(name, mine.get(name), theirs.get(name))
+        found += _text_differences(name, mine.get(name), theirs.get(name))
     return found
 
 
 def difference_lines(first: str, second: str, found: Sequence[Difference], width: int) -> list[Line]:
-    """Return what differs, three lines each: what, and what either protocol does."""
+    """Return three lines for each difference: its subject and the value of each protocol."""
     if not found:
         return [Line(f"{first} and {second} measure the same")]
     lines: list[Line] = []
@@ -90,7 +90,7 @@ def difference_lines(first: str, second: str, found: Sequence[Difference], width
 
 
 def _datasets(protocol: Protocol) -> dict[str, Dataset]:
-    """Return the published datasets as the protocol words them; those that it does not know are left out."""
+    """Return the published datasets with the protocol's prompts, without those that it does not have."""
     found = {}
     for name in ORIGINALS if protocol.prompt_source else ():
         with contextlib.suppress(UserError):
@@ -106,7 +106,7 @@ def _stages(protocol: Protocol, name: str) -> str:
     )
 
 
-def _worded_otherwise(name: str, first: Dataset | None, second: Dataset | None) -> Iterator[Difference]:
+def _text_differences(name: str, first: Dataset | None, second: Dataset | None) -> Iterator[Difference]:
     if first is None or second is None:
         there = ["no texts for it" if dataset is None else "has texts for it" for dataset in (first, second)]
         yield Difference(name, there[0], there[1])

@@ -1,4 +1,4 @@
-"""How a comparison is shown on a terminal, or written in the formats of others."""
+"""Comparisons as text: a table for the terminal, or Markdown, LaTeX, CSV and HTML."""
 
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -6,9 +6,9 @@ from pathlib import Path
 
 from rich.cells import cell_len
 
-from robustbench_vlm.cli.render import screen
-from robustbench_vlm.cli.render.layout import Columns, Row, table, wrapped
-from robustbench_vlm.cli.render.screen import Line
+from robustbench_vlm.cli.render import output
+from robustbench_vlm.cli.render.output import Line
+from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
 from robustbench_vlm.comparison import export as formats
 from robustbench_vlm.comparison import tables
 from robustbench_vlm.comparison.comparison import ROBUST, Comparison
@@ -31,26 +31,26 @@ _FILE_WIDTH = 100
 
 
 def check_format(name: str) -> None:
-    """Raise UserError for a format that there is not."""
+    """Raise UserError for an unknown format."""
     if name != _TABLE and name not in _WRITERS:
         raise UserError(unknown("format", name, [_TABLE, *_WRITERS]))
 
 
 def show(found: Comparison, format: str, out: Path | None, *, as_json: bool) -> None:
-    """Print a comparison in a format, or write it to `out`; as JSON it is printed in any case."""
+    """Print a comparison in a format, or write it to `out`; with `as_json` the JSON document is always printed."""
     if out is not None:
         write_text(out, _text(found, format))
-        screen.note(f"wrote {out}", quiet=as_json)
+        output.note(f"wrote {out}", quiet=as_json)
     if as_json:
-        screen.show_document(found.to_json())
+        output.show_document(found.to_json())
     elif out is None and format == _TABLE:
-        screen.show(lines(found, screen.width()))
+        output.show(lines(found, output.width()))
     elif out is None:
-        screen.show(Line(line) for line in _text(found, format).splitlines())
+        output.show(Line(line) for line in _text(found, format).splitlines())
 
 
 def lines(found: Comparison, width: int) -> list[Line]:
-    """Return the means, every dataset, what tests tell apart, what broke the samples, and the curves."""
+    """Return the means, every dataset, the paired tests, the stages that broke samples, and the curves."""
     footer = (*tables.legend(found, "*"), *(f"note: {note}" for note in tables.notes(found)))
     sheets = [tables.differences(found, ROBUST), tables.differences(found, "clean")] if found.pairs else []
     return [
@@ -103,7 +103,7 @@ def _set_rows(found: Comparison) -> Iterator[Row]:
 
 
 def _close(text: str) -> str:
-    """Return text without the blanks that set a column's digits below one another."""
+    """Return text without the blanks that align a column's digits."""
     return re.sub(r" +(?=[ ,]|$)", "", text)
 
 
@@ -112,5 +112,5 @@ def _starred(field: Field, in_column: bool = True) -> str:
 
 
 def _accuracy(accuracy: Accuracy) -> str:
-    """Return an accuracy with its interval in what 40 columns have room for."""
+    """Return an accuracy with its interval, short enough for 40 columns."""
     return tables.shown(accuracy).translate({ord("("): None, ord(")"): None})

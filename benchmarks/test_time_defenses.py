@@ -1,9 +1,9 @@
-"""How much of a procedure's robustness is left: attacked as its paper does, by transfer, and adaptively.
+"""How much of a test-time defense's robustness is left: attacked as its paper does, by transfer, and adaptively.
 
-python benchmarks/procedures.py --model clip --model ttc+clip --samples 24 --attack pgd-20 --out runs
+python benchmarks/test_time_defenses.py --model clip --model ttc+clip --samples 24 --attack pgd-20 --out runs
 
 Runs what is missing in the folder of records, and prints a Markdown row for each model: clean accuracy, PGD-20 on the
-model without the procedure whose last image alone is tried, the best of all transferred images, and the worst of all
+model without the defense whose last image alone is tried, the best of all transferred images, and the worst of all
 stages; then passes through image towers for one answer and for a whole record.
 """
 

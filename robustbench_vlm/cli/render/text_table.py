@@ -1,4 +1,4 @@
-"""Tables of text that fit any width: what does not fit moves to lines of its own, and nothing is cut."""
+"""Tables of text for any width: columns that do not fit move to separate lines, and no text is cut."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from rich.cells import cell_len
 
-from robustbench_vlm.cli.render.screen import Line
+from robustbench_vlm.cli.render.output import Line
 from robustbench_vlm.core.text import terminal_text
 
 _GAP = "  "
@@ -16,16 +16,16 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table by what may become of them where the width is short."""
+    """The columns of a table, in groups that leave the table one after the other if the width is short."""
 
     groups: tuple[str, ...]
-    """First to leave their columns: they become a heading above the rows that share them."""
+    """These leave first: they become a heading above the rows that share them."""
     name: str
-    """Last to leave: it becomes a line above its own row."""
+    """This leaves last: it becomes a line above its row."""
     numbers: tuple[str, ...]
     """Aligned to the right, and always side by side."""
     notes: str = ""
-    """Moves below its row."""
+    """This moves below its row."""
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ def _widths(rows: Sequence[Row], layout: _Layout) -> dict[str, int]:
 def _lines(rows: Sequence[Row], layout: _Layout, numbers: Sequence[str], width: int) -> Iterator[Line]:
     widths, indent = _widths(rows, layout), _GAP * len(layout.headings)
     yield Line(indent + _joined({key: key for key in widths}, widths, numbers), "bold")
-    said: list[str] = []
+    headed: list[str] = []
     for row in rows:
         for depth, level in enumerate(layout.headings):
             heading = _GAP * depth + " / ".join(row[key] for key in level if row.get(key))
-            if said[depth : depth + 1] != [heading]:
-                said[depth:] = [heading]
+            if headed[depth : depth + 1] != [heading]:
+                headed[depth:] = [heading]
                 yield Line(heading, "bold" if depth == 0 else "")
         yield Line(indent + _joined(row, widths, numbers))
         if layout.below and row.get(layout.below):

@@ -1,0 +1,140 @@
+"""The command `vlmbench diagnose`: modality gap, gradient norm and effective rank of features under attack."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from robustbench_vlm.cli import options
+from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, option, with_options_of
+from robustbench_vlm.cli.render.output import Line, answer, duration, note
+from robustbench_vlm.cli.render.progress_bar import progress
+from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
+from robustbench_vlm.core.text import plot_text
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from robustbench_vlm.analysis.diagnose import Diagnoses, Diagnosis
+    from robustbench_vlm.engine.resolve import Request
+
+_COLUMNS = Columns(("model",), "eps", ("accuracy", "modality gap", "gradient norm", "effective rank"))
+_CURVES = {
+    "modality_gap": "modality gap",
+    "gradient_norm": "gradient norm",
+    "effective_rank": "effective rank",
+}
+
+_MODEL = "A name, a card file or open_clip:ARCH/PRETRAINED; all bundled models if not given. Repeat for more."
+_EPS = "Radius as a part of the pixel range, such as 8/255; 0 and the track's radii if not given. Repeat for more."
+_Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
+_Eps = Annotated[list[str] | None, option("--eps", "EPS", _EPS)]
+_Attack = Annotated[str, option("--attack", "NAME", "An attack that does not stop early: fgsm, pgd-N or cw.")]
+_Samples = Annotated[str, option("--samples", "N|all", "Samples per dataset.")]
+_Plot = Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file for curves over the radius.")]
+
+
+def request_of(
+    model: _Models = None,
+    track: options.TrackName = DEFAULT_TRACK,
+    dataset: options.Datasets = None,
+    eps: _Eps = None,
+    attack: _Attack = "pgd-10",
+    samples: _Samples = "32",
+    data: options.DataFolder = None,
+    device: options.Device = "",
+) -> "Request":
+    """Return the request that the options make; raise UserError for values that are not allowed."""
+    from robustbench_vlm.engine.cost import Resources
+    from robustbench_vlm.engine.resolve import Request
+    from robustbench_vlm.models.card import bundled_names
+    from robustbench_vlm.tracks import TRACKS
+
+    radii = TRACKS.load(track).eps
+    return Request(
+        models=tuple(model or bundled_names(track) or [TRACKS.load(track).base]),
+        attacks=(attack,),
+        track=track,
+        datasets=tuple(dataset or ()),
+        eps=tuple(eps or ("0", *radii)),
+        samples=options.sample_count(samples),
+        data=data,
+        resources=Resources(device=device, workers=1),
+    )
+
+
+def _diagnose(request: "Request", plot: _Plot = None, as_json: Json = False) -> None:
+    """Measure quantities that go with robustness.
+
+    Modality gap, norm of the input gradient and effective rank of the features, on the last images of an attack.
+    """
+    from robustbench_vlm.analysis.diagnose import diagnose as measure
+    from robustbench_vlm.core.files import save_figure
+
+    options.check_plot(plot)
+    note("reading models and images", quiet=as_json)
+    with progress("samples", quiet=as_json) as on_progress:
+        found = measure(request, on_progress=on_progress)
+    if plot is not None:
+        save_figure(figure(found), plot)
+    answer(found.to_json(), lambda width: lines(found, width), as_json=as_json)
+
+
+diagnose = with_options_of(request_of, _diagnose)
+
+
+def lines(found: "Diagnoses", width: int) -> list[Line]:
+    """Return a row for each model and radius, and an explanation of the columns."""
+    return [
+        *table([_row(each) for each in found.diagnoses], _COLUMNS, width),
+        Line(""),
+        *(line for sentence in _footer(found) for line in wrapped(sentence, width, indent="  ")),
+    ]
+
+
+def figure(found: "Diagnoses") -> "Figure":
+    """Draw gap, gradient norm and rank against the radius, with a line for each model."""
+    from matplotlib.figure import Figure
+
+    from robustbench_vlm.core.threat import parse_eps
+
+    models: dict[str, list[Diagnosis]] = {}
+    for each in sorted(found.diagnoses, key=lambda each: parse_eps(each.eps)):
+        models.setdefault(each.model, []).append(each)
+    linf = found.diagnoses[0].norm == "Linf"
+    drawn = Figure(figsize=(10, 3), layout="constrained")
+    for axes, (name, label) in zip(drawn.subplots(1, len(_CURVES)), _CURVES.items(), strict=True):
+        for model, curve in models.items():
+            radii = [float(parse_eps(each.eps) * (255 if linf else 1)) for each in curve]
+            axes.plot(radii, [getattr(each, name) for each in curve], marker="o", label=plot_text(model))
+        axes.set(xlabel=f"eps{' x 255' if linf else ''}, {plot_text(found.attack)}", title=label)
+        axes.set_ylim(0, 1.1 * axes.get_ylim()[1])
+    axes.legend()
+    return drawn
+
+
+def _row(each: "Diagnosis") -> Row:
+    return {
+        "model": each.model,
+        "eps": each.eps,
+        "accuracy": f"{100 * each.accuracy:.1f}",
+        "modality gap": f"{each.modality_gap:.3f}",
+        "gradient norm": f"{each.gradient_norm:.3g}",
+        "effective rank": f"{each.effective_rank:.1f}",
+    }
+
+
+def _footer(found: "Diagnoses") -> Iterable[str]:
+    first = found.diagnoses[0]
+    count = sum(each.n for each in first.datasets)
+    datasets = f"{len(first.datasets)} dataset{'s' if len(first.datasets) > 1 else ''}"
+    yield (
+        f"{found.track}, {first.norm}, the last images of {found.attack}, means over {datasets};"
+        f" protocol {found.protocol}, {count} samples, {duration(found.seconds)}"
+    )
+    yield "accuracy: on these images, in %; the robust accuracy of `vlmbench run` counts the worst image found"
+    yield "modality gap: distance of the means of unit image and unit text embeddings, 0 to 2"
+    yield "gradient norm: mean L2 norm of the cross-entropy's gradient, pixels in [0, 1]"
+    yield (
+        f"effective rank: of the image embeddings of all datasets together, at most {min(count, found.dimensions)},"
+        " and lower if there are few samples"
+    )

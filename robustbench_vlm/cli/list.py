@@ -1,0 +1,15 @@
+"""The command `vlmbench list`: the names of one kind."""
+
+from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, KindName, TrackName
+from robustbench_vlm.cli.render.output import answer
+
+
+def list_names(kind: KindName, track: TrackName = DEFAULT_TRACK, as_json: Json = False) -> None:
+    """List the names of one kind, with a sentence on each."""
+    from robustbench_vlm.cli import kinds
+    from robustbench_vlm.cli.render.documents import entry_lines
+
+    kind = kinds.kind_of(kind)
+    listed = kinds.entries(kind, track)
+    document = {"kind": kind, "track": track, "entries": [vars(entry) for entry in listed]}
+    answer(document, lambda width: entry_lines(listed, width), as_json=as_json)

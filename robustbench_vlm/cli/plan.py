@@ -1,0 +1,125 @@
+"""The command `vlmbench plan`: the cells of a run with their expected time, passes and memory."""
+
+from typing import TYPE_CHECKING
+
+from robustbench_vlm.cli.options import Json, takes_request
+from robustbench_vlm.cli.render.output import Line, answer, duration
+from robustbench_vlm.cli.render.progress_bar import progress
+from robustbench_vlm.cli.render.text_table import Columns, table, wrapped
+
+if TYPE_CHECKING:
+    from robustbench_vlm.engine.resolve import Plan, Request
+
+_GROUPS = ("model", "attack", "threat")
+_COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "passes", "time", "memory"))
+
+
+@takes_request
+def plan(request: "Request", as_json: Json = False) -> None:
+    """Estimate the cost of a run.
+
+    Takes the options of `run`, measures the model's speed, and computes nothing else.
+    """
+    from robustbench_vlm.engine.resolve import make_plan
+
+    with progress("read", quiet=as_json) as on_progress:
+        planned = make_plan(request, on_progress)
+    answer(document(planned), lambda width: lines(planned, width), as_json=as_json)
+
+
+def lines(plan: "Plan", width: int) -> list[Line]:
+    """Return a plan's cells with the expected cost of each, and the totals; results on disk are not subtracted."""
+    rows = [
+        {
+            "model": cell.model_name,
+            "attack": cell.attack.name,
+            "threat": str(cell.threat),
+            "dataset": cell.dataset.name,
+            "classes": str(len(cell.dataset.classes)),
+            "n": str(len(cell)),
+            "passes": f"{cost.passes_expected:,}",
+            "time": duration(cost.seconds_expected),
+            "memory": _gibibytes(cost.memory),
+        }
+        for cell, cost in zip(plan.cells, plan.estimate.cells, strict=True)
+    ]
+    single = [group for group in _GROUPS if len({row[group] for row in rows}) == 1]
+    about = ", ".join([*(rows[0][group] for group in single), f"protocol {plan.protocol.label}"])
+    rows = [{key: value for key, value in row.items() if key not in single} for row in rows]
+    estimate = plan.estimate
+    sentences = [
+        totals(plan),
+        f"{estimate.passes_expected:,} passes through the network, {estimate.passes_most:,} if every sample is robust",
+        f"about {_gibibytes(estimate.memory)} of memory, {estimate.batch_size} samples at once in each process",
+    ]
+    return [
+        *wrapped(about, width),
+        Line(""),
+        *table(rows, _COLUMNS, width),
+        Line(""),
+        *(line for sentence in sentences for line in wrapped(sentence, width, indent="  ")),
+    ]
+
+
+def document(plan: "Plan") -> dict[str, object]:
+    """Return a plan as a JSON document; seconds, passes and memory are those of a run without results on disk."""
+    from robustbench_vlm.core.records import plain
+
+    estimate = plain(plan.estimate)
+    cells = [
+        {
+            "model": cell.model_name,
+            "attack": cell.attack.name,
+            "dataset": cell.dataset.name,
+            "classes": len(cell.dataset.classes),
+            "norm": cell.threat.norm,
+            "eps": cell.threat.eps_text,
+            "n": len(cell),
+            "unreadable": list(cell.samples.unreadable),
+            "fingerprint": cell.fingerprint,
+            **cost,
+        }
+        for cell, cost in zip(plan.cells, estimate.pop("cells"), strict=True)
+    ]
+    return {
+        "track": plan.track.name,
+        "protocol": plan.protocol.label,
+        "cells": cells,
+        "samples": plan.samples,
+        "samples_on_disk": on_disk(plan),
+        "estimate": estimate,
+    }
+
+
+def totals(plan: "Plan") -> str:
+    """Return the sentence with the number of samples of a plan and the time that they take."""
+    estimate, known = plan.estimate, on_disk(plan)
+    share = (plan.samples - known) / plan.samples
+    done = f" ({known} of them on disk already)" if known else ""
+    return (
+        f"{plan.samples} samples{done}: about {duration(estimate.seconds_expected * share)} with {estimate.workers}"
+        f" process{'es' if estimate.workers > 1 else ''} on {estimate.device},"
+        f" {duration(estimate.seconds_most * share)} if every sample is robust{_left_out(plan)}"
+    )
+
+
+def on_disk(plan: "Plan") -> int:
+    """Return how many of a plan's samples have valid records on disk."""
+    from robustbench_vlm.engine.store import cell_folder, read_finished
+
+    found = (read_finished(cell_folder(plan.request.out, cell), cell) for cell in plan.cells)
+    return sum(piece.stop - piece.start for each in found for piece in each.pieces)
+
+
+def _left_out(plan: "Plan") -> str:
+    """Return a hint if a folder of images has more than the protocol takes."""
+    cell = plan.cells[0]
+    if plan.request.images is None:
+        return ""
+    total = len(cell.dataset.open().ids)
+    chosen = len(cell) + len(cell.samples.unreadable)
+    return f"; {chosen} of {total} images (--samples all takes every one)" if chosen < total else ""
+
+
+def _gibibytes(memory: int) -> str:
+    return f"{memory / 2**30:.1f} GiB"

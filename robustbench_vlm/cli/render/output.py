@@ -1,0 +1,64 @@
+"""Output of the commands: results and JSON documents go to stdout, notes to stderr, colours only to a terminal."""
+
+import json
+import os
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from rich.console import Console
+from rich.text import Text
+
+from robustbench_vlm.core.text import terminal_text
+
+_UNLIMITED = 10_000
+"""The width of a line in a pipe or a file."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One line of output with one of rich's styles; text from others cannot become markup or a terminal escape."""
+
+    text: str
+    style: str = ""
+
+
+def width() -> int:
+    """Return the number of columns of a line: the terminal's, or COLUMNS if that is set; a pipe has no limit."""
+    return Console().width if sys.stdout.isatty() or os.environ.get("COLUMNS") else _UNLIMITED
+
+
+def answer(document: Mapping[str, Any], lines: Callable[[int], Iterable[Line]], *, as_json: bool) -> None:
+    """Print the result of a command: `document` if `as_json`, else the lines that `lines` returns for the width."""
+    if as_json:
+        show_document(document)
+    else:
+        show(lines(width()))
+
+
+def show(lines: Iterable[Line]) -> None:
+    """Print lines on stdout."""
+    console = Console(highlight=False)
+    for line in lines:
+        console.print(Text(terminal_text(line.text), line.style), soft_wrap=True)
+
+
+def show_document(document: Mapping[str, Any]) -> None:
+    """Print one JSON document on stdout."""
+    print(json.dumps(document, indent=2, allow_nan=False))
+
+
+def note(text: str, *, quiet: bool = False, style: str = "") -> None:
+    """Print a sentence on stderr; a terminal breaks it between words. Print nothing if `quiet`."""
+    if not quiet:
+        console = Console(stderr=True, highlight=False)
+        console.print(Text(terminal_text(text, keep_newlines=True), style), soft_wrap=not console.is_terminal)
+
+
+def duration(seconds: float) -> str:
+    """Return a time in words: "45 s", "3 min", "2 h 10 min"."""
+    if seconds < 90:
+        return f"{max(0, round(seconds))} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"

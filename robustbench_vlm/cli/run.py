@@ -1,0 +1,115 @@
+"""The command `vlmbench run`: measures clean and robust accuracy and prints the table."""
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from robustbench_vlm.cli.options import Json, takes_request
+from robustbench_vlm.cli.plan import totals
+from robustbench_vlm.cli.render.output import Line, answer, duration, note
+from robustbench_vlm.cli.render.progress_bar import progress
+from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
+
+if TYPE_CHECKING:
+    from robustbench_vlm.core.records import Score
+    from robustbench_vlm.engine.resolve import Request
+    from robustbench_vlm.engine.results import RunResult, Table
+
+_GROUPS = ("model", "attack", "threat")
+_COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "clean", "robust", "95 % interval"), "warnings")
+
+
+@takes_request
+def run(request: "Request", as_json: Json = False) -> None:
+    """Measure clean and robust accuracy.
+
+    Results that are on disk are not computed again: the same command finishes a run that was stopped.
+    """
+    from robustbench_vlm.engine.backends import ENGINES
+    from robustbench_vlm.engine.resolve import make_plan
+    from robustbench_vlm.engine.run import run_plan
+
+    note("reading models and images", quiet=as_json)
+    ENGINES.load(request.resources.engine).prepare(request.resources)
+    with progress("read", quiet=as_json) as on_progress:
+        plan = make_plan(request, on_progress)
+    note(totals(plan), quiet=as_json)
+    with progress("samples", quiet=as_json) as on_progress:
+        result = run_plan(plan, on_progress=on_progress)
+    answer(result.to_json(), lambda width: lines(result, width), as_json=as_json)
+
+
+def lines(result: "RunResult", width: int) -> list[Line]:
+    """Return a run's table, with the means at the end, the explained warnings, and the protocol and folders."""
+    tables = result.tables
+    single = {group for group in _GROUPS if len({_group(each)[group] for each in tables}) == 1}
+    rows = [_score_row(each, score) for each in tables for score in each.scores]
+    rows += [row for each in tables for row in _mean_rows(each)]
+    rows = [{key: value for key, value in row.items() if key not in single} for row in rows]
+    about = ", ".join([*(_group(tables[0])[group] for group in _GROUPS if group in single), "accuracies in %"])
+    return [
+        *wrapped(about, width),
+        Line(""),
+        *table(rows, _COLUMNS, width),
+        *_explained((code for each in tables for score in each.scores for code in score.warnings), width),
+        Line(""),
+        *(line for sentence in _footer(result) for line in wrapped(sentence, width, indent="  ")),
+    ]
+
+
+def _group(found: "Table") -> dict[str, str]:
+    return {"model": found.model, "attack": found.attack, "threat": f"{found.norm} {found.eps}"}
+
+
+def _score_row(found: "Table", score: "Score") -> Row:
+    return {
+        **_group(found),
+        "dataset": score.dataset,
+        "classes": str(score.classes),
+        "n": str(score.n),
+        "clean": _percent(score.clean),
+        "robust": _percent(score.robust),
+        "95 % interval": _interval(score.robust_interval),
+        "warnings": " ".join(score.warnings),
+    }
+
+
+def _mean_rows(found: "Table") -> list[Row]:
+    means = {"mean": found.mean, "mean as published": found.mean_as_published}
+    return [
+        {
+            **_group(found),
+            "dataset": name,
+            "clean": _percent(mean.clean),
+            "robust": _percent(mean.robust),
+            "95 % interval": _interval(mean.robust_interval),
+        }
+        for name, mean in means.items()
+        if mean is not None
+    ]
+
+
+def _explained(warnings: Iterable[str], width: int) -> list[Line]:
+    from robustbench_vlm.engine.warnings import explain
+
+    gates = {warning.partition(":")[0]: explain(warning) for warning in warnings}
+    if not gates:
+        return []
+    lines = [Line(""), Line("warnings (code:N counts samples)", "bold")]
+    for code in sorted(gates):
+        lines += wrapped(f"{code}: {gates[code].meaning}; {gates[code].advice}", width, indent="  ")
+    return lines
+
+
+def _footer(result: "RunResult") -> Iterable[str]:
+    yield f"protocol {result.tables[0].protocol}, fingerprint {result.fingerprint[:12]}"
+    yield f"{duration(result.seconds)}, {result.passes:,} passes through the network"
+    yield f"records in {', '.join(dict.fromkeys(str(each.folder) for each in result.tables))}"
+    yield from (f"note: {warning}" for warning in result.warnings)
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return "-".join(map(_percent, bounds))
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f}"
