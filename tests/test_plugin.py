@@ -18,7 +18,7 @@ VALUES = {
     "architectures": "narrow",
     "models": "sample-clip",
     "defenses": "pull",
-    "procedures": "mirror",
+    "test-time-defenses": "mirror",
     "protocols": "few",
     "tracks": "sample",
 }

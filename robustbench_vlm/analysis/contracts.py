@@ -171,7 +171,7 @@ def _defense(name: str, track: str) -> Iterator[Contract]:
     yield _names_its_source(defense)
 
 
-def _procedure(name: str, track: str) -> Iterator[Contract]:
+def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
     found: Track = TRACKS.load(track)
     model = loaded_model(f"{name}+{found.base}", track, "cpu")
     assert isinstance(model, DefendedModel)
@@ -224,7 +224,7 @@ CONTRACTS: Mapping[str, Callable[[str, str], Iterator[Contract]]] = {
     "dataset": _dataset,
     "attack": _attack,
     "defense": _defense,
-    "procedure": _procedure,
+    "test-time-defense": _test_time_defense,
     "track": _track,
 }
 """Kind -> the generator of its contracts, called with the name and the track."""

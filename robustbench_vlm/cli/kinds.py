@@ -152,7 +152,7 @@ KINDS: Mapping[str, Kind] = {
         _from(ATTACKS)[0], lambda name, track: load_attack(name), _attack, tuple(form for form, _ in FAMILIES.values())
     ),
     "defense": Kind(*_from(DEFENSES), _made_by_people),
-    "procedure": Kind(*_from(TEST_TIME_DEFENSES), _made_by_people),
+    "test-time-defense": Kind(*_from(TEST_TIME_DEFENSES), _made_by_people),
     "track": Kind(*_from(TRACKS), lambda track: track.description),
     "protocol": Kind(*_from(PROTOCOLS), lambda protocol: protocol.description),
     "architecture": Kind(

@@ -31,7 +31,7 @@ def option(name: str, metavar: str, text: str) -> Any:
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 TrackName = Annotated[str, option("--track", "NAME", "Base model, datasets and protocols: see `vlmbench list tracks`.")]
 
-_KINDS = "models, datasets, attacks, defenses, procedures, tracks, protocols or architectures."
+_KINDS = "models, datasets, attacks, defenses, test-time-defenses, tracks, protocols or architectures."
 KindName = Annotated[str, typer.Argument(metavar="KIND", help=_KINDS, autocompletion=completion.kinds)]
 _VALUE = "A name that `vlmbench list` shows."
 ValueName = Annotated[str, typer.Argument(metavar="NAME", help=_VALUE, autocompletion=completion.of_kind)]

@@ -15,7 +15,7 @@ EXAMPLES = {
     "dataset": "shapes",
     "attack": "autoattack",
     "defense": "agft",
-    "procedure": "ttc",
+    "test-time-defense": "ttc",
     "track": "mini",
     "protocol": "trusted",
     "architecture": "mini",

@@ -21,8 +21,8 @@ class Registry:
 
     @property
     def group(self) -> str:
-        """The entry-point group in which other packages register values of this kind."""
-        return f"robustbench_vlm.{self.kind}s"
+        """The entry-point group in which other packages register values of this kind; it has no hyphens."""
+        return f"robustbench_vlm.{self.kind.replace('-', '_')}s"
 
     def names(self) -> list[str]:
         """Return every registered name, sorted, without importing anything."""

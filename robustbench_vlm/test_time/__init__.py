@@ -1,9 +1,9 @@
-"""Procedures: test-time defenses, one file each; `NAME+MODEL` is the model that a procedure makes of another one."""
+"""Test-time defenses, one file each; `NAME+MODEL` is the model that a defense makes of another model."""
 
 from robustbench_vlm.core.registry import Registry
 
 TEST_TIME_DEFENSES = Registry(
-    "procedure",
+    "test-time-defense",
     {
         "ttc": "robustbench_vlm.test_time.ttc:TTC",
         "r-tpt": "robustbench_vlm.test_time.r_tpt:R_TPT",

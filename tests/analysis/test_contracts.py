@@ -21,7 +21,7 @@ REGISTERED = [
     *(("dataset", name, "mini") for name in DATASETS.table),
     *(("attack", name, "mini") for name in ATTACKS.table),
     *(("defense", name, "mini") for name in DEFENSES.table),
-    *(("procedure", name, "mini") for name in TEST_TIME_DEFENSES.table),
+    *(("test-time-defense", name, "mini") for name in TEST_TIME_DEFENSES.table),
     *(("track", name, "mini") for name in TRACKS.table),
     *(("model", name, track) for track in TRACKS.table for name in bundled_names(track)),
 ]

@@ -1,4 +1,4 @@
-"""A procedure: the mean of an image's logits and those of its mirror image."""
+"""A test-time defense: the mean of an image's logits and those of its mirror image."""
 
 from torch import Tensor
 from torch.nn import functional
