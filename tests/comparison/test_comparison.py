@@ -185,7 +185,7 @@ def test_a_name_is_no_formula_and_no_markup_in_a_picture(
         (["agtf"], "unknown result 'agtf'"),
         (names("--format", "tabel")[1:], "unknown format 'tabel'. Did you mean table?"),
         (names("--heatmap", "x.jpg")[1:], "--heatmap x.jpg is no image"),
-        (names("--curves", "nowhere/x.png")[1:], "--curves nowhere/x.png lies in nowhere, which is no folder"),
+        (names("--curves", "nowhere/x.png")[1:], "--curves nowhere/x.png is in nowhere, which does not exist"),
         (names("--eps", "8")[1:], "eps '8' looks like pixel steps"),
         (names("--attack", "pgd-20")[1:], "have no records of pgd-20 at Linf 5/255, but: autoattack at Linf 2.5/255"),
         ([], "Missing argument"),
