@@ -27,8 +27,8 @@ from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat, parse_eps
-from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.local import expect_workers, keep_freed_memory, run_jobs
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.models.fast_conv import quick_at_pixels
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"

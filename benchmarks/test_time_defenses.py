@@ -19,9 +19,10 @@ from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.model import passes_of
 from robustbench_vlm.core.records import CLEAN, SampleResult
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.model_cache import classifier_of
-from robustbench_vlm.engine.resolve import Request, make_plan
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import resolve
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.run import run_plan
 from robustbench_vlm.engine.scores import wilson
 from robustbench_vlm.engine.shard import load_batch
@@ -91,7 +92,7 @@ def main() -> None:
         out=options.out,
         resources=Resources(workers=1),
     )
-    plan = make_plan(request)
+    plan = resolve(request)
     run_plan(plan)
     print("", *_HEADER, "", sep=" | ")
     print("", *("---" for _ in _HEADER), "", sep=" | ")

@@ -25,9 +25,9 @@ from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Prompt
 from robustbench_vlm.datasets.published.local_copy import ready
-from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.model_cache import AnyModel, loaded_model
-from robustbench_vlm.engine.resolve import Request
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.results import RunResult
 from robustbench_vlm.engine.run import run
 from robustbench_vlm.engine.samples import choose_samples

@@ -15,7 +15,8 @@ from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.published import ORIGINALS
 from robustbench_vlm.datasets.published.local_copy import is_other_split, located, ready
-from robustbench_vlm.engine.resolve import Request, make_plan
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import resolve
 from robustbench_vlm.tracks import ZEROSHOT15
 
 
@@ -170,7 +171,7 @@ def test_a_run_on_a_part_of_a_dataset_is_warned_of(
 
 
 def test_a_protocol_with_datasets_of_its_own_runs_these(library: Path, make_card: Callable[..., Path]) -> None:
-    plan = make_plan(
+    plan = resolve(
         Request(models=(str(make_card()),), attacks=("fgsm",), track="zeroshot15", protocol="fare-2024", samples=2)
     )
     assert [cell.dataset.name for cell in plan.cells] == list(plan.protocol.datasets) and len(plan.cells) == 13

@@ -20,7 +20,8 @@ from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.published import class_names
 from robustbench_vlm.datasets.published.local_copy import ready
 from robustbench_vlm.datasets.transform import Transform
-from robustbench_vlm.engine.resolve import Request, make_plan
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import resolve
 from robustbench_vlm.models import classifier as clip
 from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.classifier import load_model
@@ -136,7 +137,7 @@ def test_a_run_on_own_pictures(
 
 
 def test_a_plan_on_a_registered_dataset_takes_a_thousand_samples(make_card: Callable[..., Path]) -> None:
-    (cell,) = make_plan(
+    (cell,) = resolve(
         Request(models=(str(make_card()),), attacks=("fgsm",), track="zeroshot15", datasets=("handwritten",))
     ).cells
     assert (cell.dataset.name, len(cell), cell.threat.eps_text) == ("handwritten", 1000, "1/255")

@@ -15,9 +15,11 @@ from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import plain
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.cost import estimate_cost
 from robustbench_vlm.engine.model_cache import classifier_of, expect_weights
-from robustbench_vlm.engine.resolve import Plan, Request, make_plan
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import Plan, resolve
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import load_batch
 from robustbench_vlm.models.precision import arithmetic
 
@@ -73,14 +75,14 @@ class Diagnoses:
 def diagnose(request: Request, *, on_progress: OnProgress = ignore_progress) -> Diagnoses:
     """Diagnose the request's models at its radii under its one attack.
 
-    Raises UserError as `make_plan`, `walk_of` and `expect_weights` do.
+    Raises UserError as `resolve`, `walk_of` and `expect_weights` do.
     """
     begun = time.monotonic()
     (name,) = request.attacks
     for model in request.models:
         expect_weights(model)
     walk_of(load_attack(name))
-    plan = make_plan(request)
+    plan = resolve(request)
     found = _diagnose_cells(plan, on_progress)
     groups: dict[tuple[str, Threat], list[tuple[DatasetDiagnosis, Tensor]]] = {}
     for number, cell in enumerate(plan.cells):
@@ -101,7 +103,8 @@ def _diagnose_cells(plan: Plan, on_progress: OnProgress) -> dict[int, tuple[Data
     for number, cell in enumerate(plan.cells):
         groups.setdefault((cell.model, cell.dataset.name), []).append(number)
     work, total = 0, sum(map(_passes, plan.cells))
-    on_progress(Progress(0, plan.samples, plan.estimate.seconds_most))
+    seconds = 0.0 if on_progress is ignore_progress else estimate_cost(plan).seconds_most
+    on_progress(Progress(0, plan.samples, seconds))
     found: dict[int, tuple[DatasetDiagnosis, Tensor]] = {}
     begun = time.monotonic()
     with arithmetic():

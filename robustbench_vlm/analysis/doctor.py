@@ -13,10 +13,12 @@ from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.core.threat import Threat
-from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.model_cache import classifier_of, expect_weights
-from robustbench_vlm.engine.resolve import Request, make_plan
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import resolve
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import load_batch
+from robustbench_vlm.models.device import choose_device
 from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.tracks import TRACKS, Track
 
@@ -55,8 +57,8 @@ def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[C
         samples=_SAMPLES,
         resources=Resources(workers=1),
     )
-    (cell,) = make_plan(request).cells
-    device = Resources().resolved().device
+    (cell,) = resolve(request).cells
+    device = choose_device("")
     batch, _ = load_batch(cell, 0, len(cell), device=device)
     with arithmetic():
         classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, device).plain

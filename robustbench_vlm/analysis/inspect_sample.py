@@ -14,8 +14,10 @@ from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import SampleResult, plain
 from robustbench_vlm.core.threat import distance
 from robustbench_vlm.engine.cell import Cell, Samples
-from robustbench_vlm.engine.cost import Resources
-from robustbench_vlm.engine.resolve import Request, make_plan
+from robustbench_vlm.engine.cost import estimate_cost
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import resolve
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import load_batch
 
 TOP = 5
@@ -87,17 +89,18 @@ class SampleView:
 def look_at_sample(request: Request, sample: str, *, on_progress: OnProgress = ignore_progress) -> SampleView:
     """Attack one sample of the request's one dataset on all its models, by its one attack at its one radius.
 
-    `sample` is an id, or its place among the samples of the protocol, from 0. Raises UserError as `make_plan` does,
+    `sample` is an id, or its place among the samples of the protocol, from 0. Raises UserError as `resolve` does,
     and where there is no such sample.
     """
-    plan = make_plan(request)
+    plan = resolve(request)
     assert len({(cell.dataset.name, cell.attack.name, cell.threat) for cell in plan.cells}) == 1
     first = plan.cells[0]
     position = _position(first.samples, sample, first.dataset.name)
+    seconds = 0.0 if on_progress is ignore_progress else estimate_cost(plan).seconds_most
     models: list[SampleUnderModel] = []
     batch, _ = load_batch(first, position, position + 1, device="cpu")
     for number, cell in enumerate(plan.cells):
-        left = plan.estimate.seconds_most / plan.samples * (len(plan.cells) - number)
+        left = seconds / plan.samples * (len(plan.cells) - number)
         on_progress(Progress(number, len(plan.cells), left, cell.model_name))
         models.append(_under(cell, position, batch, plan.request.resources))
     on_progress(Progress(len(plan.cells), len(plan.cells)))

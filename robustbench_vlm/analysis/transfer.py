@@ -22,7 +22,9 @@ from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.records import CLEAN, Accuracy, plain
 from robustbench_vlm.engine.backends import ENGINES
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.resolve import Plan, Request, make_plan
+from robustbench_vlm.engine.cost import estimate_cost
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.results import mean_share
 from robustbench_vlm.engine.scores import wilson
 from robustbench_vlm.engine.shard import Attacked
@@ -85,12 +87,12 @@ def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgr
     """Attack each of the request's models and try the images on all; nothing of a run on disk is read.
 
     With `save`, a folder, every model's images are written to it as <model>.safetensors, see `exchange`. Raises
-    UserError as `make_plan` does, for fewer than two models, and where no dataset is a zero-shot one.
+    UserError as `resolve` does, for fewer than two models, and where no dataset is a zero-shot one.
     """
     begun = time.monotonic()
     _check(request, save)
     ENGINES.load(request.resources.engine).prepare(request.resources)
-    plan = make_plan(request)
+    plan = resolve(request)
     names = dict.fromkeys(cell.dataset.name for cell in plan.cells)
     unseen = tuple(name for name in names if name not in plan.track.seen)
     clock = _Clock(plan, on_progress)
@@ -134,7 +136,8 @@ class _Clock:
         walks = sum(sum(stage.calls(stage.parameters, len(cell.dataset.classes))) for stage in cell.attack.stages)
         self.weight = 3 * walks
         self.samples, self.begun, self.done, self.passes = plan.samples, time.monotonic(), 0, 0
-        on_progress(Progress(0, self.samples * (1 + self.others), plan.estimate.seconds_most))
+        seconds = 0.0 if on_progress is ignore_progress else estimate_cost(plan).seconds_most
+        on_progress(Progress(0, self.samples * (1 + self.others), seconds))
 
     def attacked(self, count: int, cell: Cell) -> None:
         """So many samples more have been attacked."""

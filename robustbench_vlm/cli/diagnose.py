@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from robustbench_vlm.analysis.diagnose import Diagnoses, Diagnosis
-    from robustbench_vlm.engine.resolve import Request
+    from robustbench_vlm.engine.request import Request
 
 _COLUMNS = Columns(("model",), "eps", ("accuracy", "modality gap", "gradient norm", "effective rank"))
 _CURVES = {
@@ -44,8 +44,8 @@ def request_of(
     device: options.Device = "",
 ) -> "Request":
     """Return the request that the options make; raise UserError for values that are not allowed."""
-    from robustbench_vlm.engine.cost import Resources
-    from robustbench_vlm.engine.resolve import Request
+    from robustbench_vlm.engine.request import Request
+    from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.models.card import bundled_names
     from robustbench_vlm.tracks import TRACKS
 

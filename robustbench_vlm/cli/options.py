@@ -14,7 +14,7 @@ from robustbench_vlm.cli import completion
 from robustbench_vlm.core.errors import UserError
 
 if TYPE_CHECKING:
-    from robustbench_vlm.engine.resolve import Request
+    from robustbench_vlm.engine.request import Request
 
 DEFAULT_TRACK = "mini"
 """The track of commands that get no --track."""
@@ -88,8 +88,8 @@ def request_of(
     out: _Out = Path("runs"),
 ) -> "Request":
     """Return the request that the options make; raise UserError for values that are not allowed."""
-    from robustbench_vlm.engine.cost import Resources
-    from robustbench_vlm.engine.resolve import Request
+    from robustbench_vlm.engine.request import Request
+    from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.tracks import TRACKS
 
     return Request(

@@ -8,7 +8,9 @@ from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import Columns, table, wrapped
 
 if TYPE_CHECKING:
-    from robustbench_vlm.engine.resolve import Plan, Request
+    from robustbench_vlm.engine.cost import Estimate
+    from robustbench_vlm.engine.request import Request
+    from robustbench_vlm.engine.resolve import Plan
 
 _GROUPS = ("model", "attack", "threat")
 _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "passes", "time", "memory"))
@@ -20,14 +22,16 @@ def plan(request: "Request", as_json: Json = False) -> None:
 
     Takes the options of `run`, measures the model's speed, and computes nothing else.
     """
-    from robustbench_vlm.engine.resolve import make_plan
+    from robustbench_vlm.engine.cost import estimate_cost
+    from robustbench_vlm.engine.resolve import resolve
 
     with progress("read", quiet=as_json) as on_progress:
-        planned = make_plan(request, on_progress)
-    answer(document(planned), lambda width: lines(planned, width), as_json=as_json)
+        planned = resolve(request, on_progress)
+    estimate = estimate_cost(planned)
+    answer(document(planned, estimate), lambda width: lines(planned, estimate, width), as_json=as_json)
 
 
-def lines(plan: "Plan", width: int) -> list[Line]:
+def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
     """Return a plan's cells with the expected cost of each, and the totals; results on disk are not subtracted."""
     rows = [
         {
@@ -41,14 +45,13 @@ def lines(plan: "Plan", width: int) -> list[Line]:
             "time": duration(cost.seconds_expected),
             "memory": _gibibytes(cost.memory),
         }
-        for cell, cost in zip(plan.cells, plan.estimate.cells, strict=True)
+        for cell, cost in zip(plan.cells, estimate.cells, strict=True)
     ]
     single = [group for group in _GROUPS if len({row[group] for row in rows}) == 1]
     about = ", ".join([*(rows[0][group] for group in single), f"protocol {plan.protocol.label}"])
     rows = [{key: value for key, value in row.items() if key not in single} for row in rows]
-    estimate = plan.estimate
     sentences = [
-        totals(plan),
+        totals(plan, estimate),
         f"{estimate.passes_expected:,} passes through the network, {estimate.passes_most:,} if every sample is robust",
         f"about {_gibibytes(estimate.memory)} of memory, {estimate.batch_size} samples at once in each process",
     ]
@@ -61,11 +64,11 @@ def lines(plan: "Plan", width: int) -> list[Line]:
     ]
 
 
-def document(plan: "Plan") -> dict[str, object]:
+def document(plan: "Plan", estimate: "Estimate") -> dict[str, object]:
     """Return a plan as a JSON document; seconds, passes and memory are those of a run without results on disk."""
     from robustbench_vlm.core.records import plain
 
-    estimate = plain(plan.estimate)
+    costs = plain(estimate)
     cells = [
         {
             "model": cell.model_name,
@@ -79,7 +82,7 @@ def document(plan: "Plan") -> dict[str, object]:
             "fingerprint": cell.fingerprint,
             **cost,
         }
-        for cell, cost in zip(plan.cells, estimate.pop("cells"), strict=True)
+        for cell, cost in zip(plan.cells, costs.pop("cells"), strict=True)
     ]
     return {
         "track": plan.track.name,
@@ -87,13 +90,13 @@ def document(plan: "Plan") -> dict[str, object]:
         "cells": cells,
         "samples": plan.samples,
         "samples_on_disk": on_disk(plan),
-        "estimate": estimate,
+        "estimate": costs,
     }
 
 
-def totals(plan: "Plan") -> str:
+def totals(plan: "Plan", estimate: "Estimate") -> str:
     """Return the sentence with the number of samples of a plan and the time that they take."""
-    estimate, known = plan.estimate, on_disk(plan)
+    known = on_disk(plan)
     share = (plan.samples - known) / plan.samples
     done = f" ({known} of them on disk already)" if known else ""
     return (

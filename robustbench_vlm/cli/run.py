@@ -11,7 +11,7 @@ from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
 
 if TYPE_CHECKING:
     from robustbench_vlm.core.records import Score
-    from robustbench_vlm.engine.resolve import Request
+    from robustbench_vlm.engine.request import Request
     from robustbench_vlm.engine.results import RunResult, Table
 
 _GROUPS = ("model", "attack", "threat")
@@ -25,16 +25,18 @@ def run(request: "Request", as_json: Json = False) -> None:
     Results that are on disk are not computed again: the same command finishes a run that was stopped.
     """
     from robustbench_vlm.engine.backends import ENGINES
-    from robustbench_vlm.engine.resolve import make_plan
+    from robustbench_vlm.engine.cost import estimate_cost
+    from robustbench_vlm.engine.resolve import resolve
     from robustbench_vlm.engine.run import run_plan
 
     note("reading models and images", quiet=as_json)
     ENGINES.load(request.resources.engine).prepare(request.resources)
     with progress("read", quiet=as_json) as on_progress:
-        plan = make_plan(request, on_progress)
-    note(totals(plan), quiet=as_json)
+        plan = resolve(request, on_progress)
+    estimate = estimate_cost(plan)
+    note(totals(plan, estimate), quiet=as_json)
     with progress("samples", quiet=as_json) as on_progress:
-        result = run_plan(plan, on_progress=on_progress)
+        result = run_plan(plan, estimate, on_progress=on_progress)
     answer(result.to_json(), lambda width: lines(result, width), as_json=as_json)
 
 

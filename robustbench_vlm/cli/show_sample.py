@@ -56,8 +56,8 @@ def show_sample(
     """
     from robustbench_vlm.analysis.inspect_sample import look_at_sample
     from robustbench_vlm.core.files import save_figure
-    from robustbench_vlm.engine.cost import Resources
-    from robustbench_vlm.engine.resolve import Request
+    from robustbench_vlm.engine.request import Request
+    from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.tracks import TRACKS
 
     options.check_plot(out, "--out")

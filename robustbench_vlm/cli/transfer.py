@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from robustbench_vlm.analysis.transfer import Transfer
     from robustbench_vlm.core.records import Accuracy
-    from robustbench_vlm.engine.resolve import Request
+    from robustbench_vlm.engine.request import Request
 
 _MODEL = "A name, a card file or open_clip:ARCH/PRETRAINED; all bundled models if not given. Repeat for more."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
@@ -42,8 +42,8 @@ def request_of(
     device: options.Device = "",
 ) -> "Request":
     """Return the request that the options make; raise UserError for values that are not allowed."""
-    from robustbench_vlm.engine.cost import Resources
-    from robustbench_vlm.engine.resolve import Request
+    from robustbench_vlm.engine.request import Request
+    from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.models.card import bundled_names
 
     return Request(

@@ -47,7 +47,7 @@ def verify(
 
     Writes the entry's new status and its evidence. Exit code 1: the check fails.
     """
-    from robustbench_vlm.engine.cost import Resources
+    from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.leaderboard.entry import write_entry
     from robustbench_vlm.leaderboard.validate import read_placed
     from robustbench_vlm.leaderboard.verify import verify as examine

@@ -1,10 +1,7 @@
-"""What a plan will cost: passes, seconds and memory, from a short measurement of the model's speed."""
+"""The cost of a run: passes, seconds and memory, from a short measurement of each model's speed."""
 
-import contextlib
-import dataclasses
-import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -13,74 +10,42 @@ from torch import Tensor
 from robustbench_vlm.attacks.base import Attack, Logits
 from robustbench_vlm.attacks.model import Transferred, passes_of, seen_in
 from robustbench_vlm.attacks.sanity import probe_passes
-from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.models.device import check_device, choose_device
+from robustbench_vlm.engine.model_cache import loaded_model
+from robustbench_vlm.engine.resolve import Plan
+from robustbench_vlm.engine.resources import Resources, sample_memory, threads_of_a_worker, with_fitting_batch_size
+from robustbench_vlm.engine.shard import MEASURED_SAMPLES, cell_classifier, load_batch
+from robustbench_vlm.protocols.base import Protocol
 
 ROBUST_SHARE = 0.35
-"""The assumed share of samples that go through every stage; of bundled defenses it is between 0 and 0.6."""
+"""The assumed share of samples that go through every stage; for the bundled defenses it is between 0 and 0.6."""
 BROKEN_COST = 0.02
-"""The assumed cost of every other sample, as a share of the whole: most fall in the first stage's first steps."""
-STATE_COPIES = 24
-"""Image-sized float32 tensors that an attack's state holds for each sample in a slot, temporaries included."""
+"""The assumed cost of every other sample relative to a robust one: most are broken in the first steps."""
 PROCESS_MEMORY = 450 * 2**20
-"""Bytes that Python, torch and open_clip take before anything is loaded, measured on Linux."""
+"""Bytes that Python, torch and open_clip take before a model is loaded, measured on Linux."""
 _LEAST_TIMES, _MOST_TIMES, _TIMING_SECONDS = 2, 10, 0.2
-"""How often a pass is timed: a small model is over in milliseconds, which any hiccup of the machine doubles."""
-
-
-@dataclass(frozen=True)
-class Resources:
-    """What a run may use. No result depends on it."""
-
-    device: str = ""
-    """"cpu" or "cuda". Empty: "cuda" where there is one."""
-    workers: int = 0
-    """Processes. 0: one a CPU core, or one a GPU, of all machines together."""
-    batch_size: int = 0
-    """Samples that one worker passes at once. 0: 64, or on a GPU what its memory takes."""
-    shard_size: int = 64
-    """Samples that a worker takes and writes together; a killed run loses at most this many a worker."""
-    engine: str = "local"
-    """What runs the workers: a name of `engines.ENGINES`."""
-    address: str = ""
-    """HOST:PORT of the machines' head, for an engine that has several; empty: this machine alone."""
-
-    def __post_init__(self) -> None:
-        check_device(self.device)
-        for name, count in (("workers", self.workers), ("batch", self.batch_size)):
-            if count < 0:
-                raise UserError(f"{name} {count} is no number of them: give 1 or more, or 0 for as many as fit here")
-        if self.shard_size < 1:
-            raise UserError(f"shard_size {self.shard_size} is no number of samples: give 1 or more")
-
-    def resolved(self) -> "Resources":
-        """Return the resources with device and workers filled in; raise UserError for a GPU that is not there.
-
-        Slots are filled in by the plan, which measures what one takes.
-        """
-        known = dataclasses.replace(self, device=choose_device(self.device))
-        engine: Engine = ENGINES.load(self.engine)
-        return dataclasses.replace(known, workers=self.workers or engine.count_workers(known))
+"""How often a pass is timed: a small model needs milliseconds, so one short delay of the machine would double it."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What one cell costs from nothing: `expected` with an assumed robust share, `most` if every sample is robust."""
+    """The cost of one cell without records on disk.
+
+    "expected" assumes `ROBUST_SHARE` of the samples to be robust; "most" assumes all of them.
+    """
 
     passes_expected: int
     passes_most: int
     seconds_expected: float
     seconds_most: float
-    """With all workers at it."""
+    """Wall time with all workers."""
     memory: int
-    """Bytes, one worker."""
+    """Bytes of one worker."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a plan costs from nothing, as `Cost` has it for each of its cells, in their order."""
+    """The cost of a plan without records on disk, in total and for each of its cells."""
 
     samples: int
     passes_expected: int
@@ -89,43 +54,54 @@ class Estimate:
     seconds_expected: float
     seconds_most: float
     memory: int
-    """Bytes, all workers together."""
+    """Bytes of all workers together."""
     workers: int
     batch_size: int
     device: str
     cells: tuple[Cost, ...]
+    """In the order of the plan's cells."""
 
 
 @dataclass(frozen=True)
 class Speed:
-    """A classifier's measured cost on this machine, one worker."""
+    """The measured cost of a classifier on this machine with one worker."""
 
     forward: float
-    """Seconds a sample without a graph."""
+    """Seconds per sample of a forward pass without a graph."""
     gradient: float
-    """Seconds a sample forward and backward."""
-    activations: int
-    """Bytes a sample that the backward pass keeps."""
+    """Seconds per sample of a forward and a backward pass."""
+    sample: int
+    """Bytes of a sample under attack, see `resources.sample_memory`."""
     parameters: int
-    """Bytes."""
-    image: int
-    """Bytes of one image."""
-
-    @property
-    def sample(self) -> int:
-        """Bytes that a sample under attack takes."""
-        return self.activations + STATE_COPIES * self.image
+    """Bytes of the parameters."""
 
 
-def cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+def estimate_cost(plan: Plan) -> Estimate:
+    """Measure the speed of each model of a plan, one model in memory at a time, and add up the cost of its cells."""
+    resources = plan.request.resources
+    costs: list[Cost] = []
+    for cells in _by_model(plan.cells):
+        speed = _measure_cell(cells[0], resources)
+        logits = _counting_logits(cells[0], plan.protocol, resources.device)
+        costs += [_cost(cell, speed, logits, resources) for cell in cells]
+    return Estimate(
+        samples=plan.samples,
+        passes_expected=sum(cost.passes_expected for cost in costs),
+        passes_most=sum(cost.passes_most for cost in costs),
+        seconds_expected=sum(cost.seconds_expected for cost in costs),
+        seconds_most=sum(cost.seconds_most for cost in costs),
+        memory=max(cost.memory for cost in costs) * resources.workers,
+        workers=resources.workers,
+        batch_size=resources.batch_size,
+        device=resources.device,
+        cells=tuple(costs),
+    )
 
 
 def attack_passes(attack: Attack, num_classes: int, logits: Logits) -> tuple[int, int]:
     """Return the forward and backward passes that an attack on a classifier spends on a sample that stays robust.
 
-    Those of all stages, of the harness's own verdicts (one clean, one a stage), and of the probes.
+    Counts all stages, the harness's own verdicts (one clean, one per stage) and the gradient and output checks.
     """
     verdict = passes_of(logits, gradient=False)
     spent = [probe_passes(logits), verdict]
@@ -140,11 +116,6 @@ def attack_passes(attack: Attack, num_classes: int, logits: Logits) -> tuple[int
 
 def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
     """Time a classifier on a batch (B, 3, H, W): a warm-up, then the best of several passes of each kind."""
-    kept: list[int] = []
-
-    def note(tensor: Tensor) -> Tensor:
-        kept.append(tensor.numel() * tensor.element_size())
-        return tensor
 
     def gradient() -> None:
         leaf = images.clone().requires_grad_()
@@ -154,33 +125,36 @@ def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
         with torch.no_grad():
             classifier(images)
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        gradient()
-    parameters = sum(value.numel() * value.element_size() for value in classifier.state_dict().values())
     return Speed(
+        sample=sample_memory(classifier, images),  # also the warm-up
         forward=_fastest(forward) / len(images),
         gradient=_fastest(gradient) / len(images),
-        activations=sum(kept) // len(images),
-        parameters=parameters,
-        image=images[0].numel() * images.element_size(),
+        parameters=sum(value.numel() * value.element_size() for value in classifier.state_dict().values()),
     )
 
 
-def estimate(cells: Sequence[tuple[Cell, Speed, Logits]], resources: Resources) -> Estimate:
-    """Add up what cells cost at the speeds of their models' towers; the classifiers count passes and are not called."""
-    costs = tuple(_cost(cell, speed, logits, resources) for cell, speed, logits in cells)
-    return Estimate(
-        samples=sum(len(cell) for cell, _, _ in cells),
-        passes_expected=sum(cost.passes_expected for cost in costs),
-        passes_most=sum(cost.passes_most for cost in costs),
-        seconds_expected=sum(cost.seconds_expected for cost in costs),
-        seconds_most=sum(cost.seconds_most for cost in costs),
-        memory=max(cost.memory for cost in costs) * resources.workers,
-        workers=resources.workers,
-        batch_size=resources.batch_size,
-        device=resources.device,
-        cells=costs,
-    )
+def _by_model(cells: tuple[Cell, ...]) -> Iterator[list[Cell]]:
+    """Yield the cells of each model; a plan has models outermost."""
+    for model in dict.fromkeys(cell.model for cell in cells):
+        yield [cell for cell in cells if cell.model == model]
+
+
+def _measure_cell(cell: Cell, resources: Resources) -> Speed:
+    """Measure the speed of a cell's model on the cell's first images."""
+    count = min(resources.batch_size, MEASURED_SAMPLES, len(cell))
+    images = load_batch(cell, 0, count, device=resources.device)[0].images
+    classifier = cell_classifier(cell, resources.device).plain
+    with threads_of_a_worker(resources.workers):
+        speed, _ = with_fitting_batch_size(lambda fewer: measure_speed(classifier, images[:fewer]), count)
+    return speed
+
+
+def _counting_logits(cell: Cell, protocol: Protocol, device: str) -> Logits:
+    """Return a classifier that counts passes as those of all cells of a model do."""
+    # One class is enough: the passes do not depend on the classes, and a dataset may have 80,000 prompts.
+    model = loaded_model(cell.model, cell.track, device)
+    logits = model.classifier(["a photo."]).of_samples(torch.zeros(1, dtype=torch.int64))
+    return logits if protocol.precision == protocol.verdict_precision else Transferred(logits, logits)
 
 
 def _cost(cell: Cell, speed: Speed, logits: Logits, resources: Resources) -> Cost:
@@ -197,19 +171,8 @@ def _cost(cell: Cell, speed: Speed, logits: Logits, resources: Resources) -> Cos
     )
 
 
-@contextlib.contextmanager
-def threads_of_a_worker(workers: int) -> Iterator[None]:
-    """Give torch as many threads as each of several workers has, and put the number back after."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(max(1, cores() // workers))
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
 def _fastest(work: Callable[[], None]) -> float:
-    """Return the least of several times; a busy machine or a first call must not pass for the speed."""
+    """Return the shortest of several times, so that a busy machine or a first call does not count as the speed."""
     seconds: list[float] = []
     while len(seconds) < _LEAST_TIMES or (sum(seconds) < _TIMING_SECONDS and len(seconds) < _MOST_TIMES):
         start = time.perf_counter()

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.cost import Resources
-from robustbench_vlm.engine.memory import with_fitting_batch_size
+from robustbench_vlm.engine.resources import Resources, with_fitting_batch_size
 from robustbench_vlm.engine.shard import Attacked, attack_shards
 from robustbench_vlm.engine.store import Finished, missing_ranges
 

@@ -19,7 +19,7 @@ import torch
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.backends import Answer, Engine, Job, WorkerDied, attempt
-from robustbench_vlm.engine.cost import Resources, cores
+from robustbench_vlm.engine.resources import Resources, cores
 
 _MALLOPT = {-3: 2**25, -1: 2**31 - 1, -2: 2**26}
 """GNU C library: blocks to take from the heap (at most so large), free memory to keep on top, and to take at once."""

@@ -16,7 +16,7 @@ from robustbench_vlm.core.files import write_text
 from robustbench_vlm.core.records import Score, plain
 from robustbench_vlm.core.text import csv_text
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.resources import Resources
 
 MANIFEST = "manifest.json"
 SCORES = "scores.csv"

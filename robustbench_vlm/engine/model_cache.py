@@ -1,6 +1,7 @@
 """Loaded models and their classifiers: one cache per process, for models with and without a test-time defense."""
 
 import functools
+import gc
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.classifier import Model, ZeroShotClassifier, load_model
@@ -16,15 +17,21 @@ AnyModel = Model | DefendedModel
 AnyClassifier = ZeroShotClassifier | DefendedClassifier
 
 
-@functools.lru_cache(maxsize=3)
+@functools.lru_cache(maxsize=1)
 def loaded_model(reference: str, track: str, device: str) -> AnyModel:
-    """Return the model of a reference, with its test-time defense if it names one, on a device; cached."""
-    made = defended_model(reference, lambda other: loaded_model(other, track, device), TRACKS.load(track).base)
-    if made:
-        return made
-    model = load_model(reference, track)
-    model.network.to(device)
-    return model
+    """Return the model of a reference, with its test-time defense if it names one, on a device; cached.
+
+    Only the last model is kept: an earlier one and its classifiers are released before the next one is loaded.
+    """
+    release()
+
+    @functools.cache
+    def load(name: str) -> Model:
+        model = load_model(name, track)
+        model.network.to(device)
+        return model
+
+    return defended_model(reference, load, TRACKS.load(track).base) or load(reference)
 
 
 @functools.lru_cache(maxsize=32)
@@ -49,6 +56,7 @@ def release() -> None:
     precise_classifier.cache_clear()
     classifier_of.cache_clear()
     loaded_model.cache_clear()
+    gc.collect()
 
 
 def expect_weights(reference: str) -> None:

@@ -17,8 +17,8 @@ import torch
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.backends import Answer, Engine, Job, WorkerDied, attempt
-from robustbench_vlm.engine.cost import Resources, cores
 from robustbench_vlm.engine.local import keep_freed_memory
+from robustbench_vlm.engine.resources import Resources, cores
 
 _RETRIES = 5
 """How often a task may be lost with its process or its machine."""

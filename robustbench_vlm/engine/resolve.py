@@ -1,19 +1,11 @@
-"""Plans: a request of names and texts becomes cells, each with its identity, and an estimate of what they cost."""
+"""Resolving of a request: names become cells, each with its identity. Nothing is attacked and no speed is measured."""
 
 import dataclasses
-import functools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
-from pathlib import Path
-from typing import Literal
-
-import torch
-from torch import Tensor
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.base import Attack, Logits
-from robustbench_vlm.attacks.model import Transferred
+from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.core.threat import Threat, parse_eps
@@ -21,11 +13,19 @@ from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.image_folder import folder_dataset
 from robustbench_vlm.datasets.published.local_copy import data_root, is_there, located, ready
+from robustbench_vlm.engine.backends import resolve_resources
 from robustbench_vlm.engine.cell import Cell, Samples
-from robustbench_vlm.engine.cost import Estimate, Resources, Speed, estimate, measure_speed, threads_of_a_worker
-from robustbench_vlm.engine.memory import choose_batch_size, with_fitting_batch_size
-from robustbench_vlm.engine.model_cache import AnyModel, loaded_model, precise_classifier, release
+from robustbench_vlm.engine.model_cache import loaded_model, release
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resources import (
+    CPU_BATCH_SIZE,
+    Resources,
+    choose_batch_size,
+    sample_memory,
+    with_fitting_batch_size,
+)
 from robustbench_vlm.engine.samples import choose_samples
+from robustbench_vlm.engine.shard import MEASURED_SAMPLES, cell_classifier, load_batch
 from robustbench_vlm.models.card import find_card
 from robustbench_vlm.models.loading import fetch
 from robustbench_vlm.models.precision import check_precision
@@ -34,70 +34,48 @@ from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.test_time.defended_model import DefendedModel, split_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
-_TIMED = 32
-"""Images on which a model's speed is measured."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """What a user asks for; every combination of models, attacks, eps and datasets is one cell."""
-
-    models: tuple[str, ...]
-    """Names on the track, card files (*.json), or open_clip:ARCH/PRETRAINED."""
-    attacks: tuple[str, ...] = ("autoattack",)
-    track: str = "mini"
-    datasets: tuple[str, ...] = ()
-    """Empty: those of the track."""
-    eps: tuple[str | Fraction, ...] = ()
-    """Texts such as "4/255", or exact fractions, pixel scale [0, 1]. Empty: the track's standard eps."""
-    norm: str = ""
-    """"Linf" or "L2". Empty: the track's."""
-    protocol: str = ""
-    """Empty: the track's first."""
-    samples: int | Literal["all"] | None = None
-    """Samples a dataset, under a name of their own; None: as many as the protocol says."""
-    images: Path | None = None
-    """A folder with one sub-folder of images a class; it takes the place of the datasets."""
-    prompt: str = "a photo of a {}."
-    """The text for the classes of `images`."""
-    data: Path | None = None
-    """The folder of the published datasets. None: VLMBENCH_DATA, or "data" in the cache folder."""
-    skip_unreadable: bool = False
-    """Go on without images that cannot be decoded, and count them."""
-    out: Path = Path("runs")
-    resources: Resources = dataclasses.field(default_factory=Resources)
-    """Device, workers, batch_size, shard size: nothing that a number depends on."""
-    command: str = ""
-    """The command line, for the manifest."""
-
 
 @dataclass(frozen=True)
 class Plan:
-    """The cells of a request, models outermost, then attacks, eps, datasets; and what they are expected to cost."""
+    """A resolved request: its cells, models outermost, then attacks, eps, datasets."""
 
     request: Request
+    """With the device, workers and batch size filled in."""
     track: Track
     protocol: Protocol
     cells: tuple[Cell, ...]
-    estimate: Estimate
 
     @property
     def samples(self) -> int:
-        """How many samples all cells have together."""
+        """The number of samples of all cells together."""
         return sum(len(cell) for cell in self.cells)
 
 
-def make_plan(request: Request, on_progress: OnProgress = ignore_progress) -> Plan:
-    """Resolve every name, load the models, read the chosen images once, and measure the model's speed.
+@dataclass(frozen=True)
+class _ModelFacts:
+    """The facts about a model that cells need; they outlive the model's memory."""
 
-    Released weights are fetched and images of published datasets are prepared if they are not yet; `on_progress`
-    reports on that. Raises UserError for unknown names (with the nearest), eps in other units, an attack that is not
-    for the norm, a precision that the device does not have, datasets that are not there, models that cannot be loaded
-    or share a name, and unreadable images unless the request skips them.
+    reference: str
+    name: str
+    digest: str
+    image_size: int
+    """Side of the images that the model is attacked at, in pixels."""
+    attacks: tuple[Attack, ...]
+    """As the model's test-time defense adapts them."""
+
+
+def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan:
+    """Return the cells of a request: find every name, read each model's digest, and read the chosen images once.
+
+    Only one model is in memory at a time. Missing weights are fetched and missing images of published datasets are
+    prepared; `on_progress` reports on that. `cost.estimate_cost` measures what the plan costs. Raises UserError
+    for unknown names (with the nearest), eps in other units, an attack that does not support the norm, a precision
+    that the device does not have, missing datasets, models that cannot be loaded or share a name, and unreadable
+    images unless the request skips them.
     """
     track: Track = TRACKS.load(request.track)
     protocol = _protocol(request, track)
-    resources = request.resources.resolved()
+    resources = resolve_resources(request.resources)
     for precision in (protocol.precision, protocol.verdict_precision, protocol.logit_precision):
         check_precision(precision, resources.device)
     threats = _threats(request, track)
@@ -108,29 +86,17 @@ def make_plan(request: Request, on_progress: OnProgress = ignore_progress) -> Pl
     # Before models, whose weights may have to be fetched.
     located.cache_clear()
     datasets = _datasets(request, track, protocol)
-    for name in _once("model", request.models):
-        fetch(find_card(split_reference(name)[1], track.name), track.name, on_progress)
-    # A checkpoint may have changed since this process loaded it last.
-    release()
-    models = {name: loaded_model(name, track.name, resources.device) for name in _once("model", request.models)}
-    _check_names(models)
-    sides = {name: protocol.image_size or model.architecture.side for name, model in models.items()}
-    choices = _choices(request, datasets, protocol, set(sides.values()), on_progress)
+    models = _models(request, track, protocol, attacks, resources.device, on_progress)
+    choices = _choices(request, datasets, protocol, {model.image_size for model in models}, on_progress)
     cells = tuple(
-        Cell(track.name, name, model.name, model.digest, dataset, attack, threat, protocol, samples)
-        for name, model in models.items()
-        for attack in _adapted(attacks, model)
+        Cell(track.name, model.reference, model.name, model.digest, dataset, attack, threat, protocol, samples)
+        for model in models
+        for attack in model.attacks
         for threat in threats
-        for dataset, samples in choices[sides[name]]
+        for dataset, samples in choices[model.image_size]
     )
-    speeds = _speeds(cells, resources)
-    batch_size = resources.batch_size or choose_batch_size(
-        resources.device, max(speed.sample for speed in speeds.values()), resources.workers
-    )
-    resources = dataclasses.replace(resources, batch_size=batch_size)
-    counted = {name: _counted(model, protocol) for name, model in models.items()}
-    cost = estimate([(cell, speeds[cell.model], counted[cell.model]) for cell in cells], resources)
-    return Plan(dataclasses.replace(request, resources=resources), track, protocol, cells, cost)
+    resources = dataclasses.replace(resources, batch_size=resources.batch_size or _batch_size(cells, resources))
+    return Plan(dataclasses.replace(request, resources=resources), track, protocol, cells)
 
 
 def _protocol(request: Request, track: Track) -> Protocol:
@@ -156,19 +122,27 @@ def _check_norm(attack: Attack, threat: Threat) -> None:
         )
 
 
-def _adapted(attacks: Sequence[Attack], model: AnyModel) -> list[Attack]:
-    return [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
-
-
-def _check_names(models: Mapping[str, AnyModel]) -> None:
-    references: dict[str, str] = {}
-    for reference, model in models.items():
-        other = references.setdefault(model.name, reference)
-        if other != reference:
+def _models(
+    request: Request, track: Track, protocol: Protocol, attacks: Sequence[Attack], device: str, on_progress: OnProgress
+) -> list[_ModelFacts]:
+    """Load each model, take its facts, and release it before the next one is loaded."""
+    references = _once("model", request.models)
+    for reference in references:
+        fetch(find_card(split_reference(reference)[1], track.name), track.name, on_progress)
+    # A checkpoint may have changed since this process loaded it last.
+    release()
+    found: dict[str, _ModelFacts] = {}
+    for reference in references:
+        model = loaded_model(reference, track.name, device)
+        if model.name in found:
             raise UserError(
-                f"{other} and {reference} are both named {model.name!r}, so their records would mix: give each card a"
-                " name of its own, or run them apart"
+                f"{found[model.name].reference} and {reference} are both named {model.name!r}, so their records would"
+                " mix: give each card a name of its own, or run them apart"
             )
+        adapted = [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
+        side = protocol.image_size or model.architecture.side
+        found[model.name] = _ModelFacts(reference, model.name, model.digest, side, tuple(adapted))
+    return list(found.values())
 
 
 def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Dataset]:
@@ -215,30 +189,21 @@ def _choices(
     }
 
 
-def _speeds(cells: Sequence[Cell], resources: Resources) -> dict[str, Speed]:
-    """Return each model's speed, measured on images of its first cell."""
-    speeds: dict[str, Speed] = {}
-    for cell in cells:
-        if cell.model not in speeds:
-            images = cell.dataset.open().read(cell.samples.indices[: min(resources.batch_size or _TIMED, _TIMED)])
-            pixels = (images.to(torch.float32) / 255).to(resources.device)
-            about = cell.model, cell.track, cell.dataset.prompts, resources.device
-            classifier = precise_classifier(*about, cell.protocol.precision, cell.protocol.logit_precision)
-            measure = functools.partial(_measure, classifier.plain, pixels)
-            with threads_of_a_worker(resources.workers):
-                speeds[cell.model], _ = with_fitting_batch_size(measure, len(pixels))
-    return speeds
+def _batch_size(cells: Sequence[Cell], resources: Resources) -> int:
+    """Return the default batch size; on a GPU from the memory that one pass of each model takes."""
+    if resources.device == "cpu":
+        return CPU_BATCH_SIZE
+    first = {cell.model: cell for cell in reversed(cells)}
+    most = max(_sample_memory(cell, resources.device) for cell in reversed(first.values()))
+    return choose_batch_size(resources.device, most, resources.workers)
 
 
-def _counted(model: AnyModel, protocol: Protocol) -> Logits:
-    """Return a classifier that counts passes as those of all cells of a model do."""
-    # Of one class: passes do not depend on the classes, whose texts may be 80,000.
-    logits = model.classifier(["a photo."]).of_samples(torch.zeros(1, dtype=torch.int64))
-    return logits if protocol.precision == protocol.verdict_precision else Transferred(logits, logits)
-
-
-def _measure(classifier: torch.nn.Module, pixels: Tensor, count: int) -> Speed:
-    return measure_speed(classifier, pixels[:count])
+def _sample_memory(cell: Cell, device: str) -> int:
+    count = min(len(cell), MEASURED_SAMPLES)
+    images = load_batch(cell, 0, count, device=device)[0].images
+    classifier = cell_classifier(cell, device).plain
+    found, _ = with_fitting_batch_size(lambda fewer: sample_memory(classifier, images[:fewer]), count)
+    return found
 
 
 def _once(kind: str, names: Iterable[str]) -> list[str]:

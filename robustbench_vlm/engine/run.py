@@ -11,10 +11,12 @@ from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import SampleResult, Score, fingerprint
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.cost import Estimate, estimate_cost
 from robustbench_vlm.engine.group import missing_groups, run_group
 from robustbench_vlm.engine.manifest import Line, Made, write_manifest
 from robustbench_vlm.engine.merge import merge
-from robustbench_vlm.engine.resolve import Plan, Request, make_plan
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.results import Mean, RunResult, Table, mean_of
 from robustbench_vlm.engine.scores import score
 from robustbench_vlm.engine.store import (
@@ -33,16 +35,19 @@ __all__ = ["Mean", "RunResult", "Table", "run", "run_plan"]
 def run(request: Request, *, on_progress: OnProgress = ignore_progress) -> RunResult:
     """Plan a request, compute what is missing on disk, and return the scores.
 
-    Raises UserError as `make_plan` does, where another run holds the folder, and where the disk cannot take the
+    Raises UserError as `resolve` does, where another run holds the folder, and where the disk cannot take the
     records. A run that ends early, by Ctrl-C or by an error, is finished by the same request.
     """
     engine: Engine = ENGINES.load(request.resources.engine)
     engine.prepare(request.resources)
-    return run_plan(make_plan(request), on_progress=on_progress)
+    plan = resolve(request)
+    # Only progress needs the expected seconds.
+    estimate = None if on_progress is ignore_progress else estimate_cost(plan)
+    return run_plan(plan, estimate, on_progress=on_progress)
 
 
-def run_plan(plan: Plan, *, on_progress: OnProgress = ignore_progress) -> RunResult:
-    """Run a plan as `run` does; for those who showed its estimate first."""
+def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnProgress = ignore_progress) -> RunResult:
+    """Run a resolved request as `run` does; progress begins with 0 seconds left if there is no estimate."""
     begun = time.monotonic()
     out, cells = plan.request.out, plan.cells
     with contextlib.ExitStack() as locks:
@@ -50,7 +55,8 @@ def run_plan(plan: Plan, *, on_progress: OnProgress = ignore_progress) -> RunRes
             locks.enter_context(locked(folder))
         finished = [read_finished(cell_folder(out, cell), cell) for cell in cells]
         _write_manifests(plan, Made("unfinished", plan.request.command, plan.request.resources, 0, 0))
-        fresh = _compute(plan, finished, on_progress)
+        seconds_expected = estimate.seconds_expected if estimate else 0.0
+        fresh = _compute(plan, finished, seconds_expected, on_progress)
         complete = [read_finished(cell_folder(out, cell), cell) for cell in cells]
         results = [merge(found.pieces, cell.samples.ids) for found, cell in zip(complete, cells, strict=True)]
         scores = with_comparisons(cells, [score(cell, rows) for cell, rows in zip(cells, results, strict=True)])
@@ -66,14 +72,14 @@ def run_plan(plan: Plan, *, on_progress: OnProgress = ignore_progress) -> RunRes
     )
 
 
-def _compute(plan: Plan, finished: Sequence[Finished], on_progress: OnProgress) -> list[int]:
+def _compute(plan: Plan, finished: Sequence[Finished], seconds_expected: float, on_progress: OnProgress) -> list[int]:
     """Run what is missing, write it as soon as it is there, and return the passes spent on each cell."""
     resources = plan.request.resources
     groups = missing_groups(plan.cells, finished, resources)
     todo = sum(map(len, groups))
     known = sum(_passes(piece.results) for found in finished for piece in found.pieces)
     fresh = [0] * len(plan.cells)
-    left = plan.estimate.seconds_expected * todo / plan.samples
+    left = seconds_expected * todo / plan.samples
     on_progress(Progress(plan.samples - todo, plan.samples, left, passes=known))
     begun, done = time.monotonic(), 0
     function = functools.partial(run_group, plan.cells, resources)

@@ -17,11 +17,13 @@ from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.datasets.base import image_sha256
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.model_cache import AnyClassifier, loaded_model, precise_classifier
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.models.classifier import ZeroShotClassifier
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic
 
+MEASURED_SAMPLES = 32
+"""Samples on which memory and speed of a model are measured."""
 _ROUNDINGS = 8
 """By so many roundings of the lowest precision a sample's logits may change with its batch mates."""
 
@@ -158,6 +160,13 @@ def load_batch(cell: Cell, start: int, stop: int, *, device: str) -> tuple[Batch
 def _moved(images: Tensor, device: str) -> Tensor:
     """Return images on a device; as bytes, a quarter of what floats are, and from pages that a GPU reads by itself."""
     return images.pin_memory().to(device, non_blocking=True) if device == "cuda" else images.to(device)
+
+
+def cell_classifier(cell: Cell, device: str) -> AnyClassifier:
+    """Return the classifier that a cell's attack is run on, in the precision of the cell's protocol."""
+    protocol = cell.protocol
+    about = cell.model, cell.track, cell.dataset.prompts, device
+    return precise_classifier(*about, protocol.precision, protocol.logit_precision)
 
 
 def _check_identity(cell: Cell, shard: Shard, weights: str) -> None:

@@ -8,9 +8,10 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, write_text
 from robustbench_vlm.core.records import Score, fingerprint, plain
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.evidence import Evidence, Unsound
-from robustbench_vlm.engine.resolve import Plan, Request, make_plan
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import Plan, resolve
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.scores import score
 from robustbench_vlm.engine.store import safe_name
 from robustbench_vlm.engine.warnings import with_comparisons
@@ -35,7 +36,7 @@ def rebuild(
     """Return a plan that has the cell of every piece of evidence, and the numbers of these cells, in the same order.
 
     Raises Unsound where a cell is not the one that the evidence is of, and says which part differs; UserError where
-    only the images differ, and as `make_plan` does.
+    only the images differ, and as `resolve` does.
     """
     first = evidence[0]
     norms = {each.threat.norm for each in evidence}
@@ -52,7 +53,7 @@ def rebuild(
         data=data,
         resources=resources or Resources(workers=1),
     )
-    plan = make_plan(request)
+    plan = resolve(request)
     numbers = {(cell.attack.name, cell.dataset.name, cell.threat): n for n, cell in enumerate(plan.cells)}
     found = [numbers[each.score.attack, each.score.dataset, each.threat] for each in evidence]
     for each, number in zip(evidence, found, strict=True):

@@ -10,8 +10,8 @@ from pathlib import Path
 from robustbench_vlm.analysis.verdict import clean_predictions
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.evidence import Evidence, Unsound
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.leaderboard.agreement import PARTS, Again, Disagreement, Part, erased_warnings, part_of
 from robustbench_vlm.leaderboard.counterexamples import refuted
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, Event

@@ -17,8 +17,9 @@ from robustbench_vlm.core.files import save_figure
 from robustbench_vlm.core.records import CLEAN, SampleResult
 from robustbench_vlm.core.threat import distance
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.cost import Resources
-from robustbench_vlm.engine.resolve import Plan, Request, make_plan
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import Plan, resolve
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.run import run_plan
 from robustbench_vlm.engine.shard import Attacked, load_batch
 from robustbench_vlm.engine.store import cell_folder, read_finished
@@ -27,7 +28,7 @@ RADIUS = "3/255"
 
 
 def plan_of(folder: Path) -> Plan:
-    return make_plan(
+    return resolve(
         Request(
             models=("tecoa",),
             attacks=("pgd-5",),

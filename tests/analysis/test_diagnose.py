@@ -24,8 +24,8 @@ from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat, distance
-from robustbench_vlm.engine.cost import Resources
-from robustbench_vlm.engine.resolve import Request
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.models.classifier import ZeroShotClassifier
 
 EPS = Fraction(8, 255)

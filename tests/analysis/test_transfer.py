@@ -16,8 +16,8 @@ from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.datasets import DATASETS
-from robustbench_vlm.engine.cost import Resources
-from robustbench_vlm.engine.resolve import Request
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.results import Table, mean_interval
 from robustbench_vlm.engine.run import run
 from robustbench_vlm.models.classifier import Model, load_model

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from robustbench_vlm.engine.cost import Resources
-from robustbench_vlm.engine.resolve import Request
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.run import run
 
 

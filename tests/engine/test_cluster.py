@@ -22,10 +22,10 @@ from hypothesis import strategies as st
 import robustbench_vlm
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine import ray_cluster as cluster
-from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.local import LOCAL
 from robustbench_vlm.engine.ray_cluster import RAY
-from robustbench_vlm.engine.resolve import Request
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.run import run
 
 DRIVER = Path(__file__).parent / "driver.py"

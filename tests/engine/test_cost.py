@@ -13,7 +13,8 @@ from robustbench_vlm.attacks.sanity import PROBE_BACKWARD, PROBE_FORWARD
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
-from robustbench_vlm.engine.cost import Resources, attack_passes
+from robustbench_vlm.engine.cost import attack_passes
+from robustbench_vlm.engine.resources import Resources
 
 
 def unbreakable(images: Tensor) -> Tensor:

@@ -13,8 +13,8 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.backends import WorkerDied
 from robustbench_vlm.engine.cell import Shard
-from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.local import run_jobs
+from robustbench_vlm.engine.resources import Resources
 
 SHARDS = [Shard(0, n, n + 1, "f") for n in range(7)]
 

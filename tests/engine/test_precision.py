@@ -21,9 +21,10 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.model_cache import classifier_of, precise_classifier
-from robustbench_vlm.engine.resolve import Request, make_plan
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import resolve
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import load_batch, run_shards
 from robustbench_vlm.models.classifier import ZeroShotClassifier, load_model
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic, check_precision
@@ -38,7 +39,7 @@ HALF_VERDICTS = replace(MINI_QUICK, name="half-verdicts", verdict_precision="flo
 @pytest.fixture(scope="module")
 def cell(taught_card: Path) -> Cell:
     request = Request(models=(str(taught_card),), attacks=("pgd-10",), datasets=("colours",), eps=("1/510",))
-    return make_plan(replace(request, samples=16, resources=ONE)).cells[0]
+    return resolve(replace(request, samples=16, resources=ONE)).cells[0]
 
 
 def measured(cell: Cell, **changes: Any) -> list[SampleResult]:
@@ -198,7 +199,7 @@ def test_a_precision_that_the_device_lacks_is_refused(
     assert isinstance(PROTOCOLS.table, Mapping)
     monkeypatch.setitem(PROTOCOLS.table, name, f"{__name__}:{value}")  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"float16, which is there on cuda alone .* --device cuda"):
-        make_plan(Request(models=(str(taught_card),), protocol=name, resources=ONE))
+        resolve(Request(models=(str(taught_card),), protocol=name, resources=ONE))
 
 
 def test_which_precisions_there_are() -> None:

@@ -1,9 +1,10 @@
-"""Plans: names are resolved or told, and the fingerprint covers what a number depends on and nothing else."""
+"""Resolving: names become cells or errors, and the fingerprint covers what a number depends on and nothing else."""
 
 import dataclasses
 import json
 import pickle
 import shutil
+import weakref
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
@@ -18,9 +19,13 @@ from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import sha256_of
 from robustbench_vlm.core.threat import Threat
+from robustbench_vlm.engine import cost, model_cache
+from robustbench_vlm.engine import resolve as resolving
 from robustbench_vlm.engine.cell import Cell, Samples
-from robustbench_vlm.engine.cost import Resources
-from robustbench_vlm.engine.resolve import Plan, Request, make_plan
+from robustbench_vlm.engine.cost import estimate_cost
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import Plan, resolve
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.models.classifier import Model
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.mini import MINI_QUICK
@@ -32,12 +37,12 @@ LOW = replace(MINI_QUICK, name="low", precision="bfloat16")
 
 def plan_of(card: Path, **changes: object) -> Plan:
     request = Request(models=(str(card),), attacks=("fgsm",), datasets=("day-night",))
-    return make_plan(replace(request, **changes))
+    return resolve(replace(request, **changes))
 
 
 def test_a_grid_has_every_combination(make_card: MakeCard) -> None:
     models = (str(make_card("one")), str(make_card("two", seed=1)))
-    plan = make_plan(
+    plan = resolve(
         Request(models=models, attacks=("fgsm", "pgd-10"), eps=("4/255", "8/255"), datasets=("shapes", "day-night"))
     )
     grid = [(cell.model, cell.attack.name, cell.threat.eps_text, cell.dataset.name) for cell in plan.cells]
@@ -47,13 +52,14 @@ def test_a_grid_has_every_combination(make_card: MakeCard) -> None:
 
 
 def test_defaults_are_the_tracks(make_card: MakeCard) -> None:
-    plan = make_plan(Request(models=(str(make_card()),)))
+    plan = resolve(Request(models=(str(make_card()),)))
     assert [cell.dataset.name for cell in plan.cells] == list(plan.track.datasets)
     assert {(cell.attack.name, cell.threat) for cell in plan.cells} == {
         ("autoattack", Threat("Linf", plan.track.standard_eps))
     }
-    assert plan.estimate.passes_expected < plan.estimate.passes_most
-    assert 0 < plan.estimate.seconds_expected < plan.estimate.seconds_most
+    estimate = estimate_cost(plan)
+    assert estimate.passes_expected < estimate.passes_most
+    assert 0 < estimate.seconds_expected < estimate.seconds_most
 
 
 def test_another_number_of_samples_is_another_protocol(make_card: MakeCard) -> None:
@@ -206,16 +212,17 @@ def test_the_fingerprint_covers_nothing_else(make_cell: Callable[..., Cell]) -> 
 
 def test_the_plan_says_what_each_cell_costs(make_card: MakeCard) -> None:
     found = plan_of(make_card(), attacks=("fgsm", "pgd-10"), datasets=("shapes", "day-night"), samples=4)
-    costs = found.estimate.cells
+    estimate = estimate_cost(found)
+    costs = estimate.cells
     assert len(costs) == len(found.cells) == 4
-    assert sum(cost.passes_most for cost in costs) == found.estimate.passes_most
-    assert sum(cost.seconds_expected for cost in costs) == pytest.approx(found.estimate.seconds_expected)
+    assert sum(cost.passes_most for cost in costs) == estimate.passes_most
+    assert sum(cost.seconds_expected for cost in costs) == pytest.approx(estimate.seconds_expected)
     assert all(0 < cost.passes_expected < cost.passes_most and cost.memory > 2**28 for cost in costs)
     # PGD-10 makes ten gradients where FGSM makes one.
     assert costs[2].passes_most > 2 * costs[0].passes_most and costs[2].seconds_most > 2 * costs[0].seconds_most
 
 
-def test_a_plan_embeds_the_texts_of_one_dataset_to_time_a_model(
+def test_an_estimate_embeds_the_texts_of_one_dataset_to_time_a_model(
     make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedded: list[int] = []
@@ -227,14 +234,65 @@ def test_a_plan_embeds_the_texts_of_one_dataset_to_time_a_model(
 
     monkeypatch.setattr(Model, "text_features", spied)
     plan = plan_of(make_card(), datasets=("day-night", "shapes", "colours"))
+    if plan.request.resources.device == "cpu":
+        assert not embedded, "to resolve a request on a CPU takes no text"
+    estimate_cost(plan)
     assert sorted(embedded) == [1, len(plan.cells[0].dataset.classes)]
+
+
+def test_to_resolve_measures_no_speed_and_holds_one_model_at_a_time(
+    make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[weakref.ref[torch.nn.Module]] = []
+    alive: list[int] = []
+    load = model_cache.load_model
+
+    def spied(reference: str, track: str) -> Model:
+        alive.append(sum(network() is not None for network in loaded))
+        model = load(reference, track)
+        loaded.append(weakref.ref(model.network))
+        return model
+
+    monkeypatch.setattr(model_cache, "load_model", spied)
+    monkeypatch.setattr(cost, "measure_speed", None)
+    cards = [str(make_card(name, seed=seed)) for seed, name in enumerate(("one", "two", "three"))]
+    plan = make_request(cards)
+    assert alive == [0, 0, 0] and len({cell.weights for cell in plan.cells}) == 3
+    monkeypatch.undo()
+    monkeypatch.setattr(model_cache, "load_model", spied)
+    estimate_cost(plan)
+    assert alive[3:] == [0, 0, 0]
+
+
+def make_request(cards: Sequence[str]) -> Plan:
+    return resolve(Request(models=tuple(cards), attacks=("fgsm",), datasets=("day-night",), samples=4))
+
+
+def test_a_gpu_gets_a_batch_size_without_a_measurement_of_speed(
+    make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[str, int, int]] = []
+
+    def choose(device: str, sample_bytes: int, workers: int) -> int:
+        asked.append((device, sample_bytes, workers))
+        return 16
+
+    monkeypatch.setattr(resolving, "choose_batch_size", choose)
+    monkeypatch.setattr(cost, "measure_speed", None)
+    cells = plan_of(make_card(), samples=4).cells
+    monkeypatch.setattr(resolving, "_sample_memory", lambda cell, device: 10**6)
+    assert resolving._batch_size(cells, Resources(device="cuda", workers=2)) == 16
+    assert asked == [("cuda", 10**6, 2)]
+    monkeypatch.undo()
+    image = 3 * 32 * 32 * 4
+    assert resolving._sample_memory(cells[0], "cpu") > 24 * image
 
 
 def test_a_plan_counts_what_a_judge_in_another_precision_passes(
     make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PROTOCOLS.table, "low", f"{__name__}:LOW")  # type: ignore[arg-type]
-    exact, low = (plan_of(make_card(), protocol=name).estimate.passes_most for name in ("mini-quick", "low"))
+    exact, low = (estimate_cost(plan_of(make_card(), protocol=name)).passes_most for name in ("mini-quick", "low"))
     # FGSM counts as three calls at most, and each of them is judged.
     assert low - exact == 3 * MINI_QUICK.samples
 

@@ -17,10 +17,11 @@ from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine import run as run_module
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.manifest import Line, Made, write_manifest
 from robustbench_vlm.engine.model_cache import classifier_of
-from robustbench_vlm.engine.resolve import Plan, Request, make_plan
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import Plan, resolve
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.run import run, run_plan
 from robustbench_vlm.engine.scores import score, wilson
 from robustbench_vlm.engine.shard import load_batch, run_shards
@@ -71,7 +72,7 @@ def test_a_run_leaves_records_scores_and_a_manifest(request_of: Callable[..., Re
 def test_scores_csv_holds_no_formula_and_no_control_character(
     request_of: Callable[..., Request], tmp_path: Path
 ) -> None:
-    table, cell = run(request_of()).tables[0], make_plan(request_of()).cells[0]
+    table, cell = run(request_of()).tables[0], resolve(request_of()).cells[0]
     named = replace(table.scores[0], dataset="=1+1", model="\t@SUM(1)\x1b[31m")
     made = Made("complete", "", ONE, 0.0, 0)
     write_manifest(tmp_path / "hostile", [Line(cell, "cell", named)], made)
@@ -139,7 +140,7 @@ def test_workers_change_no_verdict(request_of: Callable[..., Request], tmp_path:
 
 
 def test_shards_of_any_size_give_the_same_verdicts(request_of: Callable[..., Request]) -> None:
-    plan = make_plan(request_of(attacks=("pgd-20",), datasets=("colours",), eps=("1/510",)))
+    plan = resolve(request_of(attacks=("pgd-20",), datasets=("colours",), eps=("1/510",)))
     (cell,) = plan.cells
     exact = classifier_of(cell.model, cell.track, cell.dataset.prompts, "cpu")
     verdicts = []
@@ -160,7 +161,7 @@ def test_records_are_the_same_bit_for_bit_whatever_samples_are_attacked_together
     request = Request(
         models=("clip",), attacks=("pgd-20",), datasets=names, samples=samples, out=tmp_path, resources=ONE
     )
-    plan = make_plan(request)
+    plan = resolve(request)
 
     def records(*shards: Shard) -> dict[tuple[int, int], SampleResult]:
         found = run_shards(plan.cells, plan.request.resources, shards)
@@ -187,7 +188,7 @@ def shard_of(cell: Cell) -> Shard:
 
 
 def test_a_worker_refuses_another_identity(request_of: Callable[..., Request]) -> None:
-    (cell,) = make_plan(request_of(datasets=("colours",))).cells
+    (cell,) = resolve(request_of(datasets=("colours",))).cells
     with pytest.raises(UserError, match=r"weights .* changed"):
         run_shards([replace(cell, weights="0" * 64)], ONE, [shard_of(cell)])
     with pytest.raises(UserError, match="another fingerprint"):
@@ -199,7 +200,7 @@ def test_a_worker_refuses_another_identity(request_of: Callable[..., Request]) -
 
 
 def test_two_runs_in_one_folder_at_once(request_of: Callable[..., Request]) -> None:
-    plan: Plan = make_plan(request_of())
+    plan: Plan = resolve(request_of())
     other: list[str] = []
 
     def start_another(progress: Progress) -> None:

@@ -10,9 +10,11 @@ from robustbench_vlm.analysis.diagnose import diagnose
 from robustbench_vlm.analysis.doctor import doctor
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.engine.cost import Resources
+from robustbench_vlm.engine.cost import estimate_cost
 from robustbench_vlm.engine.model_cache import loaded_model
-from robustbench_vlm.engine.resolve import Request, make_plan
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import resolve
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.run import run
 from robustbench_vlm.engine.store import cell_folder, read_finished
 from robustbench_vlm.models.classifier import load_model
@@ -31,7 +33,7 @@ def request_of(out: Path, **changes: object) -> Request:
 def test_a_run_leaves_records_and_is_not_computed_again(tmp_path: Path) -> None:
     request = request_of(tmp_path)
     result = run(request)
-    (table,), (cell,) = result.tables, make_plan(request).cells
+    (table,), (cell,) = result.tables, resolve(request).cells
     assert table.model == "ttc+clip" and table.scores[0].n == 4
     pieces = read_finished(cell_folder(tmp_path, cell), cell).pieces
     rows = [row for piece in pieces for row in piece.results]
@@ -49,7 +51,7 @@ def test_a_run_leaves_records_and_is_not_computed_again(tmp_path: Path) -> None:
 
 def test_a_procedure_takes_a_model_of_any_kind_and_is_a_model_of_its_own(tmp_path: Path, taught_card: Path) -> None:
     models = (f"clipure-cos+{taught_card}", f"clipure-cos@short+{taught_card}", str(taught_card))
-    plan = make_plan(request_of(tmp_path, models=models))
+    plan = resolve(request_of(tmp_path, models=models))
     assert [cell.model_name for cell in plan.cells] == ["clipure-cos+taught", "clipure-cos@short+taught", "taught"]
     assert len({cell.fingerprint for cell in plan.cells}) == 3
     plain = plan.cells[2]
@@ -58,7 +60,7 @@ def test_a_procedure_takes_a_model_of_any_kind_and_is_a_model_of_its_own(tmp_pat
 
 
 def test_the_estimate_counts_what_a_procedure_passes(tmp_path: Path) -> None:
-    costs = [make_plan(request_of(tmp_path, models=(name,))).estimate.passes_most for name in ("clip", "ttc+clip")]
+    costs = [estimate_cost(resolve(request_of(tmp_path, models=(name,)))).passes_most for name in ("clip", "ttc+clip")]
     assert costs[1] > 6 * costs[0]
 
 
@@ -74,7 +76,7 @@ def test_the_estimate_counts_what_a_procedure_passes(tmp_path: Path) -> None:
 )
 def test_what_is_no_procedure_on_top_of_a_model_is_told(reference: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
-        make_plan(request_of(tmp_path, models=(reference,)))
+        resolve(request_of(tmp_path, models=(reference,)))
 
 
 def test_a_card_s_path_may_hold_a_plus(tmp_path: Path, taught_card: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_vlm.engine.cost import Resources
-from robustbench_vlm.engine.resolve import Request
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.run import run
 from robustbench_vlm.leaderboard.submit import submission
 

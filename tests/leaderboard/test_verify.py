@@ -10,8 +10,8 @@ import pytest
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import CLEAN, SampleResult, fingerprint, plain
-from robustbench_vlm.engine.cost import Resources
 from robustbench_vlm.engine.evidence import Evidence, Unsound, data_digest
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.scores import accuracies
 from robustbench_vlm.leaderboard.agreement import Again, Part, erased_warnings
 from robustbench_vlm.leaderboard.entry import Entry, read_entry, write_entry

@@ -1,4 +1,4 @@
-"""Memory that runs out halves the batch and changes no record."""
+"""Resources: memory that runs out halves the batch and changes no record."""
 
 import weakref
 from collections.abc import Callable
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.engine import group, memory
-from robustbench_vlm.engine.cost import Resources
-from robustbench_vlm.engine.memory import choose_batch_size, is_out_of_memory, with_fitting_batch_size
+from robustbench_vlm.engine import group, resources
+from robustbench_vlm.engine.cost import estimate_cost
 from robustbench_vlm.engine.model_cache import classifier_of
-from robustbench_vlm.engine.resolve import Plan, Request, make_plan
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import Plan, resolve
+from robustbench_vlm.engine.resources import Resources, choose_batch_size, is_out_of_memory, with_fitting_batch_size
 from robustbench_vlm.engine.run import run_plan
 
 
@@ -23,7 +24,7 @@ def plan_of(taught_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(group, "_fitting", {})
 
     def make(batch_size: int) -> Plan:
-        return make_plan(
+        return resolve(
             Request(
                 models=(str(taught_card),),
                 attacks=("pgd-10",),
@@ -74,7 +75,7 @@ def test_half_the_slots_give_the_records_of_few_slots_from_the_beginning(plan_of
 
 
 def test_a_sample_that_does_not_fit_is_told(plan_of: Callable[[int], Plan]) -> None:
-    with pytest.raises(UserError, match=r"one sample at a time .* out of memory\. Tried .*--workers"):
+    with pytest.raises(UserError, match=r"cannot hold one sample at a time: .* out of memory\. Tried .*--workers"):
         run_within(plan_of(2), 0)
 
 
@@ -113,14 +114,14 @@ def test_what_says_that_memory_ran_out() -> None:
     ("free", "batch_size"), [(80 * 2**30, 256), (10 * 2**30, 64), (2**30, 4), (2**27, 1), (2**20, 1)]
 )
 def test_a_gpu_begins_with_what_its_memory_takes(monkeypatch: pytest.MonkeyPatch, free: int, batch_size: int) -> None:
-    monkeypatch.setattr(memory.torch.cuda, "mem_get_info", lambda: (free, 80 * 2**30))
+    monkeypatch.setattr(resources.torch.cuda, "mem_get_info", lambda: (free, 80 * 2**30))
     assert choose_batch_size("cuda", 100 * 2**20, 1) == batch_size
-    assert choose_batch_size("cpu", 100 * 2**20, 1) == memory.CPU_BATCH_SIZE
+    assert choose_batch_size("cpu", 100 * 2**20, 1) == resources.CPU_BATCH_SIZE
 
 
 def test_workers_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory.torch.cuda, "mem_get_info", lambda: (10 * 2**30, 80 * 2**30))
-    monkeypatch.setattr(memory.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(resources.torch.cuda, "mem_get_info", lambda: (10 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(resources.torch.cuda, "device_count", lambda: 2)
     assert [choose_batch_size("cuda", 100 * 2**20, workers) for workers in (1, 2, 3, 4, 5, 8)] == [
         64,
         64,
@@ -133,6 +134,6 @@ def test_workers_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPat
 
 def test_the_plan_says_how_many_samples_are_passed_at_once(plan_of: Callable[[int], Plan]) -> None:
     automatic, given = plan_of(0), plan_of(5)
-    assert (automatic.request.resources.batch_size, automatic.estimate.batch_size) == (64, 64)
+    assert (automatic.request.resources.batch_size, estimate_cost(automatic).batch_size) == (64, 64)
     assert replace(given.request.resources, batch_size=0) == replace(automatic.request.resources, batch_size=0)
-    assert given.estimate.batch_size == 5
+    assert estimate_cost(given).batch_size == 5
