@@ -1,7 +1,7 @@
 """The cost of a run: passes, seconds and memory, from a short measurement of each model's speed."""
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -79,11 +79,9 @@ class Speed:
 def estimate_cost(plan: Plan) -> Estimate:
     """Measure the speed of each model of a plan, one model in memory at a time, and add up the cost of its cells."""
     resources = plan.request.resources
-    costs: list[Cost] = []
-    for cells in _by_model(plan.cells):
-        speed = _measure_cell(cells[0], resources)
-        logits = _counting_logits(cells[0], plan.protocol, resources.device)
-        costs += [_cost(cell, speed, logits, resources) for cell in cells]
+    models = dict.fromkeys(cell.model for cell in plan.cells)
+    by_model = [[cell for cell in plan.cells if cell.model == model] for model in models]
+    costs = [cost for cells in by_model for cost in _model_costs(cells, plan.protocol, resources)]
     return Estimate(
         samples=plan.samples,
         passes_expected=sum(cost.passes_expected for cost in costs),
@@ -133,10 +131,12 @@ def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
     )
 
 
-def _by_model(cells: tuple[Cell, ...]) -> Iterator[list[Cell]]:
-    """Yield the cells of each model; a plan has models outermost."""
-    for model in dict.fromkeys(cell.model for cell in cells):
-        yield [cell for cell in cells if cell.model == model]
+def _model_costs(cells: Sequence[Cell], protocol: Protocol, resources: Resources) -> list[Cost]:
+    """Return the costs of the cells of one model."""
+    # A function of its own, so that no variable holds the model while the next one is loaded.
+    speed = _measure_cell(cells[0], resources)
+    logits = _counting_logits(cells[0], protocol, resources.device)
+    return [_cost(cell, speed, logits, resources) for cell in cells]
 
 
 def _measure_cell(cell: Cell, resources: Resources) -> Speed:

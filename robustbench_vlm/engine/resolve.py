@@ -133,16 +133,22 @@ def _models(
     release()
     found: dict[str, _ModelFacts] = {}
     for reference in references:
-        model = loaded_model(reference, track.name, device)
-        if model.name in found:
+        facts = _facts_of(reference, track, protocol, attacks, device)
+        if facts.name in found:
             raise UserError(
-                f"{found[model.name].reference} and {reference} are both named {model.name!r}, so their records would"
+                f"{found[facts.name].reference} and {reference} are both named {facts.name!r}, so their records would"
                 " mix: give each card a name of its own, or run them apart"
             )
-        adapted = [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
-        side = protocol.image_size or model.architecture.side
-        found[model.name] = _ModelFacts(reference, model.name, model.digest, side, tuple(adapted))
+        found[facts.name] = facts
     return list(found.values())
+
+
+def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequence[Attack], device: str) -> _ModelFacts:
+    # A function of its own, so that no variable holds the model while the next one is loaded.
+    model = loaded_model(reference, track.name, device)
+    adapted = [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
+    side = protocol.image_size or model.architecture.side
+    return _ModelFacts(reference, model.name, model.digest, side, tuple(adapted))
 
 
 def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Dataset]:
