@@ -14,8 +14,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from robustbench_vlm.engine.results import mean_interval
-from robustbench_vlm.engine.scores import wilson
+from robustbench_vlm.core.records import mean_interval, wilson
 
 Interval = Callable[[Sequence[float], Sequence[int]], tuple[float, float]]
 WILSON = functools.cache(wilson)

@@ -17,14 +17,13 @@ import torch
 from robustbench_vlm.analysis.measures import attacked, walk_of
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.model import passes_of
-from robustbench_vlm.core.records import CLEAN, SampleResult
+from robustbench_vlm.core.records import CLEAN, SampleResult, wilson
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.model_cache import classifier_of
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import resolve
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.run import run_plan
-from robustbench_vlm.engine.scores import wilson
 from robustbench_vlm.engine.shard import load_batch
 from robustbench_vlm.engine.store import cell_folder, read_finished
 from robustbench_vlm.models.precision import arithmetic

@@ -11,8 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from robustbench_vlm.core.records import mean_interval
 from robustbench_vlm.core.threat import parse_eps
-from robustbench_vlm.engine.results import mean_interval
 from robustbench_vlm.tracks import TRACKS
 
 Table = dict[str, Any]

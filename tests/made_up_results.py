@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from robustbench_vlm.core.records import CLEAN, SampleResult, Score, fingerprint, plain
+from robustbench_vlm.core.fingerprint import fingerprint, plain
+from robustbench_vlm.core.records import CLEAN, SampleResult, Score
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.cell import Shard
 from robustbench_vlm.engine.evidence import Evidence, checked, data_digest

@@ -11,7 +11,7 @@ from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack, Stage
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.rendered import SHAPES
 from robustbench_vlm.protocols import PROTOCOLS

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from robustbench_vlm.analysis.measures import Examined, effective_rank, examine, modality_gap, walk_of
 from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
-from robustbench_vlm.core.records import plain
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cost import estimate_cost

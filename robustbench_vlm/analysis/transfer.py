@@ -17,16 +17,15 @@ from robustbench_vlm.analysis.adversarial_files import AdversarialImages, write_
 from robustbench_vlm.analysis.adversarial_images import attack_cells
 from robustbench_vlm.analysis.verdict import judged_logits
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.random import sample_keys
-from robustbench_vlm.core.records import CLEAN, Accuracy, plain
+from robustbench_vlm.core.records import CLEAN, Accuracy
 from robustbench_vlm.engine.backends import ENGINES
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cost import estimate_cost
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
-from robustbench_vlm.engine.results import mean_share
-from robustbench_vlm.engine.scores import wilson
 from robustbench_vlm.engine.shard import Attacked
 from robustbench_vlm.engine.store import safe_name
 from robustbench_vlm.engine.warnings import BLACK_BOX_SHARE
@@ -213,21 +212,16 @@ def _target(model: str, plan: Plan, right: _Right, attacked: Sequence[Attacked],
 
 
 def _share(right: Tensor) -> Accuracy:
-    count, n = int(right.sum()), len(right)
-    return Accuracy(count / n, *wilson(count, n), n)
+    return Accuracy.of_counts(int(right.sum()), len(right))
 
 
 def _mean(standings: Sequence[Standing]) -> Standing:
     return Standing(
-        clean=_mean_share([each.clean for each in standings]),
-        robust=_mean_share([each.robust for each in standings]),
-        under={source: _mean_share([each.under[source] for each in standings]) for source in standings[0].under},
-        worst=_mean_share([each.worst for each in standings]),
+        clean=Accuracy.mean([each.clean for each in standings]),
+        robust=Accuracy.mean([each.robust for each in standings]),
+        under={source: Accuracy.mean([each.under[source] for each in standings]) for source in standings[0].under},
+        worst=Accuracy.mean([each.worst for each in standings]),
     )
-
-
-def _mean_share(shares: Sequence[Accuracy]) -> Accuracy:
-    return mean_share([share.value for share in shares], [share.n for share in shares])
 
 
 def masked_gradients(target: Target, attack: str) -> Iterator[str]:

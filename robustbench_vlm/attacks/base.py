@@ -8,7 +8,7 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from robustbench_vlm.core.records import plain
+from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.threat import NORMS, Threat
 
 Logits = Callable[[Tensor], Tensor]

@@ -9,7 +9,7 @@ from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.cli.render.documents import Entry
 from robustbench_vlm.cli.render.protocols import protocol_document
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.records import plain
+from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.registry import Registry, unknown
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset

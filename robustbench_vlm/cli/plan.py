@@ -66,7 +66,7 @@ def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
 
 def document(plan: "Plan", estimate: "Estimate") -> dict[str, object]:
     """Return a plan as a JSON document; seconds, passes and memory are those of a run without results on disk."""
-    from robustbench_vlm.core.records import plain
+    from robustbench_vlm.core.fingerprint import plain
 
     costs = plain(estimate)
     cells = [

@@ -81,7 +81,7 @@ def fraction(text: str) -> Fraction:
 
 def document(sweep: "Sweep") -> dict[str, Any]:
     """Return the sweep as one JSON document."""
-    from robustbench_vlm.core.records import plain
+    from robustbench_vlm.core.fingerprint import plain
     from robustbench_vlm.training.sweep import ATTACK
 
     return {

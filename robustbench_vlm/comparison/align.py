@@ -5,7 +5,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.records import SampleResult, canonical
+from robustbench_vlm.core.fingerprint import canonical
+from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.evidence import Evidence
 from robustbench_vlm.engine.scores import accuracies

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustbench_vlm.comparison.statistics import ALPHA
-from robustbench_vlm.core.records import Accuracy, plain
+from robustbench_vlm.core.fingerprint import plain
+from robustbench_vlm.core.records import Accuracy
 
 MEASURES = ("clean", "robust")
 ROBUST = "robust"

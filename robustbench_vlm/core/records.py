@@ -1,55 +1,67 @@
-"""The records that a run leaves behind, and the canonical JSON form and fingerprint of every value."""
+"""Per-sample records, and the accuracies with intervals that are derived from them."""
 
 import dataclasses
-import hashlib
-import json
-from collections.abc import Callable, Mapping
-from fractions import Fraction
-from pathlib import Path
-from typing import Any
+import math
+from collections.abc import Sequence
 
 CLEAN = "clean"
-"""`broken_by` of a sample that the model gets wrong without any attack."""
+"""`broken_by` of a sample that the model classifies wrongly without an attack."""
+_QUANTILE = 1.959964
+"""97.5 % quantile of the normal distribution."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleResult:
-    """What one cell found out about one sample; one row of a shard's parquet file."""
+    """The outcome of one cell for one sample; one row of a shard's parquet file."""
 
     sample_id: str
-    """The sample's name within its dataset."""
+    """Name of the sample within its dataset."""
     image_sha256: str
     """Digest of the decoded uint8 pixels, (3, H, W) in C order."""
     label: int
     clean_prediction: int
     adversarial_prediction: int
-    """What the harness itself predicts for the projected adversarial image; the clean one where none was found."""
+    """The harness's own prediction for the projected adversarial image, or for the clean one if none was found."""
     broken_by: str
     """The stage that broke it, "clean" if it was wrong without an attack, "" if it is robust."""
     distance: float
-    """Size of the kept perturbation in the threat's norm, pixel scale; 0 where none was kept."""
+    """Size of the kept perturbation in the threat's norm, pixel scale; 0 if none was kept."""
     forward: int
     backward: int
-    """Passes through the network spent on this sample."""
+    """Forward and backward passes through the network spent on this sample."""
     margin: float
     """Clean logit of the label minus the largest other, divided by the logit scale."""
     warnings: str
-    """Codes of the gates that this sample raised, comma-separated."""
+    """Codes of the warnings that this sample raised, comma-separated."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """A share in [0, 1] with its 95 % interval, of `n` samples."""
+    """An accuracy in [0, 1] with its 95 % interval [low, high], over `n` samples."""
 
     value: float
     low: float
     high: float
     n: int
 
+    @classmethod
+    def of_counts(cls, successes: int, n: int) -> "Accuracy":
+        """Return the accuracy of `successes` in `n` samples, with the Wilson interval."""
+        return cls(successes / n, *wilson(successes, n), n)
+
+    @classmethod
+    def mean(cls, accuracies: Sequence["Accuracy"]) -> "Accuracy":
+        """Return the unweighted mean over datasets, with `mean_interval`; `n` is the number of all samples."""
+        values, counts = [each.value for each in accuracies], [each.n for each in accuracies]
+        return cls(sum(values) / len(values), *mean_interval(values, counts), sum(counts))
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """One cell's accuracies in [0, 1] with 95 % Wilson intervals, derived from its sample results."""
+    """Accuracies of one cell in [0, 1] with 95 % Wilson intervals, derived from its sample results.
+
+    The fields are those of the JSON of entries and runs.
+    """
 
     model: str
     attack: str
@@ -63,34 +75,36 @@ class Score:
     robust_interval: tuple[float, float]
     warnings: tuple[str, ...]
 
+    @property
+    def clean_accuracy(self) -> Accuracy:
+        """The clean accuracy with its interval."""
+        return Accuracy(self.clean, *self.clean_interval, self.n)
 
-def _no_form(value: Any) -> Any:
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+    @property
+    def robust_accuracy(self) -> Accuracy:
+        """The robust accuracy with its interval."""
+        return Accuracy(self.robust, *self.robust_interval, self.n)
 
 
-def plain(value: Any, other: Callable[[Any], Any] = _no_form) -> Any:
-    """Return `value` in JSON's own types: dataclasses as objects, fractions as "1/255", tuples as lists.
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval of `successes` in `n` samples (Wilson 1927)."""
+    from scipy.stats import binomtest
 
-    What has no such form goes through `other`, which raises TypeError if not given.
+    interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
+    return float(interval.low), float(interval.high)
+
+
+def mean_interval(shares: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
+    """Return a 95 % interval of the unweighted mean of shares, each of `counts` samples of its own dataset.
+
+    For one dataset it is the Wilson interval. For several it is the normal interval of the stratified mean with each
+    dataset's unbiased variance, at a share with half a success and half a failure added (Jeffreys), so that shares of
+    0 and 1 are not treated as certain. The datasets are fixed: the interval is over other samples of the same
+    datasets. `benchmarks/mean_interval.py` compares its coverage with that of other formulas.
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name), other) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item, other) for key, item in value.items()}
-    if isinstance(value, tuple | list):
-        return [plain(item, other) for item in value]
-    if isinstance(value, Fraction | Path):
-        return str(value)
-    if value is None or isinstance(value, str | int | float | bool):
-        return value
-    return other(value)
-
-
-def canonical(value: Any) -> str:
-    """Return the one JSON text of a value: keys sorted, no blanks, no NaN; equal values give equal text."""
-    return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
-
-
-def fingerprint(value: Any) -> str:
-    """Return the sha256 of a value's canonical JSON, 64 hexadecimal digits."""
-    return hashlib.sha256(canonical(value).encode()).hexdigest()
+    if len(shares) == 1:
+        return wilson(round(shares[0] * counts[0]), counts[0])
+    adjusted = [(share * n + 0.5) / (n + 1) for share, n in zip(shares, counts, strict=True)]
+    variance = sum(share * (1 - share) / max(n - 1, 1) for share, n in zip(adjusted, counts, strict=True))
+    mean, half = sum(shares) / len(shares), _QUANTILE * math.sqrt(variance) / len(shares)
+    return max(0.0, mean - half), min(1.0, mean + half)

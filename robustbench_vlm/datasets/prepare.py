@@ -14,8 +14,8 @@ from torch import Tensor
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_text, write_whole
+from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
-from robustbench_vlm.core.records import fingerprint, plain
 from robustbench_vlm.datasets.base import UnreadableImage, image_sha256
 from robustbench_vlm.datasets.order import standard_order
 from robustbench_vlm.datasets.prepared import CHUNK, digest_name, forget, pixel_name, read_json

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustbench_vlm.attacks.base import Attack
-from robustbench_vlm.core.records import fingerprint, plain
+from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.protocols.base import Protocol

@@ -16,7 +16,8 @@ from typing import Any
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import inside
-from robustbench_vlm.core.records import CLEAN, SampleResult, Score, fingerprint
+from robustbench_vlm.core.fingerprint import fingerprint
+from robustbench_vlm.core.records import CLEAN, SampleResult, Score
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.manifest import MANIFEST
 from robustbench_vlm.engine.scores import accuracies

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 
 from robustbench_vlm.core.files import write_text
-from robustbench_vlm.core.records import Score, plain
+from robustbench_vlm.core.fingerprint import plain
+from robustbench_vlm.core.records import Score
 from robustbench_vlm.core.text import csv_text
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.resources import Resources

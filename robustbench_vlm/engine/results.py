@@ -1,20 +1,18 @@
 """What a run hands back: a table for every model x attack x eps."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from robustbench_vlm.core.records import Accuracy, Score, fingerprint, plain
-from robustbench_vlm.engine.scores import wilson
+from robustbench_vlm.core.fingerprint import fingerprint, plain
+from robustbench_vlm.core.records import Accuracy, Score
 from robustbench_vlm.engine.store import read_cell
 
 if TYPE_CHECKING:
     from pandas import DataFrame
 
-_QUANTILE = 1.959964
-"""Of the normal distribution at 97.5 %."""
+_ACCURACIES = ("clean_accuracy", "robust_accuracy")
 _ABOUT = ("model", "attack", "dataset", "eps")
 _COLUMNS = (
     *(*_ABOUT, "n", "clean", "clean_low", "clean_high", "robust", "robust_low", "robust_high", "warnings"),
@@ -24,13 +22,13 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Mean:
-    """Unweighted means over datasets."""
+    """Unweighted means over datasets; the fields are those of the JSON of a run."""
 
     clean: float
     robust: float
     clean_interval: tuple[float, float]
     robust_interval: tuple[float, float]
-    """Over other samples of the same datasets, see `mean_interval`."""
+    """Over other samples of the same datasets, see `core.records.mean_interval`."""
 
 
 @dataclass(frozen=True)
@@ -142,35 +140,7 @@ class RunResult:
 
 def mean_of(scores: Sequence[Score]) -> Mean | None:
     """Return the unweighted mean over datasets, None where there are none."""
-    kept = list(scores)
-    if not kept:
+    if not scores:
         return None
-    clean, robust = ([getattr(score, name) for score in kept] for name in ("clean", "robust"))
-    counts = [score.n for score in kept]
-    return Mean(
-        clean=sum(clean) / len(kept),
-        robust=sum(robust) / len(kept),
-        clean_interval=mean_interval(clean, counts),
-        robust_interval=mean_interval(robust, counts),
-    )
-
-
-def mean_interval(shares: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
-    """Return a 95 % interval of the unweighted mean of shares, each of so many samples of its own dataset.
-
-    Of one dataset Wilson's interval. Of several normal, of the stratified mean: each share's unbiased variance, at a
-    share with half a success and half a failure more (Jeffreys), so that 0 and 1 are not taken for certain. The data
-    sets are fixed: it says nothing of other ones. `benchmarks/mean_interval.py` counts how often it holds the truth,
-    against other formulas.
-    """
-    if len(shares) == 1:
-        return wilson(round(shares[0] * counts[0]), counts[0])
-    adjusted = [(share * n + 0.5) / (n + 1) for share, n in zip(shares, counts, strict=True)]
-    variance = sum(share * (1 - share) / max(n - 1, 1) for share, n in zip(adjusted, counts, strict=True))
-    mean, half = sum(shares) / len(shares), _QUANTILE * math.sqrt(variance) / len(shares)
-    return max(0.0, mean - half), min(1.0, mean + half)
-
-
-def mean_share(shares: Sequence[float], counts: Sequence[int]) -> Accuracy:
-    """Return the unweighted mean of shares, each of so many samples of its own dataset, with `mean_interval`."""
-    return Accuracy(sum(shares) / len(shares), *mean_interval(shares, counts), sum(counts))
+    clean, robust = (Accuracy.mean([getattr(score, name) for score in scores]) for name in _ACCURACIES)
+    return Mean(clean.value, robust.value, (clean.low, clean.high), (robust.low, robust.high))

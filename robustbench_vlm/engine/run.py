@@ -7,8 +7,9 @@ import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
-from robustbench_vlm.core.records import SampleResult, Score, fingerprint
+from robustbench_vlm.core.records import SampleResult, Score
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cost import Estimate, estimate_cost

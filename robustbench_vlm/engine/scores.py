@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from robustbench_vlm.core.records import CLEAN, SampleResult, Score
+from robustbench_vlm.core.records import CLEAN, SampleResult, Score, wilson
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.warnings import cell_warnings
 
@@ -36,11 +36,3 @@ def accuracies(results: Sequence[SampleResult]) -> dict[str, Any]:
         "clean_interval": wilson(clean, n),
         "robust_interval": wilson(robust, n),
     }
-
-
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of a share."""
-    from scipy.stats import binomtest
-
-    interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(interval.low), float(interval.high)

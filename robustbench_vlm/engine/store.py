@@ -13,7 +13,8 @@ from typing import TYPE_CHECKING
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import explained, write_whole
-from robustbench_vlm.core.records import SampleResult, fingerprint
+from robustbench_vlm.core.fingerprint import fingerprint
+from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.cell import Cell, Shard
 
 if TYPE_CHECKING:

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from robustbench_vlm.comparison.comparison import Point
-from robustbench_vlm.core.records import Accuracy, plain
+from robustbench_vlm.core.fingerprint import plain
+from robustbench_vlm.core.records import Accuracy
 
 if TYPE_CHECKING:
     from pandas import DataFrame

@@ -15,7 +15,7 @@ from typing import Any
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, write_text
-from robustbench_vlm.core.records import plain
+from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.engine.evidence import Condition
 
 FORMAT = 2

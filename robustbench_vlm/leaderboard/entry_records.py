@@ -9,7 +9,8 @@ from typing import Any
 from robustbench_vlm.core.download import download
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, inside, sha256_of, write_whole
-from robustbench_vlm.core.records import SampleResult, fingerprint, plain
+from robustbench_vlm.core.fingerprint import fingerprint, plain
+from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.evidence import Evidence, Unreachable, Unsound, checked, read_score
 from robustbench_vlm.engine.store import records_table
 from robustbench_vlm.leaderboard.entry import FORMAT, Entry, EntryCell, Event, RecordsFile

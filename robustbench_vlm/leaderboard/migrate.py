@@ -12,7 +12,7 @@ from typing import Any
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import inside, write_text
-from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.leaderboard.entry import FORMAT
 from robustbench_vlm.leaderboard.entry_records import read_rows
 

@@ -11,7 +11,7 @@ from typing import Any
 from robustbench_vlm.comparison.comparison import Point
 from robustbench_vlm.comparison.statistics import ALPHA, compare_means, enough_draws, holm, tie_groups
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.records import plain
+from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.engine.evidence import Evidence, Unreachable, Unsound

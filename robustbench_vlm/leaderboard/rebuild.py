@@ -6,7 +6,8 @@ from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, write_text
-from robustbench_vlm.core.records import Score, fingerprint, plain
+from robustbench_vlm.core.fingerprint import fingerprint, plain
+from robustbench_vlm.core.records import Score
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.evidence import Evidence, Unsound
 from robustbench_vlm.engine.request import Request

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.records import plain
+from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.evidence import Evidence, manifests, read_manifest, read_run
 from robustbench_vlm.engine.results import mean_of

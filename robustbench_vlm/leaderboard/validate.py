@@ -8,7 +8,8 @@ from pathlib import Path
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.core.files import package_folder
-from robustbench_vlm.core.records import CLEAN, fingerprint, plain
+from robustbench_vlm.core.fingerprint import fingerprint, plain
+from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.evidence import Condition, Evidence, Unsound

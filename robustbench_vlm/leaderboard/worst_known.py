@@ -6,8 +6,6 @@ from dataclasses import dataclass
 from robustbench_vlm.core.records import CLEAN, Accuracy
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.evidence import Evidence
-from robustbench_vlm.engine.results import mean_share
-from robustbench_vlm.engine.scores import wilson
 from robustbench_vlm.leaderboard.entry import Counterexample
 
 
@@ -50,13 +48,12 @@ def worst_known(
 
 def accuracy(verdicts: Sequence[bool]) -> Accuracy:
     """Return the share of true verdicts with Wilson's interval."""
-    low, high = wilson(sum(verdicts), len(verdicts))
-    return Accuracy(sum(verdicts) / len(verdicts), low, high, len(verdicts))
+    return Accuracy.of_counts(sum(verdicts), len(verdicts))
 
 
 def mean_accuracy(strata: Sequence[Sequence[bool]]) -> Accuracy:
     """Return the unweighted mean over datasets of the shares of true verdicts, with `mean_interval`."""
-    return mean_share([sum(each) / len(each) for each in strata], [len(each) for each in strata])
+    return Accuracy.mean([accuracy(each) for each in strata])
 
 
 def mean_without(verdicts: Mapping[str, Sequence[bool]], seen: Sequence[str]) -> Accuracy:

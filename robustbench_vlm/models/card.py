@@ -9,7 +9,7 @@ from typing import Any
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, write_text
-from robustbench_vlm.core.records import plain
+from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models import MODELS, card_names
 from robustbench_vlm.models.architecture import OPEN_CLIP

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder
+from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.progress import OnProgress, Progress
-from robustbench_vlm.core.records import fingerprint
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models.architecture import OPEN_CLIP, Architecture, load_architecture
 from robustbench_vlm.models.card import ModelCard, Weights, find_card, trained_folder

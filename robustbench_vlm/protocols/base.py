@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robustbench_vlm.attacks.base import Attack, Stage
-from robustbench_vlm.core.records import plain
+from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.datasets.base import Dataset, Prompt
 from robustbench_vlm.datasets.order import standard_order
 from robustbench_vlm.datasets.published.local_copy import is_small, reworded

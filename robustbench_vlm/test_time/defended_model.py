@@ -13,7 +13,7 @@ from robustbench_vlm.attacks.base import Attack, Stage, View
 from robustbench_vlm.attacks.model import Transferred
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models.architecture import Architecture
 from robustbench_vlm.models.card import ModelCard

@@ -19,8 +19,8 @@ from torch import Tensor, nn
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import explained
+from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.progress import OnProgress
-from robustbench_vlm.core.records import plain
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.defenses.base import LossContext, logits
 from robustbench_vlm.models.card import ModelCard, Weights, write_card

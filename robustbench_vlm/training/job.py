@@ -6,7 +6,7 @@ from fractions import Fraction
 from typing import Any
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.defenses.base import Defense, Schedule
 from robustbench_vlm.models.classifier import Model

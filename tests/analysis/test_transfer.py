@@ -14,11 +14,11 @@ from robustbench_vlm.analysis.adversarial_files import AdversarialImages, read_i
 from robustbench_vlm.analysis.transfer import Standing, Target, Transfer, masked_gradients, transfer
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.progress import Progress
-from robustbench_vlm.core.records import Accuracy
+from robustbench_vlm.core.records import Accuracy, mean_interval
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.engine.results import Table, mean_interval
+from robustbench_vlm.engine.results import Table
 from robustbench_vlm.engine.run import run
 from robustbench_vlm.models.classifier import Model, load_model
 

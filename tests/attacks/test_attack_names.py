@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from robustbench_vlm.attacks import ATTACKS, load_attack
 from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.core.fingerprint import fingerprint
 
 
 def test_every_name_means_an_attack_with_a_fingerprint_of_its_own() -> None:

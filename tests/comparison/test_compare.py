@@ -15,9 +15,8 @@ from robustbench_vlm.comparison.compare import compare
 from robustbench_vlm.comparison.comparison import Comparison
 from robustbench_vlm.comparison.statistics import ALPHA, compare_means, holm, mcnemar
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import mean_interval, wilson
 from robustbench_vlm.engine.evidence import Evidence
-from robustbench_vlm.engine.results import mean_interval
-from robustbench_vlm.engine.scores import wilson
 from robustbench_vlm.tracks import MINI, ZEROSHOT15, Track
 
 ROBUST, BROKEN = [""] * 60, ["apgd-ce"] * 60

@@ -12,7 +12,7 @@ import pytest
 from robustbench_vlm import evaluate
 from robustbench_vlm.attacks import ATTACKS, load_attack
 from robustbench_vlm.attacks.base import Attack
-from robustbench_vlm.core.records import canonical
+from robustbench_vlm.core.fingerprint import canonical
 from robustbench_vlm.defenses.agft import AGFT
 from robustbench_vlm.engine.cell import Cell
 

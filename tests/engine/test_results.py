@@ -5,8 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from robustbench_vlm.engine.results import mean_interval
-from robustbench_vlm.engine.scores import wilson
+from robustbench_vlm.core.records import mean_interval, wilson
 
 
 @given(st.integers(1, 300), st.data())

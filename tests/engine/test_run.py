@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import Progress
-from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.core.records import SampleResult, wilson
 from robustbench_vlm.engine import run as run_module
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.manifest import Line, Made, write_manifest
@@ -23,7 +23,7 @@ from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.run import run, run_plan
-from robustbench_vlm.engine.scores import score, wilson
+from robustbench_vlm.engine.scores import score
 from robustbench_vlm.engine.shard import load_batch, run_shards
 from robustbench_vlm.protocols.mini import MINI_QUICK
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.leaderboard import migrate
 from robustbench_vlm.leaderboard.entry import board_folder, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_evidence, read_rows

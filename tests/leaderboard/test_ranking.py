@@ -12,7 +12,7 @@ from made_up_results import evidence, samples, write_board_entry
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core import download as downloads
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.evidence import Evidence, Unsound
 from robustbench_vlm.leaderboard.board import Board, Row

@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.records import CLEAN, SampleResult, fingerprint, plain
+from robustbench_vlm.core.fingerprint import fingerprint, plain
+from robustbench_vlm.core.records import CLEAN, SampleResult
 from robustbench_vlm.engine.evidence import Evidence, Unsound, data_digest
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.scores import accuracies

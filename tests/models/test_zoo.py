@@ -9,7 +9,7 @@ import pytest
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder
-from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.architecture import OPEN_CLIP, load_architecture

@@ -10,7 +10,7 @@ from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.cli.render.output import Line
 from robustbench_vlm.cli.render.text_table import wrapped
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.records import fingerprint, plain
+from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.published import ORIGINALS

@@ -13,7 +13,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from robustbench_vlm import __version__
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import inside, write_text
-from robustbench_vlm.core.records import fingerprint
+from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.text import terminal_text
 from robustbench_vlm.engine.warnings import GATES, explain
 from robustbench_vlm.leaderboard.board import Board, ReportedNumber, Row
