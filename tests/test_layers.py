@@ -137,6 +137,7 @@ def test_an_import_circle_is_seen() -> None:
 ROLES = {
     "__init__": "the registry or the front of a folder",
     "base": "the types that the files of a folder share",
+    "request": "the request of a user: of a run, or of a training",
     "mini": "the embedded track",
     "agft": "a paper: its defense, and the prompts of its code",
     "fare": "a paper: its defense, and the prompts of its code",
