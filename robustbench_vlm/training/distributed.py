@@ -1,4 +1,4 @@
-"""The processes that share a training, as accelerate starts and finds them: one, or several by `accelerate launch`."""
+"""The processes that share a training: one, or several started by `accelerate launch` or `torchrun`."""
 
 from typing import Any
 
@@ -9,7 +9,9 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.device import choose_device
 
 
-class _TotalOfParts(torch.autograd.Function):
+class _SumOfParts(torch.autograd.Function):
+    """Sum over all processes; the backward pass sums the gradients of all processes too."""
+
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:
         return _summed(values)
@@ -26,9 +28,9 @@ def _summed(values: Tensor) -> Tensor:
 
 
 class Processes:
-    """This process among those of `accelerate launch` or `torchrun`; alone where neither started it.
+    """This process and those that train with it; a single process if no launcher started it.
 
-    Raises UserError for a device that is unknown, not there, or not the one that an earlier call has taken.
+    Raises UserError for a device that is unknown, unavailable, or not the one that this process already uses.
     """
 
     def __init__(self, device: str = "") -> None:
@@ -40,7 +42,10 @@ class Processes:
         self.is_main: bool = self._state.is_main_process
         self.count: int = self._state.num_processes
         if self.device.type != chosen:
-            raise UserError(f"this process trains on {self.device.type} already: begin another one for {chosen}")
+            raise UserError(
+                f"the device {chosen} was given, but this process already trains on {self.device.type}: start a new"
+                f" process for {chosen}"
+            )
 
     def share(self, rows: Tensor) -> Tensor:
         """Return this process's part of a batch's rows."""
@@ -53,21 +58,24 @@ class Processes:
         return _summed(values)
 
     def total_of_parts(self, values: Tensor) -> Tensor:
-        """Return the sum over all processes; the gradients of all of them flow back to each one's part."""
+        """Return the sum over all processes; gradients flow back from every process to each process's part."""
         if self.count == 1:
             return values
-        summed: Tensor = _TotalOfParts.apply(values)
+        summed: Tensor = _SumOfParts.apply(values)
         return summed
 
     def agree(self, number: int) -> bool:
-        """Say whether all processes have the same number, below 2**31 in size."""
-        own = torch.tensor([number, number * number], dtype=torch.float64, device=self.device)
-        summed = self.total(own)
-        # Equal numbers alone have no variance.
-        return bool(summed[1] * self.count == summed[0] ** 2)
+        """Return whether all processes pass the same integer, below 2**63 in absolute value."""
+        if self.count == 1:
+            return True
+        # The minimum of -number is minus the maximum of number; integers are compared exactly.
+        extremes = torch.tensor([number, -number], dtype=torch.int64, device=self.device)
+        torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MIN)
+        low, negative_high = extremes.tolist()
+        return bool(low == -negative_high)
 
     def add_gradients(self, optimizer: torch.optim.Optimizer) -> None:
-        """Put the sum of all processes' gradients in the place of each one's own."""
+        """Replace each process's gradients by their sum over all processes."""
         if self.count == 1:
             return
         parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
@@ -77,5 +85,5 @@ class Processes:
             parameter.grad = part.view_as(parameter)
 
     def wait(self) -> None:
-        """Wait until every process has come here."""
+        """Wait until every process reaches this call."""
         self._state.wait_for_everyone()

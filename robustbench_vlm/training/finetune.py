@@ -104,7 +104,7 @@ def _check_processes(job: Job, processes: Processes, first: int) -> None:
             f"{processes.count} processes cannot share a batch of {job.schedule.batch_size}: start fewer processes, or"
             " give a larger batch by --set batch_size=N"
         )
-    if not (processes.agree(first) and processes.agree(int(job.identity[:7], 16))):
+    if not (processes.agree(first) and processes.agree(int(job.identity[:15], 16))):
         raise UserError(
             "the processes hold different checkpoints or settings: give all of them one --out on a shared disk, and one"
             " command"

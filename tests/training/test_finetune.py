@@ -221,12 +221,6 @@ def test_more_processes_than_rows_are_refused() -> None:
         _check_processes(_job(), strangers, 0)  # type: ignore[arg-type]
 
 
-def test_processes_name_their_device() -> None:
-    with pytest.raises(UserError, match="cpu or cuda"):
-        Processes("gpu:7")
-    assert CPU.agree(3) and CPU.agree(2**28) and CPU.count == 1
-
-
 def test_the_pictures_are_part_of_what_a_training_is() -> None:
     one, other = _job(), _job(images=in_hashed_order(SCENES.open()).slice(32, 64))
     assert one.identity != other.identity and one.identity == _job().identity
