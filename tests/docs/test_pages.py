@@ -4,6 +4,7 @@ import doctest
 import importlib.util
 import itertools
 import os
+import pkgutil
 import re
 import shlex
 import subprocess
@@ -20,10 +21,17 @@ import pandas
 import pytest
 import typer
 
+from robustbench_vlm.attacks import ATTACKS
 from robustbench_vlm.cli.completion import BY_OPTION
 from robustbench_vlm.cli.main import app
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.defenses import DEFENSES
+from robustbench_vlm.engine.backends import ENGINES
 from robustbench_vlm.engine.warnings import GATES
+from robustbench_vlm.models import ARCHITECTURES, MODELS
 from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.test_time import TEST_TIME_DEFENSES
+from robustbench_vlm.tracks import TRACKS
 
 ROOT = Path(__file__).parents[2]
 DOCS = ROOT / "docs"
@@ -32,6 +40,11 @@ NAMES = [path.relative_to(ROOT).as_posix() for path in PAGES]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 INLINE = re.compile(r"`(vlmbench [^`]*)`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
+FOLDERS = sorted(path.name for path in (ROOT / "robustbench_vlm").iterdir() if (path / "__init__.py").is_file())
+_PLACES = "|".join(["robustbench_vlm", "tests", "benchmarks", *FOLDERS])
+FILE = re.compile(rf"(?<![\w/.-])((?:{_PLACES})/[\w/]+\.py)\b")
+DOTTED = re.compile(r"\brobustbench_vlm(?:\.\w+)+")
+REGISTRIES = (ARCHITECTURES, ATTACKS, DATASETS, DEFENSES, ENGINES, MODELS, PROTOCOLS, TEST_TIME_DEFENSES, TRACKS)
 PROGRAM = typer.main.get_command(app)
 
 
@@ -101,6 +114,22 @@ def test_every_link_within_the_repository_leads_to_a_file(page: str) -> None:
     for link in LINK.findall(FENCE.sub("", (ROOT / page).read_text(encoding="utf-8"))):
         if not link.startswith(("https://", "#")):
             assert ((ROOT / page).parent / link.partition("#")[0]).is_file(), link
+
+
+@pytest.mark.parametrize("page", NAMES)
+def test_every_file_and_name_of_the_package_exists(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for path in FILE.findall(text):
+        assert (ROOT / path).is_file() or (ROOT / "robustbench_vlm" / path).is_file(), path
+    groups = {registry.group for registry in REGISTRIES}
+    for name in set(DOTTED.findall(text)) - groups:
+        assert pkgutil.resolve_name(name), name
+
+
+def test_a_wrong_file_and_a_wrong_name_are_seen() -> None:
+    text = "`engine/engines.py`, robustbench_vlm/core/files.py, my_package/attacks.py, robustbench_vlm.core.errors."
+    assert FILE.findall(text) == ["engine/engines.py", "robustbench_vlm/core/files.py"]
+    assert DOTTED.findall(text) == ["robustbench_vlm.core.errors"]
 
 
 def test_every_command_has_a_page() -> None:
