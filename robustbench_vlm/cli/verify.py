@@ -50,7 +50,7 @@ def verify(
     from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.leaderboard.entry import write_entry
     from robustbench_vlm.leaderboard.validate import read_placed
-    from robustbench_vlm.leaderboard.verify import verify as examine
+    from robustbench_vlm.leaderboard.verify import verify as verify_entry
 
     if samples < 1:
         raise UserError(f"--samples must be a positive integer, got {samples}; use --full to compute every verdict")
@@ -61,7 +61,7 @@ def verify(
     stored = read_placed(entry)
     note("reading models and images", quiet=as_json)
     with progress("verdicts", quiet=as_json) as on_progress:
-        found = examine(
+        found = verify_entry(
             stored,
             entry.parent,
             date=today(),
@@ -105,7 +105,7 @@ def _document(found: "Verification") -> dict[str, Any]:
         "problems": list(found.problems),
         "parts": [vars(part) for part in found.parts],
         "seed": found.seed,
-        "struck": [vars(each) for each in found.struck],
+        "removed_counterexamples": [vars(each) for each in found.struck],
         "disagreements": [vars(each) for each in found.disagreements],
     }
 

@@ -102,7 +102,9 @@ def test_forged_counterexamples_are_struck_out_and_real_ones_stay(
     write_entry(found.entry.with_counterexamples([dataclasses.replace(forged, source=source)]), entry_path)
     command = ["verify", str(entry_path), "--model", str(taught_card), "--samples", "5", "--workers", "1", "--json"]
     assert run_command(command) == 1
-    assert [each["sample_id"] for each in json.loads(capsys.readouterr().out)["struck"]] == [row.sample_id]
+    assert [each["sample_id"] for each in json.loads(capsys.readouterr().out)["removed_counterexamples"]] == [
+        row.sample_id
+    ]
     after = read_entry(entry_path)
     assert set(after.counterexamples) == set(found.found) and len(found.found) == new
     assert after.history[-2].what.endswith("struck out: 1")
