@@ -16,8 +16,8 @@ from torch import Tensor
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.comparison.compare import Comparison
 from robustbench_vlm.comparison.compare import compare as compare_sources
-from robustbench_vlm.comparison.comparison import Comparison
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.core.random import sample_keys

@@ -3,7 +3,7 @@
 import dataclasses
 import random
 
-from robustbench_vlm.comparison.comparison import Point
+from robustbench_vlm.comparison.compare import CurvePoint
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.leaderboard.board import Board, ReportedNumber, Row
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, EntryCell, Event, RecordsFile
@@ -82,7 +82,7 @@ def row(model: str, place: int) -> Row:
             "pgd-20": accuracy(robust[1] + 0.03),
         },
         curve=tuple(
-            Point(eps, float(radius), accuracy(value))
+            CurvePoint(eps, float(radius), accuracy(value))
             for eps, radius, value in zip(map(str, MINI.eps), MINI.eps, robust, strict=True)
         ),
         datasets=datasets,

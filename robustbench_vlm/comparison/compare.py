@@ -1,51 +1,146 @@
-"""Comparing: models on the same samples under one attack, each pair by tests, corrected for how many there are."""
+"""Compare models on the same samples under one attack: accuracies, ranks, and a paired test for every pair of models.
+
+`compare` returns a `Comparison`; `comparison/tables` turns it into tables and `comparison/plots` draws it.
+"""
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
 from itertools import combinations
+from typing import Any
 
-from robustbench_vlm.comparison.align import Aligned, Source, align, kept, keys_of
-from robustbench_vlm.comparison.comparison import (
-    MEASURES,
-    ROBUST,
-    Compared,
-    Comparison,
-    Pair,
-    PairOnSet,
-    Point,
-    Result,
-)
-from robustbench_vlm.comparison.statistics import (
-    ALPHA,
-    Difference,
-    McNemar,
-    compare_means,
-    enough_draws,
-    holm,
-    mcnemar,
-    tie_groups,
-)
+from robustbench_vlm.comparison.align import AlignedRecords, ModelRecords, align, record_keys, select_samples
+from robustbench_vlm.comparison.statistics import ALPHA, compare_means, enough_draws, holm, mcnemar, rank_ranges
+from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.records import CLEAN, Accuracy, Score
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.evidence import Evidence
-from robustbench_vlm.engine.results import mean_of
 from robustbench_vlm.tracks import Track
+
+MEASURES = ("clean", "robust")
+ROBUST = "robust"
+"""Name of the measure, and of samples that no attack broke (`broken_by` is empty) in counts and tables."""
+
+
+@dataclass(frozen=True)
+class CurvePoint:
+    """Robust accuracy at one radius, as the mean over the datasets of the mean."""
+
+    eps: str
+    radius: float
+    """Pixel scale."""
+    robust: Accuracy
+
+
+@dataclass(frozen=True)
+class DatasetResult:
+    """Accuracies of one model on one dataset."""
+
+    clean: Accuracy
+    robust: Accuracy
+    warnings: tuple[str, ...]
+    """"code" or "code:N", from all samples of the run."""
+
+
+@dataclass(frozen=True)
+class ComparedModel:
+    """One model of a comparison."""
+
+    name: str
+    protocol: str
+    clean: Accuracy
+    """Mean over `Comparison.in_mean`."""
+    robust: Accuracy
+    """Mean over `Comparison.in_mean`."""
+    clean_rank: str
+    """"1", or "2-4" if the tests do not separate the models of these ranks."""
+    rank: str
+    """Rank by robust accuracy, in the same form."""
+    datasets: Mapping[str, DatasetResult]
+    broken_by: Mapping[str, int]
+    """Number of samples by what broke them, in order: "clean" (wrong without an attack), the stages, "robust"."""
+    curve: tuple[CurvePoint, ...]
+    """Every radius on record for this attack, smallest first."""
+
+
+@dataclass(frozen=True)
+class DatasetTest:
+    """Exact McNemar test of two models on one dataset."""
+
+    only_first: int
+    """Samples that only the first model classifies correctly."""
+    only_second: int
+    p: float
+    p_holm: float
+    """Adjusted over all pairs and datasets of the measure."""
+
+
+@dataclass(frozen=True)
+class ModelPair:
+    """Tests of two models by one measure, "clean" or "robust"."""
+
+    measure: str
+    first: str
+    second: str
+    difference: float
+    """Mean of the first model minus mean of the second, with its 95 % interval."""
+    low: float
+    high: float
+    p: float
+    p_holm: float
+    """Adjusted over all pairs of the measure."""
+    datasets: Mapping[str, DatasetTest]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Models compared on the samples that all of them have, under one attack and one threat."""
+
+    track: str
+    attack: str
+    norm: str
+    eps: str
+    datasets: tuple[str, ...]
+    in_mean: tuple[str, ...]
+    """Datasets of the mean: all but those that models of the track were trained on."""
+    samples: Mapping[str, int]
+    """Number of samples of each dataset."""
+    models: tuple[ComparedModel, ...]
+    pairs: tuple[ModelPair, ...]
+    notes: tuple[str, ...]
+    """Sentences on differences between the models and on records that were left out."""
+
+    def best(self, measure: str, dataset: str = "") -> tuple[str, ...]:
+        """Return the models that no significantly better model beats, on the mean or on one dataset."""
+        values = {
+            model.name: getattr(model.datasets[dataset] if dataset else model, measure).value for model in self.models
+        }
+        beaten = {
+            min(pair.first, pair.second, key=values.__getitem__)
+            for pair in self.pairs
+            if pair.measure == measure and (pair.datasets[dataset] if dataset else pair).p_holm <= ALPHA
+        }
+        return tuple(name for name in values if name not in beaten)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the comparison as a JSON document."""
+        document: dict[str, Any] = plain(self)
+        return document
 
 
 def compare(
-    sources: Sequence[Source], track: Track, *, attack: str = "autoattack", eps: Fraction | None = None
+    models: Sequence[ModelRecords], track: Track, *, attack: str = "autoattack", eps: Fraction | None = None
 ) -> Comparison:
-    """Compare models under an attack at the radius `eps` (pixel scale), the track's standard one if not given.
+    """Compare models under an attack at the radius `eps` (pixel scale; None: the track's standard radius).
 
-    Raises UserError where a model has no such records, and where there is no common sample.
+    Raises UserError if a model has no such records or if the models have no sample in common.
     """
     threat = Threat(track.norm, track.standard_eps if eps is None else eps)
-    aligned = align(sources, attack, threat, track.datasets)
+    aligned = align(models, attack, threat, track.datasets)
     in_mean = tuple(name for name in aligned.datasets if name not in track.seen) or aligned.datasets
-    pairs = tuple(
-        pair for measure in MEASURES for pair in _pairs([each.name for each in sources], aligned, in_mean, measure)
-    )
+    names = [each.name for each in models]
+    pairs = tuple(pair for measure in MEASURES for pair in _pairs(names, aligned, in_mean, measure))
     return Comparison(
         track=track.name,
         attack=attack,
@@ -54,87 +149,77 @@ def compare(
         datasets=aligned.datasets,
         in_mean=in_mean,
         samples={name: each.score.n for name, each in aligned.models[0].items()},
-        models=_models(sources, aligned, in_mean, pairs),
+        models=_compared_models(models, aligned, in_mean, pairs),
         pairs=pairs,
-        notes=(*aligned.notes, *_seen_notes(in_mean, track), *(note for each in sources for note in each.notes)),
+        notes=(*aligned.notes, *_seen_notes(in_mean, track), *(note for each in models for note in each.notes)),
     )
 
 
-def _models(
-    sources: Sequence[Source], aligned: Aligned, in_mean: Sequence[str], pairs: Sequence[Pair]
-) -> tuple[Compared, ...]:
+def _compared_models(
+    models: Sequence[ModelRecords], aligned: AlignedRecords, in_mean: Sequence[str], pairs: Sequence[ModelPair]
+) -> tuple[ComparedModel, ...]:
     means = [_means([evidence[name].score for name in in_mean]) for evidence in aligned.models]
-    names = [source.name for source in sources]
-    places = {measure: _places(names, [mean[measure].value for mean in means], measure, pairs) for measure in MEASURES}
+    names = [model.name for model in models]
+    ranks = {measure: _ranks(names, [mean[measure].value for mean in means], measure, pairs) for measure in MEASURES}
     return tuple(
-        Compared(
-            name=source.name,
+        ComparedModel(
+            name=model.name,
             protocol=next(iter(evidence.values())).protocol,
             clean=means[number]["clean"],
             robust=means[number]["robust"],
-            clean_place=places["clean"][number],
-            place=places["robust"][number],
-            datasets={name: _result(each.score) for name, each in evidence.items()},
+            clean_rank=ranks["clean"][number],
+            rank=ranks["robust"][number],
+            datasets={
+                name: DatasetResult(each.score.clean_accuracy, each.score.robust_accuracy, each.score.warnings)
+                for name, each in evidence.items()
+            },
             broken_by=_broken_by(list(evidence.values())),
-            curve=_curve(source, evidence, in_mean),
+            curve=_curve(model, evidence, in_mean),
         )
-        for number, (source, evidence) in enumerate(zip(sources, aligned.models, strict=True))
+        for number, (model, evidence) in enumerate(zip(models, aligned.models, strict=True))
     )
 
 
-def _pairs(names: Sequence[str], aligned: Aligned, in_mean: Sequence[str], measure: str) -> list[Pair]:
+def _pairs(names: Sequence[str], aligned: AlignedRecords, in_mean: Sequence[str], measure: str) -> list[ModelPair]:
+    """Test every pair of models by one measure, with Holm's correction of the means and of the datasets."""
     right = [
         {name: [_is_right(result.broken_by, measure) for result in each.results] for name, each in evidence.items()}
         for evidence in aligned.models
     ]
     indices = list(combinations(range(len(names)), 2))
     tests = {(pair, name): mcnemar(*(right[index][name] for index in pair)) for pair in indices for name in right[0]}
+    adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
     draws = enough_draws(len(indices))
     verdicts = [[each[name] for name in in_mean] for each in right]
     means = [compare_means(verdicts[first], verdicts[second], draws=draws) for first, second in indices]
-    adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
-    return [
-        _pair(
-            measure,
-            (names[pair[0]], names[pair[1]]),
-            mean,
-            p_holm,
-            {name: (tests[pair, name], adjusted[pair, name]) for name in right[0]},
-        )
-        for pair, mean, p_holm in zip(indices, means, holm([mean.p for mean in means]), strict=True)
-    ]
-
-
-def _pair(
-    measure: str, names: tuple[str, str], mean: Difference, p_holm: float, tests: Mapping[str, tuple[McNemar, float]]
-) -> Pair:
-    datasets = {
-        name: PairOnSet(test.only_first, test.only_second, test.p, adjusted) for name, (test, adjusted) in tests.items()
-    }
-    return Pair(measure, *names, mean.difference, mean.low, mean.high, mean.p, p_holm, datasets)
+    found = []
+    for pair, mean, p_holm in zip(indices, means, holm([mean.p for mean in means]), strict=True):
+        datasets = {
+            name: DatasetTest(test.only_first, test.only_second, test.p, adjusted[pair, name])
+            for name in right[0]
+            for test in [tests[pair, name]]
+        }
+        first, second = (names[index] for index in pair)
+        found.append(ModelPair(measure, first, second, mean.difference, mean.low, mean.high, mean.p, p_holm, datasets))
+    return found
 
 
 def _is_right(broken_by: str, measure: str) -> bool:
     return broken_by == "" if measure == ROBUST else broken_by != CLEAN
 
 
-def _places(names: Sequence[str], values: Sequence[float], measure: str, pairs: Sequence[Pair]) -> list[str]:
-    apart = {frozenset((pair.first, pair.second)) for pair in pairs if pair.measure == measure and pair.p_holm <= ALPHA}
-    return tie_groups(values, lambda first, second: frozenset((names[first], names[second])) in apart)
+def _ranks(names: Sequence[str], values: Sequence[float], measure: str, pairs: Sequence[ModelPair]) -> list[str]:
+    differing = {
+        frozenset((pair.first, pair.second)) for pair in pairs if pair.measure == measure and pair.p_holm <= ALPHA
+    }
+    return rank_ranges(values, lambda first, second: frozenset((names[first], names[second])) in differing)
 
 
 def _means(scores: Sequence[Score]) -> dict[str, Accuracy]:
-    mean, n = mean_of(scores), sum(score.n for score in scores)
-    assert mean is not None, "there is a dataset"
     return {
-        "clean": Accuracy(mean.clean, *mean.clean_interval, n),
-        "robust": Accuracy(mean.robust, *mean.robust_interval, n),
+        "clean": Accuracy.mean([score.clean_accuracy for score in scores]),
+        "robust": Accuracy.mean([score.robust_accuracy for score in scores]),
     }
-
-
-def _result(score: Score) -> Result:
-    clean = Accuracy(score.clean, *score.clean_interval, score.n)
-    return Result(clean, Accuracy(score.robust, *score.robust_interval, score.n), score.warnings)
 
 
 def _broken_by(evidence: Sequence[Evidence]) -> dict[str, int]:
@@ -143,18 +228,18 @@ def _broken_by(evidence: Sequence[Evidence]) -> dict[str, int]:
     return {CLEAN: counts[CLEAN], **{stage: counts[stage] for stage in dict.fromkeys(stages)}, ROBUST: counts[""]}
 
 
-def _curve(source: Source, aligned: Mapping[str, Evidence], in_mean: Sequence[str]) -> tuple[Point, ...]:
-    """Return the mean over the common samples at every radius that has all of them."""
+def _curve(model: ModelRecords, aligned: Mapping[str, Evidence], in_mean: Sequence[str]) -> tuple[CurvePoint, ...]:
+    """Return the mean over the common samples at every radius that has records of all of them."""
     first = next(iter(aligned.values()))
     radii: dict[Fraction, dict[str, Evidence]] = {}
-    for each in source.evidence:
+    for each in model.evidence:
         name = each.score.dataset
         is_alike = (each.score.attack, each.protocol) == (first.score.attack, first.protocol)
         is_alike = is_alike and each.threat.norm == first.threat.norm and name in in_mean
-        if is_alike and set(keys_of(aligned[name])) <= set(keys_of(each)):
-            radii.setdefault(each.threat.eps, {})[name] = kept(each, keys_of(aligned[name]))
+        if is_alike and set(record_keys(aligned[name])) <= set(record_keys(each)):
+            radii.setdefault(each.threat.eps, {})[name] = select_samples(each, record_keys(aligned[name]))
     return tuple(
-        Point(
+        CurvePoint(
             Threat(first.threat.norm, eps).eps_text,
             float(eps),
             _means([found[name].score for name in in_mean])["robust"],
@@ -167,4 +252,4 @@ def _curve(source: Source, aligned: Mapping[str, Evidence], in_mean: Sequence[st
 def _seen_notes(in_mean: Iterable[str], track: Track) -> list[str]:
     if not set(in_mean) & set(track.seen):
         return []
-    return ["the mean is over datasets that models of this track were trained on: there are no others"]
+    return ["the mean is over datasets that models of this track were trained on: the records have no others"]

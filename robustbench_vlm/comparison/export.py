@@ -1,6 +1,6 @@
-"""Tables as Markdown, LaTeX, HTML and CSV, in which every text stays text.
+"""Export tables as Markdown, LaTeX, HTML and CSV.
 
-Names come from whoever hands in a result, so that each writer escapes what its format would read as markup.
+Names come from submitted results, so each writer passes them through the function of its format in `core/text`.
 """
 
 import functools
@@ -31,12 +31,12 @@ class Sheet:
     header: tuple[str, ...]
     rows: tuple[tuple[Field, ...], ...]
     last_apart: bool = False
-    """The last row sums the others up: a rule stands before it."""
+    """A rule separates the last row, which summarises the others."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """Several tables with what has to be known about them."""
+    """Several tables with a title, a description and notes."""
 
     title: str
     about: str
@@ -56,7 +56,7 @@ def markdown(report: Report) -> str:
 
 
 def latex(report: Report) -> str:
-    r"""Return a report's tables for a paper, with booktabs' rules; notes are comments."""
+    r"""Return a report's tables as LaTeX for the package booktabs; notes are comments."""
     lines = [f"% {one_line(text)}" for text in (report.title, report.about, *report.notes)]
     lines.append(r"% \usepackage{booktabs}")
     for sheet in report.sheets:
@@ -73,7 +73,7 @@ def latex(report: Report) -> str:
 
 
 def html(report: Report) -> str:
-    """Return a report as one page that needs nothing else, light or dark as the reader's system is."""
+    """Return a report as one self-contained page, light or dark as the system of the reader."""
     return f"{_template().render(report=report)}\n"
 
 

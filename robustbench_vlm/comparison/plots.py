@@ -1,17 +1,17 @@
-"""Images of a comparison: clean against robust accuracy, curves over the radius, models by datasets."""
+"""Plot a comparison: robust against clean accuracy, robust accuracy over the radius, models by datasets."""
 
 from pathlib import Path
 
-from robustbench_vlm.comparison.comparison import Comparison
+from robustbench_vlm.comparison.compare import Comparison
 from robustbench_vlm.comparison.tables import MEAN
 from robustbench_vlm.core.files import save_figure
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.core.text import plot_text
 
 _MARKERS = "os^DvP*X<>"
-"""One a model, so that no image depends on colours alone."""
+"""One for each model, so that colour is not the only distinction."""
 _DARK = 0.55
-"""Values above it have dark cells, which need white numbers."""
+"""Cells with values above this are dark and get white numbers."""
 
 
 def scatter(found: Comparison, path: Path) -> None:
@@ -33,7 +33,7 @@ def scatter(found: Comparison, path: Path) -> None:
     axes.set(xlabel="clean accuracy, %", ylabel=f"robust accuracy, %, {_threat(found)}", title=_title(found))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    # Beside the axes: no corner is free of points for every set of models.
+    # The legend is beside the axes, because points may be in any corner.
     figure.legend(loc="outside right upper")
     save_figure(figure, path)
 

@@ -1,7 +1,8 @@
-"""Paired statistics: two models on the same samples, corrected for how many pairs are looked at.
+"""Paired statistics of two models on the same samples: McNemar's test, bootstrap of the means, Holm's correction.
 
-Intervals of two accuracies may overlap while the paired test tells the models apart: most samples are right, or wrong,
-under both, and say nothing about which is better (Dietterich 1998, doi:10.1162/089976698300017197).
+A paired test can find a difference although the intervals of the two accuracies overlap: it uses only the samples on
+which the models differ, and most samples are right, or wrong, under both (Dietterich 1998,
+doi:10.1162/089976698300017197).
 """
 
 from collections.abc import Callable, Sequence
@@ -13,24 +14,24 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ALPHA = 0.05
-"""Two models are told apart where Holm's adjusted p is at most this."""
+"""Two models differ significantly if the p value, adjusted by Holm's method, is at most this."""
 _ROUNDING = 1e-12
-"""Means of counts this near to zero are zero."""
+"""A mean difference at most this far from zero counts as zero."""
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """Samples on which two models differ, and the two-sided p of as many or more going one way by chance."""
+    """Result of McNemar's test: the numbers of samples that only one model gets right, and the two-sided p value."""
 
     only_first: int
-    """Samples that only the first model is right on."""
+    """Samples that only the first model classifies correctly."""
     only_second: int
     p: float
 
 
 @dataclass(frozen=True)
-class Difference:
-    """The first model's mean accuracy minus the second's, in [-1, 1], with a 95 % interval and a two-sided p."""
+class MeanDifference:
+    """Mean accuracy of the first model minus that of the second, in [-1, 1], with 95 % interval and two-sided p."""
 
     difference: float
     low: float
@@ -39,10 +40,11 @@ class Difference:
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """Return McNemar's test of aligned verdicts in its exact form, a binomial test of the samples that differ.
+    """Run McNemar's exact test on two models' verdicts (True: right) of the same samples in the same order.
 
-    McNemar 1947, doi:10.1007/BF02295996. The exact form errs on the safe side where few samples differ, see Fagerland,
-    Lydersen and Laake 2013, doi:10.1186/1471-2288-13-91.
+    The test is a two-sided binomial test (probability 1/2) of the samples on which the models differ; p is 1 if there
+    are none. Sources: McNemar 1947, doi:10.1007/BF02295996; the exact form is conservative if few samples differ, see
+    Fagerland, Lydersen and Laake 2013, doi:10.1186/1471-2288-13-91. Raises ValueError for different lengths.
     """
     from scipy.stats import binomtest
 
@@ -53,12 +55,12 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
 
 def compare_means(
     first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]], *, draws: int = 10_000, seed: int = 0
-) -> Difference:
-    """Compare two models' unweighted means over datasets, given each dataset's aligned verdicts.
+) -> MeanDifference:
+    """Compare two models' unweighted means over datasets, given each dataset's verdicts in the same order.
 
-    Stratified bootstrap: samples are drawn again within each dataset, which stays as it is. Percentile interval (Efron
-    and Tibshirani 1993, chapter 13); p is twice the smaller tail at zero, each with the draw that was observed counted
-    in (Davison and Hinkley 1997, section 4.2), so it is at least 2 / (draws + 1), whichever of the two comes first.
+    Stratified bootstrap: samples are redrawn within each dataset. The interval is the percentile interval (Efron and
+    Tibshirani 1993, chapter 13). p is twice the smaller tail at zero, with the observed value counted as a draw
+    (Davison and Hinkley 1997, section 4.2), so p is at least 2 / (draws + 1). Swapping the models changes only signs.
     """
     import numpy
 
@@ -71,19 +73,19 @@ def compare_means(
     low, high = (float(bound) for bound in numpy.quantile(drawn, (0.025, 0.975)))
     tail = min(int((drawn <= _ROUNDING).sum()), int((drawn >= -_ROUNDING).sum()))
     p = min(1.0, 2 * (tail + 1) / (draws + 1))
-    return Difference(0.0 - observed, -high, -low, p) if turned else Difference(observed, low, high, p)
+    return MeanDifference(0.0 - observed, -high, -low, p) if turned else MeanDifference(observed, low, high, p)
 
 
 def enough_draws(pairs: int) -> int:
-    """Return how many draws leave each of so many pairs a p that can be small enough to survive Holm's correction."""
+    """Return a number of bootstrap draws with which p can stay small after Holm's correction of `pairs` pairs."""
     return max(10_000, 100 * pairs)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p values adjusted for their number by Holm's step-down method, in the order given.
+    """Return p values adjusted by Holm's step-down method, in the order given.
 
-    Holm 1979, Scandinavian Journal of Statistics 6, 65-70: the chance of a single false difference stays below alpha
-    if those at or below alpha are taken.
+    Rejecting those at or below alpha keeps the probability of any false rejection at or below alpha (Holm 1979,
+    Scandinavian Journal of Statistics 6, 65-70).
     """
     adjusted = [0.0] * len(p)
     highest = 0.0
@@ -93,19 +95,19 @@ def holm(p: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def tie_groups(values: Sequence[float], differ: Callable[[int, int], bool]) -> list[str]:
-    """Return the places that each of several models may have, "1" or "2-4", the highest value being the best.
+def rank_ranges(values: Sequence[float], differ: Callable[[int, int], bool]) -> list[str]:
+    """Return the rank of each model, "1", or a range "2-4" of ranks that the tests leave open; the highest value wins.
 
-    `differ` takes two of their indices and says whether a test tells the two apart, in whatever order they are given.
-    A model's best place is behind those that are better and told apart from it; its worst is before those worse.
+    `differ` takes two indices and returns whether the two models differ significantly; the order of the two must not
+    matter. The lower end of a range counts the significantly better models, the upper end the significantly worse.
     """
-    groups = []
+    ranks = []
     for index, value in enumerate(values):
-        apart = [other for place, other in enumerate(values) if place != index and differ(index, place)]
-        best = 1 + sum(other > value for other in apart)
-        worst = len(values) - sum(other < value for other in apart)
-        groups.append(str(best) if best == worst else f"{best}-{worst}")
-    return groups
+        differing = [other for number, other in enumerate(values) if number != index and differ(index, number)]
+        best = 1 + sum(other > value for other in differing)
+        worst = len(values) - sum(other < value for other in differing)
+        ranks.append(str(best) if best == worst else f"{best}-{worst}")
+    return ranks
 
 
 def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
@@ -116,7 +118,7 @@ def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int
 def _bootstrap(strata: Sequence[tuple[int, int, int]], draws: int, seed: int) -> "NDArray[float64]":
     """Return the mean difference of every draw, (draws,).
 
-    A sample's difference is 1, -1 or 0, so that a dataset drawn again is one multinomial draw of their counts.
+    The difference of a sample is 1, -1 or 0, so redrawing a dataset is one multinomial draw of the three counts.
     """
     import numpy
 

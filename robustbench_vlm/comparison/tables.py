@@ -1,8 +1,8 @@
-"""The tables of a comparison: what its text formats have in common, and its rows as CSV."""
+"""Make the tables of a comparison for all text formats, and its rows for CSV."""
 
 from collections.abc import Iterable, Sequence
 
-from robustbench_vlm.comparison.comparison import MEASURES, ROBUST, Comparison, Pair
+from robustbench_vlm.comparison.compare import MEASURES, ROBUST, Comparison, ModelPair
 from robustbench_vlm.comparison.export import Field, Report, Sheet
 from robustbench_vlm.comparison.statistics import ALPHA
 from robustbench_vlm.core.records import Accuracy
@@ -20,7 +20,7 @@ def report(found: Comparison) -> Report:
         sheets=(
             means(found),
             *(by_dataset(found, measure) for measure in _SHOWN),
-            *(make(found, measure) for measure in _SHOWN if found.pairs for make in (differences, sets)),
+            *(make(found, measure) for measure in _SHOWN if found.pairs for make in (differences, dataset_tests)),
             broken_by(found),
             curves(found),
         ),
@@ -29,7 +29,7 @@ def report(found: Comparison) -> Report:
 
 
 def about(found: Comparison) -> str:
-    """Return the sentence that says what the numbers are of."""
+    """Return a sentence with track, attack, threat, protocols and the number of samples."""
     protocols = ", ".join(dict.fromkeys(model.protocol for model in found.models))
     count = len(found.in_mean)
     return (
@@ -40,7 +40,7 @@ def about(found: Comparison) -> str:
 
 
 def notes(found: Comparison) -> tuple[str, ...]:
-    """Return what differs between the models, and the warnings of the gates by code, in sentences."""
+    """Return the comparison's notes and its warnings, a sentence for each code."""
     raised: dict[str, dict[str, list[str]]] = {}
     for model in found.models:
         for dataset, result in model.datasets.items():
@@ -56,30 +56,30 @@ def notes(found: Comparison) -> tuple[str, ...]:
 
 
 def legend(found: Comparison, mark: str) -> tuple[str, ...]:
-    """Return how to read the tables, in sentences; `mark` is what the best are marked by."""
+    """Return sentences that explain the tables; `mark` is the mark of the best models, such as "bold"."""
     if not found.pairs:
         return ()
     return (
-        f"{mark}: the best, and those that no better one is told apart from; between two models: told apart",
-        "place: 2-4 where tests leave these places open",
-        "points, sets: of the mean, and on how many datasets the first is told apart as better : as worse",
-        "p: by a stratified bootstrap of the mean, and by exact McNemar tests for datasets, on the same samples;"
-        f" Holm over all pairs and datasets; told apart at {ALPHA}",
+        f"{mark}: no model is significantly better; between two models: they differ significantly",
+        "rank: 2-4 if the tests do not separate the models of these ranks",
+        "points: difference of the means; datasets: number on which the first is significantly better : worse",
+        "p: stratified bootstrap of the mean, exact McNemar tests for datasets, on the same samples;"
+        f" Holm's correction over all pairs and datasets; significant at {ALPHA}",
     )
 
 
 def means(found: Comparison) -> Sheet:
-    """Return the models' means and the places that these give them."""
+    """Return a row for each model with its means and ranks."""
     best = {measure: found.best(measure) for measure in MEASURES}
     rows = (
         (
             Field(model.name),
-            *(Field(model.place), Field(shown(model.robust), model.name in best[ROBUST])),
-            *(Field(model.clean_place), Field(shown(model.clean), model.name in best["clean"])),
+            *(Field(model.rank), Field(shown(model.robust), model.name in best[ROBUST])),
+            *(Field(model.clean_rank), Field(shown(model.clean), model.name in best["clean"])),
         )
         for model in found.models
     )
-    return Sheet("Means", ("model", "place", "robust", "clean place", "clean"), tuple(rows))
+    return Sheet("Means", ("model", "rank", "robust", "clean rank", "clean"), tuple(rows))
 
 
 def by_dataset(found: Comparison, measure: str) -> Sheet:
@@ -97,23 +97,23 @@ def by_dataset(found: Comparison, measure: str) -> Sheet:
 
 
 def differences(found: Comparison, measure: str) -> Sheet:
-    """Return the difference of the means of every pair, and on how many datasets the first is better and worse."""
+    """Return a row for each pair: difference of the means, and the number of datasets won and lost significantly."""
     rows = (
         (
             Field(f"{pair.first} - {pair.second}"),
             Field(_points(pair.difference), pair.p_holm <= ALPHA),
             Field(f"{_points(pair.low)} to {_points(pair.high):>5}"),
             Field(p_value(pair.p_holm)),
-            Field(" : ".join(str(len(names)) for names in told_apart(pair))),
+            Field(" : ".join(str(len(names)) for names in significant_datasets(pair))),
         )
         for pair in _of(found, measure)
     )
-    header = ("pair", "points", "95 %", "p", "sets")
+    header = ("pair", "points", "95 %", "p", "datasets")
     return Sheet(f"{measure.capitalize()} accuracy, difference of the means", header, tuple(rows))
 
 
-def sets(found: Comparison, measure: str) -> Sheet:
-    """Return a row for each dataset and a column for each pair: on how many samples only one of the two is right."""
+def dataset_tests(found: Comparison, measure: str) -> Sheet:
+    """Return a row for each dataset and a column for each pair: numbers of samples that only one model gets right."""
     pairs = list(_of(found, measure))
     tests = {name: [pair.datasets[name] for pair in pairs] for name in found.datasets}
     rows = (
@@ -124,20 +124,20 @@ def sets(found: Comparison, measure: str) -> Sheet:
         for name in tests
     )
     header = ("dataset", *(f"{pair.first} : {pair.second}" for pair in pairs))
-    return Sheet(f"{measure.capitalize()}: samples that only one of two models is right on", header, tuple(rows))
+    return Sheet(f"{measure.capitalize()}: samples that only one of two models gets right", header, tuple(rows))
 
 
 def broken_by(found: Comparison) -> Sheet:
-    """Return how many samples each stage of the attack broke."""
+    """Return a row for each model: numbers of samples by what broke them."""
     stages = tuple(dict.fromkeys(stage for model in found.models for stage in model.broken_by))
     rows = (
         (Field(model.name), *(Field(str(model.broken_by.get(stage, 0))) for stage in stages)) for model in found.models
     )
-    return Sheet("What broke the samples", ("model", *stages), tuple(rows))
+    return Sheet("Samples broken by each stage", ("model", *stages), tuple(rows))
 
 
 def curves(found: Comparison) -> Sheet:
-    """Return the mean robust accuracy of every model at every radius that one of them has."""
+    """Return a row for each model and a column for each radius: mean robust accuracy."""
     radii = {point.eps: point.radius for model in found.models for point in model.curve}
     ordered = sorted(radii, key=radii.__getitem__)
     rows = []
@@ -148,7 +148,7 @@ def curves(found: Comparison) -> Sheet:
 
 
 def csv_rows(found: Comparison) -> list[dict[str, str | float]]:
-    """Return a row for every model and dataset, and the model's mean; accuracies are shares in [0, 1]."""
+    """Return a row for every model and dataset, and one for the model's mean; accuracies are in [0, 1]."""
     rows: list[dict[str, str | float]] = []
     for model in found.models:
         common: dict[str, str | float] = {
@@ -161,19 +161,19 @@ def csv_rows(found: Comparison) -> list[dict[str, str | float]]:
                 accuracy = getattr(model.datasets[name] if name else model, measure)
                 row |= {measure: accuracy.value, f"{measure}_low": accuracy.low, f"{measure}_high": accuracy.high}
                 row[f"{measure}_best"] = "yes" if model.name in found.best(measure, name) else "no"
-            row["place"] = "" if name else model.place
+            row["rank"] = "" if name else model.rank
             row["warnings"] = " ".join(model.datasets[name].warnings) if name else ""
             rows.append(row)
     return rows
 
 
 def label(found: Comparison, dataset: str) -> str:
-    """Return a dataset's name, with a word if the mean leaves it out."""
+    """Return a dataset's name, marked if the mean leaves it out."""
     return dataset if dataset in found.in_mean else f"{dataset} (not in the mean)"
 
 
 def shown(accuracy: Accuracy) -> str:
-    """Return an accuracy with its interval, in %; of one width below 100, so that digits stand below digits."""
+    """Return an accuracy with its interval, in %; padded, so that digits are aligned in a column."""
     interval = f"({100 * accuracy.low:.1f}-{100 * accuracy.high:.1f})"
     return f"{100 * accuracy.value:.1f} {interval:>11}"
 
@@ -183,17 +183,17 @@ def p_value(p: float) -> str:
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
-def told_apart(pair: Pair) -> tuple[Sequence[str], Sequence[str]]:
-    """Return the datasets on which the first model is better than the second, and those on which it is worse."""
-    apart = {name: test for name, test in pair.datasets.items() if test.p_holm <= ALPHA}
-    better = [name for name, test in apart.items() if test.only_first > test.only_second]
-    return better, [name for name in apart if name not in better]
+def significant_datasets(pair: ModelPair) -> tuple[Sequence[str], Sequence[str]]:
+    """Return the datasets on which the first model is significantly better, and those on which it is worse."""
+    differing = {name: test for name, test in pair.datasets.items() if test.p_holm <= ALPHA}
+    better = [name for name, test in differing.items() if test.only_first > test.only_second]
+    return better, [name for name in differing if name not in better]
 
 
 def _points(difference: float) -> str:
-    # Adding 0 makes a positive one of a zero that was rounded from below.
+    # Adding 0 turns -0.0 into 0.0.
     return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
-def _of(found: Comparison, measure: str) -> Iterable[Pair]:
+def _of(found: Comparison, measure: str) -> Iterable[ModelPair]:
     return (pair for pair in found.pairs if pair.measure == measure)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from robustbench_vlm.comparison.comparison import Point
+from robustbench_vlm.comparison.compare import CurvePoint
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.records import Accuracy
 
@@ -38,7 +38,7 @@ class Row:
     """The worst known: a sample counts that no attack on record, and no counterexample, broke within the radius."""
     under: Mapping[str, Accuracy]
     """By attack: mean robust accuracy at the standard radius."""
-    curve: tuple[Point, ...]
+    curve: tuple[CurvePoint, ...]
     datasets: Mapping[str, Mapping[str, Accuracy]]
     """By dataset: "clean" and "robust" (worst known)."""
     passes: int

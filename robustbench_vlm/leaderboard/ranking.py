@@ -8,8 +8,8 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from robustbench_vlm.comparison.comparison import Point
-from robustbench_vlm.comparison.statistics import ALPHA, compare_means, enough_draws, holm, tie_groups
+from robustbench_vlm.comparison.compare import CurvePoint
+from robustbench_vlm.comparison.statistics import ALPHA, compare_means, enough_draws, holm, rank_ranges
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.threat import Threat, parse_eps
@@ -118,7 +118,7 @@ def _strata(standing: Placed, which: str) -> dict[str, Sequence[bool]]:
 
 def _ranked_rows(ranked: Sequence[Placed], track: Track) -> list[Row]:
     apart = _told_apart(ranked, track)
-    ranks = tie_groups(
+    ranks = rank_ranges(
         [_mean(each, track, "robust") for each in ranked], lambda first, second: frozenset((first, second)) in apart
     )
     cleans = [_mean(each, track, "clean") for each in ranked]
@@ -209,7 +209,7 @@ def _under(standing: Placed, track: Track) -> dict[str, Any]:
     }
 
 
-def _curve(standing: Placed, track: Track) -> tuple[Point, ...]:
+def _curve(standing: Placed, track: Track) -> tuple[CurvePoint, ...]:
     radii = sorted({each.threat.eps for each in standing.evidence if each.threat.norm == track.norm})
     points = []
     for eps in radii:
@@ -217,7 +217,7 @@ def _curve(standing: Placed, track: Track) -> tuple[Point, ...]:
         found = worst_known(standing.evidence, standing.entry.counterexamples, threat)
         if set(found) == set(standing.verdicts):
             robust = mean_without({name: verdicts.robust for name, verdicts in found.items()}, track.seen)
-            points.append(Point(threat.eps_text, float(eps), robust))
+            points.append(CurvePoint(threat.eps_text, float(eps), robust))
     return tuple(points)
 
 

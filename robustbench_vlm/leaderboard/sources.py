@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from robustbench_vlm.comparison.align import Source
+from robustbench_vlm.comparison.align import ModelRecords
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.engine.evidence import read_run
@@ -20,7 +20,7 @@ _ADVICE = "An entry file (path/to/entry.json) or the folder of a run (runs/<trac
 
 def read_sources(
     references: Sequence[str], track: str, *, attack: str = "", runs: Path = Path("runs")
-) -> tuple[Source, ...]:
+) -> tuple[ModelRecords, ...]:
     """Return the evidence of everything named, in that order; models that share a name carry what they were named by.
 
     A reference is an entry file, a folder of runs, or a name: that of an entry which came with the package, else of a
@@ -41,7 +41,7 @@ def read_sources(
     )
 
 
-def _read(reference: str, track: str, attack: str, runs: Path) -> Source:
+def _read(reference: str, track: str, attack: str, runs: Path) -> ModelRecords:
     path = Path(reference)
     if path.suffix == ".json":
         return _of_entry(path)
@@ -61,17 +61,17 @@ def _has_runs(folder: Path) -> bool:
     return any(True for pattern in (MANIFEST, f"*/{MANIFEST}") for _ in folder.glob(pattern))
 
 
-def _of_entry(path: Path) -> Source:
+def _of_entry(path: Path) -> ModelRecords:
     entry = read_entry(path)
     notes = []
     if entry.status == "disputed":
         notes.append(f"the entry of {entry.model} is disputed: {entry.history[-1].what}")
     if count := len(entry.counterexamples):
         notes.append(f"{count} counterexamples against {entry.model} are on record and not counted here")
-    return Source(entry.model, read_evidence(entry, path.parent), tuple(notes))
+    return ModelRecords(entry.model, read_evidence(entry, path.parent), tuple(notes))
 
 
-def _of_run(folder: Path, attack: str) -> Source:
+def _of_run(folder: Path, attack: str) -> ModelRecords:
     own = folder / safe_name(attack)
     evidence = read_run(own if attack and (own / MANIFEST).is_file() else folder)
-    return Source(evidence[0].score.model, evidence)
+    return ModelRecords(evidence[0].score.model, evidence)

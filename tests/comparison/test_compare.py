@@ -10,9 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from made_up_results import evidence, samples
 
-from robustbench_vlm.comparison.align import Source
-from robustbench_vlm.comparison.compare import compare
-from robustbench_vlm.comparison.comparison import Comparison
+from robustbench_vlm.comparison.align import ModelRecords
+from robustbench_vlm.comparison.compare import Comparison, compare
 from robustbench_vlm.comparison.statistics import ALPHA, compare_means, holm, mcnemar
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import mean_interval, wilson
@@ -25,8 +24,8 @@ NEARLY_HALF = ["apgd-ce", *HALF[1:]]
 VERDICTS = st.lists(st.sampled_from(["", "clean", "apgd-ce", "square"]), min_size=12, max_size=12)
 
 
-def source(name: str, *found: Evidence) -> Source:
-    return Source(name, found)
+def source(name: str, *found: Evidence) -> ModelRecords:
+    return ModelRecords(name, found)
 
 
 def of(
@@ -54,10 +53,10 @@ def test_what_broke_the_samples_is_counted_over_all_datasets() -> None:
     assert list(model.broken_by.items()) == [("clean", 2), ("apgd-ce", 6), ("square", 4), ("robust", 2)]
 
 
-def test_places_and_ties_with_the_best_follow_the_tests() -> None:
+def test_ranks_and_ties_with_the_best_follow_the_tests() -> None:
     found = of(good=HALF, alike=NEARLY_HALF, bad=["apgd-ce"] * 50 + ["clean"] * 10)
-    assert [model.place for model in found.models] == ["1-2", "1-2", "3"]
-    assert [model.clean_place for model in found.models] == ["1-3"] * 3
+    assert [model.rank for model in found.models] == ["1-2", "1-2", "3"]
+    assert [model.clean_rank for model in found.models] == ["1-3"] * 3
     assert found.best("robust") == found.best("robust", "shapes") == ("good", "alike")
     assert found.best("clean") == ("good", "alike", "bad")
 
@@ -87,13 +86,13 @@ def test_clean_pairs_are_of_what_is_right_without_an_attack() -> None:
 
 @settings(max_examples=10)
 @given(st.permutations(["a", "b", "c"]), st.tuples(VERDICTS, VERDICTS, VERDICTS))
-def test_the_order_of_the_models_changes_no_place(order: list[str], verdicts: tuple[list[str], ...]) -> None:
+def test_the_order_of_the_models_changes_no_rank(order: list[str], verdicts: tuple[list[str], ...]) -> None:
     models = dict(zip("abc", verdicts, strict=True))
     one, other = of(**models), of(**{name: models[name] for name in order})
-    places = [{model.name: (model.place, model.clean_place) for model in found.models} for found in (one, other)]
-    assert places[0] == places[1]
-    for measure, place in (("robust", "place"), ("clean", "clean_place")):
-        first = {model.name for model in one.models if getattr(model, place).partition("-")[0] == "1"}
+    ranks = [{model.name: (model.rank, model.clean_rank) for model in found.models} for found in (one, other)]
+    assert ranks[0] == ranks[1]
+    for measure, rank in (("robust", "rank"), ("clean", "clean_rank")):
+        first = {model.name for model in one.models if getattr(model, rank).partition("-")[0] == "1"}
         assert set(one.best(measure)) == set(other.best(measure)) == first
 
 
@@ -128,7 +127,7 @@ def test_a_dataset_that_one_lacks_is_left_out() -> None:
     ours = source("ours", evidence("ours", HALF), evidence("ours", HALF, "colours"))
     found = compare([ours, source("theirs", evidence("theirs", HALF))], MINI)
     assert found.datasets == ("shapes",)
-    assert "left out, as the models have no common samples there: colours" in found.notes
+    assert "left out, because the models have no common samples there: colours" in found.notes
 
 
 def test_datasets_stand_in_the_track_s_order_and_seen_ones_are_no_part_of_the_mean() -> None:
@@ -204,7 +203,7 @@ def test_models_that_differ_little_but_always_one_way_are_told_apart() -> None:
     first, second = (model.datasets["shapes"].robust for model in found.models)
     pair = next(pair for pair in found.pairs if pair.measure == "robust")
     assert first.high > second.low and pair.datasets["shapes"].p_holm <= ALPHA
-    assert [model.place for model in found.models] == ["2", "1"]
+    assert [model.rank for model in found.models] == ["2", "1"]
 
 
 def test_the_document_is_json(tmp_path: Path) -> None:

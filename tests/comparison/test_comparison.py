@@ -17,9 +17,8 @@ from rich.cells import cell_len
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.cli.render.comparison_tables import lines
 from robustbench_vlm.comparison import plots
-from robustbench_vlm.comparison.align import Source
-from robustbench_vlm.comparison.compare import compare
-from robustbench_vlm.comparison.comparison import Comparison
+from robustbench_vlm.comparison.align import ModelRecords
+from robustbench_vlm.comparison.compare import Comparison, compare
 from robustbench_vlm.core.threat import parse_eps
 from robustbench_vlm.tracks import MINI
 
@@ -32,8 +31,8 @@ VERDICTS = {
 HOSTILE = "<b>\x1b[31m$x$_[link](x)"
 
 
-def source(name: str, *, like: str = "", warnings: tuple[str, ...] = ()) -> Source:
-    return Source(
+def source(name: str, *, like: str = "", warnings: tuple[str, ...] = ()) -> ModelRecords:
+    return ModelRecords(
         name,
         tuple(
             evidence(name, VERDICTS[like or name], dataset, eps=eps, warnings=warnings)
@@ -68,7 +67,7 @@ def test_every_number_is_shown_at_every_width(found: Comparison, width: int) -> 
     text = " ".join(" ".join(shown).split())
     for expected in ("50.0 37.7-62.3*", "5.0 1.7-13.7", "70.0 57.5-80.1", "96.7 88.6-99.1*", "robust-near-chance"):
         assert expected in text, expected
-    # 30, 29 and 3 of 60 are robust: the first two are not told apart, both are from the third.
+    # 30, 29 and 3 of 60 are robust: only the third differs significantly from the others.
     assert "1-2" in text and "agft - tecoa" in text and "+1.7" in text
 
 
@@ -77,12 +76,12 @@ def test_a_table_at_80_columns(found: Comparison) -> None:
     table = shown[shown.index("Means") + 1 :]
     # The intervals by hand: half a width is 0.98 sqrt(2 a (1 - a) / 59), a = (successes + 1/2) / 61.
     assert table[:4] == [
-        "model  place             robust  clean place               clean",
-        "clip       3   5.0   (0.8-9.2)             1  96.7 (93.1-100.0)*",
-        "agft     1-2  50.0 (41.0-59.0)*          2-3   70.0 (61.7-78.3)",
-        "tecoa    1-2  48.3 (39.3-57.3)*          2-3   70.0 (61.7-78.3)",
+        "model  rank             robust  clean rank               clean",
+        "clip      3   5.0   (0.8-9.2)            1  96.7 (93.1-100.0)*",
+        "agft    1-2  50.0 (41.0-59.0)*         2-3   70.0 (61.7-78.3)",
+        "tecoa   1-2  48.3 (39.3-57.3)*         2-3   70.0 (61.7-78.3)",
     ]
-    start = shown.index("What broke the samples")
+    start = shown.index("Samples broken by each stage")
     assert shown[start + 1 : start + 5] == [
         "model  clean  apgd-ce  square  robust",
         "clip       4      110       0       6",
@@ -93,7 +92,7 @@ def test_a_table_at_80_columns(found: Comparison) -> None:
     assert shown[start + 1 : start + 3] == ["model  2.5/255  5/255  10/255", "clip       5.0    5.0     5.0"]
 
 
-def test_one_model_has_neither_places_that_tests_leave_open_nor_pairs() -> None:
+def test_one_model_has_neither_open_ranks_nor_pairs() -> None:
     shown = "\n".join(line.text for line in lines(compare([source("agft")], MINI), 80))
     assert "difference" not in shown and "\np:" not in shown
 
@@ -107,7 +106,7 @@ def test_the_document_is_all_that_is_printed(runs: Path, capsys: pytest.CaptureF
     assert run_command(names("--json")) == 0
     printed = capsys.readouterr()
     document = json.loads(printed.out)
-    assert printed.err == "" and [model["place"] for model in document["models"]] == ["3", "1-2", "1-2"]
+    assert printed.err == "" and [model["rank"] for model in document["models"]] == ["3", "1-2", "1-2"]
     assert [point["eps"] for point in document["models"][0]["curve"]] == ["2.5/255", "5/255", "10/255"]
 
 
@@ -119,7 +118,7 @@ def test_csv_has_a_row_for_every_model_and_dataset(runs: Path, capsys: pytest.Ca
     ]
     assert {row["eps"] for row in rows} == {"10/255"}
     assert [row["robust_best"] for row in rows] == ["no"] * 3 + ["yes"] * 6
-    assert float(rows[3]["robust"]) == 0.5 and rows[5]["place"] == "1-2" and rows[3]["n"] == "60"
+    assert float(rows[3]["robust"]) == 0.5 and rows[5]["rank"] == "1-2" and rows[3]["n"] == "60"
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
-from robustbench_vlm.comparison.statistics import Difference, compare_means, holm, mcnemar, tie_groups
+from robustbench_vlm.comparison.statistics import MeanDifference, compare_means, holm, mcnemar, rank_ranges
 
 VERDICTS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=30)
 P_VALUES = st.lists(st.floats(0, 1), max_size=12)
@@ -90,7 +90,7 @@ def test_a_dataset_counts_once_however_many_samples_it_has() -> None:
 
 def test_equal_models_are_not_told_apart_and_p_is_never_zero() -> None:
     same = [[True, False, True]]
-    assert compare_means(same, same) == Difference(0, 0, 0, 1)
+    assert compare_means(same, same) == MeanDifference(0, 0, 0, 1)
     assert compare_means([[True] * 50], [[False] * 50], draws=999).p == pytest.approx(2 / 1000)
 
 
@@ -142,10 +142,10 @@ def test_holm_keeps_the_order_given(values: list[float], chance: random.Random) 
 
 
 def groups_of(values: list[float], pairs: set[tuple[int, int]]) -> list[str]:
-    return tie_groups(values, lambda a, b: (min(a, b), max(a, b)) in pairs)
+    return rank_ranges(values, lambda a, b: (min(a, b), max(a, b)) in pairs)
 
 
-def test_tie_groups_by_hand() -> None:
+def test_rank_ranges_by_hand() -> None:
     values = [0.5, 0.9, 0.4, 0.6]
     everything = set(itertools.combinations(range(4), 2))
     assert groups_of(values, everything) == ["3", "1", "4", "2"]
@@ -163,14 +163,14 @@ def standings(draw: st.DrawFn) -> tuple[list[float], set[tuple[int, int]]]:
 
 
 @given(standings(), st.randoms())
-def test_tie_groups_do_not_depend_on_the_order_of_the_models(
+def test_rank_ranges_do_not_depend_on_the_order_of_the_models(
     standing: tuple[list[float], set[tuple[int, int]]], chance: random.Random
 ) -> None:
     values, pairs = standing
     order = list(range(len(values)))
     chance.shuffle(order)
     groups = groups_of(values, pairs)
-    moved = tie_groups(
+    moved = rank_ranges(
         [values[index] for index in order],
         lambda a, b: (min(order[a], order[b]), max(order[a], order[b])) in pairs,
     )

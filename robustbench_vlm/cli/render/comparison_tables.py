@@ -11,7 +11,7 @@ from robustbench_vlm.cli.render.output import Line
 from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
 from robustbench_vlm.comparison import export as formats
 from robustbench_vlm.comparison import tables
-from robustbench_vlm.comparison.comparison import ROBUST, Comparison
+from robustbench_vlm.comparison.compare import ROBUST, Comparison
 from robustbench_vlm.comparison.export import Field, Sheet
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_text
