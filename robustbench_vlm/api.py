@@ -80,7 +80,7 @@ class Pictures:
 
 
 def load_model(model: str, track: str = "mini", *, device: str = "") -> AnyModel:
-    """Load a model by its name on a track, card file, open_clip:ARCH/PRETRAINED, or PROCEDURE+MODEL.
+    """Load a model by its name on a track, card file, open_clip:ARCH/TAG, or DEFENSE+MODEL.
 
     `model.classifier(prompts)` is the zero-shot classifier of the classes that the prompts describe, a torch module
     from images (B, 3, H, W) in [0, 1] to float32 logits (B, C), differentiable in the images; resize and normalisation

@@ -13,7 +13,7 @@ from robustbench_vlm.engine.cell import Shard
 from robustbench_vlm.engine.evidence import Evidence, checked, data_digest
 from robustbench_vlm.engine.manifest import MANIFEST
 from robustbench_vlm.engine.scores import accuracies
-from robustbench_vlm.engine.store import write_shard
+from robustbench_vlm.engine.store import safe_name, write_shard
 from robustbench_vlm.leaderboard.entry import Event, write_entry
 from robustbench_vlm.leaderboard.entry_records import make_entry, write_records
 
@@ -78,7 +78,7 @@ def evidence(
 
 def write_run(found: Sequence[Evidence], out: Path) -> Path:
     """Write one model's evidence as runs lie on disk, and return the model's folder."""
-    folder = out / found[0].track / found[0].score.model
+    folder = out / found[0].track / safe_name(found[0].score.model)
     for attack in dict.fromkeys(each.score.attack for each in found):
         cells = {}
         for number, each in enumerate(each for each in found if each.score.attack == attack):

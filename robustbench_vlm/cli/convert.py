@@ -11,7 +11,7 @@ from robustbench_vlm.cli.render.output import Line, answer
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="A .pt, .pth, .pth.tar, .bin or .safetensors.")]
 _Base = Annotated[
     str,
-    option("--base", "NAME", "The model it was fine-tuned from: a name, a card file, or open_clip:ARCH/PRETRAINED."),
+    option("--base", "NAME", "The model it was fine-tuned from: a name, a card file, or open_clip:ARCH/TAG."),
 ]
 _Name = Annotated[str, option("--name", "NAME", "Name of the new model; the file's if not given.")]
 _Defense = Annotated[str, option("--defense", "NAME", "The defense that trained it.")]

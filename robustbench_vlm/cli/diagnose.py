@@ -24,7 +24,7 @@ _CURVES = {
     "effective_rank": "effective rank",
 }
 
-_MODEL = "A name, a card file or open_clip:ARCH/PRETRAINED; all bundled models if not given. Repeat for more."
+_MODEL = "A name, a card file or open_clip:ARCH/TAG; all bundled models if not given. Repeat for more."
 _EPS = "Radius as a part of the pixel range, such as 8/255; 0 and the track's radii if not given. Repeat for more."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
 _Eps = Annotated[list[str] | None, option("--eps", "EPS", _EPS)]

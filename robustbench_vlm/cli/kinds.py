@@ -22,7 +22,7 @@ from robustbench_vlm.models.card import ModelCard, find_card
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.test_time import TEST_TIME_DEFENSES
 from robustbench_vlm.test_time.base import TestTimeDefense
-from robustbench_vlm.test_time.defended_model import split_reference
+from robustbench_vlm.test_time.defended_model import checked_reference
 from robustbench_vlm.tracks import TRACKS
 
 
@@ -111,9 +111,11 @@ def _model_names(track: str) -> list[str]:
 
 
 def _any_model(reference: str, track: str) -> "ModelCard | _OnTop":
-    defense, model = split_reference(reference)
-    card = find_card(model, track)
-    return _OnTop(f"{defense}+{card.name}", TEST_TIME_DEFENSES.load(defense), card) if defense else card
+    parsed = checked_reference(reference)
+    card = find_card(str(parsed.model), track)
+    if not parsed.defense:
+        return card
+    return _OnTop(f"{parsed.defense}+{card.name}", TEST_TIME_DEFENSES.load(parsed.defense), card)
 
 
 def _model(card: ModelCard) -> str:
@@ -144,9 +146,7 @@ def _sentence(parts: Iterable[str]) -> str:
 
 
 KINDS: Mapping[str, Kind] = {
-    "model": Kind(
-        _model_names, _any_model, _model, ("path/to/card.json", "open_clip:ARCH/PRETRAINED", "DEFENSE+MODEL")
-    ),
+    "model": Kind(_model_names, _any_model, _model, ("path/to/card.json", "open_clip:ARCH/TAG", "DEFENSE+MODEL")),
     "dataset": Kind(*_from(DATASETS), _dataset),
     "attack": Kind(
         _from(ATTACKS)[0], lambda name, track: load_attack(name), _attack, tuple(form for form, _ in FAMILIES.values())

@@ -36,7 +36,7 @@ KindName = Annotated[str, typer.Argument(metavar="KIND", help=_KINDS, autocomple
 _VALUE = "A name that `vlmbench list` shows."
 ValueName = Annotated[str, typer.Argument(metavar="NAME", help=_VALUE, autocompletion=completion.of_kind)]
 
-_MODEL = "A name, a card file or open_clip:ARCH/PRETRAINED; the track's base if not given. Repeat for a grid."
+_MODEL = "A name, a card file or open_clip:ARCH/TAG; the track's base if not given. Repeat for a grid."
 _SKIP = "Leave out images that cannot be read, and count them."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
 _Attacks = Annotated[list[str], option("--attack", "NAME", "See `vlmbench list attacks`. Repeat for a grid.")]

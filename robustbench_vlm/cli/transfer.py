@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from robustbench_vlm.core.records import Accuracy
     from robustbench_vlm.engine.request import Request
 
-_MODEL = "A name, a card file or open_clip:ARCH/PRETRAINED; all bundled models if not given. Repeat for more."
+_MODEL = "A name, a card file or open_clip:ARCH/TAG; all bundled models if not given. Repeat for more."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
 _Attack = Annotated[str, option("--attack", "NAME", "The attack that makes the images: see `vlmbench list attacks`.")]
 _Eps = Annotated[str, option("--eps", "EPS", "Radius instead of the track's, such as 8/255.")]

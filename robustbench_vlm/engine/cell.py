@@ -37,7 +37,7 @@ class Cell:
 
     track: str
     model: str
-    """The reference that loads the model: a name, a card file, or open_clip:ARCH/PRETRAINED."""
+    """The reference that loads the model: a name, a card file, or open_clip:ARCH/TAG."""
     model_name: str
     weights: str
     """The digest of architecture and weights."""

@@ -8,8 +8,8 @@ from robustbench_vlm.models.classifier import Model, ZeroShotClassifier, load_mo
 from robustbench_vlm.test_time.defended_model import (
     DefendedClassifier,
     DefendedModel,
+    checked_reference,
     defended_model,
-    split_reference,
 )
 from robustbench_vlm.tracks import TRACKS
 
@@ -61,9 +61,9 @@ def release() -> None:
 
 def expect_weights(reference: str) -> None:
     """Raise UserError for a reference to a model with a test-time defense, where only plain weights can be used."""
-    defense, model = split_reference(reference)
-    if defense:
+    parsed = checked_reference(reference)
+    if parsed.defense:
         raise UserError(
             f"{reference!r} has a test-time defense, and this command looks at the weights of a model only: give the"
-            f" model without it, {model!r}; `vlmbench run` accepts test-time defenses"
+            f" model without it, {str(parsed.model)!r}; `vlmbench run` accepts test-time defenses"
         )

@@ -19,7 +19,8 @@ from robustbench_vlm.engine.warnings import with_comparisons
 from robustbench_vlm.leaderboard.entry import Entry
 from robustbench_vlm.models import MODELS, card_names
 from robustbench_vlm.models.card import read_card
-from robustbench_vlm.test_time.defended_model import split_reference
+from robustbench_vlm.models.reference import CardFile, ModelReference
+from robustbench_vlm.test_time.defended_model import checked_reference
 
 _MEANING = {
     "weights": "other weights",
@@ -67,7 +68,8 @@ def reference_of(entry: Entry) -> str:
 
     Raises UserError for a card whose weights are nowhere to be had.
     """
-    procedure, name = split_reference(entry.model)
+    parsed = checked_reference(entry.model)
+    name = str(parsed.model)
     if name in [*card_names(entry.track), *MODELS.names()]:
         return entry.model
     folder = cache_folder() / "cards" / fingerprint(entry.card)[:16]
@@ -79,7 +81,7 @@ def reference_of(entry: Entry) -> str:
             f"the weights of {entry.model!r} were never published: the card has no address. Ask for them, and name the"
             " card file beside them by --model"
         )
-    return f"{procedure}+{path}" if procedure else str(path)
+    return str(ModelReference(CardFile(str(path)), parsed.defense))
 
 
 def rescored(cells: Sequence[Cell], evidence: Sequence[Evidence]) -> list[Score]:

@@ -13,6 +13,7 @@ from robustbench_vlm.engine.manifest import MANIFEST
 from robustbench_vlm.engine.store import safe_name
 from robustbench_vlm.leaderboard.entry import board_folder, entry_paths, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_evidence
+from robustbench_vlm.models.reference import ModelName, parse_reference
 from robustbench_vlm.tracks import TRACKS
 
 _ADVICE = "An entry file (path/to/entry.json) or the folder of a run (runs/<track>/<model>) is taken too."
@@ -45,7 +46,7 @@ def _read(reference: str, track: str, attack: str, runs: Path) -> ModelRecords:
     path = Path(reference)
     if path.suffix == ".json":
         return _of_entry(path)
-    if "/" in reference or _has_runs(path):
+    if _has_runs(path) or ("/" in reference and isinstance(parse_reference(reference).model, ModelName)):
         return _of_run(path, attack)
     entry, run = board_folder(track) / f"{reference}.json", runs / safe_name(track) / safe_name(reference)
     if entry.is_file():

@@ -18,7 +18,7 @@ from robustbench_vlm.leaderboard.rebuild import rebuild, rescored
 from robustbench_vlm.leaderboard.validate import check_entry
 from robustbench_vlm.models.card import ModelCard, bundled_names, find_card
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.test_time.defended_model import split_reference
+from robustbench_vlm.test_time.defended_model import checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
 
@@ -73,7 +73,7 @@ def submission(
     plan, numbers = rebuild(evidence, reference, data=data)
     scores = rescored([plan.cells[number] for number in numbers], evidence)
     evidence = [dataclasses.replace(each, score=score) for each, score in zip(evidence, scores, strict=True)]
-    card = find_card(split_reference(reference)[1], track.name)
+    card = find_card(str(checked_reference(reference).model), track.name)
     event = Event(date, "claimed", "submitted", {"cells": len(evidence), "samples": sum(e.score.n for e in evidence)})
     said = {key: value for key, value in plain(card).items() if key != "folder"}
     environment = [*_environment(run, evidence), *_environment_of(kept, earlier)]

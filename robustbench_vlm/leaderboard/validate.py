@@ -18,9 +18,10 @@ from robustbench_vlm.leaderboard.entry import Counterexample, Entry, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_evidence, records_name
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.card import parse_card, read_card
+from robustbench_vlm.models.reference import parse_reference
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
-from robustbench_vlm.test_time.defended_model import split_reference
+from robustbench_vlm.test_time.defended_model import checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
 _LEFT_OUT = {"unreadable", "incomplete"}
@@ -46,7 +47,7 @@ def check_entry(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
     label = PROTOCOLS.load(track.board).label
     if entry.protocol["label"] != label:
         raise Unsound(f"the board of {track.name!r} takes the protocol {label}, not {entry.protocol['label']}")
-    if entry.card["name"] != entry.model.rpartition("+")[2]:
+    if entry.card["name"] != str(parse_reference(entry.model).model):
         raise Unsound(f"the card is of {entry.card['name']!r}, the entry of {entry.model!r}")
     if entry.records.file != records_name(entry.model):
         raise Unsound(f"the records of {entry.model!r} must be {records_name(entry.model)}, not {entry.records.file}")
@@ -76,7 +77,7 @@ def check_definitions(entry: Entry, evidence: Sequence[Evidence]) -> None:
     protocol: Protocol = PROTOCOLS.load(TRACKS.load(entry.track).board)
     if not _same(entry.protocol["identity"], protocol.identity):
         raise Unsound(f"what the entry calls {protocol.label} is another protocol than this package has")
-    is_procedure = bool(split_reference(entry.model)[0])
+    is_procedure = bool(checked_reference(entry.model).defense)
     for each in evidence:
         name, norm = each.score.attack, each.threat.norm
         stages = [stage.identity for stage in protocol.adapt_attack(load_attack(name), norm).stages]

@@ -9,9 +9,7 @@ from torch import nn
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models import ARCHITECTURES
-
-OPEN_CLIP = "open_clip:"
-"""What stands before the names of open_clip's own architectures."""
+from robustbench_vlm.models.reference import OPEN_CLIP
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,14 @@ from robustbench_vlm.core.files import package_folder, write_text
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models import MODELS, card_names
-from robustbench_vlm.models.architecture import OPEN_CLIP
+from robustbench_vlm.models.reference import (
+    ACCEPTED,
+    OPEN_CLIP,
+    CardFile,
+    HuggingFaceModel,
+    OpenClipModel,
+    parse_reference,
+)
 
 Pixels = tuple[float, float, float]
 
@@ -83,7 +90,7 @@ class ModelCard:
     @property
     def base_reference(self) -> str:
         """What `find_card` takes for the base; a card file is relative to this card."""
-        return str(Path(self.folder) / self.base) if self.base.endswith(".json") else self.base
+        return str(Path(self.folder) / self.base) if is_card_file(self.base) else self.base
 
     @property
     def has_weights(self) -> bool:
@@ -174,21 +181,39 @@ def write_card(card: ModelCard, path: Path) -> None:
 
 
 def find_card(reference: str, track: str) -> ModelCard:
-    """Return the card of a name on a track, of another package's model, of a card file, or of one of open_clip's.
+    """Return the card of a model reference, see `models.reference`.
 
-    A model that nobody has released is the one that was trained here, if it was. Raises UserError for an unknown name,
-    with the nearest ones.
+    If the weights of a named model were never released, the card of a local training is returned where there is one.
+    Raises UserError for an unknown name (with the nearest ones), for a reference with a test-time defense, and for a
+    model on the Hugging Face hub.
     """
-    if reference.startswith(OPEN_CLIP):
-        architecture, _, tag = reference.partition("/")
-        if not tag:
+    parsed = parse_reference(reference)
+    if parsed.defense:
+        raise UserError(
+            f"{reference!r} has a test-time defense, but this needs the weights of a model only: give the model without"
+            f" it, {str(parsed.model)!r}"
+        )
+    match parsed.model:
+        case OpenClipModel(architecture, tag):
+            return ModelCard(reference, f"{OPEN_CLIP}{architecture}", pretrained=tag)
+        case CardFile(path):
+            return read_card(Path(path))
+        case HuggingFaceModel():
             raise UserError(
-                f"{reference} names no weights: write {reference}/PRETRAINED, with one of the tags that open_clip has"
-                " for it (`open_clip.list_pretrained()` in Python)"
+                f"{reference!r} is on the Hugging Face hub, and a model cannot be loaded from there by its name yet."
+                f" Accepted are {ACCEPTED}: download the weights and write a card with `vlmbench convert FILE --base"
+                " NAME`"
             )
-        return ModelCard(reference, architecture, pretrained=tag)
-    if reference.endswith(".json"):
-        return read_card(Path(reference))
+        case _:
+            return _named_card(reference, track)
+
+
+def is_card_file(reference: str) -> bool:
+    """Return whether a reference names a card file."""
+    return isinstance(parse_reference(reference).model, CardFile)
+
+
+def _named_card(reference: str, track: str) -> ModelCard:
     path = package_folder("model_zoo") / track / f"{reference}.json"
     if reference in card_names(track) and path.is_file():
         card = read_card(path)
@@ -198,8 +223,8 @@ def find_card(reference: str, track: str) -> ModelCard:
         plugin: ModelCard = MODELS.load(reference)
         return plugin
     allowed = [*card_names(track), *MODELS.names()]
-    advice = " A card file (path/to/card.json), open_clip:ARCH/PRETRAINED or PROCEDURE+MODEL is taken too."
-    raise UserError(unknown("model", reference, allowed, f"vlmbench list models --track {track}") + advice)
+    message = unknown("model", reference, allowed, f"vlmbench list models --track {track}")
+    raise UserError(f"{message} Accepted are {ACCEPTED}.")
 
 
 def bundled_names(track: str) -> list[str]:

@@ -194,7 +194,7 @@ def _tokenizer(length: int) -> Callable[[list[str]], Tensor]:
 
 
 def load_model(reference: str, track: str) -> Model:
-    """Return the model of a name on a track, of a card file, or of "open_clip:ARCH/PRETRAINED".
+    """Return the model of a name on a track, of a card file, or of "open_clip:ARCH/TAG".
 
     Raises UserError for unknown names, wrong digests, damaged weights, models that nobody has released, and downloads
     that fail.

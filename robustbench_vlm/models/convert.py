@@ -8,7 +8,7 @@ import torch
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import sha256_of
 from robustbench_vlm.models.architecture import load_architecture
-from robustbench_vlm.models.card import ModelCard, find_card, read_card, write_card
+from robustbench_vlm.models.card import ModelCard, find_card, is_card_file, read_card, write_card
 from robustbench_vlm.models.checkpoint_formats import State, check_fit
 from robustbench_vlm.models.tower_files import save_weights, split_towers
 from robustbench_vlm.models.weights import load_towers
@@ -83,5 +83,5 @@ def _stem(file: Path) -> str:
 def _reference(parent: ModelCard, base: str) -> str:
     """Return what a card names as its base: the model whose text tower the parent has."""
     if parent.base:
-        return str(Path(parent.folder) / parent.base) if parent.base.endswith(".json") else parent.base
-    return str(Path(base).resolve()) if base.endswith(".json") else base
+        return parent.base_reference
+    return str(Path(base).resolve()) if is_card_file(base) else base

@@ -3,7 +3,6 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +17,7 @@ from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models.architecture import Architecture
 from robustbench_vlm.models.card import ModelCard
 from robustbench_vlm.models.classifier import Model
+from robustbench_vlm.models.reference import ModelReference, parse_reference
 from robustbench_vlm.models.text_encoder import PromptTower
 from robustbench_vlm.test_time import TEST_TIME_DEFENSES
 from robustbench_vlm.test_time.base import Context, TestTimeDefense
@@ -183,39 +183,34 @@ def _through(stage: Stage, view: View) -> Stage:
     return replace(stage, name=f"{view.name}:{stage.name}", view=view, takes_mixed=False)
 
 
-def split_reference(reference: str) -> tuple[str, str]:
-    """Return procedure and model of a reference NAME+MODEL, "" and the reference of any other one.
+def checked_reference(text: str) -> ModelReference:
+    """Return a parsed model reference whose test-time defense, if it names one, is registered.
 
-    Raises UserError for a NAME that is no procedure's, and for a procedure on top of another one.
+    Raises UserError as `parse_reference` does, and for an unknown test-time defense.
     """
-    name, plus, model = reference.partition("+")
-    # The path of a card may hold a plus.
-    if not plus or "/" in name or Path(reference).is_file():
-        return "", reference
-    if name not in TEST_TIME_DEFENSES.names():
-        raise UserError(
-            f"{unknown('procedure', name, TEST_TIME_DEFENSES.names())} {reference!r} stands for PROCEDURE+MODEL"
-        )
-    if split_reference(model)[0]:
-        raise UserError(f"{model!r} is a procedure itself, and {name!r} takes a model that is only weights: name one")
-    return name, model
+    reference = parse_reference(text)
+    if reference.defense and reference.defense not in TEST_TIME_DEFENSES.names():
+        known = unknown(TEST_TIME_DEFENSES.kind, reference.defense, TEST_TIME_DEFENSES.names())
+        raise UserError(f"{known} {text!r} was read as DEFENSE+MODEL")
+    return reference
 
 
 def defended_model(
     reference: str, load: Callable[[str], "Model | DefendedModel"], undefended: str
 ) -> DefendedModel | None:
-    """Return the model of a reference NAME+MODEL with NAME a procedure; None where the reference is none such.
+    """Return the model of a reference DEFENSE+MODEL; None for a reference without a test-time defense.
 
-    `undefended` is the reference of the track's, for models that do not say what they were made from. Raises UserError
-    as `split_reference` does.
+    `undefended` is the reference of the track's base model, for models that do not name the one they were made from.
+    Raises UserError as `checked_reference` does.
     """
-    name, below = split_reference(reference)
-    if not name:
+    parsed = checked_reference(reference)
+    if not parsed.defense:
         return None
-    procedure: TestTimeDefense = TEST_TIME_DEFENSES.load(name)
+    procedure: TestTimeDefense = TEST_TIME_DEFENSES.load(parsed.defense)
+    below = str(parsed.model)
     model = load(below)
     base = load(_original(model.card, below) or undefended) if procedure.needs_undefended else model
-    assert isinstance(model, Model) and isinstance(base, Model), f"{below!r} or its base is a procedure"
+    assert isinstance(model, Model) and isinstance(base, Model), f"{below!r} or its base has a test-time defense"
     return DefendedModel(procedure, model, base)
 
 

@@ -22,9 +22,10 @@ from robustbench_vlm.datasets.world.captions import describe, is_true_of
 from robustbench_vlm.datasets.world.drawing import draw
 from robustbench_vlm.datasets.world.scenes import FAMILIES, Scenes, sample_scenes
 from robustbench_vlm.models import card_names
-from robustbench_vlm.models.architecture import OPEN_CLIP, Architecture, load_architecture
+from robustbench_vlm.models.architecture import Architecture, load_architecture
 from robustbench_vlm.models.card import ModelCard, find_card, write_card
 from robustbench_vlm.models.classifier import ImageEncoder, tokenize
+from robustbench_vlm.models.reference import ModelName, parse_reference
 from robustbench_vlm.models.tower_files import save_weights, split_towers
 from robustbench_vlm.tracks import TRACKS, Track
 
@@ -100,8 +101,8 @@ def pretrain_base(track_name: str, folder: Path, on_progress: OnProgress, settin
 
 def _released(track: Track) -> str:
     """Return which of open_clip's pre-trained models a track's base is; empty where it is none."""
-    named = track.base.startswith(OPEN_CLIP) or track.base in card_names(track.name)
-    card = find_card(track.base, track.name) if named else None
+    is_known = not isinstance(parse_reference(track.base).model, ModelName) or track.base in card_names(track.name)
+    card = find_card(track.base, track.name) if is_known else None
     return f"{card.architecture}/{card.pretrained}" if card and card.pretrained else ""
 
 

@@ -42,7 +42,7 @@ class TrainingRequest:
     images: Path | None = None
     """A folder of images in place of the track's fine-tuning set."""
     base: str = ""
-    """The model to start from: a name, a card file, or open_clip:ARCH/PRETRAINED."""
+    """The model to start from: a name, a card file, or open_clip:ARCH/TAG."""
     precision: str = "float32"
 
     @property

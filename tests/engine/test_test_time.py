@@ -18,7 +18,8 @@ from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.run import run
 from robustbench_vlm.engine.store import cell_folder, read_finished
 from robustbench_vlm.models.classifier import load_model
-from robustbench_vlm.test_time.defended_model import split_reference
+from robustbench_vlm.models.reference import CardFile, ModelReference
+from robustbench_vlm.test_time.defended_model import checked_reference
 
 ONE = Resources(device="cpu", workers=1)
 
@@ -67,10 +68,10 @@ def test_the_estimate_counts_what_a_procedure_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("tcc+clip", r"unknown procedure 'tcc'\. Did you mean ttc.*'tcc\+clip' stands for PROCEDURE\+MODEL"),
+        ("tcc+clip", r"unknown procedure 'tcc'\. Did you mean ttc.*'tcc\+clip' was read as DEFENSE\+MODEL"),
         ("ttc+clop", r"unknown model 'clop'\. Did you mean .*clip"),
-        ("ttc+ttc+clip", r"'ttc\+clip' is a procedure itself, and 'ttc' takes a model that is only weights"),
-        ("ttc+tcc+clip", r"unknown procedure 'tcc'"),
+        ("ttc+ttc+clip", r"'ttc\+ttc\+clip' has two test-time defenses, 'ttc' and 'ttc'.*: keep one of them"),
+        ("ttc+tcc+clip", r"has two test-time defenses, 'ttc' and 'tcc'"),
         ("no/where+clip.json", r"no/where\+clip\.json"),
     ],
 )
@@ -84,7 +85,7 @@ def test_a_card_s_path_may_hold_a_plus(tmp_path: Path, taught_card: Path, monkey
     (tmp_path / "a+b" / taught_card.name).rename(tmp_path / "a+b" / "c+d.json")
     monkeypatch.chdir(tmp_path / "a+b")
     for reference in ("c+d.json", "../a+b/c+d.json", str(tmp_path / "a+b" / "c+d.json")):
-        assert split_reference(reference) == ("", reference)
+        assert checked_reference(reference) == ModelReference(CardFile(reference))
         assert loaded_model(reference, "mini", "cpu").name == "taught"
 
 

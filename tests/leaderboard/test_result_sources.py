@@ -6,6 +6,7 @@ import pytest
 from made_up_results import evidence, write_board_entry, write_run
 
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.engine.store import safe_name
 from robustbench_vlm.leaderboard import sources
 from robustbench_vlm.leaderboard.sources import read_sources
 
@@ -63,6 +64,15 @@ def test_models_of_one_name_are_told_apart_by_what_they_were_named_by(board: Pat
     write_board_entry([evidence("agft", RIGHT)], board)
     write_run([evidence("agft", RIGHT)], Path("mine"))
     assert names(["agft", "mine/mini/agft"]) == ["agft (agft)", "agft (mine/mini/agft)"]
+
+
+@pytest.mark.parametrize("model", ["open_clip:ViT-B-32/openai", "ttc+open_clip:ViT-B-32/openai", "ttc+clip"])
+def test_a_run_is_found_by_the_reference_of_its_model(board: Path, model: str) -> None:
+    folder = write_run([evidence(model, RIGHT)], Path("runs"))
+    assert folder.name == safe_name(model) and folder.parent == Path("runs") / "mini"
+    assert names([model]) == [model]
+    with pytest.raises(UserError, match="unknown result 'open_clip:RN50/openai'"):
+        names(["open_clip:RN50/openai"])
 
 
 def test_a_disputed_entry_says_so(board: Path) -> None:

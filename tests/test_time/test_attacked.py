@@ -163,7 +163,7 @@ def test_libraries_that_do_not_say_whose_image_it_is_are_refused() -> None:
 
 
 def test_a_procedure_on_top_of_another_is_refused() -> None:
-    with pytest.raises(UserError, match="'ttc\\+clip' is a procedure itself"):
+    with pytest.raises(UserError, match="'r-tpt\\+ttc\\+clip' has two test-time defenses"):
         defended_model("r-tpt+ttc+clip", lambda reference: on_clip("ttc"), "clip")
 
 

@@ -1,0 +1,81 @@
+"""The parser of model references: each form, what is refused, and the text that comes back."""
+
+from pathlib import Path
+
+import pytest
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.models.card import find_card
+from robustbench_vlm.models.reference import (
+    CardFile,
+    HuggingFaceModel,
+    ModelName,
+    ModelReference,
+    OpenClipModel,
+    parse_reference,
+)
+
+REFERENCES = {
+    "agft": ModelReference(ModelName("agft")),
+    "fare-4-vit-l-14": ModelReference(ModelName("fare-4-vit-l-14")),
+    "../../etc/passwd": ModelReference(ModelName("../../etc/passwd")),
+    "path/to/card.json": ModelReference(CardFile("path/to/card.json")),
+    "path/a+b/c+d.json": ModelReference(CardFile("path/a+b/c+d.json")),
+    "open_clip:ViT-B-32/openai": ModelReference(OpenClipModel("ViT-B-32", "openai")),
+    "open_clip:ViT-B-32/a+b": ModelReference(OpenClipModel("ViT-B-32", "a+b")),
+    "hf:org/name": ModelReference(HuggingFaceModel("org/name")),
+    "hf:org/name@v1/a+b": ModelReference(HuggingFaceModel("org/name", "v1/a+b")),
+    "ttc+agft": ModelReference(ModelName("agft"), "ttc"),
+    "r-tpt@16+path/a+b.json": ModelReference(CardFile("path/a+b.json"), "r-tpt@16"),
+    "ttc+open_clip:ViT-B-32/openai": ModelReference(OpenClipModel("ViT-B-32", "openai"), "ttc"),
+    "ttc+hf:org/name@main": ModelReference(HuggingFaceModel("org/name", "main"), "ttc"),
+    "ttc+a.json": ModelReference(CardFile("a.json"), "ttc"),
+}
+
+
+@pytest.mark.parametrize("text", REFERENCES)
+def test_a_reference_is_parsed_and_written_as_it_was(text: str) -> None:
+    assert parse_reference(text) == REFERENCES[text]
+    assert str(parse_reference(text)) == text
+
+
+def test_an_existing_card_file_wins_over_a_defense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse_reference("ttc+a.json").defense == "ttc"
+    Path("ttc+a.json").write_text("{}")
+    assert parse_reference("ttc+a.json") == ModelReference(CardFile("ttc+a.json"))
+    assert parse_reference("ttc+ttc+a.json") == ModelReference(CardFile("ttc+a.json"), "ttc")
+    assert parse_reference(f"ttc+{'a' * 5000}.json").defense == "ttc"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("open_clip:ViT-B-32", "expected open_clip:ARCH/TAG"),
+        ("open_clip:/openai", "expected open_clip:ARCH/TAG"),
+        ("ttc+open_clip:ViT-B-32/", "expected open_clip:ARCH/TAG"),
+        ("hf:name", "write hf:ORG/NAME"),
+        ("hf:org/", "write hf:ORG/NAME"),
+        ("hf:org/name/file.bin", "write hf:ORG/NAME"),
+        ("ttc+r-tpt+clip", "two test-time defenses, 'ttc' and 'r-tpt'"),
+    ],
+)
+def test_what_is_no_reference_is_refused(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        parse_reference(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (
+            "hf:org/name",
+            r"cannot be loaded .* yet. Accepted are a name, a card .*, open_clip:ARCH/TAG, or DEFENSE",
+        ),
+        ("ttc+clip", "give the model without it, 'clip'"),
+        ("clop", r"unknown model 'clop'\. Did you mean clip.* Accepted are a name"),
+    ],
+)
+def test_what_no_card_can_be_found_for_is_told_with_what_is_accepted(text: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        find_card(text, "mini")
