@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import CLEAN
@@ -57,9 +58,9 @@ def check_entry(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
     if foreign := set(entry.datasets) - set(track.datasets):
         raise Unsound(f"{min(foreign)!r} is no dataset of the track {track.name!r}")
     try:
-        parse_card(entry.card)
-    except ValueError as error:
-        raise Unsound(f"the card of {entry.model!r} {error}") from error
+        parse_card(entry.card, f"the card of {entry.model!r}")
+    except UserError as error:
+        raise Unsound(str(error)) from error
     evidence = read_evidence(entry, folder)
     keys = {each.condition for each in evidence}
     if len(keys) < len(evidence):

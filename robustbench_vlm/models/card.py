@@ -1,16 +1,19 @@
-"""Model cards: what a checkpoint is, as a JSON file that people and programs read."""
+"""Model cards: JSON files that describe a checkpoint, with functions that read, write and find them."""
 
 import dataclasses
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, ClassVar
+
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, write_text
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.registry import unknown
+from robustbench_vlm.core.strict_json import read_json, validate
 from robustbench_vlm.models import MODELS, card_names
 from robustbench_vlm.models.reference import (
     ACCEPTED,
@@ -21,149 +24,138 @@ from robustbench_vlm.models.reference import (
     parse_reference,
 )
 
+_MAX_BYTES = 2**18
+"""The largest card file in bytes; bundled cards have a few thousand."""
+_MAX_DEPTH = 8
+"""The most levels of nested objects in a card file; bundled cards have three."""
+_STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
+
+Name = Annotated[str, Field(max_length=200)]
+Text = Annotated[str, Field(max_length=10_000)]
 Pixels = tuple[float, float, float]
+"""One number for each colour channel, for pixels in [0, 1]."""
+Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights, and the digest that it must have."""
+    """A file of weights and its digest."""
 
-    file: str
-    """Relative to the card; of released weights, the file's name in the cache."""
-    sha256: str
-    """Empty for released weights whose digest nobody has told us: it is recorded when they are first fetched."""
-    url: str = ""
-    """Where they were released: https, or "hf:OWNER/NAME/FILE" on the Hugging Face hub; empty: beside the card."""
-    page: str = ""
-    """A web page where people find the file, if programs cannot fetch it."""
-    layout: str = ""
-    """How the file holds the tensors, one of `layouts.LAYOUTS`; empty: whichever it is."""
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    file: Text
+    """The path relative to the card's folder; for released weights, the file's name in the cache."""
+    sha256: Text
+    """The digest of the file. It may be empty for released weights: then the first download's digest is recorded."""
+    url: Text = ""
+    """The download address: https, or "hf:OWNER/NAME/FILE" on the Hugging Face hub; empty: beside the card."""
+    page: Text = ""
+    """A web page where people find the file, if programs cannot download it."""
+    layout: Text = ""
+    """The checkpoint format, a key of `checkpoint_formats.LAYOUTS`; empty: recognised by the file's entries."""
+
+    def __post_init__(self) -> None:
+        if self.is_bundled and not self.sha256:
+            raise ValueError(f"must name the sha256 of {self.file}, which is a file beside the card")
 
     @property
     def is_bundled(self) -> bool:
-        """Whether the file lies beside its card."""
+        """Whether the file is beside its card."""
         return not self.url and not self.page
 
 
 @dataclass(frozen=True)
 class Reported:
-    """A number that a paper reports about the model, which nobody here has measured."""
+    """A number that a paper reports about the model; this project has not measured it."""
 
-    what: str
-    """Attack, radius and datasets."""
-    percent: float
-    source: str
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+
+    what: Text
+    """The attack, eps and datasets."""
+    percent: int | float
+    source: Text
 
 
 @dataclass(frozen=True)
-class ModelCard:
-    """What a checkpoint is and how it came to be; one JSON file model_zoo/<track>/<name>.json.
+class CardFields:
+    """The contents of a card file; its parsing, messages and JSON schema follow from these fields."""
 
-    The weights are two towers, `image` and `text`; or an `image` tower and the text tower of another card, `base`; or
-    one whole CLIP as `image`; or one of open_clip's, `pretrained`. A card with none of these is a model that nobody
-    has released.
-    """
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
-    name: str
-    architecture: str
+    name: Name
+    architecture: Name
     image: Weights | None = None
-    """The image tower."""
+    """The image encoder, or a whole CLIP."""
     text: Weights | None = None
-    """The text tower and the logit scale; shared by all models of a track."""
-    defense: str = ""
+    """The text encoder and the logit scale; all models of a track share them."""
+    defense: Name = ""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """Dataset, eps, steps, seconds, parent and fingerprint of the training that made it."""
-    paper: str = ""
-    licence: str = ""
-    notes: str = ""
-    base: str = ""
-    """The model whose text tower and logit scale these are: a name on the same track, open_clip's, or a card file."""
-    pretrained: str = ""
+    """The dataset, eps, steps, seconds, parent and fingerprint of the training that made the model."""
+    paper: Text = ""
+    licence: Text = ""
+    notes: Text = ""
+    base: Text = ""
+    """The model whose text encoder and logit scale are used: a name on the same track, open_clip:ARCH/TAG, or a card
+    file."""
+    pretrained: Name = ""
     """The tag of open_clip's weights for the architecture."""
     mean: Pixels | None = None
-    """Of the pixels in [0, 1], where the model was trained with others than its architecture's."""
-    std: Pixels | None = None
+    """The mean that the image encoder subtracts from pixels; None: the architecture's."""
+    std: tuple[Positive, Positive, Positive] | None = None
+    """The standard deviation that it divides by; None: the architecture's."""
     reported: tuple[Reported, ...] = ()
+
+    def __post_init__(self) -> None:
+        if (self.text and (self.base or not self.image)) or (self.pretrained and (self.image or self.base)):
+            raise ValueError(
+                "must have image and text, or image and base, or pretrained: it names the same tower twice"
+            )
+        if bool(self.mean) != bool(self.std):
+            raise ValueError("must have both mean and std, or neither")
+
+
+@dataclass(frozen=True)
+class ModelCard(CardFields):
+    """A checkpoint and how it was made; one JSON file model_zoo/<track>/<name>.json.
+
+    The weights are an image encoder `image` and a text encoder `text`; or an `image` and the text encoder of another
+    card, `base`; or one whole CLIP as `image`; or one of open_clip's, `pretrained`. A card with none of these is a
+    model whose weights were never released.
+    """
+
     folder: str = ""
-    """Where the card was read, and its files are; no part of the card's JSON."""
+    """The folder that the card was read from and that its files are in; not a part of the card's JSON."""
 
     @property
     def base_reference(self) -> str:
-        """What `find_card` takes for the base; a card file is relative to this card."""
+        """The reference of the base for `find_card`; a card file is relative to this card's folder."""
         return str(Path(self.folder) / self.base) if is_card_file(self.base) else self.base
 
     @property
     def has_weights(self) -> bool:
-        """Whether somebody has released the weights."""
+        """Whether the weights were released."""
         return bool(self.image or self.pretrained)
 
 
 def read_card(path: Path) -> ModelCard:
-    """Read a card file; raise UserError where it is missing, no JSON, or has wrong or missing fields."""
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"cannot read the model card {path}: {error.strerror}") from error
-    except ValueError as error:
-        raise UserError(f"the model card {path} is not JSON: {error}") from error
-    try:
-        return parse_card(values, folder=str(path.resolve().parent))
-    except ValueError as error:
-        raise UserError(f"the model card {path} {error}") from None
+    """Read a card file; raise UserError where it is missing, not strict JSON, or has wrong or missing fields."""
+    what = f"the model card {path}"
+    card = parse_card(read_json(path, "the model card", max_bytes=_MAX_BYTES, max_depth=_MAX_DEPTH), what)
+    return dataclasses.replace(card, folder=str(path.resolve().parent))
 
 
-def parse_card(values: Any, folder: str = "") -> ModelCard:
-    """Return the card that JSON values are; raise ValueError that says what a card must be."""
-    known = {item.name for item in dataclasses.fields(ModelCard)} - {"folder"}
-    needed = {"name", "architecture"}
-    if not isinstance(values, dict) or not needed <= set(values) <= known:
-        raise ValueError(
-            f"must be an object with {', '.join(sorted(needed))} and may have {', '.join(sorted(known - needed))},"
-            " nothing else"
-        )
-    texts = ("name", "architecture", "defense", "paper", "licence", "notes", "base", "pretrained")
-    if wrong := [key for key in texts if not isinstance(values.get(key, ""), str)]:
-        raise ValueError(f"must have a text as {wrong[0]}")
-    if not isinstance(values.get("training", {}), dict):
-        raise ValueError("must have an object as training")
-    parsed = {
-        **{tower: _weights(values[tower], tower) for tower in ("image", "text") if values.get(tower) is not None},
-        **{key: _pixels(values[key], key) for key in ("mean", "std") if values.get(key) is not None},
-        "reported": _reported(values.get("reported", [])),
-    }
-    card = ModelCard(**{**values, **parsed}, folder=folder)
-    if (card.text and (card.base or not card.image)) or (card.pretrained and (card.image or card.base)):
-        raise ValueError("must have image and text, or image and base, or pretrained: it names the same tower twice")
-    if bool(card.mean) != bool(card.std):
-        raise ValueError("must have both mean and std, or neither")
-    return card
+def parse_card(values: Any, what: str = "the model card") -> ModelCard:
+    """Return the card that JSON values describe.
+
+    Raises UserError that names the place of the first problem, after `what`.
+    """
+    fields = validate(CardFields, values, what)
+    return ModelCard(**{item.name: getattr(fields, item.name) for item in dataclasses.fields(fields)})
 
 
-def _weights(values: Any, tower: str) -> Weights:
-    allowed = {item.name for item in dataclasses.fields(Weights)}
-    is_object = isinstance(values, dict) and {"file", "sha256"} <= set(values) <= allowed
-    if not is_object or not all(isinstance(value, str) for value in values.values()):
-        raise ValueError(f'must have as {tower} an object with the texts "file" and "sha256" (url, page, layout)')
-    weights = Weights(**values)
-    if weights.is_bundled and not weights.sha256:
-        raise ValueError(f"must name the sha256 of {weights.file}, which lies beside it")
-    return weights
-
-
-def _pixels(values: Any, key: str) -> Pixels:
-    if not isinstance(values, list) or len(values) != 3 or not all(type(value) in (int, float) for value in values):
-        raise ValueError(f"must have three numbers as {key}, one a colour")
-    if key == "std" and min(values) <= 0:
-        raise ValueError("must have numbers above 0 as std")
-    return (float(values[0]), float(values[1]), float(values[2]))
-
-
-def _reported(values: Any) -> tuple[Reported, ...]:
-    kinds = {"what": str, "percent": int | float, "source": str}
-    is_list = isinstance(values, list) and all(isinstance(each, dict) and set(each) == set(kinds) for each in values)
-    if not is_list or not all(isinstance(each[key], kind) for each in values for key, kind in kinds.items()):
-        raise ValueError('must have as reported a list of objects with "what", "percent" and "source"')
-    return tuple(Reported(**each) for each in values)
+def card_schema() -> dict[str, Any]:
+    """Return the JSON schema of card files."""
+    return TypeAdapter(CardFields).json_schema()
 
 
 _FIRST_FIELDS = ("name", "architecture", "image", "text", "defense", "training", "paper", "licence", "notes")

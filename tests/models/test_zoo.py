@@ -5,6 +5,7 @@ from pathlib import Path
 
 import open_clip
 import pytest
+from jsonschema import Draft202012Validator
 
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
@@ -13,7 +14,7 @@ from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.architecture import load_architecture
-from robustbench_vlm.models.card import ModelCard, bundled_names, find_card, read_card, write_card
+from robustbench_vlm.models.card import ModelCard, bundled_names, card_schema, find_card, read_card, write_card
 from robustbench_vlm.models.checkpoint_formats import LAYOUTS
 from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.models.reference import OPEN_CLIP
@@ -126,16 +127,22 @@ def test_what_was_trained_where_the_answer_says_is_taken(tmp_path: Path, monkeyp
         ({"pretrained": "openai"}, "same tower twice"),
         ({"image": None}, "same tower twice"),
         ({"image": {"file": "a.pt", "sha256": ""}}, "must name the sha256 of a.pt"),
-        ({"image": {"file": "a.pt", "sha256": "", "url": 1}}, "must have as image an object"),
-        ({"image": {"file": "a.pt", "sha256": "", "mirror": ""}}, "must have as image an object"),
-        ({"mean": [0.5, 0.5]}, "three numbers as mean"),
+        ({"image": {"file": "a.pt", "sha256": "", "url": 1}}, "image/url: .* string, got 1"),
+        ({"image": {"file": "a.pt", "sha256": "", "mirror": ""}}, "image/mirror: unknown field"),
+        ({"mean": [0.5, 0.5]}, "mean/2: this field is required"),
         ({"mean": [0.5, 0.5, 0.5]}, "both mean and std"),
-        ({"mean": [0.5, 0.5, 0.5], "std": [0.2, 0, 0.2]}, "above 0 as std"),
-        ({"mean": [0.5, 0.5, True], "std": [0.2, 0.2, 0.2]}, "three numbers as mean"),
-        ({"name": 3}, "a text as name"),
-        ({"training": []}, "an object as training"),
-        ({"reported": [{"what": "clean", "percent": "9", "source": ""}]}, "must have as reported"),
-        ({"reported": 7}, "must have as reported"),
+        ({"mean": [0.5, 0.5, 0.5], "std": [0.2, 0, 0.2]}, "std/1: Input should be greater than 0, got 0"),
+        ({"mean": [0.5, 0.5, True], "std": [0.2, 0.2, 0.2]}, "mean/2: .* number, got True"),
+        ({"name": 3}, "name: .* string, got 3"),
+        ({"training": []}, "training: .* object"),
+        ({"reported": [{"what": "clean", "percent": "9", "source": ""}]}, "reported/0/percent.*, got '9'"),
+        ({"reported": 7}, "reported: .* array, got 7"),
+        ({"folder": "x"}, "folder: unknown field"),
+        ({"name": "x" * 201}, "name: .* at most 200 characters"),
+        ({"training": {"a": [[[[[[[[1]]]]]]]]}}, "nested deeper than 8 levels"),
+        ({"notes": "x" * 2**18}, "larger than 262,144 bytes"),
+        ({"training": {"loss": float("nan")}}, "has NaN"),
+        ({"notes": "\ud800"}, "lone surrogate"),
     ],
 )
 def test_cards_are_read_strictly(change: dict[str, object], message: str, tmp_path: Path) -> None:
@@ -143,6 +150,25 @@ def test_cards_are_read_strictly(change: dict[str, object], message: str, tmp_pa
     (tmp_path / "card.json").write_text(json.dumps({**values, **change}))
     with pytest.raises(UserError, match=message):
         read_card(tmp_path / "card.json")
+
+
+def test_bundled_cards_are_written_as_they_were_read(tmp_path: Path) -> None:
+    paths = sorted(package_folder("model_zoo").rglob("*.json"))
+    assert len(paths) > 50
+    for path in paths:
+        write_card(read_card(path), tmp_path / "card.json")
+        assert (tmp_path / "card.json").read_bytes() == path.read_bytes(), path
+
+
+def test_the_schema_of_cards_accepts_what_the_reader_accepts() -> None:
+    schema = card_schema()
+    Draft202012Validator.check_schema(schema)
+    validator = Draft202012Validator(schema)
+    for path in package_folder("model_zoo").rglob("*.json"):
+        validator.validate(json.loads(path.read_text()))
+    values = {"name": "a", "architecture": "mini"}
+    for change in ({"name": 3}, {"run": "rm -rf"}, {"folder": "x"}, {"std": [0.2, 0, 0.2]}, {"image": {"file": "a"}}):
+        assert not validator.is_valid({**values, **change}), change
 
 
 def test_the_list_and_a_page_show_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
