@@ -14,7 +14,7 @@ class Request:
     """What a user asks for; every combination of models, attacks, eps and datasets is one cell."""
 
     models: tuple[str, ...]
-    """Names on the track, card files (*.json), or open_clip:ARCH/PRETRAINED."""
+    """Names on the track, card files (*.json), or open_clip:ARCH/TAG."""
     attacks: tuple[str, ...] = ("autoattack",)
     track: str = "mini"
     datasets: tuple[str, ...] = ()

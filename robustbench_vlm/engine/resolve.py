@@ -31,7 +31,7 @@ from robustbench_vlm.models.loading import fetch
 from robustbench_vlm.models.precision import check_precision
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
-from robustbench_vlm.test_time.defended_model import DefendedModel, checked_reference
+from robustbench_vlm.test_time.defended_model import DefendedModel
 from robustbench_vlm.tracks import TRACKS, Track
 
 
@@ -128,7 +128,7 @@ def _models(
     """Load each model, take its facts, and release it before the next one is loaded."""
     references = _once("model", request.models)
     for reference in references:
-        fetch(find_card(split_reference(reference)[1], track.name), track.name, on_progress)
+        fetch(find_card(str(checked_reference(reference).model), track.name), track.name, on_progress)
     # A checkpoint may have changed since this process loaded it last.
     release()
     found: dict[str, _ModelFacts] = {}
