@@ -31,7 +31,7 @@ from robustbench_vlm.models.loading import fetch
 from robustbench_vlm.models.precision import check_precision
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
-from robustbench_vlm.test_time.defended_model import DefendedModel
+from robustbench_vlm.test_time.defended_model import DefendedModel, checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
 
