@@ -26,8 +26,8 @@ from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat, parse_eps
-from robustbench_vlm.models.architecture import Architecture, load_architecture
 from robustbench_vlm.models.classifier import Model, ZeroShotClassifier
+from robustbench_vlm.models.open_clip import Architecture, load_architecture
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic
 
 TINY = Architecture(
@@ -69,7 +69,7 @@ def network_of(name: str, device: str) -> Model:
 
 def samples_of(model: Model, classifier: nn.Module, options: argparse.Namespace) -> Batch:
     """Return noise with the classifier's own answers as labels, so that every sample has to be attacked."""
-    side, count = model.architecture.side, options.images
+    side, count = model.architecture.image_size, options.images
     images = torch.rand(count, 3, side, side, generator=torch.Generator().manual_seed(0)).to(options.device)
     with torch.no_grad():
         labels = torch.cat([classifier(part).argmax(dim=1) for part in images.split(options.batch_size)])

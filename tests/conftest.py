@@ -14,9 +14,9 @@ from torch.nn import functional
 from robustbench_vlm.core.files import sha256_of
 from robustbench_vlm.datasets.published import ORIGINALS
 from robustbench_vlm.datasets.rendered import COLOURS
-from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import ModelCard, Weights, write_card
 from robustbench_vlm.models.classifier import ImageEncoder, load_model
+from robustbench_vlm.models.open_clip import load_architecture
 
 # The same examples in every run, and no limit of time for one: the machine may be busy.
 settings.register_profile("same", derandomize=True, deadline=None)

@@ -23,8 +23,8 @@ from robustbench_vlm.datasets.transform import Transform
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import resolve
 from robustbench_vlm.models import classifier as clip
-from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.classifier import load_model
+from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.tracks import ZEROSHOT15
 from robustbench_vlm.training.pretrain import pretrain_base
 

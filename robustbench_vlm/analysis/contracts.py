@@ -24,8 +24,8 @@ from robustbench_vlm.datasets.published.local_copy import ready
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.base import Defense
 from robustbench_vlm.engine.model_cache import loaded_model, release
-from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import find_card
+from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.test_time.base import TestTimeDefense
 from robustbench_vlm.test_time.defended_model import DefendedModel

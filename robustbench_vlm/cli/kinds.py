@@ -17,8 +17,8 @@ from robustbench_vlm.datasets.published import ORIGINALS
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.base import Defense
 from robustbench_vlm.models import ARCHITECTURES, MODELS, card_names
-from robustbench_vlm.models.architecture import Architecture, load_architecture
 from robustbench_vlm.models.card import ModelCard, find_card
+from robustbench_vlm.models.open_clip import Architecture, load_architecture
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.test_time import TEST_TIME_DEFENSES
 from robustbench_vlm.test_time.base import TestTimeDefense
@@ -138,7 +138,7 @@ def _made_by_people(made: Defense | TestTimeDefense) -> str:
 
 
 def _architecture(architecture: Architecture) -> str:
-    return f"a CLIP for images of {architecture.side} x {architecture.side} pixels"
+    return f"a CLIP for images of {architecture.image_size} x {architecture.image_size} pixels"
 
 
 def _sentence(parts: Iterable[str]) -> str:

@@ -9,7 +9,7 @@ from typing import Any, Protocol, TypeVar
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import Registry
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.models.device import choose_device
+from robustbench_vlm.models.precision import choose_device
 
 Job = TypeVar("Job")
 """The work of one worker: names and numbers, which are pickled; `str(job)` names it in messages."""

@@ -147,7 +147,7 @@ def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequenc
     # A function of its own, so that no variable holds the model while the next one is loaded.
     model = loaded_model(reference, track.name, device)
     adapted = [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
-    side = protocol.image_size or model.architecture.side
+    side = protocol.image_size or model.architecture.image_size
     return _ModelFacts(reference, model.name, model.digest, side, tuple(adapted))
 
 

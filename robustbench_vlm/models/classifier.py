@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.models.architecture import Architecture
 from robustbench_vlm.models.card import ModelCard, find_card
 from robustbench_vlm.models.fast_conv import quick_at_pixels
 from robustbench_vlm.models.fast_resnet import FoldedResNet, folded
 from robustbench_vlm.models.loading import assemble
+from robustbench_vlm.models.open_clip import Architecture
 from robustbench_vlm.models.precision import InPrecision, arithmetic, products
 
 _TEXTS_AT_ONCE = 1024
@@ -38,7 +38,7 @@ class ImageEncoder(nn.Module):
         super().__init__()
         # Convolutions run up to twice as fast in this order of memory, on CPU and GPU.
         self.visual = visual.to(memory_format=torch.channels_last)
-        self.architecture, self.side = architecture, architecture.side
+        self.architecture, self.side = architecture, architecture.image_size
         self.register_buffer("mean", torch.tensor(architecture.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(architecture.std).view(1, 3, 1, 1))
 

@@ -7,11 +7,10 @@ import torch
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import sha256_of
-from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import ModelCard, find_card, is_card_file, read_card, write_card
 from robustbench_vlm.models.checkpoint_formats import State, check_fit
-from robustbench_vlm.models.tower_files import save_weights, split_towers
-from robustbench_vlm.models.weights import load_towers
+from robustbench_vlm.models.open_clip import load_architecture
+from robustbench_vlm.models.weights import load_towers, save_weights, split_towers
 
 
 def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", defense: str = "") -> Path:

@@ -16,12 +16,11 @@ from robustbench_vlm.core.files import cache_folder
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.core.registry import unknown
-from robustbench_vlm.models.architecture import Architecture, load_architecture
 from robustbench_vlm.models.card import ModelCard, Weights, find_card, trained_folder
 from robustbench_vlm.models.checkpoint_formats import State, Towers, check_fit
+from robustbench_vlm.models.open_clip import Architecture, load_architecture
 from robustbench_vlm.models.reference import OPEN_CLIP
-from robustbench_vlm.models.tower_files import split_towers
-from robustbench_vlm.models.weights import cached, load_towers, load_weights, locate, remember
+from robustbench_vlm.models.weights import cached, load_towers, load_weights, locate, remember, split_towers
 
 
 @dataclass(frozen=True)

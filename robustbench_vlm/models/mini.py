@@ -1,6 +1,6 @@
 """The embedded model: a CLIP small enough for two CPU cores, chosen by accuracy and throughput (docs/mini.md)."""
 
-from robustbench_vlm.models.architecture import Architecture
+from robustbench_vlm.models.open_clip import Architecture
 
 MINI = Architecture(
     config={

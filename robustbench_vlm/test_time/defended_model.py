@@ -14,9 +14,9 @@ from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.registry import unknown
-from robustbench_vlm.models.architecture import Architecture
 from robustbench_vlm.models.card import ModelCard
 from robustbench_vlm.models.classifier import Model
+from robustbench_vlm.models.open_clip import Architecture
 from robustbench_vlm.models.reference import ModelReference, parse_reference
 from robustbench_vlm.models.text_encoder import PromptTower
 from robustbench_vlm.test_time import TEST_TIME_DEFENSES

@@ -27,7 +27,7 @@ from robustbench_vlm.models.card import ModelCard, Weights, write_card
 from robustbench_vlm.models.classifier import ImageEncoder
 from robustbench_vlm.models.fast_resnet import folded
 from robustbench_vlm.models.precision import arithmetic
-from robustbench_vlm.models.tower_files import copy_weights, save_weights, split_towers
+from robustbench_vlm.models.weights import copy_weights, save_weights, split_towers
 from robustbench_vlm.tracks import TRACKS, Track
 from robustbench_vlm.training.checkpoint import Checkpoint
 from robustbench_vlm.training.data import read_ahead

@@ -72,7 +72,7 @@ class Job:
             "classes": fingerprint(self.dataset.classes),
             "images": len(self.images),
             "images_digest": self.images.digest,
-            "image_size": self.model.architecture.side,
+            "image_size": self.model.architecture.image_size,
             "eps": str(self.eps),
             "inner_steps": self.defense.inner.steps,
             "inner_step_size": str(self.defense.inner.step_size),

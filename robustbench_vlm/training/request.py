@@ -79,7 +79,7 @@ def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingI
     if not request.images and not track.training:
         raise UserError(f"the track {track.name!r} trains on your own images: give their folder by --images DIR")
     model = load_model(request.base or track.base, track.name)
-    dataset = _dataset(request, track, published, model.architecture.side)
+    dataset = _dataset(request, track, published, model.architecture.image_size)
     images, held_out = _split(request, track, dataset, hold_out)
     eps = request.eps if request.eps is not None else track.training_eps
     return Job(defense, schedule, model, dataset, images, eps, request.seed, request.precision), held_out

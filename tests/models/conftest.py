@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from robustbench_vlm.models.architecture import load_architecture
+from robustbench_vlm.models.open_clip import load_architecture
 
 VIT, RESNET = "open_clip:ViT-B-32-quickgelu", "open_clip:RN50-quickgelu"
 

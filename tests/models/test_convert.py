@@ -26,14 +26,12 @@ from transformers import CLIPConfig, CLIPModel
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, sha256_of
-from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import read_card
-from robustbench_vlm.models.checkpoint_files import read_checkpoint
-from robustbench_vlm.models.checkpoint_formats import LAYOUTS, check_fit, towers_of
+from robustbench_vlm.models.checkpoint_formats import LAYOUTS, check_fit, read_checkpoint, towers_of
 from robustbench_vlm.models.classifier import Model, load_model
 from robustbench_vlm.models.convert import convert
-from robustbench_vlm.models.tower_files import save_weights
-from robustbench_vlm.models.weights import load_towers
+from robustbench_vlm.models.open_clip import load_architecture
+from robustbench_vlm.models.weights import load_towers, save_weights
 
 PICTURES = Path(__file__).parents[2].parent / "shared" / "data" / "real" / "dtd"
 MINI = load_architecture("mini")

@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.fast_conv import PixelConvolution, quick_at_pixels
+from robustbench_vlm.models.open_clip import load_architecture
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)

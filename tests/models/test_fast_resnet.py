@@ -3,9 +3,9 @@
 import torch
 from torch import nn
 
-from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.fast_resnet import folded
 from robustbench_vlm.models.mini import MINI
+from robustbench_vlm.models.open_clip import load_architecture
 
 
 def _tower() -> nn.Module:

@@ -15,10 +15,10 @@ from torch.nn import functional
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import sha256_of
 from robustbench_vlm.datasets.rendered import SHAPES
-from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import ModelCard, Weights, find_card, read_card, write_card
 from robustbench_vlm.models.classifier import ImageEncoder, Model, ZeroShotClassifier, load_model, tokenize
 from robustbench_vlm.models.mini import MINI
+from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.models.weights import load_weights
 
 

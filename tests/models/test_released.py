@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import read_card
 from robustbench_vlm.models.classifier import load_model
+from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.models.weights import cached
 
 

@@ -7,8 +7,7 @@ import torch
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.classifier import load_model
-from robustbench_vlm.models.tower_files import copy_weights, save_weights
-from robustbench_vlm.models.weights import load_weights
+from robustbench_vlm.models.weights import copy_weights, load_weights, save_weights
 
 
 def test_weights_are_rounded_and_counters_are_not(tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from robustbench_vlm.core.files import package_folder
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.models import card_names
-from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import ModelCard, bundled_names, card_schema, find_card, read_card, write_card
 from robustbench_vlm.models.checkpoint_formats import LAYOUTS
 from robustbench_vlm.models.classifier import load_model
+from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.models.reference import OPEN_CLIP
 from robustbench_vlm.tracks import TRACKS
 from robustbench_vlm.training.finetune import Runtime

@@ -21,9 +21,9 @@ from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.engine.cost import attack_passes
 from robustbench_vlm.models import classifier as clip
-from robustbench_vlm.models.architecture import Architecture
 from robustbench_vlm.models.card import ModelCard
 from robustbench_vlm.models.classifier import Model, load_model
+from robustbench_vlm.models.open_clip import Architecture
 from robustbench_vlm.test_time import TEST_TIME_DEFENSES
 from robustbench_vlm.test_time.base import Context, Passes, TestTimeDefense
 from robustbench_vlm.test_time.defended_model import DefendedLogits, DefendedModel, defended_model

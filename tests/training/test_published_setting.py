@@ -8,8 +8,8 @@ import torch
 
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.defenses.agft import AGFT
-from robustbench_vlm.models.architecture import load_architecture
 from robustbench_vlm.models.card import read_card
+from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.training.log import read_log
 from robustbench_vlm.training.request import TrainingRequest, make_job
 

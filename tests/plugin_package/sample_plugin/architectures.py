@@ -1,6 +1,6 @@
 """A CLIP with hardly any weights."""
 
-from robustbench_vlm.models.architecture import Architecture
+from robustbench_vlm.models.open_clip import Architecture
 
 NARROW = Architecture(
     config={

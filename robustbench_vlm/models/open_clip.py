@@ -21,7 +21,7 @@ class Architecture:
     std: tuple[float, float, float]
 
     @property
-    def side(self) -> int:
+    def image_size(self) -> int:
         """Height and width of the images that the image tower takes, in pixels."""
         return int(self.config["vision_cfg"]["image_size"])
 
