@@ -35,7 +35,7 @@ from robustbench_vlm.leaderboard.board import Board
 from robustbench_vlm.leaderboard.entry import board_folder
 from robustbench_vlm.leaderboard.ranking import make_board
 from robustbench_vlm.leaderboard.sources import read_sources
-from robustbench_vlm.models.precision import choose_device
+from robustbench_vlm.models.device import choose_device
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import TRACKS

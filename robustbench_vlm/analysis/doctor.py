@@ -18,7 +18,8 @@ from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import resolve
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import load_batch
-from robustbench_vlm.models.precision import arithmetic, choose_device
+from robustbench_vlm.models.device import choose_device
+from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.tracks import TRACKS, Track
 
 ABOUT_ZERO = 0.05

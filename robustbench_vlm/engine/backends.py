@@ -4,12 +4,15 @@ import dataclasses
 import traceback
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import Registry
-from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.models.precision import choose_device
+from robustbench_vlm.models.device import choose_device
+
+if TYPE_CHECKING:
+    # It imports torch, which `vlmbench --help` must not.
+    from robustbench_vlm.engine.resources import Resources
 
 Job = TypeVar("Job")
 """The work of one worker: names and numbers, which are pickled; `str(job)` names it in messages."""
@@ -28,7 +31,7 @@ class RunJobs(Protocol):
     """
 
     def __call__(
-        self, function: Callable[[Job], Answer], jobs: Sequence[Job], resources: Resources
+        self, function: Callable[[Job], Answer], jobs: Sequence[Job], resources: "Resources"
     ) -> Generator[tuple[Job, Answer], None, None]:
         """Run the jobs with resolved resources."""
 
@@ -37,9 +40,9 @@ class RunJobs(Protocol):
 class Engine:
     """A way to run jobs on the resources of a request."""
 
-    prepare: Callable[[Resources], None]
+    prepare: Callable[["Resources"], None]
     """Starts slow preparations before the request is resolved; raises UserError if the engine cannot work."""
-    count_workers: Callable[[Resources], int]
+    count_workers: Callable[["Resources"], int]
     """Returns the number of workers that 0 workers stand for; the device of the resources is resolved."""
     run_jobs: RunJobs
 
@@ -53,7 +56,7 @@ ENGINES = Registry(
 )
 
 
-def resolve_resources(resources: Resources) -> Resources:
+def resolve_resources(resources: "Resources") -> "Resources":
     """Return the resources with device and workers filled in; raise UserError for a GPU that is not there.
 
     The batch size stays as it is: `resolve.resolve` chooses it for the models of a request.

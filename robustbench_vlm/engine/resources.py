@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.models.precision import check_device
+from robustbench_vlm.models.device import check_device
 
 CPU_BATCH_SIZE = 64
 """Larger batches are not faster on a CPU."""

@@ -1,4 +1,4 @@
-"""Devices, and the precisions in which the image encoder and the logits are computed; losses are float32."""
+"""Precisions: the number formats in which the image encoder and the logits are computed; losses are float32."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -8,20 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_vlm.core.errors import UserError
-
-
-def check_device(name: str) -> None:
-    """Raise UserError for a name that is neither "cpu" nor "cuda" nor empty."""
-    if name not in ("", "cpu", "cuda"):
-        raise UserError(f"unknown device {name!r}: expected cpu or cuda")
-
-
-def choose_device(name: str) -> str:
-    """Return "cpu" or "cuda"; "" chooses a GPU if there is one. Raise UserError for an unknown or missing device."""
-    check_device(name)
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("torch finds no GPU that it can use: give --device cpu, or fix the driver")
-    return name or ("cuda" if torch.cuda.is_available() else "cpu")
 
 
 @dataclass(frozen=True)

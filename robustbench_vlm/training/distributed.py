@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.models.precision import choose_device
+from robustbench_vlm.models.device import choose_device
 
 
 class _SumOfParts(torch.autograd.Function):
