@@ -21,8 +21,8 @@ from torch.nn import functional
 
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.defenses.base import LossContext
-from robustbench_vlm.models.classifier import ImageEncoder
 from robustbench_vlm.models.fast_resnet import folded
+from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.training.distributed import Processes
 from robustbench_vlm.training.finetune import tower_of, train_step
 from robustbench_vlm.training.job import Job

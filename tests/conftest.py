@@ -15,7 +15,8 @@ from robustbench_vlm.core.files import sha256_of
 from robustbench_vlm.datasets.published import ORIGINALS
 from robustbench_vlm.datasets.rendered import COLOURS
 from robustbench_vlm.models.card import ModelCard, Weights, write_card
-from robustbench_vlm.models.classifier import ImageEncoder, load_model
+from robustbench_vlm.models.classifier import load_model
+from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.models.open_clip import load_architecture
 
 # The same examples in every run, and no limit of time for one: the machine may be busy.

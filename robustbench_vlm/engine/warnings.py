@@ -10,7 +10,7 @@ from robustbench_vlm.core.records import CLEAN, SampleResult, Score
 from robustbench_vlm.datasets.base import Prompt
 from robustbench_vlm.datasets.published.local_copy import is_incomplete, is_other_split
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.models.classifier import read_alike
+from robustbench_vlm.models.text_encoder import texts_with_equal_tokens
 
 ZERO_GRADIENTS = 0.01
 """Share of samples without an input gradient that is let pass."""
@@ -151,7 +151,7 @@ def _black_box_wins(attack: Attack, results: Sequence[SampleResult]) -> int:
 def _repeated(prompts: Sequence[Prompt]) -> int:
     # Of an ensemble the first: a template puts two names into the same tokens, or none does.
     first = [prompt if isinstance(prompt, str) else prompt[0] for prompt in prompts]
-    return sum(len(group) - 1 for group in read_alike(first))
+    return sum(len(group) - 1 for group in texts_with_equal_tokens(first))
 
 
 def _share(results: Sequence[SampleResult], *, clean: bool) -> float:

@@ -1,74 +1,25 @@
 """Zero-shot classifiers from CLIP models: one path for the embedded model and for every open_clip one."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.card import ModelCard, find_card
 from robustbench_vlm.models.fast_conv import quick_at_pixels
-from robustbench_vlm.models.fast_resnet import FoldedResNet, folded
+from robustbench_vlm.models.fast_resnet import folded
+from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.models.loading import assemble
 from robustbench_vlm.models.open_clip import Architecture
-from robustbench_vlm.models.precision import InPrecision, arithmetic, products
+from robustbench_vlm.models.precision import InPrecision, products
+from robustbench_vlm.models.text_encoder import embed_texts
 
-_TEXTS_AT_ONCE = 1024
-"""Texts in memory together: ImageNet's ensemble has 80,000."""
 _ROWS = 4
 """Images that an encoder is given at once are a multiple of this: kernels for fewer round in another order, and a
 verdict at the edge of an attack's reach would depend on how many samples are attacked together."""
-_CONTEXT = 77
-"""Tokens that every released text tower reads; later ones are cut off."""
-
-
-class ImageEncoder(nn.Module):
-    """Images in [0, 1], any size, to class embeddings (B, D) that are not normalised.
-
-    Resize (bicubic) and normalisation lie in here, so that a perturbation lives in pixels before them.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, visual: nn.Module, architecture: Architecture) -> None:
-        super().__init__()
-        # Convolutions run up to twice as fast in this order of memory, on CPU and GPU.
-        self.visual = visual.to(memory_format=torch.channels_last)
-        self.architecture, self.side = architecture, architecture.image_size
-        self.register_buffer("mean", torch.tensor(architecture.mean).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(architecture.std).view(1, 3, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings of images."""
-        features: Tensor = self.visual(self._pixels(images))
-        return features
-
-    def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the embeddings (B, D) and those of a square of T places, (B, T, D), in the same space.
-
-        Raises UserError for a tower that has no embeddings of places.
-        """
-        from open_clip.transformer import VisionTransformer
-
-        if isinstance(self.visual, FoldedResNet):
-            return self.visual.dense(self._pixels(images))
-        if not isinstance(self.visual, VisionTransformer) or self.visual.final_ln_after_pool:
-            raise UserError(f"a {type(self.visual).__name__} has no embeddings of places: take a vision transformer")
-        before, self.visual.output_tokens = self.visual.output_tokens, True
-        try:
-            features, places = self.visual(self._pixels(images))
-        finally:
-            self.visual.output_tokens = before
-        return features, places @ self.visual.proj
-
-    def _pixels(self, images: Tensor) -> Tensor:
-        if images.shape[-2:] != (self.side, self.side):
-            images = functional.interpolate(images, (self.side, self.side), mode="bicubic", align_corners=False)
-        return ((images - self.mean) / self.std).contiguous(memory_format=torch.channels_last)
 
 
 class ZeroShotClassifier(nn.Module):
@@ -139,22 +90,12 @@ class Model:
         return ImageEncoder(tower, self.architecture).eval()
 
     def text_features(self, prompts: Sequence[str | tuple[str, ...]]) -> Tensor:
-        """Return the unit embedding of each class's prompt, or unit mean of its prompts' embeddings, float32 (C, D)."""
+        """Return the text embedding of each class, float32 (C, D), unit length; several prompts are averaged."""
         groups = [(prompt,) if isinstance(prompt, str) else prompt for prompt in prompts]
         texts = list(dict.fromkeys(text for group in groups for text in group))
-        embedded = dict(zip(texts, self._embedded(texts), strict=True))
+        embedded = dict(zip(texts, embed_texts(self.network, self.architecture, texts), strict=True))
         means = torch.stack([torch.stack([embedded[text] for text in group]).mean(dim=0) for group in groups])
         return means if all(len(group) == 1 for group in groups) else functional.normalize(means, dim=-1)
-
-    def _embedded(self, texts: Sequence[str]) -> Tensor:
-        device = self.network.get_parameter("logit_scale").device
-        parts = []
-        # Whoever builds them, and whenever: the plan, or a worker that attacks in TF32.
-        with torch.no_grad(), arithmetic():
-            for start in range(0, len(texts), _TEXTS_AT_ONCE):
-                tokens = tokenize(texts[start : start + _TEXTS_AT_ONCE], self.architecture).to(device)
-                parts.append(self.network.encode_text(tokens, normalize=True))  # type: ignore[operator]
-        return torch.cat(parts).to(torch.float32)
 
     def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> ZeroShotClassifier:
         """Return the zero-shot classifier of the classes that the prompts describe: a text a class, or several."""
@@ -165,32 +106,6 @@ def _filled(images: Tensor) -> Tensor:
     """Return images with some more, so that there are a multiple of _ROWS."""
     more = -len(images) % _ROWS
     return torch.cat([images, images[-1:].detach().expand(more, -1, -1, -1)]) if more else images
-
-
-def tokenize(prompts: Sequence[str], architecture: Architecture) -> Tensor:
-    """Return the tokens of texts, int64 (N, context length)."""
-    length = int(architecture.config["text_cfg"].get("context_length", _CONTEXT))
-    tokens: Tensor = _tokenizer(length)(list(prompts))
-    return tokens
-
-
-def read_alike(texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return the groups of two or more texts, by their numbers, that are the same tokens to CLIP.
-
-    Its tokenizer ignores case and blanks beside punctuation and between digits: "X-ray" and "x - ray" are one text.
-    """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for number, tokens in enumerate(_tokenizer(_CONTEXT)(list(texts)).tolist()):
-        groups.setdefault(tuple(tokens), []).append(number)
-    return [tuple(group) for group in groups.values() if len(group) > 1]
-
-
-@functools.cache
-def _tokenizer(length: int) -> Callable[[list[str]], Tensor]:
-    import open_clip
-
-    tokenizer: Callable[[list[str]], Tensor] = open_clip.SimpleTokenizer(context_length=length)
-    return tokenizer
 
 
 def load_model(reference: str, track: str) -> Model:

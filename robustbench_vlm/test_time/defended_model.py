@@ -35,7 +35,8 @@ class DefendedClassifier(nn.Module):
         super().__init__()
         self.procedure, self.plain = made.procedure, made.model.classifier(prompts)
         self.undefended = made.undefended.encoder
-        self.prompts = PromptTower(made.model, prompts) if made.procedure.tunes_texts else None
+        towers = made.model.network, made.model.architecture
+        self.prompts = PromptTower(*towers, prompts) if made.procedure.tunes_texts else None
         self.register_buffer("null_features", made.model.text_features(made.procedure.texts or prompts))
 
     @property

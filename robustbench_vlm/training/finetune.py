@@ -24,8 +24,8 @@ from robustbench_vlm.core.progress import OnProgress
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.defenses.base import LossContext, logits
 from robustbench_vlm.models.card import ModelCard, Weights, write_card
-from robustbench_vlm.models.classifier import ImageEncoder
 from robustbench_vlm.models.fast_resnet import folded
+from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.models.weights import copy_weights, save_weights, split_towers
 from robustbench_vlm.tracks import TRACKS, Track

@@ -23,9 +23,10 @@ from robustbench_vlm.datasets.world.drawing import draw
 from robustbench_vlm.datasets.world.scenes import FAMILIES, Scenes, sample_scenes
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.card import ModelCard, find_card, write_card
-from robustbench_vlm.models.classifier import ImageEncoder, tokenize
+from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.models.open_clip import Architecture, load_architecture
 from robustbench_vlm.models.reference import ModelName, parse_reference
+from robustbench_vlm.models.text_encoder import tokenize
 from robustbench_vlm.models.weights import save_weights, split_towers
 from robustbench_vlm.tracks import TRACKS, Track
 

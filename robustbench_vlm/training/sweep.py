@@ -25,9 +25,10 @@ from robustbench_vlm.core.files import write_text, write_whole
 from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
-from robustbench_vlm.models.classifier import ImageEncoder, ZeroShotClassifier
+from robustbench_vlm.models.classifier import ZeroShotClassifier
 from robustbench_vlm.models.fast_conv import quick_at_pixels
 from robustbench_vlm.models.fast_resnet import folded
+from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.training.data import TrainingImages
 from robustbench_vlm.training.finetune import Runtime, finetune

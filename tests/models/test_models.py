@@ -16,9 +16,11 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import sha256_of
 from robustbench_vlm.datasets.rendered import SHAPES
 from robustbench_vlm.models.card import ModelCard, Weights, find_card, read_card, write_card
-from robustbench_vlm.models.classifier import ImageEncoder, Model, ZeroShotClassifier, load_model, tokenize
+from robustbench_vlm.models.classifier import Model, ZeroShotClassifier, load_model
+from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.models.mini import MINI
 from robustbench_vlm.models.open_clip import load_architecture
+from robustbench_vlm.models.text_encoder import tokenize
 from robustbench_vlm.models.weights import load_weights
 
 

@@ -51,7 +51,7 @@ def test_views_that_agree_weigh_more() -> None:
 def test_unchanged_tokens_give_the_text_embeddings() -> None:
     model = load_model("clip", "mini")
     prompts = ("a photo of a red circle.", "a cat", "many small stars on a dark blue sky")
-    tower = PromptTower(model, prompts)
+    tower = PromptTower(model.network, model.architecture, prompts)
     assert torch.allclose(tower(tower.tokens[None])[0], model.text_features(prompts), atol=1e-6)
 
 

@@ -14,8 +14,9 @@ from robustbench_vlm.datasets.rendered import SCENES
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.agft import AGFT
 from robustbench_vlm.defenses.base import InnerAttack, LossContext
-from robustbench_vlm.models.classifier import ImageEncoder, Model
+from robustbench_vlm.models.classifier import Model
 from robustbench_vlm.models.fast_resnet import folded
+from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.models.mini import MINI
 from robustbench_vlm.training.inner_attack import inner_attack
 

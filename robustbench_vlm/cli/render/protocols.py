@@ -14,7 +14,7 @@ from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.published import ORIGINALS
-from robustbench_vlm.models.classifier import read_alike
+from robustbench_vlm.models.text_encoder import texts_with_equal_tokens
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.protocols.describe import FIELDS
@@ -58,7 +58,7 @@ def protocol_document(name: str) -> dict[str, Any]:
 
 def twins(dataset: Dataset) -> list[str]:
     """Return class names that several classes share, or that CLIP tokenizes alike: "X-ray / x - ray"."""
-    groups = ({dataset.classes[number] for number in group} for group in read_alike(dataset.classes))
+    groups = ({dataset.classes[number] for number in group} for group in texts_with_equal_tokens(dataset.classes))
     return sorted(" / ".join(sorted(names)) for names in groups)
 
 
