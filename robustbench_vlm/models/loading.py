@@ -1,31 +1,24 @@
-"""From a card to a network: which towers it has, where each comes from, and the identity of them all."""
+"""Load the network that a model card describes: find its weights, check them, and compute their digest."""
 
-import contextlib
 import dataclasses
-import hashlib
-import logging
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from torch import Tensor, nn
+from torch import nn
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import cache_folder
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.progress import OnProgress, Progress
-from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models.card import ModelCard, Weights, find_card, trained_folder
 from robustbench_vlm.models.checkpoint_formats import State, Towers, check_fit
-from robustbench_vlm.models.open_clip import Architecture, load_architecture
-from robustbench_vlm.models.reference import OPEN_CLIP
-from robustbench_vlm.models.weights import cached, load_towers, load_weights, locate, remember, split_towers
+from robustbench_vlm.models.open_clip import Architecture, load_architecture, load_pretrained
+from robustbench_vlm.models.weights import cached, load_towers, load_weights, locate, split_towers
 
 
 @dataclass(frozen=True)
 class Assembled:
-    """A network with its weights, the architecture with the pixels that it wants, and the identity of both."""
+    """A network with its weights, its architecture with the pixel constants of the model, and their digest."""
 
     network: nn.Module
     architecture: Architecture
@@ -34,15 +27,15 @@ class Assembled:
 
 
 def assemble(card: ModelCard, track: str) -> Assembled:
-    """Return the network that a card describes, fetching what is not there yet.
+    """Return the network that a card describes; released weights are downloaded unless they are cached.
 
-    Raises UserError where nobody has released it, where a file is missing, damaged or another one, where the weights do
-    not fit the architecture, and where a download fails.
+    Raises UserError where the weights were never released, a file is missing or damaged or has another digest, the
+    weights do not fit the architecture, or a download fails.
     """
     if not card.has_weights:
         raise _not_released(card, track)
     if card.pretrained:
-        found = _pretrained(card.architecture, card.pretrained)
+        found = Assembled(*load_pretrained(card.architecture, card.pretrained))
     elif card.base:
         found = _on_base(card, track)
     else:
@@ -51,7 +44,7 @@ def assemble(card: ModelCard, track: str) -> Assembled:
 
 
 def fetch(card: ModelCard, track: str, on_progress: OnProgress) -> None:
-    """Fetch released weights that a card needs and that are not in the cache; open_clip fetches its own when asked.
+    """Download the released weights that a card needs and that are not cached; open_clip downloads its own on loading.
 
     `on_progress` counts megabytes. Raises UserError where a download fails, and where only a person can fetch them.
     """
@@ -70,58 +63,11 @@ def fetch(card: ModelCard, track: str, on_progress: OnProgress) -> None:
 
 
 def architecture_of(card: ModelCard) -> Architecture:
-    """Return a card's architecture, with the pixel constants that the model was trained with."""
+    """Return the architecture of a card, with the mean and std that the model was trained with."""
     architecture = load_architecture(card.architecture)
     if card.mean and card.std:
         return dataclasses.replace(architecture, mean=card.mean, std=card.std)
     return architecture
-
-
-def _pretrained(architecture: str, tag: str) -> Assembled:
-    import open_clip
-
-    built = load_architecture(architecture)
-    name = architecture.removeprefix(OPEN_CLIP)
-    if tag not in open_clip.list_pretrained_tags_by_model(name):
-        raise UserError(unknown(f"pretrained tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name)))
-    settings = open_clip.get_pretrained_cfg(name, tag)
-    _check_activation(built, name, tag, is_quick=bool(settings.get("quick_gelu")))
-    mean, std = (tuple(settings.get(key) or getattr(built, key)) for key in ("mean", "std"))
-    built = dataclasses.replace(built, mean=mean, std=std)
-    try:
-        with _unlogged():
-            network = open_clip.create_model(name, pretrained=tag)
-    except Exception as error:  # the hub client raises many kinds of network and cache errors
-        raise UserError(
-            f"cannot fetch {architecture}/{tag}: {error}; check the network, or fetch the weights elsewhere and write a"
-            " card"
-        ) from error
-    state = {key: fingerprint(_digest(value)) for key, value in network.state_dict().items()}
-    digest = fingerprint([architecture, built.mean, built.std, state])
-    remember(cache_folder() / "models" / f"{name}-{tag}.sha256", digest, f"the weights {architecture}/{tag}")
-    return Assembled(network, built, digest)
-
-
-def _check_activation(built: Architecture, name: str, tag: str, *, is_quick: bool) -> None:
-    """Raise UserError where weights would run with another activation than that of their training."""
-    if is_quick == bool(built.config.get("quick_gelu")):
-        return
-    other = f"{name}-quickgelu" if is_quick else name.removesuffix("-quickgelu")
-    raise UserError(
-        f"the weights {tag} of {name} were trained with {'QuickGELU' if is_quick else 'GELU'}, and"
-        f" {OPEN_CLIP}{name} has the other: take {OPEN_CLIP}{other}/{tag}"
-    )
-
-
-@contextlib.contextmanager
-def _unlogged() -> Iterator[None]:
-    """Keep the logs of open_clip and the hub's client off the terminal: what fails is raised, and said once."""
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
-    try:
-        yield
-    finally:
-        logging.disable(before)
 
 
 def _from_files(card: ModelCard) -> Assembled:
@@ -141,7 +87,7 @@ def _on_base(card: ModelCard, track: str) -> Assembled:
     if parent.architecture != card.architecture:
         raise UserError(
             f"{card.name!r} is {card.architecture}, but its base {card.base!r} on the track {track!r} is"
-            f" {parent.architecture}: name the track of the base by --track, or mend the card"
+            f" {parent.architecture}: give the track of the base with --track, or correct the card"
         )
     base = assemble(parent, track)
     towers, digest = _towers(card, card.image)
@@ -159,13 +105,13 @@ def _base(card: ModelCard, track: str) -> ModelCard:
 
 
 def _towers(card: ModelCard, weights: Weights) -> tuple[Towers, str]:
-    """Return the towers in a file of weights, and the file's digest."""
+    """Return the encoders in a weights file, and the file's digest."""
     path, digest = locate(Path(card.folder), weights)
     return load_towers(path, weights.layout), digest
 
 
 def _fill(card: ModelCard, network: nn.Module, image: State, text: State) -> None:
-    """Put the towers into a network; an empty `text` keeps the network's own."""
+    """Load the weights of both encoders into a network; an empty `text` keeps the network's own text encoder."""
     own_image, own_text = split_towers(network)
     try:
         check_fit("image", image, own_image)
@@ -173,8 +119,8 @@ def _fill(card: ModelCard, network: nn.Module, image: State, text: State) -> Non
             check_fit("text", text, own_text)
     except UserError as error:
         raise UserError(
-            f"the weights of {card.name!r} do not fit {card.architecture!r}: {error} The card names the wrong"
-            " architecture or the wrong file"
+            f"the weights of {card.name!r} do not fit {card.architecture!r}: {error} Correct the"
+            " architecture or the file in the card"
         ) from None
     tower = {f"visual.{key}": value for key, value in image.items()}
     network.load_state_dict({**network.state_dict(), **tower, **text})
@@ -191,10 +137,6 @@ def _with_own_pixels(found: Assembled, card: ModelCard) -> Assembled:
 def _not_released(card: ModelCard, track: str) -> UserError:
     own = trained_folder(track, card.name)
     return UserError(
-        f"nobody has released the weights of {card.name!r}: train it by `vlmbench train {card.defense} --track {track}"
-        f" --images DIR`, and the same command takes it from {own / f'{card.name}.json'}"
+        f"nobody has released the weights of {card.name!r}: train it with `vlmbench train {card.defense} --track"
+        f" {track} --images DIR`, then repeat this command; it reads {own / f'{card.name}.json'}"
     )
-
-
-def _digest(tensor: Tensor) -> str:
-    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()

@@ -1,20 +1,27 @@
-"""Architectures: the shape of a CLIP, built by open_clip, with how it wants its pixels."""
+"""Architectures of CLIP, built by open_clip, and open_clip's pretrained weights for them."""
 
-from collections.abc import Mapping
+import contextlib
+import dataclasses
+import hashlib
+import logging
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import cache_folder
+from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models import ARCHITECTURES
 from robustbench_vlm.models.reference import OPEN_CLIP
+from robustbench_vlm.models.weights import remember
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """The arguments of open_clip's CLIP; `mean` and `std` normalise pixels in [0, 1] inside the classifier."""
+    """The arguments of open_clip's CLIP, and the mean and standard deviation that normalise pixels in [0, 1]."""
 
     config: Mapping[str, Any]
     mean: tuple[float, float, float]
@@ -22,11 +29,11 @@ class Architecture:
 
     @property
     def image_size(self) -> int:
-        """Height and width of the images that the image tower takes, in pixels."""
+        """Height and width of the image encoder's input, in pixels."""
         return int(self.config["vision_cfg"]["image_size"])
 
     def build(self) -> nn.Module:
-        """Return the network at random initialisation."""
+        """Return the network with random weights."""
         import open_clip
 
         arguments = {key: dict(value) if isinstance(value, Mapping) else value for key, value in self.config.items()}
@@ -35,7 +42,10 @@ class Architecture:
 
 
 def load_architecture(name: str) -> Architecture:
-    """Return a registered architecture, or open_clip's own by "open_clip:NAME"; raise UserError for an unknown one."""
+    """Return a registered architecture, or one of open_clip's by "open_clip:NAME".
+
+    Raises UserError for an unknown name, and for an architecture with another tokenizer than CLIP's.
+    """
     if not name.startswith(OPEN_CLIP):
         architecture: Architecture = ARCHITECTURES.load(name)
         return architecture
@@ -47,8 +57,65 @@ def load_architecture(name: str) -> Architecture:
         raise UserError(unknown("open_clip architecture", short, open_clip.list_models()))
     if own := [key for key in ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs") if key in config["text_cfg"]]:
         raise UserError(
-            f"{name} reads its texts with a tokenizer of its own ({own[0]}), and this package has CLIP's alone: take an"
-            " architecture whose tokenizer is CLIP's"
+            f"{name} has a tokenizer of its own ({own[0]}), and this package supports only CLIP's: choose an"
+            " architecture with CLIP's tokenizer"
         )
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
     return Architecture(config, tuple(mean), tuple(std))
+
+
+def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architecture, str]:
+    """Return the network of an architecture "open_clip:NAME" with open_clip's weights of a tag, and its digest.
+
+    open_clip downloads the weights unless they are cached. The architecture has the pixel constants of the tag. The
+    digest is a sha256 over architecture, pixel constants and weights. Raises UserError for an unknown tag, for weights
+    that were trained with another activation, and where the download fails.
+    """
+    import open_clip
+
+    built = load_architecture(architecture)
+    name = architecture.removeprefix(OPEN_CLIP)
+    if tag not in open_clip.list_pretrained_tags_by_model(name):
+        raise UserError(unknown(f"pretrained tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name)))
+    settings = open_clip.get_pretrained_cfg(name, tag)
+    _check_activation(built, name, tag, is_quick=bool(settings.get("quick_gelu")))
+    mean, std = (tuple(settings.get(key) or getattr(built, key)) for key in ("mean", "std"))
+    built = dataclasses.replace(built, mean=mean, std=std)
+    try:
+        with _unlogged():
+            network = open_clip.create_model(name, pretrained=tag)
+    except Exception as error:  # the hub client raises many types of network and cache errors
+        raise UserError(
+            f"cannot fetch {architecture}/{tag}: {error}; check the network, or download the weights elsewhere and"
+            " write a card for them"
+        ) from error
+    state = {key: fingerprint(_digest(value)) for key, value in network.state_dict().items()}
+    digest = fingerprint([architecture, built.mean, built.std, state])
+    remember(cache_folder() / "models" / f"{name}-{tag}.sha256", digest, f"the weights {architecture}/{tag}")
+    return network, built, digest
+
+
+def _check_activation(built: Architecture, name: str, tag: str, *, is_quick: bool) -> None:
+    """Raise UserError where weights would run with another activation function than in their training."""
+    if is_quick == bool(built.config.get("quick_gelu")):
+        return
+    other = f"{name}-quickgelu" if is_quick else name.removesuffix("-quickgelu")
+    raise UserError(
+        f"the weights {tag} of {name} were trained with {'QuickGELU' if is_quick else 'GELU'}, and"
+        f" {OPEN_CLIP}{name} has the other activation: take {OPEN_CLIP}{other}/{tag}"
+    )
+
+
+@contextlib.contextmanager
+def _unlogged() -> Iterator[None]:
+    """Silence the logs of open_clip and the hub's client: their failures are raised as errors instead."""
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def _digest(tensor: Tensor) -> str:
+    return hashlib.sha256(tensor.detach().cpu().contiguous().numpy().tobytes()).hexdigest()
