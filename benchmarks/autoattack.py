@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Batch
-from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
+from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.local import expect_workers, keep_freed_memory, run_jobs
@@ -72,7 +72,7 @@ def read_reference(images: Path, weights: Path, eps: str) -> tuple[nn.Module, Ba
 def run_ours(model: nn.Module, batch: Batch, batch_size: int) -> Tensor:
     """Return which samples our standard AutoAttack leaves robust."""
     keep_freed_memory()
-    verdict: WorstCase = attack_samples(model, batch, load_attack("autoattack"), batch_size=batch_size)
+    verdict: Verdicts = attack_samples(model, batch, load_attack("autoattack"), batch_size=batch_size)
     return verdict.robust
 
 

@@ -1,10 +1,10 @@
-"""How much of a test-time defense's robustness is left: attacked as its paper does, by transfer, and adaptively.
+"""Measure the robustness that a test-time defense keeps: attacked as its paper does, by transfer, and adaptively.
 
 python benchmarks/test_time_defenses.py --model clip --model ttc+clip --samples 24 --attack pgd-20 --out runs
 
 Runs what is missing in the folder of records, and prints a Markdown row for each model: clean accuracy, PGD-20 on the
-model without the defense whose last image alone is tried, the best of all transferred images, and the worst of all
-stages; then passes through image towers for one answer and for a whole record.
+model without the defense, of which only the last image is tried, the best of all transferred images, and the worst of
+all stages; then passes through image encoders for one answer and for a whole record.
 """
 
 import argparse
@@ -16,7 +16,6 @@ import torch
 
 from robustbench_vlm.analysis.measures import attacked, walk_of
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.model import passes_of
 from robustbench_vlm.core.records import CLEAN, SampleResult, wilson
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.model_cache import classifier_of
@@ -60,7 +59,7 @@ def row_of(cells: Sequence[Cell], out: Path) -> list[str]:
     unbroken = sum(record.broken_by == "" for record in records)
     adaptive = sum(record.broken_by not in ("", CLEAN) and "transfer:" not in record.broken_by for record in records)
     classifier = classifier_of(first.model, first.track, first.dataset.prompts, "cpu")
-    answer = passes_of(classifier.of_samples(torch.zeros(1, dtype=torch.int64)), gradient=False)
+    answer = classifier.of_samples(torch.zeros(1, dtype=torch.int64)).cost(gradient=False)
     plain = first.attack == load_attack(first.attack.name)
     return [
         first.model_name,

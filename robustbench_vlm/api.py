@@ -84,8 +84,8 @@ def load_model(model: str, track: str = "mini", *, device: str = "") -> AnyModel
 
     `model.classifier(prompts)` is the zero-shot classifier of the classes that the prompts describe, a torch module
     from images (B, 3, H, W) in [0, 1] to float32 logits (B, C), differentiable in the images; resize and normalisation
-    are inside. That of a procedure draws numbers that belong to a sample: `classifier.of_samples(images.keys)` is a
-    function of those samples' images, whichever the model is. On a GPU where there is one, unless `device` says "cpu".
+    are inside. With a test-time defense it draws random numbers for each sample: `classifier.of_samples(images.keys)`
+    is a function of those samples' images, for every model. On a GPU where there is one, unless `device` says "cpu".
     Raises UserError for unknown names, wrong digests, and models that nobody has released.
     """
     return loaded_model(model, track, choose_device(device))

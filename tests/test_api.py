@@ -92,7 +92,7 @@ def test_an_attack_by_hand_gives_the_verdicts_of_the_run(result: RunResult, taug
     assert list(verdict.broken_by) == list(records.broken_by) and "pgd-3" in verdict.broken_by
 
 
-def test_a_procedure_s_classifier_is_that_of_certain_samples() -> None:
+def test_a_test_time_defense_s_classifier_is_that_of_certain_samples() -> None:
     pictures = load_dataset("colours", samples=3)
     for name in ("clip", "ttc+clip"):
         classifier = load_model(name, device="cpu").classifier(pictures.prompts).of_samples(pictures.keys)

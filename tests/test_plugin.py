@@ -9,9 +9,14 @@ from pathlib import Path
 
 import pytest
 
+from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.classifier import as_classifier
+from robustbench_vlm.engine.cost import attack_passes
+from robustbench_vlm.protocols.mini import MINI
 
 PACKAGE = Path(__file__).parent / "plugin_package"
+UNIFORM = as_classifier(lambda images: images.new_zeros(len(images), 2))
 VALUES = {
     "datasets": "stripes",
     "attacks": "noise",
@@ -81,6 +86,20 @@ def test_a_whole_run_of_nothing_but_the_plugin(plugin: Path, tmp_path: Path) -> 
     found = json.loads(answer.stdout)
     assert (found["track"], found["protocol"], found["model"]) == ("sample", "few/1", "sample-clip")
     assert [(score["dataset"], score["eps"], score["n"]) for score in found["scores"]] == [("stripes", "1/2", 6)]
+
+
+def test_facts_of_a_stage_are_stated_by_the_plugin_and_not_guessed_from_its_parameters(
+    plugin: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(plugin)
+    noise, steps = load_attack("noise"), load_attack("signed-steps")
+    assert noise.stages[0].is_black_box and attack_passes(noise, 2, UNIFORM) == (4 + 1 + 1, 1)
+    (stage,) = steps.stages
+    assert "queries" in stage.parameters and not stage.is_black_box
+    assert attack_passes(steps, 2, UNIFORM) == (4 + 1 + 3 + 1, 1 + 3)
+    assert "iterate" in stage.parameters and not stage.chooses_iterate
+    assert MINI.iterate == "best" and MINI.adapt_attack(steps) == steps
+    assert noise.strength is None and steps.strength is None
 
 
 def test_a_broken_plugin_fails_only_those_who_name_it(vlmbench: Vlmbench) -> None:

@@ -51,9 +51,8 @@ def test_the_quick_protocol_is_the_beginning_of_the_whole_one() -> None:
 
 
 def test_the_protocol_decides_which_iterate_counts_and_which_prompt() -> None:
-    attack = Attack(
-        "a", (Stage("pgd", "pgd", "m:f", {"iterate": "best", "steps": 2}), Stage("square", "square", "m:f", {})), ""
-    )
+    pgd = Stage("pgd", "pgd", "m:f", {"iterate": "best", "steps": 2}, adjustable=("iterate",))
+    attack = Attack("a", (pgd, Stage("square", "square", "m:f", {})), "")
     final = dataclasses.replace(MINI, iterate="final", prompts={"shapes": "one {}"})
     adapted = final.adapt_attack(attack)
     assert [dict(stage.parameters) for stage in adapted.stages] == [{"iterate": "final", "steps": 2}, {}]
@@ -79,7 +78,7 @@ def test_a_step_of_pixels_is_none_in_l2() -> None:
 
 
 def test_a_stage_of_another_package_needs_no_loss_for_the_reduction() -> None:
-    foreign = Attack("a", (Stage("walk", "walk", "m:f", {"iterate": "best"}),), "")
+    foreign = Attack("a", (Stage("walk", "walk", "m:f", {"iterate": "best"}, adjustable=("iterate",)),), "")
     adapted = dataclasses.replace(MINI, iterate="final", mean_over=128).adapt_attack(foreign)
     assert dict(adapted.stages[0].parameters) == {"iterate": "final"}
 

@@ -8,8 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from robustbench_vlm.attacks.projections import distance, project
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.threat import Threat, distance, parse_eps, project
+from robustbench_vlm.core.threat import Threat, parse_eps
 
 THREATS = st.one_of(
     st.builds(Threat, st.just("Linf"), st.fractions(0, 1, max_denominator=255)),

@@ -7,7 +7,7 @@ import torch
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Batch
-from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
+from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS
@@ -15,12 +15,12 @@ from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.protocols.mini import MINI
 from robustbench_vlm.tracks import MINI as TRACK
 
-Attacked = Callable[[str, str, str, int], WorstCase]
+Attacked = Callable[[str, str, str, int], Verdicts]
 
 
 @pytest.fixture(scope="module")
 def attacked() -> Attacked:
-    def attack(model: str, dataset_name: str, name: str, count: int) -> WorstCase:
+    def attack(model: str, dataset_name: str, name: str, count: int) -> Verdicts:
         dataset = DATASETS.load(dataset_name)
         source = dataset.open()
         chosen = MINI.select(source.ids, source.labels)[:count]

@@ -5,7 +5,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from robustbench_vlm.attacks.base import Batch, Logits
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.core.classifier import Classifier, as_classifier
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS
@@ -19,7 +20,7 @@ PICTURES = 8
 """Images of a dataset that a contract looks at."""
 
 
-def toy(threat: Threat, *, num_classes: int) -> tuple[Logits, Batch]:
+def toy(threat: Threat, *, num_classes: int) -> tuple[Classifier, Batch]:
     """Return a linear classifier of 8 x 8 images, and images labelled as it classifies them.
 
     It adds up in float64, whatever it is given: rounding would make verdicts depend on the batch size.
@@ -33,7 +34,7 @@ def toy(threat: Threat, *, num_classes: int) -> tuple[Logits, Batch]:
 
     keys = sample_keys(0, "contract", [str(n) for n in range(len(images))])
     labels = classifier(images).argmax(dim=1)
-    return classifier, Batch(images, labels, keys, threat, torch.full_like(labels, num_classes))
+    return as_classifier(classifier), Batch(images, labels, keys, threat, torch.full_like(labels, num_classes))
 
 
 def pictures_of(track: Track) -> tuple[Batch, tuple[Prompt, ...]]:

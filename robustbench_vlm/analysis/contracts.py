@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from robustbench_vlm.analysis.contract_inputs import PICTURES, lesson, pictures_of, toy
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack
-from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
-from robustbench_vlm.attacks.sanity import PROBED, probe
+from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
+from robustbench_vlm.attacks.projections import distance
+from robustbench_vlm.attacks.sanity import SANITY_CODES, sanity_warnings
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.core.registry import unknown
-from robustbench_vlm.core.threat import Threat, distance
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset, Source
 from robustbench_vlm.datasets.published.local_copy import ready
@@ -69,8 +70,8 @@ def _model(name: str, track: str) -> Iterator[Contract]:
     yield Contract("logits are finite", bool(torch.isfinite(scores).all()))
     larger = nn.functional.interpolate(batch.images, scale_factor=1.5)
     yield Contract("takes images of any size", logits(larger).shape == scores.shape, str(tuple(larger.shape)))
-    found = probe(logits, batch, batch_size=PICTURES)
-    for code in PROBED:
+    found = sanity_warnings(logits, batch, batch_size=PICTURES)
+    for code in SANITY_CODES:
         raised = sum(code in codes for codes in found)
         yield Contract(f"does not raise {code}", raised == 0, f"{raised} of {len(found)} images")
 
@@ -182,21 +183,23 @@ def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
     logits = classifier.of_samples(batch.keys)
     with torch.no_grad():
         scores, again = logits(images), logits(images)
-        alone = torch.cat([logits.of(row)(images[row]) for row in torch.arange(len(images)).flip(0).split(1)]).flip(0)
+        alone = torch.cat([logits.select(row)(images[row]) for row in torch.arange(len(images)).flip(0).split(1)]).flip(
+            0
+        )
     shape, expected = tuple(scores.shape), (len(images), len(prompts))
     yield Contract("one finite logit a class for every image", shape == expected and _finite(scores), f"{shape}")
     yield Contract("gives the same twice", torch.equal(scores, again))
     yield Contract("an image's logits are the same alone", torch.allclose(scores, alone, rtol=1e-6, atol=1e-8))
-    for view in model.procedure.views:
+    for mode in model.defense.gradient_modes:
         leaf = images.clone().requires_grad_()
-        output = logits.seen(view)(leaf)
+        output = logits.with_gradient(mode)(leaf)
         same = torch.allclose(output.detach(), scores, rtol=1e-6, atol=1e-8)
-        yield Contract(f"gradients change no logits ({view.name})", same)
+        yield Contract(f"gradients change no logits ({mode.name})", same)
         (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
         moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
-        yield Contract(f"logits have a gradient at every image ({view.name})", moved and _finite(gradient))
+        yield Contract(f"logits have a gradient at every image ({mode.name})", moved and _finite(gradient))
     yield Contract("leaves torch's random numbers alone", torch.equal(before, torch.get_rng_state()))
-    yield _names_its_source(model.procedure)
+    yield _names_its_source(model.defense)
 
 
 def _names_its_source(made: Defense | TestTimeDefense) -> Contract:
@@ -211,7 +214,7 @@ def _loads(what: str, name: str, load: Callable[[str], object]) -> Contract:
     return Contract(f"the {what} {name!r} is there", True)
 
 
-def _broken(verdict: WorstCase) -> int:
+def _broken(verdict: Verdicts) -> int:
     return sum(stage not in ("", CLEAN) for stage in verdict.broken_by)
 
 

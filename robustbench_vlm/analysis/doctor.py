@@ -9,7 +9,7 @@ from torch import nn
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack, Batch
-from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
+from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.core.threat import Threat
@@ -108,6 +108,6 @@ def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> 
     return Check("verdicts are independent of the batch size", differ == 0, detail)
 
 
-def _accuracies(verdict: WorstCase) -> tuple[float, float]:
+def _accuracies(verdict: Verdicts) -> tuple[float, float]:
     n = len(verdict.broken_by)
     return sum(stage != CLEAN for stage in verdict.broken_by) / n, sum(stage == "" for stage in verdict.broken_by) / n

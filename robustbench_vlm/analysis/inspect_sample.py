@@ -9,11 +9,11 @@ from torch import Tensor
 from robustbench_vlm.analysis.adversarial_images import attack_positions
 from robustbench_vlm.analysis.verdict import judged_logits
 from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.attacks.projections import distance
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import SampleResult
-from robustbench_vlm.core.threat import distance
 from robustbench_vlm.engine.cell import Cell, Samples
 from robustbench_vlm.engine.cost import estimate_cost
 from robustbench_vlm.engine.request import Request

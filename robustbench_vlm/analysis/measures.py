@@ -11,12 +11,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.attacks.base import Attack, Batch, Logits, Stage
+from robustbench_vlm.attacks.base import Attack, Batch, Stage
 from robustbench_vlm.attacks.losses import cross_entropy
-from robustbench_vlm.attacks.model import Oracle
+from robustbench_vlm.attacks.model import CountedClassifier
+from robustbench_vlm.attacks.projections import project
 from robustbench_vlm.core import random as randomness
+from robustbench_vlm.core.classifier import Classifier
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.threat import project
 from robustbench_vlm.models.classifier import ZeroShotClassifier
 
 
@@ -50,19 +51,19 @@ def effective_rank(features: Tensor) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
-def gradient_norms(logits: Logits, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def gradient_norms(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the L2 norm of each sample's gradient of the cross-entropy at the pixels, float64 (B,), and logits (B, C).
 
     Pixels lie in [0, 1]; the logits are taken as they are, at the model's own scale. Raises UserError where a gradient
     is not finite.
     """
-    oracle = Oracle(logits)
+    model = CountedClassifier(classifier)
     # The softplus of the log-odds is the cross-entropy, and keeps its slope where float32 rounds p to 1.
-    found, _, gradient = oracle.gradient(
+    found, _, gradient = model.gradient(
         images, lambda outputs: functional.softplus(cross_entropy(outputs, labels, labels))
     )
-    if oracle.notes:
-        (wrong,) = oracle.notes.values()
+    if model.warnings:
+        (wrong,) = model.warnings.values()
         raise UserError(
             f"the gradient of the loss is NaN or infinite at {int(wrong.sum())} of {len(wrong)} images, so it has no"
             " norm: run the model in float32 and look for a square root or a division at zero in it"
@@ -85,7 +86,7 @@ def walk_of(attack: Attack) -> Stage:
     return dataclasses.replace(stage, parameters={**stage.parameters, "iterate": "final"})
 
 
-def attacked(logits: Logits, batch: Batch, stage: Stage, *, batch_size: int) -> Tensor:
+def attacked(classifier: Classifier, batch: Batch, stage: Stage, *, batch_size: int) -> Tensor:
     """Return the image within the threat at which a stage ends for each sample of a batch, (B, 3, H, W).
 
     Unlike a verdict this goes on with wrongly classified samples too, and keeps the image whether it breaks or not.
@@ -93,7 +94,7 @@ def attacked(logits: Logits, batch: Batch, stage: Stage, *, batch_size: int) -> 
     if batch.threat.eps == 0:
         return batch.images
     keyed = dataclasses.replace(batch, keys=randomness.derive(batch.keys, stage.name))
-    outcome = stage.run(logits, keyed, batch_size)
+    outcome = stage.run(classifier, keyed, batch_size)
     return project(batch.threat, batch.images, outcome.adversarial.detach().to(batch.images))
 
 

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.base import Batch
-from robustbench_vlm.attacks.model import chunked_logits
-from robustbench_vlm.core.threat import Threat, distance, project
+from robustbench_vlm.attacks.model import logits_in_batches
+from robustbench_vlm.attacks.projections import distance, project
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.model_cache import classifier_of, precise_classifier
 from robustbench_vlm.engine.shard import load_batch
@@ -56,9 +57,9 @@ def judged_logits(cell: Cell, keys: Tensor, images: Tensor, *, device: str) -> T
     protocol = cell.protocol
     about = cell.model, cell.track, cell.dataset.prompts, device
     classifier = precise_classifier(*about, protocol.verdict_precision, protocol.logit_precision)
-    batch_size = max(1, _AT_ONCE // classifier.pictures)
+    batch_size = max(1, _AT_ONCE // classifier.images_per_sample)
     with arithmetic(protocol.precision):
-        return chunked_logits(classifier.of_samples(keys.to(device)), images.to(device), batch_size).cpu()
+        return logits_in_batches(classifier.of_samples(keys.to(device)), images.to(device), batch_size).cpu()
 
 
 def _predicted(cell: Cell, batch: Batch, images: Tensor, device: str) -> list[int]:

@@ -1,4 +1,4 @@
-"""Attacks: the table of their names, and how a name becomes an attack. Importing this imports no torch."""
+"""The table of attacks, and `load_attack`, which makes an attack of a name. Importing this imports no torch."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -12,19 +12,19 @@ if TYPE_CHECKING:
 ATTACKS = Registry(
     "attack",
     {
-        "fgsm": "robustbench_vlm.attacks.autoattack:FGSM",
-        "pgd-10": "robustbench_vlm.attacks.autoattack:PGD_10",
-        "pgd-20": "robustbench_vlm.attacks.autoattack:PGD_20",
-        "pgd-50": "robustbench_vlm.attacks.autoattack:PGD_50",
-        "pgd-100": "robustbench_vlm.attacks.autoattack:PGD_100",
-        "cw": "robustbench_vlm.attacks.autoattack:CW",
+        "fgsm": "robustbench_vlm.attacks.pgd:FGSM",
+        "pgd-10": "robustbench_vlm.attacks.pgd:PGD_10",
+        "pgd-20": "robustbench_vlm.attacks.pgd:PGD_20",
+        "pgd-50": "robustbench_vlm.attacks.pgd:PGD_50",
+        "pgd-100": "robustbench_vlm.attacks.pgd:PGD_100",
+        "cw": "robustbench_vlm.attacks.pgd:CW",
         "apgd-ce": "robustbench_vlm.attacks.autoattack:APGD_CE",
         "apgd-dlr": "robustbench_vlm.attacks.autoattack:APGD_DLR",
         "apgd-t": "robustbench_vlm.attacks.autoattack:APGD_T",
         "fab-t": "robustbench_vlm.attacks.autoattack:FAB_T",
         "square": "robustbench_vlm.attacks.autoattack:SQUARE",
         "autoattack": "robustbench_vlm.attacks.autoattack:AUTOATTACK",
-        "pyautoattack": "robustbench_vlm.attacks.autoattack:PYAUTOATTACK",
+        "pyautoattack": "robustbench_vlm.attacks.pyautoattack:PYAUTOATTACK",
         "agft-autoattack": "robustbench_vlm.attacks.published:AGFT_AUTOATTACK",
         "agft-cw": "robustbench_vlm.attacks.published:AGFT_CW",
         "fare-autoattack": "robustbench_vlm.attacks.published:FARE_AUTOATTACK",
@@ -34,11 +34,11 @@ ATTACKS = Registry(
 )
 
 FAMILIES = {
-    "pgd-": ("pgd-N", "robustbench_vlm.attacks.autoattack:pgd_named"),
-    "pyautoattack:": ("pyautoattack:NAME", "robustbench_vlm.attacks.autoattack:pyautoattack_named"),
-    "torchattacks:": ("torchattacks:NAME", "robustbench_vlm.attacks.autoattack:torchattacks_named"),
+    "pgd-": ("pgd-N", "robustbench_vlm.attacks.pgd:pgd_named"),
+    "pyautoattack:": ("pyautoattack:NAME", "robustbench_vlm.attacks.pyautoattack:pyautoattack_named"),
+    "torchattacks:": ("torchattacks:NAME", "robustbench_vlm.attacks.torchattacks:torchattacks_named"),
 }
-"""Name prefix -> how people write the family, and the function that makes the attack from the rest of the name."""
+"""Name prefix -> the form of the family's names, and the function that makes an attack of the rest of a name."""
 
 
 def load_attack(name: str) -> "Attack":

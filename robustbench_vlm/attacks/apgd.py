@@ -1,4 +1,4 @@
-"""APGD, untargeted and targeted: the step size is halved where progress stalls (arXiv:2003.01690, algorithm 1).
+"""APGD, untargeted and targeted: the step size is halved when progress stalls (arXiv:2003.01690, algorithm 1).
 
 Follows pyautoattack 0.2.0, except: a sample leaves at its first misclassified iterate; the first rise is counted
 against the starting point as in the paper, not against zero; all targets share one clean pass.
@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.base import Batch, Logits, Outcome, Stage, calls_per_target
+from robustbench_vlm.attacks.base import Batch, Outcome, Stage, calls_per_target
 from robustbench_vlm.attacks.batching import Rows, put, run_in_batches, take
-from robustbench_vlm.attacks.losses import LOSSES, loss_notes, ranked_targets
-from robustbench_vlm.attacks.model import Oracle
+from robustbench_vlm.attacks.losses import LOSSES, loss_warnings, ranked_targets
+from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.attacks.projections import Ball, as_factor, ball_around
+from robustbench_vlm.core.classifier import Classifier
 from robustbench_vlm.core.threat import Threat
 
 _MOMENTUM = 0.75
@@ -23,7 +24,7 @@ _RISES = 0.75
 
 @dataclass
 class ApgdState:
-    """Where each row's run stands: positions, the best one, and what the next checkpoint needs."""
+    """The state of each row's run: the current, previous and best point, and the counters of the next checkpoint."""
 
     rows: Rows
     ball: Ball
@@ -44,14 +45,14 @@ class ApgdState:
     rises: Tensor
     reduced: Tensor
     strongest_loss: Tensor
-    """The best loss of all runs that are over; its point is the row's image while nothing breaks it."""
+    """The best loss of all finished runs; its point is the row's adversarial image until one is misclassified."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Apgd:
-    """APGD with `steps` steps a run; with `targets` > 0 one run for each of the likeliest other classes.
+    """APGD with `steps` steps for each run; with `targets` > 0, one run for each of the likeliest other classes.
 
-    Each run is begun `restarts` times, from another random point.
+    Each run is started `restarts` times, from different random points.
     """
 
     threat: Threat
@@ -60,21 +61,21 @@ class Apgd:
     targets: int = 0
     restarts: int = 1
 
-    def start(self, oracle: Oracle, rows: Rows) -> ApgdState:
-        """Begin the first run of each row; the targets come from the clean logits."""
+    def start(self, model: CountedClassifier, rows: Rows) -> ApgdState:
+        """Start the first run of each row; the targets come from the clean logits."""
         targets, count = rows.labels[:, None], torch.ones_like(rows.labels)
         if self.targets:
-            targets, count = ranked_targets(oracle.logits(rows.images), rows.labels, self.targets)
+            targets, count = ranked_targets(model.logits(rows.images), rows.labels, self.targets)
         plan = targets, count * self.restarts, torch.zeros_like(rows.labels)
         nothing = torch.full_like(rows.images[:, 0, 0, 0], -float("inf"))
         return self._begin(rows, ball_around(self.threat, rows.images), plan, nothing)
 
-    def step(self, oracle: Oracle, state: ApgdState) -> ApgdState:
-        """Evaluate every row's point, pass its checkpoint if one is due, and move it."""
+    def step(self, model: CountedClassifier, state: ApgdState) -> ApgdState:
+        """Evaluate every row's point, apply its checkpoint if one is due, and move it."""
         targets = state.targets.gather(1, state.run[:, None] // self.restarts).squeeze(1)
         loss, labels = LOSSES[self.loss], state.rows.labels
-        logits, losses, gradient = oracle.gradient(state.point, lambda outputs: loss(outputs, labels, targets))
-        broken = oracle.broken(state.point, logits, labels)
+        logits, losses, gradient = model.gradient(state.point, lambda outputs: loss(outputs, labels, targets))
+        broken = model.misclassified(state.point, logits, labels)
         if bool(broken.any()):
             state.rows.adversarial[broken] = state.point[broken]
             state.rows.finished |= broken
@@ -163,13 +164,13 @@ class Apgd:
         return put(state, index, self._begin(kept.rows, kept.ball, plan, kept.strongest_loss))
 
 
-def apgd(logits: Logits, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
+def apgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
     """Run APGD as a stage; the parameters are those of `Apgd`."""
     method = Apgd(threat=batch.threat, **parameters)
-    outcome = run_in_batches(method, logits, batch, batch_size=batch_size)
-    return replace(outcome, notes=outcome.notes | loss_notes(method.loss, batch.num_classes))
+    outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)
+    return replace(outcome, warnings=outcome.warnings | loss_warnings(method.loss, batch.num_classes))
 
 
 def apgd_stage(name: str, **parameters: Any) -> Stage:
     """Return a stage that runs APGD with these parameters."""
-    return Stage(name, "apgd", f"{__name__}:apgd", parameters, version=1, calls=calls_per_target, takes_mixed=True)
+    return Stage(name, "apgd", f"{__name__}:apgd", parameters, version=1, calls=calls_per_target, mixes_datasets=True)

@@ -1,18 +1,16 @@
-"""What an attack is: a tuple of stages as data, and the one signature that every stage function has."""
+"""Attacks and stages as data, the batch that a stage gets, and the signature of stage functions."""
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from robustbench_vlm.core.classifier import Classifier
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.threat import NORMS, Threat
-
-Logits = Callable[[Tensor], Tensor]
-"""A classifier: images (B, 3, H, W) in [0, 1] to float32 logits (B, C), each row a function of its own image only."""
 
 
 @dataclass(frozen=True)
@@ -27,7 +25,7 @@ class Batch:
     """(B,), int64: each sample's random stream for this stage."""
     threat: Threat
     num_classes: Tensor
-    """(B,), int64: how many classes each sample may be taken for; a batch may mix datasets."""
+    """(B,), int64: the number of classes of each sample's dataset; a batch may mix datasets."""
 
     def at(self, index: Tensor) -> "Batch":
         """Return the samples at `index` (int64), in its order."""
@@ -42,26 +40,26 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a stage hands back for every sample of its batch; the harness trusts none of it and classifies again."""
+    """The result of a stage for every sample of its batch; the harness does not trust it and classifies again."""
 
     adversarial: Tensor
     """(B, 3, H, W): the strongest image that the stage found."""
     forward: Tensor
     backward: Tensor
     """(B,), int64: passes through the network spent on each sample."""
-    notes: dict[str, Tensor] = field(default_factory=dict)
+    warnings: dict[str, Tensor] = field(default_factory=dict)
     """Warning codes, such as that of a loss that had to be replaced, each with the samples (B,), bool, that have it."""
 
-    def note(self, code: str, index: Tensor) -> None:
-        """Note a warning on the samples at `index`."""
-        self.notes.setdefault(code, torch.zeros_like(self.forward, dtype=torch.bool))[index] = True
+    def warn(self, code: str, index: Tensor) -> None:
+        """Add a warning to the samples at `index`."""
+        self.warnings.setdefault(code, torch.zeros_like(self.forward, dtype=torch.bool))[index] = True
 
 
 class StageFunction(Protocol):
-    """A stage: `batch_size` is how many samples it may hold in memory at once; the parameters are the stage's own."""
+    """The function of a stage. It may hold `batch_size` samples in memory at once; the parameters are the stage's."""
 
-    def __call__(self, logits: Logits, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-        """Attack every sample of the batch and return what was found, in the batch's order."""
+    def __call__(self, classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
+        """Attack every sample of the batch and return the outcome, in the batch's order."""
 
 
 class StageCalls(Protocol):
@@ -83,16 +81,16 @@ def calls_per_target(parameters: Mapping[str, Any], num_classes: int) -> tuple[i
 
 
 @dataclass(frozen=True)
-class View:
-    """How a stage sees a classifier that is a procedure and not only weights."""
+class GradientMode:
+    """The way in which a stage takes the gradient of a test-time defense."""
 
     name: str
-    """Its word in the names of stages."""
+    """Prefix of the names of stages."""
     gradient: Literal["loop", "constant", "transfer"]
-    """Through the procedure's inner loops; with what these find as a constant (BPDA, arXiv:1802.00420); or that of the
-    model without the procedure, which then is what the stage attacks."""
+    """"loop": through the inner loops of the defense. "constant": what the inner loops find is a constant (BPDA,
+    arXiv:1802.00420). "transfer": the stage attacks the model without the defense."""
     draws: int = 1
-    """Random numbers over which the gradient is averaged (EOT, arXiv:1707.07397); the first are the sample's own."""
+    """Random draws that the gradient is averaged over (EOT, arXiv:1707.07397); the first is the sample's own."""
 
 
 @dataclass(frozen=True)
@@ -111,10 +109,14 @@ class Stage:
     """The calls of the classifier that the stage makes for a sample that stays robust."""
     gradient_free: bool = False
     """Whether the algorithm uses no gradient of the classifier."""
-    takes_mixed: bool = False
-    """Whether the function asks `logits_of` for its classifier, so that samples of several datasets may share it."""
-    view: View | None = None
-    """How the stage sees a test-time defense; None: the classifier as it is."""
+    mixes_datasets: bool = False
+    """Whether samples of several datasets may share a batch: the function calls `Classifier.select` for its images."""
+    gradient_mode: GradientMode | None = None
+    """The way to take the gradient of a test-time defense; None: the classifier is attacked as it is."""
+
+    adjustable: tuple[str, ...] = ()
+    """Parameters that a protocol may set: "iterate" ("best" or "final", the one that counts), "step_size" (a fraction
+    of the pixel range) and "mean_over" (the number that divides the cross-entropy)."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -125,31 +127,48 @@ class Stage:
             "version": self.version,
             "parameters": dict(self.parameters),
         }
-        return identity | ({"view": plain(self.view)} if self.view else {})
+        # The key is part of fingerprints, so it keeps its first name.
+        return identity | ({"view": plain(self.gradient_mode)} if self.gradient_mode else {})
 
     @property
     def is_black_box(self) -> bool:
         """Whether it uses no gradient of the classifier that gives the verdicts."""
-        return self.gradient_free or (self.view is not None and self.view.gradient == "transfer")
+        mode = self.gradient_mode
+        return self.gradient_free or (mode is not None and mode.gradient == "transfer")
 
     @property
     def chooses_iterate(self) -> bool:
-        """Whether a parameter says which iterate counts, the "best" or the "final" one."""
-        return "iterate" in self.parameters
+        """Whether the stage can return either its best or its final iterate."""
+        return "iterate" in self.adjustable
 
-    def run(self, logits: Logits, batch: Batch, batch_size: int) -> Outcome:
+    def run(self, classifier: Classifier, batch: Batch, batch_size: int) -> Outcome:
         """Run the stage on a batch; whatever it raises is an error of the run."""
         module, _, function = self.function.partition(":")
         stage: StageFunction = getattr(importlib.import_module(module), function)
-        return stage(logits, batch, batch_size=batch_size, **self.parameters)
+        return stage(classifier, batch, batch_size=batch_size, **self.parameters)
 
 
 @dataclass(frozen=True)
 class Attack:
-    """Stages in their order: each one gets what the ones before it left unbroken."""
+    """Stages in their order: each one gets the samples that the stages before it left robust."""
 
     name: str
     stages: tuple[Stage, ...]
     description: str
     norms: tuple[str, ...] = NORMS
     paper: str = ""
+    strength: int | None = None
+    """Place in the order fgsm < pgd-N < autoattack: a stronger attack must not leave more samples robust. None: the
+    attack is not compared."""
+
+
+def one_stage_attack(
+    stage: Stage,
+    description: str,
+    *,
+    paper: str = "",
+    norms: tuple[str, ...] = NORMS,
+    strength: int | None = None,
+) -> Attack:
+    """Return the attack that consists of one stage and has its name."""
+    return Attack(stage.name, (stage,), description, norms, paper, strength)

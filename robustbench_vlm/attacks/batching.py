@@ -1,6 +1,6 @@
-"""The driver of every step-based attack: a queue of samples, a fixed batch size, one step function.
+"""The driver of step-based attacks, which keeps batches full: a queue of samples, a batch size, one step function.
 
-A sample leaves as soon as it is finished and the next one takes its slot, so each row carries its own counters.
+A sample leaves as soon as it is finished and the next one takes its place, so each row carries its own counters.
 """
 
 import dataclasses
@@ -10,16 +10,17 @@ from typing import Any, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.base import Batch, Logits, Outcome
-from robustbench_vlm.attacks.model import Oracle, logits_of
+from robustbench_vlm.attacks.base import Batch, Outcome
+from robustbench_vlm.attacks.model import CountedClassifier
+from robustbench_vlm.core.classifier import Classifier
 
 _REFILL = 8
-"""A refill waits until one slot in this many is free, because it copies the state of all the others."""
+"""A refill waits until one place in this many is free, because it copies the state of all remaining rows."""
 
 
 @dataclasses.dataclass
 class Rows:
-    """The samples in the batch_size, one row each, and what has been found for them."""
+    """The samples that are in the batch at the moment, one row each, and their results so far."""
 
     index: Tensor
     """(B,), int64: the sample's place in the batch."""
@@ -27,15 +28,15 @@ class Rows:
     labels: Tensor
     keys: Tensor
     adversarial: Tensor
-    """(B, 3, H, W): the strongest image so far; the clean one until there is any."""
+    """(B, 3, H, W): the strongest image so far; at first the clean one."""
     finished: Tensor
-    """(B,), bool: set by a method when the sample needs no further step."""
+    """(B,), bool: set by a method when the sample is done."""
     forward: Tensor
     backward: Tensor
 
 
 class State(Protocol):
-    """A method's state: a dataclass of tensors with a leading row axis, nested dataclasses of such, and constants."""
+    """The state of a method: a dataclass of tensors whose first axis is the row, of such dataclasses, and constants."""
 
     rows: Rows
 
@@ -45,37 +46,37 @@ T = TypeVar("T")
 
 
 class Method(Protocol[S]):
-    """A step-based attack: how a row begins, and one step of all rows."""
+    """A step-based attack: the start of new rows, and one step of all rows."""
 
-    def start(self, oracle: Oracle, rows: Rows) -> S:
+    def start(self, model: CountedClassifier, rows: Rows) -> S:
         """Return the state of new rows."""
 
-    def step(self, oracle: Oracle, state: S) -> S:
-        """Pass every row once or more, set `finished` where a row is done, and return the state after it."""
+    def step(self, model: CountedClassifier, state: S) -> S:
+        """Pass every row once or more, set `finished` for rows that are done, and return the state after the step."""
 
 
-def run_in_batches(method: Method[S], logits: Logits, batch: Batch, *, batch_size: int) -> Outcome:
+def run_in_batches(method: Method[S], classifier: Classifier, batch: Batch, *, batch_size: int) -> Outcome:
     """Run a method on every sample of a batch, at most `batch_size` of them in memory at once.
 
-    Returns the outcome in the batch's order. Which samples share a batch changes no result.
+    Returns the outcome in the batch's order. No result depends on the samples that share a batch.
     """
     assert batch_size >= 1
     outcome = Outcome(batch.images.clone(), torch.zeros_like(batch.labels), torch.zeros_like(batch.labels), {})
     waiting = torch.arange(len(batch.labels), device=batch.labels.device)
     state: S | None = None
-    oracle, asked_for = Oracle(logits), waiting
+    model, asked_for = CountedClassifier(classifier), waiting
     while True:
         free = batch_size - (0 if state is None else len(state.rows.index))
         if len(waiting) and free >= min(len(waiting), max(1, batch_size // _REFILL)):
-            fresh = _start(method, logits, batch, waiting[:free])
+            fresh = _start(method, classifier, batch, waiting[:free])
             waiting = waiting[free:]
             state = fresh if state is None else join(state, fresh)
         if state is None:
             return outcome
         if asked_for is not state.rows.index:
             asked_for = state.rows.index
-            oracle = Oracle(logits_of(logits, asked_for))
-        state = _release(_step(method, oracle, state, outcome), outcome)
+            model = CountedClassifier(classifier.select(asked_for))
+        state = _release(_step(method, model, state, outcome), outcome)
 
 
 def take(state: T, selection: Tensor) -> T:
@@ -107,7 +108,7 @@ def _map(combine: Callable[[list[Tensor]], Tensor], *states: Any) -> Any:
     return type(first)(**merged)
 
 
-def _start(method: Method[S], logits: Logits, batch: Batch, index: Tensor) -> S:
+def _start(method: Method[S], classifier: Classifier, batch: Batch, index: Tensor) -> S:
     images = batch.images[index].contiguous()
     rows = Rows(
         index=index,
@@ -119,20 +120,20 @@ def _start(method: Method[S], logits: Logits, batch: Batch, index: Tensor) -> S:
         forward=torch.zeros_like(index),
         backward=torch.zeros_like(index),
     )
-    oracle = Oracle(logits_of(logits, index))
-    state = method.start(oracle, rows)
-    state.rows.forward += oracle.forward
-    state.rows.backward += oracle.backward
+    model = CountedClassifier(classifier.select(index))
+    state = method.start(model, rows)
+    state.rows.forward += model.forward
+    state.rows.backward += model.backward
     return state
 
 
-def _step(method: Method[S], oracle: Oracle, state: S, outcome: Outcome) -> S:
-    forward, backward, index = oracle.forward, oracle.backward, state.rows.index
-    state = method.step(oracle, state)
-    state.rows.forward += oracle.forward - forward
-    state.rows.backward += oracle.backward - backward
-    for code, noted in oracle.notes.items():
-        outcome.note(code, index[noted])
+def _step(method: Method[S], model: CountedClassifier, state: S, outcome: Outcome) -> S:
+    forward, backward, index = model.forward, model.backward, state.rows.index
+    state = method.step(model, state)
+    state.rows.forward += model.forward - forward
+    state.rows.backward += model.backward - backward
+    for code, noted in model.warnings.items():
+        outcome.warn(code, index[noted])
     return state
 
 

@@ -1,29 +1,29 @@
-"""The harness around an attack: it projects what a stage returns, classifies it itself, and decides per sample."""
+"""The verdicts: run the stages of an attack, project and re-classify their images, and decide for each sample."""
 
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.base import Attack, Batch, Logits
+from robustbench_vlm.attacks.base import Attack, Batch
 from robustbench_vlm.attacks.losses import margin
-from robustbench_vlm.attacks.model import Transferred, chunked_logits, logits_of, passes_of, seen_in
-from robustbench_vlm.attacks.projections import as_factor
+from robustbench_vlm.attacks.model import SurrogateClassifier, logits_in_batches, with_gradient
+from robustbench_vlm.attacks.projections import as_factor, distance, project
 from robustbench_vlm.core import random as randomness
+from robustbench_vlm.core.classifier import ClassifierLike, as_classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import CLEAN
-from robustbench_vlm.core.threat import distance, project
 
 
 @dataclass(frozen=True)
-class WorstCase:
+class Verdicts:
     """The verdict on each of B samples, in their order."""
 
     adversarial: Tensor
-    """(B, 3, H, W): the image that broke the sample, within the threat; the clean one where none did."""
+    """(B, 3, H, W): the image that broke the sample, within the threat; the clean one of other samples."""
     strongest: Tensor
-    """(B, 3, H, W): the same, but of a robust sample the image, out of the clean one and those that the stages found,
-    whose label has the smallest margin."""
+    """(B, 3, H, W): the same; but for a robust sample the image with the smallest margin of the label, of the clean one
+    and those that the stages found."""
     broken_by: tuple[str, ...]
     """The stage that broke it, "clean" if it was wrong without an attack, "" if it is robust."""
     clean_prediction: Tensor
@@ -35,7 +35,7 @@ class WorstCase:
     forward: Tensor
     backward: Tensor
     """(B,), int64: passes spent on each sample, the harness's own included."""
-    notes: tuple[tuple[str, ...], ...]
+    warnings: tuple[tuple[str, ...], ...]
     """The warning codes of the stages that each sample went through."""
 
     @property
@@ -45,26 +45,30 @@ class WorstCase:
 
 
 def attack_samples(
-    logits: Logits, batch: Batch, attack: Attack, *, batch_size: int, judge: Logits | None = None
-) -> WorstCase:
-    """Run an attack's stages in order, each on what is left unbroken, and return the verdict on every sample.
+    model: ClassifierLike, batch: Batch, attack: Attack, *, batch_size: int, judge: ClassifierLike | None = None
+) -> Verdicts:
+    """Run an attack's stages in order, each on the samples that are still robust, and return all verdicts.
 
-    Unlike a stage's batch this one holds the wrongly classified samples too. `judge` gives the verdicts where it is
-    not the attacked classifier itself: the same network in another precision. It also classifies every image that a
-    stage finds, because an image that only the attacked classifier gets wrong does not end a sample. At most
-    `batch_size` samples are passed at once. Raises UserError where the attack does not support the norm of the threat
-    or a logit is not finite; any other exception of a stage is an error of the run, never a verdict.
+    `model` is a classifier, or any torch module from images in [0, 1] to logits. Unlike the batch of a stage, `batch`
+    may hold misclassified samples. `judge`, if given, decides the verdicts in place of `model`: the same network in
+    another precision. It also classifies every image that a stage finds, because an image that only the attacked model
+    gets wrong does not end a sample. At most `batch_size` samples are passed at once. Raises UserError if the attack
+    does not support the norm of the threat, or a logit is not finite. Any other exception of a stage is an error of
+    the run, never a verdict.
     """
     _check(batch, attack)
-    judge, attacked = (logits, logits) if judge is None else (judge, Transferred(logits, judge))
-    clean_logits = chunked_logits(judge, batch.images, batch_size)
+    attacked = judged = as_classifier(model)
+    if judge is not None:
+        judged = as_classifier(judge)
+        attacked = SurrogateClassifier(attacked, judged)
+    clean_logits = logits_in_batches(judged, batch.images, batch_size)
     clean_prediction = clean_logits.argmax(dim=1)
     prediction, strongest = clean_prediction.clone(), batch.images.clone()
     strength = margin(clean_logits, batch.labels, batch.labels)
-    spent = passes_of(judge, gradient=False)
+    spent = judged.cost(gradient=False)
     forward, backward = (torch.full_like(batch.labels, passes) for passes in spent)
     broken_by = ["" if right else CLEAN for right in (clean_prediction == batch.labels).tolist()]
-    notes: list[tuple[str, ...]] = [()] * len(broken_by)
+    warnings: list[tuple[str, ...]] = [()] * len(broken_by)
     for stage in attack.stages:
         active = torch.tensor([n for n, name in enumerate(broken_by) if not name], dtype=torch.int64)
         active = active.to(batch.labels.device)
@@ -72,9 +76,9 @@ def attack_samples(
             break
         part = batch.at(active)
         part = replace(part, keys=randomness.derive(part.keys, stage.name))
-        outcome = stage.run(seen_in(logits_of(attacked, active), stage.view), part, batch_size)
+        outcome = stage.run(with_gradient(attacked.select(active), stage.gradient_mode), part, batch_size)
         found = project(batch.threat, part.images, outcome.adversarial.detach().to(part.images))
-        found_logits = chunked_logits(logits_of(judge, active), found, batch_size)
+        found_logits = logits_in_batches(judged.select(active), found, batch_size)
         found_strength, found_prediction = margin(found_logits, part.labels, part.labels), found_logits.argmax(dim=1)
         broken = found_prediction != part.labels
         stronger = broken | (found_strength > strength[active])
@@ -85,11 +89,11 @@ def attack_samples(
         backward[active] += outcome.backward + spent[1]
         for row, n in enumerate(active.tolist()):
             broken_by[n] = stage.name if broken[row] else ""
-            raised = [code for code, samples in sorted(outcome.notes.items()) if samples[row]]
-            notes[n] += tuple(code for code in raised if code not in notes[n])
+            raised = [code for code, samples in sorted(outcome.warnings.items()) if samples[row]]
+            warnings[n] += tuple(code for code in raised if code not in warnings[n])
     is_broken = torch.tensor([name not in ("", CLEAN) for name in broken_by], device=batch.labels.device)
     adversarial = torch.where(as_factor(is_broken), strongest, batch.images)
-    return WorstCase(
+    return Verdicts(
         adversarial=adversarial,
         strongest=strongest,
         broken_by=tuple(broken_by),
@@ -99,7 +103,7 @@ def attack_samples(
         distance=distance(batch.threat, batch.images, adversarial),
         forward=forward,
         backward=backward,
-        notes=tuple(notes),
+        warnings=tuple(warnings),
     )
 
 

@@ -1,9 +1,9 @@
 """FAB, targeted: steps onto linearised decision boundaries, pulled towards the image (arXiv:1907.02044, algorithm 1).
 
 Follows pyautoattack 0.2.0, except: a sample leaves at its first misclassified point within eps; the closest point of
-all targets is kept; one pass both classifies a point and linearises there, where the official code pulls a
-misclassified point back first and passes it again (half as many forward passes; the mean distance found is no larger,
-that of single samples may be); the projection needs no sorting (`hyperplane`).
+all targets is kept; one pass both classifies a point and linearises there, while the official code pulls a
+misclassified point back first and passes it again (half as many forward passes; the mean distance found does not grow,
+that of single samples may); the projection needs no sorting (`projections.Hyperplanes`).
 """
 
 from dataclasses import dataclass
@@ -12,18 +12,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.base import Batch, Logits, Outcome, Stage, calls_per_target
+from robustbench_vlm.attacks.base import Batch, Outcome, Stage, calls_per_target
 from robustbench_vlm.attacks.batching import Rows, run_in_batches
-from robustbench_vlm.attacks.hyperplane import Hyperplanes
 from robustbench_vlm.attacks.losses import ranked_targets, targeted_margin
-from robustbench_vlm.attacks.model import Oracle
-from robustbench_vlm.attacks.projections import as_factor
+from robustbench_vlm.attacks.model import CountedClassifier
+from robustbench_vlm.attacks.projections import Hyperplanes, as_factor
+from robustbench_vlm.core.classifier import Classifier
 from robustbench_vlm.core.threat import Threat
 
 
 @dataclass
 class FabState:
-    """Where each row's walk stands, and how far its closest misclassified point is from the image."""
+    """The state of each row's walk, and the distance of its closest misclassified point from the image."""
 
     rows: Rows
     targets: Tensor
@@ -48,22 +48,22 @@ class Fab:
     beta: float = 0.9
     alpha_max: float = 0.1
 
-    def start(self, oracle: Oracle, rows: Rows) -> FabState:
-        """Begin at the image; the targets come from the clean logits."""
-        targets, runs = ranked_targets(oracle.logits(rows.images), rows.labels, self.targets)
+    def start(self, model: CountedClassifier, rows: Rows) -> FabState:
+        """Start at the image; the targets come from the clean logits."""
+        targets, runs = ranked_targets(model.logits(rows.images), rows.labels, self.targets)
         zeros = torch.zeros_like(rows.labels)
         nothing = torch.full_like(rows.images[:, 0, 0, 0], float("inf"))
         return FabState(rows, targets, runs, zeros, zeros.clone(), rows.images.clone(), nothing)
 
-    def step(self, oracle: Oracle, state: FabState) -> FabState:
-        """Classify and linearise at every row's point, pull it back where it is misclassified, and step."""
+    def step(self, model: CountedClassifier, state: FabState) -> FabState:
+        """Classify and linearise at every row's point, pull misclassified ones back, and step."""
         rows = state.rows
         target = state.targets.gather(1, state.run[:, None]).squeeze(1)
-        logits, gap, gradient = oracle.gradient(
+        logits, gap, gradient = model.gradient(
             state.point, lambda outputs: targeted_margin(outputs, rows.labels, target)
         )
         delta = (state.point - rows.images).flatten(1)
-        wrong = oracle.broken(state.point, logits, rows.labels)
+        wrong = model.misclassified(state.point, logits, rows.labels)
         self._record(state, wrong, delta)
         kept = torch.where(wrong, self.beta, 1.0).to(gap)
         state.point = self._moved(rows.images.flatten(1), delta, kept, (gap, gradient.flatten(1))).view_as(state.point)
@@ -106,11 +106,11 @@ class Fab:
         return state
 
 
-def fab(logits: Logits, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
+def fab(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
     """Run targeted FAB as a stage; the parameters are those of `Fab`."""
-    return run_in_batches(Fab(threat=batch.threat, **parameters), logits, batch, batch_size=batch_size)
+    return run_in_batches(Fab(threat=batch.threat, **parameters), classifier, batch, batch_size=batch_size)
 
 
 def fab_stage(name: str, **parameters: Any) -> Stage:
     """Return a stage that runs FAB with these parameters."""
-    return Stage(name, "fab", f"{__name__}:fab", parameters, version=1, calls=calls_per_target, takes_mixed=True)
+    return Stage(name, "fab", f"{__name__}:fab", parameters, version=1, calls=calls_per_target, mixes_datasets=True)

@@ -1,20 +1,21 @@
-"""A classifier dressed as the network that other attack libraries expect; it counts their passes."""
+"""A classifier as the torch module that other attack libraries expect, with their passes counted."""
 
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from robustbench_vlm.attacks.base import Batch, Logits
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.core.classifier import Classifier
 
 
-class CountedNetwork(nn.Module):
-    """A classifier as a module: float32 logits of their own memory, contiguous gradients, passes counted per image.
+class LibraryModel(nn.Module):
+    """A classifier as a torch module: copied float32 logits, contiguous gradients, passes counted for each image.
 
-    Libraries take views of gradients, write into logits, and ask the parameters for the device.
+    Libraries write into logits, take views of gradients, and ask the parameters for the device.
     """
 
-    def __init__(self, classifier: Logits, device: torch.device) -> None:
+    def __init__(self, classifier: Classifier, device: torch.device) -> None:
         super().__init__()
         self.classifier = classifier
         self.images_forward = 0
@@ -29,7 +30,7 @@ class CountedNetwork(nn.Module):
         return self.classifier(gated).float().clone()
 
     def passes_each(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the forward and backward passes per sample, (B,): the mean, since a library tells no more."""
+        """Return the forward and backward passes of each sample, (B,): the mean, which is all that libraries report."""
         count = max(len(batch.labels), 1)
         forward = torch.full_like(batch.labels, round(self.images_forward / count))
         return forward, torch.full_like(batch.labels, round(self.images_backward / count))
@@ -37,7 +38,7 @@ class CountedNetwork(nn.Module):
 
 class _Gate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, images: Tensor, network: CountedNetwork) -> Tensor:
+    def forward(ctx: Any, images: Tensor, network: LibraryModel) -> Tensor:
         ctx.network = network
         return images.view_as(images)
 

@@ -1,6 +1,6 @@
-"""Losses that an attack ascends, one number per sample, never averaged (arXiv:2003.01690, section 4).
+"""Losses that attacks maximise, one number for each sample, never averaged (arXiv:2003.01690, section 4).
 
-The logits of a class that a row does not have are minus infinity: rows of one batch may differ in their classes.
+Rows of one batch may differ in their classes: the logits of classes that a row lacks are minus infinity.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,16 +19,16 @@ _TINY = 1e-12
 def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Return the log-odds log((1 - p) / p) of the label, shape (B,).
 
-    Cross-entropy is the softplus of it: equal order and equal direction of the gradient, but these do not vanish where
-    float32 rounds p to 1, as it does at CLIP's logit scale of 100.
+    Cross-entropy is the softplus of it, so both give samples the same order and gradients the same direction. The
+    log-odds do not vanish when float32 rounds p to 1, as it does at CLIP's logit scale of 100.
     """
     return _without(logits, labels).logsumexp(dim=1) - _pick(logits, labels)
 
 
 def softmax_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy as code computes it by softmax, shape (B,).
+    """Return the cross-entropy of the softmax, shape (B,), which released code attacks with.
 
-    Its gradient has the factor 1 - p, which rounds to nothing where the model is sure: published code attacks with it.
+    Its gradient has the factor 1 - p, which rounds to zero for confident predictions.
     """
     return functional.cross_entropy(logits, labels, reduction="none")
 
@@ -41,7 +41,7 @@ def margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 def dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Return the difference of logits ratio, shape (B,) (arXiv:2003.01690, equation 6).
 
-    It needs 3 classes; the margin stands in where a row has fewer.
+    Rows with fewer than 3 classes use the margin instead.
     """
     first, _, third = _largest(logits, 3)
     return margin(logits, labels, targets) / _spread(first - third)
@@ -55,7 +55,7 @@ def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Return the targeted difference of logits ratio, (B,) (arXiv:2003.01690, equation 7).
 
-    It needs 4 classes; the targeted margin stands in where a row has fewer.
+    Rows with fewer than 4 classes use the targeted margin instead.
     """
     first, _, third, fourth = _largest(logits, 4)
     return targeted_margin(logits, labels, targets) / _spread(first - (third + fourth) / 2)
@@ -71,17 +71,17 @@ LOSSES: Mapping[str, Loss] = {
 _NEEDS = {"dlr": 3, "targeted-dlr": 4}
 
 
-def loss_notes(name: str, num_classes: Tensor) -> dict[str, Tensor]:
-    """Return the note on the samples (B,), bool, whose classes are too few for the loss of that name."""
+def loss_warnings(name: str, num_classes: Tensor) -> dict[str, Tensor]:
+    """Return the warning code, if any, with the samples (B,), bool, that have too few classes for the named loss."""
     needed = _NEEDS.get(name, 2)
     few = num_classes < needed
     return {f"{name}-needs-{needed}-classes": few} if bool(few.any()) else {}
 
 
 def ranked_targets(logits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the classes other than the label from the likeliest on, (B, min(count, C - 1)), and how many there are.
+    """Return the likeliest classes other than the label, (B, min(count, C - 1)), and the number of them for each row.
 
-    Equal logits keep the order of the classes. A row's own number (B,), int64, is less where it lacks classes.
+    Equal logits keep the order of the classes. The number (B,), int64, is lower for rows that lack classes.
     """
     others = _without(logits, labels)
     order = others.argsort(dim=1, descending=True, stable=True)
@@ -95,7 +95,7 @@ def _largest(logits: Tensor, count: int) -> tuple[Tensor, ...]:
 
 
 def _spread(difference: Tensor) -> Tensor:
-    # Infinite where a row has too few classes, and then nothing to divide by.
+    # Infinite for rows with too few classes: nothing is divided there.
     return torch.where(difference.isfinite(), difference + _TINY, 1.0)
 
 

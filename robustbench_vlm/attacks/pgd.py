@@ -1,5 +1,6 @@
-"""FGSM (arXiv:1412.6572), PGD (arXiv:1706.06083) and the margin form of C&W's attack as PGD (arXiv:1608.04644)."""
+"""PGD (arXiv:1706.06083), with FGSM (arXiv:1412.6572) and the margin form of C&W (arXiv:1608.04644) as settings."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -8,11 +9,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.base import Batch, Logits, Outcome, Stage
+from robustbench_vlm.attacks.base import Attack, Batch, Outcome, Stage, one_stage_attack
 from robustbench_vlm.attacks.batching import Rows, run_in_batches
-from robustbench_vlm.attacks.losses import LOSSES, loss_notes
-from robustbench_vlm.attacks.model import Oracle
+from robustbench_vlm.attacks.losses import LOSSES, loss_warnings
+from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.attacks.projections import Ball, as_factor, ball_around
+from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.threat import Threat
 
 
@@ -48,7 +51,7 @@ class Pgd:
     def __post_init__(self) -> None:
         assert self.steps >= 1 and self.iterate in ("final", "best")
 
-    def start(self, oracle: Oracle, rows: Rows) -> PgdState:
+    def start(self, model: CountedClassifier, rows: Rows) -> PgdState:
         """Begin at the image, or at a random point of the ball."""
         ball = ball_around(self.threat, rows.images)
         point = rows.images
@@ -58,15 +61,15 @@ class Pgd:
         lowest = torch.full_like(point[:, 0, 0, 0], -float("inf"))
         return PgdState(rows, ball, point, torch.zeros_like(rows.labels), lowest)
 
-    def step(self, oracle: Oracle, state: PgdState) -> PgdState:
+    def step(self, model: CountedClassifier, state: PgdState) -> PgdState:
         """Evaluate every row's point and move on."""
         labels = state.rows.labels
         loss = LOSSES[self.loss]
-        logits, losses, gradient = oracle.gradient(
+        logits, losses, gradient = model.gradient(
             state.point, lambda outputs: loss(outputs, labels, labels) / self.mean_over
         )
         if self.iterate == "best":
-            self._keep_best(state, oracle.broken(state.point, logits, labels), losses)
+            self._keep_best(state, model.misclassified(state.point, logits, labels), losses)
         size = float(Fraction(self.step_size)) if self.step_size else self.relative_step * float(self.threat.eps)
         state.point = state.ball.clip(state.point + size * state.ball.direction(gradient))
         state.iteration = state.iteration + 1
@@ -88,21 +91,65 @@ def pgd_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int
     return 1, int(parameters["steps"]) + 1
 
 
-def pgd(logits: Logits, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
+def pgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
     """Run PGD as a stage; the parameters are those of `Pgd`."""
     method = Pgd(threat=batch.threat, **parameters)
-    outcome = run_in_batches(method, logits, batch, batch_size=batch_size)
-    return replace(outcome, notes=outcome.notes | loss_notes(method.loss, batch.num_classes))
+    outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)
+    return replace(outcome, warnings=outcome.warnings | loss_warnings(method.loss, batch.num_classes))
 
 
-def pgd_stage(name: str, **parameters: Any) -> Stage:
-    """Return a stage that runs PGD with these parameters."""
+def pgd_stage(name: str, *, steps: int, loss: str, **parameters: Any) -> Stage:
+    """Return a stage that runs PGD with these parameters.
+
+    A protocol may set the iterate that counts, the step size unless there is only one step, and how cross-entropy is
+    divided.
+    """
+    adjustable = {"iterate": True, "step_size": steps > 1, "mean_over": loss == "ce"}
     return Stage(
         name,
         "pgd",
         f"{__name__}:pgd",
-        parameters,
+        {"steps": steps, "loss": loss, **parameters},
         version=1,
         calls=pgd_calls,
-        takes_mixed=True,
+        mixes_datasets=True,
+        adjustable=tuple(name for name, may_be_set in adjustable.items() if may_be_set),
     )
+
+
+def pgd_attack(steps: int, *, iterate: Literal["final", "best"] = "best", step_size: str | None = None) -> Attack:
+    """Return PGD on cross-entropy from a random start.
+
+    `step_size` is a fraction of the pixel range such as "1/255", as papers fix it; without it a step is eps / 4.
+    """
+    parameters: dict[str, Any] = {"iterate": iterate, "random_start": True}
+    parameters |= {"step_size": step_size} if step_size else {"relative_step": 0.25}
+    kept = "every iterate counts" if iterate == "best" else "only the final iterate counts"
+    return one_stage_attack(
+        pgd_stage(f"pgd-{steps}", steps=steps, loss="ce", **parameters),
+        f"PGD, {steps} steps on cross-entropy, {kept}",
+        paper="arXiv:1706.06083",
+        strength=steps,
+    )
+
+
+def pgd_named(steps: str) -> Attack:
+    """Return the attack "pgd-N"; raise UserError where N is not a number of steps."""
+    if not re.fullmatch(r"[1-9]\d{0,4}", steps):
+        raise UserError(f"unknown attack 'pgd-{steps}': write a number of steps from 1 to 99999, as in pgd-20")
+    return pgd_attack(int(steps))
+
+
+FGSM = one_stage_attack(
+    pgd_stage("fgsm", steps=1, loss="ce", iterate="final", random_start=False, relative_step=1.0),
+    "one step of eps along the gradient's sign",
+    paper="arXiv:1412.6572",
+    strength=0,
+)
+PGD_10, PGD_20, PGD_50, PGD_100 = (pgd_attack(steps) for steps in (10, 20, 50, 100))
+CW = one_stage_attack(
+    pgd_stage("cw", steps=100, loss="margin", iterate="best", random_start=True, relative_step=0.25),
+    "PGD, 100 steps on the margin of the logits, as the field calls CW within a ball",
+    paper="arXiv:1608.04644",
+    norms=("Linf",),
+)

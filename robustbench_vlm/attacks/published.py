@@ -1,10 +1,9 @@
-"""Attacks that published code runs under the names of others; protocols put them in the place of those."""
+"""The reduced attacks that released code of defenses runs as "AutoAttack" or "CW"; published protocols use them."""
 
 from typing import Any
 
 from robustbench_vlm.attacks.apgd import apgd_stage
-from robustbench_vlm.attacks.autoattack import one_stage
-from robustbench_vlm.attacks.base import Attack, Stage
+from robustbench_vlm.attacks.base import Attack, Stage, one_stage_attack
 from robustbench_vlm.attacks.pgd import pgd_stage
 
 
@@ -27,10 +26,10 @@ AGFT_AUTOATTACK = Attack(
     "what AGFT's code calls AutoAttack: 10 steps of APGD-CE, then 10 of APGD-DLR",
     paper="YuboCui/AGFT 0031a8f, attacks/autoattack.py",
 )
-AGFT_CW = one_stage(
+AGFT_CW = one_stage_attack(
     _margin_pgd("agft-cw", 20, mean_over=128),
     "what AGFT's code calls CW: PGD, 20 steps of 1/255 on the margin, the last counts",
-    "YuboCui/AGFT 0031a8f, attacks/cw.py",
+    paper="YuboCui/AGFT 0031a8f, attacks/cw.py",
     norms=("Linf",),
 )
 TECOA_AUTOATTACK = Attack(
@@ -42,10 +41,10 @@ TECOA_AUTOATTACK = Attack(
     "what the code of TeCoA and TGA-ZSR calls AutoAttack: APGD-CE, then APGD-DLR",
     paper="cvlab-columbia/ZSRobust4FoundationModel 1243db6, attacks.py",
 )
-TECOA_CW = one_stage(
+TECOA_CW = one_stage_attack(
     _margin_pgd("tecoa-cw", 100),
     "what the code of TeCoA and TGA-ZSR calls CW: PGD, 100 steps of 1/255 on the margin, the last counts",
-    "cvlab-columbia/ZSRobust4FoundationModel 1243db6, attacks.py",
+    paper="cvlab-columbia/ZSRobust4FoundationModel 1243db6, attacks.py",
     norms=("Linf",),
 )
 FARE_AUTOATTACK = Attack(

@@ -1,10 +1,10 @@
-"""The official AutoAttack package, pyautoattack (arXiv:2003.01690), as stages of ours.
+"""Adapter for the official AutoAttack package, pyautoattack (arXiv:2003.01690), and its attacks as data.
 
-Worked round: below 10 classes it looks for targets that do not exist, and below 4 (DLR: 3) for logits that do not
-exist; it takes views of inputs and gradients that need not be contiguous; it writes into the logits; its device is the
-CPU unless told; it reseeds torch's global generator; its own loop sets Python's trace function, and its state files
-cannot be read again, so our harness runs its attacks one by one, and our shards resume. Its random numbers belong to a
-batch, not to a sample: the number of batch_size may change a verdict.
+Problems of the package that this file works around: below 10 classes it looks for targets that do not exist, and below
+4 (DLR: 3) for logits that do not exist; it takes views of inputs and gradients that need not be contiguous; it writes
+into the logits; its device is the CPU by default; it reseeds torch's global generator; its own loop sets Python's trace
+function, and its state files cannot be read again, so our harness runs its attacks one by one, and our shards resume.
+Its random numbers belong to a batch, not to a sample: the batch size may change a verdict.
 """
 
 import logging
@@ -15,10 +15,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.base import Batch, Logits, Outcome, Stage
-from robustbench_vlm.attacks.library_model import CountedNetwork, seed_of
-from robustbench_vlm.attacks.losses import loss_notes, margin, targeted_margin
+from robustbench_vlm.attacks.base import Attack, Batch, Outcome, Stage, one_stage_attack
+from robustbench_vlm.attacks.library_model import LibraryModel, seed_of
+from robustbench_vlm.attacks.losses import loss_warnings, margin, targeted_margin
+from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.registry import unknown
 
+_PAPER = "arXiv:2003.01690"
 PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "apgd-ce": ("apgd", {"loss": "ce"}, "ce"),
     "apgd-dlr": ("apgd", {"loss": "dlr"}, "dlr"),
@@ -26,23 +30,23 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "fab-t": ("fab", {"targeted": True}, "ce"),
     "square": ("square", {}, "ce"),
 }
-"""Our name -> the official object's attribute, what is to be set on it, and the loss whose class limit holds."""
+"""Our name -> attribute of the official object, its settings, and the loss that limits the number of classes."""
 
 
-def official(logits: Logits, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
+def official(classifier: Classifier, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
     """Run one official attack with the parameters of its standard version, `batch_size` samples at a time."""
-    network = CountedNetwork(logits, batch.images.device)
+    network = LibraryModel(classifier, batch.images.device)
     with _flags() as flags:
         adversarial = [
             _perturbed(network, batch, attack, slice(start, start + batch_size))
             for start in range(0, len(batch.labels), batch_size)
         ]
-    notes = {flag: torch.ones_like(batch.labels, dtype=torch.bool) for flag in flags}
-    notes |= loss_notes(PARTS[attack][2], batch.num_classes)
-    return Outcome(torch.cat(adversarial), *network.passes_each(batch), notes=notes)
+    warnings = {flag: torch.ones_like(batch.labels, dtype=torch.bool) for flag in flags}
+    warnings |= loss_warnings(PARTS[attack][2], batch.num_classes)
+    return Outcome(torch.cat(adversarial), *network.passes_each(batch), warnings=warnings)
 
 
-def _perturbed(network: CountedNetwork, batch: Batch, attack: str, chunk: slice) -> Tensor:
+def _perturbed(network: LibraryModel, batch: Batch, attack: str, chunk: slice) -> Tensor:
     images, labels = batch.images[chunk].contiguous(), batch.labels[chunk]
     part = _part(network, batch, attack)
     devices = [images.device] if images.device.type == "cuda" else []
@@ -50,7 +54,7 @@ def _perturbed(network: CountedNetwork, batch: Batch, attack: str, chunk: slice)
         return part.perturb(images, labels).detach().to(images)  # type: ignore[no-any-return]
 
 
-def _part(network: CountedNetwork, batch: Batch, attack: str) -> Any:
+def _part(network: LibraryModel, batch: Batch, attack: str) -> Any:
     from pyautoattack import AutoAttack
 
     whole = AutoAttack(
@@ -73,7 +77,7 @@ def _part(network: CountedNetwork, batch: Batch, attack: str) -> Any:
 
 @contextmanager
 def _flags() -> Iterator[set[str]]:
-    # Its only warning outside its own loop is about zero gradients; it belongs to the record, not on the screen.
+    # Its only warning outside its own loop is about zero gradients. It goes into the record, not onto the screen.
     logger, flags = logging.getLogger("auto-attack"), set[str]()
 
     def note(record: logging.LogRecord) -> bool:
@@ -108,3 +112,20 @@ def pyautoattack_stage(attack: str) -> Stage:
         calls=pyautoattack_calls,
         gradient_free=attack == "square",
     )
+
+
+PYAUTOATTACK = Attack(
+    "pyautoattack",
+    tuple(pyautoattack_stage(name) for name in ("apgd-ce", "apgd-t", "fab-t", "square")),
+    "the official AutoAttack package, its standard version",
+    paper=_PAPER,
+)
+
+
+def pyautoattack_named(name: str) -> Attack:
+    """Return one attack of the official package, or its standard version; raise UserError for another name."""
+    if name == "standard":
+        return PYAUTOATTACK
+    if name not in PARTS:
+        raise UserError(unknown("attack of pyautoattack", name, [*PARTS, "standard"]))
+    return one_stage_attack(pyautoattack_stage(name), f"{name} of the official AutoAttack package", paper=_PAPER)

@@ -1,74 +1,79 @@
-"""Probes: a few passes on the clean samples that show a model for which no attack's verdict can be believed."""
+"""Sanity checks: a few passes on the clean samples that show a model for which no attack's verdict can be trusted."""
 
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.base import Batch, Logits
+from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.losses import margin
-from robustbench_vlm.attacks.model import logits_of, passes_of
+from robustbench_vlm.core.classifier import Classifier, ClassifierLike, as_classifier
 
-PROBE_FORWARD, PROBE_BACKWARD = 4, 1
-"""Calls that the probes spend on each sample, and those of them that ask for a gradient."""
-PROBED = ("zero-gradient", "non-finite-gradient", "unstable-output", "batch-dependent", "probability-logits")
-"""The codes that `probe` may raise."""
-UNSTABLE = 1e-5
-"""Logits of two equal calls may differ by this part of the largest logit; GPU kernels add in any order."""
-MATES = 1e-3
-"""Logits may differ by this part of the largest logit when a sample has other batch mates."""
+SANITY_FORWARD, SANITY_BACKWARD = 4, 1
+"""Calls that the sanity checks spend on each sample, and those of them that ask for a gradient."""
+SANITY_CODES = ("zero-gradient", "non-finite-gradient", "unstable-output", "batch-dependent", "probability-logits")
+"""The warning codes that `sanity_warnings` may return."""
+REPEAT_TOLERANCE = 1e-5
+"""Share of the largest logit by which logits of two equal calls may differ; GPU kernels add in any order."""
+BATCH_TOLERANCE = 1e-3
+"""Share of the largest logit by which logits may differ when the other images of the batch change."""
 
 
-def probe(
-    logits: Logits, batch: Batch, *, batch_size: int, mates: float = MATES, unstable: float = UNSTABLE
+def sanity_warnings(
+    model: ClassifierLike,
+    batch: Batch,
+    *,
+    batch_size: int,
+    batch_tolerance: float = BATCH_TOLERANCE,
+    repeat_tolerance: float = REPEAT_TOLERANCE,
 ) -> list[tuple[str, ...]]:
-    """Return the codes of the gates that each sample of a batch raises, in the order of the samples.
+    """Return the warning codes that each sample of a batch raises, in the order of the samples.
 
-    Looks at the gradient of the margin, at a second equal call, at other batch mates, and at the range of the logits.
-    `mates` is the part of the largest logit by which other mates may change a logit, `unstable` that by which a second
-    call may.
+    Checks the gradient of the margin, a second equal call, a call with other images in the batch, and the range of the
+    logits. The tolerances are shares of the largest logit.
     """
-    codes: list[tuple[str, ...]] = []
+    classifier, codes = as_classifier(model), list[tuple[str, ...]]()
     for part in torch.arange(len(batch.labels), device=batch.labels.device).split(batch_size):
-        images, own = batch.images[part], logits_of(logits, part)
+        images, own = batch.images[part], classifier.select(part)
         first, gradient = _margin_gradient(own, images, batch.labels[part])
         with torch.no_grad():
             again = own(images).detach()
-            twice = logits_of(logits, torch.cat([part, part]))
+            twice = classifier.select(torch.cat([part, part]))
             beside = twice(torch.cat([images, 1 - images]))[: len(images)].detach()
         flat = gradient.flatten(1)
         finite = torch.isfinite(flat).all(dim=1)
+        unstable = _differ(again, first, repeat_tolerance)
         raised = {
             "zero-gradient": finite & (flat == 0).all(dim=1),
             "non-finite-gradient": ~finite,
-            "unstable-output": _differ(again, first, unstable),
-            "batch-dependent": _differ(beside, again, mates) & ~_differ(again, first, unstable),
-            "probability-logits": _probabilities(again),
+            "unstable-output": unstable,
+            "batch-dependent": _differ(beside, again, batch_tolerance) & ~unstable,
+            "probability-logits": _are_probabilities(again),
         }
         codes += [tuple(code for code, rows in raised.items() if bool(rows[n])) for n in range(len(images))]
     return codes
 
 
-def probe_passes(logits: Logits) -> tuple[int, int]:
-    """Return the forward and backward passes that the probes spend on each sample."""
-    without, once = passes_of(logits, gradient=False), passes_of(logits, gradient=True)
-    calls = PROBE_FORWARD - PROBE_BACKWARD
-    return calls * without[0] + PROBE_BACKWARD * once[0], calls * without[1] + PROBE_BACKWARD * once[1]
+def sanity_cost(classifier: Classifier) -> tuple[int, int]:
+    """Return the forward and backward passes that the sanity checks spend on each sample."""
+    without, once = classifier.cost(gradient=False), classifier.cost(gradient=True)
+    calls = SANITY_FORWARD - SANITY_BACKWARD
+    return calls * without[0] + SANITY_BACKWARD * once[0], calls * without[1] + SANITY_BACKWARD * once[1]
 
 
-def _margin_gradient(logits: Logits, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def _margin_gradient(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     with torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
-        output = logits(leaf)
-        if not output.requires_grad:  # the model cut the graph: nothing flows back at all
-            return output.detach(), torch.zeros_like(images)
-        (gradient,) = torch.autograd.grad(margin(output, labels, labels).sum(), leaf, allow_unused=True)
-    return output.detach(), torch.zeros_like(images) if gradient is None else gradient
+        logits = classifier(leaf)
+        if not logits.requires_grad:  # the model detached its output, and nothing flows back
+            return logits.detach(), torch.zeros_like(images)
+        (gradient,) = torch.autograd.grad(margin(logits, labels, labels).sum(), leaf, allow_unused=True)
+    return logits.detach(), torch.zeros_like(images) if gradient is None else gradient
 
 
 def _differ(first: Tensor, second: Tensor, tolerance: float) -> Tensor:
     return (first - second).abs().amax(dim=1) > tolerance * second.abs().amax(dim=1)
 
 
-def _probabilities(logits: Tensor) -> Tensor:
-    # Log-probabilities are no fault: a softmax of them gives the same probabilities back.
+def _are_probabilities(logits: Tensor) -> Tensor:
+    # Log-probabilities are fine: a softmax of them gives the same probabilities again.
     within = ((logits >= 0) & (logits <= 1)).all(dim=1)
     return within & ((logits.sum(dim=1) - 1).abs() < 1e-3)

@@ -1,4 +1,4 @@
-"""What Square Attack proposes: stripes and squares for Linf, tiles and moved energy for L2 (arXiv:1912.00049)."""
+"""Proposals of Square Attack: stripes and squares for Linf, tiles and moved energy for L2 (arXiv:1912.00049)."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ _TINY = 1e-12
 
 
 @dataclass(frozen=True)
-class Samples:
-    """Clean images (B, 3, H, W) and the random keys (B,) of their samples."""
+class CleanImages:
+    """Clean images (B, 3, H, W) and the random streams (B,) of their samples."""
 
     images: Tensor
     keys: Tensor
@@ -24,14 +24,14 @@ class Samples:
 
 @dataclass(frozen=True)
 class Proposals:
-    """How one norm starts, and how it changes the best image so far; both return candidates (B, 3, H, W).
+    """The first candidates of a norm, and its changes of the best image so far; both are images (B, 3, H, W).
 
-    `first` gets the samples and eps; `changed` also the best images, the number of the query (B,) and the side of each
-    row's square (B,).
+    `first` gets the clean images and eps; `changed` also the best images, the number of the query (B,) and the side of
+    each row's square (B,).
     """
 
-    first: Callable[[Samples, float], Tensor]
-    changed: Callable[[Samples, float, Tensor, Tensor, Tensor], Tensor]
+    first: Callable[[CleanImages, float], Tensor]
+    changed: Callable[[CleanImages, float, Tensor, Tensor, Tensor], Tensor]
     least_side: int
     odd: bool
 
@@ -43,14 +43,14 @@ class Proposals:
         return side.clamp_max(min(height, width))
 
 
-def stripes(rows: Samples, eps: float) -> Tensor:
+def stripes(rows: CleanImages, eps: float) -> Tensor:
     """Move each column of each channel to one end of the Linf ball."""
     _, channels, _, width = rows.images.shape
     signs = randomness.signs(rows.keys, 0, (channels, 1, width)).to(rows.images.dtype)
     return (rows.images + eps * signs).clamp_(0, 1)
 
 
-def recoloured_square(rows: Samples, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
+def recoloured_square(rows: CleanImages, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
     """Move one square to one end of the Linf ball, the same end in all of a channel (algorithm 2)."""
     channels = best.shape[1]
     drawn = randomness.integers(rows.keys, query, (2 + channels,), _ranges(best, side, [2] * channels))
@@ -63,7 +63,7 @@ def recoloured_square(rows: Samples, eps: float, best: Tensor, query: Tensor, si
     return candidate
 
 
-def tiles(rows: Samples, eps: float) -> Tensor:
+def tiles(rows: CleanImages, eps: float) -> Tensor:
     """Cover the image with square tiles of a fifth of its side, each a bump of random signs and direction."""
     height, width = rows.images.shape[2:]
     keys = randomness.derive(rows.keys, "tiles")
@@ -77,7 +77,7 @@ def tiles(rows: Samples, eps: float) -> Tensor:
     return _at_length(rows.images, delta, eps)
 
 
-def moved_energy(rows: Samples, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
+def moved_energy(rows: CleanImages, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
     """Take the change out of one window and put it, with what eps leaves, into another as a bump (algorithm 3)."""
     drawn = randomness.integers(rows.keys, 2 * query, (4,), _ranges(best, side, []).repeat(1, 2))
     delta = best - rows.images
@@ -103,14 +103,14 @@ PROPOSALS = {
 
 
 def _ranges(images: Tensor, side: Tensor, others: list[int]) -> Tensor:
-    # How many values each drawn number has: the square's top, its left, and what else is drawn, (B, 2 + len(others)).
+    # Number of values of each drawn number: the square's top, its left, and the other draws, (B, 2 + len(others)).
     height, width = images.shape[2:]
     fixed = torch.tensor(others, dtype=torch.int64, device=side.device).expand(len(side), -1)
     return torch.cat([(height + 1 - side)[:, None], (width + 1 - side)[:, None], fixed], dim=1)
 
 
 def _groups(side: Tensor) -> list[tuple[int, Tensor]]:
-    # Rows whose squares are equally large: all of them, but for samples that entered the batch_size later.
+    # Rows with squares of equal size: usually all rows, except for samples that entered the batch later.
     return [(length, (side == length).nonzero().squeeze(1)) for length in sorted(set(side.tolist()))]
 
 

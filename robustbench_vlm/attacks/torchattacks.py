@@ -1,8 +1,8 @@
-"""Every attack of the library torchattacks (arXiv:2010.01950) as a stage of ours; the library is optional.
+"""Adapter for the optional library torchattacks (arXiv:2010.01950): each of its attacks as an attack of ours.
 
-Its own default parameters hold, but for the threat: eps and the norm are the threat's, step sizes keep their ratio to
-eps, and the number of classes is the true one where an attack asks for it. Its random numbers belong to a batch, not to
-a sample: the number of batch_size may change a verdict.
+Attacks keep their default parameters, except: eps and the norm are the threat's, step sizes keep their ratio to eps,
+and an attack that asks for the number of classes gets the true one. Its random numbers belong to a batch, not to a
+sample: the batch size may change a verdict.
 """
 
 import inspect
@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.base import Batch, Logits, Outcome, Stage
-from robustbench_vlm.attacks.library_model import CountedNetwork, seed_of
+from robustbench_vlm.attacks.base import Attack, Batch, Outcome, Stage, one_stage_attack
+from robustbench_vlm.attacks.library_model import LibraryModel, seed_of
+from robustbench_vlm.core.classifier import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.core.threat import NORMS
@@ -31,7 +32,7 @@ _COUNTING = ("JSMA", "OnePixel", "Pixle", "SparseFool")
 def attack_class(name: str) -> type:
     """Return torchattacks' class of that name.
 
-    Raises UserError where the library is missing, has no such attack, or the attack needs more than a model.
+    Raises UserError if the library is not installed, does not know the attack, or the attack needs more than a model.
     """
     library = _library()
     classes = {key: value for key, value in vars(library).items() if isinstance(value, type)}
@@ -48,9 +49,9 @@ def attack_class(name: str) -> type:
 
 
 def norms_of(name: str) -> tuple[str, ...]:
-    """Return the norms that an attack of torchattacks is built for: in another ball its images are too weak.
+    """Return the norms that an attack of torchattacks is made for: in other balls its images are too weak.
 
-    Those that ask for the norm take both, and so do the ones that count changed pixels, which are cut to the ball.
+    Attacks with a `norm` parameter take both norms. So do those that count changed pixels; their images are projected.
     """
     parameters = _parameters(attack_class(name))
     if "norm" in parameters or name in _COUNTING:
@@ -58,9 +59,9 @@ def norms_of(name: str) -> tuple[str, ...]:
     return ("L2",) if name.endswith("L2") or name in _MINIMAL else ("Linf",)
 
 
-def run_torchattacks(logits: Logits, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
+def run_torchattacks(classifier: Classifier, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
     """Run one attack of torchattacks, `batch_size` samples at a time."""
-    network = CountedNetwork(logits, batch.images.device)
+    network = LibraryModel(classifier, batch.images.device)
     made = attack_class(attack)(network, **_settings(attack_class(attack), batch))
     devices = [batch.images.device] if batch.images.device.type == "cuda" else []
     adversarial: list[Tensor] = []
@@ -83,6 +84,15 @@ def torchattacks_stage(attack: str) -> Stage:
         version=1,
         gradient_free=attack in _GRADIENT_FREE,
     )
+
+
+def torchattacks_named(name: str) -> Attack:
+    """Return an attack of the library torchattacks with its default parameters.
+
+    Raises UserError if the library is not installed or does not know the attack.
+    """
+    norms = norms_of(name)
+    return one_stage_attack(torchattacks_stage(name), f"{name} of torchattacks", norms=norms)
 
 
 def _settings(attack: type, batch: Batch) -> dict[str, Any]:

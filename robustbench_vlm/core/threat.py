@@ -3,9 +3,6 @@
 from dataclasses import dataclass
 from fractions import Fraction
 
-import torch
-from torch import Tensor
-
 from robustbench_vlm.core.errors import UserError
 
 NORMS = ("Linf", "L2")
@@ -48,24 +45,3 @@ def parse_eps(text: str) -> Fraction:
     if eps >= 1 and not slash and eps != 1:
         raise UserError(f"eps {text!r} looks like pixel steps: {_ADVICE}, so {text}/255 if that was meant")
     return eps
-
-
-def project(threat: Threat, images: Tensor, adversarial: Tensor) -> Tensor:
-    """Return the point of the ball around `images` and of the box [0, 1] that `adversarial` is moved to, (B, ...).
-
-    Non-finite values fall back to the clean pixel.
-    """
-    delta = torch.where(torch.isfinite(adversarial), adversarial, images) - images
-    eps = float(threat.eps)
-    if threat.norm == "Linf":
-        delta = delta.clamp(-eps, eps)
-    else:
-        norm = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
-        delta = delta * (eps / norm).clamp_max(1).view(-1, *[1] * (delta.dim() - 1))
-    return (images + delta).clamp(0, 1)
-
-
-def distance(threat: Threat, images: Tensor, adversarial: Tensor) -> Tensor:
-    """Return each sample's perturbation size in the threat's norm, pixel scale, shape (B,)."""
-    delta = (adversarial - images).flatten(1)
-    return delta.abs().amax(dim=1) if threat.norm == "Linf" else delta.norm(dim=1)

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.base import Attack, Logits
-from robustbench_vlm.attacks.model import Transferred, passes_of, seen_in
-from robustbench_vlm.attacks.sanity import probe_passes
+from robustbench_vlm.attacks.base import Attack
+from robustbench_vlm.attacks.model import SurrogateClassifier, with_gradient
+from robustbench_vlm.attacks.sanity import sanity_cost
+from robustbench_vlm.core.classifier import Classifier
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.model_cache import loaded_model
 from robustbench_vlm.engine.resolve import Plan
@@ -96,18 +97,18 @@ def estimate_cost(plan: Plan) -> Estimate:
     )
 
 
-def attack_passes(attack: Attack, num_classes: int, logits: Logits) -> tuple[int, int]:
+def attack_passes(attack: Attack, num_classes: int, classifier: Classifier) -> tuple[int, int]:
     """Return the forward and backward passes that an attack on a classifier spends on a sample that stays robust.
 
     Counts all stages, the harness's own verdicts (one clean, one per stage) and the gradient and output checks.
     """
-    verdict = passes_of(logits, gradient=False)
-    spent = [probe_passes(logits), verdict]
+    verdict = classifier.cost(gradient=False)
+    spent = [sanity_cost(classifier), verdict]
     for stage in attack.stages:
         asked, gradients = stage.calls(stage.parameters, num_classes)
-        seen = seen_in(logits, stage.view)
-        judged = asked + gradients if isinstance(seen, Transferred) else 0
-        calls = (asked, passes_of(seen, gradient=False)), (gradients, passes_of(seen, gradient=True))
+        seen = with_gradient(classifier, stage.gradient_mode)
+        judged = asked + gradients if isinstance(seen, SurrogateClassifier) else 0
+        calls = (asked, seen.cost(gradient=False)), (gradients, seen.cost(gradient=True))
         spent += [(count * each[0], count * each[1]) for count, each in (*calls, (judged + 1, verdict))]
     return sum(forward for forward, _ in spent), sum(backward for _, backward in spent)
 
@@ -135,8 +136,8 @@ def _model_costs(cells: Sequence[Cell], protocol: Protocol, resources: Resources
     """Return the costs of the cells of one model."""
     # A function of its own, so that no variable holds the model while the next one is loaded.
     speed = _measure_cell(cells[0], resources)
-    logits = _counting_logits(cells[0], protocol, resources.device)
-    return [_cost(cell, speed, logits, resources) for cell in cells]
+    classifier = _cost_classifier(cells[0], protocol, resources.device)
+    return [_cost(cell, speed, classifier, resources) for cell in cells]
 
 
 def _measure_cell(cell: Cell, resources: Resources) -> Speed:
@@ -149,16 +150,16 @@ def _measure_cell(cell: Cell, resources: Resources) -> Speed:
     return speed
 
 
-def _counting_logits(cell: Cell, protocol: Protocol, device: str) -> Logits:
-    """Return a classifier that counts passes as those of all cells of a model do."""
+def _cost_classifier(cell: Cell, protocol: Protocol, device: str) -> Classifier:
+    """Return a classifier whose `cost` is that of all cells of a model."""
     # One class is enough: the passes do not depend on the classes, and a dataset may have 80,000 prompts.
     model = loaded_model(cell.model, cell.track, device)
-    logits = model.classifier(["a photo."]).of_samples(torch.zeros(1, dtype=torch.int64))
-    return logits if protocol.precision == protocol.verdict_precision else Transferred(logits, logits)
+    judge = model.classifier(["a photo."]).of_samples(torch.zeros(1, dtype=torch.int64))
+    return judge if protocol.precision == protocol.verdict_precision else SurrogateClassifier(judge, judge)
 
 
-def _cost(cell: Cell, speed: Speed, logits: Logits, resources: Resources) -> Cost:
-    forward, backward = attack_passes(cell.attack, len(cell.dataset.classes), logits)
+def _cost(cell: Cell, speed: Speed, classifier: Classifier, resources: Resources) -> Cost:
+    forward, backward = attack_passes(cell.attack, len(cell.dataset.classes), classifier)
     passes = len(cell) * (forward + backward)
     seconds = len(cell) * (forward * speed.forward + backward * (speed.gradient - speed.forward)) / resources.workers
     share = ROBUST_SHARE + (1 - ROBUST_SHARE) * BROKEN_COST

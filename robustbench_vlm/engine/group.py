@@ -71,7 +71,7 @@ def packed_groups(shards: Sequence[Shard], cells: Sequence[Cell], resources: Res
     alike: dict[int | tuple[str, str, Threat], list[Shard]] = {}
     for shard in shards:
         cell = cells[shard.cell]
-        mixed = all(stage.takes_mixed for stage in cell.attack.stages)
+        mixed = all(stage.mixes_datasets for stage in cell.attack.stages)
         alike.setdefault((cell.model, cell.attack.name, cell.threat) if mixed else shard.cell, []).append(shard)
     for key, some in alike.items():
         if isinstance(key, int):

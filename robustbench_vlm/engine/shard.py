@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.base import Attack, Batch, Logits
-from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
-from robustbench_vlm.attacks.model import MixedLogits
-from robustbench_vlm.attacks.sanity import MATES, UNSTABLE, probe, probe_passes
+from robustbench_vlm.attacks.base import Attack, Batch
+from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
+from robustbench_vlm.attacks.model import MultiDatasetClassifier
+from robustbench_vlm.attacks.sanity import BATCH_TOLERANCE, REPEAT_TOLERANCE, sanity_cost, sanity_warnings
+from robustbench_vlm.core.classifier import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.records import SampleResult
@@ -34,7 +35,7 @@ class Attacked:
 
     results: Sequence[SampleResult]
     images: Tensor
-    """float32 (B, 3, H, W): `WorstCase.strongest`."""
+    """float32 (B, 3, H, W): `Verdicts.strongest`."""
 
 
 def run_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Shard]) -> list[list[SampleResult]]:
@@ -83,9 +84,14 @@ def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:
     _check_identity(cell, shard, loaded_model(cell.model, cell.track, resources.device).digest)
     batch, digests = load_batch(cell, shard.start, shard.stop, device=resources.device)
     rounding = max(PRECISIONS[name].rounding for name in (protocol.precision, protocol.logit_precision))
-    mates, unstable = (max(each, _ROUNDINGS * rounding) for each in (MATES, UNSTABLE))
     attacked, batch_size = classifier.of_samples(batch.keys), _batch_size(classifier, resources)
-    raised = probe(attacked, batch, batch_size=batch_size, mates=mates, unstable=unstable)
+    raised = sanity_warnings(
+        attacked,
+        batch,
+        batch_size=batch_size,
+        batch_tolerance=max(BATCH_TOLERANCE, _ROUNDINGS * rounding),
+        repeat_tolerance=max(REPEAT_TOLERANCE, _ROUNDINGS * rounding),
+    )
     ids = cell.samples.ids[shard.start : shard.stop]
     return _Part(classifier, judge, batch, list(zip(ids, digests, raised, strict=True)))
 
@@ -106,7 +112,7 @@ def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> lis
     batch_size = _batch_size(parts[0].classifier, resources)
     verdict = attack_samples(attacked, batch, attack, batch_size=batch_size, judge=judge)
     about = [each for part in parts for each in part.about]
-    spent = probe_passes(attacked)
+    spent = sanity_cost(attacked)
     records = iter(_records(about, batch.labels, verdict, spent, parts[0].classifier.scale))
     sizes = [len(part.about) for part in parts]
     images = verdict.strongest.split(sizes)
@@ -114,10 +120,10 @@ def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> lis
 
 
 def _batch_size(classifier: AnyClassifier, resources: Resources) -> int:
-    return max(1, resources.batch_size // classifier.pictures)
+    return max(1, resources.batch_size // classifier.images_per_sample)
 
 
-def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> Logits:
+def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> Classifier:
     """Return one classifier for all samples, each with the classes of its own dataset."""
     if all(classifier is classifiers[0] for classifier in classifiers):
         return classifiers[0].of_samples(torch.cat([batch.keys for batch in batches]))
@@ -127,7 +133,7 @@ def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> L
     features = torch.cat([classifier.text_features for classifier in plain])
     union = ZeroShotClassifier(plain[0].encoder, features, plain[0].scale, plain[0].logits)
     num_classes = torch.cat([batch.num_classes for batch in batches])
-    return MixedLogits.of_ranges(union, first.to(num_classes.device), num_classes)
+    return MultiDatasetClassifier.of_ranges(union, first.to(num_classes.device), num_classes)
 
 
 def load_batch(cell: Cell, start: int, stop: int, *, device: str) -> tuple[Batch, list[str]]:
@@ -187,7 +193,7 @@ def _check_identity(cell: Cell, shard: Shard, weights: str) -> None:
 def _records(
     samples: Sequence[tuple[str, str, tuple[str, ...]]],
     labels: Tensor,
-    verdict: WorstCase,
+    verdict: Verdicts,
     probed: tuple[int, int],
     scale: float,
 ) -> list[SampleResult]:
@@ -203,7 +209,7 @@ def _records(
             forward=int(verdict.forward[n]) + probed[0],
             backward=int(verdict.backward[n]) + probed[1],
             margin=float(verdict.margin[n]) / scale,
-            warnings=",".join(dict.fromkeys([*found, *verdict.notes[n]])),
+            warnings=",".join(dict.fromkeys([*found, *verdict.warnings[n]])),
         )
         for n, (sample_id, digest, found) in enumerate(samples)
     ]

@@ -109,14 +109,6 @@ def with_comparisons(cells: Sequence[Cell], scores: Sequence[Score]) -> list[Sco
     return found
 
 
-def strength(attack: Attack) -> float | None:
-    """Return the place of an attack in the one order that everybody agrees on, fgsm < pgd-N < autoattack, or None."""
-    if attack.name in ("fgsm", "autoattack"):
-        return 0 if attack.name == "fgsm" else float("inf")
-    name, _, steps = attack.name.partition("-")
-    return float(steps) if name == "pgd" and steps.isdecimal() else None
-
-
 def _comparable(cell: Cell, other: Cell) -> bool:
     return (cell.weights, cell.samples.digest, cell.dataset.prompts, cell.threat.norm, cell.protocol) == (
         other.weights,
@@ -132,8 +124,8 @@ def _weaker_eps(weaker: Cell, cell: Cell) -> bool:
 
 
 def _weaker_attack(weaker: Cell, cell: Cell) -> bool:
-    ranks = strength(weaker.attack), strength(cell.attack)
-    return weaker.threat == cell.threat and None not in ranks and ranks[0] < ranks[1]  # type: ignore[operator]
+    first, second = weaker.attack.strength, cell.attack.strength
+    return weaker.threat == cell.threat and first is not None and second is not None and first < second
 
 
 def _black_box_wins(attack: Attack, results: Sequence[SampleResult]) -> int:

@@ -26,7 +26,7 @@ class ZeroShotClassifier(nn.Module):
     """Images (B, 3, H, W) in [0, 1] to float32 logits (B, C): scale times the cosine with each class's text."""
 
     text_features: Tensor
-    pictures = 1
+    images_per_sample = 1
     """Images that one sample has in memory at once."""
 
     def __init__(self, encoder: nn.Module, text_features: Tensor, scale: float, logits: str = "float32") -> None:
@@ -48,7 +48,7 @@ class ZeroShotClassifier(nn.Module):
 
     @property
     def plain(self) -> "ZeroShotClassifier":
-        """The classifier without any procedure: itself."""
+        """The classifier without a test-time defense: itself."""
         return self
 
     def in_precision(self, name: str, logits: str = "float32") -> "ZeroShotClassifier":
@@ -58,6 +58,14 @@ class ZeroShotClassifier(nn.Module):
     def of_samples(self, keys: Tensor) -> "ZeroShotClassifier":
         """Return the classifier of the samples with these random streams, (B,): itself, since it draws no numbers."""
         return self
+
+    def select(self, index: Tensor) -> "ZeroShotClassifier":
+        """Return the classifier itself, which is the same for all samples."""
+        return self
+
+    def cost(self, *, gradient: bool) -> tuple[int, int]:
+        """Return one forward pass, and one backward pass if a gradient is asked for."""
+        return 1, int(gradient)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Return the unit embedding of each image, (B, D), in the type of the texts' embeddings."""

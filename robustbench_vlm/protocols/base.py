@@ -97,13 +97,13 @@ class Protocol:
         return dataclasses.replace(attack, stages=tuple(self._adapt_stage(stage, norm) for stage in attack.stages))
 
     def _adapt_stage(self, stage: Stage, norm: str) -> Stage:
-        if not stage.chooses_iterate:
-            return stage
-        parameters = {**stage.parameters, "iterate": self.iterate}
-        if self.step_size and norm == "Linf" and parameters.get("steps") != 1:
+        parameters = dict(stage.parameters)
+        if "iterate" in stage.adjustable:
+            parameters |= {"iterate": self.iterate}
+        if self.step_size and norm == "Linf" and "step_size" in stage.adjustable:
             parameters |= {"step_size": self.step_size}
             parameters.pop("relative_step", None)
-        if self.mean_over > 1 and parameters.get("loss") == "ce":
+        if self.mean_over > 1 and "mean_over" in stage.adjustable:
             parameters |= {"mean_over": self.mean_over, "loss": "softmax-ce"}
         return dataclasses.replace(stage, parameters=parameters)
 

@@ -1,4 +1,4 @@
-"""Test-time defenses, one file each; `NAME+MODEL` is the model that a defense makes of another model."""
+"""The table of test-time defenses, one file each. The reference DEFENSE+MODEL names a model with such a defense."""
 
 from robustbench_vlm.core.registry import Registry
 

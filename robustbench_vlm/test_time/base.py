@@ -1,4 +1,4 @@
-"""What a procedure is: logits of an image and of the sample's random numbers, and how an attack sees through it."""
+"""Test-time defenses as data, what their functions get, and gradients through rounding and signs."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -7,82 +7,85 @@ from fractions import Fraction
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.base import View
+from robustbench_vlm.attacks.base import GradientMode
 
-Features = Callable[[Tensor], Tensor]
-"""An image tower: images (B, 3, H, W) in [0, 1] to embeddings (B, D) that are not normalised."""
+Encoder = Callable[[Tensor], Tensor]
+"""An image encoder: images (B, 3, H, W) in [0, 1] to embeddings (B, D) that are not normalised."""
 
 
 @dataclass(frozen=True)
-class Context:
-    """What a procedure may use beside the images it is given."""
+class DefenseContext:
+    """All that a test-time defense may use in addition to the images."""
 
     keys: Tensor
-    """(B,), int64: the samples' random numbers (`randomness`)."""
-    features: Features
-    """The image tower of the model under the procedure."""
-    undefended: Features
-    """That of the undefended model that it was made from, which may be the same one."""
+    """(B,), int64: the samples' random streams (`core.random`)."""
+    image_encoder: Encoder
+    """The image encoder of the defended model."""
+    undefended_encoder: Encoder
+    """That of the undefended model that the defended one was made from; it may be the same one."""
     text_features: Tensor
     """Unit text embeddings of the classes, (C, D)."""
     null_features: Tensor
-    """Unit text embeddings of the procedure's own texts, (N, D)."""
-    tokens: Tensor
+    """Unit text embeddings of the defense's `null_texts`, (N, D); without them, of the classes' prompts."""
+    token_embeddings: Tensor
     """Embeddings of the tokens of the classes' prompts, (C, L, W)."""
-    text_tower: Callable[[Tensor], Tensor]
-    """Their changed embeddings, (B, C, L, W), to unit text embeddings (B, C, D)."""
+    text_encoder: Callable[[Tensor], Tensor]
+    """Changed token embeddings (B, C, L, W) to unit text embeddings (B, C, D)."""
     scale: float
     """The logit scale."""
     settings: Mapping[str, float]
-    """The procedure's numbers, by their names in the paper."""
+    """The settings of the defense, by their names in the paper."""
     differentiate: bool
-    """Whether the gradient goes through what the procedure finds; if not, that is a constant."""
+    """Whether the gradient goes through the defense's inner loops; if not, what they find is a constant."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes through the image tower that the logits of one image cost."""
+    """Passes through the image encoder that the logits of one image cost."""
 
     forward: int
     inner: int = 0
-    """Backward passes of the procedure's own loops."""
+    """Backward passes of the defense's own loops."""
     outer: int = 1
-    """Forward passes from which the logits' gradient flows back to the image."""
+    """Forward passes from which the gradient of the logits flows back to the image."""
 
 
 @dataclass(frozen=True)
 class TestTimeDefense:
-    """A test-time defense: a function of one image and of the sample's random numbers, batched.
+    """A test-time defense: a batched function of each image and of its sample's random numbers.
 
-    No row may depend on another one. The forward values are the same whether gradients are asked for or not.
+    No row may depend on another one. The logits are the same with and without gradients.
     """
 
     name: str
-    logits: Callable[[Context, Tensor], Tensor]
+    logits: Callable[[DefenseContext, Tensor], Tensor]
     """Images (B, 3, H, W) in [0, 1] to logits (B, C)."""
     passes: Callable[[Mapping[str, float]], Passes]
+    """The settings to the passes of one image."""
     settings: Mapping[str, float] = field(default_factory=dict)
     version: int = 1
     """Version of the defense. Raise it whenever a change of the code can change a logit."""
-    texts: tuple[str, ...] = ()
-    """Texts of the procedure's own, embedded once."""
-    tunes_texts: bool = False
-    """Whether it passes the text tower for each sample; only then the context has `tokens` and `text_tower`."""
-    views: tuple[View, ...] = (View("loop", "loop"), View("constant", "constant"))
-    """How an attack sees it; the transfer from the model without it is always tried beside these."""
+    null_texts: tuple[str, ...] = ()
+    """Texts that describe no class, embedded once."""
+    tunes_prompts: bool = False
+    """Whether it passes the text encoder for each sample. Only then does the context have `token_embeddings` and
+    `text_encoder`."""
+    gradient_modes: tuple[GradientMode, ...] = (GradientMode("loop", "loop"), GradientMode("constant", "constant"))
+    """Ways in which adaptive attacks take its gradient. The transfer attack is always tried too."""
     needs_undefended: bool = False
-    """Whether it asks the model that its own was made from: the base that the card names, or else the track's.
+    """Whether it uses the model that the defended one was made from: the base that the card names, or else the track's.
 
-    If not, none is loaded and the model stands in.
+    If not, none is loaded, and the defended model takes its place.
     """
-    pictures: int = 1
+    images_per_sample: int = 1
     """Images that one sample has in memory at once."""
     text_passes: str = ""
-    """Passes through the text tower for an image, which records do not count."""
+    """Passes through the text encoder for an image, in words; records do not count them."""
     paper: str = ""
     fidelity: str = "paper"
     """"official code", "paper" or "reconstruction"."""
     deviations: tuple[str, ...] = ()
+    """Differences from the paper, one sentence each."""
 
 
 def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
@@ -90,20 +93,23 @@ def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
     return value.detach() + (smooth - smooth.detach())
 
 
-def sign(values: Tensor) -> Tensor:
-    """Return the signs of values (B, ...); backward they are the values over the mean size of their row."""
+def straight_through_sign(values: Tensor) -> Tensor:
+    """Return the signs of values (B, ...), with the gradient of the values over the mean size of their row."""
     size = values.detach().abs().flatten(1).mean(dim=1).clamp_min(1e-30)
     return straight_through(values.sign(), values / size.view(-1, *(1,) * (values.dim() - 1)))
 
 
-def pixels(number: float) -> float:
-    """Return a number of grey levels, of 255, in pixel scale."""
-    return float(Fraction(number) / 255)
+def in_pixel_scale(levels: float) -> float:
+    """Return a number of grey levels out of 255 as a fraction of the pixel range [0, 1]."""
+    return float(Fraction(levels) / 255)
 
 
-def inner_gradient(context: Context, losses: Tensor, at: Tensor) -> Tensor:
-    """Return the gradient of a sum of losses (B,) within a procedure, with a graph of its own if an attack needs it."""
+def inner_gradient(context: DefenseContext, losses: Tensor, inputs: Tensor) -> Tensor:
+    """Return the gradient of the sum of losses (B,) at the inputs, for the inner loop of a defense.
+
+    If an attack differentiates through the loop, the gradient has its own graph.
+    """
     create = context.differentiate and torch.is_grad_enabled()
     with torch.enable_grad():
-        (gradient,) = torch.autograd.grad(losses.sum(), at, create_graph=create)
+        (gradient,) = torch.autograd.grad(losses.sum(), inputs, create_graph=create)
     return gradient

@@ -1,4 +1,4 @@
-"""CLIPure-Cos: move the image's embedding towards that of texts that say nothing (ICLR 2025, arXiv 2502.18176)."""
+"""CLIPure-Cos: move the image's embedding towards that of texts without a class (ICLR 2025, arXiv 2502.18176)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -6,19 +6,19 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.test_time.base import Context, Passes, TestTimeDefense, straight_through
+from robustbench_vlm.test_time.base import DefenseContext, Passes, TestTimeDefense, straight_through
 
 
-def logits(context: Context, images: Tensor) -> Tensor:
-    """Return the logits of the purified embeddings; as a constant, the purification is an added vector."""
-    embedded = functional.normalize(context.features(images), dim=-1)
+def logits(context: DefenseContext, images: Tensor) -> Tensor:
+    """Return the logits of the purified embeddings; without gradients of the loop the purification adds a constant."""
+    embedded = functional.normalize(context.image_encoder(images), dim=-1)
     purified = purify(context, embedded)
     if not context.differentiate:
         purified = straight_through(purified, embedded)
     return context.scale * purified @ context.text_features.T
 
 
-def purify(context: Context, embedded: Tensor) -> Tensor:
+def purify(context: DefenseContext, embedded: Tensor) -> Tensor:
     """Return unit embeddings (B, D) after gradient ascent of their cosine with the mean embedding of null texts.
 
     Each step has the length `step`, whatever the gradient's, and the embedding is brought back to the sphere after it.
@@ -41,7 +41,7 @@ CLIPURE_COS = TestTimeDefense(
     logits=logits,
     passes=_passes,
     settings={"iterations": 10.0, "step": 30.0},
-    texts=("a photo of a .", "a photo of the .", "a picture of a .", "an image of a .", "a rendering of a ."),
+    null_texts=("a photo of a .", "a photo of the .", "a picture of a .", "an image of a .", "a rendering of a ."),
     paper="https://arxiv.org/abs/2502.18176",
     fidelity="paper",
     deviations=(

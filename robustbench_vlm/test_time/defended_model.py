@@ -1,16 +1,19 @@
-"""A procedure on top of a model, as the engine and the attacks take it in place of a model."""
+"""Models with a test-time defense, which the engine and the attacks take in place of a model."""
 
+import copy
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from robustbench_vlm.attacks.base import Attack, Stage, View
-from robustbench_vlm.attacks.model import Transferred
+from robustbench_vlm.attacks.base import Attack, GradientMode, Stage
+from robustbench_vlm.attacks.model import SurrogateClassifier
 from robustbench_vlm.core import random as randomness
+from robustbench_vlm.core.classifier import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.registry import unknown
@@ -20,24 +23,31 @@ from robustbench_vlm.models.open_clip import Architecture
 from robustbench_vlm.models.reference import ModelReference, parse_reference
 from robustbench_vlm.models.text_encoder import PromptTower
 from robustbench_vlm.test_time import TEST_TIME_DEFENSES
-from robustbench_vlm.test_time.base import Context, TestTimeDefense
+from robustbench_vlm.test_time.base import DefenseContext, TestTimeDefense
 
-_TRANSFER = View("transfer", "transfer")
-_AS_IT_IS = View("", "loop")
+_TRANSFER = GradientMode("transfer", "transfer")
+_AS_IT_IS = GradientMode("", "loop")
 
 
 class DefendedClassifier(nn.Module):
-    """What all samples of a dataset share: towers, texts and the procedure; `of_samples` makes the classifier."""
+    """Images (B, 3, H, W) in [0, 1] to float32 logits (B, C) of a model with a test-time defense.
+
+    The logits depend on each sample's image and random numbers: `of_samples` binds the classifier to samples, and it is
+    then called with one image for each of them.
+    """
 
     null_features: Tensor
+    keys: Tensor | None = None
+    """(B,), int64: the random streams of the samples, from `of_samples` on."""
+    gradient_mode = _AS_IT_IS
 
     def __init__(self, made: "DefendedModel", prompts: Sequence[str | tuple[str, ...]]) -> None:
         super().__init__()
-        self.procedure, self.plain = made.procedure, made.model.classifier(prompts)
+        self.defense, self.plain = made.defense, made.model.classifier(prompts)
         self.undefended = made.undefended.encoder
         towers = made.model.network, made.model.architecture
-        self.prompts = PromptTower(*towers, prompts) if made.procedure.tunes_texts else None
-        self.register_buffer("null_features", made.model.text_features(made.procedure.texts or prompts))
+        self.prompts = PromptTower(*towers, prompts) if made.defense.tunes_prompts else None
+        self.register_buffer("null_features", made.model.text_features(made.defense.null_texts or prompts))
 
     @property
     def scale(self) -> float:
@@ -45,143 +55,146 @@ class DefendedClassifier(nn.Module):
         return self.plain.scale
 
     @property
-    def pictures(self) -> int:
+    def images_per_sample(self) -> int:
         """Images that one sample has in memory at once."""
-        return self.procedure.pictures
+        return self.defense.images_per_sample
 
-    def of_samples(self, keys: Tensor) -> "DefendedLogits":
+    def of_samples(self, keys: Tensor) -> "DefendedClassifier":
         """Return the classifier of the samples with these random streams, (B,), int64."""
-        return DefendedLogits(self, randomness.derive(keys, self.procedure.name))
+        return self._with(keys=randomness.derive(keys, self.defense.name))
+
+    def select(self, index: Tensor) -> "DefendedClassifier":
+        """Return the classifier of the samples at `index` (int64)."""
+        return self._with(keys=self._keys()[index])
+
+    def with_gradient(self, mode: GradientMode) -> Classifier:
+        """Return the classifier as a stage with that gradient mode attacks it."""
+        return SurrogateClassifier(self.plain, self) if mode.gradient == "transfer" else self._with(gradient_mode=mode)
+
+    def cost(self, *, gradient: bool) -> tuple[int, int]:
+        """Return the passes through image encoders of one sample in a call, as the defense states them."""
+        passes, mode = self.defense.passes(self.defense.settings), self.gradient_mode
+        if not gradient:
+            return passes.forward, passes.inner
+        # A gradient of a gradient goes back through both passes that made it.
+        through = 2 * passes.inner if mode.gradient == "loop" else 0
+        return mode.draws * passes.forward, mode.draws * (passes.inner + passes.outer + through)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of the samples' own draws, with the gradient of the gradient mode."""
+        keys, draws = self._keys(), self.gradient_mode.draws
+        assert len(images) == len(keys), f"{len(images)} images for {len(keys)} samples"
+        own = self._logits(images, keys)
+        if draws == 1 or not torch.is_grad_enabled():
+            return own
+        others = [randomness.derive(keys, f"draw {number}") for number in range(1, draws)]
+        mean = sum((self._logits(images, each) for each in others), own) / draws
+        return own.detach() + (mean - mean.detach())
 
     def in_precision(self, name: str, logits: str = "float32") -> "DefendedClassifier":
         """Return the classifier itself for float32; raise UserError for any other precision."""
         if other := {name, logits} - {"float32"}:
             raise UserError(
-                f"the procedure {self.procedure.name!r} runs in float32 alone, and the protocol asks for"
-                f" {' and '.join(sorted(other))}: take another --protocol, such as the track's first"
+                f"the test-time defense {self.defense.name!r} runs only in float32, and the protocol asks for"
+                f" {' and '.join(sorted(other))}: choose another --protocol, such as the track's first"
             )
         return self
 
-    def context(self, keys: Tensor, *, differentiate: bool) -> Context:
-        """Return what the procedure's function gets."""
-        return Context(
+    def context(self, keys: Tensor, *, differentiate: bool) -> DefenseContext:
+        """Return the context that the function of the defense gets."""
+        return DefenseContext(
             keys=keys,
-            features=self.plain.encoder,
-            undefended=self.undefended,
+            image_encoder=self.plain.encoder,
+            undefended_encoder=self.undefended,
             text_features=self.plain.text_features,
             null_features=self.null_features,
-            tokens=self.plain.text_features if self.prompts is None else self.prompts.tokens,
-            text_tower=self.prompts or _no_texts,
+            token_embeddings=self.plain.text_features if self.prompts is None else self.prompts.tokens,
+            text_encoder=self.prompts or _no_texts,
             scale=self.scale,
-            settings=self.procedure.settings,
+            settings=self.defense.settings,
             differentiate=differentiate,
         )
 
-
-@dataclass(frozen=True)
-class DefendedLogits:
-    """The classifier of certain samples: the logits are a function of each one's image and its own random numbers."""
-
-    shared: DefendedClassifier
-    keys: Tensor
-    view: View = _AS_IT_IS
-
-    def __call__(self, images: Tensor) -> Tensor:
-        """Return logits (B, C): those of the samples' own draws, with the gradient that the view gives them."""
-        assert len(images) == len(self.keys), f"{len(images)} images for {len(self.keys)} samples"
-        own = self._logits(images, self.keys)
-        if self.view.draws == 1 or not torch.is_grad_enabled():
-            return own
-        others = [randomness.derive(self.keys, f"draw {number}") for number in range(1, self.view.draws)]
-        mean = sum((self._logits(images, keys) for keys in others), own) / self.view.draws
-        return own.detach() + (mean - mean.detach())
-
-    def of(self, index: Tensor) -> "DefendedLogits":
-        """Return the classifier of the samples at `index` (int64)."""
-        return replace(self, keys=self.keys[index])
-
-    def seen(self, view: View) -> "DefendedLogits | Transferred":
-        """Return the classifier as an attack sees it."""
-        return Transferred(self.shared.plain, self) if view.gradient == "transfer" else replace(self, view=view)
-
-    def passes(self, *, gradient: bool) -> tuple[int, int]:
-        """Return the passes through image towers of one sample in a call, by the procedure's own account."""
-        passes = self.shared.procedure.passes(self.shared.procedure.settings)
-        if not gradient:
-            return passes.forward, passes.inner
-        # A gradient of a gradient goes back through both passes that made it.
-        through = 2 * passes.inner if self.view.gradient == "loop" else 0
-        return self.view.draws * passes.forward, self.view.draws * (passes.inner + passes.outer + through)
-
     def _logits(self, images: Tensor, keys: Tensor) -> Tensor:
-        context = self.shared.context(keys, differentiate=self.view.gradient == "loop")
-        # The fused kernels of attention have no gradient of their gradient.
+        context = self.context(keys, differentiate=self.gradient_mode.gradient == "loop")
+        # Fused attention kernels do not support second derivatives.
         with sdpa_kernel(SDPBackend.MATH):
-            return self.shared.procedure.logits(context, images)
+            return self.defense.logits(context, images)
+
+    def _keys(self) -> Tensor:
+        assert self.keys is not None, "a classifier with a test-time defense is called after of_samples(keys)"
+        return self.keys
+
+    def _with(self, **attributes: Any) -> "DefendedClassifier":
+        # A shallow copy: it shares encoders and texts.
+        changed = copy.copy(self)
+        for name, value in attributes.items():
+            setattr(changed, name, value)
+        return changed
 
 
 @dataclass(frozen=True)
 class DefendedModel:
-    """A procedure on top of a model: a model of its own."""
+    """A model together with a test-time defense, used like any other model."""
 
-    procedure: TestTimeDefense
+    defense: TestTimeDefense
     model: Model
     undefended: Model
-    """What the model was made from, or the model where the procedure does not ask for it."""
+    """The model that it was made from; the model itself if the defense does not use it."""
 
     @property
     def name(self) -> str:
-        """NAME+MODEL."""
-        return f"{self.procedure.name}+{self.model.name}"
+        """DEFENSE+MODEL."""
+        return f"{self.defense.name}+{self.model.name}"
 
     @functools.cached_property
     def digest(self) -> str:
-        """sha256 over the procedure's name, settings and texts, and the weights of both models."""
-        procedure = [self.procedure.name, self.procedure.version, self.procedure.settings, self.procedure.texts]
-        return fingerprint([*procedure, self.model.digest, self.undefended.digest])
+        """sha256 over the defense's name, version, settings and texts, and the weights of both models."""
+        defense = [self.defense.name, self.defense.version, self.defense.settings, self.defense.null_texts]
+        return fingerprint([*defense, self.model.digest, self.undefended.digest])
 
     @property
     def architecture(self) -> Architecture:
-        """That of the model under the procedure."""
+        """That of the model without the defense."""
         return self.model.architecture
 
     @property
     def card(self) -> ModelCard | None:
-        """That of the model under the procedure."""
+        """That of the model without the defense."""
         return self.model.card
 
     def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> DefendedClassifier:
-        """Return what the samples of one dataset share."""
+        """Return the classifier of the classes that the prompts describe; `of_samples` binds it to samples."""
         return DefendedClassifier(self, prompts).eval().requires_grad_(False)
 
     def adapt_attack(self, attack: Attack) -> Attack:
-        """Return the attack on this model: every stage transferred, then in each of the procedure's views.
+        """Return the attack on this model: every stage as a transfer attack, then in each gradient mode.
 
-        Raises UserError for stages that do not know which sample an image is of.
+        Raises UserError for stages that do not say which sample an image belongs to.
         """
-        foreign = [stage.name for stage in attack.stages if not stage.takes_mixed]
+        foreign = [stage.name for stage in attack.stages if not stage.mixes_datasets]
         if foreign:
             raise UserError(
-                f"{self.name!r} draws random numbers that belong to a sample, and {foreign[0]} does not say which"
-                " sample it asks about: take an attack of this package, such as autoattack or pgd-20"
+                f"{self.name!r} draws random numbers for each sample, and {foreign[0]} does not say which sample an"
+                " image belongs to: choose an attack of this package, such as autoattack or pgd-20"
             )
-        transferred = [_through(stage, _TRANSFER) for stage in attack.stages]
-        adaptive = [stage for each in attack.stages for stage in self._seen(each)]
+        transferred = [_in_mode(stage, _TRANSFER) for stage in attack.stages]
+        adaptive = [stage for each in attack.stages for stage in self._adaptive_stages(each)]
         return replace(attack, stages=(*transferred, *adaptive))
 
-    def _seen(self, stage: Stage) -> list[Stage]:
+    def _adaptive_stages(self, stage: Stage) -> list[Stage]:
         if stage.is_black_box:
-            return [replace(stage, takes_mixed=False)]
-        return [_through(stage, view) for view in self.procedure.views]
+            return [replace(stage, mixes_datasets=False)]
+        return [_in_mode(stage, mode) for mode in self.defense.gradient_modes]
 
 
 def _no_texts(tokens: Tensor) -> Tensor:
-    raise NotImplementedError("this procedure does not say that it tunes texts")
+    raise NotImplementedError("this test-time defense uses the text encoder: set tunes_prompts=True in it")
 
 
-def _through(stage: Stage, view: View) -> Stage:
+def _in_mode(stage: Stage, mode: GradientMode) -> Stage:
     # Samples of other datasets would be classified among classes that are not theirs.
-    return replace(stage, name=f"{view.name}:{stage.name}", view=view, takes_mixed=False)
+    return replace(stage, name=f"{mode.name}:{stage.name}", gradient_mode=mode, mixes_datasets=False)
 
 
 def checked_reference(text: str) -> ModelReference:
@@ -207,16 +220,16 @@ def defended_model(
     parsed = checked_reference(reference)
     if not parsed.defense:
         return None
-    procedure: TestTimeDefense = TEST_TIME_DEFENSES.load(parsed.defense)
+    defense: TestTimeDefense = TEST_TIME_DEFENSES.load(parsed.defense)
     below = str(parsed.model)
     model = load(below)
-    base = load(_original(model.card, below) or undefended) if procedure.needs_undefended else model
+    base = load(_original(model.card, below) or undefended) if defense.needs_undefended else model
     assert isinstance(model, Model) and isinstance(base, Model), f"{below!r} or its base has a test-time defense"
-    return DefendedModel(procedure, model, base)
+    return DefendedModel(defense, model, base)
 
 
 def _original(card: ModelCard | None, reference: str) -> str:
-    """Return the model that the card's was made from: its base, or itself if open_clip's; "" if it does not say."""
+    """Return the model that the card's model was made from: its base, or itself for open_clip's; "" if unknown."""
     if card is None:
         return ""
     return reference if card.pretrained else card.base_reference

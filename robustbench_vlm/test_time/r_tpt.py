@@ -7,20 +7,27 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.test_time.base import Context, Passes, TestTimeDefense, inner_gradient, sign, straight_through
-from robustbench_vlm.test_time.random_views import random_views
+from robustbench_vlm.test_time.augmix import random_views
+from robustbench_vlm.test_time.base import (
+    DefenseContext,
+    Passes,
+    TestTimeDefense,
+    inner_gradient,
+    straight_through,
+    straight_through_sign,
+)
 
 _CONTEXT = slice(1, 5)
 """The four tokens after the start of a text, which are tuned."""
 _ADAM_EPS, _DECAY = 1e-8, 0.01
-"""AdamW's as torch has them."""
+"""The defaults of torch's AdamW."""
 
 
-def logits(context: Context, images: Tensor) -> Tensor:
+def logits(context: DefenseContext, images: Tensor) -> Tensor:
     """Return the mean logits of an image's views with its own tuned texts, weighted by agreement."""
     settings, count = context.settings, int(context.settings["views"])
     views = random_views(context.keys, images, count)
-    features = functional.normalize(context.features(views.flatten(0, 1)), dim=-1).unflatten(0, views.shape[:2])
+    features = functional.normalize(context.image_encoder(views.flatten(0, 1)), dim=-1).unflatten(0, views.shape[:2])
     with torch.set_grad_enabled(context.differentiate and torch.is_grad_enabled()):
         seen = features if context.differentiate else features.detach()
         texts = tuned_texts(context, seen)
@@ -29,34 +36,36 @@ def logits(context: Context, images: Tensor) -> Tensor:
     return (weights[:, :, None] * scores).sum(dim=1)
 
 
-def tuned_texts(context: Context, features: Tensor) -> Tensor:
+def tuned_texts(context: DefenseContext, features: Tensor) -> Tensor:
     """Return text embeddings (B, C, D) after one step of AdamW on each sample's context tokens.
 
     The step descends the mean entropy of the views (B, V, D) of lowest entropy, each view's own.
     """
     with torch.enable_grad():
-        start = torch.zeros(len(features), 1, *context.tokens[0, _CONTEXT].shape).to(features).requires_grad_()
-        texts = context.text_tower(_with_context(context.tokens, context.tokens[:, _CONTEXT] + start))
+        tokens = context.token_embeddings
+        start = torch.zeros(len(features), 1, *tokens[0, _CONTEXT].shape).to(features).requires_grad_()
+        texts = context.text_encoder(_with_context(tokens, tokens[:, _CONTEXT] + start))
         probabilities = (context.scale * features @ texts.transpose(1, 2)).softmax(dim=2)
         entropies = torch.special.entr(probabilities).sum(dim=2)
         chosen = max(1, int(context.settings["share"] * features.shape[1]))
         losses = entropies.topk(chosen, dim=1, largest=False).values.mean(dim=1)
     gradient = inner_gradient(context, losses, start)
-    return context.text_tower(_with_context(context.tokens, stepped(context, gradient)))
+    return context.text_encoder(_with_context(tokens, stepped(context, gradient)))
 
 
-def stepped(context: Context, gradient: Tensor) -> Tensor:
+def stepped(context: DefenseContext, gradient: Tensor) -> Tensor:
     """Return the context tokens (B, C, 4, W) after AdamW's first step, of a gradient (B, 1, 4, W).
 
-    The first step is by the signs of the gradient, but where it is as small as AdamW's eps: backward it is a sign too.
+    The first step follows the signs of the gradient, unless it is as small as AdamW's eps. Its own gradient is that of
+    a sign.
     """
     lr = context.settings["lr"]
-    direction = straight_through(gradient / (gradient.abs() + _ADAM_EPS), sign(gradient))
-    return context.tokens[:, _CONTEXT] * (1 - lr * _DECAY) - lr * direction
+    direction = straight_through(gradient / (gradient.abs() + _ADAM_EPS), straight_through_sign(gradient))
+    return context.token_embeddings[:, _CONTEXT] * (1 - lr * _DECAY) - lr * direction
 
 
 def agreement(features: Tensor, neighbours: int, temperature: float) -> Tensor:
-    """Return the weight of each view, (B, V): the softmax of its mean cosine with the nearest views, itself among them.
+    """Return the weight of each view, (B, V): the softmax of its mean cosine with the nearest views, itself included.
 
     Features are (B, V, D), of length 1.
     """
@@ -79,8 +88,8 @@ R_TPT = TestTimeDefense(
     logits=logits,
     passes=_passes,
     settings={"views": 64.0, "share": 0.1, "lr": 5e-3, "neighbours": 20.0, "temperature": 0.01},
-    pictures=64,
-    tunes_texts=True,
+    images_per_sample=64,
+    tunes_prompts=True,
     text_passes="two forward and one backward for each class, each sample with its own context",
     paper="https://arxiv.org/abs/2504.11195",
     fidelity="paper",
@@ -96,7 +105,7 @@ R_TPT_16 = dataclasses.replace(
     R_TPT,
     name="r-tpt@16",
     settings={**R_TPT.settings, "views": 16.0, "neighbours": 5.0},
-    pictures=16,
+    images_per_sample=16,
     deviations=("16 views instead of 64, and 5 nearest views instead of 20", *R_TPT.deviations),
 )
 """A quarter of the views, for machines without a GPU."""

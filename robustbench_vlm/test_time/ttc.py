@@ -7,34 +7,41 @@ from torch import Tensor
 from torch.nn import functional
 
 from robustbench_vlm.core import random as randomness
-from robustbench_vlm.test_time.base import Context, Passes, TestTimeDefense, inner_gradient, pixels, sign
+from robustbench_vlm.test_time.base import (
+    DefenseContext,
+    Passes,
+    TestTimeDefense,
+    in_pixel_scale,
+    inner_gradient,
+    straight_through_sign,
+)
 
 
-def logits(context: Context, images: Tensor) -> Tensor:
+def logits(context: DefenseContext, images: Tensor) -> Tensor:
     """Return the logits of the images with their counterattacks."""
     with torch.set_grad_enabled(context.differentiate and torch.is_grad_enabled()):
         found = counterattack(context, images)
-    features = functional.normalize(context.features(images + found), dim=-1)
+    features = functional.normalize(context.image_encoder(images + found), dim=-1)
     return context.scale * features @ context.text_features.T
 
 
-def counterattack(context: Context, images: Tensor) -> Tensor:
+def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
     """Return what is added to the images, (B, 3, H, W), at most eps in each pixel.
 
-    Where uniform noise moves the undefended embedding by tau or more of its length, the noise alone; elsewhere a mean
-    of the steps of PGD that drives the embedding away from the image's, the later ones weighing more.
+    If uniform noise moves the undefended embedding by tau or more of its length, it is only the noise. Otherwise it is
+    a mean of the steps of PGD that moves the embedding away from the image's, with larger weights for later steps.
     """
-    settings, eps = context.settings, pixels(context.settings["eps"])
+    settings, eps = context.settings, in_pixel_scale(context.settings["eps"])
     noise = (randomness.uniform(context.keys, 0, images.shape[1:]).to(images) * 2 - 1) * eps
     noise = _within(images, noise)
     steps = [noise]
-    target = context.features(images)
+    target = context.image_encoder(images)
     for _ in range(int(settings["steps"])):
         with torch.enable_grad():
             at = steps[-1] if steps[-1].requires_grad else steps[-1].detach().requires_grad_()
             # The square of the distance: the same signs, and a slope where the distance is zero.
-            losses = (context.features(images + at) - target).square().sum(dim=1)
-        step = pixels(settings["step"]) * sign(inner_gradient(context, losses, at))
+            losses = (context.image_encoder(images + at) - target).square().sum(dim=1)
+        step = in_pixel_scale(settings["step"]) * straight_through_sign(inner_gradient(context, losses, at))
         steps.append(_within(images, (steps[-1] + step).clamp(-eps, eps)))
     weights = torch.softmax(settings["beta"] * torch.arange(len(steps)).to(images), dim=0)
     mean: Tensor = (torch.stack(steps) * weights.view(-1, 1, 1, 1, 1)).sum(dim=0)
@@ -42,21 +49,21 @@ def counterattack(context: Context, images: Tensor) -> Tensor:
     return torch.where(strayed, noise, mean)
 
 
-def tau(context: Context, images: Tensor, noise: Tensor) -> Tensor:
-    """Return how far noise moves the undefended embedding, in parts of its length, (B,)."""
+def tau(context: DefenseContext, images: Tensor, noise: Tensor) -> Tensor:
+    """Return the distance by which noise moves the undefended embedding, as a share of its length, (B,)."""
     with torch.no_grad():
-        clean, moved = context.undefended(images), context.undefended(images + noise)
+        clean, moved = context.undefended_encoder(images), context.undefended_encoder(images + noise)
     share: Tensor = (moved - clean).norm(dim=1) / clean.norm(dim=1)
     return share
 
 
 def _within(images: Tensor, added: Tensor) -> Tensor:
-    """Return what may be added so that the pixels stay in [0, 1]."""
+    """Return what may be added so that the in_pixel_scale stay in [0, 1]."""
     return (images + added).clamp(0, 1) - images
 
 
 def _passes(settings: Mapping[str, float]) -> Passes:
-    # Two for tau, one of the image, one a step, and that of the answer.
+    # Two for tau, one of the image, one for each step, and the final one.
     steps = int(settings["steps"])
     return Passes(forward=4 + steps, inner=steps)
 

@@ -3,8 +3,9 @@
 import torch
 from torch import Tensor
 
+from robustbench_vlm.attacks.projections import project
 from robustbench_vlm.core import random as randomness
-from robustbench_vlm.core.threat import Threat, project
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.defenses.base import InnerAttack, LossContext
 
 

@@ -11,11 +11,11 @@ import torch
 from robustbench_vlm.analysis.adversarial_images import attack_cells, attack_positions
 from robustbench_vlm.analysis.inspect_sample import Predicted, look_at_sample
 from robustbench_vlm.analysis.verdict import judged_logits
+from robustbench_vlm.attacks.projections import distance
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.cli.show_sample import figure as sample_figure
 from robustbench_vlm.core.files import save_figure
 from robustbench_vlm.core.records import CLEAN, SampleResult
-from robustbench_vlm.core.threat import distance
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve

@@ -21,9 +21,10 @@ from robustbench_vlm.analysis.measures import (
 )
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.attacks.projections import distance
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.random import sample_keys
-from robustbench_vlm.core.threat import Threat, distance
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.models.classifier import ZeroShotClassifier

@@ -54,7 +54,7 @@ def test_an_official_attack_leaves_the_random_state_and_the_trace_function_alone
 def test_an_official_warning_about_zero_gradients_becomes_a_note(capfd: pytest.CaptureFixture[str]) -> None:
     verdict = attack_samples(lambda images: MODEL(images.detach()) + 0 * images.sum(), BATCH, load_attack(
         "pyautoattack:apgd-dlr"), batch_size=8)  # fmt: skip
-    assert all(notes == ("zero-gradient",) for notes in verdict.notes)
+    assert all(notes == ("zero-gradient",) for notes in verdict.warnings)
     assert capfd.readouterr().err == ""
 
 

@@ -4,7 +4,7 @@ import pytest
 from made_up import halving_threat, network, samples
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
+from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 
 COUNT = 24
 WHITE_BOX = ("apgd-ce", "apgd-dlr", "apgd-t", "fab-t")
@@ -16,7 +16,7 @@ CASES = [
 ]
 
 
-def verdicts(name: str, norm: str, classes: int) -> WorstCase:
+def verdicts(name: str, norm: str, classes: int) -> Verdicts:
     times = 2.5 if name.endswith("square") else 1
     kind = "conv" if classes in (3, 10, 1000) else "mlp"
     model = network(kind, classes)
@@ -40,6 +40,6 @@ def test_a_stage_is_as_strong_as_the_official_one(name: str, norm: str, classes:
 ])  # fmt: skip
 def test_a_replaced_loss_stands_in_the_record(classes: int, name: str, note: str) -> None:
     for prefix in ("", "pyautoattack:"):
-        notes = verdicts(prefix + name, "Linf", classes).notes
+        notes = verdicts(prefix + name, "Linf", classes).warnings
         assert all(note in each for each in notes)
-    assert not any(verdicts(name, "Linf", 5).notes)
+    assert not any(verdicts(name, "Linf", 5).warnings)

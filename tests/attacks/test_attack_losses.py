@@ -13,7 +13,7 @@ from robustbench_vlm.attacks.losses import (
     LOSSES,
     cross_entropy,
     dlr,
-    loss_notes,
+    loss_warnings,
     margin,
     ranked_targets,
     targeted_dlr,
@@ -76,8 +76,8 @@ def test_a_margin_stands_in_where_classes_are_too_few_and_the_sample_says_so(cla
     for name, (needed, loss, instead) in least.items():
         same = torch.equal(loss(logits, labels, targets), instead(logits, labels, targets))
         assert same == (classes < needed)
-        assert loss_notes(name, num_classes).keys() == ({f"{name}-needs-{needed}-classes"} if same else set())
-    assert not loss_notes("ce", num_classes)
+        assert loss_warnings(name, num_classes).keys() == ({f"{name}-needs-{needed}-classes"} if same else set())
+    assert not loss_warnings("ce", num_classes)
 
 
 @pytest.mark.parametrize("name", LOSSES)

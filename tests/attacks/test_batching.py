@@ -12,13 +12,14 @@ from torch import Tensor
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.batching import Rows, run_in_batches
-from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
-from robustbench_vlm.attacks.model import Oracle
+from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
+from robustbench_vlm.attacks.model import CountedClassifier
+from robustbench_vlm.core.classifier import as_classifier
 
 NAMES = ("pgd-10", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack")
 
 
-def verdict(name: str, batch: Batch, model: torch.nn.Module, batch_size: int) -> WorstCase:
+def verdict(name: str, batch: Batch, model: torch.nn.Module, batch_size: int) -> Verdicts:
     return attack_samples(model, batch, with_parameters(load_attack(name), SHORT), batch_size=batch_size)
 
 
@@ -55,12 +56,12 @@ class Countdown:
     def __init__(self) -> None:
         self.held: list[int] = []
 
-    def start(self, oracle: Oracle, rows: Rows) -> CountdownState:
+    def start(self, model: CountedClassifier, rows: Rows) -> CountdownState:
         return CountdownState(rows, rows.labels.clone())
 
-    def step(self, oracle: Oracle, state: CountdownState) -> CountdownState:
+    def step(self, model: CountedClassifier, state: CountdownState) -> CountdownState:
         self.held.append(len(state.left))
-        oracle.logits(state.rows.images)
+        model.logits(state.rows.images)
         state.left = state.left - 1
         state.rows.finished = state.left == 0
         state.rows.adversarial = state.rows.images + state.rows.labels.view(-1, 1, 1, 1)
@@ -73,7 +74,7 @@ def test_a_sample_leaves_when_it_is_finished_and_another_takes_its_slot(batch_si
     batch = samples(model, 5, halving_threat(model, 5, "Linf"), 40)
     batch = replace(batch, labels=torch.arange(40) % 9 + 1)
     method = Countdown()
-    outcome = run_in_batches(method, model, batch, batch_size=batch_size)
+    outcome = run_in_batches(method, as_classifier(model), batch, batch_size=batch_size)
     assert torch.equal(outcome.forward, batch.labels) and not outcome.backward.any()
     assert torch.equal(outcome.adversarial, batch.images + batch.labels.view(-1, 1, 1, 1))
     assert max(method.held) == min(batch_size, 40)

@@ -11,8 +11,9 @@ import torch
 from made_up import SHORT, halving_threat, network, samples, threat_of, with_parameters
 
 from robustbench_vlm.attacks import load_attack, losses
-from robustbench_vlm.attacks.base import Attack, Batch, Logits, Outcome, Stage
-from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
+from robustbench_vlm.attacks.base import Attack, Batch, Outcome, Stage
+from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
+from robustbench_vlm.core.classifier import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.threat import Threat
 
@@ -21,7 +22,7 @@ BATCH = samples(MODEL, 5, halving_threat(MODEL, 5, "Linf"))
 AUTOATTACK = with_parameters(load_attack("autoattack"), SHORT)
 
 
-def lost(verdict: WorstCase) -> set[int]:
+def lost(verdict: Verdicts) -> set[int]:
     return {n for n, stage in enumerate(verdict.broken_by) if stage}
 
 
@@ -34,7 +35,9 @@ def dishonest(monkeypatch: pytest.MonkeyPatch) -> Any:
     def attack(**stages: Any) -> Attack:
         for name, adversarial in stages.items():
 
-            def run(logits: Logits, batch: Batch, *, batch_size: int, adversarial: Any = adversarial) -> Outcome:
+            def run(
+                classifier: Classifier, batch: Batch, *, batch_size: int, adversarial: Any = adversarial
+            ) -> Outcome:
                 ones = torch.ones_like(batch.labels)
                 return Outcome(adversarial(batch), 3 * ones, 2 * ones, {"told": ones.bool()})
 
@@ -64,7 +67,7 @@ def test_a_sample_that_the_projection_saves_goes_on_to_the_next_stage(dishonest:
     )
     assert seen == [24] and verdict.robust.all()
     assert set(verdict.forward.tolist()) == {1 + 2 * (3 + 1)} and set(verdict.backward.tolist()) == {4}
-    assert set(verdict.notes) == {("told",)}
+    assert set(verdict.warnings) == {("told",)}
 
 
 def test_a_stage_that_raises_is_an_error_and_no_verdict(dishonest: Any) -> None:
@@ -153,7 +156,7 @@ def test_a_gradient_that_is_not_finite_is_noted() -> None:
         return MODEL(images) + (images - images.detach()).flatten(1).sum(dim=1, keepdim=True).abs().sqrt()
 
     verdict = attack_samples(rooted, BATCH, load_attack("pgd-10"), batch_size=24)
-    assert all("non-finite-gradient" in notes for notes in verdict.notes)
+    assert all("non-finite-gradient" in notes for notes in verdict.warnings)
 
 
 def test_an_attack_for_another_norm_is_refused() -> None:

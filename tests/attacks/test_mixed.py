@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.evaluate import attack_samples
-from robustbench_vlm.attacks.model import MixedLogits, logits_of
+from robustbench_vlm.attacks.model import MultiDatasetClassifier
+from robustbench_vlm.core.classifier import as_classifier
 from robustbench_vlm.core.errors import UserError
 
 
@@ -27,7 +28,7 @@ class Union(nn.Module):
         return torch.cat([model(images) for model in self.models], dim=1)
 
 
-def mixed(counts: list[int], norm: str) -> tuple[list[tuple[nn.Module, Batch]], MixedLogits, Batch]:
+def mixed(counts: list[int], norm: str) -> tuple[list[tuple[nn.Module, Batch]], MultiDatasetClassifier, Batch]:
     models = [network("conv", classes).double() for classes in counts]
     threat = halving_threat(models[0], counts[0], norm)
     alone = [samples(model, classes, threat, 6) for model, classes in zip(models, counts, strict=True)]
@@ -39,7 +40,7 @@ def mixed(counts: list[int], norm: str) -> tuple[list[tuple[nn.Module, Batch]], 
         num_classes=torch.cat([batch.num_classes for batch in alone]),
     )
     first = torch.tensor([sum(counts[:n]) for n in range(len(counts))]).repeat_interleave(6)
-    logits = MixedLogits.of_ranges(Union(models), first, whole.num_classes)
+    logits = MultiDatasetClassifier.of_ranges(as_classifier(Union(models)), first, whole.num_classes)
     return list(zip(models, alone, strict=True)), logits, whole
 
 
@@ -59,7 +60,7 @@ def test_a_sample_gets_the_verdict_that_it_gets_alone(name: str, norm: str, coun
         rows = slice(6 * number, 6 * number + 6)
         alone = attack_samples(model, batch, attack, batch_size=batch_size)
         assert together.broken_by[rows] == alone.broken_by
-        assert together.notes[rows] == alone.notes
+        assert together.warnings[rows] == alone.warnings
         assert torch.equal(together.forward[rows], alone.forward)
         assert torch.equal(together.backward[rows], alone.backward)
         assert torch.equal(together.adversarial_prediction[rows], alone.adversarial_prediction)
@@ -73,11 +74,22 @@ def test_classes_of_other_datasets_have_no_logit() -> None:
     assert values.shape == (12, 5) and torch.isneginf(values[:6, 3:]).all()
     assert torch.allclose(values[:6, :3], parts[0][0](whole.images[:6]))
     some = torch.tensor([7, 2])
-    assert torch.equal(logits_of(logits, some)(whole.images[some]), values[some])
+    assert torch.equal(logits.select(some)(whole.images[some]), values[some])
 
 
 def test_logits_that_are_not_finite_are_found_in_a_mixture_too() -> None:
     _, logits, whole = mixed([3, 5], "Linf")
-    broken = MixedLogits(lambda images: logits.union(images) / 0, logits.columns, logits.absent)
+    broken = MultiDatasetClassifier(
+        as_classifier(lambda images: logits.union(images) / 0), logits.columns, logits.absent
+    )
     with pytest.raises(UserError, match="non-finite logits"):
         attack_samples(broken, whole, load_attack("fgsm"), batch_size=64)
+
+
+def test_verdicts_by_another_classifier_are_given_on_several_datasets_too() -> None:
+    _, classifier, whole = mixed([3, 5], "Linf")
+    attack = with_parameters(load_attack("pgd-10"), {})
+    alone = attack_samples(classifier, whole, attack, batch_size=64)
+    judged = attack_samples(classifier, whole, attack, batch_size=64, judge=classifier)
+    assert judged.broken_by == alone.broken_by and torch.equal(judged.adversarial, alone.adversarial)
+    assert torch.equal(judged.backward, alone.backward) and (judged.forward >= alone.forward).all()

@@ -9,6 +9,7 @@ from made_up import halving_threat, network, samples, threat_of
 from robustbench_vlm.attacks.batching import Rows
 from robustbench_vlm.attacks.square import Square, square
 from robustbench_vlm.attacks.square_proposals import PROPOSALS
+from robustbench_vlm.core.classifier import as_classifier
 
 EPS = {"Linf": 0.1, "L2": 0.9}
 
@@ -86,9 +87,9 @@ def test_asking_ahead_is_the_same_search_query_by_query(norm: str, count: int, s
         asked.append(len(images))
         return model(images)
 
-    single = square(watched, batch, batch_size=count, queries=150, p_init=0.8)
+    single = square(as_classifier(watched), batch, batch_size=count, queries=150, p_init=0.8)
     one_by_one, asked[:] = len(asked), []
-    ahead = square(watched, batch, batch_size=8 * count, queries=150, p_init=0.8)
+    ahead = square(as_classifier(watched), batch, batch_size=8 * count, queries=150, p_init=0.8)
     assert torch.allclose(ahead.adversarial, single.adversarial, atol=1e-9)
     assert torch.equal(ahead.forward, single.forward)
     assert max(asked) <= 8 * count

@@ -9,7 +9,8 @@ from torch import Tensor
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.evaluate import attack_samples
-from robustbench_vlm.attacks.sanity import PROBE_BACKWARD, PROBE_FORWARD
+from robustbench_vlm.attacks.sanity import SANITY_BACKWARD, SANITY_FORWARD
+from robustbench_vlm.core.classifier import as_classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
@@ -32,8 +33,8 @@ def test_a_robust_sample_costs_what_the_estimate_says(name: str) -> None:
     batch = Batch(images, labels, keys, Threat("Linf", Fraction(8, 255)), torch.full_like(labels, 4))
     verdict = attack_samples(unbreakable, batch, attack, batch_size=2)
     assert verdict.broken_by == ("", "")
-    forward, backward = attack_passes(attack, 4, unbreakable)
-    spent = int(verdict.forward[0]) + PROBE_FORWARD, int(verdict.backward[0]) + PROBE_BACKWARD
+    forward, backward = attack_passes(attack, 4, as_classifier(unbreakable))
+    spent = int(verdict.forward[0]) + SANITY_FORWARD, int(verdict.backward[0]) + SANITY_BACKWARD
     assert spent[1] == pytest.approx(backward, rel=0.02, abs=3)
     assert spent[0] == pytest.approx(forward, rel=0.02, abs=3)
 

@@ -16,7 +16,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack, Batch, Outcome, Stage
 from robustbench_vlm.attacks.evaluate import attack_samples
-from robustbench_vlm.attacks.sanity import PROBE_FORWARD
+from robustbench_vlm.attacks.sanity import SANITY_FORWARD
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.core.threat import Threat
@@ -100,7 +100,7 @@ def test_verdicts_are_float32_unless_the_protocol_says_otherwise(cell: Cell) -> 
     for name in calls:
         precise_classifier(*about, name, "float32").register_forward_pre_hook(count)
     low = measured(cell, precision="bfloat16")
-    walked = calls["bfloat16"] - PROBE_FORWARD * len(low)
+    walked = calls["bfloat16"] - SANITY_FORWARD * len(low)
     right = sum(each.clean_prediction == each.label for each in low)
     # Clean images are judged, those that the attack returns, and every one on its way; the probes judge nothing.
     assert walked >= right > 0 and calls["float32"] == len(low) + right + walked

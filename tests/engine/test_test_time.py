@@ -1,4 +1,4 @@
-"""Procedures run as every other model: the same path, the same records, the same resume."""
+"""Models with test-time defenses run as every other model: the same path, the same records, the same resume."""
 
 import shutil
 from dataclasses import replace
@@ -50,7 +50,7 @@ def test_a_run_leaves_records_and_is_not_computed_again(tmp_path: Path) -> None:
     assert again.tables[0].scores == table.scores
 
 
-def test_a_procedure_takes_a_model_of_any_kind_and_is_a_model_of_its_own(tmp_path: Path, taught_card: Path) -> None:
+def test_a_defense_takes_a_model_of_any_kind_and_is_a_model_of_its_own(tmp_path: Path, taught_card: Path) -> None:
     models = (f"clipure-cos+{taught_card}", f"clipure-cos@short+{taught_card}", str(taught_card))
     plan = resolve(request_of(tmp_path, models=models))
     assert [cell.model_name for cell in plan.cells] == ["clipure-cos+taught", "clipure-cos@short+taught", "taught"]
@@ -60,7 +60,7 @@ def test_a_procedure_takes_a_model_of_any_kind_and_is_a_model_of_its_own(tmp_pat
     assert plain.attack == plan.protocol.adapt_attack(load_attack("pgd-2"))
 
 
-def test_the_estimate_counts_what_a_procedure_passes(tmp_path: Path) -> None:
+def test_the_estimate_counts_what_a_test_time_defense_passes(tmp_path: Path) -> None:
     costs = [estimate_cost(resolve(request_of(tmp_path, models=(name,)))).passes_most for name in ("clip", "ttc+clip")]
     assert costs[1] > 6 * costs[0]
 
@@ -68,14 +68,14 @@ def test_the_estimate_counts_what_a_procedure_passes(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("reference", "message"),
     [
-        ("tcc+clip", r"unknown procedure 'tcc'\. Did you mean ttc.*'tcc\+clip' was read as DEFENSE\+MODEL"),
+        ("tcc+clip", r"unknown test-time-defense 'tcc'\. Did you mean ttc.*'tcc\+clip' was read as DEFENSE\+MODEL"),
         ("ttc+clop", r"unknown model 'clop'\. Did you mean .*clip"),
         ("ttc+ttc+clip", r"'ttc\+ttc\+clip' has two test-time defenses, 'ttc' and 'ttc'.*: keep one of them"),
         ("ttc+tcc+clip", r"has two test-time defenses, 'ttc' and 'tcc'"),
         ("no/where+clip.json", r"no/where\+clip\.json"),
     ],
 )
-def test_what_is_no_procedure_on_top_of_a_model_is_told(reference: str, message: str, tmp_path: Path) -> None:
+def test_a_reference_that_is_no_defense_on_a_model_is_told(reference: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         resolve(request_of(tmp_path, models=(reference,)))
 
@@ -89,7 +89,7 @@ def test_a_card_s_path_may_hold_a_plus(tmp_path: Path, taught_card: Path, monkey
         assert loaded_model(reference, "mini", "cpu").name == "taught"
 
 
-def test_what_looks_at_weights_alone_refuses_a_procedure(tmp_path: Path) -> None:
+def test_what_looks_at_weights_alone_refuses_a_test_time_defense(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give the model without it, 'clip'"):
         diagnose(request_of(tmp_path, models=("clipure-cos+clip",), attacks=("fgsm",)))
     with pytest.raises(UserError, match="give the model without it, 'clip'"):

@@ -8,16 +8,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack, Batch
-from robustbench_vlm.attacks.losses import LOSSES, loss_notes
-from robustbench_vlm.attacks.sanity import probe
+from robustbench_vlm.attacks.losses import LOSSES, loss_warnings
+from robustbench_vlm.attacks.sanity import sanity_warnings
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.cell import Cell, Samples
 from robustbench_vlm.engine.scores import score
-from robustbench_vlm.engine.warnings import GATES, cell_warnings, explain, strength, with_comparisons
+from robustbench_vlm.engine.warnings import GATES, cell_warnings, explain, with_comparisons
 
 Cells = Callable[..., Cell]
 Results = Callable[..., list[SampleResult]]
@@ -88,7 +89,9 @@ def test_probes(model: nn.Module, code: str | None, batch_size: int) -> None:
     expected = {code} if code else set()
     # A sample that is centred alone is all zeros, and so is its gradient.
     also = {"zero-gradient"} if isinstance(model, Centred) else set()
-    assert all(expected <= set(codes) <= expected | also for codes in probe(model, batch, batch_size=batch_size))
+    assert all(
+        expected <= set(codes) <= expected | also for codes in sanity_warnings(model, batch, batch_size=batch_size)
+    )
 
 
 def codes(cell: Cell, results: list[SampleResult]) -> set[str]:
@@ -180,18 +183,20 @@ def test_robust_accuracy_must_not_rise_with_eps(
 def test_robust_accuracy_must_not_rise_with_the_attack(
     make_cell: Cells, make_results: Results, names: tuple[str, str], robust: list[int], raised: bool
 ) -> None:
-    cells = [make_cell(100, attack=Attack(name, make_cell(1).attack.stages[:1], "")) for name in names]
+    stages = make_cell(1).attack.stages[:1]
+    cells = [make_cell(100, attack=replace(load_attack(name), stages=stages)) for name in names]
     assert compared(cells, robust, make_results) == [(), ("rises-with-attack",) if raised else ()]
 
 
 def test_attacks_that_nobody_ordered_are_not_compared(make_cell: Cells, make_results: Results) -> None:
-    assert strength(Attack("square", (), "")) is None
-    cells = [make_cell(100, attack=Attack(name, make_cell(1).attack.stages[:1], "")) for name in ("cw", "apgd-ce")]
+    assert load_attack("square").strength is None
+    stages = make_cell(1).attack.stages[:1]
+    cells = [make_cell(100, attack=replace(load_attack(name), stages=stages)) for name in ("cw", "apgd-ce")]
     assert compared(cells, [50, 90], make_results) == [(), ()]
 
 
 def test_every_warning_explains_itself() -> None:
     for loss in LOSSES:
-        assert loss_notes(loss, torch.tensor([2])).keys() <= GATES.keys()
+        assert loss_warnings(loss, torch.tensor([2])).keys() <= GATES.keys()
     assert explain("unreadable:3") is GATES["unreadable"]
     assert explain("of-a-plugin:3").code == "of-a-plugin"

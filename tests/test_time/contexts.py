@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_vlm.core.random import sample_keys
-from robustbench_vlm.test_time.base import Context
+from robustbench_vlm.test_time.base import DefenseContext
 
 SIDE, WIDTH, CLASSES = 4, 6, 3
 
 
-def context_of(settings: Mapping[str, float], count: int = 3, *, differentiate: bool = True) -> Context:
+def context_of(settings: Mapping[str, float], count: int = 3, *, differentiate: bool = True) -> DefenseContext:
     """Return a context of `count` samples, whose towers are a layer and a tanh."""
     random = torch.Generator().manual_seed(0)
     pixels = 3 * SIDE * SIDE
@@ -24,21 +24,21 @@ def context_of(settings: Mapping[str, float], count: int = 3, *, differentiate: 
     def text_tower(tokens: Tensor) -> Tensor:
         return nn.functional.normalize((tokens.flatten(2) @ words).tanh(), dim=-1)
 
-    return Context(
+    return DefenseContext(
         keys=sample_keys(0, "made-up", [str(n) for n in range(count)]),
-        features=lambda images: 2 * (images.flatten(1) @ towers[0]).tanh(),
-        undefended=lambda images: (images.flatten(1) @ towers[1]).tanh(),
+        image_encoder=lambda images: 2 * (images.flatten(1) @ towers[0]).tanh(),
+        undefended_encoder=lambda images: (images.flatten(1) @ towers[1]).tanh(),
         text_features=unit[:CLASSES],
         null_features=unit[CLASSES:],
-        tokens=torch.randn(CLASSES, 8, 5, generator=random, dtype=torch.float64),
-        text_tower=text_tower,
+        token_embeddings=torch.randn(CLASSES, 8, 5, generator=random, dtype=torch.float64),
+        text_encoder=text_tower,
         scale=5.0,
         settings=settings,
         differentiate=differentiate,
     )
 
 
-def alone(context: Context, row: int) -> Context:
+def alone(context: DefenseContext, row: int) -> DefenseContext:
     """Return the context of one of its samples."""
     return replace(context, keys=context.keys[row : row + 1])
 

@@ -75,6 +75,6 @@ def test_as_a_constant_the_purification_is_an_added_vector() -> None:
     images = pictures().requires_grad_()
     constant = logits(replace(context, differentiate=False), images)
     assert torch.allclose(constant, logits(context, images))
-    plain = context.scale * functional.normalize(context.features(images), dim=1) @ context.text_features.T
+    plain = context.scale * functional.normalize(context.image_encoder(images), dim=1) @ context.text_features.T
     expected, found = (torch.autograd.grad(scores[:, 1].sum(), images)[0] for scores in (plain, constant))
     assert torch.allclose(found, expected)

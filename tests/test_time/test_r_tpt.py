@@ -11,8 +11,8 @@ from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.models.text_encoder import PromptTower
 from robustbench_vlm.test_time import r_tpt
+from robustbench_vlm.test_time.augmix import random_views
 from robustbench_vlm.test_time.r_tpt import R_TPT_16, agreement, logits, tuned_texts
-from robustbench_vlm.test_time.random_views import random_views
 
 SETTINGS = {**R_TPT_16.settings, "views": 8.0, "share": 0.4, "neighbours": 3.0}
 
@@ -20,9 +20,9 @@ SETTINGS = {**R_TPT_16.settings, "views": 8.0, "share": 0.4, "neighbours": 3.0}
 def test_the_texts_are_those_after_one_step_of_adamw() -> None:
     context = context_of(SETTINGS)
     # As published: one context for all classes.
-    tokens = context.tokens.clone()
+    tokens = context.token_embeddings.clone()
     tokens[:, 1:5] = tokens[0, 1:5]
-    context = replace(context, tokens=tokens)
+    context = replace(context, token_embeddings=tokens)
     random = torch.Generator().manual_seed(3)
     views = functional.normalize(torch.randn(2, 8, 6, generator=random, dtype=torch.float64), dim=2)
     found = tuned_texts(context, views)
@@ -32,7 +32,7 @@ def test_the_texts_are_those_after_one_step_of_adamw() -> None:
 
         def texts(tuned: torch.Tensor = tuned) -> torch.Tensor:
             whole = torch.cat([tokens[:, :1], tuned.expand(len(tokens), -1, -1), tokens[:, 5:]], dim=1)
-            return context.text_tower(whole[None])[0]
+            return context.text_encoder(whole[None])[0]
 
         scores = context.scale * views[row] @ texts().T
         entropies = -(scores.softmax(dim=1) * scores.log_softmax(dim=1)).sum(dim=1)
@@ -87,7 +87,7 @@ def test_the_gradient_goes_through_the_tuning(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(r_tpt, "straight_through", lambda value, smooth: value)
     context = context_of({**SETTINGS, "lr": 1.0}, count=1)
     views = random_views(context.keys, pictures(1), 8).flatten(0, 1)
-    features = functional.normalize(context.features(views), dim=1)[None].requires_grad_()
+    features = functional.normalize(context.image_encoder(views), dim=1)[None].requires_grad_()
     assert torch.autograd.gradcheck(lambda each: tuned_texts(context, each), features)
 
 

@@ -30,7 +30,7 @@ def test_elsewhere_the_steps_of_pgd_are_averaged() -> None:
     steps = [noise_of(context.keys, images)]
     for _ in range(2):
         at = steps[-1].clone().requires_grad_()
-        distance = (context.features(images + at) - context.features(images)).norm(dim=1).sum()
+        distance = (context.image_encoder(images + at) - context.image_encoder(images)).norm(dim=1).sum()
         (gradient,) = torch.autograd.grad(distance, at)
         steps.append((steps[-1] + gradient.sign() / 255).clamp(-EPS, EPS))
     weights = torch.tensor([1.0, torch.e**2, torch.e**4], dtype=torch.float64)
@@ -52,7 +52,7 @@ def test_each_sample_takes_its_own_branch() -> None:
 def test_tau_is_the_undefended_models() -> None:
     context, images = context_of(TTC.settings), pictures()
     noise = noise_of(context.keys, images)
-    clean, moved = context.undefended(images), context.undefended(images + noise)
+    clean, moved = context.undefended_encoder(images), context.undefended_encoder(images + noise)
     assert torch.allclose(tau(context, images, noise), (moved - clean).norm(dim=1) / clean.norm(dim=1))
 
 
@@ -74,7 +74,7 @@ def test_as_a_constant_the_counterattack_only_moves_the_point() -> None:
     through, constant = context_of(ALWAYS), context_of(ALWAYS, differentiate=False)
     images = pictures().requires_grad_()
     added = counterattack(constant, images).detach()
-    features = functional.normalize(constant.features(images + added), dim=-1)
+    features = functional.normalize(constant.image_encoder(images + added), dim=-1)
     expected, found, whole = (
         torch.autograd.grad(scores[:, 0].sum(), images)[0]
         for scores in (

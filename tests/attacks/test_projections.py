@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linprog, minimize
 
-from robustbench_vlm.attacks.hyperplane import Hyperplanes
+from robustbench_vlm.attacks.projections import Hyperplanes
 
 SIZE = 6
 

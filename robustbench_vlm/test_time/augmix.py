@@ -1,6 +1,6 @@
 """Random views of an image: crop, flip and AugMix chains (Hendrycks et al., ICLR 2020, arXiv 1912.02781).
 
-Differentiable in the pixels, and drawn from the samples' keys alone.
+The views are differentiable in the pixels, and drawn only from the samples' keys.
 """
 
 import torch

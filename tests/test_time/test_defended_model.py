@@ -1,4 +1,4 @@
-"""Procedures under attack: the worse of transfer and adaptive counts, passes are counted, draws are the sample's."""
+"""Test-time defenses under attack: the worse of transfer and adaptive counts, draws are the sample's."""
 
 import copy
 from dataclasses import replace
@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.base import Attack, Batch, View
-from robustbench_vlm.attacks.evaluate import WorstCase, attack_samples
-from robustbench_vlm.attacks.model import Transferred, passes_of
+from robustbench_vlm.attacks.base import Attack, Batch, GradientMode
+from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
+from robustbench_vlm.attacks.model import SurrogateClassifier
 from robustbench_vlm.attacks.pgd import pgd
-from robustbench_vlm.attacks.sanity import probe, probe_passes
+from robustbench_vlm.attacks.sanity import sanity_cost, sanity_warnings
+from robustbench_vlm.core.classifier import as_classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
@@ -25,8 +26,8 @@ from robustbench_vlm.models.card import ModelCard
 from robustbench_vlm.models.classifier import Model, load_model
 from robustbench_vlm.models.open_clip import Architecture
 from robustbench_vlm.test_time import TEST_TIME_DEFENSES
-from robustbench_vlm.test_time.base import Context, Passes, TestTimeDefense
-from robustbench_vlm.test_time.defended_model import DefendedLogits, DefendedModel, defended_model
+from robustbench_vlm.test_time.base import DefenseContext, Passes, TestTimeDefense
+from robustbench_vlm.test_time.defended_model import DefendedClassifier, DefendedModel, defended_model
 
 CLIP = load_model("clip", "mini")
 TEXTURES = DATASETS.load("textures")
@@ -40,7 +41,7 @@ def batch_of(eps: Fraction = Fraction(10, 255), dtype: torch.dtype = torch.float
     return Batch(images, labels, keys, Threat("Linf", eps), torch.full_like(labels, len(TEXTURES.classes)))
 
 
-def logits_of_model(made: DefendedModel, batch: Batch) -> DefendedLogits:
+def logits_of_model(made: DefendedModel, batch: Batch) -> DefendedClassifier:
     classifier = copy.deepcopy(made.classifier(TEXTURES.prompts)).to(batch.images.dtype)
     return classifier.of_samples(batch.keys)
 
@@ -51,14 +52,14 @@ def on_clip(name: str) -> DefendedModel:
     return found
 
 
-def attacked(made: DefendedModel, batch: Batch, name: str = "pgd-2", batch_size: int = 64) -> WorstCase:
+def attacked(made: DefendedModel, batch: Batch, name: str = "pgd-2", batch_size: int = 64) -> Verdicts:
     attack = made.adapt_attack(load_attack(name))
     return attack_samples(logits_of_model(made, batch), batch, attack, batch_size=batch_size)
 
 
-def rounded(context: Context, images: Tensor) -> Tensor:
+def rounded(context: DefenseContext, images: Tensor) -> Tensor:
     """Return the logits of images rounded to 16 levels: steps, without a slope anywhere."""
-    features = torch.nn.functional.normalize(context.features((15 * images).round() / 15), dim=-1)
+    features = torch.nn.functional.normalize(context.image_encoder((15 * images).round() / 15), dim=-1)
     return context.scale * features @ context.text_features.T
 
 
@@ -68,13 +69,15 @@ MASKED = DefendedModel(TestTimeDefense("rounded", rounded, lambda settings: Pass
 def test_a_masked_gradient_leaves_the_transfer_to_break_it() -> None:
     batch = batch_of()
     logits, whole = logits_of_model(MASKED, batch), MASKED.adapt_attack(load_attack("pgd-10"))
-    adaptive = replace(whole, stages=tuple(stage for stage in whole.stages if stage.view.gradient != "transfer"))
+    adaptive = replace(
+        whole, stages=tuple(stage for stage in whole.stages if stage.gradient_mode.gradient != "transfer")
+    )
     alone = attack_samples(logits, batch, adaptive, batch_size=64)
     both = attack_samples(logits, batch, whole, batch_size=64)
     assert alone.robust.sum() >= COUNT - 2
     assert both.robust.sum() == 0
     assert {stage for stage in both.broken_by if stage not in ("", "clean")} == {"transfer:pgd-10"}
-    assert all("zero-gradient" in codes for codes in probe(logits, batch, batch_size=64))
+    assert all("zero-gradient" in codes for codes in sanity_warnings(logits, batch, batch_size=64))
 
 
 def test_every_stage_is_transferred_and_tried_in_every_view() -> None:
@@ -106,7 +109,7 @@ def test_the_forward_passes_on_record_are_those_that_towers_made(
     made, batch = on_clip(name), batch_of(Fraction(1, 255)).at(torch.arange(2))
     logits, adapted = logits_of_model(made, batch), _short(made.adapt_attack(load_attack(attack)))
     made_passes = []
-    logits.shared.plain.encoder.register_forward_hook(lambda module, images, out: made_passes.append(len(images[0])))
+    logits.plain.encoder.register_forward_hook(lambda module, images, out: made_passes.append(len(images[0])))
     # With batch_size to spare Square asks ahead, and questions that it forgets are on no record.
     verdict = attack_samples(logits, batch, adapted, batch_size=2)
     assert "clean" not in verdict.broken_by
@@ -128,7 +131,7 @@ def test_a_robust_sample_costs_what_the_estimate_says() -> None:
     verdict = attack_samples(logits, batch, attack, batch_size=64)
     assert verdict.robust.all()
     forward, backward = attack_passes(attack, len(TEXTURES.classes), logits)
-    probed = probe_passes(logits)
+    probed = sanity_cost(logits)
     assert int(verdict.forward[0]) + probed[0] == pytest.approx(forward, abs=25)
     assert int(verdict.backward[0]) + probed[1] == pytest.approx(backward, abs=25)
 
@@ -139,19 +142,20 @@ def test_other_draws_change_the_gradient_and_no_logit() -> None:
     outcome = {}
     for draws in (1, 2, 3):
         leaf = batch.images.clone().requires_grad_()
-        scores = logits.seen(View("constant", "constant", draws))(leaf)
+        scores = logits.with_gradient(GradientMode("constant", "constant", draws))(leaf)
         outcome[draws] = scores.detach(), torch.autograd.grad(scores[:, 0].sum(), leaf)[0]
     assert torch.allclose(outcome[1][0], outcome[2][0]) and torch.allclose(outcome[1][0], outcome[3][0])
     assert not torch.allclose(outcome[1][1], outcome[2][1])
-    assert passes_of(logits.seen(View("loop", "loop", 3)), gradient=True) == (3 * 6, 3 * (2 + 1 + 4))
-    assert passes_of(logits, gradient=False) == (6, 2)
+    assert logits.with_gradient(GradientMode("loop", "loop", 3)).cost(gradient=True) == (3 * 6, 3 * (2 + 1 + 4))
+    assert logits.cost(gradient=False) == (6, 2)
 
 
 def test_a_transferred_walk_goes_on_until_the_judge_is_fooled() -> None:
     batch = batch_of()
     plain = CLIP.classifier(TEXTURES.prompts)
     stubborn = torch.nn.functional.one_hot(batch.labels, len(TEXTURES.classes)).float()
-    walked = pgd(Transferred(plain, lambda images: stubborn[: len(images)]), batch, batch_size=64, steps=5)
+    judge = as_classifier(lambda images: stubborn[: len(images)])
+    walked = pgd(SurrogateClassifier(plain, judge), batch, batch_size=64, steps=5)
     assert (plain(walked.adversarial).argmax(dim=1) != batch.labels).sum() >= COUNT - 1
     # Six points, each passed once and judged once.
     assert walked.forward.tolist() == [12] * COUNT and walked.backward.tolist() == [6] * COUNT
@@ -162,7 +166,7 @@ def test_libraries_that_do_not_say_whose_image_it_is_are_refused() -> None:
         on_clip("ttc").adapt_attack(load_attack("pyautoattack"))
 
 
-def test_a_procedure_on_top_of_another_is_refused() -> None:
+def test_a_test_time_defense_on_top_of_another_is_refused() -> None:
     with pytest.raises(UserError, match="'r-tpt\\+ttc\\+clip' has two test-time defenses"):
         defended_model("r-tpt+ttc+clip", lambda reference: on_clip("ttc"), "clip")
 
@@ -200,5 +204,5 @@ def test_inner_loops_of_transformers_are_differentiated(name: str) -> None:
     batch = batch_of().at(torch.arange(2))
     logits = logits_of_model(DefendedModel(TEST_TIME_DEFENSES.load(name), model, model), batch)
     leaf = batch.images.clone().requires_grad_()
-    (gradient,) = torch.autograd.grad(logits.seen(View("loop", "loop"))(leaf)[:, 0].sum(), leaf)
+    (gradient,) = torch.autograd.grad(logits.with_gradient(GradientMode("loop", "loop"))(leaf)[:, 0].sum(), leaf)
     assert torch.isfinite(gradient).all() and gradient.abs().amax(dim=(1, 2, 3)).min() > 0

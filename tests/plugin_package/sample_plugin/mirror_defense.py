@@ -3,12 +3,12 @@
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.test_time.base import Context, Passes, TestTimeDefense
+from robustbench_vlm.test_time.base import DefenseContext, Passes, TestTimeDefense
 
 
-def logits(context: Context, images: Tensor) -> Tensor:
+def logits(context: DefenseContext, images: Tensor) -> Tensor:
     """Return the mean logits of images and their mirror images, (B, C)."""
-    features = [functional.normalize(context.features(each), dim=-1) for each in (images, images.flip(3))]
+    features = [functional.normalize(context.image_encoder(each), dim=-1) for each in (images, images.flip(3))]
     return context.scale * (features[0] + features[1]) / 2 @ context.text_features.T
 
 
