@@ -122,7 +122,11 @@ class DefendedClassifier(nn.Module):
             return self.defense.logits(context, images)
 
     def _keys(self) -> Tensor:
-        assert self.keys is not None, "a classifier with a test-time defense is called after of_samples(keys)"
+        if self.keys is None:
+            raise UserError(
+                f"a classifier with the test-time defense {self.defense.name!r} was called without samples, and it"
+                " draws random numbers for each of them: call it as classifier.of_samples(keys)(images)"
+            )
         return self.keys
 
     def _with(self, **attributes: Any) -> "DefendedClassifier":

@@ -1,4 +1,4 @@
-"""The adapters of the two other libraries: what they are handed, their known faults, and what they leave alone."""
+"""Adapters of the two other libraries: their inputs, known faults, and the global state that they must not change."""
 
 import sys
 from dataclasses import replace

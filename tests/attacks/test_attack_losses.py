@@ -1,4 +1,4 @@
-"""The losses against their definitions, at ties, for few classes and at every scale of the logits."""
+"""Losses against their definitions, at ties, for few classes and at every scale of the logits."""
 
 import pytest
 import torch

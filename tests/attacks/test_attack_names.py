@@ -1,4 +1,4 @@
-"""Names of attacks: the table, the families, and what a wrong name says."""
+"""Names of attacks: the table, the families, and the messages about wrong names."""
 
 import subprocess
 import sys

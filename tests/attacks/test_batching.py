@@ -1,4 +1,4 @@
-"""Verdicts belong to the sample: neither its batch mates nor the number of batch_size change them."""
+"""Verdicts belong to the sample: the other samples of the batch and the batch size do not change them."""
 
 from dataclasses import dataclass, replace
 
@@ -31,7 +31,9 @@ def verdict(name: str, batch: Batch, model: torch.nn.Module, batch_size: int) ->
     seed=st.integers(0, 5),
     order=st.permutations(range(24)),
 )
-def test_slots_and_order_change_no_verdict(name: str, norm: str, classes: int, seed: int, order: list[int]) -> None:
+def test_batch_size_and_order_change_no_verdict(
+    name: str, norm: str, classes: int, seed: int, order: list[int]
+) -> None:
     model = network("conv", classes, seed).double()
     batch = samples(model, classes, halving_threat(model, classes, norm))
     whole = verdict(name, batch, model, 64)
@@ -51,7 +53,7 @@ class CountdownState:
 
 
 class Countdown:
-    """Keeps each sample for as many steps as its label says, and watches how many share the batch_size."""
+    """Keeps each sample for as many steps as its label, and records the number of samples in each batch."""
 
     def __init__(self) -> None:
         self.held: list[int] = []
@@ -69,7 +71,7 @@ class Countdown:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 100])
-def test_a_sample_leaves_when_it_is_finished_and_another_takes_its_slot(batch_size: int) -> None:
+def test_a_sample_leaves_when_it_is_finished_and_another_takes_its_place(batch_size: int) -> None:
     model = network("linear", 5)
     batch = samples(model, 5, halving_threat(model, 5, "Linf"), 40)
     batch = replace(batch, labels=torch.arange(40) % 9 + 1)
@@ -79,5 +81,5 @@ def test_a_sample_leaves_when_it_is_finished_and_another_takes_its_slot(batch_si
     assert torch.equal(outcome.adversarial, batch.images + batch.labels.view(-1, 1, 1, 1))
     assert max(method.held) == min(batch_size, 40)
     assert sum(method.held) == int(batch.labels.sum())
-    # Full batch_size: no more steps than the work divided by the batch_size, but for the last samples on their own.
+    # Batches are full: no more steps than the work divided by the batch size, except for the last samples.
     assert len(method.held) <= sum(method.held) / min(batch_size, 40) + 9

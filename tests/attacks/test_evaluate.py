@@ -1,4 +1,4 @@
-"""The harness trusts no stage, and robust accuracy falls with eps, steps and stages."""
+"""Verdicts do not depend on the claims of a stage, and robust accuracy falls with eps, steps and stages."""
 
 import sys
 from dataclasses import replace

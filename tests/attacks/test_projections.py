@@ -1,4 +1,4 @@
-"""FAB's projection against general solvers, and where the box does not meet the hyperplane."""
+"""Projection onto hyperplanes against general solvers, also if the box does not meet the hyperplane."""
 
 import numpy as np
 import pytest

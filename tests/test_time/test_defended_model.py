@@ -161,6 +161,11 @@ def test_a_transferred_walk_goes_on_until_the_judge_is_fooled() -> None:
     assert walked.forward.tolist() == [12] * COUNT and walked.backward.tolist() == [6] * COUNT
 
 
+def test_a_classifier_that_is_not_bound_to_samples_says_how_it_is_called() -> None:
+    with pytest.raises(UserError, match=r"'ttc' was called without samples.*of_samples\(keys\)"):
+        on_clip("ttc").classifier(TEXTURES.prompts)(batch_of().images)
+
+
 def test_libraries_that_do_not_say_whose_image_it_is_are_refused() -> None:
     with pytest.raises(UserError, match="does not say which sample"):
         on_clip("ttc").adapt_attack(load_attack("pyautoattack"))

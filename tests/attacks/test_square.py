@@ -1,4 +1,4 @@
-"""What Square Attack proposes stays within the threat, and changes what the paper says."""
+"""Proposals of Square Attack stay within the threat and follow the paper."""
 
 import pytest
 import torch

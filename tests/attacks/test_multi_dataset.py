@@ -28,7 +28,9 @@ class Union(nn.Module):
         return torch.cat([model(images) for model in self.models], dim=1)
 
 
-def mixed(counts: list[int], norm: str) -> tuple[list[tuple[nn.Module, Batch]], MultiDatasetClassifier, Batch]:
+def several_datasets(
+    counts: list[int], norm: str
+) -> tuple[list[tuple[nn.Module, Batch]], MultiDatasetClassifier, Batch]:
     models = [network("conv", classes).double() for classes in counts]
     threat = halving_threat(models[0], counts[0], norm)
     alone = [samples(model, classes, threat, 6) for model, classes in zip(models, counts, strict=True)]
@@ -54,7 +56,7 @@ def mixed(counts: list[int], norm: str) -> tuple[list[tuple[nn.Module, Batch]], 
 def test_a_sample_gets_the_verdict_that_it_gets_alone(name: str, norm: str, counts: list[int], batch_size: int) -> None:
     norm = "Linf" if name == "cw" else norm
     attack = with_parameters(load_attack(name), {**SHORT, "cw": {"steps": 12}, "apgd-dlr": {"steps": 12}})
-    parts, logits, whole = mixed(counts, norm)
+    parts, logits, whole = several_datasets(counts, norm)
     together = attack_samples(logits, whole, attack, batch_size=batch_size)
     for number, (model, batch) in enumerate(parts):
         rows = slice(6 * number, 6 * number + 6)
@@ -69,7 +71,7 @@ def test_a_sample_gets_the_verdict_that_it_gets_alone(name: str, norm: str, coun
 
 
 def test_classes_of_other_datasets_have_no_logit() -> None:
-    parts, logits, whole = mixed([3, 5], "Linf")
+    parts, logits, whole = several_datasets([3, 5], "Linf")
     values = logits(whole.images)
     assert values.shape == (12, 5) and torch.isneginf(values[:6, 3:]).all()
     assert torch.allclose(values[:6, :3], parts[0][0](whole.images[:6]))
@@ -77,8 +79,8 @@ def test_classes_of_other_datasets_have_no_logit() -> None:
     assert torch.equal(logits.select(some)(whole.images[some]), values[some])
 
 
-def test_logits_that_are_not_finite_are_found_in_a_mixture_too() -> None:
-    _, logits, whole = mixed([3, 5], "Linf")
+def test_logits_that_are_not_finite_are_found_in_mixed_batches_too() -> None:
+    _, logits, whole = several_datasets([3, 5], "Linf")
     broken = MultiDatasetClassifier(
         as_classifier(lambda images: logits.union(images) / 0), logits.columns, logits.absent
     )
@@ -87,8 +89,8 @@ def test_logits_that_are_not_finite_are_found_in_a_mixture_too() -> None:
 
 
 def test_verdicts_by_another_classifier_are_given_on_several_datasets_too() -> None:
-    _, classifier, whole = mixed([3, 5], "Linf")
-    attack = with_parameters(load_attack("pgd-10"), {})
+    _, classifier, whole = several_datasets([3, 5], "Linf")
+    attack = load_attack("pgd-10")
     alone = attack_samples(classifier, whole, attack, batch_size=64)
     judged = attack_samples(classifier, whole, attack, batch_size=64, judge=classifier)
     assert judged.broken_by == alone.broken_by and torch.equal(judged.adversarial, alone.adversarial)
