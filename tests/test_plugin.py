@@ -11,7 +11,7 @@ import pytest
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.cli.main import run_command
-from robustbench_vlm.core.classifier import as_classifier
+from robustbench_vlm.core.classifier_interface import as_classifier
 from robustbench_vlm.engine.cost import attack_passes
 from robustbench_vlm.protocols.mini import MINI
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_vlm.attacks.base import Batch
-from robustbench_vlm.core.classifier import Classifier, as_classifier
+from robustbench_vlm.core.classifier_interface import Classifier, as_classifier
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS

@@ -16,7 +16,7 @@ from robustbench_vlm.attacks.losses import cross_entropy
 from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.attacks.projections import project
 from robustbench_vlm.core import random as randomness
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.classifier import ZeroShotClassifier
 

@@ -15,7 +15,7 @@ from robustbench_vlm.attacks.batching import Rows, put, run_in_batches, take
 from robustbench_vlm.attacks.losses import LOSSES, loss_warnings, ranked_targets
 from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.attacks.projections import Ball, as_factor, ball_around
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.threat import Threat
 
 _MOMENTUM = 0.75

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from robustbench_vlm.attacks.base import Batch, Outcome
 from robustbench_vlm.attacks.model import CountedClassifier
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 
 _REFILL = 8
 """A refill waits until one place in this many is free, because it copies the state of all remaining rows."""

@@ -10,7 +10,7 @@ from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.attacks.model import SurrogateClassifier, logits_in_batches, with_gradient
 from robustbench_vlm.attacks.projections import as_factor, distance, project
 from robustbench_vlm.core import random as randomness
-from robustbench_vlm.core.classifier import ClassifierLike, as_classifier
+from robustbench_vlm.core.classifier_interface import ClassifierLike, as_classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import CLEAN
 

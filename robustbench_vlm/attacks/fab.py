@@ -17,7 +17,7 @@ from robustbench_vlm.attacks.batching import Rows, run_in_batches
 from robustbench_vlm.attacks.losses import ranked_targets, targeted_margin
 from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.attacks.projections import Hyperplanes, as_factor
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.threat import Threat
 
 

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_vlm.attacks.base import Batch
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 
 
 class LibraryModel(nn.Module):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.base import GradientMode
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 
 

@@ -14,7 +14,7 @@ from robustbench_vlm.attacks.batching import Rows, run_in_batches
 from robustbench_vlm.attacks.losses import LOSSES, loss_warnings
 from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.attacks.projections import Ball, as_factor, ball_around
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.threat import Threat
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.losses import margin
-from robustbench_vlm.core.classifier import Classifier, ClassifierLike, as_classifier
+from robustbench_vlm.core.classifier_interface import Classifier, ClassifierLike, as_classifier
 
 SANITY_FORWARD, SANITY_BACKWARD = 4, 1
 """Calls that the sanity checks spend on each sample, and those of them that ask for a gradient."""

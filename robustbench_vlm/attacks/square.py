@@ -22,7 +22,7 @@ from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.attacks.projections import as_factor
 from robustbench_vlm.attacks.square_proposals import PROPOSALS, CleanImages
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.threat import Threat
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from robustbench_vlm.attacks.base import Attack, Batch, Outcome, Stage, one_stage_attack
 from robustbench_vlm.attacks.library_model import LibraryModel, seed_of
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.core.threat import NORMS

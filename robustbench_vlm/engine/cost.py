@@ -10,7 +10,7 @@ from torch import Tensor
 from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.attacks.model import SurrogateClassifier, with_gradient
 from robustbench_vlm.attacks.sanity import sanity_cost
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.model_cache import loaded_model
 from robustbench_vlm.engine.resolve import Plan

@@ -12,7 +12,7 @@ from robustbench_vlm.attacks.base import Attack, Batch
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.model import MultiDatasetClassifier
 from robustbench_vlm.attacks.sanity import BATCH_TOLERANCE, REPEAT_TOLERANCE, sanity_cost, sanity_warnings
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.records import SampleResult

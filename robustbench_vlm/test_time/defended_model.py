@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from robustbench_vlm.attacks.base import Attack, GradientMode, Stage
 from robustbench_vlm.attacks.model import SurrogateClassifier
 from robustbench_vlm.core import random as randomness
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.registry import unknown

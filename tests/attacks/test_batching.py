@@ -14,7 +14,7 @@ from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.batching import Rows, run_in_batches
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.model import CountedClassifier
-from robustbench_vlm.core.classifier import as_classifier
+from robustbench_vlm.core.classifier_interface import as_classifier
 
 NAMES = ("pgd-10", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack")
 

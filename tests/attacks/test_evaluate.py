@@ -13,7 +13,7 @@ from made_up import SHORT, halving_threat, network, samples, threat_of, with_par
 from robustbench_vlm.attacks import load_attack, losses
 from robustbench_vlm.attacks.base import Attack, Batch, Outcome, Stage
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.threat import Threat
 

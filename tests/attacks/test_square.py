@@ -9,7 +9,7 @@ from made_up import halving_threat, network, samples, threat_of
 from robustbench_vlm.attacks.batching import Rows
 from robustbench_vlm.attacks.square import Square, square
 from robustbench_vlm.attacks.square_proposals import PROPOSALS
-from robustbench_vlm.core.classifier import as_classifier
+from robustbench_vlm.core.classifier_interface import as_classifier
 
 EPS = {"Linf": 0.1, "L2": 0.9}
 

@@ -10,7 +10,7 @@ from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.attacks.sanity import SANITY_BACKWARD, SANITY_FORWARD
-from robustbench_vlm.core.classifier import as_classifier
+from robustbench_vlm.core.classifier_interface import as_classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat

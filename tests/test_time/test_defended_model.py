@@ -15,7 +15,7 @@ from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.model import SurrogateClassifier
 from robustbench_vlm.attacks.pgd import pgd
 from robustbench_vlm.attacks.sanity import sanity_cost, sanity_warnings
-from robustbench_vlm.core.classifier import as_classifier
+from robustbench_vlm.core.classifier_interface import as_classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat

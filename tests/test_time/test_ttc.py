@@ -65,7 +65,7 @@ def test_a_sample_alone_gets_the_logits_that_it_gets_in_a_batch() -> None:
 
 def test_the_gradient_goes_through_the_inner_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     # The sign's own slope is zero: finite differences can see the loop with a smooth function in its place.
-    monkeypatch.setattr(ttc, "sign", torch.tanh)
+    monkeypatch.setattr(ttc, "straight_through_sign", torch.tanh)
     context, images = context_of(ALWAYS), pictures().requires_grad_()
     assert torch.autograd.gradcheck(lambda pixels: logits(context, pixels), images)
 

@@ -9,7 +9,7 @@ from torch import zeros_like
 from robustbench_vlm.attacks.base import Attack, Batch, Outcome, Stage
 from robustbench_vlm.attacks.projections import project
 from robustbench_vlm.core import random as randomness
-from robustbench_vlm.core.classifier import Classifier
+from robustbench_vlm.core.classifier_interface import Classifier
 
 
 def noise(classifier: Classifier, batch: Batch, *, batch_size: int, spread: float) -> Outcome:
