@@ -78,11 +78,11 @@ def check_definitions(entry: Entry, evidence: Sequence[Evidence]) -> None:
     protocol: Protocol = PROTOCOLS.load(TRACKS.load(entry.track).board)
     if not _same(entry.protocol["identity"], protocol.identity):
         raise Unsound(f"what the entry calls {protocol.label} is another protocol than this package has")
-    is_procedure = bool(checked_reference(entry.model).defense)
+    has_defense = bool(checked_reference(entry.model).defense)
     for each in evidence:
         name, norm = each.score.attack, each.threat.norm
         stages = [stage.identity for stage in protocol.adapt_attack(load_attack(name), norm).stages]
-        if not is_procedure and not _same(each.identity["attack"]["stages"], stages):
+        if not has_defense and not _same(each.identity["attack"]["stages"], stages):
             raise Unsound(f"what the entry calls {name} is another attack than this package has")
         dataset: Dataset = protocol.adapt_dataset(DATASETS.load(each.score.dataset))
         if not _same([each.identity["classes"], each.identity["prompts"]], [dataset.classes, dataset.prompts]):
