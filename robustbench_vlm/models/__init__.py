@@ -1,13 +1,13 @@
-"""Models: cards that say what a checkpoint is, and zero-shot classifiers made from them."""
+"""Models: references, cards, weights, and zero-shot classifiers made from them."""
 
 from robustbench_vlm.core.files import package_folder
 from robustbench_vlm.core.registry import Registry
 
 ARCHITECTURES = Registry("architecture", {"mini": "robustbench_vlm.models.mini:MINI"})
-"""Network shapes beside those that open_clip itself names (written "open_clip:ViT-B-32-quickgelu" in a card)."""
+"""Architectures in addition to those of open_clip, which a card names as "open_clip:ViT-B-32-quickgelu"."""
 
 MODELS = Registry("model", {})
-"""Model cards of other packages; ours are the files model_zoo/<track>/<model>.json."""
+"""Model cards of other packages; the cards of this package are the files model_zoo/<track>/<model>.json."""
 
 
 def card_names(track: str) -> list[str]:

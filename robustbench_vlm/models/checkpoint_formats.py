@@ -22,8 +22,8 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.transformers import MARK, from_transformers
 
 
-class _PassedOver:
-    """Stands in for numbers of numpy, such as the best accuracy beside the weights, which nobody here needs."""
+class _Ignored:
+    """Replaces numpy numbers in a pickle, such as the best accuracy, which are not needed."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -36,9 +36,9 @@ _NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Return what a file of weights holds, on the CPU; nothing in it is ever run.
+    """Return the content of a weights file, on the CPU; code in it is never run.
 
-    Raises UserError for a file that is damaged, holds code, or is something else, with what it seems to be.
+    Raises UserError for a file that is damaged, holds code, or is not a checkpoint, with what it probably is.
     """
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -47,33 +47,33 @@ def read_checkpoint(path: Path) -> Any:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise UserError(f"the weights {path} are no whole safetensors file: {error}{_guess(path)}") from error
+            raise UserError(f"the weights {path} are not a complete safetensors file: {error}{_guess(path)}") from error
     try:
-        # Old pickles are warned of; ours is the refusal below.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([(_PassedOver, name) for name in _NUMPY]):
+        # torch warns about old pickles; the error below replaces the warning.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([(_Ignored, name) for name in _NUMPY]):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    # Of damaged bytes torch's readers raise almost anything, failed assertions among it.
+    # torch raises almost any exception for damaged bytes, failed assertions included.
     except Exception as error:
         raise UserError(f"the weights {path} {_refusal(path, error)}") from error
 
 
 def _refusal(path: Path, error: Exception) -> str:
     if guess := _guess(path):
-        return f"are no checkpoint{guess}"
-    said = str(error)
-    named = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global) ([\w.]+)", said)
-    # Torch's own advice is to let the code run.
-    lines = [line for line in said.splitlines() if line.strip() and "weights_only" not in line]
+        return f"are not a checkpoint{guess}"
+    message = str(error)
+    named = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global) ([\w.]+)", message)
+    # torch's own advice is to allow the code to run.
+    lines = [line for line in message.splitlines() if line.strip() and "weights_only" not in line]
     what = f"it names {named[1] or named[2]}" if named else lines[0] if lines else type(error).__name__
     return (
-        f"are no plain tensors: {what}. A pickle may hold code, and nothing of it was run; fetch it anew if it may be"
-        " cut short, or let its owner save the state dict alone, as safetensors"
+        f"are not plain tensors: {what}. A pickle may hold code, and nothing of it was run; download it again if it may"
+        " be cut short, or ask its author for the state dict as safetensors"
     )
 
 
 def _guess(path: Path) -> str:
-    """Return what a file that is no checkpoint seems to be, with what to do about it; empty where nobody knows."""
+    """Return what a file that is not a checkpoint probably is and what to do; "" if it is not recognised."""
     try:
         with path.open("rb") as file:
             start = file.read(4096)
@@ -102,7 +102,7 @@ def _guess_archive(path: Path) -> str:
         return ": it is a damaged archive; fetch it again"
     if any(name.endswith("constants.pkl") for name in names):
         return (
-            ": it is a TorchScript program, as OpenAI publishes its own; take the same weights by their tag in"
+            ": it is a TorchScript program, as OpenAI publishes them; use the same weights by their tag in"
             " open_clip, such as open_clip:ViT-B-32-quickgelu/openai"
         )
     if not any(name.endswith("data.pkl") for name in names):
@@ -113,38 +113,44 @@ def _guess_archive(path: Path) -> str:
 State = Mapping[str, Tensor]
 
 _EXTRA = {"input_resolution", "context_length", "vocab_size", "attn_mask"}
-"""Entries of OpenAI's and older open_clip state dicts that are no weights."""
+"""Entries of OpenAI's and older open_clip state dicts that are not weights."""
 
 _TRAINING = {"optimizer", "optimizer_state_dict", "optim", "scheduler", "lr_scheduler", "scaler"}
-"""Entries that only a training that goes on needs."""
+"""Entries that are needed only to resume a training."""
 
 
 @dataclass(frozen=True)
 class Towers:
-    """The weights of a checkpoint, float32, under open_clip's names; `text` is empty where it has no text tower."""
+    """The weights of a checkpoint, float32, under open_clip's names; `text` is empty if there is no text encoder."""
 
-    layout: str
+    checkpoint_format: str
+    """A key of `CHECKPOINT_FORMATS`."""
     image: State
     text: State
 
 
-def towers_of(content: Any, layout: str = "") -> Towers:
-    """Return the towers in a checkpoint, whose layout is recognised by its entries.
+def towers_of(content: Any, expected: str = "") -> Towers:
+    """Return the image and text encoder in a checkpoint, whose format is recognised by its entries.
 
-    Raises UserError where it has none that is known, or another than `layout`, and where the file holds more that was
-    trained: a model of its towers alone would be another one than its name says.
+    Raises UserError for an unknown format, for another format than `expected`, and for a file with further trained
+    tensors: without them the model would not be the one that was trained.
     """
-    found = next((name for name, read in LAYOUTS.items() if _is_state(read(content))), None)
+    found = next((name for name, read in CHECKPOINT_FORMATS.items() if _is_state(read(content))), None)
     if found is None:
-        raise UserError(f"no layout of a CLIP is known that has {_entries(content)}; known are {', '.join(LAYOUTS)}")
-    if layout and layout != found:
-        raise UserError(f"the layout is {found!r}, not {layout!r}: the card names the wrong layout or the wrong file")
-    tensors = LAYOUTS[found](content)
+        raise UserError(
+            f"the file is in no known checkpoint format, it has {_entries(content)}; known are"
+            f" {', '.join(CHECKPOINT_FORMATS)}"
+        )
+    if expected and expected != found:
+        raise UserError(
+            f"the checkpoint format is {found!r}, not {expected!r}: correct the field layout or the file in the card"
+        )
+    tensors = CHECKPOINT_FORMATS[found](content)
     others = [] if _is_state(content) else _others(content, set(map(id, tensors.values())))
     if others:
         raise UserError(
-            f"the file has more that was trained than the towers: {_few(others)}. Prompts and the like cannot be run by"
-            " this package; if they are not used, save the towers alone"
+            f"the file has further trained tensors: {_few(others)}. This package cannot run prompts and the"
+            " like; if they are not used, save only the encoders"
         )
     state = {
         key.removeprefix("module."): tensor.float() if tensor.is_floating_point() else tensor
@@ -158,7 +164,7 @@ def towers_of(content: Any, layout: str = "") -> Towers:
 
 
 def check_fit(tower: str, state: State, expected: State) -> None:
-    """Raise UserError unless a tower's tensors are those expected, by name and shape."""
+    """Raise UserError unless the tensors of an encoder have the expected names and shapes."""
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]
     shapes = [
@@ -168,12 +174,12 @@ def check_fit(tower: str, state: State, expected: State) -> None:
     ]
     wrong = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
     if any(wrong.values()):
-        said = "; ".join(f"{len(keys)} {what}: {_few(keys)}" for what, keys in wrong.items() if keys)
-        raise UserError(f"the tensors of the {tower} tower do not fit, {said}. {described(state)}")
+        problems = "; ".join(f"{len(keys)} {what}: {_few(keys)}" for what, keys in wrong.items() if keys)
+        raise UserError(f"the tensors of the {tower} tower do not fit, {problems}. {described(state)}")
 
 
 def _others(value: Any, used: set[int], name: str = "") -> list[str]:
-    """Return the names of tensors below a file's content that are not `used` and no state of the training."""
+    """Return the names of tensors in a file that are not `used` and not the state of a training."""
     if isinstance(value, Tensor):
         return [name] if value.numel() > 1 and id(value) not in used else []
     if not isinstance(value, Mapping):
@@ -216,19 +222,19 @@ def _whole(content: Any) -> Any:
     return None
 
 
-def _hugging(content: Any) -> Any:
+def _transformers_state(content: Any) -> Any:
     return from_transformers(content) if _is_state(content) and MARK in content else None
 
 
-LAYOUTS: Mapping[str, Callable[[Any], Any]] = {
+CHECKPOINT_FORMATS: Mapping[str, Callable[[Any], Any]] = {
     "vision_encoder_state_dict": _entry("vision_encoder_state_dict"),
     "partial_state_dict": _entry("partial_state_dict"),
     "modules": _entry("modules", "clip.visual"),
     "clip": _whole,
-    "transformers": _hugging,
+    "transformers": _transformers_state,
     "visual": lambda content: content,
 }
-"""Layout -> what gives its tensors by name from a file's content; the first that gives any is the file's."""
+"""Format -> a function from a file's content to its tensors by name; the first that finds any is the format."""
 
 
 _TRANSFORMERS: Mapping[tuple[int, int], str] = {
@@ -237,30 +243,30 @@ _TRANSFORMERS: Mapping[tuple[int, int], str] = {
     (1024, 14): "ViT-L-14",
     (1280, 14): "ViT-H-14",
 }
-"""Width and side of a patch -> the CLIP that has them."""
+"""Width and patch size -> the CLIP that has them."""
 _RESNETS: Mapping[tuple[int, ...], str] = {
     (64, 3, 4, 6, 3): "RN50",
     (64, 3, 4, 23, 3): "RN101",
     (80, 4, 6, 10, 6): "RN50x4",
 }
-"""Width and blocks a stage -> the CLIP that has them."""
+"""Width and blocks per stage -> the CLIP that has them."""
 
 
 def described(state: Mapping[str, Tensor]) -> str:
-    """Return a sentence on the network that a state dict seems to be of."""
+    """Return a sentence that says which image encoder a state dict probably belongs to."""
     kernel = state.get("conv1.weight")
     if kernel is not None and kernel.dim() == 4 and "class_embedding" in state:
         width, patch, layers = kernel.shape[0], kernel.shape[-1], _count(state, "transformer.resblocks.")
         tokens = state["positional_embedding"].shape[0] if "positional_embedding" in state else 1
-        pictures = f"{patch * math.isqrt(max(tokens - 1, 0))} pixels"
+        size = f"{patch * math.isqrt(max(tokens - 1, 0))} pixels"
         known = _TRANSFORMERS.get((width, patch))
-        what = f"a vision transformer of width {width}, patches of {patch}, {layers} layers, for images of {pictures}"
+        what = f"a vision transformer of width {width}, patches of {patch}, {layers} layers, for images of {size}"
     elif "layer1.0.conv1.weight" in state:
         width, blocks = state["layer1.0.conv1.weight"].shape[0], [_count(state, f"layer{n}.") for n in range(1, 5)]
         known = _RESNETS.get((width, *blocks))
         what = f"a ResNet of width {width} with {'-'.join(map(str, blocks))} blocks"
     else:
-        return "The file looks like no image tower of a CLIP."
+        return "The file does not look like the image encoder of a CLIP."
     return f"The file looks like {what}{f', as {known}' if known else ''}."
 
 

@@ -1,4 +1,4 @@
-"""Zero-shot classifiers from CLIP models: one path for the embedded model and for every open_clip one."""
+"""Zero-shot classifiers from CLIP models, for the embedded model and all others."""
 
 import functools
 from collections.abc import Sequence
@@ -18,12 +18,12 @@ from robustbench_vlm.models.precision import InPrecision, products
 from robustbench_vlm.models.text_encoder import embed_texts
 
 _ROWS = 4
-"""Images that an encoder is given at once are a multiple of this: kernels for fewer round in another order, and a
-verdict at the edge of an attack's reach would depend on how many samples are attacked together."""
+"""The image encoder gets a multiple of this many images. Kernels for fewer images round in another order, and the
+verdict of a sample could depend on how many samples are attacked together."""
 
 
 class ZeroShotClassifier(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] to float32 logits (B, C): scale times the cosine with each class's text."""
+    """Map images (B, 3, H, W) in [0, 1] to float32 logits (B, C): scale times cosine with each text embedding."""
 
     text_features: Tensor
     images_per_sample = 1
@@ -39,9 +39,9 @@ class ZeroShotClassifier(nn.Module):
         """Return the logits of images."""
         features = self.image_features(images)
         if self.logits == "float32":
-            # Rounded once: how a product of float32 numbers is rounded depends on how many classes it is with.
+            # In float64, rounded once: the rounding of a float32 product depends on the number of classes.
             return (self.scale * features.double() @ self.text_features.double().T).to(self.text_features.dtype)
-        # The encoder may run in less, the attack's gradient through it too; logits do where the protocol says so alone.
+        # The image encoder and its gradient may run in a lower precision; logits only if the protocol says so.
         with products(self.logits, images.device.type):
             found = self.scale * features @ self.text_features.T
         return found.to(self.text_features.dtype)
@@ -52,7 +52,7 @@ class ZeroShotClassifier(nn.Module):
         return self
 
     def in_precision(self, name: str, logits: str = "float32") -> "ZeroShotClassifier":
-        """Return the classifier with encoder, and product with the texts, in precisions of `precision.PRECISIONS`."""
+        """Return the classifier with image encoder and logits in precisions, names of `precision.PRECISIONS`."""
         return ZeroShotClassifier(InPrecision(self.encoder, name), self.text_features, self.scale, logits).eval()
 
     def of_samples(self, keys: Tensor) -> "ZeroShotClassifier":
@@ -68,15 +68,15 @@ class ZeroShotClassifier(nn.Module):
         return 1, int(gradient)
 
     def image_features(self, images: Tensor) -> Tensor:
-        """Return the unit embedding of each image, (B, D), in the type of the texts' embeddings."""
+        """Return the embedding of each image, (B, D), unit length, in the dtype of the text embeddings."""
         features = self.encoder(_filled(images))[: len(images)]
-        # Half-precision encoders are for speed; logits decide verdicts and are never less than float32.
+        # Logits decide verdicts: embeddings of a half-precision encoder are converted to float32 first.
         return functional.normalize(features.to(self.text_features.dtype), dim=-1)
 
 
 @dataclass(frozen=True)
 class Model:
-    """A loaded model: its name, the identity of its weights, and the two towers, frozen and in eval mode."""
+    """A loaded model: name, digest of its weights, and the network, frozen and in eval mode."""
 
     name: str
     digest: str
@@ -92,7 +92,7 @@ class Model:
 
     @functools.cached_property
     def encoder(self) -> ImageEncoder:
-        """The image tower with resize and normalisation inside; all classifiers of the model share it."""
+        """The image encoder with resize and normalisation inside; all classifiers of the model share it."""
         with torch.no_grad():
             tower = quick_at_pixels(folded(self.network.get_submodule("visual")))
         return ImageEncoder(tower, self.architecture).eval()
@@ -106,21 +106,21 @@ class Model:
         return means if all(len(group) == 1 for group in groups) else functional.normalize(means, dim=-1)
 
     def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> ZeroShotClassifier:
-        """Return the zero-shot classifier of the classes that the prompts describe: a text a class, or several."""
+        """Return the zero-shot classifier of the classes that the prompts describe: one text or several per class."""
         return ZeroShotClassifier(self.encoder, self.text_features(prompts), self.scale).eval().requires_grad_(False)
 
 
 def _filled(images: Tensor) -> Tensor:
-    """Return images with some more, so that there are a multiple of _ROWS."""
+    """Return images repeated at the end, so that their number is a multiple of _ROWS."""
     more = -len(images) % _ROWS
     return torch.cat([images, images[-1:].detach().expand(more, -1, -1, -1)]) if more else images
 
 
 def load_model(reference: str, track: str) -> Model:
-    """Return the model of a name on a track, of a card file, or of "open_clip:ARCH/TAG".
+    """Return the model of a reference without a test-time defense, see `models.reference`.
 
-    Raises UserError for unknown names, wrong digests, damaged weights, models that nobody has released, and downloads
-    that fail.
+    Raises UserError for unknown names, wrong digests, damaged weights, weights that were never released, and failed
+    downloads.
     """
     card = find_card(reference, track)
     found = assemble(card, track)

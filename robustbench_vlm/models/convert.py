@@ -1,4 +1,4 @@
-"""From somebody's checkpoint to safetensors with a card that `vlmbench run --model` takes."""
+"""Convert a released checkpoint to safetensors with a model card that `vlmbench run --model` accepts."""
 
 from pathlib import Path
 from typing import Any
@@ -14,20 +14,20 @@ from robustbench_vlm.models.weights import load_towers, save_weights, split_towe
 
 
 def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", defense: str = "") -> Path:
-    """Write the towers of a checkpoint into a folder, as safetensors with a card, and return the card's path.
+    """Write the encoders of a checkpoint into a folder, as safetensors with a card, and return the card's path.
 
-    `base` is the model that the weights were fine-tuned from: it says the architecture and the pixel constants, and
-    gives the text tower where the file has none. Nothing is fetched. Raises UserError where the file is no checkpoint,
-    has no layout that is known, or does not fit the base, and where the card's name is taken by another file.
+    `base` is the model that the weights were fine-tuned from: it defines the architecture and the pixel constants, and
+    its text encoder is used if the file has none. Nothing is downloaded. Raises UserError where the file is not a
+    checkpoint, has an unknown format, or does not fit the base, and where the card already exists for another file.
     """
     if not file.is_file():
-        raise UserError(f"there is no file {file}: name a checkpoint, such as a .pt, .pth or .pth.tar")
+        raise UserError(f"there is no file {file}: give a checkpoint, such as a .pt, .pth or .pth.tar file")
     name = name or _stem(file)
     if Path(name).name != name:
         raise UserError(f"the name {name!r} is a path: give a name such as fare-1, and the folder by --out")
     parent = find_card(base, track)
     towers = load_towers(file)
-    origin = _origin(file, towers.layout)
+    origin = _origin(file, towers.checkpoint_format)
     _check_free(folder / f"{name}.json", origin)
     image, text = _expected(parent)
     try:
@@ -37,7 +37,7 @@ def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", 
     except UserError as error:
         raise UserError(
             f"{file} does not fit {parent.architecture}, the architecture of {base!r}: {error} If it was fine-tuned"
-            " from another model, name that by --base"
+            " from another model, give that by --base"
         ) from error
     card = ModelCard(
         name=name,
@@ -56,7 +56,7 @@ def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", 
 
 
 def _expected(parent: ModelCard) -> tuple[State, State]:
-    """Return the tensors of both towers of an architecture, with shapes but without numbers."""
+    """Return the tensors of both encoders of an architecture, with shapes but without values."""
     with torch.device("meta"):
         return split_towers(load_architecture(parent.architecture).build())
 
@@ -66,11 +66,11 @@ def _origin(file: Path, layout: str) -> dict[str, Any]:
 
 
 def _check_free(card: Path, origin: dict[str, Any]) -> None:
-    """Raise UserError where a card is another file's: releases are called "model_best" again and again."""
+    """Raise UserError if the card exists for another file: many releases are called "model_best"."""
     if card.is_file() and (there := read_card(card).training) != origin:
         raise UserError(
-            f"{card} is there already, of {there.get('converted_from', 'another model')}: give this one a name of its"
-            " own by --name, or another folder by --out"
+            f"{card} is there already, of {there.get('converted_from', 'another model')}: give this one a name with"
+            " --name, or another folder with --out"
         )
 
 
@@ -80,7 +80,7 @@ def _stem(file: Path) -> str:
 
 
 def _reference(parent: ModelCard, base: str) -> str:
-    """Return what a card names as its base: the model whose text tower the parent has."""
+    """Return the `base` field of a card: the model whose text encoder the parent has."""
     if parent.base:
         return parent.base_reference
     return str(Path(base).resolve()) if is_card_file(base) else base

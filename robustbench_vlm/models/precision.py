@@ -12,14 +12,14 @@ from robustbench_vlm.core.errors import UserError
 
 @dataclass(frozen=True)
 class Precision:
-    """How products are rounded."""
+    """The rounding of matrix products and convolutions."""
 
     rounding: float
     """The largest relative error of rounding one number."""
     tf32: bool = False
     """Whether products of float32 numbers are rounded to ten bits (TF32)."""
     autocast: torch.dtype | None = None
-    """The type that products are cast to, as torch's autocast does it."""
+    """The dtype of torch's autocast; None: no autocast."""
     devices: tuple[str, ...] = ("cpu", "cuda")
 
 
@@ -32,34 +32,34 @@ PRECISIONS: Mapping[str, Precision] = {
 
 
 class InPrecision(nn.Module):
-    """An image encoder that runs in a precision whatever the arithmetic around it; its gradient follows the forward."""
+    """An image encoder that runs in a precision, whatever precision is set around it; so does its gradient."""
 
     def __init__(self, encoder: nn.Module, name: str) -> None:
         super().__init__()
         self.encoder, self.name = encoder, name
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings of images in the type that the precision has."""
+        """Return the embeddings of images in the dtype of the precision."""
         with products(self.name, images.device.type):
             features: Tensor = self.encoder(images)
         return features
 
 
 def check_precision(name: str, device: str) -> None:
-    """Raise UserError for a precision that is unknown, or that the device does not have."""
+    """Raise UserError for an unknown precision, or one that the device does not have."""
     if name not in PRECISIONS:
-        raise UserError(f"unknown precision {name!r}: it is one of {', '.join(PRECISIONS)}")
+        raise UserError(f"unknown precision {name!r}: expected one of {', '.join(PRECISIONS)}")
     devices = PRECISIONS[name].devices
     if device not in devices:
         raise UserError(
-            f"the protocol computes in {name}, which is there on {' and '.join(devices)} alone and would"
-            f" be another number on {device}: take --device {devices[0]}, or a --protocol in float32"
+            f"the protocol computes in {name}, which exists only on {' and '.join(devices)} and would give other"
+            f" numbers on {device}: take --device {devices[0]}, or a --protocol in float32"
         )
 
 
 @contextmanager
 def products(name: str, device: str) -> Iterator[None]:
-    """Let products on a device be what a precision says, autocast included, whatever is around them."""
+    """Compute products on a device in a precision, autocast included, whatever is set around it."""
     kind = PRECISIONS[name].autocast
     with arithmetic(name), torch.autocast(device, dtype=kind, enabled=kind is not None):
         yield
@@ -67,17 +67,17 @@ def products(name: str, device: str) -> Iterator[None]:
 
 @contextmanager
 def arithmetic(name: str = "float32") -> Iterator[None]:
-    """Let products of float32 numbers be what a precision says, on and off a GPU, and put all back after.
+    """Compute products of float32 numbers in a precision and make convolutions deterministic; restore torch after.
 
-    Without it TF32 rounds them as torch's own settings have it. Convolutions are deterministic.
+    Without it, torch's own settings decide whether TF32 is used.
     """
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     try:
         before = matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark, convolution.deterministic
     except RuntimeError as error:
         raise UserError(
-            "torch's precision was set by fp32_precision in this process, and by allow_tf32 it can no longer be read or"
-            " put back: leave it as it is, since the protocol chooses it"
+            "torch's precision was set with fp32_precision in this process, so that allow_tf32 cannot be read or"
+            " restored: do not set it, since the protocol chooses the precision"
         ) from error
     matmul.allow_tf32 = convolution.allow_tf32 = PRECISIONS[name].tf32
     convolution.benchmark, convolution.deterministic = False, True

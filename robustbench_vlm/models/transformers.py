@@ -1,4 +1,4 @@
-"""CLIP as the library transformers names and cuts its tensors, told in the names of open_clip."""
+"""Convert a state dict of CLIP from the library transformers to the names and shapes of open_clip."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 MARK = "vision_model.embeddings.patch_embedding.weight"
-"""A tensor that every CLIP with a vision transformer has under these names."""
+"""A tensor that every CLIP with a vision transformer has in the library transformers."""
 
 _NAMES = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
@@ -33,9 +33,9 @@ _THIRD = re.compile(r"(.+)\.self_attn\.([qkv])_proj\.(weight|bias)")
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of transformers' `CLIPModel` under open_clip's names; what is unknown keeps its name.
+    """Return the state dict of transformers' `CLIPModel` with open_clip's names; unknown tensors keep their names.
 
-    open_clip has queries, keys and values in one tensor, and its projections multiply from the right.
+    open_clip has queries, keys and values in one tensor, and its projection matrices are transposed.
     """
     kept = {key: each for key, each in state.items() if not key.endswith("embeddings.position_ids")}
     found: dict[str, Tensor] = {}

@@ -18,10 +18,10 @@ _HUB = "hf:"
 
 
 def load_weights(folder: Path, weights: Weights) -> dict[str, Tensor]:
-    """Return the tensors by name of a file beside its card.
+    """Return the tensors of a weights file by name; `folder` is the folder of its card.
 
-    Raises UserError where the file is missing, is another one than its digest says, is damaged, holds code, or has
-    weights that are not finite.
+    Raises UserError where the file is missing, has another digest, is damaged, holds code, or has weights that are not
+    finite.
     """
     path, _ = locate(folder, weights)
     tensors = read_checkpoint(path)
@@ -32,7 +32,7 @@ def load_weights(folder: Path, weights: Weights) -> dict[str, Tensor]:
 
 
 def load_towers(path: Path, layout: str = "") -> Towers:
-    """Return the towers in a checkpoint of any known layout; raise UserError as `load_weights` and `towers_of` do."""
+    """Return the encoders in a checkpoint of any known format; raise UserError as `load_weights` and `towers_of` do."""
     content = read_checkpoint(path)
     try:
         towers = towers_of(content, layout)
@@ -43,16 +43,16 @@ def load_towers(path: Path, layout: str = "") -> Towers:
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise UserError where a tensor has NaN or infinite numbers."""
+    """Raise UserError if a tensor has NaN or infinite values."""
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise UserError(f"the weights {path} hold NaN or infinite values in {broken[0]} ({len(broken)} tensors in all)")
 
 
 def locate(folder: Path, weights: Weights, on_progress: OnProgress = ignore_progress) -> tuple[Path, str]:
-    """Return where a file of weights lies and its sha256; released ones are fetched unless they are in the cache.
+    """Return the path of a weights file and its sha256; released weights are downloaded unless they are cached.
 
-    Raises UserError where the file is missing or another one than its digest says, and where a download fails.
+    Raises UserError where the file is missing, has another digest, or cannot be downloaded.
     """
     path = inside(folder, weights.file) if weights.is_bundled else cached(weights)
     record = path.with_name(f"{path.name}.sha256")
@@ -64,18 +64,18 @@ def locate(folder: Path, weights: Weights, on_progress: OnProgress = ignore_prog
     elif digest != weights.sha256:
         raise UserError(
             f"the weights {path} have sha256 {digest}, but their card says {weights.sha256}: the file was changed or"
-            " cut short; fetch it again, or correct the card if the new file is meant"
+            " is incomplete; download it again, or correct the card if the new file is intended"
         )
     return path, digest
 
 
 def remember(record: Path, digest: str, what: str) -> None:
-    """Write down the digest of something that nobody has told us one of; raise UserError where it is another now."""
+    """Record the digest of a download without a published digest; raise UserError if it differs from the record."""
     before = _recorded(record)
     if before and before != digest:
         raise UserError(
-            f"{what} have the digest {digest}, but had {before} when they were first fetched: they were changed since,"
-            f" so numbers would not compare; fetch them again, or delete {record} if the new ones are meant"
+            f"{what} have the digest {digest}, but had {before} when they were first fetched: they were changed"
+            f" since, so results are not comparable; download them again, or delete {record} if the change is intended"
         )
     if not before:
         write_text(record, f"{digest}\n")
@@ -86,18 +86,18 @@ def _recorded(record: Path) -> str:
 
 
 def cached(weights: Weights) -> Path:
-    """Return where a released file lies once it was fetched: a folder of its own for every address."""
+    """Return the path of a released file in the cache: one folder for each address."""
     address = hashlib.sha256((weights.url or weights.page).encode()).hexdigest()[:16]
     return inside(cache_folder() / "models" / address, weights.file)
 
 
 def _fetch(weights: Weights, path: Path, known: str, on_progress: OnProgress) -> None:
     if weights.is_bundled:
-        raise UserError(f"the weights {path} are missing: put the file there, or mend the card's entry")
+        raise UserError(f"the weights {path} are missing: put the file there, or correct the card")
     if not weights.url:
         raise UserError(
-            f"the weights {weights.file} are for people to fetch: open {weights.page} in a browser and put the file at"
-            f" {path}; or take another file from there by `vlmbench convert FILE --base NAME`"
+            f"the weights {weights.file} cannot be downloaded by a program: open {weights.page} in a browser and put"
+            f" the file at {path}; or convert another file from that page with `vlmbench convert FILE --base NAME`"
         )
     download(_address(weights.url), path, sha256=known, on_progress=on_progress)
 
@@ -110,16 +110,19 @@ def _address(url: str) -> str:
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: Path, stored: str = "float32") -> Weights:
-    """Write tensors as safetensors, numbers rounded to `stored`, and return their entry in a card.
+    """Write tensors as safetensors in the dtype `stored`, and return their entry in a card.
 
-    Raises UserError where a number is beyond the range of `stored`.
+    Raises UserError for a number beyond the range of `stored`.
     """
     from safetensors.torch import save_file
 
     whole = {key: _rounded(value, stored).cpu().contiguous() for key, value in tensors.items()}
     lost = [key for key, value in whole.items() if not torch.isfinite(value).all()]
     if lost:
-        raise UserError(f"the weights {lost[0]} have numbers that {stored} cannot hold: the training went astray")
+        raise UserError(
+            f"the weights {lost[0]} have numbers that {stored} cannot hold: the training diverged, repeat it"
+            " with a smaller learning rate"
+        )
     write_whole(path, lambda partial: save_file(whole, partial))
     return Weights(path.name, sha256_of(path))
 
@@ -130,14 +133,14 @@ def _rounded(tensor: Tensor, stored: str) -> Tensor:
 
 
 def split_towers(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the weights of a CLIP's image tower, without "visual." in their names, and all others."""
+    """Return the weights of a CLIP's image encoder, without "visual." in their names, and all other weights."""
     state = {key: value for key, value in network.state_dict().items() if key != "attn_mask"}
     image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
     return image, {key: value for key, value in state.items() if not key.startswith("visual.")}
 
 
 def copy_weights(source: Path, folder: Path) -> Weights:
-    """Put a file of weights, such as a text tower, beside a new card; a file of that content there already is kept."""
+    """Copy a weights file, such as a text encoder, beside a new card, unless an equal file is already there."""
     target = folder / source.name
     if not target.exists() or sha256_of(target) != sha256_of(source):
         write_whole(target, lambda partial: partial.write_bytes(source.read_bytes()))

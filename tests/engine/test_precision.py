@@ -198,14 +198,14 @@ def test_a_precision_that_the_device_lacks_is_refused(
 ) -> None:
     assert isinstance(PROTOCOLS.table, Mapping)
     monkeypatch.setitem(PROTOCOLS.table, name, f"{__name__}:{value}")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"float16, which is there on cuda alone .* --device cuda"):
+    with pytest.raises(UserError, match=r"float16, which exists only on cuda .* --device cuda"):
         resolve(Request(models=(str(taught_card),), protocol=name, resources=ONE))
 
 
 def test_which_precisions_there_are() -> None:
     for name in PRECISIONS:
         check_precision(name, "cuda")
-    with pytest.raises(UserError, match="tf32, which is there on cuda alone"):
+    with pytest.raises(UserError, match="tf32, which exists only on cuda"):
         check_precision("tf32", "cpu")
-    with pytest.raises(UserError, match=r"unknown precision 'half': it is one of float32"):
+    with pytest.raises(UserError, match=r"unknown precision 'half': expected one of float32"):
         check_precision("half", "cuda")

@@ -27,7 +27,7 @@ from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, sha256_of
 from robustbench_vlm.models.card import read_card
-from robustbench_vlm.models.checkpoint_formats import LAYOUTS, check_fit, read_checkpoint, towers_of
+from robustbench_vlm.models.checkpoint_formats import CHECKPOINT_FORMATS, check_fit, read_checkpoint, towers_of
 from robustbench_vlm.models.classifier import Model, load_model
 from robustbench_vlm.models.convert import convert
 from robustbench_vlm.models.open_clip import load_architecture
@@ -76,7 +76,7 @@ def test_every_layout_gives_the_tower_of_a_real_architecture(
     network: nn.Module = request.getfixturevalue(network_name)
     layout, content = FILES[name]
     towers = towers_of(content(network))
-    assert towers.layout == layout and not towers.text
+    assert towers.checkpoint_format == layout and not towers.text
     check_fit("image", towers.image, visual_of(network))
     assert all(torch.equal(tensor, towers.image[key]) for key, tensor in visual_of(network).items())
 
@@ -103,19 +103,19 @@ def test_a_file_takes_the_place_of_no_other(tmp_path: Path) -> None:
     card = convert(tmp_path / "first" / "model_best.pt", "clip", "mini", out)
     before = {path: path.read_bytes() for path in out.iterdir()}
     assert convert(tmp_path / "first" / "model_best.pt", "clip", "mini", out) == card
-    with pytest.raises(UserError, match=r"is there already, of model_best\.pt: give this one a name .*by --name"):
+    with pytest.raises(UserError, match=r"is there already, of model_best\.pt: give this one a name .*--name"):
         convert(tmp_path / "second" / "model_best.pt", "clip", "mini", out)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     assert convert(tmp_path / "second" / "model_best.pt", "clip", "mini", out, name="other").stem == "other"
 
 
 def test_every_layout_is_tried() -> None:
-    assert {layout for layout, _ in FILES.values()} | {"clip", "transformers"} == set(LAYOUTS)
+    assert {layout for layout, _ in FILES.values()} | {"clip", "transformers"} == set(CHECKPOINT_FORMATS)
 
 
 def test_a_word_that_is_not_the_files_layout_is_refused(tmp_path: Path) -> None:
     torch.save({"vision_encoder_state_dict": visual_of(MINI.build())}, tmp_path / "a.pt")
-    with pytest.raises(UserError, match="the layout is 'vision_encoder_state_dict', not 'visual'"):
+    with pytest.raises(UserError, match="the checkpoint format is 'vision_encoder_state_dict', not 'visual'"):
         load_towers(tmp_path / "a.pt", "visual")
 
 
@@ -134,8 +134,8 @@ def test_what_else_was_trained_is_no_part_of_the_towers_and_is_told(place: str) 
         "best": torch.tensor(0.5),
         "optimizer": {"m": torch.ones(9)},
     }
-    assert towers_of({**content, place: {}}).layout == "vision_encoder_state_dict"
-    with pytest.raises(UserError, match=f"more that was trained than the towers: {place}.prompt"):
+    assert towers_of({**content, place: {}}).checkpoint_format == "vision_encoder_state_dict"
+    with pytest.raises(UserError, match=f"further trained tensors: {place}.prompt"):
         towers_of({**content, place: {"prompt": torch.ones(3, 4)}})
 
 
@@ -236,7 +236,7 @@ def test_a_released_vit_is_converted_and_run(
     assert f"vlmbench run --model {card} --track zeroshot15" in capsys.readouterr().out
     model = load_model(str(card), "zeroshot15")
     assert torch.allclose(logits(model.network, VIT), logits(vit, VIT), atol=1e-5)
-    monkeypatch.setattr("robustbench_vlm.engine.shard.load_model", lambda reference, track: model)
+    monkeypatch.setattr("robustbench_vlm.engine.model_cache.load_model", lambda reference, track: model)
     options = ["--attack", "fgsm", "--samples", "2", "--workers", "1", "--device", "cpu", "--track", "zeroshot15"]
     if PICTURES.is_dir():
         run = ["run", "--model", str(card), "--images", str(PICTURES), "--out", str(tmp_path / "runs")]
@@ -316,7 +316,7 @@ def test_a_tower_must_be_exactly_its_architectures(
 @pytest.mark.parametrize("content", [{"model": {"x": 1}}, [1, 2], {"modules": {"other": {}}}, 7, {0: torch.zeros(2)}])
 def test_unknown_layouts_are_said(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"no layout of a CLIP is known that has .*known are vision_encoder_state_dict"):
+    with pytest.raises(UserError, match=r"in no known checkpoint format, it has .*known are vision_encoder_state_dict"):
         convert(tmp_path / "a.pt", "clip", "mini", tmp_path)
 
 
@@ -366,8 +366,8 @@ NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "tar.pth.tar": (_tar, "a tar archive"),
     "code.pt": (lambda path: torch.save({"a": Code()}, path), "names .*exec.*nothing of it was run"),
     "code.pkl": (lambda path: path.write_bytes(pickle.dumps(Code())), "nothing of it was run"),
-    "noise.pt": (lambda path: path.write_bytes(bytes(range(256)) * 20), "no plain tensors"),
-    "text.pt": (lambda path: path.write_text("hello"), "no plain tensors"),
+    "noise.pt": (lambda path: path.write_bytes(bytes(range(256)) * 20), "not plain tensors"),
+    "text.pt": (lambda path: path.write_text("hello"), "not plain tensors"),
 }
 
 
@@ -408,7 +408,7 @@ def test_nobody_is_told_to_let_a_pickle_s_code_run(
     path = tmp_path / "a.pt"
     torch.save({"a": calls()}, path, pickle_protocol=protocol)
     # Torch reads names of protocol 2 alone.
-    with pytest.raises(UserError, match=named if protocol == 2 else "no plain tensors: Unsupported operand") as caught:
+    with pytest.raises(UserError, match=named if protocol == 2 else "not plain tensors: Unsupported operand") as caught:
         read_checkpoint(path)
     assert "nothing of it was run" in str(caught.value)
     assert "weights_only" not in str(caught.value) and "Re-running" not in str(caught.value)

@@ -136,7 +136,7 @@ def test_truncated_weights_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.safetensors"
     save_file({"a": torch.zeros(100)}, path)
     path.write_bytes(path.read_bytes()[:150])
-    with pytest.raises(UserError, match="no whole safetensors"):
+    with pytest.raises(UserError, match="not a complete safetensors"):
         load_weights(tmp_path, _weights(path))
 
 

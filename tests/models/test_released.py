@@ -139,7 +139,7 @@ def test_a_digest_of_the_card_is_checked_at_once(site: Site, card: Callable[...,
 
 def test_another_layout_than_the_cards_is_refused(site: Site, card: Callable[..., Path]) -> None:
     site.put("a.pth.tar", seed=1)
-    with pytest.raises(UserError, match="the layout is 'vision_encoder_state_dict', not 'partial_state_dict'"):
+    with pytest.raises(UserError, match="format is 'vision_encoder_state_dict', not 'partial_state_dict'"):
         load_model(str(card(url=f"{site.url}/a.pth.tar", layout="partial_state_dict")), "mini")
 
 

@@ -14,7 +14,7 @@ from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.card import ModelCard, bundled_names, card_schema, find_card, read_card, write_card
-from robustbench_vlm.models.checkpoint_formats import LAYOUTS
+from robustbench_vlm.models.checkpoint_formats import CHECKPOINT_FORMATS
 from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.models.reference import OPEN_CLIP
@@ -59,7 +59,7 @@ def test_a_released_model_says_where_it_is_and_what_it_is(card: ModelCard) -> No
         name = card.architecture.removeprefix(OPEN_CLIP)
         assert card.pretrained in open_clip.list_pretrained_tags_by_model(name)
     if card.image:
-        assert card.image.layout in {*LAYOUTS, ""} and card.text is None
+        assert card.image.layout in {*CHECKPOINT_FORMATS, ""} and card.text is None
         assert card.image.url.startswith(("https://", "hf:")) or card.image.page.startswith("https://")
         # Nobody here has seen the file: no digest can be known, and the card must say so.
         assert card.image.sha256 == "" and "never downloaded by us" in card.notes and card.licence
