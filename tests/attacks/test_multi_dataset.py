@@ -1,4 +1,4 @@
-"""Samples of several datasets in one batch: each gets the verdict that it gets alone, and no class of the others."""
+"""Samples of several datasets in one batch: each gets the same verdict as in a batch of one dataset."""
 
 from dataclasses import replace
 

@@ -30,7 +30,7 @@ def steps_to(points: torch.Tensor, normal: torch.Tensor, gap: torch.Tensor, norm
 
 
 def shortest(points: np.ndarray, normal: np.ndarray, gap: float, norm: str) -> float | None:
-    """Return the length of the shortest step, or None where there is none."""
+    """Return the length of the shortest step; None if no step exists."""
     bounds = list(zip(-points, 1 - points, strict=True))
     if norm == "Linf":
         eye = np.eye(SIZE)

@@ -43,7 +43,7 @@ def alone(context: DefenseContext, row: int) -> DefenseContext:
     return replace(context, keys=context.keys[row : row + 1])
 
 
-def pictures(count: int = 3) -> Tensor:
+def random_images(count: int = 3) -> Tensor:
     """Return images away from the ends of the pixel range, float64."""
     random = torch.Generator().manual_seed(1)
     return 0.3 + 0.4 * torch.rand(count, 3, SIDE, SIDE, generator=random, dtype=torch.float64)

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contexts import alone, context_of, pictures
+from contexts import alone, context_of, random_images
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,20 +59,20 @@ def test_short_steps_only_come_nearer() -> None:
 
 
 def test_a_sample_alone_gets_the_logits_that_it_gets_in_a_batch() -> None:
-    context, images = context_of(CLIPURE_COS.settings), pictures()
+    context, images = context_of(CLIPURE_COS.settings), random_images()
     rows = [logits(alone(context, n), images[n : n + 1]) for n in range(3)]
     assert torch.allclose(torch.cat(rows), logits(context, images), rtol=1e-9)
 
 
 @pytest.mark.parametrize("settings", [CLIPURE_COS.settings, CLIPURE_COS_SHORT.settings])
 def test_the_gradient_goes_through_all_steps(settings: dict[str, float]) -> None:
-    images = pictures().requires_grad_()
+    images = random_images().requires_grad_()
     assert torch.autograd.gradcheck(lambda pixels: logits(context_of(settings), pixels), images)
 
 
 def test_as_a_constant_the_purification_is_an_added_vector() -> None:
     context = context_of(CLIPURE_COS_SHORT.settings)
-    images = pictures().requires_grad_()
+    images = random_images().requires_grad_()
     constant = logits(replace(context, differentiate=False), images)
     assert torch.allclose(constant, logits(context, images))
     plain = context.scale * functional.normalize(context.image_encoder(images), dim=1) @ context.text_features.T

@@ -104,7 +104,7 @@ def test_batches_change_no_verdict_and_no_cost(name: str) -> None:
 def test_the_forward_passes_on_record_are_those_that_towers_made(
     name: str, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Images that fill a batch up are nobody's passes.
+    # Images that only fill up a batch are not counted.
     monkeypatch.setattr(clip, "_filled", lambda images: images)
     made, batch = on_clip(name), batch_of(Fraction(1, 255)).at(torch.arange(2))
     logits, adapted = logits_of_model(made, batch), _short(made.adapt_attack(load_attack(attack)))

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contexts import alone, context_of, pictures
+from contexts import alone, context_of, random_images
 from torch.nn import functional
 
 from robustbench_vlm.core.random import sample_keys
@@ -56,7 +56,7 @@ def test_unchanged_tokens_give_the_text_embeddings() -> None:
 
 
 def test_views_belong_to_the_sample_and_begin_with_the_picture() -> None:
-    keys, images = sample_keys(0, "views", ["a", "b", "c"]), pictures()
+    keys, images = sample_keys(0, "views", ["a", "b", "c"]), random_images()
     views = random_views(keys, images, 8)
     assert views.shape == (3, 8, *images.shape[1:]) and torch.equal(views[:, 0], images)
     assert views.min() >= 0 and views.max() <= 1 + 1e-9
@@ -76,7 +76,7 @@ def test_a_white_picture_stays_white_or_is_solarised() -> None:
 
 
 def test_a_sample_alone_gets_the_logits_that_it_gets_in_a_batch() -> None:
-    context, images = context_of(SETTINGS), pictures()
+    context, images = context_of(SETTINGS), random_images()
     rows = [logits(alone(context, n), images[n : n + 1]) for n in range(3)]
     assert torch.allclose(torch.cat(rows), logits(context, images), rtol=1e-9)
 
@@ -86,13 +86,13 @@ def test_the_gradient_goes_through_the_tuning(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(r_tpt, "_ADAM_EPS", 0.5)
     monkeypatch.setattr(r_tpt, "straight_through", lambda value, smooth: value)
     context = context_of({**SETTINGS, "lr": 1.0}, count=1)
-    views = random_views(context.keys, pictures(1), 8).flatten(0, 1)
+    views = random_views(context.keys, random_images(1), 8).flatten(0, 1)
     features = functional.normalize(context.image_encoder(views), dim=1)[None].requires_grad_()
     assert torch.autograd.gradcheck(lambda each: tuned_texts(context, each), features)
 
 
 def test_as_constants_texts_and_weights_have_no_gradient() -> None:
-    through, images = context_of(SETTINGS), pictures().requires_grad_()
+    through, images = context_of(SETTINGS), random_images().requires_grad_()
     constant = replace(through, differentiate=False)
     assert torch.allclose(logits(constant, images), logits(through, images))
     first, second = (torch.autograd.grad(logits(each, images)[:, 0].sum(), images)[0] for each in (through, constant))

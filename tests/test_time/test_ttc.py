@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from contexts import alone, context_of, pictures
+from contexts import alone, context_of, random_images
 from torch import Tensor
 from torch.nn import functional
 
@@ -21,12 +21,12 @@ def noise_of(keys: Tensor, images: Tensor) -> Tensor:
 
 
 def test_where_noise_moves_the_embedding_enough_it_is_all_that_is_added() -> None:
-    context, images = context_of(NEVER), pictures()
+    context, images = context_of(NEVER), random_images()
     assert torch.allclose(counterattack(context, images), noise_of(context.keys, images))
 
 
 def test_elsewhere_the_steps_of_pgd_are_averaged() -> None:
-    context, images = context_of(ALWAYS), pictures()
+    context, images = context_of(ALWAYS), random_images()
     steps = [noise_of(context.keys, images)]
     for _ in range(2):
         at = steps[-1].clone().requires_grad_()
@@ -41,7 +41,7 @@ def test_elsewhere_the_steps_of_pgd_are_averaged() -> None:
 
 
 def test_each_sample_takes_its_own_branch() -> None:
-    context, images = context_of(TTC.settings), pictures()
+    context, images = context_of(TTC.settings), random_images()
     moved = tau(context, images, noise_of(context.keys, images))
     assert moved.unique().numel() == 3
     middle = replace(context, settings={**TTC.settings, "tau": float(moved.median())})
@@ -50,14 +50,14 @@ def test_each_sample_takes_its_own_branch() -> None:
 
 
 def test_tau_is_the_undefended_models() -> None:
-    context, images = context_of(TTC.settings), pictures()
+    context, images = context_of(TTC.settings), random_images()
     noise = noise_of(context.keys, images)
     clean, moved = context.undefended_encoder(images), context.undefended_encoder(images + noise)
     assert torch.allclose(tau(context, images, noise), (moved - clean).norm(dim=1) / clean.norm(dim=1))
 
 
 def test_a_sample_alone_gets_the_logits_that_it_gets_in_a_batch() -> None:
-    context, images = context_of(ALWAYS), pictures()
+    context, images = context_of(ALWAYS), random_images()
     whole = logits(context, images)
     rows = [logits(alone(context, n), images[n : n + 1]) for n in range(3)]
     assert torch.allclose(torch.cat(rows), whole, rtol=1e-12)
@@ -66,13 +66,13 @@ def test_a_sample_alone_gets_the_logits_that_it_gets_in_a_batch() -> None:
 def test_the_gradient_goes_through_the_inner_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     # The sign's own slope is zero: finite differences can see the loop with a smooth function in its place.
     monkeypatch.setattr(ttc, "straight_through_sign", torch.tanh)
-    context, images = context_of(ALWAYS), pictures().requires_grad_()
+    context, images = context_of(ALWAYS), random_images().requires_grad_()
     assert torch.autograd.gradcheck(lambda pixels: logits(context, pixels), images)
 
 
 def test_as_a_constant_the_counterattack_only_moves_the_point() -> None:
     through, constant = context_of(ALWAYS), context_of(ALWAYS, differentiate=False)
-    images = pictures().requires_grad_()
+    images = random_images().requires_grad_()
     added = counterattack(constant, images).detach()
     features = functional.normalize(constant.image_encoder(images + added), dim=-1)
     expected, found, whole = (
