@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.core.classifier_interface import Classifier
+from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.threat import NORMS, Threat
 
@@ -160,6 +161,14 @@ class Attack:
     strength: int | None = None
     """Place in the order fgsm < pgd-N < autoattack: a stronger attack must not leave more samples robust. None: the
     attack is not compared."""
+
+    def check_norm(self, norm: str) -> None:
+        """Raise UserError for a norm that the attack does not support."""
+        if norm not in self.norms:
+            raise UserError(
+                f"the attack {self.name!r} is for {' and '.join(self.norms)}, not for {norm}: choose another attack,"
+                " such as autoattack, or another --norm"
+            )
 
 
 def one_stage_attack(

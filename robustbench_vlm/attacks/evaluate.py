@@ -11,7 +11,6 @@ from robustbench_vlm.attacks.model import SurrogateClassifier, logits_in_batches
 from robustbench_vlm.attacks.projections import as_factor, distance, project
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.classifier_interface import ClassifierLike, as_classifier
-from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import CLEAN
 
 
@@ -56,7 +55,7 @@ def attack_samples(
     does not support the norm of the threat, or a logit is not finite. Any other exception of a stage is an error of
     the run, never a verdict.
     """
-    _check(batch, attack)
+    attack.check_norm(batch.threat.norm)
     attacked = judged = as_classifier(model)
     if judge is not None:
         judged = as_classifier(judge)
@@ -105,11 +104,3 @@ def attack_samples(
         backward=backward,
         warnings=tuple(warnings),
     )
-
-
-def _check(batch: Batch, attack: Attack) -> None:
-    if batch.threat.norm not in attack.norms:
-        raise UserError(
-            f"the attack {attack.name!r} is for {' and '.join(attack.norms)}, not for {batch.threat.norm}: "
-            "choose another attack, such as autoattack, or another --norm"
-        )

@@ -82,7 +82,7 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
     names = [protocol.attack_name(name) for name in _once("attack", request.attacks)]
     attacks = [protocol.adapt_attack(load_attack(name), threats[0].norm) for name in dict.fromkeys(names)]
     for attack in attacks:
-        _check_norm(attack, threats[0])
+        attack.check_norm(threats[0].norm)
     # Before models, whose weights may have to be fetched.
     located.cache_clear()
     datasets = _datasets(request, track, protocol)
@@ -112,14 +112,6 @@ def _threats(request: Request, track: Track) -> list[Threat]:
         raise UserError(f"the track {track.name!r} has no standard eps in {norm}: give one by --eps, such as 1/2")
     radii = [parse_eps(eps) if isinstance(eps, str) else eps for eps in request.eps] or [track.standard_eps]
     return [Threat(norm, eps) for eps in dict.fromkeys(radii)]
-
-
-def _check_norm(attack: Attack, threat: Threat) -> None:
-    if threat.norm not in attack.norms:
-        raise UserError(
-            f"the attack {attack.name!r} is for {' and '.join(attack.norms)}, not for {threat.norm}:"
-            " choose another attack, such as autoattack, or another --norm"
-        )
 
 
 def _models(
