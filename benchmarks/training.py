@@ -24,7 +24,7 @@ from robustbench_vlm.defenses.base import LossContext
 from robustbench_vlm.models.fast_resnet import folded
 from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.training.distributed import Processes
-from robustbench_vlm.training.finetune import tower_of, train_step
+from robustbench_vlm.training.finetune import make_student, train_step
 from robustbench_vlm.training.job import Job
 from robustbench_vlm.training.optim import make_optimizer
 from robustbench_vlm.training.request import TrainingRequest, make_job
@@ -60,7 +60,7 @@ def counted(counts: Counter[str], what: str, module: nn.Module) -> nn.Module:
 
 
 def student_of(job: Job, counts: Counter[str]) -> ImageEncoder:
-    student = tower_of(job)
+    student = make_student(job)
     weight = next(student.parameters())
     weight.register_post_accumulate_grad_hook(lambda parameter: counts.update(["gradients of the weights"]))
     return student

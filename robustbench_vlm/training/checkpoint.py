@@ -1,4 +1,4 @@
-"""Checkpoints: all that a training needs to go on as if it had never stopped."""
+"""Checkpoints: save and restore a training so that it continues as if it had never stopped."""
 
 import pickle
 from dataclasses import dataclass
@@ -13,18 +13,19 @@ from robustbench_vlm.core.files import write_whole
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The checkpoint file of the training of an identity.
+    """The checkpoint file of one training, fine-tuning or pre-training.
 
-    Data order and random numbers follow from the step, so that weights, optimiser and step are the whole state.
+    Data order and random numbers follow from the step: weights, optimizer and step are the whole state.
     """
 
     path: Path
     identity: str
+    """The fingerprint of all settings that decide the weights; a file of another identity is refused."""
 
-    def load(self, tower: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-        """Put the state back and return the steps and the seconds behind it; (0, 0.0) where nothing is saved.
+    def load(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
+        """Restore the state and return the steps and the seconds done so far; (0, 0.0) if there is no file.
 
-        Raises UserError for a file that is damaged or of another training.
+        Raises UserError for a file that is damaged or belongs to another training.
         """
         if not self.path.exists():
             return 0, 0.0
@@ -33,25 +34,25 @@ class Checkpoint:
             identity, step, seconds = str(state["identity"]), int(state["step"]), float(state["seconds"])
         except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
             raise UserError(
-                f"{self.path} is no whole checkpoint ({type(error).__name__}): remove it, or train into another"
-                " folder by --out"
+                f"{self.path} is not a complete checkpoint ({type(error).__name__}): remove it, or name another folder"
+                " by --out"
             ) from error
         if identity != self.identity:
             raise UserError(
-                f"{self.path} is of a training with other settings: give another folder by --out, or begin anew by"
-                " --no-resume"
+                f"{self.path} belongs to a training with other settings: name another folder by --out, or start from"
+                " the beginning by removing the file (`vlmbench train --no-resume` does that)"
             )
-        tower.load_state_dict(state["tower"])
+        network.load_state_dict(state["tower"])
         optimizer.load_state_dict(state["optimizer"])
         return step, seconds
 
-    def save(self, tower: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-        """Write the state whole, in place of the one before."""
+    def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
+        """Replace the file by the state after `step` steps, in one piece."""
         state = {
             "identity": self.identity,
             "step": step,
             "seconds": seconds,
-            "tower": tower.state_dict(),
+            "tower": network.state_dict(),
             "optimizer": optimizer.state_dict(),
         }
         write_whole(self.path, lambda partial: torch.save(state, partial))

@@ -12,7 +12,7 @@ from robustbench_vlm.defenses.base import InnerAttack, LossContext
 def inner_attack(context: LossContext, inner: InnerAttack, threat: Threat) -> Tensor:
     """Return adversarial images (B, 3, H, W) by signed gradient ascent of the summed per-sample loss.
 
-    One forward and backward pass a step; weights get no gradient here.
+    Each step costs one forward and one backward pass of every image; weights get no gradient here.
     """
     eps = float(threat.eps)
     start = (randomness.uniform(context.keys, 0, context.images.shape[1:]) * 2 - 1) * eps

@@ -1,4 +1,4 @@
-"""What one fine-tuning is: a frozen value from which the weights follow."""
+"""Fine-tuning jobs: everything that decides the trained weights, and its fingerprint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,19 +17,19 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Job:
-    """One fine-tuning: which defense, from which model, on which images, against which threat."""
+    """One fine-tuning: the defense, its schedule, the model to start from, the training images and the threat."""
 
     defense: Defense
     schedule: Schedule
     model: Model
     dataset: Dataset
     images: TrainingImages
-    """Those of the dataset that are trained on."""
+    """The images of the dataset that the model is trained on."""
     eps: Fraction
     """Radius in Linf, pixel scale [0, 1]."""
     seed: int = 0
     precision: str = "float32"
-    """Of the training pass; the inner attack and all losses are float32 always."""
+    """Precision of the training pass; the inner attack and all losses are always float32."""
 
     def __post_init__(self) -> None:
         if len(self.images) < self.schedule.batch_size:
@@ -39,28 +39,28 @@ class Job:
             )
         if self.precision not in PRECISIONS:
             raise UserError(
-                f"training in {self.precision} is not offered: it is one of {', '.join(PRECISIONS)}; float16 loses the"
-                " small gradients that the attack lives on"
+                f"the precision {self.precision} is not supported in training: give one of {', '.join(PRECISIONS)};"
+                " float16 loses the small gradients that the attack needs"
             )
 
     @property
     def epoch_steps(self) -> int:
-        """Optimiser steps of one pass over the images; those that fill no batch wait for the next order."""
+        """Optimizer steps of one epoch; the images left over after the last full batch are not used in it."""
         return len(self.images) // self.schedule.batch_size
 
     @property
     def steps(self) -> int:
-        """Optimiser steps of the whole training."""
+        """Optimizer steps of the whole training."""
         return self.schedule.steps or self.schedule.epochs * self.epoch_steps
 
     @property
     def identity(self) -> str:
-        """The fingerprint of all that decides the weights; a checkpoint of another identity is never resumed."""
+        """The fingerprint of `account`; a checkpoint of another identity is never resumed."""
         return fingerprint(self.account)
 
     @property
     def account(self) -> Mapping[str, Any]:
-        """All that decides the weights, by name, as a model's card tells it."""
+        """Everything that decides the weights, by name, as the card of the trained model lists it."""
         return {
             "defense": self.defense.name,
             "defense_version": self.defense.version,

@@ -1,4 +1,4 @@
-"""The record of a training: a CSV file that pandas reads, and a picture of its curves."""
+"""The log of a training: rows in log.csv, progress on the screen, checkpoints when they are due, and curves."""
 
 import csv
 import math
@@ -16,36 +16,41 @@ from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.training.checkpoint import Checkpoint
 
 _LOG_EVERY = 20
-"""Steps from one row of the log to the next; each costs two forward passes more."""
+"""Steps from one row of the log to the next; in fine-tuning each row costs two more forward passes."""
 _SAVE_SECONDS = 60.0
-"""A checkpoint is written after so much time too, where steps are slow."""
+"""A checkpoint is also written after this time, for trainings with slow steps."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One logged step; accuracies are those of its batch before the step, in [0, 1]."""
+    """One logged step; accuracies are those of its batch before the step, in [0, 1]; None in pre-training."""
 
     step: int
     loss: float
-    clean: float
-    robust: float
+    clean: float | None
+    robust: float | None
     """Against the inner attack."""
     lr: float
-    """The learning rate."""
     seconds: float
     """Since the training began, without interruptions."""
 
     @property
     def state(self) -> str:
-        """The row in words."""
+        """The row as text for the progress line."""
+        if self.clean is None or self.robust is None:
+            return f"loss {self.loss:.3f}"
         return f"loss {self.loss:.3f}, batch {self.clean:.0%} clean, {self.robust:.0%} robust"
 
 
 COLUMNS = tuple(field.name for field in fields(Row))
 
 
+class Diverged(UserError):
+    """The loss or a weight is no longer finite: the learning rate is too high."""
+
+
 class Log:
-    """The file log.csv of a training; rows after `step`, from a run that was cut off, are dropped when it opens."""
+    """The file log.csv of a training; opening it drops the rows after `step`, which an interrupted run left."""
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
@@ -53,17 +58,13 @@ class Log:
         write_whole(path, lambda partial: _write(partial, rows))
 
     def add(self, row: Row) -> None:
-        """Append a row at once, so that a killed training keeps it."""
+        """Append a row to the file, which keeps it if the training is killed."""
         with self._path.open("a", newline="") as file:
             csv.writer(file).writerow(astuple(row))
 
 
-class Diverged(UserError):
-    """The loss or a weight is no longer finite: the rate is too high."""
-
-
 class Recorder:
-    """Takes what each step of a training gave; writes nothing on a process that only helps (`log` is None then)."""
+    """Log, save and report each step of a training; `log_file` is None on a process that writes nothing."""
 
     def __init__(
         self, checkpoint: Checkpoint, steps: int, save_every: int, log_file: Path | None, on_progress: OnProgress
@@ -71,39 +72,40 @@ class Recorder:
         self._checkpoint, self._steps, self._save_every, self._on_progress = checkpoint, steps, save_every, on_progress
         self._log_file, self._state = log_file, ""
 
-    def begin(self, tower: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Put the checkpoint's state back, if there is one, and return how many steps are behind."""
-        self._tower, self._optimizer = tower, optimizer
-        self._first, self._before = self._checkpoint.load(tower, optimizer)
+    def begin(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
+        """Restore the state of the checkpoint, if there is one, and return the number of steps done so far."""
+        self._network, self._optimizer = network, optimizer
+        self._first, self._before = self._checkpoint.load(network, optimizer)
         self._log = Log(self._log_file, self._first) if self._log_file else None
         self._saved = time.monotonic()
         self._started = self._saved - self._before
         return self._first
 
-    def shows(self, step: int) -> bool:
-        """Say whether the log gets a row after this step."""
+    def logs(self, step: int) -> bool:
+        """Return whether the log gets a row after this step."""
         return (step + 1) % _LOG_EVERY == 0 or step + 1 == self._steps
 
     @property
     def seconds(self) -> float:
-        """Since the training began, without interruptions."""
+        """The time since the training began, without interruptions."""
         return time.monotonic() - self._started
 
-    def take(self, step: int, loss: float, accuracies: Mapping[str, float]) -> None:
-        """Log, save and report what is due after a step; `accuracies` are the batch's, where the step is shown.
+    def record(self, step: int, loss: float, accuracies: Mapping[str, float]) -> None:
+        """Log, save and report what is due after a step; `accuracies` are those of the batch, if it is logged.
 
-        Raises Diverged where the loss or, when a checkpoint is due, a weight is not finite.
+        Raises Diverged if the loss is not finite or, when a checkpoint is due, if a weight is not.
         """
         if not math.isfinite(loss):
             raise Diverged(self._advice(f"the loss is {loss} at step {step}"))
         done, seconds = step + 1, self.seconds
-        if self._log and accuracies:
-            rate = self._optimizer.param_groups[0]["lr"]
-            row = Row(done, loss, accuracies["clean"], accuracies["robust"], rate, round(seconds, 1))
+        if self._log and self.logs(step):
+            lr = self._optimizer.param_groups[0]["lr"]
+            row = Row(done, loss, accuracies.get("clean"), accuracies.get("robust"), lr, round(seconds, 1))
             self._log.add(row)
             self._state = row.state
-        pace = (seconds - self._before) / (done - self._first)
-        self._on_progress(Progress(done, self._steps, pace * (self._steps - done), self._state))
+        seconds_per_step = (seconds - self._before) / (done - self._first)
+        seconds_left = seconds_per_step * (self._steps - done)
+        self._on_progress(Progress(done, self._steps, seconds_left, self._state))
         self._save(done)
 
     def _save(self, done: int) -> None:
@@ -111,24 +113,29 @@ class Recorder:
         late = self._log is not None and time.monotonic() - self._saved > _SAVE_SECONDS
         if not due and not late:
             return
-        finite = all(bool(torch.isfinite(parameter).all()) for parameter in self._tower.parameters())
+        finite = all(bool(torch.isfinite(parameter).all()) for parameter in self._network.parameters())
         if due and not finite:
             raise Diverged(self._advice(f"a weight is no longer finite after {done} steps"))
         if self._log is not None and finite:
-            self._checkpoint.save(self._tower, self._optimizer, done, self.seconds)
+            self._checkpoint.save(self._network, self._optimizer, done, self.seconds)
             self._saved = time.monotonic()
 
-    def _advice(self, what: str) -> str:
+    def _advice(self, problem: str) -> str:
         path = self._checkpoint.path
         kept = f"{path} holds the last good state" if path.exists() else "no checkpoint was written yet"
-        return f"{what}: lower the rate by --set lr=...; {kept}"
+        return f"{problem}: lower the learning rate (`vlmbench train --set lr=...`); {kept}"
 
 
 def read_log(path: Path) -> list[Row]:
-    """Return a log's rows; a last line that was cut off is left out."""
+    """Return the rows of a log without a last line that was cut off."""
     with path.open(newline="") as file:
         lines = [line for line in csv.reader(file) if len(line) == len(COLUMNS)][1:]
-    return [Row(int(line[0]), *(float(value) for value in line[1:])) for line in lines]
+    return [_row(*line) for line in lines]
+
+
+def _row(step: str, loss: str, clean: str, robust: str, lr: str, seconds: str) -> Row:
+    accuracies = (float(clean) if clean else None, float(robust) if robust else None)
+    return Row(int(step), float(loss), *accuracies, float(lr), float(seconds))
 
 
 def plot_log(rows: list[Row], path: Path, title: str) -> None:

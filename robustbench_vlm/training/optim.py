@@ -1,6 +1,7 @@
-"""Optimisers and the learning rate over a training."""
+"""Optimizers and learning-rate schedules."""
 
 import math
+from collections.abc import Iterable
 
 import torch
 from torch import nn
@@ -8,30 +9,50 @@ from torch import nn
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.defenses.base import Schedule
 
+OPTIMIZERS = ("sgd", "adamw", "clip-adamw")
 _MOMENTUM = 0.9
+_CLIP_BETAS = (0.9, 0.98)
+_MAX_GRADIENT_NORM = {"clip-adamw": 1.0}
+"""The norm to which an optimizer's gradients are clipped; other optimizers do not clip."""
 
 
 def make_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """Return the schedule's optimiser over all parameters of a network; raise UserError for an unknown one."""
-    parameters = list(network.parameters())
+    """Return the schedule's optimizer over all parameters of a network; raise UserError for an unknown one.
+
+    "clip-adamw" is the AdamW of CLIP's pre-training (arXiv 2103.00020): betas (0.9, 0.98), and no weight decay on
+    biases, gains and other parameters that are not matrices. Its gradients are clipped to norm 1.
+    """
+    parameters, decay = list(network.parameters()), schedule.weight_decay
     if schedule.optimizer == "sgd":
-        return torch.optim.SGD(parameters, lr=0.0, momentum=_MOMENTUM, weight_decay=schedule.weight_decay)
+        return torch.optim.SGD(parameters, lr=0.0, momentum=_MOMENTUM, weight_decay=decay)
     if schedule.optimizer == "adamw":
-        return torch.optim.AdamW(parameters, lr=0.0, weight_decay=schedule.weight_decay)
-    raise UserError(f"unknown optimizer {schedule.optimizer!r}: it is one of sgd, adamw")
+        return torch.optim.AdamW(parameters, lr=0.0, weight_decay=decay)
+    if schedule.optimizer == "clip-adamw":
+        matrices = {"params": [each for each in parameters if each.ndim > 1], "weight_decay": decay}
+        others = {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0}
+        return torch.optim.AdamW([matrices, others], lr=0.0, betas=_CLIP_BETAS, fused=True)
+    raise UserError(f"unknown optimizer {schedule.optimizer!r}: it is one of {', '.join(OPTIMIZERS)}")
 
 
-def rate_at(schedule: Schedule, steps: int, step: int) -> float:
+def clip_gradients(parameters: Iterable[nn.Parameter], schedule: Schedule) -> None:
+    """Clip the norm of all gradients together, if the schedule's optimizer asks for it."""
+    if schedule.optimizer in _MAX_GRADIENT_NORM:
+        nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM[schedule.optimizer])
+
+
+def lr_at(schedule: Schedule, steps: int, step: int) -> float:
     """Return the learning rate of step `step` in [0, steps): a linear warm-up, then half a cosine down to zero."""
-    whole = schedule.cosine == "whole"
-    if step < schedule.warmup:
+    cosine = schedule.cosine
+    if step < schedule.warmup and cosine != "product":
         # timm's schedule, which AGFT takes, begins at zero.
-        return schedule.lr * (step if whole else step + 1) / schedule.warmup
-    begin = 0 if whole else schedule.warmup
-    return schedule.lr * 0.5 * (1 + math.cos(math.pi * (step - begin) / (steps - begin)))
+        return schedule.lr * (step if cosine == "whole" else step + 1) / schedule.warmup
+    warm = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
+    begin = schedule.warmup if cosine == "remaining" else 0
+    lr = schedule.lr * warm if cosine == "product" else schedule.lr
+    return lr * 0.5 * (1 + math.cos(math.pi * (step - begin) / (steps - begin)))
 
 
-def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
-    """Give all parameters of an optimiser the learning rate."""
+def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
+    """Give all parameters of an optimizer the learning rate."""
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = lr

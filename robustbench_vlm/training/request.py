@@ -1,4 +1,4 @@
-"""From names and texts to a job: which track, which recipe, with which of its numbers changed."""
+"""Training requests: the options of `vlmbench train` and `sweep`, and their resolution into a job."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from robustbench_vlm.training.data import TrainingImages, in_hashed_order
 from robustbench_vlm.training.job import Job
 
 HELD_OUT = 1024
-"""Images of the fine-tuning set that a sweep measures on and never trains on; a tenth of a smaller folder."""
+"""Images of the fine-tuning set on which a sweep measures and never trains; at most a tenth of a user's folder."""
 _POSITIVE = ("batch_size", "epochs", "steps", "inner_steps")
 _WHOLE_NUMBERS = ("warmup", *_POSITIVE)
 _NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)
@@ -29,7 +29,7 @@ _NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """What a person asked of `train`: None and empty take the track's setting."""
+    """The training that a user asks for; None and empty values stand for the track's setting."""
 
     defense: str
     track: str
@@ -38,16 +38,16 @@ class TrainingRequest:
     num_images: int | None = None
     seed: int = 0
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Numbers of the defense and of the schedule, by name."""
+    """Settings of the defense, the schedule and the inner attack to change, by name."""
     images: Path | None = None
-    """A folder of images in place of the track's fine-tuning set."""
+    """A folder of images to use instead of the track's fine-tuning set."""
     base: str = ""
     """The model to start from: a name, a card file, or open_clip:ARCH/TAG."""
     precision: str = "float32"
 
     @property
     def name(self) -> str:
-        """The name of the model that comes out, which keeps the records of other seeds apart."""
+        """The name of the trained model; it contains a seed other than 0."""
         return f"{self.defense}-seed{self.seed}" if self.seed else self.defense
 
 
@@ -57,12 +57,12 @@ def make_job(request: TrainingRequest) -> Job:
 
 
 def make_sweep_job(request: TrainingRequest) -> tuple[Job, TrainingImages]:
-    """Return a request's job and the images held out of it; raise UserError where none are left."""
+    """Return a request's job and the held-out images; raise UserError if no image is left to hold out."""
     return _resolve(request, hold_out=HELD_OUT)
 
 
 def vary(job: Job, request: TrainingRequest, settings: Mapping[str, float]) -> Job:
-    """Return a request's job with other settings; raise UserError for settings that cannot be."""
+    """Return a request's job with other settings; raise UserError for settings that are not allowed."""
     varied = dataclasses.replace(request, settings={**request.settings, **settings})
     track: Track = TRACKS.load(request.track)
     published: Defense = DEFENSES.load(request.defense)
@@ -74,10 +74,12 @@ def vary(job: Job, request: TrainingRequest, settings: Mapping[str, float]) -> J
 def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingImages]:
     published: Defense = DEFENSES.load(request.defense)
     track: Track = TRACKS.load(request.track)
-    # Both before the model, whose weights may have to be fetched.
+    # Wrong settings are reported before the model is loaded, which may need a download.
     defense, schedule = _defense(request, track, published), _schedule(request, track, published)
     if not request.images and not track.training:
-        raise UserError(f"the track {track.name!r} trains on your own images: give their folder by --images DIR")
+        raise UserError(
+            f"the track {track.name!r} has no training images of its own: give their folder by --images DIR"
+        )
     model = load_model(request.base or track.base, track.name)
     dataset = _dataset(request, track, published, model.architecture.image_size)
     images, held_out = _split(request, track, dataset, hold_out)
@@ -86,7 +88,7 @@ def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingI
 
 
 def _defense(request: TrainingRequest, track: Track, defense: Defense) -> Defense:
-    """Return the recipe with the request's settings, and the inner attack that is the same for all on the track."""
+    """Return the recipe with the request's settings and with the track's settings of the inner attack."""
     _check_settings(defense, request.settings)
     own = {name: value for name, value in request.settings.items() if name in defense.settings}
     steps = {"steps": int(request.settings["inner_steps"])} if "inner_steps" in request.settings else {}
@@ -109,7 +111,7 @@ def _check_settings(defense: Defense, settings: Mapping[str, float]) -> None:
 
 
 def _schedule(request: TrainingRequest, track: Track, defense: Defense) -> Schedule:
-    """Return the track's budget, or the published schedule where the track has none, with what the request changes."""
+    """Return the track's schedule, or the published one if the track has none, with the request's changes."""
     schedule = track.schedule or defense.schedule
     changes: dict[str, Any] = {
         name: int(value) if name in _WHOLE_NUMBERS else value
@@ -118,10 +120,10 @@ def _schedule(request: TrainingRequest, track: Track, defense: Defense) -> Sched
     }
     if request.epochs:
         if "epochs" in changes:
-            raise UserError("epochs are given twice, by --epochs and as a setting: give them once")
+            raise UserError("epochs are given twice, by --epochs and by --set epochs=N: give only one of them")
         changes["epochs"] = request.epochs
     if "epochs" in changes and "steps" in changes:
-        raise UserError("a training counts epochs or steps: give one of them")
+        raise UserError("both epochs and steps are given, but a training counts epochs or steps: give only one of them")
     other = {"epochs": "steps", "steps": "epochs"}
     changes |= {other[name]: 0 for name in other if name in changes}
     lr = track.learning_rates.get(defense.name, schedule.lr)
@@ -138,14 +140,14 @@ def _dataset(request: TrainingRequest, track: Track, defense: Defense, side: int
 def _split(
     request: TrainingRequest, track: Track, dataset: Dataset, hold_out: int
 ) -> tuple[TrainingImages, TrainingImages]:
-    """Return the images to train on and, after them in the order of their hashes, those held out."""
+    """Return the training images and, after them in the order of their names' hashes, the held-out images."""
     everything = in_hashed_order(dataset.open())
     available = len(everything)
-    spared = min(hold_out, available // 10)
-    wanted = request.num_images or (available - spared if request.images else track.num_training_images)
+    reserved = min(hold_out, available // 10)
+    wanted = request.num_images or (available - reserved if request.images else track.num_training_images)
     if wanted > available - (1 if hold_out else 0):
-        left = " and leave some to measure on" if hold_out else ""
+        rest = " and leave some to measure on" if hold_out else ""
         raise UserError(
-            f"the dataset {dataset.name!r} has {available} images, not {wanted}: give fewer by --num-images{left}"
+            f"the dataset {dataset.name!r} has {available} images, not {wanted}: give fewer by --num-images{rest}"
         )
     return everything.slice(0, wanted), everything.slice(wanted, min(wanted + hold_out, available))

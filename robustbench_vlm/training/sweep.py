@@ -1,6 +1,6 @@
-"""Sweeps: a defense trained once for each combination of settings, and measured on held-out training images.
+"""Sweeps: train a defense once for each combination of settings and measure it on held-out training images.
 
-The search of a learning rate is one; evaluation sets are never looked at.
+The learning rates of the bundled models were found this way. Evaluation datasets are never used.
 """
 
 import csv
@@ -22,6 +22,7 @@ from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_text, write_whole
+from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
@@ -37,10 +38,12 @@ from robustbench_vlm.training.log import Diverged
 from robustbench_vlm.training.request import TrainingRequest, make_sweep_job, vary
 
 ATTACK = "pgd-10"
-_AT_ONCE = 128
+VERSION = 1
+"""Version of the measurement. Raise it whenever a change of the code can change a trial's accuracies."""
+_BATCH_SIZE = 128
 
-Examination = Callable[[nn.Module], tuple[float, float]]
-"""Measures a tower's clean and robust accuracy on the held-out images."""
+Measure = Callable[[nn.Module], tuple[float, float]]
+"""Type of a function from an image encoder to its clean and robust accuracy on the held-out images."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +55,7 @@ class Trial:
     robust: float | None
     """Under `ATTACK` at the training eps."""
     seconds: float
-    """Of the session that ended it."""
+    """The time of the session that finished it."""
 
     @property
     def score(self) -> float | None:
@@ -60,14 +63,14 @@ class Trial:
         return None if self.clean is None or self.robust is None else (self.clean + self.robust) / 2
 
     def standard_error(self, num_images: int) -> float:
-        """Return the standard error of the score over so many images, each of which scores 0, 1/2 or 1."""
+        """Return the standard error of the score over `num_images` images, each of which scores 0, 1/2 or 1."""
         clean, robust = self.clean or 0.0, self.robust or 0.0
         return math.sqrt(((clean - robust) / 4 + robust - ((clean + robust) / 2) ** 2) / num_images)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A job, its trials in the order of their settings, and on how many images each was measured."""
+    """A job, its trials in the order of their settings, and the number of held-out images of each measurement."""
 
     job: Job
     trials: tuple[Trial, ...]
@@ -75,10 +78,10 @@ class Sweep:
 
     @property
     def best(self) -> Trial | None:
-        """The first trial whose score is within a standard error of the highest, None where all diverged.
+        """The first trial whose score is within a standard error of the highest; None if all diverged.
 
-        The rule of one standard error (Breiman et al., 1984): of values that cannot be told apart the first one named
-        is taken, such as the smallest learning rate, which stays nearest to the model that a training starts from.
+        This is the one-standard-error rule (Breiman et al., 1984). It takes the first of the values that the
+        measurement cannot distinguish, such as the smallest learning rate, which changes the base model least.
         """
         scores = {number: trial.score for number, trial in enumerate(self.trials) if trial.score is not None}
         if not scores:
@@ -90,29 +93,34 @@ class Sweep:
 
 def run_sweep(
     request: TrainingRequest,
-    over: Mapping[str, Sequence[float]],
-    share: Fraction,
+    grid: Mapping[str, Sequence[float]],
+    train_fraction: Fraction,
     runtime: Runtime,
     on_progress: OnProgress,
 ) -> Sweep:
-    """Train every combination of the settings `over` on a share of the images, and measure it on held-out ones.
+    """Train every combination of the settings in `grid` on a part of the images, and measure it on held-out images.
 
-    Trials that are on disk already are not trained again. Raises UserError for unknown settings, a share outside
-    (0, 1], and images too few to hold some out, before anything is trained.
+    Trials that are already on disk are not repeated. Raises UserError before the first training for unknown settings,
+    a `train_fraction` outside (0, 1], and too few images to hold some out.
     """
-    if not over or not 0 < share <= 1:
-        raise UserError("a sweep takes one or more --grid NAME=N,N,... and a --train-fraction above 0 and up to 1")
+    if not grid or not 0 < train_fraction <= 1:
+        raise UserError(
+            f"a sweep of {len(grid)} settings on {train_fraction} of the images was asked for: give one or more --grid"
+            " NAME=N,N,... and a --train-fraction above 0 and up to 1"
+        )
     whole, held_out = make_sweep_job(request)
-    job = dataclasses.replace(whole, images=whole.images.slice(0, max(1, int(len(whole.images) * share))))
-    combinations = [dict(zip(over, values, strict=True)) for values in itertools.product(*over.values())]
+    job = dataclasses.replace(whole, images=whole.images.slice(0, max(1, int(len(whole.images) * train_fraction))))
+    combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     jobs = [vary(job, request, settings) for settings in combinations]
-    examine = _examination(job, held_out)
+    measure = _measurement(job, held_out)
+    attack = [stage.identity for stage in load_attack(ATTACK).stages]
     trials = []
     for number, (settings, varied) in enumerate(zip(combinations, jobs, strict=True), 1):
         name = ",".join(f"{key}={value:g}" for key, value in settings.items())
-        here = dataclasses.replace(runtime, folder=runtime.folder / f"{name}-{varied.identity[:8]}")
-        label = f"{name}, {number} of {len(jobs)}"
-        trials.append(_trial(varied, settings, here, examine, _labelled(on_progress, label)))
+        trial_runtime = dataclasses.replace(runtime, folder=runtime.folder / f"{name}-{varied.identity[:8]}")
+        on_trial_progress = _labelled(on_progress, f"{name}, {number} of {len(jobs)}")
+        identity = fingerprint([VERSION, varied.identity, held_out.digest, attack])
+        trials.append(_trial(varied, identity, settings, trial_runtime, measure, on_trial_progress))
     if runtime.processes.is_main:
         write_whole(runtime.folder / "sweep.csv", lambda partial: _write(partial, trials))
     return Sweep(job, tuple(trials), len(held_out))
@@ -127,33 +135,39 @@ def _labelled(on_progress: OnProgress, label: str) -> OnProgress:
 
 
 def _trial(
-    job: Job, settings: Mapping[str, float], runtime: Runtime, examine: Examination, on_progress: OnProgress
+    job: Job, identity: str, settings: Mapping[str, float], runtime: Runtime, measure: Measure, on_progress: OnProgress
 ) -> Trial:
     file = runtime.folder / "trial.json"
-    if file.exists():
-        return Trial(**json.loads(file.read_text()))
+    if trial := _read_trial(file, identity):
+        return trial
     started = time.monotonic()
     clean: float | None
     robust: float | None
     try:
-        clean, robust = examine(finetune(job, runtime, on_progress)[0])
+        clean, robust = measure(finetune(job, runtime, on_progress)[0])
     except Diverged:
-        # A rate at which the loss diverges is a finding and not the end of a sweep.
+        # A learning rate at which the loss diverges is a result of the sweep, not an error.
         clean = robust = None
     trial = Trial(settings, clean, robust, round(time.monotonic() - started, 1))
-    # Nobody may find the file before all have looked for it.
+    # No process may write the file before all processes have looked for it.
     runtime.processes.wait()
     if runtime.processes.is_main:
-        write_text(file, json.dumps(dataclasses.asdict(trial)))
+        write_text(file, json.dumps({**dataclasses.asdict(trial), "identity": identity}))
     return trial
 
 
-def _examination(job: Job, held_out: TrainingImages) -> Examination:
+def _read_trial(file: Path, identity: str) -> Trial | None:
+    """Return the trial in a file; None if there is no file, or if another training or measurement wrote it."""
+    values = json.loads(file.read_text()) if file.exists() else {}
+    return Trial(**values) if values.pop("identity", "") == identity else None
+
+
+def _measurement(job: Job, held_out: TrainingImages) -> Measure:
     images = held_out.read(range(len(held_out))).to(torch.float32) / 255
     keys = sample_keys(job.seed, job.dataset.name, held_out.ids)
     text_features = job.model.text_features(job.dataset.prompts)
 
-    def examine(visual: nn.Module) -> tuple[float, float]:
+    def measure(visual: nn.Module) -> tuple[float, float]:
         device = next(visual.parameters()).device
         labels = held_out.labels.to(device)
         num_classes = torch.full_like(labels, len(job.dataset.classes))
@@ -162,11 +176,11 @@ def _examination(job: Job, held_out: TrainingImages) -> Examination:
             encoder = ImageEncoder(quick_at_pixels(folded(visual)), job.model.architecture)
         classifier = ZeroShotClassifier(encoder, text_features, job.model.scale).eval().requires_grad_(False)
         with arithmetic():
-            verdict = attack_samples(classifier.to(device), batch, load_attack(ATTACK), batch_size=_AT_ONCE)
+            verdict = attack_samples(classifier.to(device), batch, load_attack(ATTACK), batch_size=_BATCH_SIZE)
         clean = (verdict.clean_prediction == labels).float().mean().item()
         return clean, verdict.robust.float().mean().item()
 
-    return examine
+    return measure
 
 
 def _write(path: Path, trials: Sequence[Trial]) -> None:

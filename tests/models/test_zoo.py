@@ -10,7 +10,7 @@ from jsonschema import Draft202012Validator
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder
-from robustbench_vlm.core.fingerprint import fingerprint
+from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.card import ModelCard, bundled_names, card_schema, find_card, read_card, write_card
@@ -20,6 +20,7 @@ from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.models.reference import OPEN_CLIP
 from robustbench_vlm.tracks import TRACKS
 from robustbench_vlm.training.finetune import Runtime
+from robustbench_vlm.training.request import TrainingRequest, make_job
 
 ALL = [(track, name) for track in TRACKS.table for name in card_names(track)]
 REAL = [read_card(package_folder("model_zoo") / "zeroshot15" / f"{name}.json") for name in card_names("zeroshot15")]
@@ -49,6 +50,14 @@ def test_the_identity_of_an_embedded_model_is_its_architecture_and_its_two_diges
     assert card.image and card.text
     expected = fingerprint(["mini", card.image.sha256, card.text.sha256])
     assert load_model(name, "mini").digest == expected
+
+
+@pytest.mark.parametrize("name", [name for name in bundled_names("mini") if name != "clip"])
+def test_training_a_bundled_model_again_has_the_identity_of_its_card(name: str) -> None:
+    training = find_card(name, "mini").training
+    job = make_job(TrainingRequest(training["defense"], training["track"], seed=training["seed"]))
+    assert job.identity == training["fingerprint"]
+    assert plain(job.account).items() <= training.items()
 
 
 @pytest.mark.parametrize("card", REAL, ids=_named)

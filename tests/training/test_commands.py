@@ -1,4 +1,4 @@
-"""The commands pretrain, train and sweep, from names to cards that load."""
+"""The commands train and sweep, from names to cards that load."""
 
 import csv
 import json
@@ -7,21 +7,16 @@ from pathlib import Path
 
 import pandas
 import pytest
-import torch
 
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import sha256_of
 from robustbench_vlm.core.progress import ignore_progress
 from robustbench_vlm.models.card import read_card
 from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.training.distributed import Processes
 from robustbench_vlm.training.finetune import Runtime, train_defense
 from robustbench_vlm.training.log import COLUMNS
-from robustbench_vlm.training.pretrain import Settings, pretrain_base
 from robustbench_vlm.training.request import TrainingRequest, make_job
-
-SMALL = Settings(pictures=128, epochs=1, batch=32, warmup=2, save_every=2)
 
 
 def _runtime(folder: Path) -> Runtime:
@@ -31,15 +26,6 @@ def _runtime(folder: Path) -> Runtime:
 def _order(**changes: object) -> TrainingRequest:
     values = {"defense": "agft", "track": "mini", "eps": Fraction(8, 255), "epochs": 1, "num_images": 256, **changes}
     return TrainingRequest(**values)  # type: ignore[arg-type]
-
-
-def test_pretraining_makes_a_model_that_loads_and_again_the_same(tmp_path: Path) -> None:
-    cards = [pretrain_base("mini", tmp_path / name, ignore_progress, SMALL) for name in ("one", "two")]
-    model = load_model(str(cards[0]), "mini")
-    logits = model.classifier(["a red star", "a blue circle"])(torch.rand(2, 3, 32, 32))
-    assert logits.shape == (2, 2) and logits.dtype == torch.float32
-    assert read_card(cards[0]).image == read_card(cards[1]).image
-    assert read_card(cards[0]).text.sha256 == sha256_of(tmp_path / "two" / "text.safetensors")
 
 
 def test_training_makes_a_card_that_accounts_for_itself_and_a_log_that_pandas_reads(tmp_path: Path) -> None:
@@ -57,7 +43,7 @@ def test_training_makes_a_card_that_accounts_for_itself_and_a_log_that_pandas_re
 
 
 def test_resuming_is_asked_for_forbidden_or_allowed(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="nothing to go on from"):
+    with pytest.raises(UserError, match="no checkpoint to resume"):
         train_defense(_order(), _runtime(tmp_path), ignore_progress, resume=True)
     told: list[int] = []
     train_defense(_order(), _runtime(tmp_path), ignore_progress)

@@ -91,7 +91,7 @@ def test_lower_precision_is_the_training_pass_s_alone(tmp_path: Path, precision:
 
 def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
     bad = dataclasses.replace(AGFT, loss=lambda context, images: AGFT.loss(context, images) * float("nan"))
-    with pytest.raises(UserError, match=r"step 0: lower the rate.*no checkpoint"):
+    with pytest.raises(UserError, match=r"step 0: lower the learning rate.*no checkpoint"):
         _train(_job(defense=bad), tmp_path)
     # Fine at first: the loss is lost once half of the training is behind.
     calls: list[int] = []
@@ -100,7 +100,7 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path:
         calls.append(1)
         return AGFT.loss(context, images) * (float("nan") if len(calls) > 4 else 1.0)  # type: ignore[arg-type]
 
-    with pytest.raises(UserError, match=r"step 4: lower the rate.*last good"):
+    with pytest.raises(UserError, match=r"step 4: lower the learning rate.*last good"):
         _train(_job(defense=dataclasses.replace(AGFT, loss=later)), tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["step"] == 4 and all(torch.isfinite(value).all() for value in state["tower"].values())
@@ -121,7 +121,9 @@ def test_a_checkpoint_that_is_not_this_training_s_is_refused(tmp_path: Path, spo
         file.write_bytes(file.read_bytes()[:1000])
     if spoil == "garbage":
         file.write_bytes(b"hello")
-    with pytest.raises(UserError, match=r"other settings.*--no-resume" if spoil == "other" else "no whole checkpoint"):
+    with pytest.raises(
+        UserError, match=r"other settings.*--no-resume" if spoil == "other" else "not a complete checkpoint"
+    ):
         _train(_job(seed=1 if spoil == "other" else 0), tmp_path)
 
 

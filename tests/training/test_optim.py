@@ -9,25 +9,25 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.defenses.agft import AGFT
 from robustbench_vlm.defenses.base import Schedule
 from robustbench_vlm.defenses.tecoa import TECOA
-from robustbench_vlm.training.optim import make_optimizer, rate_at
+from robustbench_vlm.training.optim import lr_at, make_optimizer
 
 STEPS = 50_040
 
 
 def test_agft_s_cosine_runs_over_the_whole_training() -> None:
-    assert rate_at(AGFT.schedule, STEPS, 500) == pytest.approx(4e-4 * 0.5)
+    assert lr_at(AGFT.schedule, STEPS, 500) == pytest.approx(4e-4 * 0.5)
     for step in (1000, 25_020, STEPS - 1):
-        assert rate_at(AGFT.schedule, STEPS, step) == pytest.approx(2e-4 * (1 + math.cos(math.pi * step / STEPS)))
+        assert lr_at(AGFT.schedule, STEPS, step) == pytest.approx(2e-4 * (1 + math.cos(math.pi * step / STEPS)))
 
 
 def test_tecoa_s_cosine_runs_over_what_the_warm_up_leaves() -> None:
-    assert rate_at(TECOA.schedule, STEPS, 999) == rate_at(TECOA.schedule, STEPS, 1000) == pytest.approx(1e-5)
-    assert rate_at(TECOA.schedule, STEPS, 1000 + (STEPS - 1000) // 2) == pytest.approx(5e-6)
-    assert 0 < rate_at(TECOA.schedule, STEPS, STEPS - 1) < 1e-12
+    assert lr_at(TECOA.schedule, STEPS, 999) == lr_at(TECOA.schedule, STEPS, 1000) == pytest.approx(1e-5)
+    assert lr_at(TECOA.schedule, STEPS, 1000 + (STEPS - 1000) // 2) == pytest.approx(5e-6)
+    assert 0 < lr_at(TECOA.schedule, STEPS, STEPS - 1) < 1e-12
 
 
 def test_a_training_may_be_shorter_than_its_warm_up() -> None:
-    assert [rate_at(AGFT.schedule, 2, step) for step in range(2)] == pytest.approx([0, 4e-7])
+    assert [lr_at(AGFT.schedule, 2, step) for step in range(2)] == pytest.approx([0, 4e-7])
 
 
 @pytest.mark.parametrize(("name", "kind"), [("sgd", torch.optim.SGD), ("adamw", torch.optim.AdamW)])

@@ -1,8 +1,16 @@
-"""Which trial of a sweep is taken."""
+"""The trial that a sweep chooses, and the trials that it does not repeat."""
+
+from fractions import Fraction
+from pathlib import Path
 
 import pytest
 
-from robustbench_vlm.training.sweep import Sweep, Trial
+from robustbench_vlm.core.progress import ignore_progress
+from robustbench_vlm.training import sweep
+from robustbench_vlm.training.distributed import Processes
+from robustbench_vlm.training.finetune import Runtime
+from robustbench_vlm.training.request import TrainingRequest
+from robustbench_vlm.training.sweep import Sweep, Trial, run_sweep
 
 
 def _sweep(*accuracies: tuple[float | None, float | None], held_out: int = 1024) -> Sweep:
@@ -35,3 +43,25 @@ def test_the_standard_error_is_that_of_the_samples_scores() -> None:
     mean = sum(scores) / 10
     variance = sum((score - mean) ** 2 for score in scores) / 10
     assert Trial({}, 0.6, 0.3, 1.0).standard_error(10) == pytest.approx((variance / 10) ** 0.5)
+
+
+def test_a_trial_on_disk_counts_for_the_same_training_and_held_out_images_only(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    measured: list[str] = []
+
+    def measurement(job: object, held_out: sweep.TrainingImages) -> sweep.Measure:
+        def measure(encoder: object) -> tuple[float, float]:
+            measured.append(held_out.digest)
+            return 0.5, 0.25
+
+        return measure
+
+    monkeypatch.setattr(sweep, "finetune", lambda *arguments: (None, 0.0))
+    monkeypatch.setattr(sweep, "_measurement", measurement)
+    # 512 images of which half are used, and 256 images: the same training, measured on other images.
+    for num_images, fraction, expected in ((512, "1/2", 1), (512, "1/2", 1), (256, "1", 2)):
+        request = TrainingRequest("tecoa", "mini", epochs=1, num_images=num_images)
+        run_sweep(request, {"lr": [1e-3]}, Fraction(fraction), Runtime(tmp_path, Processes("cpu")), ignore_progress)
+        assert len(measured) == expected
+    assert len(set(measured)) == 2 and len(list(tmp_path.glob("*/trial.json"))) == 1
