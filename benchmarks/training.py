@@ -1,6 +1,6 @@
-"""A training step beside the same recipe on open_clip's own tower with torchattacks' PGD: passes, milliseconds, ratio.
+"""Compare a training step with the same recipe on open_clip's image encoder and torchattacks' PGD: passes and time.
 
-Checks that both give the same loss before it times. Needs `pip install --no-deps torchattacks`.
+The benchmark checks that both give the same loss before it measures. Needs `pip install --no-deps torchattacks`.
 python benchmarks/training.py --defense tecoa agft --threads 1 --out benchmarks/training.json
 """
 
@@ -33,7 +33,7 @@ EPS = Fraction(6, 255)
 
 
 class Logits(nn.Module):
-    """What torchattacks takes: images to logits, through open_clip's own tower."""
+    """A model for torchattacks: images to logits, through open_clip's image encoder."""
 
     def __init__(self, encoder: nn.Module, text_features: Tensor, scale: float) -> None:
         super().__init__()
@@ -46,7 +46,7 @@ class Logits(nn.Module):
 
 @dataclass(frozen=True)
 class Side:
-    """One way to take a step, and what its batches cost so far."""
+    """One implementation of a training step, and the number of passes it has made so far."""
 
     name: str
     step: Callable[[], float]
@@ -93,7 +93,7 @@ def ours(job: Job, images: Tensor, labels: Tensor) -> Side:
 
 
 def plain(job: Job, images: Tensor, labels: Tensor) -> Side:
-    """Return the recipe as the field's code has it: teacher and texts again in every step, torchattacks' PGD."""
+    """Return the recipe as released codes implement it: teacher and texts in every step, torchattacks' PGD."""
     counts: Counter[str] = Counter()
     student = counted(counts, "student", student_of(job, counts))
     optimizer = make_optimizer(student, job.schedule)
@@ -101,7 +101,7 @@ def plain(job: Job, images: Tensor, labels: Tensor) -> Side:
     teacher = counted(counts, "teacher", ImageEncoder(visual, job.model.architecture).eval())
     scale = job.defense.settings["scale"]
 
-    def lesson() -> tuple[nn.Module, Tensor]:
+    def make_targets() -> tuple[nn.Module, Tensor]:
         text_features = texts_of(job, counts)
         if "gamma" not in job.defense.settings:
             return Logits(student, text_features, scale), labels
@@ -110,12 +110,12 @@ def plain(job: Job, images: Tensor, labels: Tensor) -> Side:
         return Logits(student, text_features, scale), scores.softmax(dim=1)
 
     def loss() -> float:
-        model, targets = lesson()
+        model, targets = make_targets()
         with torch.no_grad():
             return functional.cross_entropy(model(images), targets).item()
 
     def step() -> float:
-        model, targets = lesson()
+        model, targets = make_targets()
         attack = torchattacks.PGD(model, eps=float(EPS), alpha=float(EPS), steps=job.defense.inner.steps)
         value = functional.cross_entropy(model(attack(images, targets)), targets)
         optimizer.zero_grad()

@@ -1,4 +1,4 @@
-"""Defenses: training recipes, one file each."""
+"""Defenses: training recipes, one file per recipe."""
 
 from robustbench_vlm.core.registry import Registry
 

@@ -1,4 +1,9 @@
-"""AGFT: the frozen model's softened predictions as targets (Cui et al., CVPR 2026, arXiv 2603.29410)."""
+"""AGFT: cross-entropy with the softened predictions of the frozen model (Cui et al., CVPR 2026, arXiv 2603.29410).
+
+    L = -sum_k p_k(x) log q_k(x_adv),   p(x) = softmax(gamma s cos(f0(x), g)),   q(x_adv) = softmax(s cos(f(x_adv), g))
+
+f is the trained image encoder, f0 the frozen one, g the text features of the classes, s the logit scale.
+"""
 
 from fractions import Fraction
 
@@ -8,10 +13,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return the cross-entropy of the student at scale s with the teacher's softmax at scale gamma * s, (B,).
-
-    The teacher sees the clean images; no hard label is used.
-    """
+    """Return L for each image, (B,). The teacher sees the clean images; labels are not used."""
     scale = context.settings["scale"]
     teacher = logits(context.teacher_clean(), context.text_features, context.settings["gamma"] * scale)
     student = logits(context.student(images), context.text_features, scale)
@@ -28,7 +30,7 @@ AGFT = Defense(
     paper="https://arxiv.org/abs/2603.29410",
     fidelity="official code",
     deviations=(
-        "the inner attack runs in float32 on summed losses; the released code uses half precision and means",
-        "images of a folder are resized by bicubic interpolation; the released code's is bilinear",
+        "the inner attack runs in float32 and sums the losses; the released code runs it in float16 and averages them",
+        "images of a folder are resized by bicubic interpolation; the released code uses bilinear interpolation",
     ),
 )

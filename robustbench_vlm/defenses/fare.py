@@ -1,4 +1,9 @@
-"""FARE: embeddings of attacked images stay where the frozen tower had them (ICML 2024, arXiv 2402.12336)."""
+"""FARE: keep the features of attacked images close to those of the frozen model (Schlarmann et al., ICML 2024).
+
+    L = |f(x_adv) - f0(x)|^2   (equation 3 of arXiv 2402.12336)
+
+f is the trained image encoder, f0 the frozen one. Features are not normalised; labels and texts are not used.
+"""
 
 from fractions import Fraction
 
@@ -8,10 +13,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return the squared distance to the frozen tower's clean embedding, neither of them normalised, (B,).
-
-    No label and no text is used (equation 3).
-    """
+    """Return L for each image, (B,)."""
     return (context.student(images) - context.teacher_clean()).square().sum(dim=1)
 
 
@@ -22,5 +24,7 @@ FARE = Defense(
     schedule=Schedule("adamw", lr=1e-5, weight_decay=1e-4, batch_size=128, steps=20_000, warmup=1400),
     paper="https://arxiv.org/abs/2402.12336",
     fidelity="official code",
-    deviations=("a step of the inner attack is a quarter of eps, as in FARE4; the released code steps 1/255 always",),
+    deviations=(
+        "the step size of the inner attack is a quarter of eps, as for FARE4; the released code always uses 1/255",
+    ),
 )

@@ -1,8 +1,11 @@
-"""GLADIATOR rebuilt from its named ingredients (Dong et al., KDD 2025, doi 10.1145/3690624.3709296).
+"""GLADIATOR, reconstructed from a summary of its ingredients (Dong et al., KDD 2025, doi 10.1145/3690624.3709296).
 
-No code and no formulas of it are public. Known are the ingredients: images and text embeddings are attacked together,
-the effective rank of the image embeddings is kept up, and the embeddings get modulated noise. How each is done here,
-and every number, is ours.
+    L = CE(s c(n f(x_adv)), y) - w H,   n = 1 + sigma N(0, 1) for each feature
+
+c are the cosines with the worst text features within a ball of radius rho, H is the spectral entropy of the batch's
+image features, s the logit scale, w the setting `rank`. The paper's code and formulas are not public. Its known
+ingredients are a joint attack on images and text features, a high effective rank of the image features, and modulated
+noise on the features. Their form here, and every number, are our choice.
 """
 
 from fractions import Fraction
@@ -19,32 +22,31 @@ _TINY = 1e-12
 
 
 def attacked_loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return the cross-entropy with the hard label against the worst text embeddings, (B,)."""
-    return _labelled(context, context.student(images))
+    """Return the cross-entropy with the label and the worst text features for each image, (B,), without noise and H."""
+    return _cross_entropy(context, context.student(images))
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return the cross-entropy of noisy embeddings against the worst texts, less the entropy of the batch, (B,).
-
-    Each number of an embedding is multiplied by 1 + sigma n, n normal and the sample's own. The entropy is the same for
-    all samples of the batch.
-    """
+    """Return L for each image, (B,). The noise belongs to the sample; H is the same for all samples of the batch."""
     features = context.student(images)
     noise = randomness.normal(randomness.derive(context.keys, "feature noise"), 0, features.shape[1:])
     noisy = features * (1 + context.settings["sigma"] * noise.to(features))
     unit = functional.normalize(features, dim=1)
     moment = context.total(unit.T @ unit) / context.total(torch.ones_like(unit[:, 0]).sum())
-    return _labelled(context, noisy) - context.settings["rank"] * spectral_entropy(moment)
+    return _cross_entropy(context, noisy) - context.settings["rank"] * spectral_entropy(moment)
 
 
 def worst_texts(cosines: Tensor, labels: Tensor, rho: float) -> Tensor:
-    """Return the cosines (B, C) with texts that moved within `rho` in [0, 1), each against the sample: exactly.
+    """Return the cosines (B, C) with the text features within distance `rho` in [0, 1) that are worst for each sample.
 
-    A unit vector's ball of that radius turns it by up to arcsin(rho): away from the image for the true class, towards
-    it for all others, which is the largest cross-entropy that such texts can give.
+    A move of length rho turns a unit vector by at most arcsin(rho). The text of the true class turns away from the
+    image, all other texts turn towards it; this gives the largest cross-entropy within the ball, in closed form.
     """
     if not 0 <= rho < 1:
-        raise UserError(f"the setting rho is {rho}: it is the radius of a ball about a unit vector, from 0 to below 1")
+        raise UserError(
+            f"the setting rho is {rho}: it is the radius of a ball around a unit vector, from 0 to below 1; change it"
+            " by --set rho=N"
+        )
     turn = (1 - rho**2) ** 0.5
     across = rho * (1 - cosines.square()).clamp_min(_TINY).sqrt()
     away = torch.where(cosines < -turn, -torch.ones_like(cosines), cosines * turn - across)
@@ -56,15 +58,15 @@ def worst_texts(cosines: Tensor, labels: Tensor, rho: float) -> Tensor:
 def spectral_entropy(moment: Tensor) -> Tensor:
     """Return the entropy of the eigenvalues of a second moment (D, D) of trace 1; its exponential is an effective rank.
 
-    Roy and Vetterli (EUSIPCO 2007) take singular values; their squares, taken here, have a slope at zero that rounding
-    does not decide.
+    Roy and Vetterli (EUSIPCO 2007) use singular values. Their squares, used here, have a gradient at zero that does not
+    depend on rounding.
     """
     energies = torch.linalg.eigvalsh(moment).clamp_min(_TINY)
     entropy: Tensor = -(energies * energies.log()).sum()
     return entropy
 
 
-def _labelled(context: LossContext, features: Tensor) -> Tensor:
+def _cross_entropy(context: LossContext, features: Tensor) -> Tensor:
     cosines = worst_texts(logits(features, context.text_features, 1.0), context.labels, context.settings["rho"])
     return functional.cross_entropy(context.settings["scale"] * cosines, context.labels, reduction="none")
 
@@ -79,8 +81,8 @@ GLADIATOR = Defense(
     paper="https://doi.org/10.1145/3690624.3709296",
     fidelity="reconstruction",
     deviations=(
-        "built from the ingredients that a summary names; formulas, radii, weights and schedule are ours",
-        "texts are attacked in closed form, each class within its own ball",
-        "the effective rank is that of the batch; its weight, like the noise, is not from the paper",
+        "reconstructed from a summary of the method; the formulas, radii, weights and the schedule are our choice",
+        "text features are attacked in closed form, each class within its own ball",
+        "the effective rank is that of one batch; its weight and the noise level are not from the paper",
     ),
 )

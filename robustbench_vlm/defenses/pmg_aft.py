@@ -1,4 +1,9 @@
-"""PMG-AFT: TeCoA held near the frozen model and near its own clean predictions (CVPR 2024, arXiv 2401.04350)."""
+"""PMG-AFT: TeCoA, guided by the frozen model and by clean predictions (Wang et al., CVPR 2024, arXiv 2401.04350).
+
+    L = CE(p(x_adv), y) + alpha KL(p0(x_adv) | p(x_adv)) + beta KL(p(x) | p(x_adv))
+
+p are the predictions of the trained model, p0 those of the frozen model, y is the label.
+"""
 
 import dataclasses
 from fractions import Fraction
@@ -12,10 +17,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return CE(x_adv, y) + alpha KL(p0(x_adv) | p(x_adv)) + beta KL(p(x) | p(x_adv)), (B,).
-
-    p0 is the frozen model. The gradient flows into the clean predictions p(x) too, unless `detach` is 1.
-    """
+    """Return L for each image, (B,). Its gradient includes that of the clean predictions p(x), unless `detach` is 1."""
     scale, settings = context.settings["scale"], context.settings
     attacked = logits(context.student(images), context.text_features, scale)
     with torch.no_grad():
@@ -23,14 +25,13 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
     clean = logits(context.student(context.images), context.text_features, scale)
     if settings["detach"]:
         clean = clean.detach()
-    labelled = functional.cross_entropy(attacked, context.labels, reduction="none")
-    return (
-        labelled + settings["alpha"] * _divergence(frozen, attacked) + settings["beta"] * _divergence(clean, attacked)
-    )
+    cross_entropy = functional.cross_entropy(attacked, context.labels, reduction="none")
+    guidance = settings["alpha"] * _divergence(frozen, attacked)
+    return cross_entropy + guidance + settings["beta"] * _divergence(clean, attacked)
 
 
 def _divergence(target: Tensor, predicted: Tensor) -> Tensor:
-    """Return KL(softmax(target) | softmax(predicted)) of logits (B, C), (B,)."""
+    """Return KL(softmax(target) | softmax(predicted)) of logits (B, C) for each image, (B,)."""
     log_target = target.log_softmax(dim=1)
     return (log_target.exp() * (log_target - predicted.log_softmax(dim=1))).sum(dim=1)
 
@@ -50,7 +51,8 @@ PMG_AFT_CODE = dataclasses.replace(
     settings={"scale": 1.0, "alpha": 256.0, "beta": 256.0, "detach": 0.0},
     fidelity="official code",
     deviations=(
-        "alpha and beta are 256: the released code sums both divergences over a batch of 256 and averages the rest",
-        "pixels are normalised by CLIP's constants; the released code takes ImageNet's",
+        "alpha and beta are 256, because the released code sums both divergences over a batch of 256 images and"
+        " averages only the cross-entropy",
+        "pixels are normalised by CLIP's mean and standard deviation; the released code uses those of ImageNet",
     ),
 )

@@ -1,4 +1,9 @@
-"""Sim-CLIP: FARE by the cosine, in a Siamese form with a stopped gradient (arXiv 2407.14971)."""
+"""Sim-CLIP: FARE with the cosine, as a Siamese loss with stopped gradients (Hossain and Imteaj, arXiv 2407.14971).
+
+    L = -(cos(f(x_adv), stop(f0(x))) + cos(stop(f(x_adv)), f0(x))) / 2
+
+f is the trained image encoder, f0 the frozen one; stop() is constant in the backward pass.
+"""
 
 from fractions import Fraction
 
@@ -10,10 +15,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return half the negative cosine to the frozen clean embedding, twice, (B,).
-
-    The second half stops the gradient at the student, and the teacher has none: it counts in the value alone.
-    """
+    """Return L for each image, (B,). Its second term has no gradient, since the teacher is frozen."""
     half = -functional.cosine_similarity(context.student(images), context.teacher_clean(), dim=1) / 2
     return half + half.detach()
 
@@ -25,5 +27,5 @@ SIM_CLIP = Defense(
     schedule=Schedule("adamw", lr=1e-3, weight_decay=1e-5, batch_size=64, steps=10_000, warmup=1400),
     paper="https://arxiv.org/abs/2407.14971",
     fidelity="official code",
-    deviations=("a step of the inner attack is a quarter of eps; the released code steps 1/255 always",),
+    deviations=("the step size of the inner attack is a quarter of eps; the released code always uses 1/255",),
 )

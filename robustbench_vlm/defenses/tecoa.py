@@ -1,4 +1,9 @@
-"""TeCoA: cross-entropy of adversarial images against the class texts (Mao et al., ICLR 2023, arXiv 2212.07016)."""
+"""TeCoA: cross-entropy of adversarial images with the class texts (Mao et al., ICLR 2023, arXiv 2212.07016).
+
+    L = -log softmax(s cos(f(x_adv), g))_y
+
+f is the trained image encoder, g the text features of the classes, s the logit scale, y the label.
+"""
 
 import dataclasses
 from fractions import Fraction
@@ -10,7 +15,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return the cross-entropy with the hard label at logit scale `scale`, (B,)."""
+    """Return L for each image, (B,)."""
     scores = logits(context.student(images), context.text_features, context.settings["scale"])
     return functional.cross_entropy(scores, context.labels, reduction="none")
 
@@ -24,8 +29,9 @@ TECOA = Defense(
     paper="https://arxiv.org/abs/2212.07016",
     fidelity="paper",
     deviations=(
-        "the learning rate is that of later re-runs: the released code's default is 1e-7",
-        "images of a folder are resized to the tower's size; the released code takes the middle of 256 x 256",
+        "the learning rate is that of later reproductions; the default of the released code is 1e-7",
+        "images of a folder are resized to the input size of the image encoder and cropped; the released code resizes"
+        " them to 256 pixels and crops",
     ),
 )
 TECOA_FARE = dataclasses.replace(
@@ -35,6 +41,6 @@ TECOA_FARE = dataclasses.replace(
     schedule=Schedule("adamw", lr=1e-5, weight_decay=1e-4, batch_size=128, steps=20_000, warmup=1400),
     paper="https://arxiv.org/abs/2402.12336",
     fidelity="official code",
-    deviations=("a step of the inner attack is a quarter of eps; the released code steps 1/255 always",),
+    deviations=("the step size of the inner attack is a quarter of eps; the released code always uses 1/255",),
 )
-"""The same loss by the schedule of FARE's authors, which keeps far more of ImageNet (their table 10)."""
+"""TeCoA with the schedule of FARE's authors, which keeps more accuracy on ImageNet (arXiv 2402.12336, table 10)."""

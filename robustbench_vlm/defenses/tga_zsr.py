@@ -1,4 +1,10 @@
-"""TGA-ZSR: TeCoA whose text-guided attention stays that of the frozen model (NeurIPS 2024, arXiv 2410.21802)."""
+"""TGA-ZSR: TeCoA, with text-guided attention kept close to the frozen model's (Yu et al., NeurIPS 2024).
+
+    L = CE(p(x_adv), y) + alpha |A(x_adv) - A0(x)| + beta |A(x) - A0(x)|   (arXiv 2410.21802)
+
+A is the attention map of the trained image encoder for the text of the true class y, A0 that of the frozen one. The
+distances are L2 norms over all pixels.
+"""
 
 import dataclasses
 from fractions import Fraction
@@ -14,39 +20,37 @@ _TINY = 1e-12
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return CE(x_adv, y) + alpha |A(x_adv) - A0(x)| + beta |A(x) - A0(x)|, (B,).
-
-    A is the map of `attention` at the true class, A0 the frozen tower's; the distances are of length 2 over all pixels.
-    """
+    """Return L for each image, (B,)."""
     settings, size = context.settings, (context.images.shape[2], context.images.shape[3])
     text = context.text_features[context.labels]
     over_places = bool(settings["over_places"])
     with torch.no_grad():
         frozen = attention(context.teacher_dense(context.images)[1], text, size, over_places=over_places)
-    features, places = context.student_dense(images)
-    attacked = attention(places, text, size, over_places=over_places)
+    features, patches = context.student_dense(images)
+    attacked = attention(patches, text, size, over_places=over_places)
     clean = attention(context.student_dense(context.images)[1], text, size, over_places=over_places)
     scores = logits(features, context.text_features, settings["scale"])
-    labelled = functional.cross_entropy(scores, context.labels, reduction="none")
-    return labelled + settings["alpha"] * _distance(attacked, frozen) + settings["beta"] * _distance(clean, frozen)
+    cross_entropy = functional.cross_entropy(scores, context.labels, reduction="none")
+    return cross_entropy + settings["alpha"] * _distance(attacked, frozen) + settings["beta"] * _distance(clean, frozen)
 
 
-def attention(places: Tensor, text: Tensor, size: tuple[int, int], *, over_places: bool = False) -> Tensor:
-    """Return the map of how much each place (B, T, D) speaks of a text (B, D), stretched to [0, 1], (B, H, W).
+def attention(patches: Tensor, text: Tensor, size: tuple[int, int], *, over_places: bool = False) -> Tensor:
+    """Return the products of patch features (B, T, D) with text features (B, D) as maps in [0, 1], (B, H, W).
 
-    The released code first divides each feature by its length `over_places`, which the paper does not say.
+    Each map is scaled to the range [0, 1] and resized to the image. `over_places` first divides each of the D features
+    by its norm over the T patches, as the released code does; the paper does not mention it.
     """
     if over_places:
-        places = functional.normalize(places, dim=1)
-    spoken = (places @ text[:, :, None]).squeeze(2)
-    low, high = spoken.amin(dim=1, keepdim=True), spoken.amax(dim=1, keepdim=True)
-    side = round(spoken.shape[1] ** 0.5)
-    stretched = ((spoken - low) / (high - low + _TINY)).unflatten(1, (1, side, side))
-    return functional.interpolate(stretched, size, mode="bilinear", align_corners=False).squeeze(1)
+        patches = functional.normalize(patches, dim=1)
+    products = (patches @ text[:, :, None]).squeeze(2)
+    low, high = products.amin(dim=1, keepdim=True), products.amax(dim=1, keepdim=True)
+    side = round(products.shape[1] ** 0.5)
+    maps = ((products - low) / (high - low + _TINY)).unflatten(1, (1, side, side))
+    return functional.interpolate(maps, size, mode="bilinear", align_corners=False).squeeze(1)
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:
-    # A square root of exactly zero, where a student is still its teacher, has no slope.
+    # The square root has no gradient at zero, which is the distance as long as the student equals the teacher.
     return (first - second).square().sum(dim=(1, 2)).clamp_min(_TINY).sqrt()
 
 
@@ -58,12 +62,14 @@ TGA_ZSR = Defense(
     settings={"scale": 100.0, "alpha": 0.08, "beta": 0.05, "over_places": 0.0},
     paper="https://arxiv.org/abs/2410.21802",
     fidelity="paper",
-    deviations=("a residual tower has no patches: the places are those of its last map before it is reduced to one",),
+    deviations=(
+        "a ResNet has no patches; the positions of its last feature map before attention pooling take their place",
+    ),
 )
 TGA_ZSR_CODE = dataclasses.replace(
     TGA_ZSR,
     name="tga-zsr@code",
     settings={**TGA_ZSR.settings, "over_places": 1.0},
     fidelity="official code",
-    deviations=(*TGA_ZSR.deviations, "the length over the places is that of the patches, without the class token"),
+    deviations=(*TGA_ZSR.deviations, "the norm over the patches leaves out the class token"),
 )
