@@ -5,8 +5,18 @@ import random
 
 from robustbench_vlm.comparison.compare import CurvePoint
 from robustbench_vlm.core.records import Accuracy
-from robustbench_vlm.leaderboard.board import Board, ReportedNumber, Row
-from robustbench_vlm.leaderboard.entry import Counterexample, Entry, EntryCell, Event, RecordsFile
+from robustbench_vlm.leaderboard.board import Board, BoardRow, ReportedNumber
+from robustbench_vlm.leaderboard.entry import (
+    FORMAT,
+    Counterexample,
+    Entry,
+    EntryCell,
+    EntryProtocol,
+    EntryScore,
+    EntryThreat,
+    Event,
+    RecordsFile,
+)
 from robustbench_vlm.protocols.mini import MINI as PROTOCOL
 from robustbench_vlm.tracks import MINI
 
@@ -48,7 +58,7 @@ def accuracy(value: float, half: float = 0.015, n: int = 2600) -> Accuracy:
     return Accuracy(value, max(0.0, value - half), min(1.0, value + half), n)
 
 
-def row(model: str, place: int) -> Row:
+def row(model: str, place: int) -> BoardRow:
     draw = random.Random(model)
     clean, robust = NUMBERS[model]
     cleans = sorted(NUMBERS, key=lambda name: -NUMBERS[name][0])
@@ -60,7 +70,7 @@ def row(model: str, place: int) -> Row:
             "robust": accuracy(min(top, max(0.0, draw.gauss(robust[1], 0.18))), 0.07, 200),
         }
     status = _STATUSES[place]
-    return Row(
+    return BoardRow(
         model=model,
         rank=_RANKS[place],
         clean_rank=cleans.index(model) + 1,
@@ -96,13 +106,13 @@ def row(model: str, place: int) -> Row:
 
 
 def events(status: str) -> tuple[Event, ...]:
-    first = Event("2026-11-20", "claimed", "Submitted with per-sample records of three attacks.")
+    first = Event("2026-11-20", "claimed", "Submitted with per-sample records of three attacks.", {})
     if status == "claimed":
         return (first,)
     what = {
         "reproduced": "200 stored samples were run again; all verdicts agree.",
         "verified": "All stored samples were run again; all verdicts agree.",
-        "disputed": "Two samples held robust were broken by images handed in.",
+        "disputed": "Two samples reported as robust were broken by submitted images.",
     }[status]
     return first, Event("2026-11-24", status, what, {"samples": 200, "seed": "b7a1", "wrong at most": "1.5 %"})
 
@@ -114,19 +124,19 @@ def entry(model: str) -> Entry:
         EntryCell(
             attack,
             dataset,
-            {"norm": "Linf", "eps": point.eps},
+            EntryThreat("Linf", point.eps),
             DIGEST,
             DIGEST,
-            {
-                "classes": 10,
-                "eps": point.eps,
-                "n": 200,
-                "clean": made.datasets[dataset]["clean"].value,
-                "robust": point.robust.value,
-                "clean_interval": [0.5, 0.7],
-                "robust_interval": [point.robust.low, point.robust.high],
-                "warnings": [],
-            },
+            EntryScore(
+                classes=10,
+                eps=point.eps,
+                n=200,
+                clean=made.datasets[dataset]["clean"].value,
+                robust=point.robust.value,
+                clean_interval=(0.5, 0.7),
+                robust_interval=(point.robust.low, point.robust.high),
+                warnings=(),
+            ),
         )
         for attack in made.under
         for dataset in MINI.datasets
@@ -134,20 +144,22 @@ def entry(model: str) -> Entry:
     )
     broken = Counterexample("digits", "0042", "Linf", 0.0196, 3, DIGEST)
     return Entry(
-        format=1,
+        format=FORMAT,
         track="mini",
         model=model,
         card={"name": model, "architecture": "mini", "notes": "fidelity: paper"},
         weights=DIGEST,
-        protocol={"label": PROTOCOL.label, "identity": PROTOCOL.identity},
+        protocol=EntryProtocol(PROTOCOL.label, PROTOCOL.identity),
         datasets={},
         attacks={},
         cells=cells,
-        records=RecordsFile(f"records/{model}.parquet", DIGEST),
+        records=RecordsFile(f"records/{model}.parquet", DIGEST, url=""),
         environment=(),
         status=made.status,
         history=events(made.status),
         counterexamples=(broken, dataclasses.replace(broken, sample_id="0107")) if made.counterexamples else (),
+        links={},
+        note="",
     )
 
 
@@ -179,7 +191,7 @@ def board() -> Board:
     return Board(
         track="mini",
         description=MINI.description,
-        protocol={"label": PROTOCOL.label, "identity": PROTOCOL.identity},
+        protocol=EntryProtocol(PROTOCOL.label, PROTOCOL.identity),
         attack="autoattack",
         norm="Linf",
         eps=str(MINI.standard_eps),

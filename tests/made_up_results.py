@@ -100,7 +100,7 @@ def write_run(found: Sequence[Evidence], out: Path) -> Path:
 def write_board_entry(found: Sequence[Evidence], folder: Path, **changes: Any) -> Path:
     """Write one model's evidence as an entry with its records, and return the entry's path."""
     model = found[0].score.model
-    event = Event("2026-01-01", "claimed", "made up")
+    event = Event("2026-01-01", "claimed", "made up", {})
     card = {"name": model, "architecture": "mini"}
     entry, content = make_entry(found, card, (), event, found[0].identity["protocol"])
     write_records(content, folder / entry.records.file)

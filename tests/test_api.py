@@ -21,7 +21,7 @@ from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import image_sha256
 from robustbench_vlm.engine.results import RunResult
-from robustbench_vlm.leaderboard.submit import submission
+from robustbench_vlm.leaderboard.submit import make_submission
 from robustbench_vlm.protocols.mini import MINI_QUICK
 
 SETS = ("colours", "shapes")
@@ -158,7 +158,7 @@ def test_what_was_evaluated_is_compared_sample_by_sample(result: RunResult, make
 
 def test_a_leaderboard_is_a_frame(taught_card: Path, tmp_path: Path) -> None:
     evaluate(str(taught_card), "fgsm", datasets="colours", protocol="mini", out=tmp_path / "runs", workers=1)
-    made = submission(tmp_path / "runs" / "mini" / "taught", date="2026-01-02", model=str(taught_card))
+    made = make_submission(tmp_path / "runs" / "mini" / "taught", date="2026-01-02", model=str(taught_card))
     made.write(tmp_path / "boards")
     board = load_leaderboard("mini", tmp_path / "boards" / "mini")
     (row,) = board.to_pandas().itertuples()

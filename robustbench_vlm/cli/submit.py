@@ -34,10 +34,10 @@ def submit(
 
     Writes the entry and its per-sample records, and prints the text of the pull request that submits them.
     """
-    from robustbench_vlm.leaderboard.submit import submission
+    from robustbench_vlm.leaderboard.submit import make_submission
 
     links = {key: value for key, value in (("code", code), ("contact", contact)) if value}
-    made = submission(run, date=today(), model=model, links=links, note=note, records=records, board=out, data=data)
+    made = make_submission(run, date=today(), model=model, links=links, note=note, records=records, board=out, data=data)
     path = made.write(out)
     document = {"entry": str(path), "remarks": list(made.remarks), "pull_request": made.pull_request}
     lines = [Line(line) for line in made.pull_request.splitlines()]

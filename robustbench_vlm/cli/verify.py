@@ -49,7 +49,7 @@ def verify(
     """
     from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.leaderboard.entry import write_entry
-    from robustbench_vlm.leaderboard.validate import read_placed
+    from robustbench_vlm.leaderboard.validate import read_entry_in_place
     from robustbench_vlm.leaderboard.verify import verify as verify_entry
 
     if samples < 1:
@@ -58,7 +58,7 @@ def verify(
         raise UserError("--since needs --check: it compares an entry with the version before a submission; add --check")
     if check:
         return _check(entry, since, as_json=as_json)
-    stored = read_placed(entry)
+    stored = read_entry_in_place(entry)
     note("reading models and images", quiet=as_json)
     with progress("verdicts", quiet=as_json) as on_progress:
         found = verify_entry(
@@ -80,10 +80,10 @@ def verify(
 def _check(path: Path, since: Path | None, *, as_json: bool) -> int:
     from robustbench_vlm.engine.evidence import Unsound
     from robustbench_vlm.leaderboard.entry import read_entry
-    from robustbench_vlm.leaderboard.validate import check_continuation, check_definitions, check_entry, read_placed
+    from robustbench_vlm.leaderboard.validate import check_continuation, check_definitions, check_entry, read_entry_in_place
 
     try:
-        entry = read_placed(path)
+        entry = read_entry_in_place(path)
         evidence = check_entry(entry, path.parent)
         check_definitions(entry, evidence)
         if since is not None:

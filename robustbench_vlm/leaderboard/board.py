@@ -1,4 +1,4 @@
-"""The board of a track: its entries ranked by the worst number known of each, and beside them what papers report."""
+"""Data types of a track's leaderboard: the board, its rows, and the numbers that papers report."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Row:
+class BoardRow:
     """A model on the board."""
 
     model: str
     rank: str
-    """"1", or "2-4" where paired tests tell these places not apart; "" where the standard attack is not complete, and
-    of disputed entries."""
+    """"1", or "2-4" for models that paired tests do not distinguish; "" if the standard attack is incomplete or the
+    entry is disputed."""
     clean_rank: int
     rank_difference: int
-    """Clean rank minus place by robust accuracy: positive where it does better than its clean accuracy says."""
+    """Clean rank minus robust rank, both without ties: positive if the robust rank is the better one."""
     status: str
     defense: str
     fidelity: str
     training: str
-    """Training data and radius, in words."""
+    """Training dataset and radius, such as "scenes, eps 6/255"."""
     architecture: str
     paper: str
     licence: str
@@ -35,37 +35,37 @@ class Row:
     links: Mapping[str, str]
     clean: Accuracy
     robust: Accuracy
-    """The worst known: a sample counts that no attack on record, and no counterexample, broke within the radius."""
+    """Lowest known: a sample counts as robust if no recorded attack and no counterexample breaks it in the radius."""
     under: Mapping[str, Accuracy]
-    """By attack: mean robust accuracy at the standard radius."""
+    """Mean robust accuracy at the standard radius, by attack."""
     curve: tuple[CurvePoint, ...]
     datasets: Mapping[str, Mapping[str, Accuracy]]
-    """By dataset: "clean" and "robust" (worst known)."""
+    """"clean" and "robust" (lowest known) accuracy, by dataset."""
     passes: int
-    """Forward and backward passes through the network that its numbers took."""
+    """Forward and backward passes of all attacks."""
     warnings: tuple[str, ...]
-    """Codes of gates, "code" or "code:dataset, dataset"."""
+    """Codes of warnings, "code" or "code: dataset, dataset"."""
     counterexamples: int
     history: tuple[Mapping[str, Any], ...]
     records: Mapping[str, str]
     """{"file", "sha256", "url"} of its per-sample records."""
     command: str
-    """What anybody gives to measure it again."""
+    """The command that repeats the measurement."""
 
 
 @dataclass(frozen=True)
 class ReportedNumber:
-    """A number that a paper reports: shown apart, never averaged with what was measured here."""
+    """A number that a paper reports: shown separately, never averaged with measured numbers."""
 
     method: str
     paper: str
     source: str
-    """Address."""
+    """URL of the paper."""
     table: str
     architecture: str
     training: str
     attack: str
-    """As its released code runs it."""
+    """The attack as the paper's released code runs it."""
     eps: str
     steps: str
     dataset: str
@@ -75,30 +75,30 @@ class ReportedNumber:
     confidence: str
     note: str
     warnings: tuple[str, ...]
-    """Gates that it breaks, in words."""
+    """Sentences on why the number may be too high."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """All that views of a track's leaderboard are made of; ranked rows first, best first."""
+    """A track's leaderboard; ranked rows come first, best first."""
 
     track: str
     description: str
     protocol: Mapping[str, Any]
-    """{"label", "identity"} of the protocol that its numbers are made under."""
+    """{"label", "identity"} of the protocol of all measured numbers."""
     attack: str
     norm: str
     eps: str
     datasets: tuple[str, ...]
     seen: tuple[str, ...]
-    """Datasets that the zero-shot mean leaves out."""
-    rows: tuple[Row, ...]
+    """Datasets that the zero-shot mean leaves out, because models were trained on them."""
+    rows: tuple[BoardRow, ...]
     absent: Mapping[str, str]
-    """By model: why nobody can have the records of its entry now. Without them it has no row."""
+    """Why an entry's records cannot be downloaded, by model; such an entry has no row."""
     reported: tuple[ReportedNumber, ...]
 
     def to_pandas(self) -> "DataFrame":
-        """Return a row for every model, in the board's order: means with their 95 % intervals, status and origin."""
+        """Return a data frame with a row for each model: means in [0, 1] with 95 % intervals, status and origin."""
         import pandas
 
         return pandas.DataFrame([_flat(row) for row in self.rows])
@@ -109,8 +109,8 @@ class Board:
         return document
 
 
-def _flat(row: Row) -> dict[str, Any]:
-    """Return what a table shows of a row, means as shares in [0, 1]."""
+def _flat(row: BoardRow) -> dict[str, Any]:
+    """Return the columns of a row in `to_pandas`."""
     means = {
         name + end: getattr(getattr(row, name), field)
         for name in ("clean", "robust")

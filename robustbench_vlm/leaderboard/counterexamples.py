@@ -1,4 +1,4 @@
-"""The images of counterexamples: kept beside the entries under the digest of their file, for anybody to judge again."""
+"""Counterexamples: files of adversarial images beside the entries, named by their digest, and their checks."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -13,29 +13,29 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.evidence import Evidence, Unsound
 from robustbench_vlm.leaderboard.entry import Counterexample
-from robustbench_vlm.leaderboard.tolerance import is_more_than_honest
+from robustbench_vlm.leaderboard.tolerance import exceeds_tolerance
 
-_SLACK = 1e-6
-"""By so much may the size of a perturbation come out otherwise on another machine."""
+_DISTANCE_TOLERANCE = 1e-6
+"""Difference of a perturbation's size between machines that is ignored, pixel scale."""
 
 
 def images_path(folder: Path, source: str) -> Path | None:
-    """Return where the images of a counterexample lie beside the entries of `folder`; None if its source has none."""
+    """Return the path of a counterexample's images beside the entries of `folder`; None if its source is a command."""
     is_digest = len(source) == 64 and set(source) <= set("0123456789abcdef")
     return folder / "counterexamples" / f"{source}.safetensors" if is_digest else None
 
 
 def images_file(track: str, broken: Sequence[tuple[Counterexample, Tensor]]) -> tuple[str, bytes]:
-    """Return the digest and the bytes of a file with the images (3, H, W) of counterexamples."""
+    """Return the sha256 and the bytes of a safetensors file with the images (3, H, W) of counterexamples."""
     pairs = tuple((example.dataset, example.sample_id) for example, _ in broken)
     content = images_bytes(AdversarialImages(track, pairs, torch.stack([image for _, image in broken])))
     return hashlib.sha256(content).hexdigest(), content
 
 
 def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tuple[Counterexample, Tensor]]:
-    """Yield the counterexamples whose images lie beside the entries of `folder`, each with its image (3, H, W).
+    """Yield the counterexamples that have an image file beside the entries of `folder`, each with its image (3, H, W).
 
-    Raises Unsound for a file that is another than its name says, or lacks the sample.
+    Raises Unsound if a file does not have the digest in its name, or lacks the sample.
     """
     for source in dict.fromkeys(example.source for example in examples):
         path = images_path(folder, source)
@@ -46,7 +46,9 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
         except UserError as error:
             raise Unsound(str(error)) from error
         if digest != source:
-            raise Unsound(f"{path} is another file than its name says")
+            raise Unsound(
+                f"{path} does not have the digest in its name: restore the file that `vlmbench dispute` wrote"
+            )
         images = dict(zip(found.samples, found.images, strict=True))
         for example in (example for example in examples if example.source == source):
             pair = (example.dataset, example.sample_id)
@@ -55,10 +57,10 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
             yield example, images[pair]
 
 
-def are_too_many(examples: Sequence[Counterexample], evidence: Sequence[Evidence]) -> bool:
-    """Tell whether an entry has more counterexamples than the honest share of the samples that it holds robust.
+def exceed_tolerance(examples: Sequence[Counterexample], evidence: Sequence[Evidence]) -> bool:
+    """Return whether an entry has more counterexamples than the tolerance for its robust samples allows.
 
-    Of a dataset these are counted under the attack and radius that leave most.
+    The robust samples of a dataset are counted for the attack and radius that leave the most.
     """
     if not examples:
         return False
@@ -66,13 +68,13 @@ def are_too_many(examples: Sequence[Counterexample], evidence: Sequence[Evidence
     for each in evidence:
         count = sum(row.broken_by == "" for row in each.results)
         robust[each.score.dataset] = max(count, robust.get(each.score.dataset, 0))
-    return is_more_than_honest(len(examples), max(sum(robust.values()), len(examples)))
+    return exceeds_tolerance(len(examples), max(sum(robust.values()), len(examples)))
 
 
-def refuted(
+def refuted_counterexamples(
     examples: Sequence[Counterexample], folder: Path, evidence: Sequence[Evidence], cells: Sequence[Cell], device: str
 ) -> tuple[Counterexample, ...]:
-    """Return the counterexamples whose images, as they lie beside the entries, break nothing: a pass through each."""
+    """Return the counterexamples whose image files break nothing here; each image takes one forward pass."""
     found = []
     for example, image in with_images(examples, folder):
         number = next(n for n, each in enumerate(evidence) if each.score.dataset == example.dataset)
@@ -80,6 +82,6 @@ def refuted(
         position = next(at for at, row in enumerate(rows) if row.sample_id == example.sample_id)
         threats = [each.threat for each in evidence if each.threat.norm == example.norm]
         outcome = judge(cells[number], position, image, threats, device=device)
-        if outcome is None or outcome[1] > example.distance + _SLACK or outcome[2] == rows[position].label:
+        if outcome is None or outcome[1] > example.distance + _DISTANCE_TOLERANCE or outcome[2] == rows[position].label:
             found.append(example)
     return tuple(found)

@@ -1,4 +1,4 @@
-"""What an entry says and the records that bear it out: evidence into an entry and its file of records, and back."""
+"""Records of an entry: make an entry and its parquet file from evidence, and read them back with all checks."""
 
 import hashlib
 import io
@@ -10,13 +10,25 @@ from robustbench_vlm.core.download import download
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, inside, sha256_of, write_whole
 from robustbench_vlm.core.fingerprint import fingerprint, plain
-from robustbench_vlm.core.records import SampleResult
-from robustbench_vlm.engine.evidence import Evidence, Unreachable, Unsound, checked, read_score
+from robustbench_vlm.core.records import SampleResult, Score
+from robustbench_vlm.engine.evidence import Evidence, Unreachable, Unsound, checked
 from robustbench_vlm.engine.store import records_table
-from robustbench_vlm.leaderboard.entry import FORMAT, Entry, EntryCell, Event, RecordsFile
+from robustbench_vlm.leaderboard.entry import (
+    FORMAT,
+    Entry,
+    EntryCell,
+    EntryDataset,
+    EntryProtocol,
+    EntryScore,
+    EntryThreat,
+    Event,
+    RecordsFile,
+)
 
+_SCORE_OF = ("model", "attack", "dataset")
+"""The fields of a score that an entry's cell has itself."""
 _CELL = "cell"
-"""The column of the records file that says which of the entry's cells a row belongs to."""
+"""The column of the records file with the number of the row's cell in the entry."""
 
 
 def make_entry(
@@ -36,67 +48,74 @@ def make_entry(
         model=first.score.model,
         card=card,
         weights=first.identity["weights"],
-        protocol={"label": first.protocol, "identity": protocol},
+        protocol=EntryProtocol(first.protocol, protocol),
         datasets={
-            each.score.dataset: {key: each.identity[key] for key in ("classes", "prompts", "data")} for each in evidence
+            each.score.dataset: EntryDataset(*(each.identity[key] for key in ("classes", "prompts", "data")))
+            for each in evidence
         },
         attacks={each.score.attack: each.identity["attack"]["stages"] for each in evidence},
         cells=tuple(_cell(each) for each in evidence),
-        records=RecordsFile(name, hashlib.sha256(content).hexdigest()),
+        records=RecordsFile(name, hashlib.sha256(content).hexdigest(), url=""),
         environment=tuple(environment),
         status=event.status,
         history=(event,),
+        counterexamples=(),
+        links={},
+        note="",
     )
     return entry, content
 
 
 def records_name(model: str) -> str:
-    """Return where a model's records lie, relative to its entry."""
+    """Return the path of a model's records relative to its entry."""
     return f"records/{model}.parquet"
 
 
 def read_evidence(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
-    """Return the checked records of an entry that lies in `folder`.
+    """Return the checked records of an entry in `folder`.
 
-    A records file that is not beside the entry is fetched from its address. Raises Unreachable where that does not give
-    it, UserError where there is none, and Unsound where the file is another than the entry names or does not give its
-    numbers.
+    A records file that is not beside the entry is downloaded from its URL. Raises Unreachable if the download fails,
+    UserError if there is no URL, and Unsound if the file has another digest or does not give the entry's numbers.
     """
     path = _records_path(entry, folder)
     if sha256_of(path) != entry.records.sha256:
-        raise Unsound(f"{path} has another digest than the entry of {entry.model!r} says: it is not the same file")
-    rows = read_rows(path, sum(cell.score["n"] for cell in entry.cells))
+        raise Unsound(
+            f"{path} has another digest than the entry of {entry.model!r} names: restore the file that was submitted"
+        )
+    rows = read_rows(path, sum(cell.score.n for cell in entry.cells))
     if set(rows) != set(range(len(entry.cells))):
         raise Unsound(f"{path} does not have the cells of the entry of {entry.model!r}")
     return tuple(_evidence(entry, cell, rows[number]) for number, cell in enumerate(entry.cells))
 
 
 def _records_path(entry: Entry, folder: Path) -> Path:
-    """Return where the records file is: beside the entry, or in the cache once it was fetched from its address."""
+    """Return the path of the records file: beside the entry, or in the cache after a download from its URL."""
     records = entry.records
     path = inside(folder, records.file)
     if path.is_file():
         return path
     if not records.url:
-        raise UserError(f"the records of {entry.model!r} are not at {path}, and the entry says no other place")
+        raise UserError(
+            f"the records of {entry.model!r} are not at {path}, and the entry has no URL for them: put the file there"
+        )
     cached = cache_folder() / "records" / f"{records.sha256}.parquet"
     try:
         download(records.url, cached, sha256=records.sha256)
     except UserError as error:
-        raise Unreachable(f"the records of {entry.model!r} cannot be had: {error}") from error
+        raise Unreachable(f"the records of {entry.model!r} cannot be downloaded: {error}") from error
     return cached
 
 
 def write_records(content: bytes, path: Path) -> None:
-    """Write the bytes of a records file whole or not at all."""
+    """Write the bytes of a records file atomically."""
     write_whole(path, lambda partial: partial.write_bytes(content))
 
 
 def _cell(evidence: Evidence) -> EntryCell:
-    score = {key: value for key, value in plain(evidence.score).items() if key not in ("model", "attack", "dataset")}
-    threat = evidence.identity["threat"]
+    score, threat = evidence.score, EntryThreat(**evidence.identity["threat"])
+    numbers = EntryScore(**{key: value for key, value in vars(score).items() if key not in _SCORE_OF})
     content = fingerprint(list(evidence.results))
-    return EntryCell(evidence.score.attack, evidence.score.dataset, threat, evidence.fingerprint, content, score)
+    return EntryCell(score.attack, score.dataset, threat, evidence.fingerprint, content, numbers)
 
 
 def _records_bytes(cells: Sequence[Sequence[SampleResult]]) -> bytes:
@@ -113,38 +132,40 @@ def _records_bytes(cells: Sequence[Sequence[SampleResult]]) -> bytes:
 
 
 def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
-    """Return the rows of a records file by cell number; raise Unsound unless it has `count` rows and our columns."""
+    """Return the rows of a records file by cell number.
+
+    Raises Unsound unless the file has `count` rows and the columns of `SampleResult` and the cell.
+    """
     import pyarrow
     from pyarrow import parquet
 
     rows: dict[int, list[SampleResult]] = {}
     try:
-        # Before anything is unpacked: a small file may stand for millions of rows.
+        # Checked before anything is decompressed, because a small file may contain millions of rows.
         file = parquet.ParquetFile(path)
         schema = records_table(()).schema.append(pyarrow.field(_CELL, pyarrow.int32()))
         if file.metadata.num_rows != count or not file.schema_arrow.equals(schema):
-            raise ValueError("it does not have the rows and columns that the entry says")
+            raise ValueError("it does not have the rows and columns that the entry names")
         for row in file.read().to_pylist():
             rows.setdefault(row.pop(_CELL), []).append(SampleResult(**row))
     except (pyarrow.ArrowException, OSError, TypeError, ValueError, KeyError) as error:
-        raise Unsound(f"{path} is no file of records: {str(error).splitlines()[0]}") from error
+        raise Unsound(f"{path} is not a records file: {str(error).splitlines()[0]}") from error
     return rows
 
 
 def _evidence(entry: Entry, cell: EntryCell, results: Sequence[SampleResult]) -> Evidence:
     about = f"the entry of {entry.model!r}: {cell.attack} / {cell.dataset}"
     if cell.dataset not in entry.datasets or cell.attack not in entry.attacks:
-        raise Unsound(f"{about} has no class names or no attack in the entry")
+        raise Unsound(f"{about} has no class names or no attack stages in the entry")
     if fingerprint(list(results)) != cell.content:
-        raise Unsound(f"{about} has other records than the entry was written with")
+        raise Unsound(f"{about} has other records than when the entry was written")
     identity = {
         "weights": entry.weights,
         "dataset": cell.dataset,
-        **entry.datasets[cell.dataset],
-        "attack": {"name": cell.attack, "stages": entry.attacks[cell.attack]},
-        "threat": cell.threat,
-        "protocol": entry.protocol["identity"],
+        **plain(entry.datasets[cell.dataset]),
+        "attack": {"name": cell.attack, "stages": list(entry.attacks[cell.attack])},
+        "threat": plain(cell.threat),
+        "protocol": entry.protocol.identity,
     }
-    score = read_score({"model": entry.model, "attack": cell.attack, "dataset": cell.dataset, **cell.score})
-    label = entry.protocol["label"]
-    return checked(Evidence(entry.track, label, identity, cell.fingerprint, score, tuple(results)))
+    score = Score(entry.model, cell.attack, cell.dataset, **vars(cell.score))
+    return checked(Evidence(entry.track, entry.protocol.label, identity, cell.fingerprint, score, tuple(results)))

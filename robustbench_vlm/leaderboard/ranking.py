@@ -1,8 +1,12 @@
-"""Ranking: the entries of a track become its board, ordered by the worst number known of each."""
+"""Ranking of a track's entries by the lowest known robust accuracy.
+
+A sample counts as robust if no recorded attack and no counterexample breaks it within the radius. Models whose means a
+paired test does not distinguish share their ranks.
+"""
 
 import contextlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -12,41 +16,93 @@ from robustbench_vlm.comparison.compare import CurvePoint
 from robustbench_vlm.comparison.statistics import ALPHA, compare_means, enough_draws, holm, rank_ranges
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
+from robustbench_vlm.core.records import CLEAN, Accuracy
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.engine.evidence import Evidence, Unreachable, Unsound
-from robustbench_vlm.leaderboard.board import Board, Row
-from robustbench_vlm.leaderboard.entry import Entry, entry_paths, read_entry
+from robustbench_vlm.leaderboard.board import Board, BoardRow
+from robustbench_vlm.leaderboard.entry import Counterexample, Entry, entry_paths, read_entry
 from robustbench_vlm.leaderboard.reported import read_reported
-from robustbench_vlm.leaderboard.submit import missing
-from robustbench_vlm.leaderboard.validate import check_entry
-from robustbench_vlm.leaderboard.worst_known import Verdicts, accuracy, mean_without, worst_known
+from robustbench_vlm.leaderboard.validate import check_entry, misplaced
 from robustbench_vlm.models.card import bundled_names
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.tracks import TRACKS, Track
 
 
 @dataclass(frozen=True)
-class Placed:
-    """An entry with its checked records and what is known of its samples at the standard radius."""
+class KnownVerdicts:
+    """The lowest known verdicts of the samples of one dataset at one radius, in the order of the records."""
+
+    ids: tuple[str, ...]
+    clean: tuple[bool, ...]
+    """Classified correctly without an attack."""
+    robust: tuple[bool, ...]
+    """Classified correctly, and broken by no recorded attack and no counterexample."""
+
+
+def worst_known(
+    evidence: Iterable[Evidence], counterexamples: Sequence[Counterexample], threat: Threat
+) -> dict[str, KnownVerdicts]:
+    """Return the lowest known verdicts of one model by dataset, for datasets that were attacked at exactly this threat.
+
+    A sample that was broken within a smaller radius of the same norm counts as broken.
+    """
+    within = [each for each in evidence if each.threat.norm == threat.norm and each.threat.eps <= threat.eps]
+    found: dict[str, KnownVerdicts] = {}
+    for name in dict.fromkeys(each.score.dataset for each in within if each.threat == threat):
+        own = [each for each in within if each.score.dataset == name]
+        # All records of a dataset in one entry have the protocol's samples, in the same order.
+        rows = list(zip(*(each.results for each in own), strict=True))
+        broken = {
+            each.sample_id
+            for each in counterexamples
+            if (each.dataset, each.norm) == (name, threat.norm) and each.distance <= float(threat.eps) + 1e-7
+        }
+        found[name] = KnownVerdicts(
+            ids=tuple(row[0].sample_id for row in rows),
+            clean=tuple(row[0].broken_by != CLEAN for row in rows),
+            robust=tuple(all(r.broken_by == "" for r in row) and row[0].sample_id not in broken for row in rows),
+        )
+    return found
+
+
+def accuracy(verdicts: Sequence[bool]) -> Accuracy:
+    """Return the share of true verdicts with its 95 % Wilson interval."""
+    return Accuracy.of_counts(sum(verdicts), len(verdicts))
+
+
+def mean_accuracy(strata: Sequence[Sequence[bool]]) -> Accuracy:
+    """Return the unweighted mean over datasets of the shares of true verdicts, with its 95 % interval."""
+    return Accuracy.mean([accuracy(each) for each in strata])
+
+
+def mean_without(verdicts: Mapping[str, Sequence[bool]], seen: Sequence[str]) -> Accuracy:
+    """Return the mean over the datasets that are not in `seen`, or over all datasets if all are in `seen`."""
+    kept = [each for name, each in verdicts.items() if name not in seen]
+    return mean_accuracy(kept or list(verdicts.values()))
+
+
+@dataclass(frozen=True)
+class CheckedEntry:
+    """An entry with its checked records and its lowest known verdicts at the standard radius, by dataset."""
 
     entry: Entry
     evidence: tuple[Evidence, ...]
-    verdicts: Mapping[str, Verdicts]
+    verdicts: Mapping[str, KnownVerdicts]
     is_ranked: bool
-    """Whether the track's attack was run on every dataset of the track, and nothing speaks against the entry."""
+    """Whether the track's attack was run on every dataset of the track, and the entry is not disputed."""
 
 
-def read_standings(folder: Path, track: Track) -> tuple[list[Placed], dict[str, str]]:
-    """Read and check all entries of a track's folder; also return, by model, why the records of others are not there.
+def read_entries(folder: Path, track: Track) -> tuple[list[CheckedEntry], dict[str, str]]:
+    """Read and check all entries of a track's folder; also return the errors of unreachable records, by model.
 
-    Raises UserError that names the entry that does not hold.
+    Raises UserError that names the first invalid entry.
     """
     found, absent = [], {}
     for path in entry_paths(folder):
         entry = read_entry(path)
         if (entry.track, f"{entry.model}.json") != (track.name, path.name):
-            raise Unsound(f"{path} is the entry of {entry.model!r} on {entry.track!r}: its place says otherwise")
+            raise misplaced(entry, path)
         try:
             evidence = check_entry(entry, folder)
         except Unreachable as error:
@@ -54,39 +110,56 @@ def read_standings(folder: Path, track: Track) -> tuple[list[Placed], dict[str, 
             continue
         verdicts = worst_known(evidence, entry.counterexamples, Threat(track.norm, track.standard_eps))
         if verdicts:
-            is_ranked = entry.status != "disputed" and not missing(evidence, track)
-            found.append(Placed(entry, evidence, verdicts, is_ranked))
+            is_ranked = entry.status != "disputed" and not datasets_without_standard_attack(evidence, track)
+            found.append(CheckedEntry(entry, evidence, verdicts, is_ranked))
     _check_together(found)
     return found, absent
 
 
-def _check_together(found: Sequence[Placed]) -> None:
-    """Raise Unsound where entries are of one name on disks that know no case, of one model, or of unlike samples."""
+def datasets_without_standard_attack(evidence: Iterable[Evidence], track: Track) -> list[str]:
+    """Return the datasets of a track that lack records of the standard attack at the standard radius."""
+    complete = {
+        each.score.dataset
+        for each in evidence
+        if each.score.attack == track.attack and (each.threat.norm, each.threat.eps) == (track.norm, track.standard_eps)
+    }
+    return [name for name in track.datasets if name not in complete]
+
+
+def _check_together(found: Sequence[CheckedEntry]) -> None:
+    """Raise Unsound if two entries have one name but for case, the same weights, or different samples of a dataset."""
     names: dict[str, str] = {}
     weights: dict[str, str] = {}
     data: dict[str, tuple[str, str]] = {}
     for each in found:
         model = each.entry.model
         if (other := names.setdefault(model.casefold(), model)) != model:
-            raise Unsound(f"the entries {other!r} and {model!r} have one name but for the case of letters")
+            raise Unsound(
+                f"the entries {other!r} and {model!r} differ only in upper and lower case: rename one of them"
+            )
         if (other := weights.setdefault(each.entry.weights, model)) != model:
-            raise Unsound(f"the entries {other!r} and {model!r} are of the same weights: one model has one entry")
+            raise Unsound(
+                f"the entries {other!r} and {model!r} have the same weights: one model has one entry, so remove one"
+                " of them"
+            )
         for name, about in each.entry.datasets.items():
-            digest, first = data.setdefault(name, (about["data"], model))
-            if digest != about["data"]:
-                raise Unsound(f"the entries of {first!r} and {model!r} are of other samples of {name!r}")
+            digest, first = data.setdefault(name, (about.data, model))
+            if digest != about.data:
+                raise Unsound(
+                    f"the entries of {first!r} and {model!r} have different samples of {name!r}: run both on the same"
+                    " data"
+                )
 
 
 def make_board(track_name: str, folder: Path) -> Board:
-    """Return the board of a track from the entries, and the papers' numbers, in a folder.
+    """Return the board of a track from the entries and the reported numbers in a folder.
 
-    Ranked are those that the track's attack was run on completely and that are not disputed; the others follow. An
-    entry whose records cannot be had now has no row: what nobody can check does not count.
+    Entries with complete records of the track's attack are ranked unless they are disputed. The other entries follow
+    without a rank. An entry whose records cannot be downloaded has no row, because nobody can check it.
     """
     track: Track = TRACKS.load(track_name)
-    standings, absent = read_standings(folder, track)
-    ranked = sorted((each for each in standings if each.is_ranked), key=lambda each: _order(each, track))
-    others = sorted((each for each in standings if not each.is_ranked), key=lambda each: _order(each, track))
+    found, absent = read_entries(folder, track)
+    found.sort(key=lambda each: (-_mean(each, track, "robust"), each.entry.model))
     protocol = PROTOCOLS.load(track.board)
     threat = Threat(track.norm, track.standard_eps)
     return Board(
@@ -98,54 +171,53 @@ def make_board(track_name: str, folder: Path) -> Board:
         eps=threat.eps_text,
         datasets=track.datasets,
         seen=track.seen,
-        rows=(*_ranked_rows(ranked, track), *(_row(each, track) for each in others)),
+        rows=(
+            *_ranked_rows([each for each in found if each.is_ranked], track),
+            *(_row(each, track) for each in found if not each.is_ranked),
+        ),
         absent=absent,
         reported=read_reported(folder),
     )
 
 
-def _order(standing: Placed, track: Track) -> tuple[float, str]:
-    return -_mean(standing, track, "robust"), standing.entry.model
+def _mean(checked: CheckedEntry, track: Track, which: str) -> float:
+    return mean_without(_strata(checked, which), track.seen).value
 
 
-def _mean(standing: Placed, track: Track, which: str) -> float:
-    return mean_without(_strata(standing, which), track.seen).value
+def _strata(checked: CheckedEntry, which: str) -> dict[str, Sequence[bool]]:
+    return {name: getattr(verdicts, which) for name, verdicts in checked.verdicts.items()}
 
 
-def _strata(standing: Placed, which: str) -> dict[str, Sequence[bool]]:
-    return {name: getattr(verdicts, which) for name, verdicts in standing.verdicts.items()}
-
-
-def _ranked_rows(ranked: Sequence[Placed], track: Track) -> list[Row]:
-    apart = _told_apart(ranked, track)
+def _ranked_rows(ranked: Sequence[CheckedEntry], track: Track) -> list[BoardRow]:
+    different = _different_pairs(ranked, track)
     ranks = rank_ranges(
-        [_mean(each, track, "robust") for each in ranked], lambda first, second: frozenset((first, second)) in apart
+        [_mean(each, track, "robust") for each in ranked], lambda first, second: frozenset((first, second)) in different
     )
     cleans = [_mean(each, track, "clean") for each in ranked]
     robusts = [_mean(each, track, "robust") for each in ranked]
     rows = []
-    for standing, rank, clean, robust in zip(ranked, ranks, cleans, robusts, strict=True):
+    for checked, rank, clean, robust in zip(ranked, ranks, cleans, robusts, strict=True):
         clean_rank = 1 + sum(other > clean for other in cleans)
         difference = clean_rank - 1 - sum(other > robust for other in robusts)
-        rows.append(_row(standing, track, rank, clean_rank, difference))
+        rows.append(_row(checked, track, rank, clean_rank, difference))
     return rows
 
 
-def _told_apart(ranked: Sequence[Placed], track: Track) -> set[frozenset[int]]:
-    """Return the pairs of places that paired tests of the mean tell apart; all have the protocol's samples."""
+def _different_pairs(ranked: Sequence[CheckedEntry], track: Track) -> set[frozenset[int]]:
+    """Return the pairs of entries, by index, whose mean robust accuracies a paired test distinguishes (Holm)."""
     pairs = list(combinations(range(len(ranked)), 2))
     strata = [_strata(each, "robust") for each in ranked]
-    # Entries list their datasets in the order of their runs; a pair is of one dataset.
+    # Entries list their datasets in the order of their runs; the test pairs samples of the same dataset.
     robust = [[each[name] for name in track.datasets if name not in track.seen] for each in strata]
     draws = enough_draws(len(pairs))
     p = holm([compare_means(robust[first], robust[second], draws=draws).p for first, second in pairs])
     return {frozenset(pair) for pair, adjusted in zip(pairs, p, strict=True) if adjusted <= ALPHA}
 
 
-def _row(standing: Placed, track: Track, rank: str = "", clean_rank: int = 0, difference: int = 0) -> Row:
-    entry, card = standing.entry, standing.entry.card
-    clean, robust = _strata(standing, "clean"), _strata(standing, "robust")
-    return Row(
+def _row(checked: CheckedEntry, track: Track, rank: str = "", clean_rank: int = 0, difference: int = 0) -> BoardRow:
+    entry, card = checked.entry, checked.entry.card
+    clean, robust = _strata(checked, "clean"), _strata(checked, "robust")
+    return BoardRow(
         model=entry.model,
         rank=rank,
         clean_rank=clean_rank,
@@ -161,11 +233,11 @@ def _row(standing: Placed, track: Track, rank: str = "", clean_rank: int = 0, di
         links=entry.links,
         clean=mean_without(clean, track.seen),
         robust=mean_without(robust, track.seen),
-        under=_under(standing, track),
-        curve=_curve(standing, track),
+        under=_under(checked, track),
+        curve=_curve(checked, track),
         datasets={name: {"clean": accuracy(clean[name]), "robust": accuracy(robust[name])} for name in clean},
-        passes=sum(row.forward + row.backward for each in standing.evidence for row in each.results),
-        warnings=_warnings(standing, track),
+        passes=sum(row.forward + row.backward for each in checked.evidence for row in each.results),
+        warnings=_warnings(checked, track),
         counterexamples=len(entry.counterexamples),
         history=tuple(plain(event) for event in entry.history),
         records=plain(entry.records),
@@ -174,7 +246,7 @@ def _row(standing: Placed, track: Track, rank: str = "", clean_rank: int = 0, di
 
 
 def _fidelity(entry: Entry) -> str:
-    """Return how near to its paper our recipe is, of a model that we trained by it; "" of all others."""
+    """Return how closely our training recipe follows the paper, for bundled models; "" for all others."""
     defense = str(entry.card.get("defense", ""))
     if entry.model not in bundled_names(entry.track) or defense not in DEFENSES.names():
         return ""
@@ -185,16 +257,16 @@ def _training(training: Mapping[str, Any]) -> str:
     eps = str(training.get("eps", ""))
     radius = ""
     if eps:
-        # What a card of others says may be anything.
+        # The card of a submission may hold any text here.
         with contextlib.suppress(UserError):
             eps = Threat("Linf", parse_eps(eps)).eps_text
         radius = f"eps {eps}"
     return ", ".join(part for part in (str(training.get("dataset", "")), radius) if part)
 
 
-def _under(standing: Placed, track: Track) -> dict[str, Any]:
-    """Return the mean robust accuracy under each attack that was run on as many datasets as any at the radius."""
-    cells = [each for each in standing.evidence if each.threat == Threat(track.norm, track.standard_eps)]
+def _under(checked: CheckedEntry, track: Track) -> dict[str, Any]:
+    """Return the mean robust accuracy under each attack that was run on all evaluated datasets at the radius."""
+    cells = [each for each in checked.evidence if each.threat == Threat(track.norm, track.standard_eps)]
     attacks = dict.fromkeys(each.score.attack for each in cells)
     own = {
         attack: {
@@ -205,25 +277,25 @@ def _under(standing: Placed, track: Track) -> dict[str, Any]:
         for attack in attacks
     }
     return {
-        attack: mean_without(found, track.seen) for attack, found in own.items() if set(found) == set(standing.verdicts)
+        attack: mean_without(found, track.seen) for attack, found in own.items() if set(found) == set(checked.verdicts)
     }
 
 
-def _curve(standing: Placed, track: Track) -> tuple[CurvePoint, ...]:
-    radii = sorted({each.threat.eps for each in standing.evidence if each.threat.norm == track.norm})
+def _curve(checked: CheckedEntry, track: Track) -> tuple[CurvePoint, ...]:
+    radii = sorted({each.threat.eps for each in checked.evidence if each.threat.norm == track.norm})
     points = []
     for eps in radii:
         threat = Threat(track.norm, eps)
-        found = worst_known(standing.evidence, standing.entry.counterexamples, threat)
-        if set(found) == set(standing.verdicts):
+        found = worst_known(checked.evidence, checked.entry.counterexamples, threat)
+        if set(found) == set(checked.verdicts):
             robust = mean_without({name: verdicts.robust for name, verdicts in found.items()}, track.seen)
             points.append(CurvePoint(threat.eps_text, float(eps), robust))
     return tuple(points)
 
 
-def _warnings(standing: Placed, track: Track) -> tuple[str, ...]:
-    """Return the codes of the gates at the standard radius, each with its datasets."""
-    cells = [each for each in standing.evidence if each.threat == Threat(track.norm, track.standard_eps)]
+def _warnings(checked: CheckedEntry, track: Track) -> tuple[str, ...]:
+    """Return the codes of the warnings at the standard radius, each with its datasets."""
+    cells = [each for each in checked.evidence if each.threat == Threat(track.norm, track.standard_eps)]
     pairs = {(code.partition(":")[0], each.score.dataset): None for each in cells for code in each.score.warnings}
     counts = Counter(code for code, _ in pairs)
     return tuple(f"{code}: {', '.join(name for other, name in pairs if other == code)}" for code in sorted(counts))

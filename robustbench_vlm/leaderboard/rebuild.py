@@ -1,4 +1,4 @@
-"""Evidence held against this machine: the cells that its records must be of, made anew from weights and images."""
+"""Rebuild the cells of an entry from local weights and images, and compare their fingerprints."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ from robustbench_vlm.models.card import read_card
 from robustbench_vlm.models.reference import CardFile, ModelReference
 from robustbench_vlm.test_time.defended_model import checked_reference
 
-_MEANING = {
+_DIFFERENCES = {
     "weights": "other weights",
     "classes": "other class names",
     "prompts": "other prompts",
@@ -35,15 +35,15 @@ _MEANING = {
 def rebuild(
     evidence: Sequence[Evidence], reference: str, *, data: Path | None = None, resources: Resources | None = None
 ) -> tuple[Plan, list[int]]:
-    """Return a plan that has the cell of every piece of evidence, and the numbers of these cells, in the same order.
+    """Return a plan with the cell of each evidence, and the numbers of these cells in the plan, in the same order.
 
-    Raises Unsound where a cell is not the one that the evidence is of, and says which part differs; UserError where
-    only the images differ, and as `resolve` does.
+    Raises Unsound that names the part that differs if a cell has another fingerprint than the evidence; UserError if
+    only the images differ, and the errors of `resolve`.
     """
     first = evidence[0]
     norms = {each.threat.norm for each in evidence}
     if len(norms) > 1:
-        raise UserError(f"the records mix the norms {' and '.join(sorted(norms))}: give each a run of its own")
+        raise UserError(f"the records mix the norms {' and '.join(sorted(norms))}: use one run for each norm")
     request = Request(
         models=(reference,),
         attacks=tuple(dict.fromkeys(each.score.attack for each in evidence)),
@@ -64,9 +64,9 @@ def rebuild(
 
 
 def reference_of(entry: Entry) -> str:
-    """Return the reference that loads an entry's model: its name on the track, else the card that the entry has.
+    """Return the reference that loads an entry's model: its name on the track, or else a copy of the entry's card.
 
-    Raises UserError for a card whose weights are nowhere to be had.
+    Raises UserError if the weights of the card were never published.
     """
     parsed = checked_reference(entry.model)
     name = str(parsed.model)
@@ -78,14 +78,14 @@ def reference_of(entry: Entry) -> str:
     card = read_card(path)
     if any(weights and weights.is_bundled for weights in (card.image, card.text)):
         raise UserError(
-            f"the weights of {entry.model!r} were never published: the card has no address. Ask for them, and name the"
-            " card file beside them by --model"
+            f"the weights of {entry.model!r} were never published: the card has no URL. Ask the authors for them, and"
+            " give the card file next to them by --model"
         )
     return str(ModelReference(CardFile(str(path)), parsed.defense))
 
 
-def rescored(cells: Sequence[Cell], evidence: Sequence[Evidence]) -> list[Score]:
-    """Return the scores of evidence with all warnings, those that only a comparison of its cells shows included."""
+def scores_with_warnings(cells: Sequence[Cell], evidence: Sequence[Evidence]) -> list[Score]:
+    """Return the scores of evidence with all warnings, including those that need a comparison of several cells."""
     scores = [score(cell, each.results) for cell, each in zip(cells, evidence, strict=True)]
     return with_comparisons(cells, scores)
 
@@ -94,15 +94,18 @@ def _expect_same(evidence: Evidence, cell: Cell) -> None:
     if evidence.fingerprint == cell.fingerprint:
         return
     if [result.sample_id for result in evidence.results] != list(cell.samples.ids):
-        raise Unsound(f"the records of {cell.label} are not of the protocol's samples: some are missing, or foreign")
+        raise Unsound(
+            f"the records of {cell.label} do not have the protocol's samples: some are missing or from elsewhere"
+        )
     here = {key: plain(value) for key, value in cell.identity.items()}
     differ = [key for key, value in evidence.identity.items() if fingerprint(value) != fingerprint(here.get(key))]
     if differ == ["data"]:
         raise UserError(
-            f"this machine's images of {cell.dataset.name} are not those of the records: they were decoded otherwise,"
-            " or the data changed; `vlmbench data verify` looks at them"
+            f"the images of {cell.dataset.name} on this machine differ from those of the records: they were decoded"
+            " differently, or the data changed; check them by `vlmbench data verify`"
         )
     raise Unsound(
-        f"the records of {cell.label} are of {' and '.join(_MEANING.get(key, key) for key in differ)} than this machine"
+        f"the records of {cell.label} are of {' and '.join(_DIFFERENCES.get(key, key) for key in differ)} than this"
+        " machine"
         " has under these names"
     )

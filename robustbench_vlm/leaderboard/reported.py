@@ -1,6 +1,6 @@
-"""What papers report: read from reported.csv beside a track's entries, each number with its source and its doubts.
+"""Read the numbers that papers report from reported.csv beside a track's entries, with sources and warnings.
 
-They are shown apart from what was measured, and no mean is taken over both.
+They are shown separately from measured numbers, and no mean is taken over both.
 """
 
 import csv
@@ -13,20 +13,20 @@ from robustbench_vlm.leaderboard.board import ReportedNumber
 
 FILE = "reported.csv"
 _UNDEFENDED = ("CLIP",)
-"""What papers call the model that nobody defended."""
+"""The names that papers give the undefended model."""
 _MOST_UNDEFENDED = 0.01
-"""What an undefended model may keep at 1/255: it loses all under a sound attack."""
+"""The largest credible robust accuracy of an undefended model at 1/255; a strong attack leaves none."""
 _ROUNDED = 0.0005
-"""Papers print two digits after the point, at most."""
+"""Rounding: papers print at most two decimals of a percentage."""
 
-_Key = tuple[str, ...]
+_Columns = tuple[str, ...]
 
 
 def read_reported(folder: Path) -> tuple[ReportedNumber, ...]:
-    """Return the numbers of a folder's reported.csv, in its order; none where there is no such file.
+    """Return the numbers of a folder's reported.csv, in its order, or none if there is no such file.
 
-    A robust accuracy has the clean one of the same paper, method and dataset beside it. Raises UserError for a file
-    without the columns.
+    Each robust accuracy is paired with the clean accuracy of the same paper, method and dataset. Raises UserError if
+    the file lacks a column or a number.
     """
     path = folder / FILE
     if not path.is_file():
@@ -39,7 +39,9 @@ def read_reported(folder: Path) -> tuple[ReportedNumber, ...]:
         weakest = _under_pgd(robust)
         return tuple(_number(row, clean.get(_about(row)), weakest.get(_attacked(row))) for row in robust)
     except (KeyError, ValueError) as error:
-        raise UserError(f"{path} is not a table of reported numbers: {error}") from error
+        raise UserError(
+            f"{path} is not a table of reported numbers: {error}; correct the row or the column names"
+        ) from error
 
 
 def _number(row: Mapping[str, str], clean: float | None, under_pgd: float | None) -> ReportedNumber:
@@ -58,36 +60,36 @@ def _number(row: Mapping[str, str], clean: float | None, under_pgd: float | None
         robust=_share(row),
         confidence=row["confidence"],
         note=row["note"],
-        warnings=tuple(_doubts(row, under_pgd)),
+        warnings=tuple(_warnings(row, under_pgd)),
     )
 
 
-def _doubts(row: Mapping[str, str], under_pgd: float | None) -> Iterable[str]:
+def _warnings(row: Mapping[str, str], under_pgd: float | None) -> Iterable[str]:
     robust = _share(row)
     is_attacked = not row["eval_eps"].startswith("mean") and parse_eps(row["eval_eps"]) >= parse_eps("1/255")
     if row["method"] in _UNDEFENDED and is_attacked and robust > _MOST_UNDEFENDED:
         yield "an undefended model keeps more than 1 % at 1/255 or more: the attack is too weak"
-    if _is_auto(row) and under_pgd is not None and robust > under_pgd + _ROUNDED + 1e-9:
+    if (
+        row["eval_attack"].startswith(("AutoAttack", "APGD"))
+        and under_pgd is not None
+        and robust > under_pgd + _ROUNDED + 1e-9
+    ):
         yield f"above the same paper's PGD, {100 * under_pgd:.2f} %: the stronger attack breaks less"
 
 
-def _under_pgd(rows: Sequence[Mapping[str, str]]) -> dict[_Key, float]:
-    found: dict[_Key, float] = {}
+def _under_pgd(rows: Sequence[Mapping[str, str]]) -> dict[_Columns, float]:
+    found: dict[_Columns, float] = {}
     for row in rows:
         if row["eval_attack"].startswith("PGD"):
             found[_attacked(row)] = min(_share(row), found.get(_attacked(row), 1.0))
     return found
 
 
-def _is_auto(row: Mapping[str, str]) -> bool:
-    return row["eval_attack"].startswith(("AutoAttack", "APGD"))
-
-
-def _about(row: Mapping[str, str]) -> _Key:
+def _about(row: Mapping[str, str]) -> _Columns:
     return tuple(row[key] for key in ("paper", "method", "arch", "train_dataset", "train_eps", "dataset"))
 
 
-def _attacked(row: Mapping[str, str]) -> _Key:
+def _attacked(row: Mapping[str, str]) -> _Columns:
     return (*_about(row), row["eval_eps"])
 
 

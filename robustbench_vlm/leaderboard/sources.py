@@ -1,4 +1,4 @@
-"""What users name when they compare models: entry files, folders of runs, names of a track's leaderboard."""
+"""Read the models of a comparison: entry files, run folders, or names on a track's leaderboard."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -16,21 +16,21 @@ from robustbench_vlm.leaderboard.entry_records import read_evidence
 from robustbench_vlm.models.reference import ModelName, parse_reference
 from robustbench_vlm.tracks import TRACKS
 
-_ADVICE = "An entry file (path/to/entry.json) or the folder of a run (runs/<track>/<model>) is taken too."
+_ADVICE = "An entry file (path/to/entry.json) or a run folder (runs/<track>/<model>) can be given too."
 
 
 def read_sources(
     references: Sequence[str], track: str, *, attack: str = "", runs: Path = Path("runs")
 ) -> tuple[ModelRecords, ...]:
-    """Return the evidence of everything named, in that order; models that share a name carry what they were named by.
+    """Return the records of each reference, in order; models of the same name get their reference appended.
 
-    A reference is an entry file, a folder of runs, or a name: that of an entry which came with the package, else of a
-    folder runs/<track>/<name>. Where a run has the `attack`, its other attacks are not read. Raises UserError for what
-    is not there, with the nearest names, for a repeated reference, and for another track's evidence.
+    A reference is an entry file, a run folder, or a name: of an entry in the package, or else of a folder
+    runs/<track>/<name>. If a run has the `attack`, its other attacks are not read. Raises UserError for an unknown
+    reference, with similar names, for a repeated reference, and for records of another track.
     """
     TRACKS.load(track)
     if repeated := [reference for reference, count in Counter(references).items() if count > 1]:
-        raise UserError(f"{repeated[0]!r} is named twice: name every model once")
+        raise UserError(f"{repeated[0]!r} is given twice: give each model once")
     found = [_read(reference, track, attack, runs) for reference in references]
     for reference, source in zip(references, found, strict=True):
         if others := {each.track for each in source.evidence} - {track}:
@@ -68,7 +68,7 @@ def _of_entry(path: Path) -> ModelRecords:
     if entry.status == "disputed":
         notes.append(f"the entry of {entry.model} is disputed: {entry.history[-1].what}")
     if count := len(entry.counterexamples):
-        notes.append(f"{count} counterexamples against {entry.model} are on record and not counted here")
+        notes.append(f"{count} counterexamples against {entry.model} are recorded and not counted here")
     return ModelRecords(entry.model, read_evidence(entry, path.parent), tuple(notes))
 
 

@@ -1,22 +1,31 @@
-"""Honesty: how many verdicts may come out otherwise on another machine, and what a few drawn ones say of all."""
+"""Tolerance for hardware-dependent verdicts, and how recomputed verdicts agree with the stored ones."""
 
-HONEST = 0.005
-"""The share of verdicts that other hardware may turn, where it rounds otherwise at the edge of the attack's reach.
+from collections.abc import Sequence
+from dataclasses import dataclass
 
-A convention on the generous side: on one CPU, shards, orders and batches of other sizes change no bit of a record.
+from robustbench_vlm.core.records import CLEAN, SampleResult
+from robustbench_vlm.engine.evidence import Evidence
+from robustbench_vlm.leaderboard.entry import Counterexample
+
+TOLERANCE = 0.005
+"""The share of verdicts that may differ on other hardware, because it rounds differently.
+
+This convention is generous: on one CPU, other shards, sample orders and batch sizes change no bit of a record.
 """
-SIGNIFICANT = 0.01
-"""How improbable it must be that an honest entry is off as often."""
+SIGNIFICANCE = 0.01
+"""The level of the test that a difference exceeds `TOLERANCE`."""
+PARTS = ("ranked", "others")
+"""The verdicts that the rank depends on, and those of other attacks and radii."""
 
 
-def is_more_than_honest(wrong: int, n: int) -> bool:
-    """Return whether so many of n verdicts are wrong that an honest entry's would be with a chance below 1 %.
+def exceeds_tolerance(wrong: int, n: int) -> bool:
+    """Return whether `wrong` of `n` verdicts are significantly more than the tolerance allows.
 
-    One-sided exact binomial test against `HONEST`.
+    One-sided exact binomial test against a share of `TOLERANCE` at the level `SIGNIFICANCE`.
     """
     from scipy.stats import binomtest
 
-    return bool(binomtest(wrong, n, HONEST, alternative="greater").pvalue < SIGNIFICANT)
+    return bool(binomtest(wrong, n, TOLERANCE, alternative="greater").pvalue < SIGNIFICANCE)
 
 
 def upper_bound(wrong: int, n: int) -> float:
@@ -24,3 +33,104 @@ def upper_bound(wrong: int, n: int) -> float:
     from scipy.stats import binomtest
 
     return float(binomtest(wrong, n, alternative="less").proportion_ci(0.95, method="exact").high)
+
+
+@dataclass(frozen=True)
+class Disagreement:
+    """A stored verdict that differs from the recomputed one."""
+
+    attack: str
+    dataset: str
+    eps: str
+    sample_id: str
+    stored: str
+    """The stored `broken_by`."""
+    found: str
+    """The recomputed `broken_by`."""
+
+    @property
+    def is_favourable(self) -> bool:
+        """Whether the record says robust and the attack succeeds here, which makes the stored number too high."""
+        return self.stored == ""
+
+
+@dataclass(frozen=True)
+class RecomputedSample:
+    """A stored record and the result of attacking its sample on this machine."""
+
+    evidence: Evidence
+    """The records of the sample's cell."""
+    position: int
+    """The row of the sample in these records."""
+    here: SampleResult
+
+    @property
+    def stored(self) -> SampleResult:
+        """The sample's stored record."""
+        return self.evidence.results[self.position]
+
+    @property
+    def is_wrong(self) -> bool:
+        """Whether the two verdicts differ."""
+        return _verdict(self.stored) != _verdict(self.here)
+
+    @property
+    def is_broken(self) -> bool:
+        """Whether the attack succeeds here."""
+        return _verdict(self.here) == "broken"
+
+    @property
+    def disagreement(self) -> Disagreement:
+        """The stored and the recomputed verdict."""
+        score = self.evidence.score
+        about = score.attack, score.dataset, score.eps, self.stored.sample_id
+        return Disagreement(*about, self.stored.broken_by, self.here.broken_by)
+
+    def counterexample(self, source: str) -> Counterexample:
+        """Return the adversarial example that was found here as a counterexample with this source."""
+        about = self.evidence.score.dataset, self.here.sample_id, self.evidence.threat.norm
+        return Counterexample(*about, self.here.distance, self.here.adversarial_prediction, source)
+
+
+@dataclass(frozen=True)
+class RecomputedPart:
+    """How many verdicts of a part of an entry were recomputed, and how many differ."""
+
+    name: str
+    """One of `PARTS`."""
+    verdicts: int
+    """Number of recomputed verdicts."""
+    wrong: int
+    too_high: int
+    """Number of samples that are robust in the records and broken here."""
+    bound: float
+    """Upper bound of the share of wrong verdicts in the part: at 95 % confidence (exact binomial, Clopper and Pearson
+    1934), or exact if all of the part was recomputed."""
+
+    @property
+    def exceeds_tolerance(self) -> bool:
+        """Whether more verdicts differ, in either direction, than other hardware explains."""
+        # Both directions count: records that are too low would harm a competitor.
+        return exceeds_tolerance(self.wrong, self.verdicts)
+
+
+def summarize_part(name: str, samples: Sequence[RecomputedSample], *, is_full: bool) -> RecomputedPart:
+    """Return the counts of at least one recomputed sample; `is_full` says that these are all samples of the part."""
+    disagreements = [sample.disagreement for sample in samples if sample.is_wrong]
+    wrong, too_high = len(disagreements), sum(each.is_favourable for each in disagreements)
+    bound = wrong / len(samples) if is_full else upper_bound(wrong, len(samples))
+    return RecomputedPart(name, len(samples), wrong, too_high, bound)
+
+
+def missing_warnings(samples: Sequence[RecomputedSample]) -> tuple[str, ...]:
+    """Return a problem if more records than the tolerance allows lack warnings that the samples raise here."""
+    same = [(sample.stored, sample.here) for sample in samples if not sample.is_wrong]
+    missing = [set(here.warnings.split(",")) - set(stored.warnings.split(",")) - {""} for stored, here in same]
+    count = sum(map(bool, missing))
+    if not count or not exceeds_tolerance(count, len(samples)):
+        return ()
+    return (f"the records of {count} samples leave out the warnings {', '.join(sorted(set().union(*missing)))}",)
+
+
+def _verdict(result: SampleResult) -> str:
+    return result.broken_by if result.broken_by in ("", CLEAN) else "broken"

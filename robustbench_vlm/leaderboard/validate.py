@@ -1,4 +1,7 @@
-"""Soundness: what can be told of an entry without computing anything, weights and images left aside."""
+"""Static validation of an entry: place, digests, sample ids, scores, definitions, history and counterexamples.
+
+Needs neither weights nor images; `verify` checks those.
+"""
 
 import dataclasses
 import datetime
@@ -14,7 +17,7 @@ from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.evidence import Condition, Evidence, Unsound
-from robustbench_vlm.leaderboard.counterexamples import are_too_many, images_path, with_images
+from robustbench_vlm.leaderboard.counterexamples import exceed_tolerance, images_path, with_images
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_evidence, records_name
 from robustbench_vlm.models import card_names
@@ -26,37 +29,48 @@ from robustbench_vlm.test_time.defended_model import checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
 _LEFT_OUT = {"unreadable", "incomplete"}
-"""Gates of datasets that have fewer samples than the protocol asks for."""
+"""Warnings of datasets that have fewer samples than the protocol requires."""
 _PROSE = {"notes", "reported", "folder"}
-"""Fields of a card that say nothing of the model that was measured."""
+"""Fields of a card that do not describe the evaluated model."""
 
 
-def read_placed(path: Path) -> Entry:
-    """Read an entry that lies where its track and model say; raises UserError where it is none, Unsound elsewhere."""
+def read_entry_in_place(path: Path) -> Entry:
+    """Read an entry whose path must be <track>/<model>.json.
+
+    Raises UserError if the file is not an entry, and Unsound if the path belongs to another track or model.
+    """
     entry = read_entry(path)
     if path.name != f"{entry.model}.json" or path.resolve().parent.name != entry.track:
-        raise Unsound(f"{path} is the entry of {entry.model!r} on {entry.track!r}: its place says otherwise")
+        raise misplaced(entry, path)
     return entry
+
+
+def misplaced(entry: Entry, path: Path) -> Unsound:
+    """Return the error for an entry whose path belongs to another track or model."""
+    expected = f"{entry.track}/{entry.model}.json"
+    return Unsound(f"{path} is the entry of {entry.model!r} on {entry.track!r}: move it to {expected}")
 
 
 def check_entry(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
     """Return the evidence of an entry in `folder` if digests, sample ids, fingerprints, accuracies and names agree.
 
-    Raises Unsound that says what does not agree.
+    Raises Unsound with the first contradiction.
     """
     track: Track = TRACKS.load(entry.track)
     label = PROTOCOLS.load(track.board).label
-    if entry.protocol["label"] != label:
-        raise Unsound(f"the board of {track.name!r} takes the protocol {label}, not {entry.protocol['label']}")
+    if entry.protocol.label != label:
+        raise Unsound(f"the board of {track.name!r} takes the protocol {label}, not {entry.protocol.label}")
     if entry.card["name"] != str(parse_reference(entry.model).model):
         raise Unsound(f"the card is of {entry.card['name']!r}, the entry of {entry.model!r}")
     if entry.records.file != records_name(entry.model):
         raise Unsound(f"the records of {entry.model!r} must be {records_name(entry.model)}, not {entry.records.file}")
     if entry.status != entry.history[-1].status:
-        raise Unsound(f"the entry says {entry.status!r}, and its history ends in {entry.history[-1].status!r}")
+        raise Unsound(
+            f"the status of the entry is {entry.status!r}, but its history ends in {entry.history[-1].status!r}"
+        )
     _check_dates(entry)
     if foreign := set(entry.datasets) - set(track.datasets):
-        raise Unsound(f"{min(foreign)!r} is no dataset of the track {track.name!r}")
+        raise Unsound(f"{min(foreign)!r} is not a dataset of the track {track.name!r}")
     try:
         parse_card(entry.card, f"the card of {entry.model!r}")
     except UserError as error:
@@ -64,28 +78,28 @@ def check_entry(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
     evidence = read_evidence(entry, folder)
     keys = {each.condition for each in evidence}
     if len(keys) < len(evidence):
-        raise Unsound("the entry has two numbers for one attack, dataset and radius")
+        raise Unsound("the entry has two cells for one attack, dataset and radius: keep one of them")
     _check_counterexamples(entry.counterexamples, evidence, folder)
     return evidence
 
 
 def check_definitions(entry: Entry, evidence: Sequence[Evidence]) -> None:
-    """Raise Unsound where an entry's card, protocol, attacks, classes, prompts or counts are not this package's.
+    """Raise Unsound if card, protocol, attacks, classes, prompts or sample counts differ from this package's.
 
-    The attacks of a test-time defense depend on the model, so that only `verify` can tell.
+    The attacks of a test-time defense depend on the model, so that only `verify` can check them.
     """
     _check_card(entry)
     protocol: Protocol = PROTOCOLS.load(TRACKS.load(entry.track).board)
-    if not _same(entry.protocol["identity"], protocol.identity):
-        raise Unsound(f"what the entry calls {protocol.label} is another protocol than this package has")
-    has_defense = bool(checked_reference(entry.model).defense)
+    if not _is_equal(entry.protocol.identity, protocol.identity):
+        raise Unsound(f"the protocol {protocol.label} of the entry differs from this package's protocol of that name")
+    is_test_time_defense = bool(checked_reference(entry.model).defense)
     for each in evidence:
         name, norm = each.score.attack, each.threat.norm
         stages = [stage.identity for stage in protocol.adapt_attack(load_attack(name), norm).stages]
-        if not has_defense and not _same(each.identity["attack"]["stages"], stages):
-            raise Unsound(f"what the entry calls {name} is another attack than this package has")
+        if not is_test_time_defense and not _is_equal(each.identity["attack"]["stages"], stages):
+            raise Unsound(f"the attack {name} of the entry differs from this package's attack of that name")
         dataset: Dataset = protocol.adapt_dataset(DATASETS.load(each.score.dataset))
-        if not _same([each.identity["classes"], each.identity["prompts"]], [dataset.classes, dataset.prompts]):
+        if not _is_equal([each.identity["classes"], each.identity["prompts"]], [dataset.classes, dataset.prompts]):
             raise Unsound(f"the classes or prompts of {dataset.name} are not those of the protocol")
         gates = {warning.partition(":")[0] for warning in each.score.warnings}
         if protocol.samples is not None and each.score.n != protocol.samples and not gates & _LEFT_OUT:
@@ -93,45 +107,47 @@ def check_definitions(entry: Entry, evidence: Sequence[Evidence]) -> None:
 
 
 def _check_card(entry: Entry) -> None:
-    """Raise Unsound where a model of our zoo is said to be of other weights, data, papers or licence than there."""
+    """Raise Unsound if the card of a bundled model differs from its card in the model zoo."""
     name = entry.card["name"]
     if name not in card_names(entry.track):
         return
-    ours = read_card(package_folder("model_zoo") / entry.track / f"{name}.json")
-    said = {key: value for key, value in plain(ours).items() if key not in _PROSE}
-    if ours.has_weights and (other := [key for key, value in said.items() if not _same(entry.card.get(key), value)]):
-        raise Unsound(f"the card of {name!r} is another than in the zoo: {', '.join(other)}")
+    bundled = read_card(package_folder("model_zoo") / entry.track / f"{name}.json")
+    expected = {key: value for key, value in plain(bundled).items() if key not in _PROSE}
+    if bundled.has_weights and (
+        other := [key for key, value in expected.items() if not _is_equal(entry.card.get(key), value)]
+    ):
+        raise Unsound(f"the card of {name!r} differs from its card in the model zoo: {', '.join(other)}")
 
 
 def check_continuation(entry: Entry, evidence: Sequence[Evidence], earlier: Entry | None, folder: Path) -> None:
-    """Raise Unsound where a submitted entry, which lies in `folder`, says more than a submitter may.
+    """Raise Unsound if a submitted entry in `folder` removes what the earlier entry has, or claims a better status.
 
-    History, records and counterexamples of the `earlier` entry stay, the latter two as long as the weights do. Numbers
-    that it had not are claimed: better statuses are given where `verify` is run. Who disputes hands in counterexamples
-    with their images, which `verify` judges.
+    The history of the `earlier` entry must be kept, and so must its records and counterexamples if the weights are the
+    same. New numbers are "claimed": only `verify` gives better statuses. A dispute must include counterexamples with
+    their images, which `verify` classifies again.
     """
     known = earlier.history if earlier else ()
     if entry.history[: len(known)] != known:
-        raise Unsound("the history of the entry before is not the beginning of this one's")
-    allowed = {"claimed", "disputed"} if are_too_many(entry.counterexamples, evidence) else {"claimed"}
+        raise Unsound("the history of the earlier entry is not the beginning of the new history: keep its events")
+    allowed = {"claimed", "disputed"} if exceed_tolerance(entry.counterexamples, evidence) else {"claimed"}
     if earlier and (earlier.status == "disputed" or _is_same_claim(entry, earlier)):
         allowed.add(earlier.status)
     if earlier and earlier.status == "disputed" and entry.repeats(earlier):
-        # The same records do not become better by being handed in twice.
+        # Submitting the same records again does not end a dispute.
         allowed = {"disputed"}
     added = [event.status for event in entry.history[len(known) :]]
     if any(status not in allowed for status in added):
-        raise Unsound("a submission claims: other statuses are given by who verifies it")
+        raise Unsound("a submission has the status 'claimed': `vlmbench verify` gives the other statuses")
     before = earlier.counterexamples if earlier and entry.weights == earlier.weights else ()
     if earlier and entry.continues(earlier) and not _conditions(earlier) <= _conditions(entry):
-        raise Unsound("records of the entry before are missing, and weights and protocol are the same")
+        raise Unsound("records of the earlier entry are missing: keep them, as weights and protocol are the same")
     if set(entry.with_counterexamples(before).counterexamples) != set(entry.counterexamples):
-        raise Unsound("counterexamples of the entry before are missing, and the weights are the same")
+        raise Unsound("counterexamples of the earlier entry are missing: keep them, as the weights are the same")
     for example in set(entry.counterexamples) - set(before):
         path = images_path(folder, example.source)
         if path is None or not path.is_file():
             raise Unsound(
-                f"the counterexample {example.dataset} / {example.sample_id} has no image: hand in the file that"
+                f"the counterexample {example.dataset} / {example.sample_id} has no image: submit the file that"
                 " `vlmbench dispute` writes beside the entry"
             )
 
@@ -141,10 +157,12 @@ def _check_dates(entry: Entry) -> None:
     try:
         days = [datetime.date.fromisoformat(date) for date in dates]
     except ValueError as error:
-        raise Unsound(f"the history of {entry.model!r} has a date that is none: {error}") from error
-    # Somebody east of here may be a day ahead.
+        raise Unsound(f"the history of {entry.model!r} has an invalid date: {error}; expected YYYY-MM-DD") from error
+    # A submitter in another time zone may be a day ahead.
     if days != sorted(days) or days[-1] > datetime.date.today() + datetime.timedelta(days=1):
-        raise Unsound(f"the history of {entry.model!r} is not in the order of time: {', '.join(dates)}")
+        raise Unsound(
+            f"the history of {entry.model!r} is not in chronological order, or lies in the future: {', '.join(dates)}"
+        )
 
 
 def _conditions(entry: Entry) -> set[Condition]:
@@ -152,14 +170,15 @@ def _conditions(entry: Entry) -> set[Condition]:
 
 
 def _is_same_claim(entry: Entry, earlier: Entry) -> bool:
+    """Return whether two entries differ in status, history and counterexamples only."""
     found = dataclasses.replace(
         entry, status=earlier.status, history=earlier.history, counterexamples=earlier.counterexamples
     )
-    return _same(found, earlier)
+    return _is_equal(found, earlier)
 
 
 def _check_counterexamples(examples: Sequence[Counterexample], evidence: Sequence[Evidence], folder: Path) -> None:
-    """Raise Unsound for counterexamples of no sample, and for images beside the entry that are not theirs."""
+    """Raise Unsound for counterexamples that break no sample, and for files that lack their images."""
     for _ in with_images(examples, folder):
         pass
     known = {(each.score.dataset, row.sample_id): row for each in evidence for row in each.results}
@@ -168,8 +187,8 @@ def _check_counterexamples(examples: Sequence[Counterexample], evidence: Sequenc
         if row is None or row.broken_by == CLEAN or example.prediction == row.label:
             raise Unsound(f"the counterexample {example.dataset} / {example.sample_id} breaks no sample of the entry")
         if not (math.isfinite(example.distance) and example.distance > 0):
-            raise Unsound(f"the counterexample {example.dataset} / {example.sample_id} has no distance")
+            raise Unsound(f"the counterexample {example.dataset} / {example.sample_id} has no positive finite distance")
 
 
-def _same(first: object, second: object) -> bool:
+def _is_equal(first: object, second: object) -> bool:
     return fingerprint(plain(first)) == fingerprint(plain(second))

@@ -1,47 +1,63 @@
-"""Verification: what an entry says is held against its records, and a random part of these is computed again."""
+"""Verification of an entry: check its records, then attack a random part of its samples again and compare.
+
+The clean predictions of all samples are recomputed, one forward pass each.
+"""
 
 import dataclasses
 import random
 import secrets
+import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from robustbench_vlm.analysis.verdict import clean_predictions
-from robustbench_vlm.core.progress import OnProgress, ignore_progress
-from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
+from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.engine.backends import ENGINES, Engine
+from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.evidence import Evidence, Unsound
+from robustbench_vlm.engine.group import packed_groups, run_group
+from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.leaderboard.agreement import PARTS, Again, Disagreement, Part, erased_warnings, part_of
-from robustbench_vlm.leaderboard.counterexamples import refuted
-from robustbench_vlm.leaderboard.entry import Counterexample, Entry, Event
-from robustbench_vlm.leaderboard.rebuild import rebuild, reference_of, rescored
-from robustbench_vlm.leaderboard.recompute import attack_again, draw
-from robustbench_vlm.leaderboard.tolerance import is_more_than_honest
+from robustbench_vlm.leaderboard.counterexamples import refuted_counterexamples
+from robustbench_vlm.leaderboard.entry import MAX_TEXT, Counterexample, Entry, Event
+from robustbench_vlm.leaderboard.rebuild import rebuild, reference_of, scores_with_warnings
+from robustbench_vlm.leaderboard.tolerance import (
+    PARTS,
+    Disagreement,
+    RecomputedPart,
+    RecomputedSample,
+    exceeds_tolerance,
+    missing_warnings,
+    summarize_part,
+)
 from robustbench_vlm.leaderboard.validate import check_definitions, check_entry
-from robustbench_vlm.tracks import TRACKS
+from robustbench_vlm.tracks import TRACKS, Track
 
 REPRODUCED = 0.05
-"""An entry counts as reproduced if at most this share of its verdicts can be wrong, with 95 % confidence."""
-_NEAR = 1e-3
-"""A lead of one class, as a cosine, so small that another machine's rounding may turn the prediction."""
+"""An entry is reproduced if at most this share of its verdicts can be wrong, with 95 % confidence."""
+_CLOSE_MARGIN = 1e-3
+"""A lead of one class, as a cosine, so small that the rounding of another machine may change the prediction."""
 
 
 @dataclass(frozen=True)
 class Verification:
-    """What a verification found, and the entry as it stands afterwards."""
+    """Findings of a verification, and the entry with its new status."""
 
     entry: Entry
     is_confirmed: bool
-    """Whether nothing that was found here speaks against the entry."""
+    """Whether nothing contradicts the entry."""
     problems: tuple[str, ...] = ()
-    """What the entry says that its records, or the weights, images and attacks of its names, do not bear out."""
-    parts: tuple[Part, ...] = ()
-    """Those of which verdicts were computed again."""
+    """Claims of the entry that its records, or this machine's weights, images and attacks, contradict."""
+    parts: tuple[RecomputedPart, ...] = ()
+    """The parts of which verdicts were recomputed."""
     seed: int = 0
     disagreements: tuple[Disagreement, ...] = ()
     struck: tuple[Counterexample, ...] = ()
-    """Counterexamples of the entry whose images break nothing here: it has them no more."""
+    """Counterexamples that were removed from the entry because their images break nothing here."""
 
 
 def verify(
@@ -56,11 +72,11 @@ def verify(
     resources: Resources | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Verification:
-    """Check an entry, attack samples of it again, and return it with its new status.
+    """Check an entry, attack a random part of its samples again, and return it with its new status.
 
-    These are `samples` of those that the rank rests on, and as many of the others; None: all of both. Without a `seed`
-    they are drawn by one that nobody could know before. `model` is the reference that loads the model if its name does
-    not. Raises UserError where this machine cannot tell: data or weights that are not there.
+    Draws `samples` verdicts that the rank depends on, and as many others; None recomputes all. Without a `seed` a
+    secret one is drawn, so that nobody can know the samples before. `model` is the reference that loads the model if
+    its name does not. Raises UserError where data or weights are missing on this machine.
     """
     seed = secrets.randbits(48) if seed is None else seed
     try:
@@ -68,17 +84,86 @@ def verify(
         check_definitions(entry, evidence)
         plan, numbers = rebuild(evidence, model or reference_of(entry), data=data, resources=resources)
     except Unsound as error:
-        return _unsound(entry, [str(error)], date)
+        return _contradicted(entry, [str(error)], date)
     cells = [plan.cells[number] for number in numbers]
     device = plan.request.resources.device
-    if problems := [*_wrong_predictions(cells, evidence, device), *_left_out(cells, evidence)]:
-        return _unsound(entry, problems, date)
-    struck = refuted(entry.counterexamples, folder, evidence, cells, device)
-    picked = draw(evidence, TRACKS.load(entry.track), samples, random.Random(seed))
-    found = iter(attack_again(plan, numbers, [*picked[0], *picked[1]], on_progress))
-    parts = [[Again(evidence[pick.evidence], pick.position, next(found)) for pick in part] for part in picked]
+    if problems := [*_wrong_predictions(cells, evidence, device), *_omitted_warnings(cells, evidence)]:
+        return _contradicted(entry, problems, date)
+    struck = refuted_counterexamples(entry.counterexamples, folder, evidence, cells, device)
+    drawn = draw_samples(evidence, TRACKS.load(entry.track), samples, random.Random(seed))
+    found = iter(recompute(plan, numbers, [*drawn[0], *drawn[1]], on_progress))
+    parts = [[RecomputedSample(evidence[each.cell], each.position, next(found)) for each in part] for part in drawn]
     judged = _judged(_without(entry, struck, date), parts, date, seed, is_full=samples is None)
     return dataclasses.replace(judged, struck=struck, is_confirmed=judged.is_confirmed and not struck)
+
+
+@dataclass(frozen=True)
+class DrawnSample:
+    """A sample of an entry that is to be attacked again."""
+
+    cell: int
+    """The number of its cell in the entry."""
+    position: int
+    """Its row in that cell's records."""
+
+
+def draw_samples(
+    evidence: Sequence[Evidence], track: Track, samples: int | None, generator: random.Random
+) -> tuple[list[DrawnSample], list[DrawnSample]]:
+    """Draw `samples` from the cells that the rank depends on, and as many from the other cells; None takes all.
+
+    The rank depends on the track's attack at its standard radius. Samples are drawn without replacement and returned
+    in order; either list may be empty.
+    """
+    standard = track.attack, track.norm, track.standard_eps
+    parts: tuple[list[DrawnSample], list[DrawnSample]] = [], []
+    for n, each in enumerate(evidence):
+        is_other = (each.score.attack, each.threat.norm, each.threat.eps) != standard
+        parts[is_other].extend(DrawnSample(n, position) for position in range(len(each.results)))
+    ranked, others = (_drawn(part, samples, generator) for part in parts)
+    return ranked, others
+
+
+def _drawn(part: list[DrawnSample], samples: int | None, generator: random.Random) -> list[DrawnSample]:
+    if samples is None or samples >= len(part):
+        return part
+    return sorted(generator.sample(part, samples), key=lambda each: (each.cell, each.position))
+
+
+def recompute(
+    plan: Plan, cells: Sequence[int], drawn: Sequence[DrawnSample], on_progress: OnProgress
+) -> list[SampleResult]:
+    """Attack drawn samples and return their records, in order; `cells` maps a cell of the entry to one of the plan."""
+    resources = plan.request.resources
+    shards = _shards(plan, cells, drawn)
+    groups = list(packed_groups(list(shards), plan.cells, resources))
+    engine: Engine = ENGINES.load(resources.engine)
+    found: dict[DrawnSample, SampleResult] = {}
+    begun = time.monotonic()
+    with closing(engine.run_jobs(partial(run_group, plan.cells, resources), groups, resources)) as answers:
+        for group, answer in answers:
+            for shard, results in zip(group.shards, answer, strict=True):
+                found |= zip(shards[shard], results, strict=True)
+            left = (time.monotonic() - begun) / len(found) * (len(drawn) - len(found))
+            on_progress(Progress(len(found), len(drawn), left))
+    return [found[each] for each in drawn]
+
+
+def _shards(plan: Plan, cells: Sequence[int], drawn: Sequence[DrawnSample]) -> dict[Shard, list[DrawnSample]]:
+    """Return the drawn samples by shard; consecutive samples share one, up to the shard size."""
+    runs: list[list[DrawnSample]] = []
+    for each in drawn:
+        last = runs[-1][-1] if runs else None
+        follows = last is not None and (last.cell, last.position + 1) == (each.cell, each.position)
+        if follows and len(runs[-1]) < plan.request.resources.shard_size:
+            runs[-1].append(each)
+        else:
+            runs.append([each])
+    found = {}
+    for run in runs:
+        cell = cells[run[0].cell]
+        found[Shard(cell, run[0].position, run[-1].position + 1, plan.cells[cell].fingerprint)] = run
+    return found
 
 
 def _without(entry: Entry, struck: Sequence[Counterexample], date: str) -> Entry:
@@ -86,16 +171,18 @@ def _without(entry: Entry, struck: Sequence[Counterexample], date: str) -> Entry
         return entry
     kept = tuple(example for example in entry.counterexamples if example not in struck)
     what = f"counterexamples that break nothing were struck out: {len(struck)}"
-    return dataclasses.replace(entry, counterexamples=kept).after(Event(date, entry.status, what))
+    return dataclasses.replace(entry, counterexamples=kept).after(Event(date, entry.status, what, {}))
 
 
-def _unsound(entry: Entry, problems: Sequence[str], date: str) -> Verification:
-    event = Event(date, "disputed", "checked, and it does not hold together", {"problems": list(problems)})
+def _contradicted(entry: Entry, problems: Sequence[str], date: str) -> Verification:
+    event = Event(
+        date, "disputed", "the check found contradictions", {"problems": [problem[:MAX_TEXT] for problem in problems]}
+    )
     return Verification(entry.after(event), is_confirmed=False, problems=tuple(problems))
 
 
 def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[Evidence], device: str) -> list[str]:
-    """Return what of the clean predictions on record the model does not say, of all samples: one pass each."""
+    """Return a problem for each cell whose stored clean predictions are not the model's; all samples are classified."""
     known: dict[str, list[tuple[int, float]]] = {}
     problems = []
     for cell, each in zip(cells, evidence, strict=True):
@@ -103,39 +190,47 @@ def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[Evidence], devi
             known[cell.dataset.name] = clean_predictions(cell, device=device)
         here = known[cell.dataset.name]
         other = [lead for row, (found, lead) in zip(each.results, here, strict=True) if row.clean_prediction != found]
-        # By how much a prediction leads is this machine's word: a submitter would excuse anything by it.
-        if max(other, default=0.0) > _NEAR or is_more_than_honest(len(other), len(here)):
+        # The lead is computed on this machine: a submitter could excuse any prediction by a small stored margin.
+        if max(other, default=0.0) > _CLOSE_MARGIN or exceeds_tolerance(len(other), len(here)):
             problems.append(f"{cell.label}: {len(other)} clean predictions are not the model's")
     return problems
 
 
-def _left_out(cells: Sequence[Cell], evidence: Sequence[Evidence]) -> list[str]:
+def _omitted_warnings(cells: Sequence[Cell], evidence: Sequence[Evidence]) -> list[str]:
     problems = []
-    for cell, each, score in zip(cells, evidence, rescored(cells, evidence), strict=True):
+    for cell, each, score in zip(cells, evidence, scores_with_warnings(cells, evidence), strict=True):
         if absent := set(score.warnings) - set(each.score.warnings):
             problems.append(f"{cell.label}: the entry leaves out the warnings {', '.join(sorted(absent))}")
     return problems
 
 
-def _judged(entry: Entry, parts: Sequence[Sequence[Again]], date: str, seed: int, *, is_full: bool) -> Verification:
-    counted = tuple(part_of(name, part, is_full=is_full) for name, part in zip(PARTS, parts, strict=True) if part)
-    pairs = [pair for part in parts for pair in part]
-    wrong = [pair for pair in pairs if pair.is_wrong]
-    erased = erased_warnings(pairs)
-    is_disputed = any(part.is_more_than_honest for part in counted) or bool(erased)
+def _judged(
+    entry: Entry, parts: Sequence[Sequence[RecomputedSample]], date: str, seed: int, *, is_full: bool
+) -> Verification:
+    """Return the verification that follows from the recomputed samples of each part."""
+    counted = tuple(
+        summarize_part(name, part, is_full=is_full) for name, part in zip(PARTS, parts, strict=True) if part
+    )
+    samples = [sample for part in parts for sample in part]
+    wrong = [sample for sample in samples if sample.is_wrong]
+    omitted = missing_warnings(samples)
+    is_disputed = any(part.exceeds_tolerance for part in counted) or bool(omitted)
     bound = max(part.bound for part in counted)
-    counts = {"verdicts": len(pairs), "wrong": len(wrong), "too high": sum(part.too_high for part in counted)}
-    facts = {**counts, "bound": round(bound, 4), "seed": seed} | ({"problems": list(erased)} if erased else {})
+    counts = {"verdicts": len(samples), "wrong": len(wrong), "too high": sum(part.too_high for part in counted)}
+    facts = {**counts, "bound": round(bound, 4), "seed": seed} | ({"problems": list(omitted)} if omitted else {})
     status = _status(entry.status, bound, is_disputed=is_disputed, is_full=is_full)
-    what = f"{len(pairs)} of its verdicts were computed again, {len(wrong)} came out otherwise"
-    more = [pair.counterexample(f"vlmbench verify, seed {seed}") for pair in wrong if pair.is_broken]
+    what = f"{len(samples)} of its verdicts were recomputed, {len(wrong)} differ"
+    more = [sample.counterexample(f"vlmbench verify, seed {seed}") for sample in wrong if sample.is_broken]
     after = entry.after(Event(date, status, what, facts)).with_counterexamples(more)
-    disagreements = tuple(pair.disagreement for pair in wrong)
-    return Verification(after, not is_disputed, erased, counted, seed, disagreements)
+    disagreements = tuple(sample.disagreement for sample in wrong)
+    return Verification(after, not is_disputed, omitted, counted, seed, disagreements)
 
 
 def _status(before: str, bound: float, *, is_disputed: bool, is_full: bool) -> str:
-    """Return the status after a verification; a partial one lowers none, a dispute stands until a new submission."""
+    """Return the status after a verification.
+
+    A partial verification never lowers the status. A dispute remains until a new submission.
+    """
     if is_disputed or before == "disputed":
         return "disputed"
     if is_full or before == "verified":

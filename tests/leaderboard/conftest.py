@@ -8,7 +8,7 @@ import pytest
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.run import run
-from robustbench_vlm.leaderboard.submit import submission
+from robustbench_vlm.leaderboard.submit import make_submission
 
 DATE = "2026-01-02"
 
@@ -36,7 +36,7 @@ def real_run(taught_card: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 @pytest.fixture(scope="session")
 def _entry(real_run: Path, taught_card: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("leaderboards")
-    return submission(real_run, date=DATE, model=str(taught_card)).write(folder)
+    return make_submission(real_run, date=DATE, model=str(taught_card)).write(folder)
 
 
 @pytest.fixture

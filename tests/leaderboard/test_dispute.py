@@ -21,8 +21,8 @@ from robustbench_vlm.leaderboard.counterexamples import images_file
 from robustbench_vlm.leaderboard.dispute import BREAKS, Dispute, dispute
 from robustbench_vlm.leaderboard.entry import Counterexample, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import read_evidence
+from robustbench_vlm.leaderboard.ranking import worst_known
 from robustbench_vlm.leaderboard.rebuild import rebuild
-from robustbench_vlm.leaderboard.worst_known import worst_known
 
 Broken = tuple[Path, int, Tensor]
 

@@ -15,11 +15,10 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.evidence import Evidence, Unsound
-from robustbench_vlm.leaderboard.board import Board, Row
+from robustbench_vlm.leaderboard.board import Board, BoardRow
 from robustbench_vlm.leaderboard.entry import Counterexample, Event, read_entry, write_entry
-from robustbench_vlm.leaderboard.ranking import make_board
+from robustbench_vlm.leaderboard.ranking import make_board, mean_accuracy, worst_known
 from robustbench_vlm.leaderboard.views import markdown
-from robustbench_vlm.leaderboard.worst_known import mean_accuracy, worst_known
 from robustbench_vlm.tracks import MINI
 
 STANDARD = Threat("Linf", MINI.standard_eps)
@@ -34,7 +33,7 @@ def board(folder: Path) -> Board:
     return make_board("mini", folder)
 
 
-def row(folder: Path, model: str) -> Row:
+def row(folder: Path, model: str) -> BoardRow:
     return next(each for each in board(folder).rows if each.model == model)
 
 
@@ -63,7 +62,7 @@ def test_the_order_of_the_datasets_in_an_entry_changes_no_rank(tmp_path: Path) -
 
 def test_other_datasets_than_the_tracks_are_refused(tmp_path: Path) -> None:
     write_board_entry([*everywhere("a", ["square"]), evidence("a", [""], "easy")], tmp_path)
-    with pytest.raises(UserError, match="'easy' is no dataset of the track 'mini'"):
+    with pytest.raises(UserError, match="'easy' is not a dataset of the track 'mini'"):
         board(tmp_path)
 
 
@@ -121,9 +120,9 @@ def test_gates_are_told_with_their_datasets(tmp_path: Path) -> None:
 def test_an_entry_that_does_not_hold_ends_the_board(tmp_path: Path) -> None:
     path = write_board_entry(everywhere("a", [""]), tmp_path)
     path.rename(tmp_path / "b.json")
-    with pytest.raises(UserError, match="its place says otherwise"):
+    with pytest.raises(UserError, match=r"move it to mini/a\.json"):
         board(tmp_path)
-    write_board_entry(everywhere("b", [""]), tmp_path, history=(Event("2026-01-01", "verified", "no"),))
+    write_board_entry(everywhere("b", [""]), tmp_path, history=(Event("2026-01-01", "verified", "no", {}),))
     with pytest.raises(UserError, match="its history ends in 'verified'"):
         board(tmp_path)
 
@@ -131,7 +130,7 @@ def test_an_entry_that_does_not_hold_ends_the_board(tmp_path: Path) -> None:
 def test_one_model_has_one_entry(tmp_path: Path) -> None:
     write_board_entry(everywhere("a", [""]), tmp_path)
     write_board_entry(everywhere("b", [""], weights=fingerprint("a")), tmp_path)
-    with pytest.raises(Unsound, match="'a' and 'b' are of the same weights"):
+    with pytest.raises(Unsound, match="'a' and 'b' have the same weights"):
         board(tmp_path)
 
 
@@ -152,9 +151,9 @@ def test_an_entry_whose_records_cannot_be_had_is_left_out_by_name(
     write_entry(dataclasses.replace(read_entry(path), records=address), path)
     found = board(folder)
     assert [each.model for each in found.rows] == ["here"] and "127.0.0.1:9" in found.absent["gone_"]
-    assert r"Left out, since their records cannot be had: gone\_." in markdown(found)
+    assert r"Left out, because their records cannot be downloaded: gone\_." in markdown(found)
     assert run_command(["leaderboard", "check", "--folder", str(tmp_path)]) == 1
-    assert "left out: the records of 'gone_' cannot be had" in capsys.readouterr().err.replace("\n", " ")
+    assert "left out: the records of 'gone_' cannot be downloaded" in capsys.readouterr().err.replace("\n", " ")
 
 
 def test_an_empty_folder_is_an_empty_board(tmp_path: Path) -> None:

@@ -84,7 +84,7 @@ def test_a_disputed_entry_says_so(board: Path) -> None:
     ("references", "track", "message"),
     [
         (["agtf"], "mini", r"unknown result 'agtf'. Did you mean agft\? Known: agft, tecoa\. An entry file"),
-        (["agft", "agft"], "mini", "'agft' is named twice"),
+        (["agft", "agft"], "mini", "'agft' is given twice"),
         (["no/such/folder"], "mini", "there is no finished run in no/such/folder"),
         (["../agft"], "mini", "there is no finished run"),
         (["missing.json"], "mini", "cannot read the entry missing.json"),

@@ -203,7 +203,7 @@ def test_a_folder_with_pages_of_something_else_is_left_alone(tmp_path: Path) -> 
     write_site([made.board()], tmp_path)
     strange = tmp_path / "mini" / "models" / "gone.html"
     strange.write_text("mine")
-    with pytest.raises(UserError, match=r"gone\.html, which is no page of this site"):
+    with pytest.raises(UserError, match=r"gone\.html, not a page of this site"):
         write_site([made.board()], tmp_path)
     assert strange.read_text() == "mine"
 

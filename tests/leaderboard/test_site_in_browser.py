@@ -182,7 +182,7 @@ def test_the_scheme_follows_the_system_until_one_is_chosen_which_is_kept(open_pa
         thread.start()
         page.goto(f"http://127.0.0.1:{server.server_address[1]}/index.html")
         page.get_by_role("button", name="Dark colours").click()
-        _follow(page, page.get_by_role("link", name="How to read it").first, "reading.html")
+        _follow(page, page.get_by_role("link", name="How to read the boards").first, "reading.html")
         assert page.evaluate(background) == dark
         server.shutdown()
         thread.join()

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import Accuracy
-from robustbench_vlm.leaderboard.board import Board, Row
+from robustbench_vlm.leaderboard.board import Board, BoardRow
 from robustbench_vlm.leaderboard.site import charts, texts
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.describe import read_protocol
@@ -61,7 +61,7 @@ def crowded(draw: st.DrawFn) -> Board:
         low, value, high = sorted(draw(st.lists(st.floats(0, 1), min_size=3, max_size=3)))
         return Accuracy(value, low, high, 100)
 
-    rows: list[Row] = []
+    rows: list[BoardRow] = []
     for number in range(draw(st.integers(0, 20))):
         name = "m" * draw(st.integers(1, 30))
         like = made.row("clip", number % 8)

@@ -10,10 +10,10 @@ import pytest
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.evidence import Unsound, read_run
-from robustbench_vlm.leaderboard import entry_records as testimony
+from robustbench_vlm.leaderboard import entry_records
 from robustbench_vlm.leaderboard.entry import Counterexample, Event, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import read_evidence
-from robustbench_vlm.leaderboard.submit import submission
+from robustbench_vlm.leaderboard.submit import make_submission
 from robustbench_vlm.leaderboard.validate import check_continuation, check_entry
 
 
@@ -46,7 +46,7 @@ def test_the_command_writes_an_entry_with_its_records_and_the_text_of_a_pull_req
 
 def _without_comparisons(evidence: tuple[object, ...], cells: tuple[object, ...]) -> tuple[object, ...]:
     return tuple(
-        dataclasses.replace(each, score=dataclasses.replace(each.score, warnings=tuple(cell.score["warnings"])))
+        dataclasses.replace(each, score=dataclasses.replace(each.score, warnings=tuple(cell.score.warnings)))
         for each, cell in zip(evidence, cells, strict=True)
     )
 
@@ -58,25 +58,25 @@ def test_nothing_of_the_machine_is_in_an_entry(entry_path: Path, real_run: Path)
 
 def test_a_model_that_is_handed_in_again_keeps_its_history(entry_path: Path, real_run: Path, taught_card: Path) -> None:
     example = Counterexample("colours", "1", "Linf", 0.01, 3, "0" * 64)
-    before = read_entry(entry_path).after(Event("2026-01-05", "disputed", "a sample was broken"))
+    before = read_entry(entry_path).after(Event("2026-01-05", "disputed", "a sample was broken", {}))
     write_entry(dataclasses.replace(before, counterexamples=(example,)), entry_path)
     board = entry_path.parent.parent
-    again = submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
+    again = make_submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
     # The same records do not become better by being handed in twice.
     assert [event.status for event in again.history] == ["claimed", "disputed", "disputed"]
     assert again.status == "disputed" and again.counterexamples == (example,)
     # What was on record is measured again, and is something else.
     cells = (dataclasses.replace(before.cells[0], content="0" * 64), *before.cells[1:])
     write_entry(dataclasses.replace(before, cells=cells, counterexamples=(example,)), entry_path)
-    anew = submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
+    anew = make_submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
     assert anew.status == "claimed" and anew.counterexamples == (example,)
     write_entry(dataclasses.replace(before, weights="0" * 64, counterexamples=(example,)), entry_path)
-    others = submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
+    others = make_submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
     assert others.counterexamples == () and others.history[-1].what == "submitted again, with other weights"
 
 
 def test_what_a_run_has_not_measured_again_stays(real_run: Path, taught_card: Path, tmp_path: Path) -> None:
-    whole = submission(real_run, date="2026-01-02", model=str(taught_card))
+    whole = make_submission(real_run, date="2026-01-02", model=str(taught_card))
     whole.write(tmp_path)
     part = tmp_path / "runs" / "taught"
     shutil.copytree(real_run, part)
@@ -84,16 +84,16 @@ def test_what_a_run_has_not_measured_again_stays(real_run: Path, taught_card: Pa
     document = json.loads(manifest.read_text(encoding="utf-8"))
     document["cells"] = {name: cell for name, cell in document["cells"].items() if cell["score"]["eps"] == "1/255"}
     manifest.write_text(json.dumps(document), encoding="utf-8")
-    again = submission(part, date="2026-02-01", model=str(taught_card), board=tmp_path)
+    again = make_submission(part, date="2026-02-01", model=str(taught_card), board=tmp_path)
     # Handed in one by one, they are the entry that they are together.
     assert (again.entry.cells, again.content) == (whole.entry.cells, whole.content)
     assert again.entry.history[-1].facts == {"cells": 2, "samples": 400}
     path = again.write(tmp_path)
     evidence = check_entry(read_entry(path), path.parent)
     check_continuation(again.entry, evidence, whole.entry, path.parent)
-    half = submission(part, date="2026-02-01", model=str(taught_card)).entry
-    less = whole.entry.after(Event("2026-02-01", "claimed", "submitted again"))
-    with pytest.raises(Unsound, match="records of the entry before are missing"):
+    half = make_submission(part, date="2026-02-01", model=str(taught_card)).entry
+    less = whole.entry.after(Event("2026-02-01", "claimed", "submitted again", {}))
+    with pytest.raises(Unsound, match="records of the earlier entry are missing"):
         check_continuation(dataclasses.replace(less, cells=half.cells), evidence, whole.entry, path.parent)
     # Under other weights it is another model.
     other = dataclasses.replace(less, cells=half.cells, weights="1" * 64)
@@ -106,7 +106,7 @@ def test_what_cannot_be_submitted_is_told(
     assert run_command(["submit", str(tmp_path)]) == 2
     assert "there is no finished run" in capsys.readouterr().err
     with pytest.raises(UserError, match="other weights"):
-        submission(real_run, date="2026-01-02", model=str(make_card("taught")))
+        make_submission(real_run, date="2026-01-02", model=str(make_card("taught")))
 
 
 def test_a_run_under_another_protocol_is_told(real_run: Path, tmp_path: Path) -> None:
@@ -114,13 +114,13 @@ def test_a_run_under_another_protocol_is_told(real_run: Path, tmp_path: Path) ->
     path = tmp_path / "taught" / "pgd-5" / "manifest.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"protocol": "mini/1"', '"protocol": "mini-quick/1"'))
     with pytest.raises(UserError, match=r"takes records of the protocol mini/1 .* has mini-quick/1: run `vlmbench"):
-        submission(tmp_path / "taught", date="2026-01-02")
+        make_submission(tmp_path / "taught", date="2026-01-02")
 
 
 def test_records_may_lie_elsewhere(
     real_run: Path, taught_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = submission(real_run, date="2026-01-02", model=str(taught_card), records="https://example.org/r.parquet")
+    made = make_submission(real_run, date="2026-01-02", model=str(taught_card), records="https://example.org/r.parquet")
     path = made.write(tmp_path / "boards")
     assert "put it at https://example.org/r.parquet" in made.pull_request
     here = path.parent / made.entry.records.file
@@ -133,8 +133,8 @@ def test_records_may_lie_elsewhere(
         shutil.copy(tmp_path / "r.parquet", target)
         return sha256
 
-    monkeypatch.setattr(testimony, "download", download)
+    monkeypatch.setattr(entry_records, "download", download)
     assert len(read_evidence(read_entry(path), path.parent)) == 2
     assert fetched == [("https://example.org/r.parquet", made.entry.records.sha256)]
     with pytest.raises(UserError, match="must begin with https://"):
-        submission(real_run, date="2026-01-02", model=str(taught_card), records="http://example.org/r.parquet")
+        make_submission(real_run, date="2026-01-02", model=str(taught_card), records="http://example.org/r.parquet")

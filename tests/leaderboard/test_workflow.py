@@ -138,19 +138,19 @@ def test_a_submission_goes_through_the_real_checks(clone: Path, tmp_path: Path) 
     write_entry(entry, folder / "clip.json")
     _commit(clone)
     assert _real_check(clone) == (0, "")
-    write_entry(entry.after(Event(first.date, "verified", "trust me")), folder / "clip.json")
+    write_entry(entry.after(Event(first.date, "verified", "trust me", {})), folder / "clip.json")
     _commit(clone)
     code, said = _real_check(clone)
-    assert code == 1 and "a submission claims" in said
+    assert code == 1 and "a submission has the status 'claimed'" in said
 
 
 def _real_check(clone: Path) -> tuple[int, str]:
-    """Run the script with few samples: exit code, and what does not hold."""
+    """Run the script with few samples: exit code, and the contradictions."""
     base = _git(clone, "rev-list", "--max-parents=0", "HEAD")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "BASE": base}
     command = ["bash", str(FOLDER / "check_submission.sh"), str(clone), "2"]
     found = subprocess.run(command, env=environment, capture_output=True, text=True)
-    return found.returncode, "".join(line for line in found.stdout.splitlines() if "does not hold" in line)
+    return found.returncode, "".join(line for line in found.stdout.splitlines() if line.startswith("contradicted:"))
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""The site: boards as pages that need no server, no network and no script."""
+"""The leaderboard site: static HTML pages that need no server, network or script."""
 
 from robustbench_vlm.leaderboard.site.pages import site_files, write_site
 from robustbench_vlm.leaderboard.site.server import open_server, serve

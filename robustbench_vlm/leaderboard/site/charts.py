@@ -1,6 +1,6 @@
-"""The two images of a board as places on a canvas, which a template draws: scatter and curves.
+"""Geometry of a board's two charts, a scatter plot and curves, which a template draws as SVG.
 
-Points and lines come from accuracies alone; where a label stands is found by trying places around its point.
+Points and lines follow from the accuracies only. A label takes the first free position around its point.
 """
 
 import dataclasses
@@ -8,27 +8,27 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from robustbench_vlm.core.records import Accuracy
-from robustbench_vlm.leaderboard.board import Board, Row
+from robustbench_vlm.leaderboard.board import Board, BoardRow
 from robustbench_vlm.leaderboard.site.texts import shown
 
 WIDTH, HEIGHT = 480, 370
 LEFT, RIGHT, TOP, BOTTOM = 46, 464, 12, 328
-"""The frame of the plot on the canvas."""
+"""The frame of the plot, in canvas units."""
 COLOURS = 8
-"""Series that have a colour of their own; the rest is grey."""
+"""Number of series with a distinct colour; further series are grey."""
 _CURVE_RIGHT = 352
-"""Where curves end: their names stand beyond."""
+"""The right end of the curves; their names follow."""
 _CHARACTER, _LINE = 7.0, 14.5
-"""Width and height that a character of a label takes."""
+"""Width and height of a character in a label, in canvas units."""
 _LONGEST = 15
-"""Characters of a name in an image."""
+"""Most characters of a name in a chart."""
 Box = tuple[float, float, float, float]
 """Left, top, right, bottom."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A place on an axis and what stands there."""
+    """A position on an axis and its label."""
 
     at: float
     text: str
@@ -36,7 +36,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Label:
-    """A name beside its point, from there on ("start"), to there ("end"), or around there ("middle")."""
+    """A name near its point; (x, y) is its left end ("start"), right end ("end") or centre ("middle")."""
 
     x: float
     y: float
@@ -45,15 +45,15 @@ class Label:
 
     @property
     def box(self) -> Box:
-        """What it takes up."""
+        """The rectangle that the label covers."""
         width = _CHARACTER * len(self.text)
         left = self.x - {"start": 0.0, "end": width, "middle": width / 2}[self.anchor]
         return left, self.y - 11, left + width, self.y - 11 + _LINE
 
 
 @dataclass(frozen=True)
-class Mark:
-    """A model in the scatter: its point, the ends of its two intervals, and its name where that fits."""
+class ScatterPoint:
+    """A model in the scatter plot: its point, the ends of its two intervals, and its name if that fits."""
 
     series: int
     """1 to COLOURS, or 0 for grey."""
@@ -69,8 +69,8 @@ class Mark:
 
 
 @dataclass(frozen=True)
-class Stop:
-    """One radius of a curve: its point and the ends of its interval."""
+class CurveVertex:
+    """A point of a curve, at one radius, and the ends of its interval."""
 
     x: float
     y: float
@@ -80,34 +80,34 @@ class Stop:
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracy of a model against the radius."""
+    """The accuracy of a model by radius."""
 
     series: int
     title: str
-    stops: tuple[Stop, ...]
+    stops: tuple[CurveVertex, ...]
     label: Label | None = None
 
     @property
     def line(self) -> str:
-        """The points of the line."""
+        """The points of the line, for an SVG polyline."""
         return " ".join(f"{stop.x},{stop.y}" for stop in self.stops)
 
     @property
     def band(self) -> str:
-        """The corners of the area between the ends of the intervals."""
+        """The corners of the area between the ends of the intervals, for an SVG polygon."""
         there = [f"{stop.x},{stop.top}" for stop in self.stops]
         return " ".join([*there, *(f"{stop.x},{stop.bottom}" for stop in reversed(self.stops))])
 
 
 @dataclass(frozen=True)
 class Chart:
-    """What a template draws."""
+    """The axes, points and curves that a template draws."""
 
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     right: float
-    """Where the plot ends on the canvas."""
-    marks: tuple[Mark, ...] = ()
+    """The right end of the plot on the canvas."""
+    marks: tuple[ScatterPoint, ...] = ()
     curves: tuple[Curve, ...] = ()
     left: float = LEFT
     top: float = TOP
@@ -116,8 +116,8 @@ class Chart:
     height: float = HEIGHT
 
 
-def scatter(rows: Sequence[Row]) -> Chart:
-    """Return robust against clean accuracy, rows in the order of the board, with 95 % intervals on both axes."""
+def scatter(rows: Sequence[BoardRow]) -> Chart:
+    """Return the scatter plot of robust and clean accuracy, with 95 % intervals on both axes."""
     low_x, high_x = _span([row.clean for row in rows])
     low_y, high_y = _span([row.robust for row in rows])
 
@@ -128,14 +128,14 @@ def scatter(rows: Sequence[Row]) -> Chart:
         return _between(share, low_y, high_y, BOTTOM, TOP)
 
     bare = [_mark(row, _series(number), across, up) for number, row in enumerate(rows)]
-    marks = [dataclasses.replace(mark, label=label) for mark, label in zip(bare, _placed(bare), strict=True)]
+    marks = [dataclasses.replace(mark, label=label) for mark, label in zip(bare, _labels(bare), strict=True)]
     x_ticks, y_ticks = _ticks(low_x, high_x, LEFT, RIGHT), _ticks(low_y, high_y, BOTTOM, TOP)
     return Chart(x_ticks, y_ticks, RIGHT, marks=tuple(marks))
 
 
-def _mark(row: Row, series: int, across: Callable[[float], float], up: Callable[[float], float]) -> Mark:
+def _mark(row: BoardRow, series: int, across: Callable[[float], float], up: Callable[[float], float]) -> ScatterPoint:
     clean, robust = row.clean, row.robust
-    return Mark(
+    return ScatterPoint(
         *(series, row.model, across(clean.value), up(robust.value)),
         *(across(clean.low), across(clean.high), up(robust.high), up(robust.low)),
         title=f"{row.model}: clean {100 * clean.value:.1f} %, robust {100 * robust.value:.1f} %",
@@ -143,7 +143,10 @@ def _mark(row: Row, series: int, across: Callable[[float], float], up: Callable[
 
 
 def curves(board: Board, foremost: str = "") -> Chart:
-    """Return robust accuracy against the radius, the clean one at 0; if `foremost` is given, the others are grey."""
+    """Return the curves of robust accuracy by radius, with the clean accuracy at 0.
+
+    If the model `foremost` is given, all other curves are grey.
+    """
     rows = board.rows
     radii = {0.0} | {point.radius for row in rows for point in row.curve}
     largest = max(radii) or 1.0
@@ -162,26 +165,26 @@ def curves(board: Board, foremost: str = "") -> Chart:
         for curve, height in zip(named, heights, strict=True)
     ]
     ticks = tuple(Tick(across(radius), _radius(board.norm, radius)) for radius in sorted(radii))
-    # Grey lines first, so that the coloured ones lie on top of them.
+    # Grey lines are drawn first, so that the coloured lines cover them.
     drawn = (*(curve for curve in ends if not curve.series), *labelled)
     return Chart(ticks, _ticks(0, 1, BOTTOM, TOP), _CURVE_RIGHT, curves=drawn)
 
 
-def _curve(row: Row, series: int, across: Callable[[float], float]) -> Curve:
-    places = [
+def _curve(row: BoardRow, series: int, across: Callable[[float], float]) -> Curve:
+    points = [
         (0.0, row.clean),
         *((point.radius, point.robust) for point in sorted(row.curve, key=lambda point: point.radius)),
     ]
-    return Curve(series, row.model, tuple(_stop(across(radius), accuracy) for radius, accuracy in places))
+    return Curve(series, row.model, tuple(_stop(across(radius), accuracy) for radius, accuracy in points))
 
 
 def _radius(norm: str, radius: float) -> str:
     return f"{255 * radius:.4g}" if norm == "Linf" else f"{radius:.4g}"
 
 
-def _stop(x: float, accuracy: Accuracy) -> Stop:
+def _stop(x: float, accuracy: Accuracy) -> CurveVertex:
     y, top, bottom = (_between(value, 0, 1, BOTTOM, TOP) for value in (accuracy.value, accuracy.high, accuracy.low))
-    return Stop(x, y, top, bottom)
+    return CurveVertex(x, y, top, bottom)
 
 
 def _series(number: int) -> int:
@@ -193,7 +196,7 @@ def _short(name: str) -> str:
 
 
 def _span(accuracies: Sequence[Accuracy]) -> tuple[float, float]:
-    """Return the tenths around all intervals."""
+    """Return the smallest range of whole tenths that contains all intervals."""
     low = min((each.low for each in accuracies), default=0.0)
     high = max((each.high for each in accuracies), default=1.0)
     return max(0, int(low * 10)) / 10, min(10, int(high * 10) + 1) / 10
@@ -209,8 +212,8 @@ def _ticks(low: float, high: float, start: float, stop: float) -> tuple[Tick, ..
     return tuple(Tick(_between(tenth / 10, low, high, start, stop), str(10 * tenth)) for tenth in tenths)
 
 
-def _placed(marks: Sequence[Mark]) -> list[Label | None]:
-    """Return a label for each point at the first of eight places around it that is free, or none."""
+def _labels(marks: Sequence[ScatterPoint]) -> list[Label | None]:
+    """Return a label for each point at the first free of eight positions around it, or None."""
     taken = [(mark.x - 5, mark.y - 5, mark.x + 5, mark.y + 5) for mark in marks]
     taken += [(mark.left, mark.y - 1, mark.right, mark.y + 1) for mark in marks]
     labels: list[Label | None] = []
@@ -222,7 +225,7 @@ def _placed(marks: Sequence[Mark]) -> list[Label | None]:
     return labels
 
 
-def _around(mark: Mark) -> list[Label]:
+def _around(mark: ScatterPoint) -> list[Label]:
     name, x, y = _short(mark.model), mark.x, mark.y
     sides = [(mark.right + 5, y + 4.5, "start"), (mark.left - 5, y + 4.5, "end")]
     above = [(x, mark.top - 6, "middle"), (x + 6, y - 6, "start"), (x - 6, y - 6, "end")]
@@ -238,11 +241,11 @@ def _is_free(box: Box, taken: Sequence[Box]) -> bool:
 
 
 def _spread(heights: Sequence[float]) -> list[float]:
-    """Return for the height of each curve's end one for its name, a line apart from all others."""
+    """Return a height for the name at each curve's end, at least one line from all other names."""
     found = list(heights)
     last = TOP - _LINE
-    order = sorted(range(len(heights)), key=lambda place: heights[place])
-    for below, place in zip(reversed(range(len(order))), order, strict=True):
-        # No lower than leaves room for those that come below it.
-        last = found[place] = round(max(last + _LINE, min(heights[place], BOTTOM - _LINE * below)), 1)
+    order = sorted(range(len(heights)), key=lambda index: heights[index])
+    for below, index in zip(reversed(range(len(order))), order, strict=True):
+        # Leaves enough room for the names below.
+        last = found[index] = round(max(last + _LINE, min(heights[index], BOTTOM - _LINE * below)), 1)
     return found

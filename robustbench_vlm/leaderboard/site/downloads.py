@@ -1,11 +1,11 @@
-"""A board as files for programs: the whole of it as JSON, its rows and the reported numbers as CSV."""
+"""Downloads of a board: everything as JSON, and its rows and the reported numbers as CSV."""
 
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from robustbench_vlm.core.text import csv_text
-from robustbench_vlm.leaderboard.board import Board, Row
+from robustbench_vlm.leaderboard.board import Board, BoardRow
 
 
 def board_json(board: Board) -> str:
@@ -14,16 +14,16 @@ def board_json(board: Board) -> str:
 
 
 def board_csv(board: Board) -> str:
-    """Return a line a model, "" for none: accuracies in [0, 1] with their intervals, means first, then datasets."""
+    """Return CSV with a line for each model, or "": accuracies in [0, 1] with intervals, means first, then datasets."""
     return _csv([_line(row) for row in board.rows])
 
 
 def reported_csv(board: Board) -> str:
-    """Return a line a number that a paper reports, "" for none."""
+    """Return CSV with a line for each number that a paper reports, or ""."""
     return _csv([{**number, "warnings": "; ".join(number["warnings"])} for number in board.to_json()["reported"]])
 
 
-def _line(row: Row) -> Mapping[str, Any]:
+def _line(row: BoardRow) -> Mapping[str, Any]:
     texts = ("status", "defense", "fidelity", "training", "architecture", "paper", "licence")
     accuracies = {
         "clean": row.clean,

@@ -1,4 +1,7 @@
-"""The pages of the site: what each template is given. Equal boards give equal bytes: no date, no machine, no order."""
+"""Render the pages of the site from the boards.
+
+Equal boards give equal bytes: the pages contain no date and no name of a machine.
+"""
 
 import base64
 import hashlib
@@ -16,7 +19,7 @@ from robustbench_vlm.core.files import inside, write_text
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.text import terminal_text
 from robustbench_vlm.engine.warnings import GATES, explain
-from robustbench_vlm.leaderboard.board import Board, ReportedNumber, Row
+from robustbench_vlm.leaderboard.board import Board, BoardRow, ReportedNumber
 from robustbench_vlm.leaderboard.entry import Entry
 from robustbench_vlm.leaderboard.site import texts
 from robustbench_vlm.leaderboard.site.charts import curves, scatter
@@ -36,15 +39,15 @@ def write_site(
     entries: Mapping[Key, Entry] | None = None,
     examples: Mapping[Key, Path] | None = None,
 ) -> None:
-    """Write the site of all boards into a folder, each file whole or not at all.
+    """Write the site of all boards into a folder; each file is written atomically.
 
-    With the entry of a model its page has the card, every number and every counterexample; with an example, a PNG of
-    clean and adversarial images, that too. Raises UserError where the folder has pages that are not the site's.
+    The page of a model has its card, numbers and counterexamples if its entry is given, and its example, a PNG of clean
+    and adversarial images, if there is one. Raises UserError if the folder has other HTML pages.
     """
     files = site_files(boards, entries=entries, examples=examples)
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")}
     if strange := sorted(there - set(files)):
-        raise UserError(f"{folder} has {strange[0]}, which is no page of this site: remove it, or name an empty folder")
+        raise UserError(f"{folder} has {strange[0]}, not a page of this site: remove it, or give an empty folder")
     for name, text in files.items():
         write_text(inside(folder, name), text)
 
@@ -55,7 +58,7 @@ def site_files(
     entries: Mapping[Key, Entry] | None = None,
     examples: Mapping[Key, Path] | None = None,
 ) -> dict[str, str]:
-    """Return the text of every file of the site by its path, see `write_site`."""
+    """Return the text of each file of the site by its path; see `write_site` for the arguments."""
     environment = _environment(boards)
     files = {
         "index.html": _page(environment, "index.html", root="", here=""),
@@ -91,7 +94,7 @@ def _board_files(environment: Environment, board: Board) -> dict[str, str]:
     return {name: text for name, text in files.items() if text}
 
 
-def _about_model(board: Board, row: Row, entry: Entry | None, example: Path | None) -> dict[str, Any]:
+def _about_model(board: Board, row: BoardRow, entry: Entry | None, example: Path | None) -> dict[str, Any]:
     path = f"leaderboards/{board.track}/{row.model}.json"
     return {
         "entry": entry,
@@ -109,13 +112,13 @@ def _about_protocol(board: Board) -> dict[str, Any]:
         protocol = read_protocol(identity)
         words = [(what, say(protocol)) for what, say in FIELDS.values()]
     except UserError:
-        # Of another version of the package: its identity stands on the page whatever it says.
+        # The protocol is from another version of the package: the page shows its identity only.
         words = []
     return {"words": words, "identity": json.dumps(identity, indent=1), "digest": fingerprint(identity)}
 
 
 def _papers(reported: Sequence[ReportedNumber]) -> list[tuple[str, list[ReportedNumber]]]:
-    """Return the reported numbers by paper, in the order of their first ones."""
+    """Return the reported numbers of each paper, in the order in which papers first appear."""
     found: dict[str, list[ReportedNumber]] = {}
     for number in reported:
         found.setdefault(number.paper, []).append(number)
@@ -125,7 +128,7 @@ def _papers(reported: Sequence[ReportedNumber]) -> list[tuple[str, list[Reported
 def _data_address(path: Path) -> str:
     content = path.read_bytes()
     if not content.startswith(_PNG):
-        raise UserError(f"the example {path} is no PNG: `vlmbench show sample --out FILE.png` writes one")
+        raise UserError(f"the example {path} is not a PNG file: make one by `vlmbench show sample --out FILE.png`")
     return f"data:image/png;base64,{base64.b64encode(content).decode()}"
 
 
@@ -134,7 +137,7 @@ def _page(environment: Environment, template: str, **about: Any) -> str:
 
 
 def _environment(boards: Sequence[Board]) -> Environment:
-    """Return the templates with what all pages share: the boards, the style, the script, and the policy on both."""
+    """Return the templates with the shared values of all pages: boards, style, script and content security policy."""
     environment = Environment(
         loader=FileSystemLoader(_HERE / "templates"),
         autoescape=True,
@@ -157,7 +160,8 @@ def _environment(boards: Sequence[Board]) -> Environment:
         "benchmark_bibtex": texts.benchmark_bibtex(__version__),
         "style": style,
         "script": script,
-        # Nothing may be loaded, and nothing run but these very texts: 'self' means nothing where a page is a file.
+        # Nothing may be loaded, and only this style and script may run. They are allowed by their digests, because
+        # 'self' does not work for pages that are opened as files.
         "policy": "; ".join(
             (
                 "default-src 'none'",

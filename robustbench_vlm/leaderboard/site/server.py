@@ -1,4 +1,4 @@
-"""The site on this machine alone, for browsers that are to see it over http."""
+"""Local HTTP server of the leaderboard site, on the loopback interface only."""
 
 import functools
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -9,16 +9,16 @@ from robustbench_vlm.core.errors import UserError
 
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Say nothing of single requests."""
+        """Log nothing for single requests."""
 
 
 def open_server(folder: Path, port: int) -> ThreadingHTTPServer:
     """Return a server of a site's folder on the loopback interface; port 0 takes a free one.
 
-    Raises UserError where the folder has no site, or the port is not free.
+    Raises UserError if the folder has no site or the port is in use.
     """
     if not (folder / "index.html").is_file():
-        raise UserError(f"there is no site in {folder}: `vlmbench leaderboard build` writes one")
+        raise UserError(f"{folder} has no index.html of a site: run `vlmbench leaderboard build --site {folder}`")
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), functools.partial(_Quiet, directory=str(folder)))
     except (OSError, OverflowError) as error:
@@ -26,6 +26,6 @@ def open_server(folder: Path, port: int) -> ThreadingHTTPServer:
 
 
 def serve(folder: Path, port: int) -> None:
-    """Serve a site's folder on the loopback interface until Ctrl-C; raises what `open_server` does."""
+    """Serve a site's folder on the loopback interface until Ctrl-C; raises the errors of `open_server`."""
     with open_server(folder, port) as server:
         server.serve_forever()

@@ -1,6 +1,6 @@
-"""Texts that others wrote, made fit for a page: shown as they are, never as markup, as a path or as a script.
+"""Formatting for the pages: visible texts, safe links and file names, numbers, BibTeX.
 
-The templates escape whatever they print; here is what escaping does not do.
+The templates escape all values. These functions handle what escaping does not: control characters, links, paths.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ def shown(text: object, most: int = 2000) -> str:
 
 
 def slug(name: str) -> str:
-    """Return a name as a file or an anchor: itself if it is lower-case and plain, else what is left and a digest."""
+    """Return a name for a file or an anchor: the name itself if plain lower case, else a short form and a digest."""
     if _SLUG.fullmatch(name) and not name.endswith("."):
         return name
     plain = re.sub(r"[^a-z0-9+_]+", "-", name.lower()).strip("-")[:40] or "model"
@@ -34,7 +34,7 @@ def slug(name: str) -> str:
 
 
 def safe_link(address: str) -> str:
-    """Return an address that a page may link to, https alone; "" for any other."""
+    """Return an address that a page may link to, https only; "" for any other."""
     try:
         parts = urlsplit(address)
         host = parts.hostname or ""
@@ -45,7 +45,7 @@ def safe_link(address: str) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return a share in [0, 1] in %, one decimal; a dash for none."""
+    """Return a share in [0, 1] in % with one decimal; a dash for None."""
     return _DASH if share is None else f"{100 * share:.1f}"
 
 
@@ -55,29 +55,29 @@ def interval(accuracy: Accuracy) -> str:
 
 
 def radius(eps: str, norm: str) -> str:
-    """Return a radius "1/51" as people write it: over 255 in Linf."""
+    """Return a radius such as "1/51" in the usual form, over 255 for Linf."""
     return f"{255 * float(parse_eps(eps)):.4g}/255" if norm == "Linf" else eps
 
 
 def signed(number: int) -> str:
-    """Return a difference with its sign, the minus as printers set it."""
+    """Return a difference with its sign, with a typographic minus."""
     return f"{number:+d}".replace("-", "\N{MINUS SIGN}") if number else "0"
 
 
 def count(number: int) -> str:
-    """Return a count in groups of three digits."""
+    """Return a count with a comma between groups of three digits."""
     return f"{number:,}"
 
 
 def bibtex(kind: str, key: str, fields: Iterable[tuple[str, str]]) -> str:
-    """Return a BibTeX record; what is BibTeX's or TeX's own in a value is left out, so that it stays a text."""
+    """Return a BibTeX record; special characters of BibTeX and TeX are removed from values."""
     plain = {name: bibtex_text(shown(value, 300)) for name, value in fields if value}
     lines = [f"  {name} = {{{value}}}," for name, value in plain.items()]
     return "\n".join([f"@{kind}{{{_NO_KEY.sub('', key)},", *lines, "}"])
 
 
 def paper_bibtex(address: str) -> str:
-    """Return the record of a paper from its address, which has no more than the address says; "" for no address."""
+    """Return a BibTeX record of a paper from its URL only; "" if the URL is not safe."""
     if not safe_link(address):
         return ""
     if found := _ARXIV.fullmatch(address):
@@ -90,7 +90,7 @@ def paper_bibtex(address: str) -> str:
 
 
 def warning_parts(warning: str) -> tuple[str, str]:
-    """Return the code of a warning, and the datasets or the count that it is about."""
+    """Return the code of a warning, and its datasets or its count."""
     code, _, about = warning.partition(":")
     return code, about.strip()
 
@@ -101,6 +101,6 @@ def joined(pairs: Mapping[str, object]) -> str:
 
 
 def benchmark_bibtex(version: str) -> str:
-    """Return the record of this benchmark."""
+    """Return the BibTeX record of this benchmark."""
     title = "robustbench_vlm: RobustBench for zero-shot vision-language models"
     return bibtex("misc", "robustbench-vlm", {"title": title, "note": f"Python package, version {version}"}.items())
