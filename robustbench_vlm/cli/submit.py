@@ -37,7 +37,9 @@ def submit(
     from robustbench_vlm.leaderboard.submit import make_submission
 
     links = {key: value for key, value in (("code", code), ("contact", contact)) if value}
-    made = make_submission(run, date=today(), model=model, links=links, note=note, records=records, board=out, data=data)
+    made = make_submission(
+        run, date=today(), model=model, links=links, note=note, records=records, board=out, data=data
+    )
     path = made.write(out)
     document = {"entry": str(path), "remarks": list(made.remarks), "pull_request": made.pull_request}
     lines = [Line(line) for line in made.pull_request.splitlines()]

@@ -80,7 +80,12 @@ def verify(
 def _check(path: Path, since: Path | None, *, as_json: bool) -> int:
     from robustbench_vlm.engine.evidence import Unsound
     from robustbench_vlm.leaderboard.entry import read_entry
-    from robustbench_vlm.leaderboard.validate import check_continuation, check_definitions, check_entry, read_entry_in_place
+    from robustbench_vlm.leaderboard.validate import (
+        check_continuation,
+        check_definitions,
+        check_entry,
+        read_entry_in_place,
+    )
 
     try:
         entry = read_entry_in_place(path)
@@ -89,12 +94,12 @@ def _check(path: Path, since: Path | None, *, as_json: bool) -> int:
         if since is not None:
             check_continuation(entry, evidence, read_entry(since) if since.is_file() else None, path.parent)
         count = sum(each.score.n for each in evidence)
-        line = Line(f"sound: digests, ids and numbers of {count} records agree; nothing was computed again")
+        line = Line(f"valid: digests, ids and numbers of {count} records agree; nothing was recomputed")
         problems = []
     except Unsound as error:
         problems = [str(error)]
         line = _problem(problems[0])
-    answer({"sound": not problems, "problems": problems}, lambda width: [line], as_json=as_json)
+    answer({"valid": not problems, "problems": problems}, lambda width: [line], as_json=as_json)
     return 1 if problems else 0
 
 
@@ -132,4 +137,4 @@ def _lines(found: "Verification", *, full: bool) -> list[Line]:
 
 
 def _problem(text: str) -> Line:
-    return Line(f"does not hold: {text}", "red")
+    return Line(f"contradicted: {text}", "red")

@@ -1,1 +1,1 @@
-"""What results are for: evidence from records, comparisons, entries that others can check, and the board they make."""
+"""Leaderboards: make, check, verify and dispute entries, rank them, and build the tables and the site."""

@@ -1,4 +1,4 @@
-"""Counterexamples: files of adversarial images beside the entries, named by their digest, and their checks."""
+"""Counterexamples: files of adversarial images next to the entries, named by their digest, and their checks."""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -20,7 +20,7 @@ _DISTANCE_TOLERANCE = 1e-6
 
 
 def images_path(folder: Path, source: str) -> Path | None:
-    """Return the path of a counterexample's images beside the entries of `folder`; None if its source is a command."""
+    """Return the path of a counterexample's images next to the entries of `folder`; None if its source is a command."""
     is_digest = len(source) == 64 and set(source) <= set("0123456789abcdef")
     return folder / "counterexamples" / f"{source}.safetensors" if is_digest else None
 
@@ -33,7 +33,7 @@ def images_file(track: str, broken: Sequence[tuple[Counterexample, Tensor]]) -> 
 
 
 def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tuple[Counterexample, Tensor]]:
-    """Yield the counterexamples that have an image file beside the entries of `folder`, each with its image (3, H, W).
+    """Yield the counterexamples that have an image file next to the entries of `folder`, each with its image (3, H, W).
 
     Raises Unsound if a file does not have the digest in its name, or lacks the sample.
     """

@@ -45,7 +45,7 @@ class Dispute:
     """The safetensors file of the images that broke a sample; `write` names it by its digest."""
 
     def write(self, path: Path) -> Path:
-        """Write the entry to `path` and the images beside it, and return the path of the images.
+        """Write the entry to `path` and the images next to it, and return the path of the images.
 
         At least one image must have broken a sample.
         """

@@ -1,6 +1,6 @@
 """Leaderboard entries: the data of one model on one track, and the reading and writing of entry files.
 
-`leaderboards/<track>/<model>.json` names everything that its numbers depend on, and `records/<model>.parquet` beside it
+`leaderboards/<track>/<model>.json` names everything that its numbers depend on. `records/<model>.parquet` next to it
 has a row for each attacked sample. `vlmbench submit` writes both. The dataclasses here are the description of the file
 format: `read_entry` validates by them, and `entry_schema` derives the JSON schema from them.
 """
@@ -27,7 +27,7 @@ STATUSES = ("claimed", "reproduced", "verified", "disputed")
 were, and disputed if a finding contradicts it."""
 MAX_TEXT = 2000
 """Characters of a text, such as a note, a link or a fact."""
-_MAX_BYTES = 2**25
+MAX_BYTES = 2**25
 """The class names and prompts of a thousand classes need some megabytes."""
 _MAX_DEPTH = 15
 """Levels of JSON; entries need about half."""
@@ -236,7 +236,7 @@ def read_entry(path: Path) -> Entry:
     Raises UserError with the place of the first problem if the file is missing, not strict JSON, of another format, or
     does not have the fields of an entry.
     """
-    values = read_json(path, "the entry", max_bytes=_MAX_BYTES, max_depth=_MAX_DEPTH, advice=_ADVICE)
+    values = read_json(path, "the entry", max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH, advice=_ADVICE)
     if isinstance(values, dict) and values.get("format") == 1:
         raise UserError(f"the entry {path} has format 1 of version 0.1: run `vlmbench leaderboard migrate {path}`")
     return validate(Entry, values, f"the entry {path}", advice=_ADVICE)

@@ -74,10 +74,10 @@ def records_name(model: str) -> str:
 def read_evidence(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
     """Return the checked records of an entry in `folder`.
 
-    A records file that is not beside the entry is downloaded from its URL. Raises Unreachable if the download fails,
+    A records file that is not next to the entry is downloaded from its URL. Raises Unreachable if the download fails,
     UserError if there is no URL, and Unsound if the file has another digest or does not give the entry's numbers.
     """
-    path = _records_path(entry, folder)
+    path = records_path(entry.records, folder, entry.model)
     if sha256_of(path) != entry.records.sha256:
         raise Unsound(
             f"{path} has another digest than the entry of {entry.model!r} names: restore the file that was submitted"
@@ -88,21 +88,20 @@ def read_evidence(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
     return tuple(_evidence(entry, cell, rows[number]) for number, cell in enumerate(entry.cells))
 
 
-def _records_path(entry: Entry, folder: Path) -> Path:
-    """Return the path of the records file: beside the entry, or in the cache after a download from its URL."""
-    records = entry.records
+def records_path(records: RecordsFile, folder: Path, model: str) -> Path:
+    """Return the path of the records file: next to the entry, or in the cache after a download from its URL."""
     path = inside(folder, records.file)
     if path.is_file():
         return path
     if not records.url:
         raise UserError(
-            f"the records of {entry.model!r} are not at {path}, and the entry has no URL for them: put the file there"
+            f"the records of {model!r} are not at {path}, and the entry has no URL for them: put the file there"
         )
     cached = cache_folder() / "records" / f"{records.sha256}.parquet"
     try:
         download(records.url, cached, sha256=records.sha256)
     except UserError as error:
-        raise Unreachable(f"the records of {entry.model!r} cannot be downloaded: {error}") from error
+        raise Unreachable(f"the records of {model!r} cannot be downloaded: {error}") from error
     return cached
 
 

@@ -1,7 +1,7 @@
-"""Migration of entry and card files of version 0.1 to today's names, after a check of the old fingerprints.
+"""Migrate entry and card files of version 0.1 to the current names, after a check of their fingerprints.
 
 Version 0.1 put import paths and other names into identities. The migration changes names only: records, verdicts and
-weights stay as they are, and every new fingerprint is computed only after the old one was found correct.
+weights stay the same, and a new fingerprint is computed only if the old one is correct.
 """
 
 import hashlib
@@ -11,10 +11,12 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import inside, write_text
+from robustbench_vlm.core.files import write_text
 from robustbench_vlm.core.fingerprint import fingerprint
-from robustbench_vlm.leaderboard.entry import FORMAT
-from robustbench_vlm.leaderboard.entry_records import read_rows
+from robustbench_vlm.core.strict_json import read_json, validate
+from robustbench_vlm.leaderboard.entry import FORMAT, MAX_BYTES, Entry, RecordsFile
+from robustbench_vlm.leaderboard.entry_records import read_rows, records_path
+from robustbench_vlm.models.reference import parse_reference
 
 _ALGORITHMS = {
     "robustbench_vlm.attacks.apgd:apgd": "apgd",
@@ -24,7 +26,7 @@ _ALGORITHMS = {
     "robustbench_vlm.attacks.official:official": "pyautoattack",
     "robustbench_vlm.attacks.library:torchattacks_stage": "torchattacks",
 }
-"""Import path in version 0.1 -> algorithm. All of them are at version 1."""
+"""Import path in version 0.1 -> algorithm; the version of each algorithm is 1."""
 _PARAMETERS = {
     "fab": {"overshoot": "eta", "backward": "beta", "pull": "alpha_max"},
     "square": {"share": "p_init"},
@@ -49,42 +51,50 @@ _TRAINING = {
 }
 _NOT_IDENTITY = ("track", "seconds", "fingerprint")
 """Keys of a card's training that its fingerprint does not cover."""
+_ADVICE = "give an entry or card file of version 0.1"
 
 
 def migrate_file(path: Path, *, date: str) -> bool:
-    """Rewrite an entry or card file of version 0.1 in place; return False for a file that already has today's names.
+    """Rewrite an entry or card file of version 0.1 in place; return False if it already has the current names.
 
-    Raises UserError where the file is no such JSON, or where an old fingerprint does not match its identity.
+    Raises UserError if the file is not an entry or card, or if an old fingerprint does not match its identity. The file
+    is then unchanged.
     """
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; name an entry or a card file of version 0.1") from error
+    values = read_json(path, "the file", max_bytes=MAX_BYTES, advice=_ADVICE)
     if not isinstance(values, dict):
-        raise UserError(f"{path} is not a JSON object: name an entry or a card file of version 0.1")
+        raise UserError(f"{path} is not a JSON object: {_ADVICE}")
     try:
         is_entry = "cells" in values
         migrated = migrate_entry(values, path.parent, date=date) if is_entry else migrate_card(values)
     except (KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} does not have the fields of version 0.1: {error!r}") from error
+        raise UserError(f"{path} does not have the fields of version 0.1 ({error!r}): {_ADVICE}") from error
     if migrated == values:
         return False
+    if is_entry:
+        validate(Entry, migrated, f"the migrated entry {path}", advice=_ADVICE)
     write_text(path, json.dumps(migrated, indent=1 if is_entry else 2, ensure_ascii=True) + "\n")
     return True
 
 
 def migrate_entry(values: Mapping[str, Any], folder: Path, *, date: str) -> dict[str, Any]:
-    """Return an entry of format 1, whose records are below `folder`, in today's format with one more history event."""
-    if values["format"] != 1:
+    """Return an entry of format 1 in the current format, with one more event; `folder` is the folder of the entry."""
+    if values["format"] == FORMAT:
         return dict(values)
-    path = inside(folder, values["records"]["file"])
+    if values["format"] != 1:
+        raise UserError(f"the entry has format {values['format']!r}, expected 1: {_ADVICE}")
+    if parse_reference(values["model"]).defense:
+        # Its weights digest now covers the version of the defense, and cannot be checked without the weights.
+        raise UserError(
+            f"{values['model']!r} is a test-time defense: entries of these cannot be migrated, run and submit it again"
+        )
+    path = records_path(RecordsFile(**values["records"]), folder, values["model"])
     rows = read_rows(path, sum(cell["score"]["n"] for cell in values["cells"]))
     attacks = {name: [_stage(stage) for stage in stages] for name, stages in values["attacks"].items()}
     protocol = {**values["protocol"], "identity": _renamed(values["protocol"]["identity"], _PROTOCOL)}
     cells = []
     for number, cell in enumerate(values["cells"]):
         about = f"{values['model']} / {cell['attack']} / {cell['dataset']} / {cell['threat']['eps']}"
-        if fingerprint(rows[number]) != cell["content"]:
+        if fingerprint(rows.get(number, [])) != cell["content"]:
             raise UserError(f"{path} does not have the records of {about}: the entry was not migrated")
         ids = [row.sample_id for row in rows[number]]
         old = _identity(values, cell, values["attacks"], values["protocol"], ids)
@@ -111,7 +121,7 @@ def migrate_entry(values: Mapping[str, Any], folder: Path, *, date: str) -> dict
 
 
 def migrate_card(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a card of version 0.1 with today's names, its training's fingerprint computed again."""
+    """Return the fields of a card of version 0.1 with the current names and a new training fingerprint."""
     training = values.get("training", {})
     if not set(training) & {"pictures", "side", "batch"}:
         return dict(values)
@@ -151,11 +161,10 @@ def _identity(
 
 def _stage(stage: Mapping[str, Any]) -> dict[str, Any]:
     if stage["function"] not in _ALGORITHMS:
-        raise UserError(f"version 0.1 has no stage function {stage['function']!r}: run this attack again instead")
+        raise UserError(f"the stage function {stage['function']!r} is unknown in version 0.1: run this attack again")
     algorithm = _ALGORITHMS[stage["function"]]
     parameters = _renamed(stage["parameters"], _PARAMETERS.get(algorithm, {}))
-    new = {"name": stage["name"], "algorithm": algorithm, "version": 1, "parameters": parameters}
-    return new | ({"view": stage["view"]} if "view" in stage else {})
+    return {"name": stage["name"], "algorithm": algorithm, "version": 1, "parameters": parameters}
 
 
 def _renamed(values: Mapping[str, Any], names: Mapping[str, str]) -> dict[str, Any]:

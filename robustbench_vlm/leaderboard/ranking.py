@@ -155,7 +155,7 @@ def make_board(track_name: str, folder: Path) -> Board:
     """Return the board of a track from the entries and the reported numbers in a folder.
 
     Entries with complete records of the track's attack are ranked unless they are disputed. The other entries follow
-    without a rank. An entry whose records cannot be downloaded has no row, because nobody can check it.
+    without a rank. An entry whose records cannot be downloaded has no row, because it cannot be checked.
     """
     track: Track = TRACKS.load(track_name)
     found, absent = read_entries(folder, track)
@@ -246,7 +246,7 @@ def _row(checked: CheckedEntry, track: Track, rank: str = "", clean_rank: int = 
 
 
 def _fidelity(entry: Entry) -> str:
-    """Return how closely our training recipe follows the paper, for bundled models; "" for all others."""
+    """Return how closely our training recipe follows the paper, for bundled models; "" for other models."""
     defense = str(entry.card.get("defense", ""))
     if entry.model not in bundled_names(entry.track) or defense not in DEFENSES.names():
         return ""

@@ -1,4 +1,4 @@
-"""Read the numbers that papers report from reported.csv beside a track's entries, with sources and warnings.
+"""Read the numbers that papers report from reported.csv next to a track's entries, with sources and warnings.
 
 They are shown separately from measured numbers, and no mean is taken over both.
 """

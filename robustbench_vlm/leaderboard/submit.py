@@ -168,7 +168,7 @@ def _remarks(evidence: Sequence[Evidence], track: Track, card: ModelCard) -> Ite
     if own and card.name not in bundled_names(track.name):
         yield (
             f"{own[0]} is only on your machine: publish it and add its https URL to the card as url, because"
-            " nobody can verify a model without its weights"
+            " a model cannot be verified without its weights"
         )
     if not card.paper:
         yield "the card names no paper: add its URL as paper"

@@ -94,7 +94,7 @@ class RecomputedSample:
 
 @dataclass(frozen=True)
 class RecomputedPart:
-    """How many verdicts of a part of an entry were recomputed, and how many differ."""
+    """Counts of recomputed and of differing verdicts in a part of an entry."""
 
     name: str
     """One of `PARTS`."""

@@ -148,7 +148,7 @@ def check_continuation(entry: Entry, evidence: Sequence[Evidence], earlier: Entr
         if path is None or not path.is_file():
             raise Unsound(
                 f"the counterexample {example.dataset} / {example.sample_id} has no image: submit the file that"
-                " `vlmbench dispute` writes beside the entry"
+                " `vlmbench dispute` writes next to the entry"
             )
 
 

@@ -75,7 +75,7 @@ def verify(
     """Check an entry, attack a random part of its samples again, and return it with its new status.
 
     Draws `samples` verdicts that the rank depends on, and as many others; None recomputes all. Without a `seed` a
-    secret one is drawn, so that nobody can know the samples before. `model` is the reference that loads the model if
+    secret one is drawn, so that the samples cannot be known before. `model` is the reference that loads the model if
     its name does not. Raises UserError where data or weights are missing on this machine.
     """
     seed = secrets.randbits(48) if seed is None else seed

@@ -66,7 +66,7 @@ def with_tables(document: str, boards: Iterable[Board]) -> str:
 
 
 def views(boards: Sequence[Board], folder: Path) -> dict[Path, str]:
-    """Return the text of each generated file: leaderboards/README.md, and the README beside that folder."""
+    """Return the text of each generated file: leaderboards/README.md, and the README next to that folder."""
     made = {folder / "README.md": page(boards)}
     readme = folder.parent / "README.md"
     if readme.is_file():

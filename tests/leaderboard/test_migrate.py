@@ -93,6 +93,31 @@ def test_nothing_is_migrated_where_an_old_fingerprint_does_not_match(place: str,
     assert path.read_bytes() == before
 
 
+def test_an_entry_of_a_test_time_defense_is_refused(tmp_path: Path) -> None:
+    path = entry_of_0_1("agft", tmp_path)
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({**values, "model": "ttc+agft"}))
+    with pytest.raises(UserError, match=r"'ttc\+agft' is a test-time defense: .* run and submit it again"):
+        migrate_file(path, date="2026-11-26")
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"format": 3}, "has format 3, expected 1"),
+        ({"note": 5}, "the migrated entry .* note: "),
+        ({"records": {"file": "records/none.parquet", "sha256": "0" * 64, "url": ""}}, "no URL for them"),
+    ],
+)
+def test_an_entry_that_would_be_invalid_is_not_written(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    path = entry_of_0_1("agft", tmp_path)
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    before = path.read_bytes()
+    with pytest.raises(UserError, match=said):
+        migrate_file(path, date="2026-11-26")
+    assert path.read_bytes() == before
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"cells": 3, "format": 1}', '{"training": 3}'])
 def test_other_files_are_refused_or_left_alone(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
