@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: BASE=COMMIT check_submission.sh CLONE [SAMPLES]
-# Checks the entries that a clone changes since BASE, and computes a random part of their verdicts again.
-# Nothing of the clone is run, and git does not follow links or hooks of it: files are read out of its history.
+# Checks the entries that a clone changes since BASE, and recomputes a random part of their verdicts.
+# No code of the clone is run, and git follows no links or hooks of it: files are read from its history.
 set -euo pipefail
 clone=$1 samples=${2:-200} most=100000000
 work=$(mktemp -d)
@@ -12,7 +12,7 @@ if [ -n "${BASE_REPOSITORY:-}" ]; then
 fi
 "${git[@]}" diff --no-renames --name-only -z "$BASE...HEAD" > "$work/changed"
 
-# Writes the file of a commit's path below a folder; fails where there is none, or no plain one.
+# Writes a file of a commit below a folder; fails if there is no such file, or if it is not a plain file.
 take() {
   local commit=$1 name=$2 folder=$3
   [ "$("${git[@]}" ls-tree "$commit" -- "$name" | cut -d ' ' -f 1)" = 100644 ] || return 1
@@ -23,34 +23,34 @@ take() {
 entries=()
 while IFS= read -r -d '' name; do
   if [ "$name" = leaderboards/README.md ]; then
-    continue # generated: the other checks hold it against the entries
+    continue # generated: another check compares it with the entries
   fi
   if [ "$name" = README.md ]; then
     for commit in "$BASE" HEAD; do
       "${git[@]}" cat-file blob "$commit:$name" | sed '/^<!-- leaderboard /,/^<!-- end of leaderboard -->/d' > "$work/$commit.md"
     done
     if ! cmp -s "$work/$BASE.md" "$work/HEAD.md"; then
-      echo "a submission changes the table of README.md only, and this one changes more of it"
+      echo "a submission may change only the table in README.md, and this one changes more of it"
       exit 1
     fi
     continue
   fi
   if ! [[ $name =~ ^leaderboards/[A-Za-z0-9._-]+/([A-Za-z0-9._+@-]+\.json|records/[A-Za-z0-9._+@-]+\.parquet|counterexamples/[0-9a-f]{64}\.safetensors)$ ]]; then
-    printf 'a submission changes entries, records and counterexamples only, and this one changes %q\n' "$name"
+    printf 'a submission may change entries, records and counterexamples only, and this one changes %q\n' "$name"
     exit 1
   fi
   if ! take HEAD "$name" "$work/new"; then
-    printf '%q is removed, or is not a plain file: a submission removes nothing\n' "$name"
+    printf '%q is removed, or is not a plain file: a submission may not remove files\n' "$name"
     exit 1
   fi
   if [ "$("${git[@]}" cat-file -s "HEAD:$name")" -gt "$most" ]; then
-    printf '%q has more than %s bytes: publish it, and let a maintainer verify it\n' "$name" "$most"
+    printf '%q has more than %s bytes: publish it, and ask a maintainer to verify it\n' "$name" "$most"
     exit 1
   fi
   if [[ $name == */counterexamples/* ]]; then
     continue # read below, for the entries that name them
   fi
-  # Records are those of an entry, whichever of the two was changed.
+  # A changed records file means that its entry must be checked too.
   entry=${name/records\//}
   entry=${entry%.parquet}
   entry=${entry%.json}.json
@@ -67,13 +67,13 @@ for name in "${entries[@]}"; do
     exit 1
   fi
   folder=$(dirname "$name") model=$(basename "$name" .json)
-  take HEAD "$folder/records/$model.parquet" "$work/new" || true # they may lie at the address that the entry names
+  take HEAD "$folder/records/$model.parquet" "$work/new" || true # they may be at the URL that the entry names
   while IFS= read -r -d '' images; do
     take HEAD "$images" "$work/new"
   done < <("${git[@]}" ls-tree --name-only -z HEAD -- "$folder/counterexamples/")
-  take "$BASE" "$name" "$work/old" || true # there is none before the first submission
+  take "$BASE" "$name" "$work/old" || true # does not exist before the first submission
   (cd "$work/new" && vlmbench verify --check --since "$work/old/$name" "$name")
-  # Tracks whose data this machine lacks are verified by a maintainer who has it.
+  # Other tracks are verified by a maintainer who has their data.
   if [[ $name == leaderboards/mini/* ]]; then
     (cd "$work/new" && vlmbench verify --samples "$samples" "$name")
   fi

@@ -1,4 +1,4 @@
-"""Evidence, entries and runs that no model was needed for."""
+"""Make evidence, entries and runs without a model."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ PROTOCOL = {"name": "mini", "version": 1}
 
 
 def samples(broken: Sequence[str], *, first: int = 0) -> tuple[SampleResult, ...]:
-    """Return a record for each of "clean", "" or the stage that broke the sample; ids count from `first`."""
+    """Return a record for each `broken_by` value: "clean", "" or a stage; ids count from `first`."""
     return tuple(
         SampleResult(
             sample_id=f"{n:04d}",
@@ -55,7 +55,7 @@ def evidence(
     results: Sequence[SampleResult] = (),
     **identity: Any,
 ) -> Evidence:
-    """Return the evidence of one cell, whose samples were broken by what is given; `identity` changes what it is of."""
+    """Return the evidence of one cell with these `broken_by` values; `identity` changes parts of its identity."""
     records = tuple(results) or samples(broken)
     threat = Threat(norm, parse_eps(eps))
     names = ["apgd-ce", "square"] + [attack] * (attack != "autoattack")
@@ -77,7 +77,7 @@ def evidence(
 
 
 def write_run(found: Sequence[Evidence], out: Path) -> Path:
-    """Write one model's evidence as runs lie on disk, and return the model's folder."""
+    """Write one model's evidence as a run folder, and return the model's folder."""
     folder = out / found[0].track / safe_name(found[0].score.model)
     for attack in dict.fromkeys(each.score.attack for each in found):
         cells = {}

@@ -1,4 +1,4 @@
-"""A real run of a small undefended model, and the entry that it becomes."""
+"""Fixtures: a real run of a small undefended model, and its entry."""
 
 import shutil
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Disputes: images that break what an entry holds robust lower its number, all others change nothing."""
+"""Disputes: images that break samples reported as robust lower the number, other images change nothing."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ Broken = tuple[Path, int, Tensor]
 
 @pytest.fixture
 def broken(entry_path: Path, taught_card: Path, tmp_path: Path) -> Broken:
-    """Return a file with what a stronger attack finds at 3/255, how much of it the entry holds robust, the images."""
+    """Return a file of a stronger attack's images at 3/255, how many break robust samples, and the images."""
     evidence = [each for each in read_evidence(read_entry(entry_path), entry_path.parent) if each.score.eps == "3/255"]
     plan, numbers = rebuild(evidence, str(taught_card))
     cell = plan.cells[numbers[0]]
@@ -74,16 +74,16 @@ def test_images_that_break_samples_lower_the_number(
     kept, digest = read_images(entry_path.parent / "counterexamples" / f"{entry.counterexamples[0].source}.safetensors")
     assert digest == entry.history[-1].facts["images"] and len(kept.images) == new
     assert set(kept.samples) == {(each.dataset, each.sample_id) for each in entry.counterexamples}
-    # Handed in again, they tell nothing new.
+    # Submitting the same images again changes nothing.
     again = disputed(entry_path, images, taught_card)
     assert again.counts[BREAKS] == 0 and again.entry == entry
 
 
 @pytest.mark.parametrize("share", [0.0, 3.0])
-def test_forged_counterexamples_are_struck_out_and_real_ones_stay(
+def test_forged_counterexamples_are_removed_and_real_ones_stay(
     share: float, entry_path: Path, broken: Broken, taught_card: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A vandal hands in images that break nothing: the clean ones, or adversarial ones from outside the ball."""
+    """Submit images that break nothing: clean ones, or adversarial ones from outside the ball."""
     images, new, _ = broken
     found = disputed(entry_path, images, taught_card)
     found.write(entry_path)
@@ -110,7 +110,7 @@ def test_forged_counterexamples_are_struck_out_and_real_ones_stay(
     assert after.history[-2].what.endswith("struck out: 1")
 
 
-def test_images_that_prove_nothing_change_nothing(
+def test_images_outside_the_ball_or_of_no_sample_change_nothing(
     entry_path: Path, broken: Broken, taught_card: Path, tmp_path: Path
 ) -> None:
     _, _, adversarial = broken
@@ -129,7 +129,7 @@ def test_images_that_prove_nothing_change_nothing(
     assert disputed(entry_path, tmp_path / "small", taught_card).counts["outside"] == 1
 
 
-def test_files_of_other_tracks_and_datasets_are_told(entry_path: Path, taught_card: Path, tmp_path: Path) -> None:
+def test_files_of_other_tracks_and_datasets_are_refused(entry_path: Path, taught_card: Path, tmp_path: Path) -> None:
     image = torch.zeros(1, 3, 32, 32)
     write_images(AdversarialImages("zeroshot15", (("dtd", "a"),), image), tmp_path / "x")
     with pytest.raises(UserError, match="is of the track 'zeroshot15'"):

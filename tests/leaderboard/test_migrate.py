@@ -1,4 +1,4 @@
-"""Migration from version 0.1: names change, verdicts do not, and nothing is migrated on a wrong fingerprint."""
+"""Migration from version 0.1: names change, verdicts do not, and a wrong fingerprint stops it."""
 
 import json
 from pathlib import Path
@@ -61,7 +61,7 @@ def entry_of_0_1(model: str, folder: Path) -> Path:
     return path
 
 
-def test_an_entry_of_0_1_becomes_todays_with_the_same_verdicts(tmp_path: Path) -> None:
+def test_an_entry_of_0_1_gets_the_current_names_and_keeps_its_verdicts(tmp_path: Path) -> None:
     path = entry_of_0_1("agft", tmp_path)
     before = {child: child.read_bytes() for child in (tmp_path / "records").iterdir()}
     assert migrate_file(path, date="2026-11-26")

@@ -1,4 +1,4 @@
-"""The board: the worst number known, ranks with ties, and what a row says; all from made-up records."""
+"""The board: lowest known accuracy, ranks with ties, and the fields of a row, from made-up records."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def row(folder: Path, model: str) -> BoardRow:
     return next(each for each in board(folder).rows if each.model == model)
 
 
-def test_models_that_tests_do_not_tell_apart_share_their_ranks(tmp_path: Path) -> None:
+def test_models_that_tests_do_not_distinguish_share_their_ranks(tmp_path: Path) -> None:
     # 13 datasets of 40 samples: 4, 30 and 29 robust ones, of which the last are others than the second's.
     for model, robust in (("weak", 4), ("good", 30), ("close", 29)):
         verdicts = [""] * robust + ["square"] * (40 - robust)
@@ -66,7 +66,7 @@ def test_other_datasets_than_the_tracks_are_refused(tmp_path: Path) -> None:
         board(tmp_path)
 
 
-def test_clean_ranks_stand_beside(tmp_path: Path) -> None:
+def test_rows_have_the_clean_rank_and_the_rank_difference(tmp_path: Path) -> None:
     write_board_entry(everywhere("robust", ["clean"] * 10 + [""] * 30), tmp_path)
     write_board_entry(everywhere("accurate", ["square"] * 39 + [""]), tmp_path)
     rows = {each.model: each for each in board(tmp_path).rows}
@@ -75,7 +75,7 @@ def test_clean_ranks_stand_beside(tmp_path: Path) -> None:
     assert rows["robust"].clean.value == pytest.approx(0.75)
 
 
-def test_every_attack_on_record_counts_sample_by_sample(tmp_path: Path) -> None:
+def test_every_recorded_attack_counts_sample_by_sample(tmp_path: Path) -> None:
     found = everywhere("both", ["", "", "square", "clean"])
     found += everywhere("both", ["", "pgd-20", "", "clean"], attack="pgd-20")
     # Broken within a smaller ball: broken within this one.
@@ -87,7 +87,7 @@ def test_every_attack_on_record_counts_sample_by_sample(tmp_path: Path) -> None:
     assert [(point.eps, point.robust.value) for point in both.curve] == [("2.5/255", 0.5), ("5/255", 0.0)]
 
 
-def test_what_breaks_at_a_larger_radius_says_nothing_of_a_smaller_one(tmp_path: Path) -> None:
+def test_a_break_at_a_larger_radius_does_not_count_at_a_smaller_one(tmp_path: Path) -> None:
     found = everywhere("a", ["", "", ""]) + everywhere("a", ["square"] * 3, eps="10/255")
     write_board_entry(found, tmp_path)
     assert row(tmp_path, "a").robust.value == 1
@@ -102,14 +102,14 @@ def test_a_counterexample_within_the_radius_lowers_the_number(distance: float, l
     assert found.datasets["colours"]["robust"].value == 1
 
 
-def test_without_the_whole_attack_there_is_no_rank(tmp_path: Path) -> None:
+def test_an_entry_without_the_complete_attack_has_no_rank(tmp_path: Path) -> None:
     write_board_entry(everywhere("whole", ["", "square"]), tmp_path)
     write_board_entry(everywhere("part", [""] * 2)[1:], tmp_path)
     write_board_entry(everywhere("weakly", [""] * 2, attack="pgd-20"), tmp_path)
     assert [(each.model, each.rank) for each in board(tmp_path).rows] == [("whole", "1"), ("part", ""), ("weakly", "")]
 
 
-def test_gates_are_told_with_their_datasets(tmp_path: Path) -> None:
+def test_warnings_name_their_datasets(tmp_path: Path) -> None:
     found = everywhere("a", ["", "square"])
     found[0] = evidence("a", ["", "square"], "shapes", warnings=("zero-gradient:2", "collapsed"))
     found[1] = evidence("a", ["", "square"], "colours", warnings=("zero-gradient:1",))
@@ -117,7 +117,7 @@ def test_gates_are_told_with_their_datasets(tmp_path: Path) -> None:
     assert row(tmp_path, "a").warnings == ("collapsed: shapes", "zero-gradient: shapes, colours")
 
 
-def test_an_entry_that_does_not_hold_ends_the_board(tmp_path: Path) -> None:
+def test_an_invalid_entry_is_an_error_of_the_board(tmp_path: Path) -> None:
     path = write_board_entry(everywhere("a", [""]), tmp_path)
     path.rename(tmp_path / "b.json")
     with pytest.raises(UserError, match=r"move it to mini/a\.json"):
@@ -134,7 +134,7 @@ def test_one_model_has_one_entry(tmp_path: Path) -> None:
         board(tmp_path)
 
 
-def test_an_entry_whose_records_cannot_be_had_is_left_out_by_name(
+def test_an_entry_whose_records_cannot_be_downloaded_is_left_out_by_name(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("VLMBENCH_CACHE", str(tmp_path / "cache"))
@@ -164,7 +164,7 @@ VERDICTS = st.sampled_from(["", "clean", "square", "apgd-ce"])
 
 
 @given(st.lists(st.tuples(VERDICTS, VERDICTS, VERDICTS), min_size=1, max_size=12))
-def test_more_evidence_never_raises_the_number(rows: list[tuple[str, str, str]]) -> None:
+def test_more_records_never_raise_the_number(rows: list[tuple[str, str, str]]) -> None:
     # What is wrong without an attack is so in every record.
     columns = [["clean" if "clean" in verdicts else verdicts[n] for verdicts in rows] for n in range(3)]
     found = [

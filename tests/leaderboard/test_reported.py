@@ -27,7 +27,7 @@ def _read(folder: Path, *rows: str) -> dict[tuple[str, str, str], tuple[str, ...
     return {(each.method, each.attack, each.eps): each.warnings for each in read_reported(folder)}
 
 
-def test_an_undefended_model_that_keeps_too_much_is_doubted(tmp_path: Path) -> None:
+def test_an_undefended_model_that_is_too_robust_gets_a_warning(tmp_path: Path) -> None:
     found = _read(
         tmp_path,
         _row("CLIP", "PGD", "1/255", "1.01"),
@@ -40,7 +40,7 @@ def test_an_undefended_model_that_keeps_too_much_is_doubted(tmp_path: Path) -> N
     assert doubted == [("CLIP", "PGD", "1/255"), ("CLIP", "PGD", "4/255")]
 
 
-def test_autoattack_above_pgd_is_doubted(tmp_path: Path) -> None:
+def test_autoattack_above_pgd_gets_a_warning(tmp_path: Path) -> None:
     found = _read(
         tmp_path,
         _row("TeCoA", "PGD", "1/255", "40.00"),
@@ -55,7 +55,7 @@ def test_autoattack_above_pgd_is_doubted(tmp_path: Path) -> None:
     assert "40.00 %" in found["TeCoA", "AutoAttack", "1/255"][0]
 
 
-def test_clean_accuracy_stands_beside_that_of_the_same_model(tmp_path: Path) -> None:
+def test_robust_accuracy_is_paired_with_the_clean_accuracy_of_the_same_model(tmp_path: Path) -> None:
     rows = [_row("A", "none", "0", "80", "clean"), _row("A", "PGD", "1/255", "40"), _row("B", "PGD", "1/255", "30")]
     _read(tmp_path, *rows)
     assert [(each.method, each.clean, each.robust) for each in read_reported(tmp_path)] == [
@@ -64,7 +64,7 @@ def test_clean_accuracy_stands_beside_that_of_the_same_model(tmp_path: Path) -> 
     ]
 
 
-def test_a_file_without_the_columns_is_told(tmp_path: Path) -> None:
+def test_a_file_without_the_columns_is_refused(tmp_path: Path) -> None:
     (tmp_path / FILE).write_text("a,b\n1,2\n", encoding="utf-8")
     with pytest.raises(UserError, match=r"reported\.csv is not a table of reported numbers"):
         read_reported(tmp_path)

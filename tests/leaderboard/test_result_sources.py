@@ -26,7 +26,7 @@ def names(references: list[str], **options: str) -> list[str]:
     return [source.name for source in read_sources(references, "mini", **options)]
 
 
-def test_a_name_is_the_entry_of_the_board_before_a_run_of_one_s_own(board: Path) -> None:
+def test_a_name_means_the_entry_of_the_board_first_and_then_a_run(board: Path) -> None:
     write_board_entry([evidence("agft", RIGHT)], board)
     write_run([evidence("agft", RIGHT * 2)], Path("runs"))
     write_run([evidence("tecoa", RIGHT)], Path("runs"))
@@ -35,7 +35,7 @@ def test_a_name_is_the_entry_of_the_board_before_a_run_of_one_s_own(board: Path)
     assert [source.evidence[0].score.n for source in found] == [3, 3]
 
 
-def test_an_entry_file_and_a_folder_are_taken_wherever_they_lie(board: Path, tmp_path: Path) -> None:
+def test_an_entry_file_and_a_run_folder_may_be_anywhere(board: Path, tmp_path: Path) -> None:
     entry = write_board_entry([evidence("agft", RIGHT)], tmp_path / "elsewhere")
     run = write_run([evidence("tecoa", RIGHT)], tmp_path / "records")
     assert names([str(entry), str(run), str(run.parent / "tecoa" / "autoattack") + "/"]) == [
@@ -45,7 +45,7 @@ def test_an_entry_file_and_a_folder_are_taken_wherever_they_lie(board: Path, tmp
     ]
 
 
-def test_a_run_s_other_attacks_are_not_read_where_it_has_the_one(board: Path) -> None:
+def test_other_attacks_of_a_run_are_not_read_if_it_has_the_requested_one(board: Path) -> None:
     write_run([evidence("agft", RIGHT), evidence("agft", RIGHT, attack="cw")], Path("runs"))
     attacks = {
         attack: {each.score.attack for each in read_sources(["agft"], "mini", attack=attack)[0].evidence}
@@ -60,7 +60,7 @@ def test_a_folder_without_runs_does_not_hide_the_name(board: Path) -> None:
     assert names(["agft"]) == ["agft"]
 
 
-def test_models_of_one_name_are_told_apart_by_what_they_were_named_by(board: Path) -> None:
+def test_models_of_one_name_are_distinguished_by_their_references(board: Path) -> None:
     write_board_entry([evidence("agft", RIGHT)], board)
     write_run([evidence("agft", RIGHT)], Path("mine"))
     assert names(["agft", "mine/mini/agft"]) == ["agft (agft)", "agft (mine/mini/agft)"]
@@ -75,7 +75,7 @@ def test_a_run_is_found_by_the_reference_of_its_model(board: Path, model: str) -
         names(["open_clip:RN50/openai"])
 
 
-def test_a_disputed_entry_says_so(board: Path) -> None:
+def test_a_disputed_entry_has_a_note(board: Path) -> None:
     write_board_entry([evidence("agft", RIGHT)], board, status="disputed")
     assert "disputed" in read_sources(["agft"], "mini")[0].notes[0]
 
@@ -92,7 +92,7 @@ def test_a_disputed_entry_says_so(board: Path) -> None:
         (["runs/mini/tecoa"], "zeroshot15", "is of the track 'mini', not 'zeroshot15': give --track mini"),
     ],
 )
-def test_what_is_not_there_is_said(board: Path, references: list[str], track: str, message: str) -> None:
+def test_an_unknown_reference_is_refused(board: Path, references: list[str], track: str, message: str) -> None:
     write_board_entry([evidence("agft", RIGHT)], board)
     write_run([evidence("tecoa", RIGHT)], Path("runs"))
     with pytest.raises(UserError, match=message):

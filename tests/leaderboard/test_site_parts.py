@@ -47,7 +47,7 @@ def test_only_plain_https_is_linked(address: str) -> None:
     assert texts.safe_link("https://arxiv.org/abs/2212.07016v3?x=1#a") == "https://arxiv.org/abs/2212.07016v3?x=1#a"
 
 
-def test_bibtex_says_what_an_address_says_and_nothing_else() -> None:
+def test_bibtex_has_only_the_facts_of_the_address() -> None:
     assert "eprint = {2212.07016}" in texts.paper_bibtex("https://arxiv.org/abs/2212.07016")
     assert "doi = {10.1145/3690624.3709296}" in texts.paper_bibtex("https://doi.org/10.1145/3690624.3709296")
     assert texts.paper_bibtex("javascript:alert(1)") == ""

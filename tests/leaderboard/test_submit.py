@@ -1,4 +1,4 @@
-"""Submissions: what a run becomes, what reviewers are told, and what happens when a model is handed in again."""
+"""Submissions: the entry of a run, the remarks for reviewers, and repeated submissions of a model."""
 
 import dataclasses
 import json
@@ -56,16 +56,16 @@ def test_nothing_of_the_machine_is_in_an_entry(entry_path: Path, real_run: Path)
     assert str(real_run) not in text and "/tmp" not in text and str(Path.home()) not in text
 
 
-def test_a_model_that_is_handed_in_again_keeps_its_history(entry_path: Path, real_run: Path, taught_card: Path) -> None:
+def test_a_model_that_is_submitted_again_keeps_its_history(entry_path: Path, real_run: Path, taught_card: Path) -> None:
     example = Counterexample("colours", "1", "Linf", 0.01, 3, "0" * 64)
     before = read_entry(entry_path).after(Event("2026-01-05", "disputed", "a sample was broken", {}))
     write_entry(dataclasses.replace(before, counterexamples=(example,)), entry_path)
     board = entry_path.parent.parent
     again = make_submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
-    # The same records do not become better by being handed in twice.
+    # Submitting the same records again does not end a dispute.
     assert [event.status for event in again.history] == ["claimed", "disputed", "disputed"]
     assert again.status == "disputed" and again.counterexamples == (example,)
-    # What was on record is measured again, and is something else.
+    # The recorded cell is measured again, with another result.
     cells = (dataclasses.replace(before.cells[0], content="0" * 64), *before.cells[1:])
     write_entry(dataclasses.replace(before, cells=cells, counterexamples=(example,)), entry_path)
     anew = make_submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
@@ -75,7 +75,7 @@ def test_a_model_that_is_handed_in_again_keeps_its_history(entry_path: Path, rea
     assert others.counterexamples == () and others.history[-1].what == "submitted again, with other weights"
 
 
-def test_what_a_run_has_not_measured_again_stays(real_run: Path, taught_card: Path, tmp_path: Path) -> None:
+def test_cells_that_a_run_does_not_replace_are_kept(real_run: Path, taught_card: Path, tmp_path: Path) -> None:
     whole = make_submission(real_run, date="2026-01-02", model=str(taught_card))
     whole.write(tmp_path)
     part = tmp_path / "runs" / "taught"
@@ -85,7 +85,7 @@ def test_what_a_run_has_not_measured_again_stays(real_run: Path, taught_card: Pa
     document["cells"] = {name: cell for name, cell in document["cells"].items() if cell["score"]["eps"] == "1/255"}
     manifest.write_text(json.dumps(document), encoding="utf-8")
     again = make_submission(part, date="2026-02-01", model=str(taught_card), board=tmp_path)
-    # Handed in one by one, they are the entry that they are together.
+    # Runs submitted one by one give the same entry as all of them together.
     assert (again.entry.cells, again.content) == (whole.entry.cells, whole.content)
     assert again.entry.history[-1].facts == {"cells": 2, "samples": 400}
     path = again.write(tmp_path)
@@ -100,7 +100,7 @@ def test_what_a_run_has_not_measured_again_stays(real_run: Path, taught_card: Pa
     check_continuation(other, evidence, whole.entry, path.parent)
 
 
-def test_what_cannot_be_submitted_is_told(
+def test_runs_that_cannot_be_submitted_are_refused(
     real_run: Path, tmp_path: Path, make_card: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(["submit", str(tmp_path)]) == 2
@@ -109,7 +109,7 @@ def test_what_cannot_be_submitted_is_told(
         make_submission(real_run, date="2026-01-02", model=str(make_card("taught")))
 
 
-def test_a_run_under_another_protocol_is_told(real_run: Path, tmp_path: Path) -> None:
+def test_a_run_under_another_protocol_is_refused(real_run: Path, tmp_path: Path) -> None:
     shutil.copytree(real_run, tmp_path / "taught")
     path = tmp_path / "taught" / "pgd-5" / "manifest.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"protocol": "mini/1"', '"protocol": "mini-quick/1"'))
@@ -117,7 +117,7 @@ def test_a_run_under_another_protocol_is_told(real_run: Path, tmp_path: Path) ->
         make_submission(tmp_path / "taught", date="2026-01-02")
 
 
-def test_records_may_lie_elsewhere(
+def test_records_may_be_at_a_url(
     real_run: Path, taught_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = make_submission(real_run, date="2026-01-02", model=str(taught_card), records="https://example.org/r.parquet")

@@ -1,4 +1,4 @@
-"""What is told of an entry without computing anything: contradictions, foreign definitions, broken histories."""
+"""Static validation of entries: contradictions, foreign definitions, broken histories."""
 
 import dataclasses
 from collections.abc import Callable
@@ -28,7 +28,7 @@ LATER = Event("2026-02-01", "claimed", "submitted again", {})
 
 
 @pytest.mark.parametrize("path", sorted(BOARD.glob("*.json")), ids=lambda path: path.stem)
-def test_the_bundled_entries_are_sound(path: Path) -> None:
+def test_the_bundled_entries_are_valid(path: Path) -> None:
     entry = read_entry_in_place(path)
     check_definitions(entry, check_entry(entry, BOARD))
 
@@ -46,14 +46,14 @@ def test_the_bundled_entries_are_sound(path: Path) -> None:
         ({"distance": float("inf")}, "a number that is none"),
     ],
 )
-def test_a_record_that_contradicts_itself_is_told(changes: dict[str, Any], said: str) -> None:
+def test_a_record_that_contradicts_itself_is_refused(changes: dict[str, Any], said: str) -> None:
     robust: SampleResult = samples([""])[0]
     assert robust.label == 0 and robust.clean_prediction == 0
     with pytest.raises(Unsound, match=f"contradict themselves: 0000 .*{said}"):
         evidence("a", [""], results=[dataclasses.replace(robust, **changes)])
 
 
-def test_a_score_of_another_radius_or_number_of_classes_is_told(tmp_path: Path) -> None:
+def test_a_score_of_another_radius_or_number_of_classes_is_refused(tmp_path: Path) -> None:
     for changes in ({"eps": "9/255"}, {"classes": 999}):
         entry = read_entry(write_board_entry([evidence("a", ["", "square"])], tmp_path))
         cell = dataclasses.replace(entry.cells[0], score=dataclasses.replace(entry.cells[0].score, **changes))
@@ -77,7 +77,7 @@ def _changed(entry: Entry, name: str, key: str, value: object) -> Entry:
         (lambda each: {**each, "prompts": [*each["prompts"][:-1], "x"]}, "the classes or prompts"),
     ],
 )
-def test_definitions_other_than_this_package_s_are_told(
+def test_definitions_that_differ_from_this_package_are_refused(
     change: Callable[[dict[str, Any]], dict[str, Any]], said: str
 ) -> None:
     entry = read_entry(BOARD / "clip.json")
@@ -96,7 +96,7 @@ def test_definitions_other_than_this_package_s_are_told(
     ("key", "value"),
     [("paper", "https://example.org"), ("licence", "mine"), ("training", {"eps": "1/255"}), ("architecture", "other")],
 )
-def test_another_card_of_a_model_of_the_zoo_is_told(key: str, value: object) -> None:
+def test_a_card_that_differs_from_the_model_zoo_is_refused(key: str, value: object) -> None:
     entry = read_entry(BOARD / "clip.json")
     evidence = check_entry(entry, BOARD)
     check_definitions(_changed(entry, "card", "notes", "other words"), evidence)
@@ -114,7 +114,7 @@ def test_another_card_of_a_model_of_the_zoo_is_told(key: str, value: object) -> 
         {"distance": 0.0},
     ],
 )
-def test_a_counterexample_that_is_none_is_told(changes: dict[str, Any], tmp_path: Path) -> None:
+def test_a_counterexample_that_breaks_no_sample_is_refused(changes: dict[str, Any], tmp_path: Path) -> None:
     found = [evidence("a", ["", "", "clean"])]
     entry = read_entry(write_board_entry(found, tmp_path, counterexamples=(EXAMPLE,)))
     assert len(check_entry(entry, tmp_path)) == 1
@@ -127,7 +127,7 @@ def _continue(entry: Entry, earlier: Entry | None, folder: Path) -> None:
     check_continuation(entry, check_entry(entry, folder), earlier, folder)
 
 
-def test_a_submission_goes_on_from_the_entry_before(tmp_path: Path) -> None:
+def test_a_submission_continues_the_earlier_entry(tmp_path: Path) -> None:
     earlier = read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path, counterexamples=(EXAMPLE,)))
     _continue(dataclasses.replace(earlier, counterexamples=()), None, tmp_path)
     _continue(earlier.after(LATER), earlier, tmp_path)
@@ -168,9 +168,7 @@ def _broken(entry: Entry, count: int, status: str, folder: Path, *, with_file: b
     return entry.with_counterexamples(own).after(dataclasses.replace(LATER, status=status))
 
 
-def test_a_dispute_hands_in_its_images_and_changes_the_status_only_where_they_are_many(
-    verified: Entry, tmp_path: Path
-) -> None:
+def test_a_dispute_needs_images_and_changes_the_status_only_if_they_are_many(verified: Entry, tmp_path: Path) -> None:
     for count, status in ((1, "verified"), (50, "disputed"), (50, "claimed")):
         _continue(_broken(verified, count, status, tmp_path), verified, tmp_path)
         with pytest.raises(Unsound, match="has no image"):
@@ -183,13 +181,13 @@ def test_a_dispute_hands_in_its_images_and_changes_the_status_only_where_they_ar
             _continue(entry, verified, tmp_path)
 
 
-def test_a_good_status_does_not_go_over_to_other_numbers(verified: Entry, tmp_path: Path) -> None:
+def test_a_good_status_is_not_inherited_by_other_numbers(verified: Entry, tmp_path: Path) -> None:
     entry = _broken(verified, 1, "verified", tmp_path)
     with pytest.raises(Unsound, match="a submission has the status"):
         _continue(dataclasses.replace(entry, note="other"), verified, tmp_path)
 
 
-def test_a_nearer_counterexample_takes_the_place_of_one_before(tmp_path: Path) -> None:
+def test_a_nearer_counterexample_replaces_an_earlier_one(tmp_path: Path) -> None:
     earlier = read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path, counterexamples=(EXAMPLE,)))
     nearer = dataclasses.replace(EXAMPLE, distance=0.005)
     source, content = images_file("mini", [(nearer, torch.zeros(3, 4, 4))])
@@ -203,7 +201,7 @@ def test_a_nearer_counterexample_takes_the_place_of_one_before(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("forged", ["other bytes", "no images", "another sample"])
-def test_images_that_are_not_the_counterexamples_are_told(forged: str, tmp_path: Path) -> None:
+def test_image_files_that_do_not_match_their_counterexamples_are_refused(forged: str, tmp_path: Path) -> None:
     source, content = images_file("mini", [(EXAMPLE, torch.zeros(3, 4, 4))])
     if forged == "other bytes":
         content = images_file("mini", [(EXAMPLE, torch.ones(3, 4, 4))])[1]
@@ -223,7 +221,7 @@ def test_images_that_are_not_the_counterexamples_are_told(forged: str, tmp_path:
         check_entry(read_entry(path), tmp_path)
 
 
-def test_a_small_file_of_many_rows_is_not_unpacked(tmp_path: Path) -> None:
+def test_a_small_file_with_many_rows_is_not_decompressed(tmp_path: Path) -> None:
     entry = read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path))
     path = tmp_path / entry.records.file
     table = parquet.read_table(path)
@@ -235,14 +233,14 @@ def test_a_small_file_of_many_rows_is_not_unpacked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"format": NaN}', '{"format": 1e999}'])
-def test_json_that_is_a_trap_is_told(text: str, tmp_path: Path) -> None:
+def test_hostile_json_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match="the entry"):
         read_entry(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("training", ["x", {"eps": "1/0"}, {"eps": ["a"]}, {"dataset": {}}])
-def test_whatever_a_card_says_the_board_stands(training: object, tmp_path: Path) -> None:
+def test_a_card_with_strange_training_does_not_break_the_board(training: object, tmp_path: Path) -> None:
     card = {"name": "a", "architecture": "mini", "training": training}
     write_board_entry([evidence("a", ["", ""], dataset) for dataset in MINI.datasets], tmp_path, card=card)
     if isinstance(training, dict):
@@ -252,7 +250,7 @@ def test_whatever_a_card_says_the_board_stands(training: object, tmp_path: Path)
             make_board("mini", tmp_path)
 
 
-def test_what_is_disputed_has_no_rank_and_names_are_one_whatever_their_case(tmp_path: Path) -> None:
+def test_a_disputed_entry_has_no_rank_and_names_must_differ_in_more_than_case(tmp_path: Path) -> None:
     found = [evidence("a", ["", ""], dataset) for dataset in MINI.datasets]
     path = write_board_entry(found, tmp_path)
     assert make_board("mini", tmp_path).rows[0].rank == "1"
@@ -267,7 +265,7 @@ def test_what_is_disputed_has_no_rank_and_names_are_one_whatever_their_case(tmp_
         make_board("mini", tmp_path)
 
 
-def test_options_that_do_not_go_together_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_do_not_go_together_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(BOARD / "clip.json")
     assert run_command(["verify", path, "--samples", "0"]) == 2
     assert "must be a positive integer, got 0" in capsys.readouterr().err
@@ -279,7 +277,7 @@ def test_options_that_do_not_go_together_are_told(tmp_path: Path, capsys: pytest
     assert "move it to mini/clip.json" in capsys.readouterr().out
 
 
-def test_a_dispute_ends_by_other_records_alone(tmp_path: Path) -> None:
+def test_only_other_records_end_a_dispute(tmp_path: Path) -> None:
     found = [evidence("a", ["", ""])]
     entry = read_entry(write_board_entry(found, tmp_path))
     disputed = entry.after(Event("2026-01-03", "disputed", "verdicts differ", {}))
@@ -290,13 +288,13 @@ def test_a_dispute_ends_by_other_records_alone(tmp_path: Path) -> None:
     check_continuation(dataclasses.replace(claimed, cells=cells), found, disputed, tmp_path)
 
 
-def test_an_entry_without_a_robust_sample_goes_through(tmp_path: Path) -> None:
+def test_an_entry_without_a_robust_sample_is_valid(tmp_path: Path) -> None:
     found = [evidence("a", ["clean", "clean"])]
     check_continuation(read_entry(write_board_entry(found, tmp_path)), found, None, tmp_path)
 
 
 @pytest.mark.parametrize("date", ["9999-99-99", "9999-12-31", "2020-01-01"])
-def test_a_history_is_in_the_order_of_time(date: str, tmp_path: Path) -> None:
+def test_a_history_must_be_chronological(date: str, tmp_path: Path) -> None:
     entry = read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path))
     with pytest.raises(Unsound, match="the history of 'a"):
         check_entry(entry.after(Event(date, entry.status, "found again", {})), tmp_path)

@@ -1,4 +1,4 @@
-"""Verification: an honest entry is confirmed, and every way of forging one that we know of is caught."""
+"""Verification: a correct entry is confirmed, and every known way of forging one is detected."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ def verified(path: Path, card: Path, samples: int | None = 60, seed: int = 5) ->
     return verify(entry, path.parent, date="2026-01-03", samples=samples, seed=seed, model=str(card), resources=ONE)
 
 
-def test_an_honest_entry_is_reproduced_and_then_verified(entry_path: Path, taught_card: Path) -> None:
+def test_a_correct_entry_is_reproduced_and_then_verified(entry_path: Path, taught_card: Path) -> None:
     first = verified(entry_path, taught_card)
     assert (first.entry.status, first.disagreements, first.problems) == ("reproduced", (), ())
     # Clopper and Pearson for nothing wrong: 1 - 0.05 ** (1 / n).
@@ -50,7 +50,7 @@ def test_an_honest_entry_is_reproduced_and_then_verified(entry_path: Path, taugh
     assert whole.entry.history[1].facts["seed"] == 5
 
 
-def test_the_seed_is_drawn_anew(entry_path: Path, taught_card: Path) -> None:
+def test_each_verification_draws_a_new_seed(entry_path: Path, taught_card: Path) -> None:
     entry = read_entry(entry_path)
     found = [
         verify(entry, entry_path.parent, date="2026-01-03", samples=1, model=str(taught_card), resources=ONE).seed
@@ -60,7 +60,7 @@ def test_the_seed_is_drawn_anew(entry_path: Path, taught_card: Path) -> None:
 
 
 def forged(path: Path, change: Callable[[Evidence], Evidence]) -> None:
-    """Write the entry anew with changed evidence, every digest and number of it computed again as a forger would."""
+    """Write the entry with changed evidence, and recompute all its digests and numbers as a forger would."""
     entry = read_entry(path)
     evidence = [_consistent(change(each)) for each in read_evidence(entry, path.parent)]
     first = entry.history[0]
@@ -86,23 +86,23 @@ def _robust(result: SampleResult) -> SampleResult:
 
 
 def flipped(evidence: Evidence) -> Evidence:
-    """Every third sample that fell is said to be robust."""
+    """Claim that every third broken sample is robust."""
     fallen = [n for n, result in enumerate(evidence.results) if result.broken_by not in ("", CLEAN)][::3]
     return _with(evidence, [_robust(result) if n in fallen else result for n, result in enumerate(evidence.results)])
 
 
 def dropped(evidence: Evidence) -> Evidence:
-    """Every fifth sample is left out."""
+    """Leave out every fifth sample."""
     return _with(evidence, [result for n, result in enumerate(evidence.results) if n % 5])
 
 
 def foreign(evidence: Evidence) -> Evidence:
-    """A sample is another one than the protocol's."""
+    """Replace a sample of the protocol by another."""
     return _with(evidence, [dataclasses.replace(evidence.results[0], sample_id="mine"), *evidence.results[1:]])
 
 
 def better(evidence: Evidence) -> Evidence:
-    """Samples that the model gets wrong are said to be right and robust."""
+    """Claim that misclassified samples are correct and robust."""
     return _with(
         evidence,
         [
@@ -117,7 +117,7 @@ def other_weights(evidence: Evidence) -> Evidence:
 
 
 def other_eps(evidence: Evidence) -> Evidence:
-    """The records of a radius are handed in as those of one four times as large."""
+    """Submit the records of a radius as those of one four times as large."""
     larger = {"1/255": "4/255", "1/85": "4/85"}[evidence.identity["threat"]["eps"]]
     return dataclasses.replace(evidence, identity={**evidence.identity, "threat": {"norm": "Linf", "eps": larger}})
 
@@ -138,11 +138,11 @@ def weaker_attack(evidence: Evidence) -> Evidence:
         (better, "clean predictions are not the model's"),
     ],
 )
-def test_a_forgery_that_contradicts_what_is_there_is_named(
+def test_a_forgery_that_contradicts_this_machine_is_named(
     change: Callable[[Evidence], Evidence], said: str, entry_path: Path, taught_card: Path
 ) -> None:
     forged(entry_path, change)
-    # It holds together by itself: only weights, images and attack tell.
+    # The entry is consistent: only weights, images and attack reveal the forgery.
     check_entry(read_entry(entry_path), entry_path.parent)
     found = verified(entry_path, taught_card)
     assert not found.is_confirmed and found.entry.status == "disputed"
@@ -150,7 +150,7 @@ def test_a_forgery_that_contradicts_what_is_there_is_named(
 
 
 @pytest.mark.parametrize("change", [flipped, other_eps])
-def test_verdicts_that_do_not_come_out_again_are_disputed(
+def test_verdicts_that_differ_when_recomputed_are_disputed(
     change: Callable[[Evidence], Evidence], entry_path: Path, taught_card: Path
 ) -> None:
     forged(entry_path, change)
@@ -158,20 +158,20 @@ def test_verdicts_that_do_not_come_out_again_are_disputed(
     favourable = [each for each in found.disagreements if each.is_favourable]
     assert not found.is_confirmed and found.entry.status == "disputed" and found.problems == ()
     assert len(favourable) >= 3 and found.entry.history[-1].facts["too high"] == len(favourable)
-    # What was found lowers the number, whatever becomes of the entry.
+    # The findings lower the number in any case.
     assert {each.sample_id for each in favourable} <= {each.sample_id for each in found.entry.counterexamples}
 
 
 @pytest.fixture
 def ranked_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank the test's entry by its smaller radius, so that the larger is one of the others."""
+    """Rank the test's entry by its smaller radius, so that the larger one gives no rank."""
     track = dataclasses.replace(TRACKS.load("mini"), attack="pgd-5", standard_eps=Fraction(1, 255))
     load = type(TRACKS).load
     monkeypatch.setattr(type(TRACKS), "load", lambda self, name: track if self is TRACKS else load(self, name))
 
 
 @pytest.mark.usefixtures("ranked_at_one")
-def test_the_numbers_that_give_no_rank_are_drawn_from_as_much(entry_path: Path, taught_card: Path) -> None:
+def test_as_many_samples_are_drawn_from_cells_that_give_no_rank(entry_path: Path, taught_card: Path) -> None:
     honest = verified(entry_path, taught_card, samples=100)
     bound = pytest.approx(1 - 0.05 ** (1 / 100))
     assert honest.parts == (RecomputedPart("ranked", 100, 0, 0, bound), RecomputedPart("others", 100, 0, 0, bound))
@@ -184,7 +184,7 @@ def test_the_numbers_that_give_no_rank_are_drawn_from_as_much(entry_path: Path, 
 
 
 def excused(evidence: Evidence) -> Evidence:
-    """Samples that are wrong without an attack are said to be right, by a hair, and broken."""
+    """Claim that misclassified samples are correct by a tiny margin, and broken."""
     return _with(
         evidence,
         [
@@ -204,7 +204,7 @@ def excused(evidence: Evidence) -> Evidence:
 
 
 def sabotaged(evidence: Evidence) -> Evidence:
-    """Every robust sample is said to be broken, as a rival would."""
+    """Claim that every robust sample is broken, as a competitor might."""
     other = {result.label: (result.label + 1) % 12 for result in evidence.results}
     return _with(
         evidence,
@@ -217,15 +217,15 @@ def sabotaged(evidence: Evidence) -> Evidence:
     )
 
 
-def test_no_margin_on_record_excuses_a_clean_prediction(entry_path: Path, taught_card: Path) -> None:
+def test_a_small_stored_margin_does_not_excuse_a_clean_prediction(entry_path: Path, taught_card: Path) -> None:
     stage = read_entry(entry_path).attacks["pgd-5"][0]["name"]
-    assert stage == "pgd-5", "the forgeries name it"
+    assert stage == "pgd-5", "the forgeries use this name"
     forged(entry_path, excused)
     found = verified(entry_path, taught_card)
     assert found.entry.status == "disputed" and "clean predictions are not the model's" in found.problems[0]
 
 
-def test_records_that_pull_a_number_down_are_disputed(entry_path: Path, taught_card: Path) -> None:
+def test_records_that_lower_a_number_are_disputed(entry_path: Path, taught_card: Path) -> None:
     forged(entry_path, sabotaged)
     for samples in (200, None):
         found = verified(entry_path, taught_card, samples=samples)
@@ -233,7 +233,7 @@ def test_records_that_pull_a_number_down_are_disputed(entry_path: Path, taught_c
         assert found.disagreements and not any(each.is_favourable for each in found.disagreements)
 
 
-def test_warnings_that_are_left_out_are_told(entry_path: Path) -> None:
+def test_missing_warnings_are_reported(entry_path: Path) -> None:
     stored = read_evidence(read_entry(entry_path), entry_path.parent)[0]
     rows = stored.results[:20]
     warned = [dataclasses.replace(row, warnings="zero-gradient,unstable-output") for row in rows]
@@ -272,7 +272,7 @@ def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
         (lambda entry: entry["datasets"].clear() or entry["datasets"].update(shapes=DATASET), "has no class names"),
     ],
 )
-def test_an_edited_entry_is_caught_without_computing(
+def test_an_edited_entry_is_refused_without_computing(
     change: Callable[[dict[str, object]], None], said: str, entry_path: Path
 ) -> None:
     with pytest.raises(Unsound, match=said):
@@ -311,7 +311,7 @@ def test_an_entry_that_is_nested_too_deep_is_refused(entry_path: Path) -> None:
         _edit(entry_path, lambda entry: entry["history"][0]["facts"].update(a=deep))
 
 
-def test_a_negative_number_of_passes_is_told(entry_path: Path) -> None:
+def test_a_negative_number_of_passes_is_refused(entry_path: Path) -> None:
     def negative(evidence: Evidence) -> Evidence:
         return _with(evidence, [dataclasses.replace(result, forward=-1) for result in evidence.results])
 
@@ -324,13 +324,13 @@ def test_a_negative_number_of_passes_is_told(entry_path: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"[]", b"\xff\xfe", b'{"format": 1}', b"<html>"])
-def test_what_is_no_entry_is_told(content: bytes, tmp_path: Path) -> None:
+def test_a_file_that_is_not_an_entry_is_refused(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x.json").write_bytes(content)
     with pytest.raises(UserError, match="the entry"):
         read_entry(tmp_path / "x.json")
 
 
-def test_records_that_are_damaged_are_told(entry_path: Path) -> None:
+def test_damaged_records_are_refused(entry_path: Path) -> None:
     entry = read_entry(entry_path)
     records = entry_path.parent / entry.records.file
     records.write_bytes(b"PAR1 not at all")
@@ -342,7 +342,7 @@ def test_records_that_are_damaged_are_told(entry_path: Path) -> None:
     assert not isinstance(told.value, Unsound)
 
 
-def test_weights_that_nobody_published_are_asked_for(entry_path: Path) -> None:
+def test_unpublished_weights_are_an_error_that_asks_for_a_card_file(entry_path: Path) -> None:
     with pytest.raises(UserError, match=r"were never published.*--model"):
         verify(read_entry(entry_path), entry_path.parent, date="2026-01-03", resources=ONE)
 

@@ -1,4 +1,4 @@
-"""Views: generated, compared with what lies there, and without markup from outside."""
+"""Markdown views: generated, compared with the files, and without markup from submissions."""
 
 from pathlib import Path
 
@@ -24,11 +24,11 @@ def _fill(folder: Path, training: str = "scenes") -> Path:
     return folder
 
 
-def test_the_views_of_this_repository_are_those_of_its_entries() -> None:
+def test_the_tables_of_this_repository_agree_with_its_entries() -> None:
     assert run_command(["leaderboard", "check", "--folder", str(ROOT / "leaderboards")]) == 0
 
 
-def test_text_from_outside_is_no_markup(tmp_path: Path) -> None:
+def test_text_of_submissions_is_escaped(tmp_path: Path) -> None:
     table = markdown(make_board("mini", _fill(tmp_path, HOSTILE) / "mini"))
     rows = [line for line in table.splitlines() if line.startswith("|")]
     assert len(rows) == 3
@@ -44,7 +44,7 @@ def test_one_line_of_text_stays_one(hostile: str) -> None:
     assert all(f"\\{char}" in shown for char in hostile if char in "|`*<")
 
 
-def test_tables_between_markers_are_made_anew(tmp_path: Path) -> None:
+def test_tables_between_markers_are_replaced(tmp_path: Path) -> None:
     board = make_board("mini", _fill(tmp_path) / "mini")
     begin = BEGIN.format("mini")
     document = f"before\n{begin}\nold\n{END}\nafter\n"
@@ -55,7 +55,9 @@ def test_tables_between_markers_are_made_anew(tmp_path: Path) -> None:
         with_tables(f"{begin}\nold\n", [board])
 
 
-def test_check_tells_what_differs_until_build_makes_it_anew(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_check_reports_differing_tables_until_build_replaces_them(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     folder = _fill(tmp_path / "leaderboards")
     (tmp_path / "README.md").write_text(f"# Mine\n{BEGIN.format('mini')}\n{END}\n", encoding="utf-8")
     picture = folder / "mini" / "examples" / "made-up.png"

@@ -1,4 +1,4 @@
-"""The workflow for submissions: what it may do, and the script that it runs on real clones."""
+"""The workflow for submissions: its rights, and its script on real clones."""
 
 import dataclasses
 import os
@@ -17,7 +17,7 @@ FOLDER = Path(__file__).parents[2] / ".github"
 WORKFLOW = FOLDER / "workflows" / "submission.yml"
 
 
-def test_a_submission_runs_with_no_rights_and_no_text_of_its_own() -> None:
+def test_the_workflow_has_read_rights_only_and_runs_no_text_of_a_pull_request() -> None:
     for path in sorted((FOLDER / "workflows").glob("*.yml")):
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
         # YAML reads the key `on` as true.
@@ -32,7 +32,7 @@ def test_a_submission_runs_with_no_rights_and_no_text_of_its_own() -> None:
                     assert step["with"]["persist-credentials"] is False
 
 
-def test_only_the_base_is_installed() -> None:
+def test_only_the_base_branch_is_installed() -> None:
     steps = yaml.safe_load(WORKFLOW.read_text(encoding="utf-8"))["jobs"]["verify"]["steps"]
     paths = {step["with"]["path"]: step["with"]["ref"] for step in steps if "checkout" in step.get("uses", "")}
     assert ".base.sha" in paths["trusted"] and ".head.sha" in paths["submitted"]
@@ -62,7 +62,7 @@ def _commit(folder: Path) -> None:
 
 
 def _check(clone: Path, tmp_path: Path, base: str = "") -> tuple[int, str, str]:
-    """Run the script on what is new since `base`, else the first commit, with a `vlmbench` that notes its calls.
+    """Run the script on the changes since `base`, or the first commit, with a `vlmbench` that records its calls.
 
     Returns exit code, output, calls.
     """
@@ -102,7 +102,7 @@ def test_counterexamples_are_read_with_their_entry(clone: Path, tmp_path: Path, 
     shutil.copytree(entry_path.parent, clone / "leaderboards" / "mini", dirs_exist_ok=True)
     _commit(clone)
     code, said, calls = _check(clone, tmp_path, base)
-    # Those of earlier disputes are there too.
+    # The files of earlier disputes are included.
     assert (code, said) == (0, "") and calls.splitlines()[1::2] == [f"./{name}"] * 2
     (clone / name).write_bytes(bytes(100_000_001))
     _commit(clone)
@@ -116,7 +116,7 @@ def test_changed_records_have_their_entry_checked(clone: Path, tmp_path: Path, e
     assert "there is no entry leaderboards/mini/orphan.json" in _check(clone, tmp_path)[1]
 
 
-def test_the_table_of_the_readme_may_change_and_nothing_else_of_it(clone: Path, tmp_path: Path) -> None:
+def test_only_the_table_of_the_readme_may_change(clone: Path, tmp_path: Path) -> None:
     block = "<!-- leaderboard mini -->\n| new |\n<!-- end of leaderboard -->\n"
     (clone / "README.md").write_text(f"# Here\n{block}", encoding="utf-8")
     _commit(clone)
@@ -126,8 +126,8 @@ def test_the_table_of_the_readme_may_change_and_nothing_else_of_it(clone: Path, 
     assert "changes more of it" in _check(clone, tmp_path)[1]
 
 
-def test_a_submission_goes_through_the_real_checks(clone: Path, tmp_path: Path) -> None:
-    """The bundled `clip` is handed in as nobody had verified it yet; then with a status that it gave itself."""
+def test_a_submission_passes_the_real_checks(clone: Path, tmp_path: Path) -> None:
+    """Submit the bundled `clip` as before its verification; then with a status of its own choice."""
     source = FOLDER.parent / "leaderboards" / "mini"
     folder = clone / "leaderboards" / "mini"
     (folder / "records").mkdir(parents=True)
@@ -190,7 +190,7 @@ def test_links_and_removals_are_refused(clone: Path, tmp_path: Path) -> None:
     assert "there is no entry in this submission" in _check(clone, tmp_path)[1]
 
 
-def test_an_entry_that_is_renamed_away_is_a_removal(clone: Path, tmp_path: Path, entry_path: Path) -> None:
+def test_renaming_an_entry_counts_as_a_removal(clone: Path, tmp_path: Path, entry_path: Path) -> None:
     shutil.copytree(entry_path.parent, clone / "leaderboards" / "mini")
     _commit(clone)
     base = _git(clone, "rev-parse", "HEAD")
