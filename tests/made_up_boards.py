@@ -191,7 +191,7 @@ def board() -> Board:
     return Board(
         track="mini",
         description=MINI.description,
-        protocol=EntryProtocol(PROTOCOL.label, PROTOCOL.identity),
+        protocol={"label": PROTOCOL.label, "identity": PROTOCOL.identity},
         attack="autoattack",
         norm="Linf",
         eps=str(MINI.standard_eps),
