@@ -173,7 +173,7 @@ def compare(
 def load_leaderboard(track: str = "mini", folder: str | Path | None = None) -> Board:
     """Return the leaderboard of a track: that which came with the package, or that of the entries in a folder.
 
-    Raises UserError for an unknown track, and for an entry that is not sound.
+    Raises UserError for an unknown track, and for an invalid entry.
     """
     return make_board(track, board_folder(track) if folder is None else Path(folder))
 
