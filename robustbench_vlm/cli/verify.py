@@ -110,7 +110,7 @@ def _document(found: "Verification") -> dict[str, Any]:
         "problems": list(found.problems),
         "parts": [vars(part) for part in found.parts],
         "seed": found.seed,
-        "removed_counterexamples": [vars(each) for each in found.struck],
+        "removed_counterexamples": [vars(each) for each in found.removed_counterexamples],
         "disagreements": [vars(each) for each in found.disagreements],
     }
 
@@ -131,8 +131,10 @@ def _lines(found: "Verification", *, full: bool) -> list[Line]:
         lines.append(Line(about))
     if more := len(found.disagreements) - SHOWN:
         lines += [Line(f"and {more} more")] if more > 0 else []
-    if found.struck:
-        lines.append(Line(f"counterexamples that break nothing here, removed: {len(found.struck)}", "red"))
+    if found.removed_counterexamples:
+        lines.append(
+            Line(f"counterexamples that break nothing here, removed: {len(found.removed_counterexamples)}", "red")
+        )
     return [*lines, Line(f"status: {found.entry.status}", "" if found.is_confirmed else "red")]
 
 

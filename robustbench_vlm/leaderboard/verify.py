@@ -56,7 +56,7 @@ class Verification:
     """The parts of which verdicts were recomputed."""
     seed: int = 0
     disagreements: tuple[Disagreement, ...] = ()
-    struck: tuple[Counterexample, ...] = ()
+    removed_counterexamples: tuple[Counterexample, ...] = ()
     """Counterexamples that were removed from the entry because their images break nothing here."""
 
 
@@ -89,12 +89,14 @@ def verify(
     device = plan.request.resources.device
     if problems := [*_wrong_predictions(cells, evidence, device), *_omitted_warnings(cells, evidence)]:
         return _contradicted(entry, problems, date)
-    struck = refuted_counterexamples(entry.counterexamples, folder, evidence, cells, device)
+    removed = refuted_counterexamples(entry.counterexamples, folder, evidence, cells, device)
     drawn = draw_samples(evidence, TRACKS.load(entry.track), samples, random.Random(seed))
     found = iter(recompute(plan, numbers, [*drawn[0], *drawn[1]], on_progress))
     parts = [[RecomputedSample(evidence[each.cell], each.position, next(found)) for each in part] for part in drawn]
-    judged = _judged(_without(entry, struck, date), parts, date, seed, is_full=samples is None)
-    return dataclasses.replace(judged, struck=struck, is_confirmed=judged.is_confirmed and not struck)
+    judged = _judged(_without(entry, removed, date), parts, date, seed, is_full=samples is None)
+    return dataclasses.replace(
+        judged, removed_counterexamples=removed, is_confirmed=judged.is_confirmed and not removed
+    )
 
 
 @dataclass(frozen=True)
@@ -166,11 +168,11 @@ def _shards(plan: Plan, cells: Sequence[int], drawn: Sequence[DrawnSample]) -> d
     return found
 
 
-def _without(entry: Entry, struck: Sequence[Counterexample], date: str) -> Entry:
-    if not struck:
+def _without(entry: Entry, removed: Sequence[Counterexample], date: str) -> Entry:
+    if not removed:
         return entry
-    kept = tuple(example for example in entry.counterexamples if example not in struck)
-    what = f"counterexamples that break nothing were struck out: {len(struck)}"
+    kept = tuple(example for example in entry.counterexamples if example not in removed)
+    what = f"counterexamples that break nothing were removed: {len(removed)}"
     return dataclasses.replace(entry, counterexamples=kept).after(Event(date, entry.status, what, {}))
 
 
