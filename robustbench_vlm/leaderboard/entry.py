@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Any, ClassVar, Final, Literal
 
 from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
@@ -32,7 +32,7 @@ MAX_BYTES = 2**25
 _MAX_DEPTH = 15
 """Levels of JSON; entries need about half."""
 _ADVICE = "`vlmbench submit` writes entries"
-_STRICT = ConfigDict(extra="forbid")
+_STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
 def _limit_texts(value: Any) -> Any:
@@ -74,7 +74,7 @@ Card = Annotated[
 class EntryThreat:
     """The threat of a cell, as in the cell's identity."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     norm: Norm
     eps: Annotated[str, Field(pattern="^[0-9]+(/[1-9][0-9]*)?$", max_length=40)]
     """A fraction in pixel scale, such as "1/51"."""
@@ -84,7 +84,7 @@ class EntryThreat:
 class EntryScore:
     """The accuracies of a cell: the fields of `Score` except model, attack and dataset."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     classes: Annotated[int, Field(ge=2)]
     eps: Annotated[str, Field(max_length=40)]
     n: Annotated[int, Field(ge=1)]
@@ -99,7 +99,7 @@ class EntryScore:
 class EntryCell:
     """One number of an entry, and the digests that bind it to its records."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     attack: Name
     dataset: Name
     threat: EntryThreat
@@ -118,7 +118,7 @@ class EntryCell:
 class EntryDataset:
     """The classes, prompts and samples of a dataset."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     classes: Annotated[tuple[Text, ...], Field(min_length=2)]
     prompts: Annotated[tuple[Text | tuple[Text, ...], ...], Field(min_length=2)]
     """One prompt, or an ensemble of them, for each class."""
@@ -130,7 +130,7 @@ class EntryDataset:
 class EntryProtocol:
     """The protocol of all cells."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     label: Name
     """Name and version, "mini/1"."""
     identity: JsonObject
@@ -140,7 +140,7 @@ class EntryProtocol:
 class RecordsFile:
     """The file of the per-sample records."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     file: Annotated[str, Field(pattern="^records/[A-Za-z0-9][A-Za-z0-9._+@-]{0,79}[.]parquet$")]
     """Relative to the entry."""
     sha256: Digest
@@ -152,7 +152,7 @@ class RecordsFile:
 class Counterexample:
     """A sample that an image breaks within a radius; the image was checked here in one forward pass."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     dataset: Name
     sample_id: Annotated[str, Field(max_length=400)]
     norm: Norm
@@ -167,7 +167,7 @@ class Counterexample:
 class Event:
     """An event in the history of an entry."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     date: Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
     """ISO date, UTC."""
     status: Status
@@ -182,7 +182,7 @@ class Event:
 class Entry:
     """One model on one track: its numbers under one protocol, how they were measured, and later findings."""
 
-    __pydantic_config__ = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     format: Literal[2]
     track: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
     model: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._+@-]{0,79}$")]
