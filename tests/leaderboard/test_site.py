@@ -194,7 +194,7 @@ def test_an_example_is_in_its_page_and_must_be_a_png(tmp_path: Path) -> None:
     sources = {name: list(Page(text).values("src")) for name, text in found.items() if name.endswith(".html")}
     assert {name for name, values in sources.items() if values} == {"mini/models/agft.html"}
     assert base64.b64decode(sources["mini/models/agft.html"][0].partition(",")[2]) == picture.read_bytes()
-    with pytest.raises(UserError, match="is no PNG"):
+    with pytest.raises(UserError, match="is not a PNG file"):
         site_files([made.board()], examples={("mini", "agft"): other})
 
 
@@ -209,7 +209,7 @@ def test_a_folder_with_pages_of_something_else_is_left_alone(tmp_path: Path) -> 
 
 
 def test_the_server_is_on_the_loopback_interface_and_serves_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="no site"):
+    with pytest.raises(UserError, match=r"no index\.html of a site"):
         open_server(tmp_path, 0)
     write_site([made.board()], tmp_path)
     with open_server(tmp_path, 0) as server:

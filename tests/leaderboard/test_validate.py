@@ -84,7 +84,8 @@ def test_definitions_that_differ_from_this_package_are_refused(
     whole = check_entry(entry, BOARD)[0]
     other = dataclasses.replace(whole, identity=change(dict(whole.identity)))
     if said.startswith("the protocol"):
-        entry = _changed(entry, "protocol", "identity", other.identity["protocol"])
+        identity = dataclasses.replace(entry.protocol, identity=other.identity["protocol"])
+        entry = dataclasses.replace(entry, protocol=identity)
     with pytest.raises(Unsound, match=said):
         check_definitions(entry, [other])
     fewer = dataclasses.replace(whole, score=dataclasses.replace(whole.score, n=199))
