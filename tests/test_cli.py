@@ -25,6 +25,7 @@ from robustbench_vlm.analysis.doctor import Check
 from robustbench_vlm.cli import kinds
 from robustbench_vlm.cli import main as cli
 from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets.published import ORIGINALS
 from robustbench_vlm.protocols.mini import MINI_QUICK
@@ -255,7 +256,7 @@ def test_training_commands_pass_on_what_they_are_told(
 
     def train(*arguments: Any, **more: Any) -> Path:
         seen.append(arguments[:-1])
-        arguments[-1](1, 2, 9.0, "loss 0.500")
+        arguments[-1](Progress(1, 2, 9.0, "loss 0.500"))
         return tmp_path / "made.json"
 
     monkeypatch.setattr("robustbench_vlm.training.finetune.train_defense", train)
