@@ -24,7 +24,7 @@ from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Prompt
-from robustbench_vlm.datasets.published.local_copy import ready
+from robustbench_vlm.datasets.published.local_copy import prepare_dataset
 from robustbench_vlm.engine.model_cache import AnyModel, loaded_model
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resources import Resources
@@ -103,7 +103,9 @@ def load_dataset(
     chosen: Protocol = PROTOCOLS.load(protocol or TRACKS.load(track).protocols[0])
     if samples is not None:
         chosen = chosen.with_samples(None if (count := _count(samples)) == "all" else count)
-    dataset = ready(chosen.adapt_dataset(DATASETS.load(name)), chosen.samples, None if data is None else Path(data))
+    dataset = prepare_dataset(
+        chosen.adapt_dataset(DATASETS.load(name)), chosen.samples, None if data is None else Path(data)
+    )
     found = choose_samples(dataset, chosen, skip_unreadable=False)
     return Pictures(
         name=dataset.name,

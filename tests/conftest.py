@@ -12,8 +12,8 @@ from torch import nn
 from torch.nn import functional
 
 from robustbench_vlm.core.files import sha256_of
-from robustbench_vlm.datasets.published import ORIGINALS
-from robustbench_vlm.datasets.rendered import COLOURS
+from robustbench_vlm.datasets.mini import COLOURS
+from robustbench_vlm.datasets.published import PUBLISHED
 from robustbench_vlm.models.card import ModelCard, Weights, write_card
 from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.models.image_encoder import ImageEncoder
@@ -62,7 +62,7 @@ def make_card(tmp_path: Path) -> Callable[..., Path]:
 @pytest.fixture(scope="session")
 def _library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("library")
-    for name in ORIGINALS:
+    for name in PUBLISHED:
         make(name, root / "data")
     return root
 

@@ -15,15 +15,15 @@ from PIL import Image
 from python2_pickle import python2_pickle
 from scipy.io import savemat
 
-from robustbench_vlm.datasets.published import ORIGINALS, class_names
-from robustbench_vlm.datasets.published.classes import hub_class_names
+from robustbench_vlm.datasets.published import PUBLISHED, class_names
+from robustbench_vlm.datasets.published.class_lists import hub_class_names
 
 CLASSES, EACH = 3, 2
 
 
 def make(name: str, root: Path) -> Path:
     """Write a dataset below `root`, in the folder where torchvision looks for it, and return that folder."""
-    folder = root / ORIGINALS[name].folder
+    folder = root / PUBLISHED[name].folder
     folder.mkdir(parents=True)
     _MAKERS[name](folder)
     return folder
@@ -36,7 +36,7 @@ def make_shards(
 
     `written` are the lines of classnames.txt, and labels are places among them, two samples each from `first_label` on.
     """
-    folder = root / "wds" / ORIGINALS[name].hub.rpartition("/")[2]
+    folder = root / "wds" / PUBLISHED[name].hub.rpartition("/")[2]
     (folder / "test").mkdir(parents=True)
     _write(folder / "classnames.txt", written or [raw or "background_google" for raw in hub_class_names(name)])
     shards = [range(start, min(start + 4, samples)) for start in range(0, samples, 4)]

@@ -27,7 +27,7 @@ from robustbench_vlm.cli import main as cli
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.threat import Threat
-from robustbench_vlm.datasets.published import ORIGINALS
+from robustbench_vlm.datasets.published import PUBLISHED
 from robustbench_vlm.protocols.mini import MINI_QUICK
 from robustbench_vlm.tracks import MINI
 
@@ -186,7 +186,7 @@ def test_a_card_file_and_a_family_are_shown(
     assert document("show", "model", str(taught_card))["name"] == "taught"
     shown = document("show", "dataset", "cifar10")
     assert shown["transform"] == "pixels as stored" and shown["licence"] == "not stated"
-    assert shown["origin"] == ORIGINALS["cifar10"].origin
+    assert shown["origin"] == PUBLISHED["cifar10"].origin
     assert run_command(["show", "dataset", "shapes"]) == 0
     assert "transform" not in capsys.readouterr().out
     combined = document("show", "model", f"ttc+{taught_card}")

@@ -13,8 +13,8 @@ from PIL import Image
 
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.datasets import DATASETS
-from robustbench_vlm.datasets.published import ORIGINALS
-from robustbench_vlm.datasets.published.local_copy import is_other_split, located, ready
+from robustbench_vlm.datasets.published import PUBLISHED
+from robustbench_vlm.datasets.published.local_copy import find_images, is_other_split, prepare_dataset
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import resolve
 from robustbench_vlm.tracks import ZEROSHOT15
@@ -43,8 +43,8 @@ def test_what_is_there_is_listed_in_the_order_of_the_track(library: Path, capsys
 
 
 def test_what_is_missing_says_how_to_get_it(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = {each["name"]: each for each in _answer(capsys, "list", *ORIGINALS)["data"]}
-    assert set(found) == set(ORIGINALS) and not any(each["here"] for each in found.values())
+    found = {each["name"]: each for each in _answer(capsys, "list", *PUBLISHED)["data"]}
+    assert set(found) == set(PUBLISHED) and not any(each["here"] for each in found.values())
     assert found["cifar10"]["where"] == "vlmbench data prepare cifar10"
     assert "image-net.org" in found["imagenet"]["where"]
     assert run_command(["data", "list", "cifar10"]) == 0
@@ -125,13 +125,13 @@ def test_verify_finds_a_prepared_picture_that_changed(empty: Path, capsys: pytes
 
 def test_shards_of_another_split_are_told_from_the_split_itself(empty: Path) -> None:
     make_shards("eurosat", empty)
-    other = ready(DATASETS.load("eurosat"), None)
+    other = prepare_dataset(DATASETS.load("eurosat"), None)
     assert is_other_split(other) and "VTAB" in other.split
     make_shards("dtd", empty)
-    assert not is_other_split(ready(DATASETS.load("dtd"), None))
+    assert not is_other_split(prepare_dataset(DATASETS.load("dtd"), None))
     make("eurosat", empty)
-    located.cache_clear()
-    assert not is_other_split(ready(DATASETS.load("eurosat"), None))
+    find_images.cache_clear()
+    assert not is_other_split(prepare_dataset(DATASETS.load("eurosat"), None))
 
 
 def test_one_that_cannot_be_had_keeps_no_other_from_being_prepared(
@@ -146,15 +146,15 @@ def test_pictures_that_were_changed_under_their_names_are_prepared_anew(
     empty: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     make("oxford-pets", empty)
-    source = ready(DATASETS.load("oxford-pets"), None).open()
+    source = prepare_dataset(DATASETS.load("oxford-pets"), None).open()
     before = source.read(range(6))
     path = next(empty.rglob(f"{Path(source.ids[2]).stem}.jpg"))
     path.write_bytes(b"no image")
-    located.cache_clear()
-    broken = ready(DATASETS.load("oxford-pets"), None).open()
+    find_images.cache_clear()
+    broken = prepare_dataset(DATASETS.load("oxford-pets"), None).open()
     assert broken.digests(range(6))[2] == "" and broken.digests([0]) == source.digests([0])
     Image.new("RGB", (300, 240), "red").save(path)
-    mended = ready(DATASETS.load("oxford-pets"), None).open().read(range(6))
+    mended = prepare_dataset(DATASETS.load("oxford-pets"), None).open().read(range(6))
     assert [bool((mended[n] == before[n]).all()) for n in range(6)] == [True, True, False, True, True, True]
     assert mended[2].float().mean(dim=(1, 2)).tolist() == pytest.approx([254, 0, 0], abs=2)
 

@@ -115,5 +115,5 @@ def test_a_broken_plugin_fails_only_those_who_name_it(vlmbench: Vlmbench) -> Non
 def test_two_providers_of_a_name_are_an_error_that_names_both(vlmbench: Vlmbench) -> None:
     code, found = vlmbench("show", "dataset", "shapes")
     assert code == 2
-    assert "robustbench_vlm.datasets.rendered:SHAPES and sample_plugin.datasets:STRIPES" in found["error"]
+    assert "robustbench_vlm.datasets.mini:SHAPES and sample_plugin.datasets:STRIPES" in found["error"]
     assert vlmbench("show", "dataset", "colours")[0] == 0

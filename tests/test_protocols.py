@@ -13,7 +13,7 @@ from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.datasets import DATASETS
-from robustbench_vlm.datasets.rendered import SHAPES
+from robustbench_vlm.datasets.mini import SHAPES
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.protocols.mini import MINI, MINI_QUICK

@@ -18,7 +18,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import Registry
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.published import class_names
-from robustbench_vlm.datasets.published.local_copy import ready
+from robustbench_vlm.datasets.published.local_copy import prepare_dataset
 from robustbench_vlm.datasets.transform import Transform
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import resolve
@@ -189,7 +189,7 @@ def test_the_real_architecture_on_real_pictures_end_to_end(
     assert (score["classes"], score["n"], found["protocol"]) == (100, 6, "trusted-6/1")
     assert score["clean"] > 0 and found["passes"] > 6 * 6
     # What a run reads is what torchvision's own transform makes of the files.
-    source = ready(DATASETS.load("caltech101"), 6, tmp_path / "data").open()
+    source = prepare_dataset(DATASETS.load("caltech101"), 6, tmp_path / "data").open()
     reference = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224), PILToTensor()])
     for place in range(6):
         with Image.open(categories / source.ids[place]) as picture:

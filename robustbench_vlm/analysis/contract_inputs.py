@@ -42,7 +42,7 @@ def pictures_of(track: Track) -> tuple[Batch, tuple[Prompt, ...]]:
 
     They are made up where it has none, or one that may not be there.
     """
-    if not track.datasets or DATASETS.load(track.datasets[0]).original:
+    if not track.datasets or DATASETS.load(track.datasets[0]).published:
         made_up = toy(Threat(track.norm, track.standard_eps), num_classes=5)[1]
         return made_up, tuple(f"a photo of {thing}." for thing in ("a cat", "a dog", "a ship", "a tree", "bread"))
     protocol: Protocol = PROTOCOLS.load(track.protocols[0])

@@ -21,7 +21,7 @@ from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset, Source
-from robustbench_vlm.datasets.published.local_copy import ready
+from robustbench_vlm.datasets.published.local_copy import prepare_dataset
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.base import Defense
 from robustbench_vlm.engine.model_cache import loaded_model, release
@@ -77,7 +77,7 @@ def _model(name: str, track: str) -> Iterator[Contract]:
 
 
 def _dataset(name: str, track: str) -> Iterator[Contract]:
-    dataset: Dataset = ready(DATASETS.load(name), PICTURES)
+    dataset: Dataset = prepare_dataset(DATASETS.load(name), PICTURES)
     yield Contract("has the name under which it is registered", dataset.name == name, dataset.name)
     yield Contract("classes have prompts of their own", len(set(dataset.prompts)) == len(dataset.classes))
     source = dataset.open()
@@ -89,7 +89,7 @@ def _dataset(name: str, track: str) -> Iterator[Contract]:
 
 
 def _pixels(dataset: Dataset, source: Source) -> Iterator[Contract]:
-    step = 1 if dataset.original else max(1, len(source.ids) // PICTURES)
+    step = 1 if dataset.published else max(1, len(source.ids) // PICTURES)
     chosen = list(range(0, len(source.ids), step))[:PICTURES]
     images = source.read(chosen)
     yield Contract(

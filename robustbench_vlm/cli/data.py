@@ -16,7 +16,7 @@ from robustbench_vlm.core.files import write_text
 from robustbench_vlm.core.progress import Progress
 
 if TYPE_CHECKING:
-    from robustbench_vlm.datasets.published.status import Prepared, Shelf
+    from robustbench_vlm.datasets.published.status import DatasetStatus, PreparedDataset
 
 _Names = Annotated[
     list[str] | None,
@@ -40,12 +40,12 @@ app = typer.Typer(help="Download, prepare and check published datasets.", rich_m
 @app.command("list", epilog=example("vlmbench data list", "vlmbench data list cifar10 --data /data"))
 def list_data(names: _Names = None, data: DataFolder = None, as_json: Json = False) -> None:
     """List the published datasets: on disk, prepared, missing, and their sizes."""
-    from robustbench_vlm.datasets.published.status import shelf
+    from robustbench_vlm.datasets.published.status import dataset_status
 
-    found = [shelf(name, data) for name in _chosen(names)]
+    found = [dataset_status(name, data) for name in _chosen(names)]
     more = [] if names else [Line(""), Line(f"also, by name: {', '.join(_extra())}")]
     document = {"data": [vars(each) for each in found]}
-    answer(document, lambda width: [*_shelf_lines(found, width), *more], as_json=as_json)
+    answer(document, lambda width: [*_status_lines(found, width), *more], as_json=as_json)
 
 
 @app.command(
@@ -65,7 +65,7 @@ def prepare(
     If it is stopped, the same command resumes it. If one dataset cannot be prepared, the others still are (exit
     code 2).
     """
-    from robustbench_vlm.datasets.published.status import obtain
+    from robustbench_vlm.datasets.published.status import fetch_and_prepare
     from robustbench_vlm.protocols import PROTOCOLS
 
     chosen = PROTOCOLS.load(protocol)
@@ -76,7 +76,9 @@ def prepare(
     with progress("done", quiet=as_json) as on_progress:
         for name in _chosen(names):
             try:
-                found[name] = obtain(name, chosen.adapt_dataset, chosen.samples, data, on_progress, download=download)
+                found[name] = fetch_and_prepare(
+                    name, chosen.adapt_dataset, chosen.samples, data, on_progress, download=download
+                )
             except UserError as error:
                 failed[name] = str(error)
     if failed and not found:
@@ -92,7 +94,7 @@ def prepare(
     return 2 if failed else 0
 
 
-def _prepared_lines(found: Mapping[str, "Prepared"], failed: Mapping[str, str]) -> list[Line]:
+def _prepared_lines(found: Mapping[str, "PreparedDataset"], failed: Mapping[str, str]) -> list[Line]:
     texts = {
         name: f"{each.samples} samples, list {each.list_digest[:12]}, {each.folder}" for name, each in found.items()
     }
@@ -111,14 +113,14 @@ def verify(names: _Names = None, data: DataFolder = None, as_json: Json = False)
 
     Exit code 1: something is wrong. Missing datasets are skipped.
     """
-    from robustbench_vlm.datasets.published.status import check
+    from robustbench_vlm.datasets.published.status import verify_dataset
 
     with progress("datasets", quiet=as_json) as on_progress:
         found = {}
         chosen = _chosen(names)
         for number, name in enumerate(chosen):
             on_progress(Progress(number, len(chosen), label=name))
-            found[name] = check(name, data, missing_is_wrong=bool(names))
+            found[name] = verify_dataset(name, data, missing_is_wrong=bool(names))
     wrong = [f"{name}: {sentence}" for name, sentences in found.items() for sentence in sentences or ()]
     fine = [name for name, sentences in found.items() if sentences == []]
     lines = [Line(each, "red") for each in wrong]
@@ -134,13 +136,13 @@ def _chosen(names: Sequence[str] | None) -> list[str]:
 
 
 def _extra() -> list[str]:
-    from robustbench_vlm.datasets.published import ORIGINALS
+    from robustbench_vlm.datasets.published import PUBLISHED
 
     listed = _chosen(None)
-    return [name for name in ORIGINALS if name not in listed]
+    return [name for name in PUBLISHED if name not in listed]
 
 
-def _shelf_lines(found: Sequence["Shelf"], width: int) -> list[Line]:
+def _status_lines(found: Sequence["DatasetStatus"], width: int) -> list[Line]:
     rows = [
         {
             "dataset": each.name,

@@ -13,7 +13,7 @@ from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.registry import Registry, unknown
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
-from robustbench_vlm.datasets.published import ORIGINALS
+from robustbench_vlm.datasets.published import PUBLISHED
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.base import Defense
 from robustbench_vlm.models import ARCHITECTURES, MODELS, card_names
@@ -78,14 +78,14 @@ def document(kind: str, name: str, track: str) -> dict[str, Any]:
 
 def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
     """Return facts about a dataset that its fields do not hold, or not in words."""
-    if not dataset.original:
+    if not dataset.published:
         return {"transform": "", "samples": len(dataset.open().ids), "chance": dataset.chance}
-    original = ORIGINALS[dataset.original]
+    published = PUBLISHED[dataset.published]
     return {
-        "origin": original.origin,
-        "licence": original.licence,
+        "origin": published.origin,
+        "licence": published.licence,
         "transform": str(dataset.transform),
-        "samples": original.samples,
+        "samples": published.samples,
         "chance": dataset.chance,
     }
 

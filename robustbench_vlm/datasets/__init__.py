@@ -2,26 +2,26 @@
 
 from robustbench_vlm.core.registry import Registry
 
-_RENDERED = "robustbench_vlm.datasets.rendered"
-_PUBLISHED = "robustbench_vlm.datasets.published.local_copy"
+_MINI = "robustbench_vlm.datasets.mini"
+_PUBLISHED = "robustbench_vlm.datasets.published.zero_shot"
 
 DATASETS = Registry(
     "dataset",
     {
-        "shapes": f"{_RENDERED}:SHAPES",
-        "colours": f"{_RENDERED}:COLOURS",
-        "textures": f"{_RENDERED}:TEXTURES",
-        "backgrounds": f"{_RENDERED}:BACKGROUNDS",
-        "positions": f"{_RENDERED}:POSITIONS",
-        "counting": f"{_RENDERED}:COUNTING",
-        "fine-grained": f"{_RENDERED}:FINE_GRAINED",
-        "relations": f"{_RENDERED}:RELATIONS",
-        "digits": f"{_RENDERED}:DIGITS",
-        "day-night": f"{_RENDERED}:DAY_NIGHT",
-        "outlines": f"{_RENDERED}:OUTLINES",
-        "low-contrast": f"{_RENDERED}:LOW_CONTRAST",
-        "handwritten": "robustbench_vlm.datasets.handwritten:HANDWRITTEN",
-        "scenes": f"{_RENDERED}:SCENES",
+        "shapes": f"{_MINI}:SHAPES",
+        "colours": f"{_MINI}:COLOURS",
+        "textures": f"{_MINI}:TEXTURES",
+        "backgrounds": f"{_MINI}:BACKGROUNDS",
+        "positions": f"{_MINI}:POSITIONS",
+        "counting": f"{_MINI}:COUNTING",
+        "fine-grained": f"{_MINI}:FINE_GRAINED",
+        "relations": f"{_MINI}:RELATIONS",
+        "digits": f"{_MINI}:DIGITS",
+        "day-night": f"{_MINI}:DAY_NIGHT",
+        "outlines": f"{_MINI}:OUTLINES",
+        "low-contrast": f"{_MINI}:LOW_CONTRAST",
+        "handwritten": f"{_MINI}:HANDWRITTEN",
+        "scenes": f"{_MINI}:SCENES",
         "caltech101": f"{_PUBLISHED}:CALTECH101",
         "caltech256": f"{_PUBLISHED}:CALTECH256",
         "cifar10": f"{_PUBLISHED}:CIFAR10",

@@ -53,8 +53,8 @@ class Dataset:
     description: str = ""
     origin: str = ""
     """Where the images come from, with licence."""
-    original: str = ""
-    """The published dataset, by its name in `originals`, that must be prepared before it can be opened."""
+    published: str = ""
+    """Name of the published dataset whose images must be prepared before this one can be opened; "" for others."""
     transform: Transform = NATIVE
     """How images of a published dataset become the pixels that are attacked."""
     merged: tuple[int, ...] = ()
@@ -84,8 +84,8 @@ class Dataset:
         return tuple(texts[0] if isinstance(self.prompt, str) else texts for texts in filled)
 
     def open(self) -> Source:
-        """Return the dataset's images; a published one must have been made ready, see `published.ready`."""
-        assert not self.original or self.options, f"{self.name} was not made ready"
+        """Return the dataset's images; a published one must be prepared first, see `prepare_dataset`."""
+        assert not self.published or self.options, f"{self.name} is not prepared"
         module, _, name = self.source.partition(":")
         source: Source = getattr(importlib.import_module(module), name)(**self.options)
         return source

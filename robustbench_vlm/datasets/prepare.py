@@ -19,13 +19,13 @@ from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.datasets.base import UnreadableImage, image_sha256
 from robustbench_vlm.datasets.order import standard_order
 from robustbench_vlm.datasets.prepared import CHUNK, digest_name, forget, pixel_name, read_json
-from robustbench_vlm.datasets.published.original import Pictures
+from robustbench_vlm.datasets.published.base import StoredImages
 from robustbench_vlm.datasets.transform import Transform
 
 
 def prepare(
     name: str,
-    pictures: Pictures,
+    images: StoredImages,
     transform: Transform,
     count: int | None,
     cache: Path,
@@ -36,22 +36,22 @@ def prepare(
     What is there already is kept, unless the files that it was read from were changed. Raises UserError where the disk
     has no room or cannot be written; images that cannot be decoded are noted, and raise when they are read.
     """
-    order = standard_order(pictures.ids, pictures.labels)
+    order = standard_order(images.ids, images.labels)
     index = {
         "name": name,
         "transform": plain(transform),
-        "ids": [pictures.ids[place] for place in order],
-        "labels": [pictures.labels[place] for place in order],
+        "ids": [images.ids[place] for place in order],
+        "labels": [images.labels[place] for place in order],
     }
     folder = cache / "prepared" / name / fingerprint(index)[:16]
     if not (folder / "index.json").is_file():
         write_text(folder / "index.json", json.dumps(index))
     chunks = [order[start : start + CHUNK] for start in range(0, min(count or len(order), len(order)), CHUNK)]
-    missing = {n: places for n, places in enumerate(chunks) if not _is_prepared(folder, n, pictures, places)}
+    missing = {n: places for n, places in enumerate(chunks) if not _is_prepared(folder, n, images, places)}
     begun, done, total = time.monotonic(), 0, sum(map(len, missing.values()))
     for chunk, places in missing.items():
-        stamps = [pictures.stamp(place) for place in places]
-        readers = [functools.partial(_pixels, pictures, place, transform) for place in places]
+        stamps = [images.stamp(place) for place in places]
+        readers = [functools.partial(_pixels, images, place, transform) for place in places]
         _write_chunk(folder, chunk, readers, stamps)
         done += len(places)
         left = (time.monotonic() - begun) / done * (total - done)
@@ -59,24 +59,24 @@ def prepare(
     return folder
 
 
-def _pixels(pictures: Pictures, place: int, transform: Transform) -> Tensor | str:
+def _pixels(images: StoredImages, place: int, transform: Transform) -> Tensor | str:
     """Return an image's pixels, or why there are none."""
     try:
-        return transform(pictures.picture(place))
+        return transform(images.image(place))
     except UnreadableImage as error:
         return str(error)
     # A header may be sound and the rest not: Pillow decodes, and fails, when pixels are asked for.
     except (OSError, ValueError, SyntaxError) as error:
-        return f"cannot decode the image {pictures.ids[place]}: {error}"
+        return f"cannot decode the image {images.ids[place]}: {error}"
 
 
-def _is_prepared(folder: Path, chunk: int, pictures: Pictures, places: Sequence[int]) -> bool:
+def _is_prepared(folder: Path, chunk: int, images: StoredImages, places: Sequence[int]) -> bool:
     """Say whether a chunk is there and its images' files are those that it was made from."""
     path = folder / digest_name(chunk)
     if not path.is_file():
         return False
     known: list[str] = read_json(path).get("stamps", [])
-    return known == [pictures.stamp(place) for place in places]
+    return known == [images.stamp(place) for place in places]
 
 
 def _write_chunk(

@@ -40,9 +40,9 @@ class PreparedSource:
             if not self.digests([index])[0]:
                 reason = _chunk_digests(self._folder, index // CHUNK)["unreadable"][str(index % CHUNK)]
                 raise UnreadableImage(f"{reason}; mend the file, or go on without it by --skip-unreadable")
-        pictures = torch.stack([torch.from_numpy(self._row(index).copy()) for index in indices])
+        images = torch.stack([torch.from_numpy(self._row(index).copy()) for index in indices])
         self._read_ahead(max(indices) + 1, len(indices))
-        return pictures
+        return images
 
     def digests(self, indices: Sequence[int]) -> list[str]:
         """Return the sha256 of each image's pixels as prepared, "" for one that could not be decoded."""

@@ -1,4 +1,4 @@
-"""Transforms: how a decoded picture of any kind becomes the pixels that are attacked."""
+"""Transforms: how a decoded image of any kind becomes the pixels that are attacked."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -28,32 +28,32 @@ class Transform:
         how = f"both sides to {self.resize}" if self.squash else f"shorter side to {self.resize}"
         return f"{how}, {self.interpolation}" + (f", centre crop of {self.crop}" if self.crop else "")
 
-    def __call__(self, picture: "Image.Image") -> Tensor:
+    def __call__(self, image: "Image.Image") -> Tensor:
         """Return an image's pixels, uint8 (3, H, W)."""
         import numpy
         from torchvision.transforms import InterpolationMode, functional
 
-        picture = in_colour(picture)
+        image = to_rgb(image)
         if self.resize is not None:
             size = [self.resize, self.resize] if self.squash else [self.resize]
-            picture = functional.resize(picture, size, InterpolationMode(self.interpolation))
+            image = functional.resize(image, size, InterpolationMode(self.interpolation))
         if self.crop is not None:
-            picture = functional.center_crop(picture, [self.crop, self.crop])
-        return torch.from_numpy(numpy.array(picture)).permute(2, 0, 1).contiguous()
+            image = functional.center_crop(image, [self.crop, self.crop])
+        return torch.from_numpy(numpy.array(image)).permute(2, 0, 1).contiguous()
 
 
-def in_colour(picture: "Image.Image") -> "Image.Image":
+def to_rgb(image: "Image.Image") -> "Image.Image":
     """Return an image as 8-bit RGB: grey, palette, CMYK and transparent ones as Pillow converts them.
 
     Sixteen bits lose their lower eight: Pillow's own conversion would cut off all that is brighter than 255. What EXIF
     says of the camera's rotation is left alone, as in every published evaluation.
     """
-    if picture.mode.startswith("I"):
+    if image.mode.startswith("I"):
         import numpy
         from PIL import Image
 
-        picture = Image.fromarray((numpy.asarray(picture).astype("uint32") >> 8).clip(0, 255).astype("uint8"))
-    return picture.convert("RGB")
+        image = Image.fromarray((numpy.asarray(image).astype("uint32") >> 8).clip(0, 255).astype("uint8"))
+    return image.convert("RGB")
 
 
 NATIVE = Transform()

@@ -12,7 +12,7 @@ from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.image_folder import folder_dataset
-from robustbench_vlm.datasets.published.local_copy import data_root, is_there, located, ready
+from robustbench_vlm.datasets.published.local_copy import data_root, find_images, is_available, prepare_dataset
 from robustbench_vlm.engine.backends import resolve_resources
 from robustbench_vlm.engine.cell import Cell, Samples
 from robustbench_vlm.engine.model_cache import loaded_model, release
@@ -84,7 +84,7 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
     for attack in attacks:
         attack.check_norm(threats[0].norm)
     # Before models, whose weights may have to be fetched.
-    located.cache_clear()
+    find_images.cache_clear()
     datasets = _datasets(request, track, protocol)
     models = _models(request, track, protocol, attacks, resources.device, on_progress)
     choices = _choices(request, datasets, protocol, {model.image_size for model in models}, on_progress)
@@ -150,7 +150,7 @@ def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Datase
         return []
     names = _once("dataset", request.datasets or protocol.datasets or track.datasets)
     datasets = [protocol.adapt_dataset(DATASETS.load(name)) for name in names]
-    absent = [dataset.name for dataset in datasets if not is_there(dataset, request.data)]
+    absent = [dataset.name for dataset in datasets if not is_available(dataset, request.data)]
     if absent:
         raise UserError(
             f"{len(absent)} of {len(datasets)} datasets are not below {data_root(request.data)}:"
@@ -175,7 +175,7 @@ def _choices(
 ) -> dict[int, list[tuple[Dataset, Samples]]]:
     """Return the datasets and their samples by the side of the images, which only a folder's depend on."""
     if request.images is None:
-        opened = [ready(dataset, protocol.samples, request.data, on_progress) for dataset in datasets]
+        opened = [prepare_dataset(dataset, protocol.samples, request.data, on_progress) for dataset in datasets]
         same = [
             (dataset, choose_samples(dataset, protocol, skip_unreadable=request.skip_unreadable)) for dataset in opened
         ]

@@ -9,7 +9,7 @@ from robustbench_vlm.attacks.base import Attack, Stage
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.datasets.base import Dataset, Prompt
 from robustbench_vlm.datasets.order import standard_order
-from robustbench_vlm.datasets.published.local_copy import is_small, reworded
+from robustbench_vlm.datasets.published.zero_shot import has_native_size, with_prompts
 from robustbench_vlm.datasets.transform import Transform
 
 LATER = {"later": True}
@@ -42,7 +42,7 @@ class Protocol:
     logit_precision: str = field(default="float32", metadata=LATER)
     """In which the products with the texts are made, attacked or judged: in half where published code runs in it."""
     prompt_source: str = field(default="", metadata=LATER)
-    """What published datasets call their classes and how they ask, see `wordings`; "" leaves them their own."""
+    """Name of the prompt source of published datasets, see `datasets.prompts`; "" keeps each dataset's own prompts."""
     transform: Transform | None = field(default=None, metadata=LATER)
     """How images of published datasets become the pixels that are attacked; None leaves each its own."""
     small_transform: Transform | None = field(default=None, metadata=LATER)
@@ -76,12 +76,12 @@ class Protocol:
     def adapt_dataset(self, dataset: Dataset) -> Dataset:
         """Return the dataset with the protocol's prompt, class names and transform.
 
-        Raises UserError for a published dataset that the protocol's wording does not know.
+        Raises UserError for a published dataset that the protocol's prompt source does not have.
         """
-        if dataset.original and self.prompt_source:
-            dataset = reworded(dataset, self.prompt_source)
-        transform = self.small_transform if is_small(dataset) else self.transform
-        if dataset.original and transform:
+        if dataset.published and self.prompt_source:
+            dataset = with_prompts(dataset, self.prompt_source)
+        transform = self.small_transform if has_native_size(dataset) else self.transform
+        if dataset.published and transform:
             dataset = dataclasses.replace(dataset, transform=transform)
         return dataclasses.replace(dataset, prompt=self.prompts.get(dataset.name, dataset.prompt))
 

@@ -12,7 +12,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
-from robustbench_vlm.datasets.training_folder import training_folder
+from robustbench_vlm.datasets.image_folder import training_folder
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.base import Defense, Schedule
 from robustbench_vlm.models.classifier import load_model

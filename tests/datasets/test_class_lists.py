@@ -6,9 +6,9 @@ from pathlib import Path
 import pytest
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.datasets.published import ORIGINALS, class_names
-from robustbench_vlm.datasets.published import classes as module
-from robustbench_vlm.datasets.published.classes import Labels, hub_class_names, normalised
+from robustbench_vlm.datasets.published import PUBLISHED, class_names
+from robustbench_vlm.datasets.published import class_lists as module
+from robustbench_vlm.datasets.published.class_lists import Labels, hub_class_names, normalised
 
 FACTS = Path(__file__).parents[2].parent / "shared" / "facts"
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"
@@ -37,15 +37,15 @@ COUNTS = {
 
 
 def test_every_dataset_has_all_its_classes() -> None:
-    assert {name: len(class_names(name)) for name in ORIGINALS} == COUNTS
+    assert {name: len(class_names(name)) for name in PUBLISHED} == COUNTS
 
 
 def test_every_list_says_where_it_is_from() -> None:
-    lists = json.loads(Path(module.__file__).with_name("classes.json").read_text(encoding="utf-8"))
-    assert list(lists) == list(ORIGINALS) and all(entry["source"] for entry in lists.values())
+    lists = json.loads(Path(module.__file__).with_name("class_lists.json").read_text(encoding="utf-8"))
+    assert list(lists) == list(PUBLISHED) and all(entry["source"] for entry in lists.values())
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_no_two_classes_are_spelt_alike(name: str) -> None:
     assert len(set(map(normalised, class_names(name)))) == len(class_names(name))
 

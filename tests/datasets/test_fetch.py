@@ -18,14 +18,15 @@ from made_up_sets import make, make_shards
 from torchvision import datasets as torchvision_datasets
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.datasets.published import ORIGINALS, MissingData, Original
-from robustbench_vlm.datasets.published.fetch import fetch, locate, verify
+from robustbench_vlm.datasets.published import PUBLISHED, MissingData, PublishedDataset
+from robustbench_vlm.datasets.published.fetch import fetch
+from robustbench_vlm.datasets.published.local_copy import locate, verify
 
 
-def only(name: str, way: str) -> Original:
+def only(name: str, way: str) -> PublishedDataset:
     """Return a row with one of its ways in, and as many samples as its made-up copies have."""
-    ways = {"torchvision": "", "hub": ""} | {way: getattr(ORIGINALS[name], way)}
-    return dataclasses.replace(ORIGINALS[name], samples=6, download_bytes=1, **ways)
+    ways = {"torchvision": "", "hub": ""} | {way: getattr(PUBLISHED[name], way)}
+    return dataclasses.replace(PUBLISHED[name], samples=6, download_bytes=1, **ways)
 
 
 CARS = only("stanford-cars", "hub")
@@ -47,34 +48,34 @@ def tree(folder: Path) -> dict[str, bytes]:
 # What is there.
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_dataset_is_found_below_the_root_and_as_the_root(name: str, tmp_path: Path) -> None:
     folder = make(name, tmp_path)
-    original = ORIGINALS[name]
-    assert locate(original, tmp_path).ids == locate(original, folder).ids == original.read(folder).ids
+    original = PUBLISHED[name]
+    assert locate(original, tmp_path)[1].ids == locate(original, folder)[1].ids == original.read(folder).ids
 
 
 def test_torchvision_s_folder_comes_before_the_hub_s(tmp_path: Path) -> None:
     make_shards("dtd", tmp_path)
-    assert locate(ORIGINALS["dtd"], tmp_path).ids[0] == "wds/s0000000"
+    assert locate(PUBLISHED["dtd"], tmp_path)[1].ids[0] == "wds/s0000000"
     make("dtd", tmp_path)
-    assert locate(ORIGINALS["dtd"], tmp_path).ids[0] == "zigzagged/zigzagged_0001.jpg"
+    assert locate(PUBLISHED["dtd"], tmp_path)[1].ids[0] == "zigzagged/zigzagged_0001.jpg"
 
 
 def test_what_is_not_there_is_told_with_what_to_do(tmp_path: Path) -> None:
     with pytest.raises(MissingData) as told:
-        locate(ORIGINALS["stanford-cars"], tmp_path)
+        locate(PUBLISHED["stanford-cars"], tmp_path)
     for part in (str(tmp_path / "stanford_cars"), str(tmp_path / "wds" / "wds_cars"), "VLMBENCH_DATA", "data prepare"):
         assert part in str(told.value)
     with pytest.raises(MissingData, match=r"by hand: fetch http://cs231n\.stanford\.edu/tiny-imagenet-200\.zip"):
-        locate(ORIGINALS["tiny-imagenet"], tmp_path)
+        locate(PUBLISHED["tiny-imagenet"], tmp_path)
 
 
 def test_a_dataset_that_needs_a_licence_says_so(tmp_path: Path) -> None:
     with pytest.raises(MissingData, match=r"HatefulMemes is not below .* by hand: agree to the licence"):
-        fetch(ORIGINALS["hateful-memes"], tmp_path)
+        fetch(PUBLISHED["hateful-memes"], tmp_path)
     folder = make("hateful-memes", tmp_path)
-    assert fetch(ORIGINALS["hateful-memes"], tmp_path) == folder
+    assert fetch(PUBLISHED["hateful-memes"], tmp_path) == folder
 
 
 def test_a_root_that_cannot_be_written_is_told(tmp_path: Path) -> None:
@@ -92,7 +93,7 @@ def test_the_hub_s_shards_are_fetched_whole(server: Server, cars: Path, tmp_path
     assert folder == tmp_path / "data" / "wds" / "wds_cars" and tree(folder) == tree(cars)
     total = sum(map(len, tree(cars).values()))
     assert told[-1] == (total, total) and [here for here, _ in told] == sorted(here for here, _ in told)
-    assert locate(CARS, tmp_path / "data").labels == (0, 0, 1, 1, 2, 2)
+    assert locate(CARS, tmp_path / "data")[1].labels == (0, 0, 1, 1, 2, 2)
     assert verify(CARS, tmp_path / "data") == []
     assert [path.name for path in (tmp_path / "data" / ".fetching").iterdir()] == ["stanford-cars.lock"]
     asked = len(server.asked)
@@ -132,7 +133,7 @@ def test_a_new_revision_begins_anew(server: Server, cars: Path, tmp_path: Path) 
     newer = make_shards("stanford-cars", tmp_path / "newer", first_label=7)
     server.add_hub(newer, CARS.hub, "f" * 40)
     assert tree(fetch(CARS, tmp_path / "data")) == tree(newer)
-    assert locate(CARS, tmp_path / "data").labels == (7, 7, 8, 8, 9, 9)
+    assert locate(CARS, tmp_path / "data")[1].labels == (7, 7, 8, 8, 9, 9)
 
 
 def test_a_hub_that_has_no_such_dataset_or_no_shards_is_told(server: Server, tmp_path: Path) -> None:
@@ -166,9 +167,9 @@ def test_a_full_disk_is_told_before_the_download(
 FETCHING = """
 import sys
 from pathlib import Path
-from robustbench_vlm.datasets.published import ORIGINALS
+from robustbench_vlm.datasets.published import PUBLISHED
 from robustbench_vlm.datasets.published.fetch import fetch
-fetch(ORIGINALS["stanford-cars"], Path(sys.argv[1]))
+fetch(PUBLISHED["stanford-cars"], Path(sys.argv[1]))
 """
 
 
@@ -236,7 +237,7 @@ def test_torchvision_s_archives_are_fetched_and_not_kept(
     server.faults[f"/{ARCHIVES[name][3]}"] = [broken_off(1000)]
     folder = fetch(original, tmp_path / "data", lambda progress: told.append((progress.done, progress.total)))
     assert tree(folder) == tree(tmp_path / "made" / original.folder)
-    assert verify(original, tmp_path / "data") == [] and locate(original, tmp_path / "data").ids
+    assert verify(original, tmp_path / "data") == [] and locate(original, tmp_path / "data")[1].ids
     assert sorted(path.name for path in (tmp_path / "data").iterdir()) == sorted([".fetching", original.folder])
     assert server.asked_for(".gz")[-2:] == ["", "bytes=1000-"] and told[-1][0] == told[-1][1]
     assert capfd.readouterr() == ("", "")
@@ -259,8 +260,8 @@ def test_a_damaged_archive_is_refused_and_fetched_anew(
     server.faults[f"/{ARCHIVES[name][3]}"] = [lie]
     with pytest.raises(UserError, match=r"torchvision fails with (RuntimeError|ReadError)"):
         fetch(only(name, "torchvision"), tmp_path / "data")
-    assert not (tmp_path / "data" / ORIGINALS[name].folder).exists()
-    assert tree(fetch(only(name, "torchvision"), tmp_path / "data")) == tree(tmp_path / "made" / ORIGINALS[name].folder)
+    assert not (tmp_path / "data" / PUBLISHED[name].folder).exists()
+    assert tree(fetch(only(name, "torchvision"), tmp_path / "data")) == tree(tmp_path / "made" / PUBLISHED[name].folder)
 
 
 def test_an_archive_cannot_write_outside_of_its_folder(
@@ -282,10 +283,10 @@ def test_where_torchvision_s_host_is_dead_the_hub_is_asked(
     offer("dtd")
     server.faults["/dtd-r1.0.1.tar.gz"] = [page] * 9
     with pytest.raises(UserError, match=r"Quota exceeded.*then: the hub has no list of clip-benchmark/wds_vtab-dtd"):
-        fetch(ORIGINALS["dtd"], tmp_path / "data")
+        fetch(PUBLISHED["dtd"], tmp_path / "data")
     build = make_shards("dtd", tmp_path / "made")
     server.add_hub(build, "clip-benchmark/wds_vtab-dtd")
-    assert tree(fetch(ORIGINALS["dtd"], tmp_path / "data")) == tree(build)
+    assert tree(fetch(PUBLISHED["dtd"], tmp_path / "data")) == tree(build)
 
 
 def test_a_folder_that_is_in_the_way_is_left_alone(offer: Callable[[str], bytes], tmp_path: Path) -> None:
@@ -325,16 +326,16 @@ def test_a_damaged_seal_is_told(server: Server, cars: Path, tmp_path: Path) -> N
 def test_too_few_samples_and_missing_pictures_are_found(tmp_path: Path) -> None:
     folder = make("food101", tmp_path)
     (folder / "images" / "waffles" / "0011328.jpg").unlink()
-    few, absent = verify(ORIGINALS["food101"], tmp_path)
+    few, absent = verify(PUBLISHED["food101"], tmp_path)
     assert few == f"{folder} has 6 samples, and the whole split 25250"
     assert absent.startswith("1 images that its lists name are not there") and absent.endswith("0011328.jpg")
-    assert verify(ORIGINALS["dtd"], tmp_path)[0].startswith("DTD is not below")
+    assert verify(PUBLISHED["dtd"], tmp_path)[0].startswith("DTD is not below")
 
 
 def test_the_hub_s_other_split_is_not_counted(tmp_path: Path) -> None:
     make_shards("eurosat", tmp_path)
-    assert verify(ORIGINALS["eurosat"], tmp_path) == []
+    assert verify(PUBLISHED["eurosat"], tmp_path) == []
     make_shards("dtd", tmp_path)
-    assert verify(ORIGINALS["dtd"], tmp_path) == [
+    assert verify(PUBLISHED["dtd"], tmp_path) == [
         f"{tmp_path}/wds/wds_vtab-dtd has 6 samples, and the whole split 1880"
     ]

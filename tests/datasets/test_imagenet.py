@@ -10,7 +10,7 @@ from PIL import Image
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.base import UnreadableImage
-from robustbench_vlm.datasets.training_folder import imagenet_folder, training_folder
+from robustbench_vlm.datasets.image_folder import imagenet_folder, training_folder
 
 PROMPT = "This is a photo of a {}."
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"

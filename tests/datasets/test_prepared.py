@@ -41,7 +41,7 @@ class Pictures:
     def stamp(self, index: int) -> str:
         return "as it was"
 
-    def picture(self, index: int) -> Image.Image:
+    def image(self, index: int) -> Image.Image:
         time.sleep(self.delay)
         self.asked += 1
         if index in self.broken:

@@ -1,15 +1,15 @@
-"""Wordings: every class has a name, and the faults of published code are there where they belong and nowhere else."""
+"""Prompt sources: every class has a name, and the faults of published code occur where they belong and nowhere else."""
 
 import re
 from pathlib import Path
 
 import pytest
 
-from robustbench_vlm.datasets.prompts import WORDINGS
-from robustbench_vlm.datasets.prompts.base import Row, texts_of
+from robustbench_vlm.datasets.prompts import PROMPT_SOURCES
+from robustbench_vlm.datasets.prompts.base import PromptRow, task_of
 from robustbench_vlm.datasets.published import class_names
 
-ROWS = [(wording, name) for wording in WORDINGS.names() for name in WORDINGS.load(wording)]
+ROWS = [(source, name) for source in PROMPT_SOURCES.names() for name in PROMPT_SOURCES.load(source)]
 CARS = {
     "Audi S4 Sedan",
     "Bentley Continental GT Coupe",
@@ -32,26 +32,26 @@ TWINS = {
 """What PROTOCOL and the sources say: texts that two classes share."""
 
 
-def _texts(wording: str, name: str):  # type: ignore[no-untyped-def]
-    return texts_of(WORDINGS.load(wording)[name], class_names(name))
+def _texts(source: str, name: str):  # type: ignore[no-untyped-def]
+    return task_of(PROMPT_SOURCES.load(source)[name], class_names(name))
 
 
-@pytest.mark.parametrize(("wording", "name"), ROWS)
-def test_two_classes_share_a_text_only_where_published_code_has_it_so(wording: str, name: str) -> None:
-    classes = _texts(wording, name).classes
-    assert {each for each in classes if classes.count(each) > 1} == TWINS.get((wording, name), set())
-    assert all((each.strip() and not re.search(r"[_{}]", each)) or wording == "fare" for each in classes)
+@pytest.mark.parametrize(("source", "name"), ROWS)
+def test_two_classes_share_a_text_only_where_published_code_has_it_so(source: str, name: str) -> None:
+    classes = _texts(source, name).classes
+    assert {each for each in classes if classes.count(each) > 1} == TWINS.get((source, name), set())
+    assert all((each.strip() and not re.search(r"[_{}]", each)) or source == "fare" for each in classes)
 
 
-def test_our_wording_has_no_two_texts_alike_whatever_their_case() -> None:
-    for name in WORDINGS.load("trusted"):
+def test_our_source_has_no_two_texts_alike_whatever_their_case() -> None:
+    for name in PROMPT_SOURCES.load("trusted"):
         classes = [each.lower().strip() for each in _texts("trusted", name).classes]
         assert len(set(classes)) == len(classes), name
 
 
 def test_faces_are_one_class_for_us_and_agft_and_two_for_the_others() -> None:
-    for wording in ("trusted", "agft"):
-        found = _texts(wording, "caltech101")
+    for source in ("trusted", "agft"):
+        found = _texts(source, "caltech101")
         assert len(found.classes) == 100 and found.classes[0] == "person"
         assert found.merged[:3] == (0, 0, 1) and max(found.merged) == 99
     assert len(_texts("tecoa", "caltech101").classes) == 101 and not _texts("tecoa", "caltech101").merged
@@ -67,13 +67,13 @@ def test_what_the_sources_say_word_for_word() -> None:
 
 
 def test_classes_that_are_one_take_the_place_of_the_first() -> None:
-    row = Row("{}", names={"b": "same", "d": "same"}, one_class=("b", "d"))
-    found = texts_of(row, ("a", "b", "c", "d", "e"))
+    row = PromptRow("{}", names={"b": "same", "d": "same"}, one_class=("b", "d"))
+    found = task_of(row, ("a", "b", "c", "d", "e"))
     assert (found.classes, found.merged) == (("a", "same", "c", "e"), (0, 1, 2, 1, 3))
-    twins = texts_of(Row("{}", names={"b": "same", "d": "same"}), ("a", "b", "c", "d"))
+    twins = task_of(PromptRow("{}", names={"b": "same", "d": "same"}), ("a", "b", "c", "d"))
     assert (twins.classes, twins.merged) == (("a", "same", "c", "same"), ())
 
 
 def test_the_source_of_the_lists_stands_beside_them() -> None:
-    text = (Path(texts_of.__code__.co_filename).parent / "facts.json").read_text(encoding="utf-8")
+    text = (Path(task_of.__code__.co_filename).parent / "facts.json").read_text(encoding="utf-8")
     assert "0031a8f" in text and "48de38c" in text

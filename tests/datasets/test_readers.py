@@ -17,8 +17,8 @@ from torchvision import datasets as torchvision_datasets
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.base import UnreadableImage
-from robustbench_vlm.datasets.published import ORIGINALS, MissingData, Pictures, class_names
-from robustbench_vlm.datasets.published.classes import normalised
+from robustbench_vlm.datasets.published import PUBLISHED, MissingData, StoredImages, class_names
+from robustbench_vlm.datasets.published.class_lists import normalised
 
 REFERENCES: dict[str, Callable[[Path], Any]] = {
     "caltech101": torchvision_datasets.Caltech101,
@@ -56,14 +56,14 @@ def _without_digests(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torchvision_datasets.STL10, "train_list", [])
 
 
-def content(pictures: Pictures, index: int) -> bytes:
-    return pictures.picture(index).convert("RGB").tobytes()
+def content(pictures: StoredImages, index: int) -> bytes:
+    return pictures.image(index).convert("RGB").tobytes()
 
 
 @pytest.mark.filterwarnings("ignore:.*align should be passed:Warning")
 @pytest.mark.parametrize("name", REFERENCES)
 def test_pictures_classes_and_order_are_torchvision_s(name: str, tmp_path: Path) -> None:
-    ours = ORIGINALS[name].read(make(name, tmp_path))
+    ours = PUBLISHED[name].read(make(name, tmp_path))
     theirs = REFERENCES[name](tmp_path)
     numbered = class_names(name)
     # Those of the pets that are there are all that torchvision names, by labels that count all.
@@ -79,15 +79,15 @@ def test_pictures_classes_and_order_are_torchvision_s(name: str, tmp_path: Path)
     "name", sorted(REFERENCES.keys() & {"cifar10", "fgvc-aircraft", "stl10", "sun397", "stanford-cars"})
 )
 def test_numbers_of_whole_lists_are_torchvision_s(name: str, tmp_path: Path) -> None:
-    ours = ORIGINALS[name].read(make(name, tmp_path))
+    ours = PUBLISHED[name].read(make(name, tmp_path))
     assert sorted(ours.labels) == sorted(label for _, label in REFERENCES[name](tmp_path))
 
 
 def test_the_sets_that_torchvision_lacks(tmp_path: Path) -> None:
-    tiny = ORIGINALS["tiny-imagenet"].read(make("tiny-imagenet", tmp_path))
+    tiny = PUBLISHED["tiny-imagenet"].read(make("tiny-imagenet", tmp_path))
     assert tiny.ids[:3] == ("val_0.JPEG", "val_1.JPEG", "val_2.JPEG")
     assert tuple(tiny.labels) == (199, 199, 0, 0, 100, 100)
-    memes = ORIGINALS["hateful-memes"].read(make("hateful-memes", tmp_path))
+    memes = PUBLISHED["hateful-memes"].read(make("hateful-memes", tmp_path))
     assert memes.ids[1] == "img/08292.png" and tuple(memes.labels) == (0, 1, 0, 1)
     assert content(memes, 1) == noise(1, 30, 40).tobytes()
 
@@ -96,17 +96,17 @@ def test_nothing_is_decoded_before_it_is_asked_for(tmp_path: Path) -> None:
     folder = make("dtd", tmp_path)
     for path in (folder / "dtd" / "images").rglob("*.jpg"):
         path.write_bytes(b"")
-    pictures = ORIGINALS["dtd"].read(folder)
+    pictures = PUBLISHED["dtd"].read(folder)
     with pytest.raises(UnreadableImage, match=r"zigzagged_0001\.jpg"):
-        pictures.picture(0)
+        pictures.image(0)
 
 
-@pytest.mark.parametrize("name", ORIGINALS)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_an_empty_folder_and_none_are_missing_data(name: str, tmp_path: Path) -> None:
     with pytest.raises(MissingData, match=str(tmp_path)):
-        ORIGINALS[name].read(tmp_path)
+        PUBLISHED[name].read(tmp_path)
     with pytest.raises(MissingData, match="nowhere"):
-        ORIGINALS[name].read(tmp_path / "nowhere")
+        PUBLISHED[name].read(tmp_path / "nowhere")
 
 
 @pytest.mark.parametrize(
@@ -144,12 +144,12 @@ def test_lists_and_arrays_that_are_cut_off_or_web_pages_are_told(name: str, file
         if file in ("dtd/labels/test1.txt", "annotations/test.txt", "val/val_annotations.txt") and content in whole:
             continue  # a list that ends early at a line's end is a shorter list: `verify` counts
         with pytest.raises(UserError) as told:
-            ORIGINALS[name].read(path.parents[len(Path(file).parts) - 1])
+            PUBLISHED[name].read(path.parents[len(Path(file).parts) - 1])
         assert path.name in str(told.value) and not isinstance(told.value, MissingData)
     path.unlink()
     if file != "meta/test.json":
         with pytest.raises(MissingData, match=path.name):
-            ORIGINALS[name].read(path.parents[len(Path(file).parts) - 1])
+            PUBLISHED[name].read(path.parents[len(Path(file).parts) - 1])
 
 
 @pytest.mark.parametrize("name", ["caltech101", "eurosat", "imagenet", "imagenet-r", "imagenet-sketch", "country211"])
@@ -158,16 +158,16 @@ def test_a_folder_of_no_class_is_told(name: str, tmp_path: Path) -> None:
     top = next(path for path in sorted(folder.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")).parents[1]
     shutil.copytree(next(path for path in top.iterdir() if path.is_dir()), top / "aardvark")
     with pytest.raises(UserError, match=f"{top} names the class 'aardvark', which {name} does not have"):
-        ORIGINALS[name].read(folder)
+        PUBLISHED[name].read(folder)
 
 
 def test_labels_follow_the_names_in_a_file_and_not_its_order(tmp_path: Path) -> None:
-    before = ORIGINALS["stanford-cars"].read(make("stanford-cars", tmp_path)).labels
+    before = PUBLISHED["stanford-cars"].read(make("stanford-cars", tmp_path)).labels
     meta = tmp_path / "stanford_cars" / "devkit" / "cars_meta.mat"
     names = [str(name[0]) for name in loadmat(meta)["class_names"][0]]
     assert names == list(class_names("stanford-cars"))
     savemat(meta, {"class_names": numpy.array([names[::-1]], dtype=object)})
-    after = ORIGINALS["stanford-cars"].read(tmp_path / "stanford_cars").labels
+    after = PUBLISHED["stanford-cars"].read(tmp_path / "stanford_cars").labels
     assert list(after) == [195 - label for label in before]
 
 
@@ -175,21 +175,21 @@ def test_a_list_that_names_too_few_classes_is_told(tmp_path: Path) -> None:
     folder = make("cifar100", tmp_path)
     (folder / "meta").write_bytes(python2_pickle({"fine_label_names": list(class_names("cifar100"))[:99]}))
     with pytest.raises(UserError, match="numbers 99 classes, 99 of them different, and cifar100 has 100"):
-        ORIGINALS["cifar100"].read(folder)
+        PUBLISHED["cifar100"].read(folder)
 
 
 def test_unequal_numbers_of_pictures_and_labels_are_told(tmp_path: Path) -> None:
     folder = make("stl10", tmp_path)
     (folder / "test_y.bin").write_bytes(bytes([1, 2, 3]))
     with pytest.raises(UserError, match=r"test_X\.bin has 6 images and .*test_y.bin has 3 labels"):
-        ORIGINALS["stl10"].read(folder)
+        PUBLISHED["stl10"].read(folder)
 
 
 def test_labels_out_of_range_are_told(tmp_path: Path) -> None:
     folder = make("stl10", tmp_path)
     (folder / "test_y.bin").write_bytes(bytes([1, 2, 3, 4, 5, 11]))
     with pytest.raises(UserError, match=r"test_y\.bin.*labels from 0 to 10 for 10 classes"):
-        ORIGINALS["stl10"].read(folder)
+        PUBLISHED["stl10"].read(folder)
 
 
 class Harm:
@@ -213,18 +213,18 @@ def test_a_batch_that_wants_to_run_something_is_refused(
     monkeypatch.chdir(tmp_path)
     (folder / "test_batch").write_bytes(harm)
     with pytest.raises(UserError, match=r"test_batch.*it asks for [\w.]+, which no array needs"):
-        ORIGINALS["cifar10"].read(folder)
+        PUBLISHED["cifar10"].read(folder)
     assert not (tmp_path / "harmed").exists()
 
 
 @pytest.mark.parametrize("protocol", [2, 4])
 def test_batches_that_newer_pythons_wrote_are_read(protocol: int, tmp_path: Path) -> None:
     folder = make("cifar10", tmp_path)
-    before = ORIGINALS["cifar10"].read(folder)
+    before = PUBLISHED["cifar10"].read(folder)
     pixels = numpy.stack([noise(number, 32, 32).transpose(2, 0, 1).reshape(-1) for number in range(6)])
     entry = {"labels": list(before.labels), "data": pixels}
     (folder / "test_batch").write_bytes(pickle.dumps(entry, protocol=protocol))
-    after = ORIGINALS["cifar10"].read(folder)
+    after = PUBLISHED["cifar10"].read(folder)
     assert [content(after, index) for index in range(6)] == [content(before, index) for index in range(6)]
 
 
@@ -233,21 +233,21 @@ def test_a_list_cannot_lead_out_of_its_folder(outside: str, tmp_path: Path) -> N
     folder = make("hateful-memes", tmp_path)
     (folder / "dev_seen.jsonl").write_text(json.dumps({"id": 1, "img": outside, "label": 0}) + "\n")
     with pytest.raises(UserError, match="which lies outside"):
-        ORIGINALS["hateful-memes"].read(folder)
+        PUBLISHED["hateful-memes"].read(folder)
 
 
 def test_a_sample_that_is_listed_twice_is_told(tmp_path: Path) -> None:
     split = make("dtd", tmp_path) / "dtd" / "labels" / "test1.txt"
     split.write_text(split.read_text() * 2)
     with pytest.raises(UserError, match=r"zigzagged_0001\.jpg' twice"):
-        ORIGINALS["dtd"].read(tmp_path / "dtd")
+        PUBLISHED["dtd"].read(tmp_path / "dtd")
 
 
 def test_food101_is_the_same_by_either_list(tmp_path: Path) -> None:
     folder = make("food101", tmp_path)
-    before = ORIGINALS["food101"].read(folder)
+    before = PUBLISHED["food101"].read(folder)
     (folder / "meta" / "test.json").unlink()
-    after = ORIGINALS["food101"].read(folder)
+    after = PUBLISHED["food101"].read(folder)
     assert (before.ids, before.labels) == (after.ids, after.labels)
 
 
@@ -275,50 +275,50 @@ def _flatten(folder: Path, kit: bool = True) -> None:
 
 def test_imagenet_is_the_same_in_folders_and_flat(tmp_path: Path) -> None:
     folder = make("imagenet", tmp_path)
-    before = ORIGINALS["imagenet"].read(folder)
+    before = PUBLISHED["imagenet"].read(folder)
     sorted_in = [content(before, index) for index in range(6)]
     _flatten(folder)
-    after = ORIGINALS["imagenet"].read(folder)
+    after = PUBLISHED["imagenet"].read(folder)
     assert (before.ids, before.labels) == (after.ids, after.labels)
     assert sorted_in == [content(after, index) for index in range(6)]
     (folder / "val" / "ILSVRC2012_val_00000051.JPEG").write_bytes(b"")
     with pytest.raises(UserError, match="none of the 50 images"):
-        ORIGINALS["imagenet"].read(folder)
+        PUBLISHED["imagenet"].read(folder)
 
 
 def test_flat_imagenet_needs_the_development_kit(tmp_path: Path) -> None:
     folder = make("imagenet", tmp_path)
     _flatten(folder, kit=False)
     with pytest.raises(MissingData, match="ILSVRC2012_devkit_t12"):
-        ORIGINALS["imagenet"].read(folder)
+        PUBLISHED["imagenet"].read(folder)
 
 
 def test_tiny_imagenet_is_the_same_when_sorted_into_folders(tmp_path: Path) -> None:
     folder = make("tiny-imagenet", tmp_path)
-    before = ORIGINALS["tiny-imagenet"].read(folder)
+    before = PUBLISHED["tiny-imagenet"].read(folder)
     for name, label in zip(before.ids, before.labels, strict=True):
         goal = folder / "val" / class_names("tiny-imagenet")[label] / name
         goal.parent.mkdir(exist_ok=True)
         (folder / "val" / "images" / name).rename(goal)
-    after = ORIGINALS["tiny-imagenet"].read(folder)
+    after = PUBLISHED["tiny-imagenet"].read(folder)
     assert (list(before.ids), list(before.labels)) == (list(after.ids), list(after.labels))
-    assert after.picture(0).size == (40, 30)
+    assert after.image(0).size == (40, 30)
 
 
 def test_stanford_cars_labels_may_lie_in_the_devkit(tmp_path: Path) -> None:
     folder = make("stanford-cars", tmp_path)
     name = "cars_test_annos_withlabels.mat"
     (folder / name).rename(folder / "devkit" / name)
-    assert len(ORIGINALS["stanford-cars"].read(folder).ids) == 6
+    assert len(PUBLISHED["stanford-cars"].read(folder).ids) == 6
 
 
 def test_a_damaged_row_of_pcam_is_an_unreadable_image(tmp_path: Path) -> None:
     folder = make("pcam", tmp_path)
-    pictures = ORIGINALS["pcam"].read(folder)
+    pictures = PUBLISHED["pcam"].read(folder)
     path = folder / "camelyonpatch_level_2_split_test_x.h5"
     content = bytearray(path.read_bytes())
     content[len(content) // 2 :] = bytes(len(content) - len(content) // 2)
     path.write_bytes(content)
     with pytest.raises(UnreadableImage, match=r"test_x\.h5"):
         for index in range(4):
-            pictures.picture(index)
+            pictures.image(index)

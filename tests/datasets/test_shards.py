@@ -11,27 +11,27 @@ from PIL import Image
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.base import UnreadableImage
-from robustbench_vlm.datasets.published import ORIGINALS, MissingData, class_names
-from robustbench_vlm.datasets.published.classes import hub_class_names
+from robustbench_vlm.datasets.published import PUBLISHED, MissingData, class_names
+from robustbench_vlm.datasets.published.class_lists import hub_class_names
 from robustbench_vlm.datasets.published.tar_shards import read_shards
 
 FACTS = Path(__file__).parents[2].parent / "shared" / "facts" / "prompts_clip_benchmark.json"
 
 
-@pytest.mark.parametrize("name", [name for name, original in ORIGINALS.items() if original.hub])
+@pytest.mark.parametrize("name", [name for name, original in PUBLISHED.items() if original.hub])
 def test_pictures_labels_and_order_are_those_of_the_shards(name: str, tmp_path: Path) -> None:
     order, samples = hub_class_names(name), 2 * min(3, len(class_names(name)))
     found = read_shards(make_shards(name, tmp_path, samples=samples), name)
     assert found.ids == tuple(f"wds/s{number:07d}" for number in range(samples))
     assert [class_names(name)[label] for label in found.labels] == [order[number // 2] for number in range(samples)]
     for number in range(samples):
-        assert found.picture(number).tobytes() == noise(number, 20, 24).tobytes()
+        assert found.image(number).tobytes() == noise(number, 20, 24).tobytes()
 
 
 def test_shards_are_read_where_they_are(tmp_path: Path) -> None:
     folder = make_shards("dtd", tmp_path)
     before = sorted(path.name for path in folder.rglob("*"))
-    read_shards(folder, "dtd").picture(5)
+    read_shards(folder, "dtd").image(5)
     assert sorted(path.name for path in folder.rglob("*")) == before == [
         "0.tar", "1.tar", "classnames.txt", "nshards.txt", "test",
     ]  # fmt: skip
@@ -150,7 +150,7 @@ def test_a_broken_picture_inside_a_shard_is_named(tmp_path: Path) -> None:
     content[start : start + 64] = b"x" * 64
     shard.write_bytes(content)
     with pytest.raises(UnreadableImage, match=r"s0000004\.webp of .*1\.tar"):
-        read_shards(folder, "dtd").picture(4)
+        read_shards(folder, "dtd").image(4)
 
 
 def _png() -> bytes:

@@ -10,9 +10,8 @@ from PIL import Image
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.base import Dataset, UnreadableImage, image_sha256
-from robustbench_vlm.datasets.handwritten import HANDWRITTEN
-from robustbench_vlm.datasets.image_folder import folder_dataset
-from robustbench_vlm.datasets.training_folder import training_folder
+from robustbench_vlm.datasets.image_folder import folder_dataset, training_folder
+from robustbench_vlm.datasets.mini import HANDWRITTEN
 
 PROMPT = "This is a photo of a {}."
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"

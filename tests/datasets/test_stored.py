@@ -16,8 +16,8 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.base import UnreadableImage
 from robustbench_vlm.datasets.prepare import prepare
 from robustbench_vlm.datasets.prepared import PreparedSource
-from robustbench_vlm.datasets.published import ORIGINALS, Pictures, class_names
-from robustbench_vlm.datasets.published.decode import decoded
+from robustbench_vlm.datasets.published import PUBLISHED, StoredImages, class_names
+from robustbench_vlm.datasets.published.image_files import decode
 from robustbench_vlm.datasets.transform import Transform
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"
@@ -56,9 +56,9 @@ WHOLE = {
 def test_every_kind_is_read_under_the_name_of_a_jpeg(kind: str, tmp_path: Path) -> None:
     content, mode = WHOLE[kind]
     (tmp_path / "one.jpg").write_bytes(content)
-    picture = decoded(tmp_path / "one.jpg", "one.jpg")
+    picture = decode(tmp_path / "one.jpg", "one.jpg")
     assert (picture.mode, picture.size) == (mode, (40, 30))
-    assert picture.convert("RGBA").size == decoded(io.BytesIO(content), "one").size == (40, 30)
+    assert picture.convert("RGBA").size == decode(io.BytesIO(content), "one").size == (40, 30)
 
 
 def test_what_pillow_only_warns_of_is_prepared(tmp_path: Path) -> None:
@@ -66,13 +66,13 @@ def test_what_pillow_only_warns_of_is_prepared(tmp_path: Path) -> None:
     root.mkdir(parents=True)
     for place, kind in enumerate(("malformed exif", "transparent palette")):
         (root / f"image_{place:04d}.jpg").write_bytes(WHOLE[kind][0])
-    folder = prepare("x", ORIGINALS["caltech101"].read(tmp_path), Transform(16, 16), None, tmp_path / "cache")
+    folder = prepare("x", PUBLISHED["caltech101"].read(tmp_path), Transform(16, 16), None, tmp_path / "cache")
     assert PreparedSource(str(folder)).read([0, 1]).shape == (2, 3, 16, 16)
 
 
 def test_a_lossless_picture_keeps_its_pixels_and_closes_its_file(tmp_path: Path) -> None:
     (tmp_path / "one.jpg").write_bytes(WHOLE["png"][0])
-    picture = decoded(tmp_path / "one.jpg", "one.jpg")
+    picture = decode(tmp_path / "one.jpg", "one.jpg")
     (tmp_path / "one.jpg").unlink()
     assert picture.tobytes() == noise(0, 30, 40).tobytes()
 
@@ -81,7 +81,7 @@ def test_a_picture_is_not_turned_and_still_says_how_it_was_held(tmp_path: Path) 
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "one.jpg").write_bytes(bytes_of(PICTURE, "jpeg", exif=exif))
-    picture = decoded(tmp_path / "one.jpg", "one.jpg")
+    picture = decode(tmp_path / "one.jpg", "one.jpg")
     assert picture.size == (40, 30) and picture.getexif()[0x0112] == 6
 
 
@@ -106,9 +106,9 @@ def test_a_broken_picture_is_named(kind: str, tmp_path: Path) -> None:
     path = folder / "2750" / "Forest" / "Forest_7.jpg"
     path.parent.mkdir(exist_ok=True)
     path.write_bytes(BROKEN[kind])
-    pictures = ORIGINALS["eurosat"].read(folder)
+    pictures = PUBLISHED["eurosat"].read(folder)
     with pytest.raises(UnreadableImage, match=r"cannot read the image .*2750/Forest/Forest_7\.jpg: ") as caught:
-        pictures.picture(pictures.ids.index("Forest/Forest_7.jpg"))
+        pictures.image(pictures.ids.index("Forest/Forest_7.jpg"))
     # What to do about it is said once, by who reads what was prepared.
     assert "--skip-unreadable" not in str(caught.value)
 
@@ -119,16 +119,16 @@ def test_a_name_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     path.parent.mkdir(exist_ok=True)
     path.touch()
     with pytest.raises(UserError, match=r"Forest/caf\\xe9\.jpg is not UTF-8.*rename it") as caught:
-        ORIGINALS["eurosat"].read(folder)
+        PUBLISHED["eurosat"].read(folder)
     str(caught.value).encode()
 
 
 def test_a_picture_that_a_list_names_and_nobody_has_is_named(tmp_path: Path) -> None:
     folder = make("oxford-pets", tmp_path)
     (folder / "images" / "Abyssinian_1.jpg").unlink()
-    pictures = ORIGINALS["oxford-pets"].read(folder)
+    pictures = PUBLISHED["oxford-pets"].read(folder)
     with pytest.raises(UnreadableImage, match=r"images/Abyssinian_1\.jpg"):
-        pictures.picture(pictures.ids.index("Abyssinian_1.jpg"))
+        pictures.image(pictures.ids.index("Abyssinian_1.jpg"))
 
 
 def rows(name: str) -> Iterator[tuple[Path, str]]:
@@ -137,9 +137,9 @@ def rows(name: str) -> Iterator[tuple[Path, str]]:
         yield from ((REAL / row["path"], row["class"]) for row in csv.DictReader(file) if row["dataset"] == name)
 
 
-def all_decoded(pictures: Pictures) -> int:
+def all_decoded(pictures: StoredImages) -> int:
     for index in range(len(pictures.ids)):
-        picture = pictures.picture(index).convert("RGB")
+        picture = pictures.image(index).convert("RGB")
         assert picture.width > 0 and picture.height > 0
     return len(pictures.ids)
 
@@ -154,7 +154,7 @@ def all_decoded(pictures: Pictures) -> int:
 )
 def test_real_folders_are_read_whole(name: str, folder: str, place: str, count: int, tmp_path: Path) -> None:
     (tmp_path / place).symlink_to(REAL / folder)
-    pictures = ORIGINALS[name].read(tmp_path)
+    pictures = PUBLISHED[name].read(tmp_path)
     expected = {path.name if name == "tiny-imagenet" else f"{raw}/{path.name}": raw for path, raw in rows(folder)}
     found = zip(pictures.ids, pictures.labels, strict=True)
     assert {sample: class_names(name)[label] for sample, label in found} == expected
@@ -166,7 +166,7 @@ def test_real_textures_are_read_by_list(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "images").symlink_to(REAL / "dtd")
     (tmp_path / "labels" / "test1.txt").write_text("".join(f"{raw}/{path.name}\n" for path, raw in rows("dtd")))
-    assert all_decoded(ORIGINALS["dtd"].read(tmp_path)) == 200
+    assert all_decoded(PUBLISHED["dtd"].read(tmp_path)) == 200
 
 
 @needs_real
@@ -179,7 +179,7 @@ def test_real_scenes_are_read_whatever_format_hides_under_their_name(tmp_path: P
         goal.mkdir(parents=True, exist_ok=True)
         (goal / path.name).symlink_to(path)
     (tmp_path / "ClassName.txt").write_text("".join(f"/{raw[0]}/{raw}\n" for raw in class_names("sun397")))
-    assert all_decoded(ORIGINALS["sun397"].read(tmp_path)) == 160
+    assert all_decoded(PUBLISHED["sun397"].read(tmp_path)) == 160
 
 
 @needs_real
@@ -198,9 +198,9 @@ def test_real_cifar_pixels_come_back_from_a_batch(
     labels = [class_names(name).index(raw) for _, raw in samples]
     (tmp_path / batch).write_bytes(python2_pickle({key: labels, "data": data}))
     (tmp_path / meta).write_bytes(python2_pickle({names: list(class_names(name))}))
-    pictures = ORIGINALS[name].read(tmp_path)
+    pictures = PUBLISHED[name].read(tmp_path)
     assert list(pictures.labels) == labels and len(labels) in (200, 500)
-    assert all(numpy.array_equal(pictures.picture(index), pixels) for index, (pixels, _) in enumerate(samples))
+    assert all(numpy.array_equal(pictures.image(index), pixels) for index, (pixels, _) in enumerate(samples))
 
 
 @needs_real
@@ -209,6 +209,6 @@ def test_real_stl10_pixels_come_back_from_the_binary(tmp_path: Path) -> None:
     (tmp_path / "test_X.bin").write_bytes(b"".join(pixels.transpose(2, 1, 0).tobytes() for pixels, _ in samples))
     (tmp_path / "test_y.bin").write_bytes(bytes(class_names("stl10").index(raw) + 1 for _, raw in samples))
     (tmp_path / "class_names.txt").write_text("\n".join(class_names("stl10")))
-    pictures = ORIGINALS["stl10"].read(tmp_path)
+    pictures = PUBLISHED["stl10"].read(tmp_path)
     assert [class_names("stl10")[label] for label in pictures.labels] == [raw for _, raw in samples]
-    assert all(numpy.array_equal(pictures.picture(index), pixels) for index, (pixels, _) in enumerate(samples))
+    assert all(numpy.array_equal(pictures.image(index), pixels) for index, (pixels, _) in enumerate(samples))

@@ -14,10 +14,10 @@ from made_up_sets import make
 from torchvision import datasets as torchvision_datasets
 
 from robustbench_vlm.core.download import download
-from robustbench_vlm.datasets.published import ORIGINALS
-from robustbench_vlm.datasets.published import torchvision as by_torchvision
-from robustbench_vlm.datasets.published.fetch import locate
-from robustbench_vlm.datasets.published.torchvision import by_torchvision as fetch
+from robustbench_vlm.datasets.published import PUBLISHED
+from robustbench_vlm.datasets.published import torchvision as fetch_from_torchvision
+from robustbench_vlm.datasets.published.local_copy import locate
+from robustbench_vlm.datasets.published.torchvision import fetch_from_torchvision as fetch
 
 
 def packed(folder: Path, *names: str, mode: str = "w:gz") -> bytes:
@@ -76,18 +76,18 @@ ARCHIVES: dict[str, Callable[[Path], dict[str, bytes]]] = {
 
 
 def test_there_is_an_archive_for_every_dataset_that_torchvision_fetches() -> None:
-    assert set(ARCHIVES) == {name for name, original in ORIGINALS.items() if original.torchvision}
+    assert set(ARCHIVES) == {name for name, original in PUBLISHED.items() if original.torchvision}
 
 
 @pytest.fixture
 def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let torchvision take files without its digests, and the test part for the training part, which it opens."""
 
-    def is_there(path: str, md5: str | None = None) -> bool:
+    def is_available(path: str, md5: str | None = None) -> bool:
         return Path(path).exists()
 
     for module in ("utils", "cifar", "stl10", "flowers102"):
-        monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", is_there)
+        monkeypatch.setattr(f"torchvision.datasets.{module}.check_integrity", is_available)
     for kind in (torchvision_datasets.CIFAR10, torchvision_datasets.CIFAR100, torchvision_datasets.STL10):
         monkeypatch.setattr(kind, "train_list", [*kind.test_list, kind.test_list[0]])
 
@@ -98,7 +98,7 @@ def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_it_is_fetched_as_it_was_packed(
     name: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    original, asked = ORIGINALS[name], []
+    original, asked = PUBLISHED[name], []
     folder = make(name, tmp_path / "made")
     server.files = {f"/{file}": content for file, content in ARCHIVES[name](folder).items()}
 
@@ -106,10 +106,10 @@ def test_it_is_fetched_as_it_was_packed(
         asked.append(url)
         return download(f"{server.url}/{Path(url).name}", path, **options)
 
-    monkeypatch.setattr(by_torchvision, "download", from_server)
+    monkeypatch.setattr(fetch_from_torchvision, "download", from_server)
     original = dataclasses.replace(original, download_bytes=1)
     fetched = fetch(original, tmp_path / "data", lambda here, total: None)
     assert fetched == tmp_path / "data" / original.folder
     assert tree(fetched) == tree(folder)
-    assert locate(original, tmp_path / "data").ids == original.read(folder).ids
+    assert locate(original, tmp_path / "data")[1].ids == original.read(folder).ids
     assert all(url.startswith("https://") for url in asked) and len(asked) == len(server.files)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.datasets import DATASETS
-from robustbench_vlm.datasets.rendered import QUESTIONS, RenderedSource
+from robustbench_vlm.datasets.mini import QUESTIONS, DrawnSource
 from robustbench_vlm.datasets.world import vocabulary as words
 from robustbench_vlm.datasets.world.captions import describe, is_true_of
 from robustbench_vlm.datasets.world.drawing import draw
@@ -40,13 +40,13 @@ def _scenes(family: str, count: int, seed: int = 0) -> Scenes:
 
 @pytest.mark.parametrize("question", sorted(QUESTIONS))
 def test_pictures_are_those_of_every_machine(question: str) -> None:
-    images = RenderedSource(question, 64).read(range(64))
+    images = DrawnSource(question, 64).read(range(64))
     assert hashlib.sha256(images.numpy().tobytes()).hexdigest() == GOLDEN[question]
 
 
 @pytest.mark.parametrize("question", sorted(QUESTIONS))
 def test_a_picture_does_not_depend_on_its_batch(question: str) -> None:
-    source = RenderedSource(question, 40)
+    source = DrawnSource(question, 40)
     together = source.read(range(40))
     assert torch.equal(together[[31, 2, 17]], source.read([31, 2, 17]))
     assert torch.equal(together[5], source.read([5])[0])
@@ -116,13 +116,13 @@ def test_the_track_has_a_fine_grained_a_five_class_and_a_two_class_set() -> None
 
 
 def test_fine_tuning_pictures_are_no_evaluation_pictures() -> None:
-    fine_tuning = {bytes(image.numpy().tobytes()) for image in RenderedSource("scenes", 2000).read(range(2000))}
-    shapes = {bytes(image.numpy().tobytes()) for image in RenderedSource("shapes", 500).read(range(500))}
+    fine_tuning = {bytes(image.numpy().tobytes()) for image in DrawnSource("scenes", 2000).read(range(2000))}
+    shapes = {bytes(image.numpy().tobytes()) for image in DrawnSource("shapes", 500).read(range(500))}
     assert not fine_tuning & shapes
 
 
 def test_counted_objects_stand_apart() -> None:
-    source = RenderedSource("counting", 50)
+    source = DrawnSource("counting", 50)
     images = source.read(range(50)).float()
     one = [images[index].std() for index in range(50) if source.labels[index] == 0]
     five = [images[index].std() for index in range(50) if source.labels[index] == 4]

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import sha256_of
-from robustbench_vlm.datasets.rendered import SHAPES
+from robustbench_vlm.datasets.mini import SHAPES
 from robustbench_vlm.models.card import ModelCard, Weights, find_card, read_card, write_card
 from robustbench_vlm.models.classifier import Model, ZeroShotClassifier, load_model
 from robustbench_vlm.models.image_encoder import ImageEncoder

@@ -15,7 +15,7 @@ import torch
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import ignore_progress
-from robustbench_vlm.datasets.rendered import SCENES
+from robustbench_vlm.datasets.mini import SCENES
 from robustbench_vlm.defenses.agft import AGFT
 from robustbench_vlm.defenses.base import Schedule
 from robustbench_vlm.defenses.gladiator import GLADIATOR

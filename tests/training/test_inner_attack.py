@@ -11,7 +11,7 @@ import torch
 from robustbench_vlm.attacks.projections import distance
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
-from robustbench_vlm.datasets.rendered import SCENES
+from robustbench_vlm.datasets.mini import SCENES
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.agft import AGFT
 from robustbench_vlm.defenses.base import InnerAttack, LossContext

@@ -13,7 +13,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
-from robustbench_vlm.datasets.published import ORIGINALS
+from robustbench_vlm.datasets.published import PUBLISHED
 from robustbench_vlm.models.text_encoder import texts_with_equal_tokens
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
@@ -92,7 +92,7 @@ def difference_lines(first: str, second: str, found: Sequence[Difference], width
 def _datasets(protocol: Protocol) -> dict[str, Dataset]:
     """Return the published datasets with the protocol's prompts, without those that it does not have."""
     found = {}
-    for name in ORIGINALS if protocol.prompt_source else ():
+    for name in PUBLISHED if protocol.prompt_source else ():
         with contextlib.suppress(UserError):
             found[name] = protocol.adapt_dataset(DATASETS.load(name))
     return found

@@ -1,11 +1,11 @@
-"""The table of wordings, named like the code or the choices that they follow."""
+"""The table of prompt sources, each named after the project whose code it follows."""
 
 from robustbench_vlm.core.registry import Registry
 
 _HERE = "robustbench_vlm.datasets.prompts"
 
-WORDINGS = Registry(
-    "wording",
+PROMPT_SOURCES = Registry(
+    "prompt_source",
     {
         "trusted": f"{_HERE}.trusted:TRUSTED",
         "agft": f"{_HERE}.agft:AGFT",

@@ -1,11 +1,12 @@
-"""AGFT's wording with its faults (YuboCui/AGFT 0031a8f, clip_dataset.py and imagenet_classes_names.txt).
+"""AGFT's class names and prompt templates, with their faults.
 
+Source: YuboCui/AGFT 0031a8f, clip_dataset.py and imagenet_classes_names.txt.
 Two classes with one text: 7 pairs of StanfordCars, whose model year is cut off, and "cardigan", "crane" and "maillot"
 of ImageNet. Two flowers have a blank before the comma.
 """
 
-from robustbench_vlm.datasets.prompts.base import Row, Wording, facts, plain_words
-from robustbench_vlm.datasets.training_folder import class_names
+from robustbench_vlm.datasets.image_folder import imagenet_class_names
+from robustbench_vlm.datasets.prompts.base import PromptRow, PromptSource, plain_words, read_facts
 
 _PHOTO, _THIS = "A photo of a {}.", "This is a photo of a {}."
 EUROSAT_NAMES = {
@@ -44,20 +45,20 @@ def caltech256_name(raw: str) -> str:
     return stripped(raw.partition(".")[2].replace("-101", ""))
 
 
-AGFT: Wording = {
-    "caltech101": Row(_PHOTO, stripped, dict.fromkeys(FACES, "person"), one_class=FACES),
-    "caltech256": Row(_PHOTO, caltech256_name),
-    "cifar10": Row(_THIS, stripped),
-    "cifar100": Row(_THIS, stripped),
-    "dtd": Row("A surface with a {} texture.", stripped),
-    "eurosat": Row("A centered satellite photo of {}.", names=EUROSAT_NAMES),
-    "fgvc-aircraft": Row("A photo of a {}, a type of aircraft.", with_maker),
-    "flowers102": Row("A photo of a {}, a type of flower.", listed=tuple(facts("agft")["flowers102"])),
-    "food101": Row("A photo of {}, a type of food.", stripped),
-    "imagenet": Row(_THIS, names=class_names()),
-    "oxford-pets": Row("A photo of a {}, a type of pet.", stripped),
-    "pcam": Row("This is a photo of {}.", listed=TISSUE),
-    "stanford-cars": Row(_PHOTO, without_year),
-    "stl10": Row(_THIS, lambda raw: raw),
-    "sun397": Row(_THIS, stripped),
+AGFT: PromptSource = {
+    "caltech101": PromptRow(_PHOTO, stripped, dict.fromkeys(FACES, "person"), one_class=FACES),
+    "caltech256": PromptRow(_PHOTO, caltech256_name),
+    "cifar10": PromptRow(_THIS, stripped),
+    "cifar100": PromptRow(_THIS, stripped),
+    "dtd": PromptRow("A surface with a {} texture.", stripped),
+    "eurosat": PromptRow("A centered satellite photo of {}.", names=EUROSAT_NAMES),
+    "fgvc-aircraft": PromptRow("A photo of a {}, a type of aircraft.", with_maker),
+    "flowers102": PromptRow("A photo of a {}, a type of flower.", listed=tuple(read_facts("agft")["flowers102"])),
+    "food101": PromptRow("A photo of {}, a type of food.", stripped),
+    "imagenet": PromptRow(_THIS, names=imagenet_class_names()),
+    "oxford-pets": PromptRow("A photo of a {}, a type of pet.", stripped),
+    "pcam": PromptRow("This is a photo of {}.", listed=TISSUE),
+    "stanford-cars": PromptRow(_PHOTO, without_year),
+    "stl10": PromptRow(_THIS, lambda raw: raw),
+    "sun397": PromptRow(_THIS, stripped),
 }

@@ -1,4 +1,4 @@
-"""Wordings: what a protocol calls the classes of the published data sets, and how it asks for them."""
+"""Prompt sources: class names and prompt templates of the published datasets, as one code base has them."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -15,42 +15,42 @@ def plain_words(raw: str) -> str:
 
 
 @dataclass(frozen=True)
-class Row:
-    """One data set: its template or templates, and how a raw class name becomes the name that is put into them."""
+class PromptRow:
+    """Prompts of one dataset: its prompt templates, and the rule that turns a raw class name into a readable one."""
 
     prompt: Prompt
     rule: Callable[[str], str] = plain_words
     names: Mapping[str, str] = field(default_factory=dict)
-    """Names that the rule does not give, by raw class name."""
+    """Raw class name -> readable name, where the rule does not apply."""
     listed: tuple[str, ...] = ()
-    """All names in the order of the labels, where there is a list instead of a rule."""
+    """All readable names in the order of the labels; used instead of the rule if not empty."""
     one_class: tuple[str, ...] = ()
-    """Raw classes that are one class here: the task has fewer classes than the data set has labels."""
+    """Raw classes that become one class, so that the task has fewer classes than the dataset has labels."""
 
 
 @dataclass(frozen=True)
-class Texts:
-    """The classes of a task in their order."""
+class Task:
+    """Zero-shot task: readable class names and prompt templates."""
 
     classes: tuple[str, ...]
     prompt: Prompt
     merged: tuple[int, ...]
-    """The class of each label of the data set; () where they are the same."""
+    """The class of each label of the dataset; () if they are the same."""
 
 
-Wording = Mapping[str, Row]
-"""A row for each data set, by its name."""
+PromptSource = Mapping[str, PromptRow]
+"""Dataset name -> its prompts."""
 
 
-def facts(project: str) -> dict[str, Any]:
-    """Return the lists of names and templates that were read in a project's code, by data set."""
+def read_facts(project: str) -> dict[str, Any]:
+    """Return the class names and prompt templates copied from a project's code, by dataset name."""
     text = Path(__file__).with_name("facts.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)[project]
     return found
 
 
-def texts_of(row: Row, raw_classes: tuple[str, ...]) -> Texts:
-    """Return the classes that a row makes of a data set's raw class names, given in the order of its labels."""
+def task_of(row: PromptRow, raw_classes: tuple[str, ...]) -> Task:
+    """Return the zero-shot task for a dataset's raw class names, which are in the order of its labels."""
     names: list[str] = []
     merged: list[int] = []
     listed = row.listed or tuple(row.names.get(raw) or row.rule(raw) for raw in raw_classes)
@@ -61,4 +61,4 @@ def texts_of(row: Row, raw_classes: tuple[str, ...]) -> Texts:
             merged.append(len(names))
             names.append(name)
     same = merged == list(range(len(names)))
-    return Texts(tuple(names), row.prompt, () if same else tuple(merged))
+    return Task(tuple(names), row.prompt, () if same else tuple(merged))

@@ -1,14 +1,14 @@
-"""The wording of TeCoA and of TGA-ZSR, whose code shares it, with its faults.
+"""Class names and prompt templates of TeCoA and of TGA-ZSR, whose code shares them, with their faults.
 
-Read in cvlab-columbia/ZSRobust4FoundationModel e3d6c63, replace/torchvision.datasets, and zhyblue424/TGA-ZSR c955023,
-replace/datasets and utils.py. Data sets without a prompt of their own get one without a full stop. TeCoA's Caltech101
-has no list of classes at all, so its row is TGA's: the raw folder names, both kinds of faces apart. One sentence on
-PCAM has a typing error. Two classes with one text: the 7 pairs of StanfordCars and three of ImageNet that AGFT has too.
+Sources: cvlab-columbia/ZSRobust4FoundationModel e3d6c63, replace/torchvision.datasets, and zhyblue424/TGA-ZSR c955023,
+replace/datasets and utils.py. Datasets without a prompt template of their own get one without a full stop. TeCoA's code
+has no list of classes for Caltech101, so its row is TGA's: the raw folder names, with two classes of faces. One prompt
+of PCAM has a typing error. Two classes with one text: 7 pairs of StanfordCars and three of ImageNet that AGFT has too.
 """
 
+from robustbench_vlm.datasets.image_folder import imagenet_class_names
 from robustbench_vlm.datasets.prompts.agft import EUROSAT_NAMES, TISSUE, caltech256_name, with_maker
-from robustbench_vlm.datasets.prompts.base import Row, Wording
-from robustbench_vlm.datasets.training_folder import class_names
+from robustbench_vlm.datasets.prompts.base import PromptRow, PromptSource
 
 _THIS = "This is a photo of a {}"
 _PHOTO = "A photo of a {}."
@@ -24,21 +24,21 @@ def _aircraft(raw: str) -> str:
 
 _PCAM = dict(zip(TISSUE, (f"Tthis is a photo of {TISSUE[0]}.", f"This is a photo of {TISSUE[1]}."), strict=True))
 
-TECOA: Wording = {
-    "caltech101": Row(_THIS),
-    "caltech256": Row(_PHOTO, caltech256_name),
-    "cifar10": Row(_THIS),
-    "cifar100": Row(_THIS),
-    "dtd": Row("A surface with a {} texture."),
-    "eurosat": Row("A centered satellite photo of {}.", names=EUROSAT_NAMES),
-    "fgvc-aircraft": Row("A photo of a {}, a type of aircraft.", _aircraft),
-    "flowers102": Row("A photo of a {}, a type of flower."),
-    "food101": Row("A photo of {}, a type of food."),
-    "imagenet": Row(_THIS, names=class_names()),
-    "oxford-pets": Row("A photo of a {}, a type of pet."),
-    "pcam": Row("{}", listed=tuple(_PCAM.values())),
-    "stanford-cars": Row(_PHOTO, _car),
-    "stl10": Row(_THIS),
-    "sun397": Row(_THIS),
+TECOA: PromptSource = {
+    "caltech101": PromptRow(_THIS),
+    "caltech256": PromptRow(_PHOTO, caltech256_name),
+    "cifar10": PromptRow(_THIS),
+    "cifar100": PromptRow(_THIS),
+    "dtd": PromptRow("A surface with a {} texture."),
+    "eurosat": PromptRow("A centered satellite photo of {}.", names=EUROSAT_NAMES),
+    "fgvc-aircraft": PromptRow("A photo of a {}, a type of aircraft.", _aircraft),
+    "flowers102": PromptRow("A photo of a {}, a type of flower."),
+    "food101": PromptRow("A photo of {}, a type of food."),
+    "imagenet": PromptRow(_THIS, names=imagenet_class_names()),
+    "oxford-pets": PromptRow("A photo of a {}, a type of pet."),
+    "pcam": PromptRow("{}", listed=tuple(_PCAM.values())),
+    "stanford-cars": PromptRow(_PHOTO, _car),
+    "stl10": PromptRow(_THIS),
+    "sun397": PromptRow(_THIS),
 }
-TGA: Wording = TECOA
+TGA: PromptSource = TECOA

@@ -1,12 +1,7 @@
-"""The published datasets of the zero-shot suite, as their authors store them: one row each."""
+"""Published datasets in the form in which their authors release them."""
 
-from collections.abc import Mapping
+from robustbench_vlm.datasets.published.base import MissingData, PublishedDataset, StoredImages
+from robustbench_vlm.datasets.published.class_lists import class_names
+from robustbench_vlm.datasets.published.table import PUBLISHED
 
-from robustbench_vlm.datasets.published.classes import class_names
-from robustbench_vlm.datasets.published.extra import EXTRA
-from robustbench_vlm.datasets.published.original import MissingData, Original, Pictures
-from robustbench_vlm.datasets.published.suite import SUITE
-
-__all__ = ["ORIGINALS", "MissingData", "Original", "Pictures", "class_names"]
-
-ORIGINALS: Mapping[str, Original] = {original.name: original for original in (*SUITE, *EXTRA)}
+__all__ = ["PUBLISHED", "MissingData", "PublishedDataset", "StoredImages", "class_names"]

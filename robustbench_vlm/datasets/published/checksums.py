@@ -1,4 +1,4 @@
-"""A seal on a folder that was fetched: what lay in it when it was whole, so that a change of it shows."""
+"""Checksums of a fetched dataset folder: written after the download, compared later to find changes."""
 
 import hashlib
 import json
@@ -13,14 +13,14 @@ _NAME = ".vlmbench.json"
 _FORMAT = 1
 
 
-def put_seal(folder: Path, source: str) -> None:
-    """Write down what lies in a folder and where it is from; it is the last thing that is put there."""
+def write_checksums(folder: Path, source: str) -> None:
+    """Write the checksums of a folder's files, and its source, into the folder; call this last."""
     entry = {"format": _FORMAT, "source": source, "folders": _contents(folder)}
     write_text(folder / _NAME, json.dumps(entry, indent=1) + "\n")
 
 
-def changes(folder: Path) -> list[str]:
-    """Return a sentence for every folder that is not as it was when the seal was put; none where there is no seal."""
+def changed_folders(folder: Path) -> list[str]:
+    """Return a sentence for each folder whose files differ from the checksums; none if there are no checksums."""
     path = folder / _NAME
     if not path.exists():
         return []

@@ -6,80 +6,80 @@ from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.image_folder import files, folders
-from robustbench_vlm.datasets.published.classes import Labels, class_names
-from robustbench_vlm.datasets.published.decode import (
+from robustbench_vlm.datasets.published.base import MissingData, StoredImages
+from robustbench_vlm.datasets.published.class_lists import Labels, class_names
+from robustbench_vlm.datasets.published.image_files import (
     SUFFIXES,
-    Files,
-    all_different,
-    folder,
-    lines,
-    listed,
+    ImageFiles,
+    check_unique,
+    existing_folder,
+    list_images,
+    read_lines,
     reading,
-    walked,
+    walk,
 )
-from robustbench_vlm.datasets.published.original import MissingData, Pictures
 
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.IGNORECASE)
 
 
-def caltech101(root: Path) -> Pictures:
+def caltech101(root: Path) -> StoredImages:
     """Read all of Caltech101 but its background, "101_ObjectCategories/<class>/image_0001.jpg"."""
-    return _classes(folder(root, "101_ObjectCategories"), "caltech101", left_out=("BACKGROUND_Google",))
+    return _classes(existing_folder(root, "101_ObjectCategories"), "caltech101", left_out=("BACKGROUND_Google",))
 
 
-def caltech256(root: Path) -> Pictures:
+def caltech256(root: Path) -> StoredImages:
     """Read all of Caltech256 with its clutter, "256_ObjectCategories/001.ak47/001_0001.jpg"."""
-    return _classes(folder(root, "256_ObjectCategories"), "caltech256")
+    return _classes(existing_folder(root, "256_ObjectCategories"), "caltech256")
 
 
-def eurosat(root: Path) -> Pictures:
+def eurosat(root: Path) -> StoredImages:
     """Read all of EuroSAT's RGB images, "2750/<class>/<class>_1.jpg"."""
-    return _classes(folder(root, "2750"), "eurosat")
+    return _classes(existing_folder(root, "2750"), "eurosat")
 
 
-def country211(root: Path) -> Pictures:
+def country211(root: Path) -> StoredImages:
     """Read the test part of Country211, "test/<country's code>/1.jpg"."""
-    return _classes(folder(root, "test"), "country211")
+    return _classes(existing_folder(root, "test"), "country211")
 
 
-def imagenet_r(root: Path) -> Pictures:
+def imagenet_r(root: Path) -> StoredImages:
     """Read ImageNet-R, "<WordNet id>/art_0.jpg"."""
-    return _classes(folder(root, "imagenet-r", "."), "imagenet-r")
+    return _classes(existing_folder(root, "imagenet-r", "."), "imagenet-r")
 
 
-def imagenet_sketch(root: Path) -> Pictures:
+def imagenet_sketch(root: Path) -> StoredImages:
     """Read ImageNet-Sketch, "<WordNet id>/sketch_0.JPEG", directly or in its folder "sketch"."""
-    return _classes(folder(root, "sketch", "."), "imagenet-sketch")
+    return _classes(existing_folder(root, "sketch", "."), "imagenet-sketch")
 
 
-def _classes(root: Path, name: str, left_out: tuple[str, ...] = ()) -> Files:
+def _classes(root: Path, name: str, left_out: tuple[str, ...] = ()) -> ImageFiles:
     """Return the images below each class's folder, classes and files in the order of their names."""
     labels = Labels(name)
     samples = [
         (f"{raw}/{path}", labels.of(raw, root))
         for raw in folders(root)
         if raw not in left_out
-        for path in _pictures(root / raw)
+        for path in _images(root / raw)
     ]
     if not samples:
         raise MissingData(f"{root} has no folder of a class with images, as {class_names(name)[0]}")
-    return listed(root, samples)
+    return list_images(root, samples)
 
 
-def _pictures(top: Path) -> Iterator[str]:
+def _images(top: Path) -> Iterator[str]:
     """Yield the paths of a class's images, also of those in folders of its own, sorted as torchvision does it."""
-    for place, names in walked(top):
+    for place, names in walk(top):
         for name in names:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
                 yield name if place == "." else f"{place}/{name}"
 
 
-def imagenet(root: Path) -> Pictures:
+def imagenet(root: Path) -> StoredImages:
     """Read ImageNet's validation part: "val/<WordNet id>/ILSVRC2012_val_00000001.JPEG", or all directly in "val".
 
     For the latter the development kit must lie beside it, "ILSVRC2012_devkit_t12/data". A sample's name is its file's.
     """
-    top = folder(root, "val")
+    top = existing_folder(root, "val")
     if folders(top):
         found = _classes(top, "imagenet")
         samples = [(path, label) for path, label in zip(found.paths, found.labels, strict=True)]
@@ -91,18 +91,18 @@ def imagenet(root: Path) -> Pictures:
     return _by_file(top, sorted(samples, key=lambda sample: Path(sample[0]).name))
 
 
-def _by_file(root: Path, samples: list[tuple[str, int]]) -> Files:
+def _by_file(root: Path, samples: list[tuple[str, int]]) -> ImageFiles:
     """Return images that are named by their file alone, so that rearranging the folders renames none."""
-    found = listed(root, samples)
-    return Files(root, all_different([Path(path).name for path in found.paths], root), found.labels, found.paths)
+    found = list_images(root, samples)
+    return ImageFiles(root, check_unique([Path(path).name for path in found.paths], root), found.labels, found.paths)
 
 
 def _ground_truth(root: Path) -> list[int]:
-    """Return the label of each picture of the validation part, by number."""
+    """Return the label of each image of the validation part, by number."""
     from scipy.io import loadmat
 
     labels = Labels("imagenet")
-    kit = folder(root, "ILSVRC2012_devkit_t12/data")
+    kit = existing_folder(root, "ILSVRC2012_devkit_t12/data")
     with reading(kit / "meta.mat"):
         synsets = loadmat(kit / "meta.mat", squeeze_me=True)["synsets"]
         places = {
@@ -111,7 +111,7 @@ def _ground_truth(root: Path) -> list[int]:
             if row["num_children"] == 0
         }
     truth = kit / "ILSVRC2012_validation_ground_truth.txt"
-    numbers = lines(truth)
+    numbers = read_lines(truth)
     with reading(truth):
         return [places[int(number)] for number in numbers]
 
@@ -126,17 +126,17 @@ def _of_number(truth: list[int], name: str, where: Path) -> int:
     return truth[int(number[1]) - 1]
 
 
-def tiny_imagenet(root: Path) -> Pictures:
+def tiny_imagenet(root: Path) -> StoredImages:
     """Read TinyImageNet's validation part, "val/images/val_0.JPEG" with the classes in "val/val_annotations.txt".
 
     Images that were sorted into "val/<WordNet id>" are read too; a sample's name is its file's.
     """
-    labels, top = Labels("tiny-imagenet"), folder(root, "val")
+    labels, top = Labels("tiny-imagenet"), existing_folder(root, "val")
     names = [name for name in folders(top) if name in labels]
     if names:
-        paths = [(f"{raw}/{path}", labels.of(raw, top)) for raw in names for path in _pictures(top / raw)]
+        paths = [(f"{raw}/{path}", labels.of(raw, top)) for raw in names for path in _images(top / raw)]
         return _by_file(top, sorted(paths, key=lambda sample: Path(sample[0]).name))
     annotations = top / "val_annotations.txt"
     with reading(annotations):
-        rows = [line.split("\t")[:2] for line in lines(annotations)]
+        rows = [line.split("\t")[:2] for line in read_lines(annotations)]
         return _by_file(top, [(f"images/{name}", labels.of(raw, annotations)) for name, raw in rows])

@@ -9,26 +9,26 @@ from typing import Any
 from robustbench_vlm.core.download import download, hub_url
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import OnProgress, Progress
-from robustbench_vlm.datasets.published.original import Original
+from robustbench_vlm.datasets.published.base import PublishedDataset
 from robustbench_vlm.datasets.published.staging import check_free, put_in_place, staging_folder
 from robustbench_vlm.datasets.published.tar_shards import read_shards
 
 _WANTED = re.compile(r"classnames\.txt|test/nshards\.txt|test/\d+\.tar")
 
 
-def hub_folder(original: Original, root: Path) -> Path:
+def hub_folder(published: PublishedDataset, root: Path) -> Path:
     """Return where a dataset's tar shards lie below the data root."""
-    return root / "wds" / original.hub.rpartition("/")[2]
+    return root / "wds" / published.hub.rpartition("/")[2]
 
 
-def by_hub(original: Original, root: Path, on_progress: OnProgress) -> Path:
+def fetch_from_hub(published: PublishedDataset, root: Path, on_progress: OnProgress) -> Path:
     """Fetch the present revision of a dataset's tar shards and return their folder; raise UserError where that fails.
 
     Each shard has the size and sha256 that the hub names; what an earlier call fetched of this revision is kept.
     """
-    revision, files = _listing(original.hub)
-    staging = staging_folder(original, root)
-    folder, goal = staging / f"hub-{revision}", hub_folder(original, root)
+    revision, files = _listing(published.hub)
+    staging = staging_folder(published, root)
+    folder, goal = staging / f"hub-{revision}", hub_folder(published, root)
     for other in staging.glob("hub-*"):
         if other != folder:
             shutil.rmtree(other)
@@ -41,12 +41,12 @@ def by_hub(original: Original, root: Path, on_progress: OnProgress) -> Path:
         def of_all_files(progress: Progress, before: int = done) -> None:
             on_progress(Progress(before + progress.done, total))
 
-        url = hub_url(f"datasets/{original.hub}", name, revision)
+        url = hub_url(f"datasets/{published.hub}", name, revision)
         download(url, folder / name, sha256=sha256, size=size or None, on_progress=of_all_files)
         done += size
         on_progress(Progress(done, total))
-    read_shards(folder, original.name)
-    return put_in_place(folder, goal, staging, f"{original.hub} at {revision}")
+    read_shards(folder, published.name)
+    return put_in_place(folder, goal, staging, f"{published.hub} at {revision}")
 
 
 def _listing(repository: str) -> tuple[str, dict[str, tuple[int, str]]]:

@@ -1,8 +1,9 @@
-"""The published datasets, by our wording and transform, and how one is made ready to be opened."""
+"""Local copies of published datasets: find their files, prepare their images, and verify both."""
 
 import dataclasses
 import functools
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
@@ -10,12 +11,12 @@ from robustbench_vlm.core.files import cache_folder
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.prepare import prepare
-from robustbench_vlm.datasets.prompts import WORDINGS
-from robustbench_vlm.datasets.prompts.base import Wording, texts_of
-from robustbench_vlm.datasets.prompts.trusted import TRUSTED
-from robustbench_vlm.datasets.published import ORIGINALS, MissingData, Pictures, class_names
-from robustbench_vlm.datasets.published.tar_shards import Shards
-from robustbench_vlm.datasets.transform import NATIVE, Transform
+from robustbench_vlm.datasets.published import PUBLISHED, MissingData, PublishedDataset, StoredImages
+from robustbench_vlm.datasets.published.checksums import changed_folders
+from robustbench_vlm.datasets.published.hub import hub_folder
+from robustbench_vlm.datasets.published.image_files import ImageFiles
+from robustbench_vlm.datasets.published.staging import staging_folder
+from robustbench_vlm.datasets.published.tar_shards import TarShardImages, read_shards
 
 
 def data_root(given: Path | None = None) -> Path:
@@ -25,96 +26,105 @@ def data_root(given: Path | None = None) -> Path:
     return Path(os.environ["VLMBENCH_DATA"]) if os.environ.get("VLMBENCH_DATA") else cache_folder() / "data"
 
 
-def is_small(dataset: Dataset) -> bool:
-    """Say whether this is a published dataset whose images have one small size."""
-    return bool(dataset.original) and ORIGINALS[dataset.original].native
+def locate(published: PublishedDataset, root: Path) -> tuple[Path, StoredImages]:
+    """Return the folder of a dataset below the data root, and its images.
 
-
-def reworded(dataset: Dataset, wording: str) -> Dataset:
-    """Return a published dataset with the class names and prompts of a wording.
-
-    Raises UserError where the wording has none for it.
+    The places are `root`/<the folder that torchvision uses>, `root` if it is that folder, and `root`/wds/<name of the
+    dataset on the hub>. Raises MissingData if the dataset is in none of them, and UserError if it is damaged.
     """
-    rows: Wording = WORDINGS.load(wording)
-    if dataset.original not in rows:
-        raise UserError(
-            f"no prompts of the wording {wording!r} are known for {dataset.name}: name others of"
-            f" {', '.join(sorted(rows))} by --dataset, or take --protocol trusted"
-        )
-    texts = texts_of(rows[dataset.original], class_names(dataset.original))
-    return dataclasses.replace(dataset, classes=texts.classes, prompt=texts.prompt, merged=texts.merged)
+    places: list[tuple[Path, Callable[[Path], StoredImages]]] = [(root / published.folder, published.read)]
+    if root.resolve().name == published.folder:
+        places.append((root, published.read))
+    if published.hub:
+        places.append((hub_folder(published, root), lambda folder: read_shards(folder, published.name)))
+    tried = []
+    for folder, read in places:
+        try:
+            if not folder.is_dir():
+                raise MissingData(f"there is no folder {folder}")
+            return folder, read(folder)
+        except MissingData as error:
+            tried.append(str(error))
+    raise MissingData(
+        f"{published.title} is not below {root}: {'; '.join(tried)}. If it is elsewhere, name the folder around its own"
+        f" by --data DIR or VLMBENCH_DATA; else {_what_to_do(published, root)}"
+    )
+
+
+def _what_to_do(published: PublishedDataset, root: Path) -> str:
+    if not published.fetchable:
+        return f"by hand: {published.by_hand}"
+    staging = staging_folder(published, root)
+    command = f"`vlmbench data prepare {published.name}`"
+    if staging.is_dir() and any(staging.iterdir()):
+        return f"{command} continues the download that was begun"
+    return f"{command} fetches it"
 
 
 @functools.lru_cache(maxsize=32)
-def located(name: str, root: Path) -> Pictures:
-    """Return the images of a published dataset, found once a process: to list shards takes many seconds.
+def find_images(name: str, root: Path) -> StoredImages:
+    """Return the images of a published dataset, located once per process because listing shards takes many seconds.
 
-    Whoever begins anew, after a download say, clears this cache. Raises what `fetch.locate` raises.
+    Clear this cache after files have changed, for example after a download. Raises the errors of `locate`.
     """
-    from robustbench_vlm.datasets.published.fetch import locate
-
-    return locate(ORIGINALS[name], root)
+    return locate(PUBLISHED[name], root)[1]
 
 
-def is_there(dataset: Dataset, data: Path | None = None) -> bool:
-    """Say whether a dataset can be made ready: all but published ones can, and these if they are below the root."""
+def is_available(dataset: Dataset, data: Path | None = None) -> bool:
+    """Say whether a dataset can be opened here: published ones only if their files are below the data root."""
     try:
-        if dataset.original:
-            located(dataset.original, data_root(data))
+        if dataset.published:
+            find_images(dataset.published, data_root(data))
     except MissingData:
         return False
     return True
 
 
-def ready(
+def prepare_dataset(
     dataset: Dataset, count: int | None, data: Path | None = None, on_progress: OnProgress = ignore_progress
 ) -> Dataset:
-    """Return a dataset that can be opened, the first `count` of a published one's samples prepared (None: all).
+    """Return a dataset that can be opened, with the first `count` samples of a published one prepared (None: all).
 
-    Raises MissingData where its files are not below `data_root(data)`, and UserError where they cannot be prepared.
-    Datasets of other kinds come back as they are.
+    Raises MissingData if its files are not below `data_root(data)`, and UserError if they cannot be prepared. A dataset
+    that is not a published one is returned unchanged.
     """
-    if not dataset.original:
+    if not dataset.published:
         return dataset
-    pictures = located(dataset.original, data_root(data))
-    folder = prepare(dataset.name, pictures, dataset.transform, count, cache_folder(), on_progress)
-    original = ORIGINALS[dataset.original]
-    split = original.hub_split if original.hub_split and isinstance(pictures, Shards) else original.split
+    images = find_images(dataset.published, data_root(data))
+    folder = prepare(dataset.name, images, dataset.transform, count, cache_folder(), on_progress)
+    published = PUBLISHED[dataset.published]
+    split = published.hub_split if published.hub_split and isinstance(images, TarShardImages) else published.split
     return dataclasses.replace(dataset, split=split, options={"folder": str(folder), "merged": dataset.merged})
 
 
 def is_incomplete(dataset: Dataset) -> bool:
-    """Say whether a published dataset that was made ready has fewer samples than its split has."""
-    if not dataset.original or is_other_split(dataset):
+    """Say whether a prepared published dataset has fewer samples than its split has."""
+    if not dataset.published or is_other_split(dataset):
         return False
-    return len(dataset.open().ids) < ORIGINALS[dataset.original].samples
+    return len(dataset.open().ids) < PUBLISHED[dataset.published].samples
 
 
 def is_other_split(dataset: Dataset) -> bool:
-    """Say whether a published dataset that was made ready has other samples than its split: the hub's own ones."""
-    return bool(dataset.original) and dataset.split != ORIGINALS[dataset.original].split
+    """Say whether a prepared published dataset has the samples of the hub's own split instead of the official one."""
+    return bool(dataset.published) and dataset.split != PUBLISHED[dataset.published].split
 
 
-def _row(name: str) -> Dataset:
-    original = ORIGINALS[name]
-    texts = texts_of(TRUSTED[name], class_names(name))
-    return Dataset(
-        name=name,
-        classes=texts.classes,
-        prompt=texts.prompt,
-        source="robustbench_vlm.datasets.prepared:PreparedSource",
-        split=original.split,
-        description=original.title,
-        origin=", ".join(filter(None, [original.origin, original.licence])),
-        original=name,
-        transform=NATIVE if original.native else Transform(224, 224),
-        merged=texts.merged,
-    )
+def verify(published: PublishedDataset, root: Path) -> list[str]:
+    """Return a sentence for each problem of a dataset's files; an empty list if there is none.
 
-
-CALTECH101, CALTECH256, CIFAR10, CIFAR100 = map(_row, ("caltech101", "caltech256", "cifar10", "cifar100"))
-DTD, EUROSAT, FGVC_AIRCRAFT, FLOWERS102 = map(_row, ("dtd", "eurosat", "fgvc-aircraft", "flowers102"))
-FOOD101, IMAGENET, OXFORD_PETS, PCAM = map(_row, ("food101", "imagenet", "oxford-pets", "pcam"))
-STANFORD_CARS, STL10, SUN397 = map(_row, ("stanford-cars", "stl10", "sun397"))
-TINY_IMAGENET, COUNTRY211, IMAGENET_R = map(_row, ("tiny-imagenet", "country211", "imagenet-r"))
-IMAGENET_SKETCH, HATEFUL_MEMES = map(_row, ("imagenet-sketch", "hateful-memes"))
+    A fetched dataset is compared, byte by byte, with its state after the download. A dataset that the user put there
+    must have all samples of its split and all images that its lists name.
+    """
+    try:
+        folder, images = locate(published, root)
+        wrong = changed_folders(folder)
+    except UserError as error:
+        return [str(error)]
+    other_split = published.hub_split and folder == hub_folder(published, root)
+    if published.samples and not other_split and len(images.ids) != published.samples:
+        wrong.append(f"{folder} has {len(images.ids)} samples, and the whole split {published.samples}")
+    if isinstance(images, ImageFiles):
+        absent = [path for path in images.paths if not (images.root / path).is_file()]
+        if absent:
+            wrong.append(f"{len(absent)} images that its lists name are not there, as {images.root / absent[0]}")
+    return wrong

@@ -1,22 +1,32 @@
-"""Datasets whose split is a list: DTD, FGVC-Aircraft, Food-101, Oxford-IIIT Pet, SUN397, Hateful Memes."""
+"""Readers of datasets whose split is a list file: text, JSON or MATLAB.
+
+DTD, FGVC-Aircraft, Food-101, Oxford-IIIT Pet, SUN397, Hateful Memes, Flowers102 and StanfordCars.
+"""
 
 import json
 from pathlib import Path
 
-from robustbench_vlm.datasets.published.classes import Labels
-from robustbench_vlm.datasets.published.decode import SUFFIXES, folder, lines, listed, reading, walked
-from robustbench_vlm.datasets.published.original import MissingData, Pictures
+from robustbench_vlm.datasets.published.base import MissingData, StoredImages
+from robustbench_vlm.datasets.published.class_lists import Labels
+from robustbench_vlm.datasets.published.image_files import (
+    SUFFIXES,
+    existing_folder,
+    list_images,
+    read_lines,
+    reading,
+    walk,
+)
 
 
-def dtd(root: Path) -> Pictures:
+def dtd(root: Path) -> StoredImages:
     """Read the test part of DTD's first partition, "dtd/labels/test1.txt" of paths below "dtd/images"."""
-    top, labels = folder(root, "dtd", "."), Labels("dtd")
+    top, labels = existing_folder(root, "dtd", "."), Labels("dtd")
     split = top / "labels" / "test1.txt"
-    samples = [(path, labels.of(path.partition("/")[0], split)) for path in lines(split)]
-    return listed(top / "images", samples)
+    samples = [(path, labels.of(path.partition("/")[0], split)) for path in read_lines(split)]
+    return list_images(top / "images", samples)
 
 
-def food101(root: Path) -> Pictures:
+def food101(root: Path) -> StoredImages:
     """Read the test part of Food-101, "meta/test.json" (or "meta/test.txt") of paths below "images" without ".jpg"."""
     labels, split = Labels("food101"), root / "meta" / "test.json"
     if split.exists():
@@ -24,45 +34,83 @@ def food101(root: Path) -> Pictures:
             paths = [path for paths in json.loads(split.read_text(encoding="utf-8")).values() for path in paths]
     else:
         split = split.with_suffix(".txt")
-        paths = lines(split)
-    return listed(root / "images", [(f"{path}.jpg", labels.of(path.partition("/")[0], split)) for path in paths])
+        paths = read_lines(split)
+    return list_images(root / "images", [(f"{path}.jpg", labels.of(path.partition("/")[0], split)) for path in paths])
 
 
-def fgvc_aircraft(root: Path) -> Pictures:
+def fgvc_aircraft(root: Path) -> StoredImages:
     """Read the test part of FGVC-Aircraft by variant, "data/images_variant_test.txt" of numbers and variants."""
-    top, labels = folder(root, "data"), Labels("fgvc-aircraft")
-    labels.of_numbers(lines(top / "variants.txt"), top / "variants.txt")
+    top, labels = existing_folder(root, "data"), Labels("fgvc-aircraft")
+    labels.of_numbers(read_lines(top / "variants.txt"), top / "variants.txt")
     split = top / "images_variant_test.txt"
-    rows = [line.partition(" ") for line in lines(split)]
-    return listed(top / "images", [(f"{number}.jpg", labels.of(variant, split)) for number, _, variant in rows])
+    rows = [line.partition(" ") for line in read_lines(split)]
+    return list_images(top / "images", [(f"{number}.jpg", labels.of(variant, split)) for number, _, variant in rows])
 
 
-def oxford_pets(root: Path) -> Pictures:
+def oxford_pets(root: Path) -> StoredImages:
     """Read the test part of Oxford-IIIT Pet, "annotations/test.txt" of names like "Abyssinian_201" and numbers."""
     labels, split = Labels("oxford-pets"), root / "annotations" / "test.txt"
-    names = [line.split()[0] for line in lines(split) if not line.startswith("#")]
-    return listed(root / "images", [(f"{name}.jpg", labels.of(name.rpartition("_")[0], split)) for name in names])
+    names = [line.split()[0] for line in read_lines(split) if not line.startswith("#")]
+    return list_images(root / "images", [(f"{name}.jpg", labels.of(name.rpartition("_")[0], split)) for name in names])
 
 
-def sun397(root: Path) -> Pictures:
+def sun397(root: Path) -> StoredImages:
     """Read all of SUN397, images "a/abbey/sun_<letters>.jpg" of the classes in "ClassName.txt"."""
     labels, listing = Labels("sun397"), root / "ClassName.txt"
-    labels.of_numbers([line[3:] for line in lines(listing)], listing)
+    labels.of_numbers([line[3:] for line in read_lines(listing)], listing)
     samples = [
         (f"{place}/{name}", labels.of(place.partition("/")[2], root))
-        for place, names in walked(root)
+        for place, names in walk(root)
         for name in names
         if name.startswith("sun_") and name.lower().endswith(SUFFIXES)
     ]
     if not samples:
         raise MissingData(f"{root} has a list of classes and no images, as a/abbey/sun_aaalbzqrimafwbiv.jpg")
-    return listed(root, samples)
+    return list_images(root, samples)
 
 
-def hateful_memes(root: Path) -> Pictures:
+def hateful_memes(root: Path) -> StoredImages:
     """Read the part of Hateful Memes that CLIP was tested on, "dev_seen.jsonl" of "img" and "label" (0 or 1)."""
     split = root / "dev_seen.jsonl"
     with reading(split):
-        rows = [json.loads(line) for line in lines(split)]
+        rows = [json.loads(line) for line in read_lines(split)]
         samples = [(str(row["img"]), range(len(Labels("hateful-memes")))[int(row["label"])]) for row in rows]
-    return listed(root, samples)
+    return list_images(root, samples)
+
+
+def flowers102(root: Path) -> StoredImages:
+    """Read the test part of Flowers102: "tstid" in "setid.mat", classes from 1 in "imagelabels.mat", "jpg"."""
+    import numpy
+    from scipy.io import loadmat
+
+    with reading(root / "setid.mat"):
+        numbers = numpy.atleast_1d(loadmat(root / "setid.mat", squeeze_me=True)["tstid"])
+    classes = range(len(Labels("flowers102")))
+    with reading(root / "imagelabels.mat"):
+        labels = numpy.atleast_1d(loadmat(root / "imagelabels.mat", squeeze_me=True)["labels"])
+        if numbers.size and not 1 <= numbers.min() <= numbers.max() <= labels.size:
+            raise ValueError(f"it has {labels.size} labels for images {numbers.min()} to {numbers.max()}")
+        if labels.min() < 1:
+            raise ValueError("its labels begin below 1")
+        samples = [(f"image_{number:05d}.jpg", classes[int(labels[number - 1]) - 1]) for number in numbers.tolist()]
+    return list_images(existing_folder(root, "jpg"), samples)
+
+
+def stanford_cars(root: Path) -> StoredImages:
+    """Read the test part of StanfordCars: "cars_test_annos_withlabels.mat", "devkit/cars_meta.mat", "cars_test"."""
+    import numpy
+    from scipy.io import loadmat
+
+    meta, split = root / "devkit" / "cars_meta.mat", root / "cars_test_annos_withlabels.mat"
+    if not split.exists() and (root / "devkit" / split.name).exists():
+        split = root / "devkit" / split.name
+    with reading(meta):
+        names = loadmat(meta, squeeze_me=True)["class_names"].tolist()
+    places = Labels("stanford-cars").of_numbers(names, meta)
+    with reading(split):
+        rows = numpy.atleast_1d(loadmat(split, squeeze_me=True)["annotations"])
+        numbers = [int(row["class"]) for row in rows]
+        if numbers and min(numbers) < 1:
+            raise ValueError("its classes begin below 1")
+        samples = [(str(row["fname"]), places[number - 1]) for row, number in zip(rows, numbers, strict=True)]
+    return list_images(existing_folder(root, "cars_test/cars_test", "cars_test"), samples)

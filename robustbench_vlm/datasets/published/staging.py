@@ -7,17 +7,17 @@ from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import explained
-from robustbench_vlm.datasets.published.checksums import put_seal
-from robustbench_vlm.datasets.published.original import Original
+from robustbench_vlm.datasets.published.base import PublishedDataset
+from robustbench_vlm.datasets.published.checksums import write_checksums
 
 
-def staging_folder(original: Original, root: Path) -> Path:
+def staging_folder(published: PublishedDataset, root: Path) -> Path:
     """Return the folder where a dataset is put together; no reader looks there."""
-    return root / ".fetching" / original.name
+    return root / ".fetching" / published.name
 
 
 @contextlib.contextmanager
-def alone(staging: Path) -> Iterator[None]:
+def exclusive(staging: Path) -> Iterator[None]:
     """Make the folder where a dataset is put together, and let one process at a time work in it.
 
     Raises UserError where it cannot be written.
@@ -54,7 +54,7 @@ def check_free(goal: Path, needed: int) -> None:
 
 def put_in_place(folder: Path, goal: Path, staging: Path, source: str) -> Path:
     """Move a whole dataset to its place, sealed, and return the place."""
-    put_seal(folder, source)
+    write_checksums(folder, source)
     folder.rename(goal)
     shutil.rmtree(staging)
     return goal

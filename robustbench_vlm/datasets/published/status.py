@@ -1,4 +1,4 @@
-"""The library of published datasets on this machine: what is there, how it is obtained, and whether it is sound."""
+"""List, fetch, prepare and verify the published datasets: the functions behind `vlmbench data`."""
 
 import csv
 import hashlib
@@ -13,58 +13,65 @@ from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.prepared import prepared_rows, unreadable, verify_prepared
-from robustbench_vlm.datasets.published import ORIGINALS
-from robustbench_vlm.datasets.published.fetch import fetch, locate, verify
-from robustbench_vlm.datasets.published.local_copy import data_root, is_there, located, ready
-from robustbench_vlm.datasets.published.original import MissingData, Original
+from robustbench_vlm.datasets.published import PUBLISHED
+from robustbench_vlm.datasets.published.base import MissingData, PublishedDataset
+from robustbench_vlm.datasets.published.fetch import fetch
+from robustbench_vlm.datasets.published.local_copy import (
+    data_root,
+    find_images,
+    is_available,
+    locate,
+    prepare_dataset,
+    verify,
+)
 
 
 @dataclass(frozen=True)
-class Shelf:
-    """What is known of one dataset here."""
+class DatasetStatus:
+    """State of one published dataset on this machine."""
 
     name: str
     samples: int
-    """Of the whole split."""
+    """Number of samples of the whole split."""
     here: int
-    """Samples that are there; 0 where none are."""
+    """Number of samples on disk; 0 if there are none."""
     download_bytes: int
     prepared: int
-    """Samples that are decoded and resized already, by the protocol that has most."""
+    """Number of samples that are decoded and resized, for the protocol that has most."""
     where: str
-    """Where its images are looked for, or what to do where they are not there."""
+    """Where its images are, or what to do if they are missing."""
 
 
-def shelf(name: str, data: Path | None) -> Shelf:
-    """Return what of a published dataset is below `data_root(data)`; raise UserError for another dataset."""
-    original, root = _original(name), data_root(data)
+def dataset_status(name: str, data: Path | None) -> DatasetStatus:
+    """Return the state of a published dataset below `data_root(data)`; raise UserError for another dataset."""
+    published, root = _published(name), data_root(data)
     try:
-        here, where = len(locate(original, root).ids), f"below {root}"
+        here, where = len(locate(published, root)[1].ids), f"below {root}"
     except MissingData:
-        here, where = 0, f"vlmbench data prepare {name}" if original.fetchable else original.by_hand
+        here, where = 0, f"vlmbench data prepare {name}" if published.fetchable else published.by_hand
     except UserError as error:
-        # One damaged folder hides nothing of the others.
+        # The other datasets are still listed.
         here, where = 0, f"damaged: {error}"
     rows = max(map(prepared_rows, _prepared_folders(name)), default=0)
-    return Shelf(name, original.samples, here, original.download_bytes, rows, where)
+    return DatasetStatus(name, published.samples, here, published.download_bytes, rows, where)
 
 
 @dataclass(frozen=True)
-class Prepared:
-    """A dataset that is ready for a protocol."""
+class PreparedDataset:
+    """A dataset whose images are prepared for a protocol."""
 
     folder: str
     samples: int
-    """How many the protocol takes of it."""
+    """Number of samples that the protocol uses."""
     list_digest: str
-    """sha256 of the sample list: the same samples anywhere have the same."""
+    """sha256 of the sample list; equal for equal samples on every machine."""
     sample_list: str
     """The samples' ids and labels in their order, as CSV."""
     unreadable: Mapping[str, str]
-    """Why, by id, those of them have no image that could not be decoded."""
+    """Sample id -> reason, for the images that cannot be decoded."""
 
 
-def obtain(
+def fetch_and_prepare(
     name: str,
     adapt: Callable[[Dataset], Dataset],
     count: int | None,
@@ -72,49 +79,49 @@ def obtain(
     on_progress: OnProgress,
     *,
     download: bool,
-) -> Prepared:
-    """Fetch a dataset where it is missing and prepare its first `count` samples (None: all).
+) -> PreparedDataset:
+    """Fetch a dataset if it is missing and prepare its first `count` samples (None: all).
 
-    `adapt` gives the dataset its protocol. Raises UserError where it cannot be fetched, with what to do by hand.
+    `adapt` applies a protocol to the dataset. Raises UserError if it cannot be fetched, with what to do by hand.
     """
-    original, root = _original(name), data_root(data)
-    located.cache_clear()
-    if download and not is_there(DATASETS.load(name), data):
+    published, root = _published(name), data_root(data)
+    find_images.cache_clear()
+    if download and not is_available(DATASETS.load(name), data):
 
         def in_bytes(progress: Progress) -> None:
-            total = progress.total or original.download_bytes
+            total = progress.total or published.download_bytes
             on_progress(Progress(progress.done, total, label=f"fetching {name}"))
 
-        fetch(original, root, in_bytes)
-    dataset = ready(adapt(DATASETS.load(name)), count, data, on_progress)
+        fetch(published, root, in_bytes)
+    dataset = prepare_dataset(adapt(DATASETS.load(name)), count, data, on_progress)
     source = dataset.open()
     chosen = list(zip(source.ids, source.labels, strict=True))[:count]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([("id", "label"), *chosen])
     digest = hashlib.sha256(text.getvalue().encode()).hexdigest()
     folder = Path(dataset.options["folder"])
-    return Prepared(str(folder), len(chosen), digest, text.getvalue(), unreadable(folder, len(chosen)))
+    return PreparedDataset(str(folder), len(chosen), digest, text.getvalue(), unreadable(folder, len(chosen)))
 
 
-def check(name: str, data: Path | None, *, missing_is_wrong: bool) -> list[str] | None:
-    """Return a sentence for everything that is wrong with a dataset; None where it is not there and need not be."""
-    original, root = _original(name), data_root(data)
-    located.cache_clear()
-    if not missing_is_wrong and not is_there(DATASETS.load(name), data):
+def verify_dataset(name: str, data: Path | None, *, missing_is_wrong: bool) -> list[str] | None:
+    """Return a sentence for each problem of a dataset; None if it is not there and need not be."""
+    published, root = _published(name), data_root(data)
+    find_images.cache_clear()
+    if not missing_is_wrong and not is_available(DATASETS.load(name), data):
         return None
-    return verify(original, root) + [
+    return verify(published, root) + [
         sentence for folder in _prepared_folders(name) for sentence in verify_prepared(folder)
     ]
 
 
-def _original(name: str) -> Original:
+def _published(name: str) -> PublishedDataset:
     dataset: Dataset = DATASETS.load(name)
-    if not dataset.original:
+    if not dataset.published:
         raise UserError(
             f"{name} comes with this package, so there is nothing to fetch; published datasets are"
-            f" {', '.join(ORIGINALS)}"
+            f" {', '.join(PUBLISHED)}"
         )
-    return ORIGINALS[dataset.original]
+    return PUBLISHED[dataset.published]
 
 
 def _prepared_folders(name: str) -> list[Path]:

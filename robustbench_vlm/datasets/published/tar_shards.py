@@ -8,20 +8,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.datasets.published.classes import Labels, hub_class_names
-from robustbench_vlm.datasets.published.decode import all_different, decoded, lines, reading
-from robustbench_vlm.datasets.published.original import MissingData, stamp_of
+from robustbench_vlm.datasets.published.base import MissingData, stamp_of
+from robustbench_vlm.datasets.published.class_lists import Labels, hub_class_names
+from robustbench_vlm.datasets.published.image_files import check_unique, decode, read_lines, reading
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 _Value = TypeVar("_Value")
 
-_PICTURES = ("webp", "png", "jpg", "jpeg")
+_IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 
 
 @dataclass(frozen=True)
-class Member:
+class TarMember:
     """Where an image lies: a shard, and a range of its bytes."""
 
     shard: Path
@@ -31,26 +31,26 @@ class Member:
 
 
 @dataclass(frozen=True)
-class Shards:
+class TarShardImages:
     """Images inside of tar files, which are never unpacked; a sample's name is "wds/" and its key."""
 
     ids: Sequence[str]
     labels: Sequence[int]
-    members: Sequence[Member]
+    members: Sequence[TarMember]
 
-    def picture(self, index: int) -> "Image":
+    def image(self, index: int) -> "Image":
         """Return an image as stored."""
         member = self.members[index]
         with member.shard.open("rb") as file:
             file.seek(member.start)
-            return decoded(io.BytesIO(file.read(member.size)), f"{member.name} of {member.shard}")
+            return decode(io.BytesIO(file.read(member.size)), f"{member.name} of {member.shard}")
 
     def stamp(self, index: int) -> str:
         """Return that of the image's shard."""
         return stamp_of(self.members[index].shard)
 
 
-def read_shards(root: Path, name: str) -> Shards:
+def read_shards(root: Path, name: str) -> TarShardImages:
     """Read the test part of a dataset's build: "test/nshards.txt", "test/0.tar" on, "classnames.txt".
 
     Raises MissingData where a shard is absent, UserError where one is cut off or holds no such dataset.
@@ -63,8 +63,8 @@ def read_shards(root: Path, name: str) -> Shards:
     kept = [(key, places[label], member) for key, label, member in found if _is_kept(places, label, root)]
     if not kept:
         raise MissingData(f"the shards of {root / 'test'} hold no samples")
-    ids = all_different([f"wds/{key}" for key, _, _ in kept], root)
-    return Shards(ids, tuple(label for _, label, _ in kept), tuple(member for *_, member in kept))
+    ids = check_unique([f"wds/{key}" for key, _, _ in kept], root)
+    return TarShardImages(ids, tuple(label for _, label, _ in kept), tuple(member for *_, member in kept))
 
 
 def _is_kept(places: Sequence[int], label: int, root: Path) -> bool:
@@ -79,7 +79,7 @@ def _places(path: Path, name: str) -> list[int]:
     Most builds write the dataset's own names into "classnames.txt", others better ones: then their order decides.
     """
     labels, order = Labels(name), hub_class_names(name)
-    written = lines(path) if path.exists() else list(order)
+    written = read_lines(path) if path.exists() else list(order)
     if len(written) != len(order):
         raise UserError(f"{path} has {len(written)} classes, and {name} has {len(order)}: fetch the dataset anew")
     places = [
@@ -91,9 +91,9 @@ def _places(path: Path, name: str) -> list[int]:
     return places
 
 
-def _samples(shard: Path) -> Iterator[tuple[str, int, Member]]:
+def _samples(shard: Path) -> Iterator[tuple[str, int, TarMember]]:
     """Yield key, label and place of each sample of a shard, in the shard's order."""
-    pictures: dict[str, Member] = {}
+    images: dict[str, TarMember] = {}
     labels: dict[str, int] = {}
     with reading(shard):
         _check_end(shard)
@@ -102,14 +102,14 @@ def _samples(shard: Path) -> Iterator[tuple[str, int, Member]]:
                 key, _, suffix = entry.name.rpartition("/")[2].partition(".")
                 if not entry.isreg():
                     continue
-                if suffix.lower() in _PICTURES:
-                    _put(pictures, key, Member(shard, entry.name, entry.offset_data, entry.size))
+                if suffix.lower() in _IMAGE_SUFFIXES:
+                    _put(images, key, TarMember(shard, entry.name, entry.offset_data, entry.size))
                 elif suffix == "cls" and (label := archive.extractfile(entry)):
                     _put(labels, key, int(label.read()))
-        if pictures.keys() != labels.keys():
-            odd = sorted(pictures.keys() ^ labels.keys())
+        if images.keys() != labels.keys():
+            odd = sorted(images.keys() ^ labels.keys())
             raise ValueError(f"{len(odd)} samples have no image or no label, as {odd[0]}")
-    yield from ((key, labels[key], member) for key, member in pictures.items())
+    yield from ((key, labels[key], member) for key, member in images.items())
 
 
 def _put(values: dict[str, _Value], key: str, value: _Value) -> None:

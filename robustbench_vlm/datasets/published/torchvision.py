@@ -14,24 +14,24 @@ from typing import Any
 from robustbench_vlm.core.download import download
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import OnProgress
-from robustbench_vlm.datasets.published.original import Original
+from robustbench_vlm.datasets.published.base import PublishedDataset
 from robustbench_vlm.datasets.published.staging import check_free, put_in_place, staging_folder
 
 _ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
 
 
-def by_torchvision(original: Original, root: Path, on_progress: OnProgress) -> Path:
+def fetch_from_torchvision(published: PublishedDataset, root: Path, on_progress: OnProgress) -> Path:
     """Fetch a dataset by torchvision and return its folder; raise UserError where its host or files are not well."""
     import torchvision
 
-    staging, source = staging_folder(original, root), f"torchvision {torchvision.__version__} {original.torchvision}"
+    staging, source = staging_folder(published, root), f"torchvision {torchvision.__version__} {published.torchvision}"
     # What was unpacked when an earlier call was stopped, torchvision would take for the whole.
-    unpacked, goal = staging / "unpacked", root / original.folder
+    unpacked, goal = staging / "unpacked", root / published.folder
     shutil.rmtree(unpacked, ignore_errors=True)
-    check_free(goal, 2 * original.download_bytes)
+    check_free(goal, 2 * published.download_bytes)
     try:
         with _torchvision_downloads(staging / "downloads", on_progress), contextlib.redirect_stdout(io.StringIO()):
-            getattr(torchvision.datasets, original.torchvision)(str(unpacked), download=True)
+            getattr(torchvision.datasets, published.torchvision)(str(unpacked), download=True)
     except UserError:
         raise
     # Beside broken archives, torchvision lets through whatever the unpacking of them raises.
@@ -39,11 +39,11 @@ def by_torchvision(original: Original, root: Path, on_progress: OnProgress) -> P
         if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             shutil.rmtree(staging / "downloads", ignore_errors=True)
         raise UserError(f"torchvision fails with {type(error).__name__}: {error}") from error
-    folder = unpacked / original.folder
+    folder = unpacked / published.folder
     for archive in (staging / "downloads").iterdir():
         if archive.name.endswith(_ARCHIVES):
             (folder / archive.name).unlink(missing_ok=True)
-    original.read(folder)
+    published.read(folder)
     return put_in_place(folder, goal, staging, source)
 
 

@@ -86,12 +86,12 @@ def sample_scenes(keys: Tensor, family: str, changes: Values, fixed: Sequence[Ma
 def _consistent(attributes: Tensor, stream: Tensor) -> Tensor:
     """Drop what cannot be seen: a texture or an outline of a small object, the place of a large one, equal colours."""
     attributes = attributes.clone()
-    is_small = attributes[:, column("size")] == 0
+    has_native_size = attributes[:, column("size")] == 0
     is_single = attributes[:, column("count")] == 1
-    attributes[is_small, column("texture")] = -1
-    attributes[is_small | (attributes[:, column("outline")] == 1), column("texture")] = -1
-    attributes[is_small, column("outline")] = 0
-    attributes[~is_small | ~is_single, column("position")] = -1
+    attributes[has_native_size, column("texture")] = -1
+    attributes[has_native_size | (attributes[:, column("outline")] == 1), column("texture")] = -1
+    attributes[has_native_size, column("outline")] = 0
+    attributes[~has_native_size | ~is_single, column("position")] = -1
     first, second = attributes[:, column("colour")], attributes[:, column("second_colour")]
     other = (first + 1 + randomness.integers(stream, 99, (1,), len(words.COLOURS) - 1)[:, 0]) % len(words.COLOURS)
     attributes[:, column("second_colour")] = torch.where(second == first, other, second)

@@ -10,7 +10,7 @@ from typing import IO, TYPE_CHECKING
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import check_utf8
 from robustbench_vlm.datasets.base import UnreadableImage
-from robustbench_vlm.datasets.published.original import MissingData, stamp_of
+from robustbench_vlm.datasets.published.base import MissingData, stamp_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -20,7 +20,7 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".
 
 
 @dataclass(frozen=True)
-class Files:
+class ImageFiles:
     """Images that are files of their own, at `paths` below `root`."""
 
     root: Path
@@ -28,17 +28,17 @@ class Files:
     labels: Sequence[int]
     paths: Sequence[str]
 
-    def picture(self, index: int) -> "Image":
+    def image(self, index: int) -> "Image":
         """Return an image as stored."""
         path = self.root / self.paths[index]
-        return decoded(path, str(path))
+        return decode(path, str(path))
 
     def stamp(self, index: int) -> str:
         """Return that of the image's file."""
         return stamp_of(self.root / self.paths[index])
 
 
-def listed(root: Path, samples: Sequence[tuple[str, int]]) -> Files:
+def list_images(root: Path, samples: Sequence[tuple[str, int]]) -> ImageFiles:
     """Return the images of a list of paths below `root` and labels.
 
     Raises UserError for a path that leads out, or is not UTF-8.
@@ -49,10 +49,10 @@ def listed(root: Path, samples: Sequence[tuple[str, int]]) -> Files:
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts:
             raise UserError(f"a list of {root} names the image {path!r}, which lies outside: fetch the list anew")
-    return Files(root, all_different(paths, root), labels, paths)
+    return ImageFiles(root, check_unique(paths, root), labels, paths)
 
 
-def all_different(ids: Sequence[str], where: Path) -> tuple[str, ...]:
+def check_unique(ids: Sequence[str], where: Path) -> tuple[str, ...]:
     """Return the samples' names; raise UserError where two are equal."""
     if len(set(ids)) != len(ids):
         twice = next(name for place, name in enumerate(ids) if name in ids[:place])
@@ -60,7 +60,7 @@ def all_different(ids: Sequence[str], where: Path) -> tuple[str, ...]:
     return tuple(ids)
 
 
-def decoded(file: Path | IO[bytes], name: str) -> "Image":
+def decode(file: Path | IO[bytes], name: str) -> "Image":
     """Return an image by what it is, not by how its file is called, in its own mode and size, not turned by EXIF.
 
     Raises UnreadableImage, with `name`, where it is missing, cut off, or no image.
@@ -68,9 +68,9 @@ def decoded(file: Path | IO[bytes], name: str) -> "Image":
     from PIL import Image
 
     try:
-        with Image.open(file) as picture:
-            picture.load()
-            return picture
+        with Image.open(file) as image:
+            image.load()
+            return image
     # Pillow's decoders raise almost anything on broken files.
     except Exception as error:
         raise UnreadableImage(f"cannot read the image {name}: {error}") from error
@@ -93,13 +93,13 @@ def reading(path: Path) -> Iterator[None]:
         ) from error
 
 
-def lines(path: Path) -> list[str]:
-    """Return a list's lines, stripped, without empty ones."""
+def read_lines(path: Path) -> list[str]:
+    """Return the lines of a text file, stripped, without empty ones."""
     with reading(path):
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
-def folder(root: Path, *names: str) -> Path:
+def existing_folder(root: Path, *names: str) -> Path:
     """Return the first of the sub-folders `names` that is there; raise MissingData where none is."""
     for name in names:
         if (root / name).is_dir():
@@ -107,7 +107,7 @@ def folder(root: Path, *names: str) -> Path:
     raise MissingData(f"there is no folder {' or '.join(str(root / name) for name in names)}")
 
 
-def walked(top: Path) -> Iterator[tuple[str, list[str]]]:
+def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
     """Yield each folder below `top`, as a path from there, with the names of its files, all sorted."""
     for place, _, names in sorted(os.walk(top, followlinks=True)):
         yield Path(place).relative_to(top).as_posix(), sorted(names)

@@ -12,7 +12,7 @@ from robustbench_vlm.core.errors import UserError
 
 @functools.cache
 def _lists() -> Mapping[str, Any]:
-    lists: Mapping[str, Any] = json.loads(Path(__file__).with_name("classes.json").read_text(encoding="utf-8"))
+    lists: Mapping[str, Any] = json.loads(Path(__file__).with_name("class_lists.json").read_text(encoding="utf-8"))
     return lists
 
 

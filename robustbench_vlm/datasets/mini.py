@@ -1,11 +1,15 @@
-"""The data sets of the embedded track: questions about the small visual world, as different in kind as the real ones.
+"""Datasets of the embedded track `mini`: thirteen that are drawn, and scikit-learn's handwritten digits.
 
-Each picture is drawn from its sample id. The fine-tuning set speaks of everything that the zero-shot sets ask about, as
-ImageNet does for the real suite, on pictures of its own.
+Each drawn image depends only on its sample id. Each dataset asks a different question about the small visual world
+(`world`). The fine-tuning dataset "scenes" covers everything that the zero-shot datasets ask about, on other images, as
+ImageNet does for the published datasets. The handwritten digits are real images (UCI, Alpaydin and Kaynak 1998).
 """
 
+import gzip
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -99,7 +103,7 @@ QUESTIONS: Mapping[str, tuple[Group, ...]] = {
 """Data set -> the groups of its classes."""
 
 
-class RenderedSource:
+class DrawnSource:
     """`size` pictures of a question, its classes in turn."""
 
     def __init__(self, question: str, size: int) -> None:
@@ -126,7 +130,7 @@ def _dataset(question: str, prompt: str, description: str, size: int = 1000) -> 
         name=question,
         classes=tuple(name for group in QUESTIONS[question] for name, _ in group.classes),
         prompt=prompt,
-        source="robustbench_vlm.datasets.rendered:RenderedSource",
+        source="robustbench_vlm.datasets.mini:DrawnSource",
         options={"question": question, "size": size},
         description=description,
         origin="drawn by robustbench_vlm from the sample id, MIT",
@@ -146,3 +150,50 @@ DAY_NIGHT = _dataset("day-night", "a picture of an object {}", "how the scene is
 OUTLINES = _dataset("outlines", "an outline of a {}", "domain shift: shapes as bare outlines")
 LOW_CONTRAST = _dataset("low-contrast", "a faint {}", "domain shift: shapes that hardly differ from their ground")
 SCENES = _dataset("scenes", "a picture of {}", "the fine-tuning set: all that the other sets ask about", 100_000)
+
+
+class HandwrittenSource:
+    """scikit-learn's 1797 digits, 8 x 8 grey values from 0 to 16, enlarged four times (bilinear)."""
+
+    def __init__(self) -> None:
+        rows = torch.tensor(_rows(), dtype=torch.int64)
+        self._images = rows[:, :64].unflatten(1, (8, 8))
+        self.ids = tuple(f"{number:04d}" for number in range(len(rows)))
+        self.labels = tuple(rows[:, 64].tolist())
+
+    def read(self, indices: Sequence[int]) -> Tensor:
+        """Return digits, uint8 (B, 3, 32, 32)."""
+        large = _enlarge(_enlarge(self._images[list(indices)]).transpose(1, 2)).transpose(1, 2)
+        pixels = (large * 255 + 8 * 64) // (16 * 64)
+        return pixels.to(torch.uint8).unsqueeze(1).expand(-1, 3, -1, -1).contiguous()
+
+
+def _rows() -> list[list[int]]:
+    """Return the 64 grey values and the digit of each sample, from the file that scikit-learn's load_digits reads.
+
+    Importing the library for it would take three seconds in every process.
+    """
+    library = find_spec("sklearn")
+    assert library is not None and library.submodule_search_locations
+    file = Path(library.submodule_search_locations[0]) / "datasets" / "data" / "digits.csv.gz"
+    lines = gzip.decompress(file.read_bytes()).decode().splitlines()
+    return [[int(float(value)) for value in line.split(",")] for line in lines]
+
+
+def _enlarge(images: Tensor) -> Tensor:
+    """Return images (B, 8, W) with four rows for each, interpolated linearly, times 8: exact in integers."""
+    above = torch.cat([images[:, :1], images[:, :-1]], dim=1)
+    below = torch.cat([images[:, 1:], images[:, -1:]], dim=1)
+    rows = [3 * above + 5 * images, above + 7 * images, 7 * images + below, 5 * images + 3 * below]
+    return torch.stack(rows, dim=2).flatten(1, 2)
+
+
+HANDWRITTEN = Dataset(
+    name="handwritten",
+    classes=tuple(names[0] for names in words.NUMBERS),
+    prompt="a picture of a handwritten {}",
+    source="robustbench_vlm.datasets.mini:HandwrittenSource",
+    split="all",
+    description="real handwritten digits, scanned by NIST and reduced to 8 x 8",
+    origin="scikit-learn's load_digits: UCI Optical Recognition of Handwritten Digits, test part, CC BY 4.0",
+)

@@ -13,10 +13,10 @@ if TYPE_CHECKING:
 
 
 class MissingData(UserError):
-    """Files of a dataset are not there: the message says which, where they were looked for and what to do."""
+    """ImageFiles of a dataset are not there: the message says which, where they were looked for and what to do."""
 
 
-class Pictures(Protocol):
+class StoredImages(Protocol):
     """The labelled images of one split, as stored; nothing is decoded before `image` is called."""
 
     @property
@@ -33,7 +33,7 @@ class Pictures(Protocol):
         """Each sample's class: its place in `class_names`."""
         ...
 
-    def picture(self, index: int) -> "Image":
+    def image(self, index: int) -> "Image":
         """Return an image as stored, of any mode and size; raise UnreadableImage where it cannot be decoded."""
         ...
 
@@ -52,7 +52,7 @@ def stamp_of(path: Path) -> str:
 
 
 @dataclass(frozen=True)
-class Original:
+class PublishedDataset:
     """A published dataset: how its split is read, where it lies and how one comes by it."""
 
     name: str
@@ -87,8 +87,8 @@ class Original:
         """Whether a program may and can fetch it."""
         return bool(self.torchvision or self.hub) and not self.licensed
 
-    def read(self, folder: Path) -> Pictures:
+    def read(self, folder: Path) -> StoredImages:
         """Return the images of the dataset whose folder this is; raise MissingData where files are absent."""
         module, _, name = self.reader.partition(":")
-        pictures: Pictures = getattr(importlib.import_module(module), name)(folder)
-        return pictures
+        images: StoredImages = getattr(importlib.import_module(module), name)(folder)
+        return images

@@ -1,11 +1,17 @@
-"""The fifteen datasets of the AGFT paper, in the splits that torchvision and the paper use."""
+"""The table of published datasets: split, size, reader, download and licence of each.
 
-from robustbench_vlm.datasets.published.original import Original
+To add a dataset, add a row here, its class names to class_lists.json, its prompt template to `prompts.trusted`, and
+its name to the table of `datasets`.
+"""
+
+from collections.abc import Mapping
+
+from robustbench_vlm.datasets.published.base import PublishedDataset
 
 _HERE = "robustbench_vlm.datasets.published"
 
 SUITE = (
-    Original(
+    PublishedDataset(
         "caltech101",
         "Caltech101",
         f"{_HERE}.class_folders:caltech101",
@@ -19,7 +25,7 @@ SUITE = (
         licence="CC BY 4.0",
         origin="https://data.caltech.edu/records/mzrjq-6wc02",
     ),
-    Original(
+    PublishedDataset(
         "caltech256",
         "Caltech256",
         f"{_HERE}.class_folders:caltech256",
@@ -31,10 +37,10 @@ SUITE = (
         licence="CC BY 4.0",
         origin="https://data.caltech.edu/records/nyy15-4j048",
     ),
-    Original(
+    PublishedDataset(
         "cifar10",
         "CIFAR10",
-        f"{_HERE}.arrays:cifar10",
+        f"{_HERE}.array_files:cifar10",
         folder="cifar-10-batches-py",
         split="test",
         samples=10000,
@@ -45,10 +51,10 @@ SUITE = (
         licence="not stated",
         origin="https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
-    Original(
+    PublishedDataset(
         "cifar100",
         "CIFAR100",
-        f"{_HERE}.arrays:cifar100",
+        f"{_HERE}.array_files:cifar100",
         folder="cifar-100-python",
         split="test",
         samples=10000,
@@ -59,7 +65,7 @@ SUITE = (
         licence="not stated",
         origin="https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
-    Original(
+    PublishedDataset(
         "dtd",
         "DTD",
         f"{_HERE}.split_lists:dtd",
@@ -72,7 +78,7 @@ SUITE = (
         licence="for research",
         origin="https://www.robots.ox.ac.uk/~vgg/data/dtd",
     ),
-    Original(
+    PublishedDataset(
         "eurosat",
         "EuroSAT",
         f"{_HERE}.class_folders:eurosat",
@@ -86,7 +92,7 @@ SUITE = (
         licence="MIT",
         origin="https://github.com/phelber/eurosat",
     ),
-    Original(
+    PublishedDataset(
         "fgvc-aircraft",
         "FGVCAircraft",
         f"{_HERE}.split_lists:fgvc_aircraft",
@@ -99,10 +105,10 @@ SUITE = (
         licence="for research that is not commercial",
         origin="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft",
     ),
-    Original(
+    PublishedDataset(
         "flowers102",
         "Flowers102",
-        f"{_HERE}.matlab:flowers102",
+        f"{_HERE}.split_lists:flowers102",
         folder="flowers-102",
         split="test",
         samples=6149,
@@ -112,7 +118,7 @@ SUITE = (
         licence="not stated",
         origin="https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
     ),
-    Original(
+    PublishedDataset(
         "food101",
         "Food101",
         f"{_HERE}.split_lists:food101",
@@ -125,7 +131,7 @@ SUITE = (
         licence="for research; the images are those of foodspotting.com",
         origin="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
     ),
-    Original(
+    PublishedDataset(
         "imagenet",
         "ImageNet",
         f"{_HERE}.class_folders:imagenet",
@@ -142,7 +148,7 @@ SUITE = (
         licence="ImageNet's terms of access: for research that is not commercial",
         origin="https://image-net.org",
     ),
-    Original(
+    PublishedDataset(
         "oxford-pets",
         "OxfordIIITPet",
         f"{_HERE}.split_lists:oxford_pets",
@@ -155,10 +161,10 @@ SUITE = (
         licence="CC BY-SA 4.0",
         origin="https://www.robots.ox.ac.uk/~vgg/data/pets",
     ),
-    Original(
+    PublishedDataset(
         "pcam",
         "PCAM",
-        f"{_HERE}.arrays:pcam",
+        f"{_HERE}.array_files:pcam",
         folder="pcam",
         split="test",
         samples=32768,
@@ -171,10 +177,10 @@ SUITE = (
         licence="CC0",
         origin="https://github.com/basveeling/pcam",
     ),
-    Original(
+    PublishedDataset(
         "stanford-cars",
         "StanfordCars",
-        f"{_HERE}.matlab:stanford_cars",
+        f"{_HERE}.split_lists:stanford_cars",
         folder="stanford_cars",
         split="test",
         samples=8041,
@@ -187,10 +193,10 @@ SUITE = (
         licence="for research that is not commercial",
         origin="Krause et al. 2013, https://ai.stanford.edu/~jkrause/cars/car_dataset.html (gone)",
     ),
-    Original(
+    PublishedDataset(
         "stl10",
         "STL10",
-        f"{_HERE}.arrays:stl10",
+        f"{_HERE}.array_files:stl10",
         folder="stl10_binary",
         split="test",
         samples=8000,
@@ -201,7 +207,7 @@ SUITE = (
         licence="not stated; the images are ImageNet's",
         origin="https://cs.stanford.edu/~acoates/stl10",
     ),
-    Original(
+    PublishedDataset(
         "sun397",
         "SUN397",
         f"{_HERE}.split_lists:sun397",
@@ -215,3 +221,78 @@ SUITE = (
         origin="https://vision.princeton.edu/projects/2010/SUN",
     ),
 )
+"""The fifteen datasets of the AGFT paper, in the splits that torchvision and the paper use."""
+
+EXTRA = (
+    PublishedDataset(
+        "tiny-imagenet",
+        "TinyImageNet",
+        f"{_HERE}.class_folders:tiny_imagenet",
+        folder="tiny-imagenet-200",
+        split="val",
+        samples=10000,
+        download_bytes=248_000_000,
+        by_hand="fetch http://cs231n.stanford.edu/tiny-imagenet-200.zip and unpack it as tiny-imagenet-200",
+        licence="ImageNet's terms of access",
+        origin="http://cs231n.stanford.edu, from https://image-net.org",
+    ),
+    PublishedDataset(
+        "country211",
+        "Country211",
+        f"{_HERE}.class_folders:country211",
+        folder="country211",
+        split="test",
+        samples=21100,
+        download_bytes=11_300_000_000,
+        torchvision="Country211",
+        hub="clip-benchmark/wds_country211",
+        licence="those of the images in YFCC100M (Creative Commons)",
+        origin="https://github.com/openai/CLIP/blob/main/data/country211.md",
+    ),
+    PublishedDataset(
+        "imagenet-r",
+        "ImageNet-R",
+        f"{_HERE}.class_folders:imagenet_r",
+        folder="imagenet-r",
+        split="test",
+        samples=30000,
+        download_bytes=2_191_079_936,
+        hub="clip-benchmark/wds_imagenet-r",
+        by_hand="fetch https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar and unpack it as imagenet-r",
+        licence="MIT for the selection",
+        origin="https://github.com/hendrycks/imagenet-r",
+    ),
+    PublishedDataset(
+        "imagenet-sketch",
+        "ImageNet-Sketch",
+        f"{_HERE}.class_folders:imagenet_sketch",
+        folder="imagenet-sketch",
+        split="test",
+        samples=50889,
+        download_bytes=7_593_573_012,
+        hub="clip-benchmark/wds_imagenet_sketch",
+        by_hand=(
+            "fetch ImageNet-Sketch.zip by the link of https://github.com/HaohanWang/ImageNet-Sketch and unpack "
+            "it in imagenet-sketch"
+        ),
+        licence="MIT for the selection",
+        origin="https://github.com/HaohanWang/ImageNet-Sketch",
+    ),
+    PublishedDataset(
+        "hateful-memes",
+        "HatefulMemes",
+        f"{_HERE}.split_lists:hateful_memes",
+        folder="hateful_memes",
+        split="dev_seen",
+        samples=500,
+        by_hand=(
+            "agree to the licence at https://hatefulmemeschallenge.com, fetch the dataset, and unpack it as "
+            "hateful_memes with dev_seen.jsonl and img in it"
+        ),
+        licence="Meta's licence of the challenge: for research",
+        origin="https://hatefulmemeschallenge.com",
+    ),
+)
+"""Datasets that other papers report and that are not part of the suite."""
+
+PUBLISHED: Mapping[str, PublishedDataset] = {dataset.name: dataset for dataset in (*SUITE, *EXTRA)}

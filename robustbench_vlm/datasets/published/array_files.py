@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.base import UnreadableImage
-from robustbench_vlm.datasets.published.classes import Labels
-from robustbench_vlm.datasets.published.decode import lines, reading
-from robustbench_vlm.datasets.published.original import Pictures, stamp_of
+from robustbench_vlm.datasets.published.base import StoredImages, stamp_of
+from robustbench_vlm.datasets.published.class_lists import Labels
+from robustbench_vlm.datasets.published.image_files import read_lines, reading
 
 if TYPE_CHECKING:
     from numpy import ndarray
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True)
-class Rows:
+class ArrayImages:
     """Images that are the rows of one array, uint8 (N, H, W, 3); a sample's name is its place."""
 
     ids: Sequence[str]
@@ -31,7 +31,7 @@ class Rows:
         """Return that of the file of all pixels."""
         return stamp_of(self.file)
 
-    def picture(self, index: int) -> "Image":
+    def image(self, index: int) -> "Image":
         """Return an image as stored."""
         import numpy
         from PIL import Image
@@ -39,23 +39,23 @@ class Rows:
         return Image.fromarray(numpy.ascontiguousarray(self.pixels[index]))
 
 
-def cifar10(root: Path) -> Pictures:
+def cifar10(root: Path) -> StoredImages:
     """Read the test part of CIFAR-10: "test_batch", with the names in "batches.meta"."""
     return _cifar(root, "cifar10", "test_batch", "labels", "batches.meta", "label_names")
 
 
-def cifar100(root: Path) -> Pictures:
+def cifar100(root: Path) -> StoredImages:
     """Read the test part of CIFAR-100, fine labels: "test", with the names in "meta"."""
     return _cifar(root, "cifar100", "test", "fine_labels", "meta", "fine_label_names")
 
 
-def _cifar(root: Path, name: str, batch: str, key: str, meta: str, names: str) -> Rows:
+def _cifar(root: Path, name: str, batch: str, key: str, meta: str, names: str) -> ArrayImages:
     places = Labels(name).of_numbers(_unpickled(root / meta, names)[names], root / meta)
     entry = _unpickled(root / batch, "data", key)
     with reading(root / batch):
         pixels = entry["data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
         labels = _placed(places, entry[key])
-    return Rows(_numbered(labels, root / batch, pixels, root / batch), labels, pixels, root / batch)
+    return ArrayImages(_numbered(labels, root / batch, pixels, root / batch), labels, pixels, root / batch)
 
 
 def _placed(places: Sequence[int], numbers: Any) -> tuple[int, ...]:
@@ -106,21 +106,21 @@ def _unpickled(path: Path, *keys: str) -> dict[str, Any]:
     return entry
 
 
-def stl10(root: Path) -> Pictures:
+def stl10(root: Path) -> StoredImages:
     """Read the test part of STL-10: "test_X.bin", each colour a column after the other, and "test_y.bin" from 1."""
     import numpy
 
-    places = Labels("stl10").of_numbers(lines(root / "class_names.txt"), root / "class_names.txt")
+    places = Labels("stl10").of_numbers(read_lines(root / "class_names.txt"), root / "class_names.txt")
     with reading(root / "test_y.bin"):
         labels = _placed(places, numpy.fromfile(root / "test_y.bin", numpy.uint8).astype(int) - 1)
     with reading(root / "test_X.bin"):
         pixels = numpy.memmap(root / "test_X.bin", numpy.uint8, "r").reshape(-1, 3, 96, 96).transpose(0, 3, 2, 1)
     ids = _numbered(labels, root / "test_y.bin", pixels, root / "test_X.bin")
-    return Rows(ids, labels, pixels, root / "test_X.bin")
+    return ArrayImages(ids, labels, pixels, root / "test_X.bin")
 
 
 @dataclass(frozen=True)
-class PatchCamelyon:
+class Hdf5Images:
     """The images of an HDF5 file, whose rows are read one at a time."""
 
     ids: Sequence[str]
@@ -131,7 +131,7 @@ class PatchCamelyon:
         """Return that of the file of all pixels."""
         return stamp_of(self.path)
 
-    def picture(self, index: int) -> "Image":
+    def image(self, index: int) -> "Image":
         """Return an image as stored."""
         import h5py
         from PIL import Image
@@ -143,7 +143,7 @@ class PatchCamelyon:
             raise UnreadableImage(f"cannot read the image {index} of {self.path}: {error}") from error
 
 
-def pcam(root: Path) -> Pictures:
+def pcam(root: Path) -> StoredImages:
     """Read the test part of PatchCamelyon: "..._test_x.h5" with "x" (N, 96, 96, 3), "..._test_y.h5" with "y"."""
     import h5py
 
@@ -152,4 +152,4 @@ def pcam(root: Path) -> Pictures:
         labels = _placed(range(2), file["y"][:].reshape(-1))
     with reading(pixels), h5py.File(pixels) as file:
         ids = _numbered(labels, targets, file["x"], pixels)
-    return PatchCamelyon(ids, labels, pixels)
+    return Hdf5Images(ids, labels, pixels)
