@@ -1,4 +1,4 @@
-"""What an original is: a published dataset as its authors give it, before anything is resized or renamed."""
+"""The base types of published datasets, as their authors release them: nothing is resized or renamed here."""
 
 import importlib
 from collections.abc import Sequence
@@ -21,10 +21,10 @@ class StoredImages(Protocol):
 
     @property
     def ids(self) -> Sequence[str]:
-        """The samples' names, all different, the same for ever.
+        """The samples' names, all different; they never change.
 
         The path of the file below the dataset's folder ("test/cat/0001.jpg"), or the place in the official split,
-        five digits or more, where pixels lie in one file ("00017").
+        five digits or more, if one file holds all pixels ("00017").
         """
         ...
 
@@ -38,12 +38,12 @@ class StoredImages(Protocol):
         ...
 
     def stamp(self, index: int) -> str:
-        """Return what is another text once the file that holds an image was changed, see `stamp_of`."""
+        """Return a text that changes when the file of an image changes, see `stamp_of`."""
         ...
 
 
 def stamp_of(path: Path) -> str:
-    """Return a file's size and time of change as one text, "" where there is no file."""
+    """Return a file's size and modification time as one text; "" if there is no file."""
     try:
         status = path.stat()
     except OSError:
@@ -53,42 +53,42 @@ def stamp_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class PublishedDataset:
-    """A published dataset: how its split is read, where it lies and how one comes by it."""
+    """A published dataset: the reader of its split, its folder and its download."""
 
     name: str
     title: str
     """The name that papers use."""
     reader: str
-    """ "module:callable"; called with the dataset's folder it gives Images or raises MissingData."""
+    """ "module:callable"; called with the dataset's folder it returns StoredImages or raises MissingData."""
     folder: str
-    """Where torchvision puts it below the data root."""
+    """Folder below the data root, the one that torchvision uses."""
     split: str
     samples: int
-    """How many samples the whole split has; 0 where that is not known."""
+    """Number of samples of the whole split; 0 if unknown."""
     native: bool = False
-    """Whether all images have one small size, at which they are attacked."""
+    """True if all images have one small size; then they are attacked at that size."""
     download_bytes: int = 0
-    """About how much there is to download; 0 where that is not known."""
+    """Approximate size of the download in bytes; 0 if unknown."""
     torchvision: str = ""
-    """The class of torchvision.datasets whose download still works; "" where there is none."""
+    """Class of torchvision.datasets whose download still works; "" if there is none."""
     hub: str = ""
-    """The dataset of the Hugging Face hub that holds it as tar shards; "" where there is none."""
+    """Dataset of the Hugging Face hub with its tar shards; "" if there is none."""
     hub_split: str = ""
-    """The split of the hub's shards where it is another one; they are another sample of the dataset then."""
+    """Split of the hub's shards if it differs from `split`; the shards then hold other samples of the dataset."""
     licensed: bool = False
-    """Whether a person must agree to terms first: then no program fetches it, and what is there is read."""
+    """True if a person must agree to terms first: no program fetches it, but a local copy is read."""
     by_hand: str = ""
-    """What a person has to do where no download works: a licence to agree to, a page to go to."""
+    """Instructions if no download works, such as a licence to accept or a page to visit."""
     licence: str = ""
     origin: str = ""
 
     @property
     def fetchable(self) -> bool:
-        """Whether a program may and can fetch it."""
+        """True if a program may and can fetch it."""
         return bool(self.torchvision or self.hub) and not self.licensed
 
     def read(self, folder: Path) -> StoredImages:
-        """Return the images of the dataset whose folder this is; raise MissingData where files are absent."""
+        """Return the images of the dataset whose folder this is; raise MissingData if files are missing."""
         module, _, name = self.reader.partition(":")
         images: StoredImages = getattr(importlib.import_module(module), name)(folder)
         return images
