@@ -16,7 +16,7 @@ from robustbench_vlm.attacks.losses import cross_entropy
 from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.attacks.projections import project
 from robustbench_vlm.core import random as randomness
-from robustbench_vlm.core.classifier_interface import Classifier
+from robustbench_vlm.core.classifier_interface import ClassifierLike, as_classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.classifier import ZeroShotClassifier
 
@@ -51,13 +51,13 @@ def effective_rank(features: Tensor) -> float:
     return float(torch.special.entr(shares).sum().exp())
 
 
-def gradient_norms(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def gradient_norms(classifier: ClassifierLike, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the L2 norm of each sample's gradient of the cross-entropy at the pixels, float64 (B,), and logits (B, C).
 
     Pixels lie in [0, 1]; the logits are taken as they are, at the model's own scale. Raises UserError where a gradient
     is not finite.
     """
-    model = CountedClassifier(classifier)
+    model = CountedClassifier(as_classifier(classifier))
     # The softplus of the log-odds is the cross-entropy, and keeps its slope where float32 rounds p to 1.
     found, _, gradient = model.gradient(
         images, lambda outputs: functional.softplus(cross_entropy(outputs, labels, labels))
@@ -86,7 +86,7 @@ def walk_of(attack: Attack) -> Stage:
     return dataclasses.replace(stage, parameters={**stage.parameters, "iterate": "final"})
 
 
-def attacked(classifier: Classifier, batch: Batch, stage: Stage, *, batch_size: int) -> Tensor:
+def attacked(classifier: ClassifierLike, batch: Batch, stage: Stage, *, batch_size: int) -> Tensor:
     """Return the image within the threat at which a stage ends for each sample of a batch, (B, 3, H, W).
 
     Unlike a verdict this goes on with wrongly classified samples too, and keeps the image whether it breaks or not.
@@ -94,7 +94,7 @@ def attacked(classifier: Classifier, batch: Batch, stage: Stage, *, batch_size: 
     if batch.threat.eps == 0:
         return batch.images
     keyed = dataclasses.replace(batch, keys=randomness.derive(batch.keys, stage.name))
-    outcome = stage.run(classifier, keyed, batch_size)
+    outcome = stage.run(as_classifier(classifier), keyed, batch_size)
     return project(batch.threat, batch.images, outcome.adversarial.detach().to(batch.images))
 
 
