@@ -1,11 +1,11 @@
-"""Evidence: the per-sample records of a cell with all that they are about, from a run's folder or an entry.
+"""Records of a cell with their identity and score, from a run's folder or an entry, and the checks on them.
 
-Whatever it is read from, the fingerprint is computed again from what it covers and from the records themselves, so
-records of other weights, images, prompts, attacks or radii cannot stand under it.
+The fingerprint is computed again from the identity and the records themselves, so that records of other weights,
+images, prompts, attacks or eps cannot be passed off as those of the cell.
 """
 
+import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Mapping, Sequence
 from collections.abc import Set as AbstractSet
@@ -19,9 +19,9 @@ from robustbench_vlm.core.files import inside
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.records import CLEAN, SampleResult, Score
 from robustbench_vlm.core.threat import Threat, parse_eps
-from robustbench_vlm.engine.manifest import MANIFEST
+from robustbench_vlm.engine.manifest import MANIFEST, Manifest, ManifestCell, read_manifest
 from robustbench_vlm.engine.scores import accuracies
-from robustbench_vlm.engine.store import read_records
+from robustbench_vlm.engine.store import read_cell
 
 Condition = tuple[str, str, str, Fraction]
 """Attack, dataset, norm and eps."""
@@ -78,15 +78,23 @@ def manifests(folder: Path) -> list[Path]:
     return sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}")])
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """Return a run's manifest; raise UserError where it is missing or no JSON object with cells."""
+def sound_cells(folder: Path) -> dict[str, ManifestCell]:
+    """Return the cells of a manifest that their records bear out, by folder name; those without a score are kept.
+
+    A manifest only repeats what the records say, so a damaged one or a forged row is left out.
+    """
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}; the run that wrote it makes it again") from error
-    if not isinstance(document, dict) or not isinstance(document.get("cells"), dict):
-        raise UserError(f"{path} is not a run's manifest: the run that wrote it makes it again")
-    return document
+        manifest = read_manifest(folder / MANIFEST)
+    except UserError:
+        return {}
+    found: dict[str, ManifestCell] = {}
+    for name, cell in manifest.cells.items():
+        with contextlib.suppress(UserError):
+            if inside(folder, name).is_dir():
+                if cell.score:
+                    _read_cell_of(folder, manifest, name, cell, cell.score)
+                found[name] = cell
+    return found
 
 
 def checked(evidence: Evidence) -> Evidence:
@@ -145,27 +153,27 @@ def read_score(values: Mapping[str, Any]) -> Score:
 
 
 def _of_manifest(path: Path) -> list[Evidence]:
-    document = read_manifest(path)
-    found = []
-    for name, cell in document["cells"].items():
-        try:
-            if cell["score"] is None:
-                continue
-            score = read_score(cell["score"])
-            identity = {key: value for key, value in cell["identity"].items() if key != "samples"}
-            results = _records(inside(path.parent, name), cell["fingerprint"])
-            evidence = Evidence(document["track"], cell["protocol"], identity, cell["fingerprint"], score, results)
-        except (KeyError, TypeError, IndexError) as error:
-            raise UserError(f"{path} is not a run's manifest: {error}; the run that wrote it makes it again") from error
-        found.append(checked(evidence))
-    return found
+    manifest = read_manifest(path)
+    return [
+        _read_cell_of(path.parent, manifest, name, cell, cell.score)
+        for name, cell in manifest.cells.items()
+        if cell.score is not None
+    ]
 
 
-def _records(folder: Path, expected: str) -> tuple[SampleResult, ...]:
-    rows: list[SampleResult] = []
-    for path in sorted(folder.glob("*.parquet")):
-        results = read_records(path, expected)
-        if isinstance(results, str):
-            raise UserError(f"{path} cannot be taken: {results}; give the command of the run again")
-        rows += results
-    return tuple(rows)
+def _read_cell_of(folder: Path, manifest: Manifest, name: str, cell: ManifestCell, score: Score) -> Evidence:
+    """Return the checked records of one cell that a manifest lists."""
+    identity = {key: value for key, value in cell.identity.items() if key != "samples"}
+    try:
+        about = manifest.model, identity["attack"]["name"], identity["dataset"]
+        if (score.model, score.attack, score.dataset) != about:
+            raise Unsound(f"{folder / MANIFEST} gives the records of {name} to another model, attack or dataset")
+        results = read_cell(inside(folder, name), cell.fingerprint, score.n)
+        return checked(Evidence(manifest.track, cell.protocol, identity, cell.fingerprint, score, results))
+    except UserError:
+        raise
+    except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
+        raise UserError(
+            f"{folder / MANIFEST} is not a run's manifest: the identity of {name} cannot be used ({error}); give the"
+            " command of the run again, which writes it"
+        ) from error

@@ -1,11 +1,11 @@
-"""Manifests: what a run's folder holds, what made it, and the table of its scores as scores.csv."""
+"""Manifests: the cells in a run's folder, the command and machine that made them, and their scores as scores.csv."""
 
 import json
 import os
 import platform
 import subprocess
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,67 @@ import torch
 from robustbench_vlm.core.files import write_text
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.records import Score
+from robustbench_vlm.core.strict_json import read_json, validate
 from robustbench_vlm.core.text import csv_text
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.resources import Resources
 
 MANIFEST = "manifest.json"
 SCORES = "scores.csv"
+_MAX_BYTES = 2**28
+"""Bytes of a manifest: a cell of 80,000 prompts takes a few megabytes."""
+_ADVICE = "give the command of the run again, which writes it"
+_STRICT = {"extra": "forbid"}
+_IDENTITY = {"weights", "dataset", "classes", "prompts", "data", "samples", "attack", "threat", "protocol"}
 _PACKAGES = ("robustbench_vlm", "torch", "torchvision", "open_clip_torch", "pyautoattack", "torchattacks", "pyarrow")
 _COLUMNS = (
     *("model", "attack", "dataset", "classes", "norm", "eps", "protocol", "n", "clean", "clean_low", "clean_high"),
     *("robust", "robust_low", "robust_high", "warnings", "fingerprint"),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ManifestCell:
+    """A cell as manifest.json has it. Raises ValueError for values that contradict each other."""
+
+    __pydantic_config__ = _STRICT
+    fingerprint: str
+    identity: dict[str, Any]
+    """What `Cell.identity` has, with the number of samples in place of their ids."""
+    unreadable: tuple[str, ...] = ()
+    """Ids of images that could not be decoded and were left out."""
+    protocol: str
+    """Name and version, "mini/1"."""
+    score: Score | None
+
+    def __post_init__(self) -> None:
+        if len(self.fingerprint) != 64 or set(self.fingerprint) - set("0123456789abcdef"):
+            raise ValueError("the fingerprint must have 64 hexadecimal digits")
+        if absent := _IDENTITY - self.identity.keys():
+            raise ValueError(f"the identity must have {' and '.join(sorted(absent))}")
+        score = self.score
+        if score and not (score.n > 0 and 0 <= score.robust <= score.clean <= 1):
+            raise ValueError("the accuracies of a score must be in [0, 1], of 1 sample or more, and robust <= clean")
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """The document manifest.json."""
+
+    __pydantic_config__ = _STRICT
+    track: str
+    model: str
+    attack: str
+    cells: dict[str, ManifestCell]
+    """By the names of their folders."""
+    status: str = ""
+    command: str = ""
+    resources: dict[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    passes: int = 0
+    versions: dict[str, str] = field(default_factory=dict)
+    git_commit: str = ""
+    machine: dict[str, str | int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -51,15 +101,19 @@ class Line:
     score: Score | None = None
 
 
-def write_manifest(folder: Path, lines: Sequence[Line], made: Made) -> None:
-    """Write manifest.json, and scores.csv where there are scores; cells of earlier commands stay listed in both."""
+def read_manifest(path: Path) -> Manifest:
+    """Read a run's manifest.json; raise UserError if it is missing or not a manifest, see `core.strict_json`."""
+    values = read_json(path, "the manifest", max_bytes=_MAX_BYTES, advice=_ADVICE)
+    return validate(Manifest, values, str(path), advice=_ADVICE)
+
+
+def write_manifest(
+    folder: Path, lines: Sequence[Line], made: Made, earlier: Mapping[str, ManifestCell] | None = None
+) -> None:
+    """Write manifest.json, and scores.csv if there are scores; the cells of `earlier` commands stay listed in both."""
     ours = {line.folder: _entry(line) for line in lines}
-    earlier = {
-        name: entry
-        for name, entry in _listed(folder / MANIFEST).items()
-        if name not in ours and (folder / name).is_dir()
-    }
-    entries = {**earlier, **ours}
+    kept = {name: plain(cell) for name, cell in (earlier or {}).items() if name not in ours}
+    entries = {**kept, **ours}
     document = {
         "track": lines[0].cell.track,
         "model": lines[0].cell.model_name,
@@ -117,15 +171,6 @@ def _entry(line: Line) -> dict[str, Any]:
         "protocol": line.cell.protocol.label,
         "score": None if line.score is None else plain(line.score),
     }
-
-
-def _listed(path: Path) -> dict[str, dict[str, Any]]:
-    try:
-        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
-    except (OSError, ValueError, KeyError, TypeError):
-        # There is none yet, or somebody damaged it: it only repeats what the records say.
-        return {}
-    return {name: entry for name, entry in cells.items() if isinstance(entry, dict) and "score" in entry}
 
 
 def _table(entries: Sequence[Mapping[str, Any]]) -> str:

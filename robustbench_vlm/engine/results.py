@@ -1,13 +1,13 @@
 """What a run hands back: a table for every model x attack x eps."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import Accuracy, Score
-from robustbench_vlm.engine.store import read_cell
+from robustbench_vlm.engine.store import cell_folder_name, read_cell
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -99,7 +99,7 @@ class RunResult:
         """Return a row for every model x attack x eps x dataset.
 
         `clean` and `robust` are shares in [0, 1] of `n` samples, beside the ends of their 95 % Wilson intervals;
-        `warnings` are codes of gates, separated by blanks; `eps` is a text such as "8/255".
+        `warnings` are codes of warnings, separated by spaces; `eps` is a text such as "8/255".
         """
         import pandas
 
@@ -109,7 +109,8 @@ class RunResult:
     def samples(self) -> "DataFrame":
         """Return a row for every attacked sample, read from the records on disk: the fields of `SampleResult`.
 
-        Before them stand model, attack, dataset and eps. Raises UserError where records are gone or damaged.
+        Before them stand model, attack, dataset and eps. Raises UserError if records are missing or
+        damaged; other files in their folders are ignored with a warning.
         """
         import pandas
 
@@ -117,7 +118,7 @@ class RunResult:
             {**{name: row[name] for name in _ABOUT}, **vars(result)}
             for table in self.tables
             for row in table.rows()
-            for result in read_cell(table.folder, row["fingerprint"])
+            for result in read_cell(_cell_folder(table, row), row["fingerprint"], row["n"])
         ]
         return pandas.DataFrame(rows)
 
@@ -136,6 +137,10 @@ class RunResult:
         if len(self.tables) == 1:
             return {**self.tables[0].to_json(), **whole}
         return {"runs": [table.to_json() for table in self.tables], "fingerprint": self.fingerprint, **whole}
+
+
+def _cell_folder(table: Table, row: Mapping[str, Any]) -> Path:
+    return table.folder / cell_folder_name(row["dataset"], table.norm, table.eps, row["fingerprint"])
 
 
 def mean_of(scores: Sequence[Score]) -> Mean | None:

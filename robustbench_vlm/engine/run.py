@@ -13,9 +13,9 @@ from robustbench_vlm.core.records import SampleResult, Score
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cost import Estimate, estimate_cost
+from robustbench_vlm.engine.evidence import sound_cells
 from robustbench_vlm.engine.group import missing_groups, run_group
 from robustbench_vlm.engine.manifest import Line, Made, write_manifest
-from robustbench_vlm.engine.merge import merge
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.results import Mean, RunResult, Table, mean_of
@@ -24,6 +24,7 @@ from robustbench_vlm.engine.store import (
     Finished,
     cell_folder,
     locked,
+    merge,
     read_finished,
     run_folder,
     write_shard,
@@ -108,7 +109,7 @@ def _write_manifests(plan: Plan, made: Made, scores: Sequence[Score] = ()) -> No
         folder = run_folder(plan.request.out, cell)
         lines.setdefault(folder, []).append(Line(cell, cell_folder(plan.request.out, cell).name, cell_score))
     for folder, listed in lines.items():
-        write_manifest(folder, listed, made)
+        write_manifest(folder, listed, made, sound_cells(folder))
 
 
 def _tables(plan: Plan, scores: Sequence[Score], passes: Sequence[int], seconds: Sequence[float]) -> tuple[Table, ...]:

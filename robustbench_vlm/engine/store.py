@@ -1,4 +1,4 @@
-"""The records on disk: one folder a cell, one parquet file a shard; what is not there is work to do."""
+"""Run-folder storage: write, resume, read and merge per-sample records, one folder per cell, one file per shard."""
 
 import contextlib
 import fcntl
@@ -6,6 +6,8 @@ import hashlib
 import os
 import re
 import socket
+import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +17,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import explained, write_whole
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.records import SampleResult
-from robustbench_vlm.engine.cell import Cell, Shard
+from robustbench_vlm.engine.cell import Cell, Samples, Shard
 
 if TYPE_CHECKING:
     from pyarrow import Table
@@ -50,8 +52,13 @@ def run_folder(out: Path, cell: Cell) -> Path:
 
 def cell_folder(out: Path, cell: Cell) -> Path:
     """Return the folder of a cell's records: readable, and distinct for every identity by the fingerprint's start."""
-    threat = f"{cell.threat.norm}-{cell.threat.eps_text.replace('/', '_')}"
-    return run_folder(out, cell) / f"{safe_name(cell.dataset.name)}-{threat}-{cell.fingerprint[:8]}"
+    name = cell_folder_name(cell.dataset.name, cell.threat.norm, cell.threat.eps_text, cell.fingerprint)
+    return run_folder(out, cell) / name
+
+
+def cell_folder_name(dataset: str, norm: str, eps_text: str, fingerprint: str) -> str:
+    """Return the name of a cell's folder below its run's folder."""
+    return f"{safe_name(dataset)}-{norm}-{eps_text.replace('/', '_')}-{fingerprint[:8]}"
 
 
 def safe_name(text: str) -> str:
@@ -88,19 +95,28 @@ def records_table(results: Sequence[SampleResult]) -> "Table":
 
 def read_finished(folder: Path, cell: Cell) -> Finished:
     """Read a cell's folder; a file that is damaged, foreign or redundant is rejected, never taken as done."""
-    pieces: list[Piece] = []
-    rejected: list[tuple[Path, str]] = []
-    covered = 0
-    for path in sorted(folder.glob("*.parquet")):
-        piece = _read_piece(path, cell)
-        if isinstance(piece, str):
-            rejected.append((path, piece))
-        elif piece.start < covered:
-            rejected.append((path, "its samples are in another file too"))
-        else:
-            pieces.append(piece)
-            covered = piece.stop
-    return Finished(tuple(pieces), tuple(rejected))
+    return _read_shards(folder, cell.fingerprint, cell.samples)
+
+
+def read_cell(folder: Path, fingerprint: str, n: int) -> tuple[SampleResult, ...]:
+    """Return the `n` records in the folder of the cell that has a fingerprint, in their order.
+
+    Files that are damaged, foreign or redundant are ignored with a warning, as in `read_finished`. Raises UserError if
+    records are missing.
+    """
+    found = _read_shards(folder, fingerprint, None)
+    results = tuple(result for piece in found.pieces for result in piece.results)
+    is_whole = len(results) == n and (not found.pieces or found.pieces[-1].stop == n)
+    if not is_whole and found.rejected:
+        path, reason = found.rejected[0]
+        raise UserError(f"{path} cannot be used: {reason}; give the command of the run again")
+    if not results:
+        raise UserError(f"the records of this run are not in {folder} any more: give the command of the run again")
+    if not is_whole:
+        raise UserError(f"{folder} has {len(results)} records, expected {n}: give the command of the run again")
+    for path, reason in found.rejected:
+        warnings.warn(f"{path} was ignored: {reason}", stacklevel=2)
+    return results
 
 
 def missing_ranges(size: int, finished: Finished, shard_size: int) -> list[tuple[int, int]]:
@@ -154,8 +170,73 @@ def locked(folder: Path) -> Iterator[None]:
         os.close(handle)
 
 
-def read_records(path: Path, expected: str) -> tuple[SampleResult, ...] | str:
-    """Return the records of a shard file that carries the fingerprint `expected`, or why they cannot be taken."""
+def merge(pieces: Sequence[Piece], ids: Sequence[str]) -> list[SampleResult]:
+    """Return the records of all pieces in the order of `ids`, the ids of a cell's samples.
+
+    Raises UserError if a sample is missing, is there twice, or is foreign to the cell.
+    """
+    results = [result for piece in pieces for result in piece.results]
+    counts = Counter(result.sample_id for result in results)
+    problems = {
+        "missing": [sample for sample in ids if sample not in counts],
+        "there twice": [sample for sample, count in counts.items() if count > 1],
+        "foreign": sorted(counts.keys() - set(ids)),
+    }
+    for problem, samples in problems.items():
+        if samples:
+            raise UserError(
+                f"the records are not the protocol's: {len(samples)} samples are {problem}, {samples[0]!r} first;"
+                " remove the cell's folder and give the same command again"
+            )
+    by_id = {result.sample_id: result for result in results}
+    return [by_id[sample] for sample in ids]
+
+
+def _read_shards(folder: Path, expected: str, samples: Samples | None) -> Finished:
+    """Read the shard files of the cell with the fingerprint `expected`; the one reader of a cell's folder.
+
+    With `samples`, those of the cell, records of other samples are rejected too.
+    """
+    pieces: list[Piece] = []
+    rejected: list[tuple[Path, str]] = []
+    seen: set[str] = set()
+    covered = 0
+    for path in sorted(folder.glob("*.parquet")):
+        piece = _read_shard(path, expected, samples)
+        if isinstance(piece, str):
+            rejected.append((path, piece))
+            continue
+        ids = {result.sample_id for result in piece.results}
+        if piece.start < covered or len(ids) < len(piece.results) or ids & seen:
+            rejected.append((path, "its samples are in another file too"))
+            continue
+        pieces.append(piece)
+        seen |= ids
+        covered = piece.stop
+    return Finished(tuple(pieces), tuple(rejected))
+
+
+def _read_shard(path: Path, expected: str, samples: Samples | None) -> Piece | str:
+    """Return the piece in a shard file, or the reason why it cannot be used."""
+    name = _SHARD_NAME.fullmatch(path.name)
+    if not name:
+        return "its name is not <start>-<stop>.parquet"
+    start, stop = int(name[1]), int(name[2])
+    results = _read_records(path, expected)
+    if isinstance(results, str):
+        return results
+    if not results or len(results) != stop - start:
+        return "its samples are not those that its name says"
+    if samples is not None:
+        about = samples.ids, samples.labels, samples.image_digests
+        planned = list(zip(*(values[start:stop] for values in about), strict=True))
+        if [(row.sample_id, row.label, row.image_sha256) for row in results] != planned:
+            return "its samples are not those that its name says"
+    return Piece(start, stop, results)
+
+
+def _read_records(path: Path, expected: str) -> tuple[SampleResult, ...] | str:
+    """Return the records of a shard file that carries the fingerprint `expected`, or why they cannot be used."""
     import pyarrow
     from pyarrow import parquet
 
@@ -171,37 +252,3 @@ def read_records(path: Path, expected: str) -> tuple[SampleResult, ...] | str:
     if metadata.get(_CONTENT) != content.encode():
         return "it is damaged: its records are not those that were written"
     return results
-
-
-def read_cell(folder: Path, fingerprint: str) -> tuple[SampleResult, ...]:
-    """Return all records below a run's folder of the cell with a fingerprint, in their order.
-
-    Raises UserError where there are none, and where they are damaged.
-    """
-    results: list[SampleResult] = []
-    for path in sorted(folder.glob(f"*-{fingerprint[:8]}/*.parquet")):
-        found = read_records(path, fingerprint)
-        if isinstance(found, str):
-            raise UserError(f"{path} cannot be taken: {found}; give the command of the run again")
-        results += found
-    if not results:
-        raise UserError(f"the records of this run are not in {folder} any more: give the command of the run again")
-    return tuple(results)
-
-
-def _read_piece(path: Path, cell: Cell) -> Piece | str:
-    """Return a shard file's piece, or why it is not one of the cell's."""
-    name = _SHARD_NAME.fullmatch(path.name)
-    if not name:
-        return "its name is not <start>-<stop>.parquet"
-    start, stop = int(name[1]), int(name[2])
-    results = read_records(path, cell.fingerprint)
-    if isinstance(results, str):
-        return results
-    samples = cell.samples
-    expected = list(
-        zip(samples.ids[start:stop], samples.labels[start:stop], samples.image_digests[start:stop], strict=True)
-    )
-    if not expected or [(row.sample_id, row.label, row.image_sha256) for row in results] != expected:
-        return "its samples are not those that its name says"
-    return Piece(start, stop, results)

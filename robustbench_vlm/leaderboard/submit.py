@@ -10,7 +10,8 @@ from typing import Any
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.threat import Threat
-from robustbench_vlm.engine.evidence import Evidence, manifests, read_manifest, read_run
+from robustbench_vlm.engine.evidence import Evidence, manifests, read_run
+from robustbench_vlm.engine.manifest import read_manifest
 from robustbench_vlm.engine.results import mean_of
 from robustbench_vlm.leaderboard.entry import Entry, Event, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import make_entry, read_evidence, write_records
@@ -141,8 +142,8 @@ def _environment(run: Path, evidence: Sequence[Evidence]) -> list[Mapping[str, A
     found: list[Mapping[str, Any]] = []
     for path in manifests(run):
         manifest = read_manifest(path)
-        if manifest.get("attack") in attacks:
-            found.append({key: manifest.get(key) for key in ("attack", "versions", "machine", "git_commit")})
+        if manifest.attack in attacks:
+            found.append({key: getattr(manifest, key) for key in ("attack", "versions", "machine", "git_commit")})
     return found
 
 

@@ -10,8 +10,7 @@ from hypothesis import strategies as st
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.merge import merge
-from robustbench_vlm.engine.store import Piece
+from robustbench_vlm.engine.store import Piece, merge
 
 SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 

@@ -19,12 +19,12 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.merge import merge
 from robustbench_vlm.engine.store import (
     Finished,
     Piece,
     cell_folder,
     locked,
+    merge,
     missing_ranges,
     read_finished,
     run_folder,
