@@ -25,12 +25,12 @@ from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Prompt
 from robustbench_vlm.datasets.published.local_copy import prepare_dataset
+from robustbench_vlm.engine.cell import choose_samples
 from robustbench_vlm.engine.model_cache import AnyModel, loaded_model
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.results import RunResult
 from robustbench_vlm.engine.run import run
-from robustbench_vlm.engine.samples import choose_samples
 from robustbench_vlm.leaderboard.board import Board
 from robustbench_vlm.leaderboard.entry import board_folder
 from robustbench_vlm.leaderboard.ranking import make_board

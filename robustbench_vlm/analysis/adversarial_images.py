@@ -10,10 +10,9 @@ import torch
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.group import Group, attack_group, missing_groups
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.engine.shard import Attacked, attack_shards
+from robustbench_vlm.engine.shard import Attacked, Group, attack_group, attack_shards, missing_groups
 from robustbench_vlm.engine.store import Finished
 
 _Sent = list[tuple[Sequence[SampleResult], "np.typing.NDArray[np.float32]"]]

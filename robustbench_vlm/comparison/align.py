@@ -9,7 +9,7 @@ from robustbench_vlm.core.fingerprint import canonical
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.evidence import Evidence
-from robustbench_vlm.engine.scores import accuracies
+from robustbench_vlm.engine.results import accuracies
 
 Key = tuple[str, str, int]
 """Sample id, digest of its pixels and label: two models share a sample if all three are equal."""

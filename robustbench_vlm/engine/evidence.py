@@ -20,7 +20,7 @@ from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.records import CLEAN, SampleResult, Score
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.manifest import MANIFEST, Manifest, ManifestCell, read_manifest
-from robustbench_vlm.engine.scores import accuracies
+from robustbench_vlm.engine.results import accuracies
 from robustbench_vlm.engine.store import read_cell
 
 Condition = tuple[str, str, str, Fraction]

@@ -14,7 +14,7 @@ from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.image_folder import folder_dataset
 from robustbench_vlm.datasets.published.local_copy import data_root, find_images, is_available, prepare_dataset
 from robustbench_vlm.engine.backends import resolve_resources
-from robustbench_vlm.engine.cell import Cell, Samples
+from robustbench_vlm.engine.cell import Cell, Samples, choose_samples
 from robustbench_vlm.engine.model_cache import loaded_model, release
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resources import (
@@ -24,7 +24,6 @@ from robustbench_vlm.engine.resources import (
     sample_memory,
     with_fitting_batch_size,
 )
-from robustbench_vlm.engine.samples import choose_samples
 from robustbench_vlm.engine.shard import MEASURED_SAMPLES, cell_classifier, load_batch
 from robustbench_vlm.models.card import find_card
 from robustbench_vlm.models.loading import fetch

@@ -14,12 +14,11 @@ from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cost import Estimate, estimate_cost
 from robustbench_vlm.engine.evidence import sound_cells
-from robustbench_vlm.engine.group import missing_groups, run_group
 from robustbench_vlm.engine.manifest import Line, Made, write_manifest
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
-from robustbench_vlm.engine.results import Mean, RunResult, Table, mean_of
-from robustbench_vlm.engine.scores import score
+from robustbench_vlm.engine.results import Mean, RunResult, Table, mean_of, score
+from robustbench_vlm.engine.shard import missing_groups, run_group
 from robustbench_vlm.engine.store import (
     Finished,
     cell_folder,

@@ -13,7 +13,7 @@ from robustbench_vlm.engine.evidence import Evidence, Unsound
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.engine.scores import score
+from robustbench_vlm.engine.results import score
 from robustbench_vlm.engine.store import safe_name
 from robustbench_vlm.engine.warnings import with_comparisons
 from robustbench_vlm.leaderboard.entry import Entry

@@ -19,9 +19,9 @@ from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.evidence import Evidence, Unsound
-from robustbench_vlm.engine.group import packed_groups, run_group
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.resources import Resources
+from robustbench_vlm.engine.shard import packed_groups, run_group
 from robustbench_vlm.leaderboard.counterexamples import refuted_counterexamples
 from robustbench_vlm.leaderboard.entry import MAX_TEXT, Counterexample, Entry, Event
 from robustbench_vlm.leaderboard.rebuild import rebuild, reference_of, scores_with_warnings

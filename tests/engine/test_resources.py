@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.engine import group, resources
+from robustbench_vlm.engine import resources, shard
 from robustbench_vlm.engine.cost import estimate_cost
 from robustbench_vlm.engine.model_cache import classifier_of
 from robustbench_vlm.engine.request import Request
@@ -21,7 +21,7 @@ from robustbench_vlm.engine.run import run_plan
 
 @pytest.fixture
 def plan_of(taught_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[int], Plan]:
-    monkeypatch.setattr(group, "_fitting", {})
+    monkeypatch.setattr(shard, "_fitting", {})
 
     def make(batch_size: int) -> Plan:
         return resolve(
@@ -71,7 +71,7 @@ def test_half_the_slots_give_the_records_of_few_slots_from_the_beginning(plan_of
     assert [run_within(plan, 8) for plan in plans] == [0, 2]
     few, many = (records(plan.request.out) for plan in plans)
     assert few == many and len(few) == 4
-    assert list(group._fitting.values()) == [4]
+    assert list(shard._fitting.values()) == [4]
 
 
 def test_a_sample_that_does_not_fit_is_told(plan_of: Callable[[int], Plan]) -> None:

@@ -22,8 +22,8 @@ from robustbench_vlm.engine.model_cache import classifier_of
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.resources import Resources
+from robustbench_vlm.engine.results import score
 from robustbench_vlm.engine.run import run, run_plan
-from robustbench_vlm.engine.scores import score
 from robustbench_vlm.engine.shard import load_batch, run_shards
 from robustbench_vlm.protocols.mini import MINI_QUICK
 

@@ -17,7 +17,7 @@ from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.cell import Cell, Samples
-from robustbench_vlm.engine.scores import score
+from robustbench_vlm.engine.results import score
 from robustbench_vlm.engine.warnings import GATES, cell_warnings, explain, with_comparisons
 
 Cells = Callable[..., Cell]

@@ -13,7 +13,7 @@ from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import CLEAN, SampleResult
 from robustbench_vlm.engine.evidence import Evidence, Unsound, data_digest
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.engine.scores import accuracies
+from robustbench_vlm.engine.results import accuracies
 from robustbench_vlm.leaderboard.entry import Entry, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import make_entry, read_evidence, write_records
 from robustbench_vlm.leaderboard.tolerance import RecomputedPart, RecomputedSample, missing_warnings
