@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from robustbench_vlm.cli.render.protocols import protocol_document
-from robustbench_vlm.engine.warnings import GATES
+from robustbench_vlm.engine.warnings import WARNINGS
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import TRACKS
@@ -24,7 +24,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 def warnings() -> str:
     """Return the table of warnings."""
-    rows = [[f"`{gate.code}`", gate.meaning, gate.advice] for gate in GATES.values()]
+    rows = [[f"`{warning.code}`", warning.meaning, warning.advice] for warning in WARNINGS.values()]
     return markdown(["code", "means", "what to do"], rows)
 
 

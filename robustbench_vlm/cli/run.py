@@ -93,12 +93,12 @@ def _mean_rows(found: "Table") -> list[Row]:
 def _explained(warnings: Iterable[str], width: int) -> list[Line]:
     from robustbench_vlm.engine.warnings import explain
 
-    gates = {warning.partition(":")[0]: explain(warning) for warning in warnings}
-    if not gates:
+    explained = {warning.partition(":")[0]: explain(warning) for warning in warnings}
+    if not explained:
         return []
     lines = [Line(""), Line("warnings (code:N counts samples)", "bold")]
-    for code in sorted(gates):
-        lines += wrapped(f"{code}: {gates[code].meaning}; {gates[code].advice}", width, indent="  ")
+    for code in sorted(explained):
+        lines += wrapped(f"{code}: {explained[code].meaning}; {explained[code].advice}", width, indent="  ")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""Shards: classifier, images, the attack with its gates, and one record a sample."""
+"""Shards and groups of shards: load classifier and images, attack the samples, and return one record each."""
 
 import dataclasses
 import itertools
@@ -78,7 +78,7 @@ class _Part:
     """That which gives the verdicts; the same one unless the protocol has another precision for them."""
     batch: Batch
     about: Sequence[tuple[str, str, tuple[str, ...]]]
-    """Id, digest of the pixels and raised gates of each sample."""
+    """Id, digest of the pixels and warnings of each sample."""
 
 
 def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:

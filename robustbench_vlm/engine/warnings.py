@@ -1,4 +1,4 @@
-"""Gates: what makes a number unbelievable, by code, with its meaning and advice (arXiv:1802.00420, 1902.06705)."""
+"""Warnings: sanity checks on the scores of a run, by code, with meaning and advice (arXiv:1802.00420, 1902.06705)."""
 
 import dataclasses
 from collections import Counter
@@ -13,18 +13,18 @@ from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.models.text_encoder import texts_with_equal_tokens
 
 ZERO_GRADIENTS = 0.01
-"""Share of samples without an input gradient that is let pass."""
+"""Share of samples without an input gradient that raises no warning."""
 BLACK_BOX_SHARE = 0.02
-"""Share of samples that a black-box stage may break after the white-box ones, if it breaks two at least."""
+"""Share of samples that a black-box stage may break after the white-box stages; one sample raises no warning."""
 RISE = 0.01
-"""Robust accuracy may rise by this much, or by one sample, where it ought to fall: attacks start at random points."""
+"""Rise of the robust accuracy, or one sample, that raises no warning: attacks start at random points."""
 COLLAPSED = 0.9
-"""Share of predictions that may fall on one class, unless that share of the labels does."""
+"""Share of predictions for one class that raises a warning, unless the labels have that share too."""
 
 
 @dataclass(frozen=True)
-class Gate:
-    """A reason not to believe a number. A score's warning is its `code`, or "code:N" with the count of samples."""
+class SanityWarning:
+    """A reason to doubt a score, which carries the `code`, or "code:N" with the number of samples."""
 
     code: str
     meaning: str
@@ -32,46 +32,48 @@ class Gate:
 
 
 _GRADIENTS = "attack it with gradients that see the defense (BPDA, EOT), and trust the black-box stages more"
-GATES: Mapping[str, Gate] = {
-    gate.code: gate
-    for gate in (
-        Gate("zero-gradient", "the margin's gradient at the clean image is exactly zero", _GRADIENTS),
-        Gate("non-finite-gradient", "a gradient of the loss at the image is NaN or infinite", _GRADIENTS),
-        Gate("unstable-output", "two equal calls give different logits", "average over the model's randomness (EOT)"),
-        Gate("batch-dependent", "logits depend on the batch mates", "put the model into eval mode; normalise a sample"),
-        Gate("probability-logits", "logits look like probabilities", "return logits: a softmax hides the gradient"),
-        Gate(
+WARNINGS: Mapping[str, SanityWarning] = {
+    code: SanityWarning(code, meaning, advice)
+    for code, meaning, advice in (
+        ("zero-gradient", "the margin's gradient at the clean image is exactly zero", _GRADIENTS),
+        ("non-finite-gradient", "a gradient of the loss at the image is NaN or infinite", _GRADIENTS),
+        ("unstable-output", "two equal calls give different logits", "average over the model's randomness (EOT)"),
+        ("batch-dependent", "logits depend on the batch mates", "put the model into eval mode; normalise a sample"),
+        ("probability-logits", "logits look like probabilities", "return logits: a softmax hides the gradient"),
+        (
             "same-prompt",
             "two classes have the same prompt, or one that CLIP reads as the same",
             "change the class names: one of the two never wins",
         ),
-        Gate("collapsed", "nearly every prediction is one class", "look at its training: it tells nothing apart"),
-        Gate("near-chance", "clean accuracy is no better than a constant answer", "compare models elsewhere"),
-        Gate("robust-near-chance", "robust accuracy is no better than a constant answer", "do not rank by this set"),
-        Gate("black-box-wins", "a black-box stage breaks what white-box stages left", _GRADIENTS),
-        Gate("rises-with-eps", "robust accuracy is higher at a larger eps", _GRADIENTS),
-        Gate("rises-with-attack", "robust accuracy is higher under a stronger attack", "take the worst of the attacks"),
-        Gate("incomplete", "samples of this dataset are missing on this machine", "fetch all of it to compare"),
-        Gate(
+        ("collapsed", "nearly every prediction is one class", "check its training: it cannot distinguish the classes"),
+        ("near-chance", "clean accuracy is no better than a constant answer", "compare models elsewhere"),
+        ("robust-near-chance", "robust accuracy is no better than a constant answer", "do not rank by this set"),
+        ("black-box-wins", "a black-box stage breaks what white-box stages left", _GRADIENTS),
+        ("rises-with-eps", "robust accuracy is higher at a larger eps", _GRADIENTS),
+        ("rises-with-attack", "robust accuracy is higher under a stronger attack", "take the worst of the attacks"),
+        ("incomplete", "samples of this dataset are missing on this machine", "fetch all of it to compare"),
+        (
             "other-split",
             "the hub's shards are another split of this set",
-            "compare on one split alone",
+            "compare models on one split only",
         ),
-        Gate("unreadable", "images that nobody can decode were left out", "mend the images for a comparable number"),
-        Gate("dlr-needs-3-classes", "DLR is not defined below 3 classes", "none: the margin loss stood in"),
-        Gate("targeted-dlr-needs-4-classes", "targeted DLR needs 4 classes", "none: the margin loss stood in"),
+        ("unreadable", "images that cannot be decoded were left out", "fix the images to get a comparable number"),
+        ("dlr-needs-3-classes", "DLR is not defined below 3 classes", "none: the margin loss stood in"),
+        ("targeted-dlr-needs-4-classes", "targeted DLR needs 4 classes", "none: the margin loss stood in"),
     )
 }
 
 
-def explain(warning: str) -> Gate:
-    """Return the gate of a score's warning, "code" or "code:N"; one that a plugin's stage noted explains itself."""
+def explain(warning: str) -> SanityWarning:
+    """Return meaning and advice of a score's warning, "code" or "code:N"; codes of plugins get a general text."""
     code = warning.partition(":")[0]
-    return GATES.get(code, Gate(code, "noted by a stage of the attack", "see the documentation of that attack"))
+    return WARNINGS.get(
+        code, SanityWarning(code, "noted by a stage of the attack", "see the documentation of that attack")
+    )
 
 
 def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...]:
-    """Return the warnings that one cell's samples, class names and attack give reason for."""
+    """Return the warnings that the samples, class names and attack of one cell raise."""
     n = len(results)
     counts = Counter(code for result in results for code in result.warnings.split(",") if code)
     counts["unreadable"] = len(cell.samples.unreadable)
@@ -82,9 +84,9 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...
     shares = {
         "collapsed": _collapsed(results),
         "near-chance": _share(results, clean=True) <= _constant(results),
-        # Nothing left is a finding; something left that a constant answer has too is none.
         "incomplete": is_incomplete(cell.dataset),
         "other-split": is_other_split(cell.dataset),
+        # A robust accuracy of 0 is a result; one that a constant answer reaches too is not.
         "robust-near-chance": 0 < _share(results, clean=False) <= _constant(results),
     }
     counted = [f"{code}:{count}" for code, count in counts.items() if count]
@@ -92,7 +94,7 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...
 
 
 def with_comparisons(cells: Sequence[Cell], scores: Sequence[Score]) -> list[Score]:
-    """Return the scores of one run with the warnings that only their comparison shows, in the same order."""
+    """Return the scores of one run, in order, with the warnings that only a comparison of its cells shows."""
     found: list[Score] = []
     for cell, score in zip(cells, scores, strict=True):
         others = [
@@ -141,7 +143,7 @@ def _black_box_wins(attack: Attack, results: Sequence[SampleResult]) -> int:
 
 
 def _repeated(prompts: Sequence[Prompt]) -> int:
-    # Of an ensemble the first: a template puts two names into the same tokens, or none does.
+    # The first prompt of an ensemble is enough: two names have equal tokens in every template or in none.
     first = [prompt if isinstance(prompt, str) else prompt[0] for prompt in prompts]
     return sum(len(group) - 1 for group in texts_with_equal_tokens(first))
 

@@ -27,7 +27,7 @@ from robustbench_vlm.cli.main import app
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.engine.backends import ENGINES
-from robustbench_vlm.engine.warnings import GATES
+from robustbench_vlm.engine.warnings import WARNINGS
 from robustbench_vlm.models import ARCHITECTURES, MODELS
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.test_time import TEST_TIME_DEFENSES
@@ -151,8 +151,8 @@ def test_tables_are_those_of_the_code() -> None:
     for page in tables.TABLES:
         text = (DOCS / page).read_text(encoding="utf-8")
         assert tables.filled(page, text) == text, "run `python benchmarks/docs_tables.py`"
-    gates = (DOCS / "warnings.md").read_text(encoding="utf-8")
-    assert all(f"| `{code}` | {gate.meaning} | {gate.advice} |" in gates for code, gate in GATES.items())
+    page = (DOCS / "warnings.md").read_text(encoding="utf-8")
+    assert all(f"| `{code}` | {warning.meaning} | {warning.advice} |" in page for code, warning in WARNINGS.items())
     protocols = (DOCS / "protocols.md").read_text(encoding="utf-8")
     assert all(f"## {PROTOCOLS.load(name).label}\n" in protocols for name in PROTOCOLS.table)
 

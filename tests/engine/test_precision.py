@@ -108,7 +108,7 @@ def test_verdicts_are_float32_unless_the_protocol_says_otherwise(cell: Cell) -> 
     rounded = measured(cell, precision="bfloat16", verdict_precision="bfloat16")
     assert calls["float32"] == 0
     assert [each.margin for each in low] == [each.margin for each in exact] != [each.margin for each in rounded]
-    # Rounding in another batch is no gate's business.
+    # Rounding in another batch must not raise a warning.
     assert not any(each.warnings for each in low + rounded)
 
 

@@ -1,4 +1,4 @@
-"""Every gate: a model or a record that trips it, and one that does not."""
+"""Every warning: a model or a record that raises it, and one that does not."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,7 +18,7 @@ from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.cell import Cell, Samples
 from robustbench_vlm.engine.results import score
-from robustbench_vlm.engine.warnings import GATES, cell_warnings, explain, with_comparisons
+from robustbench_vlm.engine.warnings import WARNINGS, cell_warnings, explain, with_comparisons
 
 Cells = Callable[..., Cell]
 Results = Callable[..., list[SampleResult]]
@@ -197,6 +197,6 @@ def test_attacks_that_nobody_ordered_are_not_compared(make_cell: Cells, make_res
 
 def test_every_warning_explains_itself() -> None:
     for loss in LOSSES:
-        assert loss_warnings(loss, torch.tensor([2])).keys() <= GATES.keys()
-    assert explain("unreadable:3") is GATES["unreadable"]
+        assert loss_warnings(loss, torch.tensor([2])).keys() <= WARNINGS.keys()
+    assert explain("unreadable:3") is WARNINGS["unreadable"]
     assert explain("of-a-plugin:3").code == "of-a-plugin"

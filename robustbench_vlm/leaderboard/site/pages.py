@@ -18,7 +18,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import inside, write_text
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.text import terminal_text
-from robustbench_vlm.engine.warnings import GATES, explain
+from robustbench_vlm.engine.warnings import WARNINGS, explain
 from robustbench_vlm.leaderboard.board import Board, BoardRow, ReportedNumber
 from robustbench_vlm.leaderboard.entry import Entry
 from robustbench_vlm.leaderboard.site import texts
@@ -62,7 +62,7 @@ def site_files(
     environment = _environment(boards)
     files = {
         "index.html": _page(environment, "index.html", root="", here=""),
-        "reading.html": _page(environment, "reading.html", root="", here="/reading", gates=GATES.values()),
+        "reading.html": _page(environment, "reading.html", root="", here="/reading", warnings=WARNINGS.values()),
     }
     for board in boards:
         folder = texts.slug(board.track)
@@ -156,7 +156,7 @@ def _environment(boards: Sequence[Board]) -> Environment:
     environment.globals |= {
         "boards": boards,
         "version": __version__,
-        "known_gates": frozenset(GATES),
+        "known_warnings": frozenset(WARNINGS),
         "benchmark_bibtex": texts.benchmark_bibtex(__version__),
         "style": style,
         "script": script,
