@@ -12,7 +12,7 @@ from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.engine.shard import Attacked, Group, attack_group, attack_shards, missing_groups
+from robustbench_vlm.engine.shard import Attacked, ShardGroup, attack_group, attack_shards, missing_groups
 from robustbench_vlm.engine.store import Finished
 
 _Sent = list[tuple[Sequence[SampleResult], "np.typing.NDArray[np.float32]"]]
@@ -50,5 +50,5 @@ def joined(parts: Sequence[Attacked]) -> Attacked:
     return Attacked(results, torch.cat([part.images for part in parts]).cpu())
 
 
-def _attack(cells: Sequence[Cell], resources: Resources, group: Group) -> _Sent:
+def _attack(cells: Sequence[Cell], resources: Resources, group: ShardGroup) -> _Sent:
     return [(attacked.results, attacked.images.cpu().numpy()) for attacked in attack_group(cells, resources, group)]

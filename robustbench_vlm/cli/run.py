@@ -12,7 +12,7 @@ from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
 if TYPE_CHECKING:
     from robustbench_vlm.core.records import Score
     from robustbench_vlm.engine.request import Request
-    from robustbench_vlm.engine.results import RunResult, Table
+    from robustbench_vlm.engine.results import RunResult, ScoreTable
 
 _GROUPS = ("model", "attack", "threat")
 _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "clean", "robust", "95 % interval"), "warnings")
@@ -58,11 +58,11 @@ def lines(result: "RunResult", width: int) -> list[Line]:
     ]
 
 
-def _group(found: "Table") -> dict[str, str]:
+def _group(found: "ScoreTable") -> dict[str, str]:
     return {"model": found.model, "attack": found.attack, "threat": f"{found.norm} {found.eps}"}
 
 
-def _score_row(found: "Table", score: "Score") -> Row:
+def _score_row(found: "ScoreTable", score: "Score") -> Row:
     return {
         **_group(found),
         "dataset": score.dataset,
@@ -75,7 +75,7 @@ def _score_row(found: "Table", score: "Score") -> Row:
     }
 
 
-def _mean_rows(found: "Table") -> list[Row]:
+def _mean_rows(found: "ScoreTable") -> list[Row]:
     means = {"mean": found.mean, "mean as published": found.mean_as_published}
     return [
         {

@@ -79,7 +79,7 @@ class Manifest:
 
 
 @dataclass(frozen=True)
-class Made:
+class Provenance:
     """How the records of one command came to be; no number depends on it."""
 
     status: str
@@ -93,7 +93,7 @@ class Made:
 
 
 @dataclass(frozen=True)
-class Line:
+class ManifestRow:
     """A cell as a manifest lists it: where its records lie, and its score once there is one."""
 
     cell: Cell
@@ -108,7 +108,7 @@ def read_manifest(path: Path) -> Manifest:
 
 
 def write_manifest(
-    folder: Path, lines: Sequence[Line], made: Made, earlier: Mapping[str, ManifestCell] | None = None
+    folder: Path, lines: Sequence[ManifestRow], made: Provenance, earlier: Mapping[str, ManifestCell] | None = None
 ) -> None:
     """Write manifest.json, and scores.csv if there are scores; the cells of `earlier` commands stay listed in both."""
     ours = {line.folder: _entry(line) for line in lines}
@@ -160,7 +160,7 @@ def machine(device: str) -> dict[str, str | int]:
     return {"platform": platform.platform(), "device": name, "cores": os.cpu_count() or 1}
 
 
-def _entry(line: Line) -> dict[str, Any]:
+def _entry(line: ManifestRow) -> dict[str, Any]:
     identity = dict(plain(line.cell.identity))
     # The ids stand in the records, and "data" is their digest.
     identity["samples"] = len(identity.pop("samples"))

@@ -34,7 +34,7 @@ class Mean:
 
 
 @dataclass(frozen=True)
-class Table:
+class ScoreTable:
     """The scores of one model under one attack at one eps, one a dataset."""
 
     track: str
@@ -89,7 +89,7 @@ class Table:
 class RunResult:
     """What a run found: one table for every model x attack x eps, in the order of the request."""
 
-    tables: tuple[Table, ...]
+    tables: tuple[ScoreTable, ...]
     seconds: float
     """Wall time of this run."""
     passes: int
@@ -141,7 +141,7 @@ class RunResult:
         return {"runs": [table.to_json() for table in self.tables], "fingerprint": self.fingerprint, **whole}
 
 
-def _cell_folder(table: Table, row: Mapping[str, Any]) -> Path:
+def _cell_folder(table: ScoreTable, row: Mapping[str, Any]) -> Path:
     return table.folder / cell_folder_name(row["dataset"], table.norm, table.eps, row["fingerprint"])
 
 

@@ -1,4 +1,4 @@
-"""The run: what is not on disk yet is computed, and the records on disk become scores."""
+"""Runs: compute the records that are not on disk yet, and turn the records on disk into scores."""
 
 import contextlib
 import functools
@@ -14,10 +14,10 @@ from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cost import Estimate, estimate_cost
 from robustbench_vlm.engine.evidence import sound_cells
-from robustbench_vlm.engine.manifest import Line, Made, write_manifest
+from robustbench_vlm.engine.manifest import ManifestRow, Provenance, write_manifest
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
-from robustbench_vlm.engine.results import Mean, RunResult, Table, mean_of, score
+from robustbench_vlm.engine.results import Mean, RunResult, ScoreTable, mean_of, score
 from robustbench_vlm.engine.shard import missing_groups, run_group
 from robustbench_vlm.engine.store import (
     Finished,
@@ -30,11 +30,11 @@ from robustbench_vlm.engine.store import (
 )
 from robustbench_vlm.engine.warnings import with_comparisons
 
-__all__ = ["Mean", "RunResult", "Table", "run", "run_plan"]
+__all__ = ["Mean", "RunResult", "ScoreTable", "run", "run_plan"]
 
 
 def run(request: Request, *, on_progress: OnProgress = ignore_progress) -> RunResult:
-    """Plan a request, compute what is missing on disk, and return the scores.
+    """Resolve a request, compute the records that are missing on disk, and return the scores.
 
     Raises UserError as `resolve` does, where another run holds the folder, and where the disk cannot take the
     records. A run that ends early, by Ctrl-C or by an error, is finished by the same request.
@@ -55,7 +55,7 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
         for folder in sorted({run_folder(out, cell) for cell in cells}):
             locks.enter_context(locked(folder))
         finished = [read_finished(cell_folder(out, cell), cell) for cell in cells]
-        _write_manifests(plan, Made("unfinished", plan.request.command, plan.request.resources, 0, 0))
+        _write_manifests(plan, Provenance("unfinished", plan.request.command, plan.request.resources, 0, 0))
         seconds_expected = estimate.seconds_expected if estimate else 0.0
         fresh = _compute(plan, finished, seconds_expected, on_progress)
         complete = [read_finished(cell_folder(out, cell), cell) for cell in cells]
@@ -63,7 +63,7 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
         scores = with_comparisons(cells, [score(cell, rows) for cell, rows in zip(cells, results, strict=True)])
         passes = [_passes(rows) for rows in results]
         seconds = time.monotonic() - begun
-        made = Made("complete", plan.request.command, plan.request.resources, seconds, sum(passes))
+        made = Provenance("complete", plan.request.command, plan.request.resources, seconds, sum(passes))
         _write_manifests(plan, made, scores)
     return RunResult(
         tables=_tables(plan, scores, passes, [seconds * passed / max(sum(fresh), 1) for passed in fresh]),
@@ -74,7 +74,7 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
 
 
 def _compute(plan: Plan, finished: Sequence[Finished], seconds_expected: float, on_progress: OnProgress) -> list[int]:
-    """Run what is missing, write it as soon as it is there, and return the passes spent on each cell."""
+    """Compute the missing records, write each shard when it is done, and return the passes spent on each cell."""
     resources = plan.request.resources
     groups = missing_groups(plan.cells, finished, resources)
     todo = sum(map(len, groups))
@@ -102,16 +102,18 @@ def _passes(results: Iterable[SampleResult]) -> int:
     return sum(result.forward + result.backward for result in results)
 
 
-def _write_manifests(plan: Plan, made: Made, scores: Sequence[Score] = ()) -> None:
-    lines: dict[Path, list[Line]] = {}
+def _write_manifests(plan: Plan, made: Provenance, scores: Sequence[Score] = ()) -> None:
+    lines: dict[Path, list[ManifestRow]] = {}
     for cell, cell_score in itertools.zip_longest(plan.cells, scores):
         folder = run_folder(plan.request.out, cell)
-        lines.setdefault(folder, []).append(Line(cell, cell_folder(plan.request.out, cell).name, cell_score))
+        lines.setdefault(folder, []).append(ManifestRow(cell, cell_folder(plan.request.out, cell).name, cell_score))
     for folder, listed in lines.items():
         write_manifest(folder, listed, made, sound_cells(folder))
 
 
-def _tables(plan: Plan, scores: Sequence[Score], passes: Sequence[int], seconds: Sequence[float]) -> tuple[Table, ...]:
+def _tables(
+    plan: Plan, scores: Sequence[Score], passes: Sequence[int], seconds: Sequence[float]
+) -> tuple[ScoreTable, ...]:
     rows: dict[tuple[str, str, str], list[int]] = {}
     for number, cell in enumerate(plan.cells):
         rows.setdefault((cell.model_name, cell.attack.name, cell.threat.eps_text), []).append(number)
@@ -120,13 +122,13 @@ def _tables(plan: Plan, scores: Sequence[Score], passes: Sequence[int], seconds:
 
 def _table(
     plan: Plan, numbers: Sequence[int], scores: Sequence[Score], passes: Sequence[int], seconds: Sequence[float]
-) -> Table:
+) -> ScoreTable:
     first: Cell = plan.cells[numbers[0]]
     own = tuple(scores[number] for number in numbers)
     unseen = [score for score in own if score.dataset not in plan.track.seen]
     published = set(plan.protocol.datasets or plan.track.datasets)
     is_whole = not plan.protocol.missing_datasets and {score.dataset for score in own} == published
-    return Table(
+    return ScoreTable(
         track=plan.track.name,
         protocol=plan.protocol.label,
         model=first.model_name,
@@ -145,4 +147,4 @@ def _table(
 
 
 def _rejections(finished: Iterable[Finished]) -> list[str]:
-    return [f"{path} was not taken as done, since {why}" for found in finished for path, why in found.rejected]
+    return [f"{path} was ignored: {why}" for found in finished for path, why in found.rejected]

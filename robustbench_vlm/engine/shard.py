@@ -223,7 +223,7 @@ def _records(
 
 
 @dataclass(frozen=True)
-class Group:
+class ShardGroup:
     """Shards of cells that differ in their datasets alone: what a worker is handed."""
 
     shards: tuple[Shard, ...]
@@ -235,12 +235,12 @@ class Group:
         return sum(map(len, self.shards))
 
 
-def run_group(cells: Sequence[Cell], resources: Resources, group: Group) -> list[list[SampleResult]]:
+def run_group(cells: Sequence[Cell], resources: Resources, group: ShardGroup) -> list[list[SampleResult]]:
     """Compute the records of a group's shards as `attack_group` does."""
     return [list(attacked.results) for attacked in attack_group(cells, resources, group)]
 
 
-def attack_group(cells: Sequence[Cell], resources: Resources, group: Group) -> list[Attacked]:
+def attack_group(cells: Sequence[Cell], resources: Resources, group: ShardGroup) -> list[Attacked]:
     """Attack the samples of a group's shards, in their order; raises what `attack_shards` raises.
 
     Where memory runs out, this group and the worker's next ones of the model are run with half the batch_size.
@@ -255,7 +255,7 @@ def attack_group(cells: Sequence[Cell], resources: Resources, group: Group) -> l
     return results
 
 
-def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resources: Resources) -> list[Group]:
+def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resources: Resources) -> list[ShardGroup]:
     """Return the groups that are not wholly on disk, without the shards of them that other groups wrote.
 
     What shares a pass may change the last bit of a number, so a group that was cut off is run again as a whole: then
@@ -266,11 +266,11 @@ def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resource
         parts = [(shard, _missing(shard, cells, finished, resources.shard_size)) for shard in group.shards]
         if any(missing for _, missing in parts):
             again = [missing or _written(shard, finished) for shard, missing in parts]
-            groups.append(Group(tuple(shard for part in again for shard in part)))
+            groups.append(ShardGroup(tuple(shard for part in again for shard in part)))
     return groups
 
 
-def packed_groups(shards: Sequence[Shard], cells: Sequence[Cell], resources: Resources) -> Iterator[Group]:
+def packed_groups(shards: Sequence[Shard], cells: Sequence[Cell], resources: Resources) -> Iterator[ShardGroup]:
     """Yield groups that have all shards: one each, or several where the attack takes samples of several datasets."""
     alike: dict[int | tuple[str, str, Threat], list[Shard]] = {}
     for shard in shards:
@@ -279,7 +279,7 @@ def packed_groups(shards: Sequence[Shard], cells: Sequence[Cell], resources: Res
         alike.setdefault((cell.model, cell.attack.name, cell.threat) if mixed else shard.cell, []).append(shard)
     for key, some in alike.items():
         if isinstance(key, int):
-            yield from (Group((shard,)) for shard in some)
+            yield from (ShardGroup((shard,)) for shard in some)
         else:
             yield from _packed(some, resources)
 
@@ -291,14 +291,14 @@ def _all_shards(cells: Sequence[Cell], resources: Resources) -> Iterator[Shard]:
             yield Shard(number, start, stop, cell.fingerprint)
 
 
-def _packed(shards: Sequence[Shard], resources: Resources) -> list[Group]:
+def _packed(shards: Sequence[Shard], resources: Resources) -> list[ShardGroup]:
     """Deal shards out to groups of nearly equal size, at least one a worker, the largest shards first."""
     full = _SHARDS * max(resources.shard_size, resources.batch_size)
     count = min(len(shards), max(-(-sum(map(len, shards)) // full), resources.workers))
     groups: list[list[Shard]] = [[] for _ in range(count)]
     for shard in sorted(shards, key=len, reverse=True):
         min(groups, key=lambda group: sum(map(len, group))).append(shard)
-    return [Group(tuple(sorted(group, key=lambda shard: (shard.cell, shard.start)))) for group in groups]
+    return [ShardGroup(tuple(sorted(group, key=lambda shard: (shard.cell, shard.start)))) for group in groups]
 
 
 def _missing(shard: Shard, cells: Sequence[Cell], finished: Sequence[Finished], shard_size: int) -> list[Shard]:

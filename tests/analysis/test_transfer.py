@@ -18,7 +18,7 @@ from robustbench_vlm.core.records import Accuracy, mean_interval
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.engine.results import Table
+from robustbench_vlm.engine.results import ScoreTable
 from robustbench_vlm.engine.run import run
 from robustbench_vlm.models.classifier import Model, load_model
 
@@ -53,7 +53,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
 
 
 @pytest.fixture(scope="module")
-def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Table]:
+def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ScoreTable]:
     result = run(replace(REQUEST, out=tmp_path_factory.mktemp("runs")))
     return {table.model: table for table in result.tables}
 
@@ -72,7 +72,7 @@ def predictions(model: Model, images: AdversarialImages) -> list[bool]:
     return right
 
 
-def test_the_diagonal_is_the_robust_accuracy_of_a_run(found: Found, tables: dict[str, Table]) -> None:
+def test_the_diagonal_is_the_robust_accuracy_of_a_run(found: Found, tables: dict[str, ScoreTable]) -> None:
     for target in found[0].targets:
         mean = tables[target.model].mean
         assert mean is not None

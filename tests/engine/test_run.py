@@ -17,7 +17,7 @@ from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.records import SampleResult, wilson
 from robustbench_vlm.engine import run as run_module
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.manifest import Line, Made, write_manifest
+from robustbench_vlm.engine.manifest import ManifestRow, Provenance, write_manifest
 from robustbench_vlm.engine.model_cache import classifier_of
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
@@ -74,8 +74,8 @@ def test_scores_csv_holds_no_formula_and_no_control_character(
 ) -> None:
     table, cell = run(request_of()).tables[0], resolve(request_of()).cells[0]
     named = replace(table.scores[0], dataset="=1+1", model="\t@SUM(1)\x1b[31m")
-    made = Made("complete", "", ONE, 0.0, 0)
-    write_manifest(tmp_path / "hostile", [Line(cell, "cell", named)], made)
+    made = Provenance("complete", "", ONE, 0.0, 0)
+    write_manifest(tmp_path / "hostile", [ManifestRow(cell, "cell", named)], made)
     (row,) = table_of(tmp_path / "hostile" / "scores.csv")
     assert (row["dataset"], row["model"]) == ("'=1+1", r"'\t@SUM(1)\x1b[31m")
 
