@@ -1,1 +1,1 @@
-"""The engine: plans a grid of runs into shards, runs what is not on disk yet, and merges the records into scores."""
+"""The engine: resolves a request into cells, attacks the samples that are not on disk yet, and computes scores."""

@@ -1,4 +1,4 @@
-"""Cells and shards: the identity of one number, and the pieces in which it is computed."""
+"""Cells and shards: the identity of one accuracy, its samples, and the pieces in which it is computed."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -22,13 +22,13 @@ class Samples:
     """The samples of a cell in their fixed order, each with the digest of its pixels."""
 
     indices: tuple[int, ...]
-    """Where they stand in the dataset's source."""
+    """Positions in the dataset's source."""
     ids: tuple[str, ...]
     labels: tuple[int, ...]
     image_digests: tuple[str, ...]
     """sha256 of each image's uint8 pixels."""
     unreadable: tuple[str, ...] = ()
-    """Ids that the protocol chose but nobody can decode; they are no part of the cell."""
+    """Ids of chosen images that cannot be decoded; they are not part of the cell."""
 
     @functools.cached_property
     def digest(self) -> str:
@@ -38,7 +38,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Cell:
-    """One model x attack x dataset x threat under one protocol: one number of the table."""
+    """One model x attack x dataset x threat under one protocol: one accuracy of the table."""
 
     track: str
     model: str
@@ -59,9 +59,9 @@ class Cell:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Everything that the number depends on, and nothing else: what the fingerprint is taken of.
+        """Everything that the accuracy depends on, and nothing else; the fingerprint is computed from it.
 
-        Batch size, device, engine, library versions, and texts that only describe stay out.
+        Batch size, device, engine, library versions and descriptions are not part of it.
         """
         return {
             "weights": self.weights,
@@ -82,19 +82,20 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """What a person calls this cell."""
+        """The name of the cell in messages."""
         return f"{self.model_name} / {self.attack.name} / {self.dataset.name} / {self.threat}"
 
 
 @dataclass(frozen=True)
 class Shard:
-    """The samples start to stop (exclusive) of the cell that has this number in the plan."""
+    """The samples start to stop (exclusive) of one cell."""
 
     cell: int
+    """Index of the cell in the plan."""
     start: int
     stop: int
     fingerprint: str
-    """That of the cell, as the plan has it; who runs the shard computes it again and refuses where it differs."""
+    """Fingerprint of the cell in the plan; the worker computes it again and refuses a shard with another one."""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -104,9 +105,10 @@ class Shard:
 
 
 def choose_samples(dataset: Dataset, protocol: Protocol, *, skip_unreadable: bool) -> Samples:
-    """Return the protocol's samples of a dataset; the unreadable ones are left out if `skip_unreadable`.
+    """Return the samples of a dataset that the protocol chooses, with the digest of every image.
 
-    Raises UnreadableImage otherwise, and UserError where nothing is left or the dataset breaks its own word.
+    Unreadable images are left out if `skip_unreadable`, else UnreadableImage is raised. Raises UserError if no image
+    is left, if ids are not unique, and if a label is not a class.
     """
     source = dataset.open()
     _check(dataset, source)
@@ -128,7 +130,7 @@ def choose_samples(dataset: Dataset, protocol: Protocol, *, skip_unreadable: boo
 
 
 def _chosen(source: Source, protocol: Protocol) -> list[int]:
-    """Return the protocol's samples; prepared ones stand in the standard order already, by their original labels."""
+    """Return the indices of the protocol's samples; prepared datasets are already in the standard order."""
     if isinstance(source, PreparedSource):
         return list(range(len(source.ids)))[: protocol.samples]
     return protocol.select(source.ids, source.labels)
@@ -136,7 +138,9 @@ def _chosen(source: Source, protocol: Protocol) -> list[int]:
 
 def _check(dataset: Dataset, source: Source) -> None:
     if len(set(source.ids)) != len(source.ids):
-        raise UserError(f"the dataset {dataset.name!r} gives one id to several samples: its source must name each one")
+        raise UserError(
+            f"the dataset {dataset.name!r} gives one id to several samples: its source must give each sample an id of its own"
+        )
     wrong = sorted({label for label in source.labels if not 0 <= label < len(dataset.classes)})
     if wrong:
         raise UserError(

@@ -7,7 +7,8 @@ images, prompts, attacks or eps cannot be passed off as those of the cell.
 import contextlib
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+import warnings
+from collections.abc import Collection, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from fractions import Fraction
@@ -28,42 +29,42 @@ Condition = tuple[str, str, str, Fraction]
 
 
 class Unsound(UserError):
-    """Records or an entry that contradict themselves, or what they say they are of: not a mistake, nor bad luck."""
+    """Records or an entry that contradict themselves or the cell that they name."""
 
 
 class Unreachable(UserError):
-    """Records that the address in their entry does not give, today at least."""
+    """Records that cannot be downloaded from the address in their entry at the moment."""
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """One model x attack x dataset x threat, sample by sample."""
+    """The records of one cell with their identity and score."""
 
     track: str
     protocol: str
     """Name and version, "mini/1"."""
     identity: Mapping[str, Any]
-    """What `Cell.identity` has, but for the ids of the samples, which the records have."""
+    """`Cell.identity` without the ids of the samples, which the records have."""
     fingerprint: str
     score: Score
     results: tuple[SampleResult, ...]
 
     @property
     def threat(self) -> Threat:
-        """The threat that the samples were attacked under."""
+        """The threat under which the samples were attacked."""
         return Threat(self.identity["threat"]["norm"], Fraction(self.identity["threat"]["eps"]))
 
     @property
     def condition(self) -> Condition:
-        """What the records are of."""
+        """The attack, dataset, norm and eps of the records."""
         return self.score.attack, self.score.dataset, self.threat.norm, self.threat.eps
 
 
 def read_run(folder: Path) -> tuple[Evidence, ...]:
-    """Read the whole cells below a run's folder: of one attack, runs/<track>/<model>/<attack>, or of all its attacks.
+    """Read the complete cells of a folder runs/<track>/<model>/<attack>, or runs/<track>/<model> for all attacks.
 
-    Cells that are not finished are left out. Raises UserError where there is no whole cell, and for records that are
-    damaged or not those of their fingerprint.
+    Unfinished cells are left out. Raises UserError if there is no complete cell, and for records that are damaged or
+    do not belong to their fingerprint.
     """
     found = [evidence for path in manifests(folder) for evidence in _of_manifest(path)]
     if not found:
@@ -74,14 +75,14 @@ def read_run(folder: Path) -> tuple[Evidence, ...]:
 
 
 def manifests(folder: Path) -> list[Path]:
-    """Return the manifests of a run's folder: that of one attack, or those of all attacks below a model's."""
+    """Return the manifests in the folder of one attack, or in the folders of all attacks of a model."""
     return sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}")])
 
 
-def sound_cells(folder: Path) -> dict[str, ManifestCell]:
-    """Return the cells of a manifest that their records bear out, by folder name; those without a score are kept.
+def sound_cells(folder: Path, leave_out: Collection[str]) -> dict[str, ManifestCell]:
+    """Return the cells of a manifest whose records confirm their scores, by folder name; unfinished cells are kept.
 
-    A manifest only repeats what the records say, so a damaged one or a forged row is left out.
+    A damaged manifest or a forged row is left out, since the records have all its facts.
     """
     try:
         manifest = read_manifest(folder / MANIFEST)
@@ -89,7 +90,9 @@ def sound_cells(folder: Path) -> dict[str, ManifestCell]:
         return {}
     found: dict[str, ManifestCell] = {}
     for name, cell in manifest.cells.items():
-        with contextlib.suppress(UserError):
+        if name in leave_out:
+            continue
+        with contextlib.suppress(UserError), warnings.catch_warnings(action="ignore"):
             if inside(folder, name).is_dir():
                 if cell.score:
                     _read_cell_of(folder, manifest, name, cell, cell.score)
@@ -98,7 +101,7 @@ def sound_cells(folder: Path) -> dict[str, ManifestCell]:
 
 
 def checked(evidence: Evidence) -> Evidence:
-    """Return the evidence, its radius as it is written today; raise Unsound where it is not what its records give."""
+    """Return the records with eps in today's spelling; raise Unsound if they contradict identity or score."""
     results, score = evidence.results, evidence.score
     about = f"the records of {score.model} / {score.attack} / {score.dataset} / {evidence.threat}"
     ids = [result.sample_id for result in results]
@@ -126,7 +129,7 @@ def _is_radius(text: str, threat: Threat) -> bool:
 
 
 def _contradiction(result: SampleResult, threat: Threat, stages: AbstractSet[str]) -> str:
-    """Return what a record says that cannot be, "" if nothing."""
+    """Return the contradiction in a record in words, "" if there is none."""
     is_wrong, is_robust = result.broken_by == CLEAN, result.broken_by == ""
     limit = float(threat.eps) * (1 + 1e-5) + 1e-7
     impossible = {
@@ -142,12 +145,12 @@ def _contradiction(result: SampleResult, threat: Threat, stages: AbstractSet[str
 
 
 def data_digest(results: Sequence[SampleResult]) -> str:
-    """Return the data digest of the samples that records are about, see `Samples.digest`."""
+    """Return the data digest of the samples of records, see `Samples.digest`."""
     return fingerprint([[result.sample_id, result.label, result.image_sha256] for result in results])
 
 
 def read_score(values: Mapping[str, Any]) -> Score:
-    """Return the score that JSON values are."""
+    """Return the score in JSON values."""
     pairs = {name: (float(values[name][0]), float(values[name][1])) for name in ("clean_interval", "robust_interval")}
     return Score(**{**values, **pairs, "warnings": tuple(values["warnings"])})
 

@@ -1,4 +1,4 @@
-"""The local engine: jobs in this process or in several, one a core or GPU, as (job, answer) in any order."""
+"""The local engine: runs jobs in this process, or in one process per CPU core or GPU of this machine."""
 
 import contextlib
 import ctypes
@@ -22,11 +22,11 @@ from robustbench_vlm.engine.backends import Answer, Engine, Job, WorkerDied, att
 from robustbench_vlm.engine.resources import Resources, cores
 
 _MALLOPT = {-3: 2**25, -1: 2**31 - 1, -2: 2**26}
-"""GNU C library: blocks to take from the heap (at most so large), free memory to keep on top, and to take at once."""
+"""Options of mallopt: largest block from the heap, free memory to keep on top, and memory to take at once."""
 _IMPORTED = ["open_clip", "robustbench_vlm.engine.shard"]
-"""What the process that workers are copied from imports, seconds before the first of them is needed."""
-# Not fork: a copy of a process with running threads may hang, and CUDA refuses it. The process that the fork server
-# copies has only imported. Apple's libraries do not bear even that.
+"""Modules that the fork server imports before the first worker is needed."""
+# Not fork: a copy of a process with running threads may hang, and CUDA refuses it. The fork server copies a process
+# that has only imported modules. Apple's libraries do not support even that.
 if sys.platform == "linux":
     _CONTEXT = multiprocessing.get_context("forkserver")
 else:
@@ -43,7 +43,7 @@ class _Worker(Generic[Job]):
 def run_jobs(
     function: Callable[[Job], Answer], jobs: Sequence[Job], resources: Resources
 ) -> Generator[tuple[Job, Answer], None, None]:
-    """Run jobs as `engines.RunJobs` says, in processes of this machine; one worker is this process itself."""
+    """Run jobs as `backends.RunJobs` describes, in processes of this machine; a single worker is this process."""
     workers = min(resources.workers, len(jobs))
     if workers <= 1:
         keep_freed_memory()
@@ -59,9 +59,9 @@ def run_jobs(
 
 
 def expect_workers(resources: Resources) -> None:
-    """Begin to import what workers need, in the process that they will be copied from, while others make the plan.
+    """Start the fork server, which imports the modules of the workers while this process resolves the request.
 
-    Raises UserError for an address: the machines of this engine are this one.
+    Raises UserError for an address: this engine uses only this machine.
     """
     if resources.address:
         raise UserError(f"--address {resources.address} is for an engine of several machines: add --engine ray")
@@ -76,9 +76,9 @@ def expect_workers(resources: Resources) -> None:
 
 @contextlib.contextmanager
 def _unheard() -> Iterator[None]:
-    """Let Ctrl-C pass by a process that is started: while it imports, it would answer by a traceback."""
+    """Make a started process ignore Ctrl-C: it would print a traceback while it imports modules."""
     if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may say what a signal does.
+        # Only the main thread may set the handler of a signal.
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -94,9 +94,9 @@ def count_workers(resources: Resources) -> int:
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep memory that it freed: to give it back after every pass costs a third of the time.
+    """Let this process keep freed memory: returning it after every pass costs a third of the time.
 
-    Only the GNU C library can be told; with any other one nothing happens.
+    Has an effect only with the GNU C library.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
@@ -119,7 +119,7 @@ def _hand_out(crew: Sequence[_Worker[Job]], waiting: deque[Job]) -> Generator[tu
 def _give(worker: _Worker[Job], waiting: deque[Job]) -> None:
     worker.job = waiting.popleft() if waiting else None
     if worker.job is not None:
-        # A process that is gone shows itself when its answer is read.
+        # A process that has ended is noticed when its answer is read.
         with contextlib.suppress(BrokenPipeError):
             worker.connection.send(worker.job)
 
@@ -149,10 +149,9 @@ def _start(function: Callable[[Job], Any], number: int, workers: int) -> _Worker
 
 @contextlib.contextmanager
 def _without_program(function: Callable[[Any], Any]) -> Iterator[None]:
-    """Hide the program from a process that is started: it would run the script's file again, and start others from it.
+    """Hide the main script from a started process, which would run it again and start further processes.
 
-    Workers need nothing of it, since functions, models and attacks are named by packages; but for a function that is
-    the program's own.
+    Workers do not need it, since functions, models and attacks are in packages, unless the function is the script's.
     """
     program = sys.modules["__main__"]
     if getattr(function, "func", function).__module__ != program.__name__:
@@ -172,7 +171,7 @@ def _stop(crew: Sequence[_Worker[Job]]) -> None:
 
 
 def _work(connection: Connection, function: Callable[[Any], Any], number: int, threads: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the parent alone decides what it means.
+    # Ctrl-C reaches every process of the terminal; only the parent handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()

@@ -80,21 +80,21 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Provenance:
-    """How the records of one command came to be; no number depends on it."""
+    """The command and resources that made records; no result depends on them."""
 
     status: str
     """"unfinished" or "complete"."""
     command: str
     resources: Resources
     seconds: float
-    """Wall time of the command, all its cells together."""
+    """Wall time of the command for all its cells."""
     passes: int
-    """Forward and backward passes on record for the cells of this folder that the command names."""
+    """Forward and backward passes of the records of the command's cells in this folder."""
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """A cell as a manifest lists it: where its records lie, and its score once there is one."""
+    """A cell to write into a manifest: the folder of its records, and its score if it is complete."""
 
     cell: Cell
     folder: str
@@ -130,7 +130,7 @@ def write_manifest(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that a number could depend on; "" for those not installed."""
+    """Return the versions of Python and of packages that may affect results; "" for packages that are not installed."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -141,7 +141,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Return the commit of the source tree that this package runs from; "" where it is installed or there is no git."""
+    """Return the git commit of the source tree that this package runs from; "" if there is none."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
@@ -155,14 +155,14 @@ def git_commit() -> str:
 
 
 def machine(device: str) -> dict[str, str | int]:
-    """Return what the run ran on."""
+    """Return the platform, device name and number of CPU cores of this machine."""
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     return {"platform": platform.platform(), "device": name, "cores": os.cpu_count() or 1}
 
 
 def _entry(line: ManifestRow) -> dict[str, Any]:
     identity = dict(plain(line.cell.identity))
-    # The ids stand in the records, and "data" is their digest.
+    # The records have the ids, and "data" is their digest.
     identity["samples"] = len(identity.pop("samples"))
     return {
         "fingerprint": line.cell.fingerprint,

@@ -1,7 +1,7 @@
-"""The ray engine: jobs as tasks of a ray cluster, of one machine or many; the records come back to the driver's store.
+"""The ray engine: runs jobs as tasks of a ray cluster of one or more machines and returns the records to the driver.
 
-A task that is lost with its process or its machine is given to another one. Every machine needs this version of the
-package, and the cards, data and weights under the paths that the driver has them.
+A task whose process or machine fails is given to another one. Every machine needs this version of the package, and
+the cards, data and weights under the same paths as the driver.
 """
 
 import logging
@@ -21,30 +21,30 @@ from robustbench_vlm.engine.local import keep_freed_memory
 from robustbench_vlm.engine.resources import Resources, cores
 
 _RETRIES = 5
-"""How often a task may be lost with its process or its machine."""
+"""How often a task is tried again after its process or machine failed."""
 _LOOK_SECONDS = 10.0
-"""How often the cluster is looked at while no task ends."""
+"""Interval at which the cluster is checked while no task ends."""
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
 _STORE_BYTES = 2**27
-"""Of shared memory on this machine; the records of a group are some hundred kilobytes."""
+"""Shared memory of ray on this machine; the records of a group are some hundred kilobytes."""
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}
-"""Settings that ray reads when it is imported: nothing is reported, and no line of a machine lands on our stdout."""
+"""Settings that ray reads when it is imported: no usage report, and no output of other machines on stdout."""
 _COUNTED = {"cpu": "CPU", "cuda": "GPU"}
-"""What ray calls that of which each worker has one."""
+"""Ray's names of the resource of which each worker has one."""
 
 
 def run_jobs(
     function: Callable[[Job], Answer], jobs: Sequence[Job], resources: Resources
 ) -> Generator[tuple[Job, Answer], None, None]:
-    """Run jobs as `engines.RunJobs` says, at most one for each worker under way.
+    """Run jobs as `backends.RunJobs` describes, at most one per worker at a time.
 
-    Each task asks for the CPU cores that a worker of the local engine has, and on GPUs for one of these.
+    Each task requests as many CPU cores as a worker of the local engine has, and one GPU if the device is "cuda".
     """
     ray = _connected(resources.address)
     workers = min(resources.workers, len(jobs))
     threads = _threads(_machines(ray, resources.device), workers)
     gpus = 1 if resources.device == "cuda" else 0
-    # Without max_calls a process with a GPU ends after each task, and the next one loads the model anew.
+    # Without max_calls a process with a GPU ends after each task, and the next one loads the model again.
     task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=_RETRIES, max_calls=0)(_work)
     shared = ray.put(function)
     waiting, pending = deque(jobs), dict[Any, Job]()
@@ -65,16 +65,16 @@ def run_jobs(
 
 
 def connect(resources: Resources) -> None:
-    """Connect this process to the cluster at the address, or to one of its own on this machine.
+    """Connect this process to the cluster at the address, or start a cluster on this machine.
 
-    A connection that the process has already is used. Raises UserError where ray is not installed, and within a minute
-    where no cluster answers.
+    An existing connection is used. Raises UserError if ray is not installed, and within a minute if no cluster
+    answers.
     """
     _connected(resources.address)
 
 
 def count_workers(resources: Resources) -> int:
-    """Return how many GPUs, or CPU cores, the machines have that are alive; raise UserError where there is none."""
+    """Return the number of GPUs, or CPU cores, of the machines that are alive; raise UserError if it is 0."""
     found = sum(count for _, count in _machines(_connected(resources.address), resources.device))
     if not found:
         raise UserError(
@@ -104,14 +104,14 @@ def _answer(ray: Any, reference: Any, job: object) -> Any:
 
 
 def _machines(ray: Any, device: str) -> list[tuple[int, int]]:
-    """Return the CPU cores, and what workers are counted by, of every machine that is alive and has some of both."""
+    """Return (CPU cores, CPU cores or GPUs by device) of every machine that is alive and has both."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     counts = [(int(each.get("CPU", 0)), int(each.get(_COUNTED[device], 0))) for each in alive]
     return [each for each in counts if all(each)]
 
 
 def _threads(machines: Sequence[tuple[int, int]], workers: int) -> int:
-    """Return the threads of a worker: those of the local engine, but not more than the least machine has."""
+    """Return the threads of a worker: as in the local engine, but at most the cores of the smallest machine."""
     cpus = [count for count, _ in machines]
     return max(1, min(sum(cpus) // workers, min(cpus, default=1)))
 
@@ -137,7 +137,7 @@ def _connected(address: str) -> Any:
 
 
 def _check_answers(address: str) -> None:
-    """Raise UserError where no ray cluster answers: ray itself tries for minutes, and then ends the process."""
+    """Raise UserError if no ray cluster answers: ray would try for minutes and then end the process."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise UserError(f"--address {address!r} is not HOST:PORT, as in --address 10.0.0.1:6379")
@@ -156,7 +156,7 @@ def _check_answers(address: str) -> None:
 
 
 def _last(text: str) -> str:
-    """Return the last line of what ray says, which has the cause."""
+    """Return the last line of ray's message, which has the cause."""
     return (text.strip().splitlines() or ["for no reason that is given"])[-1]
 
 

@@ -11,7 +11,7 @@ from robustbench_vlm.engine.resources import Resources
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a user asks for; every combination of models, attacks, eps and datasets is one cell."""
+    """The arguments of a run; every combination of models, attacks, eps and datasets is one cell."""
 
     models: tuple[str, ...]
     """Names on the track, card files (*.json), or open_clip:ARCH/TAG."""
@@ -26,17 +26,17 @@ class Request:
     protocol: str = ""
     """Empty: the track's first."""
     samples: int | Literal["all"] | None = None
-    """Samples a dataset, under a name of their own; None: as many as the protocol says."""
+    """Number of samples per dataset, which changes the protocol's name; None: the protocol's number."""
     images: Path | None = None
-    """A folder with one sub-folder of images a class; it takes the place of the datasets."""
+    """A folder with one sub-folder of images per class, used in place of datasets."""
     prompt: str = "a photo of a {}."
-    """The text for the classes of `images`."""
+    """The prompt template for the classes of `images`."""
     data: Path | None = None
     """The folder of the published datasets. None: VLMBENCH_DATA, or "data" in the cache folder."""
     skip_unreadable: bool = False
-    """Go on without images that cannot be decoded, and count them."""
+    """Leave out images that cannot be decoded, and count them."""
     out: Path = Path("runs")
     resources: Resources = dataclasses.field(default_factory=Resources)
-    """Device, workers, batch_size, shard size: nothing that a number depends on."""
+    """Device, workers, batch size, shard size; no result depends on them."""
     command: str = ""
     """The command line, for the manifest."""

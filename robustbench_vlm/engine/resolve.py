@@ -143,7 +143,7 @@ def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequenc
 
 
 def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Dataset]:
-    """Return the datasets that are asked for, as the protocol has them; none where a folder takes their place."""
+    """Return the requested datasets as the protocol adapts them; none if a folder of images is given."""
     _check_pictures(request, track, protocol)
     if request.images is not None:
         return []
@@ -172,7 +172,7 @@ def _check_pictures(request: Request, track: Track, protocol: Protocol) -> None:
 def _choices(
     request: Request, datasets: Sequence[Dataset], protocol: Protocol, sides: set[int], on_progress: OnProgress
 ) -> dict[int, list[tuple[Dataset, Samples]]]:
-    """Return the datasets and their samples by the side of the images, which only a folder's depend on."""
+    """Return the datasets and their samples by image size, on which only the images of a folder depend."""
     if request.images is None:
         opened = [prepare_dataset(dataset, protocol.samples, request.data, on_progress) for dataset in datasets]
         same = [

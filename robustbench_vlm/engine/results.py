@@ -1,4 +1,4 @@
-"""What a run hands back: a table for every model x attack x eps."""
+"""Results of a run: a score for every cell and a table for every model x attack x eps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -35,7 +35,7 @@ class Mean:
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """The scores of one model under one attack at one eps, one a dataset."""
+    """The scores of one model under one attack at one eps, one per dataset."""
 
     track: str
     protocol: str
@@ -44,25 +44,25 @@ class ScoreTable:
     attack: str
     norm: str
     eps: str
-    """As people write it, "8/255"."""
+    """Printed over 255, such as "8/255"."""
     fingerprint: str
     """sha256 over the fingerprints of the cells."""
     scores: tuple[Score, ...]
     mean: Mean | None
-    """Over the zero-shot sets, those that models of the track were trained on left out; None where there are none."""
+    """Over the zero-shot datasets, without those that models of the track were trained on; None if none is left."""
     mean_as_published: Mean | None
-    """Over all datasets of the protocol's table, as papers print it; None where that is the same, or some are out."""
+    """Over all datasets of the protocol, as papers print it; None if it equals `mean` or datasets are missing."""
     seconds: float
-    """Wall time that was spent on it in this run, shared out by passes; 0 where everything was on disk."""
+    """Its share of the wall time of this run, in proportion to passes; 0 if all records were on disk."""
     passes: int
-    """Forward and backward passes on record for it, earlier runs' included."""
+    """Forward and backward passes of its records, including those of earlier runs."""
     folder: Path
     """runs/<track>/<model>/<attack>, with manifest.json and scores.csv."""
     fingerprints: tuple[str, ...]
-    """Those of the cells, one a score."""
+    """Fingerprints of the cells, one per score."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the table as a JSON document; its scores leave out the model and attack that stand beside them."""
+        """Return the table as a JSON document; its scores omit model and attack, which the table has."""
         scores = [
             {name: value for name, value in plain(score).items() if name not in ("model", "attack")}
             for score in self.scores
@@ -87,20 +87,20 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a run found: one table for every model x attack x eps, in the order of the request."""
+    """The result of a run: one table for every model x attack x eps, in the order of the request."""
 
     tables: tuple[ScoreTable, ...]
     seconds: float
     """Wall time of this run."""
     passes: int
-    """Forward and backward passes on record, earlier runs' included."""
+    """Forward and backward passes of all records, including those of earlier runs."""
     warnings: tuple[str, ...]
-    """Sentences about the run as a whole, such as files that were not taken as done; a score has its own warnings."""
+    """Sentences about the whole run, such as the files that were ignored; each score has its own warnings."""
 
     def to_pandas(self) -> "DataFrame":
         """Return a row for every model x attack x eps x dataset.
 
-        `clean` and `robust` are shares in [0, 1] of `n` samples, beside the ends of their 95 % Wilson intervals;
+        `clean` and `robust` are shares in [0, 1] of `n` samples, with the ends of their 95 % Wilson intervals;
         `warnings` are codes of warnings, separated by spaces; `eps` is a text such as "8/255".
         """
         import pandas
@@ -109,9 +109,9 @@ class RunResult:
         return pandas.DataFrame(rows, columns=list(_COLUMNS))
 
     def samples(self) -> "DataFrame":
-        """Return a row for every attacked sample, read from the records on disk: the fields of `SampleResult`.
+        """Return the records on disk, a row per attacked sample with the fields of `SampleResult`.
 
-        Before them stand model, attack, dataset and eps. Raises UserError if records are missing or
+        The first columns are model, attack, dataset and eps. Raises UserError if records are missing or
         damaged; other files in their folders are ignored with a warning.
         """
         import pandas
@@ -126,14 +126,14 @@ class RunResult:
 
     @property
     def fingerprint(self) -> str:
-        """The one table's fingerprint, or sha256 over those of several."""
+        """The fingerprint of the table, or the sha256 over the fingerprints of several tables."""
         prints = [table.fingerprint for table in self.tables]
         return prints[0] if len(prints) == 1 else fingerprint(prints)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document of the one table; of several, {"runs": [documents], "fingerprint"}.
+        """Return the document of a single table, or {"runs": [documents], "fingerprint"} for several tables.
 
-        "seconds", "passes" and "warnings" of the whole run stand beside in both forms.
+        Both forms also have "seconds", "passes" and "warnings" of the whole run.
         """
         whole = {"seconds": self.seconds, "passes": self.passes, "warnings": list(self.warnings)}
         if len(self.tables) == 1:
@@ -146,7 +146,7 @@ def _cell_folder(table: ScoreTable, row: Mapping[str, Any]) -> Path:
 
 
 def mean_of(scores: Sequence[Score]) -> Mean | None:
-    """Return the unweighted mean over datasets, None where there are none."""
+    """Return the unweighted mean over datasets, None if there are no scores."""
     if not scores:
         return None
     clean, robust = (Accuracy.mean([getattr(score, name) for score in scores]) for name in _ACCURACIES)
@@ -154,7 +154,7 @@ def mean_of(scores: Sequence[Score]) -> Mean | None:
 
 
 def score(cell: Cell, results: Sequence[SampleResult]) -> Score:
-    """Return a cell's score with the warnings that its own samples give reason for."""
+    """Return a cell's score with the warnings that its own samples raise."""
     return Score(
         model=cell.model_name,
         attack=cell.attack.name,
@@ -167,9 +167,9 @@ def score(cell: Cell, results: Sequence[SampleResult]) -> Score:
 
 
 def accuracies(results: Sequence[SampleResult]) -> dict[str, Any]:
-    """Return n, clean and robust with their intervals, under the names that they have in `Score`.
+    """Return n, clean and robust accuracy with their intervals, as fields of `Score`.
 
-    Robust is what is right when clean and that no stage broke.
+    A sample is robust if its clean prediction is right and no stage broke it.
     """
     n = len(results)
     clean = sum(result.broken_by != CLEAN for result in results)

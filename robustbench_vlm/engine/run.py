@@ -108,7 +108,7 @@ def _write_manifests(plan: Plan, made: Provenance, scores: Sequence[Score] = ())
         folder = run_folder(plan.request.out, cell)
         lines.setdefault(folder, []).append(ManifestRow(cell, cell_folder(plan.request.out, cell).name, cell_score))
     for folder, listed in lines.items():
-        write_manifest(folder, listed, made, sound_cells(folder))
+        write_manifest(folder, listed, made, sound_cells(folder, {row.folder for row in listed}))
 
 
 def _tables(

@@ -28,17 +28,17 @@ from robustbench_vlm.models.precision import PRECISIONS, arithmetic
 MEASURED_SAMPLES = 32
 """Samples on which memory and speed of a model are measured."""
 _SHARDS = 2
-"""Whole shards, or whole batches, in a group: half of its samples may fall early, and the others still fill a batch."""
+"""Whole shards, or batches, in a group: if half of its samples are broken early, the others still fill a batch."""
 
 _fitting: dict[tuple[str, str], int] = {}
-"""The batch_size that fit where more did not, by model and device: what this process found out."""
+"""Batch sizes that fit after memory had run out, by model and device; learned by this process."""
 _ROUNDINGS = 8
-"""By so many roundings of the lowest precision a sample's logits may change with its batch mates."""
+"""Roundings of the lowest precision by which the rest of the batch may change a sample's logits."""
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """What an attack found out about samples, in their order."""
+    """The outcome of an attack on samples, in their order."""
 
     results: Sequence[SampleResult]
     images: Tensor
@@ -51,10 +51,10 @@ def run_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Sha
 
 
 def attack_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Shard]) -> list[Attacked]:
-    """Attack the samples of shards whose cells differ in their datasets alone, each in the order of its samples.
+    """Attack the samples of shards whose cells differ only in their datasets, each in the order of its samples.
 
-    Images of one size are attacked together. Raises UserError where weights or images are no longer those that a
-    cell's fingerprint was taken of.
+    Images of one size are attacked together. Raises UserError if weights or images changed since the
+    cell's fingerprint was computed.
     """
     with arithmetic(cells[shards[0].cell].protocol.precision):
         parts = [_prepare(cells[shard.cell], shard, resources) for shard in shards]
@@ -70,12 +70,12 @@ def attack_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[
 
 @dataclass(frozen=True)
 class _Part:
-    """A shard made ready: its samples, and what is known of them before the attack."""
+    """A shard prepared for the attack: its classifiers, samples, and the warnings raised so far."""
 
     classifier: AnyClassifier
-    """That which is attacked."""
+    """The attacked classifier."""
     judge: AnyClassifier
-    """That which gives the verdicts; the same one unless the protocol has another precision for them."""
+    """The classifier that decides; the same one unless the protocol has another precision for verdicts."""
     batch: Batch
     about: Sequence[tuple[str, str, tuple[str, ...]]]
     """Id, digest of the pixels and warnings of each sample."""
@@ -104,7 +104,7 @@ def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:
 
 
 def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> list[Attacked]:
-    """Attack the samples of several shards at once and return what was found about each shard's."""
+    """Attack the samples of several shards at once and return the outcome of each shard."""
     batches = [part.batch for part in parts]
     attacked = _shared([part.classifier for part in parts], batches)
     is_judged_apart = any(part.judge is not part.classifier for part in parts)
@@ -146,7 +146,7 @@ def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> C
 def load_batch(cell: Cell, start: int, stop: int, *, device: str) -> tuple[Batch, list[str]]:
     """Return the samples start to stop of a cell as the attack takes them, and the digests of their pixels.
 
-    Raises UserError where an image is not the one that the cell was planned with.
+    Raises UserError if an image changed since the cell was resolved.
     """
     samples = cell.samples
     images = cell.dataset.open().read(samples.indices[start:stop])
@@ -171,7 +171,7 @@ def load_batch(cell: Cell, start: int, stop: int, *, device: str) -> tuple[Batch
 
 
 def _moved(images: Tensor, device: str) -> Tensor:
-    """Return images on a device; as bytes, a quarter of what floats are, and from pages that a GPU reads by itself."""
+    """Return images on a device; moved as bytes (a quarter of floats) and from pinned memory to a GPU."""
     return images.pin_memory().to(device, non_blocking=True) if device == "cuda" else images.to(device)
 
 
@@ -224,7 +224,10 @@ def _records(
 
 @dataclass(frozen=True)
 class ShardGroup:
-    """Shards of cells that differ in their datasets alone: what a worker is handed."""
+    """Shards of cells that differ only in their datasets; the job of a worker.
+
+    Small cells are attacked together, so that they fill the batches too.
+    """
 
     shards: tuple[Shard, ...]
 
@@ -243,7 +246,7 @@ def run_group(cells: Sequence[Cell], resources: Resources, group: ShardGroup) ->
 def attack_group(cells: Sequence[Cell], resources: Resources, group: ShardGroup) -> list[Attacked]:
     """Attack the samples of a group's shards, in their order; raises what `attack_shards` raises.
 
-    Where memory runs out, this group and the worker's next ones of the model are run with half the batch_size.
+    If memory runs out, the batch size is halved for this group and the worker's next groups of the model.
     """
     model = cells[group.shards[0].cell].model, resources.device
     batch_size = min(resources.batch_size, _fitting.get(model, resources.batch_size))
@@ -256,10 +259,10 @@ def attack_group(cells: Sequence[Cell], resources: Resources, group: ShardGroup)
 
 
 def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resources: Resources) -> list[ShardGroup]:
-    """Return the groups that are not wholly on disk, without the shards of them that other groups wrote.
+    """Return the groups with samples that are not on disk, without their shards that other groups wrote.
 
-    What shares a pass may change the last bit of a number, so a group that was cut off is run again as a whole: then
-    a run that was killed ends in the records of an unbroken one.
+    The samples of one pass may change each other's last bit, so an interrupted group is run again as a whole: then a
+    run that was killed ends with the records of an unbroken run.
     """
     groups = []
     for group in packed_groups([*_all_shards(cells, resources)], cells, resources):
@@ -271,7 +274,7 @@ def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resource
 
 
 def packed_groups(shards: Sequence[Shard], cells: Sequence[Cell], resources: Resources) -> Iterator[ShardGroup]:
-    """Yield groups that have all shards: one each, or several where the attack takes samples of several datasets."""
+    """Yield groups of all shards: of one shard each, unless the attack accepts samples of several datasets."""
     alike: dict[int | tuple[str, str, Threat], list[Shard]] = {}
     for shard in shards:
         cell = cells[shard.cell]
@@ -292,7 +295,7 @@ def _all_shards(cells: Sequence[Cell], resources: Resources) -> Iterator[Shard]:
 
 
 def _packed(shards: Sequence[Shard], resources: Resources) -> list[ShardGroup]:
-    """Deal shards out to groups of nearly equal size, at least one a worker, the largest shards first."""
+    """Distribute shards over groups of nearly equal size, at least one per worker, the largest shards first."""
     full = _SHARDS * max(resources.shard_size, resources.batch_size)
     count = min(len(shards), max(-(-sum(map(len, shards)) // full), resources.workers))
     groups: list[list[Shard]] = [[] for _ in range(count)]

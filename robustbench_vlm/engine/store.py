@@ -39,7 +39,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    """What a cell has on disk: its sound pieces, and the names of the files that cannot be taken as done, with why."""
+    """The records of a cell on disk: its sound pieces, and the rejected files with the reason for each."""
 
     pieces: tuple[Piece, ...]
     rejected: tuple[tuple[Path, str], ...]
@@ -51,7 +51,7 @@ def run_folder(out: Path, cell: Cell) -> Path:
 
 
 def cell_folder(out: Path, cell: Cell) -> Path:
-    """Return the folder of a cell's records: readable, and distinct for every identity by the fingerprint's start."""
+    """Return the folder of a cell's records; the start of the fingerprint makes it distinct for every identity."""
     name = cell_folder_name(cell.dataset.name, cell.threat.norm, cell.threat.eps_text, cell.fingerprint)
     return run_folder(out, cell) / name
 
@@ -62,7 +62,7 @@ def cell_folder_name(dataset: str, norm: str, eps_text: str, fingerprint: str) -
 
 
 def safe_name(text: str) -> str:
-    """Return one path component for a name: itself where that is safe, else its safe letters and a digest."""
+    """Return one path component for a name: the name if it is safe, else its safe letters and a digest."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", text):
         return text
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:60]
@@ -72,7 +72,7 @@ def safe_name(text: str) -> str:
 def write_shard(folder: Path, shard: Shard, results: Sequence[SampleResult]) -> None:
     """Write a shard's records whole or not at all; equal records give equal bytes.
 
-    Raises UserError where the folder cannot be written or the disk is full.
+    Raises UserError if the folder cannot be written or the disk is full.
     """
     from pyarrow import parquet
 
@@ -83,7 +83,7 @@ def write_shard(folder: Path, shard: Shard, results: Sequence[SampleResult]) -> 
 
 
 def records_table(results: Sequence[SampleResult]) -> "Table":
-    """Return records as an Arrow table, a column a field."""
+    """Return records as an Arrow table with a column per field."""
     import pyarrow
 
     types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
@@ -94,7 +94,7 @@ def records_table(results: Sequence[SampleResult]) -> "Table":
 
 
 def read_finished(folder: Path, cell: Cell) -> Finished:
-    """Read a cell's folder; a file that is damaged, foreign or redundant is rejected, never taken as done."""
+    """Read a cell's folder; files that are damaged, foreign or redundant are rejected."""
     return _read_shards(folder, cell.fingerprint, cell.samples)
 
 
@@ -122,8 +122,8 @@ def read_cell(folder: Path, fingerprint: str, n: int) -> tuple[SampleResult, ...
 def missing_ranges(size: int, finished: Finished, shard_size: int) -> list[tuple[int, int]]:
     """Return the ranges (start, stop) of positions below `size` that no sound piece covers, in order.
 
-    They are cut where shards of `shard_size` end, so that a resumed run writes the files of an unbroken one, and where
-    rejected files do, so that these are written over.
+    They are cut at the ends of shards of `shard_size`, so that a resumed run writes the files of an unbroken one, and
+    at the ends of rejected files, so that these are overwritten.
     """
     covered = {n for piece in finished.pieces for n in range(piece.start, piece.stop)}
     cuts = set(range(0, size, shard_size))
@@ -143,10 +143,10 @@ def missing_ranges(size: int, finished: Finished, shard_size: int) -> list[tuple
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a run's folder for this process, and clear away what killed runs left half written there.
+    """Lock a run's folder for this process, and remove the half-written files of killed runs.
 
-    The system drops the lock with the process, however that ends. Raises UserError where another run holds it, and
-    where the folder cannot be written.
+    The operating system releases the lock when the process ends. Raises UserError if another run holds it or the
+    folder cannot be written.
     """
     path = folder / _LOCK
     with explained(path):
