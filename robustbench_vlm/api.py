@@ -1,6 +1,6 @@
-"""The commands from Python: models, attacks and datasets by name, evaluation, comparison and leaderboard.
+"""The Python interface: load models, attacks and datasets by name, evaluate, compare, and read leaderboards.
 
-`robustbench_vlm` itself has these functions: `from robustbench_vlm import evaluate` is all that a program needs.
+The package exports these functions, as in `from robustbench_vlm import evaluate`.
 """
 
 import dataclasses
@@ -40,12 +40,12 @@ from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import TRACKS
 
-__all__ = ["Pictures", "compare", "evaluate", "load_attack", "load_dataset", "load_leaderboard", "load_model"]
+__all__ = ["LoadedDataset", "compare", "evaluate", "load_attack", "load_dataset", "load_leaderboard", "load_model"]
 
 _OWN = {
-    "models": " For a model of your own save its state dict by torch.save, make a card of it by `vlmbench convert FILE"
-    " --base NAME --track TRACK`, and give the path of the card",
-    "attacks": " For an attack of your own register it by an entry point, see CONTRIBUTING.md, and give its name",
+    "models": " For your own model save its state dict with torch.save, convert it to a model card with"
+    " `vlmbench convert FILE --base NAME --track TRACK`, and give the path of the card",
+    "attacks": " For your own attack register it by an entry point, see CONTRIBUTING.md, and give its name",
 }
 
 Names = str | Iterable[str]
@@ -54,27 +54,27 @@ Count = int | Literal["all"] | None
 
 
 @dataclass(frozen=True)
-class Pictures:
-    """The samples of a dataset that a protocol measures on, in its order, all in memory."""
+class LoadedDataset:
+    """The samples of a dataset that a protocol chooses, in its order, in memory."""
 
     name: str
     images: Tensor
     """(N, 3, H, W), float32 in [0, 1]."""
     labels: Tensor
-    """(N,), int64: class numbers."""
+    """(N,), int64: indices into `classes`."""
     ids: tuple[str, ...]
-    """By which records name the samples."""
+    """Sample ids, as in the records."""
     classes: tuple[str, ...]
     prompts: tuple[Prompt, ...]
-    """What is said of each class: what `model.classifier` takes."""
+    """The prompts of each class, the argument of `model.classifier`."""
     keys: Tensor
-    """(N,), int64: the samples' random streams, which `classifier.of_samples` takes."""
+    """(N,), int64: keys of the samples' random numbers, the argument of `classifier.of_samples`."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def batch(self, eps: str | Fraction, norm: str = "Linf") -> Batch:
-        """Return the samples as `attack_samples` takes them; raise UserError for an eps or a norm that is none."""
+        """Return the samples as the batch of `attack_samples`; raise UserError for an invalid eps or norm."""
         threat = Threat(norm, _radius(eps))
         return Batch(self.images, self.labels, self.keys, threat, torch.full_like(self.labels, len(self.classes)))
 
@@ -82,23 +82,23 @@ class Pictures:
 def load_model(model: str, track: str = "mini", *, device: str = "") -> AnyModel:
     """Load a model by its name on a track, card file, open_clip:ARCH/TAG, or DEFENSE+MODEL.
 
-    `model.classifier(prompts)` is the zero-shot classifier of the classes that the prompts describe, a torch module
-    from images (B, 3, H, W) in [0, 1] to float32 logits (B, C), differentiable in the images; resize and normalisation
-    are inside. With a test-time defense it draws random numbers for each sample: `classifier.of_samples(images.keys)`
-    is a function of those samples' images, for every model. On a GPU where there is one, unless `device` says "cpu".
-    Raises UserError for unknown names, wrong digests, and models that nobody has released.
+    `model.classifier(prompts)` is the zero-shot classifier of the classes that the prompts describe: a torch module
+    from images (B, 3, H, W) in [0, 1] to float32 logits (B, C), differentiable in the images, with resize and
+    normalisation inside. A test-time defense may draw random numbers per sample: `classifier.of_samples(keys)` is the
+    function from the images of these samples to logits, for every kind of model. The model is on a GPU if there is
+    one, unless `device` is "cpu". Raises UserError for unknown names, wrong digests, and models that were not released.
     """
     return loaded_model(model, track, choose_device(device))
 
 
 def load_dataset(
     name: str, track: str = "mini", *, samples: Count = None, protocol: str = "", data: str | Path | None = None
-) -> Pictures:
-    """Load the samples of a dataset that a protocol (the track's first one if none is named) measures on.
+) -> LoadedDataset:
+    """Load the samples of a dataset that a protocol chooses; by default the first protocol of the track.
 
-    `samples` takes so many instead of the protocol's number, or "all"; the first ones are the same whatever it is.
-    `data` is the folder of the published datasets, else VLMBENCH_DATA. Raises UserError for unknown names, for data
-    sets that are not there, and for unreadable images.
+    `samples` replaces the protocol's number of samples, or is "all"; a smaller number gives the first of the same
+    samples. `data` is the folder of the published datasets, by default VLMBENCH_DATA. Raises UserError for unknown
+    names, missing datasets, and unreadable images.
     """
     chosen: Protocol = PROTOCOLS.load(protocol or TRACKS.load(track).protocols[0])
     if samples is not None:
@@ -107,7 +107,7 @@ def load_dataset(
         chosen.adapt_dataset(DATASETS.load(name)), chosen.samples, None if data is None else Path(data)
     )
     found = choose_samples(dataset, chosen, skip_unreadable=False)
-    return Pictures(
+    return LoadedDataset(
         name=dataset.name,
         images=dataset.open().read(found.indices).to(torch.float32) / 255,
         labels=torch.tensor(found.labels, dtype=torch.int64),
@@ -134,9 +134,9 @@ def evaluate(
 ) -> RunResult:
     """Measure clean and robust accuracy of every model under every attack at every eps, as `vlmbench run` does.
 
-    What is not said is the track's: its datasets, standard eps and first protocol. What is on disk below `out` already
-    is not computed again. `workers` are processes, 0 one a core or GPU. `engine.run.run` takes a `Request`, which has
-    the rarer options too. Raises UserError for what cannot be used, such as a model that is no name.
+    Datasets, eps and protocol default to those of the track. Records that are already in `out` are not computed again.
+    `workers` is the number of processes, 0 for one per core or GPU. `engine.run.run` takes a `Request`, which has the
+    rarer options too. Raises UserError for arguments that cannot be used, such as a model that is not given by name.
     """
     request = Request(
         models=_names("models", models),
@@ -160,11 +160,11 @@ def compare(
     eps: str | Fraction | None = None,
     runs: str | Path | None = None,
 ) -> Comparison:
-    """Compare models on the samples that all of them have, each pair by tests, as `vlmbench compare` does.
+    """Compare models on their common samples, with a test for each pair, as `vlmbench compare` does.
 
-    A model is a name, looked for below `runs`, where `evaluate` wrote, if that is given, then on the leaderboard; or an
-    entry file, or the folder of a run.
-    Nothing is computed that is not on record. Raises UserError where there is no such record, and no common sample.
+    A model is a name, an entry file, or the folder of a run. A name is searched in `runs` (the `out` of `evaluate`) if
+    it is given, then on the leaderboard. Only existing records are used. Raises UserError if a model has no records,
+    and if the models have no common sample.
     """
     own = {} if runs is None else {path.name: str(path) for path in sorted((Path(runs) / track).glob("*"))}
     references = [own.get(name, name) for name in _names("models", models)]
@@ -173,7 +173,7 @@ def compare(
 
 
 def load_leaderboard(track: str = "mini", folder: str | Path | None = None) -> Board:
-    """Return the leaderboard of a track: that which came with the package, or that of the entries in a folder.
+    """Return the leaderboard of a track: the one of the package, or the one of the entries in a folder.
 
     Raises UserError for an unknown track, and for an invalid entry.
     """
@@ -181,11 +181,11 @@ def load_leaderboard(track: str = "mini", folder: str | Path | None = None) -> B
 
 
 def _names(what: str, given: Any) -> tuple[str, ...]:
-    """Return names that are given as one or several; raise UserError for anything that is no name."""
+    """Return one or several names as a tuple; raise UserError for anything that is not a name."""
     names = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
     if wrong := [each for each in names if not isinstance(each, str)]:
         raise UserError(
-            f"{what} must be names, and {type(wrong[0]).__name__} is none: workers load by name what they then check."
+            f"{what} must be names, got {type(wrong[0]).__name__}: each worker process loads and checks them by name."
             + _OWN.get(what, "")
         )
     return names
@@ -200,12 +200,14 @@ def _radii(eps: str | Fraction | Sequence[str | Fraction] | None) -> tuple[Fract
 
 def _radius(eps: Any) -> Fraction:
     if not isinstance(eps, str | Fraction):
-        raise UserError(f"eps {eps!r} is a {type(eps).__name__}: write it exactly, as the text '4/255'")
+        raise UserError(
+            f"eps must be a text or a Fraction, got the {type(eps).__name__} {eps!r}: write it exactly, as '4/255'"
+        )
     return parse_eps(eps) if isinstance(eps, str) else eps
 
 
 def _command(request: Request) -> str:
-    """Return the command line that asks for the same, for the manifest."""
+    """Return the equivalent command line, for the manifest."""
     options = [("--model", name) for name in request.models]
     options += [("--attack", name) for name in request.attacks]
     options += [("--dataset", name) for name in request.datasets]
@@ -217,5 +219,7 @@ def _command(request: Request) -> str:
 
 def _count(samples: Count) -> Count:
     if samples not in (None, "all") and (not isinstance(samples, int) or samples < 1):
-        raise UserError(f"samples {samples!r} is no number of samples: give 1 or more, or 'all'")
+        raise UserError(
+            f"samples must be a positive integer or 'all', got {samples!r}: leave it out for the protocol's number"
+        )
     return samples

@@ -139,7 +139,7 @@ def _chosen(source: Source, protocol: Protocol) -> list[int]:
 def _check(dataset: Dataset, source: Source) -> None:
     if len(set(source.ids)) != len(source.ids):
         raise UserError(
-            f"the dataset {dataset.name!r} gives one id to several samples: its source must give each sample an id of its own"
+            f"the dataset {dataset.name!r} gives one id to several samples: give each sample of its source its own id"
         )
     wrong = sorted({label for label in source.labels if not 0 <= label < len(dataset.classes)})
     if wrong:
