@@ -131,7 +131,7 @@ def _answer(worker: _Worker[Job]) -> Any:
         worker.process.join(5)
         raise WorkerDied(
             f"the worker for {worker.job} ended with exit code {worker.process.exitcode}: it was killed, or memory ran"
-            " out; give the same command again, with fewer --workers or a smaller --batch if it was memory"
+            " out; give the same command again, with fewer --workers or a smaller --batch-size if it was memory"
         ) from None
     if isinstance(answer, Exception):
         raise answer
