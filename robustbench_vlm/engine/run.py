@@ -12,8 +12,8 @@ from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import SampleResult, Score
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.cell_records import sound_cells
 from robustbench_vlm.engine.cost import Estimate, estimate_cost
-from robustbench_vlm.engine.evidence import sound_cells
 from robustbench_vlm.engine.manifest import ManifestRow, Provenance, write_manifest
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve

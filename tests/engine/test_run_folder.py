@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.engine.evidence import read_run
+from robustbench_vlm.engine.cell_records import read_run
 from robustbench_vlm.engine.manifest import read_manifest
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resources import Resources
