@@ -13,7 +13,7 @@ from robustbench_vlm.engine.cell import Shard
 from robustbench_vlm.engine.evidence import Evidence, checked, data_digest
 from robustbench_vlm.engine.manifest import MANIFEST
 from robustbench_vlm.engine.results import accuracies
-from robustbench_vlm.engine.store import write_shard
+from robustbench_vlm.engine.store import safe_name, write_shard
 from robustbench_vlm.leaderboard.entry import Event, write_entry
 from robustbench_vlm.leaderboard.entry_records import make_entry, write_records
 
