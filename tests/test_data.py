@@ -36,7 +36,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_what_is_there_is_listed_in_the_order_of_the_track(library: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = _answer(capsys, "list")["data"]
     assert [each["name"] for each in found] == list(ZEROSHOT15.datasets)
-    assert all(0 < each["here"] < each["samples"] and str(library) in each["where"] for each in found)
+    assert all(0 < each["on_disk"] < each["samples"] and str(library) in each["where"] for each in found)
     assert run_command(["data", "list"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     assert last == "also, by name: tiny-imagenet, country211, imagenet-r, imagenet-sketch, hateful-memes"
@@ -44,7 +44,7 @@ def test_what_is_there_is_listed_in_the_order_of_the_track(library: Path, capsys
 
 def test_what_is_missing_says_how_to_get_it(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = {each["name"]: each for each in _answer(capsys, "list", *PUBLISHED)["data"]}
-    assert set(found) == set(PUBLISHED) and not any(each["here"] for each in found.values())
+    assert set(found) == set(PUBLISHED) and not any(each["on_disk"] for each in found.values())
     assert found["cifar10"]["where"] == "vlmbench data prepare cifar10"
     assert "image-net.org" in found["imagenet"]["where"]
     assert run_command(["data", "list", "cifar10"]) == 0
@@ -59,8 +59,8 @@ def test_one_damaged_folder_hides_no_other(library: Path, tmp_path: Path, capsys
     (folder / "image_0001.jpg").write_bytes(b"")
     assert run_command(["data", "list", "--json", "--data", str(tmp_path / "data")]) == 0
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["data"]}
-    assert rows[name]["here"] == 0 and rows[name]["where"].startswith("damaged: ")
-    assert rows["cifar10"]["here"] > 0
+    assert rows[name]["on_disk"] == 0 and rows[name]["where"].startswith("damaged: ")
+    assert rows["cifar10"]["on_disk"] > 0
 
 
 def test_preparing_names_the_list_of_samples_and_its_digest(

@@ -147,10 +147,10 @@ def _status_lines(found: Sequence["DatasetStatus"], width: int) -> list[Line]:
         {
             "dataset": each.name,
             "samples": str(each.samples),
-            "on disk": str(each.here or "-"),
+            "on disk": str(each.on_disk or "-"),
             "prepared": str(each.prepared or "-"),
             "download": _size(each.download_bytes),
-            "missing": "" if each.here else each.where,
+            "missing": "" if each.on_disk else each.where,
         }
         for each in found
     ]

@@ -33,7 +33,7 @@ class DatasetStatus:
     name: str
     samples: int
     """Number of samples of the whole split."""
-    here: int
+    on_disk: int
     """Number of samples on disk; 0 if there are none."""
     download_bytes: int
     prepared: int
@@ -46,14 +46,14 @@ def dataset_status(name: str, data: Path | None) -> DatasetStatus:
     """Return the state of a published dataset below `data_root(data)`; raise UserError for another dataset."""
     published, root = _published(name), data_root(data)
     try:
-        here, where = len(locate(published, root)[1].ids), f"below {root}"
+        on_disk, where = len(locate(published, root)[1].ids), f"below {root}"
     except MissingData:
-        here, where = 0, f"vlmbench data prepare {name}" if published.fetchable else published.by_hand
+        on_disk, where = 0, f"vlmbench data prepare {name}" if published.fetchable else published.by_hand
     except UserError as error:
         # The other datasets are still listed.
-        here, where = 0, f"damaged: {error}"
+        on_disk, where = 0, f"damaged: {error}"
     rows = max(map(prepared_rows, _prepared_folders(name)), default=0)
-    return DatasetStatus(name, published.samples, here, published.download_bytes, rows, where)
+    return DatasetStatus(name, published.samples, on_disk, published.download_bytes, rows, where)
 
 
 @dataclass(frozen=True)
