@@ -52,7 +52,7 @@ class Weights:
     page: Text = ""
     """A web page where people find the file, if programs cannot download it."""
     layout: Text = ""
-    """The checkpoint format, a key of `checkpoint_formats.LAYOUTS`; empty: recognised by the file's entries."""
+    """The checkpoint format, one of `CHECKPOINT_FORMATS`; empty: recognised by the file's entries."""
 
     def __post_init__(self) -> None:
         if self.is_bundled and not self.sha256:

@@ -120,7 +120,7 @@ _TRAINING = {"optimizer", "optimizer_state_dict", "optim", "scheduler", "lr_sche
 
 
 @dataclass(frozen=True)
-class Towers:
+class Encoders:
     """The weights of a checkpoint, float32, under open_clip's names; `text` is empty if there is no text encoder."""
 
     checkpoint_format: str
@@ -129,7 +129,7 @@ class Towers:
     text: State
 
 
-def towers_of(content: Any, expected: str = "") -> Towers:
+def encoders_of(content: Any, expected: str = "") -> Encoders:
     """Return the image and text encoder in a checkpoint, whose format is recognised by its entries.
 
     Raises UserError for an unknown format, for another format than `expected`, and for a file with further trained
@@ -158,9 +158,9 @@ def towers_of(content: Any, expected: str = "") -> Towers:
     }
     image = {key.removeprefix("visual."): tensor for key, tensor in state.items() if key.startswith("visual.")}
     if not image:
-        return Towers(found, state, {})
+        return Encoders(found, state, {})
     text = {key: state[key] for key in state if not key.startswith("visual.") and key not in _EXTRA}
-    return Towers(found, image, text)
+    return Encoders(found, image, text)
 
 
 def check_fit(tower: str, state: State, expected: State) -> None:

@@ -10,7 +10,7 @@ from robustbench_vlm.core.files import sha256_of
 from robustbench_vlm.models.card import ModelCard, find_card, is_card_file, read_card, write_card
 from robustbench_vlm.models.checkpoint_formats import State, check_fit
 from robustbench_vlm.models.open_clip import load_architecture
-from robustbench_vlm.models.weights import load_towers, save_weights, split_towers
+from robustbench_vlm.models.weights import load_encoders, save_weights, split_encoders
 
 
 def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", defense: str = "") -> Path:
@@ -26,7 +26,7 @@ def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", 
     if Path(name).name != name:
         raise UserError(f"the name {name!r} is a path: give a name such as fare-1, and the folder by --out")
     parent = find_card(base, track)
-    towers = load_towers(file)
+    towers = load_encoders(file)
     origin = _origin(file, towers.checkpoint_format)
     _check_free(folder / f"{name}.json", origin)
     image, text = _expected(parent)
@@ -58,7 +58,7 @@ def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", 
 def _expected(parent: ModelCard) -> tuple[State, State]:
     """Return the tensors of both encoders of an architecture, with shapes but without values."""
     with torch.device("meta"):
-        return split_towers(load_architecture(parent.architecture).build())
+        return split_encoders(load_architecture(parent.architecture).build())
 
 
 def _origin(file: Path, layout: str) -> dict[str, Any]:

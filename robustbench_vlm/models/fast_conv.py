@@ -1,7 +1,7 @@
-"""A strided convolution over pixels whose gradient at the pixels is quick on a CPU.
+"""A strided convolution over pixels whose gradient with respect to the pixels is fast on a CPU.
 
-oneDNN's own gradient at an input of three channels takes up to ten times as long as the convolution. It is one product
-of matrices, whose results are added up where the windows overlap.
+For an input of three channels, oneDNN's gradient takes up to ten times as long as the convolution. Here it is one
+matrix product, whose results are summed where the windows overlap.
 """
 
 from typing import Any
@@ -15,9 +15,9 @@ _FEW = 4
 
 
 def quick_at_pixels(network: nn.Module) -> nn.Module:
-    """Put `PixelConvolution` in the place of every strided convolution over few channels; return the same network.
+    """Replace every strided convolution over few channels by a `PixelConvolution`, and return the same network.
 
-    Parameters and their names stay; outputs are the same, gradients at the pixels to rounding.
+    Parameters and their names stay. Outputs are equal; gradients with respect to pixels agree up to rounding.
     """
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
@@ -27,7 +27,7 @@ def quick_at_pixels(network: nn.Module) -> nn.Module:
 
 
 class PixelConvolution(nn.Module):
-    """The convolution `like`, with its parameters under their names."""
+    """The convolution `like`, with the same parameters under the same names."""
 
     def __init__(self, like: nn.Conv2d) -> None:
         super().__init__()
@@ -35,7 +35,7 @@ class PixelConvolution(nn.Module):
         self.stride, self.padding = like.stride[0], like.padding[0]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return what the convolution does."""
+        """Return the convolution of images."""
         return convolve_pixels(images, self.weight, self.bias, self.stride, int(self.padding))
 
 

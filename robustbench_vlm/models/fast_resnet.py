@@ -1,8 +1,8 @@
-"""open_clip's residual tower in its shortest form: the same function of the pixels in half the time.
+"""A fast form of open_clip's ResNet for small images: the same function in half the time.
 
-Batch normalisation with fixed statistics goes into the convolutions before it. Convolutions over single pixels become
-products of matrices. Where the last map is one pixel, attention pooling has two equal tokens but for their places: what
-is common to both keys drops out of the softmax, and the pooling becomes one matrix and one sigmoid a head.
+Batch normalisation with fixed statistics is folded into the convolution before it. 1 x 1 convolutions become matrix
+products. If the last feature map is one pixel, attention pooling has two tokens that differ only in their positional
+embedding: the common part of both keys cancels in the softmax, and pooling becomes one matrix and a sigmoid per head.
 """
 
 from collections.abc import Iterator
@@ -14,10 +14,10 @@ from torch.nn import functional
 
 
 def folded(visual: nn.Module) -> nn.Module:
-    """Return the short form of open_clip's residual tower for small images; any other tower as it is.
+    """Return the fast form of open_clip's ResNet if its last feature map is one pixel; other encoders unchanged.
 
-    The gradient flows through to the weights of `visual` where it is enabled; outputs agree to rounding. The form holds
-    for the weights that `visual` has now.
+    Outputs agree up to rounding. Gradients flow to the weights of `visual` if they require them. The fast form is
+    computed from the current weights of `visual`; fold again after they change.
     """
     from open_clip.modified_resnet import ModifiedResNet
 
@@ -27,7 +27,7 @@ def folded(visual: nn.Module) -> nn.Module:
 
 
 class FoldedResNet(nn.Module):
-    """Images (B, 3, H, W) to embeddings (B, D) of an open_clip `ModifiedResNet` whose last map is one pixel."""
+    """Map images (B, 3, H, W) to embeddings (B, D) like an open_clip `ModifiedResNet` whose last map is one pixel."""
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
@@ -43,9 +43,9 @@ class FoldedResNet(nn.Module):
         return embedded
 
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the embeddings (B, D), and those of the places of the last map before it is reduced to one, (B, T, D).
+        """Return the embeddings (B, D), and those of the pixels of the last map before its last pooling, (B, T, D).
 
-        A place's embedding is the value that attention pooling would take from it (arXiv:2112.01071).
+        The embedding of a pixel is its value in attention pooling, as in MaskCLIP (arXiv:2112.01071).
         """
         *_, last = self.blocks
         maps = self._maps(images)
@@ -71,7 +71,7 @@ class _Layers(nn.ModuleList):
 
 
 class _Affine(nn.Module):
-    """A weight and a bias; of a convolution over single pixels the weight is a matrix."""
+    """A weight and a bias; the weight of a 1 x 1 convolution is a matrix."""
 
     weight: Tensor
     bias: Tensor
@@ -85,7 +85,7 @@ class _Affine(nn.Module):
 
 
 class _Block(nn.Module):
-    """A bottleneck: one pixel, three by three, one pixel, beside a shortcut."""
+    """A bottleneck block: convolutions of 1 x 1, 3 x 3 and 1 x 1, and a shortcut."""
 
     def __init__(self, block: Any) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class _Block(nn.Module):
         return self.outer(*self.reduced(self.inner(maps), maps))
 
     def inner(self, maps: Tensor) -> Tensor:
-        # Rows (B H W, C) and maps (B, C, H, W) are two views of one memory, channels last.
+        # Rows (B H W, C) and maps (B, C, H, W) are views of the same memory in channels-last format.
         inner = functional.linear(_rows(maps), self.first.weight, self.first.bias).relu_()
         inner = _maps(inner, maps.shape)
         return functional.conv2d(inner, self.middle.weight, self.middle.bias, padding=1).relu_()
@@ -118,7 +118,7 @@ class _Block(nn.Module):
 
 
 class _PointPool(nn.Module):
-    """Attention pooling of a map of one pixel x: its tokens are x + p0, which asks, and x + p1 beside it."""
+    """Attention pooling of a map of one pixel x: the tokens are x + p0, which is the query, and x + p1."""
 
     def __init__(self, pool: Any) -> None:
         super().__init__()

@@ -11,9 +11,9 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.models.card import ModelCard, Weights, find_card, trained_folder
-from robustbench_vlm.models.checkpoint_formats import State, Towers, check_fit
+from robustbench_vlm.models.checkpoint_formats import Encoders, State, check_fit
 from robustbench_vlm.models.open_clip import Architecture, load_architecture, load_pretrained
-from robustbench_vlm.models.weights import cached, load_towers, load_weights, locate, split_towers
+from robustbench_vlm.models.weights import cached, load_encoders, load_weights, locate, split_encoders
 
 
 @dataclass(frozen=True)
@@ -104,15 +104,15 @@ def _base(card: ModelCard, track: str) -> ModelCard:
     return parent
 
 
-def _towers(card: ModelCard, weights: Weights) -> tuple[Towers, str]:
+def _towers(card: ModelCard, weights: Weights) -> tuple[Encoders, str]:
     """Return the encoders in a weights file, and the file's digest."""
     path, digest = locate(Path(card.folder), weights)
-    return load_towers(path, weights.layout), digest
+    return load_encoders(path, weights.layout), digest
 
 
 def _fill(card: ModelCard, network: nn.Module, image: State, text: State) -> None:
     """Load the weights of both encoders into a network; an empty `text` keeps the network's own text encoder."""
-    own_image, own_text = split_towers(network)
+    own_image, own_text = split_encoders(network)
     try:
         check_fit("image", image, own_image)
         if text or not card.base:

@@ -57,7 +57,7 @@ def _tokenizer(length: int) -> Callable[[list[str]], Tensor]:
     return tokenizer
 
 
-class PromptTower(nn.Module):
+class PromptEncoder(nn.Module):
     """The text encoder from token embeddings on, for test-time defenses that tune prompts.
 
     `tokens` are the token embeddings of the prompts of C classes, (C, L, W), with context length L and width W.

@@ -12,7 +12,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, inside, sha256_of, write_text, write_whole
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.models.card import Weights
-from robustbench_vlm.models.checkpoint_formats import Towers, read_checkpoint, towers_of
+from robustbench_vlm.models.checkpoint_formats import Encoders, encoders_of, read_checkpoint
 
 _HUB = "hf:"
 
@@ -31,11 +31,14 @@ def load_weights(folder: Path, weights: Weights) -> dict[str, Tensor]:
     return tensors
 
 
-def load_towers(path: Path, layout: str = "") -> Towers:
-    """Return the encoders in a checkpoint of any known format; raise UserError as `load_weights` and `towers_of` do."""
+def load_encoders(path: Path, layout: str = "") -> Encoders:
+    """Return the encoders in a checkpoint of any known format.
+
+    Raises UserError as `load_weights` and `encoders_of` do.
+    """
     content = read_checkpoint(path)
     try:
-        towers = towers_of(content, layout)
+        towers = encoders_of(content, layout)
     except UserError as error:
         raise UserError(f"the weights {path}: {error}") from error
     check_finite(path, {**towers.image, **towers.text})
@@ -132,7 +135,7 @@ def _rounded(tensor: Tensor, stored: str) -> Tensor:
     return tensor.detach().to(dtype) if tensor.is_floating_point() else tensor.detach()
 
 
-def split_towers(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+def split_encoders(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the weights of a CLIP's image encoder, without "visual." in their names, and all other weights."""
     state = {key: value for key, value in network.state_dict().items() if key != "attn_mask"}
     image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}

@@ -21,7 +21,7 @@ from robustbench_vlm.models.card import ModelCard
 from robustbench_vlm.models.classifier import Model
 from robustbench_vlm.models.open_clip import Architecture
 from robustbench_vlm.models.reference import ModelReference, parse_reference
-from robustbench_vlm.models.text_encoder import PromptTower
+from robustbench_vlm.models.text_encoder import PromptEncoder
 from robustbench_vlm.test_time import TEST_TIME_DEFENSES
 from robustbench_vlm.test_time.base import DefenseContext, TestTimeDefense
 
@@ -46,7 +46,7 @@ class DefendedClassifier(nn.Module):
         self.defense, self.plain = made.defense, made.model.classifier(prompts)
         self.undefended = made.undefended.encoder
         towers = made.model.network, made.model.architecture
-        self.prompts = PromptTower(*towers, prompts) if made.defense.tunes_prompts else None
+        self.prompts = PromptEncoder(*towers, prompts) if made.defense.tunes_prompts else None
         self.register_buffer("null_features", made.model.text_features(made.defense.null_texts or prompts))
 
     @property

@@ -27,7 +27,7 @@ from robustbench_vlm.models.card import ModelCard, Weights, write_card
 from robustbench_vlm.models.fast_resnet import folded
 from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.models.precision import arithmetic
-from robustbench_vlm.models.weights import copy_weights, save_weights, split_towers
+from robustbench_vlm.models.weights import copy_weights, save_weights, split_encoders
 from robustbench_vlm.tracks import TRACKS, Track
 from robustbench_vlm.training.checkpoint import Checkpoint
 from robustbench_vlm.training.data import read_ahead, shuffled
@@ -239,4 +239,4 @@ def _save_text(job: Job, folder: Path) -> Weights:
     card = job.model.card
     if card and card.text and card.text.is_bundled:
         return copy_weights(Path(card.folder) / card.text.file, folder)
-    return save_weights(split_towers(job.model.network)[1], folder / "text.safetensors")
+    return save_weights(split_encoders(job.model.network)[1], folder / "text.safetensors")

@@ -30,7 +30,7 @@ from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.models.open_clip import Architecture, load_architecture
 from robustbench_vlm.models.reference import ModelName, parse_reference
 from robustbench_vlm.models.text_encoder import tokenize
-from robustbench_vlm.models.weights import save_weights, split_towers
+from robustbench_vlm.models.weights import save_weights, split_encoders
 from robustbench_vlm.tracks import TRACKS, Track
 from robustbench_vlm.training.checkpoint import Checkpoint
 from robustbench_vlm.training.data import shuffled
@@ -123,7 +123,7 @@ def pretrain_base(
     torch.manual_seed(settings.seed)
     network = architecture.build()
     pretrain(network, architecture, settings, folder, on_progress)
-    image, text = split_towers(network)
+    image, text = split_encoders(network)
     card = ModelCard(
         name=track.base,
         architecture=track.architecture,

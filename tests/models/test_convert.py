@@ -1,4 +1,4 @@
-"""Checkpoints of other people: every layout, from real architectures at random initialisation and back."""
+"""Released checkpoints: every format, from real architectures with random weights and back."""
 
 import copy
 import json
@@ -27,11 +27,11 @@ from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, sha256_of
 from robustbench_vlm.models.card import read_card
-from robustbench_vlm.models.checkpoint_formats import CHECKPOINT_FORMATS, check_fit, read_checkpoint, towers_of
+from robustbench_vlm.models.checkpoint_formats import CHECKPOINT_FORMATS, check_fit, encoders_of, read_checkpoint
 from robustbench_vlm.models.classifier import Model, load_model
 from robustbench_vlm.models.convert import convert
 from robustbench_vlm.models.open_clip import load_architecture
-from robustbench_vlm.models.weights import load_towers, save_weights
+from robustbench_vlm.models.weights import load_encoders, save_weights
 
 PICTURES = Path(__file__).parents[2].parent / "shared" / "data" / "real" / "dtd"
 MINI = load_architecture("mini")
@@ -70,19 +70,19 @@ FILES: dict[str, tuple[str, Callable[[nn.Module], Any]]] = {
 
 @pytest.mark.parametrize("network_name", ["vit", "resnet"])
 @pytest.mark.parametrize("name", FILES)
-def test_every_layout_gives_the_tower_of_a_real_architecture(
+def test_every_format_gives_the_image_encoder_of_a_real_architecture(
     name: str, network_name: str, request: pytest.FixtureRequest
 ) -> None:
     network: nn.Module = request.getfixturevalue(network_name)
     layout, content = FILES[name]
-    towers = towers_of(content(network))
+    towers = encoders_of(content(network))
     assert towers.checkpoint_format == layout and not towers.text
     check_fit("image", towers.image, visual_of(network))
     assert all(torch.equal(tensor, towers.image[key]) for key, tensor in visual_of(network).items())
 
 
 @pytest.mark.parametrize("name", FILES)
-def test_every_layout_comes_out_as_the_same_file(name: str, tmp_path: Path) -> None:
+def test_every_format_is_converted_to_the_same_file(name: str, tmp_path: Path) -> None:
     network = MINI.build()
     layout, content = FILES[name]
     torch.save(content(network), tmp_path / name)
@@ -94,7 +94,7 @@ def test_every_layout_comes_out_as_the_same_file(name: str, tmp_path: Path) -> N
     assert card.training == origin
 
 
-def test_a_file_takes_the_place_of_no_other(tmp_path: Path) -> None:
+def test_convert_never_replaces_the_card_of_another_file(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for folder, seed in (("first", 0), ("second", 1)):
         torch.manual_seed(seed)
@@ -109,14 +109,14 @@ def test_a_file_takes_the_place_of_no_other(tmp_path: Path) -> None:
     assert convert(tmp_path / "second" / "model_best.pt", "clip", "mini", out, name="other").stem == "other"
 
 
-def test_every_layout_is_tried() -> None:
+def test_all_checkpoint_formats_are_tested() -> None:
     assert {layout for layout, _ in FILES.values()} | {"clip", "transformers"} == set(CHECKPOINT_FORMATS)
 
 
-def test_a_word_that_is_not_the_files_layout_is_refused(tmp_path: Path) -> None:
+def test_another_format_than_expected_is_refused(tmp_path: Path) -> None:
     torch.save({"vision_encoder_state_dict": visual_of(MINI.build())}, tmp_path / "a.pt")
     with pytest.raises(UserError, match="the checkpoint format is 'vision_encoder_state_dict', not 'visual'"):
-        load_towers(tmp_path / "a.pt", "visual")
+        load_encoders(tmp_path / "a.pt", "visual")
 
 
 def logits(network: nn.Module, architecture: str) -> Tensor:
@@ -126,7 +126,7 @@ def logits(network: nn.Module, architecture: str) -> Tensor:
 
 
 @pytest.mark.parametrize("place", ["params", "state_dict"])
-def test_what_else_was_trained_is_no_part_of_the_towers_and_is_told(place: str) -> None:
+def test_further_trained_tensors_are_refused(place: str) -> None:
     tower = {"conv1.weight": torch.ones(2, 3)}
     content = {
         "vision_encoder_state_dict": tower,
@@ -134,9 +134,9 @@ def test_what_else_was_trained_is_no_part_of_the_towers_and_is_told(place: str) 
         "best": torch.tensor(0.5),
         "optimizer": {"m": torch.ones(9)},
     }
-    assert towers_of({**content, place: {}}).checkpoint_format == "vision_encoder_state_dict"
+    assert encoders_of({**content, place: {}}).checkpoint_format == "vision_encoder_state_dict"
     with pytest.raises(UserError, match=f"further trained tensors: {place}.prompt"):
-        towers_of({**content, place: {"prompt": torch.ones(3, 4)}})
+        encoders_of({**content, place: {"prompt": torch.ones(3, 4)}})
 
 
 @pytest.mark.parametrize("network_name", ["vit", "resnet"])
@@ -153,7 +153,7 @@ def test_openais_own_state_dict_and_open_clips_give_equal_logits(
     expected = logits(build_model_from_openai_state_dict(dict(openai)).float(), architecture)
     assert expected.std() > 0.01
     for content in (openai, {"epoch": 3, "state_dict": _parallel(half)}):
-        towers = towers_of(content, "clip")
+        towers = encoders_of(content, "clip")
         found = copy.deepcopy(network)
         found.load_state_dict({**{f"visual.{key}": each for key, each in towers.image.items()}, **towers.text})
         assert torch.allclose(logits(found, architecture), expected, atol=1e-5)
@@ -208,7 +208,7 @@ def test_a_whole_clip_needs_no_base(tmp_path: Path) -> None:
         assert torch.allclose(load_model(str(path), "mini").classifier(PROMPTS)(images), expected, atol=1e-5)
 
 
-def test_a_resnet_without_its_counters_is_whole(resnet: nn.Module, tmp_path: Path) -> None:
+def test_a_resnet_without_batch_counters_is_accepted(resnet: nn.Module, tmp_path: Path) -> None:
     visual = {key: value for key, value in visual_of(resnet).items() if not key.endswith("num_batches_tracked")}
     torch.save(training_state(visual), tmp_path / "rn50.pth.tar")
     card = read_card(convert(tmp_path / "rn50.pth.tar", "clip-rn50", "zeroshot15", tmp_path))
@@ -244,14 +244,14 @@ def test_a_released_vit_is_converted_and_run(
         assert len(list((tmp_path / "runs" / "zeroshot15" / "tecoa").rglob("*.parquet"))) == 1
 
 
-def test_what_is_converted_keeps_the_contracts(tmp_path: Path) -> None:
+def test_a_converted_model_passes_check(tmp_path: Path) -> None:
     torch.save(training_state(load_file(package_folder("model_zoo") / "mini" / "tecoa.safetensors")), tmp_path / "a.pt")
     command = ["convert", str(tmp_path / "a.pt"), "--base", "clip", "--track", "mini", "--out", str(tmp_path)]
     assert run_command(command) == 0
     assert run_command(["check", "model", str(tmp_path / "a.json")]) == 0
 
 
-def test_safetensors_of_our_own_are_a_layout_too(tmp_path: Path) -> None:
+def test_safetensors_of_this_package_are_converted(tmp_path: Path) -> None:
     source = package_folder("model_zoo") / "mini" / "tecoa.safetensors"
     card = read_card(convert(source, "clip", "mini", tmp_path, name="again"))
     before, after = load_file(source), load_file(tmp_path / "again.safetensors")
@@ -269,7 +269,7 @@ def test_safetensors_of_our_own_are_a_layout_too(tmp_path: Path) -> None:
         ("resnet", VIT, "a ResNet of width 64 with 3-4-6-3 blocks, as RN50"),
     ],
 )
-def test_another_architecture_is_named(
+def test_the_architecture_of_the_file_is_named_if_the_base_differs(
     network_name: str, base: str, message: str, request: pytest.FixtureRequest
 ) -> None:
     state = visual_of(request.getfixturevalue(network_name))
@@ -279,7 +279,7 @@ def test_another_architecture_is_named(
         check_fit("image", state, expected)
 
 
-def test_another_base_is_asked_for(tmp_path: Path) -> None:
+def test_a_wrong_base_gives_advice_to_name_another(tmp_path: Path) -> None:
     torch.save(visual_of(MINI.build()), tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"does not fit open_clip:RN50.*a ResNet of width 16 with 1-1-1-1.*by --base"):
         convert(tmp_path / "a.pt", "clip-rn50", "zeroshot15", tmp_path / "out")
@@ -302,7 +302,7 @@ def test_another_base_is_asked_for(tmp_path: Path) -> None:
         (lambda state: state.clear(), "no entries"),
     ],
 )
-def test_a_tower_must_be_exactly_its_architectures(
+def test_tensors_that_do_not_fit_the_architecture_are_refused(
     change: Callable[[dict[str, Tensor]], object], message: str, tmp_path: Path
 ) -> None:
     state = visual_of(MINI.build())
@@ -314,7 +314,7 @@ def test_a_tower_must_be_exactly_its_architectures(
 
 
 @pytest.mark.parametrize("content", [{"model": {"x": 1}}, [1, 2], {"modules": {"other": {}}}, 7, {0: torch.zeros(2)}])
-def test_unknown_layouts_are_said(content: object, tmp_path: Path) -> None:
+def test_unknown_formats_are_refused_with_the_known_ones(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pt")
     with pytest.raises(UserError, match=r"in no known checkpoint format, it has .*known are vision_encoder_state_dict"):
         convert(tmp_path / "a.pt", "clip", "mini", tmp_path)
@@ -401,7 +401,7 @@ def test_damaged_bytes_are_refused_or_read_and_never_a_crash(name: str, tmp_path
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize(("function", "named"), [(os.system, r"(posix|nt)\.system"), (exec, "exec")])
-def test_nobody_is_told_to_let_a_pickle_s_code_run(
+def test_no_message_advises_to_run_the_code_of_a_pickle(
     function: Callable[..., object], named: str, protocol: int, tmp_path: Path
 ) -> None:
     calls = type("Calls", (), {"__reduce__": lambda self: (function, ("raise SystemExit",))})
@@ -415,7 +415,7 @@ def test_nobody_is_told_to_let_a_pickle_s_code_run(
 
 
 @pytest.mark.parametrize("name", NO_CHECKPOINTS)
-def test_files_that_are_no_checkpoints_are_said_plainly(
+def test_files_that_are_not_checkpoints_are_recognised(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -426,19 +426,19 @@ def test_files_that_are_no_checkpoints_are_said_plainly(
     assert not (tmp_path / "ran").exists() and not (tmp_path / "out").exists()
 
 
-def test_a_file_that_is_not_there(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_missing_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["convert", "nowhere.pt", "--base", "clip"]) == 2
     assert "there is no file nowhere.pt" in capsys.readouterr().err
 
 
-def test_a_name_is_no_path(tmp_path: Path) -> None:
+def test_a_name_must_not_be_a_path(tmp_path: Path) -> None:
     torch.save(visual_of(MINI.build()), tmp_path / "a.pt")
     for name in ("../a", "a/b", "/a"):
         with pytest.raises(UserError, match="is a path"):
             convert(tmp_path / "a.pt", "clip", "mini", tmp_path / "out", name=name)
 
 
-def test_numbers_of_old_and_new_numpy_are_passed_over_and_nothing_else_of_it(tmp_path: Path) -> None:
+def test_numpy_numbers_are_ignored_and_other_numpy_objects_are_refused(tmp_path: Path) -> None:
     state = training_state(visual_of(MINI.build()))
     path = tmp_path / "a.pth.tar"
     torch.save(state, path, _use_new_zipfile_serialization=False)
@@ -452,7 +452,7 @@ def test_numbers_of_old_and_new_numpy_are_passed_over_and_nothing_else_of_it(tmp
         convert(path, "clip", "mini", tmp_path)
 
 
-def test_a_whole_clip_must_have_its_text_tower(tmp_path: Path) -> None:
+def test_a_whole_clip_must_have_its_text_encoder(tmp_path: Path) -> None:
     state = dict(MINI.build().state_dict())
     state.pop("text_projection")
     torch.save(state, tmp_path / "a.pt")
@@ -460,7 +460,7 @@ def test_a_whole_clip_must_have_its_text_tower(tmp_path: Path) -> None:
         convert(tmp_path / "a.pt", "clip", "mini", tmp_path)
 
 
-def test_pixel_constants_and_the_base_of_a_base_are_handed_on(tmp_path: Path) -> None:
+def test_pixel_constants_and_the_base_of_the_base_are_kept(tmp_path: Path) -> None:
     save_file(visual_of(MINI.build()), tmp_path / "own.safetensors")
     own = convert(tmp_path / "own.safetensors", "clip", "mini", tmp_path)
     values = json.loads(own.read_text())

@@ -1,4 +1,4 @@
-"""The short form of the residual tower is the same function as open_clip's own, gradients included."""
+"""The fast form of the ResNet is the same function as open_clip's, gradients included."""
 
 import torch
 from torch import nn
@@ -38,20 +38,20 @@ def test_outputs_and_all_gradients_are_those_of_open_clip() -> None:
         assert torch.allclose(ours, theirs, rtol=1e-8, atol=1e-10)
 
 
-def test_nothing_is_normalised_any_more_and_the_tower_is_left_alone() -> None:
+def test_batch_normalisation_is_folded_and_the_original_is_unchanged() -> None:
     visual = _tower()
     before = {key: value.clone() for key, value in visual.state_dict().items()}
     assert not [module for module in folded(visual).modules() if isinstance(module, nn.BatchNorm2d)]
     assert all(torch.equal(before[key], value) for key, value in visual.state_dict().items())
 
 
-def test_other_towers_stay_as_they_are() -> None:
+def test_other_image_encoders_are_returned_unchanged() -> None:
     for name in ("ViT-B-32-quickgelu", "RN50-quickgelu"):
         visual = load_architecture(f"open_clip:{name}").build().visual
         assert folded(visual) is visual
 
 
-def test_a_place_has_the_value_that_attention_pooling_takes_from_it() -> None:
+def test_patch_embeddings_are_the_values_of_attention_pooling() -> None:
     visual = _tower()
     images = torch.rand(3, 3, 32, 32, dtype=torch.float64)
     embedded, places = folded(visual).dense(images)

@@ -60,7 +60,7 @@ def test_an_existing_card_file_wins_over_a_defense(tmp_path: Path, monkeypatch: 
         ("ttc+r-tpt+clip", "two test-time defenses, 'ttc' and 'r-tpt'"),
     ],
 )
-def test_what_is_no_reference_is_refused(text: str, message: str) -> None:
+def test_malformed_references_are_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         parse_reference(text)
 
@@ -76,6 +76,6 @@ def test_what_is_no_reference_is_refused(text: str, message: str) -> None:
         ("clop", r"unknown model 'clop'\. Did you mean clip.* Accepted are a name"),
     ],
 )
-def test_what_no_card_can_be_found_for_is_told_with_what_is_accepted(text: str, message: str) -> None:
+def test_references_without_a_card_are_refused_with_what_is_accepted(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_card(text, "mini")

@@ -121,7 +121,7 @@ def test_gradients_reach_the_pixels_and_no_weight(card_path: Path) -> None:
     assert all(parameter.grad is None for parameter in classifier.parameters())
 
 
-def test_another_file_than_the_card_says_is_refused(card_path: Path) -> None:
+def test_a_file_with_another_digest_is_refused(card_path: Path) -> None:
     image = card_path.parent / "image.safetensors"
     image.write_bytes(image.read_bytes()[:-1] + b"\x01")
     with pytest.raises(UserError, match="sha256"):
@@ -182,7 +182,7 @@ def test_weights_of_another_shape_are_refused(card_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["{", "[]", '{"name": "a"}', '{"name":"a","architecture":"mini","image":1,"text":2}'])
-def test_broken_cards_say_what_a_card_is(tmp_path: Path, text: str) -> None:
+def test_broken_cards_are_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "card.json"
     path.write_text(text)
     with pytest.raises(UserError, match="card"):
@@ -214,7 +214,7 @@ def test_unknown_models_suggest_the_nearest_and_never_leave_the_zoo() -> None:
         ("xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", "tokenizer of its own"),
     ],
 )
-def test_open_clips_weights_run_as_they_were_trained_or_not_at_all(reference: str, message: str) -> None:
+def test_open_clip_weights_with_another_activation_or_tokenizer_are_refused(reference: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_model(f"open_clip:{reference}", "mini")
 
@@ -238,7 +238,7 @@ def test_the_encoder_resizes_inside() -> None:
     assert torch.allclose(encoder(images), encoder(large))
 
 
-def test_the_texts_of_a_class_are_averaged_as_unit_vectors() -> None:
+def test_the_text_embeddings_of_a_class_are_averaged_at_unit_length() -> None:
     model = load_model("clip", "mini")
     one, two, other = model.text_features(["a red circle", "a circle", "a blue square"])
     ensemble = model.text_features([("a red circle", "a circle"), ("a blue square", "a blue square")])
@@ -247,7 +247,7 @@ def test_the_texts_of_a_class_are_averaged_as_unit_vectors() -> None:
     assert not torch.allclose(ensemble[0], one, atol=1e-3)
 
 
-def test_a_dataset_with_several_templates_has_as_many_texts_a_class() -> None:
+def test_several_prompt_templates_give_several_texts_per_class() -> None:
     ensemble = dataclasses.replace(SHAPES, prompt=("one {}", "two {}s"))
     assert ensemble.prompts[0] == ("one circle", "two circles") and SHAPES.prompts[0] == "a picture of a circle"
     with pytest.raises(UserError, match="'three' has no"):

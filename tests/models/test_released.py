@@ -1,4 +1,4 @@
-"""Released weights: fetched once from a server, their digest written down, and checked ever after."""
+"""Released weights: downloaded once from a server, their digest recorded, and checked at every load."""
 
 import functools
 import json
@@ -83,7 +83,7 @@ def _equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[key], two[key]) for key in one | two)
 
 
-def test_weights_are_fetched_once_onto_the_base(site: Site, card: Callable[..., Path]) -> None:
+def test_weights_are_downloaded_once_and_put_onto_the_base(site: Site, card: Callable[..., Path]) -> None:
     tower = site.put("a.pth.tar", seed=1)
     path = card(url=f"{site.url}/a.pth.tar", layout="vision_encoder_state_dict")
     assert _equal(_visual(path), tower) and _equal(_visual(path), tower)
@@ -93,7 +93,7 @@ def test_weights_are_fetched_once_onto_the_base(site: Site, card: Callable[..., 
     assert model.scale == base.scale and model.digest != base.digest
 
 
-def test_a_run_shows_what_it_fetches(
+def test_a_run_shows_download_progress(
     site: Site, card: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     site.put("a.pth.tar", seed=1)
@@ -105,13 +105,15 @@ def test_a_run_shows_what_it_fetches(
     assert site.asked == ["/a.pth.tar"]
 
 
-def test_the_hub_is_an_address_too(site: Site, card: Callable[..., Path], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_are_downloaded_from_the_hub(
+    site: Site, card: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("HF_ENDPOINT", site.url)
     tower = site.put("owner/name/resolve/main/sub/a.pt", seed=1)
     assert _equal(_visual(card(url="hf:owner/name/sub/a.pt")), tower)
 
 
-def test_the_first_digest_holds_ever_after(site: Site, card: Callable[..., Path]) -> None:
+def test_a_changed_download_is_refused(site: Site, card: Callable[..., Path]) -> None:
     site.put("a.pth.tar", seed=1)
     path = card(url=f"{site.url}/a.pth.tar")
     load_model(str(path), "mini")
@@ -137,7 +139,7 @@ def test_a_digest_of_the_card_is_checked_at_once(site: Site, card: Callable[...,
         load_model(str(card(url=f"{site.url}/a.pth.tar", sha256="0" * 64)), "mini")
 
 
-def test_another_layout_than_the_cards_is_refused(site: Site, card: Callable[..., Path]) -> None:
+def test_another_format_than_the_cards_is_refused(site: Site, card: Callable[..., Path]) -> None:
     site.put("a.pth.tar", seed=1)
     with pytest.raises(UserError, match="format is 'vision_encoder_state_dict', not 'partial_state_dict'"):
         load_model(str(card(url=f"{site.url}/a.pth.tar", layout="partial_state_dict")), "mini")
@@ -154,7 +156,7 @@ def test_two_cards_of_one_file_share_it_and_other_addresses_do_not(site: Site, c
     assert not _equal(first, second) and _equal(_visual(card(url=f"{site.url}/b/tecoa.pth.tar")), second)
 
 
-def test_a_page_is_for_people(site: Site, card: Callable[..., Path]) -> None:
+def test_a_page_gives_advice_to_download_by_hand(site: Site, card: Callable[..., Path]) -> None:
     path = card(page="https://example.com/folder")
     with pytest.raises(UserError, match=r"open https://example.com/folder .*put the file at .*vlmbench convert"):
         load_model(str(path), "mini")
@@ -181,7 +183,7 @@ def test_a_base_of_another_track_or_with_a_base_is_refused(site: Site, card: Cal
     assert not site.asked
 
 
-def test_open_clips_weights_are_remembered_too(
+def test_the_digest_of_open_clip_weights_is_recorded(
     resnet: nn.Module, site: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(open_clip, "create_model", lambda name, pretrained: resnet)

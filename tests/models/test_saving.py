@@ -1,4 +1,4 @@
-"""Weights as files beside a card."""
+"""Weights are written as safetensors next to a card."""
 
 from pathlib import Path
 
@@ -20,13 +20,13 @@ def test_weights_are_rounded_and_counters_are_not(tmp_path: Path) -> None:
     assert torch.equal(exact["weight"], tensors["weight"])
 
 
-def test_what_the_smaller_format_cannot_hold_is_no_model(tmp_path: Path) -> None:
+def test_numbers_beyond_the_range_of_the_dtype_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="float16 cannot hold"):
         save_weights({"weight": torch.tensor([1e6])}, tmp_path / "large.safetensors", "float16")
     assert not list(tmp_path.iterdir())
 
 
-def test_the_bundled_defenses_are_stored_small_and_run_in_float32() -> None:
+def test_bundled_defenses_are_stored_in_float16_and_run_in_float32() -> None:
     model = load_model("agft", "mini")
     assert all(parameter.dtype == torch.float32 for parameter in model.network.parameters())
 

@@ -1,4 +1,4 @@
-"""The cards of the zoo: strictly read, one form, and true to what the tracks, open_clip and the recipes know."""
+"""The bundled cards: strict reading, stable bytes, and agreement with tracks, open_clip and defenses."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def _named(card: ModelCard) -> str:
 
 
 @pytest.mark.parametrize(("track", "name"), ALL)
-def test_a_card_has_one_form_and_its_files_name(track: str, name: str, tmp_path: Path) -> None:
+def test_a_card_is_named_like_its_file_and_survives_a_round_trip(track: str, name: str, tmp_path: Path) -> None:
     path = package_folder("model_zoo") / track / f"{name}.json"
     card = read_card(path)
     assert card.name == name
@@ -39,7 +39,7 @@ def test_a_card_has_one_form_and_its_files_name(track: str, name: str, tmp_path:
     assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
 
 
-def test_the_embedded_models_are_those_that_come_with_the_package() -> None:
+def test_bundled_models_are_the_models_of_the_mini_track() -> None:
     assert bundled_names("mini") == card_names("mini") and "agft" in bundled_names("mini")
     assert bundled_names("zeroshot15") == []
 
@@ -61,7 +61,7 @@ def test_training_a_bundled_model_again_has_the_identity_of_its_card(name: str) 
 
 
 @pytest.mark.parametrize("card", REAL, ids=_named)
-def test_a_released_model_says_where_it_is_and_what_it_is(card: ModelCard) -> None:
+def test_a_released_model_has_an_address_and_a_known_architecture(card: ModelCard) -> None:
     assert card.architecture.startswith(OPEN_CLIP) and card.paper.startswith("https://")
     load_architecture(card.architecture)
     if card.pretrained:
@@ -93,7 +93,7 @@ def test_every_base_has_a_card_and_one_file_has_two_for_its_two_pixel_constants(
 
 
 @pytest.mark.parametrize("name", ["agft", "gladiator"])
-def test_a_model_without_weights_answers_with_its_training(
+def test_a_model_without_weights_gives_the_command_that_trains_it(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -105,7 +105,7 @@ def test_a_model_without_weights_answers_with_its_training(
     assert name in DEFENSES.table
 
 
-def test_what_was_trained_where_the_answer_says_is_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_locally_trained_model_is_loaded_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     places: list[Path] = []
 
@@ -180,7 +180,7 @@ def test_the_schema_of_cards_accepts_what_the_reader_accepts() -> None:
         assert not validator.is_valid({**values, **change}), change
 
 
-def test_the_list_and_a_page_show_what_is_known(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_and_show_print_the_cards(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["list", "models", "--track", "zeroshot15"]) == 0
     listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert set(card_names("zeroshot15")) <= set(listed)

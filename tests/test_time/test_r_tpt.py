@@ -9,7 +9,7 @@ from torch.nn import functional
 
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.models.classifier import load_model
-from robustbench_vlm.models.text_encoder import PromptTower
+from robustbench_vlm.models.text_encoder import PromptEncoder
 from robustbench_vlm.test_time import r_tpt
 from robustbench_vlm.test_time.augmix import random_views
 from robustbench_vlm.test_time.r_tpt import R_TPT_16, agreement, logits, tuned_texts
@@ -51,7 +51,7 @@ def test_views_that_agree_weigh_more() -> None:
 def test_unchanged_tokens_give_the_text_embeddings() -> None:
     model = load_model("clip", "mini")
     prompts = ("a photo of a red circle.", "a cat", "many small stars on a dark blue sky")
-    tower = PromptTower(model.network, model.architecture, prompts)
+    tower = PromptEncoder(model.network, model.architecture, prompts)
     assert torch.allclose(tower(tower.tokens[None])[0], model.text_features(prompts), atol=1e-6)
 
 
