@@ -10,7 +10,7 @@ from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import CLEAN, SampleResult, Score
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.cell import Shard
-from robustbench_vlm.engine.evidence import Evidence, checked, data_digest
+from robustbench_vlm.engine.cell_records import CellRecords, checked, data_digest
 from robustbench_vlm.engine.manifest import MANIFEST
 from robustbench_vlm.engine.results import accuracies
 from robustbench_vlm.engine.store import safe_name, write_shard
@@ -54,7 +54,7 @@ def evidence(
     warnings: tuple[str, ...] = (),
     results: Sequence[SampleResult] = (),
     **identity: Any,
-) -> Evidence:
+) -> CellRecords:
     """Return the evidence of one cell with these `broken_by` values; `identity` changes parts of its identity."""
     records = tuple(results) or samples(broken)
     threat = Threat(norm, parse_eps(eps))
@@ -73,10 +73,10 @@ def evidence(
     }
     score = Score(model, attack, dataset, len(CLASSES), threat.eps_text, warnings=warnings, **accuracies(records))
     print_ = fingerprint({**said, "samples": [each.sample_id for each in records]})
-    return checked(Evidence(track, protocol, said, print_, score, records))
+    return checked(CellRecords(track, protocol, said, print_, score, records))
 
 
-def write_run(found: Sequence[Evidence], out: Path) -> Path:
+def write_run(found: Sequence[CellRecords], out: Path) -> Path:
     """Write one model's evidence as a run folder, and return the model's folder."""
     folder = out / found[0].track / safe_name(found[0].score.model)
     for attack in dict.fromkeys(each.score.attack for each in found):
@@ -97,7 +97,7 @@ def write_run(found: Sequence[Evidence], out: Path) -> Path:
     return folder
 
 
-def write_board_entry(found: Sequence[Evidence], folder: Path, **changes: Any) -> Path:
+def write_board_entry(found: Sequence[CellRecords], folder: Path, **changes: Any) -> Path:
     """Write one model's evidence as an entry with its records, and return the entry's path."""
     model = found[0].score.model
     event = Event("2026-01-01", "claimed", "made up", {})

@@ -78,7 +78,7 @@ def verify(
 
 
 def _check(path: Path, since: Path | None, *, as_json: bool) -> int:
-    from robustbench_vlm.engine.evidence import Unsound
+    from robustbench_vlm.engine.cell_records import Unsound
     from robustbench_vlm.leaderboard.entry import read_entry
     from robustbench_vlm.leaderboard.validate import (
         check_continuation,

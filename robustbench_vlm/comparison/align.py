@@ -8,7 +8,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import canonical
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.core.threat import Threat
-from robustbench_vlm.engine.evidence import Evidence
+from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.engine.results import accuracies
 
 Key = tuple[str, str, int]
@@ -23,7 +23,7 @@ class ModelRecords:
     """All records of one model, under a name that is unique within a comparison."""
 
     name: str
-    evidence: tuple[Evidence, ...]
+    evidence: tuple[CellRecords, ...]
     notes: tuple[str, ...] = ()
     """Sentences about the origin of the records, such as a dispute, that a reader should know."""
 
@@ -32,7 +32,7 @@ class ModelRecords:
 class AlignedRecords:
     """Records of several models under one attack and threat, on the same samples in the same order."""
 
-    models: tuple[Mapping[str, Evidence], ...]
+    models: tuple[Mapping[str, CellRecords], ...]
     """For each model, by dataset: its records and accuracies on the common samples."""
     notes: tuple[str, ...]
     """Sentences on differences between the models and on records that were left out."""
@@ -62,7 +62,7 @@ def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Se
     return AlignedRecords(aligned, tuple(_notes([model.name for model in models], chosen, aligned)))
 
 
-def select_samples(evidence: Evidence, keys: Iterable[Key]) -> Evidence:
+def select_samples(evidence: CellRecords, keys: Iterable[Key]) -> CellRecords:
     """Return evidence reduced to the given samples, in that order, with its accuracies computed again.
 
     Fingerprint and identity remain those of the whole cell.
@@ -72,7 +72,7 @@ def select_samples(evidence: Evidence, keys: Iterable[Key]) -> Evidence:
     return replace(evidence, results=results, score=replace(evidence.score, **accuracies(results)))
 
 
-def record_keys(evidence: Evidence) -> tuple[Key, ...]:
+def record_keys(evidence: CellRecords) -> tuple[Key, ...]:
     """Return the key of every sample, in the order of the records."""
     return tuple(_key(result) for result in evidence.results)
 
@@ -82,7 +82,7 @@ def _key(result: SampleResult) -> Key:
 
 
 def _check_found(
-    models: Sequence[ModelRecords], found: Sequence[Sequence[Evidence]], attack: str, threat: Threat
+    models: Sequence[ModelRecords], found: Sequence[Sequence[CellRecords]], attack: str, threat: Threat
 ) -> None:
     without = [model for model, evidence in zip(models, found, strict=True) if not evidence]
     if not without:
@@ -98,7 +98,7 @@ def _check_found(
     )
 
 
-def _of_shared_protocol(found: Sequence[Sequence[Evidence]]) -> list[dict[str, Evidence]]:
+def _of_shared_protocol(found: Sequence[Sequence[CellRecords]]) -> list[dict[str, CellRecords]]:
     sizes = Counter[str]()
     for each in (each for one in found for each in one):
         sizes[each.protocol] += each.score.n
@@ -116,13 +116,13 @@ def _ordered(names: Iterable[str], order: Sequence[str]) -> list[str]:
     return [name for name in order if name in names] + sorted(names - set(order))
 
 
-def _common(evidence: Sequence[Evidence]) -> list[Key]:
+def _common(evidence: Sequence[CellRecords]) -> list[Key]:
     shared = set.intersection(*(set(record_keys(each)) for each in evidence))
     return [key for key in record_keys(evidence[0]) if key in shared]
 
 
 def _notes(
-    names: Sequence[str], chosen: Sequence[Mapping[str, Evidence]], models: Sequence[Mapping[str, Evidence]]
+    names: Sequence[str], chosen: Sequence[Mapping[str, CellRecords]], models: Sequence[Mapping[str, CellRecords]]
 ) -> Iterator[str]:
     labels = [next(iter(each.values())).protocol for each in chosen]
     if len(set(labels)) > 1:

@@ -15,7 +15,7 @@ from robustbench_vlm.comparison.statistics import ALPHA, compare_means, enough_d
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.records import CLEAN, Accuracy, Score
 from robustbench_vlm.core.threat import Threat
-from robustbench_vlm.engine.evidence import Evidence
+from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.tracks import Track
 
 MEASURES = ("clean", "robust")
@@ -222,16 +222,16 @@ def _means(scores: Sequence[Score]) -> dict[str, Accuracy]:
     }
 
 
-def _broken_by(evidence: Sequence[Evidence]) -> dict[str, int]:
+def _broken_by(evidence: Sequence[CellRecords]) -> dict[str, int]:
     counts = Counter(result.broken_by for each in evidence for result in each.results)
     stages = [stage["name"] for each in evidence for stage in each.identity["attack"]["stages"]]
     return {CLEAN: counts[CLEAN], **{stage: counts[stage] for stage in dict.fromkeys(stages)}, ROBUST: counts[""]}
 
 
-def _curve(model: ModelRecords, aligned: Mapping[str, Evidence], in_mean: Sequence[str]) -> tuple[CurvePoint, ...]:
+def _curve(model: ModelRecords, aligned: Mapping[str, CellRecords], in_mean: Sequence[str]) -> tuple[CurvePoint, ...]:
     """Return the mean over the common samples at every radius that has records of all of them."""
     first = next(iter(aligned.values()))
-    radii: dict[Fraction, dict[str, Evidence]] = {}
+    radii: dict[Fraction, dict[str, CellRecords]] = {}
     for each in model.evidence:
         name = each.score.dataset
         is_alike = (each.score.attack, each.protocol) == (first.score.attack, first.protocol)

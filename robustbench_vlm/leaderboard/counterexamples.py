@@ -11,7 +11,7 @@ from robustbench_vlm.analysis.adversarial_files import AdversarialImages, images
 from robustbench_vlm.analysis.verdict import judge
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.evidence import Evidence, Unsound
+from robustbench_vlm.engine.cell_records import CellRecords, Unsound
 from robustbench_vlm.leaderboard.entry import Counterexample
 from robustbench_vlm.leaderboard.tolerance import exceeds_tolerance
 
@@ -57,7 +57,7 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
             yield example, images[pair]
 
 
-def exceed_tolerance(examples: Sequence[Counterexample], evidence: Sequence[Evidence]) -> bool:
+def exceed_tolerance(examples: Sequence[Counterexample], evidence: Sequence[CellRecords]) -> bool:
     """Return whether an entry has more counterexamples than the tolerance for its robust samples allows.
 
     The robust samples of a dataset are counted for the attack and radius that leave the most.
@@ -72,7 +72,11 @@ def exceed_tolerance(examples: Sequence[Counterexample], evidence: Sequence[Evid
 
 
 def refuted_counterexamples(
-    examples: Sequence[Counterexample], folder: Path, evidence: Sequence[Evidence], cells: Sequence[Cell], device: str
+    examples: Sequence[Counterexample],
+    folder: Path,
+    evidence: Sequence[CellRecords],
+    cells: Sequence[Cell],
+    device: str,
 ) -> tuple[Counterexample, ...]:
     """Return the counterexamples whose image files break nothing here; each image takes one forward pass."""
     found = []

@@ -15,7 +15,7 @@ from robustbench_vlm.core.files import write_whole
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.evidence import Evidence
+from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.leaderboard.counterexamples import exceed_tolerance, images_file, images_path
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, Event, write_entry
 from robustbench_vlm.leaderboard.entry_records import read_evidence
@@ -96,7 +96,7 @@ def dispute(
     return Dispute(_disputed(entry, evidence, found, date), dict(counts), found, content)
 
 
-def _disputed(entry: Entry, evidence: Sequence[Evidence], found: Sequence[Counterexample], date: str) -> Entry:
+def _disputed(entry: Entry, evidence: Sequence[CellRecords], found: Sequence[Counterexample], date: str) -> Entry:
     """Return the entry with more counterexamples; its status is "disputed" if they exceed the tolerance."""
     after = entry.with_counterexamples(found)
     status = "disputed" if exceed_tolerance(after.counterexamples, evidence) else entry.status
@@ -108,7 +108,7 @@ def _disputed(entry: Entry, evidence: Sequence[Evidence], found: Sequence[Counte
 class _ImageJudge:
     """Compares the prediction of an image with the records of an entry."""
 
-    evidence: list[Evidence]
+    evidence: list[CellRecords]
     cells: list[Cell]
     entry: Entry
     device: str

@@ -19,7 +19,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, write_text
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.strict_json import read_json, validate
-from robustbench_vlm.engine.evidence import Condition
+from robustbench_vlm.engine.cell_records import Condition
 
 FORMAT: Final = 2
 STATUSES = ("claimed", "reproduced", "verified", "disputed")

@@ -11,7 +11,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, inside, sha256_of, write_whole
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import SampleResult, Score
-from robustbench_vlm.engine.evidence import Evidence, Unreachable, Unsound, checked
+from robustbench_vlm.engine.cell_records import CellRecords, Unreachable, Unsound, checked
 from robustbench_vlm.engine.store import records_table
 from robustbench_vlm.leaderboard.entry import (
     FORMAT,
@@ -32,7 +32,7 @@ _CELL = "cell"
 
 
 def make_entry(
-    evidence: Sequence[Evidence],
+    evidence: Sequence[CellRecords],
     card: Mapping[str, Any],
     environment: Iterable[Mapping[str, Any]],
     event: Event,
@@ -71,7 +71,7 @@ def records_name(model: str) -> str:
     return f"records/{model}.parquet"
 
 
-def read_evidence(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
+def read_evidence(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     """Return the checked records of an entry in `folder`.
 
     A records file that is not next to the entry is downloaded from its URL. Raises Unreachable if the download fails,
@@ -110,7 +110,7 @@ def write_records(content: bytes, path: Path) -> None:
     write_whole(path, lambda partial: partial.write_bytes(content))
 
 
-def _cell(evidence: Evidence) -> EntryCell:
+def _cell(evidence: CellRecords) -> EntryCell:
     score, threat = evidence.score, EntryThreat(**evidence.identity["threat"])
     numbers = EntryScore(**{key: value for key, value in vars(score).items() if key not in _SCORE_OF})
     content = fingerprint(list(evidence.results))
@@ -152,7 +152,7 @@ def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
     return rows
 
 
-def _evidence(entry: Entry, cell: EntryCell, results: Sequence[SampleResult]) -> Evidence:
+def _evidence(entry: Entry, cell: EntryCell, results: Sequence[SampleResult]) -> CellRecords:
     about = f"the entry of {entry.model!r}: {cell.attack} / {cell.dataset}"
     if cell.dataset not in entry.datasets or cell.attack not in entry.attacks:
         raise Unsound(f"{about} has no class names or no attack stages in the entry")
@@ -167,4 +167,4 @@ def _evidence(entry: Entry, cell: EntryCell, results: Sequence[SampleResult]) ->
         "protocol": entry.protocol.identity,
     }
     score = Score(entry.model, cell.attack, cell.dataset, **vars(cell.score))
-    return checked(Evidence(entry.track, entry.protocol.label, identity, cell.fingerprint, score, tuple(results)))
+    return checked(CellRecords(entry.track, entry.protocol.label, identity, cell.fingerprint, score, tuple(results)))

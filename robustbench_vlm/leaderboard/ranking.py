@@ -19,7 +19,7 @@ from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.records import CLEAN, Accuracy
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.defenses import DEFENSES
-from robustbench_vlm.engine.evidence import Evidence, Unreachable, Unsound
+from robustbench_vlm.engine.cell_records import CellRecords, Unreachable, Unsound
 from robustbench_vlm.leaderboard.board import Board, BoardRow
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, entry_paths, read_entry
 from robustbench_vlm.leaderboard.reported import read_reported
@@ -41,7 +41,7 @@ class KnownVerdicts:
 
 
 def worst_known(
-    evidence: Iterable[Evidence], counterexamples: Sequence[Counterexample], threat: Threat
+    evidence: Iterable[CellRecords], counterexamples: Sequence[Counterexample], threat: Threat
 ) -> dict[str, KnownVerdicts]:
     """Return the lowest known verdicts of one model by dataset, for datasets that were attacked at exactly this threat.
 
@@ -87,7 +87,7 @@ class CheckedEntry:
     """An entry with its checked records and its lowest known verdicts at the standard radius, by dataset."""
 
     entry: Entry
-    evidence: tuple[Evidence, ...]
+    evidence: tuple[CellRecords, ...]
     verdicts: Mapping[str, KnownVerdicts]
     is_ranked: bool
     """Whether the track's attack was run on every dataset of the track, and the entry is not disputed."""
@@ -116,7 +116,7 @@ def read_entries(folder: Path, track: Track) -> tuple[list[CheckedEntry], dict[s
     return found, absent
 
 
-def datasets_without_standard_attack(evidence: Iterable[Evidence], track: Track) -> list[str]:
+def datasets_without_standard_attack(evidence: Iterable[CellRecords], track: Track) -> list[str]:
     """Return the datasets of a track that lack records of the standard attack at the standard radius."""
     complete = {
         each.score.dataset

@@ -9,7 +9,7 @@ from robustbench_vlm.core.files import cache_folder, write_text
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import Score
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.evidence import Evidence, Unsound
+from robustbench_vlm.engine.cell_records import CellRecords, Unsound
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.resources import Resources
@@ -33,7 +33,7 @@ _DIFFERENCES = {
 
 
 def rebuild(
-    evidence: Sequence[Evidence], reference: str, *, data: Path | None = None, resources: Resources | None = None
+    evidence: Sequence[CellRecords], reference: str, *, data: Path | None = None, resources: Resources | None = None
 ) -> tuple[Plan, list[int]]:
     """Return a plan with the cell of each evidence, and the numbers of these cells in the plan, in the same order.
 
@@ -84,13 +84,13 @@ def reference_of(entry: Entry) -> str:
     return str(ModelReference(CardFile(str(path)), parsed.defense))
 
 
-def scores_with_warnings(cells: Sequence[Cell], evidence: Sequence[Evidence]) -> list[Score]:
+def scores_with_warnings(cells: Sequence[Cell], evidence: Sequence[CellRecords]) -> list[Score]:
     """Return the scores of evidence with all warnings, including those that need a comparison of several cells."""
     scores = [score(cell, each.results) for cell, each in zip(cells, evidence, strict=True)]
     return with_comparisons(cells, scores)
 
 
-def _expect_same(evidence: Evidence, cell: Cell) -> None:
+def _expect_same(evidence: CellRecords, cell: Cell) -> None:
     if evidence.fingerprint == cell.fingerprint:
         return
     if [result.sample_id for result in evidence.results] != list(cell.samples.ids):

@@ -8,7 +8,7 @@ from pathlib import Path
 from robustbench_vlm.comparison.align import ModelRecords
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import unknown
-from robustbench_vlm.engine.evidence import read_run
+from robustbench_vlm.engine.cell_records import read_run
 from robustbench_vlm.engine.manifest import MANIFEST
 from robustbench_vlm.engine.store import safe_name
 from robustbench_vlm.leaderboard.entry import board_folder, entry_paths, read_entry

@@ -10,7 +10,7 @@ from typing import Any
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.threat import Threat
-from robustbench_vlm.engine.evidence import Evidence, manifests, read_run
+from robustbench_vlm.engine.cell_records import CellRecords, manifests, read_run
 from robustbench_vlm.engine.manifest import read_manifest
 from robustbench_vlm.engine.results import mean_of
 from robustbench_vlm.leaderboard.entry import Entry, Event, read_entry, write_entry
@@ -100,7 +100,7 @@ def make_submission(
     return Submission(entry, content, remarks, _pull_request(entry, evidence, track, remarks))
 
 
-def _cells_of_board_protocol(found: Sequence[Evidence], track: Track, run: Path) -> list[Evidence]:
+def _cells_of_board_protocol(found: Sequence[CellRecords], track: Track, run: Path) -> list[CellRecords]:
     if len({each.score.model for each in found}) > 1:
         raise UserError(f"{run} has several models: give the folder of one model, runs/<track>/<model>")
     label = PROTOCOLS.load(track.board).label
@@ -114,7 +114,7 @@ def _cells_of_board_protocol(found: Sequence[Evidence], track: Track, run: Path)
     return kept
 
 
-def _cells_to_keep(evidence: Sequence[Evidence], earlier: Entry | None, folder: Path) -> list[Evidence]:
+def _cells_to_keep(evidence: Sequence[CellRecords], earlier: Entry | None, folder: Path) -> list[CellRecords]:
     """Return the records of an earlier entry in `folder`, of the same weights and protocol, that the run lacks."""
     first = evidence[0].identity
     if not earlier or (earlier.weights, earlier.protocol.identity) != (first["weights"], first["protocol"]):
@@ -126,17 +126,17 @@ def _cells_to_keep(evidence: Sequence[Evidence], earlier: Entry | None, folder: 
     return [each for each in read_evidence(earlier, folder) if each.condition not in replaced]
 
 
-def _order(evidence: Evidence, track: Track) -> tuple[str, str, Fraction, int]:
+def _order(evidence: CellRecords, track: Track) -> tuple[str, str, Fraction, int]:
     threat = evidence.threat
     return evidence.score.attack, threat.norm, threat.eps, track.datasets.index(evidence.score.dataset)
 
 
-def _environment_of(kept: Sequence[Evidence], earlier: Entry | None) -> list[Mapping[str, Any]]:
+def _environment_of(kept: Sequence[CellRecords], earlier: Entry | None) -> list[Mapping[str, Any]]:
     attacks = {each.score.attack for each in kept}
     return [each for each in earlier.environment if each["attack"] in attacks] if earlier else []
 
 
-def _environment(run: Path, evidence: Sequence[Evidence]) -> list[Mapping[str, Any]]:
+def _environment(run: Path, evidence: Sequence[CellRecords]) -> list[Mapping[str, Any]]:
     """Return versions and machine for each attack, without paths and host names."""
     attacks = {each.score.attack for each in evidence}
     found: list[Mapping[str, Any]] = []
@@ -160,7 +160,7 @@ def _continued(entry: Entry, earlier: Entry) -> Entry:
     return continued.after(dataclasses.replace(event, what=what))
 
 
-def _remarks(evidence: Sequence[Evidence], track: Track, card: ModelCard) -> Iterable[str]:
+def _remarks(evidence: Sequence[CellRecords], track: Track, card: ModelCard) -> Iterable[str]:
     if absent := datasets_without_standard_attack(evidence, track):
         where = ", ".join(absent) if len(absent) < len(track.datasets) else "every dataset"
         eps = Threat(track.norm, track.standard_eps).eps_text
@@ -181,13 +181,13 @@ def _to_upload(entry: Entry) -> list[str]:
     return [f"leave {entry.records.file} out of the commit, and put it at {entry.records.url}"]
 
 
-def _pull_request(entry: Entry, evidence: Sequence[Evidence], track: Track, remarks: Sequence[str]) -> str:
+def _pull_request(entry: Entry, evidence: Sequence[CellRecords], track: Track, remarks: Sequence[str]) -> str:
     path = f"leaderboards/{entry.track}/{entry.model}.json"
     lines = [f"Add {entry.model} to the leaderboard {entry.track}", "", f"* Entry: `{path}`"]
     lines += [f"* Records: `leaderboards/{entry.track}/{entry.records.file}`, sha256 `{entry.records.sha256}`"]
     lines += [f"* Protocol: {entry.protocol.label}", "", "| attack | eps | clean | robust | samples |"]
     lines += ["| --- | --- | --- | --- | --- |"]
-    groups: dict[tuple[str, str], list[Evidence]] = {}
+    groups: dict[tuple[str, str], list[CellRecords]] = {}
     for each in evidence:
         if each.score.dataset not in track.seen:
             groups.setdefault((each.score.attack, each.score.eps), []).append(each)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from robustbench_vlm.core.records import CLEAN, SampleResult
-from robustbench_vlm.engine.evidence import Evidence
+from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.leaderboard.entry import Counterexample
 
 TOLERANCE = 0.005
@@ -58,7 +58,7 @@ class Disagreement:
 class RecomputedSample:
     """A stored record and the result of attacking its sample on this machine."""
 
-    evidence: Evidence
+    evidence: CellRecords
     """The records of the sample's cell."""
     position: int
     """The row of the sample in these records."""

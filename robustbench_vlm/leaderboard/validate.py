@@ -16,7 +16,7 @@ from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
-from robustbench_vlm.engine.evidence import Condition, Evidence, Unsound
+from robustbench_vlm.engine.cell_records import CellRecords, Condition, Unsound
 from robustbench_vlm.leaderboard.counterexamples import exceed_tolerance, images_path, with_images
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_evidence, records_name
@@ -51,7 +51,7 @@ def misplaced(entry: Entry, path: Path) -> Unsound:
     return Unsound(f"{path} is the entry of {entry.model!r} on {entry.track!r}: move it to {expected}")
 
 
-def check_entry(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
+def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     """Return the evidence of an entry in `folder` if digests, sample ids, fingerprints, accuracies and names agree.
 
     Raises Unsound with the first contradiction.
@@ -83,7 +83,7 @@ def check_entry(entry: Entry, folder: Path) -> tuple[Evidence, ...]:
     return evidence
 
 
-def check_definitions(entry: Entry, evidence: Sequence[Evidence]) -> None:
+def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
     """Raise Unsound if card, protocol, attacks, classes, prompts or sample counts differ from this package's.
 
     The attacks of a test-time defense depend on the model, so that only `verify` can check them.
@@ -119,7 +119,7 @@ def _check_card(entry: Entry) -> None:
         raise Unsound(f"the card of {name!r} differs from its card in the model zoo: {', '.join(other)}")
 
 
-def check_continuation(entry: Entry, evidence: Sequence[Evidence], earlier: Entry | None, folder: Path) -> None:
+def check_continuation(entry: Entry, evidence: Sequence[CellRecords], earlier: Entry | None, folder: Path) -> None:
     """Raise Unsound if a submitted entry in `folder` removes what the earlier entry has, or claims a better status.
 
     The history of the `earlier` entry must be kept, and so must its records and counterexamples if the weights are the
@@ -177,7 +177,7 @@ def _is_same_claim(entry: Entry, earlier: Entry) -> bool:
     return _is_equal(found, earlier)
 
 
-def _check_counterexamples(examples: Sequence[Counterexample], evidence: Sequence[Evidence], folder: Path) -> None:
+def _check_counterexamples(examples: Sequence[Counterexample], evidence: Sequence[CellRecords], folder: Path) -> None:
     """Raise Unsound for counterexamples that break no sample, and for files that lack their images."""
     for _ in with_images(examples, folder):
         pass

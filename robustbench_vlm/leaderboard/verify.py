@@ -18,7 +18,7 @@ from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.evidence import Evidence, Unsound
+from robustbench_vlm.engine.cell_records import CellRecords, Unsound
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import packed_groups, run_group
@@ -110,7 +110,7 @@ class DrawnSample:
 
 
 def draw_samples(
-    evidence: Sequence[Evidence], track: Track, samples: int | None, generator: random.Random
+    evidence: Sequence[CellRecords], track: Track, samples: int | None, generator: random.Random
 ) -> tuple[list[DrawnSample], list[DrawnSample]]:
     """Draw `samples` from the cells that the rank depends on, and as many from the other cells; None takes all.
 
@@ -183,7 +183,7 @@ def _contradicted(entry: Entry, problems: Sequence[str], date: str) -> Verificat
     return Verification(entry.after(event), is_confirmed=False, problems=tuple(problems))
 
 
-def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[Evidence], device: str) -> list[str]:
+def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[CellRecords], device: str) -> list[str]:
     """Return a problem for each cell whose stored clean predictions are not the model's; all samples are classified."""
     known: dict[str, list[tuple[int, float]]] = {}
     problems = []
@@ -198,7 +198,7 @@ def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[Evidence], devi
     return problems
 
 
-def _omitted_warnings(cells: Sequence[Cell], evidence: Sequence[Evidence]) -> list[str]:
+def _omitted_warnings(cells: Sequence[Cell], evidence: Sequence[CellRecords]) -> list[str]:
     problems = []
     for cell, each, score in zip(cells, evidence, scores_with_warnings(cells, evidence), strict=True):
         if absent := set(score.warnings) - set(each.score.warnings):

@@ -15,7 +15,7 @@ from robustbench_vlm.comparison.compare import Comparison, compare
 from robustbench_vlm.comparison.statistics import ALPHA, compare_means, holm, mcnemar
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import mean_interval, wilson
-from robustbench_vlm.engine.evidence import Evidence
+from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.tracks import MINI, ZEROSHOT15, Track
 
 ROBUST, BROKEN = [""] * 60, ["apgd-ce"] * 60
@@ -24,7 +24,7 @@ NEARLY_HALF = ["apgd-ce", *HALF[1:]]
 VERDICTS = st.lists(st.sampled_from(["", "clean", "apgd-ce", "square"]), min_size=12, max_size=12)
 
 
-def source(name: str, *found: Evidence) -> ModelRecords:
+def source(name: str, *found: CellRecords) -> ModelRecords:
     return ModelRecords(name, found)
 
 

@@ -14,7 +14,7 @@ from robustbench_vlm.core import download as downloads
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.threat import Threat, parse_eps
-from robustbench_vlm.engine.evidence import Evidence, Unsound
+from robustbench_vlm.engine.cell_records import CellRecords, Unsound
 from robustbench_vlm.leaderboard.board import Board, BoardRow
 from robustbench_vlm.leaderboard.entry import Counterexample, Event, read_entry, write_entry
 from robustbench_vlm.leaderboard.ranking import make_board, mean_accuracy, worst_known
@@ -24,7 +24,7 @@ from robustbench_vlm.tracks import MINI
 STANDARD = Threat("Linf", MINI.standard_eps)
 
 
-def everywhere(model: str, broken: Sequence[str], **about: str) -> list[Evidence]:
+def everywhere(model: str, broken: Sequence[str], **about: str) -> list[CellRecords]:
     """Return evidence of a model with the same verdicts on every dataset of the track."""
     return [evidence(model, broken, dataset, **about) for dataset in MINI.datasets]
 

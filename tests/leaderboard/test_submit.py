@@ -9,7 +9,7 @@ import pytest
 
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.engine.evidence import Unsound, read_run
+from robustbench_vlm.engine.cell_records import Unsound, read_run
 from robustbench_vlm.leaderboard import entry_records
 from robustbench_vlm.leaderboard.entry import Counterexample, Event, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import read_evidence

@@ -15,7 +15,7 @@ from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, sha256_of
 from robustbench_vlm.core.records import SampleResult
-from robustbench_vlm.engine.evidence import Unsound
+from robustbench_vlm.engine.cell_records import Unsound
 from robustbench_vlm.leaderboard.counterexamples import images_file, images_path
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, Event, read_entry, write_entry
 from robustbench_vlm.leaderboard.ranking import make_board

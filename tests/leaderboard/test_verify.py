@@ -11,7 +11,7 @@ import pytest
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import CLEAN, SampleResult
-from robustbench_vlm.engine.evidence import Evidence, Unsound, data_digest
+from robustbench_vlm.engine.cell_records import CellRecords, Unsound, data_digest
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.results import accuracies
 from robustbench_vlm.leaderboard.entry import Entry, read_entry, write_entry
@@ -59,7 +59,7 @@ def test_each_verification_draws_a_new_seed(entry_path: Path, taught_card: Path)
     assert found[0] != found[1]
 
 
-def forged(path: Path, change: Callable[[Evidence], Evidence]) -> None:
+def forged(path: Path, change: Callable[[CellRecords], CellRecords]) -> None:
     """Write the entry with changed evidence, and recompute all its digests and numbers as a forger would."""
     entry = read_entry(path)
     evidence = [_consistent(change(each)) for each in read_evidence(entry, path.parent)]
@@ -69,7 +69,7 @@ def forged(path: Path, change: Callable[[Evidence], Evidence]) -> None:
     write_entry(again, path)
 
 
-def _consistent(evidence: Evidence) -> Evidence:
+def _consistent(evidence: CellRecords) -> CellRecords:
     identity = {**evidence.identity, "data": data_digest(evidence.results)}
     ids = [result.sample_id for result in evidence.results]
     score = dataclasses.replace(evidence.score, **accuracies(evidence.results), eps=evidence.threat.eps_text)
@@ -77,7 +77,7 @@ def _consistent(evidence: Evidence) -> Evidence:
     return dataclasses.replace(evidence, identity=identity, fingerprint=print_, score=score)
 
 
-def _with(evidence: Evidence, results: Sequence[SampleResult]) -> Evidence:
+def _with(evidence: CellRecords, results: Sequence[SampleResult]) -> CellRecords:
     return dataclasses.replace(evidence, results=tuple(results))
 
 
@@ -85,23 +85,23 @@ def _robust(result: SampleResult) -> SampleResult:
     return dataclasses.replace(result, broken_by="", adversarial_prediction=result.label, distance=0.0)
 
 
-def flipped(evidence: Evidence) -> Evidence:
+def flipped(evidence: CellRecords) -> CellRecords:
     """Claim that every third broken sample is robust."""
     fallen = [n for n, result in enumerate(evidence.results) if result.broken_by not in ("", CLEAN)][::3]
     return _with(evidence, [_robust(result) if n in fallen else result for n, result in enumerate(evidence.results)])
 
 
-def dropped(evidence: Evidence) -> Evidence:
+def dropped(evidence: CellRecords) -> CellRecords:
     """Leave out every fifth sample."""
     return _with(evidence, [result for n, result in enumerate(evidence.results) if n % 5])
 
 
-def foreign(evidence: Evidence) -> Evidence:
+def foreign(evidence: CellRecords) -> CellRecords:
     """Replace a sample of the protocol by another."""
     return _with(evidence, [dataclasses.replace(evidence.results[0], sample_id="mine"), *evidence.results[1:]])
 
 
-def better(evidence: Evidence) -> Evidence:
+def better(evidence: CellRecords) -> CellRecords:
     """Claim that misclassified samples are correct and robust."""
     return _with(
         evidence,
@@ -112,17 +112,17 @@ def better(evidence: Evidence) -> Evidence:
     )
 
 
-def other_weights(evidence: Evidence) -> Evidence:
+def other_weights(evidence: CellRecords) -> CellRecords:
     return dataclasses.replace(evidence, identity={**evidence.identity, "weights": fingerprint("others")})
 
 
-def other_eps(evidence: Evidence) -> Evidence:
+def other_eps(evidence: CellRecords) -> CellRecords:
     """Submit the records of a radius as those of one four times as large."""
     larger = {"1/255": "4/255", "1/85": "4/85"}[evidence.identity["threat"]["eps"]]
     return dataclasses.replace(evidence, identity={**evidence.identity, "threat": {"norm": "Linf", "eps": larger}})
 
 
-def weaker_attack(evidence: Evidence) -> Evidence:
+def weaker_attack(evidence: CellRecords) -> CellRecords:
     attack = json.loads(json.dumps(plain(evidence.identity["attack"])))
     attack["stages"][0]["parameters"]["steps"] = 1
     return dataclasses.replace(evidence, identity={**evidence.identity, "attack": attack})
@@ -139,7 +139,7 @@ def weaker_attack(evidence: Evidence) -> Evidence:
     ],
 )
 def test_a_forgery_that_contradicts_this_machine_is_named(
-    change: Callable[[Evidence], Evidence], said: str, entry_path: Path, taught_card: Path
+    change: Callable[[CellRecords], CellRecords], said: str, entry_path: Path, taught_card: Path
 ) -> None:
     forged(entry_path, change)
     # The entry is consistent: only weights, images and attack reveal the forgery.
@@ -151,7 +151,7 @@ def test_a_forgery_that_contradicts_this_machine_is_named(
 
 @pytest.mark.parametrize("change", [flipped, other_eps])
 def test_verdicts_that_differ_when_recomputed_are_disputed(
-    change: Callable[[Evidence], Evidence], entry_path: Path, taught_card: Path
+    change: Callable[[CellRecords], CellRecords], entry_path: Path, taught_card: Path
 ) -> None:
     forged(entry_path, change)
     found = verified(entry_path, taught_card, samples=200)
@@ -183,7 +183,7 @@ def test_as_many_samples_are_drawn_from_cells_that_give_no_rank(entry_path: Path
     assert {each.eps for each in found.disagreements} == {"3/255"}
 
 
-def excused(evidence: Evidence) -> Evidence:
+def excused(evidence: CellRecords) -> CellRecords:
     """Claim that misclassified samples are correct by a tiny margin, and broken."""
     return _with(
         evidence,
@@ -203,7 +203,7 @@ def excused(evidence: Evidence) -> Evidence:
     )
 
 
-def sabotaged(evidence: Evidence) -> Evidence:
+def sabotaged(evidence: CellRecords) -> CellRecords:
     """Claim that every robust sample is broken, as a competitor might."""
     other = {result.label: (result.label + 1) % 12 for result in evidence.results}
     return _with(
@@ -312,7 +312,7 @@ def test_an_entry_that_is_nested_too_deep_is_refused(entry_path: Path) -> None:
 
 
 def test_a_negative_number_of_passes_is_refused(entry_path: Path) -> None:
-    def negative(evidence: Evidence) -> Evidence:
+    def negative(evidence: CellRecords) -> CellRecords:
         return _with(evidence, [dataclasses.replace(result, forward=-1) for result in evidence.results])
 
     entry = read_entry(entry_path)
