@@ -74,9 +74,9 @@ def test_the_logged_accuracies_are_those_of_the_batch(tmp_path: Path) -> None:
     model, rows = load_model("clip", "mini"), {}
     for eps in (Fraction(0), Fraction(8, 255)):
         _, (rows[eps],) = _train(_job(model=model, schedule=schedule, eps=eps), tmp_path / str(eps.numerator))
-    pictures = _images(32)
-    guesses = model.classifier(SCENES.prompts)(pictures.read(range(32)).float() / 255).argmax(dim=1)
-    expected = (guesses == pictures.labels).float().mean().item()
+    images = _images(32)
+    guesses = model.classifier(SCENES.prompts)(images.read(range(32)).float() / 255).argmax(dim=1)
+    expected = (guesses == images.labels).float().mean().item()
     assert [row.clean for row in rows.values()] == [expected, expected] and expected > 0.5
     assert rows[Fraction(0)].robust == expected and rows[Fraction(8, 255)].robust < expected
 
@@ -139,7 +139,7 @@ def test_a_resumed_log_has_every_row_once(tmp_path: Path) -> None:
     assert read_log(path) == rows
 
 
-def test_too_few_pictures_and_unknown_precisions_are_named() -> None:
+def test_too_few_images_and_unknown_precisions_are_named() -> None:
     with pytest.raises(UserError, match="4 images do not fill a batch of 8"):
         _job(images=_images(4))
     with pytest.raises(UserError, match="float32, bfloat16"):
@@ -223,6 +223,6 @@ def test_more_processes_than_rows_are_refused() -> None:
         _check_processes(_job(), strangers, 0)  # type: ignore[arg-type]
 
 
-def test_the_pictures_are_part_of_what_a_training_is() -> None:
+def test_the_images_are_part_of_what_a_training_is() -> None:
     one, other = _job(), _job(images=in_hashed_order(SCENES.open()).slice(32, 64))
     assert one.identity != other.identity and one.identity == _job().identity

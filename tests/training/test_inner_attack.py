@@ -44,7 +44,7 @@ def test_the_inner_attack_raises_the_loss_inside_the_ball(name: str) -> None:
     assert (distance(THREAT, context.images, adversarial) <= 8 / 255 + 1e-6).all()
     assert adversarial.min() >= 0 and adversarial.max() <= 1
     with torch.no_grad():
-        before, after = (defense.inner.loss(context, pictures) for pictures in (context.images, adversarial))
+        before, after = (defense.inner.loss(context, images) for images in (context.images, adversarial))
     assert (after > before).all()
 
 

@@ -55,6 +55,6 @@ def test_a_card_comes_out_that_run_takes(base: Path, tmp_path: Path, capsys: pyt
     assert len(list((tmp_path / "runs").rglob("*.parquet"))) == 1
 
 
-def test_pictures_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_images_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["train", "agft", "--track", "zeroshot15"]) == 2
     assert "give their folder by --images DIR" in capsys.readouterr().err
