@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from robustbench_vlm.analysis.measures import attacked, walk_of
+from robustbench_vlm.analysis.diagnose import final_image_stage, final_images
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.core.records import CLEAN, SampleResult, wilson
 from robustbench_vlm.engine.cell import Cell
@@ -40,7 +40,7 @@ def left_by_last_image(cell: Cell) -> int:
     batch, _ = load_batch(cell, 0, len(cell), device="cpu")
     classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, "cpu")
     logits = classifier.of_samples(batch.keys)
-    last = attacked(classifier.plain, batch, walk_of(load_attack("pgd-20")), batch_size=64)
+    last = final_images(classifier.plain, batch, final_image_stage(load_attack("pgd-20")), batch_size=64)
     with torch.no_grad():
         right = [logits(images).argmax(dim=1) == batch.labels for images in (batch.images, last)]
     return int((right[0] & right[1]).sum())

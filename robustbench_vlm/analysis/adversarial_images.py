@@ -1,12 +1,23 @@
-"""Adversarial images: those that the attacks of a plan end at, beside the records that a run would write of them."""
+"""Adversarial images: compute them by the attacks of a plan, and write and read them without loss.
+
+A file is safetensors with one tensor "images", (N, 3, H, W) in [0, 1] as float32 (readers also accept float64, float16
+and uint8 in 255ths), and the metadata "track" and "samples": a JSON list of N pairs [dataset, sample id]. Nothing is
+rounded, because at eps = 1/255 an image format that rounds makes an attack weaker.
+"""
 
 import contextlib
 import functools
+import json
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import sha256_of, write_whole
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
@@ -15,15 +26,63 @@ from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import Attacked, ShardGroup, attack_group, attack_shards, missing_groups
 from robustbench_vlm.engine.store import Finished
 
-_Sent = list[tuple[Sequence[SampleResult], "np.typing.NDArray[np.float32]"]]
-"""What a worker sends of each shard: tensors would go through shared memory, which containers have little of."""
+_Sendable = list[tuple[Sequence[SampleResult], "np.typing.NDArray[np.float32]"]]
+"""Results and images of each shard, as workers send them: tensors would use shared memory, scarce in containers."""
+_FORMAT = 'it must hold one tensor "images" (N, 3, H, W) and as metadata "track" and "samples": N pairs [dataset, id]'
+
+
+@dataclass(frozen=True)
+class AdversarialImages:
+    """Adversarial images of named samples of a track."""
+
+    track: str
+    samples: tuple[tuple[str, str], ...]
+    """Dataset and sample id of each image."""
+    images: Tensor
+    """float32 (N, 3, H, W) in [0, 1]."""
+
+
+def images_bytes(found: AdversarialImages) -> bytes:
+    """Return the bytes of a file of adversarial images; equal images give equal bytes."""
+    from safetensors.torch import save
+
+    return save({"images": found.images.contiguous()}, {"track": found.track, "samples": json.dumps(found.samples)})
+
+
+def write_images(found: AdversarialImages, path: Path) -> None:
+    """Write adversarial images to a file; a file that exists is complete."""
+    content = images_bytes(found)
+    write_whole(path, lambda partial: partial.write_bytes(content))
+
+
+def read_images(path: Path) -> tuple[AdversarialImages, str]:
+    """Return the adversarial images and the sha256 of a file; raise UserError for a file of another format."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            images = file.get_tensor("images")
+        pairs = json.loads(metadata["samples"])
+        samples = tuple((str(dataset), str(sample)) for dataset, sample in pairs)
+        track = metadata["track"]
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+        raise UserError(f"{path} is no file of adversarial images ({error}): {_FORMAT}") from error
+    if images.dim() != 4 or images.shape[1] != 3 or len(samples) != len(images) or len(images) == 0:
+        raise UserError(f"{path} has {len(samples)} samples and images of shape {tuple(images.shape)}: {_FORMAT}")
+    if len(set(samples)) < len(samples):
+        raise UserError(f"{path} has a sample twice: submit only the best image of each sample")
+    pixels = images.to(torch.float64) / 255 if images.dtype == torch.uint8 else images.to(torch.float64)
+    if not bool(torch.isfinite(pixels).all()) or float(pixels.min()) < 0 or float(pixels.max()) > 1:
+        raise UserError(f"{path} has pixels outside [0, 1]: {_FORMAT}")
+    return AdversarialImages(track, samples, pixels.to(torch.float32)), sha256_of(path)
 
 
 def attack_cells(plan: Plan, on_attacked: Callable[[int, Cell], None]) -> list[Attacked]:
-    """Attack every sample of a plan's cells by the plan's engine and return what was found, a cell each, on the CPU.
+    """Attack every sample of a plan's cells with the plan's engine; return results and images of each cell, on the CPU.
 
-    Nothing is read from disk and nothing written; the groups, and so the records, are those of a run from nothing.
-    All images are held at once. `on_attacked` is told of every group, by its number of samples and one of its cells.
+    Records on disk are neither read nor written; the results equal those of a new run. All images are in memory at
+    once. `on_attacked` is called after every group with its number of samples and one of its cells.
     """
     cells, resources = plan.cells, plan.request.resources
     groups = missing_groups(cells, [Finished((), ())] * len(cells), resources)
@@ -39,16 +98,16 @@ def attack_cells(plan: Plan, on_attacked: Callable[[int, Cell], None]) -> list[A
 
 
 def attack_positions(cell: Cell, positions: Sequence[int], resources: Resources) -> Attacked:
-    """Attack the samples at some positions of a cell, together and in this process; `resources` are a plan's."""
+    """Attack the samples at some positions of a cell in this process, with the resources of a plan."""
     shards = [Shard(0, position, position + 1, cell.fingerprint) for position in positions]
     return joined(attack_shards([cell], resources, shards))
 
 
 def joined(parts: Sequence[Attacked]) -> Attacked:
-    """Return one of several parts of a cell."""
+    """Join several parts of a cell into one, on the CPU."""
     results = [result for part in parts for result in part.results]
     return Attacked(results, torch.cat([part.images for part in parts]).cpu())
 
 
-def _attack(cells: Sequence[Cell], resources: Resources, group: ShardGroup) -> _Sent:
+def _attack(cells: Sequence[Cell], resources: Resources, group: ShardGroup) -> _Sendable:
     return [(attacked.results, attacked.images.cpu().numpy()) for attacked in attack_group(cells, resources, group)]

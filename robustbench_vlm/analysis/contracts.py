@@ -1,4 +1,4 @@
-"""Contracts: what every registered value must hold, ours and other packages' alike."""
+"""Check contracts: what every registered value must fulfil, in this package and in plugins (`vlmbench check`)."""
 
 import copy
 import dataclasses
@@ -9,33 +9,38 @@ from fractions import Fraction
 import torch
 from torch import Tensor, nn
 
-from robustbench_vlm.analysis.contract_inputs import PICTURES, lesson, pictures_of, toy
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.base import Attack
+from robustbench_vlm.attacks.base import Attack, Batch
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.projections import distance
 from robustbench_vlm.attacks.sanity import SANITY_CODES, sanity_warnings
+from robustbench_vlm.core.classifier_interface import Classifier, as_classifier
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS
-from robustbench_vlm.datasets.base import Dataset, Source
+from robustbench_vlm.datasets.base import Dataset, Prompt, Source
 from robustbench_vlm.datasets.published.local_copy import prepare_dataset
 from robustbench_vlm.defenses import DEFENSES
-from robustbench_vlm.defenses.base import Defense
+from robustbench_vlm.defenses.base import Defense, LossContext
 from robustbench_vlm.engine.model_cache import loaded_model, release
 from robustbench_vlm.models.card import find_card
 from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.test_time.base import TestTimeDefense
 from robustbench_vlm.test_time.defended_model import DefendedModel
 from robustbench_vlm.tracks import TRACKS, Track
 
+IMAGES = 8
+"""Number of images of a dataset that a contract reads."""
+
 
 @dataclass(frozen=True)
 class Contract:
-    """One contract, checked: what must hold, whether it does, and what was seen."""
+    """A checked contract: its statement, whether it holds, and the observed values."""
 
     name: str
     passed: bool
@@ -43,9 +48,9 @@ class Contract:
 
 
 def check(kind: str, name: str, *, track: str = "mini") -> list[Contract]:
-    """Check every contract of a kind on the value of that name; models are looked for on `track`.
+    """Check every contract of a kind on the value with this name; models are looked up on `track`.
 
-    Raises UserError for an unknown kind or name, and for what cannot be loaded at all.
+    Raises UserError for an unknown kind or name, and for a value that cannot be loaded.
     """
     if kind not in CONTRACTS:
         raise UserError(unknown("kind", kind, CONTRACTS))
@@ -61,7 +66,7 @@ def _model(name: str, track: str) -> Iterator[Contract]:
         towers = (model.card.image, model.card.text)
         files = [weights.file for weights in towers if weights and weights.is_bundled]
         yield Contract("weights are safetensors", all(file.endswith(".safetensors") for file in files), str(files))
-    batch, prompts = pictures_of(TRACKS.load(track))
+    batch, prompts = first_images(TRACKS.load(track))
     logits = model.classifier(prompts).of_samples(batch.keys)
     scores = logits(batch.images).detach()
     shape, expected = tuple(scores.shape), (len(batch.labels), len(prompts))
@@ -70,14 +75,14 @@ def _model(name: str, track: str) -> Iterator[Contract]:
     yield Contract("logits are finite", bool(torch.isfinite(scores).all()))
     larger = nn.functional.interpolate(batch.images, scale_factor=1.5)
     yield Contract("takes images of any size", logits(larger).shape == scores.shape, str(tuple(larger.shape)))
-    found = sanity_warnings(logits, batch, batch_size=PICTURES)
+    found = sanity_warnings(logits, batch, batch_size=IMAGES)
     for code in SANITY_CODES:
         raised = sum(code in codes for codes in found)
         yield Contract(f"does not raise {code}", raised == 0, f"{raised} of {len(found)} images")
 
 
 def _dataset(name: str, track: str) -> Iterator[Contract]:
-    dataset: Dataset = prepare_dataset(DATASETS.load(name), PICTURES)
+    dataset: Dataset = prepare_dataset(DATASETS.load(name), IMAGES)
     yield Contract("has the name under which it is registered", dataset.name == name, dataset.name)
     yield Contract("classes have prompts of their own", len(set(dataset.prompts)) == len(dataset.classes))
     source = dataset.open()
@@ -89,8 +94,8 @@ def _dataset(name: str, track: str) -> Iterator[Contract]:
 
 
 def _pixels(dataset: Dataset, source: Source) -> Iterator[Contract]:
-    step = 1 if dataset.published else max(1, len(source.ids) // PICTURES)
-    chosen = list(range(0, len(source.ids), step))[:PICTURES]
+    step = 1 if dataset.published else max(1, len(source.ids) // IMAGES)
+    chosen = list(range(0, len(source.ids), step))[:IMAGES]
     images = source.read(chosen)
     yield Contract(
         "images are uint8 (B, 3, H, W)",
@@ -107,21 +112,21 @@ def _pixels(dataset: Dataset, source: Source) -> Iterator[Contract]:
 def _attack(name: str, track: str) -> Iterator[Contract]:
     attack = load_attack(name)
     norm = attack.norms[0]
-    classifier, batch = toy(Threat(norm, Fraction(0)), num_classes=5)
+    classifier, batch = linear_classifier(Threat(norm, Fraction(0)), num_classes=5)
     verdict = attack_samples(classifier, batch, attack, batch_size=4)
     yield Contract("breaks nothing at eps 0", set(verdict.broken_by) <= {"", CLEAN}, str(set(verdict.broken_by)))
-    # At the first radius some samples stand and some fall; at the second the toy has no chance.
+    # The first radius breaks some of the samples; the second is large enough to break the linear classifier.
     middle, large = (Fraction(4, 255), Fraction(1, 2)) if norm == "Linf" else (Fraction(1, 5), Fraction(8))
     yield from _at(attack, Threat(norm, middle))
     for num_classes in (5, 2):
-        classifier, batch = toy(Threat(norm, large), num_classes=num_classes)
+        classifier, batch = linear_classifier(Threat(norm, large), num_classes=num_classes)
         broken = _broken(attack_samples(classifier, batch, attack, batch_size=4))
         what = f"breaks a linear classifier of {num_classes} classes at {batch.threat}"
         yield Contract(what, broken > 0, f"{broken} of {len(batch.labels)}")
 
 
 def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
-    classifier, batch = toy(threat, num_classes=5)
+    classifier, batch = linear_classifier(threat, num_classes=5)
     before = torch.get_rng_state()
     first, again, alone = (attack_samples(classifier, batch, attack, batch_size=batch_size) for batch_size in (4, 4, 1))
     untouched = torch.equal(before, torch.get_rng_state())
@@ -153,7 +158,7 @@ def _names_a_model(reference: str, track: str) -> None:
 
 def _defense(name: str, track: str) -> Iterator[Contract]:
     defense: Defense = DEFENSES.load(name)
-    context = lesson(defense)
+    context = example_loss_context(defense)
     images = context.images.requires_grad_()
     losses = defense.loss(context, images)
     shape = tuple(losses.shape)
@@ -176,8 +181,8 @@ def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
     found: Track = TRACKS.load(track)
     model = loaded_model(f"{name}+{found.base}", track, "cpu")
     assert isinstance(model, DefendedModel)
-    batch, prompts = pictures_of(found)
-    # In float64: a sum of another batch size is rounded otherwise, which may tip a sign.
+    batch, prompts = first_images(found)
+    # In float64, because float32 sums are rounded differently in batches of another size.
     classifier, images = copy.deepcopy(model.classifier(prompts)).double(), batch.images.double()
     before = torch.get_rng_state()
     logits = classifier.of_samples(batch.keys)
@@ -222,6 +227,68 @@ def _finite(images: Tensor) -> bool:
     return bool(torch.isfinite(images).all())
 
 
+def linear_classifier(threat: Threat, *, num_classes: int) -> tuple[Classifier, Batch]:
+    """Return a linear classifier of 8 x 8 images, and images with the labels that it predicts.
+
+    It computes in float64, because rounding would make verdicts depend on the batch size.
+    """
+    random = torch.Generator().manual_seed(0)
+    images = torch.rand(4, 3, 8, 8, generator=random)
+    weight = torch.randn(num_classes, 3 * 8 * 8, generator=random, dtype=torch.float64)
+
+    def classifier(inputs: Tensor) -> Tensor:
+        return ((inputs.flatten(1).to(torch.float64) - 0.5) @ weight.T).to(inputs.dtype)
+
+    keys = sample_keys(0, "contract", [str(n) for n in range(len(images))])
+    labels = classifier(images).argmax(dim=1)
+    return as_classifier(classifier), Batch(images, labels, keys, threat, torch.full_like(labels, num_classes))
+
+
+def first_images(track: Track) -> tuple[Batch, tuple[Prompt, ...]]:
+    """Return a few images of a track's first dataset and the prompts of its classes.
+
+    The images are synthetic if the track has no dataset, or one that must be downloaded.
+    """
+    if not track.datasets or DATASETS.load(track.datasets[0]).published:
+        synthetic = linear_classifier(Threat(track.norm, track.standard_eps), num_classes=5)[1]
+        return synthetic, tuple(f"a photo of {thing}." for thing in ("a cat", "a dog", "a ship", "a tree", "bread"))
+    protocol: Protocol = PROTOCOLS.load(track.protocols[0])
+    dataset = protocol.adapt_dataset(DATASETS.load(track.datasets[0]))
+    source = dataset.open()
+    chosen = protocol.select(source.ids, source.labels)[:IMAGES]
+    images = source.read(chosen).to(torch.float32) / 255
+    labels = torch.tensor([source.labels[index] for index in chosen])
+    keys = sample_keys(0, dataset.name, [source.ids[index] for index in chosen])
+    num_classes = torch.full_like(labels, len(dataset.classes))
+    batch = Batch(images, labels, keys, Threat(track.norm, track.standard_eps), num_classes)
+    return batch, dataset.prompts
+
+
+def example_loss_context(defense: Defense) -> LossContext:
+    """Return a batch for the losses of a defense: linear encoders in float64, four images, five classes."""
+    random = torch.Generator().manual_seed(0)
+    student, teacher = torch.randn(2, 3 * 8 * 8, 6, generator=random, dtype=torch.float64)
+    images = torch.rand(4, 3, 8, 8, generator=random, dtype=torch.float64)
+    text = nn.functional.normalize(torch.randn(5, 6, generator=random, dtype=torch.float64), dim=1)
+    places = torch.randn(2, 3 * 8 * 8, 4 * 6, generator=random, dtype=torch.float64)
+
+    def dense(tower: Tensor, places: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        return lambda images: (images.flatten(1) @ tower, (images.flatten(1) @ places).unflatten(1, (4, 6)))
+
+    return LossContext(
+        images=images,
+        labels=torch.tensor([0, 4, 2, 2]),
+        keys=sample_keys(0, "contract", list("abcd")),
+        student=lambda inputs: inputs.flatten(1) @ student,
+        teacher=lambda inputs: inputs.flatten(1) @ teacher,
+        teacher_clean=lambda: images.detach().flatten(1) @ teacher,
+        text_features=text,
+        settings=defense.settings,
+        student_dense=dense(student, places[0]),
+        teacher_dense=dense(teacher, places[1]),
+    )
+
+
 CONTRACTS: Mapping[str, Callable[[str, str], Iterator[Contract]]] = {
     "model": _model,
     "dataset": _dataset,
@@ -230,6 +297,6 @@ CONTRACTS: Mapping[str, Callable[[str, str], Iterator[Contract]]] = {
     "test-time-defense": _test_time_defense,
     "track": _track,
 }
-"""Kind -> the generator of its contracts, called with the name and the track."""
+"""By kind: the generator of its contracts, called with a name and a track."""
 
 KINDS = tuple(CONTRACTS)

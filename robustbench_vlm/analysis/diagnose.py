@@ -1,4 +1,8 @@
-"""Diagnoses: the diagnostics of a request's models at its radii, each dataset's and their means."""
+"""Diagnose models: modality gap, norm of the input gradient and effective rank of features on attacked images.
+
+Gap and gradient norm against the radius are the two diagnostics of GLADIATOR (Dong, Koniusz, Qu and Ong, KDD 2025,
+doi:10.1145/3690624.3709296). All are measured on the final images of an attack.
+"""
 
 import dataclasses
 import time
@@ -8,9 +12,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
-from robustbench_vlm.analysis.measures import Examined, effective_rank, examine, modality_gap, walk_of
 from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.base import Attack, Batch, Stage
+from robustbench_vlm.attacks.losses import cross_entropy
+from robustbench_vlm.attacks.model import CountedClassifier
+from robustbench_vlm.attacks.projections import project
+from robustbench_vlm.core import random as randomness
+from robustbench_vlm.core.classifier_interface import ClassifierLike, as_classifier
+from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.threat import Threat
@@ -21,26 +32,39 @@ from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import load_batch
+from robustbench_vlm.models.classifier import ZeroShotClassifier
 from robustbench_vlm.models.precision import arithmetic
 
 
 @dataclass(frozen=True)
+class AttackedBatch:
+    """Measurements of B attacked images."""
+
+    correct: Tensor
+    """(B,), bool."""
+    gradient_norms: Tensor
+    """(B,), float64."""
+    features: Tensor
+    """(B, D), unit image embeddings."""
+
+
+@dataclass(frozen=True)
 class DatasetDiagnosis:
-    """One model at one radius on one dataset."""
+    """Measurements of one model at one radius on one dataset."""
 
     dataset: str
     n: int
     accuracy: float
     """Share of the attacked images that are classified correctly, in [0, 1]."""
     modality_gap: float
-    """In [0, 2], see `diagnostics.modality_gap`."""
+    """In [0, 2], see `modality_gap`."""
     gradient_norm: float
-    """Mean of `diagnostics.gradient_norms`: nats per unit of pixel distance, pixels in [0, 1]."""
+    """Mean of `gradient_norms`: nats per unit of pixel distance, pixels in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """One model at one radius; all but the rank are unweighted means over the datasets."""
+    """Measurements of one model at one radius; all but the rank are unweighted means over the datasets."""
 
     model: str
     norm: str
@@ -56,13 +80,13 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Diagnoses:
-    """What was found: one diagnosis for every model x radius, in the order of the request."""
+    """One diagnosis for every model and radius, in the order of the request."""
 
     track: str
     protocol: str
     attack: str
     dimensions: int
-    """Of the largest embedding."""
+    """Size of the largest embedding."""
     diagnoses: tuple[Diagnosis, ...]
     seconds: float
 
@@ -73,15 +97,15 @@ class Diagnoses:
 
 
 def diagnose(request: Request, *, on_progress: OnProgress = ignore_progress) -> Diagnoses:
-    """Diagnose the request's models at its radii under its one attack.
+    """Diagnose the models of a request at its radii under its one attack.
 
-    Raises UserError as `resolve`, `walk_of` and `expect_weights` do.
+    Raises UserError as `resolve`, `final_image_stage` and `expect_weights` do.
     """
     begun = time.monotonic()
     (name,) = request.attacks
     for model in request.models:
         expect_weights(model)
-    walk_of(load_attack(name))
+    final_image_stage(load_attack(name))
     plan = resolve(request)
     found = _diagnose_cells(plan, on_progress)
     groups: dict[tuple[str, Threat], list[tuple[DatasetDiagnosis, Tensor]]] = {}
@@ -98,7 +122,7 @@ def diagnose(request: Request, *, on_progress: OnProgress = ignore_progress) -> 
 
 
 def _diagnose_cells(plan: Plan, on_progress: OnProgress) -> dict[int, tuple[DatasetDiagnosis, Tensor]]:
-    """Return what was found, and the image features, by the number of the cell."""
+    """Return the measurements and the image features by cell number."""
     groups: dict[tuple[str, str], list[int]] = {}
     for number, cell in enumerate(plan.cells):
         groups.setdefault((cell.model, cell.dataset.name), []).append(number)
@@ -120,19 +144,19 @@ def _diagnose_cells(plan: Plan, on_progress: OnProgress) -> dict[int, tuple[Data
 
 
 def _diagnose_radii(cells: Sequence[Cell], resources: Resources) -> list[tuple[DatasetDiagnosis, Tensor]]:
-    """Diagnose cells that differ in their radius alone: their images are read, or drawn, once."""
+    """Diagnose cells that differ only in the radius; their images are read, or drawn, once."""
     first = cells[0]
     classifier = classifier_of(first.model, first.track, first.dataset.prompts, resources.device).plain
-    parts: list[list[Examined]] = [[] for _ in cells]
+    parts: list[list[AttackedBatch]] = [[] for _ in cells]
     for start in range(0, len(first), resources.batch_size):
         batch, _ = load_batch(first, start, min(start + resources.batch_size, len(first)), device=resources.device)
         for cell, examined in zip(cells, parts, strict=True):
             threatened = dataclasses.replace(batch, threat=cell.threat)
-            examined.append(examine(classifier, threatened, walk_of(cell.attack)))
+            examined.append(measure_batch(classifier, threatened, final_image_stage(cell.attack)))
     return [_joined(first.dataset.name, examined, classifier.text_features) for examined in parts]
 
 
-def _joined(dataset: str, parts: Sequence[Examined], text_features: Tensor) -> tuple[DatasetDiagnosis, Tensor]:
+def _joined(dataset: str, parts: Sequence[AttackedBatch], text_features: Tensor) -> tuple[DatasetDiagnosis, Tensor]:
     features, correct = (torch.cat([getattr(part, name) for part in parts]) for name in ("features", "correct"))
     found = DatasetDiagnosis(
         dataset=dataset,
@@ -159,7 +183,80 @@ def _diagnosis(model: str, threat: Threat, found: Sequence[tuple[DatasetDiagnosi
 
 
 def _passes(cell: Cell) -> int:
-    """Return the cost of a cell in passes, backward ones counted twice; at radius 0 nothing walks."""
-    stage = walk_of(cell.attack)
-    walked = stage.calls(stage.parameters, len(cell.dataset.classes))[1] if cell.threat.eps else 0
-    return len(cell) * (4 + 3 * walked)
+    """Return the cost of a cell in passes, each backward pass counted twice; at radius 0 nothing is attacked."""
+    stage = final_image_stage(cell.attack)
+    backward = stage.calls(stage.parameters, len(cell.dataset.classes))[1] if cell.threat.eps else 0
+    return len(cell) * (4 + 3 * backward)
+
+
+def modality_gap(image_features: Tensor, text_features: Tensor) -> float:
+    """Return the distance between the means of unit image embeddings (N, D) and unit text embeddings (C, D).
+
+    Euclidean, in [0, 2] (Liang et al., NeurIPS 2022, arXiv:2203.02053, section 4).
+    """
+    return float((image_features.double().mean(dim=0) - text_features.double().mean(dim=0)).norm())
+
+
+def effective_rank(features: Tensor) -> float:
+    """Return the exponential of the entropy of the normalised singular values of features (N, D), in [1, min(N, D)].
+
+    The features are not centred (Roy and Vetterli, EUSIPCO 2007).
+    """
+    values = torch.linalg.svdvals(features.double())
+    shares = values / values.sum()
+    return float(torch.special.entr(shares).sum().exp())
+
+
+def gradient_norms(classifier: ClassifierLike, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the L2 norm of each sample's gradient of the cross-entropy at the pixels, float64 (B,), and logits (B, C).
+
+    Pixels are in [0, 1]; the logits have the model's own scale. Raises UserError if a gradient is not finite.
+    """
+    model = CountedClassifier(as_classifier(classifier))
+    # The softplus of the log-odds is the cross-entropy; its gradient stays exact where float32 rounds p to 1.
+    found, _, gradient = model.gradient(
+        images, lambda outputs: functional.softplus(cross_entropy(outputs, labels, labels))
+    )
+    if model.warnings:
+        (wrong,) = model.warnings.values()
+        raise UserError(
+            f"the gradient of the loss is NaN or infinite at {int(wrong.sum())} of {len(wrong)} images, so its norm is"
+            " undefined: run the model in float32 and look for a square root of zero or a division by zero in it"
+        )
+    return gradient.double().flatten(1).norm(dim=1), found
+
+
+def final_image_stage(attack: Attack) -> Stage:
+    """Return the only stage of an attack, set to return its final image also for samples that are already broken.
+
+    An attack that stops early returns images at the decision boundary, whatever the radius. Raises UserError for an
+    attack of several stages or without this option.
+    """
+    if len(attack.stages) != 1 or not attack.stages[0].chooses_iterate:
+        raise UserError(
+            f"the attack {attack.name!r} stops as soon as a sample is broken, and a diagnosis needs the final image of"
+            " a single stage: use fgsm, cw, or pgd-N such as --attack pgd-10"
+        )
+    (stage,) = attack.stages
+    return dataclasses.replace(stage, parameters={**stage.parameters, "iterate": "final"})
+
+
+def final_images(classifier: ClassifierLike, batch: Batch, stage: Stage, *, batch_size: int) -> Tensor:
+    """Return the final image of a stage for each sample of a batch, projected into the threat, (B, 3, H, W).
+
+    Unlike an evaluation, wrongly classified samples are attacked too, and images that break nothing are kept.
+    """
+    if batch.threat.eps == 0:
+        return batch.images
+    keyed = dataclasses.replace(batch, keys=randomness.derive(batch.keys, stage.name))
+    outcome = stage.run(as_classifier(classifier), keyed, batch_size)
+    return project(batch.threat, batch.images, outcome.adversarial.detach().to(batch.images))
+
+
+def measure_batch(classifier: ZeroShotClassifier, batch: Batch, stage: Stage) -> AttackedBatch:
+    """Attack all samples of a batch at once and measure the final images."""
+    images = final_images(classifier, batch, stage, batch_size=len(batch.labels))
+    norms, logits = gradient_norms(classifier, images, batch.labels)
+    with torch.no_grad():
+        features = classifier.image_features(images)
+    return AttackedBatch(logits.argmax(dim=1) == batch.labels, norms, features)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.analysis.adversarial_images import attack_positions
-from robustbench_vlm.analysis.verdict import judged_logits
+from robustbench_vlm.analysis.verdict import verdict_logits
 from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.projections import distance
 from robustbench_vlm.core.errors import UserError
@@ -123,7 +123,7 @@ def look_at_sample(request: Request, sample: str, *, on_progress: OnProgress = i
 def _under(cell: Cell, position: int, batch: Batch, resources: Resources) -> SampleUnderModel:
     attacked = attack_positions(cell, [position], resources)
     clean, adversarial = (
-        judged_logits(cell, batch.keys, images, device=resources.device)[0]
+        verdict_logits(cell, batch.keys, images, device=resources.device)[0]
         for images in (batch.images, attacked.images)
     )
     return SampleUnderModel(

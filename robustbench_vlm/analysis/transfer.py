@@ -13,9 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_vlm.analysis.adversarial_files import AdversarialImages, write_images
-from robustbench_vlm.analysis.adversarial_images import attack_cells
-from robustbench_vlm.analysis.verdict import judged_logits
+from robustbench_vlm.analysis.adversarial_images import AdversarialImages, attack_cells, write_images
+from robustbench_vlm.analysis.verdict import verdict_logits
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
@@ -187,7 +186,7 @@ def _right(plan: Plan, attacked: Sequence[Attacked], clock: _Clock) -> _Right:
                 # The record's verdict: to classify again in another batch may round otherwise.
                 right[about] = torch.tensor([result.broken_by == "" for result in own.results])
                 continue
-            logits = judged_logits(target, keys, other.images, device=plan.request.resources.device)
+            logits = verdict_logits(target, keys, other.images, device=plan.request.resources.device)
             right[about] = logits.argmax(dim=1) == labels
             clock.tried(len(target), target)
     return right

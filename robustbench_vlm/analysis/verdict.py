@@ -22,7 +22,7 @@ def clean_predictions(cell: Cell, *, device: str) -> list[tuple[int, float]]:
     found: list[tuple[int, float]] = []
     for start in range(0, len(cell), _AT_ONCE):
         batch, _ = load_batch(cell, start, min(start + _AT_ONCE, len(cell)), device=device)
-        logits = judged_logits(cell, batch.keys, batch.images, device=device)
+        logits = verdict_logits(cell, batch.keys, batch.images, device=device)
         first, second = logits.topk(2, dim=1).values.unbind(1)
         scale = classifier_of(cell.model, cell.track, cell.dataset.prompts, device).scale
         found += zip(logits.argmax(dim=1).tolist(), ((first - second) / scale).tolist(), strict=True)
@@ -49,7 +49,7 @@ def judge(
     return None
 
 
-def judged_logits(cell: Cell, keys: Tensor, images: Tensor, *, device: str) -> Tensor:
+def verdict_logits(cell: Cell, keys: Tensor, images: Tensor, *, device: str) -> Tensor:
     """Return the logits (B, C), on the CPU, that a cell's verdicts on images (B, 3, H, W) are made by.
 
     The images may be of any origin: they are taken for those of the samples that have these `keys` (B,).
@@ -63,5 +63,5 @@ def judged_logits(cell: Cell, keys: Tensor, images: Tensor, *, device: str) -> T
 
 
 def _predicted(cell: Cell, batch: Batch, images: Tensor, device: str) -> list[int]:
-    found: list[int] = judged_logits(cell, batch.keys, images, device=device).argmax(dim=1).tolist()
+    found: list[int] = verdict_logits(cell, batch.keys, images, device=device).argmax(dim=1).tolist()
     return found

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from robustbench_vlm.analysis.adversarial_files import AdversarialImages, images_bytes, read_images
+from robustbench_vlm.analysis.adversarial_images import AdversarialImages, images_bytes, read_images
 from robustbench_vlm.analysis.verdict import judge
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.cell import Cell

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from robustbench_vlm.analysis.adversarial_files import read_images
+from robustbench_vlm.analysis.adversarial_images import read_images
 from robustbench_vlm.analysis.verdict import judge
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_whole

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustbench_vlm.analysis.adversarial_files import AdversarialImages, read_images, write_images
+from robustbench_vlm.analysis.adversarial_images import AdversarialImages, read_images, write_images
 from robustbench_vlm.core.errors import UserError
 
 PAIRS = (("shapes", "a"), ("colours", "a"), ("shapes", "b\n🔥"))

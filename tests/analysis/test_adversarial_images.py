@@ -10,7 +10,7 @@ import torch
 
 from robustbench_vlm.analysis.adversarial_images import attack_cells, attack_positions
 from robustbench_vlm.analysis.inspect_sample import Predicted, look_at_sample
-from robustbench_vlm.analysis.verdict import judged_logits
+from robustbench_vlm.analysis.verdict import verdict_logits
 from robustbench_vlm.attacks.projections import distance
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.cli.show_sample import figure as sample_figure
@@ -65,7 +65,7 @@ def test_the_images_are_those_that_the_records_are_about(planned: tuple[Plan, li
     moved = 0
     for cell, each in zip(plan.cells, attacked, strict=True):
         batch, _ = load_batch(cell, 0, len(cell), device="cpu")
-        predictions = judged_logits(cell, batch.keys, each.images, device="cpu").argmax(dim=1)
+        predictions = verdict_logits(cell, batch.keys, each.images, device="cpu").argmax(dim=1)
         for result, prediction in zip(each.results, predictions.tolist(), strict=True):
             assert prediction == (result.label if result.broken_by == "" else result.adversarial_prediction)
         sizes = distance(cell.threat, batch.images, each.images)

@@ -10,14 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from robustbench_vlm.analysis.diagnose import Diagnoses, diagnose
-from robustbench_vlm.analysis.measures import (
-    attacked,
+from robustbench_vlm.analysis.diagnose import (
+    Diagnoses,
+    diagnose,
     effective_rank,
-    examine,
+    final_image_stage,
+    final_images,
     gradient_norms,
+    measure_batch,
     modality_gap,
-    walk_of,
 )
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Batch
@@ -30,7 +31,7 @@ from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.models.classifier import ZeroShotClassifier
 
 EPS = Fraction(8, 255)
-PGD = walk_of(load_attack("pgd-10"))
+PGD = final_image_stage(load_attack("pgd-10"))
 PIXELS = 3 * 4 * 4
 
 
@@ -121,7 +122,7 @@ def test_every_sample_moves_and_stays_in_the_ball(norm: str, attack: str) -> Non
     batch, classifier = batch_of(norm=norm), tower()
     # Some are wrong from the start; a verdict would leave those alone.
     assert 0 < int((classifier(batch.images).argmax(dim=1) != batch.labels).sum()) < 12
-    found = attacked(classifier, batch, walk_of(load_attack(attack)), batch_size=5)
+    found = final_images(classifier, batch, final_image_stage(load_attack(attack)), batch_size=5)
     moved = distance(batch.threat, batch.images, found)
     assert bool((moved > 0).all()) and bool((moved <= float(EPS) + 1e-12).all())
     assert bool((found >= 0).all()) and bool((found <= 1).all())
@@ -131,16 +132,16 @@ def test_a_walk_goes_on_to_the_corner_of_the_ball() -> None:
     generator = torch.Generator().manual_seed(4)
     weights = 100 * torch.randn(2, PIXELS, generator=generator, dtype=torch.float64)
     batch = replace(batch_of(), labels=torch.zeros(12, dtype=torch.int64), num_classes=torch.full((12,), 2))
-    found = attacked(linear_logits(weights), batch, PGD, batch_size=12)
+    found = final_images(linear_logits(weights), batch, PGD, batch_size=12)
     corner = batch.images + float(EPS) * (weights[1] - weights[0]).sign().view(1, 3, 4, 4)
     assert torch.allclose(found, corner, atol=1e-12)
 
 
 def test_the_start_is_drawn_from_the_keys_of_the_stage() -> None:
     batch, flat = batch_of(), linear_logits(torch.zeros(3, PIXELS, dtype=torch.float64))
-    first, again = (attacked(flat, batch, PGD, batch_size=size) for size in (12, 4))
-    other = attacked(flat, replace(batch, keys=batch.keys + 1), PGD, batch_size=12)
-    renamed = attacked(flat, batch, replace(PGD, name="other"), batch_size=12)
+    first, again = (final_images(flat, batch, PGD, batch_size=size) for size in (12, 4))
+    other = final_images(flat, replace(batch, keys=batch.keys + 1), PGD, batch_size=12)
+    renamed = final_images(flat, batch, replace(PGD, name="other"), batch_size=12)
     assert torch.equal(first, again)
     assert bool((first != other).flatten(1).any(dim=1).all())
     assert bool((first != renamed).flatten(1).any(dim=1).all())
@@ -148,8 +149,8 @@ def test_the_start_is_drawn_from_the_keys_of_the_stage() -> None:
 
 def test_nothing_hangs_on_the_batch() -> None:
     batch, classifier = batch_of(), tower()
-    whole = examine(classifier, batch, PGD)
-    parts = [examine(classifier, batch.at(index), PGD) for index in torch.arange(12).split(5)]
+    whole = measure_batch(classifier, batch, PGD)
+    parts = [measure_batch(classifier, batch.at(index), PGD) for index in torch.arange(12).split(5)]
     assert torch.equal(whole.correct, torch.cat([part.correct for part in parts]))
     assert torch.allclose(whole.gradient_norms, torch.cat([part.gradient_norms for part in parts]), rtol=1e-9)
     assert torch.allclose(whole.features, torch.cat([part.features for part in parts]), rtol=1e-9)
@@ -157,7 +158,7 @@ def test_nothing_hangs_on_the_batch() -> None:
 
 def test_radius_0_is_the_clean_pictures() -> None:
     batch, classifier = batch_of(eps=Fraction(0)), tower()
-    found = examine(classifier, batch, PGD)
+    found = measure_batch(classifier, batch, PGD)
     norms, logits = gradient_norms(classifier, batch.images, batch.labels)
     assert torch.equal(found.features, classifier.image_features(batch.images))
     assert torch.equal(found.gradient_norms, norms)
@@ -167,7 +168,7 @@ def test_radius_0_is_the_clean_pictures() -> None:
 @pytest.mark.parametrize("name", ["autoattack", "apgd-ce", "square"])
 def test_an_attack_that_stops_early_is_refused(name: str) -> None:
     with pytest.raises(UserError, match=f"{name}.*--attack pgd-10"):
-        walk_of(load_attack(name))
+        final_image_stage(load_attack(name))
 
 
 def found_with(batch_size: int) -> Diagnoses:

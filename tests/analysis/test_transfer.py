@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from robustbench_vlm import tracks
-from robustbench_vlm.analysis.adversarial_files import AdversarialImages, read_images
+from robustbench_vlm.analysis.adversarial_images import AdversarialImages, read_images
 from robustbench_vlm.analysis.transfer import Standing, Target, Transfer, masked_gradients, transfer
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.progress import Progress

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from robustbench_vlm.analysis.adversarial_files import AdversarialImages, read_images, write_images
+from robustbench_vlm.analysis.adversarial_images import AdversarialImages, read_images, write_images
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.cli.main import run_command
