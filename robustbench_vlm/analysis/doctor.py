@@ -1,4 +1,4 @@
-"""Self-tests of the harness: if one of these fails, no number of this installation should be believed."""
+"""Self-tests of the installation (`vlmbench doctor`): if one fails, do not trust any number computed here."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -23,13 +23,13 @@ from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.tracks import TRACKS, Track
 
 ABOUT_ZERO = 0.05
-"""The robust accuracy that an attack may leave where theory says none."""
+"""Largest robust accuracy that counts as about 0."""
 _ATTACK, _QUICK_ATTACK, _SAMPLES = "apgd-ce", "pgd-10", 32
 
 
 @dataclass(frozen=True)
 class Check:
-    """One self-test: what must hold, whether it does, and what was seen."""
+    """Result of one self-test: its statement, whether it holds, and the observed values."""
 
     name: str
     passed: bool
@@ -39,14 +39,14 @@ class Check:
 def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[Check]:
     """Run the self-tests on a track's undefended model (or `model`) and its first dataset (or `dataset`).
 
-    Takes seconds on the embedded track. Raises UserError for unknown names, and where there is no dataset.
+    Takes seconds on the embedded track. Raises UserError for unknown names and for a track without datasets.
     """
     expect_weights(model)
     found: Track = TRACKS.load(track)
     if not dataset and not found.datasets:
         raise UserError(
-            f"the track {track!r} has no datasets to test on: leave --track out to test the harness on the embedded"
-            f" one, or call robustbench_vlm.analysis.doctor.doctor({track!r}, dataset=NAME) from Python"
+            f"the track {track!r} has no datasets, and the self-tests need one: leave --track out to test on the"
+            f" embedded track, or call robustbench_vlm.analysis.doctor.doctor({track!r}, dataset=NAME) from Python"
         )
     request = Request(
         models=(model or found.base,),
@@ -66,7 +66,7 @@ def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[C
 
 
 def self_tests(classifier: nn.Module, batch: Batch, attack: Attack) -> list[Check]:
-    """Run the self-tests on an undefended classifier, on samples with the threat that it must fall to."""
+    """Run the self-tests on an undefended classifier; the threat of `batch` must be large enough to break it."""
     quick = load_attack(_QUICK_ATTACK)
     return [
         _falls(classifier, batch, attack),
@@ -95,9 +95,9 @@ def _all_at_one(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
 
 
 def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
-    # In float64: in float32 the sums of another batch size are rounded otherwise, which may tip a tie.
+    # In float64, because float32 sums are rounded differently in batches of another size, which may decide a tie.
     exact = copy.deepcopy(classifier).to(torch.float64)
-    # A radius at which some samples stand and some fall says more than one at which all do.
+    # A small radius breaks some samples and not others, so that a difference would be visible.
     small = replace(
         batch, images=batch.images.to(torch.float64), threat=replace(batch.threat, eps=batch.threat.eps / 8)
     )

@@ -1,4 +1,4 @@
-"""One sample under attack: its clean and its adversarial image, and what each model makes of the two."""
+"""Inspect one sample under attack: clean and adversarial image, and the predictions of each model for both."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,12 +22,12 @@ from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import load_batch
 
 TOP = 5
-"""How many classes are told of an image."""
+"""Number of classes that are listed for an image."""
 
 
 @dataclass(frozen=True)
 class Predicted:
-    """A class and the probability that a model gives it."""
+    """A class and its predicted probability."""
 
     name: str
     probability: float
@@ -36,18 +36,18 @@ class Predicted:
 
 @dataclass(frozen=True)
 class SampleUnderModel:
-    """A sample as one model sees it."""
+    """Record, predictions and adversarial image of one model for a sample."""
 
     model: str
     result: SampleResult
-    """The record, as a run has it."""
+    """The record that a run would write."""
     distance: float
     """Size of the shown perturbation in the threat's norm, pixel scale."""
     clean: tuple[Predicted, ...]
     adversarial: tuple[Predicted, ...]
     """Every class, the most probable first."""
     image: Tensor
-    """(3, H, W) in [0, 1]: the image that broke the sample, or came nearest to it, or the clean one."""
+    """(3, H, W) in [0, 1]: the image that broke the sample, else the closest attempt, else the clean image."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the document, with the `TOP` classes of each image."""
@@ -64,19 +64,19 @@ class SampleView:
     dataset: str
     sample_id: str
     position: int
-    """Its place among the samples of the protocol, from 0."""
+    """Position among the samples of the protocol, from 0."""
     label: str
-    """The name of the right class."""
+    """Name of the true class."""
     attack: str
     norm: str
     eps: str
     image: Tensor
-    """(3, H, W) in [0, 1], the clean one."""
+    """(3, H, W) in [0, 1], the clean image."""
     models: tuple[SampleUnderModel, ...]
 
     @property
     def magnification(self) -> float:
-        """The factor by which the largest change of a pixel in any of the models' images becomes a half."""
+        """Return the factor that scales the largest change of a pixel in any of the images to 0.5."""
         largest = max(float((each.image - self.image).abs().max()) for each in self.models)
         return 0.5 / largest if largest else 1.0
 
@@ -87,11 +87,11 @@ class SampleView:
         return {**said, "magnification": self.magnification, "models": [each.to_json() for each in self.models]}
 
 
-def look_at_sample(request: Request, sample: str, *, on_progress: OnProgress = ignore_progress) -> SampleView:
-    """Attack one sample of the request's one dataset on all its models, by its one attack at its one radius.
+def inspect_sample(request: Request, sample: str, *, on_progress: OnProgress = ignore_progress) -> SampleView:
+    """Attack one sample on all models of a request that names one dataset, one attack and one radius.
 
-    `sample` is an id, or its place among the samples of the protocol, from 0. Raises UserError as `resolve` does,
-    and where there is no such sample.
+    `sample` is an id or a position among the samples of the protocol, from 0. Raises UserError as `resolve` does and
+    for an unknown sample.
     """
     plan = resolve(request)
     assert len({(cell.dataset.name, cell.attack.name, cell.threat) for cell in plan.cells}) == 1
@@ -148,6 +148,6 @@ def _position(samples: Samples, text: str, dataset: str) -> int:
     if text.isdecimal() and int(text) < len(samples.ids):
         return int(text)
     raise UserError(
-        f"{text!r} is no sample of {dataset!r} here: give an id such as {samples.ids[0]!r}, or a number below"
-        f" {len(samples.ids)}; --samples all takes every sample of the dataset, and not those of the protocol alone"
+        f"unknown sample {text!r} of {dataset!r}: give an id such as {samples.ids[0]!r}, or a number below"
+        f" {len(samples.ids)}; --samples all gives access to every sample of the dataset, not only the protocol's"
     )

@@ -1,7 +1,7 @@
-"""Transfer: the adversarial images of each model tried on every other (Papernot et al., arXiv:1605.07277).
+"""Transfer attack: evaluate every model on the adversarial images of every other (Papernot et al., arXiv:1605.07277).
 
-A white-box attack that breaks less than images made for another model did not find what is there: the sign of masked
-gradients (arXiv:1802.00420, section 3.1).
+If images made for another model break more samples than the white-box attack on the model itself, its gradients may be
+masked (Athalye et al., arXiv:1802.00420, section 3.1).
 """
 
 import time
@@ -32,33 +32,33 @@ from robustbench_vlm.tracks import TRACKS, Track
 
 
 @dataclass(frozen=True)
-class Standing:
-    """How a model stands on one dataset, or in the mean over several."""
+class TransferAccuracies:
+    """Accuracies of one model on one dataset, or their means over several datasets."""
 
     clean: Accuracy
     robust: Accuracy
-    """Under the attack on itself: what `vlmbench run` gives."""
+    """Under the attack on the model itself, as `vlmbench run` reports it."""
     under: Mapping[str, Accuracy]
-    """By source: on the images that the attack on that model ended at; of itself this is `robust`."""
+    """By source model: accuracy on the final images of the attack on the source; for itself equal to `robust`."""
     worst: Accuracy
-    """Share of samples that it gets right in the images of all sources, its own included."""
+    """Share of samples classified correctly in the images of all sources, its own included."""
 
 
 @dataclass(frozen=True)
-class Target:
-    """A model on which the images of all are tried."""
+class TransferTarget:
+    """A model that is evaluated on the images of all models."""
 
     model: str
-    mean: Standing
-    """Unweighted over the zero-shot datasets."""
-    datasets: Mapping[str, Standing]
+    mean: TransferAccuracies
+    """Unweighted mean over the zero-shot datasets."""
+    datasets: Mapping[str, TransferAccuracies]
     missed: int
-    """Samples of these datasets that the attack on it left robust and that images of other sources break."""
+    """Number of samples of the zero-shot datasets that only images of other sources break."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """What was found: every model as source and as target, in the order of the request."""
+    """Result of a transfer: every model as source and as target, in the order of the request."""
 
     track: str
     protocol: str
@@ -67,10 +67,10 @@ class Transfer:
     eps: str
     """As people write it, "8/255"."""
     datasets: tuple[str, ...]
-    """The zero-shot ones, over which the means are."""
+    """The zero-shot datasets, over which the means are computed."""
     n: int
-    """Samples of these datasets together."""
-    targets: tuple[Target, ...]
+    """Number of samples of these datasets together."""
+    targets: tuple[TransferTarget, ...]
     warnings: tuple[str, ...]
     """Sentences."""
     seconds: float
@@ -82,10 +82,10 @@ class Transfer:
 
 
 def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgress = ignore_progress) -> Transfer:
-    """Attack each of the request's models and try the images on all; nothing of a run on disk is read.
+    """Attack each model of a request and evaluate all models on the images; records on disk are not used.
 
-    With `save`, a folder, every model's images are written to it as <model>.safetensors, see `exchange`. Raises
-    UserError as `resolve` does, for fewer than two models, and where no dataset is a zero-shot one.
+    With `save`, a folder, the images of every model are written to it as <model>.safetensors, see `adversarial_images`.
+    Raises UserError as `resolve` does, for fewer than two models, and if no dataset is a zero-shot dataset.
     """
     begun = time.monotonic()
     _check(request, save)
@@ -93,12 +93,12 @@ def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgr
     plan = resolve(request)
     names = dict.fromkeys(cell.dataset.name for cell in plan.cells)
     unseen = tuple(name for name in names if name not in plan.track.seen)
-    clock = _Clock(plan, on_progress)
-    attacked = attack_cells(plan, clock.attacked)
+    reporter = _ProgressReporter(plan, on_progress)
+    attacked = attack_cells(plan, reporter.attacked)
     if save is not None:
         for model, images in adversarial_images(plan, attacked).items():
             write_images(images, save / f"{safe_name(model)}.safetensors")
-    right = _right(plan, attacked, clock)
+    right = _right(plan, attacked, reporter)
     targets = tuple(_target(model, plan, right, attacked, unseen) for model in _models(plan))
     first = plan.cells[0]
     return Transfer(
@@ -116,7 +116,7 @@ def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgr
 
 
 def adversarial_images(plan: Plan, attacked: Sequence[Attacked]) -> dict[str, AdversarialImages]:
-    """Return the images of each model of a plan, of all its datasets together, as they are handed in."""
+    """Return the images of each model of a plan, all its datasets together, in the form that `dispute` accepts."""
     found = {}
     for model in _models(plan):
         own = [(cell, each) for cell, each in zip(plan.cells, attacked, strict=True) if cell.model_name == model]
@@ -125,24 +125,24 @@ def adversarial_images(plan: Plan, attacked: Sequence[Attacked]) -> dict[str, Ad
     return found
 
 
-class _Clock:
-    """Tells how far a transfer is: samples attacked, then images tried; the time left is weighed by their passes."""
+class _ProgressReporter:
+    """Reports samples attacked, then images classified by other models; weights the time left by their passes."""
 
     def __init__(self, plan: Plan, on_progress: OnProgress) -> None:
         self.on_progress, self.others = on_progress, len(_models(plan)) - 1
         cell = plan.cells[0]
-        walks = sum(sum(stage.calls(stage.parameters, len(cell.dataset.classes))) for stage in cell.attack.stages)
-        self.weight = 3 * walks
+        calls = sum(sum(stage.calls(stage.parameters, len(cell.dataset.classes))) for stage in cell.attack.stages)
+        self.weight = 3 * calls
         self.samples, self.begun, self.done, self.passes = plan.samples, time.monotonic(), 0, 0
         seconds = 0.0 if on_progress is ignore_progress else estimate_cost(plan).seconds_most
         on_progress(Progress(0, self.samples * (1 + self.others), seconds))
 
     def attacked(self, count: int, cell: Cell) -> None:
-        """So many samples more have been attacked."""
+        """Report that `count` more samples have been attacked."""
         self._tell(count, count * self.weight, f"attack on {cell.model_name}")
 
     def tried(self, count: int, cell: Cell) -> None:
-        """So many images of another model more have been tried."""
+        """Report that `count` more images of another model have been classified."""
         self._tell(count, count, f"images tried on {cell.model_name}")
 
     def _tell(self, count: int, passes: int, label: str) -> None:
@@ -153,7 +153,7 @@ class _Clock:
 
 
 _Right = Mapping[tuple[str, str, str], Tensor]
-"""By dataset, target and source: which images of the source the target gets right, (N,), bool."""
+"""By dataset, target and source: which images of the source the target classifies correctly, (N,), bool."""
 
 
 def _models(plan: Plan) -> list[str]:
@@ -162,18 +162,18 @@ def _models(plan: Plan) -> list[str]:
 
 def _check(request: Request, save: Path | None) -> None:
     if len(set(request.models)) < 2:
-        raise UserError("images are tried on other models: name two or more, as in --model clip --model agft")
+        raise UserError("a transfer needs two or more models, got one: name them as in --model clip --model agft")
     track: Track = TRACKS.load(request.track)
     if request.datasets and set(request.datasets) <= set(track.seen):
         raise UserError(
             f"models of the track {track.name!r} were trained on {' and '.join(request.datasets)}, so there is no mean"
-            " to give: add another --dataset"
+            " over zero-shot datasets: add another --dataset"
         )
     if save is not None and save.exists() and not save.is_dir():
-        raise UserError(f"--save {save} is a file: give a folder, in which each model's images get a file")
+        raise UserError(f"--save {save} is a file, expected a folder: give a folder for one file of images per model")
 
 
-def _right(plan: Plan, attacked: Sequence[Attacked], clock: _Clock) -> _Right:
+def _right(plan: Plan, attacked: Sequence[Attacked], reporter: _ProgressReporter) -> _Right:
     right: dict[tuple[str, str, str], Tensor] = {}
     for target, own in zip(plan.cells, attacked, strict=True):
         labels = torch.tensor(target.samples.labels)
@@ -183,48 +183,50 @@ def _right(plan: Plan, attacked: Sequence[Attacked], clock: _Clock) -> _Right:
                 continue
             about = target.dataset.name, target.model_name, source.model_name
             if source is target:
-                # The record's verdict: to classify again in another batch may round otherwise.
+                # The verdict of the record: another classification in a different batch may round differently.
                 right[about] = torch.tensor([result.broken_by == "" for result in own.results])
                 continue
             logits = verdict_logits(target, keys, other.images, device=plan.request.resources.device)
             right[about] = logits.argmax(dim=1) == labels
-            clock.tried(len(target), target)
+            reporter.tried(len(target), target)
     return right
 
 
-def _target(model: str, plan: Plan, right: _Right, attacked: Sequence[Attacked], unseen: Sequence[str]) -> Target:
+def _target(
+    model: str, plan: Plan, right: _Right, attacked: Sequence[Attacked], unseen: Sequence[str]
+) -> TransferTarget:
     sources = _models(plan)
-    standings, missed = {}, 0
+    found, missed = {}, 0
     for cell, own in zip(plan.cells, attacked, strict=True):
         if cell.model_name != model:
             continue
         under = {source: right[cell.dataset.name, model, source] for source in sources}
         survives = torch.stack(list(under.values())).all(dim=0)
-        standings[cell.dataset.name] = Standing(
+        found[cell.dataset.name] = TransferAccuracies(
             clean=_share(torch.tensor([result.broken_by != CLEAN for result in own.results])),
             robust=_share(under[model]),
             under={source: _share(values) for source, values in under.items()},
             worst=_share(survives),
         )
         missed += int((under[model] & ~survives).sum()) if cell.dataset.name in unseen else 0
-    return Target(model, _mean([standings[name] for name in unseen]), standings, missed)
+    return TransferTarget(model, _mean([found[name] for name in unseen]), found, missed)
 
 
 def _share(right: Tensor) -> Accuracy:
     return Accuracy.of_counts(int(right.sum()), len(right))
 
 
-def _mean(standings: Sequence[Standing]) -> Standing:
-    return Standing(
-        clean=Accuracy.mean([each.clean for each in standings]),
-        robust=Accuracy.mean([each.robust for each in standings]),
-        under={source: Accuracy.mean([each.under[source] for each in standings]) for source in standings[0].under},
-        worst=Accuracy.mean([each.worst for each in standings]),
+def _mean(accuracies: Sequence[TransferAccuracies]) -> TransferAccuracies:
+    return TransferAccuracies(
+        clean=Accuracy.mean([each.clean for each in accuracies]),
+        robust=Accuracy.mean([each.robust for each in accuracies]),
+        under={source: Accuracy.mean([each.under[source] for each in accuracies]) for source in accuracies[0].under},
+        worst=Accuracy.mean([each.worst for each in accuracies]),
     )
 
 
-def masked_gradients(target: Target, attack: str) -> Iterator[str]:
-    """Say where images of other models do better than the attack on a model itself; one sample may be chance."""
+def masked_gradients(target: TransferTarget, attack: str) -> Iterator[str]:
+    """Yield a warning if images of other models break more than the attack on the model; one sample may be chance."""
     mean = target.mean
     beaten = [source for source, share in mean.under.items() if share.value < mean.robust.value]
     advice = "believe no white-box number of it before `vlmbench run --attack autoattack` and gradients that see it"

@@ -54,7 +54,7 @@ def show_sample(
     Draws the clean image, the magnified perturbation, the adversarial image, and each model's five most probable
     classes for both. If a sample stays robust, it shows the image that is nearest to breaking it.
     """
-    from robustbench_vlm.analysis.inspect_sample import look_at_sample
+    from robustbench_vlm.analysis.inspect_sample import inspect_sample
     from robustbench_vlm.core.files import save_figure
     from robustbench_vlm.engine.request import Request
     from robustbench_vlm.engine.resources import Resources
@@ -75,7 +75,7 @@ def show_sample(
     )
     note("reading models and images", quiet=as_json)
     with progress("models", quiet=as_json) as on_progress:
-        found = look_at_sample(request, sample, on_progress=on_progress)
+        found = inspect_sample(request, sample, on_progress=on_progress)
     save_figure(figure(found), out)
     document = {**found.to_json(), "figure": str(out)}
     answer(document, lambda width: list(lines(found, out, width)), as_json=as_json)

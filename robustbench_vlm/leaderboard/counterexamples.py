@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.analysis.adversarial_images import AdversarialImages, images_bytes, read_images
-from robustbench_vlm.analysis.verdict import judge
+from robustbench_vlm.analysis.verdict import judge_image
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import CellRecords, Unsound
@@ -85,7 +85,7 @@ def refuted_counterexamples(
         rows = evidence[number].results
         position = next(at for at, row in enumerate(rows) if row.sample_id == example.sample_id)
         threats = [each.threat for each in evidence if each.threat.norm == example.norm]
-        outcome = judge(cells[number], position, image, threats, device=device)
+        outcome = judge_image(cells[number], position, image, threats, device=device)
         if outcome is None or outcome[1] > example.distance + _DISTANCE_TOLERANCE or outcome[2] == rows[position].label:
             found.append(example)
     return tuple(found)

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor
 
 from robustbench_vlm.analysis.adversarial_images import read_images
-from robustbench_vlm.analysis.verdict import judge
+from robustbench_vlm.analysis.verdict import judge_image
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_whole
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
@@ -121,7 +121,7 @@ class _ImageJudge:
             return "foreign", None
         position = positions[sample]
         threats = sorted({self.evidence[n].threat for n in own}, key=lambda threat: threat.eps)
-        found = judge(self.cells[own[0]], position, image, threats, device=self.device)
+        found = judge_image(self.cells[own[0]], position, image, threats, device=self.device)
         if found is None:
             return "outside", None
         threat, size, prediction = found

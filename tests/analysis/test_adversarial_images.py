@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from robustbench_vlm.analysis.adversarial_images import attack_cells, attack_positions
-from robustbench_vlm.analysis.inspect_sample import Predicted, look_at_sample
+from robustbench_vlm.analysis.inspect_sample import Predicted, inspect_sample
 from robustbench_vlm.analysis.verdict import verdict_logits
 from robustbench_vlm.attacks.projections import distance
 from robustbench_vlm.cli.main import run_command
@@ -134,7 +134,7 @@ def test_a_shown_sample_agrees_with_the_record(
 
 
 def test_class_names_are_text_in_the_figure(planned: tuple[Plan, list[Attacked]], tmp_path: Path) -> None:
-    found = look_at_sample(replace(planned[0].request, datasets=("colours",)), "0")
+    found = inspect_sample(replace(planned[0].request, datasets=("colours",)), "0")
     (own,) = found.models
     hostile = ("$x_{", "a $\\frac$ b", "\x1b[31m[bold]", "犬" * 40, "<b>&")
     names = dict(zip((each.name for each in own.clean), hostile, strict=False))

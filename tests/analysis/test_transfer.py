@@ -11,7 +11,7 @@ import torch
 
 from robustbench_vlm import tracks
 from robustbench_vlm.analysis.adversarial_images import AdversarialImages, read_images
-from robustbench_vlm.analysis.transfer import Standing, Target, Transfer, masked_gradients, transfer
+from robustbench_vlm.analysis.transfer import Transfer, TransferAccuracies, TransferTarget, masked_gradients, transfer
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.records import Accuracy, mean_interval
@@ -143,10 +143,10 @@ def test_progress_goes_from_nothing_to_the_end(found: Found) -> None:
     assert found[2][-1].seconds_left == 0
 
 
-def target_of(robust: float, under: dict[str, float], missed: int) -> Target:
+def target_of(robust: float, under: dict[str, float], missed: int) -> TransferTarget:
     share = {name: Accuracy(value, 0.0, 1.0, 100) for name, value in {"own": robust, **under}.items()}
     clean = Accuracy(0.9, 0.0, 1.0, 100)
-    return Target("own", Standing(clean, share["own"], share, share["own"]), {}, missed)
+    return TransferTarget("own", TransferAccuracies(clean, share["own"], share, share["own"]), {}, missed)
 
 
 @pytest.mark.parametrize(
@@ -158,7 +158,7 @@ def target_of(robust: float, under: dict[str, float], missed: int) -> Target:
         (target_of(0.5, {"a": 0.5}, 0), ""),
     ],
 )
-def test_transfer_that_beats_the_attack_on_the_model_itself_is_told(target: Target, said: str) -> None:
+def test_transfer_that_beats_the_attack_on_the_model_itself_is_told(target: TransferTarget, said: str) -> None:
     sentences = list(masked_gradients(target, "pgd-20"))
     assert len(sentences) == bool(said) and all(said in sentence for sentence in sentences)
 
