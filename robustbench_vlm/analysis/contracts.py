@@ -70,7 +70,7 @@ def _model(name: str, track: str) -> Iterator[Contract]:
     logits = model.classifier(prompts).of_samples(batch.keys)
     scores = logits(batch.images).detach()
     shape, expected = tuple(scores.shape), (len(batch.labels), len(prompts))
-    yield Contract("one logit a class for every image", shape == expected, f"{shape}, expected {expected}")
+    yield Contract("one logit per class for every image", shape == expected, f"{shape}, expected {expected}")
     yield Contract("logits are float32", scores.dtype == torch.float32, str(scores.dtype))
     yield Contract("logits are finite", bool(torch.isfinite(scores).all()))
     larger = nn.functional.interpolate(batch.images, scale_factor=1.5)
@@ -84,7 +84,7 @@ def _model(name: str, track: str) -> Iterator[Contract]:
 def _dataset(name: str, track: str) -> Iterator[Contract]:
     dataset: Dataset = prepare_dataset(DATASETS.load(name), IMAGES)
     yield Contract("has the name under which it is registered", dataset.name == name, dataset.name)
-    yield Contract("classes have prompts of their own", len(set(dataset.prompts)) == len(dataset.classes))
+    yield Contract("every class has a unique prompt", len(set(dataset.prompts)) == len(dataset.classes))
     source = dataset.open()
     yield Contract("ids are unique", len(set(source.ids)) == len(source.ids), f"{len(source.ids)} samples")
     labels = set(source.labels)
@@ -105,7 +105,7 @@ def _pixels(dataset: Dataset, source: Source) -> Iterator[Contract]:
     again = dataset.open().read(chosen)
     yield Contract("reads the same twice", torch.equal(images, again))
     alone = torch.cat([source.read([index]) for index in reversed(chosen)]).flip(0)
-    yield Contract("an image is the same alone and in any order", torch.equal(images, alone))
+    yield Contract("an image does not depend on the order or on other images", torch.equal(images, alone))
     yield Contract("images differ", len({image.numpy().tobytes() for image in images}) > 1)
 
 
@@ -135,9 +135,9 @@ def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
     size = float(distance(threat, batch.images, first.adversarial).max())
     yield Contract(f"verdicts lie within {threat}", size <= float(threat.eps) + 1e-6, f"distance {size:.4f}")
     same = first.broken_by == again.broken_by and torch.equal(first.adversarial, again.adversarial)
-    yield Contract(f"gives the same twice at {threat}", same)
+    yield Contract(f"gives the same result twice at {threat}", same)
     yield Contract(f"batch size changes no verdict at {threat}", first.broken_by == alone.broken_by)
-    yield Contract(f"leaves torch's random numbers alone at {threat}", untouched)
+    yield Contract(f"does not change torch's random state at {threat}", untouched)
 
 
 def _track(name: str, track: str) -> Iterator[Contract]:
@@ -148,7 +148,9 @@ def _track(name: str, track: str) -> Iterator[Contract]:
         yield _loads("protocol", protocol, PROTOCOLS.load)
     yield _loads("architecture", found.architecture, load_architecture)
     yield _loads("undefended model", found.base, lambda base: _names_a_model(base, name))
-    yield Contract("the training set is none of the datasets", found.training not in found.datasets, found.training)
+    yield Contract(
+        "the training set is not an evaluation dataset", found.training not in found.datasets, found.training
+    )
     yield Contract("the standard eps is on the curve", found.standard_eps in found.eps, str(found.standard_eps))
 
 
@@ -162,14 +164,18 @@ def _defense(name: str, track: str) -> Iterator[Contract]:
     images = context.images.requires_grad_()
     losses = defense.loss(context, images)
     shape = tuple(losses.shape)
-    yield Contract("the loss is one finite number a sample", shape == (len(images),) and _finite(losses), f"{shape}")
+    yield Contract("the loss is one finite number per sample", shape == (len(images),) and _finite(losses), f"{shape}")
     part = dataclasses.replace(
         context,
         **{field: getattr(context, field)[1:2] for field in ("images", "labels", "keys")},
         teacher_clean=lambda: context.teacher_clean()[1:2],
     )
     own = defense.inner.loss if defense.batchwise else defense.loss
-    which = "in the inner attack a sample's loss is its own" if defense.batchwise else "a sample's loss is its own"
+    which = (
+        "in the inner attack the loss of a sample does not depend on the batch"
+        if defense.batchwise
+        else "the loss of a sample does not depend on the batch"
+    )
     yield Contract(which, torch.allclose(own(part, part.images), own(context, images)[1:2]))
     (gradient,) = torch.autograd.grad(defense.inner.loss(context, images).sum(), images)
     moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
@@ -192,9 +198,11 @@ def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
             0
         )
     shape, expected = tuple(scores.shape), (len(images), len(prompts))
-    yield Contract("one finite logit a class for every image", shape == expected and _finite(scores), f"{shape}")
-    yield Contract("gives the same twice", torch.equal(scores, again))
-    yield Contract("an image's logits are the same alone", torch.allclose(scores, alone, rtol=1e-6, atol=1e-8))
+    yield Contract("one finite logit per class for every image", shape == expected and _finite(scores), f"{shape}")
+    yield Contract("gives the same result twice", torch.equal(scores, again))
+    yield Contract(
+        "the logits of an image do not depend on the batch", torch.allclose(scores, alone, rtol=1e-6, atol=1e-8)
+    )
     for mode in model.defense.gradient_modes:
         leaf = images.clone().requires_grad_()
         output = logits.with_gradient(mode)(leaf)
@@ -203,7 +211,7 @@ def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
         (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
         moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
         yield Contract(f"logits have a gradient at every image ({mode.name})", moved and _finite(gradient))
-    yield Contract("leaves torch's random numbers alone", torch.equal(before, torch.get_rng_state()))
+    yield Contract("does not change torch's random state", torch.equal(before, torch.get_rng_state()))
     yield _names_its_source(model.defense)
 
 

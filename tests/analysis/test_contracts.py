@@ -69,11 +69,11 @@ def test_a_faulty_dataset_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     failed: list[Contract] = [contract for contract in check("dataset", "faulty") if not contract.passed]
     assert {contract.name for contract in failed} == {
         "has the name under which it is registered",
-        "classes have prompts of their own",
+        "every class has a unique prompt",
         "ids are unique",
         "labels are class numbers",
         "every class has samples",
         "reads the same twice",
-        "an image is the same alone and in any order",
+        "an image does not depend on the order or on other images",
         "images differ",
     }
