@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from robustbench_vlm.core.fingerprint import canonical, fingerprint, plain
+from robustbench_vlm.core.records import Accuracy
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
@@ -62,3 +63,7 @@ def test_a_fingerprint_never_changes() -> None:
     value = {"b": [1, 2.5, None, True], "a": Fraction(1, 255), "é": "ü"}
     assert canonical(value) == '{"a":"1/255","b":[1,2.5,null,true],"\\u00e9":"\\u00fc"}'
     assert fingerprint(value) == "b244667337eb08db55e16bb639ff9c6b88494bb7c8b0937274efa7903616de77"
+
+
+def test_the_columns_of_an_accuracy_have_one_spelling() -> None:
+    assert Accuracy(0.5, 0.25, 0.75, 8).columns("robust") == {"robust": 0.5, "robust_low": 0.25, "robust_high": 0.75}

@@ -158,8 +158,7 @@ def csv_rows(found: Comparison) -> list[dict[str, str | float]]:
         for name in (*found.datasets, ""):
             row = {**common, "dataset": name or MEAN, "n": (model.datasets[name] if name else model).clean.n}
             for measure in MEASURES:
-                accuracy = getattr(model.datasets[name] if name else model, measure)
-                row |= {measure: accuracy.value, f"{measure}_low": accuracy.low, f"{measure}_high": accuracy.high}
+                row |= getattr(model.datasets[name] if name else model, measure).columns(measure)
                 row[f"{measure}_best"] = "yes" if model.name in found.best(measure, name) else "no"
             row["rank"] = "" if name else model.rank
             row["warnings"] = " ".join(model.datasets[name].warnings) if name else ""

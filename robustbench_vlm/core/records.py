@@ -55,6 +55,10 @@ class Accuracy:
         values, counts = [each.value for each in accuracies], [each.n for each in accuracies]
         return cls(sum(values) / len(values), *mean_interval(values, counts), sum(counts))
 
+    def columns(self, name: str) -> dict[str, float]:
+        """Return the columns of a table for this accuracy: `name`, `name_low` and `name_high`."""
+        return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
 
 @dataclasses.dataclass(frozen=True)
 class Score:

@@ -75,9 +75,9 @@ class ScoreTable:
         return [
             {
                 **about,
-                **{name: getattr(score, name) for name in (*_ABOUT, "classes", "n", "clean", "robust")},
-                **dict(zip(("clean_low", "clean_high"), score.clean_interval, strict=True)),
-                **dict(zip(("robust_low", "robust_high"), score.robust_interval, strict=True)),
+                **{name: getattr(score, name) for name in (*_ABOUT, "classes", "n")},
+                **score.clean_accuracy.columns("clean"),
+                **score.robust_accuracy.columns("robust"),
                 "warnings": " ".join(score.warnings),
                 "fingerprint": own,
             }

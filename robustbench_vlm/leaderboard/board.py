@@ -111,11 +111,6 @@ class Board:
 
 def _flat(row: BoardRow) -> dict[str, Any]:
     """Return the columns of a row in `to_pandas`."""
-    means = {
-        name + end: getattr(getattr(row, name), field)
-        for name in ("clean", "robust")
-        for end, field in (("", "value"), ("_low", "low"), ("_high", "high"))
-    }
     about = (
         "status",
         "defense",
@@ -129,7 +124,8 @@ def _flat(row: BoardRow) -> dict[str, Any]:
     )
     return {
         **{"model": row.model, "rank": row.rank, "n": row.robust.n},
-        **means,
+        **row.clean.columns("clean"),
+        **row.robust.columns("robust"),
         **{name: getattr(row, name) for name in about},
         "warnings": " ".join(row.warnings),
     }

@@ -174,8 +174,8 @@ def test_downloads_are_the_board(files: dict[str, str]) -> None:
     assert [(line["model"], float(line["robust"])) for line in lines] == [
         (row.model, row.robust.value) for row in board.rows
     ]
-    assert float(lines[1]["under cw high"]) == board.rows[1].under["cw"].high
-    assert float(lines[2]["clean digits"]) == board.rows[2].datasets["digits"]["clean"].value
+    assert float(lines[1]["under_cw_high"]) == board.rows[1].under["cw"].high
+    assert float(lines[2]["clean_digits"]) == board.rows[2].datasets["digits"]["clean"].value
     assert len(list(csv.DictReader(io.StringIO(files["mini/reported.csv"])))) == len(board.reported)
     hostile = csv.reader(io.StringIO(files[f"{texts.slug(made.SCRIPT)}/board.csv"]))
     assert not [cell for line in hostile for cell in line if re.match(r"\s*[=+@]|\s*-(?![\d.])", cell)]

@@ -28,12 +28,12 @@ def _line(row: BoardRow) -> Mapping[str, Any]:
     accuracies = {
         "clean": row.clean,
         "robust": row.robust,
-        **{f"under {name}": each for name, each in row.under.items()},
+        **{f"under_{name}": each for name, each in row.under.items()},
     }
-    by_dataset = {f"{kind} {name}": each for name, kinds in row.datasets.items() for kind, each in kinds.items()}
+    by_dataset = {f"{kind}_{name}": each for name, kinds in row.datasets.items() for kind, each in kinds.items()}
     line: dict[str, Any] = {"rank": row.rank, "model": row.model}
     for name, accuracy in accuracies.items():
-        line |= {name: accuracy.value, f"{name} low": accuracy.low, f"{name} high": accuracy.high}
+        line |= accuracy.columns(name)
     line |= {"n": row.robust.n, "clean_rank": row.clean_rank, "rank_difference": row.rank_difference}
     line |= {"counterexamples": row.counterexamples, "passes": row.passes}
     line |= {name: getattr(row, name) for name in texts} | {"warnings": "; ".join(row.warnings)}
