@@ -175,7 +175,7 @@ def test_a_file_name_never_leaves_the_cache(site: Site, card: Callable[..., Path
 
 def test_a_base_of_another_track_or_with_a_base_is_refused(site: Site, card: Callable[..., Path]) -> None:
     path = card(url=f"{site.url}/a")
-    with pytest.raises(UserError, match="on the track 'zeroshot15' is open_clip:ViT-B-32-quickgelu: name the track"):
+    with pytest.raises(UserError, match="on the track 'zeroshot15' is open_clip:ViT-B-32-quickgelu: give the track"):
         load_model(str(path), "zeroshot15")
     path.write_text(json.dumps({**json.loads(path.read_text()), "base": str(path)}))
     with pytest.raises(UserError, match="has a base itself"):
