@@ -11,7 +11,7 @@ from robustbench_vlm.defenses.schedule import Schedule
 
 @dataclass(frozen=True)
 class Track:
-    """What is compared with what."""
+    """A base model, its datasets, threats and protocols, and the training budget of every defense."""
 
     name: str
     base: str
@@ -32,7 +32,7 @@ class Track:
     training: str = ""
     """The fine-tuning set; empty: a folder that the user names."""
     seen: tuple[str, ...] = ()
-    """Datasets that models here were trained on: the zero-shot mean leaves them out, a mean beside it does not."""
+    """Training datasets, left out of the zero-shot mean; a second mean includes them."""
     num_training_images: int = 0
     schedule: Schedule | None = None
     """The budget that every defense has here; None: each one's published schedule."""

@@ -1,4 +1,4 @@
-"""Downloads: over https, resumed where they broke off, whole or not at all, and checked by size and digest."""
+"""Downloads over https: resumed after an interruption, moved into place when complete, checked by size and sha256."""
 
 import http.client
 import os
@@ -16,7 +16,7 @@ from robustbench_vlm.core.http import Dropped, Missing, Refused, ask, check_addr
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 
 WAITS = (1.0, 2.0, 5.0, 15.0)
-"""Seconds before each new attempt; they begin again with every byte that is gained."""
+"""Seconds before each new attempt; the list starts over after every byte received."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class _Wanted:
 
     @property
     def origin(self) -> Path:
-        """Which file of which address the partial one is a part of, as the server names it."""
+        """File with the address and the server's validator (ETag or date) of the partial file."""
         return self.path.with_name(f"{self.path.name}.partial.origin")
 
     def discard(self) -> None:
@@ -107,7 +107,7 @@ def _fetch(wanted: _Wanted) -> str:
 
 
 def _collect(wanted: _Wanted) -> bool:
-    """Fill the partial file; return whether it is put together from several answers."""
+    """Fill the partial file; return True if it combines several responses."""
     attempts = most = 0
     while True:
         try:
@@ -123,7 +123,7 @@ def _collect(wanted: _Wanted) -> bool:
 
 
 def _receive(wanted: _Wanted) -> bool:
-    """Add one answer to the partial file; return whether it continued what was there."""
+    """Add one response to the partial file; return True if it continued earlier bytes."""
     start, validator = _resumable(wanted)
     try:
         opened = ask(wanted.url, start, validator)
@@ -162,7 +162,7 @@ def _receive(wanted: _Wanted) -> bool:
 
 
 def _resumable(wanted: _Wanted) -> tuple[int, str]:
-    """Return the bytes that are here already and can be gone on from, and the validator of the file they are of."""
+    """Return the number of bytes that can be resumed, and the validator of their file."""
     if not wanted.partial.is_file() or not wanted.origin.is_file():
         return 0, ""
     url, _, validator = wanted.origin.read_text(encoding="utf-8").partition("\n")

@@ -1,4 +1,4 @@
-"""Answers of servers: over https alone, with what may pass told apart from what will not."""
+"""HTTP requests: https only; temporary failures (`Dropped`) are distinguished from final ones (`Refused`)."""
 
 import http.client
 import ipaddress
@@ -13,13 +13,13 @@ from robustbench_vlm import __version__
 from robustbench_vlm.core.errors import UserError
 
 TIMEOUT = 30.0
-"""Seconds without a byte after which a connection counts as dropped."""
+"""Seconds without a byte after which a connection is treated as dropped."""
 _CHUNK = 1 << 20
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 
 
 class Dropped(Exception):
-    """An answer that broke off or never came: worth another attempt."""
+    """A response that broke off or never came; another attempt may succeed."""
 
 
 class Missing(Dropped):
@@ -29,15 +29,15 @@ class Missing(Dropped):
         super().__init__("the server has no such part of the file")
         size = content_range.removeprefix("bytes */")
         self.size = int(size) if size.isdecimal() else None
-        """Bytes of the whole file, None where it does not say."""
+        """Bytes of the whole file; None if the server does not say."""
 
 
 class Refused(Exception):
-    """An answer that will be no other next time; the text goes on from the address."""
+    """A final failure; its text continues a sentence that begins with the address."""
 
 
 def check_address(url: str) -> None:
-    """Raise UserError for an address that is neither https nor on this machine."""
+    """Raise UserError unless the address is https or on this machine."""
     parts = urlsplit(url)
     if parts.scheme == "https" and parts.hostname:
         return
@@ -61,9 +61,10 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def ask(url: str, start: int, validator: str) -> http.client.HTTPResponse:
-    """Return a server's answer to a request for a file from byte `start` on, if it is still that of the validator.
+    """Request a file from byte `start` on and return the response.
 
-    Raises Refused where the server will not, and Dropped where another attempt may do.
+    `validator` is the ETag or date of the part that is already here; if the file has changed, the server sends the
+    whole file. Raises Refused for a final failure, and Dropped if another attempt may succeed.
     """
     headers = {"User-Agent": f"robustbench_vlm/{__version__}"}
     if start:
@@ -102,7 +103,7 @@ def _refusal(code: int) -> str:
 
 
 def read(answer: http.client.HTTPResponse) -> bytes:
-    """Return the next bytes of an answer, none at its end; raise Dropped where the connection breaks."""
+    """Return the next bytes of a response, b"" at its end; raise Dropped if the connection breaks."""
     try:
         return answer.read(_CHUNK)
     except (OSError, http.client.HTTPException) as error:

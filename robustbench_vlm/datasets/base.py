@@ -1,4 +1,4 @@
-"""What a zero-shot dataset is: class names, a prompt, and a source of labelled images."""
+"""Zero-shot datasets: class names, prompt templates and a source of labelled images."""
 
 import hashlib
 import importlib
@@ -12,11 +12,11 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.transform import NATIVE, Transform
 
 Prompt = str | tuple[str, ...]
-"""What is said of a class: one text, or several whose embeddings are averaged (CLIP's prompt ensembles)."""
+"""One text for a class, or several whose embeddings are averaged (CLIP's prompt ensembles)."""
 
 
 class UnreadableImage(UserError):
-    """An image that cannot be decoded; a run goes on without it only where the user said so."""
+    """An image that cannot be decoded; a run skips it only if the user asks for that."""
 
 
 class Source(Protocol):
@@ -33,32 +33,32 @@ class Source(Protocol):
         ...
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Return images, uint8 (B, 3, H, W), equal in size for all; raise UnreadableImage where one fails."""
+        """Return images, uint8 (B, 3, H, W), equal in size for all; raise UnreadableImage if one fails."""
         ...
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A zero-shot dataset. `source` is "module:callable"; called with `options` it gives a Source."""
+    """A zero-shot dataset. `source` is "module:callable"; called with `options` it returns a Source."""
 
     name: str
     classes: tuple[str, ...]
     prompt: Prompt
-    """The text, or texts, whose {} the class name takes."""
+    """The prompt template, or several; the class name replaces {}."""
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     split: str = "test"
     revision: str = "1"
-    """Changes whenever an image, a label or a class name does."""
+    """Changes with every change of an image, a label or a class name."""
     description: str = ""
     origin: str = ""
-    """Where the images come from, with licence."""
+    """Source of the images, with licence."""
     published: str = ""
     """Name of the published dataset whose images must be prepared before this one can be opened; "" for others."""
     transform: Transform = NATIVE
-    """How images of a published dataset become the pixels that are attacked."""
+    """Turns images of a published dataset into the pixels that are attacked."""
     merged: tuple[int, ...] = ()
-    """The class of each label of the published dataset; () where they are the same."""
+    """The class of each label of the published dataset; () if they are the same."""
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -69,17 +69,17 @@ class Dataset:
 
     @property
     def chance(self) -> float:
-        """The accuracy of a guess."""
+        """Accuracy of random guessing."""
         return 1 / len(self.classes)
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """The texts into which the class name is put."""
+        """The prompt templates."""
         return (self.prompt,) if isinstance(self.prompt, str) else self.prompt
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """What is said of each class: a text where there is one template, else as many as there are."""
+        """The prompts of each class: one text if there is one template, else one text per template."""
         filled = [tuple(text.replace("{}", name) for text in self.templates) for name in self.classes]
         return tuple(texts[0] if isinstance(self.prompt, str) else texts for texts in filled)
 

@@ -27,7 +27,7 @@ Classes = tuple[tuple[str, Mapping[str, int]], ...]
 
 @dataclass(frozen=True)
 class Group:
-    """Classes whose pictures are drawn alike: a family of scenes, and what of it is narrowed."""
+    """Classes whose images are drawn in the same way: a family of scenes and the restrictions on its attributes."""
 
     family: str
     changes: Values
@@ -100,11 +100,11 @@ QUESTIONS: Mapping[str, tuple[Group, ...]] = {
         Group(SINGLE, _LARGE, _one(_products(_SHAPES[::2], _LIGHTS))),
     ),
 }
-"""Data set -> the groups of its classes."""
+"""Dataset name -> the groups of its classes."""
 
 
 class DrawnSource:
-    """`size` pictures of a question, its classes in turn."""
+    """`size` drawn images of one dataset, whose classes take turns."""
 
     def __init__(self, question: str, size: int) -> None:
         self._question, self._groups = question, QUESTIONS[question]
@@ -113,7 +113,7 @@ class DrawnSource:
         self.labels = tuple(number % len(self._classes) for number in range(size))
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Return pictures, uint8 (B, 3, 32, 32)."""
+        """Return images, uint8 (B, 3, 32, 32)."""
         images = torch.empty(len(indices), 3, SIDE, SIDE, dtype=torch.uint8)
         for group in self._groups:
             rows = [row for row, index in enumerate(indices) if self._classes[self.labels[index]][0] is group]

@@ -1,4 +1,4 @@
-"""Transforms: how a decoded image of any kind becomes the pixels that are attacked."""
+"""Transforms: turn a decoded image of any kind into the pixels that are attacked."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Transform:
-    """Resize, then crop, as torchvision does both on a Pillow image; 8 bits come out. None leaves a step away."""
+    """Resize, then crop a Pillow image as torchvision does; the result has 8 bits. None skips a step."""
 
     resize: int | None = None
-    """The shorter side in pixels, or both where `squash`."""
+    """Length of the shorter side in pixels, or of both sides with `squash`."""
     crop: int | None = None
-    """The side of the square that is cut from the middle."""
+    """Side of the centre crop in pixels."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     squash: bool = False
     """Make the image a square by distorting it."""
