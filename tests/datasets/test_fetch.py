@@ -118,7 +118,7 @@ def test_an_answer_that_never_comes_whole_leaves_no_dataset(
     server.faults[shard] = [fault] * 20
     with pytest.raises(UserError, match=rf"cannot fetch StanfordCars.*({message}).*By hand: its page is gone"):
         fetch(CARS, tmp_path / "data")
-    with pytest.raises(MissingData, match="goes on with the download that was begun"):
+    with pytest.raises(MissingData, match="continues the download that was begun"):
         locate(CARS, tmp_path / "data")
     before = len(server.asked_for("0.tar"))
     server.faults.clear()
@@ -189,7 +189,7 @@ def test_a_process_that_is_killed_in_mid_download_leaves_no_dataset(server: Serv
     assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    with pytest.raises(MissingData, match="goes on with the download that was begun"):
+    with pytest.raises(MissingData, match="continues the download that was begun"):
         locate(CARS, root)
     assert verify(CARS, root) and not (root / "wds").joinpath("wds_cars").exists()
     before = len(server.asked_for("0.tar"))
