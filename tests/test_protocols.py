@@ -103,7 +103,7 @@ def test_every_protocol_of_the_real_track_knows_its_datasets_and_its_attacks(nam
         try:
             adapted = protocol.adapt_dataset(DATASETS.load(dataset))
         except UserError as error:
-            assert "take --protocol trusted" in str(error)
+            assert "use --protocol trusted" in str(error)
             not_run.add(dataset)
             continue
         small = dataset in ("cifar10", "cifar100", "stl10")

@@ -108,7 +108,7 @@ def test_it_is_fetched_as_it_was_packed(
 
     monkeypatch.setattr(fetch_from_torchvision, "download", from_server)
     original = dataclasses.replace(original, download_bytes=1)
-    fetched = fetch(original, tmp_path / "data", lambda here, total: None)
+    fetched = fetch(original, tmp_path / "data", lambda progress: None)
     assert fetched == tmp_path / "data" / original.folder
     assert tree(fetched) == tree(folder)
     assert locate(original, tmp_path / "data")[1].ids == original.read(folder).ids
