@@ -66,7 +66,7 @@ def test_the_row_says_what_the_papers_fix() -> None:
     assert ZEROSHOT15.eps == tuple(Fraction(eps, 255) for eps in (1, 2, 4))
     assert ZEROSHOT15.standard_eps == ZEROSHOT15.training_eps == Fraction(1, 255)
     # Each defense trains by its own published schedule and inner attack, on images that the user names.
-    assert ZEROSHOT15.schedule is None and not ZEROSHOT15.inner and not ZEROSHOT15.rates
+    assert ZEROSHOT15.schedule is None and not ZEROSHOT15.inner and not ZEROSHOT15.learning_rates
     assert not ZEROSHOT15.training and not ZEROSHOT15.num_training_images
 
 

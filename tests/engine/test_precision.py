@@ -61,7 +61,7 @@ def test_settings_that_cannot_be_put_back_are_told_and_no_traceback() -> None:
         "try:\n    with arithmetic(): pass\nexcept UserError as error: print(error)"
     )
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.startswith("torch's precision was set by fp32_precision")
+    assert said.startswith("torch's precision was set with fp32_precision")
 
 
 def test_arithmetic_is_what_it_says_and_is_put_back() -> None:
