@@ -5,6 +5,7 @@ import datetime
 import json
 import os
 import platform
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,39 @@ def parser_of(text: str | None, *, threads: int) -> argparse.ArgumentParser:
     return parser
 
 
+def default_device() -> str:
+    """Return "cuda" where torch sees a GPU, and "cpu" elsewhere."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """Return the date, the processor that worked, its threads, and torch's version."""
+    """Return the date, the processor or GPU that worked, its threads, and the versions of what ran on it."""
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    return {
+    found = {
         "date": datetime.date.today().isoformat(),
         "platform": platform.platform(),
         "machine": name,
         "cores": os.cpu_count(),
+        "python": platform.python_version(),
         "torch": torch.__version__,
         "threads": torch.get_num_threads(),
+    }
+    return found | (_gpu() if device == "cuda" else {})
+
+
+def _gpu() -> dict[str, Any]:
+    query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        driver = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    except (OSError, subprocess.CalledProcessError):
+        driver = ""
+    properties = torch.cuda.get_device_properties(0)
+    return {
+        "driver": driver,
+        "cuda": torch.version.cuda,
+        "cudnn": torch.backends.cudnn.version(),
+        "gpu memory": properties.total_memory,
+        "multiprocessors": properties.multi_processor_count,
     }
 
 

@@ -1,0 +1,49 @@
+"""Wheels for a GPU machine without a network: everything that the package and its GPU tests import, except torch."""
+
+import re
+import subprocess
+import sys
+from importlib.metadata import PackageNotFoundError, requires, version
+from pathlib import Path
+
+ROOTS = ("robustbench_vlm", "torchattacks", "pytest", "hypothesis", "transformers")
+THERE = re.compile(
+    r"torch$|torchvision$|triton|nvidia-|cuda-|jax|ray$|mkdocs|playwright|mypy|ruff|pandas-stubs|types-|build$"
+)
+"""Packages that a GPU machine has (torch and its CUDA packages), or that no GPU test needs."""
+PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
+
+
+def needed(roots: tuple[str, ...] = ROOTS) -> dict[str, str]:
+    """Return names and versions of all packages that the roots need here, without those that a GPU machine has."""
+    found: dict[str, str] = {}
+    queue = list(roots)
+    while queue:
+        name = queue.pop().lower().replace("_", "-")
+        if name in found or THERE.match(name):
+            continue
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+        for requirement in requires(name) or []:
+            # Requirements of extras are not needed; other markers are taken as true, which costs a wheel at most.
+            if "extra ==" not in requirement:
+                queue.append(re.match(r"[A-Za-z0-9._-]+", requirement)[0])  # type: ignore[index]
+    return {name: found[name] for name in sorted(found) if name != "robustbench-vlm"}
+
+
+def collect(folder: Path, python: str) -> int:
+    """Download the wheels into a folder for a Python version on Linux x86-64; return 1 where one was not found."""
+    failed = []
+    for name, release in needed().items():
+        platforms = [part for platform in (*PLATFORMS, "any") for part in ("--platform", platform)]
+        command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
+        command += ["--python-version", python, "--implementation", "cp", *platforms, "-d", str(folder)]
+        if subprocess.run([*command, f"{name}=={release}"], capture_output=True, check=False).returncode:
+            failed.append(f"{name}=={release}")
+    print(f"{len(list(folder.glob('*.whl')))} wheels in {folder}")
+    if failed:
+        print(f"no wheel for Python {python}: {', '.join(failed)}; install these on the GPU machine by other means")
+    print(f"there: python -m pip install --no-index --no-deps --target site {folder}/*.whl; export PYTHONPATH=site:.")
+    return int(bool(failed))
