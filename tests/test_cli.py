@@ -355,7 +355,6 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
         "torchvision",
         "PIL",
         "matplotlib",
-        "pydantic",
     }
     assert not heavy & set(answer.stderr.split())
     assert least_seconds(lambda: subprocess.run([*MODULE, "--help"], capture_output=True, check=True)) < 0.5

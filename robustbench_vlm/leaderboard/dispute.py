@@ -18,7 +18,7 @@ from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.leaderboard.counterexamples import exceed_tolerance, images_file, images_path
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, Event, write_entry
-from robustbench_vlm.leaderboard.entry_records import read_evidence
+from robustbench_vlm.leaderboard.entry_records import read_entry_records
 from robustbench_vlm.leaderboard.rebuild import rebuild, reference_of
 
 BREAKS = "breaks"
@@ -74,7 +74,7 @@ def dispute(
     submitted, _ = read_images(images)
     if submitted.track != entry.track:
         raise UserError(f"{images} is of the track {submitted.track!r}, but the entry is of {entry.track!r}")
-    evidence = read_evidence(entry, folder)
+    evidence = read_entry_records(entry, folder)
     concerned = [each for each in evidence if each.score.dataset in {name for name, _ in submitted.samples}]
     if not concerned:
         raise UserError(f"{images} has no sample of a dataset of the entry of {entry.model!r}")

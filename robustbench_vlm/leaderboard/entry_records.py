@@ -71,7 +71,7 @@ def records_name(model: str) -> str:
     return f"records/{model}.parquet"
 
 
-def read_evidence(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
+def read_entry_records(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     """Return the checked records of an entry in `folder`.
 
     A records file that is not next to the entry is downloaded from its URL. Raises Unreachable if the download fails,

@@ -12,7 +12,7 @@ from robustbench_vlm.engine.cell_records import read_run
 from robustbench_vlm.engine.manifest import MANIFEST
 from robustbench_vlm.engine.store import safe_name
 from robustbench_vlm.leaderboard.entry import board_folder, entry_paths, read_entry
-from robustbench_vlm.leaderboard.entry_records import read_evidence
+from robustbench_vlm.leaderboard.entry_records import read_entry_records
 from robustbench_vlm.models.reference import ModelName, parse_reference
 from robustbench_vlm.tracks import TRACKS
 
@@ -69,7 +69,7 @@ def _of_entry(path: Path) -> ModelRecords:
         notes.append(f"the entry of {entry.model} is disputed: {entry.history[-1].what}")
     if count := len(entry.counterexamples):
         notes.append(f"{count} counterexamples against {entry.model} are recorded and not counted here")
-    return ModelRecords(entry.model, read_evidence(entry, path.parent), tuple(notes))
+    return ModelRecords(entry.model, read_entry_records(entry, path.parent), tuple(notes))
 
 
 def _of_run(folder: Path, attack: str) -> ModelRecords:

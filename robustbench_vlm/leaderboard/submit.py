@@ -14,7 +14,7 @@ from robustbench_vlm.engine.cell_records import CellRecords, manifests, read_run
 from robustbench_vlm.engine.manifest import read_manifest
 from robustbench_vlm.engine.results import mean_of
 from robustbench_vlm.leaderboard.entry import Entry, Event, read_entry, write_entry
-from robustbench_vlm.leaderboard.entry_records import make_entry, read_evidence, write_records
+from robustbench_vlm.leaderboard.entry_records import make_entry, read_entry_records, write_records
 from robustbench_vlm.leaderboard.ranking import datasets_without_standard_attack
 from robustbench_vlm.leaderboard.rebuild import rebuild, scores_with_warnings
 from robustbench_vlm.leaderboard.validate import check_entry
@@ -123,7 +123,7 @@ def _cells_to_keep(evidence: Sequence[CellRecords], earlier: Entry | None, folde
     if all(cell.condition in replaced for cell in earlier.cells):
         # The earlier records are not needed, so they may be missing.
         return []
-    return [each for each in read_evidence(earlier, folder) if each.condition not in replaced]
+    return [each for each in read_entry_records(earlier, folder) if each.condition not in replaced]
 
 
 def _order(evidence: CellRecords, track: Track) -> tuple[str, str, Fraction, int]:

@@ -19,7 +19,7 @@ from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.cell_records import CellRecords, Condition, Unsound
 from robustbench_vlm.leaderboard.counterexamples import exceed_tolerance, images_path, with_images
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, read_entry
-from robustbench_vlm.leaderboard.entry_records import read_evidence, records_name
+from robustbench_vlm.leaderboard.entry_records import read_entry_records, records_name
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.card import parse_card, read_card
 from robustbench_vlm.models.reference import parse_reference
@@ -75,7 +75,7 @@ def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
         parse_card(entry.card, f"the card of {entry.model!r}")
     except UserError as error:
         raise Unsound(str(error)) from error
-    evidence = read_evidence(entry, folder)
+    evidence = read_entry_records(entry, folder)
     keys = {each.condition for each in evidence}
     if len(keys) < len(evidence):
         raise Unsound("the entry has two cells for one attack, dataset and radius: keep one of them")

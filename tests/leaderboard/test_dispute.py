@@ -20,7 +20,7 @@ from robustbench_vlm.engine.shard import load_batch
 from robustbench_vlm.leaderboard.counterexamples import images_file
 from robustbench_vlm.leaderboard.dispute import BREAKS, Dispute, dispute
 from robustbench_vlm.leaderboard.entry import Counterexample, read_entry, write_entry
-from robustbench_vlm.leaderboard.entry_records import read_evidence
+from robustbench_vlm.leaderboard.entry_records import read_entry_records
 from robustbench_vlm.leaderboard.ranking import worst_known
 from robustbench_vlm.leaderboard.rebuild import rebuild
 
@@ -30,7 +30,9 @@ Broken = tuple[Path, int, Tensor]
 @pytest.fixture
 def broken(entry_path: Path, taught_card: Path, tmp_path: Path) -> Broken:
     """Return a file of a stronger attack's images at 3/255, how many break robust samples, and the images."""
-    evidence = [each for each in read_evidence(read_entry(entry_path), entry_path.parent) if each.score.eps == "3/255"]
+    evidence = [
+        each for each in read_entry_records(read_entry(entry_path), entry_path.parent) if each.score.eps == "3/255"
+    ]
     plan, numbers = rebuild(evidence, str(taught_card))
     cell = plan.cells[numbers[0]]
     batch, _ = load_batch(cell, 0, len(cell), device="cpu")
@@ -52,7 +54,7 @@ def disputed(path: Path, images: Path, card: Path) -> Dispute:
 
 def _robust(path: Path) -> float:
     entry = read_entry(path)
-    known = worst_known(read_evidence(entry, path.parent), entry.counterexamples, Threat("Linf", Fraction(3, 255)))
+    known = worst_known(read_entry_records(entry, path.parent), entry.counterexamples, Threat("Linf", Fraction(3, 255)))
     return sum(known["colours"].robust) / len(known["colours"].robust)
 
 
@@ -89,7 +91,7 @@ def test_forged_counterexamples_are_removed_and_real_ones_stay(
     found.write(entry_path)
     handed, _ = read_images(images)
     place = dict(zip(handed.samples, range(len(handed.samples)), strict=True))
-    evidence = read_evidence(found.entry, entry_path.parent)
+    evidence = read_entry_records(found.entry, entry_path.parent)
     taken = {each.sample_id for each in found.found}
     row = next(each for each in evidence[0].results if each.broken_by == "" and each.sample_id not in taken)
     plan, numbers = rebuild(evidence, str(taught_card))
@@ -115,7 +117,7 @@ def test_images_outside_the_ball_or_of_no_sample_change_nothing(
 ) -> None:
     _, _, adversarial = broken
     entry = read_entry(entry_path)
-    ids = [result.sample_id for result in read_evidence(entry, entry_path.parent)[0].results]
+    ids = [result.sample_id for result in read_entry_records(entry, entry_path.parent)[0].results]
     outside = (adversarial[:3] + 0.2).clamp(0, 1)
     write_images(
         AdversarialImages("mini", tuple(("colours", sample) for sample in ids[:3]), outside), tmp_path / "outside"

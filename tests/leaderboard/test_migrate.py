@@ -10,7 +10,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.leaderboard import migrate
 from robustbench_vlm.leaderboard.entry import board_folder, read_entry
-from robustbench_vlm.leaderboard.entry_records import read_evidence, read_rows
+from robustbench_vlm.leaderboard.entry_records import read_entry_records, read_rows
 from robustbench_vlm.leaderboard.migrate import migrate_file
 
 _PATHS = {algorithm: path for path, algorithm in migrate._ALGORITHMS.items()}
@@ -70,7 +70,7 @@ def test_an_entry_of_0_1_gets_the_current_names_and_keeps_its_verdicts(tmp_path:
     assert entry.status == bundled.status and entry.history[-1].facts["to format"] == 2
     assert entry.card == bundled.card
     assert {child: child.read_bytes() for child in (tmp_path / "records").iterdir()} == before
-    assert sum(len(each.results) for each in read_evidence(entry, tmp_path)) == 20800
+    assert sum(len(each.results) for each in read_entry_records(entry, tmp_path)) == 20800
     assert not migrate_file(path, date="2026-11-26")
 
 

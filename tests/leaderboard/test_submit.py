@@ -12,7 +12,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.cell_records import Unsound, read_run
 from robustbench_vlm.leaderboard import entry_records
 from robustbench_vlm.leaderboard.entry import Counterexample, Event, read_entry, write_entry
-from robustbench_vlm.leaderboard.entry_records import read_evidence
+from robustbench_vlm.leaderboard.entry_records import read_entry_records
 from robustbench_vlm.leaderboard.submit import make_submission
 from robustbench_vlm.leaderboard.validate import check_continuation, check_entry
 
@@ -34,7 +34,7 @@ def test_the_command_writes_an_entry_with_its_records_and_the_text_of_a_pull_req
     document = json.loads(capsys.readouterr().out)
     entry = read_entry(Path(document["entry"]))
     assert document["entry"] == str(tmp_path / "mini" / "taught.json")
-    assert read_evidence(entry, tmp_path / "mini") == _without_comparisons(read_run(real_run), entry.cells)
+    assert read_entry_records(entry, tmp_path / "mini") == _without_comparisons(read_run(real_run), entry.cells)
     assert (entry.status, entry.links, entry.note) == ("claimed", {"code": "https://x.org"}, "<b>bold</b>")
     assert entry.history[0].facts == {"cells": 2, "samples": 400}
     assert "autoattack at 5/255 is missing on every dataset" in document["remarks"][0]
@@ -134,7 +134,7 @@ def test_records_may_be_at_a_url(
         return sha256
 
     monkeypatch.setattr(entry_records, "download", download)
-    assert len(read_evidence(read_entry(path), path.parent)) == 2
+    assert len(read_entry_records(read_entry(path), path.parent)) == 2
     assert fetched == [("https://example.org/r.parquet", made.entry.records.sha256)]
     with pytest.raises(UserError, match="must begin with https://"):
         make_submission(real_run, date="2026-01-02", model=str(taught_card), records="http://example.org/r.parquet")

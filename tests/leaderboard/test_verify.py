@@ -15,7 +15,7 @@ from robustbench_vlm.engine.cell_records import CellRecords, Unsound, data_diges
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.results import accuracies
 from robustbench_vlm.leaderboard.entry import Entry, read_entry, write_entry
-from robustbench_vlm.leaderboard.entry_records import make_entry, read_evidence, write_records
+from robustbench_vlm.leaderboard.entry_records import make_entry, read_entry_records, write_records
 from robustbench_vlm.leaderboard.tolerance import RecomputedPart, RecomputedSample, missing_warnings
 from robustbench_vlm.leaderboard.validate import check_entry
 from robustbench_vlm.leaderboard.verify import Verification, verify
@@ -62,7 +62,7 @@ def test_each_verification_draws_a_new_seed(entry_path: Path, taught_card: Path)
 def forged(path: Path, change: Callable[[CellRecords], CellRecords]) -> None:
     """Write the entry with changed evidence, and recompute all its digests and numbers as a forger would."""
     entry = read_entry(path)
-    evidence = [_consistent(change(each)) for each in read_evidence(entry, path.parent)]
+    evidence = [_consistent(change(each)) for each in read_entry_records(entry, path.parent)]
     first = entry.history[0]
     again, content = make_entry(evidence, entry.card, entry.environment, first, entry.protocol.identity)
     write_records(content, path.parent / again.records.file)
@@ -234,7 +234,7 @@ def test_records_that_lower_a_number_are_disputed(entry_path: Path, taught_card:
 
 
 def test_missing_warnings_are_reported(entry_path: Path) -> None:
-    stored = read_evidence(read_entry(entry_path), entry_path.parent)[0]
+    stored = read_entry_records(read_entry(entry_path), entry_path.parent)[0]
     rows = stored.results[:20]
     warned = [dataclasses.replace(row, warnings="zero-gradient,unstable-output") for row in rows]
     same = [RecomputedSample(stored, position, row) for position, row in enumerate(rows)]
@@ -316,7 +316,7 @@ def test_a_negative_number_of_passes_is_refused(entry_path: Path) -> None:
         return _with(evidence, [dataclasses.replace(result, forward=-1) for result in evidence.results])
 
     entry = read_entry(entry_path)
-    evidence = [dataclasses.replace(negative(each)) for each in read_evidence(entry, entry_path.parent)]
+    evidence = [dataclasses.replace(negative(each)) for each in read_entry_records(entry, entry_path.parent)]
     again, content = make_entry(evidence, entry.card, (), entry.history[0], entry.protocol.identity)
     write_records(content, entry_path.parent / again.records.file)
     with pytest.raises(Unsound, match="took a negative number of passes"):
@@ -349,6 +349,6 @@ def test_unpublished_weights_are_an_error_that_asks_for_a_card_file(entry_path: 
 
 def test_equal_evidence_gives_equal_bytes(entry_path: Path) -> None:
     entry = read_entry(entry_path)
-    evidence = read_evidence(entry, entry_path.parent)
+    evidence = read_entry_records(entry, entry_path.parent)
     again = [make_entry(evidence, entry.card, (), entry.history[0], {})[1] for _ in range(2)]
     assert again[0] == again[1] == (entry_path.parent / entry.records.file).read_bytes()
