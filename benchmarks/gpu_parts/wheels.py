@@ -15,7 +15,10 @@ PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x
 
 
 def needed(roots: tuple[str, ...] = ROOTS) -> dict[str, str]:
-    """Return names and versions of all packages that the roots need here, without those that a GPU machine has."""
+    """Return names and versions of all packages that the roots need here, without those that a GPU machine has.
+
+    The version is "" for a package that is not installed here.
+    """
     found: dict[str, str] = {}
     queue = list(roots)
     while queue:
@@ -25,6 +28,8 @@ def needed(roots: tuple[str, ...] = ROOTS) -> dict[str, str]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
+            # Not installed here, as torchattacks usually: the newest release is taken, without what it needs.
+            found[name] = ""
             continue
         for requirement in requires(name) or []:
             # Requirements of extras are not needed; other markers are taken as true, which costs a wheel at most.
@@ -40,8 +45,9 @@ def collect(folder: Path, python: str) -> int:
         platforms = [part for platform in (*PLATFORMS, "any") for part in ("--platform", platform)]
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:"]
         command += ["--python-version", python, "--implementation", "cp", *platforms, "-d", str(folder)]
-        if subprocess.run([*command, f"{name}=={release}"], capture_output=True, check=False).returncode:
-            failed.append(f"{name}=={release}")
+        wanted = f"{name}=={release}" if release else name
+        if subprocess.run([*command, wanted], capture_output=True, check=False).returncode:
+            failed.append(wanted)
     print(f"{len(list(folder.glob('*.whl')))} wheels in {folder}")
     if failed:
         print(f"no wheel for Python {python}: {', '.join(failed)}; install these on the GPU machine by other means")
