@@ -253,7 +253,7 @@ def test_hostile_texts_bring_no_element_no_link_and_no_dialog(open_page: Open) -
               protocols: [...new Set([...document.links].map((each) => each.protocol))].sort(),
             })"""
         )
-        assert found["scripts"] == 1 and found["pictures"] == found["handlers"] == 0
+        assert found["scripts"] == 1 and found["images"] == found["handlers"] == 0
         assert set(found["protocols"]) <= {"file:", "https:"}
         assert "<script>alert(1)</script>" in page.locator("body").inner_text()
 
