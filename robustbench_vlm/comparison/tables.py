@@ -47,12 +47,12 @@ def notes(found: Comparison) -> tuple[str, ...]:
             for warning in result.warnings:
                 code = warning.partition(":")[0]
                 raised.setdefault(code, {}).setdefault(model.name, []).append(dataset)
-    gates = (
+    explained = (
         f"{code} ({explain(code).meaning}): "
         + "; ".join(f"{name} on {', '.join(datasets)}" for name, datasets in raised[code].items())
         for code in sorted(raised)
     )
-    return (*found.notes, *gates)
+    return (*found.notes, *explained)
 
 
 def legend(found: Comparison, mark: str) -> tuple[str, ...]:

@@ -149,12 +149,6 @@ def data_digest(results: Sequence[SampleResult]) -> str:
     return fingerprint([[result.sample_id, result.label, result.image_sha256] for result in results])
 
 
-def read_score(values: Mapping[str, Any]) -> Score:
-    """Return the score in JSON values."""
-    pairs = {name: (float(values[name][0]), float(values[name][1])) for name in ("clean_interval", "robust_interval")}
-    return Score(**{**values, **pairs, "warnings": tuple(values["warnings"])})
-
-
 def _of_manifest(path: Path) -> list[CellRecords]:
     manifest = read_manifest(path)
     return [

@@ -144,7 +144,7 @@ def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequenc
 
 def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Dataset]:
     """Return the requested datasets as the protocol adapts them; none if a folder of images is given."""
-    _check_pictures(request, track, protocol)
+    _check_image_source(request, track, protocol)
     if request.images is not None:
         return []
     names = _once("dataset", request.datasets or protocol.datasets or track.datasets)
@@ -159,7 +159,7 @@ def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Datase
     return datasets
 
 
-def _check_pictures(request: Request, track: Track, protocol: Protocol) -> None:
+def _check_image_source(request: Request, track: Track, protocol: Protocol) -> None:
     if request.images is not None and request.datasets:
         raise UserError("--images takes the place of the datasets: give either --images or --dataset")
     if request.images is None and not request.datasets and not (protocol.datasets or track.datasets):

@@ -101,8 +101,8 @@ def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
         dataset: Dataset = protocol.adapt_dataset(DATASETS.load(each.score.dataset))
         if not _is_equal([each.identity["classes"], each.identity["prompts"]], [dataset.classes, dataset.prompts]):
             raise Unsound(f"the classes or prompts of {dataset.name} are not those of the protocol")
-        gates = {warning.partition(":")[0] for warning in each.score.warnings}
-        if protocol.samples is not None and each.score.n != protocol.samples and not gates & _LEFT_OUT:
+        codes = {warning.partition(":")[0] for warning in each.score.warnings}
+        if protocol.samples is not None and each.score.n != protocol.samples and not codes & _LEFT_OUT:
             raise Unsound(f"{dataset.name} has {each.score.n} samples, and the protocol takes {protocol.samples}")
 
 

@@ -1,1 +1,1 @@
-"""Training: pre-training of a base model, adversarial fine-tuning of its image tower."""
+"""Training: pre-training of a base model, adversarial fine-tuning of its image encoder."""
