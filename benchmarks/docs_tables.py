@@ -1,6 +1,6 @@
-"""The tables of docs/warnings.md and docs/protocols.md, from the code: `python benchmarks/docs_tables.py` writes them.
+"""Generate the tables of docs/warnings.md and docs/protocols.md from the code.
 
-A test fails where they differ.
+`python benchmarks/docs_tables.py` writes both pages. tests/docs/test_pages.py fails if a page differs from the code.
 """
 
 import re
@@ -25,11 +25,11 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 def warnings() -> str:
     """Return the table of warnings."""
     rows = [[f"`{warning.code}`", warning.meaning, warning.advice] for warning in WARNINGS.values()]
-    return markdown(["code", "means", "what to do"], rows)
+    return markdown(["code", "meaning", "advice"], rows)
 
 
 def protocols() -> str:
-    """Return a section for every protocol: what it is, and its identity as `vlmbench show protocol` prints it."""
+    """Return a section for each protocol: its description and a table of its settings."""
     return "\n\n".join(_section(name) for name in PROTOCOLS.table)
 
 
@@ -39,25 +39,29 @@ def _section(name: str) -> str:
     tracks = [track for track in TRACKS.table if name in TRACKS.load(track).protocols]
     is_first = any(TRACKS.load(track).protocols[0] == name for track in tracks)
     description = protocol.description[0].upper() + protocol.description[1:]
-    stages = f"{protocol.attack_name('autoattack')}" if protocol.attacks else "the standard list"
+    stages = f"`{protocol.attack_name('autoattack')}`" if protocol.attacks else "the standard AutoAttack"
     rows = [
-        ["track", ", ".join(tracks) + (", where it is the default" if is_first else "")],
+        ["track", ", ".join(tracks) + (" (default protocol)" if is_first else "")],
         ["samples per dataset", str(protocol.samples or "all")],
-        ["precision of the attack, of the verdicts", f"{protocol.precision}, {protocol.verdict_precision}"],
-        ["iterate of PGD that counts", protocol.iterate],
-        ["`autoattack` is", stages],
-        ["images", str(document["transform"])],
-        ["small images", str(document["small_transform"])],
-        ["fingerprint", f"`{str(document['fingerprint'])[:12]}`"],
+        ["precision of the attack", protocol.precision],
+        ["precision of the verdicts", protocol.verdict_precision],
+        ["iterates of PGD that are classified", "all" if protocol.iterate == "best" else "only the last"],
+        ["attack run as `autoattack`", stages],
     ]
-    return f"## {protocol.label}\n\n{description}.\n\n{markdown(['', ''], rows)}"
+    if protocol.transform is not None:
+        rows += [
+            ["resize", str(document["transform"])],
+            ["resize of CIFAR and STL10", str(document["small_transform"])],
+        ]
+    rows.append(["fingerprint", f"`{str(document['fingerprint'])[:12]}`"])
+    return f"## {protocol.label}\n\n{description}.\n\n{markdown(['setting', 'value'], rows)}"
 
 
 TABLES = {"warnings.md": warnings, "protocols.md": protocols}
 
 
 def filled(page: str, text: str) -> str:
-    """Return a page's text with its table made anew."""
+    """Return the text of a page with its table generated again."""
     return _TABLE.sub(lambda old: TABLES[page](), text)
 
 
