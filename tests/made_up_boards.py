@@ -180,7 +180,9 @@ def reported(papers: int = 3, numbers: int = 40) -> tuple[ReportedNumber, ...]:
             robust=0.02 * (number % 30),
             confidence="primary" if number % 7 else "secondary (third-party summary)",
             note="" if number % 9 else "columns of table and text differ",
-            warnings=("an undefended model keeps more than 1 % at 1/255",) if number % 4 == 0 and number else (),
+            warnings=("an undefended model has more than 1 % robust accuracy at 1/255",)
+            if number % 4 == 0 and number
+            else (),
         )
         for paper in range(1, papers + 1)
         for number in range(numbers)

@@ -1,1 +1,1 @@
-"""Leaderboards: make, check, verify and dispute entries, rank them, and build the tables and the site."""
+"""Leaderboards: make, check, verify and dispute entries, rank the models, and build the tables and the site."""

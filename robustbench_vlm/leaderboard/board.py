@@ -14,15 +14,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class BoardRow:
-    """A model on the board."""
+    """The row of one model on the board."""
 
     model: str
     rank: str
-    """"1", or "2-4" for models that paired tests do not distinguish; "" if the standard attack is incomplete or the
-    entry is disputed."""
+    """The rank, such as "1", or "2-4" if paired tests do not distinguish the models at ranks 2 to 4. "" if the standard
+    attack is incomplete or the entry is disputed."""
     clean_rank: int
     rank_difference: int
-    """Clean rank minus robust rank, both without ties: positive if the robust rank is the better one."""
+    """Clean rank minus robust rank, both without ties. It is positive if the model ranks higher by robust than by clean
+    accuracy."""
     status: str
     defense: str
     fidelity: str
@@ -35,27 +36,28 @@ class BoardRow:
     links: Mapping[str, str]
     clean: Accuracy
     robust: Accuracy
-    """Lowest known: a sample counts as robust if no recorded attack and no counterexample breaks it in the radius."""
+    """Lowest known robust accuracy: a sample counts as robust if no recorded attack and no counterexample breaks it
+    within the radius."""
     under: Mapping[str, Accuracy]
-    """Mean robust accuracy at the standard radius, by attack."""
+    """Mean robust accuracy at the standard radius, by attack name."""
     curve: tuple[CurvePoint, ...]
     datasets: Mapping[str, Mapping[str, Accuracy]]
-    """"clean" and "robust" (lowest known) accuracy, by dataset."""
+    """Accuracies by dataset name, then by "clean" and "robust" (the lowest known robust accuracy)."""
     passes: int
-    """Forward and backward passes of all attacks."""
+    """Number of forward and backward passes of all attacks together."""
     warnings: tuple[str, ...]
-    """Codes of warnings, "code" or "code: dataset, dataset"."""
+    """Warnings, each as "code" or "code: dataset, dataset"."""
     counterexamples: int
     history: tuple[Mapping[str, Any], ...]
     records: Mapping[str, str]
-    """{"file", "sha256", "url"} of its per-sample records."""
+    """The file of the model's per-sample records, with the keys "file", "sha256" and "url"."""
     command: str
-    """The command that repeats the measurement."""
+    """The shell command that repeats the measurement."""
 
 
 @dataclass(frozen=True)
 class ReportedNumber:
-    """A number that a paper reports: shown separately, never averaged with measured numbers."""
+    """A number that a paper reports. It is shown separately and never averaged with measured numbers."""
 
     method: str
     paper: str
@@ -71,34 +73,37 @@ class ReportedNumber:
     dataset: str
     clean: float | None
     robust: float | None
-    """Shares in [0, 1]."""
+    """Accuracy in [0, 1]."""
     confidence: str
     note: str
     warnings: tuple[str, ...]
-    """Sentences on why the number may be too high."""
+    """Sentences that say why the number may be too high."""
 
 
 @dataclass(frozen=True)
 class Board:
-    """A track's leaderboard; ranked rows come first, best first."""
+    """A track's leaderboard."""
 
     track: str
     description: str
     protocol: Mapping[str, Any]
-    """{"label", "identity"} of the protocol of all measured numbers."""
+    """The protocol of all measured numbers, with the keys "label" and "identity"."""
     attack: str
     norm: str
     eps: str
     datasets: tuple[str, ...]
     seen: tuple[str, ...]
-    """Datasets that the zero-shot mean leaves out, because models were trained on them."""
+    """Datasets that models were trained on. The zero-shot mean leaves them out."""
     rows: tuple[BoardRow, ...]
     absent: Mapping[str, str]
-    """Why an entry's records cannot be downloaded, by model; such an entry has no row."""
+    """Error messages by model name, for entries whose records cannot be downloaded. Such an entry has no row."""
     reported: tuple[ReportedNumber, ...]
 
     def to_pandas(self) -> "DataFrame":
-        """Return a data frame with a row for each model: means in [0, 1] with 95 % intervals, status and origin."""
+        """Return a data frame with one row for each model.
+
+        Accuracies are means in [0, 1] with 95 % intervals. The other columns are the status and facts about the model.
+        """
         import pandas
 
         return pandas.DataFrame([_flat(row) for row in self.rows])
@@ -110,7 +115,7 @@ class Board:
 
 
 def _flat(row: BoardRow) -> dict[str, Any]:
-    """Return the columns of a row in `to_pandas`."""
+    """Return the columns of one row of the data frame of `Board.to_pandas`."""
     about = (
         "status",
         "defense",

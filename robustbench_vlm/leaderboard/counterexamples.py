@@ -1,4 +1,7 @@
-"""Counterexamples: files of adversarial images next to the entries, named by their digest, and their checks."""
+"""Counterexamples: read, write and check the files of adversarial images that are stored next to the entries.
+
+The name of each file is the sha256 digest of its content.
+"""
 
 import hashlib
 from collections.abc import Iterator, Sequence
@@ -16,26 +19,32 @@ from robustbench_vlm.leaderboard.entry import Counterexample
 from robustbench_vlm.leaderboard.tolerance import exceeds_tolerance
 
 _DISTANCE_TOLERANCE = 1e-6
-"""Difference of a perturbation's size between machines that is ignored, pixel scale."""
+"""Largest difference between two machines in the size of a perturbation that is ignored, in pixel scale."""
 
 
 def images_path(folder: Path, source: str) -> Path | None:
-    """Return the path of a counterexample's images next to the entries of `folder`; None if its source is a command."""
+    """Return the path of a counterexample's image file below `folder`, the folder of the entries.
+
+    Returns None if the source of the counterexample is a command, because then no images are stored.
+    """
     is_digest = len(source) == 64 and set(source) <= set("0123456789abcdef")
     return folder / "counterexamples" / f"{source}.safetensors" if is_digest else None
 
 
 def images_file(track: str, broken: Sequence[tuple[Counterexample, Tensor]]) -> tuple[str, bytes]:
-    """Return the sha256 and the bytes of a safetensors file with the images (3, H, W) of counterexamples."""
+    """Return the sha256 digest and the bytes of a safetensors file with the images of counterexamples.
+
+    Each counterexample is given with its image, float32 [3, H, W] in [0, 1].
+    """
     pairs = tuple((example.dataset, example.sample_id) for example, _ in broken)
     content = images_bytes(AdversarialImages(track, pairs, torch.stack([image for _, image in broken])))
     return hashlib.sha256(content).hexdigest(), content
 
 
 def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tuple[Counterexample, Tensor]]:
-    """Yield the counterexamples that have an image file next to the entries of `folder`, each with its image (3, H, W).
+    """Yield each counterexample that has an image file below `folder`, with its image, float32 [3, H, W] in [0, 1].
 
-    Raises Unsound if a file does not have the digest in its name, or lacks the sample.
+    Raises Unsound if the content of a file does not match the digest in its name, or if the file lacks a sample.
     """
     for source in dict.fromkeys(example.source for example in examples):
         path = images_path(folder, source)
@@ -47,20 +56,23 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
             raise Unsound(str(error)) from error
         if digest != source:
             raise Unsound(
-                f"{path} does not have the digest in its name: restore the file that `vlmbench dispute` wrote"
+                f"{path} does not match the digest in its name: restore the file that `vlmbench dispute` wrote"
             )
         images = dict(zip(found.samples, found.images, strict=True))
         for example in (example for example in examples if example.source == source):
             pair = (example.dataset, example.sample_id)
             if pair not in images:
-                raise Unsound(f"{path} has no image of {example.dataset} / {example.sample_id}")
+                raise Unsound(
+                    f"{path} has no image of {example.dataset} / {example.sample_id}, which the entry lists:"
+                    " restore the file that `vlmbench dispute` wrote"
+                )
             yield example, images[pair]
 
 
 def exceed_tolerance(examples: Sequence[Counterexample], evidence: Sequence[CellRecords]) -> bool:
     """Return whether an entry has more counterexamples than the tolerance for its robust samples allows.
 
-    The robust samples of a dataset are counted for the attack and radius that leave the most.
+    The number of robust samples of a dataset is the largest among its attacks and radii.
     """
     if not examples:
         return False
@@ -78,7 +90,10 @@ def refuted_counterexamples(
     cells: Sequence[Cell],
     device: str,
 ) -> tuple[Counterexample, ...]:
-    """Return the counterexamples whose image files break nothing here; each image takes one forward pass."""
+    """Return the counterexamples whose images do not break their sample on this machine.
+
+    Each image costs one forward pass.
+    """
     found = []
     for example, image in with_images(examples, folder):
         number = next(n for n, each in enumerate(evidence) if each.score.dataset == example.dataset)

@@ -1,4 +1,4 @@
-"""Dispute an entry: classify submitted adversarial images, and record those that break robust samples."""
+"""Dispute an entry: classify submitted adversarial images, and record those that break samples reported as robust."""
 
 import dataclasses
 from collections import Counter
@@ -25,12 +25,12 @@ BREAKS = "breaks"
 OUTCOMES = {
     BREAKS: "break a sample that the entry reports as robust",
     "known": "break a sample that is already broken in the records",
-    "right": "classified correctly",
-    "wrong-clean": "of samples that are misclassified without an attack",
-    "outside": "outside the ball, or of another image size",
-    "foreign": "not of a sample of the entry",
+    "right": "are classified correctly",
+    "wrong-clean": "belong to samples that are misclassified without an attack",
+    "outside": "are outside the radius, or have another size than the sample",
+    "foreign": "do not belong to a sample of the entry",
 }
-"""The possible outcomes of an image, with a description for the user."""
+"""The possible outcomes of an image, each with a phrase that the user sees after the number of images."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class Dispute:
 
     entry: Entry
     counts: Mapping[str, int]
-    """Number of images by outcome, a key of `OUTCOMES`."""
+    """Number of images by outcome. The keys are those of `OUTCOMES`."""
     found: tuple[Counterexample, ...] = ()
     images: bytes = b""
-    """The safetensors file of the images that broke a sample; `write` names it by its digest."""
+    """The content of a safetensors file with the images that broke a sample. `write` names the file by its digest."""
 
     def write(self, path: Path) -> Path:
         """Write the entry to `path` and the images next to it, and return the path of the images.
@@ -68,8 +68,8 @@ def dispute(
 ) -> Dispute:
     """Classify the adversarial images of a file, and return the entry with the counterexamples among them.
 
-    Each image takes one forward pass. Raises UserError if the file is not readable or of another track, or if weights
-    or data are missing on this machine.
+    Each image costs one forward pass. Raises UserError if the file is not readable or belongs to another track, or if
+    weights or data are missing on this machine.
     """
     submitted, _ = read_images(images)
     if submitted.track != entry.track:
@@ -97,7 +97,7 @@ def dispute(
 
 
 def _disputed(entry: Entry, evidence: Sequence[CellRecords], found: Sequence[Counterexample], date: str) -> Entry:
-    """Return the entry with more counterexamples; its status is "disputed" if they exceed the tolerance."""
+    """Return the entry with the new counterexamples; its status is "disputed" if they exceed the tolerance."""
     after = entry.with_counterexamples(found)
     status = "disputed" if exceed_tolerance(after.counterexamples, evidence) else entry.status
     what = f"{len(found)} samples that it reported as robust were broken"
@@ -106,7 +106,7 @@ def _disputed(entry: Entry, evidence: Sequence[CellRecords], found: Sequence[Cou
 
 @dataclass(frozen=True)
 class _ImageJudge:
-    """Compares the prediction of an image with the records of an entry."""
+    """Compares the prediction for an image with the records of an entry."""
 
     evidence: list[CellRecords]
     cells: list[Cell]
@@ -114,7 +114,10 @@ class _ImageJudge:
     device: str
 
     def __call__(self, dataset: str, sample: str, image: Tensor) -> tuple[str, Counterexample | None]:
-        """Return the outcome of an image, and the counterexample, still without a source, if it breaks a sample."""
+        """Return the outcome of an image, float32 [3, H, W] in [0, 1], and the counterexample if it breaks a sample.
+
+        The source of the counterexample is still empty.
+        """
         own = [n for n, each in enumerate(self.evidence) if each.score.dataset == dataset]
         positions = {result.sample_id: at for n in own[:1] for at, result in enumerate(self.evidence[n].results)}
         if sample not in positions:

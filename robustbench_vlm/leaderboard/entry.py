@@ -1,8 +1,9 @@
-"""Leaderboard entries: the data of one model on one track, and the reading and writing of entry files.
+"""Leaderboard entries: the data of one model on one track, and functions that read and write entry files.
 
-`leaderboards/<track>/<model>.json` names everything that its numbers depend on. `records/<model>.parquet` next to it
-has a row for each attacked sample. `vlmbench submit` writes both. The dataclasses here are the description of the file
-format: `read_entry` validates by them, and `entry_schema` derives the JSON schema from them.
+The entry `leaderboards/<track>/<model>.json` names everything that its numbers depend on: card, weights, protocol,
+attacks and data. The file `records/<model>.parquet` next to it has one row for each attacked sample. `vlmbench submit`
+writes both files. The dataclasses define the file format: `read_entry` validates with them, and `entry_schema` derives
+the JSON schema from them.
 """
 
 import dataclasses
@@ -23,20 +24,20 @@ from robustbench_vlm.engine.cell_records import Condition
 
 FORMAT: Final = 2
 STATUSES = ("claimed", "reproduced", "verified", "disputed")
-"""A submitter claims a number. It is reproduced if a random part of its samples was attacked again, verified if all
-were, and disputed if a finding contradicts it."""
+"""The statuses of an entry. It is "claimed" when it is submitted, "reproduced" after a random part of its samples was
+attacked again, "verified" after all samples were, and "disputed" if a finding contradicts it."""
 MAX_TEXT = 2000
-"""Characters of a text, such as a note, a link or a fact."""
+"""Largest number of characters of a text, such as a note, a link or a fact."""
 MAX_BYTES = 2**25
-"""The class names and prompts of a thousand classes need some megabytes."""
+"""Largest size of an entry file. The class names and prompts of a thousand classes take a few megabytes."""
 _MAX_DEPTH = 15
-"""Levels of JSON; entries need about half."""
+"""Largest nesting depth of an entry's JSON. Entries need about half of it."""
 _ADVICE = "`vlmbench submit` writes entries"
 _STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
 def _limit_texts(value: Any) -> Any:
-    """Return a JSON value whose texts, keys included, have at most `MAX_TEXT` characters; raise ValueError if not."""
+    """Return a JSON value unchanged; raise ValueError if a text or key in it has more than `MAX_TEXT` characters."""
     if isinstance(value, str) and len(value) > MAX_TEXT:
         raise ValueError(f"texts must have at most {MAX_TEXT} characters, got {len(value)}")
     if isinstance(value, dict | list):
@@ -62,7 +63,7 @@ Links = Annotated[
     Mapping[Annotated[str, Field(pattern="^(code|contact)$")], Text],
     Field(json_schema_extra={"additionalProperties": False}),
 ]
-"""The URL of the code, and a contact; the paper is in the card."""
+"""The URL of the code, and a contact. The URL of the paper is in the card."""
 Card = Annotated[
     Mapping[str, Any],
     AfterValidator(_card_fields),
@@ -72,17 +73,17 @@ Card = Annotated[
 
 @dataclass(frozen=True)
 class EntryThreat:
-    """The threat of a cell, as in the cell's identity."""
+    """The norm and radius of a cell, as in the cell's identity."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     norm: Norm
     eps: Annotated[str, Field(pattern="^[0-9]+(/[1-9][0-9]*)?$", max_length=40)]
-    """A fraction in pixel scale, such as "1/51"."""
+    """Radius as a fraction of the pixel range, such as "1/51"."""
 
 
 @dataclass(frozen=True)
 class EntryScore:
-    """The accuracies of a cell: the fields of `Score` except model, attack and dataset."""
+    """The accuracies of a cell: the fields of `Score` without model, attack and dataset."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     classes: Annotated[int, Field(ge=2)]
@@ -97,7 +98,7 @@ class EntryScore:
 
 @dataclass(frozen=True)
 class EntryCell:
-    """One number of an entry, and the digests that bind it to its records."""
+    """The scores for one attack, dataset and radius, with the digests that bind them to the per-sample records."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     attack: Name
@@ -105,12 +106,12 @@ class EntryCell:
     threat: EntryThreat
     fingerprint: Digest
     content: Digest
-    """sha256 of the cell's records in canonical JSON."""
+    """sha256 digest of the cell's records in canonical JSON."""
     score: EntryScore
 
     @property
     def condition(self) -> Condition:
-        """Attack, dataset, norm and eps; an entry has one cell of each."""
+        """The attack, dataset, norm and eps. An entry has at most one cell for each combination."""
         return self.attack, self.dataset, self.threat.norm, Fraction(self.threat.eps)
 
 
@@ -121,18 +122,18 @@ class EntryDataset:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     classes: Annotated[tuple[Text, ...], Field(min_length=2)]
     prompts: Annotated[tuple[Text | tuple[Text, ...], ...], Field(min_length=2)]
-    """One prompt, or an ensemble of them, for each class."""
+    """One prompt, or a list of prompts whose embeddings are averaged, for each class."""
     data: Digest
-    """The digest of the samples."""
+    """Digest of the samples."""
 
 
 @dataclass(frozen=True)
 class EntryProtocol:
-    """The protocol of all cells."""
+    """The protocol of all cells of an entry."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     label: Name
-    """Name and version, "mini/1"."""
+    """Name and version, such as "mini/1"."""
     identity: JsonObject
 
 
@@ -142,25 +143,29 @@ class RecordsFile:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     file: Annotated[str, Field(pattern="^records/[A-Za-z0-9][A-Za-z0-9._+@-]{0,79}[.]parquet$")]
-    """Relative to the entry."""
+    """Path of the file, relative to the folder of the entry."""
     sha256: Digest
     url: Annotated[str, Field(pattern="^(https://.*)?$", max_length=2000)]
-    """Address of the file if it is not in the repository, else ""."""
+    """URL of the file if it is not in the repository, else ""."""
 
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A sample that an image breaks within a radius; the image was checked here in one forward pass."""
+    """A sample that a submitted image breaks within a radius.
+
+    Each image was checked by one forward pass before it was recorded.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     dataset: Name
     sample_id: Annotated[str, Field(max_length=400)]
     norm: Norm
     distance: Annotated[float, Field(ge=0, le=100000)]
-    """Size of the perturbation, pixel scale."""
+    """Size of the perturbation in the norm, in pixel scale."""
     prediction: Annotated[int, Field(ge=0)]
     source: Text
-    """sha256 of the file of its image, see `leaderboard.counterexamples`, or the command that found it."""
+    """sha256 digest of the file with the image (see `leaderboard.counterexamples`), or the command that found the
+    image."""
 
 
 @dataclass(frozen=True)
@@ -169,18 +174,18 @@ class Event:
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     date: Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
-    """ISO date, UTC."""
+    """Date in UTC, such as "2026-01-31"."""
     status: Status
     """The entry's status after the event, one of `STATUSES`."""
     what: Text
     """A sentence."""
     facts: JsonObject
-    """Counts, bounds, seeds and the like."""
+    """Numbers and texts that describe the event, such as counts, bounds and seeds."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One model on one track: its numbers under one protocol, how they were measured, and later findings."""
+    """The entry of one model on one track: its numbers under one protocol, their origin, and later findings."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     format: Literal[2]
@@ -189,15 +194,15 @@ class Entry:
     card: Card
     """The model card as JSON."""
     weights: Digest
-    """The digest of architecture and weights."""
+    """Digest of the architecture and the weights."""
     protocol: EntryProtocol
     datasets: Annotated[Mapping[str, EntryDataset], Field(min_length=1)]
     attacks: Annotated[Mapping[str, Annotated[tuple[JsonObject, ...], Field(min_length=1)]], Field(min_length=1)]
-    """The stages of each attack with their parameters."""
+    """The stages of each attack, with their parameters, by attack name."""
     cells: Annotated[tuple[EntryCell, ...], Field(min_length=1)]
     records: RecordsFile
     environment: tuple[JsonObject, ...]
-    """One object for each attack: versions, machine, git commit."""
+    """One object for each attack, with the versions of the software, the machine and the git commit."""
     status: Status
     history: Annotated[tuple[Event, ...], Field(min_length=1)]
     counterexamples: tuple[Counterexample, ...]
@@ -205,11 +210,11 @@ class Entry:
     note: Text
 
     def after(self, event: Event) -> "Entry":
-        """Return the entry with one more event, and the status of that event."""
+        """Return the entry with the event added to its history, and with the status of that event."""
         return dataclasses.replace(self, status=event.status, history=(*self.history, event))
 
     def continues(self, earlier: "Entry") -> bool:
-        """Return whether an earlier entry has the same weights and protocol, so that its records remain valid."""
+        """Return whether an earlier entry has the same weights and protocol, so that its records are still valid."""
         return (self.weights, self.protocol) == (earlier.weights, earlier.protocol)
 
     def repeats(self, earlier: "Entry") -> bool:
@@ -218,7 +223,7 @@ class Entry:
         return self.weights == earlier.weights and own >= {(cell.condition, cell.content) for cell in earlier.cells}
 
     def with_counterexamples(self, more: Iterable[Counterexample]) -> "Entry":
-        """Return the entry with more counterexamples; of each sample and norm the nearest is kept."""
+        """Return the entry with more counterexamples. Only the nearest one of each sample and norm is kept."""
         nearest: dict[tuple[str, str, str], Counterexample] = {}
         for each in sorted((*self.counterexamples, *more), key=lambda example: example.distance):
             nearest.setdefault((each.dataset, each.sample_id, each.norm), each)
@@ -233,22 +238,24 @@ def entry_schema() -> dict[str, Any]:
 def read_entry(path: Path) -> Entry:
     """Read an entry file.
 
-    Raises UserError with the place of the first problem if the file is missing, not strict JSON, of another format, or
-    does not have the fields of an entry.
+    Raises UserError that names the first problem and its place in the file if the file is missing, is not strict JSON,
+    has another format, or does not have the fields of an entry.
     """
     values = read_json(path, "the entry", max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH, advice=_ADVICE)
     if isinstance(values, dict) and values.get("format") == 1:
-        raise UserError(f"the entry {path} has format 1 of version 0.1: run `vlmbench leaderboard migrate {path}`")
+        raise UserError(
+            f"the entry {path} has format 1, which version 0.1 wrote: run `vlmbench leaderboard migrate {path}`"
+        )
     return validate(Entry, values, f"the entry {path}", advice=_ADVICE)
 
 
 def write_entry(entry: Entry, path: Path) -> None:
-    """Write an entry as indented JSON in ASCII."""
+    """Write an entry as indented JSON with ASCII characters only."""
     write_text(path, json.dumps(plain(entry), indent=1, ensure_ascii=True) + "\n")
 
 
 def board_folder(track: str) -> Path:
-    """Return the folder of a track's entries that came with the package."""
+    """Return the folder of a track's entries in the installed package."""
     return package_folder("leaderboards") / track
 
 

@@ -1,4 +1,4 @@
-"""Records of an entry: make an entry and its parquet file from evidence, and read them back with all checks."""
+"""Records of an entry: make an entry and its parquet file from a run's records, and read them back with all checks."""
 
 import hashlib
 import io
@@ -26,9 +26,9 @@ from robustbench_vlm.leaderboard.entry import (
 )
 
 _SCORE_OF = ("model", "attack", "dataset")
-"""The fields of a score that an entry's cell has itself."""
+"""The fields of a score that an entry's cell stores outside the score."""
 _CELL = "cell"
-"""The column of the records file with the number of the row's cell in the entry."""
+"""Name of the column that has the number of the row's cell in the entry."""
 
 
 def make_entry(
@@ -38,7 +38,7 @@ def make_entry(
     event: Event,
     protocol: Mapping[str, Any],
 ) -> tuple[Entry, bytes]:
-    """Return the entry of one model's evidence and the bytes of its records file; equal evidence gives equal bytes."""
+    """Return the entry of one model and the bytes of its records file; the same records always give the same bytes."""
     first = evidence[0]
     content = _records_bytes([each.results for each in evidence])
     name = records_name(first.score.model)
@@ -72,24 +72,28 @@ def records_name(model: str) -> str:
 
 
 def read_entry_records(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
-    """Return the checked records of an entry in `folder`.
+    """Return the records of an entry in `folder`, after all checks.
 
-    A records file that is not next to the entry is downloaded from its URL. Raises Unreachable if the download fails,
-    UserError if there is no URL, and Unsound if the file has another digest or does not give the entry's numbers.
+    If the records file is not next to the entry, it is downloaded from its URL. Raises Unreachable if the download
+    fails, UserError if there is no URL, and Unsound if the file has another digest or does not give the entry's
+    numbers.
     """
     path = records_path(entry.records, folder, entry.model)
     if sha256_of(path) != entry.records.sha256:
         raise Unsound(
-            f"{path} has another digest than the entry of {entry.model!r} names: restore the file that was submitted"
+            f"the digest of {path} is not the one in the entry of {entry.model!r}: restore the file that was submitted"
         )
     rows = read_rows(path, sum(cell.score.n for cell in entry.cells))
     if set(rows) != set(range(len(entry.cells))):
-        raise Unsound(f"{path} does not have the cells of the entry of {entry.model!r}")
+        raise Unsound(
+            f"{path} does not have one group of rows for each cell of the entry of {entry.model!r}: restore the"
+            " file that was submitted"
+        )
     return tuple(_evidence(entry, cell, rows[number]) for number, cell in enumerate(entry.cells))
 
 
 def records_path(records: RecordsFile, folder: Path, model: str) -> Path:
-    """Return the path of the records file: next to the entry, or in the cache after a download from its URL."""
+    """Return the path of the records file next to the entry, or in the cache after a download from its URL."""
     path = inside(folder, records.file)
     if path.is_file():
         return path
@@ -133,31 +137,34 @@ def _records_bytes(cells: Sequence[Sequence[SampleResult]]) -> bytes:
 def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
     """Return the rows of a records file by cell number.
 
-    Raises Unsound unless the file has `count` rows and the columns of `SampleResult` and the cell.
+    Raises Unsound unless the file has `count` rows and exactly the fields of `SampleResult` and the cell number as
+    columns.
     """
     import pyarrow
     from pyarrow import parquet
 
     rows: dict[int, list[SampleResult]] = {}
     try:
-        # Checked before anything is decompressed, because a small file may contain millions of rows.
+        # The size is checked before any data is decompressed, because a small file may contain millions of rows.
         file = parquet.ParquetFile(path)
         schema = records_table(()).schema.append(pyarrow.field(_CELL, pyarrow.int32()))
         if file.metadata.num_rows != count or not file.schema_arrow.equals(schema):
-            raise ValueError("it does not have the rows and columns that the entry names")
+            raise ValueError("its rows or columns are not those that the entry names")
         for row in file.read().to_pylist():
             rows.setdefault(row.pop(_CELL), []).append(SampleResult(**row))
     except (pyarrow.ArrowException, OSError, TypeError, ValueError, KeyError) as error:
-        raise Unsound(f"{path} is not a records file: {str(error).splitlines()[0]}") from error
+        raise Unsound(
+            f"{path} is not a valid records file: {str(error).splitlines()[0]}; restore the file that was submitted"
+        ) from error
     return rows
 
 
 def _evidence(entry: Entry, cell: EntryCell, results: Sequence[SampleResult]) -> CellRecords:
     about = f"the entry of {entry.model!r}: {cell.attack} / {cell.dataset}"
     if cell.dataset not in entry.datasets or cell.attack not in entry.attacks:
-        raise Unsound(f"{about} has no class names or no attack stages in the entry")
+        raise Unsound(f"{about} has no class names or no attack stages in the entry: submit the run again")
     if fingerprint(list(results)) != cell.content:
-        raise Unsound(f"{about} has other records than when the entry was written")
+        raise Unsound(f"{about} has records that changed after the entry was written: restore the records file")
     identity = {
         "weights": entry.weights,
         "dataset": cell.dataset,

@@ -1,7 +1,7 @@
 """Migrate entry and card files of version 0.1 to the current names, after a check of their fingerprints.
 
-Version 0.1 put import paths and other names into identities. The migration changes names only: records, verdicts and
-weights stay the same, and a new fingerprint is computed only if the old one is correct.
+The identities of version 0.1 contain import paths and names that were changed later. The migration changes names only.
+Records, verdicts and weights stay the same. A new fingerprint is computed only if the old one is correct.
 """
 
 import hashlib
@@ -26,7 +26,7 @@ _ALGORITHMS = {
     "robustbench_vlm.attacks.official:official": "pyautoattack",
     "robustbench_vlm.attacks.library:torchattacks_stage": "torchattacks",
 }
-"""Import path in version 0.1 -> algorithm; the version of each algorithm is 1."""
+"""Import path in version 0.1, with the name of its algorithm. The version of each algorithm is 1."""
 _PARAMETERS = {
     "fab": {"overshoot": "eta", "backward": "beta", "pull": "alpha_max"},
     "square": {"share": "p_init"},
@@ -77,15 +77,16 @@ def migrate_file(path: Path, *, date: str) -> bool:
 
 
 def migrate_entry(values: Mapping[str, Any], folder: Path, *, date: str) -> dict[str, Any]:
-    """Return an entry of format 1 in the current format, with one more event; `folder` is the folder of the entry."""
+    """Return an entry of format 1 in the current format, with one more event. `folder` is the folder of the entry."""
     if values["format"] == FORMAT:
         return dict(values)
     if values["format"] != 1:
         raise UserError(f"the entry has format {values['format']!r}, expected 1: {_ADVICE}")
     if parse_reference(values["model"]).defense:
-        # Its weights digest now covers the version of the defense, and cannot be checked without the weights.
+        # The weights digest of a test-time defense now covers the version of the defense. It cannot be computed without
+        # the weights.
         raise UserError(
-            f"{values['model']!r} is a test-time defense: entries of these cannot be migrated, run and submit it again"
+            f"{values['model']!r} is a test-time defense, whose entries cannot be migrated: run and submit it again"
         )
     path = records_path(RecordsFile(**values["records"]), folder, values["model"])
     rows = read_rows(path, sum(cell["score"]["n"] for cell in values["cells"]))
@@ -95,11 +96,16 @@ def migrate_entry(values: Mapping[str, Any], folder: Path, *, date: str) -> dict
     for number, cell in enumerate(values["cells"]):
         about = f"{values['model']} / {cell['attack']} / {cell['dataset']} / {cell['threat']['eps']}"
         if fingerprint(rows.get(number, [])) != cell["content"]:
-            raise UserError(f"{path} does not have the records of {about}: the entry was not migrated")
+            raise UserError(
+                f"{path} does not have the records of {about}: the entry was not migrated; restore its records file"
+            )
         ids = [row.sample_id for row in rows[number]]
         old = _identity(values, cell, values["attacks"], values["protocol"], ids)
         if fingerprint(old) != cell["fingerprint"]:
-            raise UserError(f"the fingerprint of {about} does not match its identity: the entry was not migrated")
+            raise UserError(
+                f"the fingerprint of {about} does not match its identity: the entry was not migrated;"
+                " restore the original file"
+            )
         new = _identity(values, cell, attacks, protocol, ids)
         cells.append({**cell, "fingerprint": fingerprint(new)})
     event = {
@@ -128,7 +134,8 @@ def migrate_card(values: Mapping[str, Any]) -> dict[str, Any]:
     old = {key: value for key, value in training.items() if key not in _NOT_IDENTITY}
     if "fingerprint" in training and fingerprint(old) != training["fingerprint"]:
         raise UserError(
-            f"the training fingerprint of {values.get('name')!r} does not match its card: the card was not migrated"
+            f"the training fingerprint of {values.get('name')!r} does not match its card: the card was not"
+            " migrated; restore the original file"
         )
     renamed: dict[str, Any] = {}
     for key, value in training.items():

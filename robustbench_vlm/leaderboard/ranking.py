@@ -1,7 +1,7 @@
 """Ranking of a track's entries by the lowest known robust accuracy.
 
-A sample counts as robust if no recorded attack and no counterexample breaks it within the radius. Models whose means a
-paired test does not distinguish share their ranks.
+A sample counts as robust if no recorded attack and no counterexample breaks it within the radius. Models share their
+ranks if a paired test does not distinguish their mean robust accuracies.
 """
 
 import contextlib
@@ -31,21 +31,25 @@ from robustbench_vlm.tracks import TRACKS, Track
 
 @dataclass(frozen=True)
 class KnownVerdicts:
-    """The lowest known verdicts of the samples of one dataset at one radius, in the order of the records."""
+    """The lowest known verdicts of the samples of one dataset at one radius.
+
+    All fields have one item for each sample, in the order of the records.
+    """
 
     ids: tuple[str, ...]
     clean: tuple[bool, ...]
-    """Classified correctly without an attack."""
+    """Whether the sample is classified correctly without an attack."""
     robust: tuple[bool, ...]
-    """Classified correctly, and broken by no recorded attack and no counterexample."""
+    """Whether the sample is classified correctly, and no recorded attack and no counterexample breaks it."""
 
 
 def worst_known(
     evidence: Iterable[CellRecords], counterexamples: Sequence[Counterexample], threat: Threat
 ) -> dict[str, KnownVerdicts]:
-    """Return the lowest known verdicts of one model by dataset, for datasets that were attacked at exactly this threat.
+    """Return the lowest known verdicts of one model by dataset.
 
-    A sample that was broken within a smaller radius of the same norm counts as broken.
+    Only datasets that were attacked at exactly this threat are included. A sample that was broken within a smaller
+    radius of the same norm counts as broken.
     """
     within = [each for each in evidence if each.threat.norm == threat.norm and each.threat.eps <= threat.eps]
     found: dict[str, KnownVerdicts] = {}
@@ -77,14 +81,17 @@ def mean_accuracy(strata: Sequence[Sequence[bool]]) -> Accuracy:
 
 
 def mean_without(verdicts: Mapping[str, Sequence[bool]], seen: Sequence[str]) -> Accuracy:
-    """Return the mean over the datasets that are not in `seen`, or over all datasets if all are in `seen`."""
+    """Return the mean accuracy over the datasets that are not in `seen`.
+
+    If all datasets are in `seen`, return the mean over all of them.
+    """
     kept = [each for name, each in verdicts.items() if name not in seen]
     return mean_accuracy(kept or list(verdicts.values()))
 
 
 @dataclass(frozen=True)
 class CheckedEntry:
-    """An entry with its checked records and its lowest known verdicts at the standard radius, by dataset."""
+    """An entry with its checked records and its lowest known verdicts at the standard radius."""
 
     entry: Entry
     evidence: tuple[CellRecords, ...]
@@ -94,9 +101,10 @@ class CheckedEntry:
 
 
 def read_entries(folder: Path, track: Track) -> tuple[list[CheckedEntry], dict[str, str]]:
-    """Read and check all entries of a track's folder; also return the errors of unreachable records, by model.
+    """Read and check all entries in a track's folder.
 
-    Raises UserError that names the first invalid entry.
+    Also returns an error message for each entry whose records cannot be downloaded, by model name. Raises UserError
+    that names the first invalid entry.
     """
     found, absent = [], {}
     for path in entry_paths(folder):
@@ -127,7 +135,11 @@ def datasets_without_standard_attack(evidence: Iterable[CellRecords], track: Tra
 
 
 def _check_together(found: Sequence[CheckedEntry]) -> None:
-    """Raise Unsound if two entries have one name but for case, the same weights, or different samples of a dataset."""
+    """Raise Unsound if two entries contradict each other.
+
+    The names of two entries may not differ only in upper and lower case. Two entries may not have the same weights, or
+    different samples of the same dataset.
+    """
     names: dict[str, str] = {}
     weights: dict[str, str] = {}
     data: dict[str, tuple[str, str]] = {}
@@ -154,7 +166,7 @@ def _check_together(found: Sequence[CheckedEntry]) -> None:
 def make_board(track_name: str, folder: Path) -> Board:
     """Return the board of a track from the entries and the reported numbers in a folder.
 
-    Entries with complete records of the track's attack are ranked unless they are disputed. The other entries follow
+    Entries with complete records of the track's attack are ranked, unless they are disputed. The other entries follow
     without a rank. An entry whose records cannot be downloaded has no row, because it cannot be checked.
     """
     track: Track = TRACKS.load(track_name)
@@ -204,10 +216,13 @@ def _ranked_rows(ranked: Sequence[CheckedEntry], track: Track) -> list[BoardRow]
 
 
 def _different_pairs(ranked: Sequence[CheckedEntry], track: Track) -> set[frozenset[int]]:
-    """Return the pairs of entries, by index, whose mean robust accuracies a paired test distinguishes (Holm)."""
+    """Return the pairs of entries whose mean robust accuracies a paired test distinguishes, as indices of `ranked`.
+
+    The p-values are corrected for the number of pairs by Holm's method.
+    """
     pairs = list(combinations(range(len(ranked)), 2))
     strata = [_strata(each, "robust") for each in ranked]
-    # Entries list their datasets in the order of their runs; the test pairs samples of the same dataset.
+    # Each entry lists its datasets in the order of its runs. The test needs the same order, because it pairs samples.
     robust = [[each[name] for name in track.datasets if name not in track.seen] for each in strata]
     draws = enough_draws(len(pairs))
     p = holm([compare_means(robust[first], robust[second], draws=draws).p for first, second in pairs])
@@ -246,7 +261,7 @@ def _row(checked: CheckedEntry, track: Track, rank: str = "", clean_rank: int = 
 
 
 def _fidelity(entry: Entry) -> str:
-    """Return how closely our training recipe follows the paper, for bundled models; "" for other models."""
+    """Return how closely the bundled training recipe follows its paper; "" if the model is not bundled."""
     defense = str(entry.card.get("defense", ""))
     if entry.model not in bundled_names(entry.track) or defense not in DEFENSES.names():
         return ""
@@ -257,7 +272,7 @@ def _training(training: Mapping[str, Any]) -> str:
     eps = str(training.get("eps", ""))
     radius = ""
     if eps:
-        # The card of a submission may hold any text here.
+        # The card of a submission may contain any text here, not only a radius.
         with contextlib.suppress(UserError):
             eps = Threat("Linf", parse_eps(eps)).eps_text
         radius = f"eps {eps}"
@@ -265,7 +280,10 @@ def _training(training: Mapping[str, Any]) -> str:
 
 
 def _under(checked: CheckedEntry, track: Track) -> dict[str, Any]:
-    """Return the mean robust accuracy under each attack that was run on all evaluated datasets at the radius."""
+    """Return the mean robust accuracy by attack, at the standard radius.
+
+    Only attacks that were run on all evaluated datasets are included.
+    """
     cells = [each for each in checked.evidence if each.threat == Threat(track.norm, track.standard_eps)]
     attacks = dict.fromkeys(each.score.attack for each in cells)
     own = {

@@ -35,10 +35,10 @@ _DIFFERENCES = {
 def rebuild(
     evidence: Sequence[CellRecords], reference: str, *, data: Path | None = None, resources: Resources | None = None
 ) -> tuple[Plan, list[int]]:
-    """Return a plan with the cell of each evidence, and the numbers of these cells in the plan, in the same order.
+    """Return a plan that has a cell for each item of `evidence`, and the number of each item's cell in the plan.
 
-    Raises Unsound that names the part that differs if a cell has another fingerprint than the evidence; UserError if
-    only the images differ, and the errors of `resolve`.
+    Raises Unsound if a cell has another fingerprint than its records; the message names the part that differs. Raises
+    UserError if only the images differ. Also raises the errors of `resolve`.
     """
     first = evidence[0]
     norms = {each.threat.norm for each in evidence}
@@ -64,8 +64,9 @@ def rebuild(
 
 
 def reference_of(entry: Entry) -> str:
-    """Return the reference that loads an entry's model: its name on the track, or else a copy of the entry's card.
+    """Return the reference that loads an entry's model.
 
+    The reference is the model's name if the track or a plugin has it, else the path of a copy of the entry's card.
     Raises UserError if the weights of the card were never published.
     """
     parsed = checked_reference(entry.model)
@@ -78,14 +79,14 @@ def reference_of(entry: Entry) -> str:
     card = read_card(path)
     if any(weights and weights.is_bundled for weights in (card.image, card.text)):
         raise UserError(
-            f"the weights of {entry.model!r} were never published: the card has no URL. Ask the authors for them, and"
-            " give the card file next to them by --model"
+            f"the weights of {entry.model!r} were never published: the card has no URL. Ask the authors for the weights"
+            " and the card file, and give the card file by --model"
         )
     return str(ModelReference(CardFile(str(path)), parsed.defense))
 
 
 def scores_with_warnings(cells: Sequence[Cell], evidence: Sequence[CellRecords]) -> list[Score]:
-    """Return the scores of evidence with all warnings, including those that need a comparison of several cells."""
+    """Return the scores of the records with all warnings, also those that need a comparison of several cells."""
     scores = [score(cell, each.results) for cell, each in zip(cells, evidence, strict=True)]
     return with_comparisons(cells, scores)
 
@@ -95,7 +96,7 @@ def _expect_same(evidence: CellRecords, cell: Cell) -> None:
         return
     if [result.sample_id for result in evidence.results] != list(cell.samples.ids):
         raise Unsound(
-            f"the records of {cell.label} do not have the protocol's samples: some are missing or from elsewhere"
+            f"the records of {cell.label} do not have the protocol's samples: some are missing or belong to other data"
         )
     here = {key: plain(value) for key, value in cell.identity.items()}
     differ = [key for key, value in evidence.identity.items() if fingerprint(value) != fingerprint(here.get(key))]
@@ -105,7 +106,6 @@ def _expect_same(evidence: CellRecords, cell: Cell) -> None:
             " differently, or the data changed; check them by `vlmbench data verify`"
         )
     raise Unsound(
-        f"the records of {cell.label} are of {' and '.join(_DIFFERENCES.get(key, key) for key in differ)} than this"
-        " machine"
-        " has under these names"
+        f"the records of {cell.label} were made with {' and '.join(_DIFFERENCES.get(key, key) for key in differ)} than"
+        " this machine has under the same names"
     )

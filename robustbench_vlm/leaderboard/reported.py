@@ -1,6 +1,7 @@
-"""Read the numbers that papers report from reported.csv next to a track's entries, with sources and warnings.
+"""Read the numbers that papers report from the file reported.csv next to a track's entries.
 
-They are shown separately from measured numbers, and no mean is taken over both.
+Reported numbers are shown with their sources and warnings, separately from measured numbers. No mean is taken over
+both.
 """
 
 import csv
@@ -13,17 +14,18 @@ from robustbench_vlm.leaderboard.board import ReportedNumber
 
 FILE = "reported.csv"
 _UNDEFENDED = ("CLIP",)
-"""The names that papers give the undefended model."""
+"""Names that papers give to the undefended model."""
 _MOST_UNDEFENDED = 0.01
-"""The largest credible robust accuracy of an undefended model at 1/255; a strong attack leaves none."""
+"""Largest credible robust accuracy of an undefended model at 1/255. A strong attack breaks nearly all of its
+samples."""
 _ROUNDED = 0.0005
-"""Rounding: papers print at most two decimals of a percentage."""
+"""Largest effect of rounding: papers print percentages with one or two decimals."""
 
 _Columns = tuple[str, ...]
 
 
 def read_reported(folder: Path) -> tuple[ReportedNumber, ...]:
-    """Return the numbers of a folder's reported.csv, in its order, or none if there is no such file.
+    """Return the numbers of a folder's reported.csv in the order of the file, or () if there is no such file.
 
     Each robust accuracy is paired with the clean accuracy of the same paper, method and dataset. Raises UserError if
     the file lacks a column or a number.
@@ -68,13 +70,13 @@ def _warnings(row: Mapping[str, str], under_pgd: float | None) -> Iterable[str]:
     robust = _share(row)
     is_attacked = not row["eval_eps"].startswith("mean") and parse_eps(row["eval_eps"]) >= parse_eps("1/255")
     if row["method"] in _UNDEFENDED and is_attacked and robust > _MOST_UNDEFENDED:
-        yield "an undefended model keeps more than 1 % at 1/255 or more: the attack is too weak"
+        yield "an undefended model has more than 1 % robust accuracy at 1/255 or more: the attack is too weak"
     if (
         row["eval_attack"].startswith(("AutoAttack", "APGD"))
         and under_pgd is not None
         and robust > under_pgd + _ROUNDED + 1e-9
     ):
-        yield f"above the same paper's PGD, {100 * under_pgd:.2f} %: the stronger attack breaks less"
+        yield f"higher than the same paper's PGD, {100 * under_pgd:.2f} %: the stronger attack breaks fewer samples"
 
 
 def _under_pgd(rows: Sequence[Mapping[str, str]]) -> dict[_Columns, float]:

@@ -1,4 +1,4 @@
-"""Read the models of a comparison: entry files, run folders, or names on a track's leaderboard."""
+"""Read the per-sample records of the models to compare: from entry files, run folders, or a track's leaderboard."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -22,11 +22,12 @@ _ADVICE = "An entry file (path/to/entry.json) or a run folder (runs/<track>/<mod
 def read_sources(
     references: Sequence[str], track: str, *, attack: str = "", runs: Path = Path("runs")
 ) -> tuple[ModelRecords, ...]:
-    """Return the records of each reference, in order; models of the same name get their reference appended.
+    """Return the records of each reference, in the same order.
 
-    A reference is an entry file, a run folder, or a name: of an entry in the package, or else of a folder
-    runs/<track>/<name>. If a run has the `attack`, its other attacks are not read. Raises UserError for an unknown
-    reference, with similar names, for a repeated reference, and for records of another track.
+    A reference is an entry file, a run folder, or a name. A name means an entry in the package, or else the run folder
+    runs/<track>/<name>. If a run has the `attack`, its other attacks are not read. If several models have the same
+    name, their references are appended to the names. Raises UserError for an unknown reference, with similar names, for
+    a repeated reference, and for records of another track.
     """
     TRACKS.load(track)
     if repeated := [reference for reference, count in Counter(references).items() if count > 1]:
@@ -68,7 +69,7 @@ def _of_entry(path: Path) -> ModelRecords:
     if entry.status == "disputed":
         notes.append(f"the entry of {entry.model} is disputed: {entry.history[-1].what}")
     if count := len(entry.counterexamples):
-        notes.append(f"{count} counterexamples against {entry.model} are recorded and not counted here")
+        notes.append(f"{count} counterexamples against {entry.model} are recorded; this comparison does not count them")
     return ModelRecords(entry.model, read_entry_records(entry, path.parent), tuple(notes))
 
 

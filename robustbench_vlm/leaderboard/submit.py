@@ -26,22 +26,22 @@ from robustbench_vlm.tracks import TRACKS, Track
 
 @dataclass(frozen=True)
 class Submission:
-    """The entry of a run and its records; `write` puts them on disk."""
+    """The entry of a run and its records. `write` writes both files."""
 
     entry: Entry
     content: bytes
-    """The bytes of the records file."""
+    """Content of the records file."""
     remarks: tuple[str, ...]
-    """Sentences on what reviewers will ask for."""
+    """Sentences that name what reviewers will ask for."""
     pull_request: str
-    """The text of the pull request, in Markdown."""
+    """Text of the pull request, in Markdown."""
 
     def write(self, folder: Path) -> Path:
         """Write the entry and its records below a folder of leaderboards, and return the entry's path."""
         path = folder / self.entry.track / f"{self.entry.model}.json"
         write_records(self.content, path.parent / self.entry.records.file)
         write_entry(self.entry, path)
-        # Errors that the leaderboard would report are reported now.
+        # The leaderboard would report the same errors later.
         check_entry(self.entry, path.parent)
         return path
 
@@ -61,13 +61,14 @@ def make_submission(
 
     Args:
         run: The run folder.
-        date: The date of the submission, ISO format, UTC.
+        date: The date of the submission in UTC, such as "2026-01-31".
         model: The reference that loads the model, if its name does not.
-        links: "code" and "contact".
+        links: URLs with the keys "code" and "contact".
         note: A sentence that the leaderboard shows.
         records: The https URL of the records file, if it will not be in the repository.
-        board: The folder of leaderboards with an earlier entry. Its history is kept, and so are its cells that the run
-            does not replace, if weights and protocol are the same: submitting less raises no number.
+        board: The folder of leaderboards that may have an earlier entry of the model. The earlier history is kept. If
+            weights and protocol are the same, the earlier cells that the run does not replace are kept too, so that a
+            submission of fewer cells cannot raise a number.
         data: The folder of prepared datasets.
 
     Raises:
@@ -79,7 +80,7 @@ def make_submission(
     path = (board or Path()) / track.name / f"{evidence[0].score.model}.json"
     earlier = read_entry(path) if board is not None and path.is_file() else None
     kept = _cells_to_keep(evidence, earlier, path.parent)
-    # Sorted, so that runs submitted one by one give the same entry as all of them together.
+    # The cells are sorted, so that runs that are submitted one by one give the same entry as all of them together.
     evidence = sorted([*evidence, *kept], key=lambda each: _order(each, track))
     reference = model or evidence[0].score.model
     plan, numbers = rebuild(evidence, reference, data=data)
@@ -115,13 +116,16 @@ def _cells_of_board_protocol(found: Sequence[CellRecords], track: Track, run: Pa
 
 
 def _cells_to_keep(evidence: Sequence[CellRecords], earlier: Entry | None, folder: Path) -> list[CellRecords]:
-    """Return the records of an earlier entry in `folder`, of the same weights and protocol, that the run lacks."""
+    """Return the records of an earlier entry in `folder` that the run does not replace.
+
+    Returns none of them if the earlier entry has other weights or another protocol.
+    """
     first = evidence[0].identity
     if not earlier or (earlier.weights, earlier.protocol.identity) != (first["weights"], first["protocol"]):
         return []
     replaced = {each.condition for each in evidence}
     if all(cell.condition in replaced for cell in earlier.cells):
-        # The earlier records are not needed, so they may be missing.
+        # The earlier records are not needed, so their file may be missing.
         return []
     return [each for each in read_entry_records(earlier, folder) if each.condition not in replaced]
 
@@ -137,7 +141,7 @@ def _environment_of(kept: Sequence[CellRecords], earlier: Entry | None) -> list[
 
 
 def _environment(run: Path, evidence: Sequence[CellRecords]) -> list[Mapping[str, Any]]:
-    """Return versions and machine for each attack, without paths and host names."""
+    """Return the versions and the machine for each attack, without paths and host names."""
     attacks = {each.score.attack for each in evidence}
     found: list[Mapping[str, Any]] = []
     for path in manifests(run):
@@ -148,13 +152,16 @@ def _environment(run: Path, evidence: Sequence[CellRecords]) -> list[Mapping[str
 
 
 def _continued(entry: Entry, earlier: Entry) -> Entry:
-    """Return the entry with the history of the earlier one, and its counterexamples if the weights are the same."""
+    """Return the entry with the history of the earlier one.
+
+    If the weights are the same, the entry also gets the counterexamples of the earlier one.
+    """
     kept = earlier.counterexamples if earlier.weights == entry.weights else ()
     event = entry.history[0]
     is_same = earlier.weights == entry.weights
     what = "submitted again" if is_same else "submitted again, with other weights"
     if earlier.status == "disputed" and entry.repeats(earlier):
-        # Submitting the same records again does not end a dispute.
+        # The status "disputed" remains if the same records are submitted again.
         event, what = dataclasses.replace(event, status="disputed"), "submitted again, with the same records"
     continued = dataclasses.replace(entry, history=earlier.history, counterexamples=kept)
     return continued.after(dataclasses.replace(event, what=what))

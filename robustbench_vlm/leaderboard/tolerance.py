@@ -1,4 +1,4 @@
-"""Tolerance for hardware-dependent verdicts, and how recomputed verdicts agree with the stored ones."""
+"""Tolerance for verdicts that differ between machines, and counts of recomputed verdicts that differ."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,20 +8,20 @@ from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.leaderboard.entry import Counterexample
 
 TOLERANCE = 0.005
-"""The share of verdicts that may differ on other hardware, because it rounds differently.
+"""Share of verdicts that may differ on other hardware, because other hardware rounds differently.
 
-This convention is generous: on one CPU, other shards, sample orders and batch sizes change no bit of a record.
+This convention is generous: on one CPU, other shard sizes, sample orders and batch sizes change no bit of a record.
 """
 SIGNIFICANCE = 0.01
-"""The level of the test that a difference exceeds `TOLERANCE`."""
+"""Significance level of the test that more verdicts differ than `TOLERANCE` allows."""
 PARTS = ("ranked", "others")
-"""The verdicts that the rank depends on, and those of other attacks and radii."""
+"""The two parts of an entry: the verdicts that the rank depends on, and those of other attacks and radii."""
 
 
 def exceeds_tolerance(wrong: int, n: int) -> bool:
     """Return whether `wrong` of `n` verdicts are significantly more than the tolerance allows.
 
-    One-sided exact binomial test against a share of `TOLERANCE` at the level `SIGNIFICANCE`.
+    This is a one-sided exact binomial test against a share of `TOLERANCE` at the level `SIGNIFICANCE`.
     """
     from scipy.stats import binomtest
 
@@ -29,7 +29,10 @@ def exceeds_tolerance(wrong: int, n: int) -> bool:
 
 
 def upper_bound(wrong: int, n: int) -> float:
-    """Return the one-sided exact binomial 95 % bound of a share, given a part (Clopper and Pearson 1934)."""
+    """Return the upper limit of a share, with 95 % confidence, if `wrong` of `n` drawn verdicts are wrong.
+
+    The limit is one-sided and exact for a binomial distribution (Clopper and Pearson 1934).
+    """
     from scipy.stats import binomtest
 
     return float(binomtest(wrong, n, alternative="less").proportion_ci(0.95, method="exact").high)
@@ -44,24 +47,27 @@ class Disagreement:
     eps: str
     sample_id: str
     stored: str
-    """The stored `broken_by`."""
+    """`broken_by` of the stored record."""
     found: str
-    """The recomputed `broken_by`."""
+    """`broken_by` of the recomputed record."""
 
     @property
     def is_favourable(self) -> bool:
-        """Whether the record says robust and the attack succeeds here, which makes the stored number too high."""
+        """Whether the stored record says robust and the recomputed attack succeeds.
+
+        Then the stored number is too high.
+        """
         return self.stored == ""
 
 
 @dataclass(frozen=True)
 class RecomputedSample:
-    """A stored record and the result of attacking its sample on this machine."""
+    """A stored record, and the result of attacking its sample again on this machine."""
 
     evidence: CellRecords
     """The records of the sample's cell."""
     position: int
-    """The row of the sample in these records."""
+    """Row of the sample in these records."""
     here: SampleResult
 
     @property
@@ -71,12 +77,12 @@ class RecomputedSample:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the two verdicts differ."""
+        """Whether the stored and the recomputed verdict differ."""
         return _verdict(self.stored) != _verdict(self.here)
 
     @property
     def is_broken(self) -> bool:
-        """Whether the attack succeeds here."""
+        """Whether the recomputed attack succeeds."""
         return _verdict(self.here) == "broken"
 
     @property
@@ -87,14 +93,14 @@ class RecomputedSample:
         return Disagreement(*about, self.stored.broken_by, self.here.broken_by)
 
     def counterexample(self, source: str) -> Counterexample:
-        """Return the adversarial example that was found here as a counterexample with this source."""
+        """Return the recomputed adversarial example as a counterexample with this source."""
         about = self.evidence.score.dataset, self.here.sample_id, self.evidence.threat.norm
         return Counterexample(*about, self.here.distance, self.here.adversarial_prediction, source)
 
 
 @dataclass(frozen=True)
 class RecomputedPart:
-    """Counts of recomputed and of differing verdicts in a part of an entry."""
+    """Numbers of recomputed and of differing verdicts in one part of an entry."""
 
     name: str
     """One of `PARTS`."""
@@ -102,20 +108,20 @@ class RecomputedPart:
     """Number of recomputed verdicts."""
     wrong: int
     too_high: int
-    """Number of samples that are robust in the records and broken here."""
+    """Number of samples that are robust in the stored records and broken in the recomputed ones."""
     bound: float
-    """Upper bound of the share of wrong verdicts in the part: at 95 % confidence (exact binomial, Clopper and Pearson
-    1934), or exact if all of the part was recomputed."""
+    """Upper limit of the share of wrong verdicts in the part, with 95 % confidence (exact binomial, Clopper and Pearson
+    1934). If the whole part was recomputed, the share itself."""
 
     @property
     def exceeds_tolerance(self) -> bool:
         """Whether more verdicts differ, in either direction, than other hardware explains."""
-        # Both directions count: records that are too low would harm a competitor.
+        # Both directions count, because records that are too low would harm a competitor.
         return exceeds_tolerance(self.wrong, self.verdicts)
 
 
 def summarize_part(name: str, samples: Sequence[RecomputedSample], *, is_full: bool) -> RecomputedPart:
-    """Return the counts of at least one recomputed sample; `is_full` says that these are all samples of the part."""
+    """Return the counts of one or more recomputed samples; `is_full` says that they are all samples of the part."""
     disagreements = [sample.disagreement for sample in samples if sample.is_wrong]
     wrong, too_high = len(disagreements), sum(each.is_favourable for each in disagreements)
     bound = wrong / len(samples) if is_full else upper_bound(wrong, len(samples))
@@ -123,7 +129,10 @@ def summarize_part(name: str, samples: Sequence[RecomputedSample], *, is_full: b
 
 
 def missing_warnings(samples: Sequence[RecomputedSample]) -> tuple[str, ...]:
-    """Return a problem if more records than the tolerance allows lack warnings that the samples raise here."""
+    """Return a problem if too many stored records lack warnings that the recomputed samples have.
+
+    "Too many" means more than the tolerance allows. Returns () if there is no problem.
+    """
     same = [(sample.stored, sample.here) for sample in samples if not sample.is_wrong]
     missing = [set(here.warnings.split(",")) - set(stored.warnings.split(",")) - {""} for stored, here in same]
     count = sum(map(bool, missing))

@@ -1,6 +1,6 @@
-"""Static validation of an entry: place, digests, sample ids, scores, definitions, history and counterexamples.
+"""Static validation of an entry: path, digests, sample ids, scores, definitions, history and counterexamples.
 
-Needs neither weights nor images; `verify` checks those.
+It needs neither weights nor images. `vlmbench verify` checks those.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ from robustbench_vlm.test_time.defended_model import checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
 _LEFT_OUT = {"unreadable", "incomplete"}
-"""Warnings of datasets that have fewer samples than the protocol requires."""
+"""Warnings that a dataset with fewer samples than the protocol requires must have."""
 _PROSE = {"notes", "reported", "folder"}
 """Fields of a card that do not describe the evaluated model."""
 
@@ -52,9 +52,10 @@ def misplaced(entry: Entry, path: Path) -> Unsound:
 
 
 def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
-    """Return the evidence of an entry in `folder` if digests, sample ids, fingerprints, accuracies and names agree.
+    """Return the records of each cell of an entry in `folder`, after all checks of the entry and its records.
 
-    Raises Unsound with the first contradiction.
+    Digests, sample ids, fingerprints, accuracies and names must agree. Raises Unsound that names the first
+    contradiction.
     """
     track: Track = TRACKS.load(entry.track)
     label = PROTOCOLS.load(track.board).label
@@ -84,9 +85,10 @@ def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
 
 
 def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
-    """Raise Unsound if card, protocol, attacks, classes, prompts or sample counts differ from this package's.
+    """Raise Unsound if a definition in the entry differs from this package's.
 
-    The attacks of a test-time defense depend on the model, so that only `verify` can check them.
+    The definitions are the card, the protocol, the attacks, the classes, the prompts and the sample counts. The attacks
+    of a test-time defense depend on the model, so only `verify` can check them.
     """
     _check_card(entry)
     protocol: Protocol = PROTOCOLS.load(TRACKS.load(entry.track).board)
@@ -120,11 +122,11 @@ def _check_card(entry: Entry) -> None:
 
 
 def check_continuation(entry: Entry, evidence: Sequence[CellRecords], earlier: Entry | None, folder: Path) -> None:
-    """Raise Unsound if a submitted entry in `folder` removes what the earlier entry has, or claims a better status.
+    """Raise Unsound if a submitted entry in `folder` removes parts of the earlier entry, or claims a better status.
 
-    The history of the `earlier` entry must be kept, and so must its records and counterexamples if the weights are the
-    same. New numbers are "claimed": only `verify` gives better statuses. A dispute must include counterexamples with
-    their images, which `verify` classifies again.
+    The history of the `earlier` entry must be kept. If the weights are the same, its records and counterexamples must
+    be kept too. The status of new numbers is "claimed", because only `verify` gives better statuses. New
+    counterexamples need their images, which `verify` classifies again.
     """
     known = earlier.history if earlier else ()
     if entry.history[: len(known)] != known:
@@ -133,7 +135,7 @@ def check_continuation(entry: Entry, evidence: Sequence[CellRecords], earlier: E
     if earlier and (earlier.status == "disputed" or _is_same_claim(entry, earlier)):
         allowed.add(earlier.status)
     if earlier and earlier.status == "disputed" and entry.repeats(earlier):
-        # Submitting the same records again does not end a dispute.
+        # The status "disputed" remains if the same records are submitted again.
         allowed = {"disputed"}
     added = [event.status for event in entry.history[len(known) :]]
     if any(status not in allowed for status in added):
@@ -158,10 +160,11 @@ def _check_dates(entry: Entry) -> None:
         days = [datetime.date.fromisoformat(date) for date in dates]
     except ValueError as error:
         raise Unsound(f"the history of {entry.model!r} has an invalid date: {error}; expected YYYY-MM-DD") from error
-    # A submitter in another time zone may be a day ahead.
+    # The date may be one day ahead, because the submitter may be in another time zone.
     if days != sorted(days) or days[-1] > datetime.date.today() + datetime.timedelta(days=1):
         raise Unsound(
-            f"the history of {entry.model!r} is not in chronological order, or lies in the future: {', '.join(dates)}"
+            f"the history of {entry.model!r} is not in chronological order, or has a date in the future:"
+            f" {', '.join(dates)}; give each event the date on which it happened"
         )
 
 
@@ -170,7 +173,7 @@ def _conditions(entry: Entry) -> set[Condition]:
 
 
 def _is_same_claim(entry: Entry, earlier: Entry) -> bool:
-    """Return whether two entries differ in status, history and counterexamples only."""
+    """Return whether two entries differ only in status, history and counterexamples."""
     found = dataclasses.replace(
         entry, status=earlier.status, history=earlier.history, counterexamples=earlier.counterexamples
     )
@@ -178,7 +181,7 @@ def _is_same_claim(entry: Entry, earlier: Entry) -> bool:
 
 
 def _check_counterexamples(examples: Sequence[Counterexample], evidence: Sequence[CellRecords], folder: Path) -> None:
-    """Raise Unsound for counterexamples that break no sample, and for files that lack their images."""
+    """Raise Unsound if a counterexample breaks no sample of the entry, or if its image file lacks its image."""
     for _ in with_images(examples, folder):
         pass
     known = {(each.score.dataset, row.sample_id): row for each in evidence for row in each.results}

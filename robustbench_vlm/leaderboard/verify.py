@@ -1,6 +1,6 @@
 """Verification of an entry: check its records, then attack a random part of its samples again and compare.
 
-The clean predictions of all samples are recomputed, one forward pass each.
+The clean predictions of all samples are recomputed too, by one forward pass each.
 """
 
 import dataclasses
@@ -38,9 +38,10 @@ from robustbench_vlm.leaderboard.validate import check_definitions, check_entry
 from robustbench_vlm.tracks import TRACKS, Track
 
 REPRODUCED = 0.05
-"""An entry is reproduced if at most this share of its verdicts can be wrong, with 95 % confidence."""
+"""Largest share of wrong verdicts of a reproduced entry: at most this share is wrong, with 95 % confidence."""
 _CLOSE_MARGIN = 1e-3
-"""A lead of one class, as a cosine, so small that the rounding of another machine may change the prediction."""
+"""Largest lead of the predicted class over the second, as a difference of cosines, that rounding on another machine may
+reverse."""
 
 
 @dataclass(frozen=True)
@@ -49,15 +50,16 @@ class Verification:
 
     entry: Entry
     is_confirmed: bool
-    """Whether nothing contradicts the entry."""
+    """Whether no finding contradicts the entry."""
     problems: tuple[str, ...] = ()
-    """Claims of the entry that its records, or this machine's weights, images and attacks, contradict."""
+    """Sentences that name each claim of the entry that its records, or weights, images and attacks on this machine,
+    contradict."""
     parts: tuple[RecomputedPart, ...] = ()
-    """The parts of which verdicts were recomputed."""
+    """The parts of the entry with their numbers of recomputed verdicts."""
     seed: int = 0
     disagreements: tuple[Disagreement, ...] = ()
     removed_counterexamples: tuple[Counterexample, ...] = ()
-    """Counterexamples that were removed from the entry because their images break nothing here."""
+    """Counterexamples that were removed from the entry, because their images break no sample on this machine."""
 
 
 def verify(
@@ -74,9 +76,20 @@ def verify(
 ) -> Verification:
     """Check an entry, attack a random part of its samples again, and return it with its new status.
 
-    Draws `samples` verdicts that the rank depends on, and as many others; None recomputes all. Without a `seed` a
-    secret one is drawn, so that the samples cannot be known before. `model` is the reference that loads the model if
-    its name does not. Raises UserError where data or weights are missing on this machine.
+    Args:
+        entry: The entry.
+        folder: The folder of the entry.
+        date: Today's date in UTC, such as "2026-01-31".
+        samples: Number of verdicts to recompute in the part that the rank depends on, and in the rest of the entry.
+            None recomputes all.
+        seed: Seed of the draw. If it is None, a secret seed is drawn, so that no submitter can know the samples before.
+        model: The reference that loads the model, if its name does not.
+        data: The folder of prepared datasets.
+        resources: Device, workers and batch size.
+        on_progress: Called after each group of recomputed verdicts.
+
+    Raises:
+        UserError: Data or weights are missing on this machine.
     """
     seed = secrets.randbits(48) if seed is None else seed
     try:
@@ -101,12 +114,12 @@ def verify(
 
 @dataclass(frozen=True)
 class DrawnSample:
-    """A sample of an entry that is to be attacked again."""
+    """A sample of an entry that will be attacked again."""
 
     cell: int
-    """The number of its cell in the entry."""
+    """Number of the sample's cell in the entry."""
     position: int
-    """Its row in that cell's records."""
+    """Row of the sample in the records of the cell."""
 
 
 def draw_samples(
@@ -114,8 +127,8 @@ def draw_samples(
 ) -> tuple[list[DrawnSample], list[DrawnSample]]:
     """Draw `samples` from the cells that the rank depends on, and as many from the other cells; None takes all.
 
-    The rank depends on the track's attack at its standard radius. Samples are drawn without replacement and returned
-    in order; either list may be empty.
+    The rank depends on the track's attack at its standard radius. Samples are drawn without replacement and returned in
+    order. Each of the two lists may be empty.
     """
     standard = track.attack, track.norm, track.standard_eps
     parts: tuple[list[DrawnSample], list[DrawnSample]] = [], []
@@ -135,7 +148,10 @@ def _drawn(part: list[DrawnSample], samples: int | None, generator: random.Rando
 def recompute(
     plan: Plan, cells: Sequence[int], drawn: Sequence[DrawnSample], on_progress: OnProgress
 ) -> list[SampleResult]:
-    """Attack drawn samples and return their records, in order; `cells` maps a cell of the entry to one of the plan."""
+    """Attack drawn samples and return their records in the same order.
+
+    `cells` has, for each cell of the entry, the number of this cell in the plan.
+    """
     resources = plan.request.resources
     shards = _shards(plan, cells, drawn)
     groups = list(packed_groups(list(shards), plan.cells, resources))
@@ -152,7 +168,7 @@ def recompute(
 
 
 def _shards(plan: Plan, cells: Sequence[int], drawn: Sequence[DrawnSample]) -> dict[Shard, list[DrawnSample]]:
-    """Return the drawn samples by shard; consecutive samples share one, up to the shard size."""
+    """Return the drawn samples by shard. Consecutive samples share a shard up to the shard size."""
     runs: list[list[DrawnSample]] = []
     for each in drawn:
         last = runs[-1][-1] if runs else None
@@ -184,7 +200,10 @@ def _contradicted(entry: Entry, problems: Sequence[str], date: str) -> Verificat
 
 
 def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[CellRecords], device: str) -> list[str]:
-    """Return a problem for each cell whose stored clean predictions are not the model's; all samples are classified."""
+    """Return a problem for each cell whose stored clean predictions differ from those of the model.
+
+    All samples are classified again.
+    """
     known: dict[str, list[tuple[int, float]]] = {}
     problems = []
     for cell, each in zip(cells, evidence, strict=True):
@@ -192,9 +211,10 @@ def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[CellRecords], d
             known[cell.dataset.name] = clean_predictions(cell, device=device)
         here = known[cell.dataset.name]
         other = [lead for row, (found, lead) in zip(each.results, here, strict=True) if row.clean_prediction != found]
-        # The lead is computed on this machine: a submitter could excuse any prediction by a small stored margin.
+        # The lead is computed on this machine, because a submitter could excuse any prediction by a small stored
+        # margin.
         if max(other, default=0.0) > _CLOSE_MARGIN or exceeds_tolerance(len(other), len(here)):
-            problems.append(f"{cell.label}: {len(other)} clean predictions are not the model's")
+            problems.append(f"{cell.label}: {len(other)} stored clean predictions differ from the model's")
     return problems
 
 
@@ -202,7 +222,7 @@ def _omitted_warnings(cells: Sequence[Cell], evidence: Sequence[CellRecords]) ->
     problems = []
     for cell, each, score in zip(cells, evidence, scores_with_warnings(cells, evidence), strict=True):
         if absent := set(score.warnings) - set(each.score.warnings):
-            problems.append(f"{cell.label}: the entry leaves out the warnings {', '.join(sorted(absent))}")
+            problems.append(f"{cell.label}: the entry lacks the warnings {', '.join(sorted(absent))}")
     return problems
 
 
@@ -231,7 +251,7 @@ def _judged(
 def _status(before: str, bound: float, *, is_disputed: bool, is_full: bool) -> str:
     """Return the status after a verification.
 
-    A partial verification never lowers the status. A dispute remains until a new submission.
+    A partial verification never lowers the status. The status "disputed" remains until a new submission.
     """
     if is_disputed or before == "disputed":
         return "disputed"

@@ -97,7 +97,7 @@ def test_an_entry_of_a_test_time_defense_is_refused(tmp_path: Path) -> None:
     path = entry_of_0_1("agft", tmp_path)
     values = json.loads(path.read_text())
     path.write_text(json.dumps({**values, "model": "ttc+agft"}))
-    with pytest.raises(UserError, match=r"'ttc\+agft' is a test-time defense: .* run and submit it again"):
+    with pytest.raises(UserError, match=r"'ttc\+agft' is a test-time defense, .* run and submit it again"):
         migrate_file(path, date="2026-11-26")
 
 

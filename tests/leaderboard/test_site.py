@@ -203,13 +203,13 @@ def test_a_folder_with_pages_of_something_else_is_left_alone(tmp_path: Path) -> 
     write_site([made.board()], tmp_path)
     strange = tmp_path / "mini" / "models" / "gone.html"
     strange.write_text("mine")
-    with pytest.raises(UserError, match=r"gone\.html, not a page of this site"):
+    with pytest.raises(UserError, match=r"gone\.html, which is not a page of this site"):
         write_site([made.board()], tmp_path)
     assert strange.read_text() == "mine"
 
 
 def test_the_server_is_on_the_loopback_interface_and_serves_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"no index\.html of a site"):
+    with pytest.raises(UserError, match=r"has no file index\.html"):
         open_server(tmp_path, 0)
     write_site([made.board()], tmp_path)
     with open_server(tmp_path, 0) as server:

@@ -135,7 +135,7 @@ def weaker_attack(evidence: CellRecords) -> CellRecords:
         (foreign, "do not have the protocol's samples"),
         (other_weights, "other weights"),
         (weaker_attack, "differs from this package's attack of that name"),
-        (better, "clean predictions are not the model's"),
+        (better, "stored clean predictions differ from the model's"),
     ],
 )
 def test_a_forgery_that_contradicts_this_machine_is_named(
@@ -222,7 +222,7 @@ def test_a_small_stored_margin_does_not_excuse_a_clean_prediction(entry_path: Pa
     assert stage == "pgd-5", "the forgeries use this name"
     forged(entry_path, excused)
     found = verified(entry_path, taught_card)
-    assert found.entry.status == "disputed" and "clean predictions are not the model's" in found.problems[0]
+    assert found.entry.status == "disputed" and "stored clean predictions differ from the model's" in found.problems[0]
 
 
 def test_records_that_lower_a_number_are_disputed(entry_path: Path, taught_card: Path) -> None:
@@ -259,13 +259,13 @@ def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
     ("change", "said"),
     [
         (lambda entry: entry["cells"][0]["score"].update(robust=0.99), "other accuracies"),
-        (lambda entry: entry["cells"][0]["score"].update(n=199), "does not have the rows"),
+        (lambda entry: entry["cells"][0]["score"].update(n=199), "rows or columns are not those"),
         (lambda entry: entry["cells"][0].update(fingerprint="0" * 64), "a fingerprint that is not that"),
-        (lambda entry: entry["cells"][0].update(content="0" * 64), "other records"),
+        (lambda entry: entry["cells"][0].update(content="0" * 64), "records that changed"),
         (lambda entry: entry["cells"][0].update(threat={"norm": "Linf", "eps": "1/2"}), "a fingerprint that is not"),
         (lambda entry: entry["datasets"]["colours"].update(data="0" * 64), "of other samples"),
-        (lambda entry: entry["records"].update(sha256="0" * 64), "another digest"),
-        (lambda entry: entry["cells"].pop(), "does not have the rows"),
+        (lambda entry: entry["records"].update(sha256="0" * 64), "is not the one in the entry"),
+        (lambda entry: entry["cells"].pop(), "rows or columns are not those"),
         (lambda entry: entry.update(status="verified"), "its history ends in 'claimed'"),
         (lambda entry: entry["protocol"].update(label="mini-quick/1"), "takes the protocol mini/1"),
         (lambda entry: entry["card"].update(name="agft"), "the card is of 'agft'"),
@@ -334,7 +334,7 @@ def test_damaged_records_are_refused(entry_path: Path) -> None:
     entry = read_entry(entry_path)
     records = entry_path.parent / entry.records.file
     records.write_bytes(b"PAR1 not at all")
-    with pytest.raises(Unsound, match="another digest"):
+    with pytest.raises(Unsound, match="is not the one in the entry"):
         check_entry(entry, entry_path.parent)
     records.unlink()
     with pytest.raises(UserError, match=r"the records of 'taught' are not at") as told:

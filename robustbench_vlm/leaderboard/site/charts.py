@@ -1,6 +1,6 @@
-"""Geometry of a board's two charts, a scatter plot and curves, which a template draws as SVG.
+"""Geometry of a board's two charts, a scatter plot and curves. A template draws them as SVG.
 
-Points and lines follow from the accuracies only. A label takes the first free position around its point.
+Positions depend only on the accuracies. Each label takes the first free position around its point.
 """
 
 import dataclasses
@@ -13,22 +13,22 @@ from robustbench_vlm.leaderboard.site.texts import shown
 
 WIDTH, HEIGHT = 480, 370
 LEFT, RIGHT, TOP, BOTTOM = 46, 464, 12, 328
-"""The frame of the plot, in canvas units."""
+"""The frame of the plot, in units of the SVG canvas."""
 COLOURS = 8
-"""Number of series with a distinct colour; further series are grey."""
+"""Number of models with a distinct colour. Further models are grey."""
 _CURVE_RIGHT = 352
-"""The right end of the curves; their names follow."""
+"""Right end of the curves. The names of the models are to the right of it."""
 _CHARACTER, _LINE = 7.0, 14.5
-"""Width and height of a character in a label, in canvas units."""
+"""Width of a character and height of a line in a label, in units of the SVG canvas."""
 _LONGEST = 15
-"""Most characters of a name in a chart."""
+"""Largest number of characters of a name in a chart."""
 Box = tuple[float, float, float, float]
-"""Left, top, right, bottom."""
+"""Left, top, right and bottom, in units of the SVG canvas."""
 
 
 @dataclass(frozen=True)
 class Tick:
-    """A position on an axis and its label."""
+    """A position on an axis, and the label at this position."""
 
     at: float
     text: str
@@ -36,7 +36,7 @@ class Tick:
 
 @dataclass(frozen=True)
 class Label:
-    """A name near its point; (x, y) is its left end ("start"), right end ("end") or centre ("middle")."""
+    """A name near its point. (x, y) is the left end ("start"), right end ("end") or centre ("middle") of the name."""
 
     x: float
     y: float
@@ -53,10 +53,10 @@ class Label:
 
 @dataclass(frozen=True)
 class ScatterPoint:
-    """A model in the scatter plot: its point, the ends of its two intervals, and its name if that fits."""
+    """A model in the scatter plot: its point, the ends of its two intervals, and its name if there is room for it."""
 
     series: int
-    """1 to COLOURS, or 0 for grey."""
+    """Number of the colour, 1 to COLOURS, or 0 for grey."""
     model: str
     x: float
     y: float
@@ -70,7 +70,7 @@ class ScatterPoint:
 
 @dataclass(frozen=True)
 class CurveVertex:
-    """A point of a curve, at one radius, and the ends of its interval."""
+    """The accuracy at one radius on a curve, and the ends of its interval."""
 
     x: float
     y: float
@@ -80,7 +80,7 @@ class CurveVertex:
 
 @dataclass(frozen=True)
 class Curve:
-    """The accuracy of a model by radius."""
+    """The curve of a model's accuracy by radius."""
 
     series: int
     title: str
@@ -89,12 +89,12 @@ class Curve:
 
     @property
     def line(self) -> str:
-        """The points of the line, for an SVG polyline."""
+        """Points of the line, for an SVG polyline."""
         return " ".join(f"{stop.x},{stop.y}" for stop in self.stops)
 
     @property
     def band(self) -> str:
-        """The corners of the area between the ends of the intervals, for an SVG polygon."""
+        """Corners of the area between the ends of the intervals, for an SVG polygon."""
         there = [f"{stop.x},{stop.top}" for stop in self.stops]
         return " ".join([*there, *(f"{stop.x},{stop.bottom}" for stop in reversed(self.stops))])
 
@@ -106,7 +106,7 @@ class Chart:
     x_ticks: tuple[Tick, ...]
     y_ticks: tuple[Tick, ...]
     right: float
-    """The right end of the plot on the canvas."""
+    """Right end of the plot, in units of the SVG canvas."""
     marks: tuple[ScatterPoint, ...] = ()
     curves: tuple[Curve, ...] = ()
     left: float = LEFT
@@ -117,7 +117,7 @@ class Chart:
 
 
 def scatter(rows: Sequence[BoardRow]) -> Chart:
-    """Return the scatter plot of robust and clean accuracy, with 95 % intervals on both axes."""
+    """Return the scatter plot of robust against clean accuracy, with 95 % intervals on both axes."""
     low_x, high_x = _span([row.clean for row in rows])
     low_y, high_y = _span([row.robust for row in rows])
 
@@ -143,7 +143,7 @@ def _mark(row: BoardRow, series: int, across: Callable[[float], float], up: Call
 
 
 def curves(board: Board, foremost: str = "") -> Chart:
-    """Return the curves of robust accuracy by radius, with the clean accuracy at 0.
+    """Return the curves of robust accuracy by radius, with the clean accuracy at radius 0.
 
     If the model `foremost` is given, all other curves are grey.
     """
@@ -213,7 +213,7 @@ def _ticks(low: float, high: float, start: float, stop: float) -> tuple[Tick, ..
 
 
 def _labels(marks: Sequence[ScatterPoint]) -> list[Label | None]:
-    """Return a label for each point at the first free of eight positions around it, or None."""
+    """Return a label for each point at the first free of eight positions around it, or None if all are taken."""
     taken = [(mark.x - 5, mark.y - 5, mark.x + 5, mark.y + 5) for mark in marks]
     taken += [(mark.left, mark.y - 1, mark.right, mark.y + 1) for mark in marks]
     labels: list[Label | None] = []
@@ -241,11 +241,11 @@ def _is_free(box: Box, taken: Sequence[Box]) -> bool:
 
 
 def _spread(heights: Sequence[float]) -> list[float]:
-    """Return a height for the name at each curve's end, at least one line from all other names."""
+    """Return a height for the name at the end of each curve. Two names are at least one line apart."""
     found = list(heights)
     last = TOP - _LINE
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     for below, index in zip(reversed(range(len(order))), order, strict=True):
-        # Leaves enough room for the names below.
+        # The smaller limit leaves enough room for the names below.
         last = found[index] = round(max(last + _LINE, min(heights[index], BOTTOM - _LINE * below)), 1)
     return found

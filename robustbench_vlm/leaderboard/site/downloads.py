@@ -1,4 +1,4 @@
-"""Downloads of a board: everything as JSON, and its rows and the reported numbers as CSV."""
+"""Downloads of a board: the whole board as JSON, and its rows and the reported numbers as CSV."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -9,17 +9,20 @@ from robustbench_vlm.leaderboard.board import Board, BoardRow
 
 
 def board_json(board: Board) -> str:
-    """Return the board as a JSON document in ASCII."""
+    """Return the board as a JSON document with ASCII characters only."""
     return json.dumps(board.to_json(), indent=1, ensure_ascii=True, allow_nan=False) + "\n"
 
 
 def board_csv(board: Board) -> str:
-    """Return CSV with a line for each model, or "": accuracies in [0, 1] with intervals, means first, then datasets."""
+    """Return the board as CSV with a line for each model, or "" if no model is on the board.
+
+    Accuracies are in [0, 1]. The means with their intervals come first, then the accuracies on each dataset.
+    """
     return _csv([_line(row) for row in board.rows])
 
 
 def reported_csv(board: Board) -> str:
-    """Return CSV with a line for each number that a paper reports, or ""."""
+    """Return CSV with a line for each number that a paper reports, or "" if there are no such numbers."""
     return _csv([{**number, "warnings": "; ".join(number["warnings"])} for number in board.to_json()["reported"]])
 
 

@@ -1,6 +1,6 @@
 """Render the pages of the site from the boards.
 
-Equal boards give equal bytes: the pages contain no date and no name of a machine.
+The same boards always give the same bytes: the pages contain no date and no name of a machine.
 """
 
 import base64
@@ -41,13 +41,16 @@ def write_site(
 ) -> None:
     """Write the site of all boards into a folder; each file is written atomically.
 
-    The page of a model has its card, numbers and counterexamples if its entry is given, and its example, a PNG of clean
-    and adversarial images, if there is one. Raises UserError if the folder has other HTML pages.
+    If the entry of a model is given, the model's page also has the notes of its card, all its numbers and its
+    counterexamples. If an example is given, a PNG of clean and adversarial images, the page shows it. Raises UserError
+    if the folder has other HTML pages.
     """
     files = site_files(boards, entries=entries, examples=examples)
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")}
     if strange := sorted(there - set(files)):
-        raise UserError(f"{folder} has {strange[0]}, not a page of this site: remove it, or give an empty folder")
+        raise UserError(
+            f"{folder} has {strange[0]}, which is not a page of this site: remove it, or give an empty folder"
+        )
     for name, text in files.items():
         write_text(inside(folder, name), text)
 
@@ -58,7 +61,7 @@ def site_files(
     entries: Mapping[Key, Entry] | None = None,
     examples: Mapping[Key, Path] | None = None,
 ) -> dict[str, str]:
-    """Return the text of each file of the site by its path; see `write_site` for the arguments."""
+    """Return the text of each file of the site by its path in the folder. See `write_site` for the arguments."""
     environment = _environment(boards)
     files = {
         "index.html": _page(environment, "index.html", root="", here=""),
@@ -112,13 +115,13 @@ def _about_protocol(board: Board) -> dict[str, Any]:
         protocol = read_protocol(identity)
         words = [(what, say(protocol)) for what, say in FIELDS.values()]
     except UserError:
-        # The protocol is from another version of the package: the page shows its identity only.
+        # The protocol is from another version of the package, so the page shows only its identity.
         words = []
     return {"words": words, "identity": json.dumps(identity, indent=1), "digest": fingerprint(identity)}
 
 
 def _papers(reported: Sequence[ReportedNumber]) -> list[tuple[str, list[ReportedNumber]]]:
-    """Return the reported numbers of each paper, in the order in which papers first appear."""
+    """Return the reported numbers of each paper, in the order in which the papers first appear."""
     found: dict[str, list[ReportedNumber]] = {}
     for number in reported:
         found.setdefault(number.paper, []).append(number)
@@ -137,7 +140,7 @@ def _page(environment: Environment, template: str, **about: Any) -> str:
 
 
 def _environment(boards: Sequence[Board]) -> Environment:
-    """Return the templates with the shared values of all pages: boards, style, script and content security policy."""
+    """Return the jinja2 environment with the values that all pages share: boards, style, script and security policy."""
     environment = Environment(
         loader=FileSystemLoader(_HERE / "templates"),
         autoescape=True,
@@ -160,8 +163,8 @@ def _environment(boards: Sequence[Board]) -> Environment:
         "benchmark_bibtex": texts.benchmark_bibtex(__version__),
         "style": style,
         "script": script,
-        # Nothing may be loaded, and only this style and script may run. They are allowed by their digests, because
-        # 'self' does not work for pages that are opened as files.
+        # The policy lets a browser load nothing, and run only this style and this script. They are allowed by their
+        # digests, because 'self' does not work for pages that are opened as files.
         "policy": "; ".join(
             (
                 "default-src 'none'",

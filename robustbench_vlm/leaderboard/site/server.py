@@ -9,23 +9,30 @@ from robustbench_vlm.core.errors import UserError
 
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
-        """Log nothing for single requests."""
+        """Ignore the log message of a request."""
 
 
 def open_server(folder: Path, port: int) -> ThreadingHTTPServer:
-    """Return a server of a site's folder on the loopback interface; port 0 takes a free one.
+    """Return a server of a site's folder on the loopback interface; port 0 takes a free port.
 
     Raises UserError if the folder has no site or the port is in use.
     """
     if not (folder / "index.html").is_file():
-        raise UserError(f"{folder} has no index.html of a site: run `vlmbench leaderboard build --site {folder}`")
+        raise UserError(
+            f"{folder} has no file index.html, so it is not a site: run `vlmbench leaderboard build --site {folder}`"
+        )
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), functools.partial(_Quiet, directory=str(folder)))
     except (OSError, OverflowError) as error:
-        raise UserError(f"cannot listen on port {port}: {error}; give another --port, 0 takes a free one") from error
+        raise UserError(
+            f"cannot listen on port {port}: {error}; give another port by --port; 0 takes a free one"
+        ) from error
 
 
 def serve(folder: Path, port: int) -> None:
-    """Serve a site's folder on the loopback interface until Ctrl-C; raises the errors of `open_server`."""
+    """Serve a site's folder on the loopback interface until Ctrl-C.
+
+    Raises the errors of `open_server`.
+    """
     with open_server(folder, port) as server:
         server.serve_forever()

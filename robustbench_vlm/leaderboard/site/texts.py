@@ -1,6 +1,7 @@
 """Formatting for the pages: visible texts, safe links and file names, numbers, BibTeX.
 
-The templates escape all values. These functions handle what escaping does not: control characters, links, paths.
+The templates escape all values. These functions handle control characters, links and paths, which escaping leaves
+unchanged.
 """
 
 import hashlib
@@ -20,13 +21,16 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9._+-]{0,59}", re.ASCII)
 
 
 def shown(text: object, most: int = 2000) -> str:
-    """Return text on one line of at most `most` characters, all of them visible."""
+    """Return text on one line, with at most `most` characters. Control characters become visible."""
     line = terminal_text(" ".join(str(text).split()))
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def slug(name: str) -> str:
-    """Return a name for a file or an anchor: the name itself if plain lower case, else a short form and a digest."""
+    """Return a name for a file or an HTML anchor.
+
+    A short name of plain lower-case characters is returned unchanged. Any other name becomes a short form and a digest.
+    """
     if _SLUG.fullmatch(name) and not name.endswith("."):
         return name
     plain = re.sub(r"[^a-z0-9+_]+", "-", name.lower()).strip("-")[:40] or "model"
@@ -34,7 +38,7 @@ def slug(name: str) -> str:
 
 
 def safe_link(address: str) -> str:
-    """Return an address that a page may link to, https only; "" for any other."""
+    """Return an https URL that a page may link to, or "" for any other text."""
     try:
         parts = urlsplit(address)
         host = parts.hostname or ""
@@ -45,7 +49,7 @@ def safe_link(address: str) -> str:
 
 
 def percent(share: float | None) -> str:
-    """Return a share in [0, 1] in % with one decimal; a dash for None."""
+    """Return a share in [0, 1] as a percentage with one decimal, or a dash for None."""
     return _DASH if share is None else f"{100 * share:.1f}"
 
 
@@ -55,12 +59,12 @@ def interval(accuracy: Accuracy) -> str:
 
 
 def radius(eps: str, norm: str) -> str:
-    """Return a radius such as "1/51" in the usual form, over 255 for Linf."""
+    """Return a radius such as "1/51" over 255 for Linf ("5/255"), and unchanged for L2."""
     return f"{255 * float(parse_eps(eps)):.4g}/255" if norm == "Linf" else eps
 
 
 def signed(number: int) -> str:
-    """Return a difference with its sign, with a typographic minus."""
+    """Return a difference with its sign, and with a typographic minus."""
     return f"{number:+d}".replace("-", "\N{MINUS SIGN}") if number else "0"
 
 
@@ -70,14 +74,14 @@ def count(number: int) -> str:
 
 
 def bibtex(kind: str, key: str, fields: Iterable[tuple[str, str]]) -> str:
-    """Return a BibTeX record; special characters of BibTeX and TeX are removed from values."""
+    """Return a BibTeX record. Characters that are special in BibTeX and TeX are removed from the values."""
     plain = {name: bibtex_text(shown(value, 300)) for name, value in fields if value}
     lines = [f"  {name} = {{{value}}}," for name, value in plain.items()]
     return "\n".join([f"@{kind}{{{_NO_KEY.sub('', key)},", *lines, "}"])
 
 
 def paper_bibtex(address: str) -> str:
-    """Return a BibTeX record of a paper from its URL only; "" if the URL is not safe."""
+    """Return a BibTeX record of a paper from its URL only, or "" if the URL is not safe."""
     if not safe_link(address):
         return ""
     if found := _ARXIV.fullmatch(address):
@@ -90,13 +94,13 @@ def paper_bibtex(address: str) -> str:
 
 
 def warning_parts(warning: str) -> tuple[str, str]:
-    """Return the code of a warning, and its datasets or its count."""
+    """Return the code of a warning and the rest of its text: the datasets or the number of samples."""
     code, _, about = warning.partition(":")
     return code, about.strip()
 
 
 def joined(pairs: Mapping[str, object]) -> str:
-    """Return facts as "name value, name value"."""
+    """Return facts as the text "name value, name value"."""
     return ", ".join(f"{shown(name, 100)} {shown(value, 200)}" for name, value in pairs.items())
 
 
