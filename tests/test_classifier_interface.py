@@ -1,4 +1,4 @@
-"""The contract between models and attacks: every model gives a `Classifier`, and plain torch modules become one."""
+"""The `Classifier` interface: every model provides it, and torch modules are wrapped to provide it."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def test_a_plain_module_is_wrapped_once() -> None:
 @pytest.mark.parametrize(
     ("reference", "calls", "gradients"), [("clip", (1, 0), (1, 1)), ("ttc+clip", (6, 2), (6, 2 + 1 + 4))]
 )
-def test_models_with_and_without_a_test_time_defense_keep_the_contract(
+def test_models_with_and_without_a_test_time_defense_implement_the_interface(
     reference: str, calls: tuple[int, int], gradients: tuple[int, int]
 ) -> None:
     keys = sample_keys(0, "contract", ["a", "b", "c"])
@@ -38,7 +38,7 @@ def test_models_with_and_without_a_test_time_defense_keep_the_contract(
     assert torch.allclose(part, whole[[2, 0]], atol=1e-3)
 
 
-def test_adapters_around_a_classifier_are_classifiers_of_the_same_cost() -> None:
+def test_adapters_of_a_classifier_have_the_same_cost() -> None:
     inner = as_classifier(MODULE)
     ranges = MultiDatasetClassifier.of_ranges(inner, torch.tensor([0]), torch.tensor([2]))
     for adapter in (SurrogateClassifier(inner, inner), ranges):

@@ -1,4 +1,4 @@
-"""Files: whole or not at all, inside their folder, and failures that a user can mend are said."""
+"""File helpers: atomic writes, paths inside a folder, and messages for errors of the file system."""
 
 import ctypes
 import errno
@@ -17,7 +17,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import explained, inside, package_folder, read_ahead, sha256_of, write_text, write_whole
 
 
-def test_a_file_is_written_whole_and_read_by_all(tmp_path: Path) -> None:
+def test_a_written_file_is_complete_and_readable_by_all_users(tmp_path: Path) -> None:
     path = tmp_path / "new" / "folder" / "file.txt"
     write_text(path, "é")
     assert path.read_bytes() == "é".encode()
@@ -25,8 +25,8 @@ def test_a_file_is_written_whole_and_read_by_all(tmp_path: Path) -> None:
     assert list(path.parent.iterdir()) == [path]
 
 
-@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system takes no advice")
-def test_what_is_read_ahead_comes_into_memory(tmp_path: Path) -> None:
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="this system has no posix_fadvise")
+def test_read_ahead_loads_the_file_into_memory(tmp_path: Path) -> None:
     path, page = tmp_path / "file", mmap.PAGESIZE
     path.write_bytes(bytes(1024 * page))
     with path.open("rb") as file:
@@ -42,7 +42,7 @@ def test_what_is_read_ahead_comes_into_memory(tmp_path: Path) -> None:
 
 
 def _in_memory(path: Path) -> list[bool]:
-    """Say for each page of a file whether the system holds it in memory."""
+    """Return for each page of a file whether it is in the page cache."""
     bytes_ = numpy.memmap(path, mode="r")
     found = (ctypes.c_ubyte * (bytes_.nbytes // mmap.PAGESIZE))()
     assert ctypes.CDLL(None).mincore(ctypes.c_void_p(bytes_.ctypes.data), ctypes.c_size_t(bytes_.nbytes), found) == 0
@@ -50,7 +50,7 @@ def _in_memory(path: Path) -> list[bool]:
 
 
 @pytest.mark.parametrize("error", [RuntimeError("broken off"), KeyboardInterrupt()])
-def test_a_write_that_breaks_off_keeps_what_was_there(tmp_path: Path, error: BaseException) -> None:
+def test_a_failed_write_keeps_the_existing_file(tmp_path: Path, error: BaseException) -> None:
     path = tmp_path / "file"
     write_text(path, "before")
 
@@ -66,30 +66,30 @@ def test_a_write_that_breaks_off_keeps_what_was_there(tmp_path: Path, error: Bas
 
 @given(st.binary(max_size=300_000))
 @settings(max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
-def test_digests_are_those_of_the_bytes(tmp_path: Path, content: bytes) -> None:
+def test_sha256_of_is_the_digest_of_the_content(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "file"
     write_whole(path, lambda partial: partial.write_bytes(content))
     assert sha256_of(path) == hashlib.sha256(content).hexdigest()
 
 
 @given(st.lists(st.sampled_from(["..", ".", "a", "b", "/"]), max_size=6).map("/".join))
-def test_a_path_never_leaves_its_folder(relative: str) -> None:
+def test_paths_outside_the_folder_are_refused(relative: str) -> None:
     folder = Path("/some/folder")
     depth = lowest = 0
     for part in relative.split("/"):
         depth += {"..": -1, ".": 0, "": 0}.get(part, 1)
         lowest = min(lowest, depth)
     if relative.startswith("/") or depth < 0:
-        with pytest.raises(UserError, match="leaves the folder"):
+        with pytest.raises(UserError, match="is outside the folder"):
             inside(folder, relative)
     elif lowest == 0:
         assert inside(folder, relative).is_relative_to(folder)
 
 
-def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
+def test_a_link_to_outside_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "link").symlink_to(tmp_path)
-    with pytest.raises(UserError, match="leaves the folder"):
+    with pytest.raises(UserError, match="is outside the folder"):
         inside(tmp_path / "folder", "link/file")
 
 
@@ -97,26 +97,26 @@ def test_a_link_out_of_the_folder_is_refused(tmp_path: Path) -> None:
     ("number", "message"),
     [
         (errno.ENOSPC, "the disk is full: free some space.*nothing is lost"),
-        (errno.EROFS, "read-only.*name another folder"),
-        (errno.EACCES, "may not be written.*name another one"),
+        (errno.EROFS, "read-only.*give another folder"),
+        (errno.EACCES, "no permission to write.*give another folder"),
     ],
 )
-def test_failures_that_a_user_can_mend_are_said(number: int, message: str) -> None:
+def test_errors_that_a_user_can_fix_become_user_errors(number: int, message: str) -> None:
     with pytest.raises(UserError, match=message), explained(Path("some/file")):
-        raise OSError(number, "as the system says it")
+        raise OSError(number, "message of the system")
 
 
-def test_other_failures_stay_what_they_are() -> None:
+def test_other_errors_are_not_changed() -> None:
     with pytest.raises(OSError, match="odd") as caught, explained(Path("some/file")):
         raise OSError(errno.EIO, "odd")
     assert not isinstance(caught.value, UserError)
 
 
-def test_a_file_in_the_way_is_named(tmp_path: Path) -> None:
+def test_a_file_in_place_of_a_folder_is_reported(tmp_path: Path) -> None:
     write_text(tmp_path / "file", "in the way")
     with pytest.raises(UserError, match="a part of the path is a file"):
         write_text(tmp_path / "file" / "below", "")
 
 
-def test_the_folders_of_the_package_are_found() -> None:
+def test_package_folder_finds_the_leaderboards() -> None:
     assert package_folder("leaderboards").is_dir()

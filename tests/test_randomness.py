@@ -1,4 +1,4 @@
-"""Random numbers of a sample: the same on every machine, well spread, and nobody else's business."""
+"""Random numbers per sample: equal on every machine, uniform, and independent of other samples."""
 
 import pytest
 import torch
@@ -13,7 +13,7 @@ KEYS = sample_keys(0, "cifar10", [str(n) for n in range(200)])
 ALMOST_NEVER = 1e-4
 
 
-def test_the_numbers_are_these_on_every_machine() -> None:
+def test_the_numbers_equal_recorded_values() -> None:
     assert key_of(0, "cifar10", "7") == 3292607185517121992
     assert bits(KEYS[:1], 3, 3).tolist() == [[4903800577551721508, -3547184305387315664, -6251204424807739245]]
     assert uniform(KEYS[:1], 0, (3,)).tolist() == [[0.1738969087600708, 0.9983494281768799, 0.6244218945503235]]
@@ -21,23 +21,23 @@ def test_the_numbers_are_these_on_every_machine() -> None:
 
 
 @given(order=st.permutations(range(20)), split=st.integers(1, 19))
-def test_a_draw_depends_on_its_key_alone(order: list[int], split: int) -> None:
+def test_a_draw_depends_only_on_its_key(order: list[int], split: int) -> None:
     keys = KEYS[:20]
     for draw in (uniform, signs, normal):
         whole = draw(keys, 5, (3, 2))
         assert torch.equal(draw(keys[torch.tensor(order)], 5, (3, 2)), whole[torch.tensor(order)])
         assert torch.equal(torch.cat([draw(keys[:split], 5, (3, 2)), draw(keys[split:], 5, (3, 2))]), whole)
-        # More numbers of the same draw begin with the fewer ones.
+        # A longer draw starts with the numbers of a shorter draw.
         assert torch.equal(draw(keys, 5, (9,))[:, :6], whole.flatten(1))
 
 
-def test_each_row_may_have_a_counter_of_its_own() -> None:
+def test_each_sample_may_have_its_own_counter() -> None:
     counters = torch.arange(200)
     together = bits(KEYS, counters, 4)
     assert all(torch.equal(together[n : n + 1], bits(KEYS[n : n + 1], n, 4)) for n in (0, 1, 100, 199))
 
 
-def test_different_keys_counters_and_purposes_share_no_word() -> None:
+def test_different_keys_counters_and_purposes_give_different_words() -> None:
     words = [
         bits(keys, counter, 20)
         for keys in (KEYS, derive(KEYS, "square"), derive(KEYS, "fab-t"))
@@ -51,7 +51,7 @@ def test_different_keys_counters_and_purposes_share_no_word() -> None:
 
 @pytest.mark.parametrize("keys", [KEYS, torch.arange(200), torch.arange(200) << 40])
 @pytest.mark.parametrize("across", ["keys", "counters", "places"])
-def test_uniform_numbers_are_uniform_in_every_direction(keys: torch.Tensor, across: str) -> None:
+def test_uniform_numbers_are_uniform_across_keys_counters_and_positions(keys: torch.Tensor, across: str) -> None:
     if across == "keys":
         values = uniform(keys, 0, (50,))
     elif across == "counters":
@@ -71,7 +71,7 @@ def test_neighbours_are_uncorrelated(lag: int) -> None:
 
 
 @given(high=st.integers(1, 2**31))
-def test_integers_lie_below_their_bound(high: int) -> None:
+def test_integers_are_below_their_bound(high: int) -> None:
     values = integers(KEYS, 0, (5,), high)
     assert ((values >= 0) & (values < high)).all()
 
@@ -82,19 +82,19 @@ def test_integers_are_uniform(high: int) -> None:
     assert stats.chisquare(counts.numpy()).pvalue > ALMOST_NEVER
 
 
-def test_integers_may_have_a_bound_for_each_row_and_place() -> None:
+def test_integers_may_have_a_bound_per_element() -> None:
     highs = torch.arange(1, 401).view(200, 2)
     values = integers(KEYS, 0, (2,), highs)
     assert (values < highs).all() and (values >= 0).all() and (values > highs / 2).any()
 
 
-def test_signs_are_fair_coins() -> None:
+def test_signs_are_equally_likely() -> None:
     values = signs(KEYS, 0, (100,))
     assert set(values.unique().tolist()) == {-1.0, 1.0}
     assert stats.binomtest(int((values > 0).sum()), values.numel()).pvalue > ALMOST_NEVER
 
 
-def test_normal_numbers_have_the_moments_of_one() -> None:
+def test_normal_numbers_have_the_moments_of_a_normal_distribution() -> None:
     values = normal(KEYS, 0, (500,)).double()
     count = values.numel()
     assert abs(float(values.mean())) < 4 / count**0.5
@@ -104,7 +104,7 @@ def test_normal_numbers_have_the_moments_of_one() -> None:
     assert float(values.abs().max()) < 3.5
 
 
-def test_the_global_generator_is_left_alone() -> None:
+def test_the_global_generator_of_torch_is_not_changed() -> None:
     state = torch.random.get_rng_state()
     for draw in (uniform, signs, normal):
         draw(KEYS, 0, (3,))

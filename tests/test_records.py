@@ -1,4 +1,4 @@
-"""Records: equal values have equal texts, different ones have not, and the text is plain JSON."""
+"""Canonical JSON and fingerprints: equal values give equal texts, different values give different texts."""
 
 import json
 from dataclasses import dataclass
@@ -23,13 +23,13 @@ class Pair:
 
 
 @given(VALUES)
-def test_the_text_is_json_and_says_the_value(value: object) -> None:
+def test_canonical_text_is_ascii_json_of_the_value(value: object) -> None:
     assert json.loads(canonical(value)) == value
     assert canonical(value).isascii()
 
 
 @given(st.dictionaries(st.text(), VALUES, max_size=6), st.randoms())
-def test_the_order_of_keys_does_not_matter(value: dict[str, object], random: object) -> None:
+def test_the_order_of_keys_does_not_change_the_fingerprint(value: dict[str, object], random: object) -> None:
     keys = list(value)
     random.shuffle(keys)  # type: ignore[attr-defined]
     assert fingerprint({key: value[key] for key in keys}) == fingerprint(value)
@@ -42,28 +42,28 @@ def test_different_values_have_different_fingerprints(one: object, other: object
 
 
 @given(st.fractions(), VALUES)
-def test_dataclasses_tuples_fractions_and_paths_have_one_form(fraction: Fraction, value: object) -> None:
+def test_dataclasses_tuples_fractions_and_paths_are_converted(fraction: Fraction, value: object) -> None:
     assert plain(Pair(fraction, (value, Path("a/b")))) == {"first": str(fraction), "second": [value, "a/b"]}
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), [-float("inf")]])
-def test_what_json_cannot_say_is_refused(value: object) -> None:
+def test_nan_and_infinity_are_refused(value: object) -> None:
     with pytest.raises(ValueError, match="JSON"):
         canonical(value)
 
 
-def test_what_has_no_form_is_refused() -> None:
+def test_types_without_a_json_form_are_refused() -> None:
     for value in ({1, 2}, b"bytes", object(), Pair):
-        with pytest.raises(TypeError, match="has no JSON form"):
+        with pytest.raises(TypeError, match="cannot be written as JSON"):
             canonical(value)
 
 
 def test_a_fingerprint_never_changes() -> None:
-    """Old records are found by it."""
+    """Old records are found by their fingerprint, so it must stay the same in all versions."""
     value = {"b": [1, 2.5, None, True], "a": Fraction(1, 255), "é": "ü"}
     assert canonical(value) == '{"a":"1/255","b":[1,2.5,null,true],"\\u00e9":"\\u00fc"}'
     assert fingerprint(value) == "b244667337eb08db55e16bb639ff9c6b88494bb7c8b0937274efa7903616de77"
 
 
-def test_the_columns_of_an_accuracy_have_one_spelling() -> None:
+def test_an_accuracy_has_three_table_columns() -> None:
     assert Accuracy(0.5, 0.25, 0.75, 8).columns("robust") == {"robust": 0.5, "robust_low": 0.25, "robust_high": 0.75}

@@ -1,4 +1,4 @@
-"""Registries: every name loads, an unknown one is told, and two providers are one too many."""
+"""Registries: registered names load; unknown names and names with two providers are refused."""
 
 import json
 import re
@@ -25,12 +25,12 @@ VALUES = Registry("thing", {"pi": "math:pi", "tau": "math:tau"})
 
 
 @pytest.mark.parametrize(("table", "name"), [(table, name) for table in ALL for name in table.table])
-def test_every_registered_value_loads_under_its_name(table: Registry, name: str) -> None:
+def test_every_registered_name_loads(table: Registry, name: str) -> None:
     value = table.load(name)
     assert getattr(value, "name", name) == name
 
 
-def test_kinds_do_not_share_a_group() -> None:
+def test_each_kind_has_its_own_entry_point_group() -> None:
     assert len({table.group for table in ALL}) == len(ALL)
     assert DATASETS.group == "robustbench_vlm.datasets"
 
@@ -40,28 +40,28 @@ def provide(monkeypatch: pytest.MonkeyPatch, **values: str) -> None:
     monkeypatch.setattr(registry, "entry_points", lambda group: [point for point in points if point.group == group])
 
 
-def test_other_packages_add_to_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_entry_points_of_other_packages_are_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     provide(monkeypatch, e="math:e")
     assert VALUES.names() == ["e", "pi", "tau"]
     assert VALUES.load("e") == pytest.approx(2.718281828)
 
 
-def test_two_providers_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_name_with_two_providers_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     provide(monkeypatch, pi="cmath:pi", e="math:e cmath:e")
-    with pytest.raises(UserError, match="math:pi and cmath:pi; uninstall one"):
+    with pytest.raises(UserError, match="math:pi and cmath:pi; uninstall all but one"):
         VALUES.load("pi")
     with pytest.raises(UserError, match="math:e and cmath:e"):
         VALUES.load("e")
     assert VALUES.load("tau") > 6
 
 
-def test_one_package_on_two_paths_is_one_provider(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_package_on_two_import_paths_counts_once(monkeypatch: pytest.MonkeyPatch) -> None:
     provide(monkeypatch, e="math:e math:e")
     assert VALUES.load("e") > 2
 
 
 @pytest.mark.parametrize("value", ["no_such_module:x", "math:no_such_name"])
-def test_a_broken_plugin_fails_only_those_who_name_it(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+def test_a_broken_plugin_fails_only_when_it_is_loaded(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
     provide(monkeypatch, broken=value)
     assert "broken" in VALUES.names()
     assert VALUES.load("pi") > 3
@@ -70,13 +70,13 @@ def test_a_broken_plugin_fails_only_those_who_name_it(monkeypatch: pytest.Monkey
 
 
 @given(st.text(max_size=20), st.lists(st.text(max_size=10), max_size=5))
-def test_a_message_holds_every_allowed_name(name: str, allowed: list[str]) -> None:
+def test_the_message_for_an_unknown_name_lists_the_allowed_names(name: str, allowed: list[str]) -> None:
     message = unknown("thing", name, allowed)
     assert repr(name) in message
     assert all(other in message for other in allowed)
 
 
-def test_a_message_lists_twelve_names_and_says_where_all_are() -> None:
+def test_the_message_lists_twelve_names_and_the_command_for_all() -> None:
     names = [f"n{number:02}" for number in range(42)]
     assert unknown("thing", "xyz", names[:12], "show all").endswith(f"Known: {', '.join(names[:12])}.")
     told = unknown("thing", "n41x", names, "show all")
@@ -85,7 +85,7 @@ def test_a_message_lists_twelve_names_and_says_where_all_are() -> None:
     assert unknown("thing", "xyz", names).endswith("n11 and 30 more.")
 
 
-def test_the_command_of_a_message_shows_all(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_in_the_message_lists_all_names(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(UserError) as caught:
         find_card("nonesuch", "zeroshot15")
     command, count = re.findall(r"`vlmbench (.*?)` shows all (\d+)", str(caught.value))[0]
@@ -94,7 +94,7 @@ def test_the_command_of_a_message_shows_all(capsys: pytest.CaptureFixture[str]) 
     assert len([name for name in shown if name in card_names("zeroshot15")]) == int(count) > 12
 
 
-def test_the_nearest_names_come_first() -> None:
+def test_the_message_suggests_similar_names() -> None:
     assert "Did you mean tau?" in unknown("thing", "tao", VALUES.table)
     assert "Did you mean" not in unknown("thing", "xyz", VALUES.table)
     with pytest.raises(UserError, match="unknown thing 'tao'"):

@@ -1,4 +1,4 @@
-"""Strict JSON: what two readers could understand differently is refused, with the place of the problem."""
+"""Strict JSON: ambiguous JSON is refused, and the message names the field of the problem."""
 
 import json
 from collections.abc import Mapping
@@ -56,14 +56,14 @@ class Network:
         ('["\ud800"]', "is not UTF-8"),
     ],
 )
-def test_what_two_readers_could_understand_differently_is_refused(text: str, message: str) -> None:
+def test_ambiguous_or_invalid_json_is_refused(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message) as caught:
         read_json(text, "the card")
     assert str(caught.value).startswith("the card ")
     assert len(str(caught.value)) < 300
 
 
-def test_values_are_those_of_the_json_module(tmp_path: Path) -> None:
+def test_values_equal_those_of_the_json_module(tmp_path: Path) -> None:
     values = {"a": [1, -2.5, True, None, 2**63, 1e308], "b": {"c": "\U0001f600\n"}, "": []}
     assert read_json(json.dumps(values), "the card") == values
     path = tmp_path / "card.json"
@@ -73,7 +73,7 @@ def test_values_are_those_of_the_json_module(tmp_path: Path) -> None:
     assert read_json("3", "the number", max_depth=0) == 3
 
 
-def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
+def test_unreadable_files_are_reported_with_their_path(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"cannot read the card .*absent.json: No such file"):
         read_json(tmp_path / "absent.json", "the card")
     with pytest.raises(UserError, match="cannot read the card"):
@@ -86,7 +86,7 @@ def test_files_that_cannot_be_read_are_named(tmp_path: Path) -> None:
         read_json(tmp_path / "large.json", "the card", max_bytes=1000)
 
 
-def test_values_become_a_dataclass() -> None:
+def test_validate_returns_a_dataclass() -> None:
     found = validate(Network, {"name": "a", "layers": [{"width": 3}, {"width": 4, "scale": 2}]}, "net.json")
     assert found == Network("a", (Layer(3), Layer(4, 2.0)))
 
@@ -107,7 +107,7 @@ def test_values_become_a_dataclass() -> None:
         ([], "net.json: "),
     ],
 )
-def test_a_problem_is_told_with_its_place(values: Mapping[str, Any], message: str) -> None:
+def test_a_validation_error_names_the_field(values: Mapping[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         validate(Network, values, "net.json")
     assert message in str(caught.value)

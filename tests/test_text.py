@@ -1,4 +1,4 @@
-"""Text that others wrote is neutral in every output, and the package has one function for each output."""
+"""Untrusted text is escaped in every output format, and only one function per format does it."""
 
 import csv
 import io
@@ -127,7 +127,7 @@ def test_no_output_has_control_characters(neutral: Callable[[str], str]) -> None
     assert neutral(f"a{HOSTILE}b").isprintable()
 
 
-# A pattern for each guard, and a line of the kind that it must find.
+# For each kind of escaping: a pattern that finds it in code, and an example that the pattern must match.
 COPIES = {
     "control characters": (
         r"isprintable\(\) (else|or)|ascii\(\w+\)\[1:-1\]|unicodedata",
@@ -148,11 +148,11 @@ ALLOWED = {
     "matplotlib": {"core/text.py"},
     "CSV writers": {
         "core/text.py",
-        # Numbers only, appended while a training runs.
+        # It writes only numbers.
         "training/log.py",
-        # Setting names and numbers of the user's own command line.
+        # It writes setting names and numbers from the user's own command line.
         "training/sweep.py",
-        # The published digest covers the exact bytes of a sample list.
+        # Escaping would change the published digest, which covers the exact bytes of a sample list.
         "datasets/published/status.py",
     },
     "HTML": set(),
@@ -160,7 +160,7 @@ ALLOWED = {
 
 
 @pytest.mark.parametrize("guard", COPIES)
-def test_no_other_module_neutralises_text(guard: str) -> None:
+def test_only_the_allowed_modules_escape_text(guard: str) -> None:
     pattern, example = COPIES[guard]
     assert re.search(pattern, example)
     found = {

@@ -1,4 +1,4 @@
-"""Threats: reading eps, and the projection that every verdict rests on."""
+"""Threat models: parsing of eps, and projection onto the allowed perturbations."""
 
 from fractions import Fraction
 
@@ -25,7 +25,7 @@ def images_and_moved(seed: int, size: float) -> tuple[Tensor, Tensor]:
 
 
 @given(threat=THREATS, seed=st.integers(0, 1000), size=st.sampled_from([1e-3, 0.1, 1.0, 1e6]))
-def test_a_projected_image_lies_in_the_ball_and_the_box(threat: Threat, seed: int, size: float) -> None:
+def test_a_projected_image_is_within_eps_and_the_pixel_range(threat: Threat, seed: int, size: float) -> None:
     images, moved = images_and_moved(seed, size)
     projected = project(threat, images, moved)
     assert ((projected >= 0) & (projected <= 1)).all()
@@ -35,7 +35,7 @@ def test_a_projected_image_lies_in_the_ball_and_the_box(threat: Threat, seed: in
 
 
 @given(threat=THREATS, seed=st.integers(0, 1000))
-def test_what_lies_in_the_ball_and_the_box_stays(threat: Threat, seed: int) -> None:
+def test_an_allowed_image_is_not_changed_by_the_projection(threat: Threat, seed: int) -> None:
     images, moved = images_and_moved(seed, 0.1)
     inside = images + 0.5 * (project(threat, images, moved) - images)
     assert torch.allclose(project(threat, images, inside), inside, atol=1e-12)
@@ -50,7 +50,7 @@ def test_the_linf_projection_is_the_nearest_point(seed: int, eps: Fraction) -> N
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
-def test_a_pixel_that_is_no_number_becomes_the_clean_one(norm: str, value: float) -> None:
+def test_nan_and_infinite_pixels_are_replaced_by_clean_pixels(norm: str, value: float) -> None:
     images, moved = images_and_moved(0, 0.0)
     moved[0, 0, 0, 0] = value
     assert torch.equal(project(Threat(norm, Fraction(1, 10)), images, moved), images)
@@ -67,18 +67,18 @@ def test_a_pixel_that_is_no_number_becomes_the_clean_one(norm: str, value: float
         (" 1/2 ", Fraction(1, 2)),
     ],
 )
-def test_eps_is_read_exactly(text: str, eps: Fraction) -> None:
+def test_eps_is_parsed_exactly(text: str, eps: Fraction) -> None:
     assert parse_eps(text) == eps
 
 
 @pytest.mark.parametrize("text", ["", "four", "1/0", "4/", "/255", "1/2/3", "nan", "inf", "8", "4.5"])
-def test_what_is_no_eps_is_refused_with_advice(text: str) -> None:
+def test_an_invalid_eps_is_refused_with_an_example(text: str) -> None:
     with pytest.raises(UserError, match="as in --eps 4/255"):
         parse_eps(text)
 
 
 @given(st.integers(0, 255))
-def test_eps_in_steps_of_a_byte_is_written_over_255(steps: int) -> None:
+def test_eps_in_whole_pixel_steps_is_written_over_255(steps: int) -> None:
     threat = Threat("Linf", Fraction(steps, 255))
     assert threat.eps_text == f"{steps}/255" and parse_eps(threat.eps_text) == threat.eps
 
@@ -87,18 +87,18 @@ def test_eps_in_steps_of_a_byte_is_written_over_255(steps: int) -> None:
     ("text", "shown"),
     [("5/510", "2.5/255"), ("1/510", "0.5/255"), ("0.25/255", "0.25/255"), ("1/7", "1/7"), ("1", "255/255")],
 )
-def test_parts_of_a_step_are_written_over_255_too(text: str, shown: str) -> None:
+def test_eps_in_fractions_of_a_pixel_step_is_written_over_255(text: str, shown: str) -> None:
     assert Threat("Linf", parse_eps(text)).eps_text == shown
 
 
 @given(st.fractions(0, 1))
-def test_what_is_written_is_read_again(eps: Fraction) -> None:
+def test_written_eps_is_parsed_to_the_same_value(eps: Fraction) -> None:
     assert parse_eps(Threat("Linf", eps).eps_text) == eps
 
 
 @pytest.mark.parametrize(
     ("norm", "eps"), [("L1", "1/2"), ("linf", "1/2"), ("Linf", "-1/255"), ("Linf", "2"), ("L2", "-1")]
 )
-def test_a_threat_that_is_none_is_refused(norm: str, eps: str) -> None:
+def test_invalid_threat_models_are_refused(norm: str, eps: str) -> None:
     with pytest.raises(UserError):
         Threat(norm, Fraction(eps))

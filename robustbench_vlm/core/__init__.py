@@ -1,1 +1,1 @@
-"""The ground floor: errors, files, downloads, random numbers, records, fingerprints, registries and threats."""
+"""Basic parts: errors, files, downloads, random numbers, records, fingerprints, registries and threat models."""

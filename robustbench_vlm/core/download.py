@@ -1,4 +1,4 @@
-"""Downloads over https: resumed after an interruption, moved into place when complete, checked by size and sha256."""
+"""Download files over https: resume after an interruption, check size and sha256, then move the file into place."""
 
 import http.client
 import os
@@ -12,15 +12,22 @@ from urllib.parse import quote
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import explained, sha256_of
-from robustbench_vlm.core.http import Dropped, Missing, Refused, ask, check_address, read
+from robustbench_vlm.core.http import (
+    PermanentFailure,
+    RangeNotSatisfiable,
+    TemporaryFailure,
+    check_address,
+    open_response,
+    read_chunk,
+)
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 
 WAITS = (1.0, 2.0, 5.0, 15.0)
-"""Seconds before each new attempt; the list starts over after every byte received."""
+"""Seconds to wait before each new attempt. After an attempt that received data, the waits start again at the first."""
 
 
 @dataclass(frozen=True)
-class _Wanted:
+class _Request:
     url: str
     path: Path
     sha256: str
@@ -33,183 +40,199 @@ class _Wanted:
 
     @property
     def origin(self) -> Path:
-        """File with the address and the server's validator (ETag or date) of the partial file."""
+        """The file that stores the address of the partial file and the server's validator (ETag or date)."""
         return self.path.with_name(f"{self.path.name}.partial.origin")
 
     def discard(self) -> None:
         self.partial.unlink(missing_ok=True)
         self.origin.unlink(missing_ok=True)
 
-    def by_hand(self, what: str) -> UserError:
-        return UserError(f"{self.url} {what}; or fetch the file by hand and put it at {self.path}")
+    def error(self, problem: str) -> UserError:
+        return UserError(f"{self.url} {problem}; or download the file manually and save it as {self.path}")
 
 
 def download(
     url: str, path: Path, *, sha256: str = "", size: int | None = None, on_progress: OnProgress = ignore_progress
 ) -> str:
-    """Fetch a file to `path`, where it appears whole or not at all, and return its sha256.
+    """Download a file to `path` and return its sha256, 64 hexadecimal digits.
 
-    A file that is there already is checked and kept. What came before a connection dropped stays beside it as
-    `.partial`, and a later call continues from there. `sha256` and `size` (bytes), where given, must be the file's.
-    `on_progress` counts bytes.
+    `path` exists only once the download is complete. If the connection breaks, the received bytes are kept next to it
+    in a `.partial` file, and a later call resumes there. An existing file is checked and not downloaded again.
 
-    Raises UserError for an address that is not https, a file that is not there or needs a login, a web page in its
-    place, a file whose end cannot be known, a wrong size or digest, a full disk, and a server that cannot be reached.
+    Args:
+        url: The https address of the file.
+        path: The file to write.
+        sha256: The expected digest; "" accepts any digest.
+        size: The expected size in bytes; None accepts any size.
+        on_progress: Called with the number of received bytes.
+
+    Raises:
+        UserError: The address is not https. The file does not exist or requires a login, or the server sends a web
+            page instead. The end of the file cannot be recognised, or its size or digest is wrong. The disk is full,
+            or the server cannot be reached.
     """
     from filelock import FileLock
 
     check_address(url)
-    wanted = _Wanted(url, path, sha256, size, on_progress)
+    request = _Request(url, path, sha256, size, on_progress)
     if path.exists():
-        return _checked(wanted)
+        return _checked(request)
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         lock = path.with_name(f".{path.name}.lock")
-        # Several processes of one training ask for the same weights at the same moment.
+        # Several processes of one training may request the same weights at the same time.
         with FileLock(lock):
-            digest = _checked(wanted) if path.exists() else _fetch(wanted)
+            digest = _checked(request) if path.exists() else _fetch(request)
             lock.unlink(missing_ok=True)
     return digest
 
 
 def hub_url(repository: str, file: str, revision: str = "main") -> str:
-    """Return the address of a file on the Hugging Face hub, or on the mirror that HF_ENDPOINT names.
+    """Return the address of a file on the Hugging Face hub, or on its mirror in the environment variable HF_ENDPOINT.
 
-    A repository is "owner/name", one of data "datasets/owner/name".
+    `repository` is "owner/name" for a model and "datasets/owner/name" for a dataset.
     """
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     return f"{endpoint.rstrip('/')}/{quote(repository)}/resolve/{quote(revision, safe='')}/{quote(file)}"
 
 
-def _checked(wanted: _Wanted) -> str:
-    digest, size = sha256_of(wanted.path), wanted.path.stat().st_size
-    if wanted.sha256 not in ("", digest) or wanted.size not in (None, size):
+def _checked(request: _Request) -> str:
+    digest, size = sha256_of(request.path), request.path.stat().st_size
+    if request.sha256 not in ("", digest) or request.size not in (None, size):
         raise UserError(
-            f"{wanted.path} has {size} bytes and sha256 {digest}, not"
-            f" {'' if wanted.size is None else f'{wanted.size} bytes and '}sha256 {wanted.sha256 or '(any)'}: move it"
-            " away, and the same command fetches it anew"
+            f"{request.path} has {size} bytes and sha256 {digest}, expected"
+            f" {'' if request.size is None else f'{request.size} bytes and '}sha256 {request.sha256 or '(any)'}:"
+            " move or delete it, then repeat the command to download it again"
         )
     return digest
 
 
-def _fetch(wanted: _Wanted) -> str:
-    if _collect(wanted) and wanted.sha256 not in ("", sha256_of(wanted.partial)):
-        # The server may have put another file there between two answers.
-        wanted.discard()
-        _collect(wanted)
-    digest = sha256_of(wanted.partial)
-    if wanted.sha256 not in ("", digest):
-        wanted.discard()
-        raise wanted.by_hand(f"is a file with sha256 {digest}, not {wanted.sha256}: it was changed, or is not the one")
-    wanted.partial.replace(wanted.path)
-    wanted.discard()
+def _fetch(request: _Request) -> str:
+    if _collect(request) and request.sha256 not in ("", sha256_of(request.partial)):
+        # The file on the server may have changed between two responses.
+        request.discard()
+        _collect(request)
+    digest = sha256_of(request.partial)
+    if request.sha256 not in ("", digest):
+        request.discard()
+        raise request.error(
+            f"is a file with sha256 {digest}, expected {request.sha256}: the file on the server has changed, or the"
+            " address is wrong; check the address"
+        )
+    request.partial.replace(request.path)
+    request.discard()
     return digest
 
 
-def _collect(wanted: _Wanted) -> bool:
+def _collect(request: _Request) -> bool:
     """Fill the partial file; return True if it combines several responses."""
     attempts = most = 0
     while True:
         try:
-            return _receive(wanted)
-        except Refused as refused:
-            raise wanted.by_hand(str(refused)) from refused
-        except Dropped as dropped:
-            here = _length(wanted.partial)
-            attempts, most = (0 if here > most else attempts + 1), max(most, here)
+            return _receive(request)
+        except PermanentFailure as failure:
+            raise request.error(str(failure)) from failure
+        except TemporaryFailure as failure:
+            received = _length(request.partial)
+            attempts, most = (0 if received > most else attempts + 1), max(most, received)
             if attempts >= len(WAITS):
-                raise wanted.by_hand(f"cannot be fetched: {dropped}; try later, what came is kept") from dropped
+                raise request.error(
+                    f"cannot be downloaded: {failure}; the received part is kept, try again later"
+                ) from failure
             time.sleep(WAITS[attempts])
 
 
-def _receive(wanted: _Wanted) -> bool:
-    """Add one response to the partial file; return True if it continued earlier bytes."""
-    start, validator = _resumable(wanted)
+def _receive(request: _Request) -> bool:
+    """Append one response to the partial file; return True if it continued earlier bytes."""
+    start, validator = _resumable(request)
     try:
-        opened = ask(wanted.url, start, validator)
-    except Missing as missing:
-        if start and missing.size == start:
-            # It was stopped after its last byte.
+        opened = open_response(request.url, start, validator)
+    except RangeNotSatisfiable as failure:
+        if start and failure.size == start:
+            # An earlier call received the whole file and was stopped before it moved the file into place.
             return True
-        # What is here is of another file.
-        wanted.discard()
+        # The partial file belongs to an earlier version of the file on the server.
+        request.discard()
         raise
-    with opened as answer:
-        continues = answer.status == http.client.PARTIAL_CONTENT
-        if continues and not answer.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
-            wanted.discard()
-            raise Dropped("the server sent another part than was asked for")
+    with opened as response:
+        continues = response.status == http.client.PARTIAL_CONTENT
+        if continues and not response.headers.get("Content-Range", "").startswith(f"bytes {start}-"):
+            request.discard()
+            raise TemporaryFailure("the server sent a different part of the file than requested")
         start = start if continues else 0
-        total = _total(wanted, answer.headers, start)
-        first = read(answer)
+        total = _total(request, response.headers, start)
+        first = read_chunk(response)
         if not start:
-            _check_content(wanted, answer.headers, first)
-        _check_has_end(wanted, answer, total)
-        _check_space(wanted, start, total)
-        _note_origin(wanted, answer.headers)
-        with wanted.partial.open("ab" if start else "wb") as file:
-            here, chunk = start, first
+            _check_content(request, response.headers, first)
+        _check_has_end(request, response, total)
+        _check_space(request, start, total)
+        _write_origin(request, response.headers)
+        with request.partial.open("ab" if start else "wb") as file:
+            received, chunk = start, first
             while chunk:
                 file.write(chunk)
-                here += len(chunk)
-                wanted.on_progress(Progress(here, total))
-                chunk = read(answer)
+                received += len(chunk)
+                request.on_progress(Progress(received, total))
+                chunk = read_chunk(response)
             file.flush()
             os.fsync(file.fileno())
-    if total is not None and here != total:
-        raise Dropped(f"it broke off after {here} of {total} bytes")
+    if total is not None and received != total:
+        raise TemporaryFailure(f"the connection broke off after {received} of {total} bytes")
     return continues
 
 
-def _resumable(wanted: _Wanted) -> tuple[int, str]:
-    """Return the number of bytes that can be resumed, and the validator of their file."""
-    if not wanted.partial.is_file() or not wanted.origin.is_file():
+def _resumable(request: _Request) -> tuple[int, str]:
+    """Return the size in bytes of a partial file that can be resumed (0 if there is none), and its validator."""
+    if not request.partial.is_file() or not request.origin.is_file():
         return 0, ""
-    url, _, validator = wanted.origin.read_text(encoding="utf-8").partition("\n")
-    if url != wanted.url or not (validator or wanted.sha256):
+    url, _, validator = request.origin.read_text(encoding="utf-8").partition("\n")
+    if url != request.url or not (validator or request.sha256):
         return 0, ""
-    return _length(wanted.partial), validator
+    return _length(request.partial), validator
 
 
-def _note_origin(wanted: _Wanted, headers: Message) -> None:
+def _write_origin(request: _Request, headers: Message) -> None:
     tag = headers.get("ETag", "")
     validator = tag if tag.startswith('"') else headers.get("Last-Modified", "")
-    wanted.origin.write_text(f"{wanted.url}\n{validator}", encoding="utf-8")
+    request.origin.write_text(f"{request.url}\n{validator}", encoding="utf-8")
 
 
-def _total(wanted: _Wanted, headers: Message, start: int) -> int | None:
+def _total(request: _Request, headers: Message, start: int) -> int | None:
     length = headers.get("Content-Length", "")
-    total = start + int(length) if length.isdecimal() else wanted.size
-    if wanted.size not in (None, total):
-        raise wanted.by_hand(f"is a file of {total} bytes, not of {wanted.size}: it was changed, or is not the one")
+    total = start + int(length) if length.isdecimal() else request.size
+    if request.size not in (None, total):
+        raise request.error(
+            f"is a file of {total} bytes, expected {request.size}: the file on the server has changed, or the address"
+            " is wrong; check the address"
+        )
     return total
 
 
-def _check_content(wanted: _Wanted, headers: Message, first: bytes) -> None:
+def _check_content(request: _Request, headers: Message, first: bytes) -> None:
     start = first[:4096].lstrip().lower()
     is_page = start.startswith((b"<!doctype html", b"<html")) or headers.get_content_type() == "text/html"
     if is_page:
         title = re.search(rb"<title[^>]*>\s*(.*?)\s*</title>", first, re.IGNORECASE | re.DOTALL)
-        said = f" with the title {title[1][:80].decode('utf-8', 'replace')!r}" if title else ""
-        raise wanted.by_hand(
-            f"answered with a web page{said} instead of a file, as servers do that want a login, a confirmation, or"
-            " have had too many downloads today: open it in a browser"
+        shown = f" with the title {title[1][:80].decode('utf-8', 'replace')!r}" if title else ""
+        raise request.error(
+            f"returned a web page{shown} instead of a file: servers do this if they require a login or a confirmation,"
+            " or if a download limit is reached; open the address in a browser"
         )
 
 
-def _check_has_end(wanted: _Wanted, answer: http.client.HTTPResponse, total: int | None) -> None:
-    if total is None and not wanted.sha256 and not answer.chunked:
-        raise wanted.by_hand(
-            "does not tell how long the file is, so one that was cut short could not be told from the whole one: see"
-            " whether the paper's page has another address"
+def _check_has_end(request: _Request, response: http.client.HTTPResponse, total: int | None) -> None:
+    if total is None and not request.sha256 and not response.chunked:
+        raise request.error(
+            "does not state the size of the file, so an incomplete download could not be detected: check whether the"
+            " paper's page lists another address"
         )
 
 
-def _check_space(wanted: _Wanted, start: int, total: int | None) -> None:
-    free = shutil.disk_usage(wanted.path.parent).free
+def _check_space(request: _Request, start: int, total: int | None) -> None:
+    free = shutil.disk_usage(request.path.parent).free
     if total is not None and total - start > free:
         raise UserError(
-            f"{wanted.url} needs {(total - start) / 1e9:.2f} GB more, and the disk of {wanted.path.parent} has"
+            f"{request.url} needs {(total - start) / 1e9:.2f} GB more, but the disk of {request.path.parent} has only"
             f" {free / 1e9:.2f} GB free: free some space, or set VLMBENCH_CACHE to a folder on a larger disk"
         )
 

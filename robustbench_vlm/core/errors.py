@@ -1,5 +1,5 @@
-"""The one exception that the command line shows as a message instead of a traceback."""
+"""`UserError`, the exception that the command line prints as a message without a traceback."""
 
 
 class UserError(ValueError):
-    """Something that a user gave cannot be used: the message says what, what is allowed and what to do next."""
+    """An error that the user can correct; its message says what was given, what is expected, and what to do next."""

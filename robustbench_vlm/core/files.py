@@ -1,4 +1,4 @@
-"""Files: whole or not at all, checked by digest, kept inside their folder."""
+"""File helpers: atomic writes, digests, paths inside a folder, and messages for errors of the file system."""
 
 import errno
 import hashlib
@@ -17,34 +17,38 @@ if TYPE_CHECKING:
 
 
 def package_folder(name: str) -> Path:
-    """Return a data folder (model_zoo, leaderboards) of the installed wheel, or of the source tree around it."""
+    """Return a data folder (model_zoo or leaderboards) of the installed package, or else of the source tree."""
     package = Path(__file__).parents[1]
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
 
 
 def cache_folder() -> Path:
-    """Return the folder for what is fetched or prepared once: VLMBENCH_CACHE, or ~/.cache/robustbench_vlm."""
+    """Return the cache folder for downloads and prepared data: VLMBENCH_CACHE, or ~/.cache/robustbench_vlm."""
     return Path(os.environ.get("VLMBENCH_CACHE") or "~/.cache/robustbench_vlm").expanduser()
 
 
 def sha256_of(path: Path) -> str:
-    """Return the sha256 of a file, 64 hexadecimal digits."""
+    """Return the sha256 digest of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def read_ahead(path: Path, start: int, length: int) -> None:
-    """Have the system read bytes of a file into its memory meanwhile; where it takes no advice, nothing happens."""
+    """Ask the operating system to load part of a file into its page cache in the background.
+
+    `start` and `length` are in bytes. On a system without this feature the function does nothing.
+    """
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file:
             os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it there in one step: whole or not at all.
+    """Call `write` with a temporary file in the folder of `path`, then rename that file to `path`.
 
-    Raises UserError where the folder cannot be written or the disk is full; what stood at `path` is kept then.
+    `path` therefore never holds a partly written file. Raises UserError if the folder cannot be written or the disk is
+    full; an existing file at `path` is then unchanged.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -62,58 +66,58 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file whole or not at all."""
+    """Write a UTF-8 text file in one step, as `write_whole` does."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a figure of matplotlib to a .png or .svg file whole or not at all."""
+    """Write a matplotlib figure to a .png or .svg file in one step, as `write_whole` does."""
     suffix = path.suffix.lower().removeprefix(".")
     with warnings.catch_warnings():
-        # A name in letters that the font lacks is drawn as boxes.
+        # matplotlib draws boxes for letters that its font does not have; a warning for each adds nothing.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format=suffix))
 
 
 def inside(folder: Path, relative: str) -> Path:
-    """Return `folder / relative`; raise UserError where that would lie outside the folder."""
+    """Return the resolved path `folder / relative`; raise UserError if it is outside the folder."""
     path = (folder / relative).resolve()
     if not path.is_relative_to(folder.resolve()):
-        raise UserError(f"the path {relative!r} leaves the folder {folder}: give a path inside it")
+        raise UserError(f"the path {relative!r} is outside the folder {folder}: give a path inside it")
     return path
 
 
 def check_utf8(name: str, folder: Path) -> None:
-    """Raise UserError for the name of a file in a folder that is not UTF-8: no record could hold it."""
+    """Raise UserError if a file name in a folder is not UTF-8, because records store sample names as UTF-8."""
     try:
         name.encode()
     except UnicodeEncodeError as error:
         shown = os.fsencode(folder / name).decode(errors="backslashreplace")
         raise UserError(
-            f"the file name {shown} is not UTF-8, and samples are known by their names: rename it"
+            f"the file name {shown} is not UTF-8, but records identify samples by file name: rename it"
         ) from error
 
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Turn the failures to write `path` that a user can mend into UserError: full disk, no permission, no folder."""
+    """Raise UserError for errors in writing `path` that a user can fix, such as a full disk or a missing permission."""
     try:
         yield
     except OSError as error:
         reasons = {
             errno.ENOSPC: "the disk is full: free some space",
             errno.EDQUOT: "the disk quota is used up: free some space",
-            errno.EROFS: "the file system is read-only: name another folder",
-            errno.EACCES: "the folder may not be written: name another one",
-            errno.EPERM: "the folder may not be written: name another one",
-            errno.ENOTDIR: "a part of the path is a file: name another folder",
-            errno.EEXIST: "a part of the path is a file: name another folder",
-            errno.EFBIG: "the file would be larger than this system allows: raise the limit (ulimit -f)",
+            errno.EROFS: "the file system is read-only: give another folder",
+            errno.EACCES: "you have no permission to write in this folder: give another folder",
+            errno.EPERM: "you have no permission to write in this folder: give another folder",
+            errno.ENOTDIR: "a part of the path is a file: give another folder",
+            errno.EEXIST: "a part of the path is a file: give another folder",
+            errno.EFBIG: "the file is larger than the limit of this system: raise the limit (ulimit -f)",
         }
         if error.errno not in reasons:
             raise
         reason = reasons[error.errno]
-        raise UserError(f"cannot write {path}: {reason}, then give the same command again; nothing is lost") from error
+        raise UserError(f"cannot write {path}: {reason}, then repeat the command; nothing is lost") from error
 
 
 def _sync(path: Path) -> None:

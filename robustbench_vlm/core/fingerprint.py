@@ -1,4 +1,4 @@
-"""Canonical JSON and fingerprints: equal values have equal text and an equal sha256."""
+"""Canonical JSON and fingerprints: equal values give the same text and the same sha256."""
 
 import dataclasses
 import hashlib
@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 
-def _no_form(value: Any) -> Any:
-    raise TypeError(f"{type(value).__name__} has no JSON form")
+def _refuse_type(value: Any) -> Any:
+    raise TypeError(f"{type(value).__name__} cannot be written as JSON")
 
 
-def plain(value: Any, other: Callable[[Any], Any] = _no_form) -> Any:
-    """Return `value` in the types of JSON: dataclasses as objects, fractions as "1/255", tuples as lists.
+def plain(value: Any, other: Callable[[Any], Any] = _refuse_type) -> Any:
+    """Convert a value to types that JSON has: a dataclass to a dict, a fraction to "1/255", a tuple to a list.
 
-    Values of other types are passed to `other`, which raises TypeError if not given.
+    A value of any other type is passed to `other`, and its result is used. The default raises TypeError.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name), other) for field in dataclasses.fields(value)}
@@ -32,10 +32,10 @@ def plain(value: Any, other: Callable[[Any], Any] = _no_form) -> Any:
 
 
 def canonical(value: Any) -> str:
-    """Return the canonical JSON text of a value: sorted keys, no spaces, no NaN; equal values give equal text."""
+    """Return the canonical JSON text of a value, with sorted keys and no spaces; raise ValueError for NaN."""
     return json.dumps(plain(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
 def fingerprint(value: Any) -> str:
-    """Return the sha256 of a value's canonical JSON, 64 hexadecimal digits."""
+    """Return the sha256 digest of a value's canonical JSON, 64 hexadecimal digits."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()

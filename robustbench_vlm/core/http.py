@@ -1,4 +1,4 @@
-"""HTTP requests: https only; temporary failures (`Dropped`) are distinguished from final ones (`Refused`)."""
+"""HTTP requests over https. After a `TemporaryFailure` a retry may succeed, after a `PermanentFailure` it cannot."""
 
 import http.client
 import ipaddress
@@ -13,36 +13,42 @@ from robustbench_vlm import __version__
 from robustbench_vlm.core.errors import UserError
 
 TIMEOUT = 30.0
-"""Seconds without a byte after which a connection is treated as dropped."""
+"""Seconds without data after which a connection counts as broken."""
 _CHUNK = 1 << 20
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 
 
-class Dropped(Exception):
-    """A response that broke off or never came; another attempt may succeed."""
+class TemporaryFailure(Exception):
+    """The connection broke, the server did not respond, or it reported a temporary error; a retry may succeed."""
 
 
-class Missing(Dropped):
-    """The server has no such part of the file."""
+class RangeNotSatisfiable(TemporaryFailure):
+    """The requested part starts after the end of the file on the server (HTTP status 416)."""
 
     def __init__(self, content_range: str) -> None:
-        super().__init__("the server has no such part of the file")
+        super().__init__("the requested part starts after the end of the file on the server")
         size = content_range.removeprefix("bytes */")
         self.size = int(size) if size.isdecimal() else None
-        """Bytes of the whole file; None if the server does not say."""
+        """The size of the whole file in bytes; None if the server does not state it."""
 
 
-class Refused(Exception):
-    """A final failure; its text continues a sentence that begins with the address."""
+class PermanentFailure(Exception):
+    """The server denies the file or does not have it; a retry cannot succeed.
+
+    The message is the second part of a sentence that begins with the address, such as "requires a login".
+    """
 
 
 def check_address(url: str) -> None:
-    """Raise UserError unless the address is https or on this machine."""
+    """Raise UserError unless the address uses https or is a server on this machine."""
     parts = urlsplit(url)
     if parts.scheme == "https" and parts.hostname:
         return
     if parts.scheme != "http" or not _is_loopback(parts.hostname or ""):
-        raise UserError(f"{url} is no https address: what comes over anything else may be changed on its way")
+        raise UserError(
+            f"{url} is not an https address: other connections are not protected against changes of the file; give an"
+            " address that starts with https://"
+        )
 
 
 def _is_loopback(host: str) -> bool:
@@ -60,51 +66,53 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
         return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
 
 
-def ask(url: str, start: int, validator: str) -> http.client.HTTPResponse:
-    """Request a file from byte `start` on and return the response.
+def open_response(url: str, start: int, validator: str) -> http.client.HTTPResponse:
+    """Request a file from byte `start` on and return the open response.
 
-    `validator` is the ETag or date of the part that is already here; if the file has changed, the server sends the
-    whole file. Raises Refused for a final failure, and Dropped if another attempt may succeed.
+    `validator` is the ETag or date that the server sent with the part that was already downloaded, or "". If the file
+    has changed since, the server sends the whole file. Raises PermanentFailure if a retry cannot succeed, and
+    TemporaryFailure if it may.
     """
     headers = {"User-Agent": f"robustbench_vlm/{__version__}"}
     if start:
         headers |= {"Range": f"bytes={start}-"} | ({"If-Range": validator} if validator else {})
     try:
-        answer: http.client.HTTPResponse = urllib.request.build_opener(_Redirects).open(
+        response: http.client.HTTPResponse = urllib.request.build_opener(_Redirects).open(
             urllib.request.Request(url, headers=headers), timeout=TIMEOUT
         )
-        return answer
+        return response
     except urllib.error.HTTPError as error:
         with error:
             if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise Missing(error.headers.get("Content-Range", "")) from error
+                raise RangeNotSatisfiable(error.headers.get("Content-Range", "")) from error
             if error.code not in _TEMPORARY:
-                raise Refused(_refusal(error.code)) from error
-            raise Dropped(f"the server answers {error.code} {error.reason}") from error
+                raise PermanentFailure(_explain_status(error.code)) from error
+            raise TemporaryFailure(f"the server returns the status {error.code} {error.reason}") from error
     except urllib.error.URLError as error:
         if isinstance(error.reason, ssl.SSLCertVerificationError):
-            raise Refused(
-                f"has a certificate that does not hold ({error.reason.verify_message}): somebody may stand between you"
-                " and the server, so nothing was fetched; try again another day"
+            raise PermanentFailure(
+                f"has an invalid certificate ({error.reason.verify_message}): the connection may be intercepted, so"
+                " nothing was downloaded; check your network and the date of this machine, or try again later"
             ) from error
-        raise Dropped(str(error.reason)) from error
+        raise TemporaryFailure(str(error.reason)) from error
     except (OSError, http.client.HTTPException) as error:
-        raise Dropped(str(error) or type(error).__name__) from error
+        raise TemporaryFailure(str(error) or type(error).__name__) from error
 
 
-def _refusal(code: int) -> str:
+def _explain_status(code: int) -> str:
+    moved = "does not exist any more: check on the page of the paper whether the file has moved"
     reasons = {
-        401: "wants a login: open it in a browser and log in",
-        403: "may not be fetched without a login or a licence: open it in a browser and see what it wants",
-        404: "is not there any more: see on the page of the paper whether the file has moved",
-        410: "is not there any more: see on the page of the paper whether the file has moved",
+        401: "requires a login: open it in a browser and log in",
+        403: "requires a login or a licence agreement: open it in a browser and follow its instructions",
+        404: moved,
+        410: moved,
     }
-    return reasons.get(code, f"was refused by the server with the code {code}")
+    return reasons.get(code, f"was refused by the server with the status {code}: open it in a browser")
 
 
-def read(answer: http.client.HTTPResponse) -> bytes:
-    """Return the next bytes of a response, b"" at its end; raise Dropped if the connection breaks."""
+def read_chunk(response: http.client.HTTPResponse) -> bytes:
+    """Return the next bytes of a response, b"" at its end; raise TemporaryFailure if the connection breaks."""
     try:
-        return answer.read(_CHUNK)
+        return response.read(_CHUNK)
     except (OSError, http.client.HTTPException) as error:
-        raise Dropped(str(error) or type(error).__name__) from error
+        raise TemporaryFailure(str(error) or type(error).__name__) from error

@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """State of a long operation: at its start, after each part, and at its end."""
+    """The state of a long operation, reported at its start, after each part, and at its end."""
 
     done: int
     """Number of finished units (samples, training steps, bytes), including those that an earlier call finished."""
     total: int | None
-    """Number of all units; None if it is not known."""
+    """Number of all units; None if unknown."""
     seconds_left: float = 0.0
-    """Estimated seconds until the end; 0 if there is no estimate."""
+    """Estimated seconds until the end; 0 without an estimate."""
     label: str = ""
-    """Name of the current part, such as a cell, a file or the loss of a training step."""
+    """Text about the current part, such as the name of a file or the loss of a training step."""
     passes: int = 0
-    """Forward and backward passes of single samples so far; 0 for operations that do not count them."""
+    """Forward and backward passes so far, counted per sample; 0 for operations that do not count them."""
 
 
 OnProgress = Callable[[Progress], None]
@@ -25,4 +25,4 @@ OnProgress = Callable[[Progress], None]
 
 
 def ignore_progress(progress: Progress) -> None:
-    """Do nothing; used if a caller gives no `on_progress`."""
+    """Do nothing; the default of every `on_progress` argument."""

@@ -1,7 +1,8 @@
-"""Random numbers that belong to a sample: a counter-based generator in plain integer tensor arithmetic.
+"""Random numbers per sample: a counter-based generator that uses only integer arithmetic on tensors.
 
-A draw depends only on a sample's key and a counter, so that batch size, order, shards, workers and device change
-nothing. The mixing function is the finaliser of SplitMix64 (Steele, Lea and Flood, OOPSLA 2014).
+Each number depends only on the key of its sample and on a counter. It does not depend on the batch size, the order of
+the samples, the number of workers, or the device. The mixing function is the finaliser of SplitMix64 (Steele, Lea and
+Flood, OOPSLA 2014).
 """
 
 import hashlib
@@ -18,25 +19,29 @@ _UNIT = 2.0**-24
 
 
 def key_of(*parts: str | int) -> int:
-    """Return the 64-bit key of a tuple of names and numbers, equal on every machine."""
+    """Return a signed 64-bit key for a tuple of names and numbers; it is the same on every machine."""
     text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 
 
 def sample_keys(seed: int, dataset: str, sample_ids: Sequence[str]) -> Tensor:
-    """Return one int64 key per sample, shape (B,)."""
+    """Return one key per sample, int64 [B], from the seed, the dataset's name and the B sample ids."""
     return torch.tensor([key_of(seed, dataset, sample_id) for sample_id in sample_ids], dtype=torch.int64)
 
 
 def derive(keys: Tensor, purpose: str) -> Tensor:
-    """Return keys of an independent stream for the same samples, shape (B,); `purpose` names a stage, say."""
+    """Return new keys, int64 [B], for random numbers that are independent of those of `keys`, int64 [B].
+
+    `purpose` is any text that identifies the new stream, such as the name of an attack.
+    """
     return _mix(keys ^ key_of(purpose))
 
 
 def bits(keys: Tensor, counter: Tensor | int, count: int) -> Tensor:
-    """Return `count` random 64-bit words per sample, int64 of shape (B, count).
+    """Return `count` random 64-bit words per sample, int64 [B, count].
 
-    `counter` is one number or an int64 tensor (B,): which of a sample's draws this is.
+    `keys` is int64 [B]. `counter` is the number of the draw, one for all samples or int64 [B]: equal keys and counters
+    give equal words.
     """
     row = _mix(keys + torch.as_tensor(counter, dtype=torch.int64, device=keys.device) * _GOLDEN)
     index = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device)
@@ -44,27 +49,35 @@ def bits(keys: Tensor, counter: Tensor | int, count: int) -> Tensor:
 
 
 def uniform(keys: Tensor, counter: Tensor | int, shape: Sequence[int]) -> Tensor:
-    """Return float32 numbers in [0, 1), shape (B, *shape), multiples of 2**-24 and so exact on every device."""
+    """Return uniform random numbers in [0, 1), float32 [B, *shape]; `keys` and `counter` are as in `bits`.
+
+    The numbers are multiples of 2**-24, which float32 represents exactly, so every device gives the same numbers.
+    """
     words = bits(keys, counter, _size(shape))
     return (_shift(words, 40).to(torch.float32) * _UNIT).view(len(keys), *shape)
 
 
 def integers(keys: Tensor, counter: Tensor | int, shape: Sequence[int], high: Tensor | int) -> Tensor:
-    """Return int64 numbers in [0, high), shape (B, *shape); `high` broadcasts and lies in [1, 2**31]."""
+    """Return random integers in [0, high), int64 [B, *shape]; `keys` and `counter` are as in `bits`.
+
+    `high` is an integer in [1, 2**31], or an int64 tensor of them that broadcasts to [B, *shape].
+    """
     words = _shift(bits(keys, counter, _size(shape)), 33).view(len(keys), *shape)
     return (words * high) >> 31
 
 
 def signs(keys: Tensor, counter: Tensor | int, shape: Sequence[int]) -> Tensor:
-    """Return float32 numbers in {-1, 1}, shape (B, *shape)."""
+    """Return random signs, -1 or 1, float32 [B, *shape]; `keys` and `counter` are as in `bits`."""
     positive = bits(keys, counter, _size(shape)) >= 0
     return (positive.to(torch.float32) * 2 - 1).view(len(keys), *shape)
 
 
 def normal(keys: Tensor, counter: Tensor | int, shape: Sequence[int]) -> Tensor:
-    """Return float32 numbers of mean 0 and variance 1, nearly normal, shape (B, *shape).
+    """Return nearly normal random numbers of mean 0 and variance 1, float32 [B, *shape].
 
-    The sum of four 16-bit uniforms: bounded by 3.5, but exact on every device, which logarithm and cosine are not.
+    Each number is a scaled sum of four 16-bit uniform numbers, so its absolute value is at most 3.5. The sum is exact
+    on every device; logarithm and cosine, which exact normal numbers need, are not. `keys` and `counter` are as in
+    `bits`.
     """
     words = bits(keys, counter, _size(shape))
     total = (words & 0xFFFF) + (_shift(words, 16) & 0xFFFF) + (_shift(words, 32) & 0xFFFF) + _shift(words, 48)
@@ -79,7 +92,7 @@ def _size(shape: Sequence[int]) -> int:
 
 
 def _shift(words: Tensor, by: int) -> Tensor:
-    # torch shifts int64 arithmetically; the generator needs the logical shift.
+    # torch shifts int64 with sign extension, but the generator needs a logical shift.
     return (words >> by) & ((1 << (64 - by)) - 1) if by else words
 
 

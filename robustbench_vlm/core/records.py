@@ -1,43 +1,48 @@
-"""Per-sample records, and the accuracies with intervals that are derived from them."""
+"""Per-sample results, and the accuracies and confidence intervals that are computed from them."""
 
 import dataclasses
 import math
 from collections.abc import Sequence
 
 CLEAN = "clean"
-"""`broken_by` of a sample that the model classifies wrongly without an attack."""
+"""The value of `SampleResult.broken_by` for a sample that the model misclassifies without an attack."""
 _QUANTILE = 1.959964
-"""97.5 % quantile of the normal distribution."""
+"""The 97.5 % quantile of the normal distribution."""
 
 
 @dataclasses.dataclass(frozen=True)
 class SampleResult:
-    """The outcome of one cell for one sample; one row of a shard's parquet file."""
+    """The result of one sample under one model, attack, dataset and eps; one row of a parquet file of records."""
 
     sample_id: str
-    """Name of the sample within its dataset."""
+    """The name of the sample within its dataset."""
     image_sha256: str
-    """Digest of the decoded uint8 pixels, (3, H, W) in C order."""
+    """sha256 of the decoded image, uint8 [3, H, W] in C order."""
     label: int
+    """The index of the correct class."""
     clean_prediction: int
+    """The index of the class that the model predicts for the clean image."""
     adversarial_prediction: int
-    """The harness's own prediction for the projected adversarial image, or for the clean one if none was found."""
+    """The predicted class of the adversarial image, which the evaluation projects and classifies again itself; the
+    prediction of the clean image if the attack failed."""
     broken_by: str
-    """The stage that broke it, "clean" if it was wrong without an attack, "" if it is robust."""
+    """The attack stage that changed the prediction, "clean" if the clean image is misclassified, "" if robust."""
     distance: float
-    """Size of the kept perturbation in the threat's norm, pixel scale; 0 if none was kept."""
+    """The size of the adversarial perturbation in the norm of the threat model, on the pixel scale [0, 1]; 0 if no
+    attack succeeded."""
     forward: int
+    """Forward passes through the network that were spent on this sample."""
     backward: int
-    """Forward and backward passes through the network spent on this sample."""
+    """Backward passes through the network that were spent on this sample."""
     margin: float
-    """Clean logit of the label minus the largest other, divided by the logit scale."""
+    """The clean logit of the correct class minus the largest other logit, divided by the logit scale."""
     warnings: str
-    """Codes of the warnings that this sample raised, comma-separated."""
+    """The codes of the warnings about this sample, separated by commas."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """An accuracy in [0, 1] with its 95 % interval [low, high], over `n` samples."""
+    """An accuracy in [0, 1] with its 95 % confidence interval [low, high], over `n` samples."""
 
     value: float
     low: float
@@ -46,38 +51,49 @@ class Accuracy:
 
     @classmethod
     def of_counts(cls, successes: int, n: int) -> "Accuracy":
-        """Return the accuracy of `successes` in `n` samples, with the Wilson interval."""
+        """Return the accuracy of `successes` correct samples among `n`, with its Wilson interval."""
         return cls(successes / n, *wilson(successes, n), n)
 
     @classmethod
     def mean(cls, accuracies: Sequence["Accuracy"]) -> "Accuracy":
-        """Return the unweighted mean over datasets, with `mean_interval`; `n` is the number of all samples."""
+        """Return the unweighted mean of the accuracies of several datasets, with the interval of `mean_interval`.
+
+        The `n` of the result is the total number of samples.
+        """
         values, counts = [each.value for each in accuracies], [each.n for each in accuracies]
         return cls(sum(values) / len(values), *mean_interval(values, counts), sum(counts))
 
     def columns(self, name: str) -> dict[str, float]:
-        """Return the columns of a table for this accuracy: `name`, `name_low` and `name_high`."""
+        """Return this accuracy as three table columns: `name`, `name_low` and `name_high`."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
 
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Accuracies of one cell in [0, 1] with 95 % Wilson intervals, derived from its sample results.
+    """The clean and robust accuracy of one model under one attack, dataset and eps, computed from sample results.
 
-    The fields are those of the JSON of entries and runs.
+    Entry files and the output of runs contain these fields as JSON.
     """
 
     model: str
     attack: str
     dataset: str
     classes: int
+    """The number of classes of the dataset."""
     eps: str
+    """The radius of the attack, such as "4/255"."""
     n: int
+    """The number of samples."""
     clean: float
+    """The clean accuracy, in [0, 1]."""
     robust: float
+    """The robust accuracy, in [0, 1]."""
     clean_interval: tuple[float, float]
+    """The 95 % Wilson interval of the clean accuracy."""
     robust_interval: tuple[float, float]
+    """The 95 % Wilson interval of the robust accuracy."""
     warnings: tuple[str, ...]
+    """The codes of the warnings about this result."""
 
     @property
     def clean_accuracy(self) -> Accuracy:
@@ -91,7 +107,7 @@ class Score:
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval of `successes` in `n` samples (Wilson 1927)."""
+    """Return the 95 % Wilson interval (low, high) of `successes` correct samples among `n` (Wilson 1927)."""
     from scipy.stats import binomtest
 
     interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
@@ -99,12 +115,15 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def mean_interval(shares: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
-    """Return a 95 % interval of the unweighted mean of shares, each of `counts` samples of its own dataset.
+    """Return a 95 % confidence interval (low, high) of the unweighted mean of the accuracies of several datasets.
 
-    For one dataset it is the Wilson interval. For several it is the normal interval of the stratified mean with each
-    dataset's unbiased variance, at a share with half a success and half a failure added (Jeffreys), so that shares of
-    0 and 1 are not treated as certain. The datasets are fixed: the interval is over other samples of the same
-    datasets. `benchmarks/mean_interval.py` compares its coverage with that of other formulas.
+    `shares[i]` is the accuracy of dataset i, in [0, 1], and `counts[i]` is its number of samples. The interval
+    describes other samples of the same datasets, not other datasets.
+
+    For one dataset, the interval is the Wilson interval. For several datasets, it is the normal interval of the
+    stratified mean, with the unbiased variance of each dataset. Each variance is computed after adding half a success
+    and half a failure (Jeffreys), because accuracies of 0 and 1 would otherwise have variance 0.
+    `benchmarks/mean_interval.py` compares the coverage of this interval with that of other formulas.
     """
     if len(shares) == 1:
         return wilson(round(shares[0] * counts[0]), counts[0])

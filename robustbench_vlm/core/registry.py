@@ -1,4 +1,4 @@
-"""Registries: one visible table per kind, name -> "module:value", open to other packages by entry points."""
+"""Registries: tables from a name to "module:value", which other packages extend with entry points."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -9,41 +9,49 @@ from typing import Any
 from robustbench_vlm.core.errors import UserError
 
 _SHOWN = 12
-"""Names that a message lists."""
+"""The number of names that a message lists."""
 
 
 @dataclass(frozen=True)
 class Registry:
-    """The named values of one kind: `table` is ours, the entry-point group `robustbench_vlm.<kind>s` is everybody's."""
+    """All named values of one kind, such as attacks.
+
+    This package lists its values in `table`. Other packages add values in the entry-point group
+    `robustbench_vlm.<kind>s`.
+    """
 
     kind: str
+    """The singular name of the kind, such as "attack"."""
     table: Mapping[str, str]
+    """Name -> "module:value", the values of this package."""
 
     @property
     def group(self) -> str:
-        """The entry-point group in which other packages register values of this kind; it has no hyphens."""
+        """The entry-point group in which other packages register values of this kind, written without hyphens."""
         return f"robustbench_vlm.{self.kind.replace('-', '_')}s"
 
     def names(self) -> list[str]:
-        """Return every registered name, sorted, without importing anything."""
+        """Return all registered names, sorted, without importing the values."""
         return sorted({*self.table, *(point.name for point in entry_points(group=self.group))})
 
     def load(self, name: str) -> Any:
-        """Import and return the value `name`.
+        """Import and return the value with a name.
 
-        Raises UserError for an unknown name (with the nearest ones), for two providers of it, and for a broken plugin.
+        Raises UserError if the name is unknown (the message suggests similar names), if two packages provide it, or if
+        the plugin that provides it fails to load.
         """
         providers = self._providers(name)
         if not providers:
             raise UserError(unknown(self.kind, name, self.names(), f"vlmbench list {self.kind}s"))
         if len(providers) > 1:
             owners = " and ".join(point.value for point in providers)
-            raise UserError(f"two packages provide the {self.kind} {name!r}: {owners}; uninstall one of them")
+            raise UserError(f"several packages provide the {self.kind} {name!r}: {owners}; uninstall all but one")
         if name in self.table:
             return providers[0].load()
         try:
             return providers[0].load()
-        except Exception as error:  # a plugin may fail in any way, and only for those who name it
+        # A plugin may raise any exception; it must not stop users who do not use the plugin.
+        except Exception as error:
             raise UserError(
                 f"the {self.kind} {name!r} comes from the plugin {providers[0].value!r}, which failed to load: "
                 f"{type(error).__name__}: {error}; update or uninstall that plugin"
@@ -51,15 +59,15 @@ class Registry:
 
     def _providers(self, name: str) -> list[EntryPoint]:
         ours = [EntryPoint(name, self.table[name], self.group)] if name in self.table else []
-        # One package found on two import paths is listed twice: the same value is one provider.
+        # A package that is found on two import paths is listed twice; equal values count as one provider.
         others = {point.value: point for point in entry_points(group=self.group) if point.name == name}
         return ours + list(others.values())
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str], command: str = "") -> str:
-    """Return the message for a name that is not among `allowed`: the nearest names first, then at most twelve of all.
+    """Return the message for a name that is not in `allowed`, with similar names and up to twelve allowed names.
 
-    `command` is the one that shows every allowed name, where there is one.
+    `command` is the command that lists all allowed names, or "".
     """
     allowed = list(allowed)
     nearest = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)

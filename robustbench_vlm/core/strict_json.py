@@ -1,7 +1,7 @@
-"""Strict reading of JSON that other people or programs wrote: model cards, leaderboard entries and run manifests.
+"""Strict reading of JSON from other people or programs: model cards, leaderboard entries and run manifests.
 
-`read_json` turns a file or a text into values, and refuses everything that two JSON readers could understand
-differently. `validate` turns the values into a dataclass or pydantic model and names the place of the first problem.
+`read_json` parses a file or a text and refuses JSON that two parsers could read differently. `validate` converts the
+values to a dataclass or pydantic model; its error message names the field of the first problem.
 """
 
 import functools
@@ -25,24 +25,25 @@ _MESSAGES = {
     "extra_forbidden": "unknown field",
     "unexpected_keyword_argument": "unknown field",
 }
-"""pydantic's error type -> our message, for the errors whose own message names a Python concept."""
+"""pydantic's error type -> a clearer message, for errors whose message by pydantic uses terms of Python."""
 
 
 def read_json(
     source: Path | str, what: str, *, max_bytes: int = 2**20, max_depth: int = 16, advice: str = _ADVICE
 ) -> Any:
-    """Return the values of a JSON file (a `Path`) or of a JSON text (a `str`).
+    """Parse a JSON file (a `Path`) or a JSON text (a `str`), and return its values.
 
     Args:
         source: A file to read, or the text itself.
         what: The name of the document in messages, such as "the model card".
-        max_bytes: The largest size of the file or text in UTF-8.
-        max_depth: The most levels of objects and arrays inside each other; a document without any has 0.
-        advice: The last part of each message: what the user should do.
+        max_bytes: The largest allowed size in bytes, in UTF-8.
+        max_depth: The largest allowed number of nested objects and arrays; a number or a text has depth 0.
+        advice: The last part of each message, which says what the user should do.
 
     Raises:
-        UserError: The file cannot be read, is too large, is not UTF-8 or not JSON, repeats a key in an object, has NaN,
-            infinity (also as 1e999), an integer of more than 64 bits or a lone surrogate, or is nested too deep.
+        UserError: The file cannot be read, is too large, is not UTF-8, or is not JSON. An object repeats a key. The
+            document has NaN, an infinite number (also written as 1e999), an integer of more than 64 bits or a lone
+            surrogate, or its nesting is too deep.
     """
     name = f"{what} {source}" if isinstance(source, Path) else what
     text = _text_of(source, name, max_bytes, advice)
@@ -65,14 +66,14 @@ def read_json(
 
 
 def validate(kind: type[T], values: Any, what: str, *, advice: str = _ADVICE) -> T:
-    """Return JSON values as a `kind`, a dataclass or pydantic model; types are strict (no "1" for a number).
+    """Convert JSON values to `kind`, a dataclass or pydantic model; types are strict, so "1" is not a number.
 
-    Raises UserError with the place of the first problem, as `validation_error` words it.
+    Raises the UserError of `validation_error`, which names the field of the first problem.
     """
     from pydantic import ValidationError
 
     try:
-        # In JSON mode a list is accepted for a tuple, and an object for a dataclass.
+        # pydantic's JSON mode accepts a list for a tuple, and an object for a dataclass.
         found: T = _adapter(kind).validate_json(json.dumps(values), strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         raise validation_error(error, what, advice=advice) from None
@@ -80,12 +81,12 @@ def validate(kind: type[T], values: Any, what: str, *, advice: str = _ADVICE) ->
 
 
 def validation_error(error: "ValidationError", what: str, *, advice: str = _ADVICE) -> UserError:
-    """Return pydantic's error as a UserError, such as "card.json: training/eps: ...", with the number of others."""
+    """Convert pydantic's error to a UserError such as "card.json: training/eps: unknown field (2 more problems)"."""
     problems = error.errors(include_url=False)
     first = problems[0]
     place = "/".join(_printable(part) for part in first["loc"])
     message = _MESSAGES.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-    # The input of a missing field, or of a check across fields, is the whole object around it.
+    # For a missing field, or a check of several fields, pydantic's input is the surrounding object, which is too long.
     given = first["input"]
     shown = "" if isinstance(given, dict | list) or first["type"] in _MESSAGES else f", got {_printable(repr(given))}"
     more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
@@ -127,7 +128,7 @@ def _finite(digits: str) -> float:
 
 
 def _integer(digits: str) -> int:
-    # The length is compared first, because Python refuses to convert thousands of digits.
+    # The length is checked first because Python raises an error when it converts thousands of digits.
     if len(digits) > 21 or abs(int(digits)) >= _LARGEST_INTEGER:
         raise ValueError(f"has the integer {_printable(digits)}, which has more than 64 bits")
     return int(digits)
@@ -143,7 +144,7 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_values(values: Any, max_depth: int) -> None:
-    """Raise ValueError where values are nested too deep or a text has a lone surrogate."""
+    """Raise ValueError if values are nested too deep or a text has a lone surrogate."""
     level, depth = [values], 0
     while level:
         texts = (text for value in level for text in _texts_in(value))
@@ -164,6 +165,6 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _printable(value: object) -> str:
-    """Return a text that others wrote, without control characters and at most 80 characters long, for a message."""
+    """Return untrusted text for use in a message: control characters escaped, at most 80 characters."""
     text = str(value).encode("unicode_escape").decode()
     return text if len(text) <= 80 else f"{text[:77]}..."

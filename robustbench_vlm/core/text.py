@@ -1,8 +1,9 @@
-"""Neutralise text that others wrote: one function for each kind of output.
+"""Escape untrusted text for each output format: terminal, CSV, Markdown, LaTeX, BibTeX and plots.
 
-Names, notes and card fields come from model files, datasets and submitted entries. Every writer passes them through
-the function of its output, so that no name becomes a formula, a terminal escape or markup. HTML pages rely on the
-autoescape of jinja2 and need only `terminal_text` or `one_line` for control characters.
+Model files, datasets and submitted entries contain names and notes by other people. Code that writes such text to an
+output format first calls the function of that format. The text then cannot act as a formula, a terminal escape
+sequence or markup. In HTML pages jinja2 escapes the markup, so they need only `terminal_text` or `one_line` for
+control characters.
 """
 
 import csv
@@ -11,7 +12,7 @@ import re
 from collections.abc import Iterable
 
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""First characters of a formula; the last four are the full-width forms."""
+"""Characters that start a formula in a spreadsheet; the last four are their full-width forms."""
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>#|~$&!@]|:(?=//)|(?<=www)\.|^[-+=](?!\d)|^\d+[.)](?!\d)", re.IGNORECASE)
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -21,9 +22,9 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "`": r"\textasciigrave{}",
-    # \textquotedbl is not in LaTeX's default font encoding.
+    # \textquotedbl would need another font encoding than LaTeX's default.
     '"': r"{\char34}",
-    # At the start of a table row, LaTeX would read these two as arguments of the preceding line break.
+    # At the start of a table row, LaTeX would read these two characters as arguments of the preceding line break.
     "[": "{[}",
     "*": "{*}",
     **{char: f"\\{char}" for char in "&%$#_{}"},
@@ -32,27 +33,31 @@ _BIBTEX = re.compile(r"[{}\\%$#&^~@]")
 
 
 def terminal_text(text: str, *, keep_newlines: bool = False) -> str:
-    r"""Return text whose control characters, direction marks and surrogates are visible escapes such as ``\x1b``."""
+    r"""Return text with control characters, direction marks and surrogates replaced by escapes such as ``\x1b``.
+
+    Line breaks are escaped too, unless `keep_newlines` is true.
+    """
     kept = "\n" if keep_newlines else ""
     return "".join(char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text)
 
 
 def one_line(text: str) -> str:
-    """Return text on one line: each run of blanks and unprintable characters becomes one space."""
+    """Return text on one line, with each run of whitespace and unprintable characters replaced by one space."""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def csv_cell(text: str) -> str:
-    """Return text that a spreadsheet shows and does not compute: a formula gets a leading apostrophe.
+    r"""Return text for a CSV cell; a spreadsheet shows it and does not compute it as a formula.
 
-    Control characters, tab and carriage return among them, become visible escapes. Other text is returned unchanged.
-    See https://owasp.org/www-community/attacks/CSV_Injection.
+    Text that looks like a formula gets a leading apostrophe. Control characters, including tabs and line breaks, become
+    escapes such as ``\t``. Other text is returned unchanged. See
+    https://owasp.org/www-community/attacks/CSV_Injection.
     """
     return f"'{terminal_text(text)}" if text.lstrip().startswith(_FORMULA) else terminal_text(text)
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
-    """Return rows as CSV; strings pass through `csv_cell`, numbers are written as they are."""
+    """Return rows as CSV text; strings are escaped by `csv_cell`, other values are written as they are."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([csv_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
@@ -60,26 +65,26 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Return text on one line that GitHub's Markdown shows literally: no markup, list, heading, link or mention."""
+    """Return text on one line that GitHub's Markdown shows literally, without markup, lists, headings or links."""
     return _MARKDOWN.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", one_line(text))
 
 
 def latex_text(text: str) -> str:
-    """Return text on one line that LaTeX typesets literally, with a minus sign in front of a number."""
+    """Return text on one line that LaTeX prints literally; a hyphen before a number becomes a minus sign."""
     escaped = "".join(_LATEX.get(char, char) for char in one_line(text))
     return re.sub(r"(?<!\S)-(?=\d)", "$-$", escaped)
 
 
 def bibtex_text(text: str) -> str:
-    """Return text on one line for the value of a BibTeX field; characters special to BibTeX or TeX are dropped."""
+    """Return text on one line for a BibTeX field, without the characters that are special in BibTeX or TeX."""
     return _BIBTEX.sub("", terminal_text(" ".join(text.split())))
 
 
 def plot_text(text: str) -> str:
     """Return text that matplotlib draws literally.
 
-    Text between dollar signs would be read as a formula, and a label that begins with an underscore would be missing
-    from the legend.
+    matplotlib would draw text between dollar signs as a formula, and would leave out of the legend a label that begins
+    with an underscore.
     """
     text = "".join(char if char.isprintable() else " " for char in text).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

@@ -170,7 +170,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_its_leavings_cleared(tmp
 
 @pytest.mark.parametrize(
     ("number", "message"),
-    [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "may not be written")],
+    [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "no permission to write")],
 )
 def test_a_disk_that_takes_nothing_is_told_and_loses_nothing(
     tmp_path: Path, make_cell: Cells, make_results: Results, monkeypatch: pytest.MonkeyPatch, number: int, message: str
@@ -183,7 +183,7 @@ def test_a_disk_that_takes_nothing_is_told_and_loses_nothing(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(files.os, "fsync", fail)
-    with pytest.raises(UserError, match=f"{message}.*same command again; nothing is lost"):
+    with pytest.raises(UserError, match=f"{message}.*repeat the command; nothing is lost"):
         store(tmp_path, cell, make_results(cell, ["first"] * 6), 0, 6)
     assert [each.name for each in tmp_path.iterdir()] == [path.name]
     assert path.read_bytes() == before
@@ -207,5 +207,5 @@ def test_a_really_full_disk(tmp_path: Path, make_cell: Cells, make_results: Resu
 
 def test_a_folder_under_a_file_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"name another folder, then"), locked(tmp_path / "file" / "runs"):
+    with pytest.raises(UserError, match=r"give another folder, then"), locked(tmp_path / "file" / "runs"):
         pass
