@@ -1,4 +1,4 @@
-"""The table of attacks, and `load_attack`, which makes an attack of a name. Importing this imports no torch."""
+"""Registry of attacks, and `load_attack`, which returns the attack of a name. Importing it does not import torch."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -38,13 +38,15 @@ FAMILIES = {
     "pyautoattack:": ("pyautoattack:NAME", "robustbench_vlm.attacks.pyautoattack:pyautoattack_named"),
     "torchattacks:": ("torchattacks:NAME", "robustbench_vlm.attacks.torchattacks:torchattacks_named"),
 }
-"""Name prefix -> the form of the family's names, and the function that makes an attack of the rest of a name."""
+"""Maps a name prefix to the form of the names and the import path of a function.
+
+The function gets the rest of the name, without the prefix, and returns the attack."""
 
 
 def load_attack(name: str) -> "Attack":
-    """Return the attack that a registered name, or a name of a family such as "pgd-40" or "torchattacks:PGD", means.
+    """Return the attack with a registered name, or with a name of a family such as "pgd-40" or "torchattacks:PGD".
 
-    Raises UserError for a name that no table and no family knows, and for an attack whose library is not installed.
+    Raises UserError if the name is unknown, or if the attack needs a library that is not installed.
     """
     if name in ATTACKS.names():
         attack: Attack = ATTACKS.load(name)

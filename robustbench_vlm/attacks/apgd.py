@@ -1,7 +1,8 @@
-"""APGD, untargeted and targeted: the step size is halved when progress stalls (arXiv:2003.01690, algorithm 1).
+"""APGD, untargeted and targeted: PGD that halves its step size when the loss stalls (arXiv:2003.01690, algorithm 1).
 
-Follows pyautoattack 0.2.0, except: a sample leaves at its first misclassified iterate; the first rise is counted
-against the starting point as in the paper, not against zero; all targets share one clean pass.
+Follows pyautoattack 0.2.0 with three differences. A sample is finished at its first misclassified iterate. The first
+loss is compared with the loss of the starting point, as in the paper; pyautoattack compares it with zero. All targets
+of a sample share one forward pass of its clean image.
 """
 
 from dataclasses import dataclass, replace
@@ -24,35 +25,55 @@ _RISES = 0.75
 
 @dataclass
 class ApgdState:
-    """The state of each row's run: the current, previous and best point, and the counters of the next checkpoint."""
+    """The state of the current run of each sample.
+
+    Counters are int64 (B,), losses float32 (B,), and images float32 (B, 3, H, W) in [0, 1].
+    """
 
     rows: Rows
     ball: Ball
     targets: Tensor
+    """The target classes of each sample, int64 (B, T)."""
     runs: Tensor
+    """The number of runs of each sample, int64 (B,): the number of its targets times the restarts."""
     run: Tensor
+    """The index of the current run, int64 (B,)."""
     iteration: Tensor
+    """The steps of the current run so far, int64 (B,)."""
     point: Tensor
+    """The current iterate, (B, 3, H, W)."""
     previous: Tensor
+    """The iterate before it, (B, 3, H, W)."""
     best: Tensor
+    """The iterate with the highest loss in this run, (B, 3, H, W)."""
     best_gradient: Tensor
+    """The gradient of the loss at `best`, float32 (B, 3, H, W)."""
     best_loss: Tensor
+    """The loss at `best`, (B,)."""
     last_loss: Tensor
+    """The loss of the last iterate, (B,)."""
     checked_loss: Tensor
+    """The best loss at the last checkpoint, (B,)."""
     step_size: Tensor
+    """Length of a step in the norm of the threat, float32 (B,)."""
     window: Tensor
+    """Steps from the last checkpoint to the next, int64 (B,)."""
     since_check: Tensor
+    """Steps since the last checkpoint, int64 (B,)."""
     rises: Tensor
+    """Steps since the last checkpoint at which the loss rose, int64 (B,)."""
     reduced: Tensor
+    """Whether the last checkpoint halved the step size, bool (B,)."""
     strongest_loss: Tensor
-    """The best loss of all finished runs; its point is the row's adversarial image until one is misclassified."""
+    """The best loss of all finished runs, (B,). Its iterate is the adversarial image unless one is misclassified."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Apgd:
-    """APGD with `steps` steps for each run; with `targets` > 0, one run for each of the likeliest other classes.
+    """APGD with `steps` steps in each run.
 
-    Each run is started `restarts` times, from different random points.
+    If `targets` is positive, the attack is targeted: it runs once for each of the `targets` classes with the highest
+    clean logits except the label. Each run is repeated from `restarts` random starting points.
     """
 
     threat: Threat
@@ -62,7 +83,7 @@ class Apgd:
     restarts: int = 1
 
     def start(self, model: CountedClassifier, rows: Rows) -> ApgdState:
-        """Start the first run of each row; the targets come from the clean logits."""
+        """Return the state at the start of the first run; the targets are chosen by the clean logits."""
         targets, count = rows.labels[:, None], torch.ones_like(rows.labels)
         if self.targets:
             targets, count = ranked_targets(model.logits(rows.images), rows.labels, self.targets)
@@ -71,7 +92,7 @@ class Apgd:
         return self._begin(rows, ball_around(self.threat, rows.images), plan, nothing)
 
     def step(self, model: CountedClassifier, state: ApgdState) -> ApgdState:
-        """Evaluate every row's point, apply its checkpoint if one is due, and move it."""
+        """Classify every iterate, halve the step size of samples whose loss stalls, and take one step."""
         targets = state.targets.gather(1, state.run[:, None] // self.restarts).squeeze(1)
         loss, labels = LOSSES[self.loss], state.rows.labels
         logits, losses, gradient = model.gradient(state.point, lambda outputs: loss(outputs, labels, targets))
@@ -143,7 +164,7 @@ class Apgd:
     def _move(self, state: ApgdState, gradient: Tensor) -> None:
         share = as_factor(torch.where(state.iteration > 0, _MOMENTUM, 1.0).to(gradient.dtype))
         step = torch.addcmul(state.point, state.ball.direction(gradient), as_factor(state.step_size))
-        # The momentum step: a share of the way from the mirror image of the previous point to the projected step.
+        # Momentum: z is the projected step. The new point is x + share * (z - x) + (1 - share) * (x - previous).
         mirrored = torch.lerp(state.previous, state.point, 2.0)
         moved = state.ball.clip(mirrored.lerp_(state.ball.clip(step), share))
         state.previous, state.point = state.point, moved
@@ -165,12 +186,12 @@ class Apgd:
 
 
 def apgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run APGD as a stage; the parameters are those of `Apgd`."""
+    """Run APGD as the function of a stage. The parameters are the fields of `Apgd`."""
     method = Apgd(threat=batch.threat, **parameters)
     outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)
     return replace(outcome, warnings=outcome.warnings | loss_warnings(method.loss, batch.num_classes))
 
 
 def apgd_stage(name: str, **parameters: Any) -> Stage:
-    """Return a stage that runs APGD with these parameters."""
+    """Return a stage that runs APGD. The parameters are the fields of `Apgd`."""
     return Stage(name, "apgd", f"{__name__}:apgd", parameters, version=1, calls=calls_per_target, mixes_datasets=True)

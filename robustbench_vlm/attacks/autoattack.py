@@ -1,4 +1,4 @@
-"""AutoAttack, the standard version, and its single attacks, with every parameter of every stage (arXiv:2003.01690)."""
+"""The standard version of AutoAttack and its single attacks, with all their parameters (arXiv:2003.01690)."""
 
 from robustbench_vlm.attacks.apgd import apgd_stage
 from robustbench_vlm.attacks.base import Attack, one_stage_attack
@@ -7,7 +7,7 @@ from robustbench_vlm.attacks.square import square_stage
 
 _PAPER = "arXiv:2003.01690"
 _STRENGTH = 1_000_000
-"""Above every pgd-N."""
+"""The `Attack.strength` of AutoAttack, higher than that of every pgd-N."""
 
 _APGD_CE = apgd_stage("apgd-ce", loss="ce", steps=100, targets=0, restarts=1)
 _APGD_DLR = apgd_stage("apgd-dlr", loss="dlr", steps=100, targets=0, restarts=1)

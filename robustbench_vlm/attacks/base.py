@@ -1,4 +1,4 @@
-"""Attacks and stages as data, the batch that a stage gets, and the signature of stage functions."""
+"""Data classes of attacks, stages, batches and outcomes, and the signature of stage functions."""
 
 import importlib
 from collections.abc import Mapping
@@ -16,20 +16,20 @@ from robustbench_vlm.core.threat import NORMS, Threat
 
 @dataclass(frozen=True)
 class Batch:
-    """The samples under attack, all of them classified correctly when clean."""
+    """The samples that a stage attacks. The model classifies all their clean images correctly."""
 
     images: Tensor
-    """(B, 3, H, W), float32 in [0, 1]."""
+    """Clean images, float32 (B, 3, H, W) in [0, 1]."""
     labels: Tensor
-    """(B,), int64."""
+    """True classes, int64 (B,)."""
     keys: Tensor
-    """(B,), int64: each sample's random stream for this stage."""
+    """The key of each sample's random numbers in this stage, int64 (B,); see `core.random`."""
     threat: Threat
     num_classes: Tensor
-    """(B,), int64: the number of classes of each sample's dataset; a batch may mix datasets."""
+    """The number of classes of each sample's dataset, int64 (B,). A batch may hold samples of several datasets."""
 
     def at(self, index: Tensor) -> "Batch":
-        """Return the samples at `index` (int64), in its order."""
+        """Return the samples at the positions `index`, int64 (N,), in that order."""
         return replace(
             self,
             images=self.images[index].contiguous(),
@@ -41,99 +41,110 @@ class Batch:
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of a stage for every sample of its batch; the harness does not trust it and classifies again."""
+    """The result of a stage for each sample of its batch.
+
+    `attack_samples` projects and classifies the images again, so an error of a stage cannot break a sample.
+    """
 
     adversarial: Tensor
-    """(B, 3, H, W): the strongest image that the stage found."""
+    """The strongest image that the stage found for each sample, float32 (B, 3, H, W) in [0, 1]."""
     forward: Tensor
+    """Forward passes through the network for each sample, int64 (B,)."""
     backward: Tensor
-    """(B,), int64: passes through the network spent on each sample."""
+    """Backward passes through the network for each sample, int64 (B,)."""
     warnings: dict[str, Tensor] = field(default_factory=dict)
-    """Warning codes, such as that of a loss that had to be replaced, each with the samples (B,), bool, that have it."""
+    """Maps a warning code, such as "dlr-needs-3-classes", to a mask of the samples that it applies to, bool (B,)."""
 
     def warn(self, code: str, index: Tensor) -> None:
-        """Add a warning to the samples at `index`."""
+        """Add a warning to the samples at the positions `index`, int64 (N,)."""
         self.warnings.setdefault(code, torch.zeros_like(self.forward, dtype=torch.bool))[index] = True
 
 
 class StageFunction(Protocol):
-    """The function of a stage. It may hold `batch_size` samples in memory at once; the parameters are the stage's."""
+    """Type of the function of a stage.
+
+    The function passes at most `batch_size` images through the network at once. `parameters` are those of the stage.
+    """
 
     def __call__(self, classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-        """Attack every sample of the batch and return the outcome, in the batch's order."""
+        """Attack every sample of the batch and return the outcome in the order of the batch."""
 
 
 class StageCalls(Protocol):
-    """The calls of the classifier that a stage makes for one sample that stays robust."""
+    """Type of the function that counts the classifier calls of a stage for one sample that stays robust."""
 
     def __call__(self, parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-        """Return the number of calls for logits only and of calls with a gradient."""
+        """Return the number of calls without a gradient and the number of calls with a gradient."""
 
 
 def hundred_gradients(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return the calls assumed for a stage that does not state its own: 100 gradients."""
+    """Return the default of `Stage.calls`: 100 calls with a gradient."""
     return 0, 100
 
 
 def calls_per_target(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return the calls of an algorithm with `steps` steps for each of `targets` classes, every run to its last step."""
+    """Return the calls of an attack that takes `steps` steps for each of `targets` classes and each of `restarts`."""
     targets = min(int(parameters.get("targets", 0)), num_classes - 1)
     return 1, (int(parameters["steps"]) + 1) * max(targets, 1) * int(parameters.get("restarts", 1))
 
 
 @dataclass(frozen=True)
 class GradientMode:
-    """The way in which a stage takes the gradient of a test-time defense."""
+    """A way to compute the gradient of a model with a test-time defense."""
 
     name: str
-    """Prefix of the names of stages."""
+    """Prefix of the names of the stages that use this mode, such as "loop" in "loop:apgd-ce"."""
     gradient: Literal["loop", "constant", "transfer"]
-    """"loop": through the inner loops of the defense. "constant": what the inner loops find is a constant (BPDA,
-    arXiv:1802.00420). "transfer": the stage attacks the model without the defense."""
+    """"loop": the gradient flows through the inner loops of the defense. "constant": the results of the inner loops are
+    treated as constants (BPDA, arXiv:1802.00420). "transfer": the stage attacks the model without the defense."""
     draws: int = 1
-    """Random draws that the gradient is averaged over (EOT, arXiv:1707.07397); the first is the sample's own."""
+    """Number of random draws of the defense over which the gradient is averaged (EOT, arXiv:1707.07397).
+
+    The first draw is the one that decides the verdict."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of an attack: an algorithm with its version and parameters, and the function that runs it."""
+    """One stage of an attack: an algorithm, its version, its parameters and the function that runs it."""
 
     name: str
     algorithm: str
-    """Name of the algorithm, such as "apgd"; part of the identity."""
+    """Name of the algorithm, such as "apgd"; part of `identity`."""
     function: str
-    """Import path of the stage function, "module:function". It may move; it is not part of the identity."""
+    """Import path of the stage function, "module:function". It is not part of `identity`, so the function may move."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
     """Version of the algorithm. Raise it whenever a change of the code can change a verdict."""
     calls: StageCalls = hundred_gradients
-    """The calls of the classifier that the stage makes for a sample that stays robust."""
+    """Counts the classifier calls of the stage for a sample that stays robust."""
     gradient_free: bool = False
     """Whether the algorithm uses no gradient of the classifier."""
     mixes_datasets: bool = False
-    """Whether samples of several datasets may share a batch: the function calls `Classifier.select` for its images."""
+    """Whether a batch may hold samples of several datasets. The function must then call `Classifier.select` before it
+    classifies a part of the batch."""
     gradient_mode: GradientMode | None = None
-    """The way to take the gradient of a test-time defense; None: the classifier is attacked as it is."""
-
+    """The way to compute the gradient of a test-time defense. None: the classifier is attacked directly."""
     adjustable: tuple[str, ...] = ()
-    """Parameters that a protocol may set: "iterate" ("best" or "final", the one that counts), "step_size" (a fraction
-    of the pixel range) and "mean_over" (the number that divides the cross-entropy)."""
+    """Names of the parameters that a protocol may set.
+
+    "iterate" says whether the "best" or the "final" iterate is returned. "step_size" is a fraction of the pixel range.
+    "mean_over" is a number that divides the cross-entropy."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """The parts of the stage that its outcome depends on."""
+        """The fields of the stage that decide its outcome."""
         identity = {
             "name": self.name,
             "algorithm": self.algorithm,
             "version": self.version,
             "parameters": dict(self.parameters),
         }
-        # The key is part of fingerprints, so it keeps its first name.
+        # The key "view" is an old name of the gradient mode. It is part of fingerprints, so it must not change.
         return identity | ({"view": plain(self.gradient_mode)} if self.gradient_mode else {})
 
     @property
     def is_black_box(self) -> bool:
-        """Whether it uses no gradient of the classifier that gives the verdicts."""
+        """Whether the stage uses no gradient of the classifier that decides the verdicts."""
         mode = self.gradient_mode
         return self.gradient_free or (mode is not None and mode.gradient == "transfer")
 
@@ -143,7 +154,7 @@ class Stage:
         return "iterate" in self.adjustable
 
     def run(self, classifier: Classifier, batch: Batch, batch_size: int) -> Outcome:
-        """Run the stage on a batch; whatever it raises is an error of the run."""
+        """Run the stage on a batch. No exception of the stage function is caught."""
         module, _, function = self.function.partition(":")
         stage: StageFunction = getattr(importlib.import_module(module), function)
         return stage(classifier, batch, batch_size=batch_size, **self.parameters)
@@ -151,7 +162,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class Attack:
-    """Stages in their order: each one gets the samples that the stages before it left robust."""
+    """A sequence of stages. Each stage attacks the samples that are still robust after the stages before it."""
 
     name: str
     stages: tuple[Stage, ...]
@@ -159,8 +170,8 @@ class Attack:
     norms: tuple[str, ...] = NORMS
     paper: str = ""
     strength: int | None = None
-    """Place in the order fgsm < pgd-N < autoattack: a stronger attack must not leave more samples robust. None: the
-    attack is not compared."""
+    """Position in the order fgsm < pgd-N < autoattack. A stronger attack must not leave more samples robust than a
+    weaker one. None: the attack is not compared with others."""
 
     def check_norm(self, norm: str) -> None:
         """Raise UserError for a norm that the attack does not support."""
@@ -179,5 +190,5 @@ def one_stage_attack(
     norms: tuple[str, ...] = NORMS,
     strength: int | None = None,
 ) -> Attack:
-    """Return the attack that consists of one stage and has its name."""
+    """Return the attack that consists of one stage and has the name of that stage."""
     return Attack(stage.name, (stage,), description, norms, paper, strength)

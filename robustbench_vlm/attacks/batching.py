@@ -1,6 +1,6 @@
-"""The driver of step-based attacks, which keeps batches full: a queue of samples, a batch size, one step function.
+"""The loop of step-based attacks. It keeps batches full.
 
-A sample leaves as soon as it is finished and the next one takes its place, so each row carries its own counters.
+When a sample is finished, the next waiting sample takes its row of the batch. Each row therefore has its own counters.
 """
 
 import dataclasses
@@ -15,28 +15,36 @@ from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.core.classifier_interface import Classifier
 
 _REFILL = 8
-"""A refill waits until one place in this many is free, because it copies the state of all remaining rows."""
+"""The batch is refilled when one row in this many is free. A refill copies the state of all remaining rows."""
 
 
 @dataclasses.dataclass
 class Rows:
-    """The samples that are in the batch at the moment, one row each, and their results so far."""
+    """The samples that are attacked at the moment, one row for each sample, and their results so far."""
 
     index: Tensor
-    """(B,), int64: the sample's place in the batch."""
+    """The position of each sample in the `Batch` of the stage, int64 (B,)."""
     images: Tensor
+    """Clean images, float32 (B, 3, H, W) in [0, 1]."""
     labels: Tensor
+    """True classes, int64 (B,)."""
     keys: Tensor
+    """The key of each sample's random numbers, int64 (B,)."""
     adversarial: Tensor
-    """(B, 3, H, W): the strongest image so far; at first the clean one."""
+    """The strongest image so far, float32 (B, 3, H, W) in [0, 1]; at the start the clean image."""
     finished: Tensor
-    """(B,), bool: set by a method when the sample is done."""
+    """Whether the attack of the sample is over, bool (B,). The method sets it."""
     forward: Tensor
+    """Forward passes of each sample so far, int64 (B,)."""
     backward: Tensor
+    """Backward passes of each sample so far, int64 (B,)."""
 
 
 class State(Protocol):
-    """The state of a method: a dataclass of tensors whose first axis is the row, of such dataclasses, and constants."""
+    """The state of a method: a dataclass.
+
+    Each field is a tensor (B, ...) with one entry for each row, a dataclass of such tensors, or a constant.
+    """
 
     rows: Rows
 
@@ -46,19 +54,19 @@ T = TypeVar("T")
 
 
 class Method(Protocol[S]):
-    """A step-based attack: the start of new rows, and one step of all rows."""
+    """A step-based attack."""
 
     def start(self, model: CountedClassifier, rows: Rows) -> S:
-        """Return the state of new rows."""
+        """Return the state of rows that enter the batch."""
 
     def step(self, model: CountedClassifier, state: S) -> S:
-        """Pass every row once or more, set `finished` for rows that are done, and return the state after the step."""
+        """Take one step with every row, set `finished` for rows whose attack is over, and return the new state."""
 
 
 def run_in_batches(method: Method[S], classifier: Classifier, batch: Batch, *, batch_size: int) -> Outcome:
-    """Run a method on every sample of a batch, at most `batch_size` of them in memory at once.
+    """Run a method on every sample of a batch, with at most `batch_size` samples in memory at once.
 
-    Returns the outcome in the batch's order. No result depends on the samples that share a batch.
+    Returns the outcome in the order of the batch. The result of a sample does not depend on the other samples.
     """
     assert batch_size >= 1
     outcome = Outcome(batch.images.clone(), torch.zeros_like(batch.labels), torch.zeros_like(batch.labels), {})
@@ -80,19 +88,19 @@ def run_in_batches(method: Method[S], classifier: Classifier, batch: Batch, *, b
 
 
 def take(state: T, selection: Tensor) -> T:
-    """Return the rows of a state that a mask or an index selects."""
+    """Return the rows of a state that a mask, bool (B,), or an index, int64 (N,), selects."""
     taken: T = _map(lambda values: values[0][selection], state)
     return taken
 
 
 def join(first: T, second: T) -> T:
-    """Return one state with the rows of two."""
+    """Return a state with the rows of `first` followed by the rows of `second`."""
     joined: T = _map(torch.cat, first, second)
     return joined
 
 
 def put(state: T, index: Tensor, rows: T) -> T:
-    """Return a state whose rows at `index` (int64) are replaced."""
+    """Return a copy of a state in which `rows` replace the rows at the positions `index`, int64 (N,)."""
     changed: T = _map(lambda values: values[0].index_copy(0, index, values[1]), state, rows)
     return changed
 

@@ -1,4 +1,4 @@
-"""The verdicts: run the stages of an attack, project and re-classify their images, and decide for each sample."""
+"""Run an attack on samples, project and classify the images it finds, and decide which samples are robust."""
 
 from dataclasses import dataclass, replace
 
@@ -16,30 +16,35 @@ from robustbench_vlm.core.records import CLEAN
 
 @dataclass(frozen=True)
 class Verdicts:
-    """The verdict on each of B samples, in their order."""
+    """The verdicts on B samples, in the order of the samples."""
 
     adversarial: Tensor
-    """(B, 3, H, W): the image that broke the sample, within the threat; the clean one of other samples."""
+    """The misclassified image within the threat for a sample that a stage broke, and the clean image for every other
+    sample, float32 (B, 3, H, W) in [0, 1]."""
     strongest: Tensor
-    """(B, 3, H, W): the same; but for a robust sample the image with the smallest margin of the label, of the clean one
-    and those that the stages found."""
+    """The same as `adversarial`, except for robust samples, float32 (B, 3, H, W) in [0, 1]. For a robust sample it is
+    that one of the clean image and the images of the stages whose margin is smallest."""
     broken_by: tuple[str, ...]
-    """The stage that broke it, "clean" if it was wrong without an attack, "" if it is robust."""
+    """For each sample the name of the stage that broke it, "clean" if its clean image is misclassified, or "" if the
+    sample is robust."""
     clean_prediction: Tensor
+    """The class predicted for the clean image, int64 (B,)."""
     adversarial_prediction: Tensor
+    """The class predicted for `adversarial`, int64 (B,)."""
     margin: Tensor
-    """(B,): clean logit of the label minus the largest other."""
+    """The clean logit of the label minus the largest other clean logit, float32 (B,)."""
     distance: Tensor
-    """(B,): size of the kept perturbation in the threat's norm."""
+    """The size of the perturbation of `adversarial` in the norm of the threat, float32 (B,)."""
     forward: Tensor
+    """Forward passes for each sample, int64 (B,), including those that classify clean and adversarial images."""
     backward: Tensor
-    """(B,), int64: passes spent on each sample, the harness's own included."""
+    """Backward passes for each sample, int64 (B,)."""
     warnings: tuple[tuple[str, ...], ...]
-    """The warning codes of the stages that each sample went through."""
+    """For each sample the warning codes of the stages that attacked it."""
 
     @property
     def robust(self) -> Tensor:
-        """(B,), bool: which samples no stage broke."""
+        """Whether each sample is robust, bool (B,): its clean image is classified correctly and no stage broke it."""
         return torch.tensor([stage == "" for stage in self.broken_by])
 
 
@@ -48,12 +53,13 @@ def attack_samples(
 ) -> Verdicts:
     """Run an attack's stages in order, each on the samples that are still robust, and return all verdicts.
 
-    `model` is a classifier, or any torch module from images in [0, 1] to logits. Unlike the batch of a stage, `batch`
-    may hold misclassified samples. `judge`, if given, decides the verdicts in place of `model`: the same network in
-    another precision. It also classifies every image that a stage finds, because an image that only the attacked model
-    gets wrong does not end a sample. At most `batch_size` samples are passed at once. Raises UserError if the attack
-    does not support the norm of the threat, or a logit is not finite. Any other exception of a stage is an error of
-    the run, never a verdict.
+    `model` is a classifier, or any torch module that maps images (B, 3, H, W) in [0, 1] to logits (B, C). `batch` may
+    hold samples whose clean images are misclassified. `judge` is an optional second classifier that decides the
+    verdicts in place of `model`, such as the same network in another precision. A sample is broken only if the judge
+    misclassifies its image. At most `batch_size` samples are classified at once.
+
+    Raises UserError if the attack does not support the norm of the threat, or if a logit is not finite. Other
+    exceptions of a stage are not caught and give no verdict.
     """
     attack.check_norm(batch.threat.norm)
     attacked = judged = as_classifier(model)

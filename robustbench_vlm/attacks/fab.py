@@ -1,9 +1,13 @@
-"""FAB, targeted: steps onto linearised decision boundaries, pulled towards the image (arXiv:1907.02044, algorithm 1).
+"""Targeted FAB: steps onto linearised decision boundaries, biased towards the image (arXiv:1907.02044, algorithm 1).
 
-Follows pyautoattack 0.2.0, except: a sample leaves at its first misclassified point within eps; the closest point of
-all targets is kept; one pass both classifies a point and linearises there, while the official code pulls a
-misclassified point back first and passes it again (half as many forward passes; the mean distance found does not grow,
-that of single samples may); the projection needs no sorting (`projections.Hyperplanes`).
+Follows pyautoattack 0.2.0 with these differences:
+
+* A sample is finished at its first misclassified point within eps.
+* The closest misclassified point of all targets is kept.
+* One forward pass both classifies a point and linearises the model there. The official code first moves a
+  misclassified point back towards the image and then passes it again. This needs half as many forward passes. The mean
+  distance of the points found does not grow; that of single samples may.
+* The projection onto a hyperplane does not sort the pixels (see `projections.Hyperplanes`).
 """
 
 from dataclasses import dataclass
@@ -23,22 +27,30 @@ from robustbench_vlm.core.threat import Threat
 
 @dataclass
 class FabState:
-    """The state of each row's walk, and the distance of its closest misclassified point from the image."""
+    """The state of the current run of each sample."""
 
     rows: Rows
     targets: Tensor
+    """The target classes of each sample, int64 (B, T)."""
     runs: Tensor
+    """The number of targets of each sample, int64 (B,)."""
     run: Tensor
+    """The index of the current target, int64 (B,)."""
     iteration: Tensor
+    """The steps of the current run so far, int64 (B,)."""
     point: Tensor
+    """The current iterate, float32 (B, 3, H, W) in [0, 1]."""
     closest: Tensor
+    """The distance of the closest misclassified iterate from the image in the threat's norm, float32 (B,); infinity if
+    no iterate was misclassified."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fab:
-    """Targeted FAB with `steps` steps to each of the likeliest other classes, at most `targets` of them.
+    """Targeted FAB: `steps` steps towards each of the `targets` classes with the highest clean logits except the label.
 
-    `eta` (overshoot), `beta` (backward step) and `alpha_max` (pull towards the image) are those of the paper.
+    `eta` is the overshoot, `beta` the size of the backward step and `alpha_max` the largest bias towards the image, as
+    in the paper.
     """
 
     threat: Threat
@@ -49,14 +61,14 @@ class Fab:
     alpha_max: float = 0.1
 
     def start(self, model: CountedClassifier, rows: Rows) -> FabState:
-        """Start at the image; the targets come from the clean logits."""
+        """Return the state at the clean images; the targets are chosen by the clean logits."""
         targets, runs = ranked_targets(model.logits(rows.images), rows.labels, self.targets)
         zeros = torch.zeros_like(rows.labels)
         nothing = torch.full_like(rows.images[:, 0, 0, 0], float("inf"))
         return FabState(rows, targets, runs, zeros, zeros.clone(), rows.images.clone(), nothing)
 
     def step(self, model: CountedClassifier, state: FabState) -> FabState:
-        """Classify and linearise at every row's point, pull misclassified ones back, and step."""
+        """Classify every iterate, linearise the model there, move misclassified iterates back, and take one step."""
         rows = state.rows
         target = state.targets.gather(1, state.run[:, None]).squeeze(1)
         logits, gap, gradient = model.gradient(
@@ -79,7 +91,8 @@ class Fab:
         state.rows.finished |= state.closest <= float(self.threat.eps)
 
     def _moved(self, images: Tensor, delta: Tensor, kept: Tensor, plane: tuple[Tensor, Tensor]) -> Tensor:
-        # All (B, D) or (B,). The plane is that of images + delta; the step begins at images + kept * delta.
+        # Images and delta are (B, D), kept is (B,). The hyperplane is linearised at images + delta; the step begins at
+        # images + kept * delta.
         gap, normal = plane
         planes = Hyperplanes.of(normal, self.threat.norm)
         along = (normal * delta).sum(dim=1)
@@ -107,10 +120,10 @@ class Fab:
 
 
 def fab(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run targeted FAB as a stage; the parameters are those of `Fab`."""
+    """Run targeted FAB as the function of a stage. The parameters are the fields of `Fab`."""
     return run_in_batches(Fab(threat=batch.threat, **parameters), classifier, batch, batch_size=batch_size)
 
 
 def fab_stage(name: str, **parameters: Any) -> Stage:
-    """Return a stage that runs FAB with these parameters."""
+    """Return a stage that runs targeted FAB. The parameters are the fields of `Fab`."""
     return Stage(name, "fab", f"{__name__}:fab", parameters, version=1, calls=calls_per_target, mixes_datasets=True)

@@ -1,4 +1,4 @@
-"""A classifier as the torch module that other attack libraries expect, with their passes counted."""
+"""Adapter from a classifier to the torch module that other attack libraries expect. It counts their passes."""
 
 from typing import Any
 
@@ -10,9 +10,10 @@ from robustbench_vlm.core.classifier_interface import Classifier
 
 
 class LibraryModel(nn.Module):
-    """A classifier as a torch module: copied float32 logits, contiguous gradients, passes counted for each image.
+    """A torch module that calls a classifier and counts the images of its forward and backward passes.
 
-    Libraries write into logits, take views of gradients, and ask the parameters for the device.
+    Its logits are float32 copies, because libraries write into logits. Its gradients are contiguous, because libraries
+    take views of them. It has a parameter, because libraries read the device from a parameter.
     """
 
     def __init__(self, classifier: Classifier, device: torch.device) -> None:
@@ -24,13 +25,16 @@ class LibraryModel(nn.Module):
         self.eval()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return float32 logits (B, C)."""
+        """Classify images (B, 3, H, W) in [0, 1] and return float32 logits (B, C)."""
         self.images_forward += len(images)
         gated: Tensor = _Gate.apply(images, self)
         return self.classifier(gated).float().clone()
 
     def passes_each(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return the forward and backward passes of each sample, (B,): the mean, which is all that libraries report."""
+        """Return the forward and the backward passes of each sample, int64 (B,) each.
+
+        Every sample gets the mean over the batch, because libraries do not report the passes of single samples.
+        """
         count = max(len(batch.labels), 1)
         forward = torch.full_like(batch.labels, round(self.images_forward / count))
         return forward, torch.full_like(batch.labels, round(self.images_backward / count))
@@ -49,5 +53,8 @@ class _Gate(torch.autograd.Function):
 
 
 def seed_of(batch: Batch) -> int:
-    """Return the seed, in [0, 2**32), of a library that draws for whole batches: from the first sample's key."""
+    """Return a seed in [0, 2**32) for a library whose random numbers belong to the whole batch.
+
+    The seed follows from the key of the first sample.
+    """
     return int(batch.keys[0]) % 2**32

@@ -1,6 +1,7 @@
-"""Losses that attacks maximise, one number for each sample, never averaged (arXiv:2003.01690, section 4).
+"""Per-sample losses that attacks maximise (arXiv:2003.01690, section 4).
 
-Rows of one batch may differ in their classes: the logits of classes that a row lacks are minus infinity.
+All losses map logits float32 (B, C), labels int64 (B,) and target classes int64 (B,) to losses float32 (B,). Samples of
+one batch may come from datasets with different numbers of classes: the logits of missing classes are minus infinity.
 """
 
 from collections.abc import Callable, Mapping
@@ -10,52 +11,54 @@ from torch import Tensor
 from torch.nn import functional
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(logits (B, C), labels (B,), targets (B,)) to losses (B,); an untargeted loss ignores the targets."""
+"""Type of a loss: logits (B, C), labels (B,) and targets (B,) to losses (B,). Untargeted losses ignore the targets."""
 
-# Keeps a quotient of equal logits finite; far below any difference of two unequal float32 logits.
+# Added to a denominator so that it is not zero if all logits are equal. It is far below the difference of any two
+# unequal float32 logits.
 _TINY = 1e-12
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the log-odds log((1 - p) / p) of the label, shape (B,).
+    """Return log((1 - p) / p), the log-odds against the label with probability p, float32 (B,).
 
-    Cross-entropy is the softplus of it, so both give samples the same order and gradients the same direction. The
-    log-odds do not vanish when float32 rounds p to 1, as it does at CLIP's logit scale of 100.
+    Cross-entropy is the softplus of this value, so both losses rank images equally and their gradients have the same
+    direction. At CLIP's logit scale of 100 float32 often rounds p to 1. The gradient of cross-entropy is then zero, but
+    the gradient of the log-odds is not.
     """
     return _without(logits, labels).logsumexp(dim=1) - _pick(logits, labels)
 
 
 def softmax_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of the softmax, shape (B,), which released code attacks with.
+    """Return the cross-entropy of the softmax, float32 (B,), the loss of the released code of several defenses.
 
-    Its gradient has the factor 1 - p, which rounds to zero for confident predictions.
+    Its gradient has the factor 1 - p. The factor rounds to zero if p, the probability of the label, is close to 1.
     """
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the largest other logit minus the label's, shape (B,) (arXiv:1608.04644, f6)."""
+    """Return the largest logit except the label's, minus the label's logit, float32 (B,) (arXiv:1608.04644, f6)."""
     return _without(logits, labels).amax(dim=1) - _pick(logits, labels)
 
 
 def dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the difference of logits ratio, shape (B,) (arXiv:2003.01690, equation 6).
+    """Return the difference of logits ratio, float32 (B,) (arXiv:2003.01690, equation 6).
 
-    Rows with fewer than 3 classes use the margin instead.
+    Samples with fewer than 3 classes get the margin instead.
     """
     first, _, third = _largest(logits, 3)
     return margin(logits, labels, targets) / _spread(first - third)
 
 
 def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the target's logit minus the label's, shape (B,)."""
+    """Return the logit of the target minus the logit of the label, float32 (B,)."""
     return _pick(logits, targets) - _pick(logits, labels)
 
 
 def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the targeted difference of logits ratio, (B,) (arXiv:2003.01690, equation 7).
+    """Return the targeted difference of logits ratio, float32 (B,) (arXiv:2003.01690, equation 7).
 
-    Rows with fewer than 4 classes use the targeted margin instead.
+    Samples with fewer than 4 classes get the targeted margin instead.
     """
     first, _, third, fourth = _largest(logits, 4)
     return targeted_margin(logits, labels, targets) / _spread(first - (third + fourth) / 2)
@@ -69,19 +72,25 @@ LOSSES: Mapping[str, Loss] = {
     "targeted-dlr": targeted_dlr,
 }
 _NEEDS = {"dlr": 3, "targeted-dlr": 4}
+"""The smallest number of classes for which a loss is defined."""
 
 
 def loss_warnings(name: str, num_classes: Tensor) -> dict[str, Tensor]:
-    """Return the warning code, if any, with the samples (B,), bool, that have too few classes for the named loss."""
+    """Return the warning about samples with too few classes for a loss; an empty dict if there are none.
+
+    `num_classes` is the number of classes of each sample, int64 (B,). The dict maps the warning code to a mask of these
+    samples, bool (B,).
+    """
     needed = _NEEDS.get(name, 2)
     few = num_classes < needed
     return {f"{name}-needs-{needed}-classes": few} if bool(few.any()) else {}
 
 
 def ranked_targets(logits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return the likeliest classes other than the label, (B, min(count, C - 1)), and the number of them for each row.
+    """Return target classes, int64 (B, min(count, C - 1)), and the number of them for each sample, int64 (B,).
 
-    Equal logits keep the order of the classes. The number (B,), int64, is lower for rows that lack classes.
+    The targets are the classes with the highest logits except the label, from high to low. Classes with equal logits
+    keep their order. Samples of datasets with fewer classes have fewer targets; the rest of their row is not used.
     """
     others = _without(logits, labels)
     order = others.argsort(dim=1, descending=True, stable=True)
@@ -95,7 +104,7 @@ def _largest(logits: Tensor, count: int) -> tuple[Tensor, ...]:
 
 
 def _spread(difference: Tensor) -> Tensor:
-    # Infinite for rows with too few classes: nothing is divided there.
+    # The difference is infinite for samples with too few classes. Their margin is divided by 1.
     return torch.where(difference.isfinite(), difference + _TINY, 1.0)
 
 

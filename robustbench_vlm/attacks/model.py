@@ -1,4 +1,4 @@
-"""Classifiers under attack: pass counting, checked logits, and the adapters for transfer and for several datasets."""
+"""Wrappers of classifiers for attacks: counted passes, checked logits, transfer attacks and several datasets."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,37 +13,40 @@ from robustbench_vlm.core.errors import UserError
 
 
 class CountedClassifier:
-    """A classifier that counts its passes for each sample, and takes gradients of losses at the images."""
+    """A classifier that counts its passes and computes gradients of losses with respect to the images."""
 
     def __init__(self, classifier: Classifier) -> None:
         self.classifier = classifier
         self.judge = classifier.judge if isinstance(classifier, SurrogateClassifier) else None
         self.forward = 0
+        """Forward passes of each sample so far. Every call counts for every sample of the batch."""
         self.backward = 0
-        """Passes of one sample so far; each call is counted for every sample of the batch."""
+        """Backward passes of each sample so far."""
         self.warnings: dict[str, Tensor] = {}
-        """Warning codes, each with the rows, (B,), bool, of the last call that had it."""
+        """Maps a warning code to a mask of samples, bool (B,), from the last call that raised the warning."""
 
     def logits(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return logits (B, C) without building a graph.
+        """Return the logits float32 (N, C) of images (N, 3, H, W), without a gradient.
 
-        `rows` names the row that each image belongs to; None: one image for each row, in their order.
+        `rows`, int64 (N,), gives the sample of each image. None means one image for each sample, in their order.
         """
         return self._classify(self.classifier, images, rows)
 
     def misclassified(self, images: Tensor, logits: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Return which images are misclassified, (B,), bool, given their logits; of a surrogate its judge decides.
+        """Return whether each image (N, 3, H, W) is misclassified, bool (N,).
 
-        `rows` are as in `logits`.
+        `logits` (N, C) are the logits of the images. If the classifier is a surrogate, its judge classifies the images
+        and `logits` are ignored. `labels` are int64 (N,); `rows` is the argument of the method `logits`.
         """
         if self.judge is not None:
             logits = self._classify(self.judge, images, rows)
         return logits.argmax(dim=1) != labels
 
     def gradient(self, images: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """Return logits (B, C), losses (B,) and the gradient of their sum at the images, (B, 3, H, W).
+        """Return logits (B, C), losses (B,) and the gradient of the summed losses at the images, (B, 3, H, W).
 
-        `loss` maps logits to one number per sample. A non-finite gradient becomes zero and raises a warning.
+        All values are float32. `loss` maps logits (B, C) to losses (B,). Non-finite values of the gradient are replaced
+        by zero, and the sample gets the warning "non-finite-gradient".
         """
         self._count(self.classifier, gradient=True)
         with torch.enable_grad():
@@ -69,72 +72,79 @@ class CountedClassifier:
 
 @dataclass(frozen=True)
 class SurrogateClassifier:
-    """A classifier that is attacked in place of another one, the judge, which decides what is misclassified.
+    """A classifier that an attack uses in place of another one, the judge.
 
-    Used for transfer attacks, and for attacks in a lower precision than that of the verdicts.
+    Attacks take logits and gradients from the surrogate. Only the judge decides whether an image is misclassified. This
+    is used for transfer attacks, and for attacks in a lower precision than that of the verdicts.
     """
 
     surrogate: Classifier
     judge: Classifier
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        """Return the logits (B, C) of the surrogate."""
+        """Return the surrogate's logits, float32 (B, C), of images (B, 3, H, W)."""
         return checked_logits(self.surrogate, images)
 
     def select(self, index: Tensor) -> "SurrogateClassifier":
-        """Return the two classifiers of the samples at `index`."""
+        """Return the surrogate and the judge of the samples at the positions `index`, int64 (N,)."""
         return SurrogateClassifier(self.surrogate.select(index), self.judge.select(index))
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
-        """Return the passes of the surrogate; those of the judge are counted when it is called."""
+        """Return the forward and backward passes of one call of the surrogate. The judge's calls count separately."""
         return self.surrogate.cost(gradient=gradient)
 
 
 @dataclass(frozen=True)
 class MultiDatasetClassifier:
-    """The classifier of samples of several datasets: each sample has the classes of its own dataset.
+    """A classifier for a batch with samples of several datasets.
 
-    `union` knows the classes of all datasets. The logits of classes that a sample lacks are -inf.
+    Each sample is classified among the classes of its own dataset. C is the largest number of classes of a dataset; the
+    logits of a sample with fewer classes are filled up with -inf.
     """
 
     union: Classifier
+    """The classifier of all classes of all datasets."""
     columns: Tensor
-    """(B, C), int64: the places of each sample's classes among those of `union`."""
+    """For each sample the columns of its classes in the logits of `union`, int64 (B, C)."""
     absent: Tensor
-    """(B, C), bool: the places beyond a sample's own classes."""
+    """Whether a column of the logits is beyond the last class of the sample, bool (B, C)."""
 
     @classmethod
     def of_ranges(cls, union: Classifier, first: Tensor, num_classes: Tensor) -> "MultiDatasetClassifier":
-        """Give each sample the `num_classes` (B,) classes from place `first` (B,) on."""
+        """Return the classifier for samples whose classes are consecutive columns of `union`.
+
+        `first` is the column of the first class of each sample, int64 (B,), and `num_classes` the number of its
+        classes, int64 (B,).
+        """
         place = torch.arange(int(num_classes.max()), device=first.device)
         absent = place >= num_classes[:, None]
         return cls(union, (first[:, None] + place).masked_fill(absent, 0), absent)
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        """Return logits (B, C)."""
+        """Return logits, float32 (B, C), of images (B, 3, H, W), one for each sample."""
         assert len(images) == len(self.columns), f"{len(images)} images for {len(self.columns)} samples"
         logits = checked_logits(self.union, images)
         return logits.gather(1, self.columns).masked_fill(self.absent, -float("inf"))
 
     def select(self, index: Tensor) -> "MultiDatasetClassifier":
-        """Return the classifier of the samples at `index`."""
+        """Return the classifier of the samples at the positions `index`, int64 (N,)."""
         return MultiDatasetClassifier(self.union, self.columns[index], self.absent[index])
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
-        """Return the passes of one call of the union; further classes cost no pass."""
+        """Return the forward and backward passes of one call, which are those of `union`."""
         return self.union.cost(gradient=gradient)
 
 
 @runtime_checkable
 class AdaptiveClassifier(Classifier, Protocol):
-    """A classifier with a test-time defense, whose gradient an attack may take in several modes."""
+    """A classifier with a test-time defense, whose gradient can be computed in several modes."""
 
     def with_gradient(self, mode: GradientMode) -> Classifier:
-        """Return the classifier as a stage with that gradient mode attacks it."""
+        """Return a classifier with the same logits whose gradient is computed in a mode."""
 
 
 def with_gradient(classifier: Classifier, mode: GradientMode | None) -> Classifier:
-    """Return a classifier as a stage with that gradient mode attacks it; None: as it is."""
+    """Return the classifier whose gradient is computed in a mode, or the classifier itself if the mode is None."""
     if mode is None:
         return classifier
     assert isinstance(classifier, AdaptiveClassifier), "only test-time defenses have gradient modes"
@@ -142,29 +152,29 @@ def with_gradient(classifier: Classifier, mode: GradientMode | None) -> Classifi
 
 
 def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
-    """Classify images (B, 3, H, W) and return logits (B, C) in float32 or better.
+    """Classify images (B, 3, H, W) and return logits (B, C) in float32 or float64.
 
-    Raises UserError if a logit is not finite: such a sample is neither robust nor broken.
+    Raises UserError if a logit is not finite, because such an image has no prediction.
     """
     logits = classifier(images)
-    # These adapters check the classifiers that they hold; the -inf of absent classes is theirs.
+    # These wrappers check the logits of the classifiers inside them, and add -inf for missing classes on purpose.
     if isinstance(classifier, SurrogateClassifier | MultiDatasetClassifier):
         return logits
     assert logits.dim() == 2 and len(logits) == len(images), f"logits {tuple(logits.shape)} for {len(images)} images"
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    # One sum instead of a mask: it is finite exactly where all are, short of an overflow that no float32 logits reach.
+    # One sum is faster than a mask. It is finite if and only if all logits are; real logits are too small to overflow.
     if not torch.isfinite(logits.detach().sum()):
         wrong = int((~torch.isfinite(logits).all(dim=1)).sum())
         raise UserError(
-            f"the model returned non-finite logits (NaN or infinity) for {wrong} of {len(images)} images: no verdict "
-            "can be given; run the model in float32 and look for a division by zero or an overflow in it"
+            f"the model returned non-finite logits (NaN or infinity) for {wrong} of {len(images)} images, and a"
+            " verdict needs finite logits: run the model in float32, or find the division by zero or the overflow in it"
         )
     return logits
 
 
 def logits_in_batches(classifier: Classifier, images: Tensor, batch_size: int) -> Tensor:
-    """Classify images (B, 3, H, W) without gradients, at most `batch_size` at once, and return logits (B, C)."""
+    """Classify images (B, 3, H, W) without a gradient, at most `batch_size` at once; return logits float32 (B, C)."""
     parts = torch.arange(len(images), device=images.device).split(batch_size)
     with torch.no_grad():
         return torch.cat([checked_logits(classifier.select(part), images[part]) for part in parts])

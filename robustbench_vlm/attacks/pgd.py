@@ -1,4 +1,4 @@
-"""PGD (arXiv:1706.06083), with FGSM (arXiv:1412.6572) and the margin form of C&W (arXiv:1608.04644) as settings."""
+"""PGD (arXiv:1706.06083), and two special cases: FGSM (arXiv:1412.6572) and PGD on the margin, named CW."""
 
 import re
 from collections.abc import Mapping
@@ -21,38 +21,47 @@ from robustbench_vlm.core.threat import Threat
 
 @dataclass
 class PgdState:
-    """Where each row's walk stands."""
+    """The state of the attack of each sample."""
 
     rows: Rows
     ball: Ball
     point: Tensor
+    """The current iterate, float32 (B, 3, H, W) in [0, 1]."""
     iteration: Tensor
+    """The steps so far, int64 (B,)."""
     best_loss: Tensor
+    """The highest loss of an iterate so far, float32 (B,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Pgd:
     """Projected gradient ascent.
 
-    `step_size` is a fraction of the pixel range such as "1/255"; without it, `relative_step` times eps. `iterate` says
-    which image counts: the "final" iterate, as papers report it, or the "best", where a sample leaves once broken.
+    The step size is `step_size` if it is given, and `relative_step` times eps if not.
     """
 
     threat: Threat
     steps: int
     loss: str = "ce"
+    """A name in `losses.LOSSES`."""
     iterate: Literal["final", "best"] = "best"
+    """"final": the attack returns the last iterate, as most papers do. "best": it returns the first misclassified
+    iterate, or else the iterate with the highest loss."""
     random_start: bool = True
+    """Whether the attack starts at a random point of the ball instead of the clean image."""
     relative_step: float = 0.25
+    """The step size as a fraction of eps."""
     step_size: str | None = None
+    """The step size as a fraction of the pixel range, such as "1/255"."""
     mean_over: int = 1
-    """Divides the loss, as its mean over so many samples would: in half precision small gradients become zero."""
+    """Divides the loss, as averaging over a batch of this size does. This matters in half precision, in which small
+    gradients become zero."""
 
     def __post_init__(self) -> None:
         assert self.steps >= 1 and self.iterate in ("final", "best")
 
     def start(self, model: CountedClassifier, rows: Rows) -> PgdState:
-        """Begin at the image, or at a random point of the ball."""
+        """Return the state at the clean images, or at random points of the ball."""
         ball = ball_around(self.threat, rows.images)
         point = rows.images
         if self.random_start:
@@ -62,7 +71,7 @@ class Pgd:
         return PgdState(rows, ball, point, torch.zeros_like(rows.labels), lowest)
 
     def step(self, model: CountedClassifier, state: PgdState) -> PgdState:
-        """Evaluate every row's point and move on."""
+        """Classify every iterate and take one step."""
         labels = state.rows.labels
         loss = LOSSES[self.loss]
         logits, losses, gradient = model.gradient(
@@ -87,22 +96,21 @@ class Pgd:
 
 
 def pgd_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return the calls of PGD for a sample that stays robust: a gradient at the start and one after each step."""
+    """Return the calls of PGD for a sample that stays robust: one with a gradient at the start and after each step."""
     return 1, int(parameters["steps"]) + 1
 
 
 def pgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run PGD as a stage; the parameters are those of `Pgd`."""
+    """Run PGD as the function of a stage. The parameters are the fields of `Pgd`."""
     method = Pgd(threat=batch.threat, **parameters)
     outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)
     return replace(outcome, warnings=outcome.warnings | loss_warnings(method.loss, batch.num_classes))
 
 
 def pgd_stage(name: str, *, steps: int, loss: str, **parameters: Any) -> Stage:
-    """Return a stage that runs PGD with these parameters.
+    """Return a stage that runs PGD. The parameters are the fields of `Pgd`.
 
-    A protocol may set the iterate that counts, the step size unless there is only one step, and how cross-entropy is
-    divided.
+    A protocol may set `iterate`, `step_size` if there is more than one step, and `mean_over` if the loss is "ce".
     """
     adjustable = {"iterate": True, "step_size": steps > 1, "mean_over": loss == "ce"}
     return Stage(
@@ -118,13 +126,13 @@ def pgd_stage(name: str, *, steps: int, loss: str, **parameters: Any) -> Stage:
 
 
 def pgd_attack(steps: int, *, iterate: Literal["final", "best"] = "best", step_size: str | None = None) -> Attack:
-    """Return PGD on cross-entropy from a random start.
+    """Return the attack "pgd-N": PGD on cross-entropy from a random start.
 
-    `step_size` is a fraction of the pixel range such as "1/255", as papers fix it; without it a step is eps / 4.
+    `iterate` and `step_size` are those of `Pgd`. Without a `step_size` the step size is eps / 4.
     """
     parameters: dict[str, Any] = {"iterate": iterate, "random_start": True}
     parameters |= {"step_size": step_size} if step_size else {"relative_step": 0.25}
-    kept = "every iterate counts" if iterate == "best" else "only the final iterate counts"
+    kept = "all iterates are tested" if iterate == "best" else "only the final iterate is tested"
     return one_stage_attack(
         pgd_stage(f"pgd-{steps}", steps=steps, loss="ce", **parameters),
         f"PGD, {steps} steps on cross-entropy, {kept}",
@@ -134,9 +142,9 @@ def pgd_attack(steps: int, *, iterate: Literal["final", "best"] = "best", step_s
 
 
 def pgd_named(steps: str) -> Attack:
-    """Return the attack "pgd-N"; raise UserError where N is not a number of steps."""
+    """Return the attack "pgd-N" for the text N. Raises UserError if N is not a whole number from 1 to 99999."""
     if not re.fullmatch(r"[1-9]\d{0,4}", steps):
-        raise UserError(f"unknown attack 'pgd-{steps}': write a number of steps from 1 to 99999, as in pgd-20")
+        raise UserError(f"unknown attack 'pgd-{steps}': give a number of steps from 1 to 99999, for example pgd-20")
     return pgd_attack(int(steps))
 
 
@@ -149,7 +157,7 @@ FGSM = one_stage_attack(
 PGD_10, PGD_20, PGD_50, PGD_100 = (pgd_attack(steps) for steps in (10, 20, 50, 100))
 CW = one_stage_attack(
     pgd_stage("cw", steps=100, loss="margin", iterate="best", random_start=True, relative_step=0.25),
-    "PGD, 100 steps on the margin of the logits, as the field calls CW within a ball",
+    "PGD, 100 steps on the margin of the logits; papers on robustness call it CW",
     paper="arXiv:1608.04644",
     norms=("Linf",),
 )

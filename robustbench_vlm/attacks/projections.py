@@ -1,4 +1,7 @@
-"""Projections onto a threat's ball and onto hyperplanes, random starts and steepest directions (arXiv:1706.06083)."""
+"""Linf and L2 balls: projections, random starting points and steepest ascent directions (arXiv:1706.06083).
+
+It also projects onto hyperplanes, for FAB.
+"""
 
 from dataclasses import dataclass
 
@@ -12,9 +15,9 @@ _MAX_CLIMBS = 100
 
 
 def project(threat: Threat, images: Tensor, adversarial: Tensor) -> Tensor:
-    """Return the point of the ball around `images` and of the box [0, 1] that `adversarial` is moved to, (B, ...).
+    """Move `adversarial` into the ball around `images` and into [0, 1], and return it, float32 (B, 3, H, W).
 
-    Non-finite values fall back to the clean pixel.
+    Both arguments are float32 (B, 3, H, W). Non-finite values are replaced by the clean pixel.
     """
     delta = torch.where(torch.isfinite(adversarial), adversarial, images) - images
     eps = float(threat.eps)
@@ -27,53 +30,63 @@ def project(threat: Threat, images: Tensor, adversarial: Tensor) -> Tensor:
 
 
 def distance(threat: Threat, images: Tensor, adversarial: Tensor) -> Tensor:
-    """Return each sample's perturbation size in the threat's norm, pixel scale, shape (B,)."""
+    """Return the size of each sample's perturbation in the threat's norm, float32 (B,), for pixels in [0, 1].
+
+    Both images and adversarial images are float32 (B, 3, H, W).
+    """
     delta = (adversarial - images).flatten(1)
     return delta.abs().amax(dim=1) if threat.norm == "Linf" else delta.norm(dim=1)
 
 
 def as_factor(values: Tensor) -> Tensor:
-    """Return (B,) as (B, 1, 1, 1), to multiply images with."""
+    """Reshape values (B,) to (B, 1, 1, 1), so that they can be multiplied with images (B, 3, H, W)."""
     return values.view(-1, 1, 1, 1)
 
 
 @dataclass
 class LinfBall:
-    """The ball |x - image| <= eps in every pixel, cut with [0, 1], one per row."""
+    """The points x in [0, 1] with |x - image| <= eps in every pixel, for each image of a batch."""
 
     low: Tensor
+    """The lowest value of each pixel, float32 (B, 3, H, W)."""
     high: Tensor
+    """The highest value of each pixel, float32 (B, 3, H, W)."""
 
     def clip(self, points: Tensor) -> Tensor:
-        """Return the nearest points of the ball, (B, 3, H, W)."""
+        """Return the nearest points of the ball to points (B, 3, H, W), in the same shape."""
         return torch.clamp(points, self.low, self.high)
 
     @staticmethod
     def direction(gradient: Tensor) -> Tensor:
-        """Return the steepest ascent direction of unit length, (B, 3, H, W)."""
+        """Return the steepest ascent direction of Linf norm 1 for a gradient (B, 3, H, W), in the same shape."""
         return gradient.sign()
 
     @staticmethod
     def inside(keys: Tensor, counter: Tensor, images: Tensor) -> Tensor:
-        """Return random points of the unit ball around zero, uniform, (B, 3, H, W)."""
+        """Draw uniform random points of the unit ball around zero, (B, 3, H, W).
+
+        `keys` and `counter`, int64 (B,) each, decide the draw; `images` give the shape and the dtype.
+        """
         return (randomness.uniform(keys, counter, images.shape[1:]) * 2 - 1).to(images.dtype)
 
     @staticmethod
     def boundary(keys: Tensor, counter: Tensor, images: Tensor) -> Tensor:
-        """Return random points of length 1, (B, 3, H, W): noise stretched until its largest pixel is 1."""
+        """Draw random points of Linf norm 1, (B, 3, H, W): those of `inside` over their largest absolute value."""
         noise = LinfBall.inside(keys, counter, images)
         return noise / as_factor(noise.flatten(1).abs().amax(dim=1).clamp_min(1e-12))
 
 
 @dataclass
 class L2Ball:
-    """The ball |x - image|_2 <= eps, cut with [0, 1], one per row."""
+    """The points x in [0, 1] with |x - image|_2 <= eps, for each image of a batch."""
 
     images: Tensor
+    """The centers of the balls, float32 (B, 3, H, W) in [0, 1]."""
     eps: float
+    """The radius, for pixels in [0, 1]."""
 
     def clip(self, points: Tensor) -> Tensor:
-        """Return points of the ball: scaled back to the sphere, then into the box, (B, 3, H, W)."""
+        """Scale points (B, 3, H, W) back to distance eps if they are further away, then clip them to [0, 1]."""
         delta = points - self.images
         length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
         delta *= as_factor((self.eps / length).clamp_max(1))
@@ -81,20 +94,23 @@ class L2Ball:
 
     @staticmethod
     def direction(gradient: Tensor) -> Tensor:
-        """Return the steepest ascent direction of unit length, (B, 3, H, W); zero where the gradient is."""
-        # The largest entry first: squares of tiny or huge gradients would leave the range of float32.
+        """Return the gradient (B, 3, H, W) scaled to L2 norm 1; a gradient of zero stays zero."""
+        # Divide by the largest entry first, because the squares of tiny or huge gradients leave the range of float32.
         scaled = gradient / as_factor(gradient.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny))
         return scaled / as_factor(scaled.flatten(1).norm(dim=1).clamp_min(1e-12))
 
     @staticmethod
     def inside(keys: Tensor, counter: Tensor, images: Tensor) -> Tensor:
-        """Return random points of the unit ball around zero, their length uniform, (B, 3, H, W)."""
+        """Draw random points of the unit ball around zero with uniform direction and uniform length, (B, 3, H, W).
+
+        The arguments are those of `LinfBall.inside`.
+        """
         length = randomness.uniform(randomness.derive(keys, "length"), counter, (1,)).to(images.dtype)
         return L2Ball.boundary(keys, counter, images) * as_factor(length)
 
     @staticmethod
     def boundary(keys: Tensor, counter: Tensor, images: Tensor) -> Tensor:
-        """Return random points of length 1, uniform on the sphere, (B, 3, H, W)."""
+        """Draw uniform random points of the unit sphere, (B, 3, H, W). The arguments are those of `LinfBall.inside`."""
         return L2Ball.direction(randomness.normal(keys, counter, images.shape[1:]).to(images.dtype))
 
 
@@ -102,7 +118,7 @@ Ball = LinfBall | L2Ball
 
 
 def ball_around(threat: Threat, images: Tensor) -> Ball:
-    """Return the threat's ball around each image of (B, 3, H, W)."""
+    """Return the balls of a threat around images (B, 3, H, W)."""
     eps = float(threat.eps)
     if threat.norm == "Linf":
         return LinfBall((images - eps).clamp_min_(0), (images + eps).clamp_max_(1))
@@ -111,34 +127,39 @@ def ball_around(threat: Threat, images: Tensor) -> Ball:
 
 @dataclass(frozen=True)
 class Hyperplanes:
-    """One hyperplane for each row, with the shortest steps onto it in the box [0, 1] (arXiv:1907.02044, section 2.2).
+    """One hyperplane for each sample, and the shortest steps onto it inside [0, 1] (arXiv:1907.02044, section 2.2).
 
-    A step moves every pixel at its own speed until it meets the box. The part of the way to the hyperplane that it
-    covers is a concave, piecewise linear function of the step's length, so the secant through the last two lengths
-    climbs to the root and is exact on the last piece: a few passes over the pixels, and no sorting.
+    A step of length t moves each pixel by t times its speed, until the pixel reaches 0 or 1. The distance covered
+    towards the hyperplane is a concave and piecewise linear function of t. The secant method therefore approaches the
+    right t from below and finds it exactly on the last linear piece. This needs a few passes over the pixels and no
+    sorting.
     """
 
     sign: Tensor
+    """Signs of the normal, float32 (B, D)."""
     weight: Tensor
+    """Absolute values of the normal, float32 (B, D)."""
     speed: Tensor | None
-    """Speed of each pixel along the shortest step: in proportion to |normal| for L2, equal (None) for Linf."""
+    """Speed of each pixel, float32 (B, D): in proportion to |normal| for L2. None for Linf: all speeds are 1."""
     growth: Tensor
+    """Distance covered per unit of step length before the first pixel reaches 0 or 1, float32 (B,)."""
 
     @classmethod
     def of(cls, normal: Tensor, norm: str) -> "Hyperplanes":
-        """Return the hyperplanes with these normals (B, D), to be reached by steps short in "Linf" or "L2"."""
+        """Return the hyperplanes with normals float32 (B, D); `norm`, "Linf" or "L2", measures the length of a step."""
         weight = normal.abs()
         if norm == "Linf":
             return cls(normal.sign(), weight, None, weight.sum(dim=1))
-        # Relative speeds: the squares of a tiny normal would be zero in float32.
+        # Speeds are relative to the largest one, because the squares of a tiny normal are zero in float32.
         speed = weight / weight.amax(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
         return cls(normal.sign(), weight, speed, (weight * speed).sum(dim=1))
 
     def shortest_step(self, points: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the shortest step within the box to where gap + normal * step is zero, as two factors.
+        """Return the shortest step from points (B, D) in [0, 1] that makes gap + normal * step zero inside [0, 1].
 
-        The step is the product of the normal's sign, the sizes (B, D), all >= 0, and the side (B,), -1 or 1. Points are
-        in [0, 1]; `gap` is (B,). A hyperplane that the box does not meet is approached up to the box's corner.
+        `gap` is float32 (B,). Returns two factors: sizes, float32 (B, D) and not negative, and sides, float32 (B,),
+        each -1 or 1. The step is sign * sizes * side. If no point of [0, 1] is on the hyperplane, the step leads to the
+        corner of [0, 1] that is nearest to it.
         """
         side = torch.where(gap >= 0, -1.0, 1.0).to(points.dtype)
         room = torch.addcmul(points.new_tensor(0.5), self.sign * side[:, None], 0.5 - points)
@@ -151,7 +172,7 @@ class Hyperplanes:
         for _ in range(_MAX_CLIMBS):
             sizes = torch.minimum(room, length[:, None] if self.speed is None else length[:, None] * self.speed)
             reached = (sizes * self.weight).sum(dim=1)
-            # A row stops at its hyperplane, or when all its pixels have met the box, independently of other rows.
+            # A row stops at its hyperplane, or when all its pixels are at 0 or 1. It does not depend on other rows.
             climbs = (reached < enough) & (reached > reached_before)
             if not bool(climbs.any()):
                 break

@@ -1,4 +1,7 @@
-"""The reduced attacks that released code of defenses runs as "AutoAttack" or "CW"; published protocols use them."""
+"""Attacks that the released code of defenses calls "AutoAttack" or "CW" and that are weaker than the originals.
+
+Protocols that reproduce published numbers use them.
+"""
 
 from typing import Any
 
@@ -23,12 +26,12 @@ AGFT_AUTOATTACK = Attack(
         _apgd("apgd-ce-10", "softmax-ce", steps=10),
         _apgd("apgd-dlr-10", "dlr", steps=10),
     ),
-    "what AGFT's code calls AutoAttack: 10 steps of APGD-CE, then 10 of APGD-DLR",
+    "APGD-CE and APGD-DLR with 10 steps each; AGFT's code calls it AutoAttack",
     paper="YuboCui/AGFT 0031a8f, attacks/autoattack.py",
 )
 AGFT_CW = one_stage_attack(
     _margin_pgd("agft-cw", 20, mean_over=128),
-    "what AGFT's code calls CW: PGD, 20 steps of 1/255 on the margin, the last counts",
+    "PGD, 20 steps of 1/255 on the margin, only the final iterate is tested; AGFT's code calls it CW",
     paper="YuboCui/AGFT 0031a8f, attacks/cw.py",
     norms=("Linf",),
 )
@@ -38,12 +41,12 @@ TECOA_AUTOATTACK = Attack(
         _apgd("apgd-ce", "softmax-ce", steps=100),
         _apgd("apgd-dlr", "dlr", steps=100),
     ),
-    "what the code of TeCoA and TGA-ZSR calls AutoAttack: APGD-CE, then APGD-DLR",
+    "APGD-CE and APGD-DLR; the code of TeCoA and TGA-ZSR calls it AutoAttack",
     paper="cvlab-columbia/ZSRobust4FoundationModel 1243db6, attacks.py",
 )
 TECOA_CW = one_stage_attack(
     _margin_pgd("tecoa-cw", 100),
-    "what the code of TeCoA and TGA-ZSR calls CW: PGD, 100 steps of 1/255 on the margin, the last counts",
+    "PGD, 100 steps of 1/255 on the margin, only the final iterate is tested; code of TeCoA and TGA-ZSR calls it CW",
     paper="cvlab-columbia/ZSRobust4FoundationModel 1243db6, attacks.py",
     norms=("Linf",),
 )
@@ -53,6 +56,6 @@ FARE_AUTOATTACK = Attack(
         _apgd("apgd-ce-5x", "softmax-ce", steps=100, restarts=5),
         _apgd("apgd-t", "targeted-dlr", steps=100, targets=9),
     ),
-    "what FARE's code calls AutoAttack: APGD-CE with 5 restarts, then APGD-T",
+    "APGD-CE with 5 restarts and APGD-T; FARE's code calls it AutoAttack",
     paper="chs20/RobustVLM 7de10ee, autoattack/autoattack.py",
 )

@@ -1,10 +1,15 @@
-"""Adapter for the official AutoAttack package, pyautoattack (arXiv:2003.01690), and its attacks as data.
+"""Adapter for pyautoattack, the official AutoAttack package (arXiv:2003.01690).
 
-Problems of the package that this file works around: below 10 classes it looks for targets that do not exist, and below
-4 (DLR: 3) for logits that do not exist; it takes views of inputs and gradients that need not be contiguous; it writes
-into the logits; its device is the CPU by default; it reseeds torch's global generator; its own loop sets Python's trace
-function, and its state files cannot be read again, so our harness runs its attacks one by one, and our shards resume.
-Its random numbers belong to a batch, not to a sample: the batch size may change a verdict.
+The random numbers of the package belong to a batch, not to a sample. The batch size may therefore change a verdict.
+
+This module works around these problems of the package:
+
+* With fewer than 10 classes it asks for more target classes than exist. With fewer than 4 classes (DLR: 3) it asks for
+  logits that do not exist.
+* It takes views of inputs and gradients that may not be contiguous, and it writes into the logits.
+* Its default device is the CPU, and it seeds torch's global random generator.
+* Its loop over the attacks sets Python's trace function, and it cannot read its own state files. Each attack is
+  therefore a separate stage here.
 """
 
 import logging
@@ -30,11 +35,18 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "fab-t": ("fab", {"targeted": True}, "ce"),
     "square": ("square", {}, "ce"),
 }
-"""Our name -> attribute of the official object, its settings, and the loss that limits the number of classes."""
+"""Maps the name of an attack here to three values.
+
+They are the attribute of the official `AutoAttack` object, the settings of that attribute, and the name of the loss in
+`losses.LOSSES` that needs a minimum number of classes.
+"""
 
 
 def official(classifier: Classifier, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
-    """Run one official attack with the parameters of its standard version, `batch_size` samples at a time."""
+    """Run one attack of pyautoattack as the function of a stage, `batch_size` samples at a time.
+
+    `attack` is a key of `PARTS`. The parameters are those of the standard version of AutoAttack.
+    """
     network = LibraryModel(classifier, batch.images.device)
     with _flags() as flags:
         adversarial = [
@@ -77,7 +89,7 @@ def _part(network: LibraryModel, batch: Batch, attack: str) -> Any:
 
 @contextmanager
 def _flags() -> Iterator[set[str]]:
-    # Its only warning outside its own loop is about zero gradients. It goes into the record, not onto the screen.
+    # The package logs one warning here, about zero gradients. The warning is recorded and not printed.
     logger, flags = logging.getLogger("auto-attack"), set[str]()
 
     def note(record: logging.LogRecord) -> bool:
@@ -97,12 +109,12 @@ _CALLS = {"apgd-ce": (0, 101), "apgd-dlr": (0, 101), "apgd-t": (1, 909), "fab-t"
 
 
 def pyautoattack_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return the calls of an official attack, in its standard version, for a sample that stays robust."""
+    """Return the calls of one attack of the standard version for a sample that stays robust."""
     return _CALLS[parameters["attack"]]
 
 
 def pyautoattack_stage(attack: str) -> Stage:
-    """Return a stage that runs one official attack: "apgd-ce", "apgd-dlr", "apgd-t", "fab-t" or "square"."""
+    """Return a stage that runs one attack of pyautoattack: "apgd-ce", "apgd-dlr", "apgd-t", "fab-t" or "square"."""
     return Stage(
         f"pyautoattack:{attack}",
         "pyautoattack",
@@ -117,13 +129,13 @@ def pyautoattack_stage(attack: str) -> Stage:
 PYAUTOATTACK = Attack(
     "pyautoattack",
     tuple(pyautoattack_stage(name) for name in ("apgd-ce", "apgd-t", "fab-t", "square")),
-    "the official AutoAttack package, its standard version",
+    "the standard version of the official AutoAttack package",
     paper=_PAPER,
 )
 
 
 def pyautoattack_named(name: str) -> Attack:
-    """Return one attack of the official package, or its standard version; raise UserError for another name."""
+    """Return the attack "pyautoattack:NAME" for a NAME in `PARTS` or for "standard". Raises UserError for others."""
     if name == "standard":
         return PYAUTOATTACK
     if name not in PARTS:

@@ -1,4 +1,4 @@
-"""Sanity checks: a few passes on the clean samples that show a model for which no attack's verdict can be trusted."""
+"""Sanity checks: a few passes of the clean images that find models on which attacks fail for technical reasons."""
 
 import torch
 from torch import Tensor
@@ -8,13 +8,16 @@ from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.core.classifier_interface import Classifier, ClassifierLike, as_classifier
 
 SANITY_FORWARD, SANITY_BACKWARD = 4, 1
-"""Calls that the sanity checks spend on each sample, and those of them that ask for a gradient."""
+"""Classifier calls of the sanity checks for each sample, and the number of these calls with a gradient."""
 SANITY_CODES = ("zero-gradient", "non-finite-gradient", "unstable-output", "batch-dependent", "probability-logits")
 """The warning codes that `sanity_warnings` may return."""
 REPEAT_TOLERANCE = 1e-5
-"""Share of the largest logit by which logits of two equal calls may differ; GPU kernels add in any order."""
+"""Largest difference of the logits of two equal calls, as a fraction of the largest logit.
+
+It is not zero, because GPU kernels may add in any order.
+"""
 BATCH_TOLERANCE = 1e-3
-"""Share of the largest logit by which logits may differ when the other images of the batch change."""
+"""Largest change of an image's logits when the other images of the batch change, as a fraction of the largest logit."""
 
 
 def sanity_warnings(
@@ -25,10 +28,11 @@ def sanity_warnings(
     batch_tolerance: float = BATCH_TOLERANCE,
     repeat_tolerance: float = REPEAT_TOLERANCE,
 ) -> list[tuple[str, ...]]:
-    """Return the warning codes that each sample of a batch raises, in the order of the samples.
+    """Return the warning codes of each sample of a batch, in the order of the samples.
 
-    Checks the gradient of the margin, a second equal call, a call with other images in the batch, and the range of the
-    logits. The tolerances are shares of the largest logit.
+    The checks compute the gradient of the margin, call the classifier again on the same images, call it with other
+    images in the batch, and test whether the logits are probabilities. The tolerances are fractions of the largest
+    logit. `batch_size` images are passed at once; the call with other images passes twice as many.
     """
     classifier, codes = as_classifier(model), list[tuple[str, ...]]()
     for part in torch.arange(len(batch.labels), device=batch.labels.device).split(batch_size):
@@ -53,7 +57,7 @@ def sanity_warnings(
 
 
 def sanity_cost(classifier: Classifier) -> tuple[int, int]:
-    """Return the forward and backward passes that the sanity checks spend on each sample."""
+    """Return the forward and the backward passes of the sanity checks for each sample."""
     without, once = classifier.cost(gradient=False), classifier.cost(gradient=True)
     calls = SANITY_FORWARD - SANITY_BACKWARD
     return calls * without[0] + SANITY_BACKWARD * once[0], calls * without[1] + SANITY_BACKWARD * once[1]
@@ -63,7 +67,7 @@ def _margin_gradient(classifier: Classifier, images: Tensor, labels: Tensor) -> 
     with torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
         logits = classifier(leaf)
-        if not logits.requires_grad:  # the model detached its output, and nothing flows back
+        if not logits.requires_grad:  # the model detached its output, so no gradient flows back
             return logits.detach(), torch.zeros_like(images)
         (gradient,) = torch.autograd.grad(margin(logits, labels, labels).sum(), leaf, allow_unused=True)
     return logits.detach(), torch.zeros_like(images) if gradient is None else gradient
@@ -74,6 +78,6 @@ def _differ(first: Tensor, second: Tensor, tolerance: float) -> Tensor:
 
 
 def _are_probabilities(logits: Tensor) -> Tensor:
-    # Log-probabilities are fine: a softmax of them gives the same probabilities again.
+    # Log-probabilities raise no warning: their softmax is the same probabilities.
     within = ((logits >= 0) & (logits <= 1)).all(dim=1)
     return within & ((logits.sum(dim=1) - 1).abs() < 1e-3)

@@ -1,11 +1,12 @@
-"""Square Attack: random search with square-shaped changes, no gradients (arXiv:1912.00049, algorithms 1 to 3).
+"""Square Attack: random search with square-shaped changes and without gradients (arXiv:1912.00049, algorithms 1 to 3).
 
-Follows pyautoattack 0.2.0 without its rescaled schedule, as its standard version does, except: positions and colours
-are drawn for each sample; squares reach the last row and column; a sample leaves when it is misclassified, not at a
-tie.
+Follows pyautoattack 0.2.0, without its option to rescale the schedule, with three differences. Positions and colours
+are drawn for each sample. Squares may cover the last row and column of the image. A sample is finished when it is
+misclassified; two equal logits do not finish it.
 
-If the batch has room, the next few queries of a row are made in one pass, each as if the queries before it fail. The
-queries after the first successful one are discarded and made again, so the search is the same, query by query.
+If a batch has free rows, one forward pass makes several queries of the same sample. Each of them assumes that the
+queries before it fail. The queries after the first successful one are discarded and made again, so the search gives the
+same result as with one query at a time.
 """
 
 from collections.abc import Mapping
@@ -26,38 +27,42 @@ from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.threat import Threat
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""After these queries the share of the image that a square covers is halved."""
+"""The queries after which the area of the squares is halved."""
 _LEAST_AHEAD, _MOST_AHEAD = 3, 8
-"""Limits of the queries of a row in one pass, if more than one. Two at once cost as much as they save."""
+"""Limits of the queries of one sample in one pass, if more than one. Two queries at once save no time."""
 
 
 @dataclass
 class SquareState:
-    """Each row's best image so far and its loss."""
+    """The state of the search of each sample."""
 
     rows: Rows
     query: Tensor
+    """The number of queries so far, int64 (B,)."""
     best: Tensor
+    """The best image so far, float32 (B, 3, H, W) in [0, 1]."""
     loss: Tensor
+    """The label's logit minus the largest other logit of `best`, float32 (B,); infinity before the first query."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square:
-    """Square Attack with `queries` changes after the first image; the first squares cover `p_init` of it."""
+    """Square Attack with one query of the initial image, and `queries` queries of changed images."""
 
     threat: Threat
     queries: int = 5000
     p_init: float = 0.8
+    """The fraction of the image that the first squares cover."""
     batch_size: int = 1
-    """Images that one pass may hold."""
+    """The largest number of images in one forward pass."""
 
     def start(self, model: CountedClassifier, rows: Rows) -> SquareState:
-        """Prepare the rows; the first step makes the first query."""
+        """Return the state before the first query."""
         unseen = torch.full_like(rows.images[:, 0, 0, 0], float("inf"))
         return SquareState(rows, torch.zeros_like(rows.labels), rows.images.clone(), unseen)
 
     def step(self, model: CountedClassifier, state: SquareState) -> SquareState:
-        """Make one query or more for each row and keep the first change that helped."""
+        """Make one or more queries for each sample and keep the first change that lowers the loss."""
         rows, count, spent = state.rows, len(state.query), (model.forward, model.backward)
         ahead = self._ahead(state)
         place = torch.arange(count * ahead, device=state.query.device)
@@ -67,7 +72,7 @@ class Square:
         logits = model.logits(candidate, which)
         loss, broken = -margin(logits, labels, labels), model.misclassified(candidate, logits, labels, which)
         better = ((broken | (loss < state.loss[row])) & (query <= self.queries)).view(ahead, count)
-        # The earliest query that helped; for a row without one the first, which is then not taken.
+        # The earliest successful query of each row. It is 0 for rows without one, which `helped` excludes below.
         first = (better * torch.arange(ahead, 0, -1, device=place.device)[:, None]).argmax(dim=0)
         helped = better.any(dim=0)
         chosen = first * count + place[:count]
@@ -76,7 +81,7 @@ class Square:
         state.loss = torch.where(helped, loss[chosen], state.loss)
         used = torch.where(helped, first + 1, (self.queries + 1 - state.query).clamp_max(ahead))
         state.query = state.query + used
-        # The driver counts one query a step.
+        # `run_in_batches` counts the passes of one query per step, so the other queries are added here.
         rows.forward += (used - 1) * (model.forward - spent[0])
         rows.backward += (used - 1) * (model.backward - spent[1])
         rows.finished = (helped & broken[chosen]) | (state.query > self.queries)
@@ -84,12 +89,12 @@ class Square:
         return state
 
     def _ahead(self, state: SquareState) -> int:
-        """Return the number of queries of each row in one pass; 1 for the first query, which always helps."""
+        """Return the number of queries of each sample in one pass: 1 for the first query, which always succeeds."""
         room = min(_MOST_AHEAD, self.batch_size // len(state.query))
         return room if room >= _LEAST_AHEAD and not bool((state.query == 0).any()) else 1
 
     def share_at(self, query: Tensor) -> Tensor:
-        """Return the share of the image that the square of each query (B,) covers; the first change is query 1."""
+        """Return the fraction of the image that a square covers, float32 (B,), for query numbers int64 (B,) from 1."""
         halvings = torch.bucketize(query - 1, torch.tensor(_HALVINGS, device=query.device))
         return self.p_init * 0.5**halvings
 
@@ -108,25 +113,25 @@ class Square:
 
 @lru_cache(maxsize=64)
 def _sides(method: Square, height: int, width: int, device: torch.device) -> Tensor:
-    """Return the side of the square of every query, int64 (queries + 1,)."""
+    """Return the side of the square of every query in pixels, int64 (queries + 1,)."""
     query = torch.arange(method.queries + 1, device=device)
     return PROPOSALS[method.threat.norm].sides(method.share_at(query), height, width)
 
 
 def square_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return the calls of Square Attack for a sample that stays robust: all queries and the first image."""
+    """Return the calls of Square Attack for a sample that stays robust: the initial image and all queries."""
     return int(parameters["queries"]) + 1, 0
 
 
 def square(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run Square Attack as a stage; the parameters are those of `Square`."""
+    """Run Square Attack as the function of a stage. The parameters are the fields of `Square`."""
     return run_in_batches(
         Square(threat=batch.threat, batch_size=batch_size, **parameters), classifier, batch, batch_size=batch_size
     )
 
 
 def square_stage(name: str, **parameters: Any) -> Stage:
-    """Return a stage that runs Square Attack with these parameters."""
+    """Return a stage that runs Square Attack. The parameters are the fields of `Square`."""
     return Stage(
         name,
         "square",

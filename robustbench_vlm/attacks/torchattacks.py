@@ -1,8 +1,9 @@
-"""Adapter for the optional library torchattacks (arXiv:2010.01950): each of its attacks as an attack of ours.
+"""Adapter for the attacks of the optional library torchattacks (arXiv:2010.01950).
 
-Attacks keep their default parameters, except: eps and the norm are the threat's, step sizes keep their ratio to eps,
-and an attack that asks for the number of classes gets the true one. Its random numbers belong to a batch, not to a
-sample: the batch size may change a verdict.
+Attacks keep their default parameters with these exceptions. Eps and the norm are those of the threat. Step sizes are
+scaled in proportion to eps. The number of classes is that of the dataset, if the attack has this parameter.
+
+The random numbers of the library belong to a batch, not to a sample. The batch size may therefore change a verdict.
 """
 
 import inspect
@@ -23,16 +24,17 @@ from robustbench_vlm.core.threat import NORMS
 _EPS_NAMES = ("eps", "max_epsilon")
 _STEP_NAMES = ("alpha",)
 _MINIMAL = ("CW", "DeepFool")
-"""Attacks that look for the nearest image in L2."""
+"""Attacks that search for the misclassified image with the smallest L2 distance."""
 _GRADIENT_FREE = ("Square", "OnePixel", "Pixle", "GN")
 _COUNTING = ("JSMA", "OnePixel", "Pixle", "SparseFool")
-"""Attacks that change few pixels by any amount."""
+"""Attacks that change few pixels, by any amount."""
 
 
 def attack_class(name: str) -> type:
-    """Return torchattacks' class of that name.
+    """Return the class of torchattacks with a name.
 
-    Raises UserError if the library is not installed, does not know the attack, or the attack needs more than a model.
+    Raises UserError if the library is not installed or has no such attack, or if the constructor of the attack requires
+    other arguments than a model.
     """
     library = _library()
     classes = {key: value for key, value in vars(library).items() if isinstance(value, type)}
@@ -42,16 +44,17 @@ def attack_class(name: str) -> type:
     required = [p.name for p in _parameters(found).values() if p.default is p.empty and p.name != "model"]
     if required:
         raise UserError(
-            f"torchattacks:{name} needs more than a model ({', '.join(required)}): it wraps other attacks; "
-            "name one of those instead"
+            f"torchattacks:{name} cannot be run: it requires {', '.join(required)}, and only attacks that require"
+            " nothing but a model are supported; name a single attack, such as torchattacks:PGD"
         )
     return found
 
 
 def norms_of(name: str) -> tuple[str, ...]:
-    """Return the norms that an attack of torchattacks is made for: in other balls its images are too weak.
+    """Return the norms for which an attack of torchattacks is designed.
 
-    Attacks with a `norm` parameter take both norms. So do those that count changed pixels; their images are projected.
+    Attacks with a `norm` parameter support both norms. Attacks that limit the number of changed pixels support both
+    norms too, because their images are projected into the ball.
     """
     parameters = _parameters(attack_class(name))
     if "norm" in parameters or name in _COUNTING:
@@ -60,14 +63,14 @@ def norms_of(name: str) -> tuple[str, ...]:
 
 
 def run_torchattacks(classifier: Classifier, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
-    """Run one attack of torchattacks, `batch_size` samples at a time."""
+    """Run one attack of torchattacks as the function of a stage, `batch_size` samples at a time."""
     network = LibraryModel(classifier, batch.images.device)
     made = attack_class(attack)(network, **_settings(attack_class(attack), batch))
     devices = [batch.images.device] if batch.images.device.type == "cuda" else []
     adversarial: list[Tensor] = []
     for images, labels in zip(batch.images.split(batch_size), batch.labels.split(batch_size), strict=True):
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-            # Its SparseFool converts arrays in a way that newer versions of numpy deprecate.
+            # SparseFool converts arrays in a way that newer versions of numpy deprecate.
             warnings.simplefilter("ignore", DeprecationWarning)
             torch.manual_seed(seed_of(batch))
             adversarial.append(made(images.contiguous(), labels).detach().to(images))
@@ -75,7 +78,7 @@ def run_torchattacks(classifier: Classifier, batch: Batch, *, batch_size: int, a
 
 
 def torchattacks_stage(attack: str) -> Stage:
-    """Return a stage that runs an attack of torchattacks, named by its class."""
+    """Return a stage that runs the attack of torchattacks with this class name."""
     return Stage(
         f"torchattacks:{attack}",
         "torchattacks",
@@ -87,9 +90,9 @@ def torchattacks_stage(attack: str) -> Stage:
 
 
 def torchattacks_named(name: str) -> Attack:
-    """Return an attack of the library torchattacks with its default parameters.
+    """Return the attack "torchattacks:NAME".
 
-    Raises UserError if the library is not installed or does not know the attack.
+    Raises UserError if the library is not installed or has no attack of this name.
     """
     norms = norms_of(name)
     return one_stage_attack(torchattacks_stage(name), f"{name} of torchattacks", norms=norms)
@@ -117,8 +120,8 @@ def _library() -> ModuleType:
         import torchattacks
     except ImportError:
         raise UserError(
-            "torchattacks is not installed: run `pip install --no-deps torchattacks` (without --no-deps it would pull "
-            "in years-old versions of other packages)"
+            "torchattacks is not installed: run `pip install --no-deps torchattacks` (without --no-deps, pip installs"
+            " old versions of other packages)"
         ) from None
     library: ModuleType = torchattacks
     return library

@@ -1,4 +1,4 @@
-"""Made-up models and samples for the tests of the attacks."""
+"""Small random models and samples for the tests of the attacks."""
 
 from collections.abc import Mapping
 from dataclasses import replace
@@ -22,7 +22,7 @@ SHORT: Mapping[str, Mapping[str, Any]] = {
 
 
 def network(kind: str, classes: int, seed: int = 0) -> nn.Module:
-    """Return a fixed network of the given kind on images (B, 3, 8, 8)."""
+    """Return a network with random weights that classifies images (B, 3, 8, 8). Equal arguments give equal weights."""
     pixels = 3 * SIDE * SIDE
     with torch.random.fork_rng():
         torch.manual_seed(1000 * seed + classes)
@@ -35,7 +35,7 @@ def network(kind: str, classes: int, seed: int = 0) -> nn.Module:
 
 
 def samples(model: nn.Module, classes: int, threat: Threat, count: int = 24) -> Batch:
-    """Return fixed samples away from the ends of the pixel range, labelled as the model classifies them."""
+    """Return `count` random samples with pixels in [0.3, 0.7]. Their labels are the predictions of the model."""
     generator = torch.Generator().manual_seed(count)
     dtype = next(model.parameters()).dtype
     images = (0.3 + 0.4 * torch.rand(count, 3, SIDE, SIDE, generator=generator)).to(dtype)
@@ -51,14 +51,17 @@ def threat_of(norm: str, eps: float) -> Threat:
 
 
 def halving_threat(model: nn.Module, classes: int, norm: str, times: float = 1) -> Threat:
-    """Return a threat of `times` the samples' median first-order distance to the nearest other class."""
+    """Return a threat whose radius is `times` the median of `linear_distances` over the samples."""
+    # The number of samples is even, so the median is not the distance of a sample. Rounding thus decides no verdict.
     batch = samples(model, classes, Threat(norm, Fraction(0)))
-    # Between the two middle distances: a radius that is a sample's own distance would leave it to rounding.
     return threat_of(norm, times * float(linear_distances(model, batch, classes - 1).quantile(0.5)))
 
 
 def linear_distances(model: nn.Module, batch: Batch, targets: int) -> Tensor:
-    """Return each sample's first-order distance to the nearest of its `targets` likeliest other classes, (B,)."""
+    """Return the distance of each sample to the nearest decision boundary of the linearised model, (B,).
+
+    Only the boundaries to the `targets` classes with the highest logits except the label are considered.
+    """
     images = batch.images.clone().requires_grad_()
     logits = model(images)
     order = logits.detach().scatter(1, batch.labels[:, None], -float("inf")).argsort(dim=1, descending=True)
@@ -71,7 +74,7 @@ def linear_distances(model: nn.Module, batch: Batch, targets: int) -> Tensor:
 
 
 def with_parameters(attack: Attack, parameters: Mapping[str, Mapping[str, Any]]) -> Attack:
-    """Return the attack with some parameters of its stages replaced, by stage name."""
+    """Return a copy of the attack. `parameters` maps the name of a stage to the parameters to replace."""
     stages = tuple(
         replace(stage, parameters={**stage.parameters, **parameters.get(stage.name, {})}) for stage in attack.stages
     )

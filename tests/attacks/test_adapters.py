@@ -1,4 +1,4 @@
-"""Adapters of the two other libraries: their inputs, known faults, and the global state that they must not change."""
+"""Tests of the adapters for pyautoattack and torchattacks."""
 
 import sys
 from dataclasses import replace
@@ -20,7 +20,7 @@ BATCH = samples(MODEL, 10, halving_threat(MODEL, 10, "Linf"), 8)
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4, 5, 9])
-def test_the_official_standard_version_runs_below_ten_classes(classes: int) -> None:
+def test_pyautoattack_standard_runs_with_fewer_than_ten_classes(classes: int) -> None:
     model = network("conv", classes)
     batch = samples(model, classes, halving_threat(model, classes, "Linf"), 4)
     attack = load_attack("pyautoattack")
@@ -30,7 +30,7 @@ def test_the_official_standard_version_runs_below_ten_classes(classes: int) -> N
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t"])
-def test_the_official_attacks_take_strided_images_and_gradients(name: str) -> None:
+def test_pyautoattack_accepts_images_and_gradients_that_are_not_contiguous(name: str) -> None:
     def strided(images: torch.Tensor) -> torch.Tensor:
         return MODEL(images.transpose(2, 3).contiguous().transpose(2, 3) * 1)
 
@@ -43,7 +43,7 @@ def test_the_official_attacks_take_strided_images_and_gradients(name: str) -> No
 
 
 @pytest.mark.parametrize("name", ["pyautoattack:apgd-ce", "pyautoattack:fab-t"])
-def test_an_official_attack_leaves_the_random_state_and_the_trace_function_alone(name: str) -> None:
+def test_pyautoattack_does_not_change_the_random_state_or_the_trace_function(name: str) -> None:
     state, trace = torch.random.get_rng_state(), sys.gettrace()
     first = attack_samples(MODEL, BATCH, load_attack(name), batch_size=8)
     assert torch.equal(torch.random.get_rng_state(), state) and sys.gettrace() is trace
@@ -51,7 +51,7 @@ def test_an_official_attack_leaves_the_random_state_and_the_trace_function_alone
     assert attack_samples(MODEL, BATCH, load_attack(name), batch_size=8).broken_by == first.broken_by
 
 
-def test_an_official_warning_about_zero_gradients_becomes_a_note(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_zero_gradient_warning_of_pyautoattack_is_recorded_and_not_printed(capfd: pytest.CaptureFixture[str]) -> None:
     verdict = attack_samples(lambda images: MODEL(images.detach()) + 0 * images.sum(), BATCH, load_attack(
         "pyautoattack:apgd-dlr"), batch_size=8)  # fmt: skip
     assert all(notes == ("zero-gradient",) for notes in verdict.warnings)
@@ -59,7 +59,7 @@ def test_an_official_warning_about_zero_gradients_becomes_a_note(capfd: pytest.C
 
 
 class Recorder:
-    """Stands in for an attack of the library and records how it was made."""
+    """An attack with the interface of torchattacks that records its constructor arguments."""
 
     made: dict[str, Any]
 
@@ -76,7 +76,7 @@ class Recorder:
 
 
 class Wrapper:
-    """Stands in for a class of the library that wraps other attacks."""
+    """A class with the interface of those of torchattacks that wrap other attacks."""
 
     def __init__(self, model: Any, attacks: Any) -> None:
         raise AssertionError
@@ -90,7 +90,7 @@ def library(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("library")
-def test_a_torchattack_gets_the_threat_and_the_true_number_of_classes() -> None:
+def test_torchattacks_gets_the_threat_and_the_number_of_classes_of_the_dataset() -> None:
     state = torch.random.get_rng_state()
     verdict = attack_samples(MODEL, BATCH, load_attack("torchattacks:Recorder"), batch_size=3)
     eps = float(BATCH.threat.eps)
@@ -101,14 +101,14 @@ def test_a_torchattack_gets_the_threat_and_the_true_number_of_classes() -> None:
 
 
 @pytest.mark.usefixtures("library")
-def test_an_unknown_torchattack_names_the_nearest_and_a_wrapper_is_refused() -> None:
+def test_torchattacks_suggests_a_name_for_a_typo_and_refuses_wrappers_of_attacks() -> None:
     with pytest.raises(UserError, match="Did you mean Recorder"):
         load_attack("torchattacks:Recordr")
-    with pytest.raises(UserError, match="needs more than a model \\(attacks\\)"):
+    with pytest.raises(UserError, match="it requires attacks"):
         load_attack("torchattacks:Wrapper")
 
 
-def test_a_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_torchattacks_gives_the_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "torchattacks", None)
     with pytest.raises(UserError, match="pip install --no-deps torchattacks"):
         load_attack("torchattacks:PGD")
@@ -117,7 +117,7 @@ def test_a_missing_library_says_how_to_install_it(monkeypatch: pytest.MonkeyPatc
 SLOW = {"JSMA", "AutoAttack", "Square"}
 
 
-def test_an_attack_of_torchattacks_is_for_the_ball_that_it_is_built_for() -> None:
+def test_norms_of_torchattacks_attacks() -> None:
     pytest.importorskip("torchattacks")
     norms = {name: load_attack(f"torchattacks:{name}").norms for name in ("PGD", "PGDL2", "CW", "APGD", "OnePixel")}
     assert norms == {"PGD": ("Linf",), "PGDL2": ("L2",), "CW": ("L2",), "APGD": NORMS, "OnePixel": NORMS}

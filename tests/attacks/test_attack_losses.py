@@ -1,4 +1,4 @@
-"""Losses against their definitions, at ties, for few classes and at every scale of the logits."""
+"""Tests of the losses: definitions, equal logits, few classes and the scale of the logits."""
 
 import pytest
 import torch
@@ -31,7 +31,7 @@ def logits_and_labels(seed: int, classes: int) -> tuple[torch.Tensor, torch.Tens
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 1000), classes=st.sampled_from([2, 3, 10, 100]))
-def test_log_odds_are_cross_entropy_before_the_softplus(seed: int, classes: int) -> None:
+def test_softplus_of_the_log_odds_is_cross_entropy(seed: int, classes: int) -> None:
     logits, labels = logits_and_labels(seed, classes)
     logits.requires_grad_()
     ours = cross_entropy(logits, labels, labels)
@@ -43,7 +43,7 @@ def test_log_odds_are_cross_entropy_before_the_softplus(seed: int, classes: int)
 
 @settings(max_examples=30, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 1000), classes=st.sampled_from([4, 10, 100]))
-def test_dlr_as_the_paper_writes_it(seed: int, classes: int) -> None:
+def test_dlr_losses_match_the_formulas_of_the_paper(seed: int, classes: int) -> None:
     logits, labels = logits_and_labels(seed, classes)
     targets = ranked_targets(logits, labels, 2)[0][:, 1]
     for row, label, target, untargeted, targeted in zip(
@@ -58,7 +58,7 @@ def test_dlr_as_the_paper_writes_it(seed: int, classes: int) -> None:
 
 @pytest.mark.parametrize("name", LOSSES)
 @pytest.mark.parametrize("classes", [2, 3, 4, 1000])
-def test_twin_classes_give_finite_losses_and_gradients(name: str, classes: int) -> None:
+def test_two_equal_classes_give_finite_losses_and_gradients(name: str, classes: int) -> None:
     loss = LOSSES[name]
     logits = torch.zeros(3, classes, requires_grad=True)
     labels, targets = torch.zeros(3, dtype=torch.int64), torch.ones(3, dtype=torch.int64)
@@ -68,7 +68,7 @@ def test_twin_classes_give_finite_losses_and_gradients(name: str, classes: int) 
 
 
 @pytest.mark.parametrize("classes", [2, 3, 4])
-def test_a_margin_stands_in_where_classes_are_too_few_and_the_sample_says_so(classes: int) -> None:
+def test_dlr_with_too_few_classes_is_the_margin_and_raises_a_warning(classes: int) -> None:
     logits, labels = logits_and_labels(1, classes)
     num_classes = torch.full_like(labels, classes)
     targets = ranked_targets(logits, labels, 1)[0][:, 0]
@@ -83,9 +83,7 @@ def test_a_margin_stands_in_where_classes_are_too_few_and_the_sample_says_so(cla
 @pytest.mark.parametrize("name", LOSSES)
 @settings(max_examples=20, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 1000), classes=st.lists(st.integers(2, 12), min_size=9, max_size=9))
-def test_classes_that_a_row_lacks_change_neither_its_loss_nor_its_gradient(
-    name: str, seed: int, classes: list[int]
-) -> None:
+def test_missing_classes_change_no_loss_and_no_gradient(name: str, seed: int, classes: list[int]) -> None:
     logits, _ = logits_and_labels(seed, 12)
     counts = torch.tensor(classes)
     labels = torch.arange(9) % counts
@@ -105,7 +103,7 @@ def test_classes_that_a_row_lacks_change_neither_its_loss_nor_its_gradient(
 
 
 @pytest.mark.parametrize("classes", [2, 3, 10, 1000])
-def test_targets_are_the_likeliest_other_classes(classes: int) -> None:
+def test_targets_are_the_other_classes_with_the_highest_logits(classes: int) -> None:
     logits, labels = logits_and_labels(0, classes)
     targets, count = ranked_targets(logits, labels, 9)
     assert (count == min(9, classes - 1)).all()
@@ -131,7 +129,7 @@ def test_the_scale_of_the_logits_changes_no_verdict(name: str, classes: int) -> 
 
 
 @pytest.mark.parametrize("name", ["apgd-ce", "apgd-t", "fab-t", "square"])
-def test_attacks_work_where_two_classes_are_twins(name: str) -> None:
+def test_attacks_work_with_two_equal_classes(name: str) -> None:
     model = network("mlp", 6)
     threat = halving_threat(model, 6, "Linf", times=4 if name == "square" else 1)
     twin = int(samples(model, 6, threat).labels.min())
@@ -143,5 +141,5 @@ def test_attacks_work_where_two_classes_are_twins(name: str) -> None:
     verdict = attack_samples(model, batch, with_parameters(load_attack(name), SHORT), batch_size=24)
     assert torch.isfinite(verdict.adversarial).all()
     assert name in verdict.broken_by
-    # Every query of a twin's own sample is a tie, which rounding decides: thousands of them may leave none.
+    # Both classes have equal logits up to rounding, so Square Attack may break all samples of one of them by chance.
     assert "" in verdict.broken_by or name == "square"

@@ -1,4 +1,4 @@
-"""Names of attacks: the table, the families, and the messages about wrong names."""
+"""Tests of the names of attacks and of the messages about unknown names."""
 
 import subprocess
 import sys
@@ -13,7 +13,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 
 
-def test_every_name_means_an_attack_with_a_fingerprint_of_its_own() -> None:
+def test_every_attack_has_a_different_fingerprint() -> None:
     names = [*ATTACKS.table, "pgd-7", "pyautoattack:apgd-dlr", "pyautoattack:square"]
     attacks = [load_attack(name) for name in names]
     assert all(isinstance(attack, Attack) for attack in attacks)
@@ -31,7 +31,7 @@ def test_autoattack_is_the_standard_version() -> None:
 
 
 @given(st.integers(1, 99999))
-def test_any_number_of_steps_is_a_pgd(steps: int) -> None:
+def test_pgd_accepts_any_number_of_steps(steps: int) -> None:
     (stage,) = load_attack(f"pgd-{steps}").stages
     assert stage.parameters["steps"] == steps
 
@@ -44,19 +44,19 @@ def test_pyautoattack_standard_is_pyautoattack() -> None:
     ("name", "message"),
     [
         ("autoatack", "Did you mean .*autoattack"),
-        ("pgd-", "write a number of steps"),
-        ("pgd-0", "write a number of steps"),
-        ("pgd-ten", "write a number of steps"),
+        ("pgd-", "give a number of steps"),
+        ("pgd-0", "give a number of steps"),
+        ("pgd-ten", "give a number of steps"),
         ("pyautoattack:apgdt", "Did you mean apgd-t"),
         ("", "unknown attack"),
     ],
 )
-def test_a_wrong_name_says_what_is_allowed(name: str, message: str) -> None:
+def test_the_message_about_an_unknown_attack_lists_allowed_names(name: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_attack(name)
 
 
-def test_the_table_can_be_read_without_torch() -> None:
+def test_listing_attacks_does_not_import_torch() -> None:
     code = "import sys, robustbench_vlm.attacks as attacks; attacks.ATTACKS.names(); print('torch' in sys.modules)"
     ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert ran.stdout.strip() == "False"

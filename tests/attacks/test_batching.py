@@ -1,4 +1,4 @@
-"""Verdicts belong to the sample: the other samples of the batch and the batch size do not change them."""
+"""Verdicts of a sample do not depend on the other samples of its batch or on the batch size."""
 
 from dataclasses import dataclass, replace
 
@@ -53,7 +53,7 @@ class CountdownState:
 
 
 class Countdown:
-    """Keeps each sample for as many steps as its label, and records the number of samples in each batch."""
+    """A method that finishes each sample after as many steps as its label, and records the size of each batch."""
 
     def __init__(self) -> None:
         self.held: list[int] = []
@@ -71,7 +71,7 @@ class Countdown:
 
 
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 100])
-def test_a_sample_leaves_when_it_is_finished_and_another_takes_its_place(batch_size: int) -> None:
+def test_a_finished_sample_is_replaced_by_a_waiting_one(batch_size: int) -> None:
     model = network("linear", 5)
     batch = samples(model, 5, halving_threat(model, 5, "Linf"), 40)
     batch = replace(batch, labels=torch.arange(40) % 9 + 1)
@@ -81,5 +81,5 @@ def test_a_sample_leaves_when_it_is_finished_and_another_takes_its_place(batch_s
     assert torch.equal(outcome.adversarial, batch.images + batch.labels.view(-1, 1, 1, 1))
     assert max(method.held) == min(batch_size, 40)
     assert sum(method.held) == int(batch.labels.sum())
-    # Batches are full: no more steps than the work divided by the batch size, except for the last samples.
+    # All batches are full until the last samples, of which each takes up to 9 steps.
     assert len(method.held) <= sum(method.held) / min(batch_size, 40) + 9

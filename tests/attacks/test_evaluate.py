@@ -1,4 +1,4 @@
-"""Verdicts do not depend on the claims of a stage, and robust accuracy falls with eps, steps and stages."""
+"""Tests of `attack_samples`: projected images, verdicts, counted passes and monotonic robust accuracy."""
 
 import sys
 from dataclasses import replace
@@ -28,7 +28,7 @@ def lost(verdict: Verdicts) -> set[int]:
 
 @pytest.fixture
 def dishonest(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Return a function that makes an attack of stages given as functions of the batch's images."""
+    """Return a function that makes an attack from stages: functions from a batch to adversarial images."""
     module = ModuleType("dishonest")
     monkeypatch.setitem(sys.modules, "dishonest", module)
 
@@ -39,7 +39,7 @@ def dishonest(monkeypatch: pytest.MonkeyPatch) -> Any:
                 classifier: Classifier, batch: Batch, *, batch_size: int, adversarial: Any = adversarial
             ) -> Outcome:
                 ones = torch.ones_like(batch.labels)
-                return Outcome(adversarial(batch), 3 * ones, 2 * ones, {"told": ones.bool()})
+                return Outcome(adversarial(batch), 3 * ones, 2 * ones, {"some-code": ones.bool()})
 
             setattr(module, name, run)
         return Attack("dishonest", tuple(Stage(name, name, f"dishonest:{name}") for name in stages), "")
@@ -48,14 +48,14 @@ def dishonest(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 @pytest.mark.parametrize("far", [lambda batch: 1 - batch.images, lambda batch: batch.images * torch.nan])
-def test_what_lies_outside_the_threat_is_projected_before_it_counts(dishonest: Any, far: Any) -> None:
+def test_images_outside_the_threat_are_projected_before_the_verdict(dishonest: Any, far: Any) -> None:
     batch = replace(BATCH, threat=Threat("Linf", Fraction(1, 10**6)))
     verdict = attack_samples(MODEL, batch, dishonest(first=far), batch_size=7)
     assert verdict.robust.all()
     assert torch.equal(verdict.adversarial, batch.images)
 
 
-def test_a_sample_that_the_projection_saves_goes_on_to_the_next_stage(dishonest: Any) -> None:
+def test_a_sample_that_is_robust_after_projection_goes_to_the_next_stage(dishonest: Any) -> None:
     seen = []
 
     def honest(batch: Batch) -> torch.Tensor:
@@ -67,10 +67,10 @@ def test_a_sample_that_the_projection_saves_goes_on_to_the_next_stage(dishonest:
     )
     assert seen == [24] and verdict.robust.all()
     assert set(verdict.forward.tolist()) == {1 + 2 * (3 + 1)} and set(verdict.backward.tolist()) == {4}
-    assert set(verdict.warnings) == {("told",)}
+    assert set(verdict.warnings) == {("some-code",)}
 
 
-def test_a_stage_that_raises_is_an_error_and_no_verdict(dishonest: Any) -> None:
+def test_an_exception_of_a_stage_is_not_caught(dishonest: Any) -> None:
     def fail(batch: Batch) -> torch.Tensor:
         raise RuntimeError("broken stage")
 
@@ -78,7 +78,7 @@ def test_a_stage_that_raises_is_an_error_and_no_verdict(dishonest: Any) -> None:
         attack_samples(MODEL, BATCH, dishonest(first=fail), batch_size=7)
 
 
-def test_the_verdict_tells_what_broke_a_sample_and_what_it_cost() -> None:
+def test_verdicts_name_the_breaking_stage_and_count_passes() -> None:
     wrong = BATCH.labels.clone()
     wrong[::5] = (wrong[::5] + 1) % 5
     batch = replace(BATCH, labels=wrong)
@@ -94,7 +94,7 @@ def test_the_verdict_tells_what_broke_a_sample_and_what_it_cost() -> None:
     assert (verdict.distance <= float(batch.threat.eps) * (1 + 1e-5)).all()
     assert torch.equal(verdict.distance == 0, verdict.robust | (verdict.clean_prediction != batch.labels))
     assert set(verdict.forward[::5].tolist()) == {1} and (verdict.forward[verdict.robust] > 50).all()
-    # One clean pass, and for each stage its own passes and the harness's one: APGD-CE, APGD-T, FAB-T and Square.
+    # One clean pass, and for each of APGD-CE, APGD-T, FAB-T and Square its own passes and one of the image it found.
     costs = 1 + (13 + 1) + (1 + 3 * 13 + 1) + (1 + 2 * 9 + 1) + (61 + 1)
     assert set(verdict.forward[verdict.robust].tolist()) == {costs}
 
@@ -120,8 +120,8 @@ def test_robust_accuracy_falls_with_eps(name: str, norm: str) -> None:
     assert counts == sorted(counts) and counts[0] < counts[-1]
 
 
-def test_more_steps_lose_no_sample() -> None:
-    # Every iterate counts, and a longer walk goes through all points of a shorter one.
+def test_more_steps_break_no_fewer_samples() -> None:
+    # All iterates are tested, and the iterates of a short run are the first iterates of a longer one.
     before: set[int] = set()
     for steps in (1, 2, 5, 10, 40):
         now = lost(attack_samples(MODEL, BATCH, load_attack(f"pgd-{steps}"), batch_size=24))
@@ -130,7 +130,7 @@ def test_more_steps_lose_no_sample() -> None:
     assert 0 < len(before) < 24
 
 
-def test_more_stages_lose_no_sample() -> None:
+def test_more_stages_break_no_fewer_samples() -> None:
     before: set[int] = set()
     for count in range(1, 5):
         attack = replace(AUTOATTACK, stages=AUTOATTACK.stages[:count])
@@ -141,7 +141,7 @@ def test_more_stages_lose_no_sample() -> None:
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("name", ["apgd-ce", "fab-t", "square"])
-def test_a_model_without_finite_logits_gets_no_verdict(name: str, value: float) -> None:
+def test_non_finite_logits_are_refused(name: str, value: float) -> None:
     def spoilt(images: torch.Tensor) -> torch.Tensor:
         changed = (images - BATCH.images[0]).flatten(1).abs().amax(dim=1, keepdim=True) > 0
         return torch.where(changed, value, MODEL(images))
@@ -151,7 +151,7 @@ def test_a_model_without_finite_logits_gets_no_verdict(name: str, value: float) 
         attack_samples(spoilt, one, load_attack(name), batch_size=1)
 
 
-def test_a_gradient_that_is_not_finite_is_noted() -> None:
+def test_a_non_finite_gradient_raises_a_warning_code() -> None:
     def rooted(images: torch.Tensor) -> torch.Tensor:
         return MODEL(images) + (images - images.detach()).flatten(1).sum(dim=1, keepdim=True).abs().sqrt()
 
@@ -169,7 +169,7 @@ def test_half_precision_logits_are_compared_in_float32() -> None:
     assert verdict.margin.dtype == torch.float32
 
 
-def test_the_strongest_image_is_kept_of_a_sample_that_holds(dishonest: Any) -> None:
+def test_the_strongest_image_of_a_robust_sample_is_kept(dishonest: Any) -> None:
     radius = float(BATCH.threat.eps)
     wrong = BATCH.labels.clone()
     wrong[0] = (wrong[0] + 1) % 5
@@ -183,7 +183,7 @@ def test_the_strongest_image_is_kept_of_a_sample_that_holds(dishonest: Any) -> N
 
         return move
 
-    # The second stage is the best one, the last walks the wrong way.
+    # The second stage is the strongest. The third one steps in the wrong direction.
     attack = dishonest(first=against(0.05), second=against(0.1), third=against(-0.1))
     batch = replace(BATCH, labels=wrong)
     verdict = attack_samples(MODEL, batch, attack, batch_size=7)
@@ -193,7 +193,7 @@ def test_the_strongest_image_is_kept_of_a_sample_that_holds(dishonest: Any) -> N
     assert torch.equal(verdict.strongest[broken], verdict.adversarial[broken])
     assert torch.equal(verdict.adversarial[verdict.robust], batch.images[verdict.robust])
     second = against(0.1)(batch).detach()
-    # The image of the second stage, unless its margin is no smaller than the clean one's.
+    # The kept image is that of the second stage if its margin is smaller than that of the clean image.
     with torch.no_grad():
         margins = [-losses.margin(MODEL(images), wrong, wrong) for images in (batch.images, second)]
     nearer = verdict.robust & (margins[1] < margins[0])
@@ -201,6 +201,6 @@ def test_the_strongest_image_is_kept_of_a_sample_that_holds(dishonest: Any) -> N
     assert torch.allclose(verdict.strongest[nearer], second[nearer], atol=1e-7)
 
 
-def test_a_stage_that_comes_no_nearer_leaves_the_clean_image(dishonest: Any) -> None:
+def test_a_stage_that_lowers_no_margin_keeps_the_clean_image(dishonest: Any) -> None:
     verdict = attack_samples(MODEL, BATCH, dishonest(first=lambda batch: batch.images * torch.inf), batch_size=7)
     assert verdict.robust.all() and torch.equal(verdict.strongest, BATCH.images)

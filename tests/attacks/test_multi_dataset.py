@@ -1,4 +1,4 @@
-"""Samples of several datasets in one batch: each gets the same verdict as in a batch of one dataset."""
+"""Tests of batches with samples of several datasets."""
 
 from dataclasses import replace
 
@@ -18,7 +18,7 @@ from robustbench_vlm.core.errors import UserError
 
 
 class Union(nn.Module):
-    """Several classifiers as one over all their classes."""
+    """A classifier whose logits are the concatenated logits of several classifiers."""
 
     def __init__(self, models: list[nn.Module]) -> None:
         super().__init__()
@@ -53,7 +53,9 @@ def several_datasets(
     counts=st.lists(st.sampled_from([2, 3, 4, 5, 12]), min_size=2, max_size=4, unique=True),
     batch_size=st.sampled_from([5, 64]),
 )
-def test_a_sample_gets_the_verdict_that_it_gets_alone(name: str, norm: str, counts: list[int], batch_size: int) -> None:
+def test_a_mixed_batch_gives_the_verdicts_of_single_datasets(
+    name: str, norm: str, counts: list[int], batch_size: int
+) -> None:
     norm = "Linf" if name == "cw" else norm
     attack = with_parameters(load_attack(name), {**SHORT, "cw": {"steps": 12}, "apgd-dlr": {"steps": 12}})
     parts, logits, whole = several_datasets(counts, norm)
@@ -70,7 +72,7 @@ def test_a_sample_gets_the_verdict_that_it_gets_alone(name: str, norm: str, coun
         assert torch.allclose(together.margin[rows], alone.margin)
 
 
-def test_classes_of_other_datasets_have_no_logit() -> None:
+def test_logits_of_other_datasets_are_minus_infinity() -> None:
     parts, logits, whole = several_datasets([3, 5], "Linf")
     values = logits(whole.images)
     assert values.shape == (12, 5) and torch.isneginf(values[:6, 3:]).all()
@@ -79,7 +81,7 @@ def test_classes_of_other_datasets_have_no_logit() -> None:
     assert torch.equal(logits.select(some)(whole.images[some]), values[some])
 
 
-def test_logits_that_are_not_finite_are_found_in_mixed_batches_too() -> None:
+def test_non_finite_logits_are_refused_in_mixed_batches() -> None:
     _, logits, whole = several_datasets([3, 5], "Linf")
     broken = MultiDatasetClassifier(
         as_classifier(lambda images: logits.union(images) / 0), logits.columns, logits.absent
@@ -88,7 +90,7 @@ def test_logits_that_are_not_finite_are_found_in_mixed_batches_too() -> None:
         attack_samples(broken, whole, load_attack("fgsm"), batch_size=64)
 
 
-def test_verdicts_by_another_classifier_are_given_on_several_datasets_too() -> None:
+def test_a_judge_decides_verdicts_in_mixed_batches() -> None:
     _, classifier, whole = several_datasets([3, 5], "Linf")
     attack = load_attack("pgd-10")
     alone = attack_samples(classifier, whole, attack, batch_size=64)

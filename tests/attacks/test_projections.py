@@ -1,4 +1,4 @@
-"""Projection onto hyperplanes against general solvers, also if the box does not meet the hyperplane."""
+"""Comparison of `Hyperplanes` with general solvers, on hyperplanes that do and do not meet [0, 1]."""
 
 import numpy as np
 import pytest
@@ -30,7 +30,7 @@ def steps_to(points: torch.Tensor, normal: torch.Tensor, gap: torch.Tensor, norm
 
 
 def shortest(points: np.ndarray, normal: np.ndarray, gap: float, norm: str) -> float | None:
-    """Return the length of the shortest step; None if no step exists."""
+    """Return the length of the shortest step by a solver of scipy; None if no step inside [0, 1] exists."""
     bounds = list(zip(-points, 1 - points, strict=True))
     if norm == "Linf":
         eye = np.eye(SIZE)
@@ -51,7 +51,7 @@ def shortest(points: np.ndarray, normal: np.ndarray, gap: float, norm: str) -> f
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(seed=st.integers(0, 10**6))
-def test_no_step_is_shorter(norm: str, seed: int) -> None:
+def test_the_step_to_a_hyperplane_is_the_shortest(norm: str, seed: int) -> None:
     points, normal, gap = problem(seed)
     steps = steps_to(points, normal, gap, norm)
     assert ((points + steps >= -1e-12) & (points + steps <= 1 + 1e-12)).all()

@@ -1,4 +1,4 @@
-"""Proposals of Square Attack stay within the threat and follow the paper."""
+"""Tests of Square Attack: candidates within the threat, the schedule, and several queries in one pass."""
 
 import pytest
 import torch
@@ -24,7 +24,7 @@ def rows_of(count: int = 16) -> Rows:
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(query=st.integers(1, 10_000), sides=st.lists(st.integers(3, 8), min_size=16, max_size=16))
-def test_a_proposal_lies_within_the_threat_and_differs_in_its_squares_only(
+def test_candidates_are_within_the_threat_and_change_only_their_squares(
     norm: str, query: int, sides: list[int]
 ) -> None:
     rows, eps, proposals = rows_of(), EPS[norm], PROPOSALS[norm]
@@ -43,7 +43,7 @@ def test_a_proposal_lies_within_the_threat_and_differs_in_its_squares_only(
                 assert ((places.amax(dim=0) - places.amin(dim=0)) < width).all()
 
 
-def test_squares_reach_every_pixel() -> None:
+def test_squares_cover_every_pixel() -> None:
     rows = rows_of()
     best = rows.images.clone()
     touched = torch.zeros(8, 8, dtype=torch.bool)
@@ -53,7 +53,7 @@ def test_squares_reach_every_pixel() -> None:
     assert touched.all()
 
 
-def test_rows_with_squares_of_their_own_size_draw_what_they_draw_alone() -> None:
+def test_candidates_do_not_depend_on_other_rows_with_different_square_sizes() -> None:
     rows, side = rows_of(), torch.tensor([3, 5] * 8)
     for norm, proposals in PROPOSALS.items():
         best, query = proposals.first(rows, EPS[norm]), torch.arange(1, 17)
@@ -64,7 +64,7 @@ def test_rows_with_squares_of_their_own_size_draw_what_they_draw_alone() -> None
             assert torch.allclose(alone[0], together[n])
 
 
-def test_the_schedule_is_the_official_one() -> None:
+def test_the_schedule_of_square_sides_is_that_of_pyautoattack() -> None:
     from pyautoattack.square import SquareAttack
 
     theirs = SquareAttack(None, p_init=0.8, n_queries=5000, eps=0.1, resc_schedule=False)
@@ -78,7 +78,7 @@ def test_the_schedule_is_the_official_one() -> None:
 
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(norm=st.sampled_from(["Linf", "L2"]), count=st.integers(1, 6), seed=st.integers(0, 3))
-def test_asking_ahead_is_the_same_search_query_by_query(norm: str, count: int, seed: int) -> None:
+def test_several_queries_in_one_pass_give_the_same_search(norm: str, count: int, seed: int) -> None:
     model = network("conv", 6, seed).double()
     batch = samples(model, 6, halving_threat(model, 6, norm, times=1.5), count)
     asked: list[int] = []
@@ -93,5 +93,5 @@ def test_asking_ahead_is_the_same_search_query_by_query(norm: str, count: int, s
     assert torch.allclose(ahead.adversarial, single.adversarial, atol=1e-9)
     assert torch.equal(ahead.forward, single.forward)
     assert max(asked) <= 8 * count
-    # All but the samples that fall at once gain from it.
+    # Several queries in one pass save forward passes, unless the first queries already break the samples.
     assert len(asked) < one_by_one / 2 or one_by_one < 20
