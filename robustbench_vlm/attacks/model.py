@@ -140,7 +140,7 @@ class AdaptiveClassifier(Classifier, Protocol):
     """A classifier with a test-time defense, whose gradient can be computed in several modes."""
 
     def with_gradient(self, mode: GradientMode) -> Classifier:
-        """Return a classifier with the same logits whose gradient is computed in a mode."""
+        """Return a classifier with the same verdicts whose gradient is computed in a mode."""
 
 
 def with_gradient(classifier: Classifier, mode: GradientMode | None) -> Classifier:

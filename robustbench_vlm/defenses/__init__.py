@@ -1,4 +1,4 @@
-"""Defenses: training recipes, one file per recipe."""
+"""Registry of the defenses. A defense is a recipe of adversarial training."""
 
 from robustbench_vlm.core.registry import Registry
 

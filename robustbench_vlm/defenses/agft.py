@@ -1,8 +1,9 @@
-"""AGFT: cross-entropy with the softened predictions of the frozen model (Cui et al., CVPR 2026, arXiv 2603.29410).
+"""AGFT: cross-entropy with softened predictions of the frozen model as targets (CVPR 2026, arXiv 2603.29410).
 
     L = -sum_k p_k(x) log q_k(x_adv),   p(x) = softmax(gamma s cos(f0(x), g)),   q(x_adv) = softmax(s cos(f(x_adv), g))
 
-f is the trained image encoder, f0 the frozen one, g the text features of the classes, s the logit scale.
+f is the image encoder that is trained and f0 its frozen copy from before the training. g are the text features of the
+classes, s is the logit scale, and gamma below 1 softens the predictions p.
 """
 
 from fractions import Fraction
@@ -13,7 +14,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return L for each image, (B,). The teacher sees the clean images; labels are not used."""
+    """Return L for each of the adversarial images (B, 3, H, W), float32 (B,). It does not use the labels."""
     scale = context.settings["scale"]
     teacher = logits(context.teacher_clean(), context.text_features, context.settings["gamma"] * scale)
     student = logits(context.student(images), context.text_features, scale)
@@ -30,7 +31,7 @@ AGFT = Defense(
     paper="https://arxiv.org/abs/2603.29410",
     fidelity="official code",
     deviations=(
-        "the inner attack runs in float32 and sums the losses; the released code runs it in float16 and averages them",
+        "the inner attack runs in float32 and adds up the losses; that of the released code is in float16 and averages",
         "images of a folder are resized by bicubic interpolation; the released code uses bilinear interpolation",
     ),
 )

@@ -1,4 +1,4 @@
-"""Training recipes: per-sample loss, inner attack, schedule and settings of a defense."""
+"""Data classes and types of defenses: per-sample loss, inner attack and settings."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,14 +10,17 @@ from torch.nn import functional
 from robustbench_vlm.defenses.schedule import Schedule as Schedule
 
 EncodeImages = Callable[[Tensor], Tensor]
-"""Type of an image encoder: images (B, 3, H, W) in [0, 1] to features (B, D) that are not normalised."""
+"""Type of an image encoder: images float32 (B, 3, H, W) in [0, 1] to features float32 (B, D), not normalised."""
 
 EncodeDense = Callable[[Tensor], tuple[Tensor, Tensor]]
-"""Type of a dense image encoder: images to features (B, D) and to features of T patches in a square, (B, T, D)."""
+"""Type of a dense image encoder: images (B, 3, H, W) to image features (B, D) and patch features (B, T, D).
+
+The T patches form a square of sqrt(T) rows and columns.
+"""
 
 
 def _no_dense_features(images: Tensor) -> tuple[Tensor, Tensor]:
-    raise NotImplementedError("this context has no dense features")
+    raise NotImplementedError("dense features need a dense image encoder: set student_dense and teacher_dense")
 
 
 def _sum_of_one_process(total: Tensor) -> Tensor:
@@ -26,69 +29,75 @@ def _sum_of_one_process(total: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LossContext:
-    """The inputs of a loss besides the attacked images, for one batch or for one process's part of it."""
+    """The arguments of a loss except the adversarial images, for a batch or for the part of a batch on one process."""
 
     images: Tensor
-    """The clean images, (B, 3, H, W)."""
+    """The clean images, float32 (B, 3, H, W) in [0, 1]."""
     labels: Tensor
-    """The classes, (B,), int64."""
+    """The true classes, int64 (B,)."""
     keys: Tensor
-    """Keys of the random numbers (see `core.random`) of each sample in this step, (B,), int64."""
+    """The key of each sample's random numbers in this step, int64 (B,); see `core.random`."""
     student: EncodeImages
     """The image encoder that is trained."""
     teacher: EncodeImages
-    """The frozen image encoder that the training started from."""
+    """The frozen copy of the image encoder from before the training."""
     teacher_clean: Callable[[], Tensor]
-    """Returns the teacher's features of the clean images, (B, D), without gradient; computed once per batch on use."""
+    """Returns the teacher's features of the clean images, float32 (B, D), without a gradient. They are computed at the
+    first call and kept for the batch."""
     text_features: Tensor
-    """Unit text features of the training classes, (C, D), without gradient."""
+    """Text features of the training classes, float32 (C, D) of norm 1, without a gradient."""
     settings: Mapping[str, float]
-    """The defense's settings, by their names in the paper."""
+    """The settings of the defense. Their names follow the paper."""
     student_dense: EncodeDense = _no_dense_features
+    """The dense features of the student."""
     teacher_dense: EncodeDense = _no_dense_features
+    """The dense features of the teacher."""
     total: Callable[[Tensor], Tensor] = _sum_of_one_process
-    """Sums a tensor over the processes that share the batch; gradients flow back to each process's part."""
+    """Returns the sum of a tensor over all processes that share the batch. The gradient of the sum flows back to every
+    process."""
 
 
 Loss = Callable[[LossContext, Tensor], Tensor]
-"""Type of a loss: a context and images (B, 3, H, W) to one number per sample, (B,)."""
+"""Type of a loss: a context and adversarial images (B, 3, H, W) to losses float32 (B,)."""
 
 
 @dataclass(frozen=True)
 class InnerAttack:
-    """PGD with signed gradients on a per-sample loss, from a uniform random start in the ball."""
+    """The attack during training: PGD with signed gradients on a per-sample loss from a uniform random start."""
 
     loss: Loss
     steps: int
     step_size: Fraction
-    """In units of the training eps."""
+    """The step size as a fraction of the training eps."""
     momentum: float = 0.0
-    """Heavy-ball momentum on signs, as in FARE's code: v = sign(momentum v + sign(gradient))."""
+    """Momentum of the step direction v, as in FARE's code: v = sign(momentum * v + sign(gradient))."""
 
 
 @dataclass(frozen=True)
 class Defense:
-    """A training recipe. Only the image encoder is trained; text encoder, logit scale and teacher are frozen."""
+    """A recipe of training. Only the image encoder is trained; the text encoder and logit scale are frozen."""
 
     name: str
     loss: Loss
     inner: InnerAttack
     schedule: Schedule
-    """The published schedule, used on the real track."""
+    """The published schedule. Tracks without their own schedule use it."""
     settings: Mapping[str, float] = field(default_factory=dict)
+    """Settings of the loss. Their names follow the paper; `vlmbench train --set` can change them."""
     version: int = 1
     """Version of the recipe. Raise it whenever a change of the code can change the trained weights."""
     prompt: str = "This is a photo of a {}"
-    """Prompt template for training images from a folder; the default is TeCoA's, which most recipes use."""
+    """The prompt template for training images from a folder. The default is that of TeCoA."""
     batchwise: bool = False
-    """Whether the loss has a term that depends on the whole batch; the inner attack's loss never has one."""
+    """Whether the loss has a term that depends on the whole batch. The loss of the inner attack must not have one."""
     paper: str = ""
+    """URL of the paper."""
     fidelity: str = "paper"
-    """The source that the recipe follows: "official code", "paper" or "reconstruction"."""
+    """The source of the recipe: "official code", "paper", or "reconstruction" if code and formulas are not public."""
     deviations: tuple[str, ...] = ()
     """Known differences from that source."""
 
 
 def logits(features: Tensor, text_features: Tensor, scale: float) -> Tensor:
-    """Return scale times the cosine of features (B, D) with unit text features (C, D), (B, C)."""
+    """Return `scale` times the cosines of image features (B, D) with text features (C, D) of norm 1, (B, C)."""
     return scale * functional.normalize(features, dim=-1) @ text_features.T

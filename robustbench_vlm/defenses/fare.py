@@ -1,8 +1,9 @@
-"""FARE: keep the features of attacked images close to those of the frozen model (Schlarmann et al., ICML 2024).
+"""FARE: keep the features of adversarial images close to those of the frozen model (Schlarmann et al., ICML 2024).
 
     L = |f(x_adv) - f0(x)|^2   (equation 3 of arXiv 2402.12336)
 
-f is the trained image encoder, f0 the frozen one. Features are not normalised; labels and texts are not used.
+f is the image encoder that is trained and f0 its frozen copy from before the training. Features are not normalised.
+The loss uses no labels and no texts.
 """
 
 from fractions import Fraction
@@ -13,7 +14,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return L for each image, (B,)."""
+    """Return L for each of the adversarial images (B, 3, H, W), float32 (B,)."""
     return (context.student(images) - context.teacher_clean()).square().sum(dim=1)
 
 
@@ -25,6 +26,6 @@ FARE = Defense(
     paper="https://arxiv.org/abs/2402.12336",
     fidelity="official code",
     deviations=(
-        "the step size of the inner attack is a quarter of eps, as for FARE4; the released code always uses 1/255",
+        "the step size of the inner attack is a quarter of eps, as in FARE4; the released code always uses 1/255",
     ),
 )

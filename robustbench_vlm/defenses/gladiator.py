@@ -1,11 +1,14 @@
-"""GLADIATOR, reconstructed from a summary of its ingredients (Dong et al., KDD 2025, doi 10.1145/3690624.3709296).
+"""GLADIATOR, reconstructed from a summary of the method (Dong et al., KDD 2025, doi 10.1145/3690624.3709296).
 
     L = CE(s c(n f(x_adv)), y) - w H,   n = 1 + sigma N(0, 1) for each feature
 
-c are the cosines with the worst text features within a ball of radius rho, H is the spectral entropy of the batch's
-image features, s the logit scale, w the setting `rank`. The paper's code and formulas are not public. Its known
-ingredients are a joint attack on images and text features, a high effective rank of the image features, and modulated
-noise on the features. Their form here, and every number, are our choice.
+f is the image encoder that is trained, and n is multiplicative noise. c are the cosines with the worst text features
+within a distance rho of the true ones. H is the spectral entropy of the image features of the batch, s is the logit
+scale and w is the setting `rank`.
+
+The code and the formulas of the paper are not public. The known parts of the method are a joint attack on images and
+text features, a high effective rank of the image features, and modulated noise on the features. The formulas and all
+numbers here are choices of this package.
 """
 
 from fractions import Fraction
@@ -22,12 +25,15 @@ _TINY = 1e-12
 
 
 def attacked_loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return the cross-entropy with the label and the worst text features for each image, (B,), without noise and H."""
+    """Return the first term of L without noise for each of the adversarial images (B, 3, H, W), float32 (B,)."""
     return _cross_entropy(context, context.student(images))
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return L for each image, (B,). The noise belongs to the sample; H is the same for all samples of the batch."""
+    """Return L for each of the adversarial images (B, 3, H, W), float32 (B,).
+
+    The noise depends on the sample. The entropy H is the same for all samples of the batch.
+    """
     features = context.student(images)
     noise = randomness.normal(randomness.derive(context.keys, "feature noise"), 0, features.shape[1:])
     noisy = features * (1 + context.settings["sigma"] * noise.to(features))
@@ -37,15 +43,18 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
 
 
 def worst_texts(cosines: Tensor, labels: Tensor, rho: float) -> Tensor:
-    """Return the cosines (B, C) with the text features within distance `rho` in [0, 1) that are worst for each sample.
+    """Return the cosines (B, C) after the strongest attack on the text features within distance `rho` in [0, 1).
 
-    A move of length rho turns a unit vector by at most arcsin(rho). The text of the true class turns away from the
-    image, all other texts turn towards it; this gives the largest cross-entropy within the ball, in closed form.
+    `cosines`, (B, C), are those before the attack, and `labels` the true classes, int64 (B,). A change of length rho
+    rotates a unit vector by at most arcsin(rho). The text feature of the true class rotates away from the image feature
+    and the features of all other classes rotate towards it. This gives the largest cross-entropy within the ball.
+
+    Raises UserError if rho is outside [0, 1).
     """
     if not 0 <= rho < 1:
         raise UserError(
-            f"the setting rho is {rho}: it is the radius of a ball around a unit vector, from 0 to below 1; change it"
-            " by --set rho=N"
+            f"the setting rho is {rho}, and it must be at least 0 and below 1, because it is a distance from a unit"
+            " vector: give another value by --set rho=N"
         )
     turn = (1 - rho**2) ** 0.5
     across = rho * (1 - cosines.square()).clamp_min(_TINY).sqrt()
@@ -56,10 +65,10 @@ def worst_texts(cosines: Tensor, labels: Tensor, rho: float) -> Tensor:
 
 
 def spectral_entropy(moment: Tensor) -> Tensor:
-    """Return the entropy of the eigenvalues of a second moment (D, D) of trace 1; its exponential is an effective rank.
+    """Return the entropy of the eigenvalues of a second moment, float32 (D, D) with trace 1, as a tensor of shape ().
 
-    Roy and Vetterli (EUSIPCO 2007) use singular values. Their squares, used here, have a gradient at zero that does not
-    depend on rounding.
+    Its exponential is an effective rank. Roy and Vetterli (EUSIPCO 2007) use the entropy of singular values. This
+    function uses their squares, whose gradient at zero does not depend on rounding.
     """
     energies = torch.linalg.eigvalsh(moment).clamp_min(_TINY)
     entropy: Tensor = -(energies * energies.log()).sum()
@@ -81,8 +90,8 @@ GLADIATOR = Defense(
     paper="https://doi.org/10.1145/3690624.3709296",
     fidelity="reconstruction",
     deviations=(
-        "reconstructed from a summary of the method; the formulas, radii, weights and the schedule are our choice",
-        "text features are attacked in closed form, each class within its own ball",
-        "the effective rank is that of one batch; its weight and the noise level are not from the paper",
+        "reconstructed from a summary of the method; formulas, radii, weights and schedule are choices of this package",
+        "the attack on text features is in closed form and changes each class independently",
+        "the effective rank is that of one batch; its weight and the size of the noise are not from the paper",
     ),
 )

@@ -1,8 +1,9 @@
-"""PMG-AFT: TeCoA, guided by the frozen model and by clean predictions (Wang et al., CVPR 2024, arXiv 2401.04350).
+"""PMG-AFT: TeCoA with two KL terms, to the frozen model and to clean predictions (CVPR 2024, arXiv 2401.04350).
 
     L = CE(p(x_adv), y) + alpha KL(p0(x_adv) | p(x_adv)) + beta KL(p(x) | p(x_adv))
 
-p are the predictions of the trained model, p0 those of the frozen model, y is the label.
+p are the predictions of the model that is trained, p0 those of its frozen copy from before the training. y is the
+label.
 """
 
 import dataclasses
@@ -17,7 +18,10 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return L for each image, (B,). Its gradient includes that of the clean predictions p(x), unless `detach` is 1."""
+    """Return L for each of the adversarial images (B, 3, H, W), float32 (B,).
+
+    If the setting `detach` is 1, no gradient flows through the clean predictions p(x).
+    """
     scale, settings = context.settings["scale"], context.settings
     attacked = logits(context.student(images), context.text_features, scale)
     with torch.no_grad():
@@ -31,7 +35,7 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
 
 
 def _divergence(target: Tensor, predicted: Tensor) -> Tensor:
-    """Return KL(softmax(target) | softmax(predicted)) of logits (B, C) for each image, (B,)."""
+    """Return KL(softmax(target) | softmax(predicted)) for two tensors of logits (B, C), (B,)."""
     log_target = target.log_softmax(dim=1)
     return (log_target.exp() * (log_target - predicted.log_softmax(dim=1))).sum(dim=1)
 
@@ -52,7 +56,7 @@ PMG_AFT_CODE = dataclasses.replace(
     fidelity="official code",
     deviations=(
         "alpha and beta are 256, because the released code sums both divergences over a batch of 256 images and"
-        " averages only the cross-entropy",
+        " averages only the cross-entropy over the batch",
         "pixels are normalised by CLIP's mean and standard deviation; the released code uses those of ImageNet",
     ),
 )

@@ -1,4 +1,4 @@
-"""The optimizer and learning-rate schedule of a training; importing this module does not import torch."""
+"""The optimizer and learning rate schedule of a training. Importing this module does not import torch."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -6,25 +6,29 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class Schedule:
-    """Optimizer, batch size, length and learning rate: a linear warm-up and half a cosine down to zero.
+    """The optimizer, batch size, length and learning rate of a training.
 
-    The learning rate changes at every step. `robustbench_vlm.training.optim` computes it.
+    The learning rate rises linearly during the warm-up and then falls to zero along half a cosine. It changes at every
+    step; `training.optim.lr_at` computes it.
     """
 
     optimizer: str
     """"sgd" (momentum 0.9), "adamw", or "clip-adamw", the optimizer of CLIP's pre-training (see `training.optim`)."""
     lr: float
-    """The highest learning rate."""
+    """The learning rate after the warm-up, before the cosine lowers it."""
     weight_decay: float
     batch_size: int
     warmup: int
     """Steps of the linear warm-up."""
     epochs: int = 0
+    """Length of the training in epochs; 0 if `steps` is given."""
     steps: int = 0
-    """Steps of the whole training, for papers that count steps instead of epochs."""
+    """Length of the training in optimizer steps, for papers that count steps; 0 if `epochs` is given."""
     cosine: Literal["remaining", "whole", "product"] = "remaining"
-    """The steps that the cosine covers: those after the warm-up ("remaining"), or all of them. With "whole" the warm-up
-    replaces the beginning of the cosine; with "product" the warm-up factor multiplies it."""
+    """The steps that the cosine covers.
+
+    "remaining": the steps after the warm-up. "whole": all steps, and the warm-up replaces the beginning of the cosine.
+    "product": all steps, and the learning rate is the product of the warm-up and the cosine."""
 
     def __post_init__(self) -> None:
         assert bool(self.epochs) != bool(self.steps), "a schedule counts epochs or steps"

@@ -1,8 +1,9 @@
-"""Sim-CLIP: FARE with the cosine, as a Siamese loss with stopped gradients (Hossain and Imteaj, arXiv 2407.14971).
+"""Sim-CLIP: a Siamese loss on the cosine of adversarial and clean features (Hossain and Imteaj, arXiv 2407.14971).
 
     L = -(cos(f(x_adv), stop(f0(x))) + cos(stop(f(x_adv)), f0(x))) / 2
 
-f is the trained image encoder, f0 the frozen one; stop() is constant in the backward pass.
+f is the image encoder that is trained and f0 its frozen copy from before the training. No gradient flows through
+stop().
 """
 
 from fractions import Fraction
@@ -15,7 +16,10 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return L for each image, (B,). Its second term has no gradient, since the teacher is frozen."""
+    """Return L for each of the adversarial images (B, 3, H, W), float32 (B,).
+
+    Only the first term has a gradient, because the teacher is frozen.
+    """
     half = -functional.cosine_similarity(context.student(images), context.teacher_clean(), dim=1) / 2
     return half + half.detach()
 
@@ -27,5 +31,5 @@ SIM_CLIP = Defense(
     schedule=Schedule("adamw", lr=1e-3, weight_decay=1e-5, batch_size=64, steps=10_000, warmup=1400),
     paper="https://arxiv.org/abs/2407.14971",
     fidelity="official code",
-    deviations=("the step size of the inner attack is a quarter of eps; the released code always uses 1/255",),
+    deviations=("the step size of the inner attack is a quarter of eps; the released code uses 1/255 for every eps",),
 )

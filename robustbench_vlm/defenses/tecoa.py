@@ -1,8 +1,8 @@
-"""TeCoA: cross-entropy of adversarial images with the class texts (Mao et al., ICLR 2023, arXiv 2212.07016).
+"""TeCoA: cross-entropy of the predictions on adversarial images (Mao et al., ICLR 2023, arXiv 2212.07016).
 
     L = -log softmax(s cos(f(x_adv), g))_y
 
-f is the trained image encoder, g the text features of the classes, s the logit scale, y the label.
+f is the image encoder that is trained, g are the text features of the classes, s is the logit scale and y the label.
 """
 
 import dataclasses
@@ -15,7 +15,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return L for each image, (B,)."""
+    """Return L for each of the adversarial images (B, 3, H, W), float32 (B,)."""
     scores = logits(context.student(images), context.text_features, context.settings["scale"])
     return functional.cross_entropy(scores, context.labels, reduction="none")
 
@@ -29,7 +29,7 @@ TECOA = Defense(
     paper="https://arxiv.org/abs/2212.07016",
     fidelity="paper",
     deviations=(
-        "the learning rate is that of later reproductions; the default of the released code is 1e-7",
+        "the learning rate 1e-5 is that of later reproductions; the default of the released code is 1e-7",
         "images of a folder are resized to the input size of the image encoder and cropped; the released code resizes"
         " them to 256 pixels and crops",
     ),
@@ -41,6 +41,6 @@ TECOA_FARE = dataclasses.replace(
     schedule=Schedule("adamw", lr=1e-5, weight_decay=1e-4, batch_size=128, steps=20_000, warmup=1400),
     paper="https://arxiv.org/abs/2402.12336",
     fidelity="official code",
-    deviations=("the step size of the inner attack is a quarter of eps; the released code always uses 1/255",),
+    deviations=("the step size of the inner attack is a quarter of eps; the released code uses 1/255 for every eps",),
 )
-"""TeCoA with the schedule of FARE's authors, which keeps more accuracy on ImageNet (arXiv 2402.12336, table 10)."""
+"""TeCoA with the schedule of the FARE paper. It has a higher accuracy on ImageNet (arXiv 2402.12336, table 10)."""

@@ -1,9 +1,9 @@
-"""TGA-ZSR: TeCoA, with text-guided attention kept close to the frozen model's (Yu et al., NeurIPS 2024).
+"""TGA-ZSR: TeCoA with two terms that keep attention maps close to those of the frozen model (NeurIPS 2024).
 
     L = CE(p(x_adv), y) + alpha |A(x_adv) - A0(x)| + beta |A(x) - A0(x)|   (arXiv 2410.21802)
 
-A is the attention map of the trained image encoder for the text of the true class y, A0 that of the frozen one. The
-distances are L2 norms over all pixels.
+A is the attention map of the image encoder that is trained, for the text of the true class y. A0 is the map of its
+frozen copy from before the training. The distances are L2 norms over all pixels.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ _TINY = 1e-12
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return L for each image, (B,)."""
+    """Return L for each of the adversarial images (B, 3, H, W), float32 (B,)."""
     settings, size = context.settings, (context.images.shape[2], context.images.shape[3])
     text = context.text_features[context.labels]
     over_places = bool(settings["over_places"])
@@ -35,10 +35,11 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
 
 
 def attention(patches: Tensor, text: Tensor, size: tuple[int, int], *, over_places: bool = False) -> Tensor:
-    """Return the products of patch features (B, T, D) with text features (B, D) as maps in [0, 1], (B, H, W).
+    """Return attention maps, float32 (B, H, W) in [0, 1], for an image size (H, W).
 
-    Each map is scaled to the range [0, 1] and resized to the image. `over_places` first divides each of the D features
-    by its norm over the T patches, as the released code does; the paper does not mention it.
+    A map is the product of patch features (B, T, D) with text features (B, D), scaled to the range [0, 1] and resized
+    to the image. If `over_places` is true, each of the D features is first divided by its norm over the T patches. The
+    released code does this; the paper does not mention it.
     """
     if over_places:
         patches = functional.normalize(patches, dim=1)
@@ -50,7 +51,7 @@ def attention(patches: Tensor, text: Tensor, size: tuple[int, int], *, over_plac
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:
-    # The square root has no gradient at zero, which is the distance as long as the student equals the teacher.
+    # Clamped, because the gradient of the square root at zero is infinite, and the student first equals the teacher.
     return (first - second).square().sum(dim=(1, 2)).clamp_min(_TINY).sqrt()
 
 
@@ -63,7 +64,7 @@ TGA_ZSR = Defense(
     paper="https://arxiv.org/abs/2410.21802",
     fidelity="paper",
     deviations=(
-        "a ResNet has no patches; the positions of its last feature map before attention pooling take their place",
+        "for a ResNet, the positions of its last feature map before attention pooling are used instead of patches",
     ),
 )
 TGA_ZSR_CODE = dataclasses.replace(
@@ -71,5 +72,5 @@ TGA_ZSR_CODE = dataclasses.replace(
     name="tga-zsr@code",
     settings={**TGA_ZSR.settings, "over_places": 1.0},
     fidelity="official code",
-    deviations=(*TGA_ZSR.deviations, "the norm over the patches leaves out the class token"),
+    deviations=(*TGA_ZSR.deviations, "the norm is over the patches; the released code includes the class token"),
 )

@@ -1,4 +1,4 @@
-"""The table of test-time defenses, one file each. The reference DEFENSE+MODEL names a model with such a defense."""
+"""Registry of the test-time defenses. The reference DEFENSE+MODEL names a model with a test-time defense."""
 
 from robustbench_vlm.core.registry import Registry
 

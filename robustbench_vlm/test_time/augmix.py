@@ -1,6 +1,6 @@
-"""Random views of an image: crop, flip and AugMix chains (Hendrycks et al., ICLR 2020, arXiv 1912.02781).
+"""Random views of images: crops, flips and AugMix chains (Hendrycks et al., ICLR 2020, arXiv 1912.02781).
 
-The views are differentiable in the pixels, and drawn only from the samples' keys.
+The views are differentiable with respect to the pixels. The keys of the samples decide all random numbers.
 """
 
 import torch
@@ -12,17 +12,23 @@ from robustbench_vlm.core import random as randomness
 _AREA, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 _CHAINS, _DEPTH = 3, 3
 _SHIFT, _SHEAR, _TURN = 0.1, 0.1, torch.pi / 18
-"""The largest moves of a chain's steps, AugMix's severity 1 to 3: parts of the side, of a pixel, radians."""
+"""Limits of the geometric steps, AugMix's severity 1 to 3.
+
+The shift is a fraction of the side of the image, the shear is pixels per pixel, and the turn is in radians.
+"""
 
 
 def random_views(keys: Tensor, images: Tensor, count: int) -> Tensor:
-    """Return `count` views of each image (B, 3, H, W), (B, count, 3, H, W); the first is the image itself."""
+    """Return `count` views of each image, float32 (B, count, 3, H, W) in [0, 1]. The first view is the image.
+
+    `keys` are the keys of the samples' random numbers, int64 (B,), and `images` are float32 (B, 3, H, W) in [0, 1].
+    """
     if count == 1:
         return images[:, None]
     draws = randomness.uniform(keys, 0, (count - 1, 8 + _CHAINS * (2 * _DEPTH + 3))).to(images).flatten(0, 1)
     cropped = _moved(images.repeat_interleave(count - 1, dim=0), _crop(draws[:, :5]))
     first, second = draws[:, 5:7].sort(dim=1).values.unbind(dim=1)
-    # The gaps between sorted uniform numbers are a flat Dirichlet distribution.
+    # The gaps between sorted uniform numbers in [0, 1] have a Dirichlet distribution with all parameters 1.
     shares = torch.stack([first, second - first, 1 - second], dim=1)
     chains = draws[:, 8:].unflatten(1, (_CHAINS, -1)).unbind(dim=1)
     mixed = torch.zeros_like(cropped)
@@ -34,7 +40,7 @@ def random_views(keys: Tensor, images: Tensor, count: int) -> Tensor:
 
 
 def _crop(draws: Tensor) -> Tensor:
-    """Return the maps (N, 2, 3) of random resized crops, half of them mirrored, of uniform numbers (N, 5)."""
+    """Return affine maps (N, 2, 3) of random resized crops and flips for uniform random numbers (N, 5) in [0, 1)."""
     area = _AREA[0] + (_AREA[1] - _AREA[0]) * draws[:, 0]
     ratio = _RATIO[0] * (_RATIO[1] / _RATIO[0]) ** draws[:, 1]
     width, height = ((area * ratio) ** 0.5).clamp_max(1), ((area / ratio) ** 0.5).clamp_max(1)
@@ -46,7 +52,10 @@ def _crop(draws: Tensor) -> Tensor:
 
 
 def _chain(images: Tensor, draws: Tensor) -> Tensor:
-    """Return images after one to three moves, drawn of five kinds, and after a tone of three kinds."""
+    """Apply an AugMix chain to images (N, 3, H, W): one to three geometric steps and one change of tone.
+
+    `draws`, (N, 2 * _DEPTH + 3), are uniform random numbers in [0, 1). The tone is unchanged, stretched or solarised.
+    """
     depth = (draws[:, 0] * _DEPTH).floor()
     whole = torch.eye(3).to(images).expand(len(images), 3, 3)
     for number in range(_DEPTH):
@@ -62,7 +71,10 @@ def _chain(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def _step(kind: Tensor, size: Tensor) -> Tensor:
-    """Return one map (N, 3, 3): shifts, shears or a turn, by uniform numbers in [0, 1) and [-1, 1)."""
+    """Return the maps (N, 3, 3) of one geometric step each: a shift, a shear or a rotation.
+
+    `kind`, (N,) in [0, 1), decides which of them, and `size`, (N,) in [-1, 1), how far.
+    """
     one, zero = torch.ones_like(size), torch.zeros_like(size)
     cosine, sine = (_TURN * size).cos(), (_TURN * size).sin()
     kinds = torch.stack(

@@ -1,4 +1,4 @@
-"""Test-time defenses as data, what their functions get, and gradients through rounding and signs."""
+"""Data classes of test-time defenses, and helpers for gradients through their inner loops."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -10,104 +10,110 @@ from torch import Tensor
 from robustbench_vlm.attacks.base import GradientMode
 
 Encoder = Callable[[Tensor], Tensor]
-"""An image encoder: images (B, 3, H, W) in [0, 1] to embeddings (B, D) that are not normalised."""
+"""Type of an image encoder: images float32 (B, 3, H, W) in [0, 1] to embeddings float32 (B, D), not normalised."""
 
 
 @dataclass(frozen=True)
 class DefenseContext:
-    """All that a test-time defense may use in addition to the images."""
+    """The inputs of a test-time defense except the images."""
 
     keys: Tensor
-    """(B,), int64: the samples' random streams (`core.random`)."""
+    """The key of each sample's random numbers, int64 (B,); see `core.random`."""
     image_encoder: Encoder
     """The image encoder of the defended model."""
     undefended_encoder: Encoder
-    """That of the undefended model that the defended one was made from; it may be the same one."""
+    """The image encoder of the undefended model that the defended model was trained from. It is the same as
+    `image_encoder` if the defense does not need it."""
     text_features: Tensor
-    """Unit text embeddings of the classes, (C, D)."""
+    """Text embeddings of the classes, float32 (C, D) of norm 1."""
     null_features: Tensor
-    """Unit text embeddings of the defense's `null_texts`, (N, D); without them, of the classes' prompts."""
+    """Text embeddings of the `null_texts` of the defense, float32 (N, D) of norm 1. For a defense without `null_texts`
+    they are those of the classes."""
     token_embeddings: Tensor
-    """Embeddings of the tokens of the classes' prompts, (C, L, W)."""
+    """Token embeddings of the prompts of the classes, float32 (C, L, W): L tokens of width W."""
     text_encoder: Callable[[Tensor], Tensor]
-    """Changed token embeddings (B, C, L, W) to unit text embeddings (B, C, D)."""
+    """Maps changed token embeddings (B, C, L, W) to text embeddings (B, C, D) of norm 1."""
     scale: float
     """The logit scale."""
     settings: Mapping[str, float]
-    """The settings of the defense, by their names in the paper."""
+    """The settings of the defense. Their names follow the paper."""
     differentiate: bool
-    """Whether the gradient goes through the defense's inner loops; if not, what they find is a constant."""
+    """Whether the gradient flows through the inner loops of the defense. If not, their results are constants."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """Passes through the image encoder that the logits of one image cost."""
+    """The passes through the image encoder for the logits of one image."""
 
     forward: int
+    """Forward passes."""
     inner: int = 0
-    """Backward passes of the defense's own loops."""
+    """Backward passes in the inner loops of the defense."""
     outer: int = 1
-    """Forward passes from which the gradient of the logits flows back to the image."""
+    """The number of forward passes through which the gradient of the logits flows back to the image."""
 
 
 @dataclass(frozen=True)
 class TestTimeDefense:
-    """A test-time defense: a batched function of each image and of its sample's random numbers.
+    """A test-time defense: a function from images and random numbers to logits.
 
-    No row may depend on another one. The logits are the same with and without gradients.
+    The logits of an image must not depend on the other images of the batch, and must be the same with and without
+    gradients.
     """
 
     name: str
     logits: Callable[[DefenseContext, Tensor], Tensor]
-    """Images (B, 3, H, W) in [0, 1] to logits (B, C)."""
+    """Maps a context and images, float32 (B, 3, H, W) in [0, 1], to logits, float32 (B, C)."""
     passes: Callable[[Mapping[str, float]], Passes]
-    """The settings to the passes of one image."""
+    """Maps the settings to the passes for one image."""
     settings: Mapping[str, float] = field(default_factory=dict)
+    """The settings of the defense. Their names follow the paper."""
     version: int = 1
     """Version of the defense. Raise it whenever a change of the code can change a logit."""
     null_texts: tuple[str, ...] = ()
-    """Texts that describe no class, embedded once."""
+    """Texts that describe no class, such as "a photo of a ."."""
     tunes_prompts: bool = False
-    """Whether it passes the text encoder for each sample. Only then does the context have `token_embeddings` and
-    `text_encoder`."""
+    """Whether the defense passes the text encoder for each sample. If not, the context has no usable
+    `token_embeddings` and `text_encoder`."""
     gradient_modes: tuple[GradientMode, ...] = (GradientMode("loop", "loop"), GradientMode("constant", "constant"))
-    """Ways in which adaptive attacks take its gradient. The transfer attack is always tried too."""
+    """The ways in which adaptive attacks compute the gradient of the defense. A transfer attack is always added."""
     needs_undefended: bool = False
-    """Whether it uses the model that the defended one was made from: the base that the card names, or else the track's.
+    """Whether the defense uses the model that the defended model was trained from.
 
-    If not, none is loaded, and the defended model takes its place.
-    """
+    That model is the base in the card of the defended model, or else the base model of the track. If the defense does
+    not use it, it is not loaded, and the defended model takes its place."""
     images_per_sample: int = 1
-    """Images that one sample has in memory at once."""
+    """The number of images that one sample needs in memory at once, such as its views."""
     text_passes: str = ""
-    """Passes through the text encoder for an image, in words; records do not count them."""
+    """A description of the passes through the text encoder for an image. Records do not count them."""
     paper: str = ""
+    """URL of the paper."""
     fidelity: str = "paper"
-    """"official code", "paper" or "reconstruction"."""
+    """The source of the implementation: "official code", "paper" or "reconstruction"."""
     deviations: tuple[str, ...] = ()
-    """Differences from the paper, one sentence each."""
+    """Known differences from the source, one sentence each."""
 
 
 def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
-    """Return `value`, with the gradient of `smooth` (BPDA, arXiv:1802.00420, section 4.1)."""
+    """Return `value` with the gradient of `smooth`; both have the same shape (BPDA, arXiv:1802.00420, section 4.1)."""
     return value.detach() + (smooth - smooth.detach())
 
 
 def straight_through_sign(values: Tensor) -> Tensor:
-    """Return the signs of values (B, ...), with the gradient of the values over the mean size of their row."""
+    """Return the signs of values (B, ...). Their gradient is that of the values divided by the row's mean magnitude."""
     size = values.detach().abs().flatten(1).mean(dim=1).clamp_min(1e-30)
     return straight_through(values.sign(), values / size.view(-1, *(1,) * (values.dim() - 1)))
 
 
 def in_pixel_scale(levels: float) -> float:
-    """Return a number of grey levels out of 255 as a fraction of the pixel range [0, 1]."""
+    """Convert a number of grey levels out of 255 to a fraction of the pixel range [0, 1]."""
     return float(Fraction(levels) / 255)
 
 
 def inner_gradient(context: DefenseContext, losses: Tensor, inputs: Tensor) -> Tensor:
-    """Return the gradient of the sum of losses (B,) at the inputs, for the inner loop of a defense.
+    """Return the gradient of the summed losses (B,) with respect to `inputs`, in the shape of `inputs`.
 
-    If an attack differentiates through the loop, the gradient has its own graph.
+    If an attack differentiates through the inner loop, the returned gradient is differentiable itself.
     """
     create = context.differentiate and torch.is_grad_enabled()
     with torch.enable_grad():

@@ -1,4 +1,4 @@
-"""CLIPure-Cos: move the image's embedding towards that of texts without a class (ICLR 2025, arXiv 2502.18176)."""
+"""CLIPure-Cos: move image embeddings towards the embedding of texts without a class (ICLR 2025, arXiv 2502.18176)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -10,7 +10,10 @@ from robustbench_vlm.test_time.base import DefenseContext, Passes, TestTimeDefen
 
 
 def logits(context: DefenseContext, images: Tensor) -> Tensor:
-    """Return the logits of the purified embeddings; without gradients of the loop the purification adds a constant."""
+    """Return the logits of purified image embeddings, float32 (B, C), for images (B, 3, H, W) in [0, 1].
+
+    If `context.differentiate` is false, the gradient treats the change of the embedding as a constant.
+    """
     embedded = functional.normalize(context.image_encoder(images), dim=-1)
     purified = purify(context, embedded)
     if not context.differentiate:
@@ -19,13 +22,14 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
 
 
 def purify(context: DefenseContext, embedded: Tensor) -> Tensor:
-    """Return unit embeddings (B, D) after gradient ascent of their cosine with the mean embedding of null texts.
+    """Increase the cosine of embeddings (B, D) of norm 1 with the mean embedding of the null texts by gradient ascent.
 
-    Each step has the length `step`, whatever the gradient's, and the embedding is brought back to the sphere after it.
+    Each step has the length `step`. It does not depend on the length of the gradient. After each step the embeddings
+    are normalised again. Returns float32 (B, D) of norm 1.
     """
     null = functional.normalize(context.null_features.mean(dim=0), dim=-1)
     for _ in range(int(context.settings["iterations"])):
-        # Of a unit vector z the gradient of cos(z, n) is n less its part along z.
+        # The gradient of cos(z, n) for unit vectors z and n is n without its component along z.
         ascent = null - (embedded @ null)[:, None] * embedded
         moved = embedded + context.settings["step"] * functional.normalize(ascent, dim=-1)
         embedded = functional.normalize(moved, dim=-1)
@@ -45,15 +49,15 @@ CLIPURE_COS = TestTimeDefense(
     paper="https://arxiv.org/abs/2502.18176",
     fidelity="paper",
     deviations=(
-        "the gradient is divided by its own length, not by that of the whole batch, on which the released code's"
-        " answers depend: the published step is that of a batch of one",
-        "five null templates instead of the released list",
+        "the gradient of each image is divided by its length; the released code divides by the length over the whole"
+        " batch, so its logits depend on the batch, and the published step is for a batch of one image",
+        "five null texts are used instead of the list in the released code",
     ),
 )
 CLIPURE_COS_SHORT = dataclasses.replace(
     CLIPURE_COS,
     name="clipure-cos@short",
     settings={**CLIPURE_COS.settings, "step": 0.05},
-    deviations=("the step is 0.05 instead of 30, and never leaps over the null texts", *CLIPURE_COS.deviations),
+    deviations=("the step is 0.05 instead of 30, so that a step cannot pass the null texts", *CLIPURE_COS.deviations),
 )
-"""Steps of 3 degrees: the published one turns an embedding by 88 degrees, over the null texts and back again."""
+"""CLIPure-Cos with steps of 3 degrees. The published step rotates an embedding by 88 degrees, past the null texts."""

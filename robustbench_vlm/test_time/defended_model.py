@@ -1,4 +1,4 @@
-"""Models with a test-time defense, which the engine and the attacks take in place of a model."""
+"""Models with a test-time defense. The engine and the attacks use them like other models."""
 
 import copy
 import functools
@@ -26,27 +26,28 @@ from robustbench_vlm.test_time import TEST_TIME_DEFENSES
 from robustbench_vlm.test_time.base import DefenseContext, TestTimeDefense
 
 _TRANSFER = GradientMode("transfer", "transfer")
-_AS_IT_IS = GradientMode("", "loop")
+_DIRECT = GradientMode("", "loop")
 
 
 class DefendedClassifier(nn.Module):
-    """Images (B, 3, H, W) in [0, 1] to float32 logits (B, C) of a model with a test-time defense.
+    """A classifier with a test-time defense: images float32 (B, 3, H, W) in [0, 1] to logits float32 (B, C).
 
-    The logits depend on each sample's image and random numbers: `of_samples` binds the classifier to samples, and it is
-    then called with one image for each of them.
+    The logits of an image depend on the random numbers of its sample. Call `of_samples` first, and then call the
+    returned classifier with one image for each sample.
     """
 
     null_features: Tensor
+    """Text embeddings of the null texts, float32 (N, D) of norm 1."""
     keys: Tensor | None = None
-    """(B,), int64: the random streams of the samples, from `of_samples` on."""
-    gradient_mode = _AS_IT_IS
+    """The key of each sample's random numbers, int64 (B,); None before `of_samples`."""
+    gradient_mode = _DIRECT
 
     def __init__(self, made: "DefendedModel", prompts: Sequence[str | tuple[str, ...]]) -> None:
         super().__init__()
         self.defense, self.plain = made.defense, made.model.classifier(prompts)
         self.undefended = made.undefended.encoder
-        towers = made.model.network, made.model.architecture
-        self.prompts = PromptEncoder(*towers, prompts) if made.defense.tunes_prompts else None
+        network, architecture = made.model.network, made.model.architecture
+        self.prompts = PromptEncoder(network, architecture, prompts) if made.defense.tunes_prompts else None
         self.register_buffer("null_features", made.model.text_features(made.defense.null_texts or prompts))
 
     @property
@@ -56,32 +57,36 @@ class DefendedClassifier(nn.Module):
 
     @property
     def images_per_sample(self) -> int:
-        """Images that one sample has in memory at once."""
+        """The number of images that one sample needs in memory at once."""
         return self.defense.images_per_sample
 
     def of_samples(self, keys: Tensor) -> "DefendedClassifier":
-        """Return the classifier of the samples with these random streams, (B,), int64."""
+        """Return the classifier of the samples with these keys, int64 (B,)."""
         return self._with(keys=randomness.derive(keys, self.defense.name))
 
     def select(self, index: Tensor) -> "DefendedClassifier":
-        """Return the classifier of the samples at `index` (int64)."""
+        """Return the classifier of the samples at the positions `index`, int64 (N,)."""
         return self._with(keys=self._keys()[index])
 
     def with_gradient(self, mode: GradientMode) -> Classifier:
-        """Return the classifier as a stage with that gradient mode attacks it."""
+        """Return a classifier with the same verdicts whose gradient is computed in a mode."""
         return SurrogateClassifier(self.plain, self) if mode.gradient == "transfer" else self._with(gradient_mode=mode)
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
-        """Return the passes through image encoders of one sample in a call, as the defense states them."""
+        """Return the forward and backward passes through image encoders for one sample in one call."""
         passes, mode = self.defense.passes(self.defense.settings), self.gradient_mode
         if not gradient:
             return passes.forward, passes.inner
-        # A gradient of a gradient goes back through both passes that made it.
+        # The gradient of a gradient flows back through a forward and a backward pass.
         through = 2 * passes.inner if mode.gradient == "loop" else 0
         return mode.draws * passes.forward, mode.draws * (passes.inner + passes.outer + through)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the logits of the samples' own draws, with the gradient of the gradient mode."""
+        """Return the logits float32 (B, C) of the images of the samples.
+
+        The gradient mode decides the gradient. With several draws the logits are those of the first draw, and the
+        gradient is the mean over all draws.
+        """
         keys, draws = self._keys(), self.gradient_mode.draws
         assert len(images) == len(keys), f"{len(images)} images for {len(keys)} samples"
         own = self._logits(images, keys)
@@ -95,13 +100,13 @@ class DefendedClassifier(nn.Module):
         """Return the classifier itself for float32; raise UserError for any other precision."""
         if other := {name, logits} - {"float32"}:
             raise UserError(
-                f"the test-time defense {self.defense.name!r} runs only in float32, and the protocol asks for"
-                f" {' and '.join(sorted(other))}: choose another --protocol, such as the track's first"
+                f"the test-time defense {self.defense.name!r} runs only in float32, but the protocol uses"
+                f" {' and '.join(sorted(other))}: choose another --protocol, such as the first one of the track"
             )
         return self
 
     def context(self, keys: Tensor, *, differentiate: bool) -> DefenseContext:
-        """Return the context that the function of the defense gets."""
+        """Return the context with which the defense is called, for samples with these keys, int64 (B,)."""
         return DefenseContext(
             keys=keys,
             image_encoder=self.plain.encoder,
@@ -124,13 +129,13 @@ class DefendedClassifier(nn.Module):
     def _keys(self) -> Tensor:
         if self.keys is None:
             raise UserError(
-                f"a classifier with the test-time defense {self.defense.name!r} was called without samples, and it"
-                " draws random numbers for each of them: call it as classifier.of_samples(keys)(images)"
+                f"a classifier with the test-time defense {self.defense.name!r} was called without samples, but its"
+                " random numbers depend on the sample: call it as classifier.of_samples(keys)(images)"
             )
         return self.keys
 
     def _with(self, **attributes: Any) -> "DefendedClassifier":
-        # A shallow copy: it shares encoders and texts.
+        # The copy is shallow, so that it shares the encoders and the text features.
         changed = copy.copy(self)
         for name, value in attributes.items():
             setattr(changed, name, value)
@@ -139,48 +144,49 @@ class DefendedClassifier(nn.Module):
 
 @dataclass(frozen=True)
 class DefendedModel:
-    """A model together with a test-time defense, used like any other model."""
+    """A model with a test-time defense. It is used like any other model."""
 
     defense: TestTimeDefense
     model: Model
     undefended: Model
-    """The model that it was made from; the model itself if the defense does not use it."""
+    """The model that `model` was trained from, or `model` itself if the defense does not use the other one."""
 
     @property
     def name(self) -> str:
-        """DEFENSE+MODEL."""
+        """The name of the defense and the name of the model, joined by "+"."""
         return f"{self.defense.name}+{self.model.name}"
 
     @functools.cached_property
     def digest(self) -> str:
-        """sha256 over the defense's name, version, settings and texts, and the weights of both models."""
+        """A sha256 of the defense (name, version, settings and null texts) and of the weights of both models."""
         defense = [self.defense.name, self.defense.version, self.defense.settings, self.defense.null_texts]
         return fingerprint([*defense, self.model.digest, self.undefended.digest])
 
     @property
     def architecture(self) -> Architecture:
-        """That of the model without the defense."""
+        """The architecture of `model`."""
         return self.model.architecture
 
     @property
     def card(self) -> ModelCard | None:
-        """That of the model without the defense."""
+        """The card of `model`."""
         return self.model.card
 
     def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> DefendedClassifier:
-        """Return the classifier of the classes that the prompts describe; `of_samples` binds it to samples."""
+        """Return the classifier of classes with one or more prompts each. Its `of_samples` must be called first."""
         return DefendedClassifier(self, prompts).eval().requires_grad_(False)
 
     def adapt_attack(self, attack: Attack) -> Attack:
-        """Return the attack on this model: every stage as a transfer attack, then in each gradient mode.
+        """Return the attack with its stages adapted to this model.
 
-        Raises UserError for stages that do not say which sample an image belongs to.
+        Every stage first runs as a transfer attack, and then in each gradient mode of the defense. Raises UserError for
+        stages that do not support batches of several datasets, because they do not name the sample of an image.
         """
-        foreign = [stage.name for stage in attack.stages if not stage.mixes_datasets]
-        if foreign:
+        unsupported = [stage.name for stage in attack.stages if not stage.mixes_datasets]
+        if unsupported:
             raise UserError(
-                f"{self.name!r} draws random numbers for each sample, and {foreign[0]} does not say which sample an"
-                " image belongs to: choose an attack of this package, such as autoattack or pgd-20"
+                f"the random numbers of {self.name!r} depend on the sample, but {unsupported[0]} does not say which"
+                " sample an image belongs to: choose an attack of this package, such as autoattack or pgd-20"
             )
         transferred = [_in_mode(stage, _TRANSFER) for stage in attack.stages]
         adaptive = [stage for each in attack.stages for stage in self._adaptive_stages(each)]
@@ -193,18 +199,20 @@ class DefendedModel:
 
 
 def _no_texts(tokens: Tensor) -> Tensor:
-    raise NotImplementedError("this test-time defense uses the text encoder: set tunes_prompts=True in it")
+    raise NotImplementedError(
+        "the test-time defense uses the text encoder: set tunes_prompts=True in its TestTimeDefense"
+    )
 
 
 def _in_mode(stage: Stage, mode: GradientMode) -> Stage:
-    # Samples of other datasets would be classified among classes that are not theirs.
+    # A defended classifier has the classes of one dataset, so a batch cannot mix datasets.
     return replace(stage, name=f"{mode.name}:{stage.name}", gradient_mode=mode, mixes_datasets=False)
 
 
 def checked_reference(text: str) -> ModelReference:
-    """Return a parsed model reference whose test-time defense, if it names one, is registered.
+    """Parse a model reference and check that its test-time defense, if it names one, is registered.
 
-    Raises UserError as `parse_reference` does, and for an unknown test-time defense.
+    Raises UserError for a text that is not a model reference, and for an unknown test-time defense.
     """
     reference = parse_reference(text)
     if reference.defense and reference.defense not in TEST_TIME_DEFENSES.names():
@@ -216,10 +224,10 @@ def checked_reference(text: str) -> ModelReference:
 def defended_model(
     reference: str, load: Callable[[str], "Model | DefendedModel"], undefended: str
 ) -> DefendedModel | None:
-    """Return the model of a reference DEFENSE+MODEL; None for a reference without a test-time defense.
+    """Return the model of a reference DEFENSE+MODEL, or None for a reference without a test-time defense.
 
-    `undefended` is the reference of the track's base model, for models that do not name the one they were made from.
-    Raises UserError as `checked_reference` does.
+    `load` returns the model of a reference. `undefended` is the reference of the base model of the track, which is used
+    if the card of the model does not name its base. Raises UserError if `checked_reference` does.
     """
     parsed = checked_reference(reference)
     if not parsed.defense:
@@ -233,7 +241,10 @@ def defended_model(
 
 
 def _original(card: ModelCard | None, reference: str) -> str:
-    """Return the model that the card's model was made from: its base, or itself for open_clip's; "" if unknown."""
+    """Return the reference of the base of a card's model, or "" if it is unknown.
+
+    A model of open_clip was not trained from another one, so it is its own base.
+    """
     if card is None:
         return ""
     return reference if card.pretrained else card.base_reference

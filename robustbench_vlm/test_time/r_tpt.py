@@ -1,4 +1,4 @@
-"""R-TPT: tune the prompt on confident views, then weigh the views by agreement (CVPR 2025, arXiv 2504.11195)."""
+"""R-TPT: tune the prompts on confident views, then weight the views by agreement (CVPR 2025, arXiv 2504.11195)."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -18,13 +18,16 @@ from robustbench_vlm.test_time.base import (
 )
 
 _CONTEXT = slice(1, 5)
-"""The four tokens after the start of a text, which are tuned."""
+"""The tokens that are tuned: the four after the start token."""
 _ADAM_EPS, _DECAY = 1e-8, 0.01
 """The defaults of torch's AdamW."""
 
 
 def logits(context: DefenseContext, images: Tensor) -> Tensor:
-    """Return the mean logits of an image's views with its own tuned texts, weighted by agreement."""
+    """Return the logits of images (B, 3, H, W) in [0, 1], float32 (B, C): the weighted mean over their views.
+
+    Each image has its own tuned texts. The weights are those of `agreement`.
+    """
     settings, count = context.settings, int(context.settings["views"])
     views = random_views(context.keys, images, count)
     features = functional.normalize(context.image_encoder(views.flatten(0, 1)), dim=-1).unflatten(0, views.shape[:2])
@@ -37,9 +40,10 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
 
 
 def tuned_texts(context: DefenseContext, features: Tensor) -> Tensor:
-    """Return text embeddings (B, C, D) after one step of AdamW on each sample's context tokens.
+    """Return text embeddings (B, C, D) of norm 1 after one step of AdamW on the context tokens of each sample.
 
-    The step descends the mean entropy of the views (B, V, D) of lowest entropy, each view's own.
+    `features` are the embeddings of the views, (B, V, D) of norm 1. The step minimises the mean entropy of the
+    predictions on those views that have the lowest entropy.
     """
     with torch.enable_grad():
         tokens = context.token_embeddings
@@ -54,10 +58,10 @@ def tuned_texts(context: DefenseContext, features: Tensor) -> Tensor:
 
 
 def stepped(context: DefenseContext, gradient: Tensor) -> Tensor:
-    """Return the context tokens (B, C, 4, W) after AdamW's first step, of a gradient (B, 1, 4, W).
+    """Return the context tokens (B, C, 4, W) after the first step of AdamW for a gradient (B, 1, 4, W).
 
-    The first step follows the signs of the gradient, unless it is as small as AdamW's eps. Its own gradient is that of
-    a sign.
+    The first step is in the direction of the signs of the gradient, except for values as small as the eps of AdamW. For
+    the backward pass the step is treated like a sign (see `straight_through_sign`).
     """
     lr = context.settings["lr"]
     direction = straight_through(gradient / (gradient.abs() + _ADAM_EPS), straight_through_sign(gradient))
@@ -65,9 +69,10 @@ def stepped(context: DefenseContext, gradient: Tensor) -> Tensor:
 
 
 def agreement(features: Tensor, neighbours: int, temperature: float) -> Tensor:
-    """Return the weight of each view, (B, V): the softmax of its mean cosine with the nearest views, itself included.
+    """Return the weights of the views, float32 (B, V), with sum 1 for each sample.
 
-    Features are (B, V, D), of length 1.
+    `features` are the embeddings of the views, (B, V, D) of norm 1. The weights are a softmax over views of the mean
+    cosine of a view with its nearest views, which include the view itself.
     """
     nearest = (features @ features.transpose(1, 2)).topk(neighbours, dim=2).values.mean(dim=2)
     return (nearest / temperature).softmax(dim=1)
@@ -90,15 +95,15 @@ R_TPT = TestTimeDefense(
     settings={"views": 64.0, "share": 0.1, "lr": 5e-3, "neighbours": 20.0, "temperature": 0.01},
     images_per_sample=64,
     tunes_prompts=True,
-    text_passes="two forward and one backward for each class, each sample with its own context",
+    text_passes="two forward passes and one backward pass for each class and each sample",
     paper="https://arxiv.org/abs/2504.11195",
     fidelity="paper",
     deviations=(
-        "the random numbers are the sample's own, so that an image has one answer",
+        "the random numbers depend only on the sample, so that an image always has the same logits",
         "images are not rounded to 8 bits before the views are made",
-        "AugMix without posterise and equalise, which have no gradient; its geometric steps are one bilinear map a"
-        " chain, and a chain ends in one tone (none, autocontrast or solarise)",
-        "the tuned tokens are the first four of each dataset's own prompt, not of 'a photo of a'",
+        "AugMix omits posterise and equalise, which have no gradient; the geometric steps of a chain are one bilinear"
+        " map, and each chain ends with one change of tone (none, autocontrast or solarise)",
+        "the tuned tokens are the first four of each dataset's prompt; the paper tunes those of 'a photo of a'",
     ),
 )
 R_TPT_16 = dataclasses.replace(
@@ -108,4 +113,4 @@ R_TPT_16 = dataclasses.replace(
     images_per_sample=16,
     deviations=("16 views instead of 64, and 5 nearest views instead of 20", *R_TPT.deviations),
 )
-"""A quarter of the views, for machines without a GPU."""
+"""R-TPT with 16 views instead of 64, for machines without a GPU."""

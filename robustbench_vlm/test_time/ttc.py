@@ -1,4 +1,4 @@
-"""TTC: counterattack the image before it is classified (Xing, Zhao and Sebe, CVPR 2025, arXiv 2503.03613)."""
+"""TTC: add a counterattack to the image before it is classified (Xing et al., CVPR 2025, arXiv 2503.03613)."""
 
 from collections.abc import Mapping
 
@@ -18,7 +18,7 @@ from robustbench_vlm.test_time.base import (
 
 
 def logits(context: DefenseContext, images: Tensor) -> Tensor:
-    """Return the logits of the images with their counterattacks."""
+    """Return the logits, float32 (B, C), of images (B, 3, H, W) in [0, 1] with counterattacks."""
     with torch.set_grad_enabled(context.differentiate and torch.is_grad_enabled()):
         found = counterattack(context, images)
     features = functional.normalize(context.image_encoder(images + found), dim=-1)
@@ -26,10 +26,11 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
 
 
 def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
-    """Return what is added to the images, (B, 3, H, W), at most eps in each pixel.
+    """Return the perturbations that are added to images, float32 (B, 3, H, W), at most eps in each pixel.
 
-    If uniform noise moves the undefended embedding by tau or more of its length, it is only the noise. Otherwise it is
-    a mean of the steps of PGD that moves the embedding away from the image's, with larger weights for later steps.
+    If uniform noise changes the undefended embedding of an image by at least the fraction tau, the perturbation is this
+    noise. If not, it is the weighted mean of the iterates of PGD, which increases the distance of the embedding from
+    that of the image. Later iterates have larger weights.
     """
     settings, eps = context.settings, in_pixel_scale(context.settings["eps"])
     noise = (randomness.uniform(context.keys, 0, images.shape[1:]).to(images) * 2 - 1) * eps
@@ -39,7 +40,7 @@ def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
     for _ in range(int(settings["steps"])):
         with torch.enable_grad():
             at = steps[-1] if steps[-1].requires_grad else steps[-1].detach().requires_grad_()
-            # The square of the distance: the same signs, and a slope where the distance is zero.
+            # The gradient of the squared distance has the same signs, and it also exists if the distance is zero.
             losses = (context.image_encoder(images + at) - target).square().sum(dim=1)
         step = in_pixel_scale(settings["step"]) * straight_through_sign(inner_gradient(context, losses, at))
         steps.append(_within(images, (steps[-1] + step).clamp(-eps, eps)))
@@ -50,7 +51,7 @@ def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
 
 
 def tau(context: DefenseContext, images: Tensor, noise: Tensor) -> Tensor:
-    """Return the distance by which noise moves the undefended embedding, as a share of its length, (B,)."""
+    """Return the change of the undefended embedding by noise (B, 3, H, W), relative to its length, float32 (B,)."""
     with torch.no_grad():
         clean, moved = context.undefended_encoder(images), context.undefended_encoder(images + noise)
     share: Tensor = (moved - clean).norm(dim=1) / clean.norm(dim=1)
@@ -58,12 +59,12 @@ def tau(context: DefenseContext, images: Tensor, noise: Tensor) -> Tensor:
 
 
 def _within(images: Tensor, added: Tensor) -> Tensor:
-    """Return what may be added so that the in_pixel_scale stay in [0, 1]."""
+    """Return the part of the perturbations `added` (B, 3, H, W) that keeps the pixels in [0, 1]."""
     return (images + added).clamp(0, 1) - images
 
 
 def _passes(settings: Mapping[str, float]) -> Passes:
-    # Two for tau, one of the image, one for each step, and the final one.
+    # Two passes for tau, one of the image, one for each step, and one for the logits.
     steps = int(settings["steps"])
     return Passes(forward=4 + steps, inner=steps)
 
@@ -77,8 +78,8 @@ TTC = TestTimeDefense(
     paper="https://arxiv.org/abs/2503.03613",
     fidelity="paper",
     deviations=(
-        "the random numbers are the sample's own, so that an image has one answer",
-        "the noise counts among the steps that are averaged, as step 0",
-        "eps and step are levels of 255 of the images as they are attacked, before any resize",
+        "the random numbers depend only on the sample, so that an image always has the same logits",
+        "the noise is averaged together with the iterates, as step 0",
+        "eps and step are grey levels out of 255 of the attacked image, before it is resized",
     ),
 )

@@ -1,4 +1,4 @@
-"""Test-time defenses under attack: the worse of transfer and adaptive counts, draws are the sample's."""
+"""Tests of models with a test-time defense: gradient modes, random numbers, costs and refused attacks."""
 
 import copy
 from dataclasses import replace
@@ -58,7 +58,7 @@ def attacked(made: DefendedModel, batch: Batch, name: str = "pgd-2", batch_size:
 
 
 def rounded(context: DefenseContext, images: Tensor) -> Tensor:
-    """Return the logits of images rounded to 16 levels: steps, without a slope anywhere."""
+    """Return the logits of images rounded to 16 levels, whose gradient is zero everywhere."""
     features = torch.nn.functional.normalize(context.image_encoder((15 * images).round() / 15), dim=-1)
     return context.scale * features @ context.text_features.T
 
@@ -66,7 +66,7 @@ def rounded(context: DefenseContext, images: Tensor) -> Tensor:
 MASKED = DefendedModel(TestTimeDefense("rounded", rounded, lambda settings: Passes(1)), CLIP, CLIP)
 
 
-def test_a_masked_gradient_leaves_the_transfer_to_break_it() -> None:
+def test_the_transfer_attack_breaks_a_model_with_masked_gradients() -> None:
     batch = batch_of()
     logits, whole = logits_of_model(MASKED, batch), MASKED.adapt_attack(load_attack("pgd-10"))
     adaptive = replace(
@@ -80,7 +80,7 @@ def test_a_masked_gradient_leaves_the_transfer_to_break_it() -> None:
     assert all("zero-gradient" in codes for codes in sanity_warnings(logits, batch, batch_size=64))
 
 
-def test_every_stage_is_transferred_and_tried_in_every_view() -> None:
+def test_every_stage_runs_as_transfer_attack_and_in_every_gradient_mode() -> None:
     names = [stage.name for stage in on_clip("ttc").adapt_attack(load_attack("autoattack")).stages]
     white = ["apgd-ce", "apgd-t", "fab-t"]
     adaptive = [f"{view}:{name}" for name in white for view in ("loop", "constant")]
@@ -88,7 +88,7 @@ def test_every_stage_is_transferred_and_tried_in_every_view() -> None:
 
 
 @pytest.mark.parametrize("name", ["ttc", "clipure-cos", "clipure-cos@short"])
-def test_batches_change_no_verdict_and_no_cost(name: str) -> None:
+def test_batch_size_and_order_change_no_verdict_and_no_cost(name: str) -> None:
     made, batch = on_clip(name), batch_of(Fraction(1, 255), torch.float64)
     whole = attacked(made, batch)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
@@ -101,16 +101,16 @@ def test_batches_change_no_verdict_and_no_cost(name: str) -> None:
 
 @pytest.mark.parametrize("name", ["ttc", "clipure-cos@short", "r-tpt@16"])
 @pytest.mark.parametrize("attack", ["pgd-2", "autoattack"])
-def test_the_forward_passes_on_record_are_those_that_towers_made(
+def test_recorded_forward_passes_are_those_of_the_image_encoder(
     name: str, attack: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Images that only fill up a batch are not counted.
+    # Images that pad a batch are not counted in records, so the test turns the padding off.
     monkeypatch.setattr(clip, "_filled", lambda images: images)
     made, batch = on_clip(name), batch_of(Fraction(1, 255)).at(torch.arange(2))
     logits, adapted = logits_of_model(made, batch), _short(made.adapt_attack(load_attack(attack)))
     made_passes = []
     logits.plain.encoder.register_forward_hook(lambda module, images, out: made_passes.append(len(images[0])))
-    # With batch_size to spare Square asks ahead, and questions that it forgets are on no record.
+    # With free rows in a batch, Square Attack makes queries that it discards and does not count.
     verdict = attack_samples(logits, batch, adapted, batch_size=2)
     assert "clean" not in verdict.broken_by
     assert sum(made_passes) == int(verdict.forward.sum())
@@ -125,7 +125,7 @@ def _short(attack: Attack) -> Attack:
     return replace(attack, stages=tuple(shorter))
 
 
-def test_a_robust_sample_costs_what_the_estimate_says() -> None:
+def test_the_cost_estimate_is_right_for_a_robust_sample() -> None:
     made, batch = on_clip("ttc"), batch_of(Fraction(0)).at(torch.arange(1))
     logits, attack = logits_of_model(made, batch), made.adapt_attack(load_attack("pgd-10"))
     verdict = attack_samples(logits, batch, attack, batch_size=64)
@@ -136,7 +136,7 @@ def test_a_robust_sample_costs_what_the_estimate_says() -> None:
     assert int(verdict.backward[0]) + probed[1] == pytest.approx(backward, abs=25)
 
 
-def test_other_draws_change_the_gradient_and_no_logit() -> None:
+def test_more_draws_change_the_gradient_and_no_logit() -> None:
     batch = batch_of(dtype=torch.float64)
     logits = logits_of_model(on_clip("ttc"), batch)
     outcome = {}
@@ -150,23 +150,23 @@ def test_other_draws_change_the_gradient_and_no_logit() -> None:
     assert logits.cost(gradient=False) == (6, 2)
 
 
-def test_a_transferred_walk_goes_on_until_the_judge_is_fooled() -> None:
+def test_a_transfer_attack_continues_until_the_judge_misclassifies() -> None:
     batch = batch_of()
     plain = CLIP.classifier(TEXTURES.prompts)
     stubborn = torch.nn.functional.one_hot(batch.labels, len(TEXTURES.classes)).float()
     judge = as_classifier(lambda images: stubborn[: len(images)])
-    walked = pgd(SurrogateClassifier(plain, judge), batch, batch_size=64, steps=5)
-    assert (plain(walked.adversarial).argmax(dim=1) != batch.labels).sum() >= COUNT - 1
-    # Six points, each passed once and judged once.
-    assert walked.forward.tolist() == [12] * COUNT and walked.backward.tolist() == [6] * COUNT
+    outcome = pgd(SurrogateClassifier(plain, judge), batch, batch_size=64, steps=5)
+    assert (plain(outcome.adversarial).argmax(dim=1) != batch.labels).sum() >= COUNT - 1
+    # Six iterates. The surrogate and the judge each classify every one of them once.
+    assert outcome.forward.tolist() == [12] * COUNT and outcome.backward.tolist() == [6] * COUNT
 
 
-def test_a_classifier_that_is_not_bound_to_samples_says_how_it_is_called() -> None:
+def test_the_message_about_a_call_without_samples_says_how_to_call() -> None:
     with pytest.raises(UserError, match=r"'ttc' was called without samples.*of_samples\(keys\)"):
         on_clip("ttc").classifier(TEXTURES.prompts)(batch_of().images)
 
 
-def test_libraries_that_do_not_say_whose_image_it_is_are_refused() -> None:
+def test_attacks_that_do_not_name_the_sample_of_an_image_are_refused() -> None:
     with pytest.raises(UserError, match="does not say which sample"):
         on_clip("ttc").adapt_attack(load_attack("pyautoattack"))
 
@@ -185,7 +185,7 @@ def test_a_test_time_defense_on_top_of_another_is_refused() -> None:
         ({}, "clip"),
     ],
 )
-def test_tau_is_of_the_model_that_the_card_says_it_was_made_from(says: dict[str, str], original: str) -> None:
+def test_the_undefended_model_is_the_base_in_the_card(says: dict[str, str], original: str) -> None:
     model = replace(CLIP, card=ModelCard("MODEL", "mini", **says))  # type: ignore[arg-type]
     loaded: list[str] = []
 
@@ -199,7 +199,7 @@ def test_tau_is_of_the_model_that_the_card_says_it_was_made_from(says: dict[str,
 
 
 @pytest.mark.parametrize("name", sorted({"ttc", "r-tpt@16"} & set(TEST_TIME_DEFENSES.table)))
-def test_inner_loops_of_transformers_are_differentiated(name: str) -> None:
+def test_gradients_flow_through_inner_loops_of_transformers(name: str) -> None:
     vision = {"image_size": 32, "layers": 1, "width": 32, "head_width": 16, "patch_size": 16}
     text = {"context_length": 24, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1}
     architecture = Architecture({"embed_dim": 16, "vision_cfg": vision, "text_cfg": text}, (0.5,) * 3, (0.5,) * 3)

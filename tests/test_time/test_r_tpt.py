@@ -1,4 +1,4 @@
-"""R-TPT against torch's AdamW and written-out forms, and its views."""
+"""Tests of R-TPT: comparison with torch's AdamW and with closed forms, and its random views."""
 
 from dataclasses import replace
 
@@ -17,9 +17,9 @@ from robustbench_vlm.test_time.r_tpt import R_TPT_16, agreement, logits, tuned_t
 SETTINGS = {**R_TPT_16.settings, "views": 8.0, "share": 0.4, "neighbours": 3.0}
 
 
-def test_the_texts_are_those_after_one_step_of_adamw() -> None:
+def test_texts_are_tuned_by_one_step_of_adamw() -> None:
     context = context_of(SETTINGS)
-    # As published: one context for all classes.
+    # The paper has one context for all classes.
     tokens = context.token_embeddings.clone()
     tokens[:, 1:5] = tokens[0, 1:5]
     context = replace(context, token_embeddings=tokens)
@@ -41,7 +41,7 @@ def test_the_texts_are_those_after_one_step_of_adamw() -> None:
         assert torch.allclose(found[row], texts().detach(), rtol=1e-9)
 
 
-def test_views_that_agree_weigh_more() -> None:
+def test_the_weights_of_views_match_the_closed_form() -> None:
     angles = torch.tensor([0.0, 0.1, 0.2, 2.0], dtype=torch.float64)
     features = torch.stack([angles.cos(), angles.sin()], dim=1)[None]
     nearest = torch.tensor([1 + torch.cos(torch.tensor(gap)) for gap in (0.1, 0.1, 0.1, 1.8)], dtype=torch.float64) / 2
@@ -51,11 +51,11 @@ def test_views_that_agree_weigh_more() -> None:
 def test_unchanged_tokens_give_the_text_embeddings() -> None:
     model = load_model("clip", "mini")
     prompts = ("a photo of a red circle.", "a cat", "many small stars on a dark blue sky")
-    tower = PromptEncoder(model.network, model.architecture, prompts)
-    assert torch.allclose(tower(tower.tokens[None])[0], model.text_features(prompts), atol=1e-6)
+    encoder = PromptEncoder(model.network, model.architecture, prompts)
+    assert torch.allclose(encoder(encoder.tokens[None])[0], model.text_features(prompts), atol=1e-6)
 
 
-def test_views_belong_to_the_sample_and_begin_with_the_picture() -> None:
+def test_views_depend_on_the_sample_and_the_first_view_is_the_image() -> None:
     keys, images = sample_keys(0, "views", ["a", "b", "c"]), random_images()
     views = random_views(keys, images, 8)
     assert views.shape == (3, 8, *images.shape[1:]) and torch.equal(views[:, 0], images)
@@ -67,22 +67,22 @@ def test_views_belong_to_the_sample_and_begin_with_the_picture() -> None:
     assert (views[:, 1:] - views[:, :1]).abs().amax(dim=(2, 3, 4)).min() > 0.01
 
 
-def test_a_white_picture_stays_white_or_is_solarised() -> None:
-    # Every step of a view moves pixels or changes their tone: no border and no mixture may darken them by itself.
+def test_views_of_a_uniform_image_are_uniform_or_solarised() -> None:
+    # Geometric steps must not add a dark border, and mixing must not darken the image; only solarising may.
     white = torch.full((2, 3, 16, 16), 0.45, dtype=torch.float64)
     views = random_views(sample_keys(0, "white", ["a", "b"]), white, 32)
     assert (views <= 0.45 + 1e-9).all()
     assert torch.isclose(views, white[:, None]).flatten(2).all(dim=2).sum() >= 8
 
 
-def test_a_sample_alone_gets_the_logits_that_it_gets_in_a_batch() -> None:
+def test_logits_do_not_depend_on_other_samples_of_the_batch() -> None:
     context, images = context_of(SETTINGS), random_images()
     rows = [logits(alone(context, n), images[n : n + 1]) for n in range(3)]
     assert torch.allclose(torch.cat(rows), logits(context, images), rtol=1e-9)
 
 
-def test_the_gradient_goes_through_the_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
-    # AdamW's first step is nearly a sign: with a large eps it has a slope that finite differences can see.
+def test_the_gradient_flows_through_the_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The first step of AdamW is nearly a sign. A large eps makes it smooth enough for finite differences.
     monkeypatch.setattr(r_tpt, "_ADAM_EPS", 0.5)
     monkeypatch.setattr(r_tpt, "straight_through", lambda value, smooth: value)
     context = context_of({**SETTINGS, "lr": 1.0}, count=1)
@@ -91,7 +91,7 @@ def test_the_gradient_goes_through_the_tuning(monkeypatch: pytest.MonkeyPatch) -
     assert torch.autograd.gradcheck(lambda each: tuned_texts(context, each), features)
 
 
-def test_as_constants_texts_and_weights_have_no_gradient() -> None:
+def test_without_differentiation_texts_and_weights_have_no_gradient() -> None:
     through, images = context_of(SETTINGS), random_images().requires_grad_()
     constant = replace(through, differentiate=False)
     assert torch.allclose(logits(constant, images), logits(through, images))

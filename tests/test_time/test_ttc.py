@@ -1,4 +1,4 @@
-"""TTC against its closed forms, written out by hand."""
+"""Comparison of TTC with a second implementation."""
 
 from dataclasses import replace
 
@@ -20,12 +20,12 @@ def noise_of(keys: Tensor, images: Tensor) -> Tensor:
     return (randomness.uniform(keys, 0, images.shape[1:]).double() * 2 - 1) * EPS
 
 
-def test_where_noise_moves_the_embedding_enough_it_is_all_that_is_added() -> None:
+def test_only_noise_is_added_if_it_moves_the_embedding_by_tau() -> None:
     context, images = context_of(NEVER), random_images()
     assert torch.allclose(counterattack(context, images), noise_of(context.keys, images))
 
 
-def test_elsewhere_the_steps_of_pgd_are_averaged() -> None:
+def test_iterates_of_pgd_are_averaged_if_noise_moves_the_embedding_less() -> None:
     context, images = context_of(ALWAYS), random_images()
     steps = [noise_of(context.keys, images)]
     for _ in range(2):
@@ -40,7 +40,7 @@ def test_elsewhere_the_steps_of_pgd_are_averaged() -> None:
     assert found.abs().max() <= EPS + 1e-12
 
 
-def test_each_sample_takes_its_own_branch() -> None:
+def test_each_sample_compares_its_own_change_with_tau() -> None:
     context, images = context_of(TTC.settings), random_images()
     moved = tau(context, images, noise_of(context.keys, images))
     assert moved.unique().numel() == 3
@@ -49,28 +49,28 @@ def test_each_sample_takes_its_own_branch() -> None:
     assert torch.equal(strayed, moved >= moved.median())
 
 
-def test_tau_is_the_undefended_models() -> None:
+def test_tau_uses_the_undefended_encoder() -> None:
     context, images = context_of(TTC.settings), random_images()
     noise = noise_of(context.keys, images)
     clean, moved = context.undefended_encoder(images), context.undefended_encoder(images + noise)
     assert torch.allclose(tau(context, images, noise), (moved - clean).norm(dim=1) / clean.norm(dim=1))
 
 
-def test_a_sample_alone_gets_the_logits_that_it_gets_in_a_batch() -> None:
+def test_logits_do_not_depend_on_other_samples_of_the_batch() -> None:
     context, images = context_of(ALWAYS), random_images()
     whole = logits(context, images)
     rows = [logits(alone(context, n), images[n : n + 1]) for n in range(3)]
     assert torch.allclose(torch.cat(rows), whole, rtol=1e-12)
 
 
-def test_the_gradient_goes_through_the_inner_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The sign's own slope is zero: finite differences can see the loop with a smooth function in its place.
+def test_the_gradient_flows_through_the_inner_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The gradient of a sign is zero, so a smooth function replaces it for finite differences.
     monkeypatch.setattr(ttc, "straight_through_sign", torch.tanh)
     context, images = context_of(ALWAYS), random_images().requires_grad_()
     assert torch.autograd.gradcheck(lambda pixels: logits(context, pixels), images)
 
 
-def test_as_a_constant_the_counterattack_only_moves_the_point() -> None:
+def test_without_differentiation_the_counterattack_is_a_constant() -> None:
     through, constant = context_of(ALWAYS), context_of(ALWAYS, differentiate=False)
     images = random_images().requires_grad_()
     added = counterattack(constant, images).detach()
