@@ -1,1 +1,1 @@
-"""The terminal: options, tables, progress and messages of the command line."""
+"""The command line `vlmbench`: options, tables, progress and messages."""

@@ -1,4 +1,4 @@
-"""The command `vlmbench check`: the contracts of one value, the package's own or a plugin's."""
+"""The command `vlmbench check`: tests one registered value, such as a model or an attack, against its contracts."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -22,7 +22,7 @@ def check(kind: KindName, name: ValueName, track: TrackName = DEFAULT_TRACK, as_
 
 
 def report(checks: "Sequence[Contract | Check]", *, as_json: bool) -> int:
-    """Print checks, one a line, and return the exit code: 0 if all passed, else 1."""
+    """Print the checks, one on each line, and return the exit code: 0 if all checks passed, else 1."""
     passed = all(each.passed for each in checks)
     document = {
         "passed": passed,

@@ -9,18 +9,20 @@ from robustbench_vlm.cli import completion
 from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, TrackName, check_plot, option
 from robustbench_vlm.cli.render.output import note
 
-_NAMES = "Names of the leaderboard or of runs, entry files, or folders of runs."
+_NAMES = "Names of models on the leaderboard or in ./runs, entry files, or run folders."
 _Names = Annotated[list[str], typer.Argument(metavar="NAME", help=_NAMES, autocompletion=completion.models)]
-_Attack = Annotated[str, option("--attack", "NAME", "The attack whose records are compared.")]
+_Attack = Annotated[str, option("--attack", "NAME", "Attack whose records are compared.")]
 _Eps = Annotated[
     str,
-    option("--eps", "EPS", "Radius as a part of the pixel range, such as 8/255; the track's standard if not given."),
+    option(
+        "--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255; the track's standard if not given."
+    ),
 ]
-_Format = Annotated[str, option("--format", "NAME", "table, markdown, latex, csv or html.")]
-_Plot = Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file: clean against robust accuracy.")]
-_Curves = Annotated[Path | None, option("--curves", "FILE", "A PNG or SVG file: robust accuracy over the radius.")]
-_Heatmap = Annotated[Path | None, option("--heatmap", "FILE", "A PNG or SVG file: models by datasets.")]
-_Out = Annotated[Path | None, option("--out", "FILE", "File for the text instead of the terminal.")]
+_Format = Annotated[str, option("--format", "NAME", "Format of the output: table, markdown, latex, csv or html.")]
+_Plot = Annotated[Path | None, option("--plot", "FILE", "PNG or SVG file for a plot of robust against clean accuracy.")]
+_Curves = Annotated[Path | None, option("--curves", "FILE", "PNG or SVG file for a plot of robust accuracy by radius.")]
+_Heatmap = Annotated[Path | None, option("--heatmap", "FILE", "PNG or SVG file for a heat map of models and datasets.")]
+_Out = Annotated[Path | None, option("--out", "FILE", "File that gets the output instead of the terminal.")]
 
 
 def compare(
@@ -37,7 +39,8 @@ def compare(
 ) -> None:
     """Compare models sample by sample.
 
-    On the samples that all have: intervals, paired tests corrected for their number, and the possible ranks.
+    Uses the samples that all models have. Shows intervals, paired tests with a correction for their number, and the
+    possible ranks.
     """
     from robustbench_vlm.cli.render import comparison_tables
     from robustbench_vlm.comparison import plots

@@ -1,4 +1,7 @@
-"""Shell completion: names from the registries and the cards, without importing torch, which is slow."""
+"""Shell completion of names from the registries and the model cards.
+
+It does not import torch, because that is slow.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 
@@ -14,11 +17,12 @@ from robustbench_vlm.test_time import TEST_TIME_DEFENSES
 from robustbench_vlm.tracks import TRACKS
 
 Complete = Callable[[typer.Context, str], list[str]]
-"""Takes the words before the cursor and the beginning of a word, and returns the words that it may become."""
+"""Function that takes the words before the cursor and the start of a word, and returns the words that can complete
+it."""
 
 
 def models(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the models of the track in the words before, and DEFENSE+MODEL once the plus is typed."""
+    """Return the models of the track that the command line names, and DEFENSE+MODEL after a typed plus."""
     track = context.params.get("track") or TRACKS.names()[0]
     names = sorted({*card_names(track), *MODELS.names()})
     defense, plus, _ = incomplete.partition("+")
@@ -31,16 +35,16 @@ def kinds(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def of_kind(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the values of the kind in the words before, which is an argument or the command's name."""
+    """Return the names of one kind. An argument of the command or the name of the command says which kind."""
     kind = context.params.get("kind") or context.info_name or ""
     complete = BY_KIND.get(str(kind).removesuffix("s"))
     return complete(context, incomplete) if complete else []
 
 
 def one_of(names: Callable[[], Iterable[str]]) -> Complete:
-    """Return a completion to the names that a function returns."""
+    """Return a completion function for the names that `names` returns."""
 
-    # typer chooses the arguments by the annotations.
+    # typer passes the arguments according to the annotations.
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         return list(names())
 
@@ -62,4 +66,4 @@ BY_OPTION: Mapping[str, Complete] = {
     "--format": one_of(lambda: ("table", "markdown", "latex", "csv", "html")),
     "--device": one_of(lambda: ("cpu", "cuda")),
 }
-"""Options that take a name. An option means the same in every command."""
+"""Completions of the options that take a name. An option has the same meaning in every command."""

@@ -8,13 +8,13 @@ import typer
 from robustbench_vlm.cli.options import REAL_TRACK, Json, TrackName, option
 from robustbench_vlm.cli.render.output import Line, answer
 
-_File = Annotated[Path, typer.Argument(metavar="FILE", help="A .pt, .pth, .pth.tar, .bin or .safetensors.")]
+_File = Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint: .pt, .pth, .pth.tar, .bin or .safetensors.")]
 _Base = Annotated[
     str,
-    option("--base", "NAME", "The model it was fine-tuned from: a name, a card file, or open_clip:ARCH/TAG."),
+    option("--base", "NAME", "Model that was fine-tuned: a name, a card file, or open_clip:ARCH/TAG."),
 ]
-_Name = Annotated[str, option("--name", "NAME", "Name of the new model; the file's if not given.")]
-_Defense = Annotated[str, option("--defense", "NAME", "The defense that trained it.")]
+_Name = Annotated[str, option("--name", "NAME", "Name of the new model; the file name if not given.")]
+_Defense = Annotated[str, option("--defense", "NAME", "Defense that the model was trained with.")]
 _Out = Annotated[Path | None, option("--out", "DIR", "Folder for the weights and the card.")]
 
 
@@ -29,7 +29,8 @@ def convert(
 ) -> None:
     """Convert a checkpoint to a model card.
 
-    Reads every file layout of the field and writes safetensors weights. Nothing in the file is run or downloaded.
+    Reads the file layouts of published defenses and writes safetensors weights. No code in the file is run, and nothing
+    is downloaded.
     """
     from robustbench_vlm.models import convert as conversion
 

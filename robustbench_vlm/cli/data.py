@@ -26,24 +26,26 @@ _Names = Annotated[
         autocompletion=completion.BY_KIND["dataset"],
     ),
 ]
-_Protocol = Annotated[str, option("--protocol", "NAME", "The protocol to prepare for: see `vlmbench list protocols`.")]
+_Protocol = Annotated[
+    str, option("--protocol", "NAME", "Protocol whose images are prepared: see `vlmbench list protocols`.")
+]
 _Lists = Annotated[
-    Path | None, option("--lists", "DIR", "Folder for the samples' ids and labels, one file per dataset.")
+    Path | None, option("--lists", "DIR", "Folder for lists of the samples' ids and labels, one file per dataset.")
 ]
 _Download = Annotated[bool, typer.Option("--download/--no-download", help="Download missing datasets.")]
 SHOWN = 5
-"""Unreadable images of one dataset that are listed."""
+"""Largest number of unreadable images that are listed for one dataset."""
 
 app = typer.Typer(help="Download, prepare and check published datasets.", rich_markup_mode=None)
 
 
 @app.command("list", epilog=example("vlmbench data list", "vlmbench data list cifar10 --data /data"))
 def list_data(names: _Names = None, data: DataFolder = None, as_json: Json = False) -> None:
-    """List the published datasets: on disk, prepared, missing, and their sizes."""
+    """List the published datasets: their sizes, and whether they are on disk, prepared or missing."""
     from robustbench_vlm.datasets.published.status import dataset_status
 
     found = [dataset_status(name, data) for name in _chosen(names)]
-    more = [] if names else [Line(""), Line(f"also, by name: {', '.join(_extra())}")]
+    more = [] if names else [Line(""), Line(f"not on this track, but available by name: {', '.join(_extra())}")]
     document = {"data": [vars(each) for each in found]}
     answer(document, lambda width: [*_status_lines(found, width), *more], as_json=as_json)
 
@@ -62,8 +64,8 @@ def prepare(
 ) -> int:
     """Download missing datasets, then decode and resize their images once for all runs.
 
-    If it is stopped, the same command resumes it. If one dataset cannot be prepared, the others still are (exit
-    code 2).
+    If the command is stopped, run it again to resume. If one dataset cannot be prepared, the other datasets are still
+    prepared, and the exit code is 2.
     """
     from robustbench_vlm.datasets.published.status import fetch_and_prepare
     from robustbench_vlm.protocols import PROTOCOLS
@@ -109,9 +111,9 @@ def _prepared_lines(found: Mapping[str, "PreparedDataset"], failed: Mapping[str,
 
 @app.command(epilog=example("vlmbench data verify cifar10"))
 def verify(names: _Names = None, data: DataFolder = None, as_json: Json = False) -> int:
-    """Check files, counts and prepared pixels of the published datasets.
+    """Check the files, sample counts and prepared pixels of the published datasets.
 
-    Exit code 1: something is wrong. Missing datasets are skipped.
+    Exit code 1: a check fails. Missing datasets are skipped, unless they are named.
     """
     from robustbench_vlm.datasets.published.status import verify_dataset
 

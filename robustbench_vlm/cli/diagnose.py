@@ -24,13 +24,13 @@ _CURVES = {
     "effective_rank": "effective rank",
 }
 
-_MODEL = "A name, a card file or open_clip:ARCH/TAG; all bundled models if not given. Repeat for more."
-_EPS = "Radius as a part of the pixel range, such as 8/255; 0 and the track's radii if not given. Repeat for more."
+_MODEL = "Model: a name, a card file or open_clip:ARCH/TAG; all bundled models if not given. Repeat for more."
+_EPS = "Radius as a fraction of the pixel range, such as 8/255; 0 and the track's radii if not given. Repeat for more."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
 _Eps = Annotated[list[str] | None, option("--eps", "EPS", _EPS)]
-_Attack = Annotated[str, option("--attack", "NAME", "An attack that does not stop early: fgsm, pgd-N or cw.")]
+_Attack = Annotated[str, option("--attack", "NAME", "Attack that does not stop early: fgsm, pgd-N or cw.")]
 _Samples = Annotated[str, option("--samples", "N|all", "Samples per dataset.")]
-_Plot = Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file for curves over the radius.")]
+_Plot = Annotated[Path | None, option("--plot", "FILE", "PNG or SVG file for curves by radius.")]
 
 
 def request_of(
@@ -43,7 +43,7 @@ def request_of(
     data: options.DataFolder = None,
     device: options.Device = "",
 ) -> "Request":
-    """Return the request that the options make; raise UserError for values that are not allowed."""
+    """Return the request that the options describe; raise UserError for values that are not allowed."""
     from robustbench_vlm.engine.request import Request
     from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.models.card import bundled_names
@@ -63,9 +63,10 @@ def request_of(
 
 
 def _diagnose(request: "Request", plot: _Plot = None, as_json: Json = False) -> None:
-    """Measure quantities that go with robustness.
+    """Measure quantities that are related to robustness.
 
-    Modality gap, norm of the input gradient and effective rank of the features, on the last images of an attack.
+    They are the modality gap, the norm of the input gradient and the effective rank of the features, measured on the
+    last images of an attack.
     """
     from robustbench_vlm.analysis.diagnose import diagnose as measure
     from robustbench_vlm.core.files import save_figure
@@ -92,7 +93,7 @@ def lines(found: "Diagnoses", width: int) -> list[Line]:
 
 
 def figure(found: "Diagnoses") -> "Figure":
-    """Draw gap, gradient norm and rank against the radius, with a line for each model."""
+    """Draw modality gap, gradient norm and effective rank by radius, with a line for each model."""
     from matplotlib.figure import Figure
 
     from robustbench_vlm.core.threat import parse_eps
@@ -131,10 +132,10 @@ def _footer(found: "Diagnoses") -> Iterable[str]:
         f"{found.track}, {first.norm}, the last images of {found.attack}, means over {datasets};"
         f" protocol {found.protocol}, {count} samples, {duration(found.seconds)}"
     )
-    yield "accuracy: on these images, in %; the robust accuracy of `vlmbench run` counts the worst image found"
-    yield "modality gap: distance of the means of unit image and unit text embeddings, 0 to 2"
-    yield "gradient norm: mean L2 norm of the cross-entropy's gradient, pixels in [0, 1]"
+    yield "accuracy: in %, on the last images of the attack; `vlmbench run` counts the worst image that an attack found"
+    yield "modality gap: distance, 0 to 2, between the mean image embedding and the mean text embedding (unit length)"
+    yield "gradient norm: mean L2 norm of the gradient of the cross-entropy by the pixels in [0, 1]"
     yield (
-        f"effective rank: of the image embeddings of all datasets together, at most {min(count, found.dimensions)},"
-        " and lower if there are few samples"
+        f"effective rank: of the image embeddings of all datasets together, at most {min(count, found.dimensions)};"
+        " it is lower if there are few samples"
     )

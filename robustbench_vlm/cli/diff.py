@@ -11,7 +11,11 @@ from robustbench_vlm.cli.render.output import answer
 def diff(
     kind: Annotated[
         str,
-        typer.Argument(metavar="protocol", help="Only protocols are compared.", autocompletion=lambda: ["protocol"]),
+        typer.Argument(
+            metavar="protocol",
+            help="Kind of the values; only protocols can be compared.",
+            autocompletion=lambda: ["protocol"],
+        ),
     ],
     first: ValueName,
     second: ValueName,

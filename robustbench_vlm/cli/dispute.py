@@ -11,7 +11,9 @@ from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.submit import ModelReference, today
 
 EntryFile = Annotated[Path, typer.Argument(metavar="ENTRY", help="leaderboards/<track>/<model>.json.")]
-_Images = Annotated[Path, option("--images", "FILE", "Adversarial images, as `vlmbench transfer --save` writes them.")]
+_Images = Annotated[
+    Path, option("--images", "FILE", "File of adversarial images, as `vlmbench transfer --save` writes it.")
+]
 
 
 def dispute(
@@ -19,7 +21,8 @@ def dispute(
 ) -> None:
     """Submit adversarial images against an entry.
 
-    Every image costs one forward pass. Each sample that an image inside the radius breaks lowers the entry's number.
+    Each image costs one forward pass. Each sample that an image within the radius breaks lowers the robust accuracy of
+    the entry.
     """
     from robustbench_vlm.leaderboard.dispute import OUTCOMES
     from robustbench_vlm.leaderboard.dispute import dispute as judge
@@ -32,8 +35,8 @@ def dispute(
         )
     if found.found:
         note(f"wrote {entry} and {found.write(entry)}", quiet=as_json)
-    fallen = f"the entry's number falls, and its status is: {found.entry.status}"
+    fallen = f"the robust accuracy of the entry falls; its status is: {found.entry.status}"
     result = fallen if found.found else "the entry does not change"
-    counted = [f"{OUTCOMES[outcome]}: {count}" for outcome, count in found.counts.items() if count]
+    counted = [f"images that {OUTCOMES[outcome]}: {count}" for outcome, count in found.counts.items() if count]
     document = {"status": found.entry.status, "images": dict(found.counts)}
     answer(document, lambda width: [Line(line) for line in (*counted, result)], as_json=as_json)

@@ -9,7 +9,9 @@ from robustbench_vlm.cli.render.output import note
 
 def doctor(
     track: TrackName = DEFAULT_TRACK,
-    model: Annotated[str, option("--model", "NAME", "An undefended model to use instead of the track's base.")] = "",
+    model: Annotated[
+        str, option("--model", "NAME", "Undefended model that is tested instead of the track's base model.")
+    ] = "",
     as_json: Json = False,
 ) -> int:
     """Test this installation.

@@ -1,4 +1,4 @@
-"""Kinds of values for `list`, `show` and `diff`: their names, a sentence on each value, and all its fields."""
+"""Kinds of values for `list`, `show` and `diff`: their names, a summary of each value, and all its fields."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,18 +28,21 @@ from robustbench_vlm.tracks import TRACKS
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of values: the functions that list, load and summarise them. Only models depend on the track."""
+    """A kind of values, with the functions that list, load and summarise them.
+
+    The functions get the name of a track. Only models depend on it.
+    """
 
     names: Callable[[str], Sequence[str]]
     load: Callable[[str, str], Any]
     summary: Callable[[Any], str]
     families: tuple[str, ...] = ()
-    """Patterns of names that are accepted too, such as pgd-N."""
+    """Patterns of further names that are accepted, such as pgd-N."""
 
 
 @dataclass(frozen=True)
-class _OnTop:
-    """A test-time defense on top of a model."""
+class _DefendedModel:
+    """A test-time defense in front of a model."""
 
     name: str
     test_time_defense: TestTimeDefense
@@ -55,16 +58,19 @@ def kind_of(word: str) -> str:
 
 
 def check_is_protocol(word: str) -> None:
-    """Raise UserError if a word names another kind than protocols."""
+    """Raise UserError if a word names a kind other than protocols."""
     if kind_of(word) != "protocol":
-        raise UserError(f"only protocols can be compared, not {word}: vlmbench diff protocol NAME NAME")
+        raise UserError(f"only protocols can be compared, got {word!r}: run `vlmbench diff protocol NAME NAME`")
 
 
 def entries(kind: str, track: str) -> list[Entry]:
-    """Return every name of a kind. An entry says so if its value cannot be loaded; the other names are still listed."""
+    """Return every name of a kind with a summary.
+
+    If a value cannot be loaded, its entry has the error, and the other names are still listed.
+    """
     found = KINDS[kind]
     listed = [_entry(found, name, track) for name in found.names(track)]
-    return listed + [Entry(form, "any of this form") for form in found.families]
+    return listed + [Entry(form, "any name of this form") for form in found.families]
 
 
 def document(kind: str, name: str, track: str) -> dict[str, Any]:
@@ -77,7 +83,7 @@ def document(kind: str, name: str, track: str) -> dict[str, Any]:
 
 
 def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """Return facts about a dataset that its fields do not hold, or not in words."""
+    """Return facts about a dataset that its fields do not contain in words."""
     if not dataset.published:
         return {"transform": "", "samples": len(dataset.open().ids), "chance": dataset.chance}
     published = PUBLISHED[dataset.published]
@@ -110,18 +116,18 @@ def _model_names(track: str) -> list[str]:
     return sorted({*card_names(track), *MODELS.names()})
 
 
-def _any_model(reference: str, track: str) -> "ModelCard | _OnTop":
+def _any_model(reference: str, track: str) -> "ModelCard | _DefendedModel":
     parsed = checked_reference(reference)
     card = find_card(str(parsed.model), track)
     if not parsed.defense:
         return card
-    return _OnTop(f"{parsed.defense}+{card.name}", TEST_TIME_DEFENSES.load(parsed.defense), card)
+    return _DefendedModel(f"{parsed.defense}+{card.name}", TEST_TIME_DEFENSES.load(parsed.defense), card)
 
 
 def _model(card: ModelCard) -> str:
     about = f"defended by {card.defense}" if card.defense else card.notes or "undefended"
     by_hand = card.image is not None and bool(card.image.page)
-    missing = "to be fetched by hand" if by_hand else "" if card.has_weights else "not released: train it"
+    missing = "download it by hand" if by_hand else "" if card.has_weights else "no public weights: train it"
     return _sentence([about, missing, card.paper])
 
 
@@ -133,8 +139,8 @@ def _attack(attack: Attack) -> str:
     return _sentence([attack.description, "" if len(attack.norms) > 1 else f"{attack.norms[0]} only", attack.paper])
 
 
-def _made_by_people(made: Defense | TestTimeDefense) -> str:
-    return _sentence([made.paper, f"after the {made.fidelity}" if made.fidelity == "paper" else made.fidelity])
+def _defense(made: Defense | TestTimeDefense) -> str:
+    return _sentence([made.paper, f"follows the {made.fidelity}" if made.fidelity == "paper" else made.fidelity])
 
 
 def _architecture(architecture: Architecture) -> str:
@@ -151,8 +157,8 @@ KINDS: Mapping[str, Kind] = {
     "attack": Kind(
         _from(ATTACKS)[0], lambda name, track: load_attack(name), _attack, tuple(form for form, _ in FAMILIES.values())
     ),
-    "defense": Kind(*_from(DEFENSES), _made_by_people),
-    "test-time-defense": Kind(*_from(TEST_TIME_DEFENSES), _made_by_people),
+    "defense": Kind(*_from(DEFENSES), _defense),
+    "test-time-defense": Kind(*_from(TEST_TIME_DEFENSES), _defense),
     "track": Kind(*_from(TRACKS), lambda track: track.description),
     "protocol": Kind(*_from(PROTOCOLS), lambda protocol: protocol.description),
     "architecture": Kind(

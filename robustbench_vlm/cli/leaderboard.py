@@ -16,9 +16,10 @@ if TYPE_CHECKING:
     from robustbench_vlm.leaderboard.entry import Entry
 
 _Folder = Annotated[
-    Path | None, option("--folder", "DIR", "Folder of leaderboards; ./leaderboards or the package's if not given.")
+    Path | None,
+    option("--folder", "DIR", "Folder of leaderboards; if not given, ./leaderboards if it exists, else the package's."),
 ]
-_Site = Annotated[Path, option("--site", "DIR", "Folder for the site.")]
+_Site = Annotated[Path, option("--site", "DIR", "Folder that the site is written to.")]
 _Port = Annotated[int, option("--port", "N", "Port on this machine; 0 chooses a free one.")]
 
 app = typer.Typer(help="Build the leaderboard from its entries.", rich_markup_mode=None)
@@ -44,7 +45,7 @@ def build(folder: _Folder = None, site: _Site = Path("site"), as_json: Json = Fa
 def check(folder: _Folder = None, as_json: Json = False) -> int:
     """Check every entry, and compare the Markdown tables with the entries.
 
-    Exit code 1: a table differs. An entry that fails its check is an error that names it.
+    Exit code 1: a table differs. Exit code 2: an entry is invalid; the message names it.
     """
     from robustbench_vlm.leaderboard.views import views
 
@@ -79,7 +80,8 @@ def migrate(
 ) -> None:
     """Rewrite entries and cards of version 0.1 in the current format.
 
-    Checks the old fingerprints first. Records and verdicts do not change. The entry's history records the event.
+    The old fingerprints are checked first. Records and verdicts do not change. The history of each entry records the
+    migration.
     """
     import datetime
 
@@ -99,7 +101,7 @@ def _place(folder: Path | None) -> Path:
         own = Path("leaderboards")
         folder = own if own.is_dir() else package_folder("leaderboards")
     if not folder.is_dir():
-        raise UserError(f"{folder} is no folder of leaderboards: give one by --folder DIR")
+        raise UserError(f"{folder} is not a folder: give a folder of leaderboards by --folder DIR")
     return folder
 
 
@@ -114,7 +116,7 @@ def _boards(folder: Path) -> "list[Board]":
 
 
 def _examples(folder: Path, boards: "Sequence[Board]") -> dict[tuple[str, str], Path]:
-    """Return the figures of `show sample` that are stored with the entries, by track and model."""
+    """Return the paths of the example figures that are stored with the entries, by track and model."""
     places = {
         (board.track, row.model): folder / board.track / "examples" / f"{row.model}.png"
         for board in boards

@@ -1,6 +1,7 @@
 """The command line `vlmbench`: its commands, their examples, and exit codes.
 
-Each command is a file of this folder. Heavy imports are inside the functions that need them, so that --help is quick.
+Each command has its own file in this folder. Slow imports are inside the functions that need them, so that --help is
+fast.
 """
 
 import sys
@@ -34,7 +35,7 @@ from robustbench_vlm.core.errors import UserError
 OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
 app = typer.Typer(
-    help="Clean and robust accuracy of zero-shot vision-language models.\n\nBegin with: vlmbench run --model agft",
+    help="Measure the robustness of zero-shot vision-language models.\n\nStart with: vlmbench run --model agft",
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -42,9 +43,12 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line and exit with its code: 0, 1 for failed checks, 2 for a user's error, 130 for Ctrl-C."""
+    """Run the command line and exit with its code.
+
+    The code is 0 for success, 1 for failed checks, 2 for a user's error, and 130 for Ctrl-C.
+    """
     for stream in (sys.stdout, sys.stderr):
-        # A name that the terminal's encoding lacks must not end a run.
+        # Names may contain characters that the terminal's encoding lacks. They must not end a run.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run_command(sys.argv[1:]))
 
@@ -66,7 +70,7 @@ def run_command(arguments: Sequence[str]) -> int:
             raise
         return _fail(f"{type(error).__name__}: {error}", FAILED, as_json=True)
     if code == INTERRUPTED:
-        return _fail("stopped; the same command continues where it stopped", INTERRUPTED, as_json=as_json)
+        return _fail("stopped by Ctrl-C; run the same command again to continue", INTERRUPTED, as_json=as_json)
     return int(code)
 
 

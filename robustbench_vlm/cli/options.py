@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from robustbench_vlm.engine.request import Request
 
 DEFAULT_TRACK = "mini"
-"""The track of commands that get no --track."""
+"""Default value of --track."""
 REAL_TRACK = "zeroshot15"
-"""The track that published datasets and other people's checkpoints belong to."""
+"""Default value of --track for commands on published datasets and checkpoints."""
 _FIGURE_FORMATS = (".png", ".svg")
 
 
@@ -28,43 +28,51 @@ def option(name: str, metavar: str, text: str) -> Any:
     return typer.Option(name, metavar=metavar, help=text, autocompletion=completion.BY_OPTION.get(name))
 
 
-Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
-TrackName = Annotated[str, option("--track", "NAME", "Base model, datasets and protocols: see `vlmbench list tracks`.")]
+Json = Annotated[bool, typer.Option("--json", help="Print only one JSON document on stdout.")]
+TrackName = Annotated[
+    str, option("--track", "NAME", "Track, a set of base model, datasets and protocols: see `vlmbench list tracks`.")
+]
 
-_KINDS = "models, datasets, attacks, defenses, test-time-defenses, tracks, protocols or architectures."
+_KINDS = "Kind of values: models, datasets, attacks, defenses, test-time-defenses, tracks, protocols or architectures."
 KindName = Annotated[str, typer.Argument(metavar="KIND", help=_KINDS, autocompletion=completion.kinds)]
-_VALUE = "A name that `vlmbench list` shows."
+_VALUE = "Name of the value, as `vlmbench list KIND` shows it."
 ValueName = Annotated[str, typer.Argument(metavar="NAME", help=_VALUE, autocompletion=completion.of_kind)]
 
-_MODEL = "A name, a card file or open_clip:ARCH/TAG; the track's base if not given. Repeat for a grid."
-_SKIP = "Leave out images that cannot be read, and count them."
+_MODEL = "Model: a name, a card file or open_clip:ARCH/TAG; the track's base model if not given. Repeat for a grid."
+_SKIP = "Leave out images that cannot be read, and report their number."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
-_Attacks = Annotated[list[str], option("--attack", "NAME", "See `vlmbench list attacks`. Repeat for a grid.")]
+_Attacks = Annotated[list[str], option("--attack", "NAME", "Attack: see `vlmbench list attacks`. Repeat for a grid.")]
 Datasets = Annotated[
-    list[str] | None, option("--dataset", "NAME", "A dataset instead of all of the track. Repeat for more.")
+    list[str] | None, option("--dataset", "NAME", "Dataset; all datasets of the track if not given. Repeat for more.")
 ]
 _Eps = Annotated[
-    list[str] | None, option("--eps", "EPS", "Radius as a part of the pixel range, such as 8/255. Repeat for a grid.")
+    list[str] | None,
+    option("--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255. Repeat for a grid."),
 ]
-Norm = Annotated[str, option("--norm", "NORM", "Linf or L2 instead of the track's norm.")]
-ProtocolName = Annotated[str, option("--protocol", "NAME", "A protocol other than the track's first.")]
-SampleCount = Annotated[str, option("--samples", "N|all", "Samples per dataset instead of the protocol's number.")]
+Norm = Annotated[str, option("--norm", "NORM", "Norm, Linf or L2; the track's norm if not given.")]
+ProtocolName = Annotated[str, option("--protocol", "NAME", "Protocol; the track's first if not given.")]
+SampleCount = Annotated[str, option("--samples", "N|all", "Samples per dataset; the protocol's number if not given.")]
 _Images = Annotated[
     Path | None, option("--images", "DIR", "Your own images: one folder per class, named like the class.")
 ]
-_Prompt = Annotated[str, option("--prompt", "TEXT", "Prompt template of --images; {} stands for the class name.")]
+_Prompt = Annotated[str, option("--prompt", "TEXT", "Prompt template for --images; {} is replaced by the class name.")]
 DataFolder = Annotated[
-    Path | None, option("--data", "DIR", "Folder of the published datasets; VLMBENCH_DATA if not given.")
+    Path | None,
+    option("--data", "DIR", "Folder of the published datasets; the environment variable VLMBENCH_DATA if not given."),
 ]
 _SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help=_SKIP)]
-Workers = Annotated[int, option("--workers", "N", "Processes; 0 starts one per core, or one per GPU.")]
+Workers = Annotated[int, option("--workers", "N", "Number of processes; 0 starts one per core, or one per GPU.")]
 BatchSize = Annotated[
-    int, option("--batch-size", "N", "Samples that a process attacks at once; 0 chooses by the memory.")
+    int, option("--batch-size", "N", "Samples that a process attacks at once; 0 chooses a number that fits the memory.")
 ]
-Device = Annotated[str, option("--device", "NAME", "cpu or cuda; if not given, cuda if there is one.")]
-_Engine = Annotated[str, option("--engine", "NAME", "local, or ray: the workers of a cluster (needs the extra ray).")]
-_Address = Annotated[str, option("--address", "HOST:PORT", "The head of a ray cluster; this machine if not given.")]
-_Out = Annotated[Path, option("--out", "DIR", "Folder for the records.")]
+Device = Annotated[str, option("--device", "NAME", "Device, cpu or cuda; if not given, cuda if a GPU is available.")]
+_Engine = Annotated[
+    str, option("--engine", "NAME", "Engine: local runs on this machine, ray on a cluster (needs the extra ray).")
+]
+_Address = Annotated[
+    str, option("--address", "HOST:PORT", "Address of the head of a ray cluster; this machine if not given.")
+]
+_Out = Annotated[Path, option("--out", "DIR", "Folder that the per-sample records are written to.")]
 
 
 def request_of(
@@ -87,7 +95,7 @@ def request_of(
     address: _Address = "",
     out: _Out = Path("runs"),
 ) -> "Request":
-    """Return the request that the options make; raise UserError for values that are not allowed."""
+    """Return the request that the options describe; raise UserError for values that are not allowed."""
     from robustbench_vlm.engine.request import Request
     from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.tracks import TRACKS
@@ -117,7 +125,10 @@ def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_options_of(maker: Callable[..., Any], command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `command` with the options of `maker` in place of its first parameter, which gets what `maker` returns."""
+    """Return `command` with the options of `maker` in place of its first parameter.
+
+    The command gets the result of `maker` as its first argument.
+    """
     shared, own = inspect.signature(maker).parameters, list(inspect.signature(command).parameters.values())[1:]
 
     @functools.wraps(command)
@@ -126,7 +137,7 @@ def with_options_of(maker: Callable[..., Any], command: Callable[..., Any]) -> C
         return command(maker(**values), **rest)
 
     parameters = [*shared.values(), *own]
-    # typer reads a command's options from its signature and its annotations.
+    # typer reads the options of a command from its signature and its annotations.
     with_options.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del with_options.__wrapped__
@@ -134,15 +145,15 @@ def with_options_of(maker: Callable[..., Any], command: Callable[..., Any]) -> C
 
 
 def check_plot(path: Path | None, name: str = "--plot") -> None:
-    """Raise UserError, before any work, if no image can be written to `path`; `name` is its option.
+    """Raise UserError if no figure can be written to `path`, so that a wrong path is reported before any work.
 
-    Does nothing if `path` is None.
+    `name` is the option that gave the path. Does nothing if `path` is None.
     """
     if path is None:
         return
     if path.suffix.lower() not in _FIGURE_FORMATS:
         raise UserError(
-            f"{name} {path} is no image that can be written: the name must end in {' or '.join(_FIGURE_FORMATS)}"
+            f"{name} must end in {' or '.join(_FIGURE_FORMATS)}, got {path}: give a file name such as diagnosis.png"
         )
     if path.is_dir() or not path.parent.is_dir():
         wrong = "is a folder" if path.is_dir() else f"is in {path.parent}, which does not exist"
@@ -150,14 +161,14 @@ def check_plot(path: Path | None, name: str = "--plot") -> None:
 
 
 def example(*commands: str) -> str:
-    """Return the last part of a command's help text, its examples."""
+    """Return the examples at the end of a command's help text."""
     return "\n\n".join(
         ["Example:" if len(commands) == 1 else "Examples:", "\b\n" + "\n".join(f"  {c}" for c in commands)]
     )
 
 
 def sample_count(text: str) -> int | Literal["all"] | None:
-    """Read a number of samples, "all", or nothing; raise UserError for anything else."""
+    """Return a number of samples, "all", or None for ""; raise UserError for any other text."""
     if text in ("", "all"):
         return "all" if text else None
     if not text.isdecimal() or int(text) == 0:

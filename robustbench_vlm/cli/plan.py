@@ -1,4 +1,7 @@
-"""The command `vlmbench plan`: the cells of a run with their expected time, passes and memory."""
+"""The command `vlmbench plan`: lists the cells of a run with their expected time, passes and memory.
+
+A cell is one model under one attack on one dataset at one radius.
+"""
 
 from typing import TYPE_CHECKING
 
@@ -20,7 +23,7 @@ _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "passes", "time", "memor
 def plan(request: "Request", as_json: Json = False) -> None:
     """Estimate the cost of a run.
 
-    Takes the options of `run`, measures the model's speed, and computes nothing else.
+    Takes the options of `run` and measures the model's speed. Attacks no sample.
     """
     from robustbench_vlm.engine.cost import estimate_cost
     from robustbench_vlm.engine.resolve import resolve
@@ -32,7 +35,10 @@ def plan(request: "Request", as_json: Json = False) -> None:
 
 
 def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
-    """Return a plan's cells with the expected cost of each, and the totals; results on disk are not subtracted."""
+    """Return a plan's cells with the expected cost of each, and the totals.
+
+    Only the totals take account of results on disk.
+    """
     rows = [
         {
             "model": cell.model_name,
@@ -52,8 +58,8 @@ def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
     rows = [{key: value for key, value in row.items() if key not in single} for row in rows]
     sentences = [
         totals(plan, estimate),
-        f"{estimate.passes_expected:,} passes through the network, {estimate.passes_most:,} if every sample is robust",
-        f"about {_gibibytes(estimate.memory)} of memory, {estimate.batch_size} samples at once in each process",
+        f"{estimate.passes_expected:,} forward and backward passes, {estimate.passes_most:,} if every sample is robust",
+        f"about {_gibibytes(estimate.memory)} of memory, {estimate.batch_size} samples in each batch of a process",
     ]
     return [
         *wrapped(about, width),
@@ -65,7 +71,10 @@ def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
 
 
 def document(plan: "Plan", estimate: "Estimate") -> dict[str, object]:
-    """Return a plan as a JSON document; seconds, passes and memory are those of a run without results on disk."""
+    """Return a plan as a JSON document.
+
+    Seconds, passes and memory are those of a run without results on disk.
+    """
     from robustbench_vlm.core.fingerprint import plain
 
     costs = plain(estimate)
@@ -95,7 +104,7 @@ def document(plan: "Plan", estimate: "Estimate") -> dict[str, object]:
 
 
 def totals(plan: "Plan", estimate: "Estimate") -> str:
-    """Return the sentence with the number of samples of a plan and the time that they take."""
+    """Return a sentence with the number of samples of a plan and the expected time."""
     known = on_disk(plan)
     share = (plan.samples - known) / plan.samples
     done = f" ({known} of them on disk already)" if known else ""
@@ -115,13 +124,13 @@ def on_disk(plan: "Plan") -> int:
 
 
 def _left_out(plan: "Plan") -> str:
-    """Return a hint if a folder of images has more than the protocol takes."""
+    """Return a hint if a folder of images has more images than the protocol uses, else ""."""
     cell = plan.cells[0]
     if plan.request.images is None:
         return ""
     total = len(cell.dataset.open().ids)
     chosen = len(cell) + len(cell.samples.unreadable)
-    return f"; {chosen} of {total} images (--samples all takes every one)" if chosen < total else ""
+    return f"; {chosen} of {total} images are used (--samples all uses all of them)" if chosen < total else ""
 
 
 def _gibibytes(memory: int) -> str:

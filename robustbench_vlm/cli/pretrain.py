@@ -8,7 +8,7 @@ from robustbench_vlm.cli.train import ModelFolder, show_card
 def pretrain(track: TrackName = DEFAULT_TRACK, out: ModelFolder = None, as_json: Json = False) -> None:
     """Pre-train the base model of a track.
 
-    If it is stopped, the same command resumes it.
+    If the command is stopped, run it again to resume.
     """
     from robustbench_vlm.models.card import trained_folder
     from robustbench_vlm.training.pretrain import pretrain_base

@@ -22,7 +22,7 @@ _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "clean", "robust", "95 %
 def run(request: "Request", as_json: Json = False) -> None:
     """Measure clean and robust accuracy.
 
-    Results that are on disk are not computed again: the same command finishes a run that was stopped.
+    Results on disk are not computed again. If the command is stopped, run it again to continue.
     """
     from robustbench_vlm.engine.backends import ENGINES
     from robustbench_vlm.engine.cost import estimate_cost
@@ -41,7 +41,7 @@ def run(request: "Request", as_json: Json = False) -> None:
 
 
 def lines(result: "RunResult", width: int) -> list[Line]:
-    """Return a run's table, with the means at the end, the explained warnings, and the protocol and folders."""
+    """Return a run's table with the means at the end, the explained warnings, the protocol and the folders."""
     tables = result.tables
     single = {group for group in _GROUPS if len({_group(each)[group] for each in tables}) == 1}
     rows = [_score_row(each, score) for each in tables for score in each.scores]
@@ -96,7 +96,7 @@ def _explained(warnings: Iterable[str], width: int) -> list[Line]:
     explained = {warning.partition(":")[0]: explain(warning) for warning in warnings}
     if not explained:
         return []
-    lines = [Line(""), Line("warnings (code:N counts samples)", "bold")]
+    lines = [Line(""), Line("warnings (code:N means that N samples have the warning)", "bold")]
     for code in sorted(explained):
         lines += wrapped(f"{code}: {explained[code].meaning}; {explained[code].advice}", width, indent="  ")
     return lines
@@ -104,7 +104,7 @@ def _explained(warnings: Iterable[str], width: int) -> list[Line]:
 
 def _footer(result: "RunResult") -> Iterable[str]:
     yield f"protocol {result.tables[0].protocol}, fingerprint {result.fingerprint[:12]}"
-    yield f"{duration(result.seconds)}, {result.passes:,} passes through the network"
+    yield f"{duration(result.seconds)}, {result.passes:,} forward and backward passes"
     yield f"records in {', '.join(dict.fromkeys(str(each.folder) for each in result.tables))}"
     yield from (f"note: {warning}" for warning in result.warnings)
 

@@ -20,11 +20,14 @@ EXAMPLES = {
     "protocol": "trusted",
     "architecture": "mini",
 }
-"""The kinds, each with the name that the example in its help shows."""
+"""The kinds of values, each with the name in the example of its help."""
 
 
 class _Kinds(TyperGroup):
-    """The commands `show KIND`. The kind may be plural; an unknown kind raises UserError with the nearest ones."""
+    """The commands `vlmbench show KIND`.
+
+    The kind may be in the plural. An unknown kind raises UserError with the most similar kinds.
+    """
 
     def get_command(self, ctx: Any, cmd_name: str) -> Any:
         """Return the command of a kind."""

@@ -1,4 +1,4 @@
-"""The command `vlmbench show sample`: one sample clean and under attack, as a figure and as text."""
+"""The command `vlmbench show sample`: shows one sample clean and under attack, as a figure and as text."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -21,17 +21,25 @@ if TYPE_CHECKING:
     from robustbench_vlm.analysis.inspect_sample import Predicted, SampleUnderModel, SampleView
 
 _CELLS = 28
-"""Letters of a class name in the figure; wide letters count twice. The text has the whole name."""
+"""Width of a class name in the figure, in terminal cells. The text output has the whole name."""
 _RIGHT, _OTHER = "#8fc98f", "#d0d0d0"
 
-_Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="See `vlmbench list datasets`.")]
-_Sample = Annotated[str, typer.Argument(metavar="ID|NUMBER", help="Its id in the records, or its position, from 0.")]
-_Models = Annotated[
-    list[str] | None, option("--model", "NAME", "As in `vlmbench run`; the track's base if not given. Repeat for more.")
+_Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset: see `vlmbench list datasets`.")]
+_Sample = Annotated[
+    str, typer.Argument(metavar="ID|NUMBER", help="Sample: its id in the records, or its position from 0.")
 ]
-_Attack = Annotated[str, option("--attack", "NAME", "See `vlmbench list attacks`.")]
-_Eps = Annotated[str, option("--eps", "EPS", "Radius instead of the track's, such as 8/255.")]
-_Out = Annotated[Path, option("--out", "FILE", "File for the figure, PNG or SVG.")]
+_Models = Annotated[
+    list[str] | None,
+    option("--model", "NAME", "Model, as in `vlmbench run`; the track's base model if not given. Repeat for more."),
+]
+_Attack = Annotated[str, option("--attack", "NAME", "Attack: see `vlmbench list attacks`.")]
+_Eps = Annotated[
+    str,
+    option(
+        "--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255; the track's standard if not given."
+    ),
+]
+_Out = Annotated[Path, option("--out", "FILE", "PNG or SVG file for the figure.")]
 
 
 def show_sample(
@@ -51,8 +59,8 @@ def show_sample(
 ) -> None:
     """Show one sample clean and under attack.
 
-    Draws the clean image, the magnified perturbation, the adversarial image, and each model's five most probable
-    classes for both. If a sample stays robust, it shows the image that is nearest to breaking it.
+    Draws the clean image, the magnified perturbation, the adversarial image, and the five most probable classes of each
+    model for both images. If a sample stays robust, the figure shows the image with the smallest margin.
     """
     from robustbench_vlm.analysis.inspect_sample import inspect_sample
     from robustbench_vlm.core.files import save_figure
@@ -82,7 +90,7 @@ def show_sample(
 
 
 def lines(found: "SampleView", out: Path, width: int) -> Iterator[Line]:
-    """Return each model's verdict and its probabilities of the classes that are on top in either image."""
+    """Return each model's verdict, and its probabilities of the classes that are among the top in either image."""
     yield from wrapped(f"{_about(found)}; probabilities in %", width)
     for each in found.models:
         yield Line("")
@@ -94,11 +102,14 @@ def lines(found: "SampleView", out: Path, width: int) -> Iterator[Line]:
 
 
 def figure(found: "SampleView") -> "Figure":
-    """Draw a row for each model: clean, perturbation (mid-grey is none), adversarial, and the top classes of both."""
+    """Draw a row for each model: clean image, perturbation, adversarial image, and the top classes of both images.
+
+    In the perturbation, mid-grey means no change.
+    """
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(12, 0.7 + 2.1 * len(found.models)), layout="constrained")
-    # Names are text: between two dollars matplotlib would read a formula.
+    # matplotlib would read text between two dollar signs as a formula.
     drawn.suptitle(terminal_text(_about(found)), parse_math=False)
     grid = drawn.subplots(len(found.models), 5, squeeze=False, width_ratios=(1, 1, 1, 1.5, 1.5))
     for row, each in zip(grid, found.models, strict=True):

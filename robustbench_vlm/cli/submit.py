@@ -10,13 +10,15 @@ from robustbench_vlm.cli.options import DataFolder, Json, option
 from robustbench_vlm.cli.render import output
 from robustbench_vlm.cli.render.output import Line, answer
 
-ModelReference = Annotated[str, option("--model", "NAME", "A card file, if the entry's name does not load the model.")]
-_Run = Annotated[Path, typer.Argument(metavar="RUN", help="The folder that a run wrote: runs/<track>/<model>.")]
-_Code = Annotated[str, option("--code", "URL", "Address of the defense's code.")]
-_Contact = Annotated[str, option("--contact", "TEXT", "A person or address for questions.")]
-_Note = Annotated[str, option("--note", "TEXT", "A sentence that the leaderboard shows.")]
-_Records = Annotated[str, option("--records", "URL", "Address of the records, if they are not in the repository.")]
-_Boards = Annotated[Path, option("--out", "DIR", "The folder of leaderboards, in your clone.")]
+ModelReference = Annotated[
+    str, option("--model", "NAME", "Card file of the model, if the model's name does not load it.")
+]
+_Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder: runs/<track>/<model>.")]
+_Code = Annotated[str, option("--code", "URL", "URL of the code of the defense.")]
+_Contact = Annotated[str, option("--contact", "TEXT", "Name or address of a person who answers questions.")]
+_Note = Annotated[str, option("--note", "TEXT", "Sentence that the leaderboard shows.")]
+_Records = Annotated[str, option("--records", "URL", "URL of the records, if they are not in the repository.")]
+_Boards = Annotated[Path, option("--out", "DIR", "Folder of leaderboards in your clone of the repository.")]
 
 
 def submit(
@@ -30,9 +32,9 @@ def submit(
     out: _Boards = Path("leaderboards"),
     as_json: Json = False,
 ) -> None:
-    """Make a leaderboard entry of a run.
+    """Make a leaderboard entry from a run.
 
-    Writes the entry and its per-sample records, and prints the text of the pull request that submits them.
+    Writes the entry and its per-sample records. Prints the text of the pull request that submits them.
     """
     from robustbench_vlm.leaderboard.submit import make_submission
 
@@ -48,5 +50,5 @@ def submit(
 
 
 def today() -> str:
-    """Return today's date in UTC, as entries have it."""
+    """Return today's date in UTC, such as "2026-01-31"."""
     return datetime.datetime.now(datetime.UTC).date().isoformat()

@@ -18,12 +18,12 @@ if TYPE_CHECKING:
     from robustbench_vlm.training.request import TrainingRequest
     from robustbench_vlm.training.sweep import Sweep, Trial
 
-_RULE = "the first of those within a standard error of the highest mean of clean and robust accuracy"
-_GRID = "A setting with its values. Repeat for every combination."
-_FRACTION = "Fraction of the images to train on, such as 1/4."
+_RULE = "the first setting whose mean of clean and robust accuracy is within a standard error of the highest"
+_GRID = "Setting with the values to try. Repeat for a grid of several settings."
+_FRACTION = "Fraction of the training images that is used, such as 1/4."
 _Grid = Annotated[list[str], option("--grid", "NAME=N,N,...", _GRID)]
 _Fraction = Annotated[str, option("--train-fraction", "FRACTION", _FRACTION)]
-_Plot = Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file for the figure of the table.")]
+_Plot = Annotated[Path | None, option("--plot", "FILE", "PNG or SVG file for a plot of the results.")]
 
 
 def _sweep(
@@ -38,7 +38,7 @@ def _sweep(
 ) -> None:
     """Train a defense with several settings.
 
-    Each is measured on images of the fine-tuning set that no training uses, never on evaluation sets. Finished
+    Measures each setting on images of the fine-tuning set that no training uses, never on evaluation sets. Finished
     trainings are not repeated.
     """
     from robustbench_vlm.core.files import save_figure
@@ -58,21 +58,23 @@ sweep = with_options_of(training_request, _sweep)
 
 
 def number_lists(settings: Sequence[str]) -> dict[str, list[float]]:
-    """Return the settings "name=number,number,..." by name; raise UserError for a setting of another form."""
+    """Return the settings "name=number,number,..." by name; raise UserError for text of another form."""
     found = {}
     for setting in settings:
         name, _, values = setting.partition("=")
         if name in found:
-            raise UserError(f"--grid {name} is given twice: name all its values at once, as in --grid lr=3e-4,1e-3")
+            raise UserError(
+                f"--grid {name} is given twice: give all its values in one option, such as --grid lr=3e-4,1e-3"
+            )
         try:
             found[name] = list(dict.fromkeys(float(value) for value in values.split(",")))
         except ValueError:
-            raise UserError(f"--grid {setting!r} is not NAME=N,N,..., as in --grid lr=3e-4,1e-3") from None
+            raise UserError(f"--grid must be NAME=N,N,..., such as --grid lr=3e-4,1e-3, got {setting!r}") from None
     return found
 
 
 def fraction(text: str) -> Fraction:
-    """Return a fraction such as 1/4 or 0.25; raise UserError for another text."""
+    """Return a fraction such as 1/4 or 0.25; raise UserError for any other text."""
     try:
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
@@ -111,16 +113,20 @@ def lines(sweep: "Sweep", width: int) -> list[Line]:
     ]
     job = sweep.job
     about = (
-        f"{job.defense.name}, {len(job.images)} images, {job.schedule.batch_size} a step; accuracies in % on"
+        f"{job.defense.name}, {len(job.images)} images, batch size {job.schedule.batch_size}; accuracies in % on"
         f" {sweep.held_out} held-out images of {job.dataset.name}, robust under {ATTACK} at {_radius(job)}"
     )
     best = sweep.best
-    chosen = "all trainings diverged: lower lr" if best is None else f"choose {_settings(best)}: {_RULE}"
+    chosen = (
+        "all trainings diverged: try lower learning rates (lr)"
+        if best is None
+        else f"choose {_settings(best)}: {_RULE}"
+    )
     return [*table(rows, columns, width), Line(""), *wrapped(about, width), *wrapped(chosen, width)]
 
 
 def figure(sweep: "Sweep") -> "Figure":
-    """Draw clean and robust accuracy against the first setting, with a line for each combination of the others."""
+    """Draw clean and robust accuracy by the first setting, with a line for each combination of the other settings."""
     from matplotlib.figure import Figure
 
     names = list(sweep.trials[0].settings)

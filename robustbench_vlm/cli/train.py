@@ -18,28 +18,34 @@ if TYPE_CHECKING:
     from robustbench_vlm.training.finetune import Runtime
     from robustbench_vlm.training.request import TrainingRequest
 
-ModelFolder = Annotated[Path | None, option("--out", "DIR", "Folder for the weights and the card.")]
+ModelFolder = Annotated[Path | None, option("--out", "DIR", "Folder that the weights and the card are written to.")]
 _DefenseName = Annotated[
     str,
     typer.Argument(
-        metavar="DEFENSE", help="See `vlmbench list defenses`.", autocompletion=completion.BY_KIND["defense"]
+        metavar="DEFENSE", help="Defense: see `vlmbench list defenses`.", autocompletion=completion.BY_KIND["defense"]
     ),
 ]
-_Eps = Annotated[str, option("--eps", "EPS", "Training radius instead of the track's.")]
+_Eps = Annotated[str, option("--eps", "EPS", "Training radius, such as 2/255; the track's if not given.")]
 _Epochs = Annotated[
-    int | None, typer.Option("--epochs", metavar="N", min=1, help="Epochs instead of the schedule's number.")
+    int | None, typer.Option("--epochs", metavar="N", min=1, help="Number of epochs; the schedule's if not given.")
 ]
-_NUM_IMAGES = "Training images instead of the track's number, or of all in --images."
+_NUM_IMAGES = "Number of training images; if not given, the track's number, or all in --images."
 _NumImages = Annotated[int | None, typer.Option("--num-images", metavar="N", min=1, help=_NUM_IMAGES)]
 _Seed = Annotated[int, option("--seed", "N", "Seed of all random numbers.")]
-_SETTING = "A setting of the defense, or lr, batch_size, warmup, weight_decay, epochs, steps, inner_steps."
+_SETTING = "Setting of the defense, or lr, batch_size, warmup, weight_decay, epochs, steps, inner_steps."
 _Settings = Annotated[list[str] | None, option("--set", "NAME=NUMBER", _SETTING)]
-_IMAGES = "Training images, one folder per class, as ImageNet has them."
+_IMAGES = "Folder of training images with one folder per class, like ImageNet."
 _Images = Annotated[Path | None, option("--images", "DIR", _IMAGES)]
-_Base = Annotated[str, option("--base", "NAME", "A model to start from instead of the track's: a name or a card file.")]
-_Precision = Annotated[str, option("--precision", "NAME", "float32 or bfloat16, only for the training pass.")]
-_SaveEvery = Annotated[int, typer.Option("--save-every", metavar="N", min=1, help="Steps between checkpoints.")]
-_RESUME = "Require a checkpoint and resume from it, or start from the beginning; if not given, resume if there is one."
+_Base = Annotated[
+    str, option("--base", "NAME", "Model to start from, a name or a card file; the track's base model if not given.")
+]
+_Precision = Annotated[
+    str, option("--precision", "NAME", "Precision of the training pass, float32 or bfloat16; all else is float32.")
+]
+_SaveEvery = Annotated[
+    int, typer.Option("--save-every", metavar="N", min=1, help="Number of steps between checkpoints.")
+]
+_RESUME = "Resume from a checkpoint that must exist, or start again; if not given, resume if a checkpoint exists."
 _Resume = Annotated[bool | None, typer.Option("--resume/--no-resume", help=_RESUME)]
 
 
@@ -55,7 +61,7 @@ def training_request(
     base: _Base = "",
     precision: _Precision = "float32",
 ) -> "TrainingRequest":
-    """Return the training that the options ask for; raise UserError for values that are not allowed."""
+    """Return the training request that the options describe; raise UserError for values that are not allowed."""
     from robustbench_vlm.core.threat import parse_eps
     from robustbench_vlm.training.request import TrainingRequest
 
@@ -75,7 +81,7 @@ def _train(
 ) -> None:
     """Train a defense.
 
-    Fine-tunes the track's base model. If it is stopped, the same command resumes it. For several GPUs start it
+    Fine-tunes the track's base model. If the command is stopped, run it again to resume. To use several GPUs, start it
     with `accelerate launch --multi_gpu -m robustbench_vlm train ...` or `torchrun --nproc-per-node 8 -m ...`.
     """
     from robustbench_vlm.models.card import trained_folder
@@ -92,14 +98,14 @@ train = with_options_of(training_request, _train)
 
 
 def numbers(settings: Sequence[str]) -> dict[str, float]:
-    """Return the settings "name=number" by name; raise UserError for a setting of another form."""
+    """Return the settings "name=number" by name; raise UserError for text of another form."""
     found = {}
     for setting in settings:
         name, _, value = setting.partition("=")
         try:
             found[name] = float(value)
         except ValueError:
-            raise UserError(f"--set {setting!r} is not NAME=NUMBER, as in --set lr=5e-4") from None
+            raise UserError(f"--set must be NAME=NUMBER, such as --set lr=5e-4, got {setting!r}") from None
     return found
 
 
@@ -113,7 +119,7 @@ def runtime_of(folder: Path, device: str, save_every: int) -> "Runtime":
 
 @contextlib.contextmanager
 def training_progress(runtime: "Runtime", *, as_json: bool) -> Iterator[OnProgress]:
-    """Yield a function that shows progress; of several processes only the first one shows it."""
+    """Yield a function that shows progress. Of several processes, only the main process shows it."""
     if not runtime.processes.is_main:
         yield ignore_progress
         return

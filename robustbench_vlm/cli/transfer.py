@@ -18,13 +18,20 @@ if TYPE_CHECKING:
     from robustbench_vlm.core.records import Accuracy
     from robustbench_vlm.engine.request import Request
 
-_MODEL = "A name, a card file or open_clip:ARCH/TAG; all bundled models if not given. Repeat for more."
+_MODEL = "Model: a name, a card file or open_clip:ARCH/TAG; all bundled models if not given. Repeat for more."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
-_Attack = Annotated[str, option("--attack", "NAME", "The attack that makes the images: see `vlmbench list attacks`.")]
-_Eps = Annotated[str, option("--eps", "EPS", "Radius instead of the track's, such as 8/255.")]
+_Attack = Annotated[str, option("--attack", "NAME", "Attack that makes the images: see `vlmbench list attacks`.")]
+_Eps = Annotated[
+    str,
+    option(
+        "--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255; the track's standard if not given."
+    ),
+]
 _Samples = Annotated[str, option("--samples", "N|all", "Samples per dataset.")]
-_Plot = Annotated[Path | None, option("--plot", "FILE", "A PNG or SVG file for the matrix as a heat map.")]
-_Save = Annotated[Path | None, option("--save", "DIR", "Folder for the images: one lossless file per model.")]
+_Plot = Annotated[Path | None, option("--plot", "FILE", "PNG or SVG file for a heat map of the matrix.")]
+_Save = Annotated[
+    Path | None, option("--save", "DIR", "Folder that the images are written to: one lossless file per model.")
+]
 
 
 def request_of(
@@ -41,7 +48,7 @@ def request_of(
     batch_size: options.BatchSize = 0,
     device: options.Device = "",
 ) -> "Request":
-    """Return the request that the options make; raise UserError for values that are not allowed."""
+    """Return the request that the options describe; raise UserError for values that are not allowed."""
     from robustbench_vlm.engine.request import Request
     from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.models.card import bundled_names
@@ -61,9 +68,9 @@ def request_of(
 
 
 def _transfer(request: "Request", plot: _Plot = None, save: _Save = None, as_json: Json = False) -> None:
-    """Try the adversarial images of each model on every other.
+    """Try the adversarial images of each model on every other model.
 
-    If the images of one model break another that its own attack does not break, gradients may be masked.
+    If images of one model break samples of another that its own attack does not break, its gradients may be masked.
     `vlmbench dispute` takes the images that --save writes.
     """
     from robustbench_vlm.analysis import transfer as transfers
@@ -104,7 +111,10 @@ def lines(found: "Transfer", width: int) -> Iterator[Line]:
 
 
 def heat_map(found: "Transfer") -> "Figure":
-    """Draw the matrix: a column for each target, a row for each source, then clean accuracy and that on all images."""
+    """Draw the matrix as a heat map, with a row for each source model and a column for each target model.
+
+    Two more rows have the clean accuracy and the accuracy on all images together.
+    """
     from matplotlib.figure import Figure
 
     names = [terminal_text(target.model) for target in found.targets]
@@ -119,10 +129,10 @@ def heat_map(found: "Transfer") -> "Figure":
             ink = "black" if share.value > 0.5 else "white"
             axes.text(column, row, f"{100 * share.value:.1f}", ha="center", va="center", color=ink, fontsize=9)
     axes.axhline(len(names) - 0.5, color="white", linewidth=3)
-    # Names are text: between two dollars matplotlib would read a formula.
+    # matplotlib would read text between two dollar signs as a formula.
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
     axes.set_yticks(range(len(rows)), rows, parse_math=False)
-    axes.set(xlabel="model that classifies the images", ylabel="model that they were made for")
+    axes.set(xlabel="model that classifies the images", ylabel="model that the images were made for")
     axes.set_title(f"accuracy in %, {found.attack}, {found.norm} {found.eps}", parse_math=False)
     return figure
 
@@ -152,10 +162,11 @@ def _long(found: "Transfer") -> Iterator[Row]:
 
 def _footer(found: "Transfer", *, matrix: bool) -> Iterator[str]:
     if matrix:
-        yield "columns: the model, by its number, that classifies the images; the diagonal has its robust accuracy"
+        yield "columns: the number of the model that classifies the images; the diagonal is its robust accuracy"
         yield "in brackets: 95 % intervals"
-    yield "images of a model: the clean one if it is wrong there, and the one nearest to breaking it if it stays robust"
-    yield "all images: the share of samples that a model classifies correctly in the images of every model"
+    yield "images of a model: the adversarial image; the clean image if the model misclassifies it; the image with the"
+    " smallest margin if no image breaks the sample"
+    yield "all images: the share of samples that a model classifies correctly in the images of all models"
     yield f"{found.track}, protocol {found.protocol}, {duration(found.seconds)}"
 
 

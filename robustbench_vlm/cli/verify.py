@@ -16,18 +16,19 @@ if TYPE_CHECKING:
     from robustbench_vlm.leaderboard.verify import Verification
 
 _Samples = Annotated[
-    int, option("--samples", "N", "Verdicts to compute again, and as many of other attacks and radii.")
+    int,
+    option("--samples", "N", "Number of verdicts to compute again in each part: the standard attack, and the rest."),
 ]
 _Full = Annotated[bool, typer.Option("--full", help="Compute every verdict of the entry again.")]
-_Check = Annotated[bool, typer.Option("--check", help="Check only digests, ids and numbers; compute nothing.")]
-_SINCE = "With --check: the entry before the change; its history and counterexamples must still be there."
+_Check = Annotated[bool, typer.Option("--check", help="Check only digests, ids and numbers; attack nothing.")]
+_SINCE = "With --check: the entry before the change, whose history and counterexamples must be kept."
 _Since = Annotated[Path | None, option("--since", "FILE", _SINCE)]
-_Seed = Annotated[int | None, option("--seed", "N", "Draw the samples of an earlier verification.")]
+_Seed = Annotated[int | None, option("--seed", "N", "Seed of an earlier verification, to draw the same samples.")]
 
 _CONFIDENCE = " (95 % confidence, exact binomial bound)"
 _PARTS = {"ranked": "the verdicts that the rank depends on", "others": "other attacks and radii"}
 SHOWN = 10
-"""Disagreements that are listed."""
+"""Largest number of disagreements that are listed."""
 
 
 def verify(
@@ -45,7 +46,7 @@ def verify(
 ) -> int:
     """Check an entry and compute a sample of its verdicts again.
 
-    Writes the entry's new status and its evidence. Exit code 1: the check fails.
+    Writes the new status and the findings to the entry. Exit code 1: a check fails.
     """
     from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.leaderboard.entry import write_entry
@@ -120,20 +121,23 @@ def _lines(found: "Verification", *, full: bool) -> list[Line]:
     for part in found.parts:
         lines += [
             Line(f"{_PARTS[part.name]}: {part.verdicts} verdicts computed again"),
-            Line(f"  {part.wrong} verdicts differ, {part.too_high} of them robust on record and broken here"),
+            Line(f"  {part.wrong} verdicts differ; {part.too_high} of them are robust in the records and broken here"),
             Line(f"  at most {100 * part.bound:.1f} % of these are wrong{'' if full else _CONFIDENCE}"),
         ]
     if found.parts and not full:
-        lines.append(Line(f"drawn by the seed {found.seed}"))
+        lines.append(Line(f"samples drawn with the seed {found.seed}"))
     for each in found.disagreements[:SHOWN]:
         stored, here = (name or "robust" for name in (each.stored, each.found))
-        about = f"{each.attack} / {each.dataset} / {each.eps} / {each.sample_id}: {stored} on record, {here} here"
+        about = f"{each.attack} / {each.dataset} / {each.eps} / {each.sample_id}: {stored} in the records, {here} here"
         lines.append(Line(about))
     if more := len(found.disagreements) - SHOWN:
         lines += [Line(f"and {more} more")] if more > 0 else []
     if found.removed_counterexamples:
         lines.append(
-            Line(f"counterexamples that break nothing here, removed: {len(found.removed_counterexamples)}", "red")
+            Line(
+                f"removed counterexamples that break no sample on this machine: {len(found.removed_counterexamples)}",
+                "red",
+            )
         )
     return [*lines, Line(f"status: {found.entry.status}", "" if found.is_confirmed else "red")]
 

@@ -30,7 +30,7 @@ OUTCOMES = {
     "outside": "are outside the radius, or have another size than the sample",
     "foreign": "do not belong to a sample of the entry",
 }
-"""The possible outcomes of an image, each with a phrase that the user sees after the number of images."""
+"""The possible outcomes of an image. Each phrase completes "images that ..." for the user."""
 
 
 @dataclass(frozen=True)

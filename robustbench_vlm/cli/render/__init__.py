@@ -1,1 +1,1 @@
-"""Rendering: tables, progress and documents of the command line."""
+"""Text output of the command line: tables, progress and documents."""

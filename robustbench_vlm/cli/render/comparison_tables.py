@@ -27,7 +27,7 @@ _WRITERS: Mapping[str, Callable[[Comparison], str]] = {
 }
 _BY_SET = Columns(("dataset",), "model", ("robust", "clean"))
 _FILE_WIDTH = 100
-"""Columns of a table that goes into a file."""
+"""Width in characters of a table that is written to a file."""
 
 
 def check_format(name: str) -> None:
@@ -37,7 +37,10 @@ def check_format(name: str) -> None:
 
 
 def show(found: Comparison, format: str, out: Path | None, *, as_json: bool) -> None:
-    """Print a comparison in a format, or write it to `out`; with `as_json` the JSON document is always printed."""
+    """Print a comparison in a format, or write it to the file `out`.
+
+    With `as_json`, the JSON document is printed in addition to the file, or in place of the text.
+    """
     if out is not None:
         write_text(out, _text(found, format))
         output.note(f"wrote {out}", quiet=as_json)
@@ -50,7 +53,7 @@ def show(found: Comparison, format: str, out: Path | None, *, as_json: bool) -> 
 
 
 def lines(found: Comparison, width: int) -> list[Line]:
-    """Return the means, every dataset, the paired tests, the stages that broke samples, and the curves."""
+    """Return the lines of a comparison: means, datasets, paired tests, the stages that broke samples, and curves."""
     footer = (*tables.legend(found, "*"), *(f"note: {note}" for note in tables.notes(found)))
     sheets = [tables.differences(found, ROBUST), tables.differences(found, "clean")] if found.pairs else []
     return [
@@ -103,7 +106,7 @@ def _set_rows(found: Comparison) -> Iterator[Row]:
 
 
 def _close(text: str) -> str:
-    """Return text without the blanks that align a column's digits."""
+    """Return text without the spaces that align the digits of a column."""
     return re.sub(r" +(?=[ ,]|$)", "", text)
 
 
@@ -112,5 +115,5 @@ def _starred(field: Field, in_column: bool = True) -> str:
 
 
 def _accuracy(accuracy: Accuracy) -> str:
-    """Return an accuracy with its interval, short enough for 40 columns."""
+    """Return an accuracy with its interval, without brackets so that it fits into 40 columns."""
     return tables.shown(accuracy).translate({ord("("): None, ord(")"): None})

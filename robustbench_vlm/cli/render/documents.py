@@ -1,4 +1,4 @@
-"""Lists of names and JSON documents as text: what `vlmbench list` and `vlmbench show` print."""
+"""Lists of names and JSON documents as text, for `vlmbench list` and `vlmbench show`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,12 +11,15 @@ from robustbench_vlm.cli.render.text_table import wrapped
 from robustbench_vlm.core.text import terminal_text
 
 _WORDS = 40
-"""Longest item, in letters, of a list that is written on one line."""
+"""Largest number of characters of a list item that shares its line with other items."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A name in a list. `error` is the reason if the value cannot be loaded, such as a plugin that fails."""
+    """A name in a list, with a summary of its value.
+
+    `error` is the reason if the value cannot be loaded, for example because a plugin fails.
+    """
 
     name: str
     summary: str
@@ -24,22 +27,25 @@ class Entry:
 
 
 def entry_lines(listed: Sequence[Entry], width: int) -> list[Line]:
-    """Return a list's lines: each sentence beside its name, or below it if names take half the width."""
+    """Return the lines of a list.
+
+    Each summary is next to its name, or below it if the names take half of the width.
+    """
     names = max((cell_len(terminal_text(entry.name)) for entry in listed), default=0) + 2
-    beside = 2 * names <= width
-    indent = " " * names if beside else "  "
+    is_next_to_name = 2 * names <= width
+    indent = " " * names if is_next_to_name else "  "
     lines: list[Line] = []
     for entry in listed:
         name, style = terminal_text(entry.name), "yellow" if entry.error else ""
         sentence = [line.text for line in wrapped(entry.error or entry.summary, width - len(indent))]
-        if beside:
+        if is_next_to_name:
             name += " " * (names - cell_len(name)) + (sentence.pop(0) if sentence else "")
         lines += [Line(name.rstrip(), style), *(Line(indent + rest, style) for rest in sentence)]
     return lines
 
 
 def document_lines(value: Any, width: int, depth: int = 0) -> list[Line]:
-    """Return a document as indented lines, one for each field; empty fields are left out."""
+    """Return a document as indented lines, one for each field. Empty fields are left out."""
     indent = "  " * depth
     fields = value.items() if isinstance(value, Mapping) else [("-", item) for item in value]
     lines: list[Line] = []
@@ -56,5 +62,5 @@ def document_lines(value: Any, width: int, depth: int = 0) -> list[Line]:
 
 
 def _needs_lines(item: Any) -> bool:
-    """Return whether an item of a list is a mapping or a long sentence and needs lines of its own."""
+    """Return whether an item of a list is a mapping or a long text, which needs separate lines."""
     return isinstance(item, Mapping) or len(str(item)) > _WORDS

@@ -1,4 +1,4 @@
-"""Output of the commands: results and JSON documents go to stdout, notes to stderr, colours only to a terminal."""
+"""Output of the commands: results and JSON documents on stdout, notes on stderr, colours only on a terminal."""
 
 import json
 import os
@@ -13,24 +13,27 @@ from rich.text import Text
 from robustbench_vlm.core.text import terminal_text
 
 _UNLIMITED = 10_000
-"""The width of a line in a pipe or a file."""
+"""Width of a line in a pipe or a file."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of output with one of rich's styles; text from others cannot become markup or a terminal escape."""
+    """One line of output in one of rich's styles. Markup and terminal escapes in the text have no effect."""
 
     text: str
     style: str = ""
 
 
 def width() -> int:
-    """Return the number of columns of a line: the terminal's, or COLUMNS if that is set; a pipe has no limit."""
+    """Return the width of a line in columns: the terminal's, or COLUMNS if that is set. A pipe has no limit."""
     return Console().width if sys.stdout.isatty() or os.environ.get("COLUMNS") else _UNLIMITED
 
 
 def answer(document: Mapping[str, Any], lines: Callable[[int], Iterable[Line]], *, as_json: bool) -> None:
-    """Print the result of a command: `document` if `as_json`, else the lines that `lines` returns for the width."""
+    """Print the result of a command.
+
+    Prints `document` if `as_json`, else the lines that `lines` returns for the width of the output.
+    """
     if as_json:
         show_document(document)
     else:
@@ -50,14 +53,14 @@ def show_document(document: Mapping[str, Any]) -> None:
 
 
 def note(text: str, *, quiet: bool = False, style: str = "") -> None:
-    """Print a sentence on stderr; a terminal breaks it between words. Print nothing if `quiet`."""
+    """Print a sentence on stderr, or nothing if `quiet`. On a terminal, lines break between words."""
     if not quiet:
         console = Console(stderr=True, highlight=False)
         console.print(Text(terminal_text(text, keep_newlines=True), style), soft_wrap=not console.is_terminal)
 
 
 def duration(seconds: float) -> str:
-    """Return a time in words: "45 s", "3 min", "2 h 10 min"."""
+    """Return a time in words, such as "45 s", "3 min" or "2 h 10 min"."""
     if seconds < 90:
         return f"{max(0, round(seconds))} s"
     minutes = round(seconds / 60)

@@ -1,4 +1,4 @@
-"""Progress of a command on stderr: a bar on a terminal, a line from time to time in a pipe or a log file."""
+"""Progress of a command on stderr: a bar on a terminal, or a line every few seconds in a pipe or a log file."""
 
 import contextlib
 import sys
@@ -12,14 +12,14 @@ from robustbench_vlm.cli.render.output import duration, note
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 
 _SECONDS_BETWEEN_LINES = 10.0
-"""Time between two lines of progress in a pipe or a log file."""
+"""Seconds between two lines of progress in a pipe or a log file."""
 
 
 @contextlib.contextmanager
 def progress(unit: str, *, quiet: bool = False) -> Iterator[OnProgress]:
     """Yield a function that shows how many of the `unit` ("samples") are done.
 
-    With `quiet` no lines are printed. A terminal still gets its bar, which is removed at the end.
+    With `quiet`, no lines are printed. A terminal still shows its bar, which is removed at the end.
     """
     if sys.stderr.isatty():
         with _bar(unit) as on_progress:
@@ -49,7 +49,7 @@ def _bar(unit: str) -> Iterator[OnProgress]:
     from rich import progress as rich_progress
 
     class TimeLeft(rich_progress.ProgressColumn):
-        """Counts down from one report to the next."""
+        """Column with the time left, which counts down between two reports."""
 
         def render(self, task: rich_progress.Task) -> Text:
             left = task.fields["ends"] - time.monotonic()

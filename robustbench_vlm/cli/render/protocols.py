@@ -1,4 +1,4 @@
-"""Protocols in words: the document of one protocol, and the differences between two."""
+"""Protocols in words: the document of one protocol, and the differences between two protocols."""
 
 import contextlib
 from collections.abc import Iterator, Sequence
@@ -20,12 +20,12 @@ from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.protocols.describe import FIELDS
 
 _COMPARED = ("autoattack", "cw", "fgsm", "pgd-20", "pgd-100")
-"""Attacks that have a column in every paper of the field."""
+"""The attacks that most papers report. Two protocols are compared by the stages that they give these attacks."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """One difference between two protocols."""
+    """One difference between two protocols: its subject, and the value in each protocol."""
 
     what: str
     first: str
@@ -57,7 +57,7 @@ def protocol_document(name: str) -> dict[str, Any]:
 
 
 def twins(dataset: Dataset) -> list[str]:
-    """Return class names that several classes share, or that CLIP tokenizes alike: "X-ray / x - ray"."""
+    """Return class names that several classes share, or that CLIP tokenizes to the same tokens: "X-ray / x - ray"."""
     groups = ({dataset.classes[number] for number in group} for group in texts_with_equal_tokens(dataset.classes))
     return sorted(" / ".join(sorted(names)) for names in groups)
 
@@ -78,9 +78,9 @@ def differences(first: str, second: str) -> list[Difference]:
 
 
 def difference_lines(first: str, second: str, found: Sequence[Difference], width: int) -> list[Line]:
-    """Return three lines for each difference: its subject and the value of each protocol."""
+    """Return the lines of each difference: its subject, and the value in each protocol."""
     if not found:
-        return [Line(f"{first} and {second} measure the same")]
+        return [Line(f"{first} and {second} have no differences")]
     lines: list[Line] = []
     for each in found:
         lines.append(Line(each.what, "bold"))
@@ -90,7 +90,7 @@ def difference_lines(first: str, second: str, found: Sequence[Difference], width
 
 
 def _datasets(protocol: Protocol) -> dict[str, Dataset]:
-    """Return the published datasets with the protocol's prompts, without those that it does not have."""
+    """Return the published datasets that have prompts in the protocol, with these prompts."""
     found = {}
     for name in PUBLISHED if protocol.prompt_source else ():
         with contextlib.suppress(UserError):
@@ -108,7 +108,7 @@ def _stages(protocol: Protocol, name: str) -> str:
 
 def _text_differences(name: str, first: Dataset | None, second: Dataset | None) -> Iterator[Difference]:
     if first is None or second is None:
-        there = ["no texts for it" if dataset is None else "has texts for it" for dataset in (first, second)]
+        there = ["has no prompts for it" if dataset is None else "has prompts for it" for dataset in (first, second)]
         yield Difference(name, there[0], there[1])
         return
     if first.prompt != second.prompt:
@@ -118,10 +118,10 @@ def _text_differences(name: str, first: Dataset | None, second: Dataset | None) 
     elif first.classes != second.classes:
         pairs = [pair for pair in zip(first.classes, second.classes, strict=True) if pair[0] != pair[1]]
         what = f"{name}: {len(pairs)} of {len(first.classes)} class names"
-        yield Difference(what, f"such as {pairs[0][0]!r}", f"such as {pairs[0][1]!r}")
+        yield Difference(what, f"for example {pairs[0][0]!r}", f"for example {pairs[0][1]!r}")
     shared = [", ".join(twins(dataset)) or "none" for dataset in (first, second)]
     if shared[0] != shared[1]:
-        yield Difference(f"{name}: names of two classes", *shared)
+        yield Difference(f"{name}: classes with equal names", *shared)
 
 
 def _prompt(dataset: Dataset) -> str:

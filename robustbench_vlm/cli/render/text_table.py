@@ -1,4 +1,4 @@
-"""Tables of text for any width: columns that do not fit move to separate lines, and no text is cut."""
+"""Text tables for any width. Columns that do not fit move to separate lines, and no text is cut."""
 
 import textwrap
 from collections.abc import Iterator, Mapping, Sequence
@@ -16,16 +16,19 @@ Row = Mapping[str, str]
 
 @dataclass(frozen=True)
 class Columns:
-    """The columns of a table, in groups that leave the table one after the other if the width is short."""
+    """The columns of a table.
+
+    If the width is too small, the groups of columns move out of the table one after the other.
+    """
 
     groups: tuple[str, ...]
-    """These leave first: they become a heading above the rows that share them."""
+    """The first columns to move: they become a heading above the rows that share them."""
     name: str
-    """This leaves last: it becomes a line above its row."""
+    """The last column to move: it becomes a line above its row."""
     numbers: tuple[str, ...]
-    """Aligned to the right, and always side by side."""
+    """Columns that are aligned to the right and never move."""
     notes: str = ""
-    """This moves below its row."""
+    """Column that becomes a line below its row."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,10 @@ class _Layout:
 
 
 def table(rows: Sequence[Row], columns: Columns, width: int) -> list[Line]:
-    """Return a table's lines; columns that are empty in every row are left out. `width` is in terminal cells."""
+    """Return the lines of a table that is at most `width` terminal cells wide, if possible.
+
+    Columns that are empty in every row are left out.
+    """
     rows = [{key: terminal_text(value) for key, value in row.items()} for row in rows]
     filled = [
         key
@@ -49,7 +55,10 @@ def table(rows: Sequence[Row], columns: Columns, width: int) -> list[Line]:
 
 
 def wrapped(text: str, width: int, *, indent: str = "") -> list[Line]:
-    """Return a sentence as lines of at most `width` cells; lines after the first are indented, words stay whole."""
+    """Return a sentence as lines of at most `width` terminal cells.
+
+    Words are never split. Lines after the first begin with `indent`.
+    """
     lines = textwrap.wrap(
         terminal_text(text),
         width,
