@@ -1,4 +1,4 @@
-"""The command line as people and programs meet it: documents, tables, messages, exit codes, Ctrl-C, a terminal."""
+"""The command line as users and programs see it: documents, tables, messages, exit codes, Ctrl-C, terminals."""
 
 import fcntl
 import json
@@ -40,13 +40,13 @@ Document = Callable[..., dict[str, Any]]
 
 @pytest.fixture
 def quick(taught_card: Path, tmp_path: Path) -> list[str]:
-    """Return the options of a run that takes a second."""
+    """Return the options of a run that takes about a second."""
     return [*("--model", str(taught_card), "--attack", "fgsm"), *("--workers", "1", "--out", str(tmp_path / "runs"))]
 
 
 @pytest.fixture
 def document(capsys: pytest.CaptureFixture[str]) -> Document:
-    """Return a function that runs a command with --json and returns its document; nothing else may be printed."""
+    """Return a function that runs a command with --json and returns its document. Any other output fails the test."""
 
     def run(*arguments: str, code: int = 0) -> dict[str, Any]:
         assert run_command([*arguments, "--json"]) == code
@@ -86,7 +86,7 @@ def test_a_grid_is_one_document(document: Document, quick: list[str]) -> None:
     ]
 
 
-def test_a_plan_computes_nothing(document: Document, quick: list[str], tmp_path: Path) -> None:
+def test_a_plan_attacks_nothing(document: Document, quick: list[str], tmp_path: Path) -> None:
     options = [*quick, "--dataset", "colours", "--samples", "5"]
     found = document("plan", *options)
     assert [cell["n"] for cell in found["cells"]] == [5]
@@ -100,13 +100,13 @@ def test_a_plan_computes_nothing(document: Document, quick: list[str], tmp_path:
     assert document("run", *options)["scores"] == ran["scores"]
 
 
-def test_a_table_for_a_pipe(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_of_a_run_in_a_pipe(quick: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["run", *quick, "--dataset", "colours", "--dataset", "shapes"]) == 0
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert lines[2].split()[:7] == ["dataset", "classes", "n", "clean", "robust", "95", "%"]
     assert lines[3].startswith("colours") and lines[4].startswith("shapes") and lines[5].startswith("mean")
-    # An undefended model falls; the table says so, with the reason why a warning is shown and what to do.
+    # The undefended model has near-chance accuracy. The table explains the warning.
     assert "near-chance" in lines[4]
     assert any(line.startswith("near-chance: ") for line in lines)
     assert any(line.startswith("protocol mini-quick/1, fingerprint ") for line in lines)
@@ -130,7 +130,7 @@ def test_a_table_for_a_pipe(quick: list[str], capsys: pytest.CaptureFixture[str]
         (["show", "attack"], "NAME.*vlmbench show attack --help"),
         (["show", "atack", "fgsm"], "unknown kind 'atack'. Did you mean attacks"),
         (["show", "sample", "colours", "nonesuch"], "unknown sample .nonesuch. of .colours..*--samples all"),
-        (["show", "sample", "colours", "0", "--out", "x.bmp"], "--out x.bmp is no image"),
+        (["show", "sample", "colours", "0", "--out", "x.bmp"], "--out must end in .png or .svg, got x.bmp"),
         (["show", "sample", "colors", "0"], "unknown dataset 'colors'. Did you mean colours"),
         (["transfer", "--model", "clip"], "needs two or more models, got one"),
         (["transfer", "--model", "clip", "--model", "agft", "--dataset", "scenes"], "trained on scenes.*another"),
@@ -138,15 +138,15 @@ def test_a_table_for_a_pipe(quick: list[str], capsys: pytest.CaptureFixture[str]
         (["check", "attack", "nonesuch"], "unknown attack 'nonesuch'"),
         (["list", "models", "--track", "nonesuch"], "unknown track 'nonesuch'"),
         (["diagnose", "--model", "clip", "--attack", "autoattack"], "stops as soon as a sample is broken.*pgd-10"),
-        (["diagnose", "--model", "clip", "--plot", "curves.txt"], "curves.txt is no image.*must end in .png or .svg"),
+        (["diagnose", "--model", "clip", "--plot", "curves.txt"], "must end in .png or .svg, got .*curves.txt"),
         (["diagnose", "--model", "clip", "--plot", "no/such/curves.png"], "is in no/such, which does not exist"),
         (["diagnose", "--model", "nonesuch"], "unknown model 'nonesuch'"),
         (["train", "nonesuch"], "unknown defense 'nonesuch'"),
-        (["train", "tecoa", "--set", "rate"], "not NAME=NUMBER"),
+        (["train", "tecoa", "--set", "rate"], "must be NAME=NUMBER"),
         (["rum"], "rum.*vlmbench --help"),
     ],
 )
-def test_what_a_user_gets_wrong_is_told(
+def test_a_wrong_argument_gives_a_message_and_exit_code_2(
     arguments: list[str], message: str, document: Document, capsys: pytest.CaptureFixture[str], taught_card: Path
 ) -> None:
     if arguments[0] == "run" and "--model" not in arguments:
@@ -157,7 +157,7 @@ def test_what_a_user_gets_wrong_is_told(
     assert re.search(message, printed.err) and printed.out == ""
 
 
-def test_a_fault_of_ours_is_a_document_too(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_internal_error_gives_a_json_document_with_json(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*arguments: object) -> None:
         raise AssertionError("ours")
 
@@ -168,7 +168,7 @@ def test_a_fault_of_ours_is_a_document_too(document: Document, monkeypatch: pyte
 
 
 @pytest.mark.parametrize("kind", kinds.KINDS)
-def test_everything_is_listed_and_shown(kind: str, document: Document, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_value_is_listed_and_shown(kind: str, document: Document, capsys: pytest.CaptureFixture[str]) -> None:
     entries = document("list", kind)["entries"]
     assert document("list", f"{kind}s")["entries"] == entries
     names = [entry["name"] for entry in entries if entry["name"] not in kinds.KINDS[kind].families]
@@ -180,7 +180,7 @@ def test_everything_is_listed_and_shown(kind: str, document: Document, capsys: p
         capsys.readouterr()
 
 
-def test_a_card_file_and_a_family_are_shown(
+def test_card_files_and_parametrized_names_are_shown(
     document: Document, taught_card: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert document("show", "model", str(taught_card))["name"] == "taught"
@@ -204,7 +204,7 @@ def test_checks_that_fail_give_exit_code_1(document: Document, monkeypatch: pyte
     assert found["checks"][1] == {"name": "breaks", "passed": False, "detail": "seen"}
 
 
-def test_the_doctor_reports(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_doctor_prints_its_checks(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
     def examine(track: str, *, model: str) -> list[Check]:
@@ -219,7 +219,7 @@ def test_the_doctor_reports(document: Document, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.fixture
 def diagnosis() -> list[str]:
-    """Return a diagnosis that takes seconds."""
+    """Return the arguments of a diagnosis that takes a few seconds."""
     return ["diagnose", "--model", "clip", "--dataset", "colours", "--dataset", "shapes", "--samples", "4"]
 
 
@@ -234,22 +234,22 @@ def test_the_document_of_a_diagnosis(document: Document, diagnosis: list[str]) -
             assert each[name] == pytest.approx(sum(part[name] for part in each["datasets"]) / 2)
 
 
-def test_a_diagnosis_for_a_pipe_and_a_picture(
+def test_a_diagnosis_in_a_pipe_fits_the_width_and_draws_its_plot(
     diagnosis: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("COLUMNS", "80")
-    picture = tmp_path / "curves.png"
-    assert run_command([*diagnosis, "--eps", "0", "--eps", "5/255", "--plot", str(picture)]) == 0
+    figure = tmp_path / "curves.png"
+    assert run_command([*diagnosis, "--eps", "0", "--eps", "5/255", "--plot", str(figure)]) == 0
     printed = capsys.readouterr()
     lines = printed.out.splitlines()
     assert [lines[row].split()[:2] for row in (0, 1, 2)] == [["model", "eps"], ["clip", "0/255"], ["clip", "5/255"]]
     assert max(map(len, lines)) <= 80
     assert "16 of 16 samples" in printed.err and "\x1b" not in printed.out + printed.err
-    with Image.open(picture) as drawn:
+    with Image.open(figure) as drawn:
         assert drawn.format == "PNG" and len(drawn.convert("RGB").getcolors(10**6) or []) > 10
 
 
-def test_training_commands_pass_on_what_they_are_told(
+def test_training_commands_pass_their_options_to_the_training(
     document: Document, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     seen: list[Any] = []
@@ -284,7 +284,7 @@ FOLDERS = [
 
 
 @pytest.mark.parametrize("folder", FOLDERS)
-def test_real_pictures_in_folders(folder: str, document: Document, quick: list[str]) -> None:
+def test_real_images_in_folders(folder: str, document: Document, quick: list[str]) -> None:
     if not (REAL / folder).is_dir():
         pytest.skip(f"needs the images in {REAL}")
     found = document("run", *quick, "--images", str(REAL / folder), "--prompt", "a photo of a {}.")
@@ -294,8 +294,8 @@ def test_real_pictures_in_folders(folder: str, document: Document, quick: list[s
 
 
 @pytest.fixture
-def own_pictures(tmp_path: Path) -> Path:
-    """Make a folder whose class names would be markup, a terminal's control codes, and other scripts."""
+def own_images(tmp_path: Path) -> Path:
+    """Make a folder of images whose class names contain markup, terminal escapes and other scripts."""
     folder = tmp_path / "my [red]images\x1b[31m"
     for number, (name, form, mode) in enumerate(
         [
@@ -307,37 +307,37 @@ def own_pictures(tmp_path: Path) -> Path:
     ):
         (folder / name).mkdir(parents=True)
         for side in (5, 40):
-            picture = Image.new("RGB", (side, side + number), (60 * number, 90, 10 * side % 256)).convert(mode)
-            picture.save(folder / name / f"{side}.{form}")
+            image = Image.new("RGB", (side, side + number), (60 * number, 90, 10 * side % 256)).convert(mode)
+            image.save(folder / name / f"{side}.{form}")
     return folder
 
 
-def test_own_pictures_of_any_size_and_form(document: Document, quick: list[str], own_pictures: Path) -> None:
-    (score,) = document("run", *quick, "--images", str(own_pictures), "--samples", "all")["scores"]
-    assert (score["dataset"], score["classes"], score["n"]) == (own_pictures.name, 4, 8)
+def test_own_images_of_any_size_and_form(document: Document, quick: list[str], own_images: Path) -> None:
+    (score,) = document("run", *quick, "--images", str(own_images), "--samples", "all")["scores"]
+    assert (score["dataset"], score["classes"], score["n"]) == (own_images.name, 4, 8)
 
 
-def test_names_cannot_steer_the_terminal(
-    quick: list[str], own_pictures: Path, capsys: pytest.CaptureFixture[str]
+def test_terminal_escapes_in_names_have_no_effect(
+    quick: list[str], own_images: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run_command(["run", *quick, "--images", str(own_pictures), "--samples", "4"]) == 0
+    assert run_command(["run", *quick, "--images", str(own_images), "--samples", "4"]) == 0
     printed = capsys.readouterr()
     assert "my [red]images\\x1b[31m" in printed.out
-    assert "4 of 8 images (--samples all takes every one)" in printed.err
+    assert "4 of 8 images are used (--samples all uses all of them)" in printed.err
     assert "\x1b" not in printed.out + printed.err
 
 
-def test_an_unreadable_picture_is_named_or_counted(document: Document, quick: list[str], own_pictures: Path) -> None:
-    broken = own_pictures / "b_b" / "5.tiff"
+def test_an_unreadable_image_is_named_or_counted(document: Document, quick: list[str], own_images: Path) -> None:
+    broken = own_images / "b_b" / "5.tiff"
     broken.write_bytes(broken.read_bytes()[:40])
-    options = ["run", *quick, "--images", str(own_pictures), "--samples", "all"]
+    options = ["run", *quick, "--images", str(own_images), "--samples", "all"]
     message = document(*options, code=2)["error"]
     assert "5.tiff" in message and "--skip-unreadable" in message
     (score,) = document(*options, "--skip-unreadable")["scores"]
     assert score["n"] == 7 and "unreadable:1" in score["warnings"]
 
 
-def test_help_is_quick_and_imports_nothing_heavy() -> None:
+def test_help_is_fast_and_imports_no_slow_package() -> None:
     program = (
         "import sys, robustbench_vlm.cli.main as c; c.run_command(['run', '--help']);"
         " print(*sys.modules, file=sys.stderr)"
@@ -360,27 +360,27 @@ def test_help_is_quick_and_imports_nothing_heavy() -> None:
     assert least_seconds(lambda: subprocess.run([*MODULE, "--help"], capture_output=True, check=True)) < 0.5
 
 
-def test_bare_and_version(capsys: pytest.CaptureFixture[str]) -> None:
+def test_no_arguments_print_help_and_version_prints_the_version(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command([]) == 0
     assert "Commands:" in capsys.readouterr().out
     assert run_command(["--version"]) == 0
     assert re.match(r"\d+\.\d+", capsys.readouterr().out)
 
 
-def test_ctrl_c_is_answered_and_the_same_command_goes_on(quick: list[str], document: Document) -> None:
+def test_ctrl_c_gives_a_message_and_the_same_command_continues(quick: list[str], document: Document) -> None:
     slow = ["run", *quick, "--attack", "square", "--dataset", "colours", "--samples", "64"]
     process = subprocess.Popen([*MODULE, *slow], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None and not list(Path(quick[-1]).rglob("fgsm/*/*.parquet")):
         time.sleep(0.05)
-    # The quick cell is written, and the slow one under way.
+    # The first cell is written, and the slow one is in progress.
     process.send_signal(signal.SIGINT)
     out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert out == "" and "the same command continues where it stopped" in err and "Traceback" not in err
+    assert out == "" and "run the same command again to continue" in err and "Traceback" not in err
     assert document("plan", *slow[1:])["samples_on_disk"] == 64
 
 
-def test_ctrl_c_in_a_document(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_ctrl_c_gives_a_json_document_with_json(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*arguments: object) -> None:
         raise KeyboardInterrupt
 
@@ -388,7 +388,7 @@ def test_ctrl_c_in_a_document(document: Document, monkeypatch: pytest.MonkeyPatc
     assert "stopped" in document("list", "models", code=130)["error"]
 
 
-def test_the_exit_code_leaves_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_process_exits_with_the_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["vlmbench", "show", "attack", "nonesuch"])
     with pytest.raises(SystemExit) as left:
         cli.main()
@@ -396,7 +396,7 @@ def test_the_exit_code_leaves_the_process(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def in_terminal(columns: int, command: list[str]) -> tuple[int, str]:
-    """Run a command in a terminal of that width; return its exit code and all that was shown."""
+    """Run a command in a terminal of that width, and return its exit code and everything that it showed."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     environment = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "NO_COLOR")}
@@ -405,7 +405,7 @@ def in_terminal(columns: int, command: list[str]) -> tuple[int, str]:
     ) as process:
         os.close(theirs)
         shown = b""
-        # Linux ends a terminal that nobody holds any more with an error.
+        # Linux reports an error when the last process has closed the terminal.
         try:
             while piece := os.read(ours, 4096):
                 shown += piece
@@ -415,14 +415,14 @@ def in_terminal(columns: int, command: list[str]) -> tuple[int, str]:
     return process.returncode, shown.decode()
 
 
-def test_a_narrow_terminal(quick: list[str]) -> None:
+def test_a_run_fits_a_narrow_terminal(quick: list[str]) -> None:
     names = ["fine-grained", "low-contrast", "handwritten"]
     datasets = [option for name in names for option in ("--dataset", name)]
     code, shown = in_terminal(60, [*MODULE, "run", *quick, "--attack", "pgd-3", *datasets, "--samples", "4"])
     assert code == 0
     assert "\x1b[1m" in shown and "samples" in shown and "left" in shown
     lines = [line for line in re.split(r"[\r\n]+", ESCAPE.sub("", shown)) if line.strip()]
-    # A path cannot be broken between words.
+    # A path is not broken, because it has no spaces.
     assert [line for line in lines if len(line) > 60 and "runs" not in line] == []
     for name in names:
         rows = [line.split() for line in lines if line.split()[:1] == [name]]
@@ -436,7 +436,7 @@ def test_messages_break_between_words_on_a_terminal() -> None:
     assert "Did you mean autoattack" in " ".join(line.strip() for line in lines)
 
 
-def test_a_closed_pipe_is_no_traceback() -> None:
+def test_a_closed_pipe_gives_no_traceback() -> None:
     answer = subprocess.run(
         ["bash", "-c", f"{' '.join(MODULE)} list attacks | head -n 1"], capture_output=True, text=True, check=True
     )

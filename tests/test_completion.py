@@ -1,4 +1,4 @@
-"""Completion in a shell: what bash, zsh and fish ask, answered by the program as they run it, quickly and in full."""
+"""Shell completion: the answers to bash, zsh and fish, from the program as users run it."""
 
 import os
 import shlex
@@ -26,7 +26,7 @@ PROGRAM = "from robustbench_vlm.cli.main import main; main()"
 
 @pytest.fixture(scope="module")
 def vlmbench(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the program `vlmbench`, as an installation has it."""
+    """Return the path of a program `vlmbench` like the installed one."""
     path = tmp_path_factory.mktemp("bin") / "vlmbench"
     path.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} -c "{PROGRAM}" "$@"\n')
     path.chmod(0o755)
@@ -34,7 +34,7 @@ def vlmbench(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def asked(program: Path, words: str) -> list[str]:
-    """Return what bash is answered where the cursor stands at the end of `words`."""
+    """Return the completions that bash gets with the cursor at the end of `words`."""
     typed = words.split(" ")
     environment = {"COMP_WORDS": words, "COMP_CWORD": str(len(typed) - 1), "_VLMBENCH_COMPLETE": "complete_bash"}
     answer = subprocess.run([program], env={**os.environ, **environment}, capture_output=True, text=True, check=True)
@@ -70,7 +70,7 @@ def asked(program: Path, words: str) -> list[str]:
         ("vlmbench run --model my_models/", []),
     ],
 )
-def test_what_bash_is_answered(vlmbench: Path, words: str, expected: list[str] | None) -> None:
+def test_bash_gets_the_right_completions(vlmbench: Path, words: str, expected: list[str] | None) -> None:
     begun = words.split(" ")[-1]
     if expected is None:
         expected = [name for name in card_names("zeroshot15") if name.startswith(begun)]
@@ -78,12 +78,12 @@ def test_what_bash_is_answered(vlmbench: Path, words: str, expected: list[str] |
     assert sorted(asked(vlmbench, words)) == sorted(expected)
 
 
-def test_a_key_press_does_not_wait(vlmbench: Path) -> None:
+def test_completion_takes_less_than_half_a_second(vlmbench: Path) -> None:
     assert least_seconds(lambda: asked(vlmbench, "vlmbench run --track zeroshot15 --model fare")) < 0.5
 
 
-def test_bash_itself_completes(vlmbench: Path) -> None:
-    """The script that `--show-completion` prints, in a bash that looks for the completion as a key press does."""
+def test_a_real_bash_completes(vlmbench: Path) -> None:
+    """Run the script of `--show-completion` in bash, and call the completion function as a key press does."""
     script = (
         f'PATH="{vlmbench.parent}:$PATH"; source <(vlmbench --show-completion bash)\n'
         "complete -p vlmbench\n"
@@ -95,7 +95,7 @@ def test_bash_itself_completes(vlmbench: Path) -> None:
     assert shell
     answer = subprocess.run([shell, "-c", script], env=environment, capture_output=True, text=True, check=True)
     said, found = answer.stdout.splitlines()
-    # Without an answer bash offers files, which card files are.
+    # If there are no completions, bash offers files, because a card file is allowed too.
     assert "-o default" in said and found.split() == ["apgd-ce", "apgd-dlr", "apgd-t"]
 
 
@@ -103,7 +103,7 @@ def test_bash_itself_completes(vlmbench: Path) -> None:
     ("shell", "action", "expected"),
     [("zsh", "", "_arguments '*: :((\"fgsm\"))'"), ("fish", "get-args", "fgsm")],
 )
-def test_what_other_shells_are_answered(vlmbench: Path, shell: str, action: str, expected: str) -> None:
+def test_other_shells_get_the_right_completions(vlmbench: Path, shell: str, action: str, expected: str) -> None:
     environment = {
         "_TYPER_COMPLETE_ARGS": "vlmbench run --attack fg",
         "_TYPER_COMPLETE_FISH_ACTION": action,
@@ -114,7 +114,7 @@ def test_what_other_shells_are_answered(vlmbench: Path, shell: str, action: str,
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_installing_writes_where_the_shell_looks(vlmbench: Path, shell: str, tmp_path: Path) -> None:
+def test_installation_writes_the_file_that_the_shell_reads(vlmbench: Path, shell: str, tmp_path: Path) -> None:
     environment = {**os.environ, "HOME": str(tmp_path), "_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION": "1"}
     command = [vlmbench, "--install-completion", shell]
     answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
@@ -138,7 +138,7 @@ def test_every_option_that_takes_a_name_completes() -> None:
                 assert parameter._custom_shell_complete, f"{command.name} {name}"
 
 
-def test_every_kind_offers_what_is_listed() -> None:
+def test_completion_offers_the_names_that_list_prints() -> None:
     assert list(completion.BY_KIND) == list(kinds.KINDS)
     context = typer.Context(typer.main.get_command(app))
     for kind, complete in completion.BY_KIND.items():

@@ -39,7 +39,7 @@ def test_what_is_there_is_listed_in_the_order_of_the_track(library: Path, capsys
     assert all(0 < each["on_disk"] < each["samples"] and str(library) in each["where"] for each in found)
     assert run_command(["data", "list"]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == "also, by name: tiny-imagenet, country211, imagenet-r, imagenet-sketch, hateful-memes"
+    assert last == "also available by name: tiny-imagenet, country211, imagenet-r, imagenet-sketch, hateful-memes"
 
 
 def test_what_is_missing_says_how_to_get_it(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:

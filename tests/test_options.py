@@ -1,4 +1,4 @@
-"""The options of the command line, frozen: whoever adds or renames one says so here."""
+"""The options of each command. A change of an option must be made here too."""
 
 from typing import Any
 

@@ -138,7 +138,7 @@ def test_differences_are_said_in_words(capsys: pytest.CaptureFixture[str]) -> No
     assert (absent["first"], absent["second"]) == ("hateful-memes", "tiny-imagenet")
     assert pictures["what"] == "CIFAR and STL10" and "both sides to 224" in pictures["second"]
     assert run_command(["diff", "protocol", "mini", "mini"]) == 0
-    assert capsys.readouterr().out == "mini and mini measure the same\n"
+    assert capsys.readouterr().out == "mini and mini have no differences\n"
     assert run_command(["diff", "attack", "cw", "fgsm"]) == 2
 
 

@@ -1,4 +1,4 @@
-"""Tables and texts at any width: nothing is cut, nothing steers the terminal."""
+"""Tables and texts at any width: no text is cut, and no text controls the terminal."""
 
 import re
 
@@ -32,11 +32,11 @@ def test_every_cell_is_shown_whole_at_every_width(rows: list[dict[str, str]], wi
 
 
 @given(ROWS, st.integers(10, 200))
-def test_numbers_stay_side_by_side_and_lines_fit_where_they_can(rows: list[dict[str, str]], width: int) -> None:
+def test_numbers_stay_side_by_side_and_lines_fit_the_width_if_possible(rows: list[dict[str, str]], width: int) -> None:
     lines = [line.text for line in table(rows, COLUMNS, width)]
     assert sum(bool(re.search(r"\d+ +12\.5\b", line)) for line in lines) >= len(rows)
     widest = max(cell_len(terminal_text(value)) for row in rows for value in row.values())
-    # The last layout needs two indents, the numbers and their gap; headings and notes take a line each.
+    # The narrowest layout needs two indents, the numbers and their gap. Headings and notes have separate lines.
     if width >= 4 + 7 + 2 + 5 and width >= 2 * widest + 7:
         assert all(cell_len(line) <= width for line in lines)
 
@@ -47,7 +47,7 @@ def test_empty_columns_are_left_out() -> None:
 
 
 @given(st.text())
-def test_printable_text_has_no_control_characters_and_says_all(text: str) -> None:
+def test_terminal_text_has_no_control_characters_and_loses_nothing(text: str) -> None:
     shown = terminal_text(text)
     assert shown.isprintable()
     if "\\" not in text:
@@ -55,12 +55,12 @@ def test_printable_text_has_no_control_characters_and_says_all(text: str) -> Non
 
 
 @pytest.mark.parametrize("text", ["\x1b[31m", "a\nb", "\u202e", "\udcff", "\x07", "\x9b"])
-def test_what_steers_a_terminal_is_escaped(text: str) -> None:
+def test_terminal_escapes_become_visible(text: str) -> None:
     assert terminal_text(text) != text and terminal_text(text).isprintable()
 
 
 @given(st.lists(WORDS, max_size=20), st.integers(20, 120))
-def test_sentences_keep_their_words(words: list[str], width: int) -> None:
+def test_wrapped_sentences_keep_their_words(words: list[str], width: int) -> None:
     text = " ".join(words)
     lines = [line.text for line in wrapped(text, width, indent="  ")]
     assert " ".join(line.strip() for line in lines).split() == terminal_text(text).split()
@@ -82,5 +82,5 @@ def test_documents_leave_empty_fields_out() -> None:
     ("seconds", "text"),
     [(-1, "0 s"), (0.4, "0 s"), (89, "89 s"), (90, "2 min"), (60 * 99, "99 min"), (7800, "2 h 10 min")],
 )
-def test_durations_are_said_as_people_do(seconds: float, text: str) -> None:
+def test_durations_have_readable_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text

@@ -45,7 +45,7 @@ def list_data(names: _Names = None, data: DataFolder = None, as_json: Json = Fal
     from robustbench_vlm.datasets.published.status import dataset_status
 
     found = [dataset_status(name, data) for name in _chosen(names)]
-    more = [] if names else [Line(""), Line(f"not on this track, but available by name: {', '.join(_extra())}")]
+    more = [] if names else [Line(""), Line(f"also available by name: {', '.join(_extra())}")]
     document = {"data": [vars(each) for each in found]}
     answer(document, lambda width: [*_status_lines(found, width), *more], as_json=as_json)
 

@@ -1,4 +1,4 @@
-"""Fixtures: a real run of a small undefended model, and its entry."""
+"""Fixtures: a run of a small undefended model, and its leaderboard entry."""
 
 import shutil
 from pathlib import Path
@@ -15,7 +15,7 @@ DATE = "2026-01-02"
 
 @pytest.fixture(scope="session")
 def real_run(taught_card: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the folder of a run at two radii, of which the smaller leaves samples robust."""
+    """Return the folder of a run at two radii. Samples stay robust at the smaller radius."""
     out = tmp_path_factory.mktemp("runs")
     resources = Resources("cpu", workers=1)
     for eps in ("1/255", "3/255"):
@@ -41,6 +41,6 @@ def _entry(real_run: Path, taught_card: Path, tmp_path_factory: pytest.TempPathF
 
 @pytest.fixture
 def entry_path(_entry: Path, tmp_path: Path) -> Path:
-    """Return the path of the run's entry in a folder of the test's own."""
+    """Return the path of the run's entry in a temporary folder."""
     shutil.copytree(_entry.parent, tmp_path / "mini")
     return tmp_path / "mini" / _entry.name

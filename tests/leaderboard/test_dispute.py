@@ -1,4 +1,4 @@
-"""Disputes: images that break samples reported as robust lower the number, other images change nothing."""
+"""Disputes: images that break samples reported as robust lower the number, and other images change nothing."""
 
 import dataclasses
 import json
@@ -29,7 +29,7 @@ Broken = tuple[Path, int, Tensor]
 
 @pytest.fixture
 def broken(entry_path: Path, taught_card: Path, tmp_path: Path) -> Broken:
-    """Return a file of a stronger attack's images at 3/255, how many break robust samples, and the images."""
+    """Return a file of a stronger attack's images at 3/255, the number that break robust samples, and the images."""
     evidence = [
         each for each in read_entry_records(read_entry(entry_path), entry_path.parent) if each.score.eps == "3/255"
     ]
@@ -76,7 +76,7 @@ def test_images_that_break_samples_lower_the_number(
     kept, digest = read_images(entry_path.parent / "counterexamples" / f"{entry.counterexamples[0].source}.safetensors")
     assert digest == entry.history[-1].facts["images"] and len(kept.images) == new
     assert set(kept.samples) == {(each.dataset, each.sample_id) for each in entry.counterexamples}
-    # Submitting the same images again changes nothing.
+    # The entry does not change if the same images are submitted again.
     again = disputed(entry_path, images, taught_card)
     assert again.counts[BREAKS] == 0 and again.entry == entry
 
@@ -85,7 +85,7 @@ def test_images_that_break_samples_lower_the_number(
 def test_forged_counterexamples_are_removed_and_real_ones_stay(
     share: float, entry_path: Path, broken: Broken, taught_card: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Submit images that break nothing: clean ones, or adversarial ones from outside the ball."""
+    """Submit images that break no sample: clean images, and adversarial images outside the radius."""
     images, new, _ = broken
     found = disputed(entry_path, images, taught_card)
     found.write(entry_path)

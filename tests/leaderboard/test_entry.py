@@ -1,4 +1,4 @@
-"""Entry files: what is written is read back byte by byte, and everything else than a strict entry is refused."""
+"""Entry files: an entry is read back as written, byte by byte, and every other file is refused."""
 
 import dataclasses
 import json

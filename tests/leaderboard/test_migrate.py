@@ -1,4 +1,4 @@
-"""Migration from version 0.1: names change, verdicts do not, and a wrong fingerprint stops it."""
+"""Migration from version 0.1: names change, verdicts do not, and a wrong fingerprint stops the migration."""
 
 import json
 from pathlib import Path
@@ -35,7 +35,7 @@ def _card_of_0_1(card: dict[str, Any]) -> dict[str, Any]:
 
 
 def entry_of_0_1(model: str, folder: Path) -> Path:
-    """Write a bundled entry as version 0.1 wrote it, with its records, and return its path."""
+    """Write a bundled entry and its records in the format of version 0.1, and return the entry's path."""
     source = board_folder("mini")
     values = json.loads((source / f"{model}.json").read_text())
     (folder / "records").mkdir()
@@ -75,7 +75,7 @@ def test_an_entry_of_0_1_gets_the_current_names_and_keeps_its_verdicts(tmp_path:
 
 
 @pytest.mark.parametrize("place", ["cell", "stage", "card", "content"])
-def test_nothing_is_migrated_where_an_old_fingerprint_does_not_match(place: str, tmp_path: Path) -> None:
+def test_nothing_is_migrated_if_an_old_fingerprint_does_not_match(place: str, tmp_path: Path) -> None:
     path = entry_of_0_1("agft", tmp_path)
     values = json.loads(path.read_text())
     if place == "cell":
@@ -119,7 +119,7 @@ def test_an_entry_that_would_be_invalid_is_not_written(changes: dict[str, Any], 
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{", '{"cells": 3, "format": 1}', '{"training": 3}'])
-def test_other_files_are_refused_or_left_alone(text: str, tmp_path: Path) -> None:
+def test_other_files_are_refused_and_not_changed(text: str, tmp_path: Path) -> None:
     path = tmp_path / "other.json"
     path.write_text(text)
     with pytest.raises(UserError, match=r"version 0\.1"):

@@ -1,4 +1,4 @@
-"""The board: lowest known accuracy, ranks with ties, and the fields of a row, from made-up records."""
+"""The board: lowest known accuracy, ranks with ties, and the fields of a row, computed from made-up records."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ STANDARD = Threat("Linf", MINI.standard_eps)
 
 
 def everywhere(model: str, broken: Sequence[str], **about: str) -> list[CellRecords]:
-    """Return evidence of a model with the same verdicts on every dataset of the track."""
+    """Return records of a model that have the same verdicts on every dataset of the track."""
     return [evidence(model, broken, dataset, **about) for dataset in MINI.datasets]
 
 
@@ -38,7 +38,8 @@ def row(folder: Path, model: str) -> BoardRow:
 
 
 def test_models_that_tests_do_not_distinguish_share_their_ranks(tmp_path: Path) -> None:
-    # 13 datasets of 40 samples: 4, 30 and 29 robust ones, of which the last are others than the second's.
+    # Each of the 13 datasets has 40 samples. The models have 4, 30 and 29 robust samples. The last two models differ in
+    # many samples.
     for model, robust in (("weak", 4), ("good", 30), ("close", 29)):
         verdicts = [""] * robust + ["square"] * (40 - robust)
         write_board_entry(everywhere(model, verdicts[::-1] if model == "close" else verdicts), tmp_path)
@@ -49,7 +50,8 @@ def test_models_that_tests_do_not_distinguish_share_their_ranks(tmp_path: Path) 
 
 
 def test_the_order_of_the_datasets_in_an_entry_changes_no_rank(tmp_path: Path) -> None:
-    # One sample fewer on every dataset is told apart, but not from records of other datasets.
+    # A paired test distinguishes one sample fewer on every dataset. It would not if samples of different datasets were
+    # paired.
     for model, most in (("better", 18), ("worse", 17)):
         counts = [most if n < 6 else most - 12 for n in range(13)]
         found = [
@@ -60,7 +62,7 @@ def test_the_order_of_the_datasets_in_an_entry_changes_no_rank(tmp_path: Path) -
     assert [(each.model, each.rank) for each in board(tmp_path).rows] == [("better", "1"), ("worse", "2")]
 
 
-def test_other_datasets_than_the_tracks_are_refused(tmp_path: Path) -> None:
+def test_datasets_that_are_not_on_the_track_are_refused(tmp_path: Path) -> None:
     write_board_entry([*everywhere("a", ["square"]), evidence("a", [""], "easy")], tmp_path)
     with pytest.raises(UserError, match="'easy' is not a dataset of the track 'mini'"):
         board(tmp_path)
@@ -78,7 +80,7 @@ def test_rows_have_the_clean_rank_and_the_rank_difference(tmp_path: Path) -> Non
 def test_every_recorded_attack_counts_sample_by_sample(tmp_path: Path) -> None:
     found = everywhere("both", ["", "", "square", "clean"])
     found += everywhere("both", ["", "pgd-20", "", "clean"], attack="pgd-20")
-    # Broken within a smaller ball: broken within this one.
+    # A sample that is broken within the smaller radius is broken within this one too.
     found += everywhere("both", ["pgd-20", "", "", "clean"], attack="pgd-20", eps="5/510")
     write_board_entry(found, tmp_path)
     both = row(tmp_path, "both")
@@ -146,7 +148,7 @@ def test_an_entry_whose_records_cannot_be_downloaded_is_left_out_by_name(
     (folder / records.file).unlink()
     with pytest.raises(UserError, match="the records of 'gone_' are not at"):
         board(folder)
-    # Nothing listens there.
+    # No server listens on this port.
     address = dataclasses.replace(records, url="https://127.0.0.1:9/gone.parquet")
     write_entry(dataclasses.replace(read_entry(path), records=address), path)
     found = board(folder)
@@ -165,7 +167,7 @@ VERDICTS = st.sampled_from(["", "clean", "square", "apgd-ce"])
 
 @given(st.lists(st.tuples(VERDICTS, VERDICTS, VERDICTS), min_size=1, max_size=12))
 def test_more_records_never_raise_the_number(rows: list[tuple[str, str, str]]) -> None:
-    # What is wrong without an attack is so in every record.
+    # A sample that is misclassified without an attack is so in every record.
     columns = [["clean" if "clean" in verdicts else verdicts[n] for verdicts in rows] for n in range(3)]
     found = [
         evidence("a", columns[0]),
@@ -184,7 +186,7 @@ def test_the_mean_is_over_datasets(strata: list[list[bool]]) -> None:
     assert 0 <= found.low <= found.value <= found.high <= 1 and found.n == sum(map(len, strata))
 
 
-def test_other_norms_do_not_count() -> None:
+def test_attacks_in_other_norms_do_not_count() -> None:
     found = [evidence("a", ["", ""]), dataclasses.replace(evidence("a", ["square"] * 2, norm="L2", eps="1/100"))]
     assert worst_known(found, (), STANDARD)["shapes"].robust == (True, True)
     assert worst_known(found, (), Threat("L2", parse_eps("1/100")))["shapes"].robust == (False, False)

@@ -1,4 +1,4 @@
-"""What papers report: joined, doubted where it breaks a gate, and kept as it was printed."""
+"""Numbers that papers report: paired with clean accuracies, given warnings, and otherwise unchanged."""
 
 from collections import Counter
 from pathlib import Path
@@ -47,7 +47,7 @@ def test_autoattack_above_pgd_gets_a_warning(tmp_path: Path) -> None:
         _row("TeCoA", "AutoAttack", "1/255", "40.10"),
         _row("FARE", "PGD", "1/255", "40.00"),
         _row("FARE", "AutoAttack", "1/255", "39.90"),
-        # Another radius, and another paper's number, are no comparison.
+        # A number at another radius or of another paper is not compared.
         _row("AGFT", "PGD", "2/255", "10.00"),
         _row("AGFT", "AutoAttack", "1/255", "30.00"),
     )

@@ -1,4 +1,4 @@
-"""What a name, an entry file and a folder of runs are resolved to."""
+"""Sources of a comparison: a name, an entry file and a run folder each find the right records."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ RIGHT = ["", "square", "clean"]
 
 @pytest.fixture
 def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Put another folder in the place of the leaderboards that came with the package, and work in an empty one."""
+    """Replace the package's leaderboards by another folder, and work in an empty folder."""
     (tmp_path / "work").mkdir()
     monkeypatch.chdir(tmp_path / "work")
     monkeypatch.setattr(sources, "board_folder", lambda track: tmp_path / "board" / track)

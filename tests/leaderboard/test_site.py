@@ -1,4 +1,4 @@
-"""The site as files: sound pages, links that lead somewhere, nothing from elsewhere, hostile texts that stay texts."""
+"""The site as files: valid pages, links with targets, no content from other servers, and escaped texts."""
 
 import base64
 import csv
@@ -28,7 +28,7 @@ _VOID = {"meta", "link", "input", "img", "br"}
 
 
 class Page(HTMLParser):
-    """A page's elements and visible text; fails where an element is not closed in its turn."""
+    """The elements and the visible text of a page. Fails if an element is not closed in order."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ def test_there_is_a_page_for_every_track_model_and_protocol(files: dict[str, str
     assert all(files[name].startswith("<!DOCTYPE html>") for name in files if name.endswith(".html"))
 
 
-def test_every_link_inside_the_site_leads_to_a_file_and_a_place_of_it(files: dict, pages: dict[str, Page]) -> None:
+def test_every_link_inside_the_site_has_an_existing_file_and_anchor(files: dict, pages: dict[str, Page]) -> None:
     checked = 0
     for name, page in pages.items():
         for address in page.values("href"):
@@ -98,7 +98,7 @@ def test_ids_are_unique_and_labels_point_to_them(pages: dict[str, Page]) -> None
         assert set(page.values("aria-labelledby", "data-filters")) <= set(ids)
 
 
-def test_nothing_comes_from_elsewhere_and_only_the_own_style_and_script_are_let_in(files: dict, pages: dict) -> None:
+def test_pages_load_nothing_and_the_policy_allows_only_their_own_style_and_script(files: dict, pages: dict) -> None:
     for name, page in pages.items():
         assert all(each.startswith("data:") for each in page.values("src"))
         assert [attributes["href"] for tag, attributes in page.elements if tag == "link"] == ["data:,"]
@@ -114,7 +114,7 @@ def test_nothing_comes_from_elsewhere_and_only_the_own_style_and_script_are_let_
             assert "url(" not in text and "@import" not in text and "//" not in text.replace("/* ", "")
 
 
-def test_without_scripts_the_table_is_there_by_rank_and_reported_numbers_are_not_in_it(files: dict) -> None:
+def test_the_html_table_is_sorted_by_rank_and_has_no_reported_numbers(files: dict) -> None:
     measured, reported = files["mini/index.html"].split('<section class="reported"')
     first_table = measured.split("<tbody>")[1].split("</tbody>")[0]
     assert re.findall(r'href="models/([\w.-]+)\.html"', first_table) == list(made.NUMBERS)
@@ -122,7 +122,7 @@ def test_without_scripts_the_table_is_there_by_rank_and_reported_numbers_are_not
     assert 'data-filters="measured-rows" hidden' in measured
 
 
-def test_equal_boards_give_equal_bytes_whatever_the_process_the_time_zone_and_the_folder(tmp_path: Path) -> None:
+def test_equal_boards_give_equal_bytes_in_any_process_time_zone_and_folder(tmp_path: Path) -> None:
     program = (
         "import hashlib, made_up_boards as made; from robustbench_vlm.leaderboard.site import site_files;"
         "print(hashlib.sha256(repr(sorted(site_files([made.board()]).items())).encode()).hexdigest())"
@@ -136,7 +136,7 @@ def test_equal_boards_give_equal_bytes_whatever_the_process_the_time_zone_and_th
     assert other.stdout.strip() == mine
 
 
-def test_hostile_texts_stay_texts(files: dict[str, str], pages: dict[str, Page]) -> None:
+def test_markup_in_texts_is_escaped(files: dict[str, str], pages: dict[str, Page]) -> None:
     folder = texts.slug(made.SCRIPT)
     hostile = {name: page for name, page in pages.items() if name.startswith(folder)}
     assert len(hostile) == 8
@@ -167,7 +167,7 @@ def test_a_name_changes_no_element_of_a_page(name: str) -> None:
     assert shape(name) == PLAIN
 
 
-def test_downloads_are_the_board(files: dict[str, str]) -> None:
+def test_downloads_have_the_numbers_of_the_board(files: dict[str, str]) -> None:
     board = made.board()
     assert json.loads(files["mini/board.json"]) == json.loads(json.dumps(board.to_json()))
     lines = list(csv.DictReader(io.StringIO(files["mini/board.csv"])))
@@ -187,18 +187,18 @@ def test_an_empty_board_has_its_pages() -> None:
 
 
 def test_an_example_is_in_its_page_and_must_be_a_png(tmp_path: Path) -> None:
-    picture, other = tmp_path / "a.png", tmp_path / "b.png"
-    picture.write_bytes(b"\x89PNG\r\n\x1a\n made up")
+    png, other = tmp_path / "a.png", tmp_path / "b.png"
+    png.write_bytes(b"\x89PNG\r\n\x1a\n made up")
     other.write_text("<svg onload=alert(1)>")
-    found = site_files([made.board()], examples={("mini", "agft"): picture})
+    found = site_files([made.board()], examples={("mini", "agft"): png})
     sources = {name: list(Page(text).values("src")) for name, text in found.items() if name.endswith(".html")}
     assert {name for name, values in sources.items() if values} == {"mini/models/agft.html"}
-    assert base64.b64decode(sources["mini/models/agft.html"][0].partition(",")[2]) == picture.read_bytes()
+    assert base64.b64decode(sources["mini/models/agft.html"][0].partition(",")[2]) == png.read_bytes()
     with pytest.raises(UserError, match="is not a PNG file"):
         site_files([made.board()], examples={("mini", "agft"): other})
 
 
-def test_a_folder_with_pages_of_something_else_is_left_alone(tmp_path: Path) -> None:
+def test_a_folder_with_other_pages_is_refused_and_not_changed(tmp_path: Path) -> None:
     write_site([made.board()], tmp_path)
     write_site([made.board()], tmp_path)
     strange = tmp_path / "mini" / "models" / "gone.html"

@@ -1,4 +1,4 @@
-"""The site in a real browser, from files: sort, filter, keys, contrast, a narrow screen, hostile texts, no script."""
+"""The site in a real browser, opened from files: sort, filter, keyboard, contrast, narrow screens, and no scripts."""
 
 import os
 import shutil
@@ -54,7 +54,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def open_page(browser: "sync_api.Browser", site: Path) -> Iterator[Open]:
-    """Return a function that opens a page from its file; anything that a browser complains about fails the test."""
+    """Return a function that opens a page from its file. Any warning or error of the browser fails the test."""
     complaints: list[str] = []
     contexts = []
 
@@ -82,7 +82,7 @@ def _is_inside(url: str) -> bool:
 
 
 def _follow(page: "sync_api.Page", link: "sync_api.Locator", address: str) -> None:
-    """Click a link and wait until its page is loaded: evaluate, url and all_inner_texts do not wait by themselves."""
+    """Click a link and wait until its page is loaded, because evaluate, url and all_inner_texts do not wait."""
     link.click()
     page.wait_for_url(f"**/{address}")
 
@@ -91,7 +91,7 @@ def _models(page: "sync_api.Page") -> list[str]:
     return page.locator("#measured-rows tbody tr:visible th a").all_inner_texts()
 
 
-def test_a_click_on_a_header_sorts_and_another_turns_round(open_page: Open) -> None:
+def test_a_click_on_a_header_sorts_and_a_second_click_reverses_the_order(open_page: Open) -> None:
     page = open_page("mini/index.html")
     assert _models(page) == list(made.NUMBERS)
     by_clean = sorted(made.NUMBERS, key=lambda name: made.NUMBERS[name][0])
@@ -107,7 +107,7 @@ def test_a_click_on_a_header_sorts_and_another_turns_round(open_page: Open) -> N
     assert _models(page) == sorted(made.NUMBERS)
 
 
-def test_filters_narrow_the_table_and_say_how_many_are_left(open_page: Open) -> None:
+def test_filters_hide_rows_and_show_the_number_of_visible_rows(open_page: Open) -> None:
     page = open_page("mini/index.html")
     form = page.locator("form[data-filters=measured-rows]")
     form.get_by_label("Filter").fill("RECONSTRUCTION scenes")
@@ -122,7 +122,7 @@ def test_filters_narrow_the_table_and_say_how_many_are_left(open_page: Open) -> 
     assert _models(page) == ["pmg-aft", "tecoa"]
 
 
-def test_hundreds_of_reported_numbers_are_folded_away_until_looked_for(open_page: Open) -> None:
+def test_reported_numbers_are_folded_until_a_filter_finds_them(open_page: Open) -> None:
     page = open_page("mini/index.html")
     section = page.locator("section.reported")
     assert section.locator("tbody tr:visible").count() == 0
@@ -135,7 +135,7 @@ def test_hundreds_of_reported_numbers_are_folded_away_until_looked_for(open_page
     assert len(_models(page)) == 8
 
 
-def test_a_model_opens_with_its_warnings_explained_and_leads_back(open_page: Open) -> None:
+def test_a_model_page_explains_its_warnings_and_links_back(open_page: Open) -> None:
     page = open_page("index.html")
     _follow(page, page.get_by_role("link", name="mini", exact=True).first, "mini/index.html")
     _follow(page, page.get_by_role("link", name="gladiator").first, "mini/models/gladiator.html")
@@ -148,7 +148,7 @@ def test_a_model_opens_with_its_warnings_explained_and_leads_back(open_page: Ope
     assert len(_models(page)) == 8
 
 
-def test_keys_alone_reach_the_content_and_sort_with_the_focus_in_sight(open_page: Open) -> None:
+def test_the_keyboard_reaches_the_content_and_sorts_with_a_visible_focus(open_page: Open) -> None:
     page = open_page("mini/index.html")
     focus = page.locator(":focus")
     page.keyboard.press("Tab")
@@ -168,7 +168,7 @@ def test_keys_alone_reach_the_content_and_sort_with_the_focus_in_sight(open_page
     assert _models(page)[0] == "clip"
 
 
-def test_the_scheme_follows_the_system_until_one_is_chosen_which_is_kept(open_page: Open, site: Path) -> None:
+def test_colours_follow_the_system_until_the_user_chooses_a_scheme(open_page: Open, site: Path) -> None:
     page = open_page("mini/index.html", color_scheme="dark")
     background = "getComputedStyle(document.body).backgroundColor"
     dark = page.evaluate(background)
@@ -231,7 +231,7 @@ def test_every_text_has_the_contrast_of_wcag_aa(open_page: Open, scheme: str) ->
         assert [each for each in found if each[0] < 4.5] == [], name
 
 
-def test_nothing_is_wider_than_a_narrow_phone(open_page: Open) -> None:
+def test_no_page_is_wider_than_a_narrow_phone(open_page: Open) -> None:
     page = open_page(PAGES[0], viewport={"width": 360, "height": 740}, has_touch=True)
     for name in PAGES:
         page.goto(_neighbour(page, name))
@@ -240,7 +240,7 @@ def test_nothing_is_wider_than_a_narrow_phone(open_page: Open) -> None:
         assert sizes == [360, 360, 360], name
 
 
-def test_hostile_texts_bring_no_element_no_link_and_no_dialog(open_page: Open) -> None:
+def test_markup_in_texts_adds_no_element_link_or_dialog(open_page: Open) -> None:
     page = open_page(PAGES[0])
     for name in PAGES[-4:]:
         page.goto(_neighbour(page, name))
@@ -258,7 +258,7 @@ def test_hostile_texts_bring_no_element_no_link_and_no_dialog(open_page: Open) -
         assert "<script>alert(1)</script>" in page.locator("body").inner_text()
 
 
-def test_the_policy_stops_what_escaping_would_let_through(browser: "sync_api.Browser", site: Path) -> None:
+def test_the_policy_blocks_scripts_that_are_added_to_a_page(browser: "sync_api.Browser", site: Path) -> None:
     context = browser.new_context()
     page = context.new_page()
     refused: list[str] = []
@@ -279,7 +279,7 @@ def test_the_policy_stops_what_escaping_would_let_through(browser: "sync_api.Bro
     context.close()
 
 
-def test_without_scripts_all_is_there_but_the_controls(open_page: Open) -> None:
+def test_without_scripts_only_the_controls_are_missing(open_page: Open) -> None:
     page = open_page("mini/index.html", java_script_enabled=False)
     assert _models(page) == list(made.NUMBERS)
     assert page.locator("form:visible, button:visible").count() == 0
@@ -287,7 +287,7 @@ def test_without_scripts_all_is_there_but_the_controls(open_page: Open) -> None:
     assert page.locator("section.reported tbody tr:visible").count() == 100
 
 
-def test_motion_is_left_out_where_people_ask_for_that(open_page: Open) -> None:
+def test_pages_do_not_move_if_the_system_asks_for_reduced_motion(open_page: Open) -> None:
     behaviour = "getComputedStyle(document.documentElement).scrollBehavior"
     assert open_page("index.html", reduced_motion="reduce").evaluate(behaviour) == "auto"
     assert open_page("index.html", reduced_motion="no-preference").evaluate(behaviour) == "smooth"

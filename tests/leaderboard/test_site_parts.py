@@ -1,4 +1,4 @@
-"""What the site shows texts, points and protocols as."""
+"""Parts of the site: file names, links, numbers, BibTeX, chart positions and protocols."""
 
 import itertools
 import re
@@ -18,7 +18,7 @@ from robustbench_vlm.protocols.describe import read_protocol
 
 
 @given(st.lists(st.text(min_size=1, max_size=70), min_size=2, unique=True))
-def test_names_become_different_single_parts_of_a_path_even_where_case_does_not_count(names: list[str]) -> None:
+def test_different_names_become_different_file_names_on_any_file_system(names: list[str]) -> None:
     slugs = [texts.slug(name) for name in names]
     assert len({slug.lower() for slug in slugs}) == len(names)
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9._+-]*|_[a-z0-9._+-]*|\+[a-z0-9._+-]*", slug) for slug in slugs)
@@ -72,7 +72,7 @@ def crowded(draw: st.DrawFn) -> Board:
 
 @given(crowded())
 @settings(deadline=None, max_examples=40)
-def test_points_lie_in_the_frame_and_no_name_covers_another(board: Board) -> None:
+def test_points_are_in_the_frame_and_labels_do_not_overlap(board: Board) -> None:
     scatter, curves = charts.scatter(board.rows), charts.curves(board)
     assert len(scatter.marks) == len(curves.curves) == len(board.rows)
     for mark in scatter.marks:

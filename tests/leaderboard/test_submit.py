@@ -51,7 +51,7 @@ def _without_comparisons(evidence: tuple[object, ...], cells: tuple[object, ...]
     )
 
 
-def test_nothing_of_the_machine_is_in_an_entry(entry_path: Path, real_run: Path) -> None:
+def test_an_entry_contains_no_paths_or_names_of_the_machine(entry_path: Path, real_run: Path) -> None:
     text = entry_path.read_text(encoding="utf-8")
     assert str(real_run) not in text and "/tmp" not in text and str(Path.home()) not in text
 
@@ -62,10 +62,10 @@ def test_a_model_that_is_submitted_again_keeps_its_history(entry_path: Path, rea
     write_entry(dataclasses.replace(before, counterexamples=(example,)), entry_path)
     board = entry_path.parent.parent
     again = make_submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
-    # Submitting the same records again does not end a dispute.
+    # The status "disputed" remains if the same records are submitted again.
     assert [event.status for event in again.history] == ["claimed", "disputed", "disputed"]
     assert again.status == "disputed" and again.counterexamples == (example,)
-    # The recorded cell is measured again, with another result.
+    # The same cell is measured again, with another result.
     cells = (dataclasses.replace(before.cells[0], content="0" * 64), *before.cells[1:])
     write_entry(dataclasses.replace(before, cells=cells, counterexamples=(example,)), entry_path)
     anew = make_submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
@@ -85,7 +85,7 @@ def test_cells_that_a_run_does_not_replace_are_kept(real_run: Path, taught_card:
     document["cells"] = {name: cell for name, cell in document["cells"].items() if cell["score"]["eps"] == "1/255"}
     manifest.write_text(json.dumps(document), encoding="utf-8")
     again = make_submission(part, date="2026-02-01", model=str(taught_card), board=tmp_path)
-    # Runs submitted one by one give the same entry as all of them together.
+    # Runs that are submitted one by one give the same entry as all of them together.
     assert (again.entry.cells, again.content) == (whole.entry.cells, whole.content)
     assert again.entry.history[-1].facts == {"cells": 2, "samples": 400}
     path = again.write(tmp_path)
@@ -95,7 +95,7 @@ def test_cells_that_a_run_does_not_replace_are_kept(real_run: Path, taught_card:
     less = whole.entry.after(Event("2026-02-01", "claimed", "submitted again", {}))
     with pytest.raises(Unsound, match="records of the earlier entry are missing"):
         check_continuation(dataclasses.replace(less, cells=half.cells), evidence, whole.entry, path.parent)
-    # Under other weights it is another model.
+    # A model with other weights is another model.
     other = dataclasses.replace(less, cells=half.cells, weights="1" * 64)
     check_continuation(other, evidence, whole.entry, path.parent)
 

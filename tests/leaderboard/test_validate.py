@@ -1,4 +1,4 @@
-"""Static validation of entries: contradictions, foreign definitions, broken histories."""
+"""Static validation of entries: contradictions, definitions of another package, changed histories."""
 
 import dataclasses
 from collections.abc import Callable
@@ -34,7 +34,7 @@ def test_the_bundled_entries_are_valid(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "said"),
+    ("changes", "message"),
     [
         ({"broken_by": "", "clean_prediction": 2}, "wrong when clean, or is not"),
         ({"broken_by": "clean"}, "wrong when clean, or is not"),
@@ -46,10 +46,10 @@ def test_the_bundled_entries_are_valid(path: Path) -> None:
         ({"distance": float("inf")}, "a number that is none"),
     ],
 )
-def test_a_record_that_contradicts_itself_is_refused(changes: dict[str, Any], said: str) -> None:
+def test_a_record_that_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:
     robust: SampleResult = samples([""])[0]
     assert robust.label == 0 and robust.clean_prediction == 0
-    with pytest.raises(Unsound, match=f"contradict themselves: 0000 .*{said}"):
+    with pytest.raises(Unsound, match=f"contradict themselves: 0000 .*{message}"):
         evidence("a", [""], results=[dataclasses.replace(robust, **changes)])
 
 
@@ -66,7 +66,7 @@ def _changed(entry: Entry, name: str, key: str, value: object) -> Entry:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda each: {**each, "protocol": {"name": "mini", "samples": 1}}, "the protocol mini/1 of the entry differs"),
         (
@@ -78,15 +78,15 @@ def _changed(entry: Entry, name: str, key: str, value: object) -> Entry:
     ],
 )
 def test_definitions_that_differ_from_this_package_are_refused(
-    change: Callable[[dict[str, Any]], dict[str, Any]], said: str
+    change: Callable[[dict[str, Any]], dict[str, Any]], message: str
 ) -> None:
     entry = read_entry(BOARD / "clip.json")
     whole = check_entry(entry, BOARD)[0]
     other = dataclasses.replace(whole, identity=change(dict(whole.identity)))
-    if said.startswith("the protocol"):
+    if message.startswith("the protocol"):
         identity = dataclasses.replace(entry.protocol, identity=other.identity["protocol"])
         entry = dataclasses.replace(entry, protocol=identity)
-    with pytest.raises(Unsound, match=said):
+    with pytest.raises(Unsound, match=message):
         check_definitions(entry, [other])
     fewer = dataclasses.replace(whole, score=dataclasses.replace(whole.score, n=199))
     with pytest.raises(Unsound, match="199 samples, and the protocol takes 200"):
@@ -134,12 +134,12 @@ def test_a_submission_continues_the_earlier_entry(tmp_path: Path) -> None:
     _continue(earlier.after(LATER), earlier, tmp_path)
     other = dataclasses.replace(earlier.after(LATER), weights="1" * 64, counterexamples=())
     check_continuation(other, check_entry(earlier, tmp_path), earlier, tmp_path)
-    for forged, said in (
+    for forged, message in (
         (dataclasses.replace(earlier, history=(LATER,)), "the history of the earlier entry"),
         (earlier.after(dataclasses.replace(LATER, status="verified")), "a submission has the status"),
         (dataclasses.replace(earlier.after(LATER), counterexamples=()), "counterexamples of the earlier entry"),
     ):
-        with pytest.raises(Unsound, match=said):
+        with pytest.raises(Unsound, match=message):
             _continue(forged, earlier, tmp_path)
     with pytest.raises(Unsound, match="a submission has the status"):
         reproduced = dataclasses.replace(earlier, counterexamples=()).after(
@@ -150,13 +150,13 @@ def test_a_submission_continues_the_earlier_entry(tmp_path: Path) -> None:
 
 @pytest.fixture
 def verified(tmp_path: Path) -> Entry:
-    """An entry of 200 robust samples that somebody verified."""
+    """Return an entry of 200 robust samples with the status "verified"."""
     event = dataclasses.replace(LATER, status="verified")
     return read_entry(write_board_entry([evidence("a", [""] * 200)], tmp_path, history=(event,), status="verified"))
 
 
 def _broken(entry: Entry, count: int, status: str, folder: Path, *, with_file: bool = True) -> Entry:
-    """Return the entry after a dispute that broke so many samples, with the file of their images or without."""
+    """Return the entry after a dispute that broke a number of samples, with or without the file of their images."""
     examples = [Counterexample("shapes", f"{n:04d}", "Linf", 0.01, (n + 1) % 3, "") for n in range(count)]
     source, content = images_file("mini", [(each, torch.full((3, 4, 4), 0.5)) for each in examples])
     path = images_path(folder, source)
@@ -169,7 +169,9 @@ def _broken(entry: Entry, count: int, status: str, folder: Path, *, with_file: b
     return entry.with_counterexamples(own).after(dataclasses.replace(LATER, status=status))
 
 
-def test_a_dispute_needs_images_and_changes_the_status_only_if_they_are_many(verified: Entry, tmp_path: Path) -> None:
+def test_a_dispute_needs_images_and_changes_the_status_only_above_the_tolerance(
+    verified: Entry, tmp_path: Path
+) -> None:
     for count, status in ((1, "verified"), (50, "disputed"), (50, "claimed")):
         _continue(_broken(verified, count, status, tmp_path), verified, tmp_path)
         with pytest.raises(Unsound, match="has no image"):
@@ -182,7 +184,7 @@ def test_a_dispute_needs_images_and_changes_the_status_only_if_they_are_many(ver
             _continue(entry, verified, tmp_path)
 
 
-def test_a_good_status_is_not_inherited_by_other_numbers(verified: Entry, tmp_path: Path) -> None:
+def test_a_changed_entry_may_not_keep_the_status_verified(verified: Entry, tmp_path: Path) -> None:
     entry = _broken(verified, 1, "verified", tmp_path)
     with pytest.raises(Unsound, match="a submission has the status"):
         _continue(dataclasses.replace(entry, note="other"), verified, tmp_path)
@@ -213,12 +215,12 @@ def test_image_files_that_do_not_match_their_counterexamples_are_refused(forged:
     path = write_board_entry([evidence("a", ["", ""])], tmp_path, counterexamples=(example,))
     (tmp_path / "counterexamples").mkdir()
     (tmp_path / "counterexamples" / f"{source}.safetensors").write_bytes(content)
-    said = {
+    message = {
         "other bytes": "does not match the digest in its name",
         "no images": "no file of",
         "another sample": "has no image of shapes",
     }
-    with pytest.raises(Unsound, match=said[forged]):
+    with pytest.raises(Unsound, match=message[forged]):
         check_entry(read_entry(path), tmp_path)
 
 
@@ -234,14 +236,14 @@ def test_a_small_file_with_many_rows_is_not_decompressed(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"format": NaN}', '{"format": 1e999}'])
-def test_hostile_json_is_refused(text: str, tmp_path: Path) -> None:
+def test_invalid_or_deeply_nested_json_is_refused(text: str, tmp_path: Path) -> None:
     (tmp_path / "a.json").write_text(text, encoding="utf-8")
     with pytest.raises(UserError, match="the entry"):
         read_entry(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("training", ["x", {"eps": "1/0"}, {"eps": ["a"]}, {"dataset": {}}])
-def test_a_card_with_strange_training_does_not_break_the_board(training: object, tmp_path: Path) -> None:
+def test_a_card_with_invalid_training_is_refused_or_shown(training: object, tmp_path: Path) -> None:
     card = {"name": "a", "architecture": "mini", "training": training}
     write_board_entry([evidence("a", ["", ""], dataset) for dataset in MINI.datasets], tmp_path, card=card)
     if isinstance(training, dict):
@@ -266,7 +268,7 @@ def test_a_disputed_entry_has_no_rank_and_names_must_differ_in_more_than_case(tm
         make_board("mini", tmp_path)
 
 
-def test_options_that_do_not_go_together_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_options_that_exclude_each_other_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = str(BOARD / "clip.json")
     assert run_command(["verify", path, "--samples", "0"]) == 2
     assert "must be a positive integer, got 0" in capsys.readouterr().err
@@ -278,7 +280,7 @@ def test_options_that_do_not_go_together_are_refused(tmp_path: Path, capsys: pyt
     assert "move it to mini/clip.json" in capsys.readouterr().out
 
 
-def test_only_other_records_end_a_dispute(tmp_path: Path) -> None:
+def test_only_new_records_end_a_dispute(tmp_path: Path) -> None:
     found = [evidence("a", ["", ""])]
     entry = read_entry(write_board_entry(found, tmp_path))
     disputed = entry.after(Event("2026-01-03", "disputed", "verdicts differ", {}))

@@ -1,4 +1,4 @@
-"""Verification: a correct entry is confirmed, and every known way of forging one is detected."""
+"""Verification: a correct entry is confirmed, and every known way to forge an entry is detected."""
 
 import dataclasses
 import json
@@ -32,7 +32,7 @@ def verified(path: Path, card: Path, samples: int | None = 60, seed: int = 5) ->
 def test_a_correct_entry_is_reproduced_and_then_verified(entry_path: Path, taught_card: Path) -> None:
     first = verified(entry_path, taught_card)
     assert (first.entry.status, first.disagreements, first.problems) == ("reproduced", (), ())
-    # Clopper and Pearson for nothing wrong: 1 - 0.05 ** (1 / n).
+    # The bound of Clopper and Pearson without wrong verdicts is 1 - 0.05 ** (1 / n).
     assert first.is_confirmed and first.parts == (
         RecomputedPart("others", 60, 0, 0, pytest.approx(1 - 0.05 ** (1 / 60))),
     )
@@ -44,7 +44,7 @@ def test_a_correct_entry_is_reproduced_and_then_verified(entry_path: Path, taugh
         (),
     )
     write_entry(whole.entry, entry_path)
-    # A part of it says less than the whole did.
+    # A later partial verification does not lower the status of a full one.
     assert verified(entry_path, taught_card).entry.status == "verified"
     assert [event.status for event in whole.entry.history] == ["claimed", "reproduced", "verified"]
     assert whole.entry.history[1].facts["seed"] == 5
@@ -60,7 +60,7 @@ def test_each_verification_draws_a_new_seed(entry_path: Path, taught_card: Path)
 
 
 def forged(path: Path, change: Callable[[CellRecords], CellRecords]) -> None:
-    """Write the entry with changed evidence, and recompute all its digests and numbers as a forger would."""
+    """Write the entry with changed records, and recompute all its digests and numbers as a forger would."""
     entry = read_entry(path)
     evidence = [_consistent(change(each)) for each in read_entry_records(entry, path.parent)]
     first = entry.history[0]
@@ -97,7 +97,7 @@ def dropped(evidence: CellRecords) -> CellRecords:
 
 
 def foreign(evidence: CellRecords) -> CellRecords:
-    """Replace a sample of the protocol by another."""
+    """Replace a sample of the protocol by another sample."""
     return _with(evidence, [dataclasses.replace(evidence.results[0], sample_id="mine"), *evidence.results[1:]])
 
 
@@ -117,7 +117,7 @@ def other_weights(evidence: CellRecords) -> CellRecords:
 
 
 def other_eps(evidence: CellRecords) -> CellRecords:
-    """Submit the records of a radius as those of one four times as large."""
+    """Submit the records of one radius as those of a radius four times as large."""
     larger = {"1/255": "4/255", "1/85": "4/85"}[evidence.identity["threat"]["eps"]]
     return dataclasses.replace(evidence, identity={**evidence.identity, "threat": {"norm": "Linf", "eps": larger}})
 
@@ -129,7 +129,7 @@ def weaker_attack(evidence: CellRecords) -> CellRecords:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (dropped, "160 samples, and the protocol takes 200"),
         (foreign, "do not have the protocol's samples"),
@@ -138,15 +138,15 @@ def weaker_attack(evidence: CellRecords) -> CellRecords:
         (better, "stored clean predictions differ from the model's"),
     ],
 )
-def test_a_forgery_that_contradicts_this_machine_is_named(
-    change: Callable[[CellRecords], CellRecords], said: str, entry_path: Path, taught_card: Path
+def test_a_forgery_is_named_if_local_weights_or_data_contradict_it(
+    change: Callable[[CellRecords], CellRecords], message: str, entry_path: Path, taught_card: Path
 ) -> None:
     forged(entry_path, change)
-    # The entry is consistent: only weights, images and attack reveal the forgery.
+    # The entry does not contradict itself, so only weights, images and the attack reveal the forgery.
     check_entry(read_entry(entry_path), entry_path.parent)
     found = verified(entry_path, taught_card)
     assert not found.is_confirmed and found.entry.status == "disputed"
-    assert said in found.problems[0] and found.entry.history[-1].facts["problems"] == list(found.problems)
+    assert message in found.problems[0] and found.entry.history[-1].facts["problems"] == list(found.problems)
 
 
 @pytest.mark.parametrize("change", [flipped, other_eps])
@@ -158,20 +158,20 @@ def test_verdicts_that_differ_when_recomputed_are_disputed(
     favourable = [each for each in found.disagreements if each.is_favourable]
     assert not found.is_confirmed and found.entry.status == "disputed" and found.problems == ()
     assert len(favourable) >= 3 and found.entry.history[-1].facts["too high"] == len(favourable)
-    # The findings lower the number in any case.
+    # The findings lower the number, whatever the status.
     assert {each.sample_id for each in favourable} <= {each.sample_id for each in found.entry.counterexamples}
 
 
 @pytest.fixture
 def ranked_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rank the test's entry by its smaller radius, so that the larger one gives no rank."""
+    """Use the smaller radius of the test's entry as the standard radius, so that no rank depends on the larger one."""
     track = dataclasses.replace(TRACKS.load("mini"), attack="pgd-5", standard_eps=Fraction(1, 255))
     load = type(TRACKS).load
     monkeypatch.setattr(type(TRACKS), "load", lambda self, name: track if self is TRACKS else load(self, name))
 
 
 @pytest.mark.usefixtures("ranked_at_one")
-def test_as_many_samples_are_drawn_from_cells_that_give_no_rank(entry_path: Path, taught_card: Path) -> None:
+def test_both_parts_of_an_entry_give_the_same_number_of_samples(entry_path: Path, taught_card: Path) -> None:
     honest = verified(entry_path, taught_card, samples=100)
     bound = pytest.approx(1 - 0.05 ** (1 / 100))
     assert honest.parts == (RecomputedPart("ranked", 100, 0, 0, bound), RecomputedPart("others", 100, 0, 0, bound))
@@ -243,7 +243,7 @@ def test_missing_warnings_are_reported(entry_path: Path) -> None:
     assert missing_warnings([RecomputedSample(_with(stored, warned), n, row) for n, row in enumerate(rows)]) == ()
     (problem,) = missing_warnings(erased)
     assert problem == "the records of 20 samples leave out the warnings unstable-output, zero-gradient"
-    # One of many may be the other machine's rounding.
+    # A single difference may come from rounding on another machine.
     assert missing_warnings([erased[0], *same[1:]] * 10) != ()
     assert missing_warnings([erased[0], *[same[1]] * 199]) == ()
 
@@ -256,7 +256,7 @@ def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda entry: entry["cells"][0]["score"].update(robust=0.99), "other accuracies"),
         (lambda entry: entry["cells"][0]["score"].update(n=199), "rows or columns are not those"),
@@ -272,10 +272,10 @@ def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
         (lambda entry: entry["datasets"].clear() or entry["datasets"].update(shapes=DATASET), "has no class names"),
     ],
 )
-def test_an_edited_entry_is_refused_without_computing(
-    change: Callable[[dict[str, object]], None], said: str, entry_path: Path
+def test_an_edited_entry_is_refused_before_any_attack(
+    change: Callable[[dict[str, object]], None], message: str, entry_path: Path
 ) -> None:
-    with pytest.raises(Unsound, match=said):
+    with pytest.raises(Unsound, match=message):
         check_entry(_edit(entry_path, change), entry_path.parent)
 
 
@@ -284,7 +284,7 @@ DATASET = {"classes": ["a", "b"], "prompts": ["a", "b"], "data": "0" * 64}
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "message"),
     [
         (lambda entry: entry.pop("cells"), "cells: this field is required"),
         (lambda entry: entry.update(more=1), "more: unknown field"),
@@ -297,9 +297,9 @@ DATASET = {"classes": ["a", "b"], "prompts": ["a", "b"], "data": "0" * 64}
     ],
 )
 def test_an_entry_with_invalid_fields_is_refused(
-    change: Callable[[dict[str, object]], None], said: str, entry_path: Path
+    change: Callable[[dict[str, object]], None], message: str, entry_path: Path
 ) -> None:
-    with pytest.raises(UserError, match=r"^the entry .*taught.json: " + said):
+    with pytest.raises(UserError, match=r"^the entry .*taught.json: " + message):
         _edit(entry_path, change)
 
 
@@ -347,7 +347,7 @@ def test_unpublished_weights_are_an_error_that_asks_for_a_card_file(entry_path: 
         verify(read_entry(entry_path), entry_path.parent, date="2026-01-03", resources=ONE)
 
 
-def test_equal_evidence_gives_equal_bytes(entry_path: Path) -> None:
+def test_equal_records_give_equal_bytes(entry_path: Path) -> None:
     entry = read_entry(entry_path)
     evidence = read_entry_records(entry, entry_path.parent)
     again = [make_entry(evidence, entry.card, (), entry.history[0], {})[1] for _ in range(2)]

@@ -1,4 +1,4 @@
-"""Markdown views: generated, compared with the files, and without markup from submissions."""
+"""Markdown tables: generated from the entries, compared with the files, and without markup from submissions."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ def test_text_of_submissions_is_escaped(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("hostile", ["a|b", "a\nb", "\x1b[31m", "‮", "`", "**", "<b>"])
-def test_one_line_of_text_stays_one(hostile: str) -> None:
+def test_no_text_adds_a_line_to_a_table(hostile: str) -> None:
     shown = markdown_text(hostile)
     assert shown.isprintable() and "\n" not in shown
     assert all(f"\\{char}" in shown for char in hostile if char in "|`*<")
@@ -60,9 +60,9 @@ def test_check_reports_differing_tables_until_build_replaces_them(
 ) -> None:
     folder = _fill(tmp_path / "leaderboards")
     (tmp_path / "README.md").write_text(f"# Mine\n{BEGIN.format('mini')}\n{END}\n", encoding="utf-8")
-    picture = folder / "mini" / "examples" / "made-up.png"
-    picture.parent.mkdir()
-    Image.new("RGB", (2, 2)).save(picture)
+    png = folder / "mini" / "examples" / "made-up.png"
+    png.parent.mkdir()
+    Image.new("RGB", (2, 2)).save(png)
     arguments = ["--folder", str(folder)]
     assert run_command(["leaderboard", "check", *arguments]) == 1
     assert capsys.readouterr().out.count("differs: ") == 2

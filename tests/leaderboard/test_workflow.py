@@ -1,4 +1,4 @@
-"""The workflow for submissions: its rights, and its script on real clones."""
+"""The GitHub workflow for submissions: its permissions, and its script, run on real git clones."""
 
 import dataclasses
 import os
@@ -42,7 +42,7 @@ def test_only_the_base_branch_is_installed() -> None:
 
 @pytest.fixture
 def clone(tmp_path: Path) -> Path:
-    """Return a clone with one commit."""
+    """Return a git clone with one commit."""
     _git(tmp_path, "init", "--quiet", "clone")
     folder = tmp_path / "clone"
     (folder / "README.md").write_text("# Here\n", encoding="utf-8")
@@ -62,9 +62,9 @@ def _commit(folder: Path) -> None:
 
 
 def _check(clone: Path, tmp_path: Path, base: str = "") -> tuple[int, str, str]:
-    """Run the script on the changes since `base`, or the first commit, with a `vlmbench` that records its calls.
+    """Run the script on the changes since the commit `base`, by default the first one.
 
-    Returns exit code, output, calls.
+    A replacement of `vlmbench` records its calls. Returns the exit code, the output and the calls.
     """
     tools = tmp_path / "tools"
     tools.mkdir(exist_ok=True)
@@ -83,8 +83,8 @@ def test_changed_entries_are_checked_and_verified(clone: Path, tmp_path: Path, e
     shutil.copytree(entry_path.parent, clone / "leaderboards" / "mini")
     (clone / "leaderboards" / "README.md").write_text("generated", encoding="utf-8")
     _commit(clone)
-    code, said, calls = _check(clone, tmp_path)
-    assert (code, said) == (0, "")
+    code, output, calls = _check(clone, tmp_path)
+    assert (code, output) == (0, "")
     first, second = calls.splitlines()
     assert re.fullmatch(
         r"verify --check --since \S+/old/leaderboards/mini/taught\.json leaderboards/mini/taught\.json", first
@@ -101,15 +101,15 @@ def test_counterexamples_are_read_with_their_entry(clone: Path, tmp_path: Path, 
     base = _git(clone, "rev-parse", "HEAD")
     shutil.copytree(entry_path.parent, clone / "leaderboards" / "mini", dirs_exist_ok=True)
     _commit(clone)
-    code, said, calls = _check(clone, tmp_path, base)
+    code, output, calls = _check(clone, tmp_path, base)
     # The files of earlier disputes are included.
-    assert (code, said) == (0, "") and calls.splitlines()[1::2] == [f"./{name}"] * 2
+    assert (code, output) == (0, "") and calls.splitlines()[1::2] == [f"./{name}"] * 2
     (clone / name).write_bytes(bytes(100_000_001))
     _commit(clone)
     assert "more than 100000000 bytes" in _check(clone, tmp_path, base)[1]
 
 
-def test_changed_records_have_their_entry_checked(clone: Path, tmp_path: Path, entry_path: Path) -> None:
+def test_the_entry_of_changed_records_is_checked(clone: Path, tmp_path: Path, entry_path: Path) -> None:
     shutil.copytree(entry_path.parent, clone / "leaderboards" / "mini")
     (clone / "leaderboards" / "mini" / "records" / "orphan.parquet").write_bytes(b"x")
     _commit(clone)
@@ -140,12 +140,12 @@ def test_a_submission_passes_the_real_checks(clone: Path, tmp_path: Path) -> Non
     assert _real_check(clone) == (0, "")
     write_entry(entry.after(Event(first.date, "verified", "trust me", {})), folder / "clip.json")
     _commit(clone)
-    code, said = _real_check(clone)
-    assert code == 1 and "a submission has the status 'claimed'" in said
+    code, output = _real_check(clone)
+    assert code == 1 and "a submission has the status 'claimed'" in output
 
 
 def _real_check(clone: Path) -> tuple[int, str]:
-    """Run the script with few samples: exit code, and the contradictions."""
+    """Run the script with few samples, and return the exit code and the contradictions."""
     base = _git(clone, "rev-list", "--max-parents=0", "HEAD")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "BASE": base}
     command = ["bash", str(FOLDER / "check_submission.sh"), str(clone), "2"]
@@ -172,8 +172,8 @@ def test_other_files_are_refused(name: str, clone: Path, tmp_path: Path) -> None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text("{}", encoding="utf-8")
     _commit(clone)
-    code, said, calls = _check(clone, tmp_path)
-    assert code == 1 and calls == "" and re.search("and counterexamples only|is no entry", said)
+    code, output, calls = _check(clone, tmp_path)
+    assert code == 1 and calls == "" and re.search("and counterexamples only|is no entry", output)
     assert not list(tmp_path.rglob("evil"))
 
 
@@ -196,5 +196,5 @@ def test_renaming_an_entry_counts_as_a_removal(clone: Path, tmp_path: Path, entr
     base = _git(clone, "rev-parse", "HEAD")
     _git(clone, "mv", "leaderboards/mini/taught.json", "leaderboards/mini/mine.json")
     _commit(clone)
-    code, said, calls = _check(clone, tmp_path, base)
-    assert code == 1 and calls == "" and "leaderboards/mini/taught.json is removed" in said
+    code, output, calls = _check(clone, tmp_path, base)
+    assert code == 1 and calls == "" and "leaderboards/mini/taught.json is removed" in output
