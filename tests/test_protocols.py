@@ -127,7 +127,7 @@ def test_differences_are_said_in_words(capsys: pytest.CaptureFixture[str]) -> No
         "shorter side to 224, bilinear, centre crop of 224",
         "apgd-dlr-10",
         "stanford-cars: 196 of 196 class names",
-        "such as 'AM General Hummer SUV 2000'",
+        "for example 'AM General Hummer SUV 2000'",
         "Audi S4 Sedan",
         "cardigan, crane, maillot",
     ):
