@@ -1,10 +1,11 @@
-"""Our AutoAttack beside the official one (pyautoattack) in one process: first the verdicts, then the times.
+"""Compare our AutoAttack with the official one (pyautoattack): the verdicts first, then the times.
 
     python benchmarks/autoattack.py --eps 2/255 --threads 2 --out autoattack.json
 
-Ours runs in the benchmark's own process, and as `vlmbench run` does it, in one process a core. The data: a CIFAR-10
-network, images by class, and a JSON file beside the weights that lists the images and the stored verdicts. All get the
-same module, images and number of threads, and are timed whole, in turns.
+The script runs our AutoAttack twice: in its own process, and in one process per core as `vlmbench run` does. The data
+are images by class, a CIFAR-10 network, and a JSON file next to the weights with the names of the images and the
+verdicts of the official code. Each implementation gets the same network, images and number of threads, and they are
+timed in turns.
 """
 
 import argparse
@@ -36,7 +37,7 @@ WEIGHTS = "weights/cifar10_cnn_a_adv.safetensors"
 
 
 class Normalised(nn.Module):
-    """The network of the stored verdicts; it normalises inside, so that eps is in pixel scale."""
+    """The network of the stored verdicts. It normalises its input itself, so that eps is in pixel scale."""
 
     def __init__(self, weights: Path) -> None:
         super().__init__()
@@ -54,15 +55,18 @@ class Normalised(nn.Module):
         self.layers.load_state_dict(load_file(weights))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, 10) of images (B, 3, 32, 32) in [0, 1]."""
+        """Return logits, float32 [B, 10], of images, float32 [B, 3, 32, 32] in [0, 1]."""
         return self.layers((images - self.mean) / 0.225)
 
 
 def read_reference(images: Path, weights: Path, eps: str) -> tuple[nn.Module, Batch, Tensor]:
-    """Return the network, the samples, and which of them the stored verdicts of the official code call robust."""
+    """Return the network, the samples, and which of them are robust in the stored verdicts of the official code.
+
+    The robust samples are bool [N].
+    """
     stored = json.loads(weights.with_suffix(".reference.json").read_text())
-    pictures = [np.asarray(Image.open(images / name).convert("RGB")) for name in stored["images"]]
-    pixels = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2).contiguous().float() / 255
+    arrays = [np.asarray(Image.open(images / name).convert("RGB")) for name in stored["images"]]
+    pixels = torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous().float() / 255
     keys = sample_keys(0, "cifar10", stored["images"])
     labels = torch.tensor(stored["labels"])
     batch = Batch(pixels, labels, keys, Threat("Linf", parse_eps(eps)), torch.full_like(labels, 10))
@@ -70,14 +74,17 @@ def read_reference(images: Path, weights: Path, eps: str) -> tuple[nn.Module, Ba
 
 
 def run_ours(model: nn.Module, batch: Batch, batch_size: int) -> Tensor:
-    """Return which samples our standard AutoAttack leaves robust."""
+    """Return which samples are robust against our standard AutoAttack, bool [N]."""
     keep_freed_memory()
     verdict: Verdicts = attack_samples(model, batch, load_attack("autoattack"), batch_size=batch_size)
     return verdict.robust
 
 
 def run_workers(arguments: argparse.Namespace, eps: str) -> Tensor:
-    """Return the same from one process a thread, as the harness runs it; each reads its samples itself."""
+    """Return which samples are robust against our standard AutoAttack in one process per thread, bool [N].
+
+    Each process reads its samples itself, as the processes of `vlmbench run` do.
+    """
     workers = arguments.threads
     task = functools.partial(_share, arguments.images, arguments.weights, eps, arguments.batch_size)
     parts = [(number, workers) for number in range(workers)]
@@ -95,7 +102,7 @@ def _share(images: Path, weights: Path, eps: str, batch_size: int, part: tuple[i
 
 
 def run_official(model: nn.Module, batch: Batch) -> Tensor:
-    """Return which samples the official standard AutoAttack leaves robust, as its own loop reports them."""
+    """Return which samples are robust against the official standard AutoAttack according to its own loop, bool [N]."""
     from pyautoattack import AutoAttack
 
     official = AutoAttack(model, norm="Linf", eps=float(batch.threat.eps), seed=0, version="standard")
@@ -104,17 +111,17 @@ def run_official(model: nn.Module, batch: Batch) -> Tensor:
 
 
 def timed(run: Callable[[], Tensor]) -> tuple[Tensor, dict[str, float]]:
-    """Return what `run` returns, and its wall and processor seconds."""
+    """Return the robust samples that `run` returns, bool [N], and its wall and processor time in seconds."""
     wall, processor = time.perf_counter(), time.process_time()
     result = run()
     return result, {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
 
 
 def compare(arguments: argparse.Namespace, eps: str) -> dict[str, object]:
-    """Check both verdicts at one eps against the stored ones, then time both in turns."""
+    """Compare the verdicts at one eps with the stored ones, and the times with those of the official code."""
     model, batch, stored = read_reference(arguments.images, arguments.weights, eps)
     quick = quick_at_pixels(copy.deepcopy(model))
-    # Ours comes last: from then on the process keeps freed memory, as it does in every run, and that helps both.
+    # Our code runs last, because it makes the process keep freed memory, which would also speed up the official code.
     runs: dict[str, Callable[[], Tensor]] = {
         "official": lambda: run_official(model, batch),
         "ours": lambda: run_ours(quick, batch, arguments.batch_size),
@@ -144,7 +151,7 @@ def _is_right(robust: Tensor, stored: Tensor) -> bool:
 
 
 def main() -> None:
-    """Read the command line, compare at each eps, and fail where our verdicts are wrong."""
+    """Read the command line, compare at each eps, and exit with an error if our verdicts are wrong."""
     parser = report.parser_of(__doc__, threads=2)
     parser.add_argument("--images", type=Path, default=DATA / "real")
     parser.add_argument("--weights", type=Path, default=DATA / WEIGHTS)
@@ -157,7 +164,9 @@ def main() -> None:
     records = [compare(arguments, eps) for eps in arguments.eps]
     report.write({**report.machine(), "comparisons": records}, arguments.out)
     if not all(record["right"] for record in records):
-        raise SystemExit("our verdicts do not match the stored ones: the times mean nothing")
+        raise SystemExit(
+            "our verdicts do not match the stored ones, so the times are not comparable: run tests/attacks first"
+        )
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""Everything that the project needs a GPU for, in one call of under 8 minutes; the most valuable part comes first.
+"""Run all measurements that need a GPU, in one call of less than 8 minutes. The most important part runs first.
 
     python benchmarks/gpu.py --out benchmarks/gpu.json
 
-The parts: tests of every device path, verdicts against the stored CPU records, equal runs, what happens when memory
-runs out, attack throughput beside other implementations, training steps, and a small model end to end. The JSON file is
-written after every part, so an interrupted call keeps what was measured. A part that fails is reported with its error,
-and the next one begins. Nothing is timed before it was checked.
+The parts are the tests of every device path, a comparison of verdicts with the stored CPU records, repeated runs, the
+behaviour without free memory, the attack throughput of several implementations, training steps, and the training and
+evaluation of a small model. The JSON file is written after each part, so an interrupted call keeps the finished parts.
+If a part fails, its error is reported and the next part runs. Each part checks the results before it measures times.
 
-On a CPU the same parts run at a reduced size, so that the script cannot rot; such numbers are not measurements.
-`python benchmarks/gpu.py --wheels DIR` collects the wheels for a GPU machine without a network (docs/scale.md).
+On a CPU the same parts run at a reduced size, as a test of the script. Their times are not measurements. `python
+benchmarks/gpu.py --wheels DIR` downloads the wheels for a GPU machine without a network (docs/scale.md).
 """
 
 import argparse
@@ -24,7 +24,7 @@ from gpu_parts import correctness, memory, throughput, training, wheels
 from gpu_parts.settings import Settings, full_size, reduced_size
 
 SECONDS = 460
-"""Seconds that the whole call may take: under 8 minutes with the imports."""
+"""Seconds that all parts may take together. With the imports the call takes less than 8 minutes."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Part:
 
     name: str
     run: Callable[[Settings, Callable[[Any], None]], Any]
-    """Takes the settings and a function that stores an unfinished result; returns the whole result."""
+    """Function that takes the settings and a function that stores an unfinished result, and returns the result."""
     seconds: float
-    """The part is skipped where fewer seconds are left."""
+    """The part is skipped if fewer seconds are left."""
 
 
 PARTS = (
@@ -50,7 +50,7 @@ PARTS = (
 
 
 def run_parts(names: list[str], settings: Settings, out: Path | None, seconds: float) -> dict[str, Any]:
-    """Run the named parts while there is time, and write what is known after each of them."""
+    """Run the named parts while there is time, and write the results after each part."""
     started = time.monotonic()
     whole: dict[str, Any] = {**report.machine(settings.device), "size": settings.name, "parts": {}}
 
@@ -62,13 +62,13 @@ def run_parts(names: list[str], settings: Settings, out: Path | None, seconds: f
     for part in (part for part in PARTS if part.name in names):
         left = seconds - (time.monotonic() - started)
         if left < part.seconds:
-            store(part.name, {"skipped": f"{left:.0f} s were left, and this part needs {part.seconds:.0f}"})
+            store(part.name, {"skipped": f"{left:.0f} s were left, but this part needs {part.seconds:.0f} s"})
             continue
         print(f"--- {part.name} ({left:.0f} s left)", flush=True)
         began, name = time.monotonic(), part.name
         try:
             found = part.run(settings, lambda unfinished, name=name: store(name, unfinished))
-        except Exception as error:  # one failing part must not lose the others
+        except Exception as error:  # The other parts must still run if one part fails.
             traceback.print_exc()
             found = {**whole["parts"].get(name, {}), "error": f"{type(error).__name__}: {error}"}
         store(name, {**found, "seconds": round(time.monotonic() - began, 1)})
@@ -76,7 +76,7 @@ def run_parts(names: list[str], settings: Settings, out: Path | None, seconds: f
 
 
 def table(whole: Mapping[str, Any]) -> list[str]:
-    """Return the short table that is printed last: a line for each part, and its headline figures."""
+    """Return the short table that is printed last: a line for each part, followed by its main results."""
     lines = [f"{whole['machine']}, torch {whole['torch']}, {whole['date']}, {whole['size']} size, {whole['seconds']} s"]
     for name, found in whole["parts"].items():
         state = "FAILED" if "error" in found else "skipped" if "skipped" in found else "done"
@@ -86,14 +86,19 @@ def table(whole: Mapping[str, Any]) -> list[str]:
 
 
 def main() -> int:
-    """Read the command line, run the parts and print the table; return 1 where a part failed."""
+    """Read the command line, run the parts and print the table; return 1 if a part failed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, help="JSON file of the report; written after every part")
-    parser.add_argument("--part", nargs="+", default=[part.name for part in PARTS], help="run these parts only")
+    parser.add_argument("--out", type=Path, help="JSON file for the report, written after each part")
+    parser.add_argument("--part", nargs="+", default=[part.name for part in PARTS], help="run only these parts")
     parser.add_argument("--device", choices=["cpu", "cuda"], default=report.default_device())
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="time for all parts together")
-    parser.add_argument("--wheels", type=Path, metavar="DIR", help="collect wheels for a machine without a network")
-    parser.add_argument("--python", default="3.12", help="Python version of that machine, for --wheels")
+    parser.add_argument("--seconds", type=float, default=SECONDS, help="time for all parts together, in seconds")
+    parser.add_argument(
+        "--wheels",
+        type=Path,
+        metavar="DIR",
+        help="download wheels for a machine without a network, and do nothing else",
+    )
+    parser.add_argument("--python", default="3.12", help="Python version of the machine that --wheels is for")
     options = parser.parse_args()
     if options.wheels:
         return wheels.collect(options.wheels, options.python)

@@ -1,4 +1,4 @@
-"""What the benchmarks share: their common options, the machine that they ran on, and the report as a file."""
+"""Shared parts of the benchmarks: common options, facts about the machine, and the report file."""
 
 import argparse
 import datetime
@@ -14,20 +14,20 @@ import torch
 
 
 def parser_of(text: str | None, *, threads: int) -> argparse.ArgumentParser:
-    """Return a parser with a benchmark's docstring as its help, and the options that all of them have."""
+    """Return a parser with a benchmark's docstring as its help, and with the options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=text, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--threads", type=int, default=threads)
-    parser.add_argument("--out", type=Path, help="a JSON file for the report")
+    parser.add_argument("--out", type=Path, help="JSON file for the report")
     return parser
 
 
 def default_device() -> str:
-    """Return "cuda" where torch sees a GPU, and "cpu" elsewhere."""
+    """Return "cuda" if torch finds a GPU, else "cpu"."""
     return "cuda" if torch.cuda.is_available() else "cpu"
 
 
 def machine(device: str = "cpu") -> dict[str, Any]:
-    """Return the date, the processor or GPU that worked, its threads, and the versions of what ran on it."""
+    """Return the date, the processor or GPU, the number of threads, and the versions of the software."""
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     found = {
         "date": datetime.date.today().isoformat(),
@@ -58,6 +58,6 @@ def _gpu() -> dict[str, Any]:
 
 
 def write(report: Mapping[str, Any], out: Path | None) -> None:
-    """Write a report where a file is given."""
+    """Write a report if a file is given."""
     if out:
         out.write_text(json.dumps(report, indent=1) + "\n")

@@ -1,10 +1,10 @@
-"""Measure the robustness that a test-time defense keeps: attacked as its paper does, by transfer, and adaptively.
+"""Measure how robust a test-time defense is under three attacks: its paper's, a transfer attack and an adaptive one.
 
-python benchmarks/test_time_defenses.py --model clip --model ttc+clip --samples 24 --attack pgd-20 --out runs
+    python benchmarks/test_time_defenses.py --model clip --model ttc+clip --samples 24 --attack pgd-20 --out runs
 
-Runs what is missing in the folder of records, and prints a Markdown row for each model: clean accuracy, PGD-20 on the
-model without the defense, of which only the last image is tried, the best of all transferred images, and the worst of
-all stages; then passes through image encoders for one answer and for a whole record.
+The script runs the cells that are missing in the folder of records. It prints a Markdown row for each model: clean
+accuracy, robust accuracy at the last image of PGD-20 on the model without the defense, under all transferred images,
+and under all stages. The last two columns are passes through image encoders, for one prediction and for one record.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from robustbench_vlm.engine.shard import load_batch
 from robustbench_vlm.engine.store import cell_folder, read_finished
 from robustbench_vlm.models.precision import arithmetic
 
-_HEADER = ("model", "attack", "n", "clean", "last image of PGD-20", "transfer", "worst", "answer", "record")
+_HEADER = ("model", "attack", "n", "clean", "last image of PGD-20", "transfer", "all stages", "prediction", "record")
 
 
 def records_of(cells: Sequence[Cell], out: Path) -> list[SampleResult]:
@@ -36,7 +36,7 @@ def records_of(cells: Sequence[Cell], out: Path) -> list[SampleResult]:
 
 
 def left_by_last_image(cell: Cell) -> int:
-    """Return how many samples are right when clean, and at the image where PGD-20 on the plain model ends."""
+    """Return how many samples are classified correctly clean and at the last image of PGD-20 on the plain model."""
     batch, _ = load_batch(cell, 0, len(cell), device="cpu")
     classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, "cpu")
     logits = classifier.of_samples(batch.keys)

@@ -1,7 +1,9 @@
-"""Compare a training step with the same recipe on open_clip's image encoder and torchattacks' PGD: passes and time.
+"""Compare our training step with the same recipe on open_clip's image encoder and torchattacks' PGD.
 
-The benchmark checks that both give the same loss before it measures. Needs `pip install --no-deps torchattacks`.
-python benchmarks/training.py --defense tecoa agft --threads 1 --out benchmarks/training.json
+The script compares the numbers of passes and the times. It checks first that both implementations give the same loss.
+It needs `pip install --no-deps torchattacks`.
+
+    python benchmarks/training.py --defense tecoa agft --threads 1 --out benchmarks/training.json
 """
 
 import functools
@@ -33,20 +35,20 @@ EPS = Fraction(6, 255)
 
 
 class Logits(nn.Module):
-    """A model for torchattacks: images to logits, through open_clip's image encoder."""
+    """A model for torchattacks that computes logits with open_clip's image encoder."""
 
     def __init__(self, encoder: nn.Module, text_features: Tensor, scale: float) -> None:
         super().__init__()
         self.encoder, self.text_features, self.scale = encoder, text_features, scale
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, C)."""
+        """Return logits, float32 [B, C], of images, float32 [B, 3, H, W] in [0, 1]."""
         return self.scale * functional.normalize(self.encoder(images), dim=-1) @ self.text_features.T
 
 
 @dataclass(frozen=True)
 class Side:
-    """One implementation of a training step, and the number of passes it has made so far."""
+    """One implementation of a training step, with the number of passes that it has made."""
 
     name: str
     step: Callable[[], float]
@@ -93,7 +95,10 @@ def ours(job: Job, images: Tensor, labels: Tensor) -> Side:
 
 
 def plain(job: Job, images: Tensor, labels: Tensor) -> Side:
-    """Return the recipe as released codes implement it: teacher and texts in every step, torchattacks' PGD."""
+    """Return the recipe as released codes implement it.
+
+    The teacher and the text features are computed in every step, and the attack is torchattacks' PGD.
+    """
     counts: Counter[str] = Counter()
     student = counted(counts, "student", student_of(job, counts))
     optimizer = make_optimizer(student, job.schedule)
@@ -132,7 +137,7 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, object]:
     sides = [ours(job, images, labels), plain(job, images, labels)]
     losses = [side.loss() for side in sides]
     if abs(losses[0] - losses[1]) > 1e-3 * abs(losses[1]):
-        raise SystemExit(f"{name}: the losses differ, nothing is timed: {losses}")
+        raise SystemExit(f"{name}: the losses of the two implementations differ ({losses}), so they are not timed")
     for side in sides:
         side.counts.clear()
     seconds: dict[str, list[float]] = {side.name: [] for side in sides}

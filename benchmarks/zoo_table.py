@@ -1,4 +1,4 @@
-"""Markdown tables of the zoo from entries of a leaderboard, or from documents that `vlmbench run --json` printed.
+"""Print Markdown tables of the model zoo from leaderboard entries, or from the documents of `vlmbench run --json`.
 
 python benchmarks/zoo_table.py leaderboards/mini/*.json
 vlmbench run --model clip --model agft --attack pgd-20 --attack autoattack --eps 5/255 --json > zoo.json
@@ -59,7 +59,7 @@ def markdown(header: list[str], rows: list[list[str]]) -> str:
 
 
 def means(tables: list[Table]) -> str:
-    """Return mean robust accuracy: a row for each model, a column for each attack and eps."""
+    """Return a table of mean robust accuracy with a row for each model and a column for each attack and eps."""
     columns = list(dict.fromkeys((table["attack"], table["eps"]) for table in tables))
     columns.sort(key=lambda column: (column[0], parse_eps(column[1])))
     found = {(table["model"], table["attack"], table["eps"]): table for table in tables}
@@ -75,7 +75,7 @@ def means(tables: list[Table]) -> str:
 
 
 def data_sets(tables: list[Table], attack: str, eps: str) -> str:
-    """Return clean / robust accuracy: a row for each dataset, a column for each model."""
+    """Return a table of clean / robust accuracy with a row for each dataset and a column for each model."""
     chosen = [table for table in tables if (table["attack"], table["eps"]) == (attack, eps)]
     rows = []
     for number, score in enumerate(chosen[0]["scores"]):

@@ -1,1 +1,1 @@
-"""The parts of benchmarks/gpu.py, one module for each subject."""
+"""The parts of benchmarks/gpu.py, with one module for each subject."""

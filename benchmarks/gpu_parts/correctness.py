@@ -1,4 +1,4 @@
-"""Correctness on a device: the tests of its paths, verdicts against the stored CPU records, and equal runs."""
+"""Correctness on a device: tests of its code paths, verdicts compared with stored CPU records, and repeated runs."""
 
 import dataclasses
 import os
@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def run_tests(settings: Settings, store: Callable[[Any], None]) -> dict[str, Any]:
-    """Run the tests marked `cuda` in a process of their own; raise RuntimeError where one fails."""
+    """Run the tests with the marker `cuda` in a separate process; raise RuntimeError if a test fails."""
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *settings.tests, str(ROOT / "tests")]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *filter(None, sys.path)])}
     answer = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=ROOT, check=False)
@@ -42,7 +42,8 @@ def run_tests(settings: Settings, store: Callable[[Any], None]) -> dict[str, Any
 def compare_verdicts(settings: Settings, store: Callable[[Any], None]) -> dict[str, Any]:
     """Attack samples of bundled models on the device in each precision, and compare with the records of their entries.
 
-    The records were made on a CPU in float32. Verdicts are in float32 here in every precision of the attack.
+    The stored records were computed on a CPU in float32. Here, too, the verdicts are computed in float32 whatever the
+    precision of the attack.
     """
     rows: list[dict[str, Any]] = []
     summary: list[str] = []
@@ -62,7 +63,7 @@ def compare_verdicts(settings: Settings, store: Callable[[Any], None]) -> dict[s
                 rows.append(row | differences(cells, found, stored) | {"seconds": round(time.monotonic() - started, 1)})
                 summary.append(
                     f"{model} {attack} {precision}: {rows[-1]['different']} of {rows[-1]['samples']} verdicts differ,"
-                    f" robust {rows[-1]['robust here']} here and {rows[-1]['robust on record']} on record"
+                    f" {rows[-1]['robust here']} samples robust here and {rows[-1]['robust in records']} in the records"
                 )
                 print(summary[-1], flush=True)
                 store({"rows": rows, "summary": summary})
@@ -70,7 +71,7 @@ def compare_verdicts(settings: Settings, store: Callable[[Any], None]) -> dict[s
 
 
 def cells_of(settings: Settings, model: str, attack: str) -> tuple[Cell, ...]:
-    """Return the cells of a model under an attack at 5/255: the first samples of the stored ones."""
+    """Return the cells of a model under an attack at 5/255, with the first samples of the stored cells."""
     resources = Resources(device=settings.device, workers=1, batch_size=256)
     request = Request(
         models=(model,), attacks=(attack,), protocol="mini", samples=settings.samples, resources=resources
@@ -79,7 +80,7 @@ def cells_of(settings: Settings, model: str, attack: str) -> tuple[Cell, ...]:
 
 
 def attacked(cells: Sequence[Cell], precision: str, settings: Settings) -> list[list[SampleResult]]:
-    """Return the records of cells whose image encoder is attacked in a precision and judged in float32."""
+    """Return the records of cells. Images are attacked in the given precision and classified in float32."""
     resources = Resources(device=settings.device, workers=1, batch_size=256)
     changed = [
         dataclasses.replace(cell, protocol=dataclasses.replace(cell.protocol, precision=precision)) for cell in cells
@@ -93,14 +94,14 @@ def differences(
     found: Sequence[Sequence[SampleResult]],
     stored: Mapping[tuple[str, str], Mapping[str, SampleResult]],
 ) -> dict[str, Any]:
-    """Count the samples whose verdict (wrong when clean, broken or robust) is another one on record."""
+    """Count the samples whose verdict (wrong when clean, broken or robust) differs from the stored one."""
     pairs = [
         (row, stored[cell.attack.name, cell.dataset.name][row.sample_id])
         for cell, rows in zip(cells, found, strict=True)
         for row in rows
     ]
     other = [
-        {"sample": here.sample_id, "here": here.broken_by, "on record": there.broken_by, "margin": here.margin}
+        {"sample": here.sample_id, "here": here.broken_by, "in records": there.broken_by, "margin": here.margin}
         for here, there in pairs
         if verdict(here) != verdict(there)
     ]
@@ -108,18 +109,18 @@ def differences(
         "samples": len(pairs),
         "different": len(other),
         "robust here": sum(verdict(here) == "robust" for here, _ in pairs),
-        "robust on record": sum(verdict(there) == "robust" for _, there in pairs),
+        "robust in records": sum(verdict(there) == "robust" for _, there in pairs),
         "which": other[:20],
     }
 
 
 def verdict(row: SampleResult) -> str:
-    """Return "clean" for a sample that is wrong without an attack, else "robust" or "broken"."""
+    """Return "clean" for a sample that is misclassified without an attack, else "robust" or "broken"."""
     return CLEAN if row.broken_by == CLEAN else "robust" if row.broken_by == "" else "broken"
 
 
 def repeat_runs(settings: Settings, store: Callable[[Any], None]) -> dict[str, Any]:
-    """Run the first attack on the first model twice, and count records that differ in any bit."""
+    """Run the first attack on the first model twice, and count the records that differ in any bit."""
     cells = cells_of(settings, settings.models[0], settings.attacks[0])
     first, second = (attacked(cells, "float32", settings) for _ in range(2))
     pairs = [pair for rows in zip(first, second, strict=True) for pair in zip(*rows, strict=True)]
@@ -132,7 +133,7 @@ def repeat_runs(settings: Settings, store: Callable[[Any], None]) -> dict[str, A
 
 
 def _two_workers(settings: Settings, cells: Sequence[Cell], first: Sequence[Sequence[SampleResult]]) -> int:
-    """Return how many verdicts differ when two workers share the device."""
+    """Return the number of verdicts that differ if two workers share the device."""
     from robustbench_vlm import evaluate
 
     with tempfile.TemporaryDirectory() as folder:

@@ -1,4 +1,4 @@
-"""What happens when the memory of a device runs out: the batch halves, and the verdicts stay."""
+"""Behaviour without free memory on a device: the batch size is halved, and the verdicts stay the same."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,16 +14,16 @@ from robustbench_vlm.engine.resources import with_fitting_batch_size
 
 
 class OutOfMemoryAbove(nn.Module):
-    """A classifier that raises torch's own error for more than `limit` images: for devices without a memory limit."""
+    """A classifier that raises torch's own error for more than `limit` images, for devices without a memory limit."""
 
     def __init__(self, classifier: nn.Module, limit: int) -> None:
         super().__init__()
         self.classifier, self.limit = classifier, limit
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, C)."""
+        """Return logits, float32 [B, C], of images, float32 [B, 3, H, W] in [0, 1]."""
         if len(images) > self.limit:
-            raise torch.OutOfMemoryError(f"out of memory: {len(images)} images, and {self.limit} fit")
+            raise torch.OutOfMemoryError(f"out of memory: {len(images)} images, but only {self.limit} fit")
         logits: Tensor = self.classifier(images)
         return logits
 
@@ -31,7 +31,8 @@ class OutOfMemoryAbove(nn.Module):
 def run_out_of_memory(settings: Settings, store: Callable[[Any], None]) -> dict[str, Any]:
     """Attack with less memory than the batch needs, and compare the verdicts with those of a small batch.
 
-    On a GPU the allocator's limit is set to a quarter of what the batch took; on a CPU the network raises the error.
+    On a GPU, the allocator's limit is set to a quarter of the memory that the batch took. On a CPU, the network raises
+    the error.
     """
     model = network_of(settings.networks[0], settings.device)
     classifier = model.classifier([f"a photo of a {number}." for number in range(CLASSES)]).to(settings.device)
@@ -57,6 +58,8 @@ def run_out_of_memory(settings: Settings, store: Callable[[Any], None]) -> dict[
             torch.cuda.set_per_process_memory_fraction(1.0)
     different = int((robust != small).sum())
     if fitted >= size or different:
-        raise RuntimeError(f"batch size {fitted} of {size} fitted, and {different} verdicts differ")
+        raise RuntimeError(
+            f"batch size {size} became {fitted} (expected: smaller), and {different} verdicts differ (expected: 0)"
+        )
     summary = [f"batch size {size} became {fitted}, and no verdict of {len(robust)} differs"]
     return {"asked": size, "fitted": fitted, "different": different, "summary": summary}

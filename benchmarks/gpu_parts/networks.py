@@ -1,4 +1,4 @@
-"""Networks at random initialisation on noise images, whose labels are the network's own answers."""
+"""Networks with random weights, and noise images that have the network's own predictions as labels."""
 
 import time
 from collections.abc import Callable
@@ -26,14 +26,14 @@ CLASSES = 10
 
 
 def network_of(name: str, device: str) -> Model:
-    """Return a CLIP at random initialisation; "tiny" is small enough for a CPU."""
+    """Return a CLIP with random weights; "tiny" is small enough for a CPU."""
     architecture = TINY if name == "tiny" else load_architecture(f"open_clip:{name}")
     torch.manual_seed(0)
     return Model(name, "", architecture.build().eval().requires_grad_(False).to(device), architecture)
 
 
 def samples_of(model: Model, classifier: nn.Module, count: int, eps: str, device: str) -> Batch:
-    """Return noise with the classifier's own answers as labels, so that every sample has to be attacked."""
+    """Return noise images that have the classifier's own predictions as labels, so that every sample is attacked."""
     size = model.architecture.image_size
     images = torch.rand(count, 3, size, size, generator=torch.Generator().manual_seed(0)).to(device)
     with torch.no_grad():
@@ -43,7 +43,7 @@ def samples_of(model: Model, classifier: nn.Module, count: int, eps: str, device
 
 
 def timed(work: Callable[[], Any], device: str) -> tuple[Any, float]:
-    """Return what `work` returns and the seconds that it took, the device's own work included."""
+    """Return the result of `work` and the seconds that it took, including the work of the device."""
     if device == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()

@@ -1,31 +1,32 @@
-"""Sizes of the parts: the full ones of a GPU, and reduced ones with which a CPU tries every line in two minutes."""
+"""Sizes of the parts: full sizes for a GPU, and reduced sizes that run every line on a CPU within two minutes."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Settings:
-    """How large each part is."""
+    """Sizes of all parts."""
 
     name: str
     device: str
     tests: tuple[str, ...]
-    """Arguments of pytest that choose the tests."""
+    """Arguments of pytest that select the tests."""
     models: tuple[str, ...]
     """Models of the embedded track whose stored records are compared."""
     attacks: tuple[str, ...]
     samples: int
-    """Samples of each of the thirteen datasets."""
+    """Number of samples of each of the thirteen datasets."""
     precisions: tuple[str, ...]
     networks: tuple[str, ...]
-    """Architectures at random initialisation whose attacks are timed; "tiny" is for CPUs."""
+    """Architectures whose attacks are timed, with random weights; "tiny" is for CPUs."""
     images: int
     batch_sizes: tuple[int, ...]
     throughput_attacks: tuple[str, ...]
     eps: str
-    """Radius at which some samples of a random network fall."""
+    """Radius at which an attack breaks some but not all samples of a network with random weights."""
     matmul: int
-    """Rows of the matrices whose product is the ceiling."""
+    """Number of rows of two square matrices. The speed of their product is the ceiling that attacks are compared
+    with."""
     rounds: int
     training_batch: int
     training_network: str
@@ -33,7 +34,7 @@ class Settings:
 
 
 def full_size() -> Settings:
-    """Return the sizes for a GPU; throughput adapts its batch sizes to the memory that is there."""
+    """Return the sizes for a GPU. Batch sizes that do not fit the memory are skipped."""
     return Settings(
         name="full",
         device="cuda",
@@ -56,7 +57,7 @@ def full_size() -> Settings:
 
 
 def reduced_size() -> Settings:
-    """Return the sizes for a trial on a CPU."""
+    """Return the sizes for a test on a CPU."""
     return Settings(
         name="reduced",
         device="cpu",

@@ -1,7 +1,8 @@
-"""Attack throughput beside torchattacks and the official AutoAttack, in one process and at equal verdicts.
+"""Attack throughput of our code, torchattacks and the official AutoAttack in one process.
 
-Every implementation gets the same network, images and labels. Checks come first: the image encoder against open_clip's
-own, and that ours leaves no more samples robust than the others do. Passes count a gradient as two.
+All implementations get the same network, images and labels. The script first checks that our image encoder gives the
+embeddings of open_clip's, and that no other attack breaks more samples than ours. A pass with a gradient counts as two
+passes.
 """
 
 import importlib.util
@@ -24,15 +25,16 @@ from robustbench_vlm.models.classifier import Model, ZeroShotClassifier
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic
 
 LESS_ROBUST = 0.02
-"""Ours may leave this share of the samples more robust than the others: they start at other random points."""
+"""Largest share of the samples that may be robust under our attack and not under another, because the attacks start at
+different random points."""
 KERNELS = 10
-"""Kernels that the profile lists."""
+"""Number of kernels that the profile lists."""
 
 Implementation = Callable[[nn.Module, Batch], Tensor]
 
 
 class Counted(nn.Module):
-    """A classifier that counts the images that pass it without and with a gradient."""
+    """A classifier that counts the images that pass through it without and with a gradient."""
 
     def __init__(self, classifier: nn.Module) -> None:
         super().__init__()
@@ -40,14 +42,14 @@ class Counted(nn.Module):
         self.passed: Counter[str] = Counter()
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (B, C)."""
+        """Return logits, float32 [B, C], of images, float32 [B, 3, H, W] in [0, 1]."""
         logits: Tensor = self.classifier(images)
         self.passed["gradient" if logits.requires_grad else "forward"] += len(images)
         return logits
 
 
 def measure(settings: Settings, store: Callable[[Any], None]) -> dict[str, Any]:
-    """Check and time all attacks on each network in every precision, the first batch size first."""
+    """Check and time all attacks on each network in each precision, with the first batch size."""
     found: dict[str, Any] = {"ceilings": {}, "networks": {}, "summary": []}
     for precision in settings.precisions:
         if settings.device in PRECISIONS[precision].devices:
@@ -68,7 +70,7 @@ def measure(settings: Settings, store: Callable[[Any], None]) -> dict[str, Any]:
                     work = sum(count * rows["flops"][kind] for kind, count in row["passed"].items())
                     row["share of the ceiling"] = work / row["seconds"] / ceiling
                     found["summary"].append(
-                        f"{name} {attack} {precision} {who}: {row['passes a second']:.0f} passes a second,"
+                        f"{name} {attack} {precision} {who}: {row['passes a second']:.0f} passes per second,"
                         f" {row['share of the ceiling']:.0%} of the ceiling, {row['robust']:.0%} robust"
                     )
                     print(found["summary"][-1], flush=True)
@@ -83,7 +85,7 @@ def measure(settings: Settings, store: Callable[[Any], None]) -> dict[str, Any]:
 def compare(
     attack: str, precision: str, exact: ZeroShotClassifier, batch: Batch, settings: Settings
 ) -> dict[str, dict[str, Any]]:
-    """Return what each implementation cost; raise RuntimeError where ours is the weaker one in float32."""
+    """Return the time and memory of each implementation; raise RuntimeError if our attack is weaker in float32."""
     attacked = exact.in_precision(precision)
     judge = None if precision == "float32" else exact.in_precision("float32")
     size = settings.batch_sizes[0]
@@ -95,14 +97,15 @@ def compare(
         rows = {who: timed_run(run, attacked, batch, settings) for who, run in {"ours": ours, **others(attack)}.items()}
     for who, row in rows.items():
         if precision == "float32" and rows["ours"]["robust"] > row["robust"] + LESS_ROBUST:
-            raise RuntimeError(f"ours leaves more samples robust under {attack} than {who}: the times mean nothing")
+            raise RuntimeError(f"our {attack} leaves more samples robust than {who}, so the times are not comparable")
     return rows
 
 
 def others(attack: str) -> dict[str, Implementation]:
-    """Return the other implementations of an attack, by name: torchattacks' PGD or the official code's stage.
+    """Return the other implementations of an attack: torchattacks' PGD, or the stage of the official AutoAttack.
 
-    Empty for PGD where torchattacks is not installed: it pins an old requests, so it is an optional package.
+    For PGD the result is empty if torchattacks is not installed. That package is optional, because it requires an old
+    version of requests.
     """
     from pyautoattack import AutoAttack
 
@@ -126,13 +129,13 @@ def others(attack: str) -> dict[str, Implementation]:
 
 
 def still_right(classifier: nn.Module, images: Tensor, labels: Tensor) -> Tensor:
-    """Return which images (B,), bool, are classified as their labels say."""
+    """Return which images are classified as their labels, bool [B]. The images are float32 [B, 3, H, W] in [0, 1]."""
     with torch.no_grad():
         return (classifier(images).argmax(dim=1) == labels).cpu()
 
 
 def timed_run(run: Implementation, classifier: nn.Module, batch: Batch, settings: Settings) -> dict[str, Any]:
-    """Return the share of robust samples, and what the best of several runs cost."""
+    """Return the share of robust samples, and the time and memory of the fastest of several runs."""
     counted = Counted(classifier)
     counted(batch.images.clone().requires_grad_()).sum().backward()
     if settings.device == "cuda":
@@ -154,7 +157,7 @@ def timed_run(run: Implementation, classifier: nn.Module, batch: Batch, settings
 
 
 def over_batch_sizes(model: Model, exact: ZeroShotClassifier, settings: Settings) -> dict[str, Any]:
-    """Return passes a second and peak memory of the first attack at every batch size that fits."""
+    """Return passes per second and peak memory of the first attack at each batch size that fits."""
     rows: dict[str, Any] = {}
     attack = load_attack(settings.throughput_attacks[0])
     for size in settings.batch_sizes:
@@ -177,7 +180,7 @@ def over_batch_sizes(model: Model, exact: ZeroShotClassifier, settings: Settings
 
 
 def profile(classifier: nn.Module, batch: Batch, settings: Settings) -> dict[str, Any]:
-    """Return the kernels that take the most time in one run of the first attack, and the share without any kernel."""
+    """Return the kernels that take the most time in one run of the first attack, and the share of idle time."""
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as record
 
@@ -195,7 +198,7 @@ def profile(classifier: nn.Module, batch: Batch, settings: Settings) -> dict[str
 
 
 def flops_of(classifier: nn.Module, images: Tensor) -> dict[str, int]:
-    """Return the floating-point operations of the products in one image's pass, without and with a gradient."""
+    """Return the floating-point operations of the matrix products in one image's pass, without and with a gradient."""
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         classifier(images)
     with FlopCounterMode(display=False) as gradient:
@@ -205,7 +208,7 @@ def flops_of(classifier: nn.Module, images: Tensor) -> dict[str, int]:
 
 
 def ceiling_of(precision: str, settings: Settings) -> float:
-    """Return the floating-point operations a second of a large product of two matrices."""
+    """Return the floating-point operations per second of a product of two large matrices."""
     size, kind = settings.matmul, PRECISIONS[precision].autocast or torch.float32
     first, second = (torch.randn(size, size, device=settings.device, dtype=kind) for _ in range(2))
     with arithmetic(precision):
@@ -214,10 +217,12 @@ def ceiling_of(precision: str, settings: Settings) -> float:
 
 
 def check_encoder(model: Model, classifier: ZeroShotClassifier, images: Tensor) -> None:
-    """Raise RuntimeError where our image encoder does not give open_clip's embeddings."""
+    """Raise RuntimeError if our image encoder does not give open_clip's embeddings."""
     mean, std = classifier.encoder.mean, classifier.encoder.std
     with torch.no_grad(), arithmetic():
         theirs = functional.normalize(model.network.encode_image((images - mean) / std), dim=-1)
         difference = (classifier.image_features(images) - theirs).abs().max().item()
     if difference > 1e-4:
-        raise RuntimeError(f"{model.name}: our image encoder and open_clip's differ by {difference}: nothing is timed")
+        raise RuntimeError(
+            f"{model.name}: our image encoder and open_clip's differ by {difference}, so they are not timed"
+        )

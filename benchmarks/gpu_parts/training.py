@@ -1,4 +1,4 @@
-"""Training on a device: steps of AGFT and TeCoA on a large network, and a small model from drawing to its score."""
+"""Training on a device: steps of AGFT and TeCoA on a large network, and a small model from training to its score."""
 
 import dataclasses
 import math
@@ -28,7 +28,10 @@ CLASSES = 100
 
 
 def time_steps(settings: Settings, store: Callable[[Any], None]) -> dict[str, Any]:
-    """Time training steps of AGFT and TeCoA on noise images, in float32 and bfloat16; a loss must be finite."""
+    """Time training steps of AGFT and TeCoA on noise images, in float32 and bfloat16.
+
+    Raises RuntimeError if a loss is not finite.
+    """
     rows: list[dict[str, Any]] = []
     summary: list[str] = []
     for defense in ("agft", "tecoa"):
@@ -36,20 +39,24 @@ def time_steps(settings: Settings, store: Callable[[Any], None]) -> dict[str, An
             job, step = _step(defense, precision, settings)
             loss = step()
             if not math.isfinite(loss):
-                raise RuntimeError(f"the loss of {defense} in {precision} is {loss}: nothing is timed")
+                raise RuntimeError(
+                    f"the loss of {defense} in {precision} is {loss}, expected a finite number: the step is not timed"
+                )
             seconds = min(timed(step, settings.device)[1] for _ in range(settings.rounds))
             rate = job.schedule.batch_size / seconds
             rows.append(
                 {"defense": defense, "precision": precision, "seconds a step": seconds, "images a second": rate}
             )
-            summary.append(f"{defense} {precision}: {rate:.0f} images a second at batch {job.schedule.batch_size}")
+            summary.append(
+                f"{defense} {precision}: {rate:.0f} images per second at batch size {job.schedule.batch_size}"
+            )
             print(summary[-1], flush=True)
             store({"rows": rows, "summary": summary})
     return {"rows": rows, "summary": summary}
 
 
 def _step(defense: str, precision: str, settings: Settings) -> tuple[Job, Callable[[], float]]:
-    """Return a job and a function that takes one training step of it on noise and returns the loss."""
+    """Return a job, and a function that takes one training step of it on noise images and returns the loss."""
     count, device = settings.training_batch, settings.device
     base = make_job(
         TrainingRequest(
@@ -81,7 +88,7 @@ def _step(defense: str, precision: str, settings: Settings) -> tuple[Job, Callab
 
 
 def train_end_to_end(settings: Settings, store: Callable[[Any], None]) -> dict[str, Any]:
-    """Train AGFT on the embedded track for some steps, resume it once, and evaluate the card that comes out."""
+    """Train AGFT on the embedded track for some steps, and evaluate the model."""
     request = TrainingRequest(
         "agft",
         "mini",

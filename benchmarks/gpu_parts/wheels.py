@@ -1,4 +1,4 @@
-"""Wheels for a GPU machine without a network: everything that the package and its GPU tests import, except torch."""
+"""Wheels for a GPU machine without a network: all packages that this package and its GPU tests import, except torch."""
 
 import re
 import subprocess
@@ -10,12 +10,12 @@ ROOTS = ("robustbench_vlm", "torchattacks", "pytest", "hypothesis", "transformer
 THERE = re.compile(
     r"torch$|torchvision$|triton|nvidia-|cuda-|jax|ray$|mkdocs|playwright|mypy|ruff|pandas-stubs|types-|build$"
 )
-"""Packages that a GPU machine has (torch and its CUDA packages), or that no GPU test needs."""
+"""Packages that a GPU machine already has (torch and its CUDA packages), or that no GPU test needs."""
 PLATFORMS = ("manylinux_2_28_x86_64", "manylinux_2_27_x86_64", "manylinux_2_17_x86_64", "manylinux2014_x86_64")
 
 
 def needed(roots: tuple[str, ...] = ROOTS) -> dict[str, str]:
-    """Return names and versions of all packages that the roots need here, without those that a GPU machine has.
+    """Return the names and versions of all packages that the roots need, without those that a GPU machine has.
 
     The version is "" for a package that is not installed here.
     """
@@ -28,18 +28,19 @@ def needed(roots: tuple[str, ...] = ROOTS) -> dict[str, str]:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
-            # Not installed here, as torchattacks usually: the newest release is taken, without what it needs.
+            # torchattacks is usually not installed here. The newest release is taken, without its requirements.
             found[name] = ""
             continue
         for requirement in requires(name) or []:
-            # Requirements of extras are not needed; other markers are taken as true, which costs a wheel at most.
+            # Requirements of extras are not needed. Other markers are taken as true, which can only download too many
+            # wheels.
             if "extra ==" not in requirement:
                 queue.append(re.match(r"[A-Za-z0-9._-]+", requirement)[0])  # type: ignore[index]
     return {name: found[name] for name in sorted(found) if name != "robustbench-vlm"}
 
 
 def collect(folder: Path, python: str) -> int:
-    """Download the wheels into a folder for a Python version on Linux x86-64; return 1 where one was not found."""
+    """Download the wheels for a Python version on Linux x86-64 into a folder; return 1 if a wheel was not found."""
     failed = []
     for name, release in needed().items():
         platforms = [part for platform in (*PLATFORMS, "any") for part in ("--platform", platform)]
@@ -50,6 +51,7 @@ def collect(folder: Path, python: str) -> int:
             failed.append(wanted)
     print(f"{len(list(folder.glob('*.whl')))} wheels in {folder}")
     if failed:
-        print(f"no wheel for Python {python}: {', '.join(failed)}; install these on the GPU machine by other means")
-    print(f"there: python -m pip install --no-index --no-deps --target site {folder}/*.whl; export PYTHONPATH=site:.")
+        print(f"no wheel for Python {python}: {', '.join(failed)}; install these on the GPU machine from their sources")
+    print("on the GPU machine, run:")
+    print(f"python -m pip install --no-index --no-deps --target site {folder}/*.whl; export PYTHONPATH=site:.")
     return int(bool(failed))

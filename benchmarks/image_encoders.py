@@ -1,6 +1,6 @@
-"""Throughput of candidate image towers for the embedded track: passes a second on this machine.
+"""Measure the throughput of candidate image encoders for the embedded track, in passes per second.
 
-python benchmarks/towers.py --threads 1 --out towers.json
+python benchmarks/image_encoders.py --threads 1 --out image_encoders.json
 """
 
 import argparse
@@ -14,7 +14,7 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-TOWERS = {
+ENCODERS = {
     "ViT patch 8, width 64, 4 layers": {"layers": 4, "width": 64, "head_width": 32, "patch_size": 8},
     "ViT patch 4, width 64, 4 layers": {"layers": 4, "width": 64, "head_width": 32, "patch_size": 4},
     "ResNet width 8": {"layers": [1, 1, 1, 1], "width": 8, "head_width": 64},
@@ -34,14 +34,14 @@ def passes_per_second(step: Callable[[], object], batch: int, seconds: float = 2
     return count / (time.perf_counter() - started)
 
 
-def measure(tower: nn.Module, images: Tensor) -> dict[str, float]:
+def measure(encoder: nn.Module, images: Tensor) -> dict[str, float]:
     def forward() -> None:
         with torch.no_grad():
-            tower(images)
+            encoder(images)
 
     def backward() -> None:
         pixels = images.detach().requires_grad_()
-        torch.autograd.grad(tower(pixels).sum(), pixels)
+        torch.autograd.grad(encoder(pixels).sum(), pixels)
 
     return {
         "forward": round(passes_per_second(forward, len(images))),
@@ -56,21 +56,25 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    report: dict[str, object] = {"machine": platform.processor() or platform.machine(), **vars(options), "towers": {}}
+    report: dict[str, object] = {
+        "machine": platform.processor() or platform.machine(),
+        **vars(options),
+        "image encoders": {},
+    }
     report.pop("out")
     rows = {}
-    for name, config in TOWERS.items():
+    for name, config in ENCODERS.items():
         network = open_clip.CLIP(embed_dim=64, vision_cfg={"image_size": 32, **config}, text_cfg=TEXT)
-        tower = network.visual.eval().requires_grad_(False)
+        encoder = network.visual.eval().requires_grad_(False)
         images = torch.rand(options.batch, 3, 32, 32)
-        plain = measure(tower, images)
+        plain = measure(encoder, images)
         order = torch.channels_last
-        last = measure(tower.to(memory_format=order), images.to(memory_format=order))
-        parameters = sum(parameter.numel() for parameter in tower.parameters())
+        last = measure(encoder.to(memory_format=order), images.to(memory_format=order))
+        parameters = sum(parameter.numel() for parameter in encoder.parameters())
         rows[name] = {"parameters": parameters, "contiguous": plain, "channels last": last}
         print(f"{name:34s} {parameters / 1e6:5.2f} M  contiguous {plain}  channels last {last}")
     if options.out:
-        options.out.write_text(json.dumps({**report, "towers": rows}, indent=2) + "\n")
+        options.out.write_text(json.dumps({**report, "image encoders": rows}, indent=2) + "\n")
 
 
 if __name__ == "__main__":
