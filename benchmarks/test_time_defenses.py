@@ -31,6 +31,7 @@ _HEADER = ("model", "attack", "n", "clean", "last image of PGD-20", "transfer", 
 
 
 def records_of(cells: Sequence[Cell], out: Path) -> list[SampleResult]:
+    """Return the records of finished cells below the folder `out`."""
     found = [read_finished(cell_folder(out, cell), cell) for cell in cells]
     return [row for each in found for piece in each.pieces for row in piece.results]
 
@@ -47,11 +48,13 @@ def left_by_last_image(cell: Cell) -> int:
 
 
 def percent(count: int, n: int) -> str:
+    """Return `count` of `n` samples in % with the 95 % Wilson interval."""
     low, high = wilson(count, n)
     return f"{100 * count / n:.1f} ({100 * low:.1f}-{100 * high:.1f})"
 
 
 def row_of(cells: Sequence[Cell], out: Path) -> list[str]:
+    """Return the table row of one model."""
     records = records_of(cells, out)
     n, first = len(records), cells[0]
     with arithmetic():
@@ -75,6 +78,7 @@ def row_of(cells: Sequence[Cell], out: Path) -> list[str]:
 
 
 def main() -> None:
+    """Read the command line, run the missing cells, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", action="append", required=True)
     parser.add_argument("--attack", default="pgd-20")

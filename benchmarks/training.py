@@ -57,11 +57,13 @@ class Side:
 
 
 def counted(counts: Counter[str], what: str, module: nn.Module) -> nn.Module:
+    """Return the module after it was changed to count its forward passes under the name `what`."""
     module.register_forward_hook(lambda *arguments: counts.update([what]))
     return module
 
 
 def student_of(job: Job, counts: Counter[str]) -> ImageEncoder:
+    """Return a new student that counts the gradients of its weights."""
     student = make_student(job)
     weight = next(student.parameters())
     weight.register_post_accumulate_grad_hook(lambda parameter: counts.update(["gradients of the weights"]))
@@ -69,11 +71,13 @@ def student_of(job: Job, counts: Counter[str]) -> ImageEncoder:
 
 
 def texts_of(job: Job, counts: Counter[str]) -> Tensor:
+    """Return the unit text features of all classes, float32 [C, D], and count the call."""
     counts.update(["embeddings of the texts"])
     return job.model.text_features(job.dataset.prompts)
 
 
 def ours(job: Job, images: Tensor, labels: Tensor) -> Side:
+    """Return our training step on images, float32 [B, 3, H, W] in [0, 1], and labels, int64 [B]."""
     counts: Counter[str] = Counter()
     student, processes = student_of(job, counts), Processes("cpu")
     optimizer = make_optimizer(student, job.schedule)
@@ -97,7 +101,8 @@ def ours(job: Job, images: Tensor, labels: Tensor) -> Side:
 def plain(job: Job, images: Tensor, labels: Tensor) -> Side:
     """Return the recipe as released codes implement it.
 
-    The teacher and the text features are computed in every step, and the attack is torchattacks' PGD.
+    The teacher and the text features are computed in every step, and the attack is torchattacks' PGD. The arguments
+    are those of `ours`.
     """
     counts: Counter[str] = Counter()
     student = counted(counts, "student", student_of(job, counts))
@@ -132,6 +137,7 @@ def plain(job: Job, images: Tensor, labels: Tensor) -> Side:
 
 
 def measure(name: str, batch: int, rounds: int) -> dict[str, object]:
+    """Return the passes and times of both implementations of a defense's training step."""
     job = make_job(TrainingRequest(name, "mini", eps=EPS, num_images=batch, settings={"batch_size": batch, "lr": 1e-6}))
     images, labels = job.images.read(range(batch)).float() / 255, job.images.labels
     sides = [ours(job, images, labels), plain(job, images, labels)]
@@ -159,6 +165,7 @@ def measure(name: str, batch: int, rounds: int) -> dict[str, object]:
 
 
 def main() -> None:
+    """Read the command line, measure each defense, and print the report."""
     parser = report.parser_of(__doc__, threads=1)
     parser.add_argument("--defense", nargs="+", default=["tecoa", "agft"], choices=["tecoa", "agft"])
     parser.add_argument("--batch", type=int, default=128)

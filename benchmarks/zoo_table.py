@@ -19,6 +19,7 @@ Table = dict[str, Any]
 
 
 def tables_of(paths: Iterable[Path]) -> list[Table]:
+    """Return the tables of all documents: one for each model, attack and eps."""
     documents = [json.loads(path.read_text()) for path in paths]
     return [table for document in documents for table in _tables(document)]
 
@@ -48,12 +49,14 @@ def _mean(scores: list[dict[str, Any]]) -> dict[str, Any]:
 
 
 def percent(share: float, interval: tuple[float, float] | None = None) -> str:
+    """Return a share in %, with its interval if one is given."""
     if interval is None:
         return f"{100 * share:.1f}"
     return f"{100 * share:.1f} ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
+    """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
@@ -86,6 +89,7 @@ def data_sets(tables: list[Table], attack: str, eps: str) -> str:
 
 
 def main() -> None:
+    """Read the command line and print both tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("documents", nargs="+", type=Path)
     parser.add_argument("--attack", default="autoattack")

@@ -152,7 +152,7 @@ def test_the_keyboard_reaches_the_content_and_sorts_with_a_visible_focus(open_pa
     page = open_page("mini/index.html")
     focus = page.locator(":focus")
     page.keyboard.press("Tab")
-    assert focus.inner_text() == "To the content" and focus.bounding_box()["y"] >= 0
+    assert focus.inner_text() == "Skip to the content" and focus.bounding_box()["y"] >= 0
     page.keyboard.press("Enter")
     assert page.evaluate("document.activeElement.id") == "main"
     for _ in range(30):

@@ -127,7 +127,7 @@ def test_only_the_table_of_the_readme_may_change(clone: Path, tmp_path: Path) ->
 
 
 def test_a_submission_passes_the_real_checks(clone: Path, tmp_path: Path) -> None:
-    """Submit the bundled `clip` as before its verification; then with a status of its own choice."""
+    """Submit the bundled entry `clip` as it was before its verification, then with a status that it does not have."""
     source = FOLDER.parent / "leaderboards" / "mini"
     folder = clone / "leaderboards" / "mini"
     (folder / "records").mkdir(parents=True)

@@ -3,7 +3,7 @@
   const root = document.documentElement;
   const kept = {
     read() { try { return localStorage.getItem("scheme"); } catch { return null; } },
-    write(scheme) { try { localStorage.setItem("scheme", scheme); } catch { /* not allowed here: for this page only */ } },
+    write(scheme) { try { localStorage.setItem("scheme", scheme); } catch { /* storage is not allowed: the choice holds for this page only */ } },
   };
   const chosen = kept.read();
   if (chosen === "light" || chosen === "dark") root.dataset.scheme = chosen;
