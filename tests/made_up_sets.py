@@ -1,6 +1,7 @@
-"""Small made-up copies of the published datasets, in exactly the layout and formats of their files.
+"""Write small made-up copies of the published datasets with the layout and formats of the real ones.
 
-Three classes, two images each, noise of a colour of the class; the lists name all classes, as the true ones do.
+A copy has two images of each of three classes. The images are noise in a colour of their class. As in the real
+datasets, the list files have all classes.
 """
 
 import io
@@ -22,7 +23,7 @@ CLASSES, EACH = 3, 2
 
 
 def make(name: str, root: Path) -> Path:
-    """Write a dataset below `root`, in the folder where torchvision looks for it, and return that folder."""
+    """Write a dataset below `root`, in torchvision's folder for it, and return that folder."""
     folder = root / PUBLISHED[name].folder
     folder.mkdir(parents=True)
     _MAKERS[name](folder)
@@ -32,9 +33,10 @@ def make(name: str, root: Path) -> Path:
 def make_shards(
     name: str, root: Path, written: Iterable[str] | None = None, samples: int = CLASSES * EACH, first_label: int = 0
 ) -> Path:
-    """Write the hub's build of a dataset below `root`/wds, four samples a shard, and return its folder.
+    """Write the Hub's tar shards of a dataset below `root`/wds, with four samples per shard, and return their folder.
 
-    `written` are the lines of classnames.txt, and labels are places among them, two samples each from `first_label` on.
+    `written` has the lines of classnames.txt. Labels are indices of these lines: two samples per label, starting with
+    `first_label`.
     """
     folder = root / "wds" / PUBLISHED[name].hub.rpartition("/")[2]
     (folder / "test").mkdir(parents=True)
@@ -62,7 +64,7 @@ def _webp(number: int) -> bytes:
 
 
 def noise(number: int, height: int, width: int) -> numpy.ndarray:
-    """Return the pixels of the picture of that number, uint8 (H, W, 3)."""
+    """Return the pixels of the image with this number as uint8 [H, W, 3]."""
     return numpy.random.default_rng(number).integers(0, 256, (height, width, 3), dtype=numpy.uint8)
 
 
@@ -72,9 +74,9 @@ def _save(path: Path, number: int) -> None:
 
 
 def _some(name: str) -> list[str]:
-    """Return the classes of which there are images: the first, the last and one between, in another order."""
+    """Return the classes that have images: the first, the last and one in between, unsorted."""
     names = class_names(name)
-    if name == "caltech256":  # torchvision counts the folders and expects images named by the count
+    if name == "caltech256":  # torchvision expects image names with the index of the folder
         return list(names[:CLASSES])
     return [names[-1], names[0], names[len(names) // 2]][: len(names)]
 
@@ -89,7 +91,10 @@ def _write(path: Path, text: Iterable[str]) -> None:
 
 
 def _folders(name: str, form: str) -> Callable[[Path], None]:
-    """Return the maker of a dataset with a folder a class; `form` has the class, its number and the image's."""
+    """Return a function that writes a dataset with one folder per class.
+
+    `form` is a pattern of image paths with the class, its number and the number of the image.
+    """
 
     def maker(root: Path) -> None:
         for raw in _some(name):
@@ -107,7 +112,7 @@ def _caltech101(root: Path) -> None:
 
 def _caltech256(root: Path) -> None:
     _folders("caltech256", "256_ObjectCategories/{raw}/{place:03d}_{number:04d}.jpg")(root)
-    # What the true archive has by mistake.
+    # The real archive contains this file by mistake.
     (root / "256_ObjectCategories" / _some("caltech256")[0] / "RENAME2").write_text("#!/bin/sh\n")
 
 
@@ -168,7 +173,7 @@ def _fgvc_aircraft(root: Path) -> None:
 
 
 def _oxford_pets(root: Path) -> None:
-    # Only breeds of cats have capitals in the names of files.
+    # Only the file names of cats begin with a capital letter.
     stems = {raw: raw if raw == "Abyssinian" else raw.lower().replace(" ", "_") for raw in _some("oxford-pets")}
     samples = [
         (f"{stem}_{number}", class_names("oxford-pets").index(raw) + 1)
@@ -198,7 +203,7 @@ def _hateful_memes(root: Path) -> None:
 
 
 def _flowers102(root: Path) -> None:
-    # The last four images are no test images; the split is not sorted.
+    # The last four images are not in the test split. The split is not sorted.
     labels = [place + 1 for place in _numbers("flowers102")]
     for number in range(1, len(labels) + 1):
         _save(root / "jpg" / f"image_{number:05d}.jpg", number)

@@ -1,4 +1,4 @@
-"""`vlmbench data`: what is there, what is missing, what is wrong, on made-up copies of every published dataset."""
+"""Tests of `vlmbench data` with made-up copies of all published datasets."""
 
 import hashlib
 import json
@@ -33,7 +33,7 @@ def empty(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "data"
 
 
-def test_what_is_there_is_listed_in_the_order_of_the_track(library: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_list_has_the_order_of_the_track(library: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = _answer(capsys, "list")["data"]
     assert [each["name"] for each in found] == list(ZEROSHOT15.datasets)
     assert all(0 < each["on_disk"] < each["samples"] and str(library) in each["where"] for each in found)
@@ -42,7 +42,7 @@ def test_what_is_there_is_listed_in_the_order_of_the_track(library: Path, capsys
     assert last == "also available by name: tiny-imagenet, country211, imagenet-r, imagenet-sketch, hateful-memes"
 
 
-def test_what_is_missing_says_how_to_get_it(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_list_names_the_next_step_for_missing_datasets(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = {each["name"]: each for each in _answer(capsys, "list", *PUBLISHED)["data"]}
     assert set(found) == set(PUBLISHED) and not any(each["on_disk"] for each in found.values())
     assert found["cifar10"]["where"] == "vlmbench data prepare cifar10"
@@ -51,7 +51,9 @@ def test_what_is_missing_says_how_to_get_it(empty: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.split()[-5:] == ["MiB", "vlmbench", "data", "prepare", "cifar10"]
 
 
-def test_one_damaged_folder_hides_no_other(library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_list_continues_after_a_damaged_dataset(
+    library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     shutil.copytree(library, tmp_path / "data")
     name = "caltech101"
     folder = tmp_path / "data" / name / "101_ObjectCategories" / "zzz"
@@ -63,7 +65,7 @@ def test_one_damaged_folder_hides_no_other(library: Path, tmp_path: Path, capsys
     assert rows["cifar10"]["on_disk"] > 0
 
 
-def test_preparing_names_the_list_of_samples_and_its_digest(
+def test_data_prepare_writes_the_sample_list_and_its_digest(
     library: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first = _answer(capsys, "prepare", "dtd", "cifar10", "--no-download", "--lists", str(tmp_path / "lists"))
@@ -75,7 +77,7 @@ def test_preparing_names_the_list_of_samples_and_its_digest(
     few = _answer(capsys, "prepare", "dtd", "--samples", "3")["prepared"]["dtd"]
     assert few["samples"] == 3 and few["folder"] == first["prepared"]["dtd"]["folder"]
     assert few["list_digest"] != first["prepared"]["dtd"]["list_digest"]
-    # Another machine, the same list; another transform, other pixels of the same list.
+    # A copy in another folder has the same sample list. Another transform changes the pixels, not the list.
     shutil.copytree(library / "dtd", tmp_path / "elsewhere" / "dtd")
     elsewhere = _answer(capsys, "prepare", "dtd", "--data", str(tmp_path / "elsewhere"))["prepared"]["dtd"]
     assert elsewhere["list_digest"] == first["prepared"]["dtd"]["list_digest"]
@@ -83,7 +85,7 @@ def test_preparing_names_the_list_of_samples_and_its_digest(
     assert agft["list_digest"] == few["list_digest"] and agft["folder"] != few["folder"]
 
 
-def test_pictures_that_cannot_be_decoded_are_named(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_prepare_names_unreadable_images(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make("dtd", empty)
     broken = sorted((empty / "dtd").rglob("*.jpg"))[0]
     for path in empty.rglob(broken.name):
@@ -97,14 +99,16 @@ def test_pictures_that_cannot_be_decoded_are_named(empty: Path, capsys: pytest.C
     assert name in _answer(capsys, "verify", "dtd", code=1)["checked"]["dtd"][-1]
 
 
-def test_what_cannot_be_fetched_says_what_to_do_by_hand(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_data_prepare_names_the_next_step_if_a_download_is_impossible(
+    empty: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert "ILSVRC2012" in _answer(capsys, "prepare", "imagenet", code=2)["error"]
     assert "vlmbench data prepare cifar10" in _answer(capsys, "prepare", "cifar10", "--no-download", code=2)["error"]
-    assert "comes with this package" in _answer(capsys, "prepare", "shapes", code=2)["error"]
+    assert "is part of this package" in _answer(capsys, "prepare", "shapes", code=2)["error"]
     assert "Did you mean cifar10" in _answer(capsys, "prepare", "cifar1", code=2)["error"]
 
 
-def test_verify_tells_a_whole_dataset_from_a_part_of_it(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_finds_an_incomplete_dataset(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert _answer(capsys, "verify") == {"passed": True, "checked": dict.fromkeys(ZEROSHOT15.datasets)}
     assert "dtd" in _answer(capsys, "verify", "dtd", code=1)["checked"]["dtd"][0]
     make("dtd", empty)
@@ -112,7 +116,7 @@ def test_verify_tells_a_whole_dataset_from_a_part_of_it(empty: Path, capsys: pyt
     assert "1880" in sentence
 
 
-def test_verify_finds_a_prepared_picture_that_changed(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_verify_finds_a_changed_prepared_image(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make("cifar10", empty)
     folder = Path(_answer(capsys, "prepare", "cifar10")["prepared"]["cifar10"]["folder"])
     before = _answer(capsys, "verify", "cifar10", code=1)["checked"]["cifar10"]
@@ -123,7 +127,7 @@ def test_verify_finds_a_prepared_picture_that_changed(empty: Path, capsys: pytes
     assert len(after) == len(before) + 1 and "1 of 6 images" in after[-1]
 
 
-def test_shards_of_another_split_are_told_from_the_split_itself(empty: Path) -> None:
+def test_hub_shards_of_another_split_are_recognised(empty: Path) -> None:
     make_shards("eurosat", empty)
     other = prepare_dataset(DATASETS.load("eurosat"), None)
     assert is_other_split(other) and "VTAB" in other.split
@@ -134,17 +138,13 @@ def test_shards_of_another_split_are_told_from_the_split_itself(empty: Path) -> 
     assert not is_other_split(prepare_dataset(DATASETS.load("eurosat"), None))
 
 
-def test_one_that_cannot_be_had_keeps_no_other_from_being_prepared(
-    empty: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_data_prepare_continues_after_a_failed_dataset(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make("dtd", empty)
     found = _answer(capsys, "prepare", "imagenet", "dtd", "--no-download", code=2)
     assert list(found["prepared"]) == ["dtd"] and "ILSVRC2012" in found["failed"]["imagenet"]
 
 
-def test_pictures_that_were_changed_under_their_names_are_prepared_anew(
-    empty: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_changed_image_files_are_prepared_again(empty: Path, capsys: pytest.CaptureFixture[str]) -> None:
     make("oxford-pets", empty)
     source = prepare_dataset(DATASETS.load("oxford-pets"), None).open()
     before = source.read(range(6))
@@ -159,18 +159,18 @@ def test_pictures_that_were_changed_under_their_names_are_prepared_anew(
     assert mended[2].float().mean(dim=(1, 2)).tolist() == pytest.approx([254, 0, 0], abs=2)
 
 
-def test_a_run_on_a_part_of_a_dataset_is_warned_of(
+def test_run_on_an_incomplete_dataset_has_a_warning(
     library: Path, make_card: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = ["run", "--track", "zeroshot15", "--model", str(make_card()), "--attack", "fgsm", "--dataset", "dtd"]
     assert run_command([*command, "--dataset", "imagenet", "--workers", "1", "--out", str(tmp_path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert all("incomplete" in score["warnings"] for score in found["scores"])
-    # ImageNet is out of the mean, and two datasets are not the table that was published.
+    # ImageNet is not part of the mean. Two datasets are not enough for the published mean.
     assert found["mean"]["clean"] == found["scores"][0]["clean"] and found["mean_as_published"] is None
 
 
-def test_a_protocol_with_datasets_of_its_own_runs_these(library: Path, make_card: Callable[..., Path]) -> None:
+def test_protocol_datasets_replace_those_of_the_track(library: Path, make_card: Callable[..., Path]) -> None:
     plan = resolve(
         Request(models=(str(make_card()),), attacks=("fgsm",), track="zeroshot15", protocol="fare-2024", samples=2)
     )

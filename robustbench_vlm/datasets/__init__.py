@@ -1,4 +1,4 @@
-"""Datasets: named images with class names and prompts."""
+"""The registry of datasets: name -> the module and variable of each dataset."""
 
 from robustbench_vlm.core.registry import Registry
 

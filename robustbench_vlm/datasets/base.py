@@ -12,60 +12,72 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.transform import NATIVE, Transform
 
 Prompt = str | tuple[str, ...]
-"""One text for a class, or several whose embeddings are averaged (CLIP's prompt ensembles)."""
+"""One text, or several texts whose embeddings are averaged (a prompt ensemble, as in CLIP)."""
 
 
 class UnreadableImage(UserError):
-    """An image that cannot be decoded; a run skips it only if the user asks for that."""
+    """Raised for an image that cannot be decoded. `vlmbench run` skips such images only with --skip-unreadable."""
 
 
 class Source(Protocol):
-    """Labelled images, read on demand; sample i is named ids[i] and has the class labels[i]."""
+    """Labelled images that are read on demand. Sample i has the id ids[i] and the class labels[i]."""
 
     @property
     def ids(self) -> Sequence[str]:
-        """The samples' names, all different."""
+        """The unique ids of the N samples."""
         ...
 
     @property
     def labels(self) -> Sequence[int]:
-        """Each sample's class, in [0, C)."""
+        """The class index of each of the N samples, in [0, C)."""
         ...
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Return images, uint8 (B, 3, H, W), equal in size for all; raise UnreadableImage if one fails."""
+        """Return the images at B indices as uint8 [B, 3, H, W]; H and W are the same for all images of the dataset.
+
+        Raises UnreadableImage if an image cannot be decoded.
+        """
         ...
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A zero-shot dataset. `source` is "module:callable"; called with `options` it returns a Source."""
+    """A zero-shot dataset: class names, prompts and labelled images.
+
+    `source` has the form "module:callable". `open` calls it with `options` and returns the Source.
+    """
 
     name: str
     classes: tuple[str, ...]
     prompt: Prompt
-    """The prompt template, or several; the class name replaces {}."""
+    """The prompt template, or several templates for an ensemble. The class name replaces {}."""
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     split: str = "test"
     revision: str = "1"
-    """Changes with every change of an image, a label or a class name."""
+    """The version of the dataset. It must change when an image, a label or a class name changes."""
     description: str = ""
     origin: str = ""
-    """Source of the images, with licence."""
+    """The source and the licence of the images."""
     published: str = ""
-    """Name of the published dataset whose images must be prepared before this one can be opened; "" for others."""
+    """Name of the published dataset that has the images; they must be prepared before `open`. "" without one."""
     transform: Transform = NATIVE
-    """Turns images of a published dataset into the pixels that are attacked."""
+    """Converts an image of a published dataset to the pixels that are attacked."""
     merged: tuple[int, ...] = ()
-    """The class of each label of the published dataset; () if they are the same."""
+    """merged[label] is the class index of a label of the published dataset; () if class index and label are equal."""
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
-            raise UserError(f"the dataset {self.name!r} has {len(self.classes)} class: zero-shot needs two or more")
+            raise UserError(
+                f"the dataset {self.name!r} has {len(self.classes)} class(es); zero-shot classification needs at least"
+                " two: add classes"
+            )
         for text in self.templates:
             if "{}" not in text:
-                raise UserError(f'the prompt {text!r} has no {{}} for the class name: write "a photo of a {{}}."')
+                raise UserError(
+                    f"the prompt {text!r} lacks {{}}, which the class name replaces: write for example"
+                    ' "a photo of a {}."'
+                )
 
     @property
     def chance(self) -> float:
@@ -79,12 +91,12 @@ class Dataset:
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """The prompts of each class: one text if there is one template, else one text per template."""
+        """One entry per class: a text if `prompt` is one template, else a tuple with one text per template."""
         filled = [tuple(text.replace("{}", name) for text in self.templates) for name in self.classes]
         return tuple(texts[0] if isinstance(self.prompt, str) else texts for texts in filled)
 
     def open(self) -> Source:
-        """Return the dataset's images; a published one must be prepared first, see `prepare_dataset`."""
+        """Return the dataset's images. Call `prepare_dataset` first if the dataset is a published one."""
         assert not self.published or self.options, f"{self.name} is not prepared"
         module, _, name = self.source.partition(":")
         source: Source = getattr(importlib.import_module(module), name)(**self.options)
@@ -92,5 +104,5 @@ class Dataset:
 
 
 def image_sha256(image: Tensor) -> str:
-    """Return the digest of an image's uint8 pixels, (3, H, W) in C order."""
+    """Return the sha256, in hexadecimal, of an image's pixels. image: uint8 [3, H, W], hashed in C order."""
     return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()

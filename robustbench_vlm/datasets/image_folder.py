@@ -1,4 +1,4 @@
-"""Datasets from a local folder: one sub-folder per class, any image size and format that Pillow reads."""
+"""Datasets from a local folder with one sub-folder per class. Images may have any size and format that Pillow reads."""
 
 import json
 import os
@@ -17,9 +17,9 @@ _WORD_NET_ID = re.compile(r"n\d{8}")
 
 
 class FolderSource:
-    """The images of the sub-folders `classes` of `path`, resized (bicubic) and centre-cropped to `side` x `side`.
+    """Read the images of the sub-folders `classes` of `path`, resized (bicubic) and cropped to `side` x `side` pixels.
 
-    An image's label is its folder's place among `classes`, of which some may be missing.
+    The label of an image is the index of its sub-folder in `classes`. Some of these sub-folders may be missing.
     """
 
     def __init__(self, path: str, side: int, classes: Sequence[str]) -> None:
@@ -35,7 +35,7 @@ class FolderSource:
         self.labels = tuple(label for _, label in found)
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Return images, uint8 (B, 3, side, side)."""
+        """Return the images at B indices as uint8 [B, 3, side, side]; raise UnreadableImage if one is damaged."""
         return torch.stack([self._image(self._root / self.ids[index]) for index in indices])
 
     def _image(self, path: Path) -> Tensor:
@@ -45,22 +45,25 @@ class FolderSource:
         try:
             with Image.open(path) as file:
                 image = ImageOps.exif_transpose(file).convert("RGB")
-        # Pillow's decoders raise almost anything on broken files.
+        # Pillow's decoders raise exceptions of many types on damaged files.
         except Exception as error:
             raise UnreadableImage(
-                f"cannot read the image {path}: {error}; mend or remove it, or let `vlmbench run` go on without it by"
-                " --skip-unreadable"
+                f"cannot read the image {path}: {error}; repair or remove the file, or skip such images with"
+                " `vlmbench run --skip-unreadable`"
             ) from error
         square = ImageOps.fit(image, (self._side, self._side), Image.Resampling.BICUBIC)
         return torch.from_numpy(numpy.array(square)).permute(2, 0, 1).contiguous()
 
 
 def folder_dataset(path: Path, prompt: str, side: int) -> Dataset:
-    """Return the dataset of a folder with one sub-folder a class; raise UserError where it is none."""
+    """Return the dataset of a folder with one sub-folder per class; raise UserError if it has fewer than two."""
     check_utf8(path.resolve().name, path.resolve().parent)
     classes = [name for name in folders(path) if files(path / name)]
     if len(classes) < 2:
-        raise UserError(f"{path} holds {len(classes)} sub-folder(s) with images: it takes two or more, one a class")
+        raise UserError(
+            f"the folder {path} has {len(classes)} sub-folder(s) with images; at least two are needed: put the images"
+            " of each class in a separate sub-folder"
+        )
     return Dataset(
         name=path.resolve().name,
         classes=tuple(name.replace("_", " ") for name in classes),
@@ -73,9 +76,10 @@ def folder_dataset(path: Path, prompt: str, side: int) -> Dataset:
 
 
 def training_folder(path: Path, prompt: str, side: int) -> Dataset:
-    """Return a folder's dataset for training: ImageNet where sub-folders are WordNet ids, else one class a folder.
+    """Return the training dataset of a folder with one sub-folder per class.
 
-    Sub-folders of "train" are taken where there is one. Raises UserError where the folder is none of this.
+    If the names of sub-folders are WordNet ids, the dataset is ImageNet-1k. If the folder has a sub-folder "train" with
+    class folders, only that part is read. Raises UserError if classes or images are missing.
     """
     root = _training_part(path)
     if any(map(_WORD_NET_ID.fullmatch, folders(root))):
@@ -84,25 +88,25 @@ def training_folder(path: Path, prompt: str, side: int) -> Dataset:
 
 
 def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
-    """Return ImageNet-1k from a folder with one sub-folder a WordNet id, or from the folder "train" in it.
+    """Return ImageNet-1k from a folder with one sub-folder per WordNet id, or from its sub-folder "train".
 
-    All 1000 classes are there, in ImageNet's order, whatever part of them the folder holds; other sub-folders are left
-    out. Images are `side` x `side`. Raises UserError where no class, or no image of one, is there. The class names
-    are AGFT's (YuboCui/AGFT 0031a8f, imagenet_classes_names.txt), prepared as its code does: lower case, blanks for
-    "_" and "-". Three of them name two classes each: cardigan, crane and maillot.
+    The dataset always has all 1000 classes in ImageNet's order, even if the folder has images of only some of them.
+    Sub-folders with other names are ignored. Images are resized to `side` x `side` pixels. The class names are those
+    of AGFT (YuboCui/AGFT 0031a8f, imagenet_classes_names.txt) in lower case, with spaces for "_" and "-". Three names
+    are used for two classes each: cardigan, crane and maillot. Raises UserError if the folder lacks classes or images.
     """
     root, names = _training_part(path), imagenet_class_names()
     there = folders(root)
     classes = [name for name in there if name in names]
     if not classes:
         raise UserError(
-            f"{root} has no class of ImageNet-1k: it takes sub-folders named by WordNet id, as n01440764 (tench), and"
-            f" has {_some(there)}"
+            f"{root} does not have a class of ImageNet-1k. Its sub-folders are: {_some(there)}. Name the sub-folders by"
+            " WordNet id, for example n01440764 (tench)"
         )
     if not any(files(root / name) for name in classes):
         raise UserError(
-            f"{root} has {len(classes)} of ImageNet's classes and no images: they must lie directly in the folder of"
-            f" their class, as {classes[0]}/one.JPEG"
+            f"{root} has folders of {len(classes)} ImageNet classes but no images in them: put the images directly in"
+            f" the folder of their class, for example {classes[0]}/one.JPEG"
         )
     return Dataset(
         name="imagenet",
@@ -117,13 +121,13 @@ def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
 
 
 def _training_part(path: Path) -> Path:
-    # A class may itself be named "train": then it has images and no sub-folders.
+    # A class may have the name "train". Such a folder has images and no sub-folders.
     part = path / "train"
     return part if part.is_dir() and folders(part) else path
 
 
 def imagenet_class_names() -> dict[str, str]:
-    """Return AGFT's name of each WordNet id, in the order of ImageNet's classes, which is that of the ids."""
+    """Return WordNet id -> AGFT's class name for the 1000 classes of ImageNet, sorted by id (ImageNet's order)."""
     text = Path(__file__).with_name("imagenet_classes.json").read_text(encoding="utf-8")
     names: dict[str, str] = json.loads(text)
     return names
@@ -134,16 +138,16 @@ def _some(names: list[str]) -> str:
 
 
 def folders(path: Path) -> list[str]:
-    """Return the names of a folder's sub-folders, sorted, without hidden ones; raise UserError where it is missing."""
+    """Return the sorted names of a folder's sub-folders, except hidden ones; raise UserError if it does not exist."""
     if not path.is_dir():
-        raise UserError(f"there is no folder {path}: --images takes a folder with one sub-folder a class")
+        raise UserError(f"there is no folder {path}: --images takes a folder with one sub-folder per class")
     with os.scandir(path) as entries:
         found = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
     return _checked(found, path)
 
 
 def files(path: Path) -> list[str]:
-    """Return the names of a folder's files, sorted, without hidden ones; what scandir knows costs no stat a file."""
+    """Return the sorted names of a folder's files, except hidden ones."""
     with os.scandir(path) as entries:
         found = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
     return _checked(found, path)

@@ -1,8 +1,9 @@
-"""Datasets of the embedded track `mini`: thirteen that are drawn, and scikit-learn's handwritten digits.
+"""Datasets of the built-in track `mini`: thirteen with images drawn by code, and the digits of scikit-learn.
 
-Each drawn image depends only on its sample id. Each dataset asks a different question about the small visual world
-(`world`). The fine-tuning dataset "scenes" covers everything that the zero-shot datasets ask about, on other images, as
-ImageNet does for the published datasets. The handwritten digits are real images (UCI, Alpaydin and Kaynak 1998).
+A drawn image depends only on its sample id. Each drawn dataset classifies a different attribute of the scenes in
+`world`, for example the shape or the background. The fine-tuning dataset "scenes" has classes for all these attributes,
+on other images, as ImageNet does for the published datasets. The handwritten digits are real images (UCI, Alpaydin and
+Kaynak 1998).
 """
 
 import gzip
@@ -22,12 +23,12 @@ from robustbench_vlm.datasets.world.drawing import SIDE, draw
 from robustbench_vlm.datasets.world.scenes import DIGIT, PAIR, SEVERAL, SINGLE, Values, sample_scenes
 
 Classes = tuple[tuple[str, Mapping[str, int]], ...]
-"""Class names, each with the attribute values that make the class."""
+"""Pairs of a class name and the attribute values that define the class."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Classes whose images are drawn in the same way: a family of scenes and the restrictions on its attributes."""
+    """Classes whose scenes come from the same family with the same restrictions on attribute values."""
 
     family: str
     changes: Values
@@ -100,11 +101,11 @@ QUESTIONS: Mapping[str, tuple[Group, ...]] = {
         Group(SINGLE, _LARGE, _one(_products(_SHAPES[::2], _LIGHTS))),
     ),
 }
-"""Dataset name -> the groups of its classes."""
+"""Dataset name -> its classes, in groups."""
 
 
 class DrawnSource:
-    """`size` drawn images of one dataset, whose classes take turns."""
+    """The `size` drawn images of one dataset. The labels of consecutive samples cycle through the classes."""
 
     def __init__(self, question: str, size: int) -> None:
         self._question, self._groups = question, QUESTIONS[question]
@@ -113,7 +114,7 @@ class DrawnSource:
         self.labels = tuple(number % len(self._classes) for number in range(size))
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Return images, uint8 (B, 3, 32, 32)."""
+        """Return the images at B indices as uint8 [B, 3, 32, 32]."""
         images = torch.empty(len(indices), 3, SIDE, SIDE, dtype=torch.uint8)
         for group in self._groups:
             rows = [row for row, index in enumerate(indices) if self._classes[self.labels[index]][0] is group]
@@ -141,19 +142,21 @@ SHAPES = _dataset("shapes", "a picture of a {}", "24 shapes in any colour, textu
 COLOURS = _dataset("colours", "a picture of a {} object", "12 colours on any shape")
 TEXTURES = _dataset("textures", "a picture of a {} object", "8 surface patterns on any shape")
 BACKGROUNDS = _dataset("backgrounds", "an object on a {} background", "8 surroundings of any object")
-POSITIONS = _dataset("positions", "a picture of an object in the {}", "where a small object is, out of 9 places")
+POSITIONS = _dataset("positions", "a picture of an object in the {}", "9 positions of a small object")
 COUNTING = _dataset("counting", "a picture of {}", "one to five equal objects")
 FINE_GRAINED = _dataset("fine-grained", "a picture of a {}", "288 combinations of colour and shape", 1152)
-RELATIONS = _dataset("relations", "a picture of {}", "which of two objects is left of or above which")
+RELATIONS = _dataset("relations", "a picture of {}", "two objects, one left of or above the other")
 DIGITS = _dataset("digits", "a picture of the number {}", "ten digits in any handwriting and colour")
-DAY_NIGHT = _dataset("day-night", "a picture of an object {}", "how the scene is lit: two classes")
+DAY_NIGHT = _dataset("day-night", "a picture of an object {}", "scenes by day or at night: two classes")
 OUTLINES = _dataset("outlines", "an outline of a {}", "domain shift: shapes as bare outlines")
-LOW_CONTRAST = _dataset("low-contrast", "a faint {}", "domain shift: shapes that hardly differ from their ground")
-SCENES = _dataset("scenes", "a picture of {}", "the fine-tuning set: all that the other sets ask about", 100_000)
+LOW_CONTRAST = _dataset("low-contrast", "a faint {}", "domain shift: shapes with little contrast to the background")
+SCENES = _dataset(
+    "scenes", "a picture of {}", "the fine-tuning dataset: the attributes of all other drawn datasets", 100_000
+)
 
 
 class HandwrittenSource:
-    """scikit-learn's 1797 digits, 8 x 8 grey values from 0 to 16, enlarged four times (bilinear)."""
+    """The 1797 digits of scikit-learn: 8 x 8 grey values from 0 to 16, enlarged to 32 x 32 pixels (bilinear)."""
 
     def __init__(self) -> None:
         rows = torch.tensor(_rows(), dtype=torch.int64)
@@ -162,16 +165,17 @@ class HandwrittenSource:
         self.labels = tuple(rows[:, 64].tolist())
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Return digits, uint8 (B, 3, 32, 32)."""
+        """Return the images at B indices as uint8 [B, 3, 32, 32]."""
         large = _enlarge(_enlarge(self._images[list(indices)]).transpose(1, 2)).transpose(1, 2)
         pixels = (large * 255 + 8 * 64) // (16 * 64)
         return pixels.to(torch.uint8).unsqueeze(1).expand(-1, 3, -1, -1).contiguous()
 
 
 def _rows() -> list[list[int]]:
-    """Return the 64 grey values and the digit of each sample, from the file that scikit-learn's load_digits reads.
+    """Return 65 integers per sample: its 64 grey values and its digit.
 
-    Importing the library for it would take three seconds in every process.
+    This reads the data file of scikit-learn's load_digits directly, because importing scikit-learn takes three seconds
+    in every process.
     """
     library = find_spec("sklearn")
     assert library is not None and library.submodule_search_locations
@@ -181,7 +185,10 @@ def _rows() -> list[list[int]]:
 
 
 def _enlarge(images: Tensor) -> Tensor:
-    """Return images (B, 8, W) with four rows for each, interpolated linearly, times 8: exact in integers."""
+    """Interpolate the rows linearly to four times as many and multiply the values by 8, which keeps integers exact.
+
+    images: int64 [B, 8, W]. Returns int64 [B, 32, W].
+    """
     above = torch.cat([images[:, :1], images[:, :-1]], dim=1)
     below = torch.cat([images[:, 1:], images[:, -1:]], dim=1)
     rows = [3 * above + 5 * images, above + 7 * images, 7 * images + below, 5 * images + 3 * below]
@@ -194,6 +201,6 @@ HANDWRITTEN = Dataset(
     prompt="a picture of a handwritten {}",
     source="robustbench_vlm.datasets.mini:HandwrittenSource",
     split="all",
-    description="real handwritten digits, scanned by NIST and reduced to 8 x 8",
+    description="real handwritten digits, scanned by NIST and reduced to 8 x 8 pixels",
     origin="scikit-learn's load_digits: UCI Optical Recognition of Handwritten Digits, test part, CC BY 4.0",
 )

@@ -1,14 +1,15 @@
-"""The standard order of a dataset's samples: classes take turns, each by the hash of its sample ids."""
+"""The standard order of a dataset's samples: the classes alternate, and ids are sorted by hash within a class."""
 
 import hashlib
 from collections.abc import Sequence
 
 
 def standard_order(ids: Sequence[str], strata: Sequence[int]) -> list[int]:
-    """Return all indices in their fixed order, of which every selection is a beginning.
+    """Return the indices of all samples in the standard order. A run with n samples uses the first n of them.
 
-    Each stratum gives its samples in the order of their ids' hashes, and the strata take turns; in what order the
-    samples come makes no difference.
+    `strata[i]` is the class of the sample `ids[i]`. Within a class, samples are sorted by the sha256 of their id. The
+    order takes one sample of each class, then the next of each class, and so on. It does not depend on the order of
+    the arguments.
     """
     by_stratum: dict[int, list[int]] = {}
     for index in sorted(range(len(ids)), key=lambda index: _hash(ids[index])):

@@ -1,4 +1,4 @@
-"""Preparing images: decode and resize each once, and write them as `prepared` reads them."""
+"""Decode and resize the images of a published dataset once, and store the pixels for later runs."""
 
 import functools
 import json
@@ -31,10 +31,11 @@ def prepare(
     cache: Path,
     on_progress: OnProgress = ignore_progress,
 ) -> Path:
-    """Prepare the first `count` samples of the standard order (None: all) and return their folder.
+    """Prepare the first `count` samples of the standard order (None: all) and return the folder of their pixels.
 
-    What is there already is kept, unless the files that it was read from were changed. Raises UserError where the disk
-    has no room or cannot be written; images that cannot be decoded are noted, and raise when they are read.
+    Prepared samples are reused unless the size or modification time of their image files has changed. Raises UserError
+    if the disk is full or read-only. An image that cannot be decoded raises no error here; `PreparedSource.read` raises
+    UnreadableImage for it.
     """
     order = standard_order(images.ids, images.labels)
     index = {
@@ -60,18 +61,18 @@ def prepare(
 
 
 def _pixels(images: StoredImages, place: int, transform: Transform) -> Tensor | str:
-    """Return an image's pixels, or why there are none."""
+    """Return an image's pixels, uint8 [3, H, W], or the reason why it cannot be decoded."""
     try:
         return transform(images.image(place))
     except UnreadableImage as error:
         return str(error)
-    # A header may be sound and the rest not: Pillow decodes, and fails, when pixels are asked for.
+    # Pillow may open a damaged file without an error and fail only when the pixels are decoded.
     except (OSError, ValueError, SyntaxError) as error:
         return f"cannot decode the image {images.ids[place]}: {error}"
 
 
 def _is_prepared(folder: Path, chunk: int, images: StoredImages, places: Sequence[int]) -> bool:
-    """Say whether a chunk is there and its images' files are those that it was made from."""
+    """Return whether a chunk is stored and its image files have not changed since."""
     path = folder / digest_name(chunk)
     if not path.is_file():
         return False
@@ -84,16 +85,16 @@ def _write_chunk(
 ) -> None:
     import numpy
 
-    # Pillow warns of what it reads all the same, as malformed EXIF: no filter of warnings may decide what is read.
-    # Decoding and resizing release Python's lock.
+    # Pillow warns about files that it can read, for example with malformed EXIF. A user's filter that turns warnings
+    # into errors must not make such images unreadable. Threads help because decoding and resizing release the GIL.
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as threads:
         found = list(threads.map(lambda read: read(), readers))
     sound = [each for each in found if isinstance(each, Tensor)]
     sides = {tuple(each.shape) for each in sound}
     if len(sides) > 1:
         raise UserError(
-            f"the images below {folder.parent.name} have several sizes, such as {sorted(sides)[:2]}: the protocol's"
-            " transform must resize them"
+            f"the images of {folder.parent.name} have different sizes, for example {sorted(sides)[:2]}, and the"
+            " protocol's transform does not resize them: use a protocol whose transform does"
         )
     blank = torch.zeros_like(sound[0]) if sound else torch.zeros(3, 1, 1, dtype=torch.uint8)
     pixels = torch.stack([each if isinstance(each, Tensor) else blank for each in found]).numpy()
@@ -119,6 +120,7 @@ def _check_room(folder: Path, size: int) -> None:
     free = shutil.disk_usage(folder).free
     if free < 2 * size:
         raise UserError(
-            f"the disk of {folder} has {free / 2**20:.0f} MiB free, too little for prepared images: free some, or"
-            " name another folder in VLMBENCH_CACHE; what is prepared already is kept"
+            f"the disk of {folder} has {free / 2**20:.0f} MiB free, and the prepared images need"
+            f" {2 * size / 2**20:.0f} MiB: free some space, or set VLMBENCH_CACHE to a folder on a larger disk; samples"
+            " that are already prepared are kept"
         )

@@ -1,9 +1,14 @@
-"""Prepared images: decoded and resized once, stored as 8-bit pixels in memory-mapped files.
+"""Read prepared images: 8-bit pixels, already decoded and resized, in memory-mapped files.
 
-A folder holds index.json, which names every sample in the standard order, and one pair of files for each run of CHUNK
-samples that was asked for so far: the pixels (numpy, uint8), and a JSON file with the sha256 of every image and the
-size and time of the file that it was read from. A chunk is there when its JSON file is, which is written last; a
-preparation that was killed goes on with the first missing one. A chunk whose files were changed since is made again.
+A prepared folder has the file index.json with the ids and labels of all samples in the standard order. The samples are
+stored in chunks of CHUNK samples. Each chunk has two files:
+
+* NNNNNN.npy: the pixels, uint8 [B, 3, H, W].
+* NNNNNN.json: the sha256 of each image, and the size and modification time of its original file.
+
+NNNNNN is the index of the chunk's first sample. The JSON file is written last, so a chunk is complete if its JSON file
+exists. If a preparation is killed, the next one continues with the first incomplete chunk. A chunk is prepared again if
+an original file has changed.
 """
 
 import functools
@@ -23,11 +28,11 @@ if TYPE_CHECKING:
     import numpy
 
 CHUNK = 250
-"""Samples that are stored together: 38 MB at 224 pixels, which a killed preparation loses at most."""
+"""Number of samples per chunk. A chunk has 38 MB at 224 pixels; a killed preparation loses at most one chunk."""
 
 
 class PreparedSource:
-    """The samples of a prepared folder in the standard order; all have names, those prepared so far have images."""
+    """The samples of a prepared folder in the standard order. All samples have ids; only prepared ones have images."""
 
     def __init__(self, folder: str, merged: Sequence[int] = ()) -> None:
         self._folder = Path(folder)
@@ -35,21 +40,21 @@ class PreparedSource:
         self.labels = tuple(merged[label] for label in labels) if merged else labels
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Return images, uint8 (B, 3, H, W); raise UnreadableImage for one that could not be decoded."""
+        """Return the images at B indices as uint8 [B, 3, H, W]; raise UnreadableImage for undecodable images."""
         for index in indices:
             if not self.digests([index])[0]:
                 reason = _chunk_digests(self._folder, index // CHUNK)["unreadable"][str(index % CHUNK)]
-                raise UnreadableImage(f"{reason}; mend the file, or go on without it by --skip-unreadable")
+                raise UnreadableImage(f"{reason}; repair the file, or skip such images with --skip-unreadable")
         images = torch.stack([torch.from_numpy(self._row(index).copy()) for index in indices])
         self._read_ahead(max(indices) + 1, len(indices))
         return images
 
     def digests(self, indices: Sequence[int]) -> list[str]:
-        """Return the sha256 of each image's pixels as prepared, "" for one that could not be decoded."""
+        """Return the sha256 of the prepared pixels of the images at `indices`; "" if an image cannot be decoded."""
         return [_chunk_digests(self._folder, index // CHUNK)["sha256"][index % CHUNK] for index in indices]
 
     def _read_ahead(self, start: int, count: int) -> None:
-        """Have the next samples read while these are attacked, for whichever worker will ask for them."""
+        """Ask the operating system to read the next `count` samples from disk, so that the next read is fast."""
         for chunk in range(start // CHUNK, -(-(start + count) // CHUNK)):
             if (self._folder / digest_name(chunk)).is_file():
                 pixels = _chunk_pixels(self._folder, chunk)
@@ -62,12 +67,12 @@ class PreparedSource:
 
 
 def prepared_rows(folder: Path) -> int:
-    """Return how many samples of a prepared folder have images."""
+    """Return the number of prepared samples of a folder, unreadable ones included."""
     return sum(len(read_json(path)["sha256"]) for path in folder.glob("*.json") if path.name != "index.json")
 
 
 def unreadable(folder: Path, count: int) -> dict[str, str]:
-    """Return why, by id, those of the first `count` samples have no image that could not be decoded."""
+    """Return id -> reason for the images among the first `count` samples that cannot be decoded."""
     ids, _ = _index(folder)
     return {
         ids[chunk * CHUNK + int(row)]: reason
@@ -78,13 +83,13 @@ def unreadable(folder: Path, count: int) -> dict[str, str]:
 
 
 def forget() -> None:
-    """Read files again that may have been written anew."""
+    """Clear the caches of chunk files. Call this after a chunk is written again."""
     _chunk_pixels.cache_clear()
     _chunk_digests.cache_clear()
 
 
 def verify_prepared(folder: Path) -> list[str]:
-    """Hash every prepared image again and return a sentence for each file that is not as it was written."""
+    """Compare every prepared image with its stored sha256 and return one sentence per problem."""
     try:
         read_json(folder / "index.json")
     except UserError as error:
@@ -102,7 +107,7 @@ def verify_prepared(folder: Path) -> list[str]:
         wrong = sum(a != b for a, b in zip(known["sha256"], digests, strict=True) if a)
         if wrong:
             found.append(
-                f"{wrong} of {len(digests)} images in {path.with_suffix('.npy')} are not those that were prepared"
+                f"{wrong} of {len(digests)} images in {path.with_suffix('.npy')} have changed since they were prepared"
             )
         if undecoded := known["unreadable"]:
             found.append(f"{len(undecoded)} images of {path} could not be decoded: {next(iter(undecoded.values()))}")
@@ -111,7 +116,7 @@ def verify_prepared(folder: Path) -> list[str]:
 
 @functools.lru_cache(maxsize=32)
 def _index(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the ids and labels of a folder, read once: a worker opens the same dataset for every shard."""
+    """Return the ids and labels of a folder. They are cached because a worker opens its dataset once per shard."""
     index = read_json(folder / "index.json")
     return tuple(index["ids"]), tuple(index["labels"])
 
@@ -132,14 +137,14 @@ def _chunk_digests(folder: Path, chunk: int) -> dict[str, Any]:
     path = folder / digest_name(chunk)
     if not path.is_file():
         raise UserError(
-            f"the samples from {chunk * CHUNK} on are not prepared in {folder} on this machine: run the same command"
-            " where the dataset is, or `vlmbench data prepare` here"
+            f"the samples from index {chunk * CHUNK} are not prepared in {folder} on this machine: run"
+            " `vlmbench data prepare` here, or run this command on the machine that has the dataset"
         )
     return read_json(path)
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the document of one of the files; raise UserError where it is missing or damaged."""
+    """Return the content of a JSON file of a prepared folder; raise UserError if it is missing or damaged."""
     try:
         values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -148,7 +153,10 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def _damaged(path: Path, error: Exception) -> str:
-    return f"the prepared file {path} is missing or damaged ({error}): remove the folder {path.parent} and prepare anew"
+    return (
+        f"the prepared file {path} is missing or damaged ({error}): remove the folder {path.parent} and run"
+        " `vlmbench data prepare` again"
+    )
 
 
 def pixel_name(chunk: int) -> str:
@@ -157,5 +165,5 @@ def pixel_name(chunk: int) -> str:
 
 
 def digest_name(chunk: int) -> str:
-    """Return the name of the file that a chunk is there by."""
+    """Return the name of the JSON file of a chunk; the chunk is complete if this file exists."""
     return f"{chunk * CHUNK:06d}.json"

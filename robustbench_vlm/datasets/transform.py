@@ -1,4 +1,4 @@
-"""Transforms: turn a decoded image of any kind into the pixels that are attacked."""
+"""Transforms: convert a Pillow image of any mode and size to the pixels that are attacked."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Transform:
-    """Resize, then crop a Pillow image as torchvision does; the result has 8 bits. None skips a step."""
+    """Convert an image to 8-bit RGB, resize it and crop its centre, as torchvision does. None skips a step."""
 
     resize: int | None = None
     """Length of the shorter side in pixels, or of both sides with `squash`."""
@@ -20,7 +20,7 @@ class Transform:
     """Side of the centre crop in pixels."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     squash: bool = False
-    """Make the image a square by distorting it."""
+    """Resize both sides to `resize`, which changes the aspect ratio."""
 
     def __str__(self) -> str:
         if self.resize is None:
@@ -29,7 +29,7 @@ class Transform:
         return f"{how}, {self.interpolation}" + (f", centre crop of {self.crop}" if self.crop else "")
 
     def __call__(self, image: "Image.Image") -> Tensor:
-        """Return an image's pixels, uint8 (3, H, W)."""
+        """Return the image's pixels as uint8 [3, H, W]."""
         import numpy
         from torchvision.transforms import InterpolationMode, functional
 
@@ -43,10 +43,10 @@ class Transform:
 
 
 def to_rgb(image: "Image.Image") -> "Image.Image":
-    """Return an image as 8-bit RGB: grey, palette, CMYK and transparent ones as Pillow converts them.
+    """Return an image as 8-bit RGB, converted by Pillow.
 
-    Sixteen bits lose their lower eight: Pillow's own conversion would cut off all that is brighter than 255. What EXIF
-    says of the camera's rotation is left alone, as in every published evaluation.
+    16-bit images keep their upper 8 bits; Pillow would clip them at 255. The rotation in the EXIF data is ignored, as
+    in published evaluations.
     """
     if image.mode.startswith("I"):
         import numpy
@@ -57,4 +57,4 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
 
 
 NATIVE = Transform()
-"""Images that are attacked as they are stored."""
+"""Keeps the stored size: neither resizes nor crops."""

@@ -1,4 +1,4 @@
-"""Protocols: what turns a model, a dataset and an attack into a number, by name. Importing this imports no torch."""
+"""The registry of protocols: name -> the module and variable of each protocol. Importing this does not import torch."""
 
 from robustbench_vlm.core.registry import Registry
 

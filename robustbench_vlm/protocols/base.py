@@ -1,4 +1,4 @@
-"""What a protocol is: what turns a model, a dataset and an attack into a number."""
+"""Protocols: the settings of an evaluation, such as samples, prompts, image size and precision."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
@@ -13,53 +13,57 @@ from robustbench_vlm.datasets.published.zero_shot import has_native_size, with_p
 from robustbench_vlm.datasets.transform import Transform
 
 LATER = {"later": True}
-"""Metadata of a field that came after the first numbers: at its default it is no part of an identity."""
+"""Metadata of a field that is newer than the first results: the identity leaves it out if it has its default value."""
 
 
 @dataclass(frozen=True)
 class Protocol:
-    """How a track measures. Every field but the description is part of the fingerprint of every number."""
+    """The settings of an evaluation. All fields except `description` are part of the fingerprint of each result."""
 
     name: str
     version: int
     samples: int | None
-    """Samples a dataset, stratified and chosen by the hash of the sample id; None takes all."""
+    """Number of samples per dataset, taken from the start of its standard order; None takes all samples."""
     seed: int = 0
     image_size: int | None = None
-    """Height and width at which images are attacked; None is each dataset's own. Models resize inside."""
+    """Height and width in pixels to which the images of --images are resized; None takes the model's input size."""
     precision: str = "float32"
-    """In which the image encoder is attacked; losses are float32 always."""
+    """Precision of the image encoder during the attack: "float32", "bfloat16" or "float16". Losses are float32."""
     iterate: str = "best"
-    """Which iterate of PGD counts: "best" or "final"."""
+    """The iterate that PGD returns: "final", or "best" (the first misclassified one, else the one of highest loss)."""
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
-    """Prompts that replace the datasets' own, by dataset."""
+    """Dataset name -> the prompt that replaces the dataset's own prompt."""
     verdict_precision: str = field(default="float32", metadata=LATER)
-    """The precision of the image encoder where the harness itself classifies, clean and attacked images alike."""
+    """Precision of the image encoder when the benchmark classifies the clean and the adversarial images."""
     datasets: tuple[str, ...] = field(default=(), metadata=LATER)
-    """The datasets of its published table, in place of the track's."""
+    """Names of the datasets in the published table; () takes the datasets of the track."""
     missing_datasets: tuple[str, ...] = field(default=(), metadata=LATER)
-    """Those of its published table that nobody can run here, so that there is no mean as published."""
+    """Datasets of the published table that this package cannot run. The published mean cannot be computed if any."""
     logit_precision: str = field(default="float32", metadata=LATER)
-    """In which the products with the texts are made, attacked or judged: in half where published code runs in it."""
+    """Precision of the product of image and text features. Published code that runs in half precision has "float16"."""
     prompt_source: str = field(default="", metadata=LATER)
     """Name of the prompt source of published datasets, see `datasets.prompts`; "" keeps each dataset's own prompts."""
     transform: Transform | None = field(default=None, metadata=LATER)
-    """How images of published datasets become the pixels that are attacked; None leaves each its own."""
+    """Converts images of published datasets to the pixels that are attacked; None keeps each dataset's transform."""
     small_transform: Transform | None = field(default=None, metadata=LATER)
-    """The same for datasets whose images are small and all of one size."""
+    """Replaces `transform` for published datasets whose images all have one small size (CIFAR and STL10)."""
     attacks: Mapping[str, str] = field(default_factory=dict, metadata=LATER)
-    """Attacks that stand for others of the same purpose here, as a reduced AutoAttack for "autoattack"."""
+    """Attack name -> the attack that this protocol runs under that name, such as a reduced AutoAttack."""
     step_size: str = field(default="", metadata=LATER)
-    """The step of PGD and CW under Linf as a fraction of the pixel range; "" leaves each attack its own."""
+    """Step size of PGD and CW under Linf for pixels in [0, 1], such as "1/255"; "" keeps the step of each attack."""
     mean_over: int = field(default=1, metadata=LATER)
-    """PGD takes the softmax's cross-entropy as a mean over so many samples: half precision loses gradients by it."""
+    """If above 1, PGD maximises the mean cross-entropy over this many samples, as published code does.
+
+    The mean makes each sample's gradient smaller, so small gradients become 0 in half precision.
+    """
     description: str = ""
+    """The protocol in one sentence, for lists and pages."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a number depends on, in JSON's own types."""
-        said = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if _counts(self, each)}
-        found: dict[str, Any] = plain(said)
+        """The fields that a result depends on, as JSON types."""
+        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if _counts(self, each)}
+        found: dict[str, Any] = plain(values)
         return found
 
     @property
@@ -68,7 +72,7 @@ class Protocol:
         return f"{self.name}/{self.version}"
 
     def with_samples(self, samples: int | None) -> "Protocol":
-        """Return the protocol with another number of samples a set (None: all of them), and a name that says so."""
+        """Return the protocol with another number of samples per dataset (None: all), which is added to its name."""
         if samples == self.samples:
             return self
         return dataclasses.replace(self, name=f"{self.name}-{samples or 'all'}", samples=samples)
@@ -76,7 +80,7 @@ class Protocol:
     def adapt_dataset(self, dataset: Dataset) -> Dataset:
         """Return the dataset with the protocol's prompt, class names and transform.
 
-        Raises UserError for a published dataset that the protocol's prompt source does not have.
+        Raises UserError if the protocol's prompt source lacks prompts for the published dataset.
         """
         if dataset.published and self.prompt_source:
             dataset = with_prompts(dataset, self.prompt_source)
@@ -86,13 +90,13 @@ class Protocol:
         return dataclasses.replace(dataset, prompt=self.prompts.get(dataset.name, dataset.prompt))
 
     def attack_name(self, name: str) -> str:
-        """Return the name of the attack that stands for `name` here."""
+        """Return the name of the attack that this protocol runs when a user asks for the attack `name`."""
         return self.attacks.get(name, name)
 
     def adapt_attack(self, attack: Attack, norm: str = "Linf") -> Attack:
-        """Return the attack with the protocol's iterate, step and reduction, in the stages that have the choice.
+        """Return the attack with the protocol's iterate, step size and loss, in the stages that accept them.
 
-        The step is one of each pixel: in L2, where it would move an image by next to nothing, stages keep their own.
+        The step size applies to Linf only. It is a step per pixel, which is too small for an L2 ball.
         """
         return dataclasses.replace(attack, stages=tuple(self._adapt_stage(stage, norm) for stage in attack.stages))
 
@@ -108,11 +112,12 @@ class Protocol:
         return dataclasses.replace(stage, parameters=parameters)
 
     def select(self, ids: Sequence[str], labels: Sequence[int]) -> list[int]:
-        """Return the indices of the protocol's samples: the beginning of the standard order."""
+        """Return the indices of the protocol's samples: the first ones of the standard order."""
         return standard_order(ids, labels)[: self.samples]
 
 
 def _counts(protocol: Protocol, each: dataclasses.Field[Any]) -> bool:
+    """Return whether a field is part of the protocol's identity."""
     if each.metadata != LATER:
         return each.name != "description"
     default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()

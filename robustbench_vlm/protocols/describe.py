@@ -1,4 +1,4 @@
-"""Protocols in words: what each of their fields says to people, and a protocol read back from its identity."""
+"""Descriptions of the fields of a protocol, for tables and pages, and the protocol of a recorded identity."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -8,27 +8,34 @@ from robustbench_vlm.datasets.transform import Transform
 from robustbench_vlm.protocols.base import Protocol
 
 FIELDS: Mapping[str, tuple[str, Callable[[Protocol], str]]] = {
-    "datasets": ("datasets", lambda protocol: ", ".join(protocol.datasets) or "the track's"),
+    "datasets": ("datasets", lambda protocol: ", ".join(protocol.datasets) or "those of the track"),
     "missing_datasets": (
-        "datasets of its table that are not here",
+        "datasets of the published table that are not available here",
         lambda protocol: ", ".join(protocol.missing_datasets) or "none",
     ),
-    "samples": ("samples a dataset", lambda protocol: str(protocol.samples or "all")),
-    "precision": ("precision of the image tower under attack", lambda protocol: protocol.precision),
-    "verdict_precision": ("precision of the image tower in verdicts", lambda protocol: protocol.verdict_precision),
-    "logit_precision": ("precision of the products with the texts", lambda protocol: protocol.logit_precision),
-    "iterate": ("which iterate of PGD counts", lambda protocol: protocol.iterate),
-    "step_size": ("step of PGD", lambda protocol: protocol.step_size or "eps / 4"),
-    "mean_over": ("samples that share PGD's mean loss", lambda protocol: str(protocol.mean_over)),
-    "transform": ("pictures", lambda protocol: str(protocol.transform or "each dataset's own way")),
-    "small_transform": ("CIFAR and STL10", lambda protocol: str(protocol.small_transform or "each dataset's own way")),
-    "image_size": ("side of other images", lambda protocol: str(protocol.image_size or "the model's")),
+    "samples": ("samples per dataset", lambda protocol: str(protocol.samples or "all")),
+    "precision": ("precision of the image encoder under attack", lambda protocol: protocol.precision),
+    "verdict_precision": (
+        "precision of the image encoder in the final classification",
+        lambda protocol: protocol.verdict_precision,
+    ),
+    "logit_precision": ("precision of the logits", lambda protocol: protocol.logit_precision),
+    "iterate": ("iterate that PGD returns", lambda protocol: protocol.iterate),
+    "step_size": ("step size of PGD", lambda protocol: protocol.step_size or "eps / 4"),
+    "mean_over": ("samples per mean loss of PGD", lambda protocol: str(protocol.mean_over)),
+    "transform": ("images", lambda protocol: str(protocol.transform or "transform of each dataset")),
+    "small_transform": (
+        "images of CIFAR and STL10",
+        lambda protocol: str(protocol.small_transform or "transform of each dataset"),
+    ),
+    "image_size": ("side of other images", lambda protocol: str(protocol.image_size or "that of the model")),
     "seed": ("seed", lambda protocol: str(protocol.seed)),
 }
+"""Field of Protocol -> its label in tables, and a function that returns its value as text."""
 
 
 def read_protocol(identity: Mapping[str, Any]) -> Protocol:
-    """Return the protocol that has this identity; raise UserError where none can have it."""
+    """Return the protocol that has this identity; raise UserError if no protocol of this version can have it."""
     transforms = {key: identity[key] for key in ("transform", "small_transform") if identity.get(key) is not None}
     try:
         values = {**identity, **{key: Transform(**value) for key, value in transforms.items()}}
@@ -36,7 +43,13 @@ def read_protocol(identity: Mapping[str, Any]) -> Protocol:
         protocol = Protocol(**values)
         same = protocol.identity == dict(identity)
     except (TypeError, ValueError) as error:
-        raise UserError(f"no protocol of this version has the identity given: {error}") from error
+        raise UserError(
+            f"cannot read the recorded protocol {identity.get('name')!r}: {error}; it was written by another version of"
+            " robustbench_vlm or edited: use the version that wrote it"
+        ) from error
     if not same:
-        raise UserError("no protocol of this version has the identity given: it says more or less than one does")
+        raise UserError(
+            f"the recorded protocol {identity.get('name')!r} has missing or unknown fields; it was written by another"
+            " version of robustbench_vlm or edited: use the version that wrote it"
+        )
     return protocol

@@ -1,4 +1,4 @@
-"""The protocols of the embedded track."""
+"""The protocols of the built-in track `mini`."""
 
 from robustbench_vlm.protocols.base import Protocol
 
@@ -6,11 +6,11 @@ MINI = Protocol(
     name="mini",
     version=1,
     samples=200,
-    description="the whole embedded protocol: 200 samples a set, float32, worst case over stages",
+    description="200 samples per dataset, float32; a sample counts as robust if no stage of the attack breaks it",
 )
 MINI_QUICK = Protocol(
     name="mini-quick",
     version=1,
     samples=8,
-    description="the first 8 of mini's samples a set: a table within two minutes, with wide intervals",
+    description="the first 8 samples of mini per dataset: a table within two minutes, with wide confidence intervals",
 )

@@ -1,7 +1,7 @@
-"""The protocols of the real track: ours, and four that run what published code really runs.
+"""The protocols of the real track: this project's own (TRUSTED), and four that reproduce published evaluations.
 
-A published column is made by code, not by a paper's words: AGFT 0031a8f, RobustVLM 7de10ee with CLIP_benchmark,
-TeCoA 1243db6, TGA-ZSR 663fe57. Where ours differ from it all the same, the description says so.
+The four protocols follow the released code, which differs from the papers in places: AGFT 0031a8f, RobustVLM 7de10ee
+with CLIP_benchmark, TeCoA 1243db6, TGA-ZSR 663fe57. The description of a protocol lists its differences from the code.
 """
 
 import dataclasses
@@ -18,8 +18,9 @@ TRUSTED = Protocol(
     prompt_source="trusted",
     transform=Transform(224, 224, "bicubic"),
     small_transform=NATIVE,
-    description="1000 samples a set, single prompts without the field's faults, float32 with TF32 off, CIFAR and STL10"
-    " attacked at their own resolution, every iterate counts, worst case over stages",
+    description="1000 samples per dataset; one prompt template per dataset, without the known errors of published"
+    " prompts; float32 with TF32 off; CIFAR and STL10 are attacked at their stored resolution; PGD stops at the first"
+    " misclassified iterate; a sample counts as robust if no stage of the attack breaks it",
 )
 
 AGFT_2026 = Protocol(
@@ -36,11 +37,12 @@ AGFT_2026 = Protocol(
     attacks={"autoattack": "agft-autoattack", "cw": "agft-cw"},
     step_size="1/255",
     mean_over=128,
-    description="AGFT's code: all samples, half precision with the mean loss of 128 samples, PGD and CW with steps of"
-    " 1/255 of which the last counts, and as AutoAttack the 10 steps of APGD-CE and APGD-DLR that torchattacks calls"
-    " 'rand'. Not followed: texts and DLR in half precision, a draw by the clock, 20 equal gradients where one is"
-    " enough, samplers that count some samples twice, CW that stands still once a sample is broken,"
-    " DLR without gradient at two classes, antialiasing where CIFAR and STL10 are enlarged",
+    description="AGFT's code: all samples; half precision; PGD and CW maximise the mean loss of 128 samples with steps"
+    " of 1/255 and return the final iterate; AutoAttack is 10 steps of APGD-CE and APGD-DLR, the version 'rand' of"
+    " torchattacks. This protocol differs from the code as follows: text features and DLR are computed in float32; the"
+    " seed is fixed, not the clock; a gradient is computed once, not averaged over 20 equal ones; no sample counts"
+    " twice; CW continues after a sample is broken; DLR is not used with two classes, because its gradient"
+    " would be 0; CIFAR and STL10 are enlarged without antialiasing",
 )
 
 FARE_2024 = Protocol(
@@ -66,9 +68,11 @@ FARE_2024 = Protocol(
     transform=Transform(224, 224, "bicubic"),
     small_transform=NATIVE,
     attacks={"autoattack": "fare-autoattack"},
-    description="FARE's code: its 13 datasets, prompt ensembles of CLIP_benchmark, float32, APGD-CE with 5 restarts"
-    " and APGD-T. Not followed: its 1000 samples, which depend on the batch size; the splits of VTAB, so EuroSAT and"
-    " Caltech101 are whole and the latter has no background class; on two classes APGD-CE alone; ConvNeXt at 256",
+    description="FARE's code: its 13 datasets; prompt ensembles of CLIP_benchmark; float32; APGD-CE with 5 restarts"
+    " and APGD-T. This protocol differs from the code as follows: it has other 1000 samples, because the code's choice"
+    " depends on the batch size; EuroSAT and Caltech101 have all samples instead of VTAB's test part; Caltech101"
+    " does not have its background class; with two classes the code runs only APGD-CE; ConvNeXt is attacked at 224"
+    " pixels, not 256",
 )
 
 TECOA_2023 = Protocol(
@@ -86,10 +90,10 @@ TECOA_2023 = Protocol(
     step_size="1/255",
     mean_over=256,
     missing_datasets=("hateful-memes",),
-    description="TeCoA's code: all samples, half precision with the mean loss of 256 samples, PGD and CW with steps of"
-    " 1/255 of which the last counts (the paper has 100), and as AutoAttack APGD-CE and APGD-DLR. Not followed: texts"
-    " and DLR in half precision, draws without a seed, on two classes APGD-CE alone, and Hateful Memes, whose prompts"
-    " are not known here",
+    description="TeCoA's code: all samples; half precision; PGD and CW maximise the mean loss of 256 samples with steps"
+    " of 1/255 and return the final iterate (the paper reports 100 steps); AutoAttack is APGD-CE and APGD-DLR. This"
+    " protocol differs from the code as follows: text features and DLR are computed in float32; the seed is fixed; with"
+    " two classes the code runs only APGD-CE; Hateful Memes is missing, because its prompts are unknown",
 )
 
 TGA_2024 = dataclasses.replace(
@@ -98,7 +102,7 @@ TGA_2024 = dataclasses.replace(
     prompt_source="tga",
     small_transform=Transform(224, None, "bilinear", squash=True),
     missing_datasets=("tiny-imagenet",),
-    description="TGA-ZSR's code: as tecoa-2023, but CIFAR and STL10 are enlarged to 224 pixels before the attack, which"
-    " has 49 times as many numbers to move on CIFAR. Its table has TinyImageNet too, its fine-tuning set, whose names"
-    " are not known here",
+    description="TGA-ZSR's code: like tecoa-2023, except that CIFAR and STL10 are enlarged to 224 pixels before the"
+    " attack, so the attack can change 49 times as many pixels on CIFAR. The published table also has TinyImageNet, the"
+    " fine-tuning dataset; it is missing here, because its class names are unknown",
 )

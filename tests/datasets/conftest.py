@@ -1,4 +1,4 @@
-"""Fixtures that the tests of datasets share."""
+"""Fixtures for the tests of datasets."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""A server on the loopback address with files, and with the Hugging Face hub's list of them, that fails as told."""
+"""A local web server for tests: it serves files and the Hugging Face Hub's file list, and can be made to fail."""
 
 import contextlib
 import hashlib
@@ -14,7 +14,7 @@ REVISION = "0123456789abcdef0123456789abcdef01234567"
 
 
 class Server:
-    """Files on the loopback address, and the hub's list of them; `faults` say what happens to a path's next answers."""
+    """A local web server with files and the Hub's file list. `faults` has the next responses of a path that fail."""
 
     def __init__(self) -> None:
         self.files: dict[str, bytes] = {}
@@ -54,7 +54,7 @@ class Server:
         return [ranges for path, ranges in self.asked if path.endswith(end)]
 
     def add_hub(self, folder: Path, repository: str, revision: str = REVISION) -> None:
-        """Put the build in a folder on the hub, as the revision that is now the main one."""
+        """Add the shards in a folder to the Hub repository, as its current revision."""
         siblings: list[dict[str, Any]] = [{"rfilename": "README.md", "size": 3, "blobId": "0" * 40}]
         for path in sorted(folder.rglob("*")):
             if path.is_file():
@@ -80,7 +80,7 @@ class Server:
 
 
 def send(handler: http.server.BaseHTTPRequestHandler, content: bytes, stop: int | None = None, then: float = 0) -> None:
-    """Send a file from where the Range asks for, up to byte `stop` and then nothing for a while."""
+    """Send a file from the start of the requested range to byte `stop`, then wait `then` seconds and close."""
     start = int(handler.headers.get("Range", "bytes=0-").removeprefix("bytes=").removesuffix("-"))
     handler.send_response(206 if start else 200)
     if start:

@@ -1,4 +1,4 @@
-"""Ways in: what is found where, downloads from servers that break off, lie or are killed with us, and the seal."""
+"""Tests of downloads: folders that are searched, interrupted and wrong responses, killed processes, checksums."""
 
 import dataclasses
 import hashlib
@@ -24,7 +24,7 @@ from robustbench_vlm.datasets.published.local_copy import locate, verify
 
 
 def only(name: str, way: str) -> PublishedDataset:
-    """Return a row with one of its ways in, and as many samples as its made-up copies have."""
+    """Return a published dataset with only one download source, and the sample count of its made-up copies."""
     ways = {"torchvision": "", "hub": ""} | {way: getattr(PUBLISHED[name], way)}
     return dataclasses.replace(PUBLISHED[name], samples=6, download_bytes=1, **ways)
 
@@ -34,7 +34,7 @@ CARS = only("stanford-cars", "hub")
 
 @pytest.fixture
 def cars(server: Server, tmp_path: Path) -> Path:
-    """Return the folder of a build that the server has: two shards."""
+    """Return a folder with two tar shards that the server also has."""
     folder = make_shards("stanford-cars", tmp_path / "made")
     server.add_hub(folder, CARS.hub)
     return folder
@@ -45,7 +45,7 @@ def tree(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
 
 
-# What is there.
+# Search for local copies.
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
@@ -55,39 +55,41 @@ def test_a_dataset_is_found_below_the_root_and_as_the_root(name: str, tmp_path: 
     assert locate(original, tmp_path)[1].ids == locate(original, folder)[1].ids == original.read(folder).ids
 
 
-def test_torchvision_s_folder_comes_before_the_hub_s(tmp_path: Path) -> None:
+def test_torchvision_folder_is_preferred_to_hub_folder(tmp_path: Path) -> None:
     make_shards("dtd", tmp_path)
     assert locate(PUBLISHED["dtd"], tmp_path)[1].ids[0] == "wds/s0000000"
     make("dtd", tmp_path)
     assert locate(PUBLISHED["dtd"], tmp_path)[1].ids[0] == "zigzagged/zigzagged_0001.jpg"
 
 
-def test_what_is_not_there_is_told_with_what_to_do(tmp_path: Path) -> None:
+def test_error_for_a_missing_dataset_names_the_next_step(tmp_path: Path) -> None:
     with pytest.raises(MissingData) as told:
         locate(PUBLISHED["stanford-cars"], tmp_path)
     for part in (str(tmp_path / "stanford_cars"), str(tmp_path / "wds" / "wds_cars"), "VLMBENCH_DATA", "data prepare"):
         assert part in str(told.value)
-    with pytest.raises(MissingData, match=r"by hand: fetch http://cs231n\.stanford\.edu/tiny-imagenet-200\.zip"):
+    with pytest.raises(
+        MissingData, match=r"fetch it by hand: fetch http://cs231n\.stanford\.edu/tiny-imagenet-200\.zip"
+    ):
         locate(PUBLISHED["tiny-imagenet"], tmp_path)
 
 
-def test_a_dataset_that_needs_a_licence_says_so(tmp_path: Path) -> None:
-    with pytest.raises(MissingData, match=r"HatefulMemes is not below .* by hand: agree to the licence"):
+def test_error_for_a_licensed_dataset_names_the_licence(tmp_path: Path) -> None:
+    with pytest.raises(MissingData, match=r"HatefulMemes is not below .* fetch it by hand: agree to the licence"):
         fetch(PUBLISHED["hateful-memes"], tmp_path)
     folder = make("hateful-memes", tmp_path)
     assert fetch(PUBLISHED["hateful-memes"], tmp_path) == folder
 
 
-def test_a_root_that_cannot_be_written_is_told(tmp_path: Path) -> None:
+def test_unwritable_data_root_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*: Not a directory; name a folder of yours by --data DIR"):
+    with pytest.raises(UserError, match=r"cannot write .*: Not a directory; give a writable folder with --data DIR"):
         fetch(CARS, tmp_path / "file")
 
 
-# The hub.
+# Downloads from the Hub.
 
 
-def test_the_hub_s_shards_are_fetched_whole(server: Server, cars: Path, tmp_path: Path) -> None:
+def test_all_hub_shards_are_downloaded(server: Server, cars: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
     folder = fetch(CARS, tmp_path / "data", lambda progress: told.append((progress.done, progress.total)))
     assert folder == tmp_path / "data" / "wds" / "wds_cars" and tree(folder) == tree(cars)
@@ -100,7 +102,7 @@ def test_the_hub_s_shards_are_fetched_whole(server: Server, cars: Path, tmp_path
     assert fetch(CARS, tmp_path / "data") == folder and len(server.asked) == asked
 
 
-def test_answers_that_break_off_are_gone_on_from(server: Server, cars: Path, tmp_path: Path) -> None:
+def test_interrupted_responses_are_resumed(server: Server, cars: Path, tmp_path: Path) -> None:
     shard = f"/datasets/{CARS.hub}/resolve/{REVISION}/test/1.tar"
     server.faults[shard] = [broken_off(3000), broken_off(6000)]
     assert tree(fetch(CARS, tmp_path / "data")) == tree(cars)
@@ -111,14 +113,16 @@ def test_answers_that_break_off_are_gone_on_from(server: Server, cars: Path, tmp
     ("fault", "message"),
     [(broken_off(100), "broke off after 100 of"), (lie, "is a file with sha256"), (page, "web page|expected")],
 )
-def test_an_answer_that_never_comes_whole_leaves_no_dataset(
+def test_failed_downloads_leave_no_dataset(
     fault: Any, message: str, server: Server, cars: Path, tmp_path: Path
 ) -> None:
     shard = f"/datasets/{CARS.hub}/resolve/{REVISION}/test/1.tar"
     server.faults[shard] = [fault] * 20
-    with pytest.raises(UserError, match=rf"cannot fetch StanfordCars.*({message}).*By hand: its page is gone"):
+    with pytest.raises(
+        UserError, match=rf"cannot fetch StanfordCars.*({message}).*To fetch it by hand: its page is gone"
+    ):
         fetch(CARS, tmp_path / "data")
-    with pytest.raises(MissingData, match="continues the download that was begun"):
+    with pytest.raises(MissingData, match="continues the interrupted download"):
         locate(CARS, tmp_path / "data")
     before = len(server.asked_for("0.tar"))
     server.faults.clear()
@@ -126,7 +130,7 @@ def test_an_answer_that_never_comes_whole_leaves_no_dataset(
     assert len(server.asked_for("0.tar")) == before
 
 
-def test_a_new_revision_begins_anew(server: Server, cars: Path, tmp_path: Path) -> None:
+def test_new_hub_revision_restarts_the_download(server: Server, cars: Path, tmp_path: Path) -> None:
     server.faults[f"/datasets/{CARS.hub}/resolve/{REVISION}/test/1.tar"] = [broken_off(100)] * 20
     with pytest.raises(UserError, match="broke off"):
         fetch(CARS, tmp_path / "data")
@@ -136,16 +140,16 @@ def test_a_new_revision_begins_anew(server: Server, cars: Path, tmp_path: Path) 
     assert locate(CARS, tmp_path / "data")[1].labels == (7, 7, 8, 8, 9, 9)
 
 
-def test_a_hub_that_has_no_such_dataset_or_no_shards_is_told(server: Server, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=f"the hub has no list of {CARS.hub}"):
+def test_missing_hub_repository_or_shards_is_an_error(server: Server, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=f"cannot list the files of {CARS.hub} on the Hub"):
         fetch(CARS, tmp_path / "data")
     (tmp_path / "empty").mkdir()
     server.add_hub(tmp_path / "empty", CARS.hub)
-    with pytest.raises(UserError, match="has no test/nshards"):
+    with pytest.raises(UserError, match="lacks test/nshards"):
         fetch(CARS, tmp_path / "data")
 
 
-def test_a_build_that_lacks_a_shard_is_never_put_there(server: Server, cars: Path, tmp_path: Path) -> None:
+def test_incomplete_hub_repository_leaves_no_dataset(server: Server, cars: Path, tmp_path: Path) -> None:
     (cars / "test" / "1.tar").unlink()
     server.lists.clear()
     server.add_hub(cars, CARS.hub)
@@ -154,12 +158,12 @@ def test_a_build_that_lacks_a_shard_is_never_put_there(server: Server, cars: Pat
     assert not (tmp_path / "data" / "wds" / "wds_cars").exists()
 
 
-def test_a_full_disk_is_told_before_the_download(
+def test_too_little_disk_space_is_reported_before_the_download(
     server: Server, cars: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for entry in server.lists.values():
         entry["siblings"][-2]["size"] = 10**16
-    with pytest.raises(UserError, match=r"it needs 10000000\.\d\d GB, and the disk of .* has .* GB free"):
+    with pytest.raises(UserError, match=r"the download needs 10000000\.\d\d GB, and the disk of .* has .* GB free"):
         fetch(CARS, tmp_path / "data")
     assert server.asked_for(".tar") == []
 
@@ -173,7 +177,7 @@ fetch(PUBLISHED["stanford-cars"], Path(sys.argv[1]))
 """
 
 
-def test_a_process_that_is_killed_in_mid_download_leaves_no_dataset(server: Server, cars: Path, tmp_path: Path) -> None:
+def test_killed_download_leaves_no_dataset_and_is_resumed(server: Server, cars: Path, tmp_path: Path) -> None:
     root, shard = tmp_path / "data", f"/datasets/{CARS.hub}/resolve/{REVISION}/test/1.tar"
     with (cars / "test" / "1.tar").open("ab") as file:
         file.write(bytes(3 << 20))  # more zeros after its end: a download is written a MiB at a time
@@ -189,7 +193,7 @@ def test_a_process_that_is_killed_in_mid_download_leaves_no_dataset(server: Serv
     assert process.poll() is None
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    with pytest.raises(MissingData, match="continues the download that was begun"):
+    with pytest.raises(MissingData, match="continues the interrupted download"):
         locate(CARS, root)
     assert verify(CARS, root) and not (root / "wds").joinpath("wds_cars").exists()
     before = len(server.asked_for("0.tar"))
@@ -198,7 +202,7 @@ def test_a_process_that_is_killed_in_mid_download_leaves_no_dataset(server: Serv
     assert server.asked_for("1.tar") == ["", f"bytes={1 << 20}-"]
 
 
-# torchvision.
+# Downloads through torchvision.
 
 ARCHIVES = {
     "dtd": ("DTD", "_URL", "_MD5", "dtd-r1.0.1.tar.gz"),
@@ -210,7 +214,7 @@ ARCHIVES = {
 
 @pytest.fixture
 def offer(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], bytes]:
-    """Return a function (name) that puts a made-up copy on the server, as the archive that torchvision expects."""
+    """Return a function (name) that adds a made-up copy to the server, as the archive that torchvision expects."""
 
     def put(name: str) -> bytes:
         folder = make(name, tmp_path / "made")
@@ -229,7 +233,7 @@ def offer(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Ca
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_torchvision_s_archives_are_fetched_and_not_kept(
+def test_torchvision_archives_are_removed_after_unpacking(
     name: str, offer: Callable[[str], bytes], server: Server, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     offer(name)
@@ -243,7 +247,7 @@ def test_torchvision_s_archives_are_fetched_and_not_kept(
     assert capfd.readouterr() == ("", "")
 
 
-def test_what_was_half_unpacked_is_not_taken_for_the_whole(offer: Callable[[str], bytes], tmp_path: Path) -> None:
+def test_partly_unpacked_dataset_is_not_used(offer: Callable[[str], bytes], tmp_path: Path) -> None:
     offer("dtd")
     half = tmp_path / "data" / ".fetching" / "dtd" / "unpacked" / "dtd" / "dtd" / "labels"
     half.mkdir(parents=True)
@@ -253,7 +257,7 @@ def test_what_was_half_unpacked_is_not_taken_for_the_whole(offer: Callable[[str]
 
 
 @pytest.mark.parametrize("name", ["dtd", "fgvc-aircraft"])
-def test_a_damaged_archive_is_refused_and_fetched_anew(
+def test_damaged_archive_is_refused_and_downloaded_again(
     name: str, offer: Callable[[str], bytes], server: Server, tmp_path: Path
 ) -> None:
     offer(name)
@@ -264,10 +268,8 @@ def test_a_damaged_archive_is_refused_and_fetched_anew(
     assert tree(fetch(only(name, "torchvision"), tmp_path / "data")) == tree(tmp_path / "made" / PUBLISHED[name].folder)
 
 
-def test_an_archive_cannot_write_outside_of_its_folder(
-    offer: Callable[[str], bytes], server: Server, tmp_path: Path
-) -> None:
-    offer("fgvc-aircraft")  # whose archive torchvision has no digest for
+def test_archive_cannot_write_outside_its_folder(offer: Callable[[str], bytes], server: Server, tmp_path: Path) -> None:
+    offer("fgvc-aircraft")  # torchvision does not know the digest of this archive
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w:gz") as archive:
         archive.addfile(tarfile.TarInfo("../../../escaped.txt"), io.BytesIO())
@@ -277,45 +279,43 @@ def test_an_archive_cannot_write_outside_of_its_folder(
     assert not list(tmp_path.rglob("escaped.txt"))
 
 
-def test_where_torchvision_s_host_is_dead_the_hub_is_asked(
-    offer: Callable[[str], bytes], server: Server, tmp_path: Path
-) -> None:
+def test_hub_is_used_if_torchvision_fails(offer: Callable[[str], bytes], server: Server, tmp_path: Path) -> None:
     offer("dtd")
     server.faults["/dtd-r1.0.1.tar.gz"] = [page] * 9
-    with pytest.raises(UserError, match=r"Quota exceeded.*then: the hub has no list of clip-benchmark/wds_vtab-dtd"):
+    with pytest.raises(UserError, match=r"Quota exceeded.*then: cannot list the files of clip-benchmark/wds_vtab-dtd"):
         fetch(PUBLISHED["dtd"], tmp_path / "data")
     build = make_shards("dtd", tmp_path / "made")
     server.add_hub(build, "clip-benchmark/wds_vtab-dtd")
     assert tree(fetch(PUBLISHED["dtd"], tmp_path / "data")) == tree(build)
 
 
-def test_a_folder_that_is_in_the_way_is_left_alone(offer: Callable[[str], bytes], tmp_path: Path) -> None:
+def test_existing_incomplete_folder_is_not_overwritten(offer: Callable[[str], bytes], tmp_path: Path) -> None:
     offer("food101")
     (tmp_path / "data" / "food-101").mkdir(parents=True)
     (tmp_path / "data" / "food-101" / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"food-101 is there and not whole: move it away"):
+    with pytest.raises(UserError, match=r"food-101 exists, but .* complete dataset: move or remove"):
         fetch(only("food101", "torchvision"), tmp_path / "data")
     assert tree(tmp_path / "data" / "food-101") == {"notes.txt": b"mine"}
 
 
-# What was fetched, and what a person put there.
+# Verification of downloads and of copies that users made.
 
 
-def test_a_change_of_what_was_fetched_is_found(server: Server, cars: Path, tmp_path: Path) -> None:
+def test_verify_finds_changed_files_of_a_download(server: Server, cars: Path, tmp_path: Path) -> None:
     folder = fetch(CARS, tmp_path / "data")
     shard = folder / "test" / "0.tar"
     content = bytearray(shard.read_bytes())
     content[2000] ^= 1
     shard.write_bytes(content)
     (found,) = verify(CARS, tmp_path / "data")
-    assert f"{folder / 'test'} is not as it was fetched: 3 files of" in found
+    assert f"{folder / 'test'} has changed since the download: it has 3 files with" in found
     (folder / "classnames.txt").unlink()
-    assert "no files instead of 1 files" in verify(CARS, tmp_path / "data")[0]
+    assert "it has no files, expected 1 files" in verify(CARS, tmp_path / "data")[0]
     (folder / "test" / "1.tar").unlink()
     assert [sentence for sentence in verify(CARS, tmp_path / "data") if "1.tar" in sentence]
 
 
-def test_a_damaged_seal_is_told(server: Server, cars: Path, tmp_path: Path) -> None:
+def test_damaged_checksum_file_is_an_error(server: Server, cars: Path, tmp_path: Path) -> None:
     folder = fetch(CARS, tmp_path / "data")
     (folder / ".vlmbench.json").write_text("{")
     assert "cannot read" in verify(CARS, tmp_path / "data")[0]
@@ -323,19 +323,19 @@ def test_a_damaged_seal_is_told(server: Server, cars: Path, tmp_path: Path) -> N
     assert verify(CARS, tmp_path / "data") == []
 
 
-def test_too_few_samples_and_missing_pictures_are_found(tmp_path: Path) -> None:
+def test_verify_finds_missing_samples_and_images(tmp_path: Path) -> None:
     folder = make("food101", tmp_path)
     (folder / "images" / "waffles" / "0011328.jpg").unlink()
     few, absent = verify(PUBLISHED["food101"], tmp_path)
-    assert few == f"{folder} has 6 samples, and the whole split 25250"
-    assert absent.startswith("1 images that its lists name are not there") and absent.endswith("0011328.jpg")
+    assert few == f"{folder} has 6 samples, expected 25250 (the complete split)"
+    assert absent.startswith("1 listed images are missing") and absent.endswith("0011328.jpg")
     assert verify(PUBLISHED["dtd"], tmp_path)[0].startswith("DTD is not below")
 
 
-def test_the_hub_s_other_split_is_not_counted(tmp_path: Path) -> None:
+def test_verify_does_not_count_samples_of_another_hub_split(tmp_path: Path) -> None:
     make_shards("eurosat", tmp_path)
     assert verify(PUBLISHED["eurosat"], tmp_path) == []
     make_shards("dtd", tmp_path)
     assert verify(PUBLISHED["dtd"], tmp_path) == [
-        f"{tmp_path}/wds/wds_vtab-dtd has 6 samples, and the whole split 1880"
+        f"{tmp_path}/wds/wds_vtab-dtd has 6 samples, expected 1880 (the complete split)"
     ]

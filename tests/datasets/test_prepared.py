@@ -1,4 +1,4 @@
-"""Prepared images: the pixels of torchvision's own transforms, in the standard order, whole or not there."""
+"""Tests of prepared images: pixels equal torchvision's transforms, the order is standard, chunks are complete."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def _noise(width: int, height: int, seed: int = 0, mode: str = "RGB") -> Image.I
 
 
 class Pictures:
-    """Noise of any size; those whose number is in `broken` cannot be decoded."""
+    """Random images of different sizes. The images with an index in `broken` cannot be decoded."""
 
     def __init__(self, count: int, broken: tuple[int, ...] = (), delay: float = 0) -> None:
         self.ids = [f"test/{number:05d}.png" for number in range(count)]
@@ -51,7 +51,7 @@ class Pictures:
 
 @pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
 @pytest.mark.parametrize("size", [(100, 60), (60, 100), (33, 33), (16, 200)])
-def test_resize_and_crop_are_those_of_torchvision(interpolation: str, size: tuple[int, int]) -> None:
+def test_resize_and_crop_equal_those_of_torchvision(interpolation: str, size: tuple[int, int]) -> None:
     mode = transforms.InterpolationMode(interpolation)
     reference = transforms.Compose([transforms.Resize(32, mode), transforms.CenterCrop(24), transforms.PILToTensor()])
     picture = _noise(*size)
@@ -61,20 +61,20 @@ def test_resize_and_crop_are_those_of_torchvision(interpolation: str, size: tupl
 
 
 @pytest.mark.parametrize("mode", ["L", "P", "CMYK", "RGBA", "1", "LA"])
-def test_pictures_of_every_kind_become_rgb_as_pillow_converts_them(mode: str) -> None:
+def test_images_are_converted_to_rgb_as_in_pillow(mode: str) -> None:
     picture = _noise(30, 20, mode=mode)
     expected = torch.from_numpy(numpy.array(picture.convert("RGB"))).permute(2, 0, 1)
     assert torch.equal(NATIVE(picture), expected)
 
 
-def test_sixteen_bits_keep_their_upper_eight(tmp_path: Path) -> None:
+def test_16_bit_images_keep_the_upper_8_bits(tmp_path: Path) -> None:
     values = numpy.arange(0, 65536, 64, dtype=numpy.uint16).reshape(32, 32)
     Image.fromarray(values).save(tmp_path / "deep.png")
     with Image.open(tmp_path / "deep.png") as picture:
         assert torch.equal(NATIVE(picture)[0], torch.from_numpy((values >> 8).astype(numpy.uint8)))
 
 
-def test_the_camera_rotation_in_exif_is_left_alone(tmp_path: Path) -> None:
+def test_exif_rotation_is_ignored(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     _noise(30, 20).save(tmp_path / "turned.png", exif=exif)
@@ -82,7 +82,7 @@ def test_the_camera_rotation_in_exif_is_left_alone(tmp_path: Path) -> None:
         assert NATIVE(picture).shape == (3, 20, 30)
 
 
-def test_the_beginning_of_the_standard_order_is_prepared_and_grows(tmp_path: Path) -> None:
+def test_preparation_starts_with_the_standard_order_and_continues_later(tmp_path: Path) -> None:
     pictures = Pictures(2 * CHUNK + 30)
     order = standard_order(pictures.ids, pictures.labels)
     folder = prepare("made-up", pictures, SMALL, 10, tmp_path)
@@ -93,7 +93,7 @@ def test_the_beginning_of_the_standard_order_is_prepared_and_grows(tmp_path: Pat
     images = source.read([3, 0])
     assert torch.equal(images[0], SMALL(_noise(24 + order[3] % 5, 30, seed=order[3])))
     assert source.digests([3, 0]) == [image_sha256(image) for image in images]
-    with pytest.raises(UserError, match="samples from 250 on are not prepared"):
+    with pytest.raises(UserError, match="samples from index 250 are not prepared"):
         source.read([CHUNK])
     assert prepare("made-up", pictures, SMALL, None, tmp_path) == folder
     assert prepared_rows(folder) == len(pictures.ids) == pictures.asked
@@ -102,7 +102,7 @@ def test_the_beginning_of_the_standard_order_is_prepared_and_grows(tmp_path: Pat
     assert pictures.asked == len(pictures.ids)
 
 
-def test_the_system_is_told_to_read_the_samples_that_come_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_read_asks_the_system_to_read_the_next_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = prepare("made-up", Pictures(CHUNK + 30), SMALL, None, tmp_path)
     source, advised = PreparedSource(str(folder)), []
 
@@ -118,7 +118,7 @@ def test_the_system_is_told_to_read_the_samples_that_come_next(tmp_path: Path, m
     assert advised == [b""]
 
 
-def test_another_transform_or_other_pictures_get_a_folder_of_their_own(tmp_path: Path) -> None:
+def test_each_transform_and_image_list_has_a_separate_folder(tmp_path: Path) -> None:
     folders = {
         prepare("made-up", Pictures(count), transform, 10, tmp_path)
         for count in (20, 21)
@@ -127,13 +127,13 @@ def test_another_transform_or_other_pictures_get_a_folder_of_their_own(tmp_path:
     assert len(folders) == 4
 
 
-def test_labels_may_be_merged_and_the_order_stays(tmp_path: Path) -> None:
+def test_merged_labels_do_not_change_the_order(tmp_path: Path) -> None:
     folder = prepare("made-up", Pictures(40), SMALL, 10, tmp_path)
     apart, together = PreparedSource(str(folder)), PreparedSource(str(folder), (0, 0, 1))
     assert together.ids == apart.ids and together.labels == tuple((0, 0, 1)[label] for label in apart.labels)
 
 
-def test_what_cannot_be_decoded_is_noted_and_raises_when_it_is_read(tmp_path: Path) -> None:
+def test_unreadable_image_raises_when_it_is_read(tmp_path: Path) -> None:
     pictures = Pictures(12, broken=(4, 7))
     source = PreparedSource(str(prepare("made-up", pictures, SMALL, None, tmp_path)))
     place = source.ids.index("test/00004.png")
@@ -143,12 +143,12 @@ def test_what_cannot_be_decoded_is_noted_and_raises_when_it_is_read(tmp_path: Pa
     assert len(source.read([n for n, digest in enumerate(source.digests(range(12))) if digest])) == 10
 
 
-def test_pictures_of_several_sizes_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="several sizes"):
+def test_images_of_different_sizes_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="different sizes"):
         prepare("made-up", Pictures(12), NATIVE, None, tmp_path)
 
 
-def test_a_changed_file_is_found(tmp_path: Path) -> None:
+def test_verify_prepared_finds_changed_files(tmp_path: Path) -> None:
     folder = prepare("made-up", Pictures(30), SMALL, None, tmp_path)
     assert verify_prepared(folder) == []
     pixels = folder / "000000.npy"
@@ -177,7 +177,7 @@ prepare("made-up", Pictures(600, delay=0.002), SMALL, None, Path(sys.argv[1]))
 """
 
 
-def test_a_killed_preparation_is_gone_on_with_and_nothing_half_written_is_taken(tmp_path: Path) -> None:
+def test_killed_preparation_is_continued_without_damaged_chunks(tmp_path: Path) -> None:
     command = [sys.executable, "-c", SCRIPT, str(tmp_path / "killed"), str(Path(__file__).parent)]
     with subprocess.Popen(command, env=os.environ) as process:
         while not list((tmp_path / "killed").rglob("000000.json")) and process.poll() is None:
@@ -193,7 +193,7 @@ def test_a_killed_preparation_is_gone_on_with_and_nothing_half_written_is_taken(
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
 
-def test_progress_is_told_by_the_chunk(tmp_path: Path) -> None:
+def test_progress_is_reported_per_chunk(tmp_path: Path) -> None:
     told: list[tuple[int, int | None, str]] = []
     prepare(
         "made-up",
@@ -206,7 +206,7 @@ def test_progress_is_told_by_the_chunk(tmp_path: Path) -> None:
     assert told == [(250, 600, "preparing made-up"), (500, 600, "preparing made-up"), (600, 600, "preparing made-up")]
 
 
-def test_a_damaged_index_says_what_to_do(tmp_path: Path) -> None:
+def test_error_for_a_damaged_index_names_the_next_step(tmp_path: Path) -> None:
     folder = prepare("made-up", Pictures(30), SMALL, None, tmp_path)
     (folder / "index.json").write_text(json.dumps([])[:1], encoding="utf-8")
     with pytest.raises(UserError, match="remove the folder"):

@@ -1,4 +1,4 @@
-"""Prompt sources: every class has a name, and the faults of published code occur where they belong and nowhere else."""
+"""Tests of prompt sources: all classes have names, and only the known errors of published code occur."""
 
 import re
 from pathlib import Path
@@ -29,7 +29,7 @@ TWINS = {
     ("fare", "imagenet"): {"missile", "sunglasses"},
     ("fare", "imagenet-sketch"): {"missile", "sunglasses"},
 }
-"""What PROTOCOL and the sources say: texts that two classes share."""
+"""(prompt source, dataset) -> the class names that two classes share in the published code."""
 
 
 def _texts(source: str, name: str):  # type: ignore[no-untyped-def]
@@ -37,19 +37,19 @@ def _texts(source: str, name: str):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize(("source", "name"), ROWS)
-def test_two_classes_share_a_text_only_where_published_code_has_it_so(source: str, name: str) -> None:
+def test_classes_share_a_prompt_only_if_published_code_has_that_error(source: str, name: str) -> None:
     classes = _texts(source, name).classes
     assert {each for each in classes if classes.count(each) > 1} == TWINS.get((source, name), set())
     assert all((each.strip() and not re.search(r"[_{}]", each)) or source == "fare" for each in classes)
 
 
-def test_our_source_has_no_two_texts_alike_whatever_their_case() -> None:
+def test_trusted_prompts_are_unique_even_in_lower_case() -> None:
     for name in PROMPT_SOURCES.load("trusted"):
         classes = [each.lower().strip() for each in _texts("trusted", name).classes]
         assert len(set(classes)) == len(classes), name
 
 
-def test_faces_are_one_class_for_us_and_agft_and_two_for_the_others() -> None:
+def test_caltech101_faces_are_merged_by_trusted_and_agft_only() -> None:
     for source in ("trusted", "agft"):
         found = _texts(source, "caltech101")
         assert len(found.classes) == 100 and found.classes[0] == "person"
@@ -57,7 +57,7 @@ def test_faces_are_one_class_for_us_and_agft_and_two_for_the_others() -> None:
     assert len(_texts("tecoa", "caltech101").classes) == 101 and not _texts("tecoa", "caltech101").merged
 
 
-def test_what_the_sources_say_word_for_word() -> None:
+def test_examples_of_exact_class_names_and_templates() -> None:
     assert _texts("tecoa", "pcam").classes[0] == "Tthis is a photo of healthy lymph node tissue."
     assert "cyclamen " in _texts("agft", "flowers102").classes and "cyclamen" in _texts("trusted", "flowers102").classes
     assert _texts("agft", "fgvc-aircraft").classes[0] == "Boeing 707-320"
@@ -66,7 +66,7 @@ def test_what_the_sources_say_word_for_word() -> None:
     assert len(_texts("fare", "imagenet").prompt) == 80 and "aquarium_fish" in _texts("fare", "cifar100").classes
 
 
-def test_classes_that_are_one_take_the_place_of_the_first() -> None:
+def test_merged_class_has_the_index_of_its_first_raw_class() -> None:
     row = PromptRow("{}", names={"b": "same", "d": "same"}, one_class=("b", "d"))
     found = task_of(row, ("a", "b", "c", "d", "e"))
     assert (found.classes, found.merged) == (("a", "same", "c", "e"), (0, 1, 2, 1, 3))
@@ -74,6 +74,6 @@ def test_classes_that_are_one_take_the_place_of_the_first() -> None:
     assert (twins.classes, twins.merged) == (("a", "same", "c", "same"), ())
 
 
-def test_the_source_of_the_lists_stands_beside_them() -> None:
+def test_facts_file_names_its_sources() -> None:
     text = (Path(task_of.__code__.co_filename).parent / "facts.json").read_text(encoding="utf-8")
     assert "0031a8f" in text and "48de38c" in text

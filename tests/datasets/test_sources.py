@@ -1,4 +1,4 @@
-"""Images that the project did not draw: handwritten digits and a person's own folders."""
+"""Tests of images that are not drawn by code: handwritten digits and folders of users."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,7 @@ PROMPT = "This is a photo of a {}."
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"
 
 
-def test_handwritten_digits_are_all_there_and_enlarged_without_loss_of_ink() -> None:
+def test_handwritten_digits_keep_their_mean_brightness() -> None:
     from sklearn.datasets import load_digits
 
     source = HANDWRITTEN.open()
@@ -45,7 +45,7 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_folders_are_classes_and_every_format_is_read(folder: Path) -> None:
+def test_folder_names_are_class_names_and_all_formats_are_read(folder: Path) -> None:
     dataset = folder_dataset(folder, "a photo of a {}.", 32)
     assert dataset.classes == ("cat", "dog", "sea lion")
     assert dataset.prompts[2] == "a photo of a sea lion."
@@ -57,7 +57,7 @@ def test_folders_are_classes_and_every_format_is_read(folder: Path) -> None:
     assert image_sha256(images[1]) == image_sha256(source.read([1])[0])
 
 
-def test_a_truncated_picture_is_named(folder: Path) -> None:
+def test_error_names_a_truncated_image(folder: Path) -> None:
     path = folder / "cat" / "one.png"
     path.write_bytes(path.read_bytes()[:200])
     source = folder_dataset(folder, "a {}.", 32).open()
@@ -65,14 +65,14 @@ def test_a_truncated_picture_is_named(folder: Path) -> None:
         source.read([0])
 
 
-def test_a_text_file_among_pictures_is_named(folder: Path) -> None:
+def test_error_names_a_text_file_in_a_class_folder(folder: Path) -> None:
     (folder / "cat" / "notes.txt").write_text("no image")
     with pytest.raises(UnreadableImage, match=r"notes\.txt"):
         folder_dataset(folder, "a {}.", 32).open().read([0])
 
 
 @pytest.mark.parametrize("name", [b"cat/caf\xe9.png", b"\xe9t\xe9/one.png", b"cat/\xff.png"])
-def test_names_that_are_not_utf8_are_told(name: bytes, folder: Path) -> None:
+def test_file_names_that_are_not_utf8_are_an_error(name: bytes, folder: Path) -> None:
     path = folder / os.fsdecode(name)
     path.parent.mkdir(exist_ok=True)
     path.touch()
@@ -81,7 +81,7 @@ def test_names_that_are_not_utf8_are_told(name: bytes, folder: Path) -> None:
     str(caught.value).encode()
 
 
-def test_a_top_folder_whose_name_is_not_utf8_is_told(folder: Path) -> None:
+def test_folder_name_that_is_not_utf8_is_an_error(folder: Path) -> None:
     odd = os.fsdecode(os.fsencode(folder.parent) + b"/caf\xe9")
     folder.rename(odd)
     with pytest.raises(UserError, match=r"caf\\xe9 is not UTF-8"):
@@ -89,7 +89,7 @@ def test_a_top_folder_whose_name_is_not_utf8_is_told(folder: Path) -> None:
 
 
 @pytest.mark.parametrize("problem", ["missing", "one class", "no placeholder"])
-def test_unusable_folders_say_what_they_should_be(folder: Path, problem: str) -> None:
+def test_errors_for_unusable_folders_name_the_expected_layout(folder: Path, problem: str) -> None:
     with pytest.raises(UserError, match=r"sub-folder|\{\}"):
         if problem == "missing":
             folder_dataset(folder / "nowhere", "a {}.", 32)
@@ -99,19 +99,19 @@ def test_unusable_folders_say_what_they_should_be(folder: Path, problem: str) ->
             folder_dataset(folder, "a photo", 32)
 
 
-def test_one_class_is_no_dataset() -> None:
-    with pytest.raises(UserError, match="two or more"):
+def test_dataset_with_one_class_is_an_error() -> None:
+    with pytest.raises(UserError, match="at least two"):
         Dataset("d", ("one",), "a {}.", "m:f")
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not beside this checkout")
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not next to this checkout")
 @pytest.mark.parametrize("name", ["cifar10", "dtd", "sun397"])
 def test_real_folders_are_read_whole(name: str) -> None:
     source = folder_dataset(REAL / name, "a photo of a {}.", 32).open()
     assert source.read(range(len(source.ids))).shape == (len(source.ids), 3, 32, 32)
 
 
-def test_a_part_of_imagenet_has_its_thousand_classes_in_their_order(tmp_path: Path) -> None:
+def test_imagenet_folder_has_all_1000_classes_in_order(tmp_path: Path) -> None:
     for name in ("train/n02123045", "train/n01440764", "train/stray", "val/n01440764"):
         (tmp_path / name).mkdir(parents=True)
         _picture("RGB").save(tmp_path / name / "one.JPEG")
@@ -124,7 +124,7 @@ def test_a_part_of_imagenet_has_its_thousand_classes_in_their_order(tmp_path: Pa
     assert dataset.prompts[281] == "This is a photo of a tabby." and source.read([0, 1]).shape == (2, 3, 32, 32)
 
 
-def test_imagenet_s_names_are_paired_with_its_word_net_ids(tmp_path: Path) -> None:
+def test_imagenet_class_names_match_their_wordnet_ids(tmp_path: Path) -> None:
     from timm.data import ImageNetInfo
 
     (tmp_path / "n01440764").mkdir()
@@ -133,19 +133,19 @@ def test_imagenet_s_names_are_paired_with_its_word_net_ids(tmp_path: Path) -> No
     info = ImageNetInfo("imagenet-1k")
     described = [description.lower() for description in info.label_descriptions()]
     same = [name.split()[-1] in text.replace("-", " ") for name, text in zip(names, described, strict=True)]
-    # The two lists are in other words here and there; one shifted by a place would agree nearly nowhere.
+    # Some words differ between the two lists. If one list were shifted by one class, almost no names would agree.
     assert sum(same) > 900
-    # Two words name two classes each in the list, and a dog becomes a jacket in lower case.
+    # In the list, two names occur twice. In lower case, the dog "Cardigan" also equals the jacket "cardigan".
     assert len(set(names)) == 997 and [names.count(word) for word in ("crane", "maillot", "cardigan")] == [2, 2, 2]
 
 
-def test_a_folder_of_words_trains_on_its_own_classes(folder: Path) -> None:
+def test_training_folder_without_wordnet_ids_has_its_own_classes(folder: Path) -> None:
     dataset = training_folder(folder, PROMPT, 32)
     assert dataset.classes == ("cat", "dog", "sea lion") and dataset.prompts[2] == "This is a photo of a sea lion."
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not here")
-def test_real_pictures_of_imagenet_s_classes_are_read() -> None:
+def test_real_imagenet_images_are_read() -> None:
     source = training_folder(REAL / "tiny_imagenet", PROMPT, 64).open()
     assert len(source.ids) == 1000 and len(set(source.labels)) == 200
     assert source.read(range(0, 1000, 25)).shape == (40, 3, 64, 64)

@@ -1,4 +1,4 @@
-"""Images of every form that datasets have them in, broken ones, and all real images beside this checkout."""
+"""Tests of stored images: all formats of the datasets, damaged files, and real images if they are available."""
 
 import csv
 import io
@@ -21,7 +21,7 @@ from robustbench_vlm.datasets.published.image_files import decode
 from robustbench_vlm.datasets.transform import Transform
 
 REAL = Path(__file__).parents[2].parent / "shared" / "data" / "real"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not beside this checkout")
+needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not next to this checkout")
 
 
 def bytes_of(picture: Image.Image, form: str, **options: object) -> bytes:
@@ -53,7 +53,7 @@ WHOLE = {
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
 @pytest.mark.parametrize("kind", WHOLE)
-def test_every_kind_is_read_under_the_name_of_a_jpeg(kind: str, tmp_path: Path) -> None:
+def test_format_is_detected_from_the_content(kind: str, tmp_path: Path) -> None:
     content, mode = WHOLE[kind]
     (tmp_path / "one.jpg").write_bytes(content)
     picture = decode(tmp_path / "one.jpg", "one.jpg")
@@ -61,7 +61,7 @@ def test_every_kind_is_read_under_the_name_of_a_jpeg(kind: str, tmp_path: Path) 
     assert picture.convert("RGBA").size == decode(io.BytesIO(content), "one").size == (40, 30)
 
 
-def test_what_pillow_only_warns_of_is_prepared(tmp_path: Path) -> None:
+def test_images_with_pillow_warnings_are_prepared(tmp_path: Path) -> None:
     root = tmp_path / "101_ObjectCategories" / "accordion"
     root.mkdir(parents=True)
     for place, kind in enumerate(("malformed exif", "transparent palette")):
@@ -70,14 +70,14 @@ def test_what_pillow_only_warns_of_is_prepared(tmp_path: Path) -> None:
     assert PreparedSource(str(folder)).read([0, 1]).shape == (2, 3, 16, 16)
 
 
-def test_a_lossless_picture_keeps_its_pixels_and_closes_its_file(tmp_path: Path) -> None:
+def test_decode_keeps_pixels_and_closes_the_file(tmp_path: Path) -> None:
     (tmp_path / "one.jpg").write_bytes(WHOLE["png"][0])
     picture = decode(tmp_path / "one.jpg", "one.jpg")
     (tmp_path / "one.jpg").unlink()
     assert picture.tobytes() == noise(0, 30, 40).tobytes()
 
 
-def test_a_picture_is_not_turned_and_still_says_how_it_was_held(tmp_path: Path) -> None:
+def test_decode_ignores_exif_rotation_and_keeps_the_exif_data(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6
     (tmp_path / "one.jpg").write_bytes(bytes_of(PICTURE, "jpeg", exif=exif))
@@ -101,7 +101,7 @@ BROKEN = {
 
 
 @pytest.mark.parametrize("kind", BROKEN)
-def test_a_broken_picture_is_named(kind: str, tmp_path: Path) -> None:
+def test_error_names_a_damaged_image(kind: str, tmp_path: Path) -> None:
     folder = make("eurosat", tmp_path)
     path = folder / "2750" / "Forest" / "Forest_7.jpg"
     path.parent.mkdir(exist_ok=True)
@@ -109,11 +109,11 @@ def test_a_broken_picture_is_named(kind: str, tmp_path: Path) -> None:
     pictures = PUBLISHED["eurosat"].read(folder)
     with pytest.raises(UnreadableImage, match=r"cannot read the image .*2750/Forest/Forest_7\.jpg: ") as caught:
         pictures.image(pictures.ids.index("Forest/Forest_7.jpg"))
-    # What to do about it is said once, by who reads what was prepared.
+    # The advice is added once, when the prepared image is read.
     assert "--skip-unreadable" not in str(caught.value)
 
 
-def test_a_name_that_is_not_utf8_is_told(tmp_path: Path) -> None:
+def test_file_name_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:
     folder = make("eurosat", tmp_path)
     path = folder / "2750" / "Forest" / os.fsdecode(b"caf\xe9.jpg")
     path.parent.mkdir(exist_ok=True)
@@ -123,7 +123,7 @@ def test_a_name_that_is_not_utf8_is_told(tmp_path: Path) -> None:
     str(caught.value).encode()
 
 
-def test_a_picture_that_a_list_names_and_nobody_has_is_named(tmp_path: Path) -> None:
+def test_error_names_a_listed_image_that_is_missing(tmp_path: Path) -> None:
     folder = make("oxford-pets", tmp_path)
     (folder / "images" / "Abyssinian_1.jpg").unlink()
     pictures = PUBLISHED["oxford-pets"].read(folder)
@@ -132,7 +132,7 @@ def test_a_picture_that_a_list_names_and_nobody_has_is_named(tmp_path: Path) -> 
 
 
 def rows(name: str) -> Iterator[tuple[Path, str]]:
-    """Yield path and class of the real images of a set."""
+    """Yield the path and the class of each real image of a dataset."""
     with (REAL / "manifest.csv").open(encoding="utf-8", newline="") as file:
         yield from ((REAL / row["path"], row["class"]) for row in csv.DictReader(file) if row["dataset"] == name)
 
@@ -162,7 +162,7 @@ def test_real_folders_are_read_whole(name: str, folder: str, place: str, count: 
 
 
 @needs_real
-def test_real_textures_are_read_by_list(tmp_path: Path) -> None:
+def test_real_dtd_images_are_read_by_list(tmp_path: Path) -> None:
     (tmp_path / "labels").mkdir()
     (tmp_path / "images").symlink_to(REAL / "dtd")
     (tmp_path / "labels" / "test1.txt").write_text("".join(f"{raw}/{path.name}\n" for path, raw in rows("dtd")))
@@ -170,7 +170,7 @@ def test_real_textures_are_read_by_list(tmp_path: Path) -> None:
 
 
 @needs_real
-def test_real_scenes_are_read_whatever_format_hides_under_their_name(tmp_path: Path) -> None:
+def test_real_sun397_images_are_read_in_any_format(tmp_path: Path) -> None:
     known = set(class_names("sun397"))
     for path, raw in rows("sun397"):
         goal = (
@@ -190,7 +190,7 @@ def test_real_scenes_are_read_whatever_format_hides_under_their_name(tmp_path: P
         ("cifar100", "test", "fine_labels", "meta", "fine_label_names"),
     ],
 )
-def test_real_cifar_pixels_come_back_from_a_batch(
+def test_real_cifar_pixels_are_read_from_a_batch_file(
     name: str, batch: str, key: str, meta: str, names: str, tmp_path: Path
 ) -> None:
     samples = [(numpy.array(Image.open(path).convert("RGB")), raw) for path, raw in rows(name)]
@@ -204,7 +204,7 @@ def test_real_cifar_pixels_come_back_from_a_batch(
 
 
 @needs_real
-def test_real_stl10_pixels_come_back_from_the_binary(tmp_path: Path) -> None:
+def test_real_stl10_pixels_are_read_from_the_binary_file(tmp_path: Path) -> None:
     samples = [(numpy.array(Image.open(path).convert("RGB")), raw) for path, raw in rows("stl10")]
     (tmp_path / "test_X.bin").write_bytes(b"".join(pixels.transpose(2, 1, 0).tobytes() for pixels, _ in samples))
     (tmp_path / "test_y.bin").write_bytes(bytes(class_names("stl10").index(raw) + 1 for _, raw in samples))

@@ -1,4 +1,4 @@
-"""Every dataset that torchvision fetches, from archives that are built as the authors' are."""
+"""Tests of all downloads through torchvision, from made-up archives with the layout of the real ones."""
 
 import dataclasses
 import io
@@ -21,7 +21,7 @@ from robustbench_vlm.datasets.published.torchvision import fetch_from_torchvisio
 
 
 def packed(folder: Path, *names: str, mode: str = "w:gz") -> bytes:
-    """Return a tar file of what lies in a folder under these names."""
+    """Return a tar file with the named files of a folder."""
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode=mode) as archive:  # type: ignore[call-overload]
         for name in names:
@@ -75,13 +75,13 @@ ARCHIVES: dict[str, Callable[[Path], dict[str, bytes]]] = {
 }
 
 
-def test_there_is_an_archive_for_every_dataset_that_torchvision_fetches() -> None:
+def test_archives_cover_all_torchvision_datasets() -> None:
     assert set(ARCHIVES) == {name for name, original in PUBLISHED.items() if original.torchvision}
 
 
 @pytest.fixture
 def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let torchvision take files without its digests, and the test part for the training part, which it opens."""
+    """Switch off torchvision's checksums, and use the test split where torchvision opens the training split."""
 
     def is_available(path: str, md5: str | None = None) -> bool:
         return Path(path).exists()
@@ -95,7 +95,7 @@ def _made_up(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.usefixtures("_made_up")
 @pytest.mark.filterwarnings("ignore:.*align should be passed:Warning")
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_it_is_fetched_as_it_was_packed(
+def test_downloaded_files_equal_those_in_the_archive(
     name: str, server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     original, asked = PUBLISHED[name], []

@@ -1,4 +1,4 @@
-"""The drawn world: the same everywhere, sample by sample, and described truly."""
+"""Tests of the drawn scenes: images are reproducible per sample, and captions are true."""
 
 import hashlib
 
@@ -39,13 +39,13 @@ def _scenes(family: str, count: int, seed: int = 0) -> Scenes:
 
 
 @pytest.mark.parametrize("question", sorted(QUESTIONS))
-def test_pictures_are_those_of_every_machine(question: str) -> None:
+def test_images_are_the_same_on_every_machine(question: str) -> None:
     images = DrawnSource(question, 64).read(range(64))
     assert hashlib.sha256(images.numpy().tobytes()).hexdigest() == GOLDEN[question]
 
 
 @pytest.mark.parametrize("question", sorted(QUESTIONS))
-def test_a_picture_does_not_depend_on_its_batch(question: str) -> None:
+def test_an_image_does_not_depend_on_its_batch(question: str) -> None:
     source = DrawnSource(question, 40)
     together = source.read(range(40))
     assert torch.equal(together[[31, 2, 17]], source.read([31, 2, 17]))
@@ -53,7 +53,7 @@ def test_a_picture_does_not_depend_on_its_batch(question: str) -> None:
 
 
 @pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_a_caption_is_true_of_its_own_picture_and_says_what_it_mentions(family: str) -> None:
+def test_a_caption_is_true_for_its_scene_and_contains_its_mentions(family: str) -> None:
     scenes = _scenes(family, 300)
     vocabularies = {"shape": words.SHAPES, "colour": words.COLOURS, "texture": words.TEXTURES}
     for counter in range(3):
@@ -66,7 +66,7 @@ def test_a_caption_is_true_of_its_own_picture_and_says_what_it_mentions(family: 
                 assert any(name in texts[row] for name in names), (texts[row], attribute)
 
 
-def test_captions_vary_and_mention_something() -> None:
+def test_captions_vary_and_mention_attributes() -> None:
     scenes = _scenes("single", 200)
     first, mentions = describe(scenes, 0)
     second, _ = describe(scenes, 1)
@@ -74,7 +74,7 @@ def test_captions_vary_and_mention_something() -> None:
     assert mentions.any(dim=1).all()
 
 
-def test_a_caption_that_names_another_value_is_false() -> None:
+def test_a_caption_with_another_value_is_false() -> None:
     scenes = _scenes("single", 2)
     attributes = scenes.attributes.clone()
     attributes[0, words.column("colour")], attributes[1, words.column("colour")] = 0, 5
@@ -85,7 +85,7 @@ def test_a_caption_that_names_another_value_is_false() -> None:
 
 @given(shape=st.integers(0, len(PARTS) - 1))
 @settings(max_examples=24, deadline=None)
-def test_every_shape_fills_its_box_and_stays_in_it(shape: int) -> None:
+def test_every_shape_fills_the_unit_square_and_stays_inside(shape: int) -> None:
     line = torch.linspace(-1.2, 1.2, 97)
     x, y = line.view(1, -1).expand(97, 97), line.view(-1, 1).expand(97, 97)
     inside = signed_distance(shape, x, y) < 0
@@ -102,7 +102,7 @@ def test_signed_distance_of_a_disc_and_a_square_is_exact() -> None:
     assert torch.allclose(signed_distance(2, x, y), torch.tensor([1.2, -0.8, 0.1]), atol=1e-6)
 
 
-def test_the_vocabulary_names_what_the_issue_asks_for() -> None:
+def test_vocabulary_has_the_expected_numbers_of_words() -> None:
     assert len(words.SHAPES) == len(PARTS) >= 20
     assert len(words.COLOURS) == len(words.COLOUR_VALUES) >= 12
     assert len(words.TEXTURES) >= 8
@@ -110,18 +110,18 @@ def test_the_vocabulary_names_what_the_issue_asks_for() -> None:
     assert len(names) == len(set(names))
 
 
-def test_the_track_has_a_fine_grained_a_five_class_and_a_two_class_set() -> None:
+def test_track_has_datasets_with_many_five_and_two_classes() -> None:
     sizes = [len(DATASETS.load(name).classes) for name in QUESTIONS if name != "scenes"]
     assert len(sizes) >= 10 and max(sizes) >= 100 and 2 in sizes and 5 in sizes
 
 
-def test_fine_tuning_pictures_are_no_evaluation_pictures() -> None:
+def test_fine_tuning_images_differ_from_evaluation_images() -> None:
     fine_tuning = {bytes(image.numpy().tobytes()) for image in DrawnSource("scenes", 2000).read(range(2000))}
     shapes = {bytes(image.numpy().tobytes()) for image in DrawnSource("shapes", 500).read(range(500))}
     assert not fine_tuning & shapes
 
 
-def test_counted_objects_stand_apart() -> None:
+def test_images_with_more_objects_vary_more() -> None:
     source = DrawnSource("counting", 50)
     images = source.read(range(50)).float()
     one = [images[index].std() for index in range(50) if source.labels[index] == 0]
@@ -129,8 +129,8 @@ def test_counted_objects_stand_apart() -> None:
     assert sum(five) / len(five) > sum(one) / len(one)
 
 
-def test_drawing_uses_only_arithmetic_that_ieee_754_rounds_alike() -> None:
-    """Doubling the thread count may not change a bit: nothing in a picture is a reduction in free order."""
+def test_drawing_does_not_depend_on_the_number_of_threads() -> None:
+    """Images are equal for any number of threads, because drawing never sums values in an undefined order."""
     before = torch.get_num_threads()
     scenes = _scenes("digit", 64)
     try:

@@ -1,4 +1,4 @@
-"""The table of prompt sources, each named after the project whose code it follows."""
+"""The registry of prompt sources. Each is named after the project whose class names and prompt templates it has."""
 
 from robustbench_vlm.core.registry import Registry
 

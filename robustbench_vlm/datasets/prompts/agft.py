@@ -1,8 +1,9 @@
-"""AGFT's class names and prompt templates, with their faults.
+"""AGFT's class names and prompt templates, including their errors.
 
 Source: YuboCui/AGFT 0031a8f, clip_dataset.py and imagenet_classes_names.txt.
-Two classes with one text: 7 pairs of StanfordCars, whose model year is cut off, and "cardigan", "crane" and "maillot"
-of ImageNet. Two flowers have a blank before the comma.
+
+Known errors: the model year of StanfordCars is removed, so 7 pairs of classes have the same prompt. In ImageNet,
+"cardigan", "crane" and "maillot" are the names of two classes each. Two flower names end with a space.
 """
 
 from robustbench_vlm.datasets.image_folder import imagenet_class_names
@@ -26,22 +27,22 @@ FACES = ("Faces", "Faces_easy")
 
 
 def stripped(raw: str) -> str:
-    """Return plain words without blanks at the ends."""
+    """Return a raw class name as plain words, without spaces at the ends."""
     return plain_words(raw).strip()
 
 
 def without_year(raw: str) -> str:
-    """Return a car without its last five letters, the model year, and without hyphens."""
+    """Return a car's name without the model year (its last five characters), with spaces for hyphens."""
     return raw[:-5].replace("-", " ")
 
 
 def with_maker(raw: str) -> str:
-    """Return an aircraft with its maker where the variant begins with a 7."""
+    """Return an aircraft's name, with "Boeing" in front if it begins with 7."""
     return f"Boeing {raw}" if raw.startswith("7") else raw
 
 
 def caltech256_name(raw: str) -> str:
-    """Return a class of Caltech256 without its number and the suffix of those that Caltech101 has too."""
+    """Return a class name of Caltech256 without its number and without the suffix "-101" of Caltech101's classes."""
     return stripped(raw.partition(".")[2].replace("-101", ""))
 
 

@@ -1,4 +1,4 @@
-"""Prompt sources: class names and prompt templates of the published datasets, as one code base has them."""
+"""Prompt sources: the class names and prompt templates that one project's code uses for the published datasets."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -10,32 +10,32 @@ from robustbench_vlm.datasets.base import Prompt
 
 
 def plain_words(raw: str) -> str:
-    """Return a raw class name in lower case, with blanks for underscores, hyphens and slashes."""
+    """Return a raw class name in lower case, with spaces for underscores, hyphens and slashes."""
     return raw.lower().replace("_", " ").replace("-", " ").replace("/", " ")
 
 
 @dataclass(frozen=True)
 class PromptRow:
-    """Prompts of one dataset: its prompt templates, and the rule that turns a raw class name into a readable one."""
+    """The prompts of one dataset: prompt templates, and a rule that converts raw class names to readable ones."""
 
     prompt: Prompt
     rule: Callable[[str], str] = plain_words
     names: Mapping[str, str] = field(default_factory=dict)
-    """Raw class name -> readable name, where the rule does not apply."""
+    """Raw class name -> readable name, for the classes to which the rule does not apply."""
     listed: tuple[str, ...] = ()
-    """All readable names in the order of the labels; used instead of the rule if not empty."""
+    """The readable names of all classes in the order of the labels; if not empty, they replace rule and `names`."""
     one_class: tuple[str, ...] = ()
-    """Raw classes that become one class, so that the task has fewer classes than the dataset has labels."""
+    """Raw class names that are merged if their readable names are equal. The task then has fewer classes."""
 
 
 @dataclass(frozen=True)
 class Task:
-    """Zero-shot task: readable class names and prompt templates."""
+    """A zero-shot task: the readable class names and prompt templates of a dataset."""
 
     classes: tuple[str, ...]
     prompt: Prompt
     merged: tuple[int, ...]
-    """The class of each label of the dataset; () if they are the same."""
+    """merged[label] is the class index of a label of the dataset; () if class index and label are equal."""
 
 
 PromptSource = Mapping[str, PromptRow]
@@ -43,14 +43,14 @@ PromptSource = Mapping[str, PromptRow]
 
 
 def read_facts(project: str) -> dict[str, Any]:
-    """Return the class names and prompt templates copied from a project's code, by dataset name."""
+    """Return the class names and prompt templates that were copied from a project's code, by dataset name."""
     text = Path(__file__).with_name("facts.json").read_text(encoding="utf-8")
     found: dict[str, Any] = json.loads(text)[project]
     return found
 
 
 def task_of(row: PromptRow, raw_classes: tuple[str, ...]) -> Task:
-    """Return the zero-shot task for a dataset's raw class names, which are in the order of its labels."""
+    """Return the zero-shot task of a dataset. `raw_classes[label]` is the raw class name of a label."""
     names: list[str] = []
     merged: list[int] = []
     listed = row.listed or tuple(row.names.get(raw) or row.rule(raw) for raw in raw_classes)

@@ -1,7 +1,8 @@
-"""Prompts of FARE's evaluation: CLIP_benchmark's class names and prompt ensembles (48de38c, MIT).
+"""Prompts of FARE's evaluation: the class names and prompt ensembles of CLIP_benchmark (48de38c, MIT).
 
-Datasets without a list of names keep their raw class names, underscores of CIFAR100 included, except that Food101 and
-SUN397 get blanks (CLIP_benchmark 0322448, builder.py). ImageNet's list has "missile" and "sunglasses" twice.
+If CLIP_benchmark lacks a list of class names for a dataset, the raw class names are used, for example with the
+underscores of CIFAR100. In Food101 and SUN397, spaces replace the underscores (CLIP_benchmark 0322448, builder.py).
+Known errors: ImageNet's list has "missile" and "sunglasses" twice.
 """
 
 from robustbench_vlm.datasets.image_folder import imagenet_class_names
@@ -10,16 +11,16 @@ from robustbench_vlm.datasets.prompts.base import PromptRow, PromptSource, read_
 _FACTS = read_facts("clip_benchmark")
 
 
-def _as_it_is(raw: str) -> str:
+def _unchanged(raw: str) -> str:
     return raw
 
 
-def _blanks(raw: str) -> str:
+def _with_spaces(raw: str) -> str:
     return raw.replace("_", " ").replace("/", " ")
 
 
 def _row(name: str) -> PromptRow:
-    rule = _blanks if name in ("food101", "sun397") else _as_it_is
+    rule = _with_spaces if name in ("food101", "sun397") else _unchanged
     return PromptRow(tuple(_FACTS["templates"][name]), rule, listed=tuple(_FACTS["names"].get(name, ())))
 
 

@@ -1,9 +1,11 @@
-"""Class names and prompt templates of TeCoA and of TGA-ZSR, whose code shares them, with their faults.
+"""Class names and prompt templates of TeCoA and TGA-ZSR, which use the same ones, including their errors.
 
 Sources: cvlab-columbia/ZSRobust4FoundationModel e3d6c63, replace/torchvision.datasets, and zhyblue424/TGA-ZSR c955023,
-replace/datasets and utils.py. Datasets without a prompt template of their own get one without a full stop. TeCoA's code
-has no list of classes for Caltech101, so its row is TGA's: the raw folder names, with two classes of faces. One prompt
-of PCAM has a typing error. Two classes with one text: 7 pairs of StanfordCars and three of ImageNet that AGFT has too.
+replace/datasets and utils.py. The default template is "This is a photo of a {}" without a full stop. TeCoA's code
+lacks a class list for Caltech101, so the list of TGA-ZSR is used: the raw folder names, with two classes of faces.
+
+Known errors: one prompt of PCAM has a typing error. 7 pairs of StanfordCars and 3 pairs of ImageNet have the same
+prompt, as in AGFT.
 """
 
 from robustbench_vlm.datasets.image_folder import imagenet_class_names

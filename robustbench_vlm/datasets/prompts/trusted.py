@@ -1,12 +1,14 @@
-"""Prompts of the protocol `trusted`: AGFT's templates without known faults; no two classes share a text.
+"""Prompts of the protocol `trusted`: AGFT's templates without their known errors. All classes have different prompts.
 
-* StanfordCars keeps the model year, without which 7 pairs of classes are one text.
-* ImageNet has the names of CLIP_benchmark, which distinguish the two cranes and the two swimsuits; the two duplicates
-  that remain are resolved with WordNet: n04008634 is "projectile", n04355933 is "sunglass".
-* Caltech101's two kinds of faces are one class, "person"; its background is not a class.
-* CIFAR, STL10 and SUN397 have the full stop that AGFT gives them; Flowers102 loses two stray blanks; aircraft keep
-  their capitals, with "Boeing" before bare numbers.
-* TinyImageNet, ImageNet-R and ImageNet-Sketch use ImageNet's template. Country211 has the template of TTC and AdvFLYP.
+* StanfordCars: the names keep the model year. Without it, 7 pairs of classes have the same prompt.
+* ImageNet: the names are those of CLIP_benchmark, which distinguish the two cranes and the two swimsuits. Its two
+  duplicates are replaced by names from WordNet: n04008634 is "projectile" and n04355933 is "sunglass".
+* Caltech101: the two kinds of faces are merged into the class "person". The background is not a class.
+* CIFAR, STL10 and SUN397: the template ends with a full stop, as in AGFT.
+* Flowers102: the two names that end with a space in AGFT do not.
+* FGVC-Aircraft: the names keep their capital letters, and "Boeing" precedes names that begin with 7.
+* TinyImageNet, ImageNet-R and ImageNet-Sketch: the template is that of ImageNet.
+* Country211: the template is that of TTC and AdvFLYP.
 """
 
 from robustbench_vlm.datasets.image_folder import imagenet_class_names

@@ -1,4 +1,4 @@
-"""Published datasets in the form in which their authors release them."""
+"""Readers of published datasets, in the formats in which their authors released them."""
 
 from robustbench_vlm.datasets.published.base import MissingData, PublishedDataset, StoredImages
 from robustbench_vlm.datasets.published.class_lists import class_names

@@ -1,4 +1,4 @@
-"""Datasets whose pixels lie in one file: CIFAR (pickled batches), STL-10 (binary), PCAM (HDF5)."""
+"""Readers of datasets with all pixels in one file: CIFAR (pickled batches), STL-10 (binary), PCAM (HDF5)."""
 
 import pickle
 from collections.abc import Sequence, Sized
@@ -19,20 +19,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images that are the rows of one array, uint8 (N, H, W, 3); a sample's name is its place."""
+    """Images in one array. The id of a sample is its index, with five digits."""
 
     ids: Sequence[str]
     labels: Sequence[int]
+    """N class indices."""
     pixels: "ndarray[Any, Any]"
+    """uint8 [N, H, W, 3]."""
     file: Path
-    """Where the pixels were read."""
+    """The file that has the pixels."""
 
     def stamp(self, index: int) -> str:
-        """Return that of the file of all pixels."""
+        """Return the stamp of the file that has all pixels, see `stamp_of`."""
         return stamp_of(self.file)
 
     def image(self, index: int) -> "Image":
-        """Return an image as stored."""
+        """Return an image in its stored size."""
         import numpy
         from PIL import Image
 
@@ -40,12 +42,12 @@ class ArrayImages:
 
 
 def cifar10(root: Path) -> StoredImages:
-    """Read the test part of CIFAR-10: "test_batch", with the names in "batches.meta"."""
+    """Read the test split of CIFAR-10 from "test_batch"; "batches.meta" has the class names."""
     return _cifar(root, "cifar10", "test_batch", "labels", "batches.meta", "label_names")
 
 
 def cifar100(root: Path) -> StoredImages:
-    """Read the test part of CIFAR-100, fine labels: "test", with the names in "meta"."""
+    """Read the test split of CIFAR-100 with its fine labels from "test"; "meta" has the class names."""
     return _cifar(root, "cifar100", "test", "fine_labels", "meta", "fine_label_names")
 
 
@@ -59,22 +61,25 @@ def _cifar(root: Path, name: str, batch: str, key: str, meta: str, names: str) -
 
 
 def _placed(places: Sequence[int], numbers: Any) -> tuple[int, ...]:
-    """Return the class of each number, counted from 0."""
+    """Return the class index of each number; `places[number]` is the class index of a number."""
     numbers = [int(number) for number in numbers]
     if numbers and not 0 <= min(numbers) <= max(numbers) < len(places):
-        raise ValueError(f"labels from {min(numbers)} to {max(numbers)} for {len(places)} classes")
+        raise ValueError(f"it has labels from {min(numbers)} to {max(numbers)}, expected 0 to {len(places) - 1}")
     return tuple(places[number] for number in numbers)
 
 
 def _numbered(labels: Sequence[int], targets: Path, pixels: Sized, path: Path) -> tuple[str, ...]:
-    """Return the samples' names, their places; raise UserError unless there are as many images as labels."""
+    """Return the sample ids, which are their indices; raise UserError if the numbers of images and labels differ."""
     if len(pixels) != len(labels):
-        raise UserError(f"{path} has {len(pixels)} images and {targets} has {len(labels)} labels: fetch them anew")
+        raise UserError(
+            f"{path} has {len(pixels)} images and {targets} has {len(labels)} labels, expected equal numbers: fetch"
+            " both files again"
+        )
     return tuple(f"{place:05d}" for place in range(len(labels)))
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles numbers, texts, lists and numpy's arrays, as Python 2 wrote them, and nothing that runs."""
+    """Unpickles numbers, texts, lists and NumPy arrays, also as Python 2 wrote them. It never runs other code."""
 
     def find_class(self, module: str, name: str) -> Any:
         import codecs
@@ -92,22 +97,22 @@ class _Unpickler(pickle.Unpickler):
             ("_codecs", "encode"): codecs.encode,
         }
         if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which no array needs")
+            raise pickle.UnpicklingError(f"it uses {module}.{name}, which is not allowed in a dataset file")
         return allowed[module, name]
 
 
 def _unpickled(path: Path, *keys: str) -> dict[str, Any]:
     with reading(path), path.open("rb") as file:
-        # The official files hold bytes of Python 2, which latin1 keeps one to one.
+        # The official files have byte strings of Python 2. latin1 maps each byte to one character.
         entry: dict[str, Any] = _Unpickler(file, encoding="latin1").load()
         missing = [key for key in keys if key not in entry]
         if missing:
-            raise ValueError(f"it has no {' and no '.join(missing)}")
+            raise ValueError(f"it has no key {' and no key '.join(missing)}")
     return entry
 
 
 def stl10(root: Path) -> StoredImages:
-    """Read the test part of STL-10: "test_X.bin", each colour a column after the other, and "test_y.bin" from 1."""
+    """Read the test split of STL-10 from "test_X.bin" (column by column) and "test_y.bin" (labels from 1)."""
     import numpy
 
     places = Labels("stl10").of_numbers(read_lines(root / "class_names.txt"), root / "class_names.txt")
@@ -121,18 +126,19 @@ def stl10(root: Path) -> StoredImages:
 
 @dataclass(frozen=True)
 class Hdf5Images:
-    """The images of an HDF5 file, whose rows are read one at a time."""
+    """The images of an HDF5 file, which are read one at a time. The id of a sample is its index, with five digits."""
 
     ids: Sequence[str]
     labels: Sequence[int]
+    """N class indices."""
     path: Path
 
     def stamp(self, index: int) -> str:
-        """Return that of the file of all pixels."""
+        """Return the stamp of the file that has all pixels, see `stamp_of`."""
         return stamp_of(self.path)
 
     def image(self, index: int) -> "Image":
-        """Return an image as stored."""
+        """Return an image in its stored size; raise UnreadableImage if its part of the file is damaged."""
         import h5py
         from PIL import Image
 
@@ -144,7 +150,7 @@ class Hdf5Images:
 
 
 def pcam(root: Path) -> StoredImages:
-    """Read the test part of PatchCamelyon: "..._test_x.h5" with "x" (N, 96, 96, 3), "..._test_y.h5" with "y"."""
+    """Read the test split of PatchCamelyon from "..._test_x.h5" ("x": uint8 [N, 96, 96, 3]) and "..._test_y.h5"."""
     import h5py
 
     pixels, targets = (root / f"camelyonpatch_level_2_split_test_{part}.h5" for part in "xy")

@@ -1,4 +1,4 @@
-"""The base types of published datasets, as their authors release them: nothing is resized or renamed here."""
+"""Base types of the published datasets. Images keep their stored size, and classes their original names."""
 
 import importlib
 from collections.abc import Sequence
@@ -13,37 +13,37 @@ if TYPE_CHECKING:
 
 
 class MissingData(UserError):
-    """ImageFiles of a dataset are not there: the message says which, where they were looked for and what to do."""
+    """Raised if files of a dataset are missing. The message names them and the next step."""
 
 
 class StoredImages(Protocol):
-    """The labelled images of one split, as stored; nothing is decoded before `image` is called."""
+    """The N labelled images of one split, as stored on disk. `image` decodes one image."""
 
     @property
     def ids(self) -> Sequence[str]:
-        """The samples' names, all different; they never change.
+        """The unique ids of the samples. They do not depend on the machine or on the order of the files.
 
-        The path of the file below the dataset's folder ("test/cat/0001.jpg"), or the place in the official split,
-        five digits or more, if one file holds all pixels ("00017").
+        An id is the path of the image file below the dataset's folder, for example "test/cat/0001.jpg". If one file has
+        all images, the id is the index in the official split with at least five digits, for example "00017".
         """
         ...
 
     @property
     def labels(self) -> Sequence[int]:
-        """Each sample's class: its place in `class_names`."""
+        """The class index of each sample: an index of `class_names`."""
         ...
 
     def image(self, index: int) -> "Image":
-        """Return an image as stored, of any mode and size; raise UnreadableImage where it cannot be decoded."""
+        """Return an image in its stored mode and size; raise UnreadableImage if it cannot be decoded."""
         ...
 
     def stamp(self, index: int) -> str:
-        """Return a text that changes when the file of an image changes, see `stamp_of`."""
+        """Return a text that changes if the file of the image changes, see `stamp_of`."""
         ...
 
 
 def stamp_of(path: Path) -> str:
-    """Return a file's size and modification time as one text; "" if there is no file."""
+    """Return a file's size and modification time as one text; "" if it does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -53,42 +53,45 @@ def stamp_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class PublishedDataset:
-    """A published dataset: the reader of its split, its folder and its download."""
+    """A published dataset: its reader, folder, split, size, downloads and licence."""
 
     name: str
     title: str
-    """The name that papers use."""
+    """The name that papers use for the dataset."""
     reader: str
-    """ "module:callable"; called with the dataset's folder it returns StoredImages or raises MissingData."""
+    """A function as "module:name". It takes the dataset's folder and returns StoredImages, or raises MissingData."""
     folder: str
-    """Folder below the data root, the one that torchvision uses."""
+    """Name of the dataset's folder below the data root. torchvision uses the same name."""
     split: str
+    """Name of the split that is evaluated."""
     samples: int
-    """Number of samples of the whole split; 0 if unknown."""
+    """Number of samples of the complete split; 0 if unknown."""
     native: bool = False
-    """True if all images have one small size; then they are attacked at that size."""
+    """True if all images have the same small size. They are attacked at that size."""
     download_bytes: int = 0
     """Approximate size of the download in bytes; 0 if unknown."""
     torchvision: str = ""
-    """Class of torchvision.datasets whose download still works; "" if there is none."""
+    """Class of torchvision.datasets that downloads the dataset; "" if torchvision cannot download it."""
     hub: str = ""
-    """Dataset of the Hugging Face hub with its tar shards; "" if there is none."""
+    """Dataset repository on the Hugging Face Hub that has tar shards of the images; "" without such a repository."""
     hub_split: str = ""
-    """Split of the hub's shards if it differs from `split`; the shards then hold other samples of the dataset."""
+    """Split of the Hub's shards if it differs from `split`. The shards then have other samples of the dataset."""
     licensed: bool = False
-    """True if a person must agree to terms first: no program fetches it, but a local copy is read."""
+    """True if users must accept terms before a download. Such a dataset is never downloaded by this package."""
     by_hand: str = ""
-    """Instructions if no download works, such as a licence to accept or a page to visit."""
+    """Instructions for users if this package cannot download the dataset."""
     licence: str = ""
+    """Licence of the images, in words."""
     origin: str = ""
+    """Address of the dataset's page."""
 
     @property
     def fetchable(self) -> bool:
-        """True if a program may and can fetch it."""
+        """True if this package can download the dataset and its terms allow that."""
         return bool(self.torchvision or self.hub) and not self.licensed
 
     def read(self, folder: Path) -> StoredImages:
-        """Return the images of the dataset whose folder this is; raise MissingData if files are missing."""
+        """Return the images of the dataset in a folder; raise MissingData if files are missing."""
         module, _, name = self.reader.partition(":")
         images: StoredImages = getattr(importlib.import_module(module), name)(folder)
         return images

@@ -1,4 +1,4 @@
-"""Checksums of a fetched dataset folder: written after the download, compared later to find changes."""
+"""Checksums of a downloaded dataset: written after the download, and compared later to find changed files."""
 
 import hashlib
 import json
@@ -14,33 +14,36 @@ _FORMAT = 1
 
 
 def write_checksums(folder: Path, source: str) -> None:
-    """Write the checksums of a folder's files, and its source, into the folder; call this last."""
+    """Write the checksums of a folder's files and the name of their source into the folder. Call this last."""
     entry = {"format": _FORMAT, "source": source, "folders": _contents(folder)}
     write_text(folder / _NAME, json.dumps(entry, indent=1) + "\n")
 
 
 def changed_folders(folder: Path) -> list[str]:
-    """Return a sentence for each folder whose files differ from the checksums; none if there are no checksums."""
+    """Return one sentence for each folder whose files differ from the checksums; [] without checksums."""
     path = folder / _NAME
     if not path.exists():
         return []
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
         if entry["format"] != _FORMAT:
-            raise ValueError(f"its format is {entry['format']}, not {_FORMAT}")
+            raise ValueError(f"its format is {entry['format']}, expected {_FORMAT}")
         before: dict[str, dict[str, Any]] = entry["folders"]
     except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f"cannot read {path}: {error}; remove it, and the dataset counts as one of your own") from error
+        raise UserError(
+            f"cannot read the checksums {path}: {error}; remove this file to check the dataset without checksums"
+        ) from error
     after = _contents(folder)
     return [
-        f"{folder / name} is not as it was fetched: {_said(after.get(name))} instead of {_said(before.get(name))}"
+        f"{folder / name} has changed since the download: it has {_summary(after.get(name))}, expected"
+        f" {_summary(before.get(name))}"
         for name in sorted(before.keys() | after.keys())
         if before.get(name) != after.get(name)
     ]
 
 
 def _contents(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return number of files, bytes and digest of every folder with files, without hidden ones."""
+    """Return number of files, total bytes and digest of each folder, by path; hidden files are left out."""
     found = {}
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -55,7 +58,7 @@ def _contents(folder: Path) -> dict[str, dict[str, Any]]:
     return found
 
 
-def _said(entry: dict[str, Any] | None) -> str:
+def _summary(entry: dict[str, Any] | None) -> str:
     if entry is None:
         return "no files"
-    return f"{entry['files']} files of {entry['bytes']} bytes with the digest {str(entry['sha256'])[:12]}"
+    return f"{entry['files']} files with {entry['bytes']} bytes and the digest {str(entry['sha256'])[:12]}"

@@ -1,4 +1,4 @@
-"""Datasets with one folder a class: Caltech, EuroSAT, Country211, ImageNet and its kin."""
+"""Readers of datasets with one folder per class: Caltech, EuroSAT, Country211, ImageNet and its variants."""
 
 import re
 from collections.abc import Iterator
@@ -23,37 +23,37 @@ _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.IGNORECASE)
 
 
 def caltech101(root: Path) -> StoredImages:
-    """Read all of Caltech101 but its background, "101_ObjectCategories/<class>/image_0001.jpg"."""
+    """Read all images of Caltech101 except its background class: "101_ObjectCategories/<class>/image_0001.jpg"."""
     return _classes(existing_folder(root, "101_ObjectCategories"), "caltech101", left_out=("BACKGROUND_Google",))
 
 
 def caltech256(root: Path) -> StoredImages:
-    """Read all of Caltech256 with its clutter, "256_ObjectCategories/001.ak47/001_0001.jpg"."""
+    """Read all images of Caltech256 with its clutter class: "256_ObjectCategories/001.ak47/001_0001.jpg"."""
     return _classes(existing_folder(root, "256_ObjectCategories"), "caltech256")
 
 
 def eurosat(root: Path) -> StoredImages:
-    """Read all of EuroSAT's RGB images, "2750/<class>/<class>_1.jpg"."""
+    """Read all RGB images of EuroSAT: "2750/<class>/<class>_1.jpg"."""
     return _classes(existing_folder(root, "2750"), "eurosat")
 
 
 def country211(root: Path) -> StoredImages:
-    """Read the test part of Country211, "test/<country's code>/1.jpg"."""
+    """Read the test split of Country211: "test/<country code>/1.jpg"."""
     return _classes(existing_folder(root, "test"), "country211")
 
 
 def imagenet_r(root: Path) -> StoredImages:
-    """Read ImageNet-R, "<WordNet id>/art_0.jpg"."""
+    """Read all images of ImageNet-R: "<WordNet id>/art_0.jpg"."""
     return _classes(existing_folder(root, "imagenet-r", "."), "imagenet-r")
 
 
 def imagenet_sketch(root: Path) -> StoredImages:
-    """Read ImageNet-Sketch, "<WordNet id>/sketch_0.JPEG", directly or in its folder "sketch"."""
+    """Read all images of ImageNet-Sketch: "<WordNet id>/sketch_0.JPEG", possibly in a folder "sketch"."""
     return _classes(existing_folder(root, "sketch", "."), "imagenet-sketch")
 
 
 def _classes(root: Path, name: str, left_out: tuple[str, ...] = ()) -> ImageFiles:
-    """Return the images below each class's folder, classes and files in the order of their names."""
+    """Return the images below the folder of each class, sorted by class folder and path."""
     labels = Labels(name)
     samples = [
         (f"{raw}/{path}", labels.of(raw, root))
@@ -62,12 +62,12 @@ def _classes(root: Path, name: str, left_out: tuple[str, ...] = ()) -> ImageFile
         for path in _images(root / raw)
     ]
     if not samples:
-        raise MissingData(f"{root} has no folder of a class with images, as {class_names(name)[0]}")
+        raise MissingData(f"{root} lacks class folders with images; expected folders such as {class_names(name)[0]}")
     return list_images(root, samples)
 
 
 def _images(top: Path) -> Iterator[str]:
-    """Yield the paths of a class's images, also of those in folders of its own, sorted as torchvision does it."""
+    """Yield the paths of a class's images, sub-folders included, in torchvision's order."""
     for place, names in walk(top):
         for name in names:
             if name.lower().endswith(SUFFIXES) and not name.startswith("."):
@@ -75,9 +75,10 @@ def _images(top: Path) -> Iterator[str]:
 
 
 def imagenet(root: Path) -> StoredImages:
-    """Read ImageNet's validation part: "val/<WordNet id>/ILSVRC2012_val_00000001.JPEG", or all directly in "val".
+    """Read the validation split of ImageNet: "val/<WordNet id>/ILSVRC2012_val_00000001.JPEG", or all files in "val".
 
-    For the latter the development kit must lie beside it, "ILSVRC2012_devkit_t12/data". A sample's name is its file's.
+    If the images are directly in "val", the labels are read from the development kit in "ILSVRC2012_devkit_t12/data".
+    The id of a sample is its file name.
     """
     top = existing_folder(root, "val")
     if folders(top):
@@ -87,18 +88,20 @@ def imagenet(root: Path) -> StoredImages:
         truth = _ground_truth(root)
         samples = [(name, _of_number(truth, name, top)) for name in files(top) if name.lower().endswith(SUFFIXES)]
     if not samples:
-        raise MissingData(f"{top} has no images, neither in folders by WordNet id nor directly")
+        raise MissingData(
+            f"{top} does not have images; expected them in folders named by WordNet id, or directly in {top}"
+        )
     return _by_file(top, sorted(samples, key=lambda sample: Path(sample[0]).name))
 
 
 def _by_file(root: Path, samples: list[tuple[str, int]]) -> ImageFiles:
-    """Return images that are named by their file alone, so that rearranging the folders renames none."""
+    """Return images whose ids are their file names, so that ids do not depend on the arrangement of folders."""
     found = list_images(root, samples)
     return ImageFiles(root, check_unique([Path(path).name for path in found.paths], root), found.labels, found.paths)
 
 
 def _ground_truth(root: Path) -> list[int]:
-    """Return the label of each image of the validation part, by number."""
+    """Return the labels of the validation images; entry i belongs to the image with the number i + 1."""
     from scipy.io import loadmat
 
     labels = Labels("imagenet")
@@ -120,16 +123,16 @@ def _of_number(truth: list[int], name: str, where: Path) -> int:
     number = _NUMBER.fullmatch(name)
     if not number or not 1 <= int(number[1]) <= len(truth):
         raise UserError(
-            f"{where / name} is none of the {len(truth)} images that the development kit has labels for: they are"
-            " called ILSVRC2012_val_00000001.JPEG and so on"
+            f"the development kit lacks a label for {where / name}; expected file names from"
+            f" ILSVRC2012_val_00000001.JPEG to ILSVRC2012_val_{len(truth):08d}.JPEG: rename or remove the file"
         )
     return truth[int(number[1]) - 1]
 
 
 def tiny_imagenet(root: Path) -> StoredImages:
-    """Read TinyImageNet's validation part, "val/images/val_0.JPEG" with the classes in "val/val_annotations.txt".
+    """Read the validation split of TinyImageNet: "val/images/val_0.JPEG", with labels in "val/val_annotations.txt".
 
-    Images that were sorted into "val/<WordNet id>" are read too; a sample's name is its file's.
+    Images in folders "val/<WordNet id>" are read too. The id of a sample is its file name.
     """
     labels, top = Labels("tiny-imagenet"), existing_folder(root, "val")
     names = [name for name in folders(top) if name in labels]

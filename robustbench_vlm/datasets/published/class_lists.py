@@ -1,4 +1,4 @@
-"""Class lists of the published datasets, pinned: a label is a place in one of them, whatever order a disk has."""
+"""Fixed class lists of the published datasets. A label is an index of its dataset's list on every machine."""
 
 import functools
 import json
@@ -17,23 +17,23 @@ def _lists() -> Mapping[str, Any]:
 
 
 def class_names(name: str) -> tuple[str, ...]:
-    """Return a dataset's raw class names, in the order of the labels that torchvision gives."""
+    """Return a dataset's raw class names in the order of torchvision's labels."""
     return tuple(_lists()[name]["names"])
 
 
 def hub_class_names(name: str) -> tuple[str, ...]:
-    """Return the raw class names in the order of the labels in the hub's shards; "" is a class that is left out."""
+    """Return the raw class names in the order of the labels in the Hub's shards; "" for a class that is left out."""
     entry = _lists()[name]
     return tuple(entry.get("hub_names", entry["names"]))
 
 
 def normalised(name: str) -> str:
-    """Return a class name's letters and digits in lower case: what its spellings have in common."""
+    """Return the letters and digits of a class name in lower case, so that different spellings compare equal."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
 
 
 class Labels:
-    """The places of a dataset's classes by name."""
+    """Class index by class name, for one dataset. Spelling variants of a name are accepted, see `normalised`."""
 
     def __init__(self, name: str) -> None:
         self._name = name
@@ -46,20 +46,24 @@ class Labels:
         return len(self._places)
 
     def of(self, raw: str, where: Path) -> int:
-        """Return the place of a class; raise UserError, with the file or folder that names it, where it is none."""
+        """Return the index of a class; raise UserError if the dataset does not have it.
+
+        `where` is the file or folder that contains the name, for the error message.
+        """
         if raw not in self:
             raise UserError(
-                f"{where} names the class {raw!r}, which {self._name} does not have: is this another dataset, or was"
-                f" something put there? Its classes are {', '.join(class_names(self._name)[:3])} and so on"
+                f"{where} has the class {raw!r}, which is not a class of {self._name}; expected class names such as"
+                f" {', '.join(class_names(self._name)[:3])}: check that this is the right dataset, and remove what does"
+                " not belong to it"
             )
         return self._places[normalised(raw)]
 
     def of_numbers(self, names: Sequence[str], where: Path) -> list[int]:
-        """Return the place of each class of a list that a file numbers; raise UserError unless the list is whole."""
+        """Return the index of each class in a file's class list; raise UserError if the list is not complete."""
         places = [self.of(raw, where) for raw in names]
         if sorted(places) != list(range(len(self))):
             raise UserError(
-                f"{where} numbers {len(names)} classes, {len(set(places))} of them different, and {self._name} has"
-                f" {len(self)}: the file is damaged or of another version; fetch it anew"
+                f"{where} lists {len(names)} classes ({len(set(places))} different ones), expected the {len(self)}"
+                f" classes of {self._name}: the file is damaged or belongs to another version; fetch it again"
             )
         return places

@@ -1,4 +1,4 @@
-"""Fetch published datasets through torchvision or the Hugging Face hub; a dataset appears whole or not at all."""
+"""Download published datasets through torchvision or the Hugging Face Hub. Incomplete downloads are never used."""
 
 import contextlib
 import shutil
@@ -14,10 +14,10 @@ from robustbench_vlm.datasets.published.torchvision import fetch_from_torchvisio
 
 
 def fetch(published: PublishedDataset, root: Path, on_progress: OnProgress = ignore_progress) -> Path:
-    """Fetch a dataset below the data root and return its folder; a dataset that is already there is kept.
+    """Download a dataset below the data root and return its folder. An existing copy is kept.
 
-    `on_progress` counts bytes. A later call continues a download that broke off. Raises UserError if no source works,
-    with what to do by hand.
+    `on_progress` counts bytes. A later call continues an interrupted download. Raises UserError with instructions
+    for a download by hand if no source works.
     """
     if not published.fetchable:
         return locate(published, root)[0]
@@ -35,4 +35,4 @@ def fetch(published: PublishedDataset, root: Path, on_progress: OnProgress = ign
             except UserError as error:
                 failures.append(str(error))
     by_hand = f"{published.by_hand or published.origin}, as the folder {root / published.folder}"
-    raise UserError(f"cannot fetch {published.title}: {'; then: '.join(failures)}. By hand: {by_hand}")
+    raise UserError(f"cannot fetch {published.title}: {'; then: '.join(failures)}. To fetch it by hand: {by_hand}")

@@ -1,4 +1,4 @@
-"""The way in through the Hugging Face hub: LAION's builds of the datasets as tar shards (clip-benchmark/wds_*)."""
+"""Download datasets from the Hugging Face Hub as LAION's tar shards (clip-benchmark/wds_*)."""
 
 import os
 import re
@@ -17,14 +17,15 @@ _WANTED = re.compile(r"classnames\.txt|test/nshards\.txt|test/\d+\.tar")
 
 
 def hub_folder(published: PublishedDataset, root: Path) -> Path:
-    """Return where a dataset's tar shards lie below the data root."""
+    """Return the folder of a dataset's tar shards below the data root."""
     return root / "wds" / published.hub.rpartition("/")[2]
 
 
 def fetch_from_hub(published: PublishedDataset, root: Path, on_progress: OnProgress) -> Path:
-    """Fetch the present revision of a dataset's tar shards and return their folder; raise UserError where that fails.
+    """Download the current revision of a dataset's tar shards and return their folder.
 
-    Each shard has the size and sha256 that the hub names; what an earlier call fetched of this revision is kept.
+    The size and sha256 of each shard are checked against those that the Hub lists. Files of this revision from an
+    earlier call are kept. Raises UserError if the download fails.
     """
     revision, files = _listing(published.hub)
     staging = staging_folder(published, root)
@@ -50,23 +51,28 @@ def fetch_from_hub(published: PublishedDataset, root: Path, on_progress: OnProgr
 
 
 def _listing(repository: str) -> tuple[str, dict[str, tuple[int, str]]]:
-    """Return the hub's present revision of a dataset, and size and sha256 ("" for small ones) of the files wanted."""
+    """Return the current revision of a repository, and name -> (size, sha256) of its shard files.
+
+    The sha256 is "" for small files, because the Hub does not list it.
+    """
     from huggingface_hub import HfApi
 
     try:
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
         info = api.dataset_info(repository, files_metadata=True, timeout=30)
-    # The client has exceptions of its own, of its HTTP library, and of what it makes of an answer.
+    # huggingface_hub raises its own exceptions, those of its HTTP library, and parsing errors.
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise UserError(
-            f"the hub has no list of {repository}: {reason[0] if reason else type(error).__name__}"
+            f"cannot list the files of {repository} on the Hub: {reason[0] if reason else type(error).__name__}"
         ) from error
     found = {file.rfilename: file for file in info.siblings or () if _WANTED.fullmatch(file.rfilename)}
     if not info.sha or "test/nshards.txt" not in found:
-        raise UserError(f"the hub's {repository} is no dataset of tar shards: it has no test/nshards.txt")
+        raise UserError(f"the Hub repository {repository} lacks test/nshards.txt, which a dataset of tar shards needs")
     if not re.fullmatch(r"[0-9a-f]{7,64}", info.sha):
-        raise UserError(f"the hub names the revision {info.sha!r} of {repository}, which is none")
+        raise UserError(
+            f"the Hub reports the revision {info.sha!r} of {repository}, expected a commit hash: check HF_ENDPOINT"
+        )
     return info.sha, {name: (found[name].size or 0, _digest(found[name])) for name in sorted(found)}
 
 

@@ -1,4 +1,4 @@
-"""Images and lists as they are stored: whatever is broken is told by name of the file, with what to do."""
+"""Read image files and list files of datasets. Every error names the damaged or missing file and the next step."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -16,54 +16,58 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")
-"""Endings of images, those of torchvision's ImageFolder: what else lies in a folder is no sample."""
+"""File name suffixes of images, as in torchvision's ImageFolder. Other files in a class folder are not samples."""
 
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Images that are files of their own, at `paths` below `root`."""
+    """N images in separate files, at `paths` below `root`."""
 
     root: Path
     ids: Sequence[str]
     labels: Sequence[int]
+    """N class indices."""
     paths: Sequence[str]
 
     def image(self, index: int) -> "Image":
-        """Return an image as stored."""
+        """Return an image in its stored mode and size; raise UnreadableImage if it cannot be decoded."""
         path = self.root / self.paths[index]
         return decode(path, str(path))
 
     def stamp(self, index: int) -> str:
-        """Return that of the image's file."""
+        """Return the stamp of the image's file, see `stamp_of`."""
         return stamp_of(self.root / self.paths[index])
 
 
 def list_images(root: Path, samples: Sequence[tuple[str, int]]) -> ImageFiles:
-    """Return the images of a list of paths below `root` and labels.
+    """Return the images of a list of (path below `root`, label).
 
-    Raises UserError for a path that leads out, or is not UTF-8.
+    Raises UserError if a path leads out of `root`, is not UTF-8, or occurs twice.
     """
     paths, labels = tuple(path for path, _ in samples), tuple(label for _, label in samples)
     for path in paths:
         check_utf8(path, root)
         pure = PurePosixPath(path)
         if pure.is_absolute() or ".." in pure.parts:
-            raise UserError(f"a list of {root} names the image {path!r}, which lies outside: fetch the list anew")
+            raise UserError(
+                f"the list of images of {root} has the path {path!r}, which is outside this folder: fetch the list"
+                " again"
+            )
     return ImageFiles(root, check_unique(paths, root), labels, paths)
 
 
 def check_unique(ids: Sequence[str], where: Path) -> tuple[str, ...]:
-    """Return the samples' names; raise UserError where two are equal."""
+    """Return the sample ids as a tuple; raise UserError if two are equal."""
     if len(set(ids)) != len(ids):
         twice = next(name for place, name in enumerate(ids) if name in ids[:place])
-        raise UserError(f"{where} has the sample {twice!r} twice: its list is damaged; fetch the dataset anew")
+        raise UserError(f"{where} has two samples with the id {twice!r}: its list is damaged; fetch the dataset again")
     return tuple(ids)
 
 
 def decode(file: Path | IO[bytes], name: str) -> "Image":
-    """Return an image by what it is, not by how its file is called, in its own mode and size, not turned by EXIF.
+    """Return a decoded image in its stored mode and size. The format is detected from the content; EXIF is ignored.
 
-    Raises UnreadableImage, with `name`, where it is missing, cut off, or no image.
+    `name` is used in the error message. Raises UnreadableImage if the file is missing, truncated or not an image.
     """
     from PIL import Image
 
@@ -71,36 +75,36 @@ def decode(file: Path | IO[bytes], name: str) -> "Image":
         with Image.open(file) as image:
             image.load()
             return image
-    # Pillow's decoders raise almost anything on broken files.
+    # Pillow's decoders raise exceptions of many types on damaged files.
     except Exception as error:
         raise UnreadableImage(f"cannot read the image {name}: {error}") from error
 
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Say which file of a dataset is missing (MissingData) or is not what its name says (UserError)."""
+    """Raise MissingData if a file does not exist, and UserError if the body fails to read it."""
     if not path.exists():
         raise MissingData(f"there is no {path}")
     try:
         yield
     except UserError:
         raise
-    # Each format's parser has its own exceptions.
+    # Each parser raises its own types of exceptions.
     except Exception as error:
         raise UserError(
-            f"cannot read {path} ({path.stat().st_size} bytes): {type(error).__name__}: {error}; it may be cut off, or"
-            " a web page saved in its place: remove it and fetch it anew"
+            f"cannot read {path} ({path.stat().st_size} bytes): {type(error).__name__}: {error}; it may be truncated,"
+            " or a web page that was saved under this name: remove it and fetch it again"
         ) from error
 
 
 def read_lines(path: Path) -> list[str]:
-    """Return the lines of a text file, stripped, without empty ones."""
+    """Return the non-empty lines of a text file without surrounding whitespace."""
     with reading(path):
         return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
 def existing_folder(root: Path, *names: str) -> Path:
-    """Return the first of the sub-folders `names` that is there; raise MissingData where none is."""
+    """Return the first existing sub-folder of `names`; raise MissingData if none of them exists."""
     for name in names:
         if (root / name).is_dir():
             return root / name
@@ -108,6 +112,6 @@ def existing_folder(root: Path, *names: str) -> Path:
 
 
 def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder below `top`, as a path from there, with the names of its files, all sorted."""
+    """Yield `top` and each folder below it as (path relative to `top`, sorted file names), sorted by path."""
     for place, _, names in sorted(os.walk(top, followlinks=True)):
         yield Path(place).relative_to(top).as_posix(), sorted(names)

@@ -1,4 +1,4 @@
-"""Local copies of published datasets: find their files, prepare their images, and verify both."""
+"""Local copies of published datasets: find the files, prepare the images and verify the files."""
 
 import dataclasses
 import functools
@@ -20,7 +20,7 @@ from robustbench_vlm.datasets.published.tar_shards import TarShardImages, read_s
 
 
 def data_root(given: Path | None = None) -> Path:
-    """Return the folder of the datasets: the one given, VLMBENCH_DATA, or "data" in the cache."""
+    """Return the folder of the datasets: `given`, else the folder in VLMBENCH_DATA, else "data" in the cache folder."""
     if given is not None:
         return given
     return Path(os.environ["VLMBENCH_DATA"]) if os.environ.get("VLMBENCH_DATA") else cache_folder() / "data"
@@ -29,8 +29,9 @@ def data_root(given: Path | None = None) -> Path:
 def locate(published: PublishedDataset, root: Path) -> tuple[Path, StoredImages]:
     """Return the folder of a dataset below the data root, and its images.
 
-    The places are `root`/<the folder that torchvision uses>, `root` if it is that folder, and `root`/wds/<name of the
-    dataset on the hub>. Raises MissingData if the dataset is in none of them, and UserError if it is damaged.
+    Three folders are tried: `root`/<torchvision's folder name>, `root` itself if it has that name, and
+    `root`/wds/<name of the Hub repository>. Raises MissingData if the dataset is in none of them, and UserError if it
+    is damaged.
     """
     places: list[tuple[Path, Callable[[Path], StoredImages]]] = [(root / published.folder, published.read)]
     if root.resolve().name == published.folder:
@@ -46,32 +47,33 @@ def locate(published: PublishedDataset, root: Path) -> tuple[Path, StoredImages]
         except MissingData as error:
             tried.append(str(error))
     raise MissingData(
-        f"{published.title} is not below {root}: {'; '.join(tried)}. If it is elsewhere, name the folder around its own"
-        f" by --data DIR or VLMBENCH_DATA; else {_what_to_do(published, root)}"
+        f"{published.title} is not below {root}: {'; '.join(tried)}. If the dataset is in another folder, give the"
+        f" parent of that folder with --data DIR or VLMBENCH_DATA. If not, {_next_step(published, root)}"
     )
 
 
-def _what_to_do(published: PublishedDataset, root: Path) -> str:
+def _next_step(published: PublishedDataset, root: Path) -> str:
     if not published.fetchable:
-        return f"by hand: {published.by_hand}"
+        return f"fetch it by hand: {published.by_hand}"
     staging = staging_folder(published, root)
     command = f"`vlmbench data prepare {published.name}`"
     if staging.is_dir() and any(staging.iterdir()):
-        return f"{command} continues the download that was begun"
-    return f"{command} fetches it"
+        return f"run {command}, which continues the interrupted download"
+    return f"run {command}, which downloads it"
 
 
 @functools.lru_cache(maxsize=32)
 def find_images(name: str, root: Path) -> StoredImages:
-    """Return the images of a published dataset, located once per process because listing shards takes many seconds.
+    """Return the images of a published dataset; raise the errors of `locate`.
 
-    Clear this cache after files have changed, for example after a download. Raises the errors of `locate`.
+    The result is cached because listing tar shards takes many seconds. Call `find_images.cache_clear()` after files
+    have changed, for example after a download.
     """
     return locate(PUBLISHED[name], root)[1]
 
 
 def is_available(dataset: Dataset, data: Path | None = None) -> bool:
-    """Say whether a dataset can be opened here: published ones only if their files are below the data root."""
+    """Return whether the files of a dataset are on this machine. True for datasets that need no files."""
     try:
         if dataset.published:
             find_images(dataset.published, data_root(data))
@@ -83,10 +85,10 @@ def is_available(dataset: Dataset, data: Path | None = None) -> bool:
 def prepare_dataset(
     dataset: Dataset, count: int | None, data: Path | None = None, on_progress: OnProgress = ignore_progress
 ) -> Dataset:
-    """Return a dataset that can be opened, with the first `count` samples of a published one prepared (None: all).
+    """Prepare the first `count` samples of a published dataset (None: all) and return a dataset that can be opened.
 
-    Raises MissingData if its files are not below `data_root(data)`, and UserError if they cannot be prepared. A dataset
-    that is not a published one is returned unchanged.
+    A dataset that is not a published one is returned unchanged. Raises MissingData if the files are not below
+    `data_root(data)`, and UserError if they cannot be prepared.
     """
     if not dataset.published:
         return dataset
@@ -98,22 +100,22 @@ def prepare_dataset(
 
 
 def is_incomplete(dataset: Dataset) -> bool:
-    """Say whether a prepared published dataset has fewer samples than its split has."""
+    """Return whether the local copy of a prepared published dataset has fewer samples than the official split."""
     if not dataset.published or is_other_split(dataset):
         return False
     return len(dataset.open().ids) < PUBLISHED[dataset.published].samples
 
 
 def is_other_split(dataset: Dataset) -> bool:
-    """Say whether a prepared published dataset has the samples of the hub's own split instead of the official one."""
+    """Return whether a prepared published dataset has the samples of the Hub's split instead of the official split."""
     return bool(dataset.published) and dataset.split != PUBLISHED[dataset.published].split
 
 
 def verify(published: PublishedDataset, root: Path) -> list[str]:
-    """Return a sentence for each problem of a dataset's files; an empty list if there is none.
+    """Return one sentence for each problem of a dataset's files; [] without problems.
 
-    A fetched dataset is compared, byte by byte, with its state after the download. A dataset that the user put there
-    must have all samples of its split and all images that its lists name.
+    A dataset that this package downloaded is compared with the checksums of the download. For every dataset, the number
+    of samples and the existence of all listed images are checked.
     """
     try:
         folder, images = locate(published, root)
@@ -122,9 +124,9 @@ def verify(published: PublishedDataset, root: Path) -> list[str]:
         return [str(error)]
     other_split = published.hub_split and folder == hub_folder(published, root)
     if published.samples and not other_split and len(images.ids) != published.samples:
-        wrong.append(f"{folder} has {len(images.ids)} samples, and the whole split {published.samples}")
+        wrong.append(f"{folder} has {len(images.ids)} samples, expected {published.samples} (the complete split)")
     if isinstance(images, ImageFiles):
         absent = [path for path in images.paths if not (images.root / path).is_file()]
         if absent:
-            wrong.append(f"{len(absent)} images that its lists name are not there, as {images.root / absent[0]}")
+            wrong.append(f"{len(absent)} listed images are missing, for example {images.root / absent[0]}")
     return wrong

@@ -1,4 +1,4 @@
-"""Readers of datasets whose split is a list file: text, JSON or MATLAB.
+"""Readers of datasets whose split is in a list file (text, JSON or MATLAB).
 
 DTD, FGVC-Aircraft, Food-101, Oxford-IIIT Pet, SUN397, Hateful Memes, Flowers102 and StanfordCars.
 """
@@ -19,7 +19,7 @@ from robustbench_vlm.datasets.published.image_files import (
 
 
 def dtd(root: Path) -> StoredImages:
-    """Read the test part of DTD's first partition, "dtd/labels/test1.txt" of paths below "dtd/images"."""
+    """Read the test split of DTD's first partition: "dtd/labels/test1.txt" lists paths below "dtd/images"."""
     top, labels = existing_folder(root, "dtd", "."), Labels("dtd")
     split = top / "labels" / "test1.txt"
     samples = [(path, labels.of(path.partition("/")[0], split)) for path in read_lines(split)]
@@ -27,7 +27,7 @@ def dtd(root: Path) -> StoredImages:
 
 
 def food101(root: Path) -> StoredImages:
-    """Read the test part of Food-101, "meta/test.json" (or "meta/test.txt") of paths below "images" without ".jpg"."""
+    """Read the test split of Food-101: "meta/test.json" or "meta/test.txt" lists the images without ".jpg"."""
     labels, split = Labels("food101"), root / "meta" / "test.json"
     if split.exists():
         with reading(split):
@@ -39,7 +39,7 @@ def food101(root: Path) -> StoredImages:
 
 
 def fgvc_aircraft(root: Path) -> StoredImages:
-    """Read the test part of FGVC-Aircraft by variant, "data/images_variant_test.txt" of numbers and variants."""
+    """Read the test split of FGVC-Aircraft: "data/images_variant_test.txt" lists image numbers and variants."""
     top, labels = existing_folder(root, "data"), Labels("fgvc-aircraft")
     labels.of_numbers(read_lines(top / "variants.txt"), top / "variants.txt")
     split = top / "images_variant_test.txt"
@@ -48,14 +48,14 @@ def fgvc_aircraft(root: Path) -> StoredImages:
 
 
 def oxford_pets(root: Path) -> StoredImages:
-    """Read the test part of Oxford-IIIT Pet, "annotations/test.txt" of names like "Abyssinian_201" and numbers."""
+    """Read the test split of Oxford-IIIT Pet: "annotations/test.txt" lists image names such as "Abyssinian_201"."""
     labels, split = Labels("oxford-pets"), root / "annotations" / "test.txt"
     names = [line.split()[0] for line in read_lines(split) if not line.startswith("#")]
     return list_images(root / "images", [(f"{name}.jpg", labels.of(name.rpartition("_")[0], split)) for name in names])
 
 
 def sun397(root: Path) -> StoredImages:
-    """Read all of SUN397, images "a/abbey/sun_<letters>.jpg" of the classes in "ClassName.txt"."""
+    """Read all images of SUN397: "a/abbey/sun_<letters>.jpg" for the classes in "ClassName.txt"."""
     labels, listing = Labels("sun397"), root / "ClassName.txt"
     labels.of_numbers([line[3:] for line in read_lines(listing)], listing)
     samples = [
@@ -65,12 +65,12 @@ def sun397(root: Path) -> StoredImages:
         if name.startswith("sun_") and name.lower().endswith(SUFFIXES)
     ]
     if not samples:
-        raise MissingData(f"{root} has a list of classes and no images, as a/abbey/sun_aaalbzqrimafwbiv.jpg")
+        raise MissingData(f"{root} does not have images; expected files such as a/abbey/sun_aaalbzqrimafwbiv.jpg")
     return list_images(root, samples)
 
 
 def hateful_memes(root: Path) -> StoredImages:
-    """Read the part of Hateful Memes that CLIP was tested on, "dev_seen.jsonl" of "img" and "label" (0 or 1)."""
+    """Read the split of Hateful Memes in CLIP's paper: "dev_seen.jsonl" lists "img" (path) and "label" (0 or 1)."""
     split = root / "dev_seen.jsonl"
     with reading(split):
         rows = [json.loads(line) for line in read_lines(split)]
@@ -79,7 +79,7 @@ def hateful_memes(root: Path) -> StoredImages:
 
 
 def flowers102(root: Path) -> StoredImages:
-    """Read the test part of Flowers102: "tstid" in "setid.mat", classes from 1 in "imagelabels.mat", "jpg"."""
+    """Read the test split of Flowers102 ("tstid" in "setid.mat"), with labels from 1 in "imagelabels.mat"."""
     import numpy
     from scipy.io import loadmat
 
@@ -89,15 +89,17 @@ def flowers102(root: Path) -> StoredImages:
     with reading(root / "imagelabels.mat"):
         labels = numpy.atleast_1d(loadmat(root / "imagelabels.mat", squeeze_me=True)["labels"])
         if numbers.size and not 1 <= numbers.min() <= numbers.max() <= labels.size:
-            raise ValueError(f"it has {labels.size} labels for images {numbers.min()} to {numbers.max()}")
+            raise ValueError(
+                f"it has {labels.size} labels, expected labels of images {numbers.min()} to {numbers.max()}"
+            )
         if labels.min() < 1:
-            raise ValueError("its labels begin below 1")
+            raise ValueError(f"it has the label {labels.min()}, expected labels from 1")
         samples = [(f"image_{number:05d}.jpg", classes[int(labels[number - 1]) - 1]) for number in numbers.tolist()]
     return list_images(existing_folder(root, "jpg"), samples)
 
 
 def stanford_cars(root: Path) -> StoredImages:
-    """Read the test part of StanfordCars: "cars_test_annos_withlabels.mat", "devkit/cars_meta.mat", "cars_test"."""
+    """Read the test split of StanfordCars: "cars_test_annos_withlabels.mat", "devkit/cars_meta.mat", "cars_test"."""
     import numpy
     from scipy.io import loadmat
 
@@ -111,6 +113,6 @@ def stanford_cars(root: Path) -> StoredImages:
         rows = numpy.atleast_1d(loadmat(split, squeeze_me=True)["annotations"])
         numbers = [int(row["class"]) for row in rows]
         if numbers and min(numbers) < 1:
-            raise ValueError("its classes begin below 1")
+            raise ValueError(f"it has the class {min(numbers)}, expected classes from 1")
         samples = [(str(row["fname"]), places[number - 1]) for row, number in zip(rows, numbers, strict=True)]
     return list_images(existing_folder(root, "cars_test/cars_test", "cars_test"), samples)

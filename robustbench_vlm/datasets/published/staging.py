@@ -1,4 +1,4 @@
-"""The place where a dataset is put together before it appears whole."""
+"""The staging folder of a download: a dataset is moved to its final folder only when it is complete."""
 
 import contextlib
 import shutil
@@ -12,15 +12,15 @@ from robustbench_vlm.datasets.published.checksums import write_checksums
 
 
 def staging_folder(published: PublishedDataset, root: Path) -> Path:
-    """Return the folder where a dataset is put together; no reader looks there."""
+    """Return the staging folder of a dataset. Readers never use it."""
     return root / ".fetching" / published.name
 
 
 @contextlib.contextmanager
 def exclusive(staging: Path) -> Iterator[None]:
-    """Make the folder where a dataset is put together, and let one process at a time work in it.
+    """Create the staging folder and lock it, so that only one process downloads the dataset at a time.
 
-    Raises UserError where it cannot be written.
+    Raises UserError if the folder cannot be written.
     """
     from filelock import FileLock
 
@@ -30,7 +30,7 @@ def exclusive(staging: Path) -> Iterator[None]:
         lock.acquire()
     except OSError as error:
         raise UserError(
-            f"cannot write {staging}: {error.strerror}; name a folder of yours by --data DIR or VLMBENCH_DATA"
+            f"cannot write {staging}: {error.strerror}; give a writable folder with --data DIR or VLMBENCH_DATA"
         ) from error
     try:
         with explained(staging):
@@ -40,20 +40,23 @@ def exclusive(staging: Path) -> Iterator[None]:
 
 
 def check_free(goal: Path, needed: int) -> None:
-    """Raise UserError unless nothing is in the way of a dataset and the disk has room for it."""
+    """Raise UserError if the folder `goal` already exists, or if its disk has less than `needed` bytes free."""
     if goal.exists():
-        raise UserError(f"{goal} is there and not whole: move it away, and the same command puts the whole one there")
+        raise UserError(
+            f"{goal} exists, but it does not have the complete dataset: move or remove this folder, then run the same"
+            " command again"
+        )
     goal.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(goal.parent).free
     if needed > free:
         raise UserError(
-            f"it needs {needed / 1e9:.2f} GB, and the disk of {goal.parent} has {free / 1e9:.2f} GB free: free some"
-            " space, or name a folder on a larger disk by --data DIR or VLMBENCH_DATA"
+            f"the download needs {needed / 1e9:.2f} GB, and the disk of {goal.parent} has {free / 1e9:.2f} GB free:"
+            " free some space, or give a folder on a larger disk with --data DIR or VLMBENCH_DATA"
         )
 
 
 def put_in_place(folder: Path, goal: Path, staging: Path, source: str) -> Path:
-    """Move a whole dataset to its place, sealed, and return the place."""
+    """Write the checksums of a complete dataset, move it to `goal`, remove `staging`, and return `goal`."""
     write_checksums(folder, source)
     folder.rename(goal)
     shutil.rmtree(staging)

@@ -28,18 +28,19 @@ from robustbench_vlm.datasets.published.local_copy import (
 
 @dataclass(frozen=True)
 class DatasetStatus:
-    """State of one published dataset on this machine."""
+    """The state of one published dataset on this machine."""
 
     name: str
     samples: int
-    """Number of samples of the whole split."""
+    """Number of samples of the complete split; 0 if unknown."""
     on_disk: int
-    """Number of samples on disk; 0 if there are none."""
+    """Number of samples on disk; 0 if the dataset is missing."""
     download_bytes: int
+    """Approximate size of the download in bytes; 0 if unknown."""
     prepared: int
-    """Number of samples that are decoded and resized, for the protocol that has most."""
+    """Number of samples that are decoded and resized for one protocol (the largest number among all protocols)."""
     where: str
-    """Where its images are, or what to do if they are missing."""
+    """The folder of the images, or the next step if they are missing."""
 
 
 def dataset_status(name: str, data: Path | None) -> DatasetStatus:
@@ -61,14 +62,15 @@ class PreparedDataset:
     """A dataset whose images are prepared for a protocol."""
 
     folder: str
+    """The folder of the prepared pixels."""
     samples: int
     """Number of samples that the protocol uses."""
     list_digest: str
-    """sha256 of the sample list; equal for equal samples on every machine."""
+    """The sha256 of `sample_list`. Equal digests mean equal samples on all machines."""
     sample_list: str
-    """The samples' ids and labels in their order, as CSV."""
+    """The samples' ids and labels in the standard order, as CSV."""
     unreadable: Mapping[str, str]
-    """Sample id -> reason, for the images that cannot be decoded."""
+    """Sample id -> reason, for images that cannot be decoded."""
 
 
 def fetch_and_prepare(
@@ -80,9 +82,10 @@ def fetch_and_prepare(
     *,
     download: bool,
 ) -> PreparedDataset:
-    """Fetch a dataset if it is missing and prepare its first `count` samples (None: all).
+    """Download a dataset if it is missing, and prepare its first `count` samples (None: all).
 
-    `adapt` applies a protocol to the dataset. Raises UserError if it cannot be fetched, with what to do by hand.
+    `adapt` applies a protocol to the dataset. If the dataset cannot be downloaded, this raises UserError with
+    instructions for a download by hand.
     """
     published, root = _published(name), data_root(data)
     find_images.cache_clear()
@@ -104,7 +107,10 @@ def fetch_and_prepare(
 
 
 def verify_dataset(name: str, data: Path | None, *, missing_is_wrong: bool) -> list[str] | None:
-    """Return a sentence for each problem of a dataset; None if it is not there and need not be."""
+    """Return one sentence for each problem of a dataset's files and prepared images.
+
+    If the dataset is missing, this returns None, or with `missing_is_wrong` a sentence about that.
+    """
     published, root = _published(name), data_root(data)
     find_images.cache_clear()
     if not missing_is_wrong and not is_available(DATASETS.load(name), data):
@@ -118,8 +124,7 @@ def _published(name: str) -> PublishedDataset:
     dataset: Dataset = DATASETS.load(name)
     if not dataset.published:
         raise UserError(
-            f"{name} comes with this package, so there is nothing to fetch; published datasets are"
-            f" {', '.join(PUBLISHED)}"
+            f"{name} is part of this package and needs no download; name a published dataset: {', '.join(PUBLISHED)}"
         )
     return PUBLISHED[dataset.published]
 

@@ -1,7 +1,7 @@
-"""The table of published datasets: split, size, reader, download and licence of each.
+"""The table of published datasets: the split, size, reader, download and licence of each.
 
-To add a dataset, add a row here, its class names to class_lists.json, its prompt template to `prompts.trusted`, and
-its name to the table of `datasets`.
+To add a dataset, add a row to this table, its class names to class_lists.json, its prompt template to `prompts.trusted`
+and its name to `datasets.DATASETS`.
 """
 
 from collections.abc import Mapping
@@ -221,7 +221,7 @@ SUITE = (
         origin="https://vision.princeton.edu/projects/2010/SUN",
     ),
 )
-"""The fifteen datasets of the AGFT paper, in the splits that torchvision and the paper use."""
+"""The fifteen datasets of the AGFT paper in its splits, which are also those of torchvision."""
 
 EXTRA = (
     PublishedDataset(
@@ -293,6 +293,6 @@ EXTRA = (
         origin="https://hatefulmemeschallenge.com",
     ),
 )
-"""Datasets that other papers report and that are not part of the suite."""
+"""Datasets that other papers report and that are not in the AGFT paper."""
 
 PUBLISHED: Mapping[str, PublishedDataset] = {dataset.name: dataset for dataset in (*SUITE, *EXTRA)}

@@ -1,4 +1,4 @@
-"""The hub's builds of the datasets: tar shards of images and labels, read in place (LAION's clip-benchmark)."""
+"""Read datasets from tar shards on the Hugging Face Hub (LAION's clip-benchmark), without unpacking them."""
 
 import io
 import tarfile
@@ -22,38 +22,43 @@ _IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 
 @dataclass(frozen=True)
 class TarMember:
-    """Where an image lies: a shard, and a range of its bytes."""
+    """The position of an image file in a tar shard."""
 
     shard: Path
     name: str
+    """Name of the image file in the shard."""
     start: int
+    """Offset of the file's first byte."""
     size: int
+    """Number of bytes of the file."""
 
 
 @dataclass(frozen=True)
 class TarShardImages:
-    """Images inside of tar files, which are never unpacked; a sample's name is "wds/" and its key."""
+    """N images in tar files. The id of a sample is "wds/" and its key in the shard."""
 
     ids: Sequence[str]
     labels: Sequence[int]
+    """N class indices."""
     members: Sequence[TarMember]
 
     def image(self, index: int) -> "Image":
-        """Return an image as stored."""
+        """Return an image in its stored mode and size; raise UnreadableImage if it cannot be decoded."""
         member = self.members[index]
         with member.shard.open("rb") as file:
             file.seek(member.start)
             return decode(io.BytesIO(file.read(member.size)), f"{member.name} of {member.shard}")
 
     def stamp(self, index: int) -> str:
-        """Return that of the image's shard."""
+        """Return the stamp of the image's shard, see `stamp_of`."""
         return stamp_of(self.members[index].shard)
 
 
 def read_shards(root: Path, name: str) -> TarShardImages:
-    """Read the test part of a dataset's build: "test/nshards.txt", "test/0.tar" on, "classnames.txt".
+    """Read the test split of a dataset from "test/0.tar", "test/1.tar", ... and "classnames.txt".
 
-    Raises MissingData where a shard is absent, UserError where one is cut off or holds no such dataset.
+    "test/nshards.txt" has the number of shards. Raises MissingData if a shard is missing, and UserError if a shard is
+    truncated or belongs to another dataset.
     """
     places = _places(root / "classnames.txt", name)
     counter = root / "test" / "nshards.txt"
@@ -62,37 +67,46 @@ def read_shards(root: Path, name: str) -> TarShardImages:
     found = [sample for number in range(count) for sample in _samples(root / "test" / f"{number}.tar")]
     kept = [(key, places[label], member) for key, label, member in found if _is_kept(places, label, root)]
     if not kept:
-        raise MissingData(f"the shards of {root / 'test'} hold no samples")
+        raise MissingData(f"the shards in {root / 'test'} have no samples")
     ids = check_unique([f"wds/{key}" for key, _, _ in kept], root)
     return TarShardImages(ids, tuple(label for _, label, _ in kept), tuple(member for *_, member in kept))
 
 
 def _is_kept(places: Sequence[int], label: int, root: Path) -> bool:
     if not 0 <= label < len(places):
-        raise UserError(f"the shards of {root} have the label {label}, and the dataset {len(places)} classes")
+        raise UserError(
+            f"the shards in {root} have the label {label}, expected labels from 0 to {len(places) - 1}: fetch the"
+            " dataset again"
+        )
     return places[label] >= 0
 
 
 def _places(path: Path, name: str) -> list[int]:
-    """Return the class of each of the shards' labels, -1 for one that is left out.
+    """Return the class index for each label of the shards; -1 if the class is left out.
 
-    Most builds write the dataset's own names into "classnames.txt", others better ones: then their order decides.
+    Most repositories list the dataset's raw class names in "classnames.txt". Others list readable names, which are
+    matched to classes by their position.
     """
     labels, order = Labels(name), hub_class_names(name)
     written = read_lines(path) if path.exists() else list(order)
     if len(written) != len(order):
-        raise UserError(f"{path} has {len(written)} classes, and {name} has {len(order)}: fetch the dataset anew")
+        raise UserError(
+            f"{path} has {len(written)} classes, expected the {len(order)} classes of {name}: fetch the dataset again"
+        )
     places = [
         labels.of(line if line in labels else raw, path) if raw else -1
         for line, raw in zip(written, order, strict=True)
     ]
     if sorted(place for place in places if place >= 0) != list(range(len(labels))):
-        raise UserError(f"{path} has another order of the classes of {name} than is known: fetch the dataset anew")
+        raise UserError(
+            f"{path} lists the classes of {name} in an unknown order, so labels cannot be matched: fetch the dataset"
+            " again"
+        )
     return places
 
 
 def _samples(shard: Path) -> Iterator[tuple[str, int, TarMember]]:
-    """Yield key, label and place of each sample of a shard, in the shard's order."""
+    """Yield the key, label and position of each sample of a shard, in the shard's order."""
     images: dict[str, TarMember] = {}
     labels: dict[str, int] = {}
     with reading(shard):
@@ -108,7 +122,7 @@ def _samples(shard: Path) -> Iterator[tuple[str, int, TarMember]]:
                     _put(labels, key, int(label.read()))
         if images.keys() != labels.keys():
             odd = sorted(images.keys() ^ labels.keys())
-            raise ValueError(f"{len(odd)} samples have no image or no label, as {odd[0]}")
+            raise ValueError(f"{len(odd)} samples lack an image or a label, for example {odd[0]}")
     yield from ((key, labels[key], member) for key, member in images.items())
 
 
@@ -119,9 +133,9 @@ def _put(values: dict[str, _Value], key: str, value: _Value) -> None:
 
 
 def _check_end(shard: Path) -> None:
-    """Raise ValueError for a tar file that was cut off between two members, which tarfile takes for its end."""
+    """Raise ValueError if a tar file is truncated between two members, which tarfile does not notice."""
     with shard.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - 1024))
         if size < 1024 or any(file.read()):
-            raise ValueError("it is cut off: a tar file ends with 1024 zeros")
+            raise ValueError("it is truncated: a complete tar file ends with 1024 zero bytes")

@@ -1,4 +1,4 @@
-"""The way in through torchvision: its download and unpacking of what the authors of a dataset offer."""
+"""Download datasets with the classes of torchvision.datasets."""
 
 import contextlib
 import errno
@@ -21,11 +21,11 @@ _ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
 
 
 def fetch_from_torchvision(published: PublishedDataset, root: Path, on_progress: OnProgress) -> Path:
-    """Fetch a dataset by torchvision and return its folder; raise UserError where its host or files are not well."""
+    """Download a dataset with torchvision and return its folder; raise UserError if the host or the files fail."""
     import torchvision
 
     staging, source = staging_folder(published, root), f"torchvision {torchvision.__version__} {published.torchvision}"
-    # What was unpacked when an earlier call was stopped, torchvision would take for the whole.
+    # An interrupted call may leave a partly unpacked dataset, which torchvision would accept as complete.
     unpacked, goal = staging / "unpacked", root / published.folder
     shutil.rmtree(unpacked, ignore_errors=True)
     check_free(goal, 2 * published.download_bytes)
@@ -34,7 +34,7 @@ def fetch_from_torchvision(published: PublishedDataset, root: Path, on_progress:
             getattr(torchvision.datasets, published.torchvision)(str(unpacked), download=True)
     except UserError:
         raise
-    # Beside broken archives, torchvision lets through whatever the unpacking of them raises.
+    # torchvision does not catch exceptions of the archive readers, which have many types.
     except Exception as error:
         if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             shutil.rmtree(staging / "downloads", ignore_errors=True)
@@ -49,9 +49,10 @@ def fetch_from_torchvision(published: PublishedDataset, root: Path, on_progress:
 
 @contextlib.contextmanager
 def _torchvision_downloads(folder: Path, on_progress: OnProgress) -> Iterator[None]:
-    """Let torchvision download through ours, into `folder`, and unpack nothing outside of where it should.
+    """Replace torchvision's download function by this package's `download`, which writes into `folder`.
 
-    So it resumes, tells its progress, refuses web pages, and does not fall back to http.
+    Downloads can then be resumed, report progress, refuse web pages and never use plain http. Archives cannot write
+    outside their folder.
     """
     from torchvision.datasets import utils
 
@@ -61,7 +62,7 @@ def _torchvision_downloads(folder: Path, on_progress: OnProgress) -> Iterator[No
         Path(filename).unlink(missing_ok=True)
         try:
             os.link(path, filename)
-        except OSError:  # a file system without links
+        except OSError:  # the file system does not support hard links
             shutil.copyfile(path, filename)
 
     with (

@@ -1,4 +1,4 @@
-"""Zero-shot datasets made of the published ones: class names and prompt templates by the source `trusted`."""
+"""The published datasets as zero-shot datasets, with the class names and prompt templates of `prompts.trusted`."""
 
 import dataclasses
 
@@ -12,20 +12,20 @@ from robustbench_vlm.datasets.transform import NATIVE, Transform
 
 
 def has_native_size(dataset: Dataset) -> bool:
-    """Say whether this is a published dataset whose images all have one small size, as CIFAR10's."""
+    """Return whether this is a published dataset whose images all have the same small size, such as CIFAR10."""
     return bool(dataset.published) and PUBLISHED[dataset.published].native
 
 
 def with_prompts(dataset: Dataset, prompt_source: str) -> Dataset:
     """Return a published dataset with the class names and prompt templates of a prompt source.
 
-    Raises UserError if the source has none for it.
+    Raises UserError if the prompt source does not have this dataset.
     """
     rows: PromptSource = PROMPT_SOURCES.load(prompt_source)
     if dataset.published not in rows:
         raise UserError(
-            f"the prompt source {prompt_source!r} has no prompt template for {dataset.name}; it has some for"
-            f" {', '.join(sorted(rows))}: choose among them with --dataset, or use --protocol trusted"
+            f"the prompt source {prompt_source!r} has no prompt template for {dataset.name}; it has the datasets"
+            f" {', '.join(sorted(rows))}: choose one of them with --dataset, or use --protocol trusted"
         )
     task = task_of(rows[dataset.published], class_names(dataset.published))
     return dataclasses.replace(dataset, classes=task.classes, prompt=task.prompt, merged=task.merged)

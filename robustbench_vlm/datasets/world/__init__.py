@@ -1,1 +1,1 @@
-"""A small visual world, drawn by code: scenes as plain attributes, their pictures, their captions."""
+"""Synthetic scenes for the track `mini`: attributes of a scene, its image and its captions, all made by code."""

@@ -1,4 +1,4 @@
-"""Captions: what somebody might say of a scene, in varying words, and which attributes that speaks of."""
+"""Random captions of scenes, and the attributes that each caption mentions."""
 
 from collections.abc import Sequence
 from typing import TypeVar
@@ -23,7 +23,7 @@ Option = TypeVar("Option")
 
 
 class _Choice:
-    """The sequence of decisions behind one caption."""
+    """Chooses words for one caption with a sequence of random numbers."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self._numbers = iter(numbers)
@@ -33,9 +33,10 @@ class _Choice:
 
 
 def describe(scenes: Scenes, counter: int) -> tuple[list[str], Tensor]:
-    """Return one caption a scene and which attributes it mentions, bool (B, 14).
+    """Return one caption per scene (B texts) and the attributes that it mentions.
 
-    `counter` numbers a scene's captions: another number, another wording.
+    The mentions are bool [B, 14], one column per attribute of `vocabulary.ATTRIBUTES`. Each value of `counter` gives
+    another caption of the same scene.
     """
     stream = randomness.derive(scenes.keys, "caption")
     draws = randomness.integers(stream, counter, (_DRAWS,), 2**20).tolist()
@@ -48,7 +49,10 @@ def describe(scenes: Scenes, counter: int) -> tuple[list[str], Tensor]:
 
 
 def is_true_of(scenes: Scenes, mentions: Tensor) -> Tensor:
-    """Return whether caption j is true of picture i, bool (B, B)."""
+    """Return whether caption j is true for scene i, as bool [B, B] with rows i and columns j.
+
+    mentions: bool [B, 14], the attributes that each caption mentions.
+    """
     differs = scenes.attributes[:, None, :] != scenes.attributes[None, :, :]
     return ~(differs & mentions[None, :, :]).any(dim=2)
 
@@ -59,7 +63,7 @@ def article(text: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """Return the plural of one of the world's nouns."""
+    """Return the plural of a noun of the vocabulary."""
     if noun.endswith("fish"):
         return noun
     return f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"

@@ -1,4 +1,4 @@
-"""Handwriting: each digit as a few strokes whose points, slant and width vary with the sample."""
+"""Handwritten digits: each digit is a line through a few points, and points, slant and width vary per sample."""
 
 import torch
 from torch import Tensor
@@ -76,12 +76,16 @@ STROKES: tuple[tuple[tuple[float, float], ...], ...] = (
 
 
 def digit_distance(digit: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the signed distance to each digit's ink, (B, 32, 32), and how soft its border is, (B, 1, 1) in pixels."""
+    """Return the signed distance of each pixel to the ink, float32 [B, 32, 32], and the border's width in pixels.
+
+    digit: int64 [B], from 0 to 9. keys: int64 [B], random keys. x, y: float32 [1, 32, 32], pixel centres in [-1, 1].
+    The distance is negative inside the ink. The border's width is float32 [B, 1, 1].
+    """
     random = randomness.uniform(keys, 0, (6,)).view(-1, 6, 1)
     padded = [(*stroke, *[stroke[-1]] * (_POINTS - len(stroke))) for stroke in STROKES]
     points = torch.tensor(padded)[digit]
     wobble = (randomness.uniform(keys, 1, (_POINTS, 2)) - 0.5) * 0.2
-    # A stroke's repeated last point must not wobble away from itself.
+    # Short strokes are padded with their last point. All its copies must move by the same random offset.
     ends = torch.tensor([len(stroke) - 1 for stroke in STROKES])[digit]
     index = torch.minimum(torch.arange(_POINTS), ends[:, None])
     points = points + wobble.gather(1, index[:, :, None].expand(-1, -1, 2))

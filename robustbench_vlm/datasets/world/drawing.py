@@ -1,4 +1,4 @@
-"""Draw scenes as pictures of 32 x 32 pixels, in arithmetic that every machine rounds alike."""
+"""Draw scenes as images of 32 x 32 pixels, with arithmetic that gives the same pixels on every machine."""
 
 import torch
 from torch import Tensor
@@ -6,7 +6,7 @@ from torch import Tensor
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.datasets.world import vocabulary as words
 from robustbench_vlm.datasets.world.digits import digit_distance
-from robustbench_vlm.datasets.world.patterns import background_picture, texture_mask
+from robustbench_vlm.datasets.world.patterns import background_image, texture_mask
 from robustbench_vlm.datasets.world.scenes import Scenes
 from robustbench_vlm.datasets.world.shapes import signed_distance
 
@@ -22,19 +22,19 @@ _TURNS = torch.tensor(
 
 
 def draw(scenes: Scenes) -> Tensor:
-    """Return the pictures of scenes, uint8 (B, 3, 32, 32)."""
+    """Return the images of B scenes as uint8 [B, 3, 32, 32]."""
     keys = randomness.derive(scenes.keys, "drawing")
     x, y = _grid()
     colours = torch.tensor(words.COLOUR_VALUES)
     tone = _tone(scenes, keys, colours)
-    empty = background_picture(scenes["background"], tone, keys, x, y)
-    picture = empty
+    empty = background_image(scenes["background"], tone, keys, x, y)
+    image = empty
     for slot in range(MAX_OBJECTS):
-        picture = _with_object(picture, scenes, keys, slot)
-    picture = _with_digit(picture, scenes, keys)
+        image = _with_object(image, scenes, keys, slot)
+    image = _with_digit(image, scenes, keys)
     faint = (scenes["faint"] == 1).view(-1, 1, 1, 1)
-    picture = torch.where(faint, empty + (picture - empty) * 0.45, picture)
-    return _photograph(picture, scenes, keys)
+    image = torch.where(faint, empty + (image - empty) * 0.45, image)
+    return _photograph(image, scenes, keys)
 
 
 def _grid() -> tuple[Tensor, Tensor]:
@@ -43,12 +43,15 @@ def _grid() -> tuple[Tensor, Tensor]:
 
 
 def luminance(colour: Tensor) -> Tensor:
-    """Return the brightness of colours (..., 3), in [0, 1]."""
+    """Return the brightness of RGB colours. colour: float32 [..., 3] in [0, 1]. Returns float32 [...] in [0, 1]."""
     return colour[..., 0] * 0.3 + colour[..., 1] * 0.55 + colour[..., 2] * 0.15
 
 
 def _tone(scenes: Scenes, keys: Tensor, colours: Tensor) -> Tensor:
-    """Choose each background's tone, (B, 3): among random ones that whose brightness is farthest from the objects'."""
+    """Choose the colour of each background as float32 [B, 3] in [0, 1].
+
+    Of eight random grey levels, this takes the one that differs most in brightness from the objects.
+    """
     levels = randomness.uniform(keys, 0, (8,)) * 0.8 + 0.1
     gap = torch.full_like(levels, 1e9)
     for attribute in ("colour", "second_colour"):
@@ -59,14 +62,14 @@ def _tone(scenes: Scenes, keys: Tensor, colours: Tensor) -> Tensor:
     return (level + (randomness.uniform(keys, 1, (3,)) - 0.5) * 0.12).clamp(0, 1)
 
 
-def _with_object(picture: Tensor, scenes: Scenes, keys: Tensor, slot: int) -> Tensor:
+def _with_object(image: Tensor, scenes: Scenes, keys: Tensor, slot: int) -> Tensor:
     is_pair = scenes["relation"] >= 0
     objects = torch.where(is_pair, 2, scenes["count"])
     shape = torch.where(is_pair & (slot == 1), scenes["second_shape"], scenes["shape"])
     colour = torch.where(is_pair & (slot == 1), scenes["second_colour"], scenes["colour"])
     rows = (objects > slot).nonzero()[:, 0]
     if not len(rows):
-        return picture
+        return image
     left, top, radius = (part[rows] for part in _layout(scenes, keys, slot))
     keys = randomness.derive(keys[rows], f"object {slot}")
     turn = _TURNS[randomness.integers(keys, 0, (1,), len(_TURNS))[:, 0]]
@@ -82,13 +85,13 @@ def _with_object(picture: Tensor, scenes: Scenes, keys: Tensor, slot: int) -> Te
     distance = torch.where(hollow, distance.abs() - _OUTLINE, distance)
     cover = (0.5 - distance * radius / _PIXEL).clamp(0, 1).unsqueeze(1)
     paint = _paint(colour[rows], scenes["texture"][rows], keys, off_x * radius, off_y * radius)
-    result = picture.clone()
-    result[rows] = picture[rows] + (paint - picture[rows]) * cover
+    result = image.clone()
+    result[rows] = image[rows] + (paint - image[rows]) * cover
     return result
 
 
 def _layout(scenes: Scenes, keys: Tensor, slot: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return centre and radius of each scene's object number `slot`, (B, 1, 1) each."""
+    """Return centre x, centre y and radius of the object number `slot` in each scene, float32 [B, 1, 1] each."""
     jitter = randomness.uniform(keys, 10 + slot, (3,))
     low = torch.full((len(scenes), 2), 0.0)
     for count, bounds in _RADII.items():
@@ -106,11 +109,11 @@ def _layout(scenes: Scenes, keys: Tensor, slot: int) -> tuple[Tensor, Tensor, Te
 
 
 def _cells(scenes: Scenes, keys: Tensor) -> Tensor:
-    """Return the cells of a 3 x 3 grid in which the objects stand, (B, 5), all different."""
+    """Return the cell of each object in a 3 x 3 grid as int64 [B, 5], all different within a scene."""
     order = randomness.bits(keys, 20, 9).argsort(dim=1)[:, :MAX_OBJECTS]
-    alone = scenes["count"] == 1
-    place = torch.where(scenes["position"] >= 0, scenes["position"], 4)
-    order = torch.where(alone[:, None], place[:, None], order)
+    is_single = scenes["count"] == 1
+    position = torch.where(scenes["position"] >= 0, scenes["position"], 4)
+    order = torch.where(is_single[:, None], position[:, None], order)
     is_pair = scenes["relation"] >= 0
     first = torch.where(scenes["relation"] == 0, 3, 1)
     pair = torch.stack([first, 8 - first, first, first, first], dim=1)
@@ -118,7 +121,7 @@ def _cells(scenes: Scenes, keys: Tensor) -> Tensor:
 
 
 def _paint(colour: Tensor, texture: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return the objects' surfaces, (B, 3, 32, 32): the colour, and where the texture says so its second tone."""
+    """Return the surfaces of the objects as float32 [B, 3, 32, 32] in [0, 1]: a colour, patterned with a second one."""
     base = torch.tensor(words.COLOUR_VALUES)[colour]
     base = (base + (randomness.uniform(keys, 1, (3,)) - 0.5) * 0.08).clamp(0, 1)
     bright = (luminance(base) > 0.4)[:, None]
@@ -127,25 +130,25 @@ def _paint(colour: Tensor, texture: Tensor, keys: Tensor, x: Tensor, y: Tensor) 
     return base[:, :, None, None] + (second - base)[:, :, None, None] * mask
 
 
-def _with_digit(picture: Tensor, scenes: Scenes, keys: Tensor) -> Tensor:
+def _with_digit(image: Tensor, scenes: Scenes, keys: Tensor) -> Tensor:
     rows = (scenes["digit"] >= 0).nonzero()[:, 0]
     if not len(rows):
-        return picture
+        return image
     x, y = _grid()
     stream = randomness.derive(keys[rows], "digit")
     distance, softness = digit_distance(scenes["digit"][rows], stream, x, y)
     cover = (0.5 - distance / (_PIXEL * softness)).clamp(0, 1).unsqueeze(1)
     paint = torch.tensor(words.COLOUR_VALUES)[scenes["colour"][rows]][:, :, None, None]
-    result = picture.clone()
-    result[rows] = picture[rows] + (paint - picture[rows]) * cover
+    result = image.clone()
+    result[rows] = image[rows] + (paint - image[rows]) * cover
     return result
 
 
-def _photograph(picture: Tensor, scenes: Scenes, keys: Tensor) -> Tensor:
-    """Light the scene, add the camera's noise, and round to 8 bits."""
+def _photograph(image: Tensor, scenes: Scenes, keys: Tensor) -> Tensor:
+    """Apply the light and camera noise to images, float32 [B, 3, 32, 32] in [0, 1], and round them to uint8."""
     strength = randomness.uniform(keys, 2, (2,))
     night = (0.45 + 0.15 * strength[:, :1]) * torch.tensor([0.85, 0.85, 1.15])
     day = (0.85 + 0.2 * strength[:, :1]).expand(-1, 3)
     light = torch.where((scenes["light"] == 0)[:, None], night, day)
-    noise = randomness.normal(keys, 3, picture.shape[1:]) * (strength[:, 1] * 0.03).view(-1, 1, 1, 1)
-    return ((picture * light[:, :, None, None] + noise).clamp(0, 1) * 255).round().to(torch.uint8)
+    noise = randomness.normal(keys, 3, image.shape[1:]) * (strength[:, 1] * 0.03).view(-1, 1, 1, 1)
+    return ((image * light[:, :, None, None] + noise).clamp(0, 1) * 255).round().to(torch.uint8)

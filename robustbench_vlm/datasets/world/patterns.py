@@ -1,4 +1,4 @@
-"""Backgrounds and textures: patterns over the picture plane, from additions, products and comparisons only."""
+"""Patterns of backgrounds and textures. They use only operations that give the same result on every machine."""
 
 import torch
 from torch import Tensor
@@ -11,14 +11,15 @@ def _fraction(values: Tensor) -> Tensor:
 
 
 def _wave(values: Tensor) -> Tensor:
-    """Return a triangle wave of period 1, in [0, 1]."""
+    """Return a triangle wave with period 1 and values in [0, 1]."""
     return (2 * _fraction(values) - 1).abs()
 
 
 def texture_mask(texture: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return where each object's second tone shows, (B, H, W) in {0, 1}; x and y count from the object's centre.
+    """Return the mask of each object's second colour, float32 [B, H, W] with values 0 and 1.
 
-    Textures are numbered as in the vocabulary; -1 and 0 are plain.
+    texture: int64 [B], indices of `vocabulary.TEXTURES`; -1 and 0 are plain. keys: int64 [B], random keys.
+    x, y: float32 [B, H, W], coordinates relative to the object's centre.
     """
     random = randomness.uniform(keys, 2, (3,)).view(-1, 3, 1, 1)
     period = 0.34 + 0.1 * random[:, 0]
@@ -43,8 +44,12 @@ def texture_mask(texture: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
     return result.to(x.dtype)
 
 
-def background_picture(background: Tensor, tone: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return the empty scenes, (B, 3, H, W): the tone (B, 3), brighter or darker by the background's pattern."""
+def background_image(background: Tensor, tone: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
+    """Return the background of each scene as float32 [B, 3, H, W] in [0, 1]: its colour with a pattern.
+
+    background: int64 [B], indices of `vocabulary.BACKGROUNDS`. tone: float32 [B, 3] in [0, 1], the colour.
+    keys: int64 [B], random keys. x, y: float32 [1, H, W], pixel centres in [-1, 1].
+    """
     keys = randomness.derive(keys, "background")
     random = randomness.uniform(keys, 0, (4,)).view(-1, 4, 1, 1)
     pattern = torch.zeros(len(keys), *x.shape[1:])
@@ -82,7 +87,7 @@ def _cloudy(keys: Tensor, random: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _blend(values: list[Tensor], at: Tensor) -> Tensor:
-    """Interpolate linearly between five values that stand at -1, -1/2, 0, 1/2 and 1."""
+    """Interpolate linearly between five values, which belong to the coordinates -1, -1/2, 0, 1/2 and 1."""
     total = torch.zeros(1)
     for index, value in enumerate(values):
         total = total + value * (1 - (at * 2 + 2 - index).abs()).clamp_min(0)

@@ -1,4 +1,4 @@
-"""Scenes: what stands in a picture, as one row of attribute values drawn from the sample's own key."""
+"""Scenes: one row of attribute values per image, drawn at random from the key of the sample."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,10 +11,10 @@ from robustbench_vlm.datasets.world import vocabulary as words
 from robustbench_vlm.datasets.world.vocabulary import ATTRIBUTES, column
 
 SINGLE, SEVERAL, PAIR, DIGIT = "single", "several", "pair", "digit"
-"""The families of scenes: one object, up to five equal ones, two different ones in a relation, a written digit."""
+"""The families of scenes: one object, one to five equal objects, two objects in a relation, a handwritten digit."""
 
 Values = Mapping[str, Sequence[int]]
-"""Attribute -> the values that it may take."""
+"""Attribute -> its allowed values."""
 
 
 def _all(vocabulary: Sequence[object]) -> tuple[int, ...]:
@@ -48,15 +48,17 @@ FAMILIES: Mapping[str, Values] = {
     },
     DIGIT: {**_COMMON, "digit": _all(words.NUMBERS)},
 }
-"""The values that each attribute of a family takes, uniformly; an attribute that is absent does not apply."""
+"""Family -> attribute -> allowed values, each with the same probability. Scenes do not have missing attributes."""
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """`attributes` int64 (B, 14), one column for each of vocabulary.ATTRIBUTES; `keys` int64 (B,)."""
+    """B scenes. `scenes["colour"]` is a column of `attributes`, int64 [B]."""
 
     attributes: Tensor
+    """int64 [B, 14], one column per attribute of `vocabulary.ATTRIBUTES`; -1 if the scene does not have it."""
     keys: Tensor
+    """int64 [B], the random key of each scene."""
 
     def __getitem__(self, attribute: str) -> Tensor:
         return self.attributes[:, column(attribute)]
@@ -66,9 +68,9 @@ class Scenes:
 
 
 def sample_scenes(keys: Tensor, family: str, changes: Values, fixed: Sequence[Mapping[str, int]]) -> Scenes:
-    """Draw one scene a key from a family.
+    """Draw one scene of a family per key. keys: int64 [B].
 
-    `changes` replaces the allowed values of some attributes for all scenes; `fixed[i]` sets those of scene i.
+    `changes` replaces the allowed values of some attributes in all scenes. `fixed[i]` sets attribute values of scene i.
     """
     values = {**FAMILIES[family], **changes}
     stream = randomness.derive(keys, "scene")
@@ -84,14 +86,19 @@ def sample_scenes(keys: Tensor, family: str, changes: Values, fixed: Sequence[Ma
 
 
 def _consistent(attributes: Tensor, stream: Tensor) -> Tensor:
-    """Drop what cannot be seen: a texture or an outline of a small object, the place of a large one, equal colours."""
+    """Remove attributes that the image cannot show. attributes: int64 [B, 14]; stream: int64 [B], random keys.
+
+    The texture and outline of small objects, the texture of outlines, and the position of all objects except small
+    single ones are removed.
+    If both objects of a pair have the same colour, the second one gets another colour.
+    """
     attributes = attributes.clone()
-    has_native_size = attributes[:, column("size")] == 0
+    is_small = attributes[:, column("size")] == 0
     is_single = attributes[:, column("count")] == 1
-    attributes[has_native_size, column("texture")] = -1
-    attributes[has_native_size | (attributes[:, column("outline")] == 1), column("texture")] = -1
-    attributes[has_native_size, column("outline")] = 0
-    attributes[~has_native_size | ~is_single, column("position")] = -1
+    attributes[is_small, column("texture")] = -1
+    attributes[is_small | (attributes[:, column("outline")] == 1), column("texture")] = -1
+    attributes[is_small, column("outline")] = 0
+    attributes[~is_small | ~is_single, column("position")] = -1
     first, second = attributes[:, column("colour")], attributes[:, column("second_colour")]
     other = (first + 1 + randomness.integers(stream, 99, (1,), len(words.COLOURS) - 1)[:, 0]) % len(words.COLOURS)
     attributes[:, column("second_colour")] = torch.where(second == first, other, second)

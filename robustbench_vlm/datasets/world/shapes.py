@@ -1,7 +1,7 @@
-"""The shapes of the world as data, and their signed distances in exact arithmetic.
+"""The outlines of the shapes, and the signed distance of points to them.
 
-Only additions, products, quotients, square roots and comparisons are used, which IEEE 754 rounds alike everywhere, so
-that a picture is the same on every machine. Coordinates: the unit square [-1, 1]^2, y pointing down.
+Only additions, products, quotients, square roots and comparisons are used. IEEE 754 defines their rounding, so an image
+is the same on every machine. Coordinates are in [-1, 1]; y points down.
 """
 
 import math
@@ -113,13 +113,14 @@ PARTS: tuple[tuple[Part, ...], ...] = (
         ("+", "polygon", _box(-0.5, 0.0, 0.5, 0.95)),
     ),
 )
-"""One entry a shape, in the order of the vocabulary: parts united (+), cut away (-) or intersected (&) in turn."""
+"""The parts of each shape of `vocabulary.SHAPES`, which are added (+), subtracted (-) or intersected (&) in order."""
 
 
 def signed_distance(shape: int, x: Tensor, y: Tensor) -> Tensor:
-    """Return the signed distance to a shape's border, negative inside, at points of any one shape of tensor.
+    """Return the signed distance of points to the border of a shape, negative inside.
 
-    Exact outside a single part; a bound where parts overlap.
+    shape: an index of `vocabulary.SHAPES`. x, y: float32 coordinates of equal size, in units of the shape's radius.
+    Returns float32 of the same size. If a shape has several parts, the value is a lower bound of the distance.
     """
     total: Tensor | None = None
     for operation, kind, numbers in PARTS[shape]:
@@ -135,7 +136,7 @@ def signed_distance(shape: int, x: Tensor, y: Tensor) -> Tensor:
 
 
 def segment_distance(x: Tensor, y: Tensor, start: tuple[Tensor, Tensor], end: tuple[Tensor, Tensor]) -> Tensor:
-    """Return the distance of points to a line segment; everything broadcasts."""
+    """Return the distance of points (x, y) to the line segment from `start` to `end`. All tensors are broadcast."""
     along_x, along_y = end[0] - start[0], end[1] - start[1]
     off_x, off_y = x - start[0], y - start[1]
     length = (along_x * along_x + along_y * along_y).clamp_min(1e-12)

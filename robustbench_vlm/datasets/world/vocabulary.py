@@ -1,4 +1,4 @@
-"""The attributes of a scene and the words for their values; the first word of each is its name."""
+"""The attributes of a scene and the words for their values. The first word of each value is its name."""
 
 SHAPES = (
     ("circle", "disc"),
@@ -99,7 +99,7 @@ NUMBERS = (
     ("nine", "9"),
 )
 RELATIONS = (("left of", "right of"), ("above", "below"))
-"""Each relation and its converse."""
+"""Each relation with its converse."""
 LIGHTS = (("night", "dark"), ("day", "daylight"))
 
 ATTRIBUTES = (
@@ -118,9 +118,9 @@ ATTRIBUTES = (
     "faint",
     "light",
 )
-"""The columns of a scene; a value of -1 means that the scene has no such attribute."""
+"""The columns of `Scenes.attributes`. The value -1 means that a scene does not have the attribute."""
 
 
 def column(attribute: str) -> int:
-    """Return the column of an attribute."""
+    """Return the column of an attribute in `Scenes.attributes`."""
     return ATTRIBUTES.index(attribute)
