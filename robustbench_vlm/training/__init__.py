@@ -1,1 +1,1 @@
-"""Training: pre-training of a base model, adversarial fine-tuning of its image encoder."""
+"""Pre-training of a base model, and adversarial fine-tuning of its image encoder."""

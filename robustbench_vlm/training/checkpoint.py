@@ -1,4 +1,4 @@
-"""Checkpoints: save and restore a training so that it continues as if it had never stopped."""
+"""Checkpoints: save and restore the state of a training, so that a resumed training gives the same weights."""
 
 import pickle
 from dataclasses import dataclass
@@ -13,17 +13,18 @@ from robustbench_vlm.core.files import write_whole
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The checkpoint file of one training, fine-tuning or pre-training.
+    """The checkpoint file of one fine-tuning or pre-training.
 
-    Data order and random numbers follow from the step: weights, optimizer and step are the whole state.
+    The state of a training consists of the weights, the optimizer and the step. The step decides the order of the
+    images and the random numbers.
     """
 
     path: Path
     identity: str
-    """The fingerprint of all settings that decide the weights; a file of another identity is refused."""
+    """The fingerprint of all settings that decide the weights. A file with another fingerprint is refused."""
 
     def load(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-        """Restore the state and return the steps and the seconds done so far; (0, 0.0) if there is no file.
+        """Restore the state and return the steps and the seconds done so far, or (0, 0.0) without a file.
 
         Raises UserError for a file that is damaged or belongs to another training.
         """
@@ -47,7 +48,7 @@ class Checkpoint:
         return step, seconds
 
     def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-        """Replace the file by the state after `step` steps, in one piece."""
+        """Replace the file atomically by the state after `step` steps. `seconds` is the time of the training so far."""
         state = {
             "identity": self.identity,
             "step": step,

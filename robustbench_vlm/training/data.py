@@ -1,4 +1,4 @@
-"""Training images: selection, order, and reading, from memory if they fit or else ahead of the steps."""
+"""Training images: selection, order and reading. Images are kept in memory if they fit, or read ahead by threads."""
 
 import functools
 import hashlib
@@ -13,12 +13,12 @@ from torch import Tensor
 from robustbench_vlm.datasets.base import Source
 
 Read = Callable[[Sequence[int]], Tensor]
-"""Type of a function from indices to images, uint8 (B, 3, H, W)."""
+"""Type of a function from B indices to images, uint8 (B, 3, H, W)."""
 
 _MAX_BYTES_IN_MEMORY = 2**31
 _CHUNK = 512
 _THREADS = 8
-"""Threads that read images, and batches that are read ahead."""
+"""The number of threads that read images, and of batches that are read ahead."""
 
 
 @dataclass(frozen=True)
@@ -27,34 +27,37 @@ class TrainingImages:
 
     source: Source
     indices: Sequence[int]
-    """The images' indices in the source."""
+    """The positions of the images in the source."""
 
     def __len__(self) -> int:
         return len(self.indices)
 
     def slice(self, start: int, stop: int) -> "TrainingImages":
-        """Return the images from `start` up to `stop`."""
+        """Return the images from position `start` up to, but not including, position `stop`."""
         return TrainingImages(self.source, self.indices[start:stop])
 
     @functools.cached_property
     def labels(self) -> Tensor:
-        """The images' classes, (N,), int64."""
+        """The classes of the images, int64 (N,)."""
         return torch.tensor([self.source.labels[index] for index in self.indices])
 
     @functools.cached_property
     def ids(self) -> tuple[str, ...]:
-        """The images' names."""
+        """The names of the images in the source, which are unique."""
         return tuple(self.source.ids[index] for index in self.indices)
 
     @functools.cached_property
     def digest(self) -> str:
-        """The sha256 of names and labels."""
+        """A sha256 of the names and labels."""
         text = "\n".join(f"{label} {name}" for label, name in zip(self.labels.tolist(), self.ids, strict=True))
         return hashlib.sha256(text.encode()).hexdigest()
 
     @functools.cached_property
     def read(self) -> Read:
-        """The function that reads images by their positions here; from memory if all of them fit into 2 GiB."""
+        """A function that reads images by their positions in this object.
+
+        If all images fit into 2 GiB, they are read once and kept in memory.
+        """
         shape = self.source.read(self.indices[:1]).shape[1:]
         if shape.numel() * len(self) > _MAX_BYTES_IN_MEMORY:
             return lambda rows: self.source.read([self.indices[row] for row in rows])
@@ -65,19 +68,19 @@ class TrainingImages:
 
 
 def in_hashed_order(source: Source) -> TrainingImages:
-    """Return all images in the order of their names' hashes, which is independent of how a folder is sorted."""
+    """Return all images of a source in the order of the hashes of their names, which does not depend on the folder."""
     order = sorted(range(len(source.ids)), key=lambda index: hashlib.sha256(source.ids[index].encode()).digest())
     return TrainingImages(source, order)
 
 
 @functools.lru_cache(maxsize=2)
 def shuffled(count: int, seed: int) -> Tensor:
-    """Return the numbers from 0 to `count` - 1 in a random order that follows from the seed, int64 (count,)."""
+    """Return the numbers from 0 to `count` - 1 in a random order that depends only on the seed, int64 (count,)."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 
 def read_ahead(batches: Iterable[Tensor], read: Read) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each batch of indices with its images, uint8 (B, 3, H, W); threads read the next batches meanwhile."""
+    """Yield each batch of indices, int64 (B,), with its images, uint8 (B, 3, H, W). Threads read the next batches."""
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="training images") as pool:
         waiting: deque[tuple[Tensor, Future[Tensor]]] = deque()
         try:

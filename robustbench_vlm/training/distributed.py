@@ -1,4 +1,4 @@
-"""The processes that share a training: one, or several started by `accelerate launch` or `torchrun`."""
+"""Communication between the processes of a training, which `accelerate launch` or `torchrun` starts."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ from robustbench_vlm.models.device import choose_device
 
 
 class _SumOfParts(torch.autograd.Function):
-    """Sum over all processes; the backward pass sums the gradients of all processes too."""
+    """Sum over all processes in the forward pass, and sum of the gradients over all processes in the backward pass."""
 
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:
@@ -28,9 +28,9 @@ def _summed(values: Tensor) -> Tensor:
 
 
 class Processes:
-    """This process and those that train with it; a single process if no launcher started it.
+    """The processes that share a training. There is one process if no launcher started it.
 
-    Raises UserError for a device that is unknown, unavailable, or not the one that this process already uses.
+    Raises UserError for a device that is unknown or unavailable, or if this process already uses another device.
     """
 
     def __init__(self, device: str = "") -> None:
@@ -48,27 +48,30 @@ class Processes:
             )
 
     def share(self, rows: Tensor) -> Tensor:
-        """Return this process's part of a batch's rows."""
+        """Return the part of the rows of a batch, int64 (B,), that this process works on."""
         return rows[self._state.process_index :: self.count]
 
     def total(self, values: Tensor) -> Tensor:
-        """Return the sum of a tensor over all processes, without gradient."""
+        """Return the sum of a tensor over all processes, in the same shape and without a gradient."""
         if self.count == 1:
             return values.detach()
         return _summed(values)
 
     def total_of_parts(self, values: Tensor) -> Tensor:
-        """Return the sum over all processes; gradients flow back from every process to each process's part."""
+        """Return the sum of a tensor over all processes, in the same shape.
+
+        In the backward pass each process gets the sum of the gradients of all processes.
+        """
         if self.count == 1:
             return values
         summed: Tensor = _SumOfParts.apply(values)
         return summed
 
     def agree(self, number: int) -> bool:
-        """Return whether all processes pass the same integer, below 2**63 in absolute value."""
+        """Return whether all processes pass the same integer. Its absolute value must be below 2**63."""
         if self.count == 1:
             return True
-        # The minimum of -number is minus the maximum of number; integers are compared exactly.
+        # The minimum of -number is minus the maximum of number. Integers, unlike floats, are compared exactly.
         extremes = torch.tensor([number, -number], dtype=torch.int64, device=self.device)
         torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MIN)
         low, negative_high = extremes.tolist()

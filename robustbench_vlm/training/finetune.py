@@ -1,8 +1,8 @@
-"""Adversarial fine-tuning of the image encoder: one training loop for every defense, on one process or several.
+"""Adversarial fine-tuning of the image encoder: the training loop of all defenses, for one or several processes.
 
-Random numbers belong to the sample and the step, and processes share each batch and add up their gradients. A training
-that was killed and resumed ends in the same weights, bit for bit on a CPU. A training on two processes has the same
-losses as one on a single process, up to rounding.
+Random numbers depend only on the sample and the step. A training that is killed and resumed therefore gives the same
+weights; on a CPU they are equal bit by bit. Several processes share each batch and add up their gradients. Their losses
+are those of a single process, up to rounding.
 """
 
 import copy
@@ -41,7 +41,7 @@ from robustbench_vlm.training.request import TrainingRequest, make_job
 
 @dataclass(frozen=True)
 class Runtime:
-    """The folder, processes and checkpoint interval of a training; they change the weights by rounding at most."""
+    """The folder, processes and checkpoint interval of a training. They change the weights only by rounding."""
 
     folder: Path
     """The folder of the checkpoint, the log and the trained weights."""
@@ -53,10 +53,11 @@ class Runtime:
 def train_defense(
     request: TrainingRequest, runtime: Runtime, on_progress: OnProgress, *, resume: bool | None = None
 ) -> Path | None:
-    """Fine-tune a base model by a defense's recipe; return the path of the new card, None on a helper process.
+    """Fine-tune a base model with a defense and write its card. Return the path of the card.
 
-    `resume` requires (True), forbids (False) or allows (None) continuing from a checkpoint in the folder. Raises
-    UserError for unknown names and settings, and if there is nothing to resume.
+    Only the main process writes the card; the other processes return None. `resume` requires (True), forbids (False) or
+    allows (None) to continue from a checkpoint in the folder. Raises UserError for unknown names and settings, and if
+    `resume` is True and the folder has no checkpoint.
     """
     checkpoint = runtime.folder / "checkpoint.pt"
     if resume and not checkpoint.exists():
@@ -77,10 +78,11 @@ def train_defense(
 
 
 def finetune(job: Job, runtime: Runtime, on_progress: OnProgress) -> tuple[nn.Module, float]:
-    """Train and return the image encoder and the seconds it took; continues from the checkpoint in the folder.
+    """Train the image encoder of a job. Return it and the duration of the training in seconds.
 
-    Raises Diverged if the loss or a weight is no longer finite; the last good checkpoint is kept. Raises UserError if
-    there are more processes than images in a batch, or if the processes hold different checkpoints.
+    The training continues from the checkpoint in the folder, if there is one. Raises Diverged if the loss or a weight
+    is not finite; the last checkpoint is kept. Raises UserError if there are more processes than images in a batch, or
+    if the processes have different checkpoints or settings.
     """
     processes = runtime.processes
     checkpoint = Checkpoint(runtime.folder / "checkpoint.pt", job.identity)
@@ -100,18 +102,19 @@ def finetune(job: Job, runtime: Runtime, on_progress: OnProgress) -> tuple[nn.Mo
 
 
 def make_student(job: Job) -> ImageEncoder:
-    """Return a copy of the job's image encoder in eval mode, with all its weights trainable."""
+    """Return a copy of the image encoder of a job in eval mode, with all weights trainable."""
     visual = copy.deepcopy(job.model.network.get_submodule("visual")).requires_grad_(True)
-    # Eval mode: batch statistics would make the samples of a batch depend on each other, in the attack too.
+    # In train mode the batch statistics would make the features of an image depend on the other images of its batch.
     return ImageEncoder(visual, job.model.architecture).eval()
 
 
 def train_step(
     job: Job, context: LossContext, optimizer: torch.optim.Optimizer, processes: Processes, *, measure: bool = False
 ) -> tuple[float, dict[str, float]]:
-    """Attack the batch and take one step on the mean loss; return the loss and, if `measure`, the batch's accuracies.
+    """Attack a batch and take one optimizer step on the mean loss. Return the loss and the accuracies of the batch.
 
-    The accuracies, "clean" and "robust", cost two more forward passes. A loss that is not finite changes no weight.
+    The accuracies "clean" and "robust", each in [0, 1], are returned if `measure` is true. They cost two more forward
+    passes. If the loss is not finite, the step is skipped.
     """
     adversarial = inner_attack(context, job.defense.inner, Threat("Linf", job.eps))
     correct = [_num_correct(context, images) for images in (context.images, adversarial)] if measure else []
@@ -131,29 +134,29 @@ def train_step(
 def _check_processes(job: Job, processes: Processes, first: int) -> None:
     if processes.count > job.schedule.batch_size:
         raise UserError(
-            f"{processes.count} processes cannot share a batch of {job.schedule.batch_size}: start fewer processes, or"
-            " give a larger batch by --set batch_size=N"
+            f"{processes.count} processes cannot share a batch of {job.schedule.batch_size} images: start fewer"
+            " processes, or give a larger batch by --set batch_size=N"
         )
     if not (processes.agree(first) and processes.agree(int(job.identity[:15], 16))):
         raise UserError(
-            "the processes hold different checkpoints or settings: start all of them with the same command and the same"
+            "the processes have different checkpoints or settings: start all of them with the same command and the same"
             " --out on a shared disk"
         )
 
 
 def _contexts(job: Job, processes: Processes, student: ImageEncoder, first: int) -> Iterator[LossContext]:
-    """Yield the context of every step from `first` on, with the student's weights at the beginning of the step."""
+    """Yield the context of every step from `first` on. Its student has the weights at the start of the step."""
     if first == job.steps:
         return
     model = dataclasses.replace(job.model, network=copy.deepcopy(job.model.network).to(processes.device))
-    # A float64 image encoder trains in float64; tests use it to compare runs without rounding.
+    # An image encoder in float64 is trained in float64. Tests compare trainings this way without rounding errors.
     dtype = next(student.parameters()).dtype
     teacher = model.encoder.to(processes.device)
     text_features = model.text_features(job.dataset.prompts).to(dtype)
     batches = (processes.share(_rows(job, step)) for step in range(first, job.steps))
     for step, (rows, images) in enumerate(read_ahead(batches, job.images.read), first):
         clean = images.to(processes.device).to(dtype) / 255
-        # The weights are folded into their fast form once per step, for all passes of the step.
+        # Batch norm is folded into the convolutions once per step, which makes all passes of the step faster.
         current = ImageEncoder(folded(student.visual), job.model.architecture).to(processes.device).eval()
         yield LossContext(
             images=clean,
@@ -171,7 +174,7 @@ def _contexts(job: Job, processes: Processes, student: ImageEncoder, first: int)
 
 
 def _rows(job: Job, step: int) -> Tensor:
-    """Return the positions of a step's images, (batch_size,); each epoch has its own order."""
+    """Return the positions of the images of a step, int64 (batch_size,). Each epoch has its own order."""
     epoch, index = divmod(step, job.epoch_steps)
     batch_size = job.schedule.batch_size
     order = shuffled(len(job.images), job.seed * 10_000 + epoch)
@@ -189,7 +192,7 @@ def _without_gradient(encoder: nn.Module, images: Tensor) -> Tensor:
 
 
 def _in_precision(job: Job, context: LossContext) -> LossContext:
-    """Return the context whose student runs in the job's precision; features and losses stay float32."""
+    """Return the context whose student runs in the precision of the job. Features and losses stay float32."""
     if job.precision == "float32":
         return context
     device, low = context.images.device.type, getattr(torch, job.precision)

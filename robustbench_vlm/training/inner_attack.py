@@ -1,4 +1,4 @@
-"""The inner attack of adversarial training: PGD on a defense's own per-sample loss."""
+"""The inner attack of adversarial training: PGD on the per-sample loss of a defense."""
 
 import torch
 from torch import Tensor
@@ -10,9 +10,9 @@ from robustbench_vlm.defenses.base import InnerAttack, LossContext
 
 
 def inner_attack(context: LossContext, inner: InnerAttack, threat: Threat) -> Tensor:
-    """Return adversarial images (B, 3, H, W) by signed gradient ascent of the summed per-sample loss.
+    """Return adversarial images, float32 (B, 3, H, W) in [0, 1], by signed gradient ascent on the summed loss.
 
-    Each step costs one forward and one backward pass of every image; weights get no gradient here.
+    Each step costs one forward and one backward pass of every image. The gradients of the weights are not computed.
     """
     eps = float(threat.eps)
     start = (randomness.uniform(context.keys, 0, context.images.shape[1:]) * 2 - 1) * eps

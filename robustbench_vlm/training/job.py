@@ -1,4 +1,4 @@
-"""Fine-tuning jobs: everything that decides the trained weights, and its fingerprint."""
+"""Fine-tuning jobs: all settings that decide the trained weights, and their fingerprint."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Job:
-    """One fine-tuning: the defense, its schedule, the model to start from, the training images and the threat."""
+    """One fine-tuning: the defense, its schedule, the base model, the training images and the threat."""
 
     defense: Defense
     schedule: Schedule
@@ -26,10 +26,10 @@ class Job:
     images: TrainingImages
     """The images of the dataset that the model is trained on."""
     eps: Fraction
-    """Radius in Linf, pixel scale [0, 1]."""
+    """Radius of the inner attack in the Linf norm, for pixels in [0, 1]."""
     seed: int = 0
     precision: str = "float32"
-    """Precision of the training pass; the inner attack and all losses are always float32."""
+    """Precision of the image encoder in the training pass. The inner attack and all losses are float32."""
 
     def __post_init__(self) -> None:
         if len(self.images) < self.schedule.batch_size:
@@ -40,12 +40,12 @@ class Job:
         if self.precision not in PRECISIONS:
             raise UserError(
                 f"the precision {self.precision} is not supported in training: give one of {', '.join(PRECISIONS)};"
-                " float16 loses the small gradients that the attack needs"
+                " in float16, small gradients of the inner attack would become zero"
             )
 
     @property
     def epoch_steps(self) -> int:
-        """Optimizer steps of one epoch; the images left over after the last full batch are not used in it."""
+        """Optimizer steps of one epoch. The images after the last full batch of an epoch are not used."""
         return len(self.images) // self.schedule.batch_size
 
     @property
@@ -55,12 +55,12 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """The fingerprint of `account`; a checkpoint of another identity is never resumed."""
+        """The fingerprint of `account`. A checkpoint with another fingerprint is not resumed."""
         return fingerprint(self.account)
 
     @property
     def account(self) -> Mapping[str, Any]:
-        """Everything that decides the weights, by name, as the card of the trained model lists it."""
+        """All settings that decide the weights, by name. The card of the trained model lists them."""
         return {
             "defense": self.defense.name,
             "defense_version": self.defense.version,

@@ -1,4 +1,4 @@
-"""The log of a training: rows in log.csv, progress on the screen, checkpoints when they are due, and curves."""
+"""The log of a training: log.csv, the progress line, the checkpoints, and a plot of the log."""
 
 import csv
 import math
@@ -16,27 +16,31 @@ from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.training.checkpoint import Checkpoint
 
 _LOG_EVERY = 20
-"""Steps from one row of the log to the next; in fine-tuning each row costs two more forward passes."""
+"""Steps from one row of the log to the next. In fine-tuning each row costs two more forward passes."""
 _SAVE_SECONDS = 60.0
-"""A checkpoint is also written after this time, for trainings with slow steps."""
+"""A checkpoint is written after this time even if its step is not due, for trainings with slow steps."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One logged step; accuracies are those of its batch before the step, in [0, 1]; None in pre-training."""
+    """One row of the log: a step and its batch."""
 
     step: int
+    """The number of steps done so far, including this one."""
     loss: float
+    """The mean loss of the batch."""
     clean: float | None
+    """The clean accuracy of the batch before the step, in [0, 1]; None in pre-training."""
     robust: float | None
-    """Against the inner attack."""
+    """The accuracy of the batch under the inner attack before the step, in [0, 1]; None in pre-training."""
     lr: float
+    """The learning rate of the step."""
     seconds: float
-    """Since the training began, without interruptions."""
+    """The duration of the training so far in seconds, without interruptions."""
 
     @property
     def state(self) -> str:
-        """The row as text for the progress line."""
+        """The loss and the accuracies as text for the progress line."""
         if self.clean is None or self.robust is None:
             return f"loss {self.loss:.3f}"
         return f"loss {self.loss:.3f}, batch {self.clean:.0%} clean, {self.robust:.0%} robust"
@@ -46,11 +50,14 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 class Diverged(UserError):
-    """The loss or a weight is no longer finite: the learning rate is too high."""
+    """The error of a training whose loss or weights are not finite, usually because the learning rate is too high."""
 
 
 class Log:
-    """The file log.csv of a training; opening it drops the rows after `step`, which an interrupted run left."""
+    """The file log.csv of a training.
+
+    The constructor removes the rows after `step`. An interrupted training writes such rows after its last checkpoint.
+    """
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
@@ -58,13 +65,16 @@ class Log:
         write_whole(path, lambda partial: _write(partial, rows))
 
     def add(self, row: Row) -> None:
-        """Append a row to the file, which keeps it if the training is killed."""
+        """Append a row to the file and close the file, so that the row is kept if the training is killed."""
         with self._path.open("a", newline="") as file:
             csv.writer(file).writerow(astuple(row))
 
 
 class Recorder:
-    """Log, save and report each step of a training; `log_file` is None on a process that writes nothing."""
+    """Writes the log and the checkpoints of a training and reports its progress.
+
+    `log_file` is None on processes that write no files.
+    """
 
     def __init__(
         self, checkpoint: Checkpoint, steps: int, save_every: int, log_file: Path | None, on_progress: OnProgress
@@ -82,21 +92,22 @@ class Recorder:
         return self._first
 
     def logs(self, step: int) -> bool:
-        """Return whether the log gets a row after this step."""
+        """Return whether the log gets a row for this step. Steps are numbered from 0."""
         return (step + 1) % _LOG_EVERY == 0 or step + 1 == self._steps
 
     @property
     def seconds(self) -> float:
-        """The time since the training began, without interruptions."""
+        """The duration of the training so far in seconds, without interruptions."""
         return time.monotonic() - self._started
 
     def record(self, step: int, loss: float, accuracies: Mapping[str, float]) -> None:
-        """Log, save and report what is due after a step; `accuracies` are those of the batch, if it is logged.
+        """Report a step, and write a row of the log and a checkpoint if they are due.
 
-        Raises Diverged if the loss is not finite or, when a checkpoint is due, if a weight is not.
+        `accuracies` are the "clean" and "robust" accuracy of the batch in [0, 1], or empty if they were not measured.
+        Raises Diverged if the loss is not finite, or if a weight is not finite when a checkpoint is due.
         """
         if not math.isfinite(loss):
-            raise Diverged(self._advice(f"the loss is {loss} at step {step}"))
+            raise Diverged(self._advice(f"the loss is {loss} at step {step}, not a finite number"))
         done, seconds = step + 1, self.seconds
         if self._log and self.logs(step):
             lr = self._optimizer.param_groups[0]["lr"]
@@ -115,19 +126,19 @@ class Recorder:
             return
         finite = all(bool(torch.isfinite(parameter).all()) for parameter in self._network.parameters())
         if due and not finite:
-            raise Diverged(self._advice(f"a weight is no longer finite after {done} steps"))
+            raise Diverged(self._advice(f"a weight is not a finite number after {done} steps"))
         if self._log is not None and finite:
             self._checkpoint.save(self._network, self._optimizer, done, self.seconds)
             self._saved = time.monotonic()
 
     def _advice(self, problem: str) -> str:
         path = self._checkpoint.path
-        kept = f"{path} holds the last good state" if path.exists() else "no checkpoint was written yet"
+        kept = f"{path} is the last checkpoint" if path.exists() else "no checkpoint was written yet"
         return f"{problem}: lower the learning rate (`vlmbench train --set lr=...`); {kept}"
 
 
 def read_log(path: Path) -> list[Row]:
-    """Return the rows of a log without a last line that was cut off."""
+    """Return the rows of a log. An incomplete last line is skipped."""
     with path.open(newline="") as file:
         lines = [line for line in csv.reader(file) if len(line) == len(COLUMNS)][1:]
     return [_row(*line) for line in lines]
@@ -139,7 +150,7 @@ def _row(step: str, loss: str, clean: str, robust: str, lr: str, seconds: str) -
 
 
 def plot_log(rows: list[Row], path: Path, title: str) -> None:
-    """Draw loss and accuracies of the batches against the step into a PNG or SVG file."""
+    """Plot the loss and the accuracies against the step, and write the plot as a PNG or SVG file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7, 3), layout="constrained")

@@ -1,4 +1,4 @@
-"""Optimizers and learning-rate schedules."""
+"""Optimizers and learning rate schedules."""
 
 import math
 from collections.abc import Iterable
@@ -13,14 +13,15 @@ OPTIMIZERS = ("sgd", "adamw", "clip-adamw")
 _MOMENTUM = 0.9
 _CLIP_BETAS = (0.9, 0.98)
 _MAX_GRADIENT_NORM = {"clip-adamw": 1.0}
-"""The norm to which an optimizer's gradients are clipped; other optimizers do not clip."""
+"""Maps an optimizer to the norm to which its gradients are clipped. Other optimizers do not clip gradients."""
 
 
 def make_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """Return the schedule's optimizer over all parameters of a network; raise UserError for an unknown one.
+    """Return the optimizer of a schedule for all parameters of a network.
 
-    "clip-adamw" is the AdamW of CLIP's pre-training (arXiv 2103.00020): betas (0.9, 0.98), and no weight decay on
-    biases, gains and other parameters that are not matrices. Its gradients are clipped to norm 1.
+    "clip-adamw" is the AdamW of CLIP's pre-training (arXiv 2103.00020). It has betas (0.9, 0.98) and no weight decay on
+    biases, gains and other parameters with fewer than two dimensions. Its gradients are clipped to norm 1. Raises
+    UserError for an unknown optimizer.
     """
     parameters, decay = list(network.parameters()), schedule.weight_decay
     if schedule.optimizer == "sgd":
@@ -31,20 +32,20 @@ def make_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimi
         matrices = {"params": [each for each in parameters if each.ndim > 1], "weight_decay": decay}
         others = {"params": [each for each in parameters if each.ndim <= 1], "weight_decay": 0.0}
         return torch.optim.AdamW([matrices, others], lr=0.0, betas=_CLIP_BETAS, fused=True)
-    raise UserError(f"unknown optimizer {schedule.optimizer!r}: it is one of {', '.join(OPTIMIZERS)}")
+    raise UserError(f"unknown optimizer {schedule.optimizer!r}: give one of {', '.join(OPTIMIZERS)}")
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], schedule: Schedule) -> None:
-    """Clip the norm of all gradients together, if the schedule's optimizer asks for it."""
+    """Clip the total norm of all gradients, if the optimizer of the schedule clips gradients."""
     if schedule.optimizer in _MAX_GRADIENT_NORM:
         nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM[schedule.optimizer])
 
 
 def lr_at(schedule: Schedule, steps: int, step: int) -> float:
-    """Return the learning rate of step `step` in [0, steps): a linear warm-up, then half a cosine down to zero."""
+    """Return the learning rate of a step in [0, steps). `defenses.schedule.Schedule` describes the schedule."""
     cosine = schedule.cosine
     if step < schedule.warmup and cosine != "product":
-        # timm's schedule, which AGFT takes, begins at zero.
+        # AGFT uses the schedule of timm ("whole"), whose warm-up starts at zero.
         return schedule.lr * (step if cosine == "whole" else step + 1) / schedule.warmup
     warm = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
     begin = schedule.warmup if cosine == "remaining" else 0
@@ -53,6 +54,6 @@ def lr_at(schedule: Schedule, steps: int, step: int) -> float:
 
 
 def set_lr(optimizer: torch.optim.Optimizer, lr: float) -> None:
-    """Give all parameters of an optimizer the learning rate."""
+    """Set the learning rate of all parameters of an optimizer."""
     for group in optimizer.param_groups:
         group["lr"] = lr

@@ -1,7 +1,8 @@
 """Contrastive pre-training of a small CLIP on captioned scenes (Radford et al., ICML 2021, arXiv 2103.00020).
 
-Two things differ from CLIP. Each image has several captions in each step. A caption that is also true of another image
-of the batch is not a negative of that image: scenes have few attributes, so that such captions are common.
+The training differs from that of CLIP in two ways. Each image has several captions in each step. A caption of one image
+that is also true for another image is not used as a negative of that image. Such captions are common, because scenes
+have few attributes.
 """
 
 import dataclasses
@@ -40,7 +41,7 @@ from robustbench_vlm.training.optim import clip_gradients, lr_at, make_optimizer
 VERSION = 1
 """Version of pre-training. Raise it whenever a change of the code can change the pre-trained weights."""
 _MIXTURE = {"single": 5, "several": 1, "pair": 2, "digit": 2}
-"""Relative number of the scenes of each family."""
+"""The relative numbers of scenes of each family."""
 _OFTEN_PLAIN = {"outline": (0, 0, 0, 0, 0, 0, 1), "faint": (0, 0, 0, 0, 0, 0, 1)}
 _CHUNK = 512
 _MAX_LOG_SCALE = math.log(100)
@@ -48,23 +49,23 @@ _MAX_LOG_SCALE = math.log(100)
 
 @dataclass(frozen=True)
 class PretrainingSettings:
-    """Settings of pre-training; the card of the base model lists them.
+    """The settings of pre-training. The card of the base model lists them.
 
-    The images are drawn once and used in every epoch, with new captions in every step.
+    The images are generated once and used in every epoch. Their captions are new in every step.
     """
 
     images: int = 245_760
     epochs: int = 8
     captions: int = 2
-    """Captions of an image in each step."""
+    """The number of captions of an image in each step."""
     batch_size: int = 192
     lr: float = 2e-3
     weight_decay: float = 0.05
-    """Of matrices only."""
+    """The weight decay of matrices. Other parameters have no weight decay."""
     warmup: int = 200
     seed: int = 0
     save_every: int = 200
-    """Steps from one checkpoint to the next; does not change the weights."""
+    """Steps from one checkpoint to the next. It does not change the weights."""
 
     @property
     def steps(self) -> int:
@@ -73,7 +74,7 @@ class PretrainingSettings:
 
     @property
     def schedule(self) -> Schedule:
-        """The optimizer and the learning rate of each step."""
+        """The optimizer and learning rate schedule."""
         return Schedule(
             "clip-adamw",
             lr=self.lr,
@@ -86,7 +87,7 @@ class PretrainingSettings:
 
     @property
     def account(self) -> Mapping[str, Any]:
-        """All settings that decide the weights, by name."""
+        """All settings that decide the weights, by name, and the version of pre-training."""
         settings = dataclasses.asdict(self)
         del settings["save_every"]
         return {"recipe": "contrastive pre-training", "version": VERSION, **settings}
@@ -94,10 +95,12 @@ class PretrainingSettings:
 
 @dataclass(frozen=True)
 class CaptionedScenes:
-    """Drawn scenes: `images` uint8 (N, 3, 32, 32), and the `scenes` from which captions are made."""
+    """Images and the scenes that they show."""
 
     images: Tensor
+    """uint8 (N, 3, 32, 32)."""
     scenes: Scenes
+    """The N scenes, from which captions are made."""
 
     def __getitem__(self, rows: Tensor) -> "CaptionedScenes":
         return CaptionedScenes(self.images[rows], Scenes(self.scenes.attributes[rows], self.scenes.keys[rows]))
@@ -106,17 +109,17 @@ class CaptionedScenes:
 def pretrain_base(
     track_name: str, folder: Path, on_progress: OnProgress, settings: PretrainingSettings | None = None
 ) -> Path:
-    """Pre-train a track's base model and write its weights and card into `folder`; return the card's path.
+    """Pre-train the base model of a track, write its weights and card into a folder, and return the path of the card.
 
-    A training that was stopped continues. Raises UserError if the base model is pre-trained already, or if the folder
-    holds a checkpoint of other settings.
+    The training continues from the checkpoint in the folder, if there is one. Raises UserError if public weights of the
+    base model exist, or if the checkpoint belongs to other settings.
     """
     settings = settings or PretrainingSettings()
     track: Track = TRACKS.load(track_name)
     if released := _released(track):
         raise UserError(
-            f"the base model of the track {track.name!r} is pre-trained already, it is {released}: train a defense of"
-            f" it by `vlmbench train DEFENSE --track {track.name} --images DIR`"
+            f"the base model of the track {track.name!r} is {released}, which is pre-trained already: train a defense"
+            f" with `vlmbench train DEFENSE --track {track.name} --images DIR`"
         )
     architecture = load_architecture(track.architecture)
     folder.mkdir(parents=True, exist_ok=True)
@@ -139,12 +142,12 @@ def pretrain_base(
 
 
 def card_training(settings: PretrainingSettings) -> dict[str, Any]:
-    """Return the entry `training` of the base model's card."""
+    """Return the entry `training` of the card of the base model."""
     return {"recipe": "contrastive pre-training", **dataclasses.asdict(settings), "steps": settings.steps}
 
 
 def _released(track: Track) -> str:
-    """Return the pre-trained model of open_clip that is the track's base; "" if the base is not one of these."""
+    """Return the name of the base model of a track in open_clip, or "" if open_clip has no weights of it."""
     is_known = not isinstance(parse_reference(track.base).model, ModelName) or track.base in card_names(track.name)
     card = find_card(track.base, track.name) if is_known else None
     return f"{card.architecture}/{card.pretrained}" if card and card.pretrained else ""
@@ -157,9 +160,10 @@ def pretrain(
     folder: Path,
     on_progress: OnProgress,
 ) -> None:
-    """Train an open_clip CLIP in place; a training that was stopped continues from the checkpoint in `folder`.
+    """Train an open_clip model in place.
 
-    Raises UserError for a checkpoint of other settings, and Diverged if the loss or a weight is not finite.
+    The training continues from the checkpoint in `folder`, if there is one. Raises UserError if the checkpoint belongs
+    to other settings, and Diverged if the loss or a weight is not finite.
     """
     identity = fingerprint([settings.account, architecture])
     schedule = settings.schedule
@@ -184,7 +188,7 @@ def pretrain(
 
 
 def draw_scenes(settings: PretrainingSettings, folder: Path) -> CaptionedScenes:
-    """Draw the training images, or map them into memory if `folder` already holds those of these settings."""
+    """Generate the training images and store them in `folder`, or open the stored images of the same settings."""
     identity = fingerprint([VERSION, settings.images, settings.seed, _MIXTURE, _OFTEN_PLAIN])
     file = folder / f"scenes-{identity[:16]}.pt"
     if not file.exists():
@@ -196,9 +200,10 @@ def draw_scenes(settings: PretrainingSettings, folder: Path) -> CaptionedScenes:
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor, is_true: Tensor) -> Tensor:
-    """Return the symmetric InfoNCE loss of a batch, without negatives that are true captions of the image.
+    """Return the symmetric InfoNCE loss of a batch, float32 (). True captions of an image are not its negatives.
 
-    Features are unit vectors (B, D); `is_true[i, j]` says that caption j is true of image i, bool (B, B).
+    Image and text features are float32 (B, D) of norm 1, and `scale` is float32 (). `is_true`, bool (B, B), says in
+    row i and column j whether caption j is true for image i.
     """
     logits = scale * image_features @ text_features.T
     false_negative = is_true & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)
@@ -216,7 +221,7 @@ def _draw_chunk(settings: PretrainingSettings, start: int) -> tuple[Tensor, Tens
 
 
 def _loss(network: nn.Module, encoder: ImageEncoder, batch: CaptionedScenes, step: int, captions: int) -> Tensor:
-    """Return the mean contrastive loss over the captions of a step."""
+    """Return the contrastive loss of a batch, averaged over the captions of each image."""
     described = [describe(batch.scenes, captions * step + number) for number in range(captions)]
     tokens = tokenize([text for texts, _ in described for text in texts], encoder.architecture)
     unique, index = torch.unique(tokens, dim=0, return_inverse=True)

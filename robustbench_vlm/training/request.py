@@ -1,4 +1,4 @@
-"""Training requests: the options of `vlmbench train` and `sweep`, and their resolution into a job."""
+"""Training requests: the options of `vlmbench train` and `vlmbench sweep`, and the job that follows from them."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from robustbench_vlm.training.data import TrainingImages, in_hashed_order
 from robustbench_vlm.training.job import Job
 
 HELD_OUT = 1024
-"""Images of the fine-tuning set on which a sweep measures and never trains; at most a tenth of a user's folder."""
+"""The number of images that a sweep holds out to measure accuracies. It is at most a tenth of the images."""
 _POSITIVE = ("batch_size", "epochs", "steps", "inner_steps")
 _WHOLE_NUMBERS = ("warmup", *_POSITIVE)
 _NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)
@@ -29,7 +29,7 @@ _NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """The training that a user asks for; None and empty values stand for the track's setting."""
+    """The options of a training. None and empty values mean the setting of the track."""
 
     defense: str
     track: str
@@ -38,31 +38,31 @@ class TrainingRequest:
     num_images: int | None = None
     seed: int = 0
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Settings of the defense, the schedule and the inner attack to change, by name."""
+    """Changed settings of the defense, the schedule and the inner attack, by name."""
     images: Path | None = None
-    """A folder of images to use instead of the track's fine-tuning set."""
+    """A folder of training images. None: the fine-tuning dataset of the track."""
     base: str = ""
-    """The model to start from: a name, a card file, or open_clip:ARCH/TAG."""
+    """The model to fine-tune: a name, a card file, or open_clip:ARCH/TAG. Empty: the base model of the track."""
     precision: str = "float32"
 
     @property
     def name(self) -> str:
-        """The name of the trained model; it contains a seed other than 0."""
+        """The name of the trained model: the defense, and the seed if it is not 0."""
         return f"{self.defense}-seed{self.seed}" if self.seed else self.defense
 
 
 def make_job(request: TrainingRequest) -> Job:
-    """Resolve the names of a request; raise UserError for unknown names and settings, and missing images."""
+    """Return the job of a request. Raises UserError for unknown names and settings, and for missing images."""
     return _resolve(request, hold_out=0)[0]
 
 
 def make_sweep_job(request: TrainingRequest) -> tuple[Job, TrainingImages]:
-    """Return a request's job and the held-out images; raise UserError if no image is left to hold out."""
+    """Return the job of a request and the held-out images. Raises UserError if no images can be held out."""
     return _resolve(request, hold_out=HELD_OUT)
 
 
 def vary(job: Job, request: TrainingRequest, settings: Mapping[str, float]) -> Job:
-    """Return a request's job with other settings; raise UserError for settings that are not allowed."""
+    """Return the job of a request with changed settings. Raises UserError for settings that are not allowed."""
     varied = dataclasses.replace(request, settings={**request.settings, **settings})
     track: Track = TRACKS.load(request.track)
     published: Defense = DEFENSES.load(request.defense)
@@ -74,11 +74,11 @@ def vary(job: Job, request: TrainingRequest, settings: Mapping[str, float]) -> J
 def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingImages]:
     published: Defense = DEFENSES.load(request.defense)
     track: Track = TRACKS.load(request.track)
-    # Wrong settings are reported before the model is loaded, which may need a download.
+    # Settings are checked before the model is loaded, because loading may need a download.
     defense, schedule = _defense(request, track, published), _schedule(request, track, published)
     if not request.images and not track.training:
         raise UserError(
-            f"the track {track.name!r} has no training images of its own: give their folder by --images DIR"
+            f"the track {track.name!r} needs a folder of training images, and none was given: give one by --images DIR"
         )
     model = load_model(request.base or track.base, track.name)
     dataset = _dataset(request, track, published, model.architecture.image_size)
@@ -88,7 +88,7 @@ def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingI
 
 
 def _defense(request: TrainingRequest, track: Track, defense: Defense) -> Defense:
-    """Return the recipe with the request's settings and with the track's settings of the inner attack."""
+    """Return the defense with the settings of the request and the inner attack of the track."""
     _check_settings(defense, request.settings)
     own = {name: value for name, value in request.settings.items() if name in defense.settings}
     steps = {"steps": int(request.settings["inner_steps"])} if "inner_steps" in request.settings else {}
@@ -102,16 +102,18 @@ def _check_settings(defense: Defense, settings: Mapping[str, float]) -> None:
         if name not in allowed:
             raise UserError(unknown(f"setting of {defense.name}", name, sorted(allowed)))
         if not math.isfinite(value):
-            raise UserError(f"the setting {name} is {value}: give a finite number")
+            raise UserError(f"the setting {name} must be a finite number, got {value}: give another value")
         least = int(name in _POSITIVE)
         if name in _WHOLE_NUMBERS and (value != int(value) or value < least):
-            raise UserError(f"the setting {name} is {value}: give a whole number of {least} or more")
+            raise UserError(
+                f"the setting {name} must be a whole number of {least} or more, got {value}: give another value"
+            )
         if name in _NUMBERS and value < 0:
-            raise UserError(f"the setting {name} is {value}: give 0 or more")
+            raise UserError(f"the setting {name} must be 0 or more, got {value}: give another value")
 
 
 def _schedule(request: TrainingRequest, track: Track, defense: Defense) -> Schedule:
-    """Return the track's schedule, or the published one if the track has none, with the request's changes."""
+    """Return the schedule of the track, or else that of the defense, with the changes of the request."""
     schedule = track.schedule or defense.schedule
     changes: dict[str, Any] = {
         name: int(value) if name in _WHOLE_NUMBERS else value
@@ -120,10 +122,10 @@ def _schedule(request: TrainingRequest, track: Track, defense: Defense) -> Sched
     }
     if request.epochs:
         if "epochs" in changes:
-            raise UserError("epochs are given twice, by --epochs and by --set epochs=N: give only one of them")
+            raise UserError("epochs are given twice, by --epochs and by --set epochs=N: give one of the two options")
         changes["epochs"] = request.epochs
     if "epochs" in changes and "steps" in changes:
-        raise UserError("both epochs and steps are given, but a training counts epochs or steps: give only one of them")
+        raise UserError("both epochs and steps are given as the length of the training: give only one of them")
     other = {"epochs": "steps", "steps": "epochs"}
     changes |= {other[name]: 0 for name in other if name in changes}
     lr = track.learning_rates.get(defense.name, schedule.lr)
@@ -140,14 +142,15 @@ def _dataset(request: TrainingRequest, track: Track, defense: Defense, side: int
 def _split(
     request: TrainingRequest, track: Track, dataset: Dataset, hold_out: int
 ) -> tuple[TrainingImages, TrainingImages]:
-    """Return the training images and, after them in the order of their names' hashes, the held-out images."""
+    """Return the training images, and the held-out images that follow them in the order of `in_hashed_order`."""
     everything = in_hashed_order(dataset.open())
     available = len(everything)
     reserved = min(hold_out, available // 10)
     wanted = request.num_images or (available - reserved if request.images else track.num_training_images)
     if wanted > available - (1 if hold_out else 0):
-        rest = " and leave some to measure on" if hold_out else ""
+        rest = " and keep at least 1 image to measure accuracies" if hold_out else ""
         raise UserError(
-            f"the dataset {dataset.name!r} has {available} images, not {wanted}: give fewer by --num-images{rest}"
+            f"the dataset {dataset.name!r} has {available} images, not {wanted}: give a smaller number by"
+            f" --num-images{rest}"
         )
     return everything.slice(0, wanted), everything.slice(wanted, min(wanted + hold_out, available))

@@ -1,6 +1,6 @@
-"""Sweeps: train a defense once for each combination of settings and measure it on held-out training images.
+"""Sweeps: train a defense with several combinations of settings, and compare them on held-out training images.
 
-The learning rates of the bundled models were found this way. Evaluation datasets are never used.
+The learning rates of the bundled models were chosen this way. Sweeps never use evaluation datasets.
 """
 
 import csv
@@ -48,40 +48,46 @@ Measure = Callable[[nn.Module], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Trial:
-    """One training of a sweep; accuracies on the held-out images in [0, 1], None where the training diverged."""
+    """One training of a sweep and its accuracies on the held-out images."""
 
     settings: Mapping[str, float]
+    """The settings of this training that the sweep varies."""
     clean: float | None
+    """The clean accuracy in [0, 1]; None if the training diverged."""
     robust: float | None
-    """Under `ATTACK` at the training eps."""
+    """The accuracy under `ATTACK` at the training eps, in [0, 1]; None if the training diverged."""
     seconds: float
-    """The time of the session that finished it."""
+    """The duration in seconds. For a resumed training it is the time after the last start."""
 
     @property
     def score(self) -> float | None:
-        """The mean of clean and robust accuracy."""
+        """The mean of clean and robust accuracy; None if the training diverged."""
         return None if self.clean is None or self.robust is None else (self.clean + self.robust) / 2
 
     def standard_error(self, num_images: int) -> float:
-        """Return the standard error of the score over `num_images` images, each of which scores 0, 1/2 or 1."""
+        """Return the standard error of the score over `num_images` images. The score of one image is 0, 1/2 or 1."""
         clean, robust = self.clean or 0.0, self.robust or 0.0
         return math.sqrt(((clean - robust) / 4 + robust - ((clean + robust) / 2) ** 2) / num_images)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A job, its trials in the order of their settings, and the number of held-out images of each measurement."""
+    """The result of a sweep."""
 
     job: Job
+    """The job whose settings are varied."""
     trials: tuple[Trial, ...]
+    """The trials in the order of the grid."""
     held_out: int
+    """The number of held-out images."""
 
     @property
     def best(self) -> Trial | None:
-        """The first trial whose score is within a standard error of the highest; None if all diverged.
+        """The first trial whose score is within one standard error of the highest score; None if all diverged.
 
-        This is the one-standard-error rule (Breiman et al., 1984). It takes the first of the values that the
-        measurement cannot distinguish, such as the smallest learning rate, which changes the base model least.
+        This is the one-standard-error rule (Breiman et al., 1984). It chooses the first of the settings that the
+        measurement cannot distinguish. If learning rates are listed from low to high, this is the smallest one, which
+        changes the base model least.
         """
         scores = {number: trial.score for number, trial in enumerate(self.trials) if trial.score is not None}
         if not scores:
@@ -98,15 +104,16 @@ def run_sweep(
     runtime: Runtime,
     on_progress: OnProgress,
 ) -> Sweep:
-    """Train every combination of the settings in `grid` on a part of the images, and measure it on held-out images.
+    """Train a defense with every combination of the settings in `grid` and measure it on held-out images.
 
-    Trials that are already on disk are not repeated. Raises UserError before the first training for unknown settings,
-    a `train_fraction` outside (0, 1], and too few images to hold some out.
+    The trainings use the fraction `train_fraction` of the images. Trials in the folder of the runtime are not repeated.
+    Raises UserError before the first training for unknown settings, for a `train_fraction` outside (0, 1], and if too
+    few images are left to hold out.
     """
     if not grid or not 0 < train_fraction <= 1:
         raise UserError(
-            f"a sweep of {len(grid)} settings on {train_fraction} of the images was asked for: give one or more --grid"
-            " NAME=N,N,... and a --train-fraction above 0 and up to 1"
+            f"a sweep needs one or more settings and a fraction of the images above 0 and up to 1, got {len(grid)}"
+            f" settings and {train_fraction}: give --grid NAME=N,N,... and --train-fraction P"
         )
     whole, held_out = make_sweep_job(request)
     job = dataclasses.replace(whole, images=whole.images.slice(0, max(1, int(len(whole.images) * train_fraction))))
@@ -146,10 +153,10 @@ def _trial(
     try:
         clean, robust = measure(finetune(job, runtime, on_progress)[0])
     except Diverged:
-        # A learning rate at which the loss diverges is a result of the sweep, not an error.
+        # A sweep reports a diverged training as a result. It is not an error.
         clean = robust = None
     trial = Trial(settings, clean, robust, round(time.monotonic() - started, 1))
-    # No process may write the file before all processes have looked for it.
+    # The main process must not write the file before all processes have checked whether it exists.
     runtime.processes.wait()
     if runtime.processes.is_main:
         write_text(file, json.dumps({**dataclasses.asdict(trial), "identity": identity}))
@@ -157,7 +164,7 @@ def _trial(
 
 
 def _read_trial(file: Path, identity: str) -> Trial | None:
-    """Return the trial in a file; None if there is no file, or if another training or measurement wrote it."""
+    """Return the trial in a file, or None if the file does not exist or belongs to another training or measurement."""
     values = json.loads(file.read_text()) if file.exists() else {}
     return Trial(**values) if values.pop("identity", "") == identity else None
 

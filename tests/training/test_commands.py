@@ -1,4 +1,4 @@
-"""The commands train and sweep, from names to cards that load."""
+"""Tests of the commands train and sweep."""
 
 import csv
 import json
@@ -23,13 +23,13 @@ def _runtime(folder: Path) -> Runtime:
     return Runtime(folder, Processes("cpu"))
 
 
-def _order(**changes: object) -> TrainingRequest:
+def _request(**changes: object) -> TrainingRequest:
     values = {"defense": "agft", "track": "mini", "eps": Fraction(8, 255), "epochs": 1, "num_images": 256, **changes}
     return TrainingRequest(**values)  # type: ignore[arg-type]
 
 
-def test_training_makes_a_card_that_accounts_for_itself_and_a_log_that_pandas_reads(tmp_path: Path) -> None:
-    path = train_defense(_order(settings={"gamma": 0.5, "lr": 1e-4}), _runtime(tmp_path), ignore_progress)
+def test_training_writes_a_card_with_its_settings_and_a_log(tmp_path: Path) -> None:
+    path = train_defense(_request(settings={"gamma": 0.5, "lr": 1e-4}), _runtime(tmp_path), ignore_progress)
     card = read_card(path)  # type: ignore[arg-type]
     training = card.training
     assert card.defense == "agft" and training["parent"] == "clip" and training["eps"] == "8/255"
@@ -42,52 +42,54 @@ def test_training_makes_a_card_that_accounts_for_itself_and_a_log_that_pandas_re
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_resuming_is_asked_for_forbidden_or_allowed(tmp_path: Path) -> None:
+def test_resume_requires_forbids_or_allows_a_checkpoint(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no checkpoint to resume"):
-        train_defense(_order(), _runtime(tmp_path), ignore_progress, resume=True)
-    told: list[int] = []
-    train_defense(_order(), _runtime(tmp_path), ignore_progress)
+        train_defense(_request(), _runtime(tmp_path), ignore_progress, resume=True)
+    steps: list[int] = []
+    train_defense(_request(), _runtime(tmp_path), ignore_progress)
     (tmp_path / "log.csv").unlink()
-    train_defense(_order(), _runtime(tmp_path), lambda progress: told.append(progress.done), resume=True)
-    assert told == []
-    train_defense(_order(seed=1), _runtime(tmp_path), lambda progress: told.append(progress.done), resume=False)
-    assert told == [1, 2] and (tmp_path / "agft-seed1.json").exists()
+    train_defense(_request(), _runtime(tmp_path), lambda progress: steps.append(progress.done), resume=True)
+    assert steps == []
+    train_defense(_request(seed=1), _runtime(tmp_path), lambda progress: steps.append(progress.done), resume=False)
+    assert steps == [1, 2] and (tmp_path / "agft-seed1.json").exists()
 
 
-def test_a_folder_of_another_training_is_not_taken_over(tmp_path: Path) -> None:
-    train_defense(_order(), _runtime(tmp_path), ignore_progress)
+def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
+    train_defense(_request(), _runtime(tmp_path), ignore_progress)
     with pytest.raises(UserError, match="other settings"):
-        train_defense(_order(seed=1), _runtime(tmp_path), ignore_progress)
+        train_defense(_request(seed=1), _runtime(tmp_path), ignore_progress)
 
 
 @pytest.mark.parametrize(
-    ("settings", "said"),
+    ("settings", "message"),
     [
         ({"gama": 0.4}, "gamma"),
         ({"lr": float("nan")}, "finite"),
         ({"batch_size": 1.5}, "whole number of 1 or more"),
         ({"inner_steps": 0}, "whole number of 1 or more"),
         ({"warmup": -1}, "whole number of 0 or more"),
-        ({"epochs": 1, "steps": 5}, "epochs or steps"),
+        ({"epochs": 1, "steps": 5}, "both epochs and steps are given"),
         ({"batch_size": 512}, "do not fill a batch"),
-        ({"lr": -1}, "give 0 or more"),
+        ({"lr": -1}, "must be 0 or more"),
     ],
 )
-def test_wrong_settings_are_named(settings: dict[str, float], said: str) -> None:
-    with pytest.raises(UserError, match=said):
-        make_job(_order(settings=settings, epochs=None))
+def test_wrong_settings_are_refused(settings: dict[str, float], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        make_job(_request(settings=settings, epochs=None))
 
 
-def test_settings_of_the_schedule_and_the_inner_attack_are_taken() -> None:
-    job = make_job(_order(settings={"steps": 5, "batch_size": 64, "inner_steps": 4, "weight_decay": 0.5}, epochs=None))
+def test_settings_change_the_schedule_and_the_inner_attack() -> None:
+    job = make_job(
+        _request(settings={"steps": 5, "batch_size": 64, "inner_steps": 4, "weight_decay": 0.5}, epochs=None)
+    )
     assert (job.steps, job.schedule.batch_size, job.schedule.epochs) == (5, 64, 0)
     assert (job.defense.inner.steps, job.schedule.weight_decay) == (4, 0.5)
-    plain = make_job(_order())
+    plain = make_job(_request())
     assert plain.identity != job.identity
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["train", "agtf"], "Did you mean agft"),
         (["train", "agft", "--track", "minni"], "Did you mean mini"),
@@ -98,19 +100,19 @@ def test_settings_of_the_schedule_and_the_inner_attack_are_taken() -> None:
         (["train", "agft", "--num-images", "1000000"], "100000 images, not 1000000"),
     ],
 )
-def test_what_cannot_be_trained_is_told(
+def test_wrong_options_of_train_give_a_message(
     arguments: list[str],
-    said: str,
+    message: str,
     capsys: pytest.CaptureFixture[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_command(arguments) == 2
-    assert said in " ".join(capsys.readouterr().err.split())
+    assert message in " ".join(capsys.readouterr().err.split())
 
 
-def test_a_sweep_trains_each_combination_once_and_names_the_best(
+def test_a_sweep_trains_each_combination_once_and_chooses_the_best(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     arguments = [
@@ -132,7 +134,7 @@ def test_a_sweep_trains_each_combination_once_and_names_the_best(
     seconds = [trial["seconds"] for trial in found["trials"]]
     assert run_command(arguments) == 0
     assert [trial["seconds"] for trial in json.loads(capsys.readouterr().out)["trials"]] == seconds
-    # Another share is another sweep, in the same folder.
+    # Another fraction of the images gives other trainings in the same folder.
     assert run_command([{"1/2": "1"}.get(word, word) for word in arguments]) == 0
     other = json.loads(capsys.readouterr().out)
     assert other["num_images"] == 512 and other["trials"][0]["robust"] is not None
@@ -143,21 +145,21 @@ def test_a_sweep_trains_each_combination_once_and_names_the_best(
 
 
 @pytest.mark.parametrize(
-    ("arguments", "said"),
+    ("arguments", "message"),
     [
         (["--grid", "rate"], "NAME=N,N"),
         (["--grid", "lr=1e-3", "--train-fraction", "2"], "up to 1"),
         (["--grid", "lr=1e-3", "--train-fraction", "x"], "above 0 and at most 1, such as 1/4, got 'x'"),
-        (["--grid", "lr=1e-3", "--num-images", "100000"], "leave some to measure on"),
+        (["--grid", "lr=1e-3", "--num-images", "100000"], "keep at least 1 image"),
         (["--grid", "rho=1"], "setting of agft"),
         (["--grid", "lr=1", "--grid", "lr=2"], "given twice"),
         (["--grid", "batch_size=8,1024", "--num-images", "512"], "do not fill a batch of 1024"),
         (["--grid", "lr=1", "--plot", "curve.txt"], ".png or .svg"),
     ],
 )
-def test_a_sweep_that_cannot_be_says_why(
-    tmp_path: Path, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+def test_wrong_options_of_sweep_give_a_message_before_any_training(
+    tmp_path: Path, arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(["sweep", "agft", *arguments, "--out", str(tmp_path)]) == 2
-    assert said in capsys.readouterr().err
+    assert message in capsys.readouterr().err
     assert not list(tmp_path.iterdir())

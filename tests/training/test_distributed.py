@@ -1,4 +1,4 @@
-"""Several processes: whether they hold the same identity is decided exactly."""
+"""Tests of the communication between processes."""
 
 import subprocess
 import sys
@@ -27,7 +27,7 @@ if processes.is_main:
 
 
 @pytest.mark.parametrize("count", [3, 5])
-def test_processes_agree_on_equal_integers_only(count: int, tmp_path: Path) -> None:
+def test_processes_agree_only_on_equal_integers(count: int, tmp_path: Path) -> None:
     driver, result = tmp_path / "driver.py", tmp_path / "result"
     driver.write_text(_DRIVER)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
@@ -40,6 +40,6 @@ def test_a_single_process_agrees_with_itself() -> None:
     assert processes.agree(3) and processes.agree(2**62) and processes.count == 1
 
 
-def test_processes_name_their_device() -> None:
+def test_an_unknown_device_is_refused() -> None:
     with pytest.raises(UserError, match="cpu or cuda"):
         Processes("gpu:7")

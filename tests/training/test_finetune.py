@@ -1,4 +1,4 @@
-"""The trainer: what moves, what stays, what is written, and the same end after any interruption."""
+"""Tests of fine-tuning: trained weights, log, checkpoints, resumed trainings and several processes."""
 
 import dataclasses
 import os
@@ -51,7 +51,7 @@ def _train(job: Job, folder: Path, save_every: int = 1) -> tuple[torch.nn.Module
     return visual, read_log(folder / "log.csv")
 
 
-def test_only_the_student_moves(tmp_path: Path) -> None:
+def test_training_changes_only_the_student(tmp_path: Path) -> None:
     job = _job()
     before = {key: value.clone() for key, value in job.model.network.state_dict().items()}
     visual, _ = _train(job, tmp_path)
@@ -62,7 +62,7 @@ def test_only_the_student_moves(tmp_path: Path) -> None:
     assert not [key for key in moved if "running" in key]
 
 
-def test_training_lowers_the_loss_on_what_it_sees_and_says_so(tmp_path: Path) -> None:
+def test_training_lowers_the_logged_loss(tmp_path: Path) -> None:
     schedule = Schedule("adamw", lr=2e-3, weight_decay=0.0, batch_size=16, epochs=60, warmup=2)
     _, rows = _train(_job(defense=TECOA, schedule=schedule, images=_images(16), eps=Fraction(0)), tmp_path, 1000)
     assert rows[-1].loss < rows[0].loss - 0.2
@@ -82,39 +82,41 @@ def test_the_logged_accuracies_are_those_of_the_batch(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_lower_precision_is_the_training_pass_s_alone(tmp_path: Path, precision: str) -> None:
+def test_bfloat16_changes_the_loss_slightly(tmp_path: Path, precision: str) -> None:
     _, rows = _train(_job(precision=precision), tmp_path)
     _, exact = _train(_job(), tmp_path / "exact")
     assert (rows[-1].loss == exact[-1].loss) == (precision == "float32")
     assert rows[-1].loss == pytest.approx(exact[-1].loss, rel=0.05)
 
 
-def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_state(tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_the_training_and_keeps_the_checkpoint(tmp_path: Path) -> None:
     bad = dataclasses.replace(AGFT, loss=lambda context, images: AGFT.loss(context, images) * float("nan"))
-    with pytest.raises(UserError, match=r"step 0: lower the learning rate.*no checkpoint"):
+    with pytest.raises(UserError, match=r"step 0, not a finite number: lower the learning rate.*no checkpoint"):
         _train(_job(defense=bad), tmp_path)
-    # Fine at first: the loss is lost once half of the training is behind.
+    # The loss is finite for four steps, half of the training.
     calls: list[int] = []
 
     def later(context: object, images: torch.Tensor) -> torch.Tensor:
         calls.append(1)
         return AGFT.loss(context, images) * (float("nan") if len(calls) > 4 else 1.0)  # type: ignore[arg-type]
 
-    with pytest.raises(UserError, match=r"step 4: lower the learning rate.*last good"):
+    with pytest.raises(
+        UserError, match=r"step 4, not a finite number: lower the learning rate.*is the last checkpoint"
+    ):
         _train(_job(defense=dataclasses.replace(AGFT, loss=later)), tmp_path)
     state = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
     assert state["step"] == 4 and all(torch.isfinite(value).all() for value in state["tower"].values())
 
 
-def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path) -> None:
+def test_non_finite_weights_are_not_saved(tmp_path: Path) -> None:
     schedule = dataclasses.replace(_job().schedule, optimizer="sgd", lr=1e38, warmup=0)
-    with pytest.raises(UserError, match=r"a weight is no longer finite|loss is nan"):
+    with pytest.raises(UserError, match=r"a weight is not a finite number|loss is nan"):
         _train(_job(schedule=schedule), tmp_path)
     assert not (tmp_path / "checkpoint.pt").exists()
 
 
 @pytest.mark.parametrize("spoil", ["other", "cut", "garbage"])
-def test_a_checkpoint_that_is_not_this_training_s_is_refused(tmp_path: Path, spoil: str) -> None:
+def test_a_damaged_or_foreign_checkpoint_is_refused(tmp_path: Path, spoil: str) -> None:
     _train(_job(), tmp_path)
     file = tmp_path / "checkpoint.pt"
     if spoil == "cut":
@@ -139,7 +141,7 @@ def test_a_resumed_log_has_every_row_once(tmp_path: Path) -> None:
     assert read_log(path) == rows
 
 
-def test_too_few_images_and_unknown_precisions_are_named() -> None:
+def test_too_few_images_and_unknown_precisions_are_refused() -> None:
     with pytest.raises(UserError, match="4 images do not fill a batch of 8"):
         _job(images=_images(4))
     with pytest.raises(UserError, match="float32, bfloat16"):
@@ -163,7 +165,7 @@ else:
 
 
 def finetuning_in_double(folder: Path) -> None:
-    """Train by the recipe that has a term of the whole batch, with a row of the log for every step."""
+    """Train with the defense whose loss has a term of the whole batch, and log every step."""
     from robustbench_vlm.training import log
 
     log._LOG_EVERY = 1
@@ -183,7 +185,7 @@ def _start(folder: Path, mode: str = "", processes: int = 0) -> subprocess.Popen
 
 
 @pytest.mark.parametrize("last", [1, 3])
-def test_a_killed_training_ends_in_the_same_weights_bit_for_bit(tmp_path: Path, last: int) -> None:
+def test_a_killed_and_resumed_training_gives_equal_weights(tmp_path: Path, last: int) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
     assert _start(whole).wait(timeout=120) == 0
@@ -202,7 +204,7 @@ def _steps(folder: Path) -> int:
     return int(torch.load(file, weights_only=True)["step"]) if file.exists() else 0
 
 
-def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
+def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
     curves = []
     for processes in (1, 2):
         folder = tmp_path / str(processes)
@@ -214,15 +216,15 @@ def test_two_processes_follow_the_curve_of_one(tmp_path: Path) -> None:
         assert two.loss == pytest.approx(one.loss, rel=1e-9) and (two.clean, two.robust) == (one.clean, one.robust)
 
 
-def test_more_processes_than_rows_are_refused() -> None:
-    crowd = types.SimpleNamespace(count=9, agree=lambda number: True)
+def test_more_processes_than_images_in_a_batch_are_refused() -> None:
+    too_many = types.SimpleNamespace(count=9, agree=lambda number: True)
     with pytest.raises(UserError, match="9 processes cannot share a batch of 8"):
-        _check_processes(_job(), crowd, 0)  # type: ignore[arg-type]
-    strangers = types.SimpleNamespace(count=2, agree=lambda number: False)
+        _check_processes(_job(), too_many, 0)  # type: ignore[arg-type]
+    different = types.SimpleNamespace(count=2, agree=lambda number: False)
     with pytest.raises(UserError, match="different checkpoints"):
-        _check_processes(_job(), strangers, 0)  # type: ignore[arg-type]
+        _check_processes(_job(), different, 0)  # type: ignore[arg-type]
 
 
-def test_the_images_are_part_of_what_a_training_is() -> None:
+def test_the_identity_of_a_training_depends_on_its_images() -> None:
     one, other = _job(), _job(images=in_hashed_order(SCENES.open()).slice(32, 64))
     assert one.identity != other.identity and one.identity == _job().identity

@@ -1,4 +1,4 @@
-"""The inner attack: uphill inside the ball, each sample by itself, and no weight is touched."""
+"""Tests of the inner attack."""
 
 import dataclasses
 import functools
@@ -48,17 +48,17 @@ def test_the_inner_attack_raises_the_loss_inside_the_ball(name: str) -> None:
     assert (after > before).all()
 
 
-def test_the_inner_attack_is_the_sample_s_own() -> None:
+def test_the_inner_attack_does_not_depend_on_other_samples() -> None:
     context = _context()
     whole = inner_attack(context, AGFT.inner, THREAT)
     part = {field: getattr(context, field)[2:3] for field in ("images", "labels", "keys")}
     alone = dataclasses.replace(context, **part, teacher_clean=lambda: context.teacher_clean()[2:3])
     difference = (inner_attack(alone, AGFT.inner, THREAT) - whole[2:3]).abs()
-    # A sign may flip where the gradient is zero to rounding; nowhere else.
+    # A sign may differ only if the gradient is zero up to rounding.
     assert (difference > 1e-6).float().mean() < 0.01
 
 
-def test_the_heavy_ball_goes_on_where_the_gradient_is_gone() -> None:
+def test_momentum_continues_if_the_gradient_is_zero() -> None:
     slope = torch.tensor([1.0, -1.0, 1.0]).view(1, 3, 1, 1)
     context = dataclasses.replace(_context(), images=torch.full((6, 3, 32, 32), 0.5))
     calls = []
@@ -76,22 +76,22 @@ def test_the_heavy_ball_goes_on_where_the_gradient_is_gone() -> None:
     assert (ends[0.0].abs() < 8 / 255 - 1e-6).any()
 
 
-def test_weights_get_no_gradient_inside_the_attack() -> None:
+def test_the_inner_attack_gives_weights_no_gradient() -> None:
     context = _context()
     context.student.requires_grad_(True)  # type: ignore[attr-defined]
     inner_attack(context, AGFT.inner, THREAT)
     assert all(parameter.grad is None for parameter in context.student.parameters())  # type: ignore[attr-defined]
 
 
-def test_a_step_of_the_attack_is_one_pass_and_the_teacher_is_asked_once() -> None:
+def test_a_step_of_the_inner_attack_is_one_pass_and_the_teacher_passes_once() -> None:
     context, calls = _context(), {"student": 0, "teacher": 0}
 
     def counted(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        def tower(images: torch.Tensor) -> torch.Tensor:
+        def encoder(images: torch.Tensor) -> torch.Tensor:
             calls[name] += 1
             return getattr(context, name)(images)
 
-        return tower
+        return encoder
 
     teacher = functools.cache(lambda: counted("teacher")(context.images).detach())
     watched = dataclasses.replace(context, student=counted("student"), teacher_clean=teacher)

@@ -1,4 +1,4 @@
-"""The recipes' losses and gradients against closed forms."""
+"""Comparison of the losses of the defenses and their gradients with closed forms."""
 
 import dataclasses
 import math
@@ -28,12 +28,12 @@ DOUBLE = torch.float64
 
 
 def _context(weights: Tensor, labels: Tensor, **settings: float) -> LossContext:
-    """A linear student on flattened images against a frozen random teacher; five classes in six dimensions."""
+    """Return a context with a linear student, a random linear teacher, 5 classes and embeddings of 6 dimensions."""
     generator = torch.Generator().manual_seed(0)
     teacher = torch.randn(12, 6, generator=generator, dtype=DOUBLE)
     images = torch.rand(len(labels), 3, 2, 2, generator=generator, dtype=DOUBLE)
     text = functional.normalize(torch.randn(5, 6, generator=generator, dtype=DOUBLE), dim=1)
-    # The places of an image of four pixels: each pixel, through a part of the tower.
+    # An image has four pixels. Each pixel is a patch, which the first three rows of the weights encode.
     return LossContext(
         images, labels, sample_keys(0, "t", [str(n) for n in range(len(labels))]),
         lambda x: x.flatten(1) @ weights, lambda x: x.flatten(1) @ teacher,
@@ -56,7 +56,7 @@ def test_logits_are_scaled_cosines() -> None:
     assert torch.allclose(values, torch.tensor([[60.0, 80.0]]))
 
 
-def test_tecoa_is_cross_entropy_by_hand() -> None:
+def test_tecoa_matches_the_closed_form() -> None:
     context = dataclasses.replace(
         _context(_weights(), torch.tensor([1])),
         student=lambda images: torch.tensor([[3.0, 4.0]]),
@@ -67,7 +67,7 @@ def test_tecoa_is_cross_entropy_by_hand() -> None:
     assert TECOA.loss(context, context.images).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_agft_is_the_soft_cross_entropy_by_hand() -> None:
+def test_agft_matches_the_closed_form() -> None:
     context = dataclasses.replace(
         _context(_weights(), torch.tensor([1])),
         student=lambda images: torch.tensor([[3.0, 4.0]]),
@@ -75,12 +75,12 @@ def test_agft_is_the_soft_cross_entropy_by_hand() -> None:
         text_features=torch.tensor([[1.0, 0.0], [0.0, 1.0]]),
         settings={"scale": 10.0, "gamma": 0.5},
     )
-    target = 1 / (1 + math.exp(0.5 * (6 - 8)))  # of class 0: the teacher's logits are 4 and 3 at scale 5
+    target = 1 / (1 + math.exp(0.5 * (6 - 8)))  # the teacher's probability of class 0, with logits 4 and 3
     expected = target * math.log(1 + math.exp(8 - 6)) + (1 - target) * math.log(1 + math.exp(6 - 8))
     assert AGFT.loss(context, context.images).item() == pytest.approx(expected, rel=1e-5)
 
 
-def test_fare_is_the_squared_distance_by_hand_and_pulls_back_along_it() -> None:
+def test_fare_and_its_gradient_match_the_closed_form() -> None:
     student = torch.tensor([[3.0, 4.0]], requires_grad=True)
     context = dataclasses.replace(
         _context(_weights(), torch.tensor([1])),
@@ -92,7 +92,7 @@ def test_fare_is_the_squared_distance_by_hand_and_pulls_back_along_it() -> None:
     assert torch.autograd.grad(loss.sum(), student)[0].tolist() == [[4.0, 6.0]]
 
 
-def test_sim_clip_is_the_negative_cosine_with_the_gradient_of_half_of_it() -> None:
+def test_sim_clip_and_its_gradient_match_the_closed_form() -> None:
     student = torch.tensor([[3.0, 4.0]], requires_grad=True)
     context = dataclasses.replace(
         _context(_weights(), torch.tensor([1])),
@@ -107,21 +107,21 @@ def test_sim_clip_is_the_negative_cosine_with_the_gradient_of_half_of_it() -> No
 
 
 def _two_classes(attacked: list[float], clean: list[float], frozen: list[float], **numbers: float) -> LossContext:
-    """A context of one image whose embeddings are given: attacked images are all 1, the clean one is all 0."""
+    """Return a context of one image with given embeddings. The adversarial image is all 1, the clean one all 0."""
 
-    def tower(one: list[float], zero: list[float]) -> Callable[[Tensor], Tensor]:
+    def encoder(one: list[float], zero: list[float]) -> Callable[[Tensor], Tensor]:
         return lambda images: torch.tensor([one if images.max() == 1 else zero], dtype=DOUBLE)
 
     return dataclasses.replace(
         _context(_weights(), torch.tensor([1]), scale=5.0, alpha=0.0, beta=0.0, detach=0.0, **numbers),
         images=torch.zeros(1, 3, 2, 2, dtype=DOUBLE),
-        student=tower(attacked, clean),
-        teacher=tower(frozen, [1.0, 0.0]),
+        student=encoder(attacked, clean),
+        teacher=encoder(frozen, [1.0, 0.0]),
         text_features=torch.eye(2, dtype=DOUBLE),
     )
 
 
-def test_pmg_aft_by_hand_each_term_alone() -> None:
+def test_each_term_of_pmg_aft_matches_the_closed_form() -> None:
     attacked, images = torch.tensor([0.6, 0.8], dtype=DOUBLE), torch.ones(1, 3, 2, 2, dtype=DOUBLE)
     context = _two_classes([3.0, 4.0], [0.0, 1.0], [4.0, 3.0])
     p = (5 * attacked).softmax(0)
@@ -134,7 +134,7 @@ def test_pmg_aft_by_hand_each_term_alone() -> None:
         assert torch.allclose(PMG_AFT.loss(term, images)[0], expected)
 
 
-def test_pmg_aft_is_tecoa_without_its_divergences_and_never_moves_the_teacher() -> None:
+def test_pmg_aft_without_divergences_is_tecoa_and_the_teacher_gets_no_gradient() -> None:
     weights = _weights()
     context = _context(weights, LABELS, **{**PMG_AFT.settings, "alpha": 0.0, "beta": 0.0})
     images = (context.images + 0.01).requires_grad_()
@@ -146,7 +146,7 @@ def test_pmg_aft_is_tecoa_without_its_divergences_and_never_moves_the_teacher() 
     assert gradients[0].abs().max() > 0 and gradients[1] is None
 
 
-def test_the_clean_predictions_of_pmg_aft_may_be_detached() -> None:
+def test_detach_stops_the_gradient_of_clean_predictions_in_pmg_aft() -> None:
     weights = _weights()
     context = _context(weights, LABELS, **{**PMG_AFT.settings, "alpha": 0.0, "scale": 5.0})
     held = dataclasses.replace(context, settings={**context.settings, "detach": 1.0})
@@ -157,25 +157,25 @@ def test_the_clean_predictions_of_pmg_aft_may_be_detached() -> None:
     assert not torch.allclose(free, detached)
 
 
-def test_attention_is_stretched_to_the_unit_range_and_enlarged() -> None:
+def test_attention_maps_are_scaled_to_the_unit_range_and_resized() -> None:
     places = torch.tensor([[[1.0, 0.0], [2.0, 5.0], [3.0, 0.0], [5.0, 1.0]]])
     text = torch.tensor([[1.0, 0.0]])
     assert attention(places, text, (2, 2)).tolist() == [[[0.0, 0.25], [0.5, 1.0]]]
     assert attention(places, text, (6, 6)).shape == (1, 6, 6)
-    # Over the places the first feature has length sqrt(39) everywhere: the stretched map is the same.
+    # The text selects the first feature. Dividing it by its norm over the patches does not change the scaled map.
     assert torch.allclose(attention(places, text, (2, 2), over_places=True), attention(places, text, (2, 2)))
     slanted = torch.tensor([[0.6, 0.8]])
     assert not torch.allclose(attention(places, slanted, (2, 2), over_places=True), attention(places, slanted, (2, 2)))
 
 
-def test_tga_zsr_by_hand_each_term_alone() -> None:
+def test_each_term_of_tga_zsr_matches_the_closed_form() -> None:
     text = torch.tensor([[1.0, 0.0], [0.0, 1.0]], dtype=DOUBLE)
     steep, flat = [0.0, 1.0, 2.0, 4.0], [0.0, 4.0, 4.0, 4.0]
 
-    def tower(attacked: list[float], clean: list[float]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+    def encoder(attacked: list[float], clean: list[float]) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
         def dense(images: Tensor) -> tuple[Tensor, Tensor]:
-            spoken = torch.tensor(attacked if images.max() == 1 else clean, dtype=DOUBLE)
-            return torch.tensor([[3.0, 4.0]], dtype=DOUBLE), torch.stack([torch.zeros(4), spoken], dim=1)[None]
+            second = torch.tensor(attacked if images.max() == 1 else clean, dtype=DOUBLE)
+            return torch.tensor([[3.0, 4.0]], dtype=DOUBLE), torch.stack([torch.zeros(4), second], dim=1)[None]
 
         return dense
 
@@ -184,13 +184,13 @@ def test_tga_zsr_by_hand_each_term_alone() -> None:
         _context(_weights(), torch.tensor([1]), **settings),
         images=torch.zeros(1, 3, 2, 2, dtype=DOUBLE),
         text_features=text,
-        student_dense=tower(steep, flat),
-        teacher_dense=tower(flat, steep),
+        student_dense=encoder(steep, flat),
+        teacher_dense=encoder(flat, steep),
     )
     images = torch.ones(1, 3, 2, 2, dtype=DOUBLE)
     labelled = math.log(1 + math.exp(6 - 8))
-    apart = math.sqrt(0.75**2 + 0.5**2)  # of the maps (0, 1/4, 1/2, 1) and (0, 1, 1, 1)
-    # The teacher's map is that of the clean image, which here is the student's of the attacked one.
+    apart = math.sqrt(0.75**2 + 0.5**2)  # the distance of the maps (0, 1/4, 1/2, 1) and (0, 1, 1, 1)
+    # The map of the teacher is always that of the clean image. It equals the student's map of the adversarial image.
     for name, expected in (("scale", labelled), ("alpha", labelled), ("beta", labelled + 2 * apart)):
         term = dataclasses.replace(context, settings={**settings, **({} if name == "scale" else {name: 2.0})})
         assert TGA_ZSR.loss(term, images).item() == pytest.approx(expected, abs=1e-5)
@@ -198,7 +198,7 @@ def test_tga_zsr_by_hand_each_term_alone() -> None:
 
 @given(st.floats(0.1, 1.0), st.floats(1.0, 200.0))
 @settings(deadline=None, max_examples=25)
-def test_agft_is_the_divergence_from_the_softened_teacher_up_to_its_entropy(gamma: float, scale: float) -> None:
+def test_agft_is_the_divergence_from_the_softened_teacher_plus_its_entropy(gamma: float, scale: float) -> None:
     context = _context(_weights(), LABELS, scale=scale, gamma=gamma)
     teacher = logits(context.teacher_clean(), context.text_features, gamma * scale).softmax(dim=1)
     student = logits(context.student(context.images), context.text_features, scale).log_softmax(dim=1)
@@ -242,7 +242,7 @@ def test_the_gradient_of_agft_at_the_logits_is_the_difference_of_the_predictions
 
 
 @pytest.mark.parametrize("name", DEFENSES.names())
-def test_a_loss_is_one_number_a_sample_of_that_sample_alone(name: str) -> None:
+def test_the_loss_of_a_sample_does_not_depend_on_other_samples(name: str) -> None:
     defense = DEFENSES.load(name)
     context = _context(_weights(), LABELS, **defense.settings)
     whole = defense.loss(context, context.images)
@@ -259,11 +259,11 @@ def test_a_loss_is_one_number_a_sample_of_that_sample_alone(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", DEFENSES.names())
-def test_teacher_and_texts_never_get_a_gradient_and_the_student_does(name: str) -> None:
+def test_only_the_student_gets_a_gradient(name: str) -> None:
     defense, weights = DEFENSES.load(name), _weights()
     context = _context(weights, LABELS, **defense.settings)
     frozen = torch.randn(12, 6, dtype=DOUBLE, generator=torch.Generator().manual_seed(3), requires_grad=True)
-    # What a recipe asks of the teacher is asked without gradient; texts are constants that the trainer passes in.
+    # The training loop passes features of the clean images without a gradient, so only other uses can leak one.
     watched = dataclasses.replace(
         context,
         teacher=lambda x: x.flatten(1) @ frozen,
@@ -276,7 +276,7 @@ def test_teacher_and_texts_never_get_a_gradient_and_the_student_does(name: str) 
     assert not context.text_features.requires_grad
 
 
-def test_the_worst_texts_are_the_worst_of_many_and_reached() -> None:
+def test_worst_texts_are_worse_than_random_ones_and_are_reached() -> None:
     generator = torch.Generator().manual_seed(0)
     image = functional.normalize(torch.randn(6, generator=generator, dtype=DOUBLE), dim=0)
     texts = functional.normalize(torch.randn(2, 6, generator=generator, dtype=DOUBLE), dim=1)
@@ -285,27 +285,27 @@ def test_the_worst_texts_are_the_worst_of_many_and_reached() -> None:
     moves = rho * functional.normalize(torch.randn(20_000, 6, generator=generator, dtype=DOUBLE), dim=1)
     tried = functional.normalize(texts[:, None] + moves, dim=2) @ image
     assert tried[0].min() >= lowest and tried[1].max() <= highest
-    # The step that turns a unit vector furthest is at right angles to where it ends.
+    # The step that rotates a unit vector furthest is perpendicular to the resulting vector.
     for text, sign, expected in ((texts[0], -1, lowest), (texts[1], 1, highest)):
         across = functional.normalize(image - (image @ text) * text, dim=0) * sign
         step = rho * (across * math.sqrt(1 - rho**2) - rho * text)
         assert torch.allclose(functional.normalize(text + step, dim=0) @ image, expected)
 
 
-def test_the_worst_texts_end_at_the_image_and_opposite_it() -> None:
+def test_worst_texts_stop_at_cosines_of_one_and_minus_one() -> None:
     cosines = torch.tensor([[-1.0, 1.0, 0.999]], dtype=DOUBLE)
     assert torch.allclose(worst_texts(cosines, torch.tensor([0]), 0.2), torch.tensor([[-1.0, 1.0, 1.0]], dtype=DOUBLE))
     still = torch.tensor([[0.3, -0.4, 0.5]], dtype=DOUBLE)
     assert torch.allclose(worst_texts(still, torch.tensor([1]), 0.0), still)
 
 
-def test_the_spectral_entropy_counts_equal_directions() -> None:
+def test_the_exponential_of_the_spectral_entropy_is_the_rank() -> None:
     for rank in (1, 3, 6):
         moment = torch.diag(torch.tensor([1.0 / rank] * rank + [0.0] * (6 - rank), dtype=DOUBLE))
         assert spectral_entropy(moment).exp().item() == pytest.approx(rank, rel=1e-6)
 
 
-def test_gladiator_by_hand_each_term_alone() -> None:
+def test_each_term_of_gladiator_matches_the_closed_form() -> None:
     settings = {"scale": 10.0, "rho": 0.0, "sigma": 0.0, "rank": 0.0}
     features = torch.tensor([[3.0, 4.0], [4.0, -3.0]], dtype=DOUBLE, requires_grad=True)
     context = dataclasses.replace(
@@ -320,23 +320,26 @@ def test_gladiator_by_hand_each_term_alone() -> None:
 
     plain = [math.log(1 + math.exp(6 - 8)), math.log(1 + math.exp(-6 - 8))]
     assert torch.allclose(losses(), torch.tensor(plain, dtype=DOUBLE))
-    # Two unit embeddings at right angles fill the plane evenly: an entropy of log 2.
+    # The second moment of two orthogonal unit embeddings has two equal eigenvalues, so its entropy is log 2.
     assert torch.allclose(losses(rank=2.0), losses() - 2 * math.log(2))
-    turned = [0.6 * 0.8 + 0.8 * 0.6, 0.8 * 0.8 - 0.6 * 0.6]  # towards class 0, away from class 1, with sine 0.6
+    turned = [
+        0.6 * 0.8 + 0.8 * 0.6,
+        0.8 * 0.8 - 0.6 * 0.6,
+    ]  # cosines after the rotations, whose sine is 0.6
     assert losses(rho=0.6)[0].item() == pytest.approx(math.log(1 + math.exp(10 * (turned[0] - turned[1]))))
     noise = randomness.normal(randomness.derive(context.keys, "feature noise"), 0, (2,)).to(DOUBLE)
     noisy = functional.normalize(features * (1 + 0.5 * noise), dim=1)
     assert torch.allclose(losses(sigma=0.5), functional.cross_entropy(10 * noisy, context.labels, reduction="none"))
 
 
-def test_gladiator_without_its_ingredients_is_tecoa_and_its_attack_hears_no_noise() -> None:
+def test_gladiator_with_zero_settings_is_tecoa_and_its_attack_has_no_noise() -> None:
     context = _context(_weights(), LABELS, scale=100.0, rho=0.0, sigma=0.0, rank=0.0)
     assert torch.allclose(GLADIATOR.loss(context, context.images), TECOA.loss(context, context.images))
     loud = dataclasses.replace(context, settings={**context.settings, "sigma": 0.5, "rank": 1.0})
     assert torch.allclose(GLADIATOR.inner.loss(loud, context.images), TECOA.loss(context, context.images))
 
 
-def test_the_contrastive_loss_by_hand_and_without_true_negatives() -> None:
+def test_the_contrastive_loss_matches_the_closed_form() -> None:
     images = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
     nothing = torch.zeros(2, 2, dtype=torch.bool)
     loss = contrastive_loss(images, images, torch.tensor(3.0), nothing)

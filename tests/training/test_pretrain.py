@@ -1,4 +1,4 @@
-"""Pre-training of a base model: reproducible, resumed only with the same settings, by the published schedule."""
+"""Tests of pre-training: equal weights, resumed trainings, refused checkpoints and the schedule."""
 
 import dataclasses
 import json
@@ -21,7 +21,7 @@ from robustbench_vlm.training.pretrain import PretrainingSettings, pretrain_base
 SMALL = PretrainingSettings(images=128, epochs=1, batch_size=32, warmup=2, save_every=2)
 
 
-def test_pretraining_makes_a_model_that_loads_and_again_the_same(tmp_path: Path) -> None:
+def test_pretraining_twice_gives_equal_weights(tmp_path: Path) -> None:
     cards = [pretrain_base("mini", tmp_path / name, ignore_progress, SMALL) for name in ("one", "two")]
     model = load_model(str(cards[0]), "mini")
     logits = model.classifier(["a red star", "a blue circle"])(torch.rand(2, 3, 32, 32))
@@ -30,11 +30,11 @@ def test_pretraining_makes_a_model_that_loads_and_again_the_same(tmp_path: Path)
     assert read_card(cards[0]).text.sha256 == sha256_of(tmp_path / "two" / "text.safetensors")
 
 
-def test_pretraining_that_was_stopped_ends_in_the_same_weights(tmp_path: Path) -> None:
+def test_resumed_pretraining_gives_equal_weights(tmp_path: Path) -> None:
     whole = read_card(pretrain_base("mini", tmp_path / "whole", ignore_progress, SMALL))
 
     def stop(progress: Progress) -> None:
-        # The checkpoint of step 2 is on disk when step 3 is reported.
+        # The checkpoint of step 2 is written before step 3 is reported.
         if progress.done == 3:
             raise KeyboardInterrupt
 
@@ -48,18 +48,18 @@ def test_pretraining_that_was_stopped_ends_in_the_same_weights(tmp_path: Path) -
 
 
 @pytest.mark.parametrize("change", [{"seed": 1}, {"lr": 1e-3}, {"warmup": 3}, {"images": 160}, {"captions": 1}])
-def test_a_folder_of_other_settings_is_refused_and_kept(change: dict[str, float], tmp_path: Path) -> None:
+def test_a_folder_of_other_settings_is_refused_and_not_changed(change: dict[str, float], tmp_path: Path) -> None:
     path = pretrain_base("mini", tmp_path, ignore_progress, SMALL)
     before = {file.name: sha256_of(file) for file in tmp_path.iterdir()}
     with pytest.raises(UserError, match="other settings: name another folder by --out"):
         pretrain_base("mini", tmp_path, ignore_progress, dataclasses.replace(SMALL, **change))  # type: ignore[arg-type]
     assert {file.name: sha256_of(file) for file in tmp_path.iterdir()} == before
-    # The interval of the checkpoints decides no weight.
+    # The interval of the checkpoints does not change the weights.
     again = pretrain_base("mini", tmp_path, ignore_progress, dataclasses.replace(SMALL, save_every=3))
     assert again == path and sha256_of(tmp_path / "clip.safetensors") == before["clip.safetensors"]
 
 
-def test_a_new_version_of_pretraining_is_another_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pretrain_base("mini", tmp_path, ignore_progress, SMALL)
     monkeypatch.setattr(pretrain, "VERSION", pretrain.VERSION + 1)
     with pytest.raises(UserError, match="other settings"):
@@ -72,7 +72,7 @@ def test_a_checkpoint_without_an_identity_is_refused(tmp_path: Path) -> None:
         pretrain_base("mini", tmp_path, ignore_progress, SMALL)
 
 
-def test_a_loss_that_is_not_finite_stops_pretraining(tmp_path: Path) -> None:
+def test_a_non_finite_loss_stops_pretraining(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="lower the learning rate"):
         pretrain_base("mini", tmp_path, ignore_progress, dataclasses.replace(SMALL, lr=1e38))
 
@@ -90,7 +90,7 @@ def test_the_learning_rate_is_the_product_of_warm_up_and_cosine(settings: Pretra
         assert lr_at(settings.schedule, settings.steps, step) == expected
 
 
-def test_the_optimizer_is_clip_s() -> None:
+def test_the_optimizer_has_the_settings_of_clip() -> None:
     network = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 2), torch.nn.BatchNorm2d(4))
     optimizer = make_optimizer(network, PretrainingSettings().schedule)
     assert isinstance(optimizer, torch.optim.AdamW)

@@ -1,4 +1,4 @@
-"""The real track end to end: ViT-B/32 at random initialisation, real images, the published recipe."""
+"""End-to-end tests of training on the real track, with a randomly initialised ViT-B/32 and real images."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -16,7 +16,7 @@ from robustbench_vlm.training.request import TrainingRequest, make_job
 IMAGES = Path(__file__).parents[2].parent / "shared" / "data" / "real" / "dtd"
 ARCHITECTURE = "open_clip:ViT-B-32-quickgelu"
 
-pytestmark = pytest.mark.skipif(not IMAGES.is_dir(), reason="the real images are not here")
+pytestmark = pytest.mark.skipif(not IMAGES.is_dir(), reason="the real images are not on this machine")
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def base(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Pa
     return write_model(tmp_path_factory.mktemp("base"), "vit", network, ARCHITECTURE)
 
 
-def test_the_track_takes_the_published_setting(base: Path) -> None:
+def test_the_real_track_uses_the_published_settings(base: Path) -> None:
     job = make_job(TrainingRequest("agft", "zeroshot15", images=IMAGES, base=str(base), settings={"batch_size": 64}))
     assert (job.schedule.optimizer, job.schedule.lr, job.schedule.epochs) == ("sgd", 4e-4, 10)
     assert AGFT.schedule.batch_size == 256 and str(job.eps) == "1/255" and len(job.images) == 200
@@ -35,7 +35,7 @@ def test_the_track_takes_the_published_setting(base: Path) -> None:
     assert job.dataset.prompts[0] == "This is a photo of a banded."
 
 
-def test_a_card_comes_out_that_run_takes(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_train_writes_a_card_that_run_accepts(base: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = [
         "train", "agft", "--track", "zeroshot15", "--base", str(base), "--images", str(IMAGES), "--eps", "2/255",
         "--set", "batch_size=4", "--set", "steps=2", "--set", "warmup=0", "--device", "cpu", "--out", str(tmp_path),
@@ -55,6 +55,6 @@ def test_a_card_comes_out_that_run_takes(base: Path, tmp_path: Path, capsys: pyt
     assert len(list((tmp_path / "runs").rglob("*.parquet"))) == 1
 
 
-def test_images_must_be_named(capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_images_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["train", "agft", "--track", "zeroshot15"]) == 2
-    assert "give their folder by --images DIR" in capsys.readouterr().err
+    assert "give one by --images DIR" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""The trial that a sweep chooses, and the trials that it does not repeat."""
+"""Tests of the trial that a sweep chooses, and of the trials that it does not repeat."""
 
 from fractions import Fraction
 from pathlib import Path
@@ -22,30 +22,30 @@ def _sweep(*accuracies: tuple[float | None, float | None], held_out: int = 1024)
     ("accuracies", "chosen"),
     [
         ([(0.5, 0.1), (0.6, 0.5), (0.5, 0.2)], 1),
-        # 0.65 +- 0.0135 on 1024 images: 0.64 cannot be told from it, and 0.63 can.
+        # The highest score is 0.65 with a standard error of 0.0135: 0.64 is within it, 0.63 is not.
         ([(0.73, 0.53), (0.74, 0.54), (0.75, 0.55)], 1),
         ([(None, None), (0.3, 0.1)], 1),
         ([(0.5, 0.5), (None, None)], 0),
     ],
 )
-def test_the_first_within_a_standard_error_of_the_highest_is_taken(
+def test_the_first_trial_within_a_standard_error_of_the_highest_is_chosen(
     accuracies: list[tuple[float | None, float | None]], chosen: int
 ) -> None:
     assert _sweep(*accuracies).best == _sweep(*accuracies).trials[chosen]
 
 
-def test_nothing_is_taken_where_all_diverged() -> None:
+def test_no_trial_is_chosen_if_all_diverged() -> None:
     assert _sweep((None, None)).best is None
 
 
-def test_the_standard_error_is_that_of_the_samples_scores() -> None:
+def test_the_standard_error_is_that_of_the_scores_of_samples() -> None:
     scores = [0.0] * 4 + [0.5] * 3 + [1.0] * 3
     mean = sum(scores) / 10
     variance = sum((score - mean) ** 2 for score in scores) / 10
     assert Trial({}, 0.6, 0.3, 1.0).standard_error(10) == pytest.approx((variance / 10) ** 0.5)
 
 
-def test_a_trial_on_disk_counts_for_the_same_training_and_held_out_images_only(
+def test_a_stored_trial_is_used_only_for_the_same_training_and_held_out_images(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured: list[str] = []
@@ -59,7 +59,7 @@ def test_a_trial_on_disk_counts_for_the_same_training_and_held_out_images_only(
 
     monkeypatch.setattr(sweep, "finetune", lambda *arguments: (None, 0.0))
     monkeypatch.setattr(sweep, "_measurement", measurement)
-    # 512 images of which half are used, and 256 images: the same training, measured on other images.
+    # Half of 512 images and all of 256 images are the same training, but the held-out images differ.
     for num_images, fraction, expected in ((512, "1/2", 1), (512, "1/2", 1), (256, "1", 2)):
         request = TrainingRequest("tecoa", "mini", epochs=1, num_images=num_images)
         run_sweep(request, {"lr": [1e-3]}, Fraction(fraction), Runtime(tmp_path, Processes("cpu")), ignore_progress)
