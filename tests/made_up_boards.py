@@ -1,4 +1,4 @@
-"""Boards and entries as the site takes them: eight models on thirteen datasets, reported rows, and a hostile one."""
+"""Leaderboards and entries for tests of the site: eight models, thirteen datasets, reported rows, hostile texts."""
 
 import dataclasses
 import random
@@ -30,7 +30,7 @@ NUMBERS = {
     "sim-clip": (0.888, (0.485, 0.119, 0.010)),
     "clip": (0.915, (0.260, 0.042, 0.019)),
 }
-"""Clean, and robust at 5/510, 5/255 and 10/255, as in README's table."""
+"""Clean accuracy, and robust accuracy at 5/510, 5/255 and 10/255, similar to docs/zoo.md."""
 _RANKS = ("1-3", "1-3", "1-3", "4-5", "4-5", "6", "7", "8")
 _STATUSES = ("verified", "reproduced", "claimed", "claimed", "verified", "disputed", "claimed", "verified")
 _WARNINGS: dict[str, tuple[str, ...]] = {
@@ -206,7 +206,7 @@ def board() -> Board:
 
 
 def hostile_board() -> Board:
-    """Return a board whose every text is hostile: markup, quotes, overrides, control characters, endless words."""
+    """Return a board with hostile text in every field: markup, quotes, control characters, very long words."""
     endless = "w" * 10_000
     rows = []
     for number, name in enumerate((HOSTILE_NAME, SCRIPT, "../../index", endless, "=HYPERLINK(1)", "\ud800 half")):
@@ -262,7 +262,7 @@ def hostile_board() -> Board:
 
 
 def hostile_entry() -> Entry:
-    """Return the entry of the hostile board's first model."""
+    """Return the entry of the first model of `hostile_board`."""
     made = entry("gladiator")
     return dataclasses.replace(
         made,

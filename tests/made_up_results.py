@@ -1,4 +1,4 @@
-"""Make evidence, entries and runs without a model."""
+"""Make cell records, entries and run folders without a model."""
 
 import json
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ PROTOCOL = {"name": "mini", "version": 1}
 
 
 def samples(broken: Sequence[str], *, first: int = 0) -> tuple[SampleResult, ...]:
-    """Return a record for each `broken_by` value: "clean", "" or a stage; ids count from `first`."""
+    """Return a record for each `broken_by` value ("clean", "" or a stage), with ids from `first` on."""
     return tuple(
         SampleResult(
             sample_id=f"{n:04d}",
@@ -55,7 +55,7 @@ def evidence(
     results: Sequence[SampleResult] = (),
     **identity: Any,
 ) -> CellRecords:
-    """Return the evidence of one cell with these `broken_by` values; `identity` changes parts of its identity."""
+    """Return the records of one cell with these `broken_by` values; `identity` replaces fields of its identity."""
     records = tuple(results) or samples(broken)
     threat = Threat(norm, parse_eps(eps))
     names = ["apgd-ce", "square"] + [attack] * (attack != "autoattack")
@@ -77,7 +77,7 @@ def evidence(
 
 
 def write_run(found: Sequence[CellRecords], out: Path) -> Path:
-    """Write one model's evidence as a run folder, and return the model's folder."""
+    """Write the records of one model as a run folder and return the folder of the model."""
     folder = out / found[0].track / safe_name(found[0].score.model)
     for attack in dict.fromkeys(each.score.attack for each in found):
         cells = {}
@@ -98,7 +98,7 @@ def write_run(found: Sequence[CellRecords], out: Path) -> Path:
 
 
 def write_board_entry(found: Sequence[CellRecords], folder: Path, **changes: Any) -> Path:
-    """Write one model's evidence as an entry with its records, and return the entry's path."""
+    """Write an entry of one model with its records and return the path of the entry."""
     model = found[0].score.model
     event = Event("2026-01-01", "claimed", "made up", {})
     card = {"name": model, "architecture": "mini"}

@@ -1,7 +1,7 @@
 """Write small made-up copies of the published datasets with the layout and formats of the real ones.
 
-A copy has two images of each of three classes. The images are noise in a colour of their class. As in the real
-datasets, the list files have all classes.
+A copy has two images of each of three classes. The images are random noise. As in the real datasets, the
+list files have all classes.
 """
 
 import io

@@ -1,4 +1,4 @@
-"""Pickles as Python 2 wrote them, in which CIFAR comes: byte strings for texts and for the pixels of arrays."""
+"""Pickles in the format of Python 2, as in the CIFAR files: texts and pixels are byte strings."""
 
 import struct
 
@@ -6,7 +6,7 @@ import numpy
 
 
 def python2_pickle(value: object) -> bytes:
-    """Return the pickle that Python 2 with numpy wrote, protocol 2, of dicts, lists, texts, numbers, uint8 (N, M)."""
+    """Return the protocol 2 pickle of a value: dicts, lists, texts, integers and uint8 arrays (N, M)."""
     return b"\x80\x02" + _pickled(value) + b"."
 
 

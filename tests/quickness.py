@@ -1,11 +1,11 @@
-"""How long a command keeps a processor: other processes lengthen it, so the least of a few calls is what it needs."""
+"""Measure the processor time of a command: the minimum of several calls, because other processes only increase it."""
 
 import resource
 from collections.abc import Callable
 
 
 def least_seconds(call: Callable[[], object], calls: int = 5) -> float:
-    """Return the least processor time, in seconds, that the processes which `call` starts and awaits take."""
+    """Return the minimum processor time, in seconds, of the child processes of `call` over several calls."""
     return min(_seconds(call) for _ in range(calls))
 
 

@@ -1,4 +1,4 @@
-"""The layout: layers, no import circle, one stem per file, and no branch on a name."""
+"""Structure of the package: layers, import cycles, file names, and no branches on names of tracks or defenses."""
 
 import ast
 import graphlib
@@ -41,25 +41,25 @@ def imported(tree: ast.AST) -> Iterator[str]:
         if isinstance(node, ast.Import):
             yield from (alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports name the whole path"
-            # `from robustbench_vlm import contracts` names a part, `from robustbench_vlm.x import y` is in one.
+            assert node.level == 0, "imports must be absolute"
+            # `from robustbench_vlm import x` imports a module; `from robustbench_vlm.x import y` may import a value.
             yield from (f"{node.module}.{alias.name}" for alias in node.names)
 
 
-def own(tree: ast.AST) -> set[str]:
+def package_imports(tree: ast.AST) -> set[str]:
     parts = {part_of(name) for name in imported(tree) if name.partition(".")[0] == "robustbench_vlm"}
     return parts - {"__version__"}
 
 
-def breaches(module: str, source: str) -> list[str]:
+def forbidden_imports(module: str, source: str) -> list[str]:
     part = module.removesuffix(".py").partition("/")[0]
     allowed = {other for other in LEVEL if LEVEL[other] < LEVEL[part]} | {part}
-    return sorted(own(ast.parse(source)) - allowed)
+    return sorted(package_imports(ast.parse(source)) - allowed)
 
 
 @pytest.mark.parametrize("module", [module for module in MODULES if module != "__init__.py"])
-def test_a_module_imports_only_lower_layers_and_its_own_folder(module: str) -> None:
-    assert breaches(module, (PACKAGE / module).read_text(encoding="utf-8")) == []
+def test_modules_import_only_their_own_folder_and_lower_layers(module: str) -> None:
+    assert forbidden_imports(module, (PACKAGE / module).read_text(encoding="utf-8")) == []
 
 
 @pytest.mark.parametrize(
@@ -71,12 +71,12 @@ def test_a_module_imports_only_lower_layers_and_its_own_folder(module: str) -> N
         ("cli/main.py", "from robustbench_vlm import __version__\nfrom robustbench_vlm.engine import run", []),
     ],
 )
-def test_a_breach_is_seen(module: str, source: str, found: list[str]) -> None:
-    assert breaches(module, source) == found
+def test_forbidden_imports_are_found(module: str, source: str, found: list[str]) -> None:
+    assert forbidden_imports(module, source) == found
 
 
 @pytest.mark.parametrize("module", MODULES)
-def test_nothing_branches_on_the_name_of_a_track_or_a_defense(module: str) -> None:
+def test_code_does_not_branch_on_names_of_tracks_and_defenses(module: str) -> None:
     names = {*TRACKS.table, *DEFENSES.table, *TEST_TIME_DEFENSES.table}
     compared = {
         constant.value
@@ -95,7 +95,7 @@ def dotted(module: str) -> str:
 
 
 def at_import(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
-    """Yield the statements that importing a module runs; what stands under TYPE_CHECKING is not run."""
+    """Yield the statements that run when a module is imported, without those under TYPE_CHECKING."""
     for statement in body:
         if isinstance(statement, ast.If):
             if "TYPE_CHECKING" not in ast.unparse(statement.test):
@@ -108,7 +108,7 @@ def at_import(body: Sequence[ast.stmt]) -> Iterator[ast.stmt]:
 
 
 def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
-    """Return, for the sources of modules by import path, the modules of the package that each imports on import."""
+    """Return the modules of the package that each module imports at import time; keys are import paths."""
     graph: dict[str, set[str]] = {}
     for name, source in sources.items():
         body = [each for each in at_import(ast.parse(source).body) if isinstance(each, ast.Import | ast.ImportFrom)]
@@ -117,14 +117,14 @@ def import_graph(sources: Mapping[str, str]) -> dict[str, set[str]]:
     return graph
 
 
-def test_no_import_circle() -> None:
+def test_there_are_no_import_cycles() -> None:
     sources = {dotted(module): (PACKAGE / module).read_text(encoding="utf-8") for module in MODULES}
     graph = import_graph(sources)
-    assert sum(map(len, graph.values())) > 500, "the imports are found"
+    assert sum(map(len, graph.values())) > 500, "too few imports were found"
     tuple(graphlib.TopologicalSorter(graph).static_order())
 
 
-def test_an_import_circle_is_seen() -> None:
+def test_import_cycles_are_found() -> None:
     checked = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from robustbench_vlm.a import x\n"
     sources = {"robustbench_vlm.a": "from robustbench_vlm.b import y\n", "robustbench_vlm.b": checked}
     tuple(graphlib.TopologicalSorter(import_graph(sources)).static_order())
@@ -133,44 +133,44 @@ def test_an_import_circle_is_seen() -> None:
         tuple(graphlib.TopologicalSorter(import_graph(sources)).static_order())
 
 
-# Files that play one role in several folders.
+# File names that several folders use for files of the same kind.
 ROLES = {
-    "__init__": "the registry or the front of a folder",
-    "base": "the types that the files of a folder share",
-    "request": "the request of a user: of a run, or of a training",
+    "__init__": "the registry or the public names of a folder",
+    "base": "types that are shared in a folder",
+    "request": "the request for a run or a training",
     "mini": "the embedded track",
-    "agft": "a paper: its defense, and the prompts of its code",
-    "fare": "a paper: its defense, and the prompts of its code",
-    "tecoa": "a paper: its defense, and the prompts of its code",
+    "agft": "the defense of a paper, and the prompts of its code",
+    "fare": "the defense of a paper, and the prompts of its code",
+    "tecoa": "the defense of a paper, and the prompts of its code",
 }
 
 
-def test_no_two_files_share_a_stem() -> None:
+def test_file_names_are_unique() -> None:
     commands = {module for module in MODULES if module.startswith("cli/") and module.count("/") == 1}
     places: dict[str, list[str]] = defaultdict(list)
     for module in MODULES:
-        # A command has the name of the function that it calls.
+        # A command has the same file name as the code that it calls.
         if module not in commands:
             places[Path(module).stem].append(module)
     assert {stem: found for stem, found in places.items() if len(found) > 1 and stem not in ROLES} == {}
 
 
 CONTRIBUTING = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
-WHERE = {
-    question: re.findall(r"`([^`]+)`", answer)
-    for question, answer in re.findall(r"^\| (.+?) \| (`.*`) \|$", CONTRIBUTING, re.MULTILINE)
+FILES_OF = {
+    subject: re.findall(r"`([^`]+)`", answer)
+    for subject, answer in re.findall(r"^\| (.+?) \| (`.*`) \|$", CONTRIBUTING, re.MULTILINE)
 }
-# Names that make the answer of a question true, by the question.
+# A text that the file of each subject must contain.
 NAMES_IN = {
     "the loop of APGD": "def step",
     "the attacks that AutoAttack consists of": "fab-t",
     "the decision that a sample is robust": "def attack_samples",
     "the Linf and L2 balls and their projections": "def project",
-    "how CLIP becomes a classifier": "class ZeroShotClassifier",
+    "the zero-shot classifier of a CLIP": "class ZeroShotClassifier",
     "the file format of a model card": "class ModelCard",
     "the loss of AGFT": "def loss",
     "the prompt of StanfordCars": "stanford-cars",
-    "how CIFAR-10 is read from disk": "def cifar",
+    "the reader of the CIFAR-10 files": "def cifar",
     "the datasets and radii of a track": "class Track",
     "the settings of `trusted`": "TRUSTED",
     "writing records and resuming a run": "def write_shard",
@@ -181,23 +181,23 @@ NAMES_IN = {
     "McNemar and Holm": "def mcnemar",
     "the LaTeX export": "def latex",
     "the rank on a leaderboard": "rank",
-    "what `verify` computes again": "def verify",
+    "the checks of `verify`": "def verify",
     "the command `vlmbench run`": "def run",
     "the options that commands share": "--batch-size",
     "the text of tables in the terminal": "def table",
 }
 
 
-@pytest.mark.parametrize("question", WHERE)
-def test_where_a_thing_is(question: str) -> None:
-    files = [PACKAGE / path for path in WHERE[question]]
+@pytest.mark.parametrize("subject", FILES_OF)
+def test_files_of_the_table_exist(subject: str) -> None:
+    files = [PACKAGE / path for path in FILES_OF[subject]]
     assert all(path.exists() for path in files)
-    if question in NAMES_IN:
-        assert any(NAMES_IN[question] in path.read_text(encoding="utf-8") for path in files)
+    if subject in NAMES_IN:
+        assert any(NAMES_IN[subject] in path.read_text(encoding="utf-8") for path in files)
 
 
-def test_every_question_is_in_the_table_and_the_layers_are_those_of_the_test() -> None:
-    assert set(NAMES_IN) <= set(WHERE) and len(WHERE) > 25
+def test_contributing_has_every_subject_and_the_layers() -> None:
+    assert set(NAMES_IN) <= set(FILES_OF) and len(FILES_OF) > 25
     assert "def holm" in (PACKAGE / "comparison" / "statistics.py").read_text(encoding="utf-8")
     written = re.findall(r"^\d+\. (`.*`)$", CONTRIBUTING, re.MULTILINE)
     assert [tuple(re.findall(r"`(\w+)`", line)) for line in written] == list(LAYERS[:-1])

@@ -1,4 +1,4 @@
-"""Another package's values: installed as people install it, found by entry points, and treated as ours are."""
+"""Values of another package: it is installed with pip, found by its entry points, and used like built-in values."""
 
 import json
 import os
@@ -31,7 +31,7 @@ VALUES = {
 
 @pytest.fixture(scope="session")
 def plugin(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., Path]) -> Path:
-    """Install the sample package into a folder of its own, and put its model's weights there."""
+    """Install the sample package into a separate folder and write the weights of its model there."""
     target = tmp_path_factory.mktemp("site")
     options = ["--quiet", "--no-index", "--no-deps", "--no-build-isolation", "--disable-pip-version-check"]
     subprocess.run([sys.executable, "-m", "pip", "install", *options, "--target", target, PACKAGE], check=True)
@@ -47,7 +47,7 @@ def plugin(tmp_path_factory: pytest.TempPathFactory, write_model: Callable[..., 
 def vlmbench(
     plugin: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[..., tuple[int, dict[str, object]]]:
-    """Return a function that runs a command with --json where the plugin is installed: exit code and document."""
+    """Return a function that runs a command with --json and the plugin, and returns exit code and document."""
     monkeypatch.syspath_prepend(plugin)
 
     def run(*arguments: str) -> tuple[int, dict[str, object]]:
@@ -61,7 +61,7 @@ Vlmbench = Callable[..., tuple[int, dict[str, object]]]
 
 
 @pytest.mark.parametrize("kind", VALUES)
-def test_every_kind_is_open(vlmbench: Vlmbench, kind: str) -> None:
+def test_plugins_can_add_every_kind(vlmbench: Vlmbench, kind: str) -> None:
     code, found = vlmbench("list", kind)
     (entry,) = [entry for entry in found["entries"] if entry["name"] == VALUES[kind]]
     assert code == 0 and entry["summary"] and not entry["error"]
@@ -70,15 +70,15 @@ def test_every_kind_is_open(vlmbench: Vlmbench, kind: str) -> None:
 
 
 @pytest.mark.parametrize("kind", ["datasets", "attacks", "models", "tracks"])
-def test_the_contracts_hold(vlmbench: Vlmbench, kind: str) -> None:
+def test_values_of_the_plugin_fulfil_the_contracts(vlmbench: Vlmbench, kind: str) -> None:
     code, found = vlmbench("check", kind, VALUES[kind], "--track", "sample")
     failed = [check["name"] for check in found["checks"] if not check["passed"]]
-    # Random noise is no attack that could be counted on to break anything.
+    # Random noise may fail to break a sample.
     assert all(name.startswith("breaks a linear classifier") for name in failed)
     assert code == (1 if failed else 0)
 
 
-def test_a_whole_run_of_nothing_but_the_plugin(plugin: Path, tmp_path: Path) -> None:
+def test_a_run_with_values_of_the_plugin_only(plugin: Path, tmp_path: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(plugin), os.environ.get("PYTHONPATH", "")])}
     command = [sys.executable, "-m", "robustbench_vlm", "run", "--track", "sample", "--attack", "noise", "--json"]
     answer = subprocess.run([*command, "--workers", "1"], cwd=tmp_path, env=environment, capture_output=True, text=True)
@@ -88,7 +88,7 @@ def test_a_whole_run_of_nothing_but_the_plugin(plugin: Path, tmp_path: Path) -> 
     assert [(score["dataset"], score["eps"], score["n"]) for score in found["scores"]] == [("stripes", "1/2", 6)]
 
 
-def test_facts_of_a_stage_are_stated_by_the_plugin_and_not_guessed_from_its_parameters(
+def test_properties_of_a_stage_are_not_derived_from_its_parameters(
     plugin: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.syspath_prepend(plugin)
@@ -102,7 +102,7 @@ def test_facts_of_a_stage_are_stated_by_the_plugin_and_not_guessed_from_its_para
     assert noise.strength is None and steps.strength is None
 
 
-def test_a_broken_plugin_fails_only_those_who_name_it(vlmbench: Vlmbench) -> None:
+def test_a_broken_plugin_fails_only_if_it_is_used(vlmbench: Vlmbench) -> None:
     code, found = vlmbench("list", "attacks")
     errors = {entry["name"]: entry["error"] for entry in found["entries"] if entry["error"]}
     assert code == 0 and list(errors) == ["broken"]
@@ -112,7 +112,7 @@ def test_a_broken_plugin_fails_only_those_who_name_it(vlmbench: Vlmbench) -> Non
     assert vlmbench("show", "attack", "fgsm")[0] == 0
 
 
-def test_two_providers_of_a_name_are_an_error_that_names_both(vlmbench: Vlmbench) -> None:
+def test_the_error_for_two_providers_of_a_name_names_both(vlmbench: Vlmbench) -> None:
     code, found = vlmbench("show", "dataset", "shapes")
     assert code == 2
     assert "robustbench_vlm.datasets.mini:SHAPES and sample_plugin.datasets:STRIPES" in found["error"]

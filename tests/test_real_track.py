@@ -1,4 +1,4 @@
-"""The real track without its datasets and without a network: what it says, and runs on a person's own images."""
+"""The real track without its datasets and without a network: error messages, and runs on a user's images."""
 
 import dataclasses
 import json
@@ -33,7 +33,7 @@ TRACK = ("--track", "zeroshot15")
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Let open_clip's downloads fail at once; return the list of what was asked for."""
+    """Make open_clip's downloads fail and return the list of requested models."""
     import open_clip
 
     asked: list[str] = []
@@ -47,7 +47,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def user_images(tmp_path: Path) -> Path:
     for number, name in enumerate(("cat", "dog", "sea_lion")):
         (tmp_path / "own" / name).mkdir(parents=True)
         for side in (20, 40):
@@ -61,11 +61,11 @@ def _error(capsys: pytest.CaptureFixture[str], *command: str) -> str:
     return message
 
 
-def test_the_row_says_what_the_papers_fix() -> None:
+def test_norm_radii_and_base_are_those_of_the_papers() -> None:
     assert (ZEROSHOT15.base, ZEROSHOT15.norm) == ("clip", "Linf")
     assert ZEROSHOT15.eps == tuple(Fraction(eps, 255) for eps in (1, 2, 4))
     assert ZEROSHOT15.standard_eps == ZEROSHOT15.training_eps == Fraction(1, 255)
-    # Each defense trains by its own published schedule and inner attack, on images that the user names.
+    # Each defense uses its published schedule and inner attack, on images that the user gives.
     assert ZEROSHOT15.schedule is None and not ZEROSHOT15.inner and not ZEROSHOT15.learning_rates
     assert not ZEROSHOT15.training and not ZEROSHOT15.num_training_images
 
@@ -73,7 +73,7 @@ def test_the_row_says_what_the_papers_fix() -> None:
 WRONG = dataclasses.replace(ZEROSHOT15, base="open_clip:ViT-B-33/openai")
 
 
-def test_a_track_whose_base_is_no_architecture_breaks_a_contract(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_contracts_find_a_track_with_an_unknown_base(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "robustbench_vlm.analysis.contracts.TRACKS", Registry("track", {"wrong": "test_real_track:WRONG"})
     )
@@ -82,7 +82,7 @@ def test_a_track_whose_base_is_no_architecture_breaks_a_contract(monkeypatch: py
 
 
 @pytest.mark.parametrize("command", ["run", "plan"])
-def test_without_the_data_a_run_says_how_to_get_them_before_it_fetches_a_model(
+def test_missing_data_are_reported_before_a_model_is_downloaded(
     command: str,
     offline: list[str],
     capsys: pytest.CaptureFixture[str],
@@ -96,38 +96,38 @@ def test_without_the_data_a_run_says_how_to_get_them_before_it_fetches_a_model(
     assert not offline
 
 
-def test_images_and_datasets_are_not_mixed(
-    pictures: Path, offline: list[str], capsys: pytest.CaptureFixture[str]
+def test_images_and_dataset_together_are_refused(
+    user_images: Path, offline: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "give either" in _error(capsys, "run", *TRACK, "--images", str(pictures), "--dataset", "handwritten")
+    assert "give either" in _error(capsys, "run", *TRACK, "--images", str(user_images), "--dataset", "handwritten")
     assert not offline
 
 
-def test_without_a_network_the_base_is_named(
-    pictures: Path, offline: list[str], capsys: pytest.CaptureFixture[str]
+def test_without_a_network_the_error_names_the_base(
+    user_images: Path, offline: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    message = _error(capsys, "run", *TRACK, "--images", str(pictures))
+    message = _error(capsys, "run", *TRACK, "--images", str(user_images))
     assert "cannot fetch open_clip:ViT-B-32-quickgelu/openai: no network" in message and "card" in message
     assert offline == ["ViT-B-32-quickgelu/openai"]
 
 
-def test_the_doctor_gets_as_far_as_the_model(offline: list[str], library: Path) -> None:
+def test_doctor_without_a_network_fails_at_the_model(offline: list[str], library: Path) -> None:
     with pytest.raises(UserError, match="cannot fetch"):
         doctor("zeroshot15", dataset="handwritten")
 
 
-def test_what_is_pre_trained_already_is_not_pre_trained(tmp_path: Path) -> None:
+def test_pretraining_a_pretrained_base_is_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"pre-trained already.*vlmbench train DEFENSE --track zeroshot15"):
         pretrain_base("zeroshot15", tmp_path / "base", lambda *told: None)
     assert not (tmp_path / "base").exists()
 
 
 @pytest.mark.parametrize("attack", ["fgsm", "pgd-2"])
-def test_a_run_on_own_pictures(
-    attack: str, pictures: Path, make_card: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+def test_a_run_on_images_of_the_user(
+    attack: str, user_images: Path, make_card: Callable[..., Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     options = ["--model", str(make_card()), "--attack", attack, "--workers", "1", "--out", str(tmp_path / "runs")]
-    assert run_command(["run", *TRACK, *options, "--images", str(pictures), "--json"]) == 0
+    assert run_command(["run", *TRACK, *options, "--images", str(user_images), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert (found["track"], found["protocol"]) == ("zeroshot15", "trusted/1")
     (score,) = found["scores"]
@@ -148,7 +148,7 @@ def test_a_model_is_checked_on_a_track_without_datasets(make_card: Callable[...,
     assert len(found) > 6 and all(contract.passed for contract in found)
 
 
-def test_a_model_that_gives_probabilities_is_found_there_too(
+def test_a_model_that_returns_probabilities_fails_its_check(
     make_card: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     forward = clip.ZeroShotClassifier.forward
@@ -160,8 +160,8 @@ def test_a_model_that_gives_probabilities_is_found_there_too(
 REAL = Path(__file__).parents[2] / "shared" / "data" / "real"
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are not here")
-def test_the_real_architecture_on_real_pictures_end_to_end(
+@pytest.mark.skipif(not REAL.is_dir(), reason="the real images are missing")
+def test_a_run_of_the_real_architecture_on_real_images(
     write_model: Callable[..., Path],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -171,16 +171,16 @@ def test_the_real_architecture_on_real_pictures_end_to_end(
     torch.manual_seed(0)
     name = "open_clip:ViT-B-32-quickgelu"
     card = write_model(tmp_path, "random", load_architecture(name).build(), name)
-    # A random network takes nearly everything for one thing: let that be what these images are of.
+    # A random network predicts one class for nearly all images: make this class the label of all of them.
     files = sorted((REAL / "caltech101").glob("*/*.jpg"))[::80]
-    pictures = torch.stack([Transform(224, 224)(Image.open(file)) for file in files]).float() / 255
+    images = torch.stack([Transform(224, 224)(Image.open(file)) for file in files]).float() / 255
     dataset = DATASETS.load("caltech101")
-    answers = load_model(str(card), "zeroshot15").classifier(dataset.prompts)(pictures).argmax(dim=1)
-    taken_for = class_names("caltech101")[dataset.merged.index(int(answers.mode().values))]
+    answers = load_model(str(card), "zeroshot15").classifier(dataset.prompts)(images).argmax(dim=1)
+    predicted = class_names("caltech101")[dataset.merged.index(int(answers.mode().values))]
     categories = tmp_path / "data" / "caltech101" / "101_ObjectCategories"
-    (categories / taken_for).mkdir(parents=True)
+    (categories / predicted).mkdir(parents=True)
     for number, file in enumerate(files):
-        (categories / taken_for / f"image_{number + 1:04d}.jpg").symlink_to(file)
+        (categories / predicted / f"image_{number + 1:04d}.jpg").symlink_to(file)
     command = ["run", *TRACK, "--model", str(card), "--dataset", "caltech101", "--data", str(tmp_path / "data")]
     command += ["--attack", "pgd-2", "--samples", "6", "--workers", "1", "--out", str(tmp_path / "runs"), "--json"]
     assert run_command(command) == 0
@@ -188,12 +188,12 @@ def test_the_real_architecture_on_real_pictures_end_to_end(
     (score,) = found["scores"]
     assert (score["classes"], score["n"], found["protocol"]) == (100, 6, "trusted-6/1")
     assert score["clean"] > 0 and found["passes"] > 6 * 6
-    # What a run reads is what torchvision's own transform makes of the files.
+    # The pixels of the run equal those of torchvision's transform.
     source = prepare_dataset(DATASETS.load("caltech101"), 6, tmp_path / "data").open()
     reference = Compose([Resize(224, InterpolationMode.BICUBIC), CenterCrop(224), PILToTensor()])
     for place in range(6):
-        with Image.open(categories / source.ids[place]) as picture:
-            assert torch.equal(source.read([place])[0], reference(picture.convert("RGB")))
-    # The same command again computes nothing.
+        with Image.open(categories / source.ids[place]) as image:
+            assert torch.equal(source.read([place])[0], reference(image.convert("RGB")))
+    # The same command again does not change the scores.
     assert run_command(command) == 0
     assert json.loads(capsys.readouterr().out)["scores"] == found["scores"]

@@ -1,7 +1,6 @@
-"""Every path that touches a device: attacks, engine, models, test-time defenses and training.
+"""Code that depends on the device: attacks, engine, models, test-time defenses and training.
 
-`pytest -m cuda` chooses these tests. They run on a GPU where there is one, and on the CPU elsewhere, so that they
-cannot rot.
+`pytest -m cuda` selects these tests. They run on a GPU if there is one, and otherwise on the CPU.
 """
 
 import dataclasses
@@ -28,7 +27,8 @@ from robustbench_vlm.training.request import TrainingRequest, make_job
 pytestmark = pytest.mark.cuda
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 ATTACKS = {"fgsm": 0.5, "pgd-10": 0.8, "cw": 0.8, "apgd-ce": 0.8, "apgd-dlr": 0.8, "apgd-t": 1.0, "fab-t": 1.0}
-"""The share of samples within the radius that each attack must break; targeted attacks are exact on a linear model."""
+"""Minimum share of the samples within the radius that each attack must break; it is 1 for targeted attacks, which are
+exact on a linear model."""
 
 
 def linear_model(device: str) -> nn.Module:
@@ -39,7 +39,7 @@ def linear_model(device: str) -> nn.Module:
 
 
 def samples(model: nn.Module, count: int, eps: Fraction, norm: str = "Linf") -> Batch:
-    """Return images away from the borders of the box, with the model's own answers as labels."""
+    """Return images with pixels in [0.35, 0.65] and the predictions of the model as labels."""
     device = next(model.parameters()).device
     images = (0.35 + 0.3 * torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(1))).to(device)
     labels = model(images).argmax(dim=1)
@@ -48,7 +48,7 @@ def samples(model: nn.Module, count: int, eps: Fraction, norm: str = "Linf") -> 
 
 
 def distances(model: nn.Module, batch: Batch) -> torch.Tensor:
-    """Return the Linf distance of each sample to the decision boundary, (B,): margin over L1 norm of its gradient."""
+    """Return the Linf distance of each sample to the decision boundary, margin / L1 norm of its gradient, (B,)."""
     weight, logits = model[1].weight, model(batch.images)  # type: ignore[index]
     own = logits.gather(1, batch.labels[:, None])
     norms = (weight[batch.labels][:, None, :] - weight[None]).abs().sum(dim=2)
@@ -57,7 +57,7 @@ def distances(model: nn.Module, batch: Batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_attacks_break_what_lies_within_the_radius_and_nothing_else(name: str) -> None:
+def test_attacks_break_only_samples_within_the_radius(name: str) -> None:
     model = linear_model(DEVICE)
     far = distances(model, samples(model, 32, Fraction(1, 255)))
     eps = Fraction(float(far.median())).limit_denominator(10**6)
@@ -105,13 +105,13 @@ def test_every_precision_of_the_device_runs(precision: str, taught_card: Path) -
 
 
 def run(out: Path, **changes: Any) -> dict[tuple[str, str], str]:
-    """Return what broke each sample of a small run, by dataset and id."""
+    """Return `broken_by` of each sample of a small run, by dataset and id."""
     settings: dict[str, Any] = {"datasets": ["day-night"], "samples": 12, "device": DEVICE, "workers": 1, "out": out}
     frame = evaluate("agft", "pgd-10", **{**settings, **changes}).samples()
     return {(row.dataset, row.sample_id): row.broken_by for row in frame.itertuples()}
 
 
-def test_a_run_agrees_with_the_cpu_resumes_and_takes_two_workers(tmp_path: Path) -> None:
+def test_a_run_agrees_with_the_cpu_resumes_and_runs_on_two_workers(tmp_path: Path) -> None:
     here = run(tmp_path / "device")
     on_cpu = run(tmp_path / "cpu", device="cpu")
     assert len(here) == 12 and sum(here[key] != value for key, value in on_cpu.items()) <= 1
@@ -128,7 +128,7 @@ def test_a_test_time_defense_is_attacked_through_its_loop(tmp_path: Path) -> Non
     assert frame.n.tolist() == [4] and (frame.clean >= frame.robust).all()
 
 
-def test_training_learns_and_resumes_in_the_same_weights(tmp_path: Path) -> None:
+def test_a_resumed_training_ends_with_the_same_weights(tmp_path: Path) -> None:
     steps = 50 if DEVICE == "cuda" else 6
     request = TrainingRequest("tecoa", "mini", num_images=128, settings={"batch_size": 16, "steps": steps, "warmup": 2})
     job = make_job(request)

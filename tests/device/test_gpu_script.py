@@ -1,4 +1,4 @@
-"""The GPU script runs at reduced size on this machine's CPU, part by part, and keeps what it measured."""
+"""benchmarks/gpu.py on the CPU at reduced size: each part runs, and a failing part does not lose the others."""
 
 import json
 import os
@@ -29,14 +29,14 @@ def test_every_part_runs_at_reduced_size(tmp_path: Path) -> None:
     assert answer.stdout.rstrip().splitlines()[-1].startswith("    ")
 
 
-def test_parts_without_time_are_skipped_and_a_failing_one_loses_no_other(tmp_path: Path) -> None:
+def test_parts_are_skipped_if_too_little_time_is_left(tmp_path: Path) -> None:
     answer = gpu_script("--out", str(tmp_path / "gpu.json"), "--part", "verdicts", "end to end", "--seconds", "1")
     found = json.loads((tmp_path / "gpu.json").read_text())["parts"]
     assert answer.returncode == 0 and all("were left" in part["skipped"] for part in found.values())
 
 
 @pytest.mark.parametrize("broken", ["verdicts"])
-def test_a_failing_part_is_reported_and_the_next_one_runs(broken: str, tmp_path: Path) -> None:
+def test_a_failing_part_is_reported_and_the_next_part_runs(broken: str, tmp_path: Path) -> None:
     code = (
         "import runpy, sys, dataclasses; sys.path.insert(0, sys.argv[1]);"
         "import gpu; from gpu_parts.settings import reduced_size\n"

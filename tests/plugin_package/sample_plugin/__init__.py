@@ -1,1 +1,1 @@
-"""A package that adds one value of every kind to robustbench_vlm by entry points alone."""
+"""A package that adds one value of every kind to robustbench_vlm with entry points."""

@@ -1,4 +1,4 @@
-"""A CLIP with hardly any weights."""
+"""A very small CLIP architecture."""
 
 from robustbench_vlm.models.open_clip import Architecture
 

@@ -1,4 +1,4 @@
-"""Two attacks: one random point of the ball, and signed gradient steps; each stage states its facts."""
+"""Two attacks: uniform noise and signed gradient steps. Each stage declares its cost and its properties."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from robustbench_vlm.core.classifier_interface import Classifier
 
 
 def noise(classifier: Classifier, batch: Batch, *, batch_size: int, spread: float) -> Outcome:
-    """Return images with uniform noise of `spread` times eps; no pass is spent."""
+    """Return images with uniform noise of `spread` times eps; the model is not called."""
     drawn = randomness.uniform(batch.keys, zeros_like(batch.keys), batch.images.shape[1:]).to(batch.images)
     moved = batch.images + spread * float(batch.threat.eps) * (2 * drawn - 1)
     nothing = zeros_like(batch.labels)
@@ -21,12 +21,12 @@ def noise(classifier: Classifier, batch: Batch, *, batch_size: int, spread: floa
 
 
 def no_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return that the stage calls the classifier never."""
+    """Return the calls of `noise`: no calls."""
     return 0, 0
 
 
 def signed_steps(classifier: Classifier, batch: Batch, *, batch_size: int, queries: int, iterate: str) -> Outcome:
-    """Return the images after `queries` steps of eps along the sign of the gradient; only the last counts."""
+    """Return the last images after `queries` steps of size eps along the sign of the gradient."""
     images = batch.images
     for _ in range(queries):
         leaf = images.detach().requires_grad_()
@@ -37,8 +37,8 @@ def signed_steps(classifier: Classifier, batch: Batch, *, batch_size: int, queri
     return Outcome(images, passes, passes)
 
 
-def one_gradient_a_query(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return the calls of `signed_steps`: only gradients."""
+def one_gradient_per_query(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
+    """Return the calls of `signed_steps`: one call with a gradient per step."""
     return 0, int(parameters["queries"])
 
 
@@ -64,7 +64,7 @@ SIGNED_STEPS = Attack(
             "sample-signed-steps",
             "sample_plugin.attacks:signed_steps",
             {"queries": 3, "iterate": "final"},
-            calls=one_gradient_a_query,
+            calls=one_gradient_per_query,
         ),
     ),
     "signed gradient steps",

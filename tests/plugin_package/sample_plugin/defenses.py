@@ -1,4 +1,4 @@
-"""A defense: keep the embeddings of attacked images where those of the clean ones were."""
+"""A defense that keeps the embeddings of attacked images close to those of the clean images."""
 
 from fractions import Fraction
 
@@ -8,7 +8,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return the squared distance to the frozen model's clean embeddings, (B,)."""
+    """Return the squared distance to the teacher's embeddings of the clean images, float32 (B,)."""
     return (context.student(images) - context.teacher_clean()).square().sum(dim=1)
 
 

@@ -1,4 +1,4 @@
-"""A test-time defense: the mean of an image's logits and those of its mirror image."""
+"""A test-time defense that averages the logits of an image and its mirror image."""
 
 from torch import Tensor
 from torch.nn import functional
@@ -7,7 +7,7 @@ from robustbench_vlm.test_time.base import DefenseContext, Passes, TestTimeDefen
 
 
 def logits(context: DefenseContext, images: Tensor) -> Tensor:
-    """Return the mean logits of images and their mirror images, (B, C)."""
+    """Return the mean logits of images and their mirror images, float32 (B, C)."""
     features = [functional.normalize(context.image_encoder(each), dim=-1) for each in (images, images.flip(3))]
     return context.scale * (features[0] + features[1]) / 2 @ context.text_features.T
 

@@ -1,4 +1,4 @@
-"""A model whose card and weights lie beside this file."""
+"""A model with its card and weights next to this file."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""A track of nothing but this package's own values, and its protocol."""
+"""A track that uses only values of this package, and its protocol."""
 
 from fractions import Fraction
 
@@ -6,7 +6,7 @@ from robustbench_vlm.defenses.base import Schedule
 from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import Track
 
-FEW = Protocol("few", 1, 6, description="six samples a set")
+FEW = Protocol("few", 1, 6, description="six samples per dataset")
 SAMPLE = Track(
     name="sample",
     base="sample-clip",
