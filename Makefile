@@ -1,17 +1,17 @@
-# `make check` is everything that has to hold before a change goes in; .ci/run calls it too.
+# `make check` runs all checks that a change must pass. .ci/run calls it too.
 VENV ?= .venv
 PYTHON ?= python3
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready-for-tests
-# Processes that the tests run in, each with one thread: more threads than cores make them crawl.
+# Number of test processes. Each has one thread, because more threads than cores are much slower.
 JOBS ?= 2
 
-# An environment may serve several clones: what is tested is always this one.
+# Several clones may share an environment. This makes the tests use this clone.
 export PYTHONPATH := $(CURDIR)
 
 .PHONY: check environment format
 
-# All of them run, whichever fails, and the tests come last.
+# If one check fails, the others still run. The tests run last.
 check: environment
 	@status=0; \
 	$(BIN)/ruff check . || status=1; \

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Usage: BASE=COMMIT check_submission.sh CLONE [SAMPLES]
-# Checks the entries that a clone changes since BASE, and recomputes a random part of their verdicts.
-# No code of the clone is run, and git follows no links or hooks of it: files are read from its history.
+# Checks the entries that differ between BASE and the clone, and computes a random part of their verdicts again.
+# It runs no code of the clone, and git does not use its links or hooks: files are read from the history.
 set -euo pipefail
 clone=$1 samples=${2:-200} most=100000000
 work=$(mktemp -d)
@@ -12,7 +12,7 @@ if [ -n "${BASE_REPOSITORY:-}" ]; then
 fi
 "${git[@]}" diff --no-renames --name-only -z "$BASE...HEAD" > "$work/changed"
 
-# Writes a file of a commit below a folder; fails if there is no such file, or if it is not a plain file.
+# Writes a file of a commit to a folder. Fails if the file does not exist or is not a plain file.
 take() {
   local commit=$1 name=$2 folder=$3
   [ "$("${git[@]}" ls-tree "$commit" -- "$name" | cut -d ' ' -f 1)" = 100644 ] || return 1
@@ -23,7 +23,7 @@ take() {
 entries=()
 while IFS= read -r -d '' name; do
   if [ "$name" = leaderboards/README.md ]; then
-    continue # generated: another check compares it with the entries
+    continue # generated; another check compares it with the entries
   fi
   if [ "$name" = README.md ]; then
     for commit in "$BASE" HEAD; do
@@ -48,7 +48,7 @@ while IFS= read -r -d '' name; do
     exit 1
   fi
   if [[ $name == */counterexamples/* ]]; then
-    continue # read below, for the entries that name them
+    continue # copied below with the entry
   fi
   # A changed records file means that its entry must be checked too.
   entry=${name/records\//}
@@ -67,13 +67,13 @@ for name in "${entries[@]}"; do
     exit 1
   fi
   folder=$(dirname "$name") model=$(basename "$name" .json)
-  take HEAD "$folder/records/$model.parquet" "$work/new" || true # they may be at the URL that the entry names
+  take HEAD "$folder/records/$model.parquet" "$work/new" || true # the records may be at the URL in the entry
   while IFS= read -r -d '' images; do
     take HEAD "$images" "$work/new"
   done < <("${git[@]}" ls-tree --name-only -z HEAD -- "$folder/counterexamples/")
   take "$BASE" "$name" "$work/old" || true # does not exist before the first submission
   (cd "$work/new" && vlmbench verify --check --since "$work/old/$name" "$name")
-  # Other tracks are verified by a maintainer who has their data.
+  # A maintainer who has the data of other tracks verifies their entries.
   if [[ $name == leaderboards/mini/* ]]; then
     (cd "$work/new" && vlmbench verify --samples "$samples" "$name")
   fi

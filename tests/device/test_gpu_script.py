@@ -1,4 +1,4 @@
-"""benchmarks/gpu.py on the CPU at reduced size: each part runs, and a failing part does not lose the others."""
+"""benchmarks/gpu.py on the CPU at reduced size: each part runs, and a failing part does not stop the next one."""
 
 import json
 import os
@@ -40,7 +40,7 @@ def test_a_failing_part_is_reported_and_the_next_part_runs(broken: str, tmp_path
     code = (
         "import runpy, sys, dataclasses; sys.path.insert(0, sys.argv[1]);"
         "import gpu; from gpu_parts.settings import reduced_size\n"
-        "settings = dataclasses.replace(reduced_size(), models=('nobody',))\n"
+        "settings = dataclasses.replace(reduced_size(), models=('unknown',))\n"
         "from pathlib import Path\n"
         "whole = gpu.run_parts(['verdicts', 'out of memory'], settings, Path(sys.argv[2]), 400)\n"
         "assert 'error' in whole['parts']['verdicts'] and whole['parts']['out of memory']['different'] == 0\n"
