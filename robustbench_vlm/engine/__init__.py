@@ -1,1 +1,1 @@
-"""The engine: resolves a request into cells, attacks the samples that are not on disk yet, and computes scores."""
+"""Run engine: resolve a request into cells, attack the samples without records on disk, and compute scores."""

@@ -1,4 +1,4 @@
-"""Execution engines by name: they run the jobs of a run in local processes or on a cluster, with equal records."""
+"""Registry of execution engines, which run jobs in local processes or on a cluster. All engines give equal records."""
 
 import dataclasses
 import traceback
@@ -11,39 +11,41 @@ from robustbench_vlm.core.registry import Registry
 from robustbench_vlm.models.device import choose_device
 
 if TYPE_CHECKING:
-    # It imports torch, which `vlmbench --help` must not.
+    # This module imports torch, and `vlmbench --help` must not import torch.
     from robustbench_vlm.engine.resources import Resources
 
 Job = TypeVar("Job")
-"""The work of one worker: names and numbers, which are pickled; `str(job)` names it in messages."""
+"""A unit of work for one worker. It must be picklable; messages show `str(job)`."""
 Answer = TypeVar("Answer")
+"""The return value of a job. It must be picklable."""
 
 
 class WorkerDied(UserError):
-    """A worker ended without an answer: it was killed, ran out of memory, or its machine failed."""
+    """Raised if a worker ends without an answer: it was killed, ran out of memory, or its machine failed."""
 
 
 class RunJobs(Protocol):
-    """Yields every job with the function's answer as soon as it is finished, in any order.
+    """Run jobs on workers and yield each job with its answer as soon as it is finished, in any order.
 
-    An exception of a worker is raised here: a UserError unchanged, anything else as RuntimeError with the worker's
-    traceback. Raises WorkerDied, naming the job, if no answer will come. Closing the iterator stops the running jobs.
+    An exception of a worker is raised in the calling process: a UserError unchanged, any other exception as a
+    RuntimeError with the worker's traceback. WorkerDied is raised if a worker ends without an answer; its message
+    names the job. Closing the iterator stops the running jobs.
     """
 
     def __call__(
         self, function: Callable[[Job], Answer], jobs: Sequence[Job], resources: "Resources"
     ) -> Generator[tuple[Job, Answer], None, None]:
-        """Run the jobs with resolved resources."""
+        """Call `function` on every job. The resources must be resolved, see `resolve_resources`."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """A way to run jobs on the resources of a request."""
+    """The three functions of an execution engine."""
 
     prepare: Callable[["Resources"], None]
-    """Starts slow preparations before the request is resolved; raises UserError if the engine cannot work."""
+    """Start slow preparations before the request is resolved. Raises UserError if the engine cannot be used."""
     count_workers: Callable[["Resources"], int]
-    """Returns the number of workers that 0 workers stand for; the device of the resources is resolved."""
+    """Return the default number of workers (for `workers=0`). The device of the resources must be resolved."""
     run_jobs: RunJobs
 
 
@@ -57,9 +59,9 @@ ENGINES = Registry(
 
 
 def resolve_resources(resources: "Resources") -> "Resources":
-    """Return the resources with device and workers filled in; raise UserError for a GPU that is not there.
+    """Fill in the device and the number of workers. Raises UserError if a GPU is requested and none exists.
 
-    The batch size stays as it is: `resolve.resolve` chooses it for the models of a request.
+    The batch size is not changed: `resolve.resolve` chooses it for the models of a request.
     """
     known = dataclasses.replace(resources, device=choose_device(resources.device))
     engine: Engine = ENGINES.load(resources.engine)
@@ -67,10 +69,14 @@ def resolve_resources(resources: "Resources") -> "Resources":
 
 
 def attempt(function: Callable[[Any], Any], job: Any) -> Any:
-    """Return a job's answer, or its exception in a form that can be sent to the process that asked for the job."""
+    """Call `function` on a job and return its answer, or its exception as a picklable value.
+
+    The process that receives the exception raises it again. An exception other than UserError becomes a RuntimeError
+    with the worker's traceback.
+    """
     try:
         return function(job)
     except UserError as error:
         return UserError(str(error))
-    except Exception:  # raised again by the process that reads the answer
+    except Exception:  # the process that reads the answer raises it again
         return RuntimeError(f"a worker failed on {job!r}:\n{traceback.format_exc()}")

@@ -1,4 +1,4 @@
-"""Cells and shards: the identity of one accuracy, its samples, and the pieces in which it is computed."""
+"""Cells, their samples, and the shards in which they are computed. A cell is one entry of the table of scores."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from robustbench_vlm.datasets.prepared import PreparedSource
 from robustbench_vlm.protocols.base import Protocol
 
 _AT_ONCE = 256
-"""Images held in memory while their digests are computed."""
+"""Number of images that are in memory at the same time while their digests are computed."""
 
 
 @dataclass(frozen=True)
@@ -22,34 +22,39 @@ class Samples:
     """The samples of a cell in their fixed order, each with the digest of its pixels."""
 
     indices: tuple[int, ...]
-    """Positions in the dataset's source."""
+    """Index of each sample in the dataset's source."""
     ids: tuple[str, ...]
+    """Id of each sample."""
     labels: tuple[int, ...]
+    """Class index of each sample."""
     image_digests: tuple[str, ...]
-    """sha256 of each image's uint8 pixels."""
+    """sha256 of each image's uint8 pixels, in hexadecimal digits."""
     unreadable: tuple[str, ...] = ()
-    """Ids of chosen images that cannot be decoded; they are not part of the cell."""
+    """Ids of images that cannot be decoded. They are not part of the cell."""
 
     @functools.cached_property
     def digest(self) -> str:
-        """The data digest: sha256 over (id, label, image sha256) of every sample."""
+        """The data digest: sha256 over id, label and image digest of every sample."""
         return fingerprint(list(zip(self.ids, self.labels, self.image_digests, strict=True)))
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One model x attack x dataset x threat under one protocol: one accuracy of the table."""
+    """One combination of model, attack, dataset and threat under one protocol.
+
+    A cell gives one clean and one robust accuracy.
+    """
 
     track: str
     model: str
-    """The reference that loads the model: a name, a card file, or open_clip:ARCH/TAG."""
+    """Reference from which the model is loaded: a name, a card file, or open_clip:ARCH/TAG."""
     model_name: str
     weights: str
-    """The digest of architecture and weights."""
+    """Digest of the model's architecture and weights."""
     dataset: Dataset
-    """With the protocol's prompt."""
+    """The dataset with the prompt template of the protocol."""
     attack: Attack
-    """With the protocol's choices."""
+    """The attack with the settings of the protocol."""
     threat: Threat
     protocol: Protocol
     samples: Samples
@@ -59,9 +64,9 @@ class Cell:
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """Everything that the accuracy depends on, and nothing else; the fingerprint is computed from it.
+        """All values that the accuracy depends on. The fingerprint is computed from them.
 
-        Batch size, device, engine, library versions and descriptions are not part of it.
+        Batch size, device, engine, library versions and descriptions are not included.
         """
         return {
             "weights": self.weights,
@@ -77,7 +82,7 @@ class Cell:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """sha256 of the identity, 64 hexadecimal digits."""
+        """sha256 of the identity, as 64 hexadecimal digits."""
         return fingerprint(self.identity)
 
     @property
@@ -88,14 +93,14 @@ class Cell:
 
 @dataclass(frozen=True)
 class Shard:
-    """The samples start to stop (exclusive) of one cell."""
+    """A range of samples of one cell, from `start` to `stop` (exclusive)."""
 
     cell: int
     """Index of the cell in the plan."""
     start: int
     stop: int
     fingerprint: str
-    """Fingerprint of the cell in the plan; the worker computes it again and refuses a shard with another one."""
+    """Fingerprint of the cell in the plan. The worker computes it again and raises UserError if the two differ."""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -107,8 +112,9 @@ class Shard:
 def choose_samples(dataset: Dataset, protocol: Protocol, *, skip_unreadable: bool) -> Samples:
     """Return the samples of a dataset that the protocol chooses, with the digest of every image.
 
-    Unreadable images are left out if `skip_unreadable`, else UnreadableImage is raised. Raises UserError if no image
-    is left, if ids are not unique, and if a label is not a class.
+    If `skip_unreadable` is true, images that cannot be decoded are left out; if it is false, such an image raises
+    UnreadableImage. Raises UserError if no readable image remains, if two samples have the same id, or if a label is
+    not a class index.
     """
     source = dataset.open()
     _check(dataset, source)
@@ -130,26 +136,31 @@ def choose_samples(dataset: Dataset, protocol: Protocol, *, skip_unreadable: boo
 
 
 def _chosen(source: Source, protocol: Protocol) -> list[int]:
-    """Return the indices of the protocol's samples; prepared datasets are already in the standard order."""
+    """Return the indices of the samples that the protocol chooses.
+
+    Prepared datasets are already in the standard order, so their first samples are chosen.
+    """
     if isinstance(source, PreparedSource):
         return list(range(len(source.ids)))[: protocol.samples]
     return protocol.select(source.ids, source.labels)
 
 
 def _check(dataset: Dataset, source: Source) -> None:
+    """Raise UserError if ids are not unique or a label is not a class index."""
     if len(set(source.ids)) != len(source.ids):
         raise UserError(
-            f"the dataset {dataset.name!r} gives one id to several samples: give each sample of its source its own id"
+            f"the dataset {dataset.name!r} has several samples with the same id: every id of its source must be unique"
         )
     wrong = sorted({label for label in source.labels if not 0 <= label < len(dataset.classes)})
     if wrong:
         raise UserError(
-            f"the dataset {dataset.name!r} has the label {wrong[0]}, but {len(dataset.classes)} classes:"
-            f" labels lie between 0 and {len(dataset.classes) - 1}"
+            f"the dataset {dataset.name!r} has the label {wrong[0]}, but labels must be from 0 to"
+            f" {len(dataset.classes) - 1}, because it has {len(dataset.classes)} classes: correct the labels"
         )
 
 
 def _digests(source: Source, indices: Sequence[int], skip_unreadable: bool) -> list[str | None]:
+    """Return the digest of each image, or None for an unreadable image if `skip_unreadable` is true."""
     if isinstance(source, PreparedSource):
         known = source.digests(indices)
         if not all(known) and not skip_unreadable:

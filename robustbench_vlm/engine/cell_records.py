@@ -1,7 +1,7 @@
-"""Records of a cell with their identity and score, from a run's folder or an entry, and the checks on them.
+"""Read the records of cells, with identity and score, from a run folder or a leaderboard entry, and check them.
 
-The fingerprint is computed again from the identity and the records themselves, so that records of other weights,
-images, prompts, attacks or eps cannot be passed off as those of the cell.
+The check computes the fingerprint again from the identity and the records. Records of other weights, images, prompts,
+attacks or eps have a different fingerprint and are rejected.
 """
 
 import contextlib
@@ -25,15 +25,15 @@ from robustbench_vlm.engine.results import accuracies
 from robustbench_vlm.engine.store import read_cell
 
 Condition = tuple[str, str, str, Fraction]
-"""Attack, dataset, norm and eps."""
+"""Attack name, dataset name, norm and eps."""
 
 
 class Unsound(UserError):
-    """Records or an entry that contradict themselves or the cell that they name."""
+    """Raised if records or an entry contradict themselves or the cell to which they belong."""
 
 
 class Unreachable(UserError):
-    """Records that cannot be downloaded from the address in their entry at the moment."""
+    """Raised if records cannot be downloaded from the address in their entry."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class CellRecords:
 
     track: str
     protocol: str
-    """Name and version, "mini/1"."""
+    """Name and version, such as "mini/1"."""
     identity: Mapping[str, Any]
-    """`Cell.identity` without the ids of the samples, which the records have."""
+    """`Cell.identity` without the sample ids, because the records have them."""
     fingerprint: str
     score: Score
     results: tuple[SampleResult, ...]
@@ -63,26 +63,26 @@ class CellRecords:
 def read_run(folder: Path) -> tuple[CellRecords, ...]:
     """Read the complete cells of a folder runs/<track>/<model>/<attack>, or runs/<track>/<model> for all attacks.
 
-    Unfinished cells are left out. Raises UserError if there is no complete cell, and for records that are damaged or
-    do not belong to their fingerprint.
+    Unfinished cells are left out. Raises UserError if the folder has no complete cell, if records are damaged, or if
+    records do not match their fingerprint.
     """
     found = [records for path in manifests(folder) for records in _of_manifest(path)]
     if not found:
-        raise UserError(
-            f"there is no finished run in {folder}: give a folder runs/<track>/<model> that `vlmbench run` wrote"
-        )
+        raise UserError(f"{folder} has no finished run: give a folder runs/<track>/<model> that `vlmbench run` wrote")
     return tuple(found)
 
 
 def manifests(folder: Path) -> list[Path]:
-    """Return the manifests in the folder of one attack, or in the folders of all attacks of a model."""
+    """Return the paths of the manifests in the folder of one attack, or in the attack folders of one model."""
     return sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}")])
 
 
 def sound_cells(folder: Path, leave_out: Collection[str]) -> dict[str, ManifestCell]:
-    """Return the cells of a manifest whose records confirm their scores, by folder name; unfinished cells are kept.
+    """Return the valid cells of the manifest in a run folder, by the names of their cell folders.
 
-    A damaged manifest or a forged row is left out, since the records have all its facts.
+    A cell with a score is valid if its records match the score. A cell without a score is valid if its folder exists.
+    A damaged manifest gives an empty result: the scores can be computed again from the records. Cells whose folder
+    name is in `leave_out` are not returned.
     """
     try:
         manifest = read_manifest(folder / MANIFEST)
@@ -101,19 +101,19 @@ def sound_cells(folder: Path, leave_out: Collection[str]) -> dict[str, ManifestC
 
 
 def checked(records: CellRecords) -> CellRecords:
-    """Return the records with eps in today's spelling; raise Unsound if they contradict identity or score."""
+    """Return the records with eps in the current notation. Raises Unsound if they contradict identity or score."""
     results, score = records.results, records.score
     about = f"the records of {score.model} / {score.attack} / {score.dataset} / {records.threat}"
     ids = [result.sample_id for result in results]
     if len(set(ids)) < len(ids):
-        raise Unsound(f"{about} have a sample twice")
+        raise Unsound(f"{about} contain the same sample twice")
     if data_digest(results) != records.identity["data"]:
-        raise Unsound(f"{about} are of other samples than they say: some were dropped, added or changed")
+        raise Unsound(f"{about} do not match their data digest: samples were removed, added or changed")
     if fingerprint({**records.identity, "samples": ids}) != records.fingerprint:
-        raise Unsound(f"{about} carry a fingerprint that is not that of what they say they are about")
-    said = {"classes": len(records.identity["classes"]), **accuracies(results)}
-    if not _is_radius(score.eps, records.threat) or any(getattr(score, name) != said[name] for name in said):
-        raise Unsound(f"{about} give other accuracies than stand beside them")
+        raise Unsound(f"{about} do not match their fingerprint: the identity or the records were changed")
+    expected = {"classes": len(records.identity["classes"]), **accuracies(results)}
+    if not _is_radius(score.eps, records.threat) or any(getattr(score, name) != expected[name] for name in expected):
+        raise Unsound(f"{about} give different accuracies than their score")
     stages = {stage["name"] for stage in records.identity["attack"]["stages"]}
     for result in results:
         if problem := _contradiction(result, records.threat, stages):
@@ -122,6 +122,7 @@ def checked(records: CellRecords) -> CellRecords:
 
 
 def _is_radius(text: str, threat: Threat) -> bool:
+    """Return whether a text is the eps of a threat."""
     try:
         return parse_eps(text) == threat.eps
     except UserError:
@@ -129,23 +130,23 @@ def _is_radius(text: str, threat: Threat) -> bool:
 
 
 def _contradiction(result: SampleResult, threat: Threat, stages: AbstractSet[str]) -> str:
-    """Return the contradiction in a record in words, "" if there is none."""
+    """Return a description of the contradiction in a record, or "" if the record is consistent."""
     is_wrong, is_robust = result.broken_by == CLEAN, result.broken_by == ""
     limit = float(threat.eps) * (1 + 1e-5) + 1e-7
     impossible = {
-        "has a number that is none": not (math.isfinite(result.margin) and math.isfinite(result.distance)),
-        "is wrong when clean, or is not, against its prediction": is_wrong != (result.clean_prediction != result.label),
-        "is robust against its prediction": is_robust and result.adversarial_prediction != result.label,
-        "was broken without another prediction": not is_robust and result.adversarial_prediction == result.label,
-        "was broken by no stage of the attack": not is_robust and not is_wrong and result.broken_by not in stages,
-        "took a negative number of passes": result.forward < 0 or result.backward < 0,
-        "was broken outside the radius": result.distance < 0 or result.distance > limit,
+        "has a NaN or infinite number": not (math.isfinite(result.margin) and math.isfinite(result.distance)),
+        "has a clean verdict that contradicts its prediction": is_wrong != (result.clean_prediction != result.label),
+        "is robust, but its prediction is wrong": is_robust and result.adversarial_prediction != result.label,
+        "is broken, but its prediction is correct": not is_robust and result.adversarial_prediction == result.label,
+        "is broken by an unknown stage": not is_robust and not is_wrong and result.broken_by not in stages,
+        "has a negative number of passes": result.forward < 0 or result.backward < 0,
+        "has a distance outside the radius": result.distance < 0 or result.distance > limit,
     }
     return next((problem for problem, holds in impossible.items() if holds), "")
 
 
 def data_digest(results: Sequence[SampleResult]) -> str:
-    """Return the data digest of the samples of records, see `Samples.digest`."""
+    """Return the data digest of the samples of the records, computed as in `Samples.digest`."""
     return fingerprint([[result.sample_id, result.label, result.image_sha256] for result in results])
 
 
@@ -164,13 +165,13 @@ def _read_cell_of(folder: Path, manifest: Manifest, name: str, cell: ManifestCel
     try:
         about = manifest.model, identity["attack"]["name"], identity["dataset"]
         if (score.model, score.attack, score.dataset) != about:
-            raise Unsound(f"{folder / MANIFEST} gives the records of {name} to another model, attack or dataset")
+            raise Unsound(f"{folder / MANIFEST} has a score of another model, attack or dataset for {name}")
         results = read_cell(inside(folder, name), cell.fingerprint, score.n)
         return checked(CellRecords(manifest.track, cell.protocol, identity, cell.fingerprint, score, results))
     except UserError:
         raise
     except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
         raise UserError(
-            f"{folder / MANIFEST} is not a run's manifest: the identity of {name} cannot be used ({error}); give the"
-            " command of the run again, which writes it"
+            f"{folder / MANIFEST} is damaged: the identity of {name} cannot be read ({error}); run the same command"
+            " again to write the manifest"
         ) from error

@@ -1,4 +1,4 @@
-"""The cost of a run: passes, seconds and memory, from a short measurement of each model's speed."""
+"""Estimate the cost of a run in passes, seconds and memory, from a short measurement of each model's speed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -19,43 +19,49 @@ from robustbench_vlm.engine.shard import MEASURED_SAMPLES, cell_classifier, load
 from robustbench_vlm.protocols.base import Protocol
 
 ROBUST_SHARE = 0.35
-"""The assumed share of samples that go through every stage; for the bundled defenses it is between 0 and 0.6."""
+"""Assumed share of samples that stay robust in every stage. For the bundled defenses it is between 0 and 0.6."""
 BROKEN_COST = 0.02
-"""The assumed cost of every other sample relative to a robust one: most are broken in the first steps."""
+"""Assumed cost of a sample that is not robust, relative to a robust one. Most are broken in the first steps."""
 PROCESS_MEMORY = 450 * 2**20
-"""Bytes that Python, torch and open_clip take before a model is loaded, measured on Linux."""
+"""Bytes that Python, torch and open_clip use before a model is loaded, measured on Linux."""
 _LEAST_TIMES, _MOST_TIMES, _TIMING_SECONDS = 2, 10, 0.2
-"""How often a pass is timed: a small model needs milliseconds, so one short delay of the machine would double it."""
+"""Least and most repetitions of a timed pass, and the total seconds after which no repetition is added.
+
+A pass of a small model takes milliseconds, so a short delay of the machine could double a single measurement.
+"""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one cell without records on disk.
+    """The cost of one cell if no records of it are on disk.
 
-    "expected" assumes `ROBUST_SHARE` of the samples to be robust; "most" assumes all of them.
+    The "expected" values assume that `ROBUST_SHARE` of the samples are robust. The "most" values assume that all are.
     """
 
     passes_expected: int
+    """Forward and backward passes, each of one sample."""
     passes_most: int
     seconds_expected: float
+    """Wall time in seconds with all workers."""
     seconds_most: float
-    """Wall time with all workers."""
     memory: int
-    """Bytes of one worker."""
+    """Memory of one worker in bytes."""
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a plan without records on disk, in total and for each of its cells."""
+    """The cost of a plan if no records of it are on disk, in total and for each of its cells."""
 
     samples: int
+    """Number of samples of all cells."""
     passes_expected: int
-    """Forward and backward passes of single samples."""
+    """Forward and backward passes, each of one sample."""
     passes_most: int
     seconds_expected: float
+    """Wall time in seconds with all workers."""
     seconds_most: float
     memory: int
-    """Bytes of all workers together."""
+    """Memory of all workers together in bytes."""
     workers: int
     batch_size: int
     device: str
@@ -65,20 +71,20 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Speed:
-    """The measured cost of a classifier on this machine with one worker."""
+    """The measured speed and memory of a classifier on this machine with one worker."""
 
     forward: float
-    """Seconds per sample of a forward pass without a graph."""
+    """Seconds per sample of a forward pass without gradients."""
     gradient: float
-    """Seconds per sample of a forward and a backward pass."""
+    """Seconds per sample of a forward pass and a backward pass together."""
     sample: int
-    """Bytes of a sample under attack, see `resources.sample_memory`."""
+    """Bytes per sample under attack, see `resources.sample_memory`."""
     parameters: int
-    """Bytes of the parameters."""
+    """Bytes of the classifier's parameters and buffers."""
 
 
 def estimate_cost(plan: Plan) -> Estimate:
-    """Measure the speed of each model of a plan, one model in memory at a time, and add up the cost of its cells."""
+    """Measure the speed of each model of a plan and return the cost of its cells. Only one model is in memory."""
     resources = plan.request.resources
     models = dict.fromkeys(cell.model for cell in plan.cells)
     by_model = [[cell for cell in plan.cells if cell.model == model] for model in models]
@@ -98,9 +104,10 @@ def estimate_cost(plan: Plan) -> Estimate:
 
 
 def attack_passes(attack: Attack, num_classes: int, classifier: Classifier) -> tuple[int, int]:
-    """Return the forward and backward passes that an attack on a classifier spends on a sample that stays robust.
+    """Return the numbers of forward and backward passes that an attack needs for one sample that stays robust.
 
-    Counts all stages, the harness's own verdicts (one clean, one per stage) and the gradient and output checks.
+    The numbers include all stages, the verdicts (one for the clean image and one after each stage), and the gradient
+    and output checks.
     """
     verdict = classifier.cost(gradient=False)
     spent = [sanity_cost(classifier), verdict]
@@ -114,7 +121,7 @@ def attack_passes(attack: Attack, num_classes: int, classifier: Classifier) -> t
 
 
 def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
-    """Time a classifier on a batch (B, 3, H, W): a warm-up, then the best of several passes of each kind."""
+    """Measure a classifier's speed on images, float32 [B, 3, H, W]. Takes the fastest of several passes."""
 
     def gradient() -> None:
         leaf = images.clone().requires_grad_()
@@ -134,7 +141,7 @@ def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
 
 def _model_costs(cells: Sequence[Cell], protocol: Protocol, resources: Resources) -> list[Cost]:
     """Return the costs of the cells of one model."""
-    # A function of its own, so that no variable holds the model while the next one is loaded.
+    # This is a separate function so that no variable refers to the model while the next one is loaded.
     speed = _measure_cell(cells[0], resources)
     classifier = _cost_classifier(cells[0], protocol, resources.device)
     return [_cost(cell, speed, classifier, resources) for cell in cells]
@@ -151,8 +158,8 @@ def _measure_cell(cell: Cell, resources: Resources) -> Speed:
 
 
 def _cost_classifier(cell: Cell, protocol: Protocol, device: str) -> Classifier:
-    """Return a classifier whose `cost` is that of all cells of a model."""
-    # One class is enough: the passes do not depend on the classes, and a dataset may have 80,000 prompts.
+    """Return a classifier with the same number of passes per call as the attacked classifier of every cell."""
+    # One class is enough, because the passes do not depend on the classes and a dataset may have 80,000 prompts.
     model = loaded_model(cell.model, cell.track, device)
     judge = model.classifier(["a photo."]).of_samples(torch.zeros(1, dtype=torch.int64))
     return judge if protocol.precision == protocol.verdict_precision else SurrogateClassifier(judge, judge)
@@ -173,7 +180,7 @@ def _cost(cell: Cell, speed: Speed, classifier: Classifier, resources: Resources
 
 
 def _fastest(work: Callable[[], None]) -> float:
-    """Return the shortest of several times, so that a busy machine or a first call does not count as the speed."""
+    """Return the shortest of several times in seconds, because a busy machine or a first call takes longer."""
     seconds: list[float] = []
     while len(seconds) < _LEAST_TIMES or (sum(seconds) < _TIMING_SECONDS and len(seconds) < _MOST_TIMES):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""The local engine: runs jobs in this process, or in one process per CPU core or GPU of this machine."""
+"""Local engine: run jobs in this process, or in one process per CPU core or GPU of this machine."""
 
 import contextlib
 import ctypes
@@ -22,11 +22,11 @@ from robustbench_vlm.engine.backends import Answer, Engine, Job, WorkerDied, att
 from robustbench_vlm.engine.resources import Resources, cores
 
 _MALLOPT = {-3: 2**25, -1: 2**31 - 1, -2: 2**26}
-"""Options of mallopt: largest block from the heap, free memory to keep on top, and memory to take at once."""
+"""mallopt options M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD with their values in bytes."""
 _IMPORTED = ["open_clip", "robustbench_vlm.engine.shard"]
 """Modules that the fork server imports before the first worker is needed."""
-# Not fork: a copy of a process with running threads may hang, and CUDA refuses it. The fork server copies a process
-# that has only imported modules. Apple's libraries do not support even that.
+# "fork" is not safe: a forked process with running threads may hang, and CUDA does not support it. "forkserver" forks
+# a process that has only imported modules. macOS supports only "spawn".
 if sys.platform == "linux":
     _CONTEXT = multiprocessing.get_context("forkserver")
 else:
@@ -43,7 +43,7 @@ class _Worker(Generic[Job]):
 def run_jobs(
     function: Callable[[Job], Answer], jobs: Sequence[Job], resources: Resources
 ) -> Generator[tuple[Job, Answer], None, None]:
-    """Run jobs as `backends.RunJobs` describes, in processes of this machine; a single worker is this process."""
+    """Run jobs as `backends.RunJobs` describes, in processes of this machine. A single worker is this process."""
     workers = min(resources.workers, len(jobs))
     if workers <= 1:
         keep_freed_memory()
@@ -53,32 +53,35 @@ def run_jobs(
     crew: list[_Worker[Job]] = []
     try:
         crew = [_start(function, number, workers) for number in range(workers)]
-        yield from _hand_out(crew, deque(jobs))
+        yield from _distribute(crew, deque(jobs))
     finally:
         _stop(crew)
 
 
 def expect_workers(resources: Resources) -> None:
-    """Start the fork server, which imports the modules of the workers while this process resolves the request.
+    """Start the fork server, which imports the workers' modules while this process resolves the request.
 
-    Raises UserError for an address: this engine uses only this machine.
+    Raises UserError if the resources have an address, because this engine uses only this machine.
     """
     if resources.address:
-        raise UserError(f"--address {resources.address} is for an engine of several machines: add --engine ray")
+        raise UserError(
+            f"--address {resources.address} is only for the ray engine, but the engine is local: add --engine ray, or"
+            " leave --address out"
+        )
     if resources.workers == 1 or _CONTEXT.get_start_method() != "forkserver":
         return
     from multiprocessing import forkserver
 
     _CONTEXT.set_forkserver_preload(_IMPORTED)
-    with _unheard():
+    with _ignored_interrupts():
         forkserver.ensure_running()
 
 
 @contextlib.contextmanager
-def _unheard() -> Iterator[None]:
-    """Make a started process ignore Ctrl-C: it would print a traceback while it imports modules."""
+def _ignored_interrupts() -> Iterator[None]:
+    """Make processes that are started inside ignore Ctrl-C, so that they print no traceback during imports."""
     if threading.current_thread() is not threading.main_thread():
-        # Only the main thread may set the handler of a signal.
+        # Python sets signal handlers only in the main thread.
         yield
         return
     before = signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -89,14 +92,14 @@ def _unheard() -> Iterator[None]:
 
 
 def count_workers(resources: Resources) -> int:
-    """Return how many GPUs, or CPU cores, this process may use."""
+    """Return the number of GPUs, or of CPU cores if the device is "cpu", that this process may use."""
     return torch.cuda.device_count() if resources.device == "cuda" else cores()
 
 
 def keep_freed_memory() -> None:
-    """Let this process keep freed memory: returning it after every pass costs a third of the time.
+    """Make this process keep freed memory, because returning it after every pass takes a third of the run time.
 
-    Has an effect only with the GNU C library.
+    The function has an effect only with the GNU C library.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
@@ -104,7 +107,8 @@ def keep_freed_memory() -> None:
             library.mallopt(name, value)
 
 
-def _hand_out(crew: Sequence[_Worker[Job]], waiting: deque[Job]) -> Generator[tuple[Job, Any], None, None]:
+def _distribute(crew: Sequence[_Worker[Job]], waiting: deque[Job]) -> Generator[tuple[Job, Any], None, None]:
+    """Send the waiting jobs to the workers and yield each job with its answer."""
     for worker in crew:
         _give(worker, waiting)
     while busy := {worker.connection: worker for worker in crew if worker.job is not None}:
@@ -119,7 +123,7 @@ def _hand_out(crew: Sequence[_Worker[Job]], waiting: deque[Job]) -> Generator[tu
 def _give(worker: _Worker[Job], waiting: deque[Job]) -> None:
     worker.job = waiting.popleft() if waiting else None
     if worker.job is not None:
-        # A process that has ended is noticed when its answer is read.
+        # If the process has ended, `_answer` raises WorkerDied.
         with contextlib.suppress(BrokenPipeError):
             worker.connection.send(worker.job)
 
@@ -130,8 +134,8 @@ def _answer(worker: _Worker[Job]) -> Any:
     except (EOFError, ConnectionResetError):
         worker.process.join(5)
         raise WorkerDied(
-            f"the worker for {worker.job} ended with exit code {worker.process.exitcode}: it was killed, or memory ran"
-            " out; give the same command again, with fewer --workers or a smaller --batch-size if it was memory"
+            f"the worker for {worker.job} ended with exit code {worker.process.exitcode}: it was killed or ran out of"
+            " memory; run the same command again, with fewer --workers or a smaller --batch-size if memory ran out"
         ) from None
     if isinstance(answer, Exception):
         raise answer
@@ -149,9 +153,9 @@ def _start(function: Callable[[Job], Any], number: int, workers: int) -> _Worker
 
 @contextlib.contextmanager
 def _without_program(function: Callable[[Any], Any]) -> Iterator[None]:
-    """Hide the main script from a started process, which would run it again and start further processes.
+    """Hide the main script from processes that are started inside, because they would run the script again.
 
-    Workers do not need it, since functions, models and attacks are in packages, unless the function is the script's.
+    Functions, models and attacks are in packages, so workers need the script only if `function` is defined in it.
     """
     program = sys.modules["__main__"]
     if getattr(function, "func", function).__module__ != program.__name__:
@@ -171,7 +175,7 @@ def _stop(crew: Sequence[_Worker[Job]]) -> None:
 
 
 def _work(connection: Connection, function: Callable[[Any], Any], number: int, threads: int) -> None:
-    # Ctrl-C reaches every process of the terminal; only the parent handles it.
+    # Ctrl-C is sent to every process of the terminal. Only the parent process handles it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()

@@ -1,4 +1,4 @@
-"""Manifests: the cells in a run's folder, the command and machine that made them, and their scores as scores.csv."""
+"""Read and write manifest.json and scores.csv: the cells of a run folder, their scores, and the command of the run."""
 
 import json
 import os
@@ -23,8 +23,8 @@ from robustbench_vlm.engine.resources import Resources
 MANIFEST = "manifest.json"
 SCORES = "scores.csv"
 _MAX_BYTES = 2**28
-"""Bytes of a manifest: a cell of 80,000 prompts takes a few megabytes."""
-_ADVICE = "give the command of the run again, which writes it"
+"""Largest size of a manifest in bytes. A cell of 80,000 prompts takes a few megabytes."""
+_ADVICE = "run the same command again to write the manifest"
 _STRICT = {"extra": "forbid"}
 _IDENTITY = {"weights", "dataset", "classes", "prompts", "data", "samples", "attack", "threat", "protocol"}
 _PACKAGES = ("robustbench_vlm", "torch", "torchvision", "open_clip_torch", "pyautoattack", "torchattacks", "pyarrow")
@@ -36,17 +36,18 @@ _COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestCell:
-    """A cell as manifest.json has it. Raises ValueError for values that contradict each other."""
+    """A cell in manifest.json. Raises ValueError for values that contradict each other."""
 
     __pydantic_config__ = _STRICT
     fingerprint: str
     identity: dict[str, Any]
-    """What `Cell.identity` has, with the number of samples in place of their ids."""
+    """`Cell.identity`, with the number of samples instead of their ids."""
     unreadable: tuple[str, ...] = ()
     """Ids of images that could not be decoded and were left out."""
     protocol: str
-    """Name and version, "mini/1"."""
+    """Name and version, such as "mini/1"."""
     score: Score | None
+    """None if the cell is unfinished."""
 
     def __post_init__(self) -> None:
         if len(self.fingerprint) != 64 or set(self.fingerprint) - set("0123456789abcdef"):
@@ -55,19 +56,19 @@ class ManifestCell:
             raise ValueError(f"the identity must have {' and '.join(sorted(absent))}")
         score = self.score
         if score and not (score.n > 0 and 0 <= score.robust <= score.clean <= 1):
-            raise ValueError("the accuracies of a score must be in [0, 1], of 1 sample or more, and robust <= clean")
+            raise ValueError("a score must have n >= 1, accuracies in [0, 1], and robust <= clean")
 
 
 @dataclass(frozen=True)
 class Manifest:
-    """The document manifest.json."""
+    """The content of manifest.json."""
 
     __pydantic_config__ = _STRICT
     track: str
     model: str
     attack: str
     cells: dict[str, ManifestCell]
-    """By the names of their folders."""
+    """Cells by the names of their folders."""
     status: str = ""
     command: str = ""
     resources: dict[str, Any] = field(default_factory=dict)
@@ -80,21 +81,21 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Provenance:
-    """The command and resources that made records; no result depends on them."""
+    """The command and the resources of a run. No result depends on them."""
 
     status: str
     """"unfinished" or "complete"."""
     command: str
     resources: Resources
     seconds: float
-    """Wall time of the command for all its cells."""
+    """Wall time of the command for all its cells, in seconds."""
     passes: int
-    """Forward and backward passes of the records of the command's cells in this folder."""
+    """Forward and backward passes of the records of all cells of the command."""
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """A cell to write into a manifest: the folder of its records, and its score if it is complete."""
+    """A cell to write to a manifest, with the name of its folder, and with its score if it is complete."""
 
     cell: Cell
     folder: str
@@ -102,7 +103,7 @@ class ManifestRow:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """Read a run's manifest.json; raise UserError if it is missing or not a manifest, see `core.strict_json`."""
+    """Read manifest.json. Raises UserError if the file is missing or is not a valid manifest."""
     values = read_json(path, "the manifest", max_bytes=_MAX_BYTES, advice=_ADVICE)
     return validate(Manifest, values, str(path), advice=_ADVICE)
 
@@ -110,7 +111,7 @@ def read_manifest(path: Path) -> Manifest:
 def write_manifest(
     folder: Path, lines: Sequence[ManifestRow], made: Provenance, earlier: Mapping[str, ManifestCell] | None = None
 ) -> None:
-    """Write manifest.json, and scores.csv if there are scores; the cells of `earlier` commands stay listed in both."""
+    """Write manifest.json, and scores.csv if a cell has a score. Cells of `earlier` commands are kept in both files."""
     ours = {line.folder: _entry(line) for line in lines}
     kept = {name: plain(cell) for name, cell in (earlier or {}).items() if name not in ours}
     entries = {**kept, **ours}
@@ -130,7 +131,7 @@ def write_manifest(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of packages that may affect results; "" for packages that are not installed."""
+    """Return the versions of Python and of packages that may affect results, "" if a package is not installed."""
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -141,7 +142,7 @@ def versions() -> dict[str, str]:
 
 
 def git_commit() -> str:
-    """Return the git commit of the source tree that this package runs from; "" if there is none."""
+    """Return the git commit of this package's source tree, or "" if the package is not in a git repository."""
     root = Path(__file__).parents[2]
     if not (root / ".git").exists():
         return ""
@@ -162,7 +163,7 @@ def machine(device: str) -> dict[str, str | int]:
 
 def _entry(line: ManifestRow) -> dict[str, Any]:
     identity = dict(plain(line.cell.identity))
-    # The records have the ids, and "data" is their digest.
+    # The ids are in the records, and "data" is a digest of them.
     identity["samples"] = len(identity.pop("samples"))
     return {
         "fingerprint": line.cell.fingerprint,

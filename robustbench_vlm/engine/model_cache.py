@@ -1,4 +1,4 @@
-"""Loaded models and their classifiers: one cache per process, for models with and without a test-time defense."""
+"""Cache of loaded models and their classifiers, one per process, for models with and without a test-time defense."""
 
 import functools
 import gc
@@ -19,9 +19,9 @@ AnyClassifier = ZeroShotClassifier | DefendedClassifier
 
 @functools.lru_cache(maxsize=1)
 def loaded_model(reference: str, track: str, device: str) -> AnyModel:
-    """Return the model of a reference, with its test-time defense if it names one, on a device; cached.
+    """Load the model of a reference, with its test-time defense if the reference has one, onto a device.
 
-    Only the last model is kept: an earlier one and its classifiers are released before the next one is loaded.
+    The result is cached. Only one model is kept: it and its classifiers are released before another one is loaded.
     """
     release()
 
@@ -36,7 +36,7 @@ def loaded_model(reference: str, track: str, device: str) -> AnyModel:
 
 @functools.lru_cache(maxsize=32)
 def classifier_of(reference: str, track: str, prompts: tuple[str | tuple[str, ...], ...], device: str) -> AnyClassifier:
-    """Return the float32 classifier of a model and prompts on a device; cached."""
+    """Return the float32 classifier of a model and prompts on a device. The result is cached."""
     return loaded_model(reference, track, device).classifier(prompts).to(device)
 
 
@@ -44,15 +44,15 @@ def classifier_of(reference: str, track: str, prompts: tuple[str | tuple[str, ..
 def precise_classifier(
     reference: str, track: str, prompts: tuple[str | tuple[str, ...], ...], device: str, precision: str, logits: str
 ) -> AnyClassifier:
-    """Return `classifier_of` with the image encoder and the logits in the named precisions; cached.
+    """Return the classifier of `classifier_of` with other precisions of the image encoder and the logits.
 
-    `precision` and `logits` are names of `models.precision.PRECISIONS`.
+    `precision` and `logits` are names in `models.precision.PRECISIONS`. The result is cached.
     """
     return classifier_of(reference, track, prompts, device).in_precision(precision, logits)
 
 
 def release() -> None:
-    """Forget all loaded models and classifiers, so that their memory is freed and changed files are read again."""
+    """Remove all models and classifiers from the cache, to free their memory and to read changed files again."""
     precise_classifier.cache_clear()
     classifier_of.cache_clear()
     loaded_model.cache_clear()
@@ -60,10 +60,10 @@ def release() -> None:
 
 
 def expect_weights(reference: str) -> None:
-    """Raise UserError for a reference to a model with a test-time defense, where only plain weights can be used."""
+    """Raise UserError if a model reference has a test-time defense, for commands that use only a model's weights."""
     parsed = checked_reference(reference)
     if parsed.defense:
         raise UserError(
-            f"{reference!r} has a test-time defense, and this command looks at the weights of a model only: give the"
-            f" model without it, {str(parsed.model)!r}; `vlmbench run` accepts test-time defenses"
+            f"{reference!r} has a test-time defense, but this command accepts only models without one: give the"
+            f" model without it, {str(parsed.model)!r}, or use `vlmbench run`, which accepts test-time defenses"
         )

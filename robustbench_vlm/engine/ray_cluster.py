@@ -1,7 +1,8 @@
-"""The ray engine: runs jobs as tasks of a ray cluster of one or more machines and returns the records to the driver.
+"""Ray engine: run jobs as tasks of a ray cluster of one or more machines.
 
-A task whose process or machine fails is given to another one. Every machine needs this version of the package, and
-the cards, data and weights under the same paths as the driver.
+The driver is the process that started the run. It receives and writes all records. If the process or machine of a task
+fails, ray runs the task again in another process. Every machine needs the same version of this package, and the model
+cards, data and weights at the same paths as on the machine of the driver.
 """
 
 import logging
@@ -21,30 +22,31 @@ from robustbench_vlm.engine.local import keep_freed_memory
 from robustbench_vlm.engine.resources import Resources, cores
 
 _RETRIES = 5
-"""How often a task is tried again after its process or machine failed."""
+"""Largest number of retries of a task after its process or machine failed."""
 _LOOK_SECONDS = 10.0
-"""Interval at which the cluster is checked while no task ends."""
+"""Seconds between two checks of the cluster while no task ends."""
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
+"""Seconds to wait for a connection to the cluster, and for its answer."""
 _STORE_BYTES = 2**27
-"""Shared memory of ray on this machine; the records of a group are some hundred kilobytes."""
+"""Bytes of shared memory for ray on this machine. The records of a group take a few hundred kilobytes."""
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}
-"""Settings that ray reads when it is imported: no usage report, and no output of other machines on stdout."""
+"""Environment variables that ray reads on import: send no usage report, and print no output of other machines."""
 _COUNTED = {"cpu": "CPU", "cuda": "GPU"}
-"""Ray's names of the resource of which each worker has one."""
+"""Ray's name of the resource that is counted to get the number of workers, by device."""
 
 
 def run_jobs(
     function: Callable[[Job], Answer], jobs: Sequence[Job], resources: Resources
 ) -> Generator[tuple[Job, Answer], None, None]:
-    """Run jobs as `backends.RunJobs` describes, at most one per worker at a time.
+    """Run jobs as `backends.RunJobs` describes. A worker runs one job at a time.
 
-    Each task requests as many CPU cores as a worker of the local engine has, and one GPU if the device is "cuda".
+    Each task requests as many CPU cores as a worker of the local engine uses, and one GPU if the device is "cuda".
     """
     ray = _connected(resources.address)
     workers = min(resources.workers, len(jobs))
     threads = _threads(_machines(ray, resources.device), workers)
     gpus = 1 if resources.device == "cuda" else 0
-    # Without max_calls a process with a GPU ends after each task, and the next one loads the model again.
+    # By default, ray ends a process with a GPU after each task, and the next process would load the model again.
     task = ray.remote(num_cpus=threads, num_gpus=gpus, max_retries=_RETRIES, max_calls=0)(_work)
     shared = ray.put(function)
     waiting, pending = deque(jobs), dict[Any, Job]()
@@ -67,19 +69,22 @@ def run_jobs(
 def connect(resources: Resources) -> None:
     """Connect this process to the cluster at the address, or start a cluster on this machine.
 
-    An existing connection is used. Raises UserError if ray is not installed, and within a minute if no cluster
-    answers.
+    If a connection exists, it is used. Raises UserError if ray is not installed, or if no cluster answers within a
+    minute.
     """
     _connected(resources.address)
 
 
 def count_workers(resources: Resources) -> int:
-    """Return the number of GPUs, or CPU cores, of the machines that are alive; raise UserError if it is 0."""
+    """Return the number of GPUs, or of CPU cores if the device is "cpu", of all machines that are alive.
+
+    Raises UserError if the number is 0.
+    """
     found = sum(count for _, count in _machines(_connected(resources.address), resources.device))
     if not found:
         raise UserError(
-            f"no machine of the ray cluster has a {_COUNTED[resources.device]} for the workers: start machines by `ray"
-            " start --address=HOST:PORT`, and give the same command again"
+            f"no machine of the ray cluster has a {_COUNTED[resources.device]} for the workers: add machines with `ray"
+            " start --address=HOST:PORT`, and run the same command again"
         )
     return found
 
@@ -95,8 +100,8 @@ def _answer(ray: Any, reference: Any, job: object) -> Any:
         answer = ray.get(reference)
     except ray.exceptions.RayError as error:
         raise WorkerDied(
-            f"ray gave up on {job}: {_last(str(error))}; see that every machine has this version of"
-            " robustbench_vlm and memory enough, and give the same command again"
+            f"ray could not finish {job}: {_last(str(error))}; check that every machine has the same version of"
+            " robustbench_vlm and enough memory, and run the same command again"
         ) from error
     if isinstance(answer, Exception):
         raise answer
@@ -104,25 +109,28 @@ def _answer(ray: Any, reference: Any, job: object) -> Any:
 
 
 def _machines(ray: Any, device: str) -> list[tuple[int, int]]:
-    """Return (CPU cores, CPU cores or GPUs by device) of every machine that is alive and has both."""
+    """Return the number of CPU cores, and of GPUs (or again CPU cores), of every machine that is alive and has both."""
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     counts = [(int(each.get("CPU", 0)), int(each.get(_COUNTED[device], 0))) for each in alive]
     return [each for each in counts if all(each)]
 
 
 def _threads(machines: Sequence[tuple[int, int]], workers: int) -> int:
-    """Return the threads of a worker: as in the local engine, but at most the cores of the smallest machine."""
+    """Return the number of threads of a worker, which is at most the number of cores of the smallest machine."""
     cpus = [count for count, _ in machines]
     return max(1, min(sum(cpus) // workers, min(cpus, default=1)))
 
 
 def _connected(address: str) -> Any:
+    """Import ray, connect to the cluster if this process has no connection, and return the module."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:
         import ray
     except ImportError as error:
-        raise UserError("the engine ray needs the package ray: pip install 'robustbench_vlm[ray]'") from error
+        raise UserError(
+            "the package ray is not installed, but the engine ray needs it: pip install 'robustbench_vlm[ray]'"
+        ) from error
     if ray.is_initialized():
         return ray
     if address:
@@ -132,16 +140,18 @@ def _connected(address: str) -> Any:
         ray.init(address or "local", logging_level=logging.ERROR, log_to_driver=False, **own)
     except (OSError, RuntimeError, ValueError) as error:
         where = address or "this machine"
-        raise UserError(f"ray on {where} cannot be used: {error}; compare the versions of ray and Python") from error
+        raise UserError(
+            f"ray on {where} cannot be used: {error}; check that all machines have the same versions of ray and Python"
+        ) from error
     return ray
 
 
 def _check_answers(address: str) -> None:
-    """Raise UserError if no ray cluster answers: ray would try for minutes and then end the process."""
+    """Raise UserError if no ray cluster answers at an address. Ray itself would wait minutes and end the process."""
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
-        raise UserError(f"--address {address!r} is not HOST:PORT, as in --address 10.0.0.1:6379")
-    advice = f"start its head by `ray start --head --port={port}`, or leave --address out to use this machine"
+        raise UserError(f"--address must be HOST:PORT, such as 10.0.0.1:6379, got {address!r}")
+    advice = f"start a cluster with `ray start --head --port={port}`, or leave --address out to use this machine"
     try:
         socket.create_connection((host, int(port)), timeout=_CONNECT_SECONDS).close()
     except (OSError, OverflowError) as error:
@@ -150,14 +160,17 @@ def _check_answers(address: str) -> None:
     try:
         subprocess.run(command, capture_output=True, text=True, timeout=_ANSWER_SECONDS, check=True)
     except subprocess.TimeoutExpired as error:
-        raise UserError(f"what answers at {address} is no ray cluster: {advice}") from error
+        raise UserError(f"the service at {address} is not a ray cluster: {advice}") from error
     except subprocess.CalledProcessError as error:
-        raise UserError(f"the ray cluster at {address} does not take this process: {_last(error.stderr)}") from error
+        raise UserError(
+            f"the ray cluster at {address} refused the connection: {_last(error.stderr)}; check its token and its"
+            " version of ray"
+        ) from error
 
 
 def _last(text: str) -> str:
-    """Return the last line of ray's message, which has the cause."""
-    return (text.strip().splitlines() or ["for no reason that is given"])[-1]
+    """Return the last line of ray's error message, which has the cause."""
+    return (text.strip().splitlines() or ["ray gave no reason"])[-1]
 
 
 RAY = Engine(connect, count_workers, run_jobs)

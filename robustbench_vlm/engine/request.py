@@ -1,4 +1,4 @@
-"""The request of a user: models, attacks, datasets and eps by name, and the options of a run."""
+"""Requests: the models, attacks, datasets and eps that a user names, and the options of a run."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -11,32 +11,34 @@ from robustbench_vlm.engine.resources import Resources
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The arguments of a run; every combination of models, attacks, eps and datasets is one cell."""
+    """The arguments of a run. Every combination of model, attack, eps and dataset is one cell."""
 
     models: tuple[str, ...]
-    """Names on the track, card files (*.json), or open_clip:ARCH/TAG."""
+    """Model references: names of models of the track, card files (*.json), or open_clip:ARCH/TAG."""
     attacks: tuple[str, ...] = ("autoattack",)
+    """Names of attacks."""
     track: str = "mini"
     datasets: tuple[str, ...] = ()
-    """Empty: those of the track."""
+    """Names of datasets. Empty: the datasets of the protocol or the track."""
     eps: tuple[str | Fraction, ...] = ()
-    """Texts such as "4/255", or exact fractions, pixel scale [0, 1]. Empty: the track's standard eps."""
+    """Radii as texts such as "4/255" or as fractions, for pixels in [0, 1]. Empty: the track's standard eps."""
     norm: str = ""
-    """"Linf" or "L2". Empty: the track's."""
+    """"Linf" or "L2". Empty: the norm of the track."""
     protocol: str = ""
-    """Empty: the track's first."""
+    """Name of the protocol. Empty: the first protocol of the track."""
     samples: int | Literal["all"] | None = None
-    """Number of samples per dataset, which changes the protocol's name; None: the protocol's number."""
+    """Number of samples per dataset. None: the protocol's number. Any other number changes the protocol's name."""
     images: Path | None = None
-    """A folder with one sub-folder of images per class, used in place of datasets."""
+    """Folder with one sub-folder of images per class, evaluated instead of datasets."""
     prompt: str = "a photo of a {}."
-    """The prompt template for the classes of `images`."""
+    """Prompt template for the classes of `images`."""
     data: Path | None = None
-    """The folder of the published datasets. None: VLMBENCH_DATA, or "data" in the cache folder."""
+    """Folder of the published datasets. None: VLMBENCH_DATA, or "data" in the cache folder."""
     skip_unreadable: bool = False
-    """Leave out images that cannot be decoded, and count them."""
+    """Leave out and count images that cannot be decoded. If false, such an image is an error."""
     out: Path = Path("runs")
+    """Folder to which the records and scores are written."""
     resources: Resources = dataclasses.field(default_factory=Resources)
-    """Device, workers, batch size, shard size; no result depends on them."""
+    """Device, workers, batch size and shard size. No result depends on them."""
     command: str = ""
-    """The command line, for the manifest."""
+    """Command line of the run, which is written to the manifest."""

@@ -1,4 +1,4 @@
-"""Resolving of a request: names become cells, each with its identity. Nothing is attacked and no speed is measured."""
+"""Resolve a request: look up every name and return the cells to compute. No sample is attacked."""
 
 import dataclasses
 from collections.abc import Iterable, Sequence
@@ -36,41 +36,41 @@ from robustbench_vlm.tracks import TRACKS, Track
 
 @dataclass(frozen=True)
 class Plan:
-    """A resolved request: its cells, models outermost, then attacks, eps, datasets."""
+    """A resolved request with its cells. The cells are ordered by model, then attack, then eps, then dataset."""
 
     request: Request
-    """With the device, workers and batch size filled in."""
+    """The request with device, number of workers and batch size filled in."""
     track: Track
     protocol: Protocol
     cells: tuple[Cell, ...]
 
     @property
     def samples(self) -> int:
-        """The number of samples of all cells together."""
+        """The total number of samples of all cells."""
         return sum(len(cell) for cell in self.cells)
 
 
 @dataclass(frozen=True)
 class _ModelFacts:
-    """The facts about a model that cells need; they outlive the model's memory."""
+    """The properties of a model that its cells need after the model is released from memory."""
 
     reference: str
     name: str
     digest: str
     image_size: int
-    """Side of the images that the model is attacked at, in pixels."""
+    """Height and width of the attacked images in pixels."""
     attacks: tuple[Attack, ...]
-    """As the model's test-time defense adapts them."""
+    """The requested attacks, adapted to the model's test-time defense if it has one."""
 
 
 def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan:
-    """Return the cells of a request: find every name, read each model's digest, and read the chosen images once.
+    """Look up the names of a request, read the digests of its models and images, and return its cells.
 
-    Only one model is in memory at a time. Missing weights are fetched and missing images of published datasets are
-    prepared; `on_progress` reports on that. `cost.estimate_cost` measures what the plan costs. Raises UserError
-    for unknown names (with the nearest), eps in other units, an attack that does not support the norm, a precision
-    that the device does not have, missing datasets, models that cannot be loaded or share a name, and unreadable
-    images unless the request skips them.
+    Only one model is in memory at a time. Missing weights are downloaded and missing images of published datasets are
+    prepared; `on_progress` reports their progress. Raises UserError for an unknown name (the message has the nearest
+    names), an eps in other units, an attack that does not support the norm, a precision that the device does not
+    support, a missing dataset, a model that cannot be loaded, two models with the same name, and an unreadable image
+    if the request does not skip such images.
     """
     track: Track = TRACKS.load(request.track)
     protocol = _protocol(request, track)
@@ -82,7 +82,7 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
     attacks = [protocol.adapt_attack(load_attack(name), threats[0].norm) for name in dict.fromkeys(names)]
     for attack in attacks:
         attack.check_norm(threats[0].norm)
-    # Before models, whose weights may have to be fetched.
+    # Datasets are checked before models, because a download of weights may take long.
     find_images.cache_clear()
     datasets = _datasets(request, track, protocol)
     models = _models(request, track, protocol, attacks, resources.device, on_progress)
@@ -108,7 +108,7 @@ def _protocol(request: Request, track: Track) -> Protocol:
 def _threats(request: Request, track: Track) -> list[Threat]:
     norm = request.norm or track.norm
     if not request.eps and norm != track.norm:
-        raise UserError(f"the track {track.name!r} has no standard eps in {norm}: give one by --eps, such as 1/2")
+        raise UserError(f"the track {track.name!r} has no standard eps in {norm}: give one with --eps, such as 1/2")
     radii = [parse_eps(eps) if isinstance(eps, str) else eps for eps in request.eps] or [track.standard_eps]
     return [Threat(norm, eps) for eps in dict.fromkeys(radii)]
 
@@ -116,26 +116,26 @@ def _threats(request: Request, track: Track) -> list[Threat]:
 def _models(
     request: Request, track: Track, protocol: Protocol, attacks: Sequence[Attack], device: str, on_progress: OnProgress
 ) -> list[_ModelFacts]:
-    """Load each model, take its facts, and release it before the next one is loaded."""
+    """Load each model, read its properties, and release it before the next one is loaded."""
     references = _once("model", request.models)
     for reference in references:
         fetch(find_card(str(checked_reference(reference).model), track.name), track.name, on_progress)
-    # A checkpoint may have changed since this process loaded it last.
+    # A checkpoint may have changed since this process loaded it.
     release()
     found: dict[str, _ModelFacts] = {}
     for reference in references:
         facts = _facts_of(reference, track, protocol, attacks, device)
         if facts.name in found:
             raise UserError(
-                f"{found[facts.name].reference} and {reference} are both named {facts.name!r}, so their records would"
-                " mix: give each card a name of its own, or run them apart"
+                f"{found[facts.name].reference} and {reference} are both named {facts.name!r}, but models of one run"
+                " must have different names: change the name in one of the cards, or use a separate run for each"
             )
         found[facts.name] = facts
     return list(found.values())
 
 
 def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequence[Attack], device: str) -> _ModelFacts:
-    # A function of its own, so that no variable holds the model while the next one is loaded.
+    # This is a separate function so that no variable refers to the model while the next one is loaded.
     model = loaded_model(reference, track.name, device)
     adapted = [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
     side = protocol.image_size or model.architecture.image_size
@@ -143,7 +143,7 @@ def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequenc
 
 
 def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Dataset]:
-    """Return the requested datasets as the protocol adapts them; none if a folder of images is given."""
+    """Return the requested datasets as adapted by the protocol, or an empty list if a folder of images is given."""
     _check_image_source(request, track, protocol)
     if request.images is not None:
         return []
@@ -152,27 +152,30 @@ def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Datase
     absent = [dataset.name for dataset in datasets if not is_available(dataset, request.data)]
     if absent:
         raise UserError(
-            f"{len(absent)} of {len(datasets)} datasets are not below {data_root(request.data)}:"
-            f" {', '.join(absent)}. `vlmbench data list` says how each is obtained, `vlmbench data prepare"
-            f" {absent[0]}` fetches one, --data names another folder, --dataset other datasets"
+            f"{len(absent)} of {len(datasets)} datasets are missing in {data_root(request.data)}:"
+            f" {', '.join(absent)}. Run `vlmbench data prepare {absent[0]}` to get one (`vlmbench data list` shows the"
+            " source of each), give another folder with --data, or give other datasets with --dataset"
         )
     return datasets
 
 
 def _check_image_source(request: Request, track: Track, protocol: Protocol) -> None:
     if request.images is not None and request.datasets:
-        raise UserError("--images takes the place of the datasets: give either --images or --dataset")
+        raise UserError("--images and --dataset were both given, but only one can be used: give --images or --dataset")
     if request.images is None and not request.datasets and not (protocol.datasets or track.datasets):
         raise UserError(
-            f"the track {track.name!r} has no datasets of its own: give --images DIR, one folder a class, or --dataset"
-            " NAME, which `vlmbench list datasets` shows"
+            f"the track {track.name!r} has no datasets: give --images DIR, a folder with one sub-folder per class, or"
+            " --dataset NAME; `vlmbench list datasets` shows all names"
         )
 
 
 def _choices(
     request: Request, datasets: Sequence[Dataset], protocol: Protocol, sides: set[int], on_progress: OnProgress
 ) -> dict[int, list[tuple[Dataset, Samples]]]:
-    """Return the datasets and their samples by image size, on which only the images of a folder depend."""
+    """Return the datasets with their samples for each image size in `sides`, in pixels.
+
+    Only the images of a folder depend on the image size.
+    """
     if request.images is None:
         opened = [prepare_dataset(dataset, protocol.samples, request.data, on_progress) for dataset in datasets]
         same = [
@@ -187,7 +190,7 @@ def _choices(
 
 
 def _batch_size(cells: Sequence[Cell], resources: Resources) -> int:
-    """Return the default batch size; on a GPU from the memory that one pass of each model takes."""
+    """Return the default batch size. On a GPU it depends on the memory that one pass of each model takes."""
     if resources.device == "cpu":
         return CPU_BATCH_SIZE
     first = {cell.model: cell for cell in reversed(cells)}
@@ -196,6 +199,7 @@ def _batch_size(cells: Sequence[Cell], resources: Resources) -> int:
 
 
 def _sample_memory(cell: Cell, device: str) -> int:
+    """Return the bytes that one sample of a cell under attack takes."""
     count = min(len(cell), MEASURED_SAMPLES)
     images = load_batch(cell, 0, count, device=device)[0].images
     classifier = cell_classifier(cell, device).plain
@@ -204,7 +208,8 @@ def _sample_memory(cell: Cell, device: str) -> int:
 
 
 def _once(kind: str, names: Iterable[str]) -> list[str]:
+    """Return the names without repetitions. Raises UserError if there are no names."""
     given = list(dict.fromkeys(names))
     if not given:
-        raise UserError(f"no {kind} is given: name one or more")
+        raise UserError(f"no {kind} is given, but one or more are needed: add --{kind} NAME")
     return given

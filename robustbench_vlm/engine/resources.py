@@ -14,13 +14,13 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.device import check_device
 
 CPU_BATCH_SIZE = 64
-"""Larger batches are not faster on a CPU."""
+"""Default batch size on a CPU. Larger batches are not faster."""
 MAX_BATCH_SIZE = 256
-"""Larger batches are not faster on a GPU: the matrix products of the image encoder are large enough by then."""
+"""Largest default batch size on a GPU. Larger batches are not faster."""
 MEMORY_SHARE = 0.7
-"""The part of the free GPU memory that the batch size is chosen for; the rest is for what one pass does not show."""
+"""Share of the free GPU memory that the default batch size may use. The rest is reserved for unmeasured memory."""
 STATE_COPIES = 24
-"""Image-sized float32 tensors that an attack's state holds for each sample in a batch, temporaries included."""
+"""Number of image-sized tensors that an attack keeps for each sample of a batch, including temporary tensors."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
 
 T = TypeVar("T")
@@ -31,23 +31,23 @@ class Resources:
     """The device, processes and batch size that a run may use. No result depends on them."""
 
     device: str = ""
-    """"cpu" or "cuda". Empty: "cuda" if there is a GPU."""
+    """"cpu" or "cuda". Empty: "cuda" if this machine has a GPU, else "cpu"."""
     workers: int = 0
-    """Processes. 0: one per CPU core, or one per GPU, of all machines together."""
+    """Number of worker processes. 0: one per GPU, or one per CPU core if the device is "cpu", of all machines."""
     batch_size: int = 0
-    """Samples that one worker attacks at once. 0: 64 on a CPU, and what the memory takes on a GPU."""
+    """Number of samples that one worker attacks at once. 0: 64 on a CPU, and as many as fit into memory on a GPU."""
     shard_size: int = 64
-    """Samples that a worker takes and writes together; a killed run loses at most this many per worker."""
+    """Number of samples in one file of records."""
     engine: str = "local"
-    """The engine that runs the workers, a name in `backends.ENGINES`."""
+    """Name in `backends.ENGINES` of the engine that runs the workers."""
     address: str = ""
-    """HOST:PORT of the head of a cluster, for an engine of several machines; empty: only this machine."""
+    """HOST:PORT of the head of a ray cluster. Empty: use only this machine."""
 
     def __post_init__(self) -> None:
         check_device(self.device)
         for name, count in (("workers", self.workers), ("batch_size", self.batch_size)):
             if count < 0:
-                raise UserError(f"{name} must be 0 or more, got {count}: give 0 to use as many as fit on this machine")
+                raise UserError(f"{name} must be 0 or more, got {count}: give 0 for the number that fits this machine")
         if self.shard_size < 1:
             raise UserError(f"shard_size must be 1 or more, got {self.shard_size}: leave it out for the default of 64")
 
@@ -59,7 +59,7 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def threads_of_a_worker(workers: int) -> Iterator[None]:
-    """Give torch as many threads as each of several workers has, and restore the number afterwards."""
+    """Set the number of torch threads to that of one of several workers, and restore it at the end."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, cores() // workers))
     try:
@@ -69,9 +69,9 @@ def threads_of_a_worker(workers: int) -> Iterator[None]:
 
 
 def sample_memory(classifier: torch.nn.Module, images: Tensor) -> int:
-    """Return the bytes that one sample under attack takes: saved activations and the state of the attack.
+    """Return the memory of one sample under attack in bytes: saved activations plus the state of the attack.
 
-    Runs one forward and one backward pass of `classifier` on `images`, (B, 3, H, W).
+    Runs one forward and one backward pass of `classifier` on `images`, float32 [B, 3, H, W].
     """
     kept: list[int] = []
 
@@ -86,21 +86,24 @@ def sample_memory(classifier: torch.nn.Module, images: Tensor) -> int:
 
 
 def choose_batch_size(device: str, sample_bytes: int, workers: int) -> int:
-    """Return the batch size that a worker begins with: on a GPU a power of two of samples of `sample_bytes` each."""
+    """Return the default batch size of a worker for samples of `sample_bytes` bytes each.
+
+    On a GPU it is a power of two that fits into the free memory; on a CPU it is `CPU_BATCH_SIZE`.
+    """
     if device == "cpu":
         return CPU_BATCH_SIZE
-    # Memory that earlier measurements left in torch's cache is free for the workers.
+    # Earlier measurements leave memory in torch's cache. It is freed so that it counts as free memory.
     torch.cuda.empty_cache()
     sharing = -(-workers // max(1, torch.cuda.device_count()))
     fitting = int(MEMORY_SHARE * torch.cuda.mem_get_info()[0] / sharing / sample_bytes)
-    # With a power of two, a little more or less free memory leads to the same groups of samples.
+    # The size is a power of two so that a small change of the free memory does not change the groups of samples.
     return min(MAX_BATCH_SIZE, 1 << max(0, fitting.bit_length() - 1))
 
 
 def with_fitting_batch_size(work: Callable[[int], T], batch_size: int) -> tuple[T, int]:
-    """Call `work` with a batch size, halved whenever memory runs out, and return its result and the size that fit.
+    """Call `work` with a batch size, and with half of it each time memory runs out.
 
-    Raises UserError if a batch of one sample does not fit.
+    Returns the result of `work` and the batch size that fit. Raises UserError if a batch of one sample does not fit.
     """
     while True:
         try:
@@ -109,20 +112,20 @@ def with_fitting_batch_size(work: Callable[[int], T], batch_size: int) -> tuple[
             if not is_out_of_memory(error):
                 raise
             message = str(error).partition("\n")[0]
-        # Outside of the except block, in which the frames of the error still hold its tensors.
+        # This is outside of the except block, because the traceback of the error refers to tensors until it ends.
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
         if batch_size == 1:
             raise UserError(
-                f"the memory cannot hold one sample at a time: {message}; end other programs that use the memory, give"
-                " fewer --workers or a smaller model, or use --device cpu"
+                f"the memory is too small for a batch of one sample: {message}; close other programs that use memory,"
+                " reduce --workers, use a smaller model, or use --device cpu"
             )
         batch_size //= 2
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Return whether an error says that the memory of a device, or of this machine, is used up."""
+    """Return whether an error reports that a GPU or this machine ran out of memory."""
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)

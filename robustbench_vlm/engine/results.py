@@ -1,4 +1,4 @@
-"""Results of a run: a score for every cell and a table for every model x attack x eps."""
+"""Results of a run: a score for every cell, and a table for every combination of model, attack and eps."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -24,45 +24,46 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class Mean:
-    """Unweighted means over datasets; the fields are those of the JSON of a run."""
+    """Unweighted mean accuracies over datasets, in [0, 1]."""
 
     clean: float
     robust: float
     clean_interval: tuple[float, float]
+    """95 % interval (low, high) for other samples of the same datasets, see `core.records.mean_interval`."""
     robust_interval: tuple[float, float]
-    """Over other samples of the same datasets, see `core.records.mean_interval`."""
 
 
 @dataclass(frozen=True)
 class ScoreTable:
-    """The scores of one model under one attack at one eps, one per dataset."""
+    """The scores of one model under one attack at one eps, one score per dataset."""
 
     track: str
     protocol: str
-    """Name and version, "mini-quick/1"."""
+    """Name and version, such as "mini-quick/1"."""
     model: str
     attack: str
     norm: str
     eps: str
-    """Printed over 255, such as "8/255"."""
+    """Text such as "8/255"."""
     fingerprint: str
     """sha256 over the fingerprints of the cells."""
     scores: tuple[Score, ...]
     mean: Mean | None
-    """Over the zero-shot datasets, without those that models of the track were trained on; None if none is left."""
+    """Mean over the datasets on which models of the track were not trained, or None if there are no such datasets."""
     mean_as_published: Mean | None
-    """Over all datasets of the protocol, as papers print it; None if it equals `mean` or datasets are missing."""
+    """Mean over all datasets of the protocol, as reported in papers. None if it equals `mean` or a dataset is missing.
+    """
     seconds: float
-    """Its share of the wall time of this run, in proportion to passes; 0 if all records were on disk."""
+    """The table's share of the wall time of this run, in proportion to passes. 0 if all records were on disk."""
     passes: int
-    """Forward and backward passes of its records, including those of earlier runs."""
+    """Forward and backward passes of the table's records, including records of earlier runs."""
     folder: Path
     """runs/<track>/<model>/<attack>, with manifest.json and scores.csv."""
     fingerprints: tuple[str, ...]
     """Fingerprints of the cells, one per score."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the table as a JSON document; its scores omit model and attack, which the table has."""
+        """Return the table as a JSON document. Its scores have no model and attack, because the table has them."""
         scores = [
             {name: value for name, value in plain(score).items() if name not in ("model", "attack")}
             for score in self.scores
@@ -70,7 +71,7 @@ class ScoreTable:
         return {**plain(self), "scores": scores}
 
     def rows(self) -> list[dict[str, Any]]:
-        """Return a flat mapping for every score."""
+        """Return one mapping from column names to values for every score."""
         about = {name: getattr(self, name) for name in ("track", "protocol", "norm")}
         return [
             {
@@ -87,21 +88,22 @@ class ScoreTable:
 
 @dataclass(frozen=True)
 class RunResult:
-    """The result of a run: one table for every model x attack x eps, in the order of the request."""
+    """The result of a run: one table for every combination of model, attack and eps, in the order of the request."""
 
     tables: tuple[ScoreTable, ...]
     seconds: float
-    """Wall time of this run."""
+    """Wall time of this run in seconds."""
     passes: int
-    """Forward and backward passes of all records, including those of earlier runs."""
+    """Forward and backward passes of all records, including records of earlier runs."""
     warnings: tuple[str, ...]
-    """Sentences about the whole run, such as the files that were ignored; each score has its own warnings."""
+    """Sentences about the whole run, such as ignored files. Warnings about one score are in `Score.warnings`."""
 
     def to_pandas(self) -> "DataFrame":
-        """Return a row for every model x attack x eps x dataset.
+        """Return a table with one row for every combination of model, attack, eps and dataset.
 
-        `clean` and `robust` are shares in [0, 1] of `n` samples, with the ends of their 95 % Wilson intervals;
-        `warnings` are codes of warnings, separated by spaces; `eps` is a text such as "8/255".
+        `clean` and `robust` are accuracies in [0, 1] on `n` samples. `clean_low`, `clean_high`, `robust_low` and
+        `robust_high` are the ends of their 95 % Wilson intervals. `warnings` has the codes of the warnings, separated
+        by spaces. `eps` is a text such as "8/255".
         """
         import pandas
 
@@ -109,10 +111,10 @@ class RunResult:
         return pandas.DataFrame(rows, columns=list(_COLUMNS))
 
     def samples(self) -> "DataFrame":
-        """Return the records on disk, a row per attacked sample with the fields of `SampleResult`.
+        """Read the records on disk and return a table with one row per sample and the fields of `SampleResult`.
 
-        The first columns are model, attack, dataset and eps. Raises UserError if records are missing or
-        damaged; other files in their folders are ignored with a warning.
+        The first columns are model, attack, dataset and eps. Raises UserError if records are missing or damaged.
+        Other files in the folders are ignored with a warning.
         """
         import pandas
 
@@ -126,14 +128,15 @@ class RunResult:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the table, or the sha256 over the fingerprints of several tables."""
+        """The fingerprint of the table, or sha256 over the fingerprints of several tables."""
         prints = [table.fingerprint for table in self.tables]
         return prints[0] if len(prints) == 1 else fingerprint(prints)
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document of a single table, or {"runs": [documents], "fingerprint"} for several tables.
+        """Return the result as a JSON document.
 
-        Both forms also have "seconds", "passes" and "warnings" of the whole run.
+        With one table it is the document of that table. With several tables it has "runs", a list of their documents,
+        and "fingerprint". In both cases "seconds", "passes" and "warnings" are those of the whole run.
         """
         whole = {"seconds": self.seconds, "passes": self.passes, "warnings": list(self.warnings)}
         if len(self.tables) == 1:
@@ -146,7 +149,7 @@ def _cell_folder(table: ScoreTable, row: Mapping[str, Any]) -> Path:
 
 
 def mean_of(scores: Sequence[Score]) -> Mean | None:
-    """Return the unweighted mean over datasets, None if there are no scores."""
+    """Return the unweighted mean of scores, or None if there are no scores."""
     if not scores:
         return None
     clean, robust = (Accuracy.mean([getattr(score, name) for score in scores]) for name in _ACCURACIES)
@@ -154,7 +157,7 @@ def mean_of(scores: Sequence[Score]) -> Mean | None:
 
 
 def score(cell: Cell, results: Sequence[SampleResult]) -> Score:
-    """Return a cell's score with the warnings that its own samples raise."""
+    """Return the score of a cell's records, with the warnings that `cell_warnings` raises."""
     return Score(
         model=cell.model_name,
         attack=cell.attack.name,
@@ -167,9 +170,9 @@ def score(cell: Cell, results: Sequence[SampleResult]) -> Score:
 
 
 def accuracies(results: Sequence[SampleResult]) -> dict[str, Any]:
-    """Return n, clean and robust accuracy with their intervals, as fields of `Score`.
+    """Return n, clean and robust accuracy and their 95 % intervals, as fields of `Score`.
 
-    A sample is robust if its clean prediction is right and no stage broke it.
+    A sample is robust if its clean prediction is correct and no stage of the attack broke it.
     """
     n = len(results)
     clean = sum(result.broken_by != CLEAN for result in results)

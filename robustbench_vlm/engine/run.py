@@ -1,4 +1,4 @@
-"""Runs: compute the records that are not on disk yet, and turn the records on disk into scores."""
+"""Run requests: compute the records that are missing on disk, and compute scores from all records."""
 
 import contextlib
 import functools
@@ -36,19 +36,19 @@ __all__ = ["Mean", "RunResult", "ScoreTable", "run", "run_plan"]
 def run(request: Request, *, on_progress: OnProgress = ignore_progress) -> RunResult:
     """Resolve a request, compute the records that are missing on disk, and return the scores.
 
-    Raises UserError as `resolve` does, where another run holds the folder, and where the disk cannot take the
-    records. A run that ends early, by Ctrl-C or by an error, is finished by the same request.
+    Raises UserError as `resolve` does, if another run is writing to the folder, and if the records cannot be written.
+    If a run is interrupted by Ctrl-C or an error, the same request continues it.
     """
     engine: Engine = ENGINES.load(request.resources.engine)
     engine.prepare(request.resources)
     plan = resolve(request)
-    # Only progress needs the expected seconds.
+    # The estimate takes time and only the progress report needs it.
     estimate = None if on_progress is ignore_progress else estimate_cost(plan)
     return run_plan(plan, estimate, on_progress=on_progress)
 
 
 def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnProgress = ignore_progress) -> RunResult:
-    """Run a resolved request as `run` does; progress begins with 0 seconds left if there is no estimate."""
+    """Run a resolved request as `run` does. Without an estimate, the first progress report has 0 seconds left."""
     begun = time.monotonic()
     out, cells = plan.request.out, plan.cells
     with contextlib.ExitStack() as locks:
@@ -74,7 +74,7 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
 
 
 def _compute(plan: Plan, finished: Sequence[Finished], seconds_expected: float, on_progress: OnProgress) -> list[int]:
-    """Compute the missing records, write each shard when it is done, and return the passes spent on each cell."""
+    """Compute the missing records, write each shard when it is done, and return the passes of each cell."""
     resources = plan.request.resources
     groups = missing_groups(plan.cells, finished, resources)
     todo = sum(map(len, groups))
@@ -103,6 +103,7 @@ def _passes(results: Iterable[SampleResult]) -> int:
 
 
 def _write_manifests(plan: Plan, made: Provenance, scores: Sequence[Score] = ()) -> None:
+    """Write the manifest of every run folder of a plan, with scores if they are given."""
     lines: dict[Path, list[ManifestRow]] = {}
     for cell, cell_score in itertools.zip_longest(plan.cells, scores):
         folder = run_folder(plan.request.out, cell)
@@ -114,6 +115,7 @@ def _write_manifests(plan: Plan, made: Provenance, scores: Sequence[Score] = ())
 def _tables(
     plan: Plan, scores: Sequence[Score], passes: Sequence[int], seconds: Sequence[float]
 ) -> tuple[ScoreTable, ...]:
+    """Return one table for every combination of model, attack and eps."""
     rows: dict[tuple[str, str, str], list[int]] = {}
     for number, cell in enumerate(plan.cells):
         rows.setdefault((cell.model_name, cell.attack.name, cell.threat.eps_text), []).append(number)

@@ -1,4 +1,4 @@
-"""Shards and groups of shards: load classifier and images, attack the samples, and return one record each."""
+"""Compute shards and groups of shards: load classifier and images, attack the samples, and return their records."""
 
 import dataclasses
 import itertools
@@ -26,23 +26,23 @@ from robustbench_vlm.models.classifier import ZeroShotClassifier
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic
 
 MEASURED_SAMPLES = 32
-"""Samples on which memory and speed of a model are measured."""
+"""Number of samples on which memory and speed of a model are measured."""
 _SHARDS = 2
-"""Whole shards, or batches, in a group: if half of its samples are broken early, the others still fill a batch."""
+"""Size of a group in whole shards or batches. If half of its samples are broken early, the rest still fill a batch."""
 
 _fitting: dict[tuple[str, str], int] = {}
-"""Batch sizes that fit after memory had run out, by model and device; learned by this process."""
+"""Batch sizes that fit into memory, by model and device. They are set in this process after memory ran out."""
 _ROUNDINGS = 8
-"""Roundings of the lowest precision by which the rest of the batch may change a sample's logits."""
+"""Tolerance of the output checks, as a multiple of the rounding error of the lowest precision."""
 
 
 @dataclass(frozen=True)
 class Attacked:
-    """The outcome of an attack on samples, in their order."""
+    """The records and adversarial images of attacked samples, in the order of the samples."""
 
     results: Sequence[SampleResult]
     images: Tensor
-    """float32 (B, 3, H, W): `Verdicts.strongest`."""
+    """float32 [B, 3, H, W] in [0, 1], see `Verdicts.strongest`."""
 
 
 def run_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Shard]) -> list[list[SampleResult]]:
@@ -51,10 +51,10 @@ def run_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Sha
 
 
 def attack_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Shard]) -> list[Attacked]:
-    """Attack the samples of shards whose cells differ only in their datasets, each in the order of its samples.
+    """Attack the samples of shards and return one result per shard, in the order of the shards.
 
-    Images of one size are attacked together. Raises UserError if weights or images changed since the
-    cell's fingerprint was computed.
+    The cells of the shards may differ only in their datasets. Images of equal size are attacked together. Raises
+    UserError if weights or images have changed since the fingerprints of the cells were computed.
     """
     with arithmetic(cells[shards[0].cell].protocol.precision):
         parts = [_prepare(cells[shard.cell], shard, resources) for shard in shards]
@@ -70,18 +70,19 @@ def attack_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[
 
 @dataclass(frozen=True)
 class _Part:
-    """A shard prepared for the attack: its classifiers, samples, and the warnings raised so far."""
+    """The classifiers and samples of one shard, ready for the attack."""
 
     classifier: AnyClassifier
-    """The attacked classifier."""
+    """The classifier that is attacked."""
     judge: AnyClassifier
-    """The classifier that decides; the same one unless the protocol has another precision for verdicts."""
+    """The classifier that gives the verdicts. It differs if the protocol has another precision for verdicts."""
     batch: Batch
     about: Sequence[tuple[str, str, tuple[str, ...]]]
-    """Id, digest of the pixels and warnings of each sample."""
+    """Id, digest of the pixels, and warnings of the output checks, for each sample."""
 
 
 def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:
+    """Load the classifiers and the samples of a shard, and run the gradient and output checks."""
     about = cell.model, cell.track, cell.dataset.prompts, resources.device
     protocol = cell.protocol
     classifier, judge = (
@@ -104,7 +105,7 @@ def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:
 
 
 def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> list[Attacked]:
-    """Attack the samples of several shards at once and return the outcome of each shard."""
+    """Attack the samples of several shards together and return the result of each shard."""
     batches = [part.batch for part in parts]
     attacked = _shared([part.classifier for part in parts], batches)
     is_judged_apart = any(part.judge is not part.classifier for part in parts)
@@ -127,11 +128,12 @@ def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> lis
 
 
 def _batch_size(classifier: AnyClassifier, resources: Resources) -> int:
+    """Return the batch size, reduced if a test-time defense passes several images per sample."""
     return max(1, resources.batch_size // classifier.images_per_sample)
 
 
 def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> Classifier:
-    """Return one classifier for all samples, each with the classes of its own dataset."""
+    """Return one classifier for all batches. A sample gets the logits of the classes of its own dataset."""
     if all(classifier is classifiers[0] for classifier in classifiers):
         return classifiers[0].of_samples(torch.cat([batch.keys for batch in batches]))
     plain = [classifier.plain for classifier in classifiers]
@@ -144,9 +146,10 @@ def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> C
 
 
 def load_batch(cell: Cell, start: int, stop: int, *, device: str) -> tuple[Batch, list[str]]:
-    """Return the samples start to stop of a cell as the attack takes them, and the digests of their pixels.
+    """Load the samples `start` to `stop` (exclusive) of a cell.
 
-    Raises UserError if an image changed since the cell was resolved.
+    Returns a batch on the device, with images float32 [B, 3, H, W] in [0, 1], and the sha256 digests of the images'
+    uint8 pixels. Raises UserError if an image has changed since the cell was resolved.
     """
     samples = cell.samples
     images = cell.dataset.open().read(samples.indices[start:stop])
@@ -156,8 +159,8 @@ def load_batch(cell: Cell, start: int, stop: int, *, device: str) -> tuple[Batch
     ):
         if digest != planned:
             raise UserError(
-                f"the image {sample!r} of {cell.dataset.name!r} is not the one that the run was planned with: the data"
-                " changed, or this worker reads other data; give the command again"
+                f"the image {sample!r} of {cell.dataset.name!r} has changed since the start of the run, or this worker"
+                " reads a different copy of the dataset: run the same command again, with the same data on all machines"
             )
     labels = torch.tensor(samples.labels[start:stop], dtype=torch.int64).to(device)
     batch = Batch(
@@ -171,29 +174,30 @@ def load_batch(cell: Cell, start: int, stop: int, *, device: str) -> tuple[Batch
 
 
 def _moved(images: Tensor, device: str) -> Tensor:
-    """Return images on a device; moved as bytes (a quarter of floats) and from pinned memory to a GPU."""
+    """Move uint8 images [B, 3, H, W] to a device. Pinned memory makes the copy to a GPU faster."""
     return images.pin_memory().to(device, non_blocking=True) if device == "cuda" else images.to(device)
 
 
 def cell_classifier(cell: Cell, device: str) -> AnyClassifier:
-    """Return the classifier that a cell's attack is run on, in the precision of the cell's protocol."""
+    """Return the classifier that the attack of a cell attacks, in the precision of the cell's protocol."""
     protocol = cell.protocol
     about = cell.model, cell.track, cell.dataset.prompts, device
     return precise_classifier(*about, protocol.precision, protocol.logit_precision)
 
 
 def _check_identity(cell: Cell, shard: Shard, weights: str) -> None:
+    """Raise UserError if weights or fingerprint differ from those in the plan."""
     if weights != cell.weights:
         raise UserError(
-            f"the weights of {cell.model_name!r} changed while the run was under way: give the command again, and the"
-            " new weights get cells of their own"
+            f"the weights of {cell.model_name!r} have changed since the start of the run: run the same command again"
+            " to evaluate the new weights"
         )
-    # Fresh copies: a digest that travelled with the cell proves nothing about this process.
+    # `replace` makes copies without the cached digests, so that this process computes them itself.
     recomputed = dataclasses.replace(cell, samples=dataclasses.replace(cell.samples)).fingerprint
     if recomputed != shard.fingerprint:
         raise UserError(
-            f"this worker computes another fingerprint for {cell.label}: it runs another version of robustbench_vlm"
-            " than the one that planned; install the same version everywhere"
+            f"this worker computes a different fingerprint for {cell.label} than the process that started the run:"
+            " install the same version of robustbench_vlm on all machines"
         )
 
 
@@ -201,9 +205,10 @@ def _records(
     samples: Sequence[tuple[str, str, tuple[str, ...]]],
     labels: Tensor,
     verdict: Verdicts,
-    probed: tuple[int, int],
+    check_passes: tuple[int, int],
     scale: float,
 ) -> list[SampleResult]:
+    """Return one record per sample. `check_passes` are the forward and backward passes of the output checks."""
     return [
         SampleResult(
             sample_id=sample_id,
@@ -213,8 +218,8 @@ def _records(
             adversarial_prediction=int(verdict.adversarial_prediction[n]),
             broken_by=verdict.broken_by[n],
             distance=float(verdict.distance[n]),
-            forward=int(verdict.forward[n]) + probed[0],
-            backward=int(verdict.backward[n]) + probed[1],
+            forward=int(verdict.forward[n]) + check_passes[0],
+            backward=int(verdict.backward[n]) + check_passes[1],
             margin=float(verdict.margin[n]) / scale,
             warnings=",".join(dict.fromkeys([*found, *verdict.warnings[n]])),
         )
@@ -224,9 +229,9 @@ def _records(
 
 @dataclass(frozen=True)
 class ShardGroup:
-    """Shards of cells that differ only in their datasets; the job of a worker.
+    """The job of a worker: shards of cells that differ only in their datasets.
 
-    Small cells are attacked together, so that they fill the batches too.
+    The shards of small cells are attacked together, so that batches are full.
     """
 
     shards: tuple[Shard, ...]
@@ -239,14 +244,14 @@ class ShardGroup:
 
 
 def run_group(cells: Sequence[Cell], resources: Resources, group: ShardGroup) -> list[list[SampleResult]]:
-    """Compute the records of a group's shards as `attack_group` does."""
+    """Attack the shards of a group as `attack_group` does, and return only the records."""
     return [list(attacked.results) for attacked in attack_group(cells, resources, group)]
 
 
 def attack_group(cells: Sequence[Cell], resources: Resources, group: ShardGroup) -> list[Attacked]:
-    """Attack the samples of a group's shards, in their order; raises what `attack_shards` raises.
+    """Attack the samples of a group's shards as `attack_shards` does.
 
-    If memory runs out, the batch size is halved for this group and the worker's next groups of the model.
+    If memory runs out, the batch size is halved for this group and for later groups of the same model in this process.
     """
     model = cells[group.shards[0].cell].model, resources.device
     batch_size = min(resources.batch_size, _fitting.get(model, resources.batch_size))
@@ -259,10 +264,11 @@ def attack_group(cells: Sequence[Cell], resources: Resources, group: ShardGroup)
 
 
 def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resources: Resources) -> list[ShardGroup]:
-    """Return the groups with samples that are not on disk, without their shards that other groups wrote.
+    """Return the groups that have samples without records on disk.
 
-    The samples of one pass may change each other's last bit, so an interrupted group is run again as a whole: then a
-    run that was killed ends with the records of an unbroken run.
+    An interrupted group is computed again as a whole, because the samples of one pass may change each other's last
+    bit. Therefore a run that was killed and continued has the same records as an uninterrupted run. Shards that were
+    written with other boundaries, for example with another shard size, are left out.
     """
     groups = []
     for group in packed_groups([*_all_shards(cells, resources)], cells, resources):
@@ -274,7 +280,7 @@ def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resource
 
 
 def packed_groups(shards: Sequence[Shard], cells: Sequence[Cell], resources: Resources) -> Iterator[ShardGroup]:
-    """Yield groups of all shards: of one shard each, unless the attack accepts samples of several datasets."""
+    """Distribute shards over groups. A group has one shard, or several if the attack supports several datasets."""
     alike: dict[int | tuple[str, str, Threat], list[Shard]] = {}
     for shard in shards:
         cell = cells[shard.cell]
@@ -295,7 +301,7 @@ def _all_shards(cells: Sequence[Cell], resources: Resources) -> Iterator[Shard]:
 
 
 def _packed(shards: Sequence[Shard], resources: Resources) -> list[ShardGroup]:
-    """Distribute shards over groups of nearly equal size, at least one per worker, the largest shards first."""
+    """Distribute shards, largest first, over groups of nearly equal size, with at least one group per worker."""
     full = _SHARDS * max(resources.shard_size, resources.batch_size)
     count = min(len(shards), max(-(-sum(map(len, shards)) // full), resources.workers))
     groups: list[list[Shard]] = [[] for _ in range(count)]
@@ -305,11 +311,13 @@ def _packed(shards: Sequence[Shard], resources: Resources) -> list[ShardGroup]:
 
 
 def _missing(shard: Shard, cells: Sequence[Cell], finished: Sequence[Finished], shard_size: int) -> list[Shard]:
+    """Return the parts of a shard without records on disk."""
     ranges = missing_ranges(len(cells[shard.cell]), finished[shard.cell], shard_size)
     cut = [(max(start, shard.start), min(stop, shard.stop)) for start, stop in ranges]
     return [Shard(shard.cell, start, stop, shard.fingerprint) for start, stop in cut if start < stop]
 
 
 def _written(shard: Shard, finished: Sequence[Finished]) -> list[Shard]:
+    """Return the shard in a list if a file on disk has exactly its range, or an empty list."""
     pieces = finished[shard.cell].pieces
     return [shard] if any((piece.start, piece.stop) == (shard.start, shard.stop) for piece in pieces) else []

@@ -1,4 +1,4 @@
-"""Run-folder storage: write, resume, read and merge per-sample records, one folder per cell, one file per shard."""
+"""Run-folder storage: write, resume, read and merge per-sample records. A cell is a folder, a shard is a file."""
 
 import contextlib
 import fcntl
@@ -30,7 +30,7 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Piece:
-    """A shard's records as found on disk."""
+    """The records of one shard file, for the samples `start` to `stop` (exclusive) of a cell."""
 
     start: int
     stop: int
@@ -39,19 +39,19 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    """The records of a cell on disk: its sound pieces, and the rejected files with the reason for each."""
+    """The records of a cell on disk: the pieces that can be used, and the rejected files with the reason for each."""
 
     pieces: tuple[Piece, ...]
     rejected: tuple[tuple[Path, str], ...]
 
 
 def run_folder(out: Path, cell: Cell) -> Path:
-    """Return the folder out/<track>/<model>/<attack> of a cell's run."""
+    """Return the run folder of a cell, out/<track>/<model>/<attack>."""
     return out / safe_name(cell.track) / safe_name(cell.model_name) / safe_name(cell.attack.name)
 
 
 def cell_folder(out: Path, cell: Cell) -> Path:
-    """Return the folder of a cell's records; the start of the fingerprint makes it distinct for every identity."""
+    """Return the folder of a cell's records. Its name has the start of the fingerprint, so it is unique."""
     name = cell_folder_name(cell.dataset.name, cell.threat.norm, cell.threat.eps_text, cell.fingerprint)
     return run_folder(out, cell) / name
 
@@ -62,7 +62,7 @@ def cell_folder_name(dataset: str, norm: str, eps_text: str, fingerprint: str) -
 
 
 def safe_name(text: str) -> str:
-    """Return one path component for a name: the name if it is safe, else its safe letters and a digest."""
+    """Return a safe file name for a text: the text itself if it is safe, else its safe characters and a digest."""
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", text):
         return text
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:60]
@@ -70,20 +70,20 @@ def safe_name(text: str) -> str:
 
 
 def write_shard(folder: Path, shard: Shard, results: Sequence[SampleResult]) -> None:
-    """Write a shard's records whole or not at all; equal records give equal bytes.
+    """Write the records of a shard to its file. Equal records give equal bytes.
 
-    Raises UserError if the folder cannot be written or the disk is full.
+    An interrupted write leaves no partial file. Raises UserError if the folder is not writable or the disk is full.
     """
     from pyarrow import parquet
 
-    said = {_FINGERPRINT: shard.fingerprint.encode(), _CONTENT: fingerprint(list(results)).encode()}
-    table = records_table(results).replace_schema_metadata(said)
+    metadata = {_FINGERPRINT: shard.fingerprint.encode(), _CONTENT: fingerprint(list(results)).encode()}
+    table = records_table(results).replace_schema_metadata(metadata)
     path = folder / f"{shard.start:06d}-{shard.stop:06d}.parquet"
     write_whole(path, lambda partial: parquet.write_table(table, partial))
 
 
 def records_table(results: Sequence[SampleResult]) -> "Table":
-    """Return records as an Arrow table with a column per field."""
+    """Return records as an Arrow table with one row per record and one column per field of `SampleResult`."""
     import pyarrow
 
     types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
@@ -94,36 +94,35 @@ def records_table(results: Sequence[SampleResult]) -> "Table":
 
 
 def read_finished(folder: Path, cell: Cell) -> Finished:
-    """Read a cell's folder; files that are damaged, foreign or redundant are rejected."""
+    """Read the records in a cell's folder. Files that are damaged, of another cell, or redundant are rejected."""
     return _read_shards(folder, cell.fingerprint, cell.samples)
 
 
 def read_cell(folder: Path, fingerprint: str, n: int) -> tuple[SampleResult, ...]:
-    """Return the `n` records in the folder of the cell that has a fingerprint, in their order.
+    """Read the `n` records of the cell with a fingerprint from its folder, in the order of the samples.
 
-    Files that are damaged, foreign or redundant are ignored with a warning, as in `read_finished`. Raises UserError if
-    records are missing.
+    Files that `read_finished` would reject are ignored with a warning. Raises UserError if records are missing.
     """
     found = _read_shards(folder, fingerprint, None)
     results = tuple(result for piece in found.pieces for result in piece.results)
     is_whole = len(results) == n and (not found.pieces or found.pieces[-1].stop == n)
     if not is_whole and found.rejected:
         path, reason = found.rejected[0]
-        raise UserError(f"{path} cannot be used: {reason}; give the command of the run again")
-    if not results:
-        raise UserError(f"the records of this run are not in {folder} any more: give the command of the run again")
+        raise UserError(f"{path} cannot be used: {reason}; run the same command again to compute its records")
     if not is_whole:
-        raise UserError(f"{folder} has {len(results)} records, expected {n}: give the command of the run again")
+        raise UserError(
+            f"{folder} has {len(results)} records, expected {n}: run the same command again to compute the others"
+        )
     for path, reason in found.rejected:
         warnings.warn(f"{path} was ignored: {reason}", stacklevel=2)
     return results
 
 
 def missing_ranges(size: int, finished: Finished, shard_size: int) -> list[tuple[int, int]]:
-    """Return the ranges (start, stop) of positions below `size` that no sound piece covers, in order.
+    """Return the ranges (start, stop) of sample positions below `size` that have no records, in order.
 
-    They are cut at the ends of shards of `shard_size`, so that a resumed run writes the files of an unbroken one, and
-    at the ends of rejected files, so that these are overwritten.
+    Ranges end at multiples of `shard_size`, so that a resumed run writes the same files as an uninterrupted one. They
+    also end at the ends of rejected files, so that these files are overwritten.
     """
     covered = {n for piece in finished.pieces for n in range(piece.start, piece.stop)}
     cuts = set(range(0, size, shard_size))
@@ -143,10 +142,10 @@ def missing_ranges(size: int, finished: Finished, shard_size: int) -> list[tuple
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a run's folder for this process, and remove the half-written files of killed runs.
+    """Lock a run folder for this process, and remove partial files that killed runs left in it.
 
-    The operating system releases the lock when the process ends. Raises UserError if another run holds it or the
-    folder cannot be written.
+    The operating system releases the lock when the process ends. Raises UserError if another run has the lock or the
+    folder is not writable.
     """
     path = folder / _LOCK
     with explained(path):
@@ -158,7 +157,8 @@ def locked(folder: Path) -> Iterator[None]:
         except BlockingIOError:
             owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
             raise UserError(
-                f"another run is writing into {folder}: {owner}; wait for it, stop it, or name another folder by --out"
+                f"another run is writing to {folder}: {owner}; wait until it ends, stop it, or give another folder"
+                " with --out"
             ) from None
         with explained(path):
             os.ftruncate(handle, 0)
@@ -171,31 +171,31 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def merge(pieces: Sequence[Piece], ids: Sequence[str]) -> list[SampleResult]:
-    """Return the records of all pieces in the order of `ids`, the ids of a cell's samples.
+    """Return the records of all pieces in the order of `ids`, the sample ids of a cell.
 
-    Raises UserError if a sample is missing, is there twice, or is foreign to the cell.
+    Raises UserError if a sample is missing, occurs more than once, or is not a sample of the cell.
     """
     results = [result for piece in pieces for result in piece.results]
     counts = Counter(result.sample_id for result in results)
     problems = {
-        "missing": [sample for sample in ids if sample not in counts],
-        "there twice": [sample for sample, count in counts.items() if count > 1],
-        "foreign": sorted(counts.keys() - set(ids)),
+        "are missing": [sample for sample in ids if sample not in counts],
+        "occur more than once": [sample for sample, count in counts.items() if count > 1],
+        "are not in the cell": sorted(counts.keys() - set(ids)),
     }
     for problem, samples in problems.items():
         if samples:
             raise UserError(
-                f"the records are not the protocol's: {len(samples)} samples are {problem}, {samples[0]!r} first;"
-                " remove the cell's folder and give the same command again"
+                f"the records are not those of the protocol's samples: {len(samples)} samples {problem}, such as"
+                f" {samples[0]!r}; remove the folder of the records and run the same command again"
             )
     by_id = {result.sample_id: result for result in results}
     return [by_id[sample] for sample in ids]
 
 
 def _read_shards(folder: Path, expected: str, samples: Samples | None) -> Finished:
-    """Read the shard files of the cell with the fingerprint `expected`; the one reader of a cell's folder.
+    """Read the shard files of the cell with the fingerprint `expected`.
 
-    With `samples`, those of the cell, records of other samples are rejected too.
+    If the samples of the cell are given, files with records of other samples are rejected too.
     """
     pieces: list[Piece] = []
     rejected: list[tuple[Path, str]] = []
@@ -208,7 +208,7 @@ def _read_shards(folder: Path, expected: str, samples: Samples | None) -> Finish
             continue
         ids = {result.sample_id for result in piece.results}
         if piece.start < covered or len(ids) < len(piece.results) or ids & seen:
-            rejected.append((path, "its samples are in another file too"))
+            rejected.append((path, "its samples are also in another file"))
             continue
         pieces.append(piece)
         seen |= ids
@@ -217,7 +217,7 @@ def _read_shards(folder: Path, expected: str, samples: Samples | None) -> Finish
 
 
 def _read_shard(path: Path, expected: str, samples: Samples | None) -> Piece | str:
-    """Return the piece in a shard file, or the reason why it cannot be used."""
+    """Return the piece in a shard file, or the reason why the file cannot be used."""
     name = _SHARD_NAME.fullmatch(path.name)
     if not name:
         return "its name is not <start>-<stop>.parquet"
@@ -226,17 +226,17 @@ def _read_shard(path: Path, expected: str, samples: Samples | None) -> Piece | s
     if isinstance(results, str):
         return results
     if not results or len(results) != stop - start:
-        return "its samples are not those that its name says"
+        return f"it has {len(results)} records, expected {stop - start} from its name"
     if samples is not None:
         about = samples.ids, samples.labels, samples.image_digests
         planned = list(zip(*(values[start:stop] for values in about), strict=True))
         if [(row.sample_id, row.label, row.image_sha256) for row in results] != planned:
-            return "its samples are not those that its name says"
+            return "its records are not those of the samples in its name"
     return Piece(start, stop, results)
 
 
 def _read_records(path: Path, expected: str) -> tuple[SampleResult, ...] | str:
-    """Return the records of a shard file that carries the fingerprint `expected`, or why they cannot be used."""
+    """Return the records of a shard file with the fingerprint `expected`, or the reason why they cannot be used."""
     import pyarrow
     from pyarrow import parquet
 
@@ -248,7 +248,7 @@ def _read_records(path: Path, expected: str) -> tuple[SampleResult, ...] | str:
         return f"it is damaged: {str(error).splitlines()[0]}"
     metadata = table.schema.metadata or {}
     if metadata.get(_FINGERPRINT) != expected.encode():
-        return "it carries another fingerprint"
+        return "it has the fingerprint of another cell"
     if metadata.get(_CONTENT) != content.encode():
-        return "it is damaged: its records are not those that were written"
+        return "it is damaged: its records do not match their digest"
     return results

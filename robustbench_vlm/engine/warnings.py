@@ -1,4 +1,4 @@
-"""Warnings: sanity checks on the scores of a run, by code, with meaning and advice (arXiv:1802.00420, 1902.06705)."""
+"""Warnings of sanity checks on the scores of a run: codes, meaning and advice (arXiv:1802.00420, 1902.06705)."""
 
 import dataclasses
 from collections import Counter
@@ -13,62 +13,94 @@ from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.models.text_encoder import texts_with_equal_tokens
 
 ZERO_GRADIENTS = 0.01
-"""Share of samples without an input gradient that raises no warning."""
+"""A larger share of samples without an input gradient raises a warning."""
 BLACK_BOX_SHARE = 0.02
-"""Share of samples that a black-box stage may break after the white-box stages; one sample raises no warning."""
+"""A warning is raised if a black-box stage breaks more than this share, and two samples, after white-box stages."""
 RISE = 0.01
-"""Rise of the robust accuracy, or one sample, that raises no warning: attacks start at random points."""
+"""A larger rise of the robust accuracy, by more than one sample, raises a warning. Attacks start at random points."""
 COLLAPSED = 0.9
-"""Share of predictions for one class that raises a warning, unless the labels have that share too."""
+"""A share of at least this of the predictions for one class raises a warning, if the labels have a smaller share."""
 
 
 @dataclass(frozen=True)
 class SanityWarning:
-    """A reason to doubt a score, which carries the `code`, or "code:N" with the number of samples."""
+    """A reason to doubt a score. `Score.warnings` has its `code`, or "code:N" with the number N of samples."""
 
     code: str
     meaning: str
     advice: str
 
 
-_GRADIENTS = "attack it with gradients that see the defense (BPDA, EOT), and trust the black-box stages more"
+_GRADIENTS = "attack it with gradients that account for the defense (BPDA, EOT); trust the black-box stages more"
 WARNINGS: Mapping[str, SanityWarning] = {
     code: SanityWarning(code, meaning, advice)
     for code, meaning, advice in (
         ("zero-gradient", "the margin's gradient at the clean image is exactly zero", _GRADIENTS),
         ("non-finite-gradient", "a gradient of the loss at the image is NaN or infinite", _GRADIENTS),
         ("unstable-output", "two equal calls give different logits", "average over the model's randomness (EOT)"),
-        ("batch-dependent", "logits depend on the batch mates", "put the model into eval mode; normalise a sample"),
+        (
+            "batch-dependent",
+            "logits of a sample depend on the other samples of its batch",
+            "set the model to eval mode; normalise each sample separately",
+        ),
         ("probability-logits", "logits look like probabilities", "return logits: a softmax hides the gradient"),
         (
             "same-prompt",
-            "two classes have the same prompt, or one that CLIP reads as the same",
-            "change the class names: one of the two never wins",
+            "two classes have the same prompt, or prompts with the same tokens",
+            "change the class names: one of the two classes is never predicted",
         ),
-        ("collapsed", "nearly every prediction is one class", "check its training: it cannot distinguish the classes"),
-        ("near-chance", "clean accuracy is no better than a constant answer", "compare models elsewhere"),
-        ("robust-near-chance", "robust accuracy is no better than a constant answer", "do not rank by this set"),
-        ("black-box-wins", "a black-box stage breaks what white-box stages left", _GRADIENTS),
+        (
+            "collapsed",
+            "nearly all predictions are the same class",
+            "check the training: the model cannot distinguish the classes",
+        ),
+        (
+            "near-chance",
+            "clean accuracy is no better than a constant prediction",
+            "compare models on other datasets",
+        ),
+        (
+            "robust-near-chance",
+            "robust accuracy is no better than a constant prediction",
+            "do not rank models by this dataset",
+        ),
+        ("black-box-wins", "a black-box stage breaks samples that the white-box stages did not break", _GRADIENTS),
         ("rises-with-eps", "robust accuracy is higher at a larger eps", _GRADIENTS),
-        ("rises-with-attack", "robust accuracy is higher under a stronger attack", "take the worst of the attacks"),
-        ("incomplete", "samples of this dataset are missing on this machine", "fetch all of it to compare"),
+        (
+            "rises-with-attack",
+            "robust accuracy is higher under a stronger attack",
+            "report the lowest accuracy of the attacks",
+        ),
+        (
+            "incomplete",
+            "samples of this dataset are missing on this machine",
+            "download the whole dataset before you compare models",
+        ),
         (
             "other-split",
-            "the hub's shards are another split of this set",
-            "compare models on one split only",
+            "the images from the Hugging Face hub are another split of this dataset",
+            "compare only models that were evaluated on the same split",
         ),
-        ("unreadable", "images that cannot be decoded were left out", "fix the images to get a comparable number"),
-        ("dlr-needs-3-classes", "DLR is not defined below 3 classes", "none: the margin loss stood in"),
-        ("targeted-dlr-needs-4-classes", "targeted DLR needs 4 classes", "none: the margin loss stood in"),
+        (
+            "unreadable",
+            "images that cannot be decoded were left out",
+            "repair the images to get a comparable accuracy",
+        ),
+        ("dlr-needs-3-classes", "the DLR loss needs 3 classes", "nothing to do: the margin loss was used instead"),
+        (
+            "targeted-dlr-needs-4-classes",
+            "the targeted DLR loss needs 4 classes",
+            "nothing to do: the margin loss was used instead",
+        ),
     )
 }
 
 
 def explain(warning: str) -> SanityWarning:
-    """Return meaning and advice of a score's warning, "code" or "code:N"; codes of plugins get a general text."""
+    """Return meaning and advice of a warning "code" or "code:N". An unknown code, from a plugin, has a general text."""
     code = warning.partition(":")[0]
     return WARNINGS.get(
-        code, SanityWarning(code, "noted by a stage of the attack", "see the documentation of that attack")
+        code, SanityWarning(code, "raised by a stage of the attack", "see the documentation of that attack")
     )
 
 
@@ -86,7 +118,7 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...
         "near-chance": _share(results, clean=True) <= _constant(results),
         "incomplete": is_incomplete(cell.dataset),
         "other-split": is_other_split(cell.dataset),
-        # A robust accuracy of 0 is a result; one that a constant answer reaches too is not.
+        # A robust accuracy of exactly 0 is not doubtful: it means that the attack breaks every sample.
         "robust-near-chance": 0 < _share(results, clean=False) <= _constant(results),
     }
     counted = [f"{code}:{count}" for code, count in counts.items() if count]
@@ -94,7 +126,7 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...
 
 
 def with_comparisons(cells: Sequence[Cell], scores: Sequence[Score]) -> list[Score]:
-    """Return the scores of one run, in order, with the warnings that only a comparison of its cells shows."""
+    """Return the scores of one run, in order, with the warnings from comparisons between its cells added."""
     found: list[Score] = []
     for cell, score in zip(cells, scores, strict=True):
         others = [
@@ -112,6 +144,7 @@ def with_comparisons(cells: Sequence[Cell], scores: Sequence[Score]) -> list[Sco
 
 
 def _comparable(cell: Cell, other: Cell) -> bool:
+    """Return whether two cells differ only in attack and eps."""
     return (cell.weights, cell.samples.digest, cell.dataset.prompts, cell.threat.norm, cell.protocol) == (
         other.weights,
         other.samples.digest,
@@ -131,6 +164,7 @@ def _weaker_attack(weaker: Cell, cell: Cell) -> bool:
 
 
 def _black_box_wins(attack: Attack, results: Sequence[SampleResult]) -> int:
+    """Return the number of samples that black-box stages broke after white-box stages, or 0 if they are few."""
     white_box = False
     after: set[str] = set()
     for stage in attack.stages:
@@ -143,21 +177,24 @@ def _black_box_wins(attack: Attack, results: Sequence[SampleResult]) -> int:
 
 
 def _repeated(prompts: Sequence[Prompt]) -> int:
-    # The first prompt of an ensemble is enough: two names have equal tokens in every template or in none.
+    """Return the number of classes whose prompt has the same tokens as the prompt of another class."""
+    # The first template of an ensemble is enough, because equal names have equal tokens in every template.
     first = [prompt if isinstance(prompt, str) else prompt[0] for prompt in prompts]
     return sum(len(group) - 1 for group in texts_with_equal_tokens(first))
 
 
 def _share(results: Sequence[SampleResult], *, clean: bool) -> float:
+    """Return the clean accuracy if `clean` is true, else the robust accuracy."""
     kept = sum(result.broken_by != CLEAN if clean else result.broken_by == "" for result in results)
     return kept / len(results)
 
 
 def _constant(results: Sequence[SampleResult]) -> float:
-    """Return the accuracy of the best constant answer."""
+    """Return the accuracy of the best constant prediction, which is the share of the most frequent label."""
     return max(Counter(result.label for result in results).values()) / len(results)
 
 
 def _collapsed(results: Sequence[SampleResult]) -> bool:
+    """Return whether nearly all clean predictions are the same class, although the labels are not."""
     share = max(Counter(result.clean_prediction for result in results).values()) / len(results)
     return len(results) > 1 and share >= COLLAPSED > _constant(results)

@@ -1,4 +1,4 @@
-"""Made-up cells and records, for what needs no model."""
+"""Artificial cells and records for tests that need no model."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -17,12 +17,12 @@ from robustbench_vlm.protocols.base import Protocol
 ATTACK = Attack(
     "two",
     (Stage("first", "a", "a:b", {"steps": 3}), Stage("square", "b", "a:c", {"queries": 5}, gradient_free=True)),
-    "a made-up attack",
+    "an artificial attack",
 )
 
 
 def cell_of(size: int, **changes: Any) -> Cell:
-    """Return a made-up cell of `size` samples and three classes."""
+    """Return an artificial cell of `size` samples and three classes."""
     samples = Samples(
         indices=tuple(range(size)),
         ids=tuple(f"{n:04d}" for n in range(size)),
@@ -44,7 +44,7 @@ def cell_of(size: int, **changes: Any) -> Cell:
 
 
 def results_of(cell: Cell, verdicts: Sequence[str] | None = None) -> list[SampleResult]:
-    """Return made-up records of a cell; a verdict is what broke the sample, "" if nothing did."""
+    """Return artificial records of a cell. A verdict is the stage that broke the sample, or "" if it is robust."""
     samples = cell.samples
     verdicts = verdicts or [""] * len(cell)
     return [

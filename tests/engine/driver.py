@@ -1,4 +1,4 @@
-"""A run as a process of its own, for the tests that kill it: driver.py OUT CARD WORKERS [ADDRESS]."""
+"""Script that runs a request in a separate process, so that tests can kill it: driver.py OUT CARD WORKERS [ADDRESS]."""
 
 import sys
 from pathlib import Path
@@ -9,7 +9,7 @@ from robustbench_vlm.engine.run import run
 
 
 def request_of(out: Path, card: Path, workers: int, address: str = "") -> Request:
-    """Return the request, for the ray engine where there is an address."""
+    """Return the request of the run. With an address, it uses the ray engine."""
     resources = Resources(
         "cpu", workers, batch_size=4, shard_size=4, engine="ray" if address else "local", address=address
     )

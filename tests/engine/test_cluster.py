@@ -1,4 +1,4 @@
-"""The ray engine on two real nodes, of which one is killed in mid-run: the records are those of the local engine."""
+"""Test the ray engine on two real nodes. One node is killed, and the records equal those of the local engine."""
 
 import contextlib
 import functools
@@ -31,13 +31,13 @@ from robustbench_vlm.engine.run import run
 DRIVER = Path(__file__).parent / "driver.py"
 SAMPLES = 2 * 3 * 8
 TASK = "ray::_work"
-"""The title that a process has while it runs a task."""
+"""Title of a ray process while it runs a task."""
 
 
 @pytest.fixture(scope="module")
 def environment() -> dict[str, str]:
-    # One thread everywhere, as in test_kill; a token, since the ports of a cluster are open to the network; and a lost
-    # machine is noticed in seconds.
+    # One thread, as in test_kill. A token, because the ports of a cluster are open to the network. A short period of
+    # the health check, so that ray notices a lost machine within seconds.
     quick = {"RAY_health_check_period_ms": "500"}
     token = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32), "RAY_USAGE_STATS_ENABLED": "0"}
     source = str(Path(robustbench_vlm.__file__).parents[1])
@@ -54,7 +54,7 @@ def start_node(environment: dict[str, str]) -> Iterator[Callable[..., int]]:
         command = [sys.executable, "-m", "ray.scripts.scripts", "start", "--num-cpus=1", *arguments]
         small = ["--object-store-memory=100000000", "--disable-usage-stats"]
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-        # All that it starts stays in its session, by which the node is known when it is gone itself.
+        # All processes that the command starts stay in its session, so the session identifies the node.
         with subprocess.Popen([*command, *small], env=environment, start_new_session=True, **quiet) as starter:
             sessions.append(starter.pid)
         assert starter.returncode == 0
@@ -71,7 +71,7 @@ def head(start_node: Callable[..., int]) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # The paths of its sockets must be short.
+    # The paths of ray's sockets must be short.
     folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
     start_node("--head", f"--port={port}", "--include-dashboard=false", f"--temp-dir={folder}")
     yield f"127.0.0.1:{port}"
@@ -79,14 +79,14 @@ def head(start_node: Callable[..., int]) -> Iterator[str]:
 
 
 def kill(node: int) -> None:
-    """End all processes of a node at once, as a machine that loses its power does."""
+    """Kill all processes of a node at once, to simulate a machine that loses power."""
     for process, _ in processes(node):
         with contextlib.suppress(ProcessLookupError):
             os.kill(process, signal.SIGKILL)
 
 
 def processes(node: int) -> list[tuple[int, str]]:
-    """Return the numbers and titles of the processes of a node's session."""
+    """Return the ids and titles of the processes in the session of a node."""
     found = subprocess.run(["ps", "-eo", "sess=,pid=,args="], capture_output=True, text=True, check=True).stdout
     rows = [line.split(maxsplit=2) for line in found.splitlines()]
     return [(int(row[1]), row[2]) for row in rows if row[0] == str(node)]
@@ -109,7 +109,7 @@ def records(out: Path) -> dict[str, bytes]:
 
 @pytest.fixture(scope="module")
 def node(head: str, start_node: Callable[..., int]) -> int:
-    """Return the session of the second node; the last test that asks for it ends it."""
+    """Start the second node and return its session. The last test that uses it kills it."""
     return start_node(f"--address={head}")
 
 
@@ -118,12 +118,12 @@ def start_run(out: Path, card: Path, address: str, environment: dict[str, str]) 
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def test_failures_of_a_task_are_told(head: str, node: int, environment: dict[str, str]) -> None:
+def test_failures_of_a_task_are_raised_in_the_driver(head: str, node: int, environment: dict[str, str]) -> None:
     answer = subprocess.run([sys.executable, __file__, head], env=environment, capture_output=True, text=True)
     user, ours, killed = answer.stdout.split("\0")[:-1]
     assert user == "UserError: what the user did"
     assert ours.startswith("RuntimeError: a worker failed on 1") and ours.endswith("KeyError: 'ours'\n")
-    assert killed.startswith("WorkerDied: ray gave up on 1: ") and "same command again" in killed
+    assert killed.startswith("WorkerDied: ray could not finish 1: ") and "same command again" in killed
     assert answer.stderr == ""
 
 
@@ -133,21 +133,21 @@ def test_ctrl_c_ends_the_tasks(
     with start_run(tmp_path, taught_card, head, environment) as process:
         wait_until(lambda: is_busy(node))
         process.send_signal(signal.SIGINT)
-        _, told = process.communicate(timeout=60)
-    assert process.returncode not in (0, -signal.SIGKILL) and "KeyboardInterrupt" in told
+        _, stderr = process.communicate(timeout=60)
+    assert process.returncode not in (0, -signal.SIGKILL) and "KeyboardInterrupt" in stderr
     wait_until(lambda: not is_busy(node), seconds=20)
 
 
-def test_a_run_outlives_a_node_and_ends_in_the_records_of_the_local_engine(
+def test_a_run_continues_after_a_node_is_lost_and_gives_the_records_of_the_local_engine(
     taught_card: Path, tmp_path: Path, head: str, node: int, environment: dict[str, str]
 ) -> None:
     with start_run(tmp_path / "ray", taught_card, head, environment) as process:
         wait_until(lambda: is_busy(node))
         kill(node)
-        told, noise = process.communicate(timeout=120)
-    assert process.returncode == 0, noise
-    first, *counts = told.splitlines()
-    assert first == "planning" and [*map(int, counts)][-1] == SAMPLES and noise == ""
+        stdout, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    first, *counts = stdout.splitlines()
+    assert first == "planning" and [*map(int, counts)][-1] == SAMPLES and stderr == ""
     run(request_of(tmp_path / "local", taught_card, 2))
     assert records(tmp_path / "ray") == records(tmp_path / "local") != {}
 
@@ -155,26 +155,26 @@ def test_a_run_outlives_a_node_and_ends_in_the_records_of_the_local_engine(
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("nowhere", "is not HOST:PORT"),
-        (":6379", "is not HOST:PORT"),
+        ("nowhere", "must be HOST:PORT.*got 'nowhere'"),
+        (":6379", "must be HOST:PORT.*got ':6379'"),
         ("127.0.0.1:1", "nothing answers at 127.0.0.1:1: .*ray start --head --port=1"),
         ("127.0.0.1:99999", "nothing answers at 127.0.0.1:99999"),
     ],
 )
-def test_addresses_where_no_cluster_is_are_told(address: str, message: str) -> None:
+def test_an_address_without_a_cluster_raises_user_error(address: str, message: str) -> None:
     pytest.importorskip("ray")
     with pytest.raises(UserError, match=message):
         RAY.prepare(Resources(engine="ray", address=address))
 
 
-def test_a_service_that_is_no_cluster_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_address_of_another_service_raises_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("ray")
     monkeypatch.setattr(cluster, "_ANSWER_SECONDS", 3.0)
-    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UserError, match="is no ray cluster"):
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(UserError, match="is not a ray cluster"):
         RAY.prepare(Resources(engine="ray", address=f"127.0.0.1:{silent.getsockname()[1]}"))
 
 
-def test_what_is_missing_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_package_and_wrong_engine_raise_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
     with pytest.raises(UserError, match=r"pip install 'robustbench_vlm\[ray\]'"):
         RAY.prepare(Resources(engine="ray"))
@@ -201,12 +201,12 @@ def failing(how: str, number: int) -> int:
 
 
 def main() -> None:
-    """Print how three kinds of failure reach the driver; lost tasks are not tried again."""
+    """Print the exceptions that three kinds of failure raise in the driver. Lost tasks are not retried."""
     cluster._RETRIES = 0
     resources = Resources("cpu", 2, engine="ray", address=sys.argv[1])
     for how in ("user", "ours", "killed"):
         try:
-            # Alone where the worker is killed: ray may lose the answer of a neighbour with it.
+            # The killed worker gets one job only, because ray may lose the answers of other jobs with it.
             list(RAY.run_jobs(functools.partial(failing, how), [1] if how == "killed" else range(3), resources))
         except Exception as error:
             print(f"{type(error).__name__}: {error}", end="\0")

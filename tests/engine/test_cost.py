@@ -1,4 +1,4 @@
-"""The estimate's worst case is what a robust sample really costs."""
+"""Test that the worst case of the cost estimate equals the real cost of a robust sample."""
 
 from fractions import Fraction
 
@@ -19,13 +19,13 @@ from robustbench_vlm.engine.resources import Resources
 
 
 def unbreakable(images: Tensor) -> Tensor:
-    """Return logits of four classes that the images hardly move, and never to another class."""
+    """Return logits of four classes. The first class always wins by a large margin."""
     flat = images.flatten(1)
     return torch.stack([5 + flat.mean(dim=1), flat[:, 0], flat[:, 1], flat[:, 2]], dim=1)
 
 
 @pytest.mark.parametrize("name", ["fgsm", "pgd-10", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack"])
-def test_a_robust_sample_costs_what_the_estimate_says(name: str) -> None:
+def test_the_estimate_equals_the_passes_of_a_robust_sample(name: str) -> None:
     attack = load_attack(name)
     images = torch.rand(2, 3, 4, 4, generator=torch.Generator().manual_seed(0))
     keys = sample_keys(0, "estimate", ["a", "b"])
@@ -40,6 +40,6 @@ def test_a_robust_sample_costs_what_the_estimate_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("wrong", [{"workers": -1}, {"batch_size": -1}, {"shard_size": 0}, {"device": "tpu"}])
-def test_resources_that_make_no_sense_are_told(wrong: dict[str, int]) -> None:
+def test_invalid_resources_raise_user_error(wrong: dict[str, int]) -> None:
     with pytest.raises(UserError):
         Resources(**wrong)  # type: ignore[arg-type]

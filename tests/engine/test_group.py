@@ -1,4 +1,4 @@
-"""Groups: every sample once, of one model, attack and radius, in nearly equal parts, whatever is on disk already."""
+"""Test groups: every sample is in one group, and the samples of a group have one model, attack and radius."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -16,7 +16,7 @@ from robustbench_vlm.engine.store import Finished, Piece
 
 NOTHING = Finished((), ())
 OWN = load_attack("fgsm")
-"""Its stages take samples of several datasets; those of the made-up attack do not."""
+"""An attack whose stages support samples of several datasets. The stages of the artificial attack do not."""
 
 
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -26,7 +26,7 @@ OWN = load_attack("fgsm")
     workers=st.integers(1, 4),
     own=st.booleans(),
 )
-def test_every_sample_is_in_one_group_of_one_kind(
+def test_every_sample_is_in_one_group_of_one_threat(
     make_cell: Callable[..., Cell], sizes: list[int], shard_size: int, workers: int, own: bool
 ) -> None:
     cells = [
@@ -46,7 +46,7 @@ def test_every_sample_is_in_one_group_of_one_kind(
         assert max(loads) - min(loads) <= shard_size or not own
 
 
-def test_a_group_that_was_cut_off_is_run_again_whole_and_others_are_not(
+def test_an_interrupted_group_is_computed_again_as_a_whole(
     make_cell: Callable[..., Cell], make_results: Callable[..., list[object]]
 ) -> None:
     cells = [make_cell(8, attack=OWN), make_cell(8, attack=OWN, model="other.json")]

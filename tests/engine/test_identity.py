@@ -1,4 +1,4 @@
-"""Identities name algorithms and versions: a function may move, and a new version is computed again."""
+"""Test identities: they have names and versions of algorithms, but no import paths."""
 
 import dataclasses
 import sys
@@ -17,7 +17,7 @@ from robustbench_vlm.defenses.agft import AGFT
 from robustbench_vlm.engine.cell import Cell
 
 
-def test_a_stage_function_may_move_to_another_module(
+def test_moving_a_stage_function_to_another_module_keeps_the_fingerprint(
     make_cell: Callable[..., Cell], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     attack = load_attack("pgd-10")
@@ -57,7 +57,7 @@ def test_a_new_version_of_an_algorithm_is_computed_again(tmp_path: Path, monkeyp
     assert len(files) == 1 and len(set(tmp_path.rglob("*.parquet")) - files) == 1
 
 
-def test_a_defense_names_its_version_in_the_training_fingerprint() -> None:
+def test_the_version_of_a_defense_is_in_the_training_identity() -> None:
     from robustbench_vlm.training.request import TrainingRequest, make_job
 
     job = make_job(TrainingRequest("agft", "mini", num_images=128))

@@ -1,4 +1,4 @@
-"""A run that is killed at random moments ends, by the same command, with the very records of an unbroken one."""
+"""Test that a run that is killed at random times and started again gives the records of an uninterrupted run."""
 
 import os
 import random
@@ -25,7 +25,7 @@ def records(out: Path) -> dict[str, bytes]:
 
 
 def environment() -> dict[str, str]:
-    # One thread everywhere: the number of threads may change the order of a sum.
+    # One thread, because the number of threads may change the order of a sum.
     source = str(Path(robustbench_vlm.__file__).parents[1])
     return {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": source}
 
@@ -38,7 +38,7 @@ def unbroken(taught_card: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 
 
 def interrupt(process: "subprocess.Popen[str]", after: int, pause: float, number: signal.Signals) -> list[int]:
-    """Wait until more than `after` samples are done, then `pause` seconds, send the signal, and return the counts."""
+    """Send a signal `pause` seconds after more than `after` samples are done; return the printed sample counts."""
     counts: list[int] = []
     assert process.stdout is not None
     for line in process.stdout:
@@ -53,7 +53,7 @@ def interrupt(process: "subprocess.Popen[str]", after: int, pause: float, number
 
 
 @pytest.mark.parametrize(("workers", "kills"), [(1, 4), (2, 2)])
-def test_a_killed_run_is_finished_by_the_same_command(
+def test_the_same_command_finishes_a_killed_run(
     taught_card: Path, unbroken: Path, tmp_path: Path, workers: int, kills: int
 ) -> None:
     choose = random.Random(kills)
@@ -66,7 +66,7 @@ def test_a_killed_run_is_finished_by_the_same_command(
         if process.returncode == 0:
             break
         assert process.returncode == -signal.SIGKILL
-        assert counts[0] >= done  # what was written before is never computed again
+        assert counts[0] >= done  # written samples are not computed again
         done = counts[-1]
     assert done > 0
     subprocess.run(command(tmp_path, taught_card, 1), check=True, env=environment(), capture_output=True)
@@ -77,7 +77,7 @@ def test_a_killed_run_is_finished_by_the_same_command(
     assert scores[0] == scores[1]
 
 
-def test_ctrl_c_loses_nothing_that_was_written(taught_card: Path, tmp_path: Path) -> None:
+def test_ctrl_c_keeps_all_written_records(taught_card: Path, tmp_path: Path) -> None:
     with subprocess.Popen(
         command(tmp_path, taught_card, 2),
         stdout=subprocess.PIPE,
@@ -87,8 +87,8 @@ def test_ctrl_c_loses_nothing_that_was_written(taught_card: Path, tmp_path: Path
     ) as process:
         counts = interrupt(process, 0, 0, signal.SIGINT)
         assert process.stderr is not None
-        told = process.stderr.read()
-    assert process.returncode not in (0, -signal.SIGKILL) and "KeyboardInterrupt" in told
+        stderr = process.stderr.read()
+    assert process.returncode not in (0, -signal.SIGKILL) and "KeyboardInterrupt" in stderr
     written = records(tmp_path)
     assert 4 * len(written) >= counts[-1] > 0
     answer = subprocess.run(

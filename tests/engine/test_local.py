@@ -1,4 +1,4 @@
-"""The local engine: every shard comes back once, and failures of a worker are told."""
+"""Test the local engine: it returns every shard once and raises the failures of workers."""
 
 import functools
 import os
@@ -33,7 +33,7 @@ def failing(how: str, shard: Shard) -> list[SampleResult]:
 
 
 @pytest.mark.parametrize("workers", [1, 3])
-def test_every_shard_comes_back_once(workers: int) -> None:
+def test_every_shard_is_returned_once(workers: int) -> None:
     answers = list(run_jobs(named, SHARDS, Resources(workers=workers)))
     assert sorted(shard.start for shard, _ in answers) == list(range(7))
     assert all(results[0].sample_id == str(shard.start) for shard, results in answers)
@@ -49,7 +49,7 @@ def test_every_shard_comes_back_once(workers: int) -> None:
         ("killed", WorkerDied, "samples 4 to 5 of cell 0 ended with exit code -9.*same command again"),
     ],
 )
-def test_failures_of_a_worker_are_told(how: str, error: type[Exception], message: str) -> None:
+def test_failures_of_a_worker_are_raised(how: str, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         list(run_jobs(functools.partial(failing, how), SHARDS, Resources(workers=2)))
 
@@ -58,7 +58,7 @@ def alive(processes: Sequence[int]) -> list[int]:
     return [process for process in processes if Path("/proc", str(process)).exists()]
 
 
-def test_closing_ends_the_workers() -> None:
+def test_closing_the_iterator_stops_the_workers() -> None:
     answers = run_jobs(named, SHARDS, Resources(workers=2))
     _, results = next(answers)
     assert alive([results[0].forward])

@@ -1,4 +1,4 @@
-"""The merge takes exactly the protocol's samples, in any pieces and any order."""
+"""Test that merging accepts exactly the samples of the cell, in any pieces and any order."""
 
 import random
 from collections.abc import Callable
@@ -16,8 +16,12 @@ SHARED = settings(suppress_health_check=[HealthCheck.function_scoped_fixture], d
 
 
 @SHARED
-@given(size=st.integers(1, 30), seed=st.integers(0, 10**6), fault=st.sampled_from(["", "missing", "twice", "foreign"]))
-def test_merge(
+@given(
+    size=st.integers(1, 30),
+    seed=st.integers(0, 10**6),
+    fault=st.sampled_from(["", "missing", "more than once", "not in the cell"]),
+)
+def test_merge_returns_all_samples_in_order_or_raises_user_error(
     make_cell: Callable[[int], Cell],
     make_results: Callable[[Cell], list[SampleResult]],
     size: int,
@@ -30,9 +34,9 @@ def test_merge(
     rows = results[:size]
     if fault == "missing":
         rows.pop(choose.randrange(size))
-    elif fault == "twice":
+    elif fault == "more than once":
         rows.append(rows[choose.randrange(size)])
-    elif fault == "foreign":
+    elif fault == "not in the cell":
         rows.append(results[size])
     choose.shuffle(rows)
     cut = choose.randint(0, len(rows))

@@ -1,4 +1,4 @@
-"""Precision: the encoder is attacked in the protocol's, and verdicts are given in float32 unless it says otherwise."""
+"""Test precision: attacks use the precision of the protocol, and verdicts use float32 by default."""
 
 import subprocess
 import sys
@@ -52,7 +52,7 @@ def flags() -> tuple[bool, ...]:
     return matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark, convolution.deterministic
 
 
-def test_settings_that_cannot_be_put_back_are_told_and_no_traceback() -> None:
+def test_precision_settings_that_cannot_be_restored_raise_user_error() -> None:
     if not hasattr(torch.backends.cuda.matmul, "fp32_precision"):
         pytest.skip("this torch has no fp32_precision")
     code = (
@@ -60,11 +60,11 @@ def test_settings_that_cannot_be_put_back_are_told_and_no_traceback() -> None:
         "from robustbench_vlm.core.errors import UserError; from robustbench_vlm.models.precision import arithmetic\n"
         "try:\n    with arithmetic(): pass\nexcept UserError as error: print(error)"
     )
-    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert said.startswith("torch's precision was set with fp32_precision")
+    printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("torch's precision was set with fp32_precision")
 
 
-def test_arithmetic_is_what_it_says_and_is_put_back() -> None:
+def test_arithmetic_sets_and_restores_the_precision() -> None:
     before = flags()
     with arithmetic("tf32"):
         assert flags() == (True, True, False, True)
@@ -76,7 +76,7 @@ def test_arithmetic_is_what_it_says_and_is_put_back() -> None:
     assert flags() == before
 
 
-def test_the_encoder_alone_runs_in_less_than_float32(cell: Cell) -> None:
+def test_only_the_encoder_runs_in_a_lower_precision(cell: Cell) -> None:
     about = cell.model, cell.track, cell.dataset.prompts, "cpu"
     batch, _ = load_batch(cell, 0, len(cell), device="cpu")
     exact, low = classifier_of(*about), precise_classifier(*about, "bfloat16", "float32")
@@ -89,7 +89,7 @@ def test_the_encoder_alone_runs_in_less_than_float32(cell: Cell) -> None:
     assert gradient.dtype == torch.float32 and torch.isfinite(gradient).all() and gradient.abs().max() > 0
 
 
-def test_verdicts_are_float32_unless_the_protocol_says_otherwise(cell: Cell) -> None:
+def test_verdicts_use_float32_by_default_and_another_precision_if_the_protocol_has_one(cell: Cell) -> None:
     exact = measured(cell)
     about = cell.model, cell.track, cell.dataset.prompts, "cpu"
     calls: dict[str, int] = dict.fromkeys(("float32", "bfloat16"), 0)
@@ -100,19 +100,20 @@ def test_verdicts_are_float32_unless_the_protocol_says_otherwise(cell: Cell) -> 
     for name in calls:
         precise_classifier(*about, name, "float32").register_forward_pre_hook(count)
     low = measured(cell, precision="bfloat16")
-    walked = calls["bfloat16"] - SANITY_FORWARD * len(low)
+    steps = calls["bfloat16"] - SANITY_FORWARD * len(low)
     right = sum(each.clean_prediction == each.label for each in low)
-    # Clean images are judged, those that the attack returns, and every one on its way; the probes judge nothing.
-    assert walked >= right > 0 and calls["float32"] == len(low) + right + walked
+    # The judge classifies clean images, the final images of the attack, and every image on the way to them. The
+    # output checks do not use the judge.
+    assert steps >= right > 0 and calls["float32"] == len(low) + right + steps
     calls["float32"] = 0
     rounded = measured(cell, precision="bfloat16", verdict_precision="bfloat16")
     assert calls["float32"] == 0
     assert [each.margin for each in low] == [each.margin for each in exact] != [each.margin for each in rounded]
-    # Rounding in another batch must not raise a warning.
+    # Rounding differences between batches must not raise a warning.
     assert not any(each.warnings for each in low + rounded)
 
 
-def test_products_with_texts_are_rounded_once_whatever_the_encoder_runs_in() -> None:
+def test_the_product_with_text_features_is_computed_in_float64_for_every_encoder_precision() -> None:
     small = torch.nn.Linear(3 * 4 * 4, 8, bias=False)
     seen: dict[str, set[tuple[torch.dtype, bool]]] = {"encoder": set(), "product": set()}
 
@@ -127,12 +128,12 @@ def test_products_with_texts_are_rounded_once_whatever_the_encoder_runs_in() -> 
     classifier = ZeroShotClassifier(encoder, torch.eye(5, 8), 100.0).in_precision("tf32")
     with torch.no_grad(), arithmetic("tf32"), Spy():
         logits = classifier(torch.rand(2, 3, 4, 4))
-    # TF32 rounds products of float32 numbers alone.
+    # TF32 rounds only products of float32 numbers.
     assert seen["encoder"] == {(torch.float32, True)} and {dtype for dtype, _ in seen["product"]} == {torch.float64}
     assert logits.dtype == torch.float32
 
 
-def test_logits_are_made_in_half_where_the_protocol_says_so(cell: Cell) -> None:
+def test_logits_use_bfloat16_if_the_protocol_has_this_logit_precision(cell: Cell) -> None:
     about = cell.model, cell.track, cell.dataset.prompts, "cpu"
     batch, _ = load_batch(cell, 0, len(cell), device="cpu")
     for name in ("float32", "bfloat16"):
@@ -146,22 +147,22 @@ def test_logits_are_made_in_half_where_the_protocol_says_so(cell: Cell) -> None:
     assert not any(each.warnings for each in low)
 
 
-def test_texts_are_embedded_in_float32_wherever_they_are() -> None:
+def test_text_features_are_computed_in_float32_in_every_precision_of_the_attack() -> None:
     model, seen = load_model("clip", "mini"), []
-    model.network.get_submodule("transformer").register_forward_pre_hook(lambda *told: seen.append(flags()[:2]))
+    model.network.get_submodule("transformer").register_forward_pre_hook(lambda *values: seen.append(flags()[:2]))
     with arithmetic("tf32"):
         model.classifier(["a circle", "a square"])
     assert seen == [(False, False)]
 
 
 def returns(logits: object, batch: Batch, *, batch_size: int) -> Outcome:
-    """Return images that are a little brighter."""
+    """Return images that are slightly brighter."""
     nothing = torch.zeros_like(batch.labels)
     return Outcome(batch.images + 0.1, nothing, nothing, {})
 
 
 def at(limit: float) -> Callable[[Tensor], Tensor]:
-    """Return a classifier that is wrong about images of class 0 that are brighter than a limit."""
+    """Return a classifier that predicts class 0 for images up to a mean brightness, and class 1 for brighter ones."""
     return lambda images: torch.stack([limit - images.flatten(1).mean(dim=1), torch.zeros(len(images))], dim=1)
 
 
@@ -174,7 +175,7 @@ GREY = Batch(
 )
 
 
-def test_only_the_judge_decides() -> None:
+def test_only_the_judge_gives_the_verdict() -> None:
     attack = Attack("bright", (Stage("bright", "bright", f"{__name__}:returns"),), "")
     for limit, verdict in ((0.7, ""), (0.55, "bright"), (0.4, "clean")):
         for attacked in (0.4, 0.7):
@@ -184,7 +185,7 @@ def test_only_the_judge_decides() -> None:
 
 
 @pytest.mark.parametrize("name", ["pgd-10", "cw"])
-def test_an_attack_goes_on_until_the_judge_is_fooled(name: str) -> None:
+def test_an_attack_continues_until_it_breaks_the_judge(name: str) -> None:
     attack = load_attack(name)
     alone = attack_samples(at(0.51), GREY, attack, batch_size=2)
     judged = attack_samples(at(0.51), GREY, attack, batch_size=2, judge=at(0.58))
@@ -193,7 +194,7 @@ def test_an_attack_goes_on_until_the_judge_is_fooled(name: str) -> None:
 
 
 @pytest.mark.parametrize(("name", "value"), [("half", "HALF"), ("half-verdicts", "HALF_VERDICTS")])
-def test_a_precision_that_the_device_lacks_is_refused(
+def test_a_precision_that_the_device_does_not_support_raises_user_error(
     taught_card: Path, monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     assert isinstance(PROTOCOLS.table, Mapping)
@@ -202,7 +203,7 @@ def test_a_precision_that_the_device_lacks_is_refused(
         resolve(Request(models=(str(taught_card),), protocol=name, resources=ONE))
 
 
-def test_which_precisions_there_are() -> None:
+def test_check_precision_accepts_all_precisions_on_cuda_only() -> None:
     for name in PRECISIONS:
         check_precision(name, "cuda")
     with pytest.raises(UserError, match="tf32, which exists only on cuda"):

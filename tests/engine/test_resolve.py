@@ -1,4 +1,4 @@
-"""Resolving: names become cells or errors, and the fingerprint covers what a number depends on and nothing else."""
+"""Test resolving: names give cells or errors, and fingerprints cover all values that an accuracy depends on."""
 
 import dataclasses
 import json
@@ -51,7 +51,7 @@ def test_a_grid_has_every_combination(make_card: MakeCard) -> None:
     assert grid[0] == (models[0], "fgsm", "4/255", "shapes")
 
 
-def test_defaults_are_the_tracks(make_card: MakeCard) -> None:
+def test_defaults_are_those_of_the_track(make_card: MakeCard) -> None:
     plan = resolve(Request(models=(str(make_card()),)))
     assert [cell.dataset.name for cell in plan.cells] == list(plan.track.datasets)
     assert {(cell.attack.name, cell.threat) for cell in plan.cells} == {
@@ -62,7 +62,7 @@ def test_defaults_are_the_tracks(make_card: MakeCard) -> None:
     assert 0 < estimate.seconds_expected < estimate.seconds_most
 
 
-def test_another_number_of_samples_is_another_protocol(make_card: MakeCard) -> None:
+def test_another_number_of_samples_changes_the_protocol_name(make_card: MakeCard) -> None:
     card = make_card()
     (own,), (five,), (many,) = (plan_of(card, samples=samples).cells for samples in (None, 5, "all"))
     assert (len(own), len(five), len(many)) == (MINI_QUICK.samples, 5, 1000)
@@ -75,7 +75,7 @@ def test_another_number_of_samples_is_another_protocol(make_card: MakeCard) -> N
     [
         ({"track": "mimi"}, "unknown track 'mimi'. Did you mean mini?"),
         ({"attacks": ("autoatack",)}, "unknown attack 'autoatack'. Did you mean .*autoattack"),
-        ({"attacks": ()}, "no attack is given"),
+        ({"attacks": ()}, "no attack is given, but one or more are needed"),
         ({"datasets": ("shape",)}, "unknown dataset 'shape'. Did you mean shapes"),
         ({"protocol": "mini-quik"}, "unknown protocol 'mini-quik'. Did you mean mini-quick"),
         ({"models": ("nonesuch",)}, "unknown model 'nonesuch'"),
@@ -84,19 +84,19 @@ def test_another_number_of_samples_is_another_protocol(make_card: MakeCard) -> N
         ({"norm": "L1"}, "unknown norm 'L1'|no standard eps"),
         ({"norm": "L2"}, "no standard eps in L2.*--eps"),
         ({"norm": "L2", "eps": ("1/2",), "attacks": ("cw",)}, "'cw' is for Linf, not for L2"),
-        ({"images": Path("somewhere")}, "either --images or --dataset$"),
+        ({"images": Path("somewhere")}, "give --images or --dataset$"),
         ({"images": Path("nowhere"), "datasets": ()}, "there is no folder nowhere"),
         ({"resources": Resources(device="cuda")}, "no GPU"),
     ],
 )
-def test_bad_requests_are_told(make_card: MakeCard, changes: dict[str, object], message: str) -> None:
+def test_invalid_requests_raise_user_error(make_card: MakeCard, changes: dict[str, object], message: str) -> None:
     if "resources" in changes and torch.cuda.is_available():
         pytest.skip("there is a GPU here")
     with pytest.raises(UserError, match=message):
         plan_of(make_card(), **changes)
 
 
-def test_two_models_of_one_name_are_told(make_card: MakeCard, tmp_path: Path) -> None:
+def test_two_models_with_the_same_name_raise_user_error(make_card: MakeCard, tmp_path: Path) -> None:
     card = make_card("one")
     shutil.copytree(card.parent, tmp_path / "copy")
     with pytest.raises(UserError, match="both named 'one'"):
@@ -106,7 +106,7 @@ def test_two_models_of_one_name_are_told(make_card: MakeCard, tmp_path: Path) ->
 def change_weights(
     card: Path, write: Callable[[Path, dict[str, torch.Tensor]], object], *, digest: bool = True
 ) -> None:
-    """Rewrite a card's image weights, and its digest if `digest`."""
+    """Rewrite the image weights of a card, and also their digest in the card if `digest` is true."""
     values = json.loads(card.read_text())
     path = card.parent / values["image"]["file"]
     write(path, load_file(path))
@@ -122,13 +122,13 @@ def with_nan(path: Path, tensors: dict[str, torch.Tensor]) -> None:
 
 
 class Code:
-    """A pickle that would run code when loaded."""
+    """An object whose pickle would run code when it is loaded."""
 
     def __reduce__(self) -> tuple[Callable[[str], object], tuple[str]]:
         return Path.touch, (Path("ran-code"),)  # type: ignore[return-value]
 
 
-def test_changed_or_bad_weights_are_refused(
+def test_changed_or_invalid_weights_raise_user_error(
     make_card: MakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     card = make_card("changed")
@@ -151,8 +151,8 @@ def test_changed_or_bad_weights_are_refused(
     assert not Path("ran-code").exists()
 
 
-def pictures(folder: Path, *, broken: bool = True) -> Path:
-    """Write a folder of two classes with three images each, one of them cut short if `broken`."""
+def image_folder(folder: Path, *, broken: bool = True) -> Path:
+    """Write a folder of two classes with three images each. If `broken` is true, one image is truncated."""
     for n in range(6):
         path = folder / ("night" if n % 2 else "day") / f"{n}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -163,8 +163,8 @@ def pictures(folder: Path, *, broken: bool = True) -> Path:
     return folder
 
 
-def test_unreadable_images_are_named_or_counted(make_card: MakeCard, tmp_path: Path) -> None:
-    folder = pictures(tmp_path / "pictures")
+def test_unreadable_images_raise_user_error_or_are_counted(make_card: MakeCard, tmp_path: Path) -> None:
+    folder = image_folder(tmp_path / "images")
     with pytest.raises(UserError, match=r"day/4\.png.*--skip-unreadable"):
         plan_of(make_card(), images=folder, datasets=())
     (cell,) = plan_of(make_card(), images=folder, datasets=(), skip_unreadable=True).cells
@@ -173,7 +173,7 @@ def test_unreadable_images_are_named_or_counted(make_card: MakeCard, tmp_path: P
     assert cell.dataset.classes == ("day", "night")
 
 
-def test_the_fingerprint_covers_what_a_number_depends_on(make_cell: Callable[..., Cell]) -> None:
+def test_the_fingerprint_changes_with_every_value_that_the_accuracy_depends_on(make_cell: Callable[..., Cell]) -> None:
     cell = make_cell(6)
     stage = cell.attack.stages[0]
     stages = (replace(stage, parameters={**stage.parameters, "steps": 4}), cell.attack.stages[1])
@@ -197,20 +197,20 @@ def test_the_fingerprint_covers_what_a_number_depends_on(make_cell: Callable[...
     assert len(set(prints)) == len(prints)
 
 
-def test_the_fingerprint_covers_nothing_else(make_cell: Callable[..., Cell]) -> None:
+def test_the_fingerprint_does_not_change_with_names_and_descriptions(make_cell: Callable[..., Cell]) -> None:
     cell = make_cell(6)
     changes: list[dict[str, object]] = [
         {"model": "elsewhere.json"},
         {"model_name": "other"},
         {"track": "other"},
-        {"attack": Attack(cell.attack.name, cell.attack.stages, "said otherwise")},
-        {"protocol": replace(cell.protocol, description="said otherwise")},
-        {"dataset": replace(cell.dataset, description="said otherwise", options={"path": "elsewhere"})},
+        {"attack": Attack(cell.attack.name, cell.attack.stages, "another description")},
+        {"protocol": replace(cell.protocol, description="another description")},
+        {"dataset": replace(cell.dataset, description="another description", options={"path": "elsewhere"})},
     ]
     assert {replace(cell, **change).fingerprint for change in changes} == {cell.fingerprint}
 
 
-def test_the_plan_says_what_each_cell_costs(make_card: MakeCard) -> None:
+def test_the_estimate_has_the_cost_of_each_cell(make_card: MakeCard) -> None:
     found = plan_of(make_card(), attacks=("fgsm", "pgd-10"), datasets=("shapes", "day-night"), samples=4)
     estimate = estimate_cost(found)
     costs = estimate.cells
@@ -218,11 +218,11 @@ def test_the_plan_says_what_each_cell_costs(make_card: MakeCard) -> None:
     assert sum(cost.passes_most for cost in costs) == estimate.passes_most
     assert sum(cost.seconds_expected for cost in costs) == pytest.approx(estimate.seconds_expected)
     assert all(0 < cost.passes_expected < cost.passes_most and cost.memory > 2**28 for cost in costs)
-    # PGD-10 makes ten gradients where FGSM makes one.
+    # PGD-10 computes ten gradients, FGSM computes one.
     assert costs[2].passes_most > 2 * costs[0].passes_most and costs[2].seconds_most > 2 * costs[0].seconds_most
 
 
-def test_an_estimate_embeds_the_texts_of_one_dataset_to_time_a_model(
+def test_an_estimate_embeds_the_prompts_of_only_one_dataset(
     make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     embedded: list[int] = []
@@ -235,12 +235,12 @@ def test_an_estimate_embeds_the_texts_of_one_dataset_to_time_a_model(
     monkeypatch.setattr(Model, "text_features", spied)
     plan = plan_of(make_card(), datasets=("day-night", "shapes", "colours"))
     if plan.request.resources.device == "cpu":
-        assert not embedded, "to resolve a request on a CPU takes no text"
+        assert not embedded, "resolving a request on a CPU must not embed prompts"
     estimate_cost(plan)
     assert sorted(embedded) == [1, len(plan.cells[0].dataset.classes)]
 
 
-def test_to_resolve_measures_no_speed_and_holds_one_model_at_a_time(
+def test_resolve_measures_no_speed_and_has_one_model_in_memory(
     make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded: list[weakref.ref[torch.nn.Module]] = []
@@ -268,7 +268,7 @@ def make_request(cards: Sequence[str]) -> Plan:
     return resolve(Request(models=tuple(cards), attacks=("fgsm",), datasets=("day-night",), samples=4))
 
 
-def test_a_gpu_gets_a_batch_size_without_a_measurement_of_speed(
+def test_the_batch_size_on_a_gpu_is_chosen_without_a_measurement_of_speed(
     make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[tuple[str, int, int]] = []
@@ -288,16 +288,16 @@ def test_a_gpu_gets_a_batch_size_without_a_measurement_of_speed(
     assert resolving._sample_memory(cells[0], "cpu") > 24 * image
 
 
-def test_a_plan_counts_what_a_judge_in_another_precision_passes(
+def test_the_estimate_includes_the_passes_of_a_judge_in_another_precision(
     make_card: MakeCard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(PROTOCOLS.table, "low", f"{__name__}:LOW")  # type: ignore[arg-type]
     exact, low = (estimate_cost(plan_of(make_card(), protocol=name)).passes_most for name in ("mini-quick", "low"))
-    # FGSM counts as three calls at most, and each of them is judged.
+    # FGSM makes at most three calls, and the judge classifies the images of each.
     assert low - exact == 3 * MINI_QUICK.samples
 
 
-def test_a_protocols_step_is_for_its_norm(make_card: MakeCard, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_step_size_of_a_protocol_applies_only_to_linf(make_card: MakeCard, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(PROTOCOLS.table, "steps", f"{__name__}:STEPS")  # type: ignore[arg-type]
     for norm, given in (("Linf", True), ("L2", False)):
         (cell,) = plan_of(make_card(), attacks=("pgd-10",), protocol="steps", norm=norm, eps=("1/2",)).cells

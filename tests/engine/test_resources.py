@@ -1,4 +1,4 @@
-"""Resources: memory that runs out halves the batch and changes no record."""
+"""Test resources: if memory runs out, the batch size is halved and the records do not change."""
 
 import weakref
 from collections.abc import Callable
@@ -40,7 +40,7 @@ def plan_of(taught_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 class Full:
-    """A hook that lets no more than so many images into a network, and counts those that it turned away."""
+    """Forward hook that raises an out-of-memory error for more than `most` images, and counts the refused calls."""
 
     def __init__(self, most: int) -> None:
         self.most, self.refused = most, 0
@@ -52,7 +52,7 @@ class Full:
 
 
 def run_within(plan: Plan, most: int) -> int:
-    """Run a plan on a network that takes at most so many images, and return how many calls were refused."""
+    """Run a plan on a network that accepts at most `most` images per call; return the number of refused calls."""
     cell = plan.cells[0]
     full = Full(most)
     encoder = classifier_of(cell.model, cell.track, cell.dataset.prompts, "cpu").encoder
@@ -65,8 +65,8 @@ def records(out: Path) -> dict[str, bytes]:
     return {str(path.relative_to(out)): path.read_bytes() for path in sorted(out.rglob("*.parquet"))}
 
 
-def test_half_the_slots_give_the_records_of_few_slots_from_the_beginning(plan_of: Callable[[int], Plan]) -> None:
-    # The probes pass a shard's six images twice, so that 16 and 8 batch_size are too many.
+def test_a_halved_batch_size_gives_the_records_of_a_small_batch_size(plan_of: Callable[[int], Plan]) -> None:
+    # The output checks pass the six images of a shard twice in one batch, so batch sizes of 16 and 8 do not fit.
     plans = [plan_of(4), plan_of(16)]
     assert [run_within(plan, 8) for plan in plans] == [0, 2]
     few, many = (records(plan.request.out) for plan in plans)
@@ -74,12 +74,12 @@ def test_half_the_slots_give_the_records_of_few_slots_from_the_beginning(plan_of
     assert list(shard._fitting.values()) == [4]
 
 
-def test_a_sample_that_does_not_fit_is_told(plan_of: Callable[[int], Plan]) -> None:
-    with pytest.raises(UserError, match=r"cannot hold one sample at a time: .* out of memory\. Tried .*--workers"):
+def test_a_sample_that_does_not_fit_into_memory_raises_user_error(plan_of: Callable[[int], Plan]) -> None:
+    with pytest.raises(UserError, match=r"too small for a batch of one sample: .* out of memory\. Tried .*--workers"):
         run_within(plan_of(2), 0)
 
 
-def test_memory_is_free_again_before_the_next_attempt() -> None:
+def test_memory_is_freed_before_the_next_attempt() -> None:
     held: list[weakref.ref[Tensor]] = []
 
     def work(batch_size: int) -> list[bool]:
@@ -93,7 +93,7 @@ def test_memory_is_free_again_before_the_next_attempt() -> None:
     assert with_fitting_batch_size(work, 8) == ([False, False], 2)
 
 
-def test_other_errors_are_no_question_of_memory() -> None:
+def test_errors_other_than_out_of_memory_are_not_caught() -> None:
     def work(batch_size: int) -> None:
         raise RuntimeError("mat1 and mat2 shapes cannot be multiplied")
 
@@ -101,25 +101,27 @@ def test_other_errors_are_no_question_of_memory() -> None:
         with_fitting_batch_size(work, 8)
 
 
-def test_what_says_that_memory_ran_out() -> None:
+def test_out_of_memory_errors_are_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)
-    told = [caught.value, MemoryError(), torch.OutOfMemoryError("full")]
-    told += [RuntimeError("MPS backend out of memory"), RuntimeError("cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED")]
-    assert all(map(is_out_of_memory, told))
+    errors = [caught.value, MemoryError(), torch.OutOfMemoryError("full")]
+    errors += [RuntimeError("MPS backend out of memory"), RuntimeError("cuBLAS error: CUBLAS_STATUS_ALLOC_FAILED")]
+    assert all(map(is_out_of_memory, errors))
     assert not any(map(is_out_of_memory, [ValueError("out of memory"), RuntimeError("shapes")]))
 
 
 @pytest.mark.parametrize(
     ("free", "batch_size"), [(80 * 2**30, 256), (10 * 2**30, 64), (2**30, 4), (2**27, 1), (2**20, 1)]
 )
-def test_a_gpu_begins_with_what_its_memory_takes(monkeypatch: pytest.MonkeyPatch, free: int, batch_size: int) -> None:
+def test_the_batch_size_on_a_gpu_fits_its_free_memory(
+    monkeypatch: pytest.MonkeyPatch, free: int, batch_size: int
+) -> None:
     monkeypatch.setattr(resources.torch.cuda, "mem_get_info", lambda: (free, 80 * 2**30))
     assert choose_batch_size("cuda", 100 * 2**20, 1) == batch_size
     assert choose_batch_size("cpu", 100 * 2**20, 1) == resources.CPU_BATCH_SIZE
 
 
-def test_workers_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_on_the_same_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(resources.torch.cuda, "mem_get_info", lambda: (10 * 2**30, 80 * 2**30))
     monkeypatch.setattr(resources.torch.cuda, "device_count", lambda: 2)
     assert [choose_batch_size("cuda", 100 * 2**20, workers) for workers in (1, 2, 3, 4, 5, 8)] == [
@@ -132,7 +134,7 @@ def test_workers_that_share_a_gpu_share_its_memory(monkeypatch: pytest.MonkeyPat
     ]
 
 
-def test_the_plan_says_how_many_samples_are_passed_at_once(plan_of: Callable[[int], Plan]) -> None:
+def test_plan_and_estimate_have_the_batch_size(plan_of: Callable[[int], Plan]) -> None:
     automatic, given = plan_of(0), plan_of(5)
     assert (automatic.request.resources.batch_size, estimate_cost(automatic).batch_size) == (64, 64)
     assert replace(given.request.resources, batch_size=0) == replace(automatic.request.resources, batch_size=0)

@@ -1,4 +1,4 @@
-"""Whole runs on a small taught model: what is on disk is not computed again, and nothing but the identity counts."""
+"""Test whole runs on a small trained model: results, resuming, damaged records, and independence of the batch."""
 
 import csv
 import json
@@ -50,7 +50,7 @@ def table_of(path: Path) -> list[dict[str, str]]:
     return list(csv.DictReader(path.read_text().splitlines()))
 
 
-def test_a_run_leaves_records_scores_and_a_manifest(request_of: Callable[..., Request]) -> None:
+def test_a_run_writes_records_scores_and_a_manifest(request_of: Callable[..., Request]) -> None:
     seen: list[Progress] = []
     result = run(request_of(command="vlmbench run"), on_progress=seen.append)
     (table,) = result.tables
@@ -69,9 +69,7 @@ def test_a_run_leaves_records_scores_and_a_manifest(request_of: Callable[..., Re
     assert {row["fingerprint"] for row in rows} == {cell["fingerprint"] for cell in manifest["cells"].values()}
 
 
-def test_scores_csv_holds_no_formula_and_no_control_character(
-    request_of: Callable[..., Request], tmp_path: Path
-) -> None:
+def test_scores_csv_has_no_formula_and_no_control_character(request_of: Callable[..., Request], tmp_path: Path) -> None:
     table, cell = run(request_of()).tables[0], resolve(request_of()).cells[0]
     named = replace(table.scores[0], dataset="=1+1", model="\t@SUM(1)\x1b[31m")
     made = Provenance("complete", "", ONE, 0.0, 0)
@@ -80,7 +78,7 @@ def test_scores_csv_holds_no_formula_and_no_control_character(
     assert (row["dataset"], row["model"]) == ("'=1+1", r"'\t@SUM(1)\x1b[31m")
 
 
-def test_the_document_of_one_table_and_of_several(request_of: Callable[..., Request]) -> None:
+def test_the_json_document_of_one_table_and_of_several(request_of: Callable[..., Request]) -> None:
     one = run(request_of()).to_json()
     assert {"track", "protocol", "model", "attack", "fingerprint", "scores", "mean", "seconds"} <= set(one)
     expected = {"dataset", "classes", "eps", "n", "clean", "robust", "clean_interval", "robust_interval", "warnings"}
@@ -91,7 +89,7 @@ def test_the_document_of_one_table_and_of_several(request_of: Callable[..., Requ
     assert several["runs"][0]["scores"] == one["scores"]
 
 
-def test_what_is_on_disk_is_not_computed_again(
+def test_records_on_disk_are_not_computed_again(
     request_of: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(request_of())
@@ -107,7 +105,7 @@ def test_what_is_on_disk_is_not_computed_again(
         run(request_of(eps=("2/255",)))
 
 
-def test_damaged_records_are_named_and_computed_again(request_of: Callable[..., Request]) -> None:
+def test_damaged_records_raise_a_warning_and_are_computed_again(request_of: Callable[..., Request]) -> None:
     first = run(request_of())
     path = sorted(first.tables[0].folder.rglob("*.parquet"))[0]
     before = path.read_bytes()
@@ -118,7 +116,7 @@ def test_damaged_records_are_named_and_computed_again(request_of: Callable[..., 
     assert again.tables[0].scores == first.tables[0].scores
 
 
-def test_a_folder_remembers_the_cells_of_earlier_commands(request_of: Callable[..., Request]) -> None:
+def test_a_run_keeps_the_cells_of_earlier_commands_in_the_folder(request_of: Callable[..., Request]) -> None:
     run(request_of(eps=("1/255",)))
     (table,) = run(request_of(eps=("2/255",), datasets=("colours",))).tables
     rows = table_of(table.folder / "scores.csv")
@@ -131,7 +129,7 @@ def test_a_folder_remembers_the_cells_of_earlier_commands(request_of: Callable[.
     assert len(run(request_of()).tables[0].scores) == 2
 
 
-def test_workers_change_no_verdict(request_of: Callable[..., Request], tmp_path: Path) -> None:
+def test_the_number_of_workers_changes_no_verdict(request_of: Callable[..., Request], tmp_path: Path) -> None:
     one = run(request_of())
     two = run(request_of(out=tmp_path / "two", resources=Resources(device="cpu", workers=2, shard_size=8)))
     strip = [replace(score, warnings=()) for score in one.tables[0].scores]
@@ -139,7 +137,7 @@ def test_workers_change_no_verdict(request_of: Callable[..., Request], tmp_path:
     assert two.fingerprint == one.fingerprint
 
 
-def test_shards_of_any_size_give_the_same_verdicts(request_of: Callable[..., Request]) -> None:
+def test_the_shard_size_changes_no_verdict(request_of: Callable[..., Request]) -> None:
     plan = resolve(request_of(attacks=("pgd-20",), datasets=("colours",), eps=("1/510",)))
     (cell,) = plan.cells
     exact = classifier_of(cell.model, cell.track, cell.dataset.prompts, "cpu")
@@ -156,7 +154,7 @@ def test_shards_of_any_size_give_the_same_verdicts(request_of: Callable[..., Req
     assert len(set(verdicts[0])) > 1
 
 
-def test_records_are_the_same_bit_for_bit_whatever_samples_are_attacked_together(tmp_path: Path) -> None:
+def test_records_are_bitwise_equal_for_any_set_of_samples_attacked_together(tmp_path: Path) -> None:
     names, samples = ("day-night", "shapes", "fine-grained"), 5
     request = Request(
         models=("clip",), attacks=("pgd-20",), datasets=names, samples=samples, out=tmp_path, resources=ONE
@@ -187,24 +185,24 @@ def shard_of(cell: Cell) -> Shard:
     return Shard(0, 0, len(cell), cell.fingerprint)
 
 
-def test_a_worker_refuses_another_identity(request_of: Callable[..., Request]) -> None:
+def test_a_worker_raises_user_error_for_another_identity(request_of: Callable[..., Request]) -> None:
     (cell,) = resolve(request_of(datasets=("colours",))).cells
-    with pytest.raises(UserError, match=r"weights .* changed"):
+    with pytest.raises(UserError, match=r"weights .* have changed"):
         run_shards([replace(cell, weights="0" * 64)], ONE, [shard_of(cell)])
-    with pytest.raises(UserError, match="another fingerprint"):
+    with pytest.raises(UserError, match="a different fingerprint"):
         run_shards([replace(cell, protocol=replace(cell.protocol, seed=1))], ONE, [shard_of(cell)])
     digests = ("0" * 64, *cell.samples.image_digests[1:])
     changed = replace(cell, samples=replace(cell.samples, image_digests=digests))
-    with pytest.raises(UserError, match="not the one that the run was planned with"):
+    with pytest.raises(UserError, match="has changed since the start of the run"):
         run_shards([changed], ONE, [shard_of(changed)])
 
 
-def test_two_runs_in_one_folder_at_once(request_of: Callable[..., Request]) -> None:
+def test_a_second_run_in_the_same_folder_raises_user_error(request_of: Callable[..., Request]) -> None:
     plan: Plan = resolve(request_of())
     other: list[str] = []
 
     def start_another(progress: Progress) -> None:
-        with pytest.raises(UserError, match="another run is writing into"):
+        with pytest.raises(UserError, match="another run is writing to"):
             run_plan(plan)
         other.append("refused")
 
@@ -214,18 +212,18 @@ def test_two_runs_in_one_folder_at_once(request_of: Callable[..., Request]) -> N
 
 @settings(deadline=None)
 @given(n=st.integers(1, 500), share=st.floats(0, 1))
-def test_wilson_holds_the_share(n: int, share: float) -> None:
+def test_the_wilson_interval_contains_the_share_and_equals_the_textbook_formula(n: int, share: float) -> None:
     successes = round(n * share)
     low, high = wilson(successes, n)
     assert 0 <= low <= successes / n <= high <= 1
-    # The textbook form of Wilson's interval, at the normal quantile for 95 %.
+    # The textbook formula of the Wilson interval, with the normal quantile for 95 %.
     z, p = 1.959963984540054, successes / n
     centre, half = (p + z * z / (2 * n)), z * (p * (1 - p) / n + z * z / (4 * n * n)) ** 0.5
     assert low == pytest.approx(max(0.0, (centre - half) / (1 + z * z / n)), abs=1e-9)
     assert high == pytest.approx(min(1.0, (centre + half) / (1 + z * z / n)), abs=1e-9)
 
 
-def test_scores_count_what_is_right_and_unbroken(
+def test_scores_count_correct_and_unbroken_samples(
     make_cell: Callable[..., Cell], make_results: Callable[..., list[SampleResult]]
 ) -> None:
     cell = make_cell(10)

@@ -1,4 +1,4 @@
-"""A run's folder: every reader takes the same records, and a forged or broken manifest is refused or dropped."""
+"""Test run folders: all readers return the same records, and an invalid manifest raises UserError or is ignored."""
 
 import json
 import shutil
@@ -36,7 +36,7 @@ def shards(folder: Path) -> list[Path]:
 
 
 @pytest.mark.parametrize("name", ["{stem} (copy).parquet", "000008-000012.parquet", "notes.parquet"])
-def test_every_reader_ignores_a_foreign_or_copied_file_with_a_warning(
+def test_all_readers_ignore_an_unrelated_or_copied_file_with_a_warning(
     ran: tuple[Request, RunResult], name: str
 ) -> None:
     request, result = ran
@@ -57,7 +57,7 @@ def test_every_reader_ignores_a_foreign_or_copied_file_with_a_warning(
     assert found == before and len(found.results) == len(records) == found.score.n == 8
 
 
-def test_every_reader_names_a_damaged_file(ran: tuple[Request, RunResult]) -> None:
+def test_all_readers_name_a_damaged_file_in_their_error(ran: tuple[Request, RunResult]) -> None:
     request, result = ran
     folder = result.tables[0].folder
     first = shards(folder)[0]
@@ -69,11 +69,11 @@ def test_every_reader_names_a_damaged_file(ran: tuple[Request, RunResult]) -> No
     assert len(result.samples()) == 8
 
 
-def test_every_reader_refuses_missing_records(ran: tuple[Request, RunResult]) -> None:
+def test_all_readers_raise_user_error_for_missing_records(ran: tuple[Request, RunResult]) -> None:
     folder = ran[1].tables[0].folder
     shards(folder)[1].unlink()
     for read in (ran[1].samples, lambda: read_run(folder)):
-        with pytest.raises(UserError, match=r"has 4 records, expected 8: give the command of the run again"):
+        with pytest.raises(UserError, match=r"has 4 records, expected 8: run the same command again"):
             read()
 
 
@@ -94,21 +94,21 @@ def of_first_cell(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[
         (of_first_cell(lambda cell: cell["score"].update(n="8")), "score/n"),
     ],
 )
-def test_a_broken_manifest_is_told(
+def test_an_invalid_manifest_raises_user_error(
     ran: tuple[Request, RunResult], change: Callable[[dict[str, Any]], object], message: str
 ) -> None:
     path = ran[1].tables[0].folder / "manifest.json"
     document = json.loads(path.read_text())
     change(document)
     path.write_text(json.dumps(document))
-    with pytest.raises(UserError, match=rf"{message}.*give the command of the run again"):
+    with pytest.raises(UserError, match=rf"{message}.*run the same command again"):
         read_run(path.parent)
 
 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"cells": []}', "give the command"),
+        ('{"cells": []}', "run the same command"),
         ('{"cells": {}, "cells": {}}', "repeats the key 'cells'"),
         ('{"seconds": 1e999}', "larger than any 64-bit float"),
         ('{"track": "\\ud83d"}', "lone surrogate"),
@@ -116,14 +116,14 @@ def test_a_broken_manifest_is_told(
         ("not JSON", "is not JSON"),
     ],
 )
-def test_a_text_that_is_no_manifest_is_told(tmp_path: Path, text: str, message: str) -> None:
+def test_a_file_that_is_not_a_manifest_raises_user_error(tmp_path: Path, text: str, message: str) -> None:
     path = tmp_path / "manifest.json"
     path.write_text(text)
     with pytest.raises(UserError, match=message):
         read_manifest(path)
 
 
-def test_a_forged_row_is_not_copied_into_the_scores(ran: tuple[Request, RunResult]) -> None:
+def test_a_score_that_does_not_match_its_records_is_not_kept(ran: tuple[Request, RunResult]) -> None:
     request, result = ran
     folder = result.tables[0].folder
     path = folder / "manifest.json"

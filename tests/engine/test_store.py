@@ -1,4 +1,4 @@
-"""Records on disk: what is there and sound is done, everything else is work to do, and nothing is lost."""
+"""Test records on disk: valid files are read, all other samples are computed again, and no record is lost."""
 
 import errno
 import os
@@ -46,7 +46,9 @@ def store(folder: Path, cell: Cell, results: list[SampleResult], start: int, sto
     shard_sizes=st.lists(st.integers(1, 70), min_size=1, max_size=5),
     seed=st.integers(0, 10**6),
 )
-def test_any_kills_and_shard_sizes_end_with_every_sample_once(size: int, shard_sizes: list[int], seed: int) -> None:
+def test_interrupted_runs_with_any_shard_sizes_compute_every_sample_once(
+    size: int, shard_sizes: list[int], seed: int
+) -> None:
     choose = random.Random(seed)
     pieces: list[Piece] = []
     for shard_size in [*shard_sizes, shard_sizes[0]]:
@@ -61,7 +63,7 @@ def test_any_kills_and_shard_sizes_end_with_every_sample_once(size: int, shard_s
 
 
 @given(size=st.integers(1, 60), shard_size=st.integers(1, 20), seed=st.integers(0, 10**6))
-def test_a_resumed_run_has_the_shards_of_an_unbroken_one(size: int, shard_size: int, seed: int) -> None:
+def test_a_resumed_run_has_the_shards_of_an_uninterrupted_run(size: int, shard_size: int, seed: int) -> None:
     choose = random.Random(seed)
     whole = missing_ranges(size, Finished((), ()), shard_size)
     done = [each for each in whole if choose.random() < 0.5]
@@ -69,7 +71,7 @@ def test_a_resumed_run_has_the_shards_of_an_unbroken_one(size: int, shard_size: 
     assert sorted(done + rest) == whole
 
 
-def test_records_come_back_as_they_were_written(tmp_path: Path, make_cell: Cells, make_results: Results) -> None:
+def test_records_are_read_as_they_were_written(tmp_path: Path, make_cell: Cells, make_results: Results) -> None:
     cell = make_cell(9)
     results = make_results(cell, ["", "clean", "first"] * 3)
     paths = [store(tmp_path, cell, results, 0, 4), store(tmp_path, cell, results, 4, 9)]
@@ -83,7 +85,7 @@ def test_records_come_back_as_they_were_written(tmp_path: Path, make_cell: Cells
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(place=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255), cut=st.booleans())
-def test_a_damaged_file_is_never_taken_as_done(
+def test_a_damaged_file_is_rejected(
     tmp_path: Path, make_cell: Cells, make_results: Results, place: float, flip: int, cut: bool
 ) -> None:
     cell = make_cell(6)
@@ -94,7 +96,7 @@ def test_a_damaged_file_is_never_taken_as_done(
     content = content[:at] if cut else content[:at] + bytes([content[at] ^ flip]) + content[at + 1 :]
     path.write_bytes(content)
     found = read_finished(tmp_path, cell)
-    # A flip may fall on a byte that says nothing, such as who wrote the file: then the records are what they were.
+    # A changed byte may be in unused metadata, such as the name of the writer. The records are then unchanged.
     assert [piece.results for piece in found.pieces] in ([], [tuple(results)])
     if cut:
         assert found.rejected[0][0] == path
@@ -112,8 +114,8 @@ def test_files_of_another_identity_or_with_other_samples_are_rejected(
     found = read_finished(tmp_path, cell)
     assert not found.pieces
     reasons = {path.name: reason for path, reason in found.rejected}
-    assert "another fingerprint" in reasons["000000-000002.parquet"]
-    assert "not those that its name says" in reasons["000004-000006.parquet"]
+    assert "fingerprint of another cell" in reasons["000000-000002.parquet"]
+    assert "not those of the samples in its name" in reasons["000004-000006.parquet"]
     assert "its name" in reasons["notes.parquet"]
     assert missing_ranges(6, found, 64) == [(0, 2), (2, 4), (4, 6)]
 
@@ -128,13 +130,13 @@ def test_samples_in_two_files_count_once(tmp_path: Path, make_cell: Cells, make_
 
 
 @given(st.text(min_size=1, max_size=120))
-def test_any_name_becomes_one_path_component(text: str) -> None:
+def test_safe_name_returns_one_path_component_for_any_text(text: str) -> None:
     name = safe_name(text)
     assert name not in ("", ".", "..") and len(name) < 100
     assert Path(name).name == name and not name.startswith((".", "-"))
 
 
-def test_names_stay_apart(tmp_path: Path, make_cell: Cells) -> None:
+def test_different_names_have_different_folders(tmp_path: Path, make_cell: Cells) -> None:
     names = ["a/b", "a_b", "a b", "../a", "open_clip:RN50/openai", "open_clip:RN50_openai"]
     assert len({safe_name(name) for name in names}) == len(names)
     cell = make_cell(3, model_name="../../etc")
@@ -143,15 +145,15 @@ def test_names_stay_apart(tmp_path: Path, make_cell: Cells) -> None:
     assert cell_folder(tmp_path, cell) != cell_folder(tmp_path, other)
 
 
-def test_two_runs_in_one_folder_exclude_each_other(tmp_path: Path) -> None:
-    told = f"another run is writing .* process {os.getpid()} on "
-    with locked(tmp_path), pytest.raises(UserError, match=told), locked(tmp_path):
+def test_a_locked_folder_cannot_be_locked_again(tmp_path: Path) -> None:
+    message = f"another run is writing .* process {os.getpid()} on "
+    with locked(tmp_path), pytest.raises(UserError, match=message), locked(tmp_path):
         pass
     with locked(tmp_path):
         pass
 
 
-def test_the_lock_of_a_killed_process_is_taken_over_and_its_leavings_cleared(tmp_path: Path) -> None:
+def test_the_lock_of_a_killed_process_is_released_and_its_partial_files_are_removed(tmp_path: Path) -> None:
     program = (
         "import sys, time; from pathlib import Path; from robustbench_vlm.engine.store import locked\n"
         "with locked(Path(sys.argv[1])):\n"
@@ -172,7 +174,7 @@ def test_the_lock_of_a_killed_process_is_taken_over_and_its_leavings_cleared(tmp
     ("number", "message"),
     [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "no permission to write")],
 )
-def test_a_disk_that_takes_nothing_is_told_and_loses_nothing(
+def test_a_failed_write_raises_user_error_and_keeps_the_old_file(
     tmp_path: Path, make_cell: Cells, make_results: Results, monkeypatch: pytest.MonkeyPatch, number: int, message: str
 ) -> None:
     cell = make_cell(6)
@@ -189,12 +191,14 @@ def test_a_disk_that_takes_nothing_is_told_and_loses_nothing(
     assert path.read_bytes() == before
 
 
-def test_a_really_full_disk(tmp_path: Path, make_cell: Cells, make_results: Results) -> None:
+def test_a_full_disk_raises_user_error_and_leaves_no_partial_file(
+    tmp_path: Path, make_cell: Cells, make_results: Results
+) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
     mount = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=16k", "tmpfs", str(disk)], capture_output=True)
     if mount.returncode:
-        pytest.skip("needs the right to mount a small disk")
+        pytest.skip("this test needs permission to mount a small disk")
     try:
         (disk / "filler").write_bytes(bytes(8192))
         cell = make_cell(400)
@@ -205,7 +209,7 @@ def test_a_really_full_disk(tmp_path: Path, make_cell: Cells, make_results: Resu
         subprocess.run(["umount", str(disk)], check=True)
 
 
-def test_a_folder_under_a_file_is_told(tmp_path: Path) -> None:
+def test_a_folder_below_a_file_raises_user_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"give another folder, then"), locked(tmp_path / "file" / "runs"):
         pass

@@ -1,4 +1,4 @@
-"""Models with test-time defenses run as every other model: the same path, the same records, the same resume."""
+"""Test that models with test-time defenses run, resume and write records as other models do."""
 
 import shutil
 from dataclasses import replace
@@ -31,7 +31,7 @@ def request_of(out: Path, **changes: object) -> Request:
     return replace(request, **changes)
 
 
-def test_a_run_leaves_records_and_is_not_computed_again(tmp_path: Path) -> None:
+def test_a_run_writes_records_and_does_not_compute_them_again(tmp_path: Path) -> None:
     request = request_of(tmp_path)
     result = run(request)
     (table,), (cell,) = result.tables, resolve(request).cells
@@ -41,7 +41,8 @@ def test_a_run_leaves_records_and_is_not_computed_again(tmp_path: Path) -> None:
     names = {stage.name for stage in cell.attack.stages}
     assert names == {"transfer:pgd-2", "loop:pgd-2", "constant:pgd-2"}
     assert {row.broken_by for row in rows} <= {*names, "clean", ""}
-    # Two for tau, one of the image, two of the steps, one of the answer: of each call without a gradient.
+    # A call without a gradient has six forward passes: two for tau, one for the image, two for the steps, and one for
+    # the answer.
     assert all(row.forward >= 6 and row.backward >= 2 for row in rows)
     assert not any("unstable-output" in row.warnings or "batch-dependent" in row.warnings for row in rows)
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.parquet")}
@@ -50,7 +51,7 @@ def test_a_run_leaves_records_and_is_not_computed_again(tmp_path: Path) -> None:
     assert again.tables[0].scores == table.scores
 
 
-def test_a_defense_takes_a_model_of_any_kind_and_is_a_model_of_its_own(tmp_path: Path, taught_card: Path) -> None:
+def test_a_test_time_defense_on_a_card_file_has_its_own_name_and_fingerprint(tmp_path: Path, taught_card: Path) -> None:
     models = (f"clipure-cos+{taught_card}", f"clipure-cos@short+{taught_card}", str(taught_card))
     plan = resolve(request_of(tmp_path, models=models))
     assert [cell.model_name for cell in plan.cells] == ["clipure-cos+taught", "clipure-cos@short+taught", "taught"]
@@ -60,7 +61,7 @@ def test_a_defense_takes_a_model_of_any_kind_and_is_a_model_of_its_own(tmp_path:
     assert plain.attack == plan.protocol.adapt_attack(load_attack("pgd-2"))
 
 
-def test_the_estimate_counts_what_a_test_time_defense_passes(tmp_path: Path) -> None:
+def test_the_estimate_includes_the_passes_of_a_test_time_defense(tmp_path: Path) -> None:
     costs = [estimate_cost(resolve(request_of(tmp_path, models=(name,)))).passes_most for name in ("clip", "ttc+clip")]
     assert costs[1] > 6 * costs[0]
 
@@ -75,12 +76,14 @@ def test_the_estimate_counts_what_a_test_time_defense_passes(tmp_path: Path) -> 
         ("no/where+clip.json", r"no/where\+clip\.json"),
     ],
 )
-def test_a_reference_that_is_no_defense_on_a_model_is_told(reference: str, message: str, tmp_path: Path) -> None:
+def test_an_invalid_reference_with_a_plus_raises_user_error(reference: str, message: str, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=message):
         resolve(request_of(tmp_path, models=(reference,)))
 
 
-def test_a_card_s_path_may_hold_a_plus(tmp_path: Path, taught_card: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_path_of_a_card_may_contain_a_plus(
+    tmp_path: Path, taught_card: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     shutil.copytree(taught_card.parent, tmp_path / "a+b")
     (tmp_path / "a+b" / taught_card.name).rename(tmp_path / "a+b" / "c+d.json")
     monkeypatch.chdir(tmp_path / "a+b")
@@ -89,14 +92,14 @@ def test_a_card_s_path_may_hold_a_plus(tmp_path: Path, taught_card: Path, monkey
         assert loaded_model(reference, "mini", "cpu").name == "taught"
 
 
-def test_what_looks_at_weights_alone_refuses_a_test_time_defense(tmp_path: Path) -> None:
+def test_diagnose_and_doctor_raise_user_error_for_a_test_time_defense(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="give the model without it, 'clip'"):
         diagnose(request_of(tmp_path, models=("clipure-cos+clip",), attacks=("fgsm",)))
     with pytest.raises(UserError, match="give the model without it, 'clip'"):
         doctor(model="clipure-cos+clip")
 
 
-def test_the_undefended_model_is_the_tracks_and_is_loaded_where_it_is_asked_for() -> None:
+def test_the_undefended_model_is_that_of_the_track_only_if_the_defense_needs_it() -> None:
     ttc, clipure = (loaded_model(f"{name}+agft", "mini", "cpu") for name in ("ttc", "clipure-cos"))
     assert (ttc.model.name, ttc.undefended.name) == ("agft", "clip")  # type: ignore[union-attr]
     assert clipure.undefended is clipure.model  # type: ignore[union-attr]

@@ -1,4 +1,4 @@
-"""Every warning: a model or a record that raises it, and one that does not."""
+"""Test every warning with a model or records that raise it, and with some that do not."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -26,7 +26,7 @@ IMAGES = torch.rand(5, 3, 4, 4, generator=torch.Generator().manual_seed(0))
 
 
 class Linear(nn.Module):
-    """A classifier with nothing wrong."""
+    """A linear classifier, which raises no warning."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -48,7 +48,7 @@ class Cut(Linear):
 
 class Cliff(Linear):
     def forward(self, images: Tensor) -> Tensor:
-        # The square root's slope at zero is infinite, and times zero it is NaN.
+        # The derivative of the square root at zero is infinite, and infinity times zero is NaN.
         return super().forward(images) + (images.flatten(1) * 0).sum(dim=1, keepdim=True).sqrt()
 
 
@@ -81,13 +81,13 @@ class Softmax(Linear):
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else str(value),
 )
 @pytest.mark.parametrize("batch_size", [1, 2, 64])
-def test_probes(model: nn.Module, code: str | None, batch_size: int) -> None:
+def test_each_faulty_model_raises_its_warning(model: nn.Module, code: str | None, batch_size: int) -> None:
     keys = sample_keys(0, "probe", [str(n) for n in range(5)])
     labels = torch.tensor([0, 1, 2, 0, 1])
     batch = Batch(IMAGES, labels, keys, Threat("Linf", Fraction(1, 255)), torch.full_like(labels, 3))
     torch.manual_seed(0)
     expected = {code} if code else set()
-    # A sample that is centred alone is all zeros, and so is its gradient.
+    # In a batch of one sample, the centred image is zero everywhere, and so is its gradient.
     also = {"zero-gradient"} if isinstance(model, Centred) else set()
     assert all(
         expected <= set(codes) <= expected | also for codes in sanity_warnings(model, batch, batch_size=batch_size)
@@ -98,12 +98,12 @@ def codes(cell: Cell, results: list[SampleResult]) -> set[str]:
     return set(cell_warnings(cell, results))
 
 
-def test_a_sound_cell_has_no_warnings(make_cell: Cells, make_results: Results) -> None:
+def test_a_normal_cell_has_no_warnings(make_cell: Cells, make_results: Results) -> None:
     cell = make_cell(30)
     assert not codes(cell, make_results(cell, ["", "", "first", "clean", "", ""] * 5))
 
 
-def test_codes_of_samples_are_counted(make_cell: Cells, make_results: Results) -> None:
+def test_warnings_of_samples_are_counted(make_cell: Cells, make_results: Results) -> None:
     cell = make_cell(300)
     results = make_results(cell)
     results[:5] = [replace(result, warnings="zero-gradient,batch-dependent") for result in results[:5]]
@@ -123,7 +123,7 @@ def test_equal_prompts_are_counted(make_cell: Cells, make_results: Results) -> N
     assert codes(cell, make_results(cell)) == {"same-prompt:1"}
 
 
-def test_prompts_that_are_the_same_tokens_are_counted(make_cell: Cells, make_results: Results) -> None:
+def test_prompts_with_the_same_tokens_are_counted(make_cell: Cells, make_results: Results) -> None:
     names = ("X-ray", "x - ray", "X ray", "Crane", "crane", " CRANE", "Boeing 747-400", "Boeing 747-40")
     for templates in (("a {}.",), ("a {}.", "one {}")):
         cell = make_cell(30, dataset=Dataset("twins", names, templates, "nowhere:source"))
@@ -131,7 +131,9 @@ def test_prompts_that_are_the_same_tokens_are_counted(make_cell: Cells, make_res
 
 
 @pytest.mark.parametrize(("broken", "raised"), [(0, False), (1, False), (2, True), (9, True)])
-def test_square_after_the_white_box_stages(make_cell: Cells, make_results: Results, broken: int, raised: bool) -> None:
+def test_samples_broken_only_by_square_raise_a_warning(
+    make_cell: Cells, make_results: Results, broken: int, raised: bool
+) -> None:
     cell = make_cell(60)
     verdicts = ["square"] * broken + [""] * (60 - broken)
     assert ("black-box-wins" in "".join(codes(cell, make_results(cell, verdicts)))) == raised
@@ -139,7 +141,7 @@ def test_square_after_the_white_box_stages(make_cell: Cells, make_results: Resul
     assert not codes(alone, make_results(alone, verdicts))
 
 
-def test_a_collapsed_predictor(make_cell: Cells, make_results: Results) -> None:
+def test_a_collapsed_model_raises_a_warning(make_cell: Cells, make_results: Results) -> None:
     cell = make_cell(30)
     results = [replace(result, clean_prediction=0) for result in make_results(cell)]
     assert "collapsed" in codes(cell, results)
@@ -150,7 +152,7 @@ def test_a_collapsed_predictor(make_cell: Cells, make_results: Results) -> None:
     ("right", "robust", "raised"),
     [(30, 30, set()), (30, 0, set()), (10, 0, {"near-chance"}), (20, 9, {"robust-near-chance"}), (20, 11, set())],
 )
-def test_no_better_than_a_constant(
+def test_an_accuracy_no_better_than_a_constant_prediction_raises_a_warning(
     make_cell: Cells, make_results: Results, right: int, robust: int, raised: set[str]
 ) -> None:
     cell = make_cell(30)
@@ -167,7 +169,7 @@ def compared(cells: list[Cell], robust: list[int], make_results: Results) -> lis
 
 
 @pytest.mark.parametrize(("robust", "raised"), [([80, 60], False), ([60, 61], False), ([60, 70], True)])
-def test_robust_accuracy_must_not_rise_with_eps(
+def test_a_robust_accuracy_that_rises_with_eps_raises_a_warning(
     make_cell: Cells, make_results: Results, robust: list[int], raised: bool
 ) -> None:
     cells = [make_cell(100, threat=Threat("Linf", Fraction(eps, 255))) for eps in (4, 8)]
@@ -180,7 +182,7 @@ def test_robust_accuracy_must_not_rise_with_eps(
 
 @pytest.mark.parametrize(("robust", "raised"), [([80, 60], False), ([60, 70], True)])
 @pytest.mark.parametrize("names", [("pgd-10", "autoattack"), ("pgd-10", "pgd-100"), ("fgsm", "pgd-20")])
-def test_robust_accuracy_must_not_rise_with_the_attack(
+def test_a_robust_accuracy_that_rises_with_the_attack_raises_a_warning(
     make_cell: Cells, make_results: Results, names: tuple[str, str], robust: list[int], raised: bool
 ) -> None:
     stages = make_cell(1).attack.stages[:1]
@@ -188,14 +190,14 @@ def test_robust_accuracy_must_not_rise_with_the_attack(
     assert compared(cells, robust, make_results) == [(), ("rises-with-attack",) if raised else ()]
 
 
-def test_attacks_that_nobody_ordered_are_not_compared(make_cell: Cells, make_results: Results) -> None:
+def test_attacks_without_an_order_of_strength_are_not_compared(make_cell: Cells, make_results: Results) -> None:
     assert load_attack("square").strength is None
     stages = make_cell(1).attack.stages[:1]
     cells = [make_cell(100, attack=replace(load_attack(name), stages=stages)) for name in ("cw", "apgd-ce")]
     assert compared(cells, [50, 90], make_results) == [(), ()]
 
 
-def test_every_warning_explains_itself() -> None:
+def test_every_warning_has_an_explanation() -> None:
     for loss in LOSSES:
         assert loss_warnings(loss, torch.tensor([2])).keys() <= WARNINGS.keys()
     assert explain("unreadable:3") is WARNINGS["unreadable"]

@@ -38,12 +38,12 @@ def test_the_bundled_entries_are_valid(path: Path) -> None:
     [
         ({"broken_by": "", "clean_prediction": 2}, "wrong when clean, or is not"),
         ({"broken_by": "clean"}, "wrong when clean, or is not"),
-        ({"adversarial_prediction": 1}, "robust against its prediction"),
-        ({"broken_by": "square"}, "without another prediction"),
-        ({"broken_by": "magic", "adversarial_prediction": 1}, "by no stage"),
+        ({"adversarial_prediction": 1}, "is robust, but its prediction is wrong"),
+        ({"broken_by": "square"}, "is broken, but its prediction is correct"),
+        ({"broken_by": "magic", "adversarial_prediction": 1}, "by an unknown stage"),
         ({"distance": 0.02}, "outside the radius"),
         ({"distance": -0.1}, "outside the radius"),
-        ({"distance": float("inf")}, "a number that is none"),
+        ({"distance": float("inf")}, "has a NaN or infinite number"),
     ],
 )
 def test_a_record_that_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:

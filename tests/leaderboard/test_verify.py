@@ -319,7 +319,7 @@ def test_a_negative_number_of_passes_is_refused(entry_path: Path) -> None:
     evidence = [dataclasses.replace(negative(each)) for each in read_entry_records(entry, entry_path.parent)]
     again, content = make_entry(evidence, entry.card, (), entry.history[0], entry.protocol.identity)
     write_records(content, entry_path.parent / again.records.file)
-    with pytest.raises(Unsound, match="took a negative number of passes"):
+    with pytest.raises(Unsound, match="has a negative number of passes"):
         check_entry(again, entry_path.parent)
 
 
