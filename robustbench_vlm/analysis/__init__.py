@@ -1,1 +1,1 @@
-"""Analyses of models beyond a score: self-tests, diagnostics, transfer, single samples and contracts."""
+"""Analyses of models: self-tests, diagnostics, transfer attacks, single samples and contract checks."""

@@ -1,8 +1,8 @@
-"""Adversarial images: compute them by the attacks of a plan, and write and read them without loss.
+"""Compute adversarial images with the attacks of a plan, and write and read files of them without loss.
 
-A file is safetensors with one tensor "images", (N, 3, H, W) in [0, 1] as float32 (readers also accept float64, float16
-and uint8 in 255ths), and the metadata "track" and "samples": a JSON list of N pairs [dataset, sample id]. Nothing is
-rounded, because at eps = 1/255 an image format that rounds makes an attack weaker.
+A file has the safetensors format with one tensor "images", float32 [N, 3, H, W] in [0, 1]. Readers also accept other
+float types in [0, 1], and uint8 in [0, 255]. The metadata are "track" and "samples", a JSON list of N pairs [dataset,
+sample id]. Pixels are not rounded, because rounding to 8 bits makes an attack at eps = 1/255 weaker.
 """
 
 import contextlib
@@ -27,36 +27,45 @@ from robustbench_vlm.engine.shard import Attacked, ShardGroup, attack_group, att
 from robustbench_vlm.engine.store import Finished
 
 _Sendable = list[tuple[Sequence[SampleResult], "np.typing.NDArray[np.float32]"]]
-"""Results and images of each shard, as workers send them: tensors would use shared memory, scarce in containers."""
-_FORMAT = 'it must hold one tensor "images" (N, 3, H, W) and as metadata "track" and "samples": N pairs [dataset, id]'
+"""Records and images of each shard as sent by workers: images are float32 [B, 3, H, W] in [0, 1].
+
+Images are numpy arrays, because torch sends tensors in shared memory, which is small in containers.
+"""
+_FORMAT = (
+    'expected a tensor "images" [N, 3, H, W] in [0, 1] and the metadata "track" and "samples", a list of N pairs'
+    " [dataset, id]; write the file with robustbench_vlm.analysis.adversarial_images.write_images"
+)
 
 
 @dataclass(frozen=True)
 class AdversarialImages:
-    """Adversarial images of named samples of a track."""
+    """Adversarial images of samples of a track."""
 
     track: str
     samples: tuple[tuple[str, str], ...]
-    """Dataset and sample id of each image."""
+    """Dataset name and sample id of each of the N images."""
     images: Tensor
-    """float32 (N, 3, H, W) in [0, 1]."""
+    """float32 [N, 3, H, W] in [0, 1]."""
 
 
 def images_bytes(found: AdversarialImages) -> bytes:
-    """Return the bytes of a file of adversarial images; equal images give equal bytes."""
+    """Return the content of a file of adversarial images. Equal images give equal bytes."""
     from safetensors.torch import save
 
     return save({"images": found.images.contiguous()}, {"track": found.track, "samples": json.dumps(found.samples)})
 
 
 def write_images(found: AdversarialImages, path: Path) -> None:
-    """Write adversarial images to a file; a file that exists is complete."""
+    """Write adversarial images to a file. An interrupted write leaves no partial file."""
     content = images_bytes(found)
     write_whole(path, lambda partial: partial.write_bytes(content))
 
 
 def read_images(path: Path) -> tuple[AdversarialImages, str]:
-    """Return the adversarial images and the sha256 of a file; raise UserError for a file of another format."""
+    """Read a file of adversarial images and return the images and the sha256 of the file.
+
+    Images are converted to float32. Raises UserError if the file cannot be read or has another format.
+    """
     from safetensors import SafetensorError, safe_open
 
     try:
@@ -67,11 +76,11 @@ def read_images(path: Path) -> tuple[AdversarialImages, str]:
         samples = tuple((str(dataset), str(sample)) for dataset, sample in pairs)
         track = metadata["track"]
     except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
-        raise UserError(f"{path} is no file of adversarial images ({error}): {_FORMAT}") from error
+        raise UserError(f"{path} is not a file of adversarial images ({error}): {_FORMAT}") from error
     if images.dim() != 4 or images.shape[1] != 3 or len(samples) != len(images) or len(images) == 0:
         raise UserError(f"{path} has {len(samples)} samples and images of shape {tuple(images.shape)}: {_FORMAT}")
     if len(set(samples)) < len(samples):
-        raise UserError(f"{path} has a sample twice: submit only the best image of each sample")
+        raise UserError(f"{path} has several images of the same sample: submit only one image of each sample")
     pixels = images.to(torch.float64) / 255 if images.dtype == torch.uint8 else images.to(torch.float64)
     if not bool(torch.isfinite(pixels).all()) or float(pixels.min()) < 0 or float(pixels.max()) > 1:
         raise UserError(f"{path} has pixels outside [0, 1]: {_FORMAT}")
@@ -79,10 +88,10 @@ def read_images(path: Path) -> tuple[AdversarialImages, str]:
 
 
 def attack_cells(plan: Plan, on_attacked: Callable[[int, Cell], None]) -> list[Attacked]:
-    """Attack every sample of a plan's cells with the plan's engine; return results and images of each cell, on the CPU.
+    """Attack every sample of a plan's cells and return the records and images of each cell, on the CPU.
 
-    Records on disk are neither read nor written; the results equal those of a new run. All images are in memory at
-    once. `on_attacked` is called after every group with its number of samples and one of its cells.
+    The result equals that of a new run. Records on disk are neither read nor written. All images are in memory at the
+    same time. After every group, `on_attacked` is called with its number of samples and one of its cells.
     """
     cells, resources = plan.cells, plan.request.resources
     groups = missing_groups(cells, [Finished((), ())] * len(cells), resources)
@@ -98,13 +107,13 @@ def attack_cells(plan: Plan, on_attacked: Callable[[int, Cell], None]) -> list[A
 
 
 def attack_positions(cell: Cell, positions: Sequence[int], resources: Resources) -> Attacked:
-    """Attack the samples at some positions of a cell in this process, with the resources of a plan."""
+    """Attack the samples at the given positions of a cell in this process. The resources must be resolved."""
     shards = [Shard(0, position, position + 1, cell.fingerprint) for position in positions]
     return joined(attack_shards([cell], resources, shards))
 
 
 def joined(parts: Sequence[Attacked]) -> Attacked:
-    """Join several parts of a cell into one, on the CPU."""
+    """Join the records and images of several parts of a cell, on the CPU."""
     results = [result for part in parts for result in part.results]
     return Attacked(results, torch.cat([part.images for part in parts]).cpu())
 

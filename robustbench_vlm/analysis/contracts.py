@@ -1,4 +1,7 @@
-"""Check contracts: what every registered value must fulfil, in this package and in plugins (`vlmbench check`)."""
+"""Check the contracts of registered models, datasets, attacks, defenses and tracks (`vlmbench check`).
+
+A contract is a property that every registered value of a kind must have, in this package and in plugins.
+"""
 
 import copy
 import dataclasses
@@ -40,17 +43,20 @@ IMAGES = 8
 
 @dataclass(frozen=True)
 class Contract:
-    """A checked contract: its statement, whether it holds, and the observed values."""
+    """The result of a contract check."""
 
     name: str
+    """Statement of the contract, such as "ids are unique"."""
     passed: bool
     detail: str = ""
+    """The observed values."""
 
 
 def check(kind: str, name: str, *, track: str = "mini") -> list[Contract]:
-    """Check every contract of a kind on the value with this name; models are looked up on `track`.
+    """Check every contract of a kind, such as "dataset", on the registered value with a name.
 
-    Raises UserError for an unknown kind or name, and for a value that cannot be loaded.
+    Models are looked up on `track`. Raises UserError for an unknown kind or name, and for a value that cannot be
+    loaded.
     """
     if kind not in CONTRACTS:
         raise UserError(unknown("kind", kind, CONTRACTS))
@@ -63,8 +69,8 @@ def _model(name: str, track: str) -> Iterator[Contract]:
     model = loaded_model(name, track, "cpu")
     yield Contract("loads, with the digests that its card names", True, model.digest)
     if model.card is not None:
-        towers = (model.card.image, model.card.text)
-        files = [weights.file for weights in towers if weights and weights.is_bundled]
+        encoders = (model.card.image, model.card.text)
+        files = [weights.file for weights in encoders if weights and weights.is_bundled]
         yield Contract("weights are safetensors", all(file.endswith(".safetensors") for file in files), str(files))
     batch, prompts = first_images(TRACKS.load(track))
     logits = model.classifier(prompts).of_samples(batch.keys)
@@ -74,7 +80,7 @@ def _model(name: str, track: str) -> Iterator[Contract]:
     yield Contract("logits are float32", scores.dtype == torch.float32, str(scores.dtype))
     yield Contract("logits are finite", bool(torch.isfinite(scores).all()))
     larger = nn.functional.interpolate(batch.images, scale_factor=1.5)
-    yield Contract("takes images of any size", logits(larger).shape == scores.shape, str(tuple(larger.shape)))
+    yield Contract("accepts images of any size", logits(larger).shape == scores.shape, str(tuple(larger.shape)))
     found = sanity_warnings(logits, batch, batch_size=IMAGES)
     for code in SANITY_CODES:
         raised = sum(code in codes for codes in found)
@@ -88,7 +94,7 @@ def _dataset(name: str, track: str) -> Iterator[Contract]:
     source = dataset.open()
     yield Contract("ids are unique", len(set(source.ids)) == len(source.ids), f"{len(source.ids)} samples")
     labels = set(source.labels)
-    yield Contract("labels are class numbers", labels <= set(range(len(dataset.classes))), f"{len(labels)} labels")
+    yield Contract("labels are class indices", labels <= set(range(len(dataset.classes))), f"{len(labels)} labels")
     yield Contract("every class has samples", len(labels) == len(dataset.classes), f"{len(dataset.classes)} classes")
     yield from _pixels(dataset, source)
 
@@ -98,12 +104,12 @@ def _pixels(dataset: Dataset, source: Source) -> Iterator[Contract]:
     chosen = list(range(0, len(source.ids), step))[:IMAGES]
     images = source.read(chosen)
     yield Contract(
-        "images are uint8 (B, 3, H, W)",
+        "images are uint8 [B, 3, H, W]",
         images.dtype == torch.uint8 and images.dim() == 4 and images.shape[:2] == (len(chosen), 3),
         f"{images.dtype} {tuple(images.shape)}",
     )
     again = dataset.open().read(chosen)
-    yield Contract("reads the same twice", torch.equal(images, again))
+    yield Contract("reads the same images twice", torch.equal(images, again))
     alone = torch.cat([source.read([index]) for index in reversed(chosen)]).flip(0)
     yield Contract("an image does not depend on the order or on other images", torch.equal(images, alone))
     yield Contract("images differ", len({image.numpy().tobytes() for image in images}) > 1)
@@ -115,17 +121,18 @@ def _attack(name: str, track: str) -> Iterator[Contract]:
     classifier, batch = linear_classifier(Threat(norm, Fraction(0)), num_classes=5)
     verdict = attack_samples(classifier, batch, attack, batch_size=4)
     yield Contract("breaks nothing at eps 0", set(verdict.broken_by) <= {"", CLEAN}, str(set(verdict.broken_by)))
-    # The first radius breaks some of the samples; the second is large enough to break the linear classifier.
+    # The first radius breaks some of the samples. The second radius is large enough to break the linear classifier.
     middle, large = (Fraction(4, 255), Fraction(1, 2)) if norm == "Linf" else (Fraction(1, 5), Fraction(8))
     yield from _at(attack, Threat(norm, middle))
     for num_classes in (5, 2):
         classifier, batch = linear_classifier(Threat(norm, large), num_classes=num_classes)
         broken = _broken(attack_samples(classifier, batch, attack, batch_size=4))
-        what = f"breaks a linear classifier of {num_classes} classes at {batch.threat}"
-        yield Contract(what, broken > 0, f"{broken} of {len(batch.labels)}")
+        statement = f"breaks a linear classifier of {num_classes} classes at {batch.threat}"
+        yield Contract(statement, broken > 0, f"{broken} of {len(batch.labels)}")
 
 
 def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
+    """Check the contracts of an attack under one threat."""
     classifier, batch = linear_classifier(threat, num_classes=5)
     before = torch.get_rng_state()
     first, again, alone = (attack_samples(classifier, batch, attack, batch_size=batch_size) for batch_size in (4, 4, 1))
@@ -133,10 +140,10 @@ def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
     raw = attack.stages[0].run(classifier, batch, 4).adversarial
     yield Contract(f"returns finite images at {threat}", raw.shape == batch.images.shape and _finite(raw))
     size = float(distance(threat, batch.images, first.adversarial).max())
-    yield Contract(f"verdicts lie within {threat}", size <= float(threat.eps) + 1e-6, f"distance {size:.4f}")
+    yield Contract(f"adversarial images are within {threat}", size <= float(threat.eps) + 1e-6, f"distance {size:.4f}")
     same = first.broken_by == again.broken_by and torch.equal(first.adversarial, again.adversarial)
     yield Contract(f"gives the same result twice at {threat}", same)
-    yield Contract(f"batch size changes no verdict at {threat}", first.broken_by == alone.broken_by)
+    yield Contract(f"the batch size changes no verdict at {threat}", first.broken_by == alone.broken_by)
     yield Contract(f"does not change torch's random state at {threat}", untouched)
 
 
@@ -155,6 +162,7 @@ def _track(name: str, track: str) -> Iterator[Contract]:
 
 
 def _names_a_model(reference: str, track: str) -> None:
+    """Raise UserError if a reference is not a model of the track."""
     load_architecture(find_card(reference, track).architecture)
 
 
@@ -171,12 +179,12 @@ def _defense(name: str, track: str) -> Iterator[Contract]:
         teacher_clean=lambda: context.teacher_clean()[1:2],
     )
     own = defense.inner.loss if defense.batchwise else defense.loss
-    which = (
-        "in the inner attack the loss of a sample does not depend on the batch"
+    statement = (
+        "in the inner attack, the loss of a sample does not depend on the batch"
         if defense.batchwise
         else "the loss of a sample does not depend on the batch"
     )
-    yield Contract(which, torch.allclose(own(part, part.images), own(context, images)[1:2]))
+    yield Contract(statement, torch.allclose(own(part, part.images), own(context, images)[1:2]))
     (gradient,) = torch.autograd.grad(defense.inner.loss(context, images).sum(), images)
     moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
     yield Contract("the inner attack's loss has a gradient at every image", moved and _finite(gradient))
@@ -188,7 +196,7 @@ def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
     model = loaded_model(f"{name}+{found.base}", track, "cpu")
     assert isinstance(model, DefendedModel)
     batch, prompts = first_images(found)
-    # In float64, because float32 sums are rounded differently in batches of another size.
+    # float64 is used because float32 sums are rounded differently in batches of another size.
     classifier, images = copy.deepcopy(model.classifier(prompts)).double(), batch.images.double()
     before = torch.get_rng_state()
     logits = classifier.of_samples(batch.keys)
@@ -207,7 +215,7 @@ def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
         leaf = images.clone().requires_grad_()
         output = logits.with_gradient(mode)(leaf)
         same = torch.allclose(output.detach(), scores, rtol=1e-6, atol=1e-8)
-        yield Contract(f"gradients change no logits ({mode.name})", same)
+        yield Contract(f"gradient mode {mode.name} does not change the logits", same)
         (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
         moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
         yield Contract(f"logits have a gradient at every image ({mode.name})", moved and _finite(gradient))
@@ -216,18 +224,20 @@ def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
 
 
 def _names_its_source(made: Defense | TestTimeDefense) -> Contract:
-    return Contract("names its paper and its fidelity", bool(made.paper and made.fidelity), made.paper)
+    return Contract("has a paper and a fidelity", bool(made.paper and made.fidelity), made.paper)
 
 
-def _loads(what: str, name: str, load: Callable[[str], object]) -> Contract:
+def _loads(kind: str, name: str, load: Callable[[str], object]) -> Contract:
+    statement = f"the {kind} {name!r} exists"
     try:
         load(name)
     except UserError as error:
-        return Contract(f"the {what} {name!r} is there", False, str(error))
-    return Contract(f"the {what} {name!r} is there", True)
+        return Contract(statement, False, str(error))
+    return Contract(statement, True)
 
 
 def _broken(verdict: Verdicts) -> int:
+    """Return the number of samples that a stage of the attack broke."""
     return sum(stage not in ("", CLEAN) for stage in verdict.broken_by)
 
 
@@ -236,9 +246,9 @@ def _finite(images: Tensor) -> bool:
 
 
 def linear_classifier(threat: Threat, *, num_classes: int) -> tuple[Classifier, Batch]:
-    """Return a linear classifier of 8 x 8 images, and images with the labels that it predicts.
+    """Return a linear classifier, and a batch of 4 images, float32 [4, 3, 8, 8], with the labels that it predicts.
 
-    It computes in float64, because rounding would make verdicts depend on the batch size.
+    The classifier computes in float64, because with float32 rounding the verdicts may depend on the batch size.
     """
     random = torch.Generator().manual_seed(0)
     images = torch.rand(4, 3, 8, 8, generator=random)
@@ -253,9 +263,9 @@ def linear_classifier(threat: Threat, *, num_classes: int) -> tuple[Classifier, 
 
 
 def first_images(track: Track) -> tuple[Batch, tuple[Prompt, ...]]:
-    """Return a few images of a track's first dataset and the prompts of its classes.
+    """Return a batch of images, float32 [N, 3, H, W] in [0, 1], of a track's first dataset, and its prompts.
 
-    The images are synthetic if the track has no dataset, or one that must be downloaded.
+    The images are synthetic if the track has no dataset, or if its first dataset must be downloaded.
     """
     if not track.datasets or DATASETS.load(track.datasets[0]).published:
         synthetic = linear_classifier(Threat(track.norm, track.standard_eps), num_classes=5)[1]
@@ -273,15 +283,18 @@ def first_images(track: Track) -> tuple[Batch, tuple[Prompt, ...]]:
 
 
 def example_loss_context(defense: Defense) -> LossContext:
-    """Return a batch for the losses of a defense: linear encoders in float64, four images, five classes."""
+    """Return an example input for the losses of a defense.
+
+    It has 4 images, float64 [4, 3, 8, 8] in [0, 1], 5 classes, and linear encoders to float64 features [4, 6].
+    """
     random = torch.Generator().manual_seed(0)
     student, teacher = torch.randn(2, 3 * 8 * 8, 6, generator=random, dtype=torch.float64)
     images = torch.rand(4, 3, 8, 8, generator=random, dtype=torch.float64)
     text = nn.functional.normalize(torch.randn(5, 6, generator=random, dtype=torch.float64), dim=1)
     places = torch.randn(2, 3 * 8 * 8, 4 * 6, generator=random, dtype=torch.float64)
 
-    def dense(tower: Tensor, places: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
-        return lambda images: (images.flatten(1) @ tower, (images.flatten(1) @ places).unflatten(1, (4, 6)))
+    def dense(encoder: Tensor, places: Tensor) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
+        return lambda images: (images.flatten(1) @ encoder, (images.flatten(1) @ places).unflatten(1, (4, 6)))
 
     return LossContext(
         images=images,
@@ -305,6 +318,7 @@ CONTRACTS: Mapping[str, Callable[[str, str], Iterator[Contract]]] = {
     "test-time-defense": _test_time_defense,
     "track": _track,
 }
-"""By kind: the generator of its contracts, called with a name and a track."""
+"""Functions that check the contracts of each kind. The arguments are the name of a value and a track."""
 
 KINDS = tuple(CONTRACTS)
+"""Names of the kinds."""

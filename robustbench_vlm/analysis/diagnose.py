@@ -1,7 +1,7 @@
-"""Diagnose models: modality gap, norm of the input gradient and effective rank of features on attacked images.
+"""Diagnose models: modality gap, norm of the input gradient, and effective rank of features on attacked images.
 
-Gap and gradient norm against the radius are the two diagnostics of GLADIATOR (Dong, Koniusz, Qu and Ong, KDD 2025,
-doi:10.1145/3690624.3709296). All are measured on the final images of an attack.
+All values are measured on the final images of an attack. Modality gap and gradient norm as functions of the radius are
+the two diagnostics of GLADIATOR (Dong, Koniusz, Qu and Ong, KDD 2025, doi:10.1145/3690624.3709296).
 """
 
 import dataclasses
@@ -41,11 +41,11 @@ class AttackedBatch:
     """Measurements of B attacked images."""
 
     correct: Tensor
-    """(B,), bool."""
+    """bool [B]: whether the prediction is correct."""
     gradient_norms: Tensor
-    """(B,), float64."""
+    """float64 [B], see `gradient_norms`."""
     features: Tensor
-    """(B, D), unit image embeddings."""
+    """Image embeddings of length 1, [B, D] in the dtype of the classifier."""
 
 
 @dataclass(frozen=True)
@@ -57,24 +57,27 @@ class DatasetDiagnosis:
     accuracy: float
     """Share of the attacked images that are classified correctly, in [0, 1]."""
     modality_gap: float
-    """In [0, 2], see `modality_gap`."""
+    """Distance in [0, 2], see `modality_gap`."""
     gradient_norm: float
-    """Mean of `gradient_norms`: nats per unit of pixel distance, pixels in [0, 1]."""
+    """Mean of `gradient_norms`, in nats per unit of L2 distance, for pixels in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class Diagnosis:
-    """Measurements of one model at one radius; all but the rank are unweighted means over the datasets."""
+    """Measurements of one model at one radius.
+
+    Accuracy, modality gap and gradient norm are unweighted means over the datasets.
+    """
 
     model: str
     norm: str
     eps: str
-    """As people write it, "8/255"."""
+    """Text such as "8/255"."""
     accuracy: float
     modality_gap: float
     gradient_norm: float
     effective_rank: float
-    """Of the image features of all datasets together; at most the number of samples and of dimensions."""
+    """Effective rank of the image features of all datasets together, see `effective_rank`."""
     datasets: tuple[DatasetDiagnosis, ...]
 
 
@@ -86,18 +89,19 @@ class Diagnoses:
     protocol: str
     attack: str
     dimensions: int
-    """Size of the largest embedding."""
+    """Largest number of embedding dimensions of the models."""
     diagnoses: tuple[Diagnosis, ...]
     seconds: float
+    """Wall time in seconds."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document."""
+        """Return the diagnoses as a JSON document."""
         document: dict[str, Any] = plain(self)
         return document
 
 
 def diagnose(request: Request, *, on_progress: OnProgress = ignore_progress) -> Diagnoses:
-    """Diagnose the models of a request at its radii under its one attack.
+    """Diagnose the models of a request, which has exactly one attack, at all its radii.
 
     Raises UserError as `resolve`, `final_image_stage` and `expect_weights` do.
     """
@@ -122,7 +126,7 @@ def diagnose(request: Request, *, on_progress: OnProgress = ignore_progress) -> 
 
 
 def _diagnose_cells(plan: Plan, on_progress: OnProgress) -> dict[int, tuple[DatasetDiagnosis, Tensor]]:
-    """Return the measurements and the image features by cell number."""
+    """Return the measurements and the image features, [N, D], of every cell by its index in the plan."""
     groups: dict[tuple[str, str], list[int]] = {}
     for number, cell in enumerate(plan.cells):
         groups.setdefault((cell.model, cell.dataset.name), []).append(number)
@@ -144,7 +148,7 @@ def _diagnose_cells(plan: Plan, on_progress: OnProgress) -> dict[int, tuple[Data
 
 
 def _diagnose_radii(cells: Sequence[Cell], resources: Resources) -> list[tuple[DatasetDiagnosis, Tensor]]:
-    """Diagnose cells that differ only in the radius; their images are read, or drawn, once."""
+    """Diagnose cells that differ only in the radius. Their images are read only once."""
     first = cells[0]
     classifier = classifier_of(first.model, first.track, first.dataset.prompts, resources.device).plain
     parts: list[list[AttackedBatch]] = [[] for _ in cells]
@@ -157,6 +161,7 @@ def _diagnose_radii(cells: Sequence[Cell], resources: Resources) -> list[tuple[D
 
 
 def _joined(dataset: str, parts: Sequence[AttackedBatch], text_features: Tensor) -> tuple[DatasetDiagnosis, Tensor]:
+    """Join the measurements of batches; return the diagnosis of the dataset and the image features, [N, D]."""
     features, correct = (torch.cat([getattr(part, name) for part in parts]) for name in ("features", "correct"))
     found = DatasetDiagnosis(
         dataset=dataset,
@@ -183,24 +188,26 @@ def _diagnosis(model: str, threat: Threat, found: Sequence[tuple[DatasetDiagnosi
 
 
 def _passes(cell: Cell) -> int:
-    """Return the cost of a cell in passes, each backward pass counted twice; at radius 0 nothing is attacked."""
+    """Return the cost of a cell in forward passes. A backward pass counts twice; at radius 0 there is no attack."""
     stage = final_image_stage(cell.attack)
     backward = stage.calls(stage.parameters, len(cell.dataset.classes))[1] if cell.threat.eps else 0
     return len(cell) * (4 + 3 * backward)
 
 
 def modality_gap(image_features: Tensor, text_features: Tensor) -> float:
-    """Return the distance between the means of unit image embeddings (N, D) and unit text embeddings (C, D).
+    """Return the Euclidean distance, in [0, 2], between the mean image embedding and the mean text embedding.
 
-    Euclidean, in [0, 2] (Liang et al., NeurIPS 2022, arXiv:2203.02053, section 4).
+    `image_features` [N, D] and `text_features` [C, D] are float embeddings of length 1. Source: Liang et al., NeurIPS
+    2022, arXiv:2203.02053, section 4.
     """
     return float((image_features.double().mean(dim=0) - text_features.double().mean(dim=0)).norm())
 
 
 def effective_rank(features: Tensor) -> float:
-    """Return the exponential of the entropy of the normalised singular values of features (N, D), in [1, min(N, D)].
+    """Return the effective rank of float features [N, D], in [1, min(N, D)].
 
-    The features are not centred (Roy and Vetterli, EUSIPCO 2007).
+    It is the exponential of the entropy of the normalised singular values (Roy and Vetterli, EUSIPCO 2007). The
+    features are not centred.
     """
     values = torch.linalg.svdvals(features.double())
     shares = values / values.sum()
@@ -208,43 +215,46 @@ def effective_rank(features: Tensor) -> float:
 
 
 def gradient_norms(classifier: ClassifierLike, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the L2 norm of each sample's gradient of the cross-entropy at the pixels, float64 (B,), and logits (B, C).
+    """Return the L2 norm of the gradient of the cross-entropy with respect to the pixels, and the logits.
 
-    Pixels are in [0, 1]; the logits have the model's own scale. Raises UserError if a gradient is not finite.
+    `images` are float [B, 3, H, W] in [0, 1] and `labels` int64 [B]. The norms are float64 [B]; the logits are [B, C]
+    at the model's own scale. Raises UserError if a gradient is not finite.
     """
     model = CountedClassifier(as_classifier(classifier))
-    # The softplus of the log-odds is the cross-entropy; its gradient stays exact where float32 rounds p to 1.
+    # The softplus of the log-odds equals the cross-entropy. Its gradient is exact even if float32 rounds p to 1.
     found, _, gradient = model.gradient(
         images, lambda outputs: functional.softplus(cross_entropy(outputs, labels, labels))
     )
     if model.warnings:
         (wrong,) = model.warnings.values()
         raise UserError(
-            f"the gradient of the loss is NaN or infinite at {int(wrong.sum())} of {len(wrong)} images, so its norm is"
-            " undefined: run the model in float32 and look for a square root of zero or a division by zero in it"
+            f"the gradient of the loss is NaN or infinite at {int(wrong.sum())} of {len(wrong)} images, but a diagnosis"
+            " needs finite gradients: run the model in float32, and look for a square root of zero or a division by"
+            " zero in it"
         )
     return gradient.double().flatten(1).norm(dim=1), found
 
 
 def final_image_stage(attack: Attack) -> Stage:
-    """Return the only stage of an attack, set to return its final image also for samples that are already broken.
+    """Return the only stage of an attack, set to return the image of its last step for every sample.
 
-    An attack that stops early returns images at the decision boundary, whatever the radius. Raises UserError for an
-    attack of several stages or without this option.
+    An attack that stops when a sample is broken returns images near the decision boundary at every radius, so its
+    images are not useful for a diagnosis. Raises UserError if the attack has several stages or always stops early.
     """
     if len(attack.stages) != 1 or not attack.stages[0].chooses_iterate:
         raise UserError(
-            f"the attack {attack.name!r} stops as soon as a sample is broken, and a diagnosis needs the final image of"
-            " a single stage: use fgsm, cw, or pgd-N such as --attack pgd-10"
+            f"the attack {attack.name!r} stops as soon as a sample is broken, but a diagnosis needs the image after"
+            " the last step of a single stage: use fgsm, cw, or pgd-N such as --attack pgd-10"
         )
     (stage,) = attack.stages
     return dataclasses.replace(stage, parameters={**stage.parameters, "iterate": "final"})
 
 
 def final_images(classifier: ClassifierLike, batch: Batch, stage: Stage, *, batch_size: int) -> Tensor:
-    """Return the final image of a stage for each sample of a batch, projected into the threat, (B, 3, H, W).
+    """Return the image after the last step of a stage for each sample of a batch, projected into the threat model.
 
-    Unlike an evaluation, wrongly classified samples are attacked too, and images that break nothing are kept.
+    The result is [B, 3, H, W] in [0, 1], in the dtype of the batch. Samples that are misclassified without an attack
+    are attacked too, and images that do not break the classifier are kept. An evaluation does neither.
     """
     if batch.threat.eps == 0:
         return batch.images
@@ -254,7 +264,7 @@ def final_images(classifier: ClassifierLike, batch: Batch, stage: Stage, *, batc
 
 
 def measure_batch(classifier: ZeroShotClassifier, batch: Batch, stage: Stage) -> AttackedBatch:
-    """Attack all samples of a batch at once and measure the final images."""
+    """Attack all samples of a batch together and measure their final images."""
     images = final_images(classifier, batch, stage, batch_size=len(batch.labels))
     norms, logits = gradient_norms(classifier, images, batch.labels)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Self-tests of the installation (`vlmbench doctor`): if one fails, do not trust any number computed here."""
+"""Self-tests of an installation (`vlmbench doctor`). If one fails, do not trust results from this machine."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -23,30 +23,33 @@ from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.tracks import TRACKS, Track
 
 ABOUT_ZERO = 0.05
-"""Largest robust accuracy that counts as about 0."""
+"""Largest robust accuracy that the self-tests accept as about 0."""
 _ATTACK, _QUICK_ATTACK, _SAMPLES = "apgd-ce", "pgd-10", 32
 
 
 @dataclass(frozen=True)
 class Check:
-    """Result of one self-test: its statement, whether it holds, and the observed values."""
+    """The result of one self-test."""
 
     name: str
+    """Statement that the test checks."""
     passed: bool
     detail: str
+    """The observed values."""
 
 
 def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[Check]:
-    """Run the self-tests on a track's undefended model (or `model`) and its first dataset (or `dataset`).
+    """Run the self-tests on an undefended model and a dataset.
 
-    Takes seconds on the embedded track. Raises UserError for unknown names and for a track without datasets.
+    By default they are the undefended model and the first dataset of the track. On the track "mini" the tests take
+    seconds. Raises UserError for unknown names, and if neither the track nor the caller gives a dataset.
     """
     expect_weights(model)
     found: Track = TRACKS.load(track)
     if not dataset and not found.datasets:
         raise UserError(
-            f"the track {track!r} has no datasets, and the self-tests need one: leave --track out to test on the"
-            f" embedded track, or call robustbench_vlm.analysis.doctor.doctor({track!r}, dataset=NAME) from Python"
+            f"the track {track!r} has no datasets, but the self-tests need one: leave --track out to use the track"
+            f" 'mini', or call robustbench_vlm.analysis.doctor.doctor({track!r}, dataset=NAME) in Python"
         )
     request = Request(
         models=(model or found.base,),
@@ -66,7 +69,7 @@ def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[C
 
 
 def self_tests(classifier: nn.Module, batch: Batch, attack: Attack) -> list[Check]:
-    """Run the self-tests on an undefended classifier; the threat of `batch` must be large enough to break it."""
+    """Run the self-tests on an undefended classifier. The eps of the batch must be large enough to break it."""
     quick = load_attack(_QUICK_ATTACK)
     return [
         _falls(classifier, batch, attack),
@@ -78,26 +81,33 @@ def self_tests(classifier: nn.Module, batch: Batch, attack: Attack) -> list[Chec
 
 def _falls(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
     clean, robust = _accuracies(attack_samples(classifier, batch, attack, batch_size=64))
-    name = f"an undefended model falls to about 0 under {attack.name} at {batch.threat}"
+    name = f"the robust accuracy of an undefended model is about 0 under {attack.name} at {batch.threat}"
     return Check(name, robust <= ABOUT_ZERO < clean, f"clean {clean:.3f}, robust {robust:.3f}")
 
 
 def _nothing_at_zero(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
     still = replace(batch, threat=Threat(batch.threat.norm, Fraction(0)))
     clean, robust = _accuracies(attack_samples(classifier, still, attack, batch_size=64))
-    return Check("eps 0 gives the clean accuracy", robust == clean, f"clean {clean:.3f}, robust {robust:.3f}")
+    return Check(
+        "at eps 0, the robust accuracy equals the clean accuracy",
+        robust == clean,
+        f"clean {clean:.3f}, robust {robust:.3f}",
+    )
 
 
 def _all_at_one(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
     whole = replace(batch, threat=Threat("Linf", Fraction(1)))
     clean, robust = _accuracies(attack_samples(classifier, whole, attack, batch_size=64))
-    return Check("eps 1 leaves about 0", robust <= ABOUT_ZERO, f"clean {clean:.3f}, robust {robust:.3f}")
+    return Check(
+        "at eps 1, the robust accuracy is about 0", robust <= ABOUT_ZERO, f"clean {clean:.3f}, robust {robust:.3f}"
+    )
 
 
 def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
-    # In float64, because float32 sums are rounded differently in batches of another size, which may decide a tie.
+    # float64 is used because float32 sums are rounded differently in batches of another size, which may change a
+    # prediction at the decision boundary.
     exact = copy.deepcopy(classifier).to(torch.float64)
-    # A small radius breaks some samples and not others, so that a difference would be visible.
+    # At a small radius some samples break and others do not, so a dependence on the batch size becomes visible.
     small = replace(
         batch, images=batch.images.to(torch.float64), threat=replace(batch.threat, eps=batch.threat.eps / 8)
     )
@@ -109,5 +119,6 @@ def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> 
 
 
 def _accuracies(verdict: Verdicts) -> tuple[float, float]:
+    """Return clean and robust accuracy in [0, 1]."""
     n = len(verdict.broken_by)
     return sum(stage != CLEAN for stage in verdict.broken_by) / n, sum(stage == "" for stage in verdict.broken_by) / n

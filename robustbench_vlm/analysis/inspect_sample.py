@@ -1,4 +1,4 @@
-"""Inspect one sample under attack: clean and adversarial image, and the predictions of each model for both."""
+"""Inspect one sample under attack: clean and adversarial images, and the predictions of each model for them."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +22,7 @@ from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import load_batch
 
 TOP = 5
-"""Number of classes that are listed for an image."""
+"""Number of classes that are shown for an image."""
 
 
 @dataclass(frozen=True)
@@ -31,26 +31,28 @@ class Predicted:
 
     name: str
     probability: float
-    """In [0, 1], the softmax of the logits at the model's own scale."""
+    """Softmax of the logits at the model's own scale, in [0, 1]."""
 
 
 @dataclass(frozen=True)
 class SampleUnderModel:
-    """Record, predictions and adversarial image of one model for a sample."""
+    """Record, predictions and adversarial image of one sample under one model."""
 
     model: str
     result: SampleResult
-    """The record that a run would write."""
+    """The record that a run would write for the sample."""
     distance: float
-    """Size of the shown perturbation in the threat's norm, pixel scale."""
+    """Norm of the perturbation of `image` in the norm of the threat model, for pixels in [0, 1]."""
     clean: tuple[Predicted, ...]
+    """Predictions for the clean image: all classes, the most probable first."""
     adversarial: tuple[Predicted, ...]
-    """Every class, the most probable first."""
+    """Predictions for `image`: all classes, the most probable first."""
     image: Tensor
-    """(3, H, W) in [0, 1]: the image that broke the sample, else the closest attempt, else the clean image."""
+    """float32 [3, H, W] in [0, 1]: the image that broke the sample, else the strongest attempt, else the clean image.
+    """
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document, with the `TOP` classes of each image."""
+        """Return a JSON document with the `TOP` most probable classes of each image and without the images."""
         tops = {"clean": plain(self.clean[:TOP]), "adversarial": plain(self.adversarial[:TOP])}
         return {"model": self.model, "distance": self.distance, **tops, "record": plain(self.result)}
 
@@ -64,34 +66,35 @@ class SampleView:
     dataset: str
     sample_id: str
     position: int
-    """Position among the samples of the protocol, from 0."""
+    """Position among the samples of the protocol, starting from 0."""
     label: str
     """Name of the true class."""
     attack: str
     norm: str
     eps: str
+    """Text such as "8/255"."""
     image: Tensor
-    """(3, H, W) in [0, 1], the clean image."""
+    """The clean image, float32 [3, H, W] in [0, 1]."""
     models: tuple[SampleUnderModel, ...]
 
     @property
     def magnification(self) -> float:
-        """Return the factor that scales the largest change of a pixel in any of the images to 0.5."""
+        """Factor that scales the largest change of a pixel in any adversarial image to 0.5."""
         largest = max(float((each.image - self.image).abs().max()) for each in self.models)
         return 0.5 / largest if largest else 1.0
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document; images are left out."""
+        """Return a JSON document without the images."""
         names = ("track", "protocol", "dataset", "sample_id", "position", "label", "attack", "norm", "eps")
-        said = {name: getattr(self, name) for name in names}
-        return {**said, "magnification": self.magnification, "models": [each.to_json() for each in self.models]}
+        values = {name: getattr(self, name) for name in names}
+        return {**values, "magnification": self.magnification, "models": [each.to_json() for each in self.models]}
 
 
 def inspect_sample(request: Request, sample: str, *, on_progress: OnProgress = ignore_progress) -> SampleView:
-    """Attack one sample on all models of a request that names one dataset, one attack and one radius.
+    """Attack one sample on each model of a request. The request must have one dataset, one attack and one radius.
 
-    `sample` is an id or a position among the samples of the protocol, from 0. Raises UserError as `resolve` does and
-    for an unknown sample.
+    `sample` is a sample id, or a position among the samples of the protocol, starting from 0. Raises UserError as
+    `resolve` does, and for an unknown sample.
     """
     plan = resolve(request)
     assert len({(cell.dataset.name, cell.attack.name, cell.threat) for cell in plan.cells}) == 1
@@ -149,5 +152,5 @@ def _position(samples: Samples, text: str, dataset: str) -> int:
         return int(text)
     raise UserError(
         f"unknown sample {text!r} of {dataset!r}: give an id such as {samples.ids[0]!r}, or a number below"
-        f" {len(samples.ids)}; --samples all gives access to every sample of the dataset, not only the protocol's"
+        f" {len(samples.ids)}; add --samples all to choose from all samples of the dataset"
     )

@@ -1,7 +1,7 @@
-"""Transfer attack: evaluate every model on the adversarial images of every other (Papernot et al., arXiv:1605.07277).
+"""Transfer attacks: evaluate every model on the adversarial images of every model (Papernot et al., arXiv:1605.07277).
 
-If images made for another model break more samples than the white-box attack on the model itself, its gradients may be
-masked (Athalye et al., arXiv:1802.00420, section 3.1).
+If the images of another model break more samples of a model than the white-box attack on the model itself, the
+gradients of the model may be masked (Athalye et al., arXiv:1802.00420, section 3.1).
 """
 
 import time
@@ -37,55 +37,58 @@ class TransferAccuracies:
 
     clean: Accuracy
     robust: Accuracy
-    """Under the attack on the model itself, as `vlmbench run` reports it."""
+    """Accuracy under the attack on the model itself, equal to that of `vlmbench run`."""
     under: Mapping[str, Accuracy]
-    """By source model: accuracy on the final images of the attack on the source; for itself equal to `robust`."""
+    """Accuracy on the adversarial images of each source model. The value for the model itself is `robust`."""
     worst: Accuracy
-    """Share of samples classified correctly in the images of all sources, its own included."""
+    """Share of samples that are classified correctly in the images of all source models, including the model itself."""
 
 
 @dataclass(frozen=True)
 class TransferTarget:
-    """A model that is evaluated on the images of all models."""
+    """The accuracies of one model on the adversarial images of all models."""
 
     model: str
     mean: TransferAccuracies
     """Unweighted mean over the zero-shot datasets."""
     datasets: Mapping[str, TransferAccuracies]
+    """Accuracies by dataset name."""
     missed: int
-    """Number of samples of the zero-shot datasets that only images of other sources break."""
+    """Number of samples of the zero-shot datasets that only images of other models break."""
 
 
 @dataclass(frozen=True)
 class Transfer:
-    """Result of a transfer: every model as source and as target, in the order of the request."""
+    """Result of a transfer attack. Every model is a source and a target, in the order of the request."""
 
     track: str
     protocol: str
     attack: str
     norm: str
     eps: str
-    """As people write it, "8/255"."""
+    """Text such as "8/255"."""
     datasets: tuple[str, ...]
-    """The zero-shot datasets, over which the means are computed."""
+    """Names of the zero-shot datasets. The means are over these datasets."""
     n: int
-    """Number of samples of these datasets together."""
+    """Total number of samples of these datasets."""
     targets: tuple[TransferTarget, ...]
     warnings: tuple[str, ...]
-    """Sentences."""
+    """Sentences about possibly masked gradients."""
     seconds: float
+    """Wall time in seconds."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the document."""
+        """Return the result as a JSON document."""
         document: dict[str, Any] = plain(self)
         return document
 
 
 def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgress = ignore_progress) -> Transfer:
-    """Attack each model of a request and evaluate all models on the images; records on disk are not used.
+    """Attack each model of a request and evaluate all models on the adversarial images. Records on disk are not used.
 
-    With `save`, a folder, the images of every model are written to it as <model>.safetensors, see `adversarial_images`.
-    Raises UserError as `resolve` does, for fewer than two models, and if no dataset is a zero-shot dataset.
+    If the folder `save` is given, the images of every model are written to <save>/<model>.safetensors, in the format of
+    `analysis.adversarial_images`. Raises UserError as `resolve` does, if the request has fewer than two models, and if
+    no dataset is a zero-shot dataset.
     """
     begun = time.monotonic()
     _check(request, save)
@@ -116,7 +119,7 @@ def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgr
 
 
 def adversarial_images(plan: Plan, attacked: Sequence[Attacked]) -> dict[str, AdversarialImages]:
-    """Return the images of each model of a plan, all its datasets together, in the form that `dispute` accepts."""
+    """Return the adversarial images of each model of a plan for all its datasets, as input for `vlmbench dispute`."""
     found = {}
     for model in _models(plan):
         own = [(cell, each) for cell, each in zip(plan.cells, attacked, strict=True) if cell.model_name == model]
@@ -126,7 +129,10 @@ def adversarial_images(plan: Plan, attacked: Sequence[Attacked]) -> dict[str, Ad
 
 
 class _ProgressReporter:
-    """Reports samples attacked, then images classified by other models; weights the time left by their passes."""
+    """Progress reports: first of attacked samples, then of images classified by other models.
+
+    The time left is estimated from the number of passes of each kind of work.
+    """
 
     def __init__(self, plan: Plan, on_progress: OnProgress) -> None:
         self.on_progress, self.others = on_progress, len(_models(plan)) - 1
@@ -139,13 +145,13 @@ class _ProgressReporter:
 
     def attacked(self, count: int, cell: Cell) -> None:
         """Report that `count` more samples have been attacked."""
-        self._tell(count, count * self.weight, f"attack on {cell.model_name}")
+        self._report(count, count * self.weight, f"attack on {cell.model_name}")
 
-    def tried(self, count: int, cell: Cell) -> None:
+    def classified(self, count: int, cell: Cell) -> None:
         """Report that `count` more images of another model have been classified."""
-        self._tell(count, count, f"images tried on {cell.model_name}")
+        self._report(count, count, f"classification by {cell.model_name}")
 
-    def _tell(self, count: int, passes: int, label: str) -> None:
+    def _report(self, count: int, passes: int, label: str) -> None:
         self.done, self.passes = self.done + count, self.passes + passes
         left = self.samples * (self.weight + self.others) - self.passes
         seconds = (time.monotonic() - self.begun) / self.passes * left
@@ -153,7 +159,7 @@ class _ProgressReporter:
 
 
 _Right = Mapping[tuple[str, str, str], Tensor]
-"""By dataset, target and source: which images of the source the target classifies correctly, (N,), bool."""
+"""For (dataset, target, source), bool [N]: whether the target model classifies each image of the source correctly."""
 
 
 def _models(plan: Plan) -> list[str]:
@@ -162,18 +168,19 @@ def _models(plan: Plan) -> list[str]:
 
 def _check(request: Request, save: Path | None) -> None:
     if len(set(request.models)) < 2:
-        raise UserError("a transfer needs two or more models, got one: name them as in --model clip --model agft")
+        raise UserError("a transfer needs two or more models, got one: add another, such as --model clip --model agft")
     track: Track = TRACKS.load(request.track)
     if request.datasets and set(request.datasets) <= set(track.seen):
         raise UserError(
-            f"models of the track {track.name!r} were trained on {' and '.join(request.datasets)}, so there is no mean"
-            " over zero-shot datasets: add another --dataset"
+            f"a transfer needs a zero-shot dataset, but models of the track {track.name!r} were trained on"
+            f" {' and '.join(request.datasets)}: add another --dataset"
         )
     if save is not None and save.exists() and not save.is_dir():
-        raise UserError(f"--save {save} is a file, expected a folder: give a folder for one file of images per model")
+        raise UserError(f"--save {save} is a file, expected a folder: give a folder for the image files of all models")
 
 
 def _right(plan: Plan, attacked: Sequence[Attacked], reporter: _ProgressReporter) -> _Right:
+    """Classify the images of every source by every target."""
     right: dict[tuple[str, str, str], Tensor] = {}
     for target, own in zip(plan.cells, attacked, strict=True):
         labels = torch.tensor(target.samples.labels)
@@ -183,12 +190,12 @@ def _right(plan: Plan, attacked: Sequence[Attacked], reporter: _ProgressReporter
                 continue
             about = target.dataset.name, target.model_name, source.model_name
             if source is target:
-                # The verdict of the record: another classification in a different batch may round differently.
+                # The verdict of the record is used, because a classification in another batch may round differently.
                 right[about] = torch.tensor([result.broken_by == "" for result in own.results])
                 continue
             logits = verdict_logits(target, keys, other.images, device=plan.request.resources.device)
             right[about] = logits.argmax(dim=1) == labels
-            reporter.tried(len(target), target)
+            reporter.classified(len(target), target)
     return right
 
 
@@ -226,17 +233,23 @@ def _mean(accuracies: Sequence[TransferAccuracies]) -> TransferAccuracies:
 
 
 def masked_gradients(target: TransferTarget, attack: str) -> Iterator[str]:
-    """Yield a warning if images of other models break more than the attack on the model; one sample may be chance."""
+    """Yield a warning if images of other models break more samples than the attack on the model itself.
+
+    A single sample that only images of other models break may be chance and gives no warning.
+    """
     mean = target.mean
-    beaten = [source for source, share in mean.under.items() if share.value < mean.robust.value]
-    advice = "believe no white-box number of it before `vlmbench run --attack autoattack` and gradients that see it"
-    if beaten:
+    stronger = [source for source, share in mean.under.items() if share.value < mean.robust.value]
+    advice = (
+        "do not trust its white-box robust accuracy before an evaluation with `vlmbench run --attack autoattack` and"
+        " with gradients that account for its defense"
+    )
+    if stronger:
         yield (
-            f"{target.model}: images made for {' and '.join(beaten)} break more of it than {attack} on itself does,"
-            f" the sign of masked gradients: {advice}"
+            f"{target.model}: adversarial images of {' and '.join(stronger)} break more samples than {attack} on the"
+            f" model itself, a sign of masked gradients: {advice}"
         )
     elif target.missed >= 2 and target.missed > BLACK_BOX_SHARE * mean.clean.n:
         yield (
-            f"{target.model}: images made for other models break {target.missed} of {mean.clean.n} samples that"
-            f" {attack} on itself left, which may be masked gradients or a weak attack: {advice}"
+            f"{target.model}: adversarial images of other models break {target.missed} of {mean.clean.n} samples that"
+            f" {attack} on the model itself does not break, a sign of masked gradients or of a weak attack: {advice}"
         )

@@ -1,4 +1,4 @@
-"""Verdicts of a cell's model on given images, with the same classifier and precision as the verdicts of a run."""
+"""Classify given images by the model of a cell, with the classifier and the precision that a run uses for verdicts."""
 
 from collections.abc import Sequence
 
@@ -17,7 +17,10 @@ _BATCH_SIZE = 64
 
 
 def clean_predictions(cell: Cell, *, device: str) -> list[tuple[int, float]]:
-    """Return the prediction of every clean sample of a cell, and its cosine lead over the second class, in order."""
+    """Return the prediction for every clean sample of a cell and its margin, in the order of the samples.
+
+    The margin is the cosine similarity of the predicted class minus that of the second class.
+    """
     found: list[tuple[int, float]] = []
     for start in range(0, len(cell), _BATCH_SIZE):
         batch, _ = load_batch(cell, start, min(start + _BATCH_SIZE, len(cell)), device=device)
@@ -31,10 +34,11 @@ def clean_predictions(cell: Cell, *, device: str) -> list[tuple[int, float]]:
 def judge_image(
     cell: Cell, position: int, adversarial: Tensor, threats: Sequence[Threat], *, device: str
 ) -> tuple[Threat, float, int] | None:
-    """Classify an adversarial image (3, H, W) of the sample at a position, under the smallest threat that allows it.
+    """Classify an adversarial image of the sample at a position, under the smallest threat model that allows it.
 
-    Returns this threat, the size of the projected perturbation, and the prediction. Returns None if the image is
-    outside all threats by more than float32 rounding, or has another size than the sample.
+    `adversarial` is float [3, H, W] in [0, 1]. Returns the threat model, the norm of the perturbation after projection,
+    and the prediction. Returns None if the image is outside all threat models by more than float32 rounding, or if its
+    size differs from that of the sample.
     """
     batch, _ = load_batch(cell, position, position + 1, device=device)
     image = adversarial.to(device, torch.float32)[None]
@@ -49,9 +53,9 @@ def judge_image(
 
 
 def verdict_logits(cell: Cell, keys: Tensor, images: Tensor, *, device: str) -> Tensor:
-    """Return the logits (B, C), on the CPU, of a cell's model for images (B, 3, H, W), in the precision of verdicts.
+    """Return the logits of a cell's model for images in the precision of verdicts, float32 [B, C] on the CPU.
 
-    The images may come from anywhere; `keys` (B,) are the random keys of the samples that they belong to.
+    `images` are float [B, 3, H, W] in [0, 1]. `keys`, int64 [B], are the random keys of the samples of the images.
     """
     protocol = cell.protocol
     about = cell.model, cell.track, cell.dataset.prompts, device

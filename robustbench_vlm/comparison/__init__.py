@@ -1,1 +1,1 @@
-"""Comparison of models on the same samples: alignment, paired statistics, tables, exports and plots."""
+"""Compare models on the same samples: alignment of records, paired statistics, tables, exports and plots."""

@@ -1,6 +1,6 @@
-"""Compare models on the same samples under one attack: accuracies, ranks, and a paired test for every pair of models.
+"""Compare models on the same samples under one attack: accuracies, ranks, and paired tests of every pair of models.
 
-`compare` returns a `Comparison`; `comparison/tables` turns it into tables and `comparison/plots` draws it.
+`compare` returns a `Comparison`. `comparison.tables` makes tables from it, and `comparison.plots` draws plots.
 """
 
 from collections import Counter
@@ -19,17 +19,19 @@ from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.tracks import Track
 
 MEASURES = ("clean", "robust")
+"""Names of the two accuracies that are compared."""
 ROBUST = "robust"
-"""Name of the measure, and of samples that no attack broke (`broken_by` is empty) in counts and tables."""
+"""Name of the robust accuracy, and the name in tables of samples that no attack broke."""
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Robust accuracy at one radius, as the mean over the datasets of the mean."""
+    """Mean robust accuracy over `Comparison.in_mean` at one radius."""
 
     eps: str
+    """Text such as "8/255"."""
     radius: float
-    """Pixel scale."""
+    """The same radius as a number, for pixels in [0, 1]."""
     robust: Accuracy
 
 
@@ -40,7 +42,7 @@ class DatasetResult:
     clean: Accuracy
     robust: Accuracy
     warnings: tuple[str, ...]
-    """"code" or "code:N", from all samples of the run."""
+    """Warnings "code" or "code:N" of the run, from all its samples."""
 
 
 @dataclass(frozen=True)
@@ -49,19 +51,22 @@ class ComparedModel:
 
     name: str
     protocol: str
+    """Name and version, such as "mini/1"."""
     clean: Accuracy
-    """Mean over `Comparison.in_mean`."""
+    """Mean clean accuracy over `Comparison.in_mean`."""
     robust: Accuracy
-    """Mean over `Comparison.in_mean`."""
+    """Mean robust accuracy over `Comparison.in_mean`."""
     clean_rank: str
-    """"1", or "2-4" if the tests do not separate the models of these ranks."""
+    """Rank by clean accuracy, such as "1", or "2-4" if the tests do not separate the models of these ranks."""
     rank: str
-    """Rank by robust accuracy, in the same form."""
+    """Rank by robust accuracy, such as "1" or "2-4"."""
     datasets: Mapping[str, DatasetResult]
+    """Accuracies by dataset name."""
     broken_by: Mapping[str, int]
-    """Number of samples by what broke them, in order: "clean" (wrong without an attack), the stages, "robust"."""
+    """Number of samples that are misclassified without an attack ("clean"), that each stage broke, and "robust" ones.
+    """
     curve: tuple[CurvePoint, ...]
-    """Every radius on record for this attack, smallest first."""
+    """Mean robust accuracy at every radius with records of this attack, smallest radius first."""
 
 
 @dataclass(frozen=True)
@@ -69,50 +74,61 @@ class DatasetTest:
     """Exact McNemar test of two models on one dataset."""
 
     only_first: int
-    """Samples that only the first model classifies correctly."""
+    """Number of samples that only the first model classifies correctly."""
     only_second: int
+    """Number of samples that only the second model classifies correctly."""
     p: float
+    """Two-sided p value."""
     p_holm: float
-    """Adjusted over all pairs and datasets of the measure."""
+    """p value adjusted by Holm's method over all pairs of models and datasets of the measure."""
 
 
 @dataclass(frozen=True)
 class ModelPair:
-    """Tests of two models by one measure, "clean" or "robust"."""
+    """Tests of two models by clean or by robust accuracy."""
 
     measure: str
+    """"clean" or "robust"."""
     first: str
+    """Name of the first model."""
     second: str
     difference: float
-    """Mean of the first model minus mean of the second, with its 95 % interval."""
+    """Mean accuracy of the first model minus that of the second, in [-1, 1]."""
     low: float
+    """Lower end of the 95 % interval of the difference."""
     high: float
     p: float
+    """Two-sided p value."""
     p_holm: float
-    """Adjusted over all pairs of the measure."""
+    """p value adjusted by Holm's method over all pairs of models of the measure."""
     datasets: Mapping[str, DatasetTest]
+    """Tests by dataset name."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Models compared on the samples that all of them have, under one attack and one threat."""
+    """Comparison of models on the samples that all of them have, under one attack and one threat model."""
 
     track: str
     attack: str
     norm: str
     eps: str
+    """Text such as "8/255"."""
     datasets: tuple[str, ...]
     in_mean: tuple[str, ...]
-    """Datasets of the mean: all but those that models of the track were trained on."""
+    """Datasets in the means: all datasets except those on which models of the track were trained."""
     samples: Mapping[str, int]
     """Number of samples of each dataset."""
     models: tuple[ComparedModel, ...]
     pairs: tuple[ModelPair, ...]
     notes: tuple[str, ...]
-    """Sentences on differences between the models and on records that were left out."""
+    """Sentences about differences between the models and about records that were left out."""
 
     def best(self, measure: str, dataset: str = "") -> tuple[str, ...]:
-        """Return the models that no significantly better model beats, on the mean or on one dataset."""
+        """Return the names of the models to which no other model is significantly better.
+
+        The models are compared by their means, or by their accuracies on `dataset` if it is given.
+        """
         values = {
             model.name: getattr(model.datasets[dataset] if dataset else model, measure).value for model in self.models
         }
@@ -132,9 +148,10 @@ class Comparison:
 def compare(
     models: Sequence[ModelRecords], track: Track, *, attack: str = "autoattack", eps: Fraction | None = None
 ) -> Comparison:
-    """Compare models under an attack at the radius `eps` (pixel scale; None: the track's standard radius).
+    """Compare models under an attack at one radius.
 
-    Raises UserError if a model has no such records or if the models have no sample in common.
+    `eps` is the radius for pixels in [0, 1]; None is the standard eps of the track. Raises UserError if a model has no
+    records of the attack at this radius, or if the models have no common sample.
     """
     threat = Threat(track.norm, track.standard_eps if eps is None else eps)
     aligned = align(models, attack, threat, track.datasets)
@@ -181,7 +198,7 @@ def _compared_models(
 
 
 def _pairs(names: Sequence[str], aligned: AlignedRecords, in_mean: Sequence[str], measure: str) -> list[ModelPair]:
-    """Test every pair of models by one measure, with Holm's correction of the means and of the datasets."""
+    """Test every pair of models by one measure. The p values of means and of datasets are adjusted separately."""
     right = [
         {name: [_is_right(result.broken_by, measure) for result in each.results] for name, each in evidence.items()}
         for evidence in aligned.models
@@ -223,13 +240,14 @@ def _means(scores: Sequence[Score]) -> dict[str, Accuracy]:
 
 
 def _broken_by(evidence: Sequence[CellRecords]) -> dict[str, int]:
+    """Return the numbers of `ComparedModel.broken_by`."""
     counts = Counter(result.broken_by for each in evidence for result in each.results)
     stages = [stage["name"] for each in evidence for stage in each.identity["attack"]["stages"]]
     return {CLEAN: counts[CLEAN], **{stage: counts[stage] for stage in dict.fromkeys(stages)}, ROBUST: counts[""]}
 
 
 def _curve(model: ModelRecords, aligned: Mapping[str, CellRecords], in_mean: Sequence[str]) -> tuple[CurvePoint, ...]:
-    """Return the mean over the common samples at every radius that has records of all of them."""
+    """Return the mean robust accuracy on the common samples at every radius that has records of all these samples."""
     first = next(iter(aligned.values()))
     radii: dict[Fraction, dict[str, CellRecords]] = {}
     for each in model.evidence:
@@ -252,4 +270,4 @@ def _curve(model: ModelRecords, aligned: Mapping[str, CellRecords], in_mean: Seq
 def _seen_notes(in_mean: Iterable[str], track: Track) -> list[str]:
     if not set(in_mean) & set(track.seen):
         return []
-    return ["the mean is over datasets that models of this track were trained on: the records have no others"]
+    return ["the means include datasets on which models of this track were trained, because no others have records"]

@@ -1,6 +1,6 @@
 """Export tables as Markdown, LaTeX, HTML and CSV.
 
-Names come from submitted results, so each writer passes them through the function of its format in `core/text`.
+Names may come from submitted results. Each function escapes them for its format, with the functions of `core.text`.
 """
 
 import functools
@@ -16,22 +16,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Field:
-    """One field of a table."""
+    """One cell of a table."""
 
     text: str
     best: bool = False
-    """Shown bold."""
+    """Whether the text is bold."""
 
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table: the first column has names, aligned to the left, the others have numbers."""
+    """A table. The first column has names and is aligned left; the other columns have numbers and are aligned right."""
 
     title: str
     header: tuple[str, ...]
     rows: tuple[tuple[Field, ...], ...]
     last_apart: bool = False
-    """A rule separates the last row, which summarises the others."""
+    """Whether a line separates the last row from the others, because it is a summary."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +45,7 @@ class Report:
 
 
 def markdown(report: Report) -> str:
-    """Return a report as GitHub's Markdown."""
+    """Return a report as GitHub-flavoured Markdown."""
     lines = [f"## {markdown_text(report.title)}", "", markdown_text(report.about), ""]
     for sheet in report.sheets:
         lines += [f"### {markdown_text(sheet.title)}", "", _piped(map(markdown_text, sheet.header))]
@@ -56,7 +56,7 @@ def markdown(report: Report) -> str:
 
 
 def latex(report: Report) -> str:
-    r"""Return a report's tables as LaTeX for the package booktabs; notes are comments."""
+    r"""Return the tables of a report as LaTeX. They need the package booktabs; title and notes are comments."""
     lines = [f"% {one_line(text)}" for text in (report.title, report.about, *report.notes)]
     lines.append(r"% \usepackage{booktabs}")
     for sheet in report.sheets:
@@ -73,12 +73,12 @@ def latex(report: Report) -> str:
 
 
 def html(report: Report) -> str:
-    """Return a report as one self-contained page, light or dark as the system of the reader."""
+    """Return a report as one self-contained HTML page with a light and a dark colour scheme."""
     return f"{_template().render(report=report)}\n"
 
 
 def csv_table(rows: Sequence[Mapping[str, str | float]]) -> str:
-    """Return rows as CSV, with the keys of the first row as the header."""
+    """Return rows as CSV. The keys of the first row are the header; all rows must have these keys."""
     return csv_text([rows[0], *([row[key] for key in rows[0]] for row in rows)])
 
 
@@ -87,6 +87,7 @@ def _markdown_field(field: Field) -> str:
 
 
 def _piped(fields: Iterable[str]) -> str:
+    """Return a row of a Markdown table."""
     return f"| {' | '.join(fields)} |"
 
 

@@ -1,4 +1,4 @@
-"""Plot a comparison: robust against clean accuracy, robust accuracy over the radius, models by datasets."""
+"""Plots of a comparison: scatter plot of robust and clean accuracy, curves over the radius, and heatmap by dataset."""
 
 from pathlib import Path
 
@@ -9,13 +9,13 @@ from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.core.text import plot_text
 
 _MARKERS = "os^DvP*X<>"
-"""One for each model, so that colour is not the only distinction."""
+"""Each model has its own marker, so that models can be distinguished without colours."""
 _DARK = 0.55
-"""Cells with values above this are dark and get white numbers."""
+"""Heatmap cells with larger values are dark, so their numbers are white."""
 
 
 def scatter(found: Comparison, path: Path) -> None:
-    """Draw every model's mean robust against its mean clean accuracy, with 95 % intervals."""
+    """Draw mean robust accuracy against mean clean accuracy of every model, with 95 % intervals, to a file."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 5), layout="constrained")
@@ -33,13 +33,16 @@ def scatter(found: Comparison, path: Path) -> None:
     axes.set(xlabel="clean accuracy, %", ylabel=f"robust accuracy, %, {_threat(found)}", title=_title(found))
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.3)
-    # The legend is beside the axes, because points may be in any corner.
+    # The legend is outside of the axes, because points may be in any corner.
     figure.legend(loc="outside right upper")
     save_figure(figure, path)
 
 
 def curves(found: Comparison, path: Path) -> None:
-    """Draw every model's mean robust accuracy over the radius, from its clean accuracy at 0, with 95 % intervals."""
+    """Draw mean robust accuracy against the radius of every model, with 95 % intervals, to a file.
+
+    The value at radius 0 is the clean accuracy.
+    """
     from matplotlib.figure import Figure
 
     scale = 255 if found.norm == "Linf" else 1
@@ -64,7 +67,7 @@ def curves(found: Comparison, path: Path) -> None:
 
 
 def heatmap(found: Comparison, path: Path) -> None:
-    """Draw every model's robust accuracy on every dataset, and its mean."""
+    """Draw a heatmap of the robust accuracy of every model on every dataset and of their means, to a file."""
     from matplotlib.figure import Figure
 
     names = [*found.datasets, MEAN]
@@ -89,6 +92,7 @@ def heatmap(found: Comparison, path: Path) -> None:
 
 
 def _arms(accuracy: Accuracy) -> list[list[float]]:
+    """Return the lengths of the two error bars in %, as matplotlib expects them."""
     return [[100 * (accuracy.value - accuracy.low)], [100 * (accuracy.high - accuracy.value)]]
 
 

@@ -1,8 +1,7 @@
 """Paired statistics of two models on the same samples: McNemar's test, bootstrap of the means, Holm's correction.
 
-A paired test can find a difference although the intervals of the two accuracies overlap: it uses only the samples on
-which the models differ, and most samples are right, or wrong, under both (Dietterich 1998,
-doi:10.1162/089976698300017197).
+A paired test uses only the samples that exactly one of the two models classifies correctly. Therefore it can find a
+difference even if the intervals of the two accuracies overlap (Dietterich 1998, doi:10.1162/089976698300017197).
 """
 
 from collections.abc import Callable, Sequence
@@ -14,37 +13,43 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ALPHA = 0.05
-"""Two models differ significantly if the p value, adjusted by Holm's method, is at most this."""
+"""Significance level: two models differ significantly if the p value, adjusted by Holm's method, is at most this."""
 _ROUNDING = 1e-12
-"""A mean difference at most this far from zero counts as zero."""
+"""A mean difference of at most this size counts as zero, because sums of floats are rounded."""
 
 
 @dataclass(frozen=True)
 class McNemar:
-    """Result of McNemar's test: the numbers of samples that only one model gets right, and the two-sided p value."""
+    """Result of McNemar's test."""
 
     only_first: int
-    """Samples that only the first model classifies correctly."""
+    """Number of samples that only the first model classifies correctly."""
     only_second: int
+    """Number of samples that only the second model classifies correctly."""
     p: float
+    """Two-sided p value."""
 
 
 @dataclass(frozen=True)
 class MeanDifference:
-    """Mean accuracy of the first model minus that of the second, in [-1, 1], with 95 % interval and two-sided p."""
+    """Result of `compare_means`."""
 
     difference: float
+    """Mean accuracy of the first model minus that of the second, in [-1, 1]."""
     low: float
+    """Lower end of the 95 % interval of the difference."""
     high: float
     p: float
+    """Two-sided p value."""
 
 
 def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
-    """Run McNemar's exact test on two models' verdicts (True: right) of the same samples in the same order.
+    """Run McNemar's exact test on the verdicts of two models for the same samples in the same order.
 
-    The test is a two-sided binomial test (probability 1/2) of the samples on which the models differ; p is 1 if there
-    are none. Sources: McNemar 1947, doi:10.1007/BF02295996; the exact form is conservative if few samples differ, see
-    Fagerland, Lydersen and Laake 2013, doi:10.1186/1471-2288-13-91. Raises ValueError for different lengths.
+    A verdict is True if the model classifies the sample correctly. The test is a two-sided binomial test with
+    probability 1/2 on the samples on which the models differ; p is 1 if they differ on no sample. Raises ValueError if
+    the lengths differ. Source: McNemar 1947, doi:10.1007/BF02295996. The exact test is conservative if the models
+    differ on few samples, see Fagerland, Lydersen and Laake 2013, doi:10.1186/1471-2288-13-91.
     """
     from scipy.stats import binomtest
 
@@ -56,11 +61,12 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
 def compare_means(
     first: Sequence[Sequence[bool]], second: Sequence[Sequence[bool]], *, draws: int = 10_000, seed: int = 0
 ) -> MeanDifference:
-    """Compare two models' unweighted means over datasets, given each dataset's verdicts in the same order.
+    """Compare the unweighted mean accuracies of two models over datasets by a stratified bootstrap.
 
-    Stratified bootstrap: samples are redrawn within each dataset. The interval is the percentile interval (Efron and
-    Tibshirani 1993, chapter 13). p is twice the smaller tail at zero, with the observed value counted as a draw
-    (Davison and Hinkley 1997, section 4.2), so p is at least 2 / (draws + 1). Swapping the models changes only signs.
+    `first` and `second` have one sequence of verdicts per dataset, for the same samples in the same order. Samples are
+    redrawn within each dataset. The interval is the percentile interval (Efron and Tibshirani 1993, chapter 13). p is
+    twice the smaller tail at zero, with the observed value counted as a draw (Davison and Hinkley 1997, section 4.2),
+    so p is at least 2 / (draws + 1). Swapping the models changes only the signs.
     """
     import numpy
 
@@ -77,15 +83,15 @@ def compare_means(
 
 
 def enough_draws(pairs: int) -> int:
-    """Return a number of bootstrap draws with which p can stay small after Holm's correction of `pairs` pairs."""
+    """Return a number of bootstrap draws that allows small p values after Holm's correction for `pairs` pairs."""
     return max(10_000, 100 * pairs)
 
 
 def holm(p: Sequence[float]) -> list[float]:
-    """Return p values adjusted by Holm's step-down method, in the order given.
+    """Return p values adjusted by Holm's step-down method, in the order of the input.
 
-    Rejecting those at or below alpha keeps the probability of any false rejection at or below alpha (Holm 1979,
-    Scandinavian Journal of Statistics 6, 65-70).
+    If all hypotheses with an adjusted p value of at most alpha are rejected, the probability of one or more false
+    rejections is at most alpha. Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
     """
     adjusted = [0.0] * len(p)
     highest = 0.0
@@ -96,10 +102,11 @@ def holm(p: Sequence[float]) -> list[float]:
 
 
 def rank_ranges(values: Sequence[float], differ: Callable[[int, int], bool]) -> list[str]:
-    """Return the rank of each model, "1", or a range "2-4" of ranks that the tests leave open; the highest value wins.
+    """Return the rank of each model, such as "1", or a range of ranks, such as "2-4".
 
-    `differ` takes two indices and returns whether the two models differ significantly; the order of the two must not
-    matter. The lower end of a range counts the significantly better models, the upper end the significantly worse.
+    The model with the highest value has rank 1. `differ` returns whether the models of two indices differ
+    significantly; it must be symmetric. A range starts at 1 plus the number of significantly better models. It ends at
+    the number of models minus the number of significantly worse models.
     """
     ranks = []
     for index, value in enumerate(values):
@@ -111,14 +118,17 @@ def rank_ranges(values: Sequence[float], differ: Callable[[int, int], bool]) -> 
 
 
 def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
+    """Return the numbers of samples that only the first and only the second model classifies correctly."""
     pairs = list(zip(first, second, strict=True))
     return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
 
 
 def _bootstrap(strata: Sequence[tuple[int, int, int]], draws: int, seed: int) -> "NDArray[float64]":
-    """Return the mean difference of every draw, (draws,).
+    """Return the mean difference of every bootstrap draw, float64 [draws].
 
-    The difference of a sample is 1, -1 or 0, so redrawing a dataset is one multinomial draw of the three counts.
+    `strata` has, for each dataset, the numbers of samples that only the first and only the second model classifies
+    correctly, and the number of samples. The difference of one sample is 1, -1 or 0, so a bootstrap draw of a dataset
+    is one multinomial draw of three counts.
     """
     import numpy
 

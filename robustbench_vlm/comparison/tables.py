@@ -1,4 +1,4 @@
-"""Make the tables of a comparison for all text formats, and its rows for CSV."""
+"""Tables of a comparison for all text formats, and rows for CSV."""
 
 from collections.abc import Iterable, Sequence
 
@@ -13,7 +13,7 @@ _SHOWN = (ROBUST, "clean")
 
 
 def report(found: Comparison) -> Report:
-    """Return all tables of a comparison, accuracies and differences in %."""
+    """Return all tables of a comparison. Accuracies and differences are in %."""
     return Report(
         title=", ".join(model.name for model in found.models),
         about=about(found),
@@ -29,7 +29,7 @@ def report(found: Comparison) -> Report:
 
 
 def about(found: Comparison) -> str:
-    """Return a sentence with track, attack, threat, protocols and the number of samples."""
+    """Return a description with track, attack, threat model, protocols, and the number of samples."""
     protocols = ", ".join(dict.fromkeys(model.protocol for model in found.models))
     count = len(found.in_mean)
     return (
@@ -40,7 +40,7 @@ def about(found: Comparison) -> str:
 
 
 def notes(found: Comparison) -> tuple[str, ...]:
-    """Return the comparison's notes and its warnings, a sentence for each code."""
+    """Return the notes of a comparison, and one sentence for each code of its warnings."""
     raised: dict[str, dict[str, list[str]]] = {}
     for model in found.models:
         for dataset, result in model.datasets.items():
@@ -56,20 +56,21 @@ def notes(found: Comparison) -> tuple[str, ...]:
 
 
 def legend(found: Comparison, mark: str) -> tuple[str, ...]:
-    """Return sentences that explain the tables; `mark` is the mark of the best models, such as "bold"."""
+    """Return sentences that explain the tables. `mark` names the mark of the best models, such as "bold"."""
     if not found.pairs:
         return ()
     return (
-        f"{mark}: no model is significantly better; between two models: they differ significantly",
-        "rank: 2-4 if the tests do not separate the models of these ranks",
-        "points: difference of the means; datasets: number on which the first is significantly better : worse",
-        "p: stratified bootstrap of the mean, exact McNemar tests for datasets, on the same samples;"
-        f" Holm's correction over all pairs and datasets; significant at {ALPHA}",
+        f"{mark}: no model is significantly better; for a pair of models: they differ significantly",
+        "rank: a range such as 2-4 means that the tests do not separate the models of these ranks",
+        "points: difference of the means; datasets: numbers of datasets on which the first model is significantly"
+        " better : worse",
+        "p: stratified bootstrap of the means, exact McNemar tests for datasets, on the same samples, with Holm's"
+        f" correction over all pairs and datasets; significant if at most {ALPHA}",
     )
 
 
 def means(found: Comparison) -> Sheet:
-    """Return a row for each model with its means and ranks."""
+    """Return a table with one row for each model: its mean accuracies and ranks."""
     best = {measure: found.best(measure) for measure in MEASURES}
     rows = (
         (
@@ -83,7 +84,7 @@ def means(found: Comparison) -> Sheet:
 
 
 def by_dataset(found: Comparison, measure: str) -> Sheet:
-    """Return a row for each dataset and the mean, and a column for each model."""
+    """Return a table of accuracies with one row for each dataset and the mean, and one column for each model."""
     names = [*found.datasets, ""]
     rows = []
     for name in names:
@@ -97,7 +98,10 @@ def by_dataset(found: Comparison, measure: str) -> Sheet:
 
 
 def differences(found: Comparison, measure: str) -> Sheet:
-    """Return a row for each pair: difference of the means, and the number of datasets won and lost significantly."""
+    """Return a table with one row for each pair of models: the difference of the means and its test.
+
+    The last column has the numbers of datasets on which the first model is significantly better and worse.
+    """
     rows = (
         (
             Field(f"{pair.first} - {pair.second}"),
@@ -113,7 +117,10 @@ def differences(found: Comparison, measure: str) -> Sheet:
 
 
 def dataset_tests(found: Comparison, measure: str) -> Sheet:
-    """Return a row for each dataset and a column for each pair: numbers of samples that only one model gets right."""
+    """Return a table of the numbers of samples that only one of two models classifies correctly.
+
+    It has one row for each dataset and one column for each pair of models.
+    """
     pairs = list(_of(found, measure))
     tests = {name: [pair.datasets[name] for pair in pairs] for name in found.datasets}
     rows = (
@@ -124,11 +131,12 @@ def dataset_tests(found: Comparison, measure: str) -> Sheet:
         for name in tests
     )
     header = ("dataset", *(f"{pair.first} : {pair.second}" for pair in pairs))
-    return Sheet(f"{measure.capitalize()}: samples that only one of two models gets right", header, tuple(rows))
+    title = f"{measure.capitalize()}: samples that only one of two models classifies correctly"
+    return Sheet(title, header, tuple(rows))
 
 
 def broken_by(found: Comparison) -> Sheet:
-    """Return a row for each model: numbers of samples by what broke them."""
+    """Return a table with one row for each model: the number of samples that each stage of the attack broke."""
     stages = tuple(dict.fromkeys(stage for model in found.models for stage in model.broken_by))
     rows = (
         (Field(model.name), *(Field(str(model.broken_by.get(stage, 0))) for stage in stages)) for model in found.models
@@ -137,7 +145,7 @@ def broken_by(found: Comparison) -> Sheet:
 
 
 def curves(found: Comparison) -> Sheet:
-    """Return a row for each model and a column for each radius: mean robust accuracy."""
+    """Return a table of mean robust accuracies with one row for each model and one column for each radius."""
     radii = {point.eps: point.radius for model in found.models for point in model.curve}
     ordered = sorted(radii, key=radii.__getitem__)
     rows = []
@@ -148,7 +156,10 @@ def curves(found: Comparison) -> Sheet:
 
 
 def csv_rows(found: Comparison) -> list[dict[str, str | float]]:
-    """Return a row for every model and dataset, and one for the model's mean; accuracies are in [0, 1]."""
+    """Return rows for a CSV file: one for every model and dataset, and one for the mean of every model.
+
+    Accuracies are in [0, 1].
+    """
     rows: list[dict[str, str | float]] = []
     for model in found.models:
         common: dict[str, str | float] = {
@@ -167,18 +178,18 @@ def csv_rows(found: Comparison) -> list[dict[str, str | float]]:
 
 
 def label(found: Comparison, dataset: str) -> str:
-    """Return a dataset's name, marked if the mean leaves it out."""
+    """Return the name of a dataset, with a remark if it is not in the mean."""
     return dataset if dataset in found.in_mean else f"{dataset} (not in the mean)"
 
 
 def shown(accuracy: Accuracy) -> str:
-    """Return an accuracy with its interval, in %; padded, so that digits are aligned in a column."""
+    """Return an accuracy with its interval in %. The interval is padded so that a column is aligned."""
     interval = f"({100 * accuracy.low:.1f}-{100 * accuracy.high:.1f})"
     return f"{100 * accuracy.value:.1f} {interval:>11}"
 
 
 def p_value(p: float) -> str:
-    """Return a p value as papers print it."""
+    """Return a p value as text, "< 0.001" or with 3 digits."""
     return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
@@ -190,9 +201,11 @@ def significant_datasets(pair: ModelPair) -> tuple[Sequence[str], Sequence[str]]
 
 
 def _points(difference: float) -> str:
+    """Return a difference of accuracies in percentage points, with its sign."""
     # Adding 0 turns -0.0 into 0.0.
     return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
 def _of(found: Comparison, measure: str) -> Iterable[ModelPair]:
+    """Return the pairs of models of one measure."""
     return (pair for pair in found.pairs if pair.measure == measure)

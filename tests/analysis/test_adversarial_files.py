@@ -1,4 +1,4 @@
-"""Adversarial images as files: not a bit is lost, and nothing but such a file is taken."""
+"""Test files of adversarial images: images are read as written, and other files raise UserError."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from robustbench_vlm.core.errors import UserError
 PAIRS = (("shapes", "a"), ("colours", "a"), ("shapes", "b\n🔥"))
 
 
-def test_images_come_back_bit_for_bit(tmp_path: Path) -> None:
+def test_images_are_read_bitwise_as_written(tmp_path: Path) -> None:
     images = torch.rand(3, 3, 5, 4, generator=torch.Generator().manual_seed(0))
     write_images(AdversarialImages("mini", PAIRS, images), tmp_path / "x.safetensors")
     found, digest = read_images(tmp_path / "x.safetensors")
@@ -22,7 +22,7 @@ def test_images_come_back_bit_for_bit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.uint8])
-def test_other_types_are_taken_as_they_are(dtype: torch.dtype, tmp_path: Path) -> None:
+def test_other_dtypes_are_converted_to_float32(dtype: torch.dtype, tmp_path: Path) -> None:
     images = torch.tensor([0.0, 0.25, 1.0]).view(1, 3, 1, 1)
     stored = (images * 255).round().to(dtype) if dtype == torch.uint8 else images.to(dtype)
     save_file({"images": stored}, tmp_path / "x", {"track": "mini", "samples": '[["shapes", "a"]]'})
@@ -41,7 +41,7 @@ def _file(path: Path, **changes: object) -> Path:
 @pytest.mark.parametrize(
     "changes",
     [
-        {"name": "pictures"},
+        {"name": "other"},
         {"images": torch.zeros(2, 3, 2, 2)},
         {"images": torch.zeros(1, 1, 2, 2)},
         {"images": torch.zeros(3, 2, 2)},
@@ -55,15 +55,15 @@ def _file(path: Path, **changes: object) -> Path:
         {"images": torch.zeros(2, 3, 2, 2), "samples": '[["s", "a"], ["s", "a"]]'},
     ],
 )
-def test_what_is_no_such_file_is_told(changes: dict[str, object], tmp_path: Path) -> None:
+def test_a_safetensors_file_of_another_format_raises_user_error(changes: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(UserError, match="x"):
         read_images(_file(tmp_path / "x", **changes))
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\x80\x04pickle", b"\xff" * 100])
-def test_garbage_is_told(content: bytes, tmp_path: Path) -> None:
+def test_a_missing_file_and_any_other_content_raise_user_error(content: bytes, tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(content)
-    with pytest.raises(UserError, match="is no file of adversarial images"):
+    with pytest.raises(UserError, match="is not a file of adversarial images"):
         read_images(tmp_path / "x")
-    with pytest.raises(UserError, match="is no file of adversarial images"):
+    with pytest.raises(UserError, match="is not a file of adversarial images"):
         read_images(tmp_path / "absent")

@@ -1,4 +1,4 @@
-"""The images of an attack: those of the very records that a run writes, wherever they are computed."""
+"""Test adversarial images: they belong to the records of a run, in any number of processes."""
 
 import json
 from collections.abc import Sequence
@@ -52,7 +52,7 @@ def planned(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, list[Attack
     return plan, attack_cells(plan, lambda count, cell: None)
 
 
-def test_the_records_are_those_of_a_run(planned: tuple[Plan, list[Attacked]]) -> None:
+def test_attack_cells_returns_the_records_of_a_run(planned: tuple[Plan, list[Attacked]]) -> None:
     plan, attacked = planned
     for cell, each in zip(plan.cells, attacked, strict=True):
         assert list(each.results) == records_of(cell, plan.request.out)
@@ -60,7 +60,7 @@ def test_the_records_are_those_of_a_run(planned: tuple[Plan, list[Attacked]]) ->
     assert verdicts == {"", CLEAN, "pgd-5"}
 
 
-def test_the_images_are_those_that_the_records_are_about(planned: tuple[Plan, list[Attacked]]) -> None:
+def test_the_images_have_the_predictions_and_distances_of_the_records(planned: tuple[Plan, list[Attacked]]) -> None:
     plan, attacked = planned
     moved = 0
     for cell, each in zip(plan.cells, attacked, strict=True):
@@ -78,19 +78,19 @@ def test_the_images_are_those_that_the_records_are_about(planned: tuple[Plan, li
 
 
 def test_several_processes_give_the_same_images(planned: tuple[Plan, list[Attacked]]) -> None:
-    told: list[int] = []
+    counts: list[int] = []
     plan = planned[0]
     resources = replace(plan.request.resources, workers=2)
     plan = replace(plan, request=replace(plan.request, resources=resources))
-    again = attack_cells(plan, lambda count, cell: told.append(count))
-    assert sum(told) == plan.samples and len(told) > 1
+    again = attack_cells(plan, lambda count, cell: counts.append(count))
+    assert sum(counts) == plan.samples and len(counts) > 1
     for one, other in zip(planned[1], again, strict=True):
-        # Groups of other samples share a pass, which rounds otherwise.
+        # With two processes, other samples are in the same pass, which may be rounded differently.
         assert [result.broken_by for result in one.results] == [result.broken_by for result in other.results]
         assert torch.allclose(one.images, other.images, atol=0.02)
 
 
-def test_chosen_positions_are_the_same_samples(planned: tuple[Plan, list[Attacked]]) -> None:
+def test_attack_positions_attacks_the_samples_at_these_positions(planned: tuple[Plan, list[Attacked]]) -> None:
     plan, attacked = planned
     found = attack_positions(plan.cells[0], [7, 2], plan.request.resources)
     whole = attacked[0]
@@ -122,10 +122,10 @@ def test_a_shown_sample_agrees_with_the_record(
     assert found["record"]["margin"] == pytest.approx(record.margin, abs=1e-5)
     assert found["clean"][0]["name"] == cell.dataset.classes[record.clean_prediction]
     assert len(found["clean"]) == len(found["adversarial"]) == 5
-    led = record.label if record.broken_by == "" else record.adversarial_prediction
-    assert found["adversarial"][0]["name"] == cell.dataset.classes[led]
+    predicted = record.label if record.broken_by == "" else record.adversarial_prediction
+    assert found["adversarial"][0]["name"] == cell.dataset.classes[predicted]
     assert sum(each["probability"] for each in found["clean"]) <= 1 + 1e-9
-    # The same as text, by its place, at a width that is short.
+    # The sample is chosen by its position and printed as text in a narrow terminal.
     monkeypatch.setenv("COLUMNS", "40")
     assert run_command(["show", "sample", "shapes", "3", *given]) == 0
     lines = capsys.readouterr().out.splitlines()
@@ -133,7 +133,7 @@ def test_a_shown_sample_agrees_with_the_record(
     assert any(line.startswith(f"{shown['label']} (right)") for line in lines)
 
 
-def test_class_names_are_text_in_the_figure(planned: tuple[Plan, list[Attacked]], tmp_path: Path) -> None:
+def test_class_names_are_plain_text_in_the_figure(planned: tuple[Plan, list[Attacked]], tmp_path: Path) -> None:
     found = inspect_sample(replace(planned[0].request, datasets=("colours",)), "0")
     (own,) = found.models
     hostile = ("$x_{", "a $\\frac$ b", "\x1b[31m[bold]", "犬" * 40, "<b>&")

@@ -1,4 +1,4 @@
-"""The contracts hold for everything that is registered here, and fail where they should."""
+"""Test contracts: all registered values of this package pass, and a faulty dataset fails."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -28,17 +28,17 @@ REGISTERED = [
 
 
 @pytest.mark.parametrize(("kind", "name", "track"), REGISTERED)
-def test_everything_registered_holds_its_contracts(kind: str, name: str, track: str, library: Path) -> None:
+def test_every_registered_value_passes_its_contracts(kind: str, name: str, track: str, library: Path) -> None:
     failed = {contract.name for contract in check(kind, name, track=track) if not contract.passed}
-    # The copies of published datasets in these tests have images of a few classes alone.
+    # The copies of published datasets in these tests have images of only a few classes.
     assert failed <= {"every class has samples"} and (not failed or name in PUBLISHED)
 
 
-def test_a_card_file_is_checked(make_card: Callable[..., Path]) -> None:
+def test_a_card_file_passes_its_contracts(make_card: Callable[..., Path]) -> None:
     assert all(contract.passed for contract in check("model", str(make_card())))
 
 
-def test_unknown_kinds_and_names_are_told() -> None:
+def test_unknown_kinds_and_names_raise_user_error() -> None:
     with pytest.raises(UserError, match=r"unknown kind 'modle'\. Did you mean model"):
         check("modle", "clip")
     for kind in CONTRACTS:
@@ -47,7 +47,7 @@ def test_unknown_kinds_and_names_are_told() -> None:
 
 
 class Faulty:
-    """Images that differ from call to call, with a label too many."""
+    """A source with repeated ids, too many labels, and images that differ between calls."""
 
     ids, labels = ("a", "a", "b"), (0, 1, 2)
     calls = 0
@@ -62,7 +62,7 @@ class Faulty:
 FAULTY = Dataset("other-name", ("x", "x"), "a {}.", "test_contracts:Faulty")
 
 
-def test_a_faulty_dataset_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_faulty_dataset_fails_its_contracts(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         "robustbench_vlm.analysis.contracts.DATASETS", Registry("dataset", {"faulty": "test_contracts:FAULTY"})
     )
@@ -71,9 +71,9 @@ def test_a_faulty_dataset_fails(monkeypatch: pytest.MonkeyPatch) -> None:
         "has the name under which it is registered",
         "every class has a unique prompt",
         "ids are unique",
-        "labels are class numbers",
+        "labels are class indices",
         "every class has samples",
-        "reads the same twice",
+        "reads the same images twice",
         "an image does not depend on the order or on other images",
         "images differ",
     }

@@ -1,4 +1,4 @@
-"""Diagnostics: closed forms on made-up towers, images that stay in the ball, and nothing that hangs on the batch."""
+"""Test diagnostics: closed forms on small encoders, images inside the radius, and independence of the batch."""
 
 import math
 from dataclasses import replace
@@ -36,7 +36,7 @@ PIXELS = 3 * 4 * 4
 
 
 def batch_of(count: int = 12, norm: str = "Linf", eps: Fraction = EPS) -> Batch:
-    """Return samples away from the ends of the pixel range, with labels that have nothing to do with them."""
+    """Return samples with pixels far from 0 and 1, and labels that do not depend on the images."""
     generator = torch.Generator().manual_seed(0)
     images = 0.3 + 0.4 * torch.rand(count, 3, 4, 4, generator=generator, dtype=torch.float64)
     labels = torch.arange(count) % 3
@@ -44,8 +44,8 @@ def batch_of(count: int = 12, norm: str = "Linf", eps: Fraction = EPS) -> Batch:
     return Batch(images, labels, keys, Threat(norm, eps), torch.full_like(labels, 3))
 
 
-def tower(dimensions: int = 5) -> ZeroShotClassifier:
-    """Return a small classifier of three classes that is no linear function."""
+def small_classifier(dimensions: int = 5) -> ZeroShotClassifier:
+    """Return a small nonlinear classifier of three classes."""
     generator = torch.Generator().manual_seed(1)
 
     def random(*shape: int) -> Tensor:
@@ -64,21 +64,21 @@ def linear_logits(weights: Tensor) -> Any:
 
 
 @pytest.mark.parametrize("count", [1, 4, 7])
-def test_the_rank_of_orthonormal_and_of_equal_features(count: int) -> None:
+def test_the_effective_rank_of_orthonormal_and_of_equal_features(count: int) -> None:
     square = torch.randn(7, 7, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
     orthonormal = torch.linalg.qr(square).Q[:count]
     assert effective_rank(orthonormal) == pytest.approx(count, abs=1e-9)
     assert effective_rank(orthonormal[:1].repeat(count, 1)) == pytest.approx(1, abs=1e-6)
 
 
-def test_the_rank_of_unequal_directions() -> None:
-    # Three times one axis and once another: singular values sqrt(3) and 1.
+def test_the_effective_rank_of_directions_with_different_counts() -> None:
+    # Three features along one axis and one along another: the singular values are sqrt(3) and 1.
     features = torch.tensor([[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [0.0, 1.0]], dtype=torch.float64)
     shares = [math.sqrt(3) / (math.sqrt(3) + 1), 1 / (math.sqrt(3) + 1)]
     assert effective_rank(features) == pytest.approx(math.exp(-sum(p * math.log(p) for p in shares)))
 
 
-def test_the_gap_by_hand() -> None:
+def test_the_modality_gap_equals_a_manual_computation() -> None:
     images, texts = torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[-1.0, 0.0], [0.0, 1.0], [-1.0, 0.0]])
     # The means are (1/2, 1/2) and (-2/3, 1/3).
     assert modality_gap(images, texts) == pytest.approx(math.hypot(7 / 6, 1 / 6))
@@ -87,7 +87,7 @@ def test_the_gap_by_hand() -> None:
 
 
 @pytest.mark.parametrize("scale", [1.0, 100.0])
-def test_the_gradient_norm_of_a_linear_classifier_by_hand(scale: float) -> None:
+def test_the_gradient_norm_of_a_linear_classifier_equals_the_closed_form(scale: float) -> None:
     generator = torch.Generator().manual_seed(3)
     weights = scale * torch.randn(2, PIXELS, generator=generator, dtype=torch.float64)
     batch = batch_of()
@@ -99,7 +99,7 @@ def test_the_gradient_norm_of_a_linear_classifier_by_hand(scale: float) -> None:
 
 
 def test_the_gradient_norm_is_that_of_the_cross_entropy() -> None:
-    batch, classifier = batch_of(), tower()
+    batch, classifier = batch_of(), small_classifier()
     leaf = batch.images.clone().requires_grad_()
     functional.cross_entropy(classifier(leaf), batch.labels, reduction="sum").backward()
     assert leaf.grad is not None
@@ -107,7 +107,7 @@ def test_the_gradient_norm_is_that_of_the_cross_entropy() -> None:
     assert torch.allclose(norms, leaf.grad.flatten(1).norm(dim=1), rtol=1e-10)
 
 
-def test_a_gradient_that_is_no_number_is_told() -> None:
+def test_a_nan_gradient_raises_user_error() -> None:
     def logits(images: Tensor) -> Tensor:
         brightness = images.flatten(1).sum(dim=1)
         return torch.stack([brightness, (brightness - brightness.detach()).sqrt()], dim=1)
@@ -118,9 +118,9 @@ def test_a_gradient_that_is_no_number_is_told() -> None:
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])
 @pytest.mark.parametrize("attack", ["fgsm", "pgd-10", "cw"])
-def test_every_sample_moves_and_stays_in_the_ball(norm: str, attack: str) -> None:
-    batch, classifier = batch_of(norm=norm), tower()
-    # Some are wrong from the start; a verdict would leave those alone.
+def test_every_sample_changes_and_stays_within_the_radius(norm: str, attack: str) -> None:
+    batch, classifier = batch_of(norm=norm), small_classifier()
+    # Some samples are misclassified without an attack. An evaluation would not attack them.
     assert 0 < int((classifier(batch.images).argmax(dim=1) != batch.labels).sum()) < 12
     found = final_images(classifier, batch, final_image_stage(load_attack(attack)), batch_size=5)
     moved = distance(batch.threat, batch.images, found)
@@ -128,7 +128,7 @@ def test_every_sample_moves_and_stays_in_the_ball(norm: str, attack: str) -> Non
     assert bool((found >= 0).all()) and bool((found <= 1).all())
 
 
-def test_a_walk_goes_on_to_the_corner_of_the_ball() -> None:
+def test_an_attack_on_a_linear_classifier_ends_in_the_corner_of_the_ball() -> None:
     generator = torch.Generator().manual_seed(4)
     weights = 100 * torch.randn(2, PIXELS, generator=generator, dtype=torch.float64)
     batch = replace(batch_of(), labels=torch.zeros(12, dtype=torch.int64), num_classes=torch.full((12,), 2))
@@ -137,7 +137,7 @@ def test_a_walk_goes_on_to_the_corner_of_the_ball() -> None:
     assert torch.allclose(found, corner, atol=1e-12)
 
 
-def test_the_start_is_drawn_from_the_keys_of_the_stage() -> None:
+def test_the_random_start_depends_on_keys_and_stage_name() -> None:
     batch, flat = batch_of(), linear_logits(torch.zeros(3, PIXELS, dtype=torch.float64))
     first, again = (final_images(flat, batch, PGD, batch_size=size) for size in (12, 4))
     other = final_images(flat, replace(batch, keys=batch.keys + 1), PGD, batch_size=12)
@@ -147,8 +147,8 @@ def test_the_start_is_drawn_from_the_keys_of_the_stage() -> None:
     assert bool((first != renamed).flatten(1).any(dim=1).all())
 
 
-def test_nothing_hangs_on_the_batch() -> None:
-    batch, classifier = batch_of(), tower()
+def test_measurements_do_not_depend_on_the_batch() -> None:
+    batch, classifier = batch_of(), small_classifier()
     whole = measure_batch(classifier, batch, PGD)
     parts = [measure_batch(classifier, batch.at(index), PGD) for index in torch.arange(12).split(5)]
     assert torch.equal(whole.correct, torch.cat([part.correct for part in parts]))
@@ -156,8 +156,8 @@ def test_nothing_hangs_on_the_batch() -> None:
     assert torch.allclose(whole.features, torch.cat([part.features for part in parts]), rtol=1e-9)
 
 
-def test_radius_0_is_the_clean_pictures() -> None:
-    batch, classifier = batch_of(eps=Fraction(0)), tower()
+def test_at_radius_0_the_clean_images_are_measured() -> None:
+    batch, classifier = batch_of(eps=Fraction(0)), small_classifier()
     found = measure_batch(classifier, batch, PGD)
     norms, logits = gradient_norms(classifier, batch.images, batch.labels)
     assert torch.equal(found.features, classifier.image_features(batch.images))
@@ -166,7 +166,7 @@ def test_radius_0_is_the_clean_pictures() -> None:
 
 
 @pytest.mark.parametrize("name", ["autoattack", "apgd-ce", "square"])
-def test_an_attack_that_stops_early_is_refused(name: str) -> None:
+def test_an_attack_that_stops_early_raises_user_error(name: str) -> None:
     with pytest.raises(UserError, match=f"{name}.*--attack pgd-10"):
         final_image_stage(load_attack(name))
 
@@ -184,7 +184,7 @@ def found_with(batch_size: int) -> Diagnoses:
     )
 
 
-def test_the_bundled_model_falls_and_its_gradients_rise() -> None:
+def test_an_attack_lowers_the_accuracy_and_raises_the_gradient_norm() -> None:
     clean, hit = found_with(64).diagnoses
     assert (clean.model, clean.eps, hit.eps) == ("clip", "0/255", "2/255")
     assert hit.accuracy < clean.accuracy and hit.gradient_norm > clean.gradient_norm
@@ -196,9 +196,9 @@ def test_the_bundled_model_falls_and_its_gradients_rise() -> None:
             assert getattr(each, name) == pytest.approx(mean)
 
 
-def test_other_batches_give_the_same_table() -> None:
+def test_the_batch_size_does_not_change_the_diagnoses() -> None:
     for one, other in zip(found_with(64).diagnoses, found_with(4).diagnoses, strict=True):
         assert one.accuracy == other.accuracy
         for name in ("modality_gap", "gradient_norm", "effective_rank"):
-            # In float32, where the sums of another batch size are rounded otherwise.
+            # float32 sums are rounded differently with another batch size.
             assert getattr(one, name) == pytest.approx(getattr(other, name), rel=1e-2)

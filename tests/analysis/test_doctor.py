@@ -1,4 +1,4 @@
-"""The doctor finds nothing wrong with a working harness, and something with a broken one."""
+"""Test the self-tests: a working installation passes, and a model with masked gradients fails."""
 
 from fractions import Fraction
 
@@ -14,30 +14,30 @@ from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
 
 
-def test_a_working_harness_passes() -> None:
+def test_a_working_installation_passes_all_self_tests() -> None:
     checks = doctor()
     assert len(checks) == 4
     assert all(check.passed for check in checks), checks
 
 
 class Masked(nn.Module):
-    """Right on every image, and flat: its logits are steps without a gradient."""
+    """A classifier that is correct on every image and whose logits are step functions without a gradient."""
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         bright = (images.flatten(1).mean(dim=1) > 0.5).to(images.dtype)
         return torch.stack([1 - bright, bright], dim=1) + 0 * images.flatten(1).sum(dim=1, keepdim=True)
 
 
-def test_masked_gradients_are_found() -> None:
+def test_a_model_with_masked_gradients_fails_the_attack_test() -> None:
     images = torch.rand(6, 3, 8, 8, generator=torch.Generator().manual_seed(0)) * 0.3
     images[3:] += 0.7
     keys = sample_keys(0, "masked", [str(n) for n in range(6)])
     labels = torch.tensor([0, 0, 0, 1, 1, 1])
     batch = Batch(images, labels, keys, Threat("Linf", Fraction(8, 255)), torch.full_like(labels, 2))
     failed = [check.name for check in self_tests(Masked(), batch, load_attack("apgd-ce")) if not check.passed]
-    assert failed and "falls to about 0" in failed[0]
+    assert failed and "is about 0 under apgd-ce" in failed[0]
 
 
-def test_unknown_names_are_told() -> None:
+def test_unknown_names_raise_user_error() -> None:
     with pytest.raises(UserError, match="unknown track 'nonesuch'"):
         doctor("nonesuch")

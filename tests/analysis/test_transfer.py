@@ -1,4 +1,4 @@
-"""Transfer: what each model makes of every model's images, counted again from the files that it saves."""
+"""Test transfer attacks: the accuracies equal those computed again from the saved images."""
 
 import json
 from collections.abc import Iterator
@@ -39,7 +39,7 @@ Found = tuple[Transfer, Path, list[Progress]]
 
 @pytest.fixture(scope="module", autouse=True)
 def trained_on_the_last() -> Iterator[None]:
-    """Let the track's models have been trained on one of the datasets: a small one, unlike theirs."""
+    """Set the track's training datasets to one of the small datasets of this test."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(tracks, "MINI", replace(tracks.MINI, seen=DATASETS_USED[2:]))
         yield
@@ -48,8 +48,8 @@ def trained_on_the_last() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Found:
     folder = tmp_path_factory.mktemp("images")
-    told: list[Progress] = []
-    return transfer(REQUEST, folder, on_progress=told.append), folder, told
+    reports: list[Progress] = []
+    return transfer(REQUEST, folder, on_progress=reports.append), folder, reports
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +59,7 @@ def tables(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ScoreTable]:
 
 
 def predictions(model: Model, images: AdversarialImages) -> list[bool]:
-    """Return whether a model gets images right, by nothing but the model and the datasets."""
+    """Return for each image whether a model classifies it correctly, without the code under test."""
     right = []
     for name in DATASETS_USED:
         dataset = DATASETS.load(name)
@@ -72,7 +72,9 @@ def predictions(model: Model, images: AdversarialImages) -> list[bool]:
     return right
 
 
-def test_the_diagonal_is_the_robust_accuracy_of_a_run(found: Found, tables: dict[str, ScoreTable]) -> None:
+def test_the_accuracies_of_a_model_on_its_own_images_are_those_of_a_run(
+    found: Found, tables: dict[str, ScoreTable]
+) -> None:
     for target in found[0].targets:
         mean = tables[target.model].mean
         assert mean is not None
@@ -80,8 +82,8 @@ def test_the_diagonal_is_the_robust_accuracy_of_a_run(found: Found, tables: dict
         robust = target.mean.robust
         assert target.mean.under[target.model] == robust and (robust.low, robust.high) == mean.robust_interval
         for score in tables[target.model].scores:
-            standing = target.datasets[score.dataset]
-            assert (standing.clean.value, standing.robust.value, standing.robust.n) == (
+            accuracies = target.datasets[score.dataset]
+            assert (accuracies.clean.value, accuracies.robust.value, accuracies.robust.n) == (
                 score.clean,
                 score.robust,
                 score.n,
@@ -89,7 +91,7 @@ def test_the_diagonal_is_the_robust_accuracy_of_a_run(found: Found, tables: dict
     assert found[0].datasets == UNSEEN and found[0].n == 24
 
 
-def test_the_matrix_is_what_the_saved_images_give(found: Found) -> None:
+def test_the_accuracies_equal_those_computed_from_the_saved_images(found: Found) -> None:
     result, folder, _ = found
     seen: dict[tuple[str, str], list[bool]] = {}
     models = {name: load_model(name, "mini") for name in MODELS}
@@ -100,21 +102,21 @@ def test_the_matrix_is_what_the_saved_images_give(found: Found) -> None:
     for target in result.targets:
         for place, name in enumerate(DATASETS_USED):
             rows = {source: seen[source, target.model][12 * place : 12 * place + 12] for source in MODELS}
-            standing = target.datasets[name]
-            assert {source: share.value for source, share in standing.under.items()} == {
+            accuracies = target.datasets[name]
+            assert {source: share.value for source, share in accuracies.under.items()} == {
                 source: sum(row) / 12 for source, row in rows.items()
             }
-            assert standing.worst.value == sum(map(all, zip(*rows.values(), strict=True))) / 12
+            assert accuracies.worst.value == sum(map(all, zip(*rows.values(), strict=True))) / 12
         for source, share in target.mean.under.items():
             values = [target.datasets[name].under[source].value for name in UNSEEN]
             assert share.value == pytest.approx(sum(values) / 2)
             assert (share.low, share.high) == pytest.approx(mean_interval(values, [12, 12]))
-    # There is something to tell apart.
+    # The test is meaningful only if the accuracies differ.
     values = [share.value for target in result.targets for share in target.mean.under.values()]
     assert len(set(values)) > 3
 
 
-def test_the_saved_images_are_in_the_ball_and_nothing_is_rounded(found: Found) -> None:
+def test_the_saved_images_are_within_the_radius_and_not_rounded(found: Found) -> None:
     images, _ = read_images(found[1] / "clip.safetensors")
     moved = torch.zeros(36)
     for row, (name, sample) in enumerate(images.samples):
@@ -123,11 +125,11 @@ def test_the_saved_images_are_in_the_ball_and_nothing_is_rounded(found: Found) -
         moved[row] = (images.images[row] - clean).abs().max()
     assert images.images.dtype == torch.float32
     assert float(moved.max()) <= EPS + 1e-7 and int((moved > 0).sum()) > 20
-    # At least one lies between the steps of an 8-bit image.
+    # At least one pixel value is not a multiple of 1/255.
     assert not torch.equal((images.images * 255).round() / 255, images.images)
 
 
-def test_the_worst_of_all_is_no_better_than_any(found: Found) -> None:
+def test_the_worst_accuracy_is_at_most_that_on_the_images_of_any_model(found: Found) -> None:
     for target in found[0].targets:
         assert target.mean.worst.value <= min(share.value for share in target.mean.under.values())
         assert target.missed >= 0
@@ -135,7 +137,7 @@ def test_the_worst_of_all_is_no_better_than_any(found: Found) -> None:
         assert target.missed == held
 
 
-def test_progress_goes_from_nothing_to_the_end(found: Found) -> None:
+def test_progress_goes_from_zero_to_the_total(found: Found) -> None:
     done = [progress.done for progress in found[2]]
     total = 36 * 3 * 3
     assert done[0] == 0 and done == sorted(done) and done[-1] == total
@@ -150,17 +152,17 @@ def target_of(robust: float, under: dict[str, float], missed: int) -> TransferTa
 
 
 @pytest.mark.parametrize(
-    ("target", "said"),
+    ("target", "message"),
     [
-        (target_of(0.5, {"a": 0.4, "b": 0.7}, 15), "images made for a break more of it than pgd-20 on itself does"),
-        (target_of(0.5, {"a": 0.6}, 3), "break 3 of 100 samples that pgd-20 on itself left"),
+        (target_of(0.5, {"a": 0.4, "b": 0.7}, 15), "images of a break more samples than pgd-20 on the model itself"),
+        (target_of(0.5, {"a": 0.6}, 3), "break 3 of 100 samples that pgd-20 on the model itself does not break"),
         (target_of(0.5, {"a": 0.6}, 2), ""),
         (target_of(0.5, {"a": 0.5}, 0), ""),
     ],
 )
-def test_transfer_that_beats_the_attack_on_the_model_itself_is_told(target: TransferTarget, said: str) -> None:
+def test_images_of_other_models_that_break_more_samples_raise_a_warning(target: TransferTarget, message: str) -> None:
     sentences = list(masked_gradients(target, "pgd-20"))
-    assert len(sentences) == bool(said) and all(said in sentence for sentence in sentences)
+    assert len(sentences) == bool(message) and all(message in sentence for sentence in sentences)
 
 
 GIVEN = [
@@ -169,7 +171,9 @@ GIVEN = [
 ]
 
 
-def test_the_command_draws_saves_and_prints_one_document(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_plot_and_images_and_prints_one_json_document(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plot, save = tmp_path / "matrix.svg", tmp_path / "saved"
     assert run_command([*GIVEN, "--plot", str(plot), "--save", str(save), "--json"]) == 0
     document: dict[str, Any] = json.loads(capsys.readouterr().out)
@@ -180,7 +184,7 @@ def test_the_command_draws_saves_and_prints_one_document(tmp_path: Path, capsys:
 
 
 @pytest.mark.parametrize("width", [40, 80])
-def test_the_lines_fit_the_width(
+def test_the_printed_lines_fit_the_width_of_the_terminal(
     width: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("COLUMNS", str(width))

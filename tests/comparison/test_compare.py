@@ -1,4 +1,4 @@
-"""Comparisons of made-up models: which samples count, what is told apart, what is said of it."""
+"""Test comparisons of artificial models: common samples, accuracies, tests, ranks and notes."""
 
 from collections.abc import Sequence
 from dataclasses import replace
@@ -31,7 +31,7 @@ def source(name: str, *found: CellRecords) -> ModelRecords:
 def of(
     track: Track = MINI, *, datasets: Sequence[str] = ("shapes", "colours"), **verdicts: Sequence[str]
 ) -> Comparison:
-    """Compare models that have the same verdicts on every dataset."""
+    """Compare models. Each model has the given verdicts on every dataset."""
     sources = [
         source(name, *(evidence(name, broken, dataset, eps=str(track.standard_eps)) for dataset in datasets))
         for name, broken in verdicts.items()
@@ -48,7 +48,7 @@ def test_accuracies_and_intervals_are_those_of_the_samples() -> None:
     assert (model.robust.low, model.robust.high) == mean_interval([0.5, 0.5], [60, 60])
 
 
-def test_what_broke_the_samples_is_counted_over_all_datasets() -> None:
+def test_broken_by_counts_the_samples_of_all_datasets() -> None:
     model = of(one=[*["square"] * 2, *["apgd-ce"] * 3, "clean", ""]).models[0]
     assert list(model.broken_by.items()) == [("clean", 2), ("apgd-ce", 6), ("square", 4), ("robust", 2)]
 
@@ -75,7 +75,7 @@ def test_each_pair_has_the_tests_of_its_verdicts_adjusted_within_the_measure() -
     assert [t.p_holm for t in of_sets] == holm([t.p for t in tests])
 
 
-def test_clean_pairs_are_of_what_is_right_without_an_attack() -> None:
+def test_clean_pairs_compare_the_predictions_without_an_attack() -> None:
     found = of(first=["", "square", "clean", "clean"], second=["", "clean", "clean", "square"])
     clean = next(pair for pair in found.pairs if pair.measure == "clean")
     robust = next(pair for pair in found.pairs if pair.measure == "robust")
@@ -96,7 +96,7 @@ def test_the_order_of_the_models_changes_no_rank(order: list[str], verdicts: tup
         assert set(one.best(measure)) == set(other.best(measure)) == first
 
 
-def test_only_samples_that_all_have_count_and_that_is_said() -> None:
+def test_only_common_samples_are_compared_and_a_note_has_their_number() -> None:
     ours = evidence("ours", ["", "", "square", "clean"])
     theirs = evidence("theirs", [], results=samples(["", "square", "clean", "clean"], first=2)[::-1])
     found = compare([source("ours", ours), source("theirs", theirs)], MINI)
@@ -106,10 +106,10 @@ def test_only_samples_that_all_have_count_and_that_is_said() -> None:
         {"clean": 1, "apgd-ce": 0, "square": 1, "robust": 0},
         {"clean": 0, "apgd-ce": 0, "square": 1, "robust": 1},
     ]
-    assert found.notes == ("compared on the 2 samples that all have: ours has 4, theirs has 4",)
+    assert found.notes == ("compared on the 2 samples that all models have: ours has 4, theirs has 4",)
 
 
-def test_a_sample_with_other_pixels_is_another_sample() -> None:
+def test_a_sample_with_different_pixels_is_not_a_common_sample() -> None:
     results = list(samples(["", "", ""]))
     results[1] = replace(results[1], image_sha256="f" * 64)
     ours, theirs = evidence("ours", ["", "", ""]), evidence("theirs", [], results=results)
@@ -117,20 +117,20 @@ def test_a_sample_with_other_pixels_is_another_sample() -> None:
     assert found.samples == {"shapes": 2}
 
 
-def test_models_without_a_common_sample_cannot_be_compared() -> None:
+def test_models_without_a_common_sample_raise_user_error() -> None:
     other = evidence("theirs", [], results=samples(["", ""], first=7))
-    with pytest.raises(UserError, match="no sample in common"):
+    with pytest.raises(UserError, match="no common sample"):
         compare([source("ours", evidence("ours", ["", ""])), source("theirs", other)], MINI)
 
 
-def test_a_dataset_that_one_lacks_is_left_out() -> None:
+def test_a_dataset_without_records_of_one_model_is_left_out() -> None:
     ours = source("ours", evidence("ours", HALF), evidence("ours", HALF, "colours"))
     found = compare([ours, source("theirs", evidence("theirs", HALF))], MINI)
     assert found.datasets == ("shapes",)
-    assert "left out, because the models have no common samples there: colours" in found.notes
+    assert "datasets left out, because the models have no common samples: colours" in found.notes
 
 
-def test_datasets_stand_in_the_track_s_order_and_seen_ones_are_no_part_of_the_mean() -> None:
+def test_datasets_are_in_the_order_of_the_track_and_training_datasets_are_not_in_the_mean() -> None:
     found = of(ZEROSHOT15, datasets=("imagenet", "other", "dtd", "cifar10"), one=HALF, two=BROKEN)
     assert found.datasets == ("cifar10", "dtd", "imagenet", "other")
     assert found.in_mean == ("cifar10", "dtd", "other") and found.models[0].robust.n == 180
@@ -138,7 +138,7 @@ def test_datasets_stand_in_the_track_s_order_and_seen_ones_are_no_part_of_the_me
     assert alone.in_mean == ("imagenet",) and "trained on" in alone.notes[0]
 
 
-def test_differing_protocols_words_and_stages_are_said() -> None:
+def test_notes_name_different_protocols_prompts_and_class_names() -> None:
     ours = source("ours", evidence("ours", HALF))
     theirs = evidence("theirs", HALF, protocol="tecoa-2023/1", prompts=["This is a a", "This is a b", "This is a c"])
     notes = compare([ours, source("theirs", theirs)], MINI).notes
@@ -149,7 +149,7 @@ def test_differing_protocols_words_and_stages_are_said() -> None:
     assert compare([ours, source("theirs", evidence("theirs", HALF))], MINI).notes == ()
 
 
-def test_of_several_protocols_the_shared_one_counts_and_the_latest_of_one() -> None:
+def test_records_of_the_shared_protocol_and_of_the_latest_command_are_used() -> None:
     quick, whole = evidence("ours", HALF[:8], protocol="mini-quick/1"), evidence("ours", BROKEN)
     again = evidence("ours", HALF, weights="1" * 64)
     theirs = source("theirs", evidence("theirs", HALF[:8], protocol="mini-quick/1"))
@@ -158,24 +158,26 @@ def test_of_several_protocols_the_shared_one_counts_and_the_latest_of_one() -> N
     assert (alone.protocol, alone.robust.value) == ("mini/1", 0.5)
 
 
-def test_records_of_two_sets_of_weights_are_said() -> None:
+def test_a_note_names_a_model_with_records_of_different_weights() -> None:
     ours = source("ours", evidence("ours", HALF), evidence("ours", HALF, "colours", weights="1" * 64))
     assert any("ours has records of different weights" in note for note in compare([ours], MINI).notes)
 
 
-def test_what_there_is_instead_is_said() -> None:
+def test_an_error_for_missing_records_lists_the_existing_ones() -> None:
     ours = source("ours", evidence("ours", HALF, attack="cw"), evidence("ours", HALF, attack="pgd-20"))
     theirs = source("theirs", evidence("theirs", HALF, attack="pgd-20", eps="1/51"))
-    with pytest.raises(UserError, match=r"ours and theirs have no records of autoattack at Linf 5/255, but: pgd-20 at"):
+    with pytest.raises(
+        UserError, match=r"ours and theirs have no records of autoattack at Linf 5/255, only of: pgd-20 at"
+    ):
         compare([ours, theirs], MINI)
     whole = source("whole", evidence("whole", HALF))
     with pytest.raises(UserError, match=r"^ours has no records .*: cw at Linf 5/255; pgd-20 at Linf 5/255;"):
         compare([ours, whole], MINI)
-    with pytest.raises(UserError, match="autoattack at Linf 5/255; name one of these"):
+    with pytest.raises(UserError, match="autoattack at Linf 5/255; give one of these"):
         compare([whole], MINI, eps=Fraction(1, 255))
 
 
-def test_the_curve_has_every_radius_with_all_samples_of_the_mean() -> None:
+def test_the_curve_has_all_radii_with_records_of_all_samples_of_the_mean() -> None:
     found = [
         evidence("ours", broken, name, eps=eps)
         for name in ("shapes", "colours")
@@ -192,13 +194,14 @@ def test_the_curve_has_every_radius_with_all_samples_of_the_mean() -> None:
     ]
 
 
-def test_warnings_of_the_gates_are_carried_along() -> None:
+def test_the_comparison_has_the_warnings_of_the_scores() -> None:
     found = compare([source("ours", evidence("ours", HALF, warnings=("collapsed", "unreadable:3")))], MINI)
     assert found.models[0].datasets["shapes"].warnings == ("collapsed", "unreadable:3")
 
 
-def test_models_that_differ_little_but_always_one_way_are_told_apart() -> None:
-    # 50 % and 60 %, whose intervals of 60 samples overlap by far: the first never is right where the second is not.
+def test_a_small_difference_in_one_direction_is_significant() -> None:
+    # The accuracies are 50 % and 63 % of 60 samples, so their intervals overlap. All samples on which the models differ
+    # are correct only under the second.
     found = of(first=HALF, second=[*[""] * 38, *HALF[38:]])
     first, second = (model.datasets["shapes"].robust for model in found.models)
     pair = next(pair for pair in found.pairs if pair.measure == "robust")
@@ -206,7 +209,7 @@ def test_models_that_differ_little_but_always_one_way_are_told_apart() -> None:
     assert [model.rank for model in found.models] == ["2", "1"]
 
 
-def test_the_document_is_json(tmp_path: Path) -> None:
+def test_to_json_returns_a_json_document(tmp_path: Path) -> None:
     import json
 
     document = of(one=HALF, two=BROKEN).to_json()

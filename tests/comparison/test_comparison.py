@@ -1,4 +1,4 @@
-"""The command `compare`: at any width, in every format, with images."""
+"""Test the command `compare`: terminal widths, formats and plots."""
 
 import csv
 import io
@@ -49,7 +49,7 @@ def found() -> Comparison:
 
 @pytest.fixture
 def runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make an empty folder the working one, with a run of each model in it."""
+    """Change to an empty folder and write a run of each model to it."""
     monkeypatch.chdir(tmp_path)
     for name in VERDICTS:
         write_run(source(name).evidence, Path("runs"))
@@ -67,14 +67,14 @@ def test_every_number_is_shown_at_every_width(found: Comparison, width: int) -> 
     text = " ".join(" ".join(shown).split())
     for expected in ("50.0 37.7-62.3*", "5.0 1.7-13.7", "70.0 57.5-80.1", "96.7 88.6-99.1*", "robust-near-chance"):
         assert expected in text, expected
-    # 30, 29 and 3 of 60 are robust: only the third differs significantly from the others.
+    # 30, 29 and 3 of 60 samples are robust: only the third model differs significantly from the others.
     assert "1-2" in text and "agft - tecoa" in text and "+1.7" in text
 
 
 def test_a_table_at_80_columns(found: Comparison) -> None:
     shown = [line.text for line in lines(found, 80)]
     table = shown[shown.index("Means") + 1 :]
-    # The intervals by hand: half a width is 0.98 sqrt(2 a (1 - a) / 59), a = (successes + 1/2) / 61.
+    # Half the width of an interval is 0.98 sqrt(2 a (1 - a) / 59) with a = (successes + 1/2) / 61.
     assert table[:4] == [
         "model  rank             robust  clean rank               clean",
         "clip      3   5.0   (0.8-9.2)            1  96.7 (93.1-100.0)*",
@@ -92,17 +92,17 @@ def test_a_table_at_80_columns(found: Comparison) -> None:
     assert shown[start + 1 : start + 3] == ["model  2.5/255  5/255  10/255", "clip       5.0    5.0     5.0"]
 
 
-def test_one_model_has_neither_open_ranks_nor_pairs() -> None:
+def test_the_tables_of_one_model_have_no_differences() -> None:
     shown = "\n".join(line.text for line in lines(compare([source("agft")], MINI), 80))
     assert "difference" not in shown and "\np:" not in shown
 
 
-def test_a_name_cannot_steer_the_terminal() -> None:
+def test_control_characters_in_a_name_are_escaped() -> None:
     shown = "\n".join(line.text for line in lines(compare([source(HOSTILE, like="agft"), source("clip")], MINI), 80))
     assert "\x1b" not in shown and "\\x1b[31m" in shown
 
 
-def test_the_document_is_all_that_is_printed(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_output_is_only_the_document(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(names("--json")) == 0
     printed = capsys.readouterr()
     document = json.loads(printed.out)
@@ -130,7 +130,7 @@ def test_csv_has_a_row_for_every_model_and_dataset(runs: Path, capsys: pytest.Ca
         ("table", "shapes        tecoa  48.3 36.2-60.7*  70.0 57.5-80.1"),
     ],
 )
-def test_what_ties_with_the_best_is_marked_in_every_format(
+def test_the_best_models_are_marked_in_every_format(
     runs: Path, capsys: pytest.CaptureFixture[str], format: str, ties: str
 ) -> None:
     assert run_command(names("--format", format, "--out", f"found.{format}")) == 0
@@ -140,7 +140,7 @@ def test_what_ties_with_the_best_is_marked_in_every_format(
     assert ties in capsys.readouterr().out
 
 
-def test_pictures_are_what_their_names_say(runs: Path) -> None:
+def test_plots_have_the_format_of_their_file_names(runs: Path) -> None:
     options = ("--plot", "scatter.svg", "--curves", "curves.png", "--heatmap", "heat.SVG")
     assert run_command(names(*options)) == 0
     for name in ("scatter.svg", "heat.SVG"):
@@ -148,7 +148,7 @@ def test_pictures_are_what_their_names_say(runs: Path) -> None:
     assert imread("curves.png").std() > 0.01
 
 
-def test_pictures_have_every_number(found: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_plots_show_every_accuracy(found: Comparison, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     figures = []
     monkeypatch.setattr(plots, "save_figure", lambda figure, path: figures.append(figure))
     for draw in (plots.scatter, plots.curves, plots.heatmap):
@@ -165,7 +165,7 @@ def test_pictures_have_every_number(found: Comparison, tmp_path: Path, monkeypat
 
 
 @pytest.mark.parametrize("draw", [plots.scatter, plots.curves, plots.heatmap])
-def test_a_name_is_no_formula_and_no_markup_in_a_picture(
+def test_a_name_is_plain_text_in_a_plot(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draw: Callable[[Comparison, Path], None]
 ) -> None:
     figures, save = [], plots.save_figure
@@ -186,11 +186,14 @@ def test_a_name_is_no_formula_and_no_markup_in_a_picture(
         (names("--heatmap", "x.jpg")[1:], "--heatmap x.jpg is no image"),
         (names("--curves", "nowhere/x.png")[1:], "--curves nowhere/x.png is in nowhere, which does not exist"),
         (names("--eps", "8")[1:], "eps '8' looks like pixel steps"),
-        (names("--attack", "pgd-20")[1:], "have no records of pgd-20 at Linf 5/255, but: autoattack at Linf 2.5/255"),
+        (
+            names("--attack", "pgd-20")[1:],
+            "have no records of pgd-20 at Linf 5/255, only of: autoattack at Linf 2.5/255",
+        ),
         ([], "Missing argument"),
     ],
 )
-def test_a_mistake_is_told_and_ends_with_2(
+def test_invalid_options_print_a_message_and_exit_with_2(
     runs: Path, capsys: pytest.CaptureFixture[str], options: list[str], message: str
 ) -> None:
     assert run_command(["compare", *options]) == 2

@@ -1,4 +1,4 @@
-"""Tables in other formats: whatever a name is, it comes back as the same text and is nothing but text."""
+"""Test exported tables: every name is shown unchanged as plain text in every format."""
 
 import csv
 import io
@@ -47,7 +47,7 @@ NAMES = st.one_of(st.sampled_from(HOSTILE), st.text(max_size=20))
 
 
 def seen(text: str) -> str:
-    """Return the text as it may be shown: on one line, without what cannot be printed."""
+    """Return a text as it should be shown: on one line and without characters that cannot be printed."""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
@@ -57,7 +57,7 @@ def report(*names: str) -> Report:
 
 
 class Read(HTMLParser):
-    """Collects the tags, and the text of cells, items and headings."""
+    """HTML parser that collects the tags, and the texts of cells, items and headings."""
 
     def __init__(self, source: str) -> None:
         super().__init__()
@@ -82,7 +82,7 @@ class Read(HTMLParser):
 
 
 @given(st.lists(NAMES, min_size=1, max_size=3))
-def test_html_shows_every_text_as_it_is_and_has_no_tag_of_theirs(names: list[str]) -> None:
+def test_html_shows_every_name_unchanged_and_without_its_tags(names: list[str]) -> None:
     read, harmless = Read(html(report(*names))), Read(html(report(*("x" for _ in names))))
     assert read.tags == harmless.tags
     assert [seen(text) for text in read.texts["td"]] == [seen(name) for name in names]
@@ -92,7 +92,7 @@ def test_html_shows_every_text_as_it_is_and_has_no_tag_of_theirs(names: list[str
 
 
 @given(st.lists(NAMES.filter(seen), min_size=1, max_size=3))
-def test_markdown_shows_every_text_as_it_is_and_has_no_markup_of_theirs(names: list[str]) -> None:
+def test_markdown_shows_every_name_unchanged_and_without_its_markup(names: list[str]) -> None:
     rendering = MarkdownIt("commonmark").enable(["table", "strikethrough"])
     read = Read(rendering.render(markdown(report(*names))))
     harmless = Read(rendering.render(markdown(report(*("x" for _ in names)))))
@@ -103,8 +103,8 @@ def test_markdown_shows_every_text_as_it_is_and_has_no_markup_of_theirs(names: l
 
 
 @pytest.mark.parametrize("link", ["https://evil.example", "www.evil.example", "WWW.evil.example", "me@evil.example"])
-def test_markdown_makes_no_links_of_bare_addresses(link: str) -> None:
-    # GitHub's extension would; it needs the bare scheme, www. or address.
+def test_markdown_does_not_link_bare_addresses(link: str) -> None:
+    # GitHub makes links from "://", "www." and e-mail addresses, unless they are escaped.
     shown = markdown(report(link))
     assert link not in shown and not re.search(r"(?<!\\)(://|@)|(?i:www\.)", shown.replace(r"\:", ""))
 
@@ -126,7 +126,7 @@ _UNESCAPED = {
 
 
 def set_by_latex(source: str) -> str:
-    """Return what LaTeX prints for escaped text; fail on any character that it would not print."""
+    """Return the text that LaTeX prints for escaped text, or fail if LaTeX would not print a character."""
     shown, rest = "", source
     while rest:
         macro = next((macro for macro in _UNESCAPED if rest.startswith(macro)), rest[0])
@@ -136,7 +136,7 @@ def set_by_latex(source: str) -> str:
 
 
 @given(st.lists(NAMES, min_size=1, max_size=3))
-def test_latex_prints_every_text_as_it_is_and_runs_nothing(names: list[str]) -> None:
+def test_latex_prints_every_name_unchanged_and_runs_no_command(names: list[str]) -> None:
     lines = latex(report(*names)).splitlines()
     assert set_by_latex(next(line for line in lines if line.startswith(r"\caption"))[9:-1]) == seen(names[0])
     body = lines[lines.index(r"\midrule") + 1 : lines.index(r"\bottomrule")]
@@ -144,7 +144,7 @@ def test_latex_prints_every_text_as_it_is_and_runs_nothing(names: list[str]) -> 
     for name, row in zip(names, body, strict=True):
         first, best = re.fullmatch(r"(.*) & \\textbf\{(.*)\} \\\\", row).groups()  # type: ignore[union-attr]
         assert set_by_latex(first) == set_by_latex(best) == seen(name)
-    # Whatever else a text is in stands behind a comment sign, on one line.
+    # All other lines with names are comments.
     before = lines[: lines.index("")]
     assert all(line.startswith("% ") for line in before) and len(before) == 3 + len(names)
 
@@ -152,9 +152,9 @@ def test_latex_prints_every_text_as_it_is_and_runs_nothing(names: list[str]) -> 
 PAPER = r"\documentclass{article}\usepackage{booktabs}\begin{document}%s\end{document}"
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="there is no pdflatex on this machine")
-def test_latex_itself_sets_whatever_a_name_is(tmp_path: Path) -> None:
-    """A paper with the plainest preamble, in which LaTeX warns of every character that it leaves out."""
+@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+def test_pdflatex_compiles_a_table_with_any_name(tmp_path: Path) -> None:
+    """Compile a paper with a minimal preamble, in which LaTeX warns of every character that it leaves out."""
     (tmp_path / "paper.tex").write_text(PAPER % f"\n{latex(report(*HOSTILE, 'CLIP(2)'))}\n", encoding="utf-8")
     command = ["pdflatex", "-no-shell-escape", "-interaction=nonstopmode", "-halt-on-error", "paper.tex"]
     run = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, errors="replace", timeout=60)
@@ -163,7 +163,7 @@ def test_latex_itself_sets_whatever_a_name_is(tmp_path: Path) -> None:
     assert "Missing character" not in log and "root:" not in log and "Output written on paper.pdf" in log
 
 
-def test_latex_has_booktabs_rules_bold_ties_and_real_minus_signs() -> None:
+def test_latex_has_booktabs_rules_bold_text_and_minus_signs() -> None:
     rows = (
         (Field("a"), Field("1.0", best=True)),
         (Field("b"), Field("-2.0", best=True)),
@@ -181,7 +181,7 @@ def test_latex_has_booktabs_rules_bold_ties_and_real_minus_signs() -> None:
 
 
 @given(st.lists(st.fixed_dictionaries({"name": NAMES, "share": st.floats(0, 1)}), min_size=1, max_size=4))
-def test_csv_reads_back_and_computes_nothing(rows: list[dict[str, str | float]]) -> None:
+def test_csv_is_read_as_written_and_has_no_formula(rows: list[dict[str, str | float]]) -> None:
     read = list(csv.DictReader(io.StringIO(csv_table(rows))))
     assert [float(row["share"]) for row in read] == [row["share"] for row in rows]
     for found, row in zip(read, rows, strict=True):

@@ -1,4 +1,4 @@
-"""Paired statistics against closed forms, brute force, and what they promise of chance."""
+"""Test paired statistics against closed forms, exhaustive enumeration, and simulated coverage."""
 
 import itertools
 import random
@@ -20,34 +20,34 @@ def split(pairs: list[tuple[bool, bool]]) -> tuple[list[bool], list[bool]]:
 
 
 @given(VERDICTS)
-def test_mcnemar_is_the_tail_of_fair_coins_on_both_sides(pairs: list[tuple[bool, bool]]) -> None:
+def test_mcnemar_is_the_two_sided_tail_of_a_binomial_distribution(pairs: list[tuple[bool, bool]]) -> None:
     found = mcnemar(*split(pairs))
     b, c = pairs.count((True, False)), pairs.count((False, True))
     expected = min(1.0, 2 * stats.binom.cdf(min(b, c), b + c, 0.5))
     assert (found.only_first, found.only_second) == (b, c) and found.p == pytest.approx(expected)
 
 
-def test_mcnemar_by_hand() -> None:
-    # One head or fewer of ten coins: (1 + 10) / 1024, and as much on the other side.
+def test_mcnemar_of_one_and_nine_samples() -> None:
+    # The probability of at most one head of ten coins is (1 + 10) / 1024. The test is two-sided.
     found = mcnemar([True] * 1 + [False] * 9 + [True] * 5, [False] * 1 + [True] * 9 + [True] * 5)
     assert (found.only_first, found.only_second) == (1, 9) and found.p == pytest.approx(22 / 1024)
 
 
 @given(VERDICTS)
-def test_mcnemar_without_a_difference_is_one_and_swapping_keeps_p(pairs: list[tuple[bool, bool]]) -> None:
+def test_mcnemar_of_equal_models_has_p_one_and_swapping_keeps_p(pairs: list[tuple[bool, bool]]) -> None:
     first, second = split(pairs)
     assert mcnemar(first, first).p == 1
     assert mcnemar(first, second).p == mcnemar(second, first).p
 
 
-def test_samples_must_be_aligned() -> None:
+def test_different_numbers_of_samples_raise_value_error() -> None:
     with pytest.raises(ValueError, match="zip"):
         mcnemar([True], [True, False])
     with pytest.raises(ValueError, match="zip"):
         compare_means([[True]], [[True], [True]])
 
 
-def test_the_bootstrap_is_that_of_all_samples_drawn_again() -> None:
+def test_the_bootstrap_equals_the_enumeration_of_all_draws() -> None:
     first, second = [[True, True, False], [True, False]], [[False, True, False], [False, False]]
     signs = [[int(a) - int(b) for a, b in zip(*each, strict=True)] for each in zip(first, second, strict=True)]
     every = [
@@ -65,7 +65,7 @@ def test_the_bootstrap_is_that_of_all_samples_drawn_again() -> None:
 
 
 @given(st.lists(VERDICTS, min_size=1, max_size=4))
-def test_swapping_the_models_swaps_the_signs_and_nothing_else(strata: list[list[tuple[bool, bool]]]) -> None:
+def test_swapping_the_models_changes_only_the_signs(strata: list[list[tuple[bool, bool]]]) -> None:
     first, second = [split(pairs)[0] for pairs in strata], [split(pairs)[1] for pairs in strata]
     one, other = compare_means(first, second, draws=200), compare_means(second, first, draws=200)
     assert one.p == other.p and one.difference == -other.difference
@@ -83,18 +83,18 @@ def test_p_and_interval_agree_on_zero(strata: list[list[tuple[bool, bool]]]) -> 
         assert found.low >= -1e-9 or found.high <= 1e-9
 
 
-def test_a_dataset_counts_once_however_many_samples_it_has() -> None:
+def test_every_dataset_has_the_same_weight_in_the_mean() -> None:
     first, second = [[True] * 10, [False] * 1000], [[False] * 10, [False] * 1000]
     assert compare_means(first, second, draws=100).difference == pytest.approx(0.5)
 
 
-def test_equal_models_are_not_told_apart_and_p_is_never_zero() -> None:
+def test_equal_models_have_p_one_and_p_is_never_zero() -> None:
     same = [[True, False, True]]
     assert compare_means(same, same) == MeanDifference(0, 0, 0, 1)
     assert compare_means([[True] * 50], [[False] * 50], draws=999).p == pytest.approx(2 / 1000)
 
 
-def test_the_interval_holds_the_truth_and_p_errs_about_as_often_as_they_say() -> None:
+def test_the_coverage_of_the_interval_is_about_95_percent_and_the_error_rate_of_p_about_5_percent() -> None:
     draw = random.Random(0)
     shares = ((0.7, 0.6), (0.3, 0.35), (0.5, 0.5))
     truth = sum(a - b for a, b in shares) / len(shares)
@@ -102,12 +102,12 @@ def test_the_interval_holds_the_truth_and_p_errs_about_as_often_as_they_say() ->
     for _ in range(400):
         first, second, equal = [], [], []
         for a, b in shares:
-            # Most samples are as hard for one model as for the other: half of them share their luck.
-            luck = [(draw.random(), draw.random()) for _ in range(60)]
-            luck = [(x, x if draw.random() < 0.5 else y) for x, y in luck]
-            first.append([x < a for x, _ in luck])
-            second.append([y < b for _, y in luck])
-            equal.append([y < a for _, y in luck])
+            # Half of the samples have the same random number for both models, so that the verdicts are correlated.
+            values = [(draw.random(), draw.random()) for _ in range(60)]
+            values = [(x, x if draw.random() < 0.5 else y) for x, y in values]
+            first.append([x < a for x, _ in values])
+            second.append([y < b for _, y in values])
+            equal.append([y < a for _, y in values])
         found = compare_means(first, second, draws=600)
         held += found.low <= truth <= found.high
         wrong += compare_means(first, equal, draws=600).p <= 0.05
@@ -115,14 +115,14 @@ def test_the_interval_holds_the_truth_and_p_errs_about_as_often_as_they_say() ->
     assert 0.02 < wrong / 400 < 0.08
 
 
-def test_holm_by_hand() -> None:
-    # Sorted 0.005, 0.01, 0.03, 0.04: 4 x 0.005, 3 x 0.01, 2 x 0.03, and the last not below the one before.
+def test_holm_of_four_p_values() -> None:
+    # Sorted: 0.005, 0.01, 0.03, 0.04. Adjusted: 4 x 0.005, 3 x 0.01, 2 x 0.03, and the last equals the one before.
     assert holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
     assert holm([]) == [] and holm([0.7, 0.6]) == [1.0, 1.0]
 
 
 @given(P_VALUES, st.floats(0.001, 0.999))
-def test_holm_rejects_what_the_paper_s_procedure_does(values: list[float], alpha: float) -> None:
+def test_holm_rejects_the_same_hypotheses_as_the_step_down_procedure(values: list[float], alpha: float) -> None:
     adjusted = holm(values)
     rejected = set()
     for step, index in enumerate(sorted(range(len(values)), key=lambda index: values[index])):
@@ -134,7 +134,7 @@ def test_holm_rejects_what_the_paper_s_procedure_does(values: list[float], alpha
 
 
 @given(P_VALUES, st.randoms())
-def test_holm_keeps_the_order_given(values: list[float], chance: random.Random) -> None:
+def test_holm_keeps_the_order_of_the_p_values(values: list[float], chance: random.Random) -> None:
     order = list(range(len(values)))
     chance.shuffle(order)
     adjusted = holm(values)
@@ -145,12 +145,12 @@ def groups_of(values: list[float], pairs: set[tuple[int, int]]) -> list[str]:
     return rank_ranges(values, lambda a, b: (min(a, b), max(a, b)) in pairs)
 
 
-def test_rank_ranges_by_hand() -> None:
+def test_rank_ranges_of_four_models() -> None:
     values = [0.5, 0.9, 0.4, 0.6]
     everything = set(itertools.combinations(range(4), 2))
     assert groups_of(values, everything) == ["3", "1", "4", "2"]
     assert groups_of(values, set()) == ["1-4"] * 4
-    # Only the best is told apart from all, and the last from nobody else.
+    # Only the best model differs significantly from the others.
     assert groups_of(values, {(0, 1), (1, 2), (1, 3)}) == ["2-4", "1", "2-4", "2-4"]
     assert groups_of([0.5], set()) == ["1"] and groups_of([], set()) == []
 
@@ -178,7 +178,7 @@ def test_rank_ranges_do_not_depend_on_the_order_of_the_models(
 
 
 @given(standings())
-def test_every_place_by_value_lies_in_the_group(standing: tuple[list[float], set[tuple[int, int]]]) -> None:
+def test_the_rank_by_value_is_within_the_range(standing: tuple[list[float], set[tuple[int, int]]]) -> None:
     values, pairs = standing
     for value, group in zip(values, groups_of(values, pairs), strict=True):
         best, _, worst = group.partition("-")
