@@ -188,7 +188,7 @@ def _diagnosis(model: str, threat: Threat, found: Sequence[tuple[DatasetDiagnosi
 
 
 def _passes(cell: Cell) -> int:
-    """Return the cost of a cell in forward passes. A backward pass counts twice; at radius 0 there is no attack."""
+    """Return the cost of a cell in forward passes. A backward pass counts twice. At radius 0 the attack is skipped."""
     stage = final_image_stage(cell.attack)
     backward = stage.calls(stage.parameters, len(cell.dataset.classes))[1] if cell.threat.eps else 0
     return len(cell) * (4 + 3 * backward)

@@ -48,8 +48,8 @@ def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[C
     found: Track = TRACKS.load(track)
     if not dataset and not found.datasets:
         raise UserError(
-            f"the track {track!r} has no datasets, but the self-tests need one: leave --track out to use the track"
-            f" 'mini', or call robustbench_vlm.analysis.doctor.doctor({track!r}, dataset=NAME) in Python"
+            f"the track {track!r} does not define datasets, but the self-tests need one: leave --track out to use the"
+            f" track 'mini', or call robustbench_vlm.analysis.doctor.doctor({track!r}, dataset=NAME) in Python"
         )
     request = Request(
         models=(model or found.base,),
@@ -107,7 +107,7 @@ def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> 
     # float64 is used because float32 sums are rounded differently in batches of another size, which may change a
     # prediction at the decision boundary.
     exact = copy.deepcopy(classifier).to(torch.float64)
-    # At a small radius some samples break and others do not, so a dependence on the batch size becomes visible.
+    # At a small radius only some samples break, so a dependence on the batch size becomes visible.
     small = replace(
         batch, images=batch.images.to(torch.float64), threat=replace(batch.threat, eps=batch.threat.eps / 8)
     )

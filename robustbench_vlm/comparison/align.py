@@ -47,9 +47,9 @@ class AlignedRecords:
 def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Sequence[str]) -> AlignedRecords:
     """Return the records of all models under an attack and a threat model, reduced to the samples that all have.
 
-    The datasets are in the order of `order`, followed by all others. If a model has records of several protocols, the
-    protocol that all models have is used. Raises UserError if a model has no records of the attack and the threat model
-    (the message lists its records) or if the models have no common sample.
+    The datasets in `order` are first, in this order. If a model has records of several protocols, the protocol that all
+    models have is used. Raises UserError if a model is without records of the attack and the threat model (the message
+    lists its other records), or if the models do not have a common sample.
     """
     found = [
         [each for each in model.evidence if each.score.attack == attack and each.threat == threat] for model in models
@@ -60,8 +60,8 @@ def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Se
     common = {name: keys for name in _ordered(shared, order) if (keys := _common([each[name] for each in chosen]))}
     if not common:
         raise UserError(
-            "the models have no common sample, but a comparison needs records of the same samples: run all models under"
-            " the same protocol"
+            "the models do not have a common sample, but a comparison needs records of the same samples: run all"
+            " models under the same protocol"
         )
     aligned = tuple({name: select_samples(each[name], common[name]) for name in common} for each in chosen)
     return AlignedRecords(aligned, tuple(_notes([model.name for model in models], chosen, aligned)))
@@ -89,7 +89,7 @@ def _key(result: SampleResult) -> Key:
 def _check_found(
     models: Sequence[ModelRecords], found: Sequence[Sequence[CellRecords]], attack: str, threat: Threat
 ) -> None:
-    """Raise UserError if a model has no records of the attack and the threat model."""
+    """Raise UserError if a model is without records of the attack and the threat model."""
     without = [model for model, evidence in zip(models, found, strict=True) if not evidence]
     if not without:
         return
@@ -99,7 +99,7 @@ def _check_found(
         radii.setdefault(name, []).append(str(other))
     existing = "; ".join(f"{name} at {', '.join(threats)}" for name, threats in radii.items()) or "nothing in common"
     raise UserError(
-        f"{' and '.join(model.name for model in without)} {'has' if len(without) == 1 else 'have'} no records of"
+        f"{' and '.join(model.name for model in without)} {'does' if len(without) == 1 else 'do'} not have records of"
         f" {attack} at {threat}, only of: {existing}; give one of these with --attack and --eps, or run {attack} at"
         f" {threat}"
     )
@@ -108,7 +108,7 @@ def _check_found(
 def _of_shared_protocol(found: Sequence[Sequence[CellRecords]]) -> list[dict[str, CellRecords]]:
     """Return the records of each model by dataset, under the protocol with most samples that all models have.
 
-    If the models have no common protocol, each model has the records of its protocol with most samples.
+    Without a common protocol, each model has the records of its protocol with most samples.
     """
     sizes = Counter[str]()
     for each in (each for one in found for each in one):
@@ -148,7 +148,7 @@ def _notes(
         if differing:
             yield f"different {what} on {', '.join(differing)}: these accuracies are not comparable"
     if dropped := sorted({name for each in chosen for name in each} - set(models[0])):
-        yield f"datasets left out, because the models have no common samples: {', '.join(dropped)}"
+        yield f"datasets left out, because not all models have records of the same samples: {', '.join(dropped)}"
     used = sum(each.score.n for each in models[0].values())
     counts = [sum(each[name].score.n for name in models[0]) for each in chosen]
     if max(counts) > used:

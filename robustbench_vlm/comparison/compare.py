@@ -150,8 +150,8 @@ def compare(
 ) -> Comparison:
     """Compare models under an attack at one radius.
 
-    `eps` is the radius for pixels in [0, 1]; None is the standard eps of the track. Raises UserError if a model has no
-    records of the attack at this radius, or if the models have no common sample.
+    `eps` is the radius for pixels in [0, 1]; None is the standard eps of the track. Raises UserError if a model is
+    without records of the attack at this radius, or if the models do not have a common sample.
     """
     threat = Threat(track.norm, track.standard_eps if eps is None else eps)
     aligned = align(models, attack, threat, track.datasets)
@@ -270,4 +270,4 @@ def _curve(model: ModelRecords, aligned: Mapping[str, CellRecords], in_mean: Seq
 def _seen_notes(in_mean: Iterable[str], track: Track) -> list[str]:
     if not set(in_mean) & set(track.seen):
         return []
-    return ["the means include datasets on which models of this track were trained, because no others have records"]
+    return ["the means are over datasets on which models of this track were trained, because all records are of these"]

@@ -31,7 +31,7 @@ class Sheet:
     header: tuple[str, ...]
     rows: tuple[tuple[Field, ...], ...]
     last_apart: bool = False
-    """Whether a line separates the last row from the others, because it is a summary."""
+    """Whether the last row is a summary and is separated by a line."""
 
 
 @dataclass(frozen=True)

@@ -124,7 +124,9 @@ def choose_samples(dataset: Dataset, protocol: Protocol, *, skip_unreadable: boo
         digests += _digests(source, chosen[start : start + _AT_ONCE], skip_unreadable)
     kept = [(index, digest) for index, digest in zip(chosen, digests, strict=True) if digest is not None]
     if not kept:
-        raise UserError(f"the dataset {dataset.name!r} has no readable image: give another folder or dataset")
+        raise UserError(
+            f"the dataset {dataset.name!r} does not contain a readable image: give another folder or dataset"
+        )
     indices = tuple(index for index, _ in kept)
     return Samples(
         indices=indices,

@@ -63,12 +63,14 @@ class CellRecords:
 def read_run(folder: Path) -> tuple[CellRecords, ...]:
     """Read the complete cells of a folder runs/<track>/<model>/<attack>, or runs/<track>/<model> for all attacks.
 
-    Unfinished cells are left out. Raises UserError if the folder has no complete cell, if records are damaged, or if
-    records do not match their fingerprint.
+    Unfinished cells are left out. Raises UserError if the folder is without a complete cell, if records are damaged, or
+    if records do not match their fingerprint.
     """
     found = [records for path in manifests(folder) for records in _of_manifest(path)]
     if not found:
-        raise UserError(f"{folder} has no finished run: give a folder runs/<track>/<model> that `vlmbench run` wrote")
+        raise UserError(
+            f"{folder} does not contain a finished run: give a folder runs/<track>/<model> that `vlmbench run` wrote"
+        )
     return tuple(found)
 
 

@@ -122,7 +122,7 @@ def _threads(machines: Sequence[tuple[int, int]], workers: int) -> int:
 
 
 def _connected(address: str) -> Any:
-    """Import ray, connect to the cluster if this process has no connection, and return the module."""
+    """Import ray, connect to the cluster unless this process is connected, and return the module."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:

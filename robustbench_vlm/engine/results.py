@@ -49,7 +49,7 @@ class ScoreTable:
     """sha256 over the fingerprints of the cells."""
     scores: tuple[Score, ...]
     mean: Mean | None
-    """Mean over the datasets on which models of the track were not trained, or None if there are no such datasets."""
+    """Mean over the datasets on which models of the track were not trained, or None without such datasets."""
     mean_as_published: Mean | None
     """Mean over all datasets of the protocol, as reported in papers. None if it equals `mean` or a dataset is missing.
     """
@@ -63,7 +63,7 @@ class ScoreTable:
     """Fingerprints of the cells, one per score."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the table as a JSON document. Its scores have no model and attack, because the table has them."""
+        """Return the table as a JSON document. Model and attack are given once, not again in each score."""
         scores = [
             {name: value for name, value in plain(score).items() if name not in ("model", "attack")}
             for score in self.scores
@@ -149,7 +149,7 @@ def _cell_folder(table: ScoreTable, row: Mapping[str, Any]) -> Path:
 
 
 def mean_of(scores: Sequence[Score]) -> Mean | None:
-    """Return the unweighted mean of scores, or None if there are no scores."""
+    """Return the unweighted mean of scores, or None for an empty sequence."""
     if not scores:
         return None
     clean, robust = (Accuracy.mean([getattr(score, name) for score in scores]) for name in _ACCURACIES)

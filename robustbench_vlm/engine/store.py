@@ -111,7 +111,7 @@ def read_cell(folder: Path, fingerprint: str, n: int) -> tuple[SampleResult, ...
         raise UserError(f"{path} cannot be used: {reason}; run the same command again to compute its records")
     if not is_whole:
         raise UserError(
-            f"{folder} has {len(results)} records, expected {n}: run the same command again to compute the others"
+            f"{folder} has {len(results)} records, expected {n}: run the same command again to compute the rest"
         )
     for path, reason in found.rejected:
         warnings.warn(f"{path} was ignored: {reason}", stacklevel=2)
@@ -119,7 +119,7 @@ def read_cell(folder: Path, fingerprint: str, n: int) -> tuple[SampleResult, ...
 
 
 def missing_ranges(size: int, finished: Finished, shard_size: int) -> list[tuple[int, int]]:
-    """Return the ranges (start, stop) of sample positions below `size` that have no records, in order.
+    """Return the ranges (start, stop) of sample positions below `size` without records, in order.
 
     Ranges end at multiples of `shard_size`, so that a resumed run writes the same files as an uninterrupted one. They
     also end at the ends of rejected files, so that these files are overwritten.

@@ -56,12 +56,12 @@ WARNINGS: Mapping[str, SanityWarning] = {
         ),
         (
             "near-chance",
-            "clean accuracy is no better than a constant prediction",
+            "clean accuracy is not better than that of a constant prediction",
             "compare models on other datasets",
         ),
         (
             "robust-near-chance",
-            "robust accuracy is no better than a constant prediction",
+            "robust accuracy is not better than that of a constant prediction",
             "do not rank models by this dataset",
         ),
         ("black-box-wins", "a black-box stage breaks samples that the white-box stages did not break", _GRADIENTS),

@@ -119,7 +119,7 @@ def test_a_sample_with_different_pixels_is_not_a_common_sample() -> None:
 
 def test_models_without_a_common_sample_raise_user_error() -> None:
     other = evidence("theirs", [], results=samples(["", ""], first=7))
-    with pytest.raises(UserError, match="no common sample"):
+    with pytest.raises(UserError, match="do not have a common sample"):
         compare([source("ours", evidence("ours", ["", ""])), source("theirs", other)], MINI)
 
 
@@ -127,7 +127,7 @@ def test_a_dataset_without_records_of_one_model_is_left_out() -> None:
     ours = source("ours", evidence("ours", HALF), evidence("ours", HALF, "colours"))
     found = compare([ours, source("theirs", evidence("theirs", HALF))], MINI)
     assert found.datasets == ("shapes",)
-    assert "datasets left out, because the models have no common samples: colours" in found.notes
+    assert "datasets left out, because not all models have records of the same samples: colours" in found.notes
 
 
 def test_datasets_are_in_the_order_of_the_track_and_training_datasets_are_not_in_the_mean() -> None:
@@ -167,11 +167,11 @@ def test_an_error_for_missing_records_lists_the_existing_ones() -> None:
     ours = source("ours", evidence("ours", HALF, attack="cw"), evidence("ours", HALF, attack="pgd-20"))
     theirs = source("theirs", evidence("theirs", HALF, attack="pgd-20", eps="1/51"))
     with pytest.raises(
-        UserError, match=r"ours and theirs have no records of autoattack at Linf 5/255, only of: pgd-20 at"
+        UserError, match=r"ours and theirs do not have records of autoattack at Linf 5/255, only of: pgd-20 at"
     ):
         compare([ours, theirs], MINI)
     whole = source("whole", evidence("whole", HALF))
-    with pytest.raises(UserError, match=r"^ours has no records .*: cw at Linf 5/255; pgd-20 at Linf 5/255;"):
+    with pytest.raises(UserError, match=r"^ours does not have records .*: cw at Linf 5/255; pgd-20 at Linf 5/255;"):
         compare([ours, whole], MINI)
     with pytest.raises(UserError, match="autoattack at Linf 5/255; give one of these"):
         compare([whole], MINI, eps=Fraction(1, 255))

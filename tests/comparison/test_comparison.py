@@ -67,7 +67,7 @@ def test_every_number_is_shown_at_every_width(found: Comparison, width: int) -> 
     text = " ".join(" ".join(shown).split())
     for expected in ("50.0 37.7-62.3*", "5.0 1.7-13.7", "70.0 57.5-80.1", "96.7 88.6-99.1*", "robust-near-chance"):
         assert expected in text, expected
-    # 30, 29 and 3 of 60 samples are robust: only the third model differs significantly from the others.
+    # 30, 29 and 3 of 60 samples are robust. Only the third model differs significantly from the first two.
     assert "1-2" in text and "agft - tecoa" in text and "+1.7" in text
 
 
@@ -188,7 +188,7 @@ def test_a_name_is_plain_text_in_a_plot(
         (names("--eps", "8")[1:], "eps '8' looks like pixel steps"),
         (
             names("--attack", "pgd-20")[1:],
-            "have no records of pgd-20 at Linf 5/255, only of: autoattack at Linf 2.5/255",
+            "do not have records of pgd-20 at Linf 5/255, only of: autoattack at Linf 2.5/255",
         ),
         ([], "Missing argument"),
     ],

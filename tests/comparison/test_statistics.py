@@ -150,7 +150,7 @@ def test_rank_ranges_of_four_models() -> None:
     everything = set(itertools.combinations(range(4), 2))
     assert groups_of(values, everything) == ["3", "1", "4", "2"]
     assert groups_of(values, set()) == ["1-4"] * 4
-    # Only the best model differs significantly from the others.
+    # Only the best model differs significantly from the remaining models.
     assert groups_of(values, {(0, 1), (1, 2), (1, 3)}) == ["2-4", "1", "2-4", "2-4"]
     assert groups_of([0.5], set()) == ["1"] and groups_of([], set()) == []
 

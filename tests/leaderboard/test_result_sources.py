@@ -85,8 +85,8 @@ def test_a_disputed_entry_has_a_note(board: Path) -> None:
     [
         (["agtf"], "mini", r"unknown result 'agtf'. Did you mean agft\? Known: agft, tecoa\. An entry file"),
         (["agft", "agft"], "mini", "'agft' is given twice"),
-        (["no/such/folder"], "mini", "no/such/folder has no finished run"),
-        (["../agft"], "mini", "has no finished run"),
+        (["no/such/folder"], "mini", "no/such/folder does not contain a finished run"),
+        (["../agft"], "mini", "does not contain a finished run"),
         (["missing.json"], "mini", "cannot read the entry missing.json"),
         (["agft"], "nowhere", "unknown track 'nowhere'"),
         (["runs/mini/tecoa"], "zeroshot15", "is of the track 'mini', not 'zeroshot15': give --track mini"),

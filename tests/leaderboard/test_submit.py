@@ -104,7 +104,7 @@ def test_runs_that_cannot_be_submitted_are_refused(
     real_run: Path, tmp_path: Path, make_card: object, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run_command(["submit", str(tmp_path)]) == 2
-    assert "has no finished run" in capsys.readouterr().err
+    assert "does not contain a finished run" in capsys.readouterr().err
     with pytest.raises(UserError, match="other weights"):
         make_submission(real_run, date="2026-01-02", model=str(make_card("taught")))
 
