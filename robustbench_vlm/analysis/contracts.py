@@ -265,7 +265,7 @@ def linear_classifier(threat: Threat, *, num_classes: int) -> tuple[Classifier, 
 def first_images(track: Track) -> tuple[Batch, tuple[Prompt, ...]]:
     """Return a batch of images, float32 [N, 3, H, W] in [0, 1], of a track's first dataset, and its prompts.
 
-    The images are synthetic if the track is without datasets, or if its first dataset must be downloaded.
+    The images are synthetic if the track does not define datasets, or if its first dataset must be downloaded.
     """
     if not track.datasets or DATASETS.load(track.datasets[0]).published:
         synthetic = linear_classifier(Threat(track.norm, track.standard_eps), num_classes=5)[1]

@@ -48,8 +48,8 @@ def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Se
     """Return the records of all models under an attack and a threat model, reduced to the samples that all have.
 
     The datasets in `order` are first, in this order. If a model has records of several protocols, the protocol that all
-    models have is used. Raises UserError if a model is without records of the attack and the threat model (the message
-    lists its other records), or if the models do not have a common sample.
+    models have is used. Raises UserError if a model does not have records of the attack and the threat model (the
+    message lists its other records), or if the models do not have a common sample.
     """
     found = [
         [each for each in model.evidence if each.score.attack == attack and each.threat == threat] for model in models
@@ -89,7 +89,7 @@ def _key(result: SampleResult) -> Key:
 def _check_found(
     models: Sequence[ModelRecords], found: Sequence[Sequence[CellRecords]], attack: str, threat: Threat
 ) -> None:
-    """Raise UserError if a model is without records of the attack and the threat model."""
+    """Raise UserError if a model does not have records of the attack and the threat model."""
     without = [model for model, evidence in zip(models, found, strict=True) if not evidence]
     if not without:
         return

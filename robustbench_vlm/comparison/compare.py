@@ -150,8 +150,8 @@ def compare(
 ) -> Comparison:
     """Compare models under an attack at one radius.
 
-    `eps` is the radius for pixels in [0, 1]; None is the standard eps of the track. Raises UserError if a model is
-    without records of the attack at this radius, or if the models do not have a common sample.
+    `eps` is the radius for pixels in [0, 1]; None is the standard eps of the track. Raises UserError if a model
+    does not have records of the attack at this radius, or if the models do not have a common sample.
     """
     threat = Threat(track.norm, track.standard_eps if eps is None else eps)
     aligned = align(models, attack, threat, track.datasets)

@@ -63,8 +63,8 @@ class CellRecords:
 def read_run(folder: Path) -> tuple[CellRecords, ...]:
     """Read the complete cells of a folder runs/<track>/<model>/<attack>, or runs/<track>/<model> for all attacks.
 
-    Unfinished cells are left out. Raises UserError if the folder is without a complete cell, if records are damaged, or
-    if records do not match their fingerprint.
+    Unfinished cells are left out. Raises UserError if the folder does not contain a complete cell, if records are
+    damaged, or if records do not match their fingerprint.
     """
     found = [records for path in manifests(folder) for records in _of_manifest(path)]
     if not found:

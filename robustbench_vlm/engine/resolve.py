@@ -164,8 +164,8 @@ def _check_image_source(request: Request, track: Track, protocol: Protocol) -> N
         raise UserError("--images and --dataset were both given, but only one can be used: give --images or --dataset")
     if request.images is None and not request.datasets and not (protocol.datasets or track.datasets):
         raise UserError(
-            f"the track {track.name!r} does not define datasets: give --images DIR, a folder with one sub-folder per class,"
-            " or --dataset NAME; `vlmbench list datasets` shows all names"
+            f"the track {track.name!r} does not define datasets: give --images DIR, a folder with one sub-folder per"
+            " class, or --dataset NAME; `vlmbench list datasets` shows all names"
         )
 
 

@@ -49,7 +49,8 @@ class ScoreTable:
     """sha256 over the fingerprints of the cells."""
     scores: tuple[Score, ...]
     mean: Mean | None
-    """Mean over the datasets on which models of the track were not trained, or None without such datasets."""
+    """Mean over the datasets on which models of the track were not trained. None if they were trained on all of them.
+    """
     mean_as_published: Mean | None
     """Mean over all datasets of the protocol, as reported in papers. None if it equals `mean` or a dataset is missing.
     """
