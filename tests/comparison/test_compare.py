@@ -135,7 +135,7 @@ def test_datasets_are_in_the_order_of_the_track_and_training_datasets_are_not_in
     assert found.datasets == ("cifar10", "dtd", "imagenet", "other")
     assert found.in_mean == ("cifar10", "dtd", "other") and found.models[0].robust.n == 180
     alone = of(ZEROSHOT15, datasets=("imagenet",), one=HALF, two=BROKEN)
-    assert alone.in_mean == ("imagenet",) and "trained on" in alone.notes[0]
+    assert alone.in_mean == ("imagenet",) and "were trained" in alone.notes[0]
 
 
 def test_notes_name_different_protocols_prompts_and_class_names() -> None:
