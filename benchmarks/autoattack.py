@@ -30,7 +30,7 @@ from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.local import expect_workers, keep_freed_memory, run_jobs
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.models.fast_conv import quick_at_pixels
+from robustbench_vlm.models.fast_conv import with_fast_pixel_gradients
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 WEIGHTS = "weights/cifar10_cnn_a_adv.safetensors"
@@ -98,7 +98,7 @@ def _share(images: Path, weights: Path, eps: str, batch_size: int, part: tuple[i
     first, step = part
     model, batch, _ = read_reference(images, weights, eps)
     own = batch.at(torch.arange(first, len(batch.labels), step))
-    return run_ours(quick_at_pixels(model), own, batch_size).tolist()
+    return run_ours(with_fast_pixel_gradients(model), own, batch_size).tolist()
 
 
 def run_official(model: nn.Module, batch: Batch) -> Tensor:
@@ -120,7 +120,7 @@ def timed(run: Callable[[], Tensor]) -> tuple[Tensor, dict[str, float]]:
 def compare(arguments: argparse.Namespace, eps: str) -> dict[str, object]:
     """Compare the verdicts at one eps with the stored ones, and the times with those of the official code."""
     model, batch, stored = read_reference(arguments.images, arguments.weights, eps)
-    quick = quick_at_pixels(copy.deepcopy(model))
+    quick = with_fast_pixel_gradients(copy.deepcopy(model))
     # Our code runs last, because it makes the process keep freed memory, which would also speed up the official code.
     runs: dict[str, Callable[[], Tensor]] = {
         "official": lambda: run_official(model, batch),

@@ -28,7 +28,7 @@ def _tables(document: dict[str, Any]) -> list[Table]:
     if "cells" not in document:
         tables: list[Table] = document.get("runs", [document])
         return tables
-    seen = TRACKS.load(document["track"]).seen
+    seen = TRACKS.load(document["track"]).training_datasets
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in document["cells"]:
         if cell["dataset"] not in seen:

@@ -1,4 +1,4 @@
-"""RobustBench for zero-shot vision-language models: clean and robust accuracy whose numbers hold."""
+"""A benchmark of the adversarial robustness of zero-shot vision-language models (CLIP and its defenses)."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
@@ -8,7 +8,7 @@ if TYPE_CHECKING:
 
 try:
     __version__ = version("robustbench_vlm")
-except PackageNotFoundError:  # a source tree that was never installed
+except PackageNotFoundError:  # the package runs from a source tree that is not installed
     __version__ = "0+unknown"
 
 __all__ = [
@@ -23,7 +23,7 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    """Import a function of `api` when it is first asked for: torch takes seconds, and `vlmbench --help` needs none."""
+    """Import a function of `api` on its first use, because importing torch takes seconds."""
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from robustbench_vlm import api
@@ -32,5 +32,5 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    """Return what there is, the functions that are not imported yet included."""
+    """Return the names of this module, including the functions that are not imported yet."""
     return sorted({*globals(), *__all__})

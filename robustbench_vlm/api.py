@@ -42,51 +42,66 @@ from robustbench_vlm.tracks import TRACKS
 
 __all__ = ["LoadedDataset", "compare", "evaluate", "load_attack", "load_dataset", "load_leaderboard", "load_model"]
 
-_OWN = {
-    "models": " For your own model save its state dict with torch.save, convert it to a model card with"
+_HOW_TO_NAME = {
+    "models": " To evaluate your own model, save its state dict with torch.save, convert it to a model card with"
     " `vlmbench convert FILE --base NAME --track TRACK`, and give the path of the card",
-    "attacks": " For your own attack register it by an entry point, see CONTRIBUTING.md, and give its name",
+    "attacks": " To use your own attack, register it with an entry point (see CONTRIBUTING.md) and give its name",
 }
+"""Advice for users who give an object in place of a name."""
 
 Names = str | Iterable[str]
-"""One name, or several."""
+"""One name or several names."""
 Count = int | Literal["all"] | None
+"""A number of samples, "all", or None for the protocol's number."""
 
 
 @dataclass(frozen=True)
 class LoadedDataset:
-    """The samples of a dataset that a protocol chooses, in its order, in memory."""
+    """The samples of a dataset that a protocol evaluates, in its order, in memory."""
 
     name: str
     images: Tensor
-    """(N, 3, H, W), float32 in [0, 1]."""
+    """The images, float32 [N, 3, H, W] in [0, 1]."""
     labels: Tensor
-    """(N,), int64: indices into `classes`."""
+    """The index of each sample's class in `classes`, int64 [N]."""
     ids: tuple[str, ...]
-    """Sample ids, as in the records."""
+    """The ids of the N samples, as in the records of a run."""
     classes: tuple[str, ...]
+    """The names of the C classes."""
     prompts: tuple[Prompt, ...]
-    """The prompts of each class, the argument of `model.classifier`."""
+    """The prompts of the C classes, the argument of `model.classifier`."""
     keys: Tensor
-    """(N,), int64: keys of the samples' random numbers, the argument of `classifier.of_samples`."""
+    """The keys of the samples' random numbers, int64 [N], the argument of `classifier.of_samples`."""
 
     def __len__(self) -> int:
         return len(self.ids)
 
     def batch(self, eps: str | Fraction, norm: str = "Linf") -> Batch:
-        """Return the samples as the batch of `attack_samples`; raise UserError for an invalid eps or norm."""
+        """Return the samples as a batch for `attack_samples`.
+
+        `eps` is a radius on the pixel scale [0, 1], such as "4/255". Raises UserError for an invalid eps or norm.
+        """
         threat = Threat(norm, _radius(eps))
         return Batch(self.images, self.labels, self.keys, threat, torch.full_like(self.labels, len(self.classes)))
 
 
 def load_model(model: str, track: str = "mini", *, device: str = "") -> AnyModel:
-    """Load a model by its name on a track, card file, open_clip:ARCH/TAG, or DEFENSE+MODEL.
+    """Load a model by its name on a track, a card file, open_clip:ARCH/TAG, or DEFENSE+MODEL.
 
-    `model.classifier(prompts)` is the zero-shot classifier of the classes that the prompts describe: a torch module
-    from images (B, 3, H, W) in [0, 1] to float32 logits (B, C), differentiable in the images, with resize and
-    normalisation inside. A test-time defense may draw random numbers per sample: `classifier.of_samples(keys)` is the
-    function from the images of these samples to logits, for every kind of model. The model is on a GPU if there is
-    one, unless `device` is "cpu". Raises UserError for unknown names, wrong digests, and models that were not released.
+    `model.classifier(prompts)` returns the zero-shot classifier of C classes, with one entry in `prompts` per class. It
+    is a torch module that maps images, float32 [B, 3, H, W] in [0, 1], to logits, float32 [B, C]. It is differentiable,
+    and it resizes and normalises the images itself.
+
+    A test-time defense may draw random numbers per sample. For every model, `classifier.of_samples(keys)` returns the
+    function from the images of certain samples to their logits; `LoadedDataset.keys` has the keys, int64 [B].
+
+    Args:
+        model: The model, in one of the forms above.
+        track: The track whose models are searched for the name.
+        device: "cpu" or "cuda"; "" uses a GPU if there is one.
+
+    Raises:
+        UserError: The name is unknown, the digest of the weights is wrong, or the weights were never released.
     """
     return loaded_model(model, track, choose_device(device))
 
@@ -94,11 +109,18 @@ def load_model(model: str, track: str = "mini", *, device: str = "") -> AnyModel
 def load_dataset(
     name: str, track: str = "mini", *, samples: Count = None, protocol: str = "", data: str | Path | None = None
 ) -> LoadedDataset:
-    """Load the samples of a dataset that a protocol chooses; by default the first protocol of the track.
+    """Load the samples of a dataset that a protocol evaluates.
 
-    `samples` replaces the protocol's number of samples, or is "all"; a smaller number gives the first of the same
-    samples. `data` is the folder of the published datasets, by default VLMBENCH_DATA. Raises UserError for unknown
-    names, missing datasets, and unreadable images.
+    Args:
+        name: The name of the dataset.
+        track: The track whose default protocol is used.
+        samples: The number of samples, or "all"; None uses the protocol's number. A smaller number gives the first of
+            the same samples.
+        protocol: The name of a protocol; "" uses the default protocol of the track.
+        data: The folder of the published datasets; None uses the environment variable VLMBENCH_DATA.
+
+    Raises:
+        UserError: A name is unknown, the dataset is missing, or an image cannot be read.
     """
     chosen: Protocol = PROTOCOLS.load(protocol or TRACKS.load(track).protocols[0])
     if samples is not None:
@@ -132,11 +154,25 @@ def evaluate(
     device: str = "",
     on_progress: OnProgress = ignore_progress,
 ) -> RunResult:
-    """Measure clean and robust accuracy of every model under every attack at every eps, as `vlmbench run` does.
+    """Measure the clean and robust accuracy of each model under each attack at each eps, as `vlmbench run` does.
 
-    Datasets, eps and protocol default to those of the track. Records that are already in `out` are not computed again.
-    `workers` is the number of processes, 0 for one per core or GPU. `engine.run.run` takes a `Request`, which has the
-    rarer options too. Raises UserError for arguments that cannot be used, such as a model that is not given by name.
+    `engine.run.run` accepts a `Request`, which has more options.
+
+    Args:
+        models: One or several models, in the forms of `load_model`.
+        attacks: The names of one or several attacks.
+        track: The track, which has the defaults of `datasets`, `eps` and `protocol`.
+        eps: One or several radii on the pixel scale [0, 1], such as "4/255"; None uses the track's standard radius.
+        datasets: One or several datasets; None uses those of the track.
+        samples: The number of samples per dataset, or "all"; None uses the protocol's number.
+        protocol: The name of a protocol; "" uses the default protocol of the track.
+        out: The folder for the records. Records that it already has are not computed again.
+        workers: The number of processes; 0 uses one per core or GPU.
+        device: "cpu" or "cuda"; "" uses a GPU if there is one.
+        on_progress: Called with the number of finished samples.
+
+    Raises:
+        UserError: An argument cannot be used, for example because a model is given as an object and not by name.
     """
     request = Request(
         models=_names("models", models),
@@ -160,11 +196,19 @@ def compare(
     eps: str | Fraction | None = None,
     runs: str | Path | None = None,
 ) -> Comparison:
-    """Compare models on their common samples, with a test for each pair, as `vlmbench compare` does.
+    """Compare models on their common samples, with a statistical test for each pair, as `vlmbench compare` does.
 
-    A model is a name, an entry file, or the folder of a run. A name is searched in `runs` (the `out` of `evaluate`) if
-    it is given, then on the leaderboard. Only existing records are used. Raises UserError if a model has no records,
-    and if the models have no common sample.
+    Only existing records are used.
+
+    Args:
+        models: Models by name, entry file, or folder of a run.
+        attack: The attack whose records are compared.
+        track: The track of the records.
+        eps: The radius on the pixel scale [0, 1]; None uses the track's standard radius.
+        runs: The folder given to `evaluate` as `out`. Names are searched there first, then on the leaderboard.
+
+    Raises:
+        UserError: A model has no records, or the models have no common sample.
     """
     own = {} if runs is None else {path.name: str(path) for path in sorted((Path(runs) / track).glob("*"))}
     references = [own.get(name, name) for name in _names("models", models)]
@@ -173,20 +217,20 @@ def compare(
 
 
 def load_leaderboard(track: str = "mini", folder: str | Path | None = None) -> Board:
-    """Return the leaderboard of a track: the one of the package, or the one of the entries in a folder.
+    """Return the leaderboard of a track, made from the entries in a folder; None uses the entries of the package.
 
-    Raises UserError for an unknown track, and for an invalid entry.
+    Raises UserError if the track is unknown or an entry is invalid.
     """
     return make_board(track, board_folder(track) if folder is None else Path(folder))
 
 
 def _names(what: str, given: Any) -> tuple[str, ...]:
-    """Return one or several names as a tuple; raise UserError for anything that is not a name."""
+    """Return one or several names as a tuple; raise UserError for a value that is not a text."""
     names = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
     if wrong := [each for each in names if not isinstance(each, str)]:
         raise UserError(
-            f"{what} must be names, got {type(wrong[0]).__name__}: each worker process loads and checks them by name."
-            + _OWN.get(what, "")
+            f"{what} must be names, got {type(wrong[0]).__name__}: each worker process loads them by name."
+            + _HOW_TO_NAME.get(what, "")
         )
     return names
 
@@ -201,13 +245,14 @@ def _radii(eps: str | Fraction | Sequence[str | Fraction] | None) -> tuple[Fract
 def _radius(eps: Any) -> Fraction:
     if not isinstance(eps, str | Fraction):
         raise UserError(
-            f"eps must be a text or a Fraction, got the {type(eps).__name__} {eps!r}: write it exactly, as '4/255'"
+            f"eps must be a text or a Fraction, got the {type(eps).__name__} {eps!r}: give the exact value, as in"
+            " '4/255'"
         )
     return parse_eps(eps) if isinstance(eps, str) else eps
 
 
 def _command(request: Request) -> str:
-    """Return the equivalent command line, for the manifest."""
+    """Return the equivalent command line, which the manifest of the run records."""
     options = [("--model", name) for name in request.models]
     options += [("--attack", name) for name in request.attacks]
     options += [("--dataset", name) for name in request.datasets]
@@ -220,6 +265,6 @@ def _command(request: Request) -> str:
 def _count(samples: Count) -> Count:
     if samples not in (None, "all") and (not isinstance(samples, int) or samples < 1):
         raise UserError(
-            f"samples must be a positive integer or 'all', got {samples!r}: leave it out for the protocol's number"
+            f"samples must be a positive integer or 'all', got {samples!r}: omit it to use the protocol's number"
         )
     return samples

@@ -1,4 +1,4 @@
-"""Tracks: a base model, its zero-shot datasets, the threats, and the protocol."""
+"""Tracks: settings in which models are comparable, each with a base model, datasets, threat models and protocols."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,38 +11,45 @@ from robustbench_vlm.defenses.schedule import Schedule
 
 @dataclass(frozen=True)
 class Track:
-    """A base model, its datasets, threats and protocols, and the training budget of every defense."""
+    """A setting in which models are comparable: base model, datasets, threat models, protocols and training budget."""
 
     name: str
     base: str
-    """The undefended model that defenses start from."""
+    """The model without a defense that all defenses start from."""
     datasets: tuple[str, ...]
+    """The datasets that models are evaluated on."""
     architecture: str
+    """The architecture of the base model, a registered name or "open_clip:NAME"."""
     training_eps: Fraction
+    """The radius of adversarial training, on the pixel scale [0, 1]."""
     norm: str
+    """The norm of the threat models: "Linf" or "L2"."""
     eps: tuple[Fraction, ...]
-    """The radii of the curve, pixel scale."""
+    """The radii of the evaluation, on the pixel scale [0, 1]."""
     standard_eps: Fraction
+    """The radius that the leaderboard ranks by; one of `eps`."""
     protocols: tuple[str, ...]
-    """The first is the default."""
-    board: str
-    """The protocol of its leaderboard."""
+    """The protocols of the track; the first is the default."""
+    leaderboard_protocol: str
+    """The protocol that leaderboard entries must follow."""
     attack: str = "autoattack"
-    """The attack whose number counts on its leaderboard, with what every other one broke too."""
+    """The attack that an entry must include to get a rank. A sample is robust if no recorded attack breaks it."""
     training: str = ""
-    """The fine-tuning set; empty: a folder that the user names."""
-    seen: tuple[str, ...] = ()
-    """Training datasets, left out of the zero-shot mean; a second mean includes them."""
+    """The dataset for fine-tuning; "" if the user gives a folder of images."""
+    training_datasets: tuple[str, ...] = ()
+    """Datasets that models are trained on. The zero-shot mean leaves them out; a second mean includes them."""
     num_training_images: int = 0
+    """The number of training images; 0 for all images of a folder that the user gives."""
     schedule: Schedule | None = None
-    """The budget that every defense has here; None: each one's published schedule."""
-    inner: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the inner attack that are the same for every defense here."""
-    stored: str = "float32"
-    """What trained towers are rounded to in their files; they run in float32 whatever it is."""
+    """The training schedule of all defenses on this track; None: each defense uses its published schedule."""
+    inner_attack: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of the attack inside adversarial training that all defenses share on this track."""
+    weights_dtype: str = "float32"
+    """The dtype in which trained encoders are saved. Models always run in float32."""
     learning_rates: Mapping[str, float] = field(default_factory=dict)
-    """Learning rates found for single defenses on held-out images of the fine-tuning set."""
+    """Defense -> its learning rate, chosen on held-out images of the fine-tuning dataset."""
     description: str = ""
+    """One sentence for `vlmbench list tracks`."""
 
 
 MINI = Track(
@@ -65,19 +72,19 @@ MINI = Track(
     ),
     architecture="mini",
     training="scenes",
-    seen=("scenes",),
+    training_datasets=("scenes",),
     num_training_images=30_720,
     training_eps=Fraction(6, 255),
     schedule=Schedule("adamw", lr=1e-2, weight_decay=1e-4, batch_size=128, epochs=8, warmup=100),
     learning_rates={"gladiator": 3e-3},
-    inner={"steps": 2, "step_size": Fraction(1), "momentum": 0.0},
-    stored="float16",
+    inner_attack={"steps": 2, "step_size": Fraction(1), "momentum": 0.0},
+    weights_dtype="float16",
     norm="Linf",
     eps=(Fraction(5, 510), Fraction(5, 255), Fraction(10, 255)),
     standard_eps=Fraction(5, 255),
     protocols=("mini-quick", "mini"),
-    board="mini",
-    description="the embedded track: a small CLIP and a small visual world, without download or GPU",
+    leaderboard_protocol="mini",
+    description="the embedded track: a small CLIP and 13 drawn datasets, without download or GPU",
 )
 
 ZEROSHOT15 = Track(
@@ -100,16 +107,16 @@ ZEROSHOT15 = Track(
         "stl10",
         "sun397",
     ),
-    # TinyImageNet is 200 of ImageNet's classes, and released models were trained on it.
-    seen=("imagenet", "tiny-imagenet"),
+    # Some released models were trained on TinyImageNet, which has 200 of ImageNet's classes.
+    training_datasets=("imagenet", "tiny-imagenet"),
     architecture="open_clip:ViT-B-32-quickgelu",
     training_eps=Fraction(1, 255),
     norm="Linf",
     eps=(Fraction(1, 255), Fraction(2, 255), Fraction(4, 255)),
     standard_eps=Fraction(1, 255),
     protocols=("trusted", "agft-2026", "fare-2024", "tecoa-2023", "tga-2024"),
-    board="trusted",
-    description="the real track: CLIP ViT-B/32 on the fifteen datasets of AGFT's paper, ImageNet out of the mean",
+    leaderboard_protocol="trusted",
+    description="the real track: CLIP ViT-B/32 on the 15 datasets of AGFT's paper; the mean leaves ImageNet out",
 )
 
 TRACKS = Registry("track", {"mini": "robustbench_vlm.tracks:MINI", "zeroshot15": "robustbench_vlm.tracks:ZEROSHOT15"})

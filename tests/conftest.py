@@ -1,4 +1,4 @@
-"""Fixtures that several folders of tests share."""
+"""Fixtures for the tests in several folders."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -19,43 +19,43 @@ from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.models.open_clip import load_architecture
 
-# The same examples in every run, and no limit of time for one: the machine may be busy.
+# The same examples in every run, without a time limit, because the machine may be busy.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
 
 
 @pytest.fixture(autouse=True)
 def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep what tests fetch away from the user's cache, and the width of the user's terminal away from tests."""
+    """Make tests independent of the user's cache and of the width of the user's terminal."""
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("VLMBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 def write_untrained(folder: Path, name: str = "untrained", seed: int = 0) -> Path:
-    """Write a small CLIP at random initialisation and return the path of its card."""
+    """Write a small CLIP with random weights and return the path of its card."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         return write_network(folder, name, load_architecture("mini").build())
 
 
 def write_network(folder: Path, name: str, network: nn.Module, architecture: str = "mini") -> Path:
-    """Write a network as a card with two files of weights, and return the card's path."""
+    """Write a network as two weights files and a card, and return the path of the card."""
     folder.mkdir(parents=True, exist_ok=True)
     state = network.state_dict()
     image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
     text = {key: value for key, value in state.items() if not key.startswith("visual.")}
-    towers = {}
-    for tower, tensors in (("image", image), ("text", text)):
-        path = folder / f"{name}-{tower}.safetensors"
+    files = {}
+    for part, tensors in (("image", image), ("text", text)):
+        path = folder / f"{name}-{part}.safetensors"
         save_file({key: value.contiguous() for key, value in tensors.items()}, path)
-        towers[tower] = Weights(path.name, sha256_of(path))
-    write_card(ModelCard(name=name, architecture=architecture, **towers), folder / f"{name}.json")
+        files[part] = Weights(path.name, sha256_of(path))
+    write_card(ModelCard(name=name, architecture=architecture, **files), folder / f"{name}.json")
     return folder / f"{name}.json"
 
 
 @pytest.fixture
 def make_card(tmp_path: Path) -> Callable[..., Path]:
-    """Return a function (name, seed) that writes an untrained card below the test's folder."""
+    """Return a function (name, seed) that writes a model with random weights and returns the path of its card."""
     return lambda name="untrained", seed=0: write_untrained(tmp_path / "cards", name, seed)
 
 
@@ -69,7 +69,7 @@ def _library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def library(_library: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Make every published dataset be there, as a made-up copy of a few images, and return the folder of them."""
+    """Set VLMBENCH_DATA to a folder with a small made-up copy of every published dataset, and return the folder."""
     monkeypatch.setenv("VLMBENCH_DATA", str(_library / "data"))
     monkeypatch.setenv("VLMBENCH_CACHE", str(_library / "cache"))
     return _library / "data"
@@ -77,13 +77,13 @@ def library(_library: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture(scope="session")
 def write_model() -> Callable[..., Path]:
-    """Return the function (folder, name, network, architecture) that writes a model."""
+    """Return the function (folder, name, network, architecture) that writes a model and returns its card's path."""
     return write_network
 
 
 @pytest.fixture(scope="session")
 def taught_card(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return the card of a small CLIP that was taught colours for seconds: mostly right, and without any defense."""
+    """Return the card of a small CLIP trained for seconds on colours: accurate on clean images, without a defense."""
     folder = tmp_path_factory.mktemp("taught")
     model = load_model(str(write_untrained(folder, "taught")), "mini")
     source, features = COLOURS.open(), model.text_features(COLOURS.prompts)

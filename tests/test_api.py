@@ -1,4 +1,4 @@
-"""The package from Python: what users of RobustBench expect, and the same numbers as from the command line."""
+"""The Python interface: its functions, and results that are equal to those of the command line."""
 
 import json
 import pickle
@@ -33,21 +33,21 @@ def result(taught_card: Path, tmp_path_factory: pytest.TempPathFactory) -> RunRe
     return evaluate(str(taught_card), ["fgsm", "pgd-3"], datasets=SETS, eps=("1/255", "32/255"), out=out, workers=1)
 
 
-def test_importing_the_package_imports_nothing_heavy() -> None:
+def test_importing_the_package_does_not_import_torch() -> None:
     program = "import sys, robustbench_vlm; print('torch' in sys.modules, *dir(robustbench_vlm))"
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     is_heavy, *names = answer.stdout.split()
     assert is_heavy == "False" and set(robustbench_vlm.__all__) <= set(names)
 
 
-def test_all_names_are_there_and_no_others() -> None:
+def test_exported_names_can_be_imported() -> None:
     for name in robustbench_vlm.__all__:
         assert getattr(robustbench_vlm, name)
     with pytest.raises(AttributeError, match="nonesuch"):
         robustbench_vlm.nonesuch  # noqa: B018
 
 
-def test_no_part_of_the_package_hides_a_function() -> None:
+def test_no_module_has_the_name_of_an_exported_function() -> None:
     parts = {path.stem for path in Path(robustbench_vlm.__file__).parent.iterdir()}
     assert not parts & set(robustbench_vlm.__all__)
 
@@ -66,7 +66,7 @@ def test_a_model_classifies_the_samples_of_a_dataset() -> None:
     assert float((logits.argmax(dim=1) == pictures.labels).float().mean()) > 0.5
 
 
-def test_samples_are_those_of_the_protocol_in_its_order(result: RunResult) -> None:
+def test_load_dataset_returns_the_samples_of_the_protocol_in_its_order(result: RunResult) -> None:
     records = result.samples().query("dataset == 'colours' and attack == 'fgsm' and eps == '1/255'")
     pictures = load_dataset("colours")
     assert list(records.sample_id) == list(pictures.ids) and list(records.label) == pictures.labels.tolist()
@@ -77,14 +77,14 @@ def test_samples_are_those_of_the_protocol_in_its_order(result: RunResult) -> No
     assert len(load_dataset("handwritten", samples="all")) == len(DATASETS.load("handwritten").open().ids)
 
 
-def test_published_datasets_come_in_a_protocol_s_words(library: Path) -> None:
+def test_published_datasets_have_the_prompts_of_the_protocol(library: Path) -> None:
     pictures = load_dataset("cifar10", track="zeroshot15", samples=4, data=library)
     assert pictures.images.shape == (4, 3, 32, 32) and pictures.prompts[0] == "This is a photo of a airplane."
     other = load_dataset("cifar10", protocol="fare-2024", samples=4, data=library)
     assert len(other.prompts[0]) == 18 and other.ids == pictures.ids
 
 
-def test_an_attack_by_hand_gives_the_verdicts_of_the_run(result: RunResult, taught_card: Path) -> None:
+def test_attack_samples_gives_the_results_of_the_run(result: RunResult, taught_card: Path) -> None:
     pictures = load_dataset("colours")
     classifier = load_model(str(taught_card), device="cpu").classifier(pictures.prompts)
     verdict = attack_samples(classifier, pictures.batch("32/255"), load_attack("pgd-3"), batch_size=3)
@@ -92,14 +92,14 @@ def test_an_attack_by_hand_gives_the_verdicts_of_the_run(result: RunResult, taug
     assert list(verdict.broken_by) == list(records.broken_by) and "pgd-3" in verdict.broken_by
 
 
-def test_a_test_time_defense_s_classifier_is_that_of_certain_samples() -> None:
+def test_of_samples_works_with_and_without_a_test_time_defense() -> None:
     pictures = load_dataset("colours", samples=3)
     for name in ("clip", "ttc+clip"):
         classifier = load_model(name, device="cpu").classifier(pictures.prompts).of_samples(pictures.keys)
         assert classifier(pictures.images).shape == (3, len(pictures.classes))
 
 
-def test_a_frame_has_a_row_a_score(result: RunResult) -> None:
+def test_to_pandas_has_one_row_per_score(result: RunResult) -> None:
     frame = result.to_pandas()
     grid = [(a, e, d) for a in ("fgsm", "pgd-3") for e in ("1/255", "32/255") for d in SETS]
     assert list(zip(frame.attack, frame.eps, frame.dataset, strict=True)) == grid
@@ -113,14 +113,14 @@ def test_a_frame_has_a_row_a_score(result: RunResult) -> None:
         assert row.warnings == " ".join(score.warnings)
 
 
-def test_the_records_give_the_scores(result: RunResult) -> None:
+def test_the_records_reproduce_the_scores(result: RunResult) -> None:
     frame = result.to_pandas().set_index(["attack", "eps", "dataset"])
     for key, rows in result.samples().groupby(["attack", "eps", "dataset"]):
         assert (rows.broken_by == "").mean() == frame.loc[key, "robust"]
         assert (rows.broken_by != CLEAN).mean() == frame.loc[key, "clean"]
 
 
-def test_records_that_are_gone_or_changed_are_told(taught_card: Path, tmp_path: Path) -> None:
+def test_missing_or_changed_records_are_reported(taught_card: Path, tmp_path: Path) -> None:
     found = evaluate(str(taught_card), "fgsm", datasets="colours", samples=4, out=tmp_path, workers=1)
     (path,) = tmp_path.rglob("*.parquet")
     path.write_bytes(path.read_bytes()[:-1])
@@ -131,7 +131,7 @@ def test_records_that_are_gone_or_changed_are_told(taught_card: Path, tmp_path: 
         found.samples()
 
 
-def test_the_command_line_gives_the_same_and_finds_it_on_disk(
+def test_the_command_line_reuses_the_records_and_gives_the_same_result(
     result: RunResult, taught_card: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = result.tables[0].folder.parents[2]
@@ -143,7 +143,9 @@ def test_the_command_line_gives_the_same_and_finds_it_on_disk(
     assert before == {path: path.stat().st_mtime_ns for path in out.rglob("*.parquet")}
 
 
-def test_what_was_evaluated_is_compared_sample_by_sample(result: RunResult, make_card: Callable[..., Path]) -> None:
+def test_compare_counts_the_samples_on_which_two_models_differ(
+    result: RunResult, make_card: Callable[..., Path]
+) -> None:
     out = result.tables[0].folder.parents[2]
     other = evaluate(str(make_card()), "fgsm", datasets=SETS, eps="1/255", out=out, workers=1)
     found = compare(["taught", "untrained"], "fgsm", eps="1/255", runs=out)
@@ -156,7 +158,7 @@ def test_what_was_evaluated_is_compared_sample_by_sample(result: RunResult, make
         compare(["taught", "nonesuch"], runs=out)
 
 
-def test_a_leaderboard_is_a_frame(taught_card: Path, tmp_path: Path) -> None:
+def test_a_leaderboard_is_converted_to_pandas(taught_card: Path, tmp_path: Path) -> None:
     evaluate(str(taught_card), "fgsm", datasets="colours", protocol="mini", out=tmp_path / "runs", workers=1)
     made = make_submission(tmp_path / "runs" / "mini" / "taught", date="2026-01-02", model=str(taught_card))
     made.write(tmp_path / "boards")
@@ -168,7 +170,7 @@ def test_a_leaderboard_is_a_frame(taught_card: Path, tmp_path: Path) -> None:
     assert list(packaged.to_pandas().get("model", [])) == [each.model for each in packaged.rows]
 
 
-def test_progress_is_told(taught_card: Path, tmp_path: Path) -> None:
+def test_on_progress_is_called(taught_card: Path, tmp_path: Path) -> None:
     told: list[tuple[int, int | None]] = []
     evaluate(
         str(taught_card),
@@ -183,7 +185,7 @@ def test_progress_is_told(taught_card: Path, tmp_path: Path) -> None:
     assert told[0] == (0, 3) and told[-1] == (3, 3)
 
 
-def test_a_script_without_a_guard_may_use_several_processes(taught_card: Path, tmp_path: Path) -> None:
+def test_a_script_without_a_main_guard_may_use_several_processes(taught_card: Path, tmp_path: Path) -> None:
     script = tmp_path / "script.py"
     script.write_text(
         "import sys\n"
@@ -204,7 +206,7 @@ def test_a_script_without_a_guard_may_use_several_processes(taught_card: Path, t
         ((["clip", torch.nn.Linear(1, 1)],), {}, "models must be names"),
         (("clip", print), {}, "attacks must be names.*entry point"),
         (("clip", "fgsm"), {"datasets": [3]}, "datasets must be names"),
-        (("clip", "fgsm"), {"eps": 0.03}, "got the float 0.03: write it exactly"),
+        (("clip", "fgsm"), {"eps": 0.03}, "got the float 0.03: give the exact value"),
         (("clip", "fgsm"), {"eps": ["1/255", 2]}, "got the int 2"),
         (("clip", "fgsm"), {"samples": 0}, "samples must be a positive integer or .all., got 0"),
         (("clip", "fgsm"), {"samples": "some"}, "got 'some'"),
@@ -213,7 +215,7 @@ def test_a_script_without_a_guard_may_use_several_processes(taught_card: Path, t
         (("clip", "fgsm"), {"track": "minni"}, "unknown track 'minni'. Did you mean mini"),
     ],
 )
-def test_what_a_user_gets_wrong_is_told(
+def test_wrong_arguments_are_refused_with_a_message(
     arguments: tuple[Any, ...], options: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(UserError, match=message):
@@ -221,5 +223,5 @@ def test_what_a_user_gets_wrong_is_told(
     assert not any(tmp_path.iterdir())
 
 
-def test_a_result_travels_between_processes(result: RunResult) -> None:
+def test_a_result_can_be_pickled(result: RunResult) -> None:
     assert pickle.loads(pickle.dumps(result)).to_pandas().equals(result.to_pandas())

@@ -98,7 +98,7 @@ def test_a_link_to_outside_the_folder_is_refused(tmp_path: Path) -> None:
     [
         (errno.ENOSPC, "the disk is full: free some space.*nothing is lost"),
         (errno.EROFS, "read-only.*give another folder"),
-        (errno.EACCES, "no permission to write.*give another folder"),
+        (errno.EACCES, "may not write.*give another folder"),
     ],
 )
 def test_errors_that_a_user_can_fix_become_user_errors(number: int, message: str) -> None:

@@ -66,7 +66,7 @@ def test_norm_radii_and_base_are_those_of_the_papers() -> None:
     assert ZEROSHOT15.eps == tuple(Fraction(eps, 255) for eps in (1, 2, 4))
     assert ZEROSHOT15.standard_eps == ZEROSHOT15.training_eps == Fraction(1, 255)
     # Each defense uses its published schedule and inner attack, on images that the user gives.
-    assert ZEROSHOT15.schedule is None and not ZEROSHOT15.inner and not ZEROSHOT15.learning_rates
+    assert ZEROSHOT15.schedule is None and not ZEROSHOT15.inner_attack and not ZEROSHOT15.learning_rates
     assert not ZEROSHOT15.training and not ZEROSHOT15.num_training_images
 
 
@@ -107,12 +107,12 @@ def test_without_a_network_the_error_names_the_base(
     user_images: Path, offline: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = _error(capsys, "run", *TRACK, "--images", str(user_images))
-    assert "cannot fetch open_clip:ViT-B-32-quickgelu/openai: no network" in message and "card" in message
+    assert "cannot download open_clip:ViT-B-32-quickgelu/openai: no network" in message and "card" in message
     assert offline == ["ViT-B-32-quickgelu/openai"]
 
 
 def test_doctor_without_a_network_fails_at_the_model(offline: list[str], library: Path) -> None:
-    with pytest.raises(UserError, match="cannot fetch"):
+    with pytest.raises(UserError, match="cannot download"):
         doctor("zeroshot15", dataset="handwritten")
 
 

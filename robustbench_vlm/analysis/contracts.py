@@ -149,7 +149,7 @@ def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
 
 def _track(name: str, track: str) -> Iterator[Contract]:
     found: Track = TRACKS.load(name)
-    for dataset in filter(None, (*found.datasets, found.training, *found.seen)):
+    for dataset in filter(None, (*found.datasets, found.training, *found.training_datasets)):
         yield _loads("dataset", dataset, DATASETS.load)
     for protocol in found.protocols:
         yield _loads("protocol", protocol, PROTOCOLS.load)

@@ -95,7 +95,7 @@ def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgr
     ENGINES.load(request.resources.engine).prepare(request.resources)
     plan = resolve(request)
     names = dict.fromkeys(cell.dataset.name for cell in plan.cells)
-    unseen = tuple(name for name in names if name not in plan.track.seen)
+    unseen = tuple(name for name in names if name not in plan.track.training_datasets)
     reporter = _ProgressReporter(plan, on_progress)
     attacked = attack_cells(plan, reporter.attacked)
     if save is not None:
@@ -170,7 +170,7 @@ def _check(request: Request, save: Path | None) -> None:
     if len(set(request.models)) < 2:
         raise UserError("a transfer needs two or more models, got one: add another, such as --model clip --model agft")
     track: Track = TRACKS.load(request.track)
-    if request.datasets and set(request.datasets) <= set(track.seen):
+    if request.datasets and set(request.datasets) <= set(track.training_datasets):
         raise UserError(
             f"a transfer needs a zero-shot dataset, but models of the track {track.name!r} were trained on"
             f" {' and '.join(request.datasets)}: add another --dataset"

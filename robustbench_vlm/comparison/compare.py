@@ -155,7 +155,7 @@ def compare(
     """
     threat = Threat(track.norm, track.standard_eps if eps is None else eps)
     aligned = align(models, attack, threat, track.datasets)
-    in_mean = tuple(name for name in aligned.datasets if name not in track.seen) or aligned.datasets
+    in_mean = tuple(name for name in aligned.datasets if name not in track.training_datasets) or aligned.datasets
     names = [each.name for each in models]
     pairs = tuple(pair for measure in MEASURES for pair in _pairs(names, aligned, in_mean, measure))
     return Comparison(
@@ -268,6 +268,6 @@ def _curve(model: ModelRecords, aligned: Mapping[str, CellRecords], in_mean: Seq
 
 
 def _seen_notes(in_mean: Iterable[str], track: Track) -> list[str]:
-    if not set(in_mean) & set(track.seen):
+    if not set(in_mean) & set(track.training_datasets):
         return []
     return ["the means are over datasets on which models of this track were trained, because all records are of these"]

@@ -182,7 +182,7 @@ def _receive(request: _Request) -> bool:
 
 
 def _resumable(request: _Request) -> tuple[int, str]:
-    """Return the size in bytes of a partial file that can be resumed (0 if there is none), and its validator."""
+    """Return the size in bytes of a partial file that can be resumed, and its validator; return (0, "") without one."""
     if not request.partial.is_file() or not request.origin.is_file():
         return 0, ""
     url, _, validator = request.origin.read_text(encoding="utf-8").partition("\n")

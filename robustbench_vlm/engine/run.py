@@ -127,7 +127,7 @@ def _table(
 ) -> ScoreTable:
     first: Cell = plan.cells[numbers[0]]
     own = tuple(scores[number] for number in numbers)
-    unseen = [score for score in own if score.dataset not in plan.track.seen]
+    unseen = [score for score in own if score.dataset not in plan.track.training_datasets]
     published = set(plan.protocol.datasets or plan.track.datasets)
     is_whole = not plan.protocol.missing_datasets and {score.dataset for score in own} == published
     return ScoreTable(

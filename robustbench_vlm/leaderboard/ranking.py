@@ -172,7 +172,7 @@ def make_board(track_name: str, folder: Path) -> Board:
     track: Track = TRACKS.load(track_name)
     found, absent = read_entries(folder, track)
     found.sort(key=lambda each: (-_mean(each, track, "robust"), each.entry.model))
-    protocol = PROTOCOLS.load(track.board)
+    protocol = PROTOCOLS.load(track.leaderboard_protocol)
     threat = Threat(track.norm, track.standard_eps)
     return Board(
         track=track.name,
@@ -182,7 +182,7 @@ def make_board(track_name: str, folder: Path) -> Board:
         norm=threat.norm,
         eps=threat.eps_text,
         datasets=track.datasets,
-        seen=track.seen,
+        seen=track.training_datasets,
         rows=(
             *_ranked_rows([each for each in found if each.is_ranked], track),
             *(_row(each, track) for each in found if not each.is_ranked),
@@ -193,7 +193,7 @@ def make_board(track_name: str, folder: Path) -> Board:
 
 
 def _mean(checked: CheckedEntry, track: Track, which: str) -> float:
-    return mean_without(_strata(checked, which), track.seen).value
+    return mean_without(_strata(checked, which), track.training_datasets).value
 
 
 def _strata(checked: CheckedEntry, which: str) -> dict[str, Sequence[bool]]:
@@ -223,7 +223,7 @@ def _different_pairs(ranked: Sequence[CheckedEntry], track: Track) -> set[frozen
     pairs = list(combinations(range(len(ranked)), 2))
     strata = [_strata(each, "robust") for each in ranked]
     # Each entry lists its datasets in the order of its runs. The test needs the same order, because it pairs samples.
-    robust = [[each[name] for name in track.datasets if name not in track.seen] for each in strata]
+    robust = [[each[name] for name in track.datasets if name not in track.training_datasets] for each in strata]
     draws = enough_draws(len(pairs))
     p = holm([compare_means(robust[first], robust[second], draws=draws).p for first, second in pairs])
     return {frozenset(pair) for pair, adjusted in zip(pairs, p, strict=True) if adjusted <= ALPHA}
@@ -246,8 +246,8 @@ def _row(checked: CheckedEntry, track: Track, rank: str = "", clean_rank: int = 
         licence=str(card.get("licence", "")),
         note=entry.note,
         links=entry.links,
-        clean=mean_without(clean, track.seen),
-        robust=mean_without(robust, track.seen),
+        clean=mean_without(clean, track.training_datasets),
+        robust=mean_without(robust, track.training_datasets),
         under=_under(checked, track),
         curve=_curve(checked, track),
         datasets={name: {"clean": accuracy(clean[name]), "robust": accuracy(robust[name])} for name in clean},
@@ -295,7 +295,9 @@ def _under(checked: CheckedEntry, track: Track) -> dict[str, Any]:
         for attack in attacks
     }
     return {
-        attack: mean_without(found, track.seen) for attack, found in own.items() if set(found) == set(checked.verdicts)
+        attack: mean_without(found, track.training_datasets)
+        for attack, found in own.items()
+        if set(found) == set(checked.verdicts)
     }
 
 
@@ -306,7 +308,7 @@ def _curve(checked: CheckedEntry, track: Track) -> tuple[CurvePoint, ...]:
         threat = Threat(track.norm, eps)
         found = worst_known(checked.evidence, checked.entry.counterexamples, threat)
         if set(found) == set(checked.verdicts):
-            robust = mean_without({name: verdicts.robust for name, verdicts in found.items()}, track.seen)
+            robust = mean_without({name: verdicts.robust for name, verdicts in found.items()}, track.training_datasets)
             points.append(CurvePoint(threat.eps_text, float(eps), robust))
     return tuple(points)
 
@@ -320,4 +322,5 @@ def _warnings(checked: CheckedEntry, track: Track) -> tuple[str, ...]:
 
 
 def _command(entry: Entry, track: Track) -> str:
-    return f"vlmbench run --track {track.name} --model {entry.model} --protocol {track.board} --attack {track.attack}"
+    options = f"--protocol {track.leaderboard_protocol} --attack {track.attack}"
+    return f"vlmbench run --track {track.name} --model {entry.model} {options}"

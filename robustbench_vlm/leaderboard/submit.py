@@ -104,13 +104,14 @@ def make_submission(
 def _cells_of_board_protocol(found: Sequence[CellRecords], track: Track, run: Path) -> list[CellRecords]:
     if len({each.score.model for each in found}) > 1:
         raise UserError(f"{run} has several models: give the folder of one model, runs/<track>/<model>")
-    label = PROTOCOLS.load(track.board).label
+    label = PROTOCOLS.load(track.leaderboard_protocol).label
     kept = [each for each in found if each.protocol == label and each.score.dataset in track.datasets]
     if not kept:
         had = ", ".join(sorted({each.protocol for each in found}))
         raise UserError(
             f"the board of {track.name!r} takes records of the protocol {label} on the track's datasets, but {run} has"
-            f" {had}: run `vlmbench run --track {track.name} --model {found[0].score.model} --protocol {track.board}`"
+            f" {had}: run `vlmbench run --track {track.name} --model {found[0].score.model} --protocol"
+            f" {track.leaderboard_protocol}`"
         )
     return kept
 
@@ -196,7 +197,7 @@ def _pull_request(entry: Entry, evidence: Sequence[CellRecords], track: Track, r
     lines += ["| --- | --- | --- | --- | --- |"]
     groups: dict[tuple[str, str], list[CellRecords]] = {}
     for each in evidence:
-        if each.score.dataset not in track.seen:
+        if each.score.dataset not in track.training_datasets:
             groups.setdefault((each.score.attack, each.score.eps), []).append(each)
     for (attack, eps), some in groups.items():
         mean = mean_of([each.score for each in some])

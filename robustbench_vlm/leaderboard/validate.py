@@ -58,7 +58,7 @@ def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     contradiction.
     """
     track: Track = TRACKS.load(entry.track)
-    label = PROTOCOLS.load(track.board).label
+    label = PROTOCOLS.load(track.leaderboard_protocol).label
     if entry.protocol.label != label:
         raise Unsound(f"the board of {track.name!r} takes the protocol {label}, not {entry.protocol.label}")
     if entry.card["name"] != str(parse_reference(entry.model).model):
@@ -91,7 +91,7 @@ def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
     of a test-time defense depend on the model, so only `verify` can check them.
     """
     _check_card(entry)
-    protocol: Protocol = PROTOCOLS.load(TRACKS.load(entry.track).board)
+    protocol: Protocol = PROTOCOLS.load(TRACKS.load(entry.track).leaderboard_protocol)
     if not _is_equal(entry.protocol.identity, protocol.identity):
         raise Unsound(f"the protocol {protocol.label} of the entry differs from this package's protocol of that name")
     is_test_time_defense = bool(checked_reference(entry.model).defense)

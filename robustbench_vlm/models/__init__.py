@@ -1,15 +1,15 @@
-"""Models: references, cards, weights, and zero-shot classifiers made from them."""
+"""Models: references, model cards, weights files, networks, and zero-shot classifiers."""
 
 from robustbench_vlm.core.files import package_folder
 from robustbench_vlm.core.registry import Registry
 
 ARCHITECTURES = Registry("architecture", {"mini": "robustbench_vlm.models.mini:MINI"})
-"""Architectures in addition to those of open_clip, which a card names as "open_clip:ViT-B-32-quickgelu"."""
+"""Architectures that open_clip does not have. A card names an architecture of open_clip as "open_clip:ViT-B-32"."""
 
 MODELS = Registry("model", {})
-"""Model cards of other packages; the cards of this package are the files model_zoo/<track>/<model>.json."""
+"""Model cards from other packages. The cards of this package are the files model_zoo/<track>/<model>.json."""
 
 
 def card_names(track: str) -> list[str]:
-    """Return the names of the models of a track, sorted."""
+    """Return the names of a track's models, sorted."""
     return sorted(path.stem for path in (package_folder("model_zoo") / track).glob("*.json"))

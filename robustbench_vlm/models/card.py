@@ -1,4 +1,4 @@
-"""Model cards: JSON files that describe a checkpoint, with functions that read, write and find them."""
+"""Model cards: JSON files that describe a model and its weights, with functions to read, write and find them."""
 
 import dataclasses
 import json
@@ -25,90 +25,102 @@ from robustbench_vlm.models.reference import (
 )
 
 _MAX_BYTES = 2**18
-"""The largest card file in bytes; bundled cards have a few thousand."""
+"""The largest accepted card file in bytes. The cards of this package have a few thousand."""
 _MAX_DEPTH = 8
-"""The most levels of nested objects in a card file; bundled cards have three."""
+"""The largest accepted depth of nested objects in a card file. The cards of this package have three levels."""
 _STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
 
 Name = Annotated[str, Field(max_length=200)]
 Text = Annotated[str, Field(max_length=10_000)]
 Pixels = tuple[float, float, float]
-"""One number for each colour channel, for pixels in [0, 1]."""
+"""One number per colour channel (red, green, blue), for pixels in [0, 1]."""
 Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclass(frozen=True)
 class Weights:
-    """A file of weights and its digest."""
+    """A weights file: its location, digest and format."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     file: Text
-    """The path relative to the card's folder; for released weights, the file's name in the cache."""
+    """The path relative to the card's folder. For a file with `url` or `page`: its name in the cache."""
     sha256: Text
-    """The digest of the file. It may be empty for released weights: then the first download's digest is recorded."""
+    """The digest of the file, 64 hexadecimal digits. It may be empty if the file is downloaded; the digest of the
+    first download is then recorded."""
     url: Text = ""
-    """The download address: https, or "hf:OWNER/NAME/FILE" on the Hugging Face hub; empty: beside the card."""
+    """The download address: https, or "hf:OWNER/NAME/FILE" for the Hugging Face hub. Empty for a local file."""
     page: Text = ""
-    """A web page where people find the file, if programs cannot download it."""
+    """The web page of a file that only a person can download, for example because it requires a login."""
     layout: Text = ""
-    """The checkpoint format, one of `CHECKPOINT_FORMATS`; empty: recognised by the file's entries."""
+    """The checkpoint format, one of `CHECKPOINT_FORMATS`. If empty, the file's entries determine the format."""
 
     def __post_init__(self) -> None:
         if self.is_bundled and not self.sha256:
-            raise ValueError(f"must name the sha256 of {self.file}, which is a file beside the card")
+            raise ValueError(f"must state the sha256 of {self.file}, because the file is not downloaded")
 
     @property
     def is_bundled(self) -> bool:
-        """Whether the file is beside its card."""
+        """Whether the file is in the folder of its card and is not downloaded."""
         return not self.url and not self.page
 
 
 @dataclass(frozen=True)
 class Reported:
-    """A number that a paper reports about the model; this project has not measured it."""
+    """An accuracy that a paper reports for the model. This project has not measured it."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     what: Text
-    """The attack, eps and datasets."""
+    """The attack, eps and datasets of the accuracy."""
     percent: int | float
+    """The accuracy in percent, in [0, 100]."""
     source: Text
+    """The table or page of the paper."""
 
 
 @dataclass(frozen=True)
 class CardFields:
-    """The contents of a card file; its parsing, messages and JSON schema follow from these fields."""
+    """The fields of a card file. Its parser, error messages and JSON schema are derived from this class."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     name: Name
+    """The name of the model."""
     architecture: Name
+    """The architecture: a registered name such as "mini", or "open_clip:NAME"."""
     image: Weights | None = None
-    """The image encoder, or a whole CLIP."""
+    """The weights of the image encoder, or of a whole CLIP."""
     text: Weights | None = None
-    """The text encoder and the logit scale; all models of a track share them."""
+    """The weights of the text encoder and the logit scale."""
     defense: Name = ""
+    """The defense that the model was trained with; empty for a model without a defense."""
     training: Mapping[str, Any] = field(default_factory=dict)
-    """The dataset, eps, steps, seconds, parent and fingerprint of the training that made the model."""
+    """Facts about the training, such as dataset, eps, steps, seconds, base model and fingerprint."""
     paper: Text = ""
+    """The title and link of the paper."""
     licence: Text = ""
+    """The licence of the weights."""
     notes: Text = ""
+    """Other facts about the model."""
     base: Text = ""
     """The model whose text encoder and logit scale are used: a name on the same track, open_clip:ARCH/TAG, or a card
     file."""
     pretrained: Name = ""
-    """The tag of open_clip's weights for the architecture."""
+    """The tag of open_clip's pretrained weights for the architecture."""
     mean: Pixels | None = None
-    """The mean that the image encoder subtracts from pixels; None: the architecture's."""
+    """The mean that the image encoder subtracts from pixels in [0, 1]. If it is missing, the architecture's mean is
+    used."""
     std: tuple[Positive, Positive, Positive] | None = None
-    """The standard deviation that it divides by; None: the architecture's."""
+    """The standard deviation that the image encoder divides pixels by. If it is missing, the architecture's is used."""
     reported: tuple[Reported, ...] = ()
+    """Accuracies that papers report for the model."""
 
     def __post_init__(self) -> None:
         if (self.text and (self.base or not self.image)) or (self.pretrained and (self.image or self.base)):
             raise ValueError(
-                "must have image and text, or image and base, or pretrained: it names the same tower twice"
+                "must have image and text, or image and base, or pretrained: other combinations give the weights of an"
+                " encoder twice or not at all"
             )
         if bool(self.mean) != bool(self.std):
             raise ValueError("must have both mean and std, or neither")
@@ -116,19 +128,24 @@ class CardFields:
 
 @dataclass(frozen=True)
 class ModelCard(CardFields):
-    """A checkpoint and how it was made; one JSON file model_zoo/<track>/<name>.json.
+    """A model card: a model, its weights and how it was made. The file is model_zoo/<track>/<name>.json.
 
-    The weights are an image encoder `image` and a text encoder `text`; or an `image` and the text encoder of another
-    card, `base`; or one whole CLIP as `image`; or one of open_clip's, `pretrained`. A card with none of these is a
-    model whose weights were never released.
+    A card gives the weights in one of four ways:
+
+    * `image` and `text`: a file for the image encoder and a file for the text encoder;
+    * `image` and `base`: a file for the image encoder, and the text encoder of another model;
+    * `image` only: one file with a whole CLIP;
+    * `pretrained`: weights of open_clip.
+
+    A card with none of these fields describes a model whose weights were never released.
     """
 
     folder: str = ""
-    """The folder that the card was read from and that its files are in; not a part of the card's JSON."""
+    """The folder of the card file, which also has the weights files; not a field of the JSON file."""
 
     @property
     def base_reference(self) -> str:
-        """The reference of the base for `find_card`; a card file is relative to this card's folder."""
+        """The base model as `find_card` expects it; the path of a card file starts with this card's folder."""
         return str(Path(self.folder) / self.base) if is_card_file(self.base) else self.base
 
     @property
@@ -138,16 +155,16 @@ class ModelCard(CardFields):
 
 
 def read_card(path: Path) -> ModelCard:
-    """Read a card file; raise UserError where it is missing, not strict JSON, or has wrong or missing fields."""
+    """Read a card file; raise UserError if it is missing, is not strict JSON, or has wrong or missing fields."""
     what = f"the model card {path}"
     card = parse_card(read_json(path, "the model card", max_bytes=_MAX_BYTES, max_depth=_MAX_DEPTH), what)
     return dataclasses.replace(card, folder=str(path.resolve().parent))
 
 
 def parse_card(values: Any, what: str = "the model card") -> ModelCard:
-    """Return the card that JSON values describe.
+    """Convert JSON values to a card.
 
-    Raises UserError that names the place of the first problem, after `what`.
+    Raises UserError for the first wrong field. The message starts with `what`, the name of the document.
     """
     fields = validate(CardFields, values, what)
     return ModelCard(**{item.name: getattr(fields, item.name) for item in dataclasses.fields(fields)})
@@ -162,28 +179,28 @@ _FIRST_FIELDS = ("name", "architecture", "image", "text", "defense", "training",
 
 
 def write_card(card: ModelCard, path: Path) -> None:
-    """Write a card as readable JSON; fields that most cards do not need are left out where they are empty."""
+    """Write a card as indented JSON, without the empty fields that most cards do not need."""
     values = {key: value for key, value in plain(card).items() if key != "folder"}
-    for tower in ("image", "text"):
-        if values[tower]:
-            values[tower] = {key: value for key, value in values[tower].items() if value or key in ("file", "sha256")}
+    for part in ("image", "text"):
+        if values[part]:
+            values[part] = {key: value for key, value in values[part].items() if value or key in ("file", "sha256")}
     optional = {key for key, value in values.items() if not value and key not in _FIRST_FIELDS}
-    optional |= {tower for tower in ("image", "text") if not values[tower]}
+    optional |= {part for part in ("image", "text") if not values[part]}
     write_text(path, json.dumps({key: values[key] for key in values if key not in optional}, indent=2) + "\n")
 
 
 def find_card(reference: str, track: str) -> ModelCard:
-    """Return the card of a model reference, see `models.reference`.
+    """Return the card of a model; `models.reference` lists the accepted forms of a reference.
 
-    If the weights of a named model were never released, the card of a local training is returned where there is one.
-    Raises UserError for an unknown name (with the nearest ones), for a reference with a test-time defense, and for a
-    model on the Hugging Face hub.
+    If the weights of a named model were never released, but a local training of it exists, the card of that training is
+    returned. Raises UserError if the name is unknown (the message suggests similar names), if the reference has a
+    test-time defense, or if the model is on the Hugging Face hub.
     """
     parsed = parse_reference(reference)
     if parsed.defense:
         raise UserError(
-            f"{reference!r} has a test-time defense, but this needs the weights of a model only: give the model without"
-            f" it, {str(parsed.model)!r}"
+            f"{reference!r} has a test-time defense, but a model without a test-time defense is expected here: give"
+            f" {str(parsed.model)!r}"
         )
     match parsed.model:
         case OpenClipModel(architecture, tag):
@@ -192,9 +209,8 @@ def find_card(reference: str, track: str) -> ModelCard:
             return read_card(Path(path))
         case HuggingFaceModel():
             raise UserError(
-                f"{reference!r} is on the Hugging Face hub, and a model cannot be loaded from there by its name yet."
-                f" Accepted are {ACCEPTED}: download the weights and write a card with `vlmbench convert FILE --base"
-                " NAME`"
+                f"{reference!r} names a model on the Hugging Face hub, which cannot be loaded by name yet. Expected"
+                f" {ACCEPTED}: download the weights and write a card with `vlmbench convert FILE --base NAME`"
             )
         case _:
             return _named_card(reference, track)
@@ -216,16 +232,16 @@ def _named_card(reference: str, track: str) -> ModelCard:
         return plugin
     allowed = [*card_names(track), *MODELS.names()]
     message = unknown("model", reference, allowed, f"vlmbench list models --track {track}")
-    raise UserError(f"{message} Accepted are {ACCEPTED}.")
+    raise UserError(f"{message} Expected {ACCEPTED}.")
 
 
 def bundled_names(track: str) -> list[str]:
-    """Return the names of the models of a track whose weights come with the package, sorted."""
+    """Return the names of a track's models whose weights are part of the package, sorted."""
     folder = package_folder("model_zoo") / track
     cards = [read_card(folder / f"{name}.json") for name in card_names(track)]
     return [card.name for card in cards if card.image and card.image.is_bundled]
 
 
 def trained_folder(track: str, name: str) -> Path:
-    """Return where a training puts a model's weights and card, unless it is told another place."""
+    """Return the default folder in which a training writes a model's weights and card."""
     return Path("trained") / track / name

@@ -1,8 +1,9 @@
-"""Released checkpoints: read a file as data, recognise its format, and return the image and text encoder in it.
+"""Released checkpoints: read a file without running its code, recognise its format, and return its encoders.
 
-OpenAI's and open_clip's CLIP name their tensors alike; checkpoint formats differ in what is around them. The formats
-are those of TeCoA and its descendants (vision_encoder_state_dict), RobustVLM (visual), AdvFLYP (partial_state_dict),
-AGFT (modules), a whole CLIP, and a CLIP with the names of the library transformers (LEAF).
+Checkpoint formats differ in the entries around the tensors and in the tensors' names. The known formats are those of
+TeCoA and later code based on it (vision_encoder_state_dict), RobustVLM (visual), AdvFLYP (partial_state_dict), AGFT
+(modules), a whole CLIP of OpenAI or open_clip (clip), and a CLIP of the library transformers (transformers), which LEAF
+uses.
 """
 
 import math
@@ -23,7 +24,7 @@ from robustbench_vlm.models.transformers import MARK, from_transformers
 
 
 class _Ignored:
-    """Replaces numpy numbers in a pickle, such as the best accuracy, which are not needed."""
+    """A placeholder for numpy numbers in a pickle, such as the best accuracy, which are not needed."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -36,9 +37,10 @@ _NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Return the content of a weights file, on the CPU; code in it is never run.
+    """Return the content of a weights file, with its tensors on the CPU; code in the file is never run.
 
-    Raises UserError for a file that is damaged, holds code, or is not a checkpoint, with what it probably is.
+    Raises UserError if the file is damaged, contains code, or is not a checkpoint. The message says what kind of file
+    it probably is.
     """
     if path.suffix == ".safetensors":
         from safetensors import SafetensorError
@@ -47,73 +49,74 @@ def read_checkpoint(path: Path) -> Any:
         try:
             return load_file(path)
         except SafetensorError as error:
-            raise UserError(f"the weights {path} are not a complete safetensors file: {error}{_guess(path)}") from error
+            raise UserError(f"the file {path} is not a complete safetensors file: {error}{_guess(path)}") from error
     try:
-        # torch warns about old pickles; the error below replaces the warning.
+        # torch warns about old pickles, but the error below already covers them.
         with warnings.catch_warnings(), torch.serialization.safe_globals([(_Ignored, name) for name in _NUMPY]):
             warnings.simplefilter("ignore")
             return torch.load(path, map_location="cpu", weights_only=True)
-    # torch raises almost any exception for damaged bytes, failed assertions included.
+    # For damaged bytes torch raises exceptions of almost any type, including AssertionError.
     except Exception as error:
-        raise UserError(f"the weights {path} {_refusal(path, error)}") from error
+        raise UserError(f"the file {path} {_problem(path, error)}") from error
 
 
-def _refusal(path: Path, error: Exception) -> str:
+def _problem(path: Path, error: Exception) -> str:
     if guess := _guess(path):
-        return f"are not a checkpoint{guess}"
+        return f"is not a checkpoint{guess}"
     message = str(error)
     named = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global) ([\w.]+)", message)
-    # torch's own advice is to allow the code to run.
+    # torch's message advises users to turn weights_only off, which would run the code in the file.
     lines = [line for line in message.splitlines() if line.strip() and "weights_only" not in line]
-    what = f"it names {named[1] or named[2]}" if named else lines[0] if lines else type(error).__name__
+    found = f"it refers to {named[1] or named[2]}" if named else lines[0] if lines else type(error).__name__
     return (
-        f"are not plain tensors: {what}. A pickle may hold code, and nothing of it was run; download it again if it may"
-        " be cut short, or ask its author for the state dict as safetensors"
+        f"does not contain only tensors: {found}. A pickle may contain code, so none of it was run; download the file"
+        " again if the download may be incomplete, or ask its author for the state dict as safetensors"
     )
 
 
 def _guess(path: Path) -> str:
-    """Return what a file that is not a checkpoint probably is and what to do; "" if it is not recognised."""
+    """Return the probable kind of a file that is not a checkpoint, and advice; "" if the kind is not recognised."""
     try:
         with path.open("rb") as file:
             start = file.read(4096)
     except OSError as error:
-        return f": it cannot be read, {error.strerror}"
+        return f": it cannot be read ({error.strerror}); check the path and its permissions"
     if not start:
-        return ": the file is empty; fetch it again"
+        return ": it is empty; download it again"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return ": it is a web page that was saved under this name; open its address in a browser and fetch the file"
+        return ": it is a web page; open its address in a browser and download the file from there"
     if start.startswith(b"version https://git-lfs"):
-        return ": it is a pointer of Git LFS; fetch the file behind it (git lfs pull, or the button Download)"
+        return ": it is a Git LFS pointer; download the real file (git lfs pull, or the Download button)"
     if start.startswith(b"PK"):
         return _guess_archive(path)
     if tarfile.is_tarfile(path):
-        return ": it is a tar archive; unpack it and name the file inside"
+        return ": it is a tar archive; unpack it and give the checkpoint inside"
     return ""
 
 
 def _guess_archive(path: Path) -> str:
     try:
         if not zipfile.is_zipfile(path):
-            return ": it is cut short, its end is missing; fetch it again"
+            return ": it is incomplete, its end is missing; download it again"
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return ": it is a damaged archive; fetch it again"
+        return ": it is a damaged archive; download it again"
     if any(name.endswith("constants.pkl") for name in names):
         return (
-            ": it is a TorchScript program, as OpenAI publishes them; use the same weights by their tag in"
-            " open_clip, such as open_clip:ViT-B-32-quickgelu/openai"
+            ": it is a TorchScript program, the format of OpenAI's releases; use the same weights by their open_clip"
+            " tag, such as open_clip:ViT-B-32-quickgelu/openai"
         )
     if not any(name.endswith("data.pkl") for name in names):
-        return ": it is a zip archive of other files; unpack it and name the file inside"
+        return ": it is a zip archive of other files; unpack it and give the checkpoint inside"
     return ""
 
 
 State = Mapping[str, Tensor]
+"""The tensors of a network, by name."""
 
 _EXTRA = {"input_resolution", "context_length", "vocab_size", "attn_mask"}
-"""Entries of OpenAI's and older open_clip state dicts that are not weights."""
+"""Entries of the state dicts of OpenAI and older versions of open_clip that are not weights."""
 
 _TRAINING = {"optimizer", "optimizer_state_dict", "optim", "scheduler", "lr_scheduler", "scaler"}
 """Entries that are needed only to resume a training."""
@@ -121,36 +124,39 @@ _TRAINING = {"optimizer", "optimizer_state_dict", "optim", "scheduler", "lr_sche
 
 @dataclass(frozen=True)
 class Encoders:
-    """The weights of a checkpoint, float32, under open_clip's names; `text` is empty if there is no text encoder."""
+    """The image and text encoder of a checkpoint, with open_clip's tensor names."""
 
     checkpoint_format: str
     """A key of `CHECKPOINT_FORMATS`."""
     image: State
+    """The weights of the image encoder by name, float32, in the shapes of the network; without the prefix "visual."."""
     text: State
+    """The weights of the text encoder and the logit scale by name, float32; empty if the file has no text encoder."""
 
 
 def encoders_of(content: Any, expected: str = "") -> Encoders:
-    """Return the image and text encoder in a checkpoint, whose format is recognised by its entries.
+    """Return the image and text encoder in the content of a checkpoint; its entries determine the format.
 
-    Raises UserError for an unknown format, for another format than `expected`, and for a file with further trained
-    tensors: without them the model would not be the one that was trained.
+    Raises UserError if the format is unknown or differs from `expected`. It also refuses a file with other trained
+    tensors, such as prompts, because the encoders would be a different model without them.
     """
     found = next((name for name, read in CHECKPOINT_FORMATS.items() if _is_state(read(content))), None)
     if found is None:
         raise UserError(
-            f"the file is in no known checkpoint format, it has {_entries(content)}; known are"
-            f" {', '.join(CHECKPOINT_FORMATS)}"
+            f"the checkpoint format is unknown: the file has {_entries(content)}, but the known formats are"
+            f" {', '.join(CHECKPOINT_FORMATS)}; save the state dict of the model as safetensors"
         )
     if expected and expected != found:
         raise UserError(
-            f"the checkpoint format is {found!r}, not {expected!r}: correct the field layout or the file in the card"
+            f"the checkpoint format is {found!r}, expected {expected!r}: correct the field layout or the file in the"
+            " card"
         )
     tensors = CHECKPOINT_FORMATS[found](content)
     others = [] if _is_state(content) else _others(content, set(map(id, tensors.values())))
     if others:
         raise UserError(
-            f"the file has further trained tensors: {_few(others)}. This package cannot run prompts and the"
-            " like; if they are not used, save only the encoders"
+            f"the file has trained tensors outside the encoders: {_few(others)}. This package cannot use them; if the"
+            " model does not need them, save only the encoders"
         )
     state = {
         key.removeprefix("module."): tensor.float() if tensor.is_floating_point() else tensor
@@ -163,23 +169,23 @@ def encoders_of(content: Any, expected: str = "") -> Encoders:
     return Encoders(found, image, text)
 
 
-def check_fit(tower: str, state: State, expected: State) -> None:
-    """Raise UserError unless the tensors of an encoder have the expected names and shapes."""
+def check_fit(encoder: str, state: State, expected: State) -> None:
+    """Raise UserError unless the tensors of an encoder ("image" or "text") have the expected names and shapes."""
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]
     shapes = [
-        f"{key} {tuple(state[key].shape)} instead of {tuple(expected[key].shape)}"
+        f"{key} {tuple(state[key].shape)}, expected {tuple(expected[key].shape)}"
         for key in expected
         if key in state and state[key].shape != expected[key].shape
     ]
-    wrong = {"missing": missing, "unexpected": unexpected, "of another shape": shapes}
+    wrong = {"missing": missing, "unexpected": unexpected, "with another shape": shapes}
     if any(wrong.values()):
         problems = "; ".join(f"{len(keys)} {what}: {_few(keys)}" for what, keys in wrong.items() if keys)
-        raise UserError(f"the tensors of the {tower} tower do not fit, {problems}. {described(state)}")
+        raise UserError(f"the tensors of the {encoder} encoder do not fit, {problems}. {described(state)}")
 
 
 def _others(value: Any, used: set[int], name: str = "") -> list[str]:
-    """Return the names of tensors in a file that are not `used` and not the state of a training."""
+    """Return the names of the tensors in a file whose id is not in `used` and that are not the state of a training."""
     if isinstance(value, Tensor):
         return [name] if value.numel() > 1 and id(value) not in used else []
     if not isinstance(value, Mapping):
@@ -194,7 +200,7 @@ def _few(keys: list[str]) -> str:
 
 def _entries(content: Any) -> str:
     if not isinstance(content, Mapping):
-        return f"no entries but is a {type(content).__name__}"
+        return f"a {type(content).__name__} in place of entries"
     return f"the entries {_few([str(key) for key in content])}" if content else "no entries"
 
 
@@ -234,7 +240,10 @@ CHECKPOINT_FORMATS: Mapping[str, Callable[[Any], Any]] = {
     "transformers": _transformers_state,
     "visual": lambda content: content,
 }
-"""Format -> a function from a file's content to its tensors by name; the first that finds any is the format."""
+"""Format -> a function that returns the tensors by name, or something else if the file has another format.
+
+The first format whose function returns tensors is the format of a file.
+"""
 
 
 _TRANSFORMERS: Mapping[tuple[int, int], str] = {
@@ -243,24 +252,24 @@ _TRANSFORMERS: Mapping[tuple[int, int], str] = {
     (1024, 14): "ViT-L-14",
     (1280, 14): "ViT-H-14",
 }
-"""Width and patch size -> the CLIP that has them."""
+"""Width and patch size -> the name of the CLIP with this vision transformer."""
 _RESNETS: Mapping[tuple[int, ...], str] = {
     (64, 3, 4, 6, 3): "RN50",
     (64, 3, 4, 23, 3): "RN101",
     (80, 4, 6, 10, 6): "RN50x4",
 }
-"""Width and blocks per stage -> the CLIP that has them."""
+"""Width and number of blocks in each stage -> the name of the CLIP with this ResNet."""
 
 
 def described(state: Mapping[str, Tensor]) -> str:
-    """Return a sentence that says which image encoder a state dict probably belongs to."""
+    """Return a sentence about the image encoder that a state dict probably belongs to, for an error message."""
     kernel = state.get("conv1.weight")
     if kernel is not None and kernel.dim() == 4 and "class_embedding" in state:
         width, patch, layers = kernel.shape[0], kernel.shape[-1], _count(state, "transformer.resblocks.")
         tokens = state["positional_embedding"].shape[0] if "positional_embedding" in state else 1
         size = f"{patch * math.isqrt(max(tokens - 1, 0))} pixels"
         known = _TRANSFORMERS.get((width, patch))
-        what = f"a vision transformer of width {width}, patches of {patch}, {layers} layers, for images of {size}"
+        what = f"a vision transformer of width {width} with patch size {patch}, {layers} layers and images of {size}"
     elif "layer1.0.conv1.weight" in state:
         width, blocks = state["layer1.0.conv1.weight"].shape[0], [_count(state, f"layer{n}.") for n in range(1, 5)]
         known = _RESNETS.get((width, *blocks))

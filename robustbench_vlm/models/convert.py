@@ -1,4 +1,4 @@
-"""Convert a released checkpoint to safetensors with a model card that `vlmbench run --model` accepts."""
+"""Convert a released checkpoint to safetensors and a model card, which `vlmbench run --model` accepts."""
 
 from pathlib import Path
 from typing import Any
@@ -14,40 +14,51 @@ from robustbench_vlm.models.weights import load_encoders, save_weights, split_en
 
 
 def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", defense: str = "") -> Path:
-    """Write the encoders of a checkpoint into a folder, as safetensors with a card, and return the card's path.
+    """Write the encoders of a checkpoint to a folder as safetensors with a model card; return the path of the card.
 
-    `base` is the model that the weights were fine-tuned from: it defines the architecture and the pixel constants, and
-    its text encoder is used if the file has none. Nothing is downloaded. Raises UserError where the file is not a
-    checkpoint, has an unknown format, or does not fit the base, and where the card already exists for another file.
+    Nothing is downloaded.
+
+    Args:
+        file: The checkpoint.
+        base: The model that was fine-tuned. It defines the architecture, mean and std, and the new card uses its text
+            encoder if the checkpoint does not have a text encoder.
+        track: The track of the base.
+        folder: The folder for the new files.
+        name: The name of the new model; "" uses the start of the file name.
+        defense: The defense that the model was trained with, for the card.
+
+    Raises:
+        UserError: The file is not a checkpoint, its format is unknown, or its tensors do not fit the architecture of
+            the base. The folder already has a card of this name that was made from another file.
     """
     if not file.is_file():
-        raise UserError(f"there is no file {file}: give a checkpoint, such as a .pt, .pth or .pth.tar file")
+        raise UserError(f"no such file: {file}; give a checkpoint, such as a .pt, .pth, .pth.tar or .safetensors file")
     name = name or _stem(file)
     if Path(name).name != name:
-        raise UserError(f"the name {name!r} is a path: give a name such as fare-1, and the folder by --out")
+        raise UserError(f"the name {name!r} is a path: give a name such as fare-1, and give the folder with --out")
     parent = find_card(base, track)
-    towers = load_encoders(file)
-    origin = _origin(file, towers.checkpoint_format)
+    encoders = load_encoders(file)
+    origin = _origin(file, encoders.checkpoint_format)
     _check_free(folder / f"{name}.json", origin)
     image, text = _expected(parent)
     try:
-        check_fit("image", towers.image, image)
-        if towers.text:
-            check_fit("text", towers.text, text)
+        check_fit("image", encoders.image, image)
+        if encoders.text:
+            check_fit("text", encoders.text, text)
     except UserError as error:
         raise UserError(
-            f"{file} does not fit {parent.architecture}, the architecture of {base!r}: {error} If it was fine-tuned"
-            " from another model, give that by --base"
+            f"{file} does not fit {parent.architecture}, the architecture of {base!r}: {error} If another model was"
+            " fine-tuned, give it with --base"
         ) from error
     card = ModelCard(
         name=name,
         architecture=parent.architecture,
-        image=save_weights(towers.image, folder / f"{name}.safetensors"),
-        text=save_weights(towers.text, folder / f"{name}-text.safetensors") if towers.text else None,
+        image=save_weights(encoders.image, folder / f"{name}.safetensors"),
+        text=save_weights(encoders.text, folder / f"{name}-text.safetensors") if encoders.text else None,
         defense=defense,
         training=origin,
         notes="converted by vlmbench",
-        base="" if towers.text else _reference(parent, base),
+        base="" if encoders.text else _reference(parent, base),
         mean=parent.mean,
         std=parent.std,
     )
@@ -56,7 +67,7 @@ def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", 
 
 
 def _expected(parent: ModelCard) -> tuple[State, State]:
-    """Return the tensors of both encoders of an architecture, with shapes but without values."""
+    """Return the tensors of both encoders of an architecture (image, text), with names and shapes but no values."""
     with torch.device("meta"):
         return split_encoders(load_architecture(parent.architecture).build())
 
@@ -66,21 +77,21 @@ def _origin(file: Path, layout: str) -> dict[str, Any]:
 
 
 def _check_free(card: Path, origin: dict[str, Any]) -> None:
-    """Raise UserError if the card exists for another file: many releases are called "model_best"."""
-    if card.is_file() and (there := read_card(card).training) != origin:
+    """Raise UserError if the card exists but was made from another file, since many files are called "model_best"."""
+    if card.is_file() and (existing := read_card(card).training) != origin:
         raise UserError(
-            f"{card} is there already, of {there.get('converted_from', 'another model')}: give this one a name with"
-            " --name, or another folder with --out"
+            f"{card} already exists and was made from {existing.get('converted_from', 'another model')}: give the new"
+            " model another name with --name, or another folder with --out"
         )
 
 
 def _stem(file: Path) -> str:
-    # TeCoAmodel_best.pth.tar has two endings.
+    # A name such as TeCoAmodel_best.pth.tar has two extensions.
     return file.name.partition(".")[0].lower() or "model"
 
 
 def _reference(parent: ModelCard, base: str) -> str:
-    """Return the `base` field of a card: the model whose text encoder the parent has."""
+    """Return the `base` field of the new card, which is the model that has the text encoder of `parent`."""
     if parent.base:
         return parent.base_reference
     return str(Path(base).resolve()) if is_card_file(base) else base

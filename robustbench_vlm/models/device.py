@@ -1,19 +1,22 @@
-"""Devices: choose "cpu" or "cuda"; torch is imported only when a GPU is looked for."""
+"""Devices: check and choose "cpu" or "cuda". Torch is imported only to look for a GPU."""
 
 from robustbench_vlm.core.errors import UserError
 
 
 def check_device(name: str) -> None:
-    """Raise UserError for a name that is neither "cpu" nor "cuda" nor empty."""
+    """Raise UserError unless a name is "cpu", "cuda" or empty."""
     if name not in ("", "cpu", "cuda"):
-        raise UserError(f"unknown device {name!r}: expected cpu or cuda")
+        raise UserError(f"unknown device {name!r}: give cpu or cuda")
 
 
 def choose_device(name: str) -> str:
-    """Return "cpu" or "cuda"; "" chooses a GPU if there is one. Raise UserError for an unknown or missing device."""
+    """Return "cpu" or "cuda"; the name "" selects a GPU if there is one.
+
+    Raises UserError if the name is unknown, or if it is "cuda" and torch finds no GPU.
+    """
     import torch
 
     check_device(name)
     if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("torch finds no GPU that it can use: give --device cpu, or fix the driver")
+        raise UserError("the device is cuda, but torch finds no usable GPU: give --device cpu, or check the GPU driver")
     return name or ("cuda" if torch.cuda.is_available() else "cpu")

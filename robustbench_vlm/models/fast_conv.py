@@ -1,7 +1,7 @@
-"""A strided convolution over pixels whose gradient with respect to the pixels is fast on a CPU.
+"""A strided convolution over pixels with a fast gradient with respect to the pixels on a CPU.
 
-For an input of three channels, oneDNN's gradient takes up to ten times as long as the convolution. Here it is one
-matrix product, whose results are summed where the windows overlap.
+If the input has three channels, the gradient of the library oneDNN takes up to ten times as long as the convolution.
+This module computes the gradient with matrix products and sums the results of overlapping windows.
 """
 
 from typing import Any
@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 _FEW = 4
-"""Input channels up to which oneDNN's gradient is slow."""
+"""The largest number of input channels for which oneDNN's gradient is slow."""
 
 
-def quick_at_pixels(network: nn.Module) -> nn.Module:
+def with_fast_pixel_gradients(network: nn.Module) -> nn.Module:
     """Replace every strided convolution over few channels by a `PixelConvolution`, and return the same network.
 
-    Parameters and their names stay. Outputs are equal; gradients with respect to pixels agree up to rounding.
+    Parameters and their names do not change. Outputs are equal. Gradients with respect to pixels are equal up to
+    rounding.
     """
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
@@ -27,7 +28,7 @@ def quick_at_pixels(network: nn.Module) -> nn.Module:
 
 
 class PixelConvolution(nn.Module):
-    """The convolution `like`, with the same parameters under the same names."""
+    """A replacement of the convolution `like`, with the same parameters under the same names."""
 
     def __init__(self, like: nn.Conv2d) -> None:
         super().__init__()
@@ -35,12 +36,15 @@ class PixelConvolution(nn.Module):
         self.stride, self.padding = like.stride[0], like.padding[0]
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the convolution of images."""
+        """Return the convolution, [B, O, H', W'], of images, [B, C, H, W]."""
         return convolve_pixels(images, self.weight, self.bias, self.stride, int(self.padding))
 
 
 def convolve_pixels(images: Tensor, weight: Tensor, bias: Tensor | None, stride: int, padding: int) -> Tensor:
-    """Return the convolution of images (B, C, H, W) with a square kernel (O, C, K, K)."""
+    """Return the convolution, [B, O, H', W'], of images, [B, C, H, W], with a square kernel, [O, C, K, K].
+
+    `bias` is [O] or None. All tensors have one floating dtype.
+    """
     if images.device.type != "cpu" or not torch.is_grad_enabled():
         return functional.conv2d(images, weight, bias, stride, padding)
     convolved: Tensor = _Convolution.apply(images, weight, bias, stride, padding)
@@ -57,24 +61,26 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
-        # Under autocast it comes in half precision.
+        # Under autocast the gradient arrives in half precision.
         gradient = gradients[0].to(weight.dtype)
-        wanted = ctx.needs_input_grad[:3]
-        at_images = _pull_back(gradient, weight, ctx.stride, ctx.padding, images.shape) if wanted[0] else None
-        at_weight, at_bias = None, None
-        if wanted[1] or wanted[2]:
+        needed = ctx.needs_input_grad[:3]
+        images_gradient = (
+            _image_gradient(gradient, weight, ctx.stride, ctx.padding, images.shape) if needed[0] else None
+        )
+        weight_gradient, bias_gradient = None, None
+        if needed[1] or needed[2]:
             geometry = ([ctx.stride] * 2, [ctx.padding] * 2, [1, 1], False, [0, 0], 1)
-            _, at_weight, at_bias = torch.ops.aten.convolution_backward(
-                gradient, images, weight, [len(weight)], *geometry, [False, wanted[1], wanted[2]]
+            _, weight_gradient, bias_gradient = torch.ops.aten.convolution_backward(
+                gradient, images, weight, [len(weight)], *geometry, [False, needed[1], needed[2]]
             )
-        return at_images, at_weight, at_bias, None, None
+        return images_gradient, weight_gradient, bias_gradient, None, None
 
 
-def _pull_back(gradient: Tensor, weight: Tensor, stride: int, padding: int, shape: torch.Size) -> Tensor:
-    """Return the gradient at the images, (B, C, H, W).
+def _image_gradient(gradient: Tensor, weight: Tensor, stride: int, padding: int, shape: torch.Size) -> Tensor:
+    """Return the gradient with respect to the images, [B, C, H, W], from that with respect to the output.
 
-    With the kernel cut into blocks of stride x stride, block (a, b) of every window falls on whole blocks of the image,
-    the window's own moved by (a, b).
+    The kernel is split into blocks of stride x stride pixels. Windows start at multiples of the stride, so block (a, b)
+    of the window at position (y, x) covers exactly the image block (y + a, x + b).
     """
     batch, channels, height, width = shape
     outputs, _, down, across = gradient.shape[1], *gradient.shape[1:]
@@ -82,16 +88,16 @@ def _pull_back(gradient: Tensor, weight: Tensor, stride: int, padding: int, shap
     missing = blocks * stride - weight.shape[2]
     kernel = functional.pad(weight, (0, missing, 0, missing))
     kernel = kernel.unflatten(3, (blocks, stride)).unflatten(2, (blocks, stride))
-    # (O, C, a, i, b, j) to (a, b, O, (i, j, C)): the last axes are those of an image, channels last.
+    # Reorder [O, C, a, i, b, j] to [a, b, O, (i, j, C)], so that the last axis is one image block, channels last.
     kernel = kernel.permute(2, 4, 0, 3, 5, 1).reshape(blocks, blocks, outputs, -1)
     rows = gradient.permute(0, 2, 3, 1).reshape(-1, outputs)
-    pulled = gradient.new_zeros(batch, down + blocks - 1, across + blocks - 1, kernel.shape[-1])
+    sums = gradient.new_zeros(batch, down + blocks - 1, across + blocks - 1, kernel.shape[-1])
     for a in range(blocks):
         for b in range(blocks):
             part = (rows @ kernel[a, b]).view(batch, down, across, -1)
-            pulled[:, a : a + down, b : b + across] += part
-    image = pulled.unflatten(3, (stride, stride, channels)).permute(0, 5, 1, 3, 2, 4)
-    image = image.reshape(batch, channels, pulled.shape[1] * stride, pulled.shape[2] * stride)
+            sums[:, a : a + down, b : b + across] += part
+    image = sums.unflatten(3, (stride, stride, channels)).permute(0, 5, 1, 3, 2, 4)
+    image = image.reshape(batch, channels, sums.shape[1] * stride, sums.shape[2] * stride)
     missing_rows, missing_columns = padding + height - image.shape[2], padding + width - image.shape[3]
     if missing_rows > 0 or missing_columns > 0:
         image = functional.pad(image, (0, max(0, missing_columns), 0, max(0, missing_rows)))

@@ -1,8 +1,10 @@
 """A fast form of open_clip's ResNet for small images: the same function in half the time.
 
-Batch normalisation with fixed statistics is folded into the convolution before it. 1 x 1 convolutions become matrix
-products. If the last feature map is one pixel, attention pooling has two tokens that differ only in their positional
-embedding: the common part of both keys cancels in the softmax, and pooling becomes one matrix and a sigmoid per head.
+* Batch normalisation with fixed statistics is merged into the convolution before it.
+* 1 x 1 convolutions are computed as matrix products.
+* If the last feature map is one pixel, attention pooling has two tokens, the mean and the pixel, which differ only in
+  their positional embedding. The common part of their keys cancels in the softmax. Pooling then needs only one matrix
+  product and one sigmoid per attention head.
 """
 
 from collections.abc import Iterator
@@ -14,10 +16,10 @@ from torch.nn import functional
 
 
 def folded(visual: nn.Module) -> nn.Module:
-    """Return the fast form of open_clip's ResNet if its last feature map is one pixel; other encoders unchanged.
+    """Return the fast form of an open_clip ResNet whose last feature map is one pixel; return other encoders unchanged.
 
-    Outputs agree up to rounding. Gradients flow to the weights of `visual` if they require them. The fast form is
-    computed from the current weights of `visual`; fold again after they change.
+    Outputs are equal up to rounding. Gradients reach the weights of `visual` if the weights require gradients. The fast
+    form is computed from the current weights, so call this function again after they change.
     """
     from open_clip.modified_resnet import ModifiedResNet
 
@@ -27,7 +29,10 @@ def folded(visual: nn.Module) -> nn.Module:
 
 
 class FoldedResNet(nn.Module):
-    """Map images (B, 3, H, W) to embeddings (B, D) like an open_clip `ModifiedResNet` whose last map is one pixel."""
+    """The fast form of an open_clip `ModifiedResNet` whose last feature map is one pixel.
+
+    It maps normalised images, float32 [B, 3, H, W], to embeddings, float32 [B, D].
+    """
 
     def __init__(self, visual: nn.Module) -> None:
         super().__init__()
@@ -37,22 +42,23 @@ class FoldedResNet(nn.Module):
         self.pool = _PointPool(visual.attnpool)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings of images."""
+        """Return the embeddings, float32 [B, D], of normalised images, float32 [B, 3, H, W]."""
         *_, last = self.blocks
         embedded: Tensor = self.pool(last(self._maps(images)).flatten(1))
         return embedded
 
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the embeddings (B, D), and those of the pixels of the last map before its last pooling, (B, T, D).
+        """Return the embeddings of images, float32 [B, D], and the embeddings of T image regions, float32 [B, T, D].
 
-        The embedding of a pixel is its value in attention pooling, as in MaskCLIP (arXiv:2112.01071).
+        The regions are the pixels of the last feature map before its average pooling. The embedding of a region is its
+        value in attention pooling, as in MaskCLIP (arXiv:2112.01071). `images` is normalised, float32 [B, 3, H, W].
         """
         *_, last = self.blocks
         maps = self._maps(images)
         inner = last.inner(maps)
         embedded: Tensor = self.pool(last.outer(*last.reduced(inner, maps)).flatten(1))
-        places = last.outer(inner, maps).flatten(2).transpose(1, 2)
-        return embedded, functional.linear(places, self.pool.value, self.pool.value_bias)  # type: ignore[arg-type]
+        regions = last.outer(inner, maps).flatten(2).transpose(1, 2)
+        return embedded, functional.linear(regions, self.pool.value, self.pool.value_bias)  # type: ignore[arg-type]
 
     def _maps(self, images: Tensor) -> Tensor:
         maps = images
@@ -98,7 +104,7 @@ class _Block(nn.Module):
         return self.outer(*self.reduced(self.inner(maps), maps))
 
     def inner(self, maps: Tensor) -> Tensor:
-        # Rows (B H W, C) and maps (B, C, H, W) are views of the same memory in channels-last format.
+        # In channels-last format, rows [B H W, C] and maps [B, C, H, W] are views of the same memory.
         inner = functional.linear(_rows(maps), self.first.weight, self.first.bias).relu_()
         inner = _maps(inner, maps.shape)
         return functional.conv2d(inner, self.middle.weight, self.middle.bias, padding=1).relu_()
@@ -118,19 +124,23 @@ class _Block(nn.Module):
 
 
 class _PointPool(nn.Module):
-    """Attention pooling of a map of one pixel x: the tokens are x + p0, which is the query, and x + p1."""
+    """Attention pooling of a feature map that is one pixel x, with positional embeddings p0 and p1.
+
+    The mean of the map is x too, so the two tokens are x + p0, which is also the query, and x + p1.
+    """
 
     def __init__(self, pool: Any) -> None:
         super().__init__()
         heads, out = pool.num_heads, pool.c_proj.weight
         first, second = pool.positional_embedding
-        # Softmax over two tokens is a sigmoid of the difference of their scores, and x is in both keys.
+        # The softmax over two tokens is the sigmoid of the difference of their scores. Both keys contain x, which
+        # cancels in the difference.
         key, value = pool.k_proj.weight @ (second - first), pool.v_proj.weight @ (second - first)
         root = (len(key) // heads) ** 0.5
-        asked = pool.q_proj.weight @ first + pool.q_proj.bias
+        query = pool.q_proj.weight @ first + pool.q_proj.bias
         weights = {
             "score": (pool.q_proj.weight * key[:, None]).unflatten(0, (heads, -1)).sum(1) / root,
-            "score_bias": (asked * key).unflatten(0, (heads, -1)).sum(1) / root,
+            "score_bias": (query * key).unflatten(0, (heads, -1)).sum(1) / root,
             "value": out @ pool.v_proj.weight,
             "value_bias": out @ (pool.v_proj.weight @ first + pool.v_proj.bias) + pool.c_proj.bias,
             "second": (out * value).unflatten(1, (heads, -1)).sum(2),

@@ -1,4 +1,4 @@
-"""The image encoder of a CLIP, from pixels in [0, 1] to embeddings, with resize and normalisation inside."""
+"""The image encoder of a CLIP: it resizes and normalises images in [0, 1] and returns their embeddings."""
 
 import torch
 from torch import Tensor, nn
@@ -10,31 +10,34 @@ from robustbench_vlm.models.open_clip import Architecture
 
 
 class ImageEncoder(nn.Module):
-    """Map images (B, 3, H, W) in [0, 1], of any size, to embeddings (B, D) that are not normalised to unit length.
+    """Map images of any size, float32 [B, 3, H, W] in [0, 1], to embeddings, [B, D] in the dtype of the network.
 
-    It resizes (bicubic) and normalises the pixels itself, so that a perturbation is applied to pixels before both.
+    The module resizes images (bicubic) and normalises their pixels itself, so an attack perturbs the original pixels.
+    The embeddings are not normalised to unit length.
     """
 
     mean: Tensor
+    """The mean that is subtracted from pixels, float32 [1, 3, 1, 1]."""
     std: Tensor
+    """The standard deviation that pixels are divided by, float32 [1, 3, 1, 1]."""
 
     def __init__(self, visual: nn.Module, architecture: Architecture) -> None:
         super().__init__()
-        # Convolutions run up to twice as fast in this memory format, on CPU and GPU.
+        # This memory format makes convolutions up to twice as fast, on CPUs and GPUs.
         self.visual = visual.to(memory_format=torch.channels_last)
         self.architecture, self.image_size = architecture, architecture.image_size
         self.register_buffer("mean", torch.tensor(architecture.mean).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(architecture.std).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings of images."""
+        """Return the embeddings, [B, D], of images, float32 [B, 3, H, W] in [0, 1]."""
         features: Tensor = self.visual(self._pixels(images))
         return features
 
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the embeddings (B, D) and the embeddings of the T patches of each image, (B, T, D), in the same space.
+        """Return the embeddings of images, [B, D], and the embeddings of their T patches, [B, T, D], in the same space.
 
-        Raises UserError for a network without patch embeddings.
+        `images` is float32 [B, 3, H, W] in [0, 1]. Raises UserError for a network without patch embeddings.
         """
         from open_clip.transformer import VisionTransformer
 
@@ -42,8 +45,8 @@ class ImageEncoder(nn.Module):
             return self.visual.dense(self._pixels(images))
         if not isinstance(self.visual, VisionTransformer) or self.visual.final_ln_after_pool:
             raise UserError(
-                f"the image encoder is a {type(self.visual).__name__}, which has no patch embeddings: choose a model"
-                " with a vision transformer"
+                f"the image encoder is a {type(self.visual).__name__}, which has no patch embeddings, but this function"
+                " needs them: choose a model with a vision transformer"
             )
         before, self.visual.output_tokens = self.visual.output_tokens, True
         try:

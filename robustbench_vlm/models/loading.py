@@ -1,4 +1,4 @@
-"""Load the network that a model card describes: find its weights, check them, and compute their digest."""
+"""Load the network of a model card: find the weights files, check them, and compute the digest of the model."""
 
 import dataclasses
 import time
@@ -18,19 +18,21 @@ from robustbench_vlm.models.weights import cached, load_encoders, load_weights, 
 
 @dataclass(frozen=True)
 class Assembled:
-    """A network with its weights, its architecture with the pixel constants of the model, and their digest."""
+    """A network with its weights, its architecture and the digest of both."""
 
     network: nn.Module
     architecture: Architecture
+    """The architecture, with the mean and std of the model."""
     digest: str
-    """sha256 over architecture and weight digests."""
+    """sha256 over the name of the architecture, the digests of the weights, and the card's mean and std if it has
+    them."""
 
 
 def assemble(card: ModelCard, track: str) -> Assembled:
-    """Return the network that a card describes; released weights are downloaded unless they are cached.
+    """Return the network of a card; weights with a download address are downloaded unless they are in the cache.
 
-    Raises UserError where the weights were never released, a file is missing or damaged or has another digest, the
-    weights do not fit the architecture, or a download fails.
+    Raises UserError if the weights were never released, a file is missing or damaged or has a wrong digest, the weights
+    do not fit the architecture, or a download fails.
     """
     if not card.has_weights:
         raise _not_released(card, track)
@@ -44,9 +46,10 @@ def assemble(card: ModelCard, track: str) -> Assembled:
 
 
 def fetch(card: ModelCard, track: str, on_progress: OnProgress) -> None:
-    """Download the released weights that a card needs and that are not cached; open_clip downloads its own on loading.
+    """Download the weights files that a card needs and that are not in the cache.
 
-    `on_progress` counts megabytes. Raises UserError where a download fails, and where only a person can fetch them.
+    Weights of open_clip are not downloaded here; open_clip downloads them when a model is loaded. `on_progress` counts
+    megabytes. Raises UserError if a download fails, or if only a person can download the file.
     """
     if card.base:
         fetch(_base(card, track), track, on_progress)
@@ -63,7 +66,7 @@ def fetch(card: ModelCard, track: str, on_progress: OnProgress) -> None:
 
 
 def architecture_of(card: ModelCard) -> Architecture:
-    """Return the architecture of a card, with the mean and std that the model was trained with."""
+    """Return the architecture of a card, with the card's mean and std if it has them."""
     architecture = load_architecture(card.architecture)
     if card.mean and card.std:
         return dataclasses.replace(architecture, mean=card.mean, std=card.std)
@@ -73,11 +76,11 @@ def architecture_of(card: ModelCard) -> Architecture:
 def _from_files(card: ModelCard) -> Assembled:
     assert card.image
     network = load_architecture(card.architecture).build()
-    towers, digest = _towers(card, card.image)
-    digests, text = [digest], towers.text
+    encoders, digest = _encoders(card, card.image)
+    digests, text = [digest], encoders.text
     if card.text:
         text, digests = load_weights(Path(card.folder), card.text), [digest, card.text.sha256]
-    _fill(card, network, towers.image, text)
+    _fill(card, network, encoders.image, text)
     return Assembled(network, load_architecture(card.architecture), fingerprint([card.architecture, *digests]))
 
 
@@ -86,12 +89,12 @@ def _on_base(card: ModelCard, track: str) -> Assembled:
     parent = _base(card, track)
     if parent.architecture != card.architecture:
         raise UserError(
-            f"{card.name!r} is {card.architecture}, but its base {card.base!r} on the track {track!r} is"
-            f" {parent.architecture}: give the track of the base with --track, or correct the card"
+            f"{card.name!r} has the architecture {card.architecture}, but its base {card.base!r} on the track {track!r}"
+            f" has {parent.architecture}: give the track of the base with --track, or correct the card"
         )
     base = assemble(parent, track)
-    towers, digest = _towers(card, card.image)
-    _fill(card, base.network, towers.image, {})
+    encoders, digest = _encoders(card, card.image)
+    _fill(card, base.network, encoders.image, {})
     return Assembled(
         base.network, load_architecture(card.architecture), fingerprint([card.architecture, digest, base.digest])
     )
@@ -100,18 +103,21 @@ def _on_base(card: ModelCard, track: str) -> Assembled:
 def _base(card: ModelCard, track: str) -> ModelCard:
     parent = find_card(card.base_reference, track)
     if parent.base:
-        raise UserError(f"the base {card.base!r} of {card.name!r} has a base itself: name {parent.base!r} in the card")
+        raise UserError(
+            f"the base {card.base!r} of {card.name!r} has the base {parent.base!r} itself, but the base of a card must"
+            f" have its own text encoder: write {parent.base!r} in the card"
+        )
     return parent
 
 
-def _towers(card: ModelCard, weights: Weights) -> tuple[Encoders, str]:
-    """Return the encoders in a weights file, and the file's digest."""
+def _encoders(card: ModelCard, weights: Weights) -> tuple[Encoders, str]:
+    """Return the encoders in a weights file, and the sha256 of the file."""
     path, digest = locate(Path(card.folder), weights)
     return load_encoders(path, weights.layout), digest
 
 
 def _fill(card: ModelCard, network: nn.Module, image: State, text: State) -> None:
-    """Load the weights of both encoders into a network; an empty `text` keeps the network's own text encoder."""
+    """Load the weights of both encoders into a network; if `text` is empty, the network keeps its text encoder."""
     own_image, own_text = split_encoders(network)
     try:
         check_fit("image", image, own_image)
@@ -122,8 +128,8 @@ def _fill(card: ModelCard, network: nn.Module, image: State, text: State) -> Non
             f"the weights of {card.name!r} do not fit {card.architecture!r}: {error} Correct the"
             " architecture or the file in the card"
         ) from None
-    tower = {f"visual.{key}": value for key, value in image.items()}
-    network.load_state_dict({**network.state_dict(), **tower, **text})
+    visual = {f"visual.{key}": value for key, value in image.items()}
+    network.load_state_dict({**network.state_dict(), **visual, **text})
 
 
 def _with_own_pixels(found: Assembled, card: ModelCard) -> Assembled:
@@ -137,6 +143,6 @@ def _with_own_pixels(found: Assembled, card: ModelCard) -> Assembled:
 def _not_released(card: ModelCard, track: str) -> UserError:
     own = trained_folder(track, card.name)
     return UserError(
-        f"nobody has released the weights of {card.name!r}: train it with `vlmbench train {card.defense} --track"
-        f" {track} --images DIR`, then repeat this command; it reads {own / f'{card.name}.json'}"
+        f"no public weights exist for {card.name!r}: train the model with `vlmbench train {card.defense} --track"
+        f" {track} --images DIR`, then repeat this command, which will read {own / f'{card.name}.json'}"
     )

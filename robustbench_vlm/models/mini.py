@@ -1,4 +1,4 @@
-"""The embedded model: a CLIP small enough for two CPU cores, chosen by accuracy and throughput (docs/mini.md)."""
+"""The architecture of the mini track: a CLIP that is small enough for a laptop (docs/mini.md has the reasons)."""
 
 from robustbench_vlm.models.open_clip import Architecture
 

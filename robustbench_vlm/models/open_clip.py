@@ -1,4 +1,4 @@
-"""Architectures of CLIP, built by open_clip, and open_clip's pretrained weights for them."""
+"""CLIP architectures, which open_clip builds, and open_clip's pretrained weights for them."""
 
 import contextlib
 import dataclasses
@@ -21,11 +21,14 @@ from robustbench_vlm.models.weights import remember
 
 @dataclass(frozen=True)
 class Architecture:
-    """The arguments of open_clip's CLIP, and the mean and standard deviation that normalise pixels in [0, 1]."""
+    """A CLIP architecture and the normalisation of its pixels."""
 
     config: Mapping[str, Any]
+    """The arguments of `open_clip.CLIP`."""
     mean: tuple[float, float, float]
+    """The mean of each colour channel, for pixels in [0, 1]."""
     std: tuple[float, float, float]
+    """The standard deviation of each colour channel, for pixels in [0, 1]."""
 
     @property
     def image_size(self) -> int:
@@ -33,7 +36,7 @@ class Architecture:
         return int(self.config["vision_cfg"]["image_size"])
 
     def build(self) -> nn.Module:
-        """Return the network with random weights."""
+        """Return a network of this architecture with random weights."""
         import open_clip
 
         arguments = {key: dict(value) if isinstance(value, Mapping) else value for key, value in self.config.items()}
@@ -42,9 +45,9 @@ class Architecture:
 
 
 def load_architecture(name: str) -> Architecture:
-    """Return a registered architecture, or one of open_clip's by "open_clip:NAME".
+    """Return a registered architecture, or the architecture of open_clip with the name "open_clip:NAME".
 
-    Raises UserError for an unknown name, and for an architecture with another tokenizer than CLIP's.
+    Raises UserError if the name is unknown, or if the architecture does not use CLIP's tokenizer.
     """
     if not name.startswith(OPEN_CLIP):
         architecture: Architecture = ARCHITECTURES.load(name)
@@ -57,7 +60,7 @@ def load_architecture(name: str) -> Architecture:
         raise UserError(unknown("open_clip architecture", short, open_clip.list_models()))
     if own := [key for key in ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs") if key in config["text_cfg"]]:
         raise UserError(
-            f"{name} has a tokenizer of its own ({own[0]}), and this package supports only CLIP's: choose an"
+            f"{name} has its own tokenizer ({own[0]}), but this package supports only CLIP's tokenizer: choose an"
             " architecture with CLIP's tokenizer"
         )
     mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -65,11 +68,11 @@ def load_architecture(name: str) -> Architecture:
 
 
 def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architecture, str]:
-    """Return the network of an architecture "open_clip:NAME" with open_clip's weights of a tag, and its digest.
+    """Return the network, architecture and digest of an architecture "open_clip:NAME" with pretrained weights.
 
-    open_clip downloads the weights unless they are cached. The architecture has the pixel constants of the tag. The
-    digest is a sha256 over architecture, pixel constants and weights. Raises UserError for an unknown tag, for weights
-    that were trained with another activation, and where the download fails.
+    open_clip downloads the weights unless they are in its cache. The returned architecture has the mean and std of the
+    weights. The digest is a sha256 over architecture, mean, std and weights. Raises UserError if the tag is unknown,
+    the weights were trained with a different activation function, or the download fails.
     """
     import open_clip
 
@@ -86,8 +89,8 @@ def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architectur
             network = open_clip.create_model(name, pretrained=tag)
     except Exception as error:  # the hub client raises many types of network and cache errors
         raise UserError(
-            f"cannot fetch {architecture}/{tag}: {error}; check the network, or download the weights elsewhere and"
-            " write a card for them"
+            f"cannot download {architecture}/{tag}: {error}; check the network, or download the weights on another"
+            " machine and write a card for them"
         ) from error
     state = {key: fingerprint(_digest(value)) for key, value in network.state_dict().items()}
     digest = fingerprint([architecture, built.mean, built.std, state])
@@ -96,19 +99,19 @@ def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architectur
 
 
 def _check_activation(built: Architecture, name: str, tag: str, *, is_quick: bool) -> None:
-    """Raise UserError where weights would run with another activation function than in their training."""
+    """Raise UserError if the weights were trained with another activation function than the architecture has."""
     if is_quick == bool(built.config.get("quick_gelu")):
         return
     other = f"{name}-quickgelu" if is_quick else name.removesuffix("-quickgelu")
     raise UserError(
-        f"the weights {tag} of {name} were trained with {'QuickGELU' if is_quick else 'GELU'}, and"
-        f" {OPEN_CLIP}{name} has the other activation: take {OPEN_CLIP}{other}/{tag}"
+        f"the weights {tag} of {name} were trained with {'QuickGELU' if is_quick else 'GELU'}, but"
+        f" {OPEN_CLIP}{name} uses {'GELU' if is_quick else 'QuickGELU'}: use {OPEN_CLIP}{other}/{tag}"
     )
 
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-    """Silence the logs of open_clip and the hub's client: their failures are raised as errors instead."""
+    """Silence the logs of open_clip and of the Hugging Face client, whose failures are raised as errors anyway."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -1,4 +1,4 @@
-"""Precisions: the number formats in which the image encoder and the logits are computed; losses are float32."""
+"""Precisions: the number formats in which the image encoder and the logits are computed. Losses are always float32."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,15 +12,16 @@ from robustbench_vlm.core.errors import UserError
 
 @dataclass(frozen=True)
 class Precision:
-    """The rounding of matrix products and convolutions."""
+    """The settings of torch for one precision of matrix products and convolutions."""
 
     rounding: float
-    """The largest relative error of rounding one number."""
+    """The largest relative error when one number is rounded to this precision."""
     tf32: bool = False
-    """Whether products of float32 numbers are rounded to ten bits (TF32)."""
+    """Whether the GPU rounds the factors of float32 products to TF32, which has 10 bits of mantissa."""
     autocast: torch.dtype | None = None
-    """The dtype of torch's autocast; None: no autocast."""
+    """The dtype of torch's autocast; None turns autocast off."""
     devices: tuple[str, ...] = ("cpu", "cuda")
+    """The devices that support this precision."""
 
 
 PRECISIONS: Mapping[str, Precision] = {
@@ -32,34 +33,34 @@ PRECISIONS: Mapping[str, Precision] = {
 
 
 class InPrecision(nn.Module):
-    """An image encoder that runs in a precision, whatever precision is set around it; so does its gradient."""
+    """An image encoder whose forward and backward passes run in a fixed precision, whatever torch's settings are."""
 
     def __init__(self, encoder: nn.Module, name: str) -> None:
         super().__init__()
         self.encoder, self.name = encoder, name
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings of images in the dtype of the precision."""
+        """Return the embeddings of images, float32 [B, 3, H, W] in [0, 1], as [B, D] in the dtype of the precision."""
         with products(self.name, images.device.type):
             features: Tensor = self.encoder(images)
         return features
 
 
 def check_precision(name: str, device: str) -> None:
-    """Raise UserError for an unknown precision, or one that the device does not have."""
+    """Raise UserError if a precision is unknown or the device does not support it."""
     if name not in PRECISIONS:
-        raise UserError(f"unknown precision {name!r}: expected one of {', '.join(PRECISIONS)}")
+        raise UserError(f"unknown precision {name!r}: give one of {', '.join(PRECISIONS)}")
     devices = PRECISIONS[name].devices
     if device not in devices:
         raise UserError(
-            f"the protocol computes in {name}, which exists only on {' and '.join(devices)} and would give other"
-            f" numbers on {device}: take --device {devices[0]}, or a --protocol in float32"
+            f"the protocol computes in {name}, but the device {device} does not support it, and another precision gives"
+            f" different results: give --device {devices[0]}, or a --protocol in float32"
         )
 
 
 @contextmanager
 def products(name: str, device: str) -> Iterator[None]:
-    """Compute products on a device in a precision, autocast included, whatever is set around it."""
+    """Return a context in which a device computes products in a precision, including torch's autocast setting."""
     kind = PRECISIONS[name].autocast
     with arithmetic(name), torch.autocast(device, dtype=kind, enabled=kind is not None):
         yield
@@ -67,17 +68,18 @@ def products(name: str, device: str) -> Iterator[None]:
 
 @contextmanager
 def arithmetic(name: str = "float32") -> Iterator[None]:
-    """Compute products of float32 numbers in a precision and make convolutions deterministic; restore torch after.
+    """Return a context in which float32 products are computed in a precision and convolutions are deterministic.
 
-    Without it, torch's own settings decide whether TF32 is used.
+    Outside this context, torch's global settings decide whether products use TF32. The context restores them at its
+    end.
     """
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     try:
         before = matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark, convolution.deterministic
     except RuntimeError as error:
         raise UserError(
-            "torch's precision was set with fp32_precision in this process, so that allow_tf32 cannot be read or"
-            " restored: do not set it, since the protocol chooses the precision"
+            "fp32_precision of torch is set in this process, so torch refuses to read allow_tf32: remove the setting,"
+            " because the protocol chooses the precision"
         ) from error
     matmul.allow_tf32 = convolution.allow_tf32 = PRECISIONS[name].tf32
     convolution.benchmark, convolution.deterministic = False, True

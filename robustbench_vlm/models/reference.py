@@ -1,11 +1,11 @@
-"""Model references: the one parser of what users write for `--model`, and of what cards, entries and runs name.
+"""Model references: the texts that identify models in `--model` and in cards, entries and runs, and their parser.
 
 ====================  ======================================================
-`agft`                a model of the track, or of an installed plugin
+`agft`                a model of the track or of an installed plugin
 `path/to/card.json`   a model card file
 `open_clip:ARCH/TAG`  an architecture of open_clip with its pretrained weights
-`hf:ORG/NAME[@REV]`   a model on the Hugging Face hub (parsed, cannot be loaded yet)
-`DEFENSE+MODEL`       a test-time defense on one of the models above
+`hf:ORG/NAME[@REV]`   a model on the Hugging Face hub (it is parsed but cannot be loaded yet)
+`DEFENSE+MODEL`       one of the models above with a test-time defense
 ====================  ======================================================
 """
 
@@ -15,16 +15,16 @@ from pathlib import Path
 from robustbench_vlm.core.errors import UserError
 
 OPEN_CLIP = "open_clip:"
-"""The prefix of open_clip's architectures, in references and in cards."""
+"""The prefix of the names of open_clip's architectures, in references and in cards."""
 HUGGING_FACE = "hf:"
 """The prefix of models on the Hugging Face hub."""
 ACCEPTED = "a name, a card file (path/to/card.json), open_clip:ARCH/TAG, or DEFENSE+MODEL with a test-time defense"
-"""The references that can be loaded, for messages."""
+"""The forms of references that can be loaded, for messages."""
 
 
 @dataclass(frozen=True)
 class ModelName:
-    """The name of a model on a track, or of a plugin's model."""
+    """The name of a model on a track or in a plugin."""
 
     name: str
 
@@ -34,7 +34,7 @@ class ModelName:
 
 @dataclass(frozen=True)
 class CardFile:
-    """A model card file."""
+    """The path of a model card file."""
 
     path: str
 
@@ -47,7 +47,7 @@ class OpenClipModel:
     """An architecture of open_clip and the tag of its pretrained weights."""
 
     architecture: str
-    """Without the prefix "open_clip:", such as "ViT-B-32"."""
+    """The name without the prefix "open_clip:", such as "ViT-B-32"."""
     tag: str
 
     def __str__(self) -> str:
@@ -56,11 +56,12 @@ class OpenClipModel:
 
 @dataclass(frozen=True)
 class HuggingFaceModel:
-    """A model on the Hugging Face hub, at a revision (a branch, tag or commit; "" is the default branch)."""
+    """A revision of a model on the Hugging Face hub."""
 
     repository: str
-    """ORG/NAME."""
+    """The repository, ORG/NAME."""
     revision: str = ""
+    """A branch, tag or commit; "" for the default branch."""
 
     def __str__(self) -> str:
         return f"{HUGGING_FACE}{self.repository}{f'@{self.revision}' if self.revision else ''}"
@@ -68,22 +69,25 @@ class HuggingFaceModel:
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A parsed reference; `str` gives the text that it was parsed from."""
+    """A parsed reference; `str` returns the text that it was parsed from."""
 
     model: ModelName | CardFile | OpenClipModel | HuggingFaceModel
     """The model without a test-time defense."""
     defense: str = ""
-    """The name of the test-time defense; "" for a model without one. Whether it is registered is not checked here."""
+    """The name of the test-time defense, or "". The parser does not check that a defense of this name exists."""
 
     def __str__(self) -> str:
         return f"{self.defense}+{self.model}" if self.defense else str(self.model)
 
 
 def parse_reference(text: str) -> ModelReference:
-    """Return the parsed reference; it looks at the disk only to tell the card file "a+b.json" from a defense "a".
+    """Parse a model reference; names are not looked up.
 
-    Raises UserError for open_clip: without a tag, for hf: without an organisation and a name, and for two test-time
-    defenses on top of each other. Names are not looked up.
+    If the text has the form of a defense and a model, but a card file of this path exists, such as "a+b.json", the text
+    names the card file.
+
+    Raises UserError for "open_clip:" without a tag, for "hf:" without an organisation and a name, and for two test-time
+    defenses.
     """
     defense, plus, model = text.partition("+")
     # A card's path, an open_clip tag and a hub revision may contain a plus as well.
@@ -92,8 +96,8 @@ def parse_reference(text: str) -> ModelReference:
     below = parse_reference(model)
     if below.defense:
         raise UserError(
-            f"{text!r} has two test-time defenses, {defense!r} and {below.defense!r}, but a test-time defense runs on a"
-            " model without one: keep one of them, as in DEFENSE+MODEL"
+            f"{text!r} has two test-time defenses, {defense!r} and {below.defense!r}, but a model can have only one:"
+            " give one of them, as in DEFENSE+MODEL"
         )
     return ModelReference(below.model, defense)
 
@@ -103,14 +107,14 @@ def _parse_model(text: str) -> ModelName | CardFile | OpenClipModel | HuggingFac
         architecture, _, tag = text.removeprefix(OPEN_CLIP).partition("/")
         if not architecture or not tag:
             raise UserError(
-                f"{text!r} has no pretrained weights, expected open_clip:ARCH/TAG: add a tag that open_clip has for the"
-                " architecture (`open_clip.list_pretrained()` in Python lists them)"
+                f"{text!r} does not name pretrained weights, expected open_clip:ARCH/TAG: add a tag of the architecture"
+                " (`open_clip.list_pretrained()` in Python lists all tags)"
             )
         return OpenClipModel(architecture, tag)
     if text.startswith(HUGGING_FACE):
         repository, _, revision = text.removeprefix(HUGGING_FACE).partition("@")
         if not all(repository.partition("/")) or repository.count("/") > 1:
-            raise UserError(f"{text!r} does not name a model on the Hugging Face hub: write hf:ORG/NAME[@REVISION]")
+            raise UserError(f"{text!r} does not name a model on the Hugging Face hub: give hf:ORG/NAME[@REVISION]")
         return HuggingFaceModel(repository, revision)
     return CardFile(text) if text.endswith(".json") else ModelName(text)
 

@@ -1,4 +1,4 @@
-"""The text encoder of a CLIP: tokens, embeddings of texts, and embeddings of prompts whose tokens are changed."""
+"""The text encoder of a CLIP: tokens and embeddings of texts, and embeddings of prompts with tuned tokens."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -12,15 +12,16 @@ from robustbench_vlm.models.open_clip import Architecture
 from robustbench_vlm.models.precision import arithmetic
 
 _TEXT_BATCH_SIZE = 1024
-"""Texts that are embedded at once: an ImageNet prompt ensemble has 80,000."""
+"""The number of texts that are embedded at once. The limit bounds memory: ImageNet with 80 prompts per class has
+80,000 texts."""
 _CONTEXT_LENGTH = 77
-"""Tokens that the text encoder of every released CLIP reads; later tokens are cut off."""
+"""The number of tokens that the text encoders of the released CLIPs read. Later tokens are ignored."""
 
 
 def embed_texts(network: nn.Module, architecture: Architecture, texts: Sequence[str]) -> Tensor:
-    """Return the embeddings of texts, unit length, float32 (N, D).
+    """Return the embeddings of N texts, float32 [N, D], of unit length.
 
-    They are computed in float32 in every process, whatever the precision of the attack.
+    They are always computed in float32, whatever the precision of the attack.
     """
     device = network.get_parameter("logit_scale").device
     parts = []
@@ -32,16 +33,17 @@ def embed_texts(network: nn.Module, architecture: Architecture, texts: Sequence[
 
 
 def tokenize(prompts: Sequence[str], architecture: Architecture) -> Tensor:
-    """Return the tokens of texts, int64 (N, L), where L is the context length of the architecture."""
+    """Return the tokens of N texts, int64 [N, L]; L is the context length of the architecture."""
     length = int(architecture.config["text_cfg"].get("context_length", _CONTEXT_LENGTH))
     tokens: Tensor = _tokenizer(length)(list(prompts))
     return tokens
 
 
 def texts_with_equal_tokens(texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return groups of two or more texts, as indices into `texts`, that have the same tokens.
+    """Return the groups of two or more texts that have the same tokens; each group lists indices into `texts`.
 
-    CLIP's tokenizer ignores case, and spaces beside punctuation and between digits: "X-ray" and "x - ray" are equal.
+    CLIP's tokenizer ignores case, spaces next to punctuation and spaces between digits. For example, "X-ray" and
+    "x - ray" have the same tokens.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, tokens in enumerate(_tokenizer(_CONTEXT_LENGTH)(list(texts)).tolist()):
@@ -58,13 +60,12 @@ def _tokenizer(length: int) -> Callable[[list[str]], Tensor]:
 
 
 class PromptEncoder(nn.Module):
-    """The text encoder from token embeddings on, for test-time defenses that tune prompts.
-
-    `tokens` are the token embeddings of the prompts of C classes, (C, L, W), with context length L and width W.
-    """
+    """The layers of the text encoder after the token embedding, for test-time defenses that tune prompts."""
 
     tokens: Tensor
+    """The token embeddings of the prompts of C classes, float32 [C, L, W], with context length L and width W."""
     ends: Tensor
+    """The position of the end-of-text token in each prompt, int64 [C]."""
 
     def __init__(
         self, network: nn.Module, architecture: Architecture, prompts: Sequence[str | tuple[str, ...]]
@@ -72,25 +73,25 @@ class PromptEncoder(nn.Module):
         super().__init__()
         if getattr(network, "text_pool_type", "") != "argmax" or not isinstance(network.text_projection, nn.Parameter):
             raise UserError(
-                "the model's text encoder is not CLIP's own, and this package cannot tune its prompts: choose a model"
-                " with an architecture of CLIP"
+                "the model does not have CLIP's text encoder, but prompts can be tuned only with that text encoder:"
+                " choose a model with an architecture of CLIP"
             )
         texts = [prompt for prompt in prompts if isinstance(prompt, str)]
         if len(texts) < len(prompts):
             raise UserError(
-                "the protocol has several prompts per class, but prompts can be tuned only if there is one per class:"
-                " choose a protocol with single prompts"
+                "the protocol has several prompts per class, but prompts can be tuned only if each class has one:"
+                " choose a protocol with one prompt per class"
             )
         device = network.get_parameter("logit_scale").device
         numbers = tokenize(texts, architecture).to(device)
         self.network = network
-        # The end-of-text token has the largest number of all tokens.
+        # The end-of-text token has the largest index in the vocabulary.
         self.register_buffer("ends", numbers.argmax(dim=1))
         with torch.no_grad():
             self.register_buffer("tokens", network.token_embedding(numbers))  # type: ignore[operator]
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Return the text embeddings (B, C, D), of unit length, of changed token embeddings (B, C, L, W)."""
+        """Return text embeddings, float32 [B, C, D], of unit length, from token embeddings, float32 [B, C, L, W]."""
         network, shape = self.network, tokens.shape
         hidden = tokens.flatten(0, 1) + network.get_parameter("positional_embedding")
         hidden = network.ln_final(network.transformer(hidden, attn_mask=network.attn_mask))  # type: ignore[operator]

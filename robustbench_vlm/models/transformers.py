@@ -1,4 +1,4 @@
-"""Convert a state dict of CLIP from the library transformers to the names and shapes of open_clip."""
+"""Convert the state dict of a CLIP of the library transformers to the names and shapes of open_clip."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 MARK = "vision_model.embeddings.patch_embedding.weight"
-"""A tensor that every CLIP with a vision transformer has in the library transformers."""
+"""The name of a tensor that each CLIP of the library transformers has."""
 
 _NAMES = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
@@ -29,22 +29,23 @@ _NAMES = {
     ".mlp.fc2.": ".mlp.c_proj.",
 }
 _PROJECTIONS = ("visual_projection.weight", "text_projection.weight")
-_THIRD = re.compile(r"(.+)\.self_attn\.([qkv])_proj\.(weight|bias)")
+_QUERY_KEY_OR_VALUE = re.compile(r"(.+)\.self_attn\.([qkv])_proj\.(weight|bias)")
 
 
 def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the state dict of transformers' `CLIPModel` with open_clip's names; unknown tensors keep their names.
+    """Return the state dict of `transformers.CLIPModel` with open_clip's names and shapes.
 
-    open_clip has queries, keys and values in one tensor, and its projection matrices are transposed.
+    open_clip stores the matrices of queries, keys and values as one tensor, and transposes the projection matrices.
+    Tensors with unknown names are returned unchanged.
     """
     kept = {key: each for key, each in state.items() if not key.endswith("embeddings.position_ids")}
     found: dict[str, Tensor] = {}
     for key, tensor in kept.items():
-        if third := _THIRD.fullmatch(key):
-            block, _, kind = third.groups()
+        if matched := _QUERY_KEY_OR_VALUE.fullmatch(key):
+            block, _, kind = matched.groups()
             parts = [kept.get(f"{block}.self_attn.{letter}_proj.{kind}") for letter in "qkv"]
-            whole = [part for part in parts if part is not None]
-            found[f"{_renamed(block + '.')}attn.in_proj_{kind}"] = torch.cat(whole)
+            present = [part for part in parts if part is not None]
+            found[f"{_renamed(block + '.')}attn.in_proj_{kind}"] = torch.cat(present)
         else:
             found[_renamed(key)] = tensor.T if key in _PROJECTIONS else tensor
     return found

@@ -1,4 +1,4 @@
-"""Weights files: download once, check digests and finite values, read, and write as safetensors beside a card."""
+"""Weights files: download them once, check their digests and values, read them, and write them as safetensors."""
 
 import hashlib
 from collections.abc import Mapping
@@ -18,44 +18,51 @@ _HUB = "hf:"
 
 
 def load_weights(folder: Path, weights: Weights) -> dict[str, Tensor]:
-    """Return the tensors of a weights file by name; `folder` is the folder of its card.
+    """Return the tensors of a weights file by name, in the shapes and dtypes of the file.
 
-    Raises UserError where the file is missing, has another digest, is damaged, holds code, or has weights that are not
-    finite.
+    `folder` is the folder of the model card. Raises UserError if the file is missing or damaged, has a wrong digest,
+    contains code, or has values that are not finite.
     """
     path, _ = locate(folder, weights)
     tensors = read_checkpoint(path)
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
-        raise UserError(f"the weights {path} are not a mapping of names to tensors: save the state dict as safetensors")
+        raise UserError(
+            f"the weights {path} must map names to tensors, but they have other values: save the state dict as"
+            " safetensors"
+        )
     check_finite(path, tensors)
     return tensors
 
 
 def load_encoders(path: Path, layout: str = "") -> Encoders:
-    """Return the encoders in a checkpoint of any known format.
+    """Return the encoders in a checkpoint file of any known format; `layout` is the expected format, or "".
 
-    Raises UserError as `load_weights` and `encoders_of` do.
+    Raises the errors of `load_weights` and `encoders_of`.
     """
     content = read_checkpoint(path)
     try:
-        towers = encoders_of(content, layout)
+        encoders = encoders_of(content, layout)
     except UserError as error:
-        raise UserError(f"the weights {path}: {error}") from error
-    check_finite(path, {**towers.image, **towers.text})
-    return towers
+        raise UserError(f"cannot use the weights {path}: {error}") from error
+    check_finite(path, {**encoders.image, **encoders.text})
+    return encoders
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise UserError if a tensor has NaN or infinite values."""
+    """Raise UserError if a tensor, of any shape and dtype, has NaN or infinite values; `path` is its file."""
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise UserError(f"the weights {path} hold NaN or infinite values in {broken[0]} ({len(broken)} tensors in all)")
+        raise UserError(
+            f"the weights {path} have NaN or infinite values in {len(broken)} tensors, first in {broken[0]}: ask their"
+            " author for another file, or repeat the training with a smaller learning rate"
+        )
 
 
 def locate(folder: Path, weights: Weights, on_progress: OnProgress = ignore_progress) -> tuple[Path, str]:
-    """Return the path of a weights file and its sha256; released weights are downloaded unless they are cached.
+    """Return the path of a weights file and its sha256, and download the file if it is not in the cache.
 
-    Raises UserError where the file is missing, has another digest, or cannot be downloaded.
+    `folder` is the folder of the model card. Raises UserError if the file is missing, has a wrong digest, or cannot be
+    downloaded.
     """
     path = inside(folder, weights.file) if weights.is_bundled else cached(weights)
     record = path.with_name(f"{path.name}.sha256")
@@ -66,18 +73,22 @@ def locate(folder: Path, weights: Weights, on_progress: OnProgress = ignore_prog
         remember(record, digest, f"the weights {path}")
     elif digest != weights.sha256:
         raise UserError(
-            f"the weights {path} have sha256 {digest}, but their card says {weights.sha256}: the file was changed or"
+            f"the weights {path} have sha256 {digest}, but their card states {weights.sha256}: the file was changed or"
             " is incomplete; download it again, or correct the card if the new file is intended"
         )
     return path, digest
 
 
 def remember(record: Path, digest: str, what: str) -> None:
-    """Record the digest of a download without a published digest; raise UserError if it differs from the record."""
+    """Compare a digest with the one in the file `record`, which an earlier download wrote; create a missing `record`.
+
+    This detects changes of files without a published digest. Raises UserError if the digests differ. `what` names the
+    file in the message.
+    """
     before = _recorded(record)
     if before and before != digest:
         raise UserError(
-            f"{what} have the digest {digest}, but had {before} when they were first fetched: they were changed"
+            f"{what} have the digest {digest}, but had {before} when they were first downloaded: they have changed"
             f" since, so results are not comparable; download them again, or delete {record} if the change is intended"
         )
     if not before:
@@ -89,18 +100,18 @@ def _recorded(record: Path) -> str:
 
 
 def cached(weights: Weights) -> Path:
-    """Return the path of a released file in the cache: one folder for each address."""
+    """Return the path of a downloaded file in the cache, in which each address has its own folder."""
     address = hashlib.sha256((weights.url or weights.page).encode()).hexdigest()[:16]
     return inside(cache_folder() / "models" / address, weights.file)
 
 
 def _fetch(weights: Weights, path: Path, known: str, on_progress: OnProgress) -> None:
     if weights.is_bundled:
-        raise UserError(f"the weights {path} are missing: put the file there, or correct the card")
+        raise UserError(f"the weights {path} do not exist: put the file there, or correct the path in the card")
     if not weights.url:
         raise UserError(
-            f"the weights {weights.file} cannot be downloaded by a program: open {weights.page} in a browser and put"
-            f" the file at {path}; or convert another file from that page with `vlmbench convert FILE --base NAME`"
+            f"the weights {weights.file} cannot be downloaded automatically: open {weights.page} in a browser and save"
+            f" the file as {path}; or convert another file from that page with `vlmbench convert FILE --base NAME`"
         )
     download(_address(weights.url), path, sha256=known, on_progress=on_progress)
 
@@ -113,9 +124,10 @@ def _address(url: str) -> str:
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: Path, stored: str = "float32") -> Weights:
-    """Write tensors as safetensors in the dtype `stored`, and return their entry in a card.
+    """Write tensors of any shape to a safetensors file, and return the file's entry for a card.
 
-    Raises UserError for a number beyond the range of `stored`.
+    Floating-point tensors are rounded to the dtype `stored`; other tensors keep their dtype. Raises UserError for a
+    value that is too large for the dtype.
     """
     from safetensors.torch import save_file
 
@@ -123,8 +135,8 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path, stored: str = "float
     lost = [key for key, value in whole.items() if not torch.isfinite(value).all()]
     if lost:
         raise UserError(
-            f"the weights {lost[0]} have numbers that {stored} cannot hold: the training diverged, repeat it"
-            " with a smaller learning rate"
+            f"the weights {lost[0]} have values that are too large for {stored}: the training diverged; repeat it with"
+            " a smaller learning rate"
         )
     write_whole(path, lambda partial: save_file(whole, partial))
     return Weights(path.name, sha256_of(path))
@@ -136,14 +148,14 @@ def _rounded(tensor: Tensor, stored: str) -> Tensor:
 
 
 def split_encoders(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the weights of a CLIP's image encoder, without "visual." in their names, and all other weights."""
+    """Return the tensors of a CLIP's image encoder and of its text encoder by name, without the prefix "visual."."""
     state = {key: value for key, value in network.state_dict().items() if key != "attn_mask"}
     image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
     return image, {key: value for key, value in state.items() if not key.startswith("visual.")}
 
 
 def copy_weights(source: Path, folder: Path) -> Weights:
-    """Copy a weights file, such as a text encoder, beside a new card, unless an equal file is already there."""
+    """Copy a weights file into the folder of a new card, unless the folder has an equal file of this name."""
     target = folder / source.name
     if not target.exists() or sha256_of(target) != sha256_of(source):
         write_whole(target, lambda partial: partial.write_bytes(source.read_bytes()))

@@ -224,7 +224,7 @@ def _write_card(
     card = ModelCard(
         name=request.name,
         architecture=parent.architecture,
-        image=save_weights(weights, folder / f"{request.name}.safetensors", track.stored),
+        image=save_weights(weights, folder / f"{request.name}.safetensors", track.weights_dtype),
         text=_save_text(job, folder),
         defense=job.defense.name,
         training={"track": track.name, **plain(job.account), "seconds": seconds, "fingerprint": job.identity},

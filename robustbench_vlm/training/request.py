@@ -92,7 +92,7 @@ def _defense(request: TrainingRequest, track: Track, defense: Defense) -> Defens
     _check_settings(defense, request.settings)
     own = {name: value for name, value in request.settings.items() if name in defense.settings}
     steps = {"steps": int(request.settings["inner_steps"])} if "inner_steps" in request.settings else {}
-    inner = dataclasses.replace(defense.inner, **{**track.inner, **steps})
+    inner = dataclasses.replace(defense.inner, **{**track.inner_attack, **steps})
     return dataclasses.replace(defense, inner=inner, settings={**defense.settings, **own})
 
 

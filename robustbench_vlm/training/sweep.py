@@ -27,7 +27,7 @@ from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.models.classifier import ZeroShotClassifier
-from robustbench_vlm.models.fast_conv import quick_at_pixels
+from robustbench_vlm.models.fast_conv import with_fast_pixel_gradients
 from robustbench_vlm.models.fast_resnet import folded
 from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.models.precision import arithmetic
@@ -180,7 +180,7 @@ def _measurement(job: Job, held_out: TrainingImages) -> Measure:
         num_classes = torch.full_like(labels, len(job.dataset.classes))
         batch = Batch(images.to(device), labels, keys.to(device), Threat("Linf", job.eps), num_classes)
         with torch.no_grad():
-            encoder = ImageEncoder(quick_at_pixels(folded(visual)), job.model.architecture)
+            encoder = ImageEncoder(with_fast_pixel_gradients(folded(visual)), job.model.architecture)
         classifier = ZeroShotClassifier(encoder, text_features, job.model.scale).eval().requires_grad_(False)
         with arithmetic():
             verdict = attack_samples(classifier.to(device), batch, load_attack(ATTACK), batch_size=_BATCH_SIZE)

@@ -41,7 +41,7 @@ Found = tuple[Transfer, Path, list[Progress]]
 def trained_on_the_last() -> Iterator[None]:
     """Set the track's training datasets to one of the small datasets of this test."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(tracks, "MINI", replace(tracks.MINI, seen=DATASETS_USED[2:]))
+        patch.setattr(tracks, "MINI", replace(tracks.MINI, training_datasets=DATASETS_USED[2:]))
         yield
 
 

@@ -61,7 +61,7 @@ def test_precision_settings_that_cannot_be_restored_raise_user_error() -> None:
         "try:\n    with arithmetic(): pass\nexcept UserError as error: print(error)"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.startswith("torch's precision was set with fp32_precision")
+    assert printed.startswith("fp32_precision of torch is set in this process")
 
 
 def test_arithmetic_sets_and_restores_the_precision() -> None:
@@ -199,14 +199,14 @@ def test_a_precision_that_the_device_does_not_support_raises_user_error(
 ) -> None:
     assert isinstance(PROTOCOLS.table, Mapping)
     monkeypatch.setitem(PROTOCOLS.table, name, f"{__name__}:{value}")  # type: ignore[arg-type]
-    with pytest.raises(UserError, match=r"float16, which exists only on cuda .* --device cuda"):
+    with pytest.raises(UserError, match=r"float16, but the device cpu does not support it.* --device cuda"):
         resolve(Request(models=(str(taught_card),), protocol=name, resources=ONE))
 
 
 def test_check_precision_accepts_all_precisions_on_cuda_only() -> None:
     for name in PRECISIONS:
         check_precision(name, "cuda")
-    with pytest.raises(UserError, match="tf32, which exists only on cuda"):
+    with pytest.raises(UserError, match="tf32, but the device cpu does not support it"):
         check_precision("tf32", "cpu")
-    with pytest.raises(UserError, match=r"unknown precision 'half': expected one of float32"):
+    with pytest.raises(UserError, match=r"unknown precision 'half': give one of float32"):
         check_precision("half", "cuda")

@@ -86,7 +86,7 @@ def test_another_number_of_samples_changes_the_protocol_name(make_card: MakeCard
         ({"norm": "L2", "eps": ("1/2",), "attacks": ("cw",)}, "'cw' is for Linf, not for L2"),
         ({"images": Path("somewhere")}, "give --images or --dataset$"),
         ({"images": Path("nowhere"), "datasets": ()}, "there is no folder nowhere"),
-        ({"resources": Resources(device="cuda")}, "no GPU"),
+        ({"resources": Resources(device="cuda")}, "no usable GPU"),
     ],
 )
 def test_invalid_requests_raise_user_error(make_card: MakeCard, changes: dict[str, object], message: str) -> None:
@@ -133,7 +133,7 @@ def test_changed_or_invalid_weights_raise_user_error(
 ) -> None:
     card = make_card("changed")
     change_weights(card, lambda path, tensors: path.write_bytes(path.read_bytes()[:-1]), digest=False)
-    with pytest.raises(UserError, match="their card says"):
+    with pytest.raises(UserError, match="their card states"):
         plan_of(card)
     card = make_card("nan")
     change_weights(card, with_nan)
@@ -146,7 +146,7 @@ def test_changed_or_invalid_weights_raise_user_error(
     file = card.parent / "code-image.pt"
     values["image"] = {"file": file.name, "sha256": sha256_of(file)}
     card.write_text(json.dumps(values))
-    with pytest.raises(UserError, match="may hold code, and nothing of it was run"):
+    with pytest.raises(UserError, match="may contain code, so none of it was run"):
         plan_of(card)
     assert not Path("ran-code").exists()
 

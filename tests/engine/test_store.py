@@ -172,7 +172,7 @@ def test_the_lock_of_a_killed_process_is_released_and_its_partial_files_are_remo
 
 @pytest.mark.parametrize(
     ("number", "message"),
-    [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "no permission to write")],
+    [(errno.ENOSPC, "the disk is full"), (errno.EROFS, "read-only"), (errno.EACCES, "may not write")],
 )
 def test_a_failed_write_raises_user_error_and_keeps_the_old_file(
     tmp_path: Path, make_cell: Cells, make_results: Results, monkeypatch: pytest.MonkeyPatch, number: int, message: str

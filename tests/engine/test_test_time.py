@@ -71,7 +71,7 @@ def test_the_estimate_includes_the_passes_of_a_test_time_defense(tmp_path: Path)
     [
         ("tcc+clip", r"unknown test-time-defense 'tcc'\. Did you mean ttc.*'tcc\+clip' was read as DEFENSE\+MODEL"),
         ("ttc+clop", r"unknown model 'clop'\. Did you mean .*clip"),
-        ("ttc+ttc+clip", r"'ttc\+ttc\+clip' has two test-time defenses, 'ttc' and 'ttc'.*: keep one of them"),
+        ("ttc+ttc+clip", r"'ttc\+ttc\+clip' has two test-time defenses, 'ttc' and 'ttc'.*: give one of them"),
         ("ttc+tcc+clip", r"has two test-time defenses, 'ttc' and 'tcc'"),
         ("no/where+clip.json", r"no/where\+clip\.json"),
     ],

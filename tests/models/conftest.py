@@ -1,4 +1,4 @@
-"""Real architectures at random initialisation, built once."""
+"""Fixtures: real architectures with random weights, each built once."""
 
 import pytest
 import torch
@@ -17,11 +17,11 @@ def _random(architecture: str) -> nn.Module:
 
 @pytest.fixture(scope="session")
 def vit() -> nn.Module:
-    """Return a ViT-B/32 of OpenAI's kind."""
+    """Return a ViT-B/32 in OpenAI's architecture (QuickGELU)."""
     return _random(VIT)
 
 
 @pytest.fixture(scope="session")
 def resnet() -> nn.Module:
-    """Return a ResNet-50 of OpenAI's kind."""
+    """Return a ResNet-50 in OpenAI's architecture (QuickGELU)."""
     return _random(RESNET)

@@ -1,4 +1,4 @@
-"""Released checkpoints: every format, from real architectures with random weights and back."""
+"""Conversion of released checkpoints: all formats, with real architectures and random weights."""
 
 import copy
 import json
@@ -41,7 +41,7 @@ State = Mapping[str, Tensor]
 
 
 def training_state(visual: State) -> dict[str, Any]:
-    """What TeCoA and its descendants save beside the tower: a prompter, an optimiser, numbers of numpy."""
+    """Return the entries that TeCoA's code saves next to the encoder: a prompter, an optimizer and numpy numbers."""
     momentum = {"state": {0: {"momentum_buffer": torch.zeros(2)}}, "param_groups": [{"lr": 1e-5, "params": [0]}]}
     return {"epoch": 9, "state_dict": {}, "best_acc1": np.float64(38.2), "optimizer": momentum} | {
         "vision_encoder_state_dict": dict(visual)
@@ -94,7 +94,7 @@ def test_every_format_is_converted_to_the_same_file(name: str, tmp_path: Path) -
     assert card.training == origin
 
 
-def test_convert_never_replaces_the_card_of_another_file(tmp_path: Path) -> None:
+def test_convert_does_not_replace_the_card_of_another_file(tmp_path: Path) -> None:
     out = tmp_path / "out"
     for folder, seed in (("first", 0), ("second", 1)):
         torch.manual_seed(seed)
@@ -103,7 +103,9 @@ def test_convert_never_replaces_the_card_of_another_file(tmp_path: Path) -> None
     card = convert(tmp_path / "first" / "model_best.pt", "clip", "mini", out)
     before = {path: path.read_bytes() for path in out.iterdir()}
     assert convert(tmp_path / "first" / "model_best.pt", "clip", "mini", out) == card
-    with pytest.raises(UserError, match=r"is there already, of model_best\.pt: give this one a name .*--name"):
+    with pytest.raises(
+        UserError, match=r"already exists and was made from model_best\.pt: give the new model another name with --name"
+    ):
         convert(tmp_path / "second" / "model_best.pt", "clip", "mini", out)
     assert {path: path.read_bytes() for path in out.iterdir()} == before
     assert convert(tmp_path / "second" / "model_best.pt", "clip", "mini", out, name="other").stem == "other"
@@ -113,9 +115,9 @@ def test_all_checkpoint_formats_are_tested() -> None:
     assert {layout for layout, _ in FILES.values()} | {"clip", "transformers"} == set(CHECKPOINT_FORMATS)
 
 
-def test_another_format_than_expected_is_refused(tmp_path: Path) -> None:
+def test_a_format_other_than_the_expected_one_is_refused(tmp_path: Path) -> None:
     torch.save({"vision_encoder_state_dict": visual_of(MINI.build())}, tmp_path / "a.pt")
-    with pytest.raises(UserError, match="the checkpoint format is 'vision_encoder_state_dict', not 'visual'"):
+    with pytest.raises(UserError, match="the checkpoint format is 'vision_encoder_state_dict', expected 'visual'"):
         load_encoders(tmp_path / "a.pt", "visual")
 
 
@@ -126,7 +128,7 @@ def logits(network: nn.Module, architecture: str) -> Tensor:
 
 
 @pytest.mark.parametrize("place", ["params", "state_dict"])
-def test_further_trained_tensors_are_refused(place: str) -> None:
+def test_trained_tensors_outside_the_encoders_are_refused(place: str) -> None:
     tower = {"conv1.weight": torch.ones(2, 3)}
     content = {
         "vision_encoder_state_dict": tower,
@@ -135,15 +137,13 @@ def test_further_trained_tensors_are_refused(place: str) -> None:
         "optimizer": {"m": torch.ones(9)},
     }
     assert encoders_of({**content, place: {}}).checkpoint_format == "vision_encoder_state_dict"
-    with pytest.raises(UserError, match=f"further trained tensors: {place}.prompt"):
+    with pytest.raises(UserError, match=f"trained tensors outside the encoders: {place}.prompt"):
         encoders_of({**content, place: {"prompt": torch.ones(3, 4)}})
 
 
 @pytest.mark.parametrize("network_name", ["vit", "resnet"])
-def test_openais_own_state_dict_and_open_clips_give_equal_logits(
-    network_name: str, request: pytest.FixtureRequest
-) -> None:
-    """The whole CLIP as OpenAI publishes it, in half precision and with three entries that are no weights."""
+def test_openais_state_dict_gives_the_logits_of_open_clip(network_name: str, request: pytest.FixtureRequest) -> None:
+    """OpenAI publishes state dicts in half precision with three entries that are not weights."""
     from open_clip.model import build_model_from_openai_state_dict
 
     network: nn.Module = request.getfixturevalue(network_name)
@@ -159,12 +159,12 @@ def test_openais_own_state_dict_and_open_clips_give_equal_logits(
         assert torch.allclose(logits(found, architecture), expected, atol=1e-5)
 
 
-def test_transformers_own_clip_and_open_clips_give_equal_logits(tmp_path: Path) -> None:
-    """The CLIP of another library, written by it, converted by the command, and run here."""
+def test_a_converted_clip_of_transformers_gives_the_same_logits(tmp_path: Path) -> None:
+    """The library transformers writes the checkpoint, `convert` reads it, and this package runs it."""
     torch.manual_seed(0)
     theirs = CLIPModel(CLIPConfig()).eval()
     with torch.no_grad():
-        # At their initialisation all prompts have nearly one embedding.
+        # With initial weights, all prompts would have nearly the same embedding.
         for name, parameter in theirs.named_parameters():
             if name != "logit_scale" and parameter.dim() == 1:
                 parameter.add_(0.2 * torch.randn_like(parameter))
@@ -188,7 +188,7 @@ def test_transformers_own_clip_and_open_clips_give_equal_logits(tmp_path: Path) 
         ("visual_projection.weight", "1 missing: proj"),
     ],
 )
-def test_a_clip_of_transformers_is_whole_or_refused(lost: str, said: str, tmp_path: Path) -> None:
+def test_an_incomplete_clip_of_transformers_is_refused(lost: str, said: str, tmp_path: Path) -> None:
     with torch.device("meta"):
         state = CLIPModel(CLIPConfig()).state_dict()
     torch.save({key: torch.zeros(each.shape) for key, each in state.items() if key != lost}, tmp_path / "cut.pt")
@@ -218,7 +218,7 @@ def test_a_resnet_without_batch_counters_is_accepted(resnet: nn.Module, tmp_path
 def test_a_released_vit_is_converted_and_run(
     vit: nn.Module, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """The real path from TeCoA's kind of file to a table; only the weights are random."""
+    """A file in TeCoA's format is converted and evaluated; only its weights are random."""
     import open_clip
 
     def base(name: str, pretrained: str) -> nn.Module:
@@ -264,8 +264,12 @@ def test_safetensors_of_this_package_are_converted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("network_name", "base", "message"),
     [
-        ("vit", RESNET, "width 768, patches of 32, 12 layers, for images of 224 pixels, as ViT-B-32"),
-        ("vit", "open_clip:ViT-B-16", r"2 of another shape: .*conv1.weight \(768, 3, 32, 32\) instead.*as ViT-B-32"),
+        ("vit", RESNET, "width 768 with patch size 32, 12 layers and images of 224 pixels, as ViT-B-32"),
+        (
+            "vit",
+            "open_clip:ViT-B-16",
+            r"2 with another shape: .*conv1.weight \(768, 3, 32, 32\), expected.*as ViT-B-32",
+        ),
         ("resnet", VIT, "a ResNet of width 64 with 3-4-6-3 blocks, as RN50"),
     ],
 )
@@ -279,9 +283,9 @@ def test_the_architecture_of_the_file_is_named_if_the_base_differs(
         check_fit("image", state, expected)
 
 
-def test_a_wrong_base_gives_advice_to_name_another(tmp_path: Path) -> None:
+def test_the_message_for_a_wrong_base_advises_base(tmp_path: Path) -> None:
     torch.save(visual_of(MINI.build()), tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"does not fit open_clip:RN50.*a ResNet of width 16 with 1-1-1-1.*by --base"):
+    with pytest.raises(UserError, match=r"does not fit open_clip:RN50.*a ResNet of width 16 with 1-1-1-1.*with --base"):
         convert(tmp_path / "a.pt", "clip-rn50", "zeroshot15", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -293,11 +297,11 @@ def test_a_wrong_base_gives_advice_to_name_another(tmp_path: Path) -> None:
         (lambda state: state.update(prompt=torch.zeros(1)), "1 unexpected: prompt"),
         (
             lambda state: state.update({"conv1.weight": torch.zeros(1)}),
-            r"conv1.weight \(1,\) instead of \(8, 3, 3, 3\)",
+            r"conv1.weight \(1,\), expected \(8, 3, 3, 3\)",
         ),
         (
             lambda state: state.update({"bn1.bias": torch.full((8,), float("nan"))}),
-            "NaN or infinite values in bn1.bias",
+            "NaN or infinite values in 1 tensors, first in bn1.bias",
         ),
         (lambda state: state.clear(), "no entries"),
     ],
@@ -314,9 +318,11 @@ def test_tensors_that_do_not_fit_the_architecture_are_refused(
 
 
 @pytest.mark.parametrize("content", [{"model": {"x": 1}}, [1, 2], {"modules": {"other": {}}}, 7, {0: torch.zeros(2)}])
-def test_unknown_formats_are_refused_with_the_known_ones(content: object, tmp_path: Path) -> None:
+def test_unknown_formats_are_refused_with_a_list_of_known_formats(content: object, tmp_path: Path) -> None:
     torch.save(content, tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"in no known checkpoint format, it has .*known are vision_encoder_state_dict"):
+    with pytest.raises(
+        UserError, match=r"format is unknown: the file has .*known formats are vision_encoder_state_dict"
+    ):
         convert(tmp_path / "a.pt", "clip", "mini", tmp_path)
 
 
@@ -348,7 +354,7 @@ def _tar(path: Path) -> None:
 
 
 class Code:
-    """A pickle that would write a file if it were run."""
+    """An object whose pickle writes a file if its code is run."""
 
     def __reduce__(self) -> tuple[object, tuple[object, ...]]:
         return (exec, ("open('ran', 'w').close()",))
@@ -357,22 +363,22 @@ class Code:
 NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "page.pt": (lambda path: path.write_text("<!DOCTYPE html><html>"), "a web page"),
     "page.safetensors": (lambda path: path.write_text("\n<html><head>" + " " * 50), "a web page"),
-    "empty.pt": (lambda path: path.write_bytes(b""), "the file is empty"),
+    "empty.pt": (lambda path: path.write_bytes(b""), "it is empty; download it again"),
     "lfs.pt": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0"), "Git LFS"),
     "zip.pt": (_zip, "a zip archive of other files"),
     "script.pt": (_script, "TorchScript.*open_clip:ViT-B-32-quickgelu/openai"),
-    "truncated.pt": (_truncated, "cut short"),
-    "truncated.pth.tar": (_truncated_old, "cut\\s+short"),
+    "truncated.pt": (_truncated, "it is incomplete"),
+    "truncated.pth.tar": (_truncated_old, "may be incomplete"),
     "tar.pth.tar": (_tar, "a tar archive"),
-    "code.pt": (lambda path: torch.save({"a": Code()}, path), "names .*exec.*nothing of it was run"),
-    "code.pkl": (lambda path: path.write_bytes(pickle.dumps(Code())), "nothing of it was run"),
-    "noise.pt": (lambda path: path.write_bytes(bytes(range(256)) * 20), "not plain tensors"),
-    "text.pt": (lambda path: path.write_text("hello"), "not plain tensors"),
+    "code.pt": (lambda path: torch.save({"a": Code()}, path), "refers to .*exec.*none of it was run"),
+    "code.pkl": (lambda path: path.write_bytes(pickle.dumps(Code())), "none of it was run"),
+    "noise.pt": (lambda path: path.write_bytes(bytes(range(256)) * 20), "does not contain only tensors"),
+    "text.pt": (lambda path: path.write_text("hello"), "does not contain only tensors"),
 }
 
 
 def _changed(content: bytes, draw: random.Random) -> bytes:
-    """Some bytes of a file with a few overwritten, lost or added."""
+    """Return the content of a file with some bytes overwritten, removed or added."""
     changed = bytearray(content)
     for _ in range(draw.randint(1, 4)):
         start = draw.randrange(len(changed))
@@ -381,7 +387,7 @@ def _changed(content: bytes, draw: random.Random) -> bytes:
 
 
 @pytest.mark.parametrize("name", ["zip.pt", "old.pt", "a.safetensors"])
-def test_damaged_bytes_are_refused_or_read_and_never_a_crash(name: str, tmp_path: Path) -> None:
+def test_damaged_files_are_read_or_refused_with_a_user_error(name: str, tmp_path: Path) -> None:
     path, draw, refused = tmp_path / name, random.Random(name), 0
     state = {"visual.proj": torch.zeros(3, 4), "half": torch.ones(2, dtype=torch.float16)}
     if path.suffix == ".safetensors":
@@ -401,16 +407,18 @@ def test_damaged_bytes_are_refused_or_read_and_never_a_crash(name: str, tmp_path
 
 @pytest.mark.parametrize("protocol", [2, 4])
 @pytest.mark.parametrize(("function", "named"), [(os.system, r"(posix|nt)\.system"), (exec, "exec")])
-def test_no_message_advises_to_run_the_code_of_a_pickle(
+def test_messages_about_pickles_do_not_advise_running_their_code(
     function: Callable[..., object], named: str, protocol: int, tmp_path: Path
 ) -> None:
     calls = type("Calls", (), {"__reduce__": lambda self: (function, ("raise SystemExit",))})
     path = tmp_path / "a.pt"
     torch.save({"a": calls()}, path, pickle_protocol=protocol)
-    # Torch reads names of protocol 2 alone.
-    with pytest.raises(UserError, match=named if protocol == 2 else "not plain tensors: Unsupported operand") as caught:
+    # torch reads the names of classes only in protocol 2.
+    with pytest.raises(
+        UserError, match=named if protocol == 2 else "does not contain only tensors: Unsupported operand"
+    ) as caught:
         read_checkpoint(path)
-    assert "nothing of it was run" in str(caught.value)
+    assert "none of it was run" in str(caught.value)
     assert "weights_only" not in str(caught.value) and "Re-running" not in str(caught.value)
 
 
@@ -428,7 +436,7 @@ def test_files_that_are_not_checkpoints_are_recognised(
 
 def test_a_missing_file_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["convert", "nowhere.pt", "--base", "clip"]) == 2
-    assert "there is no file nowhere.pt" in capsys.readouterr().err
+    assert "no such file: nowhere.pt" in capsys.readouterr().err
 
 
 def test_a_name_must_not_be_a_path(tmp_path: Path) -> None:
@@ -448,7 +456,7 @@ def test_numpy_numbers_are_ignored_and_other_numpy_objects_are_refused(tmp_path:
         path.write_bytes(content.replace(b"numpy._core.multiarray\nscalar", spelling))
         convert(path, "clip", "mini", tmp_path, name=f"of-{len(spelling)}")
     path.write_bytes(content.replace(b"numpy._core.multiarray\nscalar", b"numpy.testing\nrundocs"))
-    with pytest.raises(UserError, match=r"numpy.testing.rundocs.*nothing of it was run"):
+    with pytest.raises(UserError, match=r"numpy.testing.rundocs.*none of it was run"):
         convert(path, "clip", "mini", tmp_path)
 
 
@@ -456,11 +464,11 @@ def test_a_whole_clip_must_have_its_text_encoder(tmp_path: Path) -> None:
     state = dict(MINI.build().state_dict())
     state.pop("text_projection")
     torch.save(state, tmp_path / "a.pt")
-    with pytest.raises(UserError, match=r"tensors of the text tower.*1 missing: text_projection"):
+    with pytest.raises(UserError, match=r"tensors of the text encoder.*1 missing: text_projection"):
         convert(tmp_path / "a.pt", "clip", "mini", tmp_path)
 
 
-def test_pixel_constants_and_the_base_of_the_base_are_kept(tmp_path: Path) -> None:
+def test_the_new_card_keeps_mean_std_and_the_base_of_its_base(tmp_path: Path) -> None:
     save_file(visual_of(MINI.build()), tmp_path / "own.safetensors")
     own = convert(tmp_path / "own.safetensors", "clip", "mini", tmp_path)
     values = json.loads(own.read_text())

@@ -1,11 +1,11 @@
-"""The quick gradient at pixels is the gradient of torch's own convolution, for any kernel, stride and padding."""
+"""Fast pixel gradients equal those of torch's convolution for any kernel size, stride and padding."""
 
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from robustbench_vlm.models.fast_conv import PixelConvolution, quick_at_pixels
+from robustbench_vlm.models.fast_conv import PixelConvolution, with_fast_pixel_gradients
 from robustbench_vlm.models.open_clip import load_architecture
 
 
@@ -18,7 +18,7 @@ from robustbench_vlm.models.open_clip import load_architecture
     size=st.tuples(st.integers(7, 12), st.integers(7, 12)),
     bias=st.booleans(),
 )
-def test_outputs_and_gradients_are_those_of_torch(
+def test_outputs_and_gradients_equal_those_of_torch(
     channels: int, kernel: int, stride: int, padding: int, size: tuple[int, int], bias: bool
 ) -> None:
     torch.manual_seed(0)
@@ -31,17 +31,17 @@ def test_outputs_and_gradients_are_those_of_torch(
     assert all(torch.allclose(ours, theirs) for ours, theirs in zip(found, expected, strict=True))
 
 
-def test_only_strided_convolutions_over_few_channels_change_and_no_parameter_does() -> None:
+def test_only_strided_convolutions_over_few_channels_are_replaced() -> None:
     tower = load_architecture("open_clip:ViT-B-32-quickgelu").build().visual
     before = {name: value.clone() for name, value in tower.state_dict().items()}
-    quick_at_pixels(tower)
+    with_fast_pixel_gradients(tower)
     assert isinstance(tower.conv1, PixelConvolution)
     assert all(torch.equal(before[name], value) for name, value in tower.state_dict().items())
     other = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(8, 4, 3, 2), nn.Conv2d(4, 4, 3, 2, groups=2))
-    assert not [module for module in quick_at_pixels(other).modules() if isinstance(module, PixelConvolution)]
+    assert not [module for module in with_fast_pixel_gradients(other).modules() if isinstance(module, PixelConvolution)]
 
 
-def test_gradients_follow_outputs_in_half_precision() -> None:
+def test_gradients_work_in_half_precision() -> None:
     torch.manual_seed(0)
     slow, images = nn.Conv2d(3, 5, 4, 4), torch.rand(2, 3, 8, 8, requires_grad=True)
     with torch.autocast("cpu", torch.bfloat16):

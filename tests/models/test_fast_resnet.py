@@ -1,4 +1,4 @@
-"""The fast form of the ResNet is the same function as open_clip's, gradients included."""
+"""The fast form of the ResNet has the outputs and gradients of open_clip's ResNet."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from robustbench_vlm.models.open_clip import load_architecture
 
 
 def _tower() -> nn.Module:
-    """Return a tower in float64 with statistics, shifts and last normalisations that are not those of a new one."""
+    """Return a ResNet in float64 whose batch normalisations have random statistics and weights."""
     torch.manual_seed(0)
     visual: nn.Module = MINI.build().visual.double()
     with torch.no_grad():
@@ -26,10 +26,10 @@ def _gradients(images: torch.Tensor, outputs: torch.Tensor, weights: list[torch.
     return list(torch.autograd.grad((outputs * direction).sum(), [images, *weights]))
 
 
-def test_outputs_and_all_gradients_are_those_of_open_clip() -> None:
+def test_outputs_and_gradients_equal_those_of_open_clip() -> None:
     visual = _tower()
     images = torch.rand(3, 3, 32, 32, dtype=torch.float64, requires_grad=True)
-    # Keys share their bias, which drops out of the softmax: rounding is all that open_clip's gradient has there.
+    # The softmax does not depend on the bias of the keys, so open_clip's gradient for it is only rounding error.
     weights = [weight for name, weight in visual.named_parameters() if name != "attnpool.k_proj.bias"]
     expected, found = visual(images), folded(visual)(images)
     assert torch.allclose(found, expected, rtol=1e-10, atol=1e-10)

@@ -1,4 +1,4 @@
-"""The parser of model references: each form, what is refused, and the text that comes back."""
+"""The parser of model references: all forms, refused texts, and conversion back to text."""
 
 from pathlib import Path
 
@@ -34,12 +34,14 @@ REFERENCES = {
 
 
 @pytest.mark.parametrize("text", REFERENCES)
-def test_a_reference_is_parsed_and_written_as_it_was(text: str) -> None:
+def test_str_of_a_parsed_reference_is_the_original_text(text: str) -> None:
     assert parse_reference(text) == REFERENCES[text]
     assert str(parse_reference(text)) == text
 
 
-def test_an_existing_card_file_wins_over_a_defense(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_existing_card_file_with_a_plus_in_its_name_is_not_a_defense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     assert parse_reference("ttc+a.json").defense == "ttc"
     Path("ttc+a.json").write_text("{}")
@@ -54,9 +56,9 @@ def test_an_existing_card_file_wins_over_a_defense(tmp_path: Path, monkeypatch: 
         ("open_clip:ViT-B-32", "expected open_clip:ARCH/TAG"),
         ("open_clip:/openai", "expected open_clip:ARCH/TAG"),
         ("ttc+open_clip:ViT-B-32/", "expected open_clip:ARCH/TAG"),
-        ("hf:name", "write hf:ORG/NAME"),
-        ("hf:org/", "write hf:ORG/NAME"),
-        ("hf:org/name/file.bin", "write hf:ORG/NAME"),
+        ("hf:name", "give hf:ORG/NAME"),
+        ("hf:org/", "give hf:ORG/NAME"),
+        ("hf:org/name/file.bin", "give hf:ORG/NAME"),
         ("ttc+r-tpt+clip", "two test-time defenses, 'ttc' and 'r-tpt'"),
     ],
 )
@@ -70,12 +72,12 @@ def test_malformed_references_are_refused(text: str, message: str) -> None:
     [
         (
             "hf:org/name",
-            r"cannot be loaded .* yet. Accepted are a name, a card .*, open_clip:ARCH/TAG, or DEFENSE",
+            r"cannot be loaded .* yet. Expected a name, a card .*, open_clip:ARCH/TAG, or DEFENSE",
         ),
-        ("ttc+clip", "give the model without it, 'clip'"),
-        ("clop", r"unknown model 'clop'\. Did you mean clip.* Accepted are a name"),
+        ("ttc+clip", "give 'clip'"),
+        ("clop", r"unknown model 'clop'\. Did you mean clip.* Expected a name"),
     ],
 )
-def test_references_without_a_card_are_refused_with_what_is_accepted(text: str, message: str) -> None:
+def test_references_without_a_card_are_refused_with_the_accepted_forms(text: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         find_card(text, "mini")

@@ -1,4 +1,4 @@
-"""Released weights: downloaded once from a server, their digest recorded, and checked at every load."""
+"""Released weights are downloaded once, and their digest is recorded and checked whenever they are loaded."""
 
 import functools
 import json
@@ -21,7 +21,7 @@ from robustbench_vlm.models.weights import cached
 
 
 class Counting(SimpleHTTPRequestHandler):
-    """Serves a folder and notes what was asked for."""
+    """A request handler that serves a folder and records the requested paths."""
 
     asked: list[str]
 
@@ -33,7 +33,7 @@ class Counting(SimpleHTTPRequestHandler):
 
 
 class Site:
-    """A folder on a server on the loopback address."""
+    """A server on the loopback address that serves a folder."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -44,7 +44,7 @@ class Site:
         threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
 
     def put(self, path: str, seed: int) -> dict[str, Tensor]:
-        """Put a checkpoint of TeCoA's kind on the server and return its tower."""
+        """Write a checkpoint in TeCoA's format to the server's folder and return its image encoder."""
         with torch.random.fork_rng():
             torch.manual_seed(seed)
             tower = dict(load_architecture("mini").build().get_submodule("visual").state_dict())
@@ -83,7 +83,7 @@ def _equal(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
     return all(torch.equal(one[key], two[key]) for key in one | two)
 
 
-def test_weights_are_downloaded_once_and_put_onto_the_base(site: Site, card: Callable[..., Path]) -> None:
+def test_weights_are_downloaded_once_and_combined_with_the_base(site: Site, card: Callable[..., Path]) -> None:
     tower = site.put("a.pth.tar", seed=1)
     path = card(url=f"{site.url}/a.pth.tar", layout="vision_encoder_state_dict")
     assert _equal(_visual(path), tower) and _equal(_visual(path), tower)
@@ -120,12 +120,12 @@ def test_a_changed_download_is_refused(site: Site, card: Callable[..., Path]) ->
     image = read_card(path).image
     assert image
     here = cached(image)
-    # Somebody changes the file in the cache.
+    # The file in the cache is changed.
     before = here.read_bytes()
     here.write_bytes(before + b" ")
-    with pytest.raises(UserError, match=r"had .* when they were first fetched.*delete .*tecoa.pth.tar.sha256"):
+    with pytest.raises(UserError, match=r"had .* when they were first downloaded.*delete .*tecoa.pth.tar.sha256"):
         load_model(str(path), "mini")
-    # The file is gone, and the server has another one by now.
+    # The file in the cache is deleted, and the file on the server has changed.
     here.unlink()
     site.put("a.pth.tar", seed=2)
     with pytest.raises(UserError, match="the file on the server has changed"):
@@ -133,19 +133,19 @@ def test_a_changed_download_is_refused(site: Site, card: Callable[..., Path]) ->
     assert not here.exists()
 
 
-def test_a_digest_of_the_card_is_checked_at_once(site: Site, card: Callable[..., Path]) -> None:
+def test_the_digest_in_the_card_is_checked_on_the_first_download(site: Site, card: Callable[..., Path]) -> None:
     site.put("a.pth.tar", seed=1)
-    with pytest.raises(UserError, match=f"not {'0' * 64}"):
+    with pytest.raises(UserError, match=f"expected {'0' * 64}"):
         load_model(str(card(url=f"{site.url}/a.pth.tar", sha256="0" * 64)), "mini")
 
 
-def test_another_format_than_the_cards_is_refused(site: Site, card: Callable[..., Path]) -> None:
+def test_a_format_other_than_the_one_in_the_card_is_refused(site: Site, card: Callable[..., Path]) -> None:
     site.put("a.pth.tar", seed=1)
-    with pytest.raises(UserError, match="format is 'vision_encoder_state_dict', not 'partial_state_dict'"):
+    with pytest.raises(UserError, match="format is 'vision_encoder_state_dict', expected 'partial_state_dict'"):
         load_model(str(card(url=f"{site.url}/a.pth.tar", layout="partial_state_dict")), "mini")
 
 
-def test_two_cards_of_one_file_share_it_and_other_addresses_do_not(site: Site, card: Callable[..., Path]) -> None:
+def test_cards_with_the_same_address_share_one_download(site: Site, card: Callable[..., Path]) -> None:
     first, second = (site.put(f"{name}/tecoa.pth.tar", seed) for name, seed in (("a", 1), ("b", 2)))
     path = card(url=f"{site.url}/a/tecoa.pth.tar")
     plain_digest = load_model(str(path), "mini").digest
@@ -156,9 +156,9 @@ def test_two_cards_of_one_file_share_it_and_other_addresses_do_not(site: Site, c
     assert not _equal(first, second) and _equal(_visual(card(url=f"{site.url}/b/tecoa.pth.tar")), second)
 
 
-def test_a_page_gives_advice_to_download_by_hand(site: Site, card: Callable[..., Path]) -> None:
+def test_the_message_for_a_file_with_a_web_page_says_where_to_save_it(site: Site, card: Callable[..., Path]) -> None:
     path = card(page="https://example.com/folder")
-    with pytest.raises(UserError, match=r"open https://example.com/folder .*put the file at .*vlmbench convert"):
+    with pytest.raises(UserError, match=r"open https://example.com/folder .*save the file as .*vlmbench convert"):
         load_model(str(path), "mini")
     tower = site.put("a.pth.tar", seed=1)
     image = read_card(path).image
@@ -168,17 +168,17 @@ def test_a_page_gives_advice_to_download_by_hand(site: Site, card: Callable[...,
     assert _equal(_visual(path), tower) and not site.asked
 
 
-def test_a_file_name_never_leaves_the_cache(site: Site, card: Callable[..., Path]) -> None:
+def test_a_file_name_outside_the_cache_is_refused(site: Site, card: Callable[..., Path]) -> None:
     with pytest.raises(UserError, match="is outside the folder"):
         load_model(str(card(url=f"{site.url}/a", file="../../a.pt")), "mini")
 
 
 def test_a_base_of_another_track_or_with_a_base_is_refused(site: Site, card: Callable[..., Path]) -> None:
     path = card(url=f"{site.url}/a")
-    with pytest.raises(UserError, match="on the track 'zeroshot15' is open_clip:ViT-B-32-quickgelu: give the track"):
+    with pytest.raises(UserError, match="on the track 'zeroshot15' has open_clip:ViT-B-32-quickgelu: give the track"):
         load_model(str(path), "zeroshot15")
     path.write_text(json.dumps({**json.loads(path.read_text()), "base": str(path)}))
-    with pytest.raises(UserError, match="has a base itself"):
+    with pytest.raises(UserError, match=r"has the base .* itself"):
         load_model(str(path), "mini")
     assert not site.asked
 
@@ -192,7 +192,7 @@ def test_the_digest_of_open_clip_weights_is_recorded(
     assert named.name == "open_clip:RN50-quickgelu/openai" and card.name == "clip-rn50"
     with torch.no_grad():
         resnet.get_parameter("logit_scale").add_(1)
-    with pytest.raises(UserError, match=r"weights open_clip:RN50-quickgelu/openai have .* first fetched"):
+    with pytest.raises(UserError, match=r"weights open_clip:RN50-quickgelu/openai have .* first downloaded"):
         load_model("clip-rn50", "zeroshot15")
     with torch.no_grad():
         resnet.get_parameter("logit_scale").sub_(1)

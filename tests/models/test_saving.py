@@ -1,4 +1,4 @@
-"""Weights are written as safetensors next to a card."""
+"""Weights are written as safetensors in the folder of their card."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.models.weights import copy_weights, load_weights, save_weights
 
 
-def test_weights_are_rounded_and_counters_are_not(tmp_path: Path) -> None:
+def test_weights_are_rounded_and_integers_are_not(tmp_path: Path) -> None:
     tensors = {"weight": torch.tensor([1 / 3, -2.0]), "count": torch.tensor(3)}
     entry = save_weights(tensors, tmp_path / "small.safetensors", "float16")
     loaded = load_weights(tmp_path, entry)
@@ -20,8 +20,8 @@ def test_weights_are_rounded_and_counters_are_not(tmp_path: Path) -> None:
     assert torch.equal(exact["weight"], tensors["weight"])
 
 
-def test_numbers_beyond_the_range_of_the_dtype_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="float16 cannot hold"):
+def test_values_too_large_for_the_dtype_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="too large for float16"):
         save_weights({"weight": torch.tensor([1e6])}, tmp_path / "large.safetensors", "float16")
     assert not list(tmp_path.iterdir())
 
@@ -31,7 +31,7 @@ def test_bundled_defenses_are_stored_in_float16_and_run_in_float32() -> None:
     assert all(parameter.dtype == torch.float32 for parameter in model.network.parameters())
 
 
-def test_another_file_of_the_same_name_is_replaced(tmp_path: Path) -> None:
+def test_a_different_file_of_the_same_name_is_replaced(tmp_path: Path) -> None:
     source, folder = tmp_path / "text.safetensors", tmp_path / "out"
     for content in (b"one", b"two"):
         source.write_bytes(content)

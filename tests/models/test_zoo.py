@@ -1,4 +1,4 @@
-"""The bundled cards: strict reading, stable bytes, and agreement with tracks, open_clip and defenses."""
+"""The cards of the package: strict reading, stable content, and consistency with tracks, open_clip and defenses."""
 
 import json
 from pathlib import Path
@@ -31,7 +31,7 @@ def _named(card: ModelCard) -> str:
 
 
 @pytest.mark.parametrize(("track", "name"), ALL)
-def test_a_card_is_named_like_its_file_and_survives_a_round_trip(track: str, name: str, tmp_path: Path) -> None:
+def test_a_card_has_the_name_of_its_file_and_is_written_back_unchanged(track: str, name: str, tmp_path: Path) -> None:
     path = package_folder("model_zoo") / track / f"{name}.json"
     card = read_card(path)
     assert card.name == name
@@ -45,7 +45,7 @@ def test_bundled_models_are_the_models_of_the_mini_track() -> None:
 
 
 @pytest.mark.parametrize("name", ["clip", "agft"])
-def test_the_identity_of_an_embedded_model_is_its_architecture_and_its_two_digests(name: str) -> None:
+def test_the_digest_of_a_bundled_model_covers_its_architecture_and_its_two_files(name: str) -> None:
     card = find_card(name, "mini")
     assert card.image and card.text
     expected = fingerprint(["mini", card.image.sha256, card.text.sha256])
@@ -53,7 +53,7 @@ def test_the_identity_of_an_embedded_model_is_its_architecture_and_its_two_diges
 
 
 @pytest.mark.parametrize("name", [name for name in bundled_names("mini") if name != "clip"])
-def test_training_a_bundled_model_again_has_the_identity_of_its_card(name: str) -> None:
+def test_the_fingerprint_of_a_training_equals_the_one_in_the_card(name: str) -> None:
     training = find_card(name, "mini").training
     job = make_job(TrainingRequest(training["defense"], training["track"], seed=training["seed"]))
     assert job.identity == training["fingerprint"]
@@ -61,7 +61,7 @@ def test_training_a_bundled_model_again_has_the_identity_of_its_card(name: str) 
 
 
 @pytest.mark.parametrize("card", REAL, ids=_named)
-def test_a_released_model_has_an_address_and_a_known_architecture(card: ModelCard) -> None:
+def test_a_released_model_has_a_download_address_and_a_known_architecture(card: ModelCard) -> None:
     assert card.architecture.startswith(OPEN_CLIP) and card.paper.startswith("https://")
     load_architecture(card.architecture)
     if card.pretrained:
@@ -70,7 +70,7 @@ def test_a_released_model_has_an_address_and_a_known_architecture(card: ModelCar
     if card.image:
         assert card.image.layout in {*CHECKPOINT_FORMATS, ""} and card.text is None
         assert card.image.url.startswith(("https://", "hf:")) or card.image.page.startswith("https://")
-        # Nobody here has seen the file: no digest can be known, and the card must say so.
+        # The project has never downloaded the file, so it knows no digest, and the card must say so.
         assert card.image.sha256 == "" and "never downloaded by us" in card.notes and card.licence
         assert bool(card.base) != (card.image.layout in ("clip", "transformers", ""))
     if card.base:
@@ -79,13 +79,13 @@ def test_a_released_model_has_an_address_and_a_known_architecture(card: ModelCar
 
 
 @pytest.mark.parametrize("card", REAL, ids=_named)
-def test_openais_weights_have_their_activation(card: ModelCard) -> None:
-    """A CLIP of OpenAI with another activation is silently a worse one; LAION's have the usual one."""
+def test_weights_of_openai_use_quickgelu(card: ModelCard) -> None:
+    """With another activation function, a CLIP of OpenAI would be less accurate without an error. LAION's use GELU."""
     config = load_architecture(card.architecture).config
     assert config.get("quick_gelu", False) == ("laion" not in card.name)
 
 
-def test_every_base_has_a_card_and_one_file_has_two_for_its_two_pixel_constants() -> None:
+def test_every_base_has_a_card() -> None:
     names = {card.name for card in REAL}
     assert {card.base for card in REAL} - {""} <= names
     first, second = (find_card(f"pmg-aft-tinyimagenet{end}", "zeroshot15") for end in ("", "-imagenet-pixels"))
@@ -93,14 +93,14 @@ def test_every_base_has_a_card_and_one_file_has_two_for_its_two_pixel_constants(
 
 
 @pytest.mark.parametrize("name", ["agft", "gladiator"])
-def test_a_model_without_weights_gives_the_command_that_trains_it(
+def test_the_message_for_a_model_without_weights_has_the_training_command(
     name: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
     assert run_command(["run", "--track", "zeroshot15", "--model", name, "--images", ".", "--json"]) == 2
     message = json.loads(capsys.readouterr().out)["error"]
     command = f"vlmbench train {name} --track zeroshot15 --images DIR"
-    assert "nobody has released" in message and command in message
+    assert "no public weights exist for" in message and command in message
     assert f"trained/zeroshot15/{name}/{name}.json" in message
     assert name in DEFENSES.table
 
@@ -123,7 +123,7 @@ def test_a_locally_trained_model_is_loaded_by_its_name(tmp_path: Path, monkeypat
         (path.parent / weights.file).write_bytes((Path(source.folder) / weights.file).read_bytes())
     write_card(ModelCard("agft", "mini", source.image, source.text), path)
     assert load_model("agft", "zeroshot15").digest == load_model("clip", "mini").digest
-    # A released model is never taken from there.
+    # For a released model, local trainings are ignored.
     other = Path("trained/zeroshot15/fare-1/fare-1.json")
     write_card(ModelCard("fare-1", "mini", source.image, source.text), other)
     assert find_card("fare-1", "zeroshot15").base == "clip"
@@ -132,10 +132,10 @@ def test_a_locally_trained_model_is_loaded_by_its_name(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"base": "clip"}, "same tower twice"),
-        ({"pretrained": "openai"}, "same tower twice"),
-        ({"image": None}, "same tower twice"),
-        ({"image": {"file": "a.pt", "sha256": ""}}, "must name the sha256 of a.pt"),
+        ({"base": "clip"}, "weights of an encoder twice"),
+        ({"pretrained": "openai"}, "weights of an encoder twice"),
+        ({"image": None}, "weights of an encoder twice"),
+        ({"image": {"file": "a.pt", "sha256": ""}}, "must state the sha256 of a.pt"),
         ({"image": {"file": "a.pt", "sha256": "", "url": 1}}, "image/url: .* string, got 1"),
         ({"image": {"file": "a.pt", "sha256": "", "mirror": ""}}, "image/mirror: unknown field"),
         ({"mean": [0.5, 0.5]}, "mean/2: this field is required"),
@@ -161,7 +161,7 @@ def test_cards_are_read_strictly(change: dict[str, object], message: str, tmp_pa
         read_card(tmp_path / "card.json")
 
 
-def test_bundled_cards_are_written_as_they_were_read(tmp_path: Path) -> None:
+def test_cards_of_the_package_are_written_back_unchanged(tmp_path: Path) -> None:
     paths = sorted(package_folder("model_zoo").rglob("*.json"))
     assert len(paths) > 50
     for path in paths:
@@ -169,7 +169,7 @@ def test_bundled_cards_are_written_as_they_were_read(tmp_path: Path) -> None:
         assert (tmp_path / "card.json").read_bytes() == path.read_bytes(), path
 
 
-def test_the_schema_of_cards_accepts_what_the_reader_accepts() -> None:
+def test_the_json_schema_accepts_the_same_cards_as_the_reader() -> None:
     schema = card_schema()
     Draft202012Validator.check_schema(schema)
     validator = Draft202012Validator(schema)

@@ -20,6 +20,6 @@ SAMPLE = Track(
     eps=(Fraction(1, 2), Fraction(1)),
     standard_eps=Fraction(1, 2),
     protocols=("few",),
-    board="few",
+    leaderboard_protocol="few",
     description="made up",
 )
