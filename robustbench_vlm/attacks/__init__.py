@@ -1,4 +1,4 @@
-"""Registry of attacks, and `load_attack`, which returns the attack of a name. Importing it does not import torch."""
+"""Registry of attacks, and `load_attack`, which returns an attack by name. Importing this module imports no torch."""
 
 import importlib
 from typing import TYPE_CHECKING
@@ -38,13 +38,13 @@ FAMILIES = {
     "pyautoattack:": ("pyautoattack:NAME", "robustbench_vlm.attacks.pyautoattack:pyautoattack_named"),
     "torchattacks:": ("torchattacks:NAME", "robustbench_vlm.attacks.torchattacks:torchattacks_named"),
 }
-"""Maps a name prefix to the form of the names and the import path of a function.
+"""Maps the prefix of a family of names to the form of the names, such as "pgd-N", and to the import path of a function.
 
-The function gets the rest of the name, without the prefix, and returns the attack."""
+The function takes the name without the prefix and returns the attack."""
 
 
 def load_attack(name: str) -> "Attack":
-    """Return the attack with a registered name, or with a name of a family such as "pgd-40" or "torchattacks:PGD".
+    """Return the attack called `name`: a name in `ATTACKS`, or one of a family, such as "pgd-40" or "torchattacks:PGD".
 
     Raises UserError if the name is unknown, or if the attack needs a library that is not installed.
     """

@@ -1,8 +1,8 @@
 """APGD, untargeted and targeted: PGD that halves its step size when the loss stalls (arXiv:2003.01690, algorithm 1).
 
 Follows pyautoattack 0.2.0 with three differences. A sample is finished at its first misclassified iterate. The first
-loss is compared with the loss of the starting point, as in the paper; pyautoattack compares it with zero. All targets
-of a sample share one forward pass of its clean image.
+checkpoint compares the loss with that of the starting point, as in the paper; pyautoattack compares it with zero. One
+forward pass of the clean image serves all targets of a sample.
 """
 
 from dataclasses import dataclass, replace
@@ -27,7 +27,8 @@ _RISES = 0.75
 class ApgdState:
     """The state of the current run of each sample.
 
-    Counters are int64 (B,), losses float32 (B,), and images float32 (B, 3, H, W) in [0, 1].
+    A checkpoint is a step at which the step size may be halved, as in the paper. Counters are int64 (B,), losses
+    float32 (B,), and images float32 (B, 3, H, W) in [0, 1].
     """
 
     rows: Rows
@@ -39,11 +40,11 @@ class ApgdState:
     run: Tensor
     """The index of the current run, int64 (B,)."""
     iteration: Tensor
-    """The steps of the current run so far, int64 (B,)."""
+    """The number of steps in the current run so far, int64 (B,)."""
     point: Tensor
     """The current iterate, (B, 3, H, W)."""
     previous: Tensor
-    """The iterate before it, (B, 3, H, W)."""
+    """The iterate before `point`, (B, 3, H, W)."""
     best: Tensor
     """The iterate with the highest loss in this run, (B, 3, H, W)."""
     best_gradient: Tensor
@@ -53,19 +54,20 @@ class ApgdState:
     last_loss: Tensor
     """The loss of the last iterate, (B,)."""
     checked_loss: Tensor
-    """The best loss at the last checkpoint, (B,)."""
+    """The value of `best_loss` at the last checkpoint, (B,)."""
     step_size: Tensor
     """Length of a step in the norm of the threat, float32 (B,)."""
     window: Tensor
-    """Steps from the last checkpoint to the next, int64 (B,)."""
+    """The number of steps from the last checkpoint to the next, int64 (B,)."""
     since_check: Tensor
-    """Steps since the last checkpoint, int64 (B,)."""
+    """The number of steps since the last checkpoint, int64 (B,)."""
     rises: Tensor
-    """Steps since the last checkpoint at which the loss rose, int64 (B,)."""
+    """The number of steps since the last checkpoint that increased the loss, int64 (B,)."""
     reduced: Tensor
     """Whether the last checkpoint halved the step size, bool (B,)."""
     strongest_loss: Tensor
-    """The best loss of all finished runs, (B,). Its iterate is the adversarial image unless one is misclassified."""
+    """The highest loss in all finished runs, (B,). The iterate with this loss is the adversarial image, unless an
+    iterate is misclassified."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,7 +166,8 @@ class Apgd:
     def _move(self, state: ApgdState, gradient: Tensor) -> None:
         share = as_factor(torch.where(state.iteration > 0, _MOMENTUM, 1.0).to(gradient.dtype))
         step = torch.addcmul(state.point, state.ball.direction(gradient), as_factor(state.step_size))
-        # Momentum: z is the projected step. The new point is x + share * (z - x) + (1 - share) * (x - previous).
+        # Momentum: let x be the current point and z the projected point after the step. The new point is
+        # x + share * (z - x) + (1 - share) * (x - previous).
         mirrored = torch.lerp(state.previous, state.point, 2.0)
         moved = state.ball.clip(mirrored.lerp_(state.ball.clip(step), share))
         state.previous, state.point = state.point, moved

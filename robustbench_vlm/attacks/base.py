@@ -43,7 +43,8 @@ class Batch:
 class Outcome:
     """The result of a stage for each sample of its batch.
 
-    `attack_samples` projects and classifies the images again, so an error of a stage cannot break a sample.
+    `attack_samples` projects and classifies the images again, so an error in the code of a stage cannot make a robust
+    sample count as broken.
     """
 
     adversarial: Tensor
@@ -78,12 +79,17 @@ class StageCalls(Protocol):
 
 
 def hundred_gradients(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return the default of `Stage.calls`: 100 calls with a gradient."""
+    """Return 0 calls without a gradient and 100 calls with a gradient, the default of `Stage.calls`."""
     return 0, 100
 
 
 def calls_per_target(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return the calls of an attack that takes `steps` steps for each of `targets` classes and each of `restarts`."""
+    """Return the number of calls without and with a gradient for an attack that runs once per target and restart.
+
+    The call without a gradient chooses the targets. A run has one call with a gradient at its starting point and one
+    after each of its steps. `parameters` contains "steps" and, unless the attack is untargeted or has no restarts,
+    "targets" and "restarts".
+    """
     targets = min(int(parameters.get("targets", 0)), num_classes - 1)
     return 1, (int(parameters["steps"]) + 1) * max(targets, 1) * int(parameters.get("restarts", 1))
 
@@ -95,8 +101,8 @@ class GradientMode:
     name: str
     """Prefix of the names of the stages that use this mode, such as "loop" in "loop:apgd-ce"."""
     gradient: Literal["loop", "constant", "transfer"]
-    """"loop": the gradient flows through the inner loops of the defense. "constant": the results of the inner loops are
-    treated as constants (BPDA, arXiv:1802.00420). "transfer": the stage attacks the model without the defense."""
+    """"loop": the gradient flows through the inner loops of the defense. "constant": the results of the inner loops
+    count as constants (BPDA, arXiv:1802.00420). "transfer": the stage attacks the model without the defense."""
     draws: int = 1
     """Number of random draws of the defense over which the gradient is averaged (EOT, arXiv:1707.07397).
 

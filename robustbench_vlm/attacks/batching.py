@@ -1,4 +1,4 @@
-"""The loop of step-based attacks. It keeps batches full.
+"""The loop that runs step-based attacks. It keeps batches full.
 
 When a sample is finished, the next waiting sample takes its row of the batch. Each row therefore has its own counters.
 """
@@ -15,7 +15,7 @@ from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.core.classifier_interface import Classifier
 
 _REFILL = 8
-"""The batch is refilled when one row in this many is free. A refill copies the state of all remaining rows."""
+"""The batch is refilled when at least 1 / `_REFILL` of its rows are free, because a refill copies all other rows."""
 
 
 @dataclasses.dataclass
@@ -33,7 +33,7 @@ class Rows:
     adversarial: Tensor
     """The strongest image so far, float32 (B, 3, H, W) in [0, 1]; at the start the clean image."""
     finished: Tensor
-    """Whether the attack of the sample is over, bool (B,). The method sets it."""
+    """Whether the attack on each sample is over, bool (B,). The attack method sets this field."""
     forward: Tensor
     """Forward passes of each sample so far, int64 (B,)."""
     backward: Tensor
@@ -41,7 +41,7 @@ class Rows:
 
 
 class State(Protocol):
-    """The state of a method: a dataclass.
+    """The state of an attack method: a dataclass.
 
     Each field is a tensor (B, ...) with one entry for each row, a dataclass of such tensors, or a constant.
     """

@@ -19,11 +19,11 @@ class Verdicts:
     """The verdicts on B samples, in the order of the samples."""
 
     adversarial: Tensor
-    """The misclassified image within the threat for a sample that a stage broke, and the clean image for every other
-    sample, float32 (B, 3, H, W) in [0, 1]."""
+    """For a sample that a stage broke, the misclassified image inside the threat model; for every other sample, the
+    clean image. float32 (B, 3, H, W) in [0, 1]."""
     strongest: Tensor
-    """The same as `adversarial`, except for robust samples, float32 (B, 3, H, W) in [0, 1]. For a robust sample it is
-    that one of the clean image and the images of the stages whose margin is smallest."""
+    """Equal to `adversarial` except for robust samples, float32 (B, 3, H, W) in [0, 1]. For a robust sample, this field
+    has the image with the smallest margin among the clean image and the images that the stages found."""
     broken_by: tuple[str, ...]
     """For each sample the name of the stage that broke it, "clean" if its clean image is misclassified, or "" if the
     sample is robust."""
@@ -40,7 +40,7 @@ class Verdicts:
     backward: Tensor
     """Backward passes for each sample, int64 (B,)."""
     warnings: tuple[tuple[str, ...], ...]
-    """For each sample the warning codes of the stages that attacked it."""
+    """For each sample, the warning codes from the stages that attacked the sample."""
 
     @property
     def robust(self) -> Tensor:
@@ -59,7 +59,7 @@ def attack_samples(
     misclassifies its image. At most `batch_size` samples are classified at once.
 
     Raises UserError if the attack does not support the norm of the threat, or if a logit is not finite. Other
-    exceptions of a stage are not caught and give no verdict.
+    exceptions from a stage are not caught, so no verdicts are returned.
     """
     attack.check_norm(batch.threat.norm)
     attacked = judged = as_classifier(model)

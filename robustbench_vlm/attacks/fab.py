@@ -3,10 +3,10 @@
 Follows pyautoattack 0.2.0 with these differences:
 
 * A sample is finished at its first misclassified point within eps.
-* The closest misclassified point of all targets is kept.
+* The attack keeps the misclassified point that is closest to the image over all targets.
 * One forward pass both classifies a point and linearises the model there. The official code first moves a
-  misclassified point back towards the image and then passes it again. This needs half as many forward passes. The mean
-  distance of the points found does not grow; that of single samples may.
+  misclassified point back towards the image and then classifies it again. The version here needs half as many forward
+  passes. The mean distance of the found points does not increase; the distance for a single sample may increase.
 * The projection onto a hyperplane does not sort the pixels (see `projections.Hyperplanes`).
 """
 
@@ -41,8 +41,8 @@ class FabState:
     point: Tensor
     """The current iterate, float32 (B, 3, H, W) in [0, 1]."""
     closest: Tensor
-    """The distance of the closest misclassified iterate from the image in the threat's norm, float32 (B,); infinity if
-    no iterate was misclassified."""
+    """The distance, in the threat's norm, between the image and its closest misclassified iterate, float32 (B,);
+    infinity if no iterate was misclassified."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,8 +91,8 @@ class Fab:
         state.rows.finished |= state.closest <= float(self.threat.eps)
 
     def _moved(self, images: Tensor, delta: Tensor, kept: Tensor, plane: tuple[Tensor, Tensor]) -> Tensor:
-        # Images and delta are (B, D), kept is (B,). The hyperplane is linearised at images + delta; the step begins at
-        # images + kept * delta.
+        # `images` and `delta` are (B, D), and `kept` is (B,). `plane` is the model linearised at images + delta: the
+        # gap (B,) and the normal (B, D). The step begins at images + kept * delta.
         gap, normal = plane
         planes = Hyperplanes.of(normal, self.threat.norm)
         along = (normal * delta).sum(dim=1)

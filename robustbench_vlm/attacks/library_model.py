@@ -1,4 +1,4 @@
-"""Adapter from a classifier to the torch module that other attack libraries expect. It counts their passes."""
+"""Adapter that makes a classifier a torch module for other attack libraries and counts the passes that they make."""
 
 from typing import Any
 
@@ -53,8 +53,8 @@ class _Gate(torch.autograd.Function):
 
 
 def seed_of(batch: Batch) -> int:
-    """Return a seed in [0, 2**32) for a library whose random numbers belong to the whole batch.
+    """Return a seed in [0, 2**32) for a library that draws its random numbers for a whole batch.
 
-    The seed follows from the key of the first sample.
+    The seed is computed from the key of the first sample.
     """
     return int(batch.keys[0]) % 2**32

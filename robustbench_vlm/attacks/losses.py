@@ -1,7 +1,8 @@
 """Per-sample losses that attacks maximise (arXiv:2003.01690, section 4).
 
 All losses map logits float32 (B, C), labels int64 (B,) and target classes int64 (B,) to losses float32 (B,). Samples of
-one batch may come from datasets with different numbers of classes: the logits of missing classes are minus infinity.
+one batch may come from datasets with different numbers of classes. A sample whose dataset has fewer than C classes has
+the logit minus infinity in the remaining columns.
 """
 
 from collections.abc import Callable, Mapping
@@ -13,13 +14,13 @@ from torch.nn import functional
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Type of a loss: logits (B, C), labels (B,) and targets (B,) to losses (B,). Untargeted losses ignore the targets."""
 
-# Added to a denominator so that it is not zero if all logits are equal. It is far below the difference of any two
-# unequal float32 logits.
+# This constant is added to a denominator, which is therefore not zero if all logits are equal. The constant is far
+# below the difference of any two unequal float32 logits.
 _TINY = 1e-12
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return log((1 - p) / p), the log-odds against the label with probability p, float32 (B,).
+    """Return the log-odds against the label, log((1 - p) / p) for the label's probability p, float32 (B,).
 
     Cross-entropy is the softplus of this value, so both losses rank images equally and their gradients have the same
     direction. At CLIP's logit scale of 100 float32 often rounds p to 1. The gradient of cross-entropy is then zero, but
@@ -29,15 +30,16 @@ def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 
 
 def softmax_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the cross-entropy of the softmax, float32 (B,), the loss of the released code of several defenses.
+    """Return the cross-entropy of the softmax, float32 (B,). The released code of several defenses uses this loss.
 
-    Its gradient has the factor 1 - p. The factor rounds to zero if p, the probability of the label, is close to 1.
+    The gradient of the loss has the factor 1 - p, with the label's probability p. The factor rounds to zero if p is
+    close to 1.
     """
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
 def margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the largest logit except the label's, minus the label's logit, float32 (B,) (arXiv:1608.04644, f6)."""
+    """Return the largest logit of another class minus the label's logit, float32 (B,) (arXiv:1608.04644, f6)."""
     return _without(logits, labels).amax(dim=1) - _pick(logits, labels)
 
 
@@ -76,10 +78,10 @@ _NEEDS = {"dlr": 3, "targeted-dlr": 4}
 
 
 def loss_warnings(name: str, num_classes: Tensor) -> dict[str, Tensor]:
-    """Return the warning about samples with too few classes for a loss; an empty dict if there are none.
+    """Return a warning for the samples whose dataset has too few classes for the loss `name`.
 
-    `num_classes` is the number of classes of each sample, int64 (B,). The dict maps the warning code to a mask of these
-    samples, bool (B,).
+    `num_classes`, int64 (B,), is the number of classes of each sample's dataset. The returned dict maps the code of the
+    warning to a mask of the samples with too few classes, bool (B,). It is empty if all samples have enough classes.
     """
     needed = _NEEDS.get(name, 2)
     few = num_classes < needed
@@ -87,10 +89,10 @@ def loss_warnings(name: str, num_classes: Tensor) -> dict[str, Tensor]:
 
 
 def ranked_targets(logits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """Return target classes, int64 (B, min(count, C - 1)), and the number of them for each sample, int64 (B,).
+    """Return target classes, int64 (B, min(count, C - 1)), and the number of targets of each sample, int64 (B,).
 
     The targets are the classes with the highest logits except the label, from high to low. Classes with equal logits
-    keep their order. Samples of datasets with fewer classes have fewer targets; the rest of their row is not used.
+    keep their order. A sample whose dataset has few classes has fewer targets; the rest of its row is not used.
     """
     others = _without(logits, labels)
     order = others.argsort(dim=1, descending=True, stable=True)
@@ -104,7 +106,8 @@ def _largest(logits: Tensor, count: int) -> tuple[Tensor, ...]:
 
 
 def _spread(difference: Tensor) -> Tensor:
-    # The difference is infinite for samples with too few classes. Their margin is divided by 1.
+    # The divisor of a loss. If a sample has too few classes for the loss, the difference is infinite. The divisor is
+    # then 1, so the loss is the margin.
     return torch.where(difference.isfinite(), difference + _TINY, 1.0)
 
 

@@ -19,7 +19,7 @@ class CountedClassifier:
         self.classifier = classifier
         self.judge = classifier.judge if isinstance(classifier, SurrogateClassifier) else None
         self.forward = 0
-        """Forward passes of each sample so far. Every call counts for every sample of the batch."""
+        """Forward passes of each sample so far. A call adds its passes to every sample of the batch."""
         self.backward = 0
         """Backward passes of each sample so far."""
         self.warnings: dict[str, Tensor] = {}
@@ -28,15 +28,15 @@ class CountedClassifier:
     def logits(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the logits float32 (N, C) of images (N, 3, H, W), without a gradient.
 
-        `rows`, int64 (N,), gives the sample of each image. None means one image for each sample, in their order.
+        `rows`, int64 (N,), gives the index of each image's sample. None means one image per sample, in the same order.
         """
         return self._classify(self.classifier, images, rows)
 
     def misclassified(self, images: Tensor, logits: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return whether each image (N, 3, H, W) is misclassified, bool (N,).
 
-        `logits` (N, C) are the logits of the images. If the classifier is a surrogate, its judge classifies the images
-        and `logits` are ignored. `labels` are int64 (N,); `rows` is the argument of the method `logits`.
+        `logits` (N, C) are the logits of the images. If the classifier is a `SurrogateClassifier`, its judge classifies
+        the images and `logits` is ignored. `labels` is int64 (N,). `rows` is as in the method `logits`.
         """
         if self.judge is not None:
             logits = self._classify(self.judge, images, rows)
@@ -86,7 +86,7 @@ class SurrogateClassifier:
         return checked_logits(self.surrogate, images)
 
     def select(self, index: Tensor) -> "SurrogateClassifier":
-        """Return the surrogate and the judge of the samples at the positions `index`, int64 (N,)."""
+        """Return a copy whose surrogate and judge are those of the samples at the positions `index`, int64 (N,)."""
         return SurrogateClassifier(self.surrogate.select(index), self.judge.select(index))
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
@@ -103,18 +103,18 @@ class MultiDatasetClassifier:
     """
 
     union: Classifier
-    """The classifier of all classes of all datasets."""
+    """The classifier among the classes of all datasets together."""
     columns: Tensor
     """For each sample the columns of its classes in the logits of `union`, int64 (B, C)."""
     absent: Tensor
-    """Whether a column of the logits is beyond the last class of the sample, bool (B, C)."""
+    """True for the columns of the logits that come after the sample's last class, bool (B, C)."""
 
     @classmethod
     def of_ranges(cls, union: Classifier, first: Tensor, num_classes: Tensor) -> "MultiDatasetClassifier":
         """Return the classifier for samples whose classes are consecutive columns of `union`.
 
-        `first` is the column of the first class of each sample, int64 (B,), and `num_classes` the number of its
-        classes, int64 (B,).
+        `first`, int64 (B,), is the column of each sample's first class. `num_classes`, int64 (B,), is the number of
+        classes of each sample's dataset.
         """
         place = torch.arange(int(num_classes.max()), device=first.device)
         absent = place >= num_classes[:, None]
@@ -140,11 +140,11 @@ class AdaptiveClassifier(Classifier, Protocol):
     """A classifier with a test-time defense, whose gradient can be computed in several modes."""
 
     def with_gradient(self, mode: GradientMode) -> Classifier:
-        """Return a classifier with the same verdicts whose gradient is computed in a mode."""
+        """Return a classifier with the same verdicts whose gradient is computed in the given mode."""
 
 
 def with_gradient(classifier: Classifier, mode: GradientMode | None) -> Classifier:
-    """Return the classifier whose gradient is computed in a mode, or the classifier itself if the mode is None."""
+    """Return a classifier whose gradient is computed in `mode`, or the classifier itself if `mode` is None."""
     if mode is None:
         return classifier
     assert isinstance(classifier, AdaptiveClassifier), "only test-time defenses have gradient modes"
@@ -157,13 +157,13 @@ def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
     Raises UserError if a logit is not finite, because such an image has no prediction.
     """
     logits = classifier(images)
-    # These wrappers check the logits of the classifiers inside them, and add -inf for missing classes on purpose.
+    # These wrappers check the logits of the classifiers inside them. They then add -inf for missing classes on purpose.
     if isinstance(classifier, SurrogateClassifier | MultiDatasetClassifier):
         return logits
     assert logits.dim() == 2 and len(logits) == len(images), f"logits {tuple(logits.shape)} for {len(images)} images"
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    # One sum is faster than a mask. It is finite if and only if all logits are; real logits are too small to overflow.
+    # A sum is faster than a mask. It is finite only if all logits are finite. Real logits are too small to overflow.
     if not torch.isfinite(logits.detach().sum()):
         wrong = int((~torch.isfinite(logits).all(dim=1)).sum())
         raise UserError(

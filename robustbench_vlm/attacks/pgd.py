@@ -21,16 +21,16 @@ from robustbench_vlm.core.threat import Threat
 
 @dataclass
 class PgdState:
-    """The state of the attack of each sample."""
+    """The state of the attack on each sample."""
 
     rows: Rows
     ball: Ball
     point: Tensor
     """The current iterate, float32 (B, 3, H, W) in [0, 1]."""
     iteration: Tensor
-    """The steps so far, int64 (B,)."""
+    """The number of steps so far, int64 (B,)."""
     best_loss: Tensor
-    """The highest loss of an iterate so far, float32 (B,)."""
+    """The highest loss of all iterates so far, float32 (B,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,8 +54,8 @@ class Pgd:
     step_size: str | None = None
     """The step size as a fraction of the pixel range, such as "1/255"."""
     mean_over: int = 1
-    """Divides the loss, as averaging over a batch of this size does. This matters in half precision, in which small
-    gradients become zero."""
+    """The divisor of the loss, as if the loss were averaged over a batch of this size. The division matters in half
+    precision, because it can turn small gradients into zero."""
 
     def __post_init__(self) -> None:
         assert self.steps >= 1 and self.iterate in ("final", "best")
@@ -96,7 +96,10 @@ class Pgd:
 
 
 def pgd_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return the calls of PGD for a sample that stays robust: one with a gradient at the start and after each step."""
+    """Return the number of calls without and with a gradient for a sample that stays robust.
+
+    PGD computes a gradient at its starting point and after each step.
+    """
     return 1, int(parameters["steps"]) + 1
 
 
@@ -128,7 +131,7 @@ def pgd_stage(name: str, *, steps: int, loss: str, **parameters: Any) -> Stage:
 def pgd_attack(steps: int, *, iterate: Literal["final", "best"] = "best", step_size: str | None = None) -> Attack:
     """Return the attack "pgd-N": PGD on cross-entropy from a random start.
 
-    `iterate` and `step_size` are those of `Pgd`. Without a `step_size` the step size is eps / 4.
+    The arguments `iterate` and `step_size` are the fields of `Pgd`. If `step_size` is None, the step size is eps / 4.
     """
     parameters: dict[str, Any] = {"iterate": iterate, "random_start": True}
     parameters |= {"step_size": step_size} if step_size else {"relative_step": 0.25}
@@ -142,7 +145,7 @@ def pgd_attack(steps: int, *, iterate: Literal["final", "best"] = "best", step_s
 
 
 def pgd_named(steps: str) -> Attack:
-    """Return the attack "pgd-N" for the text N. Raises UserError if N is not a whole number from 1 to 99999."""
+    """Return the attack "pgd-N" for the text `steps`. Raises UserError if it is not a whole number from 1 to 99999."""
     if not re.fullmatch(r"[1-9]\d{0,4}", steps):
         raise UserError(f"unknown attack 'pgd-{steps}': give a number of steps from 1 to 99999, for example pgd-20")
     return pgd_attack(int(steps))

@@ -1,6 +1,6 @@
 """Linf and L2 balls: projections, random starting points and steepest ascent directions (arXiv:1706.06083).
 
-It also projects onto hyperplanes, for FAB.
+The module also projects onto hyperplanes, for the attack FAB.
 """
 
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ _MAX_CLIMBS = 100
 
 
 def project(threat: Threat, images: Tensor, adversarial: Tensor) -> Tensor:
-    """Move `adversarial` into the ball around `images` and into [0, 1], and return it, float32 (B, 3, H, W).
+    """Move `adversarial` into the threat's ball around `images` and into [0, 1]; return float32 (B, 3, H, W).
 
-    Both arguments are float32 (B, 3, H, W). Non-finite values are replaced by the clean pixel.
+    `images` and `adversarial` are float32 (B, 3, H, W). A non-finite value is replaced by the value of the clean pixel.
     """
     delta = torch.where(torch.isfinite(adversarial), adversarial, images) - images
     eps = float(threat.eps)
@@ -32,7 +32,7 @@ def project(threat: Threat, images: Tensor, adversarial: Tensor) -> Tensor:
 def distance(threat: Threat, images: Tensor, adversarial: Tensor) -> Tensor:
     """Return the size of each sample's perturbation in the threat's norm, float32 (B,), for pixels in [0, 1].
 
-    Both images and adversarial images are float32 (B, 3, H, W).
+    `images` and `adversarial` are float32 (B, 3, H, W).
     """
     delta = (adversarial - images).flatten(1)
     return delta.abs().amax(dim=1) if threat.norm == "Linf" else delta.norm(dim=1)
@@ -71,7 +71,7 @@ class LinfBall:
 
     @staticmethod
     def boundary(keys: Tensor, counter: Tensor, images: Tensor) -> Tensor:
-        """Draw random points of Linf norm 1, (B, 3, H, W): those of `inside` over their largest absolute value."""
+        """Draw random points of Linf norm 1, (B, 3, H, W): points of `inside` divided by their largest magnitude."""
         noise = LinfBall.inside(keys, counter, images)
         return noise / as_factor(noise.flatten(1).abs().amax(dim=1).clamp_min(1e-12))
 
@@ -95,7 +95,7 @@ class L2Ball:
     @staticmethod
     def direction(gradient: Tensor) -> Tensor:
         """Return the gradient (B, 3, H, W) scaled to L2 norm 1; a gradient of zero stays zero."""
-        # Divide by the largest entry first, because the squares of tiny or huge gradients leave the range of float32.
+        # Divide by the largest entry first, because squares of tiny or huge gradients underflow or overflow in float32.
         scaled = gradient / as_factor(gradient.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny))
         return scaled / as_factor(scaled.flatten(1).norm(dim=1).clamp_min(1e-12))
 
@@ -146,20 +146,21 @@ class Hyperplanes:
 
     @classmethod
     def of(cls, normal: Tensor, norm: str) -> "Hyperplanes":
-        """Return the hyperplanes with normals float32 (B, D); `norm`, "Linf" or "L2", measures the length of a step."""
+        """Return the hyperplanes with normals float32 (B, D). `norm`, "Linf" or "L2", is the norm of step lengths."""
         weight = normal.abs()
         if norm == "Linf":
             return cls(normal.sign(), weight, None, weight.sum(dim=1))
-        # Speeds are relative to the largest one, because the squares of a tiny normal are zero in float32.
+        # Speeds are divided by the largest one, because the squares of a tiny normal are zero in float32.
         speed = weight / weight.amax(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
         return cls(normal.sign(), weight, speed, (weight * speed).sum(dim=1))
 
     def shortest_step(self, points: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the shortest step from points (B, D) in [0, 1] that makes gap + normal * step zero inside [0, 1].
+        """Return the shortest step from each of the points (B, D) in [0, 1] to its hyperplane, inside [0, 1].
 
-        `gap` is float32 (B,). Returns two factors: sizes, float32 (B, D) and not negative, and sides, float32 (B,),
-        each -1 or 1. The step is sign * sizes * side. If no point of [0, 1] is on the hyperplane, the step leads to the
-        corner of [0, 1] that is nearest to it.
+        The step solves gap + (normal, step) = 0; `gap` is float32 (B,), and (normal, step) is the inner product.
+        The method returns two factors: sizes, float32 (B, D) and not negative, and sides, float32 (B,), each -1 or 1.
+        The step is sign * sizes * side. If no point of [0, 1] is on the hyperplane, the step leads to the corner of
+        [0, 1] that is nearest to the hyperplane.
         """
         side = torch.where(gap >= 0, -1.0, 1.0).to(points.dtype)
         room = torch.addcmul(points.new_tensor(0.5), self.sign * side[:, None], 0.5 - points)
@@ -172,7 +173,7 @@ class Hyperplanes:
         for _ in range(_MAX_CLIMBS):
             sizes = torch.minimum(room, length[:, None] if self.speed is None else length[:, None] * self.speed)
             reached = (sizes * self.weight).sum(dim=1)
-            # A row stops at its hyperplane, or when all its pixels are at 0 or 1. It does not depend on other rows.
+            # A sample stops at its hyperplane, or when all its pixels are at 0 or 1. Other samples have no influence.
             climbs = (reached < enough) & (reached > reached_before)
             if not bool(climbs.any()):
                 break

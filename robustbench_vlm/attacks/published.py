@@ -1,6 +1,6 @@
 """Attacks that the released code of defenses calls "AutoAttack" or "CW" and that are weaker than the originals.
 
-Protocols that reproduce published numbers use them.
+Protocols that reproduce published numbers use these attacks.
 """
 
 from typing import Any

@@ -1,6 +1,6 @@
 """Adapter for pyautoattack, the official AutoAttack package (arXiv:2003.01690).
 
-The random numbers of the package belong to a batch, not to a sample. The batch size may therefore change a verdict.
+The package draws its random numbers for a whole batch, so a different batch size may change a verdict.
 
 This module works around these problems of the package:
 
@@ -35,17 +35,18 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "fab-t": ("fab", {"targeted": True}, "ce"),
     "square": ("square", {}, "ce"),
 }
-"""Maps the name of an attack here to three values.
+"""Maps the name of an attack to three values.
 
-They are the attribute of the official `AutoAttack` object, the settings of that attribute, and the name of the loss in
-`losses.LOSSES` that needs a minimum number of classes.
+1. The attribute of the official `AutoAttack` object that runs the attack.
+2. The settings of that attribute.
+3. The attack's loss, a name in `losses.LOSSES`. `loss_warnings` uses it to find datasets with too few classes.
 """
 
 
 def official(classifier: Classifier, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
     """Run one attack of pyautoattack as the function of a stage, `batch_size` samples at a time.
 
-    `attack` is a key of `PARTS`. The parameters are those of the standard version of AutoAttack.
+    `attack` is a key of `PARTS`. The attack has the parameters of the standard version of AutoAttack.
     """
     network = LibraryModel(classifier, batch.images.device)
     with _flags() as flags:
@@ -89,7 +90,7 @@ def _part(network: LibraryModel, batch: Batch, attack: str) -> Any:
 
 @contextmanager
 def _flags() -> Iterator[set[str]]:
-    # The package logs one warning here, about zero gradients. The warning is recorded and not printed.
+    # The package logs a warning about zero gradients. The warning is recorded as a flag and not printed.
     logger, flags = logging.getLogger("auto-attack"), set[str]()
 
     def note(record: logging.LogRecord) -> bool:
@@ -109,7 +110,7 @@ _CALLS = {"apgd-ce": (0, 101), "apgd-dlr": (0, 101), "apgd-t": (1, 909), "fab-t"
 
 
 def pyautoattack_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return the calls of one attack of the standard version for a sample that stays robust."""
+    """Return the number of calls without and with a gradient for a sample that stays robust under one attack."""
     return _CALLS[parameters["attack"]]
 
 
@@ -135,7 +136,7 @@ PYAUTOATTACK = Attack(
 
 
 def pyautoattack_named(name: str) -> Attack:
-    """Return the attack "pyautoattack:NAME" for a NAME in `PARTS` or for "standard". Raises UserError for others."""
+    """Return the attack "pyautoattack:NAME" for a `name` in `PARTS` or "standard". Raises UserError for other names."""
     if name == "standard":
         return PYAUTOATTACK
     if name not in PARTS:

@@ -8,13 +8,13 @@ from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.core.classifier_interface import Classifier, ClassifierLike, as_classifier
 
 SANITY_FORWARD, SANITY_BACKWARD = 4, 1
-"""Classifier calls of the sanity checks for each sample, and the number of these calls with a gradient."""
+"""The number of classifier calls per sample in the sanity checks, and how many of them compute a gradient."""
 SANITY_CODES = ("zero-gradient", "non-finite-gradient", "unstable-output", "batch-dependent", "probability-logits")
 """The warning codes that `sanity_warnings` may return."""
 REPEAT_TOLERANCE = 1e-5
 """Largest difference of the logits of two equal calls, as a fraction of the largest logit.
 
-It is not zero, because GPU kernels may add in any order.
+It is not zero, because GPU kernels may add numbers in any order.
 """
 BATCH_TOLERANCE = 1e-3
 """Largest change of an image's logits when the other images of the batch change, as a fraction of the largest logit."""
@@ -31,8 +31,9 @@ def sanity_warnings(
     """Return the warning codes of each sample of a batch, in the order of the samples.
 
     The checks compute the gradient of the margin, call the classifier again on the same images, call it with other
-    images in the batch, and test whether the logits are probabilities. The tolerances are fractions of the largest
-    logit. `batch_size` images are passed at once; the call with other images passes twice as many.
+    images in the batch, and test whether the logits are probabilities. `batch_tolerance` and `repeat_tolerance` are
+    fractions of the largest logit. The call with other images passes 2 * `batch_size` images at once, and all other
+    calls pass `batch_size`.
     """
     classifier, codes = as_classifier(model), list[tuple[str, ...]]()
     for part in torch.arange(len(batch.labels), device=batch.labels.device).split(batch_size):
@@ -78,6 +79,6 @@ def _differ(first: Tensor, second: Tensor, tolerance: float) -> Tensor:
 
 
 def _are_probabilities(logits: Tensor) -> Tensor:
-    # Log-probabilities raise no warning: their softmax is the same probabilities.
+    # Log-probabilities are valid logits, because their softmax gives the probabilities. They raise no warning.
     within = ((logits >= 0) & (logits <= 1)).all(dim=1)
     return within & ((logits.sum(dim=1) - 1).abs() < 1e-3)

@@ -4,9 +4,9 @@ Follows pyautoattack 0.2.0, without its option to rescale the schedule, with thr
 are drawn for each sample. Squares may cover the last row and column of the image. A sample is finished when it is
 misclassified; two equal logits do not finish it.
 
-If a batch has free rows, one forward pass makes several queries of the same sample. Each of them assumes that the
-queries before it fail. The queries after the first successful one are discarded and made again, so the search gives the
-same result as with one query at a time.
+If a batch has fewer samples than `batch_size`, one forward pass makes several queries for each sample. Each query
+assumes that the queries before it fail, that is, that they do not lower the loss. The queries after the first
+successful one are discarded and made again, so the search gives the same result as with one query per pass.
 """
 
 from collections.abc import Mapping
@@ -27,14 +27,17 @@ from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.threat import Threat
 
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
-"""The queries after which the area of the squares is halved."""
+"""The numbers of queries after which the area of the squares is halved."""
 _LEAST_AHEAD, _MOST_AHEAD = 3, 8
-"""Limits of the queries of one sample in one pass, if more than one. Two queries at once save no time."""
+"""The lowest and highest number of queries per sample in one forward pass; a pass with fewer makes only one query.
+
+Two queries in one pass save no time.
+"""
 
 
 @dataclass
 class SquareState:
-    """The state of the search of each sample."""
+    """The state of the random search for each sample."""
 
     rows: Rows
     query: Tensor
@@ -42,12 +45,12 @@ class SquareState:
     best: Tensor
     """The best image so far, float32 (B, 3, H, W) in [0, 1]."""
     loss: Tensor
-    """The label's logit minus the largest other logit of `best`, float32 (B,); infinity before the first query."""
+    """The label's logit for `best` minus the largest other logit, float32 (B,); infinity before the first query."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Square:
-    """Square Attack with one query of the initial image, and `queries` queries of changed images."""
+    """Square Attack with one query for the initial image and `queries` queries for changed images."""
 
     threat: Threat
     queries: int = 5000
@@ -72,7 +75,8 @@ class Square:
         logits = model.logits(candidate, which)
         loss, broken = -margin(logits, labels, labels), model.misclassified(candidate, logits, labels, which)
         better = ((broken | (loss < state.loss[row])) & (query <= self.queries)).view(ahead, count)
-        # The earliest successful query of each row. It is 0 for rows without one, which `helped` excludes below.
+        # The position of the first successful query of each sample. It is 0 if no query succeeded; `helped` then
+        # excludes the sample below.
         first = (better * torch.arange(ahead, 0, -1, device=place.device)[:, None]).argmax(dim=0)
         helped = better.any(dim=0)
         chosen = first * count + place[:count]
@@ -81,7 +85,7 @@ class Square:
         state.loss = torch.where(helped, loss[chosen], state.loss)
         used = torch.where(helped, first + 1, (self.queries + 1 - state.query).clamp_max(ahead))
         state.query = state.query + used
-        # `run_in_batches` counts the passes of one query per step, so the other queries are added here.
+        # `run_in_batches` counts the passes of only one query per step, so the passes of the others are added here.
         rows.forward += (used - 1) * (model.forward - spent[0])
         rows.backward += (used - 1) * (model.backward - spent[1])
         rows.finished = (helped & broken[chosen]) | (state.query > self.queries)
@@ -89,12 +93,18 @@ class Square:
         return state
 
     def _ahead(self, state: SquareState) -> int:
-        """Return the number of queries of each sample in one pass: 1 for the first query, which always succeeds."""
+        """Return the number of queries per sample in the next forward pass.
+
+        It is 1 if a sample has made no query yet, because the first query always succeeds.
+        """
         room = min(_MOST_AHEAD, self.batch_size // len(state.query))
         return room if room >= _LEAST_AHEAD and not bool((state.query == 0).any()) else 1
 
     def share_at(self, query: Tensor) -> Tensor:
-        """Return the fraction of the image that a square covers, float32 (B,), for query numbers int64 (B,) from 1."""
+        """Return the fraction of the image that the square of a query covers, float32 (B,).
+
+        `query`, int64 (B,), contains the index of each query; index 1 is the first changed image.
+        """
         halvings = torch.bucketize(query - 1, torch.tensor(_HALVINGS, device=query.device))
         return self.p_init * 0.5**halvings
 
@@ -113,13 +123,16 @@ class Square:
 
 @lru_cache(maxsize=64)
 def _sides(method: Square, height: int, width: int, device: torch.device) -> Tensor:
-    """Return the side of the square of every query in pixels, int64 (queries + 1,)."""
+    """Return the side of the square in pixels for every query of the attack `method`, int64 (queries + 1,)."""
     query = torch.arange(method.queries + 1, device=device)
     return PROPOSALS[method.threat.norm].sides(method.share_at(query), height, width)
 
 
 def square_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return the calls of Square Attack for a sample that stays robust: the initial image and all queries."""
+    """Return the number of classifier calls without and with a gradient for a sample that stays robust.
+
+    Square Attack then classifies the initial image and makes all its queries. It uses no gradient.
+    """
     return int(parameters["queries"]) + 1, 0
 
 

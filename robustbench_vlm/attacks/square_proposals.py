@@ -16,32 +16,36 @@ _TINY = 1e-12
 
 @dataclass(frozen=True)
 class CleanImages:
-    """Clean images and the random numbers of their samples."""
+    """Clean images, and one key for random numbers per image."""
 
     images: Tensor
     """Clean images, float32 (B, 3, H, W) in [0, 1]."""
     keys: Tensor
-    """The key of each sample's random numbers, int64 (B,)."""
+    """The key of each sample's random numbers, int64 (B,); see `core.random`."""
 
 
 @dataclass(frozen=True)
 class Proposals:
-    """The functions that make the candidates for one norm. Candidates are float32 (B, 3, H, W) in [0, 1]."""
+    """The functions that make candidate images for one norm. Candidates are float32 (B, 3, H, W) in [0, 1]."""
 
     first: Callable[[CleanImages, float], Tensor]
-    """Returns the initial images. The arguments are the clean images and eps."""
+    """Returns the first candidates. The arguments are the clean images and eps."""
     changed: Callable[[CleanImages, float, Tensor, Tensor, Tensor], Tensor]
-    """Returns changed copies of the best images.
+    """Returns changed copies of the best images so far.
 
-    The arguments are the clean images, eps, the best images float32 (B, 3, H, W), the query numbers int64 (B,) and the
-    sides of the squares in pixels, int64 (B,)."""
+    The arguments are the clean images, eps, the best images float32 (B, 3, H, W), the index of each sample's query
+    int64 (B,), and the side of each sample's square in pixels, int64 (B,)."""
     least_side: int
     """The smallest side of a square in pixels."""
     odd: bool
     """Whether the side of a square must be odd."""
 
     def sides(self, share: Tensor, height: int, width: int) -> Tensor:
-        """Return the sides in pixels, int64 (B,), of squares that cover the fraction `share`, (B,), of an image."""
+        """Return the side of each sample's square in pixels, int64 (B,).
+
+        `share`, float32 (B,), is the fraction of the image area that the square covers. `height` and `width` are those
+        of the image in pixels.
+        """
         side = (share * (height * width)).sqrt().round().long().clamp_min(self.least_side)
         if self.odd:
             side += 1 - side % 2
@@ -49,14 +53,17 @@ class Proposals:
 
 
 def stripes(rows: CleanImages, eps: float) -> Tensor:
-    """Add eps or -eps to each column of each channel of the clean images, float32 (B, 3, H, W)."""
+    """Add eps or -eps, drawn at random, to each column of each channel of the images; return float32 (B, 3, H, W)."""
     _, channels, _, width = rows.images.shape
     signs = randomness.signs(rows.keys, 0, (channels, 1, width)).to(rows.images.dtype)
     return (rows.images + eps * signs).clamp_(0, 1)
 
 
 def recoloured_square(rows: CleanImages, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
-    """Set one square of each best image to the clean image plus or minus eps, one sign per channel (algorithm 2)."""
+    """Replace one random square of each image `best` by the clean image plus or minus eps (algorithm 2).
+
+    The sign is random for each channel. The result is float32 (B, 3, H, W).
+    """
     channels = best.shape[1]
     drawn = randomness.integers(rows.keys, query, (2 + channels,), _ranges(best, side, [2] * channels))
     signs = (2 * drawn[:, 2:, None] - 1).to(best.dtype)
@@ -69,9 +76,9 @@ def recoloured_square(rows: CleanImages, eps: float, best: Tensor, query: Tensor
 
 
 def tiles(rows: CleanImages, eps: float) -> Tensor:
-    """Add square tiles to the clean images, scaled to L2 norm eps, float32 (B, 3, H, W).
+    """Add a perturbation of square tiles with L2 norm eps to the clean images; return float32 (B, 3, H, W).
 
-    The side of a tile is a fifth of the side of the image. Each tile is a `_bump` of random sign and direction.
+    The side of a tile is a fifth of the side of the image. Each tile is a `_bump` with a random sign and direction.
     """
     height, width = rows.images.shape[2:]
     keys = randomness.derive(rows.keys, "tiles")
@@ -86,13 +93,15 @@ def tiles(rows: CleanImages, eps: float) -> Tensor:
 
 
 def moved_energy(rows: CleanImages, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
-    """Move the perturbation of one window of each best image into another window (algorithm 3).
+    """Move the perturbation from one window of each image `best` into another window (algorithm 3).
 
-    Both windows are emptied. The first one gets a bump with the energy of both, plus the energy that is left up to eps.
+    The perturbation is set to zero in both windows. Then the first window gets a `_bump`. The energy (squared L2 norm)
+    of the bump is the energy that both windows had, plus the energy that eps still allows. Returns float32
+    (B, 3, H, W).
     """
     drawn = randomness.integers(rows.keys, 2 * query, (4,), _ranges(best, side, []).repeat(1, 2))
     delta = best - rows.images
-    # The energy per channel by which the squared perturbation is below eps squared.
+    # The energy that eps still allows, divided equally among the channels.
     free = (eps**2 - delta.square().sum(dim=(1, 2, 3))).clamp_min(0).view(-1, 1, 1) / best.shape[1]
     changed = delta.clone()
     for length, some in _groups(side):
@@ -114,20 +123,22 @@ PROPOSALS = {
 
 
 def _ranges(images: Tensor, side: Tensor, others: list[int]) -> Tensor:
-    # Returns the number of values of each random number, (B, 2 + len(others)): the square's top, its left, and others.
+    # Returns an exclusive upper bound for each random integer, int64 (B, 2 + len(others)). The first two bounds are for
+    # the top and the left of the square. The rest are `others`, equal for all samples.
     height, width = images.shape[2:]
     fixed = torch.tensor(others, dtype=torch.int64, device=side.device).expand(len(side), -1)
     return torch.cat([(height + 1 - side)[:, None], (width + 1 - side)[:, None], fixed], dim=1)
 
 
 def _groups(side: Tensor) -> list[tuple[int, Tensor]]:
-    # Returns each side with the rows that have squares of this side. Rows that entered the batch later differ in side.
+    # Returns (side, index) pairs. `index`, int64 (N,), contains the positions in the batch of the samples whose square
+    # has this side. Sides differ because samples enter the batch at different times.
     return [(length, (side == length).nonzero().squeeze(1)) for length in sorted(set(side.tolist()))]
 
 
 def _pixels(images: Tensor, corners: Tensor, some: Tensor, side: int) -> Tensor:
-    # Returns the indices of the squares' pixels in the flattened images, (N, channels, side * side), for the N rows
-    # `some`. Corners (N, 2) are the top and the left of each square.
+    # Returns the indices of the squares' pixels in the flattened `images`, int64 (N, channels, side * side). `some`,
+    # int64 (N,), contains the positions of the N images. `corners`, int64 (N, 2), are the top and left of each square.
     _, channels, height, width = images.shape
     steps = torch.arange(side, device=images.device)
     square = (steps[:, None] * width + steps).flatten()
@@ -137,7 +148,8 @@ def _pixels(images: Tensor, corners: Tensor, some: Tensor, side: int) -> Tensor:
 
 
 def _bumps(keys: Tensor, counter: Tensor, images: Tensor, side: int) -> Tensor:
-    # Returns a bump of random sign for each row and channel, (B, channels, side * side). Channels share the direction.
+    # Returns a bump for each sample and channel, float32 (B, channels, side * side). The sign is random per channel.
+    # The direction (upright or transposed) is random per sample and equal for all channels.
     signs = randomness.signs(keys, counter, (images.shape[1] + 1, 1)).to(images.dtype)
     upright = torch.tensor(_bump(side), dtype=images.dtype, device=images.device)
     turned = torch.where(signs[:, -1:] > 0, upright.flatten(), upright.T.flatten())
@@ -146,8 +158,8 @@ def _bumps(keys: Tensor, counter: Tensor, images: Tensor, side: int) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _bump(side: int) -> list[list[float]]:
-    # Returns an array of norm 1 with two halves of opposite sign. Each half is a sum of nested squares around its
-    # center; the k-th square has the height 1 / k ** 2.
+    # Returns an array with L2 norm 1 and two halves of opposite sign. Each half is a sum of nested squares around its
+    # center. The k-th smallest square adds 1 / k ** 2 to each of its pixels.
     halves = [_hill(side // 2, side), -_hill(side - side // 2, side)]
     bump = torch.cat(halves)
     values: list[list[float]] = (bump / bump.norm()).tolist()

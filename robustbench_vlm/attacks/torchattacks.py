@@ -1,9 +1,9 @@
 """Adapter for the attacks of the optional library torchattacks (arXiv:2010.01950).
 
 Attacks keep their default parameters with these exceptions. Eps and the norm are those of the threat. Step sizes are
-scaled in proportion to eps. The number of classes is that of the dataset, if the attack has this parameter.
+scaled in proportion to eps. A parameter for the number of classes is set to the number of classes of the dataset.
 
-The random numbers of the library belong to a batch, not to a sample. The batch size may therefore change a verdict.
+The library draws its random numbers for a whole batch, so a different batch size may change a verdict.
 """
 
 import inspect
@@ -27,14 +27,14 @@ _MINIMAL = ("CW", "DeepFool")
 """Attacks that search for the misclassified image with the smallest L2 distance."""
 _GRADIENT_FREE = ("Square", "OnePixel", "Pixle", "GN")
 _COUNTING = ("JSMA", "OnePixel", "Pixle", "SparseFool")
-"""Attacks that change few pixels, by any amount."""
+"""Attacks that limit the number of changed pixels, but not the size of the changes."""
 
 
 def attack_class(name: str) -> type:
-    """Return the class of torchattacks with a name.
+    """Return the attack class of torchattacks that is called `name`.
 
     Raises UserError if the library is not installed or has no such attack, or if the constructor of the attack requires
-    other arguments than a model.
+    arguments in addition to the model.
     """
     library = _library()
     classes = {key: value for key, value in vars(library).items() if isinstance(value, type)}
@@ -44,8 +44,8 @@ def attack_class(name: str) -> type:
     required = [p.name for p in _parameters(found).values() if p.default is p.empty and p.name != "model"]
     if required:
         raise UserError(
-            f"torchattacks:{name} cannot be run: it requires {', '.join(required)}, and only attacks that require"
-            " nothing but a model are supported; name a single attack, such as torchattacks:PGD"
+            f"torchattacks:{name} is not supported: it requires {', '.join(required)}, but the constructor of an"
+            " attack may require only a model; name another attack, such as torchattacks:PGD"
         )
     return found
 
@@ -53,8 +53,8 @@ def attack_class(name: str) -> type:
 def norms_of(name: str) -> tuple[str, ...]:
     """Return the norms for which an attack of torchattacks is designed.
 
-    Attacks with a `norm` parameter support both norms. Attacks that limit the number of changed pixels support both
-    norms too, because their images are projected into the ball.
+    Attacks with a `norm` parameter support Linf and L2. Attacks that limit the number of changed pixels support both
+    norms too, because the images that they return are projected into the ball.
     """
     parameters = _parameters(attack_class(name))
     if "norm" in parameters or name in _COUNTING:
@@ -78,7 +78,7 @@ def run_torchattacks(classifier: Classifier, batch: Batch, *, batch_size: int, a
 
 
 def torchattacks_stage(attack: str) -> Stage:
-    """Return a stage that runs the attack of torchattacks with this class name."""
+    """Return a stage that runs one attack of torchattacks; `attack` is the name of its class."""
     return Stage(
         f"torchattacks:{attack}",
         "torchattacks",

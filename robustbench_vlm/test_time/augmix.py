@@ -12,9 +12,9 @@ from robustbench_vlm.core import random as randomness
 _AREA, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 _CHAINS, _DEPTH = 3, 3
 _SHIFT, _SHEAR, _TURN = 0.1, 0.1, torch.pi / 18
-"""Limits of the geometric steps, AugMix's severity 1 to 3.
+"""The largest shift, shear and rotation of a geometric step, as in severities 1 to 3 of AugMix.
 
-The shift is a fraction of the side of the image, the shear is pixels per pixel, and the turn is in radians.
+The shift is a fraction of the side of the image, the shear is in pixels per pixel, and the rotation is in radians.
 """
 
 
@@ -73,7 +73,7 @@ def _chain(images: Tensor, draws: Tensor) -> Tensor:
 def _step(kind: Tensor, size: Tensor) -> Tensor:
     """Return the maps (N, 3, 3) of one geometric step each: a shift, a shear or a rotation.
 
-    `kind`, (N,) in [0, 1), decides which of them, and `size`, (N,) in [-1, 1), how far.
+    `kind`, (N,) in [0, 1), decides the type of the step, and `size`, (N,) in [-1, 1), decides its amount.
     """
     one, zero = torch.ones_like(size), torch.zeros_like(size)
     cosine, sine = (_TURN * size).cos(), (_TURN * size).sin()

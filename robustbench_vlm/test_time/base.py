@@ -22,13 +22,13 @@ class DefenseContext:
     image_encoder: Encoder
     """The image encoder of the defended model."""
     undefended_encoder: Encoder
-    """The image encoder of the undefended model that the defended model was trained from. It is the same as
-    `image_encoder` if the defense does not need it."""
+    """The image encoder of the undefended model that the defended model was trained from. If the defense does not need
+    the undefended model, this field is `image_encoder`."""
     text_features: Tensor
     """Text embeddings of the classes, float32 (C, D) of norm 1."""
     null_features: Tensor
-    """Text embeddings of the `null_texts` of the defense, float32 (N, D) of norm 1. For a defense without `null_texts`
-    they are those of the classes."""
+    """Text embeddings of the `null_texts` of the defense, float32 (N, D) of norm 1. If the defense has no `null_texts`,
+    this field is `text_features`."""
     token_embeddings: Tensor
     """Token embeddings of the prompts of the classes, float32 (C, L, W): L tokens of width W."""
     text_encoder: Callable[[Tensor], Tensor]
@@ -38,19 +38,19 @@ class DefenseContext:
     settings: Mapping[str, float]
     """The settings of the defense. Their names follow the paper."""
     differentiate: bool
-    """Whether the gradient flows through the inner loops of the defense. If not, their results are constants."""
+    """Whether the gradient flows through the inner loops of the defense. If not, the loops' results are constants."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """The passes through the image encoder for the logits of one image."""
+    """The passes through the image encoder that computing the logits of one image needs."""
 
     forward: int
     """Forward passes."""
     inner: int = 0
     """Backward passes in the inner loops of the defense."""
     outer: int = 1
-    """The number of forward passes through which the gradient of the logits flows back to the image."""
+    """The number of forward passes that the gradient of the logits flows through on its way back to the image."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class TestTimeDefense:
     logits: Callable[[DefenseContext, Tensor], Tensor]
     """Maps a context and images, float32 (B, 3, H, W) in [0, 1], to logits, float32 (B, C)."""
     passes: Callable[[Mapping[str, float]], Passes]
-    """Maps the settings to the passes for one image."""
+    """Maps the settings to the `Passes` of one image."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """The settings of the defense. Their names follow the paper."""
     version: int = 1
@@ -73,19 +73,19 @@ class TestTimeDefense:
     null_texts: tuple[str, ...] = ()
     """Texts that describe no class, such as "a photo of a ."."""
     tunes_prompts: bool = False
-    """Whether the defense passes the text encoder for each sample. If not, the context has no usable
-    `token_embeddings` and `text_encoder`."""
+    """Whether the defense runs the text encoder for each sample. If not, `token_embeddings` and `text_encoder` of the
+    context cannot be used."""
     gradient_modes: tuple[GradientMode, ...] = (GradientMode("loop", "loop"), GradientMode("constant", "constant"))
     """The ways in which adaptive attacks compute the gradient of the defense. A transfer attack is always added."""
     needs_undefended: bool = False
     """Whether the defense uses the model that the defended model was trained from.
 
-    That model is the base in the card of the defended model, or else the base model of the track. If the defense does
-    not use it, it is not loaded, and the defended model takes its place."""
+    The undefended model is the base that the card of the defended model names, or else the base model of the track. If
+    the defense does not use the undefended model, the model is not loaded, and the defended model takes its place."""
     images_per_sample: int = 1
     """The number of images that one sample needs in memory at once, such as its views."""
     text_passes: str = ""
-    """A description of the passes through the text encoder for an image. Records do not count them."""
+    """A description of the passes through the text encoder for an image. The records of a run do not count them."""
     paper: str = ""
     """URL of the paper."""
     fidelity: str = "paper"
@@ -100,7 +100,7 @@ def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
 
 
 def straight_through_sign(values: Tensor) -> Tensor:
-    """Return the signs of values (B, ...). Their gradient is that of the values divided by the row's mean magnitude."""
+    """Return the signs of `values` (B, ...); their gradient is that of `values` divided by the row's mean magnitude."""
     size = values.detach().abs().flatten(1).mean(dim=1).clamp_min(1e-30)
     return straight_through(values.sign(), values / size.view(-1, *(1,) * (values.dim() - 1)))
 
@@ -113,7 +113,7 @@ def in_pixel_scale(levels: float) -> float:
 def inner_gradient(context: DefenseContext, losses: Tensor, inputs: Tensor) -> Tensor:
     """Return the gradient of the summed losses (B,) with respect to `inputs`, in the shape of `inputs`.
 
-    If an attack differentiates through the inner loop, the returned gradient is differentiable itself.
+    If an attack differentiates through the inner loop, the returned gradient can itself be differentiated.
     """
     create = context.differentiate and torch.is_grad_enabled()
     with torch.enable_grad():

@@ -24,12 +24,12 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
 def purify(context: DefenseContext, embedded: Tensor) -> Tensor:
     """Increase the cosine of embeddings (B, D) of norm 1 with the mean embedding of the null texts by gradient ascent.
 
-    Each step has the length `step`. It does not depend on the length of the gradient. After each step the embeddings
-    are normalised again. Returns float32 (B, D) of norm 1.
+    Each step has the length given by the setting `step`, and not the length of the gradient. After each step the
+    embeddings are normalised again. Returns float32 (B, D) of norm 1.
     """
     null = functional.normalize(context.null_features.mean(dim=0), dim=-1)
     for _ in range(int(context.settings["iterations"])):
-        # The gradient of cos(z, n) for unit vectors z and n is n without its component along z.
+        # For unit vectors z and n, the gradient of cos(z, n) with respect to z is n without its component along z.
         ascent = null - (embedded @ null)[:, None] * embedded
         moved = embedded + context.settings["step"] * functional.normalize(ascent, dim=-1)
         embedded = functional.normalize(moved, dim=-1)

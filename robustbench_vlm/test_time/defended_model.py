@@ -69,7 +69,7 @@ class DefendedClassifier(nn.Module):
         return self._with(keys=self._keys()[index])
 
     def with_gradient(self, mode: GradientMode) -> Classifier:
-        """Return a classifier with the same verdicts whose gradient is computed in a mode."""
+        """Return a classifier with the same verdicts whose gradient is computed in the given mode."""
         return SurrogateClassifier(self.plain, self) if mode.gradient == "transfer" else self._with(gradient_mode=mode)
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
@@ -77,7 +77,7 @@ class DefendedClassifier(nn.Module):
         passes, mode = self.defense.passes(self.defense.settings), self.gradient_mode
         if not gradient:
             return passes.forward, passes.inner
-        # The gradient of a gradient flows back through a forward and a backward pass.
+        # Differentiating a gradient goes back through the forward and the backward pass that computed the gradient.
         through = 2 * passes.inner if mode.gradient == "loop" else 0
         return mode.draws * passes.forward, mode.draws * (passes.inner + passes.outer + through)
 
@@ -149,7 +149,7 @@ class DefendedModel:
     defense: TestTimeDefense
     model: Model
     undefended: Model
-    """The model that `model` was trained from, or `model` itself if the defense does not use the other one."""
+    """The model that `model` was trained from, or `model` itself if the defense does not use an undefended model."""
 
     @property
     def name(self) -> str:
@@ -173,14 +173,14 @@ class DefendedModel:
         return self.model.card
 
     def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> DefendedClassifier:
-        """Return the classifier of classes with one or more prompts each. Its `of_samples` must be called first."""
+        """Return the classifier of classes with one or more prompts each. Call its `of_samples` before using it."""
         return DefendedClassifier(self, prompts).eval().requires_grad_(False)
 
     def adapt_attack(self, attack: Attack) -> Attack:
         """Return the attack with its stages adapted to this model.
 
-        Every stage first runs as a transfer attack, and then in each gradient mode of the defense. Raises UserError for
-        stages that do not support batches of several datasets, because they do not name the sample of an image.
+        All stages run first as transfer attacks, and then in each gradient mode of the defense. Raises UserError for a
+        stage whose `mixes_datasets` is false, because such a stage does not state the sample that an image belongs to.
         """
         unsupported = [stage.name for stage in attack.stages if not stage.mixes_datasets]
         if unsupported:
@@ -226,8 +226,8 @@ def defended_model(
 ) -> DefendedModel | None:
     """Return the model of a reference DEFENSE+MODEL, or None for a reference without a test-time defense.
 
-    `load` returns the model of a reference. `undefended` is the reference of the base model of the track, which is used
-    if the card of the model does not name its base. Raises UserError if `checked_reference` does.
+    The function `load` returns the model that a reference names. `undefended` is the reference of the track's base
+    model, which is used if the model's card names no base. Raises the same errors as `checked_reference`.
     """
     parsed = checked_reference(reference)
     if not parsed.defense:
@@ -241,9 +241,10 @@ def defended_model(
 
 
 def _original(card: ModelCard | None, reference: str) -> str:
-    """Return the reference of the base of a card's model, or "" if it is unknown.
+    """Return the reference of the model that the model of `card` was trained from, or "" if it is unknown.
 
-    A model of open_clip was not trained from another one, so it is its own base.
+    `reference` is that of the card's model itself. It is returned for a pretrained open_clip model, which was not
+    trained from another model and therefore is its own base.
     """
     if card is None:
         return ""

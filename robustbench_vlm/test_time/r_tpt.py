@@ -58,10 +58,10 @@ def tuned_texts(context: DefenseContext, features: Tensor) -> Tensor:
 
 
 def stepped(context: DefenseContext, gradient: Tensor) -> Tensor:
-    """Return the context tokens (B, C, 4, W) after the first step of AdamW for a gradient (B, 1, 4, W).
+    """Return the context tokens (B, C, 4, W) after the first step of AdamW with the gradient (B, 1, 4, W).
 
-    The first step is in the direction of the signs of the gradient, except for values as small as the eps of AdamW. For
-    the backward pass the step is treated like a sign (see `straight_through_sign`).
+    AdamW's first step depends only on the sign of each gradient value, unless the value is as small as AdamW's eps. An
+    attack that differentiates through the step uses the gradient that `straight_through_sign` defines for signs.
     """
     lr = context.settings["lr"]
     direction = straight_through(gradient / (gradient.abs() + _ADAM_EPS), straight_through_sign(gradient))
@@ -71,8 +71,8 @@ def stepped(context: DefenseContext, gradient: Tensor) -> Tensor:
 def agreement(features: Tensor, neighbours: int, temperature: float) -> Tensor:
     """Return the weights of the views, float32 (B, V), with sum 1 for each sample.
 
-    `features` are the embeddings of the views, (B, V, D) of norm 1. The weights are a softmax over views of the mean
-    cosine of a view with its nearest views, which include the view itself.
+    `features` are the embeddings of the views, (B, V, D) of norm 1. For each view, compute the mean cosine with its
+    `neighbours` nearest views, including the view itself. The weights are the softmax of these means / `temperature`.
     """
     nearest = (features @ features.transpose(1, 2)).topk(neighbours, dim=2).values.mean(dim=2)
     return (nearest / temperature).softmax(dim=1)

@@ -28,9 +28,10 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
 def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
     """Return the perturbations that are added to images, float32 (B, 3, H, W), at most eps in each pixel.
 
-    If uniform noise changes the undefended embedding of an image by at least the fraction tau, the perturbation is this
-    noise. If not, it is the weighted mean of the iterates of PGD, which increases the distance of the embedding from
-    that of the image. Later iterates have larger weights.
+    If uniform noise changes the undefended embedding of an image by at least the setting `tau`, as a fraction of its
+    length, the perturbation is this noise. If not, the perturbation is a weighted mean of PGD iterates. PGD maximises
+    the distance between the embeddings of the image with and without the perturbation. Later iterates have larger
+    weights.
     """
     settings, eps = context.settings, in_pixel_scale(context.settings["eps"])
     noise = (randomness.uniform(context.keys, 0, images.shape[1:]).to(images) * 2 - 1) * eps
@@ -40,7 +41,8 @@ def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
     for _ in range(int(settings["steps"])):
         with torch.enable_grad():
             at = steps[-1] if steps[-1].requires_grad else steps[-1].detach().requires_grad_()
-            # The gradient of the squared distance has the same signs, and it also exists if the distance is zero.
+            # PGD uses only the signs of the gradient. The squared distance has gradients with the same signs as the
+            # distance, and it can be differentiated even if the distance is zero.
             losses = (context.image_encoder(images + at) - target).square().sum(dim=1)
         step = in_pixel_scale(settings["step"]) * straight_through_sign(inner_gradient(context, losses, at))
         steps.append(_within(images, (steps[-1] + step).clamp(-eps, eps)))
@@ -51,7 +53,7 @@ def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
 
 
 def tau(context: DefenseContext, images: Tensor, noise: Tensor) -> Tensor:
-    """Return the change of the undefended embedding by noise (B, 3, H, W), relative to its length, float32 (B,)."""
+    """Return by how much `noise` (B, 3, H, W) changes the undefended embedding, divided by its norm, float32 (B,)."""
     with torch.no_grad():
         clean, moved = context.undefended_encoder(images), context.undefended_encoder(images + noise)
     share: Tensor = (moved - clean).norm(dim=1) / clean.norm(dim=1)
@@ -59,12 +61,12 @@ def tau(context: DefenseContext, images: Tensor, noise: Tensor) -> Tensor:
 
 
 def _within(images: Tensor, added: Tensor) -> Tensor:
-    """Return the part of the perturbations `added` (B, 3, H, W) that keeps the pixels in [0, 1]."""
+    """Return the perturbations `added` (B, 3, H, W), reduced such that the pixels of images + added are in [0, 1]."""
     return (images + added).clamp(0, 1) - images
 
 
 def _passes(settings: Mapping[str, float]) -> Passes:
-    # Two passes for tau, one of the image, one for each step, and one for the logits.
+    # Two passes compute `tau`, one embeds the image, one is for each step, and one computes the logits.
     steps = int(settings["steps"])
     return Passes(forward=4 + steps, inner=steps)
 
