@@ -44,7 +44,7 @@ class BoardRow:
     datasets: Mapping[str, Mapping[str, Accuracy]]
     """Accuracies by dataset name, then by "clean" and "robust" (the lowest known robust accuracy)."""
     passes: int
-    """Number of forward and backward passes of all attacks together."""
+    """Total number of forward and backward passes in all attacks."""
     warnings: tuple[str, ...]
     """Warnings, each as "code" or "code: dataset, dataset"."""
     counterexamples: int
@@ -102,7 +102,8 @@ class Board:
     def to_pandas(self) -> "DataFrame":
         """Return a data frame with one row for each model.
 
-        Accuracies are means in [0, 1] with 95 % intervals. The other columns are the status and facts about the model.
+        Accuracies are means in [0, 1] with 95 % intervals. The other columns have the status and properties of the
+        model.
         """
         import pandas
 
@@ -115,7 +116,7 @@ class Board:
 
 
 def _flat(row: BoardRow) -> dict[str, Any]:
-    """Return the columns of one row of the data frame of `Board.to_pandas`."""
+    """Return one row of the data frame that `Board.to_pandas` makes, as values by column name."""
     about = (
         "status",
         "defense",

@@ -19,7 +19,7 @@ from robustbench_vlm.leaderboard.entry import Counterexample
 from robustbench_vlm.leaderboard.tolerance import exceeds_tolerance
 
 _DISTANCE_TOLERANCE = 1e-6
-"""Largest difference between two machines in the size of a perturbation that is ignored, in pixel scale."""
+"""Tolerance for the size of a perturbation, for pixels in [0, 1]. Two machines may compute slightly different sizes."""
 
 
 def images_path(folder: Path, source: str) -> Path | None:
@@ -34,7 +34,7 @@ def images_path(folder: Path, source: str) -> Path | None:
 def images_file(track: str, broken: Sequence[tuple[Counterexample, Tensor]]) -> tuple[str, bytes]:
     """Return the sha256 digest and the bytes of a safetensors file with the images of counterexamples.
 
-    Each counterexample is given with its image, float32 [3, H, W] in [0, 1].
+    `broken` has each counterexample together with its image, float32 [3, H, W] in [0, 1].
     """
     pairs = tuple((example.dataset, example.sample_id) for example, _ in broken)
     content = images_bytes(AdversarialImages(track, pairs, torch.stack([image for _, image in broken])))
@@ -44,7 +44,8 @@ def images_file(track: str, broken: Sequence[tuple[Counterexample, Tensor]]) -> 
 def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tuple[Counterexample, Tensor]]:
     """Yield each counterexample that has an image file below `folder`, with its image, float32 [3, H, W] in [0, 1].
 
-    Raises Unsound if the content of a file does not match the digest in its name, or if the file lacks a sample.
+    Raises Unsound if the content of a file does not match the digest in its name, or if a file does not contain the
+    image of a counterexample.
     """
     for source in dict.fromkeys(example.source for example in examples):
         path = images_path(folder, source)
@@ -70,9 +71,9 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
 
 
 def exceed_tolerance(examples: Sequence[Counterexample], evidence: Sequence[CellRecords]) -> bool:
-    """Return whether an entry has more counterexamples than the tolerance for its robust samples allows.
+    """Return whether an entry has more counterexamples than the tolerance allows for its number of robust samples.
 
-    The number of robust samples of a dataset is the largest among its attacks and radii.
+    For each dataset, the attack and radius with the most robust samples are counted.
     """
     if not examples:
         return False
@@ -90,7 +91,7 @@ def refuted_counterexamples(
     cells: Sequence[Cell],
     device: str,
 ) -> tuple[Counterexample, ...]:
-    """Return the counterexamples whose images do not break their sample on this machine.
+    """Return the counterexamples whose image does not break its sample on this machine.
 
     Each image costs one forward pass.
     """

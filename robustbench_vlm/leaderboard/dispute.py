@@ -39,10 +39,11 @@ class Dispute:
 
     entry: Entry
     counts: Mapping[str, int]
-    """Number of images by outcome. The keys are those of `OUTCOMES`."""
+    """Number of images for each outcome. The keys are those of `OUTCOMES`."""
     found: tuple[Counterexample, ...] = ()
     images: bytes = b""
-    """The content of a safetensors file with the images that broke a sample. `write` names the file by its digest."""
+    """The content of a safetensors file with the images that broke a sample. `write` uses the sha256 digest of this
+    content as the name of the file."""
 
     def write(self, path: Path) -> Path:
         """Write the entry to `path` and the images next to it, and return the path of the images.
@@ -66,18 +67,18 @@ def dispute(
     data: Path | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Dispute:
-    """Classify the adversarial images of a file, and return the entry with the counterexamples among them.
+    """Classify the adversarial images in a file, and add the counterexamples among them to a copy of the entry.
 
     Each image costs one forward pass. Raises UserError if the file is not readable or belongs to another track, or if
     weights or data are missing on this machine.
     """
     submitted, _ = read_images(images)
     if submitted.track != entry.track:
-        raise UserError(f"{images} is of the track {submitted.track!r}, but the entry is of {entry.track!r}")
+        raise UserError(f"{images} is of the track {submitted.track!r}, but the entry is of the track {entry.track!r}")
     evidence = read_entry_records(entry, folder)
     concerned = [each for each in evidence if each.score.dataset in {name for name, _ in submitted.samples}]
     if not concerned:
-        raise UserError(f"{images} has no sample of a dataset of the entry of {entry.model!r}")
+        raise UserError(f"{images} contains no sample from any dataset in the entry for {entry.model!r}")
     plan, numbers = rebuild(concerned, model or reference_of(entry), data=data)
     judge_image = _ImageJudge(
         concerned, [plan.cells[number] for number in numbers], entry, plan.request.resources.device
@@ -97,7 +98,10 @@ def dispute(
 
 
 def _disputed(entry: Entry, evidence: Sequence[CellRecords], found: Sequence[Counterexample], date: str) -> Entry:
-    """Return the entry with the new counterexamples; its status is "disputed" if they exceed the tolerance."""
+    """Return the entry with new counterexamples.
+
+    The status is "disputed" if the entry now has more counterexamples than the tolerance allows.
+    """
     after = entry.with_counterexamples(found)
     status = "disputed" if exceed_tolerance(after.counterexamples, evidence) else entry.status
     what = f"{len(found)} samples that it reported as robust were broken"
@@ -106,7 +110,7 @@ def _disputed(entry: Entry, evidence: Sequence[CellRecords], found: Sequence[Cou
 
 @dataclass(frozen=True)
 class _ImageJudge:
-    """Compares the prediction for an image with the records of an entry."""
+    """Classifies adversarial images and compares the predictions with the records of an entry."""
 
     evidence: list[CellRecords]
     cells: list[Cell]
@@ -116,7 +120,7 @@ class _ImageJudge:
     def __call__(self, dataset: str, sample: str, image: Tensor) -> tuple[str, Counterexample | None]:
         """Return the outcome of an image, float32 [3, H, W] in [0, 1], and the counterexample if it breaks a sample.
 
-        The source of the counterexample is still empty.
+        `Counterexample.source` is "" here; `dispute` sets it to the digest of the image file.
         """
         own = [n for n, each in enumerate(self.evidence) if each.score.dataset == dataset]
         positions = {result.sample_id: at for n in own[:1] for at, result in enumerate(self.evidence[n].results)}

@@ -25,7 +25,8 @@ from robustbench_vlm.engine.cell_records import Condition
 FORMAT: Final = 2
 STATUSES = ("claimed", "reproduced", "verified", "disputed")
 """The statuses of an entry. It is "claimed" when it is submitted, "reproduced" after a random part of its samples was
-attacked again, "verified" after all samples were, and "disputed" if a finding contradicts it."""
+attacked again, "verified" after all its samples were attacked again, and "disputed" if a verification or
+counterexamples contradict it."""
 MAX_TEXT = 2000
 """Largest number of characters of a text, such as a note, a link or a fact."""
 MAX_BYTES = 2**25
@@ -73,7 +74,7 @@ Card = Annotated[
 
 @dataclass(frozen=True)
 class EntryThreat:
-    """The norm and radius of a cell, as in the cell's identity."""
+    """The norm and radius of a cell, in the form that the cell's fingerprint covers."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     norm: Norm
@@ -98,7 +99,7 @@ class EntryScore:
 
 @dataclass(frozen=True)
 class EntryCell:
-    """The scores for one attack, dataset and radius, with the digests that bind them to the per-sample records."""
+    """The scores for one attack, dataset and radius, with digests that identify the per-sample records."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     attack: Name
@@ -151,7 +152,7 @@ class RecordsFile:
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A sample that a submitted image breaks within a radius.
+    """A sample that a known adversarial image breaks, with the size of the perturbation.
 
     Each image was checked by one forward pass before it was recorded.
     """
@@ -161,7 +162,7 @@ class Counterexample:
     sample_id: Annotated[str, Field(max_length=400)]
     norm: Norm
     distance: Annotated[float, Field(ge=0, le=100000)]
-    """Size of the perturbation in the norm, in pixel scale."""
+    """Size of the perturbation in this norm, for pixels in [0, 1]."""
     prediction: Annotated[int, Field(ge=0)]
     source: Text
     """sha256 digest of the file with the image (see `leaderboard.counterexamples`), or the command that found the
@@ -170,7 +171,7 @@ class Counterexample:
 
 @dataclass(frozen=True)
 class Event:
-    """An event in the history of an entry."""
+    """One event in the history of an entry, such as its submission, a verification or a dispute."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     date: Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
@@ -178,14 +179,14 @@ class Event:
     status: Status
     """The entry's status after the event, one of `STATUSES`."""
     what: Text
-    """A sentence."""
+    """A sentence that describes the event."""
     facts: JsonObject
     """Numbers and texts that describe the event, such as counts, bounds and seeds."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """The entry of one model on one track: its numbers under one protocol, their origin, and later findings."""
+    """The entry of one model on one track: scores under one protocol, all that they depend on, and later findings."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     format: Literal[2]
@@ -214,16 +215,16 @@ class Entry:
         return dataclasses.replace(self, status=event.status, history=(*self.history, event))
 
     def continues(self, earlier: "Entry") -> bool:
-        """Return whether an earlier entry has the same weights and protocol, so that its records are still valid."""
+        """Return whether `earlier` has this entry's weights and protocol, so that its records are still valid."""
         return (self.weights, self.protocol) == (earlier.weights, earlier.protocol)
 
     def repeats(self, earlier: "Entry") -> bool:
-        """Return whether this entry has all records of an earlier entry of the same weights, unchanged."""
+        """Return whether this entry has the same weights as `earlier` and contains all its records unchanged."""
         own = {(cell.condition, cell.content) for cell in self.cells}
         return self.weights == earlier.weights and own >= {(cell.condition, cell.content) for cell in earlier.cells}
 
     def with_counterexamples(self, more: Iterable[Counterexample]) -> "Entry":
-        """Return the entry with more counterexamples. Only the nearest one of each sample and norm is kept."""
+        """Return the entry with more counterexamples. For each sample and norm, only the smallest is kept."""
         nearest: dict[tuple[str, str, str], Counterexample] = {}
         for each in sorted((*self.counterexamples, *more), key=lambda example: example.distance):
             nearest.setdefault((each.dataset, each.sample_id, each.norm), each)
@@ -238,8 +239,8 @@ def entry_schema() -> dict[str, Any]:
 def read_entry(path: Path) -> Entry:
     """Read an entry file.
 
-    Raises UserError that names the first problem and its place in the file if the file is missing, is not strict JSON,
-    has another format, or does not have the fields of an entry.
+    Raises UserError if the file is missing, is not strict JSON, has another format, or does not have the fields of an
+    entry. The message names the first problem and its place in the file.
     """
     values = read_json(path, "the entry", max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH, advice=_ADVICE)
     if isinstance(values, dict) and values.get("format") == 1:

@@ -26,9 +26,9 @@ from robustbench_vlm.leaderboard.entry import (
 )
 
 _SCORE_OF = ("model", "attack", "dataset")
-"""The fields of a score that an entry's cell stores outside the score."""
+"""Fields of `Score` that `EntryScore` leaves out, because the entry or its cell already has them."""
 _CELL = "cell"
-"""Name of the column that has the number of the row's cell in the entry."""
+"""Name of the column with the index, within the entry, of the cell to which a record belongs."""
 
 
 def make_entry(
@@ -38,7 +38,10 @@ def make_entry(
     event: Event,
     protocol: Mapping[str, Any],
 ) -> tuple[Entry, bytes]:
-    """Return the entry of one model and the bytes of its records file; the same records always give the same bytes."""
+    """Return the entry of one model and the bytes of its records file.
+
+    `evidence` has the records of each cell. Equal records give equal bytes.
+    """
     first = evidence[0]
     content = _records_bytes([each.results for each in evidence])
     name = records_name(first.score.model)
@@ -67,7 +70,7 @@ def make_entry(
 
 
 def records_name(model: str) -> str:
-    """Return the path of a model's records relative to its entry."""
+    """Return the path of a model's records file, relative to the folder of its entry."""
     return f"records/{model}.parquet"
 
 
@@ -75,19 +78,19 @@ def read_entry_records(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     """Return the records of an entry in `folder`, after all checks.
 
     If the records file is not next to the entry, it is downloaded from its URL. Raises Unreachable if the download
-    fails, UserError if there is no URL, and Unsound if the file has another digest or does not give the entry's
-    numbers.
+    fails, UserError if there is no URL, and Unsound if the file has another digest or if its records do not give the
+    scores in the entry.
     """
     path = records_path(entry.records, folder, entry.model)
     if sha256_of(path) != entry.records.sha256:
         raise Unsound(
-            f"the digest of {path} is not the one in the entry of {entry.model!r}: restore the file that was submitted"
+            f"the digest of {path} is not the one in the entry for {entry.model!r}: restore the file that was submitted"
         )
     rows = read_rows(path, sum(cell.score.n for cell in entry.cells))
     if set(rows) != set(range(len(entry.cells))):
         raise Unsound(
-            f"{path} does not have one group of rows for each cell of the entry of {entry.model!r}: restore the"
-            " file that was submitted"
+            f"{path} must contain records for each cell in the entry for {entry.model!r}, and for no other cell:"
+            " restore the file that was submitted"
         )
     return tuple(_evidence(entry, cell, rows[number]) for number, cell in enumerate(entry.cells))
 
@@ -135,21 +138,22 @@ def _records_bytes(cells: Sequence[Sequence[SampleResult]]) -> bytes:
 
 
 def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
-    """Return the rows of a records file by cell number.
+    """Return the records in a records file, by the index of their cell within the entry.
 
-    Raises Unsound unless the file has `count` rows and exactly the fields of `SampleResult` and the cell number as
-    columns.
+    Raises Unsound unless the file has `count` rows, and its columns are the fields of `SampleResult` and the cell
+    index.
     """
     import pyarrow
     from pyarrow import parquet
 
     rows: dict[int, list[SampleResult]] = {}
     try:
-        # The size is checked before any data is decompressed, because a small file may contain millions of rows.
+        # The size is checked before any data is decompressed, because a small compressed file may expand to millions of
+        # rows.
         file = parquet.ParquetFile(path)
         schema = records_table(()).schema.append(pyarrow.field(_CELL, pyarrow.int32()))
         if file.metadata.num_rows != count or not file.schema_arrow.equals(schema):
-            raise ValueError("its rows or columns are not those that the entry names")
+            raise ValueError("its columns or its number of rows differ from those that the entry requires")
         for row in file.read().to_pylist():
             rows.setdefault(row.pop(_CELL), []).append(SampleResult(**row))
     except (pyarrow.ArrowException, OSError, TypeError, ValueError, KeyError) as error:
@@ -162,7 +166,7 @@ def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
 def _evidence(entry: Entry, cell: EntryCell, results: Sequence[SampleResult]) -> CellRecords:
     about = f"the entry of {entry.model!r}: {cell.attack} / {cell.dataset}"
     if cell.dataset not in entry.datasets or cell.attack not in entry.attacks:
-        raise Unsound(f"{about} has no class names or no attack stages in the entry: submit the run again")
+        raise Unsound(f"{about}: its class names or attack stages are missing in the entry; submit the run again")
     if fingerprint(list(results)) != cell.content:
         raise Unsound(f"{about} has records that changed after the entry was written: restore the records file")
     identity = {

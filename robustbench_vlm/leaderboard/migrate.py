@@ -1,7 +1,8 @@
 """Migrate entry and card files of version 0.1 to the current names, after a check of their fingerprints.
 
-The identities of version 0.1 contain import paths and names that were changed later. The migration changes names only.
-Records, verdicts and weights stay the same. A new fingerprint is computed only if the old one is correct.
+A fingerprint is the digest of an identity, a JSON object. The identities of version 0.1 contain import paths and names
+that were changed later. The migration changes only names; records, verdicts and weights stay the same. A new
+fingerprint is computed only if the old one is correct.
 """
 
 import hashlib
@@ -26,7 +27,8 @@ _ALGORITHMS = {
     "robustbench_vlm.attacks.official:official": "pyautoattack",
     "robustbench_vlm.attacks.library:torchattacks_stage": "torchattacks",
 }
-"""Import path in version 0.1, with the name of its algorithm. The version of each algorithm is 1."""
+"""Current name of each algorithm, by its import path in version 0.1. The migration gives each algorithm the version
+1."""
 _PARAMETERS = {
     "fab": {"overshoot": "eta", "backward": "beta", "pull": "alpha_max"},
     "square": {"share": "p_init"},
@@ -50,7 +52,7 @@ _TRAINING = {
     "decay": "weight_decay",
 }
 _NOT_IDENTITY = ("track", "seconds", "fingerprint")
-"""Keys of a card's training that its fingerprint does not cover."""
+"""Keys of a card's "training" object that the training fingerprint does not cover."""
 _ADVICE = "give an entry or card file of version 0.1"
 
 
@@ -77,14 +79,17 @@ def migrate_file(path: Path, *, date: str) -> bool:
 
 
 def migrate_entry(values: Mapping[str, Any], folder: Path, *, date: str) -> dict[str, Any]:
-    """Return an entry of format 1 in the current format, with one more event. `folder` is the folder of the entry."""
+    """Convert an entry of format 1 to the current format, and add the migration to the entry's history.
+
+    `values` is the JSON object of the entry, and `folder` is the folder of the entry file.
+    """
     if values["format"] == FORMAT:
         return dict(values)
     if values["format"] != 1:
         raise UserError(f"the entry has format {values['format']!r}, expected 1: {_ADVICE}")
     if parse_reference(values["model"]).defense:
-        # The weights digest of a test-time defense now covers the version of the defense. It cannot be computed without
-        # the weights.
+        # In the current format, the weights digest of a test-time defense also covers the version of the defense. The
+        # new digest cannot be computed here, because the weights are not loaded.
         raise UserError(
             f"{values['model']!r} is a test-time defense, whose entries cannot be migrated: run and submit it again"
         )
@@ -97,7 +102,8 @@ def migrate_entry(values: Mapping[str, Any], folder: Path, *, date: str) -> dict
         about = f"{values['model']} / {cell['attack']} / {cell['dataset']} / {cell['threat']['eps']}"
         if fingerprint(rows.get(number, [])) != cell["content"]:
             raise UserError(
-                f"{path} does not have the records of {about}: the entry was not migrated; restore its records file"
+                f"{path} contains other records of {about} than the entry requires: the entry was not"
+                " migrated; restore its records file"
             )
         ids = [row.sample_id for row in rows[number]]
         old = _identity(values, cell, values["attacks"], values["protocol"], ids)

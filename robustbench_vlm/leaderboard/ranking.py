@@ -31,7 +31,7 @@ from robustbench_vlm.tracks import TRACKS, Track
 
 @dataclass(frozen=True)
 class KnownVerdicts:
-    """The lowest known verdicts of the samples of one dataset at one radius.
+    """Verdicts for the samples of one dataset at one radius, over all recorded attacks and counterexamples.
 
     All fields have one item for each sample, in the order of the records.
     """
@@ -46,16 +46,16 @@ class KnownVerdicts:
 def worst_known(
     evidence: Iterable[CellRecords], counterexamples: Sequence[Counterexample], threat: Threat
 ) -> dict[str, KnownVerdicts]:
-    """Return the lowest known verdicts of one model by dataset.
+    """Return one model's verdicts by dataset name, over all its recorded attacks and counterexamples.
 
-    Only datasets that were attacked at exactly this threat are included. A sample that was broken within a smaller
-    radius of the same norm counts as broken.
+    Only datasets that were attacked under exactly `threat` are included. A sample counts as broken also if it was
+    broken within a smaller radius of the same norm.
     """
     within = [each for each in evidence if each.threat.norm == threat.norm and each.threat.eps <= threat.eps]
     found: dict[str, KnownVerdicts] = {}
     for name in dict.fromkeys(each.score.dataset for each in within if each.threat == threat):
         own = [each for each in within if each.score.dataset == name]
-        # All records of a dataset in one entry have the protocol's samples, in the same order.
+        # In an entry, all cells of one dataset have the same samples in the same order: those of the protocol.
         rows = list(zip(*(each.results for each in own), strict=True))
         broken = {
             each.sample_id
@@ -76,7 +76,10 @@ def accuracy(verdicts: Sequence[bool]) -> Accuracy:
 
 
 def mean_accuracy(strata: Sequence[Sequence[bool]]) -> Accuracy:
-    """Return the unweighted mean over datasets of the shares of true verdicts, with its 95 % interval."""
+    """Return the mean share of true verdicts with its 95 % interval.
+
+    `strata` has the verdicts of each dataset. The mean over datasets is unweighted.
+    """
     return Accuracy.mean([accuracy(each) for each in strata])
 
 
@@ -91,7 +94,7 @@ def mean_without(verdicts: Mapping[str, Sequence[bool]], seen: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class CheckedEntry:
-    """An entry with its checked records and its lowest known verdicts at the standard radius."""
+    """An entry with its checked records, and its `KnownVerdicts` at the track's standard radius."""
 
     entry: Entry
     evidence: tuple[CellRecords, ...]
@@ -103,8 +106,8 @@ class CheckedEntry:
 def read_entries(folder: Path, track: Track) -> tuple[list[CheckedEntry], dict[str, str]]:
     """Read and check all entries in a track's folder.
 
-    Also returns an error message for each entry whose records cannot be downloaded, by model name. Raises UserError
-    that names the first invalid entry.
+    Entries whose records cannot be downloaded are left out; the second result has their error messages by model name.
+    Raises UserError if an entry is invalid; the message names the first one.
     """
     found, absent = [], {}
     for path in entry_paths(folder):
@@ -216,13 +219,15 @@ def _ranked_rows(ranked: Sequence[CheckedEntry], track: Track) -> list[BoardRow]
 
 
 def _different_pairs(ranked: Sequence[CheckedEntry], track: Track) -> set[frozenset[int]]:
-    """Return the pairs of entries whose mean robust accuracies a paired test distinguishes, as indices of `ranked`.
+    """Return the pairs of entries that differ significantly in mean robust accuracy by a paired test.
+
+    Entries are given by their index in `ranked`.
 
     The p-values are corrected for the number of pairs by Holm's method.
     """
     pairs = list(combinations(range(len(ranked)), 2))
     strata = [_strata(each, "robust") for each in ranked]
-    # Each entry lists its datasets in the order of its runs. The test needs the same order, because it pairs samples.
+    # Entries may list their datasets in different orders. The test pairs samples, so all entries need one order.
     robust = [[each[name] for name in track.datasets if name not in track.training_datasets] for each in strata]
     draws = enough_draws(len(pairs))
     p = holm([compare_means(robust[first], robust[second], draws=draws).p for first, second in pairs])
@@ -314,7 +319,7 @@ def _curve(checked: CheckedEntry, track: Track) -> tuple[CurvePoint, ...]:
 
 
 def _warnings(checked: CheckedEntry, track: Track) -> tuple[str, ...]:
-    """Return the codes of the warnings at the standard radius, each with its datasets."""
+    """Return each warning code at the standard radius, followed by the datasets on which it was raised."""
     cells = [each for each in checked.evidence if each.threat == Threat(track.norm, track.standard_eps)]
     pairs = {(code.partition(":")[0], each.score.dataset): None for each in cells for code in each.score.warnings}
     counts = Counter(code for code, _ in pairs)

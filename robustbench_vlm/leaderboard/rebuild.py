@@ -35,10 +35,10 @@ _DIFFERENCES = {
 def rebuild(
     evidence: Sequence[CellRecords], reference: str, *, data: Path | None = None, resources: Resources | None = None
 ) -> tuple[Plan, list[int]]:
-    """Return a plan that has a cell for each item of `evidence`, and the number of each item's cell in the plan.
+    """Return a plan with a cell for each item of `evidence`, and the index of that cell within the plan for each item.
 
-    Raises Unsound if a cell has another fingerprint than its records; the message names the part that differs. Raises
-    UserError if only the images differ. Also raises the errors of `resolve`.
+    Raises Unsound if a cell and its records have different fingerprints; the message names the cause, such as other
+    weights or other prompts. Raises UserError if only the images differ. Also raises the errors of `resolve`.
     """
     first = evidence[0]
     norms = {each.threat.norm for each in evidence}
@@ -66,8 +66,9 @@ def rebuild(
 def reference_of(entry: Entry) -> str:
     """Return the reference that loads an entry's model.
 
-    The reference is the model's name if the track or a plugin has it, else the path of a copy of the entry's card.
-    Raises UserError if the weights of the card were never published.
+    The reference is the model's name if the track or a plugin defines a model with this name. If not, the entry's card
+    is written to the cache, and the reference is the path of this file. Raises UserError if the card gives no URL for
+    the weights.
     """
     parsed = checked_reference(entry.model)
     name = str(parsed.model)
@@ -86,7 +87,7 @@ def reference_of(entry: Entry) -> str:
 
 
 def scores_with_warnings(cells: Sequence[Cell], evidence: Sequence[CellRecords]) -> list[Score]:
-    """Return the scores of the records with all warnings, also those that need a comparison of several cells."""
+    """Return the score of each item of `evidence` with all warnings, also those that compare cells."""
     scores = [score(cell, each.results) for cell, each in zip(cells, evidence, strict=True)]
     return with_comparisons(cells, scores)
 
@@ -107,5 +108,5 @@ def _expect_same(evidence: CellRecords, cell: Cell) -> None:
         )
     raise Unsound(
         f"the records of {cell.label} were made with {' and '.join(_DIFFERENCES.get(key, key) for key in differ)} than"
-        " this machine has under the same names"
+        " those that have the same names on this machine"
     )

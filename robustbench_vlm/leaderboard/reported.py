@@ -1,7 +1,7 @@
 """Read the numbers that papers report from the file reported.csv next to a track's entries.
 
-Reported numbers are shown with their sources and warnings, separately from measured numbers. No mean is taken over
-both.
+Reported numbers are shown with their sources and warnings, separately from measured numbers, and are never averaged
+with them.
 """
 
 import csv
@@ -16,10 +16,9 @@ FILE = "reported.csv"
 _UNDEFENDED = ("CLIP",)
 """Names that papers give to the undefended model."""
 _MOST_UNDEFENDED = 0.01
-"""Largest credible robust accuracy of an undefended model at 1/255. A strong attack breaks nearly all of its
-samples."""
+"""Largest plausible robust accuracy of an undefended model at eps 1/255. A strong attack breaks nearly all samples."""
 _ROUNDED = 0.0005
-"""Largest effect of rounding: papers print percentages with one or two decimals."""
+"""Tolerance for rounding, because papers print percentages with one or two decimals."""
 
 _Columns = tuple[str, ...]
 

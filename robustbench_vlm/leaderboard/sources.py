@@ -24,10 +24,10 @@ def read_sources(
 ) -> tuple[ModelRecords, ...]:
     """Return the records of each reference, in the same order.
 
-    A reference is an entry file, a run folder, or a name. A name means an entry in the package, or else the run folder
-    runs/<track>/<name>. If a run has the `attack`, its other attacks are not read. If several models have the same
-    name, their references are appended to the names. Raises UserError for an unknown reference, with similar names, for
-    a repeated reference, and for records of another track.
+    A reference is an entry file, a run folder, or a name. A name is the name of an entry in the package or, if there is
+    none, of the run folder runs/<track>/<name>. If a run contains the `attack`, only the records of this attack are
+    read. If several models have the same name, each gets its reference appended to the name. Raises UserError for an
+    unknown reference, with similar names, for a repeated reference, and for records of another track.
     """
     TRACKS.load(track)
     if repeated := [reference for reference, count in Counter(references).items() if count > 1]:

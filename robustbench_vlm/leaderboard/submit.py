@@ -26,13 +26,13 @@ from robustbench_vlm.tracks import TRACKS, Track
 
 @dataclass(frozen=True)
 class Submission:
-    """The entry of a run and its records. `write` writes both files."""
+    """An entry made from a run, and the content of its records file. `write` writes both files."""
 
     entry: Entry
     content: bytes
     """Content of the records file."""
     remarks: tuple[str, ...]
-    """Sentences that name what reviewers will ask for."""
+    """Sentences about missing things that a reviewer will ask for."""
     pull_request: str
     """Text of the pull request, in Markdown."""
 
@@ -41,7 +41,7 @@ class Submission:
         path = folder / self.entry.track / f"{self.entry.model}.json"
         write_records(self.content, path.parent / self.entry.records.file)
         write_entry(self.entry, path)
-        # The leaderboard would report the same errors later.
+        # The leaderboard runs this check too. It is run here so that the submitter sees the errors first.
         check_entry(self.entry, path.parent)
         return path
 
@@ -62,13 +62,13 @@ def make_submission(
     Args:
         run: The run folder.
         date: The date of the submission in UTC, such as "2026-01-31".
-        model: The reference that loads the model, if its name does not.
+        model: The reference that loads the model. It is needed only if the model's name does not load it.
         links: URLs with the keys "code" and "contact".
         note: A sentence that the leaderboard shows.
         records: The https URL of the records file, if it will not be in the repository.
         board: The folder of leaderboards that may have an earlier entry of the model. The earlier history is kept. If
-            weights and protocol are the same, the earlier cells that the run does not replace are kept too, so that a
-            submission of fewer cells cannot raise a number.
+            weights and protocol are the same, the earlier cells that the run does not replace are kept too, so that
+            leaving out cells cannot raise the model's accuracy.
         data: The folder of prepared datasets.
 
     Raises:
@@ -80,7 +80,7 @@ def make_submission(
     path = (board or Path()) / track.name / f"{evidence[0].score.model}.json"
     earlier = read_entry(path) if board is not None and path.is_file() else None
     kept = _cells_to_keep(evidence, earlier, path.parent)
-    # The cells are sorted, so that runs that are submitted one by one give the same entry as all of them together.
+    # The cells are sorted, so that the entry does not depend on the order in which runs are submitted.
     evidence = sorted([*evidence, *kept], key=lambda each: _order(each, track))
     reference = model or evidence[0].score.model
     plan, numbers = rebuild(evidence, reference, data=data)
@@ -126,7 +126,7 @@ def _cells_to_keep(evidence: Sequence[CellRecords], earlier: Entry | None, folde
         return []
     replaced = {each.condition for each in evidence}
     if all(cell.condition in replaced for cell in earlier.cells):
-        # The earlier records are not needed, so their file may be missing.
+        # The run replaces all earlier records, so their file is not read and may be missing.
         return []
     return [each for each in read_entry_records(earlier, folder) if each.condition not in replaced]
 
@@ -142,7 +142,7 @@ def _environment_of(kept: Sequence[CellRecords], earlier: Entry | None) -> list[
 
 
 def _environment(run: Path, evidence: Sequence[CellRecords]) -> list[Mapping[str, Any]]:
-    """Return the versions and the machine for each attack, without paths and host names."""
+    """Return the software versions, machine and git commit for each attack, without paths and host names."""
     attacks = {each.score.attack for each in evidence}
     found: list[Mapping[str, Any]] = []
     for path in manifests(run):
@@ -153,16 +153,16 @@ def _environment(run: Path, evidence: Sequence[CellRecords]) -> list[Mapping[str
 
 
 def _continued(entry: Entry, earlier: Entry) -> Entry:
-    """Return the entry with the history of the earlier one.
+    """Return the entry with the history of the earlier entry, followed by this submission.
 
-    If the weights are the same, the entry also gets the counterexamples of the earlier one.
+    If the weights are the same, the counterexamples of the earlier entry are kept too.
     """
     kept = earlier.counterexamples if earlier.weights == entry.weights else ()
     event = entry.history[0]
     is_same = earlier.weights == entry.weights
     what = "submitted again" if is_same else "submitted again, with other weights"
     if earlier.status == "disputed" and entry.repeats(earlier):
-        # The status "disputed" remains if the same records are submitted again.
+        # Submitting the same records again must not remove the status "disputed".
         event, what = dataclasses.replace(event, status="disputed"), "submitted again, with the same records"
     continued = dataclasses.replace(entry, history=earlier.history, counterexamples=kept)
     return continued.after(dataclasses.replace(event, what=what))

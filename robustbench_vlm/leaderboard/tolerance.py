@@ -1,4 +1,4 @@
-"""Tolerance for verdicts that differ between machines, and counts of recomputed verdicts that differ."""
+"""Comparison of recomputed verdicts with stored ones: counts of differences, and the tolerance for other hardware."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,12 +10,14 @@ from robustbench_vlm.leaderboard.entry import Counterexample
 TOLERANCE = 0.005
 """Share of verdicts that may differ on other hardware, because other hardware rounds differently.
 
-This convention is generous: on one CPU, other shard sizes, sample orders and batch sizes change no bit of a record.
+The value is a generous convention. On one CPU, records are bitwise equal for all shard sizes, sample orders and batch
+sizes.
 """
 SIGNIFICANCE = 0.01
-"""Significance level of the test that more verdicts differ than `TOLERANCE` allows."""
+"""Significance level of the test whether more verdicts differ than `TOLERANCE` allows."""
 PARTS = ("ranked", "others")
-"""The two parts of an entry: the verdicts that the rank depends on, and those of other attacks and radii."""
+"""The two parts of an entry: "ranked" has the verdicts that the rank depends on, and "others" has the verdicts of all
+remaining attacks and radii."""
 
 
 def exceeds_tolerance(wrong: int, n: int) -> bool:
@@ -29,9 +31,10 @@ def exceeds_tolerance(wrong: int, n: int) -> bool:
 
 
 def upper_bound(wrong: int, n: int) -> float:
-    """Return the upper limit of a share, with 95 % confidence, if `wrong` of `n` drawn verdicts are wrong.
+    """Return an upper limit for the share of wrong verdicts if `wrong` of `n` drawn verdicts are wrong.
 
-    The limit is one-sided and exact for a binomial distribution (Clopper and Pearson 1934).
+    The limit holds with 95 % confidence. It is one-sided and exact for a binomial distribution (Clopper and Pearson
+    1934).
     """
     from scipy.stats import binomtest
 
@@ -53,9 +56,9 @@ class Disagreement:
 
     @property
     def is_favourable(self) -> bool:
-        """Whether the stored record says robust and the recomputed attack succeeds.
+        """Whether the sample is robust in the stored record but broken by the recomputed attack.
 
-        Then the stored number is too high.
+        In this case the stored accuracy is too high.
         """
         return self.stored == ""
 
@@ -67,7 +70,7 @@ class RecomputedSample:
     evidence: CellRecords
     """The records of the sample's cell."""
     position: int
-    """Row of the sample in these records."""
+    """Index of the sample within these records."""
     here: SampleResult
 
     @property
@@ -100,7 +103,7 @@ class RecomputedSample:
 
 @dataclass(frozen=True)
 class RecomputedPart:
-    """Numbers of recomputed and of differing verdicts in one part of an entry."""
+    """Counts of recomputed verdicts, and of those that differ, in one part of an entry."""
 
     name: str
     """One of `PARTS`."""
@@ -111,17 +114,17 @@ class RecomputedPart:
     """Number of samples that are robust in the stored records and broken in the recomputed ones."""
     bound: float
     """Upper limit of the share of wrong verdicts in the part, with 95 % confidence (exact binomial, Clopper and Pearson
-    1934). If the whole part was recomputed, the share itself."""
+    1934). If the whole part was recomputed, this is the share itself."""
 
     @property
     def exceeds_tolerance(self) -> bool:
         """Whether more verdicts differ, in either direction, than other hardware explains."""
-        # Both directions count, because records that are too low would harm a competitor.
+        # Verdicts that are too low count as well, because such records would harm a competitor.
         return exceeds_tolerance(self.wrong, self.verdicts)
 
 
 def summarize_part(name: str, samples: Sequence[RecomputedSample], *, is_full: bool) -> RecomputedPart:
-    """Return the counts of one or more recomputed samples; `is_full` says that they are all samples of the part."""
+    """Return the counts for the recomputed samples of a part; `is_full` means that they are the whole part."""
     disagreements = [sample.disagreement for sample in samples if sample.is_wrong]
     wrong, too_high = len(disagreements), sum(each.is_favourable for each in disagreements)
     bound = wrong / len(samples) if is_full else upper_bound(wrong, len(samples))
@@ -129,16 +132,16 @@ def summarize_part(name: str, samples: Sequence[RecomputedSample], *, is_full: b
 
 
 def missing_warnings(samples: Sequence[RecomputedSample]) -> tuple[str, ...]:
-    """Return a problem if too many stored records lack warnings that the recomputed samples have.
+    """Return a sentence if more stored records lack warnings of the recomputed samples than the tolerance allows.
 
-    "Too many" means more than the tolerance allows. Returns () if there is no problem.
+    Returns () if there are no more than that.
     """
     same = [(sample.stored, sample.here) for sample in samples if not sample.is_wrong]
     missing = [set(here.warnings.split(",")) - set(stored.warnings.split(",")) - {""} for stored, here in same]
     count = sum(map(bool, missing))
     if not count or not exceeds_tolerance(count, len(samples)):
         return ()
-    return (f"the records of {count} samples leave out the warnings {', '.join(sorted(set().union(*missing)))}",)
+    return (f"the records of {count} samples lack the warnings {', '.join(sorted(set().union(*missing)))}",)
 
 
 def _verdict(result: SampleResult) -> str:

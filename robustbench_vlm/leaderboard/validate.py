@@ -29,9 +29,9 @@ from robustbench_vlm.test_time.defended_model import checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
 _LEFT_OUT = {"unreadable", "incomplete"}
-"""Warnings that a dataset with fewer samples than the protocol requires must have."""
+"""Warnings for a dataset with fewer samples than the protocol requires. Its cells must have one of them."""
 _PROSE = {"notes", "reported", "folder"}
-"""Fields of a card that do not describe the evaluated model."""
+"""Fields of a card that may differ from the card in the zoo, because no result depends on them."""
 
 
 def read_entry_in_place(path: Path) -> Entry:
@@ -52,17 +52,19 @@ def misplaced(entry: Entry, path: Path) -> Unsound:
 
 
 def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
-    """Return the records of each cell of an entry in `folder`, after all checks of the entry and its records.
+    """Check an entry in `folder` and its records, and return the records of each cell.
 
-    Digests, sample ids, fingerprints, accuracies and names must agree. Raises Unsound that names the first
-    contradiction.
+    Digests, sample ids, fingerprints, accuracies and names must agree. Raises Unsound if they do not; the message names
+    the first contradiction.
     """
     track: Track = TRACKS.load(entry.track)
     label = PROTOCOLS.load(track.leaderboard_protocol).label
     if entry.protocol.label != label:
-        raise Unsound(f"the board of {track.name!r} takes the protocol {label}, not {entry.protocol.label}")
+        raise Unsound(
+            f"the board of {track.name!r} takes the protocol {label}, but the entry has {entry.protocol.label}"
+        )
     if entry.card["name"] != str(parse_reference(entry.model).model):
-        raise Unsound(f"the card is of {entry.card['name']!r}, the entry of {entry.model!r}")
+        raise Unsound(f"the card is of {entry.card['name']!r}, but the entry is of {entry.model!r}")
     if entry.records.file != records_name(entry.model):
         raise Unsound(f"the records of {entry.model!r} must be {records_name(entry.model)}, not {entry.records.file}")
     if entry.status != entry.history[-1].status:
@@ -102,10 +104,12 @@ def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
             raise Unsound(f"the attack {name} of the entry differs from this package's attack of that name")
         dataset: Dataset = protocol.adapt_dataset(DATASETS.load(each.score.dataset))
         if not _is_equal([each.identity["classes"], each.identity["prompts"]], [dataset.classes, dataset.prompts]):
-            raise Unsound(f"the classes or prompts of {dataset.name} are not those of the protocol")
+            raise Unsound(f"the classes or prompts of {dataset.name} in the entry differ from those of the protocol")
         codes = {warning.partition(":")[0] for warning in each.score.warnings}
         if protocol.samples is not None and each.score.n != protocol.samples and not codes & _LEFT_OUT:
-            raise Unsound(f"{dataset.name} has {each.score.n} samples, and the protocol takes {protocol.samples}")
+            raise Unsound(
+                f"the entry has {dataset.name} with {each.score.n} samples, and the protocol takes {protocol.samples}"
+            )
 
 
 def _check_card(entry: Entry) -> None:
@@ -122,29 +126,30 @@ def _check_card(entry: Entry) -> None:
 
 
 def check_continuation(entry: Entry, evidence: Sequence[CellRecords], earlier: Entry | None, folder: Path) -> None:
-    """Raise Unsound if a submitted entry in `folder` removes parts of the earlier entry, or claims a better status.
+    """Raise Unsound if a submission in `folder` removes parts of the earlier entry or has a status it may not have.
 
     The history of the `earlier` entry must be kept. If the weights are the same, its records and counterexamples must
-    be kept too. The status of new numbers is "claimed", because only `verify` gives better statuses. New
-    counterexamples need their images, which `verify` classifies again.
+    be kept too. A submission must have the status "claimed", because only `verify` sets a better one; "disputed" is
+    kept or set if the counterexamples require it. New counterexamples must be submitted with their images, which
+    `verify` classifies again.
     """
     known = earlier.history if earlier else ()
     if entry.history[: len(known)] != known:
-        raise Unsound("the history of the earlier entry is not the beginning of the new history: keep its events")
+        raise Unsound("the history of the earlier entry must be the beginning of the new history: restore its events")
     allowed = {"claimed", "disputed"} if exceed_tolerance(entry.counterexamples, evidence) else {"claimed"}
     if earlier and (earlier.status == "disputed" or _is_same_claim(entry, earlier)):
         allowed.add(earlier.status)
     if earlier and earlier.status == "disputed" and entry.repeats(earlier):
-        # The status "disputed" remains if the same records are submitted again.
+        # Submitting the same records again must not remove the status "disputed".
         allowed = {"disputed"}
     added = [event.status for event in entry.history[len(known) :]]
     if any(status not in allowed for status in added):
-        raise Unsound("a submission has the status 'claimed': `vlmbench verify` gives the other statuses")
+        raise Unsound("a submission must have the status 'claimed': only `vlmbench verify` sets another status")
     before = earlier.counterexamples if earlier and entry.weights == earlier.weights else ()
     if earlier and entry.continues(earlier) and not _conditions(earlier) <= _conditions(entry):
-        raise Unsound("records of the earlier entry are missing: keep them, as weights and protocol are the same")
+        raise Unsound("records of the earlier entry are missing: keep them, because weights and protocol are the same")
     if set(entry.with_counterexamples(before).counterexamples) != set(entry.counterexamples):
-        raise Unsound("counterexamples of the earlier entry are missing: keep them, as the weights are the same")
+        raise Unsound("counterexamples of the earlier entry are missing: keep them, because the weights are the same")
     for example in set(entry.counterexamples) - set(before):
         path = images_path(folder, example.source)
         if path is None or not path.is_file():
@@ -181,7 +186,7 @@ def _is_same_claim(entry: Entry, earlier: Entry) -> bool:
 
 
 def _check_counterexamples(examples: Sequence[Counterexample], evidence: Sequence[CellRecords], folder: Path) -> None:
-    """Raise Unsound if a counterexample breaks no sample of the entry, or if its image file lacks its image."""
+    """Raise Unsound if a counterexample breaks no sample of the entry, or if its image is missing."""
     for _ in with_images(examples, folder):
         pass
     known = {(each.score.dataset, row.sample_id): row for each in evidence for row in each.results}

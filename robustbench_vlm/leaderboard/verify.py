@@ -38,10 +38,10 @@ from robustbench_vlm.leaderboard.validate import check_definitions, check_entry
 from robustbench_vlm.tracks import TRACKS, Track
 
 REPRODUCED = 0.05
-"""Largest share of wrong verdicts of a reproduced entry: at most this share is wrong, with 95 % confidence."""
+"""An entry is "reproduced" if, with 95 % confidence, at most this share of its verdicts is wrong."""
 _CLOSE_MARGIN = 1e-3
-"""Largest lead of the predicted class over the second, as a difference of cosines, that rounding on another machine may
-reverse."""
+"""Largest margin at which rounding on another machine may change a prediction. The margin is the cosine similarity of
+the predicted class minus that of the second class."""
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,10 @@ class Verification:
     is_confirmed: bool
     """Whether no finding contradicts the entry."""
     problems: tuple[str, ...] = ()
-    """Sentences that name each claim of the entry that its records, or weights, images and attacks on this machine,
-    contradict."""
+    """One sentence for each contradiction between the entry and its records, or between the entry and a computation on
+    this machine."""
     parts: tuple[RecomputedPart, ...] = ()
-    """The parts of the entry with their numbers of recomputed verdicts."""
+    """Counts of recomputed verdicts for each of the two parts of the entry, see `tolerance.PARTS`."""
     seed: int = 0
     disagreements: tuple[Disagreement, ...] = ()
     removed_counterexamples: tuple[Counterexample, ...] = ()
@@ -74,16 +74,17 @@ def verify(
     resources: Resources | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Verification:
-    """Check an entry, attack a random part of its samples again, and return it with its new status.
+    """Check an entry, attack a random part of its samples again, and return the findings and the entry's new status.
 
     Args:
         entry: The entry.
         folder: The folder of the entry.
         date: Today's date in UTC, such as "2026-01-31".
-        samples: Number of verdicts to recompute in the part that the rank depends on, and in the rest of the entry.
-            None recomputes all.
-        seed: Seed of the draw. If it is None, a secret seed is drawn, so that no submitter can know the samples before.
-        model: The reference that loads the model, if its name does not.
+        samples: Number of verdicts to recompute in each part of the entry: in the cells that the rank depends on, and
+            in the other cells. None recomputes all.
+        seed: Seed of the draw. If it is None, a secret seed is drawn, so that submitters cannot know in advance which
+            samples are drawn.
+        model: The reference that loads the model. It is needed only if the model's name does not load it.
         data: The folder of prepared datasets.
         resources: Device, workers and batch size.
         on_progress: Called after each group of recomputed verdicts.
@@ -117,18 +118,19 @@ class DrawnSample:
     """A sample of an entry that will be attacked again."""
 
     cell: int
-    """Number of the sample's cell in the entry."""
+    """Index, within the entry, of the cell that contains the sample."""
     position: int
-    """Row of the sample in the records of the cell."""
+    """Index of the sample within the records of this cell."""
 
 
 def draw_samples(
     evidence: Sequence[CellRecords], track: Track, samples: int | None, generator: random.Random
 ) -> tuple[list[DrawnSample], list[DrawnSample]]:
-    """Draw `samples` from the cells that the rank depends on, and as many from the other cells; None takes all.
+    """Draw random samples from the cells that the rank depends on, and from the other cells.
 
-    The rank depends on the track's attack at its standard radius. Samples are drawn without replacement and returned in
-    order. Each of the two lists may be empty.
+    `samples` is the number to draw from each of these two parts; None takes all. The rank depends on the track's attack
+    at its standard radius. Samples are drawn without replacement. The two lists are sorted by cell and position, and
+    each may be empty.
     """
     standard = track.attack, track.norm, track.standard_eps
     parts: tuple[list[DrawnSample], list[DrawnSample]] = [], []
@@ -148,9 +150,9 @@ def _drawn(part: list[DrawnSample], samples: int | None, generator: random.Rando
 def recompute(
     plan: Plan, cells: Sequence[int], drawn: Sequence[DrawnSample], on_progress: OnProgress
 ) -> list[SampleResult]:
-    """Attack drawn samples and return their records in the same order.
+    """Attack drawn samples again and return their new records, in the order of `drawn`.
 
-    `cells` has, for each cell of the entry, the number of this cell in the plan.
+    `cells[i]` is the index within the plan of the cell with index i in the entry.
     """
     resources = plan.request.resources
     shards = _shards(plan, cells, drawn)
@@ -168,7 +170,7 @@ def recompute(
 
 
 def _shards(plan: Plan, cells: Sequence[int], drawn: Sequence[DrawnSample]) -> dict[Shard, list[DrawnSample]]:
-    """Return the drawn samples by shard. Consecutive samples share a shard up to the shard size."""
+    """Return the drawn samples by shard. Neighbouring samples of a cell share a shard, up to the shard size."""
     runs: list[list[DrawnSample]] = []
     for each in drawn:
         last = runs[-1][-1] if runs else None
@@ -200,7 +202,7 @@ def _contradicted(entry: Entry, problems: Sequence[str], date: str) -> Verificat
 
 
 def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[CellRecords], device: str) -> list[str]:
-    """Return a problem for each cell whose stored clean predictions differ from those of the model.
+    """Return a sentence for each cell whose stored clean predictions differ from those of the model.
 
     All samples are classified again.
     """
@@ -211,8 +213,8 @@ def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[CellRecords], d
             known[cell.dataset.name] = clean_predictions(cell, device=device)
         here = known[cell.dataset.name]
         other = [lead for row, (found, lead) in zip(each.results, here, strict=True) if row.clean_prediction != found]
-        # The lead is computed on this machine, because a submitter could excuse any prediction by a small stored
-        # margin.
+        # The margins are computed on this machine, because a submitter could store small margins to excuse wrong
+        # predictions.
         if max(other, default=0.0) > _CLOSE_MARGIN or exceeds_tolerance(len(other), len(here)):
             problems.append(f"{cell.label}: {len(other)} stored clean predictions differ from the model's")
     return problems
@@ -229,7 +231,7 @@ def _omitted_warnings(cells: Sequence[Cell], evidence: Sequence[CellRecords]) ->
 def _judged(
     entry: Entry, parts: Sequence[Sequence[RecomputedSample]], date: str, seed: int, *, is_full: bool
 ) -> Verification:
-    """Return the verification that follows from the recomputed samples of each part."""
+    """Compare the recomputed with the stored verdicts of each part, and return the findings and the new status."""
     counted = tuple(
         summarize_part(name, part, is_full=is_full) for name, part in zip(PARTS, parts, strict=True) if part
     )
@@ -249,7 +251,9 @@ def _judged(
 
 
 def _status(before: str, bound: float, *, is_disputed: bool, is_full: bool) -> str:
-    """Return the status after a verification.
+    """Return the status of an entry after a verification.
+
+    `before` is the status before it. `bound` is an upper limit for the share of wrong verdicts.
 
     A partial verification never lowers the status. The status "disputed" remains until a new submission.
     """

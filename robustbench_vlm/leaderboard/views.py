@@ -15,7 +15,7 @@ BEGIN, END = "<!-- leaderboard {} -->", "<!-- end of leaderboard -->"
 """Markers before and after the table of a track in a Markdown file."""
 _HEAD = ("rank", "model", "status", "clean", "robust", "clean rank", "samples", "training", "fidelity", "warnings")
 _LONGEST = 120
-"""Largest number of characters of a card's text in a table cell."""
+"""Largest number of characters that a table cell shows of a text from a card."""
 
 
 def markdown(board: Board) -> str:
@@ -69,7 +69,10 @@ def with_tables(document: str, boards: Iterable[Board]) -> str:
 
 
 def views(boards: Sequence[Board], folder: Path) -> dict[Path, str]:
-    """Return the text of each generated file by path: leaderboards/README.md, and the README next to that folder."""
+    """Return the text of each generated file by path.
+
+    The files are README.md in `folder` and, if it exists, README.md in the parent folder.
+    """
     made = {folder / "README.md": page(boards)}
     readme = folder.parent / "README.md"
     if readme.is_file():

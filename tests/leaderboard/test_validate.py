@@ -136,12 +136,12 @@ def test_a_submission_continues_the_earlier_entry(tmp_path: Path) -> None:
     check_continuation(other, check_entry(earlier, tmp_path), earlier, tmp_path)
     for forged, message in (
         (dataclasses.replace(earlier, history=(LATER,)), "the history of the earlier entry"),
-        (earlier.after(dataclasses.replace(LATER, status="verified")), "a submission has the status"),
+        (earlier.after(dataclasses.replace(LATER, status="verified")), "a submission must have the status"),
         (dataclasses.replace(earlier.after(LATER), counterexamples=()), "counterexamples of the earlier entry"),
     ):
         with pytest.raises(Unsound, match=message):
             _continue(forged, earlier, tmp_path)
-    with pytest.raises(Unsound, match="a submission has the status"):
+    with pytest.raises(Unsound, match="a submission must have the status"):
         reproduced = dataclasses.replace(earlier, counterexamples=()).after(
             dataclasses.replace(LATER, status="reproduced")
         )
@@ -180,13 +180,13 @@ def test_a_dispute_needs_images_and_changes_the_status_only_above_the_tolerance(
         _broken(verified, 1, "disputed", tmp_path),
         verified.after(dataclasses.replace(LATER, status="disputed")),
     ):
-        with pytest.raises(Unsound, match="a submission has the status"):
+        with pytest.raises(Unsound, match="a submission must have the status"):
             _continue(entry, verified, tmp_path)
 
 
 def test_a_changed_entry_may_not_keep_the_status_verified(verified: Entry, tmp_path: Path) -> None:
     entry = _broken(verified, 1, "verified", tmp_path)
-    with pytest.raises(Unsound, match="a submission has the status"):
+    with pytest.raises(Unsound, match="a submission must have the status"):
         _continue(dataclasses.replace(entry, note="other"), verified, tmp_path)
 
 
@@ -285,7 +285,7 @@ def test_only_new_records_end_a_dispute(tmp_path: Path) -> None:
     entry = read_entry(write_board_entry(found, tmp_path))
     disputed = entry.after(Event("2026-01-03", "disputed", "verdicts differ", {}))
     claimed = disputed.after(Event("2026-01-04", "claimed", "submitted again", {}))
-    with pytest.raises(Unsound, match="a submission has the status"):
+    with pytest.raises(Unsound, match="a submission must have the status"):
         check_continuation(claimed, found, disputed, tmp_path)
     cells = (dataclasses.replace(claimed.cells[0], content="0" * 64), *claimed.cells[1:])
     check_continuation(dataclasses.replace(claimed, cells=cells), found, disputed, tmp_path)

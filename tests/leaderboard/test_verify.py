@@ -242,7 +242,7 @@ def test_missing_warnings_are_reported(entry_path: Path) -> None:
     assert missing_warnings(same) == ()
     assert missing_warnings([RecomputedSample(_with(stored, warned), n, row) for n, row in enumerate(rows)]) == ()
     (problem,) = missing_warnings(erased)
-    assert problem == "the records of 20 samples leave out the warnings unstable-output, zero-gradient"
+    assert problem == "the records of 20 samples lack the warnings unstable-output, zero-gradient"
     # A single difference may come from rounding on another machine.
     assert missing_warnings([erased[0], *same[1:]] * 10) != ()
     assert missing_warnings([erased[0], *[same[1]] * 199]) == ()

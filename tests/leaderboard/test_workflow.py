@@ -141,7 +141,7 @@ def test_a_submission_passes_the_real_checks(clone: Path, tmp_path: Path) -> Non
     write_entry(entry.after(Event(first.date, "verified", "trust me", {})), folder / "clip.json")
     _commit(clone)
     code, output = _real_check(clone)
-    assert code == 1 and "a submission has the status 'claimed'" in output
+    assert code == 1 and "a submission must have the status 'claimed'" in output
 
 
 def _real_check(clone: Path) -> tuple[int, str]:

@@ -17,7 +17,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 464, 12, 328
 COLOURS = 8
 """Number of models with a distinct colour. Further models are grey."""
 _CURVE_RIGHT = 352
-"""Right end of the curves. The names of the models are to the right of it."""
+"""Right end of the curves, in units of the SVG canvas. The names of the models are to the right of it."""
 _CHARACTER, _LINE = 7.0, 14.5
 """Width of a character and height of a line in a label, in units of the SVG canvas."""
 _LONGEST = 15
@@ -53,10 +53,10 @@ class Label:
 
 @dataclass(frozen=True)
 class ScatterPoint:
-    """A model in the scatter plot: its point, the ends of its two intervals, and its name if there is room for it."""
+    """A model in the scatter plot: its point, the ends of its two intervals, and its label if there is room for one."""
 
     series: int
-    """Number of the colour, 1 to COLOURS, or 0 for grey."""
+    """Index of the colour, from 1 to `COLOURS`; 0 is grey."""
     model: str
     x: float
     y: float
@@ -70,7 +70,7 @@ class ScatterPoint:
 
 @dataclass(frozen=True)
 class CurveVertex:
-    """The accuracy at one radius on a curve, and the ends of its interval."""
+    """A point of a curve: the accuracy at one radius, and the ends of its interval, in units of the SVG canvas."""
 
     x: float
     y: float
@@ -80,7 +80,7 @@ class CurveVertex:
 
 @dataclass(frozen=True)
 class Curve:
-    """The curve of a model's accuracy by radius."""
+    """A model's curve of robust accuracy over the radius."""
 
     series: int
     title: str
@@ -145,7 +145,7 @@ def _mark(row: BoardRow, series: int, across: Callable[[float], float], up: Call
 def curves(board: Board, foremost: str = "") -> Chart:
     """Return the curves of robust accuracy by radius, with the clean accuracy at radius 0.
 
-    If the model `foremost` is given, all other curves are grey.
+    If `foremost` is the name of a model, only this model's curve has a colour.
     """
     rows = board.rows
     radii = {0.0} | {point.radius for row in rows for point in row.curve}
@@ -196,7 +196,7 @@ def _short(name: str) -> str:
 
 
 def _span(accuracies: Sequence[Accuracy]) -> tuple[float, float]:
-    """Return the smallest range of whole tenths that contains all intervals."""
+    """Return the lower and upper end of an axis that contains all intervals, as multiples of 0.1 in [0, 1]."""
     low = min((each.low for each in accuracies), default=0.0)
     high = max((each.high for each in accuracies), default=1.0)
     return max(0, int(low * 10)) / 10, min(10, int(high * 10) + 1) / 10
@@ -213,7 +213,10 @@ def _ticks(low: float, high: float, start: float, stop: float) -> tuple[Tick, ..
 
 
 def _labels(marks: Sequence[ScatterPoint]) -> list[Label | None]:
-    """Return a label for each point at the first free of eight positions around it, or None if all are taken."""
+    """Return a label for each point, or None if there is no room for it.
+
+    Eight positions around the point are tried in order, and the first free one is used.
+    """
     taken = [(mark.x - 5, mark.y - 5, mark.x + 5, mark.y + 5) for mark in marks]
     taken += [(mark.left, mark.y - 1, mark.right, mark.y + 1) for mark in marks]
     labels: list[Label | None] = []
@@ -241,11 +244,14 @@ def _is_free(box: Box, taken: Sequence[Box]) -> bool:
 
 
 def _spread(heights: Sequence[float]) -> list[float]:
-    """Return a height for the name at the end of each curve. Two names are at least one line apart."""
+    """Return the y position of the name of each curve, so that two names are at least one line apart.
+
+    `heights` are the y positions of the right ends of the curves.
+    """
     found = list(heights)
     last = TOP - _LINE
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     for below, index in zip(reversed(range(len(order))), order, strict=True):
-        # The smaller limit leaves enough room for the names below.
+        # The limit BOTTOM - _LINE * below leaves room for the remaining names, which are below this one.
         last = found[index] = round(max(last + _LINE, min(heights[index], BOTTOM - _LINE * below)), 1)
     return found

@@ -41,9 +41,9 @@ def write_site(
 ) -> None:
     """Write the site of all boards into a folder; each file is written atomically.
 
-    If the entry of a model is given, the model's page also has the notes of its card, all its numbers and its
-    counterexamples. If an example is given, a PNG of clean and adversarial images, the page shows it. Raises UserError
-    if the folder has other HTML pages.
+    If `entries` has the entry of a model, the model's page also shows the notes of the card, all scores and the
+    counterexamples. `examples` are paths of PNG files with clean and adversarial images, which the pages show. Raises
+    UserError if the folder contains HTML pages that are not part of the site.
     """
     files = site_files(boards, entries=entries, examples=examples)
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")}
@@ -115,7 +115,7 @@ def _about_protocol(board: Board) -> dict[str, Any]:
         protocol = read_protocol(identity)
         words = [(what, say(protocol)) for what, say in FIELDS.values()]
     except UserError:
-        # The protocol is from another version of the package, so the page shows only its identity.
+        # Another version of the package wrote the protocol, so only its JSON identity can be shown.
         words = []
     return {"words": words, "identity": json.dumps(identity, indent=1), "digest": fingerprint(identity)}
 
@@ -163,7 +163,7 @@ def _environment(boards: Sequence[Board]) -> Environment:
         "benchmark_bibtex": texts.benchmark_bibtex(__version__),
         "style": style,
         "script": script,
-        # The policy lets a browser load nothing, and run only this style and this script. They are allowed by their
+        # This content security policy allows only this style and this script, and no other file. It names their
         # digests, because 'self' does not work for pages that are opened as files.
         "policy": "; ".join(
             (

@@ -13,7 +13,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 def open_server(folder: Path, port: int) -> ThreadingHTTPServer:
-    """Return a server of a site's folder on the loopback interface; port 0 takes a free port.
+    """Return an HTTP server for the folder of a site, on the loopback interface; port 0 takes a free port.
 
     Raises UserError if the folder has no site or the port is in use.
     """

@@ -21,15 +21,16 @@ _SLUG = re.compile(r"[a-z0-9][a-z0-9._+-]{0,59}", re.ASCII)
 
 
 def shown(text: object, most: int = 2000) -> str:
-    """Return text on one line, with at most `most` characters. Control characters become visible."""
+    """Return text on one line, with at most `most` characters. Control characters are replaced by visible escapes."""
     line = terminal_text(" ".join(str(text).split()))
     return line if len(line) <= most else line[: most - 1] + "…"
 
 
 def slug(name: str) -> str:
-    """Return a name for a file or an HTML anchor.
+    """Return a form of a name that is safe as a file name and as an HTML anchor.
 
-    A short name of plain lower-case characters is returned unchanged. Any other name becomes a short form and a digest.
+    A short name of plain lower-case characters is returned unchanged. For any other name, a short form of the name with
+    a digest is returned.
     """
     if _SLUG.fullmatch(name) and not name.endswith("."):
         return name
@@ -59,7 +60,7 @@ def interval(accuracy: Accuracy) -> str:
 
 
 def radius(eps: str, norm: str) -> str:
-    """Return a radius such as "1/51" over 255 for Linf ("5/255"), and unchanged for L2."""
+    """Return a radius as text: for Linf as a fraction of 255, such as "5/255" for "1/51"; for L2 unchanged."""
     return f"{255 * float(parse_eps(eps)):.4g}/255" if norm == "Linf" else eps
 
 
@@ -100,7 +101,7 @@ def warning_parts(warning: str) -> tuple[str, str]:
 
 
 def joined(pairs: Mapping[str, object]) -> str:
-    """Return facts as the text "name value, name value"."""
+    """Return the names and values of a mapping as text, such as "verdicts 200, wrong 1"."""
     return ", ".join(f"{shown(name, 100)} {shown(value, 200)}" for name, value in pairs.items())
 
 
