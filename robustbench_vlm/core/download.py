@@ -23,7 +23,7 @@ from robustbench_vlm.core.http import (
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 
 WAITS = (1.0, 2.0, 5.0, 15.0)
-"""Seconds to wait before each new attempt. After an attempt that received data, the waits start again at the first."""
+"""Seconds to wait before each new attempt. After an attempt that received data, the next wait is again the first."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Request:
 
     @property
     def origin(self) -> Path:
-        """The file that stores the address of the partial file and the server's validator (ETag or date)."""
+        """The file that stores the address of the download and the version that the server stated (ETag or date)."""
         return self.path.with_name(f"{self.path.name}.partial.origin")
 
     def discard(self) -> None:
@@ -56,8 +56,9 @@ def download(
 ) -> str:
     """Download a file to `path` and return its sha256, 64 hexadecimal digits.
 
-    `path` exists only once the download is complete. If the connection breaks, the received bytes are kept next to it
-    in a `.partial` file, and a later call resumes there. An existing file is checked and not downloaded again.
+    `path` exists only once the download is complete. If the connection breaks, the received bytes are kept in a
+    `.partial` file in the same folder, and a later call resumes from there. An existing file is checked and not
+    downloaded again.
 
     Args:
         url: The https address of the file.
@@ -68,8 +69,8 @@ def download(
 
     Raises:
         UserError: The address is not https. The file does not exist or requires a login, or the server sends a web
-            page instead. The end of the file cannot be recognised, or its size or digest is wrong. The disk is full,
-            or the server cannot be reached.
+            page instead. The server does not state the file's size, so that its end cannot be recognised. The size or
+            digest of the file is wrong. The disk is full, or the server cannot be reached.
     """
     from filelock import FileLock
 
@@ -109,7 +110,7 @@ def _checked(request: _Request) -> str:
 
 def _fetch(request: _Request) -> str:
     if _collect(request) and request.sha256 not in ("", sha256_of(request.partial)):
-        # The file on the server may have changed between two responses.
+        # The digest is wrong if the file on the server changed between two responses. Download the whole file again.
         request.discard()
         _collect(request)
     digest = sha256_of(request.partial)
@@ -125,7 +126,7 @@ def _fetch(request: _Request) -> str:
 
 
 def _collect(request: _Request) -> bool:
-    """Fill the partial file; return True if it combines several responses."""
+    """Complete the partial file; return True if it combines bytes from several responses."""
     attempts = most = 0
     while True:
         try:
@@ -143,7 +144,7 @@ def _collect(request: _Request) -> bool:
 
 
 def _receive(request: _Request) -> bool:
-    """Append one response to the partial file; return True if it continued earlier bytes."""
+    """Write one response to the partial file; return True if the response continued bytes from an earlier response."""
     start, validator = _resumable(request)
     try:
         opened = open_response(request.url, start, validator)
@@ -182,7 +183,7 @@ def _receive(request: _Request) -> bool:
 
 
 def _resumable(request: _Request) -> tuple[int, str]:
-    """Return the size in bytes of a partial file that can be resumed, and its validator; return (0, "") without one."""
+    """Return the size in bytes and the ETag or date of the partial file, or (0, "") if no file can be resumed."""
     if not request.partial.is_file() or not request.origin.is_file():
         return 0, ""
     url, _, validator = request.origin.read_text(encoding="utf-8").partition("\n")

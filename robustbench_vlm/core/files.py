@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def package_folder(name: str) -> Path:
-    """Return a data folder (model_zoo or leaderboards) of the installed package, or else of the source tree."""
+    """Return the data folder `name` ("model_zoo" or "leaderboards") in the installed package or in the source tree."""
     package = Path(__file__).parents[1]
     inside = package / name
     return inside if inside.is_dir() else package.parent / name
@@ -74,7 +74,7 @@ def save_figure(figure: "Figure", path: Path) -> None:
     """Write a matplotlib figure to a .png or .svg file in one step, as `write_whole` does."""
     suffix = path.suffix.lower().removeprefix(".")
     with warnings.catch_warnings():
-        # matplotlib draws boxes for letters that its font does not have; a warning for each adds nothing.
+        # matplotlib draws a box for a letter that its font does not have. A warning for each one does not help users.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format=suffix))
 

@@ -14,9 +14,9 @@ def _refuse_type(value: Any) -> Any:
 
 
 def plain(value: Any, other: Callable[[Any], Any] = _refuse_type) -> Any:
-    """Convert a value to types that JSON has: a dataclass to a dict, a fraction to "1/255", a tuple to a list.
+    """Convert a value to types that JSON has: a dataclass to a dict, a Fraction to "1/255", a tuple to a list.
 
-    A value of any other type is passed to `other`, and its result is used. The default raises TypeError.
+    A value of any other type is replaced by the result of `other`, which by default raises TypeError.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name), other) for field in dataclasses.fields(value)}

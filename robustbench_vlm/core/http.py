@@ -33,7 +33,7 @@ class RangeNotSatisfiable(TemporaryFailure):
 
 
 class PermanentFailure(Exception):
-    """The server denies the file or does not have it; a retry cannot succeed.
+    """The server refuses to send the file or does not have it; a retry cannot succeed.
 
     The message is the second part of a sentence that begins with the address, such as "requires a login".
     """
@@ -70,7 +70,7 @@ def open_response(url: str, start: int, validator: str) -> http.client.HTTPRespo
     """Request a file from byte `start` on and return the open response.
 
     `validator` is the ETag or date that the server sent with the part that was already downloaded, or "". If the file
-    has changed since, the server sends the whole file. Raises PermanentFailure if a retry cannot succeed, and
+    has changed since then, the server sends the whole file. Raises PermanentFailure if a retry cannot succeed, and
     TemporaryFailure if it may.
     """
     headers = {"User-Agent": f"robustbench_vlm/{__version__}"}

@@ -19,13 +19,13 @@ _UNIT = 2.0**-24
 
 
 def key_of(*parts: str | int) -> int:
-    """Return a signed 64-bit key for a tuple of names and numbers; it is the same on every machine."""
+    """Return a signed 64-bit key for a tuple of names and numbers. Every machine gives the same key."""
     text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 
 
 def sample_keys(seed: int, dataset: str, sample_ids: Sequence[str]) -> Tensor:
-    """Return one key per sample, int64 [B], from the seed, the dataset's name and the B sample ids."""
+    """Return one key per sample, int64 [B], that depends on the seed, the dataset's name and the sample's id."""
     return torch.tensor([key_of(seed, dataset, sample_id) for sample_id in sample_ids], dtype=torch.int64)
 
 
@@ -40,8 +40,8 @@ def derive(keys: Tensor, purpose: str) -> Tensor:
 def bits(keys: Tensor, counter: Tensor | int, count: int) -> Tensor:
     """Return `count` random 64-bit words per sample, int64 [B, count].
 
-    `keys` is int64 [B]. `counter` is the number of the draw, one for all samples or int64 [B]: equal keys and counters
-    give equal words.
+    `keys` is int64 [B]. `counter` is the index of the draw: one integer for all samples, or int64 [B]. Equal keys and
+    counters give equal words.
     """
     row = _mix(keys + torch.as_tensor(counter, dtype=torch.int64, device=keys.device) * _GOLDEN)
     index = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device)
@@ -60,7 +60,7 @@ def uniform(keys: Tensor, counter: Tensor | int, shape: Sequence[int]) -> Tensor
 def integers(keys: Tensor, counter: Tensor | int, shape: Sequence[int], high: Tensor | int) -> Tensor:
     """Return random integers in [0, high), int64 [B, *shape]; `keys` and `counter` are as in `bits`.
 
-    `high` is an integer in [1, 2**31], or an int64 tensor of them that broadcasts to [B, *shape].
+    `high` is an integer in [1, 2**31], or an int64 tensor of such integers that broadcasts to [B, *shape].
     """
     words = _shift(bits(keys, counter, _size(shape)), 33).view(len(keys), *shape)
     return (words * high) >> 31
@@ -76,8 +76,8 @@ def normal(keys: Tensor, counter: Tensor | int, shape: Sequence[int]) -> Tensor:
     """Return nearly normal random numbers of mean 0 and variance 1, float32 [B, *shape].
 
     Each number is a scaled sum of four 16-bit uniform numbers, so its absolute value is at most 3.5. The sum is exact
-    on every device; logarithm and cosine, which exact normal numbers need, are not. `keys` and `counter` are as in
-    `bits`.
+    on every device. Exactly normal numbers need the logarithm and the cosine, which may round differently.
+    `keys` and `counter` are as in `bits`.
     """
     words = bits(keys, counter, _size(shape))
     total = (words & 0xFFFF) + (_shift(words, 16) & 0xFFFF) + (_shift(words, 32) & 0xFFFF) + _shift(words, 48)

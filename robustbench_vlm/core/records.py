@@ -23,8 +23,8 @@ class SampleResult:
     clean_prediction: int
     """The index of the class that the model predicts for the clean image."""
     adversarial_prediction: int
-    """The predicted class of the adversarial image, which the evaluation projects and classifies again itself; the
-    prediction of the clean image if the attack failed."""
+    """The index of the class that the model predicts for the adversarial image, after the evaluation has projected this
+    image into the threat model; equal to `clean_prediction` if the attack failed."""
     broken_by: str
     """The attack stage that changed the prediction, "clean" if the clean image is misclassified, "" if robust."""
     distance: float
@@ -117,8 +117,8 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 def mean_interval(shares: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
     """Return a 95 % confidence interval (low, high) of the unweighted mean of the accuracies of several datasets.
 
-    `shares[i]` is the accuracy of dataset i, in [0, 1], and `counts[i]` is its number of samples. The interval
-    describes other samples of the same datasets, not other datasets.
+    `shares[i]` is the accuracy of dataset i, in [0, 1], and `counts[i]` is its number of samples. The interval is valid
+    for new samples from the same datasets, but not for new datasets.
 
     For one dataset, the interval is the Wilson interval. For several datasets, it is the normal interval of the
     stratified mean, with the unbiased variance of each dataset. Each variance is computed after adding half a success

@@ -1,4 +1,4 @@
-"""Registries: tables from a name to "module:value", which other packages extend with entry points."""
+"""Registries: tables that map a name to an import path "module:value". Other packages add names by entry points."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -9,7 +9,7 @@ from typing import Any
 from robustbench_vlm.core.errors import UserError
 
 _SHOWN = 12
-"""The number of names that a message lists."""
+"""The largest number of allowed names that a message lists."""
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,11 @@ class Registry:
     kind: str
     """The singular name of the kind, such as "attack"."""
     table: Mapping[str, str]
-    """Name -> "module:value", the values of this package."""
+    """Maps each name that this package registers to the import path "module:value"."""
 
     @property
     def group(self) -> str:
-        """The entry-point group in which other packages register values of this kind, written without hyphens."""
+        """The entry-point group in which other packages register values of this kind; hyphens become underscores."""
         return f"robustbench_vlm.{self.kind.replace('-', '_')}s"
 
     def names(self) -> list[str]:
@@ -35,10 +35,10 @@ class Registry:
         return sorted({*self.table, *(point.name for point in entry_points(group=self.group))})
 
     def load(self, name: str) -> Any:
-        """Import and return the value with a name.
+        """Import and return the value that is registered under `name`.
 
-        Raises UserError if the name is unknown (the message suggests similar names), if two packages provide it, or if
-        the plugin that provides it fails to load.
+        Raises UserError if the name is unknown (the message suggests similar names), if several packages register it,
+        or if another package registers it and that package fails to load.
         """
         providers = self._providers(name)
         if not providers:
@@ -50,7 +50,7 @@ class Registry:
             return providers[0].load()
         try:
             return providers[0].load()
-        # A plugin may raise any exception; it must not stop users who do not use the plugin.
+        # Importing a plugin may raise any type of exception, so all types are converted to a UserError.
         except Exception as error:
             raise UserError(
                 f"the {self.kind} {name!r} comes from the plugin {providers[0].value!r}, which failed to load: "
@@ -59,7 +59,8 @@ class Registry:
 
     def _providers(self, name: str) -> list[EntryPoint]:
         ours = [EntryPoint(name, self.table[name], self.group)] if name in self.table else []
-        # A package that is found on two import paths is listed twice; equal values count as one provider.
+        # If a package is on two import paths, `entry_points` returns each of its entry points twice. Entry points with
+        # the same value are therefore counted once.
         others = {point.value: point for point in entry_points(group=self.group) if point.name == name}
         return ours + list(others.values())
 

@@ -25,7 +25,7 @@ _MESSAGES = {
     "extra_forbidden": "unknown field",
     "unexpected_keyword_argument": "unknown field",
 }
-"""pydantic's error type -> a clearer message, for errors whose message by pydantic uses terms of Python."""
+"""Maps a type of pydantic error to a message for users. pydantic's own messages for these types use Python terms."""
 
 
 def read_json(
@@ -66,7 +66,7 @@ def read_json(
 
 
 def validate(kind: type[T], values: Any, what: str, *, advice: str = _ADVICE) -> T:
-    """Convert JSON values to `kind`, a dataclass or pydantic model; types are strict, so "1" is not a number.
+    """Convert JSON values to `kind`, a dataclass or pydantic model. Types are strict: the text "1" is not a number.
 
     Raises the UserError of `validation_error`, which names the field of the first problem.
     """
@@ -86,7 +86,8 @@ def validation_error(error: "ValidationError", what: str, *, advice: str = _ADVI
     first = problems[0]
     place = "/".join(_printable(part) for part in first["loc"])
     message = _MESSAGES.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-    # For a missing field, or a check of several fields, pydantic's input is the surrounding object, which is too long.
+    # If a field is missing or a check concerns several fields, pydantic's input is the object around them. That object
+    # is too long for a message.
     given = first["input"]
     shown = "" if isinstance(given, dict | list) or first["type"] in _MESSAGES else f", got {_printable(repr(given))}"
     more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""

@@ -51,5 +51,5 @@ def parse_eps(text: str) -> Fraction:
     except (ValueError, ZeroDivisionError):
         raise UserError(f"eps {text!r} is not a number: {_ADVICE}") from None
     if eps >= 1 and not slash and eps != 1:
-        raise UserError(f"eps {text!r} looks like pixel steps: {_ADVICE}, so {text}/255 if that was meant")
+        raise UserError(f"eps {text!r} looks like pixel steps: {_ADVICE}; for pixel steps, give {text}/255")
     return eps

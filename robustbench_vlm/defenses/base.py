@@ -89,13 +89,13 @@ class Defense:
     prompt: str = "This is a photo of a {}"
     """The prompt template for training images from a folder. The default is that of TeCoA."""
     batchwise: bool = False
-    """Whether the loss has a term that depends on the whole batch. The loss of the inner attack must not have one."""
+    """Whether the loss has a term that depends on the whole batch. The inner attack's loss must not have one."""
     paper: str = ""
     """URL of the paper."""
     fidelity: str = "paper"
     """The source of the recipe: "official code", "paper", or "reconstruction" if code and formulas are not public."""
     deviations: tuple[str, ...] = ()
-    """Known differences from that source."""
+    """Known differences from the source that `fidelity` names."""
 
 
 def logits(features: Tensor, text_features: Tensor, scale: float) -> Tensor:

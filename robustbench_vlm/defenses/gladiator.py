@@ -45,9 +45,10 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
 def worst_texts(cosines: Tensor, labels: Tensor, rho: float) -> Tensor:
     """Return the cosines (B, C) after the strongest attack on the text features within distance `rho` in [0, 1).
 
-    `cosines`, (B, C), are those before the attack, and `labels` the true classes, int64 (B,). A change of length rho
-    rotates a unit vector by at most arcsin(rho). The text feature of the true class rotates away from the image feature
-    and the features of all other classes rotate towards it. This gives the largest cross-entropy within the ball.
+    `cosines`, (B, C), are the cosines of image and text features before the attack, and `labels`, int64 (B,), are the
+    true classes. A change of length rho rotates a unit vector by at most arcsin(rho). The text feature of the true
+    class rotates away from the image feature, and the text features of all other classes rotate towards the image
+    feature. These rotations give the largest cross-entropy within the ball.
 
     Raises UserError if rho is outside [0, 1).
     """
@@ -67,8 +68,8 @@ def worst_texts(cosines: Tensor, labels: Tensor, rho: float) -> Tensor:
 def spectral_entropy(moment: Tensor) -> Tensor:
     """Return the entropy of the eigenvalues of a second moment, float32 (D, D) with trace 1, as a tensor of shape ().
 
-    Its exponential is an effective rank. Roy and Vetterli (EUSIPCO 2007) use the entropy of singular values. This
-    function uses their squares, whose gradient at zero does not depend on rounding.
+    The exponential of this entropy is an effective rank. Roy and Vetterli (EUSIPCO 2007) use the entropy of singular
+    values. This function uses the squared singular values, whose gradient at zero does not depend on rounding.
     """
     energies = torch.linalg.eigvalsh(moment).clamp_min(_TINY)
     entropy: Tensor = -(energies * energies.log()).sum()

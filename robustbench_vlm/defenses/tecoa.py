@@ -43,4 +43,4 @@ TECOA_FARE = dataclasses.replace(
     fidelity="official code",
     deviations=("the step size of the inner attack is a quarter of eps; the released code uses 1/255 for every eps",),
 )
-"""TeCoA with the schedule of the FARE paper. It has a higher accuracy on ImageNet (arXiv 2402.12336, table 10)."""
+"""TeCoA with the schedule of the FARE paper, which gives a higher ImageNet accuracy (arXiv 2402.12336, table 10)."""

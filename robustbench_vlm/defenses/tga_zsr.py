@@ -2,8 +2,8 @@
 
     L = CE(p(x_adv), y) + alpha |A(x_adv) - A0(x)| + beta |A(x) - A0(x)|   (arXiv 2410.21802)
 
-A is the attention map of the image encoder that is trained, for the text of the true class y. A0 is the map of its
-frozen copy from before the training. The distances are L2 norms over all pixels.
+A is the attention map of the image encoder that is trained, for the text of the true class y. A0 is the attention map
+of a frozen copy of this encoder from before the training. The distances are L2 norms over all pixels.
 """
 
 import dataclasses
@@ -37,9 +37,9 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
 def attention(patches: Tensor, text: Tensor, size: tuple[int, int], *, over_places: bool = False) -> Tensor:
     """Return attention maps, float32 (B, H, W) in [0, 1], for an image size (H, W).
 
-    A map is the product of patch features (B, T, D) with text features (B, D), scaled to the range [0, 1] and resized
-    to the image. If `over_places` is true, each of the D features is first divided by its norm over the T patches. The
-    released code does this; the paper does not mention it.
+    A map is the product of the patch features `patches`, (B, T, D), with the text features `text`, (B, D). The product
+    is scaled to the range [0, 1] and resized to `size`. If `over_places` is true, each of the D features is first
+    divided by its norm over the T patches. The released code divides in this way; the paper does not mention it.
     """
     if over_places:
         patches = functional.normalize(patches, dim=1)
@@ -51,7 +51,8 @@ def attention(patches: Tensor, text: Tensor, size: tuple[int, int], *, over_plac
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:
-    # Clamped, because the gradient of the square root at zero is infinite, and the student first equals the teacher.
+    # At the first step the student equals the teacher, so the distance is zero. The gradient of the square root is
+    # infinite at zero, so its argument is clamped.
     return (first - second).square().sum(dim=(1, 2)).clamp_min(_TINY).sqrt()
 
 

@@ -24,7 +24,7 @@ class Checkpoint:
     """The fingerprint of all settings that decide the weights. A file with another fingerprint is refused."""
 
     def load(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-        """Restore the state and return the steps and the seconds done so far, or (0, 0.0) without a file.
+        """Restore the state; return the finished steps and the time in seconds so far, or (0, 0.0) without a file.
 
         Raises UserError for a file that is damaged or belongs to another training.
         """
@@ -48,7 +48,7 @@ class Checkpoint:
         return step, seconds
 
     def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-        """Replace the file atomically by the state after `step` steps. `seconds` is the time of the training so far."""
+        """Replace the file atomically by the state after `step` steps. `seconds` is the training time so far."""
         state = {
             "identity": self.identity,
             "step": step,

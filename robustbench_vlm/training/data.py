@@ -18,7 +18,7 @@ Read = Callable[[Sequence[int]], Tensor]
 _MAX_BYTES_IN_MEMORY = 2**31
 _CHUNK = 512
 _THREADS = 8
-"""The number of threads that read images, and of batches that are read ahead."""
+"""The number of threads that read images, and the number of batches that are read ahead."""
 
 
 @dataclass(frozen=True)
@@ -68,14 +68,14 @@ class TrainingImages:
 
 
 def in_hashed_order(source: Source) -> TrainingImages:
-    """Return all images of a source in the order of the hashes of their names, which does not depend on the folder."""
+    """Return all images of a source, sorted by the hash of the name, so that the order is the same for every folder."""
     order = sorted(range(len(source.ids)), key=lambda index: hashlib.sha256(source.ids[index].encode()).digest())
     return TrainingImages(source, order)
 
 
 @functools.lru_cache(maxsize=2)
 def shuffled(count: int, seed: int) -> Tensor:
-    """Return the numbers from 0 to `count` - 1 in a random order that depends only on the seed, int64 (count,)."""
+    """Return the integers from 0 to `count` - 1 in a random order that depends only on `seed`, int64 (count,)."""
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))
 
 

@@ -28,7 +28,7 @@ def _summed(values: Tensor) -> Tensor:
 
 
 class Processes:
-    """The processes that share a training. There is one process if no launcher started it.
+    """The processes that share a training. Without a launcher there is only one process.
 
     Raises UserError for a device that is unknown or unavailable, or if this process already uses another device.
     """
@@ -48,7 +48,7 @@ class Processes:
             )
 
     def share(self, rows: Tensor) -> Tensor:
-        """Return the part of the rows of a batch, int64 (B,), that this process works on."""
+        """Return the part of a batch that this process works on. `rows` are the positions of its images, int64 (B,)."""
         return rows[self._state.process_index :: self.count]
 
     def total(self, values: Tensor) -> Tensor:
@@ -68,10 +68,10 @@ class Processes:
         return summed
 
     def agree(self, number: int) -> bool:
-        """Return whether all processes pass the same integer. Its absolute value must be below 2**63."""
+        """Return whether all processes pass the same integer `number`, whose absolute value must be below 2**63."""
         if self.count == 1:
             return True
-        # The minimum of -number is minus the maximum of number. Integers, unlike floats, are compared exactly.
+        # One minimum over both values suffices, because min(-number) = -max(number). Integers are compared exactly.
         extremes = torch.tensor([number, -number], dtype=torch.int64, device=self.device)
         torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MIN)
         low, negative_high = extremes.tolist()

@@ -1,8 +1,8 @@
 """Adversarial fine-tuning of the image encoder: the training loop of all defenses, for one or several processes.
 
 Random numbers depend only on the sample and the step. A training that is killed and resumed therefore gives the same
-weights; on a CPU they are equal bit by bit. Several processes share each batch and add up their gradients. Their losses
-are those of a single process, up to rounding.
+weights; on a CPU they are equal bit by bit. Several processes share each batch and add up their gradients. Apart from
+rounding, the losses equal those of a training with one process.
 """
 
 import copy
@@ -41,7 +41,7 @@ from robustbench_vlm.training.request import TrainingRequest, make_job
 
 @dataclass(frozen=True)
 class Runtime:
-    """The folder, processes and checkpoint interval of a training. They change the weights only by rounding."""
+    """The folder, processes and checkpoint interval of a training. None changes the weights, except by rounding."""
 
     folder: Path
     """The folder of the checkpoint, the log and the trained weights."""
@@ -55,9 +55,10 @@ def train_defense(
 ) -> Path | None:
     """Fine-tune a base model with a defense and write its card. Return the path of the card.
 
-    Only the main process writes the card; the other processes return None. `resume` requires (True), forbids (False) or
-    allows (None) to continue from a checkpoint in the folder. Raises UserError for unknown names and settings, and if
-    `resume` is True and the folder has no checkpoint.
+    Only the main process writes the card; the other processes return None. If `resume` is True, the training continues
+    from the checkpoint in the folder. If it is False, the training starts from the beginning. If it is None, the
+    training continues if the folder has a checkpoint. Raises UserError for unknown names and settings, and if `resume`
+    is True and the folder has no checkpoint.
     """
     checkpoint = runtime.folder / "checkpoint.pt"
     if resume and not checkpoint.exists():
@@ -78,7 +79,7 @@ def train_defense(
 
 
 def finetune(job: Job, runtime: Runtime, on_progress: OnProgress) -> tuple[nn.Module, float]:
-    """Train the image encoder of a job. Return it and the duration of the training in seconds.
+    """Train the image encoder of a job. Return the trained encoder and the duration of the training in seconds.
 
     The training continues from the checkpoint in the folder, if there is one. Raises Diverged if the loss or a weight
     is not finite; the last checkpoint is kept. Raises UserError if there are more processes than images in a batch, or
@@ -145,7 +146,7 @@ def _check_processes(job: Job, processes: Processes, first: int) -> None:
 
 
 def _contexts(job: Job, processes: Processes, student: ImageEncoder, first: int) -> Iterator[LossContext]:
-    """Yield the context of every step from `first` on. Its student has the weights at the start of the step."""
+    """Yield a context for each step from `first` on. The context's student has the weights from before the step."""
     if first == job.steps:
         return
     model = dataclasses.replace(job.model, network=copy.deepcopy(job.model.network).to(processes.device))
@@ -192,7 +193,7 @@ def _without_gradient(encoder: nn.Module, images: Tensor) -> Tensor:
 
 
 def _in_precision(job: Job, context: LossContext) -> LossContext:
-    """Return the context whose student runs in the precision of the job. Features and losses stay float32."""
+    """Return a copy of the context whose student runs in the job's precision. Features and losses stay float32."""
     if job.precision == "float32":
         return context
     device, low = context.images.device.type, getattr(torch, job.precision)

@@ -18,7 +18,7 @@ from robustbench_vlm.training.checkpoint import Checkpoint
 _LOG_EVERY = 20
 """Steps from one row of the log to the next. In fine-tuning each row costs two more forward passes."""
 _SAVE_SECONDS = 60.0
-"""A checkpoint is written after this time even if its step is not due, for trainings with slow steps."""
+"""The longest time between two checkpoints. It matters if steps are so slow that `save_every` steps take longer."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Diverged(UserError):
 class Log:
     """The file log.csv of a training.
 
-    The constructor removes the rows after `step`. An interrupted training writes such rows after its last checkpoint.
+    The constructor removes the rows after `step`, which an interrupted training wrote after its last checkpoint.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -92,7 +92,7 @@ class Recorder:
         return self._first
 
     def logs(self, step: int) -> bool:
-        """Return whether the log gets a row for this step. Steps are numbered from 0."""
+        """Return whether the log gets a row for the step with the index `step`; the first step has index 0."""
         return (step + 1) % _LOG_EVERY == 0 or step + 1 == self._steps
 
     @property

@@ -1,8 +1,8 @@
 """Contrastive pre-training of a small CLIP on captioned scenes (Radford et al., ICML 2021, arXiv 2103.00020).
 
-The training differs from that of CLIP in two ways. Each image has several captions in each step. A caption of one image
-that is also true for another image is not used as a negative of that image. Such captions are common, because scenes
-have few attributes.
+The training differs from that of CLIP in two ways. Each image has several captions in each step. If a caption of one
+image is also true for a second image, the caption is not used as a negative of the second image. Such captions are
+common, because scenes have few attributes.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ from robustbench_vlm.training.optim import clip_gradients, lr_at, make_optimizer
 VERSION = 1
 """Version of pre-training. Raise it whenever a change of the code can change the pre-trained weights."""
 _MIXTURE = {"single": 5, "several": 1, "pair": 2, "digit": 2}
-"""The relative numbers of scenes of each family."""
+"""Maps each family of scenes to the relative number of its scenes in the training images."""
 _OFTEN_PLAIN = {"outline": (0, 0, 0, 0, 0, 0, 1), "faint": (0, 0, 0, 0, 0, 0, 1)}
 _CHUNK = 512
 _MAX_LOG_SCALE = math.log(100)
@@ -51,13 +51,13 @@ _MAX_LOG_SCALE = math.log(100)
 class PretrainingSettings:
     """The settings of pre-training. The card of the base model lists them.
 
-    The images are generated once and used in every epoch. Their captions are new in every step.
+    The images are generated once and used in every epoch. New captions for them are generated in every step.
     """
 
     images: int = 245_760
     epochs: int = 8
     captions: int = 2
-    """The number of captions of an image in each step."""
+    """The number of captions for each image in a step."""
     batch_size: int = 192
     lr: float = 2e-3
     weight_decay: float = 0.05
@@ -65,7 +65,7 @@ class PretrainingSettings:
     warmup: int = 200
     seed: int = 0
     save_every: int = 200
-    """Steps from one checkpoint to the next. It does not change the weights."""
+    """The number of steps from one checkpoint to the next. It does not change the weights."""
 
     @property
     def steps(self) -> int:
@@ -142,12 +142,12 @@ def pretrain_base(
 
 
 def card_training(settings: PretrainingSettings) -> dict[str, Any]:
-    """Return the entry `training` of the card of the base model."""
+    """Return the field `training` for the base model's card."""
     return {"recipe": "contrastive pre-training", **dataclasses.asdict(settings), "steps": settings.steps}
 
 
 def _released(track: Track) -> str:
-    """Return the name of the base model of a track in open_clip, or "" if open_clip has no weights of it."""
+    """Return open_clip's name for the base model of a track, or "" if open_clip has no weights for that model."""
     is_known = not isinstance(parse_reference(track.base).model, ModelName) or track.base in card_names(track.name)
     card = find_card(track.base, track.name) if is_known else None
     return f"{card.architecture}/{card.pretrained}" if card and card.pretrained else ""
@@ -200,10 +200,10 @@ def draw_scenes(settings: PretrainingSettings, folder: Path) -> CaptionedScenes:
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor, is_true: Tensor) -> Tensor:
-    """Return the symmetric InfoNCE loss of a batch, float32 (). True captions of an image are not its negatives.
+    """Return the symmetric InfoNCE loss of a batch, float32 (). A caption is no negative of an image that it describes.
 
-    Image and text features are float32 (B, D) of norm 1, and `scale` is float32 (). `is_true`, bool (B, B), says in
-    row i and column j whether caption j is true for image i.
+    Image and text features are float32 (B, D) of norm 1, and `scale` is float32 (). `is_true` is bool (B, B);
+    `is_true[i, j]` is True if caption j is true for image i.
     """
     logits = scale * image_features @ text_features.T
     false_negative = is_true & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)

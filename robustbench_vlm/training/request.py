@@ -1,4 +1,4 @@
-"""Training requests: the options of `vlmbench train` and `vlmbench sweep`, and the job that follows from them."""
+"""Training requests: the options of `vlmbench train` and `vlmbench sweep`, and functions that turn them into jobs."""
 
 import dataclasses
 import math
@@ -21,7 +21,7 @@ from robustbench_vlm.training.data import TrainingImages, in_hashed_order
 from robustbench_vlm.training.job import Job
 
 HELD_OUT = 1024
-"""The number of images that a sweep holds out to measure accuracies. It is at most a tenth of the images."""
+"""The number of images that a sweep holds out to measure accuracies, but never more than a tenth of the images."""
 _POSITIVE = ("batch_size", "epochs", "steps", "inner_steps")
 _WHOLE_NUMBERS = ("warmup", *_POSITIVE)
 _NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)

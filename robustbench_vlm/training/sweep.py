@@ -85,9 +85,9 @@ class Sweep:
     def best(self) -> Trial | None:
         """The first trial whose score is within one standard error of the highest score; None if all diverged.
 
-        This is the one-standard-error rule (Breiman et al., 1984). It chooses the first of the settings that the
-        measurement cannot distinguish. If learning rates are listed from low to high, this is the smallest one, which
-        changes the base model least.
+        This is the one-standard-error rule (Breiman et al., 1984). The measurement cannot distinguish the trials within
+        one standard error, and the rule chooses the first of them. If learning rates are listed from low to high, that
+        trial has the smallest learning rate and changes the base model least.
         """
         scores = {number: trial.score for number, trial in enumerate(self.trials) if trial.score is not None}
         if not scores:
@@ -104,9 +104,10 @@ def run_sweep(
     runtime: Runtime,
     on_progress: OnProgress,
 ) -> Sweep:
-    """Train a defense with every combination of the settings in `grid` and measure it on held-out images.
+    """Train a defense with every combination of the settings in `grid`; measure each trained model on held-out images.
 
-    The trainings use the fraction `train_fraction` of the images. Trials in the folder of the runtime are not repeated.
+    The trainings use the fraction `train_fraction` of the images. Trials whose results are already in `runtime.folder`
+    are not repeated.
     Raises UserError before the first training for unknown settings, for a `train_fraction` outside (0, 1], and if too
     few images are left to hold out.
     """
@@ -153,7 +154,7 @@ def _trial(
     try:
         clean, robust = measure(finetune(job, runtime, on_progress)[0])
     except Diverged:
-        # A sweep reports a diverged training as a result. It is not an error.
+        # A diverged training is a result of the sweep, not an error.
         clean = robust = None
     trial = Trial(settings, clean, robust, round(time.monotonic() - started, 1))
     # The main process must not write the file before all processes have checked whether it exists.
