@@ -48,7 +48,7 @@ def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", 
     except UserError as error:
         raise UserError(
             f"{file} does not fit {parent.architecture}, the architecture of {base!r}: {error} If another model was"
-            " fine-tuned, give it with --base"
+            " fine-tuned, give it with --base, and its track with --track"
         ) from error
     card = ModelCard(
         name=name,

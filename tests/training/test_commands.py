@@ -54,6 +54,27 @@ def test_resume_requires_forbids_or_allows_a_checkpoint(tmp_path: Path) -> None:
     assert steps == [1, 2] and (tmp_path / "agft-seed1.json").exists()
 
 
+def test_a_continued_training_names_its_checkpoint(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    arguments = [
+        "train",
+        "tecoa",
+        "--num-images",
+        "16",
+        "--epochs",
+        "1",
+        "--set",
+        "batch_size=8",
+        "--out",
+        str(tmp_path),
+    ]
+    assert run_command(arguments) == 0
+    assert "--no-resume" not in capsys.readouterr().err
+    assert run_command(arguments) == 0
+    assert f"continuing from {tmp_path / 'checkpoint.pt'}; use --no-resume" in capsys.readouterr().err
+    assert run_command([*arguments, "--no-resume"]) == 0
+    assert "continuing" not in capsys.readouterr().err
+
+
 def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
     train_defense(_request(), _runtime(tmp_path), ignore_progress)
     with pytest.raises(UserError, match="other settings"):
