@@ -121,7 +121,7 @@ def test_the_table_of_a_run_in_a_pipe(quick: list[str], capsys: pytest.CaptureFi
         (["run", "--model", "nonesuch"], "unknown model 'nonesuch'.*card file"),
         (["run", "--track", "minni"], "unknown track 'minni'. Did you mean mini"),
         (["run", "--attack", "autoatack"], "unknown attack 'autoatack'. Did you mean autoattack"),
-        (["run", "--eps", "8"], "looks like pixel steps.*8/255"),
+        (["run", "--eps", "8"], "eps 8 is larger than 1.*pixel steps.*8/255"),
         (["run", "--samples", "-1"], "must be a positive integer or .all., got"),
         (["run", "--samples", "0"], "must be a positive integer or .all., got"),
         (["run", "--workers", "many"], "--workers.*integer.*vlmbench run --help"),

@@ -65,16 +65,49 @@ def test_nan_and_infinite_pixels_are_replaced_by_clean_pixels(norm: str, value: 
         ("0", Fraction(0)),
         ("1", Fraction(1)),
         (" 1/2 ", Fraction(1, 2)),
+        ("3", Fraction(3)),
+        ("1.5", Fraction(3, 2)),
+        ("3/1", Fraction(3)),
+        ("1e-2", Fraction(1, 100)),
+        ("+.5/1", Fraction(1, 2)),
     ],
 )
 def test_eps_is_parsed_exactly(text: str, eps: Fraction) -> None:
     assert parse_eps(text) == eps
 
 
-@pytest.mark.parametrize("text", ["", "four", "1/0", "4/", "/255", "1/2/3", "nan", "inf", "8", "4.5"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        *("", "four", "1/0", "4/", "/255", "1/2/3", "nan", "inf", "1_0", "\N{FULLWIDTH DIGIT FOUR}/255", "0x1", "1 /2"),
+        *("1e999999999", "1/1e-999999999", "9" * 5000),
+    ],
+)
 def test_an_invalid_eps_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(UserError, match="as in --eps 4/255"):
+    with pytest.raises(UserError, match="is not a number: .* as in --eps 4/255"):
         parse_eps(text)
+
+
+@pytest.mark.parametrize(("text", "hint"), [("8", "write 8/255"), ("4.5", "write 4.5/255"), ("255", "write 255/255")])
+def test_a_linf_eps_in_pixel_steps_is_refused_with_the_fraction(text: str, hint: str) -> None:
+    with pytest.raises(UserError, match=f"eps {text} is larger than 1.*{hint}"):
+        Threat("Linf", parse_eps(text))
+
+
+@pytest.mark.parametrize(("norm", "text"), [("Linf", "300"), ("L2", "1e7"), ("L2", "9" * 300 + "e99")])
+def test_an_eps_larger_than_any_distance_is_refused(norm: str, text: str) -> None:
+    with pytest.raises(UserError, match="is larger than 1"):
+        Threat(norm, parse_eps(text))
+
+
+@given(st.sampled_from(("Linf", "L2")), st.fractions(0, 1000, max_denominator=10**6))
+def test_every_radius_of_a_norm_is_accepted_in_each_notation_and_written_back(norm: str, eps: Fraction) -> None:
+    if norm == "Linf" and eps > 1:
+        with pytest.raises(UserError, match="larger than 1"):
+            Threat(norm, eps)
+        return
+    assert parse_eps(Threat(norm, eps).eps_text) == eps
+    assert parse_eps(f"{eps.numerator}/{eps.denominator}") == parse_eps(str(eps)) == eps
 
 
 @given(st.integers(0, 255))

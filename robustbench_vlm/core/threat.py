@@ -1,12 +1,17 @@
 """Threat models: the norm and radius (eps) of the allowed perturbations, on the pixel scale [0, 1]."""
 
+import re
 from dataclasses import dataclass
 from fractions import Fraction
 
 from robustbench_vlm.core.errors import UserError
 
 NORMS = ("Linf", "L2")
+_LARGEST = {"Linf": 1, "L2": 10**6}
+"""The largest radius of each norm. No two images differ by more: an L2 distance of 10**6 needs 10**12 pixels."""
 _ADVICE = "write eps as a fraction of the pixel range [0, 1], as in --eps 4/255 (Linf) or --eps 1/2 (L2)"
+_NUMBER = re.compile(r"[-+]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})(e[-+]?\d{1,2})?", re.ASCII | re.IGNORECASE)
+"""A decimal number whose exact fraction is small enough to compute with."""
 
 
 @dataclass(frozen=True)
@@ -16,13 +21,17 @@ class Threat:
     norm: str
     """"Linf" or "L2"."""
     eps: Fraction
-    """The exact radius on the pixel scale [0, 1]; at most 1 for Linf."""
+    """The exact radius on the pixel scale [0, 1]; at most 1 for Linf and 10**6 for L2."""
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
             raise UserError(f"unknown norm {self.norm!r}: choose one of {', '.join(NORMS)}")
-        if self.eps < 0 or (self.norm == "Linf" and self.eps > 1):
-            raise UserError(f"eps {self.eps} is outside [0, 1]: {_ADVICE}")
+        if self.eps < 0:
+            raise UserError(f"eps {self.eps} is negative: {_ADVICE}")
+        if self.eps > _LARGEST[self.norm]:
+            shown = f"{float(self.eps):.10g}" if self.eps < 10**9 else "of 1e9 or more"
+            hint = f"; if it is a number of pixel steps, write {shown}/255" if self.eps <= 255 else ""
+            raise UserError(f"eps {shown} is larger than {_LARGEST[self.norm]} in {self.norm}: {_ADVICE}{hint}")
 
     def __str__(self) -> str:
         return f"{self.norm} {self.eps_text}"
@@ -40,16 +49,12 @@ class Threat:
 
 
 def parse_eps(text: str) -> Fraction:
-    """Return a radius such as "4/255", "0.03" or "0" as an exact fraction.
+    """Return a radius such as "4/255", "0.03" or "3" as an exact fraction; raise UserError for any other text.
 
-    Raises UserError for text that is not a number, and for whole numbers such as "8", which probably mean pixel steps.
+    `Threat` checks that the radius fits the norm.
     """
     numerator, slash, denominator = text.strip().partition("/")
-    try:
-        # Fraction would accept a denominator that is a fraction itself, such as 2/3 in "1/2/3".
-        eps = Fraction(numerator) / Fraction(denominator.replace("/", "?")) if slash else Fraction(numerator)
-    except (ValueError, ZeroDivisionError):
-        raise UserError(f"eps {text!r} is not a number: {_ADVICE}") from None
-    if eps >= 1 and not slash and eps != 1:
-        raise UserError(f"eps {text!r} looks like pixel steps: {_ADVICE}; for pixel steps, give {text}/255")
-    return eps
+    parts = (numerator, denominator) if slash else (numerator, "1")
+    if not all(_NUMBER.fullmatch(part) for part in parts) or not Fraction(parts[1]):
+        raise UserError(f"eps {text[:40]!r} is not a number: {_ADVICE}")
+    return Fraction(parts[0]) / Fraction(parts[1])

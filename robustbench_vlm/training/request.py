@@ -10,6 +10,7 @@ from typing import Any
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import unknown
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.image_folder import training_folder
@@ -76,6 +77,7 @@ def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingI
     track: Track = TRACKS.load(request.track)
     # Settings are checked before the model is loaded, because loading may need a download.
     defense, schedule = _defense(request, track, published), _schedule(request, track, published)
+    threat = Threat("Linf", track.training_eps if request.eps is None else request.eps)
     if not request.images and not track.training:
         raise UserError(
             f"the track {track.name!r} needs a folder of training images, and none was given: give one by --images DIR"
@@ -83,8 +85,7 @@ def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingI
     model = load_model(request.base or track.base, track.name)
     dataset = _dataset(request, track, published, model.architecture.image_size)
     images, held_out = _split(request, track, dataset, hold_out)
-    eps = request.eps if request.eps is not None else track.training_eps
-    return Job(defense, schedule, model, dataset, images, eps, request.seed, request.precision), held_out
+    return Job(defense, schedule, model, dataset, images, threat.eps, request.seed, request.precision), held_out
 
 
 def _defense(request: TrainingRequest, track: Track, defense: Defense) -> Defense:

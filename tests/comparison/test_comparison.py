@@ -185,7 +185,7 @@ def test_a_name_is_plain_text_in_a_plot(
         (names("--format", "tabel")[1:], "unknown format 'tabel'. Did you mean table?"),
         (names("--heatmap", "x.jpg")[1:], "--heatmap x.jpg is no image"),
         (names("--curves", "nowhere/x.png")[1:], "--curves nowhere/x.png is in nowhere, which does not exist"),
-        (names("--eps", "8")[1:], "eps '8' looks like pixel steps"),
+        (names("--eps", "8")[1:], "eps 8 is larger than 1"),
         (
             names("--attack", "pgd-20")[1:],
             "do not have records of pgd-20 at Linf 5/255, only of: autoattack at Linf 2.5/255",

@@ -79,7 +79,7 @@ def test_another_number_of_samples_changes_the_protocol_name(make_card: MakeCard
         ({"datasets": ("shape",)}, "unknown dataset 'shape'. Did you mean shapes"),
         ({"protocol": "mini-quik"}, "unknown protocol 'mini-quik'. Did you mean mini-quick"),
         ({"models": ("nonesuch",)}, "unknown model 'nonesuch'"),
-        ({"eps": ("8",)}, "looks like pixel steps.*8/255"),
+        ({"eps": ("8",)}, "eps 8 is larger than 1.*pixel steps.*8/255"),
         ({"eps": ("3/2",)}, "outside"),
         ({"norm": "L1"}, "unknown norm 'L1'|no standard eps"),
         ({"norm": "L2"}, "no standard eps in L2.*--eps"),

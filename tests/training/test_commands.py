@@ -115,6 +115,7 @@ def test_settings_change_the_schedule_and_the_inner_attack() -> None:
         (["train", "agtf"], "Did you mean agft"),
         (["train", "agft", "--track", "minni"], "Did you mean mini"),
         (["train", "agft", "--device", "gpu:0"], "give cpu or cuda"),
+        (["train", "agft", "--eps", "8"], "eps 8 is larger than 1 in Linf"),
         (["train", "agft", "--epochs", "1", "--set", "epochs=2"], "given twice"),
         (["train", "gladiator", "--num-images", "256", "--epochs", "1", "--set", "rho=2"], "at least 0 and below 1"),
         (["train", "agft", "--out", __file__], "a part of the path is a file"),
