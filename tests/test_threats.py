@@ -84,7 +84,7 @@ def test_eps_is_parsed_exactly(text: str, eps: Fraction) -> None:
     ],
 )
 def test_an_invalid_eps_is_refused_with_an_example(text: str) -> None:
-    with pytest.raises(UserError, match="is not a number: .* as in --eps 4/255"):
+    with pytest.raises(UserError, match=r"is not a number: .* as in --eps 4/255"):
         parse_eps(text)
 
 

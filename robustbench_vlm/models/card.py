@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, TypeAdapter
+from pydantic import ConfigDict, Field, TypeAdapter, WithJsonSchema
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, write_text
@@ -32,9 +32,21 @@ _STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
 
 Name = Annotated[str, Field(max_length=200)]
 Text = Annotated[str, Field(max_length=10_000)]
+_SMALLEST_STD = 1e-3
+"""The smallest accepted standard deviation. With smaller values the network's input would overflow."""
+_Mean = Annotated[float, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
+_Std = Annotated[float, WithJsonSchema({"type": "number", "minimum": _SMALLEST_STD, "maximum": 1})]
 Pixels = tuple[float, float, float]
 """One number per colour channel (red, green, blue), for pixels in [0, 1]."""
-Positive = Annotated[float, Field(gt=0)]
+
+
+def check_normalisation(mean: Pixels, std: Pixels) -> None:
+    """Raise ValueError unless a mean and a standard deviation are possible for pixels in [0, 1]."""
+    if not (all(0 <= each <= 1 for each in mean) and all(_SMALLEST_STD <= each <= 1 for each in std)):
+        raise ValueError(
+            f"must have a mean in [0, 1] and a std in [{_SMALLEST_STD}, 1], got mean {list(mean)} and std {list(std)}:"
+            " if they are for pixels in [0, 255], divide them by 255"
+        )
 
 
 @dataclass(frozen=True)
@@ -108,10 +120,10 @@ class CardFields:
     file."""
     pretrained: Name = ""
     """The tag of open_clip's pretrained weights for the architecture."""
-    mean: Pixels | None = None
+    mean: tuple[_Mean, _Mean, _Mean] | None = None
     """The mean that the image encoder subtracts from pixels in [0, 1]. If it is missing, the architecture's mean is
     used."""
-    std: tuple[Positive, Positive, Positive] | None = None
+    std: tuple[_Std, _Std, _Std] | None = None
     """The standard deviation that the image encoder divides pixels by. If it is missing, the architecture's is used."""
     reported: tuple[Reported, ...] = ()
     """Accuracies that papers report for the model."""
@@ -124,6 +136,8 @@ class CardFields:
             )
         if bool(self.mean) != bool(self.std):
             raise ValueError("must have both mean and std, or neither")
+        if self.mean and self.std:
+            check_normalisation(self.mean, self.std)
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from robustbench_vlm.core.files import cache_folder
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models import ARCHITECTURES
+from robustbench_vlm.models.card import check_normalisation
 from robustbench_vlm.models.reference import OPEN_CLIP
 from robustbench_vlm.models.weights import remember
 
@@ -29,6 +30,9 @@ class Architecture:
     """The mean of each colour channel, for pixels in [0, 1]."""
     std: tuple[float, float, float]
     """The standard deviation of each colour channel, for pixels in [0, 1]."""
+
+    def __post_init__(self) -> None:
+        check_normalisation(self.mean, self.std)
 
     @property
     def image_size(self) -> int:

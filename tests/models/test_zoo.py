@@ -1,6 +1,8 @@
 """The cards of the package: strict reading, stable content, and consistency with tracks, open_clip and defenses."""
 
+import dataclasses
 import json
+import math
 from pathlib import Path
 
 import open_clip
@@ -140,7 +142,7 @@ def test_a_locally_trained_model_is_loaded_by_its_name(tmp_path: Path, monkeypat
         ({"image": {"file": "a.pt", "sha256": "", "mirror": ""}}, "image/mirror: unknown field"),
         ({"mean": [0.5, 0.5]}, "mean/2: this field is required"),
         ({"mean": [0.5, 0.5, 0.5]}, "both mean and std"),
-        ({"mean": [0.5, 0.5, 0.5], "std": [0.2, 0, 0.2]}, "std/1: Input should be greater than 0, got 0"),
+        ({"mean": [0.5, 0.5, 0.5], "std": [0.2, 0, 0.2]}, r"a std in \[0.001, 1\], got .* std \[0.2, 0.0, 0.2\]"),
         ({"mean": [0.5, 0.5, True], "std": [0.2, 0.2, 0.2]}, "mean/2: .* number, got True"),
         ({"name": 3}, "name: .* string, got 3"),
         ({"training": []}, "training: .* object"),
@@ -159,6 +161,38 @@ def test_cards_are_read_strictly(change: dict[str, object], message: str, tmp_pa
     (tmp_path / "card.json").write_text(json.dumps({**values, **change}))
     with pytest.raises(UserError, match=message):
         read_card(tmp_path / "card.json")
+
+
+@pytest.mark.parametrize(
+    ("mean", "std"),
+    [
+        ((122.77, 116.75, 104.09), (68.5, 66.63, 70.32)),
+        ((0.5, 0.5, 0.5), (63.75, 63.75, 63.75)),
+        ((-0.5, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        ((math.nan, 0.5, 0.5), (0.25, 0.25, 0.25)),
+        ((0.5, 0.5, 0.5), (0.25, math.nan, 0.25)),
+        ((0.5, math.inf, 0.5), (0.25, 0.25, 0.25)),
+        ((0.5, 0.5, 0.5), (0.25, 0.25, 1e-300)),
+    ],
+)
+def test_a_normalisation_that_is_not_for_pixels_in_0_to_1_is_refused(
+    mean: tuple[float, float, float], std: tuple[float, float, float], tmp_path: Path
+) -> None:
+    with pytest.raises(ValueError, match=r"pixels in .0, 255., divide them by 255"):
+        ModelCard("own", "mini", mean=mean, std=std)
+    with pytest.raises(ValueError, match=r"pixels in .0, 255., divide them by 255"):
+        dataclasses.replace(load_architecture("mini"), mean=mean, std=std)
+    values = json.loads((package_folder("model_zoo") / "mini" / "clip.json").read_text())
+    (tmp_path / "card.json").write_text(json.dumps({**values, "mean": mean, "std": std}))
+    with pytest.raises(UserError, match=r"card.json.*(NaN|Infinity|divide them by 255)"):
+        read_card(tmp_path / "card.json")
+
+
+@pytest.mark.parametrize(("mean", "std"), [((0.0, 0.0, 0.0), (1.0, 1.0, 1.0)), ((1, 0.5, 0), (0.001, 0.5, 1))])
+def test_every_normalisation_for_pixels_in_0_to_1_is_accepted(
+    mean: tuple[float, float, float], std: tuple[float, float, float]
+) -> None:
+    assert ModelCard("own", "mini", mean=mean, std=std).mean == mean
 
 
 def test_cards_of_the_package_are_written_back_unchanged(tmp_path: Path) -> None:
