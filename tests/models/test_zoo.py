@@ -218,7 +218,7 @@ def test_list_and_show_print_the_cards(capsys: pytest.CaptureFixture[str]) -> No
     assert run_command(["list", "models", "--track", "zeroshot15"]) == 0
     listed = {line.split()[0]: line for line in capsys.readouterr().out.splitlines()}
     assert set(card_names("zeroshot15")) <= set(listed)
-    assert "not released: train it" in listed["agft"] and "fetched by hand" in listed["saft"]
+    assert "no public weights: train it" in listed["agft"] and "download it by hand" in listed["saft"]
     assert run_command(["show", "model", "fare-1", "--track", "zeroshot15"]) == 0
     shown = capsys.readouterr().out
     for said in ("uni-tuebingen.de", "never downloaded by us", "base: clip", "percent: 60.5", "Table 10", "eps: 1/255"):
