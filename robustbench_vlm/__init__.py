@@ -4,7 +4,16 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from robustbench_vlm.api import compare, evaluate, load_attack, load_dataset, load_leaderboard, load_model
+    from robustbench_vlm.api import (
+        attack,
+        compare,
+        evaluate,
+        load_attack,
+        load_dataset,
+        load_leaderboard,
+        load_model,
+        zero_shot,
+    )
 
 try:
     __version__ = version("robustbench_vlm")
@@ -13,12 +22,14 @@ except PackageNotFoundError:  # the package runs from a source tree that is not 
 
 __all__ = [
     "__version__",
+    "attack",
     "compare",
     "evaluate",
     "load_attack",
     "load_dataset",
     "load_leaderboard",
     "load_model",
+    "zero_shot",
 ]
 
 

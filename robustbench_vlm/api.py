@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from robustbench_vlm.analysis.attack_classifier import attack_classifier as attack
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.comparison.compare import Comparison
@@ -21,7 +22,7 @@ from robustbench_vlm.comparison.compare import compare as compare_sources
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.core.random import sample_keys
-from robustbench_vlm.core.threat import Threat, parse_eps
+from robustbench_vlm.core.threat import Threat, exact_eps
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Prompt
 from robustbench_vlm.datasets.published.local_copy import prepare_dataset
@@ -35,20 +36,33 @@ from robustbench_vlm.leaderboard.board import Board
 from robustbench_vlm.leaderboard.entry import board_folder
 from robustbench_vlm.leaderboard.ranking import make_board
 from robustbench_vlm.leaderboard.sources import read_sources
+from robustbench_vlm.models import card_names
 from robustbench_vlm.models.device import choose_device
+from robustbench_vlm.models.in_memory import ACCEPTED as ZERO_SHOT_FORMS
+from robustbench_vlm.models.in_memory import InMemoryModel, registered, renamed, zero_shot
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import TRACKS
 
-__all__ = ["LoadedDataset", "compare", "evaluate", "load_attack", "load_dataset", "load_leaderboard", "load_model"]
+__all__ = [
+    "LoadedDataset",
+    "attack",
+    "compare",
+    "evaluate",
+    "load_attack",
+    "load_dataset",
+    "load_leaderboard",
+    "load_model",
+    "zero_shot",
+]
 
 _HOW_TO_NAME = {
-    "models": " To evaluate your own model, save its state dict with torch.save, convert it to a model card with"
-    " `vlmbench convert FILE --base NAME --track TRACK`, and give the path of the card",
     "attacks": " To use your own attack, register it with an entry point (see CONTRIBUTING.md) and give its name",
 }
 """Advice for users who give an object in place of a name."""
 
+Models = str | Path | InMemoryModel | Iterable[str | Path | InMemoryModel]
+"""One model or several, by reference or in memory."""
 Names = str | Iterable[str]
 """One name or several names."""
 Count = int | Literal["all"] | None
@@ -81,7 +95,7 @@ class LoadedDataset:
 
         `eps` is a radius on the pixel scale [0, 1], such as "4/255". Raises UserError for an invalid eps or norm.
         """
-        threat = Threat(norm, _radius(eps))
+        threat = Threat(norm, exact_eps(eps))
         return Batch(self.images, self.labels, self.keys, threat, torch.full_like(self.labels, len(self.classes)))
 
 
@@ -141,14 +155,19 @@ def load_dataset(
 
 
 def evaluate(
-    models: Names,
+    models: Models,
     attacks: Names = "autoattack",
     *,
     track: str = "mini",
     eps: str | Fraction | Sequence[str | Fraction] | None = None,
+    norm: str = "",
     datasets: Names | None = None,
     samples: Count = None,
     protocol: str = "",
+    images: str | Path | None = None,
+    prompt: str = "a photo of a {}.",
+    data: str | Path | None = None,
+    name: str = "",
     out: str | Path = "runs",
     workers: int = 0,
     device: str = "",
@@ -156,36 +175,52 @@ def evaluate(
 ) -> RunResult:
     """Measure the clean and robust accuracy of each model under each attack at each eps, as `vlmbench run` does.
 
-    `engine.run.run` accepts a `Request`, which has more options.
+    Records that `out` already has are not computed again. `engine.run.run` accepts a `Request`, which has more options.
 
     Args:
-        models: One or several models, in the forms of `load_model`.
+        models: One or several models: in the forms of `load_model`, or made by `zero_shot`. Models made by `zero_shot`
+            run in this process.
         attacks: The names of one or several attacks.
-        track: The track, which has the defaults of `datasets`, `eps` and `protocol`.
+        track: The track, which has the defaults of `datasets`, `eps`, `norm` and `protocol`.
         eps: One or several radii on the pixel scale [0, 1], such as "4/255"; None uses the track's standard radius.
+        norm: "Linf" or "L2"; "" uses the norm of the track.
         datasets: One or several datasets; None uses those of the track.
         samples: The number of samples per dataset, or "all"; None uses the protocol's number.
         protocol: The name of a protocol; "" uses the default protocol of the track.
-        out: The folder for the records. Records that it already has are not computed again.
+        images: A folder with one sub-folder of images per class; it replaces the datasets.
+        prompt: The prompt template for the classes of `images`.
+        data: The folder of the published datasets; None uses VLMBENCH_DATA.
+        name: Another name for a single model that `zero_shot` made.
+        out: The folder for the records.
         workers: The number of processes; 0 uses one per core or GPU.
         device: "cpu" or "cuda"; "" uses a GPU if there is one.
         on_progress: Called with the number of finished samples.
 
     Raises:
-        UserError: An argument cannot be used, for example because a model is given as an object and not by name.
+        UserError: An argument cannot be used. The message lists the accepted forms.
     """
-    request = Request(
-        models=_names("models", models),
-        attacks=_names("attacks", attacks),
-        track=track,
-        datasets=() if datasets is None else _names("datasets", datasets),
-        eps=_radii(eps),
-        protocol=protocol,
-        samples=_count(samples),
-        out=Path(out),
-        resources=Resources(device=device, workers=workers),
-    )
-    return run(dataclasses.replace(request, command=_command(request)), on_progress=on_progress)
+    given = _models(models, name)
+    in_memory = [model for model in given if isinstance(model, InMemoryModel)]
+    if in_memory and workers > 1:
+        raise UserError(f"models in memory run in this process, got workers={workers}: leave workers out")
+    with registered(in_memory, named=card_names(track)) as references:
+        found = iter(references)
+        request = Request(
+            models=tuple(next(found) if isinstance(model, InMemoryModel) else model for model in given),
+            attacks=_names("attacks", attacks),
+            track=track,
+            datasets=() if datasets is None else _names("datasets", datasets),
+            eps=_radii(eps),
+            norm=norm,
+            protocol=protocol,
+            samples=_count(samples),
+            images=None if images is None else Path(images),
+            prompt=prompt,
+            data=None if data is None else Path(data),
+            out=Path(out),
+            resources=Resources(device=device, workers=1 if in_memory else workers),
+        )
+        return run(dataclasses.replace(request, command=_command(request)), on_progress=on_progress)
 
 
 def compare(
@@ -213,7 +248,7 @@ def compare(
     own = {} if runs is None else {path.name: str(path) for path in sorted((Path(runs) / track).glob("*"))}
     references = [own.get(name, name) for name in _names("models", models)]
     sources = read_sources(references, track, attack=attack)
-    return compare_sources(sources, TRACKS.load(track), attack=attack, eps=None if eps is None else _radius(eps))
+    return compare_sources(sources, TRACKS.load(track), attack=attack, eps=None if eps is None else exact_eps(eps))
 
 
 def load_leaderboard(track: str = "mini", folder: str | Path | None = None) -> Board:
@@ -222,6 +257,23 @@ def load_leaderboard(track: str = "mini", folder: str | Path | None = None) -> B
     Raises UserError if the track is unknown or an entry is invalid.
     """
     return make_board(track, board_folder(track) if folder is None else Path(folder))
+
+
+def _models(given: Any, name: str) -> tuple[str | InMemoryModel, ...]:
+    """Return models as a tuple of references and models in memory; raise UserError for anything else."""
+    is_one = isinstance(given, str | Path | InMemoryModel) or not isinstance(given, Iterable)
+    models = [str(each) if isinstance(each, Path) else each for each in ((given,) if is_one else given)]
+    for each in models:
+        if not isinstance(each, str | InMemoryModel):
+            raise UserError(
+                f"models must be names, card files, open_clip:ARCH/TAG, DEFENSE+MODEL, or models made by zero_shot, got"
+                f" {type(each).__name__}: write {ZERO_SHOT_FORMS}"
+            )
+    if not name:
+        return tuple(models)
+    if len(models) != 1 or not isinstance(models[0], InMemoryModel):
+        raise UserError(f"name={name!r} names one model in memory, got {len(models)} models: leave name out")
+    return (renamed(models[0], name),)
 
 
 def _names(what: str, given: Any) -> tuple[str, ...]:
@@ -239,16 +291,7 @@ def _radii(eps: str | Fraction | Sequence[str | Fraction] | None) -> tuple[Fract
     if eps is None:
         return ()
     radii = (eps,) if isinstance(eps, str | Fraction) or not isinstance(eps, Sequence) else tuple(eps)
-    return tuple(_radius(each) for each in radii)
-
-
-def _radius(eps: Any) -> Fraction:
-    if not isinstance(eps, str | Fraction):
-        raise UserError(
-            f"eps must be a text or a Fraction, got the {type(eps).__name__} {eps!r}: give the exact value, as in"
-            " '4/255'"
-        )
-    return parse_eps(eps) if isinstance(eps, str) else eps
+    return tuple(exact_eps(each) for each in radii)
 
 
 def _command(request: Request) -> str:
@@ -257,8 +300,14 @@ def _command(request: Request) -> str:
     options += [("--attack", name) for name in request.attacks]
     options += [("--dataset", name) for name in request.datasets]
     options += [("--eps", str(eps)) for eps in request.eps]
-    single = (("--track", request.track), ("--protocol", request.protocol), ("--samples", request.samples))
-    options += [(name, str(value)) for name, value in single if value]
+    options += [("--images", str(request.images)), ("--prompt", request.prompt)] if request.images else []
+    single = (
+        ("--track", request.track),
+        ("--norm", request.norm),
+        ("--protocol", request.protocol),
+        ("--samples", str(request.samples or "")),
+    )
+    options += [option for option in single if option[1]]
     return shlex.join(["vlmbench", "run", *(word for pair in options for word in pair)])
 
 

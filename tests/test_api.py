@@ -202,7 +202,7 @@ def test_a_script_without_a_main_guard_may_use_several_processes(taught_card: Pa
 @pytest.mark.parametrize(
     ("arguments", "options", "message"),
     [
-        ((torch.nn.Linear(1, 1),), {}, "models must be names, got Linear.*vlmbench convert FILE --base"),
+        ((torch.nn.Linear(1, 1),), {}, "models must be names, .*, got Linear: write zero_shot"),
         ((["clip", torch.nn.Linear(1, 1)],), {}, "models must be names"),
         (("clip", print), {}, "attacks must be names.*entry point"),
         (("clip", "fgsm"), {"datasets": [3]}, "datasets must be names"),

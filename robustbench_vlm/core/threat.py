@@ -58,3 +58,13 @@ def parse_eps(text: str) -> Fraction:
     if not all(_NUMBER.fullmatch(part) for part in parts) or not Fraction(parts[1]):
         raise UserError(f"eps {text[:40]!r} is not a number: {_ADVICE}")
     return Fraction(parts[0]) / Fraction(parts[1])
+
+
+def exact_eps(eps: object) -> Fraction:
+    """Return a radius that is given as a text or a Fraction; raise UserError for a float, which is not exact."""
+    if not isinstance(eps, str | Fraction):
+        raise UserError(
+            f"eps must be a text or a Fraction, got the {type(eps).__name__} {eps!r}: give the exact value, as in"
+            " '4/255'"
+        )
+    return parse_eps(eps) if isinstance(eps, str) else eps

@@ -5,6 +5,9 @@ import gc
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.classifier import Model, ZeroShotClassifier, load_model
+from robustbench_vlm.models.hub import load_hub_model
+from robustbench_vlm.models.in_memory import InMemoryModel, find_registered
+from robustbench_vlm.models.reference import HuggingFaceModel, MemoryModel, parse_reference
 from robustbench_vlm.test_time.defended_model import (
     DefendedClassifier,
     DefendedModel,
@@ -13,7 +16,7 @@ from robustbench_vlm.test_time.defended_model import (
 )
 from robustbench_vlm.tracks import TRACKS
 
-AnyModel = Model | DefendedModel
+AnyModel = Model | DefendedModel | InMemoryModel
 AnyClassifier = ZeroShotClassifier | DefendedClassifier
 
 
@@ -24,11 +27,22 @@ def loaded_model(reference: str, track: str, device: str) -> AnyModel:
     The result is cached. Only one model is kept: it and its classifiers are released before another one is loaded.
     """
     release()
+    parsed = parse_reference(reference)
+    if isinstance(parsed.model, MemoryModel):
+        if parsed.defense:
+            raise UserError(f"{reference!r}: test-time defenses run on models by name, not on models in memory")
+        found = find_registered(parsed.model.name)
+        found.to(device)
+        return found
+    if isinstance(parsed.model, HuggingFaceModel) and not parsed.defense:
+        from_hub = load_hub_model(parsed.model)
+        from_hub.to(device)
+        return from_hub
 
     @functools.cache
     def load(name: str) -> Model:
         model = load_model(name, track)
-        model.network.to(device)
+        model.to(device)
         return model
 
     return defended_model(reference, load, TRACKS.load(track).base) or load(reference)

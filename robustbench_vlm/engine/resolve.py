@@ -28,6 +28,7 @@ from robustbench_vlm.engine.shard import MEASURED_SAMPLES, cell_classifier, load
 from robustbench_vlm.models.card import find_card
 from robustbench_vlm.models.loading import fetch
 from robustbench_vlm.models.precision import check_precision
+from robustbench_vlm.models.reference import HuggingFaceModel, MemoryModel
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.test_time.defended_model import DefendedModel, checked_reference
@@ -119,7 +120,9 @@ def _models(
     """Load each model, read its properties, and release it before the next one is loaded."""
     references = _once("model", request.models)
     for reference in references:
-        fetch(find_card(str(checked_reference(reference).model), track.name), track.name, on_progress)
+        model = checked_reference(reference).model
+        if not isinstance(model, MemoryModel | HuggingFaceModel):
+            fetch(find_card(str(model), track.name), track.name, on_progress)
     # A checkpoint may have changed since this process loaded it.
     release()
     found: dict[str, _ModelFacts] = {}
@@ -138,7 +141,7 @@ def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequenc
     # This is a separate function so that no variable refers to the model while the next one is loaded.
     model = loaded_model(reference, track.name, device)
     adapted = [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
-    side = protocol.image_size or model.architecture.image_size
+    side = protocol.image_size or model.image_size
     return _ModelFacts(reference, model.name, model.digest, side, tuple(adapted))
 
 

@@ -10,6 +10,7 @@ from robustbench_vlm.core.records import CLEAN, SampleResult, Score
 from robustbench_vlm.datasets.base import Prompt
 from robustbench_vlm.datasets.published.local_copy import is_incomplete, is_other_split
 from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.models.in_memory import UNPINNED
 from robustbench_vlm.models.text_encoder import texts_with_equal_tokens
 
 ZERO_GRADIENTS = 0.01
@@ -92,6 +93,11 @@ WARNINGS: Mapping[str, SanityWarning] = {
             "the targeted DLR loss needs 4 classes",
             "nothing to do: the margin loss was used instead",
         ),
+        (
+            "unpinned",
+            "a digest cannot cover all code and state of the model, so nobody else can check this number",
+            "define its classes and functions in a module that can be imported, without closures and globals",
+        ),
     )
 }
 
@@ -106,23 +112,32 @@ def explain(warning: str) -> SanityWarning:
 
 def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...]:
     """Return the warnings that the samples, class names and attack of one cell raise."""
-    n = len(results)
     counts = Counter(code for result in results for code in result.warnings.split(",") if code)
     counts["unreadable"] = len(cell.samples.unreadable)
     counts["same-prompt"] = _repeated(cell.dataset.prompts)
-    counts["black-box-wins"] = _black_box_wins(cell.attack, results)
-    if counts["zero-gradient"] <= ZERO_GRADIENTS * n:
-        del counts["zero-gradient"]
     shares = {
         "collapsed": _collapsed(results),
         "near-chance": _share(results, clean=True) <= _constant(results),
+        "unpinned": cell.weights.startswith(UNPINNED),
         "incomplete": is_incomplete(cell.dataset),
         "other-split": is_other_split(cell.dataset),
         # A robust accuracy of exactly 0 is not doubtful: it means that the attack breaks every sample.
         "robust-near-chance": 0 < _share(results, clean=False) <= _constant(results),
     }
-    counted = [f"{code}:{count}" for code, count in counts.items() if count]
-    return tuple(sorted(counted + [code for code, raised in shares.items() if raised]))
+    counted = attack_warnings(cell.attack, [result.broken_by for result in results], counts)
+    return tuple(sorted([*counted, *(code for code, raised in shares.items() if raised)]))
+
+
+def attack_warnings(attack: Attack, broken_by: Sequence[str], counts: Mapping[str, int]) -> tuple[str, ...]:
+    """Return the warnings "code:N" of an attack on samples, sorted.
+
+    `broken_by` is that of every sample, see `SampleResult`. `counts` has the number of samples that raised each code.
+    """
+    found = Counter(counts)
+    found["black-box-wins"] = _black_box_wins(attack, broken_by)
+    if found["zero-gradient"] <= ZERO_GRADIENTS * len(broken_by):
+        del found["zero-gradient"]
+    return tuple(sorted(f"{code}:{count}" for code, count in found.items() if count))
 
 
 def with_comparisons(cells: Sequence[Cell], scores: Sequence[Score]) -> list[Score]:
@@ -163,7 +178,7 @@ def _weaker_attack(weaker: Cell, cell: Cell) -> bool:
     return weaker.threat == cell.threat and first is not None and second is not None and first < second
 
 
-def _black_box_wins(attack: Attack, results: Sequence[SampleResult]) -> int:
+def _black_box_wins(attack: Attack, broken_by: Sequence[str]) -> int:
     """Return the number of samples that black-box stages broke after white-box stages, or 0 if they are few."""
     white_box = False
     after: set[str] = set()
@@ -172,8 +187,8 @@ def _black_box_wins(attack: Attack, results: Sequence[SampleResult]) -> int:
             white_box = True
         elif white_box:
             after.add(stage.name)
-    broken = sum(result.broken_by in after for result in results)
-    return broken if broken >= 2 and broken > BLACK_BOX_SHARE * len(results) else 0
+    broken = sum(stage in after for stage in broken_by)
+    return broken if broken >= 2 and broken > BLACK_BOX_SHARE * len(broken_by) else 0
 
 
 def _repeated(prompts: Sequence[Prompt]) -> int:

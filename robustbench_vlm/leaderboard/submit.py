@@ -19,6 +19,7 @@ from robustbench_vlm.leaderboard.ranking import datasets_without_standard_attack
 from robustbench_vlm.leaderboard.rebuild import rebuild, scores_with_warnings
 from robustbench_vlm.leaderboard.validate import check_entry
 from robustbench_vlm.models.card import ModelCard, bundled_names, find_card
+from robustbench_vlm.models.in_memory import DIGEST_PREFIXES
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.test_time.defended_model import checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
@@ -75,6 +76,7 @@ def make_submission(
         UserError: The records do not belong to the model, data and protocol on this machine.
     """
     found = read_run(run)
+    _check_not_in_memory(found, run)
     track: Track = TRACKS.load(found[0].track)
     evidence = _cells_of_board_protocol(found, track, run)
     path = (board or Path()) / track.name / f"{evidence[0].score.model}.json"
@@ -99,6 +101,15 @@ def make_submission(
         entry = _continued(entry, earlier)
     remarks = (*_remarks(evidence, track, card), *_to_upload(entry))
     return Submission(entry, content, remarks, _pull_request(entry, evidence, track, remarks))
+
+
+def _check_not_in_memory(found: Sequence[CellRecords], run: Path) -> None:
+    if any(each.identity["weights"].startswith(DIGEST_PREFIXES) for each in found):
+        raise UserError(
+            f"{run} has records of a model in the memory of a Python process, and nobody else can load that model: save"
+            " its state dict with torch.save, write a card with `vlmbench convert FILE --base NAME`, run the card, and"
+            " submit that run"
+        )
 
 
 def _cells_of_board_protocol(found: Sequence[CellRecords], track: Track, run: Path) -> list[CellRecords]:

@@ -20,6 +20,7 @@ from robustbench_vlm.models.reference import (
     OPEN_CLIP,
     CardFile,
     HuggingFaceModel,
+    MemoryModel,
     OpenClipModel,
     parse_reference,
 )
@@ -225,6 +226,11 @@ def find_card(reference: str, track: str) -> ModelCard:
             raise UserError(
                 f"{reference!r} names a model on the Hugging Face hub, which cannot be loaded by name yet. Expected"
                 f" {ACCEPTED}: download the weights and write a card with `vlmbench convert FILE --base NAME`"
+            )
+        case MemoryModel():
+            raise UserError(
+                f"{reference!r} is a model in the memory of a Python process, which has no card. Accepted are"
+                f" {ACCEPTED}: save its weights and write a card with `vlmbench convert FILE --base NAME`"
             )
         case _:
             return _named_card(reference, track)

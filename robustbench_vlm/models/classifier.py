@@ -1,7 +1,7 @@
 """Zero-shot classifiers: load a CLIP model and classify images by the prompts of the classes."""
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -33,9 +33,16 @@ class ZeroShotClassifier(nn.Module):
     images_per_sample = 1
     """The number of images that the network processes for one sample at the same time."""
 
-    def __init__(self, encoder: nn.Module, text_features: Tensor, scale: float, logits: str = "float32") -> None:
+    def __init__(
+        self,
+        encoder: nn.Module,
+        text_features: Tensor,
+        scale: float,
+        logits: str = "float32",
+        bias: float = 0.0,
+    ) -> None:
         super().__init__()
-        self.encoder, self.scale = encoder, scale
+        self.encoder, self.scale, self.bias = encoder, scale, bias
         self.logits = logits
         self.register_buffer("text_features", text_features)
 
@@ -45,10 +52,11 @@ class ZeroShotClassifier(nn.Module):
         if self.logits == "float32":
             # A float32 product rounds differently for another number of classes. A float64 product that is then rounded
             # to float32 does not.
-            return (self.scale * features.double() @ self.text_features.double().T).to(self.text_features.dtype)
+            product = self.scale * features.double() @ self.text_features.double().T
+            return (product + self.bias).to(self.text_features.dtype)
         # The protocol requires logits in a lower precision.
         with products(self.logits, images.device.type):
-            found = self.scale * features @ self.text_features.T
+            found = self.scale * features @ self.text_features.T + self.bias
         return found.to(self.text_features.dtype)
 
     @property
@@ -61,7 +69,8 @@ class ZeroShotClassifier(nn.Module):
 
         Both are names in `precision.PRECISIONS`.
         """
-        return ZeroShotClassifier(InPrecision(self.encoder, name), self.text_features, self.scale, logits).eval()
+        encoder = InPrecision(self.encoder, name)
+        return ZeroShotClassifier(encoder, self.text_features, self.scale, logits, self.bias).eval()
 
     def of_samples(self, keys: Tensor) -> "ZeroShotClassifier":
         """Return this classifier unchanged, because it uses no random numbers; `keys` is int64 [B]."""
@@ -99,6 +108,21 @@ class Model:
         """The logit scale, which multiplies cosine similarities; the weights store its logarithm."""
         return float(self.network.get_parameter("logit_scale").detach().exp())
 
+    @property
+    def bias(self) -> float:
+        """The logit bias of a sigmoid head, such as SigLIP's; 0 without one. It changes no prediction."""
+        bias: Tensor | None = getattr(self.network, "logit_bias", None)
+        return 0.0 if bias is None else float(bias.detach())
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the image encoder's input, in pixels."""
+        return self.architecture.image_size
+
+    def to(self, device: str) -> None:
+        """Move the network to a device."""
+        self.network.to(device)
+
     @functools.cached_property
     def encoder(self) -> ImageEncoder:
         """The image encoder, which resizes and normalises images itself; all classifiers of the model share it."""
@@ -112,15 +136,24 @@ class Model:
         `prompts` has one text or a tuple of texts per class. The embedding of a class is the normalised mean of the
         embeddings of its texts.
         """
-        groups = [(prompt,) if isinstance(prompt, str) else prompt for prompt in prompts]
-        texts = list(dict.fromkeys(text for group in groups for text in group))
-        embedded = dict(zip(texts, embed_texts(self.network, self.architecture, texts), strict=True))
-        means = torch.stack([torch.stack([embedded[text] for text in group]).mean(dim=0) for group in groups])
-        return means if all(len(group) == 1 for group in groups) else functional.normalize(means, dim=-1)
+        return class_features(prompts, functools.partial(embed_texts, self.network, self.architecture))
 
     def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> ZeroShotClassifier:
         """Return the zero-shot classifier of C classes; `prompts` has one text or a tuple of texts per class."""
-        return ZeroShotClassifier(self.encoder, self.text_features(prompts), self.scale).eval().requires_grad_(False)
+        made = ZeroShotClassifier(self.encoder, self.text_features(prompts), self.scale, bias=self.bias)
+        return made.eval().requires_grad_(False)
+
+
+def class_features(prompts: Sequence[str | tuple[str, ...]], embed: Callable[[list[str]], Tensor]) -> Tensor:
+    """Return the text embedding of each class, float32 [C, D], unit length; several prompts of a class are averaged.
+
+    `embed` maps N different texts to unit-length embeddings, float32 [N, D]. It is called once.
+    """
+    groups = [(prompt,) if isinstance(prompt, str) else prompt for prompt in prompts]
+    texts = list(dict.fromkeys(text for group in groups for text in group))
+    embedded = dict(zip(texts, embed(texts), strict=True))
+    means = torch.stack([torch.stack([embedded[text] for text in group]).mean(dim=0) for group in groups])
+    return means if all(len(group) == 1 for group in groups) else functional.normalize(means, dim=-1)
 
 
 def _filled(images: Tensor) -> Tensor:

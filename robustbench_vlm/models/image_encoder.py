@@ -31,7 +31,9 @@ class ImageEncoder(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the embeddings, [B, D], of images, float32 [B, 3, H, W] in [0, 1]."""
-        features: Tensor = self.visual(self._pixels(images))
+        output = self.visual(self._pixels(images))
+        # CoCa's image encoder returns embeddings together with tokens for its text decoder.
+        features: Tensor = output[0] if isinstance(output, tuple) else output
         return features
 
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:

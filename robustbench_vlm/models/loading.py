@@ -12,7 +12,7 @@ from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.models.card import ModelCard, Weights, find_card, trained_folder
 from robustbench_vlm.models.checkpoint_formats import Encoders, State, check_fit
-from robustbench_vlm.models.open_clip import Architecture, load_architecture, load_pretrained
+from robustbench_vlm.models.open_clip import Architecture, load_architecture, load_pretrained, tokenizer_digest
 from robustbench_vlm.models.weights import cached, load_encoders, load_weights, locate, split_encoders
 
 
@@ -81,7 +81,9 @@ def _from_files(card: ModelCard) -> Assembled:
     if card.text:
         text, digests = load_weights(Path(card.folder), card.text), [digest, card.text.sha256]
     _fill(card, network, encoders.image, text)
-    return Assembled(network, load_architecture(card.architecture), fingerprint([card.architecture, *digests]))
+    architecture = load_architecture(card.architecture)
+    digests += tokenizer_digest(architecture)
+    return Assembled(network, architecture, fingerprint([card.architecture, *digests]))
 
 
 def _on_base(card: ModelCard, track: str) -> Assembled:

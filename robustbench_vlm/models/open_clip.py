@@ -2,9 +2,10 @@
 
 import contextlib
 import dataclasses
+import functools
 import hashlib
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +20,11 @@ from robustbench_vlm.models.card import check_normalisation
 from robustbench_vlm.models.reference import OPEN_CLIP
 from robustbench_vlm.models.weights import remember
 
+_CONTEXT_LENGTH = 77
+"""Tokens that the text encoder of every released CLIP reads, unless its configuration states another number."""
+_PROBES = ("a photo of a dog.", "X-RAY no. 7, 25 %", "ein Café in Zürich", "\u4e00\u5f20\u7167\u7247", "")
+"""Texts whose tokens identify a tokenizer."""
+
 
 @dataclass(frozen=True)
 class Architecture:
@@ -30,6 +36,8 @@ class Architecture:
     """The mean of each colour channel, for pixels in [0, 1]."""
     std: tuple[float, float, float]
     """The standard deviation of each colour channel, for pixels in [0, 1]."""
+    open_clip_name: str = ""
+    """The name in open_clip, whose factory builds the network and whose tokenizer reads the texts; "" for CLIP."""
 
     def __post_init__(self) -> None:
         check_normalisation(self.mean, self.std)
@@ -40,9 +48,22 @@ class Architecture:
         return int(self.config["vision_cfg"]["image_size"])
 
     def build(self) -> nn.Module:
-        """Return a network of this architecture with random weights."""
+        """Return a network of this architecture with random weights.
+
+        Raises UserError if open_clip has to fetch a part of the configuration and cannot.
+        """
         import open_clip
 
+        if self.open_clip_name:
+            try:
+                with _unlogged():
+                    built: nn.Module = open_clip.create_model(self.open_clip_name, pretrained_text=False)
+            except Exception as error:  # the hub client raises many types of network and cache errors
+                raise UserError(
+                    f"cannot build {OPEN_CLIP}{self.open_clip_name}: {error}; open_clip fetches the configuration"
+                    " of its text encoder, so check the network"
+                ) from error
+            return built
         arguments = {key: dict(value) if isinstance(value, Mapping) else value for key, value in self.config.items()}
         network: nn.Module = open_clip.CLIP(**arguments)
         return network
@@ -51,7 +72,7 @@ class Architecture:
 def load_architecture(name: str) -> Architecture:
     """Return a registered architecture, or the architecture of open_clip with the name "open_clip:NAME".
 
-    Raises UserError if the name is unknown, or if the architecture does not use CLIP's tokenizer.
+    The mean and std are those of open_clip's weights for it. Raises UserError for an unknown name.
     """
     if not name.startswith(OPEN_CLIP):
         architecture: Architecture = ARCHITECTURES.load(name)
@@ -62,13 +83,57 @@ def load_architecture(name: str) -> Architecture:
     config = open_clip.get_model_config(short)
     if config is None:
         raise UserError(unknown("open_clip architecture", short, open_clip.list_models()))
-    if own := [key for key in ("hf_tokenizer_name", "hf_model_name", "tokenizer_kwargs") if key in config["text_cfg"]]:
+    return Architecture(config, *_pixel_constants(short), short)
+
+
+def load_tokenizer(architecture: Architecture) -> Callable[[list[str]], Tensor]:
+    """Return the tokenizer of an architecture: from N texts to tokens, int64 [N, L], L the context length.
+
+    Raises UserError if open_clip has to fetch the tokenizer and cannot.
+    """
+    return _load_tokenizer(architecture.open_clip_name, context_length(architecture))
+
+
+def has_own_tokenizer(architecture: Architecture) -> bool:
+    """Return whether the architecture reads texts with another tokenizer than CLIP's."""
+    return "hf_tokenizer_name" in architecture.config["text_cfg"]
+
+
+def context_length(architecture: Architecture) -> int:
+    """Return the number of tokens that the text encoder reads; later tokens are cut off."""
+    return int(architecture.config["text_cfg"].get("context_length", _CONTEXT_LENGTH))
+
+
+@functools.cache
+def _load_tokenizer(name: str, length: int) -> Callable[[list[str]], Tensor]:
+    import open_clip
+
+    if not name:
+        plain: Callable[[list[str]], Tensor] = open_clip.SimpleTokenizer(context_length=length)
+        return plain
+    try:
+        with _unlogged():
+            tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
+    except Exception as error:  # the hub client raises many types of network and cache errors
         raise UserError(
-            f"{name} has its own tokenizer ({own[0]}), but this package supports only CLIP's tokenizer: choose an"
-            " architecture with CLIP's tokenizer"
-        )
-    mean, std = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
-    return Architecture(config, tuple(mean), tuple(std))
+            f"cannot fetch the tokenizer of {OPEN_CLIP}{name}: {error}; it is on the Hugging Face hub, so check the"
+            " network, or set HF_HUB_CACHE to a folder that has it"
+        ) from error
+    return tokenizer
+
+
+def _pixel_constants(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """Return mean and std of open_clip's pretrained weights of an architecture if all tags agree, or else CLIP's."""
+    import open_clip
+
+    usual = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
+    settings = [open_clip.get_pretrained_cfg(name, tag) for tag in open_clip.list_pretrained_tags_by_model(name)]
+    found = {
+        tuple(tuple(each.get(key) or other) for key, other in zip(("mean", "std"), usual, strict=True))
+        for each in settings
+    }
+    mean, std = found.pop() if len(found) == 1 else usual
+    return tuple(mean), tuple(std)
 
 
 def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architecture, str]:
@@ -97,9 +162,17 @@ def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architectur
             " machine and write a card for them"
         ) from error
     state = {key: fingerprint(_digest(value)) for key, value in network.state_dict().items()}
-    digest = fingerprint([architecture, built.mean, built.std, state])
+    digest = fingerprint([architecture, built.mean, built.std, state, *tokenizer_digest(built)])
     remember(cache_folder() / "models" / f"{name}-{tag}.sha256", digest, f"the weights {architecture}/{tag}")
     return network, built, digest
+
+
+def tokenizer_digest(architecture: Architecture) -> tuple[str, ...]:
+    """Return a digest of the tokens of fixed texts, as the only item; nothing for CLIP's own tokenizer.
+
+    A tokenizer that is fetched is a part of the model: with other tokens, the same weights are another model.
+    """
+    return (_digest(load_tokenizer(architecture)(list(_PROBES))),) if has_own_tokenizer(architecture) else ()
 
 
 def _check_activation(built: Architecture, name: str, tag: str, *, is_quick: bool) -> None:

@@ -18,6 +18,8 @@ OPEN_CLIP = "open_clip:"
 """The prefix of the names of open_clip's architectures, in references and in cards."""
 HUGGING_FACE = "hf:"
 """The prefix of models on the Hugging Face hub."""
+IN_MEMORY = "memory:"
+"""The prefix of models in the memory of a Python process, which `evaluate` makes for them."""
 ACCEPTED = "a name, a card file (path/to/card.json), open_clip:ARCH/TAG, or DEFENSE+MODEL with a test-time defense"
 """The forms of references that can be loaded, for messages."""
 
@@ -68,10 +70,23 @@ class HuggingFaceModel:
 
 
 @dataclass(frozen=True)
+class MemoryModel:
+    """A model in the memory of this process, made by `zero_shot`."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return f"{IN_MEMORY}{self.name}"
+
+
+AnyReference = ModelName | CardFile | OpenClipModel | HuggingFaceModel | MemoryModel
+
+
+@dataclass(frozen=True)
 class ModelReference:
     """A parsed reference; `str` returns the text that it was parsed from."""
 
-    model: ModelName | CardFile | OpenClipModel | HuggingFaceModel
+    model: AnyReference
     """The model without a test-time defense."""
     defense: str = ""
     """The name of the test-time defense, or "". The parser does not check that a defense of this name exists."""
@@ -102,7 +117,9 @@ def parse_reference(text: str) -> ModelReference:
     return ModelReference(below.model, defense)
 
 
-def _parse_model(text: str) -> ModelName | CardFile | OpenClipModel | HuggingFaceModel:
+def _parse_model(text: str) -> AnyReference:
+    if text.startswith(IN_MEMORY):
+        return MemoryModel(text.removeprefix(IN_MEMORY))
     if text.startswith(OPEN_CLIP):
         architecture, _, tag = text.removeprefix(OPEN_CLIP).partition("/")
         if not architecture or not tag:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.models.open_clip import Architecture
+from robustbench_vlm.models.open_clip import Architecture, load_tokenizer
 from robustbench_vlm.models.precision import arithmetic
 
 _TEXT_BATCH_SIZE = 1024
@@ -34,9 +34,7 @@ def embed_texts(network: nn.Module, architecture: Architecture, texts: Sequence[
 
 def tokenize(prompts: Sequence[str], architecture: Architecture) -> Tensor:
     """Return the tokens of N texts, int64 [N, L]; L is the context length of the architecture."""
-    length = int(architecture.config["text_cfg"].get("context_length", _CONTEXT_LENGTH))
-    tokens: Tensor = _tokenizer(length)(list(prompts))
-    return tokens
+    return load_tokenizer(architecture)(list(prompts))
 
 
 def texts_with_equal_tokens(texts: Sequence[str]) -> list[tuple[int, ...]]:

@@ -163,6 +163,11 @@ class DefendedModel:
         return fingerprint([*defense, self.model.digest, self.undefended.digest])
 
     @property
+    def image_size(self) -> int:
+        """Height and width of the image encoder's input, in pixels."""
+        return self.model.image_size
+
+    @property
     def architecture(self) -> Architecture:
         """The architecture of `model`."""
         return self.model.architecture

@@ -210,11 +210,9 @@ def test_unknown_model_names_are_refused() -> None:
     [
         ("ViT-B-32/openai", "trained with QuickGELU.*use open_clip:ViT-B-32-quickgelu/openai"),
         ("ViT-B-32-quickgelu/laion2b_s34b_b79k", "pretrained tag"),
-        ("ViT-B-16-SigLIP2/webli", "its own tokenizer"),
-        ("xlm-roberta-base-ViT-B-32/laion5b_s13b_b90k", "its own tokenizer"),
     ],
 )
-def test_open_clip_weights_with_a_different_activation_or_tokenizer_are_refused(reference: str, message: str) -> None:
+def test_open_clip_weights_with_another_activation_are_refused(reference: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         load_model(f"open_clip:{reference}", "mini")
 

@@ -1,0 +1,199 @@
+"""Attack any classifier from Python: torch modules and functions from images to logits, without registry or track."""
+
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.base import Attack, Batch
+from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
+from robustbench_vlm.attacks.sanity import sanity_warnings
+from robustbench_vlm.core.classifier_interface import ClassifierLike, as_classifier
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
+from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.core.records import CLEAN, Accuracy
+from robustbench_vlm.core.threat import Threat, exact_eps
+from robustbench_vlm.engine.warnings import SanityWarning, attack_warnings, explain
+from robustbench_vlm.models.precision import arithmetic
+
+_BATCHES_AT_ONCE = 4
+"""Batches that are attacked together: broken samples leave, and the others still fill whole batches."""
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """The outcome of an attack on N samples, in their order."""
+
+    robust: Tensor
+    """bool [N]: samples that the model classifies correctly and that no stage of the attack broke."""
+    adversarial: Tensor
+    """float32 [N, 3, H, W] in [0, 1]: the image that broke each sample; the clean image of all other samples."""
+    broken_by: tuple[str, ...]
+    """For each sample the stage that broke it, "clean" if the clean image is misclassified, "" if it is robust."""
+    clean_prediction: Tensor
+    """int64 [N]: the predicted class of each clean image."""
+    adversarial_prediction: Tensor
+    """int64 [N]: the predicted class of each image in `adversarial`."""
+    distance: Tensor
+    """float32 [N]: size of each perturbation in the norm of the threat, on the pixel scale [0, 1]."""
+    passes: Tensor
+    """int64 [N, 2]: forward and backward passes that were spent on each sample, sanity checks not included."""
+    warnings: tuple[str, ...]
+    """Reasons to doubt the result, as codes "code" or "code:N" with the number of samples."""
+
+    @property
+    def clean_accuracy(self) -> Accuracy:
+        """The clean accuracy with its 95 % Wilson interval."""
+        return Accuracy.of_counts(sum(stage != CLEAN for stage in self.broken_by), len(self.broken_by))
+
+    @property
+    def robust_accuracy(self) -> Accuracy:
+        """The robust accuracy with its 95 % Wilson interval."""
+        return Accuracy.of_counts(int(self.robust.sum()), len(self.broken_by))
+
+    def explain(self) -> tuple[SanityWarning, ...]:
+        """Return the meaning of each warning and the advice for it."""
+        return tuple(explain(code) for code in self.warnings)
+
+
+def attack_classifier(
+    classifier: ClassifierLike,
+    images: Any,
+    labels: Any,
+    *,
+    eps: str | Fraction,
+    attack: str | Attack = "autoattack",
+    norm: str = "Linf",
+    batch_size: int = 64,
+    seed: int = 0,
+    on_progress: OnProgress = ignore_progress,
+) -> AttackResult:
+    """Attack a classifier on images in memory, and decide for each sample whether it is robust.
+
+    The attacks, the verdicts and the sanity checks are those of `evaluate`. This function needs no track and no
+    registered model, and it writes no records, so its result cannot be submitted.
+
+    Args:
+        classifier: A torch module or a function from images, float32 [B, 3, H, W] in [0, 1], to logits, float [B, C].
+            Resize and normalisation belong inside it. Put a module into eval mode first.
+        images: float [N, 3, H, W] in [0, 1], a tensor or an array.
+        labels: int [N], the index of the correct logit of each image.
+        eps: Radius of the threat on the pixel scale [0, 1], as a text ("4/255", "0.5") or a Fraction.
+        attack: Name of an attack (`vlmbench list attacks`), or an Attack.
+        norm: "Linf" or "L2".
+        batch_size: Images that are passed through the network at once.
+        seed: Seed of the random numbers. Those of a sample depend on the seed and on its place only.
+        on_progress: Called with the number of finished samples after each part.
+
+    Raises:
+        UserError: An argument that cannot be used, with the accepted forms, or logits that are not finite.
+    """
+    chosen = load_attack(attack) if isinstance(attack, str) else attack
+    if not isinstance(chosen, Attack):
+        raise UserError(
+            f"attack must be the name of an attack or an Attack, got {type(attack).__name__}: `vlmbench list attacks`"
+            " lists the names"
+        )
+    threat = Threat(norm, exact_eps(eps))
+    chosen.check_norm(threat.norm)
+    if batch_size < 1:
+        raise UserError(f"batch_size must be a positive integer, got {batch_size}: 64 is the default")
+    device = _device(classifier, images)
+    pixels = _checked_images(images).to(device)
+    target = _checked_labels(labels, len(pixels)).to(device)
+    num_classes = _count_classes(classifier, pixels, target)
+    keys = sample_keys(seed, "", [str(number) for number in range(len(pixels))]).to(device)
+    batch = Batch(pixels, target, keys, threat, torch.full_like(target, num_classes))
+    found: list[tuple[Verdicts, Sequence[tuple[str, ...]]]] = []
+    on_progress(Progress(0, len(pixels), label=chosen.name))
+    with arithmetic():
+        for part in torch.arange(len(pixels), device=device).split(_BATCHES_AT_ONCE * batch_size):
+            own = batch.at(part)
+            raised = sanity_warnings(classifier, own, batch_size=batch_size)
+            found.append((attack_samples(classifier, own, chosen, batch_size=batch_size), raised))
+            on_progress(Progress(int(part[-1]) + 1, len(pixels), label=chosen.name))
+    return _result(chosen, [verdicts for verdicts, _ in found], [codes for _, part in found for codes in part])
+
+
+def _result(attack: Attack, parts: Sequence[Verdicts], raised: Sequence[tuple[str, ...]]) -> AttackResult:
+    def joined(field: Callable[[Verdicts], Tensor]) -> Tensor:
+        return torch.cat([field(part) for part in parts])
+
+    broken_by = tuple(stage for part in parts for stage in part.broken_by)
+    of_stages = [codes for part in parts for codes in part.warnings]
+    counts = Counter(code for both in zip(raised, of_stages, strict=True) for code in {*both[0], *both[1]})
+    return AttackResult(
+        robust=joined(lambda part: part.robust),
+        adversarial=joined(lambda part: part.adversarial),
+        broken_by=broken_by,
+        clean_prediction=joined(lambda part: part.clean_prediction),
+        adversarial_prediction=joined(lambda part: part.adversarial_prediction),
+        distance=joined(lambda part: part.distance),
+        passes=torch.stack([joined(lambda part: part.forward), joined(lambda part: part.backward)], dim=1),
+        warnings=attack_warnings(attack, broken_by, counts),
+    )
+
+
+def _device(classifier: ClassifierLike, images: Any) -> torch.device:
+    """Return the device of the classifier's parameters or buffers, or that of the images if it has none."""
+    if isinstance(classifier, nn.Module):
+        for tensor in (*classifier.parameters(), *classifier.buffers()):
+            return tensor.device
+    return images.device if isinstance(images, Tensor) else torch.device("cpu")
+
+
+def _checked_images(given: Any) -> Tensor:
+    expected = "images must be float [N, 3, H, W] in [0, 1]"
+    try:
+        images = torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{expected}, got {type(given).__name__}: give a tensor or an array ({error})") from None
+    if images.dim() != 4 or images.shape[1] != 3 or not images.numel():
+        raise UserError(f"{expected}, got the shape {tuple(images.shape)}: stack N images with three channels")
+    if not images.is_floating_point():
+        raise UserError(f"{expected}, got {images.dtype}: convert bytes with `images.float() / 255`")
+    if not torch.isfinite(images).all():
+        raise UserError(f"{expected}, got NaN or infinity in them: check how they were read")
+    low, high = float(images.min()), float(images.max())
+    if low < 0 or high > 1:
+        raise UserError(
+            f"{expected}, got values from {low:.4g} to {high:.4g}: leave normalisation to the classifier, and divide"
+            " pixels in 0 to 255 by 255"
+        )
+    return images.to(torch.float32).contiguous()
+
+
+def _checked_labels(given: Any, count: int) -> Tensor:
+    expected = f"labels must be int [{count}], one class index per image"
+    try:
+        labels = torch.as_tensor(given).detach()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"{expected}, got {type(given).__name__}: give a tensor, array or list ({error})") from None
+    if labels.shape != (count,) or labels.is_floating_point() or labels.dtype == torch.bool:
+        raise UserError(f"{expected}, got {labels.dtype} {list(labels.shape)}: give the index of each correct logit")
+    return labels.to(torch.int64)
+
+
+def _count_classes(classifier: ClassifierLike, images: Tensor, labels: Tensor) -> int:
+    """Return the number of logits of the first two images; raise UserError if they are no logits for the labels."""
+    first = images[:2]
+    with torch.no_grad():
+        logits: Any = as_classifier(classifier)(first)
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(first):
+        got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
+        raise UserError(
+            f"the classifier must return logits [B, C] for images [B, 3, H, W], got {got} for {len(first)} images: wrap"
+            " it in a function that returns the logits"
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
+        raise UserError(
+            f"labels must lie in 0 to {logits.shape[1] - 1}, the classifier's {logits.shape[1]} classes, got"
+            f" {int(labels.min())} to {int(labels.max())}: give the index of each correct logit"
+        )
+    return logits.shape[1]

@@ -1,0 +1,158 @@
+"""Models on the Hugging Face hub: load dual encoders of the library transformers by hf:ORG/NAME[@REVISION]."""
+
+import contextlib
+import logging
+import os
+import socket
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import urlsplit
+from urllib.request import getproxies
+
+import torch
+from torch import Tensor
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import cache_folder
+from robustbench_vlm.models.in_memory import InMemoryModel, zero_shot
+from robustbench_vlm.models.reference import HuggingFaceModel
+
+_SECONDS = 5.0
+"""Seconds after which the hub counts as unreachable."""
+_NOT_FOUND = ("RepositoryNotFoundError", "RevisionNotFoundError")
+
+
+def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
+    """Load a model of the hub with its processor; files that are not in the cache are fetched.
+
+    Only safetensors weights are read, and code of the repository is never run. The preprocessing constants, the
+    resolution and the logit scale come from the repository. The digest covers the weights, the structure and the
+    tokens of fixed texts, so it does not depend on the name of the revision.
+
+    Raises:
+        UserError: The package transformers is missing, the repository cannot be read, or it holds no dual encoder.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise UserError(
+            f"{reference} needs the package transformers, which is not installed: pip install 'robustbench_vlm[hf]'"
+        ) from error
+    options: dict[str, Any] = {"revision": reference.revision or None, "trust_remote_code": False}
+    if folder := hub_cache():
+        options["cache_dir"] = folder
+
+    def load(**more: Any) -> tuple[Any, Any]:
+        model = transformers.AutoModel.from_pretrained(
+            reference.repository, use_safetensors=True, dtype=torch.float32, **options, **more
+        )
+        reader: Any = transformers.AutoProcessor  # it has no types
+        return model, reader.from_pretrained(reference.repository, **options, **more)
+
+    try:
+        with quiet_libraries():
+            # Cached files need no network, and all workers of a run read the same ones.
+            try:
+                found = load(local_files_only=True)
+            except OSError:
+                found = None
+            if found is None:
+                expect_hub(str(reference))
+                found = load()
+    except UserError:
+        raise
+    except Exception as error:  # transformers and the hub's client raise many types of errors
+        raise UserError(f"cannot load {reference}: {_advice(error)}") from error
+    model, processor = found
+    made = zero_shot(model, processor, interpolation=_interpolation(processor), name="hub-model")
+    return InMemoryModel(
+        name=str(reference),
+        encoder=made.encoder,
+        embed_texts=made.embed_texts,
+        scale=made.scale,
+        bias=made.bias,
+        digest_prefix="",
+    )
+
+
+def expect_hub(what: str) -> None:
+    """Raise UserError if the hub's host cannot be reached within 5 seconds: its client would retry for minutes."""
+    from huggingface_hub import constants
+
+    address = urlsplit(constants.ENDPOINT)
+    host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
+    if constants.HF_HUB_OFFLINE:
+        raise UserError(f"{what} is not in the cache, and HF_HUB_OFFLINE is set: unset it, or fill the cache")
+    if getproxies().get(address.scheme):  # only the proxy knows whether the host can be reached
+        return
+    try:
+        socket.create_connection((host, port), timeout=_SECONDS).close()
+    except OSError as error:
+        raise UserError(
+            f"{what} is not in the cache, and {host} cannot be reached ({error}): check the network, or run"
+            " `hf download` where there is one and copy the cache"
+        ) from error
+
+
+def hub_cache() -> str | None:
+    """Return the folder for files of the hub: in VLMBENCH_CACHE if that is set, or None for the hub's own cache."""
+    return str(cache_folder() / "hub") if os.environ.get("VLMBENCH_CACHE") else None
+
+
+def pixel_difference(model: InMemoryModel, processor: Any, side: int) -> float:
+    """Return the largest difference between the processor's pixels and the model's, in units of the pixel range.
+
+    Both get one image of `side` x `side` pixels with a smooth and a noisy half. Without a resize the difference is a
+    rounding error. A processor that shrinks images with a filter differs where an attack on pixels cannot follow it.
+    """
+    from PIL import Image
+
+    ramp = torch.linspace(0, 255, side * side).view(1, side, side).expand(3, -1, -1).round()
+    noise = torch.rand(3, side, side, generator=torch.Generator().manual_seed(0)).mul(255).round()
+    pixels = torch.where(torch.arange(side).view(1, 1, side) < side // 2, ramp, noise).to(torch.uint8)
+    image = Image.fromarray(pixels.permute(1, 2, 0).contiguous().numpy())
+    images = getattr(processor, "image_processor", processor)
+    theirs: Tensor = images(images=image, return_tensors="pt")["pixel_values"][0]
+    ours = model.encoder.pixels(pixels[None] / 255)[0]
+    return float(((theirs - ours) * model.encoder.std[0]).abs().max())
+
+
+@contextlib.contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Silence the logs and progress bars of the hub's client and of transformers: failures are raised as errors."""
+    from transformers.utils import logging as library
+
+    bars: Any = library  # it has no types
+    before = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    bars.disable_progress_bar()
+    try:
+        yield
+    finally:
+        bars.enable_progress_bar()
+        logging.disable(before)
+
+
+def _interpolation(processor: Any) -> str:
+    """Return the interpolation of a processor's resize; 2 is bilinear in Pillow's numbering, 3 is bicubic."""
+    images = getattr(processor, "image_processor", processor)
+    return "bilinear" if int(getattr(images, "resample", None) or 3) == 2 else "bicubic"
+
+
+def _advice(error: BaseException) -> str:
+    """Return the reason of a failure and the next step."""
+    names, cause = set(), error
+    while cause is not None:
+        names |= {type(cause).__name__}
+        cause = cause.__cause__ or cause.__context__  # type: ignore[assignment]
+    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    if "GatedRepoError" in names or "gated" in text.lower():
+        return (
+            f"{text}; the repository is gated: ask for access on its page on huggingface.co, then log in with"
+            " `hf auth login` or set HF_TOKEN"
+        )
+    if names & set(_NOT_FOUND) or "is not a valid model identifier" in str(error):
+        return f"{text}; check ORG/NAME and the revision, and set HF_TOKEN if the repository is private"
+    if names & {"OfflineModeIsEnabled", "LocalEntryNotFoundError", "ConnectError", "ConnectionError"}:
+        return f"{text}; check the network, or fill the cache elsewhere with `hf download` and set HF_HUB_CACHE"
+    return f"{text}; the repository must hold a dual encoder of transformers with safetensors weights and a processor"

@@ -1,0 +1,324 @@
+"""Models in memory: zero-shot models made from torch modules, open_clip models and transformers models in Python."""
+
+import copy
+import functools
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.fingerprint import fingerprint
+from robustbench_vlm.models.classifier import ZeroShotClassifier, class_features
+from robustbench_vlm.models.code_identity import identity_of, tensor_digest
+from robustbench_vlm.models.precision import arithmetic
+from robustbench_vlm.models.reference import IN_MEMORY
+
+UNPINNED = "unpinned:"
+"""The start of the digest of a model whose identity is not complete, so that nobody can check it elsewhere."""
+DIGEST_PREFIXES = (IN_MEMORY, UNPINNED)
+"""The starts of the digests of models in memory; the digests of all other models have none."""
+ACCEPTED = (
+    "zero_shot(open_clip_model, tokenizer), zero_shot(transformers_model, processor), or zero_shot(image_encoder=...,"
+    " text_encoder=..., logit_scale=..., image_size=..., mean=..., std=...)"
+)
+"""The accepted calls, for messages."""
+_TEXTS_AT_ONCE = 256
+_PROBES = ("a photo of a dog.", "the number 7", "a red square on a white table")
+"""Texts whose embeddings or tokens identify a text encoder."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+class PixelEncoder(nn.Module):
+    """Map images, float32 [B, 3, H, W] in [0, 1] of any size, to the outputs of an image encoder, float [B, D].
+
+    It resizes images to the size of the encoder and normalises them, so that a perturbation is applied before both.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(
+        self,
+        encoder: Callable[[Tensor], Any],
+        image_size: int,
+        mean: Sequence[float],
+        std: Sequence[float],
+        interpolation: str,
+    ) -> None:
+        super().__init__()
+        self.encoder, self.image_size, self.interpolation = encoder, image_size, interpolation
+        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
+        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the embeddings of images, float [B, D], not normalised to unit length."""
+        return _embeddings(self.encoder(self.pixels(images)), len(images), "image encoder")
+
+    def pixels(self, images: Tensor) -> Tensor:
+        """Return images as the encoder takes them: resized and normalised, float32 [B, 3, image_size, image_size]."""
+        size = (self.image_size, self.image_size)
+        if images.shape[-2:] != size:
+            images = functional.interpolate(images, size, mode=self.interpolation, align_corners=False)
+        return (images - self.mean) / self.std
+
+
+@dataclass(frozen=True, eq=False)
+class InMemoryModel:
+    """A zero-shot model in the memory of this process, made by `zero_shot`."""
+
+    name: str
+    encoder: PixelEncoder
+    """The image encoder with resize and normalisation inside."""
+    embed_texts: Callable[[list[str]], Any]
+    """Maps N texts to embeddings, float [N, D]."""
+    scale: float
+    """The logit scale: factor of the cosine similarities."""
+    bias: float = 0.0
+    """The logit bias. It is added to every logit, so it changes no prediction."""
+    card: None = None
+    """A model in memory has no model card."""
+    digest_prefix: str = IN_MEMORY
+    """The start of the digest of a pinned model: empty if others can load the model by its name."""
+
+    @property
+    def image_size(self) -> int:
+        """Height and width of the image encoder's input, in pixels."""
+        return self.encoder.image_size
+
+    @functools.cached_property
+    def doubts(self) -> tuple[str, ...]:
+        """The parts of the model that its digest cannot cover, in words; empty for a pinned model."""
+        return tuple(doubt for identity in self._identities for doubt in identity.doubts)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """sha256 over tensors, structure, code and preprocessing, after "memory:"; after "unpinned:" if incomplete."""
+        encoder = self.encoder
+        pixels = [encoder.image_size, encoder.mean.flatten().tolist(), encoder.std.flatten().tolist()]
+        parts: list[Any] = [identity.parts for identity in self._identities]
+        parts += [pixels, encoder.interpolation, self.scale, self.bias]
+        tokens = getattr(self.embed_texts, "tokens", None)
+        if callable(tokens):
+            parts.append(tensor_digest(tokens(list(_PROBES))))
+        if not self.doubts:
+            return self.digest_prefix + fingerprint(parts)
+        # Outputs on fixed inputs notice most changes that the parts above cannot show.
+        outputs = [tensor_digest(self.text_features(_PROBES)), tensor_digest(self._image_outputs())]
+        return UNPINNED + fingerprint([*parts, *outputs])
+
+    def text_features(self, prompts: Sequence[str | tuple[str, ...]]) -> Tensor:
+        """Return the text embedding of each class, float32 [C, D], unit length; several prompts are averaged."""
+        return class_features(prompts, self._embed)
+
+    def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> ZeroShotClassifier:
+        """Return the zero-shot classifier of the classes that the prompts describe: one text or several per class."""
+        return ZeroShotClassifier(self.encoder, self.text_features(prompts), self.scale, bias=self.bias).eval()
+
+    def to(self, device: str) -> None:
+        """Move encoders that are torch modules to a device."""
+        self.encoder.to(device)
+        if isinstance(self.embed_texts, nn.Module):
+            self.embed_texts.to(device)
+
+    @functools.cached_property
+    def _identities(self) -> tuple[Any, Any]:
+        return identity_of(self.encoder.encoder), identity_of(self.embed_texts)
+
+    def _embed(self, texts: list[str]) -> Tensor:
+        parts = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]
+        with torch.no_grad(), arithmetic():
+            found = [_embeddings(self.embed_texts(part), len(part), "text encoder") for part in parts]
+        features = functional.normalize(torch.cat(found).to(torch.float32), dim=-1)
+        return features.to(self.encoder.mean.device)
+
+    def _image_outputs(self) -> Tensor:
+        side = self.image_size
+        ramp = torch.linspace(0, 1, 2 * 3 * side * side, device=self.encoder.mean.device).view(2, 3, side, side)
+        with torch.no_grad(), arithmetic():
+            outputs: Tensor = self.encoder(ramp)
+        return outputs
+
+
+def zero_shot(
+    model: Any = None,
+    tokenizer: Any = None,
+    *,
+    image_encoder: Callable[[Tensor], Tensor] | None = None,
+    text_encoder: Callable[[list[str]], Tensor] | None = None,
+    logit_scale: float | Tensor | None = None,
+    logit_bias: float | Tensor | None = None,
+    image_size: int | None = None,
+    mean: Sequence[float] | None = None,
+    std: Sequence[float] | None = None,
+    interpolation: str = "bicubic",
+    name: str = "",
+) -> InMemoryModel:
+    """Make a zero-shot model from an open_clip model, a transformers model, or a pair of encoders.
+
+    Torch modules are copied and put into eval mode: later training of yours does not change the value.
+
+    Args:
+        model: An open_clip model, a `CLIPModel` or `SiglipModel` of transformers, or any module with the methods
+            `encode_image` and `encode_text`.
+        tokenizer: The tokenizer of open_clip, or the processor or tokenizer of transformers.
+        image_encoder: In place of `model`: a torch module or function from normalised pixels, float32
+            [B, 3, image_size, image_size], to embeddings, float [B, D].
+        text_encoder: In place of `model`: a torch module or function from a list of N texts to embeddings, float
+            [N, D]. Embeddings need not have unit length.
+        logit_scale: Factor of the cosine similarities, such as 100.0 (not its logarithm).
+        logit_bias: Added to every logit, such as SigLIP's; it changes no prediction.
+        image_size: Height and width of the images that the encoder takes, in pixels.
+        mean: Three channel means that are subtracted from pixels in [0, 1].
+        std: Three channel standard deviations that pixels are divided by.
+        interpolation: "bicubic" or "bilinear", for images of another size.
+        name: Name in tables and records; by default the class name of the model.
+
+    Values that a model or its processor states are taken from there unless they are given here.
+
+    Raises:
+        UserError: A value that is missing or cannot be used.
+    """
+    given: dict[str, Any] = {
+        "logit_scale": logit_scale,
+        "logit_bias": logit_bias,
+        "image_size": image_size,
+        "mean": mean,
+        "std": std,
+    }
+    if model is not None:
+        if image_encoder is not None or text_encoder is not None:
+            raise UserError(f"both a model and encoders were given: write {ACCEPTED}")
+        from robustbench_vlm.models.adapters import encoders_of
+
+        found = encoders_of(_copied(model), tokenizer)
+        encoders, stated, default_name = (found.image, found.text), found.settings, type(model).__name__
+    else:
+        if image_encoder is None or text_encoder is None:
+            raise UserError(f"a zero-shot model needs an image encoder and a text encoder: write {ACCEPTED}")
+        encoders, stated = (_copied(image_encoder), _copied(text_encoder)), {}
+        default_name = getattr(image_encoder, "__name__", type(image_encoder).__name__)
+    values = {**stated, **{key: value for key, value in given.items() if value is not None}}
+    missing = [key for key in ("logit_scale", "image_size", "mean", "std") if values.get(key) is None]
+    if missing:
+        raise UserError(f"zero_shot needs {', '.join(missing)}, which the model does not state: write {ACCEPTED}")
+    _check_settings(values, interpolation)
+    made = InMemoryModel(
+        name=checked_name(name or default_name),
+        encoder=PixelEncoder(
+            encoders[0], int(values["image_size"]), tuple(values["mean"]), tuple(values["std"]), interpolation
+        ).eval(),
+        embed_texts=encoders[1],
+        scale=float(values["logit_scale"]),
+        bias=float(values.get("logit_bias") or 0.0),
+    )
+    _check_dimensions(made)
+    return made
+
+
+def checked_name(name: str) -> str:
+    """Return the name of a model in memory; raise UserError if it cannot be the name of a folder of records."""
+    if not _NAME.fullmatch(name):
+        raise UserError(
+            f"the name of a model must have 1 to 64 letters, digits, dots, dashes and underscores, got {name!r}: give"
+            " another one by name="
+        )
+    return name
+
+
+_registered: dict[str, InMemoryModel] = {}
+"""The models in memory that references "memory:NAME" name in this process."""
+
+
+@contextmanager
+def registered(models: Sequence[InMemoryModel], named: Sequence[str]) -> Iterator[list[str]]:
+    """Make models known to this process while a run lasts, and yield their references "memory:NAME".
+
+    `named` are the names of the models on the track. Raises UserError if two models have one name.
+    """
+    names = [model.name for model in models]
+    if taken := [name for name in names if name in named]:
+        raise UserError(f"{taken[0]!r} is a model of the track: give the model in memory another name by name=")
+    if repeated := [name for name in names if names.count(name) > 1 or name in _registered]:
+        raise UserError(
+            f"two models in memory are named {repeated[0]!r}, so their records would mix: give each a name by name="
+        )
+    _registered.update(zip(names, models, strict=True))
+    try:
+        yield [f"{IN_MEMORY}{name}" for name in names]
+    finally:
+        for name in names:
+            del _registered[name]
+
+
+def find_registered(name: str) -> InMemoryModel:
+    """Return the model in memory of a name; raise UserError if this process has none."""
+    if name not in _registered:
+        raise UserError(
+            f"the model {IN_MEMORY}{name} exists only in the Python process that made it: call evaluate with the model"
+            " itself, or save its weights and give a model card"
+        )
+    return _registered[name]
+
+
+def renamed(model: InMemoryModel, name: str) -> InMemoryModel:
+    """Return the model under another name; raise UserError for a name that cannot be used."""
+    return replace(model, name=checked_name(name))
+
+
+def _copied(value: Any) -> Any:
+    if not isinstance(value, nn.Module):
+        return value
+    try:
+        made = copy.deepcopy(value)
+    except (RuntimeError, TypeError) as error:
+        raise UserError(
+            f"the {type(value).__name__} cannot be copied ({error}): detach tensors that are results of a computation"
+        ) from error
+    return made.eval().requires_grad_(False)
+
+
+def _check_settings(values: dict[str, Any], interpolation: str) -> None:
+    for key in ("mean", "std"):
+        numbers = [float(each) for each in values[key]]
+        if len(numbers) != 3 or not all(0 <= number <= 1 for number in numbers) or (key == "std" and 0 in numbers):
+            raise UserError(
+                f"{key} must be three numbers in [0, 1] for pixels in [0, 1], got {numbers}: divide by 255 if they are"
+                " for pixels in 0 to 255"
+            )
+    if not 1 <= int(values["image_size"]) <= 4096:
+        raise UserError(f"image_size must be 1 to 4096 pixels, got {values['image_size']}")
+    scale = float(values["logit_scale"])
+    if not 0 < scale < float("inf"):
+        raise UserError(f"logit_scale must be a positive number, got {scale}: give the factor, not its logarithm")
+    if interpolation not in ("bicubic", "bilinear"):
+        raise UserError(f'interpolation must be "bicubic" or "bilinear", got {interpolation!r}')
+
+
+def _check_dimensions(model: InMemoryModel) -> None:
+    device = model.encoder.mean.device
+    side = model.image_size
+    with torch.no_grad():
+        images = model.encoder(torch.full((1, 3, side, side), 0.5, device=device))
+    texts = model.text_features(_PROBES[:1])
+    if images.shape[1] != texts.shape[1]:
+        raise UserError(
+            f"the image encoder returns embeddings of {images.shape[1]} numbers, the text encoder of"
+            f" {texts.shape[1]}: both must have the same number, so add the projection to the encoder that lacks it"
+        )
+
+
+def _embeddings(output: Any, count: int, what: str) -> Tensor:
+    """Return an encoder's output, float [count, D]; raise UserError for anything else."""
+    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != count or not output.is_floating_point():
+        got = f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
+        raise UserError(
+            f"the {what} must return embeddings, float [{count}, D] for {count} inputs, got {got}: wrap it in a"
+            " function that returns one vector per input"
+        )
+    return output
