@@ -1,8 +1,8 @@
 """Odd inputs for the command line: every case is one command, run in a process of its own.
 
-`python tests/odd_inputs.py [NAME ...]` runs all cases, or those whose name contains one of the words, and prints the exit
-code and the last line of each. A case passes if the command ends within its time, without a traceback and with an exit
-code that the command line documents.
+`python tests/odd_inputs.py [WORD ...]` runs all cases, or those whose names contain one of the words, and prints the
+exit code and the last line of each. A case passes if the command ends within its time, without a traceback and with an
+exit code that the command line documents.
 """
 
 import contextlib
