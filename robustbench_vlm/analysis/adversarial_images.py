@@ -1,4 +1,4 @@
-"""Compute adversarial images with the attacks of a plan, and write and read files of them without loss.
+"""Compute adversarial images with the attacks of a plan, and write them to files and read them without loss.
 
 A file has the safetensors format with one tensor "images", float32 [N, 3, H, W] in [0, 1]. Readers also accept other
 float types in [0, 1], and uint8 in [0, 255]. The metadata are "track" and "samples", a JSON list of N pairs [dataset,
@@ -27,7 +27,7 @@ from robustbench_vlm.engine.shard import Attacked, ShardGroup, attack_group, att
 from robustbench_vlm.engine.store import Finished
 
 _Sendable = list[tuple[Sequence[SampleResult], "np.typing.NDArray[np.float32]"]]
-"""Records and images of each shard as sent by workers: images are float32 [B, 3, H, W] in [0, 1].
+"""The value that a worker sends for a group: records and images, float32 [B, 3, H, W] in [0, 1], for each shard.
 
 Images are numpy arrays, because torch sends tensors in shared memory, which is small in containers.
 """
@@ -39,7 +39,7 @@ _FORMAT = (
 
 @dataclass(frozen=True)
 class AdversarialImages:
-    """Adversarial images of samples of a track."""
+    """Adversarial images for samples from the datasets of a track."""
 
     track: str
     samples: tuple[tuple[str, str], ...]
@@ -91,7 +91,8 @@ def attack_cells(plan: Plan, on_attacked: Callable[[int, Cell], None]) -> list[A
     """Attack every sample of a plan's cells and return the records and images of each cell, on the CPU.
 
     The result equals that of a new run. Records on disk are neither read nor written. All images are in memory at the
-    same time. After every group, `on_attacked` is called with its number of samples and one of its cells.
+    same time. After each group of samples, `on_attacked` is called with the number of samples in the group and one of
+    their cells.
     """
     cells, resources = plan.cells, plan.request.resources
     groups = missing_groups(cells, [Finished((), ())] * len(cells), resources)
@@ -107,13 +108,16 @@ def attack_cells(plan: Plan, on_attacked: Callable[[int, Cell], None]) -> list[A
 
 
 def attack_positions(cell: Cell, positions: Sequence[int], resources: Resources) -> Attacked:
-    """Attack the samples at the given positions of a cell in this process. The resources must be resolved."""
+    """Attack the samples at the given positions of a cell in this process.
+
+    `resources` must be resolved, see `engine.backends.resolve_resources`.
+    """
     shards = [Shard(0, position, position + 1, cell.fingerprint) for position in positions]
     return joined(attack_shards([cell], resources, shards))
 
 
 def joined(parts: Sequence[Attacked]) -> Attacked:
-    """Join the records and images of several parts of a cell, on the CPU."""
+    """Join attacked samples into one `Attacked`, with the images on the CPU."""
     results = [result for part in parts for result in part.results]
     return Attacked(results, torch.cat([part.images for part in parts]).cpu())
 

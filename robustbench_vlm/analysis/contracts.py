@@ -1,6 +1,7 @@
 """Check the contracts of registered models, datasets, attacks, defenses and tracks (`vlmbench check`).
 
-A contract is a property that every registered value of a kind must have, in this package and in plugins.
+A contract is a property that all registered objects of one kind, such as all datasets, must have, in this package and
+in plugins.
 """
 
 import copy
@@ -53,10 +54,9 @@ class Contract:
 
 
 def check(kind: str, name: str, *, track: str = "mini") -> list[Contract]:
-    """Check every contract of a kind, such as "dataset", on the registered value with a name.
+    """Check the registered object `name` against every contract of its `kind`, such as "dataset".
 
-    Models are looked up on `track`. Raises UserError for an unknown kind or name, and for a value that cannot be
-    loaded.
+    Models are looked up on `track`. Raises UserError for an unknown kind or name, and if the object cannot be loaded.
     """
     if kind not in CONTRACTS:
         raise UserError(unknown("kind", kind, CONTRACTS))
@@ -64,7 +64,7 @@ def check(kind: str, name: str, *, track: str = "mini") -> list[Contract]:
 
 
 def _model(name: str, track: str) -> Iterator[Contract]:
-    # The file of a card may have changed since this process loaded it.
+    # Cached models are released, because the file of a card may have changed since this process loaded it.
     release()
     model = loaded_model(name, track, "cpu")
     yield Contract("loads, with the digests that its card names", True, model.digest)
@@ -121,7 +121,8 @@ def _attack(name: str, track: str) -> Iterator[Contract]:
     classifier, batch = linear_classifier(Threat(norm, Fraction(0)), num_classes=5)
     verdict = attack_samples(classifier, batch, attack, batch_size=4)
     yield Contract("breaks nothing at eps 0", set(verdict.broken_by) <= {"", CLEAN}, str(set(verdict.broken_by)))
-    # The first radius breaks some of the samples. The second radius is large enough to break the linear classifier.
+    # At the first radius the attack breaks only some samples. The second radius is so large that it must break a linear
+    # classifier.
     middle, large = (Fraction(4, 255), Fraction(1, 2)) if norm == "Linf" else (Fraction(1, 5), Fraction(8))
     yield from _at(attack, Threat(norm, middle))
     for num_classes in (5, 2):
@@ -162,7 +163,7 @@ def _track(name: str, track: str) -> Iterator[Contract]:
 
 
 def _names_a_model(reference: str, track: str) -> None:
-    """Raise UserError if a reference is not a model of the track."""
+    """Raise UserError if `reference` is not the reference of a model of the track."""
     load_architecture(find_card(reference, track).architecture)
 
 
@@ -318,7 +319,8 @@ CONTRACTS: Mapping[str, Callable[[str, str], Iterator[Contract]]] = {
     "test-time-defense": _test_time_defense,
     "track": _track,
 }
-"""Functions that check the contracts of each kind. The arguments are the name of a value and a track."""
+"""The function that checks the contracts of each kind. Its arguments are the name of a registered object and a
+track."""
 
 KINDS = tuple(CONTRACTS)
-"""Names of the kinds."""
+"""Names of the kinds that have contracts."""

@@ -89,7 +89,7 @@ class Diagnoses:
     protocol: str
     attack: str
     dimensions: int
-    """Largest number of embedding dimensions of the models."""
+    """Number of embedding dimensions; if the models differ, the largest."""
     diagnoses: tuple[Diagnosis, ...]
     seconds: float
     """Wall time in seconds."""
@@ -101,9 +101,10 @@ class Diagnoses:
 
 
 def diagnose(request: Request, *, on_progress: OnProgress = ignore_progress) -> Diagnoses:
-    """Diagnose the models of a request, which has exactly one attack, at all its radii.
+    """Diagnose each model of a request at each radius of the request.
 
-    Raises UserError as `resolve`, `final_image_stage` and `expect_weights` do.
+    The request must have exactly one attack. Raises UserError as `resolve`, `final_image_stage` and `expect_weights`
+    do.
     """
     begun = time.monotonic()
     (name,) = request.attacks
@@ -126,7 +127,7 @@ def diagnose(request: Request, *, on_progress: OnProgress = ignore_progress) -> 
 
 
 def _diagnose_cells(plan: Plan, on_progress: OnProgress) -> dict[int, tuple[DatasetDiagnosis, Tensor]]:
-    """Return the measurements and the image features, [N, D], of every cell by its index in the plan."""
+    """Return the measurements and the image features, [N, D], of every cell, by the index of the cell in the plan."""
     groups: dict[tuple[str, str], list[int]] = {}
     for number, cell in enumerate(plan.cells):
         groups.setdefault((cell.model, cell.dataset.name), []).append(number)
@@ -236,7 +237,7 @@ def gradient_norms(classifier: ClassifierLike, images: Tensor, labels: Tensor) -
 
 
 def final_image_stage(attack: Attack) -> Stage:
-    """Return the only stage of an attack, set to return the image of its last step for every sample.
+    """Return the only stage of an attack, with settings that make it return the image after the last step.
 
     An attack that stops when a sample is broken returns images near the decision boundary at every radius, so its
     images are not useful for a diagnosis. Raises UserError if the attack has several stages or always stops early.
@@ -253,8 +254,8 @@ def final_image_stage(attack: Attack) -> Stage:
 def final_images(classifier: ClassifierLike, batch: Batch, stage: Stage, *, batch_size: int) -> Tensor:
     """Return the image after the last step of a stage for each sample of a batch, projected into the threat model.
 
-    The result is [B, 3, H, W] in [0, 1], in the dtype of the batch. Samples that are misclassified without an attack
-    are attacked too, and images that do not break the classifier are kept. An evaluation does neither.
+    The result is [B, 3, H, W] in [0, 1], in the dtype of the batch. Unlike an evaluation, this function also attacks
+    samples that are misclassified without an attack, and it keeps images that do not break the classifier.
     """
     if batch.threat.eps == 0:
         return batch.images

@@ -1,4 +1,4 @@
-"""Self-tests of an installation (`vlmbench doctor`). If one fails, do not trust results from this machine."""
+"""Self-tests of an installation (`vlmbench doctor`). If a self-test fails, do not trust results from this machine."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -32,7 +32,7 @@ class Check:
     """The result of one self-test."""
 
     name: str
-    """Statement that the test checks."""
+    """The statement that the test checks, such as "at eps 0, the robust accuracy equals the clean accuracy"."""
     passed: bool
     detail: str
     """The observed values."""
@@ -41,8 +41,8 @@ class Check:
 def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[Check]:
     """Run the self-tests on an undefended model and a dataset.
 
-    By default they are the undefended model and the first dataset of the track. On the track "mini" the tests take
-    seconds. Raises UserError for unknown names, and if neither the track nor the caller gives a dataset.
+    By default, the track's undefended model and its first dataset are used. On the track "mini" the tests take seconds.
+    Raises UserError for unknown names, and if neither the track nor the caller gives a dataset.
     """
     expect_weights(model)
     found: Track = TRACKS.load(track)

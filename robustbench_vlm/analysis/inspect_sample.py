@@ -42,14 +42,14 @@ class SampleUnderModel:
     result: SampleResult
     """The record that a run would write for the sample."""
     distance: float
-    """Norm of the perturbation of `image` in the norm of the threat model, for pixels in [0, 1]."""
+    """Size of the perturbation in `image`, in the norm of the threat model, for pixels in [0, 1]."""
     clean: tuple[Predicted, ...]
     """Predictions for the clean image: all classes, the most probable first."""
     adversarial: tuple[Predicted, ...]
     """Predictions for `image`: all classes, the most probable first."""
     image: Tensor
-    """float32 [3, H, W] in [0, 1]: the image that broke the sample, else the strongest attempt, else the clean image.
-    """
+    """Adversarial image, float32 [3, H, W] in [0, 1]. If no image broke the sample, it is the strongest attempt; if the
+    clean image is misclassified, it is the clean image."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document with the `TOP` most probable classes of each image and without the images."""
@@ -66,7 +66,7 @@ class SampleView:
     dataset: str
     sample_id: str
     position: int
-    """Position among the samples of the protocol, starting from 0."""
+    """Index of the sample among the samples of the protocol, starting from 0."""
     label: str
     """Name of the true class."""
     attack: str
@@ -93,7 +93,7 @@ class SampleView:
 def inspect_sample(request: Request, sample: str, *, on_progress: OnProgress = ignore_progress) -> SampleView:
     """Attack one sample on each model of a request. The request must have one dataset, one attack and one radius.
 
-    `sample` is a sample id, or a position among the samples of the protocol, starting from 0. Raises UserError as
+    `sample` is a sample id, or an index among the samples of the protocol, starting from 0. Raises UserError as
     `resolve` does, and for an unknown sample.
     """
     plan = resolve(request)

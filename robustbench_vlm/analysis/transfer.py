@@ -1,7 +1,7 @@
 """Transfer attacks: evaluate every model on the adversarial images of every model (Papernot et al., arXiv:1605.07277).
 
-If the images of another model break more samples of a model than the white-box attack on the model itself, the
-gradients of the model may be masked (Athalye et al., arXiv:1802.00420, section 3.1).
+Suppose that images made for other models break more samples of a model than the white-box attack on this model. Then
+the gradients of this model may be masked (Athalye et al., arXiv:1802.00420, section 3.1).
 """
 
 import time
@@ -37,11 +37,12 @@ class TransferAccuracies:
 
     clean: Accuracy
     robust: Accuracy
-    """Accuracy under the attack on the model itself, equal to that of `vlmbench run`."""
+    """Accuracy under the attack on the model itself, the same value as from `vlmbench run`."""
     under: Mapping[str, Accuracy]
     """Accuracy on the adversarial images of each source model. The value for the model itself is `robust`."""
     worst: Accuracy
-    """Share of samples that are classified correctly in the images of all source models, including the model itself."""
+    """Share of samples for which the images of all source models, including the model itself, are classified
+    correctly."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ class TransferTarget:
     datasets: Mapping[str, TransferAccuracies]
     """Accuracies by dataset name."""
     missed: int
-    """Number of samples of the zero-shot datasets that only images of other models break."""
+    """Number of samples, in the zero-shot datasets, that only images of other models break."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,11 @@ def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgr
 
 
 def adversarial_images(plan: Plan, attacked: Sequence[Attacked]) -> dict[str, AdversarialImages]:
-    """Return the adversarial images of each model of a plan for all its datasets, as input for `vlmbench dispute`."""
+    """Return the adversarial images that the attacks on each model found, by model name.
+
+    The images of all datasets of the plan are joined. `attacked` has one item for each cell of the plan. A file of the
+    images is an input for `vlmbench dispute`.
+    """
     found = {}
     for model in _models(plan):
         own = [(cell, each) for cell, each in zip(plan.cells, attacked, strict=True) if cell.model_name == model]
@@ -129,9 +134,9 @@ def adversarial_images(plan: Plan, attacked: Sequence[Attacked]) -> dict[str, Ad
 
 
 class _ProgressReporter:
-    """Progress reports: first of attacked samples, then of images classified by other models.
+    """Reports the progress of a transfer: first the attacks, then the classifications of images by other models.
 
-    The time left is estimated from the number of passes of each kind of work.
+    The time left is estimated from the number of forward and backward passes of the two kinds of work.
     """
 
     def __init__(self, plan: Plan, on_progress: OnProgress) -> None:
@@ -190,7 +195,8 @@ def _right(plan: Plan, attacked: Sequence[Attacked], reporter: _ProgressReporter
                 continue
             about = target.dataset.name, target.model_name, source.model_name
             if source is target:
-                # The verdict of the record is used, because a classification in another batch may round differently.
+                # For its own images, a model's verdict is read from the record, because a classification in another
+                # batch may round differently.
                 right[about] = torch.tensor([result.broken_by == "" for result in own.results])
                 continue
             logits = verdict_logits(target, keys, other.images, device=plan.request.resources.device)

@@ -1,4 +1,4 @@
-"""Classify given images by the model of a cell, with the classifier and the precision that a run uses for verdicts."""
+"""Classify given images by the model of a cell, with the precision that a run uses for verdicts."""
 
 from collections.abc import Sequence
 
@@ -17,9 +17,10 @@ _BATCH_SIZE = 64
 
 
 def clean_predictions(cell: Cell, *, device: str) -> list[tuple[int, float]]:
-    """Return the prediction for every clean sample of a cell and its margin, in the order of the samples.
+    """Return the predicted class and its margin for every clean sample of a cell, in the order of the samples.
 
-    The margin is the cosine similarity of the predicted class minus that of the second class.
+    The margin is the cosine similarity of the predicted class minus that of the class with the second-highest
+    similarity.
     """
     found: list[tuple[int, float]] = []
     for start in range(0, len(cell), _BATCH_SIZE):
@@ -34,7 +35,7 @@ def clean_predictions(cell: Cell, *, device: str) -> list[tuple[int, float]]:
 def judge_image(
     cell: Cell, position: int, adversarial: Tensor, threats: Sequence[Threat], *, device: str
 ) -> tuple[Threat, float, int] | None:
-    """Classify an adversarial image of the sample at a position, under the smallest threat model that allows it.
+    """Classify an adversarial image of the sample at `position`, under the smallest threat model that allows it.
 
     `adversarial` is float [3, H, W] in [0, 1]. Returns the threat model, the norm of the perturbation after projection,
     and the prediction. Returns None if the image is outside all threat models by more than float32 rounding, or if its
@@ -55,7 +56,7 @@ def judge_image(
 def verdict_logits(cell: Cell, keys: Tensor, images: Tensor, *, device: str) -> Tensor:
     """Return the logits of a cell's model for images in the precision of verdicts, float32 [B, C] on the CPU.
 
-    `images` are float [B, 3, H, W] in [0, 1]. `keys`, int64 [B], are the random keys of the samples of the images.
+    `images` are float [B, 3, H, W] in [0, 1]. `keys`, int64 [B], has the random key of each image's sample.
     """
     protocol = cell.protocol
     about = cell.model, cell.track, cell.dataset.prompts, device

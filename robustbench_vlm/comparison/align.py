@@ -34,7 +34,7 @@ class AlignedRecords:
     """Records of several models under one attack and threat, on the same samples in the same order."""
 
     models: tuple[Mapping[str, CellRecords], ...]
-    """For each model, the records and the score on the common samples, by dataset name."""
+    """One mapping for each model, from dataset names to the records and the score on the common samples."""
     notes: tuple[str, ...]
     """Sentences about differences between the models and about records that were left out."""
 
@@ -45,11 +45,11 @@ class AlignedRecords:
 
 
 def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Sequence[str]) -> AlignedRecords:
-    """Return the records of all models under an attack and a threat model, reduced to the samples that all have.
+    """Return the records of all models under an attack and a threat model, reduced to the samples common to all models.
 
-    The datasets in `order` are first, in this order. If a model has records of several protocols, the protocol that all
-    models have is used. Raises UserError if a model does not have records of the attack and the threat model (the
-    message lists its other records), or if the models do not have a common sample.
+    The datasets in `order` are first, in this order. If a model has records of several protocols, a protocol of which
+    all models have records is used. Raises UserError if a model does not have records of the attack and the threat
+    model (the message lists its other records), or if the models do not have a common sample.
     """
     found = [
         [each for each in model.evidence if each.score.attack == attack and each.threat == threat] for model in models
@@ -68,9 +68,9 @@ def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Se
 
 
 def select_samples(evidence: CellRecords, keys: Iterable[Key]) -> CellRecords:
-    """Return the records of the given samples, in this order, with a score that is computed from them.
+    """Return the records of the samples with these keys, in the order of the keys, and a score of these samples.
 
-    Fingerprint and identity are unchanged: they are those of the whole cell.
+    The fingerprint and the identity are still those of the whole cell.
     """
     by_key = {_key(result): result for result in evidence.results}
     results = tuple(by_key[key] for key in keys)
@@ -106,9 +106,10 @@ def _check_found(
 
 
 def _of_shared_protocol(found: Sequence[Sequence[CellRecords]]) -> list[dict[str, CellRecords]]:
-    """Return the records of each model by dataset, under the protocol with most samples that all models have.
+    """Return each model's records of one protocol, by dataset name.
 
-    Without a common protocol, each model has the records of its protocol with most samples.
+    If all models have records of one or more common protocols, the one with the most samples is used. If they have no
+    common protocol, the protocol with the most samples is used for each model.
     """
     sizes = Counter[str]()
     for each in (each for one in found for each in one):
@@ -117,7 +118,8 @@ def _of_shared_protocol(found: Sequence[Sequence[CellRecords]]) -> list[dict[str
     chosen = []
     for one in found:
         label = max(shared or {each.protocol for each in one}, key=lambda name: (sizes[name], name))
-        # A manifest lists the cells of the latest command last, so the latest records of a dataset are used.
+        # A dataset may have records from several commands. The last ones are used, because manifests list the cells of
+        # the latest command last.
         chosen.append({each.score.dataset: each for each in one if each.protocol == label})
     return chosen
 
@@ -141,7 +143,7 @@ def _notes(
     if len(set(labels)) > 1:
         yield "different protocols: " + ", ".join(f"{name} {label}" for name, label in zip(names, labels, strict=True))
     for key, what in _SHARED.items():
-        # The note on different protocols is already there.
+        # The note about different protocols, above, already reports this difference.
         if key == "protocol" and len(set(labels)) > 1:
             continue
         differing = [name for name in models[0] if len({canonical(each[name].identity[key]) for each in models}) > 1]

@@ -21,17 +21,17 @@ from robustbench_vlm.tracks import Track
 MEASURES = ("clean", "robust")
 """Names of the two accuracies that are compared."""
 ROBUST = "robust"
-"""Name of the robust accuracy, and the name in tables of samples that no attack broke."""
+"""Name of the robust accuracy. In `ComparedModel.broken_by` it is the key of the samples that no stage broke."""
 
 
 @dataclass(frozen=True)
 class CurvePoint:
-    """Mean robust accuracy over `Comparison.in_mean` at one radius."""
+    """One point of a robustness curve: the robust accuracy at one radius, averaged over datasets."""
 
     eps: str
     """Text such as "8/255"."""
     radius: float
-    """The same radius as a number, for pixels in [0, 1]."""
+    """The radius as a number, for pixels in [0, 1]."""
     robust: Accuracy
 
 
@@ -42,7 +42,7 @@ class DatasetResult:
     clean: Accuracy
     robust: Accuracy
     warnings: tuple[str, ...]
-    """Warnings "code" or "code:N" of the run, from all its samples."""
+    """Warnings of the run, each "code" or "code:N". They cover all samples of the run, not only the compared ones."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,9 @@ class ComparedModel:
     protocol: str
     """Name and version, such as "mini/1"."""
     clean: Accuracy
-    """Mean clean accuracy over `Comparison.in_mean`."""
+    """Clean accuracy, averaged over the datasets in `Comparison.in_mean`."""
     robust: Accuracy
-    """Mean robust accuracy over `Comparison.in_mean`."""
+    """Robust accuracy, averaged over the datasets in `Comparison.in_mean`."""
     clean_rank: str
     """Rank by clean accuracy, such as "1", or "2-4" if the tests do not separate the models of these ranks."""
     rank: str
@@ -63,10 +63,10 @@ class ComparedModel:
     datasets: Mapping[str, DatasetResult]
     """Accuracies by dataset name."""
     broken_by: Mapping[str, int]
-    """Number of samples that are misclassified without an attack ("clean"), that each stage broke, and "robust" ones.
-    """
+    """Number of samples by key: "clean" for samples that are misclassified without an attack, the name of a stage for
+    samples that it broke, and "robust" for the rest."""
     curve: tuple[CurvePoint, ...]
-    """Mean robust accuracy at every radius with records of this attack, smallest radius first."""
+    """Mean robust accuracy at each radius for which there are records of this attack, smallest radius first."""
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class DatasetTest:
     p: float
     """Two-sided p value."""
     p_holm: float
-    """p value adjusted by Holm's method over all pairs of models and datasets of the measure."""
+    """p value adjusted by Holm's method for the tests of all pairs of models on all datasets, by the same measure."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class ModelPair:
     p: float
     """Two-sided p value."""
     p_holm: float
-    """p value adjusted by Holm's method over all pairs of models of the measure."""
+    """p value adjusted by Holm's method for the tests of all pairs of models, by the same measure."""
     datasets: Mapping[str, DatasetTest]
     """Tests by dataset name."""
 
@@ -116,7 +116,7 @@ class Comparison:
     """Text such as "8/255"."""
     datasets: tuple[str, ...]
     in_mean: tuple[str, ...]
-    """Datasets in the means: all datasets except those on which models of the track were trained."""
+    """Datasets that the means are over: all except those on which models of the track were trained."""
     samples: Mapping[str, int]
     """Number of samples of each dataset."""
     models: tuple[ComparedModel, ...]
@@ -125,7 +125,7 @@ class Comparison:
     """Sentences about differences between the models and about records that were left out."""
 
     def best(self, measure: str, dataset: str = "") -> tuple[str, ...]:
-        """Return the names of the models to which no other model is significantly better.
+        """Return the names of the best models: no other model is significantly better than one of these.
 
         The models are compared by their means, or by their accuracies on `dataset` if it is given.
         """
@@ -198,7 +198,10 @@ def _compared_models(
 
 
 def _pairs(names: Sequence[str], aligned: AlignedRecords, in_mean: Sequence[str], measure: str) -> list[ModelPair]:
-    """Test every pair of models by one measure. The p values of means and of datasets are adjusted separately."""
+    """Test every pair of models by one measure, the clean or the robust accuracy.
+
+    The p values of means and of datasets are adjusted separately.
+    """
     right = [
         {name: [_is_right(result.broken_by, measure) for result in each.results] for name, each in evidence.items()}
         for evidence in aligned.models
@@ -240,7 +243,7 @@ def _means(scores: Sequence[Score]) -> dict[str, Accuracy]:
 
 
 def _broken_by(evidence: Sequence[CellRecords]) -> dict[str, int]:
-    """Return the numbers of `ComparedModel.broken_by`."""
+    """Count the samples for `ComparedModel.broken_by`."""
     counts = Counter(result.broken_by for each in evidence for result in each.results)
     stages = [stage["name"] for each in evidence for stage in each.identity["attack"]["stages"]]
     return {CLEAN: counts[CLEAN], **{stage: counts[stage] for stage in dict.fromkeys(stages)}, ROBUST: counts[""]}
@@ -270,4 +273,7 @@ def _curve(model: ModelRecords, aligned: Mapping[str, CellRecords], in_mean: Seq
 def _seen_notes(in_mean: Iterable[str], track: Track) -> list[str]:
     if not set(in_mean) & set(track.training_datasets):
         return []
-    return ["the means are over datasets on which models of this track were trained, because all records are of these"]
+    return [
+        "the means are over datasets on which models of this track were trained, because there are no records of other"
+        " datasets"
+    ]

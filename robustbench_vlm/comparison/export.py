@@ -1,6 +1,6 @@
 """Export tables as Markdown, LaTeX, HTML and CSV.
 
-Names may come from submitted results. Each function escapes them for its format, with the functions of `core.text`.
+Names in a table may come from submitted results, so each function escapes all texts for its format.
 """
 
 import functools
@@ -31,7 +31,7 @@ class Sheet:
     header: tuple[str, ...]
     rows: tuple[tuple[Field, ...], ...]
     last_apart: bool = False
-    """Whether the last row is a summary and is separated by a line."""
+    """Whether the last row is a summary, which a line separates from the other rows."""
 
 
 @dataclass(frozen=True)

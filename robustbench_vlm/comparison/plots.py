@@ -9,13 +9,16 @@ from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.core.text import plot_text
 
 _MARKERS = "os^DvP*X<>"
-"""Each model has its own marker, so that models can be distinguished without colours."""
+"""Markers of the models, so that models can be distinguished without colours."""
 _DARK = 0.55
-"""Heatmap cells with larger values are dark, so their numbers are white."""
+"""Heatmap cells with a larger accuracy than this are dark, so their text is white."""
 
 
 def scatter(found: Comparison, path: Path) -> None:
-    """Draw mean robust accuracy against mean clean accuracy of every model, with 95 % intervals, to a file."""
+    """Plot every model's mean robust accuracy against its mean clean accuracy, and save the plot to a file.
+
+    The plot also shows the 95 % intervals.
+    """
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(7.5, 5), layout="constrained")
@@ -39,9 +42,9 @@ def scatter(found: Comparison, path: Path) -> None:
 
 
 def curves(found: Comparison, path: Path) -> None:
-    """Draw mean robust accuracy against the radius of every model, with 95 % intervals, to a file.
+    """Plot every model's mean robust accuracy against the radius, and save the plot to a file.
 
-    The value at radius 0 is the clean accuracy.
+    The plot also shows the 95 % intervals. The value at radius 0 is the clean accuracy.
     """
     from matplotlib.figure import Figure
 
@@ -67,7 +70,7 @@ def curves(found: Comparison, path: Path) -> None:
 
 
 def heatmap(found: Comparison, path: Path) -> None:
-    """Draw a heatmap of the robust accuracy of every model on every dataset and of their means, to a file."""
+    """Plot a heatmap of every model's robust accuracy on every dataset and in the mean, and save it to a file."""
     from matplotlib.figure import Figure
 
     names = [*found.datasets, MEAN]
@@ -92,7 +95,7 @@ def heatmap(found: Comparison, path: Path) -> None:
 
 
 def _arms(accuracy: Accuracy) -> list[list[float]]:
-    """Return the lengths of the two error bars in %, as matplotlib expects them."""
+    """Return the lengths of the lower and the upper error bar in %, as matplotlib expects them."""
     return [[100 * (accuracy.value - accuracy.low)], [100 * (accuracy.high - accuracy.value)]]
 
 

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ALPHA = 0.05
-"""Significance level: two models differ significantly if the p value, adjusted by Holm's method, is at most this."""
+"""Significance level. Two models differ significantly if the p value, adjusted by Holm's method, is at most `ALPHA`."""
 _ROUNDING = 1e-12
 """A mean difference of at most this size counts as zero, because sums of floats are rounded."""
 
@@ -83,7 +83,10 @@ def compare_means(
 
 
 def enough_draws(pairs: int) -> int:
-    """Return a number of bootstrap draws that allows small p values after Holm's correction for `pairs` pairs."""
+    """Return a number of bootstrap draws that is large enough for small p values after Holm's correction.
+
+    `pairs` is the number of tested pairs, by which the correction may multiply a p value.
+    """
     return max(10_000, 100 * pairs)
 
 
@@ -104,7 +107,7 @@ def holm(p: Sequence[float]) -> list[float]:
 def rank_ranges(values: Sequence[float], differ: Callable[[int, int], bool]) -> list[str]:
     """Return the rank of each model, such as "1", or a range of ranks, such as "2-4".
 
-    The model with the highest value has rank 1. `differ` returns whether the models of two indices differ
+    The model with the highest value has rank 1. `differ` returns whether the models at two indices differ
     significantly; it must be symmetric. A range starts at 1 plus the number of significantly better models. It ends at
     the number of models minus the number of significantly worse models.
     """
@@ -118,7 +121,7 @@ def rank_ranges(values: Sequence[float], differ: Callable[[int, int], bool]) -> 
 
 
 def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
-    """Return the numbers of samples that only the first and only the second model classifies correctly."""
+    """Return how many samples only the first model classifies correctly, and how many only the second."""
     pairs = list(zip(first, second, strict=True))
     return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
 
@@ -126,9 +129,9 @@ def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int
 def _bootstrap(strata: Sequence[tuple[int, int, int]], draws: int, seed: int) -> "NDArray[float64]":
     """Return the mean difference of every bootstrap draw, float64 [draws].
 
-    `strata` has, for each dataset, the numbers of samples that only the first and only the second model classifies
-    correctly, and the number of samples. The difference of one sample is 1, -1 or 0, so a bootstrap draw of a dataset
-    is one multinomial draw of three counts.
+    `strata` has three numbers for each dataset: of samples that only the first model classifies correctly, of samples
+    that only the second model classifies correctly, and of all samples. The difference of one sample is 1, -1 or 0, so
+    a bootstrap draw of a dataset is one multinomial draw of three counts.
     """
     import numpy
 

@@ -29,7 +29,7 @@ def report(found: Comparison) -> Report:
 
 
 def about(found: Comparison) -> str:
-    """Return a description with track, attack, threat model, protocols, and the number of samples."""
+    """Return a one-line description: track, attack, threat model, protocols, and number of samples."""
     protocols = ", ".join(dict.fromkeys(model.protocol for model in found.models))
     count = len(found.in_mean)
     return (
@@ -40,7 +40,7 @@ def about(found: Comparison) -> str:
 
 
 def notes(found: Comparison) -> tuple[str, ...]:
-    """Return the notes of a comparison, and one sentence for each code of its warnings."""
+    """Return the notes of a comparison, followed by one sentence for each warning code that was raised."""
     raised: dict[str, dict[str, list[str]]] = {}
     for model in found.models:
         for dataset, result in model.datasets.items():
@@ -56,7 +56,10 @@ def notes(found: Comparison) -> tuple[str, ...]:
 
 
 def legend(found: Comparison, mark: str) -> tuple[str, ...]:
-    """Return sentences that explain the tables. `mark` names the mark of the best models, such as "bold"."""
+    """Return sentences that explain the tables.
+
+    `mark` is the format of the best models in the table, such as "bold".
+    """
     if not found.pairs:
         return ()
     return (
@@ -100,7 +103,7 @@ def by_dataset(found: Comparison, measure: str) -> Sheet:
 def differences(found: Comparison, measure: str) -> Sheet:
     """Return a table with one row for each pair of models: the difference of the means and its test.
 
-    The last column has the numbers of datasets on which the first model is significantly better and worse.
+    The last column shows on how many datasets the first model is significantly better, and on how many worse.
     """
     rows = (
         (
@@ -117,7 +120,7 @@ def differences(found: Comparison, measure: str) -> Sheet:
 
 
 def dataset_tests(found: Comparison, measure: str) -> Sheet:
-    """Return a table of the numbers of samples that only one of two models classifies correctly.
+    """Return a table of the numbers of samples that only one model of a pair classifies correctly.
 
     It has one row for each dataset and one column for each pair of models.
     """
@@ -183,7 +186,10 @@ def label(found: Comparison, dataset: str) -> str:
 
 
 def shown(accuracy: Accuracy) -> str:
-    """Return an accuracy with its interval in %. The interval is padded so that a column is aligned."""
+    """Return an accuracy with its interval in %.
+
+    The interval is padded with spaces so that the values of a column are aligned.
+    """
     interval = f"({100 * accuracy.low:.1f}-{100 * accuracy.high:.1f})"
     return f"{100 * accuracy.value:.1f} {interval:>11}"
 
@@ -207,5 +213,5 @@ def _points(difference: float) -> str:
 
 
 def _of(found: Comparison, measure: str) -> Iterable[ModelPair]:
-    """Return the pairs of models of one measure."""
+    """Return the pairs of models that were tested by one measure."""
     return (pair for pair in found.pairs if pair.measure == measure)
