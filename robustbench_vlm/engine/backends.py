@@ -21,31 +21,32 @@ Answer = TypeVar("Answer")
 
 
 class WorkerDied(UserError):
-    """Raised if a worker ends without an answer: it was killed, ran out of memory, or its machine failed."""
+    """Raised if a worker ends without an answer, because it was killed, ran out of memory, or its machine failed."""
 
 
 class RunJobs(Protocol):
     """Run jobs on workers and yield each job with its answer as soon as it is finished, in any order.
 
-    An exception of a worker is raised in the calling process: a UserError unchanged, any other exception as a
-    RuntimeError with the worker's traceback. WorkerDied is raised if a worker ends without an answer; its message
-    names the job. Closing the iterator stops the running jobs.
+    If a job raises an exception in a worker, the calling process raises it again: a UserError unchanged, any other
+    exception as a RuntimeError with the worker's traceback. WorkerDied is raised if a worker ends without an answer;
+    its message names the job. Closing the iterator stops the running jobs.
     """
 
     def __call__(
         self, function: Callable[[Job], Answer], jobs: Sequence[Job], resources: "Resources"
     ) -> Generator[tuple[Job, Answer], None, None]:
-        """Call `function` on every job. The resources must be resolved, see `resolve_resources`."""
+        """Call `function` on every job. `resources` must be resolved, see `resolve_resources`."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """The three functions of an execution engine."""
+    """An execution engine, given by its three functions."""
 
     prepare: Callable[["Resources"], None]
-    """Start slow preparations before the request is resolved. Raises UserError if the engine cannot be used."""
+    """Start slow preparations, such as a connection to a cluster, before the request is resolved. Raises UserError if
+    the engine cannot be used."""
     count_workers: Callable[["Resources"], int]
-    """Return the default number of workers (for `workers=0`). The device of the resources must be resolved."""
+    """Return the default number of workers (for `workers=0`). The argument's `device` must not be empty."""
     run_jobs: RunJobs
 
 
@@ -59,9 +60,10 @@ ENGINES = Registry(
 
 
 def resolve_resources(resources: "Resources") -> "Resources":
-    """Fill in the device and the number of workers. Raises UserError if a GPU is requested and none exists.
+    """Return the resources with the device and the number of workers filled in.
 
-    The batch size is not changed: `resolve.resolve` chooses it for the models of a request.
+    Raises UserError if a GPU is requested and none exists. The batch size is not changed: `resolve.resolve` chooses it
+    for the models of a request.
     """
     known = dataclasses.replace(resources, device=choose_device(resources.device))
     engine: Engine = ENGINES.load(resources.engine)
@@ -69,7 +71,7 @@ def resolve_resources(resources: "Resources") -> "Resources":
 
 
 def attempt(function: Callable[[Any], Any], job: Any) -> Any:
-    """Call `function` on a job and return its answer, or its exception as a picklable value.
+    """Call `function` on a job, and return its answer or, if it fails, its exception as a picklable value.
 
     The process that receives the exception raises it again. An exception other than UserError becomes a RuntimeError
     with the worker's traceback.

@@ -1,4 +1,4 @@
-"""Cells, their samples, and the shards in which they are computed. A cell is one entry of the table of scores."""
+"""Cells, their samples, and the shards in which they are computed. A cell is one field of the table of scores."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -14,7 +14,7 @@ from robustbench_vlm.datasets.prepared import PreparedSource
 from robustbench_vlm.protocols.base import Protocol
 
 _AT_ONCE = 256
-"""Number of images that are in memory at the same time while their digests are computed."""
+"""Number of images that are loaded into memory together to compute their digests."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Samples:
 
     @functools.cached_property
     def digest(self) -> str:
-        """The data digest: sha256 over id, label and image digest of every sample."""
+        """The data digest: the sha256 digest of the ids, labels and image digests of all samples."""
         return fingerprint(list(zip(self.ids, self.labels, self.image_digests, strict=True)))
 
 
@@ -87,7 +87,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The name of the cell in messages."""
+        """The text that names the cell in messages."""
         return f"{self.model_name} / {self.attack.name} / {self.dataset.name} / {self.threat}"
 
 
@@ -100,7 +100,8 @@ class Shard:
     start: int
     stop: int
     fingerprint: str
-    """Fingerprint of the cell in the plan. The worker computes it again and raises UserError if the two differ."""
+    """Fingerprint of the cell in the plan. The worker computes the fingerprint again and raises UserError if it differs
+    from this one."""
 
     def __len__(self) -> int:
         return self.stop - self.start

@@ -29,7 +29,7 @@ Condition = tuple[str, str, str, Fraction]
 
 
 class Unsound(UserError):
-    """Raised if records or an entry contradict themselves or the cell to which they belong."""
+    """Raised if records or a leaderboard entry are inconsistent, or do not match the cell to which they belong."""
 
 
 class Unreachable(UserError):
@@ -44,7 +44,7 @@ class CellRecords:
     protocol: str
     """Name and version, such as "mini/1"."""
     identity: Mapping[str, Any]
-    """`Cell.identity` without the sample ids, because the records have them."""
+    """`Cell.identity` without the sample ids, which are in the records."""
     fingerprint: str
     score: Score
     results: tuple[SampleResult, ...]
@@ -75,7 +75,7 @@ def read_run(folder: Path) -> tuple[CellRecords, ...]:
 
 
 def manifests(folder: Path) -> list[Path]:
-    """Return the paths of the manifests in the folder of one attack, or in the attack folders of one model."""
+    """Return the paths of the manifests below a folder, which is the folder of one attack or of one model."""
     return sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}")])
 
 
@@ -83,8 +83,8 @@ def sound_cells(folder: Path, leave_out: Collection[str]) -> dict[str, ManifestC
     """Return the valid cells of the manifest in a run folder, by the names of their cell folders.
 
     A cell with a score is valid if its records match the score. A cell without a score is valid if its folder exists.
-    A damaged manifest gives an empty result: the scores can be computed again from the records. Cells whose folder
-    name is in `leave_out` are not returned.
+    If the manifest is damaged, the result is empty, because the scores can be computed again from the records. Cells
+    whose folder name is in `leave_out` are not returned.
     """
     try:
         manifest = read_manifest(folder / MANIFEST)
@@ -103,7 +103,10 @@ def sound_cells(folder: Path, leave_out: Collection[str]) -> dict[str, ManifestC
 
 
 def checked(records: CellRecords) -> CellRecords:
-    """Return the records with eps in the current notation. Raises Unsound if they contradict identity or score."""
+    """Check records against their identity and score, and return them with eps in the current notation.
+
+    Raises Unsound if the records do not match the identity or the score.
+    """
     results, score = records.results, records.score
     about = f"the records of {score.model} / {score.attack} / {score.dataset} / {records.threat}"
     ids = [result.sample_id for result in results]
@@ -124,7 +127,7 @@ def checked(records: CellRecords) -> CellRecords:
 
 
 def _is_radius(text: str, threat: Threat) -> bool:
-    """Return whether a text is the eps of a threat."""
+    """Return whether a text, in any notation, is equal to the eps of a threat."""
     try:
         return parse_eps(text) == threat.eps
     except UserError:
@@ -132,7 +135,7 @@ def _is_radius(text: str, threat: Threat) -> bool:
 
 
 def _contradiction(result: SampleResult, threat: Threat, stages: AbstractSet[str]) -> str:
-    """Return a description of the contradiction in a record, or "" if the record is consistent."""
+    """Return a description of the first contradiction within a record, or "" if the record is consistent."""
     is_wrong, is_robust = result.broken_by == CLEAN, result.broken_by == ""
     limit = float(threat.eps) * (1 + 1e-5) + 1e-7
     impossible = {
@@ -148,7 +151,7 @@ def _contradiction(result: SampleResult, threat: Threat, stages: AbstractSet[str
 
 
 def data_digest(results: Sequence[SampleResult]) -> str:
-    """Return the data digest of the samples of the records, computed as in `Samples.digest`."""
+    """Return the data digest of the records' samples, computed as in `Samples.digest`."""
     return fingerprint([[result.sample_id, result.label, result.image_sha256] for result in results])
 
 

@@ -19,13 +19,15 @@ from robustbench_vlm.engine.shard import MEASURED_SAMPLES, cell_classifier, load
 from robustbench_vlm.protocols.base import Protocol
 
 ROBUST_SHARE = 0.35
-"""Assumed share of samples that stay robust in every stage. For the bundled defenses it is between 0 and 0.6."""
+"""Assumed share of samples that no stage of an attack breaks. For the bundled defenses it is between 0 and 0.6."""
 BROKEN_COST = 0.02
-"""Assumed cost of a sample that is not robust, relative to a robust one. Most are broken in the first steps."""
+"""Assumed cost of a sample that is not robust, as a share of the cost of a robust one. Most attacks succeed in the
+first steps."""
 PROCESS_MEMORY = 450 * 2**20
-"""Bytes that Python, torch and open_clip use before a model is loaded, measured on Linux."""
+"""Bytes of memory that Python, torch and open_clip use before a model is loaded, measured on Linux."""
 _LEAST_TIMES, _MOST_TIMES, _TIMING_SECONDS = 2, 10, 0.2
-"""Least and most repetitions of a timed pass, and the total seconds after which no repetition is added.
+"""Minimum and maximum number of repetitions of a timed pass, and the total time in seconds after which it is not
+repeated again.
 
 A pass of a small model takes milliseconds, so a short delay of the machine could double a single measurement.
 """
@@ -33,9 +35,10 @@ A pass of a small model takes milliseconds, so a short delay of the machine coul
 
 @dataclass(frozen=True)
 class Cost:
-    """The cost of one cell if no records of it are on disk.
+    """The estimated cost of one cell without records on disk.
 
-    The "expected" values assume that `ROBUST_SHARE` of the samples are robust. The "most" values assume that all are.
+    The fields "..._expected" assume that the share `ROBUST_SHARE` of the samples is robust. The fields "..._most"
+    assume that all samples are robust.
     """
 
     passes_expected: int
@@ -50,7 +53,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a plan if no records of it are on disk, in total and for each of its cells."""
+    """The cost of a plan without records on disk, in total and for each of its cells."""
 
     samples: int
     """Number of samples of all cells."""
@@ -66,7 +69,7 @@ class Estimate:
     batch_size: int
     device: str
     cells: tuple[Cost, ...]
-    """In the order of the plan's cells."""
+    """Cost of each cell, in the order of the plan's cells."""
 
 
 @dataclass(frozen=True)
@@ -78,13 +81,16 @@ class Speed:
     gradient: float
     """Seconds per sample of a forward pass and a backward pass together."""
     sample: int
-    """Bytes per sample under attack, see `resources.sample_memory`."""
+    """Memory of one sample under attack in bytes, see `resources.sample_memory`."""
     parameters: int
-    """Bytes of the classifier's parameters and buffers."""
+    """Memory of the classifier's parameters and buffers in bytes."""
 
 
 def estimate_cost(plan: Plan) -> Estimate:
-    """Measure the speed of each model of a plan and return the cost of its cells. Only one model is in memory."""
+    """Measure the speed of each model of a plan, and return the cost of the plan.
+
+    Only one model at a time is in memory.
+    """
     resources = plan.request.resources
     models = dict.fromkeys(cell.model for cell in plan.cells)
     by_model = [[cell for cell in plan.cells if cell.model == model] for model in models]
@@ -106,8 +112,8 @@ def estimate_cost(plan: Plan) -> Estimate:
 def attack_passes(attack: Attack, num_classes: int, classifier: Classifier) -> tuple[int, int]:
     """Return the numbers of forward and backward passes that an attack needs for one sample that stays robust.
 
-    The numbers include all stages, the verdicts (one for the clean image and one after each stage), and the gradient
-    and output checks.
+    They include the passes of all stages, of the verdicts (one for the clean image and one after each stage), and of
+    the gradient and output checks.
     """
     verdict = classifier.cost(gradient=False)
     spent = [sanity_cost(classifier), verdict]
@@ -121,7 +127,7 @@ def attack_passes(attack: Attack, num_classes: int, classifier: Classifier) -> t
 
 
 def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
-    """Measure a classifier's speed on images, float32 [B, 3, H, W]. Takes the fastest of several passes."""
+    """Measure a classifier's speed on images, float32 [B, 3, H, W], as the fastest of several passes."""
 
     def gradient() -> None:
         leaf = images.clone().requires_grad_()
@@ -132,7 +138,7 @@ def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
             classifier(images)
 
     return Speed(
-        sample=sample_memory(classifier, images),  # also the warm-up
+        sample=sample_memory(classifier, images),  # also warms up the timed passes
         forward=_fastest(forward) / len(images),
         gradient=_fastest(gradient) / len(images),
         parameters=sum(value.numel() * value.element_size() for value in classifier.state_dict().values()),
@@ -140,8 +146,8 @@ def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
 
 
 def _model_costs(cells: Sequence[Cell], protocol: Protocol, resources: Resources) -> list[Cost]:
-    """Return the costs of the cells of one model."""
-    # This is a separate function so that no variable refers to the model while the next one is loaded.
+    """Return the cost of each cell. All cells must be of the same model."""
+    # This is a separate function, so that its variables release the model before the next model is loaded.
     speed = _measure_cell(cells[0], resources)
     classifier = _cost_classifier(cells[0], protocol, resources.device)
     return [_cost(cell, speed, classifier, resources) for cell in cells]
@@ -159,7 +165,7 @@ def _measure_cell(cell: Cell, resources: Resources) -> Speed:
 
 def _cost_classifier(cell: Cell, protocol: Protocol, device: str) -> Classifier:
     """Return a classifier with the same number of passes per call as the attacked classifier of every cell."""
-    # One class is enough, because the passes do not depend on the classes and a dataset may have 80,000 prompts.
+    # One class is enough: the number of passes does not depend on the classes, and a dataset may have 80,000 prompts.
     model = loaded_model(cell.model, cell.track, device)
     judge = model.classifier(["a photo."]).of_samples(torch.zeros(1, dtype=torch.int64))
     return judge if protocol.precision == protocol.verdict_precision else SurrogateClassifier(judge, judge)
@@ -180,7 +186,10 @@ def _cost(cell: Cell, speed: Speed, classifier: Classifier, resources: Resources
 
 
 def _fastest(work: Callable[[], None]) -> float:
-    """Return the shortest of several times in seconds, because a busy machine or a first call takes longer."""
+    """Run `work` several times and return the shortest time in seconds.
+
+    The other times may be longer, because a first call or a busy machine takes longer.
+    """
     seconds: list[float] = []
     while len(seconds) < _LEAST_TIMES or (sum(seconds) < _TIMING_SECONDS and len(seconds) < _MOST_TIMES):
         start = time.perf_counter()

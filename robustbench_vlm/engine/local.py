@@ -24,7 +24,7 @@ from robustbench_vlm.engine.resources import Resources, cores
 _MALLOPT = {-3: 2**25, -1: 2**31 - 1, -2: 2**26}
 """mallopt options M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD with their values in bytes."""
 _IMPORTED = ["open_clip", "robustbench_vlm.engine.shard"]
-"""Modules that the fork server imports before the first worker is needed."""
+"""Modules that the fork server imports in advance, so that workers start faster."""
 # "fork" is not safe: a forked process with running threads may hang, and CUDA does not support it. "forkserver" forks
 # a process that has only imported modules. macOS supports only "spawn".
 if sys.platform == "linux":
@@ -43,7 +43,10 @@ class _Worker(Generic[Job]):
 def run_jobs(
     function: Callable[[Job], Answer], jobs: Sequence[Job], resources: Resources
 ) -> Generator[tuple[Job, Answer], None, None]:
-    """Run jobs as `backends.RunJobs` describes, in processes of this machine. A single worker is this process."""
+    """Run jobs as `backends.RunJobs` describes, in processes of this machine.
+
+    If there is only one worker, the jobs run in this process.
+    """
     workers = min(resources.workers, len(jobs))
     if workers <= 1:
         keep_freed_memory()
@@ -61,7 +64,7 @@ def run_jobs(
 def expect_workers(resources: Resources) -> None:
     """Start the fork server, which imports the workers' modules while this process resolves the request.
 
-    Raises UserError if the resources have an address, because this engine uses only this machine.
+    Raises UserError if `resources` has an address, because this engine uses only this machine.
     """
     if resources.address:
         raise UserError(
@@ -79,7 +82,10 @@ def expect_workers(resources: Resources) -> None:
 
 @contextlib.contextmanager
 def _ignored_interrupts() -> Iterator[None]:
-    """Make processes that are started inside ignore Ctrl-C, so that they print no traceback during imports."""
+    """Make processes that are started within the context ignore Ctrl-C.
+
+    If they did not, they would print a traceback when Ctrl-C is pressed during their imports.
+    """
     if threading.current_thread() is not threading.main_thread():
         # Python sets signal handlers only in the main thread.
         yield
@@ -92,12 +98,12 @@ def _ignored_interrupts() -> Iterator[None]:
 
 
 def count_workers(resources: Resources) -> int:
-    """Return the number of GPUs, or of CPU cores if the device is "cpu", that this process may use."""
+    """Return the number of GPUs that this process may use, or of CPU cores if the device is "cpu"."""
     return torch.cuda.device_count() if resources.device == "cuda" else cores()
 
 
 def keep_freed_memory() -> None:
-    """Make this process keep freed memory, because returning it after every pass takes a third of the run time.
+    """Make this process keep freed memory, because returning it to the operating system takes a third of the run time.
 
     The function has an effect only with the GNU C library.
     """
@@ -108,7 +114,7 @@ def keep_freed_memory() -> None:
 
 
 def _distribute(crew: Sequence[_Worker[Job]], waiting: deque[Job]) -> Generator[tuple[Job, Any], None, None]:
-    """Send the waiting jobs to the workers and yield each job with its answer."""
+    """Send the waiting jobs to the workers, and yield each job with its answer as soon as it is finished."""
     for worker in crew:
         _give(worker, waiting)
     while busy := {worker.connection: worker for worker in crew if worker.job is not None}:
@@ -153,7 +159,7 @@ def _start(function: Callable[[Job], Any], number: int, workers: int) -> _Worker
 
 @contextlib.contextmanager
 def _without_program(function: Callable[[Any], Any]) -> Iterator[None]:
-    """Hide the main script from processes that are started inside, because they would run the script again.
+    """Hide the main script from processes that are started within the context, because they would run it again.
 
     Functions, models and attacks are in packages, so workers need the script only if `function` is defined in it.
     """

@@ -23,7 +23,7 @@ from robustbench_vlm.engine.resources import Resources
 MANIFEST = "manifest.json"
 SCORES = "scores.csv"
 _MAX_BYTES = 2**28
-"""Largest size of a manifest in bytes. A cell of 80,000 prompts takes a few megabytes."""
+"""Largest size of a manifest in bytes. A cell with 80,000 prompts takes a few megabytes."""
 _ADVICE = "run the same command again to write the manifest"
 _STRICT = {"extra": "forbid"}
 _IDENTITY = {"weights", "dataset", "classes", "prompts", "data", "samples", "attack", "threat", "protocol"}
@@ -36,7 +36,7 @@ _COLUMNS = (
 
 @dataclass(frozen=True, kw_only=True)
 class ManifestCell:
-    """A cell in manifest.json. Raises ValueError for values that contradict each other."""
+    """A cell in manifest.json. Raises ValueError if its values contradict each other."""
 
     __pydantic_config__ = _STRICT
     fingerprint: str
@@ -81,7 +81,7 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Provenance:
-    """The command and the resources of a run. No result depends on them."""
+    """The command, resources and costs of a run. No verdict depends on them."""
 
     status: str
     """"unfinished" or "complete"."""
@@ -90,12 +90,12 @@ class Provenance:
     seconds: float
     """Wall time of the command for all its cells, in seconds."""
     passes: int
-    """Forward and backward passes of the records of all cells of the command."""
+    """Forward and backward passes that the records of the command's cells took."""
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """A cell to write to a manifest, with the name of its folder, and with its score if it is complete."""
+    """A cell that is written to a manifest, with the name of its folder and, if the cell is complete, its score."""
 
     cell: Cell
     folder: str
@@ -111,7 +111,10 @@ def read_manifest(path: Path) -> Manifest:
 def write_manifest(
     folder: Path, lines: Sequence[ManifestRow], made: Provenance, earlier: Mapping[str, ManifestCell] | None = None
 ) -> None:
-    """Write manifest.json, and scores.csv if a cell has a score. Cells of `earlier` commands are kept in both files."""
+    """Write manifest.json and, if a cell has a score, scores.csv.
+
+    `earlier` has the cells of earlier commands, which are kept in both files.
+    """
     ours = {line.folder: _entry(line) for line in lines}
     kept = {name: plain(cell) for name, cell in (earlier or {}).items() if name not in ours}
     entries = {**kept, **ours}
@@ -131,7 +134,10 @@ def write_manifest(
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of packages that may affect results, "" if a package is not installed."""
+    """Return the versions of Python and of the packages that may affect results.
+
+    The version of a package that is not installed is "".
+    """
     found = {"python": platform.python_version()}
     for package in _PACKAGES:
         try:
@@ -163,7 +169,7 @@ def machine(device: str) -> dict[str, str | int]:
 
 def _entry(line: ManifestRow) -> dict[str, Any]:
     identity = dict(plain(line.cell.identity))
-    # The ids are in the records, and "data" is a digest of them.
+    # The manifest stores only the number of samples: the ids are in the records, and the digest "data" covers them.
     identity["samples"] = len(identity.pop("samples"))
     return {
         "fingerprint": line.cell.fingerprint,

@@ -22,9 +22,10 @@ AnyClassifier = ZeroShotClassifier | DefendedClassifier
 
 @functools.lru_cache(maxsize=1)
 def loaded_model(reference: str, track: str, device: str) -> AnyModel:
-    """Load the model of a reference, with its test-time defense if the reference has one, onto a device.
+    """Load the model that a reference names, with its test-time defense if the reference has one, onto a device.
 
-    The result is cached. Only one model is kept: it and its classifiers are released before another one is loaded.
+    The result is cached. The cache keeps only one model: the old model and its classifiers are released before another
+    model is loaded.
     """
     release()
     parsed = parse_reference(reference)
@@ -50,7 +51,7 @@ def loaded_model(reference: str, track: str, device: str) -> AnyModel:
 
 @functools.lru_cache(maxsize=32)
 def classifier_of(reference: str, track: str, prompts: tuple[str | tuple[str, ...], ...], device: str) -> AnyClassifier:
-    """Return the float32 classifier of a model and prompts on a device. The result is cached."""
+    """Return the float32 classifier that a model and prompts make, on a device. The result is cached."""
     return loaded_model(reference, track, device).classifier(prompts).to(device)
 
 
@@ -58,9 +59,9 @@ def classifier_of(reference: str, track: str, prompts: tuple[str | tuple[str, ..
 def precise_classifier(
     reference: str, track: str, prompts: tuple[str | tuple[str, ...], ...], device: str, precision: str, logits: str
 ) -> AnyClassifier:
-    """Return the classifier of `classifier_of` with other precisions of the image encoder and the logits.
+    """Return a classifier as `classifier_of` does, with given precisions of the image encoder and of the logits.
 
-    `precision` and `logits` are names in `models.precision.PRECISIONS`. The result is cached.
+    `precision` (of the image encoder) and `logits` are names in `models.precision.PRECISIONS`. The result is cached.
     """
     return classifier_of(reference, track, prompts, device).in_precision(precision, logits)
 

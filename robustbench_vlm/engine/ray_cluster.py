@@ -24,15 +24,15 @@ from robustbench_vlm.engine.resources import Resources, cores
 _RETRIES = 5
 """Largest number of retries of a task after its process or machine failed."""
 _LOOK_SECONDS = 10.0
-"""Seconds between two checks of the cluster while no task ends."""
+"""Seconds without a finished task after which the cluster is checked."""
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
-"""Seconds to wait for a connection to the cluster, and for its answer."""
+"""Seconds to wait for a connection to the cluster, and seconds to wait for an answer from it."""
 _STORE_BYTES = 2**27
 """Bytes of shared memory for ray on this machine. The records of a group take a few hundred kilobytes."""
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}
-"""Environment variables that ray reads on import: send no usage report, and print no output of other machines."""
+"""Environment variables that ray reads on import. They stop its usage reports and the output of other machines."""
 _COUNTED = {"cpu": "CPU", "cuda": "GPU"}
-"""Ray's name of the resource that is counted to get the number of workers, by device."""
+"""For each device, the ray resource whose amount is the number of workers."""
 
 
 def run_jobs(
@@ -67,16 +67,15 @@ def run_jobs(
 
 
 def connect(resources: Resources) -> None:
-    """Connect this process to the cluster at the address, or start a cluster on this machine.
+    """Connect this process to the cluster at `resources.address`, or start a cluster on this machine.
 
-    If a connection exists, it is used. Raises UserError if ray is not installed, or if no cluster answers within a
-    minute.
+    An existing connection is used. Raises UserError if ray is not installed, or if no cluster answers within a minute.
     """
     _connected(resources.address)
 
 
 def count_workers(resources: Resources) -> int:
-    """Return the number of GPUs, or of CPU cores if the device is "cpu", of all machines that are alive.
+    """Return the total number of GPUs, or of CPU cores if the device is "cpu", in the running machines of the cluster.
 
     Raises UserError if the number is 0.
     """
@@ -109,7 +108,10 @@ def _answer(ray: Any, reference: Any, job: object) -> Any:
 
 
 def _machines(ray: Any, device: str) -> list[tuple[int, int]]:
-    """Return the number of CPU cores, and of GPUs (or again CPU cores), of every machine that is alive and has both."""
+    """Return two numbers for each running machine that can run a worker: its CPU cores, and its GPUs.
+
+    If `device` is "cpu", the second number is that of the CPU cores too.
+    """
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     counts = [(int(each.get("CPU", 0)), int(each.get(_COUNTED[device], 0))) for each in alive]
     return [each for each in counts if all(each)]
@@ -122,7 +124,7 @@ def _threads(machines: Sequence[tuple[int, int]], workers: int) -> int:
 
 
 def _connected(address: str) -> Any:
-    """Import ray, connect to the cluster unless this process is connected, and return the module."""
+    """Import ray, connect to the cluster if this process is not connected yet, and return the module ray."""
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
     try:
@@ -147,7 +149,10 @@ def _connected(address: str) -> Any:
 
 
 def _check_answers(address: str) -> None:
-    """Raise UserError if no ray cluster answers at an address. Ray itself would wait minutes and end the process."""
+    """Raise UserError if no ray cluster answers at an address.
+
+    Without this check, ray would wait for minutes and then end the process.
+    """
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
         raise UserError(f"--address must be HOST:PORT, such as 10.0.0.1:6379, got {address!r}")
@@ -169,7 +174,7 @@ def _check_answers(address: str) -> None:
 
 
 def _last(text: str) -> str:
-    """Return the last line of ray's error message, which has the cause."""
+    """Return the last line of an error message of ray, because this line gives the cause."""
     return (text.strip().splitlines() or ["ray gave no reason"])[-1]
 
 

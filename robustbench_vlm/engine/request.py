@@ -11,7 +11,7 @@ from robustbench_vlm.engine.resources import Resources
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The arguments of a run. Every combination of model, attack, eps and dataset is one cell."""
+    """The arguments of a run. Each combination of model, attack, eps and dataset is one cell of the result."""
 
     models: tuple[str, ...]
     """Model references: names of models of the track, card files (*.json), or open_clip:ARCH/TAG."""
@@ -27,7 +27,8 @@ class Request:
     protocol: str = ""
     """Name of the protocol. Empty: the first protocol of the track."""
     samples: int | Literal["all"] | None = None
-    """Number of samples per dataset. None: the protocol's number. Any other number changes the protocol's name."""
+    """Number of samples per dataset. None: the number that the protocol sets. With any other number, results have
+    another protocol name."""
     images: Path | None = None
     """Folder with one sub-folder of images per class, evaluated instead of datasets."""
     prompt: str = "a photo of a {}."
@@ -35,7 +36,7 @@ class Request:
     data: Path | None = None
     """Folder of the published datasets. None: VLMBENCH_DATA, or "data" in the cache folder."""
     skip_unreadable: bool = False
-    """Leave out and count images that cannot be decoded. If false, such an image is an error."""
+    """If true, images that cannot be decoded are left out and counted. If false, such an image is an error."""
     out: Path = Path("runs")
     """Folder to which the records and scores are written."""
     resources: Resources = dataclasses.field(default_factory=Resources)

@@ -37,7 +37,7 @@ from robustbench_vlm.tracks import TRACKS, Track
 
 @dataclass(frozen=True)
 class Plan:
-    """A resolved request with its cells. The cells are ordered by model, then attack, then eps, then dataset."""
+    """A resolved request with its cells, which are ordered by model, then attack, then eps, then dataset."""
 
     request: Request
     """The request with device, number of workers and batch size filled in."""
@@ -53,7 +53,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class _ModelFacts:
-    """The properties of a model that its cells need after the model is released from memory."""
+    """The properties of a model that are needed to make its cells.
+
+    They remain when the model is released from memory.
+    """
 
     reference: str
     name: str
@@ -71,7 +74,7 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
     prepared; `on_progress` reports their progress. Raises UserError for an unknown name (the message has the nearest
     names), an eps in other units, an attack that does not support the norm, a precision that the device does not
     support, a missing dataset, a model that cannot be loaded, two models with the same name, and an unreadable image
-    if the request does not skip such images.
+    unless `skip_unreadable` is set.
     """
     track: Track = TRACKS.load(request.track)
     protocol = _protocol(request, track)
@@ -83,7 +86,7 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
     attacks = [protocol.adapt_attack(load_attack(name), threats[0].norm) for name in dict.fromkeys(names)]
     for attack in attacks:
         attack.check_norm(threats[0].norm)
-    # Datasets are checked before models, because a download of weights may take long.
+    # Datasets are checked before models, so that a missing dataset is reported before weights are downloaded.
     find_images.cache_clear()
     datasets = _datasets(request, track, protocol)
     models = _models(request, track, protocol, attacks, resources.device, on_progress)
@@ -123,7 +126,7 @@ def _models(
         model = checked_reference(reference).model
         if not isinstance(model, MemoryModel | HuggingFaceModel):
             fetch(find_card(str(model), track.name), track.name, on_progress)
-    # A checkpoint may have changed since this process loaded it.
+    # Cached models are released, because a checkpoint may have changed since this process loaded it.
     release()
     found: dict[str, _ModelFacts] = {}
     for reference in references:
@@ -138,7 +141,7 @@ def _models(
 
 
 def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequence[Attack], device: str) -> _ModelFacts:
-    # This is a separate function so that no variable refers to the model while the next one is loaded.
+    # This is a separate function, so that its variables release the model before the next model is loaded.
     model = loaded_model(reference, track.name, device)
     adapted = [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
     side = protocol.image_size or model.image_size
@@ -146,7 +149,7 @@ def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequenc
 
 
 def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Dataset]:
-    """Return the requested datasets as adapted by the protocol, or an empty list if a folder of images is given."""
+    """Return the requested datasets with the protocol's prompts, or an empty list if a folder of images is given."""
     _check_image_source(request, track, protocol)
     if request.images is not None:
         return []
@@ -175,9 +178,9 @@ def _check_image_source(request: Request, track: Track, protocol: Protocol) -> N
 def _choices(
     request: Request, datasets: Sequence[Dataset], protocol: Protocol, sides: set[int], on_progress: OnProgress
 ) -> dict[int, list[tuple[Dataset, Samples]]]:
-    """Return the datasets with their samples for each image size in `sides`, in pixels.
+    """Return, for each image size in `sides` (in pixels), the datasets and their samples.
 
-    Only the images of a folder depend on the image size.
+    Only a dataset of the user's own images depends on the image size.
     """
     if request.images is None:
         opened = [prepare_dataset(dataset, protocol.samples, request.data, on_progress) for dataset in datasets]
@@ -202,7 +205,7 @@ def _batch_size(cells: Sequence[Cell], resources: Resources) -> int:
 
 
 def _sample_memory(cell: Cell, device: str) -> int:
-    """Return the bytes that one sample of a cell under attack takes."""
+    """Return the memory in bytes that one sample of a cell takes under attack."""
     count = min(len(cell), MEASURED_SAMPLES)
     images = load_batch(cell, 0, count, device=device)[0].images
     classifier = cell_classifier(cell, device).plain

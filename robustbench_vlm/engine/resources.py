@@ -18,7 +18,8 @@ CPU_BATCH_SIZE = 64
 MAX_BATCH_SIZE = 256
 """Largest default batch size on a GPU. Larger batches are not faster."""
 MEMORY_SHARE = 0.7
-"""Share of the free GPU memory that the default batch size may use. The rest is reserved for unmeasured memory."""
+"""Share of the free GPU memory that the default batch size may use. The rest is a reserve for uses that are not
+measured."""
 STATE_COPIES = 24
 """Number of image-sized tensors that an attack keeps for each sample of a batch, including temporary tensors."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
@@ -33,13 +34,14 @@ class Resources:
     device: str = ""
     """"cpu" or "cuda". Empty: "cuda" if this machine has a GPU, else "cpu"."""
     workers: int = 0
-    """Number of worker processes. 0: one per GPU, or one per CPU core if the device is "cpu", of all machines."""
+    """Number of worker processes. 0: one for each GPU of all machines, or for each CPU core if the device is "cpu"."""
     batch_size: int = 0
-    """Number of samples that one worker attacks at once. 0: 64 on a CPU, and as many as fit into memory on a GPU."""
+    """Number of samples that one worker attacks together. 0: 64 on a CPU; on a GPU, a number that fits into its
+    memory."""
     shard_size: int = 64
     """Number of samples in one file of records."""
     engine: str = "local"
-    """Name in `backends.ENGINES` of the engine that runs the workers."""
+    """Name of the engine that runs the workers, as in `backends.ENGINES`."""
     address: str = ""
     """HOST:PORT of the head of a ray cluster. Empty: use only this machine."""
 
@@ -59,7 +61,7 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def threads_of_a_worker(workers: int) -> Iterator[None]:
-    """Set the number of torch threads to that of one of several workers, and restore it at the end."""
+    """Set the number of torch threads to the share of one of `workers` processes, and restore it at the end."""
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, cores() // workers))
     try:
@@ -69,7 +71,7 @@ def threads_of_a_worker(workers: int) -> Iterator[None]:
 
 
 def sample_memory(classifier: torch.nn.Module, images: Tensor) -> int:
-    """Return the memory of one sample under attack in bytes: saved activations plus the state of the attack.
+    """Return the memory in bytes of one sample under attack: its saved activations and the attack's tensors for it.
 
     Runs one forward and one backward pass of `classifier` on `images`, float32 [B, 3, H, W].
     """
@@ -92,16 +94,16 @@ def choose_batch_size(device: str, sample_bytes: int, workers: int) -> int:
     """
     if device == "cpu":
         return CPU_BATCH_SIZE
-    # Earlier measurements leave memory in torch's cache. It is freed so that it counts as free memory.
+    # Memory that torch caches from earlier measurements is released, so that it counts as free.
     torch.cuda.empty_cache()
     sharing = -(-workers // max(1, torch.cuda.device_count()))
     fitting = int(MEMORY_SHARE * torch.cuda.mem_get_info()[0] / sharing / sample_bytes)
-    # The size is a power of two so that a small change of the free memory does not change the groups of samples.
+    # Only powers of two are used, so that a small change in free memory does not change the groups of samples.
     return min(MAX_BATCH_SIZE, 1 << max(0, fitting.bit_length() - 1))
 
 
 def with_fitting_batch_size(work: Callable[[int], T], batch_size: int) -> tuple[T, int]:
-    """Call `work` with a batch size, and with half of it each time memory runs out.
+    """Call `work` with a batch size, and halve the batch size each time memory runs out.
 
     Returns the result of `work` and the batch size that fit. Raises UserError if a batch of one sample does not fit.
     """
@@ -112,7 +114,7 @@ def with_fitting_batch_size(work: Callable[[int], T], batch_size: int) -> tuple[
             if not is_out_of_memory(error):
                 raise
             message = str(error).partition("\n")[0]
-        # This is outside of the except block, because the traceback of the error refers to tensors until it ends.
+        # Memory is collected after the except block, because the traceback of the error keeps tensors alive within it.
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -29,7 +29,7 @@ class Mean:
     clean: float
     robust: float
     clean_interval: tuple[float, float]
-    """95 % interval (low, high) for other samples of the same datasets, see `core.records.mean_interval`."""
+    """95 % interval (low, high) of the mean if other samples were drawn, see `core.records.mean_interval`."""
     robust_interval: tuple[float, float]
 
 
@@ -49,22 +49,22 @@ class ScoreTable:
     """sha256 over the fingerprints of the cells."""
     scores: tuple[Score, ...]
     mean: Mean | None
-    """Mean over the datasets on which models of the track were not trained. None if they were trained on all of them.
-    """
+    """Mean over the zero-shot datasets, on which no model of the track was trained. None if there are no such
+    datasets."""
     mean_as_published: Mean | None
     """Mean over all datasets of the protocol, as reported in papers. None if it equals `mean` or a dataset is missing.
     """
     seconds: float
-    """The table's share of the wall time of this run, in proportion to passes. 0 if all records were on disk."""
+    """The table's part of the run's wall time, in proportion to the passes. 0 if all records were on disk."""
     passes: int
-    """Forward and backward passes of the table's records, including records of earlier runs."""
+    """Forward and backward passes that the table's records took, including records from earlier runs."""
     folder: Path
     """runs/<track>/<model>/<attack>, with manifest.json and scores.csv."""
     fingerprints: tuple[str, ...]
     """Fingerprints of the cells, one per score."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the table as a JSON document. Model and attack are given once, not again in each score."""
+        """Return the table as a JSON document. The scores in it do not repeat the model and the attack."""
         scores = [
             {name: value for name, value in plain(score).items() if name not in ("model", "attack")}
             for score in self.scores
@@ -95,7 +95,7 @@ class RunResult:
     seconds: float
     """Wall time of this run in seconds."""
     passes: int
-    """Forward and backward passes of all records, including records of earlier runs."""
+    """Forward and backward passes that all records took, including records from earlier runs."""
     warnings: tuple[str, ...]
     """Sentences about the whole run, such as ignored files. Warnings about one score are in `Score.warnings`."""
 
@@ -129,7 +129,7 @@ class RunResult:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the table, or sha256 over the fingerprints of several tables."""
+        """The fingerprint of the table or, if there are several tables, the sha256 digest of their fingerprints."""
         prints = [table.fingerprint for table in self.tables]
         return prints[0] if len(prints) == 1 else fingerprint(prints)
 

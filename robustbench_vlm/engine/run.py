@@ -42,13 +42,13 @@ def run(request: Request, *, on_progress: OnProgress = ignore_progress) -> RunRe
     engine: Engine = ENGINES.load(request.resources.engine)
     engine.prepare(request.resources)
     plan = resolve(request)
-    # The estimate takes time and only the progress report needs it.
+    # The estimate takes time, and it is needed only for the progress report.
     estimate = None if on_progress is ignore_progress else estimate_cost(plan)
     return run_plan(plan, estimate, on_progress=on_progress)
 
 
 def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnProgress = ignore_progress) -> RunResult:
-    """Run a resolved request as `run` does. Without an estimate, the first progress report has 0 seconds left."""
+    """Run a resolved request as `run` does. Without an `estimate`, the first progress report gives 0 seconds left."""
     begun = time.monotonic()
     out, cells = plan.request.out, plan.cells
     with contextlib.ExitStack() as locks:
@@ -74,7 +74,7 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
 
 
 def _compute(plan: Plan, finished: Sequence[Finished], seconds_expected: float, on_progress: OnProgress) -> list[int]:
-    """Compute the missing records, write each shard when it is done, and return the passes of each cell."""
+    """Compute the missing records, write each shard when it is done, and return the number of passes for each cell."""
     resources = plan.request.resources
     groups = missing_groups(plan.cells, finished, resources)
     todo = sum(map(len, groups))

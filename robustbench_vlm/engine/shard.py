@@ -26,12 +26,13 @@ from robustbench_vlm.models.classifier import ZeroShotClassifier
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic
 
 MEASURED_SAMPLES = 32
-"""Number of samples on which memory and speed of a model are measured."""
+"""Number of samples that are used to measure the memory and speed of a model."""
 _SHARDS = 2
-"""Size of a group in whole shards or batches. If half of its samples are broken early, the rest still fill a batch."""
+"""Size of a group, in shards or batches. If half of the group's samples are broken early, the rest still fills a
+batch."""
 
 _fitting: dict[tuple[str, str], int] = {}
-"""Batch sizes that fit into memory, by model and device. They are set in this process after memory ran out."""
+"""Batch size that fits into memory, by model and device. An entry is added when this process runs out of memory."""
 _ROUNDINGS = 8
 """Tolerance of the output checks, as a multiple of the rounding error of the lowest precision."""
 
@@ -46,7 +47,7 @@ class Attacked:
 
 
 def run_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Shard]) -> list[list[SampleResult]]:
-    """Compute the records of shards as `attack_shards` does."""
+    """Attack the samples of shards as `attack_shards` does, and return the records of each shard."""
     return [list(attacked.results) for attacked in attack_shards(cells, resources, shards)]
 
 
@@ -75,10 +76,11 @@ class _Part:
     classifier: AnyClassifier
     """The classifier that is attacked."""
     judge: AnyClassifier
-    """The classifier that gives the verdicts. It differs if the protocol has another precision for verdicts."""
+    """The classifier that gives the verdicts. It is a different one if the protocol sets another precision for
+    verdicts."""
     batch: Batch
     about: Sequence[tuple[str, str, tuple[str, ...]]]
-    """Id, digest of the pixels, and warnings of the output checks, for each sample."""
+    """For each sample: its id, the digest of its pixels, and the warnings from the output checks."""
 
 
 def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:
@@ -128,12 +130,12 @@ def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> lis
 
 
 def _batch_size(classifier: AnyClassifier, resources: Resources) -> int:
-    """Return the batch size, reduced if a test-time defense passes several images per sample."""
+    """Return the batch size; it is smaller if a test-time defense classifies several images for each sample."""
     return max(1, resources.batch_size // classifier.images_per_sample)
 
 
 def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> Classifier:
-    """Return one classifier for all batches. A sample gets the logits of the classes of its own dataset."""
+    """Return one classifier for all batches, which gives each sample the logits for the classes of its dataset."""
     if all(classifier is classifiers[0] for classifier in classifiers):
         return classifiers[0].of_samples(torch.cat([batch.keys for batch in batches]))
     plain = [classifier.plain for classifier in classifiers]
@@ -179,7 +181,7 @@ def _moved(images: Tensor, device: str) -> Tensor:
 
 
 def cell_classifier(cell: Cell, device: str) -> AnyClassifier:
-    """Return the classifier that the attack of a cell attacks, in the precision of the cell's protocol."""
+    """Return the classifier that is attacked in a cell, in the precision of the cell's protocol."""
     protocol = cell.protocol
     about = cell.model, cell.track, cell.dataset.prompts, device
     return precise_classifier(*about, protocol.precision, protocol.logit_precision)
@@ -192,7 +194,7 @@ def _check_identity(cell: Cell, shard: Shard, weights: str) -> None:
             f"the weights of {cell.model_name!r} have changed since the start of the run: run the same command again"
             " to evaluate the new weights"
         )
-    # `replace` makes copies without the cached digests, so that this process computes them itself.
+    # `replace` makes copies without cached digests, so that this process computes the digests again.
     recomputed = dataclasses.replace(cell, samples=dataclasses.replace(cell.samples)).fingerprint
     if recomputed != shard.fingerprint:
         raise UserError(
@@ -229,7 +231,7 @@ def _records(
 
 @dataclass(frozen=True)
 class ShardGroup:
-    """The job of a worker: shards of cells that differ only in their datasets.
+    """The job of a worker: shards from cells that differ only in their datasets.
 
     The shards of small cells are attacked together, so that batches are full.
     """
@@ -264,11 +266,12 @@ def attack_group(cells: Sequence[Cell], resources: Resources, group: ShardGroup)
 
 
 def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resources: Resources) -> list[ShardGroup]:
-    """Return the groups that have samples without records on disk.
+    """Return the groups of shards that are still to compute.
 
-    An interrupted group is computed again as a whole, because the samples of one pass may change each other's last
-    bit. Therefore a run that was killed and continued has the same records as an uninterrupted run. Shards that were
-    written with other boundaries, for example with another shard size, are left out.
+    A group without complete records on disk is computed again as a whole, because the samples of a forward pass may
+    change the last bit of each other's logits. Therefore a run that was killed and continued has the same records as an
+    uninterrupted run. Shards that were written with other boundaries, for example with another shard size, are left
+    out.
     """
     groups = []
     for group in packed_groups([*_all_shards(cells, resources)], cells, resources):
@@ -280,7 +283,10 @@ def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resource
 
 
 def packed_groups(shards: Sequence[Shard], cells: Sequence[Cell], resources: Resources) -> Iterator[ShardGroup]:
-    """Distribute shards over groups. A group has one shard, or several if the attack supports several datasets."""
+    """Distribute shards over groups.
+
+    A group has several shards only if the attack supports several datasets at once.
+    """
     alike: dict[int | tuple[str, str, Threat], list[Shard]] = {}
     for shard in shards:
         cell = cells[shard.cell]
@@ -311,13 +317,13 @@ def _packed(shards: Sequence[Shard], resources: Resources) -> list[ShardGroup]:
 
 
 def _missing(shard: Shard, cells: Sequence[Cell], finished: Sequence[Finished], shard_size: int) -> list[Shard]:
-    """Return the parts of a shard without records on disk."""
+    """Return the parts of a shard for which there are no records on disk."""
     ranges = missing_ranges(len(cells[shard.cell]), finished[shard.cell], shard_size)
     cut = [(max(start, shard.start), min(stop, shard.stop)) for start, stop in ranges]
     return [Shard(shard.cell, start, stop, shard.fingerprint) for start, stop in cut if start < stop]
 
 
 def _written(shard: Shard, finished: Sequence[Finished]) -> list[Shard]:
-    """Return the shard in a list if a file on disk has exactly its range, or an empty list."""
+    """Return [shard] if a file on disk has exactly the range of the shard, else []."""
     pieces = finished[shard.cell].pieces
     return [shard] if any((piece.start, piece.stop) == (shard.start, shard.stop) for piece in pieces) else []

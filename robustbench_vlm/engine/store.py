@@ -39,7 +39,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    """The records of a cell on disk: the pieces that can be used, and the rejected files with the reason for each."""
+    """The records of a cell on disk: the pieces that can be used, and for each rejected file the reason."""
 
     pieces: tuple[Piece, ...]
     rejected: tuple[tuple[Path, str], ...]
@@ -51,18 +51,21 @@ def run_folder(out: Path, cell: Cell) -> Path:
 
 
 def cell_folder(out: Path, cell: Cell) -> Path:
-    """Return the folder of a cell's records. Its name has the start of the fingerprint, so it is unique."""
+    """Return the folder of a cell's records. Its name is unique, because it contains the start of the fingerprint."""
     name = cell_folder_name(cell.dataset.name, cell.threat.norm, cell.threat.eps_text, cell.fingerprint)
     return run_folder(out, cell) / name
 
 
 def cell_folder_name(dataset: str, norm: str, eps_text: str, fingerprint: str) -> str:
-    """Return the name of a cell's folder below its run's folder."""
+    """Return the name of a cell's folder within the run folder."""
     return f"{safe_name(dataset)}-{norm}-{eps_text.replace('/', '_')}-{fingerprint[:8]}"
 
 
 def safe_name(text: str) -> str:
-    """Return a safe file name for a text: the text itself if it is safe, else its safe characters and a digest."""
+    """Return a safe file name for a text.
+
+    It is the text itself if that is safe, else the safe characters of the text and a digest.
+    """
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", text):
         return text
     readable = re.sub(r"[^A-Za-z0-9._-]+", "_", text).strip("._-")[:60]
@@ -94,14 +97,15 @@ def records_table(results: Sequence[SampleResult]) -> "Table":
 
 
 def read_finished(folder: Path, cell: Cell) -> Finished:
-    """Read the records in a cell's folder. Files that are damaged, of another cell, or redundant are rejected."""
+    """Read the records in a cell's folder. Files are rejected if they are damaged, redundant, or from another cell."""
     return _read_shards(folder, cell.fingerprint, cell.samples)
 
 
 def read_cell(folder: Path, fingerprint: str, n: int) -> tuple[SampleResult, ...]:
-    """Read the `n` records of the cell with a fingerprint from its folder, in the order of the samples.
+    """Read the `n` records of a cell from its folder, in the order of the samples.
 
-    Files that `read_finished` would reject are ignored with a warning. Raises UserError if records are missing.
+    `fingerprint` is that of the cell. Files that `read_finished` would reject are ignored with a warning. Raises
+    UserError if records are missing.
     """
     found = _read_shards(folder, fingerprint, None)
     results = tuple(result for piece in found.pieces for result in piece.results)
@@ -119,7 +123,7 @@ def read_cell(folder: Path, fingerprint: str, n: int) -> tuple[SampleResult, ...
 
 
 def missing_ranges(size: int, finished: Finished, shard_size: int) -> list[tuple[int, int]]:
-    """Return the ranges (start, stop) of sample positions below `size` without records, in order.
+    """Return the ranges (start, stop) of sample positions below `size` that have no records, in order.
 
     Ranges end at multiples of `shard_size`, so that a resumed run writes the same files as an uninterrupted one. They
     also end at the ends of rejected files, so that these files are overwritten.
@@ -193,9 +197,10 @@ def merge(pieces: Sequence[Piece], ids: Sequence[str]) -> list[SampleResult]:
 
 
 def _read_shards(folder: Path, expected: str, samples: Samples | None) -> Finished:
-    """Read the shard files of the cell with the fingerprint `expected`.
+    """Read the shard files in the folder of a cell.
 
-    If the samples of the cell are given, files with records of other samples are rejected too.
+    `expected` is the fingerprint of the cell. If its `samples` are given, files with records of other samples are
+    rejected too.
     """
     pieces: list[Piece] = []
     rejected: list[tuple[Path, str]] = []
@@ -217,7 +222,7 @@ def _read_shards(folder: Path, expected: str, samples: Samples | None) -> Finish
 
 
 def _read_shard(path: Path, expected: str, samples: Samples | None) -> Piece | str:
-    """Return the piece in a shard file, or the reason why the file cannot be used."""
+    """Return the records in a shard file as a piece, or the reason why the file cannot be used."""
     name = _SHARD_NAME.fullmatch(path.name)
     if not name:
         return "its name is not <start>-<stop>.parquet"
@@ -236,7 +241,10 @@ def _read_shard(path: Path, expected: str, samples: Samples | None) -> Piece | s
 
 
 def _read_records(path: Path, expected: str) -> tuple[SampleResult, ...] | str:
-    """Return the records of a shard file with the fingerprint `expected`, or the reason why they cannot be used."""
+    """Return the records in a shard file, or the reason why they cannot be used.
+
+    `expected` is the fingerprint that the file must have.
+    """
     import pyarrow
     from pyarrow import parquet
 

@@ -1,4 +1,4 @@
-"""Warnings of sanity checks on the scores of a run: codes, meaning and advice (arXiv:1802.00420, 1902.06705)."""
+"""Warnings from sanity checks of a run's scores: codes, meanings and advice (arXiv:1802.00420, 1902.06705)."""
 
 import dataclasses
 from collections import Counter
@@ -14,13 +14,15 @@ from robustbench_vlm.models.in_memory import UNPINNED
 from robustbench_vlm.models.text_encoder import texts_with_equal_tokens
 
 ZERO_GRADIENTS = 0.01
-"""A larger share of samples without an input gradient raises a warning."""
+"""A warning is raised if the input gradient is zero for a larger share of the samples than this."""
 BLACK_BOX_SHARE = 0.02
-"""A warning is raised if a black-box stage breaks more than this share, and two samples, after white-box stages."""
+"""A warning is raised if, after white-box stages, black-box stages break two or more samples and more than this
+share."""
 RISE = 0.01
-"""A larger rise of the robust accuracy, by more than one sample, raises a warning. Attacks start at random points."""
+"""A warning is raised if the robust accuracy rises by more than this, and by more than one sample. Smaller rises may be
+chance, because attacks start at random points."""
 COLLAPSED = 0.9
-"""A share of at least this of the predictions for one class raises a warning, if the labels have a smaller share."""
+"""A warning is raised if at least this share of the predictions is one class, and a smaller share of the labels is."""
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,10 @@ WARNINGS: Mapping[str, SanityWarning] = {
 
 
 def explain(warning: str) -> SanityWarning:
-    """Return meaning and advice of a warning "code" or "code:N". An unknown code, from a plugin, has a general text."""
+    """Return the meaning and advice for a warning "code" or "code:N".
+
+    For the code of a plugin, they are a general text.
+    """
     code = warning.partition(":")[0]
     return WARNINGS.get(
         code, SanityWarning(code, "raised by a stage of the attack", "see the documentation of that attack")
@@ -121,7 +126,7 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...
         "unpinned": cell.weights.startswith(UNPINNED),
         "incomplete": is_incomplete(cell.dataset),
         "other-split": is_other_split(cell.dataset),
-        # A robust accuracy of exactly 0 is not doubtful: it means that the attack breaks every sample.
+        # A robust accuracy of exactly 0 raises no warning, because the attack broke every sample.
         "robust-near-chance": 0 < _share(results, clean=False) <= _constant(results),
     }
     counted = attack_warnings(cell.attack, [result.broken_by for result in results], counts)
@@ -141,7 +146,7 @@ def attack_warnings(attack: Attack, broken_by: Sequence[str], counts: Mapping[st
 
 
 def with_comparisons(cells: Sequence[Cell], scores: Sequence[Score]) -> list[Score]:
-    """Return the scores of one run, in order, with the warnings from comparisons between its cells added."""
+    """Return the scores of a run, in order, and add the warnings that result from comparing cells of the run."""
     found: list[Score] = []
     for cell, score in zip(cells, scores, strict=True):
         others = [
@@ -159,7 +164,10 @@ def with_comparisons(cells: Sequence[Cell], scores: Sequence[Score]) -> list[Sco
 
 
 def _comparable(cell: Cell, other: Cell) -> bool:
-    """Return whether two cells differ only in attack and eps."""
+    """Return whether two cells have the same model, samples, prompts, norm and protocol.
+
+    Only their attack and eps may differ.
+    """
     return (cell.weights, cell.samples.digest, cell.dataset.prompts, cell.threat.norm, cell.protocol) == (
         other.weights,
         other.samples.digest,
@@ -193,7 +201,7 @@ def _black_box_wins(attack: Attack, broken_by: Sequence[str]) -> int:
 
 def _repeated(prompts: Sequence[Prompt]) -> int:
     """Return the number of classes whose prompt has the same tokens as the prompt of another class."""
-    # The first template of an ensemble is enough, because equal names have equal tokens in every template.
+    # The first prompt of an ensemble is enough, because two equal class names give equal tokens in every template.
     first = [prompt if isinstance(prompt, str) else prompt[0] for prompt in prompts]
     return sum(len(group) - 1 for group in texts_with_equal_tokens(first))
 
