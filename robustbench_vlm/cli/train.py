@@ -118,7 +118,7 @@ def runtime_of(folder: Path, device: str, save_every: int) -> "Runtime":
     from robustbench_vlm.training.distributed import Processes
     from robustbench_vlm.training.finetune import Runtime
 
-    return Runtime(folder, Processes(device), save_every)
+    return Runtime(folder, Processes(device), save_every, note)
 
 
 @contextlib.contextmanager

@@ -9,7 +9,7 @@ import copy
 import dataclasses
 import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +39,10 @@ from robustbench_vlm.training.optim import clip_gradients, lr_at, make_optimizer
 from robustbench_vlm.training.request import TrainingRequest, make_job
 
 
+def _ignore_note(text: str) -> None:
+    pass
+
+
 @dataclass(frozen=True)
 class Runtime:
     """The folder, processes and checkpoint interval of a training. None changes the weights, except by rounding."""
@@ -48,6 +52,8 @@ class Runtime:
     processes: Processes = field(default_factory=Processes)
     save_every: int = 200
     """Steps from one checkpoint to the next."""
+    on_note: Callable[[str], None] = _ignore_note
+    """Called with each of `Job.changes` before the training."""
 
 
 def train_defense(
@@ -70,6 +76,8 @@ def train_defense(
     job = make_job(request)
     if resume is False and runtime.processes.is_main:
         checkpoint.unlink(missing_ok=True)
+    for change in job.changes:
+        runtime.on_note(change)
     runtime.processes.wait()
     visual, seconds = finetune(job, runtime, on_progress)
     if not runtime.processes.is_main:
@@ -231,7 +239,7 @@ def _write_card(
         training={"track": track.name, **plain(job.account), "seconds": seconds, "fingerprint": job.identity},
         paper=job.defense.paper,
         licence=parent.licence,
-        notes=f"fidelity: {job.defense.fidelity}",
+        notes="; ".join([f"fidelity: {job.defense.fidelity}", *job.changes]),
         mean=parent.mean,
         std=parent.std,
     )

@@ -30,12 +30,20 @@ class Job:
     seed: int = 0
     precision: str = "float32"
     """Precision of the image encoder in the training pass. The inner attack and all losses are float32."""
+    changes: tuple[str, ...] = ()
+    """Sentences about published settings that do not fit this training and were changed. The card lists them."""
 
     def __post_init__(self) -> None:
         if len(self.images) < self.schedule.batch_size:
             raise UserError(
                 f"{len(self.images)} images do not fill a batch of {self.schedule.batch_size}: give more images, or a"
                 f" smaller batch by --set batch_size={max(1, len(self.images))}"
+            )
+        if self.schedule.warmup >= self.steps:
+            raise UserError(
+                f"the warm-up of {self.schedule.warmup} steps is not shorter than the training of {self.steps} steps,"
+                f" so the learning rate cannot reach {self.schedule.lr:g}: give a shorter warm-up by --set warmup=N, or"
+                " a longer training by --epochs N"
             )
         if self.precision not in PRECISIONS:
             raise UserError(

@@ -67,6 +67,13 @@ class PretrainingSettings:
     save_every: int = 200
     """The number of steps from one checkpoint to the next. It does not change the weights."""
 
+    def __post_init__(self) -> None:
+        if self.warmup >= self.steps:
+            raise UserError(
+                f"the warm-up of {self.warmup} steps is not shorter than the pre-training of {self.steps} steps: give a"
+                " shorter warm-up, more epochs or more images"
+            )
+
     @property
     def steps(self) -> int:
         """Optimizer steps of the whole training."""

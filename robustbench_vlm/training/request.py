@@ -22,7 +22,9 @@ from robustbench_vlm.training.data import TrainingImages, in_hashed_order
 from robustbench_vlm.training.job import Job
 
 HELD_OUT = 1024
-"""The number of images that a sweep holds out to measure accuracies, but never more than a tenth of the images."""
+"""The number of images that a sweep holds out to measure accuracies. It is at most a tenth of the images."""
+_LARGEST_WARMUP = Fraction(1, 4)
+"""The largest warm-up as a fraction of the training. It is longer than that of every published schedule."""
 _POSITIVE = ("batch_size", "epochs", "steps", "inner_steps")
 _WHOLE_NUMBERS = ("warmup", *_POSITIVE)
 _NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)
@@ -67,9 +69,9 @@ def vary(job: Job, request: TrainingRequest, settings: Mapping[str, float]) -> J
     varied = dataclasses.replace(request, settings={**request.settings, **settings})
     track: Track = TRACKS.load(request.track)
     published: Defense = DEFENSES.load(request.defense)
-    return dataclasses.replace(
-        job, defense=_defense(varied, track, published), schedule=_schedule(varied, track, published)
-    )
+    defense, schedule = _defense(varied, track, published), _schedule(varied, track, published)
+    schedule, changes = _with_short_warmup(schedule, varied, len(job.images))
+    return dataclasses.replace(job, defense=defense, schedule=schedule, changes=changes)
 
 
 def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingImages]:
@@ -85,7 +87,27 @@ def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingI
     model = load_model(request.base or track.base, track.name)
     dataset = _dataset(request, track, published, model.architecture.image_size)
     images, held_out = _split(request, track, dataset, hold_out)
-    return Job(defense, schedule, model, dataset, images, threat.eps, request.seed, request.precision), held_out
+    schedule, changes = _with_short_warmup(schedule, request, len(images))
+    return Job(defense, schedule, model, dataset, images, threat.eps, request.seed, request.precision, changes), held_out
+
+
+def _with_short_warmup(
+    schedule: Schedule, request: TrainingRequest, num_images: int
+) -> tuple[Schedule, tuple[str, ...]]:
+    """Shorten the warm-up of a published schedule if it is too long for the training, and describe the change.
+
+    Published warm-ups are made for ImageNet. On fewer images the learning rate would not come near its value. A warm-up
+    that the user gives is not changed.
+    """
+    steps = schedule.steps or schedule.epochs * (num_images // schedule.batch_size)
+    longest = int(_LARGEST_WARMUP * steps)
+    if "warmup" in request.settings or schedule.warmup <= longest:
+        return schedule, ()
+    change = (
+        f"the warm-up has {longest} steps instead of {schedule.warmup}, because the training has only {steps} steps;"
+        " --set warmup=N gives another number"
+    )
+    return dataclasses.replace(schedule, warmup=longest), (change,)
 
 
 def _defense(request: TrainingRequest, track: Track, defense: Defense) -> Defense:

@@ -120,6 +120,8 @@ def run_sweep(
     job = dataclasses.replace(whole, images=whole.images.slice(0, max(1, int(len(whole.images) * train_fraction))))
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     jobs = [vary(job, request, settings) for settings in combinations]
+    for change in dict.fromkeys(change for each in jobs for change in each.changes):
+        runtime.on_note(change)
     measure = _measurement(job, held_out)
     attack = [stage.identity for stage in load_attack(ATTACK).stages]
     trials = []

@@ -75,6 +75,17 @@ def test_a_continued_training_names_its_checkpoint(tmp_path: Path, capsys: pytes
     assert "continuing" not in capsys.readouterr().err
 
 
+def test_a_shortened_warm_up_is_shown_and_in_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    command = ["train", "agft", "--num-images", "512", "--epochs", "2", "--device", "cpu", "--out", str(tmp_path)]
+    assert run_command(command) == 0
+    change = "the warm-up has 2 steps instead of 100, because the training has only 8 steps"
+    card = read_card(tmp_path / "agft.json")
+    assert change in " ".join(capsys.readouterr().err.split()) and change in card.notes
+    assert card.training["schedule"]["warmup"] == 2
+    assert run_command([*command, "--no-resume", "--set", "warmup=4"]) == 0
+    assert "warm-up" not in capsys.readouterr().err
+
+
 def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
     train_defense(_request(), _runtime(tmp_path), ignore_progress)
     with pytest.raises(UserError, match="other settings"):
@@ -88,6 +99,7 @@ def test_a_folder_of_another_training_is_refused(tmp_path: Path) -> None:
         ({"lr": float("nan")}, "finite"),
         ({"batch_size": 1.5}, "whole number of 1 or more"),
         ({"inner_steps": 0}, "whole number of 1 or more"),
+        ({"warmup": 16}, "warm-up of 16 steps is not shorter than the training of 16 steps"),
         ({"warmup": -1}, "whole number of 0 or more"),
         ({"epochs": 1, "steps": 5}, "both epochs and steps are given"),
         ({"batch_size": 512}, "do not fill a batch"),

@@ -66,6 +66,11 @@ def test_a_checkpoint_of_another_version_is_refused(tmp_path: Path, monkeypatch:
         pretrain_base("mini", tmp_path, ignore_progress, SMALL)
 
 
+def test_a_warm_up_that_is_not_shorter_than_pretraining_is_refused() -> None:
+    with pytest.raises(UserError, match="warm-up of 4 steps is not shorter than the pre-training of 4 steps"):
+        dataclasses.replace(SMALL, warmup=4)
+
+
 def test_a_checkpoint_without_an_identity_is_refused(tmp_path: Path) -> None:
     torch.save({"network": {}, "optimizer": {}, "step": 2}, tmp_path / "checkpoint.pt")
     with pytest.raises(UserError, match="not a complete checkpoint"):
