@@ -108,7 +108,7 @@ def test_errors_that_a_user_can_fix_become_user_errors(number: int, message: str
 
 def test_other_errors_are_not_changed() -> None:
     with pytest.raises(OSError, match="odd") as caught, explained(Path("some/file")):
-        raise OSError(errno.EIO, "odd")
+        raise OSError(errno.EBADF, "odd")
     assert not isinstance(caught.value, UserError)
 
 

@@ -3,6 +3,7 @@
 import errno
 import hashlib
 import os
+import re
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -103,7 +104,9 @@ def explained(path: Path) -> Iterator[None]:
     """Raise UserError for errors in writing `path` that a user can fix, such as a full disk or a missing permission."""
     try:
         yield
-    except OSError as error:
+    except UserError:
+        raise
+    except Exception as error:
         reasons = {
             errno.ENOSPC: "the disk is full: free some space",
             errno.EDQUOT: "the disk quota is used up: free some space",
@@ -113,11 +116,29 @@ def explained(path: Path) -> Iterator[None]:
             errno.ENOTDIR: "a part of the path is a file: give another folder",
             errno.EEXIST: "a part of the path is a file: give another folder",
             errno.EFBIG: "the file is larger than the limit of this system: raise the limit (ulimit -f)",
+            errno.EISDIR: "the path is a folder: remove that folder or give another one",
+            errno.EIO: "the disk reports an error: check the disk or give another folder",
+            errno.ENOENT: "the folder does not exist any more: create it again",
         }
-        if error.errno not in reasons:
+        number = _errno_of(error)
+        if number not in reasons:
             raise
-        reason = reasons[error.errno]
+        reason = reasons[number]
         raise UserError(f"cannot write {path}: {reason}, then repeat the command; nothing is lost") from error
+
+
+def _errno_of(error: BaseException | None) -> int | None:
+    """Return the error number of the OSError that is `error` or its cause; None without one.
+
+    torch raises RuntimeError during an OSError, and safetensors writes the number into its message.
+    """
+    while error is not None:
+        if isinstance(error, OSError):
+            return error.errno
+        if found := re.search(r"\(os error (\d+)\)", str(error)):
+            return int(found[1])
+        error = error.__cause__ or error.__context__
+    return None
 
 
 def _sync(path: Path) -> None:

@@ -1,6 +1,5 @@
 """Checkpoints: save and restore the state of a training, so that a resumed training gives the same weights."""
 
-import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -8,7 +7,7 @@ import torch
 from torch import nn
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import write_whole
+from robustbench_vlm.training.tensor_files import damaged_file, load_tensors, save_tensors
 
 
 @dataclass(frozen=True)
@@ -30,21 +29,20 @@ class Checkpoint:
         """
         if not self.path.exists():
             return 0, 0.0
+        state = load_tensors(self.path, "checkpoint")
         try:
-            state = torch.load(self.path, weights_only=True, map_location="cpu")
             identity, step, seconds = str(state["identity"]), int(state["step"]), float(state["seconds"])
-        except (pickle.UnpicklingError, RuntimeError, EOFError, LookupError, ValueError, TypeError) as error:
-            raise UserError(
-                f"{self.path} is not a complete checkpoint ({type(error).__name__}): remove it, or name another folder"
-                " by --out"
-            ) from error
+            if identity == self.identity:
+                network.load_state_dict(state["tower"])
+                optimizer.load_state_dict(state["optimizer"])
+        # A file with other content than that of a checkpoint raises many types of errors.
+        except Exception as error:
+            raise damaged_file(self.path, "checkpoint", error) from error
         if identity != self.identity:
             raise UserError(
-                f"{self.path} belongs to a training with other settings: name another folder by --out, or start from"
-                " the beginning by removing the file (`vlmbench train --no-resume` does that)"
+                f"{self.path} belongs to a training with other settings or other images: give another folder by --out,"
+                " or start from the beginning by removing the file (`vlmbench train --no-resume` does that)"
             )
-        network.load_state_dict(state["tower"])
-        optimizer.load_state_dict(state["optimizer"])
         return step, seconds
 
     def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
@@ -56,4 +54,4 @@ class Checkpoint:
             "tower": network.state_dict(),
             "optimizer": optimizer.state_dict(),
         }
-        write_whole(self.path, lambda partial: torch.save(state, partial))
+        save_tensors(self.path, state)

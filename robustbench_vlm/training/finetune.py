@@ -35,7 +35,7 @@ from robustbench_vlm.training.distributed import Processes
 from robustbench_vlm.training.inner_attack import inner_attack
 from robustbench_vlm.training.job import Job
 from robustbench_vlm.training.log import Recorder, plot_log, read_log
-from robustbench_vlm.training.optim import clip_gradients, lr_at, make_optimizer, set_lr
+from robustbench_vlm.training.optim import lr_at, make_optimizer, set_lr, take_step
 from robustbench_vlm.training.request import TrainingRequest, make_job
 
 
@@ -75,7 +75,8 @@ def train_defense(
         runtime.folder.mkdir(parents=True, exist_ok=True)
     job = make_job(request)
     if resume is False and runtime.processes.is_main:
-        checkpoint.unlink(missing_ok=True)
+        with explained(checkpoint):
+            checkpoint.unlink(missing_ok=True)
     for change in job.changes:
         runtime.on_note(change)
     runtime.processes.wait()
@@ -135,8 +136,8 @@ def train_step(
     total, *correct = processes.total(sums).tolist()
     if math.isfinite(total):
         processes.add_gradients(optimizer)
-        clip_gradients((each for group in optimizer.param_groups for each in group["params"]), job.schedule)
-        optimizer.step()
+        if not take_step(optimizer, job.schedule):
+            total = math.inf
     return total, {name: count / batch_size for name, count in zip(("clean", "robust"), correct, strict=False)}
 
 

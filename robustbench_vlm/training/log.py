@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import save_figure, write_whole
+from robustbench_vlm.core.files import explained, save_figure, write_whole
 from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.training.checkpoint import Checkpoint
 
@@ -61,12 +61,15 @@ class Log:
 
     def __init__(self, path: Path, step: int) -> None:
         self._path = path
-        rows = [row for row in read_log(path) if row.step <= step] if path.exists() else []
+        rows = [row for row in read_log(path) if row.step <= step] if step and path.exists() else []
         write_whole(path, lambda partial: _write(partial, rows))
 
     def add(self, row: Row) -> None:
-        """Append a row to the file and close the file, so that the row is kept if the training is killed."""
-        with self._path.open("a", newline="") as file:
+        """Append a row to the file and close the file, so that the row is kept if the training is killed.
+
+        Raises UserError if the file cannot be written, such as on a full disk.
+        """
+        with explained(self._path), self._path.open("a", newline="") as file:
             csv.writer(file).writerow(astuple(row))
 
 
@@ -107,7 +110,7 @@ class Recorder:
         Raises Diverged if the loss is not finite, or if a weight is not finite when a checkpoint is due.
         """
         if not math.isfinite(loss):
-            raise Diverged(self._advice(f"the loss is {loss} at step {step}, not a finite number"))
+            raise self.diverged(f"the loss is {loss} at step {step}, not a finite number")
         done, seconds = step + 1, self.seconds
         if self._log and self.logs(step):
             lr = self._optimizer.param_groups[0]["lr"]
@@ -126,22 +129,43 @@ class Recorder:
             return
         finite = all(bool(torch.isfinite(parameter).all()) for parameter in self._network.parameters())
         if due and not finite:
-            raise Diverged(self._advice(f"a weight is not a finite number after {done} steps"))
+            raise self.diverged(f"a weight is not a finite number after {done} steps")
         if self._log is not None and finite:
             self._checkpoint.save(self._network, self._optimizer, done, self.seconds)
             self._saved = time.monotonic()
 
-    def _advice(self, problem: str) -> str:
+    def diverged(self, problem: str) -> Diverged:
+        """Return the error of a training that cannot continue because of a problem with its numbers."""
         path = self._checkpoint.path
         kept = f"{path} is the last checkpoint" if path.exists() else "no checkpoint was written yet"
-        return f"{problem}: lower the learning rate (`vlmbench train --set lr=...`); {kept}"
+        return Diverged(f"{problem}: lower the learning rate (`vlmbench train --set lr=...`); {kept}")
 
 
 def read_log(path: Path) -> list[Row]:
-    """Return the rows of a log. An incomplete last line is skipped."""
-    with path.open(newline="") as file:
-        lines = [line for line in csv.reader(file) if len(line) == len(COLUMNS)][1:]
-    return [_row(*line) for line in lines]
+    """Return the rows of a log.
+
+    An interrupted training may leave a last line without a line break, which is skipped. Raises UserError if the file
+    cannot be read or another line is not a row of a log.
+    """
+    advice = "remove the file and repeat the command; the training continues from its checkpoint"
+    try:
+        text = path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read the log {path}: {error.strerror}; {advice}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"the log {path} is not a text file: {advice}") from error
+    lines = text[: text.rfind("\n") + 1].splitlines()
+    if not lines or lines[0].split(",") != list(COLUMNS):
+        raise UserError(f"the log {path} does not begin with the line {','.join(COLUMNS)}: {advice}")
+    rows = []
+    for number, line in enumerate(lines[1:], 2):
+        try:
+            rows.append(_row(*line.split(",")))
+        except (TypeError, ValueError) as error:
+            raise UserError(
+                f"line {number} of the log {path} is not a row with {len(COLUMNS)} numbers: {advice}"
+            ) from error
+    return rows
 
 
 def _row(step: str, loss: str, clean: str, robust: str, lr: str, seconds: str) -> Row:
@@ -156,10 +180,14 @@ def plot_log(rows: list[Row], path: Path, title: str) -> None:
     figure = Figure(figsize=(7, 3), layout="constrained")
     left, right = figure.subplots(1, 2)
     steps = [row.step for row in rows]
+    accuracies = {
+        name: [math.nan if getattr(row, name) is None else 100 * getattr(row, name) for row in rows]
+        for name in ("clean", "robust")
+    }
     left.plot(steps, [row.loss for row in rows], color="black", marker=".")
     left.set(xlabel="step", ylabel="loss", title=title)
     for name, colour in (("clean", "tab:blue"), ("robust", "tab:red")):
-        right.plot(steps, [100 * getattr(row, name) for row in rows], color=colour, label=name, marker=".")
+        right.plot(steps, accuracies[name], color=colour, label=name, marker=".")
     right.set(xlabel="step", ylabel="accuracy of the batch, %", ylim=(0, 100))
     right.legend()
     save_figure(figure, path)

@@ -41,6 +41,21 @@ def clip_gradients(parameters: Iterable[nn.Parameter], schedule: Schedule) -> No
         nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM[schedule.optimizer])
 
 
+def take_step(optimizer: torch.optim.Optimizer, schedule: Schedule) -> bool:
+    """Clip the gradients and take an optimizer step.
+
+    Returns False if the step has a number beyond the range of the weights, such as a learning rate of 1e39.
+    """
+    clip_gradients((each for group in optimizer.param_groups for each in group["params"]), schedule)
+    try:
+        optimizer.step()
+    except RuntimeError as error:
+        if "overflow" not in str(error):
+            raise
+        return False
+    return True
+
+
 def lr_at(schedule: Schedule, steps: int, step: int) -> float:
     """Return the learning rate of a step in [0, steps). `defenses.schedule.Schedule` describes the schedule."""
     cosine = schedule.cosine

@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import write_whole
+from robustbench_vlm.core.files import explained
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.progress import OnProgress
 from robustbench_vlm.datasets.world.captions import describe, is_true_of
@@ -36,7 +36,8 @@ from robustbench_vlm.tracks import TRACKS, Track
 from robustbench_vlm.training.checkpoint import Checkpoint
 from robustbench_vlm.training.data import shuffled
 from robustbench_vlm.training.log import Recorder
-from robustbench_vlm.training.optim import clip_gradients, lr_at, make_optimizer, set_lr
+from robustbench_vlm.training.optim import lr_at, make_optimizer, set_lr, take_step
+from robustbench_vlm.training.tensor_files import load_tensors, save_tensors
 
 VERSION = 1
 """Version of pre-training. Raise it whenever a change of the code can change the pre-trained weights."""
@@ -129,7 +130,8 @@ def pretrain_base(
             f" with `vlmbench train DEFENSE --track {track.name} --images DIR`"
         )
     architecture = load_architecture(track.architecture)
-    folder.mkdir(parents=True, exist_ok=True)
+    with explained(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     torch.manual_seed(settings.seed)
     network = architecture.build()
     pretrain(network, architecture, settings, folder, on_progress)
@@ -186,11 +188,10 @@ def pretrain(
         loss = _loss(network, encoder, data[_rows(settings, step)], step, settings.captions)
         optimizer.zero_grad()
         loss.backward()
-        clip_gradients(network.parameters(), schedule)
-        optimizer.step()
+        fits = take_step(optimizer, schedule)
         with torch.no_grad():
             network.get_parameter("logit_scale").clamp_(0, _MAX_LOG_SCALE)
-        recorder.record(step, loss.item(), {})
+        recorder.record(step, loss.item() if fits else math.inf, {})
     network.eval()
 
 
@@ -201,8 +202,8 @@ def draw_scenes(settings: PretrainingSettings, folder: Path) -> CaptionedScenes:
     if not file.exists():
         chunks = [_draw_chunk(settings, start) for start in range(0, settings.images, _CHUNK)]
         tensors = [torch.cat(part) for part in zip(*chunks, strict=True)]
-        write_whole(file, lambda partial: torch.save(tensors, partial))
-    images, attributes, keys = torch.load(file, weights_only=True, mmap=True)
+        save_tensors(file, tensors)
+    images, attributes, keys = load_tensors(file, "file of training images", mmap=True)
     return CaptionedScenes(images, Scenes(attributes, keys))
 
 

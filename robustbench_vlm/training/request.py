@@ -25,6 +25,10 @@ HELD_OUT = 1024
 """The number of images that a sweep holds out to measure accuracies. It is at most a tenth of the images."""
 _LARGEST_WARMUP = Fraction(1, 4)
 """The largest warm-up as a fraction of the training. It is longer than that of every published schedule."""
+_LARGEST = 1e30
+"""The largest value of a setting. Products of it with usual numbers are in the range of float32."""
+_LARGEST_WHOLE = 10**9
+"""The largest value of a setting that is a whole number, and of the epochs and the seed."""
 _POSITIVE = ("batch_size", "epochs", "steps", "inner_steps")
 _WHOLE_NUMBERS = ("warmup", *_POSITIVE)
 _NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)
@@ -74,9 +78,20 @@ def vary(job: Job, request: TrainingRequest, settings: Mapping[str, float]) -> J
     return dataclasses.replace(job, defense=defense, schedule=schedule, changes=changes)
 
 
+def with_images(job: Job, request: TrainingRequest, images: TrainingImages) -> Job:
+    """Return the job of a request with other training images. Raises UserError if they are too few for its settings."""
+    track: Track = TRACKS.load(request.track)
+    published = _schedule(request, track, DEFENSES.load(request.defense))
+    schedule, changes = _with_short_warmup(published, request, len(images))
+    return dataclasses.replace(job, images=images, schedule=schedule, changes=changes)
+
+
 def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingImages]:
     published: Defense = DEFENSES.load(request.defense)
     track: Track = TRACKS.load(request.track)
+    for name, value in (("--seed", request.seed), ("--epochs", request.epochs or 0)):
+        if not 0 <= value <= _LARGEST_WHOLE:
+            raise UserError(f"{name} must be between 0 and {_LARGEST_WHOLE}, got {value}: give another number")
     # Settings are checked before the model is loaded, because loading may need a download.
     defense, schedule = _defense(request, track, published), _schedule(request, track, published)
     threat = Threat("Linf", track.training_eps if request.eps is None else request.eps)
@@ -104,8 +119,8 @@ def _with_short_warmup(
     if "warmup" in request.settings or schedule.warmup <= longest:
         return schedule, ()
     change = (
-        f"the warm-up has {longest} steps instead of {schedule.warmup}, because the training has only {steps} steps;"
-        " --set warmup=N gives another number"
+        f"the number of warm-up steps is {longest} instead of {schedule.warmup}, because the training has only {steps}"
+        " steps; --set warmup=N gives another number"
     )
     return dataclasses.replace(schedule, warmup=longest), (change,)
 
@@ -127,6 +142,9 @@ def _check_settings(defense: Defense, settings: Mapping[str, float]) -> None:
         if not math.isfinite(value):
             raise UserError(f"the setting {name} must be a finite number, got {value}: give another value")
         least = int(name in _POSITIVE)
+        most = _LARGEST_WHOLE if name in _WHOLE_NUMBERS else _LARGEST
+        if abs(value) > most:
+            raise UserError(f"the setting {name} must be from {-most:g} to {most:g}, got {value:g}: give another value")
         if name in _WHOLE_NUMBERS and (value != int(value) or value < least):
             raise UserError(
                 f"the setting {name} must be a whole number of {least} or more, got {value}: give another value"

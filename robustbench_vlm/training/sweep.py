@@ -25,6 +25,7 @@ from robustbench_vlm.core.files import write_text, write_whole
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.core.random import sample_keys
+from robustbench_vlm.core.strict_json import read_json, validate
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.models.classifier import ZeroShotClassifier
 from robustbench_vlm.models.fast_conv import with_fast_pixel_gradients
@@ -35,7 +36,7 @@ from robustbench_vlm.training.data import TrainingImages
 from robustbench_vlm.training.finetune import Runtime, finetune
 from robustbench_vlm.training.job import Job
 from robustbench_vlm.training.log import Diverged
-from robustbench_vlm.training.request import TrainingRequest, make_sweep_job, vary
+from robustbench_vlm.training.request import TrainingRequest, make_sweep_job, vary, with_images
 
 ATTACK = "pgd-10"
 VERSION = 1
@@ -117,7 +118,7 @@ def run_sweep(
             f" settings and {train_fraction}: give --grid NAME=N,N,... and --train-fraction P"
         )
     whole, held_out = make_sweep_job(request)
-    job = dataclasses.replace(whole, images=whole.images.slice(0, max(1, int(len(whole.images) * train_fraction))))
+    job = with_images(whole, request, whole.images.slice(0, max(1, int(len(whole.images) * train_fraction))))
     combinations = [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
     jobs = [vary(job, request, settings) for settings in combinations]
     for change in dict.fromkeys(change for each in jobs for change in each.changes):
@@ -168,8 +169,13 @@ def _trial(
 
 def _read_trial(file: Path, identity: str) -> Trial | None:
     """Return the trial in a file, or None if the file does not exist or belongs to another training or measurement."""
-    values = json.loads(file.read_text()) if file.exists() else {}
-    return Trial(**values) if values.pop("identity", "") == identity else None
+    if not file.exists():
+        return None
+    advice = "remove the file and repeat the command"
+    values = read_json(file, "the trial", advice=advice)
+    if isinstance(values, dict) and values.pop("identity", "") != identity:
+        return None
+    return validate(Trial, values, f"the trial {file}", advice=advice)
 
 
 def _measurement(job: Job, held_out: TrainingImages) -> Measure:

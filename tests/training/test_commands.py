@@ -78,7 +78,7 @@ def test_a_continued_training_names_its_checkpoint(tmp_path: Path, capsys: pytes
 def test_a_shortened_warm_up_is_shown_and_in_the_card(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     command = ["train", "agft", "--num-images", "512", "--epochs", "2", "--device", "cpu", "--out", str(tmp_path)]
     assert run_command(command) == 0
-    change = "the warm-up has 2 steps instead of 100, because the training has only 8 steps"
+    change = "the number of warm-up steps is 2 instead of 100, because the training has only 8 steps"
     card = read_card(tmp_path / "agft.json")
     assert change in " ".join(capsys.readouterr().err.split()) and change in card.notes
     assert card.training["schedule"]["warmup"] == 2

@@ -9,7 +9,7 @@ from robustbench_vlm.core.progress import ignore_progress
 from robustbench_vlm.training import sweep
 from robustbench_vlm.training.distributed import Processes
 from robustbench_vlm.training.finetune import Runtime
-from robustbench_vlm.training.request import TrainingRequest
+from robustbench_vlm.training.request import TrainingRequest, make_sweep_job, vary, with_images
 from robustbench_vlm.training.sweep import Sweep, Trial, run_sweep
 
 
@@ -43,6 +43,16 @@ def test_the_standard_error_is_that_of_the_scores_of_samples() -> None:
     mean = sum(scores) / 10
     variance = sum((score - mean) ** 2 for score in scores) / 10
     assert Trial({}, 0.6, 0.3, 1.0).standard_error(10) == pytest.approx((variance / 10) ** 0.5)
+
+
+@pytest.mark.parametrize("num_images", [128, 1000, 5000, 20_000])
+def test_the_warm_up_fits_a_training_on_a_part_of_the_images(num_images: int) -> None:
+    request = TrainingRequest("tecoa", "mini", epochs=1)
+    whole, _ = make_sweep_job(request)
+    part = with_images(whole, request, whole.images.slice(0, num_images))
+    assert part.schedule.warmup == min(100, part.steps // 4) and bool(part.changes) == (part.schedule.warmup < 100)
+    assert vary(part, request, {"lr": 0.5}).schedule.warmup == part.schedule.warmup
+    assert vary(part, request, {"batch_size": 64}).schedule.warmup == min(100, num_images // 64 // 4)
 
 
 def test_a_stored_trial_is_used_only_for_the_same_training_and_held_out_images(
