@@ -177,7 +177,7 @@ class Attack:
     paper: str = ""
     strength: int | None = None
     """Position in the order fgsm < pgd-N < autoattack. A stronger attack must not leave more samples robust than a
-    weaker one. None: the attack is not compared with others."""
+    weaker one. None: the attack is not compared with other attacks."""
 
     def check_norm(self, norm: str) -> None:
         """Raise UserError for a norm that the attack does not support."""

@@ -154,7 +154,7 @@ def with_gradient(classifier: Classifier, mode: GradientMode | None) -> Classifi
 def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
     """Classify images (B, 3, H, W) and return logits (B, C) in float32 or float64.
 
-    Raises UserError if a logit is not finite, because such an image has no prediction.
+    Raises UserError if a logit is not finite, because the prediction is then undefined.
     """
     logits = classifier(images)
     # These wrappers check the logits of the classifiers inside them. They then add -inf for missing classes on purpose.

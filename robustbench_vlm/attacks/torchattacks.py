@@ -92,7 +92,7 @@ def torchattacks_stage(attack: str) -> Stage:
 def torchattacks_named(name: str) -> Attack:
     """Return the attack "torchattacks:NAME".
 
-    Raises UserError if the library is not installed or has no attack of this name.
+    Raises UserError if the library is not installed or lacks an attack of this name.
     """
     norms = norms_of(name)
     return one_stage_attack(torchattacks_stage(name), f"{name} of torchattacks", norms=norms)

@@ -121,7 +121,20 @@ def request_of(
 
 def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
     """Return `command` with the options of `request_of` in place of its first parameter, the request."""
-    return with_options_of(request_of, command)
+
+    @functools.wraps(command)
+    def with_advice(*arguments: Any, **values: Any) -> Any:
+        try:
+            return command(*arguments, **values)
+        except UserError as error:
+            from robustbench_vlm.datasets.base import UnreadableImage
+
+            if not isinstance(error, UnreadableImage):
+                raise
+            # Only commands with these options can skip images.
+            raise UnreadableImage(f"{error}, or skip such images with --skip-unreadable") from error
+
+    return with_options_of(request_of, with_advice)
 
 
 def with_options_of(maker: Callable[..., Any], command: Callable[..., Any]) -> Callable[..., Any]:

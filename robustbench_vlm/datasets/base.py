@@ -4,7 +4,8 @@ import hashlib
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -37,6 +38,15 @@ class Source(Protocol):
 
         Raises UnreadableImage if an image cannot be decoded.
         """
+        ...
+
+
+@runtime_checkable
+class FileSource(Source, Protocol):
+    """A source of images that are files of the user, and that may therefore change."""
+
+    def path(self, index: int) -> Path:
+        """Return the file of an image."""
         ...
 
 

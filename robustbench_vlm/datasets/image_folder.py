@@ -34,9 +34,13 @@ class FolderSource:
         self.ids = tuple(name for name, _ in found)
         self.labels = tuple(label for _, label in found)
 
+    def path(self, index: int) -> Path:
+        """Return the file of an image."""
+        return self._root / self.ids[index]
+
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return the images at B indices as uint8 [B, 3, side, side]; raise UnreadableImage if one is damaged."""
-        return torch.stack([self._image(self._root / self.ids[index]) for index in indices])
+        return torch.stack([self._image(self.path(index)) for index in indices])
 
     def _image(self, path: Path) -> Tensor:
         import numpy
@@ -47,10 +51,7 @@ class FolderSource:
                 image = ImageOps.exif_transpose(file).convert("RGB")
         # Pillow's decoders raise exceptions of many types on damaged files.
         except Exception as error:
-            raise UnreadableImage(
-                f"cannot read the image {path}: {error}; repair or remove the file, or skip such images with"
-                " `vlmbench run --skip-unreadable`"
-            ) from error
+            raise UnreadableImage(f"cannot read the image {path}: {error}; repair or remove the file") from error
         square = ImageOps.fit(image, (self._side, self._side), Image.Resampling.BICUBIC)
         return torch.from_numpy(numpy.array(square)).permute(2, 0, 1).contiguous()
 

@@ -44,7 +44,7 @@ class PreparedSource:
         for index in indices:
             if not self.digests([index])[0]:
                 reason = _chunk_digests(self._folder, index // CHUNK)["unreadable"][str(index % CHUNK)]
-                raise UnreadableImage(f"{reason}; repair the file, or skip such images with --skip-unreadable")
+                raise UnreadableImage(f"{reason}; repair or remove the file")
         images = torch.stack([torch.from_numpy(self._row(index).copy()) for index in indices])
         self._read_ahead(max(indices) + 1, len(indices))
         return images

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_vlm.datasets.base import Source
+from robustbench_vlm.datasets.base import FileSource, Source
+from robustbench_vlm.training.file_digests import content_digest
 
 Read = Callable[[Sequence[int]], Tensor]
 """Type of a function from B indices to images, uint8 (B, 3, H, W)."""
@@ -48,8 +49,13 @@ class TrainingImages:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A sha256 of the names and labels."""
+        """A sha256 of the names and labels, and of the contents of the files if the images are files of the user.
+
+        The images of other sources follow from the revision of their dataset.
+        """
         text = "\n".join(f"{label} {name}" for label, name in zip(self.labels.tolist(), self.ids, strict=True))
+        if isinstance(self.source, FileSource):
+            text += f"\n{content_digest(self.source.path, self.indices)}"
         return hashlib.sha256(text.encode()).hexdigest()
 
     @functools.cached_property

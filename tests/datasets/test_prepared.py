@@ -138,7 +138,7 @@ def test_unreadable_image_raises_when_it_is_read(tmp_path: Path) -> None:
     source = PreparedSource(str(prepare("made-up", pictures, SMALL, None, tmp_path)))
     place = source.ids.index("test/00004.png")
     assert [digest == "" for digest in source.digests(range(12))].count(True) == 2
-    with pytest.raises(UnreadableImage, match=r"cannot read test/00004.png.*--skip-unreadable"):
+    with pytest.raises(UnreadableImage, match=r"cannot read test/00004.png.*; repair or remove the file$"):
         source.read([place])
     assert len(source.read([n for n, digest in enumerate(source.digests(range(12))) if digest])) == 10
 

@@ -110,7 +110,7 @@ def test_error_names_a_damaged_image(kind: str, tmp_path: Path) -> None:
     with pytest.raises(UnreadableImage, match=r"cannot read the image .*2750/Forest/Forest_7\.jpg: ") as caught:
         pictures.image(pictures.ids.index("Forest/Forest_7.jpg"))
     # The advice is added once, when the prepared image is read.
-    assert "--skip-unreadable" not in str(caught.value)
+    assert "repair" not in str(caught.value)
 
 
 def test_file_name_that_is_not_utf8_is_an_error(tmp_path: Path) -> None:

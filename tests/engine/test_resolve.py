@@ -165,7 +165,7 @@ def image_folder(folder: Path, *, broken: bool = True) -> Path:
 
 def test_unreadable_images_raise_user_error_or_are_counted(make_card: MakeCard, tmp_path: Path) -> None:
     folder = image_folder(tmp_path / "images")
-    with pytest.raises(UserError, match=r"day/4\.png.*--skip-unreadable"):
+    with pytest.raises(UserError, match=r"day/4\.png.*repair or remove the file$"):
         plan_of(make_card(), images=folder, datasets=())
     (cell,) = plan_of(make_card(), images=folder, datasets=(), skip_unreadable=True).cells
     assert cell.samples.unreadable == ("day/4.png",)

@@ -51,7 +51,7 @@ def test_resumed_pretraining_gives_equal_weights(tmp_path: Path) -> None:
 def test_a_folder_of_other_settings_is_refused_and_not_changed(change: dict[str, float], tmp_path: Path) -> None:
     path = pretrain_base("mini", tmp_path, ignore_progress, SMALL)
     before = {file.name: sha256_of(file) for file in tmp_path.iterdir()}
-    with pytest.raises(UserError, match="other settings: name another folder by --out"):
+    with pytest.raises(UserError, match="other settings or other images: give another folder by --out"):
         pretrain_base("mini", tmp_path, ignore_progress, dataclasses.replace(SMALL, **change))  # type: ignore[arg-type]
     assert {file.name: sha256_of(file) for file in tmp_path.iterdir()} == before
     # The interval of the checkpoints does not change the weights.

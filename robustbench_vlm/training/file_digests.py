@@ -1,0 +1,63 @@
+"""One digest of the contents of many image files, which is computed again only if a file changes."""
+
+import contextlib
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import cache_folder, sha256_of, write_text
+
+_THREADS = 8
+_CHUNK = 4096
+
+
+def content_digest(path_of: Callable[[int], Path], indices: Sequence[int]) -> str:
+    """Return a sha256 of the contents of the files at N indices, in their order. Names of files do not change it.
+
+    The cache folder keeps the digest together with the size and the times of every file, so that a second call reads no
+    file unless one has changed. Raises UserError for a file that cannot be read.
+    """
+    key = hashlib.sha256()
+    for part in _chunks(path_of, indices, _status):
+        key.update("".join(part).encode(errors="surrogateescape"))
+    cached = cache_folder() / "image_digests" / key.hexdigest()
+    # A cache that cannot be read or written only costs time.
+    with contextlib.suppress(OSError, UnicodeDecodeError):
+        if len(known := cached.read_text(encoding="utf-8")) == hashlib.sha256().digest_size * 2:
+            return known
+    found = hashlib.sha256()
+    for part in _chunks(path_of, indices, _sha256):
+        found.update("".join(part).encode())
+    with contextlib.suppress(UserError):
+        write_text(cached, found.hexdigest())
+    return found.hexdigest()
+
+
+def _chunks(
+    path_of: Callable[[int], Path], indices: Sequence[int], function: Callable[[Path], str]
+) -> Iterator[list[str]]:
+    with ThreadPoolExecutor(_THREADS, thread_name_prefix="image digests") as pool:
+        for start in range(0, len(indices), _CHUNK):
+            yield list(pool.map(lambda index: function(path_of(index)), indices[start : start + _CHUNK]))
+
+
+def _status(path: Path) -> str:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    # The time of the last change of the inode also changes if a program restores the time of the last modification.
+    return f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0"
+
+
+def _sha256(path: Path) -> str:
+    try:
+        return sha256_of(path)
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"cannot read the image {path}: {error.strerror}; repair or remove the file")
