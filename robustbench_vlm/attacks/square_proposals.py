@@ -123,8 +123,8 @@ PROPOSALS = {
 
 
 def _ranges(images: Tensor, side: Tensor, further: list[int]) -> Tensor:
-    # Returns an exclusive upper bound for each random integer, int64 (B, 2 + len(further)). The first two bounds are for
-    # the top and the left of the square. The rest are `further`, equal for all samples.
+    # Returns an exclusive upper bound for each random integer, int64 (B, 2 + len(further)). The first two bounds are
+    # for the top and the left of the square. The rest are `further`, equal for all samples.
     height, width = images.shape[2:]
     fixed = torch.tensor(further, dtype=torch.int64, device=side.device).expand(len(side), -1)
     return torch.cat([(height + 1 - side)[:, None], (width + 1 - side)[:, None], fixed], dim=1)

@@ -103,7 +103,8 @@ def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingI
     dataset = _dataset(request, track, published, model.architecture.image_size)
     images, held_out = _split(request, track, dataset, hold_out)
     schedule, changes = _with_short_warmup(schedule, request, len(images))
-    return Job(defense, schedule, model, dataset, images, threat.eps, request.seed, request.precision, changes), held_out
+    job = Job(defense, schedule, model, dataset, images, threat.eps, request.seed, request.precision, changes)
+    return job, held_out
 
 
 def _with_short_warmup(
