@@ -1,4 +1,4 @@
-"""The command `vlmbench check`: tests one registered value, such as a model or an attack, against its contracts."""
+"""The command `vlmbench check`: tests one registered object, such as a model or an attack, against its contracts."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 def check(kind: KindName, name: ValueName, track: TrackName = DEFAULT_TRACK, as_json: Json = False) -> int:
-    """Check the contracts of one value.
+    """Check one model, dataset, attack, defense or track against its contracts.
 
-    Exit code 1: a contract is broken. Values of plugins have the same contracts as those of the package.
+    Exit code 1: a contract is broken. The contracts are the same for the package and for plugins.
     """
     from robustbench_vlm.analysis import contracts
 
@@ -22,7 +22,7 @@ def check(kind: KindName, name: ValueName, track: TrackName = DEFAULT_TRACK, as_
 
 
 def report(checks: "Sequence[Contract | Check]", *, as_json: bool) -> int:
-    """Print the checks, one on each line, and return the exit code: 0 if all checks passed, else 1."""
+    """Print one line for each check, and return the exit code: 0 if all checks passed, else 1."""
     passed = all(each.passed for each in checks)
     document = {
         "passed": passed,

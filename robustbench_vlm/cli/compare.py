@@ -39,8 +39,8 @@ def compare(
 ) -> None:
     """Compare models sample by sample.
 
-    Uses the samples that all models have. Shows intervals, paired tests with a correction for their number, and the
-    possible ranks.
+    Uses the samples that all models have. Shows intervals, paired tests that are corrected for the number of tests, and
+    the possible ranks.
     """
     from robustbench_vlm.cli.render import comparison_tables
     from robustbench_vlm.comparison import plots

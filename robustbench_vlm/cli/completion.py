@@ -30,12 +30,12 @@ def models(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def kinds(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the kinds of values."""
+    """Return the names of the kinds, such as models and attacks."""
     return [f"{kind}s" for kind in BY_KIND]
 
 
 def of_kind(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of one kind. An argument of the command or the name of the command says which kind."""
+    """Return the names of one kind, which is an argument of the command or the name of the command."""
     kind = context.params.get("kind") or context.info_name or ""
     complete = BY_KIND.get(str(kind).removesuffix("s"))
     return complete(context, incomplete) if complete else []
@@ -44,7 +44,7 @@ def of_kind(context: typer.Context, incomplete: str) -> list[str]:
 def one_of(names: Callable[[], Iterable[str]]) -> Complete:
     """Return a completion function for the names that `names` returns."""
 
-    # typer passes the arguments according to the annotations.
+    # The annotations are needed, because typer chooses the arguments by them.
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         return list(names())
 
@@ -66,4 +66,5 @@ BY_OPTION: Mapping[str, Complete] = {
     "--format": one_of(lambda: ("table", "markdown", "latex", "csv", "html")),
     "--device": one_of(lambda: ("cpu", "cuda")),
 }
-"""Completions of the options that take a name. An option has the same meaning in every command."""
+"""Completion function of each option that takes a name. It depends only on the name of the option, not on the
+command."""

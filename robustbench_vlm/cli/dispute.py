@@ -21,8 +21,8 @@ def dispute(
 ) -> None:
     """Submit adversarial images against an entry.
 
-    Each image costs one forward pass. Each sample that an image within the radius breaks lowers the robust accuracy of
-    the entry.
+    Each image costs one forward pass. If an image within the radius breaks a sample that the entry reports as robust,
+    the entry's robust accuracy falls.
     """
     from robustbench_vlm.leaderboard.dispute import OUTCOMES
     from robustbench_vlm.leaderboard.dispute import dispute as judge
@@ -36,7 +36,7 @@ def dispute(
     if found.found:
         note(f"wrote {entry} and {found.write(entry)}", quiet=as_json)
     fallen = f"the robust accuracy of the entry falls; its status is: {found.entry.status}"
-    result = fallen if found.found else "the entry does not change"
+    result = fallen if found.found else "the entry was not changed"
     counted = [f"images that {OUTCOMES[outcome]}: {count}" for outcome, count in found.counts.items() if count]
     document = {"status": found.entry.status, "images": dict(found.counts)}
     answer(document, lambda width: [Line(line) for line in (*counted, result)], as_json=as_json)

@@ -28,9 +28,9 @@ from robustbench_vlm.tracks import TRACKS
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of values, with the functions that list, load and summarise them.
+    """A kind of registered objects, such as models, with the functions that list, load and summarise them.
 
-    The functions get the name of a track. Only models depend on it.
+    `names` and `load` take the name of a track, on which only the models depend.
     """
 
     names: Callable[[str], Sequence[str]]
@@ -42,7 +42,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class _DefendedModel:
-    """A test-time defense in front of a model."""
+    """A model with a test-time defense in front of it."""
 
     name: str
     test_time_defense: TestTimeDefense
@@ -64,9 +64,9 @@ def check_is_protocol(word: str) -> None:
 
 
 def entries(kind: str, track: str) -> list[Entry]:
-    """Return every name of a kind with a summary.
+    """Return a list item for every name of a kind, with a summary of the named object.
 
-    If a value cannot be loaded, its entry has the error, and the other names are still listed.
+    If an object cannot be loaded, its list item has the error, and the other names are still listed.
     """
     found = KINDS[kind]
     listed = [_entry(found, name, track) for name in found.names(track)]
@@ -83,7 +83,7 @@ def document(kind: str, name: str, track: str) -> dict[str, Any]:
 
 
 def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """Return facts about a dataset that its fields do not contain in words."""
+    """Return the properties of a dataset that are not fields of it, or not in readable form."""
     if not dataset.published:
         return {"transform": "", "samples": len(dataset.open().ids), "chance": dataset.chance}
     published = PUBLISHED[dataset.published]

@@ -48,7 +48,8 @@ def main() -> None:
     The code is 0 for success, 1 for failed checks, 2 for a user's error, and 130 for Ctrl-C.
     """
     for stream in (sys.stdout, sys.stderr):
-        # Names may contain characters that the terminal's encoding lacks. They must not end a run.
+        # Names may contain characters that the terminal's encoding lacks. These are escaped, so that they do not stop a
+        # run.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     sys.exit(run_command(sys.argv[1:]))
 
@@ -94,7 +95,7 @@ def vlmbench(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
 ) -> None:
-    """Hold the options that come before a command."""
+    """Accept the options that come before the name of a command."""
 
 
 def _add(name: str, command: Callable[..., Any], *examples: str) -> None:

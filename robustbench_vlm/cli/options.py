@@ -24,7 +24,7 @@ _FIGURE_FORMATS = (".png", ".svg")
 
 
 def option(name: str, metavar: str, text: str) -> Any:
-    """Return an option for typer that takes a value."""
+    """Return a typer option that takes a value."""
     return typer.Option(name, metavar=metavar, help=text, autocompletion=completion.BY_OPTION.get(name))
 
 
@@ -50,8 +50,10 @@ _Eps = Annotated[
     option("--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255. Repeat for a grid."),
 ]
 Norm = Annotated[str, option("--norm", "NORM", "Norm, Linf or L2; the track's norm if not given.")]
-ProtocolName = Annotated[str, option("--protocol", "NAME", "Protocol; the track's first if not given.")]
-SampleCount = Annotated[str, option("--samples", "N|all", "Samples per dataset; the protocol's number if not given.")]
+ProtocolName = Annotated[str, option("--protocol", "NAME", "Protocol; the first protocol of the track if not given.")]
+SampleCount = Annotated[
+    str, option("--samples", "N|all", "Samples per dataset; if not given, the number that the protocol sets.")
+]
 _Images = Annotated[
     Path | None, option("--images", "DIR", "Your own images: one folder per class, named like the class.")
 ]
@@ -61,9 +63,12 @@ DataFolder = Annotated[
     option("--data", "DIR", "Folder of the published datasets; the environment variable VLMBENCH_DATA if not given."),
 ]
 _SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help=_SKIP)]
-Workers = Annotated[int, option("--workers", "N", "Number of processes; 0 starts one per core, or one per GPU.")]
+Workers = Annotated[
+    int, option("--workers", "N", "Number of processes; 0 starts one per GPU, or one per CPU core without a GPU.")
+]
 BatchSize = Annotated[
-    int, option("--batch-size", "N", "Samples that a process attacks at once; 0 chooses a number that fits the memory.")
+    int,
+    option("--batch-size", "N", "Samples that a process attacks together; 0 chooses a number that fits into memory."),
 ]
 Device = Annotated[str, option("--device", "NAME", "Device, cpu or cuda; if not given, cuda if a GPU is available.")]
 _Engine = Annotated[

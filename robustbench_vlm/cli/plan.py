@@ -37,7 +37,7 @@ def plan(request: "Request", as_json: Json = False) -> None:
 def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
     """Return a plan's cells with the expected cost of each, and the totals.
 
-    Only the totals take account of results on disk.
+    The costs of single cells ignore results on disk. The totals take them into account.
     """
     rows = [
         {
@@ -124,7 +124,7 @@ def on_disk(plan: "Plan") -> int:
 
 
 def _left_out(plan: "Plan") -> str:
-    """Return a hint if a folder of images has more images than the protocol uses, else ""."""
+    """Return a hint if the user's folder has more images than the protocol uses, else ""."""
     cell = plan.cells[0]
     if plan.request.images is None:
         return ""

@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from robustbench_vlm.analysis.inspect_sample import Predicted, SampleUnderModel, SampleView
 
 _CELLS = 28
-"""Width of a class name in the figure, in terminal cells. The text output has the whole name."""
+"""Largest width of a class name in the figure, in terminal cells. Longer names are cut there, but not in the text
+output."""
 _RIGHT, _OTHER = "#8fc98f", "#d0d0d0"
 
 _Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset: see `vlmbench list datasets`.")]
@@ -90,21 +91,24 @@ def show_sample(
 
 
 def lines(found: "SampleView", out: Path, width: int) -> Iterator[Line]:
-    """Return each model's verdict, and its probabilities of the classes that are among the top in either image."""
+    """Return each model's verdict and class probabilities.
+
+    Only classes among the most probable ones for the clean or the adversarial image are listed, and the true class.
+    """
     yield from wrapped(f"{_about(found)}; probabilities in %", width)
     for each in found.models:
         yield Line("")
         yield from wrapped(f"{each.model}: {_verdict(each)}, perturbation {each.distance:.4f}", width, indent="  ")
         yield from table(list(_rows(found, each)), Columns((), "class", ("clean", "adversarial")), width)
     yield Line("")
-    yield from wrapped(f"{found.track}, protocol {found.protocol}, sample {found.position} of it", width, indent="  ")
+    yield from wrapped(f"{found.track}, protocol {found.protocol}, sample number {found.position}", width, indent="  ")
     yield from wrapped(f"figure in {out}, perturbations magnified {_factor(found)} times", width, indent="  ")
 
 
 def figure(found: "SampleView") -> "Figure":
     """Draw a row for each model: clean image, perturbation, adversarial image, and the top classes of both images.
 
-    In the perturbation, mid-grey means no change.
+    In the image of the perturbation, mid-grey means no change.
     """
     from matplotlib.figure import Figure
 

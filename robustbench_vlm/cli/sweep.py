@@ -38,7 +38,7 @@ def _sweep(
 ) -> None:
     """Train a defense with several settings.
 
-    Measures each setting on images of the fine-tuning set that no training uses, never on evaluation sets. Finished
+    Measures each setting on held-out images of the fine-tuning dataset, never on evaluation datasets. Finished
     trainings are not repeated.
     """
     from robustbench_vlm.core.files import save_figure
@@ -98,7 +98,7 @@ def document(sweep: "Sweep") -> dict[str, Any]:
 
 
 def lines(sweep: "Sweep", width: int) -> list[Line]:
-    """Return a row for each trial, the conditions of the measurement, and the chosen setting."""
+    """Return a row for each trained setting, the conditions of the measurement, and the chosen setting."""
     from robustbench_vlm.training.sweep import ATTACK
 
     columns = Columns((), "", (*sweep.trials[0].settings, "clean", "robust", "seconds"))

@@ -25,14 +25,19 @@ _DefenseName = Annotated[
         metavar="DEFENSE", help="Defense: see `vlmbench list defenses`.", autocompletion=completion.BY_KIND["defense"]
     ),
 ]
-_Eps = Annotated[str, option("--eps", "EPS", "Training radius, such as 2/255; the track's if not given.")]
-_Epochs = Annotated[
-    int | None, typer.Option("--epochs", metavar="N", min=1, help="Number of epochs; the schedule's if not given.")
+_Eps = Annotated[
+    str, option("--eps", "EPS", "Training radius, such as 2/255; the track's training radius if not given.")
 ]
-_NUM_IMAGES = "Number of training images; if not given, the track's number, or all in --images."
+_Epochs = Annotated[
+    int | None,
+    typer.Option(
+        "--epochs", metavar="N", min=1, help="Number of epochs; if not given, the number in the defense's schedule."
+    ),
+]
+_NUM_IMAGES = "Number of training images; if not given, the number that the track sets, or all images in --images."
 _NumImages = Annotated[int | None, typer.Option("--num-images", metavar="N", min=1, help=_NUM_IMAGES)]
 _Seed = Annotated[int, option("--seed", "N", "Seed of all random numbers.")]
-_SETTING = "Setting of the defense, or lr, batch_size, warmup, weight_decay, epochs, steps, inner_steps."
+_SETTING = "Setting of the defense, or one of lr, batch_size, warmup, weight_decay, epochs, steps and inner_steps."
 _Settings = Annotated[list[str] | None, option("--set", "NAME=NUMBER", _SETTING)]
 _IMAGES = "Folder of training images with one folder per class, like ImageNet."
 _Images = Annotated[Path | None, option("--images", "DIR", _IMAGES)]
@@ -40,12 +45,17 @@ _Base = Annotated[
     str, option("--base", "NAME", "Model to start from, a name or a card file; the track's base model if not given.")
 ]
 _Precision = Annotated[
-    str, option("--precision", "NAME", "Precision of the training pass, float32 or bfloat16; all else is float32.")
+    str,
+    option(
+        "--precision",
+        "NAME",
+        "Precision of the training pass, float32 or bfloat16; the inner attack and the loss are always float32.",
+    ),
 ]
 _SaveEvery = Annotated[
     int, typer.Option("--save-every", metavar="N", min=1, help="Number of steps between checkpoints.")
 ]
-_RESUME = "Resume from a checkpoint that must exist, or start again; if not given, resume if a checkpoint exists."
+_RESUME = "Resume from a checkpoint, or start from the beginning; if not given, resume if a checkpoint exists."
 _Resume = Annotated[bool | None, typer.Option("--resume/--no-resume", help=_RESUME)]
 
 
@@ -114,7 +124,7 @@ def numbers(settings: Sequence[str]) -> dict[str, float]:
 
 
 def runtime_of(folder: Path, device: str, save_every: int) -> "Runtime":
-    """Return the folder and the processes of a training."""
+    """Return the runtime of a training: its folder, its processes, and the number of steps between checkpoints."""
     from robustbench_vlm.training.distributed import Processes
     from robustbench_vlm.training.finetune import Runtime
 
@@ -123,7 +133,7 @@ def runtime_of(folder: Path, device: str, save_every: int) -> "Runtime":
 
 @contextlib.contextmanager
 def training_progress(runtime: "Runtime", *, as_json: bool) -> Iterator[OnProgress]:
-    """Yield a function that shows progress. Of several processes, only the main process shows it."""
+    """Yield a function that shows progress. If there are several processes, only the main process shows progress."""
     if not runtime.processes.is_main:
         yield ignore_progress
         return

@@ -89,7 +89,7 @@ transfer = with_options_of(request_of, _transfer)
 
 
 def lines(found: "Transfer", width: int) -> Iterator[Line]:
-    """Return the matrix and each model's own numbers, or a row for each number if the tables do not fit the width."""
+    """Return the matrix and each model's accuracies, or a row for each accuracy if the tables do not fit the width."""
     from rich.cells import cell_len
 
     sets = f"{len(found.datasets)} dataset{'s' if len(found.datasets) > 1 else ''}"
@@ -162,11 +162,13 @@ def _long(found: "Transfer") -> Iterator[Row]:
 
 def _footer(found: "Transfer", *, matrix: bool) -> Iterator[str]:
     if matrix:
-        yield "columns: the number of the model that classifies the images; the diagonal is its robust accuracy"
+        yield "columns: the model that classifies the images, by its number in the rows; diagonal: its robust accuracy"
         yield "in brackets: 95 % intervals"
-    yield "images of a model: the adversarial image; the clean image if the model misclassifies it; the image with the"
-    " smallest margin if no image breaks the sample"
-    yield "all images: the share of samples that a model classifies correctly in the images of all models"
+    yield (
+        "images of a model: the adversarial image; the clean image if the model misclassifies it; the image with the"
+        " smallest margin if no image breaks the sample"
+    )
+    yield "all images: the share of samples for which the images of all models are classified correctly"
     yield f"{found.track}, protocol {found.protocol}, {duration(found.seconds)}"
 
 

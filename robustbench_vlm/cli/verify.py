@@ -17,18 +17,22 @@ if TYPE_CHECKING:
 
 _Samples = Annotated[
     int,
-    option("--samples", "N", "Number of verdicts to compute again in each part: the standard attack, and the rest."),
+    option(
+        "--samples",
+        "N",
+        "Number of verdicts to compute again for the standard attack, and the number for the other attacks and radii.",
+    ),
 ]
 _Full = Annotated[bool, typer.Option("--full", help="Compute every verdict of the entry again.")]
 _Check = Annotated[bool, typer.Option("--check", help="Check only digests, ids and numbers; attack nothing.")]
-_SINCE = "With --check: the entry before the change, whose history and counterexamples must be kept."
+_SINCE = "With --check: the earlier version of the entry, whose history and counterexamples must be kept."
 _Since = Annotated[Path | None, option("--since", "FILE", _SINCE)]
 _Seed = Annotated[int | None, option("--seed", "N", "Seed of an earlier verification, to draw the same samples.")]
 
 _CONFIDENCE = " (95 % confidence, exact binomial bound)"
 _PARTS = {"ranked": "the verdicts that the rank depends on", "others": "other attacks and radii"}
 SHOWN = 10
-"""Largest number of disagreements that are listed."""
+"""Largest number of listed samples whose stored and recomputed verdicts differ."""
 
 
 def verify(
@@ -122,7 +126,7 @@ def _lines(found: "Verification", *, full: bool) -> list[Line]:
         lines += [
             Line(f"{_PARTS[part.name]}: {part.verdicts} verdicts computed again"),
             Line(f"  {part.wrong} verdicts differ; {part.too_high} of them are robust in the records and broken here"),
-            Line(f"  at most {100 * part.bound:.1f} % of these are wrong{'' if full else _CONFIDENCE}"),
+            Line(f"  at most {100 * part.bound:.1f} % of all its verdicts are wrong{'' if full else _CONFIDENCE}"),
         ]
     if found.parts and not full:
         lines.append(Line(f"samples drawn with the seed {found.seed}"))

@@ -37,9 +37,9 @@ def check_format(name: str) -> None:
 
 
 def show(found: Comparison, format: str, out: Path | None, *, as_json: bool) -> None:
-    """Print a comparison in a format, or write it to the file `out`.
+    """Print a comparison in the given format, or write it to the file `out`.
 
-    With `as_json`, the JSON document is printed in addition to the file, or in place of the text.
+    With `as_json`, a JSON document is printed: after writing the file, or instead of the text if `out` is None.
     """
     if out is not None:
         write_text(out, _text(found, format))
@@ -106,7 +106,7 @@ def _set_rows(found: Comparison) -> Iterator[Row]:
 
 
 def _close(text: str) -> str:
-    """Return text without the spaces that align the digits of a column."""
+    """Return a table field without the spaces that align the digits of its column."""
     return re.sub(r" +(?=[ ,]|$)", "", text)
 
 

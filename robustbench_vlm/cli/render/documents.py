@@ -11,7 +11,7 @@ from robustbench_vlm.cli.render.text_table import wrapped
 from robustbench_vlm.core.text import terminal_text
 
 _WORDS = 40
-"""Largest number of characters of a list item that shares its line with other items."""
+"""Largest number of characters of a list item that may be on one line with other items."""
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from rich.text import Text
 from robustbench_vlm.core.text import terminal_text
 
 _UNLIMITED = 10_000
-"""Width of a line in a pipe or a file."""
+"""Width, in columns, of a line that is written to a pipe or a file."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.protocols.describe import FIELDS
 
 _COMPARED = ("autoattack", "cw", "fgsm", "pgd-20", "pgd-100")
-"""The attacks that most papers report. Two protocols are compared by the stages that they give these attacks."""
+"""Attacks that most papers report. `differences` compares the stages of these attacks in the two protocols."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def protocol_document(name: str) -> dict[str, Any]:
 
 
 def twins(dataset: Dataset) -> list[str]:
-    """Return class names that several classes share, or that CLIP tokenizes to the same tokens: "X-ray / x - ray"."""
+    """Return groups of class names that are equal or give equal CLIP tokens, such as "X-ray / x - ray"."""
     groups = ({dataset.classes[number] for number in group} for group in texts_with_equal_tokens(dataset.classes))
     return sorted(" / ".join(sorted(names)) for names in groups)
 
@@ -90,7 +90,7 @@ def difference_lines(first: str, second: str, found: Sequence[Difference], width
 
 
 def _datasets(protocol: Protocol) -> dict[str, Dataset]:
-    """Return the published datasets that have prompts in the protocol, with these prompts."""
+    """Return the published datasets for which the protocol has prompts, with these prompts."""
     found = {}
     for name in PUBLISHED if protocol.prompt_source else ():
         with contextlib.suppress(UserError):

@@ -18,7 +18,7 @@ Row = Mapping[str, str]
 class Columns:
     """The columns of a table.
 
-    If the width is too small, the groups of columns move out of the table one after the other.
+    If the width is too small, columns move out of the table: first each of `groups`, then `name`.
     """
 
     groups: tuple[str, ...]
