@@ -33,7 +33,7 @@ _COUNTING = ("JSMA", "OnePixel", "Pixle", "SparseFool")
 def attack_class(name: str) -> type:
     """Return the attack class of torchattacks that is called `name`.
 
-    Raises UserError if the library is not installed or has no such attack, or if the constructor of the attack requires
+    Raises UserError if the library is not installed or lacks this attack, or if the constructor of the attack requires
     arguments in addition to the model.
     """
     library = _library()

@@ -64,12 +64,12 @@ def train_defense(
     Only the main process writes the card; the other processes return None. If `resume` is True, the training continues
     from the checkpoint in the folder. If it is False, the training starts from the beginning. If it is None, the
     training continues if the folder has a checkpoint. Raises UserError for unknown names and settings, and if `resume`
-    is True and the folder has no checkpoint.
+    is True and the folder lacks a checkpoint.
     """
     checkpoint = runtime.folder / "checkpoint.pt"
     if resume and not checkpoint.exists():
         raise UserError(
-            f"there is no checkpoint to resume in {runtime.folder}: train without --resume, or name its folder by --out"
+            f"found no checkpoint to resume in {runtime.folder}: train without --resume, or give its folder by --out"
         )
     with explained(runtime.folder):
         runtime.folder.mkdir(parents=True, exist_ok=True)

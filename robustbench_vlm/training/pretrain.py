@@ -62,7 +62,7 @@ class PretrainingSettings:
     batch_size: int = 192
     lr: float = 2e-3
     weight_decay: float = 0.05
-    """The weight decay of matrices. Other parameters have no weight decay."""
+    """The weight decay of matrices. That of other parameters is 0."""
     warmup: int = 200
     seed: int = 0
     save_every: int = 200
@@ -156,7 +156,7 @@ def card_training(settings: PretrainingSettings) -> dict[str, Any]:
 
 
 def _released(track: Track) -> str:
-    """Return open_clip's name for the base model of a track, or "" if open_clip has no weights for that model."""
+    """Return open_clip's name for the base model of a track, or "" if open_clip lacks weights for that model."""
     is_known = not isinstance(parse_reference(track.base).model, ModelName) or track.base in card_names(track.name)
     card = find_card(track.base, track.name) if is_known else None
     return f"{card.architecture}/{card.pretrained}" if card and card.pretrained else ""
@@ -208,7 +208,7 @@ def draw_scenes(settings: PretrainingSettings, folder: Path) -> CaptionedScenes:
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor, is_true: Tensor) -> Tensor:
-    """Return the symmetric InfoNCE loss of a batch, float32 (). A caption is no negative of an image that it describes.
+    """Return the symmetric InfoNCE loss of a batch, float32 (). A caption is not a negative of an image it describes.
 
     Image and text features are float32 (B, D) of norm 1, and `scale` is float32 (). `is_true` is bool (B, B);
     `is_true[i, j]` is True if caption j is true for image i.
