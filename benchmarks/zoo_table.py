@@ -11,7 +11,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from robustbench_vlm.core.records import mean_interval
+from robustbench_vlm.core import numbers
+from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.core.threat import parse_eps
 from robustbench_vlm.tracks import TRACKS
 
@@ -44,15 +45,16 @@ def _mean(scores: list[dict[str, Any]]) -> dict[str, Any]:
     counts, found = [score["n"] for score in scores], {}
     for name in ("clean", "robust"):
         shares = [score[name] for score in scores]
-        found |= {name: sum(shares) / len(shares), f"{name}_interval": mean_interval(shares, counts)}
+        mean = Accuracy.mean([Accuracy(share, share, share, n) for share, n in zip(shares, counts, strict=True)])
+        found |= {name: mean.value, f"{name}_interval": (mean.low, mean.high)}
     return found
 
 
 def percent(share: float, interval: tuple[float, float] | None = None) -> str:
     """Return a share in %, with its interval if one is given."""
     if interval is None:
-        return f"{100 * share:.1f}"
-    return f"{100 * share:.1f} ({100 * interval[0]:.1f}-{100 * interval[1]:.1f})"
+        return numbers.percent(share)
+    return f"{numbers.percent(share)} ({numbers.percent_interval(*interval)})"
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:

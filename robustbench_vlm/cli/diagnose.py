@@ -9,6 +9,7 @@ from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, option, with_option
 from robustbench_vlm.cli.render.output import Line, answer, duration, note
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
+from robustbench_vlm.core.numbers import decimals, percent
 from robustbench_vlm.core.text import plot_text
 
 if TYPE_CHECKING:
@@ -117,10 +118,10 @@ def _row(each: "Diagnosis") -> Row:
     return {
         "model": each.model,
         "eps": each.eps,
-        "accuracy": f"{100 * each.accuracy:.1f}",
-        "modality gap": f"{each.modality_gap:.3f}",
+        "accuracy": percent(each.accuracy),
+        "modality gap": decimals(each.modality_gap, 3),
         "gradient norm": f"{each.gradient_norm:.3g}",
-        "effective rank": f"{each.effective_rank:.1f}",
+        "effective rank": decimals(each.effective_rank, 1),
     }
 
 

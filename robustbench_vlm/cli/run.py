@@ -8,6 +8,7 @@ from robustbench_vlm.cli.plan import totals
 from robustbench_vlm.cli.render.output import Line, answer, duration, note
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
+from robustbench_vlm.core.numbers import percent, percent_interval
 
 if TYPE_CHECKING:
     from robustbench_vlm.core.records import Score
@@ -68,9 +69,9 @@ def _score_row(found: "ScoreTable", score: "Score") -> Row:
         "dataset": score.dataset,
         "classes": str(score.classes),
         "n": str(score.n),
-        "clean": _percent(score.clean),
-        "robust": _percent(score.robust),
-        "95 % interval": _interval(score.robust_interval),
+        "clean": percent(score.clean),
+        "robust": percent(score.robust),
+        "95 % interval": percent_interval(*score.robust_interval),
         "warnings": " ".join(score.warnings),
     }
 
@@ -81,9 +82,9 @@ def _mean_rows(found: "ScoreTable") -> list[Row]:
         {
             **_group(found),
             "dataset": name,
-            "clean": _percent(mean.clean),
-            "robust": _percent(mean.robust),
-            "95 % interval": _interval(mean.robust_interval),
+            "clean": percent(mean.clean),
+            "robust": percent(mean.robust),
+            "95 % interval": percent_interval(*mean.robust_interval),
         }
         for name, mean in means.items()
         if mean is not None
@@ -107,11 +108,3 @@ def _footer(result: "RunResult") -> Iterable[str]:
     yield f"{duration(result.seconds)}, {result.passes:,} forward and backward passes"
     yield f"records in {', '.join(dict.fromkeys(str(each.folder) for each in result.tables))}"
     yield from (f"note: {warning}" for warning in result.warnings)
-
-
-def _interval(bounds: tuple[float, float]) -> str:
-    return "-".join(map(_percent, bounds))
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f}"

@@ -11,6 +11,7 @@ from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, option
 from robustbench_vlm.cli.render.output import Line, answer, note
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
+from robustbench_vlm.core.numbers import decimals, percent
 from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.core.text import terminal_text
 
@@ -98,7 +99,9 @@ def lines(found: "SampleView", out: Path, width: int) -> Iterator[Line]:
     yield from wrapped(f"{_about(found)}; probabilities in %", width)
     for each in found.models:
         yield Line("")
-        yield from wrapped(f"{each.model}: {_verdict(each)}, perturbation {each.distance:.4f}", width, indent="  ")
+        yield from wrapped(
+            f"{each.model}: {_verdict(each)}, perturbation {decimals(each.distance, 4)}", width, indent="  "
+        )
         yield from table(list(_rows(found, each)), Columns((), "class", ("clean", "adversarial")), width)
     yield Line("")
     yield from wrapped(f"{found.track}, protocol {found.protocol}, sample number {found.position}", width, indent="  ")
@@ -144,7 +147,7 @@ def _draw_bars(axes: "Axes", predicted: "Sequence[Predicted]", label: str) -> No
         weight = "bold" if each.name == label else "normal"
         about: dict[str, Any] = {"va": "center", "fontsize": 9, "weight": weight, "clip_on": True, "in_layout": False}
         axes.text(1, place, f"✓ {short}" if each.name == label else short, parse_math=False, **about)
-        axes.text(99, place, f"{100 * each.probability:.1f}", ha="right", **about)
+        axes.text(99, place, percent(each.probability), ha="right", **about)
     axes.set(xlim=(0, 100), ylim=(TOP - 0.5, -0.5), xticks=[], yticks=[])
 
 
@@ -155,7 +158,7 @@ def _rows(found: "SampleView", each: "SampleUnderModel") -> Iterator[Row]:
     after = {one.name: one.probability for one in each.adversarial}
     for one in each.clean:
         if one.name in leading:
-            numbers = {"clean": f"{100 * one.probability:.1f}", "adversarial": f"{100 * after[one.name]:.1f}"}
+            numbers = {"clean": percent(one.probability), "adversarial": percent(after[one.name])}
             yield {"class": f"{one.name} (right)" if one.name == found.label else one.name, **numbers}
 
 

@@ -10,6 +10,7 @@ from robustbench_vlm.cli.render.output import Line, answer
 from robustbench_vlm.cli.render.text_table import Columns, table, wrapped
 from robustbench_vlm.cli.train import ModelFolder, runtime_of, training_progress, training_request
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.numbers import percent
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -158,4 +159,4 @@ def _radius(job: "Job") -> str:
 
 
 def _percent(accuracy: float | None) -> str:
-    return "-" if accuracy is None else f"{100 * accuracy:.1f}"
+    return "-" if accuracy is None else percent(accuracy)

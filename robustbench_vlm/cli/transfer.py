@@ -9,13 +9,13 @@ from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, option, with_option
 from robustbench_vlm.cli.render.output import Line, answer, duration, note
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
+from robustbench_vlm.core.numbers import percent, percent_interval
 from robustbench_vlm.core.text import terminal_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from robustbench_vlm.analysis.transfer import Transfer
-    from robustbench_vlm.core.records import Accuracy
     from robustbench_vlm.engine.request import Request
 
 _MODEL = "Model: a name, a card file or open_clip:ARCH/TAG; all bundled models if not given. Repeat for more."
@@ -127,7 +127,7 @@ def heat_map(found: "Transfer") -> "Figure":
     for row, values in enumerate(shares):
         for column, share in enumerate(values):
             ink = "black" if share.value > 0.5 else "white"
-            axes.text(column, row, f"{100 * share.value:.1f}", ha="center", va="center", color=ink, fontsize=9)
+            axes.text(column, row, percent(share.value), ha="center", va="center", color=ink, fontsize=9)
     axes.axhline(len(names) - 0.5, color="white", linewidth=3)
     # matplotlib would read text between two dollar signs as a formula.
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
@@ -140,14 +140,16 @@ def heat_map(found: "Transfer") -> "Figure":
 def _matrix(found: "Transfer") -> Iterator[Row]:
     for number, source in enumerate(found.targets, start=1):
         shares = {str(n): target.mean.under[source.model] for n, target in enumerate(found.targets, start=1)}
-        yield {"images of": f"{number} {source.model}", **{key: _percent(share) for key, share in shares.items()}}
+        yield {"images of": f"{number} {source.model}", **{key: percent(share.value) for key, share in shares.items()}}
 
 
 def _own(found: "Transfer") -> Iterator[Row]:
     for number, target in enumerate(found.targets, start=1):
         mean = target.mean
         shares = {"clean": mean.clean, "own images": mean.robust, "all images": mean.worst}
-        cells = {key: f"{_percent(share)} ({_interval(share)})" for key, share in shares.items()}
+        cells = {
+            key: f"{percent(share.value)} ({percent_interval(share.low, share.high)})" for key, share in shares.items()
+        }
         yield {"model": f"{number} {target.model}", **cells}
 
 
@@ -156,7 +158,7 @@ def _long(found: "Transfer") -> Iterator[Row]:
         mean = target.mean
         own = {source if source != target.model else "itself": share for source, share in mean.under.items()}
         for name, share in {"none: clean": mean.clean, **own, "all": mean.worst}.items():
-            numbers = {"accuracy": _percent(share), "95 % interval": _interval(share)}
+            numbers = {"accuracy": percent(share.value), "95 % interval": percent_interval(share.low, share.high)}
             yield {"model": target.model, "images of": name, **numbers}
 
 
@@ -170,11 +172,3 @@ def _footer(found: "Transfer", *, matrix: bool) -> Iterator[str]:
     )
     yield "all images: the share of samples for which the images of all models are classified correctly"
     yield f"{found.track}, protocol {found.protocol}, {duration(found.seconds)}"
-
-
-def _percent(share: "Accuracy") -> str:
-    return f"{100 * share.value:.1f}"
-
-
-def _interval(share: "Accuracy") -> str:
-    return f"{100 * share.low:.1f}-{100 * share.high:.1f}"

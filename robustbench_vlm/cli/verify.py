@@ -11,6 +11,7 @@ from robustbench_vlm.cli.render.output import Line, answer, note
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.submit import ModelReference, today
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.numbers import percent
 
 if TYPE_CHECKING:
     from robustbench_vlm.leaderboard.verify import Verification
@@ -126,7 +127,7 @@ def _lines(found: "Verification", *, full: bool) -> list[Line]:
         lines += [
             Line(f"{_PARTS[part.name]}: {part.verdicts} verdicts computed again"),
             Line(f"  {part.wrong} verdicts differ; {part.too_high} of them are robust in the records and broken here"),
-            Line(f"  at most {100 * part.bound:.1f} % of all its verdicts are wrong{'' if full else _CONFIDENCE}"),
+            Line(f"  at most {percent(part.bound)} % of all its verdicts are wrong{'' if full else _CONFIDENCE}"),
         ]
     if found.parts and not full:
         lines.append(Line(f"samples drawn with the seed {found.seed}"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from robustbench_vlm.comparison.compare import Comparison
 from robustbench_vlm.comparison.tables import MEAN
 from robustbench_vlm.core.files import save_figure
+from robustbench_vlm.core.numbers import percent
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.core.text import plot_text
 
@@ -87,7 +88,7 @@ def heatmap(found: Comparison, path: Path) -> None:
     for row, line in enumerate(values):
         for column, value in enumerate(line):
             colour = "white" if value > _DARK else "black"
-            axes.text(column, row, f"{100 * value:.0f}", ha="center", va="center", color=colour)
+            axes.text(column, row, percent(value), ha="center", va="center", color=colour, fontsize=9)
     axes.axvline(len(names) - 1.5, color="black")
     axes.set_title(f"{_title(found)}: robust accuracy, %, {_threat(found)}")
     figure.colorbar(image, ax=axes)

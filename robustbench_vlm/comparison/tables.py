@@ -5,6 +5,7 @@ from collections.abc import Iterable, Sequence
 from robustbench_vlm.comparison.compare import MEASURES, ROBUST, Comparison, ModelPair
 from robustbench_vlm.comparison.export import Field, Report, Sheet
 from robustbench_vlm.comparison.statistics import ALPHA
+from robustbench_vlm.core.numbers import decimals, percent, percent_interval, percentage_points
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.engine.warnings import explain
 
@@ -108,8 +109,8 @@ def differences(found: Comparison, measure: str) -> Sheet:
     rows = (
         (
             Field(f"{pair.first} - {pair.second}"),
-            Field(_points(pair.difference), pair.p_holm <= ALPHA),
-            Field(f"{_points(pair.low)} to {_points(pair.high):>5}"),
+            Field(percentage_points(pair.difference), pair.p_holm <= ALPHA),
+            Field(f"{percentage_points(pair.low)} to {percentage_points(pair.high):>5}"),
             Field(p_value(pair.p_holm)),
             Field(" : ".join(str(len(names)) for names in significant_datasets(pair))),
         )
@@ -153,7 +154,7 @@ def curves(found: Comparison) -> Sheet:
     ordered = sorted(radii, key=radii.__getitem__)
     rows = []
     for model in found.models:
-        points = {point.eps: Field(f"{100 * point.robust.value:.1f}") for point in model.curve}
+        points = {point.eps: Field(percent(point.robust.value)) for point in model.curve}
         rows.append((Field(model.name), *(points.get(eps, Field("")) for eps in ordered)))
     return Sheet(f"Mean robust accuracy by {found.norm} radius", ("model", *ordered), tuple(rows))
 
@@ -186,17 +187,14 @@ def label(found: Comparison, dataset: str) -> str:
 
 
 def shown(accuracy: Accuracy) -> str:
-    """Return an accuracy with its interval in %.
-
-    The interval is padded with spaces so that the values of a column are aligned.
-    """
-    interval = f"({100 * accuracy.low:.1f}-{100 * accuracy.high:.1f})"
-    return f"{100 * accuracy.value:.1f} {interval:>11}"
+    """Return an accuracy with its interval in %. The interval is padded so that a column is aligned."""
+    interval = f"({percent_interval(accuracy.low, accuracy.high)})"
+    return f"{percent(accuracy.value)} {interval:>11}"
 
 
 def p_value(p: float) -> str:
     """Return a p value as text, "< 0.001" or with 3 digits."""
-    return "< 0.001" if p < 0.001 else f"{p:.3f}"
+    return "< 0.001" if p < 0.001 else decimals(p, 3)
 
 
 def significant_datasets(pair: ModelPair) -> tuple[Sequence[str], Sequence[str]]:
@@ -204,12 +202,6 @@ def significant_datasets(pair: ModelPair) -> tuple[Sequence[str], Sequence[str]]
     differing = {name: test for name, test in pair.datasets.items() if test.p_holm <= ALPHA}
     better = [name for name, test in differing.items() if test.only_first > test.only_second]
     return better, [name for name in differing if name not in better]
-
-
-def _points(difference: float) -> str:
-    """Return a difference of accuracies in percentage points, with its sign."""
-    # Adding 0 turns -0.0 into 0.0.
-    return f"{round(100 * difference, 1) + 0.0:+.1f}"
 
 
 def _of(found: Comparison, measure: str) -> Iterable[ModelPair]:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 
 CLEAN = "clean"
 """The value of `SampleResult.broken_by` for a sample that the model misclassifies without an attack."""
@@ -61,7 +62,9 @@ class Accuracy:
         The `n` of the result is the total number of samples.
         """
         values, counts = [each.value for each in accuracies], [each.n for each in accuracies]
-        return cls(sum(values) / len(values), *mean_interval(values, counts), sum(counts))
+        # The mean is computed from fractions, so that equal means are equal floats in any order of the datasets.
+        mean = float(sum(map(_exact, values, counts)) / len(values))
+        return cls(mean, *mean_interval(values, counts), sum(counts))
 
     def columns(self, name: str) -> dict[str, float]:
         """Return this accuracy as three table columns: `name`, `name_low` and `name_high`."""
@@ -112,6 +115,12 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
     interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
     return float(interval.low), float(interval.high)
+
+
+def _exact(share: float, n: int) -> Fraction:
+    """Return the fraction of `n` samples that an accuracy stands for."""
+    fraction = Fraction(round(share * n), n)
+    return fraction if math.isclose(fraction, share, rel_tol=0, abs_tol=1e-12) else Fraction(share)
 
 
 def mean_interval(shares: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:

@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import dataclass
+from decimal import Decimal
 from fractions import Fraction
 
 from robustbench_vlm.core.errors import UserError
@@ -38,14 +39,15 @@ class Threat:
 
     @property
     def eps_text(self) -> str:
-        """The radius as text that `parse_eps` reads back exactly.
+        """The radius as text that `parse_eps` reads back exactly. All tables, plots and pages print this text.
 
-        A Linf radius is written in pixel steps, such as "4/255" or "2.5/255", if that is exact.
+        A Linf radius is written over 255, such as "4/255" or "15.9375/255". A radius that is no decimal over 255, such
+        as 1/7, and an L2 radius are written as a fraction.
         """
-        hundredths = self.eps * 25500
-        if self.norm != "Linf" or hundredths.denominator != 1:
-            return str(self.eps)
-        return f"{float(hundredths) / 100:.7g}/255"
+        steps = 255 * self.eps
+        decimal = Decimal(steps.numerator) / Decimal(steps.denominator)
+        is_exact = Fraction(decimal) == steps
+        return f"{decimal:f}/255" if self.norm == "Linf" and is_exact else str(self.eps)
 
 
 def parse_eps(text: str) -> Fraction:

@@ -74,11 +74,16 @@ def dispute(
     """
     submitted, _ = read_images(images)
     if submitted.track != entry.track:
-        raise UserError(f"{images} is of the track {submitted.track!r}, but the entry is of the track {entry.track!r}")
+        raise UserError(
+            f"{images} has images of the track {submitted.track!r}, but the entry is on the track {entry.track!r}:"
+            " give a file of the same track"
+        )
     evidence = read_entry_records(entry, folder)
     concerned = [each for each in evidence if each.score.dataset in {name for name, _ in submitted.samples}]
     if not concerned:
-        raise UserError(f"{images} contains no sample from any dataset in the entry for {entry.model!r}")
+        raise UserError(
+            f"{images} has no sample of a dataset of the entry of {entry.model!r}: give images of the entry's datasets"
+        )
     plan, numbers = rebuild(concerned, model or reference_of(entry), data=data)
     judge_image = _ImageJudge(
         concerned, [plan.cells[number] for number in numbers], entry, plan.request.resources.device

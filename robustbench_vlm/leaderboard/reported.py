@@ -9,6 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.numbers import percent
 from robustbench_vlm.core.threat import parse_eps
 from robustbench_vlm.leaderboard.board import ReportedNumber
 
@@ -75,7 +76,7 @@ def _warnings(row: Mapping[str, str], under_pgd: float | None) -> Iterable[str]:
         and under_pgd is not None
         and robust > under_pgd + _ROUNDED + 1e-9
     ):
-        yield f"higher than the same paper's PGD, {100 * under_pgd:.2f} %: the stronger attack breaks fewer samples"
+        yield f"higher than the same paper's PGD, {percent(under_pgd, 2)} %: the stronger attack breaks fewer samples"
 
 
 def _under_pgd(rows: Sequence[Mapping[str, str]]) -> dict[_Columns, float]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
+from robustbench_vlm.core.numbers import percent
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell_records import CellRecords, manifests, read_run
 from robustbench_vlm.engine.manifest import read_manifest
@@ -214,6 +215,6 @@ def _pull_request(entry: Entry, evidence: Sequence[CellRecords], track: Track, r
         mean = mean_of([each.score for each in some])
         assert mean is not None, "a group has a score"
         count = sum(each.score.n for each in some)
-        lines.append(f"| {attack} | {eps} | {100 * mean.clean:.1f} | {100 * mean.robust:.1f} | {count} |")
+        lines.append(f"| {attack} | {eps} | {percent(mean.clean)} | {percent(mean.robust)} | {count} |")
     lines += ["", f"Check it with `vlmbench verify {path}`."]
     return "\n".join([*lines, *(f"To do: {remark}." for remark in remarks)]) + "\n"

@@ -61,19 +61,27 @@ def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     label = PROTOCOLS.load(track.leaderboard_protocol).label
     if entry.protocol.label != label:
         raise Unsound(
-            f"the board of {track.name!r} takes the protocol {label}, but the entry has {entry.protocol.label}"
+            f"the protocol of an entry on {track.name!r} must be {label}, got {entry.protocol.label}: run it with"
+            f" --protocol {track.board}"
         )
     if entry.card["name"] != str(parse_reference(entry.model).model):
-        raise Unsound(f"the card is of {entry.card['name']!r}, but the entry is of {entry.model!r}")
+        raise Unsound(
+            f"the name of the card must be that of the entry's model {entry.model!r}, got {entry.card['name']!r}:"
+            " submit the run again"
+        )
     if entry.records.file != records_name(entry.model):
-        raise Unsound(f"the records of {entry.model!r} must be {records_name(entry.model)}, not {entry.records.file}")
+        raise Unsound(
+            f"the records file of {entry.model!r} must be {records_name(entry.model)}, got {entry.records.file}:"
+            " rename the file"
+        )
     if entry.status != entry.history[-1].status:
         raise Unsound(
-            f"the status of the entry is {entry.status!r}, but its history ends in {entry.history[-1].status!r}"
+            f"the status of the entry is {entry.status!r}, but its history ends in {entry.history[-1].status!r}:"
+            " restore the status and the history that `vlmbench` wrote"
         )
     _check_dates(entry)
     if foreign := set(entry.datasets) - set(track.datasets):
-        raise Unsound(f"{min(foreign)!r} is not a dataset of the track {track.name!r}")
+        raise Unsound(f"{min(foreign)!r} is not a dataset of the track {track.name!r}: leave it out of the submission")
     try:
         parse_card(entry.card, f"the card of {entry.model!r}")
     except UserError as error:
@@ -95,20 +103,29 @@ def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
     _check_card(entry)
     protocol: Protocol = PROTOCOLS.load(TRACKS.load(entry.track).leaderboard_protocol)
     if not _is_equal(entry.protocol.identity, protocol.identity):
-        raise Unsound(f"the protocol {protocol.label} of the entry differs from this package's protocol of that name")
+        raise Unsound(
+            f"the protocol {protocol.label} of the entry differs from this package's protocol of that name:"
+            " run the model again with this version"
+        )
     is_test_time_defense = bool(checked_reference(entry.model).defense)
     for each in evidence:
         name, norm = each.score.attack, each.threat.norm
         stages = [stage.identity for stage in protocol.adapt_attack(load_attack(name), norm).stages]
         if not is_test_time_defense and not _is_equal(each.identity["attack"]["stages"], stages):
-            raise Unsound(f"the attack {name} of the entry differs from this package's attack of that name")
+            raise Unsound(
+                f"the attack {name} of the entry differs from this package's attack of that name: run it again with"
+                " this version"
+            )
         dataset: Dataset = protocol.adapt_dataset(DATASETS.load(each.score.dataset))
         if not _is_equal([each.identity["classes"], each.identity["prompts"]], [dataset.classes, dataset.prompts]):
-            raise Unsound(f"the classes or prompts of {dataset.name} in the entry differ from those of the protocol")
+            raise Unsound(
+                f"the classes or prompts of {dataset.name} differ from the protocol's: run the protocol again"
+            )
         codes = {warning.partition(":")[0] for warning in each.score.warnings}
         if protocol.samples is not None and each.score.n != protocol.samples and not codes & _LEFT_OUT:
             raise Unsound(
-                f"the entry has {dataset.name} with {each.score.n} samples, and the protocol takes {protocol.samples}"
+                f"{dataset.name} has {each.score.n} samples, but the protocol requires {protocol.samples}: run all of"
+                " them"
             )
 
 
@@ -122,7 +139,10 @@ def _check_card(entry: Entry) -> None:
     if bundled.has_weights and (
         other := [key for key, value in expected.items() if not _is_equal(entry.card.get(key), value)]
     ):
-        raise Unsound(f"the card of {name!r} differs from its card in the model zoo: {', '.join(other)}")
+        raise Unsound(
+            f"the card of {name!r} differs from its card in the model zoo in {', '.join(other)}: give another model"
+            " name, or restore the card"
+        )
 
 
 def check_continuation(entry: Entry, evidence: Sequence[CellRecords], earlier: Entry | None, folder: Path) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.numbers import percent, percent_interval
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.core.text import markdown_text
 from robustbench_vlm.leaderboard.board import Board, BoardRow
@@ -96,4 +97,4 @@ def _robust(row: BoardRow) -> str:
 
 
 def _shown(accuracy: Accuracy) -> str:
-    return f"{100 * accuracy.value:.1f} ({100 * accuracy.low:.1f}-{100 * accuracy.high:.1f})"
+    return f"{percent(accuracy.value)} ({percent_interval(accuracy.low, accuracy.high)})"

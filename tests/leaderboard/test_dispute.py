@@ -134,7 +134,7 @@ def test_images_outside_the_ball_or_of_no_sample_change_nothing(
 def test_files_of_other_tracks_and_datasets_are_refused(entry_path: Path, taught_card: Path, tmp_path: Path) -> None:
     image = torch.zeros(1, 3, 32, 32)
     write_images(AdversarialImages("zeroshot15", (("dtd", "a"),), image), tmp_path / "x")
-    with pytest.raises(UserError, match="is of the track 'zeroshot15'"):
+    with pytest.raises(UserError, match="has images of the track 'zeroshot15'"):
         disputed(entry_path, tmp_path / "x", taught_card)
     write_images(AdversarialImages("mini", (("shapes", "a"),), image), tmp_path / "y")
     with pytest.raises(UserError, match="no sample of a dataset of the entry"):

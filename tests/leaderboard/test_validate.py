@@ -89,7 +89,7 @@ def test_definitions_that_differ_from_this_package_are_refused(
     with pytest.raises(Unsound, match=message):
         check_definitions(entry, [other])
     fewer = dataclasses.replace(whole, score=dataclasses.replace(whole.score, n=199))
-    with pytest.raises(Unsound, match="199 samples, and the protocol takes 200"):
+    with pytest.raises(Unsound, match="199 samples, but the protocol requires 200"):
         check_definitions(read_entry(BOARD / "clip.json"), [fewer])
 
 
@@ -101,7 +101,7 @@ def test_a_card_that_differs_from_the_model_zoo_is_refused(key: str, value: obje
     entry = read_entry(BOARD / "clip.json")
     evidence = check_entry(entry, BOARD)
     check_definitions(_changed(entry, "card", "notes", "other words"), evidence)
-    with pytest.raises(Unsound, match=f"the card of 'clip' differs from its card in the model zoo: {key}"):
+    with pytest.raises(Unsound, match=f"the card of 'clip' differs from its card in the model zoo in {key}"):
         check_definitions(_changed(entry, "card", key, value), evidence)
 
 

@@ -131,7 +131,7 @@ def weaker_attack(evidence: CellRecords) -> CellRecords:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (dropped, "160 samples, and the protocol takes 200"),
+        (dropped, "160 samples, but the protocol requires 200"),
         (foreign, "do not have the protocol's samples"),
         (other_weights, "other weights"),
         (weaker_attack, "differs from this package's attack of that name"),
@@ -267,8 +267,8 @@ def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
         (lambda entry: entry["records"].update(sha256="0" * 64), "is not the one in the entry"),
         (lambda entry: entry["cells"].pop(), "rows or columns are not those"),
         (lambda entry: entry.update(status="verified"), "its history ends in 'claimed'"),
-        (lambda entry: entry["protocol"].update(label="mini-quick/1"), "takes the protocol mini/1"),
-        (lambda entry: entry["card"].update(name="agft"), "the card is of 'agft'"),
+        (lambda entry: entry["protocol"].update(label="mini-quick/1"), "must be mini/1, got mini-quick/1"),
+        (lambda entry: entry["card"].update(name="agft"), "must be that of the entry.s model .taught., got .agft."),
         (lambda entry: entry["datasets"].clear() or entry["datasets"].update(shapes=DATASET), "has no class names"),
     ],
 )

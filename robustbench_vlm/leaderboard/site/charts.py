@@ -7,6 +7,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from robustbench_vlm.core.numbers import percent
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.leaderboard.board import Board, BoardRow
 from robustbench_vlm.leaderboard.site.texts import shown
@@ -138,7 +139,7 @@ def _mark(row: BoardRow, series: int, across: Callable[[float], float], up: Call
     return ScatterPoint(
         *(series, row.model, across(clean.value), up(robust.value)),
         *(across(clean.low), across(clean.high), up(robust.high), up(robust.low)),
-        title=f"{row.model}: clean {100 * clean.value:.1f} %, robust {100 * robust.value:.1f} %",
+        title=f"{row.model}: clean {percent(clean.value)} %, robust {percent(robust.value)} %",
     )
 
 

@@ -9,9 +9,10 @@ import re
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
+from robustbench_vlm.core import numbers
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.core.text import bibtex_text, terminal_text
-from robustbench_vlm.core.threat import parse_eps
+from robustbench_vlm.core.threat import Threat, parse_eps
 
 _DASH = "\N{EN DASH}"
 _ARXIV = re.compile(r"https://arxiv\.org/abs/(\d{4}\.\d{4,5})(v\d+)?", re.ASCII)
@@ -51,17 +52,17 @@ def safe_link(address: str) -> str:
 
 def percent(share: float | None) -> str:
     """Return a share in [0, 1] as a percentage with one decimal, or a dash for None."""
-    return _DASH if share is None else f"{100 * share:.1f}"
+    return _DASH if share is None else numbers.percent(share)
 
 
 def interval(accuracy: Accuracy) -> str:
     """Return the ends of a 95 % interval in %."""
-    return f"{percent(accuracy.low)}{_DASH}{percent(accuracy.high)}"
+    return numbers.percent_interval(accuracy.low, accuracy.high, dash=_DASH)
 
 
 def radius(eps: str, norm: str) -> str:
-    """Return a radius as text: for Linf as a fraction of 255, such as "5/255" for "1/51"; for L2 unchanged."""
-    return f"{255 * float(parse_eps(eps)):.4g}/255" if norm == "Linf" else eps
+    """Return a radius such as "1/51" as all other outputs print it: over 255 for Linf, such as "5/255"."""
+    return Threat(norm, parse_eps(eps)).eps_text
 
 
 def signed(number: int) -> str:

@@ -1,0 +1,37 @@
+"""Format accuracies and their differences. All tables, plots, pages and messages use these functions.
+
+Numbers are rounded half away from zero by their decimal value. Python's own formatting rounds the binary value, and
+halves to even digits, so that 13/16 would become 81.2 % and 577/2000 would become 28.8 %.
+"""
+
+from decimal import ROUND_HALF_UP, Decimal
+
+_DIGITS = 12
+"""Number of decimals of a float that are kept before rounding. Further digits are errors of float arithmetic."""
+
+
+def percent(share: float, digits: int = 1) -> str:
+    """Return a share in [0, 1] in %, such as "81.3"; `digits` is the number of decimals."""
+    return _rounded(share, 100, digits)
+
+
+def percent_interval(low: float, high: float, digits: int = 1, *, dash: str = "-") -> str:
+    """Return the ends of an interval of shares in [0, 1] in %, such as "79.9-82.6"."""
+    return f"{percent(low, digits)}{dash}{percent(high, digits)}"
+
+
+def percentage_points(difference: float, digits: int = 1) -> str:
+    """Return the difference of two shares in percentage points with its sign, such as "+1.3"; 0 is "+0.0"."""
+    text = percent(difference, digits)
+    return text if text.startswith("-") else f"+{text}"
+
+
+def decimals(number: float, digits: int) -> str:
+    """Return a number with a fixed number of decimals. A negative number that is rounded to zero has no sign."""
+    return _rounded(number, 1, digits)
+
+
+def _rounded(number: float, factor: int, digits: int) -> str:
+    exact = factor * Decimal(repr(round(float(number), _DIGITS)))
+    found = exact.quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP)
+    return f"{found if found else abs(found):f}"
