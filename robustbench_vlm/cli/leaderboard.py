@@ -51,7 +51,7 @@ def check(folder: _Folder = None, as_json: Json = False) -> int:
 
     place = _place(folder)
     made = views(_boards(place), place)
-    differ = [str(path) for path, text in made.items() if not path.is_file() or path.read_text("utf-8") != text]
+    differ = [str(path) for path, text in made.items() if not path.is_file() or path.read_bytes() != text.encode()]
     lines = [Line(f"differs: {name}; `vlmbench leaderboard build` writes it again", "red") for name in differ]
     lines = lines or [Line(f"{len(made)} tables agree with the entries")]
     answer({"differ": differ}, lambda width: lines, as_json=as_json)

@@ -4,9 +4,10 @@ Each command has its own file in this folder. Slow imports are inside the functi
 fast.
 """
 
+import os
 import sys
 from collections.abc import Callable, Sequence
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 import typer
 
@@ -31,6 +32,7 @@ from robustbench_vlm.cli.train import train
 from robustbench_vlm.cli.transfer import transfer
 from robustbench_vlm.cli.verify import verify
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import os_error_message, os_reason
 
 OK, FAILED, USER_ERROR, INTERRUPTED = 0, 1, 2, 130
 
@@ -47,11 +49,15 @@ def main() -> None:
 
     The code is 0 for success, 1 for failed checks, 2 for a user's error, and 130 for Ctrl-C.
     """
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         # Names may contain characters that the terminal's encoding lacks. These are escaped, so that they do not stop a
         # run.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
-    sys.exit(run_command(sys.argv[1:]))
+    code = run_command(sys.argv[1:])
+    for stream in (sys.stdout, sys.stderr):
+        code = _flush(stream, code)
+    sys.exit(code)
 
 
 def run_command(arguments: Sequence[str]) -> int:
@@ -66,6 +72,8 @@ def run_command(arguments: Sequence[str]) -> int:
         return _fail(f"{error.format_message().rstrip('.')}; see `{where} --help`", USER_ERROR, as_json=as_json)
     except (KeyboardInterrupt, typer.Abort):
         code = INTERRUPTED
+    except OSError as error:
+        return _fail(os_error_message(error), USER_ERROR, as_json=as_json)
     except Exception as error:
         if not as_json:
             raise
@@ -77,9 +85,35 @@ def run_command(arguments: Sequence[str]) -> int:
 
 def _fail(message: str, code: int, *, as_json: bool) -> int:
     if as_json:
-        show_document({"error": message})
-    else:
-        note(f"vlmbench: {message}", style="red" if code == USER_ERROR else "")
+        try:
+            show_document({"error": message})
+            return code
+        except (OSError, UserError) as error:
+            # The document cannot be written, so stderr gets both messages.
+            message = f"{message}; {error}" if str(error) != message else message
+    note(f"vlmbench: {message}", style="red" if code == USER_ERROR else "")
+    return code
+
+
+def _open_closed_streams() -> None:
+    """Open /dev/null as each standard stream that is closed, because a file opened later would take its number."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        if getattr(sys, name) is None:
+            setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
+
+
+def _flush(stream: TextIO, code: int) -> int:
+    """Write what a standard stream still holds, and return the exit code.
+
+    If that fails, the stream is replaced by /dev/null, because Python would print a traceback when it ends.
+    """
+    try:
+        stream.flush()
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+        if code == OK and not isinstance(error, BrokenPipeError):
+            note(f"vlmbench: cannot write the output: {os_reason(error)}, then repeat the command", style="red")
+            return USER_ERROR
     return code
 
 

@@ -26,7 +26,22 @@ def package_folder(name: str) -> Path:
 
 def cache_folder() -> Path:
     """Return the cache folder for downloads and prepared data: VLMBENCH_CACHE, or ~/.cache/robustbench_vlm."""
-    return Path(os.environ.get("VLMBENCH_CACHE") or "~/.cache/robustbench_vlm").expanduser()
+    return folder_of_variable("VLMBENCH_CACHE") or _home() / ".cache" / "robustbench_vlm"
+
+
+def folder_of_variable(name: str) -> Path | None:
+    """Return the folder that an environment variable names, None if it is not set; "~" is expanded.
+
+    Raises UserError if the home folder that the variable refers to is unknown.
+    """
+    text = os.environ.get(name)
+    try:
+        return Path(text).expanduser() if text else None
+    except RuntimeError as error:
+        raise UserError(
+            f"the environment variable {name} is {text!r}, but the home folder in it is unknown: give the path of a"
+            " folder without ~"
+        ) from error
 
 
 def sha256_of(path: Path) -> str:
@@ -64,6 +79,16 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
             _sync(path.parent)
         finally:
             partial.unlink(missing_ok=True)
+
+
+def read_text(path: Path, advice: str) -> str:
+    """Return the text of a UTF-8 file; raise UserError if it cannot be read or is not UTF-8, with `advice`."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}; {advice}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 at byte {error.start}; {advice}") from error
 
 
 def write_text(path: Path, text: str) -> None:
@@ -107,24 +132,64 @@ def explained(path: Path) -> Iterator[None]:
     except UserError:
         raise
     except Exception as error:
-        reasons = {
-            errno.ENOSPC: "the disk is full: free some space",
-            errno.EDQUOT: "the disk quota is used up: free some space",
-            errno.EROFS: "the file system is read-only: give another folder",
-            errno.EACCES: "you may not write in this folder: give another folder",
-            errno.EPERM: "you may not write in this folder: give another folder",
-            errno.ENOTDIR: "a part of the path is a file: give another folder",
-            errno.EEXIST: "a part of the path is a file: give another folder",
-            errno.EFBIG: "the file is larger than the limit of this system: raise the limit (ulimit -f)",
-            errno.EISDIR: "the path is a folder: remove that folder or give another one",
-            errno.EIO: "the disk reports an error: check the disk or give another folder",
-            errno.ENOENT: "the folder does not exist any more: create it again",
-        }
         number = _errno_of(error)
-        if number not in reasons:
+        if number not in _REASONS:
             raise
-        reason = reasons[number]
-        raise UserError(f"cannot write {path}: {reason}, then repeat the command; nothing is lost") from error
+        raise UserError(f"cannot write {path}: {_REASONS[number]}, then repeat the command; nothing is lost") from error
+
+
+_REASONS = {
+    errno.ENOSPC: "the disk is full: free some space",
+    errno.EDQUOT: "the disk quota is used up: free some space",
+    errno.EROFS: "the file system is read-only: give another folder",
+    errno.EACCES: "you may not write in this folder: give another folder",
+    errno.EPERM: "you may not write in this folder: give another folder",
+    errno.ENOENT: "the path does not exist and cannot be created: give another path",
+    errno.ENOTDIR: "a part of the path is a file: give another folder",
+    errno.EEXIST: "a part of the path is a file: give another folder",
+    errno.EISDIR: "the path is a folder: remove that folder or give another one",
+    errno.ENOTEMPTY: "the folder is not empty: give another folder",
+    errno.ENAMETOOLONG: "the name is too long for this file system: give a shorter path",
+    errno.ELOOP: "the path has a loop of symbolic links: give another path",
+    errno.EINVAL: "the file system does not allow it: give another path",
+    errno.EFBIG: "the file is larger than the limit of this system: raise the limit (ulimit -f)",
+    errno.EMFILE: "the process has too many open files: raise the limit (ulimit -n)",
+    errno.EIO: "the disk reports an error: check the disk or give another folder",
+    errno.ENFILE: "the system has too many open files: close other programs",
+    errno.ENOMEM: "the memory is used up: close other programs, or use fewer --workers",
+    errno.EAGAIN: "the system has too many processes: close other programs, or use fewer --workers",
+}
+"""The reason and the advice for an error number of the operating system in writing a file."""
+
+
+def os_reason(error: OSError) -> str:
+    """Return the reason for an error of the operating system, and what to do, separated by a colon."""
+    reason = f"{error.strerror or error or type(error).__name__}: check the path and the file system"
+    return _REASONS.get(error.errno or 0, reason)
+
+
+def os_error_message(error: OSError) -> str:
+    """Return the message for an error of the operating system that no function has turned into a UserError."""
+    paths = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+    if not paths:
+        return f"the operating system reports an error: {error.strerror or error}: fix it, then repeat the command"
+    reasons = {
+        errno.ENOENT: "the path does not exist: check it",
+        errno.EACCES: "you have no permission: change the permissions, or give another path",
+        errno.EPERM: "you have no permission: change the permissions, or give another path",
+    }
+    reason = reasons.get(error.errno or 0) or os_reason(error)
+    return f"cannot use {' and '.join(paths)}: {reason}, then repeat the command"
+
+
+def _home() -> Path:
+    try:
+        return Path.home()
+    except RuntimeError as error:
+        raise UserError(
+            "the home folder of this user is unknown, so there is no folder for downloads and caches: set the"
+            " environment variable VLMBENCH_CACHE to a folder"
+        ) from error
 
 
 def _errno_of(error: BaseException | None) -> int | None:

@@ -5,10 +5,12 @@ with them.
 """
 
 import csv
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import read_text
 from robustbench_vlm.core.numbers import percent
 from robustbench_vlm.core.threat import parse_eps
 from robustbench_vlm.leaderboard.board import ReportedNumber
@@ -33,14 +35,14 @@ def read_reported(folder: Path) -> tuple[ReportedNumber, ...]:
     path = folder / FILE
     if not path.is_file():
         return ()
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
+    text = read_text(path, "save the table as a UTF-8 CSV file")
     try:
+        rows = list(csv.DictReader(io.StringIO(text, newline="")))
         clean = {_about(row): _share(row) for row in rows if row["metric"] == "clean"}
         robust = [row for row in rows if row["metric"] == "robust"]
         weakest = _under_pgd(robust)
         return tuple(_number(row, clean.get(_about(row)), weakest.get(_attacked(row))) for row in robust)
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, TypeError, AttributeError, csv.Error) as error:
         raise UserError(
             f"{path} is not a table of reported numbers: {error}; correct the row or the column names"
         ) from error

@@ -62,7 +62,7 @@ def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     if entry.protocol.label != label:
         raise Unsound(
             f"the protocol of an entry on {track.name!r} must be {label}, got {entry.protocol.label}: run it with"
-            f" --protocol {track.board}"
+            f" --protocol {track.leaderboard_protocol}"
         )
     if entry.card["name"] != str(parse_reference(entry.model).model):
         raise Unsound(

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import read_text
 from robustbench_vlm.core.numbers import percent, percent_interval
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.core.text import markdown_text
@@ -77,7 +78,7 @@ def views(boards: Sequence[Board], folder: Path) -> dict[Path, str]:
     made = {folder / "README.md": page(boards)}
     readme = folder.parent / "README.md"
     if readme.is_file():
-        made[readme] = with_tables(readme.read_text(encoding="utf-8"), boards)
+        made[readme] = with_tables(read_text(readme, "save it as UTF-8"), boards)
     return made
 
 

@@ -1,15 +1,18 @@
 """Output of the commands: results and JSON documents on stdout, notes on stderr, colours only on a terminal."""
 
+import contextlib
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import os_reason
 from robustbench_vlm.core.text import terminal_text
 
 _UNLIMITED = 10_000
@@ -24,9 +27,20 @@ class Line:
     style: str = ""
 
 
+def console(*, stderr: bool = False) -> Console:
+    """Return a console on stdout or stderr. COLUMNS and LINES count only if they are positive integers."""
+    environment = dict(os.environ)
+    for name in ("COLUMNS", "LINES"):
+        text = environment.get(name, "")
+        if not (text.isascii() and text.isdecimal() and int(text) > 0):
+            environment.pop(name, None)
+    return Console(stderr=stderr, highlight=False, _environ=environment)
+
+
 def width() -> int:
     """Return the width of a line in columns: the terminal's, or COLUMNS if that is set. A pipe has no limit."""
-    return Console().width if sys.stdout.isatty() or os.environ.get("COLUMNS") else _UNLIMITED
+    output = console()
+    return output.width if sys.stdout.isatty() or "COLUMNS" in output._environ else _UNLIMITED
 
 
 def answer(document: Mapping[str, Any], lines: Callable[[int], Iterable[Line]], *, as_json: bool) -> None:
@@ -42,21 +56,40 @@ def answer(document: Mapping[str, Any], lines: Callable[[int], Iterable[Line]], 
 
 def show(lines: Iterable[Line]) -> None:
     """Print lines on stdout."""
-    console = Console(highlight=False)
-    for line in lines:
-        console.print(Text(terminal_text(line.text), line.style), soft_wrap=True)
+    output = console()
+    with _stdout():
+        for line in lines:
+            output.print(Text(terminal_text(line.text), line.style), soft_wrap=True)
 
 
 def show_document(document: Mapping[str, Any]) -> None:
     """Print one JSON document on stdout."""
-    print(json.dumps(document, indent=2, allow_nan=False))
+    with _stdout():
+        print(json.dumps(document, indent=2, allow_nan=False))
 
 
 def note(text: str, *, quiet: bool = False, style: str = "") -> None:
     """Print a sentence on stderr, or nothing if `quiet`. On a terminal, lines break between words."""
     if not quiet:
-        console = Console(stderr=True, highlight=False)
-        console.print(Text(terminal_text(text, keep_newlines=True), style), soft_wrap=not console.is_terminal)
+        output = console(stderr=True)
+        # A note is not worth the results of a run, so a full or closed stderr does not end it.
+        with contextlib.suppress(OSError):
+            output.print(Text(terminal_text(text, keep_newlines=True), style), soft_wrap=not output.is_terminal)
+
+
+@contextlib.contextmanager
+def _stdout() -> Iterator[None]:
+    """Raise UserError if stdout cannot be written. A closed pipe is no error of the user."""
+    try:
+        yield
+        sys.stdout.flush()
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise UserError(
+            f"cannot write the output to stdout: {os_reason(error)}, or send the output to another file, then repeat"
+            " the command"
+        ) from error
 
 
 def duration(seconds: float) -> str:

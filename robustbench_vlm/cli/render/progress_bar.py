@@ -5,10 +5,9 @@ import sys
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
 from rich.text import Text
 
-from robustbench_vlm.cli.render.output import duration, note
+from robustbench_vlm.cli.render.output import console, duration, note
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 
 _SECONDS_BETWEEN_LINES = 10.0
@@ -61,7 +60,7 @@ def _bar(unit: str) -> Iterator[OnProgress]:
         rich_progress.TextColumn(unit),
     )
     with rich_progress.Progress(
-        *columns, TimeLeft(), console=Console(stderr=True), transient=True, expand=True, redirect_stdout=False
+        *columns, TimeLeft(), console=console(stderr=True), transient=True, expand=True, redirect_stdout=False
     ) as shown:
         task = shown.add_task("", total=None, ends=0.0, started=False)
 

@@ -61,7 +61,7 @@ def wrapped(text: str, width: int, *, indent: str = "") -> list[Line]:
     """
     lines = textwrap.wrap(
         terminal_text(text),
-        width,
+        max(1, width),
         subsequent_indent=indent,
         break_long_words=False,
         break_on_hyphens=False,

@@ -2,12 +2,11 @@
 
 import dataclasses
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import cache_folder
+from robustbench_vlm.core.files import cache_folder, folder_of_variable
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.prepare import prepare
@@ -23,7 +22,7 @@ def data_root(given: Path | None = None) -> Path:
     """Return the folder of the datasets: `given`, else the folder in VLMBENCH_DATA, else "data" in the cache folder."""
     if given is not None:
         return given
-    return Path(os.environ["VLMBENCH_DATA"]) if os.environ.get("VLMBENCH_DATA") else cache_folder() / "data"
+    return folder_of_variable("VLMBENCH_DATA") or cache_folder() / "data"
 
 
 def locate(published: PublishedDataset, root: Path) -> tuple[Path, StoredImages]:
