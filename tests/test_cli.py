@@ -422,7 +422,7 @@ def test_a_run_fits_a_narrow_terminal(quick: list[str]) -> None:
     assert code == 0
     assert "\x1b[1m" in shown and "samples" in shown and "left" in shown
     lines = [line for line in re.split(r"[\r\n]+", ESCAPE.sub("", shown)) if line.strip()]
-    # A path is not broken, because it has no spaces.
+    # A path is not broken, because it is one word.
     assert [line for line in lines if len(line) > 60 and "runs" not in line] == []
     for name in names:
         rows = [line.split() for line in lines if line.split()[:1] == [name]]

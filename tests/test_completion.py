@@ -95,7 +95,7 @@ def test_a_real_bash_completes(vlmbench: Path) -> None:
     assert shell
     answer = subprocess.run([shell, "-c", script], env=environment, capture_output=True, text=True, check=True)
     said, found = answer.stdout.splitlines()
-    # If there are no completions, bash offers files, because a card file is allowed too.
+    # Without completions, bash offers files, because a card file is allowed too.
     assert "-o default" in said and found.split() == ["apgd-ce", "apgd-dlr", "apgd-t"]
 
 

@@ -18,7 +18,7 @@ from robustbench_vlm.leaderboard.entry import board_folder
 
 MODULE = f"{sys.executable} -m robustbench_vlm"
 OTHER_USER = "unshare --user --map-user=12345 --map-group=12345 env -u HOME"
-"""Starts a program as a user that has no home folder and no entry in the list of users."""
+"""Starts a program as a user without a home folder, whom the list of users does not contain."""
 Shell = Callable[[str], subprocess.CompletedProcess[str]]
 
 

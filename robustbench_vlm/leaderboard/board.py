@@ -96,7 +96,7 @@ class Board:
     """Datasets that models were trained on. The zero-shot mean leaves them out."""
     rows: tuple[BoardRow, ...]
     absent: Mapping[str, str]
-    """Error messages by model name, for entries whose records cannot be downloaded. Such an entry has no row."""
+    """Error messages by model name, for entries whose records cannot be downloaded. The board lacks a row for them."""
     reported: tuple[ReportedNumber, ...]
 
     def to_pandas(self) -> "DataFrame":

@@ -78,8 +78,8 @@ def read_entry_records(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     """Return the records of an entry in `folder`, after all checks.
 
     If the records file is not next to the entry, it is downloaded from its URL. Raises Unreachable if the download
-    fails, UserError if there is no URL, and Unsound if the file has another digest or if its records do not give the
-    scores in the entry.
+    fails, UserError if the URL is missing, and Unsound if the file has another digest or does not give the entry's
+    numbers.
     """
     path = records_path(entry.records, folder, entry.model)
     if sha256_of(path) != entry.records.sha256:
@@ -102,7 +102,7 @@ def records_path(records: RecordsFile, folder: Path, model: str) -> Path:
         return path
     if not records.url:
         raise UserError(
-            f"the records of {model!r} are not at {path}, and the entry has no URL for them: put the file there"
+            f"the records of {model!r} are not at {path}, and the entry gives no URL for them: put the file there"
         )
     cached = cache_folder() / "records" / f"{records.sha256}.parquet"
     try:
@@ -166,7 +166,7 @@ def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
 def _evidence(entry: Entry, cell: EntryCell, results: Sequence[SampleResult]) -> CellRecords:
     about = f"the entry of {entry.model!r}: {cell.attack} / {cell.dataset}"
     if cell.dataset not in entry.datasets or cell.attack not in entry.attacks:
-        raise Unsound(f"{about}: its class names or attack stages are missing in the entry; submit the run again")
+        raise Unsound(f"{about} lacks class names or attack stages in the entry: submit the run again")
     if fingerprint(list(results)) != cell.content:
         raise Unsound(f"{about} has records that changed after the entry was written: restore the records file")
     identity = {

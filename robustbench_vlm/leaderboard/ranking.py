@@ -170,7 +170,7 @@ def make_board(track_name: str, folder: Path) -> Board:
     """Return the board of a track from the entries and the reported numbers in a folder.
 
     Entries with complete records of the track's attack are ranked, unless they are disputed. The other entries follow
-    without a rank. An entry whose records cannot be downloaded has no row, because it cannot be checked.
+    without a rank. An entry whose records cannot be downloaded is left out, because it cannot be checked.
     """
     track: Track = TRACKS.load(track_name)
     found, absent = read_entries(folder, track)

@@ -80,8 +80,8 @@ def reference_of(entry: Entry) -> str:
     card = read_card(path)
     if any(weights and weights.is_bundled for weights in (card.image, card.text)):
         raise UserError(
-            f"the weights of {entry.model!r} were never published: the card has no URL. Ask the authors for the weights"
-            " and the card file, and give the card file by --model"
+            f"the weights of {entry.model!r} were never published: the card lacks a URL. Ask the authors for the"
+            " weights and the card file, and give the card file by --model"
         )
     return str(ModelReference(CardFile(str(path)), parsed.defense))
 

@@ -27,7 +27,7 @@ _Columns = tuple[str, ...]
 
 
 def read_reported(folder: Path) -> tuple[ReportedNumber, ...]:
-    """Return the numbers of a folder's reported.csv in the order of the file, or () if there is no such file.
+    """Return the numbers of a folder's reported.csv in the order of the file, or () if the file is missing.
 
     Each robust accuracy is paired with the clean accuracy of the same paper, method and dataset. Raises UserError if
     the file lacks a column or a number.

@@ -174,7 +174,7 @@ def check_continuation(entry: Entry, evidence: Sequence[CellRecords], earlier: E
         path = images_path(folder, example.source)
         if path is None or not path.is_file():
             raise Unsound(
-                f"the counterexample {example.dataset} / {example.sample_id} has no image: submit the file that"
+                f"the counterexample {example.dataset} / {example.sample_id} lacks an image: submit the file that"
                 " `vlmbench dispute` writes next to the entry"
             )
 
@@ -215,7 +215,9 @@ def _check_counterexamples(examples: Sequence[Counterexample], evidence: Sequenc
         if row is None or row.broken_by == CLEAN or example.prediction == row.label:
             raise Unsound(f"the counterexample {example.dataset} / {example.sample_id} breaks no sample of the entry")
         if not (math.isfinite(example.distance) and example.distance > 0):
-            raise Unsound(f"the counterexample {example.dataset} / {example.sample_id} has no positive finite distance")
+            raise Unsound(
+                f"the counterexample {example.dataset} / {example.sample_id} needs a positive finite distance"
+            )
 
 
 def _is_equal(first: object, second: object) -> bool:

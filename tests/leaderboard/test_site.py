@@ -209,7 +209,7 @@ def test_a_folder_with_other_pages_is_refused_and_not_changed(tmp_path: Path) ->
 
 
 def test_the_server_is_on_the_loopback_interface_and_serves_the_folder(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"has no file index\.html"):
+    with pytest.raises(UserError, match=r"lacks the file index\.html"):
         open_server(tmp_path, 0)
     write_site([made.board()], tmp_path)
     with open_server(tmp_path, 0) as server:

@@ -174,7 +174,7 @@ def test_a_dispute_needs_images_and_changes_the_status_only_above_the_tolerance(
 ) -> None:
     for count, status in ((1, "verified"), (50, "disputed"), (50, "claimed")):
         _continue(_broken(verified, count, status, tmp_path), verified, tmp_path)
-        with pytest.raises(Unsound, match="has no image"):
+        with pytest.raises(Unsound, match="lacks an image"):
             _continue(_broken(verified, count, status, tmp_path, with_file=False), verified, tmp_path)
     for entry in (
         _broken(verified, 1, "disputed", tmp_path),

@@ -269,7 +269,7 @@ def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
         (lambda entry: entry.update(status="verified"), "its history ends in 'claimed'"),
         (lambda entry: entry["protocol"].update(label="mini-quick/1"), "must be mini/1, got mini-quick/1"),
         (lambda entry: entry["card"].update(name="agft"), "must be that of the entry.s model .taught., got .agft."),
-        (lambda entry: entry["datasets"].clear() or entry["datasets"].update(shapes=DATASET), "has no class names"),
+        (lambda entry: entry["datasets"].clear() or entry["datasets"].update(shapes=DATASET), "lacks class names"),
     ],
 )
 def test_an_edited_entry_is_refused_before_any_attack(

@@ -22,7 +22,7 @@ def board_csv(board: Board) -> str:
 
 
 def reported_csv(board: Board) -> str:
-    """Return CSV with a line for each number that a paper reports, or "" if there are no such numbers."""
+    """Return CSV with a line for each number that a paper reports, or "" if papers report none."""
     return _csv([{**number, "warnings": "; ".join(number["warnings"])} for number in board.to_json()["reported"]])
 
 

@@ -15,11 +15,11 @@ class _Quiet(SimpleHTTPRequestHandler):
 def open_server(folder: Path, port: int) -> ThreadingHTTPServer:
     """Return an HTTP server for the folder of a site, on the loopback interface; port 0 takes a free port.
 
-    Raises UserError if the folder has no site or the port is in use.
+    Raises UserError if the folder is not a site or the port is in use.
     """
     if not (folder / "index.html").is_file():
         raise UserError(
-            f"{folder} has no file index.html, so it is not a site: run `vlmbench leaderboard build --site {folder}`"
+            f"{folder} lacks the file index.html, so it is not a site: run `vlmbench leaderboard build --site {folder}`"
         )
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), functools.partial(_Quiet, directory=str(folder)))
