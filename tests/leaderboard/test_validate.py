@@ -36,8 +36,8 @@ def test_the_bundled_entries_are_valid(path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"broken_by": "", "clean_prediction": 2}, "wrong when clean, or is not"),
-        ({"broken_by": "clean"}, "wrong when clean, or is not"),
+        ({"broken_by": "", "clean_prediction": 2}, "has a clean verdict that contradicts its prediction"),
+        ({"broken_by": "clean"}, "has a clean verdict that contradicts its prediction"),
         ({"adversarial_prediction": 1}, "is robust, but its prediction is wrong"),
         ({"broken_by": "square"}, "is broken, but its prediction is correct"),
         ({"broken_by": "magic", "adversarial_prediction": 1}, "by an unknown stage"),
@@ -57,7 +57,7 @@ def test_a_score_of_another_radius_or_number_of_classes_is_refused(tmp_path: Pat
     for changes in ({"eps": "9/255"}, {"classes": 999}):
         entry = read_entry(write_board_entry([evidence("a", ["", "square"])], tmp_path))
         cell = dataclasses.replace(entry.cells[0], score=dataclasses.replace(entry.cells[0].score, **changes))
-        with pytest.raises(Unsound, match="other accuracies"):
+        with pytest.raises(Unsound, match="different accuracies"):
             check_entry(dataclasses.replace(entry, cells=(cell,)), tmp_path)
 
 
