@@ -1,11 +1,12 @@
 """Decode and resize the images of a published dataset once, and store the pixels for later runs."""
 
+import contextlib
 import functools
 import json
 import shutil
 import time
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -13,12 +14,12 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import write_text, write_whole
+from robustbench_vlm.core.files import explained, write_text, write_whole
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.datasets.base import UnreadableImage, image_sha256
 from robustbench_vlm.datasets.order import standard_order
-from robustbench_vlm.datasets.prepared import CHUNK, digest_name, forget, pixel_name, read_json
+from robustbench_vlm.datasets.prepared import CHUNK, digest_name, forget, pixel_name, read_json, stored_digests
 from robustbench_vlm.datasets.published.base import StoredImages
 from robustbench_vlm.datasets.transform import Transform
 
@@ -33,9 +34,10 @@ def prepare(
 ) -> Path:
     """Prepare the first `count` samples of the standard order (None: all) and return the folder of their pixels.
 
-    Prepared samples are reused unless the size or modification time of their image files has changed. Raises UserError
-    if the disk is full or read-only. An image that cannot be decoded raises no error here; `PreparedSource.read` raises
-    UnreadableImage for it.
+    Prepared samples are reused unless the stamps of their image files have changed. Several processes may prepare the
+    same dataset at the same time: each chunk is written by one of them, and a complete chunk is never removed. Raises
+    UserError if the disk is full or read-only. An image that cannot be decoded raises no error here;
+    `PreparedSource.read` raises UnreadableImage for it.
     """
     order = standard_order(images.ids, images.labels)
     index = {
@@ -51,13 +53,32 @@ def prepare(
     missing = {n: places for n, places in enumerate(chunks) if not _is_prepared(folder, n, images, places)}
     begun, done, total = time.monotonic(), 0, sum(map(len, missing.values()))
     for chunk, places in missing.items():
-        stamps = [images.stamp(place) for place in places]
-        readers = [functools.partial(_pixels, images, place, transform) for place in places]
-        _write_chunk(folder, chunk, readers, stamps)
+        with _locked(folder):
+            # Another process may have written the chunk while this one waited for the lock.
+            if not _is_prepared(folder, chunk, images, places):
+                stamps = [images.stamp(place) for place in places]
+                readers = [functools.partial(_pixels, images, place, transform) for place in places]
+                _write_chunk(folder, chunk, readers, stamps)
         done += len(places)
         left = (time.monotonic() - begun) / done * (total - done)
         on_progress(Progress(done, total, left, f"preparing {name}"))
+    # Other processes may have written chunks that this process has read before.
+    forget()
     return folder
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Let one process at a time write chunks into a prepared folder; raise UserError if it cannot be written."""
+    from filelock import FileLock
+
+    lock = FileLock(folder / ".lock")
+    with explained(folder):
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _pixels(images: StoredImages, place: int, transform: Transform) -> Tensor | str:
@@ -74,9 +95,12 @@ def _pixels(images: StoredImages, place: int, transform: Transform) -> Tensor | 
 def _is_prepared(folder: Path, chunk: int, images: StoredImages, places: Sequence[int]) -> bool:
     """Return whether a chunk is stored and its image files have not changed since."""
     path = folder / digest_name(chunk)
-    if not path.is_file():
+    if not path.is_file() or not (folder / pixel_name(chunk)).is_file():
         return False
-    known: list[str] = read_json(path).get("stamps", [])
+    try:
+        known: list[str] = read_json(path, "stamps")["stamps"]
+    except UserError:
+        return False
     return known == [images.stamp(place) for place in places]
 
 
@@ -104,16 +128,25 @@ def _write_chunk(
         "unreadable": {str(row): each for row, each in enumerate(found) if isinstance(each, str)},
         "stamps": list(stamps),
     }
-    path = folder / pixel_name(chunk)
-    (folder / digest_name(chunk)).unlink(missing_ok=True)
-    forget()
 
     def save(partial: Path) -> None:
         with partial.open("wb") as file:
             numpy.save(file, pixels, allow_pickle=False)
 
-    write_whole(path, save)
+    # If only the stamps differ, for example because the dataset was copied, other processes go on with these pixels.
+    if not _has_pixels(folder, chunk, digests["sha256"]):
+        write_whole(folder / pixel_name(chunk), save)
+    # The JSON file is written last. Until then, its old stamps mark a chunk whose files have changed as incomplete.
     write_text(folder / digest_name(chunk), json.dumps(digests))
+
+
+def _has_pixels(folder: Path, chunk: int, digests: Sequence[str]) -> bool:
+    """Return whether the stored pixels of a chunk have these sha256 digests."""
+    try:
+        stored = stored_digests(folder, chunk)
+    except UserError:
+        return False
+    return len(stored) == len(digests) and all(a == b for a, b in zip(stored, digests, strict=True) if b)
 
 
 def _check_room(folder: Path, size: int) -> None:

@@ -68,7 +68,7 @@ class PreparedSource:
 
 def prepared_rows(folder: Path) -> int:
     """Return the number of prepared samples of a folder, unreadable ones included."""
-    return sum(len(read_json(path)["sha256"]) for path in folder.glob("*.json") if path.name != "index.json")
+    return sum(len(read_json(path, "sha256")["sha256"]) for path in folder.glob("*.json") if path.name != "index.json")
 
 
 def unreadable(folder: Path, count: int) -> dict[str, str]:
@@ -91,7 +91,7 @@ def forget() -> None:
 def verify_prepared(folder: Path) -> list[str]:
     """Compare every prepared image with its stored sha256 and return one sentence per problem."""
     try:
-        read_json(folder / "index.json")
+        read_json(folder / "index.json", "ids", "labels")
     except UserError as error:
         return [str(error)]
     found = []
@@ -99,25 +99,30 @@ def verify_prepared(folder: Path) -> list[str]:
         chunk = int(path.stem) // CHUNK
         try:
             known = _chunk_digests.__wrapped__(folder, chunk)
-            pixels = _chunk_pixels.__wrapped__(folder, chunk)
+            digests = stored_digests(folder, chunk)
         except UserError as error:
             found.append(str(error))
             continue
-        digests = [image_sha256(torch.from_numpy(row.copy())) for row in pixels]
-        wrong = sum(a != b for a, b in zip(known["sha256"], digests, strict=True) if a)
-        if wrong:
+        wrong = sum(a != b for a, b in zip(known["sha256"], digests, strict=False) if a)
+        if wrong or len(known["sha256"]) != len(digests):
             found.append(
-                f"{wrong} of {len(digests)} images in {path.with_suffix('.npy')} have changed since they were prepared"
+                f"{max(wrong, abs(len(known['sha256']) - len(digests)))} of {len(digests)} images in"
+                f" {path.with_suffix('.npy')} have changed since they were prepared"
             )
         if undecoded := known["unreadable"]:
             found.append(f"{len(undecoded)} images of {path} could not be decoded: {next(iter(undecoded.values()))}")
     return found
 
 
+def stored_digests(folder: Path, chunk: int) -> list[str]:
+    """Return the sha256 of the pixels of each image of a chunk, computed from the file."""
+    return [image_sha256(torch.from_numpy(row.copy())) for row in _chunk_pixels.__wrapped__(folder, chunk)]
+
+
 @functools.lru_cache(maxsize=32)
 def _index(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Return the ids and labels of a folder. They are cached because a worker opens its dataset once per shard."""
-    index = read_json(folder / "index.json")
+    index = read_json(folder / "index.json", "ids", "labels")
     return tuple(index["ids"]), tuple(index["labels"])
 
 
@@ -127,7 +132,7 @@ def _chunk_pixels(folder: Path, chunk: int) -> "numpy.memmap[Any, Any]":
 
     try:
         pixels: numpy.memmap[Any, Any] = numpy.load(folder / pixel_name(chunk), mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, EOFError) as error:
         raise UserError(_damaged(folder / pixel_name(chunk), error)) from error
     return pixels
 
@@ -140,13 +145,19 @@ def _chunk_digests(folder: Path, chunk: int) -> dict[str, Any]:
             f"the samples from index {chunk * CHUNK} are not prepared in {folder} on this machine: run"
             " `vlmbench data prepare` here, or run this command on the machine that has the dataset"
         )
-    return read_json(path)
+    return read_json(path, "sha256", "unreadable")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the content of a JSON file of a prepared folder; raise UserError if it is missing or damaged."""
+def read_json(path: Path, *keys: str) -> dict[str, Any]:
+    """Return the content of a JSON file of a prepared folder, an object with at least these keys.
+
+    Raises UserError if the file is missing or damaged.
+    """
     try:
-        values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"))
+        missing = [key for key in keys if not isinstance(values, dict) or key not in values]
+        if missing or not isinstance(values, dict):
+            raise ValueError(f"it lacks {' and '.join(missing) or 'an object'}")
     except (OSError, ValueError) as error:
         raise UserError(_damaged(path, error)) from error
     return values

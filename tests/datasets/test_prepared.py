@@ -167,6 +167,75 @@ def test_verify_prepared_finds_changed_files(tmp_path: Path) -> None:
         PreparedSource(str(folder)).read([0])
 
 
+TOGETHER = """
+import sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from test_prepared import Pictures, SMALL
+from robustbench_vlm.datasets.prepare import prepare
+from robustbench_vlm.datasets.prepared import PreparedSource
+pictures = Pictures(600, delay=0.001)
+pictures.stamp = lambda index: sys.argv[3]
+print("ready", flush=True)
+sys.stdin.readline()
+source = PreparedSource(str(prepare("made-up", pictures, SMALL, None, Path(sys.argv[1]))))
+for _ in range(20):
+    source.read([0, 300, 599])
+    source.digests(range(600))
+print(pictures.asked)
+"""
+
+
+@pytest.mark.parametrize("stamps", [["same"] * 8, [str(number) for number in range(8)]], ids=["one copy", "8 copies"])
+def test_eight_processes_prepare_one_dataset_at_the_same_time(stamps: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-c", TOGETHER, str(tmp_path), str(Path(__file__).parent)]
+    processes = [
+        subprocess.Popen(
+            [*command, stamp], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+        for stamp in stamps
+    ]
+    for process in processes:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+    for process in processes:
+        assert process.stdin is not None
+        process.stdin.write("\n")
+        process.stdin.flush()
+    answers = [process.communicate() for process in processes]
+    assert [process.returncode for process in processes] == [0] * 8, [errors[-300:] for _, errors in answers]
+    if len(set(stamps)) == 1:
+        assert sum(int(output) for output, _ in answers) == 600
+    (folder,) = (tmp_path / "prepared" / "made-up").iterdir()
+    assert verify_prepared(folder) == []
+
+
+def test_equal_pixels_from_a_copied_dataset_are_not_written_again(tmp_path: Path) -> None:
+    pictures = Pictures(30)
+    folder = prepare("made-up", pictures, SMALL, None, tmp_path)
+    before = (folder / "000000.npy").stat()
+    pictures.stamp = lambda index: "a copy"  # type: ignore[method-assign]
+    assert prepare("made-up", pictures, SMALL, None, tmp_path) == folder and pictures.asked == 60
+    after = (folder / "000000.npy").stat()
+    assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
+    prepare("made-up", pictures, SMALL, None, tmp_path)
+    assert pictures.asked == 60
+
+
+@pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"sha256": []}', "\udcff"])
+@pytest.mark.parametrize("name", ["index.json", "000000.json", "000000.npy"])
+def test_damaged_prepared_files_are_reported_and_replaced(name: str, content: str, tmp_path: Path) -> None:
+    folder = prepare("made-up", Pictures(30), SMALL, None, tmp_path)
+    (folder / name).write_bytes(content.encode(errors="surrogateescape"))
+    prepared.forget()
+    prepared._index.cache_clear()
+    assert verify_prepared(folder)
+    with pytest.raises(UserError, match="remove the folder"):
+        PreparedSource(str(folder)).read([0])
+    if name == "000000.json":
+        prepare("made-up", Pictures(30), SMALL, None, tmp_path)
+        assert PreparedSource(str(folder)).read([0]).shape == (1, 3, 16, 16) and not verify_prepared(folder)
+
+
 SCRIPT = """
 import sys
 from pathlib import Path
