@@ -4,6 +4,7 @@ The package exports these functions, as in `from robustbench_vlm import evaluate
 """
 
 import dataclasses
+import os
 import shlex
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -63,8 +64,8 @@ _HOW_TO_NAME = {
 
 Models = str | Path | InMemoryModel | Iterable[str | Path | InMemoryModel]
 """One model or several, by reference or in memory."""
-Names = str | Iterable[str]
-"""One name or several names."""
+Names = str | Path | Iterable[str | Path]
+"""One name or path of a file, or several."""
 Count = int | Literal["all"] | None
 """A number of samples, "all", or None for the protocol's number."""
 
@@ -99,7 +100,7 @@ class LoadedDataset:
         return Batch(self.images, self.labels, self.keys, threat, torch.full_like(self.labels, len(self.classes)))
 
 
-def load_model(model: str, track: str = "mini", *, device: str = "") -> AnyModel:
+def load_model(model: str | Path, track: str = "mini", *, device: str = "") -> AnyModel:
     """Load a model by its name on a track, a card file, open_clip:ARCH/TAG, or DEFENSE+MODEL.
 
     `model.classifier(prompts)` returns the zero-shot classifier of C classes, with one entry in `prompts` per class. It
@@ -117,7 +118,7 @@ def load_model(model: str, track: str = "mini", *, device: str = "") -> AnyModel
     Raises:
         UserError: The name is unknown, the digest of the weights is wrong, or the weights were never released.
     """
-    return loaded_model(model, track, choose_device(device))
+    return loaded_model(os.fspath(model), track, choose_device(device))
 
 
 def load_dataset(
@@ -279,6 +280,7 @@ def _models(given: Any, name: str) -> tuple[str | InMemoryModel, ...]:
 def _names(what: str, given: Any) -> tuple[str, ...]:
     """Return one or several names as a tuple; raise UserError for a value that is not a text."""
     names = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
+    names = tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in names)
     if wrong := [each for each in names if not isinstance(each, str)]:
         raise UserError(
             f"{what} must be names, got {type(wrong[0]).__name__}: each worker process loads them by name."

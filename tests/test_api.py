@@ -92,6 +92,12 @@ def test_attack_samples_gives_the_results_of_the_run(result: RunResult, taught_c
     assert list(verdict.broken_by) == list(records.broken_by) and "pgd-3" in verdict.broken_by
 
 
+def test_a_card_file_may_be_a_path(taught_card: Path) -> None:
+    assert load_model(taught_card, device="cpu").digest == load_model(str(taught_card), device="cpu").digest
+    with pytest.raises(UserError, match=r"nowhere\.json"):
+        evaluate(Path("nowhere.json"), "fgsm", samples=2)
+
+
 def test_of_samples_works_with_and_without_a_test_time_defense() -> None:
     pictures = load_dataset("colours", samples=3)
     for name in ("clip", "ttc+clip"):

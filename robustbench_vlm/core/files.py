@@ -4,6 +4,7 @@ import errno
 import hashlib
 import os
 import re
+import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
@@ -114,11 +115,24 @@ def inside(folder: Path, relative: str) -> Path:
 
 
 def check_utf8(name: str, folder: Path) -> None:
-    """Raise UserError if a file name in a folder is not UTF-8, because records store sample names as UTF-8."""
+    """Raise UserError if a file name in a folder is not UTF-8, because records store sample names as UTF-8.
+
+    This includes all names with other characters than ASCII if the locale makes Python decode file names differently.
+    """
+    encoding = sys.getfilesystemencoding()
+    try:
+        shown = os.fsencode(folder / name).decode(errors="backslashreplace")
+    except UnicodeEncodeError:
+        # A list file has a name that the locale cannot express.
+        shown = ascii(str(folder / name))
+    if not name.isascii() and encoding != "utf-8":
+        raise UserError(
+            f"cannot use the file name {shown}: the locale makes Python read file names as {encoding}, expected UTF-8:"
+            " set the environment variable PYTHONUTF8=1"
+        )
     try:
         name.encode()
     except UnicodeEncodeError as error:
-        shown = os.fsencode(folder / name).decode(errors="backslashreplace")
         raise UserError(
             f"the file name {shown} is not UTF-8, but records identify samples by file name: rename it"
         ) from error

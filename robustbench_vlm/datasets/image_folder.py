@@ -1,75 +1,121 @@
 """Datasets from a local folder with one sub-folder per class. Images may have any size and format that Pillow reads."""
 
 import json
-import os
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import check_utf8
+from robustbench_vlm.core.files import check_utf8, sha256_of
 from robustbench_vlm.datasets.base import Dataset, UnreadableImage
+from robustbench_vlm.datasets.listing import files, files_below, folders
+from robustbench_vlm.datasets.published.image_files import SUFFIXES, decode
+from robustbench_vlm.datasets.transform import SquareFit
 
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+FOLDER_SOURCE = "robustbench_vlm.datasets.image_folder:FolderSource"
 _WORD_NET_ID = re.compile(r"n\d{8}")
 
 
-class FolderSource:
-    """Read the images of the sub-folders `classes` of `path`, resized (bicubic) and cropped to `side` x `side` pixels.
+class FolderImages:
+    """The N images of the sub-folders `classes` of a folder, in their stored size.
 
-    The label of an image is the index of its sub-folder in `classes`. Some of these sub-folders may be missing.
+    The label of an image is the index of its sub-folder in `classes`. Some of these sub-folders may be missing. Images
+    in deeper sub-folders belong to the class too.
     """
 
-    def __init__(self, path: str, side: int, classes: Sequence[str]) -> None:
-        self._root, self._side = Path(path), side
-        there = set(folders(self._root))
+    def __init__(self, root: Path, classes: Sequence[str]) -> None:
+        self._root = root
+        there = set(folders(root))
         found = [
             (f"{name}/{file}", label)
             for label, name in enumerate(classes)
             if name in there
-            for file in files(self._root / name)
+            for file in files_below(root / name)
         ]
         self.ids = tuple(name for name, _ in found)
         self.labels = tuple(label for _, label in found)
+        self._digests: dict[int, str] = {}
+
+    def image(self, index: int) -> "Image":
+        """Return an image in its stored mode and size; raise UnreadableImage if it cannot be decoded."""
+        return decode(self.path(index), str(self.path(index)))
 
     def path(self, index: int) -> Path:
         """Return the file of an image."""
         return self._root / self.ids[index]
 
+    def stamp(self, index: int) -> str:
+        """Return the sha256 of the image's file; "" if it cannot be read."""
+        if index not in self._digests:
+            try:
+                self._digests[index] = sha256_of(self.path(index))
+            except OSError:
+                self._digests[index] = ""
+        return self._digests[index]
+
+
+class FolderSource:
+    """Read the images of the sub-folders `classes` of `path`, resized (bicubic) and cropped to `side` x `side` pixels.
+
+    Labels are those of `FolderImages`.
+    """
+
+    def __init__(self, path: str, side: int, classes: Sequence[str]) -> None:
+        self._images, self._fit = FolderImages(Path(path), classes), SquareFit(side)
+        self.ids, self.labels = self._images.ids, self._images.labels
+
+    def path(self, index: int) -> Path:
+        """Return the file of an image."""
+        return self._images.path(index)
+
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return the images at B indices as uint8 [B, 3, side, side]; raise UnreadableImage if one is damaged."""
-        return torch.stack([self._image(self.path(index)) for index in indices])
+        # A user's filter that turns Pillow's warnings into errors must not make images unreadable.
+        with warnings.catch_warnings(action="ignore"):
+            return torch.stack([self._image(index) for index in indices])
 
-    def _image(self, path: Path) -> Tensor:
-        import numpy
-        from PIL import Image, ImageOps
-
+    def _image(self, index: int) -> Tensor:
         try:
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file).convert("RGB")
-        # Pillow's decoders raise exceptions of many types on damaged files.
-        except Exception as error:
-            raise UnreadableImage(f"cannot read the image {path}: {error}; repair or remove the file") from error
-        square = ImageOps.fit(image, (self._side, self._side), Image.Resampling.BICUBIC)
-        return torch.from_numpy(numpy.array(square)).permute(2, 0, 1).contiguous()
+            return self._fit(self._images.image(index))
+        except UnreadableImage as error:
+            reason = str(error)
+        except (OSError, ValueError, SyntaxError) as error:
+            reason = f"cannot decode the image {self._images.ids[index]}: {error}"
+        raise UnreadableImage(f"{reason}; repair or remove the file")
 
 
 def folder_dataset(path: Path, prompt: str, side: int) -> Dataset:
     """Return the dataset of a folder with one sub-folder per class; raise UserError if it has fewer than two."""
     check_utf8(path.resolve().name, path.resolve().parent)
-    classes = [name for name in folders(path) if files(path / name)]
+    counts = {name: len(files_below(path / name)) for name in folders(path)}
+    classes, empty = [name for name, count in counts.items() if count], [name for name in counts if not counts[name]]
     if len(classes) < 2:
         raise UserError(
             f"the folder {path} has {len(classes)} sub-folder(s) with images; at least two are needed: put the images"
             " of each class in a separate sub-folder"
         )
+    if empty:
+        raise UserError(
+            f"{len(empty)} sub-folder(s) of {path} contain nothing that could be an image: {_some(empty)}. Each"
+            " sub-folder is a class: add images to it, or remove it"
+        )
+    if stray := [name for name in files(path) if name.lower().endswith(SUFFIXES)]:
+        raise UserError(
+            f"{len(stray)} image(s) of {path} are not in the sub-folder of a class: {_some(stray)}. Move or remove them"
+        )
     return Dataset(
         name=path.resolve().name,
         classes=tuple(name.replace("_", " ") for name in classes),
         prompt=prompt,
-        source="robustbench_vlm.datasets.image_folder:FolderSource",
+        source=FOLDER_SOURCE,
         options={"path": str(path.resolve()), "side": side, "classes": classes},
         split="all",
         description="images of a local folder",
@@ -104,16 +150,16 @@ def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
             f"{root} does not have a class of ImageNet-1k. Its sub-folders are: {_some(there)}. Name the sub-folders by"
             " WordNet id, for example n01440764 (tench)"
         )
-    if not any(files(root / name) for name in classes):
+    if not any(files_below(root / name) for name in classes):
         raise UserError(
-            f"{root} has folders of {len(classes)} ImageNet classes but no images in them: put the images directly in"
-            f" the folder of their class, for example {classes[0]}/one.JPEG"
+            f"{root} has folders of {len(classes)} ImageNet classes but no images in them: put the images in the folder"
+            f" of their class, for example {classes[0]}/one.JPEG"
         )
     return Dataset(
         name="imagenet",
         classes=tuple(names.values()),
         prompt=prompt,
-        source="robustbench_vlm.datasets.image_folder:FolderSource",
+        source=FOLDER_SOURCE,
         options={"path": str(root.resolve()), "side": side, "classes": tuple(names)},
         split="train",
         description="ImageNet-1k from a local folder",
@@ -136,25 +182,3 @@ def imagenet_class_names() -> dict[str, str]:
 
 def _some(names: list[str]) -> str:
     return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "") if names else "none"
-
-
-def folders(path: Path) -> list[str]:
-    """Return the sorted names of a folder's sub-folders, except hidden ones; raise UserError if it does not exist."""
-    if not path.is_dir():
-        raise UserError(f"there is no folder {path}: --images takes a folder with one sub-folder per class")
-    with os.scandir(path) as entries:
-        found = sorted(entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))
-    return _checked(found, path)
-
-
-def files(path: Path) -> list[str]:
-    """Return the sorted names of a folder's files, except hidden ones."""
-    with os.scandir(path) as entries:
-        found = sorted(entry.name for entry in entries if not entry.name.startswith(".") and entry.is_file())
-    return _checked(found, path)
-
-
-def _checked(names: list[str], folder: Path) -> list[str]:
-    for name in names:
-        check_utf8(name, folder)
-    return names

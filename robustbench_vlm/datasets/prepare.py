@@ -21,18 +21,23 @@ from robustbench_vlm.datasets.base import UnreadableImage, image_sha256
 from robustbench_vlm.datasets.order import standard_order
 from robustbench_vlm.datasets.prepared import CHUNK, digest_name, forget, pixel_name, read_json, stored_digests
 from robustbench_vlm.datasets.published.base import StoredImages
-from robustbench_vlm.datasets.transform import Transform
+from robustbench_vlm.datasets.transform import SquareFit, Transform
 
 
 def prepare(
     name: str,
     images: StoredImages,
-    transform: Transform,
+    transform: Transform | SquareFit,
     count: int | None,
     cache: Path,
     on_progress: OnProgress = ignore_progress,
+    *,
+    by_content: bool = False,
 ) -> Path:
     """Prepare the first `count` samples of the standard order (None: all) and return the folder of their pixels.
+
+    With `by_content`, the stamps of the images are part of the name of the folder: changed images are prepared in
+    another folder, and a running evaluation goes on with the old pixels.
 
     Prepared samples are reused unless the stamps of their image files have changed. Several processes may prepare the
     same dataset at the same time: each chunk is written by one of them, and a complete chunk is never removed. Raises
@@ -46,10 +51,13 @@ def prepare(
         "ids": [images.ids[place] for place in order],
         "labels": [images.labels[place] for place in order],
     }
-    folder = cache / "prepared" / name / fingerprint(index)[:16]
+    needed = len(order) if count is None else min(-(-count // CHUNK) * CHUNK, len(order))
+    if by_content:
+        index["files"] = fingerprint(_stamps(name, images, order[:needed], on_progress))
+    folder = cache / ("prepared_folders" if by_content else "prepared") / name / fingerprint(index)[:16]
     if not (folder / "index.json").is_file():
         write_text(folder / "index.json", json.dumps(index))
-    chunks = [order[start : start + CHUNK] for start in range(0, min(count or len(order), len(order)), CHUNK)]
+    chunks = [order[start : start + CHUNK] for start in range(0, needed, CHUNK)]
     missing = {n: places for n, places in enumerate(chunks) if not _is_prepared(folder, n, images, places)}
     begun, done, total = time.monotonic(), 0, sum(map(len, missing.values()))
     for chunk, places in missing.items():
@@ -67,6 +75,17 @@ def prepare(
     return folder
 
 
+def _stamps(name: str, images: StoredImages, places: Sequence[int], on_progress: OnProgress) -> list[str]:
+    """Return the stamps of images, which are read by several threads because a stamp may be a digest of the file."""
+    found: list[str] = []
+    with ThreadPoolExecutor() as threads:
+        for start in range(0, len(places), CHUNK):
+            found += threads.map(images.stamp, places[start : start + CHUNK])
+            if len(places) > CHUNK:
+                on_progress(Progress(len(found), len(places), label=f"reading {name}"))
+    return found
+
+
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
     """Let one process at a time write chunks into a prepared folder; raise UserError if it cannot be written."""
@@ -81,7 +100,7 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _pixels(images: StoredImages, place: int, transform: Transform) -> Tensor | str:
+def _pixels(images: StoredImages, place: int, transform: Transform | SquareFit) -> Tensor | str:
     """Return an image's pixels, uint8 [3, H, W], or the reason why it cannot be decoded."""
     try:
         return transform(images.image(place))
@@ -123,8 +142,9 @@ def _write_chunk(
     blank = torch.zeros_like(sound[0]) if sound else torch.zeros(3, 1, 1, dtype=torch.uint8)
     pixels = torch.stack([each if isinstance(each, Tensor) else blank for each in found]).numpy()
     _check_room(folder, pixels.nbytes)
+    sha256 = [image_sha256(each) if isinstance(each, Tensor) else "" for each in found]
     digests = {
-        "sha256": [image_sha256(each) if isinstance(each, Tensor) else "" for each in found],
+        "sha256": sha256,
         "unreadable": {str(row): each for row, each in enumerate(found) if isinstance(each, str)},
         "stamps": list(stamps),
     }
@@ -134,7 +154,7 @@ def _write_chunk(
             numpy.save(file, pixels, allow_pickle=False)
 
     # If only the stamps differ, for example because the dataset was copied, other processes go on with these pixels.
-    if not _has_pixels(folder, chunk, digests["sha256"]):
+    if not _has_pixels(folder, chunk, sha256):
         write_whole(folder / pixel_name(chunk), save)
     # The JSON file is written last. Until then, its old stamps mark a chunk whose files have changed as incomplete.
     write_text(folder / digest_name(chunk), json.dumps(digests))

@@ -11,8 +11,10 @@ exists. If a preparation is killed, the next one continues with the first incomp
 an original file has changed.
 """
 
+import contextlib
 import functools
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +29,11 @@ from robustbench_vlm.datasets.base import UnreadableImage, image_sha256
 if TYPE_CHECKING:
     import numpy
 
+PREPARED_SOURCE = "robustbench_vlm.datasets.prepared:PreparedSource"
 CHUNK = 250
 """Number of samples per chunk. A chunk has 38 MB at 224 pixels; a killed preparation loses at most one chunk."""
+
+_CHUNK_FILE = re.compile(r"\d{6,}\.json")
 
 
 class PreparedSource:
@@ -67,8 +72,17 @@ class PreparedSource:
 
 
 def prepared_rows(folder: Path) -> int:
-    """Return the number of prepared samples of a folder, unreadable ones included."""
-    return sum(len(read_json(path, "sha256")["sha256"]) for path in folder.glob("*.json") if path.name != "index.json")
+    """Return the number of prepared samples of a folder, unreadable images included, without damaged chunks."""
+    count = 0
+    for path in _chunk_files(folder):
+        with contextlib.suppress(UserError):
+            count += len(read_json(path, "sha256")["sha256"])
+    return count
+
+
+def _chunk_files(folder: Path) -> list[Path]:
+    """Return the JSON files of the complete chunks of a prepared folder, in order."""
+    return sorted(path for path in folder.glob("*.json") if _CHUNK_FILE.fullmatch(path.name))
 
 
 def unreadable(folder: Path, count: int) -> dict[str, str]:
@@ -95,7 +109,7 @@ def verify_prepared(folder: Path) -> list[str]:
     except UserError as error:
         return [str(error)]
     found = []
-    for path in sorted(path for path in folder.glob("*.json") if path.name != "index.json"):
+    for path in _chunk_files(folder):
         chunk = int(path.stem) // CHUNK
         try:
             known = _chunk_digests.__wrapped__(folder, chunk)
@@ -143,7 +157,8 @@ def _chunk_digests(folder: Path, chunk: int) -> dict[str, Any]:
     if not path.is_file():
         raise UserError(
             f"the samples from index {chunk * CHUNK} are not prepared in {folder} on this machine: run"
-            " `vlmbench data prepare` here, or run this command on the machine that has the dataset"
+            " this command on the machine that has the images (or `vlmbench data prepare` here), or set VLMBENCH_CACHE"
+            " to a folder that all machines share"
         )
     return read_json(path, "sha256", "unreadable")
 
@@ -165,8 +180,8 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
 
 def _damaged(path: Path, error: Exception) -> str:
     return (
-        f"the prepared file {path} is missing or damaged ({error}): remove the folder {path.parent} and run"
-        " `vlmbench data prepare` again"
+        f"the prepared file {path} is missing or damaged ({error}): remove the folder {path.parent}, then run"
+        " the same command again"
     )
 
 

@@ -9,6 +9,11 @@ from torch import Tensor
 if TYPE_CHECKING:
     from PIL import Image
 
+_ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
+"""EXIF and TIFF tags."""
+_WHITE_IS_ZERO = 0
+"""Value of the TIFF tag _PHOTOMETRIC."""
+
 
 @dataclass(frozen=True)
 class Transform:
@@ -42,18 +47,128 @@ class Transform:
         return torch.from_numpy(numpy.array(image)).permute(2, 0, 1).contiguous()
 
 
+@dataclass(frozen=True)
+class SquareFit:
+    """Convert an image to RGB as a viewer shows it, resize it (bicubic) and crop its centre to a square.
+
+    Raises ValueError if the image has pixels whose black and white values are unknown.
+    """
+
+    side: int
+    """Height and width of the result in pixels."""
+
+    def __call__(self, image: "Image.Image") -> Tensor:
+        """Return the image's pixels as uint8 [3, side, side]."""
+        import numpy
+        from PIL import Image, ImageOps
+
+        square = ImageOps.fit(as_displayed(image), (self.side, self.side), Image.Resampling.BICUBIC)
+        return torch.from_numpy(numpy.array(square)).permute(2, 0, 1).contiguous()
+
+
 def to_rgb(image: "Image.Image") -> "Image.Image":
     """Return an image as 8-bit RGB, converted by Pillow.
 
-    16-bit images keep their upper 8 bits; Pillow would clip them at 255. The rotation in the EXIF data is ignored, as
-    in published evaluations.
+    16-bit and float images are scaled to 8 bits; Pillow would clip them at 255. Hidden colours of transparent pixels
+    and the rotation in the EXIF data are ignored, as in published evaluations. Raises ValueError if the image has
+    pixels whose black and white values are unknown.
     """
-    if image.mode.startswith("I"):
-        import numpy
-        from PIL import Image
+    return (_deep_grey(image) if _is_deep(image) else image).convert("RGB")
 
-        image = Image.fromarray((numpy.asarray(image).astype("uint32") >> 8).clip(0, 255).astype("uint8"))
-    return image.convert("RGB")
+
+def as_displayed(image: "Image.Image") -> "Image.Image":
+    """Return an image as 8-bit RGB as an image viewer shows it.
+
+    The rotation in the EXIF data is applied, and transparent pixels are white. Raises ValueError if the image has
+    pixels whose black and white values are unknown.
+    """
+    from PIL import Image
+
+    image.load()
+    turn = _orientation(image)
+    if _is_deep(image):
+        image = _deep_grey(image)
+    elif image.mode == "LAB":
+        image = _lab_to_rgb(image)
+    elif image.mode in ("RGBa", "La"):
+        image = image.convert(image.mode.upper())
+    if image.has_transparency_data or image.mode in ("RGBA", "LA", "PA"):
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    image = image.convert("RGB")
+    return image if turn is None else image.transpose(turn)
+
+
+def _orientation(image: "Image.Image") -> "Image.Transpose | None":
+    """Return the operation that turns an image upright by its EXIF data; None if it is upright or has no such data."""
+    from PIL import Image
+
+    turns = {
+        2: Image.Transpose.FLIP_LEFT_RIGHT,
+        3: Image.Transpose.ROTATE_180,
+        4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE,
+        6: Image.Transpose.ROTATE_270,
+        7: Image.Transpose.TRANSVERSE,
+        8: Image.Transpose.ROTATE_90,
+    }
+    # Pillow raises exceptions of many types on damaged EXIF data, which say nothing about the pixels.
+    try:
+        return turns.get(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return None
+
+
+def _is_deep(image: "Image.Image") -> bool:
+    """Return whether an image is grey with more than 8 bits per pixel."""
+    return image.mode == "F" or image.mode.startswith("I")
+
+
+def _deep_grey(image: "Image.Image") -> "Image.Image":
+    """Return a grey image with 16-bit or float pixels as 8-bit grey; raise ValueError if its white value is unknown."""
+    import numpy
+    from PIL import Image
+
+    values = numpy.asarray(image)
+    if image.mode == "F":
+        # A comparison with NaN is false.
+        if not (values.min() >= 0 and values.max() <= 1):
+            raise ValueError(
+                f"its float pixels are from {values.min()} to {values.max()}, expected 0 to 1: convert the image"
+                " to 8 bits"
+            )
+        return Image.fromarray((values.astype("float64") * 255).round().astype("uint8"))
+    bits, is_inverted = _grey_format(image)
+    values = values.astype("int64")
+    if bits > 16 or values.min() < 0 or values.max() >= 2**bits:
+        raise ValueError(
+            f"its pixels are {bits}-bit integers from {values.min()} to {values.max()}, expected at most 16 bits"
+            " without a sign: convert the image to 8 bits"
+        )
+    grey = Image.fromarray((values >> (bits - 8)).astype("uint8") ^ (255 if is_inverted else 0))
+    transparent = image.info.get("transparency")
+    if isinstance(transparent, int):
+        grey.putalpha(Image.fromarray(numpy.where(values == transparent, 0, 255).astype("uint8")))
+    return grey
+
+
+def _grey_format(image: "Image.Image") -> tuple[int, bool]:
+    """Return the bits per pixel of a grey integer image, and whether its white pixels have the value 0."""
+    tags = getattr(image, "tag_v2", None)
+    if tags is None:
+        # Pillow opens 16-bit PGM files with 32-bit pixels.
+        return (16 if image.mode.startswith("I;16") or image.format in ("PPM", "PNG") else 32), False
+    bits = tags.get(_BITS_PER_SAMPLE, (32,))
+    return int(bits[0] if isinstance(bits, tuple) else bits), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+
+def _lab_to_rgb(image: "Image.Image") -> "Image.Image":
+    from PIL import ImageCms
+
+    lab, srgb = ImageCms.createProfile("LAB"), ImageCms.createProfile("sRGB")
+    converted = ImageCms.applyTransform(image, ImageCms.buildTransform(lab, srgb, "LAB", "RGB"))
+    assert converted is not None
+    return converted
 
 
 NATIVE = Transform()

@@ -11,6 +11,7 @@ from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets.base import Dataset, Source, UnreadableImage, image_sha256
 from robustbench_vlm.datasets.prepared import PreparedSource
+from robustbench_vlm.models.open_clip import CONTEXT_LENGTH
 from robustbench_vlm.protocols.base import Protocol
 
 _AT_ONCE = 256
@@ -58,6 +59,8 @@ class Cell:
     threat: Threat
     protocol: Protocol
     samples: Samples
+    context_length: int = CONTEXT_LENGTH
+    """Number of tokens of a prompt that the model's text encoder reads."""
 
     def __len__(self) -> int:
         return len(self.samples.ids)

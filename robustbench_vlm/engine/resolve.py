@@ -63,6 +63,8 @@ class _ModelFacts:
     digest: str
     image_size: int
     """Height and width of the attacked images in pixels."""
+    context_length: int
+    """Number of tokens of a prompt that the text encoder reads."""
     attacks: tuple[Attack, ...]
     """The requested attacks, adapted to the model's test-time defense if it has one."""
 
@@ -92,7 +94,18 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
     models = _models(request, track, protocol, attacks, resources.device, on_progress)
     choices = _choices(request, datasets, protocol, {model.image_size for model in models}, on_progress)
     cells = tuple(
-        Cell(track.name, model.reference, model.name, model.digest, dataset, attack, threat, protocol, samples)
+        Cell(
+            track=track.name,
+            model=model.reference,
+            model_name=model.name,
+            weights=model.digest,
+            dataset=dataset,
+            attack=attack,
+            threat=threat,
+            protocol=protocol,
+            samples=samples,
+            context_length=model.context_length,
+        )
         for model in models
         for attack in model.attacks
         for threat in threats
@@ -145,7 +158,7 @@ def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequenc
     model = loaded_model(reference, track.name, device)
     adapted = [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
     side = protocol.image_size or model.image_size
-    return _ModelFacts(reference, model.name, model.digest, side, tuple(adapted))
+    return _ModelFacts(reference, model.name, model.digest, side, model.context_length, tuple(adapted))
 
 
 def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Dataset]:
@@ -188,7 +201,12 @@ def _choices(
             (dataset, choose_samples(dataset, protocol, skip_unreadable=request.skip_unreadable)) for dataset in opened
         ]
         return dict.fromkeys(sides, same)
-    folders = {side: folder_dataset(request.images, request.prompt, side) for side in sides}
+    folders = {
+        side: prepare_dataset(
+            folder_dataset(request.images, request.prompt, side), protocol.samples, on_progress=on_progress
+        )
+        for side in sides
+    }
     return {
         side: [(folder, choose_samples(folder, protocol, skip_unreadable=request.skip_unreadable))]
         for side, folder in folders.items()

@@ -11,7 +11,7 @@ from robustbench_vlm.datasets.base import Prompt
 from robustbench_vlm.datasets.published.local_copy import is_incomplete, is_other_split
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.models.in_memory import UNPINNED
-from robustbench_vlm.models.text_encoder import texts_with_equal_tokens
+from robustbench_vlm.models.text_encoder import count_tokens, texts_with_equal_tokens
 
 ZERO_GRADIENTS = 0.01
 """A warning is raised if the input gradient is zero for a larger share of the samples than this."""
@@ -49,8 +49,18 @@ WARNINGS: Mapping[str, SanityWarning] = {
         ("probability-logits", "logits look like probabilities", "return logits: a softmax hides the gradient"),
         (
             "same-prompt",
-            "two classes have the same prompt, or prompts with the same tokens",
+            "two classes have the same prompt, or prompts with the same tokens within the context of the model",
             "change the class names: one of the two classes is never predicted",
+        ),
+        (
+            "truncated-prompt",
+            "prompts of this many classes are longer than the model's context, so it does not read their ends",
+            "shorten the class names or the prompt template",
+        ),
+        (
+            "same-image",
+            "the same image is a sample of two classes, so one of the two labels is counted as wrong",
+            "keep the image in one class",
         ),
         (
             "collapsed",
@@ -119,7 +129,9 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...
     """Return the warnings that the samples, class names and attack of one cell raise."""
     counts = Counter(code for result in results for code in result.warnings.split(",") if code)
     counts["unreadable"] = len(cell.samples.unreadable)
-    counts["same-prompt"] = _repeated(cell.dataset.prompts)
+    counts["same-prompt"] = _repeated(cell.dataset.prompts, cell.context_length)
+    counts["truncated-prompt"] = _truncated(cell)
+    counts["same-image"] = _in_two_classes(cell)
     shares = {
         "collapsed": _collapsed(results),
         "near-chance": _share(results, clean=True) <= _constant(results),
@@ -199,11 +211,32 @@ def _black_box_wins(attack: Attack, broken_by: Sequence[str]) -> int:
     return broken if broken >= 2 and broken > BLACK_BOX_SHARE * len(broken_by) else 0
 
 
-def _repeated(prompts: Sequence[Prompt]) -> int:
-    """Return the number of classes whose prompt has the same tokens as the prompt of another class."""
-    # The first prompt of an ensemble is enough, because two equal class names give equal tokens in every template.
-    first = [prompt if isinstance(prompt, str) else prompt[0] for prompt in prompts]
-    return sum(len(group) - 1 for group in texts_with_equal_tokens(first))
+def _repeated(prompts: Sequence[Prompt], context_length: int) -> int:
+    """Return the number of classes whose prompts all have the same tokens as those of an earlier class."""
+    texts = [(prompt,) if isinstance(prompt, str) else prompt for prompt in prompts]
+    groups: list[tuple[int, ...]] = [tuple(range(len(texts)))]
+    for template in range(len(texts[0])):
+        # Most groups have one class after the first template, so the other templates of an ensemble cost little.
+        groups = [
+            tuple(group[place] for place in equal)
+            for group in groups
+            for equal in texts_with_equal_tokens([texts[member][template] for member in group], context_length)
+        ]
+    return sum(len(group) - 1 for group in groups)
+
+
+def _truncated(cell: Cell) -> int:
+    """Return the number of classes with a prompt that has more tokens than the text encoder reads."""
+    longest = max(cell.dataset.templates, key=count_tokens)
+    return sum(count_tokens(longest.replace("{}", name)) > cell.context_length for name in cell.dataset.classes)
+
+
+def _in_two_classes(cell: Cell) -> int:
+    """Return the number of samples whose image is also a sample of another class."""
+    classes: dict[str, set[int]] = {}
+    for digest, label in zip(cell.samples.image_digests, cell.samples.labels, strict=True):
+        classes.setdefault(digest, set()).add(label)
+    return sum(len(classes[digest]) > 1 for digest in cell.samples.image_digests)
 
 
 def _share(results: Sequence[SampleResult], *, clean: bool) -> float:

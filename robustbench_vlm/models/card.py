@@ -190,6 +190,8 @@ def card_schema() -> dict[str, Any]:
     return TypeAdapter(CardFields).json_schema()
 
 
+WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar")
+"""Suffixes of files that have the weights of a model."""
 _FIRST_FIELDS = ("name", "architecture", "image", "text", "defense", "training", "paper", "licence", "notes")
 
 
@@ -250,6 +252,11 @@ def _named_card(reference: str, track: str) -> ModelCard:
     if reference in MODELS.names():
         plugin: ModelCard = MODELS.load(reference)
         return plugin
+    if Path(reference).suffix.lower() in WEIGHT_SUFFIXES:
+        raise UserError(
+            f"{reference!r} is a file of weights, expected {ACCEPTED}: write a card for the weights with"
+            f" `vlmbench convert {reference} --base NAME` and give the card"
+        )
     allowed = [*card_names(track), *MODELS.names()]
     message = unknown("model", reference, allowed, f"vlmbench list models --track {track}")
     raise UserError(f"{message} Expected {ACCEPTED}.")

@@ -13,7 +13,7 @@ from robustbench_vlm.models.fast_conv import with_fast_pixel_gradients
 from robustbench_vlm.models.fast_resnet import folded
 from robustbench_vlm.models.image_encoder import ImageEncoder
 from robustbench_vlm.models.loading import assemble
-from robustbench_vlm.models.open_clip import Architecture
+from robustbench_vlm.models.open_clip import Architecture, context_length
 from robustbench_vlm.models.precision import InPrecision, products
 from robustbench_vlm.models.text_encoder import embed_texts
 
@@ -118,6 +118,11 @@ class Model:
     def image_size(self) -> int:
         """Height and width of the image encoder's input, in pixels."""
         return self.architecture.image_size
+
+    @property
+    def context_length(self) -> int:
+        """The number of tokens that the text encoder reads, start and end tokens included."""
+        return context_length(self.architecture)
 
     def to(self, device: str) -> None:
         """Move the network to a device."""

@@ -16,6 +16,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.models.classifier import ZeroShotClassifier, class_features
 from robustbench_vlm.models.code_identity import identity_of, tensor_digest
+from robustbench_vlm.models.open_clip import CONTEXT_LENGTH
 from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.models.reference import IN_MEMORY
 
@@ -90,6 +91,12 @@ class InMemoryModel:
     def image_size(self) -> int:
         """Height and width of the image encoder's input, in pixels."""
         return self.encoder.image_size
+
+    @property
+    def context_length(self) -> int:
+        """The number of tokens that the text encoder reads; CLIP's if the text encoder does not show its tokens."""
+        tokens = getattr(self.embed_texts, "tokens", None)
+        return int(tokens(list(_PROBES[:1])).shape[1]) if callable(tokens) else CONTEXT_LENGTH
 
     @functools.cached_property
     def doubts(self) -> tuple[str, ...]:

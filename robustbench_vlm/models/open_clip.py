@@ -20,7 +20,7 @@ from robustbench_vlm.models.card import check_normalisation
 from robustbench_vlm.models.reference import OPEN_CLIP
 from robustbench_vlm.models.weights import remember
 
-_CONTEXT_LENGTH = 77
+CONTEXT_LENGTH = 77
 """Tokens that the text encoder of every released CLIP reads, unless its configuration states another number."""
 _PROBES = ("a photo of a dog.", "X-RAY no. 7, 25 %", "ein Café in Zürich", "\u4e00\u5f20\u7167\u7247", "")
 """Texts whose tokens identify a tokenizer."""
@@ -100,8 +100,8 @@ def has_own_tokenizer(architecture: Architecture) -> bool:
 
 
 def context_length(architecture: Architecture) -> int:
-    """Return the number of tokens that the text encoder reads; later tokens are cut off."""
-    return int(architecture.config["text_cfg"].get("context_length", _CONTEXT_LENGTH))
+    """Return the number of tokens that the text encoder of an architecture reads, start and end tokens included."""
+    return int(architecture.config["text_cfg"].get("context_length", CONTEXT_LENGTH))
 
 
 @functools.cache

@@ -1,21 +1,23 @@
 """The text encoder of a CLIP: tokens and embeddings of texts, and embeddings of prompts with tuned tokens."""
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.models.open_clip import Architecture, load_tokenizer
+from robustbench_vlm.models.open_clip import CONTEXT_LENGTH, Architecture, load_tokenizer
 from robustbench_vlm.models.precision import arithmetic
+
+if TYPE_CHECKING:
+    from open_clip import SimpleTokenizer
 
 _TEXT_BATCH_SIZE = 1024
 """The number of texts that are embedded at once. The limit bounds memory: ImageNet with 80 prompts per class has
 80,000 texts."""
-_CONTEXT_LENGTH = 77
-"""The number of tokens that the text encoders of the released CLIPs read. Later tokens are ignored."""
 
 
 def embed_texts(network: nn.Module, architecture: Architecture, texts: Sequence[str]) -> Tensor:
@@ -37,24 +39,28 @@ def tokenize(prompts: Sequence[str], architecture: Architecture) -> Tensor:
     return load_tokenizer(architecture)(list(prompts))
 
 
-def texts_with_equal_tokens(texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Return the groups of two or more texts that have the same tokens; each group lists indices into `texts`.
+def texts_with_equal_tokens(texts: Sequence[str], length: int = CONTEXT_LENGTH) -> list[tuple[int, ...]]:
+    """Return the groups of texts with the same first `length` tokens. Each group lists two or more indices of `texts`.
 
     CLIP's tokenizer ignores case, spaces next to punctuation and spaces between digits. For example, "X-ray" and
     "x - ray" have the same tokens.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
-    for number, tokens in enumerate(_tokenizer(_CONTEXT_LENGTH)(list(texts)).tolist()):
+    for number, tokens in enumerate(_tokenizer(length)(list(texts)).tolist()):
         groups.setdefault(tuple(tokens), []).append(number)
     return [tuple(group) for group in groups.values() if len(group) > 1]
 
 
+def count_tokens(text: str) -> int:
+    """Return the number of CLIP's tokens of a text, start and end tokens included."""
+    return len(_tokenizer(CONTEXT_LENGTH).encode(text)) + 2
+
+
 @functools.cache
-def _tokenizer(length: int) -> Callable[[list[str]], Tensor]:
+def _tokenizer(length: int) -> "SimpleTokenizer":
     import open_clip
 
-    tokenizer: Callable[[list[str]], Tensor] = open_clip.SimpleTokenizer(context_length=length)
-    return tokenizer
+    return open_clip.SimpleTokenizer(context_length=length)
 
 
 class PromptEncoder(nn.Module):

@@ -168,6 +168,11 @@ class DefendedModel:
         return self.model.image_size
 
     @property
+    def context_length(self) -> int:
+        """The number of tokens that the text encoder reads, start and end tokens included."""
+        return self.model.context_length
+
+    @property
     def architecture(self) -> Architecture:
         """The architecture of `model`."""
         return self.model.architecture

@@ -332,6 +332,22 @@ def test_verify_finds_missing_samples_and_images(tmp_path: Path) -> None:
     assert verify(PUBLISHED["dtd"], tmp_path)[0].startswith("DTD is not below")
 
 
+@pytest.mark.parametrize("target", [".", "..", "../..", "self"])
+def test_links_in_class_folders_of_published_datasets_add_no_samples(target: str, tmp_path: Path) -> None:
+    folder = make("eurosat", tmp_path)
+    before = locate(PUBLISHED["eurosat"], tmp_path)[1].ids
+    for path in (folder / "2750").iterdir():
+        (path / "self").symlink_to(target)
+    assert locate(PUBLISHED["eurosat"], tmp_path)[1].ids == before
+
+
+def test_more_samples_than_the_split_has_are_refused(tmp_path: Path) -> None:
+    make("eurosat", tmp_path)
+    locate(dataclasses.replace(PUBLISHED["eurosat"], samples=6), tmp_path)
+    with pytest.raises(UserError, match=r"eurosat has 6 samples, but the split 'all' of EuroSAT has 5: remove"):
+        locate(dataclasses.replace(PUBLISHED["eurosat"], samples=5), tmp_path)
+
+
 def test_verify_does_not_count_samples_of_another_hub_split(tmp_path: Path) -> None:
     make_shards("eurosat", tmp_path)
     assert verify(PUBLISHED["eurosat"], tmp_path) == []

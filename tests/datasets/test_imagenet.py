@@ -125,7 +125,7 @@ def test_files_that_are_not_images_of_a_class_are_ignored(tmp_path: Path, write:
     (tmp_path / GOLDFISH).mkdir()
     (tmp_path / "README").write_text("no image")
     source = imagenet_folder(tmp_path, PROMPT, 16).open()
-    assert (source.ids, source.labels) == ((f"{TABBY}/one.JPEG",), (281,))
+    assert (source.ids, source.labels) == ((f"{TABBY}/images/below.JPEG", f"{TABBY}/one.JPEG"), (281, 281))
 
 
 def test_labels_do_not_depend_on_the_classes_in_the_folder(tmp_path: Path, write: Callable[..., Path]) -> None:
@@ -161,8 +161,8 @@ def test_empty_and_missing_folders_are_errors(tmp_path: Path) -> None:
         imagenet_folder(tmp_path / "nowhere", PROMPT, 16)
 
 
-def test_images_in_sub_folders_of_a_class_are_an_error(tmp_path: Path, write: Callable[..., Path]) -> None:
-    write(f"{TENCH}/images/one.JPEG")
+def test_class_folders_without_images_are_an_error(tmp_path: Path) -> None:
+    (tmp_path / TENCH / "images").mkdir(parents=True)
     with pytest.raises(UserError, match=rf"no images.*{TENCH}/one\.JPEG"):
         training_folder(tmp_path, PROMPT, 16)
 

@@ -30,7 +30,7 @@ def _noise(width: int, height: int, seed: int = 0, mode: str = "RGB") -> Image.I
     return Image.fromarray(pixels).convert(mode)
 
 
-class Pictures:
+class NoiseImages:
     """Random images of different sizes. The images with an index in `broken` cannot be decoded."""
 
     def __init__(self, count: int, broken: tuple[int, ...] = (), delay: float = 0) -> None:
@@ -83,27 +83,27 @@ def test_exif_rotation_is_ignored(tmp_path: Path) -> None:
 
 
 def test_preparation_starts_with_the_standard_order_and_continues_later(tmp_path: Path) -> None:
-    pictures = Pictures(2 * CHUNK + 30)
-    order = standard_order(pictures.ids, pictures.labels)
-    folder = prepare("made-up", pictures, SMALL, 10, tmp_path)
-    assert prepared_rows(folder) == CHUNK == pictures.asked
+    stored = NoiseImages(2 * CHUNK + 30)
+    order = standard_order(stored.ids, stored.labels)
+    folder = prepare("made-up", stored, SMALL, 10, tmp_path)
+    assert prepared_rows(folder) == CHUNK == stored.asked
     source = PreparedSource(str(folder))
-    assert list(source.ids) == [pictures.ids[place] for place in order]
-    assert list(source.labels) == [pictures.labels[place] for place in order]
+    assert list(source.ids) == [stored.ids[place] for place in order]
+    assert list(source.labels) == [stored.labels[place] for place in order]
     images = source.read([3, 0])
     assert torch.equal(images[0], SMALL(_noise(24 + order[3] % 5, 30, seed=order[3])))
     assert source.digests([3, 0]) == [image_sha256(image) for image in images]
     with pytest.raises(UserError, match="samples from index 250 are not prepared"):
         source.read([CHUNK])
-    assert prepare("made-up", pictures, SMALL, None, tmp_path) == folder
-    assert prepared_rows(folder) == len(pictures.ids) == pictures.asked
+    assert prepare("made-up", stored, SMALL, None, tmp_path) == folder
+    assert prepared_rows(folder) == len(stored.ids) == stored.asked
     assert torch.equal(PreparedSource(str(folder)).read([3, 0]), images)
-    prepare("made-up", pictures, SMALL, None, tmp_path)
-    assert pictures.asked == len(pictures.ids)
+    prepare("made-up", stored, SMALL, None, tmp_path)
+    assert stored.asked == len(stored.ids)
 
 
 def test_read_asks_the_system_to_read_the_next_samples(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    folder = prepare("made-up", Pictures(CHUNK + 30), SMALL, None, tmp_path)
+    folder = prepare("made-up", NoiseImages(CHUNK + 30), SMALL, None, tmp_path)
     source, advised = PreparedSource(str(folder)), []
 
     def advise(path: Path, start: int, length: int) -> None:
@@ -120,7 +120,7 @@ def test_read_asks_the_system_to_read_the_next_samples(tmp_path: Path, monkeypat
 
 def test_each_transform_and_image_list_has_a_separate_folder(tmp_path: Path) -> None:
     folders = {
-        prepare("made-up", Pictures(count), transform, 10, tmp_path)
+        prepare("made-up", NoiseImages(count), transform, 10, tmp_path)
         for count in (20, 21)
         for transform in (SMALL, Transform(20, 17))
     }
@@ -128,14 +128,14 @@ def test_each_transform_and_image_list_has_a_separate_folder(tmp_path: Path) -> 
 
 
 def test_merged_labels_do_not_change_the_order(tmp_path: Path) -> None:
-    folder = prepare("made-up", Pictures(40), SMALL, 10, tmp_path)
+    folder = prepare("made-up", NoiseImages(40), SMALL, 10, tmp_path)
     apart, together = PreparedSource(str(folder)), PreparedSource(str(folder), (0, 0, 1))
     assert together.ids == apart.ids and together.labels == tuple((0, 0, 1)[label] for label in apart.labels)
 
 
 def test_unreadable_image_raises_when_it_is_read(tmp_path: Path) -> None:
-    pictures = Pictures(12, broken=(4, 7))
-    source = PreparedSource(str(prepare("made-up", pictures, SMALL, None, tmp_path)))
+    stored = NoiseImages(12, broken=(4, 7))
+    source = PreparedSource(str(prepare("made-up", stored, SMALL, None, tmp_path)))
     place = source.ids.index("test/00004.png")
     assert [digest == "" for digest in source.digests(range(12))].count(True) == 2
     with pytest.raises(UnreadableImage, match=r"cannot read test/00004.png.*; repair or remove the file$"):
@@ -145,11 +145,11 @@ def test_unreadable_image_raises_when_it_is_read(tmp_path: Path) -> None:
 
 def test_images_of_different_sizes_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="different sizes"):
-        prepare("made-up", Pictures(12), NATIVE, None, tmp_path)
+        prepare("made-up", NoiseImages(12), NATIVE, None, tmp_path)
 
 
 def test_verify_prepared_finds_changed_files(tmp_path: Path) -> None:
-    folder = prepare("made-up", Pictures(30), SMALL, None, tmp_path)
+    folder = prepare("made-up", NoiseImages(30), SMALL, None, tmp_path)
     assert verify_prepared(folder) == []
     pixels = folder / "000000.npy"
     content = bytearray(pixels.read_bytes())
@@ -171,18 +171,18 @@ TOGETHER = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_prepared import Pictures, SMALL
+from test_prepared import NoiseImages, SMALL
 from robustbench_vlm.datasets.prepare import prepare
 from robustbench_vlm.datasets.prepared import PreparedSource
-pictures = Pictures(600, delay=0.001)
-pictures.stamp = lambda index: sys.argv[3]
+stored = NoiseImages(600, delay=0.001)
+stored.stamp = lambda index: sys.argv[3]
 print("ready", flush=True)
 sys.stdin.readline()
-source = PreparedSource(str(prepare("made-up", pictures, SMALL, None, Path(sys.argv[1]))))
+source = PreparedSource(str(prepare("made-up", stored, SMALL, None, Path(sys.argv[1]))))
 for _ in range(20):
     source.read([0, 300, 599])
     source.digests(range(600))
-print(pictures.asked)
+print(stored.asked)
 """
 
 
@@ -210,21 +210,30 @@ def test_eight_processes_prepare_one_dataset_at_the_same_time(stamps: list[str],
 
 
 def test_equal_pixels_from_a_copied_dataset_are_not_written_again(tmp_path: Path) -> None:
-    pictures = Pictures(30)
-    folder = prepare("made-up", pictures, SMALL, None, tmp_path)
+    stored = NoiseImages(30)
+    folder = prepare("made-up", stored, SMALL, None, tmp_path)
     before = (folder / "000000.npy").stat()
-    pictures.stamp = lambda index: "a copy"  # type: ignore[method-assign]
-    assert prepare("made-up", pictures, SMALL, None, tmp_path) == folder and pictures.asked == 60
+    stored.stamp = lambda index: "a copy"  # type: ignore[method-assign]
+    assert prepare("made-up", stored, SMALL, None, tmp_path) == folder and stored.asked == 60
     after = (folder / "000000.npy").stat()
     assert (before.st_ino, before.st_mtime_ns) == (after.st_ino, after.st_mtime_ns)
-    prepare("made-up", pictures, SMALL, None, tmp_path)
-    assert pictures.asked == 60
+    prepare("made-up", stored, SMALL, None, tmp_path)
+    assert stored.asked == 60
+
+
+def test_other_files_in_a_prepared_folder_are_ignored(tmp_path: Path) -> None:
+    folder = prepare("made-up", NoiseImages(30), SMALL, None, tmp_path)
+    for name in ("notes.json", "1.json.json", "0.json"):
+        (folder / name).write_text("not JSON")
+    assert verify_prepared(folder) == [] and prepared_rows(folder) == 30
+    (folder / "000000.json").write_text("not JSON")
+    assert len(verify_prepared(folder)) == 1 and prepared_rows(folder) == 0
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{}", "null", '{"sha256": []}', "\udcff"])
 @pytest.mark.parametrize("name", ["index.json", "000000.json", "000000.npy"])
 def test_damaged_prepared_files_are_reported_and_replaced(name: str, content: str, tmp_path: Path) -> None:
-    folder = prepare("made-up", Pictures(30), SMALL, None, tmp_path)
+    folder = prepare("made-up", NoiseImages(30), SMALL, None, tmp_path)
     (folder / name).write_bytes(content.encode(errors="surrogateescape"))
     prepared.forget()
     prepared._index.cache_clear()
@@ -232,7 +241,7 @@ def test_damaged_prepared_files_are_reported_and_replaced(name: str, content: st
     with pytest.raises(UserError, match="remove the folder"):
         PreparedSource(str(folder)).read([0])
     if name == "000000.json":
-        prepare("made-up", Pictures(30), SMALL, None, tmp_path)
+        prepare("made-up", NoiseImages(30), SMALL, None, tmp_path)
         assert PreparedSource(str(folder)).read([0]).shape == (1, 3, 16, 16) and not verify_prepared(folder)
 
 
@@ -240,9 +249,9 @@ SCRIPT = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_prepared import Pictures, SMALL
+from test_prepared import NoiseImages, SMALL
 from robustbench_vlm.datasets.prepare import prepare
-prepare("made-up", Pictures(600, delay=0.002), SMALL, None, Path(sys.argv[1]))
+prepare("made-up", NoiseImages(600, delay=0.002), SMALL, None, Path(sys.argv[1]))
 """
 
 
@@ -254,10 +263,10 @@ def test_killed_preparation_is_continued_without_damaged_chunks(tmp_path: Path) 
         process.send_signal(signal.SIGKILL)
     before = len(list((tmp_path / "killed").rglob("*.npy")))
     assert before < 3
-    pictures = Pictures(600)
-    killed = prepare("made-up", pictures, SMALL, None, tmp_path / "killed")
-    assert pictures.asked <= 600 - CHUNK and verify_prepared(killed) == []
-    whole = prepare("made-up", Pictures(600), SMALL, None, tmp_path / "whole")
+    stored = NoiseImages(600)
+    killed = prepare("made-up", stored, SMALL, None, tmp_path / "killed")
+    assert stored.asked <= 600 - CHUNK and verify_prepared(killed) == []
+    whole = prepare("made-up", NoiseImages(600), SMALL, None, tmp_path / "whole")
     for name in ("index.json", *(f"{start:06d}.{end}" for start in (0, 250, 500) for end in ("npy", "json"))):
         assert (killed / name).read_bytes() == (whole / name).read_bytes()
 
@@ -266,7 +275,7 @@ def test_progress_is_reported_per_chunk(tmp_path: Path) -> None:
     told: list[tuple[int, int | None, str]] = []
     prepare(
         "made-up",
-        Pictures(600),
+        NoiseImages(600),
         SMALL,
         None,
         tmp_path,
@@ -276,7 +285,7 @@ def test_progress_is_reported_per_chunk(tmp_path: Path) -> None:
 
 
 def test_error_for_a_damaged_index_names_the_next_step(tmp_path: Path) -> None:
-    folder = prepare("made-up", Pictures(30), SMALL, None, tmp_path)
+    folder = prepare("made-up", NoiseImages(30), SMALL, None, tmp_path)
     (folder / "index.json").write_text(json.dumps([])[:1], encoding="utf-8")
     with pytest.raises(UserError, match="remove the folder"):
         PreparedSource(str(folder))

@@ -1,6 +1,9 @@
 """Tests of images that are not drawn by code: handwritten digits and folders of users."""
 
 import os
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy
@@ -97,6 +100,81 @@ def test_errors_for_unusable_folders_name_the_expected_layout(folder: Path, prob
             folder_dataset(folder / "cat", "a {}.", 32)
         else:
             folder_dataset(folder, "a photo", 32)
+
+
+def test_images_in_sub_folders_of_a_class_are_read(folder: Path) -> None:
+    _picture("RGB").save(_made(folder / "dog" / "more" / "deep") / "three.png")
+    _picture("RGB").save(_made(folder / "fox" / "more") / "one.png")
+    (_made(folder / "dog" / ".hidden") / "no.png").write_bytes(b"")
+    dataset = folder_dataset(folder, "a {}.", 32)
+    assert dataset.classes == ("cat", "dog", "fox", "sea lion")
+    ids = dataset.open().ids
+    assert "dog/more/deep/three.png" in ids and "fox/more/one.png" in ids and len(ids) == 7
+
+
+def test_empty_class_folders_and_images_without_class_are_an_error(folder: Path) -> None:
+    _made(folder / "fox" / "more")
+    _made(folder / "owl")
+    with pytest.raises(UserError, match=r"2 sub-folder.*: fox, owl\. .*add images to it, or remove it"):
+        folder_dataset(folder, "a {}.", 32)
+    (folder / "fox" / "more").rmdir()
+    (folder / "fox").rmdir()
+    (folder / "owl").rmdir()
+    _picture("RGB").save(folder / "stray.PNG")
+    with pytest.raises(UserError, match=r"not in the sub-folder of a class: stray\.PNG\. Move or remove"):
+        folder_dataset(folder, "a {}.", 32)
+
+
+@pytest.mark.parametrize("target", [".", "..", "../..", "../dog", "/"])
+def test_links_to_parent_folders_are_not_followed(target: str, folder: Path) -> None:
+    (folder / "dog" / "link").symlink_to(target)
+    assert len(folder_dataset(folder, "a {}.", 32).open().ids) == 5
+
+
+def test_broken_links_are_unreadable_images(folder: Path) -> None:
+    (folder / "cat" / "loop.png").symlink_to("loop.png")
+    (folder / "loop").symlink_to("loop")
+    source = folder_dataset(folder, "a {}.", 32).open()
+    with pytest.raises(UnreadableImage, match=r"cat/loop\.png"):
+        source.read([source.ids.index("cat/loop.png")])
+
+
+LATIN_1 = """
+import sys
+from pathlib import Path
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.datasets.image_folder import folder_dataset
+try:
+    print(ascii(folder_dataset(Path(sys.argv[1]), "a {}.", 32).classes))
+except UserError as error:
+    print(ascii(str(error)))
+"""
+
+
+@pytest.mark.skipif(not shutil.which("localedef"), reason="needs localedef to make a Latin-1 locale")
+def test_file_names_are_utf8_in_a_latin_1_locale_or_refused(
+    folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    locales = tmp_path_factory.mktemp("locales")
+    command = ["localedef", "-i", "en_US", "-f", "ISO-8859-1", str(locales / "en_US.ISO-8859-1")]
+    if subprocess.run(command, check=False, capture_output=True).returncode:
+        pytest.skip("the sources of the locale are not installed")
+    (folder / "cat").rename(folder / "café")
+
+    def classes(**variables: str) -> str:
+        environment = {**os.environ, "LC_ALL": "en_US.ISO-8859-1", "LOCPATH": str(locales), **variables}
+        return subprocess.run(
+            [sys.executable, "-c", LATIN_1, str(folder)], env=environment, capture_output=True, text=True, check=True
+        ).stdout
+
+    refused = classes(PYTHONUTF8="0")
+    assert r"caf\xe9" in refused and "iso8859-1, expected UTF-8" in refused and "PYTHONUTF8=1" in refused
+    assert classes(PYTHONUTF8="1") == "('caf\\xe9', 'dog', 'sea lion')\n" == classes(LC_ALL="C.UTF-8")
+
+
+def _made(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    return folder
 
 
 def test_dataset_with_one_class_is_an_error() -> None:

@@ -18,7 +18,10 @@ from safetensors.torch import load_file, save_file
 from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import sha256_of
+from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.threat import Threat
+from robustbench_vlm.datasets.base import image_sha256
+from robustbench_vlm.datasets.image_folder import FolderImages, folder_dataset
 from robustbench_vlm.engine import cost, model_cache
 from robustbench_vlm.engine import resolve as resolving
 from robustbench_vlm.engine.cell import Cell, Samples
@@ -171,6 +174,29 @@ def test_unreadable_images_raise_user_error_or_are_counted(make_card: MakeCard, 
     assert cell.samples.unreadable == ("day/4.png",)
     assert len(cell) == 5 and "day/4.png" not in cell.samples.ids
     assert cell.dataset.classes == ("day", "night")
+
+
+def test_images_of_a_folder_are_decoded_once_with_progress(
+    make_card: MakeCard, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, told, decoded = image_folder(tmp_path / "pictures", broken=False), list[Progress](), list[str]()
+    read = FolderImages.image
+    monkeypatch.setattr(FolderImages, "image", lambda self, index: decoded.append(self.ids[index]) or read(self, index))
+    request = Request(models=(str(make_card()),), attacks=("fgsm",), images=folder, eps=("1/255", "2/255"), samples=4)
+    first = resolve(request, told.append)
+    assert sorted(decoded) == sorted(first.cells[0].dataset.open().ids) and len(decoded) == 6
+    assert any(each.label == "preparing pictures" and each.done == each.total == 6 for each in told)
+    cell, other = resolve(request).cells
+    images = cell.dataset.open().read(cell.samples.indices)
+    assert torch.equal(images, other.dataset.open().read(other.samples.indices)) and len(decoded) == 6
+    assert [image_sha256(image) for image in images] == list(cell.samples.image_digests)
+    unprepared = folder_dataset(folder, request.prompt, 32).open()
+    assert torch.equal(images, unprepared.read([unprepared.ids.index(name) for name in cell.samples.ids]))
+    # A changed image is prepared again, and the pixels of the earlier plan stay as they were.
+    del decoded[:]
+    Image.new("RGB", (40, 30), "white").save(folder / "day" / "0.png")
+    assert resolve(request).cells[0].samples.digest != cell.samples.digest and len(decoded) == 6
+    assert torch.equal(images, cell.dataset.open().read(cell.samples.indices))
 
 
 def test_the_fingerprint_changes_with_every_value_that_the_accuracy_depends_on(make_cell: Callable[..., Cell]) -> None:

@@ -130,6 +130,35 @@ def test_prompts_with_the_same_tokens_are_counted(make_cell: Cells, make_results
         assert codes(cell, make_results(cell)) == {"same-prompt:3"}
 
 
+LONG = "a very small and very faint photo of a very old and very large and rather dark and heavy and round"
+
+
+@pytest.mark.parametrize("template", [f"{LONG} {{}}.", ("a {}.", f"{LONG} {{}}.")])
+def test_prompts_are_compared_up_to_the_context_of_the_model(
+    template: str | tuple[str, str], make_cell: Cells, make_results: Results
+) -> None:
+    cell = make_cell(30, dataset=Dataset("birds", ("wren", "owl", "crane"), template, "nowhere:source"))
+    assert not codes(cell, make_results(cell))
+    # All three classes have the same text in the long template, so nothing distinguishes them without the short one.
+    equal = {"same-prompt:2"} if isinstance(template, str) else set()
+    assert codes(replace(cell, context_length=20), make_results(cell)) == {"truncated-prompt:3", *equal}
+
+
+def test_truncated_prompts_are_counted_by_class(make_cell: Cells, make_results: Results) -> None:
+    cell = make_cell(30, dataset=Dataset("birds", ("wren", "owl", LONG), "a {}.", "nowhere:source"))
+    assert codes(replace(cell, context_length=20), make_results(cell)) == {"truncated-prompt:1"}
+
+
+def test_images_in_two_classes_are_counted(make_cell: Cells, make_results: Results) -> None:
+    cell = make_cell(30)
+    digests = list(cell.samples.image_digests)
+    digests[4] = digests[0]
+    digests[9] = digests[3]
+    # Samples 0 and 4 have different labels, samples 3 and 9 have the same.
+    samples = Samples(**{**cell.samples.__dict__, "image_digests": tuple(digests)})
+    assert codes(replace(cell, samples=samples), make_results(cell)) == {"same-image:2"}
+
+
 @pytest.mark.parametrize(("broken", "raised"), [(0, False), (1, False), (2, True), (9, True)])
 def test_samples_broken_only_by_square_raise_a_warning(
     make_cell: Cells, make_results: Results, broken: int, raised: bool

@@ -75,6 +75,8 @@ def test_malformed_references_are_refused(text: str, message: str) -> None:
             r"cannot be loaded .* yet. Expected a name, a card .*, open_clip:ARCH/TAG, or DEFENSE",
         ),
         ("ttc+clip", "give 'clip'"),
+        ("x.pt", r"'x\.pt' is a file of weights, expected .* `vlmbench convert x\.pt --base NAME`"),
+        ("runs/model.SAFETENSORS", r"is a file of weights, expected a name, a card file"),
         ("clop", r"unknown model 'clop'\. Did you mean clip.* Expected a name"),
     ],
 )

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.datasets.image_folder import files, folders
+from robustbench_vlm.datasets.listing import files, folders, walk
 from robustbench_vlm.datasets.published.base import MissingData, StoredImages
 from robustbench_vlm.datasets.published.class_lists import Labels, class_names
 from robustbench_vlm.datasets.published.image_files import (
@@ -16,7 +16,6 @@ from robustbench_vlm.datasets.published.image_files import (
     list_images,
     read_lines,
     reading,
-    walk,
 )
 
 _NUMBER = re.compile(r"ILSVRC2012_val_(\d{8})\.JPEG", re.IGNORECASE)
@@ -70,7 +69,7 @@ def _images(top: Path) -> Iterator[str]:
     """Yield the paths of a class's images, sub-folders included, in torchvision's order."""
     for place, names in walk(top):
         for name in names:
-            if name.lower().endswith(SUFFIXES) and not name.startswith("."):
+            if name.lower().endswith(SUFFIXES):
                 yield name if place == "." else f"{place}/{name}"
 
 

@@ -1,6 +1,5 @@
 """Read image files and list files of datasets. Every error names the damaged or missing file and the next step."""
 
-import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -109,9 +108,3 @@ def existing_folder(root: Path, *names: str) -> Path:
         if (root / name).is_dir():
             return root / name
     raise MissingData(f"there is no folder {' or '.join(str(root / name) for name in names)}")
-
-
-def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield `top` and each folder below it as (path relative to `top`, sorted file names), sorted by path."""
-    for place, _, names in sorted(os.walk(top, followlinks=True)):
-        yield Path(place).relative_to(top).as_posix(), sorted(names)

@@ -9,13 +9,16 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, folder_of_variable
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.datasets.base import Dataset
+from robustbench_vlm.datasets.image_folder import FOLDER_SOURCE, FolderImages
 from robustbench_vlm.datasets.prepare import prepare
+from robustbench_vlm.datasets.prepared import PREPARED_SOURCE
 from robustbench_vlm.datasets.published import PUBLISHED, MissingData, PublishedDataset, StoredImages
 from robustbench_vlm.datasets.published.checksums import changed_folders
 from robustbench_vlm.datasets.published.hub import hub_folder
 from robustbench_vlm.datasets.published.image_files import ImageFiles
 from robustbench_vlm.datasets.published.staging import staging_folder
 from robustbench_vlm.datasets.published.tar_shards import TarShardImages, read_shards
+from robustbench_vlm.datasets.transform import SquareFit
 
 
 def data_root(given: Path | None = None) -> Path:
@@ -42,7 +45,13 @@ def locate(published: PublishedDataset, root: Path) -> tuple[Path, StoredImages]
         try:
             if not folder.is_dir():
                 raise MissingData(f"there is no folder {folder}")
-            return folder, read(folder)
+            images = read(folder)
+            if published.samples and len(images.ids) > published.samples:
+                raise UserError(
+                    f"{folder} has {len(images.ids)} samples, but the split {published.split!r} of {published.title}"
+                    f" has {published.samples}: remove the files that are not part of the dataset, or fetch it again"
+                )
+            return folder, images
         except MissingData as error:
             tried.append(str(error))
     raise MissingData(
@@ -84,11 +93,16 @@ def is_available(dataset: Dataset, data: Path | None = None) -> bool:
 def prepare_dataset(
     dataset: Dataset, count: int | None, data: Path | None = None, on_progress: OnProgress = ignore_progress
 ) -> Dataset:
-    """Prepare the first `count` samples of a published dataset (None: all) and return a dataset that can be opened.
+    """Prepare the first `count` samples of a dataset with image files (None: all) and return the prepared dataset.
 
-    A dataset that is not a published one is returned unchanged. Raises MissingData if the files are not below
-    `data_root(data)`, and UserError if they cannot be prepared.
+    These are the published datasets and those of `folder_dataset`. Other datasets are returned unchanged. Raises
+    MissingData if the files are not below `data_root(data)`, and UserError if they cannot be prepared.
     """
+    if dataset.source == FOLDER_SOURCE:
+        path, side, classes = (dataset.options[key] for key in ("path", "side", "classes"))
+        stored = FolderImages(Path(path), classes)
+        folder = prepare(dataset.name, stored, SquareFit(side), count, cache_folder(), on_progress, by_content=True)
+        return dataclasses.replace(dataset, source=PREPARED_SOURCE, options={"folder": str(folder)})
     if not dataset.published:
         return dataset
     images = find_images(dataset.published, data_root(data))

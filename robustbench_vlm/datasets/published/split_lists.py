@@ -6,6 +6,7 @@ DTD, FGVC-Aircraft, Food-101, Oxford-IIIT Pet, SUN397, Hateful Memes, Flowers102
 import json
 from pathlib import Path
 
+from robustbench_vlm.datasets.listing import walk
 from robustbench_vlm.datasets.published.base import MissingData, StoredImages
 from robustbench_vlm.datasets.published.class_lists import Labels
 from robustbench_vlm.datasets.published.image_files import (
@@ -14,7 +15,6 @@ from robustbench_vlm.datasets.published.image_files import (
     list_images,
     read_lines,
     reading,
-    walk,
 )
 
 

@@ -4,6 +4,7 @@ import dataclasses
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.base import Dataset
+from robustbench_vlm.datasets.prepared import PREPARED_SOURCE
 from robustbench_vlm.datasets.prompts import PROMPT_SOURCES
 from robustbench_vlm.datasets.prompts.base import PromptSource, task_of
 from robustbench_vlm.datasets.prompts.trusted import TRUSTED
@@ -38,7 +39,7 @@ def _zero_shot(name: str) -> Dataset:
         name=name,
         classes=task.classes,
         prompt=task.prompt,
-        source="robustbench_vlm.datasets.prepared:PreparedSource",
+        source=PREPARED_SOURCE,
         split=published.split,
         description=published.title,
         origin=", ".join(filter(None, [published.origin, published.licence])),
