@@ -23,17 +23,18 @@ from robustbench_vlm.engine.warnings import SanityWarning, attack_warnings, expl
 from robustbench_vlm.models.precision import arithmetic
 
 _BATCHES_AT_ONCE = 4
-"""Batches that are attacked together: broken samples leave, and the others still fill whole batches."""
+"""Number of batches that are attacked together. Broken samples are removed, and the remaining ones still fill whole
+batches."""
 
 
 @dataclass(frozen=True)
 class AttackResult:
-    """The outcome of an attack on N samples, in their order."""
+    """The outcome of an attack on N samples, in the order of the samples."""
 
     robust: Tensor
-    """bool [N]: samples that the model classifies correctly and that no stage of the attack broke."""
+    """bool [N]: whether the model classifies the clean image correctly and no stage of the attack broke the sample."""
     adversarial: Tensor
-    """float32 [N, 3, H, W] in [0, 1]: the image that broke each sample; the clean image of all other samples."""
+    """float32 [N, 3, H, W] in [0, 1]: for each sample the image that broke it, or the clean image if no image did."""
     broken_by: tuple[str, ...]
     """For each sample the stage that broke it, "clean" if the clean image is misclassified, "" if it is robust."""
     clean_prediction: Tensor
@@ -41,11 +42,11 @@ class AttackResult:
     adversarial_prediction: Tensor
     """int64 [N]: the predicted class of each image in `adversarial`."""
     distance: Tensor
-    """float32 [N]: size of each perturbation in the norm of the threat, on the pixel scale [0, 1]."""
+    """float32 [N]: size of each perturbation in the norm of the threat model, for pixels in [0, 1]."""
     passes: Tensor
     """int64 [N, 2]: forward and backward passes that were spent on each sample, sanity checks not included."""
     warnings: tuple[str, ...]
-    """Reasons to doubt the result, as codes "code" or "code:N" with the number of samples."""
+    """Reasons to doubt the result, each as "code" or "code:N" with the number N of samples."""
 
     @property
     def clean_accuracy(self) -> Accuracy:
@@ -58,7 +59,7 @@ class AttackResult:
         return Accuracy.of_counts(int(self.robust.sum()), len(self.broken_by))
 
     def explain(self) -> tuple[SanityWarning, ...]:
-        """Return the meaning of each warning and the advice for it."""
+        """Return the meaning of each warning in `warnings`, and advice."""
         return tuple(explain(code) for code in self.warnings)
 
 
@@ -76,23 +77,24 @@ def attack_classifier(
 ) -> AttackResult:
     """Attack a classifier on images in memory, and decide for each sample whether it is robust.
 
-    The attacks, the verdicts and the sanity checks are those of `evaluate`. This function needs no track and no
-    registered model, and it writes no records, so its result cannot be submitted.
+    The attacks, the verdicts and the sanity checks are those of `evaluate`. This function needs neither a track nor a
+    registered model. It does not write records, so its result cannot be submitted.
 
     Args:
         classifier: A torch module or a function from images, float32 [B, 3, H, W] in [0, 1], to logits, float [B, C].
-            Resize and normalisation belong inside it. Put a module into eval mode first.
+            It must include resize and normalisation. Put a module into eval mode before the call.
         images: float [N, 3, H, W] in [0, 1], a tensor or an array.
         labels: int [N], the index of the correct logit of each image.
-        eps: Radius of the threat on the pixel scale [0, 1], as a text ("4/255", "0.5") or a Fraction.
+        eps: Radius for pixels in [0, 1], as a text ("4/255", "0.5") or a Fraction.
         attack: Name of an attack (`vlmbench list attacks`), or an Attack.
         norm: "Linf" or "L2".
-        batch_size: Images that are passed through the network at once.
-        seed: Seed of the random numbers. Those of a sample depend on the seed and on its place only.
-        on_progress: Called with the number of finished samples after each part.
+        batch_size: Number of images in each forward pass.
+        seed: Seed of the random numbers. The random numbers of a sample depend only on the seed and on the index of the
+            sample.
+        on_progress: Called with the number of finished samples after each group of batches.
 
     Raises:
-        UserError: An argument that cannot be used, with the accepted forms, or logits that are not finite.
+        UserError: An argument cannot be used (the message gives the accepted forms), or logits are not finite.
     """
     chosen = load_attack(attack) if isinstance(attack, str) else attack
     if not isinstance(chosen, Attack):
@@ -141,7 +143,7 @@ def _result(attack: Attack, parts: Sequence[Verdicts], raised: Sequence[tuple[st
 
 
 def _device(classifier: ClassifierLike, images: Any) -> torch.device:
-    """Return the device of the classifier's parameters or buffers, or that of the images if it has none."""
+    """Return the device of the classifier's parameters or buffers or, without these, the device of the images."""
     if isinstance(classifier, nn.Module):
         for tensor in (*classifier.parameters(), *classifier.buffers()):
             return tensor.device
@@ -159,7 +161,7 @@ def _checked_images(given: Any) -> Tensor:
     if not images.is_floating_point():
         raise UserError(f"{expected}, got {images.dtype}: convert bytes with `images.float() / 255`")
     if not torch.isfinite(images).all():
-        raise UserError(f"{expected}, got NaN or infinity in them: check how they were read")
+        raise UserError(f"{expected}, got NaN or infinite values: check the code that reads the images")
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
         raise UserError(
@@ -181,7 +183,10 @@ def _checked_labels(given: Any, count: int) -> Tensor:
 
 
 def _count_classes(classifier: ClassifierLike, images: Tensor, labels: Tensor) -> int:
-    """Return the number of logits of the first two images; raise UserError if they are no logits for the labels."""
+    """Return the number of classes, from the logits of the first two images.
+
+    Raises UserError if the classifier does not return logits, or if a label is not a class index.
+    """
     first = images[:2]
     with torch.no_grad():
         logits: Any = as_classifier(classifier)(first)
@@ -193,7 +198,7 @@ def _count_classes(classifier: ClassifierLike, images: Tensor, labels: Tensor) -
         )
     if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
         raise UserError(
-            f"labels must lie in 0 to {logits.shape[1] - 1}, the classifier's {logits.shape[1]} classes, got"
+            f"labels must be in 0 to {logits.shape[1] - 1}, the classifier's {logits.shape[1]} classes, got"
             f" {int(labels.min())} to {int(labels.max())}: give the index of each correct logit"
         )
     return logits.shape[1]

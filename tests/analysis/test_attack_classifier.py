@@ -95,7 +95,7 @@ def test_random_numbers_follow_the_seed() -> None:
         ({"images": "cat.png"}, "got str"),
         ({"labels": [0, 1, 1]}, r"labels must be int \[2\]"),
         ({"labels": [0.0, 1.0]}, "got torch.float32"),
-        ({"labels": [0, 2]}, "labels must lie in 0 to 1"),
+        ({"labels": [0, 2]}, "labels must be in 0 to 1"),
         ({"labels": [-1, 0]}, "got -1 to 0"),
         ({"eps": 0.03}, "eps must be a text or a Fraction"),
         ({"eps": "8"}, "eps"),
