@@ -84,7 +84,7 @@ def expect_workers(resources: Resources) -> None:
 def _ignored_interrupts() -> Iterator[None]:
     """Make processes that are started within the context ignore Ctrl-C.
 
-    If they did not, they would print a traceback when Ctrl-C is pressed during their imports.
+    Without this, such a process prints a traceback if Ctrl-C is pressed during its imports.
     """
     if threading.current_thread() is not threading.main_thread():
         # Python sets signal handlers only in the main thread.

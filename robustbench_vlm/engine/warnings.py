@@ -117,7 +117,7 @@ WARNINGS: Mapping[str, SanityWarning] = {
 def explain(warning: str) -> SanityWarning:
     """Return the meaning and advice for a warning "code" or "code:N".
 
-    For the code of a plugin, they are a general text.
+    For an unknown code, which a plugin raised, a general text is returned.
     """
     code = warning.partition(":")[0]
     return WARNINGS.get(
@@ -148,7 +148,7 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...
 def attack_warnings(attack: Attack, broken_by: Sequence[str], counts: Mapping[str, int]) -> tuple[str, ...]:
     """Return the warnings "code:N" of an attack on samples, sorted.
 
-    `broken_by` is that of every sample, see `SampleResult`. `counts` has the number of samples that raised each code.
+    `broken_by` has `SampleResult.broken_by` of every sample. `counts` has the number of samples that raised each code.
     """
     found = Counter(counts)
     found["black-box-wins"] = _black_box_wins(attack, broken_by)

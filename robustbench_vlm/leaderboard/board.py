@@ -96,7 +96,8 @@ class Board:
     """Datasets that models were trained on. The zero-shot mean leaves them out."""
     rows: tuple[BoardRow, ...]
     absent: Mapping[str, str]
-    """Error messages by model name, for entries whose records cannot be downloaded. The board lacks a row for them."""
+    """Error messages, by model name, for entries whose records cannot be downloaded. These entries have no row on the
+    board."""
     reported: tuple[ReportedNumber, ...]
 
     def to_pandas(self) -> "DataFrame":

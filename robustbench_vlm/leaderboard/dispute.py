@@ -82,7 +82,7 @@ def dispute(
     concerned = [each for each in evidence if each.score.dataset in {name for name, _ in submitted.samples}]
     if not concerned:
         raise UserError(
-            f"{images} has no sample of a dataset of the entry of {entry.model!r}: give images of the entry's datasets"
+            f"{images} contains no sample from any dataset in the entry for {entry.model!r}: give images of these"
         )
     plan, numbers = rebuild(concerned, model or reference_of(entry), data=data)
     judge_image = _ImageJudge(

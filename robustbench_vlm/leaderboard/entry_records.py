@@ -78,8 +78,8 @@ def read_entry_records(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     """Return the records of an entry in `folder`, after all checks.
 
     If the records file is not next to the entry, it is downloaded from its URL. Raises Unreachable if the download
-    fails, UserError if the URL is missing, and Unsound if the file has another digest or does not give the entry's
-    numbers.
+    fails, UserError if the URL is missing, and Unsound if the file has another digest or if its records do not give the
+    scores in the entry.
     """
     path = records_path(entry.records, folder, entry.model)
     if sha256_of(path) != entry.records.sha256:

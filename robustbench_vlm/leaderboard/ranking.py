@@ -266,7 +266,7 @@ def _row(checked: CheckedEntry, track: Track, rank: str = "", clean_rank: int = 
 
 
 def _fidelity(entry: Entry) -> str:
-    """Return how closely the bundled training recipe follows its paper; "" if the model is not bundled."""
+    """Return how closely the recipe of a bundled model follows its paper; "" if the model is not bundled."""
     defense = str(entry.card.get("defense", ""))
     if entry.model not in bundled_names(entry.track) or defense not in DEFENSES.names():
         return ""
@@ -285,7 +285,7 @@ def _training(training: Mapping[str, Any]) -> str:
 
 
 def _under(checked: CheckedEntry, track: Track) -> dict[str, Any]:
-    """Return the mean robust accuracy by attack, at the standard radius.
+    """Return the mean robust accuracy at the standard radius, by attack name.
 
     Only attacks that were run on all evaluated datasets are included.
     """

@@ -78,7 +78,7 @@ def _warnings(row: Mapping[str, str], under_pgd: float | None) -> Iterable[str]:
         and under_pgd is not None
         and robust > under_pgd + _ROUNDED + 1e-9
     ):
-        yield f"higher than the same paper's PGD, {percent(under_pgd, 2)} %: the stronger attack breaks fewer samples"
+        yield f"higher than the same paper's PGD, {percent(under_pgd, 2)} %: yet this attack should break more samples"
 
 
 def _under_pgd(rows: Sequence[Mapping[str, str]]) -> dict[_Columns, float]:

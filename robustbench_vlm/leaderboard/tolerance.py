@@ -134,7 +134,7 @@ def summarize_part(name: str, samples: Sequence[RecomputedSample], *, is_full: b
 def missing_warnings(samples: Sequence[RecomputedSample]) -> tuple[str, ...]:
     """Return a sentence if more stored records lack warnings of the recomputed samples than the tolerance allows.
 
-    "Too many" means more than the tolerance allows. Otherwise returns ().
+    Returns () if there are no more than that.
     """
     same = [(sample.stored, sample.here) for sample in samples if not sample.is_wrong]
     missing = [set(here.warnings.split(",")) - set(stored.warnings.split(",")) - {""} for stored, here in same]

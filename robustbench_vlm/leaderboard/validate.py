@@ -1,6 +1,6 @@
 """Static validation of an entry: path, digests, sample ids, scores, definitions, history and counterexamples.
 
-It needs neither weights nor images. `vlmbench verify` checks those.
+The validation needs neither weights nor images. `vlmbench verify` uses them for further checks.
 """
 
 import dataclasses
@@ -95,7 +95,7 @@ def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
 
 
 def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
-    """Raise Unsound if a definition in the entry differs from this package's.
+    """Raise Unsound if a definition in the entry differs from the definition in this package.
 
     The definitions are the card, the protocol, the attacks, the classes, the prompts and the sample counts. The attacks
     of a test-time defense depend on the model, so only `verify` can check them.

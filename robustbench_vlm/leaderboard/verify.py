@@ -59,7 +59,8 @@ class Verification:
     seed: int = 0
     disagreements: tuple[Disagreement, ...] = ()
     removed_counterexamples: tuple[Counterexample, ...] = ()
-    """Counterexamples that were removed from the entry, because their images break no sample on this machine."""
+    """Counterexamples that were removed from the entry, because their images do not break their samples on this
+    machine."""
 
 
 def verify(

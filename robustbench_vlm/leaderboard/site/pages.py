@@ -61,7 +61,10 @@ def site_files(
     entries: Mapping[Key, Entry] | None = None,
     examples: Mapping[Key, Path] | None = None,
 ) -> dict[str, str]:
-    """Return the text of each file of the site by its path in the folder. See `write_site` for the arguments."""
+    """Return the text of each file of the site, by the path of the file within the folder.
+
+    See `write_site` for the arguments.
+    """
     environment = _environment(boards)
     files = {
         "index.html": _page(environment, "index.html", root="", here=""),
