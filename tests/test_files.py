@@ -106,10 +106,17 @@ def test_errors_that_a_user_can_fix_become_user_errors(number: int, message: str
         raise OSError(number, "message of the system")
 
 
-def test_other_errors_are_not_changed() -> None:
-    with pytest.raises(OSError, match="odd") as caught, explained(Path("some/file")):
-        raise OSError(errno.EBADF, "odd")
-    assert not isinstance(caught.value, UserError)
+def test_other_errors_are_reported_with_the_reason_of_the_system() -> None:
+    with pytest.raises(UserError, match=r"cannot write some/file: odd: check the path"), explained(Path("some/file")):
+        raise OSError(errno.ESTALE, "odd")
+
+
+def test_errors_of_the_program_are_not_changed() -> None:
+    with pytest.raises(KeyError), explained(Path("some/file")):
+        try:
+            raise OSError(errno.ESTALE, "odd")
+        except OSError:
+            raise KeyError("name")  # noqa: B904
 
 
 def test_a_file_in_place_of_a_folder_is_reported(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import explained, sha256_of
+from robustbench_vlm.core.files import exclusive_lock, explained, sha256_of, sync
 from robustbench_vlm.core.http import (
     PermanentFailure,
     RangeNotSatisfiable,
@@ -72,19 +72,15 @@ def download(
             page instead. The server does not state the file's size, so that its end cannot be recognised. The size or
             digest of the file is wrong. The disk is full, or the server cannot be reached.
     """
-    from filelock import FileLock
-
     check_address(url)
     request = _Request(url, path, sha256, size, on_progress)
     if path.exists():
         return _checked(request)
-    with explained(path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        lock = path.with_name(f".{path.name}.lock")
-        # Several processes of one training may request the same weights at the same time.
-        with FileLock(lock):
-            digest = _checked(request) if path.exists() else _fetch(request)
-            lock.unlink(missing_ok=True)
+    lock = path.with_name(f".{path.name}.lock")
+    # Several processes of one training may request the same weights at the same time.
+    with explained(path), exclusive_lock(lock, wait=True):
+        digest = _checked(request) if path.exists() else _fetch(request)
+        lock.unlink(missing_ok=True)
     return digest
 
 
@@ -175,8 +171,7 @@ def _receive(request: _Request) -> bool:
                 received += len(chunk)
                 request.on_progress(Progress(received, total))
                 chunk = read_chunk(response)
-            file.flush()
-            os.fsync(file.fileno())
+            sync(file)
     if total is not None and received != total:
         raise TemporaryFailure(f"the connection broke off after {received} of {total} bytes")
     return continues

@@ -1,21 +1,29 @@
 """File helpers: atomic writes, digests, paths inside a folder, and messages for errors of the file system."""
 
+import contextlib
 import errno
+import functools
 import hashlib
 import os
 import re
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from robustbench_vlm.core.errors import UserError
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+
+_UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
+"""Error numbers of file systems that do not have an operation, such as some network file systems."""
+_REFUSED = (*_UNSUPPORTED, errno.EPERM, errno.EACCES, errno.EISDIR, errno.EBADF)
+"""Error numbers of file systems that do not allow an operation which is not essential, or not for folders."""
 
 
 def package_folder(name: str) -> Path:
@@ -57,7 +65,7 @@ def read_ahead(path: Path, start: int, length: int) -> None:
     `start` and `length` are in bytes. On a system without this feature the function does nothing.
     """
     if hasattr(os, "posix_fadvise"):
-        with path.open("rb") as file:
+        with path.open("rb") as file, contextlib.suppress(OSError):
             os.posix_fadvise(file.fileno(), start, length, os.POSIX_FADV_WILLNEED)
 
 
@@ -74,10 +82,12 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
         partial = Path(name)
         try:
             write(partial)
-            partial.chmod(0o644)
-            _sync(partial)
+            with _tolerated(_REFUSED):
+                partial.chmod(0o644)
+            with partial.open("rb") as file:
+                sync(file)
             partial.replace(path)
-            _sync(path.parent)
+            _sync_folder(path.parent)
         finally:
             partial.unlink(missing_ok=True)
 
@@ -140,16 +150,20 @@ def check_utf8(name: str, folder: Path) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Raise UserError for errors in writing `path` that a user can fix, such as a full disk or a missing permission."""
+    """Raise UserError if the operating system refuses to write `path`, with the reason and advice."""
     try:
         yield
     except UserError:
         raise
     except Exception as error:
         number = _errno_of(error)
-        if number not in _REASONS:
+        if number in _REASONS:
+            reason = _REASONS[number]
+        elif isinstance(error, OSError):
+            reason = os_reason(error)
+        else:
             raise
-        raise UserError(f"cannot write {path}: {_REASONS[number]}, then repeat the command; nothing is lost") from error
+        raise UserError(f"cannot write {path}: {reason}, then repeat the command; nothing is lost") from error
 
 
 _REASONS = {
@@ -220,9 +234,68 @@ def _errno_of(error: BaseException | None) -> int | None:
     return None
 
 
-def _sync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
+def sync(file: IO[bytes]) -> None:
+    """Flush an open file to the disk; warn if its file system cannot do that."""
+    file.flush()
     try:
-        os.fsync(handle)
+        os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+        _warn_once(
+            "the file system does not support fsync, so the newest files may be damaged after a power failure: run the"
+            " same command again in that case"
+        )
+
+
+@contextmanager
+def exclusive_lock(path: Path, *, wait: bool) -> Iterator[int]:
+    """Hold an exclusive lock on a file, which is created if it is missing, and yield its file descriptor.
+
+    If another process holds the lock, wait for it, or raise BlockingIOError if `wait` is false. The operating system
+    releases the lock when the process ends. If the file system does not support locks, warn and continue without one.
+    Raises UserError if the file cannot be written.
+    """
+    import fcntl
+
+    with explained(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+        except OSError as error:
+            if error.errno not in (*_UNSUPPORTED, errno.ENOLCK):
+                raise
+            _warn_once(
+                f"the file system of {path.parent} does not support locks ({os.strerror(error.errno)}): make sure that"
+                " only one process at a time writes to this folder"
+            )
+        yield handle
     finally:
         os.close(handle)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Flush a folder to the disk, so that a renamed file survives a power failure; do nothing if it is not allowed."""
+    with _tolerated(_REFUSED):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+@contextmanager
+def _tolerated(numbers: Sequence[int]) -> Iterator[None]:
+    """Suppress OSError with one of these error numbers."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in numbers:
+            raise
+
+
+@functools.cache
+def _warn_once(message: str) -> None:
+    warnings.warn(message, stacklevel=3)

@@ -4,14 +4,19 @@ import contextlib
 import ctypes
 import multiprocessing
 import os
+import shutil
 import signal
+import socket
 import sys
+import tempfile
 import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
+from multiprocessing.util import Finalize
+from pathlib import Path
 from types import ModuleType
 from typing import Any, Generic
 
@@ -23,6 +28,8 @@ from robustbench_vlm.engine.resources import Resources, cores
 
 _MALLOPT = {-3: 2**25, -1: 2**31 - 1, -2: 2**26}
 """mallopt options M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD with their values in bytes."""
+_SOCKET_NAME = len("listener-") + 8
+"""The number of characters in the names of multiprocessing's sockets."""
 _IMPORTED = ["open_clip", "robustbench_vlm.engine.shard"]
 """Modules that the fork server imports in advance, so that workers start faster."""
 # "fork" is not safe: a forked process with running threads may hang, and CUDA does not support it. "forkserver" forks
@@ -53,6 +60,7 @@ def run_jobs(
         for job in jobs:
             yield job, function(job)
         return
+    _choose_socket_folder()
     crew: list[_Worker[Job]] = []
     try:
         crew = [_start(function, number, workers) for number in range(workers)]
@@ -75,9 +83,43 @@ def expect_workers(resources: Resources) -> None:
         return
     from multiprocessing import forkserver
 
+    _choose_socket_folder()
     _CONTEXT.set_forkserver_preload(_IMPORTED)
     with _ignored_interrupts():
         forkserver.ensure_running()
+
+
+def _choose_socket_folder() -> None:
+    """Let multiprocessing create its sockets in another folder if the temporary folder cannot hold them.
+
+    The address of a Unix socket has at most 107 bytes, and some file systems do not support sockets. Raises UserError
+    if no folder can be used.
+    """
+    settings: dict[str, Any] = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
+    if "tempdir" in settings or _CONTEXT.get_start_method() != "forkserver":
+        return
+    given = tempfile.gettempdir()
+    for parent in (given, "/tmp", "/var/tmp", "/dev/shm"):
+        with contextlib.suppress(OSError):
+            folder = tempfile.mkdtemp(prefix="vlmbench-", dir=parent)
+            # multiprocessing needs the folder until the process ends, so it is removed last.
+            Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)
+            _check_sockets(folder)
+            settings["tempdir"] = folder
+            return
+    raise UserError(
+        f"the temporary folder {given} cannot hold the sockets of worker processes, because its path is too long or its"
+        " file system does not support them: set TMPDIR to another folder, or give --workers 1"
+    )
+
+
+def _check_sockets(folder: str) -> None:
+    """Raise OSError unless multiprocessing can create sockets in a folder."""
+    path = Path(folder) / ("x" * _SOCKET_NAME)
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(path))
+    path.chmod(0o600)
+    path.unlink()
 
 
 @contextlib.contextmanager

@@ -1,7 +1,6 @@
 """Run-folder storage: write, resume, read and merge per-sample records. A cell is a folder, a shard is a file."""
 
 import contextlib
-import fcntl
 import hashlib
 import os
 import re
@@ -14,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import explained, write_whole
+from robustbench_vlm.core.files import exclusive_lock, explained, write_whole
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.cell import Cell, Samples, Shard
@@ -152,14 +151,11 @@ def locked(folder: Path) -> Iterator[None]:
     folder is not writable.
     """
     path = folder / _LOCK
-    with explained(path):
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
+    with contextlib.ExitStack() as held:
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            handle = held.enter_context(exclusive_lock(path, wait=False))
         except BlockingIOError:
-            owner = os.pread(handle, 200, 0).decode(errors="replace").strip() or "another process"
+            owner = _owner(path) or "another process"
             raise UserError(
                 f"another run is writing to {folder}: {owner}; wait until it ends, stop it, or give another folder"
                 " with --out"
@@ -170,8 +166,15 @@ def locked(folder: Path) -> Iterator[None]:
             for partial in folder.rglob(".*.partial"):
                 partial.unlink(missing_ok=True)
         yield
-    finally:
-        os.close(handle)
+
+
+def _owner(lock: Path) -> str:
+    """Return the process that wrote its name into a lock file, or ""."""
+    try:
+        with lock.open("rb") as file:
+            return file.read(200).decode(errors="replace").strip()
+    except OSError:
+        return ""
 
 
 def merge(pieces: Sequence[Piece], ids: Sequence[str]) -> list[SampleResult]:

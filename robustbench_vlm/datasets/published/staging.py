@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import explained
+from robustbench_vlm.core.files import exclusive_lock, explained
 from robustbench_vlm.datasets.published.base import PublishedDataset
 from robustbench_vlm.datasets.published.checksums import write_checksums
 
@@ -22,21 +22,14 @@ def exclusive(staging: Path) -> Iterator[None]:
 
     Raises UserError if the folder cannot be written.
     """
-    from filelock import FileLock
-
     try:
         staging.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(staging.with_suffix(".lock"))
-        lock.acquire()
     except OSError as error:
         raise UserError(
             f"cannot write {staging}: {error.strerror}; give a writable folder with --data DIR or VLMBENCH_DATA"
         ) from error
-    try:
-        with explained(staging):
-            yield
-    finally:
-        lock.release()
+    with explained(staging), exclusive_lock(staging.with_suffix(".lock"), wait=True):
+        yield
 
 
 def check_free(goal: Path, needed: int) -> None:
