@@ -20,7 +20,7 @@ _Out = Annotated[Path | None, option("--out", "DIR", "Folder for the weights and
 
 def convert(
     file: _File,
-    base: _Base,
+    base: _Base = "",
     track: TrackName = REAL_TRACK,
     name: _Name = "",
     defense: _Defense = "",
@@ -33,8 +33,13 @@ def convert(
     is downloaded.
     """
     from robustbench_vlm.models import convert as conversion
+    from robustbench_vlm.tracks import TRACKS
 
-    card = conversion.convert(file, base, track, out or Path("converted") / track, name=name, defense=defense)
+    whole_base = TRACKS.load(track).base
+    folder = out or Path("converted") / track
+    card = conversion.convert(file, base, track, folder, name=name, defense=defense, whole_base=whole_base)
     command = f"vlmbench run --model {card} --track {track}"
     lines = [Line(f"wrote {card}"), Line(f"next: {command}")]
+    if not base:
+        lines.insert(0, Line(f"the architecture, mean and std are those of {whole_base}; --base gives another model"))
     answer({"card": str(card)}, lambda width: lines, as_json=as_json)

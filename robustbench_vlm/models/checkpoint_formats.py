@@ -1,4 +1,4 @@
-"""Released checkpoints: read a file without running its code, recognise its format, and return its encoders.
+"""Checkpoint formats: recognise the format of a checkpoint from its entries, and return its encoders.
 
 Checkpoint formats differ in the entries around the tensors and in the tensors' names. The known formats are those of
 TeCoA and later code based on it (vision_encoder_state_dict), RobustVLM (visual), AdvFLYP (partial_state_dict), AGFT
@@ -7,13 +7,8 @@ uses.
 """
 
 import math
-import re
-import tarfile
-import warnings
-import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,101 +17,20 @@ from torch import Tensor
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.transformers import MARK, from_transformers
 
-
-class _Ignored:
-    """A placeholder for numpy numbers in a pickle, such as the best accuracy, which are not needed."""
-
-    def __init__(self, *arguments: object) -> None:
-        pass
-
-    def __setstate__(self, state: object) -> None:
-        pass
-
-
-_NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
-
-
-def read_checkpoint(path: Path) -> Any:
-    """Return the content of a weights file, with its tensors on the CPU; code in the file is never run.
-
-    Raises UserError if the file is damaged, contains code, or is not a checkpoint. The message says what kind of file
-    it probably is.
-    """
-    if path.suffix == ".safetensors":
-        from safetensors import SafetensorError
-        from safetensors.torch import load_file
-
-        try:
-            return load_file(path)
-        except SafetensorError as error:
-            raise UserError(f"the file {path} is not a complete safetensors file: {error}{_guess(path)}") from error
-    try:
-        # torch warns about old pickles, but the error below already covers them.
-        with warnings.catch_warnings(), torch.serialization.safe_globals([(_Ignored, name) for name in _NUMPY]):
-            warnings.simplefilter("ignore")
-            return torch.load(path, map_location="cpu", weights_only=True)
-    # For damaged bytes torch raises exceptions of almost any type, including AssertionError.
-    except Exception as error:
-        raise UserError(f"the file {path} {_problem(path, error)}") from error
-
-
-def _problem(path: Path, error: Exception) -> str:
-    if guess := _guess(path):
-        return f"is not a checkpoint{guess}"
-    message = str(error)
-    named = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global) ([\w.]+)", message)
-    # torch's message advises users to turn weights_only off, which would run the code in the file.
-    lines = [line for line in message.splitlines() if line.strip() and "weights_only" not in line]
-    found = f"it refers to {named[1] or named[2]}" if named else lines[0] if lines else type(error).__name__
-    return (
-        f"does not contain only tensors: {found}. A pickle may contain code, so none of it was run; download the file"
-        " again if the download may be incomplete, or ask its author for the state dict as safetensors"
-    )
-
-
-def _guess(path: Path) -> str:
-    """Return the probable kind of a file that is not a checkpoint, and advice; "" if the kind is not recognised."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(4096)
-    except OSError as error:
-        return f": it cannot be read ({error.strerror}); check the path and its permissions"
-    if not start:
-        return ": it is empty; download it again"
-    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return ": it is a web page; open its address in a browser and download the file from there"
-    if start.startswith(b"version https://git-lfs"):
-        return ": it is a Git LFS pointer; download the real file (git lfs pull, or the Download button)"
-    if start.startswith(b"PK"):
-        return _guess_archive(path)
-    if tarfile.is_tarfile(path):
-        return ": it is a tar archive; unpack it and give the checkpoint inside"
-    return ""
-
-
-def _guess_archive(path: Path) -> str:
-    try:
-        if not zipfile.is_zipfile(path):
-            return ": it is incomplete, its end is missing; download it again"
-        with zipfile.ZipFile(path) as archive:
-            names = archive.namelist()
-    except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return ": it is a damaged archive; download it again"
-    if any(name.endswith("constants.pkl") for name in names):
-        return (
-            ": it is a TorchScript program, the format of OpenAI's releases; use the same weights by their open_clip"
-            " tag, such as open_clip:ViT-B-32-quickgelu/openai"
-        )
-    if not any(name.endswith("data.pkl") for name in names):
-        return ": it is a zip archive of other files; unpack it and give the checkpoint inside"
-    return ""
-
-
 State = Mapping[str, Tensor]
 """The tensors of a network, by name."""
 
-_EXTRA = {"input_resolution", "context_length", "vocab_size", "attn_mask"}
-"""Entries of the state dicts of OpenAI and older versions of open_clip that are not weights."""
+_EXTRA = {"input_resolution", "context_length", "vocab_size", "attn_mask", "n_averaged", "num_updates", "decay"}
+"""Entries of state dicts that are not weights: sizes, the mask of the text encoder, and counters of moving averages."""
+
+_STATE_ENTRIES = ("state_dict", "model_state_dict", "model", "model_state", "module", "network", "weights")
+"""Entries in which training code saves the state dict of a model."""
+
+_AVERAGE_ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
+"""Entries in which training code saves a moving average of the weights."""
+
+_WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module"}
+"""Parts of tensor names that DataParallel, torch.compile, FSDP and Lightning add."""
 
 _TRAINING = {"optimizer", "optimizer_state_dict", "optim", "scheduler", "lr_scheduler", "scaler"}
 """Entries that are needed only to resume a training."""
@@ -137,8 +51,9 @@ class Encoders:
 def encoders_of(content: Any, expected: str = "") -> Encoders:
     """Return the image and text encoder in the content of a checkpoint; its entries determine the format.
 
-    Raises UserError if the format is unknown or differs from `expected`. It also refuses a file with other trained
-    tensors, such as prompts, because the encoders would be a different model without them.
+    Raises UserError if the format is unknown or differs from `expected`, or if a tensor has no values. It also refuses
+    a file with other trained tensors, such as prompts or a second model, because the encoders would be a different
+    model without them.
     """
     found = next((name for name, read in CHECKPOINT_FORMATS.items() if _is_state(read(content))), None)
     if found is None:
@@ -151,22 +66,77 @@ def encoders_of(content: Any, expected: str = "") -> Encoders:
             f"the checkpoint format is {found!r}, expected {expected!r}: correct the field layout or the file in the"
             " card"
         )
-    tensors = CHECKPOINT_FORMATS[found](content)
-    others = [] if _is_state(content) else _others(content, set(map(id, tensors.values())))
+    tensors = _without_prefix(_without_wrappers(CHECKPOINT_FORMATS[found](content)))
+    others = _others(content, set(map(id, tensors.values())))
     if others:
         raise UserError(
             f"the file has trained tensors outside the encoders: {_few(others)}. This package cannot use them; if the"
-            " model does not need them, save only the encoders"
+            " model does not need them, save only the state dict of the model that you want to evaluate"
         )
-    state = {
-        key.removeprefix("module."): tensor.float() if tensor.is_floating_point() else tensor
-        for key, tensor in tensors.items()
-    }
+    try:
+        named = from_transformers(tensors) if found == "transformers" else tensors
+        state = {key: dense(key, tensor) for key, tensor in named.items()}
+    except (RuntimeError, IndexError) as error:
+        raise UserError(f"the tensors have impossible shapes: {error}; download the file again") from error
     image = {key.removeprefix("visual."): tensor for key, tensor in state.items() if key.startswith("visual.")}
     if not image:
-        return Encoders(found, state, {})
+        return Encoders(found, {key: state[key] for key in state if key not in _EXTRA}, {})
     text = {key: state[key] for key in state if not key.startswith("visual.") and key not in _EXTRA}
     return Encoders(found, image, text)
+
+
+def dense(name: str, tensor: Tensor) -> Tensor:
+    """Return a tensor of a checkpoint as a dense tensor of the same shape; floating-point tensors become float32.
+
+    A logit scale of shape [1] becomes a scalar. Raises UserError for a tensor without values or with quantised values.
+    """
+    if tensor.is_meta:
+        raise UserError(f"the tensor {name} has no values (device meta): load the weights before you save the model")
+    if tensor.is_quantized:
+        raise UserError(
+            f"the tensor {name} is quantised, but floating-point weights are expected: save them unquantised"
+        )
+    if tensor.layout != torch.strided:
+        tensor = tensor.to_dense()
+    if name.endswith("logit_scale") and tensor.numel() == 1:
+        tensor = tensor.reshape(())
+    return tensor.float() if tensor.is_floating_point() else tensor
+
+
+def _without_wrappers(state: State) -> State:
+    """Return the tensors with names that do not contain the parts of `_WRAPPERS`."""
+    found: dict[str, Tensor] = {}
+    for key, tensor in state.items():
+        name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
+        if name in found:
+            raise UserError(f"the file has several tensors for {name}, for example {key}: save only one model")
+        found[name] = tensor
+    return found
+
+
+def _without_prefix(state: State) -> State:
+    """Return the tensors of the CLIP in a larger module, such as Lightning's, without the prefix of their names."""
+    prefixes = sorted({key[: _start(key)] for key in state if _start(key) >= 0})
+    if not prefixes:
+        # An image encoder without the rest of its CLIP: each architecture has one of these two tensors at its top.
+        tops = ("class_embedding", "attnpool.c_proj.weight")
+        prefixes = sorted({key.removesuffix(top) for key in state for top in tops if key.endswith(top)})
+    if len(prefixes) > 1:
+        raise UserError(
+            f"the file has several models, with the names {_few([f'{prefix}...' for prefix in prefixes])}: save only"
+            " the state dict of the model that you want to evaluate"
+        )
+    prefix = prefixes[0] if prefixes else ""
+    return {key.removeprefix(prefix): tensor for key, tensor in state.items() if key.startswith(prefix)}
+
+
+def _start(name: str) -> int:
+    """Return the position in a tensor's name at which the name in a CLIP's image encoder starts, or -1."""
+    for part in ("visual.", "vision_model."):
+        at = f".{name}".find(f".{part}")
+        if at >= 0:
+            return at
+    return -1
 
 
 def check_fit(encoder: str, state: State, expected: State) -> None:
@@ -178,10 +148,21 @@ def check_fit(encoder: str, state: State, expected: State) -> None:
         for key in expected
         if key in state and state[key].shape != expected[key].shape
     ]
-    wrong = {"missing": missing, "unexpected": unexpected, "with another shape": shapes}
+    integers = [
+        f"{key} {str(state[key].dtype).removeprefix('torch.')}"
+        for key in expected
+        if key in state and expected[key].is_floating_point() and not state[key].is_floating_point()
+    ]
+    wrong = {
+        "missing": missing,
+        "unexpected": unexpected,
+        "with another shape": shapes,
+        "without floating-point values (quantised weights cannot be used)": integers,
+    }
     if any(wrong.values()):
         problems = "; ".join(f"{len(keys)} {what}: {_few(keys)}" for what, keys in wrong.items() if keys)
-        raise UserError(f"the tensors of the {encoder} encoder do not fit, {problems}. {described(state)}")
+        found = described(state) if encoder == "image" else _described_text(state)
+        raise UserError(f"the tensors of the {encoder} encoder do not fit, {problems}. {found}")
 
 
 def _others(value: Any, used: set[int], name: str = "") -> list[str]:
@@ -221,15 +202,27 @@ def _entry(*path: str) -> Callable[[Any], Any]:
     return read
 
 
+def _states(content: Any) -> Iterator[State]:
+    """Yield the state dicts in the content of a checkpoint: the content, an entry with weights, or their average."""
+    for state in (content, *(_entry(name)(content) for name in (*_STATE_ENTRIES, *_AVERAGE_ENTRIES))):
+        if _is_state(state):
+            yield state
+
+
 def _whole(content: Any) -> Any:
-    for state in (content, _entry("state_dict")(content)):
-        if _is_state(state) and any(key.removeprefix("module.").startswith("visual.") for key in state):
-            return state
-    return None
+    return next((state for state in _states(content) if any("visual" in key.split(".") for key in state)), None)
 
 
 def _transformers_state(content: Any) -> Any:
-    return from_transformers(content) if _is_state(content) and MARK in content else None
+    return next((state for state in _states(content) if any(_is_mark(key) for key in state)), None)
+
+
+def _is_mark(name: str) -> bool:
+    return f".{'.'.join(part for part in name.split('.') if part not in _WRAPPERS)}".endswith(f".{MARK}")
+
+
+def _only_image(content: Any) -> Any:
+    return next(_states(content), None)
 
 
 CHECKPOINT_FORMATS: Mapping[str, Callable[[Any], Any]] = {
@@ -238,7 +231,7 @@ CHECKPOINT_FORMATS: Mapping[str, Callable[[Any], Any]] = {
     "modules": _entry("modules", "clip.visual"),
     "clip": _whole,
     "transformers": _transformers_state,
-    "visual": lambda content: content,
+    "visual": _only_image,
 }
 """Format -> a function that returns the tensors by name, or something else if the file has another format.
 
@@ -266,17 +259,34 @@ def described(state: Mapping[str, Tensor]) -> str:
     kernel = state.get("conv1.weight")
     if kernel is not None and kernel.dim() == 4 and "class_embedding" in state:
         width, patch, layers = kernel.shape[0], kernel.shape[-1], _count(state, "transformer.resblocks.")
-        tokens = state["positional_embedding"].shape[0] if "positional_embedding" in state else 1
+        tokens = _length(state, "positional_embedding")
         size = f"{patch * math.isqrt(max(tokens - 1, 0))} pixels"
         known = _TRANSFORMERS.get((width, patch))
         what = f"a vision transformer of width {width} with patch size {patch}, {layers} layers and images of {size}"
     elif "layer1.0.conv1.weight" in state:
-        width, blocks = state["layer1.0.conv1.weight"].shape[0], [_count(state, f"layer{n}.") for n in range(1, 5)]
+        width, blocks = _length(state, "layer1.0.conv1.weight"), [_count(state, f"layer{n}.") for n in range(1, 5)]
         known = _RESNETS.get((width, *blocks))
         what = f"a ResNet of width {width} with {'-'.join(map(str, blocks))} blocks"
     else:
         return "The file does not look like the image encoder of a CLIP."
     return f"The file looks like {what}{f', as {known}' if known else ''}."
+
+
+def _described_text(state: State) -> str:
+    """Return a sentence about a text encoder for an error message."""
+    if "token_embedding.weight" not in state:
+        return "The file does not look like the text encoder of a CLIP."
+    width, layers = _length(state, "ln_final.weight"), _count(state, "transformer.resblocks.")
+    return (
+        f"The file has a text encoder of width {width} with {layers} layers, a context of"
+        f" {_length(state, 'positional_embedding')} tokens and a vocabulary of"
+        f" {_length(state, 'token_embedding.weight')} tokens."
+    )
+
+
+def _length(state: State, name: str) -> int:
+    """Return the length of a tensor's first dimension; 0 if it has no dimension or does not exist."""
+    return state[name].shape[0] if name in state and state[name].dim() else 0
 
 
 def _count(state: Mapping[str, Tensor], prefix: str) -> int:

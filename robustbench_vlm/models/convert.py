@@ -6,39 +6,59 @@ from typing import Any
 import torch
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import sha256_of
+from robustbench_vlm.core.text import terminal_text
 from robustbench_vlm.models.card import ModelCard, find_card, is_card_file, read_card, write_card
+from robustbench_vlm.models.checkpoint_files import find_checkpoint
 from robustbench_vlm.models.checkpoint_formats import State, check_fit
 from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.models.weights import load_encoders, save_weights, split_encoders
 
+_LONGEST_NAME = 180
+"""Bytes of a model name to which the names of its files add the rest of the 255 bytes that file systems allow."""
 
-def convert(file: Path, base: str, track: str, folder: Path, *, name: str = "", defense: str = "") -> Path:
+
+def convert(
+    file: Path,
+    base: str,
+    track: str,
+    folder: Path,
+    *,
+    name: str = "",
+    defense: str = "",
+    whole_base: str = "",
+) -> Path:
     """Write the encoders of a checkpoint to a folder as safetensors with a model card; return the path of the card.
 
     Nothing is downloaded.
 
     Args:
-        file: The checkpoint.
+        file: The checkpoint: a file, an index of shards, or a folder that `save_pretrained` wrote.
         base: The model that was fine-tuned. It defines the architecture, mean and std, and the new card uses its text
-            encoder if the checkpoint does not have a text encoder.
+            encoder if the checkpoint does not have a text encoder. If it is empty, the checkpoint must be a whole CLIP.
         track: The track of the base.
         folder: The folder for the new files.
         name: The name of the new model; "" uses the start of the file name.
         defense: The defense that the model was trained with, for the card.
+        whole_base: The model whose architecture, mean and std are used for a whole CLIP if `base` is empty.
 
     Raises:
         UserError: The file is not a checkpoint, its format is unknown, or its tensors do not fit the architecture of
             the base. The folder already has a card of this name that was made from another file.
     """
-    if not file.is_file():
-        raise UserError(f"no such file: {file}; give a checkpoint, such as a .pt, .pth, .pth.tar or .safetensors file")
+    files = find_checkpoint(file)
     name = name or _stem(file)
-    if Path(name).name != name:
-        raise UserError(f"the name {name!r} is a path: give a name such as fare-1, and give the folder with --out")
-    parent = find_card(base, track)
+    _check_name(name)
+    if base:
+        find_card(base, track)
     encoders = load_encoders(file)
-    origin = _origin(file, encoders.checkpoint_format)
+    if not base and not (encoders.text and whole_base):
+        raise UserError(
+            f"{file} has no text encoder, so the model that was fine-tuned must be known: give it with --base, such as"
+            " --base clip"
+        )
+    base = base or whole_base
+    parent = find_card(base, track)
+    origin = {"converted_from": terminal_text(file.name), "sha256": files.sha256, "layout": encoders.checkpoint_format}
     _check_free(folder / f"{name}.json", origin)
     image, text = _expected(parent)
     try:
@@ -72,8 +92,17 @@ def _expected(parent: ModelCard) -> tuple[State, State]:
         return split_encoders(load_architecture(parent.architecture).build())
 
 
-def _origin(file: Path, layout: str) -> dict[str, Any]:
-    return {"converted_from": file.name, "sha256": sha256_of(file), "layout": layout}
+def _check_name(name: str) -> None:
+    """Raise UserError unless a name can be the name of a model and of its files."""
+    if Path(name).name != name or name == "..":
+        raise UserError(f"the name {name!r} is a path: give a name such as fare-1, and give the folder with --out")
+    if not name.isprintable():
+        raise UserError(f"the name {name!r} has unprintable characters: give a name such as fare-1 with --name")
+    if len(name.encode()) > _LONGEST_NAME:
+        raise UserError(
+            f"the name {name[:20]}... has {len(name.encode())} bytes, expected at most {_LONGEST_NAME}: give a shorter"
+            " name with --name"
+        )
 
 
 def _check_free(card: Path, origin: dict[str, Any]) -> None:

@@ -12,13 +12,14 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, inside, sha256_of, write_text, write_whole
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.models.card import Weights
-from robustbench_vlm.models.checkpoint_formats import Encoders, encoders_of, read_checkpoint
+from robustbench_vlm.models.checkpoint_files import read_checkpoint
+from robustbench_vlm.models.checkpoint_formats import Encoders, dense, encoders_of
 
 _HUB = "hf:"
 
 
 def load_weights(folder: Path, weights: Weights) -> dict[str, Tensor]:
-    """Return the tensors of a weights file by name, in the shapes and dtypes of the file.
+    """Return the tensors of a weights file by name, in the shapes of the file; floating-point tensors are float32.
 
     `folder` is the folder of the model card. Raises UserError if the file is missing or damaged, has a wrong digest,
     contains code, or has values that are not finite.
@@ -30,6 +31,10 @@ def load_weights(folder: Path, weights: Weights) -> dict[str, Tensor]:
             f"the weights {path} must map names to tensors, but they have other values: save the state dict as"
             " safetensors"
         )
+    try:
+        tensors = {key: dense(key, tensor) for key, tensor in tensors.items()}
+    except UserError as error:
+        raise UserError(f"cannot use the weights {path}: {error}") from error
     check_finite(path, tensors)
     return tensors
 
@@ -131,7 +136,8 @@ def save_weights(tensors: Mapping[str, Tensor], path: Path, stored: str = "float
     """
     from safetensors.torch import save_file
 
-    whole = {key: _rounded(value, stored).cpu().contiguous() for key, value in tensors.items()}
+    # safetensors refuses tensors that share memory, such as tied weights.
+    whole = {key: _rounded(value, stored).to("cpu", copy=True).contiguous() for key, value in tensors.items()}
     lost = [key for key, value in whole.items() if not torch.isfinite(value).all()]
     if lost:
         raise UserError(

@@ -27,7 +27,8 @@ from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, sha256_of
 from robustbench_vlm.models.card import read_card
-from robustbench_vlm.models.checkpoint_formats import CHECKPOINT_FORMATS, check_fit, encoders_of, read_checkpoint
+from robustbench_vlm.models.checkpoint_files import read_checkpoint
+from robustbench_vlm.models.checkpoint_formats import CHECKPOINT_FORMATS, check_fit, encoders_of
 from robustbench_vlm.models.classifier import Model, load_model
 from robustbench_vlm.models.convert import convert
 from robustbench_vlm.models.open_clip import load_architecture

@@ -1,0 +1,229 @@
+"""Checkpoint files: read their content without running code, and explain files that are not checkpoints."""
+
+import re
+import tarfile
+import warnings
+import zipfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import sha256_of
+from robustbench_vlm.core.fingerprint import fingerprint
+from robustbench_vlm.core.strict_json import read_json
+
+_SAVED_NAMES = (
+    "model.safetensors.index.json",
+    "model.safetensors",
+    "open_clip_model.safetensors",
+    "pytorch_model.bin.index.json",
+    "pytorch_model.bin",
+    "open_clip_pytorch_model.bin",
+)
+"""Names of the weights in a folder of `save_pretrained`, in the order in which they are searched."""
+_LARGEST_HEADER = 100_000_000
+"""Largest header of a safetensors file in bytes, a limit of the format."""
+_LARGEST_INDEX = 2**26
+"""Largest accepted index of shards in bytes."""
+_SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
+
+
+class _Ignored:
+    """A placeholder for numpy numbers in a pickle, such as the best accuracy, which are not needed."""
+
+    def __init__(self, *arguments: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+_NUMPY = ("numpy.dtype", "numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+
+
+@dataclass(frozen=True)
+class CheckpointFile:
+    """The files of one checkpoint."""
+
+    path: Path
+    """The file, or the index of its shards."""
+    shards: tuple[Path, ...] = ()
+    """The files that the index names, sorted; empty for a checkpoint in one file."""
+
+    @property
+    def sha256(self) -> str:
+        """The sha256 of the file, or a digest of the index and all shards."""
+        if not self.shards:
+            return sha256_of(self.path)
+        return fingerprint({path.name: sha256_of(path) for path in (self.path, *self.shards)})
+
+
+def find_checkpoint(path: Path) -> CheckpointFile:
+    """Return the files of a checkpoint: a file, an index of shards, or a folder that `save_pretrained` wrote.
+
+    Raises UserError if the path does not exist, the folder has no weights, or a shard is missing.
+    """
+    try:
+        if path.is_dir():
+            return find_checkpoint(_weights_in(path))
+        exists = path.is_file()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; check the path and its permissions") from error
+    if not exists:
+        raise UserError(
+            f"no such file: {path}; give a checkpoint, such as a .pt, .pth, .pth.tar or .safetensors file, or a folder"
+            " of save_pretrained"
+        )
+    if path.name.endswith(".index.json"):
+        names = sorted(set(_weight_map(path).values()))
+        if outside := [name for name in names if Path(name).name != name]:
+            raise UserError(f"{path} names {outside[0]!r}, but shards must be in its folder: download the index again")
+        shards = tuple(path.parent / name for name in names)
+        if missing := [shard.name for shard in shards if not shard.is_file()]:
+            raise UserError(
+                f"{path} names {len(shards)} files, but {len(missing)} of them are missing, first {missing[0]}:"
+                " download them into the same folder"
+            )
+        return CheckpointFile(path, shards)
+    if (shard := _SHARD.fullmatch(path.name)) and shard[2] != "00001":
+        raise UserError(
+            f"{path} is one of {int(shard[2])} shards of a checkpoint: give their index, such as"
+            f" {shard[1]}{shard[3]}.index.json, or their folder"
+        )
+    return CheckpointFile(path)
+
+
+def read_checkpoint(path: Path) -> Any:
+    """Return the content of a checkpoint, with its tensors on the CPU; code in the file is never run.
+
+    `path` is as in `find_checkpoint`. The content decides how a file is read, not its name. Raises UserError if the
+    file is damaged, contains code, or is not a checkpoint. The message says what kind of file it probably is.
+    """
+    files = find_checkpoint(path)
+    if not files.shards:
+        return _read_file(files.path)
+    expected, tensors = _weight_map(files.path), {}
+    for shard in files.shards:
+        content = _read_file(shard)
+        named = [key for key, name in expected.items() if name == shard.name]
+        wrong = sorted(set(named) ^ set(content)) if isinstance(content, dict) else named
+        if wrong:
+            raise UserError(
+                f"{shard} does not have the tensors that {files.path.name} states, for example {wrong[0]}: download"
+                " the checkpoint again"
+            )
+        tensors.update(content)
+    return tensors
+
+
+def _weights_in(folder: Path) -> Path:
+    for name in _SAVED_NAMES:
+        if (folder / name).is_file():
+            return folder / name
+    raise UserError(
+        f"the folder {folder} has no weights, expected one of {', '.join(_SAVED_NAMES)}: give the checkpoint file"
+    )
+
+
+def _weight_map(index: Path) -> dict[str, str]:
+    """Return the mapping from tensors to files in an index of shards."""
+    values = read_json(index, "the index of shards", max_bytes=_LARGEST_INDEX)
+    found = values.get("weight_map") if isinstance(values, dict) else None
+    if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
+        raise UserError(
+            f"{index} must have a weight_map that maps tensors to files, but it does not: give the checkpoint"
+            " itself, or download the index again"
+        )
+    return found
+
+
+def _read_file(path: Path) -> Any:
+    if _is_safetensors(path):
+        from safetensors import SafetensorError
+        from safetensors.torch import load_file
+
+        try:
+            return load_file(path)
+        except SafetensorError as error:
+            raise UserError(f"the file {path} is not a complete safetensors file: {error}{_guess(path)}") from error
+    try:
+        # torch warns about old pickles, but the error below already covers them.
+        with warnings.catch_warnings(), torch.serialization.safe_globals([(_Ignored, name) for name in _NUMPY]):
+            warnings.simplefilter("ignore")
+            # torch.load reads a path by its extension, but an open file by its content.
+            with path.open("rb") as file:
+                return torch.load(file, map_location="cpu", weights_only=True)
+    # For damaged bytes torch raises exceptions of almost any type, including AssertionError.
+    except Exception as error:
+        raise UserError(f"the file {path} {_problem(path, error)}") from error
+
+
+def _is_safetensors(path: Path) -> bool:
+    """Return whether a file has the header of safetensors, or its name if the content is not recognised."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(9)
+    except OSError:
+        # Reading the file explains the error.
+        return False
+    if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _LARGEST_HEADER:
+        return True
+    is_torch = start.startswith((b"PK", b"\x80"))
+    return path.suffix.lower() == ".safetensors" and not is_torch
+
+
+def _problem(path: Path, error: Exception) -> str:
+    if guess := _guess(path):
+        return f"is not a checkpoint{guess}"
+    message = str(error)
+    named = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global) ([\w.]+)", message)
+    # torch's message advises users to turn weights_only off, which would run the code in the file.
+    lines = [line for line in message.splitlines() if line.strip() and "weights_only" not in line]
+    found = f"it refers to {named[1] or named[2]}" if named else lines[0] if lines else type(error).__name__
+    return (
+        f"does not contain only tensors: {found}. A pickle may contain code, so none of it was run; download the file"
+        " again if the download may be incomplete, or ask its author for the state dict as safetensors"
+    )
+
+
+def _guess(path: Path) -> str:
+    """Return the probable kind of a file that is not a checkpoint, and advice; "" if the kind is not recognised."""
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096)
+    except OSError as error:
+        return f": it cannot be read ({error.strerror}); check the path and its permissions"
+    if not start:
+        return ": it is empty; download it again"
+    if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
+        return ": it is a web page; open its address in a browser and download the file from there"
+    if start.lstrip().startswith(b"{"):
+        return ": it is a JSON file; give the file with the weights, or the index of their shards (.index.json)"
+    if start.startswith(b"version https://git-lfs"):
+        return ": it is a Git LFS pointer; download the real file (git lfs pull, or the Download button)"
+    if start.startswith(b"PK"):
+        return _guess_archive(path)
+    if tarfile.is_tarfile(path):
+        return ": it is a tar archive; unpack it and give the checkpoint inside"
+    return ""
+
+
+def _guess_archive(path: Path) -> str:
+    try:
+        if not zipfile.is_zipfile(path):
+            return ": it is incomplete, its end is missing; download it again"
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except (zipfile.BadZipFile, NotImplementedError, ValueError):
+        return ": it is a damaged archive; download it again"
+    if any(name.endswith("constants.pkl") for name in names):
+        return (
+            ": it is a TorchScript program, the format of OpenAI's releases; use the same weights by their open_clip"
+            " tag, such as open_clip:ViT-B-32-quickgelu/openai"
+        )
+    if not any(name.endswith("data.pkl") for name in names):
+        return ": it is a zip archive of other files; unpack it and give the checkpoint inside"
+    return ""
