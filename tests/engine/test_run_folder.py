@@ -90,7 +90,7 @@ def of_first_cell(change: Callable[[dict[str, Any]], object]) -> Callable[[dict[
         (lambda document: document.update(seconds=float("nan")), "NaN"),
         (of_first_cell(lambda cell: cell.update(fingerprint="0")), "64 hexadecimal digits"),
         (of_first_cell(lambda cell: cell["identity"].pop("data")), "the identity must have data"),
-        (of_first_cell(lambda cell: cell["score"].update(robust=1.5)), "must be in"),
+        (of_first_cell(lambda cell: cell["score"].update(robust=1.5)), "must have n >= 1, accuracies in"),
         (of_first_cell(lambda cell: cell["score"].update(n="8")), "score/n"),
     ],
 )

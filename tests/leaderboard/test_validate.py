@@ -217,7 +217,7 @@ def test_image_files_that_do_not_match_their_counterexamples_are_refused(forged:
     (tmp_path / "counterexamples" / f"{source}.safetensors").write_bytes(content)
     message = {
         "other bytes": "does not match the digest in its name",
-        "no images": "no file of",
+        "no images": "not a file of",
         "another sample": "has no image of shapes",
     }
     with pytest.raises(Unsound, match=message[forged]):

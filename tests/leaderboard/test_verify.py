@@ -258,12 +258,15 @@ def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda entry: entry["cells"][0]["score"].update(robust=0.99), "other accuracies"),
+        (lambda entry: entry["cells"][0]["score"].update(robust=0.99), "different accuracies"),
         (lambda entry: entry["cells"][0]["score"].update(n=199), "rows or columns are not those"),
-        (lambda entry: entry["cells"][0].update(fingerprint="0" * 64), "a fingerprint that is not that"),
+        (lambda entry: entry["cells"][0].update(fingerprint="0" * 64), "do not match their fingerprint"),
         (lambda entry: entry["cells"][0].update(content="0" * 64), "records that changed"),
-        (lambda entry: entry["cells"][0].update(threat={"norm": "Linf", "eps": "1/2"}), "a fingerprint that is not"),
-        (lambda entry: entry["datasets"]["colours"].update(data="0" * 64), "of other samples"),
+        (
+            lambda entry: entry["cells"][0].update(threat={"norm": "Linf", "eps": "1/2"}),
+            "do not match their fingerprint",
+        ),
+        (lambda entry: entry["datasets"]["colours"].update(data="0" * 64), "do not match their data digest"),
         (lambda entry: entry["records"].update(sha256="0" * 64), "is not the one in the entry"),
         (lambda entry: entry["cells"].pop(), "rows or columns are not those"),
         (lambda entry: entry.update(status="verified"), "its history ends in 'claimed'"),
