@@ -2,9 +2,8 @@
 
 import contextlib
 import functools
-import itertools
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 
 from robustbench_vlm.core.fingerprint import fingerprint
@@ -55,16 +54,19 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
         for folder in sorted({run_folder(out, cell) for cell in cells}):
             locks.enter_context(locked(folder))
         finished = [read_finished(cell_folder(out, cell), cell) for cell in cells]
-        _write_manifests(plan, Provenance("unfinished", plan.request.command, plan.request.resources, 0, 0))
+        folders = _RunFolders(plan)
+        # An interrupted run must keep the scores of the cells whose records are complete.
+        folders.write_unfinished(finished)
         seconds_expected = estimate.seconds_expected if estimate else 0.0
-        fresh = _compute(plan, finished, seconds_expected, on_progress)
+        fresh = _compute(plan, finished, seconds_expected, on_progress, folders.write_unfinished)
         complete = [read_finished(cell_folder(out, cell), cell) for cell in cells]
         results = [merge(found.pieces, cell.samples.ids) for found, cell in zip(complete, cells, strict=True)]
-        scores = with_comparisons(cells, [score(cell, rows) for cell, rows in zip(cells, results, strict=True)])
+        scores = _scores(cells, results)
         passes = [_passes(rows) for rows in results]
         seconds = time.monotonic() - begun
-        made = Provenance("complete", plan.request.command, plan.request.resources, seconds, sum(passes))
-        _write_manifests(plan, made, scores)
+        folders.write(
+            Provenance("complete", plan.request.command, plan.request.resources, seconds, sum(passes)), scores
+        )
     return RunResult(
         tables=_tables(plan, scores, passes, [seconds * passed / max(sum(fresh), 1) for passed in fresh]),
         seconds=seconds,
@@ -73,13 +75,24 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
     )
 
 
-def _compute(plan: Plan, finished: Sequence[Finished], seconds_expected: float, on_progress: OnProgress) -> list[int]:
-    """Compute the missing records, write each shard when it is done, and return the number of passes for each cell."""
+def _compute(
+    plan: Plan,
+    finished: Sequence[Finished],
+    seconds_expected: float,
+    on_progress: OnProgress,
+    on_complete: Callable[[Sequence[Finished]], None],
+) -> list[int]:
+    """Compute the missing records, write each shard when it is done, and return the number of passes for each cell.
+
+    `on_complete` is called with the records on disk of all cells when the last shard of a cell has been written.
+    """
     resources = plan.request.resources
     groups = missing_groups(plan.cells, finished, resources)
     todo = sum(map(len, groups))
     known = sum(_passes(piece.results) for found in finished for piece in found.pieces)
     fresh = [0] * len(plan.cells)
+    on_disk = list(finished)
+    missing = [_missing(cell, found) for cell, found in zip(plan.cells, finished, strict=True)]
     left = seconds_expected * todo / plan.samples
     on_progress(Progress(plan.samples - todo, plan.samples, left, passes=known))
     begun, done = time.monotonic(), 0
@@ -87,11 +100,19 @@ def _compute(plan: Plan, finished: Sequence[Finished], seconds_expected: float, 
     engine: Engine = ENGINES.load(resources.engine)
     with contextlib.closing(engine.run_jobs(function, groups, resources)) as answers:
         for group, answer in answers:
+            completed = False
             for shard, results in zip(group.shards, answer, strict=True):
                 cell = plan.cells[shard.cell]
                 write_shard(cell_folder(plan.request.out, cell), shard, results)
                 fresh[shard.cell] += _passes(results)
+                if missing[shard.cell]:
+                    missing[shard.cell] -= set(range(shard.start, shard.stop))
+                    if not missing[shard.cell]:
+                        on_disk[shard.cell] = read_finished(cell_folder(plan.request.out, cell), cell)
+                        completed = True
             done += len(group)
+            if completed:
+                on_complete(on_disk)
             left = (time.monotonic() - begun) / done * (todo - done)
             passes = known + sum(fresh)
             on_progress(Progress(plan.samples - todo + done, plan.samples, left, cell.label, passes))
@@ -102,14 +123,45 @@ def _passes(results: Iterable[SampleResult]) -> int:
     return sum(result.forward + result.backward for result in results)
 
 
-def _write_manifests(plan: Plan, made: Provenance, scores: Sequence[Score] = ()) -> None:
-    """Write the manifest of every run folder of a plan, with scores if they are given."""
-    lines: dict[Path, list[ManifestRow]] = {}
-    for cell, cell_score in itertools.zip_longest(plan.cells, scores):
-        folder = run_folder(plan.request.out, cell)
-        lines.setdefault(folder, []).append(ManifestRow(cell, cell_folder(plan.request.out, cell).name, cell_score))
-    for folder, listed in lines.items():
-        write_manifest(folder, listed, made, sound_cells(folder, {row.folder for row in listed}))
+def _missing(cell: Cell, found: Finished) -> set[int]:
+    """Return the positions of the samples of a cell without records on disk."""
+    return set(range(len(cell))).difference(*(range(piece.start, piece.stop) for piece in found.pieces))
+
+
+def _scores(cells: Sequence[Cell], results: Sequence[Sequence[SampleResult]]) -> list[Score]:
+    """Return the scores of cells with complete records, with all warnings."""
+    return with_comparisons(cells, [score(cell, rows) for cell, rows in zip(cells, results, strict=True)])
+
+
+class _RunFolders:
+    """The manifests of the run folders of a plan. The folders must be locked."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._rows: dict[Path, list[int]] = {}
+        for number, cell in enumerate(plan.cells):
+            self._rows.setdefault(run_folder(plan.request.out, cell), []).append(number)
+        self._names = [cell_folder(plan.request.out, cell).name for cell in plan.cells]
+        self._earlier = {
+            folder: sound_cells(folder, {self._names[number] for number in numbers})
+            for folder, numbers in self._rows.items()
+        }
+
+    def write_unfinished(self, on_disk: Sequence[Finished]) -> None:
+        """Write the manifests of a run in progress, with the scores of the cells whose records are complete."""
+        cells = self._plan.cells
+        complete = [n for n, (cell, found) in enumerate(zip(cells, on_disk, strict=True)) if not _missing(cell, found)]
+        results = [merge(on_disk[number].pieces, cells[number].samples.ids) for number in complete]
+        known = dict(zip(complete, _scores([cells[number] for number in complete], results), strict=True))
+        request = self._plan.request
+        made = Provenance("unfinished", request.command, request.resources, 0, 0)
+        self.write(made, [known.get(number) for number in range(len(cells))])
+
+    def write(self, made: Provenance, scores: Sequence[Score | None]) -> None:
+        """Write the manifests with one score per cell of the plan, None for an unfinished cell."""
+        for folder, numbers in self._rows.items():
+            rows = [ManifestRow(self._plan.cells[n], self._names[n], scores[n]) for n in numbers]
+            write_manifest(folder, rows, made, self._earlier[folder])
 
 
 def _tables(

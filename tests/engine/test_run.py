@@ -17,6 +17,7 @@ from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.records import SampleResult, wilson
 from robustbench_vlm.engine import run as run_module
 from robustbench_vlm.engine.cell import Cell, Shard
+from robustbench_vlm.engine.cell_records import read_run
 from robustbench_vlm.engine.manifest import ManifestRow, Provenance, write_manifest
 from robustbench_vlm.engine.model_cache import classifier_of
 from robustbench_vlm.engine.request import Request
@@ -25,6 +26,7 @@ from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.results import score
 from robustbench_vlm.engine.run import run, run_plan
 from robustbench_vlm.engine.shard import load_batch, run_shards
+from robustbench_vlm.engine.store import cell_folder, read_finished
 from robustbench_vlm.protocols.mini import MINI_QUICK
 
 ONE = Resources(device="cpu", workers=1)
@@ -127,6 +129,46 @@ def test_a_run_keeps_the_cells_of_earlier_commands_in_the_folder(request_of: Cal
     ]
     (table.folder / "manifest.json").write_text("damaged")
     assert len(run(request_of()).tables[0].scores) == 2
+
+
+def interrupted_after(samples: int) -> Callable[[Progress], None]:
+    """Return a progress callback that raises KeyboardInterrupt when more than `samples` samples are done."""
+
+    def interrupt(progress: Progress) -> None:
+        if progress.done > samples:
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
+@pytest.mark.parametrize("after", range(-1, 16, 4))
+@pytest.mark.parametrize("attacks", [("pgd-10",), ("pgd-10", "fgsm")])
+def test_an_interrupted_run_keeps_the_scores_of_all_cells_with_complete_records(
+    request_of: Callable[..., Request], tmp_path: Path, attacks: tuple[str, ...], after: int
+) -> None:
+    small = {"samples": 8, "datasets": ("colours",)}
+    large = {"samples": 8, "datasets": ("colours", "textures", "day-night"), "attacks": attacks}
+    resources = replace(ONE, batch_size=2, shard_size=2)
+    expected = run(request_of(**large, out=tmp_path / "uninterrupted"))
+    run(request_of(**small, resources=resources))
+    request = request_of(**large, resources=resources)
+    with pytest.raises(KeyboardInterrupt):
+        run(request, on_progress=interrupted_after(8 + after))
+    scores = {(s.attack, s.dataset): (s.clean, s.robust) for table in expected.tables for s in table.scores}
+    complete = {
+        (cell.attack.name, cell.dataset.name)
+        for cell in resolve(request).cells
+        if len(read_finished(cell_folder(request.out, cell), cell).pieces) == 4
+    }
+    assert ("pgd-10", "colours") in complete and complete < scores.keys()
+    found = read_run(request.out / "mini" / "taught")
+    assert {(each.score.attack, each.score.dataset): (each.score.clean, each.score.robust) for each in found} == {
+        name: scores[name] for name in complete
+    }
+    assert {row["dataset"] for row in table_of(request.out / "mini" / "taught" / "pgd-10" / "scores.csv")} == {
+        dataset for attack, dataset in complete if attack == "pgd-10"
+    }
+    assert run(request).fingerprint == expected.fingerprint
 
 
 def test_the_number_of_workers_changes_no_verdict(request_of: Callable[..., Request], tmp_path: Path) -> None:
