@@ -62,9 +62,10 @@ def main() -> None:
 
 def run_command(arguments: Sequence[str]) -> int:
     """Run one command and return its exit code; an error becomes a message, or a JSON document with --json."""
+    arguments = [_with_home_folder(argument) for argument in arguments]
     as_json = "--json" in arguments
     try:
-        code = app(list(arguments) or ["--help"], prog_name="vlmbench", standalone_mode=False) or OK
+        code = app(arguments or ["--help"], prog_name="vlmbench", standalone_mode=False) or OK
     except UserError as error:
         return _fail(str(error), USER_ERROR, as_json=as_json)
     except typer.TyperException as error:
@@ -81,6 +82,15 @@ def run_command(arguments: Sequence[str]) -> int:
     if code == INTERRUPTED:
         return _fail("stopped by Ctrl-C; run the same command again to continue", INTERRUPTED, as_json=as_json)
     return int(code)
+
+
+def _with_home_folder(argument: str) -> str:
+    """Replace "~" at the start of an argument, or of the value in --option=value, by the home folder.
+
+    Shells do not replace it in --option=value.
+    """
+    option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
+    return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111, because the value may not be a path
 
 
 def _fail(message: str, code: int, *, as_json: bool) -> int:

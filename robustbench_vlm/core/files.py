@@ -53,6 +53,20 @@ def folder_of_variable(name: str) -> Path | None:
         ) from error
 
 
+def user_path(path: str | Path) -> Path:
+    """Return a path that a user gave, with a leading "~" or "~user" replaced by the home folder, as a shell does.
+
+    "./~" is a folder with the name "~". Raises UserError if the home folder is unknown.
+    """
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UserError(
+            f"{path} begins with {Path(path).parts[0]!r}, but the home folder of this user is unknown: give the full"
+            f" path, or ./{path} for a folder of this name"
+        ) from error
+
+
 def sha256_of(path: Path) -> str:
     """Return the sha256 digest of a file, 64 hexadecimal digits."""
     with path.open("rb") as file:

@@ -6,12 +6,16 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Literal
 
+from robustbench_vlm.core.files import user_path
 from robustbench_vlm.engine.resources import Resources
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """The arguments of a run. Each combination of model, attack, eps and dataset is one cell of the result."""
+    """The arguments of a run. Each combination of model, attack, eps and dataset is one cell of the result.
+
+    A leading "~" in a path is replaced by the home folder.
+    """
 
     models: tuple[str, ...]
     """Model references: names of models of the track, card files (*.json), or open_clip:ARCH/TAG."""
@@ -43,3 +47,8 @@ class Request:
     """Device, workers, batch size and shard size. No result depends on them."""
     command: str = ""
     """Command line of the run, which is written to the manifest."""
+
+    def __post_init__(self) -> None:
+        for name in ("images", "data", "out"):
+            if (path := getattr(self, name)) is not None:
+                object.__setattr__(self, name, user_path(path))

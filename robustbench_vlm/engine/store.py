@@ -81,7 +81,13 @@ def write_shard(folder: Path, shard: Shard, results: Sequence[SampleResult]) -> 
     metadata = {_FINGERPRINT: shard.fingerprint.encode(), _CONTENT: fingerprint(list(results)).encode()}
     table = records_table(results).replace_schema_metadata(metadata)
     path = folder / f"{shard.start:06d}-{shard.stop:06d}.parquet"
-    write_whole(path, lambda partial: parquet.write_table(table, partial))
+
+    def write(partial: Path) -> None:
+        # pyarrow gets an open file, because it would expand "~" in a path and read "s3:x" as an address.
+        with partial.open("wb") as file:
+            parquet.write_table(table, file)
+
+    write_whole(path, write)
 
 
 def records_table(results: Sequence[SampleResult]) -> "Table":
@@ -252,7 +258,9 @@ def _read_records(path: Path, expected: str) -> tuple[SampleResult, ...] | str:
     from pyarrow import parquet
 
     try:
-        table = parquet.read_table(path)
+        # pyarrow gets an open file, because it would add a column for a folder "key=value" of the path.
+        with path.open("rb") as file:
+            table = parquet.ParquetFile(file).read()
         results = tuple(SampleResult(**row) for row in table.to_pylist())
         content = fingerprint(list(results))
     except (pyarrow.ArrowException, OSError, TypeError, ValueError) as error:

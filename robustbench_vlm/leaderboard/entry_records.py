@@ -149,13 +149,14 @@ def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
     rows: dict[int, list[SampleResult]] = {}
     try:
         # The size is checked before any data is decompressed, because a small compressed file may expand to millions of
-        # rows.
-        file = parquet.ParquetFile(path)
-        schema = records_table(()).schema.append(pyarrow.field(_CELL, pyarrow.int32()))
-        if file.metadata.num_rows != count or not file.schema_arrow.equals(schema):
-            raise ValueError("its columns or its number of rows differ from those that the entry requires")
-        for row in file.read().to_pylist():
-            rows.setdefault(row.pop(_CELL), []).append(SampleResult(**row))
+        # rows. pyarrow gets an open file, because it would expand "~" in a path and read "s3:x" as an address.
+        with path.open("rb") as stream:
+            file = parquet.ParquetFile(stream)
+            schema = records_table(()).schema.append(pyarrow.field(_CELL, pyarrow.int32()))
+            if file.metadata.num_rows != count or not file.schema_arrow.equals(schema):
+                raise ValueError("its columns or its number of rows differ from those that the entry requires")
+            for row in file.read().to_pylist():
+                rows.setdefault(row.pop(_CELL), []).append(SampleResult(**row))
     except (pyarrow.ArrowException, OSError, TypeError, ValueError, KeyError) as error:
         raise Unsound(
             f"{path} is not a valid records file: {str(error).splitlines()[0]}; restore the file that was submitted"

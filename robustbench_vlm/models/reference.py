@@ -10,9 +10,9 @@
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import user_path
 
 OPEN_CLIP = "open_clip:"
 """The prefix of the names of open_clip's architectures, in references and in cards."""
@@ -133,11 +133,13 @@ def _parse_model(text: str) -> AnyReference:
         if not all(repository.partition("/")) or repository.count("/") > 1:
             raise UserError(f"{text!r} does not name a model on the Hugging Face hub: give hf:ORG/NAME[@REVISION]")
         return HuggingFaceModel(repository, revision)
-    return CardFile(text) if text.endswith(".json") else ModelName(text)
+    if text.endswith(".json"):
+        return CardFile(str(user_path(text)) if text.startswith("~") else text)
+    return ModelName(text)
 
 
 def _is_card_file(text: str) -> bool:
     try:
-        return text.endswith(".json") and Path(text).is_file()
+        return text.endswith(".json") and user_path(text).is_file()
     except OSError:  # the text is too long for a file name
         return False

@@ -26,11 +26,13 @@ from robustbench_vlm.engine.store import (
     locked,
     merge,
     missing_ranges,
+    read_cell,
     read_finished,
     run_folder,
     safe_name,
     write_shard,
 )
+from robustbench_vlm.leaderboard import entry_records
 
 Cells = Callable[..., Cell]
 Results = Callable[..., list[SampleResult]]
@@ -118,6 +120,24 @@ def test_files_of_another_identity_or_with_other_samples_are_rejected(
     assert "not those of the samples in its name" in reasons["000004-000006.parquet"]
     assert "its name" in reasons["notes.parquet"]
     assert missing_ranges(6, found, 64) == [(0, 2), (2, 4), (4, 6)]
+
+
+@pytest.mark.parametrize(
+    "name", ["seed=1", "a=b=c", "~", "~root", "s3:x", "gs:", "file:", "hdfs:x", "a b#1?c=2&d", "%41"]
+)
+def test_records_are_read_from_a_folder_with_any_name(
+    tmp_path: Path, make_cell: Cells, make_results: Results, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    cell = make_cell(6)
+    results = make_results(cell)
+    monkeypatch.chdir(tmp_path)
+    for folder in (Path(name) / "cell", tmp_path / name / "absolute"):
+        path = store(folder, cell, results, 0, 6)
+        assert path.is_file() and not read_finished(folder, cell).rejected
+        assert list(read_cell(folder, cell.fingerprint, 6)) == results
+        entry_records.write_records(entry_records._records_bytes([results]), folder / "entry.parquet")
+        assert entry_records.read_rows(folder / "entry.parquet", 6) == {0: results}
+    assert [each.name for each in tmp_path.iterdir()] == [name]
 
 
 def test_samples_in_two_files_count_once(tmp_path: Path, make_cell: Cells, make_results: Results) -> None:

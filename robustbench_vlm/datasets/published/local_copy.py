@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import cache_folder, folder_of_variable
+from robustbench_vlm.core.files import cache_folder, folder_of_variable, user_path
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.image_folder import FOLDER_SOURCE, FolderImages
@@ -24,7 +24,7 @@ from robustbench_vlm.datasets.transform import SquareFit
 def data_root(given: Path | None = None) -> Path:
     """Return the folder of the datasets: `given`, else the folder in VLMBENCH_DATA, else "data" in the cache folder."""
     if given is not None:
-        return given
+        return user_path(given)
     return folder_of_variable("VLMBENCH_DATA") or cache_folder() / "data"
 
 
