@@ -21,6 +21,7 @@ from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.comparison.compare import Comparison
 from robustbench_vlm.comparison.compare import compare as compare_sources
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import user_path
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat, exact_eps
@@ -33,6 +34,7 @@ from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.results import RunResult
 from robustbench_vlm.engine.run import run
+from robustbench_vlm.engine.store import safe_name
 from robustbench_vlm.leaderboard.board import Board
 from robustbench_vlm.leaderboard.entry import board_folder
 from robustbench_vlm.leaderboard.ranking import make_board
@@ -241,14 +243,15 @@ def compare(
         attack: The attack whose records are compared.
         track: The track of the records.
         eps: The radius on the pixel scale [0, 1]; None uses the track's standard radius.
-        runs: The folder given to `evaluate` as `out`. Names are searched there first, then on the leaderboard.
+        runs: The folder given to `evaluate` as `out`. Names are searched there first, then on the leaderboard. None
+            searches only the leaderboard, so that the result does not depend on the current folder.
 
     Raises:
         UserError: A model has no records, or the models have no common sample.
     """
-    own = {} if runs is None else {path.name: str(path) for path in sorted((Path(runs) / track).glob("*"))}
-    references = [own.get(name, name) for name in _names("models", models)]
-    sources = read_sources(references, track, attack=attack)
+    folder = None if runs is None else user_path(runs)
+    references = [_run_or_name(name, folder, track) for name in _names("models", models)]
+    sources = read_sources(references, track, attack=attack, runs=folder)
     return compare_sources(sources, TRACKS.load(track), attack=attack, eps=None if eps is None else exact_eps(eps))
 
 
@@ -257,7 +260,13 @@ def load_leaderboard(track: str = "mini", folder: str | Path | None = None) -> B
 
     Raises UserError if the track is unknown or an entry is invalid.
     """
-    return make_board(track, board_folder(track) if folder is None else Path(folder))
+    return make_board(track, board_folder(track) if folder is None else user_path(folder))
+
+
+def _run_or_name(name: str, runs: Path | None, track: str) -> str:
+    """Return the run folder of a model below `runs` if it exists, else the name."""
+    folder = None if runs is None else runs / safe_name(track) / safe_name(name)
+    return str(folder) if folder is not None and folder.is_dir() else name
 
 
 def _models(given: Any, name: str) -> tuple[str | InMemoryModel, ...]:

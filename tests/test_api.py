@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,9 +18,11 @@ from robustbench_vlm import compare, evaluate, load_attack, load_dataset, load_l
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import cache_folder
 from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import image_sha256
+from robustbench_vlm.datasets.published.local_copy import data_root
 from robustbench_vlm.engine.results import RunResult
 from robustbench_vlm.leaderboard.submit import make_submission
 from robustbench_vlm.protocols.mini import MINI_QUICK
@@ -133,7 +136,7 @@ def test_missing_or_changed_records_are_reported(taught_card: Path, tmp_path: Pa
     with pytest.raises(UserError, match="damaged"):
         found.samples()
     path.unlink()
-    with pytest.raises(UserError, match=r"not in .* any more"):
+    with pytest.raises(UserError, match=r"has 0 records, expected"):
         found.samples()
 
 
@@ -160,8 +163,52 @@ def test_compare_counts_the_samples_on_which_two_models_differ(
     taught, untrained = (frame[frame.dataset == "colours"].broken_by.to_numpy() == "" for frame in frames)
     (pair,) = [pair for pair in found.pairs if pair.measure == "robust"]
     assert pair.datasets["colours"].only_first == int((taught & ~untrained).sum()) > 0
-    with pytest.raises(UserError, match="unknown result 'nonesuch'"):
+    with pytest.raises(
+        UserError, match=r"unknown result 'nonesuch'.* looked up in the leaderboard of 'mini' and the folder"
+    ):
         compare(["taught", "nonesuch"], runs=out)
+
+
+def test_compare_without_runs_does_not_read_the_current_folder(
+    taught_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    evaluate(str(taught_card), "fgsm", datasets="colours", eps="1/255", samples=4, workers=1)
+    assert (tmp_path / "runs" / "mini" / "taught").is_dir()
+    with pytest.raises(UserError, match=r"unknown result 'taught'.* looked up in the leaderboard of 'mini'\."):
+        compare("taught", "fgsm", eps="1/255")
+    assert compare("taught", "fgsm", eps="1/255", runs="runs").models[0].name == "taught"
+
+
+def test_a_leading_tilde_is_the_home_folder_for_every_path(
+    taught_card: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    home, work = tmp_path / "home", tmp_path / "work"
+    home.mkdir()
+    work.mkdir()
+    shutil.copytree(taught_card.parent, home / "cards")
+    monkeypatch.setenv("HOME", str(home))
+    monkeypatch.chdir(work)
+    card = f"~/cards/{taught_card.name}"
+    arguments: dict[str, Any] = {"datasets": "colours", "eps": "1/255", "samples": 4, "workers": 1}
+    first = evaluate(card, "fgsm", out="~/runs", **arguments)
+    written = {path: path.stat().st_mtime_ns for path in home.rglob("*.parquet")}
+    assert len(written) == 1 and len(first.samples()) == 4
+    assert evaluate(card, "fgsm", out=Path("~/runs"), **arguments).tables[0].seconds == 0
+    command = ["run", "--model", card, "--attack", "fgsm", "--dataset", "colours", "--eps", "1/255", "--samples", "4"]
+    assert run_command([*command, "--workers", "1", "--out=~/runs"]) == 0
+    assert run_command([*command, "--workers", "1", "--out", "~/runs"]) == 0
+    assert {path: path.stat().st_mtime_ns for path in home.rglob("*.parquet")} == written
+    assert compare("taught", "fgsm", eps="1/255", runs="~/runs").models[0].name == "taught"
+    assert compare("~/runs/mini/taught", "fgsm", eps="1/255").models[0].name == "taught"
+    assert load_model(card).name == "taught"
+    for variable, folder in (("VLMBENCH_DATA", data_root), ("VLMBENCH_CACHE", cache_folder)):
+        monkeypatch.setenv(variable, "~/place")
+        assert folder() == home / "place"
+    assert data_root(Path("~/data")) == home / "data"
+    assert not list(work.iterdir())
+    with pytest.raises(UserError, match="home folder of this user is unknown: give the full path"):
+        evaluate(card, "fgsm", out="~no-such-user/runs", **arguments)
 
 
 def test_a_leaderboard_is_converted_to_pandas(taught_card: Path, tmp_path: Path) -> None:

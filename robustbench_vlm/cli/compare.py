@@ -58,7 +58,7 @@ def compare(
     for name, (path, _) in figures.items():
         check_plot(path, name)
     note("reading records", quiet=as_json)
-    sources = read_sources(names, track, attack=attack)
+    sources = read_sources(names, track, attack=attack, runs=Path("runs"))
     found = compare_sources(sources, TRACKS.load(track), attack=attack, eps=parse_eps(eps) if eps else None)
     for path, draw in figures.values():
         if path is not None:

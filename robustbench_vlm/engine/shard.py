@@ -46,11 +46,6 @@ class Attacked:
     """float32 [B, 3, H, W] in [0, 1], see `Verdicts.strongest`."""
 
 
-def run_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Shard]) -> list[list[SampleResult]]:
-    """Attack the samples of shards as `attack_shards` does, and return the records of each shard."""
-    return [list(attacked.results) for attacked in attack_shards(cells, resources, shards)]
-
-
 def attack_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Shard]) -> list[Attacked]:
     """Attack the samples of shards and return one result per shard, in the order of the shards.
 

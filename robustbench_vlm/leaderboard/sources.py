@@ -7,6 +7,7 @@ from pathlib import Path
 
 from robustbench_vlm.comparison.align import ModelRecords
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import user_path
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.engine.cell_records import read_run
 from robustbench_vlm.engine.manifest import MANIFEST
@@ -20,14 +21,15 @@ _ADVICE = "An entry file (path/to/entry.json) or a run folder (runs/<track>/<mod
 
 
 def read_sources(
-    references: Sequence[str], track: str, *, attack: str = "", runs: Path = Path("runs")
+    references: Sequence[str], track: str, *, attack: str = "", runs: Path | None = None
 ) -> tuple[ModelRecords, ...]:
     """Return the records of each reference, in the same order.
 
-    A reference is an entry file, a run folder, or a name. A name is the name of an entry in the package or, if there is
-    none, of the run folder runs/<track>/<name>. If a run contains the `attack`, only the records of this attack are
-    read. If several models have the same name, each gets its reference appended to the name. Raises UserError for an
-    unknown reference, with similar names, for a repeated reference, and for records of another track.
+    A reference is an entry file, a run folder, or a name. A name is the name of an entry in the package or, if no entry
+    has this name and `runs` is given, of the run folder `runs`/<track>/<name>. If a run contains the `attack`, only the
+    records of this attack are read. If several models have the same name, each gets its reference appended to the name.
+    Raises UserError for an unknown reference, with similar names, for a repeated reference, and for records of another
+    track.
     """
     TRACKS.load(track)
     if repeated := [reference for reference, count in Counter(references).items() if count > 1]:
@@ -43,20 +45,24 @@ def read_sources(
     )
 
 
-def _read(reference: str, track: str, attack: str, runs: Path) -> ModelRecords:
-    path = Path(reference)
+def _read(reference: str, track: str, attack: str, runs: Path | None) -> ModelRecords:
+    path = user_path(reference)
     if path.suffix == ".json":
         return _of_entry(path)
     if _has_runs(path) or ("/" in reference and isinstance(parse_reference(reference).model, ModelName)):
         return _of_run(path, attack)
-    entry, run = board_folder(track) / f"{reference}.json", runs / safe_name(track) / safe_name(reference)
+    entry = board_folder(track) / f"{reference}.json"
     if entry.is_file():
         return _of_entry(entry)
-    if _has_runs(run):
-        return _of_run(run, attack)
+    places = f"the leaderboard of {track!r}"
     known = {path.stem for path in entry_paths(board_folder(track))}
-    known |= {path.name for path in (runs / safe_name(track)).glob("*") if _has_runs(path)}
-    raise UserError(f"{unknown('result', reference, sorted(known))} {_ADVICE}")
+    if runs is not None:
+        folder = runs / safe_name(track)
+        if _has_runs(folder / safe_name(reference)):
+            return _of_run(folder / safe_name(reference), attack)
+        places += f" and the folder {folder}"
+        known |= {path.name for path in folder.glob("*") if _has_runs(path)}
+    raise UserError(f"{unknown('result', reference, sorted(known))} The name was looked up in {places}. {_ADVICE}")
 
 
 def _has_runs(folder: Path) -> bool:

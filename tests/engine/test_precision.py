@@ -25,7 +25,7 @@ from robustbench_vlm.engine.model_cache import classifier_of, precise_classifier
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import resolve
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.engine.shard import load_batch, run_shards
+from robustbench_vlm.engine.shard import attack_shards, load_batch
 from robustbench_vlm.models.classifier import ZeroShotClassifier, load_model
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic, check_precision
 from robustbench_vlm.protocols import PROTOCOLS
@@ -44,7 +44,7 @@ def cell(taught_card: Path) -> Cell:
 
 def measured(cell: Cell, **changes: Any) -> list[SampleResult]:
     changed = replace(cell, protocol=replace(cell.protocol, **changes), samples=replace(cell.samples))
-    return run_shards([changed], ONE, [Shard(0, 0, len(cell), changed.fingerprint)])[0]
+    return list(attack_shards([changed], ONE, [Shard(0, 0, len(cell), changed.fingerprint)])[0].results)
 
 
 def flags() -> tuple[bool, ...]:

@@ -23,14 +23,14 @@ def board(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def names(references: list[str], **options: str) -> list[str]:
-    return [source.name for source in read_sources(references, "mini", **options)]
+    return [source.name for source in read_sources(references, "mini", runs=Path("runs"), **options)]
 
 
 def test_a_name_means_the_entry_of_the_board_first_and_then_a_run(board: Path) -> None:
     write_board_entry([evidence("agft", RIGHT)], board)
     write_run([evidence("agft", RIGHT * 2)], Path("runs"))
     write_run([evidence("tecoa", RIGHT)], Path("runs"))
-    found = read_sources(["agft", "tecoa"], "mini")
+    found = read_sources(["agft", "tecoa"], "mini", runs=Path("runs"))
     assert [source.name for source in found] == ["agft", "tecoa"]
     assert [source.evidence[0].score.n for source in found] == [3, 3]
 
@@ -48,7 +48,9 @@ def test_an_entry_file_and_a_run_folder_may_be_anywhere(board: Path, tmp_path: P
 def test_other_attacks_of_a_run_are_not_read_if_it_has_the_requested_one(board: Path) -> None:
     write_run([evidence("agft", RIGHT), evidence("agft", RIGHT, attack="cw")], Path("runs"))
     attacks = {
-        attack: {each.score.attack for each in read_sources(["agft"], "mini", attack=attack)[0].evidence}
+        attack: {
+            each.score.attack for each in read_sources(["agft"], "mini", attack=attack, runs=Path("runs"))[0].evidence
+        }
         for attack in ("cw", "", "none")
     }
     assert attacks == {"cw": {"cw"}, "": {"autoattack", "cw"}, "none": {"autoattack", "cw"}}
@@ -83,7 +85,11 @@ def test_a_disputed_entry_has_a_note(board: Path) -> None:
 @pytest.mark.parametrize(
     ("references", "track", "message"),
     [
-        (["agtf"], "mini", r"unknown result 'agtf'. Did you mean agft\? Known: agft, tecoa\. An entry file"),
+        (
+            ["agtf"],
+            "mini",
+            r"unknown result 'agtf'. Did you mean agft\? Known: agft, tecoa\. .* leaderboard .* runs/mini",
+        ),
         (["agft", "agft"], "mini", "'agft' is given twice"),
         (["no/such/folder"], "mini", "no/such/folder does not contain a finished run"),
         (["../agft"], "mini", "does not contain a finished run"),
@@ -96,4 +102,4 @@ def test_an_unknown_reference_is_refused(board: Path, references: list[str], tra
     write_board_entry([evidence("agft", RIGHT)], board)
     write_run([evidence("tecoa", RIGHT)], Path("runs"))
     with pytest.raises(UserError, match=message):
-        read_sources(references, track)
+        read_sources(references, track, runs=Path("runs"))
