@@ -64,7 +64,8 @@ def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Se
             " models under the same protocol"
         )
     aligned = tuple({name: select_samples(each[name], common[name]) for name in common} for each in chosen)
-    return AlignedRecords(aligned, tuple(_notes([model.name for model in models], chosen, aligned)))
+    names = [model.name for model in models]
+    return AlignedRecords(aligned, (*_notes(names, chosen, aligned), *_repeated(names, found, aligned)))
 
 
 def select_samples(evidence: CellRecords, keys: Iterable[Key]) -> CellRecords:
@@ -133,6 +134,19 @@ def _common(evidence: Sequence[CellRecords]) -> list[Key]:
     """Return the keys of the samples that all records have, in the order of the first records."""
     shared = set.intersection(*(set(record_keys(each)) for each in evidence))
     return [key for key in record_keys(evidence[0]) if key in shared]
+
+
+def _repeated(
+    names: Sequence[str], found: Sequence[Sequence[CellRecords]], aligned: Sequence[Mapping[str, CellRecords]]
+) -> Iterator[str]:
+    """Yield a sentence for every model with several sets of records that only their fingerprints distinguish."""
+    for name, evidence, used in zip(names, found, aligned, strict=True):
+        sets = Counter(each.score.dataset for each in evidence if each.protocol == next(iter(used.values())).protocol)
+        if several := [dataset for dataset in used if sets[dataset] > 1]:
+            yield (
+                f"{name} has records of several versions of {', '.join(several)}, with different images, prompts or"
+                " weights: the latest are compared"
+            )
 
 
 def _notes(

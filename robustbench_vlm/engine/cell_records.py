@@ -4,7 +4,6 @@ The check computes the fingerprint again from the identity and the records. Reco
 attacks or eps have a different fingerprint and are rejected.
 """
 
-import contextlib
 import dataclasses
 import math
 import warnings
@@ -79,27 +78,36 @@ def manifests(folder: Path) -> list[Path]:
     return sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}")])
 
 
-def sound_cells(folder: Path, leave_out: Collection[str]) -> dict[str, ManifestCell]:
-    """Return the valid cells of the manifest in a run folder, by the names of their cell folders.
+def sound_cells(folder: Path, leave_out: Collection[str]) -> tuple[dict[str, ManifestCell], tuple[str, ...]]:
+    """Return the valid cells of the manifest in a run folder by the names of their cell folders, and notes.
 
     A cell with a score is valid if its records match the score. A cell without a score is valid if its folder exists.
-    If the manifest is damaged, the result is empty, because the scores can be computed again from the records. Cells
-    whose folder name is in `leave_out` are not returned.
+    A note is a sentence about a cell that is not valid, or about a damaged manifest, of which no cell is returned.
+    Cells whose folder name is in `leave_out` are not returned and have no notes.
     """
+    path = folder / MANIFEST
+    if not path.exists():
+        return {}, ()
     try:
-        manifest = read_manifest(folder / MANIFEST)
-    except UserError:
-        return {}
+        manifest = read_manifest(path)
+    except UserError as error:
+        return {}, (f"{path} was damaged and is written again, without cells of other commands: {error}",)
     found: dict[str, ManifestCell] = {}
+    notes = []
     for name, cell in manifest.cells.items():
         if name in leave_out:
             continue
-        with contextlib.suppress(UserError), warnings.catch_warnings(action="ignore"):
-            if inside(folder, name).is_dir():
+        try:
+            with warnings.catch_warnings(action="ignore"):
+                if not inside(folder, name).is_dir():
+                    raise UserError(f"the folder {name} does not exist")
                 if cell.score:
                     _read_cell_of(folder, manifest, name, cell, cell.score)
-                found[name] = cell
-    return found
+        except UserError as error:
+            notes.append(f"{name} was removed from {path}, because its records are not valid: {error}")
+        else:
+            found[name] = cell
+    return found, tuple(notes)
 
 
 def checked(records: CellRecords) -> CellRecords:

@@ -30,7 +30,7 @@ _IDENTITY = {"weights", "dataset", "classes", "prompts", "data", "samples", "att
 _PACKAGES = ("robustbench_vlm", "torch", "torchvision", "open_clip_torch", "pyautoattack", "torchattacks", "pyarrow")
 _COLUMNS = (
     *("model", "attack", "dataset", "classes", "norm", "eps", "protocol", "n", "clean", "clean_low", "clean_high"),
-    *("robust", "robust_low", "robust_high", "warnings", "fingerprint"),
+    *("robust", "robust_low", "robust_high", "warnings", "images", "prompt", "fingerprint"),
 )
 
 
@@ -44,6 +44,10 @@ class ManifestCell:
     """`Cell.identity`, with the number of samples instead of their ids."""
     unreadable: tuple[str, ...] = ()
     """Ids of images that could not be decoded and were left out."""
+    images: str = ""
+    """The folder of the images, if the dataset is a local folder (--images)."""
+    templates: tuple[str, ...] = ()
+    """The prompt templates. Manifests of version 0.1 do not have them."""
     protocol: str
     """Name and version, such as "mini/1"."""
     score: Score | None
@@ -100,6 +104,8 @@ class ManifestRow:
     cell: Cell
     folder: str
     score: Score | None = None
+    images: str = ""
+    """The folder of the images, if the dataset is a local folder (--images)."""
 
 
 def read_manifest(path: Path) -> Manifest:
@@ -175,6 +181,8 @@ def _entry(line: ManifestRow) -> dict[str, Any]:
         "fingerprint": line.cell.fingerprint,
         "identity": identity,
         "unreadable": list(line.cell.samples.unreadable),
+        "images": line.images,
+        "templates": list(line.cell.dataset.templates),
         "protocol": line.cell.protocol.label,
         "score": None if line.score is None else plain(line.score),
     }
@@ -193,6 +201,8 @@ def _table(entries: Sequence[Mapping[str, Any]]) -> str:
             "warnings": " ".join(score["warnings"]),
             "norm": entry["identity"]["threat"]["norm"],
             "protocol": entry["protocol"],
+            "images": entry["images"],
+            "prompt": " | ".join(entry["templates"]),
             "fingerprint": entry["fingerprint"],
         }
         rows.append([row.get(column, "") for column in _COLUMNS])

@@ -13,7 +13,7 @@ from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import sound_cells
 from robustbench_vlm.engine.cost import Estimate, estimate_cost
-from robustbench_vlm.engine.manifest import ManifestRow, Provenance, write_manifest
+from robustbench_vlm.engine.manifest import ManifestCell, ManifestRow, Provenance, write_manifest
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.results import Mean, RunResult, ScoreTable, mean_of, score
@@ -71,7 +71,7 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
         tables=_tables(plan, scores, passes, [seconds * passed / max(sum(fresh), 1) for passed in fresh]),
         seconds=seconds,
         passes=sum(passes),
-        warnings=tuple(_rejections(finished)),
+        warnings=(*_rejections(finished), *folders.notes),
     )
 
 
@@ -138,14 +138,17 @@ class _RunFolders:
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
+        self._images = str(plan.request.images.resolve()) if plan.request.images else ""
         self._rows: dict[Path, list[int]] = {}
         for number, cell in enumerate(plan.cells):
             self._rows.setdefault(run_folder(plan.request.out, cell), []).append(number)
         self._names = [cell_folder(plan.request.out, cell).name for cell in plan.cells]
-        self._earlier = {
-            folder: sound_cells(folder, {self._names[number] for number in numbers})
-            for folder, numbers in self._rows.items()
-        }
+        self._earlier: dict[Path, dict[str, ManifestCell]] = {}
+        self.notes: list[str] = []
+        """Sentences about cells of earlier commands that are removed from a manifest."""
+        for folder, numbers in self._rows.items():
+            self._earlier[folder], notes = sound_cells(folder, {self._names[number] for number in numbers})
+            self.notes += notes
 
     def write_unfinished(self, on_disk: Sequence[Finished]) -> None:
         """Write the manifests of a run in progress, with the scores of the cells whose records are complete."""
@@ -160,7 +163,7 @@ class _RunFolders:
     def write(self, made: Provenance, scores: Sequence[Score | None]) -> None:
         """Write the manifests with one score per cell of the plan, None for an unfinished cell."""
         for folder, numbers in self._rows.items():
-            rows = [ManifestRow(self._plan.cells[n], self._names[n], scores[n]) for n in numbers]
+            rows = [ManifestRow(self._plan.cells[n], self._names[n], scores[n], self._images) for n in numbers]
             write_manifest(folder, rows, made, self._earlier[folder])
 
 

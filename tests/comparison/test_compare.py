@@ -154,8 +154,9 @@ def test_records_of_the_shared_protocol_and_of_the_latest_command_are_used() -> 
     again = evidence("ours", HALF, weights="1" * 64)
     theirs = source("theirs", evidence("theirs", HALF[:8], protocol="mini-quick/1"))
     assert compare([source("ours", quick, whole), theirs], MINI).models[0].protocol == "mini-quick/1"
-    alone = compare([source("ours", quick, whole, again)], MINI).models[0]
-    assert (alone.protocol, alone.robust.value) == ("mini/1", 0.5)
+    found = compare([source("ours", quick, whole, again)], MINI)
+    assert (found.models[0].protocol, found.models[0].robust.value) == ("mini/1", 0.5)
+    assert [note for note in found.notes if "ours has records of several versions of shapes" in note] == [*found.notes]
 
 
 def test_a_note_names_a_model_with_records_of_different_weights() -> None:

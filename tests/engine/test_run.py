@@ -4,14 +4,18 @@ import csv
 import json
 from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from robustbench_vlm.attacks.evaluate import attack_samples
+from robustbench_vlm.comparison.align import ModelRecords
+from robustbench_vlm.comparison.compare import compare
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.records import SampleResult, wilson
@@ -25,9 +29,10 @@ from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.results import score
 from robustbench_vlm.engine.run import run, run_plan
-from robustbench_vlm.engine.shard import load_batch, run_shards
+from robustbench_vlm.engine.shard import attack_shards, load_batch
 from robustbench_vlm.engine.store import cell_folder, read_finished
 from robustbench_vlm.protocols.mini import MINI_QUICK
+from robustbench_vlm.tracks import MINI
 
 ONE = Resources(device="cpu", workers=1)
 
@@ -127,8 +132,39 @@ def test_a_run_keeps_the_cells_of_earlier_commands_in_the_folder(request_of: Cal
         ("colours", "2/255"),
         ("day-night", "1/255"),
     ]
+    assert not run(request_of()).warnings
     (table.folder / "manifest.json").write_text("damaged")
-    assert len(run(request_of()).tables[0].scores) == 2
+    result = run(request_of())
+    assert len(result.tables[0].scores) == 2
+    (warning,) = result.warnings
+    assert "manifest.json was damaged and is written again, without cells of other commands" in warning
+
+
+@pytest.mark.parametrize("prompt", ["a photo of a {}.", "=a {}", "a sketch of a {}, small."])
+def test_rows_of_scores_csv_differ_in_folder_or_prompt(
+    request_of: Callable[..., Request], tmp_path: Path, prompt: str
+) -> None:
+    for parent, colour in (("one", "red"), ("two", "blue")):
+        for label in ("day", "night"):
+            folder = tmp_path / parent / "mine" / label
+            folder.mkdir(parents=True)
+            for n in range(2):
+                Image.new("RGB", (32, 32), colour).save(folder / f"{n}.png")
+    images = [
+        (tmp_path / "one" / "mine", prompt),
+        (tmp_path / "two" / "mine", prompt),
+        (tmp_path / "two" / "mine", "{}"),
+    ]
+    for folder, template in images:
+        (table,) = run(request_of(datasets=(), images=folder, prompt=template, attacks=("fgsm",))).tables
+    rows = table_of(table.folder / "scores.csv")
+    assert {(row["images"], row["prompt"].removeprefix("'")) for row in rows} == {(str(p), text) for p, text in images}
+    assert [row["dataset"] for row in rows] == ["mine"] * 3
+    (datasets,) = run(request_of(attacks=("fgsm",), datasets=("colours",))).tables
+    (row,) = [row for row in table_of(datasets.folder / "scores.csv") if row["dataset"] == "colours"]
+    assert row["images"] == "" and "{}" in row["prompt"]
+    found = compare([ModelRecords("taught", read_run(table.folder))], MINI, attack="fgsm", eps=Fraction(1, 255))
+    assert any("several versions of mine" in note for note in found.notes)
 
 
 def interrupted_after(samples: int) -> Callable[[Progress], None]:
@@ -160,7 +196,7 @@ def test_an_interrupted_run_keeps_the_scores_of_all_cells_with_complete_records(
         for cell in resolve(request).cells
         if len(read_finished(cell_folder(request.out, cell), cell).pieces) == 4
     }
-    assert ("pgd-10", "colours") in complete and complete < scores.keys()
+    assert ("pgd-10", "colours") in complete and complete <= scores.keys()
     found = read_run(request.out / "mini" / "taught")
     assert {(each.score.attack, each.score.dataset): (each.score.clean, each.score.robust) for each in found} == {
         name: scores[name] for name in complete
@@ -204,7 +240,7 @@ def test_records_are_bitwise_equal_for_any_set_of_samples_attacked_together(tmp_
     plan = resolve(request)
 
     def records(*shards: Shard) -> dict[tuple[int, int], SampleResult]:
-        found = run_shards(plan.cells, plan.request.resources, shards)
+        found = [each.results for each in attack_shards(plan.cells, plan.request.resources, shards)]
         return {
             (shard.cell, shard.start + place): result
             for shard, results in zip(shards, found, strict=True)
@@ -230,13 +266,13 @@ def shard_of(cell: Cell) -> Shard:
 def test_a_worker_raises_user_error_for_another_identity(request_of: Callable[..., Request]) -> None:
     (cell,) = resolve(request_of(datasets=("colours",))).cells
     with pytest.raises(UserError, match=r"weights .* have changed"):
-        run_shards([replace(cell, weights="0" * 64)], ONE, [shard_of(cell)])
+        attack_shards([replace(cell, weights="0" * 64)], ONE, [shard_of(cell)])
     with pytest.raises(UserError, match="a different fingerprint"):
-        run_shards([replace(cell, protocol=replace(cell.protocol, seed=1))], ONE, [shard_of(cell)])
+        attack_shards([replace(cell, protocol=replace(cell.protocol, seed=1))], ONE, [shard_of(cell)])
     digests = ("0" * 64, *cell.samples.image_digests[1:])
     changed = replace(cell, samples=replace(cell.samples, image_digests=digests))
     with pytest.raises(UserError, match="has changed since the start of the run"):
-        run_shards([changed], ONE, [shard_of(changed)])
+        attack_shards([changed], ONE, [shard_of(changed)])
 
 
 def test_a_second_run_in_the_same_folder_raises_user_error(request_of: Callable[..., Request]) -> None:

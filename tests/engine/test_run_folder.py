@@ -132,7 +132,8 @@ def test_a_score_that_does_not_match_its_records_is_not_kept(ran: tuple[Request,
     cell["score"]["robust"] = cell["score"]["clean"]
     cell["score"]["robust_interval"] = cell["score"]["clean_interval"]
     path.write_text(json.dumps(document))
-    run(replace(request, datasets=("textures",)))
+    (warning,) = run(replace(request, datasets=("textures",))).warnings
+    assert f"{name} was removed from" in warning and "different accuracies" in warning
     assert name not in read_manifest(path).cells
     (row,) = (folder / "scores.csv").read_text().splitlines()[1:]
     assert "textures" in row
