@@ -97,3 +97,23 @@ def test_ctrl_c_keeps_all_written_records(taught_card: Path, tmp_path: Path) -> 
     first = next(int(line) for line in answer.stdout.splitlines() if line.isdigit())
     assert first == 4 * len(written)
     assert written.items() <= records(tmp_path).items()
+
+
+def test_ctrl_c_in_a_larger_run_keeps_the_scores_of_a_finished_run(taught_card: Path, tmp_path: Path) -> None:
+    program = [sys.executable, "-m", "robustbench_vlm"]
+    options = ["--attack", "pgd-100", "--eps", "1/255", "--samples", "8", "--workers", "1", "--dataset", "colours"]
+    small = [*program, "run", "--model", str(taught_card), *options]
+    larger = [*small, "--dataset", "textures", "--dataset", "shapes", "--dataset", "day-night"]
+    compare = [*program, "compare", "runs/mini/taught", "--attack", "pgd-100", "--eps", "1/255", "--json"]
+    settings = {"cwd": tmp_path, "env": environment(), "capture_output": True, "check": True}
+    subprocess.run(small, **settings)
+    finished = subprocess.run(compare, **settings).stdout
+    manifest = tmp_path / "runs" / "mini" / "taught" / "pgd-100" / "manifest.json"
+    with subprocess.Popen(larger, cwd=tmp_path, env=environment(), stderr=subprocess.DEVNULL) as process:
+        end = time.monotonic() + 60
+        while '"unfinished"' not in manifest.read_text() and time.monotonic() < end:
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+    assert process.returncode == 130
+    assert '"unfinished"' in manifest.read_text()
+    assert subprocess.run(compare, **settings).stdout == finished
