@@ -247,7 +247,7 @@ def compare(
             searches only the leaderboard, so that the result does not depend on the current folder.
 
     Raises:
-        UserError: A model has no records, or the models have no common sample.
+        UserError: A model lacks records, or the models do not have a common sample.
     """
     folder = None if runs is None else user_path(runs)
     references = [_run_or_name(name, folder, track) for name in _names("models", models)]

@@ -217,8 +217,8 @@ def os_error_message(error: OSError) -> str:
         return f"the operating system reports an error: {error.strerror or error}: fix it, then repeat the command"
     reasons = {
         errno.ENOENT: "the path does not exist: check it",
-        errno.EACCES: "you have no permission: change the permissions, or give another path",
-        errno.EPERM: "you have no permission: change the permissions, or give another path",
+        errno.EACCES: "you lack the permission: change the permissions, or give another path",
+        errno.EPERM: "you lack the permission: change the permissions, or give another path",
     }
     reason = reasons.get(error.errno or 0) or os_reason(error)
     return f"cannot use {' and '.join(paths)}: {reason}, then repeat the command"
@@ -229,7 +229,7 @@ def _home() -> Path:
         return Path.home()
     except RuntimeError as error:
         raise UserError(
-            "the home folder of this user is unknown, so there is no folder for downloads and caches: set the"
+            "the home folder of this user is unknown, so a folder for downloads and caches cannot be chosen: set the"
             " environment variable VLMBENCH_CACHE to a folder"
         ) from error
 

@@ -41,7 +41,7 @@ class Threat:
     def eps_text(self) -> str:
         """The radius as text that `parse_eps` reads back exactly. All tables, plots and pages print this text.
 
-        A Linf radius is written over 255, such as "4/255" or "15.9375/255". A radius that is no decimal over 255, such
+        A Linf radius is written over 255, such as "4/255" or "15.9375/255". A radius that is not exact over 255, such
         as 1/7, and an L2 radius are written as a fraction.
         """
         steps = 255 * self.eps

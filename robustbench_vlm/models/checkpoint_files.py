@@ -64,7 +64,7 @@ class CheckpointFile:
 def find_checkpoint(path: Path) -> CheckpointFile:
     """Return the files of a checkpoint: a file, an index of shards, or a folder that `save_pretrained` wrote.
 
-    Raises UserError if the path does not exist, the folder has no weights, or a shard is missing.
+    Raises UserError if the path does not exist, the folder lacks weights, or a shard is missing.
     """
     try:
         if path.is_dir():
@@ -124,7 +124,7 @@ def _weights_in(folder: Path) -> Path:
         if (folder / name).is_file():
             return folder / name
     raise UserError(
-        f"the folder {folder} has no weights, expected one of {', '.join(_SAVED_NAMES)}: give the checkpoint file"
+        f"the folder {folder} lacks weights, expected one of {', '.join(_SAVED_NAMES)}: give the checkpoint file"
     )
 
 

@@ -45,13 +45,13 @@ class Encoders:
     image: State
     """The weights of the image encoder by name, float32, in the shapes of the network; without the prefix "visual."."""
     text: State
-    """The weights of the text encoder and the logit scale by name, float32; empty if the file has no text encoder."""
+    """The weights of the text encoder and the logit scale by name, float32; empty if the file lacks a text encoder."""
 
 
 def encoders_of(content: Any, expected: str = "") -> Encoders:
     """Return the image and text encoder in the content of a checkpoint; its entries determine the format.
 
-    Raises UserError if the format is unknown or differs from `expected`, or if a tensor has no values. It also refuses
+    Raises UserError if the format is unknown or differs from `expected`, or if a tensor lacks values. It also refuses
     a file with other trained tensors, such as prompts or a second model, because the encoders would be a different
     model without them.
     """
@@ -91,7 +91,9 @@ def dense(name: str, tensor: Tensor) -> Tensor:
     A logit scale of shape [1] becomes a scalar. Raises UserError for a tensor without values or with quantised values.
     """
     if tensor.is_meta:
-        raise UserError(f"the tensor {name} has no values (device meta): load the weights before you save the model")
+        raise UserError(
+            f"the tensor {name} is on the device meta, without values: load the weights before you save the model"
+        )
     if tensor.is_quantized:
         raise UserError(
             f"the tensor {name} is quantised, but floating-point weights are expected: save them unquantised"
@@ -285,7 +287,7 @@ def _described_text(state: State) -> str:
 
 
 def _length(state: State, name: str) -> int:
-    """Return the length of a tensor's first dimension; 0 if it has no dimension or does not exist."""
+    """Return the length of a tensor's first dimension; 0 for a scalar or a missing tensor."""
     return state[name].shape[0] if name in state and state[name].dim() else 0
 
 

@@ -53,8 +53,8 @@ def convert(
     encoders = load_encoders(file)
     if not base and not (encoders.text and whole_base):
         raise UserError(
-            f"{file} has no text encoder, so the model that was fine-tuned must be known: give it with --base, such as"
-            " --base clip"
+            f"{file} contains only an image encoder, so the model that was fine-tuned must be known: give it"
+            " with --base, such as --base clip"
         )
     base = base or whole_base
     parent = find_card(base, track)

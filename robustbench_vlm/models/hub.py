@@ -46,7 +46,7 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
         model = transformers.AutoModel.from_pretrained(
             reference.repository, use_safetensors=True, dtype=torch.float32, **options, **more
         )
-        reader: Any = transformers.AutoProcessor  # it has no types
+        reader: Any = transformers.AutoProcessor  # the library is not typed
         return model, reader.from_pretrained(reference.repository, **options, **more)
 
     try:
@@ -90,7 +90,7 @@ def expect_hub(what: str) -> None:
     except OSError as error:
         raise UserError(
             f"{what} is not in the cache, and {host} cannot be reached ({error}): check the network, or run"
-            " `hf download` where there is one and copy the cache"
+            " `hf download` on a machine with a network and copy the cache"
         ) from error
 
 
@@ -122,7 +122,7 @@ def quiet_libraries() -> Iterator[None]:
     """Silence the logs and progress bars of the hub's client and of transformers: failures are raised as errors."""
     from transformers.utils import logging as library
 
-    bars: Any = library  # it has no types
+    bars: Any = library  # the library is not typed
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     bars.disable_progress_bar()

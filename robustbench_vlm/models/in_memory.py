@@ -21,9 +21,9 @@ from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.models.reference import IN_MEMORY
 
 UNPINNED = "unpinned:"
-"""The start of the digest of a model whose identity is not complete, so that nobody can check it elsewhere."""
+"""The start of the digest of a model whose identity is incomplete, so that another machine cannot check it."""
 DIGEST_PREFIXES = (IN_MEMORY, UNPINNED)
-"""The starts of the digests of models in memory; the digests of all other models have none."""
+"""The starts of the digests of models in memory; other digests do not start with these texts."""
 ACCEPTED = (
     "zero_shot(open_clip_model, tokenizer), zero_shot(transformers_model, processor), or zero_shot(image_encoder=...,"
     " text_encoder=..., logit_scale=..., image_size=..., mean=..., std=...)"
@@ -83,9 +83,9 @@ class InMemoryModel:
     bias: float = 0.0
     """The logit bias. It is added to every logit, so it changes no prediction."""
     card: None = None
-    """A model in memory has no model card."""
+    """None, because a model in memory does not have a model card."""
     digest_prefix: str = IN_MEMORY
-    """The start of the digest of a pinned model: empty if others can load the model by its name."""
+    """The start of the digest of a pinned model: "" if users can load the model by its name on other machines."""
 
     @property
     def image_size(self) -> int:
@@ -264,7 +264,7 @@ def registered(models: Sequence[InMemoryModel], named: Sequence[str]) -> Iterato
 
 
 def find_registered(name: str) -> InMemoryModel:
-    """Return the model in memory of a name; raise UserError if this process has none."""
+    """Return the model in memory of a name; raise UserError if this process does not have such a model."""
     if name not in _registered:
         raise UserError(
             f"the model {IN_MEMORY}{name} exists only in the Python process that made it: call evaluate with the model"
