@@ -109,8 +109,8 @@ def load_model(model: str | Path, track: str = "mini", *, device: str = "") -> A
     is a torch module that maps images, float32 [B, 3, H, W] in [0, 1], to logits, float32 [B, C]. It is differentiable,
     and it resizes and normalises the images itself.
 
-    A test-time defense may draw random numbers per sample. For every model, `classifier.of_samples(keys)` returns the
-    function from the images of certain samples to their logits; `LoadedDataset.keys` has the keys, int64 [B].
+    A test-time defense may draw random numbers per sample. `classifier.of_samples(keys)`, which every model supports,
+    returns the classifier of the samples with these keys, int64 [B]. `LoadedDataset.keys` has the keys of a dataset.
 
     Args:
         model: The model, in one of the forms above.
@@ -131,8 +131,8 @@ def load_dataset(
     Args:
         name: The name of the dataset.
         track: The track whose default protocol is used.
-        samples: The number of samples, or "all"; None uses the protocol's number. A smaller number gives the first of
-            the same samples.
+        samples: The number of samples, or "all"; None uses the protocol's number. A smaller number selects the first
+            of the samples that a larger number selects.
         protocol: The name of a protocol; "" uses the default protocol of the track.
         data: The folder of the published datasets; None uses the environment variable VLMBENCH_DATA.
 
@@ -239,7 +239,7 @@ def compare(
     Only existing records are used.
 
     Args:
-        models: Models by name, entry file, or folder of a run.
+        models: The models; each is given by its name, its entry file, or the folder of its run.
         attack: The attack whose records are compared.
         track: The track of the records.
         eps: The radius on the pixel scale [0, 1]; None uses the track's standard radius.
@@ -256,7 +256,7 @@ def compare(
 
 
 def load_leaderboard(track: str = "mini", folder: str | Path | None = None) -> Board:
-    """Return the leaderboard of a track, made from the entries in a folder; None uses the entries of the package.
+    """Return the leaderboard of a track, made from the entries in `folder`; None uses the entries in the package.
 
     Raises UserError if the track is unknown or an entry is invalid.
     """

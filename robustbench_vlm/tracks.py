@@ -47,7 +47,7 @@ class Track:
     weights_dtype: str = "float32"
     """The dtype in which trained encoders are saved. Models always run in float32."""
     learning_rates: Mapping[str, float] = field(default_factory=dict)
-    """Defense -> its learning rate, chosen on held-out images of the fine-tuning dataset."""
+    """Maps a defense to its learning rate, which was chosen on held-out images of the fine-tuning dataset."""
     description: str = ""
     """One sentence for `vlmbench list tracks`."""
 
@@ -107,7 +107,7 @@ ZEROSHOT15 = Track(
         "stl10",
         "sun397",
     ),
-    # Some released models were trained on TinyImageNet, which has 200 of ImageNet's classes.
+    # Some released models were trained on TinyImageNet, which has 200 of ImageNet's classes, so it is listed here too.
     training_datasets=("imagenet", "tiny-imagenet"),
     architecture="open_clip:ViT-B-32-quickgelu",
     training_eps=Fraction(1, 255),

@@ -70,11 +70,11 @@ class Dataset:
     origin: str = ""
     """The source and the licence of the images."""
     published: str = ""
-    """Name of the published dataset that has the images; they must be prepared before `open`. "" without one."""
+    """Name of the published dataset whose images are used and must be prepared before `open`; "" for other images."""
     transform: Transform = NATIVE
     """Converts an image of a published dataset to the pixels that are attacked."""
     merged: tuple[int, ...] = ()
-    """merged[label] is the class index of a label of the published dataset; () if class index and label are equal."""
+    """`merged[label]` is the class index for a label of the published dataset; () if every label is the class index."""
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:

@@ -168,7 +168,7 @@ def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
 
 
 def _training_part(path: Path) -> Path:
-    # A class may have the name "train". Such a folder has images and no sub-folders.
+    # A folder "train" that has images and no sub-folders is a class of this name, not the training part.
     part = path / "train"
     return part if part.is_dir() and folders(part) else path
 

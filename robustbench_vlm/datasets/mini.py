@@ -1,9 +1,9 @@
 """Datasets of the built-in track `mini`: thirteen with images drawn by code, and the digits of scikit-learn.
 
 A drawn image depends only on its sample id. Each drawn dataset classifies a different attribute of the scenes in
-`world`, for example the shape or the background. The fine-tuning dataset "scenes" has classes for all these attributes,
-on other images, as ImageNet does for the published datasets. The handwritten digits are real images (UCI, Alpaydin and
-Kaynak 1998).
+`world`, for example the shape or the background. The fine-tuning dataset "scenes" has classes for all these attributes
+and different images. It has the role that ImageNet has for the published datasets. The handwritten digits are real
+images (UCI, Alpaydin and Kaynak 1998).
 """
 
 import gzip
@@ -101,7 +101,7 @@ QUESTIONS: Mapping[str, tuple[Group, ...]] = {
         Group(SINGLE, _LARGE, _one(_products(_SHAPES[::2], _LIGHTS))),
     ),
 }
-"""Dataset name -> its classes, in groups."""
+"""Maps the name of a dataset to the groups of its classes."""
 
 
 class DrawnSource:
@@ -185,7 +185,7 @@ def _rows() -> list[list[int]]:
 
 
 def _enlarge(images: Tensor) -> Tensor:
-    """Interpolate the rows linearly to four times as many and multiply the values by 8, which keeps integers exact.
+    """Interpolate linearly from 8 to 32 rows, and multiply the values by 8, so that the results are exact integers.
 
     images: int64 [B, 8, W]. Returns int64 [B, 32, W].
     """

@@ -8,8 +8,8 @@ def standard_order(ids: Sequence[str], strata: Sequence[int]) -> list[int]:
     """Return the indices of all samples in the standard order. A run with n samples uses the first n of them.
 
     `strata[i]` is the class of the sample `ids[i]`. Within a class, samples are sorted by the sha256 of their id. The
-    order takes one sample of each class, then the next of each class, and so on. It does not depend on the order of
-    the arguments.
+    order takes one sample of each class, then the next sample of each class, and so on. It does not depend on the
+    order of `ids`.
     """
     by_stratum: dict[int, list[int]] = {}
     for index in sorted(range(len(ids)), key=lambda index: _hash(ids[index])):

@@ -135,7 +135,7 @@ def stored_digests(folder: Path, chunk: int) -> list[str]:
 
 @functools.lru_cache(maxsize=32)
 def _index(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the ids and labels of a folder. They are cached because a worker opens its dataset once per shard."""
+    """Return the ids and labels of a folder. They are cached, because each part of a run opens the dataset again."""
     index = read_json(folder / "index.json", "ids", "labels")
     return tuple(index["ids"]), tuple(index["labels"])
 

@@ -17,7 +17,7 @@ _WHITE_IS_ZERO = 0
 
 @dataclass(frozen=True)
 class Transform:
-    """Convert an image to 8-bit RGB, resize it and crop its centre, as torchvision does. None skips a step."""
+    """Convert an image to 8-bit RGB, resize it and crop its centre, as torchvision does. None omits a step."""
 
     resize: int | None = None
     """Length of the shorter side in pixels, or of both sides with `squash`."""

@@ -26,7 +26,7 @@ from robustbench_vlm.models.reference import (
 )
 
 _MAX_BYTES = 2**18
-"""The largest accepted card file in bytes. The cards of this package have a few thousand."""
+"""The largest accepted size of a card file in bytes. The cards of this package have a few thousand bytes."""
 _MAX_DEPTH = 8
 """The largest accepted depth of nested objects in a card file. The cards of this package have three levels."""
 _STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
@@ -57,7 +57,7 @@ class Weights:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     file: Text
-    """The path relative to the card's folder. For a file with `url` or `page`: its name in the cache."""
+    """The path relative to the card's folder. If `url` or `page` is given, the name of the file in the cache."""
     sha256: Text
     """The digest of the file, 64 hexadecimal digits. It may be empty if the file is downloaded; the digest of the
     first download is then recorded."""
@@ -117,8 +117,8 @@ class CardFields:
     notes: Text = ""
     """Other facts about the model."""
     base: Text = ""
-    """The model whose text encoder and logit scale are used: a name on the same track, open_clip:ARCH/TAG, or a card
-    file."""
+    """The model that provides the text encoder and the logit scale: a name on the same track, open_clip:ARCH/TAG, or a
+    card file."""
     pretrained: Name = ""
     """The tag of open_clip's pretrained weights for the architecture."""
     mean: tuple[_Mean, _Mean, _Mean] | None = None
@@ -160,7 +160,7 @@ class ModelCard(CardFields):
 
     @property
     def base_reference(self) -> str:
-        """The base model as `find_card` expects it; the path of a card file starts with this card's folder."""
+        """The reference of the base model, for `find_card`. If the base is a card file, its path includes `folder`."""
         return str(Path(self.folder) / self.base) if is_card_file(self.base) else self.base
 
     @property

@@ -1,9 +1,9 @@
 """Checkpoint formats: recognise the format of a checkpoint from its entries, and return its encoders.
 
-Checkpoint formats differ in the entries around the tensors and in the tensors' names. The known formats are those of
-TeCoA and later code based on it (vision_encoder_state_dict), RobustVLM (visual), AdvFLYP (partial_state_dict), AGFT
-(modules), a whole CLIP of OpenAI or open_clip (clip), and a CLIP of the library transformers (transformers), which LEAF
-uses.
+Checkpoint formats differ in the entries around the tensors and in the tensors' names. These are the known formats, with
+their names in this package in parentheses: TeCoA and later code based on it (vision_encoder_state_dict), RobustVLM
+(visual), AdvFLYP (partial_state_dict), AGFT (modules), a whole CLIP from OpenAI or open_clip (clip), and a CLIP from
+the library transformers (transformers). LEAF uses the last format.
 """
 
 import math
@@ -43,17 +43,17 @@ class Encoders:
     checkpoint_format: str
     """A key of `CHECKPOINT_FORMATS`."""
     image: State
-    """The weights of the image encoder by name, float32, in the shapes of the network; without the prefix "visual."."""
+    """Maps each name, without the prefix "visual.", to a weight of the image encoder, float32."""
     text: State
-    """The weights of the text encoder and the logit scale by name, float32; empty if the file lacks a text encoder."""
+    """Maps each name to a weight of the text encoder or to the logit scale, float32; empty without a text encoder."""
 
 
 def encoders_of(content: Any, expected: str = "") -> Encoders:
-    """Return the image and text encoder in the content of a checkpoint; its entries determine the format.
+    """Return the image and text encoder in the content of a checkpoint; the entries determine the checkpoint format.
 
-    Raises UserError if the format is unknown or differs from `expected`, or if a tensor lacks values. It also refuses
-    a file with other trained tensors, such as prompts or a second model, because the encoders would be a different
-    model without them.
+    Raises UserError if the format is unknown or differs from `expected`, or if a tensor lacks values. Also raises
+    UserError if the file has other trained tensors, such as prompts or a second model, because the encoders without
+    these tensors would be a different model.
     """
     found = next((name for name, read in CHECKPOINT_FORMATS.items() if _is_state(read(content))), None)
     if found is None:
@@ -168,7 +168,7 @@ def check_fit(encoder: str, state: State, expected: State) -> None:
 
 
 def _others(value: Any, used: set[int], name: str = "") -> list[str]:
-    """Return the names of the tensors in a file whose id is not in `used` and that are not the state of a training."""
+    """Return the names of the tensors in `value` that are no training state and whose Python id is not in `used`."""
     if isinstance(value, Tensor):
         return [name] if value.numel() > 1 and id(value) not in used else []
     if not isinstance(value, Mapping):
@@ -235,9 +235,10 @@ CHECKPOINT_FORMATS: Mapping[str, Callable[[Any], Any]] = {
     "transformers": _transformers_state,
     "visual": _only_image,
 }
-"""Format -> a function that returns the tensors by name, or something else if the file has another format.
+"""Maps a format to a function that takes the content of a file and returns a dict from names to tensors.
 
-The first format whose function returns tensors is the format of a file.
+If the file has another format, the function returns another value. The format of a file is the first format whose
+function returns tensors.
 """
 
 
@@ -247,13 +248,13 @@ _TRANSFORMERS: Mapping[tuple[int, int], str] = {
     (1024, 14): "ViT-L-14",
     (1280, 14): "ViT-H-14",
 }
-"""Width and patch size -> the name of the CLIP with this vision transformer."""
+"""Maps the width and patch size of a vision transformer to the name of the CLIP that uses it."""
 _RESNETS: Mapping[tuple[int, ...], str] = {
     (64, 3, 4, 6, 3): "RN50",
     (64, 3, 4, 23, 3): "RN101",
     (80, 4, 6, 10, 6): "RN50x4",
 }
-"""Width and number of blocks in each stage -> the name of the CLIP with this ResNet."""
+"""Maps a ResNet's width and numbers of blocks per stage to the name of the CLIP that uses it."""
 
 
 def described(state: Mapping[str, Tensor]) -> str:

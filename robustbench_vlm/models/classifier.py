@@ -18,8 +18,8 @@ from robustbench_vlm.models.precision import InPrecision, products
 from robustbench_vlm.models.text_encoder import embed_texts
 
 _ROWS = 4
-"""The image encoder gets batches whose size is a multiple of this number. Kernels for smaller batches round in another
-order, so the result of a sample could depend on the batch size."""
+"""The image encoder gets batches whose size is a multiple of this number. Kernels for smaller batches add numbers in
+another order and round differently, so the result of a sample could depend on the batch size."""
 
 
 class ZeroShotClassifier(nn.Module):
@@ -61,7 +61,7 @@ class ZeroShotClassifier(nn.Module):
 
     @property
     def plain(self) -> "ZeroShotClassifier":
-        """The classifier without its test-time defense, which is this classifier."""
+        """This classifier itself, because it has no test-time defense that could be removed."""
         return self
 
     def in_precision(self, name: str, logits: str = "float32") -> "ZeroShotClassifier":

@@ -87,7 +87,7 @@ def convert(
 
 
 def _expected(parent: ModelCard) -> tuple[State, State]:
-    """Return the tensors of both encoders of an architecture (image, text), with names and shapes but no values."""
+    """Return the names and shapes of the tensors that the image encoder and the text encoder of `parent` must have."""
     with torch.device("meta"):
         return split_encoders(load_architecture(parent.architecture).build())
 
@@ -120,7 +120,7 @@ def _stem(file: Path) -> str:
 
 
 def _reference(parent: ModelCard, base: str) -> str:
-    """Return the `base` field of the new card, which is the model that has the text encoder of `parent`."""
+    """Return the field `base` of the new card: the model whose weights contain the text encoder that `parent` uses."""
     if parent.base:
         return parent.base_reference
     return str(Path(base).resolve()) if is_card_file(base) else base

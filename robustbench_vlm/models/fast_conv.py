@@ -1,6 +1,6 @@
 """A strided convolution over pixels with a fast gradient with respect to the pixels on a CPU.
 
-If the input has three channels, the gradient of the library oneDNN takes up to ten times as long as the convolution.
+If the input has three channels, oneDNN's gradient computation takes up to ten times as long as the convolution.
 This module computes the gradient with matrix products and sums the results of overlapping windows.
 """
 
@@ -77,7 +77,7 @@ class _Convolution(torch.autograd.Function):
 
 
 def _image_gradient(gradient: Tensor, weight: Tensor, stride: int, padding: int, shape: torch.Size) -> Tensor:
-    """Return the gradient with respect to the images, [B, C, H, W], from that with respect to the output.
+    """Convert the gradient with respect to the output into the gradient with respect to the images, [B, C, H, W].
 
     The kernel is split into blocks of stride x stride pixels. Windows start at multiples of the stride, so block (a, b)
     of the window at position (y, x) covers exactly the image block (y + a, x + b).

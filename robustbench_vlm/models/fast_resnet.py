@@ -19,7 +19,7 @@ def folded(visual: nn.Module) -> nn.Module:
     """Return the fast form of an open_clip ResNet whose last feature map is one pixel; return other encoders unchanged.
 
     Outputs are equal up to rounding. Gradients reach the weights of `visual` if the weights require gradients. The fast
-    form is computed from the current weights, so call this function again after they change.
+    form is computed from the current weights, so call this function again after the weights change.
     """
     from open_clip.modified_resnet import ModifiedResNet
 
@@ -50,8 +50,9 @@ class FoldedResNet(nn.Module):
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embeddings of images, float32 [B, D], and the embeddings of T image regions, float32 [B, T, D].
 
-        The regions are the pixels of the last feature map before its average pooling. The embedding of a region is its
-        value in attention pooling, as in MaskCLIP (arXiv:2112.01071). `images` is normalised, float32 [B, 3, H, W].
+        The regions are the pixels of the last feature map before its average pooling. The embedding of a region is the
+        value vector of that pixel in attention pooling, as in MaskCLIP (arXiv:2112.01071). `images` is normalised,
+        float32 [B, 3, H, W].
         """
         *_, last = self.blocks
         maps = self._maps(images)

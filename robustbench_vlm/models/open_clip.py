@@ -139,9 +139,9 @@ def _pixel_constants(name: str) -> tuple[tuple[float, float, float], tuple[float
 def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architecture, str]:
     """Return the network, architecture and digest of an architecture "open_clip:NAME" with pretrained weights.
 
-    open_clip downloads the weights unless they are in its cache. The returned architecture has the mean and std of the
-    weights. The digest is a sha256 over architecture, mean, std and weights. Raises UserError if the tag is unknown,
-    the weights were trained with a different activation function, or the download fails.
+    open_clip downloads the weights unless they are in its cache. The returned architecture has the mean and std of
+    the weights' training. The digest is a sha256 over architecture, mean, std and weights. Raises UserError if the tag
+    is unknown, the weights were trained with a different activation function, or the download fails.
     """
     import open_clip
 
@@ -188,7 +188,7 @@ def _check_activation(built: Architecture, name: str, tag: str, *, is_quick: boo
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-    """Silence the logs of open_clip and of the Hugging Face client, whose failures are raised as errors anyway."""
+    """Silence the logs of open_clip and of the Hugging Face client; both raise errors for their failures."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

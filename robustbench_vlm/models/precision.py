@@ -60,7 +60,7 @@ def check_precision(name: str, device: str) -> None:
 
 @contextmanager
 def products(name: str, device: str) -> Iterator[None]:
-    """Return a context in which a device computes products in a precision, including torch's autocast setting."""
+    """Return a context manager in which `device` computes products in the precision `name`, with autocast if needed."""
     kind = PRECISIONS[name].autocast
     with arithmetic(name), torch.autocast(device, dtype=kind, enabled=kind is not None):
         yield
@@ -68,10 +68,10 @@ def products(name: str, device: str) -> Iterator[None]:
 
 @contextmanager
 def arithmetic(name: str = "float32") -> Iterator[None]:
-    """Return a context in which float32 products are computed in a precision and convolutions are deterministic.
+    """Return a context manager in which float32 products have the precision `name` and convolutions are deterministic.
 
-    Outside this context, torch's global settings decide whether products use TF32. The context restores them at its
-    end.
+    torch's global settings decide whether float32 products use TF32. The context manager changes these settings and
+    restores them at the end.
     """
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     try:

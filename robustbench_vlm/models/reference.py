@@ -17,7 +17,7 @@ from robustbench_vlm.core.files import user_path
 OPEN_CLIP = "open_clip:"
 """The prefix of the names of open_clip's architectures, in references and in cards."""
 HUGGING_FACE = "hf:"
-"""The prefix of models on the Hugging Face hub."""
+"""The prefix of references to models on the Hugging Face hub."""
 IN_MEMORY = "memory:"
 """The prefix of models in the memory of a Python process, which `evaluate` makes for them."""
 ACCEPTED = "a name, a card file (path/to/card.json), open_clip:ARCH/TAG, or DEFENSE+MODEL with a test-time defense"
@@ -98,14 +98,13 @@ class ModelReference:
 def parse_reference(text: str) -> ModelReference:
     """Parse a model reference; names are not looked up.
 
-    If the text has the form of a defense and a model, but a card file of this path exists, such as "a+b.json", the text
-    names the card file.
+    A text such as "a+b.json" has the form DEFENSE+MODEL. If a card file with this path exists, the text names the file.
 
     Raises UserError for "open_clip:" without a tag, for "hf:" without an organisation and a name, and for two test-time
     defenses.
     """
     defense, plus, model = text.partition("+")
-    # A card's path, an open_clip tag and a hub revision may contain a plus as well.
+    # A plus does not always separate a defense from a model: paths, open_clip tags and hub revisions may contain one.
     if not plus or "/" in defense or ":" in defense or _is_card_file(text):
         return ModelReference(_parse_model(text))
     below = parse_reference(model)

@@ -23,7 +23,7 @@ _TEXT_BATCH_SIZE = 1024
 def embed_texts(network: nn.Module, architecture: Architecture, texts: Sequence[str]) -> Tensor:
     """Return the embeddings of N texts, float32 [N, D], of unit length.
 
-    They are always computed in float32, whatever the precision of the attack.
+    The embeddings are always computed in float32, whatever the precision of the attack.
     """
     device = network.get_parameter("logit_scale").device
     parts = []

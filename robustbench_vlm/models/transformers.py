@@ -1,4 +1,4 @@
-"""Convert the state dict of a CLIP of the library transformers to the names and shapes of open_clip."""
+"""Convert the state dict of a CLIP from the library transformers to the names and shapes of open_clip."""
 
 import re
 from collections.abc import Mapping
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 MARK = "vision_model.embeddings.patch_embedding.weight"
-"""The name of a tensor that each CLIP of the library transformers has."""
+"""The name of a tensor that every CLIP from the library transformers has."""
 
 _NAMES = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",

@@ -87,8 +87,8 @@ def locate(folder: Path, weights: Weights, on_progress: OnProgress = ignore_prog
 def remember(record: Path, digest: str, what: str) -> None:
     """Compare a digest with the one in the file `record`, which an earlier download wrote; create a missing `record`.
 
-    This detects changes of files without a published digest. Raises UserError if the digests differ. `what` names the
-    file in the message.
+    The comparison detects changes of files without a published digest. Raises UserError if the digests differ. `what`
+    names the file in the message.
     """
     before = _recorded(record)
     if before and before != digest:

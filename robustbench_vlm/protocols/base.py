@@ -13,7 +13,8 @@ from robustbench_vlm.datasets.published.zero_shot import has_native_size, with_p
 from robustbench_vlm.datasets.transform import Transform
 
 LATER = {"later": True}
-"""Metadata of a field that is newer than the first results: the identity leaves it out if it has its default value."""
+"""Metadata of a field that was added after the first results. If such a field has its default value, the identity
+leaves it out, so that the fingerprints of old results stay valid."""
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,13 @@ class Protocol:
     iterate: str = "best"
     """The iterate that PGD returns: "final", or "best" (the first misclassified one, else the one of highest loss)."""
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
-    """Dataset name -> the prompt that replaces the dataset's own prompt."""
+    """Maps the name of a dataset to the prompt that replaces the dataset's own prompt."""
     verdict_precision: str = field(default="float32", metadata=LATER)
     """Precision of the image encoder when the benchmark classifies the clean and the adversarial images."""
     datasets: tuple[str, ...] = field(default=(), metadata=LATER)
     """Names of the datasets in the published table; () takes the datasets of the track."""
     missing_datasets: tuple[str, ...] = field(default=(), metadata=LATER)
-    """Datasets of the published table that this package cannot run. The published mean cannot be computed if any."""
+    """Datasets of the published table that this package cannot run. They prevent a comparison with the table's mean."""
     logit_precision: str = field(default="float32", metadata=LATER)
     """Precision of the product of image and text features. Published code that runs in half precision has "float16"."""
     prompt_source: str = field(default="", metadata=LATER)
@@ -48,9 +49,9 @@ class Protocol:
     small_transform: Transform | None = field(default=None, metadata=LATER)
     """Replaces `transform` for published datasets whose images all have one small size (CIFAR and STL10)."""
     attacks: Mapping[str, str] = field(default_factory=dict, metadata=LATER)
-    """Attack name -> the attack that this protocol runs under that name, such as a reduced AutoAttack."""
+    """Maps the name of an attack to the attack that this protocol runs in its place, such as a reduced AutoAttack."""
     step_size: str = field(default="", metadata=LATER)
-    """Step size of PGD and CW under Linf for pixels in [0, 1], such as "1/255"; "" keeps the step of each attack."""
+    """Step size of PGD and CW under Linf for pixels in [0, 1], such as "1/255"; "" keeps each attack's step size."""
     mean_over: int = field(default=1, metadata=LATER)
     """If above 1, PGD maximises the mean cross-entropy over this many samples, as published code does.
 
@@ -72,7 +73,7 @@ class Protocol:
         return f"{self.name}/{self.version}"
 
     def with_samples(self, samples: int | None) -> "Protocol":
-        """Return the protocol with another number of samples per dataset (None: all), which is added to its name."""
+        """Return a copy with another number of samples per dataset (None: all). The copy's name ends in this number."""
         if samples == self.samples:
             return self
         return dataclasses.replace(self, name=f"{self.name}-{samples or 'all'}", samples=samples)
@@ -96,7 +97,8 @@ class Protocol:
     def adapt_attack(self, attack: Attack, norm: str = "Linf") -> Attack:
         """Return the attack with the protocol's iterate, step size and loss, in the stages that accept them.
 
-        The step size applies to Linf only. It is a step per pixel, which is too small for an L2 ball.
+        The step size applies to Linf only. It is the change of each pixel in a step. As the L2 length of a step it
+        would be too small.
         """
         return dataclasses.replace(attack, stages=tuple(self._adapt_stage(stage, norm) for stage in attack.stages))
 

@@ -69,10 +69,10 @@ FARE_2024 = Protocol(
     small_transform=NATIVE,
     attacks={"autoattack": "fare-autoattack"},
     description="FARE's code: its 13 datasets; prompt ensembles of CLIP_benchmark; float32; APGD-CE with 5 restarts"
-    " and APGD-T. This protocol differs from the code as follows: it has other 1000 samples, because the code's choice"
-    " depends on the batch size; EuroSAT and Caltech101 have all samples instead of VTAB's test part; Caltech101"
-    " does not have its background class; with two classes the code runs only APGD-CE; ConvNeXt is attacked at 224"
-    " pixels, not 256",
+    " and APGD-T. This protocol differs from the code as follows: it uses a different set of 1000 samples, because"
+    " the code's choice depends on the batch size; EuroSAT and Caltech101 have all samples instead of VTAB's test"
+    " part; Caltech101 does not have its background class; with two classes the code runs only APGD-CE; ConvNeXt is"
+    " attacked at 224 pixels, not 256",
 )
 
 TECOA_2023 = Protocol(

@@ -1,4 +1,4 @@
-"""The registry of prompt sources. Each is named after the project whose class names and prompt templates it has."""
+"""The registry of prompt sources. A source has the name of the project whose class names and templates it contains."""
 
 from robustbench_vlm.core.registry import Registry
 

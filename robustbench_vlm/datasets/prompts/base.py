@@ -21,9 +21,9 @@ class PromptRow:
     prompt: Prompt
     rule: Callable[[str], str] = plain_words
     names: Mapping[str, str] = field(default_factory=dict)
-    """Raw class name -> readable name, for the classes to which the rule does not apply."""
+    """Maps a raw class name to its readable name, for the classes to which the rule does not apply."""
     listed: tuple[str, ...] = ()
-    """The readable names of all classes in the order of the labels; if not empty, they replace rule and `names`."""
+    """The readable names of all classes in the order of the labels; if given, they replace the rule and `names`."""
     one_class: tuple[str, ...] = ()
     """Raw class names that are merged if their readable names are equal. The task then has fewer classes."""
 
@@ -35,11 +35,11 @@ class Task:
     classes: tuple[str, ...]
     prompt: Prompt
     merged: tuple[int, ...]
-    """merged[label] is the class index of a label of the dataset; () if class index and label are equal."""
+    """`merged[label]` is the class index for a label of the dataset; () if every label is the class index."""
 
 
 PromptSource = Mapping[str, PromptRow]
-"""Dataset name -> its prompts."""
+"""Maps the name of a dataset to its prompts."""
 
 
 def read_facts(project: str) -> dict[str, Any]:
@@ -50,7 +50,7 @@ def read_facts(project: str) -> dict[str, Any]:
 
 
 def task_of(row: PromptRow, raw_classes: tuple[str, ...]) -> Task:
-    """Return the zero-shot task of a dataset. `raw_classes[label]` is the raw class name of a label."""
+    """Return the zero-shot task of a dataset. `raw_classes[label]` is the raw class name for a label."""
     names: list[str] = []
     merged: list[int] = []
     listed = row.listed or tuple(row.names.get(raw) or row.rule(raw) for raw in raw_classes)

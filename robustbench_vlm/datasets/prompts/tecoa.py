@@ -1,4 +1,4 @@
-"""Class names and prompt templates of TeCoA and TGA-ZSR, which use the same ones, including their errors.
+"""The class names and prompt templates that TeCoA and TGA-ZSR share, including their errors.
 
 Sources: cvlab-columbia/ZSRobust4FoundationModel e3d6c63, replace/torchvision.datasets, and zhyblue424/TGA-ZSR c955023,
 replace/datasets and utils.py. The default template is "This is a photo of a {}" without a full stop. TeCoA's code

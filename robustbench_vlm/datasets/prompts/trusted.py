@@ -1,8 +1,9 @@
 """Prompts of the protocol `trusted`: AGFT's templates without their known errors. All classes have different prompts.
 
 * StanfordCars: the names keep the model year. Without it, 7 pairs of classes have the same prompt.
-* ImageNet: the names are those of CLIP_benchmark, which distinguish the two cranes and the two swimsuits. Its two
-  duplicates are replaced by names from WordNet: n04008634 is "projectile" and n04355933 is "sunglass".
+* ImageNet: the names are those of CLIP_benchmark, which distinguish the two cranes and the two swimsuits. The two
+  duplicates in CLIP_benchmark's list are replaced by WordNet's names: n04008634 is "projectile" and n04355933 is
+  "sunglass".
 * Caltech101: the two kinds of faces are merged into the class "person". The background is not a class.
 * CIFAR, STL10 and SUN397: the template ends with a full stop, as in AGFT.
 * Flowers102: the two names that end with a space in AGFT do not.

@@ -61,7 +61,7 @@ def _cifar(root: Path, name: str, batch: str, key: str, meta: str, names: str) -
 
 
 def _placed(places: Sequence[int], numbers: Any) -> tuple[int, ...]:
-    """Return the class index of each number; `places[number]` is the class index of a number."""
+    """Return the class index for each label in `numbers`; `places[label]` is the class index for a label."""
     numbers = [int(number) for number in numbers]
     if numbers and not 0 <= min(numbers) <= max(numbers) < len(places):
         raise ValueError(f"it has labels from {min(numbers)} to {max(numbers)}, expected 0 to {len(places) - 1}")
@@ -69,7 +69,7 @@ def _placed(places: Sequence[int], numbers: Any) -> tuple[int, ...]:
 
 
 def _numbered(labels: Sequence[int], targets: Path, pixels: Sized, path: Path) -> tuple[str, ...]:
-    """Return the sample ids, which are their indices; raise UserError if the numbers of images and labels differ."""
+    """Return the samples' indices as their ids; raise UserError if there are not as many images as labels."""
     if len(pixels) != len(labels):
         raise UserError(
             f"{path} has {len(pixels)} images and {targets} has {len(labels)} labels, expected equal numbers: fetch"
@@ -79,7 +79,7 @@ def _numbered(labels: Sequence[int], targets: Path, pixels: Sized, path: Path) -
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles numbers, texts, lists and NumPy arrays, also as Python 2 wrote them. It never runs other code."""
+    """Unpickles numbers, texts, lists and NumPy arrays, also from Python 2. It runs no code from the file."""
 
     def find_class(self, module: str, name: str) -> Any:
         import codecs

@@ -59,7 +59,9 @@ class PublishedDataset:
     title: str
     """The name that papers use for the dataset."""
     reader: str
-    """A function as "module:name". It takes the dataset's folder and returns StoredImages, or raises MissingData."""
+    """The import path "module:name" of a function that takes the dataset's folder and returns StoredImages.
+
+    The function raises MissingData if files are missing."""
     folder: str
     """Name of the dataset's folder below the data root. torchvision uses the same name."""
     split: str
@@ -67,15 +69,15 @@ class PublishedDataset:
     samples: int
     """Number of samples of the complete split; 0 if unknown."""
     native: bool = False
-    """True if all images have the same small size. They are attacked at that size."""
+    """True if all images have the same small size. The images are then attacked at that size."""
     download_bytes: int = 0
     """Approximate size of the download in bytes; 0 if unknown."""
     torchvision: str = ""
     """Class of torchvision.datasets that downloads the dataset; "" if torchvision cannot download it."""
     hub: str = ""
-    """Dataset repository on the Hugging Face Hub that has tar shards of the images; "" without such a repository."""
+    """Repository on the Hugging Face Hub with tar files (shards) of the images; "" if there is no such repository."""
     hub_split: str = ""
-    """Split of the Hub's shards if it differs from `split`. The shards then have other samples of the dataset."""
+    """Split in the Hub's tar files if it differs from `split`. The tar files then contain different samples."""
     licensed: bool = False
     """True if users must accept terms before a download. Such a dataset is never downloaded by this package."""
     by_hand: str = ""

@@ -14,7 +14,7 @@ _FORMAT = 1
 
 
 def write_checksums(folder: Path, source: str) -> None:
-    """Write the checksums of a folder's files and the name of their source into the folder. Call this last."""
+    """Write the checksums and the source of a folder's files into the folder, after all files are complete."""
     entry = {"format": _FORMAT, "source": source, "folders": _contents(folder)}
     write_text(folder / _NAME, json.dumps(entry, indent=1) + "\n")
 
@@ -43,7 +43,7 @@ def changed_folders(folder: Path) -> list[str]:
 
 
 def _contents(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return number of files, total bytes and digest of each folder, by path; hidden files are left out."""
+    """Map the path of each folder to its number of files, total bytes and digest; hidden files are left out."""
     found = {}
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

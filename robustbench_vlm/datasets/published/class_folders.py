@@ -100,7 +100,7 @@ def _by_file(root: Path, samples: list[tuple[str, int]]) -> ImageFiles:
 
 
 def _ground_truth(root: Path) -> list[int]:
-    """Return the labels of the validation images; entry i belongs to the image with the number i + 1."""
+    """Return the labels of the validation images. Entry i is for the image whose file name contains i + 1."""
     from scipy.io import loadmat
 
     labels = Labels("imagenet")

@@ -1,4 +1,4 @@
-"""Fixed class lists of the published datasets. A label is an index of its dataset's list on every machine."""
+"""Fixed class lists of the published datasets. On every machine a label is an index into the list of its dataset."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ def class_names(name: str) -> tuple[str, ...]:
 
 
 def hub_class_names(name: str) -> tuple[str, ...]:
-    """Return the raw class names in the order of the labels in the Hub's shards; "" for a class that is left out."""
+    """Return the raw class names in the order of the labels in the Hub's tar files; "" for a class that is left out."""
     entry = _lists()[name]
     return tuple(entry.get("hub_names", entry["names"]))
 
@@ -33,7 +33,7 @@ def normalised(name: str) -> str:
 
 
 class Labels:
-    """Class index by class name, for one dataset. Spelling variants of a name are accepted, see `normalised`."""
+    """Maps the class names of one dataset to class indices. Spelling variants are accepted (see `normalised`)."""
 
     def __init__(self, name: str) -> None:
         self._name = name

@@ -24,8 +24,8 @@ def hub_folder(published: PublishedDataset, root: Path) -> Path:
 def fetch_from_hub(published: PublishedDataset, root: Path, on_progress: OnProgress) -> Path:
     """Download the current revision of a dataset's tar shards and return their folder.
 
-    The size and sha256 of each shard are checked against those that the Hub lists. Files of this revision from an
-    earlier call are kept. Raises UserError if the download fails.
+    The size and sha256 of each shard are checked against those that the Hub lists. Files of the same revision that an
+    earlier call downloaded are kept. Raises UserError if the download fails.
     """
     revision, files = _listing(published.hub)
     staging = staging_folder(published, root)
@@ -51,9 +51,9 @@ def fetch_from_hub(published: PublishedDataset, root: Path, on_progress: OnProgr
 
 
 def _listing(repository: str) -> tuple[str, dict[str, tuple[int, str]]]:
-    """Return the current revision of a repository, and name -> (size, sha256) of its shard files.
+    """Return the current revision of a repository, and a dict from the name of each shard to its size and sha256.
 
-    The sha256 is "" for small files, because the Hub does not list it.
+    The sha256 is "" for small files, because the Hub does not list their sha256.
     """
     from huggingface_hub import HfApi
 

@@ -39,7 +39,7 @@ class ImageFiles:
 
 
 def list_images(root: Path, samples: Sequence[tuple[str, int]]) -> ImageFiles:
-    """Return the images of a list of (path below `root`, label).
+    """Return the images in a list of samples (path below `root`, label).
 
     Raises UserError if a path leads out of `root`, is not UTF-8, or occurs twice.
     """
@@ -81,7 +81,7 @@ def decode(file: Path | IO[bytes], name: str) -> "Image":
 
 @contextmanager
 def reading(path: Path) -> Iterator[None]:
-    """Raise MissingData if a file does not exist, and UserError if the body fails to read it."""
+    """Raise MissingData if the file `path` does not exist, and UserError if the `with` block fails to read it."""
     if not path.exists():
         raise MissingData(f"there is no {path}")
     try:
@@ -103,7 +103,7 @@ def read_lines(path: Path) -> list[str]:
 
 
 def existing_folder(root: Path, *names: str) -> Path:
-    """Return the first existing sub-folder of `names`; raise MissingData if none of them exists."""
+    """Return the first sub-folder in `names` that exists in `root`; raise MissingData if none of them exists."""
     for name in names:
         if (root / name).is_dir():
             return root / name

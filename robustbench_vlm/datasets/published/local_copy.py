@@ -81,7 +81,7 @@ def find_images(name: str, root: Path) -> StoredImages:
 
 
 def is_available(dataset: Dataset, data: Path | None = None) -> bool:
-    """Return whether the files of a dataset are on this machine. True for datasets that need no files."""
+    """Return whether the files of a dataset are on this machine; return True for a dataset that needs no files."""
     try:
         if dataset.published:
             find_images(dataset.published, data_root(data))

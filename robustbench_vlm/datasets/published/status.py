@@ -38,7 +38,7 @@ class DatasetStatus:
     download_bytes: int
     """Approximate size of the download in bytes; 0 if unknown."""
     prepared: int
-    """Number of samples that are decoded and resized for one protocol (the largest number among all protocols)."""
+    """Number of samples that are decoded and resized for one protocol. The protocol with the most samples counts."""
     where: str
     """The folder of the images, or the next step if they are missing."""
 
@@ -51,7 +51,7 @@ def dataset_status(name: str, data: Path | None) -> DatasetStatus:
     except MissingData:
         on_disk, where = 0, f"vlmbench data prepare {name}" if published.fetchable else published.by_hand
     except UserError as error:
-        # The other datasets are still listed.
+        # The error is shown in the list, so that one damaged dataset does not hide the others.
         on_disk, where = 0, f"damaged: {error}"
     rows = max(map(prepared_rows, _prepared_folders(name)), default=0)
     return DatasetStatus(name, published.samples, on_disk, published.download_bytes, rows, where)
@@ -70,7 +70,7 @@ class PreparedDataset:
     sample_list: str
     """The samples' ids and labels in the standard order, as CSV."""
     unreadable: Mapping[str, str]
-    """Sample id -> reason, for images that cannot be decoded."""
+    """Maps the id of each sample that cannot be decoded to the reason."""
 
 
 def fetch_and_prepare(
@@ -109,7 +109,7 @@ def fetch_and_prepare(
 def verify_dataset(name: str, data: Path | None, *, missing_is_wrong: bool) -> list[str] | None:
     """Return one sentence for each problem of a dataset's files and prepared images.
 
-    If the dataset is missing, this returns None, or with `missing_is_wrong` a sentence about that.
+    If the dataset is missing, this returns None, or one sentence about the missing dataset if `missing_is_wrong`.
     """
     published, root = _published(name), data_root(data)
     find_images.cache_clear()

@@ -35,8 +35,8 @@ class _Choice:
 def describe(scenes: Scenes, counter: int) -> tuple[list[str], Tensor]:
     """Return one caption per scene (B texts) and the attributes that it mentions.
 
-    The mentions are bool [B, 14], one column per attribute of `vocabulary.ATTRIBUTES`. Each value of `counter` gives
-    another caption of the same scene.
+    The mentioned attributes are bool [B, 14], one column per attribute of `vocabulary.ATTRIBUTES`. Each value of
+    `counter` gives another caption of the same scene.
     """
     stream = randomness.derive(scenes.keys, "caption")
     draws = randomness.integers(stream, counter, (_DRAWS,), 2**20).tolist()
@@ -63,7 +63,7 @@ def article(text: str) -> str:
 
 
 def plural(noun: str) -> str:
-    """Return the plural of a noun of the vocabulary."""
+    """Return the plural of a noun in the vocabulary."""
     if noun.endswith("fish"):
         return noun
     return f"{noun}es" if noun.endswith(("s", "x")) else f"{noun}s"

@@ -50,7 +50,7 @@ def luminance(colour: Tensor) -> Tensor:
 def _tone(scenes: Scenes, keys: Tensor, colours: Tensor) -> Tensor:
     """Choose the colour of each background as float32 [B, 3] in [0, 1].
 
-    Of eight random grey levels, this takes the one that differs most in brightness from the objects.
+    The colour is the one of eight random grey levels whose brightness differs most from that of the objects.
     """
     levels = randomness.uniform(keys, 0, (8,)) * 0.8 + 0.1
     gap = torch.full_like(levels, 1e9)
@@ -91,7 +91,7 @@ def _with_object(image: Tensor, scenes: Scenes, keys: Tensor, slot: int) -> Tens
 
 
 def _layout(scenes: Scenes, keys: Tensor, slot: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return centre x, centre y and radius of the object number `slot` in each scene, float32 [B, 1, 1] each."""
+    """Return the centre x, centre y and radius of object `slot` in each scene, float32 [B, 1, 1] each."""
     jitter = randomness.uniform(keys, 10 + slot, (3,))
     low = torch.full((len(scenes), 2), 0.0)
     for count, bounds in _RADII.items():
@@ -109,7 +109,7 @@ def _layout(scenes: Scenes, keys: Tensor, slot: int) -> tuple[Tensor, Tensor, Te
 
 
 def _cells(scenes: Scenes, keys: Tensor) -> Tensor:
-    """Return the cell of each object in a 3 x 3 grid as int64 [B, 5], all different within a scene."""
+    """Return the cell of a 3 x 3 grid that contains each object, int64 [B, 5]; cells differ within a scene."""
     order = randomness.bits(keys, 20, 9).argsort(dim=1)[:, :MAX_OBJECTS]
     is_single = scenes["count"] == 1
     position = torch.where(scenes["position"] >= 0, scenes["position"], 4)
@@ -121,7 +121,7 @@ def _cells(scenes: Scenes, keys: Tensor) -> Tensor:
 
 
 def _paint(colour: Tensor, texture: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return the surfaces of the objects as float32 [B, 3, 32, 32] in [0, 1]: a colour, patterned with a second one."""
+    """Return the surfaces of the objects, float32 [B, 3, 32, 32] in [0, 1]: one colour with a pattern in another."""
     base = torch.tensor(words.COLOUR_VALUES)[colour]
     base = (base + (randomness.uniform(keys, 1, (3,)) - 0.5) * 0.08).clamp(0, 1)
     bright = (luminance(base) > 0.4)[:, None]

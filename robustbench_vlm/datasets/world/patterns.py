@@ -16,7 +16,7 @@ def _wave(values: Tensor) -> Tensor:
 
 
 def texture_mask(texture: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return the mask of each object's second colour, float32 [B, H, W] with values 0 and 1.
+    """Return a mask that is 1 for pixels in the second colour of each object and 0 for other pixels, float32 [B, H, W].
 
     texture: int64 [B], indices of `vocabulary.TEXTURES`; -1 and 0 are plain. keys: int64 [B], random keys.
     x, y: float32 [B, H, W], coordinates relative to the object's centre.
@@ -87,7 +87,7 @@ def _cloudy(keys: Tensor, random: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _blend(values: list[Tensor], at: Tensor) -> Tensor:
-    """Interpolate linearly between five values, which belong to the coordinates -1, -1/2, 0, 1/2 and 1."""
+    """Return the linear interpolation at `at` of five `values` at the coordinates -1, -1/2, 0, 1/2 and 1."""
     total = torch.zeros(1)
     for index, value in enumerate(values):
         total = total + value * (1 - (at * 2 + 2 - index).abs()).clamp_min(0)

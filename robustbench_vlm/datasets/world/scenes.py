@@ -14,7 +14,7 @@ SINGLE, SEVERAL, PAIR, DIGIT = "single", "several", "pair", "digit"
 """The families of scenes: one object, one to five equal objects, two objects in a relation, a handwritten digit."""
 
 Values = Mapping[str, Sequence[int]]
-"""Attribute -> its allowed values."""
+"""Maps an attribute to its allowed values."""
 
 
 def _all(vocabulary: Sequence[object]) -> tuple[int, ...]:
@@ -48,7 +48,9 @@ FAMILIES: Mapping[str, Values] = {
     },
     DIGIT: {**_COMMON, "digit": _all(words.NUMBERS)},
 }
-"""Family -> attribute -> allowed values, each with the same probability. Scenes do not have missing attributes."""
+"""Maps a family and an attribute to the allowed values, which all have the same probability.
+
+A scene does not have the attributes that its family lacks."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ class Scenes:
     """B scenes. `scenes["colour"]` is a column of `attributes`, int64 [B]."""
 
     attributes: Tensor
-    """int64 [B, 14], one column per attribute of `vocabulary.ATTRIBUTES`; -1 if the scene does not have it."""
+    """int64 [B, 14], one column per attribute of `vocabulary.ATTRIBUTES`; -1 if a scene lacks the attribute."""
     keys: Tensor
     """int64 [B], the random key of each scene."""
 
@@ -88,8 +90,8 @@ def sample_scenes(keys: Tensor, family: str, changes: Values, fixed: Sequence[Ma
 def _consistent(attributes: Tensor, stream: Tensor) -> Tensor:
     """Remove attributes that the image cannot show. attributes: int64 [B, 14]; stream: int64 [B], random keys.
 
-    The texture and outline of small objects, the texture of outlines, and the position of all objects except small
-    single ones are removed.
+    These attributes are removed: the texture and outline of small objects, the texture of outlines, and the position of
+    every object that is not both small and the only one.
     If both objects of a pair have the same colour, the second one gets another colour.
     """
     attributes = attributes.clone()

@@ -99,7 +99,7 @@ NUMBERS = (
     ("nine", "9"),
 )
 RELATIONS = (("left of", "right of"), ("above", "below"))
-"""Each relation with its converse."""
+"""Pairs of a relation and its converse, such as "left of" and "right of"."""
 LIGHTS = (("night", "dark"), ("day", "daylight"))
 
 ATTRIBUTES = (
