@@ -90,7 +90,7 @@ def read_images(path: Path) -> tuple[AdversarialImages, str]:
 def attack_cells(plan: Plan, on_attacked: Callable[[int, Cell], None]) -> list[Attacked]:
     """Attack every sample of a plan's cells and return the records and images of each cell, on the CPU.
 
-    The result equals that of a new run. Records on disk are neither read nor written. All images are in memory at the
+    The records equal those of a new run. Records on disk are neither read nor written. All images are in memory at the
     same time. After each group of samples, `on_attacked` is called with the number of samples in the group and one of
     their cells.
     """

@@ -222,7 +222,8 @@ def gradient_norms(classifier: ClassifierLike, images: Tensor, labels: Tensor) -
     at the model's own scale. Raises UserError if a gradient is not finite.
     """
     model = CountedClassifier(as_classifier(classifier))
-    # The softplus of the log-odds equals the cross-entropy. Its gradient is exact even if float32 rounds p to 1.
+    # The softplus of the log-odds equals the cross-entropy. Its gradient is exact even if float32 rounds the
+    # probability of the true class to 1.
     found, _, gradient = model.gradient(
         images, lambda outputs: functional.softplus(cross_entropy(outputs, labels, labels))
     )

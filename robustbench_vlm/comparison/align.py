@@ -15,7 +15,7 @@ Key = tuple[str, str, int]
 """Sample id, digest of the pixels, and label. Two records are of the same sample if all three are equal."""
 
 _SHARED = {"classes": "class names", "prompts": "prompts", "attack": "stages of the attack", "protocol": "protocols"}
-"""Parts of an identity that must be equal for two accuracies to be comparable, and their names in messages."""
+"""Keys of a cell's identity that must be equal for two accuracies to be comparable, with their names in messages."""
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def _repeated(
 def _notes(
     names: Sequence[str], chosen: Sequence[Mapping[str, CellRecords]], models: Sequence[Mapping[str, CellRecords]]
 ) -> Iterator[str]:
-    """Yield a sentence for every difference between the models and for records that are left out."""
+    """Yield a sentence for each difference between the models, and sentences about records that are left out."""
     labels = [next(iter(each.values())).protocol for each in chosen]
     if len(set(labels)) > 1:
         yield "different protocols: " + ", ".join(f"{name} {label}" for name, label in zip(names, labels, strict=True))

@@ -125,7 +125,7 @@ class Comparison:
     """Sentences about differences between the models and about records that were left out."""
 
     def best(self, measure: str, dataset: str = "") -> tuple[str, ...]:
-        """Return the names of the best models: no other model is significantly better than one of these.
+        """Return the names of the best models, those with no other model that is significantly better.
 
         The models are compared by their means, or by their accuracies on `dataset` if it is given.
         """

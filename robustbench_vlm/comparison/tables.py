@@ -187,7 +187,7 @@ def label(found: Comparison, dataset: str) -> str:
 
 
 def shown(accuracy: Accuracy) -> str:
-    """Return an accuracy with its interval in %. The interval is padded so that a column is aligned."""
+    """Return an accuracy with its interval in %, padded with spaces so that a column of accuracies is aligned."""
     interval = f"({percent_interval(accuracy.low, accuracy.high)})"
     return f"{percent(accuracy.value)} {interval:>11}"
 
