@@ -69,8 +69,10 @@ def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[C
 
 
 def self_tests(classifier: nn.Module, batch: Batch, attack: Attack) -> list[Check]:
-    """Run the self-tests on an undefended classifier. The eps of the batch must be large enough to break the
-    classifier."""
+    """Run the self-tests on an undefended classifier.
+
+    The eps of the batch must be large enough to break the classifier.
+    """
     quick = load_attack(_QUICK_ATTACK)
     return [
         _falls(classifier, batch, attack),

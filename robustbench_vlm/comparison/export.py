@@ -56,8 +56,10 @@ def markdown(report: Report) -> str:
 
 
 def latex(report: Report) -> str:
-    r"""Return the tables of a report as LaTeX. The tables need the LaTeX package booktabs. Title and notes are
-    comments."""
+    r"""Return the tables of a report as LaTeX.
+
+    The tables need the LaTeX package booktabs. Title and notes are comments.
+    """
     lines = [f"% {one_line(text)}" for text in (report.title, report.about, *report.notes)]
     lines.append(r"% \usepackage{booktabs}")
     for sheet in report.sheets:
