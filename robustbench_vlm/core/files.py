@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
-"""Error numbers of file systems that do not have an operation, such as some network file systems."""
+"""Error numbers for an operation that a file system does not support; some network file systems return them."""
 _REFUSED = (*_UNSUPPORTED, errno.EPERM, errno.EACCES, errno.EISDIR, errno.EBADF)
-"""Error numbers of file systems that do not allow an operation which is not essential, or not for folders."""
+"""Error numbers for an operation that is not essential and that a file system refuses, for example for folders."""
 
 
 def package_folder(name: str) -> Path:
@@ -39,7 +39,7 @@ def cache_folder() -> Path:
 
 
 def folder_of_variable(name: str) -> Path | None:
-    """Return the folder that an environment variable names, None if it is not set; "~" is expanded.
+    """Return the folder that the environment variable `name` contains, with "~" expanded; None if it is not set.
 
     Raises UserError if the home folder that the variable refers to is unknown.
     """
@@ -107,7 +107,7 @@ def write_whole(path: Path, write: Callable[[Path], object]) -> None:
 
 
 def read_text(path: Path, advice: str) -> str:
-    """Return the text of a UTF-8 file; raise UserError if it cannot be read or is not UTF-8, with `advice`."""
+    """Return the text of a UTF-8 file; raise UserError with `advice` if it cannot be read or is not UTF-8."""
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -201,7 +201,7 @@ _REASONS = {
     errno.ENOMEM: "the memory is used up: close other programs, or use fewer --workers",
     errno.EAGAIN: "the system has too many processes: close other programs, or use fewer --workers",
 }
-"""The reason and the advice for an error number of the operating system in writing a file."""
+"""Maps an error number that the operating system returns for a write to the reason and the advice for the user."""
 
 
 def os_reason(error: OSError) -> str:
@@ -235,9 +235,9 @@ def _home() -> Path:
 
 
 def _errno_of(error: BaseException | None) -> int | None:
-    """Return the error number of the OSError that is `error` or its cause; None without one.
+    """Return the error number of an OSError that is `error` or its cause; None if there is none.
 
-    torch raises RuntimeError during an OSError, and safetensors writes the number into its message.
+    torch raises a RuntimeError while it handles an OSError. safetensors writes the error number into its message.
     """
     while error is not None:
         if isinstance(error, OSError):
@@ -302,7 +302,7 @@ def _sync_folder(folder: Path) -> None:
 
 @contextmanager
 def _tolerated(numbers: Sequence[int]) -> Iterator[None]:
-    """Suppress OSError with one of these error numbers."""
+    """Suppress an OSError whose error number is in `numbers`."""
     try:
         yield
     except OSError as error:

@@ -1,7 +1,7 @@
 """Format accuracies and their differences. All tables, plots, pages and messages use these functions.
 
-Numbers are rounded half away from zero by their decimal value. Python's own formatting rounds the binary value, and
-halves to even digits, so that 13/16 would become 81.2 % and 577/2000 would become 28.8 %.
+The decimal value of a number is rounded, and halves are rounded away from zero. Python's own formatting rounds the
+binary value, and halves to even digits. It would show 13/16 as 81.2 % and 577/2000 as 28.8 %.
 """
 
 from decimal import ROUND_HALF_UP, Decimal
@@ -11,12 +11,12 @@ _DIGITS = 12
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """Return a share in [0, 1] in %, such as "81.3"; `digits` is the number of decimals."""
+    """Return a fraction in [0, 1] as a percentage, such as "81.3"; `digits` is the number of decimals."""
     return _rounded(share, 100, digits)
 
 
 def percent_interval(low: float, high: float, digits: int = 1, *, dash: str = "-") -> str:
-    """Return the ends of an interval of shares in [0, 1] in %, such as "79.9-82.6"."""
+    """Return an interval of fractions in [0, 1] as percentages, such as "79.9-82.6"."""
     return f"{percent(low, digits)}{dash}{percent(high, digits)}"
 
 

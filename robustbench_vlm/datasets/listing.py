@@ -21,7 +21,7 @@ def files(path: Path) -> list[str]:
 
 
 def files_below(top: Path) -> list[str]:
-    """Return the paths of the files in a folder and its sub-folders, relative to it, except hidden ones.
+    """Return the paths, relative to `top`, of the files in `top` and its sub-folders, except hidden files.
 
     Broken links are in the list too, so that an error can name them.
     """
@@ -59,7 +59,7 @@ def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    # A link to itself is an error.
+    # A link that points to itself raises an OSError.
     try:
         return entry.is_dir()
     except OSError:
@@ -74,7 +74,7 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Return the device and inode of a folder, which links to it share."""
+    """Return the device and inode of a folder; all links to the folder have the same ones."""
     status = path.stat()
     return status.st_dev, status.st_ino
 

@@ -49,9 +49,9 @@ class Transform:
 
 @dataclass(frozen=True)
 class SquareFit:
-    """Convert an image to RGB as a viewer shows it, resize it (bicubic) and crop its centre to a square.
+    """Convert an image to RGB as an image viewer shows it, resize it (bicubic) and crop its centre to a square.
 
-    Raises ValueError if the image has pixels whose black and white values are unknown.
+    Raises ValueError if the pixel values for black and white are unknown.
     """
 
     side: int

@@ -11,7 +11,7 @@ from robustbench_vlm.core.errors import UserError
 
 _TOKENIZERS = "`open_clip.get_tokenizer(NAME)` for an open_clip model, the processor for a model of transformers"
 Tokenizer = Callable[[list[str]], Tensor]
-"""From N texts to tokens, int64 [N, L]."""
+"""Type of a function from N texts to tokens, int64 [N, L]."""
 
 
 @dataclass(frozen=True)
@@ -19,14 +19,14 @@ class EncoderPair:
     """The encoders of a model, and the settings of `zero_shot` that the model states."""
 
     image: nn.Module
-    """From normalised pixels, float32 [B, 3, H, W], to embeddings, float [B, D]."""
+    """Maps normalised pixels, float32 [B, 3, H, W], to embeddings, float [B, D]."""
     text: "TextModule"
     settings: Mapping[str, Any]
-    """Values by the names of the arguments of `zero_shot`; only those that are known."""
+    """Maps argument names of `zero_shot` to the values that the model states."""
 
 
 class ImageModule(nn.Module):
-    """The image encoder of a model, as its method `method` computes it."""
+    """The image encoder of a model. It calls the model's method with the name `method`."""
 
     def __init__(self, model: nn.Module, method: str) -> None:
         super().__init__()
@@ -38,12 +38,12 @@ class ImageModule(nn.Module):
 
 
 class TextModule(nn.Module):
-    """The text encoder of a model, as its method `method` computes it, with the tokenizer in front of it."""
+    """The text encoder of a model. It tokenizes texts and calls the model's method with the name `method`."""
 
     def __init__(self, model: nn.Module, method: str, tokenize: Tokenizer) -> None:
         super().__init__()
         self.model, self.method = model, method
-        # In a tuple, so that a tokenizer that is a module is not part of the model.
+        # The tuple prevents torch from registering a tokenizer that is a module as a part of this module.
         self._tokenize = (tokenize,)
 
     def tokens(self, texts: list[str]) -> Tensor:
@@ -132,7 +132,7 @@ class PaddingTokenizer:
 
 
 def _transformers_tokenizer(model: nn.Module, processor: Any) -> Tokenizer:
-    """Return the tokenizer of a processor, or a function from texts to tokens as it is."""
+    """Return the tokenizer of a processor; return a function from texts to tokens unchanged."""
     tokenizer = getattr(processor, "tokenizer", processor)
     text: Any = getattr(getattr(model, "config", None), "text_config", None)
     if not hasattr(tokenizer, "pad_token_id"):
@@ -150,7 +150,7 @@ def _checked_tokens(tokens: Any, count: int) -> Tensor:
 
 
 def _tensor_of(output: Any) -> Any:
-    """Return the embeddings in an output: transformers returns them in an object from version 5 on."""
+    """Return the embeddings in the output of an encoder. From version 5 on, transformers returns them in an object."""
     if isinstance(output, Tensor):
         return output
     pooled = getattr(output, "pooler_output", None)

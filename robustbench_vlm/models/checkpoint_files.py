@@ -23,16 +23,16 @@ _SAVED_NAMES = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-"""Names of the weights in a folder of `save_pretrained`, in the order in which they are searched."""
+"""Names of the weights files in a folder that `save_pretrained` wrote, in the order in which they are searched."""
 _LARGEST_HEADER = 100_000_000
-"""Largest header of a safetensors file in bytes, a limit of the format."""
+"""The largest header in bytes that the safetensors format allows."""
 _LARGEST_INDEX = 2**26
 """Largest accepted index of shards in bytes."""
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
 
 class _Ignored:
-    """A placeholder for numpy numbers in a pickle, such as the best accuracy, which are not needed."""
+    """A placeholder for NumPy numbers in a pickle that are not needed, such as the best accuracy of the training."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -49,7 +49,7 @@ class CheckpointFile:
     """The files of one checkpoint."""
 
     path: Path
-    """The file, or the index of its shards."""
+    """The file, or the JSON index of a checkpoint that is split into several files (shards)."""
     shards: tuple[Path, ...] = ()
     """The files that the index names, sorted; empty for a checkpoint in one file."""
 
@@ -99,8 +99,8 @@ def find_checkpoint(path: Path) -> CheckpointFile:
 def read_checkpoint(path: Path) -> Any:
     """Return the content of a checkpoint, with its tensors on the CPU; code in the file is never run.
 
-    `path` is as in `find_checkpoint`. The content decides how a file is read, not its name. Raises UserError if the
-    file is damaged, contains code, or is not a checkpoint. The message says what kind of file it probably is.
+    `path` is as in `find_checkpoint`. The content of a file, not its name, decides how it is read. Raises UserError if
+    the file is damaged, contains code, or is not a checkpoint. The message names the probable kind of file.
     """
     files = find_checkpoint(path)
     if not files.shards:
@@ -162,12 +162,12 @@ def _read_file(path: Path) -> Any:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Return whether a file has the header of safetensors, or its name if the content is not recognised."""
+    """Return whether a file has the header of safetensors; use the file name if the header is not recognised."""
     try:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError:
-        # Reading the file explains the error.
+        # The code that reads the file next raises a UserError with an explanation.
         return False
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _LARGEST_HEADER:
         return True
@@ -180,7 +180,7 @@ def _problem(path: Path, error: Exception) -> str:
         return f"is not a checkpoint{guess}"
     message = str(error)
     named = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global) ([\w.]+)", message)
-    # torch's message advises users to turn weights_only off, which would run the code in the file.
+    # torch's message advises users to turn off weights_only, which would run the code in the file. Omit this advice.
     lines = [line for line in message.splitlines() if line.strip() and "weights_only" not in line]
     found = f"it refers to {named[1] or named[2]}" if named else lines[0] if lines else type(error).__name__
     return (

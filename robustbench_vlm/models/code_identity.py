@@ -1,4 +1,4 @@
-"""Identity of a model in memory: digests of its tensors, its structure and its code, and the doubts about them."""
+"""Identity of a model in memory: digests of its tensors, structure and code, and the parts that have no digest."""
 
 import dataclasses
 import hashlib
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SKIPPED = frozenset(vars(nn.Module())) | {"training"}
-"""Attributes that every torch module has: its tensors and sub-modules are digested on their own."""
+"""Attributes that every torch module has. Tensors and sub-modules among them have separate digests."""
 _VOLATILE = frozenset({"transformers_version", "_name_or_path", "torch_dtype", "dtype", "_attn_implementation"})
 """Entries of a library's configuration that change no output of a model whose tensors are digested."""
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib"))
@@ -36,9 +36,9 @@ class Identity:
 def identity_of(function: Any) -> Identity:
     """Return the identity of a torch module, a function, or an object that is called like a function.
 
-    Tensors count with their bytes, modules also with their structure and their plain attributes. Code counts with its
-    import path, and with its source unless it belongs to an installed package. Closures, lambdas, hooks, classes of
-    the main script and objects with unknown state are doubts.
+    The identity covers the bytes of tensors, the structure and plain attributes of modules, and the import path of
+    code. It covers the source of code too, unless the code belongs to an installed package. Closures, lambdas, hooks,
+    classes in the main script and objects with unknown state are listed in `doubts`.
     """
     doubts: list[str] = []
     parts = _module(function, doubts) if isinstance(function, nn.Module) else _callable(function, doubts)
@@ -85,7 +85,7 @@ def _own_state(module: nn.Module, name: str, doubts: list[str]) -> dict[str, Any
 
 
 def _value(value: Any, where: str, doubts: list[str], trusted: bool) -> Any:
-    """Return the identity of an attribute; an object of unknown state is a doubt, unless a library made it."""
+    """Return the identity of an attribute; add an object of unknown state to `doubts`, unless a library made it."""
     if value is None or isinstance(value, bool | int | str | torch.dtype | torch.device):
         return str(value)
     if isinstance(value, float | complex):
@@ -124,7 +124,7 @@ def _callable(function: Callable[..., Any], doubts: list[str]) -> Any:
 
 
 def _object(value: Any, doubts: list[str]) -> Any:
-    """Return the class of an object; its state is a doubt, unless the class belongs to an installed package."""
+    """Return the class of an object; add its state to `doubts`, unless an installed package has the class."""
     if not _is_installed(type(value)):
         doubts.append(f"it is a {type(value).__name__}, an object of unknown state")
     return _code(type(value), doubts)

@@ -51,7 +51,7 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
 
     try:
         with quiet_libraries():
-            # Cached files need no network, and all workers of a run read the same ones.
+            # Cached files need no network, and all workers of a run then read the same files.
             try:
                 found = load(local_files_only=True)
             except OSError:
@@ -103,7 +103,7 @@ def pixel_difference(model: InMemoryModel, processor: Any, side: int) -> float:
     """Return the largest difference between the processor's pixels and the model's, in units of the pixel range.
 
     Both get one image of `side` x `side` pixels with a smooth and a noisy half. Without a resize the difference is a
-    rounding error. A processor that shrinks images with a filter differs where an attack on pixels cannot follow it.
+    rounding error. The difference is large if the processor shrinks images with a filter that the model does not use.
     """
     from PIL import Image
 
@@ -140,7 +140,7 @@ def _interpolation(processor: Any) -> str:
 
 
 def _advice(error: BaseException) -> str:
-    """Return the reason of a failure and the next step."""
+    """Return the reason for a failure and the next step for the user."""
     names, cause = set(), error
     while cause is not None:
         names |= {type(cause).__name__}

@@ -38,7 +38,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class PixelEncoder(nn.Module):
     """Map images, float32 [B, 3, H, W] in [0, 1] of any size, to the outputs of an image encoder, float [B, D].
 
-    It resizes images to the size of the encoder and normalises them, so that a perturbation is applied before both.
+    It resizes and normalises the images itself, so an attack perturbs the pixels before both steps.
     """
 
     mean: Tensor
@@ -79,13 +79,13 @@ class InMemoryModel:
     embed_texts: Callable[[list[str]], Any]
     """Maps N texts to embeddings, float [N, D]."""
     scale: float
-    """The logit scale: factor of the cosine similarities."""
+    """The logit scale, which multiplies the cosine similarities."""
     bias: float = 0.0
     """The logit bias. It is added to every logit, so it changes no prediction."""
     card: None = None
     """None, because a model in memory does not have a model card."""
     digest_prefix: str = IN_MEMORY
-    """The start of the digest of a pinned model: "" if users can load the model by its name on other machines."""
+    """The start of the digest if the identity is complete; "" if users can load the model by name on other machines."""
 
     @property
     def image_size(self) -> int:
@@ -100,12 +100,12 @@ class InMemoryModel:
 
     @functools.cached_property
     def doubts(self) -> tuple[str, ...]:
-        """The parts of the model that its digest cannot cover, in words; empty for a pinned model."""
+        """Descriptions of the model's parts that the digest cannot cover; empty if the identity is complete."""
         return tuple(doubt for identity in self._identities for doubt in identity.doubts)
 
     @functools.cached_property
     def digest(self) -> str:
-        """sha256 over tensors, structure, code and preprocessing, after "memory:"; after "unpinned:" if incomplete."""
+        """A sha256 over tensors, structure, code and preprocessing; its prefix is "unpinned:" if parts are missing."""
         encoder = self.encoder
         pixels = [encoder.image_size, encoder.mean.flatten().tolist(), encoder.std.flatten().tolist()]
         parts: list[Any] = [identity.parts for identity in self._identities]
@@ -115,7 +115,7 @@ class InMemoryModel:
             parts.append(tensor_digest(tokens(list(_PROBES))))
         if not self.doubts:
             return self.digest_prefix + fingerprint(parts)
-        # Outputs on fixed inputs notice most changes that the parts above cannot show.
+        # The outputs on fixed inputs change with most changes of the model that the digests above do not cover.
         outputs = [tensor_digest(self.text_features(_PROBES)), tensor_digest(self._image_outputs())]
         return UNPINNED + fingerprint([*parts, *outputs])
 
@@ -168,7 +168,7 @@ def zero_shot(
 ) -> InMemoryModel:
     """Make a zero-shot model from an open_clip model, a transformers model, or a pair of encoders.
 
-    Torch modules are copied and put into eval mode: later training of yours does not change the value.
+    Torch modules are copied and put into eval mode. Later training of the original does not change the returned model.
 
     Args:
         model: An open_clip model, a `CLIPModel` or `SiglipModel` of transformers, or any module with the methods
@@ -178,7 +178,7 @@ def zero_shot(
             [B, 3, image_size, image_size], to embeddings, float [B, D].
         text_encoder: In place of `model`: a torch module or function from a list of N texts to embeddings, float
             [N, D]. Embeddings need not have unit length.
-        logit_scale: Factor of the cosine similarities, such as 100.0 (not its logarithm).
+        logit_scale: The factor that multiplies the cosine similarities, such as 100.0 (not its logarithm).
         logit_bias: Added to every logit, such as SigLIP's; it changes no prediction.
         image_size: Height and width of the images that the encoder takes, in pixels.
         mean: Three channel means that are subtracted from pixels in [0, 1].
@@ -239,14 +239,14 @@ def checked_name(name: str) -> str:
 
 
 _registered: dict[str, InMemoryModel] = {}
-"""The models in memory that references "memory:NAME" name in this process."""
+"""Maps NAME to the model that the reference "memory:NAME" means in this process."""
 
 
 @contextmanager
 def registered(models: Sequence[InMemoryModel], named: Sequence[str]) -> Iterator[list[str]]:
     """Make models known to this process while a run lasts, and yield their references "memory:NAME".
 
-    `named` are the names of the models on the track. Raises UserError if two models have one name.
+    `named` contains the names of the track's models. Raises UserError if two models have the same name.
     """
     names = [model.name for model in models]
     if taken := [name for name in names if name in named]:
@@ -264,7 +264,7 @@ def registered(models: Sequence[InMemoryModel], named: Sequence[str]) -> Iterato
 
 
 def find_registered(name: str) -> InMemoryModel:
-    """Return the model in memory of a name; raise UserError if this process does not have such a model."""
+    """Return the model in memory with this name; raise UserError if this process does not have such a model."""
     if name not in _registered:
         raise UserError(
             f"the model {IN_MEMORY}{name} exists only in the Python process that made it: call evaluate with the model"

@@ -17,7 +17,7 @@ def save_tensors(path: Path, content: Any) -> None:
     """
 
     def save(partial: Path) -> None:
-        # torch loses the number of an OSError if it opens the file itself.
+        # If torch opens the file itself, its exception lacks the error number of the OSError.
         with partial.open("wb") as file:
             torch.save(content, file)
 
@@ -25,14 +25,14 @@ def save_tensors(path: Path, content: Any) -> None:
 
 
 def load_tensors(path: Path, kind: str, *, mmap: bool = False) -> Any:
-    """Return the content of a file of `save_tensors`; the tensors are on the CPU.
+    """Return the content of a file that `save_tensors` wrote; the tensors are on the CPU.
 
-    `kind` names the content in messages. With `mmap` tensors are read from the disk when they are used. Raises
-    UserError if the file cannot be read or is damaged. A single changed bit is found.
+    `kind` names the content in messages. If `mmap` is true, tensors are read from the disk when they are used. Raises
+    UserError if the file cannot be read or is damaged. The check detects even a single changed bit.
     """
     try:
         with zipfile.ZipFile(path) as file:
-            # torch does not compare checksums.
+            # torch does not check the checksums in the file, so they are checked here.
             if damaged := file.testzip():
                 raise zipfile.BadZipFile(f"wrong checksum of {damaged}")
         return torch.load(path, weights_only=True, map_location="cpu", mmap=mmap)
@@ -44,7 +44,7 @@ def load_tensors(path: Path, kind: str, *, mmap: bool = False) -> Any:
 
 
 def damaged_file(path: Path, kind: str, error: Exception) -> UserError:
-    """Return the error for a file whose content is not that of its kind."""
+    """Return the UserError for a damaged or incomplete file; `kind` names the expected content."""
     return UserError(
         f"{path} is not a complete {kind} ({type(error).__name__}): remove it and repeat the command, or give another"
         " folder by --out"

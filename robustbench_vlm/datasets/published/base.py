@@ -75,7 +75,7 @@ class PublishedDataset:
     torchvision: str = ""
     """Class of torchvision.datasets that downloads the dataset; "" if torchvision cannot download it."""
     hub: str = ""
-    """Repository on the Hugging Face Hub with tar files (shards) of the images; "" if there is no such repository."""
+    """Repository on the Hugging Face Hub with tar files (shards) of the images; "" without a repository."""
     hub_split: str = ""
     """Split in the Hub's tar files if it differs from `split`. The tar files then contain different samples."""
     licensed: bool = False

@@ -1,4 +1,4 @@
-"""Read datasets from tar shards on the Hugging Face Hub (LAION's clip-benchmark), without unpacking them."""
+"""Read datasets from LAION's clip-benchmark tar files (shards) on the Hugging Face Hub without unpacking the files."""
 
 import io
 import tarfile
@@ -50,7 +50,7 @@ class TarShardImages:
             return decode(io.BytesIO(file.read(member.size)), f"{member.name} of {member.shard}")
 
     def stamp(self, index: int) -> str:
-        """Return the stamp of the image's shard, see `stamp_of`."""
+        """Return the size and modification time of the tar file with the image (see `stamp_of`)."""
         return stamp_of(self.members[index].shard)
 
 
