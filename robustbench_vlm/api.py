@@ -67,7 +67,7 @@ _HOW_TO_NAME = {
 Models = str | Path | InMemoryModel | Iterable[str | Path | InMemoryModel]
 """One model or several, by reference or in memory."""
 Names = str | Path | Iterable[str | Path]
-"""One name or path of a file, or several."""
+"""One name or file path, or several names or file paths."""
 Count = int | Literal["all"] | None
 """A number of samples, "all", or None for the protocol's number."""
 
@@ -264,7 +264,7 @@ def load_leaderboard(track: str = "mini", folder: str | Path | None = None) -> B
 
 
 def _run_or_name(name: str, runs: Path | None, track: str) -> str:
-    """Return the run folder of a model below `runs` if it exists, else the name."""
+    """Return the model's run folder below `runs` if this folder exists, else the model's name."""
     folder = None if runs is None else runs / safe_name(track) / safe_name(name)
     return str(folder) if folder is not None and folder.is_dir() else name
 

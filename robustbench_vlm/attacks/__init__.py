@@ -1,4 +1,4 @@
-"""Registry of attacks, and `load_attack`, which returns an attack by name. Importing this module imports no torch."""
+"""Registry of attacks, and `load_attack`, which returns an attack by name. This module does not import torch."""
 
 import importlib
 from typing import TYPE_CHECKING

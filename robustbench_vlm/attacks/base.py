@@ -86,9 +86,9 @@ def hundred_gradients(parameters: Mapping[str, Any], num_classes: int) -> tuple[
 def calls_per_target(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
     """Return the number of calls without and with a gradient for an attack that runs once per target and restart.
 
-    The call without a gradient chooses the targets. A run has one call with a gradient at its starting point and one
-    after each of its steps. `parameters` contains "steps" and, unless the attack is untargeted or has no restarts,
-    "targets" and "restarts".
+    The call without a gradient is for the choice of the targets; untargeted attacks count it too. A run has one call
+    with a gradient at its starting point and one after each of its steps. `parameters` contains "steps" and, if the
+    attack uses them, "targets" and "restarts".
     """
     targets = min(int(parameters.get("targets", 0)), num_classes - 1)
     return 1, (int(parameters["steps"]) + 1) * max(targets, 1) * int(parameters.get("restarts", 1))

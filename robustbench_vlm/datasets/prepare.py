@@ -76,7 +76,7 @@ def prepare(
 
 
 def _stamps(name: str, images: StoredImages, places: Sequence[int], on_progress: OnProgress) -> list[str]:
-    """Return the stamps of images, which are read by several threads because a stamp may be a digest of the file."""
+    """Return the stamps of images. Threads compute them, because a stamp may be a digest of the whole image file."""
     found: list[str] = []
     with ThreadPoolExecutor() as threads:
         for start in range(0, len(places), CHUNK):
@@ -161,7 +161,7 @@ def _write_chunk(
 
 
 def _has_pixels(folder: Path, chunk: int, digests: Sequence[str]) -> bool:
-    """Return whether the stored pixels of a chunk have these sha256 digests."""
+    """Return whether the sha256 digests of a chunk's stored pixels equal the given ones."""
     try:
         stored = stored_digests(folder, chunk)
     except UserError:

@@ -72,7 +72,7 @@ class PreparedSource:
 
 
 def prepared_rows(folder: Path) -> int:
-    """Return the number of prepared samples of a folder, unreadable images included, without damaged chunks."""
+    """Return the number of prepared samples in a folder. Unreadable images count, and damaged chunks do not."""
     count = 0
     for path in _chunk_files(folder):
         with contextlib.suppress(UserError):
@@ -129,7 +129,7 @@ def verify_prepared(folder: Path) -> list[str]:
 
 
 def stored_digests(folder: Path, chunk: int) -> list[str]:
-    """Return the sha256 of the pixels of each image of a chunk, computed from the file."""
+    """Compute the sha256 of each image's pixels in the file of a chunk."""
     return [image_sha256(torch.from_numpy(row.copy())) for row in _chunk_pixels.__wrapped__(folder, chunk)]
 
 

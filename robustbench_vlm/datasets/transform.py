@@ -100,7 +100,7 @@ def as_displayed(image: "Image.Image") -> "Image.Image":
 
 
 def _orientation(image: "Image.Image") -> "Image.Transpose | None":
-    """Return the operation that turns an image upright by its EXIF data; None if it is upright or has no such data."""
+    """Return the operation that turns an image upright; None if it is upright or its EXIF data lack a rotation."""
     from PIL import Image
 
     turns = {
@@ -112,7 +112,7 @@ def _orientation(image: "Image.Image") -> "Image.Transpose | None":
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }
-    # Pillow raises exceptions of many types on damaged EXIF data, which say nothing about the pixels.
+    # Pillow raises exceptions of many types on damaged EXIF data, although the pixels can still be read.
     try:
         return turns.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:
@@ -131,7 +131,7 @@ def _deep_grey(image: "Image.Image") -> "Image.Image":
 
     values = numpy.asarray(image)
     if image.mode == "F":
-        # A comparison with NaN is false.
+        # The condition is negated, so that it also holds for NaN, whose comparisons are all false.
         if not (values.min() >= 0 and values.max() <= 1):
             raise ValueError(
                 f"its float pixels are from {values.min()} to {values.max()}, expected 0 to 1: convert the image"

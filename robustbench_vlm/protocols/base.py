@@ -73,7 +73,7 @@ class Protocol:
         return f"{self.name}/{self.version}"
 
     def with_samples(self, samples: int | None) -> "Protocol":
-        """Return a copy with another number of samples per dataset (None: all). The copy's name ends in this number."""
+        """Return a copy, with a new name, that has another number of samples per dataset (None: all)."""
         if samples == self.samples:
             return self
         return dataclasses.replace(self, name=f"{self.name}-{samples or 'all'}", samples=samples)

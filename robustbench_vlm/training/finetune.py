@@ -53,7 +53,7 @@ class Runtime:
     save_every: int = 200
     """Steps from one checkpoint to the next."""
     on_note: Callable[[str], None] = _ignore_note
-    """Called with each of `Job.changes` before the training."""
+    """A function that is called before the training, once for each sentence in `Job.changes`."""
 
 
 def train_defense(

@@ -135,7 +135,7 @@ class Recorder:
             self._saved = time.monotonic()
 
     def diverged(self, problem: str) -> Diverged:
-        """Return the error of a training that cannot continue because of a problem with its numbers."""
+        """Return the error to raise if the training cannot continue because a loss or weight is not finite."""
         path = self._checkpoint.path
         kept = f"{path} is the last checkpoint" if path.exists() else "no checkpoint was written yet"
         return Diverged(f"{problem}: lower the learning rate (`vlmbench train --set lr=...`); {kept}")

@@ -51,7 +51,7 @@ def dataset_status(name: str, data: Path | None) -> DatasetStatus:
     except MissingData:
         on_disk, where = 0, f"vlmbench data prepare {name}" if published.fetchable else published.by_hand
     except UserError as error:
-        # The error is shown in the list, so that one damaged dataset does not hide the others.
+        # The error is shown in the list, so that the other datasets are still listed.
         on_disk, where = 0, f"damaged: {error}"
     rows = max(map(prepared_rows, _prepared_folders(name)), default=0)
     return DatasetStatus(name, published.samples, on_disk, published.download_bytes, rows, where)
