@@ -118,7 +118,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def _exact(share: float, n: int) -> Fraction:
-    """Return the accuracy `share`, a rounded float, as the exact fraction k / `n`; or `share` itself."""
+    """Return the fraction k / `n` that the float `share` approximates, or `share` itself if no integer k fits."""
     fraction = Fraction(round(share * n), n)
     return fraction if math.isclose(fraction, share, rel_tol=0, abs_tol=1e-12) else Fraction(share)
 
