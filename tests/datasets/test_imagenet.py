@@ -125,7 +125,7 @@ def test_files_that_are_not_images_of_a_class_are_ignored(tmp_path: Path, write:
     (tmp_path / GOLDFISH).mkdir()
     (tmp_path / "README").write_text("no image")
     source = imagenet_folder(tmp_path, PROMPT, 16).open()
-    assert (source.ids, source.labels) == ((f"{TABBY}/images/below.JPEG", f"{TABBY}/one.JPEG"), (281, 281))
+    assert (source.ids, source.labels) == ((f"{TABBY}/one.JPEG", f"{TABBY}/images/below.JPEG"), (281, 281))
 
 
 def test_labels_do_not_depend_on_the_classes_in_the_folder(tmp_path: Path, write: Callable[..., Path]) -> None:
