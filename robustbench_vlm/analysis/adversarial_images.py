@@ -1,8 +1,9 @@
-"""Compute adversarial images with the attacks of a plan, and write them to files and read them without loss.
+"""Compute adversarial images with the attacks of a plan. Write them to files and read them without loss of precision.
 
 A file has the safetensors format with one tensor "images", float32 [N, 3, H, W] in [0, 1]. Readers also accept other
-float types in [0, 1], and uint8 in [0, 255]. The metadata are "track" and "samples", a JSON list of N pairs [dataset,
-sample id]. Pixels are not rounded, because rounding to 8 bits makes an attack at eps = 1/255 weaker.
+float types in [0, 1], and uint8 in [0, 255]. The metadata are "track", the name of the track, and "samples", a JSON
+list of N pairs [dataset, sample id]. Pixels are not rounded, because rounding to 8 bits makes an attack at eps = 1/255
+weaker.
 """
 
 import contextlib
@@ -27,9 +28,10 @@ from robustbench_vlm.engine.shard import Attacked, ShardGroup, attack_group, att
 from robustbench_vlm.engine.store import Finished
 
 _Sendable = list[tuple[Sequence[SampleResult], "np.typing.NDArray[np.float32]"]]
-"""The value that a worker sends for a group: records and images, float32 [B, 3, H, W] in [0, 1], for each shard.
+"""The value that a worker process sends after it attacked a group of samples. For each shard of the group it has the
+records and the images, float32 [B, 3, H, W] in [0, 1].
 
-Images are numpy arrays, because torch sends tensors in shared memory, which is small in containers.
+Images are numpy arrays, because torch sends tensors through shared memory. Shared memory is small in containers.
 """
 _FORMAT = (
     'expected a tensor "images" [N, 3, H, W] in [0, 1] and the metadata "track" and "samples", a list of N pairs'
@@ -90,9 +92,9 @@ def read_images(path: Path) -> tuple[AdversarialImages, str]:
 def attack_cells(plan: Plan, on_attacked: Callable[[int, Cell], None]) -> list[Attacked]:
     """Attack every sample of a plan's cells and return the records and images of each cell, on the CPU.
 
-    The records equal those of a new run. Records on disk are neither read nor written. All images are in memory at the
-    same time. After each group of samples, `on_attacked` is called with the number of samples in the group and one of
-    their cells.
+    A new run would give equal records. This function does not read or write records on disk. All images are in memory
+    at the same time. After each group of samples, `on_attacked` is called with the number of samples in the group and
+    the cell of one of these samples.
     """
     cells, resources = plan.cells, plan.request.resources
     groups = missing_groups(cells, [Finished((), ())] * len(cells), resources)

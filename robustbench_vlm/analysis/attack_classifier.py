@@ -1,4 +1,7 @@
-"""Attack any classifier from Python: torch modules and functions from images to logits, without registry or track."""
+"""Attack any classifier from Python, without a registered model or a track.
+
+A classifier is a torch module or a function from images to logits.
+"""
 
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -23,8 +26,8 @@ from robustbench_vlm.engine.warnings import SanityWarning, attack_warnings, expl
 from robustbench_vlm.models.precision import arithmetic
 
 _BATCHES_AT_ONCE = 4
-"""Number of batches that are attacked together. Broken samples are removed, and the remaining ones still fill whole
-batches."""
+"""Number of batches that are attacked together. When an attack breaks samples, they are removed, and the remaining
+samples of these batches are grouped into full batches again."""
 
 
 @dataclass(frozen=True)
@@ -32,11 +35,13 @@ class AttackResult:
     """The outcome of an attack on N samples, in the order of the samples."""
 
     robust: Tensor
-    """bool [N]: whether the model classifies the clean image correctly and no stage of the attack broke the sample."""
+    """bool [N]: True if the model classifies the clean image correctly and no stage of the attack broke the sample."""
     adversarial: Tensor
-    """float32 [N, 3, H, W] in [0, 1]: for each sample the image that broke it, or the clean image if no image did."""
+    """float32 [N, 3, H, W] in [0, 1]: for each sample the image that broke it, or the clean image if no image broke
+    it."""
     broken_by: tuple[str, ...]
-    """For each sample the stage that broke it, "clean" if the clean image is misclassified, "" if it is robust."""
+    """For each sample the name of the stage that broke it. It is "clean" if the clean image is misclassified, and "" if
+    the sample is robust."""
     clean_prediction: Tensor
     """int64 [N]: the predicted class of each clean image."""
     adversarial_prediction: Tensor
@@ -44,9 +49,9 @@ class AttackResult:
     distance: Tensor
     """float32 [N]: size of each perturbation in the norm of the threat model, for pixels in [0, 1]."""
     passes: Tensor
-    """int64 [N, 2]: forward and backward passes that were spent on each sample, sanity checks not included."""
+    """int64 [N, 2]: number of forward and backward passes for each sample, without the passes of the sanity checks."""
     warnings: tuple[str, ...]
-    """Reasons to doubt the result, each as "code" or "code:N" with the number N of samples."""
+    """Reasons to doubt the result. Each is a text "code", or "code:N" if the warning is about N samples."""
 
     @property
     def clean_accuracy(self) -> Accuracy:
@@ -77,7 +82,7 @@ def attack_classifier(
 ) -> AttackResult:
     """Attack a classifier on images in memory, and decide for each sample whether it is robust.
 
-    The attacks, the verdicts and the sanity checks are those of `evaluate`. This function needs neither a track nor a
+    This function uses the same attacks, verdicts and sanity checks as `evaluate`. It needs neither a track nor a
     registered model. It does not write records, so its result cannot be submitted.
 
     Args:
@@ -143,7 +148,10 @@ def _result(attack: Attack, parts: Sequence[Verdicts], raised: Sequence[tuple[st
 
 
 def _device(classifier: ClassifierLike, images: Any) -> torch.device:
-    """Return the device of the classifier's parameters or buffers or, without these, the device of the images."""
+    """Return the device of the classifier's parameters or buffers.
+
+    If the classifier has no parameters or buffers, return the device of the images.
+    """
     if isinstance(classifier, nn.Module):
         for tensor in (*classifier.parameters(), *classifier.buffers()):
             return tensor.device

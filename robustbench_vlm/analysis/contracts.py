@@ -1,7 +1,7 @@
 """Check the contracts of registered models, datasets, attacks, defenses and tracks (`vlmbench check`).
 
-A contract is a property that all registered objects of one kind, such as all datasets, must have, in this package and
-in plugins.
+A contract is a property that all registered objects of one kind must have. For example, the samples of every dataset
+have unique ids. Contracts apply to the objects of this package and of plugins.
 """
 
 import copy
@@ -64,7 +64,7 @@ def check(kind: str, name: str, *, track: str = "mini") -> list[Contract]:
 
 
 def _model(name: str, track: str) -> Iterator[Contract]:
-    # Cached models are released, because the file of a card may have changed since this process loaded it.
+    # Cached models are released. The file of a model card may have changed since this process loaded the model.
     release()
     model = loaded_model(name, track, "cpu")
     yield Contract("loads, with the digests that its card names", True, model.digest)
@@ -197,7 +197,7 @@ def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
     model = loaded_model(f"{name}+{found.base}", track, "cpu")
     assert isinstance(model, DefendedModel)
     batch, prompts = first_images(found)
-    # float64 is used because float32 sums are rounded differently in batches of another size.
+    # This check uses float64, because float32 sums are rounded differently in batches of another size.
     classifier, images = copy.deepcopy(model.classifier(prompts)).double(), batch.images.double()
     before = torch.get_rng_state()
     logits = classifier.of_samples(batch.keys)
@@ -249,7 +249,7 @@ def _finite(images: Tensor) -> bool:
 def linear_classifier(threat: Threat, *, num_classes: int) -> tuple[Classifier, Batch]:
     """Return a linear classifier, and a batch of 4 images, float32 [4, 3, 8, 8], with the labels that it predicts.
 
-    The classifier computes in float64, because with float32 rounding the verdicts may depend on the batch size.
+    The classifier computes in float64. With float32, rounding may make the verdicts depend on the batch size.
     """
     random = torch.Generator().manual_seed(0)
     images = torch.rand(4, 3, 8, 8, generator=random)
@@ -264,7 +264,7 @@ def linear_classifier(threat: Threat, *, num_classes: int) -> tuple[Classifier, 
 
 
 def first_images(track: Track) -> tuple[Batch, tuple[Prompt, ...]]:
-    """Return a batch of images, float32 [N, 3, H, W] in [0, 1], of a track's first dataset, and its prompts.
+    """Return images of a track's first dataset, float32 [N, 3, H, W] in [0, 1], and the prompts of this dataset.
 
     The images are synthetic if the track does not define datasets, or if its first dataset must be downloaded.
     """

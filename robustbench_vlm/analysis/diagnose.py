@@ -1,7 +1,8 @@
 """Diagnose models: modality gap, norm of the input gradient, and effective rank of features on attacked images.
 
-All values are measured on the final images of an attack. Modality gap and gradient norm as functions of the radius are
-the two diagnostics of GLADIATOR (Dong, Koniusz, Qu and Ong, KDD 2025, doi:10.1145/3690624.3709296).
+All values are measured on the images after the last step of an attack. Two of these diagnostics are from GLADIATOR:
+modality gap and gradient norm as functions of the radius (Dong, Koniusz, Qu and Ong, KDD 2025,
+doi:10.1145/3690624.3709296).
 """
 
 import dataclasses
@@ -89,7 +90,7 @@ class Diagnoses:
     protocol: str
     attack: str
     dimensions: int
-    """Number of embedding dimensions; if the models differ, the largest."""
+    """Number of embedding dimensions. If the models have different numbers, this is the largest."""
     diagnoses: tuple[Diagnosis, ...]
     seconds: float
     """Wall time in seconds."""
@@ -103,8 +104,8 @@ class Diagnoses:
 def diagnose(request: Request, *, on_progress: OnProgress = ignore_progress) -> Diagnoses:
     """Diagnose each model of a request at each radius of the request.
 
-    The request must have exactly one attack. Raises UserError as `resolve`, `final_image_stage` and `expect_weights`
-    do.
+    The request must have exactly one attack. Raises UserError in the cases in which `resolve`, `final_image_stage` and
+    `expect_weights` raise it.
     """
     begun = time.monotonic()
     (name,) = request.attacks
@@ -127,7 +128,10 @@ def diagnose(request: Request, *, on_progress: OnProgress = ignore_progress) -> 
 
 
 def _diagnose_cells(plan: Plan, on_progress: OnProgress) -> dict[int, tuple[DatasetDiagnosis, Tensor]]:
-    """Return the measurements and the image features, [N, D], of every cell, by the index of the cell in the plan."""
+    """Return the measurements and the image features, [N, D], of every cell.
+
+    The keys are the indices of the cells in the plan.
+    """
     groups: dict[tuple[str, str], list[int]] = {}
     for number, cell in enumerate(plan.cells):
         groups.setdefault((cell.model, cell.dataset.name), []).append(number)
@@ -149,7 +153,7 @@ def _diagnose_cells(plan: Plan, on_progress: OnProgress) -> dict[int, tuple[Data
 
 
 def _diagnose_radii(cells: Sequence[Cell], resources: Resources) -> list[tuple[DatasetDiagnosis, Tensor]]:
-    """Diagnose cells that differ only in the radius. Their images are read only once."""
+    """Diagnose cells that differ only in the radius. The images are read only once for all these cells."""
     first = cells[0]
     classifier = classifier_of(first.model, first.track, first.dataset.prompts, resources.device).plain
     parts: list[list[AttackedBatch]] = [[] for _ in cells]
@@ -162,7 +166,7 @@ def _diagnose_radii(cells: Sequence[Cell], resources: Resources) -> list[tuple[D
 
 
 def _joined(dataset: str, parts: Sequence[AttackedBatch], text_features: Tensor) -> tuple[DatasetDiagnosis, Tensor]:
-    """Join the measurements of batches; return the diagnosis of the dataset and the image features, [N, D]."""
+    """Join the measurements of all batches. Return the diagnosis of the dataset and the image features, [N, D]."""
     features, correct = (torch.cat([getattr(part, name) for part in parts]) for name in ("features", "correct"))
     found = DatasetDiagnosis(
         dataset=dataset,
@@ -216,14 +220,15 @@ def effective_rank(features: Tensor) -> float:
 
 
 def gradient_norms(classifier: ClassifierLike, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the L2 norm of the gradient of the cross-entropy with respect to the pixels, and the logits.
+    """Return gradient norms and logits.
 
-    `images` are float [B, 3, H, W] in [0, 1] and `labels` int64 [B]. The norms are float64 [B]; the logits are [B, C]
-    at the model's own scale. Raises UserError if a gradient is not finite.
+    Each norm is the L2 norm of the cross-entropy's gradient with respect to the pixels. `images` are float [B, 3, H, W]
+    in [0, 1] and `labels` int64 [B]. The norms are float64 [B]. The logits are [B, C], with the model's own logit
+    scale. Raises UserError if a gradient is not finite.
     """
     model = CountedClassifier(as_classifier(classifier))
-    # The softplus of the log-odds equals the cross-entropy. Its gradient is exact even if float32 rounds the
-    # probability of the true class to 1.
+    # The softplus of the log-odds equals the cross-entropy. The gradient of the softplus is exact even if float32
+    # rounds the probability of the true class to 1.
     found, _, gradient = model.gradient(
         images, lambda outputs: functional.softplus(cross_entropy(outputs, labels, labels))
     )
@@ -238,10 +243,10 @@ def gradient_norms(classifier: ClassifierLike, images: Tensor, labels: Tensor) -
 
 
 def final_image_stage(attack: Attack) -> Stage:
-    """Return the only stage of an attack, with settings that make it return the image after the last step.
+    """Return the only stage of an attack. Its settings are changed so that it returns the image after the last step.
 
-    An attack that stops when a sample is broken returns images near the decision boundary at every radius, so its
-    images are not useful for a diagnosis. Raises UserError if the attack has several stages or always stops early.
+    An attack that stops when a sample is broken returns images near the decision boundary at every radius. Such images
+    are not useful for a diagnosis. Raises UserError if the attack has several stages or always stops early.
     """
     if len(attack.stages) != 1 or not attack.stages[0].chooses_iterate:
         raise UserError(

@@ -42,7 +42,7 @@ def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[C
     """Run the self-tests on an undefended model and a dataset.
 
     By default, the track's undefended model and its first dataset are used. On the track "mini" the tests take seconds.
-    Raises UserError for unknown names, and if neither the track nor the caller gives a dataset.
+    Raises UserError for unknown names. Also raises it if the track does not define datasets and `dataset` is not given.
     """
     expect_weights(model)
     found: Track = TRACKS.load(track)
@@ -107,10 +107,10 @@ def _all_at_one(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
 
 
 def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
-    # float64 is used because float32 sums are rounded differently in batches of another size, which may change a
-    # prediction at the decision boundary.
+    # This test uses float64, because float32 sums are rounded differently in batches of another size. The rounding may
+    # change a prediction at the decision boundary.
     exact = copy.deepcopy(classifier).to(torch.float64)
-    # At a small radius only some samples break, so a dependence on the batch size becomes visible.
+    # At a small radius the attack breaks only some samples. A dependence on the batch size changes which ones.
     small = replace(
         batch, images=batch.images.to(torch.float64), threat=replace(batch.threat, eps=batch.threat.eps / 8)
     )

@@ -31,12 +31,12 @@ class Predicted:
 
     name: str
     probability: float
-    """Softmax of the logits at the model's own scale, in [0, 1]."""
+    """Softmax of the logits, in [0, 1]. The logits have the model's own scale."""
 
 
 @dataclass(frozen=True)
 class SampleUnderModel:
-    """Record, predictions and adversarial image of one sample under one model."""
+    """Record, predictions and adversarial image of one sample, for one model."""
 
     model: str
     result: SampleResult
@@ -48,8 +48,8 @@ class SampleUnderModel:
     adversarial: tuple[Predicted, ...]
     """Predictions for `image`: all classes, the most probable first."""
     image: Tensor
-    """Adversarial image, float32 [3, H, W] in [0, 1]. If no image broke the sample, it is the strongest attempt; if the
-    clean image is misclassified, it is the clean image."""
+    """Adversarial image, float32 [3, H, W] in [0, 1]. If the clean image is misclassified, it is the clean image. If no
+    image broke the sample, it is the image that came closest to breaking it."""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document with the `TOP` most probable classes of each image and without the images."""
@@ -93,8 +93,8 @@ class SampleView:
 def inspect_sample(request: Request, sample: str, *, on_progress: OnProgress = ignore_progress) -> SampleView:
     """Attack one sample on each model of a request. The request must have one dataset, one attack and one radius.
 
-    `sample` is a sample id, or an index among the samples of the protocol, starting from 0. Raises UserError as
-    `resolve` does, and for an unknown sample.
+    `sample` is a sample id, or an index among the samples of the protocol, starting from 0. Raises UserError in the
+    cases in which `resolve` raises it, and for an unknown sample.
     """
     plan = resolve(request)
     assert len({(cell.dataset.name, cell.attack.name, cell.threat) for cell in plan.cells}) == 1

@@ -1,7 +1,7 @@
 """Transfer attacks: evaluate every model on the adversarial images of every model (Papernot et al., arXiv:1605.07277).
 
-Suppose that images made for other models break more samples of a model than the white-box attack on this model. Then
-the gradients of this model may be masked (Athalye et al., arXiv:1802.00420, section 3.1).
+Images made for other models may break more samples of a model than the white-box attack on this model. This is a sign
+that the gradients of the model are masked (Athalye et al., arXiv:1802.00420, section 3.1).
 """
 
 import time
@@ -37,12 +37,12 @@ class TransferAccuracies:
 
     clean: Accuracy
     robust: Accuracy
-    """Accuracy under the attack on the model itself, the same value as from `vlmbench run`."""
+    """Accuracy under the attack on the model itself. `vlmbench run` gives the same value."""
     under: Mapping[str, Accuracy]
     """Accuracy on the adversarial images of each source model. The value for the model itself is `robust`."""
     worst: Accuracy
-    """Share of samples for which the images of all source models, including the model itself, are classified
-    correctly."""
+    """Share of samples that no source model breaks: the adversarial images of all source models, including the model
+    itself, are classified correctly."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,8 @@ class TransferTarget:
     datasets: Mapping[str, TransferAccuracies]
     """Accuracies by dataset name."""
     missed: int
-    """Number of samples, in the zero-shot datasets, that only images of other models break."""
+    """Number of samples in the zero-shot datasets that images of other models break, but images of the model itself do
+    not."""
 
 
 @dataclass(frozen=True)
@@ -88,8 +89,8 @@ def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgr
     """Attack each model of a request and evaluate all models on the adversarial images. Records on disk are not used.
 
     If the folder `save` is given, the images of every model are written to <save>/<model>.safetensors, in the format of
-    `analysis.adversarial_images`. Raises UserError as `resolve` does, if the request has fewer than two models, and if
-    no dataset is a zero-shot dataset.
+    `analysis.adversarial_images`. Raises UserError in the cases in which `resolve` raises it. Also raises it if the
+    request has fewer than two models, or no zero-shot dataset.
     """
     begun = time.monotonic()
     _check(request, save)
@@ -120,10 +121,10 @@ def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgr
 
 
 def adversarial_images(plan: Plan, attacked: Sequence[Attacked]) -> dict[str, AdversarialImages]:
-    """Return the adversarial images that the attacks on each model found, by model name.
+    """Return the adversarial images of each model. The keys are model names.
 
-    The images of all datasets of the plan are joined. `attacked` has one item for each cell of the plan. A file of the
-    images is an input for `vlmbench dispute`.
+    The images of all datasets of the plan are joined. `attacked` has one item for each cell of the plan. If the images
+    are written to a file, `vlmbench dispute` can read it.
     """
     found = {}
     for model in _models(plan):
@@ -136,7 +137,7 @@ def adversarial_images(plan: Plan, attacked: Sequence[Attacked]) -> dict[str, Ad
 class _ProgressReporter:
     """Reports the progress of a transfer: first the attacks, then the classifications of images by other models.
 
-    The time left is estimated from the number of forward and backward passes of the two kinds of work.
+    The remaining time is estimated from the number of forward and backward passes of attacks and classifications.
     """
 
     def __init__(self, plan: Plan, on_progress: OnProgress) -> None:
@@ -164,7 +165,8 @@ class _ProgressReporter:
 
 
 _Right = Mapping[tuple[str, str, str], Tensor]
-"""For (dataset, target, source), bool [N]: whether the target model classifies each image of the source correctly."""
+"""Verdicts with the keys (dataset, target model, source model). Each value is bool [N]: True if the target model
+classifies the adversarial image of the source model correctly."""
 
 
 def _models(plan: Plan) -> list[str]:
@@ -185,7 +187,7 @@ def _check(request: Request, save: Path | None) -> None:
 
 
 def _right(plan: Plan, attacked: Sequence[Attacked], reporter: _ProgressReporter) -> _Right:
-    """Classify the images of every source by every target."""
+    """Classify the adversarial images of every source model with every target model."""
     right: dict[tuple[str, str, str], Tensor] = {}
     for target, own in zip(plan.cells, attacked, strict=True):
         labels = torch.tensor(target.samples.labels)
@@ -195,8 +197,8 @@ def _right(plan: Plan, attacked: Sequence[Attacked], reporter: _ProgressReporter
                 continue
             about = target.dataset.name, target.model_name, source.model_name
             if source is target:
-                # For its own images, a model's verdict is read from the record, because a classification in another
-                # batch may round differently.
+                # If source and target are the same model, the verdict is read from the record. A new classification in
+                # another batch may round differently.
                 right[about] = torch.tensor([result.broken_by == "" for result in own.results])
                 continue
             logits = verdict_logits(target, keys, other.images, device=plan.request.resources.device)
@@ -241,7 +243,7 @@ def _mean(accuracies: Sequence[TransferAccuracies]) -> TransferAccuracies:
 def masked_gradients(target: TransferTarget, attack: str) -> Iterator[str]:
     """Yield a warning if images of other models break more samples than the attack on the model itself.
 
-    A single sample that only images of other models break may be chance and gives no warning.
+    A single sample that only images of other models break gives no warning, because it may be chance.
     """
     mean = target.mean
     stronger = [source for source, share in mean.under.items() if share.value < mean.robust.value]

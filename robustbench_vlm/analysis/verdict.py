@@ -1,4 +1,4 @@
-"""Classify given images by the model of a cell, with the precision that a run uses for verdicts."""
+"""Classify given images with the model of a cell, in the precision that a run uses for verdicts."""
 
 from collections.abc import Sequence
 
@@ -19,8 +19,7 @@ _BATCH_SIZE = 64
 def clean_predictions(cell: Cell, *, device: str) -> list[tuple[int, float]]:
     """Return the predicted class and its margin for every clean sample of a cell, in the order of the samples.
 
-    The margin is the cosine similarity of the predicted class minus that of the class with the second-highest
-    similarity.
+    The margin is the cosine similarity of the predicted class minus the second-highest cosine similarity.
     """
     found: list[tuple[int, float]] = []
     for start in range(0, len(cell), _BATCH_SIZE):
@@ -35,11 +34,12 @@ def clean_predictions(cell: Cell, *, device: str) -> list[tuple[int, float]]:
 def judge_image(
     cell: Cell, position: int, adversarial: Tensor, threats: Sequence[Threat], *, device: str
 ) -> tuple[Threat, float, int] | None:
-    """Classify an adversarial image of the sample at `position`, under the smallest threat model that allows it.
+    """Classify an adversarial image of the sample at `position`.
 
-    `adversarial` is float [3, H, W] in [0, 1]. Returns the threat model, the norm of the perturbation after projection,
-    and the prediction. Returns None if the image is outside all threat models by more than float32 rounding, or if its
-    size differs from that of the sample.
+    The threat model is the smallest one that allows the image. `adversarial` is float [3, H, W] in [0, 1]. Returns the
+    threat model, the norm of the perturbation after projection, and the prediction. Returns None if the image is
+    outside all threat models by more than float32 rounding. Also returns None if the image and the sample differ in
+    size.
     """
     batch, _ = load_batch(cell, position, position + 1, device=device)
     image = adversarial.to(device, torch.float32)[None]
@@ -56,7 +56,7 @@ def judge_image(
 def verdict_logits(cell: Cell, keys: Tensor, images: Tensor, *, device: str) -> Tensor:
     """Return the logits of a cell's model for images in the precision of verdicts, float32 [B, C] on the CPU.
 
-    `images` are float [B, 3, H, W] in [0, 1]. `keys`, int64 [B], has the random key of each image's sample.
+    `images` are float [B, 3, H, W] in [0, 1]. `keys` are int64 [B]: the random key of the sample of each image.
     """
     protocol = cell.protocol
     about = cell.model, cell.track, cell.dataset.prompts, device

@@ -12,10 +12,11 @@ from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.engine.results import accuracies
 
 Key = tuple[str, str, int]
-"""Sample id, digest of the pixels, and label. Two records are of the same sample if all three are equal."""
+"""Sample id, digest of the pixels, and label. Two records belong to the same sample if all three are equal."""
 
 _SHARED = {"classes": "class names", "prompts": "prompts", "attack": "stages of the attack", "protocol": "protocols"}
-"""Keys of a cell's identity that must be equal for two accuracies to be comparable, with their names in messages."""
+"""Two accuracies are comparable only if the identities of their cells have equal values for these keys. The values of
+this mapping are the names of the keys in messages."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,8 @@ class AlignedRecords:
     """Records of several models under one attack and threat, on the same samples in the same order."""
 
     models: tuple[Mapping[str, CellRecords], ...]
-    """One mapping for each model, from dataset names to the records and the score on the common samples."""
+    """One mapping for each model. The keys are dataset names. The values have the records and the score of the common
+    samples."""
     notes: tuple[str, ...]
     """Sentences about differences between the models and about records that were left out."""
 
@@ -45,11 +47,11 @@ class AlignedRecords:
 
 
 def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Sequence[str]) -> AlignedRecords:
-    """Return the records of all models under an attack and a threat model, reduced to the samples common to all models.
+    """Return the records of all models under an attack and a threat model. Only samples that all models have are kept.
 
-    The datasets in `order` are first, in this order. If a model has records of several protocols, a protocol of which
-    all models have records is used. Raises UserError if a model does not have records of the attack and the threat
-    model (the message lists its other records), or if the models do not have a common sample.
+    The datasets in `order` come first, in this order. If a model has records of several protocols, a protocol that all
+    models have is preferred. Raises UserError if a model does not have records of the attack and the threat model. The
+    message lists the records that the model has. Also raises UserError if the models do not have a common sample.
     """
     found = [
         [each for each in model.evidence if each.score.attack == attack and each.threat == threat] for model in models
@@ -69,9 +71,10 @@ def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Se
 
 
 def select_samples(evidence: CellRecords, keys: Iterable[Key]) -> CellRecords:
-    """Return the records of the samples with these keys, in the order of the keys, and a score of these samples.
+    """Return the records of the samples with the given keys, in the order of the keys.
 
-    The fingerprint and the identity are still those of the whole cell.
+    The score is computed from these records. The fingerprint and the identity are not changed. They describe the whole
+    cell.
     """
     by_key = {_key(result): result for result in evidence.results}
     results = tuple(by_key[key] for key in keys)
@@ -109,8 +112,8 @@ def _check_found(
 def _of_shared_protocol(found: Sequence[Sequence[CellRecords]]) -> list[dict[str, CellRecords]]:
     """Return each model's records of one protocol, by dataset name.
 
-    If all models have records of one or more common protocols, the one with the most samples is used. If they have no
-    common protocol, the protocol with the most samples is used for each model.
+    Of the protocols that all models have, the one with the most samples is used. If no protocol is common to all
+    models, each model's protocol with the most samples is used.
     """
     sizes = Counter[str]()
     for each in (each for one in found for each in one):
@@ -119,8 +122,8 @@ def _of_shared_protocol(found: Sequence[Sequence[CellRecords]]) -> list[dict[str
     chosen = []
     for one in found:
         label = max(shared or {each.protocol for each in one}, key=lambda name: (sizes[name], name))
-        # A dataset may have records from several commands. The last ones are used, because manifests list the cells of
-        # the latest command last.
+        # A dataset may have records from several commands. The last records are used, because a manifest lists the
+        # cells of the latest command last.
         chosen.append({each.score.dataset: each for each in one if each.protocol == label})
     return chosen
 
@@ -131,7 +134,10 @@ def _ordered(names: Iterable[str], order: Sequence[str]) -> list[str]:
 
 
 def _common(evidence: Sequence[CellRecords]) -> list[Key]:
-    """Return the keys of the samples that all records have, in the order of the first records."""
+    """Return the keys of the samples that are in all given records.
+
+    The order is the order of the first of these records.
+    """
     shared = set.intersection(*(set(record_keys(each)) for each in evidence))
     return [key for key in record_keys(evidence[0]) if key in shared]
 
@@ -139,7 +145,10 @@ def _common(evidence: Sequence[CellRecords]) -> list[Key]:
 def _repeated(
     names: Sequence[str], found: Sequence[Sequence[CellRecords]], aligned: Sequence[Mapping[str, CellRecords]]
 ) -> Iterator[str]:
-    """Yield a sentence for every model with several sets of records that only their fingerprints distinguish."""
+    """Yield a sentence for every model that has several sets of records of one cell.
+
+    Such sets differ in their fingerprints.
+    """
     for name, evidence, used in zip(names, found, aligned, strict=True):
         sets = Counter(each.score.dataset for each in evidence if each.protocol == next(iter(used.values())).protocol)
         if several := [dataset for dataset in used if sets[dataset] > 1]:

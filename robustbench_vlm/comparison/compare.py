@@ -21,7 +21,7 @@ from robustbench_vlm.tracks import Track
 MEASURES = ("clean", "robust")
 """Names of the two accuracies that are compared."""
 ROBUST = "robust"
-"""Name of the robust accuracy. In `ComparedModel.broken_by` it is the key of the samples that no stage broke."""
+"""Name of the robust accuracy. `ComparedModel.broken_by` counts the samples that no stage broke under the same name."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ class DatasetResult:
     clean: Accuracy
     robust: Accuracy
     warnings: tuple[str, ...]
-    """Warnings of the run, each "code" or "code:N". They cover all samples of the run, not only the compared ones."""
+    """Warnings of the run, each "code" or "code:N". They are about all samples of the run, not only the compared
+    samples."""
 
 
 @dataclass(frozen=True)
@@ -57,14 +58,15 @@ class ComparedModel:
     robust: Accuracy
     """Robust accuracy, averaged over the datasets in `Comparison.in_mean`."""
     clean_rank: str
-    """Rank by clean accuracy, such as "1", or "2-4" if the tests do not separate the models of these ranks."""
+    """Rank by clean accuracy, such as "1". A range such as "2-4" means that these models do not differ
+    significantly."""
     rank: str
     """Rank by robust accuracy, such as "1" or "2-4"."""
     datasets: Mapping[str, DatasetResult]
     """Accuracies by dataset name."""
     broken_by: Mapping[str, int]
-    """Number of samples by key: "clean" for samples that are misclassified without an attack, the name of a stage for
-    samples that it broke, and "robust" for the rest."""
+    """Number of samples for each key. The key "clean" counts the samples that are misclassified without an attack. The
+    name of a stage counts the samples that this stage broke. The key "robust" counts the remaining samples."""
     curve: tuple[CurvePoint, ...]
     """Mean robust accuracy at each radius for which there are records of this attack, smallest radius first."""
 
@@ -80,7 +82,8 @@ class DatasetTest:
     p: float
     """Two-sided p value."""
     p_holm: float
-    """p value adjusted by Holm's method for the tests of all pairs of models on all datasets, by the same measure."""
+    """p value after Holm's correction. The correction covers the tests of all pairs of models on all datasets with this
+    measure."""
 
 
 @dataclass(frozen=True)
@@ -93,21 +96,21 @@ class ModelPair:
     """Name of the first model."""
     second: str
     difference: float
-    """Mean accuracy of the first model minus that of the second, in [-1, 1]."""
+    """Mean accuracy of the first model minus mean accuracy of the second model, in [-1, 1]."""
     low: float
     """Lower end of the 95 % interval of the difference."""
     high: float
     p: float
     """Two-sided p value."""
     p_holm: float
-    """p value adjusted by Holm's method for the tests of all pairs of models, by the same measure."""
+    """p value after Holm's correction. The correction covers the tests of all pairs of models with this measure."""
     datasets: Mapping[str, DatasetTest]
     """Tests by dataset name."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Comparison of models on the samples that all of them have, under one attack and one threat model."""
+    """Comparison of models under one attack and one threat model, on the samples that all models have."""
 
     track: str
     attack: str
@@ -116,7 +119,7 @@ class Comparison:
     """Text such as "8/255"."""
     datasets: tuple[str, ...]
     in_mean: tuple[str, ...]
-    """Datasets that the means are over: all except those on which models of the track were trained."""
+    """Datasets that are included in the means. Datasets on which models of the track were trained are excluded."""
     samples: Mapping[str, int]
     """Number of samples of each dataset."""
     models: tuple[ComparedModel, ...]
@@ -125,7 +128,7 @@ class Comparison:
     """Sentences about differences between the models and about records that were left out."""
 
     def best(self, measure: str, dataset: str = "") -> tuple[str, ...]:
-        """Return the names of the best models, those with no other model that is significantly better.
+        """Return the names of the best models. A model is one of the best if no other model is significantly better.
 
         The models are compared by their means, or by their accuracies on `dataset` if it is given.
         """
@@ -150,8 +153,8 @@ def compare(
 ) -> Comparison:
     """Compare models under an attack at one radius.
 
-    `eps` is the radius for pixels in [0, 1]; None is the standard eps of the track. Raises UserError if a model
-    does not have records of the attack at this radius, or if the models do not have a common sample.
+    `eps` is the radius for pixels in [0, 1]. If it is None, the standard eps of the track is used. Raises UserError if
+    a model does not have records of the attack at this radius, or if the models do not have a common sample.
     """
     threat = Threat(track.norm, track.standard_eps if eps is None else eps)
     aligned = align(models, attack, threat, track.datasets)
@@ -250,7 +253,10 @@ def _broken_by(evidence: Sequence[CellRecords]) -> dict[str, int]:
 
 
 def _curve(model: ModelRecords, aligned: Mapping[str, CellRecords], in_mean: Sequence[str]) -> tuple[CurvePoint, ...]:
-    """Return the mean robust accuracy on the common samples at every radius that has records of all these samples."""
+    """Return the mean robust accuracy on the common samples at each radius.
+
+    A radius is skipped if it does not have records of all common samples.
+    """
     first = next(iter(aligned.values()))
     radii: dict[Fraction, dict[str, CellRecords]] = {}
     for each in model.evidence:

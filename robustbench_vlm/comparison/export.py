@@ -25,7 +25,7 @@ class Field:
 
 @dataclass(frozen=True)
 class Sheet:
-    """A table. The first column has names and is aligned left; the other columns have numbers and are aligned right."""
+    """A table. The first column has names and is aligned left. The other columns have numbers and are aligned right."""
 
     title: str
     header: tuple[str, ...]
@@ -81,7 +81,7 @@ def html(report: Report) -> str:
 
 
 def csv_table(rows: Sequence[Mapping[str, str | float]]) -> str:
-    """Return rows as CSV. The keys of the first row are the header; all rows must have these keys."""
+    """Return rows as CSV. The keys of the first row are the header. All rows must have these keys."""
     return csv_text([rows[0], *([row[key] for key in rows[0]] for row in rows)])
 
 

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 ALPHA = 0.05
-"""Significance level. Two models differ significantly if the p value, adjusted by Holm's method, is at most `ALPHA`."""
+"""Significance level. Two models differ significantly if the p value after Holm's correction is at most `ALPHA`."""
 _ROUNDING = 1e-12
-"""A mean difference of at most this size counts as zero, because sums of floats are rounded."""
+"""A mean difference of at most this size is treated as zero, because sums of floats are rounded."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class MeanDifference:
     """Result of `compare_means`."""
 
     difference: float
-    """Mean accuracy of the first model minus that of the second, in [-1, 1]."""
+    """Mean accuracy of the first model minus mean accuracy of the second model, in [-1, 1]."""
     low: float
     """Lower end of the 95 % interval of the difference."""
     high: float
@@ -47,9 +47,10 @@ def mcnemar(first: Sequence[bool], second: Sequence[bool]) -> McNemar:
     """Run McNemar's exact test on the verdicts of two models for the same samples in the same order.
 
     A verdict is True if the model classifies the sample correctly. The test is a two-sided binomial test with
-    probability 1/2 on the samples on which the models differ; p is 1 if they differ on no sample. Raises ValueError if
-    the lengths differ. Source: McNemar 1947, doi:10.1007/BF02295996. The exact test is conservative if the models
-    differ on few samples, see Fagerland, Lydersen and Laake 2013, doi:10.1186/1471-2288-13-91.
+    probability 1/2. It uses only the samples on which the verdicts of the models differ. If the verdicts do not differ
+    on any sample, p is 1. Raises ValueError if the lengths differ. Source: McNemar 1947, doi:10.1007/BF02295996. The
+    exact test is conservative if the verdicts differ on few samples, see Fagerland, Lydersen and Laake 2013,
+    doi:10.1186/1471-2288-13-91.
     """
     from scipy.stats import binomtest
 
@@ -65,8 +66,8 @@ def compare_means(
 
     `first` and `second` have one sequence of verdicts per dataset, for the same samples in the same order. Samples are
     redrawn within each dataset. The interval is the percentile interval (Efron and Tibshirani 1993, chapter 13). p is
-    twice the smaller tail at zero, with the observed value counted as a draw (Davison and Hinkley 1997, section 4.2),
-    so p is at least 2 / (draws + 1). Swapping the models changes only the signs.
+    twice the smaller tail at zero. The observed value counts as a draw (Davison and Hinkley 1997, section 4.2).
+    Therefore p is at least 2 / (draws + 1). Swapping the models changes only the signs.
     """
     import numpy
 
@@ -83,9 +84,9 @@ def compare_means(
 
 
 def enough_draws(pairs: int) -> int:
-    """Return a number of bootstrap draws that is large enough for small p values after Holm's correction.
+    """Return the number of bootstrap draws that is needed for small p values after Holm's correction.
 
-    `pairs` is the number of tested pairs, by which the correction may multiply a p value.
+    `pairs` is the number of tested pairs. The correction may multiply a p value by this number.
     """
     return max(10_000, 100 * pairs)
 
@@ -93,8 +94,8 @@ def enough_draws(pairs: int) -> int:
 def holm(p: Sequence[float]) -> list[float]:
     """Return p values adjusted by Holm's step-down method, in the order of the input.
 
-    If all hypotheses with an adjusted p value of at most alpha are rejected, the probability of one or more false
-    rejections is at most alpha. Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
+    Suppose that all hypotheses with an adjusted p value of at most alpha are rejected. The probability of one or more
+    false rejections is at most alpha. Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
     """
     adjusted = [0.0] * len(p)
     highest = 0.0
@@ -107,8 +108,8 @@ def holm(p: Sequence[float]) -> list[float]:
 def rank_ranges(values: Sequence[float], differ: Callable[[int, int], bool]) -> list[str]:
     """Return the rank of each model, such as "1", or a range of ranks, such as "2-4".
 
-    The model with the highest value has rank 1. `differ` returns whether the models at two indices differ
-    significantly; it must be symmetric. A range starts at 1 plus the number of significantly better models. It ends at
+    The model with the highest value has rank 1. `differ` takes two indices and returns whether these models differ
+    significantly. It must be symmetric. A range starts at 1 plus the number of significantly better models. It ends at
     the number of models minus the number of significantly worse models.
     """
     ranks = []
@@ -121,7 +122,10 @@ def rank_ranges(values: Sequence[float], differ: Callable[[int, int], bool]) -> 
 
 
 def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int]:
-    """Return how many samples only the first model classifies correctly, and how many only the second."""
+    """Count the samples that exactly one of the two models classifies correctly.
+
+    Returns one count for the first model and one for the second model.
+    """
     pairs = list(zip(first, second, strict=True))
     return sum(a and not b for a, b in pairs), sum(b and not a for a, b in pairs)
 
@@ -129,9 +133,9 @@ def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int
 def _bootstrap(strata: Sequence[tuple[int, int, int]], draws: int, seed: int) -> "NDArray[float64]":
     """Return the mean difference of every bootstrap draw, float64 [draws].
 
-    `strata` has three numbers for each dataset: of samples that only the first model classifies correctly, of samples
-    that only the second model classifies correctly, and of all samples. The difference of one sample is 1, -1 or 0, so
-    a bootstrap draw of a dataset is one multinomial draw of three counts.
+    `strata` has three numbers for each dataset. They count the samples that only the first model classifies correctly,
+    the samples that only the second model classifies correctly, and all samples. The difference of one sample is 1, -1
+    or 0. Therefore a bootstrap draw of a dataset is one multinomial draw of three counts.
     """
     import numpy
 

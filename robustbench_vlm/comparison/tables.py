@@ -41,7 +41,7 @@ def about(found: Comparison) -> str:
 
 
 def notes(found: Comparison) -> tuple[str, ...]:
-    """Return the notes of a comparison, followed by one sentence for each warning code that was raised."""
+    """Return the notes of a comparison. After the notes follows one sentence for each warning code of the records."""
     raised: dict[str, dict[str, list[str]]] = {}
     for model in found.models:
         for dataset, result in model.datasets.items():
@@ -104,7 +104,8 @@ def by_dataset(found: Comparison, measure: str) -> Sheet:
 def differences(found: Comparison, measure: str) -> Sheet:
     """Return a table with one row for each pair of models: the difference of the means and its test.
 
-    The last column shows on how many datasets the first model is significantly better, and on how many worse.
+    The last column has two numbers of datasets: those on which the first model is significantly better, and those on
+    which it is significantly worse.
     """
     rows = (
         (
@@ -160,7 +161,7 @@ def curves(found: Comparison) -> Sheet:
 
 
 def csv_rows(found: Comparison) -> list[dict[str, str | float]]:
-    """Return rows for a CSV file: one for every model and dataset, and one for the mean of every model.
+    """Return rows for a CSV file. Every model has one row for each dataset and one row for the mean.
 
     Accuracies are in [0, 1].
     """
