@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
-"""Error numbers for an operation that a file system does not support; some network file systems return them."""
+"""Error numbers that mean: the file system does not support the operation. Some network file systems return them."""
 _REFUSED = (*_UNSUPPORTED, errno.EPERM, errno.EACCES, errno.EISDIR, errno.EBADF)
-"""Error numbers for an operation that is not essential and that a file system refuses, for example for folders."""
+"""Error numbers that mean: the file system refuses the operation. They are ignored for operations that are optional."""
 
 
 def package_folder(name: str) -> Path:
@@ -39,9 +39,9 @@ def cache_folder() -> Path:
 
 
 def folder_of_variable(name: str) -> Path | None:
-    """Return the folder that the environment variable `name` contains, with "~" expanded; None if it is not set.
+    """Return the folder that is the value of an environment variable, with "~" replaced by the home folder.
 
-    Raises UserError if the home folder that the variable refers to is unknown.
+    Return None if the variable is not set. Raises UserError if the value has "~" and the home folder is unknown.
     """
     text = os.environ.get(name)
     try:
@@ -54,7 +54,7 @@ def folder_of_variable(name: str) -> Path | None:
 
 
 def user_path(path: str | Path) -> Path:
-    """Return a path that a user gave, with a leading "~" or "~user" replaced by the home folder, as a shell does.
+    """Replace a leading "~" or "~user" in a path by the home folder, as a shell does.
 
     "./~" is a folder with the name "~". Raises UserError if the home folder is unknown.
     """
@@ -76,7 +76,7 @@ def sha256_of(path: Path) -> str:
 def read_ahead(path: Path, start: int, length: int) -> None:
     """Ask the operating system to load part of a file into its page cache in the background.
 
-    `start` and `length` are in bytes. On a system without this feature the function does nothing.
+    `start` and `length` are in bytes. If the operating system cannot do this, the function does nothing.
     """
     if hasattr(os, "posix_fadvise"):
         with path.open("rb") as file, contextlib.suppress(OSError):
@@ -86,8 +86,8 @@ def read_ahead(path: Path, start: int, length: int) -> None:
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` with a temporary file in the folder of `path`, then rename that file to `path`.
 
-    `path` therefore never holds a partly written file. Raises UserError if the folder cannot be written or the disk is
-    full; an existing file at `path` is then unchanged.
+    `path` therefore never has a partly written file. Raises UserError if the folder cannot be written or the disk is
+    full. In this case, an existing file at `path` remains unchanged.
     """
     with explained(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -117,15 +117,15 @@ def read_text(path: Path, advice: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file in one step, as `write_whole` does."""
+    """Write a UTF-8 text file in one step, with `write_whole`."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a matplotlib figure to a .png or .svg file in one step, as `write_whole` does."""
+    """Write a matplotlib figure to a .png or .svg file in one step, with `write_whole`."""
     suffix = path.suffix.lower().removeprefix(".")
     with warnings.catch_warnings():
-        # matplotlib draws a box for a letter that its font does not have. A warning for each one does not help users.
+        # If its font lacks a letter, matplotlib draws a box and warns. The warnings do not help users.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format=suffix))
 

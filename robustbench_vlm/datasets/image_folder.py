@@ -25,10 +25,10 @@ _WORD_NET_ID = re.compile(r"n\d{8}")
 
 
 class FolderImages:
-    """The N images of the sub-folders `classes` of a folder, in their stored size.
+    """The N images of a folder with one sub-folder per class, in their stored size.
 
-    The label of an image is the index of its sub-folder in `classes`. Some of these sub-folders may be missing. Images
-    in deeper sub-folders belong to the class too.
+    `classes` has the names of the sub-folders. The label of an image is the index of its sub-folder in `classes`. Some
+    of these sub-folders may be missing. Images in deeper sub-folders belong to the class too.
     """
 
     def __init__(self, root: Path, classes: Sequence[str]) -> None:
@@ -53,7 +53,7 @@ class FolderImages:
         return self._root / self.ids[index]
 
     def stamp(self, index: int) -> str:
-        """Return the sha256 of the image's file; "" if it cannot be read."""
+        """Return the sha256 of the image file, or "" if the file cannot be read."""
         if index not in self._digests:
             try:
                 self._digests[index] = sha256_of(self.path(index))
@@ -63,9 +63,9 @@ class FolderImages:
 
 
 class FolderSource:
-    """Read the images of the sub-folders `classes` of `path`, resized (bicubic) and cropped to `side` x `side` pixels.
+    """Read the images of a folder, and resize (bicubic) and crop them to `side` x `side` pixels.
 
-    Labels are those of `FolderImages`.
+    The folder `path` has the sub-folders `classes`. `FolderImages` defines the labels.
     """
 
     def __init__(self, path: str, side: int, classes: Sequence[str]) -> None:
@@ -78,7 +78,7 @@ class FolderSource:
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return the images at B indices as uint8 [B, 3, side, side]; raise UnreadableImage if one is damaged."""
-        # A user's filter that turns Pillow's warnings into errors must not make images unreadable.
+        # Pillow warns about some images that it can read. Without this line, a user's filter may make them errors.
         with warnings.catch_warnings(action="ignore"):
             return torch.stack([self._image(index) for index in indices])
 
@@ -126,7 +126,7 @@ def training_folder(path: Path, prompt: str, side: int) -> Dataset:
     """Return the training dataset of a folder with one sub-folder per class.
 
     If the names of sub-folders are WordNet ids, the dataset is ImageNet-1k. If the folder has a sub-folder "train" with
-    class folders, only that part is read. Raises UserError if classes or images are missing.
+    class folders, only "train" is read. Raises UserError if classes or images are missing.
     """
     root = _training_part(path)
     if any(map(_WORD_NET_ID.fullmatch, folders(root))):
@@ -138,9 +138,9 @@ def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
     """Return ImageNet-1k from a folder with one sub-folder per WordNet id, or from its sub-folder "train".
 
     The dataset always has all 1000 classes in ImageNet's order, even if the folder has images of only some of them.
-    Sub-folders with other names are ignored. Images are resized to `side` x `side` pixels. The class names are those
-    of AGFT (YuboCui/AGFT 0031a8f, imagenet_classes_names.txt) in lower case, with spaces for "_" and "-". Three names
-    are used for two classes each: cardigan, crane and maillot. Raises UserError if the folder lacks classes or images.
+    Sub-folders with other names are ignored. Images are resized to `side` x `side` pixels. The class names come from
+    AGFT (YuboCui/AGFT 0031a8f, imagenet_classes_names.txt). They are in lower case, with spaces for "_" and "-". Three
+    names are used for two classes each: cardigan, crane and maillot. Raises UserError if classes or images are missing.
     """
     root, names = _training_part(path), imagenet_class_names()
     there = folders(root)
@@ -168,13 +168,16 @@ def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
 
 
 def _training_part(path: Path) -> Path:
-    # A folder "train" that has images and no sub-folders is a class of this name, not the training part.
+    # If the folder "train" has images and no sub-folders, it is a class with the name "train".
     part = path / "train"
     return part if part.is_dir() and folders(part) else path
 
 
 def imagenet_class_names() -> dict[str, str]:
-    """Return WordNet id -> AGFT's class name for the 1000 classes of ImageNet, sorted by id (ImageNet's order)."""
+    """Return a mapping from WordNet id to class name for the 1000 classes of ImageNet.
+
+    It is sorted by id, which is the order of ImageNet's labels. The class names come from AGFT.
+    """
     text = Path(__file__).with_name("imagenet_classes.json").read_text(encoding="utf-8")
     names: dict[str, str] = json.loads(text)
     return names

@@ -1,4 +1,4 @@
-"""List the files and sub-folders of a folder in a fixed order, without hidden ones and without endless loops."""
+"""List the files and sub-folders of a folder in a fixed order. Hidden files and folders are left out."""
 
 import os
 from collections.abc import Iterator
@@ -9,21 +9,24 @@ from robustbench_vlm.core.files import check_utf8
 
 
 def folders(path: Path) -> list[str]:
-    """Return the sorted names of a folder's sub-folders, except hidden ones; raise UserError if it does not exist."""
+    """Return the sorted names of the sub-folders of a folder, except hidden sub-folders.
+
+    Raises UserError if the folder does not exist.
+    """
     if not path.is_dir():
         raise UserError(f"there is no folder {path}: --images takes a folder with one sub-folder per class")
     return _checked(sorted(entry.name for entry in _entries(path) if _is_folder(entry)), path)
 
 
 def files(path: Path) -> list[str]:
-    """Return the sorted names of a folder's files, except hidden ones."""
+    """Return the sorted names of the files of a folder, except hidden files."""
     return _checked(sorted(entry.name for entry in _entries(path) if _is_file(entry)), path)
 
 
 def files_below(top: Path) -> list[str]:
-    """Return the paths, relative to `top`, of the files in `top` and its sub-folders, except hidden files.
+    """Return the paths of all files in `top` and its sub-folders, except hidden files. Paths are relative to `top`.
 
-    Broken links are in the list too, so that an error can name them.
+    Broken links are in the list too, so that an error message can name them.
     """
     return [
         name if place == "." else f"{place}/{name}"
@@ -33,14 +36,14 @@ def files_below(top: Path) -> list[str]:
 
 
 def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield `top` and each folder below it as (path relative to `top`, sorted file names), sorted by path.
+    """Yield pairs (path relative to `top`, sorted file names) for `top` and each folder below it, sorted by path.
 
     Hidden files and folders are left out. Links to folders are followed, except links to a parent folder. Each folder
     is read only once.
     """
     found: dict[str, list[str]] = {}
     seen = {_identity(parent) for parent in (*top.absolute().parents, *top.resolve().parents)}
-    # Links are followed last, so that they do not change the paths of files in ordinary folders.
+    # Links to folders are followed last. A folder that is also reached without a link then keeps its ordinary path.
     pending, links = [""], list[str]()
     while pending or links:
         place = pending.pop() if pending else links.pop(0)
@@ -74,13 +77,13 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Return the device and inode of a folder; all links to the folder have the same ones."""
+    """Return the device number and the inode of a folder. They are equal for a folder and all links to it."""
     status = path.stat()
     return status.st_dev, status.st_ino
 
 
 def _entries(path: Path) -> list["os.DirEntry[str]"]:
-    """Return the entries of a folder except hidden ones; raise UserError if it cannot be read."""
+    """Return the entries of a folder, except hidden entries; raise UserError if the folder cannot be read."""
     try:
         with os.scandir(path) as entries:
             return [entry for entry in entries if not entry.name.startswith(".")]

@@ -34,15 +34,18 @@ def prepare(
     *,
     by_content: bool = False,
 ) -> Path:
-    """Prepare the first `count` samples of the standard order (None: all) and return the folder of their pixels.
+    """Prepare the first `count` samples of the standard order and return the folder that contains their pixels.
 
-    With `by_content`, the stamps of the images are part of the name of the folder: changed images are prepared in
-    another folder, and a running evaluation goes on with the old pixels.
+    If `count` is None, all samples are prepared. Prepared samples are reused unless their image files have changed. To
+    detect this, the stamp of each image file is stored (for example its sha256). With `by_content`, the name of the
+    folder depends on the stamps. Changed images are then prepared in another folder, and a running evaluation still
+    reads the old pixels.
 
-    Prepared samples are reused unless the stamps of their image files have changed. Several processes may prepare the
-    same dataset at the same time: each chunk is written by one of them, and a complete chunk is never removed. Raises
-    UserError if the disk is full or read-only. An image that cannot be decoded raises no error here;
-    `PreparedSource.read` raises UnreadableImage for it.
+    Several processes may prepare the same dataset at the same time. The pixels are stored in chunks of samples. Only
+    one process writes a chunk, and no process removes a complete chunk.
+
+    An image that cannot be decoded does not raise an error here. `PreparedSource.read` raises UnreadableImage for it.
+    Raises UserError if the disk is full or read-only.
     """
     order = standard_order(images.ids, images.labels)
     index = {
@@ -62,7 +65,7 @@ def prepare(
     begun, done, total = time.monotonic(), 0, sum(map(len, missing.values()))
     for chunk, places in missing.items():
         with _locked(folder):
-            # Another process may have written the chunk while this one waited for the lock.
+            # Another process may have written the chunk while this process waited for the lock.
             if not _is_prepared(folder, chunk, images, places):
                 stamps = [images.stamp(place) for place in places]
                 readers = [functools.partial(_pixels, images, place, transform) for place in places]
@@ -70,13 +73,16 @@ def prepare(
         done += len(places)
         left = (time.monotonic() - begun) / done * (total - done)
         on_progress(Progress(done, total, left, f"preparing {name}"))
-    # Other processes may have written chunks that this process has read before.
+    # Since this process read these chunks, other processes may have rewritten them.
     forget()
     return folder
 
 
 def _stamps(name: str, images: StoredImages, places: Sequence[int], on_progress: OnProgress) -> list[str]:
-    """Return the stamps of images. Threads compute them, because a stamp may be a digest of the whole image file."""
+    """Return the stamp of each image: a text that changes if the image file changes.
+
+    Threads compute the stamps, because a stamp may be a digest of the whole image file.
+    """
     found: list[str] = []
     with ThreadPoolExecutor() as threads:
         for start in range(0, len(places), CHUNK):
@@ -88,7 +94,10 @@ def _stamps(name: str, images: StoredImages, places: Sequence[int], on_progress:
 
 @contextlib.contextmanager
 def _locked(folder: Path) -> Iterator[None]:
-    """Let one process at a time write chunks into a prepared folder; raise UserError if it cannot be written."""
+    """Hold the lock of a prepared folder, so that only one process at a time writes into it.
+
+    Raises UserError if the folder cannot be written.
+    """
     from filelock import FileLock
 
     lock = FileLock(folder / ".lock")
@@ -106,13 +115,13 @@ def _pixels(images: StoredImages, place: int, transform: Transform | SquareFit) 
         return transform(images.image(place))
     except UnreadableImage as error:
         return str(error)
-    # Pillow may open a damaged file without an error and fail only when the pixels are decoded.
+    # Pillow may open a damaged file without an error. The error comes when the pixels are decoded.
     except (OSError, ValueError, SyntaxError) as error:
         return f"cannot decode the image {images.ids[place]}: {error}"
 
 
 def _is_prepared(folder: Path, chunk: int, images: StoredImages, places: Sequence[int]) -> bool:
-    """Return whether a chunk is stored and its image files have not changed since."""
+    """Return whether the pixels of a chunk are stored and its image files have not changed since then."""
     path = folder / digest_name(chunk)
     if not path.is_file() or not (folder / pixel_name(chunk)).is_file():
         return False
@@ -128,8 +137,8 @@ def _write_chunk(
 ) -> None:
     import numpy
 
-    # Pillow warns about files that it can read, for example with malformed EXIF. A user's filter that turns warnings
-    # into errors must not make such images unreadable. Threads help because decoding and resizing release the GIL.
+    # Pillow warns about some files that it can read, for example files with malformed EXIF data. If a user turns
+    # warnings into errors, these images must still be read. Threads help because decoding and resizing release the GIL.
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as threads:
         found = list(threads.map(lambda read: read(), readers))
     sound = [each for each in found if isinstance(each, Tensor)]
@@ -153,15 +162,15 @@ def _write_chunk(
         with partial.open("wb") as file:
             numpy.save(file, pixels, allow_pickle=False)
 
-    # If only the stamps differ, for example because the dataset was copied, other processes go on with these pixels.
+    # If the dataset was copied, stamps may differ although the pixels are equal. Other processes may read these pixels.
     if not _has_pixels(folder, chunk, sha256):
         write_whole(folder / pixel_name(chunk), save)
-    # The JSON file is written last. Until then, its old stamps mark a chunk whose files have changed as incomplete.
+    # The JSON file with the stamps is written last. Until then, the old stamps in it mark the chunk as incomplete.
     write_text(folder / digest_name(chunk), json.dumps(digests))
 
 
 def _has_pixels(folder: Path, chunk: int, digests: Sequence[str]) -> bool:
-    """Return whether the sha256 digests of a chunk's stored pixels equal the given ones."""
+    """Return whether the stored pixels of a chunk have the given sha256 digests."""
     try:
         stored = stored_digests(folder, chunk)
     except UserError:

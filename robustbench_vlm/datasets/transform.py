@@ -12,20 +12,23 @@ if TYPE_CHECKING:
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
 """EXIF and TIFF tags."""
 _WHITE_IS_ZERO = 0
-"""Value of the TIFF tag _PHOTOMETRIC."""
+"""Value of the TIFF tag `_PHOTOMETRIC`: white pixels have the value 0."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Convert an image to 8-bit RGB, resize it and crop its centre, as torchvision does. None omits a step."""
+    """Convert an image to 8-bit RGB, resize it and crop its centre, with the sizes that torchvision uses.
+
+    A step whose size is None is omitted.
+    """
 
     resize: int | None = None
-    """Length of the shorter side in pixels, or of both sides with `squash`."""
+    """Length of the shorter side after the resize, in pixels. With `squash`, both sides have this length."""
     crop: int | None = None
     """Side of the centre crop in pixels."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
     squash: bool = False
-    """Resize both sides to `resize`, which changes the aspect ratio."""
+    """If true, both sides are resized to `resize` pixels. This changes the aspect ratio."""
 
     def __str__(self) -> str:
         if self.resize is None:
@@ -49,9 +52,9 @@ class Transform:
 
 @dataclass(frozen=True)
 class SquareFit:
-    """Convert an image to RGB as an image viewer shows it, resize it (bicubic) and crop its centre to a square.
+    """Convert an image to RGB with `as_displayed`, resize it (bicubic) and crop its centre to a square.
 
-    Raises ValueError if the pixel values for black and white are unknown.
+    Raises ValueError if it is unknown which pixel values are black and white.
     """
 
     side: int
@@ -69,18 +72,18 @@ class SquareFit:
 def to_rgb(image: "Image.Image") -> "Image.Image":
     """Return an image as 8-bit RGB, converted by Pillow.
 
-    16-bit and float images are scaled to 8 bits; Pillow would clip them at 255. Hidden colours of transparent pixels
-    and the rotation in the EXIF data are ignored, as in published evaluations. Raises ValueError if the image has
-    pixels whose black and white values are unknown.
+    16-bit and float images are scaled to 8 bits, because Pillow would clip their pixels at 255. Transparency and the
+    rotation in the EXIF data are ignored, as in published evaluations. Raises ValueError if it is unknown which pixel
+    values are black and white.
     """
     return (_deep_grey(image) if _is_deep(image) else image).convert("RGB")
 
 
 def as_displayed(image: "Image.Image") -> "Image.Image":
-    """Return an image as 8-bit RGB as an image viewer shows it.
+    """Return an image as 8-bit RGB, in the way that an image viewer shows it.
 
-    The rotation in the EXIF data is applied, and transparent pixels are white. Raises ValueError if the image has
-    pixels whose black and white values are unknown.
+    The rotation in the EXIF data is applied, and transparent pixels are white. Raises ValueError if it is unknown which
+    pixel values are black and white.
     """
     from PIL import Image
 
@@ -100,7 +103,10 @@ def as_displayed(image: "Image.Image") -> "Image.Image":
 
 
 def _orientation(image: "Image.Image") -> "Image.Transpose | None":
-    """Return the operation that turns an image upright; None if it is upright or its EXIF data lack a rotation."""
+    """Return the operation that rotates or flips an image to its upright form, from its EXIF data.
+
+    Return None if the image is upright or its EXIF data do not contain a rotation.
+    """
     from PIL import Image
 
     turns = {
@@ -112,7 +118,7 @@ def _orientation(image: "Image.Image") -> "Image.Transpose | None":
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }
-    # Pillow raises exceptions of many types on damaged EXIF data, although the pixels can still be read.
+    # Pillow raises exceptions of many types if the EXIF data are damaged. The pixels can still be read.
     try:
         return turns.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:
@@ -125,13 +131,16 @@ def _is_deep(image: "Image.Image") -> bool:
 
 
 def _deep_grey(image: "Image.Image") -> "Image.Image":
-    """Return a grey image with 16-bit or float pixels as 8-bit grey; raise ValueError if its white value is unknown."""
+    """Convert a grey image with 16-bit or float pixels to 8-bit grey.
+
+    Raises ValueError if it is unknown which pixel value is white.
+    """
     import numpy
     from PIL import Image
 
     values = numpy.asarray(image)
     if image.mode == "F":
-        # The condition is negated, so that it also holds for NaN, whose comparisons are all false.
+        # All comparisons with NaN are false. The negation makes this branch catch NaN too.
         if not (values.min() >= 0 and values.max() <= 1):
             raise ValueError(
                 f"its float pixels are from {values.min()} to {values.max()}, expected 0 to 1: convert the image"
@@ -172,4 +181,4 @@ def _lab_to_rgb(image: "Image.Image") -> "Image.Image":
 
 
 NATIVE = Transform()
-"""Keeps the stored size: neither resizes nor crops."""
+"""A transform that keeps the stored size of an image. It only converts the image to RGB."""

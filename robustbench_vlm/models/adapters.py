@@ -1,4 +1,4 @@
-"""Adapters: the encoders, the tokens and the preprocessing of models of open_clip and transformers in memory."""
+"""Adapters: get encoders, tokenizer and preprocessing constants from open_clip and transformers models in memory."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 @dataclass(frozen=True)
 class EncoderPair:
-    """The encoders of a model, and the settings of `zero_shot` that the model states."""
+    """The two encoders of a model, and the arguments of `zero_shot` whose values are known from the model."""
 
     image: nn.Module
     """Maps normalised pixels, float32 [B, 3, H, W], to embeddings, float [B, D]."""
     text: "TextModule"
     settings: Mapping[str, Any]
-    """Maps argument names of `zero_shot` to the values that the model states."""
+    """The known values. The keys are argument names of `zero_shot`."""
 
 
 class ImageModule(nn.Module):
-    """The image encoder of a model. It calls the model's method with the name `method`."""
+    """The image encoder of a model, as a module. Its forward pass calls the model's method with the name `method`."""
 
     def __init__(self, model: nn.Module, method: str) -> None:
         super().__init__()
@@ -38,12 +38,15 @@ class ImageModule(nn.Module):
 
 
 class TextModule(nn.Module):
-    """The text encoder of a model. It tokenizes texts and calls the model's method with the name `method`."""
+    """The text encoder of a model, as a module.
+
+    Its forward pass tokenizes texts and calls the model's method with the name `method`.
+    """
 
     def __init__(self, model: nn.Module, method: str, tokenize: Tokenizer) -> None:
         super().__init__()
         self.model, self.method = model, method
-        # The tuple prevents torch from registering a tokenizer that is a module as a part of this module.
+        # A tokenizer may be a torch module. The tuple prevents torch from registering it as a sub-module.
         self._tokenize = (tokenize,)
 
     def tokens(self, texts: list[str]) -> Tensor:
@@ -59,7 +62,7 @@ class TextModule(nn.Module):
 def encoders_of(model: nn.Module, tokenizer: Any) -> EncoderPair:
     """Return the encoders and the settings of a model of open_clip or transformers.
 
-    Raises UserError for another kind of model, and for a tokenizer that does not return tokens.
+    Raises UserError if the model is from another library, or if the tokenizer does not return tokens.
     """
     if not isinstance(model, nn.Module):
         raise UserError(f"zero_shot needs a torch module, got {type(model).__name__}: load the model first")
@@ -106,7 +109,7 @@ def _transformers(model: nn.Module, processor: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FunctionTokenizer:
-    """A tokenizer that maps texts to tokens without further arguments, such as open_clip's."""
+    """A tokenizer that takes a list of texts and no other arguments, such as the tokenizers of open_clip."""
 
     tokenizer: Callable[[list[str]], Any]
 
@@ -117,11 +120,14 @@ class FunctionTokenizer:
 
 @dataclass(frozen=True)
 class PaddingTokenizer:
-    """A tokenizer of transformers; every text is padded to the model's context, as SigLIP was trained."""
+    """A tokenizer of transformers.
+
+    It pads every text to the model's context length, because SigLIP was trained with such texts.
+    """
 
     tokenizer: Any
     length: int | None
-    """The context length of the text encoder; None if the model does not state it."""
+    """The context length of the text encoder in tokens. None if the model does not state it."""
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Return the tokens of N texts, int64 [N, L]."""
@@ -132,7 +138,7 @@ class PaddingTokenizer:
 
 
 def _transformers_tokenizer(model: nn.Module, processor: Any) -> Tokenizer:
-    """Return the tokenizer of a processor; return a function from texts to tokens unchanged."""
+    """Return the tokenizer of a processor. `processor` may also be a tokenizer, or a function from texts to tokens."""
     tokenizer = getattr(processor, "tokenizer", processor)
     text: Any = getattr(getattr(model, "config", None), "text_config", None)
     if not hasattr(tokenizer, "pad_token_id"):
@@ -150,11 +156,14 @@ def _checked_tokens(tokens: Any, count: int) -> Tensor:
 
 
 def _tensor_of(output: Any) -> Any:
-    """Return the embeddings in the output of an encoder. From version 5 on, transformers returns them in an object."""
+    """Return the embeddings in the output of an encoder.
+
+    transformers 5 and later return an object that contains the embeddings.
+    """
     if isinstance(output, Tensor):
         return output
     pooled = getattr(output, "pooler_output", None)
-    # CoCa's image encoder returns a pair: embeddings, and tokens for its decoder.
+    # CoCa's image encoder returns a pair: the embeddings, and tokens for the text decoder.
     return pooled if pooled is not None else output[0] if isinstance(output, tuple) else output
 
 

@@ -34,7 +34,7 @@ _STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
 Name = Annotated[str, Field(max_length=200)]
 Text = Annotated[str, Field(max_length=10_000)]
 _SMALLEST_STD = 1e-3
-"""The smallest accepted standard deviation. With smaller values the network's input would overflow."""
+"""The smallest accepted standard deviation. Pixels are divided by it, so a smaller value would cause an overflow."""
 _Mean = Annotated[float, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 _Std = Annotated[float, WithJsonSchema({"type": "number", "minimum": _SMALLEST_STD, "maximum": 1})]
 Pixels = tuple[float, float, float]
@@ -42,7 +42,7 @@ Pixels = tuple[float, float, float]
 
 
 def check_normalisation(mean: Pixels, std: Pixels) -> None:
-    """Raise ValueError unless a mean and a standard deviation are possible for pixels in [0, 1]."""
+    """Raise ValueError if a mean or a standard deviation is impossible for pixels in [0, 1]."""
     if not (all(0 <= each <= 1 for each in mean) and all(_SMALLEST_STD <= each <= 1 for each in std)):
         raise ValueError(
             f"must have a mean in [0, 1] and a std in [{_SMALLEST_STD}, 1], got mean {list(mean)} and std {list(std)}:"
@@ -57,16 +57,19 @@ class Weights:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     file: Text
-    """The path relative to the card's folder. If `url` or `page` is given, the name of the file in the cache."""
+    """The path of the file, relative to the folder of the card.
+
+    If `url` or `page` is given, this is the name of the file in the cache.
+    """
     sha256: Text
-    """The digest of the file, 64 hexadecimal digits. It may be empty if the file is downloaded; the digest of the
-    first download is then recorded."""
+    """The digest of the file, 64 hexadecimal digits. It may be empty if the file is downloaded. In this case, the
+    digest of the first download is recorded."""
     url: Text = ""
     """The download address: https, or "hf:OWNER/NAME/FILE" for the Hugging Face hub. Empty for a local file."""
     page: Text = ""
     """The web page of a file that only a person can download, for example because it requires a login."""
     layout: Text = ""
-    """The checkpoint format, one of `CHECKPOINT_FORMATS`. If empty, the file's entries determine the format."""
+    """The checkpoint format, one of `CHECKPOINT_FORMATS`. If it is empty, the format is recognised from the file."""
 
     def __post_init__(self) -> None:
         if self.is_bundled and not self.sha256:
@@ -85,11 +88,11 @@ class Reported:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
     what: Text
-    """The attack, eps and datasets of the accuracy."""
+    """The attack, eps and datasets with which the paper measured the accuracy."""
     percent: int | float
     """The accuracy in percent, in [0, 100]."""
     source: Text
-    """The table or page of the paper."""
+    """The table or page of the paper that contains the accuracy."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,7 @@ class CardFields:
     text: Weights | None = None
     """The weights of the text encoder and the logit scale."""
     defense: Name = ""
-    """The defense that the model was trained with; empty for a model without a defense."""
+    """The defense that the model was trained with. Empty if the model has no defense."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Facts about the training, such as dataset, eps, steps, seconds, base model and fingerprint."""
     paper: Text = ""
@@ -117,15 +120,14 @@ class CardFields:
     notes: Text = ""
     """Other facts about the model."""
     base: Text = ""
-    """The model that provides the text encoder and the logit scale: a name on the same track, open_clip:ARCH/TAG, or a
-    card file."""
+    """The model from which the text encoder and the logit scale are taken. The value is a name on the same track,
+    open_clip:ARCH/TAG, or a card file."""
     pretrained: Name = ""
     """The tag of open_clip's pretrained weights for the architecture."""
     mean: tuple[_Mean, _Mean, _Mean] | None = None
-    """The mean that the image encoder subtracts from pixels in [0, 1]. If it is missing, the architecture's mean is
-    used."""
+    """The mean that the image encoder subtracts from pixels in [0, 1]. The default is the mean of the architecture."""
     std: tuple[_Std, _Std, _Std] | None = None
-    """The standard deviation that the image encoder divides pixels by. If it is missing, the architecture's is used."""
+    """The standard deviation by which the image encoder divides pixels. The default comes from the architecture."""
     reported: tuple[Reported, ...] = ()
     """Accuracies that papers report for the model."""
 
@@ -156,11 +158,11 @@ class ModelCard(CardFields):
     """
 
     folder: str = ""
-    """The folder of the card file, which also has the weights files; not a field of the JSON file."""
+    """The folder that contains the card file and the weights files. It is not a field of the JSON file."""
 
     @property
     def base_reference(self) -> str:
-        """The reference of the base model, for `find_card`. If the base is a card file, its path includes `folder`."""
+        """The model reference of `base`, for `find_card`. If `base` is a card file, the path includes `folder`."""
         return str(Path(self.folder) / self.base) if is_card_file(self.base) else self.base
 
     @property
@@ -179,7 +181,7 @@ def read_card(path: Path) -> ModelCard:
 def parse_card(values: Any, what: str = "the model card") -> ModelCard:
     """Convert JSON values to a card.
 
-    Raises UserError for the first wrong field. The message starts with `what`, the name of the document.
+    Raises UserError for the first wrong field. The message starts with `what`, which names the document.
     """
     fields = validate(CardFields, values, what)
     return ModelCard(**{item.name: getattr(fields, item.name) for item in dataclasses.fields(fields)})
@@ -196,7 +198,7 @@ _FIRST_FIELDS = ("name", "architecture", "image", "text", "defense", "training",
 
 
 def write_card(card: ModelCard, path: Path) -> None:
-    """Write a card as indented JSON, without the empty fields that most cards do not need."""
+    """Write a card as indented JSON. Optional fields are left out if they are empty."""
     values = {key: value for key, value in plain(card).items() if key != "folder"}
     for part in ("image", "text"):
         if values[part]:
@@ -207,11 +209,12 @@ def write_card(card: ModelCard, path: Path) -> None:
 
 
 def find_card(reference: str, track: str) -> ModelCard:
-    """Return the card of a model; `models.reference` lists the accepted forms of a reference.
+    """Return the card of a model. The module `models.reference` lists the accepted forms of a reference.
 
-    If the weights of a named model were never released, but a local training of it exists, the card of that training is
-    returned. Raises UserError if the name is unknown (the message suggests similar names), if the reference has a
-    test-time defense, or if the model is on the Hugging Face hub.
+    Some models on a track have no released weights. If you have trained such a model, its local card is returned.
+
+    Raises UserError if the name is unknown, if the reference has a test-time defense, or if the model is on the Hugging
+    Face hub. If the name is unknown, the message suggests similar names.
     """
     parsed = parse_reference(reference)
     if parsed.defense:
@@ -226,7 +229,7 @@ def find_card(reference: str, track: str) -> ModelCard:
             return read_card(Path(path))
         case HuggingFaceModel():
             raise UserError(
-                f"{reference!r} names a model on the Hugging Face hub, which cannot be loaded by name yet. Expected"
+                f"{reference!r} names a model on the Hugging Face hub, which does not have a model card. Expected"
                 f" {ACCEPTED}: download the weights and write a card with `vlmbench convert FILE --base NAME`"
             )
         case MemoryModel():

@@ -23,16 +23,16 @@ _SAVED_NAMES = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-"""Names of the weights files in a folder that `save_pretrained` wrote, in the order in which they are searched."""
+"""Names of weights files in a folder that `save_pretrained` wrote. They are searched in this order."""
 _LARGEST_HEADER = 100_000_000
 """The largest header in bytes that the safetensors format allows."""
 _LARGEST_INDEX = 2**26
-"""Largest accepted index of shards in bytes."""
+"""The largest accepted size of the index of a checkpoint in several files, in bytes."""
 _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
 
 class _Ignored:
-    """A placeholder for NumPy numbers in a pickle that are not needed, such as the best accuracy of the training."""
+    """A placeholder for the NumPy numbers in a pickle, such as the best accuracy of the training. They are not used."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -51,7 +51,7 @@ class CheckpointFile:
     path: Path
     """The file, or the JSON index of a checkpoint that is split into several files (shards)."""
     shards: tuple[Path, ...] = ()
-    """The files that the index names, sorted; empty for a checkpoint in one file."""
+    """The files that the index names, sorted. Empty if the checkpoint is one file."""
 
     @property
     def sha256(self) -> str:
@@ -62,9 +62,10 @@ class CheckpointFile:
 
 
 def find_checkpoint(path: Path) -> CheckpointFile:
-    """Return the files of a checkpoint: a file, an index of shards, or a folder that `save_pretrained` wrote.
+    """Return the files of a checkpoint.
 
-    Raises UserError if the path does not exist, the folder lacks weights, or a shard is missing.
+    `path` is a file, the JSON index of a checkpoint in several files (shards), or a folder that `save_pretrained`
+    wrote. Raises UserError if the path does not exist, the folder lacks weights, or a shard is missing.
     """
     try:
         if path.is_dir():
@@ -97,10 +98,11 @@ def find_checkpoint(path: Path) -> CheckpointFile:
 
 
 def read_checkpoint(path: Path) -> Any:
-    """Return the content of a checkpoint, with its tensors on the CPU; code in the file is never run.
+    """Return the content of a checkpoint, with its tensors on the CPU. Code in the file is never run.
 
-    `path` is as in `find_checkpoint`. The content of a file, not its name, decides how it is read. Raises UserError if
-    the file is damaged, contains code, or is not a checkpoint. The message names the probable kind of file.
+    `find_checkpoint` describes the accepted paths. The file format is recognised from the content, not from the file
+    name. Raises UserError if the file is damaged, contains code, or is not a checkpoint. The error message names the
+    probable file type.
     """
     files = find_checkpoint(path)
     if not files.shards:
@@ -129,7 +131,7 @@ def _weights_in(folder: Path) -> Path:
 
 
 def _weight_map(index: Path) -> dict[str, str]:
-    """Return the mapping from tensors to files in an index of shards."""
+    """Read the index of a checkpoint in several files; return a mapping from tensor names to file names."""
     values = read_json(index, "the index of shards", max_bytes=_LARGEST_INDEX)
     found = values.get("weight_map") if isinstance(values, dict) else None
     if not isinstance(found, dict) or not found or not all(isinstance(name, str) for name in found.values()):
@@ -150,24 +152,27 @@ def _read_file(path: Path) -> Any:
         except SafetensorError as error:
             raise UserError(f"the file {path} is not a complete safetensors file: {error}{_guess(path)}") from error
     try:
-        # torch warns about old pickles, but the error below already covers them.
+        # torch warns about old pickles. The error below already explains them, so the warning is hidden.
         with warnings.catch_warnings(), torch.serialization.safe_globals([(_Ignored, name) for name in _NUMPY]):
             warnings.simplefilter("ignore")
-            # torch.load reads a path by its extension, but an open file by its content.
+            # For a path, torch.load looks at the file extension. For an open file, it looks at the content.
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
-    # For damaged bytes torch raises exceptions of almost any type, including AssertionError.
+    # If the bytes are damaged, torch may raise almost any type of exception, including AssertionError.
     except Exception as error:
         raise UserError(f"the file {path} {_problem(path, error)}") from error
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Return whether a file has the header of safetensors; use the file name if the header is not recognised."""
+    """Return whether a file is a safetensors file, from its header.
+
+    If the header is not recognised, the file name decides.
+    """
     try:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError:
-        # The code that reads the file next raises a UserError with an explanation.
+        # The caller reads the file next. It raises a UserError that explains the problem.
         return False
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _LARGEST_HEADER:
         return True
@@ -190,7 +195,7 @@ def _problem(path: Path, error: Exception) -> str:
 
 
 def _guess(path: Path) -> str:
-    """Return the probable kind of a file that is not a checkpoint, and advice; "" if the kind is not recognised."""
+    """Return the probable type of a file that is not a checkpoint, with advice. Return "" if the type is unknown."""
     try:
         with path.open("rb") as file:
             start = file.read(4096)

@@ -1,9 +1,13 @@
 """Checkpoint formats: recognise the format of a checkpoint from its entries, and return its encoders.
 
-Checkpoint formats differ in the entries around the tensors and in the tensors' names. These are the known formats, with
-their names in this package in parentheses: TeCoA and later code based on it (vision_encoder_state_dict), RobustVLM
-(visual), AdvFLYP (partial_state_dict), AGFT (modules), a whole CLIP from OpenAI or open_clip (clip), and a CLIP from
-the library transformers (transformers). LEAF uses the last format.
+Checkpoint formats differ in the names of the tensors and in the dicts that contain the tensors. The known formats are:
+
+* vision_encoder_state_dict: TeCoA, and later code that is based on it;
+* visual: RobustVLM;
+* partial_state_dict: AdvFLYP;
+* modules: AGFT;
+* clip: a whole CLIP from OpenAI or open_clip;
+* transformers: a CLIP from the library transformers, for example LEAF.
 """
 
 import math
@@ -24,10 +28,10 @@ _EXTRA = {"input_resolution", "context_length", "vocab_size", "attn_mask", "n_av
 """Entries of state dicts that are not weights: sizes, the mask of the text encoder, and counters of moving averages."""
 
 _STATE_ENTRIES = ("state_dict", "model_state_dict", "model", "model_state", "module", "network", "weights")
-"""Entries in which training code saves the state dict of a model."""
+"""Names of entries in which training code saves the state dict of a model."""
 
 _AVERAGE_ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model", "ema")
-"""Entries in which training code saves a moving average of the weights."""
+"""Names of entries in which training code saves a moving average of the weights."""
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module"}
 """Parts of tensor names that DataParallel, torch.compile, FSDP and Lightning add."""
@@ -43,17 +47,17 @@ class Encoders:
     checkpoint_format: str
     """A key of `CHECKPOINT_FORMATS`."""
     image: State
-    """Maps each name, without the prefix "visual.", to a weight of the image encoder, float32."""
+    """The weights of the image encoder by name, float32. The names do not have the prefix "visual."."""
     text: State
-    """Maps each name to a weight of the text encoder or to the logit scale, float32; empty without a text encoder."""
+    """The weights of the text encoder and the logit scale by name, float32. Empty if there is no text encoder."""
 
 
 def encoders_of(content: Any, expected: str = "") -> Encoders:
-    """Return the image and text encoder in the content of a checkpoint; the entries determine the checkpoint format.
+    """Return the image and text encoder in the content of a checkpoint. The format is recognised from the content.
 
-    Raises UserError if the format is unknown or differs from `expected`, or if a tensor lacks values. Also raises
-    UserError if the file has other trained tensors, such as prompts or a second model, because the encoders without
-    these tensors would be a different model.
+    Raises UserError if the format is unknown or is not `expected`, or if a tensor has no values. Some checkpoints have
+    other trained tensors, such as prompts or a second model. The encoders without these tensors would be a different
+    model, so this function raises UserError.
     """
     found = next((name for name, read in CHECKPOINT_FORMATS.items() if _is_state(read(content))), None)
     if found is None:
@@ -86,9 +90,9 @@ def encoders_of(content: Any, expected: str = "") -> Encoders:
 
 
 def dense(name: str, tensor: Tensor) -> Tensor:
-    """Return a tensor of a checkpoint as a dense tensor of the same shape; floating-point tensors become float32.
+    """Convert a tensor of a checkpoint to a dense tensor with an equal shape. Floating-point tensors become float32.
 
-    A logit scale of shape [1] becomes a scalar. Raises UserError for a tensor without values or with quantised values.
+    A logit scale of shape [1] becomes a scalar. Raises UserError if the tensor has no values or quantised values.
     """
     if tensor.is_meta:
         raise UserError(
@@ -106,7 +110,7 @@ def dense(name: str, tensor: Tensor) -> Tensor:
 
 
 def _without_wrappers(state: State) -> State:
-    """Return the tensors with names that do not contain the parts of `_WRAPPERS`."""
+    """Remove the parts in `_WRAPPERS` from the names of tensors."""
     found: dict[str, Tensor] = {}
     for key, tensor in state.items():
         name = ".".join(part for part in key.split(".") if part not in _WRAPPERS)
@@ -117,10 +121,13 @@ def _without_wrappers(state: State) -> State:
 
 
 def _without_prefix(state: State) -> State:
-    """Return the tensors of the CLIP in a larger module, such as Lightning's, without the prefix of their names."""
+    """Return the tensors of a CLIP that is inside a larger module, such as a module of Lightning.
+
+    The prefix of the larger module is removed from the names.
+    """
     prefixes = sorted({key[: _start(key)] for key in state if _start(key) >= 0})
     if not prefixes:
-        # An image encoder without the rest of its CLIP: each architecture has one of these two tensors at its top.
+        # The file may have only an image encoder. Each architecture has one of these two tensors at its top level.
         tops = ("class_embedding", "attnpool.c_proj.weight")
         prefixes = sorted({key.removesuffix(top) for key in state for top in tops if key.endswith(top)})
     if len(prefixes) > 1:
@@ -133,7 +140,7 @@ def _without_prefix(state: State) -> State:
 
 
 def _start(name: str) -> int:
-    """Return the position in a tensor's name at which the name in a CLIP's image encoder starts, or -1."""
+    """Return the position in a tensor's name at which its name inside the image encoder starts, or -1."""
     for part in ("visual.", "vision_model."):
         at = f".{name}".find(f".{part}")
         if at >= 0:
@@ -142,7 +149,7 @@ def _start(name: str) -> int:
 
 
 def check_fit(encoder: str, state: State, expected: State) -> None:
-    """Raise UserError unless the tensors of an encoder ("image" or "text") have the expected names and shapes."""
+    """Raise UserError if the tensors of an encoder ("image" or "text") do not have the expected names and shapes."""
     missing = [key for key in expected if key not in state and not key.endswith("num_batches_tracked")]
     unexpected = [key for key in state if key not in expected]
     shapes = [
@@ -168,7 +175,10 @@ def check_fit(encoder: str, state: State, expected: State) -> None:
 
 
 def _others(value: Any, used: set[int], name: str = "") -> list[str]:
-    """Return the names of the tensors in `value` that are no training state and whose Python id is not in `used`."""
+    """Return the names of the tensors in `value` that are not in the encoders and are not training state.
+
+    `used` has the Python ids of the tensors of the encoders.
+    """
     if isinstance(value, Tensor):
         return [name] if value.numel() > 1 and id(value) not in used else []
     if not isinstance(value, Mapping):
@@ -205,7 +215,7 @@ def _entry(*path: str) -> Callable[[Any], Any]:
 
 
 def _states(content: Any) -> Iterator[State]:
-    """Yield the state dicts in the content of a checkpoint: the content, an entry with weights, or their average."""
+    """Yield the possible state dicts in a checkpoint: the whole content, and entries with weights or their average."""
     for state in (content, *(_entry(name)(content) for name in (*_STATE_ENTRIES, *_AVERAGE_ENTRIES))):
         if _is_state(state):
             yield state
@@ -235,10 +245,10 @@ CHECKPOINT_FORMATS: Mapping[str, Callable[[Any], Any]] = {
     "transformers": _transformers_state,
     "visual": _only_image,
 }
-"""Maps a format to a function that takes the content of a file and returns a dict from names to tensors.
+"""Functions that read each checkpoint format. A function takes the content of a file and returns a dict of tensors.
 
-If the file has another format, the function returns another value. The format of a file is the first format whose
-function returns tensors.
+If the file has another format, the function does not return a dict of tensors. The functions are tried in this order.
+The first that returns tensors determines the format.
 """
 
 
@@ -248,13 +258,13 @@ _TRANSFORMERS: Mapping[tuple[int, int], str] = {
     (1024, 14): "ViT-L-14",
     (1280, 14): "ViT-H-14",
 }
-"""Maps the width and patch size of a vision transformer to the name of the CLIP that uses it."""
+"""Names of CLIP models. The keys are the width and the patch size of their vision transformer."""
 _RESNETS: Mapping[tuple[int, ...], str] = {
     (64, 3, 4, 6, 3): "RN50",
     (64, 3, 4, 23, 3): "RN101",
     (80, 4, 6, 10, 6): "RN50x4",
 }
-"""Maps a ResNet's width and numbers of blocks per stage to the name of the CLIP that uses it."""
+"""Names of CLIP models. The keys are the width and the numbers of blocks per stage of their ResNet."""
 
 
 def described(state: Mapping[str, Tensor]) -> str:
@@ -288,7 +298,7 @@ def _described_text(state: State) -> str:
 
 
 def _length(state: State, name: str) -> int:
-    """Return the length of a tensor's first dimension; 0 for a scalar or a missing tensor."""
+    """Return the length of a tensor's first dimension. Return 0 if the tensor is a scalar or is missing."""
     return state[name].shape[0] if name in state and state[name].dim() else 0
 
 

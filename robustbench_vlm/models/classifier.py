@@ -18,8 +18,8 @@ from robustbench_vlm.models.precision import InPrecision, products
 from robustbench_vlm.models.text_encoder import embed_texts
 
 _ROWS = 4
-"""The image encoder gets batches whose size is a multiple of this number. Kernels for smaller batches add numbers in
-another order and round differently, so the result of a sample could depend on the batch size."""
+"""Batches for the image encoder are filled up to a multiple of this number of images. Kernels for smaller batches add
+numbers in another order and round differently. The result of a sample could then depend on the batch size."""
 
 
 class ZeroShotClassifier(nn.Module):
@@ -31,7 +31,7 @@ class ZeroShotClassifier(nn.Module):
     text_features: Tensor
     """The text embedding of each class, float32 [C, D], of unit length."""
     images_per_sample = 1
-    """The number of images that the network processes for one sample at the same time."""
+    """The number of images per sample in one forward pass of the network."""
 
     def __init__(
         self,
@@ -50,8 +50,8 @@ class ZeroShotClassifier(nn.Module):
         """Return the logits, float32 [B, C], of images, float32 [B, 3, H, W] in [0, 1]."""
         features = self.image_features(images)
         if self.logits == "float32":
-            # A float32 product rounds differently for another number of classes. A float64 product that is then rounded
-            # to float32 does not.
+            # The rounding errors of a float32 product depend on the number of classes. A float64 product that is
+            # rounded to float32 does not have this problem.
             product = self.scale * features.double() @ self.text_features.double().T
             return (product + self.bias).to(self.text_features.dtype)
         # The protocol requires logits in a lower precision.
@@ -61,33 +61,39 @@ class ZeroShotClassifier(nn.Module):
 
     @property
     def plain(self) -> "ZeroShotClassifier":
-        """This classifier itself, because it has no test-time defense that could be removed."""
+        """The classifier without a test-time defense. It is this classifier, because it has no test-time defense."""
         return self
 
     def in_precision(self, name: str, logits: str = "float32") -> "ZeroShotClassifier":
-        """Return this classifier with the image encoder in the precision `name` and the logits in `logits`.
+        """Return a copy whose image encoder runs in the precision `name` and whose logits have the precision `logits`.
 
-        Both are names in `precision.PRECISIONS`.
+        `precision.PRECISIONS` lists the accepted names.
         """
         encoder = InPrecision(self.encoder, name)
         return ZeroShotClassifier(encoder, self.text_features, self.scale, logits, self.bias).eval()
 
     def of_samples(self, keys: Tensor) -> "ZeroShotClassifier":
-        """Return this classifier unchanged, because it uses no random numbers; `keys` is int64 [B]."""
+        """Return this classifier unchanged, because it uses no random numbers.
+
+        `keys` is int64 [B]: the seeds of the random numbers of B samples.
+        """
         return self
 
     def select(self, index: Tensor) -> "ZeroShotClassifier":
-        """Return this classifier unchanged, because it is the same function for all samples; `index` is int64 [K]."""
+        """Return this classifier unchanged, because it does not depend on the sample.
+
+        `index` is int64 [K]: the positions of the samples.
+        """
         return self
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
-        """Return one forward pass, and one backward pass if `gradient` is true."""
+        """Return the cost per sample as (forward passes, backward passes): (1, 1) with a gradient, or (1, 0)."""
         return 1, int(gradient)
 
     def image_features(self, images: Tensor) -> Tensor:
         """Return the embeddings, float32 [B, D], of unit length, of images, float32 [B, 3, H, W] in [0, 1]."""
         features = self.encoder(_filled(images))[: len(images)]
-        # The encoder may run in half precision, but the logits are computed from float32 embeddings.
+        # The image encoder may run in half precision. The logits are always computed from float32 embeddings.
         return functional.normalize(features.to(self.text_features.dtype), dim=-1)
 
 
@@ -101,16 +107,16 @@ class Model:
     network: nn.Module
     architecture: Architecture
     card: ModelCard | None = None
-    """The model card; None for a model that was made without one."""
+    """The model card, or None if the model was made without a card."""
 
     @property
     def scale(self) -> float:
-        """The logit scale, which multiplies cosine similarities; the weights store its logarithm."""
+        """The factor that multiplies the cosine similarities. The weights contain its logarithm."""
         return float(self.network.get_parameter("logit_scale").detach().exp())
 
     @property
     def bias(self) -> float:
-        """The logit bias of a sigmoid head, such as SigLIP's; 0 without one. It changes no prediction."""
+        """The logit bias, which models such as SigLIP have. It is 0 for other models, and changes no prediction."""
         bias: Tensor | None = getattr(self.network, "logit_bias", None)
         return 0.0 if bias is None else float(bias.detach())
 
@@ -121,7 +127,7 @@ class Model:
 
     @property
     def context_length(self) -> int:
-        """The number of tokens that the text encoder reads, start and end tokens included."""
+        """The largest number of tokens that the text encoder reads, including the start and end tokens."""
         return context_length(self.architecture)
 
     def to(self, device: str) -> None:
@@ -130,7 +136,7 @@ class Model:
 
     @functools.cached_property
     def encoder(self) -> ImageEncoder:
-        """The image encoder, which resizes and normalises images itself; all classifiers of the model share it."""
+        """The image encoder, including resize and normalisation. All classifiers of the model share it."""
         with torch.no_grad():
             visual = with_fast_pixel_gradients(folded(self.network.get_submodule("visual")))
         return ImageEncoder(visual, self.architecture).eval()
@@ -144,15 +150,16 @@ class Model:
         return class_features(prompts, functools.partial(embed_texts, self.network, self.architecture))
 
     def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> ZeroShotClassifier:
-        """Return the zero-shot classifier of C classes; `prompts` has one text or a tuple of texts per class."""
+        """Return the zero-shot classifier for C classes. `prompts` has one text or a tuple of texts per class."""
         made = ZeroShotClassifier(self.encoder, self.text_features(prompts), self.scale, bias=self.bias)
         return made.eval().requires_grad_(False)
 
 
 def class_features(prompts: Sequence[str | tuple[str, ...]], embed: Callable[[list[str]], Tensor]) -> Tensor:
-    """Return the text embedding of each class, float32 [C, D], unit length; several prompts of a class are averaged.
+    """Return the text embedding of each class, float32 [C, D], with unit length.
 
-    `embed` maps N different texts to unit-length embeddings, float32 [N, D]. It is called once.
+    If a class has several prompts, their embeddings are averaged. `embed` maps N different texts to unit-length
+    embeddings, float32 [N, D]. It is called once.
     """
     groups = [(prompt,) if isinstance(prompt, str) else prompt for prompt in prompts]
     texts = list(dict.fromkeys(text for group in groups for text in group))
@@ -162,16 +169,16 @@ def class_features(prompts: Sequence[str | tuple[str, ...]], embed: Callable[[li
 
 
 def _filled(images: Tensor) -> Tensor:
-    """Return images, [B, 3, H, W], with the last image repeated until the batch size is a multiple of _ROWS."""
+    """Repeat the last image of a batch, [B, 3, H, W], until the batch size is a multiple of `_ROWS`."""
     more = -len(images) % _ROWS
     return torch.cat([images, images[-1:].detach().expand(more, -1, -1, -1)]) if more else images
 
 
 def load_model(reference: str, track: str) -> Model:
-    """Load the model of a reference without a test-time defense; `models.reference` lists the forms of references.
+    """Load a model by its reference, which must not have a test-time defense.
 
-    Raises UserError if the name is unknown, a download fails, or the weights are damaged, have a wrong digest, or were
-    never released.
+    The module `models.reference` lists the forms of references. Raises UserError if the name is unknown, a download
+    fails, or the weights are damaged, have a wrong digest, or were never released.
     """
     card = find_card(reference, track)
     found = assemble(card, track)

@@ -1,4 +1,4 @@
-"""Identity of a model in memory: digests of its tensors, structure and code, and the parts that have no digest."""
+"""Identity of a model in memory: digests of its tensors, structure and code, and a list of parts without a digest."""
 
 import dataclasses
 import hashlib
@@ -17,28 +17,28 @@ from torch import Tensor, nn
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SKIPPED = frozenset(vars(nn.Module())) | {"training"}
-"""Attributes that every torch module has. Tensors and sub-modules among them have separate digests."""
+"""Attributes that every torch module has. The digest of plain attributes leaves them out."""
 _VOLATILE = frozenset({"transformers_version", "_name_or_path", "torch_dtype", "dtype", "_attn_implementation"})
-"""Entries of a library's configuration that change no output of a model whose tensors are digested."""
+"""Entries of a library's configuration that do not change the output of a model, given its tensors."""
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib"))
 
 
 @dataclass(frozen=True)
 class Identity:
-    """The parts that the output of a function or torch module depends on, as far as they can be determined."""
+    """A description of everything that the output of a function or torch module depends on."""
 
     parts: Any
-    """Values in the types of JSON; equal parts mean equal code, structure and tensors."""
+    """The code, structure and tensors, as values that JSON can store. Equal models have equal values."""
     doubts: tuple[str, ...]
-    """The parts that cannot be determined, such as a closure; empty if the identity is complete."""
+    """The items that `parts` cannot describe, such as a closure. Empty if `parts` is complete."""
 
 
 def identity_of(function: Any) -> Identity:
     """Return the identity of a torch module, a function, or an object that is called like a function.
 
     The identity covers the bytes of tensors, the structure and plain attributes of modules, and the import path of
-    code. It covers the source of code too, unless the code belongs to an installed package. Closures, lambdas, hooks,
-    classes in the main script and objects with unknown state are listed in `doubts`.
+    code. If the code does not belong to an installed package, the identity also covers its source. Closures, lambdas,
+    hooks, classes in the main script and objects with unknown state are listed in `doubts`.
     """
     doubts: list[str] = []
     parts = _module(function, doubts) if isinstance(function, nn.Module) else _callable(function, doubts)
@@ -46,7 +46,7 @@ def identity_of(function: Any) -> Identity:
 
 
 def tensor_digest(tensor: Tensor) -> str:
-    """Return the sha256 over dtype, shape and bytes of a dense tensor of any dtype and device."""
+    """Return the sha256 over the dtype, shape and bytes of a dense tensor."""
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
     head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
     return hashlib.sha256(head + data.tobytes()).hexdigest()
@@ -73,7 +73,10 @@ def _has_hooks(module: nn.Module) -> bool:
 
 
 def _own_state(module: nn.Module, name: str, doubts: list[str]) -> dict[str, Any]:
-    """Return the class of one module and its attributes that are not parameters, buffers or sub-modules."""
+    """Return the class and the plain attributes of one module.
+
+    Plain attributes are all attributes except parameters, buffers and sub-modules.
+    """
     kind = type(module)
     attributes = {key: value for key, value in vars(module).items() if key not in _SKIPPED}
     trusted = _is_installed(kind)
@@ -85,7 +88,7 @@ def _own_state(module: nn.Module, name: str, doubts: list[str]) -> dict[str, Any
 
 
 def _value(value: Any, where: str, doubts: list[str], trusted: bool) -> Any:
-    """Return the identity of an attribute; add an object of unknown state to `doubts`, unless a library made it."""
+    """Return the identity of an attribute. Add objects of unknown state to `doubts`, except those of `trusted` code."""
     if value is None or isinstance(value, bool | int | str | torch.dtype | torch.device):
         return str(value)
     if isinstance(value, float | complex):
@@ -124,7 +127,7 @@ def _callable(function: Callable[..., Any], doubts: list[str]) -> Any:
 
 
 def _object(value: Any, doubts: list[str]) -> Any:
-    """Return the class of an object; add its state to `doubts`, unless an installed package has the class."""
+    """Return the class of an object. If the class is not from an installed package, add the object to `doubts`."""
     if not _is_installed(type(value)):
         doubts.append(f"it is a {type(value).__name__}, an object of unknown state")
     return _code(type(value), doubts)
@@ -147,7 +150,7 @@ def _function(function: FunctionType, doubts: list[str]) -> dict[str, Any]:
 
 
 def _code(value: Any, doubts: list[str]) -> list[str]:
-    """Return import path and, for code outside of installed packages, the digest of the source of its file."""
+    """Return the import path of code. For code outside of installed packages, also return the digest of its file."""
     path = f"{value.__module__}:{value.__qualname__}"
     if _is_installed(value):
         return [path]

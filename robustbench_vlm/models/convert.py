@@ -14,7 +14,7 @@ from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.models.weights import load_encoders, save_weights, split_encoders
 
 _LONGEST_NAME = 180
-"""Bytes of a model name to which the names of its files add the rest of the 255 bytes that file systems allow."""
+"""The largest accepted length of a model name in bytes. The names of its files are longer. File systems allow 255."""
 
 
 def convert(
@@ -27,23 +27,25 @@ def convert(
     defense: str = "",
     whole_base: str = "",
 ) -> Path:
-    """Write the encoders of a checkpoint to a folder as safetensors with a model card; return the path of the card.
+    """Write the encoders of a checkpoint as safetensors with a model card, and return the path of the card.
 
-    Nothing is downloaded.
+    This function does not download files.
 
     Args:
-        file: The checkpoint: a file, an index of shards, or a folder that `save_pretrained` wrote.
-        base: The model that was fine-tuned. It defines the architecture, mean and std, and the new card uses its text
-            encoder if the checkpoint does not have a text encoder. If it is empty, the checkpoint must be a whole CLIP.
+        file: The checkpoint: a file, the index of a checkpoint in several files, or a folder that `save_pretrained`
+            wrote.
+        base: The model that was fine-tuned. It defines the architecture, mean and std. If the checkpoint does not have
+            a text encoder, the new card uses the text encoder of `base`. If `base` is empty, the checkpoint must be a
+            whole CLIP.
         track: The track of the base.
         folder: The folder for the new files.
-        name: The name of the new model; "" uses the start of the file name.
+        name: The name of the new model. If it is "", the start of the file name is used.
         defense: The defense that the model was trained with, for the card.
         whole_base: The model whose architecture, mean and std are used for a whole CLIP if `base` is empty.
 
     Raises:
         UserError: The file is not a checkpoint, its format is unknown, or its tensors do not fit the architecture of
-            the base. The folder already has a card of this name that was made from another file.
+            the base. Also raised if the folder already has a card with this name from another file.
     """
     files = find_checkpoint(file)
     name = name or _stem(file)
@@ -106,7 +108,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_free(card: Path, origin: dict[str, Any]) -> None:
-    """Raise UserError if the card exists but was made from another file, since many files are called "model_best"."""
+    """Raise UserError if the card exists but was made from another file. Many files have the name "model_best"."""
     if card.is_file() and (existing := read_card(card).training) != origin:
         raise UserError(
             f"{card} already exists and was made from {existing.get('converted_from', 'another model')}: give the new"
@@ -120,7 +122,10 @@ def _stem(file: Path) -> str:
 
 
 def _reference(parent: ModelCard, base: str) -> str:
-    """Return the field `base` of the new card: the model whose weights contain the text encoder that `parent` uses."""
+    """Return the field `base` of the new card.
+
+    The text encoder of `parent` may come from another model. In this case, that model is the base.
+    """
     if parent.base:
         return parent.base_reference
     return str(Path(base).resolve()) if is_card_file(base) else base

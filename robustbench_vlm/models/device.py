@@ -1,16 +1,16 @@
-"""Devices: check and choose "cpu" or "cuda". Torch is imported only to look for a GPU."""
+"""Devices: check and choose "cpu" or "cuda". This module imports torch only if it has to look for a GPU."""
 
 from robustbench_vlm.core.errors import UserError
 
 
 def check_device(name: str) -> None:
-    """Raise UserError unless a name is "cpu", "cuda" or empty."""
+    """Raise UserError if a name is not "cpu", "cuda" or empty."""
     if name not in ("", "cpu", "cuda"):
         raise UserError(f"unknown device {name!r}: give cpu or cuda")
 
 
 def choose_device(name: str) -> str:
-    """Return "cpu" or "cuda"; the name "" selects a GPU if there is one.
+    """Return "cpu" or "cuda". The name "" selects "cuda" if there is a GPU, and "cpu" if not.
 
     Raises UserError if the name is unknown, or if it is "cuda" and torch finds no GPU.
     """

@@ -1,6 +1,6 @@
-"""A strided convolution over pixels with a fast gradient with respect to the pixels on a CPU.
+"""A strided convolution with a fast gradient with respect to its input pixels on a CPU.
 
-If the input has three channels, oneDNN's gradient computation takes up to ten times as long as the convolution.
+If the input has three channels, oneDNN needs up to ten times as long for this gradient as for the convolution.
 This module computes the gradient with matrix products and sums the results of overlapping windows.
 """
 
@@ -28,7 +28,7 @@ def with_fast_pixel_gradients(network: nn.Module) -> nn.Module:
 
 
 class PixelConvolution(nn.Module):
-    """A replacement of the convolution `like`, with the same parameters under the same names."""
+    """A replacement of the convolution `like`. It has the parameters of `like` under their names."""
 
     def __init__(self, like: nn.Conv2d) -> None:
         super().__init__()
@@ -79,8 +79,8 @@ class _Convolution(torch.autograd.Function):
 def _image_gradient(gradient: Tensor, weight: Tensor, stride: int, padding: int, shape: torch.Size) -> Tensor:
     """Convert the gradient with respect to the output into the gradient with respect to the images, [B, C, H, W].
 
-    The kernel is split into blocks of stride x stride pixels. Windows start at multiples of the stride, so block (a, b)
-    of the window at position (y, x) covers exactly the image block (y + a, x + b).
+    The kernel is split into blocks of stride x stride pixels, and the image too. Windows start at multiples of the
+    stride. Block (a, b) of the window at position (y, x) therefore covers exactly the image block (y + a, x + b).
     """
     batch, channels, height, width = shape
     outputs, _, down, across = gradient.shape[1], *gradient.shape[1:]

@@ -1,10 +1,10 @@
-"""A fast form of open_clip's ResNet for small images: the same function in half the time.
+"""A fast form of open_clip's ResNet for small images. It computes the same function in half the time.
 
 * Batch normalisation with fixed statistics is merged into the convolution before it.
 * 1 x 1 convolutions are computed as matrix products.
-* If the last feature map is one pixel, attention pooling has two tokens, the mean and the pixel, which differ only in
-  their positional embedding. The common part of their keys cancels in the softmax. Pooling then needs only one matrix
-  product and one sigmoid per attention head.
+* If the last feature map is one pixel, attention pooling has two tokens: the mean of the map and the pixel. They differ
+  only in their positional embedding, and the common part of their keys cancels in the softmax. Pooling then needs only
+  one matrix product and one sigmoid per attention head.
 """
 
 from collections.abc import Iterator
@@ -16,10 +16,11 @@ from torch.nn import functional
 
 
 def folded(visual: nn.Module) -> nn.Module:
-    """Return the fast form of an open_clip ResNet whose last feature map is one pixel; return other encoders unchanged.
+    """Return the fast form of an open_clip ResNet if its last feature map is one pixel.
 
-    Outputs are equal up to rounding. Gradients reach the weights of `visual` if the weights require gradients. The fast
-    form is computed from the current weights, so call this function again after the weights change.
+    Other encoders are returned unchanged. Outputs are equal up to rounding. Gradients reach the weights of `visual` if
+    the weights require gradients. The fast form is computed from the current weights. Call this function again after
+    the weights change.
     """
     from open_clip.modified_resnet import ModifiedResNet
 
@@ -127,15 +128,14 @@ class _Block(nn.Module):
 class _PointPool(nn.Module):
     """Attention pooling of a feature map that is one pixel x, with positional embeddings p0 and p1.
 
-    The mean of the map is x too, so the two tokens are x + p0, which is also the query, and x + p1.
+    The mean of the map is x too. The two tokens are therefore x + p0 and x + p1. The query is x + p0.
     """
 
     def __init__(self, pool: Any) -> None:
         super().__init__()
         heads, out = pool.num_heads, pool.c_proj.weight
         first, second = pool.positional_embedding
-        # The softmax over two tokens is the sigmoid of the difference of their scores. Both keys contain x, which
-        # cancels in the difference.
+        # A softmax over two tokens is a sigmoid of the difference of their scores. Both keys contain x, so x cancels.
         key, value = pool.k_proj.weight @ (second - first), pool.v_proj.weight @ (second - first)
         root = (len(key) // heads) ** 0.5
         query = pool.q_proj.weight @ first + pool.q_proj.bias

@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: load dual encoders of the library transformers by hf:ORG/NAME[@REVISION]."""
+"""Models on the Hugging Face hub: load CLIP and SigLIP models with transformers by hf:ORG/NAME[@REVISION]."""
 
 import contextlib
 import logging
@@ -18,19 +18,20 @@ from robustbench_vlm.models.in_memory import InMemoryModel, zero_shot
 from robustbench_vlm.models.reference import HuggingFaceModel
 
 _SECONDS = 5.0
-"""Seconds after which the hub counts as unreachable."""
+"""Timeout in seconds. If the hub does not answer in this time, it counts as unreachable."""
 _NOT_FOUND = ("RepositoryNotFoundError", "RevisionNotFoundError")
 
 
 def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
-    """Load a model of the hub with its processor; files that are not in the cache are fetched.
+    """Load a model of the hub with its processor. Download the files that are not in the cache.
 
     Only safetensors weights are read, and code of the repository is never run. The preprocessing constants, the
     resolution and the logit scale come from the repository. The digest covers the weights, the structure and the
-    tokens of fixed texts, so it does not depend on the name of the revision.
+    tokens of fixed texts. It does not depend on the name of the revision.
 
     Raises:
-        UserError: The package transformers is missing, the repository cannot be read, or it holds no dual encoder.
+        UserError: The package transformers is missing. Or the repository cannot be read, or its model does not have
+            both an image encoder and a text encoder.
     """
     try:
         import transformers
@@ -51,7 +52,7 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
 
     try:
         with quiet_libraries():
-            # Cached files need no network, and all workers of a run then read the same files.
+            # The cache is tried first: it needs no network, and all workers of a run read the same files.
             try:
                 found = load(local_files_only=True)
             except OSError:
@@ -76,14 +77,17 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
 
 
 def expect_hub(what: str) -> None:
-    """Raise UserError if the hub's host cannot be reached within 5 seconds: its client would retry for minutes."""
+    """Raise UserError if the hub's host cannot be reached within 5 seconds.
+
+    Without this check, the hub's client would retry for minutes.
+    """
     from huggingface_hub import constants
 
     address = urlsplit(constants.ENDPOINT)
     host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{what} is not in the cache, and HF_HUB_OFFLINE is set: unset it, or fill the cache")
-    if getproxies().get(address.scheme):  # only the proxy knows whether the host can be reached
+    if getproxies().get(address.scheme):  # behind a proxy, a direct connection to the host may fail
         return
     try:
         socket.create_connection((host, port), timeout=_SECONDS).close()
@@ -95,15 +99,18 @@ def expect_hub(what: str) -> None:
 
 
 def hub_cache() -> str | None:
-    """Return the folder for files of the hub: in VLMBENCH_CACHE if that is set, or None for the hub's own cache."""
+    """Return the folder for files of the hub. It is in VLMBENCH_CACHE.
+
+    Return None if VLMBENCH_CACHE is not set. The hub's client then uses its default cache.
+    """
     return str(cache_folder() / "hub") if os.environ.get("VLMBENCH_CACHE") else None
 
 
 def pixel_difference(model: InMemoryModel, processor: Any, side: int) -> float:
-    """Return the largest difference between the processor's pixels and the model's, in units of the pixel range.
+    """Return the largest difference between the pixels of the processor and the pixels of the model.
 
-    Both get one image of `side` x `side` pixels with a smooth and a noisy half. Without a resize the difference is a
-    rounding error. The difference is large if the processor shrinks images with a filter that the model does not use.
+    The unit is the pixel range. Both preprocess one image of `side` x `side` pixels with a smooth and a noisy half. If
+    neither resizes the image, the difference is a rounding error. It is large if they resize with different filters.
     """
     from PIL import Image
 
@@ -119,7 +126,7 @@ def pixel_difference(model: InMemoryModel, processor: Any, side: int) -> float:
 
 @contextlib.contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Silence the logs and progress bars of the hub's client and of transformers: failures are raised as errors."""
+    """Silence the logs and progress bars of the hub's client and of transformers. Errors are still raised."""
     from transformers.utils import logging as library
 
     bars: Any = library  # the library is not typed
@@ -134,7 +141,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def _interpolation(processor: Any) -> str:
-    """Return the interpolation of a processor's resize; 2 is bilinear in Pillow's numbering, 3 is bicubic."""
+    """Return the interpolation that a processor resizes with. Pillow's number for bilinear is 2, for bicubic 3."""
     images = getattr(processor, "image_processor", processor)
     return "bilinear" if int(getattr(images, "resample", None) or 3) == 2 else "bicubic"
 

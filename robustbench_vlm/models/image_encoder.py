@@ -12,7 +12,7 @@ from robustbench_vlm.models.open_clip import Architecture
 class ImageEncoder(nn.Module):
     """Map images of any size, float32 [B, 3, H, W] in [0, 1], to embeddings, [B, D] in the dtype of the network.
 
-    The module resizes images (bicubic) and normalises their pixels itself, so an attack perturbs the original pixels.
+    The module resizes images (bicubic) and normalises their pixels. An attack therefore perturbs the original pixels.
     The embeddings are not normalised to unit length.
     """
 
@@ -37,9 +37,10 @@ class ImageEncoder(nn.Module):
         return features
 
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the embeddings of images, [B, D], and the embeddings of their T patches, [B, T, D], in the same space.
+        """Return the embeddings of images, [B, D], and the embeddings of their T patches, [B, T, D].
 
-        `images` is float32 [B, 3, H, W] in [0, 1]. Raises UserError for a network without patch embeddings.
+        Both are in the same embedding space. `images` is float32 [B, 3, H, W] in [0, 1]. Raises UserError if the
+        network does not have patch embeddings.
         """
         from open_clip.transformer import VisionTransformer
 

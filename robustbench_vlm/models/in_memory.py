@@ -21,24 +21,24 @@ from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.models.reference import IN_MEMORY
 
 UNPINNED = "unpinned:"
-"""The start of the digest of a model whose identity is incomplete, so that another machine cannot check it."""
+"""The prefix of a digest that does not cover the whole model. Another machine cannot check such a digest."""
 DIGEST_PREFIXES = (IN_MEMORY, UNPINNED)
-"""The starts of the digests of models in memory; other digests do not start with these texts."""
+"""The two prefixes of the digests of models in memory. Digests of other models do not have them."""
 ACCEPTED = (
     "zero_shot(open_clip_model, tokenizer), zero_shot(transformers_model, processor), or zero_shot(image_encoder=...,"
     " text_encoder=..., logit_scale=..., image_size=..., mean=..., std=...)"
 )
-"""The accepted calls, for messages."""
+"""The accepted calls of `zero_shot`, as text for error messages."""
 _TEXTS_AT_ONCE = 256
 _PROBES = ("a photo of a dog.", "the number 7", "a red square on a white table")
-"""Texts whose embeddings or tokens identify a text encoder."""
+"""Fixed texts. Their embeddings or tokens are a part of the digest of a text encoder."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class PixelEncoder(nn.Module):
     """Map images, float32 [B, 3, H, W] in [0, 1] of any size, to the outputs of an image encoder, float [B, D].
 
-    It resizes and normalises the images itself, so an attack perturbs the pixels before both steps.
+    This module resizes and normalises the images. An attack therefore perturbs the pixels before both steps.
     """
 
     mean: Tensor
@@ -62,7 +62,7 @@ class PixelEncoder(nn.Module):
         return _embeddings(self.encoder(self.pixels(images)), len(images), "image encoder")
 
     def pixels(self, images: Tensor) -> Tensor:
-        """Return images as the encoder takes them: resized and normalised, float32 [B, 3, image_size, image_size]."""
+        """Resize and normalise images for the encoder; return float32 [B, 3, image_size, image_size]."""
         size = (self.image_size, self.image_size)
         if images.shape[-2:] != size:
             images = functional.interpolate(images, size, mode=self.interpolation, align_corners=False)
@@ -75,17 +75,20 @@ class InMemoryModel:
 
     name: str
     encoder: PixelEncoder
-    """The image encoder with resize and normalisation inside."""
+    """The image encoder, including resize and normalisation."""
     embed_texts: Callable[[list[str]], Any]
     """Maps N texts to embeddings, float [N, D]."""
     scale: float
-    """The logit scale, which multiplies the cosine similarities."""
+    """The logit scale. The cosine similarities are multiplied by it."""
     bias: float = 0.0
     """The logit bias. It is added to every logit, so it changes no prediction."""
     card: None = None
     """None, because a model in memory does not have a model card."""
     digest_prefix: str = IN_MEMORY
-    """The start of the digest if the identity is complete; "" if users can load the model by name on other machines."""
+    """The prefix of the digest if the digest covers the whole model.
+
+    It is "" if users can load the model by name on other machines.
+    """
 
     @property
     def image_size(self) -> int:
@@ -94,18 +97,24 @@ class InMemoryModel:
 
     @property
     def context_length(self) -> int:
-        """The number of tokens that the text encoder reads; CLIP's if the text encoder does not show its tokens."""
+        """The largest number of tokens that the text encoder reads.
+
+        If the text encoder does not give access to its tokens, this is CLIP's context length.
+        """
         tokens = getattr(self.embed_texts, "tokens", None)
         return int(tokens(list(_PROBES[:1])).shape[1]) if callable(tokens) else CONTEXT_LENGTH
 
     @functools.cached_property
     def doubts(self) -> tuple[str, ...]:
-        """Descriptions of the model's parts that the digest cannot cover; empty if the identity is complete."""
+        """Descriptions of the model's parts that the digest cannot cover. Empty if the digest covers all parts."""
         return tuple(doubt for identity in self._identities for doubt in identity.doubts)
 
     @functools.cached_property
     def digest(self) -> str:
-        """A sha256 over tensors, structure, code and preprocessing; its prefix is "unpinned:" if parts are missing."""
+        """A sha256 over tensors, structure, code and preprocessing, with a prefix.
+
+        The prefix is "unpinned:" if the digest does not cover all parts of the model.
+        """
         encoder = self.encoder
         pixels = [encoder.image_size, encoder.mean.flatten().tolist(), encoder.std.flatten().tolist()]
         parts: list[Any] = [identity.parts for identity in self._identities]
@@ -115,20 +124,23 @@ class InMemoryModel:
             parts.append(tensor_digest(tokens(list(_PROBES))))
         if not self.doubts:
             return self.digest_prefix + fingerprint(parts)
-        # The outputs on fixed inputs change with most changes of the model that the digests above do not cover.
+        # The digests above may miss a change of the model. Most such changes also change the outputs on fixed inputs.
         outputs = [tensor_digest(self.text_features(_PROBES)), tensor_digest(self._image_outputs())]
         return UNPINNED + fingerprint([*parts, *outputs])
 
     def text_features(self, prompts: Sequence[str | tuple[str, ...]]) -> Tensor:
-        """Return the text embedding of each class, float32 [C, D], unit length; several prompts are averaged."""
+        """Return the text embedding of each class, float32 [C, D], with unit length.
+
+        If a class has several prompts, their embeddings are averaged.
+        """
         return class_features(prompts, self._embed)
 
     def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> ZeroShotClassifier:
-        """Return the zero-shot classifier of the classes that the prompts describe: one text or several per class."""
+        """Return the zero-shot classifier for C classes. `prompts` has one text or a tuple of texts per class."""
         return ZeroShotClassifier(self.encoder, self.text_features(prompts), self.scale, bias=self.bias).eval()
 
     def to(self, device: str) -> None:
-        """Move encoders that are torch modules to a device."""
+        """Move the encoders to a device. An encoder that is not a torch module is not moved."""
         self.encoder.to(device)
         if isinstance(self.embed_texts, nn.Module):
             self.embed_texts.to(device)
@@ -179,17 +191,17 @@ def zero_shot(
         text_encoder: In place of `model`: a torch module or function from a list of N texts to embeddings, float
             [N, D]. Embeddings need not have unit length.
         logit_scale: The factor that multiplies the cosine similarities, such as 100.0 (not its logarithm).
-        logit_bias: Added to every logit, such as SigLIP's; it changes no prediction.
+        logit_bias: A number that is added to every logit, such as SigLIP's bias. It changes no prediction.
         image_size: Height and width of the images that the encoder takes, in pixels.
         mean: Three channel means that are subtracted from pixels in [0, 1].
         std: Three channel standard deviations that pixels are divided by.
-        interpolation: "bicubic" or "bilinear", for images of another size.
-        name: Name in tables and records; by default the class name of the model.
+        interpolation: "bicubic" or "bilinear". It is used to resize images of another size.
+        name: Name in tables and records. The default is the class name of the model.
 
-    Values that a model or its processor states are taken from there unless they are given here.
+    The model and its processor may state some of these values. An argument of this function replaces such a value.
 
     Raises:
-        UserError: A value that is missing or cannot be used.
+        UserError: A value is missing or cannot be used.
     """
     given: dict[str, Any] = {
         "logit_scale": logit_scale,
@@ -229,7 +241,10 @@ def zero_shot(
 
 
 def checked_name(name: str) -> str:
-    """Return the name of a model in memory; raise UserError if it cannot be the name of a folder of records."""
+    """Return `name` unchanged; raise UserError if it cannot be the name of a model in memory.
+
+    The records of the model are in a folder with this name.
+    """
     if not _NAME.fullmatch(name):
         raise UserError(
             f"the name of a model must have 1 to 64 letters, digits, dots, dashes and underscores, got {name!r}: give"
@@ -239,12 +254,12 @@ def checked_name(name: str) -> str:
 
 
 _registered: dict[str, InMemoryModel] = {}
-"""Maps NAME to the model that the reference "memory:NAME" means in this process."""
+"""The models in memory that this process can find by the reference "memory:NAME". The keys are the names."""
 
 
 @contextmanager
 def registered(models: Sequence[InMemoryModel], named: Sequence[str]) -> Iterator[list[str]]:
-    """Make models known to this process while a run lasts, and yield their references "memory:NAME".
+    """Register models in memory for the duration of a run, and yield their references "memory:NAME".
 
     `named` contains the names of the track's models. Raises UserError if two models have the same name.
     """
@@ -264,7 +279,7 @@ def registered(models: Sequence[InMemoryModel], named: Sequence[str]) -> Iterato
 
 
 def find_registered(name: str) -> InMemoryModel:
-    """Return the model in memory with this name; raise UserError if this process does not have such a model."""
+    """Return the registered model in memory with this name; raise UserError if there is no such model."""
     if name not in _registered:
         raise UserError(
             f"the model {IN_MEMORY}{name} exists only in the Python process that made it: call evaluate with the model"
@@ -274,7 +289,7 @@ def find_registered(name: str) -> InMemoryModel:
 
 
 def renamed(model: InMemoryModel, name: str) -> InMemoryModel:
-    """Return the model under another name; raise UserError for a name that cannot be used."""
+    """Return the model with another name; raise UserError if the name cannot be used."""
     return replace(model, name=checked_name(name))
 
 
@@ -321,7 +336,7 @@ def _check_dimensions(model: InMemoryModel) -> None:
 
 
 def _embeddings(output: Any, count: int, what: str) -> Tensor:
-    """Return an encoder's output, float [count, D]; raise UserError for anything else."""
+    """Return an encoder's output, float [count, D]; raise UserError if it has another type or shape."""
     if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != count or not output.is_floating_point():
         got = f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
         raise UserError(

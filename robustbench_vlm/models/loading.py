@@ -18,21 +18,21 @@ from robustbench_vlm.models.weights import cached, load_encoders, load_weights, 
 
 @dataclass(frozen=True)
 class Assembled:
-    """A network with its weights, its architecture and the digest of both."""
+    """A network with its weights, its architecture, and a digest of the weights and the architecture."""
 
     network: nn.Module
     architecture: Architecture
     """The architecture, with the mean and std of the model."""
     digest: str
-    """sha256 over the name of the architecture, the digests of the weights, and the card's mean and std if it has
-    them."""
+    """sha256 over the name of the architecture and the digests of the weights. If the card has a mean and std, they
+    are included."""
 
 
 def assemble(card: ModelCard, track: str) -> Assembled:
-    """Return the network of a card; weights with a download address are downloaded unless they are in the cache.
+    """Return the network of a card. Weights with a download address are downloaded if they are not in the cache.
 
-    Raises UserError if the weights were never released, a file is missing or damaged or has a wrong digest, the weights
-    do not fit the architecture, or a download fails.
+    Raises UserError if the weights were never released, do not fit the architecture, or cannot be downloaded. Also
+    raises UserError if a file is missing, is damaged, or has a wrong digest.
     """
     if not card.has_weights:
         raise _not_released(card, track)
@@ -46,10 +46,10 @@ def assemble(card: ModelCard, track: str) -> Assembled:
 
 
 def fetch(card: ModelCard, track: str, on_progress: OnProgress) -> None:
-    """Download the weights files that a card needs and that are not in the cache.
+    """Download the weights files of a card that are not in the cache.
 
-    Weights of open_clip are not downloaded here; open_clip downloads them when a model is loaded. `on_progress` counts
-    megabytes. Raises UserError if a download fails, or if only a person can download the file.
+    This function does not download weights of open_clip. open_clip downloads them when a model is loaded. `on_progress`
+    counts megabytes. Raises UserError if a download fails, or if the file cannot be downloaded automatically.
     """
     if card.base:
         fetch(_base(card, track), track, on_progress)
@@ -66,7 +66,7 @@ def fetch(card: ModelCard, track: str, on_progress: OnProgress) -> None:
 
 
 def architecture_of(card: ModelCard) -> Architecture:
-    """Return the architecture of a card, with the card's mean and std if it has them."""
+    """Return the architecture of a card. If the card has a mean and std, they replace the architecture's."""
     architecture = load_architecture(card.architecture)
     if card.mean and card.std:
         return dataclasses.replace(architecture, mean=card.mean, std=card.std)
@@ -119,7 +119,7 @@ def _encoders(card: ModelCard, weights: Weights) -> tuple[Encoders, str]:
 
 
 def _fill(card: ModelCard, network: nn.Module, image: State, text: State) -> None:
-    """Load the weights of both encoders into a network; if `text` is empty, the network keeps its text encoder."""
+    """Load the weights of both encoders into a network. If `text` is empty, the text encoder is not changed."""
     own_image, own_text = split_encoders(network)
     try:
         check_fit("image", image, own_image)

@@ -1,4 +1,4 @@
-"""The architecture of the mini track: a CLIP that is small enough for a laptop (docs/mini.md has the reasons)."""
+"""The architecture of the mini track: a CLIP that is small enough for a laptop. docs/mini.md explains the design."""
 
 from robustbench_vlm.models.open_clip import Architecture
 

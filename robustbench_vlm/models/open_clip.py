@@ -1,4 +1,4 @@
-"""CLIP architectures, which open_clip builds, and open_clip's pretrained weights for them."""
+"""CLIP architectures: build them with open_clip, and load their pretrained weights from open_clip."""
 
 import contextlib
 import dataclasses
@@ -21,9 +21,9 @@ from robustbench_vlm.models.reference import OPEN_CLIP
 from robustbench_vlm.models.weights import remember
 
 CONTEXT_LENGTH = 77
-"""Tokens that the text encoder of every released CLIP reads, unless its configuration states another number."""
+"""The context length of a text encoder in tokens. It applies if the configuration does not state another number."""
 _PROBES = ("a photo of a dog.", "X-RAY no. 7, 25 %", "ein Café in Zürich", "\u4e00\u5f20\u7167\u7247", "")
-"""Texts whose tokens identify a tokenizer."""
+"""Fixed texts. The digest of a tokenizer covers their tokens."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ class Architecture:
     std: tuple[float, float, float]
     """The standard deviation of each colour channel, for pixels in [0, 1]."""
     open_clip_name: str = ""
-    """The name in open_clip, whose factory builds the network and whose tokenizer reads the texts; "" for CLIP."""
+    """The name of the architecture in open_clip, which builds the network and the tokenizer. It is "" for CLIP."""
 
     def __post_init__(self) -> None:
         check_normalisation(self.mean, self.std)
@@ -50,7 +50,7 @@ class Architecture:
     def build(self) -> nn.Module:
         """Return a network of this architecture with random weights.
 
-        Raises UserError if open_clip has to fetch a part of the configuration and cannot.
+        Raises UserError if open_clip must download a part of the configuration and the download fails.
         """
         import open_clip
 
@@ -70,9 +70,9 @@ class Architecture:
 
 
 def load_architecture(name: str) -> Architecture:
-    """Return a registered architecture, or the architecture of open_clip with the name "open_clip:NAME".
+    """Return a registered architecture, or an architecture of open_clip by its name "open_clip:NAME".
 
-    The mean and std are those of open_clip's weights for it. Raises UserError for an unknown name.
+    For "open_clip:NAME", mean and std come from open_clip's pretrained weights. Raises UserError for an unknown name.
     """
     if not name.startswith(OPEN_CLIP):
         architecture: Architecture = ARCHITECTURES.load(name)
@@ -87,20 +87,20 @@ def load_architecture(name: str) -> Architecture:
 
 
 def load_tokenizer(architecture: Architecture) -> Callable[[list[str]], Tensor]:
-    """Return the tokenizer of an architecture: from N texts to tokens, int64 [N, L], L the context length.
+    """Return the tokenizer of an architecture. It maps N texts to tokens, int64 [N, L]. L is the context length.
 
-    Raises UserError if open_clip has to fetch the tokenizer and cannot.
+    Raises UserError if open_clip must download the tokenizer and the download fails.
     """
     return _load_tokenizer(architecture.open_clip_name, context_length(architecture))
 
 
 def has_own_tokenizer(architecture: Architecture) -> bool:
-    """Return whether the architecture reads texts with another tokenizer than CLIP's."""
+    """Return whether the architecture has a tokenizer that is not CLIP's tokenizer."""
     return "hf_tokenizer_name" in architecture.config["text_cfg"]
 
 
 def context_length(architecture: Architecture) -> int:
-    """Return the number of tokens that the text encoder of an architecture reads, start and end tokens included."""
+    """Return the largest number of tokens that the text encoder reads, including the start and end tokens."""
     return int(architecture.config["text_cfg"].get("context_length", CONTEXT_LENGTH))
 
 
@@ -123,7 +123,10 @@ def _load_tokenizer(name: str, length: int) -> Callable[[list[str]], Tensor]:
 
 
 def _pixel_constants(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return mean and std of open_clip's pretrained weights of an architecture if all tags agree, or else CLIP's."""
+    """Return the mean and std of the pretrained weights of an architecture.
+
+    If the weights of different tags have different constants, return the mean and std of CLIP.
+    """
     import open_clip
 
     usual = open_clip.OPENAI_DATASET_MEAN, open_clip.OPENAI_DATASET_STD
@@ -139,9 +142,9 @@ def _pixel_constants(name: str) -> tuple[tuple[float, float, float], tuple[float
 def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architecture, str]:
     """Return the network, architecture and digest of an architecture "open_clip:NAME" with pretrained weights.
 
-    open_clip downloads the weights unless they are in its cache. The returned architecture has the mean and std of
-    the weights' training. The digest is a sha256 over architecture, mean, std and weights. Raises UserError if the tag
-    is unknown, the weights were trained with a different activation function, or the download fails.
+    open_clip downloads the weights if they are not in its cache. The returned architecture has the mean and std with
+    which the weights were trained. The digest is a sha256 over architecture, mean, std and weights. Raises UserError if
+    the tag is unknown, the download fails, or the weights were trained with a different activation function.
     """
     import open_clip
 
@@ -168,15 +171,15 @@ def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architectur
 
 
 def tokenizer_digest(architecture: Architecture) -> tuple[str, ...]:
-    """Return a digest of the tokens of fixed texts, as the only item; nothing for CLIP's own tokenizer.
+    """Return a tuple with one item, a digest of the tokens of fixed texts. For CLIP's tokenizer, the tuple is empty.
 
-    A tokenizer that is fetched is a part of the model: with other tokens, the same weights are another model.
+    A downloaded tokenizer is a part of the model. With other tokens, the same weights would be a different model.
     """
     return (_digest(load_tokenizer(architecture)(list(_PROBES))),) if has_own_tokenizer(architecture) else ()
 
 
 def _check_activation(built: Architecture, name: str, tag: str, *, is_quick: bool) -> None:
-    """Raise UserError if the weights were trained with another activation function than the architecture has."""
+    """Raise UserError if the activation function of the architecture is not the one that the weights need."""
     if is_quick == bool(built.config.get("quick_gelu")):
         return
     other = f"{name}-quickgelu" if is_quick else name.removesuffix("-quickgelu")
@@ -188,7 +191,7 @@ def _check_activation(built: Architecture, name: str, tag: str, *, is_quick: boo
 
 @contextlib.contextmanager
 def _unlogged() -> Iterator[None]:
-    """Silence the logs of open_clip and of the Hugging Face client; both raise errors for their failures."""
+    """Silence the logs of open_clip and of the Hugging Face client. Both still raise errors."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

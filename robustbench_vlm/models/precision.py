@@ -15,11 +15,11 @@ class Precision:
     """The settings of torch for one precision of matrix products and convolutions."""
 
     rounding: float
-    """The largest relative error when one number is rounded to this precision."""
+    """The largest relative error of rounding a number to this precision."""
     tf32: bool = False
     """Whether the GPU rounds the factors of float32 products to TF32, which has 10 bits of mantissa."""
     autocast: torch.dtype | None = None
-    """The dtype of torch's autocast; None turns autocast off."""
+    """The dtype of torch's autocast. None turns autocast off."""
     devices: tuple[str, ...] = ("cpu", "cuda")
     """The devices that support this precision."""
 
@@ -33,7 +33,10 @@ PRECISIONS: Mapping[str, Precision] = {
 
 
 class InPrecision(nn.Module):
-    """An image encoder whose forward and backward passes run in a fixed precision, whatever torch's settings are."""
+    """An image encoder whose forward and backward passes run in a fixed precision.
+
+    torch's global settings do not change this precision.
+    """
 
     def __init__(self, encoder: nn.Module, name: str) -> None:
         super().__init__()
@@ -60,7 +63,10 @@ def check_precision(name: str, device: str) -> None:
 
 @contextmanager
 def products(name: str, device: str) -> Iterator[None]:
-    """Return a context manager in which `device` computes products in the precision `name`, with autocast if needed."""
+    """Return a context manager in which `device` computes products in the precision `name`.
+
+    It uses autocast if the precision needs it.
+    """
     kind = PRECISIONS[name].autocast
     with arithmetic(name), torch.autocast(device, dtype=kind, enabled=kind is not None):
         yield
@@ -68,10 +74,10 @@ def products(name: str, device: str) -> Iterator[None]:
 
 @contextmanager
 def arithmetic(name: str = "float32") -> Iterator[None]:
-    """Return a context manager in which float32 products have the precision `name` and convolutions are deterministic.
+    """Return a context manager that sets the precision of float32 products and makes convolutions deterministic.
 
-    torch's global settings decide whether float32 products use TF32. The context manager changes these settings and
-    restores them at the end.
+    `name` is the name of the precision. torch's global settings decide whether float32 products use TF32. The context
+    manager changes these settings and restores them at the end.
     """
     matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn
     try:

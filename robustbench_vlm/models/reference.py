@@ -4,7 +4,7 @@
 `agft`                a model of the track or of an installed plugin
 `path/to/card.json`   a model card file
 `open_clip:ARCH/TAG`  an architecture of open_clip with its pretrained weights
-`hf:ORG/NAME[@REV]`   a model on the Hugging Face hub (it is parsed but cannot be loaded yet)
+`hf:ORG/NAME[@REV]`   a model on the Hugging Face hub (it needs the package transformers)
 `DEFENSE+MODEL`       one of the models above with a test-time defense
 ====================  ======================================================
 """
@@ -15,13 +15,13 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import user_path
 
 OPEN_CLIP = "open_clip:"
-"""The prefix of the names of open_clip's architectures, in references and in cards."""
+"""The prefix of names of open_clip architectures, in model references and in model cards."""
 HUGGING_FACE = "hf:"
 """The prefix of references to models on the Hugging Face hub."""
 IN_MEMORY = "memory:"
-"""The prefix of models in the memory of a Python process, which `evaluate` makes for them."""
+"""The prefix of references to models in the memory of a Python process. `evaluate` makes these references."""
 ACCEPTED = "a name, a card file (path/to/card.json), open_clip:ARCH/TAG, or DEFENSE+MODEL with a test-time defense"
-"""The forms of references that can be loaded, for messages."""
+"""The forms of references that users can write, as text for error messages."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ AnyReference = ModelName | CardFile | OpenClipModel | HuggingFaceModel | MemoryM
 
 @dataclass(frozen=True)
 class ModelReference:
-    """A parsed reference; `str` returns the text that it was parsed from."""
+    """A parsed model reference. `str(reference)` returns the text from which it was parsed."""
 
     model: AnyReference
     """The model without a test-time defense."""
@@ -96,15 +96,14 @@ class ModelReference:
 
 
 def parse_reference(text: str) -> ModelReference:
-    """Parse a model reference; names are not looked up.
+    """Parse a model reference. The parser does not check that the model exists.
 
-    A text such as "a+b.json" has the form DEFENSE+MODEL. If a card file with this path exists, the text names the file.
-
-    Raises UserError for "open_clip:" without a tag, for "hf:" without an organisation and a name, and for two test-time
-    defenses.
+    A text such as "a+b.json" has the form DEFENSE+MODEL. But if a card file with this path exists, the text means that
+    file. Raises UserError if "open_clip:" has no tag, if "hf:" has no organisation or no name, or if the text has two
+    test-time defenses.
     """
     defense, plus, model = text.partition("+")
-    # A plus does not always separate a defense from a model: paths, open_clip tags and hub revisions may contain one.
+    # Paths, open_clip tags and hub revisions may contain a plus. Such a plus does not separate a defense from a model.
     if not plus or "/" in defense or ":" in defense or _is_card_file(text):
         return ModelReference(_parse_model(text))
     below = parse_reference(model)

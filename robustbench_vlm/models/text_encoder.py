@@ -16,14 +16,14 @@ if TYPE_CHECKING:
     from open_clip import SimpleTokenizer
 
 _TEXT_BATCH_SIZE = 1024
-"""The number of texts that are embedded at once. The limit bounds memory: ImageNet with 80 prompts per class has
-80,000 texts."""
+"""The largest number of texts in one forward pass. It limits the memory: ImageNet with 80 prompts per class has 80,000
+texts."""
 
 
 def embed_texts(network: nn.Module, architecture: Architecture, texts: Sequence[str]) -> Tensor:
     """Return the embeddings of N texts, float32 [N, D], of unit length.
 
-    The embeddings are always computed in float32, whatever the precision of the attack.
+    The embeddings are always computed in float32. The precision of the attack does not change this.
     """
     device = network.get_parameter("logit_scale").device
     parts = []
@@ -35,15 +35,15 @@ def embed_texts(network: nn.Module, architecture: Architecture, texts: Sequence[
 
 
 def tokenize(prompts: Sequence[str], architecture: Architecture) -> Tensor:
-    """Return the tokens of N texts, int64 [N, L]; L is the context length of the architecture."""
+    """Return the tokens of N texts, int64 [N, L]. L is the context length of the architecture."""
     return load_tokenizer(architecture)(list(prompts))
 
 
 def texts_with_equal_tokens(texts: Sequence[str], length: int = CONTEXT_LENGTH) -> list[tuple[int, ...]]:
-    """Return the groups of texts with the same first `length` tokens. Each group lists two or more indices of `texts`.
+    """Return groups of texts whose first `length` tokens are equal. A group has two or more indices of `texts`.
 
     CLIP's tokenizer ignores case, spaces next to punctuation and spaces between digits. For example, "X-ray" and
-    "x - ray" have the same tokens.
+    "x - ray" have equal tokens.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, tokens in enumerate(_tokenizer(length)(list(texts)).tolist()):
@@ -52,7 +52,7 @@ def texts_with_equal_tokens(texts: Sequence[str], length: int = CONTEXT_LENGTH) 
 
 
 def count_tokens(text: str) -> int:
-    """Return the number of CLIP's tokens of a text, start and end tokens included."""
+    """Return the number of tokens that CLIP's tokenizer makes of a text, including the start and end tokens."""
     return len(_tokenizer(CONTEXT_LENGTH).encode(text)) + 2
 
 
@@ -89,7 +89,7 @@ class PromptEncoder(nn.Module):
         device = network.get_parameter("logit_scale").device
         numbers = tokenize(texts, architecture).to(device)
         self.network = network
-        # The end-of-text token has the largest index in the vocabulary.
+        # The end-of-text token has the largest index in the vocabulary, so argmax finds its position.
         self.register_buffer("ends", numbers.argmax(dim=1))
         with torch.no_grad():
             self.register_buffer("tokens", network.token_embedding(numbers))  # type: ignore[operator]

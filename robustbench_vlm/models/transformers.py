@@ -36,7 +36,7 @@ def from_transformers(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the state dict of `transformers.CLIPModel` with open_clip's names and shapes.
 
     open_clip stores the matrices of queries, keys and values as one tensor, and transposes the projection matrices.
-    Tensors with unknown names are returned unchanged.
+    Tensors with unknown names are not changed.
     """
     kept = {key: each for key, each in state.items() if not key.endswith("embeddings.position_ids")}
     found: dict[str, Tensor] = {}

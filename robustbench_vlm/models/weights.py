@@ -19,9 +19,9 @@ _HUB = "hf:"
 
 
 def load_weights(folder: Path, weights: Weights) -> dict[str, Tensor]:
-    """Return the tensors of a weights file by name, in the shapes of the file; floating-point tensors are float32.
+    """Return the tensors of a weights file by name, in their stored shapes. Floating-point tensors become float32.
 
-    `folder` is the folder of the model card. Raises UserError if the file is missing or damaged, has a wrong digest,
+    `folder` is the folder of the model card. Raises UserError if the file is missing, is damaged, has a wrong digest,
     contains code, or has values that are not finite.
     """
     path, _ = locate(folder, weights)
@@ -40,9 +40,10 @@ def load_weights(folder: Path, weights: Weights) -> dict[str, Tensor]:
 
 
 def load_encoders(path: Path, layout: str = "") -> Encoders:
-    """Return the encoders in a checkpoint file of any known format; `layout` is the expected format, or "".
+    """Return the encoders in a checkpoint file.
 
-    Raises the errors of `load_weights` and `encoders_of`.
+    `layout` is the expected checkpoint format. If it is "", all known formats are accepted. Raises UserError if the
+    file cannot be read, its format is not accepted, or it has values that are not finite.
     """
     content = read_checkpoint(path)
     try:
@@ -54,7 +55,10 @@ def load_encoders(path: Path, layout: str = "") -> Encoders:
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise UserError if a tensor, of any shape and dtype, has NaN or infinite values; `path` is its file."""
+    """Raise UserError if a tensor has NaN or infinite values. `path` is the file of the tensors.
+
+    The tensors may have any shape and dtype.
+    """
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise UserError(
@@ -64,7 +68,7 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def locate(folder: Path, weights: Weights, on_progress: OnProgress = ignore_progress) -> tuple[Path, str]:
-    """Return the path of a weights file and its sha256, and download the file if it is not in the cache.
+    """Return the path and the sha256 of a weights file. Download the file first if it is not in the cache.
 
     `folder` is the folder of the model card. Raises UserError if the file is missing, has a wrong digest, or cannot be
     downloaded.
@@ -85,10 +89,10 @@ def locate(folder: Path, weights: Weights, on_progress: OnProgress = ignore_prog
 
 
 def remember(record: Path, digest: str, what: str) -> None:
-    """Compare a digest with the one in the file `record`, which an earlier download wrote; create a missing `record`.
+    """Compare the digest of a file with the digest in `record`, which was written after the first download.
 
-    The comparison detects changes of files without a published digest. Raises UserError if the digests differ. `what`
-    names the file in the message.
+    If `record` does not exist, write it. This detects changes of files without a published digest. Raises UserError if
+    the digests differ. `what` names the file in the error message.
     """
     before = _recorded(record)
     if before and before != digest:
@@ -105,7 +109,7 @@ def _recorded(record: Path) -> str:
 
 
 def cached(weights: Weights) -> Path:
-    """Return the path of a downloaded file in the cache, in which each address has its own folder."""
+    """Return the path of a downloaded file in the cache. Each download address has a separate folder."""
     address = hashlib.sha256((weights.url or weights.page).encode()).hexdigest()[:16]
     return inside(cache_folder() / "models" / address, weights.file)
 
@@ -129,14 +133,14 @@ def _address(url: str) -> str:
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: Path, stored: str = "float32") -> Weights:
-    """Write tensors of any shape to a safetensors file, and return the file's entry for a card.
+    """Write tensors to a safetensors file, and return the description of the file for a card.
 
-    Floating-point tensors are rounded to the dtype `stored`; other tensors keep their dtype. Raises UserError for a
-    value that is too large for the dtype.
+    The tensors may have any shape. Floating-point tensors are rounded to the dtype `stored`. Other tensors keep their
+    dtype. Raises UserError if a value is too large for the dtype.
     """
     from safetensors.torch import save_file
 
-    # safetensors refuses tensors that share memory, such as tied weights.
+    # safetensors refuses tensors that share memory, such as tied weights, so each tensor is copied.
     whole = {key: _rounded(value, stored).to("cpu", copy=True).contiguous() for key, value in tensors.items()}
     lost = [key for key, value in whole.items() if not torch.isfinite(value).all()]
     if lost:
@@ -154,14 +158,17 @@ def _rounded(tensor: Tensor, stored: str) -> Tensor:
 
 
 def split_encoders(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Return the tensors of a CLIP's image encoder and of its text encoder by name, without the prefix "visual."."""
+    """Return the tensors of the image encoder and of the text encoder of a CLIP, by name.
+
+    The names of the image encoder do not have the prefix "visual.".
+    """
     state = {key: value for key, value in network.state_dict().items() if key != "attn_mask"}
     image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
     return image, {key: value for key, value in state.items() if not key.startswith("visual.")}
 
 
 def copy_weights(source: Path, folder: Path) -> Weights:
-    """Copy a weights file into the folder of a new card, unless the folder has an equal file of this name."""
+    """Copy a weights file into the folder of a new card. Skip the copy if the folder already has an equal file."""
     target = folder / source.name
     if not target.exists() or sha256_of(target) != sha256_of(source):
         write_whole(target, lambda partial: partial.write_bytes(source.read_bytes()))

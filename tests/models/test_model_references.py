@@ -72,7 +72,7 @@ def test_malformed_references_are_refused(text: str, message: str) -> None:
     [
         (
             "hf:org/name",
-            r"cannot be loaded .* yet. Expected a name, a card .*, open_clip:ARCH/TAG, or DEFENSE",
+            r"does not have a model card. Expected a name, a card .*, open_clip:ARCH/TAG, or DEFENSE",
         ),
         ("ttc+clip", "give 'clip'"),
         ("x.pt", r"'x\.pt' is a file of weights, expected .* `vlmbench convert x\.pt --base NAME`"),
