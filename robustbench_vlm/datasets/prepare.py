@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import explained, write_text, write_whole
+from robustbench_vlm.core.files import exclusive_lock, write_text, write_whole
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.datasets.base import UnreadableImage, image_sha256
@@ -98,15 +98,8 @@ def _locked(folder: Path) -> Iterator[None]:
 
     Raises UserError if the folder cannot be written.
     """
-    from filelock import FileLock
-
-    lock = FileLock(folder / ".lock")
-    with explained(folder):
-        lock.acquire()
-    try:
+    with exclusive_lock(folder / ".lock", wait=True):
         yield
-    finally:
-        lock.release()
 
 
 def _pixels(images: StoredImages, place: int, transform: Transform | SquareFit) -> Tensor | str:
