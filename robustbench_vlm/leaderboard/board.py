@@ -18,12 +18,12 @@ class BoardRow:
 
     model: str
     rank: str
-    """The rank, such as "1", or "2-4" if paired tests do not distinguish the models at ranks 2 to 4. "" if the standard
-    attack is incomplete or the entry is disputed."""
+    """The rank, such as "1". It is "2-4" if paired tests do not distinguish the models at ranks 2 to 4. It is "" if the
+    entry is disputed or lacks records of the standard attack."""
     clean_rank: int
     rank_difference: int
-    """Clean rank minus robust rank, both without ties. It is positive if the model ranks higher by robust than by clean
-    accuracy."""
+    """Rank by clean accuracy minus rank by robust accuracy, both without ties. It is positive if the model's rank is
+    better by robust accuracy than by clean accuracy."""
     status: str
     defense: str
     fidelity: str
@@ -36,13 +36,14 @@ class BoardRow:
     links: Mapping[str, str]
     clean: Accuracy
     robust: Accuracy
-    """Lowest known robust accuracy: a sample counts as robust if no recorded attack and no counterexample breaks it
+    """Lowest known robust accuracy. A sample counts as robust if no recorded attack and no counterexample breaks it
     within the radius."""
     under: Mapping[str, Accuracy]
-    """Mean robust accuracy at the standard radius, by attack name."""
+    """Mean robust accuracy at the standard radius. The keys are attack names."""
     curve: tuple[CurvePoint, ...]
     datasets: Mapping[str, Mapping[str, Accuracy]]
-    """Accuracies by dataset name, then by "clean" and "robust" (the lowest known robust accuracy)."""
+    """Accuracies of each dataset. The keys are dataset names, and each value has the keys "clean" and "robust".
+    "robust" is the lowest known robust accuracy."""
     passes: int
     """Total number of forward and backward passes in all attacks."""
     warnings: tuple[str, ...]
@@ -96,8 +97,8 @@ class Board:
     """Datasets that models were trained on. The zero-shot mean leaves them out."""
     rows: tuple[BoardRow, ...]
     absent: Mapping[str, str]
-    """Error messages, by model name, for entries whose records cannot be downloaded. These entries have no row on the
-    board."""
+    """Error messages for entries whose records cannot be downloaded. The keys are model names. The board does not have
+    rows for these entries."""
     reported: tuple[ReportedNumber, ...]
 
     def to_pandas(self) -> "DataFrame":
@@ -117,7 +118,7 @@ class Board:
 
 
 def _flat(row: BoardRow) -> dict[str, Any]:
-    """Return one row of the data frame that `Board.to_pandas` makes, as values by column name."""
+    """Return one row of the data frame for `Board.to_pandas`. The keys are column names."""
     about = (
         "status",
         "defense",

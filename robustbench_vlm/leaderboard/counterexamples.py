@@ -1,4 +1,4 @@
-"""Counterexamples: read, write and check the files of adversarial images that are stored next to the entries.
+"""Counterexamples: read, write and check files of adversarial images. These files are stored next to the entries.
 
 The name of each file is the sha256 digest of its content.
 """
@@ -19,13 +19,14 @@ from robustbench_vlm.leaderboard.entry import Counterexample
 from robustbench_vlm.leaderboard.tolerance import exceeds_tolerance
 
 _DISTANCE_TOLERANCE = 1e-6
-"""Tolerance for the size of a perturbation, for pixels in [0, 1]. Two machines may compute slightly different sizes."""
+"""Tolerance for the size of a perturbation, for pixels in [0, 1]. Two machines may compute slightly different sizes of
+the same perturbation."""
 
 
 def images_path(folder: Path, source: str) -> Path | None:
     """Return the path of a counterexample's image file below `folder`, the folder of the entries.
 
-    Returns None if the source of the counterexample is a command, because then no images are stored.
+    Returns None if the source of the counterexample is a command. Images that a command found are not stored.
     """
     is_digest = len(source) == 64 and set(source) <= set("0123456789abcdef")
     return folder / "counterexamples" / f"{source}.safetensors" if is_digest else None
@@ -42,10 +43,10 @@ def images_file(track: str, broken: Sequence[tuple[Counterexample, Tensor]]) -> 
 
 
 def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tuple[Counterexample, Tensor]]:
-    """Yield each counterexample that has an image file below `folder`, with its image, float32 [3, H, W] in [0, 1].
+    """Yield each counterexample that has an image file below `folder`, together with its image.
 
-    Raises Unsound if the content of a file does not match the digest in its name, or if a file does not contain the
-    image of a counterexample.
+    Images are float32 [3, H, W] in [0, 1]. Raises Unsound if the content of a file does not match the digest in its
+    name, or if a file does not contain the image of a counterexample.
     """
     for source in dict.fromkeys(example.source for example in examples):
         path = images_path(folder, source)
@@ -73,7 +74,7 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
 def exceed_tolerance(examples: Sequence[Counterexample], evidence: Sequence[CellRecords]) -> bool:
     """Return whether an entry has more counterexamples than the tolerance allows for its number of robust samples.
 
-    For each dataset, the attack and radius with the most robust samples are counted.
+    If a dataset has several attacks and radii, the ones with the most robust samples are used.
     """
     if not examples:
         return False
@@ -91,7 +92,7 @@ def refuted_counterexamples(
     cells: Sequence[Cell],
     device: str,
 ) -> tuple[Counterexample, ...]:
-    """Return the counterexamples whose image does not break its sample on this machine.
+    """Return the counterexamples that fail on this machine: the image does not break the sample.
 
     Each image costs one forward pass.
     """

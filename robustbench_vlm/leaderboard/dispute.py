@@ -67,10 +67,11 @@ def dispute(
     data: Path | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Dispute:
-    """Classify the adversarial images in a file, and add the counterexamples among them to a copy of the entry.
+    """Classify the adversarial images in a file.
 
-    Each image costs one forward pass. Raises UserError if the file is not readable or belongs to another track, or if
-    weights or data are missing on this machine.
+    Images that break samples are added to a copy of the entry as counterexamples. Each image costs one forward pass.
+    Raises UserError if the file is not readable or belongs to another track, or if weights or data are missing on this
+    machine.
     """
     submitted, _ = read_images(images)
     if submitted.track != entry.track:
@@ -123,9 +124,10 @@ class _ImageJudge:
     device: str
 
     def __call__(self, dataset: str, sample: str, image: Tensor) -> tuple[str, Counterexample | None]:
-        """Return the outcome of an image, float32 [3, H, W] in [0, 1], and the counterexample if it breaks a sample.
+        """Return the outcome of an image, float32 [3, H, W] in [0, 1].
 
-        `Counterexample.source` is "" here; `dispute` sets it to the digest of the image file.
+        If the image breaks a sample, also return the counterexample. `Counterexample.source` is still "". `dispute`
+        sets it later to the digest of the image file.
         """
         own = [n for n, each in enumerate(self.evidence) if each.score.dataset == dataset]
         positions = {result.sample_id: at for n in own[:1] for at, result in enumerate(self.evidence[n].results)}

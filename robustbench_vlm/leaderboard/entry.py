@@ -1,9 +1,9 @@
 """Leaderboard entries: the data of one model on one track, and functions that read and write entry files.
 
-The entry `leaderboards/<track>/<model>.json` names everything that its numbers depend on: card, weights, protocol,
-attacks and data. The file `records/<model>.parquet` next to it has one row for each attacked sample. `vlmbench submit`
-writes both files. The dataclasses define the file format: `read_entry` validates with them, and `entry_schema` derives
-the JSON schema from them.
+The entry `leaderboards/<track>/<model>.json` names everything that its numbers depend on: model card, weights,
+protocol, attacks and data. The file `records/<model>.parquet` next to it has one row for each attacked sample.
+`vlmbench submit` writes both files. The dataclasses define the file format. `read_entry` validates entries with the
+dataclasses. `entry_schema` derives the JSON schema from the dataclasses.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from robustbench_vlm.engine.cell_records import Condition
 
 FORMAT: Final = 2
 STATUSES = ("claimed", "reproduced", "verified", "disputed")
-"""The statuses of an entry. It is "claimed" when it is submitted, "reproduced" after a random part of its samples was
-attacked again, "verified" after all its samples were attacked again, and "disputed" if a verification or
+"""The statuses of an entry. A submitted entry is "claimed". It becomes "reproduced" after a random part of its samples
+was attacked again, and "verified" after all samples were attacked again. It is "disputed" if a verification or
 counterexamples contradict it."""
 MAX_TEXT = 2000
-"""Largest number of characters of a text, such as a note, a link or a fact."""
+"""Largest number of characters in a text of an entry, such as a note or a link."""
 MAX_BYTES = 2**25
 """Largest size of an entry file. The class names and prompts of a thousand classes take a few megabytes."""
 _MAX_DEPTH = 15
@@ -38,7 +38,7 @@ _STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
 def _limit_texts(value: Any) -> Any:
-    """Return a JSON value unchanged; raise ValueError if a text or key in it has more than `MAX_TEXT` characters."""
+    """Return a JSON value unchanged. Raise ValueError if a text or key in it has more than `MAX_TEXT` characters."""
     if isinstance(value, str) and len(value) > MAX_TEXT:
         raise ValueError(f"texts must have at most {MAX_TEXT} characters, got {len(value)}")
     if isinstance(value, dict | list):
@@ -74,7 +74,7 @@ Card = Annotated[
 
 @dataclass(frozen=True)
 class EntryThreat:
-    """The norm and radius of a cell, in the form that the cell's fingerprint covers."""
+    """The norm and radius of a cell, as they are written in the cell's identity."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     norm: Norm
@@ -84,7 +84,7 @@ class EntryThreat:
 
 @dataclass(frozen=True)
 class EntryScore:
-    """The accuracies of a cell: the fields of `Score` without model, attack and dataset."""
+    """The accuracies of a cell. The fields are the fields of `Score`, except model, attack and dataset."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     classes: Annotated[int, Field(ge=2)]
@@ -99,7 +99,7 @@ class EntryScore:
 
 @dataclass(frozen=True)
 class EntryCell:
-    """The scores for one attack, dataset and radius, with digests that identify the per-sample records."""
+    """The scores for one attack, dataset and radius. Two digests identify the per-sample records."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     attack: Name
@@ -123,7 +123,7 @@ class EntryDataset:
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     classes: Annotated[tuple[Text, ...], Field(min_length=2)]
     prompts: Annotated[tuple[Text | tuple[Text, ...], ...], Field(min_length=2)]
-    """One prompt, or a list of prompts whose embeddings are averaged, for each class."""
+    """One prompt or a list of prompts for each class. The embeddings of the prompts in a list are averaged."""
     data: Digest
     """Digest of the samples."""
 
@@ -152,7 +152,7 @@ class RecordsFile:
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A sample that a known adversarial image breaks, with the size of the perturbation.
+    """A sample that a known adversarial image breaks.
 
     Each image was checked by one forward pass before it was recorded.
     """
@@ -162,11 +162,11 @@ class Counterexample:
     sample_id: Annotated[str, Field(max_length=400)]
     norm: Norm
     distance: Annotated[float, Field(ge=0, le=100000)]
-    """Size of the perturbation in this norm, for pixels in [0, 1]."""
+    """Size of the perturbation in the norm `norm`, for pixels in [0, 1]."""
     prediction: Annotated[int, Field(ge=0)]
     source: Text
-    """sha256 digest of the file with the image (see `leaderboard.counterexamples`), or the command that found the
-    image."""
+    """The sha256 digest of the image file (see `leaderboard.counterexamples`). If no file is stored, it is the command
+    that found the image."""
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,10 @@ class Event:
 
 @dataclass(frozen=True)
 class Entry:
-    """The entry of one model on one track: scores under one protocol, all that they depend on, and later findings."""
+    """The entry of one model on one track.
+
+    It has the scores under one protocol, everything that they depend on, and the history.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     format: Literal[2]
@@ -199,11 +202,11 @@ class Entry:
     protocol: EntryProtocol
     datasets: Annotated[Mapping[str, EntryDataset], Field(min_length=1)]
     attacks: Annotated[Mapping[str, Annotated[tuple[JsonObject, ...], Field(min_length=1)]], Field(min_length=1)]
-    """The stages of each attack, with their parameters, by attack name."""
+    """The stages of each attack, with their parameters. The keys are attack names."""
     cells: Annotated[tuple[EntryCell, ...], Field(min_length=1)]
     records: RecordsFile
     environment: tuple[JsonObject, ...]
-    """One object for each attack, with the versions of the software, the machine and the git commit."""
+    """One object for each attack. It has the software versions, the machine and the git commit."""
     status: Status
     history: Annotated[tuple[Event, ...], Field(min_length=1)]
     counterexamples: tuple[Counterexample, ...]
@@ -211,15 +214,18 @@ class Entry:
     note: Text
 
     def after(self, event: Event) -> "Entry":
-        """Return the entry with the event added to its history, and with the status of that event."""
+        """Return a copy of the entry. The event is added to its history, and its status is the status of the event."""
         return dataclasses.replace(self, status=event.status, history=(*self.history, event))
 
     def continues(self, earlier: "Entry") -> bool:
-        """Return whether `earlier` has this entry's weights and protocol, so that its records are still valid."""
+        """Return whether `earlier` has the same weights and protocol as this entry.
+
+        If so, the records of `earlier` are still valid.
+        """
         return (self.weights, self.protocol) == (earlier.weights, earlier.protocol)
 
     def repeats(self, earlier: "Entry") -> bool:
-        """Return whether this entry has the same weights as `earlier` and contains all its records unchanged."""
+        """Return whether this entry has the same weights as `earlier` and keeps all its records unchanged."""
         own = {(cell.condition, cell.content) for cell in self.cells}
         return self.weights == earlier.weights and own >= {(cell.condition, cell.content) for cell in earlier.cells}
 

@@ -1,4 +1,4 @@
-"""Records of an entry: make an entry and its parquet file from a run's records, and read them back with all checks."""
+"""Records of an entry: make an entry and its parquet file from a run's records, and read and check the records."""
 
 import hashlib
 import io
@@ -26,9 +26,9 @@ from robustbench_vlm.leaderboard.entry import (
 )
 
 _SCORE_OF = ("model", "attack", "dataset")
-"""Fields of `Score` that `EntryScore` leaves out, because the entry or its cell already has them."""
+"""Fields of `Score` that `EntryScore` does not have, because the entry or its cell already has them."""
 _CELL = "cell"
-"""Name of the column with the index, within the entry, of the cell to which a record belongs."""
+"""Name of the column with the cell of each record. The value is the index of the cell in the entry."""
 
 
 def make_entry(
@@ -75,11 +75,11 @@ def records_name(model: str) -> str:
 
 
 def read_entry_records(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
-    """Return the records of an entry in `folder`, after all checks.
+    """Read and check the records of an entry in `folder`.
 
     If the records file is not next to the entry, it is downloaded from its URL. Raises Unreachable if the download
-    fails, UserError if the URL is missing, and Unsound if the file has another digest or if its records do not give the
-    scores in the entry.
+    fails, and UserError if the URL is missing. Raises Unsound if the digest of the file differs from the entry, or if
+    the scores of its records differ from the entry.
     """
     path = records_path(entry.records, folder, entry.model)
     if sha256_of(path) != entry.records.sha256:
@@ -96,7 +96,7 @@ def read_entry_records(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
 
 
 def records_path(records: RecordsFile, folder: Path, model: str) -> Path:
-    """Return the path of the records file next to the entry, or in the cache after a download from its URL."""
+    """Return the path of the records file. If the file is not next to the entry, it is downloaded into the cache."""
     path = inside(folder, records.file)
     if path.is_file():
         return path
@@ -138,18 +138,19 @@ def _records_bytes(cells: Sequence[Sequence[SampleResult]]) -> bytes:
 
 
 def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
-    """Return the records in a records file, by the index of their cell within the entry.
+    """Read a records file. The keys of the result are the indices of the cells in the entry.
 
-    Raises Unsound unless the file has `count` rows, and its columns are the fields of `SampleResult` and the cell
-    index.
+    The file must have `count` rows. Its columns must be the fields of `SampleResult` and the index of the cell. Raises
+    Unsound if the file is different.
     """
     import pyarrow
     from pyarrow import parquet
 
     rows: dict[int, list[SampleResult]] = {}
     try:
-        # The size is checked before any data is decompressed, because a small compressed file may expand to millions of
-        # rows. pyarrow gets an open file, because it would expand "~" in a path and read "s3:x" as an address.
+        # The number of rows is checked before any data is decompressed. A small compressed file may contain millions of
+        # rows. pyarrow gets an open file instead of a path. It would expand "~" in a path and read "s3:x" as an
+        # address.
         with path.open("rb") as stream:
             file = parquet.ParquetFile(stream)
             schema = records_table(()).schema.append(pyarrow.field(_CELL, pyarrow.int32()))

@@ -1,7 +1,7 @@
-"""Migrate entry and card files of version 0.1 to the current names, after a check of their fingerprints.
+"""Migrate entry and card files of version 0.1 to the current names. Their fingerprints are checked first.
 
 A fingerprint is the digest of an identity, a JSON object. The identities of version 0.1 contain import paths and names
-that were changed later. The migration changes only names; records, verdicts and weights stay the same. A new
+that were changed later. The migration changes only names. It does not change records, verdicts and weights. A new
 fingerprint is computed only if the old one is correct.
 """
 
@@ -27,8 +27,8 @@ _ALGORITHMS = {
     "robustbench_vlm.attacks.official:official": "pyautoattack",
     "robustbench_vlm.attacks.library:torchattacks_stage": "torchattacks",
 }
-"""Current name of each algorithm, by its import path in version 0.1. The migration gives each algorithm the version
-1."""
+"""The current name of each algorithm. The keys are import paths in version 0.1. The migration gives each algorithm the
+version 1."""
 _PARAMETERS = {
     "fab": {"overshoot": "eta", "backward": "beta", "pull": "alpha_max"},
     "square": {"share": "p_init"},
@@ -57,10 +57,10 @@ _ADVICE = "give an entry or card file of version 0.1"
 
 
 def migrate_file(path: Path, *, date: str) -> bool:
-    """Rewrite an entry or card file of version 0.1 in place; return False if it already has the current names.
+    """Rewrite an entry or card file of version 0.1 in place. Returns False if the file already has the current names.
 
-    Raises UserError if the file is not an entry or card, or if an old fingerprint does not match its identity. The file
-    is then unchanged.
+    Raises UserError if the file is not an entry or card, or if an old fingerprint does not match its identity. In these
+    cases the file is not changed.
     """
     values = read_json(path, "the file", max_bytes=MAX_BYTES, advice=_ADVICE)
     if not isinstance(values, dict):

@@ -1,7 +1,7 @@
 """Ranking of a track's entries by the lowest known robust accuracy.
 
 A sample counts as robust if no recorded attack and no counterexample breaks it within the radius. Models share their
-ranks if a paired test does not distinguish their mean robust accuracies.
+ranks if their mean robust accuracies do not differ significantly in a paired test.
 """
 
 import contextlib
@@ -31,31 +31,32 @@ from robustbench_vlm.tracks import TRACKS, Track
 
 @dataclass(frozen=True)
 class KnownVerdicts:
-    """Verdicts for the samples of one dataset at one radius, over all recorded attacks and counterexamples.
+    """Verdicts for the samples of one dataset at one radius. They include all recorded attacks and counterexamples.
 
     All fields have one item for each sample, in the order of the records.
     """
 
     ids: tuple[str, ...]
     clean: tuple[bool, ...]
-    """Whether the sample is classified correctly without an attack."""
+    """True for samples that are classified correctly without an attack."""
     robust: tuple[bool, ...]
-    """Whether the sample is classified correctly, and no recorded attack and no counterexample breaks it."""
+    """True for samples that are classified correctly and that no recorded attack and no counterexample breaks."""
 
 
 def worst_known(
     evidence: Iterable[CellRecords], counterexamples: Sequence[Counterexample], threat: Threat
 ) -> dict[str, KnownVerdicts]:
-    """Return one model's verdicts by dataset name, over all its recorded attacks and counterexamples.
+    """Return one model's verdicts. The keys are dataset names.
 
-    Only datasets that were attacked under exactly `threat` are included. A sample counts as broken also if it was
-    broken within a smaller radius of the same norm.
+    A sample counts as broken if any recorded attack or counterexample breaks it. The radius of the attack may be
+    smaller than the radius of `threat`, but the norm must be the same. Only datasets that were attacked under exactly
+    `threat` are included.
     """
     within = [each for each in evidence if each.threat.norm == threat.norm and each.threat.eps <= threat.eps]
     found: dict[str, KnownVerdicts] = {}
     for name in dict.fromkeys(each.score.dataset for each in within if each.threat == threat):
         own = [each for each in within if each.score.dataset == name]
-        # In an entry, all cells of one dataset have the same samples in the same order: those of the protocol.
+        # In an entry, all cells of one dataset have the samples of the protocol in the same order.
         rows = list(zip(*(each.results for each in own), strict=True))
         broken = {
             each.sample_id
@@ -94,20 +95,20 @@ def mean_without(verdicts: Mapping[str, Sequence[bool]], seen: Sequence[str]) ->
 
 @dataclass(frozen=True)
 class CheckedEntry:
-    """An entry with its checked records, and its `KnownVerdicts` at the track's standard radius."""
+    """An entry with its checked records and its verdicts at the track's standard radius."""
 
     entry: Entry
     evidence: tuple[CellRecords, ...]
     verdicts: Mapping[str, KnownVerdicts]
     is_ranked: bool
-    """Whether the track's attack was run on every dataset of the track, and the entry is not disputed."""
+    """True if the track's attack was run on every dataset of the track and the entry is not disputed."""
 
 
 def read_entries(folder: Path, track: Track) -> tuple[list[CheckedEntry], dict[str, str]]:
     """Read and check all entries in a track's folder.
 
-    Entries whose records cannot be downloaded are left out; the second result has their error messages by model name.
-    Raises UserError if an entry is invalid; the message names the first one.
+    Entries whose records cannot be downloaded are left out. The second return value has their error messages. Its keys
+    are model names. Raises UserError if an entry is invalid. The message names the first invalid entry.
     """
     found, absent = [], {}
     for path in entry_paths(folder):
@@ -128,7 +129,7 @@ def read_entries(folder: Path, track: Track) -> tuple[list[CheckedEntry], dict[s
 
 
 def datasets_without_standard_attack(evidence: Iterable[CellRecords], track: Track) -> list[str]:
-    """Return the datasets of a track that lack records of the standard attack at the standard radius."""
+    """Return the datasets of a track without records of the standard attack at the standard radius."""
     complete = {
         each.score.dataset
         for each in evidence
@@ -169,8 +170,9 @@ def _check_together(found: Sequence[CheckedEntry]) -> None:
 def make_board(track_name: str, folder: Path) -> Board:
     """Return the board of a track from the entries and the reported numbers in a folder.
 
-    Entries with complete records of the track's attack are ranked, unless they are disputed. The other entries follow
-    without a rank. An entry whose records cannot be downloaded is left out, because it cannot be checked.
+    Entries with complete records of the track's attack are ranked, unless they are disputed. The other entries come
+    after them and have no rank. If the records of an entry cannot be downloaded, the entry is left out because it
+    cannot be checked.
     """
     track: Track = TRACKS.load(track_name)
     found, absent = read_entries(folder, track)
@@ -219,15 +221,13 @@ def _ranked_rows(ranked: Sequence[CheckedEntry], track: Track) -> list[BoardRow]
 
 
 def _different_pairs(ranked: Sequence[CheckedEntry], track: Track) -> set[frozenset[int]]:
-    """Return the pairs of entries that differ significantly in mean robust accuracy by a paired test.
+    """Return the pairs of entries with a significant difference in mean robust accuracy. The test is a paired test.
 
-    Entries are given by their index in `ranked`.
-
-    The p-values are corrected for the number of pairs by Holm's method.
+    Entries are given by their index in `ranked`. The p values are corrected for the number of pairs by Holm's method.
     """
     pairs = list(combinations(range(len(ranked)), 2))
     strata = [_strata(each, "robust") for each in ranked]
-    # Entries may list their datasets in different orders. The test pairs samples, so all entries need one order.
+    # Entries may list their datasets in different orders. The paired test needs the same order in all entries.
     robust = [[each[name] for name in track.datasets if name not in track.training_datasets] for each in strata]
     draws = enough_draws(len(pairs))
     p = holm([compare_means(robust[first], robust[second], draws=draws).p for first, second in pairs])
@@ -266,7 +266,10 @@ def _row(checked: CheckedEntry, track: Track, rank: str = "", clean_rank: int = 
 
 
 def _fidelity(entry: Entry) -> str:
-    """Return how closely the recipe of a bundled model follows its paper; "" if the model is not bundled."""
+    """Return how closely the recipe of a bundled model follows its paper.
+
+    For a model that is not bundled, return "".
+    """
     defense = str(entry.card.get("defense", ""))
     if entry.model not in bundled_names(entry.track) or defense not in DEFENSES.names():
         return ""
@@ -277,7 +280,7 @@ def _training(training: Mapping[str, Any]) -> str:
     eps = str(training.get("eps", ""))
     radius = ""
     if eps:
-        # The card of a submission may contain any text here, not only a radius.
+        # The card of a submission may contain any text in place of a radius.
         with contextlib.suppress(UserError):
             eps = Threat("Linf", parse_eps(eps)).eps_text
         radius = f"eps {eps}"
@@ -285,7 +288,7 @@ def _training(training: Mapping[str, Any]) -> str:
 
 
 def _under(checked: CheckedEntry, track: Track) -> dict[str, Any]:
-    """Return the mean robust accuracy at the standard radius, by attack name.
+    """Return the mean robust accuracy at the standard radius. The keys are attack names.
 
     Only attacks that were run on all evaluated datasets are included.
     """
@@ -319,7 +322,7 @@ def _curve(checked: CheckedEntry, track: Track) -> tuple[CurvePoint, ...]:
 
 
 def _warnings(checked: CheckedEntry, track: Track) -> tuple[str, ...]:
-    """Return each warning code at the standard radius, followed by the datasets on which it was raised."""
+    """Return each warning code at the standard radius, followed by the datasets that have the warning."""
     cells = [each for each in checked.evidence if each.threat == Threat(track.norm, track.standard_eps)]
     pairs = {(code.partition(":")[0], each.score.dataset): None for each in cells for code in each.score.warnings}
     counts = Counter(code for code, _ in pairs)

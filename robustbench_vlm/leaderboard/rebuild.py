@@ -35,9 +35,11 @@ _DIFFERENCES = {
 def rebuild(
     evidence: Sequence[CellRecords], reference: str, *, data: Path | None = None, resources: Resources | None = None
 ) -> tuple[Plan, list[int]]:
-    """Return a plan with a cell for each item of `evidence`, and the index of that cell within the plan for each item.
+    """Return a plan that contains the cells of `evidence`.
 
-    Raises Unsound if a cell and its records have different fingerprints; the message names the cause, such as other
+    Also returns, for each item of `evidence`, the index of its cell in the plan.
+
+    Raises Unsound if a cell and its records have different fingerprints. The message names the cause, such as other
     weights or other prompts. Raises UserError if only the images differ. Also raises the errors of `resolve`.
     """
     first = evidence[0]
@@ -66,9 +68,9 @@ def rebuild(
 def reference_of(entry: Entry) -> str:
     """Return the reference that loads an entry's model.
 
-    The reference is the model's name if the track or a plugin defines a model with this name. If not, the entry's card
-    is written to the cache, and the reference is the path of this file. Raises UserError if the card gives no URL for
-    the weights.
+    If the track or a plugin defines a model with the entry's model name, the reference is this name. If not, the
+    entry's card is written to a file in the cache, and the reference is the path of this file. Raises UserError if the
+    card gives no URL for the weights.
     """
     parsed = checked_reference(entry.model)
     name = str(parsed.model)
@@ -87,7 +89,10 @@ def reference_of(entry: Entry) -> str:
 
 
 def scores_with_warnings(cells: Sequence[Cell], evidence: Sequence[CellRecords]) -> list[Score]:
-    """Return the score of each item of `evidence` with all warnings, also those that compare cells."""
+    """Return the score of each item of `evidence` with all its warnings.
+
+    This includes warnings that depend on several cells.
+    """
     scores = [score(cell, each.results) for cell, each in zip(cells, evidence, strict=True)]
     return with_comparisons(cells, scores)
 

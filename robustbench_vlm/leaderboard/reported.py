@@ -1,7 +1,7 @@
 """Read the numbers that papers report from the file reported.csv next to a track's entries.
 
-Reported numbers are shown with their sources and warnings, separately from measured numbers, and are never averaged
-with them.
+Reported numbers are shown with their sources and warnings. They are shown separately from measured numbers and never
+averaged with them.
 """
 
 import csv
@@ -27,10 +27,10 @@ _Columns = tuple[str, ...]
 
 
 def read_reported(folder: Path) -> tuple[ReportedNumber, ...]:
-    """Return the numbers of a folder's reported.csv in the order of the file, or () if the file is missing.
+    """Return the numbers in a folder's reported.csv, in the order of the file. Returns () if the file is missing.
 
-    Each robust accuracy is paired with the clean accuracy of the same paper, method and dataset. Raises UserError if
-    the file lacks a column or a number.
+    Each robust accuracy is returned with the clean accuracy that the same paper reports for the same method and
+    dataset. Raises UserError if the file lacks a column or a number.
     """
     path = folder / FILE
     if not path.is_file():

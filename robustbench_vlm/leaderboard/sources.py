@@ -1,4 +1,4 @@
-"""Read the per-sample records of the models to compare: from entry files, run folders, or a track's leaderboard."""
+"""Read the per-sample records of models from entry files, run folders, or a track's leaderboard."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -25,11 +25,11 @@ def read_sources(
 ) -> tuple[ModelRecords, ...]:
     """Return the records of each reference, in the same order.
 
-    A reference is an entry file, a run folder, or a name. A name is the name of an entry in the package or, if no entry
-    has this name and `runs` is given, of the run folder `runs`/<track>/<name>. If a run contains the `attack`, only the
-    records of this attack are read. If several models have the same name, each gets its reference appended to the name.
-    Raises UserError for an unknown reference, with similar names, for a repeated reference, and for records of another
-    track.
+    A reference is an entry file, a run folder, or a name. A name is looked up in the entries of the package first. If
+    no entry has this name and `runs` is given, the run folder `runs`/<track>/<name> is read. If a run contains the
+    `attack`, only the records of this attack are read. If several models have the same name, the reference is appended
+    to each name. Raises UserError for a reference that is unknown or repeated, and for records of another track. For an
+    unknown reference, the message lists similar names.
     """
     TRACKS.load(track)
     if repeated := [reference for reference, count in Counter(references).items() if count > 1]:

@@ -34,16 +34,16 @@ class Submission:
     content: bytes
     """Content of the records file."""
     remarks: tuple[str, ...]
-    """Sentences about missing things that a reviewer will ask for."""
+    """Sentences that list missing information for the reviewer."""
     pull_request: str
     """Text of the pull request, in Markdown."""
 
     def write(self, folder: Path) -> Path:
-        """Write the entry and its records below a folder of leaderboards, and return the entry's path."""
+        """Write the entry and its records below a folder of leaderboards. Return the path of the entry."""
         path = folder / self.entry.track / f"{self.entry.model}.json"
         write_records(self.content, path.parent / self.entry.records.file)
         write_entry(self.entry, path)
-        # The leaderboard runs this check too. It is run here so that the submitter sees the errors first.
+        # The leaderboard runs this check too. With this call, submitters see errors before they submit the entry.
         check_entry(self.entry, path.parent)
         return path
 
@@ -59,7 +59,9 @@ def make_submission(
     board: Path | None = None,
     data: Path | None = None,
 ) -> Submission:
-    """Make an entry from a run folder, runs/<track>/<model>, with the cells of the protocol that the board requires.
+    """Make an entry from a run folder, runs/<track>/<model>.
+
+    The entry has the cells of the protocol that the board requires.
 
     Args:
         run: The run folder.
@@ -68,13 +70,13 @@ def make_submission(
         links: URLs with the keys "code" and "contact".
         note: A sentence that the leaderboard shows.
         records: The https URL of the records file, if it will not be in the repository.
-        board: The folder of leaderboards that may have an earlier entry of the model. The earlier history is kept. If
-            weights and protocol are the same, the earlier cells that the run does not replace are kept too, so that
-            leaving out cells cannot raise the model's accuracy.
+        board: The folder of leaderboards. If it has an earlier entry of the model, the earlier history is kept. If
+            weights and protocol are the same, earlier cells that the run does not replace are kept too. Therefore
+            submitters cannot raise the accuracy if they leave out cells.
         data: The folder of prepared datasets.
 
     Raises:
-        UserError: The records do not belong to the model, data and protocol on this machine.
+        UserError: The records were made with another model, other data or another protocol than on this machine.
     """
     found = read_run(run)
     _check_not_in_memory(found, run)
@@ -83,7 +85,7 @@ def make_submission(
     path = (board or Path()) / track.name / f"{evidence[0].score.model}.json"
     earlier = read_entry(path) if board is not None and path.is_file() else None
     kept = _cells_to_keep(evidence, earlier, path.parent)
-    # The cells are sorted, so that the entry does not depend on the order in which runs are submitted.
+    # The cells are sorted, so that the entry does not depend on the order of the submitted runs.
     evidence = sorted([*evidence, *kept], key=lambda each: _order(each, track))
     reference = model or evidence[0].score.model
     plan, numbers = rebuild(evidence, reference, data=data)
@@ -131,14 +133,14 @@ def _cells_of_board_protocol(found: Sequence[CellRecords], track: Track, run: Pa
 def _cells_to_keep(evidence: Sequence[CellRecords], earlier: Entry | None, folder: Path) -> list[CellRecords]:
     """Return the records of an earlier entry in `folder` that the run does not replace.
 
-    Returns none of them if the earlier entry has other weights or another protocol.
+    Returns an empty result if the earlier entry has other weights or another protocol.
     """
     first = evidence[0].identity
     if not earlier or (earlier.weights, earlier.protocol.identity) != (first["weights"], first["protocol"]):
         return []
     replaced = {each.condition for each in evidence}
     if all(cell.condition in replaced for cell in earlier.cells):
-        # The run replaces all earlier records, so their file is not read and may be missing.
+        # The run replaces all earlier records. Therefore the earlier records file is not read and may be missing.
         return []
     return [each for each in read_entry_records(earlier, folder) if each.condition not in replaced]
 
@@ -154,7 +156,7 @@ def _environment_of(kept: Sequence[CellRecords], earlier: Entry | None) -> list[
 
 
 def _environment(run: Path, evidence: Sequence[CellRecords]) -> list[Mapping[str, Any]]:
-    """Return the software versions, machine and git commit for each attack, without paths and host names."""
+    """Return the software versions, machine and git commit for each attack. Paths and host names are removed."""
     attacks = {each.score.attack for each in evidence}
     found: list[Mapping[str, Any]] = []
     for path in manifests(run):
@@ -165,7 +167,7 @@ def _environment(run: Path, evidence: Sequence[CellRecords]) -> list[Mapping[str
 
 
 def _continued(entry: Entry, earlier: Entry) -> Entry:
-    """Return the entry with the history of the earlier entry, followed by this submission.
+    """Return the entry with the history of the earlier entry. This submission is added to the end of the history.
 
     If the weights are the same, the counterexamples of the earlier entry are kept too.
     """

@@ -1,4 +1,4 @@
-"""Comparison of recomputed verdicts with stored ones: counts of differences, and the tolerance for other hardware."""
+"""Compare recomputed verdicts with stored verdicts: counts of differences, and the tolerance for other hardware."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,22 +8,23 @@ from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.leaderboard.entry import Counterexample
 
 TOLERANCE = 0.005
-"""Share of verdicts that may differ on other hardware, because other hardware rounds differently.
+"""Share of verdicts that may differ on other hardware. Hardware types differ in rounding.
 
-The value is a generous convention. On one CPU, records are bitwise equal for all shard sizes, sample orders and batch
+The value is deliberately large. On one CPU, records are bitwise equal for all shard sizes, sample orders and batch
 sizes.
 """
 SIGNIFICANCE = 0.01
-"""Significance level of the test whether more verdicts differ than `TOLERANCE` allows."""
+"""Significance level of the test that checks whether the number of differing verdicts exceeds `TOLERANCE`."""
 PARTS = ("ranked", "others")
-"""The two parts of an entry: "ranked" has the verdicts that the rank depends on, and "others" has the verdicts of all
+"""The two parts of an entry. "ranked" has the verdicts that the rank depends on. "others" has the verdicts of all
 remaining attacks and radii."""
 
 
 def exceeds_tolerance(wrong: int, n: int) -> bool:
-    """Return whether `wrong` of `n` verdicts are significantly more than the tolerance allows.
+    """Return whether `wrong` differing verdicts among `n` verdicts are significantly more than the tolerance allows.
 
-    This is a one-sided exact binomial test against a share of `TOLERANCE` at the level `SIGNIFICANCE`.
+    This is a one-sided exact binomial test. The tested share is `TOLERANCE`, and the significance level is
+    `SIGNIFICANCE`.
     """
     from scipy.stats import binomtest
 
@@ -31,7 +32,7 @@ def exceeds_tolerance(wrong: int, n: int) -> bool:
 
 
 def upper_bound(wrong: int, n: int) -> float:
-    """Return an upper limit for the share of wrong verdicts if `wrong` of `n` drawn verdicts are wrong.
+    """Return an upper limit for the share of wrong verdicts, given that `wrong` of `n` drawn verdicts are wrong.
 
     The limit holds with 95 % confidence. It is one-sided and exact for a binomial distribution (Clopper and Pearson
     1934).
@@ -43,7 +44,7 @@ def upper_bound(wrong: int, n: int) -> float:
 
 @dataclass(frozen=True)
 class Disagreement:
-    """A stored verdict that differs from the recomputed one."""
+    """A stored verdict that differs from the recomputed verdict."""
 
     attack: str
     dataset: str
@@ -56,16 +57,16 @@ class Disagreement:
 
     @property
     def is_favourable(self) -> bool:
-        """Whether the sample is robust in the stored record but broken by the recomputed attack.
+        """True if the sample is robust in the stored record but broken by the recomputed attack.
 
-        In this case the stored accuracy is too high.
+        Such samples make the stored accuracy too high.
         """
         return self.stored == ""
 
 
 @dataclass(frozen=True)
 class RecomputedSample:
-    """A stored record, and the result of attacking its sample again on this machine."""
+    """A sample that was attacked again on this machine: its stored record and its new record."""
 
     evidence: CellRecords
     """The records of the sample's cell."""
@@ -96,14 +97,14 @@ class RecomputedSample:
         return Disagreement(*about, self.stored.broken_by, self.here.broken_by)
 
     def counterexample(self, source: str) -> Counterexample:
-        """Return the recomputed adversarial example as a counterexample with this source."""
+        """Return the recomputed adversarial example as a counterexample. `source` is its `Counterexample.source`."""
         about = self.evidence.score.dataset, self.here.sample_id, self.evidence.threat.norm
         return Counterexample(*about, self.here.distance, self.here.adversarial_prediction, source)
 
 
 @dataclass(frozen=True)
 class RecomputedPart:
-    """Counts of recomputed verdicts, and of those that differ, in one part of an entry."""
+    """Numbers of recomputed verdicts and of differing verdicts in one part of an entry."""
 
     name: str
     """One of `PARTS`."""
@@ -111,20 +112,20 @@ class RecomputedPart:
     """Number of recomputed verdicts."""
     wrong: int
     too_high: int
-    """Number of samples that are robust in the stored records and broken in the recomputed ones."""
+    """Number of samples that are robust in the stored records and broken in the recomputed records."""
     bound: float
     """Upper limit of the share of wrong verdicts in the part, with 95 % confidence (exact binomial, Clopper and Pearson
-    1934). If the whole part was recomputed, this is the share itself."""
+    1934). If the whole part was recomputed, it is the exact share."""
 
     @property
     def exceeds_tolerance(self) -> bool:
-        """Whether more verdicts differ, in either direction, than other hardware explains."""
-        # Verdicts that are too low count as well, because such records would harm a competitor.
+        """True if significantly more verdicts differ than the tolerance for other hardware allows."""
+        # Differences in both directions count. Records with too low verdicts would harm a competing model.
         return exceeds_tolerance(self.wrong, self.verdicts)
 
 
 def summarize_part(name: str, samples: Sequence[RecomputedSample], *, is_full: bool) -> RecomputedPart:
-    """Return the counts for the recomputed samples of a part; `is_full` means that they are the whole part."""
+    """Return the counts for the recomputed samples of a part. If `is_full`, the samples are the whole part."""
     disagreements = [sample.disagreement for sample in samples if sample.is_wrong]
     wrong, too_high = len(disagreements), sum(each.is_favourable for each in disagreements)
     bound = wrong / len(samples) if is_full else upper_bound(wrong, len(samples))
@@ -132,9 +133,9 @@ def summarize_part(name: str, samples: Sequence[RecomputedSample], *, is_full: b
 
 
 def missing_warnings(samples: Sequence[RecomputedSample]) -> tuple[str, ...]:
-    """Return a sentence if more stored records lack warnings of the recomputed samples than the tolerance allows.
+    """Return a sentence about warnings that recomputed records have and stored records lack.
 
-    Returns () if there are no more than that.
+    Returns () if the number of such records is within the tolerance.
     """
     same = [(sample.stored, sample.here) for sample in samples if not sample.is_wrong]
     missing = [set(here.warnings.split(",")) - set(stored.warnings.split(",")) - {""} for stored, here in same]

@@ -1,6 +1,6 @@
 """Static validation of an entry: path, digests, sample ids, scores, definitions, history and counterexamples.
 
-The validation needs neither weights nor images. `vlmbench verify` uses them for further checks.
+The validation does not need weights or images. `vlmbench verify` runs further checks with weights and images.
 """
 
 import dataclasses
@@ -29,7 +29,8 @@ from robustbench_vlm.test_time.defended_model import checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
 _LEFT_OUT = {"unreadable", "incomplete"}
-"""Warnings for a dataset with fewer samples than the protocol requires. Its cells must have one of them."""
+"""Warnings for a dataset with fewer samples than the protocol requires. The cells of such a dataset must have one of
+these warnings."""
 _PROSE = {"notes", "reported", "folder"}
 """Fields of a card that may differ from the card in the zoo, because no result depends on them."""
 
@@ -37,7 +38,7 @@ _PROSE = {"notes", "reported", "folder"}
 def read_entry_in_place(path: Path) -> Entry:
     """Read an entry whose path must be <track>/<model>.json.
 
-    Raises UserError if the file is not an entry, and Unsound if the path belongs to another track or model.
+    Raises UserError if the file is not an entry. Raises Unsound if the path belongs to another track or model.
     """
     entry = read_entry(path)
     if path.name != f"{entry.model}.json" or path.resolve().parent.name != entry.track:
@@ -54,8 +55,8 @@ def misplaced(entry: Entry, path: Path) -> Unsound:
 def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     """Check an entry in `folder` and its records, and return the records of each cell.
 
-    Digests, sample ids, fingerprints, accuracies and names must agree. Raises Unsound if they do not; the message names
-    the first contradiction.
+    Digests, sample ids, fingerprints, accuracies and names must agree. If they do not agree, raises Unsound. The
+    message names the first contradiction.
     """
     track: Track = TRACKS.load(entry.track)
     label = PROTOCOLS.load(track.leaderboard_protocol).label
@@ -98,7 +99,7 @@ def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
     """Raise Unsound if a definition in the entry differs from the definition in this package.
 
     The definitions are the card, the protocol, the attacks, the classes, the prompts and the sample counts. The attacks
-    of a test-time defense depend on the model, so only `verify` can check them.
+    on a test-time defense depend on the model. Therefore only `verify` checks these attacks.
     """
     _check_card(entry)
     protocol: Protocol = PROTOCOLS.load(TRACKS.load(entry.track).leaderboard_protocol)
@@ -146,12 +147,12 @@ def _check_card(entry: Entry) -> None:
 
 
 def check_continuation(entry: Entry, evidence: Sequence[CellRecords], earlier: Entry | None, folder: Path) -> None:
-    """Raise Unsound if a submission in `folder` removes parts of the earlier entry or has a status it may not have.
+    """Raise Unsound if a submission in `folder` removes data of the earlier entry or has a forbidden status.
 
     The history of the `earlier` entry must be kept. If the weights are the same, its records and counterexamples must
-    be kept too. A submission must have the status "claimed", because only `verify` sets a better one; "disputed" is
-    kept or set if the counterexamples require it. New counterexamples must be submitted with their images, which
-    `verify` classifies again.
+    be kept too. A submission must have the status "claimed", because only `verify` sets a better status. If the
+    counterexamples require it, the status must be "disputed". New counterexamples must be submitted with their images.
+    `verify` classifies these images again.
     """
     known = earlier.history if earlier else ()
     if entry.history[: len(known)] != known:
@@ -185,7 +186,7 @@ def _check_dates(entry: Entry) -> None:
         days = [datetime.date.fromisoformat(date) for date in dates]
     except ValueError as error:
         raise Unsound(f"the history of {entry.model!r} has an invalid date: {error}; expected YYYY-MM-DD") from error
-    # The date may be one day ahead, because the submitter may be in another time zone.
+    # The date may be one day after today, because the submitter may be in another time zone.
     if days != sorted(days) or days[-1] > datetime.date.today() + datetime.timedelta(days=1):
         raise Unsound(
             f"the history of {entry.model!r} is not in chronological order, or has a date in the future:"

@@ -1,6 +1,6 @@
-"""Verification of an entry: check its records, then attack a random part of its samples again and compare.
+"""Verify an entry: check its records, attack a random part of its samples again, and compare the verdicts.
 
-The clean predictions of all samples are recomputed too, by one forward pass each.
+The clean predictions of all samples are also recomputed. This needs one forward pass for each sample.
 """
 
 import dataclasses
@@ -41,7 +41,7 @@ REPRODUCED = 0.05
 """An entry is "reproduced" if, with 95 % confidence, at most this share of its verdicts is wrong."""
 _CLOSE_MARGIN = 1e-3
 """Largest margin at which rounding on another machine may change a prediction. The margin is the cosine similarity of
-the predicted class minus that of the second class."""
+the predicted class minus the second-highest cosine similarity."""
 
 
 @dataclass(frozen=True)
@@ -50,10 +50,9 @@ class Verification:
 
     entry: Entry
     is_confirmed: bool
-    """Whether no finding contradicts the entry."""
+    """True if no finding contradicts the entry."""
     problems: tuple[str, ...] = ()
-    """One sentence for each contradiction between the entry and its records, or between the entry and a computation on
-    this machine."""
+    """One sentence for each contradiction. The entry may contradict its records or the results on this machine."""
     parts: tuple[RecomputedPart, ...] = ()
     """Counts of recomputed verdicts for each of the two parts of the entry, see `tolerance.PARTS`."""
     seed: int = 0
@@ -75,16 +74,16 @@ def verify(
     resources: Resources | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Verification:
-    """Check an entry, attack a random part of its samples again, and return the findings and the entry's new status.
+    """Check an entry and attack a random part of its samples again. Return the findings and the entry's new status.
 
     Args:
         entry: The entry.
         folder: The folder of the entry.
         date: Today's date in UTC, such as "2026-01-31".
-        samples: Number of verdicts to recompute in each part of the entry: in the cells that the rank depends on, and
-            in the other cells. None recomputes all.
-        seed: Seed of the draw. If it is None, a secret seed is drawn, so that submitters cannot know in advance which
-            samples are drawn.
+        samples: Number of verdicts to recompute in each of the two parts of the entry. The first part has the cells
+            that the rank depends on, the second part has the other cells. If None, all verdicts are recomputed.
+        seed: Seed for the choice of samples. If it is None, the seed is random and secret. Submitters cannot know the
+            chosen samples in advance.
         model: The reference that loads the model. It is needed only if the model's name does not load it.
         data: The folder of prepared datasets.
         resources: Device, workers and batch size.
@@ -129,9 +128,9 @@ def draw_samples(
 ) -> tuple[list[DrawnSample], list[DrawnSample]]:
     """Draw random samples from the cells that the rank depends on, and from the other cells.
 
-    `samples` is the number to draw from each of these two parts; None takes all. The rank depends on the track's attack
-    at its standard radius. Samples are drawn without replacement. The two lists are sorted by cell and position, and
-    each may be empty.
+    `samples` is the number of samples to draw from each of these two parts. If it is None, all samples are drawn. The
+    rank depends on the track's attack at its standard radius. Samples are drawn without replacement. The two lists are
+    sorted by cell and position, and each may be empty.
     """
     standard = track.attack, track.norm, track.standard_eps
     parts: tuple[list[DrawnSample], list[DrawnSample]] = [], []
@@ -153,7 +152,7 @@ def recompute(
 ) -> list[SampleResult]:
     """Attack drawn samples again and return their new records, in the order of `drawn`.
 
-    `cells[i]` is the index within the plan of the cell with index i in the entry.
+    The cell with index i in the entry has the index `cells[i]` in the plan.
     """
     resources = plan.request.resources
     shards = _shards(plan, cells, drawn)
@@ -171,7 +170,7 @@ def recompute(
 
 
 def _shards(plan: Plan, cells: Sequence[int], drawn: Sequence[DrawnSample]) -> dict[Shard, list[DrawnSample]]:
-    """Return the drawn samples by shard. Neighbouring samples of a cell share a shard, up to the shard size."""
+    """Group the drawn samples into shards. Consecutive samples of a cell are in one shard, up to the shard size."""
     runs: list[list[DrawnSample]] = []
     for each in drawn:
         last = runs[-1][-1] if runs else None
@@ -203,7 +202,7 @@ def _contradicted(entry: Entry, problems: Sequence[str], date: str) -> Verificat
 
 
 def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[CellRecords], device: str) -> list[str]:
-    """Return a sentence for each cell whose stored clean predictions differ from those of the model.
+    """Return a sentence for each cell with stored clean predictions that differ from the model's predictions.
 
     All samples are classified again.
     """
@@ -214,8 +213,7 @@ def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[CellRecords], d
             known[cell.dataset.name] = clean_predictions(cell, device=device)
         here = known[cell.dataset.name]
         other = [lead for row, (found, lead) in zip(each.results, here, strict=True) if row.clean_prediction != found]
-        # The margins are computed on this machine, because a submitter could store small margins to excuse wrong
-        # predictions.
+        # The margins are computed on this machine. A submitter could store small margins to hide wrong predictions.
         if max(other, default=0.0) > _CLOSE_MARGIN or exceeds_tolerance(len(other), len(here)):
             problems.append(f"{cell.label}: {len(other)} stored clean predictions differ from the model's")
     return problems
@@ -232,7 +230,7 @@ def _omitted_warnings(cells: Sequence[Cell], evidence: Sequence[CellRecords]) ->
 def _judged(
     entry: Entry, parts: Sequence[Sequence[RecomputedSample]], date: str, seed: int, *, is_full: bool
 ) -> Verification:
-    """Compare the recomputed with the stored verdicts of each part, and return the findings and the new status."""
+    """Compare the recomputed and stored verdicts of each part. Return the findings and the new status."""
     counted = tuple(
         summarize_part(name, part, is_full=is_full) for name, part in zip(PARTS, parts, strict=True) if part
     )
@@ -254,7 +252,7 @@ def _judged(
 def _status(before: str, bound: float, *, is_disputed: bool, is_full: bool) -> str:
     """Return the status of an entry after a verification.
 
-    `before` is the status before it. `bound` is an upper limit for the share of wrong verdicts.
+    `before` is the status before the verification. `bound` is an upper limit for the share of wrong verdicts.
 
     A partial verification never lowers the status. The status "disputed" remains until a new submission.
     """

@@ -17,7 +17,7 @@ BEGIN, END = "<!-- leaderboard {} -->", "<!-- end of leaderboard -->"
 """Markers before and after the table of a track in a Markdown file."""
 _HEAD = ("rank", "model", "status", "clean", "robust", "clean rank", "samples", "training", "fidelity", "warnings")
 _LONGEST = 120
-"""Largest number of characters that a table cell shows of a text from a card."""
+"""Largest number of characters in a table cell for texts from model cards. Longer texts are shortened."""
 
 
 def markdown(board: Board) -> str:
@@ -56,7 +56,7 @@ def page(boards: Sequence[Board]) -> str:
 def with_tables(document: str, boards: Iterable[Board]) -> str:
     """Return a Markdown document with new tables between its markers.
 
-    Raises UserError if the end marker is missing after a marker.
+    Raises UserError if a begin marker has no end marker after it.
     """
     for board in boards:
         begin = BEGIN.format(board.track)
@@ -71,7 +71,7 @@ def with_tables(document: str, boards: Iterable[Board]) -> str:
 
 
 def views(boards: Sequence[Board], folder: Path) -> dict[Path, str]:
-    """Return the text of each generated file by path.
+    """Return the text of each generated file. The keys are paths.
 
     The files are README.md in `folder` and, if it exists, README.md in the parent folder.
     """

@@ -37,7 +37,10 @@ class Tick:
 
 @dataclass(frozen=True)
 class Label:
-    """A name near its point. (x, y) is the left end ("start"), right end ("end") or centre ("middle") of the name."""
+    """The name of a model near its point in a chart.
+
+    The anchor (x, y) is the left end ("start"), right end ("end") or centre ("middle") of the name.
+    """
 
     x: float
     y: float
@@ -54,10 +57,13 @@ class Label:
 
 @dataclass(frozen=True)
 class ScatterPoint:
-    """A model in the scatter plot: its point, the ends of its two intervals, and its label if there is room for one."""
+    """A model in the scatter plot: its point, the ends of its two intervals, and its label.
+
+    The label is missing if there is no room.
+    """
 
     series: int
-    """Index of the colour, from 1 to `COLOURS`; 0 is grey."""
+    """Index of the colour, from 1 to `COLOURS`. 0 is grey."""
     model: str
     x: float
     y: float
@@ -197,7 +203,10 @@ def _short(name: str) -> str:
 
 
 def _span(accuracies: Sequence[Accuracy]) -> tuple[float, float]:
-    """Return the lower and upper end of an axis that contains all intervals, as multiples of 0.1 in [0, 1]."""
+    """Return the lower and upper end of an axis that contains all intervals.
+
+    The ends are multiples of 0.1 in [0, 1].
+    """
     low = min((each.low for each in accuracies), default=0.0)
     high = max((each.high for each in accuracies), default=1.0)
     return max(0, int(low * 10)) / 10, min(10, int(high * 10) + 1) / 10
@@ -245,7 +254,7 @@ def _is_free(box: Box, taken: Sequence[Box]) -> bool:
 
 
 def _spread(heights: Sequence[float]) -> list[float]:
-    """Return the y position of the name of each curve, so that two names are at least one line apart.
+    """Return y positions for the names of the curves. Two names are at least one line apart.
 
     `heights` are the y positions of the right ends of the curves.
     """
@@ -253,6 +262,6 @@ def _spread(heights: Sequence[float]) -> list[float]:
     last = TOP - _LINE
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     for below, index in zip(reversed(range(len(order))), order, strict=True):
-        # The limit BOTTOM - _LINE * below leaves room for the remaining names, which are below this one.
+        # The limit BOTTOM - _LINE * below leaves room for the names below this name.
         last = found[index] = round(max(last + _LINE, min(heights[index], BOTTOM - _LINE * below)), 1)
     return found

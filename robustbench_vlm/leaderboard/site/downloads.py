@@ -14,7 +14,7 @@ def board_json(board: Board) -> str:
 
 
 def board_csv(board: Board) -> str:
-    """Return the board as CSV with a line for each model, or "" if no model is on the board.
+    """Return the board as CSV with one line for each model. Returns "" if the board has no models.
 
     Accuracies are in [0, 1]. The means with their intervals come first, then the accuracies on each dataset.
     """
@@ -22,7 +22,10 @@ def board_csv(board: Board) -> str:
 
 
 def reported_csv(board: Board) -> str:
-    """Return CSV with a line for each number that a paper reports, or "" if papers report none."""
+    """Return the reported numbers as CSV with one line for each number.
+
+    Returns "" if the board has no reported numbers.
+    """
     return _csv([{**number, "warnings": "; ".join(number["warnings"])} for number in board.to_json()["reported"]])
 
 

@@ -1,6 +1,6 @@
 """Render the pages of the site from the boards.
 
-The same boards always give the same bytes: the pages contain no date and no name of a machine.
+Equal boards give equal bytes, because the pages contain no date and no machine name.
 """
 
 import base64
@@ -39,11 +39,11 @@ def write_site(
     entries: Mapping[Key, Entry] | None = None,
     examples: Mapping[Key, Path] | None = None,
 ) -> None:
-    """Write the site of all boards into a folder; each file is written atomically.
+    """Write the site of all boards into a folder. Each file is written atomically.
 
     If `entries` has the entry of a model, the model's page also shows the notes of the card, all scores and the
-    counterexamples. `examples` are paths of PNG files with clean and adversarial images, which the pages show. Raises
-    UserError if the folder contains HTML pages that are not part of the site.
+    counterexamples. `examples` are paths of PNG files with clean and adversarial images. The pages show these images.
+    Raises UserError if the folder contains HTML pages that are not part of the site.
     """
     files = site_files(boards, entries=entries, examples=examples)
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")}
@@ -61,7 +61,7 @@ def site_files(
     entries: Mapping[Key, Entry] | None = None,
     examples: Mapping[Key, Path] | None = None,
 ) -> dict[str, str]:
-    """Return the text of each file of the site, by the path of the file within the folder.
+    """Return the text of each file of the site. The keys are paths within the folder.
 
     See `write_site` for the arguments.
     """
@@ -118,7 +118,7 @@ def _about_protocol(board: Board) -> dict[str, Any]:
         protocol = read_protocol(identity)
         words = [(what, say(protocol)) for what, say in FIELDS.values()]
     except UserError:
-        # Another version of the package wrote the protocol, so only its JSON identity can be shown.
+        # Another version of the package wrote the protocol. Only its JSON identity can be shown.
         words = []
     return {"words": words, "identity": json.dumps(identity, indent=1), "digest": fingerprint(identity)}
 
@@ -143,7 +143,10 @@ def _page(environment: Environment, template: str, **about: Any) -> str:
 
 
 def _environment(boards: Sequence[Board]) -> Environment:
-    """Return the jinja2 environment with the values that all pages share: boards, style, script and security policy."""
+    """Return the jinja2 environment.
+
+    It has the values that all pages use: boards, style, script and security policy.
+    """
     environment = Environment(
         loader=FileSystemLoader(_HERE / "templates"),
         autoescape=True,
@@ -166,8 +169,8 @@ def _environment(boards: Sequence[Board]) -> Environment:
         "benchmark_bibtex": texts.benchmark_bibtex(__version__),
         "style": style,
         "script": script,
-        # This content security policy allows only this style and this script, and no other file. It names their
-        # digests, because 'self' does not work for pages that are opened as files.
+        # This content security policy allows only this style and this script. It contains their digests, because 'self'
+        # does not work for pages that are opened as files.
         "policy": "; ".join(
             (
                 "default-src 'none'",

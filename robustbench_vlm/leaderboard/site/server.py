@@ -13,7 +13,7 @@ class _Quiet(SimpleHTTPRequestHandler):
 
 
 def open_server(folder: Path, port: int) -> ThreadingHTTPServer:
-    """Return an HTTP server for the folder of a site, on the loopback interface; port 0 takes a free port.
+    """Return an HTTP server for the folder of a site, on the loopback interface. Port 0 selects a free port.
 
     Raises UserError if the folder is not a site or the port is in use.
     """

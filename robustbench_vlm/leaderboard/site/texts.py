@@ -1,7 +1,7 @@
 """Formatting for the pages: visible texts, safe links and file names, numbers, BibTeX.
 
-The templates escape all values. These functions handle control characters, links and paths, which escaping leaves
-unchanged.
+The templates escape all values. Escaping does not change control characters, links and paths. These functions make them
+safe.
 """
 
 import hashlib
@@ -30,8 +30,8 @@ def shown(text: object, most: int = 2000) -> str:
 def slug(name: str) -> str:
     """Return a form of a name that is safe as a file name and as an HTML anchor.
 
-    A short name of plain lower-case characters is returned unchanged. For any other name, a short form of the name with
-    a digest is returned.
+    If the name is short and has only plain lower-case characters, it is returned unchanged. For other names, the result
+    is a shortened name with a digest.
     """
     if _SLUG.fullmatch(name) and not name.endswith("."):
         return name
@@ -61,12 +61,15 @@ def interval(accuracy: Accuracy) -> str:
 
 
 def radius(eps: str, norm: str) -> str:
-    """Return a radius such as "1/51" as all other outputs print it: over 255 for Linf, such as "5/255"."""
+    """Format a radius such as "1/51" in the same form as all other outputs.
+
+    For Linf the denominator is 255, such as "5/255".
+    """
     return Threat(norm, parse_eps(eps)).eps_text
 
 
 def signed(number: int) -> str:
-    """Return a difference with its sign, and with a typographic minus."""
+    """Return a difference with its sign. The minus sign is typographic."""
     return f"{number:+d}".replace("-", "\N{MINUS SIGN}") if number else "0"
 
 
@@ -83,7 +86,7 @@ def bibtex(kind: str, key: str, fields: Iterable[tuple[str, str]]) -> str:
 
 
 def paper_bibtex(address: str) -> str:
-    """Return a BibTeX record of a paper from its URL only, or "" if the URL is not safe."""
+    """Return a BibTeX record of a paper. Only its URL is known. Returns "" if the URL is not safe."""
     if not safe_link(address):
         return ""
     if found := _ARXIV.fullmatch(address):
@@ -96,7 +99,7 @@ def paper_bibtex(address: str) -> str:
 
 
 def warning_parts(warning: str) -> tuple[str, str]:
-    """Return the code of a warning and the rest of its text: the datasets or the number of samples."""
+    """Split a warning into its code and the rest of its text. The rest has the datasets or the number of samples."""
     code, _, about = warning.partition(":")
     return code, about.strip()
 
