@@ -1,4 +1,4 @@
-"""The command `vlmbench compare`: compares models on the samples that all of them have."""
+"""The command `vlmbench compare`: compares models on the samples that all models have."""
 
 from pathlib import Path
 from typing import Annotated

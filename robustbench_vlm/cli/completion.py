@@ -1,6 +1,6 @@
 """Shell completion of names from the registries and the model cards.
 
-It does not import torch, because that is slow.
+This module does not import torch, because the import is slow.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -17,12 +17,15 @@ from robustbench_vlm.test_time import TEST_TIME_DEFENSES
 from robustbench_vlm.tracks import TRACKS
 
 Complete = Callable[[typer.Context, str], list[str]]
-"""Function that takes the words before the cursor and the start of a word, and returns the words that can complete
-it."""
+"""Type of a completion function. Its arguments are the words before the cursor and the beginning of the current word.
+It returns the possible completions of the current word."""
 
 
 def models(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the models of the track that the command line names, and DEFENSE+MODEL after a typed plus."""
+    """Return the models of the track on the command line.
+
+    After a typed plus, return names of the form DEFENSE+MODEL.
+    """
     track = context.params.get("track") or TRACKS.names()[0]
     names = sorted({*card_names(track), *MODELS.names()})
     defense, plus, _ = incomplete.partition("+")
@@ -35,16 +38,16 @@ def kinds(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def of_kind(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of one kind, which is an argument of the command or the name of the command."""
+    """Return the names of one kind. The kind is an argument of the command, or it is the command's name."""
     kind = context.params.get("kind") or context.info_name or ""
     complete = BY_KIND.get(str(kind).removesuffix("s"))
     return complete(context, incomplete) if complete else []
 
 
 def one_of(names: Callable[[], Iterable[str]]) -> Complete:
-    """Return a completion function for the names that `names` returns."""
+    """Return a completion function that offers the names from `names`."""
 
-    # The annotations are needed, because typer chooses the arguments by them.
+    # typer needs the annotations. It chooses the arguments of the function by their types.
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         return list(names())
 
@@ -66,5 +69,5 @@ BY_OPTION: Mapping[str, Complete] = {
     "--format": one_of(lambda: ("table", "markdown", "latex", "csv", "html")),
     "--device": one_of(lambda: ("cpu", "cuda")),
 }
-"""Completion function of each option that takes a name. It depends only on the name of the option, not on the
-command."""
+"""The completion functions of options that take a name. The keys are names of options. An option has the same
+completion in all commands."""

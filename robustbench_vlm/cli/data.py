@@ -34,7 +34,7 @@ _Lists = Annotated[
 ]
 _Download = Annotated[bool, typer.Option("--download/--no-download", help="Download missing datasets.")]
 SHOWN = 5
-"""Largest number of unreadable images that are listed for one dataset."""
+"""Largest number of unreadable images in the list for one dataset."""
 
 app = typer.Typer(help="Download, prepare and check published datasets.", rich_markup_mode=None)
 

@@ -44,7 +44,7 @@ def request_of(
     data: options.DataFolder = None,
     device: options.Device = "",
 ) -> "Request":
-    """Return the request that the options describe; raise UserError for values that are not allowed."""
+    """Return the request for the given options. Raise UserError if a value is not allowed."""
     from robustbench_vlm.engine.request import Request
     from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.models.card import bundled_names

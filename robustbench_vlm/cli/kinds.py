@@ -1,4 +1,7 @@
-"""Kinds of values for `list`, `show` and `diff`: their names, a summary of each value, and all its fields."""
+"""Kinds of values for the commands `list`, `show` and `diff`.
+
+For each kind: the names of its values, a summary of each value, and all fields of each value.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,9 +31,9 @@ from robustbench_vlm.tracks import TRACKS
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of registered objects, such as models, with the functions that list, load and summarise them.
+    """A kind of registered objects, such as models. Its functions list, load and summarise these objects.
 
-    `names` and `load` take the name of a track, on which only the models depend.
+    `names` and `load` take the name of a track. Only models depend on the track.
     """
 
     names: Callable[[str], Sequence[str]]
@@ -42,7 +45,7 @@ class Kind:
 
 @dataclass(frozen=True)
 class _DefendedModel:
-    """A model with a test-time defense in front of it."""
+    """A model with a test-time defense."""
 
     name: str
     test_time_defense: TestTimeDefense
@@ -50,7 +53,7 @@ class _DefendedModel:
 
 
 def kind_of(word: str) -> str:
-    """Return the kind that a word names in the singular or plural; raise UserError for any other word."""
+    """Return the kind with the given name, in the singular or plural. Raise UserError if no kind has this name."""
     kind = word.removesuffix("s")
     if kind not in KINDS:
         raise UserError(unknown("kind", word, [f"{kind}s" for kind in KINDS]))
@@ -58,7 +61,7 @@ def kind_of(word: str) -> str:
 
 
 def check_is_protocol(word: str) -> None:
-    """Raise UserError if a word names a kind other than protocols."""
+    """Raise UserError if the given kind is not the kind of protocols."""
     if kind_of(word) != "protocol":
         raise UserError(f"only protocols can be compared, got {word!r}: run `vlmbench diff protocol NAME NAME`")
 
@@ -66,7 +69,7 @@ def check_is_protocol(word: str) -> None:
 def entries(kind: str, track: str) -> list[Entry]:
     """Return a list item for every name of a kind, with a summary of the named object.
 
-    If an object cannot be loaded, its list item has the error, and the other names are still listed.
+    If an object cannot be loaded, its list item has the error message. The other names are still listed.
     """
     found = KINDS[kind]
     listed = [_entry(found, name, track) for name in found.names(track)]
@@ -74,7 +77,7 @@ def entries(kind: str, track: str) -> list[Entry]:
 
 
 def document(kind: str, name: str, track: str) -> dict[str, Any]:
-    """Return all fields of one value; raise UserError for an unknown name."""
+    """Return all fields of one value. Raise UserError if the name is unknown."""
     if kind == "protocol":
         return protocol_document(name)
     value = KINDS[kind].load(name, track)
@@ -83,7 +86,7 @@ def document(kind: str, name: str, track: str) -> dict[str, Any]:
 
 
 def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """Return the properties of a dataset that are not fields of it, or not in readable form."""
+    """Return properties of a dataset that its fields do not show in readable form."""
     if not dataset.published:
         return {"transform": "", "samples": len(dataset.open().ids), "chance": dataset.chance}
     published = PUBLISHED[dataset.published]

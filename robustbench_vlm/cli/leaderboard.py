@@ -116,7 +116,7 @@ def _boards(folder: Path) -> "list[Board]":
 
 
 def _examples(folder: Path, boards: "Sequence[Board]") -> dict[tuple[str, str], Path]:
-    """Return the paths of the example figures that are stored with the entries, by track and model."""
+    """Return the paths of the example figures next to the entries. The keys are pairs of track and model."""
     places = {
         (board.track, row.model): folder / board.track / "examples" / f"{row.model}.png"
         for board in boards

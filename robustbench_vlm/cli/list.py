@@ -5,7 +5,7 @@ from robustbench_vlm.cli.render.output import answer
 
 
 def list_names(kind: KindName, track: TrackName = DEFAULT_TRACK, as_json: Json = False) -> None:
-    """List the names of one kind, each with a summary."""
+    """List the names of one kind with a summary of each."""
     from robustbench_vlm.cli import kinds
     from robustbench_vlm.cli.render.documents import entry_lines
 

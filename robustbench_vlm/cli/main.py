@@ -1,7 +1,6 @@
 """The command line `vlmbench`: its commands, their examples, and exit codes.
 
-Each command has its own file in this folder. Slow imports are inside the functions that need them, so that --help is
-fast.
+Each command has its own file in this folder. Slow imports are inside functions, so that --help is fast.
 """
 
 import os
@@ -47,12 +46,12 @@ app = typer.Typer(
 def main() -> None:
     """Run the command line and exit with its code.
 
-    The code is 0 for success, 1 for failed checks, 2 for a user's error, and 130 for Ctrl-C.
+    The exit code is 0 for success, 1 for failed checks, 2 for a user's error, and 130 for Ctrl-C.
     """
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        # Names may contain characters that the terminal's encoding lacks. These are escaped, so that they do not stop a
-        # run.
+        # Names may contain characters that the terminal cannot encode. Such characters are escaped, so that they do not
+        # stop a run.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = run_command(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
@@ -61,7 +60,7 @@ def main() -> None:
 
 
 def run_command(arguments: Sequence[str]) -> int:
-    """Run one command and return its exit code; an error becomes a message, or a JSON document with --json."""
+    """Run one command and return its exit code. Errors are printed as a message or, with --json, as a JSON document."""
     arguments = [_with_home_folder(argument) for argument in arguments]
     as_json = "--json" in arguments
     try:
@@ -85,9 +84,9 @@ def run_command(arguments: Sequence[str]) -> int:
 
 
 def _with_home_folder(argument: str) -> str:
-    """Replace "~" at the start of an argument, or of the value in --option=value, by the home folder.
+    """Replace "~" by the home folder, at the start of an argument and after the "=" of --option=value.
 
-    Shells do not replace it in --option=value.
+    Shells do not replace "~" in --option=value.
     """
     option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
     return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111, because the value may not be a path
@@ -106,16 +105,19 @@ def _fail(message: str, code: int, *, as_json: bool) -> int:
 
 
 def _open_closed_streams() -> None:
-    """Open /dev/null as each standard stream that is closed, because a file opened later would take its number."""
+    """Open /dev/null for each closed standard stream.
+
+    If not, a file that is opened later would get the stream's number.
+    """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
             setattr(sys, name, os.fdopen(os.open(os.devnull, os.O_RDWR), mode, encoding="utf-8"))
 
 
 def _flush(stream: TextIO, code: int) -> int:
-    """Write what a standard stream still holds, and return the exit code.
+    """Flush a standard stream and return the exit code.
 
-    If that fails, the stream is replaced by /dev/null, because Python would print a traceback when it ends.
+    If flushing fails, the stream is replaced by /dev/null. Without this, Python would print a traceback at exit.
     """
     try:
         stream.flush()
@@ -139,7 +141,7 @@ def vlmbench(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
 ) -> None:
-    """Accept the options that come before the name of a command."""
+    """Accept the options before the name of a command."""
 
 
 def _add(name: str, command: Callable[..., Any], *examples: str) -> None:

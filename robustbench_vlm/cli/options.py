@@ -1,4 +1,4 @@
-"""Options that several commands share, and the request that the options of `run` and `plan` make."""
+"""Options that several commands share, and the function that makes a request from the options of `run` and `plan`."""
 
 import functools
 import inspect
@@ -100,7 +100,7 @@ def request_of(
     address: _Address = "",
     out: _Out = Path("runs"),
 ) -> "Request":
-    """Return the request that the options describe; raise UserError for values that are not allowed."""
+    """Return the request for the given options. Raise UserError if a value is not allowed."""
     from robustbench_vlm.engine.request import Request
     from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.tracks import TRACKS
@@ -125,7 +125,7 @@ def request_of(
 
 
 def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `command` with the options of `request_of` in place of its first parameter, the request."""
+    """Return `command` with other parameters. The options of `request_of` replace its first parameter, the request."""
 
     @functools.wraps(command)
     def with_advice(*arguments: Any, **values: Any) -> Any:
@@ -136,16 +136,16 @@ def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
 
             if not isinstance(error, UnreadableImage):
                 raise
-            # Only commands with these options can skip images.
+            # Only commands with the options of `request_of` can skip images.
             raise UnreadableImage(f"{error}, or skip such images with --skip-unreadable") from error
 
     return with_options_of(request_of, with_advice)
 
 
 def with_options_of(maker: Callable[..., Any], command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `command` with the options of `maker` in place of its first parameter.
+    """Return `command` with other parameters.
 
-    The command gets the result of `maker` as its first argument.
+    The parameters of `maker` replace its first parameter. `command` gets the result of `maker` as its first argument.
     """
     shared, own = inspect.signature(maker).parameters, list(inspect.signature(command).parameters.values())[1:]
 
@@ -163,9 +163,9 @@ def with_options_of(maker: Callable[..., Any], command: Callable[..., Any]) -> C
 
 
 def check_plot(path: Path | None, name: str = "--plot") -> None:
-    """Raise UserError if no figure can be written to `path`, so that a wrong path is reported before any work.
+    """Raise UserError if no figure can be written to `path`. Commands call this before they start to work.
 
-    `name` is the option that gave the path. Does nothing if `path` is None.
+    `name` is the name of the option for the path. If `path` is None, nothing is checked.
     """
     if path is None:
         return
@@ -186,7 +186,7 @@ def example(*commands: str) -> str:
 
 
 def sample_count(text: str) -> int | Literal["all"] | None:
-    """Return a number of samples, "all", or None for ""; raise UserError for any other text."""
+    """Return a number of samples, "all", or None for "". Raise UserError for any other text."""
     if text in ("", "all"):
         return "all" if text else None
     if not text.isdecimal() or int(text) == 0:

@@ -37,7 +37,7 @@ def plan(request: "Request", as_json: Json = False) -> None:
 def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
     """Return a plan's cells with the expected cost of each, and the totals.
 
-    The costs of single cells ignore results on disk. The totals take them into account.
+    The costs of single cells ignore results on disk. The totals exclude samples that have results on disk.
     """
     rows = [
         {
@@ -73,7 +73,7 @@ def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
 def document(plan: "Plan", estimate: "Estimate") -> dict[str, object]:
     """Return a plan as a JSON document.
 
-    Seconds, passes and memory are those of a run without results on disk.
+    Seconds, passes and memory are estimated for a run without results on disk.
     """
     from robustbench_vlm.core.fingerprint import plain
 
@@ -116,7 +116,7 @@ def totals(plan: "Plan", estimate: "Estimate") -> str:
 
 
 def on_disk(plan: "Plan") -> int:
-    """Return how many of a plan's samples have valid records on disk."""
+    """Return the number of the plan's samples that have valid records on disk."""
     from robustbench_vlm.engine.store import cell_folder, read_finished
 
     found = (read_finished(cell_folder(plan.request.out, cell), cell) for cell in plan.cells)
@@ -124,7 +124,7 @@ def on_disk(plan: "Plan") -> int:
 
 
 def _left_out(plan: "Plan") -> str:
-    """Return a hint if the user's folder has more images than the protocol uses, else ""."""
+    """Return a hint if the user's folder has more images than the protocol uses. If not, return ""."""
     cell = plan.cells[0]
     if plan.request.images is None:
         return ""

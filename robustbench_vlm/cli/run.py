@@ -42,7 +42,10 @@ def run(request: "Request", as_json: Json = False) -> None:
 
 
 def lines(result: "RunResult", width: int) -> list[Line]:
-    """Return a run's table with the means at the end, the explained warnings, the protocol and the folders."""
+    """Return the lines of a run's output.
+
+    These are the table with the means at the end, explanations of warnings, the protocol and the folders.
+    """
     tables = result.tables
     single = {group for group in _GROUPS if len({_group(each)[group] for each in tables}) == 1}
     rows = [_score_row(each, score) for each in tables for score in each.scores]

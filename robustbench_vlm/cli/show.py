@@ -20,7 +20,7 @@ EXAMPLES = {
     "protocol": "trusted",
     "architecture": "mini",
 }
-"""The kinds of values, each with the name in the example of its help."""
+"""The kinds of values. The value for each kind is the name in the example of its help text."""
 
 
 class _Kinds(TyperGroup):

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from robustbench_vlm.analysis.inspect_sample import Predicted, SampleUnderModel, SampleView
 
 _CELLS = 28
-"""Largest width of a class name in the figure, in terminal cells. Longer names are cut there, but not in the text
-output."""
+"""Largest width of a class name in the figure, in terminal columns. Longer names are shortened in the figure, but not
+in the text output."""
 _RIGHT, _OTHER = "#8fc98f", "#d0d0d0"
 
 _Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset: see `vlmbench list datasets`.")]
@@ -94,7 +94,7 @@ def show_sample(
 def lines(found: "SampleView", out: Path, width: int) -> Iterator[Line]:
     """Return each model's verdict and class probabilities.
 
-    Only classes among the most probable ones for the clean or the adversarial image are listed, and the true class.
+    The list has the true class and the most probable classes of the clean and the adversarial image.
     """
     yield from wrapped(f"{_about(found)}; probabilities in %", width)
     for each in found.models:
@@ -109,7 +109,7 @@ def lines(found: "SampleView", out: Path, width: int) -> Iterator[Line]:
 
 
 def figure(found: "SampleView") -> "Figure":
-    """Draw a row for each model: clean image, perturbation, adversarial image, and the top classes of both images.
+    """Draw one row for each model: clean image, perturbation, adversarial image, and the top classes of both images.
 
     In the image of the perturbation, mid-grey means no change.
     """

@@ -59,7 +59,10 @@ sweep = with_options_of(training_request, _sweep)
 
 
 def number_lists(settings: Sequence[str]) -> dict[str, list[float]]:
-    """Return the settings "name=number,number,..." by name; raise UserError for text of another form."""
+    """Parse settings of the form "name=number,number,...".
+
+    The keys of the result are the names. Raise UserError for text of another form.
+    """
     found = {}
     for setting in settings:
         name, _, values = setting.partition("=")
@@ -75,7 +78,7 @@ def number_lists(settings: Sequence[str]) -> dict[str, list[float]]:
 
 
 def fraction(text: str) -> Fraction:
-    """Return a fraction such as 1/4 or 0.25; raise UserError for any other text."""
+    """Return a fraction such as 1/4 or 0.25. Raise UserError for any other text."""
     try:
         return Fraction(text)
     except (ValueError, ZeroDivisionError):
@@ -99,7 +102,7 @@ def document(sweep: "Sweep") -> dict[str, Any]:
 
 
 def lines(sweep: "Sweep", width: int) -> list[Line]:
-    """Return a row for each trained setting, the conditions of the measurement, and the chosen setting."""
+    """Return the output: a row for each trained setting, the conditions of the measurement, and the chosen setting."""
     from robustbench_vlm.training.sweep import ATTACK
 
     columns = Columns((), "", (*sweep.trials[0].settings, "clean", "robust", "seconds"))
@@ -127,7 +130,10 @@ def lines(sweep: "Sweep", width: int) -> list[Line]:
 
 
 def figure(sweep: "Sweep") -> "Figure":
-    """Draw clean and robust accuracy by the first setting, with a line for each combination of the other settings."""
+    """Draw clean and robust accuracy over the first setting.
+
+    Each combination of the other settings has its own line.
+    """
     from matplotlib.figure import Figure
 
     names = list(sweep.trials[0].settings)

@@ -71,7 +71,7 @@ def training_request(
     base: _Base = "",
     precision: _Precision = "float32",
 ) -> "TrainingRequest":
-    """Return the training request that the options describe; raise UserError for values that are not allowed."""
+    """Return the training request for the given options. Raise UserError if a value is not allowed."""
     from robustbench_vlm.core.threat import parse_eps
     from robustbench_vlm.training.request import TrainingRequest
 
@@ -112,7 +112,10 @@ train = with_options_of(training_request, _train)
 
 
 def numbers(settings: Sequence[str]) -> dict[str, float]:
-    """Return the settings "name=number" by name; raise UserError for text of another form."""
+    """Parse settings of the form "name=number".
+
+    The keys of the result are the names. Raise UserError for text of another form.
+    """
     found = {}
     for setting in settings:
         name, _, value = setting.partition("=")
@@ -124,7 +127,10 @@ def numbers(settings: Sequence[str]) -> dict[str, float]:
 
 
 def runtime_of(folder: Path, device: str, save_every: int) -> "Runtime":
-    """Return the runtime of a training: its folder, its processes, and the number of steps between checkpoints."""
+    """Return the runtime settings of a training.
+
+    These are the folder, the processes, and the number of steps between checkpoints.
+    """
     from robustbench_vlm.training.distributed import Processes
     from robustbench_vlm.training.finetune import Runtime
 

@@ -48,7 +48,7 @@ def request_of(
     batch_size: options.BatchSize = 0,
     device: options.Device = "",
 ) -> "Request":
-    """Return the request that the options describe; raise UserError for values that are not allowed."""
+    """Return the request for the given options. Raise UserError if a value is not allowed."""
     from robustbench_vlm.engine.request import Request
     from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.models.card import bundled_names
@@ -89,7 +89,10 @@ transfer = with_options_of(request_of, _transfer)
 
 
 def lines(found: "Transfer", width: int) -> Iterator[Line]:
-    """Return the matrix and each model's accuracies, or a row for each accuracy if the tables do not fit the width."""
+    """Return the matrix and the accuracies of each model.
+
+    If the tables are too wide, return a row for each accuracy.
+    """
     from rich.cells import cell_len
 
     sets = f"{len(found.datasets)} dataset{'s' if len(found.datasets) > 1 else ''}"
@@ -111,9 +114,10 @@ def lines(found: "Transfer", width: int) -> Iterator[Line]:
 
 
 def heat_map(found: "Transfer") -> "Figure":
-    """Draw the matrix as a heat map, with a row for each source model and a column for each target model.
+    """Draw the matrix as a heat map.
 
-    Two more rows have the clean accuracy and the accuracy on all images together.
+    Source models are rows, and target models are columns. Two more rows have the clean accuracy and the accuracy on all
+    images together.
     """
     from matplotlib.figure import Figure
 

@@ -33,7 +33,7 @@ _Seed = Annotated[int | None, option("--seed", "N", "Seed of an earlier verifica
 _CONFIDENCE = " (95 % confidence, exact binomial bound)"
 _PARTS = {"ranked": "the verdicts that the rank depends on", "others": "other attacks and radii"}
 SHOWN = 10
-"""Largest number of listed samples whose stored and recomputed verdicts differ."""
+"""Largest number of samples in the list of differing verdicts."""
 
 
 def verify(
