@@ -38,13 +38,14 @@ FAMILIES = {
     "pyautoattack:": ("pyautoattack:NAME", "robustbench_vlm.attacks.pyautoattack:pyautoattack_named"),
     "torchattacks:": ("torchattacks:NAME", "robustbench_vlm.attacks.torchattacks:torchattacks_named"),
 }
-"""Maps the prefix of a family of names to the form of the names, such as "pgd-N", and to the import path of a function.
-
-The function takes the name without the prefix and returns the attack."""
+"""Families of attack names. The keys are prefixes. Each value has the form of the names, such as "pgd-N", and the
+import path of a function. The function takes the name without the prefix and returns the attack."""
 
 
 def load_attack(name: str) -> "Attack":
-    """Return the attack called `name`: a name in `ATTACKS`, or one of a family, such as "pgd-40" or "torchattacks:PGD".
+    """Return the attack with the given name.
+
+    The name is in `ATTACKS`, or it belongs to a family, such as "pgd-40" or "torchattacks:PGD".
 
     Raises UserError if the name is unknown, or if the attack needs a library that is not installed.
     """

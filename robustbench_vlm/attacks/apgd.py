@@ -1,8 +1,8 @@
 """APGD, untargeted and targeted: PGD that halves its step size when the loss stalls (arXiv:2003.01690, algorithm 1).
 
-Follows pyautoattack 0.2.0 with three differences. A sample is finished at its first misclassified iterate. The first
-checkpoint compares the loss with that of the starting point, as in the paper; pyautoattack compares it with zero. One
-forward pass of the clean image serves all targets of a sample.
+The implementation follows pyautoattack 0.2.0 with three differences. A sample is finished at its first misclassified
+iterate. The first checkpoint compares the loss with the loss of the starting point, as in the paper. pyautoattack
+compares it with zero. The targets of a sample are all chosen from one forward pass of the clean image.
 """
 
 from dataclasses import dataclass, replace
@@ -36,7 +36,7 @@ class ApgdState:
     targets: Tensor
     """The target classes of each sample, int64 (B, T)."""
     runs: Tensor
-    """The number of runs of each sample, int64 (B,): the number of its targets times the restarts."""
+    """The number of runs of each sample, int64 (B,). It is the number of the sample's targets times `restarts`."""
     run: Tensor
     """The index of the current run, int64 (B,)."""
     iteration: Tensor
@@ -64,7 +64,7 @@ class ApgdState:
     rises: Tensor
     """The number of steps since the last checkpoint that increased the loss, int64 (B,)."""
     reduced: Tensor
-    """Whether the last checkpoint halved the step size, bool (B,)."""
+    """True if the last checkpoint halved the step size, bool (B,)."""
     strongest_loss: Tensor
     """The highest loss in all finished runs, (B,). The iterate with this loss is the adversarial image, unless an
     iterate is misclassified."""
@@ -74,8 +74,9 @@ class ApgdState:
 class Apgd:
     """APGD with `steps` steps in each run.
 
-    If `targets` is positive, the attack is targeted: it runs once for each of the `targets` classes with the highest
-    clean logits except the label. Each run is repeated from `restarts` random starting points.
+    If `targets` is positive, the attack is targeted. It runs once for each target class. The target classes are the
+    `targets` classes with the highest clean logits, except the label. Each run is repeated from `restarts` random
+    starting points.
     """
 
     threat: Threat
@@ -85,7 +86,7 @@ class Apgd:
     restarts: int = 1
 
     def start(self, model: CountedClassifier, rows: Rows) -> ApgdState:
-        """Return the state at the start of the first run; the targets are chosen by the clean logits."""
+        """Return the state at the start of the first run. The clean logits decide the targets."""
         targets, count = rows.labels[:, None], torch.ones_like(rows.labels)
         if self.targets:
             targets, count = ranked_targets(model.logits(rows.images), rows.labels, self.targets)
@@ -189,7 +190,7 @@ class Apgd:
 
 
 def apgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run APGD as the function of a stage. The parameters are the fields of `Apgd`."""
+    """Run APGD. This is the function of a stage, and its parameters are the fields of `Apgd`."""
     method = Apgd(threat=batch.threat, **parameters)
     outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)
     return replace(outcome, warnings=outcome.warnings | loss_warnings(method.loss, batch.num_classes))

@@ -7,7 +7,7 @@ from robustbench_vlm.attacks.square import square_stage
 
 _PAPER = "arXiv:2003.01690"
 _STRENGTH = 1_000_000
-"""The `Attack.strength` of AutoAttack, higher than that of every pgd-N."""
+"""The `Attack.strength` of AutoAttack. It is higher than the strength of every pgd-N."""
 
 _APGD_CE = apgd_stage("apgd-ce", loss="ce", steps=100, targets=0, restarts=1)
 _APGD_DLR = apgd_stage("apgd-dlr", loss="dlr", steps=100, targets=0, restarts=1)

@@ -16,7 +16,7 @@ from robustbench_vlm.core.threat import NORMS, Threat
 
 @dataclass(frozen=True)
 class Batch:
-    """The samples that a stage attacks. The model classifies all their clean images correctly."""
+    """The samples that a stage attacks. The model classifies all clean images of the batch correctly."""
 
     images: Tensor
     """Clean images, float32 (B, 3, H, W) in [0, 1]."""
@@ -26,7 +26,7 @@ class Batch:
     """The key of each sample's random numbers in this stage, int64 (B,); see `core.random`."""
     threat: Threat
     num_classes: Tensor
-    """The number of classes of each sample's dataset, int64 (B,). A batch may hold samples of several datasets."""
+    """The number of classes of each sample's dataset, int64 (B,). A batch may have samples of several datasets."""
 
     def at(self, index: Tensor) -> "Batch":
         """Return the samples at the positions `index`, int64 (N,), in that order."""
@@ -43,8 +43,8 @@ class Batch:
 class Outcome:
     """The result of a stage for each sample of its batch.
 
-    `attack_samples` projects and classifies the images again, so an error in the code of a stage cannot make a robust
-    sample count as broken.
+    `attack_samples` projects and classifies the images again. Therefore an error in the code of a stage cannot make a
+    robust sample count as broken.
     """
 
     adversarial: Tensor
@@ -54,7 +54,8 @@ class Outcome:
     backward: Tensor
     """Backward passes through the network for each sample, int64 (B,)."""
     warnings: dict[str, Tensor] = field(default_factory=dict)
-    """Maps a warning code, such as "dlr-needs-3-classes", to a mask of the samples that it applies to, bool (B,)."""
+    """Warnings. The keys are codes, such as "dlr-needs-3-classes". The values are masks of the samples with this
+    warning, bool (B,)."""
 
     def warn(self, code: str, index: Tensor) -> None:
         """Add a warning to the samples at the positions `index`, int64 (N,)."""
@@ -64,7 +65,8 @@ class Outcome:
 class StageFunction(Protocol):
     """Type of the function of a stage.
 
-    The function passes at most `batch_size` images through the network at once. `parameters` are those of the stage.
+    The function passes at most `batch_size` images through the network at once. `parameters` are the parameters of the
+    stage.
     """
 
     def __call__(self, classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
@@ -72,23 +74,26 @@ class StageFunction(Protocol):
 
 
 class StageCalls(Protocol):
-    """Type of the function that counts the classifier calls of a stage for one sample that stays robust."""
+    """Type of the function that counts the classifier calls of a stage.
+
+    The count is for one sample that stays robust.
+    """
 
     def __call__(self, parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
         """Return the number of calls without a gradient and the number of calls with a gradient."""
 
 
 def hundred_gradients(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return 0 calls without a gradient and 100 calls with a gradient, the default of `Stage.calls`."""
+    """Return 0 calls without a gradient and 100 calls with a gradient. This is the default of `Stage.calls`."""
     return 0, 100
 
 
 def calls_per_target(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
     """Return the number of calls without and with a gradient for an attack that runs once per target and restart.
 
-    The call without a gradient is for the choice of the targets; untargeted attacks count it too. A run has one call
-    with a gradient at its starting point and one after each of its steps. `parameters` contains "steps" and, if the
-    attack uses them, "targets" and "restarts".
+    One call without a gradient chooses the targets. Untargeted attacks count this call too. A run has one call with a
+    gradient at its starting point and one after each step. `parameters` contains "steps" and, if the attack uses them,
+    "targets" and "restarts".
     """
     targets = min(int(parameters.get("targets", 0)), num_classes - 1)
     return 1, (int(parameters["steps"]) + 1) * max(targets, 1) * int(parameters.get("restarts", 1))
@@ -101,40 +106,41 @@ class GradientMode:
     name: str
     """Prefix of the names of the stages that use this mode, such as "loop" in "loop:apgd-ce"."""
     gradient: Literal["loop", "constant", "transfer"]
-    """"loop": the gradient flows through the inner loops of the defense. "constant": the results of the inner loops
-    count as constants (BPDA, arXiv:1802.00420). "transfer": the stage attacks the model without the defense."""
+    """"loop": the gradient flows through the inner loops of the defense. "constant": the gradient treats the results of
+    the inner loops as constants (BPDA, arXiv:1802.00420). "transfer": the stage attacks the model without the
+    defense."""
     draws: int = 1
     """Number of random draws of the defense over which the gradient is averaged (EOT, arXiv:1707.07397).
 
-    The first draw is the one that decides the verdict."""
+    The first draw decides the verdict."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of an attack: an algorithm, its version, its parameters and the function that runs it."""
+    """One stage of an attack. It has an algorithm, its version, its parameters and the function that runs it."""
 
     name: str
     algorithm: str
-    """Name of the algorithm, such as "apgd"; part of `identity`."""
+    """Name of the algorithm, such as "apgd". It is part of `identity`."""
     function: str
     """Import path of the stage function, "module:function". It is not part of `identity`, so the function may move."""
     parameters: Mapping[str, Any] = field(default_factory=dict)
     version: int = 1
-    """Version of the algorithm. Raise it whenever a change of the code can change a verdict."""
+    """Version of the algorithm. Increase it if a change of the code can change a verdict."""
     calls: StageCalls = hundred_gradients
-    """Counts the classifier calls of the stage for a sample that stays robust."""
+    """The function that counts the classifier calls of the stage for a sample that stays robust."""
     gradient_free: bool = False
-    """Whether the algorithm uses no gradient of the classifier."""
+    """True if the algorithm does not use gradients of the classifier."""
     mixes_datasets: bool = False
-    """Whether a batch may hold samples of several datasets. The function must then call `Classifier.select` before it
-    classifies a part of the batch."""
+    """True if a batch may have samples of several datasets. If so, the function must call `Classifier.select` before it
+    classifies only some samples of the batch."""
     gradient_mode: GradientMode | None = None
-    """The way to compute the gradient of a test-time defense. None: the classifier is attacked directly."""
+    """The way to compute the gradient of a test-time defense. If it is None, the classifier is attacked directly."""
     adjustable: tuple[str, ...] = ()
     """Names of the parameters that a protocol may set.
 
-    "iterate" says whether the "best" or the "final" iterate is returned. "step_size" is a fraction of the pixel range.
-    "mean_over" is a number that divides the cross-entropy."""
+    "iterate" is "best" or "final", the iterate that is returned. "step_size" is a fraction of the pixel range.
+    "mean_over" is the divisor of the cross-entropy."""
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -150,17 +156,17 @@ class Stage:
 
     @property
     def is_black_box(self) -> bool:
-        """Whether the stage uses no gradient of the classifier that decides the verdicts."""
+        """True if the stage does not use gradients of the classifier that decides the verdicts."""
         mode = self.gradient_mode
         return self.gradient_free or (mode is not None and mode.gradient == "transfer")
 
     @property
     def chooses_iterate(self) -> bool:
-        """Whether the stage can return either its best or its final iterate."""
+        """True if a protocol can choose between the best and the final iterate."""
         return "iterate" in self.adjustable
 
     def run(self, classifier: Classifier, batch: Batch, batch_size: int) -> Outcome:
-        """Run the stage on a batch. No exception of the stage function is caught."""
+        """Run the stage on a batch. Exceptions of the stage function are not caught."""
         module, _, function = self.function.partition(":")
         stage: StageFunction = getattr(importlib.import_module(module), function)
         return stage(classifier, batch, batch_size=batch_size, **self.parameters)
@@ -177,7 +183,7 @@ class Attack:
     paper: str = ""
     strength: int | None = None
     """Position in the order fgsm < pgd-N < autoattack. A stronger attack must not leave more samples robust than a
-    weaker one. None: the attack is not compared with other attacks."""
+    weaker one. If it is None, the attack is not compared with other attacks."""
 
     def check_norm(self, norm: str) -> None:
         """Raise UserError for a norm that the attack does not support."""
@@ -196,5 +202,5 @@ def one_stage_attack(
     norms: tuple[str, ...] = NORMS,
     strength: int | None = None,
 ) -> Attack:
-    """Return the attack that consists of one stage and has the name of that stage."""
+    """Return an attack with only one stage. The attack has the name of the stage."""
     return Attack(stage.name, (stage,), description, norms, paper, strength)

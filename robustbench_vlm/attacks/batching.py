@@ -1,6 +1,7 @@
 """The loop that runs step-based attacks. It keeps batches full.
 
-When a sample is finished, the next waiting sample takes its row of the batch. Each row therefore has its own counters.
+When a sample is finished, the next waiting sample takes its row of the batch. Rows start at different times, so each
+row has its own counters.
 """
 
 import dataclasses
@@ -15,12 +16,13 @@ from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.core.classifier_interface import Classifier
 
 _REFILL = 8
-"""The batch is refilled when at least 1 / `_REFILL` of its rows are free, because a refill copies all other rows."""
+"""The batch is refilled when at least 1 / `_REFILL` of its rows are free. A refill copies all other rows, so frequent
+refills are slow."""
 
 
 @dataclasses.dataclass
 class Rows:
-    """The samples that are attacked at the moment, one row for each sample, and their results so far."""
+    """The samples that are currently attacked, with their results so far. Each sample has one row."""
 
     index: Tensor
     """The position of each sample in the `Batch` of the stage, int64 (B,)."""
@@ -31,9 +33,9 @@ class Rows:
     keys: Tensor
     """The key of each sample's random numbers, int64 (B,)."""
     adversarial: Tensor
-    """The strongest image so far, float32 (B, 3, H, W) in [0, 1]; at the start the clean image."""
+    """The strongest image so far, float32 (B, 3, H, W) in [0, 1]. At the start, it is the clean image."""
     finished: Tensor
-    """Whether the attack on each sample is over, bool (B,). The attack method sets this field."""
+    """True if the attack on the sample is finished, bool (B,). The attack method sets this field."""
     forward: Tensor
     """Forward passes of each sample so far, int64 (B,)."""
     backward: Tensor
@@ -60,7 +62,10 @@ class Method(Protocol[S]):
         """Return the state of rows that enter the batch."""
 
     def step(self, model: CountedClassifier, state: S) -> S:
-        """Take one step with every row, set `finished` for rows whose attack is over, and return the new state."""
+        """Take one step with every row and return the new state.
+
+        Sets `finished` to True for the rows with a finished attack.
+        """
 
 
 def run_in_batches(method: Method[S], classifier: Classifier, batch: Batch, *, batch_size: int) -> Outcome:
@@ -88,7 +93,7 @@ def run_in_batches(method: Method[S], classifier: Classifier, batch: Batch, *, b
 
 
 def take(state: T, selection: Tensor) -> T:
-    """Return the rows of a state that a mask, bool (B,), or an index, int64 (N,), selects."""
+    """Return some rows of a state. A mask, bool (B,), or an index, int64 (N,), selects the rows."""
     taken: T = _map(lambda values: values[0][selection], state)
     return taken
 
@@ -100,7 +105,7 @@ def join(first: T, second: T) -> T:
 
 
 def put(state: T, index: Tensor, rows: T) -> T:
-    """Return a copy of a state in which `rows` replace the rows at the positions `index`, int64 (N,)."""
+    """Return a copy of a state. In the copy, `rows` replace the rows at the positions `index`, int64 (N,)."""
     changed: T = _map(lambda values: values[0].index_copy(0, index, values[1]), state, rows)
     return changed
 

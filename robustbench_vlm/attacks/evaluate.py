@@ -1,4 +1,4 @@
-"""Run an attack on samples, project and classify the images it finds, and decide which samples are robust."""
+"""Run an attack on samples, project and classify its images, and decide which samples are robust."""
 
 from dataclasses import dataclass, replace
 
@@ -19,14 +19,14 @@ class Verdicts:
     """The verdicts on B samples, in the order of the samples."""
 
     adversarial: Tensor
-    """For a sample that a stage broke, the misclassified image inside the threat model; for every other sample, the
-    clean image. float32 (B, 3, H, W) in [0, 1]."""
+    """float32 (B, 3, H, W) in [0, 1]. For a sample that a stage broke, it is the misclassified image inside the threat
+    model. For other samples, it is the clean image."""
     strongest: Tensor
     """Equal to `adversarial` except for robust samples, float32 (B, 3, H, W) in [0, 1]. For a robust sample, this field
     has the image with the smallest margin among the clean image and the images that the stages found."""
     broken_by: tuple[str, ...]
-    """For each sample the name of the stage that broke it, "clean" if its clean image is misclassified, or "" if the
-    sample is robust."""
+    """For each sample the name of the stage that broke it. It is "clean" if the clean image is misclassified, and "" if
+    the sample is robust."""
     clean_prediction: Tensor
     """The class predicted for the clean image, int64 (B,)."""
     adversarial_prediction: Tensor
@@ -36,7 +36,8 @@ class Verdicts:
     distance: Tensor
     """The size of the perturbation of `adversarial` in the norm of the threat, float32 (B,)."""
     forward: Tensor
-    """Forward passes for each sample, int64 (B,), including those that classify clean and adversarial images."""
+    """Forward passes for each sample, int64 (B,). This includes the passes that classify clean and adversarial
+    images."""
     backward: Tensor
     """Backward passes for each sample, int64 (B,)."""
     warnings: tuple[tuple[str, ...], ...]
@@ -44,22 +45,25 @@ class Verdicts:
 
     @property
     def robust(self) -> Tensor:
-        """Whether each sample is robust, bool (B,): its clean image is classified correctly and no stage broke it."""
+        """True for robust samples, bool (B,).
+
+        The clean image of a robust sample is classified correctly, and no stage broke the sample.
+        """
         return torch.tensor([stage == "" for stage in self.broken_by])
 
 
 def attack_samples(
     model: ClassifierLike, batch: Batch, attack: Attack, *, batch_size: int, judge: ClassifierLike | None = None
 ) -> Verdicts:
-    """Run an attack's stages in order, each on the samples that are still robust, and return all verdicts.
+    """Run an attack's stages in order and return all verdicts. Each stage attacks the samples that are still robust.
 
     `model` is a classifier, or any torch module that maps images (B, 3, H, W) in [0, 1] to logits (B, C). `batch` may
-    hold samples whose clean images are misclassified. `judge` is an optional second classifier that decides the
-    verdicts in place of `model`, such as the same network in another precision. A sample is broken only if the judge
+    have samples with misclassified clean images. `judge` is an optional second classifier. It decides the verdicts in
+    place of `model`. For example, it is the same network in another precision. A sample is broken only if the judge
     misclassifies its image. At most `batch_size` samples are classified at once.
 
     Raises UserError if the attack does not support the norm of the threat, or if a logit is not finite. Other
-    exceptions from a stage are not caught, so no verdicts are returned.
+    exceptions of a stage are not caught.
     """
     attack.check_norm(batch.threat.norm)
     attacked = judged = as_classifier(model)

@@ -1,12 +1,13 @@
-"""Targeted FAB: steps onto linearised decision boundaries, biased towards the image (arXiv:1907.02044, algorithm 1).
+"""Targeted FAB: steps onto linearised decision boundaries, with a bias to the image (arXiv:1907.02044, algorithm 1).
 
 Follows pyautoattack 0.2.0 with these differences:
 
 * A sample is finished at its first misclassified point within eps.
 * The attack keeps the misclassified point that is closest to the image over all targets.
-* One forward pass both classifies a point and linearises the model there. The official code first moves a
-  misclassified point back towards the image and then classifies it again. The version here needs half as many forward
-  passes. The mean distance of the found points does not increase; the distance for a single sample may increase.
+* One forward pass both classifies a point and linearises the model at this point. The official code first moves a
+  misclassified point back towards the image and then classifies it again. This implementation needs half as many
+  forward passes. The mean distance of the found points does not increase. The distance for a single sample may
+  increase.
 * The projection onto a hyperplane does not sort the pixels (see `projections.Hyperplanes`).
 """
 
@@ -41,16 +42,16 @@ class FabState:
     point: Tensor
     """The current iterate, float32 (B, 3, H, W) in [0, 1]."""
     closest: Tensor
-    """The distance, in the threat's norm, between the image and its closest misclassified iterate, float32 (B,);
-    infinity if no iterate was misclassified."""
+    """The distance between the image and its closest misclassified iterate in the threat's norm, float32 (B,). It is
+    infinite if no iterate was misclassified."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Fab:
-    """Targeted FAB: `steps` steps towards each of the `targets` classes with the highest clean logits except the label.
+    """Targeted FAB with `steps` steps towards each target class.
 
-    `eta` is the overshoot, `beta` the size of the backward step and `alpha_max` the largest bias towards the image, as
-    in the paper.
+    The target classes are the `targets` classes with the highest clean logits, except the label. `eta` is the
+    overshoot, `beta` the size of the backward step and `alpha_max` the largest bias towards the image, as in the paper.
     """
 
     threat: Threat
@@ -61,14 +62,14 @@ class Fab:
     alpha_max: float = 0.1
 
     def start(self, model: CountedClassifier, rows: Rows) -> FabState:
-        """Return the state at the clean images; the targets are chosen by the clean logits."""
+        """Return the state at the clean images. The clean logits decide the targets."""
         targets, runs = ranked_targets(model.logits(rows.images), rows.labels, self.targets)
         zeros = torch.zeros_like(rows.labels)
         nothing = torch.full_like(rows.images[:, 0, 0, 0], float("inf"))
         return FabState(rows, targets, runs, zeros, zeros.clone(), rows.images.clone(), nothing)
 
     def step(self, model: CountedClassifier, state: FabState) -> FabState:
-        """Classify every iterate, linearise the model there, move misclassified iterates back, and take one step."""
+        """Classify every iterate and linearise the model at it. Move misclassified iterates back, and take one step."""
         rows = state.rows
         target = state.targets.gather(1, state.run[:, None]).squeeze(1)
         logits, gap, gradient = model.gradient(
@@ -91,8 +92,8 @@ class Fab:
         state.rows.finished |= state.closest <= float(self.threat.eps)
 
     def _moved(self, images: Tensor, delta: Tensor, kept: Tensor, plane: tuple[Tensor, Tensor]) -> Tensor:
-        # `images` and `delta` are (B, D), and `kept` is (B,). `plane` is the model linearised at images + delta: the
-        # gap (B,) and the normal (B, D). The step begins at images + kept * delta.
+        # `images` and `delta` are (B, D), and `kept` is (B,). `plane` is the linearisation of the model at images +
+        # delta. It has the gap (B,) and the normal (B, D). The step begins at images + kept * delta.
         gap, normal = plane
         planes = Hyperplanes.of(normal, self.threat.norm)
         along = (normal * delta).sum(dim=1)
@@ -120,7 +121,7 @@ class Fab:
 
 
 def fab(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run targeted FAB as the function of a stage. The parameters are the fields of `Fab`."""
+    """Run targeted FAB. This is the function of a stage, and its parameters are the fields of `Fab`."""
     return run_in_batches(Fab(threat=batch.threat, **parameters), classifier, batch, batch_size=batch_size)
 
 

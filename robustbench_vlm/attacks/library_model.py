@@ -1,4 +1,4 @@
-"""Adapter that makes a classifier a torch module for other attack libraries and counts the passes that they make."""
+"""Adapter for other attack libraries: makes a classifier a torch module and counts its passes."""
 
 from typing import Any
 
@@ -33,7 +33,7 @@ class LibraryModel(nn.Module):
     def passes_each(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Return the forward and the backward passes of each sample, int64 (B,) each.
 
-        Every sample gets the mean over the batch, because libraries do not report the passes of single samples.
+        Libraries do not report the passes of single samples. Therefore every sample gets the mean over the batch.
         """
         count = max(len(batch.labels), 1)
         forward = torch.full_like(batch.labels, round(self.images_forward / count))

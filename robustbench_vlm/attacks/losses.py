@@ -12,19 +12,20 @@ from torch import Tensor
 from torch.nn import functional
 
 Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""Type of a loss: logits (B, C), labels (B,) and targets (B,) to losses (B,). Untargeted losses ignore the targets."""
+"""Type of a loss. Its arguments are logits (B, C), labels (B,) and targets (B,), and it returns losses (B,). Untargeted
+losses ignore the targets."""
 
-# This constant is added to a denominator, which is therefore not zero if all logits are equal. The constant is far
-# below the difference of any two unequal float32 logits.
+# This constant is added to a denominator. If all logits are equal, the denominator would be zero without it. The
+# constant is far below the difference of any two unequal float32 logits.
 _TINY = 1e-12
 
 
 def cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
-    """Return the log-odds against the label, log((1 - p) / p) for the label's probability p, float32 (B,).
+    """Return the log-odds against the label, float32 (B,). They are log((1 - p) / p), with the label's probability p.
 
-    Cross-entropy is the softplus of this value, so both losses rank images equally and their gradients have the same
-    direction. At CLIP's logit scale of 100 float32 often rounds p to 1. The gradient of cross-entropy is then zero, but
-    the gradient of the log-odds is not.
+    Cross-entropy is the softplus of this value. Therefore both losses rank images equally, and their gradients have the
+    same direction. At CLIP's logit scale of 100 float32 often rounds p to 1. The gradient of cross-entropy is then
+    zero, but the gradient of the log-odds is not.
     """
     return _without(logits, labels).logsumexp(dim=1) - _pick(logits, labels)
 
@@ -92,7 +93,8 @@ def ranked_targets(logits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, 
     """Return target classes, int64 (B, min(count, C - 1)), and the number of targets of each sample, int64 (B,).
 
     The targets are the classes with the highest logits except the label, from high to low. Classes with equal logits
-    keep their order. A sample whose dataset has few classes has fewer targets; the rest of its row is not used.
+    keep their order. A sample has fewer targets if its dataset has too few classes. The remaining values in the row of
+    such a sample are not used.
     """
     others = _without(logits, labels)
     order = others.argsort(dim=1, descending=True, stable=True)
@@ -106,8 +108,8 @@ def _largest(logits: Tensor, count: int) -> tuple[Tensor, ...]:
 
 
 def _spread(difference: Tensor) -> Tensor:
-    # The divisor of a loss. If a sample has too few classes for the loss, the difference is infinite. The divisor is
-    # then 1, so the loss is the margin.
+    # The divisor of a loss. If a sample has too few classes for the loss, the difference of logits is infinite. For
+    # such a sample the divisor is 1, so the loss is the margin.
     return torch.where(difference.isfinite(), difference + _TINY, 1.0)
 
 

@@ -23,20 +23,23 @@ class CountedClassifier:
         self.backward = 0
         """Backward passes of each sample so far."""
         self.warnings: dict[str, Tensor] = {}
-        """Maps a warning code to a mask of samples, bool (B,), from the last call that raised the warning."""
+        """Warnings. The keys are codes. The values are masks of samples, bool (B,), from the last call that raised the
+        warning."""
 
     def logits(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the logits float32 (N, C) of images (N, 3, H, W), without a gradient.
 
-        `rows`, int64 (N,), gives the index of each image's sample. None means one image per sample, in the same order.
+        `rows`, int64 (N,), has the index of the sample of each image. If it is None, there is one image per sample, in
+        the same order.
         """
         return self._classify(self.classifier, images, rows)
 
     def misclassified(self, images: Tensor, logits: Tensor, labels: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return whether each image (N, 3, H, W) is misclassified, bool (N,).
 
-        `logits` (N, C) are the logits of the images. If the classifier is a `SurrogateClassifier`, its judge classifies
-        the images and `logits` is ignored. `labels` is int64 (N,). `rows` is as in the method `logits`.
+        `logits` (N, C) are the logits of the images. A `SurrogateClassifier` ignores them and classifies the images
+        with its judge, the classifier that decides the verdicts. `labels` is int64 (N,). `rows`, int64 (N,), has the
+        index of the sample of each image.
         """
         if self.judge is not None:
             logits = self._classify(self.judge, images, rows)
@@ -72,10 +75,10 @@ class CountedClassifier:
 
 @dataclass(frozen=True)
 class SurrogateClassifier:
-    """A classifier that an attack uses in place of another one, the judge.
+    """A classifier for attacks, made of two classifiers: a surrogate and a judge.
 
-    Attacks take logits and gradients from the surrogate. Only the judge decides whether an image is misclassified. This
-    is used for transfer attacks, and for attacks in a lower precision than that of the verdicts.
+    Attacks take logits and gradients from the surrogate. Only the judge decides whether an image is misclassified.
+    Transfer attacks use this class. Attacks also use it if they run in a lower precision than the verdicts.
     """
 
     surrogate: Classifier
@@ -86,11 +89,17 @@ class SurrogateClassifier:
         return checked_logits(self.surrogate, images)
 
     def select(self, index: Tensor) -> "SurrogateClassifier":
-        """Return a copy whose surrogate and judge are those of the samples at the positions `index`, int64 (N,)."""
+        """Return a copy for only the samples at the positions `index`, int64 (N,).
+
+        Its surrogate and its judge are restricted to these samples.
+        """
         return SurrogateClassifier(self.surrogate.select(index), self.judge.select(index))
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
-        """Return the forward and backward passes of one call of the surrogate. The judge's calls count separately."""
+        """Return the forward and backward passes of one call of the surrogate.
+
+        Calls of the judge are counted separately.
+        """
         return self.surrogate.cost(gradient=gradient)
 
 
@@ -98,20 +107,20 @@ class SurrogateClassifier:
 class MultiDatasetClassifier:
     """A classifier for a batch with samples of several datasets.
 
-    Each sample is classified among the classes of its own dataset. C is the largest number of classes of a dataset; the
-    logits of a sample with fewer classes are filled up with -inf.
+    Each sample is classified among the classes of its own dataset. C is the largest number of classes of a dataset. If
+    a sample has fewer classes, its remaining logits are -inf.
     """
 
     union: Classifier
     """The classifier among the classes of all datasets together."""
     columns: Tensor
-    """For each sample the columns of its classes in the logits of `union`, int64 (B, C)."""
+    """The columns of each sample's classes in the logits of `union`, int64 (B, C)."""
     absent: Tensor
     """True for the columns of the logits that come after the sample's last class, bool (B, C)."""
 
     @classmethod
     def of_ranges(cls, union: Classifier, first: Tensor, num_classes: Tensor) -> "MultiDatasetClassifier":
-        """Return the classifier for samples whose classes are consecutive columns of `union`.
+        """Return the classifier for samples. The classes of each sample are consecutive columns of `union`.
 
         `first`, int64 (B,), is the column of each sample's first class. `num_classes`, int64 (B,), is the number of
         classes of each sample's dataset.
@@ -131,20 +140,23 @@ class MultiDatasetClassifier:
         return MultiDatasetClassifier(self.union, self.columns[index], self.absent[index])
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
-        """Return the forward and backward passes of one call, which are those of `union`."""
+        """Return the forward and backward passes of one call. They equal the passes of `union`."""
         return self.union.cost(gradient=gradient)
 
 
 @runtime_checkable
 class AdaptiveClassifier(Classifier, Protocol):
-    """A classifier with a test-time defense, whose gradient can be computed in several modes."""
+    """A classifier with a test-time defense. Its gradient can be computed in several modes."""
 
     def with_gradient(self, mode: GradientMode) -> Classifier:
-        """Return a classifier with the same verdicts whose gradient is computed in the given mode."""
+        """Return a classifier with the same verdicts. Its gradient is computed in the given mode."""
 
 
 def with_gradient(classifier: Classifier, mode: GradientMode | None) -> Classifier:
-    """Return a classifier whose gradient is computed in `mode`, or the classifier itself if `mode` is None."""
+    """Return a classifier with gradients that are computed in `mode`.
+
+    If `mode` is None, return the classifier itself.
+    """
     if mode is None:
         return classifier
     assert isinstance(classifier, AdaptiveClassifier), "only test-time defenses have gradient modes"
@@ -154,10 +166,11 @@ def with_gradient(classifier: Classifier, mode: GradientMode | None) -> Classifi
 def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
     """Classify images (B, 3, H, W) and return logits (B, C) in float32 or float64.
 
-    Raises UserError if a logit is not finite, because the prediction is then undefined.
+    Raises UserError if a logit is not finite. Non-finite logits do not define a prediction.
     """
     logits = classifier(images)
-    # These wrappers check the logits of the classifiers inside them. They then add -inf for missing classes on purpose.
+    # These wrappers check the logits of the classifiers inside them. After the check, they add -inf for missing classes
+    # on purpose.
     if isinstance(classifier, SurrogateClassifier | MultiDatasetClassifier):
         return logits
     assert logits.dim() == 2 and len(logits) == len(images), f"logits {tuple(logits.shape)} for {len(images)} images"
@@ -174,7 +187,7 @@ def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
 
 
 def logits_in_batches(classifier: Classifier, images: Tensor, batch_size: int) -> Tensor:
-    """Classify images (B, 3, H, W) without a gradient, at most `batch_size` at once; return logits float32 (B, C)."""
+    """Classify images (B, 3, H, W) without a gradient, at most `batch_size` at once. Return logits float32 (B, C)."""
     parts = torch.arange(len(images), device=images.device).split(batch_size)
     with torch.no_grad():
         return torch.cat([checked_logits(classifier.select(part), images[part]) for part in parts])

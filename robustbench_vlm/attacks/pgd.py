@@ -45,17 +45,17 @@ class Pgd:
     loss: str = "ce"
     """A name in `losses.LOSSES`."""
     iterate: Literal["final", "best"] = "best"
-    """"final": the attack returns the last iterate, as most papers do. "best": it returns the first misclassified
-    iterate, or else the iterate with the highest loss."""
+    """"final": the attack returns the last iterate, as in most papers. "best": the attack returns the first
+    misclassified iterate. If no iterate is misclassified, it returns the iterate with the highest loss."""
     random_start: bool = True
-    """Whether the attack starts at a random point of the ball instead of the clean image."""
+    """If True, the attack starts at a random point of the ball. If False, it starts at the clean image."""
     relative_step: float = 0.25
     """The step size as a fraction of eps."""
     step_size: str | None = None
     """The step size as a fraction of the pixel range, such as "1/255"."""
     mean_over: int = 1
-    """The divisor of the loss, as if the loss were averaged over a batch of this size. The division matters in half
-    precision, because it can turn small gradients into zero."""
+    """The divisor of the loss. It has the same effect as the mean over a batch of this size. In half precision, the
+    division can turn small gradients into zero."""
 
     def __post_init__(self) -> None:
         assert self.steps >= 1 and self.iterate in ("final", "best")
@@ -104,7 +104,7 @@ def pgd_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int
 
 
 def pgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run PGD as the function of a stage. The parameters are the fields of `Pgd`."""
+    """Run PGD. This is the function of a stage, and its parameters are the fields of `Pgd`."""
     method = Pgd(threat=batch.threat, **parameters)
     outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)
     return replace(outcome, warnings=outcome.warnings | loss_warnings(method.loss, batch.num_classes))
@@ -113,7 +113,8 @@ def pgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: 
 def pgd_stage(name: str, *, steps: int, loss: str, **parameters: Any) -> Stage:
     """Return a stage that runs PGD. The parameters are the fields of `Pgd`.
 
-    A protocol may set `iterate`, `step_size` if there is more than one step, and `mean_over` if the loss is "ce".
+    A protocol may set `iterate`. It may also set `step_size` if there is more than one step, and `mean_over` if the
+    loss is "ce".
     """
     adjustable = {"iterate": True, "step_size": steps > 1, "mean_over": loss == "ce"}
     return Stage(

@@ -15,7 +15,7 @@ _MAX_CLIMBS = 100
 
 
 def project(threat: Threat, images: Tensor, adversarial: Tensor) -> Tensor:
-    """Move `adversarial` into the threat's ball around `images` and into [0, 1]; return float32 (B, 3, H, W).
+    """Move `adversarial` into the threat's ball around `images` and into [0, 1]. Return float32 (B, 3, H, W).
 
     `images` and `adversarial` are float32 (B, 3, H, W). A non-finite value is replaced by the value of the clean pixel.
     """
@@ -65,13 +65,16 @@ class LinfBall:
     def inside(keys: Tensor, counter: Tensor, images: Tensor) -> Tensor:
         """Draw uniform random points of the unit ball around zero, (B, 3, H, W).
 
-        `keys` and `counter`, int64 (B,) each, decide the draw; `images` give the shape and the dtype.
+        `keys` and `counter`, int64 (B,) each, decide the random numbers. `images` give the shape and the dtype.
         """
         return (randomness.uniform(keys, counter, images.shape[1:]) * 2 - 1).to(images.dtype)
 
     @staticmethod
     def boundary(keys: Tensor, counter: Tensor, images: Tensor) -> Tensor:
-        """Draw random points of Linf norm 1, (B, 3, H, W): points of `inside` divided by their largest magnitude."""
+        """Draw random points of Linf norm 1, (B, 3, H, W).
+
+        They are points of `inside`, divided by their largest magnitude.
+        """
         noise = LinfBall.inside(keys, counter, images)
         return noise / as_factor(noise.flatten(1).abs().amax(dim=1).clamp_min(1e-12))
 
@@ -86,7 +89,10 @@ class L2Ball:
     """The radius, for pixels in [0, 1]."""
 
     def clip(self, points: Tensor) -> Tensor:
-        """Scale points (B, 3, H, W) back to distance eps if they are further away, then clip them to [0, 1]."""
+        """Scale points (B, 3, H, W) to distance eps from the images if they are further away.
+
+        Then clip them to [0, 1].
+        """
         delta = points - self.images
         length = delta.flatten(1).norm(dim=1).clamp_min(1e-12)
         delta *= as_factor((self.eps / length).clamp_max(1))
@@ -94,8 +100,8 @@ class L2Ball:
 
     @staticmethod
     def direction(gradient: Tensor) -> Tensor:
-        """Return the gradient (B, 3, H, W) scaled to L2 norm 1; a gradient of zero stays zero."""
-        # Divide by the largest entry first, because squares of tiny or huge gradients underflow or overflow in float32.
+        """Return the gradient (B, 3, H, W) scaled to L2 norm 1. A gradient of zero stays zero."""
+        # Divide by the largest entry first. The squares of tiny or huge gradients underflow or overflow in float32.
         scaled = gradient / as_factor(gradient.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny))
         return scaled / as_factor(scaled.flatten(1).norm(dim=1).clamp_min(1e-12))
 
@@ -103,14 +109,14 @@ class L2Ball:
     def inside(keys: Tensor, counter: Tensor, images: Tensor) -> Tensor:
         """Draw random points of the unit ball around zero with uniform direction and uniform length, (B, 3, H, W).
 
-        The arguments are those of `LinfBall.inside`.
+        `LinfBall.inside` has the same arguments.
         """
         length = randomness.uniform(randomness.derive(keys, "length"), counter, (1,)).to(images.dtype)
         return L2Ball.boundary(keys, counter, images) * as_factor(length)
 
     @staticmethod
     def boundary(keys: Tensor, counter: Tensor, images: Tensor) -> Tensor:
-        """Draw uniform random points of the unit sphere, (B, 3, H, W). The arguments are those of `LinfBall.inside`."""
+        """Draw uniform random points of the unit sphere, (B, 3, H, W). `LinfBall.inside` has the same arguments."""
         return L2Ball.direction(randomness.normal(keys, counter, images.shape[1:]).to(images.dtype))
 
 
@@ -130,9 +136,9 @@ class Hyperplanes:
     """One hyperplane for each sample, and the shortest steps onto it inside [0, 1] (arXiv:1907.02044, section 2.2).
 
     A step of length t moves each pixel by t times its speed, until the pixel reaches 0 or 1. The distance covered
-    towards the hyperplane is a concave and piecewise linear function of t. The secant method therefore approaches the
-    right t from below and finds it exactly on the last linear piece. This needs a few passes over the pixels and no
-    sorting.
+    towards the hyperplane is a concave and piecewise linear function of t. Therefore the secant method approaches the
+    right t from below. On the last linear piece it finds the exact t. The method needs a few passes over the pixels and
+    no sorting.
     """
 
     sign: Tensor
@@ -140,7 +146,8 @@ class Hyperplanes:
     weight: Tensor
     """Absolute values of the normal, float32 (B, D)."""
     speed: Tensor | None
-    """Speed of each pixel, float32 (B, D): in proportion to |normal| for L2. None for Linf: all speeds are 1."""
+    """Speed of each pixel, float32 (B, D). For L2, it is proportional to |normal|. For Linf, this field is None and all
+    speeds are 1."""
     growth: Tensor
     """Distance covered per unit of step length before the first pixel reaches 0 or 1, float32 (B,)."""
 
@@ -150,17 +157,17 @@ class Hyperplanes:
         weight = normal.abs()
         if norm == "Linf":
             return cls(normal.sign(), weight, None, weight.sum(dim=1))
-        # Speeds are divided by the largest one, because the squares of a tiny normal are zero in float32.
+        # Speeds are divided by the largest speed, because the squares of a tiny normal are zero in float32.
         speed = weight / weight.amax(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
         return cls(normal.sign(), weight, speed, (weight * speed).sum(dim=1))
 
     def shortest_step(self, points: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
         """Return the shortest step from each of the points (B, D) in [0, 1] to its hyperplane, inside [0, 1].
 
-        The step solves gap + (normal, step) = 0; `gap` is float32 (B,), and (normal, step) is the inner product.
-        The method returns two factors: sizes, float32 (B, D) and not negative, and sides, float32 (B,), each -1 or 1.
-        The step is sign * sizes * side. If no point of [0, 1] is on the hyperplane, the step leads to the corner of
-        [0, 1] that is nearest to the hyperplane.
+        The step solves gap + (normal, step) = 0. `gap` is float32 (B,), and (normal, step) is the inner product. The
+        method returns two factors: sizes, float32 (B, D) and not negative, and sides, float32 (B,), each -1 or 1. The
+        step is sign * sizes * side. If no point of [0, 1] is on the hyperplane, the step leads to the nearest corner of
+        [0, 1].
         """
         side = torch.where(gap >= 0, -1.0, 1.0).to(points.dtype)
         room = torch.addcmul(points.new_tensor(0.5), self.sign * side[:, None], 0.5 - points)

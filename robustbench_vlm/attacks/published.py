@@ -1,4 +1,4 @@
-"""Attacks that the released code of defenses calls "AutoAttack" or "CW" and that are weaker than the originals.
+"""Weaker attacks from the released code of defenses. This code calls them "AutoAttack" or "CW".
 
 Protocols that reproduce published numbers use these attacks.
 """

@@ -1,6 +1,6 @@
 """Adapter for pyautoattack, the official AutoAttack package (arXiv:2003.01690).
 
-The package draws its random numbers for a whole batch, so a different batch size may change a verdict.
+The package draws its random numbers for a whole batch. Therefore a different batch size may change a verdict.
 
 This module works around these problems of the package:
 
@@ -35,7 +35,7 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "fab-t": ("fab", {"targeted": True}, "ce"),
     "square": ("square", {}, "ce"),
 }
-"""Maps the name of an attack to three values.
+"""The attacks of the package. The keys are names. Each attack has three values.
 
 1. The attribute of the official `AutoAttack` object that runs the attack.
 2. The settings of that attribute.
@@ -44,7 +44,7 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def official(classifier: Classifier, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
-    """Run one attack of pyautoattack as the function of a stage, `batch_size` samples at a time.
+    """Run one attack of pyautoattack on `batch_size` samples at a time. This is the function of a stage.
 
     `attack` is a key of `PARTS`. The attack has the parameters of the standard version of AutoAttack.
     """

@@ -1,4 +1,7 @@
-"""Sanity checks: a few passes of the clean images that find models on which attacks fail for technical reasons."""
+"""Sanity checks of models with a few passes of the clean images.
+
+They find technical reasons why attacks on a model may fail.
+"""
 
 import torch
 from torch import Tensor
@@ -8,16 +11,16 @@ from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.core.classifier_interface import Classifier, ClassifierLike, as_classifier
 
 SANITY_FORWARD, SANITY_BACKWARD = 4, 1
-"""The number of classifier calls per sample in the sanity checks, and how many of them compute a gradient."""
+"""Number of classifier calls per sample in the sanity checks, and number of these calls that compute a gradient."""
 SANITY_CODES = ("zero-gradient", "non-finite-gradient", "unstable-output", "batch-dependent", "probability-logits")
 """The warning codes that `sanity_warnings` may return."""
 REPEAT_TOLERANCE = 1e-5
-"""Largest difference of the logits of two equal calls, as a fraction of the largest logit.
-
-It is not zero, because GPU kernels may add numbers in any order.
+"""Largest allowed difference between the logits of two equal calls, as a fraction of the largest logit. It is not zero,
+because GPU kernels may add numbers in any order.
 """
 BATCH_TOLERANCE = 1e-3
-"""Largest change of an image's logits when the other images of the batch change, as a fraction of the largest logit."""
+"""Largest allowed change of an image's logits if the other images of the batch change. It is a fraction of the largest
+logit."""
 
 
 def sanity_warnings(
@@ -30,10 +33,10 @@ def sanity_warnings(
 ) -> list[tuple[str, ...]]:
     """Return the warning codes of each sample of a batch, in the order of the samples.
 
-    The checks compute the gradient of the margin, call the classifier again on the same images, call it with other
-    images in the batch, and test whether the logits are probabilities. `batch_tolerance` and `repeat_tolerance` are
-    fractions of the largest logit. The call with other images passes 2 * `batch_size` images at once, and all other
-    calls pass `batch_size`.
+    There are four checks. They compute the gradient of the margin, and call the classifier again on the same images.
+    They call it with other images in the batch, and test whether the logits are probabilities. `batch_tolerance` and
+    `repeat_tolerance` are fractions of the largest logit. The call with other images passes 2 * `batch_size` images at
+    once, and all other calls pass `batch_size`.
     """
     classifier, codes = as_classifier(model), list[tuple[str, ...]]()
     for part in torch.arange(len(batch.labels), device=batch.labels.device).split(batch_size):
@@ -68,7 +71,7 @@ def _margin_gradient(classifier: Classifier, images: Tensor, labels: Tensor) -> 
     with torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
         logits = classifier(leaf)
-        if not logits.requires_grad:  # the model detached its output, so no gradient flows back
+        if not logits.requires_grad:  # The model detached its output, so it has no gradient.
             return logits.detach(), torch.zeros_like(images)
         (gradient,) = torch.autograd.grad(margin(logits, labels, labels).sum(), leaf, allow_unused=True)
     return logits.detach(), torch.zeros_like(images) if gradient is None else gradient
@@ -79,6 +82,6 @@ def _differ(first: Tensor, second: Tensor, tolerance: float) -> Tensor:
 
 
 def _are_probabilities(logits: Tensor) -> Tensor:
-    # Log-probabilities are valid logits, because their softmax gives the probabilities. They raise no warning.
+    # Log-probabilities raise no warning. They are valid logits, because their softmax gives the probabilities.
     within = ((logits >= 0) & (logits <= 1)).all(dim=1)
     return within & ((logits.sum(dim=1) - 1).abs() < 1e-3)

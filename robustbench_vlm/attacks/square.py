@@ -1,12 +1,12 @@
 """Square Attack: random search with square-shaped changes and without gradients (arXiv:1912.00049, algorithms 1 to 3).
 
-Follows pyautoattack 0.2.0, without its option to rescale the schedule, with three differences. Positions and colours
-are drawn for each sample. Squares may cover the last row and column of the image. A sample is finished when it is
-misclassified; two equal logits do not finish it.
+The implementation follows pyautoattack 0.2.0 without its option to rescale the schedule. There are three differences.
+Positions and colours are drawn for each sample. Squares may cover the last row and column of the image. A sample is
+finished when it is misclassified. Two equal logits do not finish it.
 
-If a batch has fewer samples than `batch_size`, one forward pass makes several queries for each sample. Each query
-assumes that the queries before it fail, that is, that they do not lower the loss. The queries after the first
-successful one are discarded and made again, so the search gives the same result as with one query per pass.
+If a batch has fewer samples than `batch_size`, one forward pass makes several queries for each sample. Each of these
+queries assumes that the queries before it do not lower the loss. The queries after the first successful query are
+discarded and made again. Therefore the search gives the same result as with one query per pass.
 """
 
 from collections.abc import Mapping
@@ -29,9 +29,8 @@ from robustbench_vlm.core.threat import Threat
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """The numbers of queries after which the area of the squares is halved."""
 _LEAST_AHEAD, _MOST_AHEAD = 3, 8
-"""The lowest and highest number of queries per sample in one forward pass; a pass with fewer makes only one query.
-
-Two queries in one pass save no time.
+"""The lowest and highest number of queries per sample in one forward pass. If there is room for fewer queries than the
+lowest number, the pass makes only one query. Two queries in one pass save no time.
 """
 
 
@@ -45,7 +44,8 @@ class SquareState:
     best: Tensor
     """The best image so far, float32 (B, 3, H, W) in [0, 1]."""
     loss: Tensor
-    """The label's logit for `best` minus the largest other logit, float32 (B,); infinity before the first query."""
+    """The label's logit for `best` minus the largest other logit, float32 (B,). It is infinite before the first
+    query."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +75,8 @@ class Square:
         logits = model.logits(candidate, which)
         loss, broken = -margin(logits, labels, labels), model.misclassified(candidate, logits, labels, which)
         better = ((broken | (loss < state.loss[row])) & (query <= self.queries)).view(ahead, count)
-        # The position of the first successful query of each sample. It is 0 if no query succeeded; `helped` then
-        # excludes the sample below.
+        # The position of the first successful query of each sample. It is also 0 if no query succeeded. Below, `helped`
+        # excludes such samples.
         first = (better * torch.arange(ahead, 0, -1, device=place.device)[:, None]).argmax(dim=0)
         helped = better.any(dim=0)
         chosen = first * count + place[:count]
@@ -85,7 +85,7 @@ class Square:
         state.loss = torch.where(helped, loss[chosen], state.loss)
         used = torch.where(helped, first + 1, (self.queries + 1 - state.query).clamp_max(ahead))
         state.query = state.query + used
-        # `run_in_batches` counts the passes of only one query per step, so the passes of the others are added here.
+        # `run_in_batches` counts the passes of only one query per step. The passes of the other queries are added here.
         rows.forward += (used - 1) * (model.forward - spent[0])
         rows.backward += (used - 1) * (model.backward - spent[1])
         rows.finished = (helped & broken[chosen]) | (state.query > self.queries)
@@ -95,7 +95,7 @@ class Square:
     def _ahead(self, state: SquareState) -> int:
         """Return the number of queries per sample in the next forward pass.
 
-        It is 1 if a sample has made no query yet, because the first query always succeeds.
+        It is 1 if a sample in the batch has not made a query, because the first query always succeeds.
         """
         room = min(_MOST_AHEAD, self.batch_size // len(state.query))
         return room if room >= _LEAST_AHEAD and not bool((state.query == 0).any()) else 1
@@ -103,7 +103,7 @@ class Square:
     def share_at(self, query: Tensor) -> Tensor:
         """Return the fraction of the image that the square of a query covers, float32 (B,).
 
-        `query`, int64 (B,), contains the index of each query; index 1 is the first changed image.
+        `query`, int64 (B,), contains the index of each query. Index 1 is the first changed image.
         """
         halvings = torch.bucketize(query - 1, torch.tensor(_HALVINGS, device=query.device))
         return self.p_init * 0.5**halvings
@@ -131,13 +131,13 @@ def _sides(method: Square, height: int, width: int, device: torch.device) -> Ten
 def square_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
     """Return the number of classifier calls without and with a gradient for a sample that stays robust.
 
-    Square Attack then classifies the initial image and makes all its queries. It uses no gradient.
+    For such a sample, Square Attack classifies the initial image and makes all its queries. It uses no gradient.
     """
     return int(parameters["queries"]) + 1, 0
 
 
 def square(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run Square Attack as the function of a stage. The parameters are the fields of `Square`."""
+    """Run Square Attack. This is the function of a stage, and its parameters are the fields of `Square`."""
     return run_in_batches(
         Square(threat=batch.threat, batch_size=batch_size, **parameters), classifier, batch, batch_size=batch_size
     )

@@ -38,13 +38,13 @@ class Proposals:
     least_side: int
     """The smallest side of a square in pixels."""
     odd: bool
-    """Whether the side of a square must be odd."""
+    """True if the side of a square must be odd."""
 
     def sides(self, share: Tensor, height: int, width: int) -> Tensor:
         """Return the side of each sample's square in pixels, int64 (B,).
 
-        `share`, float32 (B,), is the fraction of the image area that the square covers. `height` and `width` are those
-        of the image in pixels.
+        `share`, float32 (B,), is the fraction of the image area that the square covers. `height` and `width` are the
+        size of the image in pixels.
         """
         side = (share * (height * width)).sqrt().round().long().clamp_min(self.least_side)
         if self.odd:
@@ -53,7 +53,7 @@ class Proposals:
 
 
 def stripes(rows: CleanImages, eps: float) -> Tensor:
-    """Add eps or -eps, drawn at random, to each column of each channel of the images; return float32 (B, 3, H, W)."""
+    """Add eps or -eps at random to each column of each channel of the images. Return float32 (B, 3, H, W)."""
     _, channels, _, width = rows.images.shape
     signs = randomness.signs(rows.keys, 0, (channels, 1, width)).to(rows.images.dtype)
     return (rows.images + eps * signs).clamp_(0, 1)
@@ -76,7 +76,7 @@ def recoloured_square(rows: CleanImages, eps: float, best: Tensor, query: Tensor
 
 
 def tiles(rows: CleanImages, eps: float) -> Tensor:
-    """Add a perturbation of square tiles with L2 norm eps to the clean images; return float32 (B, 3, H, W).
+    """Add a perturbation of square tiles with L2 norm eps to the clean images. Return float32 (B, 3, H, W).
 
     The side of a tile is a fifth of the side of the image. Each tile is a `_bump` with a random sign and direction.
     """
@@ -95,19 +95,19 @@ def tiles(rows: CleanImages, eps: float) -> Tensor:
 def moved_energy(rows: CleanImages, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
     """Move the perturbation from one window of each image `best` into another window (algorithm 3).
 
-    The perturbation is set to zero in both windows. Then the first window gets a `_bump`. The energy (squared L2 norm)
-    of the bump is the energy that both windows had, plus the energy that eps still allows. Returns float32
-    (B, 3, H, W).
+    The perturbation is set to zero in both windows. Then the first window gets a new perturbation, a `_bump`. Its
+    energy (squared L2 norm) is the previous energy of both windows plus the unused energy up to the radius eps. Returns
+    float32 (B, 3, H, W).
     """
     drawn = randomness.integers(rows.keys, 2 * query, (4,), _ranges(best, side, []).repeat(1, 2))
     delta = best - rows.images
-    # The energy that eps still allows, divided equally among the channels.
+    # The unused energy up to the radius eps, divided equally among the channels.
     free = (eps**2 - delta.square().sum(dim=(1, 2, 3))).clamp_min(0).view(-1, 1, 1) / best.shape[1]
     changed = delta.clone()
     for length, some in _groups(side):
         place, other = _pixels(best, drawn[some, :2], some, length), _pixels(best, drawn[some, 2:], some, length)
         bumps = _bumps(rows.keys[some], 2 * query[some] + 1, best, length)
-        # The windows are emptied one after the other, so that the energy of their overlap is counted once.
+        # The windows are set to zero one after the other, so that the energy of their overlap is counted once.
         energy = free[some] + delta.take(place).square().sum(dim=2, keepdim=True)
         changed.put_(place, torch.zeros_like(bumps))
         energy += changed.take(other).square().sum(dim=2, keepdim=True)
@@ -124,15 +124,15 @@ PROPOSALS = {
 
 def _ranges(images: Tensor, side: Tensor, further: list[int]) -> Tensor:
     # Returns an exclusive upper bound for each random integer, int64 (B, 2 + len(further)). The first two bounds are
-    # for the top and the left of the square. The rest are `further`, equal for all samples.
+    # for the top and the left of the square. The remaining bounds are `further` and equal for all samples.
     height, width = images.shape[2:]
     fixed = torch.tensor(further, dtype=torch.int64, device=side.device).expand(len(side), -1)
     return torch.cat([(height + 1 - side)[:, None], (width + 1 - side)[:, None], fixed], dim=1)
 
 
 def _groups(side: Tensor) -> list[tuple[int, Tensor]]:
-    # Returns (side, index) pairs. `index`, int64 (N,), contains the positions in the batch of the samples whose square
-    # has this side. Sides differ because samples enter the batch at different times.
+    # Returns (side, index) pairs. `index`, int64 (N,), contains the batch positions of the samples with a square of
+    # this side. Sides differ because samples enter the batch at different times.
     return [(length, (side == length).nonzero().squeeze(1)) for length in sorted(set(side.tolist()))]
 
 
@@ -159,7 +159,7 @@ def _bumps(keys: Tensor, counter: Tensor, images: Tensor, side: int) -> Tensor:
 @lru_cache(maxsize=1024)
 def _bump(side: int) -> list[list[float]]:
     # Returns an array with L2 norm 1 and two halves of opposite sign. Each half is a sum of nested squares around its
-    # center. The k-th smallest square adds 1 / k ** 2 to each of its pixels.
+    # center. The k-th smallest of these squares adds 1 / k ** 2 to each of its pixels.
     halves = [_hill(side // 2, side), -_hill(side - side // 2, side)]
     bump = torch.cat(halves)
     values: list[list[float]] = (bump / bump.norm()).tolist()

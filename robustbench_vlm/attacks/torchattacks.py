@@ -1,9 +1,10 @@
 """Adapter for the attacks of the optional library torchattacks (arXiv:2010.01950).
 
-Attacks keep their default parameters with these exceptions. Eps and the norm are those of the threat. Step sizes are
-scaled in proportion to eps. A parameter for the number of classes is set to the number of classes of the dataset.
+Attacks keep their default parameters with these exceptions. Eps and the norm are set to the values of the threat model.
+Step sizes are scaled in proportion to eps. A parameter for the number of classes is set to the number of classes of the
+dataset.
 
-The library draws its random numbers for a whole batch, so a different batch size may change a verdict.
+The library draws its random numbers for a whole batch. Therefore a different batch size may change a verdict.
 """
 
 import inspect
@@ -31,10 +32,10 @@ _COUNTING = ("JSMA", "OnePixel", "Pixle", "SparseFool")
 
 
 def attack_class(name: str) -> type:
-    """Return the attack class of torchattacks that is called `name`.
+    """Return the attack class `name` of torchattacks.
 
-    Raises UserError if the library is not installed or lacks this attack, or if the constructor of the attack requires
-    arguments in addition to the model.
+    Raises UserError if the library is not installed or does not have this attack. Also raises it if the constructor of
+    the attack requires other arguments than the model.
     """
     library = _library()
     classes = {key: value for key, value in vars(library).items() if isinstance(value, type)}
@@ -53,8 +54,8 @@ def attack_class(name: str) -> type:
 def norms_of(name: str) -> tuple[str, ...]:
     """Return the norms for which an attack of torchattacks is designed.
 
-    Attacks with a `norm` parameter support Linf and L2. Attacks that limit the number of changed pixels support both
-    norms too, because the images that they return are projected into the ball.
+    Attacks with a `norm` parameter support Linf and L2. Attacks that limit the number of changed pixels also support
+    both norms, because their images are projected into the ball.
     """
     parameters = _parameters(attack_class(name))
     if "norm" in parameters or name in _COUNTING:
@@ -63,14 +64,14 @@ def norms_of(name: str) -> tuple[str, ...]:
 
 
 def run_torchattacks(classifier: Classifier, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
-    """Run one attack of torchattacks as the function of a stage, `batch_size` samples at a time."""
+    """Run one attack of torchattacks on `batch_size` samples at a time. This is the function of a stage."""
     network = LibraryModel(classifier, batch.images.device)
     made = attack_class(attack)(network, **_settings(attack_class(attack), batch))
     devices = [batch.images.device] if batch.images.device.type == "cuda" else []
     adversarial: list[Tensor] = []
     for images, labels in zip(batch.images.split(batch_size), batch.labels.split(batch_size), strict=True):
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-            # SparseFool converts arrays in a way that newer versions of numpy deprecate.
+            # SparseFool converts arrays in a way that is deprecated in newer versions of numpy.
             warnings.simplefilter("ignore", DeprecationWarning)
             torch.manual_seed(seed_of(batch))
             adversarial.append(made(images.contiguous(), labels).detach().to(images))
@@ -78,7 +79,7 @@ def run_torchattacks(classifier: Classifier, batch: Batch, *, batch_size: int, a
 
 
 def torchattacks_stage(attack: str) -> Stage:
-    """Return a stage that runs one attack of torchattacks; `attack` is the name of its class."""
+    """Return a stage that runs one attack of torchattacks. `attack` is the name of its class."""
     return Stage(
         f"torchattacks:{attack}",
         "torchattacks",

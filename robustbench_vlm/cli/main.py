@@ -107,7 +107,7 @@ def _fail(message: str, code: int, *, as_json: bool) -> int:
 def _open_closed_streams() -> None:
     """Open /dev/null for each closed standard stream.
 
-    If not, a file that is opened later would get the stream's number.
+    Without this, a file that is opened later would get the stream's number.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
