@@ -2,8 +2,8 @@
 
     L = -sum_k p_k(x) log q_k(x_adv),   p(x) = softmax(gamma s cos(f0(x), g)),   q(x_adv) = softmax(s cos(f(x_adv), g))
 
-f is the image encoder that is trained and f0 its frozen copy from before the training. g are the text features of the
-classes, s is the logit scale, and gamma below 1 softens the predictions p.
+f is the image encoder that is trained. f0 is its frozen copy from before the training. g are the text features of the
+classes, and s is the logit scale. A gamma below 1 softens the predictions p.
 """
 
 from fractions import Fraction

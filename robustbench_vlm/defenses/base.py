@@ -10,7 +10,8 @@ from torch.nn import functional
 from robustbench_vlm.defenses.schedule import Schedule as Schedule
 
 EncodeImages = Callable[[Tensor], Tensor]
-"""Type of an image encoder: images float32 (B, 3, H, W) in [0, 1] to features float32 (B, D), not normalised."""
+"""Type of an image encoder: images float32 (B, 3, H, W) in [0, 1] to features float32 (B, D). Features are not
+normalised."""
 
 EncodeDense = Callable[[Tensor], tuple[Tensor, Tensor]]
 """Type of a dense image encoder: images (B, 3, H, W) to image features (B, D) and patch features (B, T, D).
@@ -29,7 +30,10 @@ def _sum_of_one_process(total: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class LossContext:
-    """The arguments of a loss except the adversarial images, for a batch or for the part of a batch on one process."""
+    """The arguments of a loss, except the adversarial images.
+
+    They belong to a batch or to one process's part of a batch.
+    """
 
     images: Tensor
     """The clean images, float32 (B, 3, H, W) in [0, 1]."""
@@ -42,8 +46,8 @@ class LossContext:
     teacher: EncodeImages
     """The frozen copy of the image encoder from before the training."""
     teacher_clean: Callable[[], Tensor]
-    """Returns the teacher's features of the clean images, float32 (B, D), without a gradient. They are computed at the
-    first call and kept for the batch."""
+    """Returns the teacher's features of the clean images, float32 (B, D), without a gradient. The first call computes
+    the features, and later calls return them."""
     text_features: Tensor
     """Text features of the training classes, float32 (C, D) of norm 1, without a gradient."""
     settings: Mapping[str, float]
@@ -63,19 +67,25 @@ Loss = Callable[[LossContext, Tensor], Tensor]
 
 @dataclass(frozen=True)
 class InnerAttack:
-    """The attack during training: PGD with signed gradients on a per-sample loss from a uniform random start."""
+    """The attack during training.
+
+    It is PGD with signed gradients on a per-sample loss. It starts at a uniform random point.
+    """
 
     loss: Loss
     steps: int
     step_size: Fraction
     """The step size as a fraction of the training eps."""
     momentum: float = 0.0
-    """Momentum of the step direction v, as in FARE's code: v = sign(momentum * v + sign(gradient))."""
+    """Momentum of the step direction v. FARE's code uses the same formula: v = sign(momentum * v + sign(gradient))."""
 
 
 @dataclass(frozen=True)
 class Defense:
-    """A recipe of training. Only the image encoder is trained; the text encoder and logit scale are frozen."""
+    """A recipe of adversarial training.
+
+    Only the image encoder is trained. The text encoder and logit scale are frozen.
+    """
 
     name: str
     loss: Loss
@@ -83,19 +93,21 @@ class Defense:
     schedule: Schedule
     """The published schedule. Tracks without their own schedule use it."""
     settings: Mapping[str, float] = field(default_factory=dict)
-    """Settings of the loss. Their names follow the paper; `vlmbench train --set` can change them."""
+    """Settings of the loss. Their names follow the paper. `vlmbench train --set` can change them."""
     version: int = 1
-    """Version of the recipe. Raise it whenever a change of the code can change the trained weights."""
+    """Version of the recipe. Increase it if a change of the code can change the trained weights."""
     prompt: str = "This is a photo of a {}"
-    """The prompt template for training images from a folder. The default is that of TeCoA."""
+    """The prompt template for training images from a folder. The default is TeCoA's prompt template."""
     batchwise: bool = False
-    """Whether the loss has a term that depends on the whole batch. The inner attack's loss must not have one."""
+    """True if the loss has a term that depends on the whole batch. The loss of the inner attack must not have such a
+    term."""
     paper: str = ""
     """URL of the paper."""
     fidelity: str = "paper"
-    """The source of the recipe: "official code", "paper", or "reconstruction" if code and formulas are not public."""
+    """The source of the recipe: "official code", "paper" or "reconstruction". It is "reconstruction" if code and
+    formulas are not public."""
     deviations: tuple[str, ...] = ()
-    """Known differences from the source that `fidelity` names."""
+    """Known differences between the recipe and its source."""
 
 
 def logits(features: Tensor, text_features: Tensor, scale: float) -> Tensor:

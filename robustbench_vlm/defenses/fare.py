@@ -1,9 +1,9 @@
-"""FARE: keep the features of adversarial images close to those of the frozen model (Schlarmann et al., ICML 2024).
+"""FARE: keep the features of adversarial images close to the frozen model's features (Schlarmann et al., ICML 2024).
 
     L = |f(x_adv) - f0(x)|^2   (equation 3 of arXiv 2402.12336)
 
-f is the image encoder that is trained and f0 its frozen copy from before the training. Features are not normalised.
-The loss uses no labels and no texts.
+f is the image encoder that is trained. f0 is its frozen copy from before the training. Features are not normalised. The
+loss does not use labels or texts.
 """
 
 from fractions import Fraction

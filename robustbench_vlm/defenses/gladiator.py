@@ -2,9 +2,9 @@
 
     L = CE(s c(n f(x_adv)), y) - w H,   n = 1 + sigma N(0, 1) for each feature
 
-f is the image encoder that is trained, and n is multiplicative noise. c are the cosines with the worst text features
-within a distance rho of the true ones. H is the spectral entropy of the image features of the batch, s is the logit
-scale and w is the setting `rank`.
+f is the image encoder that is trained, and n is multiplicative noise. c are the cosines of image and text features.
+Each text feature is replaced by the worst one within the distance rho. H is the spectral entropy of the image features
+of the batch, s is the logit scale and w is the setting `rank`.
 
 The code and the formulas of the paper are not public. The known parts of the method are a joint attack on images and
 text features, a high effective rank of the image features, and modulated noise on the features. The formulas and all
@@ -43,12 +43,13 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
 
 
 def worst_texts(cosines: Tensor, labels: Tensor, rho: float) -> Tensor:
-    """Return the cosines (B, C) after the strongest attack on the text features within distance `rho` in [0, 1).
+    """Return the cosines (B, C) after an attack on the text features.
 
-    `cosines`, (B, C), are the cosines of image and text features before the attack, and `labels`, int64 (B,), are the
-    true classes. A change of length rho rotates a unit vector by at most arcsin(rho). The text feature of the true
-    class rotates away from the image feature, and the text features of all other classes rotate towards the image
-    feature. These rotations give the largest cross-entropy within the ball.
+    The attack is the strongest one within the distance `rho`. `cosines`, (B, C), are the cosines of image and text
+    features before the attack, and `labels`, int64 (B,), are the true classes. A change of length rho rotates a unit
+    vector by at most arcsin(rho). The text feature of the true class rotates away from the image feature, and the text
+    features of all other classes rotate towards the image feature. These rotations give the largest cross-entropy
+    within the ball.
 
     Raises UserError if rho is outside [0, 1).
     """
@@ -69,7 +70,7 @@ def spectral_entropy(moment: Tensor) -> Tensor:
     """Return the entropy of the eigenvalues of a second moment, float32 (D, D) with trace 1, as a tensor of shape ().
 
     The exponential of this entropy is an effective rank. Roy and Vetterli (EUSIPCO 2007) use the entropy of singular
-    values. This function uses the squared singular values, whose gradient at zero does not depend on rounding.
+    values. This function uses the squared singular values, because their gradient at zero does not depend on rounding.
     """
     energies = torch.linalg.eigvalsh(moment).clamp_min(_TINY)
     entropy: Tensor = -(energies * energies.log()).sum()

@@ -2,8 +2,8 @@
 
     L = CE(p(x_adv), y) + alpha KL(p0(x_adv) | p(x_adv)) + beta KL(p(x) | p(x_adv))
 
-p are the predictions of the model that is trained, p0 those of its frozen copy from before the training. y is the
-label.
+p are the predictions of the model that is trained. p0 are the predictions of its frozen copy from before the training.
+y is the label.
 """
 
 import dataclasses

@@ -9,11 +9,12 @@ class Schedule:
     """The optimizer, batch size, length and learning rate of a training.
 
     The learning rate rises linearly during the warm-up and then falls to zero along half a cosine. It changes at every
-    step; `training.optim.lr_at` computes it.
+    step. `training.optim.lr_at` computes it.
     """
 
     optimizer: str
-    """"sgd" (momentum 0.9), "adamw", or "clip-adamw", the optimizer of CLIP's pre-training (see `training.optim`)."""
+    """"sgd" (momentum 0.9), "adamw" or "clip-adamw". "clip-adamw" is the optimizer of CLIP's pre-training, see
+    `training.optim`."""
     lr: float
     """The learning rate after the warm-up, before the cosine lowers it."""
     weight_decay: float
@@ -21,9 +22,9 @@ class Schedule:
     warmup: int
     """Steps of the linear warm-up."""
     epochs: int = 0
-    """Length of the training in epochs; 0 if `steps` is given."""
+    """Length of the training in epochs. It is 0 if `steps` is given."""
     steps: int = 0
-    """Length of the training in optimizer steps, for papers that count steps; 0 if `epochs` is given."""
+    """Length of the training in optimizer steps, for papers that count steps. It is 0 if `epochs` is given."""
     cosine: Literal["remaining", "whole", "product"] = "remaining"
     """The steps that the cosine covers.
 

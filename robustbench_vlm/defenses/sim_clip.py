@@ -2,7 +2,7 @@
 
     L = -(cos(f(x_adv), stop(f0(x))) + cos(stop(f(x_adv)), f0(x))) / 2
 
-f is the image encoder that is trained and f0 its frozen copy from before the training. No gradient flows through
+f is the image encoder that is trained. f0 is its frozen copy from before the training. No gradient flows through
 stop().
 """
 

@@ -2,7 +2,8 @@
 
     L = -log softmax(s cos(f(x_adv), g))_y
 
-f is the image encoder that is trained, g are the text features of the classes, s is the logit scale and y the label.
+f is the image encoder that is trained. g are the text features of the classes, s is the logit scale, and y is the
+label.
 """
 
 import dataclasses
@@ -43,4 +44,5 @@ TECOA_FARE = dataclasses.replace(
     fidelity="official code",
     deviations=("the step size of the inner attack is a quarter of eps; the released code uses 1/255 for every eps",),
 )
-"""TeCoA with the schedule of the FARE paper, which gives a higher ImageNet accuracy (arXiv 2402.12336, table 10)."""
+"""TeCoA with the schedule of the FARE paper. This schedule gives a higher ImageNet accuracy (arXiv 2402.12336, table
+10)."""

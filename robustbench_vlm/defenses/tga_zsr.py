@@ -1,4 +1,4 @@
-"""TGA-ZSR: TeCoA with two terms that keep attention maps close to those of the frozen model (NeurIPS 2024).
+"""TGA-ZSR: TeCoA with two terms that keep attention maps close to the frozen model's maps (NeurIPS 2024).
 
     L = CE(p(x_adv), y) + alpha |A(x_adv) - A0(x)| + beta |A(x) - A0(x)|   (arXiv 2410.21802)
 
@@ -51,8 +51,8 @@ def attention(patches: Tensor, text: Tensor, size: tuple[int, int], *, over_plac
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:
-    # At the first step the student equals the teacher, so the distance is zero. The gradient of the square root is
-    # infinite at zero, so its argument is clamped.
+    # At the first step the student equals the teacher, and the distance is zero. At zero the gradient of the square
+    # root is infinite. Therefore its argument is clamped.
     return (first - second).square().sum(dim=(1, 2)).clamp_min(_TINY).sqrt()
 
 

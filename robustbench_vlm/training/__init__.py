@@ -1,1 +1,1 @@
-"""Pre-training of a base model, and adversarial fine-tuning of its image encoder."""
+"""Pre-training of base models, and adversarial fine-tuning of their image encoders."""

@@ -20,10 +20,14 @@ class Checkpoint:
 
     path: Path
     identity: str
-    """The fingerprint of all settings that decide the weights. A file with another fingerprint is refused."""
+    """The fingerprint of all settings that decide the weights. Checkpoint files with another fingerprint are not
+    accepted."""
 
     def load(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-        """Restore the state; return the finished steps and the time in seconds so far, or (0, 0.0) without a file.
+        """Restore the state.
+
+        Returns the number of finished steps and the training time so far in seconds. If the file does not exist,
+        returns (0, 0.0).
 
         Raises UserError for a file that is damaged or belongs to another training.
         """
@@ -35,7 +39,7 @@ class Checkpoint:
             if identity == self.identity:
                 network.load_state_dict(state["tower"])
                 optimizer.load_state_dict(state["optimizer"])
-        # A file with other content than that of a checkpoint raises many types of errors.
+        # If the file is not a checkpoint, reading it can raise many types of errors.
         except Exception as error:
             raise damaged_file(self.path, "checkpoint", error) from error
         if identity != self.identity:
@@ -46,7 +50,10 @@ class Checkpoint:
         return step, seconds
 
     def save(self, network: nn.Module, optimizer: torch.optim.Optimizer, step: int, seconds: float) -> None:
-        """Replace the file atomically by the state after `step` steps. `seconds` is the training time so far."""
+        """Replace the checkpoint file atomically by a new one with the state after `step` steps.
+
+        `seconds` is the training time so far.
+        """
         state = {
             "identity": self.identity,
             "step": step,

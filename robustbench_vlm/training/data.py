@@ -1,4 +1,7 @@
-"""Training images: selection, order and reading. Images are kept in memory if they fit, or read ahead by threads."""
+"""Training images: selection, order and reading.
+
+If all images fit into memory, they are kept. If not, threads read the next batches in advance.
+"""
 
 import functools
 import hashlib
@@ -19,7 +22,7 @@ Read = Callable[[Sequence[int]], Tensor]
 _MAX_BYTES_IN_MEMORY = 2**31
 _CHUNK = 512
 _THREADS = 8
-"""The number of threads that read images, and the number of batches that are read ahead."""
+"""The number of threads that read images, and the number of batches that are read in advance."""
 
 
 @dataclass(frozen=True)
@@ -49,9 +52,10 @@ class TrainingImages:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A sha256 of the names and labels, and of the contents of the files if the images are files of the user.
+        """A sha256 of the names and labels of the images.
 
-        The images of other sources follow from the revision of their dataset.
+        If the images are the user's files, it also covers the contents of the files. For images of published datasets,
+        the revision of the dataset identifies the contents.
         """
         text = "\n".join(f"{label} {name}" for label, name in zip(self.labels.tolist(), self.ids, strict=True))
         if isinstance(self.source, FileSource):
@@ -74,7 +78,7 @@ class TrainingImages:
 
 
 def in_hashed_order(source: Source) -> TrainingImages:
-    """Return all images of a source, sorted by the hash of the name, so that the order is the same for every folder."""
+    """Return all images of a source, sorted by the hash of their names. The order does not depend on the folder."""
     order = sorted(range(len(source.ids)), key=lambda index: hashlib.sha256(source.ids[index].encode()).digest())
     return TrainingImages(source, order)
 
@@ -86,7 +90,10 @@ def shuffled(count: int, seed: int) -> Tensor:
 
 
 def read_ahead(batches: Iterable[Tensor], read: Read) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield each batch of indices, int64 (B,), with its images, uint8 (B, 3, H, W). Threads read the next batches."""
+    """Yield each batch of indices, int64 (B,), with its images, uint8 (B, 3, H, W).
+
+    Threads read the next batches in advance.
+    """
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="training images") as pool:
         waiting: deque[tuple[Tensor, Future[Tensor]]] = deque()
         try:

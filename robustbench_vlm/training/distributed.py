@@ -1,4 +1,4 @@
-"""Communication between the processes of a training, which `accelerate launch` or `torchrun` starts."""
+"""Communication between the processes of a training. `accelerate launch` or `torchrun` starts these processes."""
 
 from typing import Any
 
@@ -10,7 +10,10 @@ from robustbench_vlm.models.device import choose_device
 
 
 class _SumOfParts(torch.autograd.Function):
-    """Sum over all processes in the forward pass, and sum of the gradients over all processes in the backward pass."""
+    """Sums a tensor over all processes in the forward pass.
+
+    Sums its gradients over all processes in the backward pass.
+    """
 
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:
@@ -48,7 +51,7 @@ class Processes:
             )
 
     def share(self, rows: Tensor) -> Tensor:
-        """Return the part of a batch that this process works on. `rows` are the positions of its images, int64 (B,)."""
+        """Return this process's part of a batch. `rows` are the positions of the images in the batch, int64 (B,)."""
         return rows[self._state.process_index :: self.count]
 
     def total(self, values: Tensor) -> Tensor:
@@ -68,10 +71,11 @@ class Processes:
         return summed
 
     def agree(self, number: int) -> bool:
-        """Return whether all processes pass the same integer `number`, whose absolute value must be below 2**63."""
+        """Return whether all processes pass the same integer `number`. Its absolute value must be below 2**63."""
         if self.count == 1:
             return True
-        # One minimum over both values suffices, because min(-number) = -max(number). Integers are compared exactly.
+        # The minimum of -number is minus the maximum of number. Therefore one minimum operation on both values is
+        # enough. Integers are compared exactly.
         extremes = torch.tensor([number, -number], dtype=torch.int64, device=self.device)
         torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MIN)
         low, negative_high = extremes.tolist()

@@ -1,4 +1,4 @@
-"""One digest of the contents of many image files, which is computed again only if a file changes."""
+"""One digest of the contents of many image files. The digest is computed again only if a file changes."""
 
 import contextlib
 import hashlib
@@ -16,14 +16,14 @@ _CHUNK = 4096
 def content_digest(path_of: Callable[[int], Path], indices: Sequence[int]) -> str:
     """Return a sha256 of the contents of the files at N indices, in this order. It does not depend on file names.
 
-    The cache folder keeps the digest together with the size and the times of every file, so that a second call reads no
-    file unless one has changed. Raises UserError for a file that cannot be read.
+    The cache folder keeps the digest together with the size and the times of every file. If these are unchanged, a
+    second call does not read the files. Raises UserError if a file cannot be read.
     """
     key = hashlib.sha256()
     for part in _chunks(path_of, indices, _status):
         key.update("".join(part).encode(errors="surrogateescape"))
     cached = cache_folder() / "image_digests" / key.hexdigest()
-    # If the cache cannot be read or written, the digest is computed again, which only takes time.
+    # If the cache cannot be read or written, the digest is computed again. This only takes more time.
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if len(known := cached.read_text(encoding="utf-8")) == hashlib.sha256().digest_size * 2:
             return known
@@ -48,7 +48,7 @@ def _status(path: Path) -> str:
         status = path.stat()
     except OSError as error:
         raise _unreadable(path, error) from error
-    # st_ctime is included, because it changes even if a program sets st_mtime back to its earlier value.
+    # st_ctime is included, because programs can set st_mtime back to an earlier value, but not st_ctime.
     return f"{path}\0{status.st_size}\0{status.st_mtime_ns}\0{status.st_ctime_ns}\0"
 
 

@@ -1,8 +1,8 @@
 """Adversarial fine-tuning of the image encoder: the training loop of all defenses, for one or several processes.
 
-Random numbers depend only on the sample and the step. A training that is killed and resumed therefore gives the same
-weights; on a CPU they are equal bit by bit. Several processes share each batch and add up their gradients. Apart from
-rounding, the losses equal those of a training with one process.
+Random numbers depend only on the sample and the step. Therefore a training that is killed and resumed gives the same
+weights. On a CPU the weights are bitwise equal. Several processes share each batch and add up their gradients. Except
+for rounding, the losses do not depend on the number of processes.
 """
 
 import copy
@@ -45,7 +45,10 @@ def _ignore_note(text: str) -> None:
 
 @dataclass(frozen=True)
 class Runtime:
-    """The folder, processes and checkpoint interval of a training. None changes the weights, except by rounding."""
+    """The folder, processes and checkpoint interval of a training.
+
+    Except for rounding, the weights do not depend on them.
+    """
 
     folder: Path
     """The folder of the checkpoint, the log and the trained weights."""
@@ -61,10 +64,10 @@ def train_defense(
 ) -> Path | None:
     """Fine-tune a base model with a defense and write its card. Return the path of the card.
 
-    Only the main process writes the card; the other processes return None. If `resume` is True, the training continues
+    Only the main process writes the card. The other processes return None. If `resume` is True, the training continues
     from the checkpoint in the folder. If it is False, the training starts from the beginning. If it is None, the
-    training continues if the folder has a checkpoint. Raises UserError for unknown names and settings, and if `resume`
-    is True and the folder lacks a checkpoint.
+    training continues if the folder has a checkpoint. Raises UserError for unknown names and settings. Also raises it
+    if `resume` is True and the folder has no checkpoint.
     """
     checkpoint = runtime.folder / "checkpoint.pt"
     if resume and not checkpoint.exists():
@@ -91,7 +94,7 @@ def finetune(job: Job, runtime: Runtime, on_progress: OnProgress) -> tuple[nn.Mo
     """Train the image encoder of a job. Return the trained encoder and the duration of the training in seconds.
 
     The training continues from the checkpoint in the folder, if there is one. Raises Diverged if the loss or a weight
-    is not finite; the last checkpoint is kept. Raises UserError if there are more processes than images in a batch, or
+    is not finite. The last checkpoint is kept. Raises UserError if there are more processes than images in a batch, or
     if the processes have different checkpoints or settings.
     """
     processes = runtime.processes
@@ -114,7 +117,8 @@ def finetune(job: Job, runtime: Runtime, on_progress: OnProgress) -> tuple[nn.Mo
 def make_student(job: Job) -> ImageEncoder:
     """Return a copy of the image encoder of a job in eval mode, with all weights trainable."""
     visual = copy.deepcopy(job.model.network.get_submodule("visual")).requires_grad_(True)
-    # In train mode the batch statistics would make the features of an image depend on the other images of its batch.
+    # In train mode, batch statistics would be used. The features of an image would depend on the other images of its
+    # batch.
     return ImageEncoder(visual, job.model.architecture).eval()
 
 
@@ -123,7 +127,7 @@ def train_step(
 ) -> tuple[float, dict[str, float]]:
     """Attack a batch and take one optimizer step on the mean loss. Return the loss and the accuracies of the batch.
 
-    The accuracies "clean" and "robust", each in [0, 1], are returned if `measure` is true. They cost two more forward
+    If `measure` is true, the accuracies "clean" and "robust" are returned, each in [0, 1]. They cost two more forward
     passes. If the loss is not finite, the step is skipped.
     """
     adversarial = inner_attack(context, job.defense.inner, Threat("Linf", job.eps))
@@ -155,7 +159,10 @@ def _check_processes(job: Job, processes: Processes, first: int) -> None:
 
 
 def _contexts(job: Job, processes: Processes, student: ImageEncoder, first: int) -> Iterator[LossContext]:
-    """Yield a context for each step from `first` on. The context's student has the weights from before the step."""
+    """Yield a loss context for each step from `first` on.
+
+    The student (the image encoder that is trained) in a context has the weights from before the step.
+    """
     if first == job.steps:
         return
     model = dataclasses.replace(job.model, network=copy.deepcopy(job.model.network).to(processes.device))
@@ -166,7 +173,7 @@ def _contexts(job: Job, processes: Processes, student: ImageEncoder, first: int)
     batches = (processes.share(_rows(job, step)) for step in range(first, job.steps))
     for step, (rows, images) in enumerate(read_ahead(batches, job.images.read), first):
         clean = images.to(processes.device).to(dtype) / 255
-        # Batch norm is folded into the convolutions once per step, which makes all passes of the step faster.
+        # Batch norm is folded into the convolutions once per step. This makes all passes of the step faster.
         current = ImageEncoder(folded(student.visual), job.model.architecture).to(processes.device).eval()
         yield LossContext(
             images=clean,
@@ -202,7 +209,10 @@ def _without_gradient(encoder: nn.Module, images: Tensor) -> Tensor:
 
 
 def _in_precision(job: Job, context: LossContext) -> LossContext:
-    """Return a copy of the context whose student runs in the job's precision. Features and losses stay float32."""
+    """Return a copy of the context in which the student runs in the job's precision.
+
+    Features and losses stay float32.
+    """
     if job.precision == "float32":
         return context
     device, low = context.images.device.type, getattr(torch, job.precision)

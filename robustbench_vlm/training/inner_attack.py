@@ -10,7 +10,7 @@ from robustbench_vlm.defenses.base import InnerAttack, LossContext
 
 
 def inner_attack(context: LossContext, inner: InnerAttack, threat: Threat) -> Tensor:
-    """Return adversarial images, float32 (B, 3, H, W) in [0, 1], by signed gradient ascent on the summed loss.
+    """Make adversarial images, float32 (B, 3, H, W) in [0, 1], by signed gradient ascent on the summed loss.
 
     Each step costs one forward and one backward pass of every image. The gradients of the weights are not computed.
     """

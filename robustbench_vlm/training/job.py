@@ -31,7 +31,8 @@ class Job:
     precision: str = "float32"
     """Precision of the image encoder in the training pass. The inner attack and all losses are float32."""
     changes: tuple[str, ...] = ()
-    """Sentences about published settings that do not fit this training and were changed. The card lists them."""
+    """Sentences about changed settings. A published setting is changed if it does not fit this training. The card lists
+    the sentences."""
 
     def __post_init__(self) -> None:
         if len(self.images) < self.schedule.batch_size:
@@ -63,12 +64,15 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """The fingerprint of `account`. A checkpoint with another fingerprint is not resumed."""
+        """The fingerprint of `account`. A training does not resume from a checkpoint with another fingerprint."""
         return fingerprint(self.account)
 
     @property
     def account(self) -> Mapping[str, Any]:
-        """All settings that decide the weights, by name. The card of the trained model lists them."""
+        """All settings that decide the weights.
+
+        The keys are names. The card of the trained model lists these settings.
+        """
         return {
             "defense": self.defense.name,
             "defense_version": self.defense.version,

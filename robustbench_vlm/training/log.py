@@ -16,9 +16,9 @@ from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.training.checkpoint import Checkpoint
 
 _LOG_EVERY = 20
-"""Steps from one row of the log to the next. In fine-tuning each row costs two more forward passes."""
+"""Number of steps from one row of the log to the next row. In fine-tuning, each row costs two more forward passes."""
 _SAVE_SECONDS = 60.0
-"""The longest time between two checkpoints. It matters if steps are so slow that `save_every` steps take longer."""
+"""The longest time between two checkpoints. It is used if `save_every` steps take longer than this."""
 
 
 @dataclass(frozen=True)
@@ -26,13 +26,13 @@ class Row:
     """One row of the log: a step and its batch."""
 
     step: int
-    """The number of steps done so far, including this one."""
+    """The number of finished steps, including this step."""
     loss: float
     """The mean loss of the batch."""
     clean: float | None
-    """The clean accuracy of the batch before the step, in [0, 1]; None in pre-training."""
+    """The clean accuracy of the batch before the step, in [0, 1]. In pre-training, it is None."""
     robust: float | None
-    """The accuracy of the batch under the inner attack before the step, in [0, 1]; None in pre-training."""
+    """The accuracy of the batch under the inner attack before the step, in [0, 1]. In pre-training, it is None."""
     lr: float
     """The learning rate of the step."""
     seconds: float
@@ -56,7 +56,7 @@ class Diverged(UserError):
 class Log:
     """The file log.csv of a training.
 
-    The constructor removes the rows after `step`, which an interrupted training wrote after its last checkpoint.
+    The constructor removes the rows after `step`. An interrupted training wrote these rows after its last checkpoint.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -86,7 +86,7 @@ class Recorder:
         self._log_file, self._state = log_file, ""
 
     def begin(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Restore the state of the checkpoint, if there is one, and return the number of steps done so far."""
+        """Restore the state if a checkpoint exists. Return the number of finished steps."""
         self._network, self._optimizer = network, optimizer
         self._first, self._before = self._checkpoint.load(network, optimizer)
         self._log = Log(self._log_file, self._first) if self._log_file else None
@@ -95,7 +95,7 @@ class Recorder:
         return self._first
 
     def logs(self, step: int) -> bool:
-        """Return whether the log gets a row for the step with the index `step`; the first step has index 0."""
+        """Return whether the log gets a row for the step with the index `step`. The first step has index 0."""
         return (step + 1) % _LOG_EVERY == 0 or step + 1 == self._steps
 
     @property
@@ -104,10 +104,10 @@ class Recorder:
         return time.monotonic() - self._started
 
     def record(self, step: int, loss: float, accuracies: Mapping[str, float]) -> None:
-        """Report a step, and write a row of the log and a checkpoint if they are due.
+        """Report a step. Write a row of the log and a checkpoint if they are due.
 
-        `accuracies` are the "clean" and "robust" accuracy of the batch in [0, 1], or empty if they were not measured.
-        Raises Diverged if the loss is not finite, or if a weight is not finite when a checkpoint is due.
+        `accuracies` are the "clean" and "robust" accuracy of the batch in [0, 1]. If they were not measured, it is
+        empty. Raises Diverged if the loss is not finite, or if a weight is not finite when a checkpoint is due.
         """
         if not math.isfinite(loss):
             raise self.diverged(f"the loss is {loss} at step {step}, not a finite number")
@@ -135,7 +135,7 @@ class Recorder:
             self._saved = time.monotonic()
 
     def diverged(self, problem: str) -> Diverged:
-        """Return the error to raise if the training cannot continue because a loss or weight is not finite."""
+        """Return the error for a training with a loss or weight that is not finite."""
         path = self._checkpoint.path
         kept = f"{path} is the last checkpoint" if path.exists() else "no checkpoint was written yet"
         return Diverged(f"{problem}: lower the learning rate (`vlmbench train --set lr=...`); {kept}")
@@ -144,8 +144,8 @@ class Recorder:
 def read_log(path: Path) -> list[Row]:
     """Return the rows of a log.
 
-    An interrupted training may leave a last line without a line break, which is skipped. Raises UserError if the file
-    cannot be read or another line is not a row of a log.
+    If the last line has no line break, it is skipped, because an interrupted training may leave such a line. Raises
+    UserError if the file cannot be read or another line is not a row of a log.
     """
     advice = "remove the file and repeat the command; the training continues from its checkpoint"
     try:

@@ -13,7 +13,7 @@ OPTIMIZERS = ("sgd", "adamw", "clip-adamw")
 _MOMENTUM = 0.9
 _CLIP_BETAS = (0.9, 0.98)
 _MAX_GRADIENT_NORM = {"clip-adamw": 1.0}
-"""Maps an optimizer to the norm to which its gradients are clipped. Other optimizers do not clip gradients."""
+"""Norms to which gradients are clipped. The keys are names of optimizers. Other optimizers do not clip gradients."""
 
 
 def make_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -44,7 +44,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], schedule: Schedule) -> No
 def take_step(optimizer: torch.optim.Optimizer, schedule: Schedule) -> bool:
     """Clip the gradients and take an optimizer step.
 
-    Returns False if the step has a number beyond the range of the weights, such as a learning rate of 1e39.
+    Returns False if a number of the step is too large for the dtype of the weights, such as a learning rate of 1e39.
     """
     clip_gradients((each for group in optimizer.param_groups for each in group["params"]), schedule)
     try:
@@ -60,7 +60,7 @@ def lr_at(schedule: Schedule, steps: int, step: int) -> float:
     """Return the learning rate of a step in [0, steps). `defenses.schedule.Schedule` describes the schedule."""
     cosine = schedule.cosine
     if step < schedule.warmup and cosine != "product":
-        # AGFT uses the schedule of timm ("whole"), whose warm-up starts at zero.
+        # AGFT uses the schedule of timm ("whole"). The warm-up of this schedule starts at zero.
         return schedule.lr * (step if cosine == "whole" else step + 1) / schedule.warmup
     warm = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
     begin = schedule.warmup if cosine == "remaining" else 0

@@ -1,6 +1,6 @@
 """Contrastive pre-training of a small CLIP on captioned scenes (Radford et al., ICML 2021, arXiv 2103.00020).
 
-The training differs from that of CLIP in two ways. Each image has several captions in each step. If a caption of one
+The training differs from CLIP's training in two ways. Each image has several captions in each step. If a caption of one
 image is also true for a second image, the caption is not used as a negative of the second image. Such captions are
 common, because scenes have few attributes.
 """
@@ -40,9 +40,9 @@ from robustbench_vlm.training.optim import lr_at, make_optimizer, set_lr, take_s
 from robustbench_vlm.training.tensor_files import load_tensors, save_tensors
 
 VERSION = 1
-"""Version of pre-training. Raise it whenever a change of the code can change the pre-trained weights."""
+"""Version of pre-training. Increase it if a change of the code can change the pre-trained weights."""
 _MIXTURE = {"single": 5, "several": 1, "pair": 2, "digit": 2}
-"""Maps each family of scenes to the relative number of its scenes in the training images."""
+"""Relative number of scenes of each family in the training images. The keys are families of scenes."""
 _OFTEN_PLAIN = {"outline": (0, 0, 0, 0, 0, 0, 1), "faint": (0, 0, 0, 0, 0, 0, 1)}
 _CHUNK = 512
 _MAX_LOG_SCALE = math.log(100)
@@ -52,7 +52,7 @@ _MAX_LOG_SCALE = math.log(100)
 class PretrainingSettings:
     """The settings of pre-training. The card of the base model lists them.
 
-    The images are generated once and used in every epoch. New captions for them are generated in every step.
+    The images are generated once and used in every epoch. New captions for the images are generated in every step.
     """
 
     images: int = 245_760
@@ -62,11 +62,11 @@ class PretrainingSettings:
     batch_size: int = 192
     lr: float = 2e-3
     weight_decay: float = 0.05
-    """The weight decay of matrices. That of other parameters is 0."""
+    """The weight decay of matrices. Other parameters have no weight decay."""
     warmup: int = 200
     seed: int = 0
     save_every: int = 200
-    """The number of steps from one checkpoint to the next. It does not change the weights."""
+    """The number of steps from one checkpoint to the next. The weights do not depend on it."""
 
     def __post_init__(self) -> None:
         if self.warmup >= self.steps:
@@ -95,7 +95,7 @@ class PretrainingSettings:
 
     @property
     def account(self) -> Mapping[str, Any]:
-        """All settings that decide the weights, by name, and the version of pre-training."""
+        """All settings that decide the weights, and the version of pre-training. The keys are names of settings."""
         settings = dataclasses.asdict(self)
         del settings["save_every"]
         return {"recipe": "contrastive pre-training", "version": VERSION, **settings}
@@ -117,10 +117,10 @@ class CaptionedScenes:
 def pretrain_base(
     track_name: str, folder: Path, on_progress: OnProgress, settings: PretrainingSettings | None = None
 ) -> Path:
-    """Pre-train the base model of a track, write its weights and card into a folder, and return the path of the card.
+    """Pre-train the base model of a track and write its weights and card into a folder. Return the path of the card.
 
     The training continues from the checkpoint in the folder, if there is one. Raises UserError if public weights of the
-    base model exist, or if the checkpoint belongs to other settings.
+    base model exist. Also raises it if the checkpoint has other settings.
     """
     settings = settings or PretrainingSettings()
     track: Track = TRACKS.load(track_name)
@@ -156,7 +156,7 @@ def card_training(settings: PretrainingSettings) -> dict[str, Any]:
 
 
 def _released(track: Track) -> str:
-    """Return open_clip's name for the base model of a track, or "" if open_clip lacks weights for that model."""
+    """Return open_clip's name for the base model of a track. If open_clip has no weights for this model, return ""."""
     is_known = not isinstance(parse_reference(track.base).model, ModelName) or track.base in card_names(track.name)
     card = find_card(track.base, track.name) if is_known else None
     return f"{card.architecture}/{card.pretrained}" if card and card.pretrained else ""
@@ -196,7 +196,7 @@ def pretrain(
 
 
 def draw_scenes(settings: PretrainingSettings, folder: Path) -> CaptionedScenes:
-    """Generate the training images and store them in `folder`, or open the stored images of the same settings."""
+    """Open the training images in `folder`. If the folder has no images for these settings, generate and store them."""
     identity = fingerprint([VERSION, settings.images, settings.seed, _MIXTURE, _OFTEN_PLAIN])
     file = folder / f"scenes-{identity[:16]}.pt"
     if not file.exists():
@@ -208,10 +208,10 @@ def draw_scenes(settings: PretrainingSettings, folder: Path) -> CaptionedScenes:
 
 
 def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tensor, is_true: Tensor) -> Tensor:
-    """Return the symmetric InfoNCE loss of a batch, float32 (). A caption is not a negative of an image it describes.
+    """Return the symmetric InfoNCE loss of a batch, float32 ().
 
-    Image and text features are float32 (B, D) of norm 1, and `scale` is float32 (). `is_true` is bool (B, B);
-    `is_true[i, j]` is True if caption j is true for image i.
+    A caption is not a negative of an image that it describes. Image and text features are float32 (B, D) of norm 1, and
+    `scale` is float32 (). `is_true` is bool (B, B); `is_true[i, j]` is True if caption j is true for image i.
     """
     logits = scale * image_features @ text_features.T
     false_negative = is_true & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)

@@ -1,4 +1,4 @@
-"""Training requests: the options of `vlmbench train` and `vlmbench sweep`, and functions that turn them into jobs."""
+"""Training requests: the options of `vlmbench train` and `vlmbench sweep`, and functions that make jobs from them."""
 
 import dataclasses
 import math
@@ -22,13 +22,14 @@ from robustbench_vlm.training.data import TrainingImages, in_hashed_order
 from robustbench_vlm.training.job import Job
 
 HELD_OUT = 1024
-"""The number of images that a sweep holds out to measure accuracies. It is at most a tenth of the images."""
+"""The number of images that a sweep holds out to measure accuracies. A sweep holds out at most a tenth of the
+images."""
 _LARGEST_WARMUP = Fraction(1, 4)
-"""The largest warm-up as a fraction of the training. It is longer than that of every published schedule."""
+"""The largest warm-up as a fraction of the training. Every published schedule has a shorter warm-up."""
 _LARGEST = 1e30
-"""The largest value of a setting. Products of it with usual numbers are in the range of float32."""
+"""The largest value of a setting. Products of this value and usual numbers are in the range of float32."""
 _LARGEST_WHOLE = 10**9
-"""The largest value of a setting that is a whole number, and of the epochs and the seed."""
+"""The largest value of the epochs, the seed, and other settings that are whole numbers."""
 _POSITIVE = ("batch_size", "epochs", "steps", "inner_steps")
 _WHOLE_NUMBERS = ("warmup", *_POSITIVE)
 _NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)
@@ -36,7 +37,7 @@ _NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """The options of a training. None and empty values mean the setting of the track."""
+    """The options of a training. If an option is None or empty, the setting of the track is used."""
 
     defense: str
     track: str
@@ -45,16 +46,17 @@ class TrainingRequest:
     num_images: int | None = None
     seed: int = 0
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Changed settings of the defense, the schedule and the inner attack, by name."""
+    """Changed settings of the defense, the schedule and the inner attack. The keys are names."""
     images: Path | None = None
-    """A folder of training images. None: the fine-tuning dataset of the track."""
+    """A folder of training images. If it is None, the fine-tuning dataset of the track is used."""
     base: str = ""
-    """The model to fine-tune: a name, a card file, or open_clip:ARCH/TAG. Empty: the base model of the track."""
+    """The model to fine-tune: a name, a card file, or open_clip:ARCH/TAG. If it is empty, the base model of the track
+    is fine-tuned."""
     precision: str = "float32"
 
     @property
     def name(self) -> str:
-        """The name of the trained model: the defense, and the seed if it is not 0."""
+        """The name of the trained model. It consists of the name of the defense and, if it is not 0, the seed."""
         return f"{self.defense}-seed{self.seed}" if self.seed else self.defense
 
 
@@ -79,7 +81,7 @@ def vary(job: Job, request: TrainingRequest, settings: Mapping[str, float]) -> J
 
 
 def with_images(job: Job, request: TrainingRequest, images: TrainingImages) -> Job:
-    """Return the job of a request with other training images. Raises UserError if they are too few for its settings."""
+    """Return the job of a request with other training images. Raises UserError if the settings need more images."""
     track: Track = TRACKS.load(request.track)
     published = _schedule(request, track, DEFENSES.load(request.defense))
     schedule, changes = _with_short_warmup(published, request, len(images))
@@ -110,10 +112,10 @@ def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingI
 def _with_short_warmup(
     schedule: Schedule, request: TrainingRequest, num_images: int
 ) -> tuple[Schedule, tuple[str, ...]]:
-    """Shorten the warm-up of a published schedule if it is too long for the training, and describe the change.
+    """Shorten the warm-up of a published schedule if it is too long for the training. Also describe the change.
 
-    Published warm-ups are made for ImageNet. On fewer images the learning rate would not come near its value. A warm-up
-    that the user gives is not changed.
+    Published warm-ups are made for ImageNet. With fewer images, the learning rate would not come close to its highest
+    value. A warm-up that the user gives is not changed.
     """
     steps = schedule.steps or schedule.epochs * (num_images // schedule.batch_size)
     longest = int(_LARGEST_WARMUP * steps)
@@ -155,7 +157,10 @@ def _check_settings(defense: Defense, settings: Mapping[str, float]) -> None:
 
 
 def _schedule(request: TrainingRequest, track: Track, defense: Defense) -> Schedule:
-    """Return the schedule of the track, or else that of the defense, with the changes of the request."""
+    """Return the schedule of the track with the changes of the request.
+
+    If the track has no schedule, use the defense's schedule.
+    """
     schedule = track.schedule or defense.schedule
     changes: dict[str, Any] = {
         name: int(value) if name in _WHOLE_NUMBERS else value
@@ -184,7 +189,10 @@ def _dataset(request: TrainingRequest, track: Track, defense: Defense, side: int
 def _split(
     request: TrainingRequest, track: Track, dataset: Dataset, hold_out: int
 ) -> tuple[TrainingImages, TrainingImages]:
-    """Return the training images, and the held-out images that follow them in the order of `in_hashed_order`."""
+    """Return the training images and the held-out images.
+
+    In the order of `in_hashed_order`, the held-out images come after the training images.
+    """
     everything = in_hashed_order(dataset.open())
     available = len(everything)
     reserved = min(hold_out, available // 10)

@@ -40,7 +40,7 @@ from robustbench_vlm.training.request import TrainingRequest, make_sweep_job, va
 
 ATTACK = "pgd-10"
 VERSION = 1
-"""Version of the measurement. Raise it whenever a change of the code can change a trial's accuracies."""
+"""Version of the measurement. Increase it if a change of the code can change a trial's accuracies."""
 _BATCH_SIZE = 128
 
 Measure = Callable[[nn.Module], tuple[float, float]]
@@ -54,15 +54,15 @@ class Trial:
     settings: Mapping[str, float]
     """The settings of this training that the sweep varies."""
     clean: float | None
-    """The clean accuracy in [0, 1]; None if the training diverged."""
+    """The clean accuracy in [0, 1]. It is None if the training diverged."""
     robust: float | None
-    """The accuracy under `ATTACK` at the training eps, in [0, 1]; None if the training diverged."""
+    """The accuracy under `ATTACK` at the training eps, in [0, 1]. It is None if the training diverged."""
     seconds: float
-    """The duration in seconds. For a resumed training it is the time after the last start."""
+    """The duration in seconds. For a resumed training, it is the time since the last start."""
 
     @property
     def score(self) -> float | None:
-        """The mean of clean and robust accuracy; None if the training diverged."""
+        """The mean of clean and robust accuracy. It is None if the training diverged."""
         return None if self.clean is None or self.robust is None else (self.clean + self.robust) / 2
 
     def standard_error(self, num_images: int) -> float:
@@ -76,7 +76,7 @@ class Sweep:
     """The result of a sweep."""
 
     job: Job
-    """The job whose settings are varied."""
+    """The job that the sweep runs with several settings."""
     trials: tuple[Trial, ...]
     """The trials in the order of the grid."""
     held_out: int
@@ -84,11 +84,11 @@ class Sweep:
 
     @property
     def best(self) -> Trial | None:
-        """The first trial whose score is within one standard error of the highest score; None if all diverged.
+        """The first trial with a score within one standard error of the highest score. None if all trials diverged.
 
         This is the one-standard-error rule (Breiman et al., 1984). The measurement cannot distinguish the trials within
-        one standard error, and the rule chooses the first of them. If learning rates are listed from low to high, that
-        trial has the smallest learning rate and changes the base model least.
+        one standard error, and the rule chooses the first of them. If learning rates are listed from low to high, this
+        trial has the smallest learning rate. It changes the base model least.
         """
         scores = {number: trial.score for number, trial in enumerate(self.trials) if trial.score is not None}
         if not scores:
@@ -105,12 +105,11 @@ def run_sweep(
     runtime: Runtime,
     on_progress: OnProgress,
 ) -> Sweep:
-    """Train a defense with every combination of the settings in `grid`; measure each trained model on held-out images.
+    """Train a defense with every combination of the settings in `grid`. Measure each trained model on held-out images.
 
-    The trainings use the fraction `train_fraction` of the images. Trials whose results are already in `runtime.folder`
-    are not repeated.
-    Raises UserError before the first training for unknown settings, for a `train_fraction` outside (0, 1], and if too
-    few images are left to hold out.
+    The trainings use the fraction `train_fraction` of the images. Trials with results in `runtime.folder` are not
+    repeated. Raises UserError before the first training for unknown settings and for a `train_fraction` outside (0, 1].
+    Also raises it if too few images are left to hold out.
     """
     if not grid or not 0 < train_fraction <= 1:
         raise UserError(
@@ -160,7 +159,7 @@ def _trial(
         # A diverged training is a result of the sweep, not an error.
         clean = robust = None
     trial = Trial(settings, clean, robust, round(time.monotonic() - started, 1))
-    # The main process must not write the file before all processes have checked whether it exists.
+    # All processes check whether the file exists. The main process must write the file after these checks.
     runtime.processes.wait()
     if runtime.processes.is_main:
         write_text(file, json.dumps({**dataclasses.asdict(trial), "identity": identity}))
@@ -168,7 +167,10 @@ def _trial(
 
 
 def _read_trial(file: Path, identity: str) -> Trial | None:
-    """Return the trial in a file, or None if the file does not exist or belongs to another training or measurement."""
+    """Return the trial in a file.
+
+    Returns None if the file does not exist or belongs to another training or measurement.
+    """
     if not file.exists():
         return None
     advice = "remove the file and repeat the command"

@@ -1,4 +1,4 @@
-"""Files of tensors: written in one step, and checked for damage when they are read."""
+"""Write files of tensors atomically, and check them for damage when they are read."""
 
 import zipfile
 from pathlib import Path
@@ -11,13 +11,13 @@ from robustbench_vlm.core.files import write_whole
 
 
 def save_tensors(path: Path, content: Any) -> None:
-    """Write nested lists and dicts of tensors, numbers and texts to a file in one step.
+    """Write nested lists and dicts of tensors, numbers and texts to a file atomically.
 
     Raises UserError if the file cannot be written, such as on a full disk.
     """
 
     def save(partial: Path) -> None:
-        # If torch opens the file itself, its exception lacks the error number of the OSError.
+        # The file is opened here, because torch's exception would not have the error number of the OSError.
         with partial.open("wb") as file:
             torch.save(content, file)
 
@@ -25,7 +25,7 @@ def save_tensors(path: Path, content: Any) -> None:
 
 
 def load_tensors(path: Path, kind: str, *, mmap: bool = False) -> Any:
-    """Return the content of a file that `save_tensors` wrote; the tensors are on the CPU.
+    """Return the content of a file that `save_tensors` wrote. The tensors are on the CPU.
 
     `kind` names the content in messages. If `mmap` is true, tensors are read from the disk when they are used. Raises
     UserError if the file cannot be read or is damaged. The check detects even a single changed bit.
@@ -44,7 +44,7 @@ def load_tensors(path: Path, kind: str, *, mmap: bool = False) -> Any:
 
 
 def damaged_file(path: Path, kind: str, error: Exception) -> UserError:
-    """Return the UserError for a damaged or incomplete file; `kind` names the expected content."""
+    """Return the UserError for a damaged or incomplete file. `kind` names the expected content."""
     return UserError(
         f"{path} is not a complete {kind} ({type(error).__name__}): remove it and repeat the command, or give another"
         " folder by --out"
