@@ -28,8 +28,8 @@ from robustbench_vlm.engine.shard import Attacked, ShardGroup, attack_group, att
 from robustbench_vlm.engine.store import Finished
 
 _Sendable = list[tuple[Sequence[SampleResult], "np.typing.NDArray[np.float32]"]]
-"""The value that a worker process sends after it attacked a group of samples. For each shard of the group it has the
-records and the images, float32 [B, 3, H, W] in [0, 1].
+"""The value that a worker process sends after it attacked a group of samples. For each shard (consecutive samples of
+one cell) it has the records and the images, float32 [B, 3, H, W] in [0, 1].
 
 Images are numpy arrays, because torch sends tensors through shared memory. Shared memory is small in containers.
 """
@@ -90,11 +90,12 @@ def read_images(path: Path) -> tuple[AdversarialImages, str]:
 
 
 def attack_cells(plan: Plan, on_attacked: Callable[[int, Cell], None]) -> list[Attacked]:
-    """Attack every sample of a plan's cells and return the records and images of each cell, on the CPU.
+    """Attack every sample of a plan and return the records and images of each cell, on the CPU.
 
-    A new run would give equal records. This function does not read or write records on disk. All images are in memory
-    at the same time. After each group of samples, `on_attacked` is called with the number of samples in the group and
-    the cell of one of these samples.
+    A cell is one model under one attack on one dataset at one radius. A new run would give equal records. This function
+    does not read or write records on disk. All images are in memory at the same time. After each group of samples,
+    `on_attacked` is called with two arguments: the number of samples in the group, and the cell of one of these
+    samples.
     """
     cells, resources = plan.cells, plan.request.resources
     groups = missing_groups(cells, [Finished((), ())] * len(cells), resources)
@@ -110,7 +111,7 @@ def attack_cells(plan: Plan, on_attacked: Callable[[int, Cell], None]) -> list[A
 
 
 def attack_positions(cell: Cell, positions: Sequence[int], resources: Resources) -> Attacked:
-    """Attack the samples at the given positions of a cell in this process.
+    """Attack the samples at the given positions of a cell (one model, attack, dataset and radius) in this process.
 
     `resources` must be resolved, see `engine.backends.resolve_resources`.
     """

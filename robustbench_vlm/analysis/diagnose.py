@@ -130,7 +130,8 @@ def diagnose(request: Request, *, on_progress: OnProgress = ignore_progress) -> 
 def _diagnose_cells(plan: Plan, on_progress: OnProgress) -> dict[int, tuple[DatasetDiagnosis, Tensor]]:
     """Return the measurements and the image features, [N, D], of every cell.
 
-    The keys are the indices of the cells in the plan.
+    A cell is one model under one attack on one dataset at one radius. The keys are the indices of the cells in the
+    plan.
     """
     groups: dict[tuple[str, str], list[int]] = {}
     for number, cell in enumerate(plan.cells):
@@ -193,7 +194,10 @@ def _diagnosis(model: str, threat: Threat, found: Sequence[tuple[DatasetDiagnosi
 
 
 def _passes(cell: Cell) -> int:
-    """Return the cost of a cell in forward passes. A backward pass counts twice. At radius 0 the attack is skipped."""
+    """Return the cost of a cell in forward passes.
+
+    A backward pass counts as two forward passes. At radius 0 the attack is skipped.
+    """
     stage = final_image_stage(cell.attack)
     backward = stage.calls(stage.parameters, len(cell.dataset.classes))[1] if cell.threat.eps else 0
     return len(cell) * (4 + 3 * backward)

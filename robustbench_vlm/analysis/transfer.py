@@ -123,8 +123,8 @@ def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgr
 def adversarial_images(plan: Plan, attacked: Sequence[Attacked]) -> dict[str, AdversarialImages]:
     """Return the adversarial images of each model. The keys are model names.
 
-    The images of all datasets of the plan are joined. `attacked` has one item for each cell of the plan. If the images
-    are written to a file, `vlmbench dispute` can read it.
+    The images of all datasets of the plan are joined. `attacked` has one item for each cell (one model and dataset) of
+    the plan. If the images are written to a file, `vlmbench dispute` can read it.
     """
     found = {}
     for model in _models(plan):

@@ -1,4 +1,7 @@
-"""Classify given images with the model of a cell, in the precision that a run uses for verdicts."""
+"""Classify given images with the model of a cell in the precision of verdicts.
+
+A cell is one model under one attack on one dataset at one radius.
+"""
 
 from collections.abc import Sequence
 
@@ -17,7 +20,7 @@ _BATCH_SIZE = 64
 
 
 def clean_predictions(cell: Cell, *, device: str) -> list[tuple[int, float]]:
-    """Return the predicted class and its margin for every clean sample of a cell, in the order of the samples.
+    """Return the predicted class and its margin for every clean sample of a cell.
 
     The margin is the cosine similarity of the predicted class minus the second-highest cosine similarity.
     """

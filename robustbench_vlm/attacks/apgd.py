@@ -95,7 +95,7 @@ class Apgd:
         return self._begin(rows, ball_around(self.threat, rows.images), plan, nothing)
 
     def step(self, model: CountedClassifier, state: ApgdState) -> ApgdState:
-        """Classify every iterate, halve the step size of samples whose loss stalls, and take one step."""
+        """Classify every iterate and take one step. If the loss of a sample stalls, halve the sample's step size."""
         targets = state.targets.gather(1, state.run[:, None] // self.restarts).squeeze(1)
         loss, labels = LOSSES[self.loss], state.rows.labels
         logits, losses, gradient = model.gradient(state.point, lambda outputs: loss(outputs, labels, targets))

@@ -23,7 +23,7 @@ class Batch:
     labels: Tensor
     """True classes, int64 (B,)."""
     keys: Tensor
-    """The key of each sample's random numbers in this stage, int64 (B,); see `core.random`."""
+    """The key of each sample's random numbers in this stage, int64 (B,), see `core.random`."""
     threat: Threat
     num_classes: Tensor
     """The number of classes of each sample's dataset, int64 (B,). A batch may have samples of several datasets."""

@@ -58,7 +58,7 @@ def attack_samples(
     """Run an attack's stages in order and return all verdicts. Each stage attacks the samples that are still robust.
 
     `model` is a classifier, or any torch module that maps images (B, 3, H, W) in [0, 1] to logits (B, C). `batch` may
-    have samples with misclassified clean images. `judge` is an optional second classifier. It decides the verdicts in
+    have samples with misclassified clean images. `judge` is an optional second classifier that decides the verdicts in
     place of `model`. For example, it is the same network in another precision. A sample is broken only if the judge
     misclassifies its image. At most `batch_size` samples are classified at once.
 

@@ -1,8 +1,8 @@
 """Per-sample losses that attacks maximise (arXiv:2003.01690, section 4).
 
 All losses map logits float32 (B, C), labels int64 (B,) and target classes int64 (B,) to losses float32 (B,). Samples of
-one batch may come from datasets with different numbers of classes. A sample whose dataset has fewer than C classes has
-the logit minus infinity in the remaining columns.
+one batch may come from datasets with different numbers of classes. If a dataset has fewer than C classes, its samples
+have the logit minus infinity in the remaining columns.
 """
 
 from collections.abc import Callable, Mapping
@@ -79,7 +79,7 @@ _NEEDS = {"dlr": 3, "targeted-dlr": 4}
 
 
 def loss_warnings(name: str, num_classes: Tensor) -> dict[str, Tensor]:
-    """Return a warning for the samples whose dataset has too few classes for the loss `name`.
+    """Return a warning for samples of datasets with too few classes for the loss `name`.
 
     `num_classes`, int64 (B,), is the number of classes of each sample's dataset. The returned dict maps the code of the
     warning to a mask of the samples with too few classes, bool (B,). It is empty if all samples have enough classes.

@@ -75,9 +75,9 @@ class CountedClassifier:
 
 @dataclass(frozen=True)
 class SurrogateClassifier:
-    """A classifier for attacks, made of two classifiers: a surrogate and a judge.
+    """A pair of classifiers: the attack uses the surrogate, and the judge decides the verdicts.
 
-    Attacks take logits and gradients from the surrogate. Only the judge decides whether an image is misclassified.
+    Attacks get logits and gradients from the surrogate. Only the judge decides whether an image is misclassified.
     Transfer attacks use this class. Attacks also use it if they run in a lower precision than the verdicts.
     """
 
@@ -85,20 +85,21 @@ class SurrogateClassifier:
     judge: Classifier
 
     def __call__(self, images: Tensor, /) -> Tensor:
-        """Return the surrogate's logits, float32 (B, C), of images (B, 3, H, W)."""
+        """Return the logits of the surrogate (the attacked classifier), float32 (B, C), for images (B, 3, H, W)."""
         return checked_logits(self.surrogate, images)
 
     def select(self, index: Tensor) -> "SurrogateClassifier":
         """Return a copy for only the samples at the positions `index`, int64 (N,).
 
-        Its surrogate and its judge are restricted to these samples.
+        Its surrogate (the attacked classifier) and its judge (the classifier that decides verdicts) are restricted to
+        these samples.
         """
         return SurrogateClassifier(self.surrogate.select(index), self.judge.select(index))
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
-        """Return the forward and backward passes of one call of the surrogate.
+        """Return the forward and backward passes of one call of the surrogate, the attacked classifier.
 
-        Calls of the judge are counted separately.
+        Calls of the judge (the classifier that decides verdicts) are counted separately.
         """
         return self.surrogate.cost(gradient=gradient)
 

@@ -4,8 +4,8 @@ The package draws its random numbers for a whole batch. Therefore a different ba
 
 This module works around these problems of the package:
 
-* With fewer than 10 classes it asks for more target classes than exist. With fewer than 4 classes (DLR: 3) it asks for
-  logits that do not exist.
+* With fewer than 10 classes it asks for more target classes than exist. With fewer than 4 classes (3 for the DLR loss)
+  it asks for logits that do not exist.
 * It takes views of inputs and gradients that may not be contiguous, and it writes into the logits.
 * Its default device is the CPU, and it seeds torch's global random generator.
 * Its loop over the attacks sets Python's trace function, and it cannot read its own state files. Each attack is

@@ -21,7 +21,7 @@ class CleanImages:
     images: Tensor
     """Clean images, float32 (B, 3, H, W) in [0, 1]."""
     keys: Tensor
-    """The key of each sample's random numbers, int64 (B,); see `core.random`."""
+    """The key of each sample's random numbers, int64 (B,), see `core.random`."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,9 @@ class Proposals:
     changed: Callable[[CleanImages, float, Tensor, Tensor, Tensor], Tensor]
     """Returns changed copies of the best images so far.
 
-    The arguments are the clean images, eps, the best images float32 (B, 3, H, W), the index of each sample's query
-    int64 (B,), and the side of each sample's square in pixels, int64 (B,)."""
+    The five arguments are the clean images, eps, the best images float32 (B, 3, H, W), the query indices and the sides
+    of the squares. The query index of each sample is int64 (B,). The side of each sample's square is int64 (B,), in
+    pixels."""
     least_side: int
     """The smallest side of a square in pixels."""
     odd: bool

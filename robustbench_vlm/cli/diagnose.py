@@ -66,8 +66,8 @@ def request_of(
 def _diagnose(request: "Request", plot: _Plot = None, as_json: Json = False) -> None:
     """Measure quantities that are related to robustness.
 
-    They are the modality gap, the norm of the input gradient and the effective rank of the features, measured on the
-    last images of an attack.
+    They are the modality gap, the norm of the input gradient and the effective rank of the features. They are measured
+    on the last images of an attack.
     """
     from robustbench_vlm.analysis.diagnose import diagnose as measure
     from robustbench_vlm.core.files import save_figure

@@ -45,7 +45,7 @@ def build(folder: _Folder = None, site: _Site = Path("site"), as_json: Json = Fa
 def check(folder: _Folder = None, as_json: Json = False) -> int:
     """Check every entry, and compare the Markdown tables with the entries.
 
-    Exit code 1: a table differs. Exit code 2: an entry is invalid; the message names it.
+    Exit code 1: a table differs. Exit code 2: an entry is invalid. The message names this entry.
     """
     from robustbench_vlm.leaderboard.views import views
 

@@ -15,8 +15,8 @@ Key = tuple[str, str, int]
 """Sample id, digest of the pixels, and label. Two records belong to the same sample if all three are equal."""
 
 _SHARED = {"classes": "class names", "prompts": "prompts", "attack": "stages of the attack", "protocol": "protocols"}
-"""Two accuracies are comparable only if the identities of their cells have equal values for these keys. The values of
-this mapping are the names of the keys in messages."""
+"""Two accuracies are comparable only if the settings with these keys are equal. The keys are keys of
+`CellRecords.identity`. The values are names for messages."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,7 @@ class ModelRecords:
 
     name: str
     evidence: tuple[CellRecords, ...]
-    """The records of every cell of the model."""
+    """The records of every cell of the model. A cell is one model under one attack on one dataset at one radius."""
     notes: tuple[str, ...] = ()
     """Sentences about the records, such as a note about a dispute."""
 
@@ -73,8 +73,8 @@ def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Se
 def select_samples(evidence: CellRecords, keys: Iterable[Key]) -> CellRecords:
     """Return the records of the samples with the given keys, in the order of the keys.
 
-    The score is computed from these records. The fingerprint and the identity are not changed. They describe the whole
-    cell.
+    The score is computed from these records. The fingerprint and the identity are not changed. They describe all
+    samples of the run.
     """
     by_key = {_key(result): result for result in evidence.results}
     results = tuple(by_key[key] for key in keys)
@@ -122,8 +122,8 @@ def _of_shared_protocol(found: Sequence[Sequence[CellRecords]]) -> list[dict[str
     chosen = []
     for one in found:
         label = max(shared or {each.protocol for each in one}, key=lambda name: (sizes[name], name))
-        # A dataset may have records from several commands. The last records are used, because a manifest lists the
-        # cells of the latest command last.
+        # A dataset may have records from several commands. The last records are used, because they are from the latest
+        # command.
         chosen.append({each.score.dataset: each for each in one if each.protocol == label})
     return chosen
 
@@ -145,7 +145,7 @@ def _common(evidence: Sequence[CellRecords]) -> list[Key]:
 def _repeated(
     names: Sequence[str], found: Sequence[Sequence[CellRecords]], aligned: Sequence[Mapping[str, CellRecords]]
 ) -> Iterator[str]:
-    """Yield a sentence for every model that has several sets of records of one cell.
+    """Yield a sentence for every model that has several sets of records of the same dataset.
 
     Such sets differ in their fingerprints.
     """

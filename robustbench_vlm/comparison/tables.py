@@ -104,8 +104,8 @@ def by_dataset(found: Comparison, measure: str) -> Sheet:
 def differences(found: Comparison, measure: str) -> Sheet:
     """Return a table with one row for each pair of models: the difference of the means and its test.
 
-    The last column has two numbers of datasets: those on which the first model is significantly better, and those on
-    which it is significantly worse.
+    The last column has two numbers. The first model is significantly better on the first number of datasets, and
+    significantly worse on the second number of datasets.
     """
     rows = (
         (
@@ -199,7 +199,11 @@ def p_value(p: float) -> str:
 
 
 def significant_datasets(pair: ModelPair) -> tuple[Sequence[str], Sequence[str]]:
-    """Return the datasets on which the first model is significantly better, and those on which it is worse."""
+    """Return the datasets on which two models differ significantly, in two lists.
+
+    The first list has the datasets on which the first model is better. The second list has the datasets on which it is
+    worse.
+    """
     differing = {name: test for name, test in pair.datasets.items() if test.p_holm <= ALPHA}
     better = [name for name, test in differing.items() if test.only_first > test.only_second]
     return better, [name for name in differing if name not in better]

@@ -40,22 +40,22 @@ class LossContext:
     labels: Tensor
     """The true classes, int64 (B,)."""
     keys: Tensor
-    """The key of each sample's random numbers in this step, int64 (B,); see `core.random`."""
+    """The key of each sample's random numbers in this step, int64 (B,), see `core.random`."""
     student: EncodeImages
     """The image encoder that is trained."""
     teacher: EncodeImages
     """The frozen copy of the image encoder from before the training."""
     teacher_clean: Callable[[], Tensor]
-    """Returns the teacher's features of the clean images, float32 (B, D), without a gradient. The first call computes
-    the features, and later calls return them."""
+    """Returns the frozen copy's features of the clean images, float32 (B, D), without a gradient. The first call
+    computes the features, and later calls return them."""
     text_features: Tensor
     """Text features of the training classes, float32 (C, D) of norm 1, without a gradient."""
     settings: Mapping[str, float]
     """The settings of the defense. Their names follow the paper."""
     student_dense: EncodeDense = _no_dense_features
-    """The dense features of the student."""
+    """The dense features of the image encoder that is trained."""
     teacher_dense: EncodeDense = _no_dense_features
-    """The dense features of the teacher."""
+    """The dense features of the frozen copy."""
     total: Callable[[Tensor], Tensor] = _sum_of_one_process
     """Returns the sum of a tensor over all processes that share the batch. The gradient of the sum flows back to every
     process."""

@@ -6,9 +6,9 @@ f is the image encoder that is trained, and n is multiplicative noise. c are the
 Each text feature is replaced by the worst one within the distance rho. H is the spectral entropy of the image features
 of the batch, s is the logit scale and w is the setting `rank`.
 
-The code and the formulas of the paper are not public. The known parts of the method are a joint attack on images and
-text features, a high effective rank of the image features, and modulated noise on the features. The formulas and all
-numbers here are choices of this package.
+The code and the formulas of the paper are not public. Three parts of the method are known: a joint attack on images and
+text features, a high effective rank of the image features, and modulated noise. The formulas and all numbers here are
+choices of this package.
 """
 
 from fractions import Fraction
@@ -47,9 +47,8 @@ def worst_texts(cosines: Tensor, labels: Tensor, rho: float) -> Tensor:
 
     The attack is the strongest one within the distance `rho`. `cosines`, (B, C), are the cosines of image and text
     features before the attack, and `labels`, int64 (B,), are the true classes. A change of length rho rotates a unit
-    vector by at most arcsin(rho). The text feature of the true class rotates away from the image feature, and the text
-    features of all other classes rotate towards the image feature. These rotations give the largest cross-entropy
-    within the ball.
+    vector by at most arcsin(rho). The text feature of the true class rotates away from the image feature. The text
+    features of all other classes rotate towards it. These rotations give the largest cross-entropy within the ball.
 
     Raises UserError if rho is outside [0, 1).
     """

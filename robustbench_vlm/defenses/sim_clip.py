@@ -18,7 +18,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 def loss(context: LossContext, images: Tensor) -> Tensor:
     """Return L for each of the adversarial images (B, 3, H, W), float32 (B,).
 
-    Only the first term has a gradient, because the teacher is frozen.
+    Only the first term has a gradient, because f0 is frozen.
     """
     half = -functional.cosine_similarity(context.student(images), context.teacher_clean(), dim=1) / 2
     return half + half.detach()

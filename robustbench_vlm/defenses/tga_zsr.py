@@ -39,7 +39,7 @@ def attention(patches: Tensor, text: Tensor, size: tuple[int, int], *, over_plac
 
     A map is the product of the patch features `patches`, (B, T, D), with the text features `text`, (B, D). The product
     is scaled to the range [0, 1] and resized to `size`. If `over_places` is true, each of the D features is first
-    divided by its norm over the T patches. The released code divides in this way; the paper does not mention it.
+    divided by its norm over the T patches. The released code does this division. The paper does not mention it.
     """
     if over_places:
         patches = functional.normalize(patches, dim=1)
@@ -51,8 +51,8 @@ def attention(patches: Tensor, text: Tensor, size: tuple[int, int], *, over_plac
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:
-    # At the first step the student equals the teacher, and the distance is zero. At zero the gradient of the square
-    # root is infinite. Therefore its argument is clamped.
+    # At the first step the trained encoder equals its frozen copy, and the distance is zero. At zero the gradient of
+    # the square root is infinite. Therefore its argument is clamped.
     return (first - second).square().sum(dim=(1, 2)).clamp_min(_TINY).sqrt()
 
 

@@ -46,7 +46,7 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
     """Yield each counterexample that has an image file below `folder`, together with its image.
 
     Images are float32 [3, H, W] in [0, 1]. Raises Unsound if the content of a file does not match the digest in its
-    name, or if a file does not contain the image of a counterexample.
+    name. Also raises it if a file does not contain the image of its counterexample.
     """
     for source in dict.fromkeys(example.source for example in examples):
         path = images_path(folder, source)

@@ -1,4 +1,4 @@
-"""Dispute an entry: classify submitted adversarial images, and record those that break samples reported as robust."""
+"""Dispute an entry: classify submitted adversarial images, and record the images that break robust samples."""
 
 import dataclasses
 from collections import Counter
@@ -39,7 +39,7 @@ class Dispute:
 
     entry: Entry
     counts: Mapping[str, int]
-    """Number of images for each outcome. The keys are those of `OUTCOMES`."""
+    """Number of images for each outcome. `OUTCOMES` has the same keys."""
     found: tuple[Counterexample, ...] = ()
     images: bytes = b""
     """The content of a safetensors file with the images that broke a sample. `write` uses the sha256 digest of this

@@ -74,7 +74,7 @@ Card = Annotated[
 
 @dataclass(frozen=True)
 class EntryThreat:
-    """The norm and radius of a cell, as they are written in the cell's identity."""
+    """The norm and radius of a threat model."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     norm: Norm
@@ -84,7 +84,10 @@ class EntryThreat:
 
 @dataclass(frozen=True)
 class EntryScore:
-    """The accuracies of a cell. The fields are the fields of `Score`, except model, attack and dataset."""
+    """The accuracies for one attack, dataset and radius.
+
+    The fields are the fields of `Score`, except model, attack and dataset.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     classes: Annotated[int, Field(ge=2)]
@@ -107,12 +110,12 @@ class EntryCell:
     threat: EntryThreat
     fingerprint: Digest
     content: Digest
-    """sha256 digest of the cell's records in canonical JSON."""
+    """sha256 digest of the per-sample records in canonical JSON."""
     score: EntryScore
 
     @property
     def condition(self) -> Condition:
-        """The attack, dataset, norm and eps. An entry has at most one cell for each combination."""
+        """The attack, dataset, norm and eps. An entry has at most one `EntryCell` for each combination."""
         return self.attack, self.dataset, self.threat.norm, Fraction(self.threat.eps)
 
 
@@ -130,7 +133,7 @@ class EntryDataset:
 
 @dataclass(frozen=True)
 class EntryProtocol:
-    """The protocol of all cells of an entry."""
+    """The protocol of all scores of an entry."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     label: Name

@@ -28,7 +28,8 @@ from robustbench_vlm.leaderboard.entry import (
 _SCORE_OF = ("model", "attack", "dataset")
 """Fields of `Score` that `EntryScore` does not have, because the entry or its cell already has them."""
 _CELL = "cell"
-"""Name of the column with the cell of each record. The value is the index of the cell in the entry."""
+"""Name of the column with the index of each record's cell in the entry. A cell is one attack on one dataset at one
+radius."""
 
 
 def make_entry(
@@ -40,7 +41,7 @@ def make_entry(
 ) -> tuple[Entry, bytes]:
     """Return the entry of one model and the bytes of its records file.
 
-    `evidence` has the records of each cell. Equal records give equal bytes.
+    `evidence` has the records of each cell (one attack, dataset and radius). Equal records give equal bytes.
     """
     first = evidence[0]
     content = _records_bytes([each.results for each in evidence])
@@ -138,10 +139,11 @@ def _records_bytes(cells: Sequence[Sequence[SampleResult]]) -> bytes:
 
 
 def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
-    """Read a records file. The keys of the result are the indices of the cells in the entry.
+    """Read a records file.
 
-    The file must have `count` rows. Its columns must be the fields of `SampleResult` and the index of the cell. Raises
-    Unsound if the file is different.
+    Returns the records of each cell (one attack, dataset and radius). The keys are the indices of the cells in the
+    entry. The file must have `count` rows. Its columns must be the fields of `SampleResult` and the index of the cell.
+    Raises Unsound if the file is different.
     """
     import pyarrow
     from pyarrow import parquet

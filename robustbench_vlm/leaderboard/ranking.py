@@ -56,7 +56,7 @@ def worst_known(
     found: dict[str, KnownVerdicts] = {}
     for name in dict.fromkeys(each.score.dataset for each in within if each.threat == threat):
         own = [each for each in within if each.score.dataset == name]
-        # In an entry, all cells of one dataset have the samples of the protocol in the same order.
+        # In an entry, the records of one dataset have the same samples in the same order under all attacks.
         rows = list(zip(*(each.results for each in own), strict=True))
         broken = {
             each.sample_id

@@ -1,4 +1,7 @@
-"""Rebuild the cells of an entry from local weights and images, and compare their fingerprints."""
+"""Rebuild the cells of an entry from local weights and images, and compare their fingerprints.
+
+A cell is one attack on one dataset at one radius.
+"""
 
 import json
 from collections.abc import Sequence
@@ -35,7 +38,7 @@ _DIFFERENCES = {
 def rebuild(
     evidence: Sequence[CellRecords], reference: str, *, data: Path | None = None, resources: Resources | None = None
 ) -> tuple[Plan, list[int]]:
-    """Return a plan that contains the cells of `evidence`.
+    """Return a plan that contains the cells of `evidence`, the records of an entry.
 
     Also returns, for each item of `evidence`, the index of its cell in the plan.
 
@@ -91,7 +94,7 @@ def reference_of(entry: Entry) -> str:
 def scores_with_warnings(cells: Sequence[Cell], evidence: Sequence[CellRecords]) -> list[Score]:
     """Return the score of each item of `evidence` with all its warnings.
 
-    This includes warnings that depend on several cells.
+    This includes warnings that depend on the scores of several attacks or radii.
     """
     scores = [score(cell, each.results) for cell, each in zip(cells, evidence, strict=True)]
     return with_comparisons(cells, scores)

@@ -61,7 +61,7 @@ def make_submission(
 ) -> Submission:
     """Make an entry from a run folder, runs/<track>/<model>.
 
-    The entry has the cells of the protocol that the board requires.
+    The entry has the records of the protocol that the board requires.
 
     Args:
         run: The run folder.
@@ -71,8 +71,8 @@ def make_submission(
         note: A sentence that the leaderboard shows.
         records: The https URL of the records file, if it will not be in the repository.
         board: The folder of leaderboards. If it has an earlier entry of the model, the earlier history is kept. If
-            weights and protocol are the same, earlier cells that the run does not replace are kept too. Therefore
-            submitters cannot raise the accuracy if they leave out cells.
+            weights and protocol are the same, earlier records that the run does not replace are kept too. Therefore
+            submitters cannot raise the accuracy if they leave out attacks or datasets.
         data: The folder of prepared datasets.
 
     Raises:

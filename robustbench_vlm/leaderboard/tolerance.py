@@ -10,8 +10,8 @@ from robustbench_vlm.leaderboard.entry import Counterexample
 TOLERANCE = 0.005
 """Share of verdicts that may differ on other hardware. Hardware types differ in rounding.
 
-The value is deliberately large. On one CPU, records are bitwise equal for all shard sizes, sample orders and batch
-sizes.
+The value is deliberately large. On one CPU, records are bitwise equal for all batch sizes, shard sizes and orders of
+samples.
 """
 SIGNIFICANCE = 0.01
 """Significance level of the test that checks whether the number of differing verdicts exceeds `TOLERANCE`."""
@@ -69,7 +69,7 @@ class RecomputedSample:
     """A sample that was attacked again on this machine: its stored record and its new record."""
 
     evidence: CellRecords
-    """The records of the sample's cell."""
+    """All records of the run with the same attack, dataset and radius."""
     position: int
     """Index of the sample within these records."""
     here: SampleResult

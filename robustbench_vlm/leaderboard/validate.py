@@ -29,14 +29,14 @@ from robustbench_vlm.test_time.defended_model import checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
 _LEFT_OUT = {"unreadable", "incomplete"}
-"""Warnings for a dataset with fewer samples than the protocol requires. The cells of such a dataset must have one of
+"""Warnings for a dataset with fewer samples than the protocol requires. The scores of such a dataset must have one of
 these warnings."""
 _PROSE = {"notes", "reported", "folder"}
 """Fields of a card that may differ from the card in the zoo, because no result depends on them."""
 
 
 def read_entry_in_place(path: Path) -> Entry:
-    """Read an entry whose path must be <track>/<model>.json.
+    """Read an entry and check that its path is <track>/<model>.json.
 
     Raises UserError if the file is not an entry. Raises Unsound if the path belongs to another track or model.
     """
@@ -47,13 +47,13 @@ def read_entry_in_place(path: Path) -> Entry:
 
 
 def misplaced(entry: Entry, path: Path) -> Unsound:
-    """Return the error for an entry whose path belongs to another track or model."""
+    """Return the error for an entry with the path of another track or model."""
     expected = f"{entry.track}/{entry.model}.json"
     return Unsound(f"{path} is the entry of {entry.model!r} on {entry.track!r}: move it to {expected}")
 
 
 def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
-    """Check an entry in `folder` and its records, and return the records of each cell.
+    """Check an entry in `folder` and its records. Return the records of each cell (one attack, dataset and radius).
 
     Digests, sample ids, fingerprints, accuracies and names must agree. If they do not agree, raises Unsound. The
     message names the first contradiction.

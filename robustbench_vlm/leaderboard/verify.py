@@ -80,8 +80,8 @@ def verify(
         entry: The entry.
         folder: The folder of the entry.
         date: Today's date in UTC, such as "2026-01-31".
-        samples: Number of verdicts to recompute in each of the two parts of the entry. The first part has the cells
-            that the rank depends on, the second part has the other cells. If None, all verdicts are recomputed.
+        samples: Number of verdicts to recompute in each of the two parts of the entry. The first part has the verdicts
+            that the rank depends on. The second part has all other verdicts. If None, all verdicts are recomputed.
         seed: Seed for the choice of samples. If it is None, the seed is random and secret. Submitters cannot know the
             chosen samples in advance.
         model: The reference that loads the model. It is needed only if the model's name does not load it.
@@ -118,7 +118,8 @@ class DrawnSample:
     """A sample of an entry that will be attacked again."""
 
     cell: int
-    """Index, within the entry, of the cell that contains the sample."""
+    """Index, within the entry, of the cell that contains the sample. A cell is one attack on one dataset at one
+    radius."""
     position: int
     """Index of the sample within the records of this cell."""
 
@@ -126,7 +127,7 @@ class DrawnSample:
 def draw_samples(
     evidence: Sequence[CellRecords], track: Track, samples: int | None, generator: random.Random
 ) -> tuple[list[DrawnSample], list[DrawnSample]]:
-    """Draw random samples from the cells that the rank depends on, and from the other cells.
+    """Draw random samples from the verdicts that the rank depends on, and from the other verdicts.
 
     `samples` is the number of samples to draw from each of these two parts. If it is None, all samples are drawn. The
     rank depends on the track's attack at its standard radius. Samples are drawn without replacement. The two lists are
@@ -170,7 +171,10 @@ def recompute(
 
 
 def _shards(plan: Plan, cells: Sequence[int], drawn: Sequence[DrawnSample]) -> dict[Shard, list[DrawnSample]]:
-    """Group the drawn samples into shards. Consecutive samples of a cell are in one shard, up to the shard size."""
+    """Group the drawn samples into shards, the units of work.
+
+    A shard has consecutive samples of one cell, at most the shard size.
+    """
     runs: list[list[DrawnSample]] = []
     for each in drawn:
         last = runs[-1][-1] if runs else None
@@ -202,9 +206,10 @@ def _contradicted(entry: Entry, problems: Sequence[str], date: str) -> Verificat
 
 
 def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[CellRecords], device: str) -> list[str]:
-    """Return a sentence for each cell with stored clean predictions that differ from the model's predictions.
+    """Compare the stored clean predictions with the model's predictions.
 
-    All samples are classified again.
+    Returns a sentence for each cell (one attack, dataset and radius) in which they differ. All samples are classified
+    again.
     """
     known: dict[str, list[tuple[int, float]]] = {}
     problems = []

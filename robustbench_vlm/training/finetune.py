@@ -209,7 +209,7 @@ def _without_gradient(encoder: nn.Module, images: Tensor) -> Tensor:
 
 
 def _in_precision(job: Job, context: LossContext) -> LossContext:
-    """Return a copy of the context in which the student runs in the job's precision.
+    """Return a copy of the context in which the trained image encoder runs in the job's precision.
 
     Features and losses stay float32.
     """

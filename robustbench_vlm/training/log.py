@@ -50,7 +50,7 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 class Diverged(UserError):
-    """The error of a training whose loss or weights are not finite, usually because the learning rate is too high."""
+    """The error if the loss or a weight of a training is not finite. The usual reason is a too high learning rate."""
 
 
 class Log:

@@ -211,7 +211,7 @@ def contrastive_loss(image_features: Tensor, text_features: Tensor, scale: Tenso
     """Return the symmetric InfoNCE loss of a batch, float32 ().
 
     A caption is not a negative of an image that it describes. Image and text features are float32 (B, D) of norm 1, and
-    `scale` is float32 (). `is_true` is bool (B, B); `is_true[i, j]` is True if caption j is true for image i.
+    `scale` is float32 (). `is_true` is bool (B, B). `is_true[i, j]` is True if caption j is true for image i.
     """
     logits = scale * image_features @ text_features.T
     false_negative = is_true & ~torch.eye(len(logits), dtype=torch.bool, device=logits.device)

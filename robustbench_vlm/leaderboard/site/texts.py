@@ -99,7 +99,10 @@ def paper_bibtex(address: str) -> str:
 
 
 def warning_parts(warning: str) -> tuple[str, str]:
-    """Split a warning into its code and the rest of its text. The rest has the datasets or the number of samples."""
+    """Split a warning into its code and the text after the code.
+
+    This text has the datasets or the number of samples.
+    """
     code, _, about = warning.partition(":")
     return code, about.strip()
 
