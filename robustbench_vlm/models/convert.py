@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.strict_json import read_json
 from robustbench_vlm.core.text import terminal_text
 from robustbench_vlm.models.card import ModelCard, find_card, is_card_file, read_card, write_card
 from robustbench_vlm.models.checkpoint_files import find_checkpoint
@@ -72,6 +73,8 @@ def convert(
             f"{file} does not fit {parent.architecture}, the architecture of {base!r}: {error} If another model was"
             " fine-tuned, give it with --base, and its track with --track"
         ) from error
+    if encoders.checkpoint_format == "transformers":
+        _check_activation(files.path.with_name("config.json"), parent.architecture)
     card = ModelCard(
         name=name,
         architecture=parent.architecture,
@@ -104,6 +107,24 @@ def _check_name(name: str) -> None:
         raise UserError(
             f"the name {name[:20]}... has {len(name.encode())} bytes, expected at most {_LONGEST_NAME}: give a shorter"
             " name with --name"
+        )
+
+
+def _check_activation(config: Path, architecture: str) -> None:
+    """Raise UserError if the config.json of a CLIP states another activation function than the architecture has.
+
+    The tensors do not show the activation function, and a wrong one lowers the accuracy without an error.
+    """
+    if not config.is_file():
+        return
+    values = read_json(config, "the configuration")
+    vision = values.get("vision_config") if isinstance(values, dict) else None
+    stated = vision.get("hidden_act", "quick_gelu") if isinstance(vision, dict) else "quick_gelu"
+    used = "quick_gelu" if load_architecture(architecture).config.get("quick_gelu") else "gelu"
+    if stated != used:
+        raise UserError(
+            f"{config} states the activation function {stated}, but {architecture} uses {used}: give a base with the"
+            " stated activation function with --base"
         )
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from robustbench_vlm.core.errors import UserError
@@ -54,10 +55,14 @@ class Architecture:
         """
         import open_clip
 
-        if self.open_clip_name:
+        # open_clip chooses these classes by parts of the configuration.
+        if self.config.get("custom_text") or "hf_model_name" in self.config["text_cfg"]:
             try:
                 with _unlogged():
-                    built: nn.Module = open_clip.create_model(self.open_clip_name, pretrained_text=False)
+                    # The default device may be "meta", if only the shapes are needed.
+                    built: nn.Module = open_clip.create_model(
+                        self.open_clip_name, pretrained_text=False, device=torch.get_default_device()
+                    )
             except Exception as error:  # the hub client raises many types of network and cache errors
                 raise UserError(
                     f"cannot build {OPEN_CLIP}{self.open_clip_name}: {error}; open_clip fetches the configuration"

@@ -180,6 +180,12 @@ def test_a_converted_clip_of_transformers_gives_the_same_logits(tmp_path: Path) 
     with torch.no_grad():
         found = load_model(str(path), "zeroshot15").classifier(PROMPTS)(images)
     assert expected.std() > 0.01 and torch.allclose(found, expected, atol=1e-5)
+    configuration = tmp_path / "hub" / "config.json"
+    values = json.loads(configuration.read_text())
+    values["vision_config"]["hidden_act"] = "gelu"
+    configuration.write_text(json.dumps(values))
+    with pytest.raises(UserError, match=r"states the activation function gelu, but .*quickgelu uses quick_gelu"):
+        convert(tmp_path / "hub", "clip", "zeroshot15", tmp_path / "other")
 
 
 @pytest.mark.parametrize(
