@@ -2,7 +2,7 @@
 
 The implementation follows pyautoattack 0.2.0 with three differences. A sample is finished at its first misclassified
 iterate. The first checkpoint compares the loss with the loss of the starting point, as in the paper. pyautoattack
-compares it with zero. The targets of a sample are all chosen from one forward pass of the clean image.
+compares it with zero. All targets of a sample are chosen from one forward pass of the clean image.
 """
 
 from dataclasses import dataclass, replace

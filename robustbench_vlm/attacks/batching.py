@@ -45,7 +45,7 @@ class Rows:
 class State(Protocol):
     """The state of an attack method: a dataclass.
 
-    Each field is a tensor (B, ...) with one entry for each row, a dataclass of such tensors, or a constant.
+    Each field is a tensor (B, ...), a dataclass of such tensors, or a constant. A tensor has one item for each row.
     """
 
     rows: Rows

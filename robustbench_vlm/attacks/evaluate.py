@@ -22,8 +22,8 @@ class Verdicts:
     """float32 (B, 3, H, W) in [0, 1]. For a sample that a stage broke, it is the misclassified image inside the threat
     model. For other samples, it is the clean image."""
     strongest: Tensor
-    """Equal to `adversarial` except for robust samples, float32 (B, 3, H, W) in [0, 1]. For a robust sample, this field
-    has the image with the smallest margin among the clean image and the images that the stages found."""
+    """float32 (B, 3, H, W) in [0, 1]. For a robust sample, it is the image with the smallest margin. The candidates are
+    the clean image and the images that the stages found. For other samples, it equals `adversarial`."""
     broken_by: tuple[str, ...]
     """For each sample the name of the stage that broke it. It is "clean" if the clean image is misclassified, and "" if
     the sample is robust."""

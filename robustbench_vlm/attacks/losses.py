@@ -92,9 +92,9 @@ def loss_warnings(name: str, num_classes: Tensor) -> dict[str, Tensor]:
 def ranked_targets(logits: Tensor, labels: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Return target classes, int64 (B, min(count, C - 1)), and the number of targets of each sample, int64 (B,).
 
-    The targets are the classes with the highest logits except the label, from high to low. Classes with equal logits
-    keep their order. A sample has fewer targets if its dataset has too few classes. The remaining values in the row of
-    such a sample are not used.
+    The targets are the classes with the highest logits, except the label. They are sorted from high to low. Classes
+    with equal logits keep their order. A sample has fewer targets if its dataset has too few classes. The remaining
+    values in the row of such a sample are not used.
     """
     others = _without(logits, labels)
     order = others.argsort(dim=1, descending=True, stable=True)

@@ -121,7 +121,7 @@ class MultiDatasetClassifier:
 
     @classmethod
     def of_ranges(cls, union: Classifier, first: Tensor, num_classes: Tensor) -> "MultiDatasetClassifier":
-        """Return the classifier for samples. The classes of each sample are consecutive columns of `union`.
+        """Return a classifier for a batch. The classes of each sample are consecutive columns of the logits of `union`.
 
         `first`, int64 (B,), is the column of each sample's first class. `num_classes`, int64 (B,), is the number of
         classes of each sample's dataset.
@@ -137,7 +137,7 @@ class MultiDatasetClassifier:
         return logits.gather(1, self.columns).masked_fill(self.absent, -float("inf"))
 
     def select(self, index: Tensor) -> "MultiDatasetClassifier":
-        """Return the classifier of the samples at the positions `index`, int64 (N,)."""
+        """Return a copy for only the samples at the positions `index`, int64 (N,)."""
         return MultiDatasetClassifier(self.union, self.columns[index], self.absent[index])
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:

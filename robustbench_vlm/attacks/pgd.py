@@ -37,7 +37,7 @@ class PgdState:
 class Pgd:
     """Projected gradient ascent.
 
-    The step size is `step_size` if it is given, and `relative_step` times eps if not.
+    The step size is `step_size` if it is given. If not, it is `relative_step` times eps.
     """
 
     threat: Threat

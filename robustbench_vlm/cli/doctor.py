@@ -16,7 +16,7 @@ def doctor(
 ) -> int:
     """Test this installation.
 
-    Exit code 1: a test fails. Then do not trust any number that this installation computes.
+    Exit code 1: a test fails. In this case, do not trust any number that this installation computes.
     """
     from robustbench_vlm.analysis.doctor import doctor as run_checks
 

@@ -1,6 +1,6 @@
 """Kinds of values for the commands `list`, `show` and `diff`.
 
-For each kind: the names of its values, a summary of each value, and all fields of each value.
+Each kind has functions that list the names of its values, summarise a value, and return all fields of a value.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence

@@ -23,7 +23,7 @@ _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "passes", "time", "memor
 def plan(request: "Request", as_json: Json = False) -> None:
     """Estimate the cost of a run.
 
-    Takes the options of `run` and measures the model's speed. Attacks no sample.
+    Takes the options of `run` and measures the model's speed. Does not attack samples.
     """
     from robustbench_vlm.engine.cost import estimate_cost
     from robustbench_vlm.engine.resolve import resolve

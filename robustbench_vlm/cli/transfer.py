@@ -70,8 +70,8 @@ def request_of(
 def _transfer(request: "Request", plot: _Plot = None, save: _Save = None, as_json: Json = False) -> None:
     """Try the adversarial images of each model on every other model.
 
-    If images of one model break samples of another that its own attack does not break, its gradients may be masked.
-    `vlmbench dispute` takes the images that --save writes.
+    Images of other models may break samples of a model that the attack on this model does not break. This is a sign
+    that the gradients of this model are masked. `vlmbench dispute` reads the images that --save writes.
     """
     from robustbench_vlm.analysis import transfer as transfers
     from robustbench_vlm.core.files import save_figure

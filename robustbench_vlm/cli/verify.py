@@ -49,7 +49,7 @@ def verify(
     device: Device = "",
     as_json: Json = False,
 ) -> int:
-    """Check an entry and compute a sample of its verdicts again.
+    """Check an entry and compute a random part of its verdicts again.
 
     Writes the new status and the findings to the entry. Exit code 1: a check fails.
     """

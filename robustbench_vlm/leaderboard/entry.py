@@ -228,12 +228,15 @@ class Entry:
         return (self.weights, self.protocol) == (earlier.weights, earlier.protocol)
 
     def repeats(self, earlier: "Entry") -> bool:
-        """Return whether this entry has the same weights as `earlier` and keeps all its records unchanged."""
+        """Return whether `earlier` has the same weights and this entry contains all records of `earlier`."""
         own = {(cell.condition, cell.content) for cell in self.cells}
         return self.weights == earlier.weights and own >= {(cell.condition, cell.content) for cell in earlier.cells}
 
     def with_counterexamples(self, more: Iterable[Counterexample]) -> "Entry":
-        """Return the entry with more counterexamples. For each sample and norm, only the smallest is kept."""
+        """Return the entry with more counterexamples.
+
+        For each sample and norm, only the counterexample with the smallest perturbation is kept.
+        """
         nearest: dict[tuple[str, str, str], Counterexample] = {}
         for each in sorted((*self.counterexamples, *more), key=lambda example: example.distance):
             nearest.setdefault((each.dataset, each.sample_id, each.norm), each)

@@ -2,7 +2,7 @@
 
 A fingerprint is the digest of an identity, a JSON object. The identities of version 0.1 contain import paths and names
 that were changed later. The migration changes only names. It does not change records, verdicts and weights. A new
-fingerprint is computed only if the old one is correct.
+fingerprint is computed only if the old fingerprint is correct.
 """
 
 import hashlib

@@ -72,12 +72,12 @@ def worst_known(
 
 
 def accuracy(verdicts: Sequence[bool]) -> Accuracy:
-    """Return the share of true verdicts with its 95 % Wilson interval."""
+    """Return the share of verdicts that are True, with its 95 % Wilson interval."""
     return Accuracy.of_counts(sum(verdicts), len(verdicts))
 
 
 def mean_accuracy(strata: Sequence[Sequence[bool]]) -> Accuracy:
-    """Return the mean share of true verdicts with its 95 % interval.
+    """Return the mean share of verdicts that are True, with its 95 % interval.
 
     `strata` has the verdicts of each dataset. The mean over datasets is unweighted.
     """
@@ -171,8 +171,8 @@ def make_board(track_name: str, folder: Path) -> Board:
     """Return the board of a track from the entries and the reported numbers in a folder.
 
     Entries with complete records of the track's attack are ranked, unless they are disputed. The other entries come
-    after them and have no rank. If the records of an entry cannot be downloaded, the entry is left out because it
-    cannot be checked.
+    after them, without a rank. If the records of an entry cannot be downloaded, the entry is left out because it cannot
+    be checked.
     """
     track: Track = TRACKS.load(track_name)
     found, absent = read_entries(folder, track)

@@ -81,12 +81,12 @@ class RecomputedSample:
 
     @property
     def is_wrong(self) -> bool:
-        """Whether the stored and the recomputed verdict differ."""
+        """True if the stored and the recomputed verdict differ."""
         return _verdict(self.stored) != _verdict(self.here)
 
     @property
     def is_broken(self) -> bool:
-        """Whether the recomputed attack succeeds."""
+        """True if the recomputed attack breaks the sample."""
         return _verdict(self.here) == "broken"
 
     @property

@@ -150,9 +150,10 @@ def check_continuation(entry: Entry, evidence: Sequence[CellRecords], earlier: E
     """Raise Unsound if a submission in `folder` removes data of the earlier entry or has a forbidden status.
 
     The history of the `earlier` entry must be kept. If the weights are the same, its records and counterexamples must
-    be kept too. A submission must have the status "claimed", because only `verify` sets a better status. If the
-    counterexamples require it, the status must be "disputed". New counterexamples must be submitted with their images.
-    `verify` classifies these images again.
+    be kept too. A submission must have the status "claimed", because only `verify` sets a better status. The status may
+    be "disputed" if the entry has too many counterexamples. If the earlier entry is disputed and its records are
+    submitted again, the status must stay "disputed". New counterexamples must be submitted with their images. `verify`
+    classifies these images again.
     """
     known = earlier.history if earlier else ()
     if entry.history[: len(known)] != known:

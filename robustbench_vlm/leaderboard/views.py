@@ -56,7 +56,7 @@ def page(boards: Sequence[Board]) -> str:
 def with_tables(document: str, boards: Iterable[Board]) -> str:
     """Return a Markdown document with new tables between its markers.
 
-    Raises UserError if a begin marker has no end marker after it.
+    Raises UserError if the end marker is missing after a begin marker.
     """
     for board in boards:
         begin = BEGIN.format(board.track)

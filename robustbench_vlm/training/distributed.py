@@ -1,4 +1,4 @@
-"""Communication between the processes of a training. `accelerate launch` or `torchrun` starts these processes."""
+"""Communication between the processes of a training that `accelerate launch` or `torchrun` started."""
 
 from typing import Any
 

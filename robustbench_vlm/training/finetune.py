@@ -67,7 +67,7 @@ def train_defense(
     Only the main process writes the card. The other processes return None. If `resume` is True, the training continues
     from the checkpoint in the folder. If it is False, the training starts from the beginning. If it is None, the
     training continues if the folder has a checkpoint. Raises UserError for unknown names and settings. Also raises it
-    if `resume` is True and the folder has no checkpoint.
+    if `resume` is True and the folder does not contain a checkpoint.
     """
     checkpoint = runtime.folder / "checkpoint.pt"
     if resume and not checkpoint.exists():

@@ -144,8 +144,8 @@ class Recorder:
 def read_log(path: Path) -> list[Row]:
     """Return the rows of a log.
 
-    If the last line has no line break, it is skipped, because an interrupted training may leave such a line. Raises
-    UserError if the file cannot be read or another line is not a row of a log.
+    A last line without a line break is skipped, because an interrupted training may leave such a line. Raises UserError
+    if the file cannot be read or another line is not a row of a log.
     """
     advice = "remove the file and repeat the command; the training continues from its checkpoint"
     try:

@@ -62,7 +62,7 @@ class PretrainingSettings:
     batch_size: int = 192
     lr: float = 2e-3
     weight_decay: float = 0.05
-    """The weight decay of matrices. Other parameters have no weight decay."""
+    """The weight decay of matrices. For other parameters, the weight decay is 0."""
     warmup: int = 200
     seed: int = 0
     save_every: int = 200
@@ -156,7 +156,10 @@ def card_training(settings: PretrainingSettings) -> dict[str, Any]:
 
 
 def _released(track: Track) -> str:
-    """Return open_clip's name for the base model of a track. If open_clip has no weights for this model, return ""."""
+    """Return open_clip's name for the base model of a track.
+
+    If open_clip does not have weights for this model, return "".
+    """
     is_known = not isinstance(parse_reference(track.base).model, ModelName) or track.base in card_names(track.name)
     card = find_card(track.base, track.name) if is_known else None
     return f"{card.architecture}/{card.pretrained}" if card and card.pretrained else ""
@@ -196,7 +199,7 @@ def pretrain(
 
 
 def draw_scenes(settings: PretrainingSettings, folder: Path) -> CaptionedScenes:
-    """Open the training images in `folder`. If the folder has no images for these settings, generate and store them."""
+    """Open the training images in `folder`. If they do not exist for these settings, generate and store them."""
     identity = fingerprint([VERSION, settings.images, settings.seed, _MIXTURE, _OFTEN_PLAIN])
     file = folder / f"scenes-{identity[:16]}.pt"
     if not file.exists():

@@ -159,7 +159,7 @@ def _check_settings(defense: Defense, settings: Mapping[str, float]) -> None:
 def _schedule(request: TrainingRequest, track: Track, defense: Defense) -> Schedule:
     """Return the schedule of the track with the changes of the request.
 
-    If the track has no schedule, use the defense's schedule.
+    If the track does not define a schedule, the schedule of the defense is used.
     """
     schedule = track.schedule or defense.schedule
     changes: dict[str, Any] = {

@@ -59,7 +59,7 @@ class Label:
 class ScatterPoint:
     """A model in the scatter plot: its point, the ends of its two intervals, and its label.
 
-    The label is missing if there is no room.
+    If the chart is too full, the label is missing.
     """
 
     series: int
@@ -150,7 +150,7 @@ def _mark(row: BoardRow, series: int, across: Callable[[float], float], up: Call
 
 
 def curves(board: Board, foremost: str = "") -> Chart:
-    """Return the curves of robust accuracy by radius, with the clean accuracy at radius 0.
+    """Return the curves of robust accuracy over the radius. The value at radius 0 is the clean accuracy.
 
     If `foremost` is the name of a model, only this model's curve has a colour.
     """
@@ -223,7 +223,7 @@ def _ticks(low: float, high: float, start: float, stop: float) -> tuple[Tick, ..
 
 
 def _labels(marks: Sequence[ScatterPoint]) -> list[Label | None]:
-    """Return a label for each point, or None if there is no room for it.
+    """Return a label for each point, or None if its label does not fit into the chart.
 
     Eight positions around the point are tried in order, and the first free one is used.
     """

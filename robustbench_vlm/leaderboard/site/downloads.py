@@ -14,7 +14,7 @@ def board_json(board: Board) -> str:
 
 
 def board_csv(board: Board) -> str:
-    """Return the board as CSV with one line for each model. Returns "" if the board has no models.
+    """Return the board as CSV with one line for each model. Returns "" for a board without models.
 
     Accuracies are in [0, 1]. The means with their intervals come first, then the accuracies on each dataset.
     """
@@ -24,7 +24,7 @@ def board_csv(board: Board) -> str:
 def reported_csv(board: Board) -> str:
     """Return the reported numbers as CSV with one line for each number.
 
-    Returns "" if the board has no reported numbers.
+    Returns "" for a board without reported numbers.
     """
     return _csv([{**number, "warnings": "; ".join(number["warnings"])} for number in board.to_json()["reported"]])
 
