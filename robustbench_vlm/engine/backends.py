@@ -1,4 +1,4 @@
-"""Registry of execution engines, which run jobs in local processes or on a cluster. All engines give equal records."""
+"""Registry of execution engines. An engine runs jobs in local processes or on a cluster. All give equal records."""
 
 import dataclasses
 import traceback
@@ -15,21 +15,21 @@ if TYPE_CHECKING:
     from robustbench_vlm.engine.resources import Resources
 
 Job = TypeVar("Job")
-"""A unit of work for one worker. It must be picklable; messages show `str(job)`."""
+"""A unit of work for one worker. It must be picklable. Messages show `str(job)`."""
 Answer = TypeVar("Answer")
 """The return value of a job. It must be picklable."""
 
 
 class WorkerDied(UserError):
-    """Raised if a worker ends without an answer, because it was killed, ran out of memory, or its machine failed."""
+    """Raised if a worker ends without an answer: it was killed, it ran out of memory, or its machine failed."""
 
 
 class RunJobs(Protocol):
     """Run jobs on workers and yield each job with its answer as soon as it is finished, in any order.
 
-    If a job raises an exception in a worker, the calling process raises it again: a UserError unchanged, any other
-    exception as a RuntimeError with the worker's traceback. WorkerDied is raised if a worker ends without an answer;
-    its message names the job. Closing the iterator stops the running jobs.
+    If a job raises a UserError in a worker, the calling process raises it too. Any other exception of a job is raised
+    as a RuntimeError with the worker's traceback. If a worker ends without an answer, WorkerDied is raised with the
+    name of the job. Closing the iterator stops the running jobs.
     """
 
     def __call__(
@@ -40,7 +40,7 @@ class RunJobs(Protocol):
 
 @dataclass(frozen=True)
 class Engine:
-    """An execution engine, given by its three functions."""
+    """An execution engine. It consists of three functions."""
 
     prepare: Callable[["Resources"], None]
     """Start slow preparations, such as a connection to a cluster, before the request is resolved. Raises UserError if
@@ -62,8 +62,8 @@ ENGINES = Registry(
 def resolve_resources(resources: "Resources") -> "Resources":
     """Return the resources with the device and the number of workers filled in.
 
-    Raises UserError if a GPU is requested and none exists. The batch size is not changed: `resolve.resolve` chooses it
-    for the models of a request.
+    Raises UserError if a GPU is requested but does not exist. The batch size is not changed. `resolve.resolve` chooses
+    it for the models of a request.
     """
     known = dataclasses.replace(resources, device=choose_device(resources.device))
     engine: Engine = ENGINES.load(resources.engine)
@@ -71,14 +71,14 @@ def resolve_resources(resources: "Resources") -> "Resources":
 
 
 def attempt(function: Callable[[Any], Any], job: Any) -> Any:
-    """Call `function` on a job, and return its answer or, if it fails, its exception as a picklable value.
+    """Call `function` on a job and return its answer. If the job fails, return the exception as a picklable value.
 
-    The process that receives the exception raises it again. An exception other than UserError becomes a RuntimeError
-    with the worker's traceback.
+    The process that receives the exception raises it. An exception that is not a UserError becomes a RuntimeError with
+    the worker's traceback.
     """
     try:
         return function(job)
     except UserError as error:
         return UserError(str(error))
-    except Exception:  # the process that reads the answer raises it again
+    except Exception:  # the process that receives the answer raises the exception
         return RuntimeError(f"a worker failed on {job!r}:\n{traceback.format_exc()}")

@@ -1,4 +1,4 @@
-"""Cells, their samples, and the shards in which they are computed. A cell is one field of the table of scores."""
+"""Cells, their samples and their shards. A cell is one model, attack, dataset and eps. A shard is a part of a cell."""
 
 import functools
 from collections.abc import Mapping, Sequence
@@ -20,7 +20,7 @@ _AT_ONCE = 256
 
 @dataclass(frozen=True)
 class Samples:
-    """The samples of a cell in their fixed order, each with the digest of its pixels."""
+    """The samples of a cell, in a fixed order, with a digest of the pixels of each sample."""
 
     indices: tuple[int, ...]
     """Index of each sample in the dataset's source."""
@@ -35,7 +35,7 @@ class Samples:
 
     @functools.cached_property
     def digest(self) -> str:
-        """The data digest: the sha256 digest of the ids, labels and image digests of all samples."""
+        """The data digest: a sha256 over the ids, labels and image digests of all samples."""
         return fingerprint(list(zip(self.ids, self.labels, self.image_digests, strict=True)))
 
 
@@ -48,7 +48,7 @@ class Cell:
 
     track: str
     model: str
-    """Reference from which the model is loaded: a name, a card file, or open_clip:ARCH/TAG."""
+    """Reference of the model, such as a name, a card file, or open_clip:ARCH/TAG."""
     model_name: str
     weights: str
     """Digest of the model's architecture and weights."""
@@ -60,14 +60,14 @@ class Cell:
     protocol: Protocol
     samples: Samples
     context_length: int = CONTEXT_LENGTH
-    """Number of tokens of a prompt that the model's text encoder reads."""
+    """Largest number of tokens that the model's text encoder reads. The rest of a longer prompt is ignored."""
 
     def __len__(self) -> int:
         return len(self.samples.ids)
 
     @property
     def identity(self) -> Mapping[str, Any]:
-        """All values that the accuracy depends on. The fingerprint is computed from them.
+        """The values that determine the accuracy. The fingerprint is computed from them.
 
         Batch size, device, engine, library versions and descriptions are not included.
         """
@@ -90,7 +90,7 @@ class Cell:
 
     @property
     def label(self) -> str:
-        """The text that names the cell in messages."""
+        """Description of the cell in messages."""
         return f"{self.model_name} / {self.attack.name} / {self.dataset.name} / {self.threat}"
 
 
@@ -103,8 +103,8 @@ class Shard:
     start: int
     stop: int
     fingerprint: str
-    """Fingerprint of the cell in the plan. The worker computes the fingerprint again and raises UserError if it differs
-    from this one."""
+    """Fingerprint of the cell in the plan. The worker computes the fingerprint again. If it differs, the worker raises
+    UserError."""
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -116,9 +116,9 @@ class Shard:
 def choose_samples(dataset: Dataset, protocol: Protocol, *, skip_unreadable: bool) -> Samples:
     """Return the samples of a dataset that the protocol chooses, with the digest of every image.
 
-    If `skip_unreadable` is true, images that cannot be decoded are left out; if it is false, such an image raises
-    UnreadableImage. Raises UserError if no readable image remains, if two samples have the same id, or if a label is
-    not a class index.
+    If `skip_unreadable` is true, images that cannot be decoded are left out. If it is false, such an image raises
+    UnreadableImage. Raises UserError if no readable image remains, if two samples have equal ids, or if a label is not
+    a class index.
     """
     source = dataset.open()
     _check(dataset, source)

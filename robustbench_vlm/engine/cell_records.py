@@ -1,7 +1,8 @@
-"""Read the records of cells, with identity and score, from a run folder or a leaderboard entry, and check them.
+"""Read the records of cells from a run folder or a leaderboard entry, and check them.
 
-The check computes the fingerprint again from the identity and the records. Records of other weights, images, prompts,
-attacks or eps have a different fingerprint and are rejected.
+Each cell has records, an identity (the values that determine its accuracy) and a score. The check computes the
+fingerprint again from the identity and the records. Records of other weights, images, prompts, attacks or eps have a
+different fingerprint and are rejected.
 """
 
 import dataclasses
@@ -43,7 +44,7 @@ class CellRecords:
     protocol: str
     """Name and version, such as "mini/1"."""
     identity: Mapping[str, Any]
-    """`Cell.identity` without the sample ids, which are in the records."""
+    """`Cell.identity` without the sample ids. The ids are in the records."""
     fingerprint: str
     score: Score
     results: tuple[SampleResult, ...]
@@ -60,10 +61,11 @@ class CellRecords:
 
 
 def read_run(folder: Path) -> tuple[CellRecords, ...]:
-    """Read the complete cells of a folder runs/<track>/<model>/<attack>, or runs/<track>/<model> for all attacks.
+    """Read the complete cells of a run folder.
 
-    Unfinished cells are left out. Raises UserError if the folder does not contain a complete cell, if records are
-    damaged, or if records do not match their fingerprint.
+    The folder is runs/<track>/<model>/<attack>, or runs/<track>/<model> for all attacks. Unfinished cells are left out.
+    Raises UserError if the folder does not contain a complete cell, if records are damaged, or if records do not match
+    their fingerprint.
     """
     found = [records for path in manifests(folder) for records in _of_manifest(path)]
     if not found:
@@ -74,16 +76,16 @@ def read_run(folder: Path) -> tuple[CellRecords, ...]:
 
 
 def manifests(folder: Path) -> list[Path]:
-    """Return the paths of the manifests below a folder, which is the folder of one attack or of one model."""
+    """Return the paths of the manifests in a folder of one attack or of one model."""
     return sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}")])
 
 
 def sound_cells(folder: Path, leave_out: Collection[str]) -> tuple[dict[str, ManifestCell], tuple[str, ...]]:
-    """Return the valid cells of the manifest in a run folder by the names of their cell folders, and notes.
+    """Return the valid cells of the manifest in a run folder, and notes. The keys are the names of the cell folders.
 
-    A cell with a score is valid if its records match the score. A cell without a score is valid if its folder exists.
-    A note is a sentence about a cell that is not valid, or about a damaged manifest, of which no cell is returned.
-    Cells whose folder name is in `leave_out` are not returned and have no notes.
+    A cell with a score is valid if its records match the score. A cell without a score is valid if its folder exists. A
+    note is a sentence about a cell that is not valid, or about a damaged manifest. If the manifest is damaged, no cells
+    are returned. Cells with a folder name in `leave_out` are not returned and have no notes.
     """
     path = folder / MANIFEST
     if not path.exists():
@@ -135,7 +137,7 @@ def checked(records: CellRecords) -> CellRecords:
 
 
 def _is_radius(text: str, threat: Threat) -> bool:
-    """Return whether a text, in any notation, is equal to the eps of a threat."""
+    """Return whether a text is a number equal to the eps of a threat. The number may be a fraction or a decimal."""
     try:
         return parse_eps(text) == threat.eps
     except UserError:
@@ -143,7 +145,7 @@ def _is_radius(text: str, threat: Threat) -> bool:
 
 
 def _contradiction(result: SampleResult, threat: Threat, stages: AbstractSet[str]) -> str:
-    """Return a description of the first contradiction within a record, or "" if the record is consistent."""
+    """Return a description of the first contradiction in a record, or "" if the record is consistent."""
     is_wrong, is_robust = result.broken_by == CLEAN, result.broken_by == ""
     limit = float(threat.eps) * (1 + 1e-5) + 1e-7
     impossible = {
@@ -159,7 +161,7 @@ def _contradiction(result: SampleResult, threat: Threat, stages: AbstractSet[str
 
 
 def data_digest(results: Sequence[SampleResult]) -> str:
-    """Return the data digest of the records' samples, computed as in `Samples.digest`."""
+    """Return the data digest of the samples of records. It is equal to `Samples.digest` of these samples."""
     return fingerprint([[result.sample_id, result.label, result.image_sha256] for result in results])
 
 
@@ -173,7 +175,7 @@ def _of_manifest(path: Path) -> list[CellRecords]:
 
 
 def _read_cell_of(folder: Path, manifest: Manifest, name: str, cell: ManifestCell, score: Score) -> CellRecords:
-    """Return the checked records of one cell that a manifest lists."""
+    """Read and check the records of one cell in a manifest."""
     identity = {key: value for key, value in cell.identity.items() if key != "samples"}
     try:
         about = manifest.model, identity["attack"]["name"], identity["dataset"]

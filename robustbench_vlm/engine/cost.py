@@ -1,4 +1,4 @@
-"""Estimate the cost of a run in passes, seconds and memory, from a short measurement of each model's speed."""
+"""Estimate the passes, seconds and memory of a run. The estimate uses a short measurement of each model's speed."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -21,21 +21,20 @@ from robustbench_vlm.protocols.base import Protocol
 ROBUST_SHARE = 0.35
 """Assumed share of samples that no stage of an attack breaks. For the bundled defenses it is between 0 and 0.6."""
 BROKEN_COST = 0.02
-"""Assumed cost of a sample that is not robust, as a share of the cost of a robust one. Most attacks succeed in the
-first steps."""
+"""Assumed cost of a sample that is not robust, as a share of the cost of a robust sample. The share is small, because
+most attacks succeed in the first steps."""
 PROCESS_MEMORY = 450 * 2**20
 """Bytes of memory that Python, torch and open_clip use before a model is loaded, measured on Linux."""
 _LEAST_TIMES, _MOST_TIMES, _TIMING_SECONDS = 2, 10, 0.2
-"""Minimum and maximum number of repetitions of a timed pass, and the total time in seconds after which it is not
-repeated again.
+"""Limits for the repetitions of a timed pass: the minimum number, the maximum number, and the total time in seconds.
 
-A pass of a small model takes milliseconds, so a short delay of the machine could double a single measurement.
+A pass of a small model takes milliseconds. A short delay of the machine could double a single measurement.
 """
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The estimated cost of one cell without records on disk.
+    """The estimated cost of one cell that has no records yet.
 
     The fields "..._expected" assume that the share `ROBUST_SHARE` of the samples is robust. The fields "..._most"
     assume that all samples are robust.
@@ -53,7 +52,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The cost of a plan without records on disk, in total and for each of its cells."""
+    """The estimated cost of a plan that has no records yet, in total and for each cell."""
 
     samples: int
     """Number of samples of all cells."""
@@ -79,7 +78,7 @@ class Speed:
     forward: float
     """Seconds per sample of a forward pass without gradients."""
     gradient: float
-    """Seconds per sample of a forward pass and a backward pass together."""
+    """Seconds per sample of one forward pass plus one backward pass."""
     sample: int
     """Memory of one sample under attack in bytes, see `resources.sample_memory`."""
     parameters: int
@@ -110,10 +109,10 @@ def estimate_cost(plan: Plan) -> Estimate:
 
 
 def attack_passes(attack: Attack, num_classes: int, classifier: Classifier) -> tuple[int, int]:
-    """Return the numbers of forward and backward passes that an attack needs for one sample that stays robust.
+    """Return the numbers of forward and backward passes of an attack on one robust sample.
 
-    They include the passes of all stages, of the verdicts (one for the clean image and one after each stage), and of
-    the gradient and output checks.
+    They include the passes of all stages and of the gradient and output checks. They also include the verdicts: one for
+    the clean image and one after each stage.
     """
     verdict = classifier.cost(gradient=False)
     spent = [sanity_cost(classifier), verdict]
@@ -127,7 +126,7 @@ def attack_passes(attack: Attack, num_classes: int, classifier: Classifier) -> t
 
 
 def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
-    """Measure a classifier's speed on images, float32 [B, 3, H, W], as the fastest of several passes."""
+    """Measure the speed of a classifier on images, float32 [B, 3, H, W]. The fastest of several passes counts."""
 
     def gradient() -> None:
         leaf = images.clone().requires_grad_()
@@ -147,14 +146,14 @@ def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
 
 def _model_costs(cells: Sequence[Cell], protocol: Protocol, resources: Resources) -> list[Cost]:
     """Return the cost of each cell. All cells must be of the same model."""
-    # This is a separate function, so that its variables release the model before the next model is loaded.
+    # This is a separate function. When it returns, no variable refers to the model, so its memory is free.
     speed = _measure_cell(cells[0], resources)
     classifier = _cost_classifier(cells[0], protocol, resources.device)
     return [_cost(cell, speed, classifier, resources) for cell in cells]
 
 
 def _measure_cell(cell: Cell, resources: Resources) -> Speed:
-    """Measure the speed of a cell's model on the cell's first images."""
+    """Measure the speed of the model of a cell on the first images of the cell."""
     count = min(resources.batch_size, MEASURED_SAMPLES, len(cell))
     images = load_batch(cell, 0, count, device=resources.device)[0].images
     classifier = cell_classifier(cell, resources.device).plain
@@ -164,8 +163,8 @@ def _measure_cell(cell: Cell, resources: Resources) -> Speed:
 
 
 def _cost_classifier(cell: Cell, protocol: Protocol, device: str) -> Classifier:
-    """Return a classifier with the same number of passes per call as the attacked classifier of every cell."""
-    # One class is enough: the number of passes does not depend on the classes, and a dataset may have 80,000 prompts.
+    """Return a classifier that needs as many passes per call as the attacked classifiers of the cells."""
+    # One class is enough, because the number of passes does not depend on the classes. It saves time for the prompts.
     model = loaded_model(cell.model, cell.track, device)
     judge = model.classifier(["a photo."]).of_samples(torch.zeros(1, dtype=torch.int64))
     return judge if protocol.precision == protocol.verdict_precision else SurrogateClassifier(judge, judge)
@@ -188,7 +187,7 @@ def _cost(cell: Cell, speed: Speed, classifier: Classifier, resources: Resources
 def _fastest(work: Callable[[], None]) -> float:
     """Run `work` several times and return the shortest time in seconds.
 
-    The other times may be longer, because a first call or a busy machine takes longer.
+    A first call takes longer, and so does a call on a busy machine.
     """
     seconds: list[float] = []
     while len(seconds) < _LEAST_TIMES or (sum(seconds) < _TIMING_SECONDS and len(seconds) < _MOST_TIMES):

@@ -50,7 +50,7 @@ class _Worker(Generic[Job]):
 def run_jobs(
     function: Callable[[Job], Answer], jobs: Sequence[Job], resources: Resources
 ) -> Generator[tuple[Job, Answer], None, None]:
-    """Run jobs as `backends.RunJobs` describes, in processes of this machine.
+    """Run jobs in processes of this machine. `backends.RunJobs` describes the arguments and errors.
 
     If there is only one worker, the jobs run in this process.
     """
@@ -70,7 +70,7 @@ def run_jobs(
 
 
 def expect_workers(resources: Resources) -> None:
-    """Start the fork server, which imports the workers' modules while this process resolves the request.
+    """Start the fork server. It imports the modules for the workers while this process resolves the request.
 
     Raises UserError if `resources` has an address, because this engine uses only this machine.
     """
@@ -90,10 +90,10 @@ def expect_workers(resources: Resources) -> None:
 
 
 def _choose_socket_folder() -> None:
-    """Let multiprocessing create its sockets in another folder if the temporary folder cannot hold them.
+    """Make multiprocessing create its sockets in another folder if the temporary folder is unsuitable.
 
-    The address of a Unix socket has at most 107 bytes, and some file systems do not support sockets. Raises UserError
-    if no folder can be used.
+    The path of a Unix socket has at most 107 bytes, and some file systems do not support sockets. Raises UserError if
+    no folder can be used.
     """
     settings: dict[str, Any] = multiprocessing.process.current_process()._config  # type: ignore[attr-defined]
     if "tempdir" in settings or _CONTEXT.get_start_method() != "forkserver":
@@ -114,7 +114,7 @@ def _choose_socket_folder() -> None:
 
 
 def _check_sockets(folder: str) -> None:
-    """Raise OSError unless multiprocessing can create sockets in a folder."""
+    """Raise OSError if multiprocessing cannot create sockets in a folder."""
     path = Path(folder) / ("x" * _SOCKET_NAME)
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(path))
@@ -124,9 +124,9 @@ def _check_sockets(folder: str) -> None:
 
 @contextlib.contextmanager
 def _ignored_interrupts() -> Iterator[None]:
-    """Make processes that are started within the context ignore Ctrl-C.
+    """Return a context manager. Processes that are started in its body ignore Ctrl-C.
 
-    Without this, such a process prints a traceback if Ctrl-C is pressed during its imports.
+    Without it, such a process prints a traceback if Ctrl-C is pressed during its imports.
     """
     if threading.current_thread() is not threading.main_thread():
         # Python sets signal handlers only in the main thread.
@@ -140,14 +140,15 @@ def _ignored_interrupts() -> Iterator[None]:
 
 
 def count_workers(resources: Resources) -> int:
-    """Return the number of GPUs that this process may use, or of CPU cores if the device is "cpu"."""
+    """Return the number of GPUs that this process may use. If the device is "cpu", return the number of CPU cores."""
     return torch.cuda.device_count() if resources.device == "cuda" else cores()
 
 
 def keep_freed_memory() -> None:
-    """Make this process keep freed memory, because returning it to the operating system takes a third of the run time.
+    """Make this process keep freed memory for later use.
 
-    The function has an effect only with the GNU C library.
+    To return it to the operating system would take a third of the run time. The function has an effect only with the
+    GNU C library.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
@@ -201,9 +202,10 @@ def _start(function: Callable[[Job], Any], number: int, workers: int) -> _Worker
 
 @contextlib.contextmanager
 def _without_program(function: Callable[[Any], Any]) -> Iterator[None]:
-    """Hide the main script from processes that are started within the context, because they would run it again.
+    """Return a context manager that hides the main script from processes that are started in its body.
 
-    Functions, models and attacks are in packages, so workers need the script only if `function` is defined in it.
+    They would run the script again. Models and attacks are in packages, so workers need the script only if `function`
+    is defined in it.
     """
     program = sys.modules["__main__"]
     if getattr(function, "func", function).__module__ != program.__name__:

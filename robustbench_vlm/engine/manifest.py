@@ -1,4 +1,4 @@
-"""Read and write manifest.json and scores.csv: the cells of a run folder, their scores, and the command of the run."""
+"""Read and write manifest.json and scores.csv, which list the cells of a run folder, their scores and the command."""
 
 import json
 import os
@@ -85,21 +85,21 @@ class Manifest:
 
 @dataclass(frozen=True)
 class Provenance:
-    """The command, resources and costs of a run. No verdict depends on them."""
+    """The command, resources and costs of a run. They do not affect the verdicts."""
 
     status: str
     """"unfinished" or "complete"."""
     command: str
     resources: Resources
     seconds: float
-    """Wall time of the command for all its cells, in seconds."""
+    """Wall time of the command in seconds, for all its cells together."""
     passes: int
-    """Forward and backward passes that the records of the command's cells took."""
+    """Number of forward and backward passes for all records of these cells."""
 
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """A cell that is written to a manifest, with the name of its folder and, if the cell is complete, its score."""
+    """A cell for a manifest, with the name of its folder. If the cell is complete, it also has a score."""
 
     cell: Cell
     folder: str
@@ -117,9 +117,9 @@ def read_manifest(path: Path) -> Manifest:
 def write_manifest(
     folder: Path, lines: Sequence[ManifestRow], made: Provenance, earlier: Mapping[str, ManifestCell] | None = None
 ) -> None:
-    """Write manifest.json and, if a cell has a score, scores.csv.
+    """Write manifest.json. If a cell has a score, also write scores.csv.
 
-    `earlier` has the cells of earlier commands, which are kept in both files.
+    `earlier` has the cells of earlier commands. They are kept in both files.
     """
     ours = {line.folder: _entry(line) for line in lines}
     kept = {name: plain(cell) for name, cell in (earlier or {}).items() if name not in ours}
@@ -175,7 +175,7 @@ def machine(device: str) -> dict[str, str | int]:
 
 def _entry(line: ManifestRow) -> dict[str, Any]:
     identity = dict(plain(line.cell.identity))
-    # The manifest stores only the number of samples: the ids are in the records, and the digest "data" covers them.
+    # The manifest does not store the sample ids. They are in the records, and the digest "data" covers them.
     identity["samples"] = len(identity.pop("samples"))
     return {
         "fingerprint": line.cell.fingerprint,

@@ -1,4 +1,4 @@
-"""Cache of loaded models and their classifiers, one per process, for models with and without a test-time defense."""
+"""Cache of loaded models and their classifiers. Each process has one cache. Models may have a test-time defense."""
 
 import functools
 import gc
@@ -22,10 +22,9 @@ AnyClassifier = ZeroShotClassifier | DefendedClassifier
 
 @functools.lru_cache(maxsize=1)
 def loaded_model(reference: str, track: str, device: str) -> AnyModel:
-    """Load the model that a reference names, with its test-time defense if the reference has one, onto a device.
+    """Load a model onto a device. If the reference has a test-time defense, the model has it too.
 
-    The result is cached. The cache keeps only one model: the old model and its classifiers are released before another
-    model is loaded.
+    The cache keeps only one model. Before another model is loaded, the cached model and its classifiers are released.
     """
     release()
     parsed = parse_reference(reference)
@@ -51,7 +50,7 @@ def loaded_model(reference: str, track: str, device: str) -> AnyModel:
 
 @functools.lru_cache(maxsize=32)
 def classifier_of(reference: str, track: str, prompts: tuple[str | tuple[str, ...], ...], device: str) -> AnyClassifier:
-    """Return the float32 classifier that a model and prompts make, on a device. The result is cached."""
+    """Return the float32 classifier of a model for the classes that `prompts` describe. The result is cached."""
     return loaded_model(reference, track, device).classifier(prompts).to(device)
 
 
@@ -59,15 +58,16 @@ def classifier_of(reference: str, track: str, prompts: tuple[str | tuple[str, ..
 def precise_classifier(
     reference: str, track: str, prompts: tuple[str | tuple[str, ...], ...], device: str, precision: str, logits: str
 ) -> AnyClassifier:
-    """Return a classifier as `classifier_of` does, with given precisions of the image encoder and of the logits.
+    """Return the classifier of `classifier_of` in other precisions. The result is cached.
 
-    `precision` (of the image encoder) and `logits` are names in `models.precision.PRECISIONS`. The result is cached.
+    `precision` is for the image encoder and `logits` is for the logits. Both are names in
+    `models.precision.PRECISIONS`.
     """
     return classifier_of(reference, track, prompts, device).in_precision(precision, logits)
 
 
 def release() -> None:
-    """Remove all models and classifiers from the cache, to free their memory and to read changed files again."""
+    """Remove all models and classifiers from the cache. This frees memory, and later calls read changed files again."""
     precise_classifier.cache_clear()
     classifier_of.cache_clear()
     loaded_model.cache_clear()
@@ -75,7 +75,7 @@ def release() -> None:
 
 
 def expect_weights(reference: str) -> None:
-    """Raise UserError if a model reference has a test-time defense, for commands that use only a model's weights."""
+    """Raise UserError if a model reference has a test-time defense. Some commands use only the weights of a model."""
     parsed = checked_reference(reference)
     if parsed.defense:
         raise UserError(

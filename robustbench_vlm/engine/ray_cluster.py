@@ -24,21 +24,21 @@ from robustbench_vlm.engine.resources import Resources, cores
 _RETRIES = 5
 """Largest number of retries of a task after its process or machine failed."""
 _LOOK_SECONDS = 10.0
-"""Seconds without a finished task after which the cluster is checked."""
+"""If no task finishes for this number of seconds, the cluster is checked."""
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
 """Seconds to wait for a connection to the cluster, and seconds to wait for an answer from it."""
 _STORE_BYTES = 2**27
 """Bytes of shared memory for ray on this machine. The records of a group take a few hundred kilobytes."""
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}
-"""Environment variables that ray reads on import. They stop its usage reports and the output of other machines."""
+"""Environment variables that ray reads on import. They turn off usage reports and the output of other machines."""
 _COUNTED = {"cpu": "CPU", "cuda": "GPU"}
-"""For each device, the ray resource whose amount is the number of workers."""
+"""Names of ray resources. The keys are devices. The amount of the resource is the number of workers."""
 
 
 def run_jobs(
     function: Callable[[Job], Answer], jobs: Sequence[Job], resources: Resources
 ) -> Generator[tuple[Job, Answer], None, None]:
-    """Run jobs as `backends.RunJobs` describes. A worker runs one job at a time.
+    """Run jobs on the cluster. `backends.RunJobs` describes the arguments and errors. A worker runs one job at a time.
 
     Each task requests as many CPU cores as a worker of the local engine uses, and one GPU if the device is "cuda".
     """
@@ -75,9 +75,9 @@ def connect(resources: Resources) -> None:
 
 
 def count_workers(resources: Resources) -> int:
-    """Return the total number of GPUs, or of CPU cores if the device is "cpu", in the running machines of the cluster.
+    """Return the number of GPUs in all running machines of the cluster.
 
-    Raises UserError if the number is 0.
+    If the device is "cpu", return the number of CPU cores. Raises UserError if the number is 0.
     """
     found = sum(count for _, count in _machines(_connected(resources.address), resources.device))
     if not found:
@@ -108,9 +108,9 @@ def _answer(ray: Any, reference: Any, job: object) -> Any:
 
 
 def _machines(ray: Any, device: str) -> list[tuple[int, int]]:
-    """Return two numbers for each running machine that can run a worker: its CPU cores, and its GPUs.
+    """Return (CPU cores, GPUs) for each running machine that can run a worker.
 
-    If `device` is "cpu", the second number is that of the CPU cores too.
+    If `device` is "cpu", both numbers are the number of CPU cores.
     """
     alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     counts = [(int(each.get("CPU", 0)), int(each.get(_COUNTED[device], 0))) for each in alive]
@@ -118,7 +118,7 @@ def _machines(ray: Any, device: str) -> list[tuple[int, int]]:
 
 
 def _threads(machines: Sequence[tuple[int, int]], workers: int) -> int:
-    """Return the number of threads of a worker, which is at most the number of cores of the smallest machine."""
+    """Return the number of threads of a worker. It is at most the number of cores of the smallest machine."""
     cpus = [count for count, _ in machines]
     return max(1, min(sum(cpus) // workers, min(cpus, default=1)))
 

@@ -31,10 +31,10 @@ class Request:
     protocol: str = ""
     """Name of the protocol. Empty: the first protocol of the track."""
     samples: int | Literal["all"] | None = None
-    """Number of samples per dataset. None: the number that the protocol sets. With any other number, results have
-    another protocol name."""
+    """Number of samples per dataset. None: the number of the protocol. If the number differs from the protocol's, the
+    results have another protocol name."""
     images: Path | None = None
-    """Folder with one sub-folder of images per class, evaluated instead of datasets."""
+    """Folder with one sub-folder of images per class. It is evaluated in place of datasets."""
     prompt: str = "a photo of a {}."
     """Prompt template for the classes of `images`."""
     data: Path | None = None
@@ -44,7 +44,7 @@ class Request:
     out: Path = Path("runs")
     """Folder to which the records and scores are written."""
     resources: Resources = dataclasses.field(default_factory=Resources)
-    """Device, workers, batch size and shard size. No result depends on them."""
+    """Device, workers, batch size and shard size. They do not affect the results."""
     command: str = ""
     """Command line of the run, which is written to the manifest."""
 

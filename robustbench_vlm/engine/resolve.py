@@ -37,7 +37,7 @@ from robustbench_vlm.tracks import TRACKS, Track
 
 @dataclass(frozen=True)
 class Plan:
-    """A resolved request with its cells, which are ordered by model, then attack, then eps, then dataset."""
+    """A resolved request with its cells. They are sorted by model, attack, eps and dataset, in this order."""
 
     request: Request
     """The request with device, number of workers and batch size filled in."""
@@ -55,7 +55,7 @@ class Plan:
 class _ModelFacts:
     """The properties of a model that are needed to make its cells.
 
-    They remain when the model is released from memory.
+    They are kept when the model is released from memory.
     """
 
     reference: str
@@ -64,7 +64,7 @@ class _ModelFacts:
     image_size: int
     """Height and width of the attacked images in pixels."""
     context_length: int
-    """Number of tokens of a prompt that the text encoder reads."""
+    """Largest number of tokens that the text encoder reads."""
     attacks: tuple[Attack, ...]
     """The requested attacks, adapted to the model's test-time defense if it has one."""
 
@@ -72,11 +72,16 @@ class _ModelFacts:
 def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan:
     """Look up the names of a request, read the digests of its models and images, and return its cells.
 
-    Only one model is in memory at a time. Missing weights are downloaded and missing images of published datasets are
-    prepared; `on_progress` reports their progress. Raises UserError for an unknown name (the message has the nearest
-    names), an eps in other units, an attack that does not support the norm, a precision that the device does not
-    support, a missing dataset, a model that cannot be loaded, two models with the same name, and an unreadable image
-    unless `skip_unreadable` is set.
+    Only one model is in memory at a time. Missing weights are downloaded, and missing images of published datasets are
+    prepared. `on_progress` is called with the progress of both.
+
+    Raises UserError for:
+
+    * an unknown name (the message suggests similar names), or two models with one name;
+    * a missing dataset, or a model that cannot be loaded;
+    * an eps that is not for pixels in [0, 1];
+    * an attack that does not support the norm, or a device that does not support the precision;
+    * an image that cannot be decoded, unless `skip_unreadable` is true.
     """
     track: Track = TRACKS.load(request.track)
     protocol = _protocol(request, track)
@@ -154,7 +159,7 @@ def _models(
 
 
 def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequence[Attack], device: str) -> _ModelFacts:
-    # This is a separate function, so that its variables release the model before the next model is loaded.
+    # This is a separate function. When it returns, no variable refers to the model, so its memory is free.
     model = loaded_model(reference, track.name, device)
     adapted = [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
     side = protocol.image_size or model.image_size
@@ -162,7 +167,7 @@ def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequenc
 
 
 def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Dataset]:
-    """Return the requested datasets with the protocol's prompts, or an empty list if a folder of images is given."""
+    """Return the requested datasets with the protocol's prompts. Return an empty list if a folder of images is given."""
     _check_image_source(request, track, protocol)
     if request.images is not None:
         return []
@@ -191,9 +196,9 @@ def _check_image_source(request: Request, track: Track, protocol: Protocol) -> N
 def _choices(
     request: Request, datasets: Sequence[Dataset], protocol: Protocol, sides: set[int], on_progress: OnProgress
 ) -> dict[int, list[tuple[Dataset, Samples]]]:
-    """Return, for each image size in `sides` (in pixels), the datasets and their samples.
+    """Return the datasets and their samples for each image size in `sides`, in pixels.
 
-    Only a dataset of the user's own images depends on the image size.
+    Only a dataset of a user's images depends on the image size.
     """
     if request.images is None:
         opened = [prepare_dataset(dataset, protocol.samples, request.data, on_progress) for dataset in datasets]
@@ -214,7 +219,7 @@ def _choices(
 
 
 def _batch_size(cells: Sequence[Cell], resources: Resources) -> int:
-    """Return the default batch size. On a GPU it depends on the memory that one pass of each model takes."""
+    """Return the default batch size. On a GPU, it depends on the memory that each model needs for one pass."""
     if resources.device == "cpu":
         return CPU_BATCH_SIZE
     first = {cell.model: cell for cell in reversed(cells)}

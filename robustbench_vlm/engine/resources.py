@@ -1,4 +1,4 @@
-"""Resources of a run: device, workers, CPU threads, batch size and memory. No result depends on them."""
+"""Resources of a run: device, workers, CPU threads, batch size and memory. They do not affect the results."""
 
 import contextlib
 import gc
@@ -18,8 +18,8 @@ CPU_BATCH_SIZE = 64
 MAX_BATCH_SIZE = 256
 """Largest default batch size on a GPU. Larger batches are not faster."""
 MEMORY_SHARE = 0.7
-"""Share of the free GPU memory that the default batch size may use. The rest is a reserve for uses that are not
-measured."""
+"""Share of the free GPU memory that the default batch size may use. The rest is a reserve, because the measurement does
+not cover all uses of memory."""
 STATE_COPIES = 24
 """Number of image-sized tensors that an attack keeps for each sample of a batch, including temporary tensors."""
 _OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
@@ -29,19 +29,18 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Resources:
-    """The device, processes and batch size that a run may use. No result depends on them."""
+    """The device, processes and batch size that a run may use. They do not affect the results."""
 
     device: str = ""
-    """"cpu" or "cuda". Empty: "cuda" if this machine has a GPU, else "cpu"."""
+    """"cpu" or "cuda". Empty: "cuda" if this machine has a GPU, and "cpu" if not."""
     workers: int = 0
-    """Number of worker processes. 0: one for each GPU of all machines, or for each CPU core if the device is "cpu"."""
+    """Number of worker processes. 0: one process per GPU of all machines. On the device "cpu": one per CPU core."""
     batch_size: int = 0
-    """Number of samples that one worker attacks together. 0: 64 on a CPU; on a GPU, a number that fits into its
-    memory."""
+    """Number of samples that one worker attacks together. 0: on a CPU this is 64. On a GPU it depends on the memory."""
     shard_size: int = 64
     """Number of samples in one file of records."""
     engine: str = "local"
-    """Name of the engine that runs the workers, as in `backends.ENGINES`."""
+    """Name of the engine that runs the workers. `backends.ENGINES` lists the names."""
     address: str = ""
     """HOST:PORT of the head of a ray cluster. Empty: use only this machine."""
 
@@ -61,7 +60,10 @@ def cores() -> int:
 
 @contextlib.contextmanager
 def threads_of_a_worker(workers: int) -> Iterator[None]:
-    """Set the number of torch threads to the share of one of `workers` processes, and restore it at the end."""
+    """Return a context manager that sets the number of torch threads for one of `workers` processes.
+
+    The processes share the CPU cores equally. The number is restored at the end.
+    """
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, cores() // workers))
     try:
@@ -71,7 +73,7 @@ def threads_of_a_worker(workers: int) -> Iterator[None]:
 
 
 def sample_memory(classifier: torch.nn.Module, images: Tensor) -> int:
-    """Return the memory in bytes of one sample under attack: its saved activations and the attack's tensors for it.
+    """Return the memory in bytes that one sample needs under attack, for activations and for tensors of the attack.
 
     Runs one forward and one backward pass of `classifier` on `images`, float32 [B, 3, H, W].
     """
@@ -90,11 +92,11 @@ def sample_memory(classifier: torch.nn.Module, images: Tensor) -> int:
 def choose_batch_size(device: str, sample_bytes: int, workers: int) -> int:
     """Return the default batch size of a worker for samples of `sample_bytes` bytes each.
 
-    On a GPU it is a power of two that fits into the free memory; on a CPU it is `CPU_BATCH_SIZE`.
+    On a GPU, it is a power of two that fits into the free memory. On a CPU, it is `CPU_BATCH_SIZE`.
     """
     if device == "cpu":
         return CPU_BATCH_SIZE
-    # Memory that torch caches from earlier measurements is released, so that it counts as free.
+    # torch caches memory from earlier measurements. Release it, so that it counts as free.
     torch.cuda.empty_cache()
     sharing = -(-workers // max(1, torch.cuda.device_count()))
     fitting = int(MEMORY_SHARE * torch.cuda.mem_get_info()[0] / sharing / sample_bytes)
@@ -114,7 +116,7 @@ def with_fitting_batch_size(work: Callable[[int], T], batch_size: int) -> tuple[
             if not is_out_of_memory(error):
                 raise
             message = str(error).partition("\n")[0]
-        # Memory is collected after the except block, because the traceback of the error keeps tensors alive within it.
+        # Inside the except block, the traceback of the error keeps tensors alive. Memory is therefore freed here.
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

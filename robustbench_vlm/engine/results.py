@@ -29,7 +29,7 @@ class Mean:
     clean: float
     robust: float
     clean_interval: tuple[float, float]
-    """95 % interval (low, high) of the mean if other samples were drawn, see `core.records.mean_interval`."""
+    """95 % confidence interval (low, high) of the mean. `core.records.mean_interval` explains it."""
     robust_interval: tuple[float, float]
 
 
@@ -49,22 +49,22 @@ class ScoreTable:
     """sha256 over the fingerprints of the cells."""
     scores: tuple[Score, ...]
     mean: Mean | None
-    """Mean over the zero-shot datasets, on which no model of the track was trained. None if there are no such
+    """Mean over the zero-shot datasets: no model of the track was trained on them. None if there are no such
     datasets."""
     mean_as_published: Mean | None
-    """Mean over all datasets of the protocol, as reported in papers. None if it equals `mean` or a dataset is missing.
+    """Mean over all datasets of the protocol, as in papers. None if it is equal to `mean`, or if a dataset is missing.
     """
     seconds: float
-    """The table's part of the run's wall time, in proportion to the passes. 0 if all records were on disk."""
+    """Wall time of the run, divided among the tables in proportion to their passes. 0 if all records already existed."""
     passes: int
-    """Forward and backward passes that the table's records took, including records from earlier runs."""
+    """Number of forward and backward passes for the records of this table, including records from earlier runs."""
     folder: Path
-    """runs/<track>/<model>/<attack>, with manifest.json and scores.csv."""
+    """The run folder runs/<track>/<model>/<attack>. It contains manifest.json and scores.csv."""
     fingerprints: tuple[str, ...]
     """Fingerprints of the cells, one per score."""
 
     def to_json(self) -> dict[str, Any]:
-        """Return the table as a JSON document. The scores in it do not repeat the model and the attack."""
+        """Return the table as a JSON document. Model and attack are not repeated for each score."""
         scores = [
             {name: value for name, value in plain(score).items() if name not in ("model", "attack")}
             for score in self.scores
@@ -95,7 +95,7 @@ class RunResult:
     seconds: float
     """Wall time of this run in seconds."""
     passes: int
-    """Forward and backward passes that all records took, including records from earlier runs."""
+    """Number of forward and backward passes for all records, including records from earlier runs."""
     warnings: tuple[str, ...]
     """Sentences about the whole run, such as ignored files. Warnings about one score are in `Score.warnings`."""
 
@@ -129,15 +129,15 @@ class RunResult:
 
     @property
     def fingerprint(self) -> str:
-        """The fingerprint of the table or, if there are several tables, the sha256 digest of their fingerprints."""
+        """The fingerprint of the table. If there are several tables, this is a sha256 over their fingerprints."""
         prints = [table.fingerprint for table in self.tables]
         return prints[0] if len(prints) == 1 else fingerprint(prints)
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as a JSON document.
 
-        With one table it is the document of that table. With several tables it has "runs", a list of their documents,
-        and "fingerprint". In both cases "seconds", "passes" and "warnings" are those of the whole run.
+        With one table, this is the document of that table. With several tables, it has the list "runs" with one
+        document per table, and "fingerprint". In both cases, "seconds", "passes" and "warnings" are for the whole run.
         """
         whole = {"seconds": self.seconds, "passes": self.passes, "warnings": list(self.warnings)}
         if len(self.tables) == 1:
@@ -158,7 +158,7 @@ def mean_of(scores: Sequence[Score]) -> Mean | None:
 
 
 def score(cell: Cell, results: Sequence[SampleResult]) -> Score:
-    """Return the score of a cell's records, with the warnings that `cell_warnings` raises."""
+    """Return the score of a cell from its records, with the warnings that `cell_warnings` returns."""
     return Score(
         model=cell.model_name,
         attack=cell.attack.name,

@@ -1,4 +1,4 @@
-"""Run requests: compute the records that are missing on disk, and compute scores from all records."""
+"""Run requests: compute missing records, and compute scores from all records."""
 
 import contextlib
 import functools
@@ -33,10 +33,11 @@ __all__ = ["Mean", "RunResult", "ScoreTable", "run", "run_plan"]
 
 
 def run(request: Request, *, on_progress: OnProgress = ignore_progress) -> RunResult:
-    """Resolve a request, compute the records that are missing on disk, and return the scores.
+    """Resolve a request, compute the missing records, and return the scores.
 
-    Raises UserError as `resolve` does, if another run is writing to the folder, and if the records cannot be written.
-    If a run is interrupted by Ctrl-C or an error, the same request continues it.
+    If Ctrl-C or an error interrupts a run, call this function again with an equal request to continue it. Raises
+    UserError in the cases in which `resolve` does. Also raises UserError if another run is writing to the folder, or if
+    the records cannot be written.
     """
     engine: Engine = ENGINES.load(request.resources.engine)
     engine.prepare(request.resources)
@@ -47,7 +48,10 @@ def run(request: Request, *, on_progress: OnProgress = ignore_progress) -> RunRe
 
 
 def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnProgress = ignore_progress) -> RunResult:
-    """Run a resolved request as `run` does. Without an `estimate`, the first progress report gives 0 seconds left."""
+    """Compute the missing records of a resolved request, and return the scores. `run` lists the errors.
+
+    Without an `estimate`, the first progress report gives 0 seconds left.
+    """
     begun = time.monotonic()
     out, cells = plan.request.out, plan.cells
     with contextlib.ExitStack() as locks:
@@ -55,7 +59,7 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
             locks.enter_context(locked(folder))
         finished = [read_finished(cell_folder(out, cell), cell) for cell in cells]
         folders = _RunFolders(plan)
-        # An interrupted run must keep the scores of the cells whose records are complete.
+        # If the run is interrupted, the scores of complete cells must be kept.
         folders.write_unfinished(finished)
         seconds_expected = estimate.seconds_expected if estimate else 0.0
         fresh = _compute(plan, finished, seconds_expected, on_progress, folders.write_unfinished)
@@ -82,9 +86,10 @@ def _compute(
     on_progress: OnProgress,
     on_complete: Callable[[Sequence[Finished]], None],
 ) -> list[int]:
-    """Compute the missing records, write each shard when it is done, and return the number of passes for each cell.
+    """Compute the missing records, and return the number of passes for each cell.
 
-    `on_complete` is called with the records on disk of all cells when the last shard of a cell has been written.
+    Each shard (a file with the records of some samples of a cell) is written when it is finished. After the last shard
+    of a cell, `on_complete` is called with the records of all cells.
     """
     resources = plan.request.resources
     groups = missing_groups(plan.cells, finished, resources)
@@ -124,7 +129,7 @@ def _passes(results: Iterable[SampleResult]) -> int:
 
 
 def _missing(cell: Cell, found: Finished) -> set[int]:
-    """Return the positions of the samples of a cell without records on disk."""
+    """Return the positions of those samples of a cell that have no records yet."""
     return set(range(len(cell))).difference(*(range(piece.start, piece.stop) for piece in found.pieces))
 
 
@@ -145,13 +150,13 @@ class _RunFolders:
         self._names = [cell_folder(plan.request.out, cell).name for cell in plan.cells]
         self._earlier: dict[Path, dict[str, ManifestCell]] = {}
         self.notes: list[str] = []
-        """Sentences about cells of earlier commands that are removed from a manifest."""
+        """Notes about cells of earlier commands that were removed from a manifest. Each note is a sentence."""
         for folder, numbers in self._rows.items():
             self._earlier[folder], notes = sound_cells(folder, {self._names[number] for number in numbers})
             self.notes += notes
 
     def write_unfinished(self, on_disk: Sequence[Finished]) -> None:
-        """Write the manifests of a run in progress, with the scores of the cells whose records are complete."""
+        """Write the manifests of a run in progress. Cells with complete records have scores."""
         cells = self._plan.cells
         complete = [n for n, (cell, found) in enumerate(zip(cells, on_disk, strict=True)) if not _missing(cell, found)]
         results = [merge(on_disk[number].pieces, cells[number].samples.ids) for number in complete]
@@ -161,7 +166,7 @@ class _RunFolders:
         self.write(made, [known.get(number) for number in range(len(cells))])
 
     def write(self, made: Provenance, scores: Sequence[Score | None]) -> None:
-        """Write the manifests with one score per cell of the plan, None for an unfinished cell."""
+        """Write the manifests. `scores` has one score per cell of the plan. The score of an unfinished cell is None."""
         for folder, numbers in self._rows.items():
             rows = [ManifestRow(self._plan.cells[n], self._names[n], scores[n], self._images) for n in numbers]
             write_manifest(folder, rows, made, self._earlier[folder])

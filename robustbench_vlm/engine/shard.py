@@ -1,4 +1,7 @@
-"""Compute shards and groups of shards: load classifier and images, attack the samples, and return their records."""
+"""Compute shards: load the classifier and the images, attack the samples, and return their records.
+
+A shard is a range of samples of one cell. A group is several shards that one worker computes together.
+"""
 
 import dataclasses
 import itertools
@@ -28,13 +31,12 @@ from robustbench_vlm.models.precision import PRECISIONS, arithmetic
 MEASURED_SAMPLES = 32
 """Number of samples that are used to measure the memory and speed of a model."""
 _SHARDS = 2
-"""Size of a group, in shards or batches. If half of the group's samples are broken early, the rest still fills a
-batch."""
+"""Size of a group, in shards or batches. If half of the samples are broken early, the others still fill a batch."""
 
 _fitting: dict[tuple[str, str], int] = {}
-"""Batch size that fits into memory, by model and device. An entry is added when this process runs out of memory."""
+"""Batch sizes that fit into memory. The keys are the model and the device. Running out of memory adds an entry."""
 _ROUNDINGS = 8
-"""Tolerance of the output checks, as a multiple of the rounding error of the lowest precision."""
+"""Tolerance of the output checks. The unit is the rounding error of the lowest precision."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +45,14 @@ class Attacked:
 
     results: Sequence[SampleResult]
     images: Tensor
-    """float32 [B, 3, H, W] in [0, 1], see `Verdicts.strongest`."""
+    """float32 [B, 3, H, W] in [0, 1]: the images `Verdicts.strongest`."""
 
 
 def attack_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Shard]) -> list[Attacked]:
     """Attack the samples of shards and return one result per shard, in the order of the shards.
 
-    The cells of the shards may differ only in their datasets. Images of equal size are attacked together. Raises
-    UserError if weights or images have changed since the fingerprints of the cells were computed.
+    All cells must have one model, attack and eps. Only their datasets may differ. Images of equal size are attacked
+    together. Raises UserError if weights or images have changed since the fingerprints of the cells were computed.
     """
     with arithmetic(cells[shards[0].cell].protocol.precision):
         parts = [_prepare(cells[shard.cell], shard, resources) for shard in shards]
@@ -71,7 +73,7 @@ class _Part:
     classifier: AnyClassifier
     """The classifier that is attacked."""
     judge: AnyClassifier
-    """The classifier that gives the verdicts. It is a different one if the protocol sets another precision for
+    """The classifier that decides the verdicts. It differs from `classifier` if the protocol sets another precision for
     verdicts."""
     batch: Batch
     about: Sequence[tuple[str, str, tuple[str, ...]]]
@@ -125,12 +127,12 @@ def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> lis
 
 
 def _batch_size(classifier: AnyClassifier, resources: Resources) -> int:
-    """Return the batch size; it is smaller if a test-time defense classifies several images for each sample."""
+    """Return the batch size. It is smaller if a test-time defense classifies several images for each sample."""
     return max(1, resources.batch_size // classifier.images_per_sample)
 
 
 def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> Classifier:
-    """Return one classifier for all batches, which gives each sample the logits for the classes of its dataset."""
+    """Return one classifier for all batches. The logits of a sample are for the classes of its dataset."""
     if all(classifier is classifiers[0] for classifier in classifiers):
         return classifiers[0].of_samples(torch.cat([batch.keys for batch in batches]))
     plain = [classifier.plain for classifier in classifiers]
@@ -145,8 +147,8 @@ def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> C
 def load_batch(cell: Cell, start: int, stop: int, *, device: str) -> tuple[Batch, list[str]]:
     """Load the samples `start` to `stop` (exclusive) of a cell.
 
-    Returns a batch on the device, with images float32 [B, 3, H, W] in [0, 1], and the sha256 digests of the images'
-    uint8 pixels. Raises UserError if an image has changed since the cell was resolved.
+    Return a batch on the device, with images float32 [B, 3, H, W] in [0, 1]. Also return the sha256 digest of each
+    image's uint8 pixels. Raises UserError if an image has changed since the cell was resolved.
     """
     samples = cell.samples
     images = cell.dataset.open().read(samples.indices[start:stop])
@@ -176,20 +178,20 @@ def _moved(images: Tensor, device: str) -> Tensor:
 
 
 def cell_classifier(cell: Cell, device: str) -> AnyClassifier:
-    """Return the classifier that is attacked in a cell, in the precision of the cell's protocol."""
+    """Return the attacked classifier of a cell. The protocol of the cell sets its precision."""
     protocol = cell.protocol
     about = cell.model, cell.track, cell.dataset.prompts, device
     return precise_classifier(*about, protocol.precision, protocol.logit_precision)
 
 
 def _check_identity(cell: Cell, shard: Shard, weights: str) -> None:
-    """Raise UserError if weights or fingerprint differ from those in the plan."""
+    """Raise UserError if the weights or the fingerprint differ from the plan."""
     if weights != cell.weights:
         raise UserError(
             f"the weights of {cell.model_name!r} have changed since the start of the run: run the same command again"
             " to evaluate the new weights"
         )
-    # `replace` makes copies without cached digests, so that this process computes the digests again.
+    # `replace` makes copies that have no cached digests. This process therefore computes the digests again.
     recomputed = dataclasses.replace(cell, samples=dataclasses.replace(cell.samples)).fingerprint
     if recomputed != shard.fingerprint:
         raise UserError(
@@ -205,7 +207,7 @@ def _records(
     check_passes: tuple[int, int],
     scale: float,
 ) -> list[SampleResult]:
-    """Return one record per sample. `check_passes` are the forward and backward passes of the output checks."""
+    """Return one record per sample. `check_passes` is (forward passes, backward passes) of the output checks."""
     return [
         SampleResult(
             sample_id=sample_id,
@@ -226,7 +228,7 @@ def _records(
 
 @dataclass(frozen=True)
 class ShardGroup:
-    """The job of a worker: shards from cells that differ only in their datasets.
+    """The job of a worker: shards of cells with one model, attack and eps. Only their datasets may differ.
 
     The shards of small cells are attacked together, so that batches are full.
     """
@@ -241,14 +243,15 @@ class ShardGroup:
 
 
 def run_group(cells: Sequence[Cell], resources: Resources, group: ShardGroup) -> list[list[SampleResult]]:
-    """Attack the shards of a group as `attack_group` does, and return only the records."""
+    """Attack the shards of a group with `attack_group`, and return only the records."""
     return [list(attacked.results) for attacked in attack_group(cells, resources, group)]
 
 
 def attack_group(cells: Sequence[Cell], resources: Resources, group: ShardGroup) -> list[Attacked]:
-    """Attack the samples of a group's shards as `attack_shards` does.
+    """Attack the samples of a group with `attack_shards`.
 
-    If memory runs out, the batch size is halved for this group and for later groups of the same model in this process.
+    If memory runs out, the batch size is halved. Later groups of this model in this process use the smaller batch size
+    too.
     """
     model = cells[group.shards[0].cell].model, resources.device
     batch_size = min(resources.batch_size, _fitting.get(model, resources.batch_size))
@@ -261,12 +264,12 @@ def attack_group(cells: Sequence[Cell], resources: Resources, group: ShardGroup)
 
 
 def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resources: Resources) -> list[ShardGroup]:
-    """Return the groups of shards that are still to compute.
+    """Return the groups of shards that are not complete.
 
-    A group without complete records on disk is computed again as a whole, because the samples of a forward pass may
-    change the last bit of each other's logits. Therefore a run that was killed and continued has the same records as an
-    uninterrupted run. Shards that were written with other boundaries, for example with another shard size, are left
-    out.
+    In a forward pass, a sample may change the last bit of the logits of another sample. An incomplete group is
+    therefore computed again as a whole. A run that was killed and continued then has the records of an uninterrupted
+    run. Samples with records from shards with other boundaries, for example of another shard size, are not computed
+    again.
     """
     groups = []
     for group in packed_groups([*_all_shards(cells, resources)], cells, resources):
@@ -280,7 +283,7 @@ def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resource
 def packed_groups(shards: Sequence[Shard], cells: Sequence[Cell], resources: Resources) -> Iterator[ShardGroup]:
     """Distribute shards over groups.
 
-    A group has several shards only if the attack supports several datasets at once.
+    Some attacks do not support several datasets at once. For these, each group has one shard.
     """
     alike: dict[int | tuple[str, str, Threat], list[Shard]] = {}
     for shard in shards:
@@ -302,7 +305,7 @@ def _all_shards(cells: Sequence[Cell], resources: Resources) -> Iterator[Shard]:
 
 
 def _packed(shards: Sequence[Shard], resources: Resources) -> list[ShardGroup]:
-    """Distribute shards, largest first, over groups of nearly equal size, with at least one group per worker."""
+    """Distribute shards over groups of nearly equal size, largest shards first. Each worker gets at least one group."""
     full = _SHARDS * max(resources.shard_size, resources.batch_size)
     count = min(len(shards), max(-(-sum(map(len, shards)) // full), resources.workers))
     groups: list[list[Shard]] = [[] for _ in range(count)]
@@ -312,13 +315,13 @@ def _packed(shards: Sequence[Shard], resources: Resources) -> list[ShardGroup]:
 
 
 def _missing(shard: Shard, cells: Sequence[Cell], finished: Sequence[Finished], shard_size: int) -> list[Shard]:
-    """Return the parts of a shard for which there are no records on disk."""
+    """Return the parts of a shard that have no records yet."""
     ranges = missing_ranges(len(cells[shard.cell]), finished[shard.cell], shard_size)
     cut = [(max(start, shard.start), min(stop, shard.stop)) for start, stop in ranges]
     return [Shard(shard.cell, start, stop, shard.fingerprint) for start, stop in cut if start < stop]
 
 
 def _written(shard: Shard, finished: Sequence[Finished]) -> list[Shard]:
-    """Return [shard] if a file on disk has exactly the range of the shard, else []."""
+    """Return [shard] if a file has exactly the range of the shard. Return [] if no file has this range."""
     pieces = finished[shard.cell].pieces
     return [shard] if any((piece.start, piece.stop) == (shard.start, shard.stop) for piece in pieces) else []

@@ -29,7 +29,7 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Piece:
-    """The records of one shard file, for the samples `start` to `stop` (exclusive) of a cell."""
+    """The records in one shard file. They are for the samples `start` to `stop` (exclusive) of a cell."""
 
     start: int
     stop: int
@@ -38,7 +38,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    """The records of a cell on disk: the pieces that can be used, and for each rejected file the reason."""
+    """The files of records of a cell: the contents of the valid files, and the reason for each rejected file."""
 
     pieces: tuple[Piece, ...]
     rejected: tuple[tuple[Path, str], ...]
@@ -63,7 +63,7 @@ def cell_folder_name(dataset: str, norm: str, eps_text: str, fingerprint: str) -
 def safe_name(text: str) -> str:
     """Return a safe file name for a text.
 
-    It is the text itself if that is safe, else the safe characters of the text and a digest.
+    A safe text is returned unchanged. For other texts, the name consists of the safe characters and a digest.
     """
     if re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}", text):
         return text
@@ -83,7 +83,7 @@ def write_shard(folder: Path, shard: Shard, results: Sequence[SampleResult]) -> 
     path = folder / f"{shard.start:06d}-{shard.stop:06d}.parquet"
 
     def write(partial: Path) -> None:
-        # pyarrow gets an open file, because it would expand "~" in a path and read "s3:x" as an address.
+        # pyarrow gets an open file. In a path, it would expand "~" and read "s3:x" as an address.
         with partial.open("wb") as file:
             parquet.write_table(table, file)
 
@@ -109,8 +109,8 @@ def read_finished(folder: Path, cell: Cell) -> Finished:
 def read_cell(folder: Path, fingerprint: str, n: int) -> tuple[SampleResult, ...]:
     """Read the `n` records of a cell from its folder, in the order of the samples.
 
-    `fingerprint` is that of the cell. Files that `read_finished` would reject are ignored with a warning. Raises
-    UserError if records are missing.
+    `fingerprint` is the fingerprint of the cell. Damaged and redundant files, and files of another cell, are ignored
+    with a warning. Raises UserError if records are missing.
     """
     found = _read_shards(folder, fingerprint, None)
     results = tuple(result for piece in found.pieces for result in piece.results)
@@ -128,10 +128,10 @@ def read_cell(folder: Path, fingerprint: str, n: int) -> tuple[SampleResult, ...
 
 
 def missing_ranges(size: int, finished: Finished, shard_size: int) -> list[tuple[int, int]]:
-    """Return the ranges (start, stop) of sample positions below `size` that have no records, in order.
+    """Return the ranges (start, stop) of samples without records, in order. `size` is the number of samples.
 
-    Ranges end at multiples of `shard_size`, so that a resumed run writes the same files as an uninterrupted one. They
-    also end at the ends of rejected files, so that these files are overwritten.
+    Ranges end at multiples of `shard_size`, so that a resumed run and an uninterrupted run write equal files. They also
+    end where a rejected file ends, so that this file is overwritten.
     """
     covered = {n for piece in finished.pieces for n in range(piece.start, piece.stop)}
     cuts = set(range(0, size, shard_size))
@@ -151,7 +151,7 @@ def missing_ranges(size: int, finished: Finished, shard_size: int) -> list[tuple
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Lock a run folder for this process, and remove partial files that killed runs left in it.
+    """Lock a run folder for this process. Remove the partial files of runs that were killed.
 
     The operating system releases the lock when the process ends. Raises UserError if another run has the lock or the
     folder is not writable.
@@ -175,7 +175,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _owner(lock: Path) -> str:
-    """Return the process that wrote its name into a lock file, or ""."""
+    """Return the name of the process that has the lock, from the lock file. Return "" if the file has no name."""
     try:
         with lock.open("rb") as file:
             return file.read(200).decode(errors="replace").strip()
@@ -208,8 +208,8 @@ def merge(pieces: Sequence[Piece], ids: Sequence[str]) -> list[SampleResult]:
 def _read_shards(folder: Path, expected: str, samples: Samples | None) -> Finished:
     """Read the shard files in the folder of a cell.
 
-    `expected` is the fingerprint of the cell. If its `samples` are given, files with records of other samples are
-    rejected too.
+    `expected` is the fingerprint of the cell. If `samples` is given, files with records of other samples are rejected
+    too.
     """
     pieces: list[Piece] = []
     rejected: list[tuple[Path, str]] = []
@@ -231,7 +231,7 @@ def _read_shards(folder: Path, expected: str, samples: Samples | None) -> Finish
 
 
 def _read_shard(path: Path, expected: str, samples: Samples | None) -> Piece | str:
-    """Return the records in a shard file as a piece, or the reason why the file cannot be used."""
+    """Return the records in a shard file, or the reason why the file cannot be used."""
     name = _SHARD_NAME.fullmatch(path.name)
     if not name:
         return "its name is not <start>-<stop>.parquet"
@@ -258,7 +258,7 @@ def _read_records(path: Path, expected: str) -> tuple[SampleResult, ...] | str:
     from pyarrow import parquet
 
     try:
-        # pyarrow gets an open file, because it would add a column for a folder "key=value" of the path.
+        # pyarrow gets an open file. For a path with a folder "key=value", it would add a column.
         with path.open("rb") as file:
             table = parquet.ParquetFile(file).read()
         results = tuple(SampleResult(**row) for row in table.to_pylist())

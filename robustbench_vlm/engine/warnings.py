@@ -14,15 +14,16 @@ from robustbench_vlm.models.in_memory import UNPINNED
 from robustbench_vlm.models.text_encoder import count_tokens, texts_with_equal_tokens
 
 ZERO_GRADIENTS = 0.01
-"""A warning is raised if the input gradient is zero for a larger share of the samples than this."""
+"""Threshold of a warning. The warning is raised if the input gradient is zero for a larger share of the samples."""
 BLACK_BOX_SHARE = 0.02
-"""A warning is raised if, after white-box stages, black-box stages break two or more samples and more than this
-share."""
+"""Threshold of a warning. The warning is raised if black-box stages break a larger share of the samples after the
+white-box stages, and at least two samples."""
 RISE = 0.01
-"""A warning is raised if the robust accuracy rises by more than this, and by more than one sample. Smaller rises may be
-chance, because attacks start at random points."""
+"""Threshold of a warning. The warning is raised if the robust accuracy increases by more than this value, and by more
+than one sample. Smaller increases may be chance, because attacks start at random points."""
 COLLAPSED = 0.9
-"""A warning is raised if at least this share of the predictions is one class, and a smaller share of the labels is."""
+"""Threshold of a warning. The warning is raised if at least this share of the predictions is one class, although less
+than this share of the labels is one class."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +118,7 @@ WARNINGS: Mapping[str, SanityWarning] = {
 def explain(warning: str) -> SanityWarning:
     """Return the meaning and advice for a warning "code" or "code:N".
 
-    For an unknown code, which a plugin raised, a general text is returned.
+    For an unknown code, for example the code of a plugin, return a general text.
     """
     code = warning.partition(":")[0]
     return WARNINGS.get(
@@ -126,7 +127,7 @@ def explain(warning: str) -> SanityWarning:
 
 
 def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...]:
-    """Return the warnings that the samples, class names and attack of one cell raise."""
+    """Return the warnings about the samples, class names and attack of one cell."""
     counts = Counter(code for result in results for code in result.warnings.split(",") if code)
     counts["unreadable"] = len(cell.samples.unreadable)
     counts["same-prompt"] = _repeated(cell.dataset.prompts, cell.context_length)
@@ -146,9 +147,9 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...
 
 
 def attack_warnings(attack: Attack, broken_by: Sequence[str], counts: Mapping[str, int]) -> tuple[str, ...]:
-    """Return the warnings "code:N" of an attack on samples, sorted.
+    """Return the sorted warnings "code:N" of an attack.
 
-    `broken_by` has `SampleResult.broken_by` of every sample. `counts` has the number of samples that raised each code.
+    `broken_by` has `SampleResult.broken_by` of every sample. `counts` has the number of samples for each code.
     """
     found = Counter(counts)
     found["black-box-wins"] = _black_box_wins(attack, broken_by)
@@ -158,7 +159,7 @@ def attack_warnings(attack: Attack, broken_by: Sequence[str], counts: Mapping[st
 
 
 def with_comparisons(cells: Sequence[Cell], scores: Sequence[Score]) -> list[Score]:
-    """Return the scores of a run, in order, and add the warnings that result from comparing cells of the run."""
+    """Compare the cells of a run, and return the scores in their order with the warnings from these comparisons."""
     found: list[Score] = []
     for cell, score in zip(cells, scores, strict=True):
         others = [
@@ -199,7 +200,7 @@ def _weaker_attack(weaker: Cell, cell: Cell) -> bool:
 
 
 def _black_box_wins(attack: Attack, broken_by: Sequence[str]) -> int:
-    """Return the number of samples that black-box stages broke after white-box stages, or 0 if they are few."""
+    """Return the number of samples that a black-box stage broke after white-box stages. Return 0 for a small number."""
     white_box = False
     after: set[str] = set()
     for stage in attack.stages:
@@ -212,11 +213,11 @@ def _black_box_wins(attack: Attack, broken_by: Sequence[str]) -> int:
 
 
 def _repeated(prompts: Sequence[Prompt], context_length: int) -> int:
-    """Return the number of classes whose prompts all have the same tokens as those of an earlier class."""
+    """Return the number of classes with the tokens of an earlier class in all prompts."""
     texts = [(prompt,) if isinstance(prompt, str) else prompt for prompt in prompts]
     groups: list[tuple[int, ...]] = [tuple(range(len(texts)))]
     for template in range(len(texts[0])):
-        # Most groups have one class after the first template, so the other templates of an ensemble cost little.
+        # After the first template, most groups have only one class. The other templates then take little time.
         groups = [
             tuple(group[place] for place in equal)
             for group in groups
@@ -240,17 +241,17 @@ def _in_two_classes(cell: Cell) -> int:
 
 
 def _share(results: Sequence[SampleResult], *, clean: bool) -> float:
-    """Return the clean accuracy if `clean` is true, else the robust accuracy."""
+    """Return the clean accuracy if `clean` is true. Return the robust accuracy if it is false."""
     kept = sum(result.broken_by != CLEAN if clean else result.broken_by == "" for result in results)
     return kept / len(results)
 
 
 def _constant(results: Sequence[SampleResult]) -> float:
-    """Return the accuracy of the best constant prediction, which is the share of the most frequent label."""
+    """Return the share of the most frequent label. It is the accuracy of the best constant prediction."""
     return max(Counter(result.label for result in results).values()) / len(results)
 
 
 def _collapsed(results: Sequence[SampleResult]) -> bool:
-    """Return whether nearly all clean predictions are the same class, although the labels are not."""
+    """Return whether nearly all clean predictions are one class, although the labels have several classes."""
     share = max(Counter(result.clean_prediction for result in results).values()) / len(results)
     return len(results) > 1 and share >= COLLAPSED > _constant(results)
