@@ -65,7 +65,7 @@ _HOW_TO_NAME = {
 """Advice for users who give an object in place of a name."""
 
 Models = str | Path | InMemoryModel | Iterable[str | Path | InMemoryModel]
-"""One model or several, by reference or in memory."""
+"""One or several models. Each is a reference or a model in memory."""
 Names = str | Path | Iterable[str | Path]
 """One name or file path, or several names or file paths."""
 Count = int | Literal["all"] | None
@@ -74,21 +74,21 @@ Count = int | Literal["all"] | None
 
 @dataclass(frozen=True)
 class LoadedDataset:
-    """The samples of a dataset that a protocol evaluates, in its order, in memory."""
+    """The samples of a dataset in memory. A protocol selects the samples and their order."""
 
     name: str
     images: Tensor
     """The images, float32 [N, 3, H, W] in [0, 1]."""
     labels: Tensor
-    """The index of each sample's class in `classes`, int64 [N]."""
+    """The class index of each sample, int64 [N]. It is an index in `classes`."""
     ids: tuple[str, ...]
-    """The ids of the N samples, as in the records of a run."""
+    """The ids of the N samples. They are equal to the ids in records."""
     classes: tuple[str, ...]
     """The names of the C classes."""
     prompts: tuple[Prompt, ...]
-    """The prompts of the C classes, the argument of `model.classifier`."""
+    """The prompts of the C classes, for `model.classifier`."""
     keys: Tensor
-    """The keys of the samples' random numbers, int64 [N], the argument of `classifier.of_samples`."""
+    """The keys of the random numbers of the samples, int64 [N], for `classifier.of_samples`."""
 
     def __len__(self) -> int:
         return len(self.ids)
@@ -105,17 +105,18 @@ class LoadedDataset:
 def load_model(model: str | Path, track: str = "mini", *, device: str = "") -> AnyModel:
     """Load a model by its name on a track, a card file, open_clip:ARCH/TAG, or DEFENSE+MODEL.
 
-    `model.classifier(prompts)` returns the zero-shot classifier of C classes, with one entry in `prompts` per class. It
-    is a torch module that maps images, float32 [B, 3, H, W] in [0, 1], to logits, float32 [B, C]. It is differentiable,
-    and it resizes and normalises the images itself.
+    `model.classifier(prompts)` returns a zero-shot classifier for C classes. `prompts` has one entry per class. The
+    classifier is a torch module that maps images, float32 [B, 3, H, W] in [0, 1], to logits, float32 [B, C]. It is
+    differentiable, and it resizes and normalises the images.
 
-    A test-time defense may draw random numbers per sample. `classifier.of_samples(keys)`, which every model supports,
-    returns the classifier of the samples with these keys, int64 [B]. `LoadedDataset.keys` has the keys of a dataset.
+    A test-time defense may draw random numbers for each sample. `classifier.of_samples(keys)` returns a classifier for
+    B samples with these keys, int64 [B]. `LoadedDataset.keys` has the keys of a dataset. Models without a test-time
+    defense support this method too.
 
     Args:
         model: The model, in one of the forms above.
-        track: The track whose models are searched for the name.
-        device: "cpu" or "cuda"; "" uses a GPU if there is one.
+        track: The track in which the name is searched.
+        device: "cpu" or "cuda". "" uses a GPU if there is one.
 
     Raises:
         UserError: The name is unknown, the digest of the weights is wrong, or the weights were never released.
@@ -131,10 +132,10 @@ def load_dataset(
     Args:
         name: The name of the dataset.
         track: The track whose default protocol is used.
-        samples: The number of samples, or "all"; None uses the protocol's number. A smaller number selects the first
-            of the samples that a larger number selects.
-        protocol: The name of a protocol; "" uses the default protocol of the track.
-        data: The folder of the published datasets; None uses the environment variable VLMBENCH_DATA.
+        samples: The number of samples, or "all". None uses the protocol's number. The samples are the first samples of
+            the dataset's standard order.
+        protocol: The name of a protocol. "" uses the default protocol of the track.
+        data: The folder of the published datasets. None uses the environment variable VLMBENCH_DATA.
 
     Raises:
         UserError: A name is unknown, the dataset is missing, or an image cannot be read.
@@ -176,28 +177,29 @@ def evaluate(
     device: str = "",
     on_progress: OnProgress = ignore_progress,
 ) -> RunResult:
-    """Measure the clean and robust accuracy of each model under each attack at each eps, as `vlmbench run` does.
+    """Measure the clean and robust accuracy of each model under each attack at each eps.
 
-    Records that `out` already has are not computed again. `engine.run.run` accepts a `Request`, which has more options.
+    The command `vlmbench run` does this too. Records in `out` are not computed again. The function `engine.run.run`
+    has more options.
 
     Args:
-        models: One or several models: in the forms of `load_model`, or made by `zero_shot`. Models made by `zero_shot`
-            run in this process.
+        models: One or several models. Each is a name or reference that `load_model` accepts, or a model that
+            `zero_shot` returned. Models from `zero_shot` run in this process.
         attacks: The names of one or several attacks.
-        track: The track, which has the defaults of `datasets`, `eps`, `norm` and `protocol`.
-        eps: One or several radii on the pixel scale [0, 1], such as "4/255"; None uses the track's standard radius.
-        norm: "Linf" or "L2"; "" uses the norm of the track.
-        datasets: One or several datasets; None uses those of the track.
-        samples: The number of samples per dataset, or "all"; None uses the protocol's number.
-        protocol: The name of a protocol; "" uses the default protocol of the track.
-        images: A folder with one sub-folder of images per class; it replaces the datasets.
+        track: The track. It defines the defaults of `datasets`, `eps`, `norm` and `protocol`.
+        eps: One or several radii for pixels in [0, 1], such as "4/255". None uses the track's standard radius.
+        norm: "Linf" or "L2". "" uses the norm of the track.
+        datasets: One or several datasets. None uses the datasets of the track.
+        samples: The number of samples per dataset, or "all". None uses the protocol's number.
+        protocol: The name of a protocol. "" uses the default protocol of the track.
+        images: A folder with one sub-folder of images per class. It replaces the datasets.
         prompt: The prompt template for the classes of `images`.
-        data: The folder of the published datasets; None uses VLMBENCH_DATA.
-        name: Another name for a single model that `zero_shot` made.
+        data: The folder of the published datasets. None uses the environment variable VLMBENCH_DATA.
+        name: Another name for the model, if `models` is one model from `zero_shot`.
         out: The folder for the records.
-        workers: The number of processes; 0 uses one per core or GPU.
-        device: "cpu" or "cuda"; "" uses a GPU if there is one.
-        on_progress: Called with the number of finished samples.
+        workers: The number of processes. 0 uses one process per CPU core or GPU.
+        device: "cpu" or "cuda". "" uses a GPU if there is one.
+        on_progress: A function that is called with the number of finished samples.
 
     Raises:
         UserError: An argument cannot be used. The message lists the accepted forms.
@@ -234,17 +236,17 @@ def compare(
     eps: str | Fraction | None = None,
     runs: str | Path | None = None,
 ) -> Comparison:
-    """Compare models on their common samples, with a statistical test for each pair, as `vlmbench compare` does.
+    """Compare models on their common samples, with a statistical test for each pair.
 
-    Only existing records are used.
+    The command `vlmbench compare` does this too. Only existing records are used.
 
     Args:
-        models: The models; each is given by its name, its entry file, or the folder of its run.
-        attack: The attack whose records are compared.
+        models: The models. Each is a name, an entry file, or a run folder.
+        attack: The name of the attack. Its records are compared.
         track: The track of the records.
-        eps: The radius on the pixel scale [0, 1]; None uses the track's standard radius.
-        runs: The folder given to `evaluate` as `out`. Names are searched there first, then on the leaderboard. None
-            searches only the leaderboard, so that the result does not depend on the current folder.
+        eps: The radius for pixels in [0, 1]. None uses the track's standard radius.
+        runs: The folder that `evaluate` had as `out`. Names are searched first in this folder and after that on the
+            leaderboard. None searches only the leaderboard. The result then does not depend on the current folder.
 
     Raises:
         UserError: A model lacks records, or the models do not have a common sample.
@@ -256,7 +258,7 @@ def compare(
 
 
 def load_leaderboard(track: str = "mini", folder: str | Path | None = None) -> Board:
-    """Return the leaderboard of a track, made from the entries in `folder`; None uses the entries in the package.
+    """Return the leaderboard of a track, from the entries in `folder`. None uses the entries in the package.
 
     Raises UserError if the track is unknown or an entry is invalid.
     """
@@ -264,13 +266,13 @@ def load_leaderboard(track: str = "mini", folder: str | Path | None = None) -> B
 
 
 def _run_or_name(name: str, runs: Path | None, track: str) -> str:
-    """Return the model's run folder below `runs` if this folder exists, else the model's name."""
+    """Return the run folder of a model in `runs`. If this folder does not exist, return the name of the model."""
     folder = None if runs is None else runs / safe_name(track) / safe_name(name)
     return str(folder) if folder is not None and folder.is_dir() else name
 
 
 def _models(given: Any, name: str) -> tuple[str | InMemoryModel, ...]:
-    """Return models as a tuple of references and models in memory; raise UserError for anything else."""
+    """Return models as a tuple of references and models in memory; raise UserError for other types."""
     is_one = isinstance(given, str | Path | InMemoryModel) or not isinstance(given, Iterable)
     models = [str(each) if isinstance(each, Path) else each for each in ((given,) if is_one else given)]
     for each in models:
@@ -306,7 +308,7 @@ def _radii(eps: str | Fraction | Sequence[str | Fraction] | None) -> tuple[Fract
 
 
 def _command(request: Request) -> str:
-    """Return the equivalent command line, which the manifest of the run records."""
+    """Return the equivalent command line. It is written to the manifest of the run."""
     options = [("--model", name) for name in request.models]
     options += [("--attack", name) for name in request.attacks]
     options += [("--dataset", name) for name in request.datasets]

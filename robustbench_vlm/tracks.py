@@ -1,4 +1,4 @@
-"""Tracks: settings in which models are comparable, each with a base model, datasets, threat models and protocols."""
+"""Tracks. A track is a base model, datasets, threat models and protocols. Models on one track are comparable."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -11,43 +11,43 @@ from robustbench_vlm.defenses.schedule import Schedule
 
 @dataclass(frozen=True)
 class Track:
-    """A setting in which models are comparable: base model, datasets, threat models, protocols and training budget."""
+    """A base model with datasets, threat models, protocols and a training budget. Models on a track are comparable."""
 
     name: str
     base: str
-    """The model without a defense that all defenses start from."""
+    """The model without a defense. The training of all defenses starts from it."""
     datasets: tuple[str, ...]
-    """The datasets that models are evaluated on."""
+    """The datasets of the evaluation."""
     architecture: str
     """The architecture of the base model, a registered name or "open_clip:NAME"."""
     training_eps: Fraction
-    """The radius of adversarial training, on the pixel scale [0, 1]."""
+    """The radius of adversarial training, for pixels in [0, 1]."""
     norm: str
     """The norm of the threat models: "Linf" or "L2"."""
     eps: tuple[Fraction, ...]
-    """The radii of the evaluation, on the pixel scale [0, 1]."""
+    """The radii of the evaluation, for pixels in [0, 1]."""
     standard_eps: Fraction
-    """The radius that the leaderboard ranks by; one of `eps`."""
+    """The radius by which the leaderboard ranks models. It is one of `eps`."""
     protocols: tuple[str, ...]
-    """The protocols of the track; the first is the default."""
+    """The protocols of the track. The first is the default."""
     leaderboard_protocol: str
     """The protocol that leaderboard entries must follow."""
     attack: str = "autoattack"
-    """The attack that an entry must include to get a rank. A sample is robust if no recorded attack breaks it."""
+    """The attack that an entry needs to get a rank. A sample counts as robust if no recorded attack breaks it."""
     training: str = ""
-    """The dataset for fine-tuning; "" if the user gives a folder of images."""
+    """The dataset for fine-tuning. "" means that the user gives a folder of images."""
     training_datasets: tuple[str, ...] = ()
-    """Datasets that models are trained on. The zero-shot mean leaves them out; a second mean includes them."""
+    """Datasets on which models are trained. The zero-shot mean leaves them out. A second mean includes them."""
     num_training_images: int = 0
-    """The number of training images; 0 for all images of a folder that the user gives."""
+    """The number of training images. 0 means all images in the folder that the user gives."""
     schedule: Schedule | None = None
-    """The training schedule of all defenses on this track; None: each defense uses its published schedule."""
+    """The training schedule of all defenses on this track. None means that each defense uses its published schedule."""
     inner_attack: Mapping[str, Any] = field(default_factory=dict)
-    """Settings of the attack inside adversarial training that all defenses share on this track."""
+    """Settings of the attack in adversarial training. All defenses on this track use them."""
     weights_dtype: str = "float32"
     """The dtype in which trained encoders are saved. Models always run in float32."""
     learning_rates: Mapping[str, float] = field(default_factory=dict)
-    """Maps a defense to its learning rate, which was chosen on held-out images of the fine-tuning dataset."""
+    """Learning rate of each defense, chosen on held-out images of the fine-tuning dataset. The keys are defenses."""
     description: str = ""
     """One sentence for `vlmbench list tracks`."""
 
@@ -107,7 +107,7 @@ ZEROSHOT15 = Track(
         "stl10",
         "sun397",
     ),
-    # Some released models were trained on TinyImageNet, which has 200 of ImageNet's classes, so it is listed here too.
+    # TinyImageNet has 200 of ImageNet's classes. It is listed here, because some released models were trained on it.
     training_datasets=("imagenet", "tiny-imagenet"),
     architecture="open_clip:ViT-B-32-quickgelu",
     training_eps=Fraction(1, 255),

@@ -1,1 +1,1 @@
-"""Basic parts: errors, files, downloads, random numbers, records, fingerprints, registries and threat models."""
+"""Basic modules: errors, files, downloads, random numbers, records, fingerprints, registries and threat models."""

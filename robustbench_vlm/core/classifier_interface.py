@@ -11,24 +11,27 @@ from torch import Tensor
 class Classifier(Protocol):
     """A function from images, float32 [B, 3, H, W] in [0, 1], to logits, float32 [B, C].
 
-    Each row of logits depends only on its own image. A classifier may be bound to B samples, for example because it
-    draws random numbers per sample or because the samples have different classes. Callers then pass one image per
-    sample, in the order of the samples. `select` returns the classifier of a subset of the samples.
+    The logits of an image do not depend on the other images. Some classifiers are only for B fixed samples, for example
+    because they draw random numbers per sample, or because the samples have different classes. Callers then pass one
+    image per sample, in the order of the samples. `select` returns a classifier for some of these samples.
     """
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Return the logits, float32 [B, C], of images, float32 [B, 3, H, W] in [0, 1]."""
 
     def select(self, index: Tensor) -> "Classifier":
-        """Return the classifier of the samples at positions `index`, int64 [K]."""
+        """Return a classifier for only the K samples at the positions `index`, int64 [K]."""
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
-        """Return how many forward and backward passes one sample needs, with or without the gradient of its loss."""
+        """Return the numbers of forward and backward passes that one call needs per sample.
+
+        If `gradient` is true, the numbers include the gradient of a loss.
+        """
 
 
 @dataclass(frozen=True)
 class PlainClassifier:
-    """An adapter that makes a `Classifier` of a torch module or of another function from images to logits.
+    """An adapter that converts a torch module, or another function from images to logits, to a `Classifier`.
 
     All samples use the same function, and one call costs one forward pass per sample.
     """
@@ -41,11 +44,11 @@ class PlainClassifier:
         return self.logits(images)
 
     def select(self, index: Tensor) -> "PlainClassifier":
-        """Return this classifier unchanged, because it is the same function for all samples; `index` is int64 [K]."""
+        """Return this classifier unchanged, because it does not depend on the sample. `index` is int64 [K]."""
         return self
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
-        """Return one forward pass, and one backward pass if `gradient` is true."""
+        """Return (forward passes, backward passes): (1, 1) if `gradient` is true, and (1, 0) if it is false."""
         return 1, int(gradient)
 
 

@@ -1,4 +1,4 @@
-"""Download files over https: resume after an interruption, check size and sha256, then move the file into place."""
+"""Download files over https, with resume after an interruption and checks of size and sha256."""
 
 import http.client
 import os
@@ -23,7 +23,7 @@ from robustbench_vlm.core.http import (
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 
 WAITS = (1.0, 2.0, 5.0, 15.0)
-"""Seconds to wait before each new attempt. After an attempt that received data, the next wait is again the first."""
+"""Seconds to wait before each new attempt. If an attempt received data, the waits start again with the first."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class _Request:
 
     @property
     def origin(self) -> Path:
-        """The file that stores the address of the download and the version that the server stated (ETag or date)."""
+        """The path of a small file with the address of the download and its version on the server (ETag or date)."""
         return self.path.with_name(f"{self.path.name}.partial.origin")
 
     def discard(self) -> None:
@@ -56,21 +56,21 @@ def download(
 ) -> str:
     """Download a file to `path` and return its sha256, 64 hexadecimal digits.
 
-    `path` exists only once the download is complete. If the connection breaks, the received bytes are kept in a
-    `.partial` file in the same folder, and a later call resumes from there. An existing file is checked and not
-    downloaded again.
+    The file at `path` is created when the download is complete. If the connection breaks, the received bytes are kept
+    in a `.partial` file in the folder of `path`, and a later call resumes the download. If `path` already exists, the
+    file is checked and not downloaded again.
 
     Args:
         url: The https address of the file.
         path: The file to write.
-        sha256: The expected digest; "" accepts any digest.
-        size: The expected size in bytes; None accepts any size.
-        on_progress: Called with the number of received bytes.
+        sha256: The expected digest. "" accepts any digest.
+        size: The expected size in bytes. None accepts any size.
+        on_progress: A function that is called with the number of received bytes.
 
     Raises:
-        UserError: The address is not https. The file does not exist or requires a login, or the server sends a web
-            page instead. The server does not state the file's size, so that its end cannot be recognised. The size or
-            digest of the file is wrong. The disk is full, or the server cannot be reached.
+        UserError: The address is not https, or the server cannot be reached. The file does not exist or requires a
+            login, or the server sends a web page. The server does not state the size of the file. The size or digest of
+            the file is wrong. The disk is full.
     """
     check_address(url)
     request = _Request(url, path, sha256, size, on_progress)
@@ -106,7 +106,7 @@ def _checked(request: _Request) -> str:
 
 def _fetch(request: _Request) -> str:
     if _collect(request) and request.sha256 not in ("", sha256_of(request.partial)):
-        # The digest is wrong if the file on the server changed between two responses. Download the whole file again.
+        # The file on the server may have changed between two responses. Download the whole file again.
         request.discard()
         _collect(request)
     digest = sha256_of(request.partial)
@@ -122,7 +122,7 @@ def _fetch(request: _Request) -> str:
 
 
 def _collect(request: _Request) -> bool:
-    """Complete the partial file; return True if it combines bytes from several responses."""
+    """Download until the partial file is complete. Return True if its bytes come from several responses."""
     attempts = most = 0
     while True:
         try:
@@ -140,7 +140,7 @@ def _collect(request: _Request) -> bool:
 
 
 def _receive(request: _Request) -> bool:
-    """Write one response to the partial file; return True if the response continued bytes from an earlier response."""
+    """Write one response to the partial file. Return True if the file already had bytes from an earlier response."""
     start, validator = _resumable(request)
     try:
         opened = open_response(request.url, start, validator)
@@ -148,7 +148,7 @@ def _receive(request: _Request) -> bool:
         if start and failure.size == start:
             # An earlier call received the whole file and was stopped before it moved the file into place.
             return True
-        # The partial file belongs to an earlier version of the file on the server.
+        # The partial file has bytes of an earlier version of the file on the server.
         request.discard()
         raise
     with opened as response:
@@ -178,7 +178,10 @@ def _receive(request: _Request) -> bool:
 
 
 def _resumable(request: _Request) -> tuple[int, str]:
-    """Return the size in bytes and the ETag or date of the partial file, or (0, "") if no file can be resumed."""
+    """Return the size in bytes and the ETag or date of the partial file.
+
+    Return (0, "") if the download cannot be resumed.
+    """
     if not request.partial.is_file() or not request.origin.is_file():
         return 0, ""
     url, _, validator = request.origin.read_text(encoding="utf-8").partition("\n")

@@ -2,4 +2,7 @@
 
 
 class UserError(ValueError):
-    """An error that the user can correct; its message says what was given, what is expected, and what to do next."""
+    """An error that the user can correct.
+
+    The message has three parts: the given value, the expected value, and the next step for the user.
+    """

@@ -1,4 +1,4 @@
-"""Canonical JSON and fingerprints: equal values give the same text and the same sha256."""
+"""Canonical JSON and fingerprints. Equal values have equal JSON texts and equal sha256 digests."""
 
 import dataclasses
 import hashlib
@@ -14,9 +14,9 @@ def _refuse_type(value: Any) -> Any:
 
 
 def plain(value: Any, other: Callable[[Any], Any] = _refuse_type) -> Any:
-    """Convert a value to types that JSON has: a dataclass to a dict, a Fraction to "1/255", a tuple to a list.
+    """Convert a value to types of JSON: a dataclass to a dict, a Fraction to "1/255", and a tuple to a list.
 
-    A value of any other type is replaced by the result of `other`, which by default raises TypeError.
+    For a value of another type, the function `other` is called. By default, it raises TypeError.
     """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name), other) for field in dataclasses.fields(value)}
@@ -37,5 +37,5 @@ def canonical(value: Any) -> str:
 
 
 def fingerprint(value: Any) -> str:
-    """Return the sha256 digest of a value's canonical JSON, 64 hexadecimal digits."""
+    """Return the sha256 digest of the canonical JSON of a value, 64 hexadecimal digits."""
     return hashlib.sha256(canonical(value).encode()).hexdigest()

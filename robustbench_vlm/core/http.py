@@ -1,4 +1,4 @@
-"""HTTP requests over https. After a `TemporaryFailure` a retry may succeed, after a `PermanentFailure` it cannot."""
+"""HTTP requests over https. Errors are a `TemporaryFailure` if a retry may succeed, and else a `PermanentFailure`."""
 
 import http.client
 import ipaddress
@@ -13,13 +13,13 @@ from robustbench_vlm import __version__
 from robustbench_vlm.core.errors import UserError
 
 TIMEOUT = 30.0
-"""Seconds without data after which a connection counts as broken."""
+"""Timeout in seconds. If a connection receives no data for this time, it counts as broken."""
 _CHUNK = 1 << 20
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 
 
 class TemporaryFailure(Exception):
-    """The connection broke, the server did not respond, or it reported a temporary error; a retry may succeed."""
+    """The connection broke, the server did not respond, or it reported a temporary error. A retry may succeed."""
 
 
 class RangeNotSatisfiable(TemporaryFailure):
@@ -29,18 +29,18 @@ class RangeNotSatisfiable(TemporaryFailure):
         super().__init__("the requested part starts after the end of the file on the server")
         size = content_range.removeprefix("bytes */")
         self.size = int(size) if size.isdecimal() else None
-        """The size of the whole file in bytes; None if the server does not state it."""
+        """The size of the whole file in bytes. None if the server does not state it."""
 
 
 class PermanentFailure(Exception):
-    """The server refuses to send the file or does not have it; a retry cannot succeed.
+    """The server refuses to send the file or does not have it. A retry cannot succeed.
 
-    The message is the second part of a sentence that begins with the address, such as "requires a login".
+    The message continues a sentence that starts with the address. An example is "requires a login".
     """
 
 
 def check_address(url: str) -> None:
-    """Raise UserError unless the address uses https or is a server on this machine."""
+    """Raise UserError if the address does not use https and is not on this machine."""
     parts = urlsplit(url)
     if parts.scheme == "https" and parts.hostname:
         return
@@ -69,9 +69,9 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 def open_response(url: str, start: int, validator: str) -> http.client.HTTPResponse:
     """Request a file from byte `start` on and return the open response.
 
-    `validator` is the ETag or date that the server sent with the part that was already downloaded, or "". If the file
-    has changed since then, the server sends the whole file. Raises PermanentFailure if a retry cannot succeed, and
-    TemporaryFailure if it may.
+    If a part of the file was downloaded before, `validator` is the ETag or date from that response. If not, it is "".
+    If the file has changed since then, the server sends the whole file. Raises PermanentFailure if a retry cannot
+    succeed, and TemporaryFailure if it may succeed.
     """
     headers = {"User-Agent": f"robustbench_vlm/{__version__}"}
     if start:
@@ -111,7 +111,7 @@ def _explain_status(code: int) -> str:
 
 
 def read_chunk(response: http.client.HTTPResponse) -> bytes:
-    """Return the next bytes of a response, b"" at its end; raise TemporaryFailure if the connection breaks."""
+    """Return the next bytes of a response. At its end, return b"". Raises TemporaryFailure if the connection breaks."""
     try:
         return response.read(_CHUNK)
     except (OSError, http.client.HTTPException) as error:

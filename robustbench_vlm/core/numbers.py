@@ -1,17 +1,17 @@
 """Format accuracies and their differences. All tables, plots, pages and messages use these functions.
 
-The decimal value of a number is rounded, and halves are rounded away from zero. Python's own formatting rounds the
-binary value, and halves to even digits. It would show 13/16 as 81.2 % and 577/2000 as 28.8 %.
+The decimal value of a number is rounded, and halves are rounded away from zero. Python's formatting rounds the binary
+value, and it rounds halves to even digits. It would show 13/16 as 81.2 % and 577/2000 as 28.8 %.
 """
 
 from decimal import ROUND_HALF_UP, Decimal
 
 _DIGITS = 12
-"""Number of decimals of a float that are kept before rounding. Further digits are errors of float arithmetic."""
+"""A float is first rounded to this number of decimals. Later digits are errors of float arithmetic."""
 
 
 def percent(share: float, digits: int = 1) -> str:
-    """Return a fraction in [0, 1] as a percentage, such as "81.3"; `digits` is the number of decimals."""
+    """Return a fraction in [0, 1] as a percentage, such as "81.3". `digits` is the number of decimals."""
     return _rounded(share, 100, digits)
 
 
@@ -21,7 +21,7 @@ def percent_interval(low: float, high: float, digits: int = 1, *, dash: str = "-
 
 
 def percentage_points(difference: float, digits: int = 1) -> str:
-    """Return the difference of two shares in percentage points with its sign, such as "+1.3"; 0 is "+0.0"."""
+    """Return a difference of two fractions in percentage points with its sign, such as "+1.3". 0 becomes "+0.0"."""
     text = percent(difference, digits)
     return text if text.startswith("-") else f"+{text}"
 

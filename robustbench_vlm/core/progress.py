@@ -6,18 +6,18 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a long operation, reported at its start, after each part, and at its end."""
+    """The state of a long operation. It is reported at the start, after each finished part, and at the end."""
 
     done: int
-    """Number of finished units (samples, training steps, bytes), including those that an earlier call finished."""
+    """Number of finished units (samples, training steps, bytes), including units from an earlier call."""
     total: int | None
-    """Number of all units; None if unknown."""
+    """Number of all units. None if it is unknown."""
     seconds_left: float = 0.0
-    """Estimated seconds until the end; 0 without an estimate."""
+    """Estimated seconds until the end. 0 if there is no estimate."""
     label: str = ""
     """Text about the current part, such as the name of a file or the loss of a training step."""
     passes: int = 0
-    """Forward and backward passes so far, counted per sample; 0 for operations that do not count them."""
+    """Number of forward and backward passes so far, counted per sample. 0 if the operation does not count them."""
 
 
 OnProgress = Callable[[Progress], None]
@@ -25,4 +25,4 @@ OnProgress = Callable[[Progress], None]
 
 
 def ignore_progress(progress: Progress) -> None:
-    """Do nothing; the default of every `on_progress` argument."""
+    """Do nothing. This is the default of every `on_progress` argument."""

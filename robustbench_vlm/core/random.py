@@ -25,14 +25,14 @@ def key_of(*parts: str | int) -> int:
 
 
 def sample_keys(seed: int, dataset: str, sample_ids: Sequence[str]) -> Tensor:
-    """Return one key per sample, int64 [B], that depends on the seed, the dataset's name and the sample's id."""
+    """Return one key per sample, int64 [B]. A key depends on the seed, the name of the dataset and the sample id."""
     return torch.tensor([key_of(seed, dataset, sample_id) for sample_id in sample_ids], dtype=torch.int64)
 
 
 def derive(keys: Tensor, purpose: str) -> Tensor:
-    """Return new keys, int64 [B], for random numbers that are independent of those of `keys`, int64 [B].
+    """Return new keys, int64 [B]. Their random numbers are independent of the random numbers of `keys`, int64 [B].
 
-    `purpose` is any text that identifies the new stream, such as the name of an attack.
+    `purpose` is a text that identifies the new keys, such as the name of an attack.
     """
     return _mix(keys ^ key_of(purpose))
 
@@ -49,25 +49,27 @@ def bits(keys: Tensor, counter: Tensor | int, count: int) -> Tensor:
 
 
 def uniform(keys: Tensor, counter: Tensor | int, shape: Sequence[int]) -> Tensor:
-    """Return uniform random numbers in [0, 1), float32 [B, *shape]; `keys` and `counter` are as in `bits`.
+    """Return uniform random numbers in [0, 1), float32 [B, *shape].
 
-    The numbers are multiples of 2**-24, which float32 represents exactly, so every device gives the same numbers.
+    The numbers are multiples of 2**-24. float32 represents them exactly, so all devices give equal numbers. `bits`
+    explains `keys` and `counter`.
     """
     words = bits(keys, counter, _size(shape))
     return (_shift(words, 40).to(torch.float32) * _UNIT).view(len(keys), *shape)
 
 
 def integers(keys: Tensor, counter: Tensor | int, shape: Sequence[int], high: Tensor | int) -> Tensor:
-    """Return random integers in [0, high), int64 [B, *shape]; `keys` and `counter` are as in `bits`.
+    """Return random integers in [0, high), int64 [B, *shape].
 
-    `high` is an integer in [1, 2**31], or an int64 tensor of such integers that broadcasts to [B, *shape].
+    `high` is an integer in [1, 2**31], or an int64 tensor of such integers that broadcasts to [B, *shape]. `bits`
+    explains `keys` and `counter`.
     """
     words = _shift(bits(keys, counter, _size(shape)), 33).view(len(keys), *shape)
     return (words * high) >> 31
 
 
 def signs(keys: Tensor, counter: Tensor | int, shape: Sequence[int]) -> Tensor:
-    """Return random signs, -1 or 1, float32 [B, *shape]; `keys` and `counter` are as in `bits`."""
+    """Return random signs, -1 or 1, float32 [B, *shape]. `bits` explains `keys` and `counter`."""
     positive = bits(keys, counter, _size(shape)) >= 0
     return (positive.to(torch.float32) * 2 - 1).view(len(keys), *shape)
 
@@ -76,8 +78,8 @@ def normal(keys: Tensor, counter: Tensor | int, shape: Sequence[int]) -> Tensor:
     """Return nearly normal random numbers of mean 0 and variance 1, float32 [B, *shape].
 
     Each number is a scaled sum of four 16-bit uniform numbers, so its absolute value is at most 3.5. The sum is exact
-    on every device. Exactly normal numbers need the logarithm and the cosine, which may round differently.
-    `keys` and `counter` are as in `bits`.
+    on every device. Exactly normal numbers would need the logarithm and the cosine. Devices round these differently.
+    `bits` explains `keys` and `counter`.
     """
     words = bits(keys, counter, _size(shape))
     total = (words & 0xFFFF) + (_shift(words, 16) & 0xFFFF) + (_shift(words, 32) & 0xFFFF) + _shift(words, 48)

@@ -13,7 +13,7 @@ _QUANTILE = 1.959964
 
 @dataclasses.dataclass(frozen=True)
 class SampleResult:
-    """The result of one sample under one model, attack, dataset and eps; one row of a parquet file of records."""
+    """The result of one sample for one model, attack, dataset and eps. It is one row of a parquet file of records."""
 
     sample_id: str
     """The name of the sample within its dataset."""
@@ -24,17 +24,17 @@ class SampleResult:
     clean_prediction: int
     """The index of the class that the model predicts for the clean image."""
     adversarial_prediction: int
-    """The index of the class that the model predicts for the adversarial image, after the evaluation has projected this
-    image into the threat model; equal to `clean_prediction` if the attack failed."""
+    """The index of the class that the model predicts for the adversarial image. Before the prediction, the image is
+    projected into the threat model. If the attack failed, the value is equal to `clean_prediction`."""
     broken_by: str
-    """The attack stage that changed the prediction, "clean" if the clean image is misclassified, "" if robust."""
+    """The name of the attack stage that changed the prediction. It is "clean" if the clean image is misclassified, and
+    "" if the sample is robust."""
     distance: float
-    """The size of the adversarial perturbation in the norm of the threat model, on the pixel scale [0, 1]; 0 if no
-    attack succeeded."""
+    """The norm of the adversarial perturbation, for pixels in [0, 1]. It is 0 if no attack succeeded."""
     forward: int
-    """Forward passes through the network that were spent on this sample."""
+    """Number of forward passes of this sample through the network."""
     backward: int
-    """Backward passes through the network that were spent on this sample."""
+    """Number of backward passes of this sample through the network."""
     margin: float
     """The clean logit of the correct class minus the largest other logit, divided by the logit scale."""
     warnings: str
@@ -62,7 +62,7 @@ class Accuracy:
         The `n` of the result is the total number of samples.
         """
         values, counts = [each.value for each in accuracies], [each.n for each in accuracies]
-        # The mean is computed from fractions, so that equal means are equal floats in any order of the datasets.
+        # The mean is computed from fractions, so that the order of the datasets does not change the float.
         mean = float(sum(map(_exact, values, counts)) / len(values))
         return cls(mean, *mean_interval(values, counts), sum(counts))
 
@@ -118,7 +118,7 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def _exact(share: float, n: int) -> Fraction:
-    """Return the fraction k / `n` that the float `share` approximates, or `share` itself if no integer k fits."""
+    """Return the fraction k / `n` that the float `share` approximates. If no integer k fits, return `share`."""
     fraction = Fraction(round(share * n), n)
     return fraction if math.isclose(fraction, share, rel_tol=0, abs_tol=1e-12) else Fraction(share)
 
@@ -130,9 +130,9 @@ def mean_interval(shares: Sequence[float], counts: Sequence[int]) -> tuple[float
     for new samples from the same datasets, but not for new datasets.
 
     For one dataset, the interval is the Wilson interval. For several datasets, it is the normal interval of the
-    stratified mean, with the unbiased variance of each dataset. Each variance is computed after adding half a success
-    and half a failure (Jeffreys), because accuracies of 0 and 1 would otherwise have variance 0.
-    `benchmarks/mean_interval.py` compares the coverage of this interval with that of other formulas.
+    stratified mean, with the unbiased variance of each dataset. Half a success and half a failure are added to each
+    dataset before its variance is computed (Jeffreys). Without them, accuracies of 0 and 1 would have variance 0.
+    `benchmarks/mean_interval.py` compares the coverage of this interval with other formulas.
     """
     if len(shares) == 1:
         return wilson(round(shares[0] * counts[0]), counts[0])

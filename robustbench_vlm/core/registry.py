@@ -1,4 +1,4 @@
-"""Registries: tables that map a name to an import path "module:value". Other packages add names by entry points."""
+"""Registries: tables from names to import paths "module:value". Other packages can add names with entry points."""
 
 import difflib
 from collections.abc import Iterable, Mapping
@@ -14,31 +14,31 @@ _SHOWN = 12
 
 @dataclass(frozen=True)
 class Registry:
-    """All named values of one kind, such as attacks.
+    """A registry of named objects of one kind, such as attacks.
 
-    This package lists its values in `table`. Other packages add values in the entry-point group
+    `table` lists the objects of this package. Other packages add objects in the entry-point group
     `robustbench_vlm.<kind>s`.
     """
 
     kind: str
     """The singular name of the kind, such as "attack"."""
     table: Mapping[str, str]
-    """Maps each name that this package registers to the import path "module:value"."""
+    """The objects of this package: a mapping from names to import paths "module:value"."""
 
     @property
     def group(self) -> str:
-        """The entry-point group in which other packages register values of this kind; hyphens become underscores."""
+        """The entry-point group for other packages. Hyphens in `kind` become underscores."""
         return f"robustbench_vlm.{self.kind.replace('-', '_')}s"
 
     def names(self) -> list[str]:
-        """Return all registered names, sorted, without importing the values."""
+        """Return all registered names, sorted. The objects are not imported."""
         return sorted({*self.table, *(point.name for point in entry_points(group=self.group))})
 
     def load(self, name: str) -> Any:
-        """Import and return the value that is registered under `name`.
+        """Import and return the object with the name `name`.
 
-        Raises UserError if the name is unknown (the message suggests similar names), if several packages register it,
-        or if another package registers it and that package fails to load.
+        Raises UserError if the name is unknown or if several packages register it. Also raises UserError if the object
+        is in another package and cannot be imported.
         """
         providers = self._providers(name)
         if not providers:
@@ -66,9 +66,10 @@ class Registry:
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str], command: str = "") -> str:
-    """Return the message for a name that is not in `allowed`, with similar names and up to twelve allowed names.
+    """Return the error message for a name that is not in `allowed`.
 
-    `command` is the command that lists all allowed names, or "".
+    The message has similar names and up to twelve allowed names. `command` is the command that lists all allowed names,
+    or "".
     """
     allowed = list(allowed)
     nearest = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)

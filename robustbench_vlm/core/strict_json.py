@@ -1,7 +1,7 @@
 """Strict reading of JSON from other people or programs: model cards, leaderboard entries and run manifests.
 
-`read_json` parses a file or a text and refuses JSON that two parsers could read differently. `validate` converts the
-values to a dataclass or pydantic model; its error message names the field of the first problem.
+`read_json` parses a file or a text. It refuses JSON that two parsers could read differently. `validate` converts the
+values to a dataclass or pydantic model. Its error message names the first wrong field.
 """
 
 import functools
@@ -25,7 +25,7 @@ _MESSAGES = {
     "extra_forbidden": "unknown field",
     "unexpected_keyword_argument": "unknown field",
 }
-"""Maps a type of pydantic error to a message for users. pydantic's own messages for these types use Python terms."""
+"""Messages for users. The keys are types of pydantic errors for which pydantic's messages use terms of Python."""
 
 
 def read_json(
@@ -37,13 +37,13 @@ def read_json(
         source: A file to read, or the text itself.
         what: The name of the document in messages, such as "the model card".
         max_bytes: The largest allowed size in bytes, in UTF-8.
-        max_depth: The largest allowed number of nested objects and arrays; a number or a text has depth 0.
-        advice: The last part of each message, which says what the user should do.
+        max_depth: The largest allowed number of nested objects and arrays. A number or a text has depth 0.
+        advice: The last part of each message: the next step for the user.
 
     Raises:
         UserError: The file cannot be read, is too large, is not UTF-8, or is not JSON. An object repeats a key. The
-            document has NaN, an infinite number (also written as 1e999), an integer of more than 64 bits or a lone
-            surrogate, or its nesting is too deep.
+            document is nested too deeply. It has NaN, an infinite number (such as 1e999), an integer of more than 64
+            bits, or a lone surrogate.
     """
     name = f"{what} {source}" if isinstance(source, Path) else what
     text = _text_of(source, name, max_bytes, advice)
@@ -66,9 +66,9 @@ def read_json(
 
 
 def validate(kind: type[T], values: Any, what: str, *, advice: str = _ADVICE) -> T:
-    """Convert JSON values to `kind`, a dataclass or pydantic model. Types are strict: the text "1" is not a number.
+    """Convert JSON values to the dataclass or pydantic model `kind`. The text "1" is not accepted as a number.
 
-    Raises the UserError of `validation_error`, which names the field of the first problem.
+    Raises a UserError that names the first wrong field.
     """
     from pydantic import ValidationError
 
@@ -86,8 +86,8 @@ def validation_error(error: "ValidationError", what: str, *, advice: str = _ADVI
     first = problems[0]
     place = "/".join(_printable(part) for part in first["loc"])
     message = _MESSAGES.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-    # If a field is missing or a check concerns several fields, pydantic's input is the object around them. That object
-    # is too long for a message.
+    # If a field is missing, or if a check is about several fields, pydantic's input is the whole object. It is too long
+    # for a message.
     given = first["input"]
     shown = "" if isinstance(given, dict | list) or first["type"] in _MESSAGES else f", got {_printable(repr(given))}"
     more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""
@@ -129,7 +129,7 @@ def _finite(digits: str) -> float:
 
 
 def _integer(digits: str) -> int:
-    # The length is checked first because Python raises an error when it converts thousands of digits.
+    # Python raises an error if it converts thousands of digits. The length is therefore checked first.
     if len(digits) > 21 or abs(int(digits)) >= _LARGEST_INTEGER:
         raise ValueError(f"has the integer {_printable(digits)}, which has more than 64 bits")
     return int(digits)
@@ -145,7 +145,7 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _check_values(values: Any, max_depth: int) -> None:
-    """Raise ValueError if values are nested too deep or a text has a lone surrogate."""
+    """Raise ValueError if values are nested too deeply, or if a text has a lone surrogate."""
     level, depth = [values], 0
     while level:
         texts = (text for value in level for text in _texts_in(value))
@@ -166,6 +166,6 @@ def _texts_in(value: Any) -> Iterator[str]:
 
 
 def _printable(value: object) -> str:
-    """Return untrusted text for use in a message: control characters escaped, at most 80 characters."""
+    """Escape control characters in untrusted text and shorten it to 80 characters, for use in a message."""
     text = str(value).encode("unicode_escape").decode()
     return text if len(text) <= 80 else f"{text[:77]}..."

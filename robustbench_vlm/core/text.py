@@ -1,9 +1,9 @@
 """Escape untrusted text for each output format: terminal, CSV, Markdown, LaTeX, BibTeX and plots.
 
-Model files, datasets and submitted entries contain names and notes by other people. Code that writes such text to an
-output format first calls the function of that format. The text then cannot act as a formula, a terminal escape
-sequence or markup. In HTML pages jinja2 escapes the markup, so they need only `terminal_text` or `one_line` for
-control characters.
+Model files, datasets and submitted entries contain names and notes by other people. Before code writes such text to an
+output, it calls the function for the output format. The text then cannot act as a formula, a terminal escape sequence
+or markup. In HTML pages, jinja2 escapes markup. Only control characters remain, and `terminal_text` or `one_line`
+removes them.
 """
 
 import csv
@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""Characters that start a formula in a spreadsheet; the last four are their full-width forms."""
+"""Characters that start a formula in a spreadsheet. The last four are full-width forms of the others."""
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>#|~$&!@]|:(?=//)|(?<=www)\.|^[-+=](?!\d)|^\d+[.)](?!\d)", re.IGNORECASE)
 _LATEX = {
     "\\": r"\textbackslash{}",
@@ -33,7 +33,7 @@ _BIBTEX = re.compile(r"[{}\\%$#&^~@]")
 
 
 def terminal_text(text: str, *, keep_newlines: bool = False) -> str:
-    r"""Return text with control characters, direction marks and surrogates replaced by escapes such as ``\x1b``.
+    r"""Replace control characters, direction marks and surrogates in text by escapes such as ``\x1b``.
 
     Line breaks are escaped too, unless `keep_newlines` is true.
     """
@@ -42,12 +42,12 @@ def terminal_text(text: str, *, keep_newlines: bool = False) -> str:
 
 
 def one_line(text: str) -> str:
-    """Return text on one line, with each run of whitespace and unprintable characters replaced by one space."""
+    """Return text on one line. Each run of whitespace and unprintable characters becomes one space."""
     return " ".join("".join(char if char.isprintable() else " " for char in text).split())
 
 
 def csv_cell(text: str) -> str:
-    r"""Return text for a CSV cell; a spreadsheet shows it and does not compute it as a formula.
+    r"""Escape text for a CSV cell, so that a spreadsheet does not compute it as a formula.
 
     Text that looks like a formula gets a leading apostrophe. Control characters, including tabs and line breaks, become
     escapes such as ``\t``. Other text is returned unchanged. See
@@ -57,7 +57,7 @@ def csv_cell(text: str) -> str:
 
 
 def csv_text(rows: Iterable[Iterable[object]]) -> str:
-    """Return rows as CSV text; strings are escaped by `csv_cell`, other values are written as they are."""
+    """Return rows as CSV text. Strings are escaped by `csv_cell`. Other values are not changed."""
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
     writer.writerows([csv_cell(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
@@ -65,26 +65,26 @@ def csv_text(rows: Iterable[Iterable[object]]) -> str:
 
 
 def markdown_text(text: str) -> str:
-    """Return text on one line that GitHub's Markdown shows literally, without markup, lists, headings or links."""
+    """Escape text for one line of GitHub's Markdown, so that it does not act as markup, list, heading or link."""
     return _MARKDOWN.sub(lambda found: f"{found[0][:-1]}\\{found[0][-1]}", one_line(text))
 
 
 def latex_text(text: str) -> str:
-    """Return text on one line that LaTeX prints literally; a hyphen before a number becomes a minus sign."""
+    """Escape text for one line of LaTeX, so that it is printed literally. A hyphen before a number becomes a minus."""
     escaped = "".join(_LATEX.get(char, char) for char in one_line(text))
     return re.sub(r"(?<!\S)-(?=\d)", "$-$", escaped)
 
 
 def bibtex_text(text: str) -> str:
-    """Return text on one line for a BibTeX field, without the characters that are special in BibTeX or TeX."""
+    """Return text on one line for a BibTeX field. Special characters of BibTeX and TeX are removed."""
     return _BIBTEX.sub("", terminal_text(" ".join(text.split())))
 
 
 def plot_text(text: str) -> str:
-    """Return text that matplotlib draws literally.
+    """Escape text, so that matplotlib draws it literally.
 
-    matplotlib would draw text between dollar signs as a formula, and would leave out of the legend a label that begins
-    with an underscore.
+    Without this, matplotlib draws text between dollar signs as a formula. It also omits labels that begin with an
+    underscore from the legend.
     """
     text = "".join(char if char.isprintable() else " " for char in text).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

@@ -9,10 +9,10 @@ from robustbench_vlm.core.errors import UserError
 
 NORMS = ("Linf", "L2")
 _LARGEST = {"Linf": 1, "L2": 10**6}
-"""The largest radius of each norm. No two images differ by more: an L2 distance of 10**6 needs 10**12 pixels."""
+"""The largest accepted radius of each norm. Images cannot differ by more: an L2 norm of 10**6 needs 10**12 pixels."""
 _ADVICE = "write eps as a fraction of the pixel range [0, 1], as in --eps 4/255 (Linf) or --eps 1/2 (L2)"
 _NUMBER = re.compile(r"[-+]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})(e[-+]?\d{1,2})?", re.ASCII | re.IGNORECASE)
-"""A decimal number whose exact fraction is small enough to compute with."""
+"""Pattern of a decimal number that has few digits. Its exact fraction is fast to compute."""
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Threat:
     norm: str
     """"Linf" or "L2"."""
     eps: Fraction
-    """The exact radius on the pixel scale [0, 1]; at most 1 for Linf and 10**6 for L2."""
+    """The exact radius, for pixels in [0, 1]. It is at most 1 for Linf and at most 10**6 for L2."""
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:
@@ -39,10 +39,10 @@ class Threat:
 
     @property
     def eps_text(self) -> str:
-        """The radius as text that `parse_eps` reads back exactly. All tables, plots and pages print this text.
+        """The radius as text, for tables, plots and pages. `parse_eps` converts this text to an equal radius.
 
-        A Linf radius is written over 255, such as "4/255" or "15.9375/255". A radius that is not exact over 255, such
-        as 1/7, and an L2 radius are written as a fraction.
+        A Linf radius is written as a number of 255ths, such as "4/255" or "15.9375/255". If this is not exact, as for
+        1/7, the radius is written as a fraction. An L2 radius is always written as a fraction.
         """
         steps = 255 * self.eps
         decimal = Decimal(steps.numerator) / Decimal(steps.denominator)
@@ -63,7 +63,7 @@ def parse_eps(text: str) -> Fraction:
 
 
 def exact_eps(eps: object) -> Fraction:
-    """Return a radius that is given as a text or a Fraction; raise UserError for a float, which is not exact."""
+    """Convert a text or a Fraction to an exact radius. Raises UserError for a float, because floats are not exact."""
     if not isinstance(eps, str | Fraction):
         raise UserError(
             f"eps must be a text or a Fraction, got the {type(eps).__name__} {eps!r}: give the exact value, as in"

@@ -1,4 +1,4 @@
-"""The registry of datasets: name -> the module and variable of each dataset."""
+"""The registry of datasets: a mapping from the name of a dataset to its module and variable."""
 
 from robustbench_vlm.core.registry import Registry
 

@@ -34,7 +34,7 @@ class Source(Protocol):
         ...
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Return the images at B indices as uint8 [B, 3, H, W]; H and W are the same for all images of the dataset.
+        """Return the images at B indices as uint8 [B, 3, H, W]. All images of the dataset have one size H x W.
 
         Raises UnreadableImage if an image cannot be decoded.
         """
@@ -43,7 +43,7 @@ class Source(Protocol):
 
 @runtime_checkable
 class FileSource(Source, Protocol):
-    """A source of images that are files of the user, and that may therefore change."""
+    """A source of image files in a folder of the user. The files may change."""
 
     def path(self, index: int) -> Path:
         """Return the file of an image."""
@@ -70,11 +70,12 @@ class Dataset:
     origin: str = ""
     """The source and the licence of the images."""
     published: str = ""
-    """Name of the published dataset whose images are used and must be prepared before `open`; "" for other images."""
+    """Name of the published dataset from which the images come. They must be prepared before `open` is called. "" if
+    the images are not from a published dataset."""
     transform: Transform = NATIVE
-    """Converts an image of a published dataset to the pixels that are attacked."""
+    """The function that converts an image of a published dataset to the pixels that are attacked."""
     merged: tuple[int, ...] = ()
-    """`merged[label]` is the class index for a label of the published dataset; () if every label is the class index."""
+    """`merged[label]` is the class index for a label of the published dataset. If it is (), labels are class indices."""
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
@@ -101,12 +102,12 @@ class Dataset:
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """One entry per class: a text if `prompt` is one template, else a tuple with one text per template."""
+        """One entry per class. It is a text if `prompt` is one template. If not, it is a tuple of texts."""
         filled = [tuple(text.replace("{}", name) for text in self.templates) for name in self.classes]
         return tuple(texts[0] if isinstance(self.prompt, str) else texts for texts in filled)
 
     def open(self) -> Source:
-        """Return the dataset's images. Call `prepare_dataset` first if the dataset is a published one."""
+        """Return the images of the dataset. For a published dataset, call `prepare_dataset` first."""
         assert not self.published or self.options, f"{self.name} is not prepared"
         module, _, name = self.source.partition(":")
         source: Source = getattr(importlib.import_module(module), name)(**self.options)
@@ -114,5 +115,5 @@ class Dataset:
 
 
 def image_sha256(image: Tensor) -> str:
-    """Return the sha256, in hexadecimal, of an image's pixels. image: uint8 [3, H, W], hashed in C order."""
+    """Return the sha256 of the pixels of an image, uint8 [3, H, W] in C order, as hexadecimal digits."""
     return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()

@@ -1,9 +1,9 @@
-"""Datasets of the built-in track `mini`: thirteen with images drawn by code, and the digits of scikit-learn.
+"""Datasets of the built-in track `mini`. The images of thirteen datasets are drawn by code.
 
-A drawn image depends only on its sample id. Each drawn dataset classifies a different attribute of the scenes in
-`world`, for example the shape or the background. The fine-tuning dataset "scenes" has classes for all these attributes
-and different images. It has the role that ImageNet has for the published datasets. The handwritten digits are real
-images (UCI, Alpaydin and Kaynak 1998).
+A drawn image depends only on its sample id. The classes of a drawn dataset are values of one attribute of the scenes in
+`world`, for example the shape or the background. The fine-tuning dataset "scenes" has classes for all these attributes,
+and its images are in no other dataset. It is used as ImageNet is used for the published datasets. One more dataset has
+real images: the handwritten digits of scikit-learn (UCI, Alpaydin and Kaynak 1998).
 """
 
 import gzip
@@ -23,12 +23,12 @@ from robustbench_vlm.datasets.world.drawing import SIDE, draw
 from robustbench_vlm.datasets.world.scenes import DIGIT, PAIR, SEVERAL, SINGLE, Values, sample_scenes
 
 Classes = tuple[tuple[str, Mapping[str, int]], ...]
-"""Pairs of a class name and the attribute values that define the class."""
+"""Pairs (class name, attribute values of the class)."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Classes whose scenes come from the same family with the same restrictions on attribute values."""
+    """Classes with one family of scenes and one set of restrictions on the attribute values."""
 
     family: str
     changes: Values
@@ -101,7 +101,7 @@ QUESTIONS: Mapping[str, tuple[Group, ...]] = {
         Group(SINGLE, _LARGE, _one(_products(_SHAPES[::2], _LIGHTS))),
     ),
 }
-"""Maps the name of a dataset to the groups of its classes."""
+"""The groups of classes of each dataset. The keys are the names of the datasets."""
 
 
 class DrawnSource:
@@ -174,8 +174,8 @@ class HandwrittenSource:
 def _rows() -> list[list[int]]:
     """Return 65 integers per sample: its 64 grey values and its digit.
 
-    This reads the data file of scikit-learn's load_digits directly, because importing scikit-learn takes three seconds
-    in every process.
+    This function reads the data file of scikit-learn's load_digits. It does not import scikit-learn, because the import
+    takes three seconds in every process.
     """
     library = find_spec("sklearn")
     assert library is not None and library.submodule_search_locations
@@ -185,9 +185,9 @@ def _rows() -> list[list[int]]:
 
 
 def _enlarge(images: Tensor) -> Tensor:
-    """Interpolate linearly from 8 to 32 rows, and multiply the values by 8, so that the results are exact integers.
+    """Interpolate images, int64 [B, 8, W], linearly to 32 rows. Return int64 [B, 32, W].
 
-    images: int64 [B, 8, W]. Returns int64 [B, 32, W].
+    The values are multiplied by 8, so that the results are exact integers.
     """
     above = torch.cat([images[:, :1], images[:, :-1]], dim=1)
     below = torch.cat([images[:, 1:], images[:, -1:]], dim=1)

@@ -7,8 +7,8 @@ stored in chunks of CHUNK samples. Each chunk has two files:
 * NNNNNN.json: the sha256 of each image, and the size and modification time of its original file.
 
 NNNNNN is the index of the chunk's first sample. The JSON file is written last, so a chunk is complete if its JSON file
-exists. If a preparation is killed, the next one continues with the first incomplete chunk. A chunk is prepared again if
-an original file has changed.
+exists. If a preparation is killed, the next preparation continues at the first incomplete chunk. If an original file
+has changed, its chunk is prepared again.
 """
 
 import contextlib
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 
 PREPARED_SOURCE = "robustbench_vlm.datasets.prepared:PreparedSource"
 CHUNK = 250
-"""Number of samples per chunk. A chunk has 38 MB at 224 pixels; a killed preparation loses at most one chunk."""
+"""Number of samples per chunk. A chunk has 38 MB at 224 pixels. A killed preparation loses at most one chunk."""
 
 _CHUNK_FILE = re.compile(r"\d{6,}\.json")
 
 
 class PreparedSource:
-    """The samples of a prepared folder in the standard order. All samples have ids; only prepared ones have images."""
+    """The samples of a prepared folder, in the standard order. All samples have ids, but some may have no image yet."""
 
     def __init__(self, folder: str, merged: Sequence[int] = ()) -> None:
         self._folder = Path(folder)
@@ -45,7 +45,10 @@ class PreparedSource:
         self.labels = tuple(merged[label] for label in labels) if merged else labels
 
     def read(self, indices: Sequence[int]) -> Tensor:
-        """Return the images at B indices as uint8 [B, 3, H, W]; raise UnreadableImage for undecodable images."""
+        """Return the images at B indices as uint8 [B, 3, H, W].
+
+        Raises UnreadableImage if an image could not be decoded.
+        """
         for index in indices:
             if not self.digests([index])[0]:
                 reason = _chunk_digests(self._folder, index // CHUNK)["unreadable"][str(index % CHUNK)]
@@ -55,11 +58,11 @@ class PreparedSource:
         return images
 
     def digests(self, indices: Sequence[int]) -> list[str]:
-        """Return the sha256 of the prepared pixels of the images at `indices`; "" if an image cannot be decoded."""
+        """Return the sha256 of the prepared pixels of each image. It is "" if the image cannot be decoded."""
         return [_chunk_digests(self._folder, index // CHUNK)["sha256"][index % CHUNK] for index in indices]
 
     def _read_ahead(self, start: int, count: int) -> None:
-        """Ask the operating system to read the next `count` samples from disk, so that the next read is fast."""
+        """Ask the operating system to read the next `count` samples from the disk. The next read is then fast."""
         for chunk in range(start // CHUNK, -(-(start + count) // CHUNK)):
             if (self._folder / digest_name(chunk)).is_file():
                 pixels = _chunk_pixels(self._folder, chunk)
@@ -86,7 +89,7 @@ def _chunk_files(folder: Path) -> list[Path]:
 
 
 def unreadable(folder: Path, count: int) -> dict[str, str]:
-    """Return id -> reason for the images among the first `count` samples that cannot be decoded."""
+    """Return the images among the first `count` samples that cannot be decoded, as a mapping from id to reason."""
     ids, _ = _index(folder)
     return {
         ids[chunk * CHUNK + int(row)]: reason
@@ -135,7 +138,7 @@ def stored_digests(folder: Path, chunk: int) -> list[str]:
 
 @functools.lru_cache(maxsize=32)
 def _index(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the ids and labels of a folder. They are cached, because each part of a run opens the dataset again."""
+    """Return the ids and labels of a prepared folder. They are cached, because a run opens a dataset several times."""
     index = read_json(folder / "index.json", "ids", "labels")
     return tuple(index["ids"]), tuple(index["labels"])
 
@@ -164,7 +167,7 @@ def _chunk_digests(folder: Path, chunk: int) -> dict[str, Any]:
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Return the content of a JSON file of a prepared folder, an object with at least these keys.
+    """Return the content of a JSON file of a prepared folder. It must be an object that has the keys `keys`.
 
     Raises UserError if the file is missing or damaged.
     """
@@ -186,10 +189,10 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 def pixel_name(chunk: int) -> str:
-    """Return the name of the file that holds a chunk's pixels."""
+    """Return the name of the file with the pixels of a chunk."""
     return f"{chunk * CHUNK:06d}.npy"
 
 
 def digest_name(chunk: int) -> str:
-    """Return the name of the JSON file of a chunk; the chunk is complete if this file exists."""
+    """Return the name of the JSON file of a chunk. The chunk is complete if this file exists."""
     return f"{chunk * CHUNK:06d}.json"

@@ -167,7 +167,7 @@ def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequenc
 
 
 def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Dataset]:
-    """Return the requested datasets with the protocol's prompts. Return an empty list if a folder of images is given."""
+    """Return the requested datasets with the protocol's prompts. The list is empty if a folder of images is given."""
     _check_image_source(request, track, protocol)
     if request.images is not None:
         return []

@@ -55,7 +55,7 @@ class ScoreTable:
     """Mean over all datasets of the protocol, as in papers. None if it is equal to `mean`, or if a dataset is missing.
     """
     seconds: float
-    """Wall time of the run, divided among the tables in proportion to their passes. 0 if all records already existed."""
+    """Wall time of the run, divided among the tables in proportion to their passes. 0 if all records existed before."""
     passes: int
     """Number of forward and backward passes for the records of this table, including records from earlier runs."""
     folder: Path

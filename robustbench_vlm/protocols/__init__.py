@@ -1,4 +1,4 @@
-"""The registry of protocols: name -> the module and variable of each protocol. Importing this does not import torch."""
+"""The registry of protocols: a mapping from names to modules and variables. This module does not import torch."""
 
 from robustbench_vlm.core.registry import Registry
 

@@ -13,8 +13,8 @@ from robustbench_vlm.datasets.published.zero_shot import has_native_size, with_p
 from robustbench_vlm.datasets.transform import Transform
 
 LATER = {"later": True}
-"""Metadata of a field that was added after the first results. If such a field has its default value, the identity
-leaves it out, so that the fingerprints of old results stay valid."""
+"""Metadata of a field that was added after the first results. If such a field has its default value, it is not a part
+of the identity. The fingerprints of old results therefore remain valid."""
 
 
 @dataclass(frozen=True)
@@ -24,45 +24,47 @@ class Protocol:
     name: str
     version: int
     samples: int | None
-    """Number of samples per dataset, taken from the start of its standard order; None takes all samples."""
+    """Number of samples per dataset. They are the first samples of its standard order. None means all samples."""
     seed: int = 0
     image_size: int | None = None
-    """Height and width in pixels to which the images of --images are resized; None takes the model's input size."""
+    """Height and width in pixels to which the images of --images are resized. None means the model's input size."""
     precision: str = "float32"
     """Precision of the image encoder during the attack: "float32", "bfloat16" or "float16". Losses are float32."""
     iterate: str = "best"
-    """The iterate that PGD returns: "final", or "best" (the first misclassified one, else the one of highest loss)."""
+    """The iterate that PGD returns: "final" or "best". "best" is the first misclassified iterate. If all iterates are
+    classified correctly, it is the iterate with the highest loss."""
     prompts: Mapping[str, Prompt] = field(default_factory=dict)
-    """Maps the name of a dataset to the prompt that replaces the dataset's own prompt."""
+    """Prompts that replace the prompts of datasets. The keys are the names of the datasets."""
     verdict_precision: str = field(default="float32", metadata=LATER)
     """Precision of the image encoder when the benchmark classifies the clean and the adversarial images."""
     datasets: tuple[str, ...] = field(default=(), metadata=LATER)
-    """Names of the datasets in the published table; () takes the datasets of the track."""
+    """Names of the datasets in the published table. () means the datasets of the track."""
     missing_datasets: tuple[str, ...] = field(default=(), metadata=LATER)
-    """Datasets of the published table that this package cannot run. They prevent a comparison with the table's mean."""
+    """Datasets of the published table that this package cannot run. Without them, the means are not comparable."""
     logit_precision: str = field(default="float32", metadata=LATER)
     """Precision of the product of image and text features. Published code that runs in half precision has "float16"."""
     prompt_source: str = field(default="", metadata=LATER)
-    """Name of the prompt source of published datasets, see `datasets.prompts`; "" keeps each dataset's own prompts."""
+    """Name of the source of prompts in `datasets.prompts` for published datasets. "" keeps the prompts of datasets."""
     transform: Transform | None = field(default=None, metadata=LATER)
-    """Converts images of published datasets to the pixels that are attacked; None keeps each dataset's transform."""
+    """The transform of the images of published datasets. None keeps the transform of each dataset."""
     small_transform: Transform | None = field(default=None, metadata=LATER)
-    """Replaces `transform` for published datasets whose images all have one small size (CIFAR and STL10)."""
+    """The transform for published datasets with small images of one size (CIFAR and STL10). It replaces `transform`."""
     attacks: Mapping[str, str] = field(default_factory=dict, metadata=LATER)
-    """Maps the name of an attack to the attack that this protocol runs in its place, such as a reduced AutoAttack."""
+    """Attacks that replace other attacks in this protocol, such as a reduced AutoAttack. The keys are the names that
+    users give."""
     step_size: str = field(default="", metadata=LATER)
-    """Step size of PGD and CW under Linf for pixels in [0, 1], such as "1/255"; "" keeps each attack's step size."""
+    """Step size of PGD and CW in Linf, for pixels in [0, 1], such as "1/255". "" keeps the step size of each attack."""
     mean_over: int = field(default=1, metadata=LATER)
-    """If above 1, PGD maximises the mean cross-entropy over this many samples, as published code does.
+    """If above 1, PGD maximises the mean cross-entropy over this number of samples. Published code does this too.
 
-    The mean makes each sample's gradient smaller, so small gradients become 0 in half precision.
+    The mean makes the gradient of each sample smaller. In half precision, small gradients then become 0.
     """
     description: str = ""
     """The protocol in one sentence, for lists and pages."""
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The fields that a result depends on, as JSON types."""
+        """The fields that can change a result, as JSON types."""
         values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if _counts(self, each)}
         found: dict[str, Any] = plain(values)
         return found
@@ -73,7 +75,7 @@ class Protocol:
         return f"{self.name}/{self.version}"
 
     def with_samples(self, samples: int | None) -> "Protocol":
-        """Return a copy, with a new name, that has another number of samples per dataset (None: all)."""
+        """Return a copy with another number of samples per dataset and a new name. None means all samples."""
         if samples == self.samples:
             return self
         return dataclasses.replace(self, name=f"{self.name}-{samples or 'all'}", samples=samples)
@@ -91,13 +93,13 @@ class Protocol:
         return dataclasses.replace(dataset, prompt=self.prompts.get(dataset.name, dataset.prompt))
 
     def attack_name(self, name: str) -> str:
-        """Return the name of the attack that this protocol runs when a user asks for the attack `name`."""
+        """Return the name of the attack that this protocol runs if a user gives the attack `name`."""
         return self.attacks.get(name, name)
 
     def adapt_attack(self, attack: Attack, norm: str = "Linf") -> Attack:
         """Return the attack with the protocol's iterate, step size and loss, in the stages that accept them.
 
-        The step size applies to Linf only. It is the change of each pixel in a step. As the L2 length of a step it
+        The step size is used only for Linf. It is the change of each pixel in one step. As the L2 norm of a step, it
         would be too small.
         """
         return dataclasses.replace(attack, stages=tuple(self._adapt_stage(stage, norm) for stage in attack.stages))
@@ -114,7 +116,7 @@ class Protocol:
         return dataclasses.replace(stage, parameters=parameters)
 
     def select(self, ids: Sequence[str], labels: Sequence[int]) -> list[int]:
-        """Return the indices of the protocol's samples: the first ones of the standard order."""
+        """Return the indices of the protocol's samples. They are the first samples of the standard order."""
         return standard_order(ids, labels)[: self.samples]
 
 

@@ -1,4 +1,4 @@
-"""Descriptions of the fields of a protocol, for tables and pages; and a function that reads a recorded protocol."""
+"""Descriptions of the fields of a protocol for tables and pages, and a function that reads a recorded protocol."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -31,11 +31,11 @@ FIELDS: Mapping[str, tuple[str, Callable[[Protocol], str]]] = {
     "image_size": ("side of other images", lambda protocol: str(protocol.image_size or "that of the model")),
     "seed": ("seed", lambda protocol: str(protocol.seed)),
 }
-"""Maps a field of `Protocol` to its label in tables and to a function that returns the field's value as text."""
+"""Labels of the fields of `Protocol` in tables, with functions that return the value of a field as text."""
 
 
 def read_protocol(identity: Mapping[str, Any]) -> Protocol:
-    """Return the protocol with this identity; raise UserError if this version of the package cannot represent it."""
+    """Return the protocol with a given identity. Raises UserError if this version of the package cannot read it."""
     transforms = {key: identity[key] for key in ("transform", "small_transform") if identity.get(key) is not None}
     try:
         values = {**identity, **{key: Transform(**value) for key, value in transforms.items()}}

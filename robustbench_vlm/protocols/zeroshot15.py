@@ -1,7 +1,8 @@
-"""The protocols of the real track: this project's own (TRUSTED), and four that reproduce published evaluations.
+"""The protocols of the real track: the protocol of this project (TRUSTED), and four for published evaluations.
 
-The four protocols follow the released code, which differs from the papers in places: AGFT 0031a8f, RobustVLM 7de10ee
-with CLIP_benchmark, TeCoA 1243db6, TGA-ZSR 663fe57. The description of a protocol lists its differences from the code.
+The four protocols follow the released code of AGFT (0031a8f), RobustVLM (7de10ee, with CLIP_benchmark), TeCoA (1243db6)
+and TGA-ZSR (663fe57). The code differs from the papers in places. The description of a protocol lists its differences
+from the code.
 """
 
 import dataclasses

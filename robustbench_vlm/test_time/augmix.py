@@ -12,7 +12,7 @@ from robustbench_vlm.core import random as randomness
 _AREA, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 _CHAINS, _DEPTH = 3, 3
 _SHIFT, _SHEAR, _TURN = 0.1, 0.1, torch.pi / 18
-"""The largest shift, shear and rotation of a geometric step, as in severities 1 to 3 of AugMix.
+"""The largest shift, shear and rotation of a geometric step. They are in the range of AugMix's severities 1 to 3.
 
 The shift is a fraction of the side of the image, the shear is in pixels per pixel, and the rotation is in radians.
 """
@@ -71,9 +71,9 @@ def _chain(images: Tensor, draws: Tensor) -> Tensor:
 
 
 def _step(kind: Tensor, size: Tensor) -> Tensor:
-    """Return the maps (N, 3, 3) of one geometric step each: a shift, a shear or a rotation.
+    """Return the affine maps (N, 3, 3) of N geometric steps. Each is a shift, a shear or a rotation.
 
-    `kind`, (N,) in [0, 1), decides the type of the step, and `size`, (N,) in [-1, 1), decides its amount.
+    `kind`, (N,) in [0, 1), selects the type of a step. `size`, (N,) in [-1, 1), decides its amount.
     """
     one, zero = torch.ones_like(size), torch.zeros_like(size)
     cosine, sine = (_TURN * size).cos(), (_TURN * size).sin()

@@ -22,8 +22,8 @@ class DefenseContext:
     image_encoder: Encoder
     """The image encoder of the defended model."""
     undefended_encoder: Encoder
-    """The image encoder of the undefended model that the defended model was trained from. If the defense does not need
-    the undefended model, this field is `image_encoder`."""
+    """The image encoder of the undefended model. The defended model was trained from that model. If the defense does
+    not need the undefended model, this field is equal to `image_encoder`."""
     text_features: Tensor
     """Text embeddings of the classes, float32 (C, D) of norm 1."""
     null_features: Tensor
@@ -38,26 +38,26 @@ class DefenseContext:
     settings: Mapping[str, float]
     """The settings of the defense. Their names follow the paper."""
     differentiate: bool
-    """Whether the gradient flows through the inner loops of the defense. If not, the loops' results are constants."""
+    """Whether the gradient flows through the inner loops of the defense. If not, their results are constants."""
 
 
 @dataclass(frozen=True)
 class Passes:
-    """The passes through the image encoder that computing the logits of one image needs."""
+    """The numbers of passes through the image encoder for the logits of one image."""
 
     forward: int
     """Forward passes."""
     inner: int = 0
     """Backward passes in the inner loops of the defense."""
     outer: int = 1
-    """The number of forward passes that the gradient of the logits flows through on its way back to the image."""
+    """The number of forward passes through which the gradient of the logits flows back to the image."""
 
 
 @dataclass(frozen=True)
 class TestTimeDefense:
     """A test-time defense: a function from images and random numbers to logits.
 
-    The logits of an image must not depend on the other images of the batch, and must be the same with and without
+    The logits of an image must not depend on the other images of the batch. They must be equal with and without
     gradients.
     """
 
@@ -71,21 +71,22 @@ class TestTimeDefense:
     version: int = 1
     """Version of the defense. Raise it whenever a change of the code can change a logit."""
     null_texts: tuple[str, ...] = ()
-    """Texts that describe no class, such as "a photo of a ."."""
+    """Texts without a class name, such as "a photo of a ."."""
     tunes_prompts: bool = False
     """Whether the defense runs the text encoder for each sample. If not, `token_embeddings` and `text_encoder` of the
     context cannot be used."""
     gradient_modes: tuple[GradientMode, ...] = (GradientMode("loop", "loop"), GradientMode("constant", "constant"))
     """The ways in which adaptive attacks compute the gradient of the defense. A transfer attack is always added."""
     needs_undefended: bool = False
-    """Whether the defense uses the model that the defended model was trained from.
+    """Whether the defense uses the undefended model, from which the defended model was trained.
 
-    The undefended model is the base that the card of the defended model names, or else the base model of the track. If
-    the defense does not use the undefended model, the model is not loaded, and the defended model takes its place."""
+    The undefended model is the base in the card of the defended model. If the card has no base, it is the base model of
+    the track. If this field is false, the undefended model is not loaded, and the defended model is used in its place.
+    """
     images_per_sample: int = 1
     """The number of images that one sample needs in memory at once, such as its views."""
     text_passes: str = ""
-    """A description of the passes through the text encoder for an image. The records of a run do not count them."""
+    """A description of the passes through the text encoder for one image. Records do not count these passes."""
     paper: str = ""
     """URL of the paper."""
     fidelity: str = "paper"
@@ -95,12 +96,12 @@ class TestTimeDefense:
 
 
 def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
-    """Return `value` with the gradient of `smooth`; both have the same shape (BPDA, arXiv:1802.00420, section 4.1)."""
+    """Return `value` with the gradient of `smooth` (BPDA, arXiv:1802.00420, section 4.1). Their shapes are equal."""
     return value.detach() + (smooth - smooth.detach())
 
 
 def straight_through_sign(values: Tensor) -> Tensor:
-    """Return the signs of `values` (B, ...); their gradient is that of `values` divided by the row's mean magnitude."""
+    """Return the signs of `values` (B, ...). Their gradient is the gradient of `values` / mean magnitude of the row."""
     size = values.detach().abs().flatten(1).mean(dim=1).clamp_min(1e-30)
     return straight_through(values.sign(), values / size.view(-1, *(1,) * (values.dim() - 1)))
 
@@ -111,9 +112,9 @@ def in_pixel_scale(levels: float) -> float:
 
 
 def inner_gradient(context: DefenseContext, losses: Tensor, inputs: Tensor) -> Tensor:
-    """Return the gradient of the summed losses (B,) with respect to `inputs`, in the shape of `inputs`.
+    """Return the gradient of the sum of the losses (B,) with respect to `inputs`, in the shape of `inputs`.
 
-    If an attack differentiates through the inner loop, the returned gradient can itself be differentiated.
+    If an attack differentiates through the inner loop, the returned gradient can be differentiated too.
     """
     create = context.differentiate and torch.is_grad_enabled()
     with torch.enable_grad():

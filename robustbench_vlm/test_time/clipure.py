@@ -22,14 +22,15 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
 
 
 def purify(context: DefenseContext, embedded: Tensor) -> Tensor:
-    """Increase the cosine of embeddings (B, D) of norm 1 with the mean embedding of the null texts by gradient ascent.
+    """Move embeddings (B, D) of norm 1 towards the mean embedding of the null texts (texts without a class name).
 
-    Each step has the length given by the setting `step`, and not the length of the gradient. After each step the
-    embeddings are normalised again. Returns float32 (B, D) of norm 1.
+    Gradient ascent increases the cosine of each embedding with that mean. The setting `step` is the length of each
+    step. It does not depend on the length of the gradient. After each step, the embeddings are normalised again.
+    Returns float32 (B, D) of norm 1.
     """
     null = functional.normalize(context.null_features.mean(dim=0), dim=-1)
     for _ in range(int(context.settings["iterations"])):
-        # For unit vectors z and n, the gradient of cos(z, n) with respect to z is n without its component along z.
+        # z and n are unit vectors. The gradient of cos(z, n) with respect to z is n minus its component along z.
         ascent = null - (embedded @ null)[:, None] * embedded
         moved = embedded + context.settings["step"] * functional.normalize(ascent, dim=-1)
         embedded = functional.normalize(moved, dim=-1)
@@ -60,4 +61,5 @@ CLIPURE_COS_SHORT = dataclasses.replace(
     settings={**CLIPURE_COS.settings, "step": 0.05},
     deviations=("the step is 0.05 instead of 30, so that a step cannot pass the null texts", *CLIPURE_COS.deviations),
 )
-"""CLIPure-Cos with steps of 3 degrees. The published step rotates an embedding by 88 degrees, past the null texts."""
+"""CLIPure-Cos with steps of 3 degrees. The published step rotates an embedding by 88 degrees, so it passes the null
+texts."""

@@ -39,7 +39,7 @@ class DefendedClassifier(nn.Module):
     null_features: Tensor
     """Text embeddings of the null texts, float32 (N, D) of norm 1."""
     keys: Tensor | None = None
-    """The key of each sample's random numbers, int64 (B,); None before `of_samples`."""
+    """The key of each sample's random numbers, int64 (B,). None before a call of `of_samples`."""
     gradient_mode = _DIRECT
 
     def __init__(self, made: "DefendedModel", prompts: Sequence[str | tuple[str, ...]]) -> None:
@@ -61,15 +61,15 @@ class DefendedClassifier(nn.Module):
         return self.defense.images_per_sample
 
     def of_samples(self, keys: Tensor) -> "DefendedClassifier":
-        """Return the classifier of the samples with these keys, int64 (B,)."""
+        """Return a classifier for B samples. `keys`, int64 (B,), has the key of the random numbers of each sample."""
         return self._with(keys=randomness.derive(keys, self.defense.name))
 
     def select(self, index: Tensor) -> "DefendedClassifier":
-        """Return the classifier of the samples at the positions `index`, int64 (N,)."""
+        """Return a classifier for only the N samples at the positions `index`, int64 (N,)."""
         return self._with(keys=self._keys()[index])
 
     def with_gradient(self, mode: GradientMode) -> Classifier:
-        """Return a classifier with the same verdicts whose gradient is computed in the given mode."""
+        """Return a classifier with equal logits. Its gradient is computed in the mode `mode`."""
         return SurrogateClassifier(self.plain, self) if mode.gradient == "transfer" else self._with(gradient_mode=mode)
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
@@ -77,15 +77,15 @@ class DefendedClassifier(nn.Module):
         passes, mode = self.defense.passes(self.defense.settings), self.gradient_mode
         if not gradient:
             return passes.forward, passes.inner
-        # Differentiating a gradient goes back through the forward and the backward pass that computed the gradient.
+        # To differentiate a gradient, torch goes back through the forward and the backward pass that computed it.
         through = 2 * passes.inner if mode.gradient == "loop" else 0
         return mode.draws * passes.forward, mode.draws * (passes.inner + passes.outer + through)
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits float32 (B, C) of the images of the samples.
 
-        The gradient mode decides the gradient. With several draws the logits are those of the first draw, and the
-        gradient is the mean over all draws.
+        The gradient mode decides how the gradient is computed. With several draws of the random numbers, the logits
+        come from the first draw, and the gradient is the mean over all draws.
         """
         keys, draws = self._keys(), self.gradient_mode.draws
         assert len(images) == len(keys), f"{len(images)} images for {len(keys)} samples"
@@ -97,7 +97,7 @@ class DefendedClassifier(nn.Module):
         return own.detach() + (mean - mean.detach())
 
     def in_precision(self, name: str, logits: str = "float32") -> "DefendedClassifier":
-        """Return the classifier itself for float32; raise UserError for any other precision."""
+        """Return this classifier if both precisions are float32; raise UserError for other precisions."""
         if other := {name, logits} - {"float32"}:
             raise UserError(
                 f"the test-time defense {self.defense.name!r} runs only in float32, but the protocol uses"
@@ -106,7 +106,7 @@ class DefendedClassifier(nn.Module):
         return self
 
     def context(self, keys: Tensor, *, differentiate: bool) -> DefenseContext:
-        """Return the context with which the defense is called, for samples with these keys, int64 (B,)."""
+        """Return the context for a call of the defense. `keys`, int64 (B,), has the keys of the samples."""
         return DefenseContext(
             keys=keys,
             image_encoder=self.plain.encoder,
@@ -135,7 +135,7 @@ class DefendedClassifier(nn.Module):
         return self.keys
 
     def _with(self, **attributes: Any) -> "DefendedClassifier":
-        # The copy is shallow, so that it shares the encoders and the text features.
+        # The copy is shallow. It shares the encoders and the text features with this classifier.
         changed = copy.copy(self)
         for name, value in attributes.items():
             setattr(changed, name, value)
@@ -149,7 +149,7 @@ class DefendedModel:
     defense: TestTimeDefense
     model: Model
     undefended: Model
-    """The model that `model` was trained from, or `model` itself if the defense does not use an undefended model."""
+    """The undefended model, from which `model` was trained. If the defense does not use it, this field is `model`."""
 
     @property
     def name(self) -> str:
@@ -158,7 +158,7 @@ class DefendedModel:
 
     @functools.cached_property
     def digest(self) -> str:
-        """A sha256 of the defense (name, version, settings and null texts) and of the weights of both models."""
+        """A sha256 over the defense (name, version, settings and null texts) and the weights of both models."""
         defense = [self.defense.name, self.defense.version, self.defense.settings, self.defense.null_texts]
         return fingerprint([*defense, self.model.digest, self.undefended.digest])
 
@@ -169,7 +169,7 @@ class DefendedModel:
 
     @property
     def context_length(self) -> int:
-        """The number of tokens that the text encoder reads, start and end tokens included."""
+        """The largest number of tokens that the text encoder reads, including the start and end tokens."""
         return self.model.context_length
 
     @property
@@ -183,14 +183,18 @@ class DefendedModel:
         return self.model.card
 
     def classifier(self, prompts: Sequence[str | tuple[str, ...]]) -> DefendedClassifier:
-        """Return the classifier of classes with one or more prompts each. Call its `of_samples` before using it."""
+        """Return the classifier for C classes. `prompts` has one text or a tuple of texts per class.
+
+        Call `of_samples` of the classifier before you use it.
+        """
         return DefendedClassifier(self, prompts).eval().requires_grad_(False)
 
     def adapt_attack(self, attack: Attack) -> Attack:
         """Return the attack with its stages adapted to this model.
 
-        All stages run first as transfer attacks, and then in each gradient mode of the defense. Raises UserError for a
-        stage whose `mixes_datasets` is false, because such a stage does not state the sample that an image belongs to.
+        All stages run first as transfer attacks, and after that in each gradient mode of the defense. The random
+        numbers depend on the sample, so a stage must state the sample of each image. Stages for which `mixes_datasets`
+        is false do not do this, and raise UserError.
         """
         unsupported = [stage.name for stage in attack.stages if not stage.mixes_datasets]
         if unsupported:
@@ -220,9 +224,9 @@ def _in_mode(stage: Stage, mode: GradientMode) -> Stage:
 
 
 def checked_reference(text: str) -> ModelReference:
-    """Parse a model reference and check that its test-time defense, if it names one, is registered.
+    """Parse a model reference. If it has a test-time defense, check that the defense is registered.
 
-    Raises UserError for a text that is not a model reference, and for an unknown test-time defense.
+    Raises UserError if the text is not a model reference, or if the test-time defense is unknown.
     """
     reference = parse_reference(text)
     if reference.defense and reference.defense not in TEST_TIME_DEFENSES.names():
@@ -234,10 +238,10 @@ def checked_reference(text: str) -> ModelReference:
 def defended_model(
     reference: str, load: Callable[[str], "Model | DefendedModel"], undefended: str
 ) -> DefendedModel | None:
-    """Return the model of a reference DEFENSE+MODEL, or None for a reference without a test-time defense.
+    """Return the model of a reference DEFENSE+MODEL. If the reference has no test-time defense, return None.
 
-    The function `load` returns the model that a reference names. `undefended` is the reference of the track's base
-    model, which is used if the model's card names no base. Raises the same errors as `checked_reference`.
+    `load` is a function that loads a model by its reference. `undefended` is the reference of the track's base model.
+    It is used if the card of the model does not name a base. Raises the errors of `checked_reference`.
     """
     parsed = checked_reference(reference)
     if not parsed.defense:
@@ -251,10 +255,10 @@ def defended_model(
 
 
 def _original(card: ModelCard | None, reference: str) -> str:
-    """Return the reference of the model that the model of `card` was trained from, or "" if it is unknown.
+    """Return the reference of the model from which the model of `card` was trained. Return "" if it is unknown.
 
-    `reference` is that of the card's model itself. It is returned for a pretrained open_clip model, which was not
-    trained from another model and therefore is its own base.
+    `reference` is the reference of the model of `card`. A pretrained open_clip model was not trained from another
+    model. For such a model, `reference` is returned.
     """
     if card is None:
         return ""

@@ -20,13 +20,14 @@ from robustbench_vlm.test_time.base import (
 _CONTEXT = slice(1, 5)
 """The tokens that are tuned: the four after the start token."""
 _ADAM_EPS, _DECAY = 1e-8, 0.01
-"""The defaults of torch's AdamW."""
+"""Settings of AdamW. They are the defaults of torch."""
 
 
 def logits(context: DefenseContext, images: Tensor) -> Tensor:
-    """Return the logits of images (B, 3, H, W) in [0, 1], float32 (B, C): the weighted mean over their views.
+    """Return the logits, float32 (B, C), of images (B, 3, H, W) in [0, 1].
 
-    Each image has its own tuned texts. The weights are those of `agreement`.
+    The logits are a weighted mean over the views of an image. `agreement` computes the weights. The texts are tuned
+    separately for each image.
     """
     settings, count = context.settings, int(context.settings["views"])
     views = random_views(context.keys, images, count)
@@ -42,8 +43,8 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
 def tuned_texts(context: DefenseContext, features: Tensor) -> Tensor:
     """Return text embeddings (B, C, D) of norm 1 after one step of AdamW on the context tokens of each sample.
 
-    `features` are the embeddings of the views, (B, V, D) of norm 1. The step minimises the mean entropy of the
-    predictions on those views that have the lowest entropy.
+    `features` are the embeddings of the views, (B, V, D) of norm 1. The views with the lowest entropy are selected. The
+    step minimises the mean entropy of the predictions on these views.
     """
     with torch.enable_grad():
         tokens = context.token_embeddings
@@ -60,8 +61,8 @@ def tuned_texts(context: DefenseContext, features: Tensor) -> Tensor:
 def stepped(context: DefenseContext, gradient: Tensor) -> Tensor:
     """Return the context tokens (B, C, 4, W) after the first step of AdamW with the gradient (B, 1, 4, W).
 
-    AdamW's first step depends only on the sign of each gradient value, unless the value is as small as AdamW's eps. An
-    attack that differentiates through the step uses the gradient that `straight_through_sign` defines for signs.
+    AdamW's first step depends only on the sign of each gradient value, except if the value is as small as AdamW's eps.
+    If an attack differentiates through the step, `straight_through_sign` defines the gradient of the signs.
     """
     lr = context.settings["lr"]
     direction = straight_through(gradient / (gradient.abs() + _ADAM_EPS), straight_through_sign(gradient))
@@ -71,8 +72,9 @@ def stepped(context: DefenseContext, gradient: Tensor) -> Tensor:
 def agreement(features: Tensor, neighbours: int, temperature: float) -> Tensor:
     """Return the weights of the views, float32 (B, V), with sum 1 for each sample.
 
-    `features` are the embeddings of the views, (B, V, D) of norm 1. For each view, compute the mean cosine with its
-    `neighbours` nearest views, including the view itself. The weights are the softmax of these means / `temperature`.
+    `features` are the embeddings of the views, (B, V, D) of norm 1. For each view, the mean cosine with its
+    `neighbours` nearest views is computed. The nearest views include the view. The weights are the softmax of the means
+    divided by `temperature`.
     """
     nearest = (features @ features.transpose(1, 2)).topk(neighbours, dim=2).values.mean(dim=2)
     return (nearest / temperature).softmax(dim=1)

@@ -26,12 +26,12 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
 
 
 def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
-    """Return the perturbations that are added to images, float32 (B, 3, H, W), at most eps in each pixel.
+    """Return the perturbations for images, float32 (B, 3, H, W). They are at most eps in each pixel.
 
-    If uniform noise changes the undefended embedding of an image by at least the setting `tau`, as a fraction of its
-    length, the perturbation is this noise. If not, the perturbation is a weighted mean of PGD iterates. PGD maximises
-    the distance between the embeddings of the image with and without the perturbation. Later iterates have larger
-    weights.
+    First, uniform noise is added to each image. The function `tau` returns the relative change of the undefended
+    embedding. If the change is at least the setting `tau`, the perturbation is this noise. If not, the perturbation is
+    a weighted mean of PGD iterates. PGD maximises the distance between the embeddings of the image with and without the
+    perturbation. Later iterates have larger weights.
     """
     settings, eps = context.settings, in_pixel_scale(context.settings["eps"])
     noise = (randomness.uniform(context.keys, 0, images.shape[1:]).to(images) * 2 - 1) * eps
@@ -41,8 +41,8 @@ def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
     for _ in range(int(settings["steps"])):
         with torch.enable_grad():
             at = steps[-1] if steps[-1].requires_grad else steps[-1].detach().requires_grad_()
-            # PGD uses only the signs of the gradient. The squared distance has gradients with the same signs as the
-            # distance, and it can be differentiated even if the distance is zero.
+            # PGD uses only the signs of the gradient. They are equal for the distance and the squared distance. The
+            # squared distance can also be differentiated if the distance is zero.
             losses = (context.image_encoder(images + at) - target).square().sum(dim=1)
         step = in_pixel_scale(settings["step"]) * straight_through_sign(inner_gradient(context, losses, at))
         steps.append(_within(images, (steps[-1] + step).clamp(-eps, eps)))
@@ -53,7 +53,10 @@ def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
 
 
 def tau(context: DefenseContext, images: Tensor, noise: Tensor) -> Tensor:
-    """Return by how much `noise` (B, 3, H, W) changes the undefended embedding, divided by its norm, float32 (B,)."""
+    """Return the norm of the change of the undefended embedding by `noise` (B, 3, H, W), float32 (B,).
+
+    The norm is divided by the norm of the embedding without noise.
+    """
     with torch.no_grad():
         clean, moved = context.undefended_encoder(images), context.undefended_encoder(images + noise)
     share: Tensor = (moved - clean).norm(dim=1) / clean.norm(dim=1)
@@ -61,7 +64,7 @@ def tau(context: DefenseContext, images: Tensor, noise: Tensor) -> Tensor:
 
 
 def _within(images: Tensor, added: Tensor) -> Tensor:
-    """Return the perturbations `added` (B, 3, H, W), reduced such that the pixels of images + added are in [0, 1]."""
+    """Reduce the perturbations `added` (B, 3, H, W), so that the pixels of images + added are in [0, 1]."""
     return (images + added).clamp(0, 1) - images
 
 
