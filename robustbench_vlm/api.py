@@ -272,7 +272,7 @@ def _run_or_name(name: str, runs: Path | None, track: str) -> str:
 
 
 def _models(given: Any, name: str) -> tuple[str | InMemoryModel, ...]:
-    """Return models as a tuple of references and models in memory; raise UserError for other types."""
+    """Return models as a tuple of references and models in memory. Raises UserError for other types."""
     is_one = isinstance(given, str | Path | InMemoryModel) or not isinstance(given, Iterable)
     models = [str(each) if isinstance(each, Path) else each for each in ((given,) if is_one else given)]
     for each in models:
@@ -289,7 +289,7 @@ def _models(given: Any, name: str) -> tuple[str | InMemoryModel, ...]:
 
 
 def _names(what: str, given: Any) -> tuple[str, ...]:
-    """Return one or several names as a tuple; raise UserError for a value that is not a text."""
+    """Return one or several names as a tuple. Raises UserError for a value that is not a text."""
     names = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
     names = tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in names)
     if wrong := [each for each in names if not isinstance(each, str)]:

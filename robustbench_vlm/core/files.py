@@ -235,9 +235,10 @@ def _home() -> Path:
 
 
 def _errno_of(error: BaseException | None) -> int | None:
-    """Return the error number of an OSError that is `error` or its cause; None if there is none.
+    """Return the error number of an OSError that is `error` or caused it. Return None if no such OSError exists.
 
-    torch raises a RuntimeError while it handles an OSError. safetensors writes the error number into its message.
+    If writing a file fails, torch raises a RuntimeError whose cause is an OSError. The message of a safetensors error
+    contains the error number.
     """
     while error is not None:
         if isinstance(error, OSError):
@@ -291,7 +292,10 @@ def exclusive_lock(path: Path, *, wait: bool) -> Iterator[int]:
 
 
 def _sync_folder(folder: Path) -> None:
-    """Flush a folder to the disk, so that a renamed file survives a power failure; do nothing if it is not allowed."""
+    """Flush a folder to the disk, so that a renamed file survives a power failure.
+
+    If the file system refuses this, do nothing.
+    """
     with _tolerated(_REFUSED):
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -75,7 +75,7 @@ class Dataset:
     transform: Transform = NATIVE
     """The function that converts an image of a published dataset to the pixels that are attacked."""
     merged: tuple[int, ...] = ()
-    """`merged[label]` is the class index for a label of the published dataset. If it is (), labels are class indices."""
+    """`merged[label]` is the class index for a label of the published dataset. If it is (), labels are the indices."""
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:

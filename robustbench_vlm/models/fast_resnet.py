@@ -79,7 +79,7 @@ class _Layers(nn.ModuleList):
 
 
 class _Affine(nn.Module):
-    """A weight and a bias; the weight of a 1 x 1 convolution is a matrix."""
+    """A weight and a bias. The weight of a 1 x 1 convolution is stored as a matrix."""
 
     weight: Tensor
     bias: Tensor

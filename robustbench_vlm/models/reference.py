@@ -63,7 +63,7 @@ class HuggingFaceModel:
     repository: str
     """The repository, ORG/NAME."""
     revision: str = ""
-    """A branch, tag or commit; "" for the default branch."""
+    """A branch, tag or commit. "" means the default branch."""
 
     def __str__(self) -> str:
         return f"{HUGGING_FACE}{self.repository}{f'@{self.revision}' if self.revision else ''}"

@@ -18,7 +18,7 @@ class DefenseContext:
     """The inputs of a test-time defense except the images."""
 
     keys: Tensor
-    """The key of each sample's random numbers, int64 (B,); see `core.random`."""
+    """The key of each sample's random numbers, int64 (B,). `core.random` explains keys."""
     image_encoder: Encoder
     """The image encoder of the defended model."""
     undefended_encoder: Encoder
