@@ -15,7 +15,7 @@ _Attack = Annotated[str, option("--attack", "NAME", "Attack whose records are co
 _Eps = Annotated[
     str,
     option(
-        "--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255; the track's standard if not given."
+        "--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255. Default: the track's standard radius."
     ),
 ]
 _Format = Annotated[str, option("--format", "NAME", "Format of the output: table, markdown, latex, csv or html.")]

@@ -13,7 +13,7 @@ _Base = Annotated[
     str,
     option("--base", "NAME", "Model that was fine-tuned: a name, a card file, or open_clip:ARCH/TAG."),
 ]
-_Name = Annotated[str, option("--name", "NAME", "Name of the new model; the file name if not given.")]
+_Name = Annotated[str, option("--name", "NAME", "Name of the new model. Default: the file name.")]
 _Defense = Annotated[str, option("--defense", "NAME", "Defense that the model was trained with.")]
 _Out = Annotated[Path | None, option("--out", "DIR", "Folder for the weights and the card.")]
 

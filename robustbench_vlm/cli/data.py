@@ -22,7 +22,7 @@ _Names = Annotated[
     list[str] | None,
     typer.Argument(
         metavar="[NAME]...",
-        help="Datasets; all of the track if not given.",
+        help="Datasets. Default: all datasets of the track.",
         autocompletion=completion.BY_KIND["dataset"],
     ),
 ]

@@ -25,8 +25,8 @@ _CURVES = {
     "effective_rank": "effective rank",
 }
 
-_MODEL = "Model: a name, a card file or open_clip:ARCH/TAG; all bundled models if not given. Repeat for more."
-_EPS = "Radius as a fraction of the pixel range, such as 8/255; 0 and the track's radii if not given. Repeat for more."
+_MODEL = "Model: a name, a card file or open_clip:ARCH/TAG. Default: all bundled models. Repeat for more."
+_EPS = "Radius as a fraction of the pixel range, such as 8/255. Default: 0 and the track's radii. Repeat for more."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
 _Eps = Annotated[list[str] | None, option("--eps", "EPS", _EPS)]
 _Attack = Annotated[str, option("--attack", "NAME", "Attack that does not stop early: fgsm, pgd-N or cw.")]

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 
 _Folder = Annotated[
     Path | None,
-    option("--folder", "DIR", "Folder of leaderboards; if not given, ./leaderboards if it exists, else the package's."),
+    option("--folder", "DIR", "Folder of leaderboards. Default: ./leaderboards if it exists, or the package's folder."),
 ]
 _Site = Annotated[Path, option("--site", "DIR", "Folder that the site is written to.")]
-_Port = Annotated[int, option("--port", "N", "Port on this machine; 0 chooses a free one.")]
+_Port = Annotated[int, option("--port", "N", "Port on this machine. 0 chooses a free port.")]
 
 app = typer.Typer(help="Build the leaderboard from its entries.", rich_markup_mode=None)
 

@@ -38,21 +38,21 @@ KindName = Annotated[str, typer.Argument(metavar="KIND", help=_KINDS, autocomple
 _VALUE = "Name of the value, as `vlmbench list KIND` shows it."
 ValueName = Annotated[str, typer.Argument(metavar="NAME", help=_VALUE, autocompletion=completion.of_kind)]
 
-_MODEL = "Model: a name, a card file or open_clip:ARCH/TAG; the track's base model if not given. Repeat for a grid."
+_MODEL = "Model: a name, a card file or open_clip:ARCH/TAG. Default: the track's base model. Repeat for a grid."
 _SKIP = "Leave out images that cannot be read, and report their number."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
 _Attacks = Annotated[list[str], option("--attack", "NAME", "Attack: see `vlmbench list attacks`. Repeat for a grid.")]
 Datasets = Annotated[
-    list[str] | None, option("--dataset", "NAME", "Dataset; all datasets of the track if not given. Repeat for more.")
+    list[str] | None, option("--dataset", "NAME", "Dataset. Default: all datasets of the track. Repeat for more.")
 ]
 _Eps = Annotated[
     list[str] | None,
     option("--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255. Repeat for a grid."),
 ]
-Norm = Annotated[str, option("--norm", "NORM", "Norm, Linf or L2; the track's norm if not given.")]
-ProtocolName = Annotated[str, option("--protocol", "NAME", "Protocol; the first protocol of the track if not given.")]
+Norm = Annotated[str, option("--norm", "NORM", "Norm, Linf or L2. Default: the track's norm.")]
+ProtocolName = Annotated[str, option("--protocol", "NAME", "Protocol. Default: the first protocol of the track.")]
 SampleCount = Annotated[
-    str, option("--samples", "N|all", "Samples per dataset; if not given, the number that the protocol sets.")
+    str, option("--samples", "N|all", "Samples per dataset. Default: the number that the protocol sets.")
 ]
 _Images = Annotated[
     Path | None, option("--images", "DIR", "Your own images: one folder per class, named like the class.")
@@ -60,22 +60,22 @@ _Images = Annotated[
 _Prompt = Annotated[str, option("--prompt", "TEXT", "Prompt template for --images; {} is replaced by the class name.")]
 DataFolder = Annotated[
     Path | None,
-    option("--data", "DIR", "Folder of the published datasets; the environment variable VLMBENCH_DATA if not given."),
+    option("--data", "DIR", "Folder of the published datasets. Default: the environment variable VLMBENCH_DATA."),
 ]
 _SkipUnreadable = Annotated[bool, typer.Option("--skip-unreadable", help=_SKIP)]
 Workers = Annotated[
-    int, option("--workers", "N", "Number of processes; 0 starts one per GPU, or one per CPU core without a GPU.")
+    int, option("--workers", "N", "Number of processes. 0 starts one per GPU, or one per CPU core without a GPU.")
 ]
 BatchSize = Annotated[
     int,
-    option("--batch-size", "N", "Samples that a process attacks together; 0 chooses a number that fits into memory."),
+    option("--batch-size", "N", "Samples that a process attacks together. 0 chooses a number that fits into memory."),
 ]
-Device = Annotated[str, option("--device", "NAME", "Device, cpu or cuda; if not given, cuda if a GPU is available.")]
+Device = Annotated[str, option("--device", "NAME", "Device, cpu or cuda. Default: cuda if a GPU is available.")]
 _Engine = Annotated[
     str, option("--engine", "NAME", "Engine: local runs on this machine, ray on a cluster (needs the extra ray).")
 ]
 _Address = Annotated[
-    str, option("--address", "HOST:PORT", "Address of the head of a ray cluster; this machine if not given.")
+    str, option("--address", "HOST:PORT", "Address of the head of a ray cluster. Default: this machine.")
 ]
 _Out = Annotated[Path, option("--out", "DIR", "Folder that the per-sample records are written to.")]
 

@@ -32,13 +32,13 @@ _Sample = Annotated[
 ]
 _Models = Annotated[
     list[str] | None,
-    option("--model", "NAME", "Model, as in `vlmbench run`; the track's base model if not given. Repeat for more."),
+    option("--model", "NAME", "Model, as in `vlmbench run`. Default: the track's base model. Repeat for more."),
 ]
 _Attack = Annotated[str, option("--attack", "NAME", "Attack: see `vlmbench list attacks`.")]
 _Eps = Annotated[
     str,
     option(
-        "--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255; the track's standard if not given."
+        "--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255. Default: the track's standard radius."
     ),
 ]
 _Out = Annotated[Path, option("--out", "FILE", "PNG or SVG file for the figure.")]

@@ -25,16 +25,14 @@ _DefenseName = Annotated[
         metavar="DEFENSE", help="Defense: see `vlmbench list defenses`.", autocompletion=completion.BY_KIND["defense"]
     ),
 ]
-_Eps = Annotated[
-    str, option("--eps", "EPS", "Training radius, such as 2/255; the track's training radius if not given.")
-]
+_Eps = Annotated[str, option("--eps", "EPS", "Training radius, such as 2/255. Default: the track's training radius.")]
 _Epochs = Annotated[
     int | None,
     typer.Option(
-        "--epochs", metavar="N", min=1, help="Number of epochs; if not given, the number in the defense's schedule."
+        "--epochs", metavar="N", min=1, help="Number of epochs. Default: the number in the defense's schedule."
     ),
 ]
-_NUM_IMAGES = "Number of training images; if not given, the number that the track sets, or all images in --images."
+_NUM_IMAGES = "Number of training images. Default: the number that the track sets, or all images in --images."
 _NumImages = Annotated[int | None, typer.Option("--num-images", metavar="N", min=1, help=_NUM_IMAGES)]
 _Seed = Annotated[int, option("--seed", "N", "Seed of all random numbers.")]
 _SETTING = "Setting of the defense, or one of lr, batch_size, warmup, weight_decay, epochs, steps and inner_steps."
@@ -42,7 +40,7 @@ _Settings = Annotated[list[str] | None, option("--set", "NAME=NUMBER", _SETTING)
 _IMAGES = "Folder of training images with one folder per class, like ImageNet."
 _Images = Annotated[Path | None, option("--images", "DIR", _IMAGES)]
 _Base = Annotated[
-    str, option("--base", "NAME", "Model to start from, a name or a card file; the track's base model if not given.")
+    str, option("--base", "NAME", "Model to start from, a name or a card file. Default: the track's base model.")
 ]
 _Precision = Annotated[
     str,
@@ -55,7 +53,7 @@ _Precision = Annotated[
 _SaveEvery = Annotated[
     int, typer.Option("--save-every", metavar="N", min=1, help="Number of steps between checkpoints.")
 ]
-_RESUME = "Resume from a checkpoint, or start from the beginning; if not given, resume if a checkpoint exists."
+_RESUME = "Resume from a checkpoint, or start from the beginning. Default: resume if a checkpoint exists."
 _Resume = Annotated[bool | None, typer.Option("--resume/--no-resume", help=_RESUME)]
 
 

@@ -18,13 +18,13 @@ if TYPE_CHECKING:
     from robustbench_vlm.analysis.transfer import Transfer
     from robustbench_vlm.engine.request import Request
 
-_MODEL = "Model: a name, a card file or open_clip:ARCH/TAG; all bundled models if not given. Repeat for more."
+_MODEL = "Model: a name, a card file or open_clip:ARCH/TAG. Default: all bundled models. Repeat for more."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
 _Attack = Annotated[str, option("--attack", "NAME", "Attack that makes the images: see `vlmbench list attacks`.")]
 _Eps = Annotated[
     str,
     option(
-        "--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255; the track's standard if not given."
+        "--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255. Default: the track's standard radius."
     ),
 ]
 _Samples = Annotated[str, option("--samples", "N|all", "Samples per dataset.")]
