@@ -37,7 +37,7 @@ def plan(request: "Request", as_json: Json = False) -> None:
 def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
     """Return a plan's cells with their expected costs, and the totals.
 
-    The costs of single cells ignore results on disk. The totals exclude samples that have results on disk.
+    The costs of single cells ignore results on disk. The total times exclude samples that have results on disk.
     """
     rows = [
         {

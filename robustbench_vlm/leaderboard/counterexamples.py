@@ -74,7 +74,8 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
 def exceed_tolerance(examples: Sequence[Counterexample], evidence: Sequence[CellRecords]) -> bool:
     """Return whether an entry has more counterexamples than the tolerance allows for its number of robust samples.
 
-    If a dataset has several attacks and radii, the ones with the most robust samples are used.
+    The robust samples are counted for each dataset. If a dataset has several attacks and radii, the largest count is
+    used.
     """
     if not examples:
         return False
