@@ -11,9 +11,9 @@ from torch import Tensor
 class Classifier(Protocol):
     """A function from images, float32 [B, 3, H, W] in [0, 1], to logits, float32 [B, C].
 
-    The logits of an image do not depend on the other images. Some classifiers are only for B fixed samples, for example
-    because they draw random numbers per sample, or because the samples have different classes. Callers then pass one
-    image per sample, in the order of the samples. `select` returns a classifier for some of these samples.
+    The logits of an image do not depend on the other images. Some classifiers are only for B fixed samples. For
+    example, they draw random numbers per sample, or the samples have different classes. Callers then pass one image per
+    sample, in the order of the samples. `select` returns a classifier for some of these samples.
     """
 
     def __call__(self, images: Tensor, /) -> Tensor:

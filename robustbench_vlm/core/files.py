@@ -141,13 +141,13 @@ def inside(folder: Path, relative: str) -> Path:
 def check_utf8(name: str, folder: Path) -> None:
     """Raise UserError if a file name in a folder is not UTF-8, because records store sample names as UTF-8.
 
-    This includes all names with other characters than ASCII if the locale makes Python decode file names differently.
+    If the locale makes Python read file names in another encoding, only ASCII names are accepted.
     """
     encoding = sys.getfilesystemencoding()
     try:
         shown = os.fsencode(folder / name).decode(errors="backslashreplace")
     except UnicodeEncodeError:
-        # A list file has a name that the locale cannot express.
+        # The name comes from a list file, and the encoding of the locale lacks a character of it.
         shown = ascii(str(folder / name))
     if not name.isascii() and encoding != "utf-8":
         raise UserError(
@@ -201,17 +201,17 @@ _REASONS = {
     errno.ENOMEM: "the memory is used up: close other programs, or use fewer --workers",
     errno.EAGAIN: "the system has too many processes: close other programs, or use fewer --workers",
 }
-"""Maps an error number that the operating system returns for a write to the reason and the advice for the user."""
+"""The reason and the advice for errors of the operating system during a write. The keys are error numbers."""
 
 
 def os_reason(error: OSError) -> str:
-    """Return the reason for an error of the operating system, and what to do, separated by a colon."""
+    """Return the reason for an error of the operating system and the advice for the user, separated by a colon."""
     reason = f"{error.strerror or error or type(error).__name__}: check the path and the file system"
     return _REASONS.get(error.errno or 0, reason)
 
 
 def os_error_message(error: OSError) -> str:
-    """Return the message for an error of the operating system that no function has turned into a UserError."""
+    """Return the message for an error of the operating system that was not converted to a UserError."""
     paths = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
     if not paths:
         return f"the operating system reports an error: {error.strerror or error}: fix it, then repeat the command"

@@ -1,4 +1,4 @@
-"""HTTP requests over https. Errors are a `TemporaryFailure` if a retry may succeed, and else a `PermanentFailure`."""
+"""HTTP requests over https. A retry may succeed after a `TemporaryFailure`, but not after a `PermanentFailure`."""
 
 import http.client
 import ipaddress

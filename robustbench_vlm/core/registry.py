@@ -59,8 +59,8 @@ class Registry:
 
     def _providers(self, name: str) -> list[EntryPoint]:
         ours = [EntryPoint(name, self.table[name], self.group)] if name in self.table else []
-        # If a package is on two import paths, `entry_points` returns each of its entry points twice. Entry points with
-        # the same value are therefore counted once.
+        # If a package is on two import paths, `entry_points` returns each of its entry points twice. Equal entry points
+        # are therefore counted once.
         others = {point.value: point for point in entry_points(group=self.group) if point.name == name}
         return ours + list(others.values())
 

@@ -85,7 +85,7 @@ def sound_cells(folder: Path, leave_out: Collection[str]) -> tuple[dict[str, Man
 
     A cell with a score is valid if its records match the score. A cell without a score is valid if its folder exists. A
     note is a sentence about a cell that is not valid, or about a damaged manifest. If the manifest is damaged, no cells
-    are returned. Cells with a folder name in `leave_out` are not returned and have no notes.
+    are returned. Cells with a folder name in `leave_out` are ignored.
     """
     path = folder / MANIFEST
     if not path.exists():

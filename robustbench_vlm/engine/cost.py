@@ -34,7 +34,7 @@ A pass of a small model takes milliseconds. A short delay of the machine could d
 
 @dataclass(frozen=True)
 class Cost:
-    """The estimated cost of one cell that has no records yet.
+    """The estimated cost of one cell without any records.
 
     The fields "..._expected" assume that the share `ROBUST_SHARE` of the samples is robust. The fields "..._most"
     assume that all samples are robust.
@@ -52,7 +52,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimated cost of a plan that has no records yet, in total and for each cell."""
+    """The estimated cost of a plan without any records, in total and for each cell."""
 
     samples: int
     """Number of samples of all cells."""
@@ -145,7 +145,7 @@ def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
 
 
 def _model_costs(cells: Sequence[Cell], protocol: Protocol, resources: Resources) -> list[Cost]:
-    """Return the cost of each cell. All cells must be of the same model."""
+    """Return the cost of each cell. All cells must have one model."""
     # This is a separate function. When it returns, no variable refers to the model, so its memory is free.
     speed = _measure_cell(cells[0], resources)
     classifier = _cost_classifier(cells[0], protocol, resources.device)

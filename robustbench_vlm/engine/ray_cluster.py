@@ -1,8 +1,8 @@
 """Ray engine: run jobs as tasks of a ray cluster of one or more machines.
 
 The driver is the process that started the run. It receives and writes all records. If the process or machine of a task
-fails, ray runs the task again in another process. Every machine needs the same version of this package, and the model
-cards, data and weights at the same paths as on the machine of the driver.
+fails, ray runs the task again in another process. All machines need one version of this package. The model cards, data
+and weights must have equal paths on all machines.
 """
 
 import logging

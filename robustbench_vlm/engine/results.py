@@ -49,8 +49,8 @@ class ScoreTable:
     """sha256 over the fingerprints of the cells."""
     scores: tuple[Score, ...]
     mean: Mean | None
-    """Mean over the zero-shot datasets: no model of the track was trained on them. None if there are no such
-    datasets."""
+    """Mean over the zero-shot datasets: no model of the track was trained on them. None if the table does not have a
+    zero-shot dataset."""
     mean_as_published: Mean | None
     """Mean over all datasets of the protocol, as in papers. None if it is equal to `mean`, or if a dataset is missing.
     """

@@ -129,7 +129,7 @@ def _passes(results: Iterable[SampleResult]) -> int:
 
 
 def _missing(cell: Cell, found: Finished) -> set[int]:
-    """Return the positions of those samples of a cell that have no records yet."""
+    """Return the positions of the samples of a cell that still lack a record."""
     return set(range(len(cell))).difference(*(range(piece.start, piece.stop) for piece in found.pieces))
 
 

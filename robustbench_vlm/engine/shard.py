@@ -31,7 +31,7 @@ from robustbench_vlm.models.precision import PRECISIONS, arithmetic
 MEASURED_SAMPLES = 32
 """Number of samples that are used to measure the memory and speed of a model."""
 _SHARDS = 2
-"""Size of a group, in shards or batches. If half of the samples are broken early, the others still fill a batch."""
+"""Size of a group, in shards or batches. If half of the samples are broken early, the rest still fills a batch."""
 
 _fitting: dict[tuple[str, str], int] = {}
 """Batch sizes that fit into memory. The keys are the model and the device. Running out of memory adds an entry."""
@@ -191,7 +191,7 @@ def _check_identity(cell: Cell, shard: Shard, weights: str) -> None:
             f"the weights of {cell.model_name!r} have changed since the start of the run: run the same command again"
             " to evaluate the new weights"
         )
-    # `replace` makes copies that have no cached digests. This process therefore computes the digests again.
+    # `replace` makes copies without the cached digests. This process therefore computes the digests again.
     recomputed = dataclasses.replace(cell, samples=dataclasses.replace(cell.samples)).fingerprint
     if recomputed != shard.fingerprint:
         raise UserError(
@@ -315,7 +315,7 @@ def _packed(shards: Sequence[Shard], resources: Resources) -> list[ShardGroup]:
 
 
 def _missing(shard: Shard, cells: Sequence[Cell], finished: Sequence[Finished], shard_size: int) -> list[Shard]:
-    """Return the parts of a shard that have no records yet."""
+    """Return the parts of a shard that still lack records."""
     ranges = missing_ranges(len(cells[shard.cell]), finished[shard.cell], shard_size)
     cut = [(max(start, shard.start), min(stop, shard.stop)) for start, stop in ranges]
     return [Shard(shard.cell, start, stop, shard.fingerprint) for start, stop in cut if start < stop]

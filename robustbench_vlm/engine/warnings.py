@@ -22,8 +22,8 @@ RISE = 0.01
 """Threshold of a warning. The warning is raised if the robust accuracy increases by more than this value, and by more
 than one sample. Smaller increases may be chance, because attacks start at random points."""
 COLLAPSED = 0.9
-"""Threshold of a warning. The warning is raised if at least this share of the predictions is one class, although less
-than this share of the labels is one class."""
+"""Threshold of a warning. The warning is raised if one class has at least this share of the predictions, but no class
+has this share of the labels."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +177,9 @@ def with_comparisons(cells: Sequence[Cell], scores: Sequence[Score]) -> list[Sco
 
 
 def _comparable(cell: Cell, other: Cell) -> bool:
-    """Return whether two cells have the same model, samples, prompts, norm and protocol.
+    """Return whether two cells differ only in attack and eps.
 
-    Only their attack and eps may differ.
+    Their model, samples, prompts, norm and protocol must be equal.
     """
     return (cell.weights, cell.samples.digest, cell.dataset.prompts, cell.threat.norm, cell.protocol) == (
         other.weights,

@@ -110,7 +110,7 @@ class CardFields:
     text: Weights | None = None
     """The weights of the text encoder and the logit scale."""
     defense: Name = ""
-    """The defense that the model was trained with. Empty if the model has no defense."""
+    """The defense that the model was trained with. Empty for a model without a defense."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Facts about the training, such as dataset, eps, steps, seconds, base model and fingerprint."""
     paper: Text = ""
@@ -211,7 +211,8 @@ def write_card(card: ModelCard, path: Path) -> None:
 def find_card(reference: str, track: str) -> ModelCard:
     """Return the card of a model. The module `models.reference` lists the accepted forms of a reference.
 
-    Some models on a track have no released weights. If you have trained such a model, its local card is returned.
+    The weights of some models on a track were never released. If you have trained such a model, its local card is
+    returned.
 
     Raises UserError if the name is unknown, if the reference has a test-time defense, or if the model is on the Hugging
     Face hub. If the name is unknown, the message suggests similar names.

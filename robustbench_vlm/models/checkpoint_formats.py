@@ -49,15 +49,15 @@ class Encoders:
     image: State
     """The weights of the image encoder by name, float32. The names do not have the prefix "visual."."""
     text: State
-    """The weights of the text encoder and the logit scale by name, float32. Empty if there is no text encoder."""
+    """The weights of the text encoder and the logit scale by name, float32. Empty without a text encoder."""
 
 
 def encoders_of(content: Any, expected: str = "") -> Encoders:
     """Return the image and text encoder in the content of a checkpoint. The format is recognised from the content.
 
-    Raises UserError if the format is unknown or is not `expected`, or if a tensor has no values. Some checkpoints have
+    Raises UserError if the format is unknown or is not `expected`, or if a tensor lacks values. Some checkpoints have
     other trained tensors, such as prompts or a second model. The encoders without these tensors would be a different
-    model, so this function raises UserError.
+    model, so this function raises UserError for such a checkpoint.
     """
     found = next((name for name, read in CHECKPOINT_FORMATS.items() if _is_state(read(content))), None)
     if found is None:
@@ -92,7 +92,7 @@ def encoders_of(content: Any, expected: str = "") -> Encoders:
 def dense(name: str, tensor: Tensor) -> Tensor:
     """Convert a tensor of a checkpoint to a dense tensor with an equal shape. Floating-point tensors become float32.
 
-    A logit scale of shape [1] becomes a scalar. Raises UserError if the tensor has no values or quantised values.
+    A logit scale of shape [1] becomes a scalar. Raises UserError if the tensor lacks values or is quantised.
     """
     if tensor.is_meta:
         raise UserError(

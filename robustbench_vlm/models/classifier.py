@@ -61,11 +61,11 @@ class ZeroShotClassifier(nn.Module):
 
     @property
     def plain(self) -> "ZeroShotClassifier":
-        """The classifier without a test-time defense. It is this classifier, because it has no test-time defense."""
+        """The classifier without a test-time defense. This is the classifier itself, because it does not have one."""
         return self
 
     def in_precision(self, name: str, logits: str = "float32") -> "ZeroShotClassifier":
-        """Return a copy whose image encoder runs in the precision `name` and whose logits have the precision `logits`.
+        """Return a copy with the image encoder in the precision `name` and the logits in the precision `logits`.
 
         `precision.PRECISIONS` lists the accepted names.
         """

@@ -184,7 +184,7 @@ def tokenizer_digest(architecture: Architecture) -> tuple[str, ...]:
 
 
 def _check_activation(built: Architecture, name: str, tag: str, *, is_quick: bool) -> None:
-    """Raise UserError if the activation function of the architecture is not the one that the weights need."""
+    """Raise UserError if the architecture and the weights need different activation functions."""
     if is_quick == bool(built.config.get("quick_gelu")):
         return
     other = f"{name}-quickgelu" if is_quick else name.removesuffix("-quickgelu")

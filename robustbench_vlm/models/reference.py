@@ -99,7 +99,7 @@ def parse_reference(text: str) -> ModelReference:
     """Parse a model reference. The parser does not check that the model exists.
 
     A text such as "a+b.json" has the form DEFENSE+MODEL. But if a card file with this path exists, the text means that
-    file. Raises UserError if "open_clip:" has no tag, if "hf:" has no organisation or no name, or if the text has two
+    file. Raises UserError for "open_clip:" without a tag, for "hf:" without an organisation or a name, and for two
     test-time defenses.
     """
     defense, plus, model = text.partition("+")

@@ -27,7 +27,7 @@ class DefenseContext:
     text_features: Tensor
     """Text embeddings of the classes, float32 (C, D) of norm 1."""
     null_features: Tensor
-    """Text embeddings of the `null_texts` of the defense, float32 (N, D) of norm 1. If the defense has no `null_texts`,
+    """Text embeddings of the `null_texts` of the defense, float32 (N, D) of norm 1. If the defense lacks `null_texts`,
     this field is `text_features`."""
     token_embeddings: Tensor
     """Token embeddings of the prompts of the classes, float32 (C, L, W): L tokens of width W."""
@@ -80,8 +80,8 @@ class TestTimeDefense:
     needs_undefended: bool = False
     """Whether the defense uses the undefended model, from which the defended model was trained.
 
-    The undefended model is the base in the card of the defended model. If the card has no base, it is the base model of
-    the track. If this field is false, the undefended model is not loaded, and the defended model is used in its place.
+    The undefended model is the base in the card of the defended model. If the card lacks a base, the base model of the
+    track is used. If this field is false, the undefended model is not loaded, and the defended model replaces it.
     """
     images_per_sample: int = 1
     """The number of images that one sample needs in memory at once, such as its views."""

@@ -238,7 +238,7 @@ def checked_reference(text: str) -> ModelReference:
 def defended_model(
     reference: str, load: Callable[[str], "Model | DefendedModel"], undefended: str
 ) -> DefendedModel | None:
-    """Return the model of a reference DEFENSE+MODEL. If the reference has no test-time defense, return None.
+    """Return the model of a reference DEFENSE+MODEL. Without a test-time defense, return None.
 
     `load` is a function that loads a model by its reference. `undefended` is the reference of the track's base model.
     It is used if the card of the model does not name a base. Raises the errors of `checked_reference`.
