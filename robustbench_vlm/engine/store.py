@@ -175,7 +175,7 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def _owner(lock: Path) -> str:
-    """Return the name of the process that has the lock, from the lock file. Return "" if the file is empty."""
+    """Return the process that has the lock, as written in the lock file. Return "" if the file cannot be read."""
     try:
         with lock.open("rb") as file:
             return file.read(200).decode(errors="replace").strip()
@@ -245,7 +245,7 @@ def _read_shard(path: Path, expected: str, samples: Samples | None) -> Piece | s
         about = samples.ids, samples.labels, samples.image_digests
         planned = list(zip(*(values[start:stop] for values in about), strict=True))
         if [(row.sample_id, row.label, row.image_sha256) for row in results] != planned:
-            return "its records are not for the samples in its name"
+            return "its records are not those of the samples in its name"
     return Piece(start, stop, results)
 
 
