@@ -147,7 +147,7 @@ def check_utf8(name: str, folder: Path) -> None:
     try:
         shown = os.fsencode(folder / name).decode(errors="backslashreplace")
     except UnicodeEncodeError:
-        # The name comes from a list file, and the encoding of the locale lacks a character of it.
+        # The name was read from a list file. The encoding of the locale lacks one of its characters.
         shown = ascii(str(folder / name))
     if not name.isascii() and encoding != "utf-8":
         raise UserError(

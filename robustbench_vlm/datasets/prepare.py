@@ -155,7 +155,7 @@ def _write_chunk(
         with partial.open("wb") as file:
             numpy.save(file, pixels, allow_pickle=False)
 
-    # If the dataset was copied, stamps may differ although the pixels are equal. Other processes may read these pixels.
+    # Equal pixels are not written again, because other processes may read them. Only the stamps may have changed.
     if not _has_pixels(folder, chunk, sha256):
         write_whole(folder / pixel_name(chunk), save)
     # The JSON file with the stamps is written last. Until then, the old stamps in it mark the chunk as incomplete.

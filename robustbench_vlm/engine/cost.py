@@ -164,7 +164,7 @@ def _measure_cell(cell: Cell, resources: Resources) -> Speed:
 
 def _cost_classifier(cell: Cell, protocol: Protocol, device: str) -> Classifier:
     """Return a classifier that needs as many passes per call as the attacked classifiers of the cells."""
-    # One class is enough, because the number of passes does not depend on the classes. It saves time for the prompts.
+    # The number of passes does not depend on the classes. With only one class, fewer prompts have to be embedded.
     model = loaded_model(cell.model, cell.track, device)
     judge = model.classifier(["a photo."]).of_samples(torch.zeros(1, dtype=torch.int64))
     return judge if protocol.precision == protocol.verdict_precision else SurrogateClassifier(judge, judge)

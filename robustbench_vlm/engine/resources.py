@@ -36,7 +36,8 @@ class Resources:
     workers: int = 0
     """Number of worker processes. 0: one process per GPU of all machines. On the device "cpu": one per CPU core."""
     batch_size: int = 0
-    """Number of samples that one worker attacks together. 0: on a CPU this is 64. On a GPU it depends on the memory."""
+    """Number of samples that one worker attacks together. 0 means 64 on a CPU. On a GPU, 0 means a number that fits
+    into the memory."""
     shard_size: int = 64
     """Number of samples in one file of records."""
     engine: str = "local"

@@ -111,9 +111,9 @@ def _check_name(name: str) -> None:
 
 
 def _check_activation(config: Path, architecture: str) -> None:
-    """Raise UserError if the config.json of a CLIP states another activation function than the architecture has.
+    """Raise UserError if the activation function in the config.json of a CLIP differs from the architecture's.
 
-    The tensors do not show the activation function, and a wrong one lowers the accuracy without an error.
+    The tensors do not show the activation function. A wrong activation function lowers the accuracy without an error.
     """
     if not config.is_file():
         return

@@ -55,11 +55,11 @@ class Architecture:
         """
         import open_clip
 
-        # open_clip chooses these classes by parts of the configuration.
+        # For these configurations, open_clip does not use its class CLIP, so its factory has to build the network.
         if self.config.get("custom_text") or "hf_model_name" in self.config["text_cfg"]:
             try:
                 with _unlogged():
-                    # The default device may be "meta", if only the shapes are needed.
+                    # If a caller needs only the shapes of the tensors, the default device is "meta".
                     built: nn.Module = open_clip.create_model(
                         self.open_clip_name, pretrained_text=False, device=torch.get_default_device()
                     )

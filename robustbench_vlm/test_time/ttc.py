@@ -69,7 +69,7 @@ def _within(images: Tensor, added: Tensor) -> Tensor:
 
 
 def _passes(settings: Mapping[str, float]) -> Passes:
-    # Two passes compute `tau`, one embeds the image, one is for each step, and one computes the logits.
+    # `tau` needs two passes, the embedding of the image one, each step one, and the logits one.
     steps = int(settings["steps"])
     return Passes(forward=4 + steps, inner=steps)
 

@@ -21,9 +21,9 @@ class PromptRow:
     prompt: Prompt
     rule: Callable[[str], str] = plain_words
     names: Mapping[str, str] = field(default_factory=dict)
-    """Maps a raw class name to its readable name, for the classes to which the rule does not apply."""
+    """Readable names of the classes for which the rule is not used. The keys are raw class names."""
     listed: tuple[str, ...] = ()
-    """The readable names of all classes in the order of the labels; if given, they replace the rule and `names`."""
+    """The readable names of all classes, in the order of the labels. If given, they replace the rule and `names`."""
     one_class: tuple[str, ...] = ()
     """Raw class names that are merged if their readable names are equal. The task then has fewer classes."""
 
@@ -35,11 +35,11 @@ class Task:
     classes: tuple[str, ...]
     prompt: Prompt
     merged: tuple[int, ...]
-    """`merged[label]` is the class index for a label of the dataset; () if every label is the class index."""
+    """`merged[label]` is the class index for a label of the dataset. If it is (), labels are the indices."""
 
 
 PromptSource = Mapping[str, PromptRow]
-"""Maps the name of a dataset to its prompts."""
+"""Prompts of datasets. The keys are the names of the datasets."""
 
 
 def read_facts(project: str) -> dict[str, Any]:

@@ -27,7 +27,7 @@ class ArrayImages:
     pixels: "ndarray[Any, Any]"
     """uint8 [N, H, W, 3]."""
     file: Path
-    """The file that has the pixels."""
+    """The file with the pixels."""
 
     def stamp(self, index: int) -> str:
         """Return the stamp of the file that has all pixels, see `stamp_of`."""
@@ -42,12 +42,12 @@ class ArrayImages:
 
 
 def cifar10(root: Path) -> StoredImages:
-    """Read the test split of CIFAR-10 from "test_batch"; "batches.meta" has the class names."""
+    """Read the test split of CIFAR-10 from "test_batch", and its class names from "batches.meta"."""
     return _cifar(root, "cifar10", "test_batch", "labels", "batches.meta", "label_names")
 
 
 def cifar100(root: Path) -> StoredImages:
-    """Read the test split of CIFAR-100 with its fine labels from "test"; "meta" has the class names."""
+    """Read the test split of CIFAR-100 with its fine labels from "test", and its class names from "meta"."""
     return _cifar(root, "cifar100", "test", "fine_labels", "meta", "fine_label_names")
 
 
@@ -61,7 +61,7 @@ def _cifar(root: Path, name: str, batch: str, key: str, meta: str, names: str) -
 
 
 def _placed(places: Sequence[int], numbers: Any) -> tuple[int, ...]:
-    """Return the class index for each label in `numbers`; `places[label]` is the class index for a label."""
+    """Return the class index for each label in `numbers`. `places[label]` is the class index for a label."""
     numbers = [int(number) for number in numbers]
     if numbers and not 0 <= min(numbers) <= max(numbers) < len(places):
         raise ValueError(f"it has labels from {min(numbers)} to {max(numbers)}, expected 0 to {len(places) - 1}")
@@ -69,7 +69,7 @@ def _placed(places: Sequence[int], numbers: Any) -> tuple[int, ...]:
 
 
 def _numbered(labels: Sequence[int], targets: Path, pixels: Sized, path: Path) -> tuple[str, ...]:
-    """Return the samples' indices as their ids; raise UserError if there are not as many images as labels."""
+    """Return the index of each sample as its id. Raises UserError if the numbers of images and labels differ."""
     if len(pixels) != len(labels):
         raise UserError(
             f"{path} has {len(pixels)} images and {targets} has {len(labels)} labels, expected equal numbers: fetch"
@@ -126,7 +126,7 @@ def stl10(root: Path) -> StoredImages:
 
 @dataclass(frozen=True)
 class Hdf5Images:
-    """The images of an HDF5 file, which are read one at a time. The id of a sample is its index, with five digits."""
+    """The images of an HDF5 file. They are read one at a time. The id of a sample is its index, with five digits."""
 
     ids: Sequence[str]
     labels: Sequence[int]
@@ -138,7 +138,7 @@ class Hdf5Images:
         return stamp_of(self.path)
 
     def image(self, index: int) -> "Image":
-        """Return an image in its stored size; raise UnreadableImage if its part of the file is damaged."""
+        """Return an image in its stored size. Raises UnreadableImage if the file is damaged at this image."""
         import h5py
         from PIL import Image
 

@@ -38,12 +38,12 @@ class StoredImages(Protocol):
         ...
 
     def stamp(self, index: int) -> str:
-        """Return a text that changes if the file of the image changes, see `stamp_of`."""
+        """Return a text that changes if the file of the image changes, for example the text of `stamp_of`."""
         ...
 
 
 def stamp_of(path: Path) -> str:
-    """Return a file's size and modification time as one text; "" if it does not exist."""
+    """Return the size and modification time of a file as one text. Return "" if the file does not exist."""
     try:
         status = path.stat()
     except OSError:
@@ -67,17 +67,17 @@ class PublishedDataset:
     split: str
     """Name of the split that is evaluated."""
     samples: int
-    """Number of samples of the complete split; 0 if unknown."""
+    """Number of samples of the complete split. 0 if it is unknown."""
     native: bool = False
-    """True if all images have the same small size. The images are then attacked at that size."""
+    """True if all images have one small size. The images are then attacked at this size."""
     download_bytes: int = 0
-    """Approximate size of the download in bytes; 0 if unknown."""
+    """Approximate size of the download in bytes. 0 if it is unknown."""
     torchvision: str = ""
-    """Class of torchvision.datasets that downloads the dataset; "" if torchvision cannot download it."""
+    """Class of torchvision.datasets that downloads the dataset. "" if torchvision cannot download it."""
     hub: str = ""
-    """Repository on the Hugging Face Hub with tar files (shards) of the images; "" without a repository."""
+    """Repository on the Hugging Face Hub with tar files (shards) of the images. "" if it does not exist."""
     hub_split: str = ""
-    """Split in the Hub's tar files if it differs from `split`. The tar files then contain different samples."""
+    """Name of the split in the Hub's tar files, if it is not `split`. The tar files then contain different samples."""
     licensed: bool = False
     """True if users must accept terms before a download. Such a dataset is never downloaded by this package."""
     by_hand: str = ""

@@ -20,7 +20,7 @@ def write_checksums(folder: Path, source: str) -> None:
 
 
 def changed_folders(folder: Path) -> list[str]:
-    """Return one sentence for each folder whose files differ from the checksums; [] without checksums."""
+    """Return one sentence for each folder with files that differ from the checksums. Without checksums, return []."""
     path = folder / _NAME
     if not path.exists():
         return []
@@ -43,7 +43,7 @@ def changed_folders(folder: Path) -> list[str]:
 
 
 def _contents(folder: Path) -> dict[str, dict[str, Any]]:
-    """Map the path of each folder to its number of files, total bytes and digest; hidden files are left out."""
+    """Return the number of files, total bytes and digest of each folder by its path. Hidden files are left out."""
     found = {}
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

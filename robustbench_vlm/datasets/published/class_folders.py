@@ -66,7 +66,7 @@ def _classes(root: Path, name: str, left_out: tuple[str, ...] = ()) -> ImageFile
 
 
 def _images(top: Path) -> Iterator[str]:
-    """Yield the paths of a class's images, sub-folders included, in torchvision's order."""
+    """Yield the paths of the images of a class, including sub-folders, in torchvision's order."""
     for place, names in walk(top):
         for name in names:
             if name.lower().endswith(SUFFIXES):
@@ -94,13 +94,13 @@ def imagenet(root: Path) -> StoredImages:
 
 
 def _by_file(root: Path, samples: list[tuple[str, int]]) -> ImageFiles:
-    """Return images whose ids are their file names, so that ids do not depend on the arrangement of folders."""
+    """Return images with their file names as ids. The ids then do not depend on the arrangement of folders."""
     found = list_images(root, samples)
     return ImageFiles(root, check_unique([Path(path).name for path in found.paths], root), found.labels, found.paths)
 
 
 def _ground_truth(root: Path) -> list[int]:
-    """Return the labels of the validation images. Entry i is for the image whose file name contains i + 1."""
+    """Return the labels of the validation images. Entry i is the label of the image with the number i + 1."""
     from scipy.io import loadmat
 
     labels = Labels("imagenet")

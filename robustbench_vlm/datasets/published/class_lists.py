@@ -1,4 +1,4 @@
-"""Fixed class lists of the published datasets. On every machine a label is an index into the list of its dataset."""
+"""Fixed class lists of the published datasets. On all machines, a label is an index in the list of its dataset."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ def class_names(name: str) -> tuple[str, ...]:
 
 
 def hub_class_names(name: str) -> tuple[str, ...]:
-    """Return the raw class names in the order of the labels in the Hub's tar files; "" for a class that is left out."""
+    """Return the raw class names in the order of the labels in the Hub's tar files. A class that is left out is ""."""
     entry = _lists()[name]
     return tuple(entry.get("hub_names", entry["names"]))
 

@@ -24,8 +24,8 @@ def hub_folder(published: PublishedDataset, root: Path) -> Path:
 def fetch_from_hub(published: PublishedDataset, root: Path, on_progress: OnProgress) -> Path:
     """Download the current revision of a dataset's tar shards and return their folder.
 
-    The size and sha256 of each shard are checked against those that the Hub lists. Files of the same revision that an
-    earlier call downloaded are kept. Raises UserError if the download fails.
+    The size and sha256 of each shard are compared with the values on the Hub. If an earlier call downloaded files of
+    this revision, they are kept. Raises UserError if the download fails.
     """
     revision, files = _listing(published.hub)
     staging = staging_folder(published, root)
@@ -60,7 +60,7 @@ def _listing(repository: str) -> tuple[str, dict[str, tuple[int, str]]]:
     try:
         api = HfApi(endpoint=os.environ.get("HF_ENDPOINT") or None)
         info = api.dataset_info(repository, files_metadata=True, timeout=30)
-    # huggingface_hub raises its own exceptions, those of its HTTP library, and parsing errors.
+    # huggingface_hub raises its own exceptions, exceptions of its HTTP library, and parsing errors.
     except Exception as error:
         reason = str(error).strip().splitlines()
         raise UserError(

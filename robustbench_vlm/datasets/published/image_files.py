@@ -34,7 +34,7 @@ class ImageFiles:
         return decode(path, str(path))
 
     def stamp(self, index: int) -> str:
-        """Return the stamp of the image's file, see `stamp_of`."""
+        """Return the size and modification time of the image file, as one text."""
         return stamp_of(self.root / self.paths[index])
 
 
@@ -56,7 +56,7 @@ def list_images(root: Path, samples: Sequence[tuple[str, int]]) -> ImageFiles:
 
 
 def check_unique(ids: Sequence[str], where: Path) -> tuple[str, ...]:
-    """Return the sample ids as a tuple; raise UserError if two are equal."""
+    """Return the sample ids as a tuple. Raises UserError if two ids are equal."""
     if len(set(ids)) != len(ids):
         twice = next(name for place, name in enumerate(ids) if name in ids[:place])
         raise UserError(f"{where} has two samples with the id {twice!r}: its list is damaged; fetch the dataset again")
@@ -64,7 +64,7 @@ def check_unique(ids: Sequence[str], where: Path) -> tuple[str, ...]:
 
 
 def decode(file: Path | IO[bytes], name: str) -> "Image":
-    """Return a decoded image in its stored mode and size. The format is detected from the content; EXIF is ignored.
+    """Return a decoded image in its stored mode and size. The content determines the format. EXIF data are ignored.
 
     `name` is used in the error message. Raises UnreadableImage if the file is missing, truncated or not an image.
     """

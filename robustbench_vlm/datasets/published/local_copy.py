@@ -22,7 +22,7 @@ from robustbench_vlm.datasets.transform import SquareFit
 
 
 def data_root(given: Path | None = None) -> Path:
-    """Return the folder of the datasets: `given`, else the folder in VLMBENCH_DATA, else "data" in the cache folder."""
+    """Return the folder of the datasets. It is `given`, VLMBENCH_DATA, or "data" in the cache folder, in this order."""
     if given is not None:
         return user_path(given)
     return folder_of_variable("VLMBENCH_DATA") or cache_folder() / "data"
@@ -31,9 +31,8 @@ def data_root(given: Path | None = None) -> Path:
 def locate(published: PublishedDataset, root: Path) -> tuple[Path, StoredImages]:
     """Return the folder of a dataset below the data root, and its images.
 
-    Three folders are tried: `root`/<torchvision's folder name>, `root` itself if it has that name, and
-    `root`/wds/<name of the Hub repository>. Raises MissingData if the dataset is in none of them, and UserError if it
-    is damaged.
+    Three folders are tried: `root`/<torchvision's folder name>, `root` if it has that name, and `root`/wds/<name of the
+    Hub repository>. Raises MissingData if none of them has the dataset, and UserError if the dataset is damaged.
     """
     places: list[tuple[Path, Callable[[Path], StoredImages]]] = [(root / published.folder, published.read)]
     if root.resolve().name == published.folder:
@@ -72,16 +71,16 @@ def _next_step(published: PublishedDataset, root: Path) -> str:
 
 @functools.lru_cache(maxsize=32)
 def find_images(name: str, root: Path) -> StoredImages:
-    """Return the images of a published dataset; raise the errors of `locate`.
+    """Return the images of a published dataset. Raises the errors of `locate`.
 
-    The result is cached because listing tar shards takes many seconds. Call `find_images.cache_clear()` after files
-    have changed, for example after a download.
+    The result is cached, because it takes many seconds to list the files in tar shards. If files have changed, for
+    example after a download, call `find_images.cache_clear()`.
     """
     return locate(PUBLISHED[name], root)[1]
 
 
 def is_available(dataset: Dataset, data: Path | None = None) -> bool:
-    """Return whether the files of a dataset are on this machine; return True for a dataset that needs no files."""
+    """Return whether the files of a dataset are on this machine. Return True if the dataset does not need files."""
     try:
         if dataset.published:
             find_images(dataset.published, data_root(data))
@@ -93,10 +92,11 @@ def is_available(dataset: Dataset, data: Path | None = None) -> bool:
 def prepare_dataset(
     dataset: Dataset, count: int | None, data: Path | None = None, on_progress: OnProgress = ignore_progress
 ) -> Dataset:
-    """Prepare the first `count` samples of a dataset with image files (None: all) and return the prepared dataset.
+    """Prepare the first `count` samples of a dataset with image files, and return the prepared dataset.
 
-    These are the published datasets and those of `folder_dataset`. Other datasets are returned unchanged. Raises
-    MissingData if the files are not below `data_root(data)`, and UserError if they cannot be prepared.
+    If `count` is None, all samples are prepared. Published datasets and the datasets of `folder_dataset` have image
+    files. Other datasets are returned unchanged. Raises MissingData if the files are not below `data_root(data)`, and
+    UserError if they cannot be prepared.
     """
     if dataset.source == FOLDER_SOURCE:
         path, side, classes = (dataset.options[key] for key in ("path", "side", "classes"))
@@ -125,7 +125,7 @@ def is_other_split(dataset: Dataset) -> bool:
 
 
 def verify(published: PublishedDataset, root: Path) -> list[str]:
-    """Return one sentence for each problem of a dataset's files; [] without problems.
+    """Return one sentence for each problem of a dataset's files. Without problems, return [].
 
     A dataset that this package downloaded is compared with the checksums of the download. For every dataset, the number
     of samples and the existence of all listed images are checked.

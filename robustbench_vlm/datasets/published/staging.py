@@ -33,7 +33,7 @@ def exclusive(staging: Path) -> Iterator[None]:
 
 
 def check_free(goal: Path, needed: int) -> None:
-    """Raise UserError if the folder `goal` already exists, or if its disk has less than `needed` bytes free."""
+    """Raise UserError if the folder `goal` already exists, or if its disk does not have `needed` free bytes."""
     if goal.exists():
         raise UserError(
             f"{goal} exists, but it does not have the complete dataset: move or remove this folder, then run the same"

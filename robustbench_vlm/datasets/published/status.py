@@ -32,11 +32,11 @@ class DatasetStatus:
 
     name: str
     samples: int
-    """Number of samples of the complete split; 0 if unknown."""
+    """Number of samples of the complete split. 0 if it is unknown."""
     on_disk: int
-    """Number of samples on disk; 0 if the dataset is missing."""
+    """Number of samples on disk. 0 if the dataset is missing."""
     download_bytes: int
-    """Approximate size of the download in bytes; 0 if unknown."""
+    """Approximate size of the download in bytes. 0 if it is unknown."""
     prepared: int
     """Number of samples that are decoded and resized for one protocol. The protocol with the most samples counts."""
     where: str
@@ -44,7 +44,7 @@ class DatasetStatus:
 
 
 def dataset_status(name: str, data: Path | None) -> DatasetStatus:
-    """Return the state of a published dataset below `data_root(data)`; raise UserError for another dataset."""
+    """Return the state of a published dataset below `data_root(data)`. Raises UserError for other datasets."""
     published, root = _published(name), data_root(data)
     try:
         on_disk, where = len(locate(published, root)[1].ids), f"below {root}"
@@ -70,7 +70,7 @@ class PreparedDataset:
     sample_list: str
     """The samples' ids and labels in the standard order, as CSV."""
     unreadable: Mapping[str, str]
-    """Maps the id of each sample that cannot be decoded to the reason."""
+    """The reasons for the samples that cannot be decoded. The keys are sample ids."""
 
 
 def fetch_and_prepare(
@@ -82,9 +82,9 @@ def fetch_and_prepare(
     *,
     download: bool,
 ) -> PreparedDataset:
-    """Download a dataset if it is missing, and prepare its first `count` samples (None: all).
+    """Download a dataset if it is missing, and prepare its first `count` samples. None means all samples.
 
-    `adapt` applies a protocol to the dataset. If the dataset cannot be downloaded, this raises UserError with
+    `adapt` applies a protocol to the dataset. If the dataset cannot be downloaded, UserError is raised. Its message has
     instructions for a download by hand.
     """
     published, root = _published(name), data_root(data)
@@ -109,7 +109,8 @@ def fetch_and_prepare(
 def verify_dataset(name: str, data: Path | None, *, missing_is_wrong: bool) -> list[str] | None:
     """Return one sentence for each problem of a dataset's files and prepared images.
 
-    If the dataset is missing, this returns None, or one sentence about the missing dataset if `missing_is_wrong`.
+    If the dataset is missing, return None. If `missing_is_wrong` is true, return one sentence about the missing
+    dataset.
     """
     published, root = _published(name), data_root(data)
     find_images.cache_clear()

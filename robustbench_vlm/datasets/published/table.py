@@ -221,7 +221,7 @@ SUITE = (
         origin="https://vision.princeton.edu/projects/2010/SUN",
     ),
 )
-"""The fifteen datasets of the AGFT paper in its splits, which are also those of torchvision."""
+"""The fifteen datasets of the AGFT paper. The splits of the paper are also the splits of torchvision."""
 
 EXTRA = (
     PublishedDataset(

@@ -35,7 +35,7 @@ class TarMember:
 
 @dataclass(frozen=True)
 class TarShardImages:
-    """N images in tar files. The id of a sample is "wds/" and its key in the shard."""
+    """N images in tar files (shards). The id of a sample is "wds/", followed by its key in the shard."""
 
     ids: Sequence[str]
     labels: Sequence[int]
@@ -50,7 +50,7 @@ class TarShardImages:
             return decode(io.BytesIO(file.read(member.size)), f"{member.name} of {member.shard}")
 
     def stamp(self, index: int) -> str:
-        """Return the size and modification time of the tar file with the image (see `stamp_of`)."""
+        """Return the size and modification time of the tar file that contains the image, as one text."""
         return stamp_of(self.members[index].shard)
 
 
@@ -82,10 +82,10 @@ def _is_kept(places: Sequence[int], label: int, root: Path) -> bool:
 
 
 def _places(path: Path, name: str) -> list[int]:
-    """Return the class index for each label of the shards; -1 if the class is left out.
+    """Return the class index for each label of the shards. It is -1 if the class is left out.
 
-    Most repositories list the dataset's raw class names in "classnames.txt". Others list readable names, which are
-    matched to classes by their position.
+    In most repositories, "classnames.txt" lists the raw class names of the dataset. In the others it lists readable
+    names. These are matched to classes by their position.
     """
     labels, order = Labels(name), hub_class_names(name)
     written = read_lines(path) if path.exists() else list(order)
@@ -133,7 +133,7 @@ def _put(values: dict[str, _Value], key: str, value: _Value) -> None:
 
 
 def _check_end(shard: Path) -> None:
-    """Raise ValueError if a tar file is truncated between two members, which tarfile does not notice."""
+    """Raise ValueError if a tar file is truncated between two members. tarfile does not detect this."""
     with shard.open("rb") as file:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - 1024))

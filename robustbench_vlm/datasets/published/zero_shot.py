@@ -13,7 +13,7 @@ from robustbench_vlm.datasets.transform import NATIVE, Transform
 
 
 def has_native_size(dataset: Dataset) -> bool:
-    """Return whether this is a published dataset whose images all have the same small size, such as CIFAR10."""
+    """Return whether a published dataset has images of one small size, such as CIFAR10."""
     return bool(dataset.published) and PUBLISHED[dataset.published].native
 
 

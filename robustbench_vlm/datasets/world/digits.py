@@ -1,4 +1,4 @@
-"""Handwritten digits: each digit is a line through a few points, and points, slant and width vary per sample."""
+"""Handwritten digits. A digit is a line through a few points. Points, slant and width differ between samples."""
 
 import torch
 from torch import Tensor

@@ -50,7 +50,7 @@ def luminance(colour: Tensor) -> Tensor:
 def _tone(scenes: Scenes, keys: Tensor, colours: Tensor) -> Tensor:
     """Choose the colour of each background as float32 [B, 3] in [0, 1].
 
-    The colour is the one of eight random grey levels whose brightness differs most from that of the objects.
+    Eight grey levels are drawn at random. The chosen one differs most in brightness from the objects.
     """
     levels = randomness.uniform(keys, 0, (8,)) * 0.8 + 0.1
     gap = torch.full_like(levels, 1e9)
@@ -109,7 +109,7 @@ def _layout(scenes: Scenes, keys: Tensor, slot: int) -> tuple[Tensor, Tensor, Te
 
 
 def _cells(scenes: Scenes, keys: Tensor) -> Tensor:
-    """Return the cell of a 3 x 3 grid that contains each object, int64 [B, 5]; cells differ within a scene."""
+    """Return a cell of a 3 x 3 grid for each object, int64 [B, 5]. Objects of one scene have different cells."""
     order = randomness.bits(keys, 20, 9).argsort(dim=1)[:, :MAX_OBJECTS]
     is_single = scenes["count"] == 1
     position = torch.where(scenes["position"] >= 0, scenes["position"], 4)

@@ -16,9 +16,9 @@ def _wave(values: Tensor) -> Tensor:
 
 
 def texture_mask(texture: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return a mask that is 1 for pixels in the second colour of each object and 0 for other pixels, float32 [B, H, W].
+    """Return a mask, float32 [B, H, W]: 1 for pixels in the second colour of each object, and 0 for other pixels.
 
-    texture: int64 [B], indices of `vocabulary.TEXTURES`; -1 and 0 are plain. keys: int64 [B], random keys.
+    texture: int64 [B], indices of `vocabulary.TEXTURES`. -1 and 0 are plain. keys: int64 [B], random keys.
     x, y: float32 [B, H, W], coordinates relative to the object's centre.
     """
     random = randomness.uniform(keys, 2, (3,)).view(-1, 3, 1, 1)

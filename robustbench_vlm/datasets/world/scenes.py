@@ -48,9 +48,9 @@ FAMILIES: Mapping[str, Values] = {
     },
     DIGIT: {**_COMMON, "digit": _all(words.NUMBERS)},
 }
-"""Maps a family and an attribute to the allowed values, which all have the same probability.
+"""The allowed values of each attribute in each family. All allowed values are equally probable.
 
-A scene does not have the attributes that its family lacks."""
+If a family lacks an attribute, its scenes do not have this attribute."""
 
 
 @dataclass(frozen=True)
@@ -58,7 +58,7 @@ class Scenes:
     """B scenes. `scenes["colour"]` is a column of `attributes`, int64 [B]."""
 
     attributes: Tensor
-    """int64 [B, 14], one column per attribute of `vocabulary.ATTRIBUTES`; -1 if a scene lacks the attribute."""
+    """int64 [B, 14], one column per attribute of `vocabulary.ATTRIBUTES`. -1 if a scene lacks the attribute."""
     keys: Tensor
     """int64 [B], the random key of each scene."""
 
@@ -88,11 +88,11 @@ def sample_scenes(keys: Tensor, family: str, changes: Values, fixed: Sequence[Ma
 
 
 def _consistent(attributes: Tensor, stream: Tensor) -> Tensor:
-    """Remove attributes that the image cannot show. attributes: int64 [B, 14]; stream: int64 [B], random keys.
+    """Remove attributes that the image cannot show. attributes: int64 [B, 14]. stream: int64 [B], random keys.
 
     These attributes are removed: the texture and outline of small objects, the texture of outlines, and the position of
-    every object that is not both small and the only one.
-    If both objects of a pair have the same colour, the second one gets another colour.
+    an object, unless it is small and the only object. If both objects of a pair have equal colours, the second object
+    gets another colour.
     """
     attributes = attributes.clone()
     is_small = attributes[:, column("size")] == 0

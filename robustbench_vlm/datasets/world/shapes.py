@@ -1,7 +1,7 @@
 """The outlines of the shapes, and the signed distance of points to them.
 
-Only additions, products, quotients, square roots and comparisons are used. IEEE 754 defines their rounding, so an image
-is the same on every machine. Coordinates are in [-1, 1]; y points down.
+Only additions, products, quotients, square roots and comparisons are used. IEEE 754 defines their rounding, so all
+machines draw equal images. Coordinates are in [-1, 1], and y points down.
 """
 
 import math
@@ -113,7 +113,7 @@ PARTS: tuple[tuple[Part, ...], ...] = (
         ("+", "polygon", _box(-0.5, 0.0, 0.5, 0.95)),
     ),
 )
-"""The parts of each shape of `vocabulary.SHAPES`, which are added (+), subtracted (-) or intersected (&) in order."""
+"""The parts of each shape of `vocabulary.SHAPES`. They are added (+), subtracted (-) or intersected (&) in order."""
 
 
 def signed_distance(shape: int, x: Tensor, y: Tensor) -> Tensor:
