@@ -19,7 +19,7 @@ _UNIT = 2.0**-24
 
 
 def key_of(*parts: str | int) -> int:
-    """Return a signed 64-bit key for a tuple of names and numbers. Every machine gives the same key."""
+    """Return a signed 64-bit key for a tuple of names and numbers. All machines compute equal keys."""
     text = json.dumps(parts, ensure_ascii=True, separators=(",", ":"))
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little", signed=True)
 

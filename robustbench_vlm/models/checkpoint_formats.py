@@ -34,7 +34,7 @@ _AVERAGE_ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model"
 """Names of entries in which training code saves a moving average of the weights."""
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module"}
-"""Parts of tensor names that DataParallel, torch.compile, FSDP and Lightning add."""
+"""Parts of tensor names. DataParallel, torch.compile, FSDP and Lightning add them to the names."""
 
 _TRAINING = {"optimizer", "optimizer_state_dict", "optim", "scheduler", "lr_scheduler", "scaler"}
 """Entries that are needed only to resume a training."""

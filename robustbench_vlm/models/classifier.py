@@ -158,8 +158,8 @@ class Model:
 def class_features(prompts: Sequence[str | tuple[str, ...]], embed: Callable[[list[str]], Tensor]) -> Tensor:
     """Return the text embedding of each class, float32 [C, D], with unit length.
 
-    If a class has several prompts, their embeddings are averaged. `embed` maps N different texts to unit-length
-    embeddings, float32 [N, D]. It is called once.
+    If a class has several prompts, their embeddings are averaged. `embed` is a function that maps N different texts to
+    unit-length embeddings, float32 [N, D]. It is called once.
     """
     groups = [(prompt,) if isinstance(prompt, str) else prompt for prompt in prompts]
     texts = list(dict.fromkeys(text for group in groups for text in group))

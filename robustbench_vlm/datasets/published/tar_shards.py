@@ -84,8 +84,8 @@ def _is_kept(places: Sequence[int], label: int, root: Path) -> bool:
 def _places(path: Path, name: str) -> list[int]:
     """Return the class index for each label of the shards. It is -1 if the class is left out.
 
-    In most repositories, "classnames.txt" lists the raw class names of the dataset. In the others it lists readable
-    names. These are matched to classes by their position.
+    In most repositories, "classnames.txt" lists the raw class names of the dataset. In other repositories, it lists
+    readable names. These are matched to classes by their position.
     """
     labels, order = Labels(name), hub_class_names(name)
     written = read_lines(path) if path.exists() else list(order)
