@@ -110,7 +110,7 @@ def _image_cases() -> Iterator[Case]:
         "svg": ("x.svg", b"<svg xmlns='http://www.w3.org/2000/svg'/>"),
         "hidden file": (".DS_Store", bytes(100)),
         "name with a newline": ("a\nb.png", saved("RGB")),
-        "name with markup": ("[red]a[/red].png", saved("RGB")),
+        "name with markup": ("[red]a[bold].png", saved("RGB")),
         "name that is not utf-8": (os.fsdecode(b"\xff\xfe.png"), saved("RGB")),
         "name of 250 characters": ("n" * 246 + ".png", saved("RGB")),
     }

@@ -99,7 +99,9 @@ def test_missing_data_are_reported_before_a_model_is_downloaded(
 def test_images_and_dataset_together_are_refused(
     user_images: Path, offline: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert "give either" in _error(capsys, "run", *TRACK, "--images", str(user_images), "--dataset", "handwritten")
+    assert "only one can be used: give --images or --dataset" in _error(
+        capsys, "run", *TRACK, "--images", str(user_images), "--dataset", "handwritten"
+    )
     assert not offline
 
 

@@ -190,7 +190,7 @@ class Apgd:
 
 
 def apgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run APGD. This is the function of a stage, and its parameters are the fields of `Apgd`."""
+    """Run APGD. A stage calls this function. The parameters are the fields of `Apgd`."""
     method = Apgd(threat=batch.threat, **parameters)
     outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)
     return replace(outcome, warnings=outcome.warnings | loss_warnings(method.loss, batch.num_classes))

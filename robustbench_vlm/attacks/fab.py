@@ -121,7 +121,7 @@ class Fab:
 
 
 def fab(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run targeted FAB. This is the function of a stage, and its parameters are the fields of `Fab`."""
+    """Run targeted FAB. A stage calls this function. The parameters are the fields of `Fab`."""
     return run_in_batches(Fab(threat=batch.threat, **parameters), classifier, batch, batch_size=batch_size)
 
 

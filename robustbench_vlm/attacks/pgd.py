@@ -104,7 +104,7 @@ def pgd_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int
 
 
 def pgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run PGD. This is the function of a stage, and its parameters are the fields of `Pgd`."""
+    """Run PGD. A stage calls this function. The parameters are the fields of `Pgd`."""
     method = Pgd(threat=batch.threat, **parameters)
     outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)
     return replace(outcome, warnings=outcome.warnings | loss_warnings(method.loss, batch.num_classes))

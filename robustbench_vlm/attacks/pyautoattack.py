@@ -44,7 +44,7 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
 
 
 def official(classifier: Classifier, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
-    """Run one attack of pyautoattack on `batch_size` samples at a time. This is the function of a stage.
+    """Run one attack of pyautoattack on `batch_size` samples at a time. A stage calls this function.
 
     `attack` is a key of `PARTS`. The attack has the parameters of the standard version of AutoAttack.
     """

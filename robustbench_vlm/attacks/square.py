@@ -137,7 +137,7 @@ def square_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, 
 
 
 def square(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run Square Attack. This is the function of a stage, and its parameters are the fields of `Square`."""
+    """Run Square Attack. A stage calls this function. The parameters are the fields of `Square`."""
     return run_in_batches(
         Square(threat=batch.threat, batch_size=batch_size, **parameters), classifier, batch, batch_size=batch_size
     )

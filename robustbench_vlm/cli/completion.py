@@ -24,7 +24,7 @@ It returns the possible completions of the current word."""
 def models(context: typer.Context, incomplete: str) -> list[str]:
     """Return the models of the track on the command line.
 
-    After a typed plus, return names of the form DEFENSE+MODEL.
+    If the text contains a `+`, return names of the form DEFENSE+MODEL.
     """
     track = context.params.get("track") or TRACKS.names()[0]
     names = sorted({*card_names(track), *MODELS.names()})

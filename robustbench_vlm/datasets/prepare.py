@@ -155,7 +155,7 @@ def _write_chunk(
         with partial.open("wb") as file:
             numpy.save(file, pixels, allow_pickle=False)
 
-    # Equal pixels are not written again, because other processes may read them. Only the stamps may have changed.
+    # If the pixels on disk are the same, the file is not written again, because other processes may be reading it.
     if not _has_pixels(folder, chunk, sha256):
         write_whole(folder / pixel_name(chunk), save)
     # The JSON file with the stamps is written last. Until then, the old stamps in it mark the chunk as incomplete.

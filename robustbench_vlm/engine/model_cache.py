@@ -5,7 +5,7 @@ import gc
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.classifier import Model, ZeroShotClassifier, load_model
-from robustbench_vlm.models.hub import load_hub_model
+from robustbench_vlm.models.hugging_face import load_hub_model
 from robustbench_vlm.models.in_memory import InMemoryModel, find_registered
 from robustbench_vlm.models.reference import HuggingFaceModel, MemoryModel, parse_reference
 from robustbench_vlm.test_time.defended_model import (

@@ -160,7 +160,7 @@ def test_plots_show_every_accuracy(found: Comparison, tmp_path: Path, monkeypatc
         radii = [0.0, *(float(255 * parse_eps(point.eps)) for point in model.curve)]
         values = [100 * model.clean.value, *(100 * point.robust.value for point in model.curve)]
         assert list(line.get_xdata()) == pytest.approx(radii) and list(line.get_ydata()) == pytest.approx(values)
-    assert [text.get_text() for text in heat.texts] == ["5", "5", "5", "50", "50", "50", "48", "48", "48"]
+    assert [text.get_text() for text in heat.texts] == ["5.0"] * 3 + ["50.0"] * 3 + ["48.3"] * 3
     assert [label.get_text() for label in heat.get_yticklabels()] == list(VERDICTS)
 
 
@@ -183,7 +183,7 @@ def test_a_name_is_plain_text_in_a_plot(
     [
         (["agtf"], "unknown result 'agtf'"),
         (names("--format", "tabel")[1:], "unknown format 'tabel'. Did you mean table?"),
-        (names("--heatmap", "x.jpg")[1:], "--heatmap x.jpg is no image"),
+        (names("--heatmap", "x.jpg")[1:], "--heatmap must end in .png or .svg, got x.jpg"),
         (names("--curves", "nowhere/x.png")[1:], "--curves nowhere/x.png is in nowhere, which does not exist"),
         (names("--eps", "8")[1:], "eps 8 is larger than 1"),
         (

@@ -83,7 +83,7 @@ def test_another_number_of_samples_changes_the_protocol_name(make_card: MakeCard
         ({"protocol": "mini-quik"}, "unknown protocol 'mini-quik'. Did you mean mini-quick"),
         ({"models": ("nonesuch",)}, "unknown model 'nonesuch'"),
         ({"eps": ("8",)}, "eps 8 is larger than 1.*pixel steps.*8/255"),
-        ({"eps": ("3/2",)}, "outside"),
+        ({"eps": ("3/2",)}, "larger than 1 in Linf"),
         ({"norm": "L1"}, "unknown norm 'L1'|no standard eps"),
         ({"norm": "L2"}, "no standard eps in L2.*--eps"),
         ({"norm": "L2", "eps": ("1/2",), "attacks": ("cw",)}, "'cw' is for Linf, not for L2"),

@@ -10,7 +10,7 @@ import pytest
 import torch
 from made_up_hub import served, write_clip
 
-from robustbench_vlm.models.hub import pixel_difference
+from robustbench_vlm.models.hugging_face import pixel_difference
 from robustbench_vlm.models.in_memory import zero_shot
 
 TEXTS = ["a photo of a cat.", "a photo of a dog."]
