@@ -108,7 +108,7 @@ WARNINGS: Mapping[str, SanityWarning] = {
         ),
         (
             "unpinned",
-            "a digest cannot cover all code and state of the model, so nobody else can check this number",
+            "a digest cannot cover all code and state of the model, so this number cannot be checked elsewhere",
             "define its classes and functions in a module that can be imported, without closures and globals",
         ),
     )

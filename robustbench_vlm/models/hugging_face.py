@@ -1,7 +1,7 @@
 """Models on the Hugging Face hub: load CLIP and SigLIP models with transformers by hf:ORG/NAME[@REVISION]."""
 
 import contextlib
-import logging
+import dataclasses
 import os
 import socket
 from collections.abc import Iterator
@@ -15,6 +15,7 @@ from torch import Tensor
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder
 from robustbench_vlm.models.in_memory import InMemoryModel, zero_shot
+from robustbench_vlm.models.open_clip import unlogged
 from robustbench_vlm.models.reference import HuggingFaceModel
 
 _SECONDS = 5.0
@@ -66,14 +67,7 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
         raise UserError(f"cannot load {reference}: {_advice(error)}") from error
     model, processor = found
     made = zero_shot(model, processor, interpolation=_interpolation(processor), name="hub-model")
-    return InMemoryModel(
-        name=str(reference),
-        encoder=made.encoder,
-        embed_texts=made.embed_texts,
-        scale=made.scale,
-        bias=made.bias,
-        digest_prefix="",
-    )
+    return dataclasses.replace(made, name=str(reference), digest_prefix="")
 
 
 def expect_hub(what: str) -> None:
@@ -130,14 +124,12 @@ def quiet_libraries() -> Iterator[None]:
     from transformers.utils import logging as library
 
     bars: Any = library  # the library is not typed
-    before = logging.root.manager.disable
-    logging.disable(logging.CRITICAL)
     bars.disable_progress_bar()
     try:
-        yield
+        with unlogged():
+            yield
     finally:
         bars.enable_progress_bar()
-        logging.disable(before)
 
 
 def _interpolation(processor: Any) -> str:

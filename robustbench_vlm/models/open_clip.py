@@ -58,7 +58,7 @@ class Architecture:
         # For these configurations, open_clip does not use its class CLIP, so its factory has to build the network.
         if self.config.get("custom_text") or "hf_model_name" in self.config["text_cfg"]:
             try:
-                with _unlogged():
+                with unlogged():
                     # If a caller needs only the shapes of the tensors, the default device is "meta".
                     built: nn.Module = open_clip.create_model(
                         self.open_clip_name, pretrained_text=False, device=torch.get_default_device()
@@ -117,7 +117,7 @@ def _load_tokenizer(name: str, length: int) -> Callable[[list[str]], Tensor]:
         plain: Callable[[list[str]], Tensor] = open_clip.SimpleTokenizer(context_length=length)
         return plain
     try:
-        with _unlogged():
+        with unlogged():
             tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
     except Exception as error:  # the hub client raises many types of network and cache errors
         raise UserError(
@@ -162,7 +162,7 @@ def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architectur
     mean, std = (tuple(settings.get(key) or getattr(built, key)) for key in ("mean", "std"))
     built = dataclasses.replace(built, mean=mean, std=std)
     try:
-        with _unlogged():
+        with unlogged():
             network = open_clip.create_model(name, pretrained=tag)
     except Exception as error:  # the hub client raises many types of network and cache errors
         raise UserError(
@@ -195,7 +195,7 @@ def _check_activation(built: Architecture, name: str, tag: str, *, is_quick: boo
 
 
 @contextlib.contextmanager
-def _unlogged() -> Iterator[None]:
+def unlogged() -> Iterator[None]:
     """Silence the logs of open_clip and of the Hugging Face client. Both still raise errors."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
