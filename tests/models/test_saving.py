@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.classifier import load_model
@@ -13,9 +14,11 @@ from robustbench_vlm.models.weights import copy_weights, load_weights, save_weig
 def test_weights_are_rounded_and_integers_are_not(tmp_path: Path) -> None:
     tensors = {"weight": torch.tensor([1 / 3, -2.0]), "count": torch.tensor(3)}
     entry = save_weights(tensors, tmp_path / "small.safetensors", "float16")
-    loaded = load_weights(tmp_path, entry)
-    assert loaded["weight"].dtype == torch.float16 and loaded["count"].dtype == torch.int64
-    assert torch.allclose(loaded["weight"].float(), tensors["weight"], rtol=2**-11)
+    stored, loaded = load_file(tmp_path / entry.file), load_weights(tmp_path, entry)
+    assert stored["weight"].dtype == torch.float16 and stored["count"].dtype == torch.int64
+    assert loaded["weight"].dtype == torch.float32 and loaded["count"].dtype == torch.int64
+    assert torch.equal(loaded["weight"], stored["weight"].float())
+    assert torch.allclose(loaded["weight"], tensors["weight"], rtol=2**-11)
     exact = load_weights(tmp_path, save_weights(tensors, tmp_path / "whole.safetensors"))
     assert torch.equal(exact["weight"], tensors["weight"])
 
