@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 try:
     __version__ = version("robustbench_vlm")
-except PackageNotFoundError:  # the package runs from a source tree that is not installed
+# A source tree that is not installed has no package metadata, so its version is unknown.
+except PackageNotFoundError:
     __version__ = "0+unknown"
 
 __all__ = [

@@ -64,7 +64,7 @@ def check(kind: str, name: str, *, track: str = "mini") -> list[Contract]:
 
 
 def _model(name: str, track: str) -> Iterator[Contract]:
-    # Cached models are released. The file of a model card may have changed since this process loaded the model.
+    # Release cached models, because the file of a model card may have changed since this process loaded the model.
     release()
     model = loaded_model(name, track, "cpu")
     yield Contract("loads, with the digests that its card names", True, model.digest)
@@ -121,8 +121,8 @@ def _attack(name: str, track: str) -> Iterator[Contract]:
     classifier, batch = linear_classifier(Threat(norm, Fraction(0)), num_classes=5)
     verdict = attack_samples(classifier, batch, attack, batch_size=4)
     yield Contract("breaks nothing at eps 0", set(verdict.broken_by) <= {"", CLEAN}, str(set(verdict.broken_by)))
-    # At the first radius the attack breaks only some samples. The second radius is so large that it must break a linear
-    # classifier.
+    # At the first radius, the attack breaks only some samples. The second radius is large enough for the attack to
+    # break every linear classifier.
     middle, large = (Fraction(4, 255), Fraction(1, 2)) if norm == "Linf" else (Fraction(1, 5), Fraction(8))
     yield from _at(attack, Threat(norm, middle))
     for num_classes in (5, 2):
@@ -197,7 +197,7 @@ def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
     model = loaded_model(f"{name}+{found.base}", track, "cpu")
     assert isinstance(model, DefendedModel)
     batch, prompts = first_images(found)
-    # This check uses float64, because float32 sums are rounded differently in batches of another size.
+    # This check uses float64, because float32 rounding depends on the batch size.
     classifier, images = copy.deepcopy(model.classifier(prompts)).double(), batch.images.double()
     before = torch.get_rng_state()
     logits = classifier.of_samples(batch.keys)

@@ -107,10 +107,11 @@ def _all_at_one(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
 
 
 def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
-    # This test uses float64, because float32 sums are rounded differently in batches of another size. The rounding may
-    # change a prediction at the decision boundary.
+    # This test uses float64, because float32 rounding depends on the batch size. It may change a prediction
+    # at the decision boundary.
     exact = copy.deepcopy(classifier).to(torch.float64)
-    # At a small radius the attack breaks only some samples. A dependence on the batch size changes which ones.
+    # At a small radius, the attack breaks only some samples. If verdicts depend on the batch size, these samples
+    # differ between batch sizes.
     small = replace(
         batch, images=batch.images.to(torch.float64), threat=replace(batch.threat, eps=batch.threat.eps / 8)
     )

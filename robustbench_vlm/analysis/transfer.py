@@ -197,8 +197,8 @@ def _right(plan: Plan, attacked: Sequence[Attacked], reporter: _ProgressReporter
                 continue
             about = target.dataset.name, target.model_name, source.model_name
             if source is target:
-                # If source and target are the same model, the verdict is read from the record. A new classification in
-                # another batch may round differently.
+                # If the source and the target are the same model, use the verdict in the record. Another forward pass
+                # may give a different verdict, because float32 rounding depends on the batch size.
                 right[about] = torch.tensor([result.broken_by == "" for result in own.results])
                 continue
             logits = verdict_logits(target, keys, other.images, device=plan.request.resources.device)

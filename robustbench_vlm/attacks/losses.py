@@ -108,8 +108,8 @@ def _largest(logits: Tensor, count: int) -> tuple[Tensor, ...]:
 
 
 def _spread(difference: Tensor) -> Tensor:
-    # The divisor of a loss. If a sample has too few classes for the loss, the difference of logits is infinite. For
-    # such a sample the divisor is 1, so the loss is the margin.
+    # The loss is divided by this difference of logits. If a dataset has too few classes for the loss, the difference is
+    # infinite. The divisor is then 1, so the loss is the margin.
     return torch.where(difference.isfinite(), difference + _TINY, 1.0)
 
 

@@ -170,14 +170,15 @@ def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
     Raises UserError if a logit is not finite. Non-finite logits do not define a prediction.
     """
     logits = classifier(images)
-    # These wrappers check the logits of the classifiers inside them. After the check, they add -inf for missing classes
-    # on purpose.
+    # These two wrappers have already checked the logits of the classifiers inside them. They add -inf on purpose, at
+    # the positions of classes that a dataset does not have.
     if isinstance(classifier, SurrogateClassifier | MultiDatasetClassifier):
         return logits
     assert logits.dim() == 2 and len(logits) == len(images), f"logits {tuple(logits.shape)} for {len(images)} images"
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    # A sum is faster than a mask. It is finite only if all logits are finite. Real logits are too small to overflow.
+    # It is faster to check the sum of all logits than each logit. The sum is finite only if every logit is finite. Real
+    # logits are too small for the sum to overflow.
     if not torch.isfinite(logits.detach().sum()):
         wrong = int((~torch.isfinite(logits).all(dim=1)).sum())
         raise UserError(

@@ -101,7 +101,8 @@ class L2Ball:
     @staticmethod
     def direction(gradient: Tensor) -> Tensor:
         """Return the gradient (B, 3, H, W) scaled to L2 norm 1. A gradient of zero stays zero."""
-        # Divide by the largest entry first. The squares of tiny or huge gradients underflow or overflow in float32.
+        # Divide by the largest entry before squaring, because float32 cannot represent the squares of very
+        # small or large entries.
         scaled = gradient / as_factor(gradient.flatten(1).abs().amax(dim=1).clamp_min(torch.finfo(gradient.dtype).tiny))
         return scaled / as_factor(scaled.flatten(1).norm(dim=1).clamp_min(1e-12))
 
@@ -157,7 +158,7 @@ class Hyperplanes:
         weight = normal.abs()
         if norm == "Linf":
             return cls(normal.sign(), weight, None, weight.sum(dim=1))
-        # Speeds are divided by the largest speed, because the squares of a tiny normal are zero in float32.
+        # Divide the speeds by the largest speed, because the squares of very small numbers are zero in float32.
         speed = weight / weight.amax(dim=1, keepdim=True).clamp_min(torch.finfo(weight.dtype).tiny)
         return cls(normal.sign(), weight, speed, (weight * speed).sum(dim=1))
 
@@ -180,7 +181,8 @@ class Hyperplanes:
         for _ in range(_MAX_CLIMBS):
             sizes = torch.minimum(room, length[:, None] if self.speed is None else length[:, None] * self.speed)
             reached = (sizes * self.weight).sum(dim=1)
-            # A sample stops at its hyperplane, or when all its pixels are at 0 or 1. Other samples have no influence.
+            # A sample stops when it reaches its hyperplane, or when all its pixels are 0 or 1. This does not
+            # depend on other samples.
             climbs = (reached < enough) & (reached > reached_before)
             if not bool(climbs.any()):
                 break

@@ -71,7 +71,8 @@ def _margin_gradient(classifier: Classifier, images: Tensor, labels: Tensor) -> 
     with torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
         logits = classifier(leaf)
-        if not logits.requires_grad:  # The model detached its output, so it has no gradient.
+        # If the output of a model is detached from its input, torch cannot compute a gradient.
+        if not logits.requires_grad:
             return logits.detach(), torch.zeros_like(images)
         (gradient,) = torch.autograd.grad(margin(logits, labels, labels).sum(), leaf, allow_unused=True)
     return logits.detach(), torch.zeros_like(images) if gradient is None else gradient
@@ -82,6 +83,7 @@ def _differ(first: Tensor, second: Tensor, tolerance: float) -> Tensor:
 
 
 def _are_probabilities(logits: Tensor) -> Tensor:
-    # Log-probabilities raise no warning. They are valid logits, because their softmax gives the probabilities.
+    # Log-probabilities are not reported as probabilities. They are valid logits, because their
+    # softmax is the probabilities.
     within = ((logits >= 0) & (logits <= 1)).all(dim=1)
     return within & ((logits.sum(dim=1) - 1).abs() < 1e-3)

@@ -102,13 +102,15 @@ def moved_energy(rows: CleanImages, eps: float, best: Tensor, query: Tensor, sid
     """
     drawn = randomness.integers(rows.keys, 2 * query, (4,), _ranges(best, side, []).repeat(1, 2))
     delta = best - rows.images
-    # The unused energy up to the radius eps, divided equally among the channels.
+    # The part of the squared radius eps ** 2 that the current perturbation does not use, divided
+    # equally among the channels.
     free = (eps**2 - delta.square().sum(dim=(1, 2, 3))).clamp_min(0).view(-1, 1, 1) / best.shape[1]
     changed = delta.clone()
     for length, some in _groups(side):
         place, other = _pixels(best, drawn[some, :2], some, length), _pixels(best, drawn[some, 2:], some, length)
         bumps = _bumps(rows.keys[some], 2 * query[some] + 1, best, length)
-        # The windows are set to zero one after the other, so that the energy of their overlap is counted once.
+        # Two windows may overlap. The first window is set to zero before the energy of the second is added, so that the
+        # energy of the overlap is counted only once.
         energy = free[some] + delta.take(place).square().sum(dim=2, keepdim=True)
         changed.put_(place, torch.zeros_like(bumps))
         energy += changed.take(other).square().sum(dim=2, keepdim=True)
@@ -124,22 +126,23 @@ PROPOSALS = {
 
 
 def _ranges(images: Tensor, side: Tensor, further: list[int]) -> Tensor:
-    # Returns an exclusive upper bound for each random integer, int64 (B, 2 + len(further)). The first two bounds are
-    # for the top and the left of the square. The remaining bounds are `further` and equal for all samples.
+    # Return an exclusive upper bound for each random integer, int64 (B, 2 + len(further)). The first two bounds are for
+    # the top and the left of the square. The other bounds are `further`, which are the same for all samples.
     height, width = images.shape[2:]
     fixed = torch.tensor(further, dtype=torch.int64, device=side.device).expand(len(side), -1)
     return torch.cat([(height + 1 - side)[:, None], (width + 1 - side)[:, None], fixed], dim=1)
 
 
 def _groups(side: Tensor) -> list[tuple[int, Tensor]]:
-    # Returns (side, index) pairs. `index`, int64 (N,), contains the batch positions of the samples with a square of
-    # this side. Sides differ because samples enter the batch at different times.
+    # Return pairs (side, index). The int64 (N,) array `index` contains the batch positions of the N samples whose
+    # square has this side. Sides differ, because samples enter the batch at different times.
     return [(length, (side == length).nonzero().squeeze(1)) for length in sorted(set(side.tolist()))]
 
 
 def _pixels(images: Tensor, corners: Tensor, some: Tensor, side: int) -> Tensor:
-    # Returns the indices of the squares' pixels in the flattened `images`, int64 (N, channels, side * side). `some`,
-    # int64 (N,), contains the positions of the N images. `corners`, int64 (N, 2), are the top and left of each square.
+    # Return the indices of the pixels of squares in the flattened `images`, int64 (N, channels, side * side). `some`,
+    # int64 (N,), contains the positions of N images in the batch. `corners`, int64 (N, 2), contains the top and left of
+    # the square in each of them.
     _, channels, height, width = images.shape
     steps = torch.arange(side, device=images.device)
     square = (steps[:, None] * width + steps).flatten()
@@ -149,8 +152,8 @@ def _pixels(images: Tensor, corners: Tensor, some: Tensor, side: int) -> Tensor:
 
 
 def _bumps(keys: Tensor, counter: Tensor, images: Tensor, side: int) -> Tensor:
-    # Returns a bump for each sample and channel, float32 (B, channels, side * side). The sign is random per channel.
-    # The direction (upright or transposed) is random per sample and equal for all channels.
+    # Return one bump per sample and channel, float32 (B, channels, side * side). The sign is drawn for each channel.
+    # The direction (upright or transposed) is drawn for each sample, and all its channels share it.
     signs = randomness.signs(keys, counter, (images.shape[1] + 1, 1)).to(images.dtype)
     upright = torch.tensor(_bump(side), dtype=images.dtype, device=images.device)
     turned = torch.where(signs[:, -1:] > 0, upright.flatten(), upright.T.flatten())
@@ -159,8 +162,8 @@ def _bumps(keys: Tensor, counter: Tensor, images: Tensor, side: int) -> Tensor:
 
 @lru_cache(maxsize=1024)
 def _bump(side: int) -> list[list[float]]:
-    # Returns an array with L2 norm 1 and two halves of opposite sign. Each half is a sum of nested squares around its
-    # center. The k-th smallest of these squares adds 1 / k ** 2 to each of its pixels.
+    # Return an array with L2 norm 1. One half is positive and one is negative. Each half is a sum of nested squares
+    # around its center. The k-th smallest of these squares adds 1 / k ** 2 to each of its pixels.
     halves = [_hill(side // 2, side), -_hill(side - side // 2, side)]
     bump = torch.cat(halves)
     values: list[list[float]] = (bump / bump.norm()).tolist()

@@ -89,7 +89,8 @@ def _with_home_folder(argument: str) -> str:
     Shells do not replace "~" in --option=value.
     """
     option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-    return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111, because the value may not be a path
+    # pathlib would change a value that is not a path, for example remove a slash at its end.
+    return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111
 
 
 def _fail(message: str, code: int, *, as_json: bool) -> int:
@@ -98,7 +99,7 @@ def _fail(message: str, code: int, *, as_json: bool) -> int:
             show_document({"error": message})
             return code
         except (OSError, UserError) as error:
-            # The document cannot be written, so stderr gets both messages.
+            # The JSON document cannot be written to stdout, so both error messages are written to stderr.
             message = f"{message}; {error}" if str(error) != message else message
     note(f"vlmbench: {message}", style="red" if code == USER_ERROR else "")
     return code

@@ -136,7 +136,7 @@ def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
 
             if not isinstance(error, UnreadableImage):
                 raise
-            # Only commands with the options of `request_of` can skip images.
+            # This advice is added here, because only commands that use `request_of` have the option --skip-unreadable.
             raise UnreadableImage(f"{error}, or skip such images with --skip-unreadable") from error
 
     return with_options_of(request_of, with_advice)

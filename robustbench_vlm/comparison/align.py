@@ -122,8 +122,8 @@ def _of_shared_protocol(found: Sequence[Sequence[CellRecords]]) -> list[dict[str
     chosen = []
     for one in found:
         label = max(shared or {each.protocol for each in one}, key=lambda name: (sizes[name], name))
-        # A dataset may have records from several commands. The last records are used, because they are from the latest
-        # command.
+        # A dataset may have records from several commands. The last records in the list replace earlier ones, because
+        # they are from the latest command.
         chosen.append({each.score.dataset: each for each in one if each.protocol == label})
     return chosen
 
@@ -166,7 +166,7 @@ def _notes(
     if len(set(labels)) > 1:
         yield "different protocols: " + ", ".join(f"{name} {label}" for name, label in zip(names, labels, strict=True))
     for key, what in _SHARED.items():
-        # The note about different protocols, above, already reports this difference.
+        # If the protocols have different names, the note above has already reported this difference.
         if key == "protocol" and len(set(labels)) > 1:
             continue
         differing = [name for name in models[0] if len({canonical(each[name].identity[key]) for each in models}) > 1]

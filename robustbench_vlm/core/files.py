@@ -125,7 +125,8 @@ def save_figure(figure: "Figure", path: Path) -> None:
     """Write a matplotlib figure to a .png or .svg file in one step, with `write_whole`."""
     suffix = path.suffix.lower().removeprefix(".")
     with warnings.catch_warnings():
-        # If its font lacks a letter, matplotlib draws a box and warns. The warnings do not help users.
+        # If the font lacks a character, matplotlib draws a box and issues a warning. The warning does not help users,
+        # so it is hidden.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format=suffix))
 
@@ -147,7 +148,7 @@ def check_utf8(name: str, folder: Path) -> None:
     try:
         shown = os.fsencode(folder / name).decode(errors="backslashreplace")
     except UnicodeEncodeError:
-        # The name was read from a list file. The encoding of the locale lacks one of its characters.
+        # The name is from a list file, and the encoding of the locale cannot represent it. Show it with ASCII escapes.
         shown = ascii(str(folder / name))
     if not name.isascii() and encoding != "utf-8":
         raise UserError(

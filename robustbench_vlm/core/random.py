@@ -94,7 +94,7 @@ def _size(shape: Sequence[int]) -> int:
 
 
 def _shift(words: Tensor, by: int) -> Tensor:
-    # torch shifts int64 with sign extension, but the generator needs a logical shift.
+    # torch shifts int64 with sign extension, but this generator needs a shift that fills with zeros.
     return (words >> by) & ((1 << (64 - by)) - 1) if by else words
 
 

@@ -73,7 +73,8 @@ def validate(kind: type[T], values: Any, what: str, *, advice: str = _ADVICE) ->
     from pydantic import ValidationError
 
     try:
-        # pydantic's JSON mode accepts a list for a tuple, and an object for a dataclass.
+        # The values are validated as JSON, because pydantic then accepts a list for a tuple and an
+        # object for a dataclass.
         found: T = _adapter(kind).validate_json(json.dumps(values), strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         raise validation_error(error, what, advice=advice) from None
@@ -86,8 +87,8 @@ def validation_error(error: "ValidationError", what: str, *, advice: str = _ADVI
     first = problems[0]
     place = "/".join(_printable(part) for part in first["loc"])
     message = _MESSAGES.get(first["type"]) or first["msg"].removeprefix("Value error, ")
-    # If a field is missing, or if a check is about several fields, pydantic's input is the whole object. It is too long
-    # for a message.
+    # Show the wrong value in the message only if it is short. For a missing field, pydantic gives the whole object
+    # as the wrong value.
     given = first["input"]
     shown = "" if isinstance(given, dict | list) or first["type"] in _MESSAGES else f", got {_printable(repr(given))}"
     more = f" ({len(problems) - 1} more problems)" if len(problems) > 1 else ""

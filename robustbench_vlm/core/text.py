@@ -22,9 +22,9 @@ _LATEX = {
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
     "`": r"\textasciigrave{}",
-    # \textquotedbl would need another font encoding than LaTeX's default.
+    # The command \textquotedbl is not available in LaTeX's default font encoding.
     '"': r"{\char34}",
-    # At the start of a table row, LaTeX would read these two characters as arguments of the preceding line break.
+    # If a table row starts with "[" or "*", LaTeX reads it as an argument of the line break before the row.
     "[": "{[}",
     "*": "{*}",
     **{char: f"\\{char}" for char in "&%$#_{}"},

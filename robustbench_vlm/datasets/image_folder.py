@@ -78,7 +78,8 @@ class FolderSource:
 
     def read(self, indices: Sequence[int]) -> Tensor:
         """Return the images at B indices as uint8 [B, 3, side, side]; raise UnreadableImage if one is damaged."""
-        # Pillow warns about some images that it can read. If users turn warnings into errors, the images must be read.
+        # Pillow warns about some images that it can read. These images must be read even if a user
+        # turns warnings into errors.
         with warnings.catch_warnings(action="ignore"):
             return torch.stack([self._image(index) for index in indices])
 

@@ -62,7 +62,7 @@ def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
 
 
 def _is_folder(entry: "os.DirEntry[str]") -> bool:
-    # A link that points to itself raises an OSError.
+    # `is_dir` raises an OSError for a link that points to itself.
     try:
         return entry.is_dir()
     except OSError:

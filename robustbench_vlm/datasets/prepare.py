@@ -65,7 +65,7 @@ def prepare(
     begun, done, total = time.monotonic(), 0, sum(map(len, missing.values()))
     for chunk, places in missing.items():
         with _locked(folder):
-            # Another process may have written the chunk while this process waited for the lock.
+            # Check again under the lock, because another process may have written the chunk in the meantime.
             if not _is_prepared(folder, chunk, images, places):
                 stamps = [images.stamp(place) for place in places]
                 readers = [functools.partial(_pixels, images, place, transform) for place in places]
@@ -73,7 +73,7 @@ def prepare(
         done += len(places)
         left = (time.monotonic() - begun) / done * (total - done)
         on_progress(Progress(done, total, left, f"preparing {name}"))
-    # Since this process read these chunks, other processes may have rewritten them.
+    # Discard the chunks that this process has read, because other processes may have rewritten them since then.
     forget()
     return folder
 
@@ -108,7 +108,7 @@ def _pixels(images: StoredImages, place: int, transform: Transform | SquareFit) 
         return transform(images.image(place))
     except UnreadableImage as error:
         return str(error)
-    # Pillow may open a damaged file without an error. The error comes when the pixels are decoded.
+    # Pillow may open a damaged file without an error and raise the error later, when the pixels are decoded.
     except (OSError, ValueError, SyntaxError) as error:
         return f"cannot decode the image {images.ids[place]}: {error}"
 
@@ -130,8 +130,9 @@ def _write_chunk(
 ) -> None:
     import numpy
 
-    # Pillow warns about some files that it can read, for example files with malformed EXIF data. If a user turns
-    # warnings into errors, these images must still be read. Threads help because decoding and resizing release the GIL.
+    # Pillow warns about some files that it can read, for example files with malformed EXIF data. These images
+    # must be read even if a user turns warnings into errors. Threads make this faster, because decoding and
+    # resizing release the GIL.
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as threads:
         found = list(threads.map(lambda read: read(), readers))
     sound = [each for each in found if isinstance(each, Tensor)]
@@ -155,10 +156,11 @@ def _write_chunk(
         with partial.open("wb") as file:
             numpy.save(file, pixels, allow_pickle=False)
 
-    # If the pixels on disk are the same, the file is not written again, because other processes may be reading it.
+    # If the file already has these pixels, it is not written again, because other processes may be reading it.
     if not _has_pixels(folder, chunk, sha256):
         write_whole(folder / pixel_name(chunk), save)
-    # The JSON file with the stamps is written last. Until then, the old stamps in it mark the chunk as incomplete.
+    # The JSON file is written last. Until then, it describes the earlier image files, so the
+    # chunk counts as incomplete.
     write_text(folder / digest_name(chunk), json.dumps(digests))
 
 

@@ -140,7 +140,7 @@ def _deep_grey(image: "Image.Image") -> "Image.Image":
 
     values = numpy.asarray(image)
     if image.mode == "F":
-        # All comparisons with NaN are false. The negation makes this branch catch NaN too.
+        # All comparisons with NaN are False. Because of the `not`, an image with NaN is also an error.
         if not (values.min() >= 0 and values.max() <= 1):
             raise ValueError(
                 f"its float pixels are from {values.min()} to {values.max()}, expected 0 to 1: convert the image"
@@ -165,7 +165,8 @@ def _grey_format(image: "Image.Image") -> tuple[int, bool]:
     """Return the bits per pixel of a grey integer image, and whether its white pixels have the value 0."""
     tags = getattr(image, "tag_v2", None)
     if tags is None:
-        # Pillow opens 16-bit PGM files with 32-bit pixels.
+        # Pillow converts the pixels of a 16-bit PGM file to 32 bits, so the mode does not show the bit
+        # depth of the file.
         return (16 if image.mode.startswith("I;16") or image.format in ("PPM", "PNG") else 32), False
     bits = tags.get(_BITS_PER_SAMPLE, (32,))
     return int(bits[0] if isinstance(bits, tuple) else bits), tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO

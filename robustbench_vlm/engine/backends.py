@@ -80,5 +80,6 @@ def attempt(function: Callable[[Any], Any], job: Any) -> Any:
         return function(job)
     except UserError as error:
         return UserError(str(error))
-    except Exception:  # the process that receives the answer raises the exception
+    # The exception is returned, because the process that receives the answer raises it.
+    except Exception:
         return RuntimeError(f"a worker failed on {job!r}:\n{traceback.format_exc()}")

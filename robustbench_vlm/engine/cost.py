@@ -137,7 +137,8 @@ def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
             classifier(images)
 
     return Speed(
-        sample=sample_memory(classifier, images),  # also warms up the timed passes
+        # The memory is measured first, because this also warms up the passes that are timed next.
+        sample=sample_memory(classifier, images),
         forward=_fastest(forward) / len(images),
         gradient=_fastest(gradient) / len(images),
         parameters=sum(value.numel() * value.element_size() for value in classifier.state_dict().values()),
@@ -146,7 +147,8 @@ def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
 
 def _model_costs(cells: Sequence[Cell], protocol: Protocol, resources: Resources) -> list[Cost]:
     """Return the cost of each cell. All cells must have one model."""
-    # This is a separate function. When it returns, no variable refers to the model, so its memory is free.
+    # This code is in a separate function, so that no variable refers to the model after the call. The memory of the
+    # model can then be freed.
     speed = _measure_cell(cells[0], resources)
     classifier = _cost_classifier(cells[0], protocol, resources.device)
     return [_cost(cell, speed, classifier, resources) for cell in cells]
@@ -164,7 +166,7 @@ def _measure_cell(cell: Cell, resources: Resources) -> Speed:
 
 def _cost_classifier(cell: Cell, protocol: Protocol, device: str) -> Classifier:
     """Return a classifier that needs as many passes per call as the attacked classifiers of the cells."""
-    # The number of passes does not depend on the classes. With only one class, fewer prompts have to be embedded.
+    # The number of passes does not depend on the classes. One class is enough, so only one prompt has to be embedded.
     model = loaded_model(cell.model, cell.track, device)
     judge = model.classifier(["a photo."]).of_samples(torch.zeros(1, dtype=torch.int64))
     return judge if protocol.precision == protocol.verdict_precision else SurrogateClassifier(judge, judge)

@@ -102,7 +102,7 @@ def _choose_socket_folder() -> None:
     for parent in (given, "/tmp", "/var/tmp", "/dev/shm"):
         with contextlib.suppress(OSError):
             folder = tempfile.mkdtemp(prefix="vlmbench-", dir=parent)
-            # multiprocessing needs the folder until the process ends, so it is removed last.
+            # Remove the folder last, because multiprocessing needs it until the process ends.
             Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-100)
             _check_sockets(folder)
             settings["tempdir"] = folder
@@ -172,7 +172,7 @@ def _distribute(crew: Sequence[_Worker[Job]], waiting: deque[Job]) -> Generator[
 def _give(worker: _Worker[Job], waiting: deque[Job]) -> None:
     worker.job = waiting.popleft() if waiting else None
     if worker.job is not None:
-        # If the process has ended, `_answer` raises WorkerDied.
+        # If the worker process has ended, sending raises BrokenPipeError. `_answer` then raises WorkerDied.
         with contextlib.suppress(BrokenPipeError):
             worker.connection.send(worker.job)
 
@@ -225,7 +225,7 @@ def _stop(crew: Sequence[_Worker[Job]]) -> None:
 
 
 def _work(connection: Connection, function: Callable[[Any], Any], number: int, threads: int) -> None:
-    # Ctrl-C is sent to every process of the terminal. Only the parent process handles it.
+    # Ctrl-C sends SIGINT to every process of the terminal. Only the parent process handles it, so a worker ignores it.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     keep_freed_memory()

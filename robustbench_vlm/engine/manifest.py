@@ -175,7 +175,7 @@ def machine(device: str) -> dict[str, str | int]:
 
 def _entry(line: ManifestRow) -> dict[str, Any]:
     identity = dict(plain(line.cell.identity))
-    # The manifest does not store the sample ids. They are in the records, and the digest "data" covers them.
+    # The manifest does not contain the sample ids, because they are in the records. The digest "data" covers the ids.
     identity["samples"] = len(identity.pop("samples"))
     return {
         "fingerprint": line.cell.fingerprint,

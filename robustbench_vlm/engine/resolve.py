@@ -159,7 +159,8 @@ def _models(
 
 
 def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequence[Attack], device: str) -> _ModelFacts:
-    # This is a separate function. When it returns, no variable refers to the model, so its memory is free.
+    # This code is in a separate function, so that no variable refers to the model after the call. The memory of the
+    # model can then be freed.
     model = loaded_model(reference, track.name, device)
     adapted = [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
     side = protocol.image_size or model.image_size

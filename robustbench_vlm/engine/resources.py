@@ -101,7 +101,7 @@ def choose_batch_size(device: str, sample_bytes: int, workers: int) -> int:
     torch.cuda.empty_cache()
     sharing = -(-workers // max(1, torch.cuda.device_count()))
     fitting = int(MEMORY_SHARE * torch.cuda.mem_get_info()[0] / sharing / sample_bytes)
-    # Only powers of two are used, so that a small change in free memory does not change the groups of samples.
+    # Round down to a power of two, so that a small change in free memory does not change the batch size.
     return min(MAX_BATCH_SIZE, 1 << max(0, fitting.bit_length() - 1))
 
 
@@ -117,7 +117,7 @@ def with_fitting_batch_size(work: Callable[[int], T], batch_size: int) -> tuple[
             if not is_out_of_memory(error):
                 raise
             message = str(error).partition("\n")[0]
-        # Inside the except block, the traceback of the error keeps tensors alive. Memory is therefore freed here.
+        # Free the memory after the except block, because the traceback of the error keeps tensors alive inside it.
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()

@@ -42,7 +42,7 @@ def run(request: Request, *, on_progress: OnProgress = ignore_progress) -> RunRe
     engine: Engine = ENGINES.load(request.resources.engine)
     engine.prepare(request.resources)
     plan = resolve(request)
-    # The estimate takes time. It is needed only for progress reports, so without them it is not computed.
+    # The estimate takes time, and only progress reports use it. It is skipped if progress is not reported.
     estimate = None if on_progress is ignore_progress else estimate_cost(plan)
     return run_plan(plan, estimate, on_progress=on_progress)
 

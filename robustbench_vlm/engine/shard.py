@@ -191,7 +191,7 @@ def _check_identity(cell: Cell, shard: Shard, weights: str) -> None:
             f"the weights of {cell.model_name!r} have changed since the start of the run: run the same command again"
             " to evaluate the new weights"
         )
-    # `replace` makes copies without the cached digests. This process therefore computes the digests again.
+    # Copies made with `replace` have no cached digests, so this process computes the digests again.
     recomputed = dataclasses.replace(cell, samples=dataclasses.replace(cell.samples)).fingerprint
     if recomputed != shard.fingerprint:
         raise UserError(

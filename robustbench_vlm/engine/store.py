@@ -83,7 +83,7 @@ def write_shard(folder: Path, shard: Shard, results: Sequence[SampleResult]) -> 
     path = folder / f"{shard.start:06d}-{shard.stop:06d}.parquet"
 
     def write(partial: Path) -> None:
-        # pyarrow gets an open file. In a path, it would expand "~" and read "s3:x" as an address.
+        # pyarrow gets an open file instead of a path. In a path, pyarrow expands "~" and reads "s3:x" as an address.
         with partial.open("wb") as file:
             parquet.write_table(table, file)
 
@@ -258,7 +258,7 @@ def _read_records(path: Path, expected: str) -> tuple[SampleResult, ...] | str:
     from pyarrow import parquet
 
     try:
-        # pyarrow gets an open file. For a path with a folder "key=value", it would add a column.
+        # pyarrow gets an open file instead of a path. If a path has a folder "key=value", pyarrow adds a column "key".
         with path.open("rb") as file:
             table = parquet.ParquetFile(file).read()
         results = tuple(SampleResult(**row) for row in table.to_pylist())

@@ -139,7 +139,7 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...
         "unpinned": cell.weights.startswith(UNPINNED),
         "incomplete": is_incomplete(cell.dataset),
         "other-split": is_other_split(cell.dataset),
-        # A robust accuracy of exactly 0 raises no warning, because the attack broke every sample.
+        # If the robust accuracy is exactly 0, this warning is not raised, because the attack broke every sample.
         "robust-near-chance": 0 < _share(results, clean=False) <= _constant(results),
     }
     counted = attack_warnings(cell.attack, [result.broken_by for result in results], counts)
@@ -217,7 +217,8 @@ def _repeated(prompts: Sequence[Prompt], context_length: int) -> int:
     texts = [(prompt,) if isinstance(prompt, str) else prompt for prompt in prompts]
     groups: list[tuple[int, ...]] = [tuple(range(len(texts)))]
     for template in range(len(texts[0])):
-        # After the first template, most groups have only one class. The other templates then take little time.
+        # Each template splits the groups further. After the first template, most groups have only one class, so the
+        # other templates take little time.
         groups = [
             tuple(group[place] for place in equal)
             for group in groups

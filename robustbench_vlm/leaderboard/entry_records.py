@@ -150,9 +150,9 @@ def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
 
     rows: dict[int, list[SampleResult]] = {}
     try:
-        # The number of rows is checked before any data is decompressed. A small compressed file may contain millions of
-        # rows. pyarrow gets an open file instead of a path. It would expand "~" in a path and read "s3:x" as an
-        # address.
+        # Check the number of rows before the data are decompressed, because a small compressed file may contain
+        # millions of rows. pyarrow gets an open file instead of a path, because in a path it expands "~" and reads
+        # "s3:x" as an address.
         with path.open("rb") as stream:
             file = parquet.ParquetFile(stream)
             schema = records_table(()).schema.append(pyarrow.field(_CELL, pyarrow.int32()))

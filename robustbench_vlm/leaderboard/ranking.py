@@ -280,7 +280,7 @@ def _training(training: Mapping[str, Any]) -> str:
     eps = str(training.get("eps", ""))
     radius = ""
     if eps:
-        # The card of a submission may contain any text in place of a radius.
+        # The radius in the card of a submission may be any text. If it is not a number, it is shown unchanged.
         with contextlib.suppress(UserError):
             eps = Threat("Linf", parse_eps(eps)).eps_text
         radius = f"eps {eps}"

@@ -43,7 +43,8 @@ class Submission:
         path = folder / self.entry.track / f"{self.entry.model}.json"
         write_records(self.content, path.parent / self.entry.records.file)
         write_entry(self.entry, path)
-        # The leaderboard runs this check too. With this call, submitters see errors before they submit the entry.
+        # The leaderboard runs the same check. It is also run here, so that submitters see errors before
+        # they submit the entry.
         check_entry(self.entry, path.parent)
         return path
 
@@ -140,7 +141,8 @@ def _cells_to_keep(evidence: Sequence[CellRecords], earlier: Entry | None, folde
         return []
     replaced = {each.condition for each in evidence}
     if all(cell.condition in replaced for cell in earlier.cells):
-        # The run replaces all earlier records. Therefore the earlier records file is not read and may be missing.
+        # The new run replaces all earlier records, so the file with the earlier records is not needed
+        # and may be missing.
         return []
     return [each for each in read_entry_records(earlier, folder) if each.condition not in replaced]
 

@@ -120,7 +120,8 @@ class RecomputedPart:
     @property
     def exceeds_tolerance(self) -> bool:
         """True if significantly more verdicts differ than the tolerance for other hardware allows."""
-        # Differences in both directions count. Records with too low verdicts would harm a competing model.
+        # Verdicts that are wrongly "not robust" also count as wrong, because they would make a
+        # competing model look worse.
         return exceeds_tolerance(self.wrong, self.verdicts)
 
 

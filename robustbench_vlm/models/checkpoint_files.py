@@ -152,10 +152,12 @@ def _read_file(path: Path) -> Any:
         except SafetensorError as error:
             raise UserError(f"the file {path} is not a complete safetensors file: {error}{_guess(path)}") from error
     try:
-        # torch warns about old pickles. The error below already explains them, so the warning is hidden.
+        # torch warns about old pickle files. The warning is hidden, because the error message
+        # below explains the problem.
         with warnings.catch_warnings(), torch.serialization.safe_globals([(_Ignored, name) for name in _NUMPY]):
             warnings.simplefilter("ignore")
-            # For a path, torch.load looks at the file extension. For an open file, it looks at the content.
+            # The file is opened first. For a path, torch.load would choose the format by the file extension and
+            # not by the content.
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
     # If the bytes are damaged, torch may raise almost any type of exception, including AssertionError.
@@ -172,7 +174,7 @@ def _is_safetensors(path: Path) -> bool:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError:
-        # The caller reads the file next. It raises a UserError that explains the problem.
+        # If the file cannot be read, the caller fails to read it too and raises a UserError that explains the problem.
         return False
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _LARGEST_HEADER:
         return True
@@ -185,7 +187,8 @@ def _problem(path: Path, error: Exception) -> str:
         return f"is not a checkpoint{guess}"
     message = str(error)
     named = re.search(r"GLOBAL ([\w.]+)|Unsupported (?:class|global) ([\w.]+)", message)
-    # torch's message advises users to turn off weights_only, which would run the code in the file. Omit this advice.
+    # torch's message advises users to turn off weights_only, which would run code from the file.
+    # This advice is removed.
     lines = [line for line in message.splitlines() if line.strip() and "weights_only" not in line]
     found = f"it refers to {named[1] or named[2]}" if named else lines[0] if lines else type(error).__name__
     return (

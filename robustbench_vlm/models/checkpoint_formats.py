@@ -127,7 +127,8 @@ def _without_prefix(state: State) -> State:
     """
     prefixes = sorted({key[: _start(key)] for key in state if _start(key) >= 0})
     if not prefixes:
-        # The file may have only an image encoder. Each architecture has one of these two tensors at its top level.
+        # The file may have only an image encoder. A ViT has the first of these two tensors at its top level, and a
+        # ResNet has the second.
         tops = ("class_embedding", "attnpool.c_proj.weight")
         prefixes = sorted({key.removesuffix(top) for key in state for top in tops if key.endswith(top)})
     if len(prefixes) > 1:

@@ -50,11 +50,11 @@ class ZeroShotClassifier(nn.Module):
         """Return the logits, float32 [B, C], of images, float32 [B, 3, H, W] in [0, 1]."""
         features = self.image_features(images)
         if self.logits == "float32":
-            # The rounding errors of a float32 product depend on the number of classes. A float64 product that is
-            # rounded to float32 does not have this problem.
+            # The rounding errors of a float32 matrix product depend on the number of classes. A product that is
+            # computed in float64 and then rounded to float32 does not depend on it.
             product = self.scale * features.double() @ self.text_features.double().T
             return (product + self.bias).to(self.text_features.dtype)
-        # The protocol requires logits in a lower precision.
+        # In this case, the protocol requires logits in half precision.
         with products(self.logits, images.device.type):
             found = self.scale * features @ self.text_features.T + self.bias
         return found.to(self.text_features.dtype)

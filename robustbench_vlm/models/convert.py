@@ -138,7 +138,7 @@ def _check_free(card: Path, origin: dict[str, Any]) -> None:
 
 
 def _stem(file: Path) -> str:
-    # A name such as TeCoAmodel_best.pth.tar has two extensions.
+    # Remove all extensions, because a name such as TeCoAmodel_best.pth.tar has two.
     return file.name.partition(".")[0].lower() or "model"
 
 

@@ -61,7 +61,7 @@ class _Convolution(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
         images, weight = ctx.saved_tensors
-        # Under autocast the gradient arrives in half precision.
+        # Under autocast, the gradient is in half precision, so it is converted to the dtype of the weight.
         gradient = gradients[0].to(weight.dtype)
         needed = ctx.needs_input_grad[:3]
         images_gradient = (

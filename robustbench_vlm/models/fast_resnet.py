@@ -135,7 +135,8 @@ class _PointPool(nn.Module):
         super().__init__()
         heads, out = pool.num_heads, pool.c_proj.weight
         first, second = pool.positional_embedding
-        # A softmax over two tokens is a sigmoid of the difference of their scores. Both keys contain x, so x cancels.
+        # A softmax over two tokens is the sigmoid of the difference of their scores. Both keys contain x, so x is
+        # not in the difference.
         key, value = pool.k_proj.weight @ (second - first), pool.v_proj.weight @ (second - first)
         root = (len(key) // heads) ** 0.5
         query = pool.q_proj.weight @ first + pool.q_proj.bias

@@ -55,11 +55,12 @@ class Architecture:
         """
         import open_clip
 
-        # For these configurations, open_clip does not use its class CLIP, so its factory has to build the network.
+        # open_clip does not use its class `CLIP` for these configurations, so open_clip's factory has
+        # to build the network.
         if self.config.get("custom_text") or "hf_model_name" in self.config["text_cfg"]:
             try:
                 with unlogged():
-                    # If a caller needs only the shapes of the tensors, the default device is "meta".
+                    # The default device is "meta" if a caller needs only the shapes of the tensors.
                     built: nn.Module = open_clip.create_model(
                         self.open_clip_name, pretrained_text=False, device=torch.get_default_device()
                     )

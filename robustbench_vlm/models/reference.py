@@ -139,5 +139,6 @@ def _parse_model(text: str) -> AnyReference:
 def _is_card_file(text: str) -> bool:
     try:
         return text.endswith(".json") and user_path(text).is_file()
-    except OSError:  # the text is too long for a file name
+    # A text that is too long for a file name raises an OSError.
+    except OSError:
         return False

@@ -122,7 +122,8 @@ class DefendedClassifier(nn.Module):
 
     def _logits(self, images: Tensor, keys: Tensor) -> Tensor:
         context = self.context(keys, differentiate=self.gradient_mode.gradient == "loop")
-        # Fused attention kernels do not support second derivatives.
+        # The gradient of this function may be differentiated again, but fused attention kernels
+        # have no second derivatives.
         with sdpa_kernel(SDPBackend.MATH):
             return self.defense.logits(context, images)
 

@@ -41,8 +41,8 @@ def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
     for _ in range(int(settings["steps"])):
         with torch.enable_grad():
             at = steps[-1] if steps[-1].requires_grad else steps[-1].detach().requires_grad_()
-            # PGD uses only the signs of the gradient. They are equal for the distance and the squared distance. The
-            # squared distance can also be differentiated if the distance is zero.
+            # PGD uses only the signs of the gradient. The distance and the squared distance have gradients with the
+            # same signs. The squared distance is used, because it can be differentiated even if the distance is zero.
             losses = (context.image_encoder(images + at) - target).square().sum(dim=1)
         step = in_pixel_scale(settings["step"]) * straight_through_sign(inner_gradient(context, losses, at))
         steps.append(_within(images, (steps[-1] + step).clamp(-eps, eps)))
@@ -69,7 +69,8 @@ def _within(images: Tensor, added: Tensor) -> Tensor:
 
 
 def _passes(settings: Mapping[str, float]) -> Passes:
-    # `tau` needs two passes, the embedding of the image one, each step one, and the logits one.
+    # Computing `tau` needs two forward passes. The embedding of the image and the logits need one pass each, and
+    # so does every step.
     steps = int(settings["steps"])
     return Passes(forward=4 + steps, inner=steps)
 

@@ -74,8 +74,8 @@ class Processes:
         """Return whether all processes pass the same integer `number`. Its absolute value must be below 2**63."""
         if self.count == 1:
             return True
-        # The minimum of -number is minus the maximum of number. Therefore one minimum operation on both values is
-        # enough. Integers are compared exactly.
+        # The minimum of -number is minus the maximum of number. Therefore one minimum over both values gives both
+        # extremes, and integers are compared exactly.
         extremes = torch.tensor([number, -number], dtype=torch.int64, device=self.device)
         torch.distributed.all_reduce(extremes, torch.distributed.ReduceOp.MIN)
         low, negative_high = extremes.tolist()

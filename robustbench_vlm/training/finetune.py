@@ -117,8 +117,8 @@ def finetune(job: Job, runtime: Runtime, on_progress: OnProgress) -> tuple[nn.Mo
 def make_student(job: Job) -> ImageEncoder:
     """Return a copy of the image encoder of a job in eval mode, with all weights trainable."""
     visual = copy.deepcopy(job.model.network.get_submodule("visual")).requires_grad_(True)
-    # In train mode, batch statistics would be used. The features of an image would depend on the other images of its
-    # batch.
+    # The encoder is in eval mode. In train mode, batch norm would make the features of an image depend on the other
+    # images of the batch.
     return ImageEncoder(visual, job.model.architecture).eval()
 
 

@@ -159,7 +159,8 @@ def _trial(
         # A diverged training is a result of the sweep, not an error.
         clean = robust = None
     trial = Trial(settings, clean, robust, round(time.monotonic() - started, 1))
-    # All processes check whether the file exists. The main process must write the file after these checks.
+    # Every process has checked whether the file exists. The main process must not write the file before
+    # all checks are done.
     runtime.processes.wait()
     if runtime.processes.is_main:
         write_text(file, json.dumps({**dataclasses.asdict(trial), "identity": identity}))

@@ -72,7 +72,7 @@ def note(text: str, *, quiet: bool = False, style: str = "") -> None:
     """Print a sentence on stderr, or nothing if `quiet`. On a terminal, lines break between words."""
     if not quiet:
         output = console(stderr=True)
-        # A note is not worth the results of a run, so a full or closed stderr does not end it.
+        # If stderr is full or closed, the note is lost, but the run must continue.
         with contextlib.suppress(OSError):
             output.print(Text(terminal_text(text, keep_newlines=True), style), soft_wrap=not output.is_terminal)
 

@@ -74,7 +74,7 @@ def decode(file: Path | IO[bytes], name: str) -> "Image":
         with Image.open(file) as image:
             image.load()
             return image
-    # Pillow's decoders raise exceptions of many types on damaged files.
+    # Pillow's decoders raise many types of exceptions if a file is damaged.
     except Exception as error:
         raise UnreadableImage(f"cannot read the image {name}: {error}") from error
 
@@ -88,7 +88,7 @@ def reading(path: Path) -> Iterator[None]:
         yield
     except UserError:
         raise
-    # Each parser raises its own types of exceptions.
+    # Every parser raises its own types of exceptions, so all types are converted to a UserError.
     except Exception as error:
         raise UserError(
             f"cannot read {path} ({path.stat().st_size} bytes): {type(error).__name__}: {error}; it may be truncated,"

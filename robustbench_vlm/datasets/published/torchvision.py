@@ -25,7 +25,7 @@ def fetch_from_torchvision(published: PublishedDataset, root: Path, on_progress:
     import torchvision
 
     staging, source = staging_folder(published, root), f"torchvision {torchvision.__version__} {published.torchvision}"
-    # An interrupted call may leave a partly unpacked dataset, which torchvision would accept as complete.
+    # Remove the files of an interrupted call, because torchvision would accept a partly unpacked dataset as complete.
     unpacked, goal = staging / "unpacked", root / published.folder
     shutil.rmtree(unpacked, ignore_errors=True)
     check_free(goal, 2 * published.download_bytes)
@@ -34,7 +34,7 @@ def fetch_from_torchvision(published: PublishedDataset, root: Path, on_progress:
             getattr(torchvision.datasets, published.torchvision)(str(unpacked), download=True)
     except UserError:
         raise
-    # torchvision does not catch exceptions of the archive readers, which have many types.
+    # torchvision does not catch exceptions of the archive readers, and these exceptions have many types.
     except Exception as error:
         if not isinstance(error, OSError) or error.errno not in (errno.ENOSPC, errno.EDQUOT):
             shutil.rmtree(staging / "downloads", ignore_errors=True)
@@ -62,7 +62,8 @@ def _torchvision_downloads(folder: Path, on_progress: OnProgress) -> Iterator[No
         Path(filename).unlink(missing_ok=True)
         try:
             os.link(path, filename)
-        except OSError:  # the file system does not support hard links
+        # Some file systems do not support hard links. On these, the file is copied.
+        except OSError:
             shutil.copyfile(path, filename)
 
     with (

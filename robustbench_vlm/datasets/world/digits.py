@@ -85,7 +85,7 @@ def digit_distance(digit: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> tuple[T
     padded = [(*stroke, *[stroke[-1]] * (_POINTS - len(stroke))) for stroke in STROKES]
     points = torch.tensor(padded)[digit]
     wobble = (randomness.uniform(keys, 1, (_POINTS, 2)) - 0.5) * 0.2
-    # Short strokes are padded with copies of their last point. All copies must move by the same random offset.
+    # Short strokes are padded with copies of their last point. All copies are moved by the same random offset.
     ends = torch.tensor([len(stroke) - 1 for stroke in STROKES])[digit]
     index = torch.minimum(torch.arange(_POINTS), ends[:, None])
     points = points + wobble.gather(1, index[:, :, None].expand(-1, -1, 2))

@@ -16,9 +16,10 @@ _PIXEL = 2 / SIDE
 _OUTLINE = 0.14
 _RADII = {1: (0.36, 0.46), 2: (0.32, 0.4), 3: (0.29, 0.36), 4: (0.27, 0.32), 5: (0.25, 0.29)}
 _LARGE, _PAIR = (0.72, 0.92), (0.36, 0.46)
+# Each row has the cosine and the sine of an angle between -11 and 11 degrees.
 _TURNS = torch.tensor(
     [[round(1 / (1 + t * t) ** 0.5, 6), round(t / (1 + t * t) ** 0.5, 6)] for t in [step / 40 for step in range(-8, 9)]]
-)  # cosine and sine of up to 11 degrees
+)
 
 
 def draw(scenes: Scenes) -> Tensor:

@@ -172,7 +172,7 @@ def curves(board: Board, foremost: str = "") -> Chart:
         for curve, height in zip(named, heights, strict=True)
     ]
     ticks = tuple(Tick(across(radius), _radius(board.norm, radius)) for radius in sorted(radii))
-    # Grey lines are drawn first, so that the coloured lines cover them.
+    # Grey lines are drawn first, so that coloured lines are on top of them.
     drawn = (*(curve for curve in ends if not curve.series), *labelled)
     return Chart(ticks, _ticks(0, 1, BOTTOM, TOP), _CURVE_RIGHT, curves=drawn)
 
@@ -262,6 +262,7 @@ def _spread(heights: Sequence[float]) -> list[float]:
     last = TOP - _LINE
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     for below, index in zip(reversed(range(len(order))), order, strict=True):
-        # The limit BOTTOM - _LINE * below leaves room for the names below this name.
+        # Every name needs a line of its own. The names below this name need the space from BOTTOM - _LINE
+        # * below to BOTTOM.
         last = found[index] = round(max(last + _LINE, min(heights[index], BOTTOM - _LINE * below)), 1)
     return found
