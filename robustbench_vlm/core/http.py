@@ -1,25 +1,46 @@
 """HTTP requests over https. A retry may succeed after a `TemporaryFailure`, but not after a `PermanentFailure`."""
 
-import http.client
+import contextlib
+import email.utils
 import ipaddress
+import os
+import re
+import socket
 import ssl
-import urllib.error
-import urllib.request
-from email.message import Message
-from typing import IO
+import time
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from urllib.request import getproxies
 
 from robustbench_vlm import __version__
 from robustbench_vlm.core.errors import UserError
 
+if TYPE_CHECKING:
+    from httpx2 import Client, Request, Response
+
 TIMEOUT = 30.0
 """Timeout in seconds. If a connection receives no data for this time, it counts as broken."""
-_CHUNK = 1 << 20
+CONNECT_TIMEOUT = 5.0
+"""Timeout in seconds. If a host does not accept a connection in this time, it counts as unreachable."""
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
+_LONGEST = 1e9
+"""The longest time in seconds that a server can ask to wait. It keeps later dates within the range of the clock."""
+_CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
+"""Environment variables with a file of certificates. The first one that is set is read."""
 
 
 class TemporaryFailure(Exception):
     """The connection broke, the server did not respond, or it reported a temporary error. A retry may succeed."""
+
+    def __init__(self, message: str, wait: float = 0.0) -> None:
+        super().__init__(message)
+        self.wait = wait
+        """Seconds that the server asks to wait before the next request. 0 if it does not state them."""
+
+
+class Unreachable(TemporaryFailure):
+    """No connection to the host could be made."""
 
 
 class RangeNotSatisfiable(TemporaryFailure):
@@ -37,6 +58,19 @@ class PermanentFailure(Exception):
 
     The message continues a sentence that starts with the address. An example is "requires a login".
     """
+
+
+class Refused(PermanentFailure):
+    """The server refuses to send the file."""
+
+    def __init__(self, response: "Response") -> None:
+        super().__init__(_explain_status(response.status_code))
+        self.url = str(response.url)
+        """The address that refused, after redirects."""
+        self.status = response.status_code
+        """The HTTP status."""
+        self.headers: Mapping[str, str] = response.headers
+        """The headers of the response."""
 
 
 def check_address(url: str) -> None:
@@ -58,45 +92,117 @@ def _is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
-    ) -> urllib.request.Request | None:
-        check_address(newurl)
-        return super().redirect_request(req, fp, code, msg, headers, newurl)  # type: ignore[arg-type]
+@contextlib.contextmanager
+def open_response(url: str, start: int, validator: str, headers: Mapping[str, str]) -> Iterator["Response"]:
+    """Request a file from byte `start` on and yield the open response.
 
+    `iter_raw` of the response returns the bytes of the file. Redirects are followed only to https addresses.
 
-def open_response(url: str, start: int, validator: str) -> http.client.HTTPResponse:
-    """Request a file from byte `start` on and return the open response.
+    Args:
+        url: The address of the file.
+        start: The first byte to request.
+        validator: If a part of the file was downloaded before, the ETag or date from that response. If not, "". If the
+            file has changed since then, the server sends the whole file.
+        headers: More headers. The header Authorization is not sent to another host after a redirect.
 
-    If a part of the file was downloaded before, `validator` is the ETag or date from that response. If not, it is "".
-    If the file has changed since then, the server sends the whole file. Raises PermanentFailure if a retry cannot
-    succeed, and TemporaryFailure if it may succeed.
+    Raises:
+        PermanentFailure: A retry cannot succeed.
+        TemporaryFailure: A retry may succeed. Also raised if the connection breaks while the response is read.
     """
-    headers = {"User-Agent": f"robustbench_vlm/{__version__}"}
+    from httpx2 import ConnectError, ConnectTimeout, InvalidURL, RequestError, TimeoutException
+
+    # The bytes of the file are wanted and not a compressed form, because their number is compared with the size.
+    sent = {"User-Agent": f"robustbench_vlm/{__version__}", "Accept-Encoding": "identity", **headers}
     if start:
-        headers |= {"Range": f"bytes={start}-"} | ({"If-Range": validator} if validator else {})
+        sent |= {"Range": f"bytes={start}-"} | ({"If-Range": validator} if validator else {})
     try:
-        response: http.client.HTTPResponse = urllib.request.build_opener(_Redirects).open(
-            urllib.request.Request(url, headers=headers), timeout=TIMEOUT
-        )
-        return response
-    except urllib.error.HTTPError as error:
-        with error:
-            if error.code == http.client.REQUESTED_RANGE_NOT_SATISFIABLE:
-                raise RangeNotSatisfiable(error.headers.get("Content-Range", "")) from error
-            if error.code not in _TEMPORARY:
-                raise PermanentFailure(_explain_status(error.code)) from error
-            raise TemporaryFailure(f"the server returns the status {error.code} {error.reason}") from error
-    except urllib.error.URLError as error:
-        if isinstance(error.reason, ssl.SSLCertVerificationError):
+        with _client() as client, client.stream("GET", url, headers=sent) as response:
+            _check_status(response)
+            yield response
+    except (ConnectError, ConnectTimeout) as error:
+        _check_certificate(error)
+        reason = str(error) or f"no connection within {CONNECT_TIMEOUT:.0f} seconds"
+        raise Unreachable(reason) from error
+    except TimeoutException as error:
+        raise TemporaryFailure(f"timed out after {TIMEOUT:g} seconds without data") from error
+    except RequestError as error:
+        raise TemporaryFailure(f"the connection broke off: {str(error) or type(error).__name__}") from error
+    except (InvalidURL, UnicodeError) as error:
+        raise PermanentFailure(f"is not a valid address ({error}): check the address") from error
+
+
+def _client() -> "Client":
+    from httpx2 import Client, Timeout
+
+    def check_request(request: "Request") -> None:
+        check_address(str(request.url))
+
+    return Client(
+        event_hooks={"request": [check_request]},
+        follow_redirects=True,
+        timeout=Timeout(TIMEOUT, connect=CONNECT_TIMEOUT),
+        verify=_trusted_certificates(),
+    )
+
+
+def _trusted_certificates() -> ssl.SSLContext | bool:
+    """Return the certificates of the first variable that is set. Return True for the certificates of the system."""
+    for variable in _CERTIFICATES:
+        if path := os.environ.get(variable):
+            try:
+                folder = path if os.path.isdir(path) else None  # noqa: PTH112
+                return ssl.create_default_context(cafile=None if folder else path, capath=folder)
+            except OSError as error:
+                raise UserError(
+                    f"{variable} is {path!r}, which cannot be read as certificates ({error}): set it to a file with"
+                    " certificates in PEM format, or unset it"
+                ) from error
+    return True
+
+
+def _check_status(response: "Response") -> None:
+    status = response.status_code
+    if response.is_success:
+        return
+    if status == 416:
+        raise RangeNotSatisfiable(response.headers.get("Content-Range", ""))
+    if status not in _TEMPORARY:
+        raise Refused(response)
+    reason = f"the server returns the status {status} {response.reason_phrase}".rstrip()
+    raise TemporaryFailure(reason, _requested_wait(response.headers) if status in (429, 503) else 0.0)
+
+
+def _requested_wait(headers: Mapping[str, str]) -> float:
+    """Return the seconds that the server asks to wait. 0 if the headers do not state them.
+
+    The headers are `Retry-After` (RFC 9110, in seconds or as a date), `RateLimit` (its `t`, in the form of the Hugging
+    Face hub: `"api";r=0;t=55`), and `RateLimit-Reset` (seconds).
+    """
+    after = headers.get("Retry-After", "").strip()
+    limit = re.search(r";\s*t\s*=\s*(\d+)", headers.get("RateLimit", ""))
+    seconds = 0.0
+    if given := [text for text in (after, limit[1] if limit else "", headers.get("RateLimit-Reset", "")) if text]:
+        with contextlib.suppress(ValueError):
+            seconds = float(given[0]) if given[0].isdecimal() else _seconds_until(given[0], headers.get("Date", ""))
+    return min(seconds, _LONGEST)
+
+
+def _seconds_until(date: str, now: str) -> float:
+    """Return the seconds until a date of HTTP. `now` is the date of the server, whose clock may differ from ours."""
+    began = email.utils.parsedate_to_datetime(now).timestamp() if now else time.time()
+    return max(email.utils.parsedate_to_datetime(date).timestamp() - began, 0.0)
+
+
+def _check_certificate(error: BaseException | None) -> None:
+    """Raise PermanentFailure if an error was caused by an invalid certificate."""
+    while error is not None:
+        if isinstance(error, ssl.SSLCertVerificationError):
             raise PermanentFailure(
-                f"has an invalid certificate ({error.reason.verify_message}): the connection may be intercepted, so"
-                " nothing was downloaded; check your network and the date of this machine, or try again later"
+                f"has an invalid certificate ({error.verify_message}), so nothing was downloaded: if your company's"
+                " proxy opens https connections, set SSL_CERT_FILE to a file with the proxy's certificate; if not, the"
+                " connection may be intercepted, so check your network and the date of this machine"
             ) from error
-        raise TemporaryFailure(str(error.reason)) from error
-    except (OSError, http.client.HTTPException) as error:
-        raise TemporaryFailure(str(error) or type(error).__name__) from error
+        error = error.__cause__ or error.__context__
 
 
 def _explain_status(code: int) -> str:
@@ -110,9 +216,14 @@ def _explain_status(code: int) -> str:
     return reasons.get(code, f"was refused by the server with the status {code}: open it in a browser")
 
 
-def read_chunk(response: http.client.HTTPResponse) -> bytes:
-    """Return the next bytes of a response. At its end, return b"". Raises TemporaryFailure if the connection breaks."""
+def reach(url: str) -> str:
+    """Return "" if the host of an address accepts a connection within `CONNECT_TIMEOUT`. If not, return the reason."""
+    parts = urlsplit(url)
+    if getproxies().get(parts.scheme):  # behind a proxy, a direct connection to the host may fail
+        return ""
     try:
-        return response.read(_CHUNK)
-    except (OSError, http.client.HTTPException) as error:
-        raise TemporaryFailure(str(error) or type(error).__name__) from error
+        port = parts.port or (443 if parts.scheme == "https" else 80)
+        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_TIMEOUT).close()
+    except OSError as error:
+        return str(error)
+    return ""

@@ -7,9 +7,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from robustbench_vlm.core.download import download, hub_url
+from robustbench_vlm.core.download import download
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, inside, sha256_of, write_text, write_whole
+from robustbench_vlm.core.hub_access import hub_url
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.models.card import Weights
 from robustbench_vlm.models.checkpoint_files import read_checkpoint

@@ -111,7 +111,7 @@ def test_interrupted_responses_are_resumed(server: Server, cars: Path, tmp_path:
 
 @pytest.mark.parametrize(
     ("fault", "message"),
-    [(broken_off(100), "broke off after 100 of"), (lie, "is a file with sha256"), (page, "web page|expected")],
+    [(broken_off(100), "broke off: .*received 100 bytes"), (lie, "is a file with sha256"), (page, "web page|expected")],
 )
 def test_failed_downloads_leave_no_dataset(
     fault: Any, message: str, server: Server, cars: Path, tmp_path: Path
@@ -199,7 +199,8 @@ def test_killed_download_leaves_no_dataset_and_is_resumed(server: Server, cars: 
     before = len(server.asked_for("0.tar"))
     assert tree(fetch(CARS, root)) == tree(cars)
     assert len(server.asked_for("0.tar")) == before and verify(CARS, root) == []
-    assert server.asked_for("1.tar") == ["", f"bytes={1 << 20}-"]
+    first, resumed = server.asked_for("1.tar")
+    assert not first and int(resumed.removeprefix("bytes=").removesuffix("-")) >= 1 << 20
 
 
 # Downloads through torchvision.

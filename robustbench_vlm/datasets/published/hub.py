@@ -6,8 +6,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from robustbench_vlm.core.download import download, hub_url
+from robustbench_vlm.core.download import download
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.hub_access import hub_url
 from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.datasets.published.base import PublishedDataset
 from robustbench_vlm.datasets.published.staging import check_free, put_in_place, staging_folder
