@@ -132,7 +132,7 @@ def test_the_table_of_a_run_in_a_pipe(quick: list[str], capsys: pytest.CaptureFi
         (["show", "sample", "colours", "nonesuch"], "unknown sample .nonesuch. of .colours..*--samples all"),
         (["show", "sample", "colours", "0", "--out", "x.bmp"], "--out must end in .png or .svg, got x.bmp"),
         (["show", "sample", "colors", "0"], "unknown dataset 'colors'. Did you mean colours"),
-        (["transfer", "--model", "clip"], "needs two or more models, got one"),
+        (["transfer", "--model", "clip"], "needs two or more models, but only one was given"),
         (["transfer", "--model", "clip", "--model", "agft", "--dataset", "scenes"], "trained on scenes.*another"),
         (["transfer", "--model", "clip", "--model", "agft", "--save", "/dev/null"], "/dev/null is a file"),
         (["check", "attack", "nonesuch"], "unknown attack 'nonesuch'"),

@@ -65,7 +65,7 @@ def test_a_broken_plugin_fails_only_when_it_is_loaded(monkeypatch: pytest.Monkey
     provide(monkeypatch, broken=value)
     assert "broken" in VALUES.names()
     assert VALUES.load("pi") > 3
-    with pytest.raises(UserError, match=f"plugin '{value}', which failed to load: .*update or uninstall"):
+    with pytest.raises(UserError, match=f"plugin '{value}', which cannot be loaded: .*update or uninstall"):
         VALUES.load("broken")
 
 

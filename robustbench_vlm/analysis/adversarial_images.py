@@ -34,8 +34,9 @@ one cell) it has the records and the images, float32 [B, 3, H, W] in [0, 1].
 Images are numpy arrays, because torch sends tensors through shared memory. Shared memory is small in containers.
 """
 _FORMAT = (
-    'expected a tensor "images" [N, 3, H, W] in [0, 1] and the metadata "track" and "samples", a list of N pairs'
-    " [dataset, id]; write the file with robustbench_vlm.analysis.adversarial_images.write_images"
+    'the file must contain a tensor "images" [N, 3, H, W] in [0, 1] and the metadata "track" and "samples".'
+    ' "samples" is a list of N pairs [dataset, id]. Write the file with'
+    " robustbench_vlm.analysis.adversarial_images.write_images"
 )
 
 

@@ -35,23 +35,27 @@ class AttackResult:
     """The outcome of an attack on N samples, in the order of the samples."""
 
     robust: Tensor
-    """bool [N]: True if the model classifies the clean image correctly and no stage of the attack broke the sample."""
+    """True for each robust sample, bool [N]. A sample is robust if the model classifies the clean image correctly and
+    no stage of the attack breaks the sample.
+    """
     adversarial: Tensor
-    """float32 [N, 3, H, W] in [0, 1]: for each sample the image that broke it, or the clean image if no image broke
-    it."""
+    """One image per sample, float32 [N, 3, H, W] in [0, 1]. If the attack broke the sample, it is the image that broke
+    it. For other samples, it is the clean image.
+    """
     broken_by: tuple[str, ...]
     """For each sample the name of the stage that broke it. It is "clean" if the clean image is misclassified, and "" if
     the sample is robust."""
     clean_prediction: Tensor
-    """int64 [N]: the predicted class of each clean image."""
+    """The predicted class of each clean image, int64 [N]."""
     adversarial_prediction: Tensor
-    """int64 [N]: the predicted class of each image in `adversarial`."""
+    """The predicted class of each image in `adversarial`, int64 [N]."""
     distance: Tensor
-    """float32 [N]: size of each perturbation in the norm of the threat model, for pixels in [0, 1]."""
+    """The size of each perturbation in the norm of the threat model, float32 [N]. Pixels are in [0, 1]."""
     passes: Tensor
-    """int64 [N, 2]: number of forward and backward passes for each sample, without the passes of the sanity checks."""
+    """The number of forward and backward passes for each sample, int64 [N, 2]. The sanity checks are not counted."""
     warnings: tuple[str, ...]
-    """Reasons to doubt the result. Each is a text "code", or "code:N" if the warning is about N samples."""
+    """Reasons to doubt the result. Each reason is a text "code". If it applies only to N samples, the text is "code:N".
+    """
 
     @property
     def clean_accuracy(self) -> Accuracy:
@@ -104,13 +108,13 @@ def attack_classifier(
     chosen = load_attack(attack) if isinstance(attack, str) else attack
     if not isinstance(chosen, Attack):
         raise UserError(
-            f"attack must be the name of an attack or an Attack, got {type(attack).__name__}: `vlmbench list attacks`"
-            " lists the names"
+            f"attack must be the name of an attack or an Attack, got {type(attack).__name__}: run `vlmbench list"
+            " attacks` to see the names"
         )
     threat = Threat(norm, exact_eps(eps))
     chosen.check_norm(threat.norm)
     if batch_size < 1:
-        raise UserError(f"batch_size must be a positive integer, got {batch_size}: 64 is the default")
+        raise UserError(f"batch_size must be a positive integer, got {batch_size}: leave it out to use 64")
     device = _device(classifier, images)
     pixels = _checked_images(images).to(device)
     target = _checked_labels(labels, len(pixels)).to(device)
@@ -173,8 +177,8 @@ def _checked_images(given: Any) -> Tensor:
     low, high = float(images.min()), float(images.max())
     if low < 0 or high > 1:
         raise UserError(
-            f"{expected}, got values from {low:.4g} to {high:.4g}: leave normalisation to the classifier, and divide"
-            " pixels in 0 to 255 by 255"
+            f"{expected}, got values from {low:.4g} to {high:.4g}: if pixels are in 0 to 255, divide them by 255,"
+            " and do not normalise them, because the classifier must do that"
         )
     return images.to(torch.float32).contiguous()
 

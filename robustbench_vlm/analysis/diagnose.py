@@ -58,7 +58,7 @@ class DatasetDiagnosis:
     accuracy: float
     """Share of the attacked images that are classified correctly, in [0, 1]."""
     modality_gap: float
-    """Distance in [0, 2], see `modality_gap`."""
+    """The distance that the function `modality_gap` computes, in [0, 2]."""
     gradient_norm: float
     """Mean of `gradient_norms`, in nats per unit of L2 distance, for pixels in [0, 1]."""
 
@@ -78,7 +78,7 @@ class Diagnosis:
     modality_gap: float
     gradient_norm: float
     effective_rank: float
-    """Effective rank of the image features of all datasets together, see `effective_rank`."""
+    """Effective rank of the image features of all datasets together. The function `effective_rank` computes it."""
     datasets: tuple[DatasetDiagnosis, ...]
 
 
@@ -90,7 +90,7 @@ class Diagnoses:
     protocol: str
     attack: str
     dimensions: int
-    """Number of embedding dimensions. If the models have different numbers, this is the largest."""
+    """Number of dimensions of the embeddings. If the models have different numbers, this is the largest one."""
     diagnoses: tuple[Diagnosis, ...]
     seconds: float
     """Wall time in seconds."""
@@ -254,8 +254,8 @@ def final_image_stage(attack: Attack) -> Stage:
     """
     if len(attack.stages) != 1 or not attack.stages[0].chooses_iterate:
         raise UserError(
-            f"the attack {attack.name!r} stops as soon as a sample is broken, but a diagnosis needs the image after"
-            " the last step of a single stage: use fgsm, cw, or pgd-N such as --attack pgd-10"
+            f"the attack {attack.name!r} stops as soon as a sample is broken, but a diagnosis needs the image"
+            " after the last step of an attack with one stage: use fgsm, cw or pgd-N, for example --attack pgd-10"
         )
     (stage,) = attack.stages
     return dataclasses.replace(stage, parameters={**stage.parameters, "iterate": "final"})

@@ -23,7 +23,7 @@ from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.tracks import TRACKS, Track
 
 ABOUT_ZERO = 0.05
-"""Largest robust accuracy that the self-tests accept as about 0."""
+"""Largest robust accuracy that the self-tests accept where they expect a robust accuracy of 0."""
 _ATTACK, _QUICK_ATTACK, _SAMPLES = "apgd-ce", "pgd-10", 32
 
 

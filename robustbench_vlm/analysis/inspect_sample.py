@@ -48,8 +48,9 @@ class SampleUnderModel:
     adversarial: tuple[Predicted, ...]
     """Predictions for `image`: all classes, the most probable first."""
     image: Tensor
-    """Adversarial image, float32 [3, H, W] in [0, 1]. If the clean image is misclassified, it is the clean image. If no
-    image broke the sample, it is the image with the smallest margin."""
+    """The adversarial image, float32 [3, H, W] in [0, 1]. For a misclassified clean image, it is the clean image. For a
+    robust sample, it is the image with the smallest margin that the attack found.
+    """
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON document with the `TOP` most probable classes of each image and without the images."""

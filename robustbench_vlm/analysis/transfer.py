@@ -39,10 +39,13 @@ class TransferAccuracies:
     robust: Accuracy
     """Accuracy under the attack on the model itself. `vlmbench run` gives the same value."""
     under: Mapping[str, Accuracy]
-    """Accuracy on the adversarial images of each source model. The value for the model itself is `robust`."""
+    """Accuracy on the adversarial images of each source model. If the source is the model itself, the value is
+    `robust`.
+    """
     worst: Accuracy
-    """Share of samples that no source model breaks: the adversarial images of all source models, including the model
-    itself, are classified correctly."""
+    """Share of robust samples in [0, 1], under the adversarial images of all source models. A sample is robust if all
+    these images are classified correctly. The source models include the model itself.
+    """
 
 
 @dataclass(frozen=True)
@@ -55,8 +58,9 @@ class TransferTarget:
     datasets: Mapping[str, TransferAccuracies]
     """Accuracies by dataset name."""
     missed: int
-    """Number of samples in the zero-shot datasets that images of other models break, but images of the model itself do
-    not."""
+    """Number of samples in the zero-shot datasets that only images of other models break. Images that were made for the
+    model itself do not break them.
+    """
 
 
 @dataclass(frozen=True)
@@ -175,15 +179,20 @@ def _models(plan: Plan) -> list[str]:
 
 def _check(request: Request, save: Path | None) -> None:
     if len(set(request.models)) < 2:
-        raise UserError("a transfer needs two or more models, got one: add another, such as --model clip --model agft")
+        raise UserError(
+            "a transfer needs two or more models, but only one was given: give another one, such as"
+            " --model clip --model agft"
+        )
     track: Track = TRACKS.load(request.track)
     if request.datasets and set(request.datasets) <= set(track.training_datasets):
         raise UserError(
             f"a transfer needs a zero-shot dataset, but models of the track {track.name!r} were trained on"
-            f" {' and '.join(request.datasets)}: add another --dataset"
+            f" {' and '.join(request.datasets)}: give another dataset with --dataset"
         )
     if save is not None and save.exists() and not save.is_dir():
-        raise UserError(f"--save {save} is a file, expected a folder: give a folder for the image files of all models")
+        raise UserError(
+            f"--save {save} is a file, but a folder is expected: give a folder for the image files of all models"
+        )
 
 
 def _right(plan: Plan, attacked: Sequence[Attacked], reporter: _ProgressReporter) -> _Right:
@@ -248,16 +257,17 @@ def masked_gradients(target: TransferTarget, attack: str) -> Iterator[str]:
     mean = target.mean
     stronger = [source for source, share in mean.under.items() if share.value < mean.robust.value]
     advice = (
-        "do not trust its white-box robust accuracy before an evaluation with `vlmbench run --attack autoattack` and"
+        "do not trust its white-box robust accuracy yet: evaluate it with `vlmbench run --attack autoattack`, and"
         " with gradients that account for its defense"
     )
     if stronger:
         yield (
-            f"{target.model}: adversarial images of {' and '.join(stronger)} break more samples than {attack} on the"
-            f" model itself, a sign of masked gradients: {advice}"
+            f"{target.model}: adversarial images of {' and '.join(stronger)} break more samples than {attack} on"
+            f" the model itself. This is a sign of masked gradients: {advice}"
         )
     elif target.missed >= 2 and target.missed > BLACK_BOX_SHARE * mean.clean.n:
         yield (
-            f"{target.model}: adversarial images of other models break {target.missed} of {mean.clean.n} samples that"
-            f" {attack} on the model itself does not break, a sign of masked gradients or of a weak attack: {advice}"
+            f"{target.model}: adversarial images of other models break {target.missed} of {mean.clean.n} samples"
+            f" that {attack} on the model itself does not break. This is a sign of masked gradients or of a weak"
+            f" attack: {advice}"
         )

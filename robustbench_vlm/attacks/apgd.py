@@ -66,8 +66,9 @@ class ApgdState:
     reduced: Tensor
     """True if the last checkpoint halved the step size, bool (B,)."""
     strongest_loss: Tensor
-    """The highest loss in all finished runs, (B,). The iterate with this loss is the adversarial image, unless an
-    iterate is misclassified."""
+    """The highest loss in all finished runs, (B,). If no iterate of a sample is misclassified, the iterate with this
+    loss is the adversarial image.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

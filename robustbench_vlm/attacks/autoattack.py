@@ -18,7 +18,7 @@ _SQUARE = square_stage("square", queries=5000, p_init=0.8)
 AUTOATTACK = Attack(
     "autoattack",
     (_APGD_CE, _APGD_T, _FAB_T, _SQUARE),
-    "AutoAttack, the standard version: APGD-CE, APGD-T, FAB-T, Square",
+    "standard version of AutoAttack: APGD-CE, APGD-T, FAB-T and Square",
     paper=_PAPER,
     strength=_STRENGTH,
 )

@@ -23,7 +23,7 @@ class Batch:
     labels: Tensor
     """True classes, int64 (B,)."""
     keys: Tensor
-    """The key of each sample's random numbers in this stage, int64 (B,), see `core.random`."""
+    """The key of each sample's random numbers in this stage, int64 (B,). The module `core.random` explains keys."""
     threat: Threat
     num_classes: Tensor
     """The number of classes of each sample's dataset, int64 (B,). A batch may have samples of several datasets."""
@@ -54,8 +54,9 @@ class Outcome:
     backward: Tensor
     """Backward passes through the network for each sample, int64 (B,)."""
     warnings: dict[str, Tensor] = field(default_factory=dict)
-    """Warnings. The keys are codes, such as "dlr-needs-3-classes". The values are masks of the samples with this
-    warning, bool (B,)."""
+    """Warnings of the stage. The keys are codes, such as "dlr-needs-3-classes". The values, bool (B,), are True for the
+    samples with this warning.
+    """
 
     def warn(self, code: str, index: Tensor) -> None:
         """Add a warning to the samples at the positions `index`, int64 (N,)."""
@@ -132,15 +133,16 @@ class Stage:
     gradient_free: bool = False
     """True if the algorithm does not use gradients of the classifier."""
     mixes_datasets: bool = False
-    """True if a batch may have samples of several datasets. If so, the function must call `Classifier.select` before it
-    classifies only some samples of the batch."""
+    """True if a batch may have samples of several datasets. A function that classifies only some samples of such a
+    batch must call `Classifier.select` first.
+    """
     gradient_mode: GradientMode | None = None
     """The way to compute the gradient of a test-time defense. If it is None, the classifier is attacked directly."""
     adjustable: tuple[str, ...] = ()
-    """Names of the parameters that a protocol may set.
-
-    "iterate" is "best" or "final", the iterate that is returned. "step_size" is a fraction of the pixel range.
-    "mean_over" is the divisor of the cross-entropy."""
+    """Names of the parameters that a protocol may set. The parameter "iterate" is "best" or "final" and chooses the
+    iterate that is returned. The parameter "step_size" is the step size as a fraction of the pixel range. The parameter
+    "mean_over" is the divisor of the cross-entropy.
+    """
 
     @property
     def identity(self) -> Mapping[str, Any]:
@@ -183,7 +185,8 @@ class Attack:
     paper: str = ""
     strength: int | None = None
     """Position in the order fgsm < pgd-N < autoattack. A stronger attack must not leave more samples robust than a
-    weaker one. If it is None, the attack is not compared with other attacks."""
+    weaker one. An attack with the value None is not compared with other attacks.
+    """
 
     def check_norm(self, norm: str) -> None:
         """Raise UserError for a norm that the attack does not support."""

@@ -16,8 +16,9 @@ from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.core.classifier_interface import Classifier
 
 _REFILL = 8
-"""The batch is refilled when at least 1 / `_REFILL` of its rows are free. A refill copies all other rows, so frequent
-refills are slow."""
+"""The batch is refilled when at least 1 / `_REFILL` of its places are free. A refill copies the samples in all other
+places, so frequent refills are slow.
+"""
 
 
 @dataclasses.dataclass

@@ -19,11 +19,14 @@ class Verdicts:
     """The verdicts on B samples, in the order of the samples."""
 
     adversarial: Tensor
-    """float32 (B, 3, H, W) in [0, 1]. For a sample that a stage broke, it is the misclassified image inside the threat
-    model. For other samples, it is the clean image."""
+    """One image per sample, float32 (B, 3, H, W) in [0, 1]. If a stage broke the sample, it is the misclassified image,
+    which is inside the threat model. For other samples, it is the clean image.
+    """
     strongest: Tensor
-    """float32 (B, 3, H, W) in [0, 1]. For a robust sample, it is the image with the smallest margin. The candidates are
-    the clean image and the images that the stages found. For other samples, it equals `adversarial`."""
+    """One image per sample, float32 (B, 3, H, W) in [0, 1]. For a robust sample, it is the image with the smallest
+    margin among the clean image and the images that the stages found. For other samples, it is the image in
+    `adversarial`.
+    """
     broken_by: tuple[str, ...]
     """For each sample the name of the stage that broke it. It is "clean" if the clean image is misclassified, and "" if
     the sample is robust."""
@@ -32,7 +35,7 @@ class Verdicts:
     adversarial_prediction: Tensor
     """The class predicted for `adversarial`, int64 (B,)."""
     margin: Tensor
-    """The clean logit of the label minus the largest other clean logit, float32 (B,)."""
+    """The margin of the clean image, float32 (B,). It is the logit of the label minus the largest other logit."""
     distance: Tensor
     """The size of the perturbation of `adversarial` in the norm of the threat, float32 (B,)."""
     forward: Tensor

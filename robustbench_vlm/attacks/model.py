@@ -19,12 +19,13 @@ class CountedClassifier:
         self.classifier = classifier
         self.judge = classifier.judge if isinstance(classifier, SurrogateClassifier) else None
         self.forward = 0
-        """Forward passes of each sample so far. A call adds its passes to every sample of the batch."""
+        """Forward passes of each sample so far, int64 (B,). Each call adds its passes to all samples of its batch."""
         self.backward = 0
         """Backward passes of each sample so far."""
         self.warnings: dict[str, Tensor] = {}
-        """Warnings. The keys are codes. The values are masks of samples, bool (B,), from the last call that raised the
-        warning."""
+        """Warnings by code. Each value is a mask of samples, bool (B,). It is from the last call that raised the
+        warning.
+        """
 
     def logits(self, images: Tensor, rows: Tensor | None = None) -> Tensor:
         """Return the logits float32 (N, C) of images (N, 3, H, W), without a gradient.
@@ -115,9 +116,11 @@ class MultiDatasetClassifier:
     union: Classifier
     """The classifier among the classes of all datasets together."""
     columns: Tensor
-    """The columns of each sample's classes in the logits of `union`, int64 (B, C)."""
+    """The columns of each sample's classes in the logits of the classifier `union`, int64 (B, C)."""
     absent: Tensor
-    """True for the columns of the logits that come after the sample's last class, bool (B, C)."""
+    """True for the columns of the logits that belong to no class of the sample, bool (B, C). These are the columns
+    after its last class.
+    """
 
     @classmethod
     def of_ranges(cls, union: Classifier, first: Tensor, num_classes: Tensor) -> "MultiDatasetClassifier":
@@ -182,8 +185,9 @@ def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
     if not torch.isfinite(logits.detach().sum()):
         wrong = int((~torch.isfinite(logits).all(dim=1)).sum())
         raise UserError(
-            f"the model returned non-finite logits (NaN or infinity) for {wrong} of {len(images)} images, and a"
-            " verdict needs finite logits: run the model in float32, or find the division by zero or the overflow in it"
+            f"the model returned non-finite logits (NaN or infinity) for {wrong} of {len(images)} images, but"
+            " predictions need finite logits: run the model in float32, or look for a division by zero or an"
+            " overflow in it"
         )
     return logits
 

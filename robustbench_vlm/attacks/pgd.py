@@ -54,8 +54,9 @@ class Pgd:
     step_size: str | None = None
     """The step size as a fraction of the pixel range, such as "1/255"."""
     mean_over: int = 1
-    """The divisor of the loss. It has the same effect as the mean over a batch of this size. In half precision, the
-    division can turn small gradients into zero."""
+    """The divisor of the loss. It has the effect of a mean over a batch of this size. In half precision, this division
+    can turn small gradients into zero.
+    """
 
     def __post_init__(self) -> None:
         assert self.steps >= 1 and self.iterate in ("final", "best")
@@ -139,7 +140,7 @@ def pgd_attack(steps: int, *, iterate: Literal["final", "best"] = "best", step_s
     kept = "all iterates are tested" if iterate == "best" else "only the final iterate is tested"
     return one_stage_attack(
         pgd_stage(f"pgd-{steps}", steps=steps, loss="ce", **parameters),
-        f"PGD, {steps} steps on cross-entropy, {kept}",
+        f"PGD with {steps} steps on the cross-entropy; {kept}",
         paper="arXiv:1706.06083",
         strength=steps,
     )
@@ -154,14 +155,14 @@ def pgd_named(steps: str) -> Attack:
 
 FGSM = one_stage_attack(
     pgd_stage("fgsm", steps=1, loss="ce", iterate="final", random_start=False, relative_step=1.0),
-    "one step of eps along the gradient's sign",
+    "one step of size eps along the sign of the gradient",
     paper="arXiv:1412.6572",
     strength=0,
 )
 PGD_10, PGD_20, PGD_50, PGD_100 = (pgd_attack(steps) for steps in (10, 20, 50, 100))
 CW = one_stage_attack(
     pgd_stage("cw", steps=100, loss="margin", iterate="best", random_start=True, relative_step=0.25),
-    "PGD, 100 steps on the margin of the logits; papers on robustness call it CW",
+    "PGD with 100 steps on the margin of the logits; robustness papers call this attack CW",
     paper="arXiv:1608.04644",
     norms=("Linf",),
 )

@@ -141,4 +141,6 @@ def pyautoattack_named(name: str) -> Attack:
         return PYAUTOATTACK
     if name not in PARTS:
         raise UserError(unknown("attack of pyautoattack", name, [*PARTS, "standard"]))
-    return one_stage_attack(pyautoattack_stage(name), f"{name} of the official AutoAttack package", paper=_PAPER)
+    return one_stage_attack(
+        pyautoattack_stage(name), f"the attack {name} of the official AutoAttack package", paper=_PAPER
+    )

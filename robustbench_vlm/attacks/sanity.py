@@ -11,7 +11,9 @@ from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.core.classifier_interface import Classifier, ClassifierLike, as_classifier
 
 SANITY_FORWARD, SANITY_BACKWARD = 4, 1
-"""Number of classifier calls per sample in the sanity checks, and number of these calls that compute a gradient."""
+"""The number of classifier calls per sample in the sanity checks, and the number of calls among them that compute a
+gradient.
+"""
 SANITY_CODES = ("zero-gradient", "non-finite-gradient", "unstable-output", "batch-dependent", "probability-logits")
 """The warning codes that `sanity_warnings` may return."""
 REPEAT_TOLERANCE = 1e-5

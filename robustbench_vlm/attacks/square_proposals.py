@@ -21,7 +21,7 @@ class CleanImages:
     images: Tensor
     """Clean images, float32 (B, 3, H, W) in [0, 1]."""
     keys: Tensor
-    """The key of each sample's random numbers, int64 (B,), see `core.random`."""
+    """The key of each sample's random numbers, int64 (B,). The module `core.random` explains keys."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,12 @@ class Proposals:
     """The functions that make candidate images for one norm. Candidates are float32 (B, 3, H, W) in [0, 1]."""
 
     first: Callable[[CleanImages, float], Tensor]
-    """Returns the first candidates. The arguments are the clean images and eps."""
+    """A function that returns the first candidates. Its arguments are the clean images and eps."""
     changed: Callable[[CleanImages, float, Tensor, Tensor, Tensor], Tensor]
-    """Returns changed copies of the best images so far.
-
-    The five arguments are the clean images, eps, the best images float32 (B, 3, H, W), the query indices and the sides
-    of the squares. The query index of each sample is int64 (B,). The side of each sample's square is int64 (B,), in
-    pixels."""
+    """A function that returns changed copies of the best images so far. It has five arguments: the clean images, eps,
+    the best images float32 (B, 3, H, W), the query index of each sample int64 (B,), and the side of each sample's
+    square in pixels int64 (B,).
+    """
     least_side: int
     """The smallest side of a square in pixels."""
     odd: bool

@@ -25,10 +25,10 @@ from robustbench_vlm.core.threat import NORMS
 _EPS_NAMES = ("eps", "max_epsilon")
 _STEP_NAMES = ("alpha",)
 _MINIMAL = ("CW", "DeepFool")
-"""Attacks that search for the misclassified image with the smallest L2 distance."""
+"""Names of the attacks that search for the misclassified image with the smallest L2 distance."""
 _GRADIENT_FREE = ("Square", "OnePixel", "Pixle", "GN")
 _COUNTING = ("JSMA", "OnePixel", "Pixle", "SparseFool")
-"""Attacks that limit the number of changed pixels, but not the size of the changes."""
+"""Names of the attacks that limit the number of changed pixels, but not the size of the changes."""
 
 
 def attack_class(name: str) -> type:
@@ -45,8 +45,8 @@ def attack_class(name: str) -> type:
     required = [p.name for p in _parameters(found).values() if p.default is p.empty and p.name != "model"]
     if required:
         raise UserError(
-            f"torchattacks:{name} is not supported: it requires {', '.join(required)}, but the constructor of an"
-            " attack may require only a model; name another attack, such as torchattacks:PGD"
+            f"torchattacks:{name} is not supported, because its constructor requires {', '.join(required)}, and"
+            " only a model can be given: name another attack, such as torchattacks:PGD"
         )
     return found
 
@@ -122,8 +122,8 @@ def _library() -> ModuleType:
         import torchattacks
     except ImportError:
         raise UserError(
-            "torchattacks is not installed: run `pip install --no-deps torchattacks` (without --no-deps, pip installs"
-            " old versions of other packages)"
+            "the package torchattacks is not installed: run `pip install --no-deps torchattacks` (without"
+            " --no-deps, pip would install old versions of other packages)"
         ) from None
     library: ModuleType = torchattacks
     return library

@@ -41,5 +41,7 @@ def convert(
     command = f"vlmbench run --model {card} --track {track}"
     lines = [Line(f"wrote {card}"), Line(f"next: {command}")]
     if not base:
-        lines.insert(0, Line(f"the architecture, mean and std are those of {whole_base}; --base gives another model"))
+        lines.insert(
+            0, Line(f"the architecture, mean and std are those of {whole_base}; give another model with --base")
+        )
     answer({"card": str(card)}, lambda width: lines, as_json=as_json)

@@ -133,10 +133,16 @@ def _footer(found: "Diagnoses") -> Iterable[str]:
         f"{found.track}, {first.norm}, the last images of {found.attack}, means over {datasets};"
         f" protocol {found.protocol}, {count} samples, {duration(found.seconds)}"
     )
-    yield "accuracy: in %, on the last images of the attack; `vlmbench run` counts the worst image that an attack found"
-    yield "modality gap: distance, 0 to 2, between the mean image embedding and the mean text embedding (unit length)"
-    yield "gradient norm: mean L2 norm of the gradient of the cross-entropy by the pixels in [0, 1]"
     yield (
-        f"effective rank: of the image embeddings of all datasets together, at most {min(count, found.dimensions)};"
-        " it is lower if there are few samples"
+        "accuracy: in %, on the last image of the attack for each sample; `vlmbench run` uses the worst image"
+        " that the attack found"
+    )
+    yield (
+        "modality gap: the distance, from 0 to 2, between the mean image embedding and the mean text embedding;"
+        " all embeddings have length 1"
+    )
+    yield "gradient norm: the mean L2 norm of the gradient of the cross-entropy with respect to the pixels in [0, 1]"
+    yield (
+        "effective rank: the effective rank of the image embeddings of all datasets together; it is at most"
+        f" {min(count, found.dimensions)}, and lower if there are few samples"
     )

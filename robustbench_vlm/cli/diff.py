@@ -13,7 +13,7 @@ def diff(
         str,
         typer.Argument(
             metavar="protocol",
-            help="Kind of the values; only protocols can be compared.",
+            help="Kind of the two values. Only protocols can be compared.",
             autocompletion=lambda: ["protocol"],
         ),
     ],

@@ -35,7 +35,7 @@ def dispute(
         )
     if found.found:
         note(f"wrote {entry} and {found.write(entry)}", quiet=as_json)
-    fallen = f"the robust accuracy of the entry falls; its status is: {found.entry.status}"
+    fallen = f"the robust accuracy of the entry is now lower; the status of the entry is: {found.entry.status}"
     result = fallen if found.found else "the entry was not changed"
     counted = [f"images that {OUTCOMES[outcome]}: {count}" for outcome, count in found.counts.items() if count]
     document = {"status": found.entry.status, "images": dict(found.counts)}

@@ -52,7 +52,10 @@ def check(folder: _Folder = None, as_json: Json = False) -> int:
     place = _place(folder)
     made = views(_boards(place), place)
     differ = [str(path) for path, text in made.items() if not path.is_file() or path.read_bytes() != text.encode()]
-    lines = [Line(f"differs: {name}; `vlmbench leaderboard build` writes it again", "red") for name in differ]
+    lines = [
+        Line(f"{name} differs from the entries; run `vlmbench leaderboard build` to write it again", "red")
+        for name in differ
+    ]
     lines = lines or [Line(f"{len(made)} tables agree with the entries")]
     answer({"differ": differ}, lambda width: lines, as_json=as_json)
     return 1 if differ else 0
@@ -90,7 +93,7 @@ def migrate(
     date = datetime.datetime.now(datetime.UTC).date().isoformat()
     done = {str(path): migrate_file(path, date=date) for path in files}
     lines = [
-        Line(f"migrated {path}" if changed else f"already in the current format: {path}")
+        Line(f"migrated {path}" if changed else f"the file is already in the current format: {path}")
         for path, changed in done.items()
     ]
     answer({"migrated": [path for path, changed in done.items() if changed]}, lambda width: lines, as_json=as_json)
@@ -101,7 +104,7 @@ def _place(folder: Path | None) -> Path:
         own = Path("leaderboards")
         folder = own if own.is_dir() else package_folder("leaderboards")
     if not folder.is_dir():
-        raise UserError(f"{folder} is not a folder: give a folder of leaderboards by --folder DIR")
+        raise UserError(f"{folder} is not a folder: give a folder of leaderboards with --folder DIR")
     return folder
 
 

@@ -79,7 +79,9 @@ def run_command(arguments: Sequence[str]) -> int:
             raise
         return _fail(f"{type(error).__name__}: {error}", FAILED, as_json=True)
     if code == INTERRUPTED:
-        return _fail("stopped by Ctrl-C; run the same command again to continue", INTERRUPTED, as_json=as_json)
+        return _fail(
+            "the command was stopped by Ctrl-C; run the same command again to continue", INTERRUPTED, as_json=as_json
+        )
     return int(code)
 
 

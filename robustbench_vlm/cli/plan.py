@@ -58,8 +58,10 @@ def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
     rows = [{key: value for key, value in row.items() if key not in single} for row in rows]
     sentences = [
         totals(plan, estimate),
-        f"{estimate.passes_expected:,} forward and backward passes, {estimate.passes_most:,} if every sample is robust",
-        f"about {_gibibytes(estimate.memory)} of memory, {estimate.batch_size} samples in each batch of a process",
+        f"{estimate.passes_expected:,} forward and backward passes are expected, {estimate.passes_most:,} if every"
+        " sample is robust",
+        f"about {_gibibytes(estimate.memory)} of memory in total; each process attacks {estimate.batch_size} samples"
+        " at once",
     ]
     return [
         *wrapped(about, width),

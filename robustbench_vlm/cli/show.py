@@ -39,7 +39,9 @@ class _Kinds(TyperGroup):
         return found
 
 
-app = typer.Typer(help="Show all fields of one value, or one sample.", cls=_Kinds, rich_markup_mode=None)
+app = typer.Typer(
+    help="Show all fields of one object, such as a model, or show one sample.", cls=_Kinds, rich_markup_mode=None
+)
 
 
 def _show_command(kind: str) -> Callable[..., None]:

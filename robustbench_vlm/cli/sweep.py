@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from robustbench_vlm.training.request import TrainingRequest
     from robustbench_vlm.training.sweep import Sweep, Trial
 
-_RULE = "the first setting whose mean of clean and robust accuracy is within a standard error of the highest"
+_RULE = "the first setting whose mean of clean and robust accuracy is at most one standard error below the highest mean"
 _GRID = "Setting with the values to try. Repeat for a grid of several settings."
 _FRACTION = "Fraction of the training images that is used, such as 1/4."
 _Grid = Annotated[list[str], option("--grid", "NAME=N,N,...", _GRID)]

@@ -98,7 +98,9 @@ def _train(
     runtime = runtime_of(out or trained_folder(request.track, request.name), device, save_every)
     checkpoint = runtime.folder / "checkpoint.pt"
     if resume is None and checkpoint.is_file() and runtime.processes.is_main:
-        text = f"continuing from {checkpoint}; use --no-resume if the code of the loss has changed since then"
+        text = (
+            f"the training continues from {checkpoint}; give --no-resume if the code of the loss has changed since then"
+        )
         note(text, quiet=as_json)
     with training_progress(runtime, as_json=as_json) as on_progress:
         card = train_defense(request, runtime, on_progress, resume=resume)

@@ -168,11 +168,14 @@ def _long(found: "Transfer") -> Iterator[Row]:
 
 def _footer(found: "Transfer", *, matrix: bool) -> Iterator[str]:
     if matrix:
-        yield "columns: the model that classifies the images, by its number in the rows; diagonal: its robust accuracy"
+        yield (
+            "columns: the model that classifies the images, by its number in the rows; the diagonal is the"
+            " model's robust accuracy"
+        )
         yield "in brackets: 95 % intervals"
     yield (
-        "images of a model: the adversarial image; the clean image if the model misclassifies it; the image with the"
-        " smallest margin if no image breaks the sample"
+        "images of a model: for each sample, the adversarial image of this model; if the model misclassifies the"
+        " clean image, the clean image; if no image breaks the sample, the image with the smallest margin"
     )
     yield "all images: the share of samples for which the images of all models are classified correctly"
     yield f"{found.track}, protocol {found.protocol}, {duration(found.seconds)}"

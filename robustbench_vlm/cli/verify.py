@@ -25,10 +25,14 @@ _Samples = Annotated[
     ),
 ]
 _Full = Annotated[bool, typer.Option("--full", help="Compute every verdict of the entry again.")]
-_Check = Annotated[bool, typer.Option("--check", help="Check only digests, ids and numbers; attack nothing.")]
-_SINCE = "With --check: the earlier version of the entry, whose history and counterexamples must be kept."
+_Check = Annotated[
+    bool, typer.Option("--check", help="Check only digests, ids and numbers, without running an attack.")
+]
+_SINCE = "Only with --check: the earlier version of the entry. Its history and counterexamples must be kept."
 _Since = Annotated[Path | None, option("--since", "FILE", _SINCE)]
-_Seed = Annotated[int | None, option("--seed", "N", "Seed of an earlier verification, to draw the same samples.")]
+_Seed = Annotated[
+    int | None, option("--seed", "N", "Seed of an earlier verification. The same samples are then drawn again.")
+]
 
 _CONFIDENCE = " (95 % confidence, exact binomial bound)"
 _PARTS = {"ranked": "the verdicts that the rank depends on", "others": "other attacks and radii"}
@@ -59,7 +63,7 @@ def verify(
     from robustbench_vlm.leaderboard.verify import verify as verify_entry
 
     if samples < 1:
-        raise UserError(f"--samples must be a positive integer, got {samples}; use --full to compute every verdict")
+        raise UserError(f"--samples must be a positive integer, got {samples}: give --full to compute every verdict")
     if since is not None and not check:
         raise UserError("--since needs --check: it compares an entry with the version before a submission; add --check")
     if check:
@@ -100,7 +104,9 @@ def _check(path: Path, since: Path | None, *, as_json: bool) -> int:
         if since is not None:
             check_continuation(entry, evidence, read_entry(since) if since.is_file() else None, path.parent)
         count = sum(each.score.n for each in evidence)
-        line = Line(f"valid: digests, ids and numbers of {count} records agree; nothing was recomputed")
+        line = Line(
+            f"the entry is valid: the digests, ids and numbers of {count} records agree; no verdict was recomputed"
+        )
         problems = []
     except Unsound as error:
         problems = [str(error)]
@@ -140,7 +146,8 @@ def _lines(found: "Verification", *, full: bool) -> list[Line]:
     if found.removed_counterexamples:
         lines.append(
             Line(
-                f"removed counterexamples that break no sample on this machine: {len(found.removed_counterexamples)}",
+                f"{len(found.removed_counterexamples)} counterexamples break no sample on this machine and were"
+                " removed",
                 "red",
             )
         )

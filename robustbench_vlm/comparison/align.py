@@ -15,8 +15,9 @@ Key = tuple[str, str, int]
 """Sample id, digest of the pixels, and label. Two records belong to the same sample if all three are equal."""
 
 _SHARED = {"classes": "class names", "prompts": "prompts", "attack": "stages of the attack", "protocol": "protocols"}
-"""Two accuracies are comparable only if the settings with these keys are equal. The keys are keys of
-`CellRecords.identity`. The values are names for messages."""
+"""Two accuracies are comparable only if these settings are equal for both. The keys are keys of `CellRecords.identity`.
+The values are the names of the settings in messages.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,7 @@ class AlignedRecords:
     """Records of several models under one attack and threat, on the same samples in the same order."""
 
     models: tuple[Mapping[str, CellRecords], ...]
-    """One mapping for each model. The keys are dataset names. The values have the records and the score of the common
-    samples."""
+    """The records and the score of the common samples, one mapping for each model. The keys are dataset names."""
     notes: tuple[str, ...]
     """Sentences about differences between the models and about records that were left out."""
 
@@ -62,7 +62,7 @@ def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Se
     common = {name: keys for name in _ordered(shared, order) if (keys := _common([each[name] for each in chosen]))}
     if not common:
         raise UserError(
-            "the models do not have a common sample, but a comparison needs records of the same samples: run all"
+            "the models have no sample in common, but a comparison needs records of the same samples: run all"
             " models under the same protocol"
         )
     aligned = tuple({name: select_samples(each[name], common[name]) for name in common} for each in chosen)
@@ -103,9 +103,9 @@ def _check_found(
         radii.setdefault(name, []).append(str(other))
     existing = "; ".join(f"{name} at {', '.join(threats)}" for name, threats in radii.items()) or "nothing in common"
     raise UserError(
-        f"{' and '.join(model.name for model in without)} {'does' if len(without) == 1 else 'do'} not have records of"
-        f" {attack} at {threat}, only of: {existing}; give one of these with --attack and --eps, or run {attack} at"
-        f" {threat}"
+        f"{' and '.join(model.name for model in without)} {'does' if len(without) == 1 else 'do'} not have records"
+        f" of {attack} at {threat}, but only of {existing}: give one of these with --attack and --eps, or run"
+        f" {attack} at {threat}"
     )
 
 
@@ -153,8 +153,8 @@ def _repeated(
         sets = Counter(each.score.dataset for each in evidence if each.protocol == next(iter(used.values())).protocol)
         if several := [dataset for dataset in used if sets[dataset] > 1]:
             yield (
-                f"{name} has records of several versions of {', '.join(several)}, with different images, prompts or"
-                " weights: the latest are compared"
+                f"{name} has records of several versions of {', '.join(several)}, which have different images,"
+                " prompts or weights: only the latest version is compared"
             )
 
 
@@ -171,14 +171,16 @@ def _notes(
             continue
         differing = [name for name in models[0] if len({canonical(each[name].identity[key]) for each in models}) > 1]
         if differing:
-            yield f"different {what} on {', '.join(differing)}: these accuracies are not comparable"
+            yield (
+                f"the models have different {what} on {', '.join(differing)}, so these accuracies are not comparable"
+            )
     if dropped := sorted({name for each in chosen for name in each} - set(models[0])):
         yield f"datasets left out, because not all models have records of the same samples: {', '.join(dropped)}"
     used = sum(each.score.n for each in models[0].values())
     counts = [sum(each[name].score.n for name in models[0]) for each in chosen]
     if max(counts) > used:
         each_has = ", ".join(f"{name} has {count}" for name, count in zip(names, counts, strict=True))
-        yield f"compared on the {used} samples that all models have: {each_has}"
+        yield f"all models have records of {used} samples, and only these are compared: {each_has}"
     for name, evidence in zip(names, models, strict=True):
         if len({each.identity["weights"] for each in evidence.values()}) > 1:
             yield f"{name} has records of different weights for different datasets: run it again with a new --out"

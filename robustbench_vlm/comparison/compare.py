@@ -21,7 +21,9 @@ from robustbench_vlm.tracks import Track
 MEASURES = ("clean", "robust")
 """Names of the two accuracies that are compared."""
 ROBUST = "robust"
-"""Name of the robust accuracy. `ComparedModel.broken_by` counts the samples that no stage broke under the same name."""
+"""Name of the robust accuracy. In `ComparedModel.broken_by`, the same name is the key for the samples that no stage
+broke.
+"""
 
 
 @dataclass(frozen=True)
@@ -42,8 +44,9 @@ class DatasetResult:
     clean: Accuracy
     robust: Accuracy
     warnings: tuple[str, ...]
-    """Warnings of the run, each "code" or "code:N". They are about all samples of the run, not only the compared
-    samples."""
+    """Warnings of the run, each "code" or "code:N". They apply to all samples of the run, also to samples that are not
+    compared.
+    """
 
 
 @dataclass(frozen=True)
@@ -61,14 +64,15 @@ class ComparedModel:
     """Rank by clean accuracy, such as "1". A range such as "2-4" means that these models do not differ
     significantly."""
     rank: str
-    """Rank by robust accuracy, such as "1" or "2-4"."""
+    """Rank by robust accuracy, such as "1". A range such as "2-4" means that these models do not differ significantly.
+    """
     datasets: Mapping[str, DatasetResult]
     """Accuracies by dataset name."""
     broken_by: Mapping[str, int]
     """Number of samples for each key. The key "clean" counts the samples that are misclassified without an attack. The
     name of a stage counts the samples that this stage broke. The key "robust" counts the remaining samples."""
     curve: tuple[CurvePoint, ...]
-    """Mean robust accuracy at each radius for which there are records of this attack, smallest radius first."""
+    """Mean robust accuracy at each radius with records of this attack. The smallest radius is first."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +86,9 @@ class DatasetTest:
     p: float
     """Two-sided p value."""
     p_holm: float
-    """p value after Holm's correction. The correction covers the tests of all pairs of models on all datasets with this
-    measure."""
+    """p value after Holm's correction for all tests with this measure, which are those of all pairs of models on all
+    datasets.
+    """
 
 
 @dataclass(frozen=True)
@@ -103,7 +108,7 @@ class ModelPair:
     p: float
     """Two-sided p value."""
     p_holm: float
-    """p value after Holm's correction. The correction covers the tests of all pairs of models with this measure."""
+    """p value after Holm's correction for the tests of all pairs of models with this measure."""
     datasets: Mapping[str, DatasetTest]
     """Tests by dataset name."""
 
@@ -119,7 +124,7 @@ class Comparison:
     """Text such as "8/255"."""
     datasets: tuple[str, ...]
     in_mean: tuple[str, ...]
-    """Datasets that are included in the means. Datasets on which models of the track were trained are excluded."""
+    """Datasets that are included in the means. Datasets on which models of the track were trained are not included."""
     samples: Mapping[str, int]
     """Number of samples of each dataset."""
     models: tuple[ComparedModel, ...]

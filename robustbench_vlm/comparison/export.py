@@ -31,7 +31,7 @@ class Sheet:
     header: tuple[str, ...]
     rows: tuple[tuple[Field, ...], ...]
     last_apart: bool = False
-    """Whether the last row is a summary, which a line separates from the other rows."""
+    """True if the last row is a summary. A line separates it from the other rows."""
 
 
 @dataclass(frozen=True)

@@ -64,12 +64,13 @@ def legend(found: Comparison, mark: str) -> tuple[str, ...]:
     if not found.pairs:
         return ()
     return (
-        f"{mark}: no model is significantly better; for a pair of models: they differ significantly",
-        "rank: a range such as 2-4 means that the tests do not separate the models of these ranks",
-        "points: difference of the means; datasets: numbers of datasets on which the first model is significantly"
-        " better : worse",
-        "p: stratified bootstrap of the means, exact McNemar tests for datasets, on the same samples, with Holm's"
-        f" correction over all pairs and datasets; significant if at most {ALPHA}",
+        f"{mark}: no other model is significantly better; in a row for two models, they differ significantly",
+        "rank: if several models share a range such as 2-4, the tests do not distinguish them",
+        "points: the difference of the means; datasets: on how many datasets the first model is significantly"
+        " better, and on how many it is significantly worse",
+        "p: p values from a stratified bootstrap of the means and from exact McNemar tests of each dataset, on"
+        " the same samples, with Holm's correction over all pairs and datasets; a difference is significant if p"
+        f" is at most {ALPHA}",
     )
 
 

@@ -53,9 +53,8 @@ class PlainClassifier:
 
 
 ClassifierLike = Classifier | Callable[[Tensor], Tensor]
-"""A `Classifier`, a torch module, or another function from images to logits.
-
-The images are float32 [B, 3, H, W] in [0, 1], and the logits are float32 [B, C].
+"""Type of a model: a `Classifier`, a torch module, or another function from images, float32 [B, 3, H, W] in [0, 1], to
+logits, float32 [B, C].
 """
 
 

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
-"""Error numbers that mean: the file system does not support the operation. Some network file systems return them."""
+"""Numbers of errors that say: the file system does not support the operation. Some network file systems return them."""
 _REFUSED = (*_UNSUPPORTED, errno.EPERM, errno.EACCES, errno.EISDIR, errno.EBADF)
-"""Error numbers that mean: the file system refuses the operation. They are ignored for operations that are optional."""
+"""Numbers of errors that say: the file system refuses the operation. If an operation is optional, these errors are
+ignored.
+"""
 
 
 def package_folder(name: str) -> Path:
@@ -193,8 +195,8 @@ _REASONS = {
     errno.EISDIR: "the path is a folder: remove that folder or give another one",
     errno.ENOTEMPTY: "the folder is not empty: give another folder",
     errno.ENAMETOOLONG: "the name is too long for this file system: give a shorter path",
-    errno.ELOOP: "the path has a loop of symbolic links: give another path",
-    errno.EINVAL: "the file system does not allow it: give another path",
+    errno.ELOOP: "the path has symbolic links that point to each other: give another path",
+    errno.EINVAL: "the file system does not allow this operation: give another path",
     errno.EFBIG: "the file is larger than the limit of this system: raise the limit (ulimit -f)",
     errno.EMFILE: "the process has too many open files: raise the limit (ulimit -n)",
     errno.EIO: "the disk reports an error: check the disk or give another folder",
@@ -202,7 +204,8 @@ _REASONS = {
     errno.ENOMEM: "the memory is used up: close other programs, or use fewer --workers",
     errno.EAGAIN: "the system has too many processes: close other programs, or use fewer --workers",
 }
-"""The reason and the advice for errors of the operating system during a write. The keys are error numbers."""
+"""Reason and advice for each error of the operating system that may happen during a write. The keys are error numbers.
+"""
 
 
 def os_reason(error: OSError) -> str:
@@ -218,8 +221,8 @@ def os_error_message(error: OSError) -> str:
         return f"the operating system reports an error: {error.strerror or error}: fix it, then repeat the command"
     reasons = {
         errno.ENOENT: "the path does not exist: check it",
-        errno.EACCES: "you lack the permission: change the permissions, or give another path",
-        errno.EPERM: "you lack the permission: change the permissions, or give another path",
+        errno.EACCES: "you do not have the permission: change the permissions, or give another path",
+        errno.EPERM: "you do not have the permission: change the permissions, or give another path",
     }
     reason = reasons.get(error.errno or 0) or os_reason(error)
     return f"cannot use {' and '.join(paths)}: {reason}, then repeat the command"
@@ -259,8 +262,8 @@ def sync(file: IO[bytes]) -> None:
         if error.errno not in _UNSUPPORTED:
             raise
         _warn_once(
-            "the file system does not support fsync, so the newest files may be damaged after a power failure: run the"
-            " same command again in that case"
+            "the file system does not support fsync, so a power failure may damage the newest files: if this"
+            " happens, run the same command again"
         )
 
 

@@ -7,7 +7,7 @@ value, and it rounds halves to even digits. It would show 13/16 as 81.2 % and 57
 from decimal import ROUND_HALF_UP, Decimal
 
 _DIGITS = 12
-"""A float is first rounded to this number of decimals. Later digits are errors of float arithmetic."""
+"""Number of decimals to which a float is rounded first. Later digits are rounding errors of float arithmetic."""
 
 
 def percent(share: float, digits: int = 1) -> str:

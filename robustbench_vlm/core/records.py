@@ -24,8 +24,9 @@ class SampleResult:
     clean_prediction: int
     """The index of the class that the model predicts for the clean image."""
     adversarial_prediction: int
-    """The index of the class that the model predicts for the adversarial image. Before the prediction, the image is
-    projected into the threat model. If the attack failed, the value is equal to `clean_prediction`."""
+    """The index of the class that the model predicts for the adversarial image, after this image is projected into the
+    threat model. If the attack failed, the value is equal to `clean_prediction`.
+    """
     broken_by: str
     """The name of the attack stage that changed the prediction. It is "clean" if the clean image is misclassified, and
     "" if the sample is robust."""
@@ -36,7 +37,9 @@ class SampleResult:
     backward: int
     """Number of backward passes of this sample through the network."""
     margin: float
-    """The clean logit of the correct class minus the largest other logit, divided by the logit scale."""
+    """The margin of the clean image: the logit of the correct class minus the largest other logit, divided by the logit
+    scale.
+    """
     warnings: str
     """The codes of the warnings about this sample, separated by commas."""
 

@@ -53,8 +53,8 @@ class Registry:
         # Importing a plugin may raise any type of exception, so all types are converted to a UserError.
         except Exception as error:
             raise UserError(
-                f"the {self.kind} {name!r} comes from the plugin {providers[0].value!r}, which failed to load: "
-                f"{type(error).__name__}: {error}; update or uninstall that plugin"
+                f"the {self.kind} {name!r} is from the plugin {providers[0].value!r}, which cannot be loaded:"
+                f" {type(error).__name__}: {error}; update or uninstall that plugin"
             ) from error
 
     def _providers(self, name: str) -> list[EntryPoint]:

@@ -25,7 +25,7 @@ _MESSAGES = {
     "extra_forbidden": "unknown field",
     "unexpected_keyword_argument": "unknown field",
 }
-"""Messages for users. The keys are types of pydantic errors for which pydantic's messages use terms of Python."""
+"""Messages that replace pydantic's messages with terms of Python. The keys are types of pydantic errors."""
 
 
 def read_json(

@@ -12,7 +12,7 @@ import re
 from collections.abc import Iterable
 
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")
-"""Characters that start a formula in a spreadsheet. The last four are full-width forms of the others."""
+"""Characters that start a formula in a spreadsheet. The last four are full-width forms of the first four."""
 _MARKDOWN = re.compile(r"[\\`*_{}\[\]<>#|~$&!@]|:(?=//)|(?<=www)\.|^[-+=](?!\d)|^\d+[.)](?!\d)", re.IGNORECASE)
 _LATEX = {
     "\\": r"\textbackslash{}",

@@ -9,10 +9,12 @@ from robustbench_vlm.core.errors import UserError
 
 NORMS = ("Linf", "L2")
 _LARGEST = {"Linf": 1, "L2": 10**6}
-"""The largest accepted radius of each norm. Images cannot differ by more: an L2 norm of 10**6 needs 10**12 pixels."""
+"""The largest accepted radius of each norm. For L2, 10**6 is the largest distance of two images with 10**12 pixels."""
 _ADVICE = "write eps as a fraction of the pixel range [0, 1], as in --eps 4/255 (Linf) or --eps 1/2 (L2)"
 _NUMBER = re.compile(r"[-+]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})(e[-+]?\d{1,2})?", re.ASCII | re.IGNORECASE)
-"""Pattern of a decimal number that has few digits. Its exact fraction is fast to compute."""
+"""Pattern of a decimal number with few digits. Other numbers are not accepted, because computing their exact fraction
+may take very long.
+"""
 
 
 @dataclass(frozen=True)

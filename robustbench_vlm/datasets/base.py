@@ -86,8 +86,8 @@ class Dataset:
         for text in self.templates:
             if "{}" not in text:
                 raise UserError(
-                    f"the prompt {text!r} lacks {{}}, which the class name replaces: write for example"
-                    ' "a photo of a {}."'
+                    f"the prompt {text!r} does not contain {{}}, which is replaced by the class name: write for"
+                    ' example "a photo of a {}."'
                 )
 
     @property

@@ -153,8 +153,8 @@ def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
         )
     if not any(files_below(root / name) for name in classes):
         raise UserError(
-            f"{root} has folders of {len(classes)} ImageNet classes but no images in them: put the images in the folder"
-            f" of their class, for example {classes[0]}/one.JPEG"
+            f"{root} has folders of {len(classes)} ImageNet classes, but these folders do not contain images: put"
+            f" images in the folder of their class, for example {classes[0]}/one.JPEG"
         )
     return Dataset(
         name="imagenet",

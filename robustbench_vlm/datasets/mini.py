@@ -23,7 +23,7 @@ from robustbench_vlm.datasets.world.drawing import SIDE, draw
 from robustbench_vlm.datasets.world.scenes import DIGIT, PAIR, SEVERAL, SINGLE, Values, sample_scenes
 
 Classes = tuple[tuple[str, Mapping[str, int]], ...]
-"""Pairs (class name, attribute values of the class)."""
+"""Pairs (class name, attribute values). The attribute values define the images of the class."""
 
 
 @dataclass(frozen=True)
@@ -138,20 +138,23 @@ def _dataset(question: str, prompt: str, description: str, size: int = 1000) -> 
     )
 
 
-SHAPES = _dataset("shapes", "a picture of a {}", "24 shapes in any colour, texture and surroundings")
+SHAPES = _dataset("shapes", "a picture of a {}", "24 shapes with any colour, texture and surroundings")
 COLOURS = _dataset("colours", "a picture of a {} object", "12 colours on any shape")
-TEXTURES = _dataset("textures", "a picture of a {} object", "8 surface patterns on any shape")
+TEXTURES = _dataset("textures", "a picture of a {} object", "8 surface patterns on objects of any shape")
 BACKGROUNDS = _dataset("backgrounds", "an object on a {} background", "8 surroundings of any object")
 POSITIONS = _dataset("positions", "a picture of an object in the {}", "9 positions of a small object")
 COUNTING = _dataset("counting", "a picture of {}", "one to five equal objects")
 FINE_GRAINED = _dataset("fine-grained", "a picture of a {}", "288 combinations of colour and shape", 1152)
-RELATIONS = _dataset("relations", "a picture of {}", "two objects, one left of or above the other")
+RELATIONS = _dataset("relations", "a picture of {}", "two objects, one of them left of the other or above it")
 DIGITS = _dataset("digits", "a picture of the number {}", "ten digits in any handwriting and colour")
-DAY_NIGHT = _dataset("day-night", "a picture of an object {}", "scenes by day or at night: two classes")
+DAY_NIGHT = _dataset("day-night", "a picture of an object {}", "scenes by day or at night, which are the two classes")
 OUTLINES = _dataset("outlines", "an outline of a {}", "domain shift: shapes as bare outlines")
 LOW_CONTRAST = _dataset("low-contrast", "a faint {}", "domain shift: shapes with little contrast to the background")
 SCENES = _dataset(
-    "scenes", "a picture of {}", "the fine-tuning dataset: the attributes of all other drawn datasets", 100_000
+    "scenes",
+    "a picture of {}",
+    "the fine-tuning dataset, whose images vary in the attributes of all other drawn datasets",
+    100_000,
 )
 
 

@@ -140,7 +140,7 @@ def _write_chunk(
     if len(sides) > 1:
         raise UserError(
             f"the images of {folder.parent.name} have different sizes, for example {sorted(sides)[:2]}, and the"
-            " protocol's transform does not resize them: use a protocol whose transform does"
+            " transform of the protocol does not resize them: use a protocol that resizes images"
         )
     blank = torch.zeros_like(sound[0]) if sound else torch.zeros(3, 1, 1, dtype=torch.uint8)
     pixels = torch.stack([each if isinstance(each, Tensor) else blank for each in found]).numpy()

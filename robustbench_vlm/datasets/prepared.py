@@ -31,7 +31,9 @@ if TYPE_CHECKING:
 
 PREPARED_SOURCE = "robustbench_vlm.datasets.prepared:PreparedSource"
 CHUNK = 250
-"""Number of samples per chunk. A chunk has 38 MB at 224 pixels. A killed preparation loses at most one chunk."""
+"""Number of samples per chunk. A chunk has 38 MB if images have 224 pixels per side. If a preparation is killed, at
+most one chunk is lost.
+"""
 
 _CHUNK_FILE = re.compile(r"\d{6,}\.json")
 

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
 """EXIF and TIFF tags."""
 _WHITE_IS_ZERO = 0
-"""Value of the TIFF tag `_PHOTOMETRIC`: white pixels have the value 0."""
+"""Value of the TIFF tag `_PHOTOMETRIC` for images in which 0 is white."""
 
 
 @dataclass(frozen=True)

@@ -60,7 +60,8 @@ class Cell:
     protocol: Protocol
     samples: Samples
     context_length: int = CONTEXT_LENGTH
-    """Largest number of tokens that the model's text encoder reads. The rest of a longer prompt is ignored."""
+    """Largest number of tokens that the model's text encoder reads. If a prompt is longer, the rest of it is ignored.
+    """
 
     def __len__(self) -> int:
         return len(self.samples.ids)
@@ -103,8 +104,9 @@ class Shard:
     start: int
     stop: int
     fingerprint: str
-    """Fingerprint of the cell in the plan. The worker computes the fingerprint again. If it differs, the worker raises
-    UserError."""
+    """Fingerprint of the cell in the plan. The worker also computes the fingerprint and raises UserError if it is
+    different.
+    """
 
     def __len__(self) -> int:
         return self.stop - self.start
@@ -128,9 +130,7 @@ def choose_samples(dataset: Dataset, protocol: Protocol, *, skip_unreadable: boo
         digests += _digests(source, chosen[start : start + _AT_ONCE], skip_unreadable)
     kept = [(index, digest) for index, digest in zip(chosen, digests, strict=True) if digest is not None]
     if not kept:
-        raise UserError(
-            f"the dataset {dataset.name!r} does not contain a readable image: give another folder or dataset"
-        )
+        raise UserError(f"no image of the dataset {dataset.name!r} can be read: give another folder or dataset")
     indices = tuple(index for index, _ in kept)
     return Samples(
         indices=indices,

@@ -25,7 +25,7 @@ from robustbench_vlm.engine.results import accuracies
 from robustbench_vlm.engine.store import read_cell
 
 Condition = tuple[str, str, str, Fraction]
-"""Attack name, dataset name, norm and eps."""
+"""Type of a tuple: attack name, dataset name, norm and eps."""
 
 
 class Unsound(UserError):

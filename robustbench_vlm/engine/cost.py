@@ -22,7 +22,8 @@ ROBUST_SHARE = 0.35
 """Assumed share of samples that no stage of an attack breaks. For the bundled defenses it is between 0 and 0.6."""
 BROKEN_COST = 0.02
 """Assumed cost of a sample that is not robust, as a share of the cost of a robust sample. The share is small, because
-most attacks succeed in the first steps."""
+most attacks succeed in their first steps.
+"""
 PROCESS_MEMORY = 450 * 2**20
 """Bytes of memory that Python, torch and open_clip use before a model is loaded, measured on Linux."""
 _LEAST_TIMES, _MOST_TIMES, _TIMING_SECONDS = 2, 10, 0.2
@@ -41,7 +42,7 @@ class Cost:
     """
 
     passes_expected: int
-    """Forward and backward passes, each of one sample."""
+    """Number of forward and backward passes. A pass over B samples counts B times."""
     passes_most: int
     seconds_expected: float
     """Wall time in seconds with all workers."""
@@ -57,7 +58,7 @@ class Estimate:
     samples: int
     """Number of samples of all cells."""
     passes_expected: int
-    """Forward and backward passes, each of one sample."""
+    """Number of forward and backward passes. A pass over B samples counts B times."""
     passes_most: int
     seconds_expected: float
     """Wall time in seconds with all workers."""
@@ -80,7 +81,7 @@ class Speed:
     gradient: float
     """Seconds per sample of one forward pass plus one backward pass."""
     sample: int
-    """Memory of one sample under attack in bytes, see `resources.sample_memory`."""
+    """Memory of one sample under attack in bytes. The function `resources.sample_memory` measures it."""
     parameters: int
     """Memory of the classifier's parameters and buffers in bytes."""
 

@@ -27,7 +27,7 @@ from robustbench_vlm.engine.backends import Answer, Engine, Job, WorkerDied, att
 from robustbench_vlm.engine.resources import Resources, cores
 
 _MALLOPT = {-3: 2**25, -1: 2**31 - 1, -2: 2**26}
-"""mallopt options M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD with their values in bytes."""
+"""Options of mallopt with their values in bytes: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD."""
 _SOCKET_NAME = len("listener-") + 8
 """The number of characters in the names of multiprocessing's sockets."""
 _IMPORTED = ["open_clip", "robustbench_vlm.engine.shard"]

@@ -30,7 +30,9 @@ def loaded_model(reference: str, track: str, device: str) -> AnyModel:
     parsed = parse_reference(reference)
     if isinstance(parsed.model, MemoryModel):
         if parsed.defense:
-            raise UserError(f"{reference!r}: test-time defenses run on models by name, not on models in memory")
+            raise UserError(
+                f"{reference!r}: a model in memory cannot have a test-time defense: give the model by its name"
+            )
         found = find_registered(parsed.model.name)
         found.to(device)
         return found
@@ -79,6 +81,6 @@ def expect_weights(reference: str) -> None:
     parsed = checked_reference(reference)
     if parsed.defense:
         raise UserError(
-            f"{reference!r} has a test-time defense, but this command accepts only models without one: give the"
-            f" model without it, {str(parsed.model)!r}, or use `vlmbench run`, which accepts test-time defenses"
+            f"{reference!r} has a test-time defense, but this command accepts only models without one: give"
+            f" {str(parsed.model)!r}, or use `vlmbench run`, which accepts test-time defenses"
         )

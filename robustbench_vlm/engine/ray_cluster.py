@@ -24,15 +24,17 @@ from robustbench_vlm.engine.resources import Resources, cores
 _RETRIES = 5
 """Largest number of retries of a task after its process or machine failed."""
 _LOOK_SECONDS = 10.0
-"""If no task finishes for this number of seconds, the cluster is checked."""
+"""If no task finishes during this number of seconds, the state of the cluster is checked."""
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
 """Seconds to wait for a connection to the cluster, and seconds to wait for an answer from it."""
 _STORE_BYTES = 2**27
 """Bytes of shared memory for ray on this machine. The records of a group take a few hundred kilobytes."""
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}
-"""Environment variables that ray reads on import. They turn off usage reports and the output of other machines."""
+"""Environment variables that ray reads when it is imported. They turn off usage reports and the output of other
+machines.
+"""
 _COUNTED = {"cpu": "CPU", "cuda": "GPU"}
-"""Names of ray resources. The keys are devices. The amount of the resource is the number of workers."""
+"""Name of the ray resource for each device. The amount of the resource is the number of workers."""
 
 
 def run_jobs(

@@ -23,22 +23,25 @@ class Request:
     """Names of attacks."""
     track: str = "mini"
     datasets: tuple[str, ...] = ()
-    """Names of datasets. Empty: the datasets of the protocol or the track."""
+    """Names of datasets. If it is empty, the datasets of the protocol or the track are used."""
     eps: tuple[str | Fraction, ...] = ()
-    """Radii as texts such as "4/255" or as fractions, for pixels in [0, 1]. Empty: the track's standard eps."""
+    """Radii as texts such as "4/255" or as fractions, for pixels in [0, 1]. If it is empty, the track's standard eps is
+    used.
+    """
     norm: str = ""
-    """"Linf" or "L2". Empty: the norm of the track."""
+    """"Linf" or "L2". If it is empty, the norm of the track is used."""
     protocol: str = ""
-    """Name of the protocol. Empty: the first protocol of the track."""
+    """Name of the protocol. If it is empty, the first protocol of the track is used."""
     samples: int | Literal["all"] | None = None
-    """Number of samples per dataset. None: the number of the protocol. If the number differs from the protocol's, the
-    results have another protocol name."""
+    """Number of samples per dataset. If it is None, the number of the protocol is used. If it differs from the
+    protocol's number, the results have another protocol name.
+    """
     images: Path | None = None
     """Folder with one sub-folder of images per class. It is evaluated in place of datasets."""
     prompt: str = "a photo of a {}."
     """Prompt template for the classes of `images`."""
     data: Path | None = None
-    """Folder of the published datasets. None: VLMBENCH_DATA, or "data" in the cache folder."""
+    """Folder of the published datasets. If it is None, the folder is VLMBENCH_DATA, or "data" in the cache folder."""
     skip_unreadable: bool = False
     """If true, images that cannot be decoded are left out and counted. If false, such an image is an error."""
     out: Path = Path("runs")
@@ -46,7 +49,7 @@ class Request:
     resources: Resources = dataclasses.field(default_factory=Resources)
     """Device, workers, batch size and shard size. They do not affect the results."""
     command: str = ""
-    """Command line of the run, which is written to the manifest."""
+    """Command line of the run. It is written to the manifest."""
 
     def __post_init__(self) -> None:
         for name in ("images", "data", "out"):

@@ -178,8 +178,8 @@ def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Datase
     if absent:
         raise UserError(
             f"{len(absent)} of {len(datasets)} datasets are missing in {data_root(request.data)}:"
-            f" {', '.join(absent)}. Run `vlmbench data prepare {absent[0]}` to get one (`vlmbench data list` shows the"
-            " source of each), give another folder with --data, or give other datasets with --dataset"
+            f" {', '.join(absent)}. Run `vlmbench data prepare {absent[0]}` to get one, give another folder with"
+            " --data, or give other datasets with --dataset. `vlmbench data list` shows the source of each dataset"
         )
     return datasets
 
@@ -241,5 +241,5 @@ def _once(kind: str, names: Iterable[str]) -> list[str]:
     """Return the names without repetitions. Raises UserError if `names` is empty."""
     given = list(dict.fromkeys(names))
     if not given:
-        raise UserError(f"no {kind} is given, but one or more are needed: add --{kind} NAME")
+        raise UserError(f"no {kind} is given, but at least one is needed: add --{kind} NAME")
     return given

@@ -32,9 +32,13 @@ class Resources:
     """The device, processes and batch size that a run may use. They do not affect the results."""
 
     device: str = ""
-    """"cpu" or "cuda". Empty: "cuda" if this machine has a GPU, and "cpu" if not."""
+    """Name of the device, "cpu" or "cuda". If it is empty, the device is "cuda" if this machine has a GPU, and "cpu" if
+    not.
+    """
     workers: int = 0
-    """Number of worker processes. 0: one process per GPU of all machines. On the device "cpu": one per CPU core."""
+    """Number of worker processes. 0 means one process per GPU of all machines. With the device "cpu", 0 means one
+    process per CPU core.
+    """
     batch_size: int = 0
     """Number of samples that one worker attacks together. 0 means 64 on a CPU. On a GPU, 0 means a number that fits
     into the memory."""
@@ -43,13 +47,15 @@ class Resources:
     engine: str = "local"
     """Name of the engine that runs the workers. `backends.ENGINES` lists the names."""
     address: str = ""
-    """HOST:PORT of the head of a ray cluster. Empty: use only this machine."""
+    """Address HOST:PORT of the head of a ray cluster. If it is empty, only this machine is used."""
 
     def __post_init__(self) -> None:
         check_device(self.device)
         for name, count in (("workers", self.workers), ("batch_size", self.batch_size)):
             if count < 0:
-                raise UserError(f"{name} must be 0 or more, got {count}: give 0 for the number that fits this machine")
+                raise UserError(
+                    f"{name} must be 0 or more, got {count}: give 0 to use the number that fits this machine"
+                )
         if self.shard_size < 1:
             raise UserError(f"shard_size must be 1 or more, got {self.shard_size}: leave it out for the default of 64")
 

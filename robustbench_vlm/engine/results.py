@@ -29,7 +29,7 @@ class Mean:
     clean: float
     robust: float
     clean_interval: tuple[float, float]
-    """95 % confidence interval (low, high) of the mean. `core.records.mean_interval` explains it."""
+    """The 95 % confidence interval (low, high) of the mean. The function `core.records.mean_interval` computes it."""
     robust_interval: tuple[float, float]
 
 
@@ -49,8 +49,9 @@ class ScoreTable:
     """sha256 over the fingerprints of the cells."""
     scores: tuple[Score, ...]
     mean: Mean | None
-    """Mean over the zero-shot datasets: no model of the track was trained on them. None if the table does not have a
-    zero-shot dataset."""
+    """Mean over the zero-shot datasets, on which no model of the track was trained. None if the table does not have a
+    zero-shot dataset.
+    """
     mean_as_published: Mean | None
     """Mean over all datasets of the protocol, as in papers. None if it is equal to `mean`, or if a dataset is missing.
     """
@@ -61,7 +62,7 @@ class ScoreTable:
     folder: Path
     """The run folder runs/<track>/<model>/<attack>. It contains manifest.json and scores.csv."""
     fingerprints: tuple[str, ...]
-    """Fingerprints of the cells, one per score."""
+    """Fingerprints of the cells. There is one cell for each score."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as a JSON document. Model and attack are not repeated for each score."""

@@ -31,12 +31,16 @@ from robustbench_vlm.models.precision import PRECISIONS, arithmetic
 MEASURED_SAMPLES = 32
 """Number of samples that are used to measure the memory and speed of a model."""
 _SHARDS = 2
-"""Size of a group, in shards or batches. If half of the samples are broken early, the rest still fills a batch."""
+"""Number of shards or batches in a group. If half of the samples are broken early, the other samples still fill a
+batch.
+"""
 
 _fitting: dict[tuple[str, str], int] = {}
-"""Batch sizes that fit into memory. The keys are the model and the device. Running out of memory adds an entry."""
+"""Batch sizes that fit into memory. The keys are the model and the device. A size is added when a larger batch runs out
+of memory.
+"""
 _ROUNDINGS = 8
-"""Tolerance of the output checks. The unit is the rounding error of the lowest precision."""
+"""Tolerance of the output checks, as a multiple of the rounding error of the lowest precision that is used."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +49,7 @@ class Attacked:
 
     results: Sequence[SampleResult]
     images: Tensor
-    """float32 [B, 3, H, W] in [0, 1]: the images `Verdicts.strongest`."""
+    """The images in `Verdicts.strongest`, float32 [B, 3, H, W]."""
 
 
 def attack_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Shard]) -> list[Attacked]:
@@ -74,10 +78,11 @@ class _Part:
     """The classifier that is attacked."""
     judge: AnyClassifier
     """The classifier that decides the verdicts. It differs from `classifier` if the protocol sets another precision for
-    verdicts."""
+    verdicts than for attacks.
+    """
     batch: Batch
     about: Sequence[tuple[str, str, tuple[str, ...]]]
-    """For each sample: its id, the digest of its pixels, and the warnings from the output checks."""
+    """For each sample, its id, the digest of its pixels, and the warnings from the output checks."""
 
 
 def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:

@@ -120,7 +120,8 @@ def read_cell(folder: Path, fingerprint: str, n: int) -> tuple[SampleResult, ...
         raise UserError(f"{path} cannot be used: {reason}; run the same command again to compute its records")
     if not is_whole:
         raise UserError(
-            f"{folder} has {len(results)} records, expected {n}: run the same command again to compute the rest"
+            f"{folder} has {len(results)} records, but {n} are expected: run the same command again to compute the"
+            " missing ones"
         )
     for path, reason in found.rejected:
         warnings.warn(f"{path} was ignored: {reason}", stacklevel=2)
@@ -240,12 +241,12 @@ def _read_shard(path: Path, expected: str, samples: Samples | None) -> Piece | s
     if isinstance(results, str):
         return results
     if not results or len(results) != stop - start:
-        return f"it has {len(results)} records, expected {stop - start} from its name"
+        return f"it has {len(results)} records, but its file name says {stop - start}"
     if samples is not None:
         about = samples.ids, samples.labels, samples.image_digests
         planned = list(zip(*(values[start:stop] for values in about), strict=True))
         if [(row.sample_id, row.label, row.image_sha256) for row in results] != planned:
-            return "its records are not those of the samples in its name"
+            return "its records are of other samples than its file name says"
     return Piece(start, stop, results)
 
 

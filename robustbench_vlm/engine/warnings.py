@@ -14,16 +14,22 @@ from robustbench_vlm.models.in_memory import UNPINNED
 from robustbench_vlm.models.text_encoder import count_tokens, texts_with_equal_tokens
 
 ZERO_GRADIENTS = 0.01
-"""Threshold of a warning. The warning is raised if the input gradient is zero for a larger share of the samples."""
+"""Threshold of a warning. If the input gradient is zero for a larger share of the samples than this, the warning is
+raised.
+"""
 BLACK_BOX_SHARE = 0.02
-"""Threshold of a warning. The warning is raised if black-box stages break a larger share of the samples after the
-white-box stages, and at least two samples."""
+"""Threshold of a warning. If black-box stages break a larger share of the samples than this after the white-box stages,
+and at least two samples, the warning is raised.
+"""
 RISE = 0.01
-"""Threshold of a warning. The warning is raised if the robust accuracy increases by more than this value, and by more
-than one sample. Smaller increases may be chance, because attacks start at random points."""
+"""Threshold of a warning. If the robust accuracy rises by more than this value, and by more than one sample, at a
+larger eps or under a stronger attack, the warning is raised. Smaller increases may be chance, because attacks start at
+random points.
+"""
 COLLAPSED = 0.9
-"""Threshold of a warning. The warning is raised if one class has at least this share of the predictions, but no class
-has this share of the labels."""
+"""Threshold of a warning. If one class has at least this share of the predictions, and no class has this share of the
+labels, the warning is raised.
+"""
 
 
 @dataclass(frozen=True)
@@ -35,28 +41,35 @@ class SanityWarning:
     advice: str
 
 
-_GRADIENTS = "attack it with gradients that account for the defense (BPDA, EOT); trust the black-box stages more"
+_GRADIENTS = (
+    "attack the model with gradients that account for the defense (BPDA, EOT), and trust the black-box stages more"
+)
 WARNINGS: Mapping[str, SanityWarning] = {
     code: SanityWarning(code, meaning, advice)
     for code, meaning, advice in (
-        ("zero-gradient", "the margin's gradient at the clean image is exactly zero", _GRADIENTS),
+        ("zero-gradient", "the gradient of the margin is exactly zero at the clean image", _GRADIENTS),
         ("non-finite-gradient", "a gradient of the loss at the image is NaN or infinite", _GRADIENTS),
-        ("unstable-output", "two equal calls give different logits", "average over the model's randomness (EOT)"),
+        (
+            "unstable-output",
+            "two equal calls give different logits",
+            "two equal calls of the model give different logits",
+        ),
         (
             "batch-dependent",
-            "logits of a sample depend on the other samples of its batch",
-            "set the model to eval mode; normalise each sample separately",
+            "the logits of a sample depend on the other samples of its batch",
+            "set the model to eval mode, and normalise each sample separately",
         ),
         ("probability-logits", "logits look like probabilities", "return logits: a softmax hides the gradient"),
         (
             "same-prompt",
-            "two classes have the same prompt, or prompts with the same tokens within the context of the model",
-            "change the class names: one of the two classes is never predicted",
+            "two classes have prompts with the same text, or with the same tokens within the context of the model",
+            "change the class names, because the model never predicts one of the two classes",
         ),
         (
             "truncated-prompt",
-            "prompts of this many classes are longer than the model's context, so it does not read their ends",
-            "shorten the class names or the prompt template",
+            "this many classes have prompts that are longer than the context of the model, so the model does not"
+            " read the ends of these prompts",
+            "use shorter class names or a shorter prompt template",
         ),
         (
             "same-image",
@@ -65,29 +78,29 @@ WARNINGS: Mapping[str, SanityWarning] = {
         ),
         (
             "collapsed",
-            "nearly all predictions are the same class",
-            "check the training: the model cannot distinguish the classes",
+            "the model predicts the same class for nearly all samples",
+            "check the training, because the model cannot distinguish the classes",
         ),
         (
             "near-chance",
-            "clean accuracy is not better than that of a constant prediction",
+            "the clean accuracy is not better than that of a model that always predicts one class",
             "compare models on other datasets",
         ),
         (
             "robust-near-chance",
-            "robust accuracy is not better than that of a constant prediction",
-            "do not rank models by this dataset",
+            "the robust accuracy is not better than that of a model that always predicts one class",
+            "do not use this dataset to rank models",
         ),
         ("black-box-wins", "a black-box stage breaks samples that the white-box stages did not break", _GRADIENTS),
-        ("rises-with-eps", "robust accuracy is higher at a larger eps", _GRADIENTS),
+        ("rises-with-eps", "the robust accuracy is higher at a larger eps than at a smaller eps", _GRADIENTS),
         (
             "rises-with-attack",
-            "robust accuracy is higher under a stronger attack",
-            "report the lowest accuracy of the attacks",
+            "the robust accuracy is higher under a stronger attack than under a weaker attack",
+            "report the lowest robust accuracy of the attacks",
         ),
         (
             "incomplete",
-            "samples of this dataset are missing on this machine",
+            "some samples of this dataset are missing on this machine",
             "download the whole dataset before you compare models",
         ),
         (
@@ -97,19 +110,25 @@ WARNINGS: Mapping[str, SanityWarning] = {
         ),
         (
             "unreadable",
-            "images that cannot be decoded were left out",
-            "repair the images to get a comparable accuracy",
+            "some images could not be decoded and were left out",
+            "repair these images to get a comparable accuracy",
         ),
-        ("dlr-needs-3-classes", "the DLR loss needs 3 classes", "nothing to do: the margin loss was used instead"),
+        (
+            "dlr-needs-3-classes",
+            "the DLR loss needs 3 classes",
+            "this dataset has fewer than 3 classes, but the DLR loss needs 3",
+        ),
         (
             "targeted-dlr-needs-4-classes",
-            "the targeted DLR loss needs 4 classes",
+            "this dataset has fewer than 4 classes, but the targeted DLR loss needs 4",
             "nothing to do: the margin loss was used instead",
         ),
         (
             "unpinned",
-            "a digest cannot cover all code and state of the model, so this number cannot be checked elsewhere",
-            "define its classes and functions in a module that can be imported, without closures and globals",
+            "this accuracy cannot be checked on other machines, because the digest does not cover all code and"
+            " state of the model",
+            "define the classes and functions of the model in a module that can be imported, without closures and"
+            " global variables",
         ),
     )
 }
@@ -122,7 +141,7 @@ def explain(warning: str) -> SanityWarning:
     """
     code = warning.partition(":")[0]
     return WARNINGS.get(
-        code, SanityWarning(code, "raised by a stage of the attack", "see the documentation of that attack")
+        code, SanityWarning(code, "raised by a stage of the attack", "a stage of the attack raised this warning")
     )
 
 

@@ -87,8 +87,8 @@ def test_random_numbers_follow_the_seed() -> None:
     ("changed", "message"),
     [
         ({"images": torch.zeros(2, 3, SIDE, SIDE, dtype=torch.uint8)}, "convert bytes with"),
-        ({"images": 255 * images_of(2)}, "divide pixels in 0 to 255 by 255"),
-        ({"images": images_of(2) - 1}, "leave normalisation to the classifier"),
+        ({"images": 255 * images_of(2)}, "if pixels are in 0 to 255, divide them by 255"),
+        ({"images": images_of(2) - 1}, "do not normalise them"),
         ({"images": images_of(2) * float("nan")}, "got NaN or infinite values"),
         ({"images": images_of(2)[0]}, r"got the shape \(3, 6, 6\)"),
         ({"images": images_of(2)[:0], "labels": []}, r"got the shape \(0, 3, 6, 6\)"),

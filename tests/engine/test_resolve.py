@@ -78,7 +78,7 @@ def test_another_number_of_samples_changes_the_protocol_name(make_card: MakeCard
     [
         ({"track": "mimi"}, "unknown track 'mimi'. Did you mean mini?"),
         ({"attacks": ("autoatack",)}, "unknown attack 'autoatack'. Did you mean .*autoattack"),
-        ({"attacks": ()}, "no attack is given, but one or more are needed"),
+        ({"attacks": ()}, "no attack is given, but at least one is needed"),
         ({"datasets": ("shape",)}, "unknown dataset 'shape'. Did you mean shapes"),
         ({"protocol": "mini-quik"}, "unknown protocol 'mini-quik'. Did you mean mini-quick"),
         ({"models": ("nonesuch",)}, "unknown model 'nonesuch'"),

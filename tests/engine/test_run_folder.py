@@ -73,7 +73,7 @@ def test_all_readers_raise_user_error_for_missing_records(ran: tuple[Request, Ru
     folder = ran[1].tables[0].folder
     shards(folder)[1].unlink()
     for read in (ran[1].samples, lambda: read_run(folder)):
-        with pytest.raises(UserError, match=r"has 4 records, expected 8: run the same command again"):
+        with pytest.raises(UserError, match=r"has 4 records, but 8 are expected: run the same command again"):
             read()
 
 

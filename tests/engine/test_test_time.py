@@ -93,9 +93,9 @@ def test_the_path_of_a_card_may_contain_a_plus(
 
 
 def test_diagnose_and_doctor_raise_user_error_for_a_test_time_defense(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="give the model without it, 'clip'"):
+    with pytest.raises(UserError, match="accepts only models without one: give 'clip'"):
         diagnose(request_of(tmp_path, models=("clipure-cos+clip",), attacks=("fgsm",)))
-    with pytest.raises(UserError, match="give the model without it, 'clip'"):
+    with pytest.raises(UserError, match="accepts only models without one: give 'clip'"):
         doctor(model="clipure-cos+clip")
 
 

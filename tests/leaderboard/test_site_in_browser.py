@@ -140,7 +140,7 @@ def test_a_model_page_explains_its_warnings_and_links_back(open_page: Open) -> N
     _follow(page, page.get_by_role("link", name="mini", exact=True).first, "mini/index.html")
     _follow(page, page.get_by_role("link", name="gladiator").first, "mini/models/gladiator.html")
     assert page.get_by_role("heading", level=1).inner_text() == "gladiator"
-    assert "attack it with gradients that account for the defense" in page.locator("main").inner_text()
+    assert "attack the model with gradients that account for the defense" in page.locator("main").inner_text()
     _follow(page, page.get_by_role("link", name="black-box-wins"), "reading.html#black-box-wins")
     assert page.locator("tr:target").inner_text().startswith("black-box-wins")
     page.go_back()

@@ -70,7 +70,7 @@ def test_a_continued_training_names_its_checkpoint(tmp_path: Path, capsys: pytes
     assert run_command(arguments) == 0
     assert "--no-resume" not in capsys.readouterr().err
     assert run_command(arguments) == 0
-    assert f"continuing from {tmp_path / 'checkpoint.pt'}; use --no-resume" in capsys.readouterr().err
+    assert f"the training continues from {tmp_path / 'checkpoint.pt'}; give --no-resume" in capsys.readouterr().err
     assert run_command([*arguments, "--no-resume"]) == 0
     assert "continuing" not in capsys.readouterr().err
 

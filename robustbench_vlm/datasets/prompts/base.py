@@ -21,7 +21,7 @@ class PromptRow:
     prompt: Prompt
     rule: Callable[[str], str] = plain_words
     names: Mapping[str, str] = field(default_factory=dict)
-    """Readable names of the classes for which the rule is not used. The keys are raw class names."""
+    """Readable names of the classes to which the rule is not applied. The keys are raw class names."""
     listed: tuple[str, ...] = ()
     """The readable names of all classes, in the order of the labels. If given, they replace the rule and `names`."""
     one_class: tuple[str, ...] = ()
@@ -35,7 +35,9 @@ class Task:
     classes: tuple[str, ...]
     prompt: Prompt
     merged: tuple[int, ...]
-    """`merged[label]` is the class index for a label of the dataset. If it is (), labels are the indices."""
+    """`merged[label]` is the class index for a label of the dataset. If `merged` is (), the labels are the class
+    indices.
+    """
 
 
 PromptSource = Mapping[str, PromptRow]

@@ -58,9 +58,11 @@ class Scenes:
     """B scenes. `scenes["colour"]` is a column of `attributes`, int64 [B]."""
 
     attributes: Tensor
-    """int64 [B, 14], one column per attribute of `vocabulary.ATTRIBUTES`. -1 if a scene lacks the attribute."""
+    """The attributes of B scenes, int64 [B, 14]. Each column is an attribute of `vocabulary.ATTRIBUTES`. The value -1
+    means that the scene does not have the attribute.
+    """
     keys: Tensor
-    """int64 [B], the random key of each scene."""
+    """The random key of each scene, int64 [B]."""
 
     def __getitem__(self, attribute: str) -> Tensor:
         return self.attributes[:, column(attribute)]

@@ -113,7 +113,9 @@ PARTS: tuple[tuple[Part, ...], ...] = (
         ("+", "polygon", _box(-0.5, 0.0, 0.5, 0.95)),
     ),
 )
-"""The parts of each shape of `vocabulary.SHAPES`. They are added (+), subtracted (-) or intersected (&) in order."""
+"""The parts of each shape in `vocabulary.SHAPES`. The parts are applied in order: each is added (+), subtracted (-) or
+intersected (&).
+"""
 
 
 def signed_distance(shape: int, x: Tensor, y: Tensor) -> Tensor:
