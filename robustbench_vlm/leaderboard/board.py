@@ -18,8 +18,9 @@ class BoardRow:
 
     model: str
     rank: str
-    """The rank, such as "1". It is "2-4" if paired tests do not distinguish the models at ranks 2 to 4. It is "" if the
-    entry is disputed or lacks records of the standard attack."""
+    """The rank, such as "1". If paired tests do not distinguish the models at ranks 2 to 4, these models have the rank
+    "2-4". A disputed entry, or an entry without complete records of the standard attack, has the rank "".
+    """
     clean_rank: int
     rank_difference: int
     """Rank by clean accuracy minus rank by robust accuracy, both without ties. It is positive if the model's rank is
@@ -68,7 +69,7 @@ class ReportedNumber:
     architecture: str
     training: str
     attack: str
-    """The attack as the paper's released code runs it."""
+    """The name of the attack in the paper's released code."""
     eps: str
     steps: str
     dataset: str
@@ -94,7 +95,7 @@ class Board:
     eps: str
     datasets: tuple[str, ...]
     seen: tuple[str, ...]
-    """Datasets that models were trained on. The zero-shot mean leaves them out."""
+    """Datasets that models were trained on. They are left out of the zero-shot mean."""
     rows: tuple[BoardRow, ...]
     absent: Mapping[str, str]
     """Error messages for entries whose records cannot be downloaded. The keys are model names. The board does not have

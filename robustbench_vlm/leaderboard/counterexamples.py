@@ -19,8 +19,9 @@ from robustbench_vlm.leaderboard.entry import Counterexample
 from robustbench_vlm.leaderboard.tolerance import exceeds_tolerance
 
 _DISTANCE_TOLERANCE = 1e-6
-"""Tolerance for the size of a perturbation, for pixels in [0, 1]. Two machines may compute slightly different sizes of
-the same perturbation."""
+"""Tolerance for the size of a perturbation, for pixels in [0, 1]. Two machines may compute slightly different sizes for
+the same perturbation.
+"""
 
 
 def images_path(folder: Path, source: str) -> Path | None:

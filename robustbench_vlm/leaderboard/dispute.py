@@ -27,10 +27,10 @@ OUTCOMES = {
     "known": "break a sample that is already broken in the records",
     "right": "are classified correctly",
     "wrong-clean": "belong to samples that are misclassified without an attack",
-    "outside": "are outside the radius, or have another size than the sample",
+    "outside": "are outside the radius, or have another size than the image of the sample",
     "foreign": "do not belong to a sample of the entry",
 }
-"""The possible outcomes of an image. Each phrase completes "images that ..." for the user."""
+"""The possible outcomes of an image. Each text is the end of a sentence that begins with "images that"."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,7 @@ def dispute(
     concerned = [each for each in evidence if each.score.dataset in {name for name, _ in submitted.samples}]
     if not concerned:
         raise UserError(
-            f"{images} contains no sample from any dataset in the entry for {entry.model!r}: give images of these"
+            f"{images} has no image of a sample in the entry for {entry.model!r}: give images of samples in the entry"
         )
     plan, numbers = rebuild(concerned, model or reference_of(entry), data=data)
     judge_image = _ImageJudge(
@@ -110,7 +110,7 @@ def _disputed(entry: Entry, evidence: Sequence[CellRecords], found: Sequence[Cou
     """
     after = entry.with_counterexamples(found)
     status = "disputed" if exceed_tolerance(after.counterexamples, evidence) else entry.status
-    what = f"{len(found)} samples that it reported as robust were broken"
+    what = f"{len(found)} samples that the entry reported as robust were broken"
     return after.after(Event(date, status, what, {"images": found[0].source}))
 
 

@@ -32,7 +32,7 @@ MAX_TEXT = 2000
 MAX_BYTES = 2**25
 """Largest size of an entry file. The class names and prompts of a thousand classes take a few megabytes."""
 _MAX_DEPTH = 15
-"""Largest nesting depth of an entry's JSON. Entries need about half of it."""
+"""Largest nesting depth of an entry's JSON. Normal entries need about half of this depth."""
 _ADVICE = "`vlmbench submit` writes entries"
 _STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
 
@@ -110,7 +110,7 @@ class EntryCell:
     threat: EntryThreat
     fingerprint: Digest
     content: Digest
-    """sha256 digest of the per-sample records in canonical JSON."""
+    """sha256 digest of the per-sample records. The records are first written as JSON in a standard form."""
     score: EntryScore
 
     @property
@@ -150,7 +150,7 @@ class RecordsFile:
     """Path of the file, relative to the folder of the entry."""
     sha256: Digest
     url: Annotated[str, Field(pattern="^(https://.*)?$", max_length=2000)]
-    """URL of the file if it is not in the repository, else ""."""
+    """URL of the records file. It is "" if the file is in the repository."""
 
 
 @dataclass(frozen=True)
@@ -168,8 +168,8 @@ class Counterexample:
     """Size of the perturbation in the norm `norm`, for pixels in [0, 1]."""
     prediction: Annotated[int, Field(ge=0)]
     source: Text
-    """The sha256 digest of the image file (see `leaderboard.counterexamples`). If no file is stored, it is the command
-    that found the image."""
+    """The sha256 digest of the file with the image. If no such file is stored, it is the command that found the image.
+    """
 
 
 @dataclass(frozen=True)

@@ -26,10 +26,9 @@ from robustbench_vlm.leaderboard.entry import (
 )
 
 _SCORE_OF = ("model", "attack", "dataset")
-"""Fields of `Score` that `EntryScore` does not have, because the entry or its cell already has them."""
+"""Fields that `Score` has and `EntryScore` does not have. The entry or its cell already has them."""
 _CELL = "cell"
-"""Name of the column with the index of each record's cell in the entry. A cell is one attack on one dataset at one
-radius."""
+"""Name of the column with the index of the cell of each record. A cell is one attack on one dataset at one radius."""
 
 
 def make_entry(
@@ -103,7 +102,8 @@ def records_path(records: RecordsFile, folder: Path, model: str) -> Path:
         return path
     if not records.url:
         raise UserError(
-            f"the records of {model!r} are not at {path}, and the entry gives no URL for them: put the file there"
+            f"the records of {model!r} are not at {path}, and the entry does not give a URL for them: put the file"
+            " at this path"
         )
     cached = cache_folder() / "records" / f"{records.sha256}.parquet"
     try:
@@ -157,7 +157,7 @@ def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
             file = parquet.ParquetFile(stream)
             schema = records_table(()).schema.append(pyarrow.field(_CELL, pyarrow.int32()))
             if file.metadata.num_rows != count or not file.schema_arrow.equals(schema):
-                raise ValueError("its columns or its number of rows differ from those that the entry requires")
+                raise ValueError("its columns or its number of rows are not those that the entry requires")
             for row in file.read().to_pylist():
                 rows.setdefault(row.pop(_CELL), []).append(SampleResult(**row))
     except (pyarrow.ArrowException, OSError, TypeError, ValueError, KeyError) as error:
@@ -170,9 +170,9 @@ def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
 def _evidence(entry: Entry, cell: EntryCell, results: Sequence[SampleResult]) -> CellRecords:
     about = f"the entry of {entry.model!r}: {cell.attack} / {cell.dataset}"
     if cell.dataset not in entry.datasets or cell.attack not in entry.attacks:
-        raise Unsound(f"{about} lacks class names or attack stages in the entry: submit the run again")
+        raise Unsound(f"{about} lacks class names or attack stages: submit the run again")
     if fingerprint(list(results)) != cell.content:
-        raise Unsound(f"{about} has records that changed after the entry was written: restore the records file")
+        raise Unsound(f"the records of {about} have changed since the entry was written: restore the records file")
     identity = {
         "weights": entry.weights,
         "dataset": cell.dataset,

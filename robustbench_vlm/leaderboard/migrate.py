@@ -27,8 +27,9 @@ _ALGORITHMS = {
     "robustbench_vlm.attacks.official:official": "pyautoattack",
     "robustbench_vlm.attacks.library:torchattacks_stage": "torchattacks",
 }
-"""The current name of each algorithm. The keys are import paths in version 0.1. The migration gives each algorithm the
-version 1."""
+"""Current name of each algorithm. The keys are import paths in version 0.1. After the migration, each algorithm has the
+version 1.
+"""
 _PARAMETERS = {
     "fab": {"overshoot": "eta", "backward": "beta", "pull": "alpha_max"},
     "square": {"share": "p_init"},
@@ -117,8 +118,8 @@ def migrate_entry(values: Mapping[str, Any], folder: Path, *, date: str) -> dict
     event = {
         "date": date,
         "status": values["status"],
-        "what": "fingerprints of version 0.1 were checked, then identities were given algorithm names and versions in"
-        " place of import paths; records and verdicts are unchanged",
+        "what": "the fingerprints of version 0.1 were checked; then names and versions of algorithms replaced"
+        " import paths in the identities; records and verdicts did not change",
         "facts": {"cells": len(cells), "from format": 1, "to format": FORMAT, "old cells": _digest(values["cells"])},
     }
     return {

@@ -105,16 +105,17 @@ def _expect_same(evidence: CellRecords, cell: Cell) -> None:
         return
     if [result.sample_id for result in evidence.results] != list(cell.samples.ids):
         raise Unsound(
-            f"the records of {cell.label} do not have the protocol's samples: some are missing or belong to other data"
+            f"the records of {cell.label} are not those of the protocol's samples: some samples are missing or are"
+            " from other data"
         )
     here = {key: plain(value) for key, value in cell.identity.items()}
     differ = [key for key, value in evidence.identity.items() if fingerprint(value) != fingerprint(here.get(key))]
     if differ == ["data"]:
         raise UserError(
-            f"the images of {cell.dataset.name} on this machine differ from those of the records: they were decoded"
-            " differently, or the data changed; check them by `vlmbench data verify`"
+            f"the images of {cell.dataset.name} on this machine differ from those in the records: they were"
+            " decoded differently, or the data changed; run `vlmbench data verify` to check them"
         )
     raise Unsound(
-        f"the records of {cell.label} were made with {' and '.join(_DIFFERENCES.get(key, key) for key in differ)} than"
-        " those that have the same names on this machine"
+        f"the records of {cell.label} were made with {' and '.join(_DIFFERENCES.get(key, key) for key in differ)}"
+        " than this machine has under the same names"
     )

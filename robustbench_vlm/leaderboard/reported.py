@@ -17,7 +17,7 @@ from robustbench_vlm.leaderboard.board import ReportedNumber
 
 FILE = "reported.csv"
 _UNDEFENDED = ("CLIP",)
-"""Names that papers give to the undefended model."""
+"""Names that papers use for the undefended model."""
 _MOST_UNDEFENDED = 0.01
 """Largest plausible robust accuracy of an undefended model at eps 1/255. A strong attack breaks nearly all samples."""
 _ROUNDED = 0.0005
@@ -72,13 +72,16 @@ def _warnings(row: Mapping[str, str], under_pgd: float | None) -> Iterable[str]:
     robust = _share(row)
     is_attacked = not row["eval_eps"].startswith("mean") and parse_eps(row["eval_eps"]) >= parse_eps("1/255")
     if row["method"] in _UNDEFENDED and is_attacked and robust > _MOST_UNDEFENDED:
-        yield "an undefended model has more than 1 % robust accuracy at 1/255 or more: the attack is too weak"
+        yield ("an undefended model has a robust accuracy above 1 % at eps 1/255 or more, so the attack is too weak")
     if (
         row["eval_attack"].startswith(("AutoAttack", "APGD"))
         and under_pgd is not None
         and robust > under_pgd + _ROUNDED + 1e-9
     ):
-        yield f"higher than the same paper's PGD, {percent(under_pgd, 2)} %: yet this attack should break more samples"
+        yield (
+            f"this is higher than the robust accuracy under PGD in the same paper, {percent(under_pgd, 2)} %,"
+            " although this attack should be stronger than PGD"
+        )
 
 
 def _under_pgd(rows: Sequence[Mapping[str, str]]) -> dict[_Columns, float]:

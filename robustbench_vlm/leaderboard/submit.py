@@ -110,9 +110,9 @@ def make_submission(
 def _check_not_in_memory(found: Sequence[CellRecords], run: Path) -> None:
     if any(each.identity["weights"].startswith(DIGEST_PREFIXES) for each in found):
         raise UserError(
-            f"{run} has records of a model in the memory of a Python process, and nobody else can load that model: save"
-            " its state dict with torch.save, write a card with `vlmbench convert FILE --base NAME`, run the card, and"
-            " submit that run"
+            f"{run} has records of a model in the memory of a Python process, which other users cannot load. Save"
+            " its state dict with torch.save, write a card with `vlmbench convert FILE --base NAME`, run the card,"
+            " and submit that run"
         )
 
 
@@ -124,9 +124,9 @@ def _cells_of_board_protocol(found: Sequence[CellRecords], track: Track, run: Pa
     if not kept:
         had = ", ".join(sorted({each.protocol for each in found}))
         raise UserError(
-            f"the board of {track.name!r} takes records of the protocol {label} on the track's datasets, but {run} has"
-            f" {had}: run `vlmbench run --track {track.name} --model {found[0].score.model} --protocol"
-            f" {track.leaderboard_protocol}`"
+            f"the board of {track.name!r} accepts only records under the protocol {label} on the track's datasets,"
+            f" but {run} has {had}: run `vlmbench run --track {track.name} --model {found[0].score.model}"
+            f" --protocol {track.leaderboard_protocol}`"
         )
     return kept
 
@@ -179,7 +179,10 @@ def _continued(entry: Entry, earlier: Entry) -> Entry:
     what = "submitted again" if is_same else "submitted again, with other weights"
     if earlier.status == "disputed" and entry.repeats(earlier):
         # Submitting the same records again must not remove the status "disputed".
-        event, what = dataclasses.replace(event, status="disputed"), "submitted again, with the same records"
+        event, what = (
+            dataclasses.replace(event, status="disputed"),
+            "the entry was submitted again with the same records",
+        )
     continued = dataclasses.replace(entry, history=earlier.history, counterexamples=kept)
     return continued.after(dataclasses.replace(event, what=what))
 
@@ -188,21 +191,23 @@ def _remarks(evidence: Sequence[CellRecords], track: Track, card: ModelCard) -> 
     if absent := datasets_without_standard_attack(evidence, track):
         where = ", ".join(absent) if len(absent) < len(track.datasets) else "every dataset"
         eps = Threat(track.norm, track.standard_eps).eps_text
-        yield f"{track.attack} at {eps} is missing on {where}: the model gets no rank without it"
+        yield (
+            f"records of {track.attack} at {eps} are missing for {where}: without them, the model does not get a rank"
+        )
     own = [weights.file for weights in (card.image, card.text) if weights and weights.is_bundled]
     if own and card.name not in bundled_names(track.name):
         yield (
-            f"{own[0]} is only on your machine: publish it and add its https URL to the card as url, because"
-            " a model cannot be verified without its weights"
+            f"the weights {own[0]} are only on your machine: publish them and add their https URL to the card as"
+            " url, because a model without public weights cannot be verified"
         )
     if not card.paper:
-        yield "the card names no paper: add its URL as paper"
+        yield "the card does not name a paper: add the URL of the paper to the card as paper"
 
 
 def _to_upload(entry: Entry) -> list[str]:
     if not entry.records.url:
         return []
-    return [f"leave {entry.records.file} out of the commit, and put it at {entry.records.url}"]
+    return [f"do not commit {entry.records.file}, but upload it to {entry.records.url}"]
 
 
 def _pull_request(entry: Entry, evidence: Sequence[CellRecords], track: Track, remarks: Sequence[str]) -> str:
@@ -220,5 +225,5 @@ def _pull_request(entry: Entry, evidence: Sequence[CellRecords], track: Track, r
         assert mean is not None, "a group has a score"
         count = sum(each.score.n for each in some)
         lines.append(f"| {attack} | {eps} | {percent(mean.clean)} | {percent(mean.robust)} | {count} |")
-    lines += ["", f"Check it with `vlmbench verify {path}`."]
+    lines += ["", f"To check the entry, run `vlmbench verify {path}`."]
     return "\n".join([*lines, *(f"To do: {remark}." for remark in remarks)]) + "\n"

@@ -8,16 +8,17 @@ from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.leaderboard.entry import Counterexample
 
 TOLERANCE = 0.005
-"""Share of verdicts that may differ on other hardware. Hardware types differ in rounding.
+"""Share of verdicts that may differ on other hardware, because hardware types round differently.
 
-The value is deliberately large. On one CPU, records are bitwise equal for all batch sizes, shard sizes and orders of
-samples.
+The share is larger than needed on purpose. On one CPU, records are bitwise equal for all batch sizes, shard sizes and
+orders of samples.
 """
 SIGNIFICANCE = 0.01
 """Significance level of the test that checks whether the number of differing verdicts exceeds `TOLERANCE`."""
 PARTS = ("ranked", "others")
-"""The two parts of an entry. "ranked" has the verdicts that the rank depends on. "others" has the verdicts of all
-remaining attacks and radii."""
+"""Names of the two parts of an entry. The part "ranked" has the verdicts that the rank depends on. The part "others"
+has the verdicts of all other attacks and radii.
+"""
 
 
 def exceeds_tolerance(wrong: int, n: int) -> bool:

@@ -29,8 +29,9 @@ from robustbench_vlm.test_time.defended_model import checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
 _LEFT_OUT = {"unreadable", "incomplete"}
-"""Warnings for a dataset with fewer samples than the protocol requires. The scores of such a dataset must have one of
-these warnings."""
+"""Warnings about a dataset with fewer samples than the protocol requires. Every score on such a dataset must have one
+of them.
+"""
 _PROSE = {"notes", "reported", "folder"}
 """Fields of a card that may differ from the card in the zoo, because no result depends on them."""
 
@@ -49,7 +50,7 @@ def read_entry_in_place(path: Path) -> Entry:
 def misplaced(entry: Entry, path: Path) -> Unsound:
     """Return the error for an entry with the path of another track or model."""
     expected = f"{entry.track}/{entry.model}.json"
-    return Unsound(f"{path} is the entry of {entry.model!r} on {entry.track!r}: move it to {expected}")
+    return Unsound(f"{path} is the entry of {entry.model!r} on the track {entry.track!r}: move it to {expected}")
 
 
 def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
@@ -157,7 +158,10 @@ def check_continuation(entry: Entry, evidence: Sequence[CellRecords], earlier: E
     """
     known = earlier.history if earlier else ()
     if entry.history[: len(known)] != known:
-        raise Unsound("the history of the earlier entry must be the beginning of the new history: restore its events")
+        raise Unsound(
+            "the history of the earlier entry must be the beginning of the new history: restore the"
+            " events of the earlier entry"
+        )
     allowed = {"claimed", "disputed"} if exceed_tolerance(entry.counterexamples, evidence) else {"claimed"}
     if earlier and (earlier.status == "disputed" or _is_same_claim(entry, earlier)):
         allowed.add(earlier.status)
@@ -169,9 +173,13 @@ def check_continuation(entry: Entry, evidence: Sequence[CellRecords], earlier: E
         raise Unsound("a submission must have the status 'claimed': only `vlmbench verify` sets another status")
     before = earlier.counterexamples if earlier and entry.weights == earlier.weights else ()
     if earlier and entry.continues(earlier) and not _conditions(earlier) <= _conditions(entry):
-        raise Unsound("records of the earlier entry are missing: keep them, because weights and protocol are the same")
+        raise Unsound(
+            "records of the earlier entry are missing: keep them, because the weights and the protocol have not changed"
+        )
     if set(entry.with_counterexamples(before).counterexamples) != set(entry.counterexamples):
-        raise Unsound("counterexamples of the earlier entry are missing: keep them, because the weights are the same")
+        raise Unsound(
+            "counterexamples of the earlier entry are missing: keep them, because the weights have not changed"
+        )
     for example in set(entry.counterexamples) - set(before):
         path = images_path(folder, example.source)
         if path is None or not path.is_file():

@@ -38,7 +38,9 @@ from robustbench_vlm.leaderboard.validate import check_definitions, check_entry
 from robustbench_vlm.tracks import TRACKS, Track
 
 REPRODUCED = 0.05
-"""An entry is "reproduced" if, with 95 % confidence, at most this share of its verdicts is wrong."""
+"""Limit for the status "reproduced". With 95 % confidence, at most this share of the verdicts of such an entry is
+wrong.
+"""
 _CLOSE_MARGIN = 1e-3
 """Largest margin at which rounding on another machine may change a prediction. The margin is the cosine similarity of
 the predicted class minus the second-highest cosine similarity."""
@@ -50,11 +52,11 @@ class Verification:
 
     entry: Entry
     is_confirmed: bool
-    """True if no finding contradicts the entry."""
+    """True if the verification found nothing that contradicts the entry."""
     problems: tuple[str, ...] = ()
-    """One sentence for each contradiction. The entry may contradict its records or the results on this machine."""
+    """Sentences that describe contradictions. An entry may contradict its records or the results on this machine."""
     parts: tuple[RecomputedPart, ...] = ()
-    """Counts of recomputed verdicts for each of the two parts of the entry, see `tolerance.PARTS`."""
+    """Counts of recomputed verdicts for each of the two parts of the entry. The parts are `tolerance.PARTS`."""
     seed: int = 0
     disagreements: tuple[Disagreement, ...] = ()
     removed_counterexamples: tuple[Counterexample, ...] = ()
@@ -194,7 +196,7 @@ def _without(entry: Entry, removed: Sequence[Counterexample], date: str) -> Entr
     if not removed:
         return entry
     kept = tuple(example for example in entry.counterexamples if example not in removed)
-    what = f"counterexamples that break nothing were removed: {len(removed)}"
+    what = f"{len(removed)} counterexamples were removed, because they break no sample on this machine"
     return dataclasses.replace(entry, counterexamples=kept).after(Event(date, entry.status, what, {}))
 
 
@@ -220,7 +222,9 @@ def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[CellRecords], d
         other = [lead for row, (found, lead) in zip(each.results, here, strict=True) if row.clean_prediction != found]
         # The margins are computed on this machine. A submitter could store small margins to hide wrong predictions.
         if max(other, default=0.0) > _CLOSE_MARGIN or exceeds_tolerance(len(other), len(here)):
-            problems.append(f"{cell.label}: {len(other)} stored clean predictions differ from the model's")
+            problems.append(
+                f"{cell.label}: {len(other)} clean predictions in the records differ from those of the model"
+            )
     return problems
 
 

@@ -14,7 +14,7 @@ from robustbench_vlm.core.text import markdown_text
 from robustbench_vlm.leaderboard.board import Board, BoardRow
 
 BEGIN, END = "<!-- leaderboard {} -->", "<!-- end of leaderboard -->"
-"""Markers before and after the table of a track in a Markdown file."""
+"""Markers for the begin and the end of a track's table in a Markdown file."""
 _HEAD = ("rank", "model", "status", "clean", "robust", "clean rank", "samples", "training", "fidelity", "warnings")
 _LONGEST = 120
 """Largest number of characters in a table cell for texts from model cards. Longer texts are shortened."""

@@ -22,7 +22,7 @@ class EncoderPair:
     """Maps normalised pixels, float32 [B, 3, H, W], to embeddings, float [B, D]."""
     text: "TextModule"
     settings: Mapping[str, Any]
-    """The known values. The keys are argument names of `zero_shot`."""
+    """The values that are known so far. The keys are argument names of `zero_shot`."""
 
 
 class ImageModule(nn.Module):

@@ -62,10 +62,12 @@ class Weights:
     If `url` or `page` is given, this is the name of the file in the cache.
     """
     sha256: Text
-    """The digest of the file, 64 hexadecimal digits. It may be empty if the file is downloaded. In this case, the
-    digest of the first download is recorded."""
+    """The sha256 digest of the file as 64 hexadecimal digits. It may be "" if the file is downloaded. The digest of the
+    first download is then recorded.
+    """
     url: Text = ""
-    """The download address: https, or "hf:OWNER/NAME/FILE" for the Hugging Face hub. Empty for a local file."""
+    """The address for the download, https or "hf:OWNER/NAME/FILE" for the Hugging Face hub. It is "" for a local file.
+    """
     page: Text = ""
     """The web page of a file that only a person can download, for example because it requires a login."""
     layout: Text = ""
@@ -73,7 +75,7 @@ class Weights:
 
     def __post_init__(self) -> None:
         if self.is_bundled and not self.sha256:
-            raise ValueError(f"must state the sha256 of {self.file}, because the file is not downloaded")
+            raise ValueError(f"the card must state the sha256 of {self.file}, because the file is not downloaded")
 
     @property
     def is_bundled(self) -> bool:
@@ -110,7 +112,7 @@ class CardFields:
     text: Weights | None = None
     """The weights of the text encoder and the logit scale."""
     defense: Name = ""
-    """The defense that the model was trained with. Empty for a model without a defense."""
+    """The defense that the model was trained with. It is "" for a model without a defense."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Facts about the training, such as dataset, eps, steps, seconds, base model and fingerprint."""
     paper: Text = ""
@@ -134,11 +136,11 @@ class CardFields:
     def __post_init__(self) -> None:
         if (self.text and (self.base or not self.image)) or (self.pretrained and (self.image or self.base)):
             raise ValueError(
-                "must have image and text, or image and base, or pretrained: other combinations give the weights of an"
-                " encoder twice or not at all"
+                "the card must have image and text, or image and base, or pretrained: in all other combinations,"
+                " the weights of an encoder are given twice or are missing"
             )
         if bool(self.mean) != bool(self.std):
-            raise ValueError("must have both mean and std, or neither")
+            raise ValueError("the card must have both mean and std, or neither of them")
         if self.mean and self.std:
             check_normalisation(self.mean, self.std)
 

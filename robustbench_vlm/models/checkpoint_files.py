@@ -51,7 +51,7 @@ class CheckpointFile:
     path: Path
     """The file, or the JSON index of a checkpoint that is split into several files (shards)."""
     shards: tuple[Path, ...] = ()
-    """The files that the index names, sorted. Empty if the checkpoint is one file."""
+    """The files that the index names, sorted. The list is empty if the checkpoint is one file."""
 
     @property
     def sha256(self) -> str:
@@ -190,7 +190,7 @@ def _problem(path: Path, error: Exception) -> str:
     # torch's message advises users to turn off weights_only, which would run code from the file.
     # This advice is removed.
     lines = [line for line in message.splitlines() if line.strip() and "weights_only" not in line]
-    found = f"it refers to {named[1] or named[2]}" if named else lines[0] if lines else type(error).__name__
+    found = f"the file refers to {named[1] or named[2]}" if named else lines[0] if lines else type(error).__name__
     return (
         f"does not contain only tensors: {found}. A pickle may contain code, so none of it was run; download the file"
         " again if the download may be incomplete, or ask its author for the state dict as safetensors"
@@ -203,35 +203,35 @@ def _guess(path: Path) -> str:
         with path.open("rb") as file:
             start = file.read(4096)
     except OSError as error:
-        return f": it cannot be read ({error.strerror}); check the path and its permissions"
+        return f": the file cannot be read ({error.strerror}); check the path and its permissions"
     if not start:
-        return ": it is empty; download it again"
+        return ": the file is empty; download it again"
     if start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml", b"<head")):
-        return ": it is a web page; open its address in a browser and download the file from there"
+        return ": the file is a web page; open its address in a browser and download the weights from there"
     if start.lstrip().startswith(b"{"):
-        return ": it is a JSON file; give the file with the weights, or the index of their shards (.index.json)"
+        return ": the file is a JSON file; give the file with the weights, or the index of their shards (.index.json)"
     if start.startswith(b"version https://git-lfs"):
-        return ": it is a Git LFS pointer; download the real file (git lfs pull, or the Download button)"
+        return ": the file is a Git LFS pointer; download the real file (git lfs pull, or the Download button)"
     if start.startswith(b"PK"):
         return _guess_archive(path)
     if tarfile.is_tarfile(path):
-        return ": it is a tar archive; unpack it and give the checkpoint inside"
+        return ": the file is a tar archive; unpack it and give the checkpoint inside"
     return ""
 
 
 def _guess_archive(path: Path) -> str:
     try:
         if not zipfile.is_zipfile(path):
-            return ": it is incomplete, its end is missing; download it again"
+            return ": the file is incomplete, because its end is missing; download it again"
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
     except (zipfile.BadZipFile, NotImplementedError, ValueError):
-        return ": it is a damaged archive; download it again"
+        return ": the file is a damaged archive; download it again"
     if any(name.endswith("constants.pkl") for name in names):
         return (
-            ": it is a TorchScript program, the format of OpenAI's releases; use the same weights by their open_clip"
-            " tag, such as open_clip:ViT-B-32-quickgelu/openai"
+            ": the file is a TorchScript program, the format of OpenAI's releases; use the same weights by their"
+            " open_clip tag, such as open_clip:ViT-B-32-quickgelu/openai"
         )
     if not any(name.endswith("data.pkl") for name in names):
-        return ": it is a zip archive of other files; unpack it and give the checkpoint inside"
+        return ": the file is a zip archive of other files; unpack it and give the checkpoint inside"
     return ""

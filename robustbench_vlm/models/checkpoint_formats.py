@@ -34,7 +34,7 @@ _AVERAGE_ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model"
 """Names of entries in which training code saves a moving average of the weights."""
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module"}
-"""Parts of tensor names. DataParallel, torch.compile, FSDP and Lightning add them to the names."""
+"""Parts that DataParallel, torch.compile, FSDP and Lightning add to the names of tensors."""
 
 _TRAINING = {"optimizer", "optimizer_state_dict", "optim", "scheduler", "lr_scheduler", "scaler"}
 """Entries that are needed only to resume a training."""
@@ -47,9 +47,11 @@ class Encoders:
     checkpoint_format: str
     """A key of `CHECKPOINT_FORMATS`."""
     image: State
-    """The weights of the image encoder by name, float32. The names do not have the prefix "visual."."""
+    """The weights of the image encoder by name, float32. The prefix "visual." is removed from the names."""
     text: State
-    """The weights of the text encoder and the logit scale by name, float32. Empty without a text encoder."""
+    """The weights of the text encoder and the logit scale by name, float32. It is empty if the file has no text
+    encoder.
+    """
 
 
 def encoders_of(content: Any, expected: str = "") -> Encoders:
@@ -67,8 +69,8 @@ def encoders_of(content: Any, expected: str = "") -> Encoders:
         )
     if expected and expected != found:
         raise UserError(
-            f"the checkpoint format is {found!r}, expected {expected!r}: correct the field layout or the file in the"
-            " card"
+            f"the checkpoint format is {found!r}, but the card states {expected!r}: correct the field layout or"
+            " the file in the card"
         )
     tensors = _without_prefix(_without_wrappers(CHECKPOINT_FORMATS[found](content)))
     others = _others(content, set(map(id, tensors.values())))
@@ -96,7 +98,7 @@ def dense(name: str, tensor: Tensor) -> Tensor:
     """
     if tensor.is_meta:
         raise UserError(
-            f"the tensor {name} is on the device meta, without values: load the weights before you save the model"
+            f"the tensor {name} is on the device meta, so it has no values: load the weights before you save the model"
         )
     if tensor.is_quantized:
         raise UserError(
@@ -246,10 +248,9 @@ CHECKPOINT_FORMATS: Mapping[str, Callable[[Any], Any]] = {
     "transformers": _transformers_state,
     "visual": _only_image,
 }
-"""Functions that read each checkpoint format. A function takes the content of a file and returns a dict of tensors.
-
-If the file has another format, the function does not return a dict of tensors. The functions are tried in this order.
-The first that returns tensors determines the format.
+"""Functions that read each checkpoint format. A function takes the content of a file and returns a dict of tensors, or
+something else if the file has another format. The functions are tried in this order. The first that returns a dict of
+tensors determines the format.
 """
 
 

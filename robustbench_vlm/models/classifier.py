@@ -18,8 +18,10 @@ from robustbench_vlm.models.precision import InPrecision, products
 from robustbench_vlm.models.text_encoder import embed_texts
 
 _ROWS = 4
-"""Batches for the image encoder are filled up to a multiple of this number of images. Kernels for smaller batches add
-numbers in another order and round differently. The result of a sample could then depend on the batch size."""
+"""A batch for the image encoder is filled up to a multiple of this number of images. For smaller batches, other kernels
+are used, which add numbers in another order and round differently. The result of a sample could then depend on the
+batch size.
+"""
 
 
 class ZeroShotClassifier(nn.Module):

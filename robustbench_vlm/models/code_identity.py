@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SKIPPED = frozenset(vars(nn.Module())) | {"training"}
-"""Attributes that every torch module has. The digest of plain attributes leaves them out."""
+"""Attributes that every torch module has. They are not included in the digest of plain attributes."""
 _VOLATILE = frozenset({"transformers_version", "_name_or_path", "torch_dtype", "dtype", "_attn_implementation"})
-"""Entries of a library's configuration that do not change the output of a model, given its tensors."""
+"""Entries in the configuration of a library that do not change the output of a model with given tensors."""
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib"))
 
 
@@ -28,9 +28,9 @@ class Identity:
     """A description of everything that the output of a function or torch module depends on."""
 
     parts: Any
-    """The code, structure and tensors, as values that JSON can store. Equal models have equal values."""
+    """The code, the structure and the tensors, as values that JSON can store. Equal models have equal values."""
     doubts: tuple[str, ...]
-    """The items that `parts` cannot describe, such as a closure. Empty if `parts` is complete."""
+    """The items that `parts` cannot describe, such as a closure. It is empty if `parts` is complete."""
 
 
 def identity_of(function: Any) -> Identity:
@@ -111,7 +111,7 @@ def _value(value: Any, where: str, doubts: list[str], trusted: bool) -> Any:
         settings = {key: item for key, item in to_dict().items() if key not in _VOLATILE}
         return _value(settings, where, doubts, trusted=True)
     if not trusted and not _is_installed(type(value)):
-        doubts.append(f"{where} is a {type(value).__name__}, an object of unknown state")
+        doubts.append(f"{where} is a {type(value).__name__}, and the state of such an object is unknown")
     return _code(type(value), doubts)
 
 
@@ -129,7 +129,7 @@ def _callable(function: Callable[..., Any], doubts: list[str]) -> Any:
 def _object(value: Any, doubts: list[str]) -> Any:
     """Return the class of an object. If the class is not from an installed package, add the object to `doubts`."""
     if not _is_installed(type(value)):
-        doubts.append(f"it is a {type(value).__name__}, an object of unknown state")
+        doubts.append(f"it is a {type(value).__name__}, and the state of such an object is unknown")
     return _code(type(value), doubts)
 
 

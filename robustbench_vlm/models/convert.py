@@ -15,7 +15,9 @@ from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.models.weights import load_encoders, save_weights, split_encoders
 
 _LONGEST_NAME = 180
-"""The largest accepted length of a model name in bytes. The names of its files are longer. File systems allow 255."""
+"""The largest accepted length of a model name in bytes. File systems allow names of 255 bytes, and the names of a
+model's files are longer than the name of the model.
+"""
 
 
 def convert(
@@ -56,8 +58,8 @@ def convert(
     encoders = load_encoders(file)
     if not base and not (encoders.text and whole_base):
         raise UserError(
-            f"{file} contains only an image encoder, so the model that was fine-tuned must be known: give it"
-            " with --base, such as --base clip"
+            f"{file} contains only an image encoder, so a text encoder is needed: give the model that was"
+            " fine-tuned with --base, such as --base clip"
         )
     base = base or whole_base
     parent = find_card(base, track)
@@ -70,8 +72,8 @@ def convert(
             check_fit("text", encoders.text, text)
     except UserError as error:
         raise UserError(
-            f"{file} does not fit {parent.architecture}, the architecture of {base!r}: {error} If another model was"
-            " fine-tuned, give it with --base, and its track with --track"
+            f"{file} does not fit {parent.architecture}, the architecture of {base!r}: {error} If another model"
+            " was fine-tuned, give it with --base, and give its track with --track"
         ) from error
     if encoders.checkpoint_format == "transformers":
         _check_activation(files.path.with_name("config.json"), parent.architecture)

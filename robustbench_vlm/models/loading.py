@@ -106,8 +106,8 @@ def _base(card: ModelCard, track: str) -> ModelCard:
     parent = find_card(card.base_reference, track)
     if parent.base:
         raise UserError(
-            f"the base {card.base!r} of {card.name!r} has the base {parent.base!r} itself, but the base of a card must"
-            f" have its own text encoder: write {parent.base!r} in the card"
+            f"the base {card.base!r} of {card.name!r} also has a base, {parent.base!r}, but the base of a card"
+            f" must have its own text encoder: write {parent.base!r} in the card"
         )
     return parent
 

@@ -17,7 +17,7 @@ class Precision:
     rounding: float
     """The largest relative error of rounding a number to this precision."""
     tf32: bool = False
-    """Whether the GPU rounds the factors of float32 products to TF32, which has 10 bits of mantissa."""
+    """True if the GPU rounds the factors of float32 products to TF32, which has 10 bits of mantissa."""
     autocast: torch.dtype | None = None
     """The dtype of torch's autocast. None turns autocast off."""
     devices: tuple[str, ...] = ("cpu", "cuda")
@@ -84,8 +84,8 @@ def arithmetic(name: str = "float32") -> Iterator[None]:
         before = matmul.allow_tf32, convolution.allow_tf32, convolution.benchmark, convolution.deterministic
     except RuntimeError as error:
         raise UserError(
-            "fp32_precision of torch is set in this process, so torch refuses to read allow_tf32: remove the setting,"
-            " because the protocol chooses the precision"
+            "the setting fp32_precision of torch is used in this process, so torch refuses to read allow_tf32:"
+            " remove the setting, because the protocol chooses the precision"
         ) from error
     matmul.allow_tf32 = convolution.allow_tf32 = PRECISIONS[name].tf32
     convolution.benchmark, convolution.deterministic = False, True

@@ -122,14 +122,16 @@ def _parse_model(text: str) -> AnyReference:
         architecture, _, tag = text.removeprefix(OPEN_CLIP).partition("/")
         if not architecture or not tag:
             raise UserError(
-                f"{text!r} does not name pretrained weights, expected open_clip:ARCH/TAG: add a tag of the architecture"
+                f"{text!r} does not name pretrained weights: add a tag, as in open_clip:ARCH/TAG"
                 " (`open_clip.list_pretrained()` in Python lists all tags)"
             )
         return OpenClipModel(architecture, tag)
     if text.startswith(HUGGING_FACE):
         repository, _, revision = text.removeprefix(HUGGING_FACE).partition("@")
         if not all(repository.partition("/")) or repository.count("/") > 1:
-            raise UserError(f"{text!r} does not name a model on the Hugging Face hub: give hf:ORG/NAME[@REVISION]")
+            raise UserError(
+                f"{text!r} does not name a model on the Hugging Face hub: write hf:ORG/NAME or hf:ORG/NAME@REVISION"
+            )
         return HuggingFaceModel(repository, revision)
     if text.endswith(".json"):
         return CardFile(str(user_path(text)) if text.startswith("~") else text)

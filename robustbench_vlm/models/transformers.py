@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 MARK = "vision_model.embeddings.patch_embedding.weight"
-"""The name of a tensor that every CLIP from the library transformers has."""
+"""The name of a tensor in every CLIP of the library transformers."""
 
 _NAMES = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",

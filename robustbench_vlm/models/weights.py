@@ -63,8 +63,8 @@ def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         raise UserError(
-            f"the weights {path} have NaN or infinite values in {len(broken)} tensors, first in {broken[0]}: ask their"
-            " author for another file, or repeat the training with a smaller learning rate"
+            f"the weights {path} have NaN or infinite values in {len(broken)} tensors, for example in {broken[0]}:"
+            " ask the author for another file, or repeat the training with a smaller learning rate"
         )
 
 

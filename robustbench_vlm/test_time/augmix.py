@@ -12,8 +12,7 @@ from robustbench_vlm.core import random as randomness
 _AREA, _RATIO = (0.08, 1.0), (3 / 4, 4 / 3)
 _CHAINS, _DEPTH = 3, 3
 _SHIFT, _SHEAR, _TURN = 0.1, 0.1, torch.pi / 18
-"""The largest shift, shear and rotation of a geometric step. They are in the range of AugMix's severities 1 to 3.
-
+"""The largest shift, shear and rotation of a geometric step. These values correspond to severities 1 to 3 of AugMix.
 The shift is a fraction of the side of the image, the shear is in pixels per pixel, and the rotation is in radians.
 """
 

@@ -18,19 +18,20 @@ class DefenseContext:
     """The inputs of a test-time defense except the images."""
 
     keys: Tensor
-    """The key of each sample's random numbers, int64 (B,). `core.random` explains keys."""
+    """The key of each sample's random numbers, int64 (B,). The module `core.random` explains keys."""
     image_encoder: Encoder
     """The image encoder of the defended model."""
     undefended_encoder: Encoder
-    """The image encoder of the undefended model. The defended model was trained from that model. If the defense does
-    not need the undefended model, this field is equal to `image_encoder`."""
+    """The image encoder of the undefended model, from which the defended model was trained. If the defense does not
+    need the undefended model, this field is equal to `image_encoder`.
+    """
     text_features: Tensor
     """Text embeddings of the classes, float32 (C, D) of norm 1."""
     null_features: Tensor
     """Text embeddings of the `null_texts` of the defense, float32 (N, D) of norm 1. If the defense lacks `null_texts`,
     this field is `text_features`."""
     token_embeddings: Tensor
-    """Token embeddings of the prompts of the classes, float32 (C, L, W): L tokens of width W."""
+    """Token embeddings of the prompts of the C classes, float32 (C, L, W). Each prompt has L tokens of width W."""
     text_encoder: Callable[[Tensor], Tensor]
     """Maps changed token embeddings (B, C, L, W) to text embeddings (B, C, D) of norm 1."""
     scale: float
@@ -38,7 +39,9 @@ class DefenseContext:
     settings: Mapping[str, float]
     """The settings of the defense. Their names follow the paper."""
     differentiate: bool
-    """Whether the gradient flows through the inner loops of the defense. If not, their results are constants."""
+    """True if the gradient flows through the inner loops of the defense. If it is False, the results of the loops are
+    constants.
+    """
 
 
 @dataclass(frozen=True)
@@ -73,20 +76,23 @@ class TestTimeDefense:
     null_texts: tuple[str, ...] = ()
     """Texts without a class name, such as "a photo of a ."."""
     tunes_prompts: bool = False
-    """Whether the defense runs the text encoder for each sample. If not, `token_embeddings` and `text_encoder` of the
-    context cannot be used."""
+    """True if the defense runs the text encoder for each sample. If it is False, the fields `token_embeddings` and
+    `text_encoder` of the context cannot be used.
+    """
     gradient_modes: tuple[GradientMode, ...] = (GradientMode("loop", "loop"), GradientMode("constant", "constant"))
-    """The ways in which adaptive attacks compute the gradient of the defense. A transfer attack is always added."""
+    """The ways in which adaptive attacks compute the gradient of the defense. An attack that transfers from the
+    undefended model is always added.
+    """
     needs_undefended: bool = False
-    """Whether the defense uses the undefended model, from which the defended model was trained.
+    """True if the defense uses the undefended model, from which the defended model was trained.
 
-    The undefended model is the base in the card of the defended model. If the card lacks a base, the base model of the
-    track is used. If this field is false, the undefended model is not loaded, and the defended model replaces it.
+    The undefended model is the base in the card of the defended model. If the card does not have a base, it is the base
+    model of the track. If this field is False, the undefended model is not loaded, and the defended model replaces it.
     """
     images_per_sample: int = 1
     """The number of images that one sample needs in memory at once, such as its views."""
     text_passes: str = ""
-    """A description of the passes through the text encoder for one image. Records do not count these passes."""
+    """Text that describes the passes through the text encoder for one image. Records do not count these passes."""
     paper: str = ""
     """URL of the paper."""
     fidelity: str = "paper"

@@ -39,7 +39,7 @@ class DefendedClassifier(nn.Module):
     null_features: Tensor
     """Text embeddings of the null texts, float32 (N, D) of norm 1."""
     keys: Tensor | None = None
-    """The key of each sample's random numbers, int64 (B,). None before a call of `of_samples`."""
+    """The key of each sample's random numbers, int64 (B,). It is None before a call of `of_samples`."""
     gradient_mode = _DIRECT
 
     def __init__(self, made: "DefendedModel", prompts: Sequence[str | tuple[str, ...]]) -> None:

@@ -18,7 +18,7 @@ from robustbench_vlm.test_time.base import (
 )
 
 _CONTEXT = slice(1, 5)
-"""The tokens that are tuned: the four after the start token."""
+"""The positions of the tokens that are tuned. They are the four tokens after the start token."""
 _ADAM_EPS, _DECAY = 1e-8, 0.01
 """Settings of AdamW. They are the defaults of torch."""
 
@@ -97,11 +97,11 @@ R_TPT = TestTimeDefense(
     settings={"views": 64.0, "share": 0.1, "lr": 5e-3, "neighbours": 20.0, "temperature": 0.01},
     images_per_sample=64,
     tunes_prompts=True,
-    text_passes="two forward passes and one backward pass for each class and each sample",
+    text_passes="two forward passes and one backward pass of the text encoder for each class and each sample",
     paper="https://arxiv.org/abs/2504.11195",
     fidelity="paper",
     deviations=(
-        "the random numbers depend only on the sample, so that an image always has the same logits",
+        "random numbers depend only on the sample, so that an image always has the same logits",
         "images are not rounded to 8 bits before the views are made",
         "AugMix omits posterise and equalise, which have no gradient; the geometric steps of a chain are one bilinear"
         " map, and each chain ends with one change of tone (none, autocontrast or solarise)",
@@ -113,6 +113,6 @@ R_TPT_16 = dataclasses.replace(
     name="r-tpt@16",
     settings={**R_TPT.settings, "views": 16.0, "neighbours": 5.0},
     images_per_sample=16,
-    deviations=("16 views instead of 64, and 5 nearest views instead of 20", *R_TPT.deviations),
+    deviations=("16 views are used instead of 64, and the 5 nearest views instead of 20", *R_TPT.deviations),
 )
 """R-TPT with 16 views instead of 64, for machines without a GPU."""

@@ -84,8 +84,8 @@ TTC = TestTimeDefense(
     paper="https://arxiv.org/abs/2503.03613",
     fidelity="paper",
     deviations=(
-        "the random numbers depend only on the sample, so that an image always has the same logits",
-        "the noise is averaged together with the iterates, as step 0",
-        "eps and step are grey levels out of 255 of the attacked image, before it is resized",
+        "random numbers depend only on the sample, so that an image always has the same logits",
+        "the noise counts as step 0 and is averaged together with the iterates",
+        "eps and step are in grey levels (1/255) of the attacked image before it is resized",
     ),
 )

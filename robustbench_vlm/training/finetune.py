@@ -56,7 +56,7 @@ class Runtime:
     save_every: int = 200
     """Steps from one checkpoint to the next."""
     on_note: Callable[[str], None] = _ignore_note
-    """A function that is called before the training, once for each sentence in `Job.changes`."""
+    """A function that is called before the training for each sentence in `Job.changes`."""
 
 
 def train_defense(

@@ -31,8 +31,9 @@ class Job:
     precision: str = "float32"
     """Precision of the image encoder in the training pass. The inner attack and all losses are float32."""
     changes: tuple[str, ...] = ()
-    """Sentences about changed settings. A published setting is changed if it does not fit this training. The card lists
-    the sentences."""
+    """Sentences about published settings that were changed, because they do not fit this training. The card lists these
+    sentences.
+    """
 
     def __post_init__(self) -> None:
         if len(self.images) < self.schedule.batch_size:

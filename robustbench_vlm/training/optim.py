@@ -13,7 +13,9 @@ OPTIMIZERS = ("sgd", "adamw", "clip-adamw")
 _MOMENTUM = 0.9
 _CLIP_BETAS = (0.9, 0.98)
 _MAX_GRADIENT_NORM = {"clip-adamw": 1.0}
-"""Norms to which gradients are clipped. The keys are names of optimizers. Other optimizers do not clip gradients."""
+"""Norms to which gradients are clipped. The keys are names of optimizers. Optimizers that are not listed do not clip
+gradients.
+"""
 
 
 def make_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:

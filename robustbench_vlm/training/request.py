@@ -27,7 +27,7 @@ images."""
 _LARGEST_WARMUP = Fraction(1, 4)
 """The largest warm-up as a fraction of the training. Every published schedule has a shorter warm-up."""
 _LARGEST = 1e30
-"""The largest value of a setting. Products of this value and usual numbers are in the range of float32."""
+"""The largest value of a setting. For larger values, products with usual numbers could overflow in float32."""
 _LARGEST_WHOLE = 10**9
 """The largest value of the epochs, the seed, and other settings that are whole numbers."""
 _POSITIVE = ("batch_size", "epochs", "steps", "inner_steps")
@@ -48,10 +48,11 @@ class TrainingRequest:
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
     """Changed settings of the defense, the schedule and the inner attack. The keys are names."""
     images: Path | None = None
-    """A folder of training images. If it is None, the fine-tuning dataset of the track is used."""
+    """A folder of training images. If it is None, the training uses the fine-tuning dataset of the track."""
     base: str = ""
-    """The model to fine-tune: a name, a card file, or open_clip:ARCH/TAG. If it is empty, the base model of the track
-    is fine-tuned."""
+    """The model to fine-tune: a name, a card file, or open_clip:ARCH/TAG. If it is "", it is the base model of the
+    track.
+    """
     precision: str = "float32"
 
     @property

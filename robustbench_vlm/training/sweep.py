@@ -113,8 +113,8 @@ def run_sweep(
     """
     if not grid or not 0 < train_fraction <= 1:
         raise UserError(
-            f"a sweep needs one or more settings and a fraction of the images above 0 and up to 1, got {len(grid)}"
-            f" settings and {train_fraction}: give --grid NAME=N,N,... and --train-fraction P"
+            "a sweep needs at least one setting and a fraction of the images above 0 and at most 1, got"
+            f" {len(grid)} settings and {train_fraction}: give --grid NAME=N,N,... and --train-fraction P"
         )
     whole, held_out = make_sweep_job(request)
     job = with_images(whole, request, whole.images.slice(0, max(1, int(len(whole.images) * train_fraction))))

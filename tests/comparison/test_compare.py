@@ -106,7 +106,9 @@ def test_only_common_samples_are_compared_and_a_note_has_their_number() -> None:
         {"clean": 1, "apgd-ce": 0, "square": 1, "robust": 0},
         {"clean": 0, "apgd-ce": 0, "square": 1, "robust": 1},
     ]
-    assert found.notes == ("all models have records of 2 samples, and only these are compared: ours has 4, theirs has 4",)
+    assert found.notes == (
+        "all models have records of 2 samples, and only these are compared: ours has 4, theirs has 4",
+    )
 
 
 def test_a_sample_with_different_pixels_is_not_a_common_sample() -> None:

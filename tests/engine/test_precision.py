@@ -61,7 +61,7 @@ def test_precision_settings_that_cannot_be_restored_raise_user_error() -> None:
         "try:\n    with arithmetic(): pass\nexcept UserError as error: print(error)"
     )
     printed = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert printed.startswith("fp32_precision of torch is set in this process")
+    assert printed.startswith("the setting fp32_precision of torch is used in this process")
 
 
 def test_arithmetic_sets_and_restores_the_precision() -> None:

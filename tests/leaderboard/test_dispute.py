@@ -137,5 +137,5 @@ def test_files_of_other_tracks_and_datasets_are_refused(entry_path: Path, taught
     with pytest.raises(UserError, match="has images of the track 'zeroshot15'"):
         disputed(entry_path, tmp_path / "x", taught_card)
     write_images(AdversarialImages("mini", (("shapes", "a"),), image), tmp_path / "y")
-    with pytest.raises(UserError, match="no sample from any dataset in the entry"):
+    with pytest.raises(UserError, match="no image of a sample in the entry"):
         disputed(entry_path, tmp_path / "y", taught_card)

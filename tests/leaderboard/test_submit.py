@@ -37,7 +37,7 @@ def test_the_command_writes_an_entry_with_its_records_and_the_text_of_a_pull_req
     assert read_entry_records(entry, tmp_path / "mini") == _without_comparisons(read_run(real_run), entry.cells)
     assert (entry.status, entry.links, entry.note) == ("claimed", {"code": "https://x.org"}, "<b>bold</b>")
     assert entry.history[0].facts == {"cells": 2, "samples": 400}
-    assert "autoattack at 5/255 is missing on every dataset" in document["remarks"][0]
+    assert "records of autoattack at 5/255 are missing for every dataset" in document["remarks"][0]
     assert "taught-image.safetensors is only on your machine" in document["remarks"][1]
     text = document["pull_request"]
     assert f"sha256 `{entry.records.sha256}`" in text and "| pgd-5 | 1/255 |" in text
@@ -113,7 +113,7 @@ def test_a_run_under_another_protocol_is_refused(real_run: Path, tmp_path: Path)
     shutil.copytree(real_run, tmp_path / "taught")
     path = tmp_path / "taught" / "pgd-5" / "manifest.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"protocol": "mini/1"', '"protocol": "mini-quick/1"'))
-    with pytest.raises(UserError, match=r"takes records of the protocol mini/1 .* has mini-quick/1: run `vlmbench"):
+    with pytest.raises(UserError, match=r"accepts only records under the protocol mini/1 .* has mini-quick/1: run `vlmbench"):
         make_submission(tmp_path / "taught", date="2026-01-02")
 
 
@@ -122,7 +122,7 @@ def test_records_may_be_at_a_url(
 ) -> None:
     made = make_submission(real_run, date="2026-01-02", model=str(taught_card), records="https://example.org/r.parquet")
     path = made.write(tmp_path / "boards")
-    assert "put it at https://example.org/r.parquet" in made.pull_request
+    assert "upload it to https://example.org/r.parquet" in made.pull_request
     here = path.parent / made.entry.records.file
     here.rename(tmp_path / "r.parquet")
     fetched: list[tuple[str, str]] = []

@@ -132,10 +132,10 @@ def weaker_attack(evidence: CellRecords) -> CellRecords:
     ("change", "message"),
     [
         (dropped, "160 samples, but the protocol requires 200"),
-        (foreign, "do not have the protocol's samples"),
+        (foreign, "are not those of the protocol's samples"),
         (other_weights, "other weights"),
         (weaker_attack, "differs from this package's attack of that name"),
-        (better, "stored clean predictions differ from the model's"),
+        (better, "clean predictions in the records differ from those of the model"),
     ],
 )
 def test_a_forgery_is_named_if_local_weights_or_data_contradict_it(
@@ -222,7 +222,7 @@ def test_a_small_stored_margin_does_not_excuse_a_clean_prediction(entry_path: Pa
     assert stage == "pgd-5", "the forgeries use this name"
     forged(entry_path, excused)
     found = verified(entry_path, taught_card)
-    assert found.entry.status == "disputed" and "stored clean predictions differ from the model's" in found.problems[0]
+    assert found.entry.status == "disputed" and "clean predictions in the records differ from those of the model" in found.problems[0]
 
 
 def test_records_that_lower_a_number_are_disputed(entry_path: Path, taught_card: Path) -> None:
@@ -259,16 +259,16 @@ def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
     ("change", "message"),
     [
         (lambda entry: entry["cells"][0]["score"].update(robust=0.99), "different accuracies"),
-        (lambda entry: entry["cells"][0]["score"].update(n=199), "its columns or its number of rows differ"),
+        (lambda entry: entry["cells"][0]["score"].update(n=199), "its columns or its number of rows are not those"),
         (lambda entry: entry["cells"][0].update(fingerprint="0" * 64), "do not match their fingerprint"),
-        (lambda entry: entry["cells"][0].update(content="0" * 64), "records that changed"),
+        (lambda entry: entry["cells"][0].update(content="0" * 64), "have changed since the entry was written"),
         (
             lambda entry: entry["cells"][0].update(threat={"norm": "Linf", "eps": "1/2"}),
             "do not match their fingerprint",
         ),
         (lambda entry: entry["datasets"]["colours"].update(data="0" * 64), "do not match their data digest"),
         (lambda entry: entry["records"].update(sha256="0" * 64), "is not the one in the entry"),
-        (lambda entry: entry["cells"].pop(), "its columns or its number of rows differ"),
+        (lambda entry: entry["cells"].pop(), "its columns or its number of rows are not those"),
         (lambda entry: entry.update(status="verified"), "its history ends in 'claimed'"),
         (lambda entry: entry["protocol"].update(label="mini-quick/1"), "must be mini/1, got mini-quick/1"),
         (lambda entry: entry["card"].update(name="agft"), "must be that of the entry.s model .taught., got .agft."),

@@ -202,7 +202,7 @@ def test_a_single_shard_and_a_folder_without_weights_are_explained(saved: Path, 
         load_encoders(shard)
     with pytest.raises(UserError, match=r"lacks weights, expected one of model.safetensors.index.json"):
         load_encoders(tmp_path)
-    with pytest.raises(UserError, match="it is a JSON file"):
+    with pytest.raises(UserError, match="the file is a JSON file"):
         load_encoders(saved / "whole" / "config.json")
 
 

@@ -308,7 +308,7 @@ def test_the_message_for_a_wrong_base_advises_base(tmp_path: Path) -> None:
         ),
         (
             lambda state: state.update({"bn1.bias": torch.full((8,), float("nan"))}),
-            "NaN or infinite values in 1 tensors, first in bn1.bias",
+            "NaN or infinite values in 1 tensors, for example in bn1.bias",
         ),
         (lambda state: state.clear(), "no entries"),
     ],
@@ -370,11 +370,11 @@ class Code:
 NO_CHECKPOINTS: dict[str, tuple[Callable[[Path], object], str]] = {
     "page.pt": (lambda path: path.write_text("<!DOCTYPE html><html>"), "a web page"),
     "page.safetensors": (lambda path: path.write_text("\n<html><head>" + " " * 50), "a web page"),
-    "empty.pt": (lambda path: path.write_bytes(b""), "it is empty; download it again"),
+    "empty.pt": (lambda path: path.write_bytes(b""), "the file is empty; download it again"),
     "lfs.pt": (lambda path: path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0"), "Git LFS"),
     "zip.pt": (_zip, "a zip archive of other files"),
     "script.pt": (_script, "TorchScript.*open_clip:ViT-B-32-quickgelu/openai"),
-    "truncated.pt": (_truncated, "it is incomplete"),
+    "truncated.pt": (_truncated, "the file is incomplete"),
     "truncated.pth.tar": (_truncated_old, "may be incomplete"),
     "tar.pth.tar": (_tar, "a tar archive"),
     "code.pt": (lambda path: torch.save({"a": Code()}, path), "refers to .*exec.*none of it was run"),

@@ -134,9 +134,9 @@ def test_a_locally_trained_model_is_loaded_by_its_name(tmp_path: Path, monkeypat
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"base": "clip"}, "weights of an encoder twice"),
-        ({"pretrained": "openai"}, "weights of an encoder twice"),
-        ({"image": None}, "weights of an encoder twice"),
+        ({"base": "clip"}, "weights of an encoder are given twice"),
+        ({"pretrained": "openai"}, "weights of an encoder are given twice"),
+        ({"image": None}, "weights of an encoder are given twice"),
         ({"image": {"file": "a.pt", "sha256": ""}}, "must state the sha256 of a.pt"),
         ({"image": {"file": "a.pt", "sha256": "", "url": 1}}, "image/url: .* string, got 1"),
         ({"image": {"file": "a.pt", "sha256": "", "mirror": ""}}, "image/mirror: unknown field"),

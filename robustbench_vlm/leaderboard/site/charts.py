@@ -24,7 +24,7 @@ _CHARACTER, _LINE = 7.0, 14.5
 _LONGEST = 15
 """Largest number of characters of a name in a chart."""
 Box = tuple[float, float, float, float]
-"""Left, top, right and bottom, in units of the SVG canvas."""
+"""Left, top, right and bottom of a rectangle, in units of the SVG canvas."""
 
 
 @dataclass(frozen=True)

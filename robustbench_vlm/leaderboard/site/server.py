@@ -25,7 +25,7 @@ def open_server(folder: Path, port: int) -> ThreadingHTTPServer:
         return ThreadingHTTPServer(("127.0.0.1", port), functools.partial(_Quiet, directory=str(folder)))
     except (OSError, OverflowError) as error:
         raise UserError(
-            f"cannot listen on port {port}: {error}; give another port by --port; 0 takes a free one"
+            f"cannot listen on port {port}: {error}; give another port with --port, or give 0 to use a free port"
         ) from error
 
 
