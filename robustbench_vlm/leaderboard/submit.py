@@ -176,7 +176,7 @@ def _continued(entry: Entry, earlier: Entry) -> Entry:
     kept = earlier.counterexamples if earlier.weights == entry.weights else ()
     event = entry.history[0]
     is_same = earlier.weights == entry.weights
-    what = "submitted again" if is_same else "submitted again, with other weights"
+    what = f"the entry was submitted again{'' if is_same else ' with other weights'}"
     if earlier.status == "disputed" and entry.repeats(earlier):
         # Submitting the same records again must not remove the status "disputed".
         event, what = (

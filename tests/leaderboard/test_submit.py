@@ -72,7 +72,7 @@ def test_a_model_that_is_submitted_again_keeps_its_history(entry_path: Path, rea
     assert anew.status == "claimed" and anew.counterexamples == (example,)
     write_entry(dataclasses.replace(before, weights="0" * 64, counterexamples=(example,)), entry_path)
     others = make_submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
-    assert others.counterexamples == () and others.history[-1].what == "submitted again, with other weights"
+    assert others.counterexamples == () and others.history[-1].what == "the entry was submitted again with other weights"
 
 
 def test_cells_that_a_run_does_not_replace_are_kept(real_run: Path, taught_card: Path, tmp_path: Path) -> None:
