@@ -114,7 +114,7 @@ def attack_cells(plan: Plan, on_attacked: Callable[[int, Cell], None]) -> list[A
 def attack_positions(cell: Cell, positions: Sequence[int], resources: Resources) -> Attacked:
     """Attack the samples at the given positions of a cell (one model, attack, dataset and radius) in this process.
 
-    `resources` must be resolved, see `engine.backends.resolve_resources`.
+    `resources` must be a result of `engine.backends.resolve_resources`.
     """
     shards = [Shard(0, position, position + 1, cell.fingerprint) for position in positions]
     return joined(attack_shards([cell], resources, shards))

@@ -1,8 +1,11 @@
 """APGD, untargeted and targeted: PGD that halves its step size when the loss stalls (arXiv:2003.01690, algorithm 1).
 
-The implementation follows pyautoattack 0.2.0 with three differences. A sample is finished at its first misclassified
-iterate. The first checkpoint compares the loss with the loss of the starting point, as in the paper. pyautoattack
-compares it with zero. All targets of a sample are chosen from one forward pass of the clean image.
+The implementation follows pyautoattack 0.2.0 with three differences:
+
+* A sample is finished at its first misclassified iterate.
+* The first checkpoint compares the loss with the loss of the starting point, as in the paper. pyautoattack compares the
+  loss with zero.
+* All targets of a sample are chosen from one forward pass of the clean image.
 """
 
 from dataclasses import dataclass, replace

@@ -124,10 +124,11 @@ class MultiDatasetClassifier:
 
     @classmethod
     def of_ranges(cls, union: Classifier, first: Tensor, num_classes: Tensor) -> "MultiDatasetClassifier":
-        """Return a classifier for a batch. The classes of each sample are consecutive columns of the logits of `union`.
+        """Return a classifier for a batch with samples of several datasets.
 
-        `first`, int64 (B,), is the column of each sample's first class. `num_classes`, int64 (B,), is the number of
-        classes of each sample's dataset.
+        `union` classifies among the classes of all datasets. The classes of a sample are consecutive columns of its
+        logits. `first`, int64 (B,), is the column of each sample's first class. `num_classes`, int64 (B,), is the
+        number of classes of each sample's dataset.
         """
         place = torch.arange(int(num_classes.max()), device=first.device)
         absent = place >= num_classes[:, None]

@@ -35,10 +35,15 @@ def sanity_warnings(
 ) -> list[tuple[str, ...]]:
     """Return the warning codes of each sample of a batch, in the order of the samples.
 
-    There are four checks. They compute the gradient of the margin, and call the classifier again on the same images.
-    They call it with other images in the batch, and test whether the logits are probabilities. `batch_tolerance` and
-    `repeat_tolerance` are fractions of the largest logit. The call with other images passes 2 * `batch_size` images at
-    once, and all other calls pass `batch_size`.
+    There are four checks:
+
+    * The gradient of the margin must be finite and not zero.
+    * A second call of the classifier on the same images must give the same logits.
+    * A call with other images in the batch must give the same logits.
+    * The logits must not be probabilities.
+
+    `batch_tolerance` and `repeat_tolerance` are the largest allowed changes of logits, as fractions of the largest
+    logit. The call with other images passes 2 * `batch_size` images at once, and all other calls pass `batch_size`.
     """
     classifier, codes = as_classifier(model), list[tuple[str, ...]]()
     for part in torch.arange(len(batch.labels), device=batch.labels.device).split(batch_size):

@@ -1,8 +1,10 @@
 """Square Attack: random search with square-shaped changes and without gradients (arXiv:1912.00049, algorithms 1 to 3).
 
-The implementation follows pyautoattack 0.2.0 without its option to rescale the schedule. There are three differences.
-Positions and colours are drawn for each sample. Squares may cover the last row and column of the image. A sample is
-finished when it is misclassified. Two equal logits do not finish it.
+The implementation follows pyautoattack 0.2.0 without its option to rescale the schedule. There are three differences:
+
+* Positions and colours are drawn for each sample.
+* Squares may cover the last row and column of the image.
+* A sample is finished when it is misclassified. Two equal logits do not finish it.
 
 If a batch has fewer samples than `batch_size`, one forward pass makes several queries for each sample. Each of these
 queries assumes that the queries before it do not lower the loss. The queries after the first successful query are

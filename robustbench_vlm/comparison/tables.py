@@ -41,7 +41,7 @@ def about(found: Comparison) -> str:
 
 
 def notes(found: Comparison) -> tuple[str, ...]:
-    """Return the notes of a comparison. After the notes follows one sentence for each warning code of the records."""
+    """Return the notes of a comparison, and one sentence for each warning code of the records."""
     raised: dict[str, dict[str, list[str]]] = {}
     for model in found.models:
         for dataset, result in model.datasets.items():

@@ -1,9 +1,9 @@
 """Datasets of the built-in track `mini`. The images of thirteen datasets are drawn by code.
 
 A drawn image depends only on its sample id. The classes of a drawn dataset are values of one attribute of the scenes in
-`world`, for example the shape or the background. The fine-tuning dataset "scenes" has classes for all these attributes,
-and its images are in no other dataset. It is used as ImageNet is used for the published datasets. One more dataset has
-real images: the handwritten digits of scikit-learn (UCI, Alpaydin and Kaynak 1998).
+`world`, for example the shape or the background. Models are fine-tuned on the dataset "scenes". It has classes for all
+these attributes, and its images are in no other dataset. One more dataset has real images: the handwritten digits of
+scikit-learn (UCI, Alpaydin and Kaynak 1998).
 """
 
 import gzip

@@ -36,10 +36,11 @@ def prepare(
 ) -> Path:
     """Prepare the first `count` samples of the standard order and return the folder that contains their pixels.
 
-    If `count` is None, all samples are prepared. Prepared samples are reused unless their image files have changed. To
-    detect this, the stamp of each image file is stored (for example its sha256). With `by_content`, the name of the
-    folder depends on the stamps. Changed images are then prepared in another folder, and a running evaluation still
-    reads the old pixels.
+    If `count` is None, all samples are prepared. A prepared sample is used again if its image file has not changed. To
+    detect changes, a stamp of each image file is stored, for example its sha256.
+
+    If `by_content` is true, the name of the folder depends on the stamps. If images change, they are prepared in
+    another folder, and an evaluation that is already running still reads the old pixels.
 
     Several processes may prepare the same dataset at the same time. The pixels are stored in chunks of samples. Only
     one process writes a chunk, and no process removes a complete chunk.

@@ -39,7 +39,10 @@ _CHUNK_FILE = re.compile(r"\d{6,}\.json")
 
 
 class PreparedSource:
-    """The samples of a prepared folder, in the standard order. All samples have ids, but some may have no image yet."""
+    """The samples of a prepared folder, in the standard order.
+
+    All samples have ids, but the images of some samples may not be prepared yet.
+    """
 
     def __init__(self, folder: str, merged: Sequence[int] = ()) -> None:
         self._folder = Path(folder)
@@ -169,7 +172,7 @@ def _chunk_digests(folder: Path, chunk: int) -> dict[str, Any]:
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Return the content of a JSON file of a prepared folder. It must be an object that has the keys `keys`.
+    """Return the content of a JSON file of a prepared folder. The content must be an object with all keys in `keys`.
 
     Raises UserError if the file is missing or damaged.
     """

@@ -147,8 +147,8 @@ def count_workers(resources: Resources) -> int:
 def keep_freed_memory() -> None:
     """Make this process keep freed memory for later use.
 
-    To return it to the operating system would take a third of the run time. The function has an effect only with the
-    GNU C library.
+    Without this, a third of the run time would be needed to return memory to the operating system and to request it
+    again. The function has an effect only with the GNU C library.
     """
     with contextlib.suppress(OSError, AttributeError):
         library = ctypes.CDLL(None)
@@ -204,8 +204,8 @@ def _start(function: Callable[[Job], Any], number: int, workers: int) -> _Worker
 def _without_program(function: Callable[[Any], Any]) -> Iterator[None]:
     """Return a context manager that hides the main script from processes that are started in its body.
 
-    They would run the script again. Models and attacks are in packages, so workers need the script only if `function`
-    is defined in it.
+    Without it, such a process would run the main script again. Models and attacks are in packages, so workers need the
+    main script only if `function` is defined in it.
     """
     program = sys.modules["__main__"]
     if getattr(function, "func", function).__module__ != program.__name__:

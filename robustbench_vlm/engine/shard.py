@@ -271,10 +271,12 @@ def attack_group(cells: Sequence[Cell], resources: Resources, group: ShardGroup)
 def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resources: Resources) -> list[ShardGroup]:
     """Return the groups of shards that are not complete.
 
-    In a forward pass, a sample may change the last bit of the logits of another sample. An incomplete group is
-    therefore computed again as a whole. A run that was killed and continued then has the records of an uninterrupted
-    run. Samples with records from shards with other boundaries, for example of another shard size, are not computed
-    again.
+    The samples of a group share forward passes, and a sample may change the last bit of the logits of another sample.
+    An incomplete group is therefore computed again as a whole. Its records are then equal to the records of a run
+    without interruption.
+
+    If the records of a sample are in a shard with other boundaries, for example because of another shard size, the
+    sample is not computed again.
     """
     groups = []
     for group in packed_groups([*_all_shards(cells, resources)], cells, resources):

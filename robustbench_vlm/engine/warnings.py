@@ -232,7 +232,7 @@ def _black_box_wins(attack: Attack, broken_by: Sequence[str]) -> int:
 
 
 def _repeated(prompts: Sequence[Prompt], context_length: int) -> int:
-    """Return the number of classes with the tokens of an earlier class in all prompts."""
+    """Return the number of classes whose prompts have the same tokens as the prompts of an earlier class."""
     texts = [(prompt,) if isinstance(prompt, str) else prompt for prompt in prompts]
     groups: list[tuple[int, ...]] = [tuple(range(len(texts)))]
     for template in range(len(texts[0])):

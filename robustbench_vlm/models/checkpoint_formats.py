@@ -143,7 +143,10 @@ def _without_prefix(state: State) -> State:
 
 
 def _start(name: str) -> int:
-    """Return the position in a tensor's name at which its name inside the image encoder starts, or -1."""
+    """Return the length of the prefix before "visual." or "vision_model." in a tensor's name.
+
+    Return -1 if the name does not contain either, so that the tensor does not belong to an image encoder.
+    """
     for part in ("visual.", "vision_model."):
         at = f".{name}".find(f".{part}")
         if at >= 0:

@@ -100,7 +100,7 @@ def _expected(parent: ModelCard) -> tuple[State, State]:
 
 
 def _check_name(name: str) -> None:
-    """Raise UserError unless a name can be the name of a model and of its files."""
+    """Raise UserError if a name cannot be the name of a model and of its files."""
     if Path(name).name != name or name == "..":
         raise UserError(f"the name {name!r} is a path: give a name such as fare-1, and give the folder with --out")
     if not name.isprintable():

@@ -10,10 +10,7 @@ from robustbench_vlm.models.device import choose_device
 
 
 class _SumOfParts(torch.autograd.Function):
-    """Sums a tensor over all processes in the forward pass.
-
-    Sums its gradients over all processes in the backward pass.
-    """
+    """Sum of a tensor over all processes in the forward pass, and of its gradients in the backward pass."""
 
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:

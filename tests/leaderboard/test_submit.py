@@ -72,7 +72,9 @@ def test_a_model_that_is_submitted_again_keeps_its_history(entry_path: Path, rea
     assert anew.status == "claimed" and anew.counterexamples == (example,)
     write_entry(dataclasses.replace(before, weights="0" * 64, counterexamples=(example,)), entry_path)
     others = make_submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
-    assert others.counterexamples == () and others.history[-1].what == "the entry was submitted again with other weights"
+    assert (
+        others.counterexamples == () and others.history[-1].what == "the entry was submitted again with other weights"
+    )
 
 
 def test_cells_that_a_run_does_not_replace_are_kept(real_run: Path, taught_card: Path, tmp_path: Path) -> None:
@@ -113,7 +115,9 @@ def test_a_run_under_another_protocol_is_refused(real_run: Path, tmp_path: Path)
     shutil.copytree(real_run, tmp_path / "taught")
     path = tmp_path / "taught" / "pgd-5" / "manifest.json"
     path.write_text(path.read_text(encoding="utf-8").replace('"protocol": "mini/1"', '"protocol": "mini-quick/1"'))
-    with pytest.raises(UserError, match=r"accepts only records under the protocol mini/1 .* has mini-quick/1: run `vlmbench"):
+    with pytest.raises(
+        UserError, match=r"accepts only records under the protocol mini/1 .* has mini-quick/1: run `vlmbench"
+    ):
         make_submission(tmp_path / "taught", date="2026-01-02")
 
 

@@ -222,7 +222,10 @@ def test_a_small_stored_margin_does_not_excuse_a_clean_prediction(entry_path: Pa
     assert stage == "pgd-5", "the forgeries use this name"
     forged(entry_path, excused)
     found = verified(entry_path, taught_card)
-    assert found.entry.status == "disputed" and "clean predictions in the records differ from those of the model" in found.problems[0]
+    assert (
+        found.entry.status == "disputed"
+        and "clean predictions in the records differ from those of the model" in found.problems[0]
+    )
 
 
 def test_records_that_lower_a_number_are_disputed(entry_path: Path, taught_card: Path) -> None:

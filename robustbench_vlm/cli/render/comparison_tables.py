@@ -39,7 +39,8 @@ def check_format(name: str) -> None:
 def show(found: Comparison, format: str, out: Path | None, *, as_json: bool) -> None:
     """Print a comparison in the given format, or write it to the file `out`.
 
-    With `as_json`, a JSON document is printed: after writing the file, or instead of the text if `out` is None.
+    If `as_json` is true, a JSON document is printed in place of the text. If `out` is also given, the file still gets
+    the comparison in the given format.
     """
     if out is not None:
         write_text(out, _text(found, format))

@@ -28,7 +28,10 @@ class Line:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """Return a console on stdout or stderr. COLUMNS and LINES count only if they are positive integers."""
+    """Return a console on stdout or stderr.
+
+    The environment variables COLUMNS and LINES are used only if they are positive integers.
+    """
     environment = dict(os.environ)
     for name in ("COLUMNS", "LINES"):
         text = environment.get(name, "")
@@ -38,7 +41,11 @@ def console(*, stderr: bool = False) -> Console:
 
 
 def width() -> int:
-    """Return the width of a line in columns: the terminal's, or COLUMNS if that is set. A pipe has no limit."""
+    """Return the width of an output line in columns.
+
+    It is COLUMNS if this environment variable is set, or the width of the terminal. For a pipe, the width is not
+    limited.
+    """
     output = console()
     return output.width if sys.stdout.isatty() or "COLUMNS" in output._environ else _UNLIMITED
 
@@ -46,7 +53,8 @@ def width() -> int:
 def answer(document: Mapping[str, Any], lines: Callable[[int], Iterable[Line]], *, as_json: bool) -> None:
     """Print the result of a command.
 
-    Prints `document` if `as_json`, else the lines that `lines` returns for the width of the output.
+    If `as_json` is true, print `document`. If it is false, print the lines that `lines` returns for the width of the
+    output.
     """
     if as_json:
         show_document(document)

@@ -1,6 +1,6 @@
 """Readers of datasets whose split is in a list file (text, JSON or MATLAB).
 
-DTD, FGVC-Aircraft, Food-101, Oxford-IIIT Pet, SUN397, Hateful Memes, Flowers102 and StanfordCars.
+The datasets are DTD, FGVC-Aircraft, Food-101, Oxford-IIIT Pet, SUN397, Hateful Memes, Flowers102 and StanfordCars.
 """
 
 import json
@@ -99,7 +99,10 @@ def flowers102(root: Path) -> StoredImages:
 
 
 def stanford_cars(root: Path) -> StoredImages:
-    """Read the test split of StanfordCars: "cars_test_annos_withlabels.mat", "devkit/cars_meta.mat", "cars_test"."""
+    """Read the test split of StanfordCars: images in "cars_test" with labels in "cars_test_annos_withlabels.mat".
+
+    The class names are in "devkit/cars_meta.mat".
+    """
     import numpy
     from scipy.io import loadmat
 

@@ -51,7 +51,7 @@ def luminance(colour: Tensor) -> Tensor:
 def _tone(scenes: Scenes, keys: Tensor, colours: Tensor) -> Tensor:
     """Choose the colour of each background as float32 [B, 3] in [0, 1].
 
-    Eight grey levels are drawn at random. The chosen one differs most in brightness from the objects.
+    Eight grey levels are drawn at random. The grey level whose brightness differs most from the objects is chosen.
     """
     levels = randomness.uniform(keys, 0, (8,)) * 0.8 + 0.1
     gap = torch.full_like(levels, 1e9)
@@ -122,7 +122,7 @@ def _cells(scenes: Scenes, keys: Tensor) -> Tensor:
 
 
 def _paint(colour: Tensor, texture: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return the surfaces of the objects, float32 [B, 3, 32, 32] in [0, 1]: one colour with a pattern in another."""
+    """Return the surfaces of the objects, float32 [B, 3, 32, 32] in [0, 1]. Each has a pattern of two colours."""
     base = torch.tensor(words.COLOUR_VALUES)[colour]
     base = (base + (randomness.uniform(keys, 1, (3,)) - 0.5) * 0.08).clamp(0, 1)
     bright = (luminance(base) > 0.4)[:, None]

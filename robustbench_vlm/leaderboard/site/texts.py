@@ -1,7 +1,7 @@
 """Formatting for the pages: visible texts, safe links and file names, numbers, BibTeX.
 
-The templates escape all values. Escaping does not change control characters, links and paths. These functions make them
-safe.
+The templates escape all values, but escaping does not make control characters, links and paths safe. The functions of
+this module do this.
 """
 
 import hashlib
