@@ -107,7 +107,7 @@ def _all_at_one(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
 
 
 def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
-    # This test uses float64, because float32 rounding depends on the batch size. It may change a prediction
+    # This test uses float64, because float32 rounding depends on the batch size. Rounding may change a prediction
     # at the decision boundary.
     exact = copy.deepcopy(classifier).to(torch.float64)
     # At a small radius, the attack breaks only some samples. If verdicts depend on the batch size, these samples

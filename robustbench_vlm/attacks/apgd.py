@@ -171,8 +171,8 @@ class Apgd:
     def _move(self, state: ApgdState, gradient: Tensor) -> None:
         share = as_factor(torch.where(state.iteration > 0, _MOMENTUM, 1.0).to(gradient.dtype))
         step = torch.addcmul(state.point, state.ball.direction(gradient), as_factor(state.step_size))
-        # Momentum: let x be the current point and z the projected point after the step. The new point is
-        # x + share * (z - x) + (1 - share) * (x - previous).
+        # This is the momentum of the paper. Let x be the current point, z the projected point after the step, and
+        # `share` the weight of the step. The new point is x + share * (z - x) + (1 - share) * (x - previous).
         mirrored = torch.lerp(state.previous, state.point, 2.0)
         moved = state.ball.clip(mirrored.lerp_(state.ball.clip(step), share))
         state.previous, state.point = state.point, moved

@@ -92,8 +92,9 @@ class Fab:
         state.rows.finished |= state.closest <= float(self.threat.eps)
 
     def _moved(self, images: Tensor, delta: Tensor, kept: Tensor, plane: tuple[Tensor, Tensor]) -> Tensor:
-        # The image encoder is linearised at `images + delta`, both (B, D). `plane` contains the gap (B,) and the normal
-        # (B, D) of this linearisation. The step begins at `images + kept * delta`, with `kept` (B,).
+        # `plane` is the linear approximation of the model at the point images + delta. It has the gap (B,) and
+        # the normal (B, D). `images` and `delta` are (B, D), and `kept` is (B,). The step starts at the point
+        # images + kept * delta.
         gap, normal = plane
         planes = Hyperplanes.of(normal, self.threat.norm)
         along = (normal * delta).sum(dim=1)

@@ -174,7 +174,7 @@ def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
     Raises UserError if a logit is not finite. Non-finite logits do not define a prediction.
     """
     logits = classifier(images)
-    # These two wrappers have already checked the logits of the classifiers inside them. They add -inf on purpose, at
+    # Both wrappers have already checked the logits of the classifiers inside them. After the check, they add -inf at
     # the positions of classes that a dataset does not have.
     if isinstance(classifier, SurrogateClassifier | MultiDatasetClassifier):
         return logits

@@ -90,7 +90,7 @@ def _part(network: LibraryModel, batch: Batch, attack: str) -> Any:
 
 @contextmanager
 def _flags() -> Iterator[set[str]]:
-    # The package logs a warning about zero gradients. The warning is recorded as a flag and not printed.
+    # The package logs a warning about zero gradients. The warning is not printed, but returned to the caller.
     logger, flags = logging.getLogger("auto-attack"), set[str]()
 
     def note(record: logging.LogRecord) -> bool:

@@ -78,7 +78,8 @@ def _margin_gradient(classifier: Classifier, images: Tensor, labels: Tensor) -> 
     with torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
         logits = classifier(leaf)
-        # If the output of a model is detached from its input, torch cannot compute a gradient.
+        # If the output of a model is detached from its input, torch cannot compute a gradient. The gradient is
+        # then reported as zero.
         if not logits.requires_grad:
             return logits.detach(), torch.zeros_like(images)
         (gradient,) = torch.autograd.grad(margin(logits, labels, labels).sum(), leaf, allow_unused=True)

@@ -77,8 +77,8 @@ class Square:
         logits = model.logits(candidate, which)
         loss, broken = -margin(logits, labels, labels), model.misclassified(candidate, logits, labels, which)
         better = ((broken | (loss < state.loss[row])) & (query <= self.queries)).view(ahead, count)
-        # `first` is the position of the first successful query of each sample. If no query of a sample succeeded, it is
-        # 0, and `helped` is False for the sample.
+        # `first` is the position of the first successful query of each sample. If no query of a sample succeeded,
+        # `first` is 0 and `helped` is False.
         first = (better * torch.arange(ahead, 0, -1, device=place.device)[:, None]).argmax(dim=0)
         helped = better.any(dim=0)
         chosen = first * count + place[:count]
@@ -87,8 +87,8 @@ class Square:
         state.loss = torch.where(helped, loss[chosen], state.loss)
         used = torch.where(helped, first + 1, (self.queries + 1 - state.query).clamp_max(ahead))
         state.query = state.query + used
-        # `run_in_batches` counts the passes of one query per step. If a step made more queries, their
-        # passes are added here.
+        # `run_in_batches` counts the passes of one query per step. The passes of all other queries in the
+        # step are added here.
         rows.forward += (used - 1) * (model.forward - spent[0])
         rows.backward += (used - 1) * (model.backward - spent[1])
         rows.finished = (helped & broken[chosen]) | (state.query > self.queries)

@@ -101,7 +101,7 @@ def moved_energy(rows: CleanImages, eps: float, best: Tensor, query: Tensor, sid
     """
     drawn = randomness.integers(rows.keys, 2 * query, (4,), _ranges(best, side, []).repeat(1, 2))
     delta = best - rows.images
-    # The part of the squared radius eps ** 2 that the current perturbation does not use, divided
+    # `free` is the difference between eps ** 2 and the squared norm of the current perturbation, divided
     # equally among the channels.
     free = (eps**2 - delta.square().sum(dim=(1, 2, 3))).clamp_min(0).view(-1, 1, 1) / best.shape[1]
     changed = delta.clone()

@@ -71,8 +71,8 @@ def run_torchattacks(classifier: Classifier, batch: Batch, *, batch_size: int, a
     adversarial: list[Tensor] = []
     for images, labels in zip(batch.images.split(batch_size), batch.labels.split(batch_size), strict=True):
         with torch.random.fork_rng(devices=devices), warnings.catch_warnings():
-            # SparseFool converts arrays in a way that newer versions of numpy warn about. These warnings
-            # do not help users.
+            # SparseFool converts arrays in a way that newer versions of numpy warn about. The warnings do not help
+            # users, so they are hidden.
             warnings.simplefilter("ignore", DeprecationWarning)
             torch.manual_seed(seed_of(batch))
             adversarial.append(made(images.contiguous(), labels).detach().to(images))

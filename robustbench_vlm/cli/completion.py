@@ -47,7 +47,7 @@ def of_kind(context: typer.Context, incomplete: str) -> list[str]:
 def one_of(names: Callable[[], Iterable[str]]) -> Complete:
     """Return a completion function for a list of names. The function `names` returns this list."""
 
-    # typer needs the annotations. It chooses the arguments of the function by their types.
+    # typer chooses the arguments of a completion function by their types, so the annotations are needed.
     def complete(context: typer.Context, incomplete: str) -> list[str]:
         return list(names())
 

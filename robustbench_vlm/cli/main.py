@@ -91,7 +91,8 @@ def _with_home_folder(argument: str) -> str:
     Shells do not replace "~" in --option=value.
     """
     option, equals, value = argument.partition("=") if argument.startswith("--") else ("", "", argument)
-    # pathlib would change a value that is not a path, for example remove a slash at its end.
+    # os.path.expanduser is used, because pathlib would change a value that is not a path. For example, pathlib removes
+    # a slash at the end.
     return f"{option}{equals}{os.path.expanduser(value)}"  # noqa: PTH111
 
 

@@ -136,7 +136,8 @@ def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
 
             if not isinstance(error, UnreadableImage):
                 raise
-            # This advice is added here, because only commands that use `request_of` have the option --skip-unreadable.
+            # Only commands that use `request_of` have the option --skip-unreadable. The advice to use it
+            # is therefore added here.
             raise UnreadableImage(f"{error}, or skip such images with --skip-unreadable") from error
 
     return with_options_of(request_of, with_advice)

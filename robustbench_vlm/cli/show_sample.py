@@ -116,7 +116,7 @@ def figure(found: "SampleView") -> "Figure":
     from matplotlib.figure import Figure
 
     drawn = Figure(figsize=(12, 0.7 + 2.1 * len(found.models)), layout="constrained")
-    # matplotlib would read text between two dollar signs as a formula.
+    # `parse_math` is off, because matplotlib would read text between two dollar signs as a formula.
     drawn.suptitle(terminal_text(_about(found)), parse_math=False)
     grid = drawn.subplots(len(found.models), 5, squeeze=False, width_ratios=(1, 1, 1, 1.5, 1.5))
     for row, each in zip(grid, found.models, strict=True):

@@ -133,7 +133,7 @@ def heat_map(found: "Transfer") -> "Figure":
             ink = "black" if share.value > 0.5 else "white"
             axes.text(column, row, percent(share.value), ha="center", va="center", color=ink, fontsize=9)
     axes.axhline(len(names) - 0.5, color="white", linewidth=3)
-    # matplotlib would read text between two dollar signs as a formula.
+    # `parse_math` is off, because matplotlib would read text between two dollar signs as a formula.
     axes.set_xticks(range(len(names)), names, rotation=40, ha="right", rotation_mode="anchor", parse_math=False)
     axes.set_yticks(range(len(rows)), rows, parse_math=False)
     axes.set(xlabel="model that classifies the images", ylabel="model that the images were made for")

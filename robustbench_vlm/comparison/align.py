@@ -166,7 +166,7 @@ def _notes(
     if len(set(labels)) > 1:
         yield "different protocols: " + ", ".join(f"{name} {label}" for name, label in zip(names, labels, strict=True))
     for key, what in _SHARED.items():
-        # If the protocols have different names, the note above has already reported this difference.
+        # If the protocols have different names, the first note has already reported this difference.
         if key == "protocol" and len(set(labels)) > 1:
             continue
         differing = [name for name in models[0] if len({canonical(each[name].identity[key]) for each in models}) > 1]

@@ -130,7 +130,8 @@ def _finite(digits: str) -> float:
 
 
 def _integer(digits: str) -> int:
-    # Python raises an error if it converts thousands of digits. The length is therefore checked first.
+    # Python raises an error when it converts a text with thousands of digits, so the length of the
+    # text is checked first.
     if len(digits) > 21 or abs(int(digits)) >= _LARGEST_INTEGER:
         raise ValueError(f"has the integer {_printable(digits)}, which has more than 64 bits")
     return int(digits)

@@ -43,7 +43,8 @@ def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
     """
     found: dict[str, list[str]] = {}
     seen = {_identity(parent) for parent in (*top.absolute().parents, *top.resolve().parents)}
-    # Links to folders are followed last. A folder that is also reached without a link then keeps its ordinary path.
+    # Links to folders are followed last. If a folder can also be reached without a link, the path without
+    # the link is used.
     pending, links = [""], list[str]()
     while pending or links:
         place = pending.pop() if pending else links.pop(0)

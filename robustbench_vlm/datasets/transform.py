@@ -118,7 +118,7 @@ def _orientation(image: "Image.Image") -> "Image.Transpose | None":
         7: Image.Transpose.TRANSVERSE,
         8: Image.Transpose.ROTATE_90,
     }
-    # Pillow raises exceptions of many types if the EXIF data are damaged. The pixels can still be read.
+    # Damaged EXIF data may raise many types of exceptions in Pillow, but the pixels can still be read.
     try:
         return turns.get(image.getexif().get(_ORIENTATION, 1))
     except Exception:
@@ -140,7 +140,7 @@ def _deep_grey(image: "Image.Image") -> "Image.Image":
 
     values = numpy.asarray(image)
     if image.mode == "F":
-        # All comparisons with NaN are False. Because of the `not`, an image with NaN is also an error.
+        # All comparisons with NaN are False. Because of the `not`, an image with NaN also raises an error.
         if not (values.min() >= 0 and values.max() <= 1):
             raise ValueError(
                 f"its float pixels are from {values.min()} to {values.max()}, expected 0 to 1: convert the image"

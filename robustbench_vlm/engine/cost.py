@@ -138,7 +138,7 @@ def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
             classifier(images)
 
     return Speed(
-        # The memory is measured first, because this also warms up the passes that are timed next.
+        # The memory is measured before the speed, because this measurement also warms up the passes that are timed.
         sample=sample_memory(classifier, images),
         forward=_fastest(forward) / len(images),
         gradient=_fastest(gradient) / len(images),

@@ -158,7 +158,7 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...
         "unpinned": cell.weights.startswith(UNPINNED),
         "incomplete": is_incomplete(cell.dataset),
         "other-split": is_other_split(cell.dataset),
-        # If the robust accuracy is exactly 0, this warning is not raised, because the attack broke every sample.
+        # A robust accuracy of exactly 0 does not raise "robust-near-chance", because the attack broke every sample.
         "robust-near-chance": 0 < _share(results, clean=False) <= _constant(results),
     }
     counted = attack_warnings(cell.attack, [result.broken_by for result in results], counts)

@@ -121,8 +121,7 @@ class RecomputedPart:
     @property
     def exceeds_tolerance(self) -> bool:
         """True if significantly more verdicts differ than the tolerance for other hardware allows."""
-        # Verdicts that are wrongly "not robust" also count as wrong, because they would make a
-        # competing model look worse.
+        # Verdicts count as wrong in both directions. Verdicts that are too low would make a competing model look worse.
         return exceeds_tolerance(self.wrong, self.verdicts)
 
 

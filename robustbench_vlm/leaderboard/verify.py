@@ -220,7 +220,8 @@ def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[CellRecords], d
             known[cell.dataset.name] = clean_predictions(cell, device=device)
         here = known[cell.dataset.name]
         other = [lead for row, (found, lead) in zip(each.results, here, strict=True) if row.clean_prediction != found]
-        # The margins are computed on this machine. A submitter could store small margins to hide wrong predictions.
+        # The margins are computed on this machine, because a submitter could store small margins
+        # to hide wrong predictions.
         if max(other, default=0.0) > _CLOSE_MARGIN or exceeds_tolerance(len(other), len(here)):
             problems.append(
                 f"{cell.label}: {len(other)} clean predictions in the records differ from those of the model"

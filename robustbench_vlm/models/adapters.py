@@ -46,7 +46,8 @@ class TextModule(nn.Module):
     def __init__(self, model: nn.Module, method: str, tokenize: Tokenizer) -> None:
         super().__init__()
         self.model, self.method = model, method
-        # A tokenizer may be a torch module. The tuple prevents torch from registering it as a sub-module.
+        # A tokenizer may be a torch module. It is stored in a tuple, so that torch does not register
+        # it as a sub-module.
         self._tokenize = (tokenize,)
 
     def tokens(self, texts: list[str]) -> Tensor:

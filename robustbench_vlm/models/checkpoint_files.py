@@ -156,8 +156,8 @@ def _read_file(path: Path) -> Any:
         # below explains the problem.
         with warnings.catch_warnings(), torch.serialization.safe_globals([(_Ignored, name) for name in _NUMPY]):
             warnings.simplefilter("ignore")
-            # The file is opened first. For a path, torch.load would choose the format by the file extension and
-            # not by the content.
+            # torch.load gets an open file, so that it chooses the format by the content. For a path, it would
+            # use the file extension.
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
     # If the bytes are damaged, torch may raise almost any type of exception, including AssertionError.

@@ -56,7 +56,7 @@ class ZeroShotClassifier(nn.Module):
             # computed in float64 and then rounded to float32 does not depend on it.
             product = self.scale * features.double() @ self.text_features.double().T
             return (product + self.bias).to(self.text_features.dtype)
-        # In this case, the protocol requires logits in half precision.
+        # The protocol requires logits in half precision, as in some published code.
         with products(self.logits, images.device.type):
             found = self.scale * features @ self.text_features.T + self.bias
         return found.to(self.text_features.dtype)

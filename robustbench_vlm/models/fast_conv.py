@@ -88,7 +88,8 @@ def _image_gradient(gradient: Tensor, weight: Tensor, stride: int, padding: int,
     missing = blocks * stride - weight.shape[2]
     kernel = functional.pad(weight, (0, missing, 0, missing))
     kernel = kernel.unflatten(3, (blocks, stride)).unflatten(2, (blocks, stride))
-    # Reorder [O, C, a, i, b, j] to [a, b, O, (i, j, C)]. The last axis is then one image block in channels-last order.
+    # Reorder the axes from [O, C, a, i, b, j] to [a, b, O, (i, j, C)], so that the last axis is one image
+    # block in channels-last order.
     kernel = kernel.permute(2, 4, 0, 3, 5, 1).reshape(blocks, blocks, outputs, -1)
     rows = gradient.permute(0, 2, 3, 1).reshape(-1, outputs)
     sums = gradient.new_zeros(batch, down + blocks - 1, across + blocks - 1, kernel.shape[-1])

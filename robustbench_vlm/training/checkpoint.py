@@ -39,7 +39,7 @@ class Checkpoint:
             if identity == self.identity:
                 network.load_state_dict(state["tower"])
                 optimizer.load_state_dict(state["optimizer"])
-        # If the file is not a checkpoint, reading it can raise many types of errors.
+        # A file that is not a checkpoint may raise many types of errors when it is read.
         except Exception as error:
             raise damaged_file(self.path, "checkpoint", error) from error
         if identity != self.identity:

@@ -23,7 +23,8 @@ def content_digest(path_of: Callable[[int], Path], indices: Sequence[int]) -> st
     for part in _chunks(path_of, indices, _status):
         key.update("".join(part).encode(errors="surrogateescape"))
     cached = cache_folder() / "image_digests" / key.hexdigest()
-    # If the cache cannot be read or written, the digest is computed again. This only takes more time.
+    # If the cache cannot be read or written, the digest is computed again. The result is the same, but
+    # it takes more time.
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if len(known := cached.read_text(encoding="utf-8")) == hashlib.sha256().digest_size * 2:
             return known

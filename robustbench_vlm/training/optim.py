@@ -62,7 +62,8 @@ def lr_at(schedule: Schedule, steps: int, step: int) -> float:
     """Return the learning rate of a step in [0, steps). `defenses.schedule.Schedule` describes the schedule."""
     cosine = schedule.cosine
     if step < schedule.warmup and cosine != "product":
-        # AGFT uses the schedule of timm ("whole"). The warm-up of this schedule starts at zero.
+        # AGFT uses the schedule of the library timm, which is "whole" in this module. Its warm-up starts at a
+        # learning rate of zero.
         return schedule.lr * (step if cosine == "whole" else step + 1) / schedule.warmup
     warm = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
     begin = schedule.warmup if cosine == "remaining" else 0

@@ -17,7 +17,7 @@ def save_tensors(path: Path, content: Any) -> None:
     """
 
     def save(partial: Path) -> None:
-        # The file is opened here, because torch's exception would not have the error number of the OSError.
+        # The file is opened here, because an exception of torch does not contain the error number of the OSError.
         with partial.open("wb") as file:
             torch.save(content, file)
 

@@ -262,7 +262,7 @@ def _spread(heights: Sequence[float]) -> list[float]:
     last = TOP - _LINE
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     for below, index in zip(reversed(range(len(order))), order, strict=True):
-        # Every name needs a line of its own. The names below this name need the space from BOTTOM - _LINE
-        # * below to BOTTOM.
+        # Names must not overlap. If `below` more names follow, the y position of this name is at most BOTTOM
+        # - _LINE * below.
         last = found[index] = round(max(last + _LINE, min(heights[index], BOTTOM - _LINE * below)), 1)
     return found

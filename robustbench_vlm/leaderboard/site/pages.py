@@ -118,7 +118,7 @@ def _about_protocol(board: Board) -> dict[str, Any]:
         protocol = read_protocol(identity)
         words = [(what, say(protocol)) for what, say in FIELDS.values()]
     except UserError:
-        # Another version of the package wrote the protocol. Only its JSON identity can be shown.
+        # The protocol was written by another version of the package, so only its JSON identity can be shown.
         words = []
     return {"words": words, "identity": json.dumps(identity, indent=1), "digest": fingerprint(identity)}
 
@@ -169,8 +169,8 @@ def _environment(boards: Sequence[Board]) -> Environment:
         "benchmark_bibtex": texts.benchmark_bibtex(__version__),
         "style": style,
         "script": script,
-        # This content security policy allows only this style and this script. It contains their digests, because 'self'
-        # does not work for pages that are opened as files.
+        # This content security policy allows only this style and this script. The policy contains their digests,
+        # because 'self' does not work for pages that are opened as files.
         "policy": "; ".join(
             (
                 "default-src 'none'",
