@@ -26,12 +26,12 @@ AGFT_AUTOATTACK = Attack(
         _apgd("apgd-ce-10", "softmax-ce", steps=10),
         _apgd("apgd-dlr-10", "dlr", steps=10),
     ),
-    "APGD-CE and APGD-DLR with 10 steps each; the code of AGFT calls this AutoAttack",
+    "APGD-CE and APGD-DLR with 10 steps each. The code of AGFT calls this AutoAttack",
     paper="YuboCui/AGFT 0031a8f, attacks/autoattack.py",
 )
 AGFT_CW = one_stage_attack(
     _margin_pgd("agft-cw", 20, mean_over=128),
-    "PGD with 20 steps of 1/255 on the margin; only the final iterate is tested; the code of AGFT calls this CW",
+    "PGD with 20 steps of 1/255 on the margin. Only the final iterate is tested. The code of AGFT calls this CW",
     paper="YuboCui/AGFT 0031a8f, attacks/cw.py",
     norms=("Linf",),
 )
@@ -41,12 +41,12 @@ TECOA_AUTOATTACK = Attack(
         _apgd("apgd-ce", "softmax-ce", steps=100),
         _apgd("apgd-dlr", "dlr", steps=100),
     ),
-    "APGD-CE and APGD-DLR; the code of TeCoA and TGA-ZSR calls this AutoAttack",
+    "APGD-CE and APGD-DLR. The code of TeCoA and TGA-ZSR calls this AutoAttack",
     paper="cvlab-columbia/ZSRobust4FoundationModel 1243db6, attacks.py",
 )
 TECOA_CW = one_stage_attack(
     _margin_pgd("tecoa-cw", 100),
-    "PGD with 100 steps of 1/255 on the margin; only the final iterate is tested; the code of TeCoA and TGA-ZSR"
+    "PGD with 100 steps of 1/255 on the margin. Only the final iterate is tested. The code of TeCoA and TGA-ZSR"
     " calls this CW",
     paper="cvlab-columbia/ZSRobust4FoundationModel 1243db6, attacks.py",
     norms=("Linf",),

@@ -175,8 +175,8 @@ def check_plot(path: Path | None, name: str = "--plot") -> None:
             f"{name} must end in {' or '.join(_FIGURE_FORMATS)}, got {path}: give a file name such as diagnosis.png"
         )
     if path.is_dir() or not path.parent.is_dir():
-        wrong = "is a folder" if path.is_dir() else f"is in {path.parent}, which does not exist"
-        raise UserError(f"{name} {path} {wrong}: give a file in an existing folder, such as diagnosis.png")
+        wrong = "this path is a folder" if path.is_dir() else f"the folder {path.parent} does not exist"
+        raise UserError(f"{name} {path}: {wrong}; give a file in an existing folder, such as diagnosis.png")
 
 
 def example(*commands: str) -> str:

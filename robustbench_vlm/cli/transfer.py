@@ -174,8 +174,9 @@ def _footer(found: "Transfer", *, matrix: bool) -> Iterator[str]:
         )
         yield "in brackets: 95 % intervals"
     yield (
-        "images of a model: for each sample, the adversarial image of this model; if the model misclassifies the"
-        " clean image, the clean image; if no image breaks the sample, the image with the smallest margin"
+        "images of a model: there is one image for each sample. For a broken sample, it is the adversarial image."
+        " For a misclassified sample, it is the clean image. For a robust sample, it is the image with the"
+        " smallest margin"
     )
     yield "all images: the share of samples for which the images of all models are classified correctly"
     yield f"{found.track}, protocol {found.protocol}, {duration(found.seconds)}"

@@ -61,7 +61,7 @@ def read_json(
     except json.JSONDecodeError as error:
         raise UserError(f"{name} is not JSON: {error}; {advice}") from None
     except ValueError as error:
-        raise UserError(f"{name} {error}: {advice}") from None
+        raise UserError(f"{name} is not accepted: {error}; {advice}") from None
     return values
 
 
@@ -119,13 +119,13 @@ def _text_of(source: Path | str, name: str, max_bytes: int, advice: str) -> str:
 
 
 def _refuse_constant(name: str) -> None:
-    raise ValueError(f"has {name}, which is not a number in JSON")
+    raise ValueError(f"the document has {name}, which is not a number in JSON")
 
 
 def _finite(digits: str) -> float:
     value = float(digits)
     if not math.isfinite(value):
-        raise ValueError(f"has the number {_printable(digits)}, which is larger than any 64-bit float")
+        raise ValueError(f"the document has the number {_printable(digits)}, which is larger than any 64-bit float")
     return value
 
 
@@ -133,7 +133,7 @@ def _integer(digits: str) -> int:
     # Python raises an error when it converts a text with thousands of digits, so the length of the
     # text is checked first.
     if len(digits) > 21 or abs(int(digits)) >= _LARGEST_INTEGER:
-        raise ValueError(f"has the integer {_printable(digits)}, which has more than 64 bits")
+        raise ValueError(f"the document has the integer {_printable(digits)}, which has more than 64 bits")
     return int(digits)
 
 
@@ -142,7 +142,7 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(values) < len(pairs):
         keys = [key for key, _ in pairs]
         repeated = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"repeats the key {_printable(repr(repeated))} in one object")
+        raise ValueError(f"the document repeats the key {_printable(repr(repeated))} in one object")
     return values
 
 
@@ -152,11 +152,11 @@ def _check_values(values: Any, max_depth: int) -> None:
     while level:
         texts = (text for value in level for text in _texts_in(value))
         if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
-            raise ValueError("has a lone surrogate (half of a \\ud83d\\ude00 pair) in a text")
+            raise ValueError("a text in the document has a lone surrogate (half of a \\ud83d\\ude00 pair)")
         containers = [value for value in level if isinstance(value, dict | list)]
         depth += bool(containers)
         if depth > max_depth:
-            raise ValueError(f"is nested deeper than {max_depth} levels")
+            raise ValueError(f"the document is nested deeper than {max_depth} levels")
         level = [each for value in containers for each in (value.values() if isinstance(value, dict) else value)]
 
 

@@ -149,7 +149,9 @@ def _contradiction(result: SampleResult, threat: Threat, stages: AbstractSet[str
     is_wrong, is_robust = result.broken_by == CLEAN, result.broken_by == ""
     limit = float(threat.eps) * (1 + 1e-5) + 1e-7
     impossible = {
-        "has a NaN or infinite number": not (math.isfinite(result.margin) and math.isfinite(result.distance)),
+        "has a margin or a distance that is NaN or infinite": not (
+            math.isfinite(result.margin) and math.isfinite(result.distance)
+        ),
         "has a clean verdict that contradicts its prediction": is_wrong != (result.clean_prediction != result.label),
         "is robust, but its prediction is wrong": is_robust and result.adversarial_prediction != result.label,
         "is broken, but its prediction is correct": not is_robust and result.adversarial_prediction == result.label,

@@ -223,7 +223,7 @@ def _read_shards(folder: Path, expected: str, samples: Samples | None) -> Finish
             continue
         ids = {result.sample_id for result in piece.results}
         if piece.start < covered or len(ids) < len(piece.results) or ids & seen:
-            rejected.append((path, "its samples are also in another file"))
+            rejected.append((path, "the samples of the file are also in another file"))
             continue
         pieces.append(piece)
         seen |= ids
@@ -241,12 +241,12 @@ def _read_shard(path: Path, expected: str, samples: Samples | None) -> Piece | s
     if isinstance(results, str):
         return results
     if not results or len(results) != stop - start:
-        return f"it has {len(results)} records, but its file name says {stop - start}"
+        return f"the file has {len(results)} records, but its name says {stop - start}"
     if samples is not None:
         about = samples.ids, samples.labels, samples.image_digests
         planned = list(zip(*(values[start:stop] for values in about), strict=True))
         if [(row.sample_id, row.label, row.image_sha256) for row in results] != planned:
-            return "its records are of other samples than its file name says"
+            return "the file has records of other samples than its name says"
     return Piece(start, stop, results)
 
 
@@ -268,7 +268,7 @@ def _read_records(path: Path, expected: str) -> tuple[SampleResult, ...] | str:
         return f"it is damaged: {str(error).splitlines()[0]}"
     metadata = table.schema.metadata or {}
     if metadata.get(_FINGERPRINT) != expected.encode():
-        return "it has the fingerprint of another cell"
+        return "the file has the fingerprint of another cell"
     if metadata.get(_CONTENT) != content.encode():
-        return "it is damaged: its records do not match their digest"
+        return "the file is damaged: its records do not match their digest"
     return results

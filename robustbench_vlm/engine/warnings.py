@@ -141,7 +141,7 @@ def explain(warning: str) -> SanityWarning:
     """
     code = warning.partition(":")[0]
     return WARNINGS.get(
-        code, SanityWarning(code, "raised by a stage of the attack", "a stage of the attack raised this warning")
+        code, SanityWarning(code, "a stage of the attack raised this warning", "see the documentation of that attack")
     )
 
 

@@ -157,7 +157,7 @@ def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
             file = parquet.ParquetFile(stream)
             schema = records_table(()).schema.append(pyarrow.field(_CELL, pyarrow.int32()))
             if file.metadata.num_rows != count or not file.schema_arrow.equals(schema):
-                raise ValueError("its columns or its number of rows are not those that the entry requires")
+                raise ValueError("the columns or the number of rows are not those that the entry requires")
             for row in file.read().to_pylist():
                 rows.setdefault(row.pop(_CELL), []).append(SampleResult(**row))
     except (pyarrow.ArrowException, OSError, TypeError, ValueError, KeyError) as error:

@@ -118,8 +118,8 @@ def migrate_entry(values: Mapping[str, Any], folder: Path, *, date: str) -> dict
     event = {
         "date": date,
         "status": values["status"],
-        "what": "the fingerprints of version 0.1 were checked; then names and versions of algorithms replaced"
-        " import paths in the identities; records and verdicts did not change",
+        "what": "The migration checked the fingerprints of version 0.1. Names and versions of algorithms then"
+        " replaced import paths in the identities. Records and verdicts did not change",
         "facts": {"cells": len(cells), "from format": 1, "to format": FORMAT, "old cells": _digest(values["cells"])},
     }
     return {

@@ -45,8 +45,8 @@ def check_normalisation(mean: Pixels, std: Pixels) -> None:
     """Raise ValueError if a mean or a standard deviation is impossible for pixels in [0, 1]."""
     if not (all(0 <= each <= 1 for each in mean) and all(_SMALLEST_STD <= each <= 1 for each in std)):
         raise ValueError(
-            f"must have a mean in [0, 1] and a std in [{_SMALLEST_STD}, 1], got mean {list(mean)} and std {list(std)}:"
-            " if they are for pixels in [0, 255], divide them by 255"
+            f"the mean must be in [0, 1] and the std in [{_SMALLEST_STD}, 1], got mean {list(mean)} and std"
+            f" {list(std)}: if they are for pixels in [0, 255], divide them by 255"
         )
 
 

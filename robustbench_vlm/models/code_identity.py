@@ -129,7 +129,7 @@ def _callable(function: Callable[..., Any], doubts: list[str]) -> Any:
 def _object(value: Any, doubts: list[str]) -> Any:
     """Return the class of an object. If the class is not from an installed package, add the object to `doubts`."""
     if not _is_installed(type(value)):
-        doubts.append(f"it is a {type(value).__name__}, and the state of such an object is unknown")
+        doubts.append(f"the object is a {type(value).__name__}, and the state of such an object is unknown")
     return _code(type(value), doubts)
 
 

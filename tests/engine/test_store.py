@@ -117,7 +117,7 @@ def test_files_of_another_identity_or_with_other_samples_are_rejected(
     assert not found.pieces
     reasons = {path.name: reason for path, reason in found.rejected}
     assert "fingerprint of another cell" in reasons["000000-000002.parquet"]
-    assert "records are of other samples than its file name says" in reasons["000004-000006.parquet"]
+    assert "the file has records of other samples than its name says" in reasons["000004-000006.parquet"]
     assert "its name" in reasons["notes.parquet"]
     assert missing_ranges(6, found, 64) == [(0, 2), (2, 4), (4, 6)]
 

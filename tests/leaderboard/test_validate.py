@@ -43,7 +43,7 @@ def test_the_bundled_entries_are_valid(path: Path) -> None:
         ({"broken_by": "magic", "adversarial_prediction": 1}, "by an unknown stage"),
         ({"distance": 0.02}, "outside the radius"),
         ({"distance": -0.1}, "outside the radius"),
-        ({"distance": float("inf")}, "has a NaN or infinite number"),
+        ({"distance": float("inf")}, "has a margin or a distance that is NaN or infinite"),
     ],
 )
 def test_a_record_that_contradicts_itself_is_refused(changes: dict[str, Any], message: str) -> None:
@@ -231,7 +231,7 @@ def test_a_small_file_with_many_rows_is_not_decompressed(tmp_path: Path) -> None
     bomb = pyarrow.concat_tables([table] * 20_000).combine_chunks()
     parquet.write_table(bomb, path, compression="zstd")
     swollen = dataclasses.replace(entry, records=dataclasses.replace(entry.records, sha256=sha256_of(path)))
-    with pytest.raises(Unsound, match="its columns or its number of rows are not those"):
+    with pytest.raises(Unsound, match="the columns or the number of rows are not those"):
         check_entry(swollen, tmp_path)
 
 

@@ -262,7 +262,7 @@ def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
     ("change", "message"),
     [
         (lambda entry: entry["cells"][0]["score"].update(robust=0.99), "different accuracies"),
-        (lambda entry: entry["cells"][0]["score"].update(n=199), "its columns or its number of rows are not those"),
+        (lambda entry: entry["cells"][0]["score"].update(n=199), "the columns or the number of rows are not those"),
         (lambda entry: entry["cells"][0].update(fingerprint="0" * 64), "do not match their fingerprint"),
         (lambda entry: entry["cells"][0].update(content="0" * 64), "have changed since the entry was written"),
         (
@@ -271,7 +271,7 @@ def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
         ),
         (lambda entry: entry["datasets"]["colours"].update(data="0" * 64), "do not match their data digest"),
         (lambda entry: entry["records"].update(sha256="0" * 64), "is not the one in the entry"),
-        (lambda entry: entry["cells"].pop(), "its columns or its number of rows are not those"),
+        (lambda entry: entry["cells"].pop(), "the columns or the number of rows are not those"),
         (lambda entry: entry.update(status="verified"), "its history ends in 'claimed'"),
         (lambda entry: entry["protocol"].update(label="mini-quick/1"), "must be mini/1, got mini-quick/1"),
         (lambda entry: entry["card"].update(name="agft"), "must be that of the entry.s model .taught., got .agft."),
