@@ -84,7 +84,7 @@ MINI = Track(
     standard_eps=Fraction(5, 255),
     protocols=("mini-quick", "mini"),
     leaderboard_protocol="mini",
-    description="the embedded track: a small CLIP and 13 drawn datasets, without download or GPU",
+    description="The embedded track has a small CLIP and 13 drawn datasets. It needs no download and no GPU",
 )
 
 ZEROSHOT15 = Track(
@@ -116,7 +116,7 @@ ZEROSHOT15 = Track(
     standard_eps=Fraction(1, 255),
     protocols=("trusted", "agft-2026", "fare-2024", "tecoa-2023", "tga-2024"),
     leaderboard_protocol="trusted",
-    description="the real track: CLIP ViT-B/32 on the 15 datasets of AGFT's paper; the mean leaves ImageNet out",
+    description="The real track has CLIP ViT-B/32 and the 15 datasets of AGFT's paper. ImageNet is not in the mean",
 )
 
 TRACKS = Registry("track", {"mini": "robustbench_vlm.tracks:MINI", "zeroshot15": "robustbench_vlm.tracks:ZEROSHOT15"})

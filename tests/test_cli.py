@@ -139,7 +139,7 @@ def test_the_table_of_a_run_in_a_pipe(quick: list[str], capsys: pytest.CaptureFi
         (["list", "models", "--track", "nonesuch"], "unknown track 'nonesuch'"),
         (["diagnose", "--model", "clip", "--attack", "autoattack"], "stops as soon as a sample is broken.*pgd-10"),
         (["diagnose", "--model", "clip", "--plot", "curves.txt"], "must end in .png or .svg, got .*curves.txt"),
-        (["diagnose", "--model", "clip", "--plot", "no/such/curves.png"], "is in no/such, which does not exist"),
+        (["diagnose", "--model", "clip", "--plot", "no/such/curves.png"], "the folder no/such does not exist"),
         (["diagnose", "--model", "nonesuch"], "unknown model 'nonesuch'"),
         (["train", "nonesuch"], "unknown defense 'nonesuch'"),
         (["train", "tecoa", "--set", "rate"], "must be NAME=NUMBER"),

@@ -67,7 +67,7 @@ def _model(name: str, track: str) -> Iterator[Contract]:
     # Release cached models, because the file of a model card may have changed since this process loaded the model.
     release()
     model = loaded_model(name, track, "cpu")
-    yield Contract("loads, with the digests that its card names", True, model.digest)
+    yield Contract("the model can be loaded, and its weights have the digests in its card", True, model.digest)
     if model.card is not None:
         encoders = (model.card.image, model.card.text)
         files = [weights.file for weights in encoders if weights and weights.is_bundled]
@@ -76,20 +76,24 @@ def _model(name: str, track: str) -> Iterator[Contract]:
     logits = model.classifier(prompts).of_samples(batch.keys)
     scores = logits(batch.images).detach()
     shape, expected = tuple(scores.shape), (len(batch.labels), len(prompts))
-    yield Contract("one logit per class for every image", shape == expected, f"{shape}, expected {expected}")
+    yield Contract(
+        "the model returns one logit per class for every image", shape == expected, f"{shape}, expected {expected}"
+    )
     yield Contract("logits are float32", scores.dtype == torch.float32, str(scores.dtype))
     yield Contract("logits are finite", bool(torch.isfinite(scores).all()))
     larger = nn.functional.interpolate(batch.images, scale_factor=1.5)
-    yield Contract("accepts images of any size", logits(larger).shape == scores.shape, str(tuple(larger.shape)))
+    yield Contract(
+        "the model accepts images of any size", logits(larger).shape == scores.shape, str(tuple(larger.shape))
+    )
     found = sanity_warnings(logits, batch, batch_size=IMAGES)
     for code in SANITY_CODES:
         raised = sum(code in codes for codes in found)
-        yield Contract(f"does not raise {code}", raised == 0, f"{raised} of {len(found)} images")
+        yield Contract(f"the model does not raise the warning {code}", raised == 0, f"{raised} of {len(found)} images")
 
 
 def _dataset(name: str, track: str) -> Iterator[Contract]:
     dataset: Dataset = prepare_dataset(DATASETS.load(name), IMAGES)
-    yield Contract("has the name under which it is registered", dataset.name == name, dataset.name)
+    yield Contract("the dataset has the name under which it is registered", dataset.name == name, dataset.name)
     yield Contract("every class has a unique prompt", len(set(dataset.prompts)) == len(dataset.classes))
     source = dataset.open()
     yield Contract("ids are unique", len(set(source.ids)) == len(source.ids), f"{len(source.ids)} samples")
@@ -109,9 +113,9 @@ def _pixels(dataset: Dataset, source: Source) -> Iterator[Contract]:
         f"{images.dtype} {tuple(images.shape)}",
     )
     again = dataset.open().read(chosen)
-    yield Contract("reads the same images twice", torch.equal(images, again))
+    yield Contract("the dataset returns the same images when it is read again", torch.equal(images, again))
     alone = torch.cat([source.read([index]) for index in reversed(chosen)]).flip(0)
-    yield Contract("an image does not depend on the order or on other images", torch.equal(images, alone))
+    yield Contract("an image depends neither on the order of images nor on other images", torch.equal(images, alone))
     yield Contract("images differ", len({image.numpy().tobytes() for image in images}) > 1)
 
 
@@ -120,7 +124,9 @@ def _attack(name: str, track: str) -> Iterator[Contract]:
     norm = attack.norms[0]
     classifier, batch = linear_classifier(Threat(norm, Fraction(0)), num_classes=5)
     verdict = attack_samples(classifier, batch, attack, batch_size=4)
-    yield Contract("breaks nothing at eps 0", set(verdict.broken_by) <= {"", CLEAN}, str(set(verdict.broken_by)))
+    yield Contract(
+        "the attack breaks no sample at eps 0", set(verdict.broken_by) <= {"", CLEAN}, str(set(verdict.broken_by))
+    )
     # At the first radius, the attack breaks only some samples. The second radius is large enough for the attack to
     # break every linear classifier.
     middle, large = (Fraction(4, 255), Fraction(1, 2)) if norm == "Linf" else (Fraction(1, 5), Fraction(8))
@@ -128,7 +134,7 @@ def _attack(name: str, track: str) -> Iterator[Contract]:
     for num_classes in (5, 2):
         classifier, batch = linear_classifier(Threat(norm, large), num_classes=num_classes)
         broken = _broken(attack_samples(classifier, batch, attack, batch_size=4))
-        statement = f"breaks a linear classifier of {num_classes} classes at {batch.threat}"
+        statement = f"the attack breaks a linear classifier of {num_classes} classes at {batch.threat}"
         yield Contract(statement, broken > 0, f"{broken} of {len(batch.labels)}")
 
 
@@ -139,13 +145,15 @@ def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
     first, again, alone = (attack_samples(classifier, batch, attack, batch_size=batch_size) for batch_size in (4, 4, 1))
     untouched = torch.equal(before, torch.get_rng_state())
     raw = attack.stages[0].run(classifier, batch, 4).adversarial
-    yield Contract(f"returns finite images at {threat}", raw.shape == batch.images.shape and _finite(raw))
+    yield Contract(f"the attack returns finite images at {threat}", raw.shape == batch.images.shape and _finite(raw))
     size = float(distance(threat, batch.images, first.adversarial).max())
     yield Contract(f"adversarial images are within {threat}", size <= float(threat.eps) + 1e-6, f"distance {size:.4f}")
     same = first.broken_by == again.broken_by and torch.equal(first.adversarial, again.adversarial)
-    yield Contract(f"gives the same result twice at {threat}", same)
-    yield Contract(f"the batch size changes no verdict at {threat}", first.broken_by == alone.broken_by)
-    yield Contract(f"does not change torch's random state at {threat}", untouched)
+    yield Contract(f"the attack gives the same result twice at {threat}", same)
+    yield Contract(
+        f"the batch size does not change a verdict of the attack at {threat}", first.broken_by == alone.broken_by
+    )
+    yield Contract(f"the attack does not change torch's random state at {threat}", untouched)
 
 
 def _track(name: str, track: str) -> Iterator[Contract]:
@@ -159,7 +167,11 @@ def _track(name: str, track: str) -> Iterator[Contract]:
     yield Contract(
         "the training set is not an evaluation dataset", found.training not in found.datasets, found.training
     )
-    yield Contract("the standard eps is on the curve", found.standard_eps in found.eps, str(found.standard_eps))
+    yield Contract(
+        "the standard eps of the track is one of its evaluated radii",
+        found.standard_eps in found.eps,
+        str(found.standard_eps),
+    )
 
 
 def _names_a_model(reference: str, track: str) -> None:
@@ -181,9 +193,9 @@ def _defense(name: str, track: str) -> Iterator[Contract]:
     )
     own = defense.inner.loss if defense.batchwise else defense.loss
     statement = (
-        "in the inner attack, the loss of a sample does not depend on the batch"
+        "in the inner attack, the loss of a sample does not depend on the other samples of the batch"
         if defense.batchwise
-        else "the loss of a sample does not depend on the batch"
+        else "the loss of a sample does not depend on the other samples of the batch"
     )
     yield Contract(statement, torch.allclose(own(part, part.images), own(context, images)[1:2]))
     (gradient,) = torch.autograd.grad(defense.inner.loss(context, images).sum(), images)
@@ -207,25 +219,30 @@ def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
             0
         )
     shape, expected = tuple(scores.shape), (len(images), len(prompts))
-    yield Contract("one finite logit per class for every image", shape == expected and _finite(scores), f"{shape}")
-    yield Contract("gives the same result twice", torch.equal(scores, again))
     yield Contract(
-        "the logits of an image do not depend on the batch", torch.allclose(scores, alone, rtol=1e-6, atol=1e-8)
+        "the defended model returns one finite logit per class for every image",
+        shape == expected and _finite(scores),
+        f"{shape}",
+    )
+    yield Contract("the defense gives the same logits twice", torch.equal(scores, again))
+    yield Contract(
+        "the logits of an image do not depend on the other images of the batch",
+        torch.allclose(scores, alone, rtol=1e-6, atol=1e-8),
     )
     for mode in model.defense.gradient_modes:
         leaf = images.clone().requires_grad_()
         output = logits.with_gradient(mode)(leaf)
         same = torch.allclose(output.detach(), scores, rtol=1e-6, atol=1e-8)
-        yield Contract(f"gradient mode {mode.name} does not change the logits", same)
+        yield Contract(f"the gradient mode {mode.name} does not change the logits", same)
         (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
         moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
-        yield Contract(f"logits have a gradient at every image ({mode.name})", moved and _finite(gradient))
-    yield Contract("does not change torch's random state", torch.equal(before, torch.get_rng_state()))
+        yield Contract(f"the logits have a gradient at every image ({mode.name})", moved and _finite(gradient))
+    yield Contract("the defense does not change torch's random state", torch.equal(before, torch.get_rng_state()))
     yield _names_its_source(model.defense)
 
 
 def _names_its_source(made: Defense | TestTimeDefense) -> Contract:
-    return Contract("has a paper and a fidelity", bool(made.paper and made.fidelity), made.paper)
+    return Contract("the defense states its paper and its fidelity", bool(made.paper and made.fidelity), made.paper)
 
 
 def _loads(kind: str, name: str, load: Callable[[str], object]) -> Contract:

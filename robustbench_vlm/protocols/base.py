@@ -60,7 +60,7 @@ class Protocol:
     The mean makes the gradient of each sample smaller. In half precision, small gradients then become 0.
     """
     description: str = ""
-    """The protocol in one sentence, for lists and pages."""
+    """A few sentences about the protocol, for lists and pages."""
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -6,11 +6,13 @@ MINI = Protocol(
     name="mini",
     version=1,
     samples=200,
-    description="200 samples per dataset, float32; a sample counts as robust if no stage of the attack breaks it",
+    description="This protocol uses 200 samples per dataset and float32. A sample counts as robust if no stage of"
+    " the attack breaks it",
 )
 MINI_QUICK = Protocol(
     name="mini-quick",
     version=1,
     samples=8,
-    description="the first 8 samples of mini per dataset: a table within two minutes, with wide confidence intervals",
+    description="This protocol uses the first 8 samples of each dataset in the protocol mini. It gives a table"
+    " within two minutes, with wide confidence intervals",
 )

@@ -19,9 +19,10 @@ TRUSTED = Protocol(
     prompt_source="trusted",
     transform=Transform(224, 224, "bicubic"),
     small_transform=NATIVE,
-    description="1000 samples per dataset; one prompt template per dataset, without the known errors of published"
-    " prompts; float32 with TF32 off; CIFAR and STL10 are attacked at their stored resolution; PGD stops at the first"
-    " misclassified iterate; a sample counts as robust if no stage of the attack breaks it",
+    description="This protocol uses 1000 samples per dataset. Each dataset has one prompt template, without the"
+    " known errors of published prompts. The precision is float32 with TF32 off. CIFAR and STL10 are"
+    " attacked at their stored resolution. PGD stops at the first misclassified iterate. A sample"
+    " counts as robust if no stage of the attack breaks it",
 )
 
 AGFT_2026 = Protocol(
@@ -38,12 +39,14 @@ AGFT_2026 = Protocol(
     attacks={"autoattack": "agft-autoattack", "cw": "agft-cw"},
     step_size="1/255",
     mean_over=128,
-    description="AGFT's code: all samples; half precision; PGD and CW maximise the mean loss of 128 samples with steps"
-    " of 1/255 and return the final iterate; AutoAttack is 10 steps of APGD-CE and APGD-DLR, the version 'rand' of"
-    " torchattacks. This protocol differs from the code as follows: text features and DLR are computed in float32; the"
-    " seed is fixed, not the clock; a gradient is computed once, not averaged over 20 equal ones; no sample counts"
-    " twice; CW continues after a sample is broken; DLR is not used with two classes, because its gradient"
-    " would be 0; CIFAR and STL10 are enlarged without antialiasing",
+    description="This protocol follows the code of AGFT. It uses all samples and half precision. PGD and CW"
+    " maximise the mean loss of 128 samples with steps of 1/255, and they return the final iterate."
+    " AutoAttack consists of 10 steps of APGD-CE and 10 steps of APGD-DLR, which is the version 'rand'"
+    " of torchattacks. The protocol differs from the code in seven points. Text features and DLR are"
+    " computed in float32. The seed is fixed, and not taken from the clock. A gradient is computed"
+    " once, and not as the mean of 20 equal gradients. No sample counts twice. CW continues after a"
+    " sample is broken. If a dataset has two classes, DLR is not used, because its gradient would be"
+    " 0. CIFAR and STL10 are enlarged without antialiasing",
 )
 
 FARE_2024 = Protocol(
@@ -69,11 +72,13 @@ FARE_2024 = Protocol(
     transform=Transform(224, 224, "bicubic"),
     small_transform=NATIVE,
     attacks={"autoattack": "fare-autoattack"},
-    description="FARE's code: its 13 datasets; prompt ensembles of CLIP_benchmark; float32; APGD-CE with 5 restarts"
-    " and APGD-T. This protocol differs from the code as follows: it uses a different set of 1000 samples, because"
-    " the code's choice depends on the batch size; EuroSAT and Caltech101 have all samples instead of VTAB's test"
-    " part; Caltech101 does not have its background class; with two classes the code runs only APGD-CE; ConvNeXt is"
-    " attacked at 224 pixels, not 256",
+    description="This protocol follows the code of FARE. It uses the 13 datasets of FARE, the prompt ensembles of"
+    " CLIP_benchmark, and float32. AutoAttack consists of APGD-CE with 5 restarts and APGD-T. The"
+    " protocol differs from the code in five points. It uses other samples, 1000 per dataset, because"
+    " the code's choice of samples depends on the batch size. EuroSAT and Caltech101 have all their"
+    " samples, and not only VTAB's test part. Caltech101 does not have its background class. If a"
+    " dataset has two classes, the code runs only APGD-CE. ConvNeXt is attacked at 224 pixels, and not"
+    " at 256 pixels",
 )
 
 TECOA_2023 = Protocol(
@@ -91,10 +96,12 @@ TECOA_2023 = Protocol(
     step_size="1/255",
     mean_over=256,
     missing_datasets=("hateful-memes",),
-    description="TeCoA's code: all samples; half precision; PGD and CW maximise the mean loss of 256 samples with steps"
-    " of 1/255 and return the final iterate (the paper reports 100 steps); AutoAttack is APGD-CE and APGD-DLR. This"
-    " protocol differs from the code as follows: text features and DLR are computed in float32; the seed is fixed; with"
-    " two classes the code runs only APGD-CE; Hateful Memes is missing, because its prompts are unknown",
+    description="This protocol follows the code of TeCoA. It uses all samples and half precision. PGD and CW"
+    " maximise the mean loss of 256 samples with steps of 1/255, and they return the final iterate."
+    " The paper reports 100 steps. AutoAttack consists of APGD-CE and APGD-DLR. The protocol"
+    " differs from the code in four points. Text features and DLR are computed in float32. The seed is"
+    " fixed. If a dataset has two classes, the code runs only APGD-CE. Hateful Memes is missing,"
+    " because its prompts are unknown",
 )
 
 TGA_2024 = dataclasses.replace(
@@ -103,7 +110,8 @@ TGA_2024 = dataclasses.replace(
     prompt_source="tga",
     small_transform=Transform(224, None, "bilinear", squash=True),
     missing_datasets=("tiny-imagenet",),
-    description="TGA-ZSR's code: like tecoa-2023, except that CIFAR and STL10 are enlarged to 224 pixels before the"
-    " attack, so the attack can change 49 times as many pixels on CIFAR. The published table also has TinyImageNet, the"
-    " fine-tuning dataset; it is missing here, because its class names are unknown",
+    description="This protocol follows the code of TGA-ZSR. It is like tecoa-2023, but CIFAR and STL10 are"
+    " enlarged to 224 pixels before the attack. On CIFAR, the attack can therefore change 49 times as"
+    " many pixels. The published table also has TinyImageNet, the dataset for fine-tuning."
+    " TinyImageNet is missing here, because its class names are unknown",
 )

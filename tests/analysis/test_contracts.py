@@ -68,12 +68,12 @@ def test_a_faulty_dataset_fails_its_contracts(monkeypatch: pytest.MonkeyPatch) -
     )
     failed: list[Contract] = [contract for contract in check("dataset", "faulty") if not contract.passed]
     assert {contract.name for contract in failed} == {
-        "has the name under which it is registered",
+        "the dataset has the name under which it is registered",
         "every class has a unique prompt",
         "ids are unique",
         "labels are class indices",
         "every class has samples",
-        "reads the same images twice",
-        "an image does not depend on the order or on other images",
+        "the dataset returns the same images when it is read again",
+        "an image depends neither on the order of images nor on other images",
         "images differ",
     }

@@ -184,7 +184,7 @@ def test_a_name_is_plain_text_in_a_plot(
         (["agtf"], "unknown result 'agtf'"),
         (names("--format", "tabel")[1:], "unknown format 'tabel'. Did you mean table?"),
         (names("--heatmap", "x.jpg")[1:], "--heatmap must end in .png or .svg, got x.jpg"),
-        (names("--curves", "nowhere/x.png")[1:], "--curves nowhere/x.png is in nowhere, which does not exist"),
+        (names("--curves", "nowhere/x.png")[1:], "--curves nowhere/x.png: the folder nowhere does not exist"),
         (names("--eps", "8")[1:], "eps 8 is larger than 1"),
         (
             names("--attack", "pgd-20")[1:],

@@ -24,7 +24,7 @@ def test_every_command_is_run_or_marked(page: str) -> None:
 @pytest.mark.parametrize("page", RUN)
 def test_the_page_shows_what_its_commands_print(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (ROOT / page).read_text(encoding="utf-8")
-    if "In a clone of the repository" in text:
+    if "in a clone of the repository" in text:
         shutil.copytree(ROOT / "leaderboards", tmp_path / "leaderboards")
         shutil.copy(ROOT / "README.md", tmp_path)
     monkeypatch.chdir(tmp_path)
