@@ -110,14 +110,14 @@ class L2Ball:
     def inside(keys: Tensor, counter: Tensor, images: Tensor) -> Tensor:
         """Draw random points of the unit ball around zero with uniform direction and uniform length, (B, 3, H, W).
 
-        `LinfBall.inside` has the same arguments.
+        The arguments are those of `LinfBall.inside`.
         """
         length = randomness.uniform(randomness.derive(keys, "length"), counter, (1,)).to(images.dtype)
         return L2Ball.boundary(keys, counter, images) * as_factor(length)
 
     @staticmethod
     def boundary(keys: Tensor, counter: Tensor, images: Tensor) -> Tensor:
-        """Draw uniform random points of the unit sphere, (B, 3, H, W). `LinfBall.inside` has the same arguments."""
+        """Draw uniform random points of the unit sphere, (B, 3, H, W). The arguments are those of `LinfBall.inside`."""
         return L2Ball.direction(randomness.normal(keys, counter, images.shape[1:]).to(images.dtype))
 
 

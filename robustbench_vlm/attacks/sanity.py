@@ -21,8 +21,8 @@ REPEAT_TOLERANCE = 1e-5
 because GPU kernels may add numbers in any order.
 """
 BATCH_TOLERANCE = 1e-3
-"""Largest allowed change of an image's logits if the other images of the batch change. It is a fraction of the largest
-logit."""
+"""Largest allowed change of an image's logits if other images are in the batch. It is a fraction of the largest logit.
+"""
 
 
 def sanity_warnings(

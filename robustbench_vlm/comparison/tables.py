@@ -64,7 +64,8 @@ def legend(found: Comparison, mark: str) -> tuple[str, ...]:
     if not found.pairs:
         return ()
     return (
-        f"{mark}: no other model is significantly better; in a row for two models, they differ significantly",
+        f"{mark}: in a row for one model, no other model is significantly better; in a row for two models, the two"
+        " models differ significantly",
         "rank: if several models share a range such as 2-4, the tests do not distinguish them",
         "points: the difference of the means; datasets: on how many datasets the first model is significantly"
         " better, and on how many it is significantly worse",

@@ -53,10 +53,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _ModelFacts:
-    """The properties of a model that are needed to make its cells.
-
-    They are kept when the model is released from memory.
-    """
+    """The properties of a model that must be known after the model is released from memory."""
 
     reference: str
     name: str

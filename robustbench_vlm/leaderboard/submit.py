@@ -62,7 +62,9 @@ def make_submission(
 ) -> Submission:
     """Make an entry from a run folder, runs/<track>/<model>.
 
-    The entry has the records of the protocol that the board requires.
+    The entry has the records of the protocol that the board requires. If the board already has an entry of the model,
+    its history is kept. If weights and protocol have not changed, earlier records that the run does not replace are
+    kept too, so that submitters cannot raise the accuracy by leaving out attacks or datasets.
 
     Args:
         run: The run folder.
@@ -71,9 +73,7 @@ def make_submission(
         links: URLs with the keys "code" and "contact".
         note: A sentence that the leaderboard shows.
         records: The https URL of the records file, if it will not be in the repository.
-        board: The folder of leaderboards. If it has an earlier entry of the model, the earlier history is kept. If
-            weights and protocol are the same, earlier records that the run does not replace are kept too. Therefore
-            submitters cannot raise the accuracy if they leave out attacks or datasets.
+        board: The folder of leaderboards that may have an earlier entry of the model.
         data: The folder of prepared datasets.
 
     Raises:

@@ -269,7 +269,7 @@ _RESNETS: Mapping[tuple[int, ...], str] = {
     (64, 3, 4, 23, 3): "RN101",
     (80, 4, 6, 10, 6): "RN50x4",
 }
-"""Names of CLIP models. The keys are the width and the numbers of blocks per stage of their ResNet."""
+"""Names of CLIP models. Each key consists of the width of the ResNet and the numbers of blocks in its stages."""
 
 
 def described(state: Mapping[str, Tensor]) -> str:
