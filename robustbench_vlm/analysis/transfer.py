@@ -257,8 +257,8 @@ def masked_gradients(target: TransferTarget, attack: str) -> Iterator[str]:
     mean = target.mean
     stronger = [source for source, share in mean.under.items() if share.value < mean.robust.value]
     advice = (
-        "do not trust its white-box robust accuracy yet: evaluate it with `vlmbench run --attack autoattack`, and"
-        " with gradients that account for its defense"
+        "do not trust the white-box robust accuracy of this model yet: evaluate the model with `vlmbench run"
+        " --attack autoattack`, and with gradients that account for its defense"
     )
     if stronger:
         yield (

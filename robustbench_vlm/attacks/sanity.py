@@ -91,7 +91,7 @@ def _differ(first: Tensor, second: Tensor, tolerance: float) -> Tensor:
 
 
 def _are_probabilities(logits: Tensor) -> Tensor:
-    # Log-probabilities are not reported as probabilities. They are valid logits, because their
-    # softmax is the probabilities.
+    # Only probabilities raise the warning, and log-probabilities do not. Log-probabilities are valid logits, because
+    # their softmax is the probabilities.
     within = ((logits >= 0) & (logits <= 1)).all(dim=1)
     return within & ((logits.sum(dim=1) - 1).abs() < 1e-3)

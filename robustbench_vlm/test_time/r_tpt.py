@@ -105,7 +105,7 @@ R_TPT = TestTimeDefense(
         "images are not rounded to 8 bits before the views are made",
         "AugMix omits posterise and equalise, which have no gradient; the geometric steps of a chain are one bilinear"
         " map, and each chain ends with one change of tone (none, autocontrast or solarise)",
-        "the tuned tokens are the first four of each dataset's prompt; the paper tunes those of 'a photo of a'",
+        "the first four tokens of each dataset's prompt are tuned; the paper tunes the tokens of 'a photo of a'",
     ),
 )
 R_TPT_16 = dataclasses.replace(

@@ -53,9 +53,10 @@ def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
 
 
 def tau(context: DefenseContext, images: Tensor, noise: Tensor) -> Tensor:
-    """Return the norm of the change of the undefended embedding by `noise` (B, 3, H, W), float32 (B,).
+    """Return the relative change of the undefended model's embedding if `noise` (B, 3, H, W) is added to the images,
+    float32 (B,).
 
-    The norm is divided by the norm of the embedding without noise.
+    It is the norm of the change divided by the norm of the embedding without noise.
     """
     with torch.no_grad():
         clean, moved = context.undefended_encoder(images), context.undefended_encoder(images + noise)
