@@ -53,10 +53,10 @@ def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
 
 
 def tau(context: DefenseContext, images: Tensor, noise: Tensor) -> Tensor:
-    """Return the relative change of the undefended model's embedding if `noise` (B, 3, H, W) is added to the images,
-    float32 (B,).
+    """Return the relative change of image embeddings if `noise` (B, 3, H, W) is added to the images, float32 (B,).
 
-    It is the norm of the change divided by the norm of the embedding without noise.
+    The embeddings are those of the undefended model. The relative change is the norm of the change divided by the norm
+    of the embedding without noise.
     """
     with torch.no_grad():
         clean, moved = context.undefended_encoder(images), context.undefended_encoder(images + noise)
