@@ -104,7 +104,7 @@ def test_torchattacks_gets_the_threat_and_the_number_of_classes_of_the_dataset()
 def test_torchattacks_suggests_a_name_for_a_typo_and_refuses_wrappers_of_attacks() -> None:
     with pytest.raises(UserError, match="Did you mean Recorder"):
         load_attack("torchattacks:Recordr")
-    with pytest.raises(UserError, match="it requires attacks"):
+    with pytest.raises(UserError, match="constructor requires attacks"):
         load_attack("torchattacks:Wrapper")
 
 

@@ -121,7 +121,7 @@ def test_a_sample_with_different_pixels_is_not_a_common_sample() -> None:
 
 def test_models_without_a_common_sample_raise_user_error() -> None:
     other = evidence("theirs", [], results=samples(["", ""], first=7))
-    with pytest.raises(UserError, match="do not have a common sample"):
+    with pytest.raises(UserError, match="have no sample in common"):
         compare([source("ours", evidence("ours", ["", ""])), source("theirs", other)], MINI)
 
 

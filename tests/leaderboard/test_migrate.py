@@ -106,7 +106,7 @@ def test_an_entry_of_a_test_time_defense_is_refused(tmp_path: Path) -> None:
     [
         ({"format": 3}, "has format 3, expected 1"),
         ({"note": 5}, "the migrated entry .* note: "),
-        ({"records": {"file": "records/none.parquet", "sha256": "0" * 64, "url": ""}}, "gives no URL for them"),
+        ({"records": {"file": "records/none.parquet", "sha256": "0" * 64, "url": ""}}, "does not give a URL for them"),
     ],
 )
 def test_an_entry_that_would_be_invalid_is_not_written(changes: dict[str, Any], said: str, tmp_path: Path) -> None:

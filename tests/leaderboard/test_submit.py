@@ -38,7 +38,7 @@ def test_the_command_writes_an_entry_with_its_records_and_the_text_of_a_pull_req
     assert (entry.status, entry.links, entry.note) == ("claimed", {"code": "https://x.org"}, "<b>bold</b>")
     assert entry.history[0].facts == {"cells": 2, "samples": 400}
     assert "records of autoattack at 5/255 are missing for every dataset" in document["remarks"][0]
-    assert "taught-image.safetensors is only on your machine" in document["remarks"][1]
+    assert "taught-image.safetensors are only on your machine" in document["remarks"][1]
     text = document["pull_request"]
     assert f"sha256 `{entry.records.sha256}`" in text and "| pgd-5 | 1/255 |" in text
     assert "vlmbench verify leaderboards/mini/taught.json" in text

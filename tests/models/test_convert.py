@@ -118,7 +118,9 @@ def test_all_checkpoint_formats_are_tested() -> None:
 
 def test_a_format_other_than_the_expected_one_is_refused(tmp_path: Path) -> None:
     torch.save({"vision_encoder_state_dict": visual_of(MINI.build())}, tmp_path / "a.pt")
-    with pytest.raises(UserError, match="the checkpoint format is 'vision_encoder_state_dict', expected 'visual'"):
+    with pytest.raises(
+        UserError, match="the checkpoint format is 'vision_encoder_state_dict', but the card states 'visual'"
+    ):
         load_encoders(tmp_path / "a.pt", "visual")
 
 
