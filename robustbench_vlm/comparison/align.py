@@ -101,11 +101,11 @@ def _check_found(
     radii: dict[str, list[str]] = {}
     for name, other in sorted(shared, key=lambda each: (each[0], each[1].norm, each[1].eps)):
         radii.setdefault(name, []).append(str(other))
-    existing = "; ".join(f"{name} at {', '.join(threats)}" for name, threats in radii.items()) or "nothing in common"
+    existing = "; ".join(f"{name} at {', '.join(threats)}" for name, threats in radii.items()) or "none"
     raise UserError(
         f"{' and '.join(model.name for model in without)} {'does' if len(without) == 1 else 'do'} not have records"
-        f" of {attack} at {threat}, but only of {existing}: give one of these with --attack and --eps, or run"
-        f" {attack} at {threat}"
+        f" of {attack} at {threat}. Records that all models have: {existing}. Give one of these with --attack and"
+        f" --eps, or run {attack} at {threat}"
     )
 
 

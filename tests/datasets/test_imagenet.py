@@ -163,7 +163,7 @@ def test_empty_and_missing_folders_are_errors(tmp_path: Path) -> None:
 
 def test_class_folders_without_images_are_an_error(tmp_path: Path) -> None:
     (tmp_path / TENCH / "images").mkdir(parents=True)
-    with pytest.raises(UserError, match=rf"no images.*{TENCH}/one\.JPEG"):
+    with pytest.raises(UserError, match=rf"do not contain images.*{TENCH}/one\.JPEG"):
         training_folder(tmp_path, PROMPT, 16)
 
 

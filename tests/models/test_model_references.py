@@ -56,9 +56,9 @@ def test_an_existing_card_file_with_a_plus_in_its_name_is_not_a_defense(
         ("open_clip:ViT-B-32", "as in open_clip:ARCH/TAG"),
         ("open_clip:/openai", "as in open_clip:ARCH/TAG"),
         ("ttc+open_clip:ViT-B-32/", "as in open_clip:ARCH/TAG"),
-        ("hf:name", "give hf:ORG/NAME"),
-        ("hf:org/", "give hf:ORG/NAME"),
-        ("hf:org/name/file.bin", "give hf:ORG/NAME"),
+        ("hf:name", "write hf:ORG/NAME"),
+        ("hf:org/", "write hf:ORG/NAME"),
+        ("hf:org/name/file.bin", "write hf:ORG/NAME"),
         ("ttc+r-tpt+clip", "two test-time defenses, 'ttc' and 'r-tpt'"),
     ],
 )
