@@ -146,8 +146,8 @@ def _lines(found: "Verification", *, full: bool) -> list[Line]:
     if found.removed_counterexamples:
         lines.append(
             Line(
-                f"{len(found.removed_counterexamples)} counterexamples break no sample on this machine and were"
-                " removed",
+                "counterexamples that break no sample on this machine were removed:"
+                f" {len(found.removed_counterexamples)}",
                 "red",
             )
         )

@@ -21,11 +21,9 @@ if TYPE_CHECKING:
 
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
-"""Numbers of errors that say: the file system does not support the operation. Some network file systems return them."""
+"""Error numbers of operations that the file system does not support. Some network file systems return them."""
 _REFUSED = (*_UNSUPPORTED, errno.EPERM, errno.EACCES, errno.EISDIR, errno.EBADF)
-"""Numbers of errors that say: the file system refuses the operation. If an operation is optional, these errors are
-ignored.
-"""
+"""Error numbers of operations that the file system refuses. If an operation is optional, these errors are ignored."""
 
 
 def package_folder(name: str) -> Path:

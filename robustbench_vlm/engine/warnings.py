@@ -67,8 +67,8 @@ WARNINGS: Mapping[str, SanityWarning] = {
         ),
         (
             "truncated-prompt",
-            "this many classes have prompts that are longer than the context of the model, so the model does not"
-            " read the ends of these prompts",
+            "some classes have prompts that are longer than the context of the model, so the model does not read"
+            " the ends of these prompts",
             "use shorter class names or a shorter prompt template",
         ),
         (

@@ -196,7 +196,7 @@ def _without(entry: Entry, removed: Sequence[Counterexample], date: str) -> Entr
     if not removed:
         return entry
     kept = tuple(example for example in entry.counterexamples if example not in removed)
-    what = f"{len(removed)} counterexamples were removed, because they break no sample on this machine"
+    what = f"counterexamples that break no sample on this machine were removed: {len(removed)}"
     return dataclasses.replace(entry, counterexamples=kept).after(Event(date, entry.status, what, {}))
 
 

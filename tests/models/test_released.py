@@ -141,7 +141,9 @@ def test_the_digest_in_the_card_is_checked_on_the_first_download(site: Site, car
 
 def test_a_format_other_than_the_one_in_the_card_is_refused(site: Site, card: Callable[..., Path]) -> None:
     site.put("a.pth.tar", seed=1)
-    with pytest.raises(UserError, match="format is 'vision_encoder_state_dict', expected 'partial_state_dict'"):
+    with pytest.raises(
+        UserError, match="format is 'vision_encoder_state_dict', but the card states 'partial_state_dict'"
+    ):
         load_model(str(card(url=f"{site.url}/a.pth.tar", layout="partial_state_dict")), "mini")
 
 
