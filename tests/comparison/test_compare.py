@@ -145,7 +145,7 @@ def test_notes_name_different_protocols_prompts_and_class_names() -> None:
     theirs = evidence("theirs", HALF, protocol="tecoa-2023/1", prompts=["This is a a", "This is a b", "This is a c"])
     notes = compare([ours, source("theirs", theirs)], MINI).notes
     assert "different protocols: ours mini/1, theirs tecoa-2023/1" in notes
-    assert any(note.startswith("different prompts on shapes") for note in notes)
+    assert any(note.startswith("the models have different prompts on shapes") for note in notes)
     weaker = evidence("theirs", HALF, attack="autoattack", classes=["x", "b", "c"])
     assert any("class names" in note for note in compare([ours, source("theirs", weaker)], MINI).notes)
     assert compare([ours, source("theirs", evidence("theirs", HALF))], MINI).notes == ()

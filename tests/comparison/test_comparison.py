@@ -188,7 +188,7 @@ def test_a_name_is_plain_text_in_a_plot(
         (names("--eps", "8")[1:], "eps 8 is larger than 1"),
         (
             names("--attack", "pgd-20")[1:],
-            "do not have records of pgd-20 at Linf 5/255, only of: autoattack at Linf 2.5/255",
+            "do not have records of pgd-20 at Linf 5/255. Records that all models have: autoattack at Linf 2.5/255",
         ),
         ([], "Missing argument"),
     ],
