@@ -76,7 +76,7 @@ class Transfer:
     datasets: tuple[str, ...]
     """Names of the zero-shot datasets. The means are over these datasets."""
     n: int
-    """Total number of samples of these datasets."""
+    """Total number of samples in the zero-shot datasets."""
     targets: tuple[TransferTarget, ...]
     warnings: tuple[str, ...]
     """Sentences about possibly masked gradients."""

@@ -108,7 +108,7 @@ def _largest(logits: Tensor, count: int) -> tuple[Tensor, ...]:
 
 
 def _spread(difference: Tensor) -> Tensor:
-    # The loss is divided by this difference of logits. If a dataset has too few classes for the loss, the difference is
+    # A loss is divided by the difference of logits. If a dataset has too few classes for the loss, the difference is
     # infinite. The divisor is then 1, so the loss is the margin.
     return torch.where(difference.isfinite(), difference + _TINY, 1.0)
 

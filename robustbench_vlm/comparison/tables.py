@@ -90,7 +90,7 @@ def means(found: Comparison) -> Sheet:
 
 
 def by_dataset(found: Comparison, measure: str) -> Sheet:
-    """Return a table of accuracies with one row for each dataset and the mean, and one column for each model."""
+    """Return a table of accuracies. Each dataset and the mean have one row, and each model has one column."""
     names = [*found.datasets, ""]
     rows = []
     for name in names:

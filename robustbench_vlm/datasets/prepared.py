@@ -180,7 +180,7 @@ def read_json(path: Path, *keys: str) -> dict[str, Any]:
         values = json.loads(path.read_text(encoding="utf-8"))
         missing = [key for key in keys if not isinstance(values, dict) or key not in values]
         if missing or not isinstance(values, dict):
-            raise ValueError(f"it lacks {' and '.join(missing) or 'an object'}")
+            raise ValueError(f"the file lacks {' and '.join(missing) or 'an object'}")
     except (OSError, ValueError) as error:
         raise UserError(_damaged(path, error)) from error
     return values

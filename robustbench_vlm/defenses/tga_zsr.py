@@ -51,8 +51,8 @@ def attention(patches: Tensor, text: Tensor, size: tuple[int, int], *, over_plac
 
 
 def _distance(first: Tensor, second: Tensor) -> Tensor:
-    # At the first step the trained encoder equals its frozen copy, and the distance is zero. At zero the gradient of
-    # the square root is infinite. Therefore its argument is clamped.
+    # At the first step, the trained encoder is equal to its frozen copy, so the distance is zero. The gradient of the
+    # square root is infinite at zero. The argument of the square root is therefore clamped.
     return (first - second).square().sum(dim=(1, 2)).clamp_min(_TINY).sqrt()
 
 

@@ -123,7 +123,7 @@ class DrawnSample:
     """Index, within the entry, of the cell that contains the sample. A cell is one attack on one dataset at one
     radius."""
     position: int
-    """Index of the sample within the records of this cell."""
+    """Index of the sample within the records of its cell."""
 
 
 def draw_samples(

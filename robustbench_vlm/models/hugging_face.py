@@ -48,7 +48,8 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
         model = transformers.AutoModel.from_pretrained(
             reference.repository, use_safetensors=True, dtype=torch.float32, **options, **more
         )
-        reader: Any = transformers.AutoProcessor  # the library is not typed
+        # The library transformers does not have type annotations.
+        reader: Any = transformers.AutoProcessor
         return model, reader.from_pretrained(reference.repository, **options, **more)
 
     try:
@@ -63,7 +64,8 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
                 found = load()
     except UserError:
         raise
-    except Exception as error:  # transformers and the hub's client raise many types of errors
+    # transformers and the client of the hub raise many types of errors.
+    except Exception as error:
         raise UserError(f"cannot load {reference}: {_advice(error)}") from error
     model, processor = found
     made = zero_shot(model, processor, interpolation=_interpolation(processor), name="hub-model")
@@ -81,7 +83,8 @@ def expect_hub(what: str) -> None:
     host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
     if constants.HF_HUB_OFFLINE:
         raise UserError(f"{what} is not in the cache, and HF_HUB_OFFLINE is set: unset it, or fill the cache")
-    if getproxies().get(address.scheme):  # behind a proxy, a direct connection to the host may fail
+    # If a proxy is used, a direct connection to the host may fail.
+    if getproxies().get(address.scheme):
         return
     try:
         socket.create_connection((host, port), timeout=_SECONDS).close()
@@ -123,7 +126,8 @@ def quiet_libraries() -> Iterator[None]:
     """Silence the logs and progress bars of the hub's client and of transformers. Errors are still raised."""
     from transformers.utils import logging as library
 
-    bars: Any = library  # the library is not typed
+    # The library transformers does not have type annotations.
+    bars: Any = library
     bars.disable_progress_bar()
     try:
         with unlogged():

@@ -124,7 +124,8 @@ class InMemoryModel:
             parts.append(tensor_digest(tokens(list(_PROBES))))
         if not self.doubts:
             return self.digest_prefix + fingerprint(parts)
-        # The digests above may miss a change of the model. Most such changes also change the outputs on fixed inputs.
+        # The digests of code and tensors may miss a change of the model. Most such changes also change the
+        # outputs on fixed inputs.
         outputs = [tensor_digest(self.text_features(_PROBES)), tensor_digest(self._image_outputs())]
         return UNPINNED + fingerprint([*parts, *outputs])
 

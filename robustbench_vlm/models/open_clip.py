@@ -64,7 +64,8 @@ class Architecture:
                     built: nn.Module = open_clip.create_model(
                         self.open_clip_name, pretrained_text=False, device=torch.get_default_device()
                     )
-            except Exception as error:  # the hub client raises many types of network and cache errors
+            # The client of the hub raises many types of network and cache errors.
+            except Exception as error:
                 raise UserError(
                     f"cannot build {OPEN_CLIP}{self.open_clip_name}: {error}; open_clip fetches the configuration"
                     " of its text encoder, so check the network"
@@ -120,7 +121,8 @@ def _load_tokenizer(name: str, length: int) -> Callable[[list[str]], Tensor]:
     try:
         with unlogged():
             tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
-    except Exception as error:  # the hub client raises many types of network and cache errors
+    # The client of the hub raises many types of network and cache errors.
+    except Exception as error:
         raise UserError(
             f"cannot fetch the tokenizer of {OPEN_CLIP}{name}: {error}; it is on the Hugging Face hub, so check the"
             " network, or set HF_HUB_CACHE to a folder that has it"
@@ -165,7 +167,8 @@ def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architectur
     try:
         with unlogged():
             network = open_clip.create_model(name, pretrained=tag)
-    except Exception as error:  # the hub client raises many types of network and cache errors
+    # The client of the hub raises many types of network and cache errors.
+    except Exception as error:
         raise UserError(
             f"cannot download {architecture}/{tag}: {error}; check the network, or download the weights on another"
             " machine and write a card for them"

@@ -87,7 +87,7 @@ def note(text: str, *, quiet: bool = False, style: str = "") -> None:
 
 @contextlib.contextmanager
 def _stdout() -> Iterator[None]:
-    """Raise UserError if stdout cannot be written. A closed pipe is no error of the user."""
+    """Raise UserError if stdout cannot be written. If the reader has closed the pipe, no error is raised."""
     try:
         yield
         sys.stdout.flush()

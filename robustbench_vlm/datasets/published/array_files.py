@@ -64,7 +64,7 @@ def _placed(places: Sequence[int], numbers: Any) -> tuple[int, ...]:
     """Return the class index for each label in `numbers`. `places[label]` is the class index for a label."""
     numbers = [int(number) for number in numbers]
     if numbers and not 0 <= min(numbers) <= max(numbers) < len(places):
-        raise ValueError(f"it has labels from {min(numbers)} to {max(numbers)}, expected 0 to {len(places) - 1}")
+        raise ValueError(f"the file has labels from {min(numbers)} to {max(numbers)}, expected 0 to {len(places) - 1}")
     return tuple(places[number] for number in numbers)
 
 
@@ -97,7 +97,7 @@ class _Unpickler(pickle.Unpickler):
             ("_codecs", "encode"): codecs.encode,
         }
         if (module, name) not in allowed:
-            raise pickle.UnpicklingError(f"it uses {module}.{name}, which is not allowed in a dataset file")
+            raise pickle.UnpicklingError(f"the file uses {module}.{name}, which is not allowed in a dataset file")
         return allowed[module, name]
 
 
@@ -107,7 +107,7 @@ def _unpickled(path: Path, *keys: str) -> dict[str, Any]:
         entry: dict[str, Any] = _Unpickler(file, encoding="latin1").load()
         missing = [key for key in keys if key not in entry]
         if missing:
-            raise ValueError(f"it has no key {' and no key '.join(missing)}")
+            raise ValueError(f"the file has no key {' and no key '.join(missing)}")
     return entry
 
 

@@ -27,7 +27,7 @@ def changed_folders(folder: Path) -> list[str]:
     try:
         entry = json.loads(path.read_text(encoding="utf-8"))
         if entry["format"] != _FORMAT:
-            raise ValueError(f"its format is {entry['format']}, expected {_FORMAT}")
+            raise ValueError(f"the format of the file is {entry['format']}, expected {_FORMAT}")
         before: dict[str, dict[str, Any]] = entry["folders"]
     except (ValueError, KeyError, TypeError) as error:
         raise UserError(

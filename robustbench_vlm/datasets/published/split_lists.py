@@ -90,10 +90,10 @@ def flowers102(root: Path) -> StoredImages:
         labels = numpy.atleast_1d(loadmat(root / "imagelabels.mat", squeeze_me=True)["labels"])
         if numbers.size and not 1 <= numbers.min() <= numbers.max() <= labels.size:
             raise ValueError(
-                f"it has {labels.size} labels, expected labels of images {numbers.min()} to {numbers.max()}"
+                f"the file has {labels.size} labels, expected labels of images {numbers.min()} to {numbers.max()}"
             )
         if labels.min() < 1:
-            raise ValueError(f"it has the label {labels.min()}, expected labels from 1")
+            raise ValueError(f"the file has the label {labels.min()}, expected labels from 1")
         samples = [(f"image_{number:05d}.jpg", classes[int(labels[number - 1]) - 1]) for number in numbers.tolist()]
     return list_images(existing_folder(root, "jpg"), samples)
 
@@ -116,6 +116,6 @@ def stanford_cars(root: Path) -> StoredImages:
         rows = numpy.atleast_1d(loadmat(split, squeeze_me=True)["annotations"])
         numbers = [int(row["class"]) for row in rows]
         if numbers and min(numbers) < 1:
-            raise ValueError(f"it has the class {min(numbers)}, expected classes from 1")
+            raise ValueError(f"the file has the class {min(numbers)}, expected classes from 1")
         samples = [(str(row["fname"]), places[number - 1]) for row, number in zip(rows, numbers, strict=True)]
     return list_images(existing_folder(root, "cars_test/cars_test", "cars_test"), samples)

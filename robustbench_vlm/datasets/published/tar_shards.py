@@ -138,4 +138,4 @@ def _check_end(shard: Path) -> None:
         size = file.seek(0, io.SEEK_END)
         file.seek(max(0, size - 1024))
         if size < 1024 or any(file.read()):
-            raise ValueError("it is truncated: a complete tar file ends with 1024 zero bytes")
+            raise ValueError("the file is truncated: a complete tar file ends with 1024 zero bytes")
