@@ -91,8 +91,8 @@ def reading(path: Path) -> Iterator[None]:
     # Every parser raises its own types of exceptions, so all types are converted to a UserError.
     except Exception as error:
         raise UserError(
-            f"cannot read {path} ({path.stat().st_size} bytes): {type(error).__name__}: {error}; the file may be truncated,"
-            " or a web page that was saved under this name: remove it and fetch it again"
+            f"cannot read {path} ({path.stat().st_size} bytes): {type(error).__name__}: {error}; the file may be"
+            " truncated, or a web page that was saved under this name: remove it and fetch it again"
         ) from error
 
 
