@@ -174,8 +174,8 @@ def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
     Raises UserError if a logit is not finite. Non-finite logits do not define a prediction.
     """
     logits = classifier(images)
-    # Both wrappers have already checked the logits of the classifiers inside them. After the check, they add -inf at
-    # the positions of classes that a dataset does not have.
+    # `SurrogateClassifier` and `MultiDatasetClassifier` have already checked the logits of the classifiers inside them.
+    # After the check, they add -inf at the positions of classes that a dataset does not have.
     if isinstance(classifier, SurrogateClassifier | MultiDatasetClassifier):
         return logits
     assert logits.dim() == 2 and len(logits) == len(images), f"logits {tuple(logits.shape)} for {len(images)} images"

@@ -79,8 +79,8 @@ def _warnings(row: Mapping[str, str], under_pgd: float | None) -> Iterable[str]:
         and robust > under_pgd + _ROUNDED + 1e-9
     ):
         yield (
-            f"this is higher than the robust accuracy under PGD in the same paper, {percent(under_pgd, 2)} %,"
-            " although this attack should be stronger than PGD"
+            "this robust accuracy is higher than the robust accuracy under PGD in the same paper,"
+            f" {percent(under_pgd, 2)} %, although its attack should be stronger than PGD"
         )
 
 
