@@ -92,9 +92,8 @@ class Fab:
         state.rows.finished |= state.closest <= float(self.threat.eps)
 
     def _moved(self, images: Tensor, delta: Tensor, kept: Tensor, plane: tuple[Tensor, Tensor]) -> Tensor:
-        # `plane` is the linear approximation of the model at the point images + delta. It has the gap (B,) and
-        # the normal (B, D). `images` and `delta` are (B, D), and `kept` is (B,). The step starts at the point
-        # images + kept * delta.
+        # `plane` approximates the decision boundary near images + delta. It has a gap (B,) and a normal (B, D). The
+        # step starts at images + kept * delta. `images` and `delta` are (B, D), and `kept` is (B,).
         gap, normal = plane
         planes = Hyperplanes.of(normal, self.threat.norm)
         along = (normal * delta).sum(dim=1)
