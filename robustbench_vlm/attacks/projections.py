@@ -73,7 +73,7 @@ class LinfBall:
     def boundary(keys: Tensor, counter: Tensor, images: Tensor) -> Tensor:
         """Draw random points of Linf norm 1, (B, 3, H, W).
 
-        They are points of `inside`, divided by their largest magnitude.
+        Each is a random point from `inside`, divided by its largest magnitude.
         """
         noise = LinfBall.inside(keys, counter, images)
         return noise / as_factor(noise.flatten(1).abs().amax(dim=1).clamp_min(1e-12))

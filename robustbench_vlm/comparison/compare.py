@@ -86,7 +86,7 @@ class DatasetTest:
     p: float
     """Two-sided p value."""
     p_holm: float
-    """p value after Holm's correction for all tests with this measure, which are those of all pairs of models on all
+    """p value after Holm's correction. The correction covers this measure's tests of all pairs of models on all
     datasets.
     """
 
@@ -108,7 +108,7 @@ class ModelPair:
     p: float
     """Two-sided p value."""
     p_holm: float
-    """p value after Holm's correction for the tests of all pairs of models with this measure."""
+    """p value after Holm's correction. The correction covers this measure's tests of all pairs of models."""
     datasets: Mapping[str, DatasetTest]
     """Tests by dataset name."""
 

@@ -219,7 +219,8 @@ def _explain_status(code: int) -> str:
 def reach(url: str) -> str:
     """Return "" if the host of an address accepts a connection within `CONNECT_TIMEOUT`. If not, return the reason."""
     parts = urlsplit(url)
-    if getproxies().get(parts.scheme):  # behind a proxy, a direct connection to the host may fail
+    # If a proxy is used, a direct connection to the host may fail.
+    if getproxies().get(parts.scheme):
         return ""
     try:
         port = parts.port or (443 if parts.scheme == "https" else 80)

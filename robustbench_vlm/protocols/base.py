@@ -55,8 +55,8 @@ class Protocol:
     step_size: str = field(default="", metadata=LATER)
     """Step size of PGD and CW in Linf, for pixels in [0, 1], such as "1/255". "" keeps the step size of each attack."""
     mean_over: int = field(default=1, metadata=LATER)
-    """The number of samples over which PGD averages the cross-entropy, as published code does. 0 or 1 means that each
-    sample has its own loss.
+    """The number of samples over which PGD averages the cross-entropy, as published code does. With 1, each sample has
+    its own loss.
 
     The mean makes the gradient of each sample smaller. In half precision, small gradients then become 0.
     """
