@@ -14,7 +14,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return L for each of the adversarial images (B, 3, H, W), float32 (B,). L does not use the labels."""
+    """Return the loss of each adversarial image (B, 3, H, W), float32 (B,). It does not use the labels."""
     scale = context.settings["scale"]
     teacher = logits(context.teacher_clean(), context.text_features, context.settings["gamma"] * scale)
     student = logits(context.student(images), context.text_features, scale)

@@ -14,7 +14,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return L for each of the adversarial images (B, 3, H, W), float32 (B,)."""
+    """Return the loss of each adversarial image (B, 3, H, W), float32 (B,)."""
     return (context.student(images) - context.teacher_clean()).square().sum(dim=1)
 
 

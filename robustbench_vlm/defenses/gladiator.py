@@ -30,7 +30,7 @@ def attacked_loss(context: LossContext, images: Tensor) -> Tensor:
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return L for each of the adversarial images (B, 3, H, W), float32 (B,).
+    """Return the loss of each adversarial image (B, 3, H, W), float32 (B,).
 
     The noise depends on the sample. The entropy H is the same for all samples of the batch.
     """

@@ -18,7 +18,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return L for each of the adversarial images (B, 3, H, W), float32 (B,).
+    """Return the loss of each adversarial image (B, 3, H, W), float32 (B,).
 
     If the setting `detach` is 1, no gradient flows through the clean predictions p(x).
     """

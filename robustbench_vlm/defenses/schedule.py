@@ -32,4 +32,4 @@ class Schedule:
     "product": all steps, and the learning rate is the product of the warm-up and the cosine."""
 
     def __post_init__(self) -> None:
-        assert bool(self.epochs) != bool(self.steps), "a schedule counts epochs or steps"
+        assert bool(self.epochs) != bool(self.steps), "a schedule must have either epochs or steps, and not both"

@@ -16,7 +16,7 @@ from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Sch
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return L for each of the adversarial images (B, 3, H, W), float32 (B,)."""
+    """Return the loss of each adversarial image (B, 3, H, W), float32 (B,)."""
     scores = logits(context.student(images), context.text_features, context.settings["scale"])
     return functional.cross_entropy(scores, context.labels, reduction="none")
 

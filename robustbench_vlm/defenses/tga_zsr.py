@@ -20,7 +20,7 @@ _TINY = 1e-12
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return L for each of the adversarial images (B, 3, H, W), float32 (B,)."""
+    """Return the loss of each adversarial image (B, 3, H, W), float32 (B,)."""
     settings, size = context.settings, (context.images.shape[2], context.images.shape[3])
     text = context.text_features[context.labels]
     over_places = bool(settings["over_places"])
