@@ -25,7 +25,7 @@ _TINY = 1e-12
 
 
 def attacked_loss(context: LossContext, images: Tensor) -> Tensor:
-    """Return the first term of L without noise for each of the adversarial images (B, 3, H, W), float32 (B,)."""
+    """Return the cross-entropy CE without noise for each adversarial image (B, 3, H, W), float32 (B,)."""
     return _cross_entropy(context, context.student(images))
 
 
