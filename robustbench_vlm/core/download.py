@@ -27,9 +27,12 @@ if TYPE_CHECKING:
     from httpx2 import Headers, Response
 
 WAITS = (1.0, 2.0, 5.0, 15.0)
-"""Seconds to wait before each new attempt. If an attempt received data, the waits start again with the first."""
+"""Seconds to wait before each new attempt. After an attempt that received data, the first of these waits is used again.
+"""
 _UNREACHABLE_ATTEMPTS = 2
-"""Attempts to reach a host that has not sent data yet. A machine without a network gets its message within seconds."""
+"""Number of attempts to reach a host that has not sent data yet. It is small, so that a machine without a network gets
+an error within seconds.
+"""
 OnSlow = Callable[[SlowDownload], None]
 """Type of `on_slow`: a function that is called if a download is slow."""
 
@@ -68,7 +71,7 @@ class _Origin:
     validator: str = ""
     """The version of the file on the server: its ETag or date."""
     sha256: str = ""
-    """The digest that the Hugging Face hub states. "" if it does not state it."""
+    """The digest that the Hugging Face hub states, or "" if the hub does not state it."""
 
 
 def download(
@@ -117,7 +120,7 @@ def download(
     if path.exists():
         return _checked(requests[0])
     lock = path.with_name(f".{path.name}.lock")
-    # Several processes of one training may request the same weights at the same time.
+    # The lock is needed, because several processes of one training may request the same weights at the same time.
     with explained(path), exclusive_lock(lock, wait=True):
         digest = _checked(requests[0]) if path.exists() else _fetch_any(requests, _once(on_slow))
         lock.unlink(missing_ok=True)
@@ -173,7 +176,7 @@ def _fetch(request: _Request, on_slow: OnSlow) -> str:
     if is_on_hub(request.url):
         expect_online(request.url)
     if _collect(request, on_slow) and _expected(request) not in ("", sha256_of(request.partial)):
-        # The file on the server may have changed between two responses. Download the whole file again.
+        # The file on the server may have changed between two responses, so the whole file is downloaded again.
         request.discard()
         _collect(request, on_slow)
     digest, expected = sha256_of(request.partial), _expected(request)
@@ -247,7 +250,7 @@ def _receive(request: _Request, on_slow: OnSlow) -> bool:
         if start and failure.size == start:
             # An earlier call received the whole file and was stopped before it moved the file into place.
             return True
-        # The partial file has bytes of an earlier version of the file on the server.
+        # The partial file is from an earlier version of the file on the server, so it is discarded.
         request.discard()
         raise
 
@@ -287,8 +290,8 @@ def _write(request: _Request, response: "Response", start: int, on_slow: OnSlow)
 def _resumable(request: _Request) -> tuple[int, str]:
     """Return the size in bytes and the ETag or date of the partial file.
 
-    Return (0, "") if the download cannot be resumed. With a known sha256, the bytes of another address of the same file
-    are continued, because the digest is checked at the end.
+    Return (0, "") if the download cannot be resumed. If the sha256 of the file is known, a download from one address
+    may be resumed from another address, because the digest is checked at the end.
     """
     origin = _read_origin(request)
     validator = origin.validator if origin.url == request.url else ""

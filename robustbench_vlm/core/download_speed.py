@@ -8,8 +8,9 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.text import terminal_text
 
 LOGGER = logging.getLogger("robustbench_vlm")
-"""Logger for messages about a download that goes on. Without a configuration of logging, Python prints them on
-stderr."""
+"""Logger for messages about a download that is still running. If logging is not configured, Python prints these
+messages on stderr.
+"""
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def warn_slow(slow: SlowDownload) -> None:
 
 
 def tell(message: str) -> None:
-    """Log a message about a download that goes on."""
+    """Log a message about a download that is still running."""
     LOGGER.warning(terminal_text(message))
 
 

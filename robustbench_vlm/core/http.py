@@ -25,9 +25,10 @@ CONNECT_TIMEOUT = 5.0
 """Timeout in seconds. If a host does not accept a connection in this time, it counts as unreachable."""
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 _LONGEST = 1e9
-"""The longest time in seconds that a server can ask to wait. It keeps later dates within the range of the clock."""
+"""The longest time in seconds that a server can ask to wait. The limit keeps the later time in the range of the clock.
+"""
 _CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-"""Environment variables with a file of certificates. The first one that is set is read."""
+"""Environment variables with the path of a file of certificates. The first variable that is set is used."""
 
 
 class TemporaryFailure(Exception):
@@ -66,7 +67,7 @@ class Refused(PermanentFailure):
     def __init__(self, response: "Response") -> None:
         super().__init__(_explain_status(response.status_code))
         self.url = str(response.url)
-        """The address that refused, after redirects."""
+        """The address that refused the request, after all redirects."""
         self.status = response.status_code
         """The HTTP status."""
         self.headers: Mapping[str, str] = response.headers
@@ -111,7 +112,7 @@ def open_response(url: str, start: int, validator: str, headers: Mapping[str, st
     """
     from httpx2 import ConnectError, ConnectTimeout, InvalidURL, RequestError, TimeoutException
 
-    # The bytes of the file are wanted and not a compressed form, because their number is compared with the size.
+    # The server must not compress the file, because the number of received bytes is compared with the size of the file.
     sent = {"User-Agent": f"robustbench_vlm/{__version__}", "Accept-Encoding": "identity", **headers}
     if start:
         sent |= {"Range": f"bytes={start}-"} | ({"If-Range": validator} if validator else {})

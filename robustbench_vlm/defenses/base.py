@@ -40,7 +40,7 @@ class LossContext:
     labels: Tensor
     """The true classes, int64 (B,)."""
     keys: Tensor
-    """The key of each sample's random numbers in this step, int64 (B,), see `core.random`."""
+    """The key of each sample's random numbers in this step, int64 (B,). The module `core.random` explains keys."""
     student: EncodeImages
     """The image encoder that is trained."""
     teacher: EncodeImages

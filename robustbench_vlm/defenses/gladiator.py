@@ -92,7 +92,7 @@ GLADIATOR = Defense(
     fidelity="reconstruction",
     deviations=(
         "reconstructed from a summary of the method; formulas, radii, weights and schedule are choices of this package",
-        "the attack on text features is in closed form and changes each class independently",
-        "the effective rank is that of one batch; its weight and the size of the noise are not from the paper",
+        "the attack on text features is a formula, without steps, and changes each class independently",
+        "the effective rank is computed from one batch; its weight and the size of the noise are not from the paper",
     ),
 )

@@ -13,10 +13,11 @@ class Schedule:
     """
 
     optimizer: str
-    """"sgd" (momentum 0.9), "adamw" or "clip-adamw". "clip-adamw" is the optimizer of CLIP's pre-training, see
-    `training.optim`."""
+    """Name of the optimizer: "sgd" (momentum 0.9), "adamw" or "clip-adamw". "clip-adamw" is the optimizer of CLIP's
+    pre-training. The module `training.optim` describes it.
+    """
     lr: float
-    """The learning rate after the warm-up, before the cosine lowers it."""
+    """The learning rate at the end of the warm-up. After that, the cosine lowers it."""
     weight_decay: float
     batch_size: int
     warmup: int
@@ -28,8 +29,9 @@ class Schedule:
     cosine: Literal["remaining", "whole", "product"] = "remaining"
     """The steps that the cosine covers.
 
-    "remaining": the steps after the warm-up. "whole": all steps, and the warm-up replaces the beginning of the cosine.
-    "product": all steps, and the learning rate is the product of the warm-up and the cosine."""
+    "remaining" means the steps after the warm-up. "whole" means all steps, and the warm-up replaces the beginning of
+    the cosine. "product" means all steps, and the learning rate is the product of the warm-up and the cosine.
+    """
 
     def __post_init__(self) -> None:
         assert bool(self.epochs) != bool(self.steps), "a schedule must have either epochs or steps, and not both"
