@@ -70,12 +70,15 @@ class Dataset:
     origin: str = ""
     """The source and the licence of the images."""
     published: str = ""
-    """Name of the published dataset from which the images come. They must be prepared before `open` is called. "" if
-    the images are not from a published dataset."""
+    """Name of the published dataset of the images. Its images must be prepared before `open` is called. The name is ""
+    if the images are not from a published dataset.
+    """
     transform: Transform = NATIVE
     """The function that converts an image of a published dataset to the pixels that are attacked."""
     merged: tuple[int, ...] = ()
-    """`merged[label]` is the class index for a label of the published dataset. If it is (), labels are the indices."""
+    """`merged[label]` is the class index for a label of the published dataset. If `merged` is (), the labels are the
+    class indices.
+    """
 
     def __post_init__(self) -> None:
         if len(self.classes) < 2:
