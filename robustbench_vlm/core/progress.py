@@ -11,13 +11,14 @@ class Progress:
     done: int
     """Number of finished units (samples, training steps, bytes), including units from an earlier call."""
     total: int | None
-    """Number of all units. None if it is unknown."""
+    """Number of all units. None means that the number is unknown."""
     seconds_left: float = 0.0
-    """Estimated seconds until the end. 0 if there is no estimate."""
+    """Estimated seconds until the end. It is 0 if there is no estimate."""
     label: str = ""
     """Text about the current part, such as the name of a file or the loss of a training step."""
     passes: int = 0
-    """Number of forward and backward passes so far, counted per sample. 0 if the operation does not count them."""
+    """Number of forward and backward passes so far, counted per sample. It is 0 if the operation does not count them.
+    """
 
 
 OnProgress = Callable[[Progress], None]

@@ -51,7 +51,7 @@ class ManifestCell:
     protocol: str
     """Name and version, such as "mini/1"."""
     score: Score | None
-    """The score of the cell. None if the cell is unfinished."""
+    """The score of the cell. It is None if the cell is unfinished."""
 
     def __post_init__(self) -> None:
         if len(self.fingerprint) != 64 or set(self.fingerprint) - set("0123456789abcdef"):

@@ -49,14 +49,17 @@ class ScoreTable:
     """sha256 over the fingerprints of the cells."""
     scores: tuple[Score, ...]
     mean: Mean | None
-    """Mean over the zero-shot datasets, on which no model of the track was trained. None if the table does not have a
-    zero-shot dataset.
+    """Mean over the zero-shot datasets, on which no model of the track was trained. It is None if the table does not
+    have a zero-shot dataset.
     """
     mean_as_published: Mean | None
-    """Mean over all datasets of the protocol, as in papers. None if it is equal to `mean`, or if a dataset is missing.
+    """Mean over all datasets of the protocol, as in papers. It is None if it is equal to `mean`, or if a dataset is
+    missing.
     """
     seconds: float
-    """Wall time of the run, divided among the tables in proportion to their passes. 0 if all records existed before."""
+    """Wall time of the run, divided among the tables in proportion to their passes. It is 0 if all records existed
+    before.
+    """
     passes: int
     """Number of forward and backward passes for the records of this table, including records from earlier runs."""
     folder: Path

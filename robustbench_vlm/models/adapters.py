@@ -128,7 +128,7 @@ class PaddingTokenizer:
 
     tokenizer: Any
     length: int | None
-    """The context length of the text encoder in tokens. None if the model does not state it."""
+    """The context length of the text encoder in tokens. It is None if the model does not state it."""
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Return the tokens of N texts, int64 [N, L]."""

@@ -67,15 +67,15 @@ class PublishedDataset:
     split: str
     """Name of the split that is evaluated."""
     samples: int
-    """Number of samples of the complete split. 0 if it is unknown."""
+    """Number of samples of the complete split. 0 means that the number is unknown."""
     native: bool = False
     """True if all images have one small size. The images are then attacked at this size."""
     download_bytes: int = 0
-    """Approximate size of the download in bytes. 0 if it is unknown."""
+    """Approximate size of the download in bytes. 0 means that the size is unknown."""
     torchvision: str = ""
-    """Class of torchvision.datasets that downloads the dataset. "" if torchvision cannot download it."""
+    """Class of torchvision.datasets that downloads the dataset. It is "" if torchvision cannot download it."""
     hub: str = ""
-    """Repository on the Hugging Face Hub with tar files (shards) of the images. "" if it does not exist."""
+    """Repository on the Hugging Face Hub with tar files (shards) of the images. "" means that there is none."""
     hub_split: str = ""
     """Name of the split in the Hub's tar files, if it is not `split`. The tar files then contain different samples."""
     licensed: bool = False

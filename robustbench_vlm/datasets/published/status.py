@@ -32,11 +32,11 @@ class DatasetStatus:
 
     name: str
     samples: int
-    """Number of samples of the complete split. 0 if it is unknown."""
+    """Number of samples of the complete split. 0 means that the number is unknown."""
     on_disk: int
-    """Number of samples on disk. 0 if the dataset is missing."""
+    """Number of samples on disk. It is 0 if the dataset is missing."""
     download_bytes: int
-    """Approximate size of the download in bytes. 0 if it is unknown."""
+    """Approximate size of the download in bytes. 0 means that the size is unknown."""
     prepared: int
     """Number of samples that are decoded and resized for one protocol. The protocol with the most samples counts."""
     where: str
