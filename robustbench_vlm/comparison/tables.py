@@ -67,8 +67,8 @@ def legend(found: Comparison, mark: str) -> tuple[str, ...]:
         f"{mark}: in a row for one model, no other model is significantly better; in a row for two models, the two"
         " models differ significantly",
         "rank: if several models share a range such as 2-4, the tests do not distinguish them",
-        "points: the difference of the means; datasets: on how many datasets the first model is significantly"
-        " better, and on how many it is significantly worse",
+        "points: the difference of the means; datasets: first the number of datasets on which the first model is"
+        " significantly better, then the number on which it is significantly worse",
         "p: p values from a stratified bootstrap of the means and from exact McNemar tests of each dataset, on"
         " the same samples, with Holm's correction over all pairs and datasets; a difference is significant if p"
         f" is at most {ALPHA}",

@@ -169,7 +169,8 @@ def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
 
 
 def _training_part(path: Path) -> Path:
-    # If the folder "train" has images and no sub-folders, it is a class with the name "train".
+    # If the folder "train" contains images and no sub-folders, it is read as the folder of a class
+    # with the name "train".
     part = path / "train"
     return part if part.is_dir() and folders(part) else path
 

@@ -98,7 +98,10 @@ class RecomputedSample:
         return Disagreement(*about, self.stored.broken_by, self.here.broken_by)
 
     def counterexample(self, source: str) -> Counterexample:
-        """Return the recomputed adversarial example as a counterexample. `source` is its `Counterexample.source`."""
+        """Return the recomputed adversarial example as a counterexample.
+
+        `source` is the value of the field `Counterexample.source`.
+        """
         about = self.evidence.score.dataset, self.here.sample_id, self.evidence.threat.norm
         return Counterexample(*about, self.here.distance, self.here.adversarial_prediction, source)
 
