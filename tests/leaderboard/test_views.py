@@ -65,7 +65,7 @@ def test_check_reports_differing_tables_until_build_replaces_them(
     Image.new("RGB", (2, 2)).save(png)
     arguments = ["--folder", str(folder)]
     assert run_command(["leaderboard", "check", *arguments]) == 1
-    assert capsys.readouterr().out.count("differs: ") == 2
+    assert capsys.readouterr().out.count("differs from the entries") == 2
     assert run_command(["leaderboard", "build", *arguments, "--site", str(tmp_path / "site")]) == 0
     assert (tmp_path / "site" / "index.html").is_file() and "made-up" in (tmp_path / "README.md").read_text("utf-8")
     assert "data:image/png;base64," in (tmp_path / "site" / "mini" / "models" / "made-up.html").read_text("utf-8")

@@ -142,7 +142,7 @@ def test_a_locally_trained_model_is_loaded_by_its_name(tmp_path: Path, monkeypat
         ({"image": {"file": "a.pt", "sha256": "", "mirror": ""}}, "image/mirror: unknown field"),
         ({"mean": [0.5, 0.5]}, "mean/2: this field is required"),
         ({"mean": [0.5, 0.5, 0.5]}, "both mean and std"),
-        ({"mean": [0.5, 0.5, 0.5], "std": [0.2, 0, 0.2]}, r"a std in \[0.001, 1\], got .* std \[0.2, 0.0, 0.2\]"),
+        ({"mean": [0.5, 0.5, 0.5], "std": [0.2, 0, 0.2]}, r"the std in \[0.001, 1\], got .* std \[0.2, 0.0, 0.2\]"),
         ({"mean": [0.5, 0.5, True], "std": [0.2, 0.2, 0.2]}, "mean/2: .* number, got True"),
         ({"name": 3}, "name: .* string, got 3"),
         ({"training": []}, "training: .* object"),
