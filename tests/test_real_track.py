@@ -109,7 +109,7 @@ def test_without_a_network_the_error_names_the_base(
     user_images: Path, offline: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = _error(capsys, "run", *TRACK, "--images", str(user_images))
-    assert "cannot download open_clip:ViT-B-32-quickgelu/openai: no network" in message and "card" in message
+    assert "cannot download open_clip:ViT-B-32-quickgelu/openai: no network" in message and "VLMBENCH_CACHE" in message
     assert offline == ["ViT-B-32-quickgelu/openai"]
 
 

@@ -3,12 +3,22 @@
 import re
 import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from robustbench_vlm.core.download_speed import LIMITS, Limits, SlowDownload, SpeedCheck, tell, warn_slow
+from robustbench_vlm.core.download_speed import (
+    LIMITS,
+    Limits,
+    OnSlow,
+    SlowDownload,
+    SpeedCheck,
+    once,
+    stop,
+    tell,
+    warn_slow,
+)
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import exclusive_lock, explained, sha256_of, sync
 from robustbench_vlm.core.http import (
@@ -33,8 +43,6 @@ _UNREACHABLE_ATTEMPTS = 2
 """Number of attempts to reach a host that has not sent data yet. It is small, so that a machine without a network gets
 an error within seconds.
 """
-OnSlow = Callable[[SlowDownload], None]
-"""Type of `on_slow`: a function that is called if a download is slow."""
 
 
 @dataclass(frozen=True)
@@ -122,7 +130,7 @@ def download(
     lock = path.with_name(f".{path.name}.lock")
     # The lock is needed, because several processes of one training may request the same weights at the same time.
     with explained(path), exclusive_lock(lock, wait=True):
-        digest = _checked(requests[0]) if path.exists() else _fetch_any(requests, _once(on_slow))
+        digest = _checked(requests[0]) if path.exists() else _fetch_any(requests, once(on_slow))
         lock.unlink(missing_ok=True)
     return digest
 
@@ -146,7 +154,7 @@ def _fetch_any(requests: Sequence[_Request], on_slow: OnSlow) -> str:
     slow: list[tuple[float, _Request]] = []
     for request in requests:
         try:
-            return _fetch(request, _stop)
+            return _fetch(request, stop)
         except SlowDownload as found:
             slow.append((found.rate, request))
             tell(f"{found}; another address is tried")
@@ -155,21 +163,6 @@ def _fetch_any(requests: Sequence[_Request], on_slow: OnSlow) -> str:
     if not slow:
         raise UserError("\n".join(failures))
     return _fetch(max(slow, key=lambda each: each[0])[1], on_slow)
-
-
-def _once(on_slow: OnSlow) -> OnSlow:
-    reports: list[SlowDownload] = []
-
-    def report(slow: SlowDownload) -> None:
-        reports.append(slow)
-        if len(reports) == 1:
-            on_slow(slow)
-
-    return report
-
-
-def _stop(slow: SlowDownload) -> None:
-    raise slow
 
 
 def _fetch(request: _Request, on_slow: OnSlow) -> str:
@@ -219,9 +212,8 @@ def _collect(request: _Request, on_slow: OnSlow) -> bool:
                 ) from failure
             unreachable = isinstance(failure, Unreachable) and most == first
             if attempts >= min(_UNREACHABLE_ATTEMPTS if unreachable else len(WAITS), len(WAITS)):
-                raise request.error(
-                    f"cannot be downloaded: {failure}; the received part is kept, try again later"
-                ) from failure
+                kept = "the received part is kept, " if received else ""
+                raise request.error(f"cannot be downloaded: {failure}; {kept}try again later") from failure
             if failure.wait:
                 tell(
                     f"{request.url}: {failure} and asks to wait. The download continues in {failure.wait:.0f} seconds,"
@@ -262,7 +254,7 @@ def _write(request: _Request, response: "Response", start: int, on_slow: OnSlow)
         raise TemporaryFailure("the server sent a different part of the file than requested")
     start = start if continues else 0
     total = _total(request, response.headers, start)
-    origin = _origin(request, response)
+    origin = _origin(request, response, _read_origin(request).sha256 if continues else "")
     if request.sha256 and origin.sha256 not in ("", request.sha256):
         raise _wrong_digest(request, origin.sha256, request.sha256)
     chunks = response.iter_raw()
@@ -307,11 +299,12 @@ def _read_origin(request: _Request) -> _Origin:
     return _Origin(url, validator, sha256)
 
 
-def _origin(request: _Request, response: "Response") -> _Origin:
+def _origin(request: _Request, response: "Response", before: str) -> _Origin:
+    """Return the origin of a response. `before` is the digest that the hub stated for the earlier bytes, or ""."""
     tag = response.headers.get("ETag", "")
     validator = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
     stated = [lfs_sha256(str(each.url), each.headers) for each in (*response.history, response)]
-    return _Origin(request.url, validator, next(filter(None, stated), ""))
+    return _Origin(request.url, validator, next(filter(None, stated), before))
 
 
 def _total(request: _Request, headers: "Headers", start: int) -> int | None:

@@ -2,6 +2,7 @@
 
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from robustbench_vlm.core.errors import UserError
@@ -41,6 +42,27 @@ class SlowDownload(UserError):
         """Bytes per second."""
         self.seconds_left = seconds_left
         """Estimated seconds until the end. None if the size of the file is unknown."""
+
+
+OnSlow = Callable[[SlowDownload], None]
+"""Type of `on_slow`: a function that is called if a download is slow."""
+
+
+def once(on_slow: OnSlow) -> OnSlow:
+    """Return a function that calls `on_slow` the first time and does nothing later."""
+    reports: list[SlowDownload] = []
+
+    def report(slow: SlowDownload) -> None:
+        reports.append(slow)
+        if len(reports) == 1:
+            on_slow(slow)
+
+    return report
+
+
+def stop(slow: SlowDownload) -> None:
+    """Stop the download."""
+    raise slow
 
 
 def warn_slow(slow: SlowDownload) -> None:

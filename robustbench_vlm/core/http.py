@@ -123,7 +123,7 @@ def open_response(url: str, start: int, validator: str, headers: Mapping[str, st
     except (ConnectError, ConnectTimeout) as error:
         _check_certificate(error)
         reason = str(error) or f"no connection within {CONNECT_TIMEOUT:.0f} seconds"
-        raise Unreachable(reason) from error
+        raise Unreachable(f"{error.request.url.host} cannot be reached ({reason})") from error
     except TimeoutException as error:
         raise TemporaryFailure(f"timed out after {TIMEOUT:g} seconds without data") from error
     except RequestError as error:

@@ -1,14 +1,17 @@
 """The Hugging Face hub: addresses, the login, the cache folder, and a check that the hub can be reached."""
 
+import contextlib
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from typing import TypeVar
 from urllib.parse import quote, urlsplit
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder
 from robustbench_vlm.core.http import reach
 
+T = TypeVar("T")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
 
 
@@ -76,6 +79,49 @@ def hub_cache() -> str | None:
     Return None if VLMBENCH_CACHE is not set. The hub's client then uses its default cache.
     """
     return str(cache_folder() / "hub") if os.environ.get("VLMBENCH_CACHE") else None
+
+
+def with_hub_files(what: str, load: Callable[[], T]) -> T:
+    """Return what `load` returns. It calls a library that fetches files of the hub, such as open_clip.
+
+    The files are fetched into the folder of `hub_cache`. The cache is tried first. Without this, the hub's client would
+    ask the hub about each file in the cache, and retry for a minute on a machine without a network.
+
+    Raises UserError if the files are not in the cache and the hub cannot be reached. Also raises all errors of `load`.
+    `what` names the files.
+    """
+    try:
+        with _hub_client(offline=True):
+            return load()
+    except Exception as error:
+        if not _lacks_file(error):
+            raise
+    expect_hub(what)
+    with _hub_client(offline=False):
+        return load()
+
+
+@contextlib.contextmanager
+def _hub_client(*, offline: bool) -> Iterator[None]:
+    """Set the cache folder and the offline mode of the hub's client. Libraries do not pass them on in every call."""
+    from huggingface_hub import constants
+
+    before = constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE
+    constants.HF_HUB_CACHE = hub_cache() or before[0]
+    constants.HF_HUB_OFFLINE = offline or before[1]
+    try:
+        yield
+    finally:
+        constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE = before
+
+
+def _lacks_file(error: BaseException | None) -> bool:
+    """Return whether an error was caused by a file that is not in the hub's cache."""
+    while error is not None:
+        if isinstance(error, OSError) or type(error).__name__ == "OfflineModeIsEnabled":
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def expect_hub(what: str) -> None:

@@ -2,24 +2,18 @@
 
 import contextlib
 import dataclasses
-import os
-import socket
 from collections.abc import Iterator
 from typing import Any
-from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 import torch
 from torch import Tensor
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import cache_folder
+from robustbench_vlm.core.hub_access import expect_hub, hub_cache
 from robustbench_vlm.models.in_memory import InMemoryModel, zero_shot
 from robustbench_vlm.models.open_clip import unlogged
 from robustbench_vlm.models.reference import HuggingFaceModel
 
-_SECONDS = 5.0
-"""Timeout in seconds. If the hub does not answer in this time, it counts as unreachable."""
 _NOT_FOUND = ("RepositoryNotFoundError", "RevisionNotFoundError")
 
 
@@ -70,37 +64,6 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
     model, processor = found
     made = zero_shot(model, processor, interpolation=_interpolation(processor), name="hub-model")
     return dataclasses.replace(made, name=str(reference), digest_prefix="")
-
-
-def expect_hub(what: str) -> None:
-    """Raise UserError if the hub's host cannot be reached within 5 seconds.
-
-    Without this check, the hub's client would retry for minutes.
-    """
-    from huggingface_hub import constants
-
-    address = urlsplit(constants.ENDPOINT)
-    host, port = address.hostname or "", address.port or (443 if address.scheme == "https" else 80)
-    if constants.HF_HUB_OFFLINE:
-        raise UserError(f"{what} is not in the cache, and HF_HUB_OFFLINE is set: unset it, or fill the cache")
-    # If a proxy is used, a direct connection to the host may fail.
-    if getproxies().get(address.scheme):
-        return
-    try:
-        socket.create_connection((host, port), timeout=_SECONDS).close()
-    except OSError as error:
-        raise UserError(
-            f"{what} is not in the cache, and {host} cannot be reached ({error}): check the network, or run"
-            " `hf download` on a machine with a network and copy the cache"
-        ) from error
-
-
-def hub_cache() -> str | None:
-    """Return the folder for files of the hub. It is in VLMBENCH_CACHE.
-
-    Return None if VLMBENCH_CACHE is not set. The hub's client then uses its default cache.
-    """
-    return str(cache_folder() / "hub") if os.environ.get("VLMBENCH_CACHE") else None
 
 
 def pixel_difference(model: InMemoryModel, processor: Any, side: int) -> float:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder
 from robustbench_vlm.core.fingerprint import fingerprint
+from robustbench_vlm.core.hub_access import with_hub_files
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models import ARCHITECTURES
 from robustbench_vlm.models.card import check_normalisation
@@ -58,18 +59,12 @@ class Architecture:
         # open_clip does not use its class `CLIP` for these configurations, so open_clip's factory has
         # to build the network.
         if self.config.get("custom_text") or "hf_model_name" in self.config["text_cfg"]:
-            try:
-                with unlogged():
-                    # The default device is "meta" if a caller needs only the shapes of the tensors.
-                    built: nn.Module = open_clip.create_model(
-                        self.open_clip_name, pretrained_text=False, device=torch.get_default_device()
-                    )
-            # The client of the hub raises many types of network and cache errors.
-            except Exception as error:
-                raise UserError(
-                    f"cannot build {OPEN_CLIP}{self.open_clip_name}: {error}; open_clip fetches the configuration"
-                    " of its text encoder, so check the network"
-                ) from error
+            # The default device is "meta" if a caller needs only the shapes of the tensors.
+            device = torch.get_default_device()
+            built: nn.Module = _fetched(
+                f"the configuration of {OPEN_CLIP}{self.open_clip_name}",
+                lambda: open_clip.create_model(self.open_clip_name, pretrained_text=False, device=device),
+            )
             return built
         arguments = {key: dict(value) if isinstance(value, Mapping) else value for key, value in self.config.items()}
         network: nn.Module = open_clip.CLIP(**arguments)
@@ -118,16 +113,26 @@ def _load_tokenizer(name: str, length: int) -> Callable[[list[str]], Tensor]:
     if not name:
         plain: Callable[[list[str]], Tensor] = open_clip.SimpleTokenizer(context_length=length)
         return plain
+    what = f"the tokenizer of {OPEN_CLIP}{name}"
+    fetched: Callable[[list[str]], Tensor] = _fetched(what, lambda: open_clip.get_tokenizer(name))
+    return fetched
+
+
+def _fetched(what: str, load: Callable[[], Any]) -> Any:
+    """Return what `load` returns. It calls open_clip, which fetches files of the Hugging Face hub.
+
+    Raises UserError if `load` fails. `what` names the files in the message.
+    """
     try:
         with unlogged():
-            tokenizer: Callable[[list[str]], Tensor] = open_clip.get_tokenizer(name)
+            return with_hub_files(what, load)
+    except UserError:
+        raise
     # The client of the hub raises many types of network and cache errors.
     except Exception as error:
         raise UserError(
-            f"cannot fetch the tokenizer of {OPEN_CLIP}{name}: {error}; it is on the Hugging Face hub, so check the"
-            " network, or set HF_HUB_CACHE to a folder that has it"
+            f"cannot download {what}: {error}; check the network, or set VLMBENCH_CACHE to a folder that has the files"
         ) from error
-    return tokenizer
 
 
 def _pixel_constants(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
@@ -164,15 +169,7 @@ def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architectur
     _check_activation(built, name, tag, is_quick=bool(settings.get("quick_gelu")))
     mean, std = (tuple(settings.get(key) or getattr(built, key)) for key in ("mean", "std"))
     built = dataclasses.replace(built, mean=mean, std=std)
-    try:
-        with unlogged():
-            network = open_clip.create_model(name, pretrained=tag)
-    # The client of the hub raises many types of network and cache errors.
-    except Exception as error:
-        raise UserError(
-            f"cannot download {architecture}/{tag}: {error}; check the network, or download the weights on another"
-            " machine and write a card for them"
-        ) from error
+    network = _fetched(f"{architecture}/{tag}", lambda: open_clip.create_model(name, pretrained=tag))
     state = {key: fingerprint(_digest(value)) for key, value in network.state_dict().items()}
     digest = fingerprint([architecture, built.mean, built.std, state, *tokenizer_digest(built)])
     remember(cache_folder() / "models" / f"{name}-{tag}.sha256", digest, f"the weights {architecture}/{tag}")

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import http.server
 import os
 import resource
 import socket
@@ -273,25 +272,6 @@ def test_a_server_that_cannot_be_reached_is_reported(path: Path, monkeypatch: py
         port = free.getsockname()[1]
     with pytest.raises(UserError, match="refused"):
         download(f"http://127.0.0.1:{port}/a", path)
-
-
-def test_an_invalid_certificate_is_refused(path: Path, tmp_path: Path) -> None:
-    import ssl
-
-    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
-    command = f"openssl req -x509 -newkey rsa:2048 -nodes -days 1 -subj /CN=127.0.0.1 -keyout {key} -out {certificate}"
-    subprocess.run(command.split(), check=True, capture_output=True)
-    server = http.server.HTTPServer(("127.0.0.1", 0), type("Given", (Handler,), {"replies": [whole], "asked": []}))
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(certificate, key)
-    server.socket = context.wrap_socket(server.socket, server_side=True)
-    server.handle_error = lambda *arguments: None  # type: ignore[method-assign]
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    with pytest.raises(UserError, match="invalid certificate"):
-        download(f"https://127.0.0.1:{server.server_port}/file.bin", path)
-    server.shutdown()
-    server.server_close()
-    assert not path.exists()
 
 
 def test_a_lack_of_disk_space_is_reported_before_writing(
