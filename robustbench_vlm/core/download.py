@@ -37,8 +37,7 @@ if TYPE_CHECKING:
     from httpx2 import Headers, Response
 
 WAITS = (1.0, 2.0, 5.0, 15.0)
-"""Seconds to wait before each new attempt. After an attempt that received data, the first of these waits is used again.
-"""
+"""Seconds to wait before each new attempt. After an attempt that received data, the first wait is used again."""
 _UNREACHABLE_ATTEMPTS = 2
 """Number of attempts to reach a host that has not sent data yet. It is small, so that a machine without a network gets
 an error within seconds.
