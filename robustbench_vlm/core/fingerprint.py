@@ -8,6 +8,10 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+LATER = {"later": True}
+"""Metadata of a dataclass field that was added after the first results. `counted` leaves out such a field if it has its
+default value. The fingerprints of old results therefore remain valid."""
+
 
 def _refuse_type(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
@@ -29,6 +33,17 @@ def plain(value: Any, other: Callable[[Any], Any] = _refuse_type) -> Any:
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return other(value)
+
+
+def counted(value: Any) -> dict[str, Any]:
+    """Return the fields of a dataclass that are a part of its identity. The keys are the names of the fields."""
+    fields = [field for field in dataclasses.fields(value) if field.metadata != LATER or _is_changed(value, field)]
+    return {field.name: getattr(value, field.name) for field in fields}
+
+
+def _is_changed(value: Any, field: dataclasses.Field[Any]) -> bool:
+    default = field.default if field.default_factory is dataclasses.MISSING else field.default_factory()
+    return bool(getattr(value, field.name) != default)
 
 
 def canonical(value: Any) -> str:

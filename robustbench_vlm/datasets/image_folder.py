@@ -1,5 +1,6 @@
 """Datasets from a local folder with one sub-folder per class. Images may have any size and format that Pillow reads."""
 
+import dataclasses
 import json
 import re
 import warnings
@@ -15,7 +16,7 @@ from robustbench_vlm.core.files import check_utf8, sha256_of
 from robustbench_vlm.datasets.base import Dataset, UnreadableImage
 from robustbench_vlm.datasets.listing import files, files_below, folders
 from robustbench_vlm.datasets.published.image_files import SUFFIXES, decode
-from robustbench_vlm.datasets.transform import SquareFit
+from robustbench_vlm.datasets.transform import SquareFit, Transform
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -63,13 +64,14 @@ class FolderImages:
 
 
 class FolderSource:
-    """Read the images of a folder, and resize (bicubic) and crop them to `side` x `side` pixels.
+    """Read the images of a folder as `side` x `side` pixels.
 
-    The folder `path` has the sub-folders `classes`. `FolderImages` defines the labels.
+    `transform` resizes and crops the images. If it is None, `SquareFit` is used. The folder `path` has the sub-folders
+    `classes`. `FolderImages` defines the labels.
     """
 
-    def __init__(self, path: str, side: int, classes: Sequence[str]) -> None:
-        self._images, self._fit = FolderImages(Path(path), classes), SquareFit(side)
+    def __init__(self, path: str, side: int, classes: Sequence[str], transform: Transform | None = None) -> None:
+        self._images, self._fit = FolderImages(Path(path), classes), transform or SquareFit(side)
         self.ids, self.labels = self._images.ids, self._images.labels
 
     def path(self, index: int) -> Path:
@@ -123,16 +125,19 @@ def folder_dataset(path: Path, prompt: str, side: int) -> Dataset:
     )
 
 
-def training_folder(path: Path, prompt: str, side: int) -> Dataset:
+def training_folder(path: Path, prompt: str, side: int, transform: Transform | None = None) -> Dataset:
     """Return the training dataset of a folder with one sub-folder per class.
 
     If the names of sub-folders are WordNet ids, the dataset is ImageNet-1k. If the folder has a sub-folder "train" with
-    class folders, only "train" is read. Raises UserError if classes or images are missing.
+    class folders, only "train" is read. `transform` makes images of `side` x `side` pixels. If it is None, `SquareFit`
+    is used. Raises UserError if classes or images are missing.
     """
     root = _training_part(path)
-    if any(map(_WORD_NET_ID.fullmatch, folders(root))):
-        return imagenet_folder(path, prompt, side)
-    return folder_dataset(root, prompt, side)
+    is_imagenet = any(map(_WORD_NET_ID.fullmatch, folders(root)))
+    dataset = imagenet_folder(path, prompt, side) if is_imagenet else folder_dataset(root, prompt, side)
+    if transform is None:
+        return dataset
+    return dataclasses.replace(dataset, options={**dataset.options, "transform": transform})
 
 
 def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:

@@ -3,14 +3,15 @@
     L = -sum_k p_k(x) log q_k(x_adv),   p(x) = softmax(gamma s cos(f0(x), g)),   q(x_adv) = softmax(s cos(f(x_adv), g))
 
 f is the image encoder that is trained. f0 is its frozen copy from before the training. g are the text features of the
-classes, and s is the logit scale. A gamma below 1 softens the predictions p.
+classes, and s is the logit scale. A gamma below 1 softens the predictions p. The released code is YuboCui/AGFT 0031a8f.
 """
 
 from fractions import Fraction
 
 from torch import Tensor
 
-from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Schedule, logits
+from robustbench_vlm.defenses import tecoa
+from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Resize, Schedule, logits
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
@@ -20,6 +21,13 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
     student = logits(context.student(images), context.text_features, scale)
     return -(teacher.softmax(dim=1) * student.log_softmax(dim=1)).sum(dim=1)
 
+
+_CODE_DEVIATIONS = (
+    "the teacher and the training pass run in float32; the released code runs them in float16 and scales the loss",
+    "the last batch of an epoch is left out if it is not full; the released code uses it",
+    "the image encoder and the teacher are in eval mode; the released code trains in train mode, which changes only"
+    " ResNets",
+)
 
 AGFT = Defense(
     name="agft",
@@ -31,7 +39,9 @@ AGFT = Defense(
     paper="https://arxiv.org/abs/2603.29410",
     fidelity="official code",
     deviations=(
-        "the inner attack runs in float32 and adds up the losses; that of the released code is in float16 and averages",
+        tecoa.DEVIATIONS[0],
         "images of a folder are resized by bicubic interpolation; the released code uses bilinear interpolation",
+        *_CODE_DEVIATIONS,
     ),
 )
+AGFT_CODE = AGFT.as_in_code(_CODE_DEVIATIONS, inner=tecoa.INNER, resize=Resize("bilinear"))

@@ -1,12 +1,16 @@
 """Data classes and types of defenses: per-sample loss, inner attack and settings."""
 
+import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from fractions import Fraction
+from types import MappingProxyType
+from typing import Any, Literal
 
 from torch import Tensor
 from torch.nn import functional
 
+from robustbench_vlm.core.fingerprint import LATER
 from robustbench_vlm.defenses.schedule import Schedule as Schedule
 
 EncodeImages = Callable[[Tensor], Tensor]
@@ -69,15 +73,38 @@ Loss = Callable[[LossContext, Tensor], Tensor]
 class InnerAttack:
     """The attack during training.
 
-    It is PGD with signed gradients on a per-sample loss. It starts at a uniform random point.
+    It is PGD with signed gradients on a per-sample loss. It starts at a uniform random point of the eps ball.
     """
 
     loss: Loss
     steps: int
     step_size: Fraction
-    """The step size as a fraction of the training eps."""
+    """The step size in the unit `step_unit`."""
     momentum: float = 0.0
     """Momentum of the step direction v. FARE's code uses the same formula: v = sign(momentum * v + sign(gradient))."""
+    step_unit: Literal["eps", "pixel range"] = field(default="eps", metadata=LATER)
+    """The unit of the step size. "eps": the training eps. "pixel range": the distance from black to white."""
+    clamp_start: bool = field(default=True, metadata=LATER)
+    """Whether the pixels of the random start are clamped to [0, 1]. If not, the first pass gets pixels outside [0, 1].
+    All later points are clamped."""
+    precision: str = field(default="float32", metadata=LATER)
+    """Precision of the image encoder and of the logits in the attack, a name in `models.precision.PRECISIONS`."""
+    mean_loss: bool = field(default=False, metadata=LATER)
+    """Whether the attack maximises the mean loss of the batch. If not, it maximises the sum. The signs of the gradient
+    are equal, except in half precision: the gradients of the mean are smaller, and more of them become 0."""
+
+    def step(self, eps: Fraction) -> Fraction:
+        """Return the step size for a training eps. Both are for pixels in [0, 1]."""
+        return self.step_size * eps if self.step_unit == "eps" else self.step_size
+
+
+@dataclass(frozen=True)
+class Resize:
+    """The resize of training images from a folder. A centre crop to the input size of the image encoder follows."""
+
+    interpolation: Literal["bicubic", "bilinear"]
+    ratio: Fraction = Fraction(1)
+    """The shorter side after the resize, divided by the input size of the image encoder."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +125,9 @@ class Defense:
     """Version of the recipe. Increase it if a change of the code can change the trained weights."""
     prompt: str = "This is a photo of a {}"
     """The prompt template for training images from a folder. The default is TeCoA's prompt template."""
+    resize: Resize | None = None
+    """The resize of training images from a folder. None: the largest centre square is resized (bicubic) to the input
+    size of the image encoder, and the rotation in the EXIF data is applied."""
     batchwise: bool = False
     """True if the loss has a term that depends on the whole batch. The loss of the inner attack must not have such a
     term."""
@@ -108,6 +138,29 @@ class Defense:
     formulas are not public."""
     deviations: tuple[str, ...] = ()
     """Known differences between the recipe and its source."""
+
+    def as_in_code(
+        self,
+        deviations: tuple[str, ...],
+        *,
+        inner: Mapping[str, Any] = MappingProxyType({}),
+        schedule: Mapping[str, Any] = MappingProxyType({}),
+        **changes: Any,
+    ) -> "Defense":
+        """Return the variant NAME@code, which follows the released code also in its details.
+
+        `inner` and `schedule` are the changed fields of the inner attack and the schedule. The keys are field names.
+        `changes` are other changed fields. `deviations` are the remaining differences from the released code.
+        """
+        return dataclasses.replace(
+            self,
+            name=f"{self.name}@code",
+            inner=dataclasses.replace(self.inner, **inner),
+            schedule=dataclasses.replace(self.schedule, **schedule),
+            fidelity="official code",
+            deviations=deviations,
+            **changes,
+        )
 
 
 def logits(features: Tensor, text_features: Tensor, scale: float) -> Tensor:

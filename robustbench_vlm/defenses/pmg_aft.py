@@ -3,10 +3,9 @@
     L = CE(p(x_adv), y) + alpha KL(p0(x_adv) | p(x_adv)) + beta KL(p(x) | p(x_adv))
 
 p are the predictions of the model that is trained. p0 are the predictions of its frozen copy from before the training.
-y is the label.
+y is the label. The released code is the repository of the authors (serendipity1122 on GitHub) at commit a53fdd8.
 """
 
-import dataclasses
 from fractions import Fraction
 
 import torch
@@ -40,6 +39,16 @@ def _divergence(target: Tensor, predicted: Tensor) -> Tensor:
     return (log_target.exp() * (log_target - predicted.log_softmax(dim=1))).sum(dim=1)
 
 
+TINY_IMAGENET = (
+    "a folder with WordNet ids is trained with the 1000 classes of ImageNet; the released code uses the 200 classes of"
+    " TinyImageNet"
+)
+_OWN_DEVIATIONS = (
+    TINY_IMAGENET,
+    "the model of the last epoch is saved; the released code keeps the best epoch on the test images of its evaluation"
+    " datasets",
+)
+
 PMG_AFT = Defense(
     name="pmg-aft",
     loss=loss,
@@ -48,15 +57,19 @@ PMG_AFT = Defense(
     settings={"scale": 100.0, "alpha": 1.0, "beta": 1.0, "detach": 0.0},
     paper="https://arxiv.org/abs/2401.04350",
     fidelity="paper",
+    deviations=(*_OWN_DEVIATIONS, *tecoa.DEVIATIONS, *tecoa.CODE_DEVIATIONS),
 )
-PMG_AFT_CODE = dataclasses.replace(
-    PMG_AFT,
-    name="pmg-aft@code",
-    settings={"scale": 1.0, "alpha": 256.0, "beta": 256.0, "detach": 0.0},
-    fidelity="official code",
-    deviations=(
-        "alpha and beta are 256, because the released code sums both divergences over a batch of 256 images and"
-        " averages only the cross-entropy over the batch",
+PMG_AFT_CODE = PMG_AFT.as_in_code(
+    (
+        "alpha and beta are 256, because the released code adds up both divergences over a batch of 256 images and"
+        " averages only the cross-entropy; with another batch size, set both to this size",
+        "the order of the arguments of both divergences is that of the commit a53fdd8; in the commit 4baf55d of the"
+        " released code it is reversed",
         "pixels are normalised by CLIP's mean and standard deviation; the released code uses those of ImageNet",
+        *_OWN_DEVIATIONS,
+        *tecoa.CODE_DEVIATIONS,
     ),
+    inner=tecoa.INNER,
+    resize=tecoa.RESIZE,
+    settings={"scale": 1.0, "alpha": 256.0, "beta": 256.0, "detach": 0.0},
 )

@@ -1,7 +1,9 @@
 """The optimizer and learning rate schedule of a training. Importing this module does not import torch."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
+
+from robustbench_vlm.core.fingerprint import LATER
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,12 @@ class Schedule:
     "remaining" means the steps after the warm-up. "whole" means all steps, and the warm-up replaces the beginning of
     the cosine. "product" means all steps, and the learning rate is the product of the warm-up and the cosine.
     """
+
+    first_lr: Literal["warm-up", "full"] = field(default="warm-up", metadata=LATER)
+    """The learning rate of the first step.
+
+    "warm-up": the first value of the warm-up. "full": `lr`, as in code that updates the learning rate after each step.
+    In such code, the optimizer is created with `lr`, and the warm-up starts with the second step."""
 
     def __post_init__(self) -> None:
         assert bool(self.epochs) != bool(self.steps), "a schedule must have either epochs or steps, and not both"

@@ -3,7 +3,7 @@
     L = -(cos(f(x_adv), stop(f0(x))) + cos(stop(f(x_adv)), f0(x))) / 2
 
 f is the image encoder that is trained. f0 is its frozen copy from before the training. No gradient flows through
-stop().
+stop(). The released code is speedlab-git/SimCLIP 9918e7a, which is based on FARE's code.
 """
 
 from fractions import Fraction
@@ -27,9 +27,10 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
 SIM_CLIP = Defense(
     name="sim-clip",
     loss=loss,
-    inner=InnerAttack(fare.loss, steps=10, step_size=Fraction(1, 4), momentum=0.9),
+    inner=InnerAttack(fare.loss, steps=10, step_size=Fraction(1, 255), step_unit="pixel range", momentum=0.9),
     schedule=Schedule("adamw", lr=1e-3, weight_decay=1e-5, batch_size=64, steps=10_000, warmup=1400),
     paper="https://arxiv.org/abs/2407.14971",
     fidelity="official code",
-    deviations=("the step size of the inner attack is a quarter of eps; the released code uses 1/255 for every eps",),
+    deviations=(*fare.DEVIATIONS, *fare.CODE_DEVIATIONS),
 )
+SIM_CLIP_CODE = SIM_CLIP.as_in_code(fare.CODE_DEVIATIONS, inner=fare.INNER, schedule=fare.FIRST_LR, resize=fare.RESIZE)

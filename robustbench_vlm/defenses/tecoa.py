@@ -3,7 +3,7 @@
     L = -log softmax(s cos(f(x_adv), g))_y
 
 f is the image encoder that is trained. g are the text features of the classes, s is the logit scale, and y is the
-label.
+label. The released code is cvlab-columbia/ZSRobust4FoundationModel 1243db6.
 """
 
 import dataclasses
@@ -12,7 +12,8 @@ from fractions import Fraction
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Schedule, logits
+from robustbench_vlm.defenses import fare
+from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Resize, Schedule, logits
 
 
 def loss(context: LossContext, images: Tensor) -> Tensor:
@@ -20,6 +21,30 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
     scores = logits(context.student(images), context.text_features, context.settings["scale"])
     return functional.cross_entropy(scores, context.labels, reduction="none")
 
+
+INNER = {"precision": "float16", "mean_loss": True}
+"""Changed fields of the inner attack in the released code. `RESIZE` is another detail of this code. The codes of
+PMG-AFT and TGA-ZSR are based on this code and have the same details."""
+RESIZE = Resize("bilinear", Fraction(8, 7))
+"""224 pixels are cropped from an image of 256 pixels."""
+DEVIATIONS = (
+    "the inner attack runs in float32 and adds up the losses; that of the released code runs in float16 and averages",
+    "images of a folder are resized to the input size of the image encoder by bicubic interpolation; the released code"
+    " resizes them to 256 pixels by bilinear interpolation and crops 224",
+)
+"""The differences of the recipe from the released code. The recipe with @code does not have them."""
+CODE_DEVIATIONS = (
+    "the training pass runs in float32; the released code runs it in float16 and scales the loss",
+    "the gradients of the inner attack are not added to those of the weights; the released code adds them without the"
+    " scale of the loss, which is 65536 at first, so they hardly change the weights",
+    "the last batch of an epoch is left out if it is not full; the released code uses it",
+    "the image encoder is trained in eval mode; the released code uses train mode, which changes only ResNets",
+)
+_OWN_DEVIATIONS = (
+    "the learning rate 1e-5 is that of later reproductions; the default of the released code is 1e-7",
+    "the model of the last epoch is saved; the released weights are those of the best epoch on test images of CIFAR-10,"
+    " CIFAR-100, DTD and EuroSAT",
+)
 
 TECOA = Defense(
     name="tecoa",
@@ -29,20 +54,18 @@ TECOA = Defense(
     settings={"scale": 100.0},
     paper="https://arxiv.org/abs/2212.07016",
     fidelity="paper",
-    deviations=(
-        "the learning rate 1e-5 is that of later reproductions; the default of the released code is 1e-7",
-        "images of a folder are resized to the input size of the image encoder and cropped; the released code resizes"
-        " them to 256 pixels and crops",
-    ),
+    deviations=(*_OWN_DEVIATIONS, *DEVIATIONS, *CODE_DEVIATIONS),
 )
+TECOA_CODE = TECOA.as_in_code((*_OWN_DEVIATIONS, *CODE_DEVIATIONS), inner=INNER, resize=RESIZE)
 TECOA_FARE = dataclasses.replace(
-    TECOA,
+    fare.FARE,
     name="tecoa-fare",
-    inner=InnerAttack(loss, steps=10, step_size=Fraction(1, 4), momentum=0.9),
-    schedule=Schedule("adamw", lr=1e-5, weight_decay=1e-4, batch_size=128, steps=20_000, warmup=1400),
-    paper="https://arxiv.org/abs/2402.12336",
-    fidelity="official code",
-    deviations=("the step size of the inner attack is a quarter of eps; the released code uses 1/255 for every eps",),
+    loss=loss,
+    inner=dataclasses.replace(fare.FARE.inner, loss=loss),
+    settings=TECOA.settings,
 )
-"""TeCoA with the schedule of the FARE paper. This schedule gives a higher ImageNet accuracy (arXiv 2402.12336, table
-10)."""
+"""TeCoA in the released code of FARE, with its inner attack and schedule. This gives a higher ImageNet accuracy (arXiv
+2402.12336, table 10)."""
+TECOA_FARE_CODE = TECOA_FARE.as_in_code(
+    fare.CODE_DEVIATIONS, inner=fare.INNER, schedule=fare.FIRST_LR, resize=fare.RESIZE
+)

@@ -3,17 +3,17 @@
     L = CE(p(x_adv), y) + alpha |A(x_adv) - A0(x)| + beta |A(x) - A0(x)|   (arXiv 2410.21802)
 
 A is the attention map of the image encoder that is trained, for the text of the true class y. A0 is the attention map
-of a frozen copy of this encoder from before the training. The distances are L2 norms over all pixels.
+of a frozen copy of this encoder from before the training. The distances are L2 norms over all pixels. The released code
+is zhyblue424/TGA-ZSR 663fe57.
 """
 
-import dataclasses
 from fractions import Fraction
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.defenses import tecoa
+from robustbench_vlm.defenses import pmg_aft, tecoa
 from robustbench_vlm.defenses.base import Defense, InnerAttack, LossContext, Schedule, logits
 
 _TINY = 1e-12
@@ -56,6 +56,11 @@ def _distance(first: Tensor, second: Tensor) -> Tensor:
     return (first - second).square().sum(dim=(1, 2)).clamp_min(_TINY).sqrt()
 
 
+_OWN_DEVIATIONS = (
+    "for a ResNet, the positions of its last feature map before attention pooling are used instead of patches",
+    pmg_aft.TINY_IMAGENET,
+)
+
 TGA_ZSR = Defense(
     name="tga-zsr",
     loss=loss,
@@ -64,17 +69,15 @@ TGA_ZSR = Defense(
     settings={"scale": 100.0, "alpha": 0.08, "beta": 0.05, "over_places": 0.0},
     paper="https://arxiv.org/abs/2410.21802",
     fidelity="paper",
-    deviations=(
-        "for a ResNet, the positions of its last feature map before attention pooling are used instead of patches",
-    ),
+    deviations=(*_OWN_DEVIATIONS, *tecoa.DEVIATIONS, *tecoa.CODE_DEVIATIONS),
 )
-TGA_ZSR_CODE = dataclasses.replace(
-    TGA_ZSR,
-    name="tga-zsr@code",
-    settings={**TGA_ZSR.settings, "over_places": 1.0},
-    fidelity="official code",
-    deviations=(
-        *TGA_ZSR.deviations,
-        "the norm is over the patches only; the released code includes the class token in the norm",
+TGA_ZSR_CODE = TGA_ZSR.as_in_code(
+    (
+        "the norm of each feature is over the patches only; the released code includes the class token in the norm",
+        *_OWN_DEVIATIONS,
+        *tecoa.CODE_DEVIATIONS,
     ),
+    inner=tecoa.INNER,
+    resize=tecoa.RESIZE,
+    settings={**TGA_ZSR.settings, "over_places": 1.0},
 )

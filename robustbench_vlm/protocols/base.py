@@ -6,15 +6,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from robustbench_vlm.attacks.base import Attack, Stage
-from robustbench_vlm.core.fingerprint import plain
+from robustbench_vlm.core.fingerprint import LATER, counted, plain
 from robustbench_vlm.datasets.base import Dataset, Prompt
 from robustbench_vlm.datasets.order import standard_order
 from robustbench_vlm.datasets.published.zero_shot import has_native_size, with_prompts
 from robustbench_vlm.datasets.transform import Transform
-
-LATER = {"later": True}
-"""Metadata of a field that was added after the first results. If such a field has its default value, it is not a part
-of the identity. The fingerprints of old results therefore remain valid."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +62,9 @@ class Protocol:
     @property
     def identity(self) -> dict[str, Any]:
         """The fields that can change a result, as JSON types."""
-        values = {each.name: getattr(self, each.name) for each in dataclasses.fields(self) if _counts(self, each)}
-        found: dict[str, Any] = plain(values)
-        return found
+        values: dict[str, Any] = plain(counted(self))
+        del values["description"]
+        return values
 
     @property
     def label(self) -> str:
@@ -119,11 +115,3 @@ class Protocol:
     def select(self, ids: Sequence[str], labels: Sequence[int]) -> list[int]:
         """Return the indices of the protocol's samples. They are the first samples of the standard order."""
         return standard_order(ids, labels)[: self.samples]
-
-
-def _counts(protocol: Protocol, each: dataclasses.Field[Any]) -> bool:
-    """Return whether a field is part of the protocol's identity."""
-    if each.metadata != LATER:
-        return each.name != "description"
-    default = each.default if each.default_factory is dataclasses.MISSING else each.default_factory()
-    return bool(getattr(protocol, each.name) != default)

@@ -50,16 +50,20 @@ CLIPURE_COS = TestTimeDefense(
     paper="https://arxiv.org/abs/2502.18176",
     fidelity="paper",
     deviations=(
-        "the gradient of each image is divided by its length; the released code divides by the length over the whole"
-        " batch, so its logits depend on the batch, and the published step is for a batch of one image",
-        "five null texts are used instead of the list in the released code",
+        "the gradient of each image is divided by its own length; the released code divides by the length of the"
+        " gradient of the whole batch, so its logits depend on the batch",
+        "the step is the published one; in the released code, a larger batch makes the steps of each image smaller",
+        "five null texts are used instead of the list of the released code",
     ),
 )
 CLIPURE_COS_SHORT = dataclasses.replace(
     CLIPURE_COS,
     name="clipure-cos@short",
     settings={**CLIPURE_COS.settings, "step": 0.05},
-    deviations=("the step is 0.05 instead of 30, so that a step cannot pass the null texts", *CLIPURE_COS.deviations),
+    deviations=(
+        "the step is 0.05; the published step is 30, which moves an embedding beyond the null texts",
+        *CLIPURE_COS.deviations,
+    ),
 )
 """CLIPure-Cos with steps of 3 degrees. The published step rotates an embedding by 88 degrees, so it passes the null
 texts."""

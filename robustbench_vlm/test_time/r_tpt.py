@@ -102,9 +102,10 @@ R_TPT = TestTimeDefense(
     fidelity="paper",
     deviations=(
         "random numbers depend only on the sample, so that an image always has the same logits",
-        "images are not rounded to 8 bits before the views are made",
-        "AugMix omits posterise and equalise, which have no gradient; the geometric steps of a chain are one bilinear"
-        " map, and each chain ends with one change of tone (none, autocontrast or solarise)",
+        "images are not rounded to 8 bits; the released code rounds them before it makes the views",
+        "AugMix does not use posterise and equalise, because they have no gradient",
+        "the rotations, shears and shifts of an AugMix chain are applied in one bilinear interpolation",
+        "each AugMix chain ends with autocontrast, solarise or unchanged colours",
         "the first four tokens of each dataset's prompt are tuned; the paper tunes the tokens of 'a photo of a'",
     ),
 )

@@ -86,7 +86,7 @@ TTC = TestTimeDefense(
     fidelity="paper",
     deviations=(
         "random numbers depend only on the sample, so that an image always has the same logits",
-        "the noise counts as step 0 and is averaged together with the iterates",
-        "eps and step are in grey levels (1/255) of the attacked image before it is resized",
+        "the weighted mean includes the random noise, as the iterate of step 0",
+        "eps and step are applied to the image before it is resized; their unit is 1/255 of the pixel range",
     ),
 )

@@ -203,7 +203,9 @@ def _keys(job: Job, rows: Tensor, step: int) -> Tensor:
 
 
 def _without_gradient(encoder: nn.Module, images: Tensor) -> Tensor:
-    with torch.no_grad():
+    # The inner attack may call this function in half precision. The training pass uses the same features and needs
+    # float32.
+    with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         features: Tensor = encoder(images)
     return features
 

@@ -7,22 +7,37 @@ from robustbench_vlm.attacks.projections import project
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.defenses.base import InnerAttack, LossContext
+from robustbench_vlm.models.precision import products
 
 
 def inner_attack(context: LossContext, inner: InnerAttack, threat: Threat) -> Tensor:
-    """Make adversarial images, float32 (B, 3, H, W) in [0, 1], by signed gradient ascent on the summed loss.
+    """Make adversarial images, float32 (B, 3, H, W) in [0, 1], by signed gradient ascent on the loss of the batch.
 
     Each step costs one forward and one backward pass of every image. The gradients of the weights are not computed.
     """
-    eps = float(threat.eps)
-    start = (randomness.uniform(context.keys, 0, context.images.shape[1:]) * 2 - 1) * eps
-    adversarial = (context.images + start).clamp(0, 1)
+    start = (randomness.uniform(context.keys, 0, context.images.shape[1:]) * 2 - 1) * float(threat.eps)
+    adversarial = context.images + start
+    if inner.clamp_start:
+        adversarial = adversarial.clamp(0, 1)
     direction = torch.zeros_like(start)
     for _ in range(inner.steps):
-        adversarial = adversarial.detach().requires_grad_()
-        loss = inner.loss(context, adversarial).sum()
-        (gradient,) = torch.autograd.grad(loss, adversarial)
+        gradient = input_gradient(context, inner, adversarial)
         direction = (inner.momentum * direction + gradient.sign()).sign()
-        moved = adversarial.detach() + float(inner.step_size) * eps * direction
-        adversarial = project(threat, context.images, moved)
-    return adversarial.detach()
+        adversarial = project(threat, context.images, adversarial + float(inner.step(threat.eps)) * direction)
+    return adversarial
+
+
+def input_gradient(context: LossContext, inner: InnerAttack, images: Tensor) -> Tensor:
+    """Return the gradient of the attacked loss at images (B, 3, H, W), in their shape and dtype.
+
+    The forward and the backward pass run in the precision of the inner attack.
+    """
+    images = images.detach().requires_grad_()
+    with products(inner.precision, images.device.type):
+        # On a CPU, losses can be float16, and their sum could overflow.
+        loss = inner.loss(context, images).to(images.dtype).sum()
+    if inner.mean_loss:
+        loss = loss / context.total(torch.tensor(float(len(images)), device=images.device))
+    gradient: Tensor
+    (gradient,) = torch.autograd.grad(loss, images)
+    return gradient

@@ -6,8 +6,9 @@ from fractions import Fraction
 from typing import Any
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.fingerprint import fingerprint
+from robustbench_vlm.core.fingerprint import counted, fingerprint
 from robustbench_vlm.datasets.base import Dataset
+from robustbench_vlm.datasets.transform import Transform
 from robustbench_vlm.defenses.base import Defense, Schedule
 from robustbench_vlm.models.classifier import Model
 from robustbench_vlm.training.data import TrainingImages
@@ -29,11 +30,14 @@ class Job:
     """Radius of the inner attack in the Linf norm, for pixels in [0, 1]."""
     seed: int = 0
     precision: str = "float32"
-    """Precision of the image encoder in the training pass. The inner attack and all losses are float32."""
+    """Precision of the image encoder in the training pass. The inner attack has its own precision. All losses are
+    float32."""
     changes: tuple[str, ...] = ()
     """Sentences about published settings that were changed, because they do not fit this training. The card lists these
     sentences.
     """
+    transform: Transform | None = None
+    """The transform of the images of a folder, if the recipe has one."""
 
     def __post_init__(self) -> None:
         if len(self.images) < self.schedule.batch_size:
@@ -74,7 +78,9 @@ class Job:
 
         The keys are names. The card of the trained model lists these settings.
         """
-        return {
+        inner = counted(self.defense.inner)
+        del inner["loss"]
+        account = {
             "defense": self.defense.name,
             "defense_version": self.defense.version,
             "parent": self.model.name,
@@ -87,12 +93,11 @@ class Job:
             "images_digest": self.images.digest,
             "image_size": self.model.architecture.image_size,
             "eps": str(self.eps),
-            "inner_steps": self.defense.inner.steps,
-            "inner_step_size": str(self.defense.inner.step_size),
-            "inner_momentum": self.defense.inner.momentum,
-            "schedule": self.schedule,
+            **{f"inner_{name}": value for name, value in inner.items()},
+            "schedule": counted(self.schedule),
             "steps": self.steps,
             "settings": dict(self.defense.settings),
             "seed": self.seed,
             "precision": self.precision,
         }
+        return account | ({"transform": str(self.transform)} if self.transform else {})

@@ -61,6 +61,8 @@ def take_step(optimizer: torch.optim.Optimizer, schedule: Schedule) -> bool:
 def lr_at(schedule: Schedule, steps: int, step: int) -> float:
     """Return the learning rate of a step in [0, steps). `defenses.schedule.Schedule` describes the schedule."""
     cosine = schedule.cosine
+    if step == 0 and schedule.first_lr == "full":
+        return schedule.lr
     if step < schedule.warmup and cosine != "product":
         # AGFT uses the schedule of the library timm, which is "whole" in this module. Its warm-up starts at a
         # learning rate of zero.

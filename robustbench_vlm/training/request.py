@@ -14,8 +14,9 @@ from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.image_folder import training_folder
+from robustbench_vlm.datasets.transform import Transform
 from robustbench_vlm.defenses import DEFENSES
-from robustbench_vlm.defenses.base import Defense, Schedule
+from robustbench_vlm.defenses.base import Defense, Resize, Schedule
 from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.tracks import TRACKS, Track
 from robustbench_vlm.training.data import TrainingImages, in_hashed_order
@@ -103,10 +104,14 @@ def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingI
             f"the track {track.name!r} needs a folder of training images, and none was given: give one by --images DIR"
         )
     model = load_model(request.base or track.base, track.name)
-    dataset = _dataset(request, track, published, model.architecture.image_size)
+    side = model.architecture.image_size
+    transform = _transform(published.resize, side) if request.images and published.resize else None
+    dataset = _dataset(request, track, published, side, transform)
     images, held_out = _split(request, track, dataset, hold_out)
     schedule, changes = _with_short_warmup(schedule, request, len(images))
-    job = Job(defense, schedule, model, dataset, images, threat.eps, request.seed, request.precision, changes)
+    job = Job(
+        defense, schedule, model, dataset, images, threat.eps, request.seed, request.precision, changes, transform
+    )
     return job, held_out
 
 
@@ -133,8 +138,10 @@ def _defense(request: TrainingRequest, track: Track, defense: Defense) -> Defens
     """Return the defense with the settings of the request and the inner attack of the track."""
     _check_settings(defense, request.settings)
     own = {name: value for name, value in request.settings.items() if name in defense.settings}
+    # The step size of a track is a fraction of eps, but that of the recipe may be in another unit.
+    unit = {"step_unit": "eps"} if "step_size" in track.inner_attack else {}
     steps = {"steps": int(request.settings["inner_steps"])} if "inner_steps" in request.settings else {}
-    inner = dataclasses.replace(defense.inner, **{**track.inner_attack, **steps})
+    inner = dataclasses.replace(defense.inner, **{**unit, **track.inner_attack, **steps})
     return dataclasses.replace(defense, inner=inner, settings={**defense.settings, **own})
 
 
@@ -180,9 +187,15 @@ def _schedule(request: TrainingRequest, track: Track, defense: Defense) -> Sched
     return dataclasses.replace(schedule, **{"lr": lr, **changes})
 
 
-def _dataset(request: TrainingRequest, track: Track, defense: Defense, side: int) -> Dataset:
+def _transform(resize: Resize, side: int) -> Transform:
+    return Transform(round(resize.ratio * side), side, resize.interpolation)
+
+
+def _dataset(
+    request: TrainingRequest, track: Track, defense: Defense, side: int, transform: Transform | None
+) -> Dataset:
     if request.images:
-        return training_folder(request.images, defense.prompt, side)
+        return training_folder(request.images, defense.prompt, side, transform)
     dataset: Dataset = DATASETS.load(track.training)
     return dataset
 
