@@ -4,6 +4,7 @@ A copy has two images of each of three classes. The images are random noise. As 
 list files have all classes.
 """
 
+import dataclasses
 import io
 import json
 import tarfile
@@ -16,8 +17,9 @@ from PIL import Image
 from python2_pickle import python2_pickle
 from scipy.io import savemat
 
-from robustbench_vlm.datasets.published import PUBLISHED, class_names
+from robustbench_vlm.datasets.published import PUBLISHED, PublishedDataset, class_names
 from robustbench_vlm.datasets.published.class_lists import hub_class_names
+from robustbench_vlm.datasets.published.hub import hub_folder
 
 CLASSES, EACH = 3, 2
 
@@ -38,7 +40,9 @@ def make_shards(
     `written` has the lines of classnames.txt. Labels are indices of these lines: two samples per label, starting with
     `first_label`.
     """
-    folder = root / "wds" / PUBLISHED[name].hub.rpartition("/")[2]
+    hub = PUBLISHED[name].hub
+    assert hub
+    folder = hub_folder(hub, root)
     (folder / "test").mkdir(parents=True)
     _write(folder / "classnames.txt", written or [raw or "background_google" for raw in hub_class_names(name)])
     shards = [range(start, min(start + 4, samples)) for start in range(0, samples, 4)]
@@ -49,6 +53,18 @@ def make_shards(
                 _add(archive, f"s{number:07d}.webp", _webp(number))
     (folder / "test" / "nshards.txt").write_text(f"{len(shards)}\n")
     return folder
+
+
+def local_sources(name: str, *kinds: str, host: str = "") -> PublishedDataset:
+    """Return a published dataset with the number of samples of its made-up copies, and with sources on a local server.
+
+    `host` is the address of the original host, by default that of the Hub. `kinds` are the kinds of the sources that
+    are kept. The default is all.
+    """
+    kept = [source for source in PUBLISHED[name].sources if source.kind in (kinds or ("hub", "original"))]
+    sources = tuple(dataclasses.replace(source, host=host * (source.kind == "original")) for source in kept)
+    samples = EACH * min(CLASSES, len(class_names(name)))
+    return dataclasses.replace(PUBLISHED[name], samples=samples, sources=sources)
 
 
 def _add(archive: tarfile.TarFile, name: str, content: bytes) -> None:

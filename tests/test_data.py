@@ -48,7 +48,10 @@ def test_data_list_names_the_next_step_for_missing_datasets(empty: Path, capsys:
     assert found["cifar10"]["where"] == "vlmbench data prepare cifar10"
     assert "image-net.org" in found["imagenet"]["where"]
     assert run_command(["data", "list", "cifar10"]) == 0
-    assert capsys.readouterr().out.split()[-5:] == ["MiB", "vlmbench", "data", "prepare", "cifar10"]
+    _, row, _, sources, by_hand = capsys.readouterr().out.splitlines()
+    assert row.split()[-5:] == ["MiB", "vlmbench", "data", "prepare", "cifar10"]
+    assert sources == "cifar10: hub clip-benchmark/wds_vtab-cifar10, then original CIFAR10"
+    assert by_hand.startswith("  by hand: `hf download clip-benchmark/wds_vtab-cifar10 --repo-type dataset")
 
 
 def test_data_list_continues_after_a_damaged_dataset(

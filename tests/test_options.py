@@ -35,6 +35,7 @@ OPTIONS = {
  --track""",
     "data list": "[NAME]... --data --json",
     "data prepare": "[NAME]... --data --download --json --lists --protocol --samples",
+    "data weights": "MODEL... --json --track",
     "data verify": "[NAME]... --data --json",
     "leaderboard build": "--folder --json --site",
     "leaderboard check": "--folder --json",

@@ -33,7 +33,7 @@ TRACK = ("--track", "zeroshot15")
 
 @pytest.fixture
 def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Make open_clip's downloads fail and return the list of requested models."""
+    """Make the hub unreachable and open_clip's downloads fail. Return the list of the models that it is asked for."""
     import open_clip
 
     asked: list[str] = []
@@ -43,6 +43,9 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         raise RuntimeError("no network")
 
     monkeypatch.setattr(open_clip, "create_model", fail)
+    monkeypatch.setenv("NO_PROXY", "*")
+    monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr("robustbench_vlm.engine.missing.hub_cache_has_models", lambda: False)
     return asked
 
 
@@ -109,12 +112,13 @@ def test_without_a_network_the_error_names_the_base(
     user_images: Path, offline: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
     message = _error(capsys, "run", *TRACK, "--images", str(user_images))
-    assert "cannot download open_clip:ViT-B-32-quickgelu/openai: no network" in message and "VLMBENCH_CACHE" in message
-    assert offline == ["ViT-B-32-quickgelu/openai"]
+    assert "not in the cache: clip (open_clip:ViT-B-32-quickgelu/openai from the Hugging Face hub)" in message
+    assert "Run `vlmbench data weights --track zeroshot15 clip`" in message and "cannot reach 127.0.0.1:9" in message
+    assert not offline
 
 
 def test_doctor_without_a_network_fails_at_the_model(offline: list[str], library: Path) -> None:
-    with pytest.raises(UserError, match="cannot download"):
+    with pytest.raises(UserError, match=r"cannot (download|reach|be reached)"):
         doctor("zeroshot15", dataset="handwritten")
 
 

@@ -3,32 +3,32 @@
 import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal, Protocol
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.threat import NORMS, Threat
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Batch:
     """The samples that a stage attacks. The model classifies all clean images of the batch correctly."""
 
-    images: Tensor
+    images: "Tensor"
     """Clean images, float32 (B, 3, H, W) in [0, 1]."""
-    labels: Tensor
+    labels: "Tensor"
     """True classes, int64 (B,)."""
-    keys: Tensor
+    keys: "Tensor"
     """The key of each sample's random numbers in this stage, int64 (B,). The module `core.random` explains keys."""
     threat: Threat
-    num_classes: Tensor
+    num_classes: "Tensor"
     """The number of classes of each sample's dataset, int64 (B,). A batch may have samples of several datasets."""
 
-    def at(self, index: Tensor) -> "Batch":
+    def at(self, index: "Tensor") -> "Batch":
         """Return the samples at the positions `index`, int64 (N,), in that order."""
         return replace(
             self,
@@ -47,19 +47,21 @@ class Outcome:
     robust sample count as broken.
     """
 
-    adversarial: Tensor
+    adversarial: "Tensor"
     """The strongest image that the stage found for each sample, float32 (B, 3, H, W) in [0, 1]."""
-    forward: Tensor
+    forward: "Tensor"
     """Forward passes through the network for each sample, int64 (B,)."""
-    backward: Tensor
+    backward: "Tensor"
     """Backward passes through the network for each sample, int64 (B,)."""
-    warnings: dict[str, Tensor] = field(default_factory=dict)
+    warnings: dict[str, "Tensor"] = field(default_factory=dict)
     """Warnings of the stage. The keys are codes, such as "dlr-needs-3-classes". The values, bool (B,), are True for the
     samples with this warning.
     """
 
-    def warn(self, code: str, index: Tensor) -> None:
+    def warn(self, code: str, index: "Tensor") -> None:
         """Add a warning to the samples at the positions `index`, int64 (N,)."""
+        import torch
+
         self.warnings.setdefault(code, torch.zeros_like(self.forward, dtype=torch.bool))[index] = True
 
 

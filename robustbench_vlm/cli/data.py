@@ -1,4 +1,4 @@
-"""The commands `vlmbench data list|prepare|verify`: lists, downloads and checks the published datasets."""
+"""The commands `vlmbench data list|prepare|weights|verify`: lists, downloads and checks datasets and weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -7,7 +7,16 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from robustbench_vlm.cli import completion
-from robustbench_vlm.cli.options import REAL_TRACK, DataFolder, Json, SampleCount, example, option, sample_count
+from robustbench_vlm.cli.options import (
+    REAL_TRACK,
+    DataFolder,
+    Json,
+    SampleCount,
+    TrackName,
+    example,
+    option,
+    sample_count,
+)
 from robustbench_vlm.cli.render.output import Line, answer
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import Columns, table
@@ -26,6 +35,14 @@ _Names = Annotated[
         autocompletion=completion.BY_KIND["dataset"],
     ),
 ]
+_Models = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="MODEL...",
+        help="Models: names, card files or open_clip:ARCH/TAG.",
+        autocompletion=completion.BY_KIND["model"],
+    ),
+]
 _Protocol = Annotated[
     str, option("--protocol", "NAME", "Protocol whose images are prepared: see `vlmbench list protocols`.")
 ]
@@ -36,7 +53,7 @@ _Download = Annotated[bool, typer.Option("--download/--no-download", help="Downl
 SHOWN = 5
 """Largest number of unreadable images in the list for one dataset."""
 
-app = typer.Typer(help="Download, prepare and check published datasets.", rich_markup_mode=None)
+app = typer.Typer(help="Download, prepare and check published datasets, and download weights.", rich_markup_mode=None)
 
 
 @app.command("list", epilog=example("vlmbench data list", "vlmbench data list cifar10 --data /data"))
@@ -45,7 +62,7 @@ def list_data(names: _Names = None, data: DataFolder = None, as_json: Json = Fal
     from robustbench_vlm.datasets.published.status import dataset_status
 
     found = [dataset_status(name, data) for name in _chosen(names)]
-    more = [] if names else [Line(""), Line(f"also available by name: {', '.join(_extra())}")]
+    more = _source_lines(found) if names else [Line(""), Line(f"also available by name: {', '.join(_extra())}")]
     document = {"data": [vars(each) for each in found]}
     answer(document, lambda width: [*_status_lines(found, width), *more], as_json=as_json)
 
@@ -67,7 +84,7 @@ def prepare(
     If the command is stopped, run it again to resume. If one dataset cannot be prepared, the other datasets are still
     prepared, and the exit code is 2.
     """
-    from robustbench_vlm.datasets.published.status import fetch_and_prepare
+    from robustbench_vlm.datasets.published.status import fetch_and_prepare, hosts_of
     from robustbench_vlm.protocols import PROTOCOLS
 
     chosen = PROTOCOLS.load(protocol)
@@ -75,28 +92,52 @@ def prepare(
     if count is not None:
         chosen = chosen.with_samples(None if count == "all" else count)
     found, failed = {}, {}
+    hosts = hosts_of(_chosen(names)) if download else None
     with progress("done", quiet=as_json) as on_progress:
         for name in _chosen(names):
             try:
                 found[name] = fetch_and_prepare(
-                    name, chosen.adapt_dataset, chosen.samples, data, on_progress, download=download
+                    name, chosen.adapt_dataset, chosen.samples, data, on_progress, hosts=hosts
                 )
             except UserError as error:
-                failed[name] = str(error)
+                failed[name] = error
     if failed and not found:
-        raise UserError("; ".join(failed.values()))
+        raise UserError("\n".join(_failures(failed)))
     if lists is not None:
         for name, each in found.items():
             write_text(lists / f"{name}-{each.samples}.csv", each.sample_list)
     prepared = {
         name: {key: value for key, value in vars(each).items() if key != "sample_list"} for name, each in found.items()
     }
-    document = {"protocol": chosen.label, "prepared": prepared, "failed": failed}
+    document = {
+        "protocol": chosen.label,
+        "prepared": prepared,
+        "failed": {name: str(error) for name, error in failed.items()},
+    }
     answer(document, lambda width: _prepared_lines(found, failed), as_json=as_json)
     return 2 if failed else 0
 
 
-def _prepared_lines(found: Mapping[str, "PreparedDataset"], failed: Mapping[str, str]) -> list[Line]:
+def _failures(failed: Mapping[str, UserError]) -> list[str]:
+    """Return the messages of datasets that failed. Datasets whose hosts cannot be reached have one message together."""
+    from robustbench_vlm.core.hosts import unreachable_text
+    from robustbench_vlm.datasets.published.fetch import NoSourceReachable
+
+    offline = {name: error for name, error in failed.items() if isinstance(error, NoSourceReachable)}
+    if len(offline) < 2:
+        return (
+            [f"{name}: {error}" for name, error in failed.items()] if len(failed) > 1 else [*map(str, failed.values())]
+        )
+    hosts = {host: reason for error in offline.values() for host, reason in error.hosts.items()}
+    together = [
+        f"cannot fetch {len(offline)} datasets: {unreachable_text(hosts)}. When the network works, run `vlmbench data"
+        f" prepare {' '.join(offline)}`. To fetch them by hand:",
+        *(f"  {name}: {error.by_hand}" for name, error in offline.items()),
+    ]
+    return [f"{name}: {error}" for name, error in failed.items() if name not in offline] + together
+
+
+def _prepared_lines(found: Mapping[str, "PreparedDataset"], failed: Mapping[str, UserError]) -> list[Line]:
     texts = {
         name: f"{each.samples} samples, list {each.list_digest[:12]}, {each.folder}" for name, each in found.items()
     }
@@ -106,7 +147,29 @@ def _prepared_lines(found: Mapping[str, "PreparedDataset"], failed: Mapping[str,
         lines += [Line(f"{name}: {reason}", "yellow") for reason in reasons[:SHOWN]]
         if len(reasons) > SHOWN:
             lines.append(Line(f"{name}: and {len(reasons) - SHOWN} more images that cannot be decoded", "yellow"))
-    return lines + [Line(f"{name}: {why}", "red") for name, why in failed.items()]
+    return lines + [Line(text, "red") for text in _failures(failed)]
+
+
+@app.command(epilog=example("vlmbench data weights clip fare-1", "vlmbench data weights agft --track mini"))
+def weights(models: _Models, track: TrackName = REAL_TRACK, as_json: Json = False) -> None:
+    """Download the weights of models, so that later runs need no network.
+
+    Weights that are in the cache are kept.
+    """
+    from robustbench_vlm.engine.missing import check_hosts
+    from robustbench_vlm.models.weights_cache import missing_weights
+
+    missing = [each for model in models for each in missing_weights(model, track)]
+    check_hosts(track, missing)
+    if missing:
+        from robustbench_vlm.models.loading import fetch_all
+
+        with progress("downloaded", quiet=as_json) as on_progress:
+            for model in dict.fromkeys(each.model for each in missing):
+                fetch_all(model, track, on_progress)
+    document = {"track": track, "models": models, "downloaded": [each.file for each in missing]}
+    done = f"downloaded {', '.join(each.file for each in missing)}" if missing else "all weights were in the cache"
+    answer(document, lambda width: [Line(done)], as_json=as_json)
 
 
 @app.command(epilog=example("vlmbench data verify cifar10"))
@@ -157,6 +220,15 @@ def _status_lines(found: Sequence["DatasetStatus"], width: int) -> list[Line]:
         for each in found
     ]
     return table(rows, Columns((), "dataset", ("samples", "on disk", "prepared", "download"), "missing"), width)
+
+
+def _source_lines(found: Sequence["DatasetStatus"]) -> list[Line]:
+    """Return the sources of missing datasets in their order, and the instructions for a download by hand."""
+    lines = []
+    for each in found:
+        if each.sources and not each.on_disk:
+            lines += [Line(f"{each.name}: {', then '.join(each.sources)}"), Line(f"  by hand: {each.by_hand}")]
+    return [Line(""), *lines] if lines else []
 
 
 def _size(count: int) -> str:

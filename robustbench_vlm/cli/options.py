@@ -125,12 +125,18 @@ def request_of(
 
 
 def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `command` with other parameters. The options of `request_of` replace its first parameter, the request."""
+    """Return `command` with other parameters. The options of `request_of` replace its first parameter, the request.
+
+    If datasets or weights are missing, the error is raised before the command imports torch.
+    """
 
     @functools.wraps(command)
-    def with_advice(*arguments: Any, **values: Any) -> Any:
+    def with_advice(request: "Request", **values: Any) -> Any:
+        from robustbench_vlm.engine.missing import check_before_import
+
+        check_before_import(request)
         try:
-            return command(*arguments, **values)
+            return command(request, **values)
         except UserError as error:
             from robustbench_vlm.datasets.base import UnreadableImage
 

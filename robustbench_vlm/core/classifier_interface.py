@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @runtime_checkable
@@ -16,10 +17,10 @@ class Classifier(Protocol):
     sample, in the order of the samples. `select` returns a classifier for some of these samples.
     """
 
-    def __call__(self, images: Tensor, /) -> Tensor:
+    def __call__(self, images: "Tensor", /) -> "Tensor":
         """Return the logits, float32 [B, C], of images, float32 [B, 3, H, W] in [0, 1]."""
 
-    def select(self, index: Tensor) -> "Classifier":
+    def select(self, index: "Tensor") -> "Classifier":
         """Return a classifier for only the K samples at the positions `index`, int64 [K]."""
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
@@ -36,14 +37,14 @@ class PlainClassifier:
     All samples use the same function, and one call costs one forward pass per sample.
     """
 
-    logits: Callable[[Tensor], Tensor]
+    logits: "Callable[[Tensor], Tensor]"
     """The function from images, float32 [B, 3, H, W] in [0, 1], to logits, float32 [B, C]."""
 
-    def __call__(self, images: Tensor, /) -> Tensor:
+    def __call__(self, images: "Tensor", /) -> "Tensor":
         """Return the logits, float32 [B, C], of images, float32 [B, 3, H, W] in [0, 1]."""
         return self.logits(images)
 
-    def select(self, index: Tensor) -> "PlainClassifier":
+    def select(self, index: "Tensor") -> "PlainClassifier":
         """Return this classifier unchanged, because it does not depend on the sample. `index` is int64 [K]."""
         return self
 
@@ -52,7 +53,7 @@ class PlainClassifier:
         return 1, int(gradient)
 
 
-ClassifierLike = Classifier | Callable[[Tensor], Tensor]
+ClassifierLike = Classifier | Callable[["Tensor"], "Tensor"]
 """Type of a model: a `Classifier`, a torch module, or another function from images, float32 [B, 3, H, W] in [0, 1], to
 logits, float32 [B, C].
 """

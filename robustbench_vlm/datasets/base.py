@@ -5,12 +5,13 @@ import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.transform import NATIVE, Transform
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Prompt = str | tuple[str, ...]
 """One text, or several texts whose embeddings are averaged (a prompt ensemble, as in CLIP)."""
@@ -33,7 +34,7 @@ class Source(Protocol):
         """The class index of each of the N samples, in [0, C)."""
         ...
 
-    def read(self, indices: Sequence[int]) -> Tensor:
+    def read(self, indices: Sequence[int]) -> "Tensor":
         """Return the images at B indices as uint8 [B, 3, H, W]. All images of the dataset have one size H x W.
 
         Raises UnreadableImage if an image cannot be decoded.
@@ -117,6 +118,6 @@ class Dataset:
         return source
 
 
-def image_sha256(image: Tensor) -> str:
+def image_sha256(image: "Tensor") -> str:
     """Return the sha256 of the pixels of an image, uint8 [3, H, W] in C order, as hexadecimal digits."""
     return hashlib.sha256(image.contiguous().numpy().tobytes()).hexdigest()

@@ -8,9 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import check_utf8, sha256_of
 from robustbench_vlm.datasets.base import Dataset, UnreadableImage
@@ -20,6 +17,7 @@ from robustbench_vlm.datasets.transform import SquareFit, Transform
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+    from torch import Tensor
 
 FOLDER_SOURCE = "robustbench_vlm.datasets.image_folder:FolderSource"
 _WORD_NET_ID = re.compile(r"n\d{8}")
@@ -78,14 +76,16 @@ class FolderSource:
         """Return the file of an image."""
         return self._images.path(index)
 
-    def read(self, indices: Sequence[int]) -> Tensor:
+    def read(self, indices: Sequence[int]) -> "Tensor":
         """Return the images at B indices as uint8 [B, 3, side, side]; raise UnreadableImage if one is damaged."""
+        import torch
+
         # Pillow warns about some images that it can read. These images must be read even if a user
         # turns warnings into errors.
         with warnings.catch_warnings(action="ignore"):
             return torch.stack([self._image(index) for index in indices])
 
-    def _image(self, index: int) -> Tensor:
+    def _image(self, index: int) -> "Tensor":
         try:
             return self._fit(self._images.image(index))
         except UnreadableImage as error:

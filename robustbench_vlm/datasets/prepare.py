@@ -9,9 +9,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import exclusive_lock, write_text, write_whole
@@ -22,6 +20,9 @@ from robustbench_vlm.datasets.order import standard_order
 from robustbench_vlm.datasets.prepared import CHUNK, digest_name, forget, pixel_name, read_json, stored_digests
 from robustbench_vlm.datasets.published.base import StoredImages
 from robustbench_vlm.datasets.transform import SquareFit, Transform
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def prepare(
@@ -103,7 +104,7 @@ def _locked(folder: Path) -> Iterator[None]:
         yield
 
 
-def _pixels(images: StoredImages, place: int, transform: Transform | SquareFit) -> Tensor | str:
+def _pixels(images: StoredImages, place: int, transform: Transform | SquareFit) -> "Tensor | str":
     """Return an image's pixels, uint8 [3, H, W], or the reason why it cannot be decoded."""
     try:
         return transform(images.image(place))
@@ -127,9 +128,11 @@ def _is_prepared(folder: Path, chunk: int, images: StoredImages, places: Sequenc
 
 
 def _write_chunk(
-    folder: Path, chunk: int, readers: Sequence[Callable[[], Tensor | str]], stamps: Sequence[str]
+    folder: Path, chunk: int, readers: "Sequence[Callable[[], Tensor | str]]", stamps: Sequence[str]
 ) -> None:
     import numpy
+    import torch
+    from torch import Tensor
 
     # Pillow warns about some files that it can read, for example files with malformed EXIF data. These images
     # must be read even if a user turns warnings into errors. Threads make this faster, because decoding and

@@ -19,15 +19,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import read_ahead
 from robustbench_vlm.datasets.base import UnreadableImage, image_sha256
 
 if TYPE_CHECKING:
     import numpy
+    from torch import Tensor
 
 PREPARED_SOURCE = "robustbench_vlm.datasets.prepared:PreparedSource"
 CHUNK = 250
@@ -49,11 +47,13 @@ class PreparedSource:
         self.ids, labels = _index(self._folder)
         self.labels = tuple(merged[label] for label in labels) if merged else labels
 
-    def read(self, indices: Sequence[int]) -> Tensor:
+    def read(self, indices: Sequence[int]) -> "Tensor":
         """Return the images at B indices as uint8 [B, 3, H, W].
 
         Raises UnreadableImage if an image could not be decoded.
         """
+        import torch
+
         for index in indices:
             if not self.digests([index])[0]:
                 reason = _chunk_digests(self._folder, index // CHUNK)["unreadable"][str(index % CHUNK)]
@@ -138,6 +138,8 @@ def verify_prepared(folder: Path) -> list[str]:
 
 def stored_digests(folder: Path, chunk: int) -> list[str]:
     """Compute the sha256 of each image's pixels in the file of a chunk."""
+    import torch
+
     return [image_sha256(torch.from_numpy(row.copy())) for row in _chunk_pixels.__wrapped__(folder, chunk)]
 
 

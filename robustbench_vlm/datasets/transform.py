@@ -3,11 +3,9 @@
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-import torch
-from torch import Tensor
-
 if TYPE_CHECKING:
     from PIL import Image
+    from torch import Tensor
 
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
 """EXIF and TIFF tags."""
@@ -36,9 +34,10 @@ class Transform:
         how = f"both sides to {self.resize}" if self.squash else f"shorter side to {self.resize}"
         return f"{how}, {self.interpolation}" + (f", centre crop of {self.crop}" if self.crop else "")
 
-    def __call__(self, image: "Image.Image") -> Tensor:
+    def __call__(self, image: "Image.Image") -> "Tensor":
         """Return the image's pixels as uint8 [3, H, W]."""
         import numpy
+        import torch
         from torchvision.transforms import InterpolationMode, functional
 
         image = to_rgb(image)
@@ -60,9 +59,10 @@ class SquareFit:
     side: int
     """Height and width of the result in pixels."""
 
-    def __call__(self, image: "Image.Image") -> Tensor:
+    def __call__(self, image: "Image.Image") -> "Tensor":
         """Return the image's pixels as uint8 [3, side, side]."""
         import numpy
+        import torch
         from PIL import Image, ImageOps
 
         square = ImageOps.fit(as_displayed(image), (self.side, self.side), Image.Resampling.BICUBIC)

@@ -12,9 +12,10 @@ from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.image_folder import folder_dataset
-from robustbench_vlm.datasets.published.local_copy import data_root, find_images, is_available, prepare_dataset
+from robustbench_vlm.datasets.published.local_copy import prepare_dataset
 from robustbench_vlm.engine.backends import resolve_resources
 from robustbench_vlm.engine.cell import Cell, Samples, choose_samples
+from robustbench_vlm.engine.missing import check_files, dataset_names
 from robustbench_vlm.engine.model_cache import loaded_model, release
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resources import (
@@ -90,8 +91,7 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
     attacks = [protocol.adapt_attack(load_attack(name), threats[0].norm) for name in dict.fromkeys(names)]
     for attack in attacks:
         attack.check_norm(threats[0].norm)
-    # Datasets are checked before models, so that a missing dataset is reported before weights are downloaded.
-    find_images.cache_clear()
+    # Missing files are reported before weights are downloaded.
     datasets = _datasets(request, track, protocol)
     models = _models(request, track, protocol, attacks, resources.device, on_progress)
     choices = _choices(request, datasets, protocol, {model.image_size for model in models}, on_progress)
@@ -166,29 +166,8 @@ def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequenc
 
 def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Dataset]:
     """Return the requested datasets with the protocol's prompts. The list is empty if a folder of images is given."""
-    _check_image_source(request, track, protocol)
-    if request.images is not None:
-        return []
-    names = _once("dataset", request.datasets or protocol.datasets or track.datasets)
-    datasets = [protocol.adapt_dataset(DATASETS.load(name)) for name in names]
-    absent = [dataset.name for dataset in datasets if not is_available(dataset, request.data)]
-    if absent:
-        raise UserError(
-            f"{len(absent)} of {len(datasets)} datasets are missing in {data_root(request.data)}:"
-            f" {', '.join(absent)}. Run `vlmbench data prepare {absent[0]}` to get one, give another folder with"
-            " --data, or give other datasets with --dataset. `vlmbench data list` shows the source of each dataset"
-        )
-    return datasets
-
-
-def _check_image_source(request: Request, track: Track, protocol: Protocol) -> None:
-    if request.images is not None and request.datasets:
-        raise UserError("--images and --dataset were both given, but only one can be used: give --images or --dataset")
-    if request.images is None and not request.datasets and not (protocol.datasets or track.datasets):
-        raise UserError(
-            f"the track {track.name!r} does not define datasets: give --images DIR, a folder with one sub-folder per"
-            " class, or --dataset NAME; `vlmbench list datasets` shows all names"
-        )
+    check_files(request)
+    return [protocol.adapt_dataset(DATASETS.load(name)) for name in dataset_names(request)]
 
 
 def _choices(

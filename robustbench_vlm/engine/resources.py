@@ -5,13 +5,13 @@ import gc
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, TypeVar
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.device import check_device
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 CPU_BATCH_SIZE = 64
 """Default batch size on a CPU. Larger batches are not faster."""
@@ -71,6 +71,8 @@ def threads_of_a_worker(workers: int) -> Iterator[None]:
 
     The processes share the CPU cores equally. The number is restored at the end.
     """
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(max(1, cores() // workers))
     try:
@@ -79,14 +81,16 @@ def threads_of_a_worker(workers: int) -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def sample_memory(classifier: torch.nn.Module, images: Tensor) -> int:
+def sample_memory(classifier: "nn.Module", images: "Tensor") -> int:
     """Return the memory in bytes that one sample needs under attack, for activations and for tensors of the attack.
 
     Runs one forward and one backward pass of `classifier` on `images`, float32 [B, 3, H, W].
     """
+    import torch
+
     kept: list[int] = []
 
-    def note(tensor: Tensor) -> Tensor:
+    def note(tensor: "Tensor") -> "Tensor":
         kept.append(tensor.numel() * tensor.element_size())
         return tensor
 
@@ -103,6 +107,8 @@ def choose_batch_size(device: str, sample_bytes: int, workers: int) -> int:
     """
     if device == "cpu":
         return CPU_BATCH_SIZE
+    import torch
+
     # torch caches memory from earlier measurements. Release it, so that it counts as free.
     torch.cuda.empty_cache()
     sharing = -(-workers // max(1, torch.cuda.device_count()))
@@ -116,6 +122,8 @@ def with_fitting_batch_size(work: Callable[[int], T], batch_size: int) -> tuple[
 
     Returns the result of `work` and the batch size that fit. Raises UserError if a batch of one sample does not fit.
     """
+    import torch
+
     while True:
         try:
             return work(batch_size), batch_size
@@ -137,6 +145,8 @@ def with_fitting_batch_size(work: Callable[[int], T], batch_size: int) -> tuple[
 
 def is_out_of_memory(error: Exception) -> bool:
     """Return whether an error reports that a GPU or this machine ran out of memory."""
+    import torch
+
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _OUT_OF_MEMORY)

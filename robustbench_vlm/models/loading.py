@@ -13,7 +13,9 @@ from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.models.card import ModelCard, Weights, find_card, trained_folder
 from robustbench_vlm.models.checkpoint_formats import Encoders, State, check_fit
 from robustbench_vlm.models.open_clip import Architecture, load_architecture, load_pretrained, tokenizer_digest
-from robustbench_vlm.models.weights import cached, load_encoders, load_weights, locate, split_encoders
+from robustbench_vlm.models.reference import parse_reference
+from robustbench_vlm.models.weights import load_encoders, load_weights, locate, split_encoders
+from robustbench_vlm.models.weights_cache import cached
 
 
 @dataclass(frozen=True)
@@ -53,16 +55,33 @@ def fetch(card: ModelCard, track: str, on_progress: OnProgress) -> None:
     """
     if card.base:
         fetch(_base(card, track), track, on_progress)
-    if card.image and not card.image.is_bundled and not cached(card.image).is_file():
-        began, file = time.monotonic(), card.image.file
+    for weights in (card.image, card.text):
+        if weights and not weights.is_bundled and not cached(weights).is_file():
+            _fetch_file(card, weights, on_progress)
 
-        def in_megabytes(progress: Progress) -> None:
-            done = progress.done
-            total = max(progress.total or done, 1)
-            left = (time.monotonic() - began) * (total - done) / max(done, 1)
-            on_progress(Progress(done // 10**6, total // 10**6, left, f"MB of {file}"))
 
-        locate(Path(card.folder), card.image, in_megabytes)
+def _fetch_file(card: ModelCard, weights: Weights, on_progress: OnProgress) -> None:
+    began = time.monotonic()
+
+    def in_megabytes(progress: Progress) -> None:
+        done = progress.done
+        total = max(progress.total or done, 1)
+        left = (time.monotonic() - began) * (total - done) / max(done, 1)
+        on_progress(Progress(done // 10**6, total // 10**6, left, f"MB of {weights.file}"))
+
+    locate(Path(card.folder), weights, in_megabytes)
+
+
+def fetch_all(reference: str, track: str, on_progress: OnProgress) -> None:
+    """Download all weights of a model and of its base that are not in the cache, also those of open_clip.
+
+    Raises the errors of `fetch` and `load_pretrained`.
+    """
+    card = find_card(str(parse_reference(reference).model), track)
+    fetch(card, track, on_progress)
+    origin = find_card(card.base_reference, track) if card.base else card
+    if origin.pretrained:
+        load_pretrained(origin.architecture, origin.pretrained)
 
 
 def architecture_of(card: ModelCard) -> Architecture:

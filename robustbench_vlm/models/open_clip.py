@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import cache_folder
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.hub_access import with_hub_files
 from robustbench_vlm.core.registry import unknown
@@ -21,6 +20,7 @@ from robustbench_vlm.models import ARCHITECTURES
 from robustbench_vlm.models.card import check_normalisation
 from robustbench_vlm.models.reference import OPEN_CLIP
 from robustbench_vlm.models.weights import remember
+from robustbench_vlm.models.weights_cache import digest_record, in_hub_cache
 
 CONTEXT_LENGTH = 77
 """The context length of a text encoder in tokens. It applies if the configuration does not state another number."""
@@ -152,6 +152,18 @@ def _pixel_constants(name: str) -> tuple[tuple[float, float, float], tuple[float
     return tuple(mean), tuple(std)
 
 
+def can_load_pretrained(architecture: str, tag: str) -> bool:
+    """Return whether the weights of an architecture "open_clip:NAME" are in the cache of the Hugging Face hub.
+
+    Also return True if the tag is unknown, or if its weights are not on the hub.
+    """
+    import open_clip
+
+    settings = open_clip.get_pretrained_cfg(architecture.removeprefix(OPEN_CLIP), tag)
+    repository = settings.get("hf_hub", "").rpartition("/")[0]
+    return not repository or in_hub_cache(repository)
+
+
 def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architecture, str]:
     """Return the network, architecture and digest of an architecture "open_clip:NAME" with pretrained weights.
 
@@ -172,7 +184,7 @@ def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architectur
     network = _fetched(f"{architecture}/{tag}", lambda: open_clip.create_model(name, pretrained=tag))
     state = {key: fingerprint(_digest(value)) for key, value in network.state_dict().items()}
     digest = fingerprint([architecture, built.mean, built.std, state, *tokenizer_digest(built)])
-    remember(cache_folder() / "models" / f"{name}-{tag}.sha256", digest, f"the weights {architecture}/{tag}")
+    remember(digest_record(architecture, tag), digest, f"the weights {architecture}/{tag}")
     return network, built, digest
 
 

@@ -1,6 +1,5 @@
 """Weights files: download them once, check their digests and values, read them, and write them as safetensors."""
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -9,12 +8,13 @@ from torch import Tensor, nn
 
 from robustbench_vlm.core.download import download
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import cache_folder, inside, sha256_of, write_text, write_whole
+from robustbench_vlm.core.files import inside, sha256_of, write_text, write_whole
 from robustbench_vlm.core.hub_access import hub_url
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.models.card import Weights
 from robustbench_vlm.models.checkpoint_files import read_checkpoint
 from robustbench_vlm.models.checkpoint_formats import Encoders, dense, encoders_of
+from robustbench_vlm.models.weights_cache import cached
 
 _HUB = "hf:"
 
@@ -107,12 +107,6 @@ def remember(record: Path, digest: str, what: str) -> None:
 
 def _recorded(record: Path) -> str:
     return record.read_text(encoding="utf-8").strip() if record.is_file() else ""
-
-
-def cached(weights: Weights) -> Path:
-    """Return the path of a downloaded file in the cache. Each download address has a separate folder."""
-    address = hashlib.sha256((weights.url or weights.page).encode()).hexdigest()[:16]
-    return inside(cache_folder() / "models" / address, weights.file)
 
 
 def _fetch(weights: Weights, path: Path, known: str, on_progress: OnProgress) -> None:

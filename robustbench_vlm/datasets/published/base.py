@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from robustbench_vlm.core.errors import UserError
 
@@ -52,6 +52,24 @@ def stamp_of(path: Path) -> str:
 
 
 @dataclass(frozen=True)
+class DownloadSource:
+    """A place from which a dataset can be downloaded: a host and the files on it."""
+
+    kind: Literal["hub", "original"]
+    """"hub" for tar files (shards) on the Hugging Face Hub, "original" for the archives that torchvision downloads."""
+    name: str
+    """The repository OWNER/NAME on the Hub, or the name of a class in torchvision.datasets."""
+    download_bytes: int
+    """Approximate size of the download in bytes. 0 means that it is unknown."""
+    reason: str
+    """The reason for the place of this source in the order of the sources, for the documentation."""
+    host: str = ""
+    """An address on the host of the original archives. It is "" for the Hub."""
+    split: str = ""
+    """Name of the split in these files, if it is not the split of the dataset. The files then have other samples."""
+
+
+@dataclass(frozen=True)
 class PublishedDataset:
     """A published dataset: its reader, folder, split, size, downloads and licence."""
 
@@ -70,14 +88,10 @@ class PublishedDataset:
     """Number of samples of the complete split. 0 means that the number is unknown."""
     native: bool = False
     """True if all images have one small size. The images are then attacked at this size."""
-    download_bytes: int = 0
-    """Approximate size of the download in bytes. 0 means that the size is unknown."""
-    torchvision: str = ""
-    """Class of torchvision.datasets that downloads the dataset. It is "" if torchvision cannot download it."""
-    hub: str = ""
-    """Repository on the Hugging Face Hub with tar files (shards) of the images. "" means that there is none."""
-    hub_split: str = ""
-    """Name of the split in the Hub's tar files, if it is not `split`. The tar files then contain different samples."""
+    sources: tuple[DownloadSource, ...] = ()
+    """The sources in the order in which they are tried. () if the dataset can only be downloaded by hand."""
+    by_hand_bytes: int = 0
+    """Approximate size of a download by hand in bytes. 0 means that it is unknown, or that `sources` states it."""
     licensed: bool = False
     """True if users must accept terms before a download. Such a dataset is never downloaded by this package."""
     by_hand: str = ""
@@ -88,9 +102,19 @@ class PublishedDataset:
     """Address of the dataset's page."""
 
     @property
+    def hub(self) -> DownloadSource | None:
+        """The source on the Hugging Face Hub. A copy of its files is also found if a user downloaded it by hand."""
+        return next((source for source in self.sources if source.kind == "hub"), None)
+
+    @property
+    def download_bytes(self) -> int:
+        """Approximate size in bytes of a download from the first source, or by hand. 0 means that it is unknown."""
+        return self.by_hand_bytes or (self.sources[0].download_bytes if self.sources else 0)
+
+    @property
     def fetchable(self) -> bool:
         """True if this package can download the dataset and its terms allow that."""
-        return bool(self.torchvision or self.hub) and not self.licensed
+        return bool(self.sources) and not self.licensed
 
     def read(self, folder: Path) -> StoredImages:
         """Return the images of the dataset in a folder; raise MissingData if files are missing."""

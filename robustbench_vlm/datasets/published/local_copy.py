@@ -34,13 +34,8 @@ def locate(published: PublishedDataset, root: Path) -> tuple[Path, StoredImages]
     Three folders are tried: `root`/<torchvision's folder name>, `root` if it has that name, and `root`/wds/<name of the
     Hub repository>. Raises MissingData if none of them has the dataset, and UserError if the dataset is damaged.
     """
-    places: list[tuple[Path, Callable[[Path], StoredImages]]] = [(root / published.folder, published.read)]
-    if root.resolve().name == published.folder:
-        places.append((root, published.read))
-    if published.hub:
-        places.append((hub_folder(published, root), lambda folder: read_shards(folder, published.name)))
     tried = []
-    for folder, read in places:
+    for folder, read in _places(published, root):
         try:
             if not folder.is_dir():
                 raise MissingData(f"there is no folder {folder}")
@@ -57,6 +52,21 @@ def locate(published: PublishedDataset, root: Path) -> tuple[Path, StoredImages]
         f"{published.title} is not below {root}: {'; '.join(tried)}. If the dataset is in another folder, give the"
         f" parent of that folder with --data DIR or VLMBENCH_DATA. If not, {_next_step(published, root)}"
     )
+
+
+def has_folder(published: PublishedDataset, root: Path) -> bool:
+    """Return whether one of the folders of a dataset exists. Its files are not read."""
+    return any(folder.is_dir() for folder, _ in _places(published, root))
+
+
+def _places(published: PublishedDataset, root: Path) -> list[tuple[Path, Callable[[Path], StoredImages]]]:
+    """Return the folders that may have a dataset, each with the function that reads it."""
+    places: list[tuple[Path, Callable[[Path], StoredImages]]] = [(root / published.folder, published.read)]
+    if root.resolve().name == published.folder:
+        places.append((root, published.read))
+    if published.hub:
+        places.append((hub_folder(published.hub, root), lambda folder: read_shards(folder, published.name)))
+    return places
 
 
 def _next_step(published: PublishedDataset, root: Path) -> str:
@@ -108,7 +118,8 @@ def prepare_dataset(
     images = find_images(dataset.published, data_root(data))
     folder = prepare(dataset.name, images, dataset.transform, count, cache_folder(), on_progress)
     published = PUBLISHED[dataset.published]
-    split = published.hub_split if published.hub_split and isinstance(images, TarShardImages) else published.split
+    from_hub = isinstance(images, TarShardImages) and published.hub
+    split = (from_hub and from_hub.split) or published.split
     return dataclasses.replace(dataset, split=split, options={"folder": str(folder), "merged": dataset.merged})
 
 
@@ -135,7 +146,8 @@ def verify(published: PublishedDataset, root: Path) -> list[str]:
         wrong = changed_folders(folder)
     except UserError as error:
         return [str(error)]
-    other_split = published.hub_split and folder == hub_folder(published, root)
+    hub = published.hub
+    other_split = hub and hub.split and folder == hub_folder(hub, root)
     if published.samples and not other_split and len(images.ids) != published.samples:
         wrong.append(f"{folder} has {len(images.ids)} samples, expected {published.samples} (the complete split)")
     if isinstance(images, ImageFiles):

@@ -32,13 +32,17 @@ def exclusive(staging: Path) -> Iterator[None]:
         yield
 
 
-def check_free(goal: Path, needed: int) -> None:
-    """Raise UserError if the folder `goal` already exists, or if its disk does not have `needed` free bytes."""
+def check_goal(goal: Path) -> None:
+    """Raise UserError if the folder `goal` already exists. It then does not have the complete dataset."""
     if goal.exists():
         raise UserError(
             f"{goal} exists, but it does not have the complete dataset: move or remove this folder, then run the same"
             " command again"
         )
+
+
+def check_free(goal: Path, needed: int) -> None:
+    """Raise UserError if the disk of the folder `goal` does not have `needed` free bytes."""
     goal.parent.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(goal.parent).free
     if needed > free:

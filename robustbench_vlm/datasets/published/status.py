@@ -3,19 +3,20 @@
 import csv
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder
+from robustbench_vlm.core.hosts import Hosts
 from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.prepared import prepared_rows, unreadable, verify_prepared
 from robustbench_vlm.datasets.published import PUBLISHED
 from robustbench_vlm.datasets.published.base import MissingData, PublishedDataset
-from robustbench_vlm.datasets.published.fetch import fetch
+from robustbench_vlm.datasets.published.fetch import address_of, by_hand, fetch
 from robustbench_vlm.datasets.published.local_copy import (
     data_root,
     find_images,
@@ -41,6 +42,10 @@ class DatasetStatus:
     """Number of samples that are decoded and resized for one protocol. The protocol with the most samples counts."""
     where: str
     """The folder of the images, or the next step if they are missing."""
+    sources: tuple[str, ...]
+    """The sources of a download in the order in which they are tried, such as "hub clip-benchmark/wds_cars"."""
+    by_hand: str
+    """The instructions for a download by hand."""
 
 
 def dataset_status(name: str, data: Path | None) -> DatasetStatus:
@@ -54,7 +59,15 @@ def dataset_status(name: str, data: Path | None) -> DatasetStatus:
         # The error is shown in the list, so that the other datasets are still listed.
         on_disk, where = 0, f"damaged: {error}"
     rows = max(map(prepared_rows, _prepared_folders(name)), default=0)
-    return DatasetStatus(name, published.samples, on_disk, published.download_bytes, rows, where)
+    sources = () if published.licensed else tuple(f"{each.kind} {each.name}" for each in published.sources)
+    return DatasetStatus(
+        name, published.samples, on_disk, published.download_bytes, rows, where, sources, by_hand(published, root)
+    )
+
+
+def hosts_of(names: Sequence[str]) -> Hosts:
+    """Return the checks of the hosts from which the named datasets can be downloaded. No host is checked yet."""
+    return Hosts(address_of(source) for name in names for source in _published(name).sources)
 
 
 @dataclass(frozen=True)
@@ -80,22 +93,23 @@ def fetch_and_prepare(
     data: Path | None,
     on_progress: OnProgress,
     *,
-    download: bool,
+    hosts: Hosts | None,
 ) -> PreparedDataset:
     """Download a dataset if it is missing, and prepare its first `count` samples. None means all samples.
 
-    `adapt` applies a protocol to the dataset. If the dataset cannot be downloaded, UserError is raised. Its message has
-    instructions for a download by hand.
+    `adapt` applies a protocol to the dataset. `hosts` has the checks of hosts of this command. If it is None, nothing
+    is downloaded. If the dataset cannot be downloaded, UserError is raised. Its message has instructions for a download
+    by hand.
     """
     published, root = _published(name), data_root(data)
     find_images.cache_clear()
-    if download and not is_available(DATASETS.load(name), data):
+    if hosts is not None and not is_available(DATASETS.load(name), data):
 
         def in_bytes(progress: Progress) -> None:
             total = progress.total or published.download_bytes
             on_progress(Progress(progress.done, total, label=f"fetching {name}"))
 
-        fetch(published, root, in_bytes)
+        fetch(published, root, in_bytes, hosts)
     dataset = prepare_dataset(adapt(DATASETS.load(name)), count, data, on_progress)
     source = dataset.open()
     chosen = list(zip(source.ids, source.labels, strict=True))[:count]

@@ -1,12 +1,13 @@
 """The table of published datasets: the split, size, reader, download and licence of each.
 
-To add a dataset, add a row to this table, its class names to class_lists.json, its prompt template to `prompts.trusted`
-and its name to `datasets.DATASETS`.
+To add a dataset, add a row to this table, its downloads to `download_sources.SOURCES`, its class names to
+class_lists.json, its prompt template to `prompts.trusted` and its name to `datasets.DATASETS`.
 """
 
 from collections.abc import Mapping
 
 from robustbench_vlm.datasets.published.base import PublishedDataset
+from robustbench_vlm.datasets.published.download_sources import SOURCES
 
 _HERE = "robustbench_vlm.datasets.published"
 
@@ -18,10 +19,7 @@ SUITE = (
         folder="caltech101",
         split="all",
         samples=8677,
-        download_bytes=137_000_000,
-        torchvision="Caltech101",
-        hub="clip-benchmark/wds_vtab-caltech101",
-        hub_split="the test part of VTAB's own split",
+        sources=SOURCES["caltech101"],
         licence="CC BY 4.0",
         origin="https://data.caltech.edu/records/mzrjq-6wc02",
     ),
@@ -32,8 +30,7 @@ SUITE = (
         folder="caltech256",
         split="all",
         samples=30607,
-        download_bytes=1_183_000_000,
-        torchvision="Caltech256",
+        sources=SOURCES["caltech256"],
         licence="CC BY 4.0",
         origin="https://data.caltech.edu/records/nyy15-4j048",
     ),
@@ -45,9 +42,7 @@ SUITE = (
         split="test",
         samples=10000,
         native=True,
-        download_bytes=170_000_000,
-        torchvision="CIFAR10",
-        hub="clip-benchmark/wds_vtab-cifar10",
+        sources=SOURCES["cifar10"],
         licence="not stated",
         origin="https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
@@ -59,9 +54,7 @@ SUITE = (
         split="test",
         samples=10000,
         native=True,
-        download_bytes=169_000_000,
-        torchvision="CIFAR100",
-        hub="clip-benchmark/wds_vtab-cifar100",
+        sources=SOURCES["cifar100"],
         licence="not stated",
         origin="https://www.cs.toronto.edu/~kriz/cifar.html",
     ),
@@ -72,9 +65,7 @@ SUITE = (
         folder="dtd",
         split="test, partition 1",
         samples=1880,
-        download_bytes=625_239_812,
-        torchvision="DTD",
-        hub="clip-benchmark/wds_vtab-dtd",
+        sources=SOURCES["dtd"],
         licence="for research",
         origin="https://www.robots.ox.ac.uk/~vgg/data/dtd",
     ),
@@ -85,10 +76,7 @@ SUITE = (
         folder="eurosat",
         split="all",
         samples=27000,
-        download_bytes=94_280_567,
-        torchvision="EuroSAT",
-        hub="clip-benchmark/wds_vtab-eurosat",
-        hub_split="the test part of VTAB's own split",
+        sources=SOURCES["eurosat"],
         licence="MIT",
         origin="https://github.com/phelber/eurosat",
     ),
@@ -99,9 +87,7 @@ SUITE = (
         folder="fgvc-aircraft-2013b",
         split="test, by variant",
         samples=3333,
-        download_bytes=2_753_000_000,
-        torchvision="FGVCAircraft",
-        hub="clip-benchmark/wds_fgvc_aircraft",
+        sources=SOURCES["fgvc-aircraft"],
         licence="for research that is not commercial",
         origin="https://www.robots.ox.ac.uk/~vgg/data/fgvc-aircraft",
     ),
@@ -112,9 +98,7 @@ SUITE = (
         folder="flowers-102",
         split="test",
         samples=6149,
-        download_bytes=344_878_000,
-        torchvision="Flowers102",
-        hub="clip-benchmark/wds_vtab-flowers",
+        sources=SOURCES["flowers102"],
         licence="not stated",
         origin="https://www.robots.ox.ac.uk/~vgg/data/flowers/102",
     ),
@@ -125,9 +109,7 @@ SUITE = (
         folder="food-101",
         split="test",
         samples=25250,
-        download_bytes=4_996_278_331,
-        torchvision="Food101",
-        hub="clip-benchmark/wds_food101",
+        sources=SOURCES["food101"],
         licence="for research; the images are those of foodspotting.com",
         origin="https://data.vision.ee.ethz.ch/cvl/datasets_extra/food-101",
     ),
@@ -138,8 +120,8 @@ SUITE = (
         folder="imagenet",
         split="val",
         samples=50000,
-        download_bytes=6_747_000_000,
-        hub="clip-benchmark/wds_imagenet1k",
+        sources=SOURCES["imagenet"],
+        by_hand_bytes=6_747_000_000,
         licensed=True,
         by_hand=(
             "ask for access at https://image-net.org/download-images, fetch ILSVRC2012_img_val.tar and "
@@ -155,9 +137,7 @@ SUITE = (
         folder="oxford-iiit-pet",
         split="test",
         samples=3669,
-        download_bytes=811_000_000,
-        torchvision="OxfordIIITPet",
-        hub="clip-benchmark/wds_vtab-pets",
+        sources=SOURCES["oxford-pets"],
         licence="CC BY-SA 4.0",
         origin="https://www.robots.ox.ac.uk/~vgg/data/pets",
     ),
@@ -168,8 +148,7 @@ SUITE = (
         folder="pcam",
         split="test",
         samples=32768,
-        download_bytes=800_879_000,
-        hub="clip-benchmark/wds_vtab-pcam",
+        sources=SOURCES["pcam"],
         by_hand=(
             "fetch camelyonpatch_level_2_split_test_x.h5.gz and ..._test_y.h5.gz from "
             "https://zenodo.org/records/2546921 and unpack them (gunzip) in pcam"
@@ -184,8 +163,7 @@ SUITE = (
         folder="stanford_cars",
         split="test",
         samples=8041,
-        download_bytes=978_000_000,
-        hub="clip-benchmark/wds_cars",
+        sources=SOURCES["stanford-cars"],
         by_hand=(
             "its page is gone: from a copy take cars_test, devkit and cars_test_annos_withlabels.mat and put "
             "them in stanford_cars"
@@ -201,9 +179,7 @@ SUITE = (
         split="test",
         samples=8000,
         native=True,
-        download_bytes=2_640_397_119,
-        torchvision="STL10",
-        hub="clip-benchmark/wds_stl10",
+        sources=SOURCES["stl10"],
         licence="not stated; the images are ImageNet's",
         origin="https://cs.stanford.edu/~acoates/stl10",
     ),
@@ -214,11 +190,13 @@ SUITE = (
         folder="SUN397",
         split="all",
         samples=108754,
-        download_bytes=39_077_296_924,
-        torchvision="SUN397",
-        hub="clip-benchmark/wds_sun397",
+        sources=SOURCES["sun397"],
+        by_hand=(
+            "the original page is gone, and the address of SUN397.tar.gz returns 404 since 2025: take the files of the "
+            "hub, or unpack a copy of SUN397.tar.gz as SUN397"
+        ),
         licence="not stated",
-        origin="https://vision.princeton.edu/projects/2010/SUN",
+        origin="Xiao et al. 2010, https://vision.princeton.edu/projects/2010/SUN (gone)",
     ),
 )
 """The fifteen datasets of the AGFT paper. The splits of the paper are also the splits of torchvision."""
@@ -231,7 +209,7 @@ EXTRA = (
         folder="tiny-imagenet-200",
         split="val",
         samples=10000,
-        download_bytes=248_000_000,
+        by_hand_bytes=248_000_000,
         by_hand="fetch http://cs231n.stanford.edu/tiny-imagenet-200.zip and unpack it as tiny-imagenet-200",
         licence="ImageNet's terms of access",
         origin="http://cs231n.stanford.edu, from https://image-net.org",
@@ -243,9 +221,7 @@ EXTRA = (
         folder="country211",
         split="test",
         samples=21100,
-        download_bytes=11_300_000_000,
-        torchvision="Country211",
-        hub="clip-benchmark/wds_country211",
+        sources=SOURCES["country211"],
         licence="those of the images in YFCC100M (Creative Commons)",
         origin="https://github.com/openai/CLIP/blob/main/data/country211.md",
     ),
@@ -256,8 +232,7 @@ EXTRA = (
         folder="imagenet-r",
         split="test",
         samples=30000,
-        download_bytes=2_191_079_936,
-        hub="clip-benchmark/wds_imagenet-r",
+        sources=SOURCES["imagenet-r"],
         by_hand="fetch https://people.eecs.berkeley.edu/~hendrycks/imagenet-r.tar and unpack it as imagenet-r",
         licence="MIT for the selection",
         origin="https://github.com/hendrycks/imagenet-r",
@@ -269,8 +244,7 @@ EXTRA = (
         folder="imagenet-sketch",
         split="test",
         samples=50889,
-        download_bytes=7_593_573_012,
-        hub="clip-benchmark/wds_imagenet_sketch",
+        sources=SOURCES["imagenet-sketch"],
         by_hand=(
             "fetch ImageNet-Sketch.zip by the link of https://github.com/HaohanWang/ImageNet-Sketch and unpack "
             "it in imagenet-sketch"

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.published.base import MissingData, stamp_of
-from robustbench_vlm.datasets.published.class_lists import Labels, hub_class_names
+from robustbench_vlm.datasets.published.class_lists import Labels, hub_class_names, normalised
 from robustbench_vlm.datasets.published.image_files import check_unique, decode, read_lines, reading
 
 if TYPE_CHECKING:
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
 _Value = TypeVar("_Value")
 
+CLASS_NAMES = "classnames.txt"
+"""Name of the file that lists one class name per line. The line number, from 0, is the label in the shards."""
 _IMAGE_SUFFIXES = ("webp", "png", "jpg", "jpeg")
 
 
@@ -60,7 +62,7 @@ def read_shards(root: Path, name: str) -> TarShardImages:
     "test/nshards.txt" has the number of shards. Raises MissingData if a shard is missing, and UserError if a shard is
     truncated or belongs to another dataset.
     """
-    places = _places(root / "classnames.txt", name)
+    places = _places(root / CLASS_NAMES, name)
     counter = root / "test" / "nshards.txt"
     with reading(counter):
         count = int(counter.read_text(encoding="utf-8"))
@@ -70,6 +72,21 @@ def read_shards(root: Path, name: str) -> TarShardImages:
         raise MissingData(f"the shards in {root / 'test'} have no samples")
     ids = check_unique([f"wds/{key}" for key, _, _ in kept], root)
     return TarShardImages(ids, tuple(label for _, label, _ in kept), tuple(member for *_, member in kept))
+
+
+def check_class_order(path: Path, name: str) -> None:
+    """Raise UserError if "classnames.txt" does not list the classes of a dataset in the known order of the Hub.
+
+    Readable names that are not raw class names cannot be compared. They are matched by their position.
+    """
+    order, labels = hub_class_names(name), Labels(name)
+    _places(path, name)
+    for number, (line, raw) in enumerate(zip(read_lines(path), order, strict=True)):
+        if line in labels and normalised(line) != normalised(raw):
+            raise UserError(
+                f"{path.name} has the class {line!r} at the label {number}, expected {raw or 'the background'!r}; the"
+                " labels may have another meaning"
+            )
 
 
 def _is_kept(places: Sequence[int], label: int, root: Path) -> bool:

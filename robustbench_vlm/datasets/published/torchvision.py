@@ -12,26 +12,36 @@ from pathlib import Path
 from typing import Any
 
 from robustbench_vlm.core.download import download
+from robustbench_vlm.core.download_speed import OnSlow
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.progress import OnProgress
-from robustbench_vlm.datasets.published.base import PublishedDataset
-from robustbench_vlm.datasets.published.staging import check_free, put_in_place, staging_folder
+from robustbench_vlm.core.progress import OnProgress, Progress
+from robustbench_vlm.datasets.published.base import DownloadSource, PublishedDataset
+from robustbench_vlm.datasets.published.staging import check_free, check_goal, put_in_place, staging_folder
 
 _ARCHIVES = (".tar", ".tgz", ".gz", ".zip")
 
 
-def fetch_from_torchvision(published: PublishedDataset, root: Path, on_progress: OnProgress) -> Path:
-    """Download a dataset with torchvision and return its folder; raise UserError if the host or the files fail."""
+def fetch_from_torchvision(
+    published: PublishedDataset, source: DownloadSource, root: Path, on_progress: OnProgress, on_slow: OnSlow
+) -> Path:
+    """Download a dataset with torchvision and return its folder; raise UserError if the host or the files fail.
+
+    `on_slow` is called if the download is slow (see `core.download`).
+    """
     import torchvision
 
-    staging, source = staging_folder(published, root), f"torchvision {torchvision.__version__} {published.torchvision}"
+    staging, origin = staging_folder(published, root), f"torchvision {torchvision.__version__} {source.name}"
     # Remove the files of an interrupted call, because torchvision would accept a partly unpacked dataset as complete.
     unpacked, goal = staging / "unpacked", root / published.folder
     shutil.rmtree(unpacked, ignore_errors=True)
-    check_free(goal, 2 * published.download_bytes)
+    check_goal(goal)
+    goal.parent.mkdir(parents=True, exist_ok=True)
     try:
-        with _torchvision_downloads(staging / "downloads", on_progress), contextlib.redirect_stdout(io.StringIO()):
-            getattr(torchvision.datasets, published.torchvision)(str(unpacked), download=True)
+        with (
+            _torchvision_downloads(staging / "downloads", on_progress, on_slow),
+            contextlib.redirect_stdout(io.StringIO()),
+        ):
+            getattr(torchvision.datasets, source.name)(str(unpacked), download=True)
     except UserError:
         raise
     # torchvision does not catch exceptions of the archive readers, and these exceptions have many types.
@@ -44,11 +54,11 @@ def fetch_from_torchvision(published: PublishedDataset, root: Path, on_progress:
         if archive.name.endswith(_ARCHIVES):
             (folder / archive.name).unlink(missing_ok=True)
     published.read(folder)
-    return put_in_place(folder, goal, staging, source)
+    return put_in_place(folder, goal, staging, origin)
 
 
 @contextlib.contextmanager
-def _torchvision_downloads(folder: Path, on_progress: OnProgress) -> Iterator[None]:
+def _torchvision_downloads(folder: Path, on_progress: OnProgress, on_slow: OnSlow) -> Iterator[None]:
     """Replace torchvision's download function by this package's `download`, which writes into `folder`.
 
     Downloads can then be resumed, report progress, refuse web pages and never use plain http. Archives cannot write
@@ -58,7 +68,8 @@ def _torchvision_downloads(folder: Path, on_progress: OnProgress) -> Iterator[No
 
     def retrieve(url: str, filename: str | Path, *options: Any) -> None:
         path = folder / Path(filename).name
-        download(re.sub(r"^http://(?!127\.|localhost)", "https://", url), path, on_progress=on_progress)
+        address = re.sub(r"^http://(?!127\.|localhost)", "https://", url)
+        download(address, path, on_progress=_with_room(path, on_progress), on_slow=on_slow)
         Path(filename).unlink(missing_ok=True)
         try:
             os.link(path, filename)
@@ -72,6 +83,23 @@ def _torchvision_downloads(folder: Path, on_progress: OnProgress) -> Iterator[No
         _replaced(tarfile.TarFile, "extraction_filter", staticmethod(tarfile.data_filter)),
     ):
         yield
+
+
+def _with_room(path: Path, on_progress: OnProgress) -> OnProgress:
+    """Return `on_progress` with a check of the disk at its first call, when the host has stated the size of the file.
+
+    An archive and its unpacked files need room at the same time, and the images in it are already compressed.
+    """
+    is_checked = not path.name.endswith(_ARCHIVES)
+
+    def report(progress: Progress) -> None:
+        nonlocal is_checked
+        if not is_checked and progress.total is not None:
+            check_free(path, 2 * progress.total - progress.done)
+            is_checked = True
+        on_progress(progress)
+
+    return report
 
 
 @contextlib.contextmanager

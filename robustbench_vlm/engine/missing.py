@@ -1,0 +1,117 @@
+"""Datasets and weights that a request needs and that are not on this machine.
+
+This module does not import torch, so `vlmbench run` and `vlmbench plan` answer at once if files are missing.
+"""
+
+from collections.abc import Sequence
+
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.hosts import Hosts, host_of, unreachable_text
+from robustbench_vlm.core.hub_access import endpoint
+from robustbench_vlm.datasets import DATASETS
+from robustbench_vlm.datasets.base import Dataset
+from robustbench_vlm.datasets.published import PUBLISHED
+from robustbench_vlm.datasets.published.local_copy import data_root, find_images, has_folder, is_available
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.models.weights_cache import MissingWeights, hub_cache_has_models, missing_weights
+from robustbench_vlm.protocols import PROTOCOLS
+from robustbench_vlm.tracks import TRACKS
+
+
+def dataset_names(request: Request) -> list[str]:
+    """Return the names of the requested datasets without repetitions. If a folder of images is given, return [].
+
+    Raises UserError if both datasets and a folder of images are given, or if neither is given and the track has no
+    datasets.
+    """
+    track = TRACKS.load(request.track)
+    protocol = PROTOCOLS.load(request.protocol or track.protocols[0])
+    if request.images is not None:
+        if request.datasets:
+            raise UserError(
+                "--images and --dataset were both given, but only one can be used: give --images or --dataset"
+            )
+        return []
+    if names := request.datasets or protocol.datasets or track.datasets:
+        return list(dict.fromkeys(names))
+    raise UserError(
+        f"the track {track.name!r} does not define datasets: give --images DIR, a folder with one sub-folder per class,"
+        " or --dataset NAME; `vlmbench list datasets` shows all names"
+    )
+
+
+def check_before_import(request: Request) -> None:
+    """Raise the error of `check_files` if a dataset has no folder, or weights are missing and their host is down.
+
+    The files in the folders are not read, so this takes less than a second on a machine with all files.
+    """
+    root = data_root(request.data)
+    loaded = [DATASETS.load(name) for name in dataset_names(request)]
+    if not all(has_folder(PUBLISHED[dataset.published], root) for dataset in loaded if dataset.published):
+        check_files(request)
+    check_hosts(request.track, _missing_weights(request))
+
+
+def _missing_weights(request: Request) -> list[MissingWeights]:
+    return [each for model in dict.fromkeys(request.models) for each in missing_weights(model, request.track)]
+
+
+def check_files(request: Request) -> None:
+    """Raise UserError if a dataset is missing, or weights are missing and their host cannot be reached.
+
+    The message lists all missing datasets and weights, with one command for each kind. If only weights are missing,
+    one connection to each of their hosts is tried.
+    """
+    find_images.cache_clear()
+    datasets: list[Dataset] = [DATASETS.load(name) for name in dataset_names(request)]
+    absent = [dataset.name for dataset in datasets if not is_available(dataset, request.data)]
+    weights = _missing_weights(request)
+    if absent:
+        texts = [_data_text(request, absent, len(datasets))]
+        raise UserError("\n".join(texts + [_weights_text(request.track, weights)] * bool(weights)))
+    check_hosts(request.track, weights)
+
+
+def check_hosts(track: str, weights: Sequence[MissingWeights]) -> None:
+    """Raise UserError if the host of missing weights cannot be reached. The message lists all missing weights."""
+    down = Hosts().unreachable(map(_address, weights))
+    # Only the look-up of open_clip's weights in the cache imports torch, so they are the last ones.
+    ordered = sorted(weights, key=lambda each: each.pretrained)
+    if down and any(host_of(_address(each)) in down and not _is_in_hub_cache(each) for each in ordered):
+        raise UserError(f"{_weights_text(track, weights)}\nThis needs a network: {unreachable_text(down)}")
+
+
+def _address(weights: MissingWeights) -> str:
+    """Return an address on the host of a file. Weights that only a person can download have the address of the page."""
+    return endpoint() if weights.pretrained or weights.url.startswith("hf:") else weights.url or weights.page
+
+
+def _is_in_hub_cache(weights: MissingWeights) -> bool:
+    if not weights.pretrained or not hub_cache_has_models():
+        return False
+    from robustbench_vlm.models.open_clip import can_load_pretrained
+
+    return can_load_pretrained(*weights.file.rsplit("/", 1))
+
+
+def _data_text(request: Request, absent: Sequence[str], total: int) -> str:
+    by_hand = [name for name in absent if not PUBLISHED[name].fetchable]
+    command = " ".join(name for name in absent if name not in by_hand)
+    ways = [f"Run `vlmbench data prepare {command}`"] if command else []
+    if by_hand:
+        ways.append(f"Fetch by hand: {', '.join(by_hand)}")
+    return (
+        f"{len(absent)} of {total} datasets are missing in {data_root(request.data)}: {', '.join(absent)}."
+        f" {'. '.join(ways)}. `vlmbench data list` shows the source of each. Or give another folder with --data, or"
+        " other datasets with --dataset"
+    )
+
+
+def _weights_text(track: str, weights: Sequence[MissingWeights]) -> str:
+    models = dict.fromkeys(each.model for each in weights)
+    sources = [f"{each.file} from {each.url or each.page or 'the Hugging Face hub'}" for each in weights]
+    files = "; ".join(dict.fromkeys(sources))
+    return (
+        f"The weights of {len(models)} model{'s' if len(models) > 1 else ''} are not in the cache:"
+        f" {', '.join(models)} ({files}). Run `vlmbench data weights --track {track} {' '.join(models)}`"
+    )
