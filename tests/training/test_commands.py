@@ -182,7 +182,7 @@ def test_a_sweep_trains_each_combination_once_and_chooses_the_best(
     ("arguments", "message"),
     [
         (["--grid", "rate"], "NAME=N,N"),
-        (["--grid", "lr=1e-3", "--train-fraction", "2"], "up to 1"),
+        (["--grid", "lr=1e-3", "--train-fraction", "2"], "at most 1"),
         (["--grid", "lr=1e-3", "--train-fraction", "x"], "above 0 and at most 1, such as 1/4, got 'x'"),
         (["--grid", "lr=1e-3", "--num-images", "100000"], "keep at least 1 image"),
         (["--grid", "rho=1"], "setting of agft"),
