@@ -77,7 +77,10 @@ def _with_proxy(address: str, end: tuple[str, int], reason: str) -> str:
 
 
 def _end(address: str) -> tuple[str, int]:
-    """Return the host and port to which a request of an address connects: those of the proxy, if there is one."""
+    """Return the host and port to which a request of an address connects.
+
+    If there is a proxy, they are the host and port of the proxy.
+    """
     parts = urlsplit(address)
     proxies = getproxies()
     proxy = proxies.get(parts.scheme) or proxies.get("all")

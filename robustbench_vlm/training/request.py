@@ -138,7 +138,7 @@ def _defense(request: TrainingRequest, track: Track, defense: Defense) -> Defens
     """Return the defense with the settings of the request and the inner attack of the track."""
     _check_settings(defense, request.settings)
     own = {name: value for name, value in request.settings.items() if name in defense.settings}
-    # The step size of a track is a fraction of eps, but that of the recipe may be in another unit.
+    # The step size of a track is a fraction of eps. The step size of the recipe may be in another unit.
     unit = {"step_unit": "eps"} if "step_size" in track.inner_attack else {}
     steps = {"steps": int(request.settings["inner_steps"])} if "inner_steps" in request.settings else {}
     inner = dataclasses.replace(defense.inner, **{**unit, **track.inner_attack, **steps})
