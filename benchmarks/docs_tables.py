@@ -1,15 +1,17 @@
-"""Generate the tables of docs/warnings.md and docs/protocols.md from the code.
+"""Generate the tables of docs/warnings.md, docs/protocols.md and docs/models.md from the code.
 
-`python benchmarks/docs_tables.py` writes both pages. tests/docs/test_pages.py fails if a page differs from the code.
+`python benchmarks/docs_tables.py` writes the pages. tests/docs/test_pages.py fails if a page differs from the code.
 """
 
 import re
 from pathlib import Path
 
 from robustbench_vlm.cli.render.protocols import protocol_document
+from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.engine.warnings import WARNINGS
-from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.protocols.base import Protocol
+from robustbench_vlm.models.open_clip import load_architecture
+from robustbench_vlm.protocols import IMAGE_PROTOCOL, PROTOCOLS
+from robustbench_vlm.protocols.base import SMALL_INPUT, Protocol
 from robustbench_vlm.tracks import TRACKS
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -38,26 +40,64 @@ def _section(name: str) -> str:
     document = protocol_document(name)
     tracks = [track for track in TRACKS.table if name in TRACKS.load(track).protocols]
     is_first = any(TRACKS.load(track).protocols[0] == name for track in tracks)
+    track = ", ".join(tracks) + (" (default protocol)" if is_first else "")
+    if name == IMAGE_PROTOCOL:
+        track = "none: the default protocol of `--images` without `--track`"
     description = protocol.description[0].upper() + protocol.description[1:]
     stages = f"`{protocol.attack_name('autoattack')}`" if protocol.attacks else "the standard AutoAttack"
     rows = [
-        ["track", ", ".join(tracks) + (" (default protocol)" if is_first else "")],
+        ["track", track],
         ["samples per dataset", str(protocol.samples or "all")],
         ["precision of the attack", protocol.precision],
         ["precision of the verdicts", protocol.verdict_precision],
         ["iterates of PGD that are classified", "all" if protocol.iterate == "best" else "only the last"],
         ["attack run as `autoattack`", stages],
     ]
+    if protocol.eps:
+        rows += [
+            ["radii (Linf)", ", ".join(protocol.eps)],
+            [f"radii of models with an input of less than {SMALL_INPUT} pixels", ", ".join(protocol.small_eps)],
+        ]
     if protocol.transform is not None:
         rows += [
             ["resize", str(document["transform"])],
+            ["resolution", str(document["resolution"])],
             ["resize of CIFAR and STL10", str(document["small_transform"])],
         ]
     rows.append(["fingerprint", f"`{str(document['fingerprint'])[:12]}`"])
     return f"## {protocol.label}\n\n{description}.\n\n{markdown(['setting', 'value'], rows)}"
 
 
-TABLES = {"warnings.md": warnings, "protocols.md": protocols}
+_ARCHITECTURES = (
+    "mini",
+    "open_clip:ViT-B-32-quickgelu",
+    "open_clip:ViT-B-16-SigLIP",
+    "open_clip:convnext_base_w",
+    "open_clip:ViT-B-32-256",
+    "open_clip:ViT-L-14-336-quickgelu",
+    "open_clip:ViT-B-16-SigLIP-384",
+)
+_PROTOCOLS = ("trusted", "trusted-native", "fare-2024")
+
+
+def image_sizes() -> str:
+    """Return the table of the sizes at which models are attacked, by input size."""
+    by_size: dict[int, list[str]] = {}
+    for name in _ARCHITECTURES:
+        by_size.setdefault(load_architecture(name).image_size, []).append(f"`{name.removeprefix('open_clip:')}`")
+    rows = [
+        [str(size), ", ".join(names), *(_attacked_at(protocol, size) for protocol in _PROTOCOLS), str(size)]
+        for size, names in by_size.items()
+    ]
+    return markdown(["input size", "for example", *(f"`{name}`" for name in _PROTOCOLS), "`--images`"], rows)
+
+
+def _attacked_at(protocol: str, size: int) -> str:
+    transform = PROTOCOLS.load(protocol).adapt_dataset(DATASETS.load("dtd"), size).transform
+    return str(transform.crop)
+
+
+TABLES = {"models.md": image_sizes, "warnings.md": warnings, "protocols.md": protocols}
 
 
 def filled(page: str, text: str) -> str:

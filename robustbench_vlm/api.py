@@ -45,7 +45,7 @@ from robustbench_vlm.models.in_memory import ACCEPTED as ZERO_SHOT_FORMS
 from robustbench_vlm.models.in_memory import InMemoryModel, registered, renamed, zero_shot
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
-from robustbench_vlm.tracks import TRACKS
+from robustbench_vlm.tracks import DEFAULT_TRACK, TRACKS
 
 __all__ = [
     "LoadedDataset",
@@ -162,7 +162,7 @@ def evaluate(
     models: Models,
     attacks: Names = "autoattack",
     *,
-    track: str = "mini",
+    track: str = "",
     eps: str | Fraction | Sequence[str | Fraction] | None = None,
     norm: str = "",
     datasets: Names | None = None,
@@ -186,13 +186,15 @@ def evaluate(
         models: One or several models. Each is a name or reference that `load_model` accepts, or a model that
             `zero_shot` returned. Models from `zero_shot` run in this process.
         attacks: The names of one or several attacks.
-        track: The track. It defines the defaults of `datasets`, `eps`, `norm` and `protocol`.
-        eps: One or several radii for pixels in [0, 1], such as "4/255". None uses the track's standard radius.
+        track: The track. It defines the defaults of `datasets`, `eps`, `norm` and `protocol`. "" is the track "mini".
+        eps: One or several radii for pixels in [0, 1], such as "4/255". None uses the radii of the protocol, or the
+            track's standard radius.
         norm: "Linf" or "L2". "" uses the norm of the track.
         datasets: One or several datasets. None uses the datasets of the track.
         samples: The number of samples per dataset, or "all". None uses the protocol's number.
         protocol: The name of a protocol. "" uses the default protocol of the track.
-        images: A folder with one sub-folder of images per class. It replaces the datasets.
+        images: A folder with one sub-folder of images per class. It replaces the datasets. Without `track` and
+            `protocol`, the protocol "images" is used.
         prompt: The prompt template for the classes of `images`.
         data: The folder of the published datasets. None uses the environment variable VLMBENCH_DATA.
         name: Another name for the model, if `models` is one model from `zero_shot`.
@@ -208,7 +210,7 @@ def evaluate(
     in_memory = [model for model in given if isinstance(model, InMemoryModel)]
     if in_memory and workers > 1:
         raise UserError(f"models in memory run in this process, got workers={workers}: leave workers out")
-    with registered(in_memory, named=card_names(track)) as references:
+    with registered(in_memory, named=card_names(track or DEFAULT_TRACK)) as references:
         found = iter(references)
         request = Request(
             models=tuple(next(found) if isinstance(model, InMemoryModel) else model for model in given),

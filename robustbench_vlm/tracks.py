@@ -114,9 +114,11 @@ ZEROSHOT15 = Track(
     norm="Linf",
     eps=(Fraction(1, 255), Fraction(2, 255), Fraction(4, 255)),
     standard_eps=Fraction(1, 255),
-    protocols=("trusted", "agft-2026", "fare-2024", "tecoa-2023", "tga-2024"),
+    protocols=("trusted", "trusted-native", "agft-2026", "fare-2024", "tecoa-2023", "tga-2024"),
     leaderboard_protocol="trusted",
     description="The real track has CLIP ViT-B/32 and the 15 datasets of AGFT's paper. ImageNet is not in the mean",
 )
 
+DEFAULT_TRACK = "mini"
+"""Name of the track of requests that do not name one."""
 TRACKS = Registry("track", {"mini": "robustbench_vlm.tracks:MINI", "zeroshot15": "robustbench_vlm.tracks:ZEROSHOT15"})

@@ -183,7 +183,7 @@ def _check(request: Request, save: Path | None) -> None:
             "a transfer needs two or more models, but only one was given: give another one, such as"
             " --model clip --model agft"
         )
-    track: Track = TRACKS.load(request.track)
+    track: Track = TRACKS.load(request.track_name)
     if request.datasets and set(request.datasets) <= set(track.training_datasets):
         raise UserError(
             f"a transfer needs a zero-shot dataset, but models of the track {track.name!r} were trained on"

@@ -32,6 +32,9 @@ Json = Annotated[bool, typer.Option("--json", help="Print only one JSON document
 TrackName = Annotated[
     str, option("--track", "NAME", "Track, a set of base model, datasets and protocols: see `vlmbench list tracks`.")
 ]
+_OptionalTrack = Annotated[
+    str, option("--track", "NAME", f"Track: see `vlmbench list tracks`. Default: {DEFAULT_TRACK}.")
+]
 
 _KINDS = "Kind of values: models, datasets, attacks, defenses, test-time-defenses, tracks, protocols or architectures."
 KindName = Annotated[str, typer.Argument(metavar="KIND", help=_KINDS, autocompletion=completion.kinds)]
@@ -47,10 +50,22 @@ Datasets = Annotated[
 ]
 _Eps = Annotated[
     list[str] | None,
-    option("--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255. Repeat for a grid."),
+    option(
+        "--eps",
+        "EPS",
+        "Radius as a fraction of the pixel range, such as 8/255. Repeat for a grid. Default: set by the protocol.",
+    ),
 ]
 Norm = Annotated[str, option("--norm", "NORM", "Norm, Linf or L2. Default: the track's norm.")]
 ProtocolName = Annotated[str, option("--protocol", "NAME", "Protocol. Default: the first protocol of the track.")]
+_RunProtocol = Annotated[
+    str,
+    option(
+        "--protocol",
+        "NAME",
+        "Protocol. Default: the first protocol of the track, or the protocol images for --images without --track.",
+    ),
+]
 SampleCount = Annotated[
     str, option("--samples", "N|all", "Samples per dataset. Default: the number that the protocol sets.")
 ]
@@ -86,8 +101,8 @@ def request_of(
     dataset: Datasets = None,
     eps: _Eps = None,
     norm: Norm = "",
-    track: TrackName = DEFAULT_TRACK,
-    protocol: ProtocolName = "",
+    track: _OptionalTrack = "",
+    protocol: _RunProtocol = "",
     samples: SampleCount = "",
     images: _Images = None,
     prompt: _Prompt = "a photo of a {}.",
@@ -106,7 +121,7 @@ def request_of(
     from robustbench_vlm.tracks import TRACKS
 
     return Request(
-        models=tuple(model or [TRACKS.load(track).base]),
+        models=tuple(model or [TRACKS.load(track or DEFAULT_TRACK).base]),
         attacks=tuple(attack),
         track=track,
         datasets=tuple(dataset or ()),

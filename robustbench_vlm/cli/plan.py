@@ -3,6 +3,7 @@
 A cell is one model under one attack on one dataset at one radius.
 """
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from robustbench_vlm.cli.options import Json, takes_request
@@ -57,6 +58,7 @@ def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
     about = ", ".join([*(rows[0][group] for group in single), f"protocol {plan.protocol.label}"])
     rows = [{key: value for key, value in row.items() if key not in single} for row in rows]
     sentences = [
+        *image_sizes(plan),
         totals(plan, estimate),
         f"{estimate.passes_expected:,} forward and backward passes are expected, {estimate.passes_most:,} if every"
         " sample is robust",
@@ -89,6 +91,8 @@ def document(plan: "Plan", estimate: "Estimate") -> dict[str, object]:
             "norm": cell.threat.norm,
             "eps": cell.threat.eps_text,
             "n": len(cell),
+            "image_size": list(cell.image_shape),
+            "input_size": plan.input_sizes[cell.model_name],
             "unreadable": list(cell.samples.unreadable),
             "fingerprint": cell.fingerprint,
             **cost,
@@ -103,6 +107,39 @@ def document(plan: "Plan", estimate: "Estimate") -> dict[str, object]:
         "samples_on_disk": on_disk(plan),
         "estimate": costs,
     }
+
+
+def settings(plan: "Plan") -> list[str]:
+    """Return the settings that a run uses: the protocol, the radii, and the image sizes. Each is a sentence."""
+    radii: dict[tuple[str, ...], list[str]] = {}
+    for model in plan.input_sizes:
+        own = dict.fromkeys(str(cell.threat) for cell in plan.cells if cell.model_name == model)
+        radii.setdefault(tuple(own), []).append(model)
+    known = [f"{', '.join(own)}{f' for {_some(models)}' if len(radii) > 1 else ''}" for own, models in radii.items()]
+    return [f"protocol {plan.protocol.label}, {'; '.join(known)}", *image_sizes(plan)]
+
+
+def image_sizes(plan: "Plan") -> list[str]:
+    """Return sentences with the size of the attacked images. Each sentence is for the models of one input size."""
+    by_size: dict[int, list[str]] = {}
+    for model, size in plan.input_sizes.items():
+        by_size.setdefault(size, []).append(model)
+    found = []
+    for size, models in by_size.items():
+        shapes = dict.fromkeys(cell.image_shape for cell in plan.cells if cell.model_name == models[0])
+        resized = any(shape != (size, size) for shape in shapes)
+        pixels = ", ".join(f"{height} x {width}" for height, width in shapes)
+        note = (
+            f"resized to the input of {size} x {size}"
+            if resized
+            else f"{'its' if len(models) == 1 else 'their'} input size"
+        )
+        found.append(f"{_some(models)}: attacked at {pixels} pixels, {note}")
+    return found
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:3]) + (f" and {len(names) - 3} more" if len(names) > 3 else "")
 
 
 def totals(plan: "Plan", estimate: "Estimate") -> str:

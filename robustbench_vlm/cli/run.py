@@ -4,7 +4,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from robustbench_vlm.cli.options import Json, takes_request
-from robustbench_vlm.cli.plan import totals
+from robustbench_vlm.cli.plan import settings, totals
 from robustbench_vlm.cli.render.output import Line, answer, duration, note
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
@@ -34,6 +34,8 @@ def run(request: "Request", as_json: Json = False) -> None:
     ENGINES.load(request.resources.engine).prepare(request.resources)
     with progress("read", quiet=as_json) as on_progress:
         plan = resolve(request, on_progress)
+    for sentence in settings(plan):
+        note(sentence, quiet=as_json)
     estimate = estimate_cost(plan)
     note(totals(plan, estimate), quiet=as_json)
     with progress("samples", quiet=as_json) as on_progress:

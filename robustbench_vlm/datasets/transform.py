@@ -1,5 +1,6 @@
 """Transforms: convert a Pillow image of any mode and size to the pixels that are attacked."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
@@ -33,6 +34,16 @@ class Transform:
             return "pixels as stored"
         how = f"both sides to {self.resize}" if self.squash else f"shorter side to {self.resize}"
         return f"{how}, {self.interpolation}" + (f", centre crop of {self.crop}" if self.crop else "")
+
+    def to_side(self, side: int) -> "Transform":
+        """Return the transform with images of `side` x `side` pixels. The crop keeps its share of the resized image.
+
+        A transform that does not resize is returned unchanged.
+        """
+        if self.resize is None or (self.crop is None and not self.squash):
+            return self
+        resize = side if self.crop is None else round(self.resize * side / self.crop)
+        return dataclasses.replace(self, resize=resize, crop=self.crop and side)
 
     def __call__(self, image: "Image.Image") -> "Tensor":
         """Return the image's pixels as uint8 [3, H, W]."""

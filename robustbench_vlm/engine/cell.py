@@ -89,6 +89,12 @@ class Cell:
         """sha256 of the identity, as 64 hexadecimal digits."""
         return fingerprint(self.identity)
 
+    @functools.cached_property
+    def image_shape(self) -> tuple[int, int]:
+        """Height and width of the attacked images in pixels. The first image is read."""
+        height, width = self.dataset.open().read(self.samples.indices[:1]).shape[-2:]
+        return height, width
+
     @property
     def label(self) -> str:
         """Description of the cell in messages."""

@@ -24,8 +24,8 @@ def dataset_names(request: Request) -> list[str]:
     Raises UserError if both datasets and a folder of images are given, or if neither is given and the track has no
     datasets.
     """
-    track = TRACKS.load(request.track)
-    protocol = PROTOCOLS.load(request.protocol or track.protocols[0])
+    track = TRACKS.load(request.track_name)
+    protocol = PROTOCOLS.load(request.protocol_name)
     if request.images is not None:
         if request.datasets:
             raise UserError(
@@ -49,11 +49,11 @@ def check_before_import(request: Request) -> None:
     loaded = [DATASETS.load(name) for name in dataset_names(request)]
     if not all(has_folder(PUBLISHED[dataset.published], root) for dataset in loaded if dataset.published):
         check_files(request)
-    check_hosts(request.track, _missing_weights(request))
+    check_hosts(request.track_name, _missing_weights(request))
 
 
 def _missing_weights(request: Request) -> list[MissingWeights]:
-    return [each for model in dict.fromkeys(request.models) for each in missing_weights(model, request.track)]
+    return [each for model in dict.fromkeys(request.models) for each in missing_weights(model, request.track_name)]
 
 
 def check_files(request: Request) -> None:
@@ -68,8 +68,8 @@ def check_files(request: Request) -> None:
     weights = _missing_weights(request)
     if absent:
         texts = [_data_text(request, absent, len(datasets))]
-        raise UserError("\n".join(texts + [_weights_text(request.track, weights)] * bool(weights)))
-    check_hosts(request.track, weights)
+        raise UserError("\n".join(texts + [_weights_text(request.track_name, weights)] * bool(weights)))
+    check_hosts(request.track_name, weights)
 
 
 def check_hosts(track: str, weights: Sequence[MissingWeights]) -> None:

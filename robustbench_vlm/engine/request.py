@@ -8,6 +8,8 @@ from typing import Literal
 
 from robustbench_vlm.core.files import user_path
 from robustbench_vlm.engine.resources import Resources
+from robustbench_vlm.protocols import IMAGE_PROTOCOL
+from robustbench_vlm.tracks import DEFAULT_TRACK, TRACKS
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,17 +23,20 @@ class Request:
     """Model references: names of models of the track, card files (*.json), or open_clip:ARCH/TAG."""
     attacks: tuple[str, ...] = ("autoattack",)
     """Names of attacks."""
-    track: str = "mini"
+    track: str = ""
+    """Name of the track. If it is empty, the track `DEFAULT_TRACK` is used."""
     datasets: tuple[str, ...] = ()
     """Names of datasets. If it is empty, the datasets of the protocol or the track are used."""
     eps: tuple[str | Fraction, ...] = ()
-    """Radii as texts such as "4/255" or as fractions, for pixels in [0, 1]. If it is empty, the track's standard eps is
-    used.
+    """Radii as texts such as "4/255" or as fractions, for pixels in [0, 1]. If it is empty, the radii of the protocol are
+    used. If the protocol does not set radii, the track's standard eps is used.
     """
     norm: str = ""
     """"Linf" or "L2". If it is empty, the norm of the track is used."""
     protocol: str = ""
-    """Name of the protocol. If it is empty, the first protocol of the track is used."""
+    """Name of the protocol. If it is empty, the first protocol of the track is used. If `images` is given and `track` is
+    empty too, the protocol `IMAGE_PROTOCOL` is used.
+    """
     samples: int | Literal["all"] | None = None
     """Number of samples per dataset. If it is None, the number of the protocol is used. If it differs from the
     protocol's number, the results have another protocol name.
@@ -55,3 +60,16 @@ class Request:
         for name in ("images", "data", "out"):
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, user_path(path))
+
+    @property
+    def track_name(self) -> str:
+        """The name of the track."""
+        return self.track or DEFAULT_TRACK
+
+    @property
+    def protocol_name(self) -> str:
+        """The name of the protocol. Raises UserError if the track is unknown."""
+        if self.protocol:
+            return self.protocol
+        own_images = self.images is not None and not self.track
+        return IMAGE_PROTOCOL if own_images else str(TRACKS.load(self.track_name).protocols[0])

@@ -1,7 +1,7 @@
 """Resolve a request: look up every name and return the cells to compute. No sample is attacked."""
 
 import dataclasses
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from robustbench_vlm.attacks import load_attack
@@ -31,7 +31,7 @@ from robustbench_vlm.models.loading import fetch
 from robustbench_vlm.models.precision import check_precision
 from robustbench_vlm.models.reference import HuggingFaceModel, MemoryModel
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.protocols.base import Protocol
+from robustbench_vlm.protocols.base import SMALL_INPUT, Protocol
 from robustbench_vlm.test_time.defended_model import DefendedModel, checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
@@ -45,6 +45,8 @@ class Plan:
     track: Track
     protocol: Protocol
     cells: tuple[Cell, ...]
+    input_sizes: Mapping[str, int]
+    """Height and width of each model's input in pixels. The keys are the names of the models."""
 
     @property
     def samples(self) -> int:
@@ -59,8 +61,8 @@ class _ModelFacts:
     reference: str
     name: str
     digest: str
-    image_size: int
-    """Height and width of the attacked images in pixels."""
+    input_size: int
+    """Height and width of the model's input in pixels."""
     context_length: int
     """Largest number of tokens that the text encoder reads."""
     attacks: tuple[Attack, ...]
@@ -81,20 +83,20 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
     * an attack that does not support the norm, or a device that does not support the precision;
     * an image that cannot be decoded, unless `skip_unreadable` is true.
     """
-    track: Track = TRACKS.load(request.track)
-    protocol = _protocol(request, track)
+    track: Track = TRACKS.load(request.track_name)
+    protocol = _protocol(request)
     resources = resolve_resources(request.resources)
     for precision in (protocol.precision, protocol.verdict_precision, protocol.logit_precision):
         check_precision(precision, resources.device)
-    threats = _threats(request, track)
+    norm = _norm(request, track, protocol)
     names = [protocol.attack_name(name) for name in _once("attack", request.attacks)]
-    attacks = [protocol.adapt_attack(load_attack(name), threats[0].norm) for name in dict.fromkeys(names)]
+    attacks = [protocol.adapt_attack(load_attack(name), norm) for name in dict.fromkeys(names)]
     for attack in attacks:
-        attack.check_norm(threats[0].norm)
+        attack.check_norm(norm)
     # Missing files are reported before weights are downloaded.
     datasets = _datasets(request, track, protocol)
-    models = _models(request, track, protocol, attacks, resources.device, on_progress)
-    choices = _choices(request, datasets, protocol, {model.image_size for model in models}, on_progress)
+    models = _models(request, track, attacks, resources.device, on_progress)
+    choices = _choices(request, datasets, protocol, {model.input_size for model in models}, on_progress)
     cells = tuple(
         Cell(
             track=track.name,
@@ -110,30 +112,43 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
         )
         for model in models
         for attack in model.attacks
-        for threat in threats
-        for dataset, samples in choices[model.image_size]
+        for threat in _threats(request, track, protocol, norm, model.input_size)
+        for dataset, samples in choices[model.input_size]
     )
     resources = dataclasses.replace(resources, batch_size=resources.batch_size or _batch_size(cells, resources))
-    return Plan(dataclasses.replace(request, resources=resources), track, protocol, cells)
+    sizes = {model.name: model.input_size for model in models}
+    return Plan(dataclasses.replace(request, resources=resources), track, protocol, cells, sizes)
 
 
-def _protocol(request: Request, track: Track) -> Protocol:
-    protocol: Protocol = PROTOCOLS.load(request.protocol or track.protocols[0])
+def _protocol(request: Request) -> Protocol:
+    protocol: Protocol = PROTOCOLS.load(request.protocol_name)
     if request.samples is None:
         return protocol
     return protocol.with_samples(None if request.samples == "all" else request.samples)
 
 
-def _threats(request: Request, track: Track) -> list[Threat]:
+def _norm(request: Request, track: Track, protocol: Protocol) -> str:
+    """Return the norm of a request. Raises UserError if neither the request nor its protocol or track has an eps in it.
+
+    Also raises UserError if an eps is not for pixels in [0, 1].
+    """
     norm = request.norm or track.norm
-    if not request.eps and norm != track.norm:
-        raise UserError(f"the track {track.name!r} has no standard eps in {norm}: give one with --eps, such as 1/2")
-    radii = [parse_eps(eps) if isinstance(eps, str) else eps for eps in request.eps] or [track.standard_eps]
+    if not request.eps and norm != ("Linf" if protocol.eps else track.norm):
+        source = f"protocol {protocol.name!r}" if protocol.eps else f"track {track.name!r}"
+        raise UserError(f"the {source} has no standard eps in {norm}: give one with --eps, such as 1/2")
+    _threats(request, track, protocol, norm, SMALL_INPUT)
+    return norm
+
+
+def _threats(request: Request, track: Track, protocol: Protocol, norm: str, input_size: int) -> list[Threat]:
+    """Return the threats for a model with an input of `input_size` pixels."""
+    given = [parse_eps(eps) if isinstance(eps, str) else eps for eps in request.eps]
+    radii = given or protocol.radii(input_size) or [track.standard_eps]
     return [Threat(norm, eps) for eps in dict.fromkeys(radii)]
 
 
 def _models(
-    request: Request, track: Track, protocol: Protocol, attacks: Sequence[Attack], device: str, on_progress: OnProgress
+    request: Request, track: Track, attacks: Sequence[Attack], device: str, on_progress: OnProgress
 ) -> list[_ModelFacts]:
     """Load each model, read its properties, and release it before the next one is loaded."""
     references = _once("model", request.models)
@@ -145,7 +160,7 @@ def _models(
     release()
     found: dict[str, _ModelFacts] = {}
     for reference in references:
-        facts = _facts_of(reference, track, protocol, attacks, device)
+        facts = _facts_of(reference, track, attacks, device)
         if facts.name in found:
             raise UserError(
                 f"{found[facts.name].reference} and {reference} are both named {facts.name!r}, but models of one run"
@@ -155,44 +170,50 @@ def _models(
     return list(found.values())
 
 
-def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequence[Attack], device: str) -> _ModelFacts:
+def _facts_of(reference: str, track: Track, attacks: Sequence[Attack], device: str) -> _ModelFacts:
     # This code is in a separate function, so that no variable refers to the model after the call. The memory of the
     # model can then be freed.
     model = loaded_model(reference, track.name, device)
     adapted = [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
-    side = protocol.image_size or model.image_size
-    return _ModelFacts(reference, model.name, model.digest, side, model.context_length, tuple(adapted))
+    return _ModelFacts(reference, model.name, model.digest, model.image_size, model.context_length, tuple(adapted))
 
 
 def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Dataset]:
-    """Return the requested datasets with the protocol's prompts. The list is empty if a folder of images is given."""
+    """Return the requested datasets. The list is empty if a folder of images is given."""
     check_files(request)
-    return [protocol.adapt_dataset(DATASETS.load(name)) for name in dataset_names(request)]
+    datasets: list[Dataset] = [DATASETS.load(name) for name in dataset_names(request)]
+    for dataset in datasets:
+        protocol.adapt_dataset(dataset)  # raises UserError if the protocol has no prompts for the dataset
+    return datasets
 
 
 def _choices(
-    request: Request, datasets: Sequence[Dataset], protocol: Protocol, sides: set[int], on_progress: OnProgress
+    request: Request, datasets: Sequence[Dataset], protocol: Protocol, sizes: set[int], on_progress: OnProgress
 ) -> dict[int, list[tuple[Dataset, Samples]]]:
-    """Return the datasets and their samples for each image size in `sides`, in pixels.
+    """Return the datasets and their samples for each input size in `sizes`, in pixels, with the protocol's prompts.
 
-    Only a dataset of a user's images depends on the image size.
+    A user's images depend on the input size of the model. Published datasets depend on it if the protocol's resolution
+    is "native".
     """
-    if request.images is None:
-        opened = [prepare_dataset(dataset, protocol.samples, request.data, on_progress) for dataset in datasets]
-        same = [
-            (dataset, choose_samples(dataset, protocol, skip_unreadable=request.skip_unreadable)) for dataset in opened
-        ]
-        return dict.fromkeys(sides, same)
-    folders = {
-        side: prepare_dataset(
-            folder_dataset(request.images, request.prompt, side), protocol.samples, on_progress=on_progress
-        )
-        for side in sides
-    }
-    return {
-        side: [(folder, choose_samples(folder, protocol, skip_unreadable=request.skip_unreadable))]
-        for side, folder in folders.items()
-    }
+
+    def adapted(size: int) -> list[Dataset]:
+        if request.images is not None:
+            return [folder_dataset(request.images, request.prompt, protocol.image_size or size)]
+        return [protocol.adapt_dataset(dataset, size) for dataset in datasets]
+
+    def chosen(dataset: Dataset) -> tuple[Dataset, Samples]:
+        opened = prepare_dataset(dataset, protocol.samples, request.data, on_progress)
+        return opened, choose_samples(opened, protocol, skip_unreadable=request.skip_unreadable)
+
+    found: list[tuple[list[Dataset], list[tuple[Dataset, Samples]]]] = []
+    by_size: dict[int, list[tuple[Dataset, Samples]]] = {}
+    for size in sizes:
+        wanted = adapted(size)
+        # Datasets that do not depend on the input size are read only once.
+        known = next((choice for same, choice in found if same == wanted), None)
+        by_size[size] = known or [chosen(dataset) for dataset in wanted]
+        found.append((wanted, by_size[size]))
+    return by_size
 
 
 def _batch_size(cells: Sequence[Cell], resources: Resources) -> int:

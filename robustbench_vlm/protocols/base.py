@@ -3,14 +3,21 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from fractions import Fraction
 from typing import Any
 
 from robustbench_vlm.attacks.base import Attack, Stage
 from robustbench_vlm.core.fingerprint import LATER, counted, plain
+from robustbench_vlm.core.threat import parse_eps
 from robustbench_vlm.datasets.base import Dataset, Prompt
 from robustbench_vlm.datasets.order import standard_order
 from robustbench_vlm.datasets.published.zero_shot import has_native_size, with_prompts
 from robustbench_vlm.datasets.transform import Transform
+
+RESOLUTIONS = ("protocol", "native")
+"""The values of `Protocol.resolution`."""
+SMALL_INPUT = 100
+"""Models whose input has a height and width of less than this number of pixels have the radii `small_eps`."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +52,10 @@ class Protocol:
     """The transform of the images of published datasets. None keeps the transform of each dataset."""
     small_transform: Transform | None = field(default=None, metadata=LATER)
     """The transform for published datasets with small images of one size (CIFAR and STL10). It replaces `transform`."""
+    resolution: str = field(default="protocol", metadata=LATER)
+    """Size at which the images of published datasets are attacked: "protocol" is the size of `transform`. A model with
+    another input size resizes them in its forward pass. "native" is the input size of each model, and `transform` is
+    scaled to it. CIFAR, STL10 and drawn datasets are attacked at their stored size in both cases."""
     attacks: Mapping[str, str] = field(default_factory=dict, metadata=LATER)
     """Attacks that replace other attacks in this protocol, such as a reduced AutoAttack. The keys are the names that
     users give."""
@@ -56,8 +67,16 @@ class Protocol:
 
     The mean makes the gradient of each sample smaller. In half precision, small gradients then become 0.
     """
+    eps: tuple[str, ...] = field(default=(), metadata=LATER)
+    """Linf radii of the evaluation, for pixels in [0, 1], such as "4/255". () means the standard eps of the track."""
+    small_eps: tuple[str, ...] = field(default=(), metadata=LATER)
+    """Linf radii that replace `eps` for models with an input of less than `SMALL_INPUT` pixels. () keeps `eps`."""
     description: str = ""
     """A few sentences about the protocol, for lists and pages."""
+
+    def __post_init__(self) -> None:
+        if self.resolution not in RESOLUTIONS:
+            raise ValueError(f"resolution must be {' or '.join(RESOLUTIONS)}, got {self.resolution!r}")
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -77,17 +96,30 @@ class Protocol:
             return self
         return dataclasses.replace(self, name=f"{self.name}-{samples or 'all'}", samples=samples)
 
-    def adapt_dataset(self, dataset: Dataset) -> Dataset:
+    def adapt_dataset(self, dataset: Dataset, input_size: int | None = None) -> Dataset:
         """Return the dataset with the protocol's prompt, class names and transform.
+
+        `input_size` is the height and width of the model's input in pixels. It changes the transform if `resolution` is
+        "native". None keeps the size of `transform`.
 
         Raises UserError if the protocol's prompt source lacks prompts for the published dataset.
         """
         if dataset.published and self.prompt_source:
             dataset = with_prompts(dataset, self.prompt_source)
         transform = self.small_transform if has_native_size(dataset) else self.transform
+        if transform and input_size and self.resolution == "native" and not has_native_size(dataset):
+            transform = transform.to_side(input_size)
         if dataset.published and transform:
             dataset = dataclasses.replace(dataset, transform=transform)
         return dataclasses.replace(dataset, prompt=self.prompts.get(dataset.name, dataset.prompt))
+
+    def radii(self, input_size: int) -> tuple[Fraction, ...]:
+        """Return the Linf radii, for pixels in [0, 1], for a model with an input of `input_size` pixels.
+
+        The tuple is empty if the protocol does not set radii. The standard eps of the track then applies.
+        """
+        is_small = input_size < SMALL_INPUT and bool(self.small_eps)
+        return tuple(parse_eps(text) for text in (self.small_eps if is_small else self.eps))
 
     def attack_name(self, name: str) -> str:
         """Return the name of the attack that this protocol runs if a user gives the attack `name`."""

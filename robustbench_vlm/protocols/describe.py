@@ -5,7 +5,12 @@ from typing import Any
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.transform import Transform
-from robustbench_vlm.protocols.base import Protocol
+from robustbench_vlm.protocols.base import SMALL_INPUT, Protocol
+
+_TUPLES = ("datasets", "missing_datasets", "eps", "small_eps")
+"""Fields that are tuples in `Protocol` and lists in JSON documents."""
+
+_RESOLUTIONS = {"protocol": "one size for all models", "native": "the input size of each model"}
 
 FIELDS: Mapping[str, tuple[str, Callable[[Protocol], str]]] = {
     "datasets": ("datasets", lambda protocol: ", ".join(protocol.datasets) or "those of the track"),
@@ -28,6 +33,12 @@ FIELDS: Mapping[str, tuple[str, Callable[[Protocol], str]]] = {
         "images of CIFAR and STL10",
         lambda protocol: str(protocol.small_transform or "transform of each dataset"),
     ),
+    "eps": ("radii", lambda protocol: ", ".join(protocol.eps) or "the standard eps of the track"),
+    "small_eps": (
+        f"radii of models with an input of less than {SMALL_INPUT} pixels",
+        lambda protocol: ", ".join(protocol.small_eps or protocol.eps) or "the standard eps of the track",
+    ),
+    "resolution": ("resolution of published datasets", lambda protocol: _RESOLUTIONS[protocol.resolution]),
     "image_size": ("side of other images", lambda protocol: str(protocol.image_size or "that of the model")),
     "seed": ("seed", lambda protocol: str(protocol.seed)),
 }
@@ -39,7 +50,7 @@ def read_protocol(identity: Mapping[str, Any]) -> Protocol:
     transforms = {key: identity[key] for key in ("transform", "small_transform") if identity.get(key) is not None}
     try:
         values = {**identity, **{key: Transform(**value) for key, value in transforms.items()}}
-        values |= {key: tuple(values[key]) for key in ("datasets", "missing_datasets") if key in values}
+        values |= {key: tuple(values[key]) for key in _TUPLES if key in values}
         protocol = Protocol(**values)
         same = protocol.identity == dict(identity)
     except (TypeError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""The protocols of the real track: the protocol of this project (TRUSTED), and four for published evaluations.
+"""The protocols of the real track: two of this project (TRUSTED, TRUSTED_NATIVE), and four for published evaluations.
 
 The four protocols follow the released code of AGFT (0031a8f), RobustVLM (7de10ee, with CLIP_benchmark), TeCoA (1243db6)
 and TGA-ZSR (663fe57). The code differs from the papers in places. The description of a protocol lists its differences
@@ -23,6 +23,14 @@ TRUSTED = Protocol(
     " known errors of published prompts. The precision is float32 with TF32 off. CIFAR and STL10 are"
     " attacked at their stored resolution. PGD stops at the first misclassified iterate. A sample"
     " counts as robust if no stage of the attack breaks it",
+)
+
+TRUSTED_NATIVE = dataclasses.replace(
+    TRUSTED,
+    name="trusted-native",
+    resolution="native",
+    description="like trusted, except that each model is attacked at its input size, such as 256, 336 or 384 pixels,"
+    " instead of 224; a larger image gives the attack more pixels, so compare only models of one size",
 )
 
 AGFT_2026 = Protocol(

@@ -21,6 +21,8 @@ from robustbench_vlm.protocols.describe import FIELDS
 
 _COMPARED = ("autoattack", "cw", "fgsm", "pgd-20", "pgd-100")
 """Attacks that most papers report. `differences` compares the stages of these attacks in the two protocols."""
+_IN_WORDS = ("transform", "small_transform", "resolution", "image_size")
+"""Fields that the document of a protocol states in words."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ def protocol_document(name: str) -> dict[str, Any]:
     return {
         "kind": "protocol",
         **plain(protocol),
-        **{name: FIELDS[name][1](protocol) for name in ("transform", "small_transform")},
+        **{name: FIELDS[name][1](protocol) for name in _IN_WORDS},
         "attacks": attacks,
         "fingerprint": fingerprint([protocol.identity, texts]),
         "datasets": {
