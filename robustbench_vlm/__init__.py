@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robustbench_vlm.api import (
         attack,
+        check_model,
         compare,
         evaluate,
         load_attack,
@@ -24,6 +25,7 @@ except PackageNotFoundError:
 __all__ = [
     "__version__",
     "attack",
+    "check_model",
     "compare",
     "evaluate",
     "load_attack",

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.analysis.attack_classifier import attack_classifier as attack
+from robustbench_vlm.analysis.contracts import check_model
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.comparison.compare import Comparison
@@ -50,6 +51,7 @@ from robustbench_vlm.tracks import DEFAULT_TRACK, TRACKS
 __all__ = [
     "LoadedDataset",
     "attack",
+    "check_model",
     "compare",
     "evaluate",
     "load_attack",

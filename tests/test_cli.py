@@ -20,8 +20,7 @@ import pytest
 from PIL import Image
 from quickness import least_seconds
 
-from robustbench_vlm.analysis.contracts import Contract
-from robustbench_vlm.analysis.doctor import Check
+from robustbench_vlm.analysis.check_result import CheckResult
 from robustbench_vlm.cli import kinds
 from robustbench_vlm.cli import main as cli
 from robustbench_vlm.cli.main import run_command
@@ -197,23 +196,25 @@ def test_card_files_and_parametrized_names_are_shown(
 
 def test_checks_that_fail_give_exit_code_1(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
     assert document("check", "datasets", "colours")["passed"] is True
-    broken = [Contract("holds", True), Contract("breaks", False, "seen")]
+    broken = [CheckResult("holds", True), CheckResult("breaks", False, "seen")]
     monkeypatch.setattr("robustbench_vlm.analysis.contracts.check", lambda *arguments, **options: broken)
     found = document("check", "dataset", "colours", code=1)
     assert found["passed"] is False
-    assert found["checks"][1] == {"name": "breaks", "passed": False, "detail": "seen"}
+    outcome = {"name": "breaks", "status": "fail", "passed": False, "detail": "seen", "value": None, "limit": None}
+    assert found["checks"][1] == outcome
 
 
 def test_the_doctor_prints_its_checks(document: Document, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[object] = []
 
-    def examine(track: str, *, model: str) -> list[Check]:
+    def examine(track: str, *, model: str) -> list[CheckResult]:
         asked.append((track, model))
-        return [Check("holds", True, "seen")]
+        return [CheckResult("holds", True, "seen")]
 
     monkeypatch.setattr("robustbench_vlm.analysis.doctor.doctor", examine)
     found = document("doctor", "--model", "other")
-    assert found == {"passed": True, "checks": [{"name": "holds", "passed": True, "detail": "seen"}]}
+    outcome = {"name": "holds", "status": "pass", "passed": True, "detail": "seen", "value": None, "limit": None}
+    assert found == {"passed": True, "checks": [outcome]}
     assert asked == [("mini", "other")]
 
 

@@ -15,7 +15,7 @@ OPTIONS = {
     "plan": REQUEST,
     "list": "KIND --json --track",
     "diff": "protocol NAME NAME --json",
-    "check": "KIND NAME --json --track",
+    "check": "KIND NAME --device --json --track",
     "doctor": "--json --model --track",
     "diagnose": "--attack --data --dataset --device --eps --json --model --plot --samples --track",
     "compare": "NAME --attack --curves --eps --format --heatmap --json --out --plot --track",

@@ -6,18 +6,19 @@ have unique ids. Contracts apply to the objects of this package and of plugins.
 
 import copy
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from fractions import Fraction
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from robustbench_vlm.analysis.check_result import CheckResult
+from robustbench_vlm.analysis.model_checks import measure_model
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack, Batch
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.projections import distance
-from robustbench_vlm.attacks.sanity import SANITY_CODES, sanity_warnings
 from robustbench_vlm.core.classifier_interface import Classifier, as_classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.random import sample_keys
@@ -29,8 +30,9 @@ from robustbench_vlm.datasets.base import Dataset, Prompt, Source
 from robustbench_vlm.datasets.published.local_copy import prepare_dataset
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.defenses.base import Defense, LossContext
-from robustbench_vlm.engine.model_cache import loaded_model, release
+from robustbench_vlm.engine.model_cache import loaded_model
 from robustbench_vlm.models.card import find_card
+from robustbench_vlm.models.in_memory import InMemoryModel
 from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
@@ -42,89 +44,71 @@ IMAGES = 8
 """Number of images of a dataset that a contract reads."""
 
 
-@dataclass(frozen=True)
-class Contract:
-    """The result of a contract check."""
-
-    name: str
-    """Statement of the contract, such as "ids are unique"."""
-    passed: bool
-    detail: str = ""
-    """The observed values."""
-
-
-def check(kind: str, name: str, *, track: str = "mini") -> list[Contract]:
+def check(kind: str, name: str, *, track: str = "mini", device: str = "") -> list[CheckResult]:
     """Check the registered object `name` against every contract of its `kind`, such as "dataset".
 
-    Models are looked up on `track`. Raises UserError for an unknown kind or name, and if the object cannot be loaded.
+    Models are looked up on `track` and measured on `device`: "cpu", "cuda", or "" for a GPU if there is one.
+
+    Raises UserError for an unknown kind or name, and if the object cannot be loaded.
     """
     if kind not in CONTRACTS:
         raise UserError(unknown("kind", kind, CONTRACTS))
+    if kind == "model":
+        return check_model(name, track, device=device)
     return list(CONTRACTS[kind](name, track))
 
 
-def _model(name: str, track: str) -> Iterator[Contract]:
-    # Release cached models, because the file of a model card may have changed since this process loaded the model.
-    release()
-    model = loaded_model(name, track, "cpu")
-    yield Contract("the model can be loaded, and its weights have the digests in its card", True, model.digest)
-    if model.card is not None:
-        encoders = (model.card.image, model.card.text)
-        files = [weights.file for weights in encoders if weights and weights.is_bundled]
-        yield Contract("weights are safetensors", all(file.endswith(".safetensors") for file in files), str(files))
+def check_model(model: str | Path | InMemoryModel, track: str = "mini", *, device: str = "") -> list[CheckResult]:
+    """Measure the contracts of a model: preprocessing, gradient, repeatability, memory and speed.
+
+    The command `vlmbench check model` does this too. It takes at most a minute for most models.
+
+    Args:
+        model: A name or reference that `load_model` accepts, or a model that `zero_shot` returned.
+        track: The track in which a name is searched. Its first dataset gives the images and the prompts.
+        device: "cpu" or "cuda". "" uses a GPU if there is one.
+
+    Raises:
+        UserError: The model cannot be loaded, or one image does not fit into the memory.
+    """
     batch, prompts = first_images(TRACKS.load(track))
-    logits = model.classifier(prompts).of_samples(batch.keys)
-    scores = logits(batch.images).detach()
-    shape, expected = tuple(scores.shape), (len(batch.labels), len(prompts))
-    yield Contract(
-        "the model returns one logit per class for every image", shape == expected, f"{shape}, expected {expected}"
-    )
-    yield Contract("logits are float32", scores.dtype == torch.float32, str(scores.dtype))
-    yield Contract("logits are finite", bool(torch.isfinite(scores).all()))
-    larger = nn.functional.interpolate(batch.images, scale_factor=1.5)
-    yield Contract(
-        "the model accepts images of any size", logits(larger).shape == scores.shape, str(tuple(larger.shape))
-    )
-    found = sanity_warnings(logits, batch, batch_size=IMAGES)
-    for code in SANITY_CODES:
-        raised = sum(code in codes for codes in found)
-        yield Contract(f"the model does not raise the warning {code}", raised == 0, f"{raised} of {len(found)} images")
+    return measure_model(model, batch, prompts, track=track, device=device)
 
 
-def _dataset(name: str, track: str) -> Iterator[Contract]:
+def _dataset(name: str, track: str) -> Iterator[CheckResult]:
     dataset: Dataset = prepare_dataset(DATASETS.load(name), IMAGES)
-    yield Contract("the dataset has the name under which it is registered", dataset.name == name, dataset.name)
-    yield Contract("every class has a unique prompt", len(set(dataset.prompts)) == len(dataset.classes))
+    yield CheckResult("the dataset has the name under which it is registered", dataset.name == name, dataset.name)
+    yield CheckResult("every class has a unique prompt", len(set(dataset.prompts)) == len(dataset.classes))
     source = dataset.open()
-    yield Contract("ids are unique", len(set(source.ids)) == len(source.ids), f"{len(source.ids)} samples")
+    yield CheckResult("ids are unique", len(set(source.ids)) == len(source.ids), f"{len(source.ids)} samples")
     labels = set(source.labels)
-    yield Contract("labels are class indices", labels <= set(range(len(dataset.classes))), f"{len(labels)} labels")
-    yield Contract("every class has samples", len(labels) == len(dataset.classes), f"{len(dataset.classes)} classes")
+    yield CheckResult("labels are class indices", labels <= set(range(len(dataset.classes))), f"{len(labels)} labels")
+    yield CheckResult("every class has samples", len(labels) == len(dataset.classes), f"{len(dataset.classes)} classes")
     yield from _pixels(dataset, source)
 
 
-def _pixels(dataset: Dataset, source: Source) -> Iterator[Contract]:
+def _pixels(dataset: Dataset, source: Source) -> Iterator[CheckResult]:
     step = 1 if dataset.published else max(1, len(source.ids) // IMAGES)
     chosen = list(range(0, len(source.ids), step))[:IMAGES]
     images = source.read(chosen)
-    yield Contract(
+    yield CheckResult(
         "images are uint8 [B, 3, H, W]",
         images.dtype == torch.uint8 and images.dim() == 4 and images.shape[:2] == (len(chosen), 3),
         f"{images.dtype} {tuple(images.shape)}",
     )
     again = dataset.open().read(chosen)
-    yield Contract("the dataset returns the same images when it is read again", torch.equal(images, again))
+    yield CheckResult("the dataset returns the same images when it is read again", torch.equal(images, again))
     alone = torch.cat([source.read([index]) for index in reversed(chosen)]).flip(0)
-    yield Contract("an image depends neither on the order of images nor on other images", torch.equal(images, alone))
-    yield Contract("images differ", len({image.numpy().tobytes() for image in images}) > 1)
+    yield CheckResult("an image depends neither on the order of images nor on other images", torch.equal(images, alone))
+    yield CheckResult("images differ", len({image.numpy().tobytes() for image in images}) > 1)
 
 
-def _attack(name: str, track: str) -> Iterator[Contract]:
+def _attack(name: str, track: str) -> Iterator[CheckResult]:
     attack = load_attack(name)
     norm = attack.norms[0]
     classifier, batch = linear_classifier(Threat(norm, Fraction(0)), num_classes=5)
     verdict = attack_samples(classifier, batch, attack, batch_size=4)
-    yield Contract(
+    yield CheckResult(
         "the attack breaks no sample at eps 0", set(verdict.broken_by) <= {"", CLEAN}, str(set(verdict.broken_by))
     )
     # At the first radius, the attack breaks only some samples. The second radius is large enough for the attack to
@@ -135,28 +119,30 @@ def _attack(name: str, track: str) -> Iterator[Contract]:
         classifier, batch = linear_classifier(Threat(norm, large), num_classes=num_classes)
         broken = _broken(attack_samples(classifier, batch, attack, batch_size=4))
         statement = f"the attack breaks a linear classifier of {num_classes} classes at {batch.threat}"
-        yield Contract(statement, broken > 0, f"{broken} of {len(batch.labels)}")
+        yield CheckResult(statement, broken > 0, f"{broken} of {len(batch.labels)}")
 
 
-def _at(attack: Attack, threat: Threat) -> Iterator[Contract]:
+def _at(attack: Attack, threat: Threat) -> Iterator[CheckResult]:
     """Check the contracts of an attack under one threat."""
     classifier, batch = linear_classifier(threat, num_classes=5)
     before = torch.get_rng_state()
     first, again, alone = (attack_samples(classifier, batch, attack, batch_size=batch_size) for batch_size in (4, 4, 1))
     untouched = torch.equal(before, torch.get_rng_state())
     raw = attack.stages[0].run(classifier, batch, 4).adversarial
-    yield Contract(f"the attack returns finite images at {threat}", raw.shape == batch.images.shape and _finite(raw))
+    yield CheckResult(f"the attack returns finite images at {threat}", raw.shape == batch.images.shape and _finite(raw))
     size = float(distance(threat, batch.images, first.adversarial).max())
-    yield Contract(f"adversarial images are within {threat}", size <= float(threat.eps) + 1e-6, f"distance {size:.4f}")
+    yield CheckResult(
+        f"adversarial images are within {threat}", size <= float(threat.eps) + 1e-6, f"distance {size:.4f}"
+    )
     same = first.broken_by == again.broken_by and torch.equal(first.adversarial, again.adversarial)
-    yield Contract(f"the attack gives the same result twice at {threat}", same)
-    yield Contract(
+    yield CheckResult(f"the attack gives the same result twice at {threat}", same)
+    yield CheckResult(
         f"the batch size does not change a verdict of the attack at {threat}", first.broken_by == alone.broken_by
     )
-    yield Contract(f"the attack does not change torch's random state at {threat}", untouched)
+    yield CheckResult(f"the attack does not change torch's random state at {threat}", untouched)
 
 
-def _track(name: str, track: str) -> Iterator[Contract]:
+def _track(name: str, track: str) -> Iterator[CheckResult]:
     found: Track = TRACKS.load(name)
     for dataset in filter(None, (*found.datasets, found.training, *found.training_datasets)):
         yield _loads("dataset", dataset, DATASETS.load)
@@ -164,10 +150,10 @@ def _track(name: str, track: str) -> Iterator[Contract]:
         yield _loads("protocol", protocol, PROTOCOLS.load)
     yield _loads("architecture", found.architecture, load_architecture)
     yield _loads("undefended model", found.base, lambda base: _names_a_model(base, name))
-    yield Contract(
+    yield CheckResult(
         "the training set is not an evaluation dataset", found.training not in found.datasets, found.training
     )
-    yield Contract(
+    yield CheckResult(
         "the standard eps of the track is one of its evaluated radii",
         found.standard_eps in found.eps,
         str(found.standard_eps),
@@ -179,13 +165,15 @@ def _names_a_model(reference: str, track: str) -> None:
     load_architecture(find_card(reference, track).architecture)
 
 
-def _defense(name: str, track: str) -> Iterator[Contract]:
+def _defense(name: str, track: str) -> Iterator[CheckResult]:
     defense: Defense = DEFENSES.load(name)
     context = example_loss_context(defense)
     images = context.images.requires_grad_()
     losses = defense.loss(context, images)
     shape = tuple(losses.shape)
-    yield Contract("the loss is one finite number per sample", shape == (len(images),) and _finite(losses), f"{shape}")
+    yield CheckResult(
+        "the loss is one finite number per sample", shape == (len(images),) and _finite(losses), f"{shape}"
+    )
     part = dataclasses.replace(
         context,
         **{field: getattr(context, field)[1:2] for field in ("images", "labels", "keys")},
@@ -197,14 +185,14 @@ def _defense(name: str, track: str) -> Iterator[Contract]:
         if defense.batchwise
         else "the loss of a sample does not depend on the other samples of the batch"
     )
-    yield Contract(statement, torch.allclose(own(part, part.images), own(context, images)[1:2]))
+    yield CheckResult(statement, torch.allclose(own(part, part.images), own(context, images)[1:2]))
     (gradient,) = torch.autograd.grad(defense.inner.loss(context, images).sum(), images)
     moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
-    yield Contract("the inner attack's loss has a gradient at every image", moved and _finite(gradient))
+    yield CheckResult("the inner attack's loss has a gradient at every image", moved and _finite(gradient))
     yield _names_its_source(defense)
 
 
-def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
+def _test_time_defense(name: str, track: str) -> Iterator[CheckResult]:
     found: Track = TRACKS.load(track)
     model = loaded_model(f"{name}+{found.base}", track, "cpu")
     assert isinstance(model, DefendedModel)
@@ -219,13 +207,13 @@ def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
             0
         )
     shape, expected = tuple(scores.shape), (len(images), len(prompts))
-    yield Contract(
+    yield CheckResult(
         "the defended model returns one finite logit per class for every image",
         shape == expected and _finite(scores),
         f"{shape}",
     )
-    yield Contract("the defense gives the same logits twice", torch.equal(scores, again))
-    yield Contract(
+    yield CheckResult("the defense gives the same logits twice", torch.equal(scores, again))
+    yield CheckResult(
         "the logits of an image do not depend on the other images of the batch",
         torch.allclose(scores, alone, rtol=1e-6, atol=1e-8),
     )
@@ -233,25 +221,25 @@ def _test_time_defense(name: str, track: str) -> Iterator[Contract]:
         leaf = images.clone().requires_grad_()
         output = logits.with_gradient(mode)(leaf)
         same = torch.allclose(output.detach(), scores, rtol=1e-6, atol=1e-8)
-        yield Contract(f"the gradient mode {mode.name} does not change the logits", same)
+        yield CheckResult(f"the gradient mode {mode.name} does not change the logits", same)
         (gradient,) = torch.autograd.grad(output.square().sum(), leaf)
         moved = bool(gradient.flatten(1).abs().amax(dim=1).min() > 0)
-        yield Contract(f"the logits have a gradient at every image ({mode.name})", moved and _finite(gradient))
-    yield Contract("the defense does not change torch's random state", torch.equal(before, torch.get_rng_state()))
+        yield CheckResult(f"the logits have a gradient at every image ({mode.name})", moved and _finite(gradient))
+    yield CheckResult("the defense does not change torch's random state", torch.equal(before, torch.get_rng_state()))
     yield _names_its_source(model.defense)
 
 
-def _names_its_source(made: Defense | TestTimeDefense) -> Contract:
-    return Contract("the defense states its paper and its fidelity", bool(made.paper and made.fidelity), made.paper)
+def _names_its_source(made: Defense | TestTimeDefense) -> CheckResult:
+    return CheckResult("the defense states its paper and its fidelity", bool(made.paper and made.fidelity), made.paper)
 
 
-def _loads(kind: str, name: str, load: Callable[[str], object]) -> Contract:
+def _loads(kind: str, name: str, load: Callable[[str], object]) -> CheckResult:
     statement = f"the {kind} {name!r} exists"
     try:
         load(name)
     except UserError as error:
-        return Contract(statement, False, str(error))
-    return Contract(statement, True)
+        return CheckResult(statement, False, str(error))
+    return CheckResult(statement, True)
 
 
 def _broken(verdict: Verdicts) -> int:
@@ -328,8 +316,8 @@ def example_loss_context(defense: Defense) -> LossContext:
     )
 
 
-CONTRACTS: Mapping[str, Callable[[str, str], Iterator[Contract]]] = {
-    "model": _model,
+CONTRACTS: Mapping[str, Callable[[str, str], Iterable[CheckResult]]] = {
+    "model": check_model,
     "dataset": _dataset,
     "attack": _attack,
     "defense": _defense,

@@ -1,12 +1,13 @@
 """Self-tests of an installation (`vlmbench doctor`). If a self-test fails, do not trust results from this machine."""
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from fractions import Fraction
 
 import torch
 from torch import nn
 
+from robustbench_vlm.analysis.check_result import CheckResult
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack, Batch
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
@@ -27,18 +28,7 @@ ABOUT_ZERO = 0.05
 _ATTACK, _QUICK_ATTACK, _SAMPLES = "apgd-ce", "pgd-10", 32
 
 
-@dataclass(frozen=True)
-class Check:
-    """The result of one self-test."""
-
-    name: str
-    """The statement that the test checks, such as "at eps 0, the robust accuracy equals the clean accuracy"."""
-    passed: bool
-    detail: str
-    """The observed values."""
-
-
-def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[Check]:
+def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[CheckResult]:
     """Run the self-tests on an undefended model and a dataset.
 
     By default, the track's undefended model and its first dataset are used. On the track "mini" the tests take seconds.
@@ -68,7 +58,7 @@ def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[C
         return self_tests(classifier, batch, cell.attack)
 
 
-def self_tests(classifier: nn.Module, batch: Batch, attack: Attack) -> list[Check]:
+def self_tests(classifier: nn.Module, batch: Batch, attack: Attack) -> list[CheckResult]:
     """Run the self-tests on an undefended classifier.
 
     The eps of the batch must be large enough to break the classifier.
@@ -82,31 +72,31 @@ def self_tests(classifier: nn.Module, batch: Batch, attack: Attack) -> list[Chec
     ]
 
 
-def _falls(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
+def _falls(classifier: nn.Module, batch: Batch, attack: Attack) -> CheckResult:
     clean, robust = _accuracies(attack_samples(classifier, batch, attack, batch_size=64))
     name = f"the robust accuracy of an undefended model is about 0 under {attack.name} at {batch.threat}"
-    return Check(name, robust <= ABOUT_ZERO < clean, f"clean {clean:.3f}, robust {robust:.3f}")
+    return CheckResult(name, robust <= ABOUT_ZERO < clean, f"clean {clean:.3f}, robust {robust:.3f}")
 
 
-def _nothing_at_zero(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
+def _nothing_at_zero(classifier: nn.Module, batch: Batch, attack: Attack) -> CheckResult:
     still = replace(batch, threat=Threat(batch.threat.norm, Fraction(0)))
     clean, robust = _accuracies(attack_samples(classifier, still, attack, batch_size=64))
-    return Check(
+    return CheckResult(
         "at eps 0, the robust accuracy equals the clean accuracy",
         robust == clean,
         f"clean {clean:.3f}, robust {robust:.3f}",
     )
 
 
-def _all_at_one(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
+def _all_at_one(classifier: nn.Module, batch: Batch, attack: Attack) -> CheckResult:
     whole = replace(batch, threat=Threat("Linf", Fraction(1)))
     clean, robust = _accuracies(attack_samples(classifier, whole, attack, batch_size=64))
-    return Check(
+    return CheckResult(
         "at eps 1, the robust accuracy is about 0", robust <= ABOUT_ZERO, f"clean {clean:.3f}, robust {robust:.3f}"
     )
 
 
-def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> Check:
+def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> CheckResult:
     # This test uses float64, because float32 rounding depends on the batch size. Rounding may change a prediction
     # at the decision boundary.
     exact = copy.deepcopy(classifier).to(torch.float64)
@@ -119,7 +109,7 @@ def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> 
     verdicts = [attack_samples(exact, small, attack, batch_size=size).broken_by for size in sizes]
     differ = sum(len(set(each)) > 1 for each in zip(*verdicts, strict=True))
     detail = f"{differ} of {len(batch.labels)} verdicts differ between batches of {sizes[0]}, {sizes[1]} and {sizes[2]}"
-    return Check("verdicts are independent of the batch size", differ == 0, detail)
+    return CheckResult("verdicts are independent of the batch size", differ == 0, detail)
 
 
 def _accuracies(verdict: Verdicts) -> tuple[float, float]:

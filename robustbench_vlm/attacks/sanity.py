@@ -48,7 +48,7 @@ def sanity_warnings(
     classifier, codes = as_classifier(model), list[tuple[str, ...]]()
     for part in torch.arange(len(batch.labels), device=batch.labels.device).split(batch_size):
         images, own = batch.images[part], classifier.select(part)
-        first, gradient = _margin_gradient(own, images, batch.labels[part])
+        first, gradient = margin_gradient(own, images, batch.labels[part])
         with torch.no_grad():
             again = own(images).detach()
             twice = classifier.select(torch.cat([part, part]))
@@ -61,7 +61,7 @@ def sanity_warnings(
             "non-finite-gradient": ~finite,
             "unstable-output": unstable,
             "batch-dependent": _differ(beside, again, batch_tolerance) & ~unstable,
-            "probability-logits": _are_probabilities(again),
+            "probability-logits": are_probabilities(again),
         }
         codes += [tuple(code for code, rows in raised.items() if bool(rows[n])) for n in range(len(images))]
     return codes
@@ -74,7 +74,12 @@ def sanity_cost(classifier: Classifier) -> tuple[int, int]:
     return calls * without[0] + SANITY_BACKWARD * once[0], calls * without[1] + SANITY_BACKWARD * once[1]
 
 
-def _margin_gradient(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def margin_gradient(classifier: Classifier, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the logits, float32 [B, C], and the gradient of the margin of each image, float32 [B, 3, H, W].
+
+    `images` is float32 [B, 3, H, W] in [0, 1] and `labels` is int64 [B]. The gradient is zero if the classifier does
+    not have one.
+    """
     with torch.enable_grad():
         leaf = images.detach().clone().requires_grad_()
         logits = classifier(leaf)
@@ -90,7 +95,8 @@ def _differ(first: Tensor, second: Tensor, tolerance: float) -> Tensor:
     return (first - second).abs().amax(dim=1) > tolerance * second.abs().amax(dim=1)
 
 
-def _are_probabilities(logits: Tensor) -> Tensor:
+def are_probabilities(logits: Tensor) -> Tensor:
+    """Return for each row of logits, float32 [B, C], whether its values are probabilities, as bool [B]."""
     # Only probabilities raise the warning, and log-probabilities do not. Log-probabilities are valid logits, because
     # their softmax is the probabilities.
     within = ((logits >= 0) & (logits <= 1)).all(dim=1)

@@ -3,35 +3,37 @@
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, KindName, TrackName, ValueName
+from robustbench_vlm.cli.options import DEFAULT_TRACK, Device, Json, KindName, TrackName, ValueName
 from robustbench_vlm.cli.render.output import Line, answer
+from robustbench_vlm.cli.render.text_table import wrapped
 
 if TYPE_CHECKING:
-    from robustbench_vlm.analysis.contracts import Contract
-    from robustbench_vlm.analysis.doctor import Check
+    from robustbench_vlm.analysis.check_result import CheckResult
+
+_STYLES = {"pass": "", "warn": "yellow", "fail": "red"}
 
 
-def check(kind: KindName, name: ValueName, track: TrackName = DEFAULT_TRACK, as_json: Json = False) -> int:
+def check(
+    kind: KindName, name: ValueName, track: TrackName = DEFAULT_TRACK, device: Device = "", as_json: Json = False
+) -> int:
     """Check one model, dataset, attack, defense or track against its contracts.
 
-    Exit code 1: a contract is broken. The contracts are the same for the package and for plugins.
+    For a model, this measures its preprocessing, gradients, repeatability, memory and speed. Exit code 1: a contract is
+    broken. The contracts are the same for the package and for plugins.
     """
     from robustbench_vlm.analysis import contracts
 
-    return report(contracts.check(kind.removesuffix("s"), name, track=track), as_json=as_json)
+    return report(contracts.check(kind.removesuffix("s"), name, track=track, device=device), as_json=as_json)
 
 
-def report(checks: "Sequence[Contract | Check]", *, as_json: bool) -> int:
-    """Print one line for each check, and return the exit code: 0 if all checks passed, else 1."""
+def report(checks: "Sequence[CheckResult]", *, as_json: bool) -> int:
+    """Print the result of each check, and return the exit code: 0 if no check failed, else 1."""
     passed = all(each.passed for each in checks)
-    document = {
-        "passed": passed,
-        "checks": [{"name": each.name, "passed": each.passed, "detail": each.detail} for each in checks],
-    }
-    answer(document, lambda width: [_line(each) for each in checks], as_json=as_json)
+    document = {"passed": passed, "checks": [each.to_json() for each in checks]}
+    answer(document, lambda width: [line for each in checks for line in _lines(each, width)], as_json=as_json)
     return 0 if passed else 1
 
 
-def _line(each: "Contract | Check") -> Line:
-    text = f"{'ok    ' if each.passed else 'FAILED'}  {each.name}{f' ({each.detail})' if each.detail else ''}"
-    return Line(text, "" if each.passed else "red")
+def _lines(check: "CheckResult", width: int) -> list[Line]:
+    lines = wrapped(f"{check.status}  {check}", width, indent=" " * 6)
+    return [Line(line.text, _STYLES[check.status]) for line in lines]

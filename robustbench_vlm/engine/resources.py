@@ -84,20 +84,25 @@ def threads_of_a_worker(workers: int) -> Iterator[None]:
 def sample_memory(classifier: "nn.Module", images: "Tensor") -> int:
     """Return the memory in bytes that one sample needs under attack, for activations and for tensors of the attack.
 
-    Runs one forward and one backward pass of `classifier` on `images`, float32 [B, 3, H, W].
+    The parameters and buffers of the classifier do not count. Runs one forward and one backward pass of `classifier` on
+    `images`, float32 [B, 3, H, W].
     """
     import torch
 
-    kept: list[int] = []
+    weights = {value.untyped_storage().data_ptr() for value in classifier.state_dict().values()}
+    kept: dict[int, int] = {}
 
     def note(tensor: "Tensor") -> "Tensor":
-        kept.append(tensor.numel() * tensor.element_size())
+        # Several saved tensors may be views of one storage, such as an expanded weight of an attention layer.
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage.nbytes()
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         leaf = images.clone().requires_grad_()
         torch.autograd.grad(classifier(leaf).sum(), leaf)
-    return sum(kept) // len(images) + STATE_COPIES * images[0].numel() * images.element_size()
+    return sum(kept.values()) // len(images) + STATE_COPIES * images[0].numel() * images.element_size()
 
 
 def choose_batch_size(device: str, sample_bytes: int, workers: int) -> int:

@@ -3,9 +3,9 @@
 import copy
 import functools
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -84,6 +84,10 @@ class InMemoryModel:
     """The logit bias. It is added to every logit, so it changes no prediction."""
     card: None = None
     """None, because a model in memory does not have a model card."""
+    stated: Mapping[str, Any] = field(default_factory=dict)
+    """The preprocessing that the source of the model states: the arguments of `zero_shot` that it gives values for."""
+    processor: Any = None
+    """The tokenizer or processor from which the model was made. None for a pair of encoders."""
     digest_prefix: str = IN_MEMORY
     """The prefix of the digest if the digest covers the whole model.
 
@@ -236,6 +240,8 @@ def zero_shot(
         embed_texts=encoders[1],
         scale=float(values["logit_scale"]),
         bias=float(values.get("logit_bias") or 0.0),
+        stated=stated,
+        processor=tokenizer,
     )
     _check_dimensions(made)
     return made

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from robustbench_vlm.analysis.contracts import CONTRACTS, Contract, check
+from robustbench_vlm.analysis.check_result import CheckResult
+from robustbench_vlm.analysis.contracts import CONTRACTS, check
 from robustbench_vlm.attacks import ATTACKS
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import Registry
@@ -66,7 +67,7 @@ def test_a_faulty_dataset_fails_its_contracts(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(
         "robustbench_vlm.analysis.contracts.DATASETS", Registry("dataset", {"faulty": "test_contracts:FAULTY"})
     )
-    failed: list[Contract] = [contract for contract in check("dataset", "faulty") if not contract.passed]
+    failed: list[CheckResult] = [contract for contract in check("dataset", "faulty") if not contract.passed]
     assert {contract.name for contract in failed} == {
         "the dataset has the name under which it is registered",
         "every class has a unique prompt",

@@ -101,6 +101,25 @@ def test_errors_other_than_out_of_memory_are_not_caught() -> None:
         with_fitting_batch_size(work, 8)
 
 
+class Attention(nn.Module):
+    """A layer whose backward pass keeps a view of the weight for every row, as attention layers of torch do."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.rand(48, 48), requires_grad=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        rows = images.flatten(1).view(len(images), -1, 48)
+        return torch.bmm(rows, self.weight.expand(len(images), -1, -1)).square().sum(dim=(1, 2))
+
+
+def test_the_memory_of_a_sample_counts_storages_once_and_no_weights() -> None:
+    images = torch.rand(4, 3, 8, 8)
+    image = images[0].numel() * 4
+    # The backward pass of `square` keeps the product, which is as large as the images.
+    assert resources.sample_memory(Attention(), images) == resources.STATE_COPIES * image + image
+
+
 def test_out_of_memory_errors_are_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)

@@ -1,0 +1,332 @@
+"""Measure the contracts of a model in at most a minute: preprocessing, gradient, repeatability, memory and speed.
+
+The images have the input size of the model. A model with a broken contract gets wrong robust accuracies: for example,
+attacks cannot break a model without a gradient.
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from robustbench_vlm.analysis.check_result import CheckResult
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.attacks.losses import margin
+from robustbench_vlm.attacks.projections import L2Ball
+from robustbench_vlm.attacks.sanity import BATCH_TOLERANCE, REPEAT_TOLERANCE, are_probabilities, margin_gradient
+from robustbench_vlm.core.classifier_interface import Classifier
+from robustbench_vlm.datasets.base import Prompt
+from robustbench_vlm.engine.model_cache import AnyClassifier, AnyModel, loaded_model, release
+from robustbench_vlm.engine.resources import CPU_BATCH_SIZE, MEMORY_SHARE, sample_memory, with_fitting_batch_size
+from robustbench_vlm.models.device import choose_device
+from robustbench_vlm.models.hugging_face import pixel_difference
+from robustbench_vlm.models.in_memory import UNPINNED, InMemoryModel, registered
+from robustbench_vlm.models.open_clip import load_architecture
+from robustbench_vlm.models.precision import arithmetic
+from robustbench_vlm.test_time.defended_model import DefendedModel
+
+LARGEST_PIXEL = 4.0
+"""Largest absolute value of a normalised pixel. With the constants of CLIP, ImageNet and SigLIP it is below 2.7."""
+PIXEL_TOLERANCE = 1 / 255
+"""Largest difference to the pixels of a processor of transformers, in units of the pixel range."""
+LARGEST_SCALE, USUAL_SCALES = 1000.0, (1.0, 200.0)
+"""Limits of the logit scale. CLIP and SigLIP have about 100. The softmax of larger logits rounds to 0 and 1."""
+TEXT_TOLERANCE = 1e-4
+"""Largest difference between the features of a text in a batch and in a separate call."""
+GRADIENT_TOLERANCE, USUAL_ERROR = 0.3, 0.1
+"""Largest relative difference between autograd and finite differences: the median over the images, for random
+directions and for the directions of the gradient. An error above the second value is a warning."""
+ZERO_TOLERANCE = 0.01
+"""Largest share of pixels with a gradient of exactly zero."""
+_STEPS = (0.1, 0.03, 0.01)
+"""L2 norms of the steps of finite differences. The best step of each image counts: a model may be curved at a large
+step, and the logits of a small step are rounded."""
+_ROUNDING = 2.0**-20
+"""Rounding error of float32 logits after many layers, as a fraction of the largest logit."""
+_FAST_SECONDS = 0.5
+"""A model that needs longer for `_FEWEST` images is measured on these images only, with one step."""
+_FEWEST = 4
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A model on a device, with N images that the checks read."""
+
+    model: AnyModel
+    classifier: AnyClassifier
+    """The classifier for the N samples."""
+    images: Tensor
+    """float32 [N, 3, image_size, image_size] in [0.1, 0.9], so that small steps stay in [0, 1]."""
+    prompts: tuple[Prompt, ...]
+    device: str
+
+    def first(self, count: int) -> "_Subject":
+        """Return the subject with the first `count` images."""
+        rows = torch.arange(min(count, len(self.images)))
+        return replace(self, classifier=self.classifier.select(rows), images=self.images[:count])
+
+
+def measure_model(
+    model: str | Path | InMemoryModel, batch: Batch, prompts: Sequence[Prompt], *, track: str = "mini", device: str = ""
+) -> list[CheckResult]:
+    """Measure the contracts of a model.
+
+    Args:
+        model: A reference of a model, which is looked up on `track`, or a model from `zero_shot`.
+        batch: N images, float32 [N, 3, H, W] in [0, 1]. They are resized to the input size of the model.
+        prompts: The prompts of two or more classes.
+        track: The track of the reference.
+        device: "cpu", "cuda", or "" for a GPU if there is one.
+
+    Raises:
+        UserError: The model cannot be loaded, or one image does not fit into the memory.
+    """
+    if isinstance(model, InMemoryModel):
+        with registered([model], named=()) as (reference,):
+            return measure_model(reference, batch, prompts, track=track, device=device)
+    # Cached models are released. The file of a model card may have changed since this process loaded the model.
+    release()
+    chosen = choose_device(device)
+    loaded = loaded_model(str(model), track, chosen)
+    side = (loaded.image_size, loaded.image_size)
+    images = nn.functional.interpolate(batch.images, side, mode="bilinear").to(chosen) * 0.8 + 0.1
+    classifier = loaded.classifier(tuple(prompts)).to(chosen)
+
+    def measure(count: int) -> list[CheckResult]:
+        own = classifier.of_samples(batch.keys[:count].to(chosen))
+        return list(_checks(_Subject(loaded, own, images[:count], tuple(prompts), chosen)))
+
+    with arithmetic():
+        found, _ = with_fitting_batch_size(measure, len(images))
+    return found
+
+
+def _checks(subject: _Subject) -> Iterator[CheckResult]:
+    yield from _facts(subject.model)
+    yield from _preprocessing(subject)
+    begun = time.perf_counter()
+    few = subject.first(_FEWEST)
+    logits = _passed(few.classifier, few.images)
+    is_fast = time.perf_counter() - begun < _FAST_SECONDS
+    subject = subject if is_fast else few
+    yield from _logits(few, logits)
+    if not bool(torch.isfinite(logits).all()):
+        # Differences to NaN are NaN, so the other checks would only repeat this result.
+        return
+    scale, (low, high) = subject.classifier.scale, USUAL_SCALES
+    yield CheckResult(
+        "logit scale", 0 < scale <= LARGEST_SCALE, f"{scale:g}", scale, LARGEST_SCALE, not low <= scale <= high
+    )
+    yield _text_batch(subject)
+    yield from _gradients(subject, _STEPS if is_fast else _STEPS[:1])
+    yield from _repeated(subject, range(len(subject.images)) if is_fast else range(1))
+    yield from _costs(subject)
+
+
+def _facts(model: AnyModel) -> Iterator[CheckResult]:
+    is_unpinned = model.digest.startswith(UNPINNED)
+    advice = ", which does not cover the whole model, so it cannot be submitted" if is_unpinned else ""
+    yield CheckResult("loads", True, f"digest {model.digest[:24]}{advice}", is_unusual=is_unpinned)
+    if model.card is not None:
+        encoders = (model.card.image, model.card.text)
+        files = [weights.file for weights in encoders if weights and weights.is_bundled]
+        are_safe = all(file.endswith(".safetensors") for file in files)
+        yield CheckResult("weights are safetensors", are_safe, ", ".join(files))
+
+
+def _preprocessing(subject: _Subject) -> Iterator[CheckResult]:
+    encoder: Any = subject.classifier.plain.encoder
+    mean, std = (getattr(encoder, name).flatten().tolist() for name in ("mean", "std"))
+    used = f"mean {_numbers(mean)}, std {_numbers(std)}"
+    about = f"{used}, {encoder.image_size} pixels, {getattr(encoder, 'interpolation', 'bicubic')}"
+    largest = max(max(abs(each), abs(1 - each)) / scale for each, scale in zip(mean, std, strict=True))
+    stated = _stated(subject.model)
+    differs = [name for name, own in (("mean", mean), ("std", std)) if not _same(stated.get(name), own)]
+    if differs:
+        about += "; the model states " + ", ".join(f"{name} {_numbers(stated[name])}" for name in differs)
+    # A card may replace the constants on purpose. `zero_shot` takes them from the model if they are not given.
+    is_mistake = bool(differs) and subject.model.card is None
+    passed = largest <= LARGEST_PIXEL and not is_mistake
+    about += f"; pixels up to {largest:.2f}"
+    yield CheckResult("preprocessing", passed, about, largest, LARGEST_PIXEL, bool(differs))
+    processor = getattr(subject.model, "processor", None)
+    if getattr(processor, "image_processor", None) is not None:
+        yield _processor(subject.model, processor)
+
+
+def _processor(model: Any, processor: Any) -> CheckResult:
+    """Compare pixels with those of a processor of transformers, for images that it shrinks and that it does not."""
+    side = model.image_size
+    try:
+        same, larger = (pixel_difference(model, processor, size) for size in (side, side + side // 2))
+    except RuntimeError as error:
+        return CheckResult("pixels of the processor", True, f"not comparable: {error}", is_unusual=True)
+    about = f"differ by {same:.4f} at {side} pixels, by {larger:.4f} if {side + side // 2} pixels are shrunk"
+    return CheckResult("pixels of the processor", True, about, same, PIXEL_TOLERANCE, not same <= PIXEL_TOLERANCE)
+
+
+def _stated(model: AnyModel) -> dict[str, Any]:
+    """Return the mean and the std that the model, its processor or its architecture states. They may be missing."""
+    if isinstance(model, InMemoryModel):
+        return {name: value for name, value in model.stated.items() if value is not None}
+    plain = model.model if isinstance(model, DefendedModel) else model
+    if plain.card is None or plain.card.pretrained:
+        return {}
+    architecture = load_architecture(plain.card.architecture)
+    return {"mean": architecture.mean, "std": architecture.std}
+
+
+def _same(stated: Sequence[float] | None, used: Sequence[float]) -> bool:
+    return stated is None or torch.allclose(torch.tensor(stated), torch.tensor(used), atol=1e-3)
+
+
+def _logits(subject: _Subject, logits: Tensor) -> Iterator[CheckResult]:
+    count, classes = len(subject.images), len(subject.prompts)
+    shape, finite = tuple(logits.shape), bool(torch.isfinite(logits).all())
+    about = f"{logits.dtype}".removeprefix("torch.") + f" {list(shape)}"
+    passed = shape == (count, classes) and logits.dtype == torch.float32 and finite
+    wrong = "" if passed else f"; expected float32 {[count, classes]} without NaN"
+    if not finite:
+        about += f", NaN or infinite for {int((~torch.isfinite(logits).flatten(1).all(dim=1)).sum())} images"
+    yield CheckResult("logits", passed, about + wrong)
+    if not finite:
+        return
+    are_wrong = bool(are_probabilities(logits).all())
+    yield CheckResult("no probabilities", not are_wrong, "a softmax hides the gradient" if are_wrong else "")
+    larger = nn.functional.interpolate(subject.images, scale_factor=1.5)
+    other = _passed(subject.classifier, larger)
+    sides = "{} x {} pixels".format(*larger.shape[-2:])
+    yield CheckResult("images of any size", other.shape == logits.shape, sides)
+
+
+def _text_batch(subject: _Subject) -> CheckResult:
+    """Compare the features of the prompts in one batch with those of separate calls."""
+    together = subject.classifier.plain.text_features
+    model = subject.model.model if isinstance(subject.model, DefendedModel) else subject.model
+    some = range(min(len(together), _FEWEST))
+    alone = torch.cat([model.text_features([subject.prompts[row]]) for row in some]).to(together)
+    difference = float((alone - together[: len(alone)]).abs().max())
+    about = f"features of a text differ by {difference:.1e} from a separate call"
+    return CheckResult("text batch", difference <= TEXT_TOLERANCE, about, difference, TEXT_TOLERANCE)
+
+
+def _gradients(subject: _Subject, steps: Sequence[float]) -> Iterator[CheckResult]:
+    """Compare the margin's gradient with central finite differences along one direction for each image."""
+    classifier, images = subject.classifier, subject.images
+    labels = _passed(classifier, images).argmax(dim=1)
+    _, gradient = margin_gradient(classifier, images, labels)
+    broken = int((~torch.isfinite(gradient).flatten(1).all(dim=1)).sum())
+    if broken:
+        yield CheckResult("gradient", False, f"NaN or infinite at {broken} of {len(images)} images")
+        return
+    zero = float((gradient == 0).float().mean())
+    about = f"{zero:.2%} of the pixels have a gradient of exactly 0"
+    is_masked = bool((gradient == 0).flatten(1).all(dim=1).any())
+    yield CheckResult(
+        "zero gradients", zero <= 0.5 and not is_masked, about, zero, ZERO_TOLERANCE, zero > ZERO_TOLERANCE
+    )
+    if isinstance(subject.model, DefendedModel):
+        # A test-time defense may have an approximate gradient. `vlmbench check test-time-defense` checks its modes.
+        return
+    # Along a random direction, every pixel counts. The slope is smaller there by the root of their number, so the steps
+    # are larger.
+    random = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
+    along = {
+        "random": (L2Ball.direction(random), images[0].numel() ** 0.5 / 10),
+        "the gradient's": (L2Ball.direction(gradient), 1.0),
+    }
+    errors = {}
+    for name, (direction, factor) in along.items():
+        slope = (gradient * direction).flatten(1).sum(dim=1)
+        tried = [_slope_error(classifier, images, labels, direction, slope, factor * step) for step in steps]
+        best = torch.stack(tried).amin(dim=0)
+        if bool(best.isfinite().any()):
+            errors[name] = float(best[best.isfinite()].median())
+    if not errors:
+        yield CheckResult("gradient", True, "too small to compare with finite differences", is_unusual=True)
+        return
+    error = max(errors.values())
+    about = ", ".join(f"{each:.2%} along {name} directions" for name, each in errors.items())
+    about = f"differs from finite differences by {about}"
+    yield CheckResult("gradient", error <= GRADIENT_TOLERANCE, about, error, GRADIENT_TOLERANCE, error > USUAL_ERROR)
+
+
+def _slope_error(
+    classifier: Classifier, images: Tensor, labels: Tensor, direction: Tensor, slope: Tensor, step: float
+) -> Tensor:
+    """Return the relative error of each image's slope, float32 [B], against a central difference of L2 norm `step`.
+
+    The error is infinite if the rounding of the logits may be larger than `USUAL_ERROR`.
+    """
+    above, below = (_passed(classifier, images + sign * step * direction) for sign in (1, -1))
+    measured = (margin(above, labels, labels) - margin(below, labels, labels)) / (2 * step)
+    size = torch.maximum(measured.abs(), slope.abs()).clamp_min(1e-12)
+    noise = _ROUNDING * above.abs().amax(dim=1) / step
+    return torch.where(noise <= USUAL_ERROR * size, (measured - slope).abs() / size, torch.inf)
+
+
+def _repeated(subject: _Subject, rows: range) -> Iterator[CheckResult]:
+    """Compare the logits of two equal passes, and of images alone and in a batch."""
+    classifier, images = subject.classifier, subject.images
+    first, second = _passed(classifier, images), _passed(classifier, images)
+    alone = torch.cat([_passed(classifier.select(torch.tensor([row])), images[row : row + 1]) for row in rows])
+    largest = float(first.abs().max())
+    difference = float((first - second).abs().max()) / largest
+    about = "two equal passes give equal bits" if difference == 0 else f"two equal passes differ by {difference:.1e}"
+    yield CheckResult(
+        "determinism", difference <= REPEAT_TOLERANCE, about, difference, REPEAT_TOLERANCE, difference > 0
+    )
+    apart = float((alone - first[: len(alone)]).abs().max()) / largest
+    about = f"logits of an image alone and in a batch differ by {apart:.1e} of the largest logit"
+    yield CheckResult("batch independence", apart <= BATCH_TOLERANCE, about, apart, BATCH_TOLERANCE)
+
+
+def _costs(subject: _Subject) -> Iterator[CheckResult]:
+    """Measure the memory of one image and the passes per second."""
+    images = subject.images
+    forward = _seconds(lambda: _passed(subject.classifier, images), subject.device)
+    try:
+        memory = sample_memory(subject.classifier, images)
+        gradient = _seconds(lambda: sample_memory(subject.classifier, images), subject.device)
+    except RuntimeError as error:
+        if "does not require grad" not in str(error):
+            raise
+        yield CheckResult("memory", False, "not measured, because the logits have no gradient")
+        yield CheckResult("speed", False, f"{len(images) / forward:,.1f} images/s forward; the logits have no gradient")
+        return
+    fits = int(MEMORY_SHARE * _free_memory(subject.device) / memory)
+    about = f"{memory / 2**20:,.1f} MiB per image under attack, {fits:,} images fit into the memory"
+    yield CheckResult("memory", fits >= 1, about, is_unusual=fits < CPU_BATCH_SIZE)
+    about = f"{len(images) / forward:,.1f} images/s forward, {len(images) / gradient:,.1f} images/s with backward"
+    yield CheckResult("speed", True, f"{about} on {subject.device}")
+
+
+def _passed(classifier: Classifier, images: Tensor) -> Tensor:
+    """Return the logits of a forward pass without gradients."""
+    with torch.no_grad():
+        return classifier(images)
+
+
+def _seconds(work: Callable[[], object], device: str) -> float:
+    """Return the time of one call in seconds."""
+    begun = time.perf_counter()
+    work()
+    if device == "cuda":
+        torch.cuda.synchronize()
+    return time.perf_counter() - begun
+
+
+def _free_memory(device: str) -> int:
+    """Return the free memory of a GPU, or the memory of this machine, in bytes."""
+    if device == "cuda":
+        return int(torch.cuda.mem_get_info()[0])
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return " ".join(f"{value:.3f}" for value in values)
