@@ -28,14 +28,14 @@ class Request:
     datasets: tuple[str, ...] = ()
     """Names of datasets. If it is empty, the datasets of the protocol or the track are used."""
     eps: tuple[str | Fraction, ...] = ()
-    """Radii as texts such as "4/255" or as fractions, for pixels in [0, 1]. If it is empty, the radii of the protocol are
-    used. If the protocol does not set radii, the track's standard eps is used.
+    """Radii as texts such as "4/255" or as fractions, for pixels in [0, 1]. If it is empty, the radii of the protocol
+    are used. If the protocol does not set radii, the track's standard eps is used.
     """
     norm: str = ""
     """"Linf" or "L2". If it is empty, the norm of the track is used."""
     protocol: str = ""
-    """Name of the protocol. If it is empty, the first protocol of the track is used. If `images` is given and `track` is
-    empty too, the protocol `IMAGE_PROTOCOL` is used.
+    """Name of the protocol. If it is empty, the first protocol of the track is used. If `images` is given and `track`
+    is empty too, the protocol `IMAGE_PROTOCOL` is used.
     """
     samples: int | Literal["all"] | None = None
     """Number of samples per dataset. If it is None, the number of the protocol is used. If it differs from the

@@ -29,8 +29,8 @@ TRUSTED_NATIVE = dataclasses.replace(
     TRUSTED,
     name="trusted-native",
     resolution="native",
-    description="like trusted, except that each model is attacked at its input size, such as 256, 336 or 384 pixels,"
-    " instead of 224; a larger image gives the attack more pixels, so compare only models of one size",
+    description="This protocol is trusted, except that each model is attacked at its input size, such as 256, 336 or"
+    " 384 pixels, instead of 224. A larger image gives the attack more pixels, so compare only models of one size",
 )
 
 AGFT_2026 = Protocol(
