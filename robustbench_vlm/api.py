@@ -127,7 +127,13 @@ def load_model(model: str | Path, track: str = "mini", *, device: str = "") -> A
 
 
 def load_dataset(
-    name: str, track: str = "mini", *, samples: Count = None, protocol: str = "", data: str | Path | None = None
+    name: str,
+    track: str = "mini",
+    *,
+    samples: Count = None,
+    protocol: str = "",
+    data: str | Path | None = None,
+    input_size: int | None = None,
 ) -> LoadedDataset:
     """Load the samples of a dataset that a protocol evaluates.
 
@@ -138,6 +144,8 @@ def load_dataset(
             the dataset's standard order.
         protocol: The name of a protocol. "" uses the default protocol of the track.
         data: The folder of the published datasets. None uses the environment variable VLMBENCH_DATA.
+        input_size: The height and width of the model's input in pixels. Protocols such as "trusted-native" resize the
+            images to it. None keeps the size of the protocol.
 
     Raises:
         UserError: A name is unknown, the dataset is missing, or an image cannot be read.
@@ -146,7 +154,7 @@ def load_dataset(
     if samples is not None:
         chosen = chosen.with_samples(None if (count := _count(samples)) == "all" else count)
     dataset = prepare_dataset(
-        chosen.adapt_dataset(DATASETS.load(name)), chosen.samples, None if data is None else Path(data)
+        chosen.adapt_dataset(DATASETS.load(name), input_size), chosen.samples, None if data is None else Path(data)
     )
     found = choose_samples(dataset, chosen, skip_unreadable=False)
     return LoadedDataset(

@@ -61,7 +61,7 @@ def check(kind: str, name: str, *, track: str = "mini", device: str = "") -> lis
 def check_model(model: str | Path | InMemoryModel, track: str = "mini", *, device: str = "") -> list[CheckResult]:
     """Measure the contracts of a model: preprocessing, gradient, repeatability, memory and speed.
 
-    The command `vlmbench check model` does this too. It takes at most a minute for most models.
+    The command `vlmbench check model` does this too. ViT-B/32 takes less than a minute on one CPU core.
 
     Args:
         model: A name or reference that `load_model` accepts, or a model that `zero_shot` returned.

@@ -1,4 +1,4 @@
-"""Measure the contracts of a model in at most a minute: preprocessing, gradient, repeatability, memory and speed.
+"""Measure the contracts of a model: preprocessing, gradient, repeatability, memory and speed.
 
 The images have the input size of the model. A model with a broken contract gets wrong robust accuracies: for example,
 attacks cannot break a model without a gradient.

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from robustbench_vlm import evaluate, zero_shot
+from robustbench_vlm import evaluate, load_dataset, zero_shot
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.cli.plan import settings
 from robustbench_vlm.core.errors import UserError
@@ -195,6 +195,8 @@ def test_a_native_protocol_attacks_each_model_at_its_input_size(plan_of: Callabl
     assert {shapes["trusted"][model, "dtd"] for model in ("model-48", "model-240")} == {(224, 224)}
     assert shapes["trusted-native"]["model-48", "dtd"] == (48, 48)
     assert shapes["trusted-native"]["model-240", "dtd"] == (240, 240)
+    loaded = load_dataset("dtd", "zeroshot15", protocol="trusted-native", samples=2, input_size=48)
+    assert loaded.images.shape == (2, 3, 48, 48)
     for found in shapes.values():
         assert {found[model, "cifar10"] for model in ("model-48", "model-240")} == {(32, 32)}
     plan = plan_of([48, 240], track="zeroshot15", datasets=names, samples=2)
