@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
+from robustbench_vlm import tracks
 from robustbench_vlm.cli import completion
 from robustbench_vlm.core.errors import UserError
 
 if TYPE_CHECKING:
     from robustbench_vlm.engine.request import Request
 
-DEFAULT_TRACK = "mini"
+DEFAULT_TRACK = tracks.DEFAULT_TRACK
 """Default value of --track."""
 REAL_TRACK = "zeroshot15"
 """Default value of --track for commands on published datasets and checkpoints."""
