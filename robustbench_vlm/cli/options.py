@@ -42,7 +42,7 @@ KindName = Annotated[str, typer.Argument(metavar="KIND", help=_KINDS, autocomple
 _VALUE = "Name of the value, as `vlmbench list KIND` shows it."
 ValueName = Annotated[str, typer.Argument(metavar="NAME", help=_VALUE, autocompletion=completion.of_kind)]
 
-_MODEL = "Model: a name, a card file or open_clip:ARCH/TAG. Default: the track's base model. Repeat for a grid."
+_MODEL = "Model: a name, a card file, open_clip:ARCH/TAG or hf:ORG/NAME. Default: the base model. Repeat for a grid."
 _SKIP = "Leave out images that cannot be read, and report their number."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
 _Attacks = Annotated[list[str], option("--attack", "NAME", "Attack: see `vlmbench list attacks`. Repeat for a grid.")]

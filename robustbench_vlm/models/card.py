@@ -18,6 +18,7 @@ from robustbench_vlm.models import MODELS, card_names
 from robustbench_vlm.models.reference import (
     ACCEPTED,
     OPEN_CLIP,
+    WITH_CARD,
     CardFile,
     HuggingFaceModel,
     MemoryModel,
@@ -233,12 +234,12 @@ def find_card(reference: str, track: str) -> ModelCard:
         case HuggingFaceModel():
             raise UserError(
                 f"{reference!r} names a model on the Hugging Face hub, which does not have a model card. Expected"
-                f" {ACCEPTED}: download the weights and write a card with `vlmbench convert FILE --base NAME`"
+                f" {WITH_CARD}: download the weights and write a card with `vlmbench convert FILE --base NAME`"
             )
         case MemoryModel():
             raise UserError(
                 f"{reference!r} is a model in the memory of a Python process, which has no card. Accepted are"
-                f" {ACCEPTED}: save its weights and write a card with `vlmbench convert FILE --base NAME`"
+                f" {WITH_CARD}: save its weights and write a card with `vlmbench convert FILE --base NAME`"
             )
         case _:
             return _named_card(reference, track)

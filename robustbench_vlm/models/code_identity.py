@@ -47,9 +47,11 @@ def identity_of(function: Any) -> Identity:
 
 def tensor_digest(tensor: Tensor) -> str:
     """Return the sha256 over the dtype, shape and bytes of a dense tensor."""
-    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
-    return hashlib.sha256(head + data.tobytes()).hexdigest()
+    found = hashlib.sha256(head)
+    found.update(data)  # not a copy, which would need hundreds of megabytes for a large embedding
+    return found.hexdigest()
 
 
 def _module(module: nn.Module, doubts: list[str]) -> dict[str, Any]:

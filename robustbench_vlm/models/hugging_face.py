@@ -2,17 +2,22 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import user_path
 from robustbench_vlm.core.hub_access import expect_hub, hub_cache
-from robustbench_vlm.models.in_memory import InMemoryModel, zero_shot
+from robustbench_vlm.models.in_memory import InMemoryModel, model_of_library
 from robustbench_vlm.models.open_clip import unlogged
-from robustbench_vlm.models.reference import HuggingFaceModel
+from robustbench_vlm.models.peft_adapters import ADAPTER_FILES, read_adapter_config, with_adapter
+from robustbench_vlm.models.reference import HuggingFaceModel, is_repository
+
+T = TypeVar("T")
 
 _NOT_FOUND = ("RepositoryNotFoundError", "RevisionNotFoundError")
 
@@ -22,11 +27,12 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
 
     Only safetensors weights are read, and code of the repository is never run. The preprocessing constants, the
     resolution and the logit scale come from the repository. The digest covers the weights, the structure and the
-    tokens of fixed texts. It does not depend on the name of the revision.
+    tokens of fixed texts. It does not depend on the name of the revision. An adapter is merged into the weights, so the
+    digest covers it too.
 
     Raises:
-        UserError: The package transformers is missing. Or the repository cannot be read, or its model does not have
-            both an image encoder and a text encoder.
+        UserError: The package transformers is missing, or the package peft for an adapter. Or the repository cannot be
+            read, its model does not have both an image encoder and a text encoder, or the adapter does not fit.
     """
     try:
         import transformers
@@ -34,36 +40,102 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
         raise UserError(
             f"{reference} needs the package transformers, which is not installed: pip install 'robustbench_vlm[hf]'"
         ) from error
-    options: dict[str, Any] = {"revision": reference.revision or None, "trust_remote_code": False}
-    if folder := hub_cache():
-        options["cache_dir"] = folder
 
-    def load(**more: Any) -> tuple[Any, Any]:
+    def load(**options: Any) -> tuple[Any, Any]:
+        _expect_whole_model(reference, options)
+        # If peft is installed, transformers also looks for adapters, by default in its own cache and on the network.
+        where = {key: value for key, value in options.items() if key != "revision"}
         model = transformers.AutoModel.from_pretrained(
-            reference.repository, use_safetensors=True, dtype=torch.float32, **options, **more
+            reference.repository,
+            use_safetensors=True,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            adapter_kwargs=where,
+            **options,
         )
         # The library transformers does not have type annotations.
         reader: Any = transformers.AutoProcessor
-        return model, reader.from_pretrained(reference.repository, **options, **more)
+        return model, reader.from_pretrained(reference.repository, trust_remote_code=False, **options)
 
     try:
         with quiet_libraries():
-            # The cache is tried first: it needs no network, and all workers of a run read the same files.
-            try:
-                found = load(local_files_only=True)
-            except OSError:
-                found = None
-            if found is None:
-                expect_hub(str(reference))
-                found = load()
+            model, processor = from_cache_or_hub(load, reference.revision, str(reference))
+            if reference.adapter:
+                folder = find_adapter(reference.adapter)
+                model = with_adapter(model, folder, str(reference), base=reference.repository)
     except UserError:
         raise
     # transformers and the client of the hub raise many types of errors.
     except Exception as error:
         raise UserError(f"cannot load {reference}: {_advice(error)}") from error
-    model, processor = found
-    made = zero_shot(model, processor, interpolation=_interpolation(processor), name="hub-model")
+    model.eval().requires_grad_(False)
+    # Nothing else uses the network, so it is not copied: a copy would double the memory of every worker process.
+    made = model_of_library(model, processor, {}, _interpolation(processor), name="hub-model")
     return dataclasses.replace(made, name=str(reference), digest_prefix="")
+
+
+def from_cache_or_hub(load: Callable[..., T], revision: str, what: str) -> T:
+    """Return what `load` returns for files in the cache, or else for files that it downloads from the hub.
+
+    The arguments of `load` are those of the hub's client: `revision`, `local_files_only`, and `cache_dir` if
+    VLMBENCH_CACHE is set. Raises UserError if the files are not in the cache and the hub cannot be reached.
+    """
+    options: dict[str, Any] = {"revision": revision or None}
+    if folder := hub_cache():
+        options["cache_dir"] = folder
+    # The cache is tried first: it needs no network, and all workers of a run read the same files.
+    with contextlib.suppress(OSError):
+        return load(local_files_only=True, **options)
+    expect_hub(what)
+    return load(**options)
+
+
+def find_adapter(adapter: str) -> Path:
+    """Return the folder with the files of an adapter of peft: a local folder, or the files of a hub repository.
+
+    A local folder is used if it exists, as in peft. Otherwise, `adapter` is ORG/NAME[@REVISION]. Raises UserError if
+    neither exists.
+    """
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    folder = user_path(adapter)
+    if folder.is_dir():
+        return folder
+    repository, _, revision = adapter.partition("@")
+    if not is_repository(repository):
+        raise UserError(
+            f"the adapter {adapter!r} is not a folder, and it is not the ORG/NAME of a repository on the hub: correct"
+            " the path"
+        )
+
+    def load(**options: Any) -> Path:
+        files = [Path(hf_hub_download(repository, file, **options)) for file in ADAPTER_FILES]
+        return files[0].parent
+
+    try:
+        return from_cache_or_hub(load, revision, f"the adapter {adapter}")
+    except EntryNotFoundError as error:
+        raise UserError(
+            f"the repository {adapter} must have the files {' and '.join(ADAPTER_FILES)}: {error}; other formats of"
+            " adapters, such as adapter_model.bin, are not read"
+        ) from error
+
+
+def _expect_whole_model(reference: HuggingFaceModel, options: Mapping[str, Any]) -> None:
+    """Raise UserError if a repository has an adapter. transformers would load the adapter's base from any place."""
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError
+
+    try:
+        found = hf_hub_download(reference.repository, ADAPTER_FILES[0], **options)
+    except EntryNotFoundError:
+        return
+    base = read_adapter_config(Path(found).parent).get("base_model_name_or_path")
+    raise UserError(
+        f"{reference} is an adapter of peft, but a whole model is expected: write"
+        f" hf:{base if isinstance(base, str) else 'BASE'}+{reference.repository}"
+    )
 
 
 def pixel_difference(model: InMemoryModel, processor: Any, side: int) -> float:

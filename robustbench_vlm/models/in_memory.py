@@ -215,29 +215,48 @@ def zero_shot(
         "mean": mean,
         "std": std,
     }
+    given = {key: value for key, value in given.items() if value is not None}
     if model is not None:
         if image_encoder is not None or text_encoder is not None:
             raise UserError(f"both a model and encoders were given: write {ACCEPTED}")
-        from robustbench_vlm.models.adapters import encoders_of
+        return model_of_library(_copied(model), tokenizer, given, interpolation, name or type(model).__name__)
+    if image_encoder is None or text_encoder is None:
+        raise UserError(f"a zero-shot model needs an image encoder and a text encoder: write {ACCEPTED}")
+    default_name = getattr(image_encoder, "__name__", type(image_encoder).__name__)
+    return _made(_copied(image_encoder), _copied(text_encoder), given, interpolation, name or default_name)
 
-        found = encoders_of(_copied(model), tokenizer)
-        encoders, stated, default_name = (found.image, found.text), found.settings, type(model).__name__
-    else:
-        if image_encoder is None or text_encoder is None:
-            raise UserError(f"a zero-shot model needs an image encoder and a text encoder: write {ACCEPTED}")
-        encoders, stated = (_copied(image_encoder), _copied(text_encoder)), {}
-        default_name = getattr(image_encoder, "__name__", type(image_encoder).__name__)
-    values = {**stated, **{key: value for key, value in given.items() if value is not None}}
+
+def model_of_library(
+    model: Any, tokenizer: Any, given: Mapping[str, Any], interpolation: str, name: str
+) -> InMemoryModel:
+    """Make a zero-shot model from a model of open_clip or transformers, which is not copied.
+
+    The caller must not change `model` later. `given` has arguments of `zero_shot` that replace the values that the
+    model states. Raises UserError for the same reasons as `zero_shot`.
+    """
+    from robustbench_vlm.models.adapters import encoders_of
+
+    found = encoders_of(model, tokenizer)
+    return _made(found.image, found.text, {**found.settings, **given}, interpolation, name)
+
+
+def _made(
+    image_encoder: Callable[[Tensor], Any],
+    text_encoder: Callable[[list[str]], Any],
+    values: Mapping[str, Any],
+    interpolation: str,
+    name: str,
+) -> InMemoryModel:
     missing = [key for key in ("logit_scale", "image_size", "mean", "std") if values.get(key) is None]
     if missing:
         raise UserError(f"zero_shot needs {', '.join(missing)}, which the model does not state: write {ACCEPTED}")
     _check_settings(values, interpolation)
     made = InMemoryModel(
-        name=checked_name(name or default_name),
+        name=checked_name(name),
         encoder=PixelEncoder(
-            encoders[0], int(values["image_size"]), tuple(values["mean"]), tuple(values["std"]), interpolation
+            image_encoder, int(values["image_size"]), tuple(values["mean"]), tuple(values["std"]), interpolation
         ).eval(),
-        embed_texts=encoders[1],
+        embed_texts=text_encoder,
         scale=float(values["logit_scale"]),
         bias=float(values.get("logit_bias") or 0.0),
         stated=stated,
@@ -312,7 +331,7 @@ def _copied(value: Any) -> Any:
     return made.eval().requires_grad_(False)
 
 
-def _check_settings(values: dict[str, Any], interpolation: str) -> None:
+def _check_settings(values: Mapping[str, Any], interpolation: str) -> None:
     for key in ("mean", "std"):
         numbers = [float(each) for each in values[key]]
         if len(numbers) != 3 or not all(0 <= number <= 1 for number in numbers) or (key == "std" and 0 in numbers):

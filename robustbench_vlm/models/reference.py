@@ -1,12 +1,13 @@
 """Model references: the texts that identify models in `--model` and in cards, entries and runs, and their parser.
 
-====================  ======================================================
-`agft`                a model of the track or of an installed plugin
-`path/to/card.json`   a model card file
-`open_clip:ARCH/TAG`  an architecture of open_clip with its pretrained weights
-`hf:ORG/NAME[@REV]`   a model on the Hugging Face hub (it needs the package transformers)
-`DEFENSE+MODEL`       one of the models above with a test-time defense
-====================  ======================================================
+==============================  ====================================================================
+`agft`                          a model of the track or of an installed plugin
+`path/to/card.json`             a model card file
+`open_clip:ARCH/TAG`            an architecture of open_clip with its pretrained weights
+`hf:ORG/NAME[@REV]`             a model on the Hugging Face hub (it needs the package transformers)
+`hf:ORG/NAME[@REV]+ADAPTER`     the same with an adapter of peft: a folder, or ORG/NAME[@REV] on the hub
+`DEFENSE+MODEL`                 one of the models above, except hf:, with a test-time defense
+==============================  ====================================================================
 """
 
 from dataclasses import dataclass
@@ -20,7 +21,12 @@ HUGGING_FACE = "hf:"
 """The prefix of references to models on the Hugging Face hub."""
 IN_MEMORY = "memory:"
 """The prefix of references to models in the memory of a Python process. `evaluate` makes these references."""
-ACCEPTED = "a name, a card file (path/to/card.json), open_clip:ARCH/TAG, or DEFENSE+MODEL with a test-time defense"
+WITH_CARD = "a name, a card file (path/to/card.json), or open_clip:ARCH/TAG"
+"""The forms of references to models that have a card, as text for error messages."""
+ACCEPTED = (
+    "a name, a card file (path/to/card.json), open_clip:ARCH/TAG, hf:ORG/NAME, or DEFENSE+MODEL with a test-time"
+    " defense"
+)
 """The forms of references that users can write, as text for error messages."""
 
 
@@ -64,9 +70,12 @@ class HuggingFaceModel:
     """The repository, ORG/NAME."""
     revision: str = ""
     """A branch, tag or commit. "" means the default branch."""
+    adapter: str = ""
+    """An adapter of peft that changes the model: a local folder, or ORG/NAME[@REVISION] on the hub. "" means none."""
 
     def __str__(self) -> str:
-        return f"{HUGGING_FACE}{self.repository}{f'@{self.revision}' if self.revision else ''}"
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"{HUGGING_FACE}{self.repository}{revision}{f'+{self.adapter}' if self.adapter else ''}"
 
 
 @dataclass(frozen=True)
@@ -99,8 +108,8 @@ def parse_reference(text: str) -> ModelReference:
     """Parse a model reference. The parser does not check that the model exists.
 
     A text such as "a+b.json" has the form DEFENSE+MODEL. But if a card file with this path exists, the text means that
-    file. Raises UserError for "open_clip:" without a tag, for "hf:" without an organisation or a name, and for two
-    test-time defenses.
+    file. Raises UserError for "open_clip:" without a tag, for "hf:" without an organisation, a name or an adapter after
+    the plus, and for two test-time defenses.
     """
     defense, plus, model = text.partition("+")
     # Paths, open_clip tags and hub revisions may contain a plus. Such a plus does not separate a defense from a model.
@@ -127,15 +136,33 @@ def _parse_model(text: str) -> AnyReference:
             )
         return OpenClipModel(architecture, tag)
     if text.startswith(HUGGING_FACE):
-        repository, _, revision = text.removeprefix(HUGGING_FACE).partition("@")
-        if not all(repository.partition("/")) or repository.count("/") > 1:
-            raise UserError(
-                f"{text!r} does not name a model on the Hugging Face hub: write hf:ORG/NAME or hf:ORG/NAME@REVISION"
-            )
-        return HuggingFaceModel(repository, revision)
+        return _parse_hub_model(text)
     if text.endswith(".json"):
         return CardFile(str(user_path(text)) if text.startswith("~") else text)
     return ModelName(text)
+
+
+def _parse_hub_model(text: str) -> HuggingFaceModel:
+    model, plus, adapter = text.removeprefix(HUGGING_FACE).partition("+")
+    # The name of a repository has no plus, but a revision may have one, as in "v1+fix".
+    if plus and "@" in model and "/" not in adapter:
+        model, plus, adapter = text.removeprefix(HUGGING_FACE), "", ""
+    repository, _, revision = model.partition("@")
+    if not is_repository(repository):
+        raise UserError(
+            f"{text!r} does not name a model on the Hugging Face hub: write hf:ORG/NAME or hf:ORG/NAME@REVISION, with"
+            " +ADAPTER for an adapter of peft"
+        )
+    if plus and not adapter:
+        raise UserError(
+            f"{text!r} has no adapter after the plus: give the folder of the adapter or ORG/NAME, or remove the plus"
+        )
+    return HuggingFaceModel(repository, revision, adapter)
+
+
+def is_repository(text: str) -> bool:
+    """Return whether a text has the form ORG/NAME of a repository on the Hugging Face hub."""
+    return all(text.partition("/")) and text.count("/") == 1
 
 
 def _is_card_file(text: str) -> bool:

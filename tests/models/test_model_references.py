@@ -25,6 +25,11 @@ REFERENCES = {
     "open_clip:ViT-B-32/a+b": ModelReference(OpenClipModel("ViT-B-32", "a+b")),
     "hf:org/name": ModelReference(HuggingFaceModel("org/name")),
     "hf:org/name@v1/a+b": ModelReference(HuggingFaceModel("org/name", "v1/a+b")),
+    "hf:org/name+org/lora": ModelReference(HuggingFaceModel("org/name", "", "org/lora")),
+    "hf:org/name+org/lora@v2": ModelReference(HuggingFaceModel("org/name", "", "org/lora@v2")),
+    "hf:org/name@v1+./my+lora": ModelReference(HuggingFaceModel("org/name", "v1", "./my+lora")),
+    "hf:org/name+lora": ModelReference(HuggingFaceModel("org/name", "", "lora")),
+    "hf:org/name@v1+fix": ModelReference(HuggingFaceModel("org/name", "v1+fix")),
     "ttc+agft": ModelReference(ModelName("agft"), "ttc"),
     "r-tpt@16+path/a+b.json": ModelReference(CardFile("path/a+b.json"), "r-tpt@16"),
     "ttc+open_clip:ViT-B-32/openai": ModelReference(OpenClipModel("ViT-B-32", "openai"), "ttc"),
@@ -59,6 +64,8 @@ def test_an_existing_card_file_with_a_plus_in_its_name_is_not_a_defense(
         ("hf:name", "write hf:ORG/NAME"),
         ("hf:org/", "write hf:ORG/NAME"),
         ("hf:org/name/file.bin", "write hf:ORG/NAME"),
+        ("hf:name+org/lora", "write hf:ORG/NAME"),
+        ("hf:org/name+", "no adapter after the plus"),
         ("ttc+r-tpt+clip", "two test-time defenses, 'ttc' and 'r-tpt'"),
     ],
 )
@@ -72,12 +79,12 @@ def test_malformed_references_are_refused(text: str, message: str) -> None:
     [
         (
             "hf:org/name",
-            r"does not have a model card. Expected a name, a card .*, open_clip:ARCH/TAG, or DEFENSE",
+            r"does not have a model card. Expected a name, a card .*, or open_clip:ARCH/TAG:",
         ),
         ("ttc+clip", "give 'clip'"),
         ("x.pt", r"'x\.pt' is a file of weights, expected .* `vlmbench convert x\.pt --base NAME`"),
         ("runs/model.SAFETENSORS", r"is a file of weights, expected a name, a card file"),
-        ("clop", r"unknown model 'clop'\. Did you mean clip.* Expected a name"),
+        ("clop", r"unknown model 'clop'\. Did you mean clip.* Expected a name, .*, hf:ORG/NAME, or DEFENSE"),
     ],
 )
 def test_references_without_a_card_are_refused_with_the_accepted_forms(text: str, message: str) -> None:
