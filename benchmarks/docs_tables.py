@@ -1,10 +1,12 @@
-"""Generate the tables of docs/warnings.md, docs/protocols.md and docs/models.md from the code.
+"""Generate the tables of docs/warnings.md, protocols.md, models.md and architectures.md.
 
 `python benchmarks/docs_tables.py` writes the pages. tests/docs/test_pages.py fails if a page differs from the code.
 """
 
 import re
 from pathlib import Path
+
+import open_clip_architectures
 
 from robustbench_vlm.cli.render.protocols import protocol_document
 from robustbench_vlm.datasets import DATASETS
@@ -15,7 +17,7 @@ from robustbench_vlm.protocols.base import SMALL_INPUT, Protocol
 from robustbench_vlm.tracks import TRACKS
 
 DOCS = Path(__file__).parents[1] / "docs"
-_TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=\n<!-- end of table -->)", re.DOTALL)
+_TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -97,12 +99,17 @@ def _attacked_at(protocol: str, size: int) -> str:
     return str(transform.crop)
 
 
-TABLES = {"models.md": image_sizes, "warnings.md": warnings, "protocols.md": protocols}
+TABLES = {
+    "models.md": image_sizes,
+    "warnings.md": warnings,
+    "protocols.md": protocols,
+    "architectures.md": open_clip_architectures.tables,
+}
 
 
 def filled(page: str, text: str) -> str:
     """Return the text of a page with its table generated again."""
-    return _TABLE.sub(lambda old: TABLES[page](), text)
+    return _TABLE.sub(lambda old: TABLES[page]() + "\n", text)
 
 
 if __name__ == "__main__":

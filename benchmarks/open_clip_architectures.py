@@ -186,31 +186,41 @@ def _default_config(repository: str) -> Any:
     return getattr(transformers, TRANSFORMERS_CONFIGS[repository])()
 
 
-def table() -> str:
-    """Return a Markdown table of the families, and one of all architectures, from the committed report."""
+def tables() -> str:
+    """Return a Markdown table of the families and one of all architectures, from the committed report."""
     found = json.loads(RESULTS.read_text())
-    rows = found["architectures"]
+    rows, names = found["architectures"], open_clip.list_models()
     families = []
     for each in FAMILIES:
-        members = [item for item in rows.values() if item["family"] == each]
-        measured = [item["difference"] for item in members if "difference" in item]
+        members = [name for name in names if family(name) == each]
+        measured = [rows[name]["difference"] for name in members if "difference" in rows.get(name, {})]
         worst = f"{max(measured):.1e}" if measured else ""
         families.append([each, str(len(members)), str(len(measured)), worst])
-    lines = [_line(name, item) for name, item in rows.items()]
+    about = f"open_clip {found['open_clip']}, torch {found['torch']}, {found['machine']}, {found['date']}."
     return "\n\n".join(
         [
+            about,
             _markdown(["family", "architectures", "measured", "largest difference"], families),
-            _markdown(["architecture", "parameters", "image size", "tokenizer", "difference"], lines),
+            _markdown(
+                ["architecture", "parameters", "image size", "tokenizer", "difference"],
+                [_line(name, rows.get(name, {})) for name in names],
+            ),
         ]
     )
 
 
 def _line(name: str, item: dict[str, Any]) -> list[str]:
-    millions = f"{item['parameters'] / 1e6:,.0f} M"
-    if "text configuration" in item:
-        millions += " (*)"
-    outcome = f"{item['difference']:.1e}" if "difference" in item else item["result"]
-    return [f"`{name}`", millions, str(item["image size"]), item["tokenizer"], outcome]
+    config = open_clip.get_model_config(name)
+    tokenizer = config["text_cfg"].get("hf_tokenizer_name")
+    parameters = f"{item['parameters'] / 1e6:,.0f} M" if item else ""
+    outcome = f"{item['difference']:.1e}" if "difference" in item else item.get("result", "not measured")
+    return [
+        f"`{name}`",
+        f"{parameters} (*)" if "text configuration" in item else parameters,
+        str(config["vision_cfg"]["image_size"]),
+        f"{tokenizer}, needs a network" if tokenizer else "CLIP",
+        outcome,
+    ]
 
 
 def _markdown(header: list[str], rows: list[list[str]]) -> str:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from robustbench_vlm.api import (
         attack,
+        benchmark,
         check_model,
         compare,
         evaluate,
@@ -25,6 +26,7 @@ except PackageNotFoundError:
 __all__ = [
     "__version__",
     "attack",
+    "benchmark",
     "check_model",
     "compare",
     "evaluate",

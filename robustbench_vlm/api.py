@@ -6,9 +6,11 @@ The package exports these functions, as in `from robustbench_vlm import evaluate
 import dataclasses
 import os
 import shlex
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +38,7 @@ from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.results import RunResult
 from robustbench_vlm.engine.run import run
 from robustbench_vlm.engine.store import safe_name
+from robustbench_vlm.engine.warnings import explain
 from robustbench_vlm.leaderboard.board import Board
 from robustbench_vlm.leaderboard.entry import board_folder
 from robustbench_vlm.leaderboard.ranking import make_board
@@ -44,6 +47,7 @@ from robustbench_vlm.models import card_names
 from robustbench_vlm.models.device import choose_device
 from robustbench_vlm.models.in_memory import ACCEPTED as ZERO_SHOT_FORMS
 from robustbench_vlm.models.in_memory import InMemoryModel, registered, renamed, zero_shot
+from robustbench_vlm.models.reference import ACCEPTED
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import DEFAULT_TRACK, TRACKS
@@ -51,6 +55,7 @@ from robustbench_vlm.tracks import DEFAULT_TRACK, TRACKS
 __all__ = [
     "LoadedDataset",
     "attack",
+    "benchmark",
     "check_model",
     "compare",
     "evaluate",
@@ -105,7 +110,7 @@ class LoadedDataset:
 
 
 def load_model(model: str | Path, track: str = "mini", *, device: str = "") -> AnyModel:
-    """Load a model by its name on a track, a card file, open_clip:ARCH/TAG, or DEFENSE+MODEL.
+    """Load a model by its name on a track, a card file, open_clip:ARCH/TAG, hf:ORG/NAME, or DEFENSE+MODEL.
 
     `model.classifier(prompts)` returns a zero-shot classifier for C classes. `prompts` has one entry per class. The
     classifier is a torch module that maps images, float32 [B, 3, H, W] in [0, 1], to logits, float32 [B, C]. It is
@@ -240,6 +245,65 @@ def evaluate(
         return run(dataclasses.replace(request, command=_command(request)), on_progress=on_progress)
 
 
+def benchmark(
+    model: str | Path | InMemoryModel,
+    dataset: str | Path,
+    eps: float | str | Fraction,
+    *,
+    n_examples: Count = None,
+    threat_model: str = "Linf",
+    model_name: str = "",
+    data_dir: str | Path | None = None,
+    device: str | torch.device | None = None,
+    **options: Any,
+) -> tuple[float, float]:
+    """Return the clean and the robust accuracy in [0, 1] of one model on one dataset, as RobustBench's `benchmark`.
+
+    This is `evaluate` with the argument names of RobustBench. Warnings about the accuracies are raised as Python
+    warnings. The records are written too. `evaluate` also returns confidence intervals.
+
+    Args:
+        model: A model in a form that `evaluate` accepts.
+        dataset: The name of a dataset, or a folder with one sub-folder of images per class.
+        eps: The radius for pixels in [0, 1]. A float must be a fraction with a denominator up to 2550, such as 8/255.
+        n_examples: The number of samples, or "all". None uses the protocol's number.
+        threat_model: "Linf" or "L2".
+        model_name: Another name for a model from `zero_shot`.
+        data_dir: The folder of the published datasets. None uses the environment variable VLMBENCH_DATA.
+        device: "cpu" or "cuda". None uses a GPU if there is one.
+        options: Further arguments of `evaluate`, such as `attacks`, `track`, `prompt` and `out`.
+
+    Raises:
+        UserError: An argument cannot be used. The message lists the accepted forms.
+    """
+    if not isinstance(model, str | Path | InMemoryModel):
+        _models([model], "")
+        raise UserError(f"benchmark takes one model, got a {type(model).__name__}: use evaluate for several models")
+    if threat_model not in ("Linf", "L2"):
+        raise UserError(
+            f"threat_model must be Linf or L2, got {threat_model!r}: use RobustBench for common corruptions of images"
+        )
+    _names("datasets", dataset)
+    holders = [name for name in TRACKS.table if dataset in TRACKS.load(name).datasets]
+    settings: dict[str, Any] = {"track": holders[0] if holders else "mini", **options}
+    is_folder = not holders and user_path(dataset).is_dir()
+    settings["images" if is_folder else "datasets"] = dataset
+    result = evaluate(
+        model,
+        eps=_fraction_of(eps),
+        norm=threat_model,
+        samples=n_examples,
+        name=model_name,
+        data=data_dir,
+        device="" if device is None else torch.device(device).type,
+        **settings,
+    )
+    score = result.tables[0].scores[0]
+    for code in score.warnings:
+        warnings.warn(f"{score.dataset}: {code}: {explain(code).meaning}: {explain(code).advice}", stacklevel=2)
+    return score.clean_accuracy.value, score.robust_accuracy.value
+
+
 def compare(
     models: Names,
     attack: str = "autoattack",
@@ -290,8 +354,8 @@ def _models(given: Any, name: str) -> tuple[str | InMemoryModel, ...]:
     for each in models:
         if not isinstance(each, str | InMemoryModel):
             raise UserError(
-                f"models must be names, card files, open_clip:ARCH/TAG, DEFENSE+MODEL, or models made by zero_shot, got"
-                f" {type(each).__name__}: write {ZERO_SHOT_FORMS}"
+                f"models must be {ACCEPTED}, or models made by zero_shot, got a {type(each).__name__}: write"
+                f" {ZERO_SHOT_FORMS}; for a classifier of images, use attack(classifier, images, labels, eps=...)"
             )
     if not name:
         return tuple(models)
@@ -310,6 +374,16 @@ def _names(what: str, given: Any) -> tuple[str, ...]:
             + _HOW_TO_NAME.get(what, "")
         )
     return names
+
+
+def _fraction_of(eps: float | str | Fraction) -> str | Fraction:
+    """Return a radius as an exact number. Raises UserError for a float that is not a fraction such as 8/255."""
+    if not isinstance(eps, float | int):
+        return eps
+    fraction = Fraction(eps).limit_denominator(2550) if isfinite(eps) else Fraction(0)
+    if float(fraction) != eps:
+        raise UserError(f"eps={eps} is not the value of a fraction such as 8/255: give a text such as '8/255'")
+    return fraction
 
 
 def _radii(eps: str | Fraction | Sequence[str | Fraction] | None) -> tuple[Fraction, ...]:

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 import robustbench_vlm
-from robustbench_vlm import compare, evaluate, load_attack, load_dataset, load_leaderboard, load_model
+from robustbench_vlm import benchmark, compare, evaluate, load_attack, load_dataset, load_leaderboard, load_model
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
@@ -41,6 +41,34 @@ def test_importing_the_package_does_not_import_torch() -> None:
     answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     is_heavy, *names = answer.stdout.split()
     assert is_heavy == "False" and set(robustbench_vlm.__all__) <= set(names)
+
+
+def test_benchmark_takes_the_arguments_of_robustbench(tmp_path: Path) -> None:
+    arguments: Any = {"attacks": "fgsm", "out": tmp_path, "workers": 1}
+    with pytest.warns(UserWarning, match=r"^shapes: \S+: .+: .+"):
+        clean, robust = benchmark("clip", dataset="shapes", threat_model="Linf", eps=8 / 255, n_examples=4, **arguments)
+    scores = (
+        evaluate("clip", "fgsm", datasets="shapes", eps="8/255", samples=4, out=tmp_path, workers=1).tables[0].scores
+    )
+    assert (clean, robust) == (scores[0].clean_accuracy.value, scores[0].robust_accuracy.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((torch.nn.Identity(), "shapes", "4/255"), "got a Identity: write zero_shot.* use attack"),
+        ((["clip", "agft"], "shapes", "4/255"), "got a list"),
+        (("clip", "shapes", 0.0314159), "give a text such as '8/255'"),
+        (("clip", "shapes", float("nan")), "give a text such as '8/255'"),
+        (("clip", "nonesuch", "4/255"), "nonesuch"),
+        (("clip", 5, "4/255"), "datasets must be names, got int"),
+    ],
+)
+def test_benchmark_says_what_it_takes(arguments: Any, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        benchmark(*arguments)
+    with pytest.raises(UserError, match="RobustBench"):
+        benchmark("clip", "shapes", "4/255", threat_model="corruptions")
 
 
 def test_exported_names_can_be_imported() -> None:

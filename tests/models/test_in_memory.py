@@ -56,10 +56,44 @@ def by_hand(seed: int = 0, **changed: Any) -> InMemoryModel:
     return zero_shot(**settings | changed)
 
 
-def test_a_transformers_clip_gives_its_own_logits() -> None:
-    torch.manual_seed(0)
+def clip_of_transformers(seed: int = 0) -> CLIPModel:
     config = CLIPConfig(text_config={**SMALL, "eos_token_id": 49407}, vision_config=IMAGES, projection_dim=16)
-    model, tokenizer = CLIPModel(config).eval(), open_clip.SimpleTokenizer(context_length=77)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        return CLIPModel(config).eval()
+
+
+def siglip_of_open_clip(seed: int = 0) -> nn.Module:
+    """Return a small network with the class and the text encoder of SigLIP in open_clip."""
+    vision = {"image_size": 32, "patch_size": 8, "layers": 2, "width": 32, "head_width": 16}
+    text = {"context_length": 24, "width": 32, "heads": 2, "layers": 2}
+    siglip = {"no_causal_mask": True, "proj_bias": True, "pool_type": "last"}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network: nn.Module = open_clip.CustomTextCLIP(16, vision, text | siglip, init_logit_bias=-10.0)
+    return network.eval()
+
+
+def siglip_in_memory(seed: int = 0, tokenizer: Any = None) -> InMemoryModel:
+    tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=24)
+    return zero_shot(siglip_of_open_clip(seed), tokenizer, mean=HALF, std=HALF, name="siglip")
+
+
+def transformers_in_memory(seed: int = 0, tokenizer: Any = None) -> InMemoryModel:
+    tokenizer = tokenizer or open_clip.SimpleTokenizer(context_length=24)
+    return zero_shot(clip_of_transformers(seed), tokenizer, mean=HALF, std=HALF, name="transformers")
+
+
+MADE: dict[str, Callable[[int], InMemoryModel]] = {
+    "open_clip": siglip_in_memory,
+    "transformers": transformers_in_memory,
+    "encoders": by_hand,
+}
+"""A model from each source, made with a seed."""
+
+
+def test_a_transformers_clip_gives_its_own_logits() -> None:
+    model, tokenizer = clip_of_transformers(), open_clip.SimpleTokenizer(context_length=77)
     made = zero_shot(model, tokenizer, mean=HALF, std=HALF)
     with torch.no_grad():
         theirs = model(input_ids=tokenizer(TEXTS), pixel_values=(pixels() - 0.5) / 0.5).logits_per_image
@@ -122,17 +156,21 @@ def test_the_user_s_module_is_copied_and_left_as_it_is() -> None:
     assert torch.equal(made.classifier(TEXTS)(pixels()), before)
 
 
-def test_records_are_kept_and_changed_weights_are_computed_again(tmp_path: Path) -> None:
+@pytest.mark.parametrize("source", MADE)
+def test_records_are_kept_and_changed_weights_are_computed_again(source: str, tmp_path: Path) -> None:
     def passes(model: InMemoryModel) -> tuple[float, RunResult]:
-        result = evaluate(model, ["fgsm"], datasets=["shapes", "colours"], eps="1/255", out=tmp_path)
+        result = evaluate(model, ["fgsm"], datasets=["shapes", "colours"], eps="1/255", samples=2, out=tmp_path)
         return sum(table.seconds for table in result.tables), result
 
-    first, result = passes(by_hand())
-    again, same = passes(by_hand())
-    other, changed = passes(by_hand(seed=1))
+    first, result = passes(MADE[source](0))
+    again, same = passes(MADE[source](0))
+    other, changed = passes(MADE[source](1))
     assert first > 0 and again == 0 and other > 0
     assert [table.fingerprint for table in same.tables] == [table.fingerprint for table in result.tables]
     assert changed.tables[0].fingerprint != result.tables[0].fingerprint
+
+
+def test_the_digest_covers_the_settings() -> None:
     for setting in ({"mean": (0.4, 0.5, 0.5)}, {"logit_scale": 20.0}, {"interpolation": "bilinear"}):
         assert by_hand(**setting).digest != by_hand().digest
 
@@ -141,28 +179,29 @@ PROGRAM = """
 import sys
 from pathlib import Path
 sys.path[:0] = [{tests!r}, {folder!r}]
-from test_in_memory import by_hand
+from test_in_memory import MADE
 from robustbench_vlm import evaluate
 
 def show(progress):
     print(progress.done, flush=True)
 
-evaluate(by_hand(), "pgd-20", datasets=["shapes", "colours"], samples=200, out="runs", on_progress=show)
+evaluate(MADE[{source!r}](0), "pgd-5", datasets=["shapes", "colours"], samples=100, out="runs", on_progress=show)
 """
 
 
-def test_a_killed_run_goes_on_where_it_stopped(tmp_path: Path) -> None:
-    program = PROGRAM.format(tests=str(Path(__file__).parents[1]), folder=str(Path(__file__).parent))
+@pytest.mark.parametrize("source", MADE)
+def test_a_killed_run_goes_on_where_it_stopped(source: str, tmp_path: Path) -> None:
+    program = PROGRAM.format(tests=str(Path(__file__).parents[1]), folder=str(Path(__file__).parent), source=source)
     command = [sys.executable, "-c", program]
     with subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout
         counts = (int(line) for line in process.stdout)
-        next(count for count in counts if 0 < count < 400)
+        next(count for count in counts if 0 < count < 200)
         process.send_signal(signal.SIGKILL)
     answer = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert answer.returncode == 0, answer.stderr
     kept, *_, last = map(int, answer.stdout.split())
-    assert 0 < kept < 400 and last == 400
+    assert 0 < kept < 200 and last == 200
 
 
 def test_a_folder_of_images_and_a_prompt_are_taken(tmp_path: Path) -> None:
@@ -178,9 +217,14 @@ def test_a_folder_of_images_and_a_prompt_are_taken(tmp_path: Path) -> None:
     assert "unpinned" not in str(result.tables[0].scores[0].warnings)
 
 
-def test_a_model_that_cannot_be_pinned_says_so_and_is_not_submitted(tmp_path: Path) -> None:
-    factor = 2.0
-    made = by_hand(text_encoder=lambda texts: factor * embed(texts))
+@pytest.mark.parametrize("source", MADE)
+def test_a_model_that_cannot_be_pinned_says_so_and_is_not_submitted(source: str, tmp_path: Path) -> None:
+    tokenizer = open_clip.SimpleTokenizer(context_length=24)
+    made = {
+        "open_clip": lambda: siglip_in_memory(tokenizer=lambda texts: tokenizer(texts)),
+        "transformers": lambda: transformers_in_memory(tokenizer=lambda texts: tokenizer(texts)),
+        "encoders": lambda: by_hand(text_encoder=lambda texts: float(tokenizer.context_length) * embed(texts)),
+    }[source]()
     assert made.digest.startswith("unpinned:") and made.doubts
     result = evaluate(made, "fgsm", datasets="shapes", eps="5/255", out=tmp_path)
     assert "unpinned" in result.tables[0].scores[0].warnings

@@ -3,12 +3,15 @@
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import open_clip
 import pytest
 import torch
 
+from robustbench_vlm import evaluate, load_model
 from robustbench_vlm.models.classifier import Model, ZeroShotClassifier
+from robustbench_vlm.models.convert import convert
 from robustbench_vlm.models.open_clip import (
     context_length,
     has_own_tokenizer,
@@ -56,6 +59,26 @@ def test_logits_are_those_of_open_clip(name: str) -> None:
         if not has_own_tokenizer(architecture):
             assert torch.allclose(model.text_features(["a cat", "a dog"]), texts, atol=1e-6)
             assert tokenizer_digest(architecture) == ()
+
+
+@pytest.mark.parametrize("name", ["MobileCLIP2-S0/dfndr2b", "PE-Core-T-16-384/meta", "ViTamin-S/datacomp1b"])
+def test_a_card_describes_an_architecture_with_its_own_text_encoder(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    network = open_clip.create_model(name.partition("/")[0]).eval()
+    torch.save(network.state_dict(), tmp_path / "mine.pt")
+    card = convert(tmp_path / "mine.pt", track="mini", base=f"open_clip:{name}", name="mine", folder=tmp_path)
+    model = load_model(card)
+    assert isinstance(model, Model) and model.architecture.open_clip_name == name.partition("/")[0]
+    side, length = model.image_size, context_length(model.architecture)
+    images, texts = torch.rand(1, 3, side, side), ["a cat", "a dog"]
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (model.architecture.mean, model.architecture.std))
+    with torch.no_grad():
+        found = network.encode_image((images - mean) / std, normalize=True)
+        theirs = found @ network.encode_text(open_clip.tokenize(texts, length), normalize=True).T
+        assert torch.allclose(model.classifier(texts)(images), theirs * network.logit_scale.exp(), atol=1e-5)
+    if name.startswith("MobileCLIP2"):
+        table = evaluate(card, "fgsm", datasets="shapes", samples=1, out=tmp_path / "runs", workers=1).tables[0]
+        assert table.model == "mine" and table.scores[0].n == 1
 
 
 def test_the_pixel_constants_are_those_of_the_weights() -> None:
