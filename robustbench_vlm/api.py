@@ -277,7 +277,7 @@ def benchmark(
         UserError: An argument cannot be used. The message lists the accepted forms.
     """
     if not isinstance(model, str | Path | InMemoryModel):
-        _models([model], "")
+        _models(model, "")
         raise UserError(f"benchmark takes one model, got a {type(model).__name__}: use evaluate for several models")
     if threat_model not in ("Linf", "L2"):
         raise UserError(
@@ -354,7 +354,7 @@ def _models(given: Any, name: str) -> tuple[str | InMemoryModel, ...]:
     for each in models:
         if not isinstance(each, str | InMemoryModel):
             raise UserError(
-                f"models must be {ACCEPTED}, or models made by zero_shot, got a {type(each).__name__}: write"
+                f"models must be {ACCEPTED}, or models made by zero_shot, got {type(each).__name__}: write"
                 f" {ZERO_SHOT_FORMS}; for a classifier of images, use attack(classifier, images, labels, eps=...)"
             )
     if not name:

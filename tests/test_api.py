@@ -56,8 +56,8 @@ def test_benchmark_takes_the_arguments_of_robustbench(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ((torch.nn.Identity(), "shapes", "4/255"), "got a Identity: write zero_shot.* use attack"),
-        ((["clip", "agft"], "shapes", "4/255"), "got a list"),
+        ((torch.nn.Identity(), "shapes", "4/255"), "got Identity: write zero_shot.* use attack"),
+        ((["clip", "agft"], "shapes", "4/255"), "takes one model, got a list"),
         (("clip", "shapes", 0.0314159), "give a text such as '8/255'"),
         (("clip", "shapes", float("nan")), "give a text such as '8/255'"),
         (("clip", "nonesuch", "4/255"), "nonesuch"),
