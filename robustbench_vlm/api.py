@@ -354,8 +354,9 @@ def _models(given: Any, name: str) -> tuple[str | InMemoryModel, ...]:
     for each in models:
         if not isinstance(each, str | InMemoryModel):
             raise UserError(
-                f"models must be {ACCEPTED}, or models made by zero_shot, got {type(each).__name__}: write"
-                f" {ZERO_SHOT_FORMS}; for a classifier of images, use attack(classifier, images, labels, eps=...)"
+                f"models must be names, other references, or models made by zero_shot, got {type(each).__name__}: write"
+                f" {ZERO_SHOT_FORMS}; or a reference, which is {ACCEPTED}; for a classifier of images, use"
+                " attack(classifier, images, labels, eps=...)"
             )
     if not name:
         return tuple(models)

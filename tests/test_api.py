@@ -45,10 +45,12 @@ def test_importing_the_package_does_not_import_torch() -> None:
 
 def test_benchmark_takes_the_arguments_of_robustbench(tmp_path: Path) -> None:
     arguments: Any = {"attacks": "fgsm", "out": tmp_path, "workers": 1}
-    with pytest.warns(UserWarning, match=r"^shapes: \S+: .+: .+"):
-        clean, robust = benchmark("clip", dataset="shapes", threat_model="Linf", eps=8 / 255, n_examples=4, **arguments)
+    with pytest.warns(UserWarning, match=r"^textures: \S+: .+: .+"):
+        clean, robust = benchmark(
+            "clip", dataset="textures", threat_model="Linf", eps=8 / 255, n_examples=4, **arguments
+        )
     scores = (
-        evaluate("clip", "fgsm", datasets="shapes", eps="8/255", samples=4, out=tmp_path, workers=1).tables[0].scores
+        evaluate("clip", "fgsm", datasets="textures", eps="8/255", samples=4, out=tmp_path, workers=1).tables[0].scores
     )
     assert (clean, robust) == (scores[0].clean_accuracy.value, scores[0].robust_accuracy.value)
 
