@@ -285,7 +285,7 @@ def benchmark(
         )
     _names("datasets", dataset)
     holders = [name for name in TRACKS.table if dataset in TRACKS.load(name).datasets]
-    settings: dict[str, Any] = {"track": holders[0] if holders else "mini", **options}
+    settings: dict[str, Any] = {"track": holders[0] if holders else "", **options}
     is_folder = not holders and user_path(dataset).is_dir()
     settings["images" if is_folder else "datasets"] = dataset
     result = evaluate(

@@ -237,7 +237,8 @@ def model_of_library(
     from robustbench_vlm.models.adapters import encoders_of
 
     found = encoders_of(model, tokenizer)
-    return _made(found.image, found.text, {**found.settings, **given}, interpolation, name)
+    made = _made(found.image, found.text, {**found.settings, **given}, interpolation, name)
+    return replace(made, stated=found.settings, processor=tokenizer)
 
 
 def _made(
@@ -259,8 +260,6 @@ def _made(
         embed_texts=text_encoder,
         scale=float(values["logit_scale"]),
         bias=float(values.get("logit_bias") or 0.0),
-        stated=stated,
-        processor=tokenizer,
     )
     _check_dimensions(made)
     return made
