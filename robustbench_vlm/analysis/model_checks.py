@@ -211,7 +211,7 @@ def _text_batch(subject: _Subject) -> CheckResult:
     some = range(min(len(together), _FEWEST))
     alone = torch.cat([model.text_features([subject.prompts[row]]) for row in some]).to(together)
     difference = float((alone - together[: len(alone)]).abs().max())
-    about = f"features of a text differ by {difference:.1e} from a separate call"
+    about = f"{difference:.1e} from separate calls"
     return CheckResult("text batch", difference <= TEXT_TOLERANCE, about, difference, TEXT_TOLERANCE)
 
 
@@ -225,7 +225,7 @@ def _gradients(subject: _Subject, steps: Sequence[float]) -> Iterator[CheckResul
         yield CheckResult("gradient", False, f"NaN or infinite at {broken} of {len(images)} images")
         return
     zero = float((gradient == 0).float().mean())
-    about = f"{zero:.2%} of the pixels have a gradient of exactly 0"
+    about = f"{zero:.4f} of the pixels"
     is_masked = bool((gradient == 0).flatten(1).all(dim=1).any())
     yield CheckResult(
         "zero gradients", zero <= 0.5 and not is_masked, about, zero, ZERO_TOLERANCE, zero > ZERO_TOLERANCE
@@ -238,7 +238,7 @@ def _gradients(subject: _Subject, steps: Sequence[float]) -> Iterator[CheckResul
     random = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     along = {
         "random": (L2Ball.direction(random), images[0].numel() ** 0.5 / 10),
-        "the gradient's": (L2Ball.direction(gradient), 1.0),
+        "gradient": (L2Ball.direction(gradient), 1.0),
     }
     errors = {}
     for name, (direction, factor) in along.items():
@@ -251,8 +251,8 @@ def _gradients(subject: _Subject, steps: Sequence[float]) -> Iterator[CheckResul
         yield CheckResult("gradient", True, "too small to compare with finite differences", is_unusual=True)
         return
     error = max(errors.values())
-    about = ", ".join(f"{each:.2%} along {name} directions" for name, each in errors.items())
-    about = f"differs from finite differences by {about}"
+    about = ", ".join(f"{each:.4f} ({name} directions)" for name, each in errors.items())
+    about = f"{about} from finite differences"
     yield CheckResult("gradient", error <= GRADIENT_TOLERANCE, about, error, GRADIENT_TOLERANCE, error > USUAL_ERROR)
 
 
@@ -277,12 +277,12 @@ def _repeated(subject: _Subject, rows: range) -> Iterator[CheckResult]:
     alone = torch.cat([_passed(classifier.select(torch.tensor([row])), images[row : row + 1]) for row in rows])
     largest = float(first.abs().max())
     difference = float((first - second).abs().max()) / largest
-    about = "two equal passes give equal bits" if difference == 0 else f"two equal passes differ by {difference:.1e}"
+    about = "equal bits" if difference == 0 else f"two passes differ by {difference:.1e}"
     yield CheckResult(
         "determinism", difference <= REPEAT_TOLERANCE, about, difference, REPEAT_TOLERANCE, difference > 0
     )
     apart = float((alone - first[: len(alone)]).abs().max()) / largest
-    about = f"logits of an image alone and in a batch differ by {apart:.1e} of the largest logit"
+    about = f"{apart:.1e} between one image and a batch"
     yield CheckResult("batch independence", apart <= BATCH_TOLERANCE, about, apart, BATCH_TOLERANCE)
 
 
@@ -300,10 +300,10 @@ def _costs(subject: _Subject) -> Iterator[CheckResult]:
         yield CheckResult("speed", False, f"{len(images) / forward:,.1f} images/s forward; the logits have no gradient")
         return
     fits = int(MEMORY_SHARE * _free_memory(subject.device) / memory)
-    about = f"{memory / 2**20:,.1f} MiB per image under attack, {fits:,} images fit into the memory"
+    about = f"{memory / 2**20:,.1f} MiB per image, {fits:,} images fit"
     yield CheckResult("memory", fits >= 1, about, is_unusual=fits < CPU_BATCH_SIZE)
-    about = f"{len(images) / forward:,.1f} images/s forward, {len(images) / gradient:,.1f} images/s with backward"
-    yield CheckResult("speed", True, f"{about} on {subject.device}")
+    about = f"{len(images) / forward:,.1f} images/s forward, {len(images) / gradient:,.1f} with backward"
+    yield CheckResult("speed", True, f"{about}, {subject.device}")
 
 
 def _passed(classifier: Classifier, images: Tensor) -> Tensor:
