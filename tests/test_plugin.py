@@ -74,7 +74,7 @@ def test_values_of_the_plugin_fulfil_the_contracts(vlmbench: Vlmbench, kind: str
     code, found = vlmbench("check", kind, VALUES[kind], "--track", "sample")
     failed = [check["name"] for check in found["checks"] if not check["passed"]]
     # Random noise may fail to break a sample.
-    assert all(name.startswith("breaks a linear classifier") for name in failed)
+    assert all("breaks a linear classifier" in name for name in failed)
     assert code == (1 if failed else 0)
 
 
