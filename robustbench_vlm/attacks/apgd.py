@@ -80,7 +80,8 @@ class Apgd:
 
     If `targets` is positive, the attack is targeted. It runs once for each target class. The target classes are the
     `targets` classes with the highest clean logits, except the label. Each run is repeated from `restarts` random
-    starting points.
+    starting points. The first `skip` targets are left out, because an earlier stage attacked them. The attack on each
+    other target is the same as without `skip`.
     """
 
     threat: Threat
@@ -88,13 +89,14 @@ class Apgd:
     steps: int = 100
     targets: int = 0
     restarts: int = 1
+    skip: int = 0
 
     def start(self, model: CountedClassifier, rows: Rows) -> ApgdState:
         """Return the state at the start of the first run. The clean logits decide the targets."""
         targets, count = rows.labels[:, None], torch.ones_like(rows.labels)
         if self.targets:
             targets, count = ranked_targets(model.logits(rows.images), rows.labels, self.targets)
-        plan = targets, count * self.restarts, torch.zeros_like(rows.labels)
+        plan = targets, count * self.restarts, torch.zeros_like(rows.labels) + self.skip * self.restarts
         nothing = torch.full_like(rows.images[:, 0, 0, 0], -float("inf"))
         return self._begin(rows, ball_around(self.threat, rows.images), plan, nothing)
 
@@ -196,7 +198,13 @@ class Apgd:
 def apgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
     """Run APGD. A stage calls this function. The parameters are the fields of `Apgd`."""
     method = Apgd(threat=batch.threat, **parameters)
-    outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)
+    # A sample has one target less than its dataset has classes. If all of them are skipped, nothing is left to do.
+    index = (batch.num_classes - 1 > method.skip).nonzero().squeeze(1)
+    if len(index) == len(batch.labels):
+        outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)
+    else:
+        some = run_in_batches(method, classifier.select(index), batch.at(index), batch_size=batch_size)
+        outcome = some.spread(index, batch)
     return replace(outcome, warnings=outcome.warnings | loss_warnings(method.loss, batch.num_classes))
 
 

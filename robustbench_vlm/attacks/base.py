@@ -64,6 +64,19 @@ class Outcome:
 
         self.warnings.setdefault(code, torch.zeros_like(self.forward, dtype=torch.bool))[index] = True
 
+    def spread(self, index: Tensor, batch: Batch) -> "Outcome":
+        """Return the outcome for a whole batch, in which this outcome is for the samples at the positions `index`.
+
+        `index` is int64 (N,). The other samples of the batch keep their clean images and have no passes.
+        """
+        nothing = torch.zeros_like(batch.labels)
+        whole = Outcome(batch.images.clone(), nothing.clone(), nothing.clone())
+        whole.adversarial[index] = self.adversarial
+        whole.forward[index], whole.backward[index] = self.forward, self.backward
+        for code, samples in self.warnings.items():
+            whole.warn(code, index[samples])
+        return whole
+
 
 class StageFunction(Protocol):
     """Type of the function of a stage.
@@ -96,10 +109,13 @@ def calls_per_target(parameters: Mapping[str, Any], num_classes: int) -> tuple[i
 
     One call without a gradient chooses the targets. Untargeted attacks count this call too. A run has one call with a
     gradient at its starting point and one after each step. `parameters` contains "steps" and, if the attack uses them,
-    "targets" and "restarts".
+    "targets", "restarts" and "skip", the number of targets that an earlier stage attacked.
     """
-    targets = min(int(parameters.get("targets", 0)), num_classes - 1)
-    return 1, (int(parameters["steps"]) + 1) * max(targets, 1) * int(parameters.get("restarts", 1))
+    skip = int(parameters.get("skip", 0))
+    targets = max(min(int(parameters.get("targets", 0)), num_classes - 1), 1) - skip
+    if targets <= 0:
+        return 0, 0
+    return 1, (int(parameters["steps"]) + 1) * targets * int(parameters.get("restarts", 1))
 
 
 @dataclass(frozen=True)

@@ -52,7 +52,7 @@ class Verdicts:
 
         The clean image of a robust sample is classified correctly, and no stage broke the sample.
         """
-        return torch.tensor([stage == "" for stage in self.broken_by])
+        return torch.tensor([stage == "" for stage in self.broken_by], dtype=torch.bool)
 
 
 def attack_samples(
@@ -103,7 +103,7 @@ def attack_samples(
             broken_by[n] = stage.name if broken[row] else ""
             raised = [code for code, samples in sorted(outcome.warnings.items()) if samples[row]]
             warnings[n] += tuple(code for code in raised if code not in warnings[n])
-    is_broken = torch.tensor([name not in ("", CLEAN) for name in broken_by], device=batch.labels.device)
+    is_broken = torch.tensor([name not in ("", CLEAN) for name in broken_by], dtype=torch.bool).to(batch.labels.device)
     adversarial = torch.where(as_factor(is_broken), strongest, batch.images)
     return Verdicts(
         adversarial=adversarial,
