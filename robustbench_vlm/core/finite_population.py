@@ -85,16 +85,15 @@ def share_bounds(
     return low, high
 
 
-def share_estimate(population: Population, drawn: "ArrayLike", failed: "ArrayLike") -> float:
-    """Return an estimate of the weighted sum of failures.
+def failure_rates(population: Population, drawn: "ArrayLike", failed: "ArrayLike") -> "Floats":
+    """Return an estimate of the failure rate of each stratum, float64 [H] in [0, 1].
 
     `drawn` and `failed` are int64 [H] as in `share_bounds`. The rate of a stratum is the rate of its draws. A stratum
     without a draw has the rate of all draws together, or 0 if nothing was drawn.
     """
     n, k = (numpy.asarray(values, dtype=numpy.int64) for values in (drawn, failed))
     pooled = k.sum() / max(int(n.sum()), 1)
-    rates = numpy.where(n > 0, k / numpy.maximum(n, 1), pooled)
-    return float((population.weights * population.sizes * rates).sum())
+    return cast("Floats", numpy.where(n > 0, k / numpy.maximum(n, 1), pooled))
 
 
 def _log_likelihood(sizes: "NDArray[numpy.int64]", n: "NDArray[numpy.int64]", k: "NDArray[numpy.int64]") -> "Floats":

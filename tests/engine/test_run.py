@@ -19,7 +19,7 @@ from robustbench_vlm.comparison.compare import compare
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.records import SampleResult, wilson
-from robustbench_vlm.engine import run as run_module
+from robustbench_vlm.engine import compute
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.cell_records import read_run
 from robustbench_vlm.engine.manifest import ManifestRow, Provenance, write_manifest
@@ -104,7 +104,7 @@ def test_records_on_disk_are_not_computed_again(
     def refuse(*arguments: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(run_module, "run_group", refuse)
+    monkeypatch.setattr(compute, "run_group", refuse)
     again = run(request_of(resources=replace(ONE, batch_size=5, shard_size=3)))
     assert again.tables[0].scores == first.tables[0].scores
     assert again.tables[0].seconds == 0 and again.passes == first.passes

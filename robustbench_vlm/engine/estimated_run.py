@@ -1,0 +1,246 @@
+"""Estimated runs: attack all samples with the first phase, and survivors with the second until the interval is narrow.
+
+`engine.estimate` explains the draws and the intervals. The records of the phases are in folders of their own next to
+those of complete records. When the second phase has attacked all survivors, complete records are written.
+"""
+
+import contextlib
+import dataclasses
+import functools
+import shutil
+import time
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
+
+from robustbench_vlm.attacks.phases import Phases, divide
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
+from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.engine.backends import ENGINES, Engine
+from robustbench_vlm.engine.cell import Cell, Shard
+from robustbench_vlm.engine.compute import compute_missing, missing_samples, passes_of
+from robustbench_vlm.engine.estimate import CellDraws, Draws, RobustEstimate, chunks, estimate_mean, second_cell
+from robustbench_vlm.engine.resolve import Plan
+from robustbench_vlm.engine.second_phase import joined, run_second_phase
+from robustbench_vlm.engine.shard import ShardGroup
+from robustbench_vlm.engine.store import (
+    Finished,
+    cell_folder,
+    merge,
+    missing_ranges,
+    read_finished,
+    write_shard,
+)
+
+_ANY = Finished((), ())
+
+
+@dataclass(frozen=True)
+class EstimatedCell:
+    """The records of a cell in an estimated run."""
+
+    cell: Cell
+    complete: tuple[SampleResult, ...]
+    """The records of the whole attack, in the order of the samples. () if they are not complete."""
+    first: tuple[SampleResult, ...] = ()
+    """The records of the first phase, in the order of the samples."""
+    second: tuple[SampleResult, ...] = ()
+    """The records of the drawn survivors, in the order of the draws."""
+    stage: str = ""
+    """The name of the first stage of the second phase."""
+
+    @property
+    def draws(self) -> CellDraws:
+        """The numbers of survivors, draws and broken samples."""
+        if self.complete:
+            return CellDraws.of_complete(self.complete)
+        return CellDraws.of_records(self.first, self.second)
+
+    @property
+    def results(self) -> list[SampleResult]:
+        """The records of all samples. Survivors that were not drawn have their records of the first phase."""
+        if self.complete:
+            return list(self.complete)
+        drawn = {each.sample_id: each for each in self.second}
+        return [
+            joined(each, drawn[each.sample_id], self.stage) if each.sample_id in drawn else each for each in self.first
+        ]
+
+    @property
+    def is_finished(self) -> bool:
+        """True if no survivor is left to draw."""
+        return bool(self.complete) or self.draws.drawn == self.draws.survivors
+
+
+def run_phases(
+    plan: Plan, half_width: float, *, on_progress: OnProgress = ignore_progress
+) -> tuple[list[EstimatedCell], int]:
+    """Run both phases for the cells without complete records, and return the cells and the number of new passes.
+
+    The run folders must be locked. For each model, attack and eps, survivors are attacked until half of the width of
+    the design interval of the mean over datasets is at most `half_width`, in [0, 1]. With 0, all survivors are
+    attacked, and complete records are written. Raises UserError if an attack cannot be divided into phases.
+    """
+    out = plan.request.out
+    phases = {cell.attack.name: divide(cell.attack) for cell in plan.cells}
+    on_disk = [read_finished(cell_folder(out, cell), cell) for cell in plan.cells]
+    missing = [number for number, cell in enumerate(plan.cells) if missing_samples(cell, on_disk[number])]
+    firsts = dict(zip(missing, _first_phase(plan, phases, missing, on_progress), strict=True))
+    cells: list[EstimatedCell] = []
+    for number, (cell, found) in enumerate(zip(plan.cells, on_disk, strict=True)):
+        if number in firsts:
+            stage = phases[cell.attack.name].second.stages[0].name
+            cells.append(EstimatedCell(cell, (), firsts[number], stage=stage))
+        else:
+            cells.append(EstimatedCell(cell, tuple(merge(found.pieces, cell.samples.ids))))
+    fresh = 0
+    for numbers in _groups(plan.cells):
+        own, passes = _second_phase(
+            plan, phases[plan.cells[numbers[0]].attack.name], [cells[n] for n in numbers], half_width, on_progress
+        )
+        fresh += passes
+        for number, each in zip(numbers, own, strict=True):
+            cells[number] = each
+    return [_completed(plan, each) for each in cells], fresh
+
+
+def has_first_phase(plan: Plan) -> bool:
+    """Return whether an estimated run has left records of a first phase for a cell without complete records."""
+    out = plan.request.out
+    for cell in plan.cells:
+        try:
+            first = _first_cell(cell, divide(cell.attack))
+        except UserError:
+            continue
+        if cell_folder(out, first).is_dir() and missing_samples(cell, read_finished(cell_folder(out, cell), cell)):
+            return True
+    return False
+
+
+def _first_phase(
+    plan: Plan, phases: dict[str, Phases], numbers: Sequence[int], on_progress: OnProgress
+) -> list[tuple[SampleResult, ...]]:
+    """Attack all samples of some cells with the first phase, and return the records of each cell."""
+    out = plan.request.out
+    cells = tuple(_first_cell(plan.cells[number], phases[plan.cells[number].attack.name]) for number in numbers)
+    if not cells:
+        return []
+    some = dataclasses.replace(plan, cells=cells)
+    compute_missing(some, [read_finished(cell_folder(out, cell), cell) for cell in cells], 0.0, on_progress, _nothing)
+    found = (read_finished(cell_folder(out, cell), cell) for cell in cells)
+    return [tuple(merge(each.pieces, cell.samples.ids)) for each, cell in zip(found, cells, strict=True)]
+
+
+def _first_cell(cell: Cell, phases: Phases) -> Cell:
+    return dataclasses.replace(cell, attack=phases.first)
+
+
+def _nothing(finished: Sequence[Finished]) -> None:
+    """Do nothing. The scores of a first phase are not written to a manifest."""
+
+
+def _groups(cells: Sequence[Cell]) -> list[list[int]]:
+    """Return the indices of the cells of each model, attack and eps."""
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for number, cell in enumerate(cells):
+        found.setdefault((cell.model, cell.attack.name, str(cell.threat)), []).append(number)
+    return list(found.values())
+
+
+def _second_phase(
+    plan: Plan, phases: Phases, cells: Sequence[EstimatedCell], half_width: float, on_progress: OnProgress
+) -> tuple[list[EstimatedCell], int]:
+    """Attack survivors of cells of one model, attack and eps until the interval is narrow enough.
+
+    Return the cells with their new records, and the number of new passes. Chunks of survivors are written in the order
+    of the draws. The records therefore do not depend on the number of workers or on interruptions.
+    """
+    open_cells = [number for number, each in enumerate(cells) if not each.complete]
+    seconds = [second_cell(cells[n].cell, phases, cells[n].first) for n in open_cells]
+    order = chunks(seconds, [len(cells[n].cell) for n in open_cells])
+    out, resources = plan.request.out, plan.request.resources
+    found = [list(cells) and list(_drawn(read_finished(cell_folder(out, cell), cell))) for cell in seconds]
+
+    def state(done: int) -> list[EstimatedCell]:
+        updated = list(cells)
+        for place, number in enumerate(open_cells):
+            stop = max((each.stop for chunk in order[:done] for each in chunk if each.cell == place), default=0)
+            updated[number] = dataclasses.replace(cells[number], second=tuple(found[place][:stop]))
+        return updated
+
+    def is_enough(done: int) -> bool:
+        return done == len(order) or (half_width > 0 and _widest(plan, state(done)) <= half_width)
+
+    done = next(n for n, chunk in enumerate([*order, None]) if chunk is None or not _is_on_disk(chunk, found))
+    finished = next((n for n in range(done + 1) if is_enough(n)), None)
+    if finished is not None:
+        return state(finished), 0
+    function = functools.partial(run_second_phase, tuple(seconds), phases, resources)
+    jobs = [
+        ShardGroup(tuple(Shard(each.cell, each.start, each.stop, seconds[each.cell].fingerprint) for each in chunk))
+        for chunk in order[done:]
+    ]
+    engine: Engine = ENGINES.load(resources.engine)
+    fresh = 0
+    total = sum(len(cell) for cell in seconds)
+    with contextlib.closing(engine.run_jobs(function, jobs, resources)) as answers:
+        for job, answer in _in_order(jobs, answers):
+            for shard, results in zip(job.shards, answer, strict=True):
+                write_shard(cell_folder(out, seconds[shard.cell]), shard, results)
+                found[shard.cell][shard.start : shard.stop] = results
+                fresh += passes_of(results)
+            done += 1
+            drawn = sum(map(len, found))
+            label = f"second phase, {_widest(plan, state(done)) * 100:.1f} points half-width"
+            on_progress(Progress(drawn, total if not half_width else None, label=label, passes=fresh))
+            if is_enough(done):
+                break
+    return state(done), fresh
+
+
+def _drawn(finished: Finished) -> list[SampleResult]:
+    """Return the records of the second phase without a gap, in the order of the draws."""
+    results: list[SampleResult] = []
+    for piece in finished.pieces:
+        if piece.start != len(results):
+            break
+        results += piece.results
+    return results
+
+
+def _is_on_disk(chunk: Sequence[Draws], found: Sequence[Sequence[SampleResult]]) -> bool:
+    return all(each.stop <= len(found[each.cell]) for each in chunk)
+
+
+def _in_order(
+    jobs: Sequence[ShardGroup], answers: Generator[tuple[ShardGroup, list[list[SampleResult]]], None, None]
+) -> Generator[tuple[ShardGroup, list[list[SampleResult]]], None, None]:
+    """Yield the answers in the order of the jobs. Answers that come too early wait."""
+    waiting: dict[ShardGroup, list[list[SampleResult]]] = {}
+    upcoming = iter(jobs)
+    following = next(upcoming, None)
+    for job, answer in answers:
+        waiting[job] = answer
+        while following in waiting:
+            yield following, waiting.pop(following)
+            following = next(upcoming, None)
+
+
+def _widest(plan: Plan, cells: Sequence[EstimatedCell]) -> float:
+    """Return the largest half-width of the means that the table shows."""
+    unseen = [each for each in cells if each.cell.dataset.name not in plan.track.training_datasets]
+    return max(estimate_mean([each.draws for each in group]).half_width for group in (unseen, list(cells)) if group)
+
+
+def _completed(plan: Plan, found: EstimatedCell) -> EstimatedCell:
+    """If no survivor is left to draw, write complete records and remove the records of the phases."""
+    if found.complete or not found.is_finished:
+        return found
+    out, cell, results = plan.request.out, found.cell, found.results
+    for start, stop in missing_ranges(len(cell), _ANY, plan.request.resources.shard_size):
+        shard = Shard(0, start, stop, cell.fingerprint)
+        write_shard(cell_folder(out, cell), shard, results[start:stop])
+    phases = divide(cell.attack)
+    for each in (_first_cell(cell, phases), second_cell(cell, phases, found.first)):
+        shutil.rmtree(cell_folder(out, each), ignore_errors=True)
+    return dataclasses.replace(found, complete=tuple(results))

@@ -1,0 +1,46 @@
+"""The tables of a run: one for every combination of model, attack and eps."""
+
+from collections.abc import Sequence
+
+from robustbench_vlm.core.fingerprint import fingerprint
+from robustbench_vlm.core.records import Score
+from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.resolve import Plan
+from robustbench_vlm.engine.results import ScoreTable, mean_of
+from robustbench_vlm.engine.store import run_folder
+
+
+def tables_of(
+    plan: Plan, scores: Sequence[Score], passes: Sequence[int], seconds: Sequence[float]
+) -> tuple[ScoreTable, ...]:
+    """Return one table for every combination of model, attack and eps."""
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    for number, cell in enumerate(plan.cells):
+        rows.setdefault((cell.model_name, cell.attack.name, cell.threat.eps_text), []).append(number)
+    return tuple(_table(plan, numbers, scores, passes, seconds) for numbers in rows.values())
+
+
+def _table(
+    plan: Plan, numbers: Sequence[int], scores: Sequence[Score], passes: Sequence[int], seconds: Sequence[float]
+) -> ScoreTable:
+    first: Cell = plan.cells[numbers[0]]
+    own = tuple(scores[number] for number in numbers)
+    unseen = [score for score in own if score.dataset not in plan.track.training_datasets]
+    published = set(plan.protocol.datasets or plan.track.datasets)
+    is_whole = not plan.protocol.missing_datasets and {score.dataset for score in own} == published
+    return ScoreTable(
+        track=plan.track.name,
+        protocol=plan.protocol.label,
+        model=first.model_name,
+        attack=first.attack.name,
+        norm=first.threat.norm,
+        eps=first.threat.eps_text,
+        fingerprint=fingerprint([plan.cells[number].fingerprint for number in numbers]),
+        scores=own,
+        mean=mean_of(unseen),
+        mean_as_published=mean_of(own) if is_whole and len(unseen) < len(own) else None,
+        seconds=sum(seconds[number] for number in numbers),
+        passes=sum(passes[number] for number in numbers),
+        folder=run_folder(plan.request.out, first),
+        fingerprints=tuple(plan.cells[number].fingerprint for number in numbers),
+    )
