@@ -8,8 +8,7 @@ import contextlib
 import dataclasses
 import functools
 import shutil
-import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
 from robustbench_vlm.attacks.phases import Phases, divide
@@ -19,7 +18,7 @@ from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.compute import compute_missing, missing_samples, passes_of
-from robustbench_vlm.engine.estimate import CellDraws, Draws, RobustEstimate, chunks, estimate_mean, second_cell
+from robustbench_vlm.engine.estimate import CellDraws, Draws, chunks, estimate_mean, second_cell
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.second_phase import joined, run_second_phase
 from robustbench_vlm.engine.shard import ShardGroup
