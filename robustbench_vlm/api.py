@@ -187,6 +187,7 @@ def evaluate(
     prompt: str = "a photo of a {}.",
     data: str | Path | None = None,
     name: str = "",
+    half_width: float = 0.0,
     out: str | Path = "runs",
     workers: int = 0,
     device: str = "",
@@ -213,6 +214,8 @@ def evaluate(
         prompt: The prompt template for the classes of `images`.
         data: The folder of the published datasets. None uses the environment variable VLMBENCH_DATA.
         name: Another name for the model, if `models` is one model from `zero_shot`.
+        half_width: Half of the width that the interval of the mean robust accuracy may have, such as 0.01. Most samples
+            are then attacked only with the cheap stages. 0 attacks all samples in full.
         out: The folder for the records.
         workers: The number of processes. 0 uses one process per CPU core or GPU.
         device: "cpu" or "cuda". "" uses a GPU if there is one.
@@ -239,6 +242,7 @@ def evaluate(
             images=None if images is None else Path(images),
             prompt=prompt,
             data=None if data is None else Path(data),
+            half_width=_half_width(half_width),
             out=Path(out),
             resources=Resources(device=device, workers=1 if in_memory else workers),
         )
@@ -394,6 +398,15 @@ def _radii(eps: str | Fraction | Sequence[str | Fraction] | None) -> tuple[Fract
     return tuple(exact_eps(each) for each in radii)
 
 
+def _half_width(given: Any) -> float:
+    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < 0.5:
+        raise UserError(
+            f"half_width must be a number from 0 to 0.5, got {given!r}: give 0.01 for an interval of plus or minus 1"
+            " percentage point, or 0 to attack all samples in full"
+        )
+    return float(given)
+
+
 def _command(request: Request) -> str:
     """Return the equivalent command line. It is written to the manifest of the run."""
     options = [("--model", name) for name in request.models]
@@ -406,6 +419,7 @@ def _command(request: Request) -> str:
         ("--norm", request.norm),
         ("--protocol", request.protocol),
         ("--samples", str(request.samples or "")),
+        ("--half-width", f"{request.half_width * 100:g}" if request.half_width else ""),
     )
     options += [option for option in single if option[1]]
     return shlex.join(["vlmbench", "run", *(word for pair in options for word in pair)])

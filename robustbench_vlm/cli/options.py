@@ -93,6 +93,15 @@ _Engine = Annotated[
 _Address = Annotated[
     str, option("--address", "HOST:PORT", "Address of the head of a ray cluster. Default: this machine.")
 ]
+_HalfWidth = Annotated[
+    str,
+    option(
+        "--half-width",
+        "POINTS",
+        "Estimate the mean robust accuracy, such as 1.0 for an interval of plus or minus 1 point. Most samples are then"
+        " attacked only with the cheap stages. Default: attack all samples in full.",
+    ),
+]
 _Out = Annotated[Path, option("--out", "DIR", "Folder that the per-sample records are written to.")]
 
 
@@ -114,6 +123,7 @@ def request_of(
     device: Device = "",
     engine: _Engine = "local",
     address: _Address = "",
+    half_width: _HalfWidth = "",
     out: _Out = Path("runs"),
 ) -> "Request":
     """Return the request for the given options. Raise UserError if a value is not allowed."""
@@ -134,6 +144,7 @@ def request_of(
         prompt=prompt,
         data=data,
         skip_unreadable=skip_unreadable,
+        half_width=points(half_width),
         out=out,
         resources=Resources(device, workers, batch_size, engine=engine, address=address),
         command=shlex.join(["vlmbench", *sys.argv[1:]]),
@@ -206,6 +217,25 @@ def example(*commands: str) -> str:
     return "\n\n".join(
         ["Example:" if len(commands) == 1 else "Examples:", "\b\n" + "\n".join(f"  {c}" for c in commands)]
     )
+
+
+def points(text: str) -> float:
+    """Return a half-width in percentage points as a share in [0, 1], or 0 for "".
+
+    Raises UserError if the text is not a number above 0 and below 50.
+    """
+    if not text:
+        return 0.0
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < 50:
+        raise UserError(
+            f"--half-width must be a number of percentage points above 0 and below 50, got {text!r}: give 1.0 for an"
+            " interval of plus or minus 1 point"
+        )
+    return value / 100
 
 
 def sample_count(text: str) -> int | Literal["all"] | None:

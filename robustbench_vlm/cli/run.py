@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from robustbench_vlm.engine.results import RunResult, ScoreTable
 
 _GROUPS = ("model", "attack", "threat")
-_COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "clean", "robust", "95 % interval"), "warnings")
+_INTERVAL, _FULL_ATTACK = "95 % interval", "full attack"
+_COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "clean", "robust", _FULL_ATTACK, _INTERVAL), "warnings")
 
 
 @takes_request
@@ -50,7 +51,11 @@ def lines(result: "RunResult", width: int) -> list[Line]:
     """
     tables = result.tables
     single = {group for group in _GROUPS if len({_group(each)[group] for each in tables}) == 1}
-    rows = [_score_row(each, score) for each in tables for score in each.scores]
+    rows = [
+        _score_row(each, score) | _design_cell(each.estimate and each.estimate.scores[number])
+        for each in tables
+        for number, score in enumerate(each.scores)
+    ]
     rows += [row for each in tables for row in _mean_rows(each)]
     rows = [{key: value for key, value in row.items() if key not in single} for row in rows]
     about = ", ".join([*(_group(tables[0])[group] for group in _GROUPS if group in single), "accuracies in %"])
@@ -76,7 +81,7 @@ def _score_row(found: "ScoreTable", score: "Score") -> Row:
         "n": str(score.n),
         "clean": percent(score.clean),
         "robust": percent(score.robust),
-        "95 % interval": percent_interval(*score.robust_interval),
+        _INTERVAL: percent_interval(*score.robust_interval),
         "warnings": " ".join(score.warnings),
     }
 
@@ -89,11 +94,17 @@ def _mean_rows(found: "ScoreTable") -> list[Row]:
             "dataset": name,
             "clean": percent(mean.clean),
             "robust": percent(mean.robust),
-            "95 % interval": percent_interval(*mean.robust_interval),
+            _INTERVAL: percent_interval(*mean.robust_interval),
         }
+        | _design_cell(found.estimate.mean if found.estimate and mean is (found.mean or mean) else None)
         for name, mean in means.items()
         if mean is not None
     ]
+
+
+def _design_cell(interval: tuple[float, float] | None) -> Row:
+    """Return the column with the design interval of an estimated run. Other runs do not have this column."""
+    return {_FULL_ATTACK: percent_interval(*interval)} if interval else {}
 
 
 def _explained(warnings: Iterable[str], width: int) -> list[Line]:
@@ -112,4 +123,20 @@ def _footer(result: "RunResult") -> Iterable[str]:
     yield f"protocol {result.tables[0].protocol}, fingerprint {result.fingerprint[:12]}"
     yield f"{duration(result.seconds)}, {result.passes:,} forward and backward passes"
     yield f"records in {', '.join(dict.fromkeys(str(each.folder) for each in result.tables))}"
+    for table in result.tables:
+        yield from _estimate_sentences(table)
     yield from (f"note: {warning}" for warning in result.warnings)
+
+
+def _estimate_sentences(found: "ScoreTable") -> Iterable[str]:
+    """Yield what was estimated, what the two intervals mean, and how to get the full number."""
+    if not (each := found.estimate):
+        return
+    saved = each.passes_full / max(found.passes, 1)
+    yield (
+        f"{found.model}, {found.attack}, {found.eps} is estimated: {each.drawn} of {each.survivors} survivors attacked in"
+        f" full, {saved:.1f} times fewer passes"
+    )
+    yield f"{_FULL_ATTACK}: with 95 % confidence, the result of the full attack on these samples is in this interval"
+    yield f"{_INTERVAL}: for other samples of the same datasets; it contains both errors"
+    yield "the same command without --half-width attacks the remaining samples"

@@ -30,6 +30,7 @@ from robustbench_vlm.engine.store import (
     read_finished,
     write_shard,
 )
+from robustbench_vlm.engine.tables import is_unseen
 
 _ANY = Finished((), ())
 
@@ -71,10 +72,8 @@ class EstimatedCell:
         return bool(self.complete) or self.draws.drawn == self.draws.survivors
 
 
-def run_phases(
-    plan: Plan, half_width: float, *, on_progress: OnProgress = ignore_progress
-) -> tuple[list[EstimatedCell], int]:
-    """Run both phases for the cells without complete records, and return the cells and the number of new passes.
+def run_phases(plan: Plan, half_width: float, *, on_progress: OnProgress = ignore_progress) -> list[EstimatedCell]:
+    """Run both phases for the cells without complete records, and return the cells.
 
     The run folders must be locked. For each model, attack and eps, survivors are attacked until half of the width of
     the design interval of the mean over datasets is at most `half_width`, in [0, 1]. With 0, all survivors are
@@ -92,15 +91,13 @@ def run_phases(
             cells.append(EstimatedCell(cell, (), firsts[number], stage=stage))
         else:
             cells.append(EstimatedCell(cell, tuple(merge(found.pieces, cell.samples.ids))))
-    fresh = 0
     for numbers in _groups(plan.cells):
-        own, passes = _second_phase(
+        own = _second_phase(
             plan, phases[plan.cells[numbers[0]].attack.name], [cells[n] for n in numbers], half_width, on_progress
         )
-        fresh += passes
         for number, each in zip(numbers, own, strict=True):
             cells[number] = each
-    return [_completed(plan, each) for each in cells], fresh
+    return [_completed(plan, each) for each in cells]
 
 
 def has_first_phase(plan: Plan) -> bool:
@@ -148,17 +145,17 @@ def _groups(cells: Sequence[Cell]) -> list[list[int]]:
 
 def _second_phase(
     plan: Plan, phases: Phases, cells: Sequence[EstimatedCell], half_width: float, on_progress: OnProgress
-) -> tuple[list[EstimatedCell], int]:
+) -> list[EstimatedCell]:
     """Attack survivors of cells of one model, attack and eps until the interval is narrow enough.
 
-    Return the cells with their new records, and the number of new passes. Chunks of survivors are written in the order
+    Return the cells with their records. Chunks of survivors are written in the order
     of the draws. The records therefore do not depend on the number of workers or on interruptions.
     """
     open_cells = [number for number, each in enumerate(cells) if not each.complete]
     seconds = [second_cell(cells[n].cell, phases, cells[n].first) for n in open_cells]
     order = chunks(seconds, [len(cells[n].cell) for n in open_cells])
     out, resources = plan.request.out, plan.request.resources
-    found = [list(cells) and list(_drawn(read_finished(cell_folder(out, cell), cell))) for cell in seconds]
+    found = [list(_drawn(read_finished(cell_folder(out, cell), cell))) for cell in seconds]
 
     def state(done: int) -> list[EstimatedCell]:
         updated = list(cells)
@@ -173,7 +170,7 @@ def _second_phase(
     done = next(n for n, chunk in enumerate([*order, None]) if chunk is None or not _is_on_disk(chunk, found))
     finished = next((n for n in range(done + 1) if is_enough(n)), None)
     if finished is not None:
-        return state(finished), 0
+        return state(finished)
     function = functools.partial(run_second_phase, tuple(seconds), phases, resources)
     jobs = [
         ShardGroup(tuple(Shard(each.cell, each.start, each.stop, seconds[each.cell].fingerprint) for each in chunk))
@@ -194,7 +191,7 @@ def _second_phase(
             on_progress(Progress(drawn, total if not half_width else None, label=label, passes=fresh))
             if is_enough(done):
                 break
-    return state(done), fresh
+    return state(done)
 
 
 def _drawn(finished: Finished) -> list[SampleResult]:
@@ -227,7 +224,7 @@ def _in_order(
 
 def _widest(plan: Plan, cells: Sequence[EstimatedCell]) -> float:
     """Return the largest half-width of the means that the table shows."""
-    unseen = [each for each in cells if each.cell.dataset.name not in plan.track.training_datasets]
+    unseen = [each for each in cells if is_unseen(plan, each.cell.dataset.name)]
     return max(estimate_mean([each.draws for each in group]).half_width for group in (unseen, list(cells)) if group)
 
 

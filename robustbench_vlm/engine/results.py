@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import CLEAN, Accuracy, SampleResult, Score, wilson
 from robustbench_vlm.engine.cell import Cell
@@ -20,6 +21,28 @@ _COLUMNS = (
     *(*_ABOUT, "n", "clean", "clean_low", "clean_high", "robust", "robust_low", "robust_high", "warnings"),
     *("classes", "norm", "track", "protocol", "fingerprint"),
 )
+
+
+@dataclass(frozen=True)
+class TableEstimate:
+    """The part of an estimated run behind the numbers of one table.
+
+    The intervals are design intervals: the 95 % intervals of the accuracy that the full attack gives on these samples.
+    They hold for any rule that decides when to stop.
+    """
+
+    survivors: int
+    """The number of samples that survive the first phase of the attack."""
+    drawn: int
+    """The number of these survivors that the second phase attacked."""
+    broken: int
+    """The number of drawn survivors that the second phase broke."""
+    passes_full: int
+    """The number of passes that the full attack would need, if other survivors need as many as the drawn ones."""
+    scores: tuple[tuple[float, float], ...]
+    """The design interval of the robust accuracy on each dataset, in the order of the table's scores."""
+    mean: tuple[float, float]
+    """The design interval of `ScoreTable.mean`, or of the mean over all datasets if that is None."""
 
 
 @dataclass(frozen=True)
@@ -66,6 +89,9 @@ class ScoreTable:
     """The run folder runs/<track>/<model>/<attack>. It contains manifest.json and scores.csv."""
     fingerprints: tuple[str, ...]
     """Fingerprints of the cells. There is one cell for each score."""
+    estimate: TableEstimate | None = None
+    """The draws of an estimated run. None if every sample was attacked in full. If it is given, the robust accuracies
+    are estimates, and their intervals are for other samples of the same datasets."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as a JSON document. Model and attack are not repeated for each score."""
@@ -73,7 +99,10 @@ class ScoreTable:
             {name: value for name, value in plain(score).items() if name not in ("model", "attack")}
             for score in self.scores
         ]
-        return {**plain(self), "scores": scores}
+        document = {**plain(self), "scores": scores}
+        if self.estimate is None:
+            del document["estimate"]
+        return document
 
     def rows(self) -> list[dict[str, Any]]:
         """Return one mapping from column names to values for every score."""
@@ -118,10 +147,16 @@ class RunResult:
     def samples(self) -> "DataFrame":
         """Read the records on disk and return a table with one row per sample and the fields of `SampleResult`.
 
-        The first columns are model, attack, dataset and eps. Raises UserError if records are missing or damaged.
-        Other files in the folders are ignored with a warning.
+        The first columns are model, attack, dataset and eps. Raises UserError if records are missing or damaged, or if
+        the run is estimated. Other files in the folders are ignored with a warning.
         """
         import pandas
+
+        if any(table.estimate for table in self.tables):
+            raise UserError(
+                "an estimated run has no verdict for every sample, so there is no table of samples: evaluate again"
+                " without half_width, which attacks the remaining samples"
+            )
 
         rows = [
             {**{name: row[name] for name in _ABOUT}, **vars(result)}

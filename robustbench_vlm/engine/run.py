@@ -2,12 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.compute import compute_missing, passes_of
 from robustbench_vlm.engine.cost import Estimate, estimate_cost
+from robustbench_vlm.engine.estimated_run import EstimatedCell, has_first_phase, run_phases
+from robustbench_vlm.engine.estimated_tables import estimated_tables
 from robustbench_vlm.engine.manifest import Provenance
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
@@ -55,6 +57,13 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
         folders = RunFolders(plan)
         # If the run is interrupted, the scores of complete cells must be kept.
         folders.write_unfinished(finished)
+        half_width = plan.request.half_width
+        if half_width or has_first_phase(plan):
+            estimated = run_phases(plan, half_width, on_progress=on_progress)
+            finished = [read_finished(cell_folder(out, cell), cell) for cell in cells]
+            if half_width and not all(each.is_finished for each in estimated):
+                folders.write_unfinished(finished)
+                return _estimated(plan, estimated, time.monotonic() - begun, folders.notes)
         seconds_expected = estimate.seconds_expected if estimate else 0.0
         fresh = compute_missing(plan, finished, seconds_expected, on_progress, folders.write_unfinished)
         complete = [read_finished(cell_folder(out, cell), cell) for cell in cells]
@@ -71,6 +80,12 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
         passes=sum(passes),
         warnings=(*_rejections(finished), *folders.notes),
     )
+
+
+def _estimated(plan: Plan, cells: Sequence[EstimatedCell], seconds: float, notes: Sequence[str]) -> RunResult:
+    """Return the result of an estimated run in which some survivors were not drawn."""
+    tables = estimated_tables(plan, cells, seconds)
+    return RunResult(tables, seconds, sum(table.passes for table in tables), tuple(notes))
 
 
 def _rejections(finished: Iterable[Finished]) -> list[str]:

@@ -10,6 +10,11 @@ from robustbench_vlm.engine.results import ScoreTable, mean_of
 from robustbench_vlm.engine.store import run_folder
 
 
+def is_unseen(plan: Plan, dataset: str) -> bool:
+    """Return whether no model of the plan's track was trained on a dataset."""
+    return dataset not in plan.track.training_datasets
+
+
 def tables_of(
     plan: Plan, scores: Sequence[Score], passes: Sequence[int], seconds: Sequence[float]
 ) -> tuple[ScoreTable, ...]:
@@ -25,7 +30,7 @@ def _table(
 ) -> ScoreTable:
     first: Cell = plan.cells[numbers[0]]
     own = tuple(scores[number] for number in numbers)
-    unseen = [score for score in own if score.dataset not in plan.track.training_datasets]
+    unseen = [score for score in own if is_unseen(plan, score.dataset)]
     published = set(plan.protocol.datasets or plan.track.datasets)
     is_whole = not plan.protocol.missing_datasets and {score.dataset for score in own} == published
     return ScoreTable(

@@ -1,0 +1,78 @@
+"""Scores and tables of estimated runs."""
+
+import dataclasses
+from collections.abc import Sequence
+
+from robustbench_vlm.core.records import Score
+from robustbench_vlm.engine.compute import passes_of
+from robustbench_vlm.engine.estimate import RobustEstimate, estimate_mean
+from robustbench_vlm.engine.estimated_run import EstimatedCell
+from robustbench_vlm.engine.resolve import Plan
+from robustbench_vlm.engine.results import Mean, ScoreTable, TableEstimate, score
+from robustbench_vlm.engine.tables import is_unseen, tables_of
+
+
+def estimated_tables(plan: Plan, cells: Sequence[EstimatedCell], seconds: float) -> tuple[ScoreTable, ...]:
+    """Return one table for every combination of model, attack and eps.
+
+    `cells` has the records of each cell of the plan, and `seconds` is the wall time of the run. Tables with only
+    complete records have no estimate.
+    """
+    scores = [_score(each) for each in cells]
+    passes = [_passes(each) for each in cells]
+    share = seconds / max(sum(passes), 1)
+    tables = tables_of(plan, scores, passes, [share * each for each in passes])
+    found, place = [], 0
+    for table in tables:
+        found.append(_with_estimate(plan, table, cells[place : place + len(table.scores)]))
+        place += len(table.scores)
+    return tuple(found)
+
+
+def _score(found: EstimatedCell) -> Score:
+    """Return the score of a cell. If not all survivors were drawn, its robust accuracy is an estimate."""
+    counted = score(found.cell, found.results)
+    if found.is_finished:
+        return counted
+    estimate = estimate_mean([found.draws])
+    return dataclasses.replace(counted, robust=estimate.value, robust_interval=estimate.new_samples)
+
+
+def _passes(found: EstimatedCell) -> int:
+    return passes_of(found.complete) if found.complete else passes_of(found.first) + passes_of(found.second)
+
+
+def _with_estimate(plan: Plan, table: ScoreTable, cells: Sequence[EstimatedCell]) -> ScoreTable:
+    """Return the table with its estimate and with the means of the estimates."""
+    if all(each.is_finished for each in cells):
+        return table
+    unseen = [each for each in cells if is_unseen(plan, each.cell.dataset.name)]
+    means = {kind: estimate_mean([each.draws for each in group]) for kind, group in _means(unseen, cells).items()}
+    draws = [each.draws for each in cells]
+    drawn, survivors = sum(each.drawn for each in draws), sum(each.survivors for each in draws)
+    second = sum(passes_of(each.second) for each in cells)
+    left = round((survivors - drawn) * second / drawn) if drawn else 0
+    return dataclasses.replace(
+        table,
+        mean=_mean(table.mean, means["unseen"]) if unseen else None,
+        mean_as_published=_mean(table.mean_as_published, means["all"]),
+        estimate=TableEstimate(
+            survivors=survivors,
+            drawn=drawn,
+            broken=sum(each.broken for each in draws),
+            passes_full=table.passes + left,
+            scores=tuple(estimate_mean([each]).full_attack for each in draws),
+            mean=means["unseen" if unseen else "all"].full_attack,
+        ),
+    )
+
+
+def _means(unseen: Sequence[EstimatedCell], cells: Sequence[EstimatedCell]) -> dict[str, Sequence[EstimatedCell]]:
+    return {"all": cells} | ({"unseen": unseen} if unseen else {})
+
+
+def _mean(counted: Mean | None, estimate: RobustEstimate) -> Mean | None:
+    """Return a mean with the estimated robust accuracy. None stays None."""
+    if counted is None:
+        return None
+    return dataclasses.replace(counted, robust=estimate.value, robust_interval=estimate.new_samples)
