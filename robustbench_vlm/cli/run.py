@@ -52,7 +52,7 @@ def lines(result: "RunResult", width: int) -> list[Line]:
     tables = result.tables
     single = {group for group in _GROUPS if len({_group(each)[group] for each in tables}) == 1}
     rows = [
-        _score_row(each, score) | _design_cell(each.estimate and each.estimate.scores[number])
+        {**_score_row(each, score), **_design_cell(each.estimate.scores[number] if each.estimate else None)}
         for each in tables
         for number, score in enumerate(each.scores)
     ]
@@ -88,6 +88,8 @@ def _score_row(found: "ScoreTable", score: "Score") -> Row:
 
 def _mean_rows(found: "ScoreTable") -> list[Row]:
     means = {"mean": found.mean, "mean as published": found.mean_as_published}
+    estimate = found.estimate
+    design = {"mean": estimate.mean, "mean as published": estimate.mean_as_published} if estimate else {}
     return [
         {
             **_group(found),
@@ -95,14 +97,14 @@ def _mean_rows(found: "ScoreTable") -> list[Row]:
             "clean": percent(mean.clean),
             "robust": percent(mean.robust),
             _INTERVAL: percent_interval(*mean.robust_interval),
+            **_design_cell(design.get(name)),
         }
-        | _design_cell(found.estimate.mean if found.estimate and mean is (found.mean or mean) else None)
         for name, mean in means.items()
         if mean is not None
     ]
 
 
-def _design_cell(interval: tuple[float, float] | None) -> Row:
+def _design_cell(interval: tuple[float, float] | None) -> dict[str, str]:
     """Return the column with the design interval of an estimated run. Other runs do not have this column."""
     return {_FULL_ATTACK: percent_interval(*interval)} if interval else {}
 
@@ -123,8 +125,8 @@ def _footer(result: "RunResult") -> Iterable[str]:
     yield f"protocol {result.tables[0].protocol}, fingerprint {result.fingerprint[:12]}"
     yield f"{duration(result.seconds)}, {result.passes:,} forward and backward passes"
     yield f"records in {', '.join(dict.fromkeys(str(each.folder) for each in result.tables))}"
-    for table in result.tables:
-        yield from _estimate_sentences(table)
+    for each in result.tables:
+        yield from _estimate_sentences(each)
     yield from (f"note: {warning}" for warning in result.warnings)
 
 
@@ -134,8 +136,8 @@ def _estimate_sentences(found: "ScoreTable") -> Iterable[str]:
         return
     saved = each.passes_full / max(found.passes, 1)
     yield (
-        f"{found.model}, {found.attack}, {found.eps} is estimated: {each.drawn} of {each.survivors} survivors attacked in"
-        f" full, {saved:.1f} times fewer passes"
+        f"{found.model}, {found.attack}, {found.eps} is estimated: {each.drawn} of {each.survivors} survivors attacked"
+        f" in full, {saved:.1f} times fewer passes"
     )
     yield f"{_FULL_ATTACK}: with 95 % confidence, the result of the full attack on these samples is in this interval"
     yield f"{_INTERVAL}: for other samples of the same datasets; it contains both errors"

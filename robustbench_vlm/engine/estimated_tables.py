@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from robustbench_vlm.core.records import Score
 from robustbench_vlm.engine.compute import passes_of
-from robustbench_vlm.engine.estimate import RobustEstimate, estimate_mean
+from robustbench_vlm.engine.estimate import CellDraws, Interval, estimate_mean
 from robustbench_vlm.engine.estimated_run import EstimatedCell
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.results import Mean, ScoreTable, TableEstimate, score
@@ -46,33 +46,32 @@ def _with_estimate(plan: Plan, table: ScoreTable, cells: Sequence[EstimatedCell]
     """Return the table with its estimate and with the means of the estimates."""
     if all(each.is_finished for each in cells):
         return table
-    unseen = [each for each in cells if is_unseen(plan, each.cell.dataset.name)]
-    means = {kind: estimate_mean([each.draws for each in group]) for kind, group in _means(unseen, cells).items()}
     draws = [each.draws for each in cells]
     drawn, survivors = sum(each.drawn for each in draws), sum(each.survivors for each in draws)
     second = sum(passes_of(each.second) for each in cells)
     left = round((survivors - drawn) * second / drawn) if drawn else 0
+    mean, design = _mean(table.mean, [each.draws for each in cells if is_unseen(plan, each.cell.dataset.name)])
+    as_published, design_as_published = _mean(table.mean_as_published, draws)
     return dataclasses.replace(
         table,
-        mean=_mean(table.mean, means["unseen"]) if unseen else None,
-        mean_as_published=_mean(table.mean_as_published, means["all"]),
+        mean=mean,
+        mean_as_published=as_published,
         estimate=TableEstimate(
             survivors=survivors,
             drawn=drawn,
             broken=sum(each.broken for each in draws),
             passes_full=table.passes + left,
             scores=tuple(estimate_mean([each]).full_attack for each in draws),
-            mean=means["unseen" if unseen else "all"].full_attack,
+            mean=design,
+            mean_as_published=design_as_published,
         ),
     )
 
 
-def _means(unseen: Sequence[EstimatedCell], cells: Sequence[EstimatedCell]) -> dict[str, Sequence[EstimatedCell]]:
-    return {"all": cells} | ({"unseen": unseen} if unseen else {})
-
-
-def _mean(counted: Mean | None, estimate: RobustEstimate) -> Mean | None:
-    """Return a mean with the estimated robust accuracy. None stays None."""
+def _mean(counted: Mean | None, cells: Sequence[CellDraws]) -> tuple[Mean | None, Interval | None]:
+    """Return a mean with the estimated robust accuracy, and its design interval. None stays None."""
     if counted is None:
-        return None
-    return dataclasses.replace(counted, robust=estimate.value, robust_interval=estimate.new_samples)
+        return None, None
+    estimate = estimate_mean(cells)
+    found = dataclasses.replace(counted, robust=estimate.value, robust_interval=estimate.new_samples)
+    return found, estimate.full_attack

@@ -41,8 +41,10 @@ class TableEstimate:
     """The number of passes that the full attack would need, if other survivors need as many as the drawn ones."""
     scores: tuple[tuple[float, float], ...]
     """The design interval of the robust accuracy on each dataset, in the order of the table's scores."""
-    mean: tuple[float, float]
-    """The design interval of `ScoreTable.mean`, or of the mean over all datasets if that is None."""
+    mean: tuple[float, float] | None
+    """The design interval of `ScoreTable.mean`. None if the table does not have this mean."""
+    mean_as_published: tuple[float, float] | None
+    """The design interval of `ScoreTable.mean_as_published`. None if the table does not have this mean."""
 
 
 @dataclass(frozen=True)
