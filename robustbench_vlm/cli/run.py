@@ -51,7 +51,7 @@ def lines(result: "RunResult", width: int) -> list[Line]:
     """
     tables = result.tables
     single = {group for group in _GROUPS if len({_group(each)[group] for each in tables}) == 1}
-    rows = [
+    rows: list[Row] = [
         {**_score_row(each, score), **_design_cell(each.estimate.scores[number] if each.estimate else None)}
         for each in tables
         for number, score in enumerate(each.scores)

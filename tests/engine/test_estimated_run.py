@@ -1,0 +1,124 @@
+"""Estimated runs: stopping, resuming, equal records for any number of workers, and completion to the full run."""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from robustbench_vlm.attacks.apgd import apgd_stage
+from robustbench_vlm.attacks.base import Attack
+from robustbench_vlm.attacks.square import square_stage
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.engine import estimate, estimated_run, resolve
+from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.cell_records import read_run
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resources import Resources
+from robustbench_vlm.engine.results import RunResult
+from robustbench_vlm.engine.run import run
+
+
+@pytest.fixture(autouse=True)
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw three survivors at a time."""
+    monkeypatch.setattr(estimated_run, "chunks", lambda cells, samples: estimate.chunks(cells, samples, 3))
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*.parquet"))}
+
+
+@pytest.fixture(autouse=True)
+def quick_attack(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Replace AutoAttack by an attack with the same kinds of stages and few steps."""
+    stages = (
+        apgd_stage("apgd-ce", loss="ce", steps=2, targets=0, restarts=1),
+        apgd_stage("apgd-t", loss="targeted-dlr", steps=6, targets=4, restarts=1),
+        square_stage("square", queries=20, p_init=0.8),
+    )
+    monkeypatch.setattr(resolve, "load_attack", lambda name: Attack(name, stages, "a quick attack"))
+
+
+@pytest.fixture
+def evaluate(taught_card: Path, tmp_path: Path) -> Callable[..., RunResult]:
+    def evaluate(out: str, half_width: float = 0.0, workers: int = 1) -> RunResult:
+        return run(
+            Request(
+                models=(str(taught_card),),
+                datasets=("colours", "digits"),
+                eps=("2/255",),
+                samples=24,
+                half_width=half_width,
+                out=tmp_path / out,
+                resources=Resources(device="cpu", workers=workers, shard_size=8),
+            )
+        )
+
+    return evaluate
+
+
+def test_finishing_an_estimated_run_gives_the_files_of_a_full_run(
+    evaluate: Callable[..., RunResult], tmp_path: Path
+) -> None:
+    full = evaluate("full")
+    estimated = evaluate("estimated", half_width=0.12)
+    (table,) = estimated.tables
+    assert table.estimate is not None and 0 < table.estimate.drawn < table.estimate.survivors
+    design = table.estimate.mean
+    assert design is not None and full.tables[0].mean is not None
+    assert design[0] <= full.tables[0].mean.robust <= design[1] and design[1] - design[0] <= 0.24
+    assert estimated.passes < full.passes
+    finished = evaluate("estimated")
+    assert finished.tables[0].estimate is None
+    assert files_of(tmp_path / "estimated") == files_of(tmp_path / "full")
+    assert finished.passes == full.passes
+
+
+def test_a_narrower_interval_continues_the_draws_and_workers_change_nothing(
+    evaluate: Callable[..., RunResult], tmp_path: Path
+) -> None:
+    evaluate("steps", half_width=0.2)
+    first = files_of(tmp_path / "steps")
+    continued = evaluate("steps", half_width=0.1)
+    at_once = evaluate("at_once", half_width=0.1, workers=2)
+    assert len(first) < len(files_of(tmp_path / "steps"))
+    assert files_of(tmp_path / "steps") == files_of(tmp_path / "at_once")
+    assert continued.tables[0].estimate == at_once.tables[0].estimate
+    # A wider interval is already reached, so nothing is attacked.
+    wider = evaluate("steps", half_width=0.2)
+    assert files_of(tmp_path / "steps") == files_of(tmp_path / "at_once")
+    assert wider.tables[0].estimate is not None and continued.tables[0].estimate is not None
+    assert wider.tables[0].estimate.drawn <= continued.tables[0].estimate.drawn
+
+
+def test_other_views_do_not_show_an_estimated_run(evaluate: Callable[..., RunResult], tmp_path: Path) -> None:
+    result = evaluate("views", half_width=0.2)
+    with pytest.raises(UserError, match="no table of samples"):
+        result.samples()
+    with pytest.raises(UserError, match="does not contain a finished run"):
+        read_run(result.tables[0].folder)
+    assert not list((tmp_path / "views").rglob("scores.csv"))
+    json = result.to_json()
+    assert json["estimate"]["drawn"] < json["estimate"]["survivors"]
+
+
+def test_an_attack_with_one_stage_is_refused(
+    evaluate: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stage = apgd_stage("apgd-ce", loss="ce", steps=2, targets=0, restarts=1)
+    monkeypatch.setattr(resolve, "load_attack", lambda name: Attack(name, (stage,), "one stage"))
+    with pytest.raises(UserError, match="only one stage"):
+        evaluate("one", half_width=0.1)
+
+
+def test_each_start_of_the_order_has_the_earliest_survivors(make_cell: Callable[..., Cell]) -> None:
+    cells = [make_cell(40), make_cell(40, dataset=dataclasses.replace(make_cell(1).dataset, name="other"))]
+    drawn = estimate.chunks(cells, [40, 40], 7)
+    assert [sum(each.stop - each.start for each in chunk) for chunk in drawn] == [7] * 11 + [3]
+    for number in (0, 1):
+        ranges = [(each.start, each.stop) for chunk in drawn for each in chunk if each.cell == number]
+        assert [start for start, _ in ranges] == [0, *(stop for _, stop in ranges[:-1])] and ranges[-1][1] == 40
+    # A cell with fewer samples has larger weights per sample, so its survivors are drawn earlier.
+    weighted = estimate.chunks(cells, [40, 4000], 40)
+    assert sum(each.stop - each.start for each in weighted[0] if each.cell == 0) >= 37
