@@ -32,7 +32,7 @@ _PRIORS = ((0.3, 1e-4, 1.0), (0.3, 3.0, 600.0), (0.3, 3.0, 100.0), (0.1, 0.5, 1.
 The first part expects no failure, the second a rate near 0.5 %, the third a rate near 3 %, and the last any rate. The
 mixture affects the width of the intervals. It does not affect their coverage.
 """
-_LEAST, _MOST, _STEPS = -9.0, 5.0, 44
+_LEAST, _MOST, _STEPS = -9.0, 5.0, 30
 """Range of the base-10 logarithm of the multiplier relative to the largest weight, and the number of search steps."""
 _GOLDEN = (5**0.5 - 1) / 2
 
