@@ -64,12 +64,12 @@ class Outcome:
 
         self.warnings.setdefault(code, torch.zeros_like(self.forward, dtype=torch.bool))[index] = True
 
-    def spread(self, index: Tensor, batch: Batch) -> "Outcome":
+    def spread(self, index: "Tensor", batch: Batch) -> "Outcome":
         """Return the outcome for a whole batch, in which this outcome is for the samples at the positions `index`.
 
         `index` is int64 (N,). The other samples of the batch keep their clean images and have no passes.
         """
-        nothing = torch.zeros_like(batch.labels)
+        nothing = batch.labels.new_zeros(len(batch.labels))
         whole = Outcome(batch.images.clone(), nothing.clone(), nothing.clone())
         whole.adversarial[index] = self.adversarial
         whole.forward[index], whole.backward[index] = self.forward, self.backward
