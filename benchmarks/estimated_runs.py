@@ -100,23 +100,23 @@ def made_up() -> Iterator[tuple[str, list[int], list[int]]]:
 
 
 def replay(name: str, survivors: Sequence[int], breaks: Sequence[int], half_width: float, draws: int) -> dict[str, Any]:
-    """Return the coverage at the stop and the mean number of drawn survivors. Each stratum has 200 samples."""
-    sizes, failing = np.array(survivors), np.array(breaks)
-    population = Population(sizes, np.full(len(sizes), 1 / (200 * len(sizes))))
-    truth = float((population.weights * failing).sum())
-    stratum = np.repeat(np.arange(len(sizes)), sizes)
-    fails = np.concatenate([np.arange(size) < count for size, count in zip(sizes, failing, strict=True)])
+    """Return the coverage at the stop and the mean number of drawn survivors.
+
+    Each dataset has 200 samples, so the survivors of all datasets are one stratum of a simple random sample.
+    """
+    size, failing = sum(survivors), sum(breaks)
+    population = Population(np.array([size]), np.array([1 / (200 * len(survivors))]))
+    truth = failing / (200 * len(survivors))
+    fails = np.arange(size) < failing
     generator = np.random.default_rng(0)
     missed, drawn, widths = 0, [], []
     for _ in range(0, draws, BATCH):
-        order = np.argsort(generator.random((BATCH, len(stratum))), axis=1)
+        outcomes = generator.permuted(np.tile(fails, (BATCH, 1)), axis=1).cumsum(1)
         active = np.arange(BATCH)
-        for stop in [*range(CHUNK, len(stratum), CHUNK), len(stratum)]:
-            chosen = order[active, :stop]
-            seen = np.stack([(stratum[chosen] == h) for h in range(len(sizes))], axis=-1)
-            n, k = seen.sum(1), (seen & fails[chosen][..., None]).sum(1)
-            low, high = share_bounds(population, n, k)
-            done = ((high - low) / 2 <= half_width) | (stop == len(stratum))
+        for stop in [*range(CHUNK, size, CHUNK), size]:
+            k = outcomes[active, stop - 1][:, None]
+            low, high = share_bounds(population, np.full_like(k, stop), k)
+            done = ((high - low) / 2 <= half_width) | (stop == size)
             missed += int((((low > truth + 1e-9) | (high < truth - 1e-9)) & done).sum())
             drawn += [stop] * int(done.sum())
             widths += ((high - low) / 2)[done].tolist()
@@ -125,8 +125,8 @@ def replay(name: str, survivors: Sequence[int], breaks: Sequence[int], half_widt
                 break
     return {
         "population": name,
-        "survivors": int(sizes.sum()),
-        "breaks": int(failing.sum()),
+        "survivors": size,
+        "breaks": failing,
         "half_width": half_width,
         "replays": len(drawn),
         "coverage": 1 - missed / len(drawn),

@@ -85,17 +85,6 @@ def share_bounds(
     return low, high
 
 
-def failure_rates(population: Population, drawn: "ArrayLike", failed: "ArrayLike") -> "Floats":
-    """Return an estimate of the failure rate of each stratum, float64 [H] in [0, 1].
-
-    `drawn` and `failed` are int64 [H] as in `share_bounds`. The rate of a stratum is the rate of its draws. A stratum
-    without a draw has the rate of all draws together, or 0 if nothing was drawn.
-    """
-    n, k = (numpy.asarray(values, dtype=numpy.int64) for values in (drawn, failed))
-    pooled = k.sum() / max(int(n.sum()), 1)
-    return cast("Floats", numpy.where(n > 0, k / numpy.maximum(n, 1), pooled))
-
-
 def _log_likelihood(sizes: "NDArray[numpy.int64]", n: "NDArray[numpy.int64]", k: "NDArray[numpy.int64]") -> "Floats":
     """Return the logarithm of the probability of each stratum's outcomes for every possible number of failures.
 

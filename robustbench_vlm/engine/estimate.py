@@ -8,19 +8,14 @@ for all survivors.
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from robustbench_vlm.attacks.phases import Phases
-from robustbench_vlm.core.finite_population import Population, failure_rates, share_bounds
+from robustbench_vlm.core.finite_population import Population, share_bounds
 from robustbench_vlm.core.random import key_of
 from robustbench_vlm.core.records import CLEAN, SampleResult, mean_interval
 from robustbench_vlm.engine.cell import Cell, Samples
-
-if TYPE_CHECKING:
-    from numpy import int64
-    from numpy.typing import NDArray
 
 CHUNK = 50
 """Number of survivors that are attacked before the interval is computed again."""
@@ -89,26 +84,35 @@ class RobustEstimate:
         return (high - low) / 2
 
 
-def estimate_mean(cells: Sequence[CellDraws]) -> RobustEstimate:
+def estimate_mean(cells: Sequence[CellDraws], rates: Mapping[int, float] | None = None) -> RobustEstimate:
     """Return the estimate of the unweighted mean robust accuracy of cells. For one cell, it is that of the cell.
 
-    The design interval holds at all times at once, see `core.finite_population`. The interval for new samples combines
-    the design interval and the interval of `mean_interval` around the estimate. They describe independent errors, so
-    the squares of their lengths are added on each side (MOVER, Zou and Donner 2008, doi:10.1002/sim.3095).
+    `rates` are those of `broken_rates`. By default, they are computed from `cells`.
+
+    The design interval holds at all times at once, see `core.finite_population`. Cells with the same number of samples
+    are one stratum, because their survivors have equal weights and are drawn in one random order. The interval for new
+    samples combines the design interval and the interval of `mean_interval` around the estimate. They describe
+    independent errors, so the squares of their lengths are added on each side (MOVER, Zou and Donner 2008,
+    doi:10.1002/sim.3095).
     """
     import numpy
 
-    population, drawn, broken = population_of(cells)
-    low, high = (float(bound) for bound in share_bounds(population, drawn, broken))
-    rates = failure_rates(population, drawn, broken)
+    rates = rates or broken_rates(cells)
+    strata = _strata(cells)
+    population = Population(
+        numpy.array([sum(cell.survivors for cell in own) for own in strata.values()]),
+        numpy.array([1 / (len(cells) * samples) for samples in strata]),
+    )
+    low, high = share_bounds(
+        population,
+        [sum(cell.drawn for cell in own) for own in strata.values()],
+        [sum(cell.broken for cell in own) for own in strata.values()],
+    )
     unbroken = sum((cell.survivors + cell.robust) / cell.samples for cell in cells) / len(cells)
-    value = unbroken - float((population.weights * population.sizes * rates).sum())
-    full = unbroken - high, unbroken - low
-    value = min(max(value, full[0]), full[1])
-    shares = [
-        (cell.survivors * (1 - rate) + cell.robust) / cell.samples for cell, rate in zip(cells, rates, strict=True)
-    ]
-    around = mean_interval([float(numpy.clip(share, 0, 1)) for share in shares], [cell.samples for cell in cells])
+    full = unbroken - float(high), unbroken - float(low)
+    shares = [(cell.survivors * (1 - rates[cell.samples]) + cell.robust) / cell.samples for cell in cells]
+    value = min(max(sum(shares) / len(shares), full[0]), full[1])
+    around = mean_interval(shares, [cell.samples for cell in cells])
     new = (
         value - math.hypot(value - full[0], max(value - around[0], 0.0)),
         value + math.hypot(full[1] - value, max(around[1] - value, 0.0)),
@@ -116,19 +120,28 @@ def estimate_mean(cells: Sequence[CellDraws]) -> RobustEstimate:
     return RobustEstimate(value, full, (max(new[0], 0.0), min(new[1], 1.0)))
 
 
-def population_of(cells: Sequence[CellDraws]) -> tuple[Population, "NDArray[int64]", "NDArray[int64]"]:
-    """Return the survivors of cells as a population, with the numbers of drawn and of broken survivors, int64 [H].
+def broken_rates(cells: Sequence[CellDraws]) -> dict[int, float]:
+    """Return the share of drawn survivors that the second phase broke. The keys are numbers of samples of cells.
 
-    The weight of a survivor is its share in the unweighted mean accuracy over the H cells.
+    Only a few survivors of each cell are drawn, so the rate is that of all cells with this number of samples together.
+    If none of their survivors was drawn, it is the rate of all cells.
     """
-    import numpy
+    overall = _rate(cells) or 0.0
+    rates = {samples: _rate(own) for samples, own in _strata(cells).items()}
+    return {samples: overall if rate is None else rate for samples, rate in rates.items()}
 
-    sizes, drawn, broken = (
-        numpy.array([getattr(cell, name) for cell in cells], dtype=numpy.int64)
-        for name in ("survivors", "drawn", "broken")
-    )
-    weights = numpy.array([1 / (len(cells) * cell.samples) for cell in cells])
-    return Population(sizes, weights), drawn, broken
+
+def _rate(cells: Sequence[CellDraws]) -> float | None:
+    drawn = sum(cell.drawn for cell in cells)
+    return sum(cell.broken for cell in cells) / drawn if drawn else None
+
+
+def _strata(cells: Sequence[CellDraws]) -> dict[int, list[CellDraws]]:
+    """Return the cells with each number of samples."""
+    found: dict[int, list[CellDraws]] = {}
+    for cell in cells:
+        found.setdefault(cell.samples, []).append(cell)
+    return found
 
 
 def second_cell(cell: Cell, phases: Phases, first: Sequence[SampleResult]) -> Cell:

@@ -91,7 +91,7 @@ def run_phases(plan: Plan, half_width: float, *, on_progress: OnProgress = ignor
             cells.append(EstimatedCell(cell, (), firsts[number], stage=stage))
         else:
             cells.append(EstimatedCell(cell, tuple(merge(found.pieces, cell.samples.ids))))
-    for numbers in _groups(plan.cells):
+    for numbers in groups(plan.cells):
         own = _second_phase(
             plan, phases[plan.cells[numbers[0]].attack.name], [cells[n] for n in numbers], half_width, on_progress
         )
@@ -135,8 +135,8 @@ def _nothing(finished: Sequence[Finished]) -> None:
     """Do nothing. The scores of a first phase are not written to a manifest."""
 
 
-def _groups(cells: Sequence[Cell]) -> list[list[int]]:
-    """Return the indices of the cells of each model, attack and eps."""
+def groups(cells: Sequence[Cell]) -> list[list[int]]:
+    """Return the indices of the cells of each model, attack and eps, in the order of the cells."""
     found: dict[tuple[str, str, str], list[int]] = {}
     for number, cell in enumerate(cells):
         found.setdefault((cell.model, cell.attack.name, str(cell.threat)), []).append(number)

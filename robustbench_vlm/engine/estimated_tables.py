@@ -1,12 +1,12 @@
 """Scores and tables of estimated runs."""
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from robustbench_vlm.core.records import Score
 from robustbench_vlm.engine.compute import passes_of
-from robustbench_vlm.engine.estimate import CellDraws, Interval, estimate_mean
-from robustbench_vlm.engine.estimated_run import EstimatedCell
+from robustbench_vlm.engine.estimate import CellDraws, Interval, broken_rates, estimate_mean
+from robustbench_vlm.engine.estimated_run import EstimatedCell, groups
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.results import Mean, ScoreTable, TableEstimate, score
 from robustbench_vlm.engine.tables import is_unseen, tables_of
@@ -18,7 +18,10 @@ def estimated_tables(plan: Plan, cells: Sequence[EstimatedCell], seconds: float)
     `cells` has the records of each cell of the plan, and `seconds` is the wall time of the run. Tables with only
     complete records have no estimate.
     """
-    scores = [_score(each) for each in cells]
+    scores = []
+    for numbers in groups(plan.cells):
+        rates = broken_rates([cells[number].draws for number in numbers])
+        scores += [_score(cells[number], rates) for number in numbers]
     passes = [_passes(each) for each in cells]
     share = seconds / max(sum(passes), 1)
     tables = tables_of(plan, scores, passes, [share * each for each in passes])
@@ -29,12 +32,12 @@ def estimated_tables(plan: Plan, cells: Sequence[EstimatedCell], seconds: float)
     return tuple(found)
 
 
-def _score(found: EstimatedCell) -> Score:
+def _score(found: EstimatedCell, rates: Mapping[int, float]) -> Score:
     """Return the score of a cell. If not all survivors were drawn, its robust accuracy is an estimate."""
     counted = score(found.cell, found.results)
     if found.is_finished:
         return counted
-    estimate = estimate_mean([found.draws])
+    estimate = estimate_mean([found.draws], rates)
     return dataclasses.replace(counted, robust=estimate.value, robust_interval=estimate.new_samples)
 
 

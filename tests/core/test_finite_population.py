@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from robustbench_vlm.core.finite_population import Population, failure_rates, share_bounds
+from robustbench_vlm.core.finite_population import Population, share_bounds
 
 
 def population_of(sizes: Sequence[int], weights: Sequence[float] | None = None) -> Population:
@@ -107,11 +107,6 @@ def test_more_draws_without_a_failure_lower_the_upper_bound() -> None:
     assert highs == sorted(highs, reverse=True)
     # The rule of three: about 3 / n of the items, plus the price of the mixture.
     assert highs[2] / 1430 < 4.3 / (8 * 13)
-
-
-def test_rates_of_strata_without_draws_are_those_of_all_draws() -> None:
-    rates = failure_rates(population_of([10, 10, 10]), [5, 0, 5], [1, 0, 0])
-    assert rates.tolist() == pytest.approx([0.2, 0.1, 0.0])
 
 
 def test_shapes_must_agree() -> None:
