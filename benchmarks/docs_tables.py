@@ -1,14 +1,16 @@
-"""Generate the tables of docs/warnings.md, protocols.md, models.md and architectures.md.
+"""Generate the tables of docs/warnings.md, protocols.md, models.md, architectures.md and estimated_runs.md.
 
 `python benchmarks/docs_tables.py` writes the pages. tests/docs/test_pages.py fails if a page differs from the code.
 """
 
+import json
 import re
 from pathlib import Path
 
 import open_clip_architectures
 
 from robustbench_vlm.cli.render.protocols import protocol_document
+from robustbench_vlm.core.numbers import percent
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.engine.warnings import WARNINGS
 from robustbench_vlm.models.open_clip import load_architecture
@@ -99,11 +101,31 @@ def _attacked_at(protocol: str, size: int) -> str:
     return str(transform.crop)
 
 
+def estimated_runs() -> str:
+    """Return the table of replayed estimated runs, from benchmarks/estimated_runs.json."""
+    report = json.loads((Path(__file__).parent / "estimated_runs.json").read_text(encoding="utf-8"))
+    header = ["model, eps, or made-up survivors", "half-width", "survivors", "broken later", "drawn", "passes saved"]
+    rows = [
+        [
+            row["population"],
+            f"{row['half_width'] * 100:g}",
+            str(row["survivors"]),
+            str(row["breaks"]),
+            f"{row['drawn']:.0f}",
+            f"{row['passes_saved']:.1f} times" if "passes_saved" in row else "",
+            f"{percent(row['coverage'])} %",
+        ]
+        for row in report["replayed"]["rows"]
+    ]
+    return markdown([*header, "coverage"], rows)
+
+
 TABLES = {
+    "architectures.md": open_clip_architectures.tables,
+    "estimated_runs.md": estimated_runs,
     "models.md": image_sizes,
     "warnings.md": warnings,
     "protocols.md": protocols,
-    "architectures.md": open_clip_architectures.tables,
 }
 
 

@@ -93,7 +93,7 @@ _Engine = Annotated[
 _Address = Annotated[
     str, option("--address", "HOST:PORT", "Address of the head of a ray cluster. Default: this machine.")
 ]
-_HalfWidth = Annotated[
+HalfWidth = Annotated[
     str,
     option(
         "--half-width",
@@ -123,7 +123,6 @@ def request_of(
     device: Device = "",
     engine: _Engine = "local",
     address: _Address = "",
-    half_width: _HalfWidth = "",
     out: _Out = Path("runs"),
 ) -> "Request":
     """Return the request for the given options. Raise UserError if a value is not allowed."""
@@ -144,7 +143,6 @@ def request_of(
         prompt=prompt,
         data=data,
         skip_unreadable=skip_unreadable,
-        half_width=points(half_width),
         out=out,
         resources=Resources(device, workers, batch_size, engine=engine, address=address),
         command=shlex.join(["vlmbench", *sys.argv[1:]]),

@@ -3,10 +3,11 @@
 A cell is one model under one attack on one dataset at one radius.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from robustbench_vlm.cli.options import Json, takes_request
+from robustbench_vlm.cli.options import HalfWidth, Json, points, takes_request
 from robustbench_vlm.cli.render.output import Line, answer, duration
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import Columns, table, wrapped
@@ -21,7 +22,7 @@ _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "passes", "time", "memor
 
 
 @takes_request
-def plan(request: "Request", as_json: Json = False) -> None:
+def plan(request: "Request", half_width: HalfWidth = "", as_json: Json = False) -> None:
     """Estimate the cost of a run.
 
     Takes the options of `run` and measures the model's speed. Does not attack samples.
@@ -29,6 +30,7 @@ def plan(request: "Request", as_json: Json = False) -> None:
     from robustbench_vlm.engine.cost import estimate_cost
     from robustbench_vlm.engine.resolve import resolve
 
+    request = dataclasses.replace(request, half_width=points(half_width))
     with progress("read", quiet=as_json) as on_progress:
         planned = resolve(request, on_progress)
     estimate = estimate_cost(planned)
@@ -62,6 +64,7 @@ def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
         totals(plan, estimate),
         f"{estimate.passes_expected:,} forward and backward passes are expected, {estimate.passes_most:,} if every"
         " sample is robust",
+        *estimated_run(plan, estimate),
         f"about {_gibibytes(estimate.memory)} of memory in total; each process attacks {estimate.batch_size} samples"
         " at once",
     ]
@@ -99,7 +102,7 @@ def document(plan: "Plan", estimate: "Estimate") -> dict[str, object]:
         }
         for cell, cost in zip(plan.cells, costs.pop("cells"), strict=True)
     ]
-    return {
+    found = {
         "track": plan.track.name,
         "protocol": plan.protocol.label,
         "cells": cells,
@@ -107,6 +110,25 @@ def document(plan: "Plan", estimate: "Estimate") -> dict[str, object]:
         "samples_on_disk": on_disk(plan),
         "estimate": costs,
     }
+    if plan.request.half_width:
+        from robustbench_vlm.engine.estimated_cost import estimated_cost
+
+        found |= {"half_width": plan.request.half_width, "estimated_run": plain(estimated_cost(plan, estimate))}
+    return found
+
+
+def estimated_run(plan: "Plan", estimate: "Estimate") -> list[str]:
+    """Return a sentence with the expected cost of an estimated run. Without --half-width, return no sentence."""
+    if not plan.request.half_width:
+        return []
+    from robustbench_vlm.engine.estimated_cost import estimated_cost
+
+    cost = estimated_cost(plan, estimate)
+    saved = estimate.passes_expected / max(cost.passes, 1)
+    return [
+        f"with --half-width {plan.request.half_width * 100:g}: about {duration(cost.seconds)} and {cost.passes:,} passes,"
+        f" {saved:.1f} times fewer"
+    ]
 
 
 def settings(plan: "Plan") -> list[str]:

@@ -1,10 +1,11 @@
 """The command `vlmbench run`: measures clean and robust accuracy and prints the table."""
 
+import dataclasses
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from robustbench_vlm.cli.options import Json, takes_request
-from robustbench_vlm.cli.plan import settings, totals
+from robustbench_vlm.cli.options import HalfWidth, Json, points, takes_request
+from robustbench_vlm.cli.plan import estimated_run, settings, totals
 from robustbench_vlm.cli.render.output import Line, answer, duration, note
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
@@ -21,7 +22,7 @@ _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "clean", "robust", _FULL
 
 
 @takes_request
-def run(request: "Request", as_json: Json = False) -> None:
+def run(request: "Request", half_width: HalfWidth = "", as_json: Json = False) -> None:
     """Measure clean and robust accuracy.
 
     Results on disk are not computed again. If the command is stopped, run it again to continue.
@@ -31,6 +32,7 @@ def run(request: "Request", as_json: Json = False) -> None:
     from robustbench_vlm.engine.resolve import resolve
     from robustbench_vlm.engine.run import run_plan
 
+    request = dataclasses.replace(request, half_width=points(half_width))
     note("reading models and images", quiet=as_json)
     ENGINES.load(request.resources.engine).prepare(request.resources)
     with progress("read", quiet=as_json) as on_progress:
@@ -38,7 +40,8 @@ def run(request: "Request", as_json: Json = False) -> None:
     for sentence in settings(plan):
         note(sentence, quiet=as_json)
     estimate = estimate_cost(plan)
-    note(totals(plan, estimate), quiet=as_json)
+    for sentence in (totals(plan, estimate), *estimated_run(plan, estimate)):
+        note(sentence, quiet=as_json)
     with progress("samples", quiet=as_json) as on_progress:
         result = run_plan(plan, estimate, on_progress=on_progress)
     answer(result.to_json(), lambda width: lines(result, width), as_json=as_json)
