@@ -126,8 +126,8 @@ def estimated_run(plan: "Plan", estimate: "Estimate") -> list[str]:
     cost = estimated_cost(plan, estimate)
     saved = estimate.passes_expected / max(cost.passes, 1)
     return [
-        f"with --half-width {plan.request.half_width * 100:g}: about {duration(cost.seconds)} and {cost.passes:,} passes,"
-        f" {saved:.1f} times fewer"
+        f"with --half-width {plan.request.half_width * 100:g}: about {duration(cost.seconds)} and {cost.passes:,}"
+        f" passes, {saved:.1f} times fewer"
     ]
 
 
