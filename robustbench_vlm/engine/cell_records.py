@@ -70,7 +70,8 @@ def read_run(folder: Path) -> tuple[CellRecords, ...]:
     found = [records for path in manifests(folder) for records in _of_manifest(path)]
     if not found:
         raise UserError(
-            f"{folder} does not contain a finished run: give a folder runs/<track>/<model> that `vlmbench run` wrote"
+            f"{folder} does not contain a finished run: give a folder runs/<track>/<model> that `vlmbench run` wrote;"
+            " if the run was interrupted or estimated, finish it with the same command, without --half-width"
         )
     return tuple(found)
 

@@ -9,10 +9,12 @@ import pytest
 from robustbench_vlm.attacks.apgd import apgd_stage
 from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.attacks.square import square_stage
+from robustbench_vlm.cli.options import points
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine import estimate, estimated_run, resolve
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import read_run
+from robustbench_vlm.engine.estimated_cost import drawn_share
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.results import RunResult
@@ -122,3 +124,46 @@ def test_each_start_of_the_order_has_the_earliest_survivors(make_cell: Callable[
     # A cell with fewer samples has larger weights per sample, so its survivors are drawn earlier.
     weighted = estimate.chunks(cells, [40, 4000], 40)
     assert sum(each.stop - each.start for each in weighted[0] if each.cell == 0) >= 37
+
+
+def test_an_estimate_takes_the_rate_of_all_draws_and_stays_inside_its_interval() -> None:
+    cells = [
+        estimate.CellDraws(samples=200, correct=180, survivors=100, drawn=8, broken=1),
+        estimate.CellDraws(samples=200, correct=190, survivors=120, drawn=12, broken=0),
+        estimate.CellDraws(samples=200, correct=150, survivors=0, drawn=0, broken=0, robust=90),
+    ]
+    rates = estimate.broken_rates(cells)
+    assert rates == {200: 1 / 20}
+    whole = estimate.estimate_mean(cells)
+    assert whole.value == pytest.approx(((100 + 120) * 0.95 + 90) / 600)
+    assert whole.full_attack[0] <= whole.value <= whole.full_attack[1]
+    assert whole.new_samples[0] < whole.full_attack[0] and whole.full_attack[1] < whole.new_samples[1]
+    # The complete cell has no error of the draws, and the other cells are estimated with the common rate.
+    single = [estimate.estimate_mean([cell], rates) for cell in cells]
+    assert single[2].half_width == 0 and single[2].value == 90 / 200
+    assert sum(each.value for each in single) / 3 == pytest.approx(whole.value)
+
+
+def test_a_dataset_with_fewer_samples_is_a_stratum_of_its_own() -> None:
+    cells = [
+        estimate.CellDraws(samples=200, correct=180, survivors=100, drawn=40, broken=2),
+        estimate.CellDraws(samples=50, correct=40, survivors=30, drawn=30, broken=3),
+    ]
+    assert estimate.broken_rates(cells) == {200: 1 / 20, 50: 1 / 10}
+    found = estimate.estimate_mean(cells)
+    # The second dataset is known exactly, and the first one has a weight of one half. A second stratum has a price.
+    alone = estimate.estimate_mean(cells[:1]).half_width / 2
+    assert alone <= found.half_width <= 1.5 * alone
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "50", "one", "nan", "inf"])
+def test_a_half_width_that_cannot_be_used_is_refused(text: str) -> None:
+    with pytest.raises(UserError, match="percentage points above 0 and below 50"):
+        points(text)
+
+
+def test_a_plan_states_the_cost_of_an_estimated_run() -> None:
+    one, many = drawn_share([200] * 13, 0.01), drawn_share([1000] * 15, 0.01)
+    # Larger datasets need hardly more draws, so their share is much smaller.
+    assert 0.05 < one < 0.5 and many < one / 2
+    assert drawn_share([200] * 13, 0.005) > one
