@@ -139,12 +139,15 @@ class RunResult:
 
         `clean` and `robust` are accuracies in [0, 1] on `n` samples. `clean_low`, `clean_high`, `robust_low` and
         `robust_high` are the ends of their 95 % Wilson intervals. `warnings` has the codes of the warnings, separated
-        by spaces. `eps` is a text such as "8/255".
+        by spaces. `eps` is a text such as "8/255". If a run is estimated, the column `estimated` is True for its rows.
         """
         import pandas
 
         rows = [row for table in self.tables for row in table.rows()]
-        return pandas.DataFrame(rows, columns=list(_COLUMNS))
+        frame = pandas.DataFrame(rows, columns=list(_COLUMNS))
+        if any(table.estimate for table in self.tables):
+            frame["estimated"] = [table.estimate is not None for table in self.tables for _ in table.scores]
+        return frame
 
     def samples(self) -> "DataFrame":
         """Read the records on disk and return a table with one row per sample and the fields of `SampleResult`.

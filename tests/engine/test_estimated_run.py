@@ -101,6 +101,7 @@ def test_other_views_do_not_show_an_estimated_run(evaluate: Callable[..., RunRes
     with pytest.raises(UserError, match="does not contain a finished run"):
         read_run(result.tables[0].folder)
     assert not list((tmp_path / "views").rglob("scores.csv"))
+    assert result.to_pandas()["estimated"].all()
     json = result.to_json()
     assert json["estimate"]["drawn"] < json["estimate"]["survivors"]
 
