@@ -20,6 +20,7 @@ from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.compute import compute_missing, missing_samples, passes_of
 from robustbench_vlm.engine.estimate import CellDraws, Draws, chunks, estimate_mean, second_cell
 from robustbench_vlm.engine.resolve import Plan
+from robustbench_vlm.engine.score_tables import is_unseen
 from robustbench_vlm.engine.second_phase import joined, run_second_phase
 from robustbench_vlm.engine.shard import ShardGroup
 from robustbench_vlm.engine.store import (
@@ -30,7 +31,6 @@ from robustbench_vlm.engine.store import (
     read_finished,
     write_shard,
 )
-from robustbench_vlm.engine.tables import is_unseen
 
 _ANY = Finished((), ())
 

@@ -9,7 +9,7 @@ from robustbench_vlm.engine.estimate import CellDraws, Interval, broken_rates, e
 from robustbench_vlm.engine.estimated_run import EstimatedCell, groups
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.results import Mean, ScoreTable, TableEstimate, score
-from robustbench_vlm.engine.tables import is_unseen, tables_of
+from robustbench_vlm.engine.score_tables import is_unseen, tables_of
 
 
 def estimated_tables(plan: Plan, cells: Sequence[EstimatedCell], seconds: float) -> tuple[ScoreTable, ...]:

@@ -15,6 +15,7 @@ from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.results import Mean, RunResult, ScoreTable
 from robustbench_vlm.engine.run_folders import RunFolders, scores_of
+from robustbench_vlm.engine.score_tables import tables_of
 from robustbench_vlm.engine.store import (
     Finished,
     cell_folder,
@@ -23,7 +24,6 @@ from robustbench_vlm.engine.store import (
     read_finished,
     run_folder,
 )
-from robustbench_vlm.engine.tables import tables_of
 
 __all__ = ["Mean", "RunResult", "ScoreTable", "run", "run_plan"]
 
