@@ -1,4 +1,7 @@
-"""Registry of execution engines. An engine runs jobs in local processes or on a cluster. All give equal records."""
+"""Registry of execution engines. An engine runs jobs in local processes or on a cluster.
+
+All engines give equal records.
+"""
 
 import dataclasses
 import traceback
@@ -43,10 +46,11 @@ class Engine:
     """An execution engine. It consists of three functions."""
 
     prepare: Callable[["Resources"], None]
-    """Start slow preparations, such as a connection to a cluster, before the request is resolved. Raises UserError if
-    the engine cannot be used."""
+    """A function that starts slow preparations before the request is resolved, such as a connection to a cluster. It
+    raises UserError if the engine cannot be used."""
     count_workers: Callable[["Resources"], int]
-    """Return the default number of workers (for `workers=0`). The argument's `device` must not be empty."""
+    """A function that returns the default number of workers (for `workers=0`). The `device` of its argument must not be
+    empty."""
     run_jobs: RunJobs
 
 

@@ -110,8 +110,8 @@ class Shard:
     start: int
     stop: int
     fingerprint: str
-    """Fingerprint of the cell in the plan. The worker also computes the fingerprint and raises UserError if it is
-    different.
+    """Fingerprint of the cell in the plan. The worker computes the fingerprint too, and raises UserError if the two
+    differ.
     """
 
     def __len__(self) -> int:

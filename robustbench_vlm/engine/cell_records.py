@@ -1,8 +1,8 @@
 """Read the records of cells from a run folder or a leaderboard entry, and check them.
 
-Each cell has records, an identity (the values that determine its accuracy) and a score. The check computes the
-fingerprint again from the identity and the records. Records of other weights, images, prompts, attacks or eps have a
-different fingerprint and are rejected.
+Each cell (one model, attack, dataset and radius) has records, an identity (the values that determine its accuracy) and
+a score. The check computes the fingerprint again from the identity and the records. Records of other weights, images,
+prompts, attacks or eps have a different fingerprint and are rejected.
 """
 
 import dataclasses
@@ -82,7 +82,7 @@ def manifests(folder: Path) -> list[Path]:
 
 
 def sound_cells(folder: Path, leave_out: Collection[str]) -> tuple[dict[str, ManifestCell], tuple[str, ...]]:
-    """Return the valid cells of the manifest in a run folder, and notes. The keys are the names of the cell folders.
+    """Return the valid cells of the manifest in a run folder by the names of their folders. Also return notes.
 
     A cell with a score is valid if its records match the score. A cell without a score is valid if its folder exists. A
     note is a sentence about a cell that is not valid, or about a damaged manifest. If the manifest is damaged, no cells

@@ -112,8 +112,8 @@ def estimate_cost(plan: Plan) -> Estimate:
 def attack_passes(attack: Attack, num_classes: int, classifier: Classifier) -> tuple[int, int]:
     """Return the numbers of forward and backward passes of an attack on one robust sample.
 
-    They include the passes of all stages and of the gradient and output checks. They also include the verdicts: one for
-    the clean image and one after each stage.
+    They include the passes of all stages and of the gradient and output checks. They also include one pass for the
+    verdict on the clean image and one for the verdict after each stage.
     """
     verdict = classifier.cost(gradient=False)
     spent = [sanity_cost(classifier), verdict]
@@ -127,7 +127,7 @@ def attack_passes(attack: Attack, num_classes: int, classifier: Classifier) -> t
 
 
 def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
-    """Measure the speed of a classifier on images, float32 [B, 3, H, W]. The fastest of several passes counts."""
+    """Measure the speed of a classifier on images, float32 [B, 3, H, W]. The time of the fastest pass is used."""
 
     def gradient() -> None:
         leaf = images.clone().requires_grad_()
@@ -190,7 +190,7 @@ def _cost(cell: Cell, speed: Speed, classifier: Classifier, resources: Resources
 def _fastest(work: Callable[[], None]) -> float:
     """Run `work` several times and return the shortest time in seconds.
 
-    A first call takes longer, and so does a call on a busy machine.
+    The shortest time is used, because the first call and calls on a busy machine take longer.
     """
     seconds: list[float] = []
     while len(seconds) < _LEAST_TIMES or (sum(seconds) < _TIMING_SECONDS and len(seconds) < _MOST_TIMES):

@@ -126,7 +126,7 @@ def _check_sockets(folder: str) -> None:
 def _ignored_interrupts() -> Iterator[None]:
     """Return a context manager. Processes that are started in its body ignore Ctrl-C.
 
-    Without it, such a process prints a traceback if Ctrl-C is pressed during its imports.
+    Without this context manager, a process prints a traceback if Ctrl-C is pressed during its imports.
     """
     if threading.current_thread() is not threading.main_thread():
         # Python sets signal handlers only in the main thread.
@@ -204,8 +204,8 @@ def _start(function: Callable[[Job], Any], number: int, workers: int) -> _Worker
 def _without_program(function: Callable[[Any], Any]) -> Iterator[None]:
     """Return a context manager that hides the main script from processes that are started in its body.
 
-    Without it, such a process would run the main script again. Models and attacks are in packages, so workers need the
-    main script only if `function` is defined in it.
+    Without this context manager, such a process would run the main script again. Models and attacks are in packages, so
+    workers need the main script only if `function` is defined in it.
     """
     program = sys.modules["__main__"]
     if getattr(function, "func", function).__module__ != program.__name__:

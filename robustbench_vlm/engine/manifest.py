@@ -99,7 +99,7 @@ class Provenance:
 
 @dataclass(frozen=True)
 class ManifestRow:
-    """A cell for a manifest, with the name of its folder. If the cell is complete, it also has a score."""
+    """A cell to write to a manifest: the name of its folder and, if the cell is complete, its score."""
 
     cell: Cell
     folder: str

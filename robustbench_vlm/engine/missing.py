@@ -43,7 +43,7 @@ def dataset_names(request: Request) -> list[str]:
 def check_before_import(request: Request) -> None:
     """Raise the error of `check_files` if a dataset has no folder, or weights are missing and their host is down.
 
-    The files in the folders are not read, so this takes less than a second on a machine with all files.
+    The files in the folders are not read. Therefore the check takes less than a second on a machine with all files.
     """
     root = data_root(request.data)
     loaded = [DATASETS.load(name) for name in dataset_names(request)]
@@ -59,8 +59,8 @@ def _missing_weights(request: Request) -> list[MissingWeights]:
 def check_files(request: Request) -> None:
     """Raise UserError if a dataset is missing, or weights are missing and their host cannot be reached.
 
-    The message lists all missing datasets and weights, with one command for each kind. If only weights are missing,
-    one connection to each of their hosts is tried.
+    The message lists all missing datasets and weights, with one command for the datasets and one for the weights. If
+    only weights are missing, one connection to each of their hosts is tried.
     """
     find_images.cache_clear()
     datasets: list[Dataset] = [DATASETS.load(name) for name in dataset_names(request)]
@@ -75,14 +75,17 @@ def check_files(request: Request) -> None:
 def check_hosts(track: str, weights: Sequence[MissingWeights]) -> None:
     """Raise UserError if the host of missing weights cannot be reached. The message lists all missing weights."""
     down = Hosts().unreachable(map(_address, weights))
-    # Only the look-up of open_clip's weights in the cache imports torch, so they are the last ones.
+    # The cache look-up for open_clip's weights is the only one that imports torch, so it comes last.
     ordered = sorted(weights, key=lambda each: each.pretrained)
     if down and any(host_of(_address(each)) in down and not _is_in_hub_cache(each) for each in ordered):
         raise UserError(f"{_weights_text(track, weights)}\nThis needs a network: {unreachable_text(down)}")
 
 
 def _address(weights: MissingWeights) -> str:
-    """Return an address on the host of a file. Weights that only a person can download have the address of the page."""
+    """Return an address on the host of a weights file.
+
+    For weights that need a manual download, return the address of their web page.
+    """
     return endpoint() if weights.pretrained or weights.url.startswith("hf:") else weights.url or weights.page
 
 

@@ -1,4 +1,4 @@
-"""Cache of loaded models and their classifiers. Each process has one cache. Models may have a test-time defense."""
+"""Cache of loaded models, with or without test-time defense, and their classifiers. Each process has one cache."""
 
 import functools
 import gc
@@ -22,7 +22,7 @@ AnyClassifier = ZeroShotClassifier | DefendedClassifier
 
 @functools.lru_cache(maxsize=1)
 def loaded_model(reference: str, track: str, device: str) -> AnyModel:
-    """Load a model onto a device. If the reference has a test-time defense, the model has it too.
+    """Load a model onto a device. If the reference names a test-time defense, the returned model has this defense.
 
     The cache keeps only one model. Before another model is loaded, the cached model and its classifiers are released.
     """

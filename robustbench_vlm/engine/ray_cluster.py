@@ -1,6 +1,6 @@
-"""Ray engine: run jobs as tasks of a ray cluster of one or more machines.
+"""Ray engine: run jobs on a ray cluster of one or more machines. Each job is a ray task.
 
-The driver is the process that started the run. It receives and writes all records. If the process or machine of a task
+The driver is the process that started the run. It receives and writes all records. If a task's process or machine
 fails, ray runs the task again in another process. All machines need one version of this package. The model cards, data
 and weights must have equal paths on all machines.
 """
@@ -24,17 +24,17 @@ from robustbench_vlm.engine.resources import Resources, cores
 _RETRIES = 5
 """Largest number of retries of a task after its process or machine failed."""
 _LOOK_SECONDS = 10.0
-"""If no task finishes during this number of seconds, the state of the cluster is checked."""
+"""Seconds to wait for a task to finish. After this time, the state of the cluster is checked."""
 _CONNECT_SECONDS, _ANSWER_SECONDS = 5.0, 30.0
 """Seconds to wait for a connection to the cluster, and seconds to wait for an answer from it."""
 _STORE_BYTES = 2**27
-"""Bytes of shared memory for ray on this machine. The records of a group take a few hundred kilobytes."""
+"""Bytes of shared memory for ray on this machine. The records of one task take only a few hundred kilobytes."""
 _QUIET = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_DEDUP_LOGS_SKIP_REGEX": ".*"}
 """Environment variables that ray reads when it is imported. They turn off usage reports and the output of other
 machines.
 """
 _COUNTED = {"cpu": "CPU", "cuda": "GPU"}
-"""Name of the ray resource for each device. The amount of the resource is the number of workers."""
+"""Name of ray's resource for each device. The amount of the resource in a machine is the number of its workers."""
 
 
 def run_jobs(

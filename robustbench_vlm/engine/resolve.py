@@ -128,7 +128,9 @@ def _protocol(request: Request) -> Protocol:
 
 
 def _norm(request: Request, track: Track, protocol: Protocol) -> str:
-    """Return the norm of a request. Raises UserError if neither the request nor its protocol or track has an eps in it.
+    """Return the norm of a request.
+
+    Raises UserError if neither the request nor its protocol or track has an eps in this norm.
 
     Also raises UserError if an eps is not for pixels in [0, 1].
     """
@@ -192,8 +194,8 @@ def _choices(
 ) -> dict[int, list[tuple[Dataset, Samples]]]:
     """Return the datasets and their samples for each input size in `sizes`, in pixels, with the protocol's prompts.
 
-    A user's images depend on the input size of the model. Published datasets depend on it if the protocol's resolution
-    is "native".
+    The size of a user's images depends on the input size of the model. So does the size of published datasets if the
+    protocol's resolution is "native".
     """
 
     def adapted(size: int) -> list[Dataset]:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 CPU_BATCH_SIZE = 64
 """Default batch size on a CPU. Larger batches are not faster."""
 MAX_BATCH_SIZE = 256
-"""Largest default batch size on a GPU. Larger batches are not faster."""
+"""Upper limit of the default batch size on a GPU. Larger batches are not faster."""
 MEMORY_SHARE = 0.7
 """Share of the free GPU memory that the default batch size may use. The rest is a reserve, because the measurement does
 not cover all uses of memory."""
@@ -32,8 +32,7 @@ class Resources:
     """The device, processes and batch size that a run may use. They do not affect the results."""
 
     device: str = ""
-    """Name of the device, "cpu" or "cuda". If it is empty, the device is "cuda" if this machine has a GPU, and "cpu" if
-    not.
+    """Name of the device, "cpu" or "cuda". "" means "cuda" on a machine with a GPU, and "cpu" on any other machine.
     """
     workers: int = 0
     """Number of worker processes. 0 means one process per GPU of all machines. With the device "cpu", 0 means one
@@ -84,8 +83,8 @@ def threads_of_a_worker(workers: int) -> Iterator[None]:
 def sample_memory(classifier: "nn.Module", images: "Tensor") -> int:
     """Return the memory in bytes that one sample needs under attack, for activations and for tensors of the attack.
 
-    The parameters and buffers of the classifier do not count. Runs one forward and one backward pass of `classifier` on
-    `images`, float32 [B, 3, H, W].
+    The result does not include the parameters and buffers of the classifier. The function runs one forward and one
+    backward pass of `classifier` on `images`, float32 [B, 3, H, W].
     """
     import torch
 

@@ -82,8 +82,8 @@ class ScoreTable:
     missing.
     """
     seconds: float
-    """Wall time of the run, divided among the tables in proportion to their passes. It is 0 if all records existed
-    before.
+    """Seconds of the run's wall time that are assigned to this table, in proportion to the passes for the table. It is
+    0 if all records existed before.
     """
     passes: int
     """Number of forward and backward passes for the records of this table, including records from earlier runs."""

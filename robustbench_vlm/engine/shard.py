@@ -29,10 +29,10 @@ from robustbench_vlm.models.classifier import ZeroShotClassifier
 from robustbench_vlm.models.precision import PRECISIONS, arithmetic
 
 MEASURED_SAMPLES = 32
-"""Number of samples that are used to measure the memory and speed of a model."""
+"""Number of samples with which the memory and speed of a model are measured."""
 _SHARDS = 2
-"""Number of shards or batches in a group. If half of the samples are broken early, the other samples still fill a
-batch.
+"""Size of a group of shards, as a multiple of the shard size or the batch size, whichever is larger. If half of the
+samples are broken early, the other half still fills a batch.
 """
 
 _fitting: dict[tuple[str, str], int] = {}
@@ -40,7 +40,7 @@ _fitting: dict[tuple[str, str], int] = {}
 of memory.
 """
 _ROUNDINGS = 8
-"""Tolerance of the output checks, as a multiple of the rounding error of the lowest precision that is used."""
+"""Tolerance of the output checks, as a multiple of the rounding error of the lowest precision in use."""
 
 
 @dataclass(frozen=True)
@@ -132,12 +132,15 @@ def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> lis
 
 
 def _batch_size(classifier: AnyClassifier, resources: Resources) -> int:
-    """Return the batch size. It is smaller if a test-time defense classifies several images for each sample."""
+    """Return the batch size in samples.
+
+    It is smaller if a test-time defense classifies several images for each sample.
+    """
     return max(1, resources.batch_size // classifier.images_per_sample)
 
 
 def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> Classifier:
-    """Return one classifier for all batches. The logits of a sample are for the classes of its dataset."""
+    """Return one classifier for all batches. The logits of each sample are for the classes of the sample's dataset."""
     if all(classifier is classifiers[0] for classifier in classifiers):
         return classifiers[0].of_samples(torch.cat([batch.keys for batch in batches]))
     plain = [classifier.plain for classifier in classifiers]
@@ -233,7 +236,7 @@ def _records(
 
 @dataclass(frozen=True)
 class ShardGroup:
-    """The job of a worker: shards of cells with one model, attack and eps. Only their datasets may differ.
+    """The job of a worker: shards of one or several cells. The cells may differ only in their datasets.
 
     The shards of small cells are attacked together, so that batches are full.
     """
@@ -275,8 +278,8 @@ def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resource
     An incomplete group is therefore computed again as a whole. Its records are then equal to the records of a run
     without interruption.
 
-    If the records of a sample are in a shard with other boundaries, for example because of another shard size, the
-    sample is not computed again.
+    A sample is not computed again if a shard with other boundaries has its records. Such shards exist after a change of
+    the shard size.
     """
     groups = []
     for group in packed_groups([*_all_shards(cells, resources)], cells, resources):
@@ -290,7 +293,7 @@ def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resource
 def packed_groups(shards: Sequence[Shard], cells: Sequence[Cell], resources: Resources) -> Iterator[ShardGroup]:
     """Distribute shards over groups.
 
-    Some attacks do not support several datasets at once. For these, each group has one shard.
+    Some attacks do not support several datasets at once. For such an attack, each group has one shard.
     """
     alike: dict[int | tuple[str, str, Threat], list[Shard]] = {}
     for shard in shards:

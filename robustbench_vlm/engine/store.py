@@ -1,4 +1,7 @@
-"""Run-folder storage: write, resume, read and merge per-sample records. A cell is a folder, a shard is a file."""
+"""Run-folder storage: write, resume, read and merge per-sample records.
+
+Each cell (one model, attack, dataset and eps) has a folder. Each shard (consecutive samples of a cell) has a file.
+"""
 
 import contextlib
 import hashlib
@@ -29,7 +32,7 @@ _LOCK = ".lock"
 
 @dataclass(frozen=True)
 class Piece:
-    """The records in one shard file. They are for the samples `start` to `stop` (exclusive) of a cell."""
+    """The records in one shard file: those of the samples `start` to `stop` (exclusive) of a cell."""
 
     start: int
     stop: int
@@ -38,7 +41,7 @@ class Piece:
 
 @dataclass(frozen=True)
 class Finished:
-    """The files of records of a cell: the contents of the valid files, and the reason for each rejected file."""
+    """The record files of a cell: the contents of each valid file, and the reason for rejecting each other file."""
 
     pieces: tuple[Piece, ...]
     rejected: tuple[tuple[Path, str], ...]

@@ -23,8 +23,8 @@ class BoardRow:
     """
     clean_rank: int
     rank_difference: int
-    """Rank by clean accuracy minus rank by robust accuracy, both without ties. It is positive if the model's rank is
-    better by robust accuracy than by clean accuracy."""
+    """Rank by clean accuracy minus rank by robust accuracy. Both ranks are without ties. The difference is positive if
+    the model ranks better by robust accuracy than by clean accuracy."""
     status: str
     defense: str
     fidelity: str
@@ -52,7 +52,7 @@ class BoardRow:
     counterexamples: int
     history: tuple[Mapping[str, Any], ...]
     records: Mapping[str, str]
-    """The file of the model's per-sample records, with the keys "file", "sha256" and "url"."""
+    """Path, digest and URL of the model's per-sample records. The keys are "file", "sha256" and "url"."""
     command: str
     """The shell command that repeats the measurement."""
 
@@ -89,7 +89,7 @@ class Board:
     track: str
     description: str
     protocol: Mapping[str, Any]
-    """The protocol of all measured numbers, with the keys "label" and "identity"."""
+    """The protocol of all measured numbers, as a mapping with the keys "label" and "identity"."""
     attack: str
     norm: str
     eps: str
@@ -98,8 +98,8 @@ class Board:
     """Datasets that models were trained on. They are left out of the zero-shot mean."""
     rows: tuple[BoardRow, ...]
     absent: Mapping[str, str]
-    """Error messages for entries whose records cannot be downloaded. The keys are model names. The board does not have
-    rows for these entries."""
+    """Error messages for entries without a row, because their records cannot be downloaded. The keys are model
+    names."""
     reported: tuple[ReportedNumber, ...]
 
     def to_pandas(self) -> "DataFrame":

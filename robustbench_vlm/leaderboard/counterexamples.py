@@ -27,7 +27,8 @@ the same perturbation.
 def images_path(folder: Path, source: str) -> Path | None:
     """Return the path of a counterexample's image file below `folder`, the folder of the entries.
 
-    Returns None if the source of the counterexample is a command. Images that a command found are not stored.
+    Returns None if the source of the counterexample is a command instead of a file. Images that a command found are not
+    stored.
     """
     is_digest = len(source) == 64 and set(source) <= set("0123456789abcdef")
     return folder / "counterexamples" / f"{source}.safetensors" if is_digest else None
@@ -47,7 +48,7 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
     """Yield each counterexample that has an image file below `folder`, together with its image.
 
     Images are float32 [3, H, W] in [0, 1]. Raises Unsound if the content of a file does not match the digest in its
-    name. Also raises it if a file does not contain the image of its counterexample.
+    name, or if a file does not contain the image of its counterexample.
     """
     for source in dict.fromkeys(example.source for example in examples):
         path = images_path(folder, source)
@@ -75,8 +76,8 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
 def exceed_tolerance(examples: Sequence[Counterexample], evidence: Sequence[CellRecords]) -> bool:
     """Return whether an entry has more counterexamples than the tolerance allows for its number of robust samples.
 
-    The robust samples are counted for each dataset. If a dataset has several attacks and radii, the largest count is
-    used.
+    The number of robust samples is a sum over datasets. For a dataset with several attacks and radii, the largest
+    number is used.
     """
     if not examples:
         return False

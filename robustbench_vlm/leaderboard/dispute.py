@@ -124,10 +124,10 @@ class _ImageJudge:
     device: str
 
     def __call__(self, dataset: str, sample: str, image: Tensor) -> tuple[str, Counterexample | None]:
-        """Return the outcome of an image, float32 [3, H, W] in [0, 1].
+        """Return the outcome of an image (one of `OUTCOMES`). The image is float32 [3, H, W] in [0, 1].
 
-        If the image breaks a sample, also return the counterexample. `Counterexample.source` is still "". `dispute`
-        sets it later to the digest of the image file.
+        If the image breaks a sample, also return the counterexample. The field `source` of the counterexample is ""
+        until `dispute` sets it to the digest of the image file.
         """
         own = [n for n, each in enumerate(self.evidence) if each.score.dataset == dataset]
         positions = {result.sample_id: at for n in own[:1] for at, result in enumerate(self.evidence[n].results)}

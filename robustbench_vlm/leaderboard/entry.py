@@ -102,7 +102,7 @@ class EntryScore:
 
 @dataclass(frozen=True)
 class EntryCell:
-    """The scores for one attack, dataset and radius. Two digests identify the per-sample records."""
+    """The scores for one attack, dataset and radius, with two digests: `fingerprint` and `content`."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
     attack: Name
@@ -110,12 +110,12 @@ class EntryCell:
     threat: EntryThreat
     fingerprint: Digest
     content: Digest
-    """sha256 digest of the per-sample records. The records are first written as JSON in a standard form."""
+    """sha256 digest of the per-sample records, computed from their JSON text in a standard form."""
     score: EntryScore
 
     @property
     def condition(self) -> Condition:
-        """The attack, dataset, norm and eps. An entry has at most one `EntryCell` for each combination."""
+        """The attack, dataset, norm and eps. No two cells of an entry have the same combination of these."""
         return self.attack, self.dataset, self.threat.norm, Fraction(self.threat.eps)
 
 
@@ -209,7 +209,7 @@ class Entry:
     cells: Annotated[tuple[EntryCell, ...], Field(min_length=1)]
     records: RecordsFile
     environment: tuple[JsonObject, ...]
-    """One object for each attack. It has the software versions, the machine and the git commit."""
+    """The software versions, the machine and the git commit of the run, one object for each attack."""
     status: Status
     history: Annotated[tuple[Event, ...], Field(min_length=1)]
     counterexamples: tuple[Counterexample, ...]
@@ -223,7 +223,7 @@ class Entry:
     def continues(self, earlier: "Entry") -> bool:
         """Return whether `earlier` has the same weights and protocol as this entry.
 
-        If so, the records of `earlier` are still valid.
+        If so, the records of `earlier` are also valid for this entry.
         """
         return (self.weights, self.protocol) == (earlier.weights, earlier.protocol)
 

@@ -26,9 +26,9 @@ from robustbench_vlm.leaderboard.entry import (
 )
 
 _SCORE_OF = ("model", "attack", "dataset")
-"""Fields that `Score` has and `EntryScore` does not have. The entry or its cell already has them."""
+"""Fields of `Score` that `EntryScore` leaves out, because the entry or its cell already has them."""
 _CELL = "cell"
-"""Name of the column with the index of the cell of each record. A cell is one attack on one dataset at one radius."""
+"""Name of the column of cell indices in a records file. A cell is one attack on one dataset at one radius."""
 
 
 def make_entry(
@@ -78,8 +78,8 @@ def read_entry_records(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     """Read and check the records of an entry in `folder`.
 
     If the records file is not next to the entry, it is downloaded from its URL. Raises Unreachable if the download
-    fails, and UserError if the URL is missing. Raises Unsound if the digest of the file differs from the entry, or if
-    the scores of its records differ from the entry.
+    fails, and UserError if the URL is missing. Raises Unsound if the digest of the file or the scores of its records
+    are not those in the entry.
     """
     path = records_path(entry.records, folder, entry.model)
     if sha256_of(path) != entry.records.sha256:
@@ -96,7 +96,7 @@ def read_entry_records(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
 
 
 def records_path(records: RecordsFile, folder: Path, model: str) -> Path:
-    """Return the path of the records file. If the file is not next to the entry, it is downloaded into the cache."""
+    """Return the path of an entry's records file. A file that is not next to the entry is downloaded into the cache."""
     path = inside(folder, records.file)
     if path.is_file():
         return path
@@ -143,7 +143,7 @@ def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
 
     Returns the records of each cell (one attack, dataset and radius). The keys are the indices of the cells in the
     entry. The file must have `count` rows. Its columns must be the fields of `SampleResult` and the index of the cell.
-    Raises Unsound if the file is different.
+    Raises Unsound for any other file.
     """
     import pyarrow
     from pyarrow import parquet
@@ -151,7 +151,7 @@ def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
     rows: dict[int, list[SampleResult]] = {}
     try:
         # Check the number of rows before the data are decompressed, because a small compressed file may contain
-        # millions of rows. pyarrow gets an open file instead of a path, because in a path it expands "~" and reads
+        # millions of rows. pyarrow gets an open file instead of a path, because pyarrow expands "~" in a path and reads
         # "s3:x" as an address.
         with path.open("rb") as stream:
             file = parquet.ParquetFile(stream)

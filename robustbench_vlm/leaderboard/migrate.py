@@ -27,8 +27,8 @@ _ALGORITHMS = {
     "robustbench_vlm.attacks.official:official": "pyautoattack",
     "robustbench_vlm.attacks.library:torchattacks_stage": "torchattacks",
 }
-"""Current name of each algorithm. The keys are import paths in version 0.1. After the migration, each algorithm has the
-version 1.
+"""Current name of each algorithm. The keys are the import paths of version 0.1. After the migration, the version of
+each algorithm is 1.
 """
 _PARAMETERS = {
     "fab": {"overshoot": "eta", "backward": "beta", "pull": "alpha_max"},

@@ -31,7 +31,7 @@ from robustbench_vlm.tracks import TRACKS, Track
 
 @dataclass(frozen=True)
 class KnownVerdicts:
-    """Verdicts for the samples of one dataset at one radius. They include all recorded attacks and counterexamples.
+    """Verdicts for the samples of one dataset at one radius, after all recorded attacks and counterexamples.
 
     All fields have one item for each sample, in the order of the records.
     """
@@ -85,7 +85,7 @@ def mean_accuracy(strata: Sequence[Sequence[bool]]) -> Accuracy:
 
 
 def mean_without(verdicts: Mapping[str, Sequence[bool]], seen: Sequence[str]) -> Accuracy:
-    """Return the mean accuracy over the datasets that are not in `seen`.
+    """Return the mean accuracy over the datasets that are not in `seen`, the datasets for training.
 
     If all datasets are in `seen`, return the mean over all of them.
     """
@@ -107,8 +107,8 @@ class CheckedEntry:
 def read_entries(folder: Path, track: Track) -> tuple[list[CheckedEntry], dict[str, str]]:
     """Read and check all entries in a track's folder.
 
-    Entries whose records cannot be downloaded are left out. The second return value has their error messages. Its keys
-    are model names. Raises UserError if an entry is invalid. The message names the first invalid entry.
+    Entries whose records cannot be downloaded are left out. The second return value maps the model names of these
+    entries to error messages. Raises UserError if an entry is invalid. The message names the first invalid entry.
     """
     found, absent = [], {}
     for path in entry_paths(folder):

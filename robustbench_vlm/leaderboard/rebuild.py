@@ -69,7 +69,7 @@ def rebuild(
 
 
 def reference_of(entry: Entry) -> str:
-    """Return the reference that loads an entry's model.
+    """Return the model reference (a name or a path) that loads an entry's model.
 
     If the track or a plugin defines a model with the entry's model name, the reference is this name. If not, the
     entry's card is written to a file in the cache, and the reference is the path of this file. Raises UserError if the
@@ -94,7 +94,7 @@ def reference_of(entry: Entry) -> str:
 def scores_with_warnings(cells: Sequence[Cell], evidence: Sequence[CellRecords]) -> list[Score]:
     """Return the score of each item of `evidence` with all its warnings.
 
-    This includes warnings that depend on the scores of several attacks or radii.
+    The warnings include those that depend on the scores of several attacks or radii.
     """
     scores = [score(cell, each.results) for cell, each in zip(cells, evidence, strict=True)]
     return with_comparisons(cells, scores)

@@ -27,9 +27,9 @@ def read_sources(
 
     A reference is an entry file, a run folder, or a name. A name is looked up in the entries of the package first. If
     no entry has this name and `runs` is given, the run folder `runs`/<track>/<name> is read. If a run contains the
-    `attack`, only the records of this attack are read. If several models have the same name, the reference is appended
-    to each name. Raises UserError for a reference that is unknown or repeated, and for records of another track. For an
-    unknown reference, the message lists similar names.
+    `attack`, only the records of this attack are read. If several models have the same name, each of these names is
+    followed by its reference. Raises UserError for a reference that is unknown or repeated, and for records of another
+    track. For an unknown reference, the message lists similar names.
     """
     TRACKS.load(track)
     if repeated := [reference for reference, count in Counter(references).items() if count > 1]:

@@ -63,8 +63,8 @@ def make_submission(
     """Make an entry from a run folder, runs/<track>/<model>.
 
     The entry has the records of the protocol that the board requires. If the board already has an entry of the model,
-    its history is kept. If weights and protocol have not changed, earlier records that the run does not replace are
-    kept too, so that submitters cannot raise the accuracy by leaving out attacks or datasets.
+    the history of that entry is kept. If weights and protocol have not changed, earlier records are kept too, unless
+    the run replaces them. Submitters therefore cannot raise the accuracy by leaving out attacks or datasets.
 
     Args:
         run: The run folder.

@@ -10,8 +10,8 @@ from robustbench_vlm.leaderboard.entry import Counterexample
 TOLERANCE = 0.005
 """Share of verdicts that may differ on other hardware, because hardware types round differently.
 
-The share is larger than needed on purpose. On one CPU, records are bitwise equal for all batch sizes, shard sizes and
-orders of samples.
+The limit is generous on purpose. Without a change of hardware, no verdict differs: on one CPU, records are bitwise
+equal for all batch sizes, shard sizes and orders of samples.
 """
 SIGNIFICANCE = 0.01
 """Significance level of the test that checks whether the number of differing verdicts exceeds `TOLERANCE`."""
@@ -33,7 +33,7 @@ def exceeds_tolerance(wrong: int, n: int) -> bool:
 
 
 def upper_bound(wrong: int, n: int) -> float:
-    """Return an upper limit for the share of wrong verdicts, given that `wrong` of `n` drawn verdicts are wrong.
+    """Return an upper limit for the share of wrong verdicts if `wrong` of `n` randomly chosen verdicts are wrong.
 
     The limit holds with 95 % confidence. It is one-sided and exact for a binomial distribution (Clopper and Pearson
     1934).
@@ -52,9 +52,9 @@ class Disagreement:
     eps: str
     sample_id: str
     stored: str
-    """`broken_by` of the stored record."""
+    """The field `broken_by` of the stored record."""
     found: str
-    """`broken_by` of the recomputed record."""
+    """The field `broken_by` of the recomputed record."""
 
     @property
     def is_favourable(self) -> bool:
@@ -72,7 +72,7 @@ class RecomputedSample:
     evidence: CellRecords
     """All records of the run with the same attack, dataset and radius."""
     position: int
-    """Index of the sample within these records."""
+    """Index of the sample in `evidence`."""
     here: SampleResult
 
     @property
@@ -111,7 +111,7 @@ class RecomputedPart:
     """Numbers of recomputed verdicts and of differing verdicts in one part of an entry."""
 
     name: str
-    """One of `PARTS`."""
+    """Name of the part, one of `PARTS`."""
     verdicts: int
     """Number of recomputed verdicts."""
     wrong: int
@@ -129,7 +129,7 @@ class RecomputedPart:
 
 
 def summarize_part(name: str, samples: Sequence[RecomputedSample], *, is_full: bool) -> RecomputedPart:
-    """Return the counts for the recomputed samples of a part. If `is_full`, the samples are the whole part."""
+    """Return the counts for the recomputed samples of a part. If `is_full` is true, the whole part was recomputed."""
     disagreements = [sample.disagreement for sample in samples if sample.is_wrong]
     wrong, too_high = len(disagreements), sum(each.is_favourable for each in disagreements)
     bound = wrong / len(samples) if is_full else upper_bound(wrong, len(samples))
@@ -139,7 +139,7 @@ def summarize_part(name: str, samples: Sequence[RecomputedSample], *, is_full: b
 def missing_warnings(samples: Sequence[RecomputedSample]) -> tuple[str, ...]:
     """Return a sentence about warnings that recomputed records have and stored records lack.
 
-    Returns () if the number of such records is within the tolerance.
+    Returns () if the number of stored records that lack a warning is within the tolerance.
     """
     same = [(sample.stored, sample.here) for sample in samples if not sample.is_wrong]
     missing = [set(here.warnings.split(",")) - set(stored.warnings.split(",")) - {""} for stored, here in same]

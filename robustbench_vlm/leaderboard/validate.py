@@ -29,8 +29,8 @@ from robustbench_vlm.test_time.defended_model import checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
 _LEFT_OUT = {"unreadable", "incomplete"}
-"""Warnings about a dataset with fewer samples than the protocol requires. Every score on such a dataset must have one
-of them.
+"""Codes of warnings about a dataset with fewer samples than the protocol requires. Every score on such a dataset must
+have one of these warnings.
 """
 _PROSE = {"notes", "reported", "folder"}
 """Fields of a card that may differ from the card in the zoo, because no result depends on them."""
@@ -56,8 +56,8 @@ def misplaced(entry: Entry, path: Path) -> Unsound:
 def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     """Check an entry in `folder` and its records. Return the records of each cell (one attack, dataset and radius).
 
-    Digests, sample ids, fingerprints, accuracies and names must agree. If they do not agree, raises Unsound. The
-    message names the first contradiction.
+    Raises Unsound if digests, sample ids, fingerprints, accuracies or names contradict each other. The message names
+    the first contradiction.
     """
     track: Track = TRACKS.load(entry.track)
     label = PROTOCOLS.load(track.leaderboard_protocol).label
@@ -100,7 +100,7 @@ def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
     """Raise Unsound if a definition in the entry differs from the definition in this package.
 
     The definitions are the card, the protocol, the attacks, the classes, the prompts and the sample counts. The attacks
-    on a test-time defense depend on the model. Therefore only `verify` checks these attacks.
+    on a test-time defense depend on the model, so only `verify` checks these attacks.
     """
     _check_card(entry)
     protocol: Protocol = PROTOCOLS.load(TRACKS.load(entry.track).leaderboard_protocol)

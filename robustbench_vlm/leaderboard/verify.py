@@ -1,6 +1,6 @@
-"""Verify an entry: check its records, attack a random part of its samples again, and compare the verdicts.
+"""Verify an entry: check its records, attack random samples again, and compare the new and the stored verdicts.
 
-The clean predictions of all samples are also recomputed. This needs one forward pass for each sample.
+The clean predictions of all samples are also recomputed, with one forward pass for each sample.
 """
 
 import dataclasses
@@ -38,8 +38,8 @@ from robustbench_vlm.leaderboard.validate import check_definitions, check_entry
 from robustbench_vlm.tracks import TRACKS, Track
 
 REPRODUCED = 0.05
-"""Limit for the status "reproduced". With 95 % confidence, at most this share of the verdicts of such an entry is
-wrong.
+"""Largest share of wrong verdicts in an entry with the status "reproduced". Verification bounds the share with 95 %
+confidence.
 """
 _CLOSE_MARGIN = 1e-3
 """Largest margin at which rounding on another machine may change a prediction. The margin is the cosine similarity of
@@ -54,14 +54,13 @@ class Verification:
     is_confirmed: bool
     """True if the verification found nothing that contradicts the entry."""
     problems: tuple[str, ...] = ()
-    """Sentences that describe contradictions. An entry may contradict its records or the results on this machine."""
+    """Sentences that describe how the entry contradicts its records or the results on this machine."""
     parts: tuple[RecomputedPart, ...] = ()
-    """Counts of recomputed verdicts for each of the two parts of the entry. The parts are `tolerance.PARTS`."""
+    """Counts of recomputed verdicts for each of the two parts of the entry. `tolerance.PARTS` explains the parts."""
     seed: int = 0
     disagreements: tuple[Disagreement, ...] = ()
     removed_counterexamples: tuple[Counterexample, ...] = ()
-    """Counterexamples that were removed from the entry, because their images do not break their samples on this
-    machine."""
+    """Counterexamples that were removed from the entry, because their images break no sample on this machine."""
 
 
 def verify(
@@ -76,7 +75,7 @@ def verify(
     resources: Resources | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Verification:
-    """Check an entry and attack a random part of its samples again. Return the findings and the entry's new status.
+    """Check an entry and attack randomly chosen samples again. Return the findings and the entry's new status.
 
     Args:
         entry: The entry.
@@ -84,8 +83,8 @@ def verify(
         date: Today's date in UTC, such as "2026-01-31".
         samples: Number of verdicts to recompute in each of the two parts of the entry. The first part has the verdicts
             that the rank depends on. The second part has all other verdicts. If None, all verdicts are recomputed.
-        seed: Seed for the choice of samples. If it is None, the seed is random and secret. Submitters cannot know the
-            chosen samples in advance.
+        seed: Seed for the choice of samples. If it is None, the seed is random and secret, so that submitters cannot
+            know the chosen samples in advance.
         model: The reference that loads the model. It is needed only if the model's name does not load it.
         data: The folder of prepared datasets.
         resources: Device, workers and batch size.
@@ -120,8 +119,7 @@ class DrawnSample:
     """A sample of an entry that will be attacked again."""
 
     cell: int
-    """Index, within the entry, of the cell that contains the sample. A cell is one attack on one dataset at one
-    radius."""
+    """Index of the sample's cell in the entry. A cell is one attack on one dataset at one radius."""
     position: int
     """Index of the sample within the records of its cell."""
 
@@ -129,11 +127,11 @@ class DrawnSample:
 def draw_samples(
     evidence: Sequence[CellRecords], track: Track, samples: int | None, generator: random.Random
 ) -> tuple[list[DrawnSample], list[DrawnSample]]:
-    """Draw random samples from the verdicts that the rank depends on, and from the other verdicts.
+    """Draw random samples from each of the two parts of an entry.
 
-    `samples` is the number of samples to draw from each of these two parts. If it is None, all samples are drawn. The
-    rank depends on the track's attack at its standard radius. Samples are drawn without replacement. The two lists are
-    sorted by cell and position, and each may be empty.
+    The first part has the verdicts that the rank depends on: those under the track's attack at its standard radius. The
+    second part has all other verdicts. `samples` is the number of samples to draw from each part, without replacement.
+    If it is None, all samples are drawn. The two returned lists are sorted by cell and position. Each may be empty.
     """
     standard = track.attack, track.norm, track.standard_eps
     parts: tuple[list[DrawnSample], list[DrawnSample]] = [], []
@@ -153,7 +151,7 @@ def _drawn(part: list[DrawnSample], samples: int | None, generator: random.Rando
 def recompute(
     plan: Plan, cells: Sequence[int], drawn: Sequence[DrawnSample], on_progress: OnProgress
 ) -> list[SampleResult]:
-    """Attack drawn samples again and return their new records, in the order of `drawn`.
+    """Attack the samples in `drawn` again and return their new records, in the same order.
 
     The cell with index i in the entry has the index `cells[i]` in the plan.
     """
@@ -175,7 +173,7 @@ def recompute(
 def _shards(plan: Plan, cells: Sequence[int], drawn: Sequence[DrawnSample]) -> dict[Shard, list[DrawnSample]]:
     """Group the drawn samples into shards, the units of work.
 
-    A shard has consecutive samples of one cell, at most the shard size.
+    A shard has consecutive samples of one cell. Their number is at most the shard size.
     """
     runs: list[list[DrawnSample]] = []
     for each in drawn:
@@ -210,8 +208,8 @@ def _contradicted(entry: Entry, problems: Sequence[str], date: str) -> Verificat
 def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[CellRecords], device: str) -> list[str]:
     """Compare the stored clean predictions with the model's predictions.
 
-    Returns a sentence for each cell (one attack, dataset and radius) in which they differ. All samples are classified
-    again.
+    All samples are classified again. Returns a sentence for each cell (one attack, dataset and radius) with different
+    predictions.
     """
     known: dict[str, list[tuple[int, float]]] = {}
     problems = []
@@ -240,7 +238,7 @@ def _omitted_warnings(cells: Sequence[Cell], evidence: Sequence[CellRecords]) ->
 def _judged(
     entry: Entry, parts: Sequence[Sequence[RecomputedSample]], date: str, seed: int, *, is_full: bool
 ) -> Verification:
-    """Compare the recomputed and stored verdicts of each part. Return the findings and the new status."""
+    """Compare the recomputed and stored verdicts of each part of an entry. Return the findings and the new status."""
     counted = tuple(
         summarize_part(name, part, is_full=is_full) for name, part in zip(PARTS, parts, strict=True) if part
     )

@@ -27,7 +27,7 @@ def markdown(board: Board) -> str:
         f" {len([name for name in board.datasets if name not in board.seen])} datasets in % with 95 % intervals."
         " Robust is the lowest known accuracy: a sample counts as robust if no recorded attack and no counterexample"
         " breaks it. A model without a rank is disputed, or its records of the attack are incomplete. For such a"
-        " model, the attacks are named after the robust accuracy.",
+        " model, the table lists its attacks next to the robust accuracy.",
         "",
         f"| {' | '.join(_HEAD)} |",
         f"|{' --- |' * len(_HEAD)}",

@@ -18,7 +18,7 @@ LEFT, RIGHT, TOP, BOTTOM = 46, 464, 12, 328
 COLOURS = 8
 """Number of models with a distinct colour. Further models are grey."""
 _CURVE_RIGHT = 352
-"""Right end of the curves, in units of the SVG canvas. The names of the models are to the right of it."""
+"""The x position where the curves end, in units of the SVG canvas. The names of the models are to the right of it."""
 _CHARACTER, _LINE = 7.0, 14.5
 """Width of a character and height of a line in a label, in units of the SVG canvas."""
 _LONGEST = 15
@@ -59,7 +59,7 @@ class Label:
 class ScatterPoint:
     """A model in the scatter plot: its point, the ends of its two intervals, and its label.
 
-    If the chart is too full, the label is missing.
+    The label is missing if the chart is too full.
     """
 
     series: int

@@ -1,6 +1,6 @@
 """Render the pages of the site from the boards.
 
-Equal boards give equal bytes, because the pages contain no date and no machine name.
+Equal boards give byte-identical pages, because the pages contain no date and no machine name.
 """
 
 import base64

@@ -86,7 +86,7 @@ def bibtex(kind: str, key: str, fields: Iterable[tuple[str, str]]) -> str:
 
 
 def paper_bibtex(address: str) -> str:
-    """Return a BibTeX record of a paper. Only its URL is known. Returns "" if the URL is not safe."""
+    """Return a BibTeX record that names a paper by its URL, DOI or arXiv number. Returns "" if the URL is not safe."""
     if not safe_link(address):
         return ""
     if found := _ARXIV.fullmatch(address):
