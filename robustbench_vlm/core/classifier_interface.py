@@ -12,29 +12,30 @@ if TYPE_CHECKING:
 class Classifier(Protocol):
     """A function from images, float32 [B, 3, H, W] in [0, 1], to logits, float32 [B, C].
 
-    The logits of an image do not depend on the other images. Some classifiers are only for B fixed samples. For
-    example, they draw random numbers per sample, or the samples have different classes. Callers then pass one image per
-    sample, in the order of the samples. `select` returns a classifier for some of these samples.
+    The logits of an image do not depend on the other images of the batch. Some classifiers accept only B fixed samples,
+    for example because they draw random numbers per sample, or because each sample has its own list of classes. Callers
+    of such a classifier pass one image per sample, in the order of the samples. `select` returns a classifier for some
+    of these samples.
     """
 
     def __call__(self, images: "Tensor", /) -> "Tensor":
         """Return the logits, float32 [B, C], of images, float32 [B, 3, H, W] in [0, 1]."""
 
     def select(self, index: "Tensor") -> "Classifier":
-        """Return a classifier for only the K samples at the positions `index`, int64 [K]."""
+        """Return a classifier for K of this classifier's B samples. `index`, int64 [K], has their positions."""
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
         """Return the numbers of forward and backward passes that one call needs per sample.
 
-        If `gradient` is true, the numbers include the gradient of a loss.
+        If `gradient` is true, the numbers include the passes that compute the gradient of a loss.
         """
 
 
 @dataclass(frozen=True)
 class PlainClassifier:
-    """An adapter that converts a torch module, or another function from images to logits, to a `Classifier`.
+    """An adapter that makes a `Classifier` from a torch module or another function from images to logits.
 
-    All samples use the same function, and one call costs one forward pass per sample.
+    The function is the same for all samples. One call costs one forward pass per sample.
     """
 
     logits: "Callable[[Tensor], Tensor]"
@@ -45,7 +46,7 @@ class PlainClassifier:
         return self.logits(images)
 
     def select(self, index: "Tensor") -> "PlainClassifier":
-        """Return this classifier unchanged, because it does not depend on the sample. `index` is int64 [K]."""
+        """Return this classifier unchanged, because its function is the same for all samples. `index` is int64 [K]."""
         return self
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:

@@ -37,7 +37,9 @@ if TYPE_CHECKING:
     from httpx2 import Headers, Response
 
 WAITS = (1.0, 2.0, 5.0, 15.0)
-"""Seconds to wait before each new attempt. After an attempt that received data, the first wait is used again."""
+"""Seconds to wait before each new attempt. After an attempt that received data, the waits start again at the first
+value.
+"""
 _UNREACHABLE_ATTEMPTS = 2
 """Number of attempts to reach a host that has not sent data yet. It is small, so that a machine without a network gets
 an error within seconds.
@@ -59,7 +61,7 @@ class _Request:
 
     @property
     def origin(self) -> Path:
-        """The path of the file with the `_Origin` of the partial file."""
+        """The path of the file that stores the `_Origin` (address, version and digest) of the partial file."""
         return self.path.with_name(f"{self.path.name}.partial.origin")
 
     def discard(self) -> None:
@@ -72,7 +74,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Origin:
-    """Facts about the first response of a download."""
+    """The address, file version and digest of a download. They are stored next to the partial file."""
 
     url: str = ""
     validator: str = ""
@@ -109,9 +111,9 @@ def download(
         on_progress: A function that is called with the number of received bytes.
         alternatives: Other addresses of the same file. They are tried in this order if an address fails or is slow. If
             all addresses that work are slow, the fastest one is used.
-        on_slow: A function that is called once if the download is slow and no other address is left. The default prints
-            a message on stderr. If the function raises the SlowDownload, the download stops. The received bytes are
-            kept.
+        on_slow: A function that is called once with a SlowDownload if the download is slow and no other address is
+            left. The default prints a message on stderr. If the function raises the SlowDownload, the download stops
+            and the received bytes are kept.
         limits: The limits for slow downloads and for waiting.
 
     Raises:
@@ -227,7 +229,7 @@ def _reason(failure: PermanentFailure) -> str:
 
 
 def _clock(seconds: float) -> str:
-    """Return the local time after some seconds."""
+    """Return the local time that is `seconds` from now, as text."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() + seconds))
 
 
@@ -299,7 +301,7 @@ def _read_origin(request: _Request) -> _Origin:
 
 
 def _origin(request: _Request, response: "Response", before: str) -> _Origin:
-    """Return the origin of a response. `before` is the digest that the hub stated for the earlier bytes, or ""."""
+    """Return the `_Origin` of a response. `before` is the digest that the hub stated for earlier bytes, or ""."""
     tag = response.headers.get("ETag", "")
     validator = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
     stated = [lfs_sha256(str(each.url), each.headers) for each in (*response.history, response)]

@@ -16,12 +16,12 @@ messages on stderr.
 
 @dataclass(frozen=True)
 class Limits:
-    """Limits of a download."""
+    """Limits for the rate of a download and for the wait between requests."""
 
     slow_rate: float = 200_000.0
-    """Bytes per second. A download with a lower rate is slow."""
+    """Rate in bytes per second. A download below this rate counts as slow."""
     slow_seconds: float = 60.0
-    """Seconds over which the rate is measured. A download that ends within this time is not slow."""
+    """Seconds over which the rate is measured. A download that ends within this time does not count as slow."""
     longest_wait: float = 600.0
     """The longest time, in seconds, to wait for a server that limits requests (HTTP status 429 or 503)."""
 
@@ -39,9 +39,9 @@ class SlowDownload(UserError):
         self.url = url
         """The address of the file."""
         self.rate = rate
-        """Bytes per second."""
+        """The measured rate in bytes per second."""
         self.seconds_left = seconds_left
-        """Estimated seconds until the end. None if the size of the file is unknown."""
+        """Estimated seconds until the end of the download. None if the size of the file is unknown."""
 
 
 OnSlow = Callable[[SlowDownload], None]
@@ -61,7 +61,7 @@ def once(on_slow: OnSlow) -> OnSlow:
 
 
 def stop(slow: SlowDownload) -> None:
-    """Stop the download."""
+    """Raise `slow`, which stops the download."""
     raise slow
 
 
@@ -76,14 +76,17 @@ def tell(message: str) -> None:
 
 
 class SpeedCheck:
-    """Measures the rate of one response."""
+    """Measure the rate at which the bytes of one response arrive."""
 
     def __init__(self, url: str, limits: Limits, received: int) -> None:
         self._url, self._limits = url, limits
         self._began, self._before = time.monotonic(), received
 
     def slow(self, received: int, total: int | None) -> SlowDownload | None:
-        """Return SlowDownload if the rate since the last measurement is too low. `received` and `total` are bytes."""
+        """Return a SlowDownload if the rate since the last measurement is too low, and None if not.
+
+        `received` and `total` are numbers of bytes.
+        """
         now = time.monotonic()
         seconds = now - self._began
         if seconds < self._limits.slow_seconds:

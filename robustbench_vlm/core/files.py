@@ -39,7 +39,7 @@ def cache_folder() -> Path:
 
 
 def folder_of_variable(name: str) -> Path | None:
-    """Return the folder that is the value of an environment variable, with "~" replaced by the home folder.
+    """Return the folder in an environment variable, with a leading "~" replaced by the home folder.
 
     Return None if the variable is not set. Raises UserError if the value has "~" and the home folder is unknown.
     """
@@ -117,12 +117,12 @@ def read_text(path: Path, advice: str) -> str:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a UTF-8 text file in one step, with `write_whole`."""
+    """Write a UTF-8 text file atomically, with `write_whole`."""
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def save_figure(figure: "Figure", path: Path) -> None:
-    """Write a matplotlib figure to a .png or .svg file in one step, with `write_whole`."""
+    """Write a matplotlib figure to a .png or .svg file atomically, with `write_whole`."""
     suffix = path.suffix.lower().removeprefix(".")
     with warnings.catch_warnings():
         # If the font lacks a character, matplotlib draws a box and issues a warning. The warning does not help users,
@@ -148,7 +148,8 @@ def check_utf8(name: str, folder: Path) -> None:
     try:
         shown = os.fsencode(folder / name).decode(errors="backslashreplace")
     except UnicodeEncodeError:
-        # The name is from a list file, and the encoding of the locale cannot represent it. Show it with ASCII escapes.
+        # The name is from a list file, and the encoding of the locale cannot represent this name, so it is shown with
+        # ASCII escapes.
         shown = ascii(str(folder / name))
     if not name.isascii() and encoding != "utf-8":
         raise UserError(
@@ -165,7 +166,7 @@ def check_utf8(name: str, folder: Path) -> None:
 
 @contextmanager
 def explained(path: Path) -> Iterator[None]:
-    """Raise UserError if the operating system refuses to write `path`, with the reason and advice."""
+    """Raise UserError with the reason and advice if the `with` block fails to write `path`."""
     try:
         yield
     except UserError:
@@ -269,9 +270,9 @@ def sync(file: IO[bytes]) -> None:
 def exclusive_lock(path: Path, *, wait: bool) -> Iterator[int]:
     """Hold an exclusive lock on a file, which is created if it is missing, and yield its file descriptor.
 
-    If another process holds the lock, wait for it, or raise BlockingIOError if `wait` is false. The operating system
-    releases the lock when the process ends. If the file system does not support locks, warn and continue without one.
-    Raises UserError if the file cannot be written.
+    If another process holds the lock, wait until it is released, or raise BlockingIOError if `wait` is false. The
+    operating system releases the lock when the process ends. If the file system does not support locks, warn and
+    continue without a lock. Raises UserError if the file cannot be written.
     """
     import fcntl
 

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 LATER = {"later": True}
-"""Metadata of a dataclass field that was added after the first results. `counted` leaves out such a field if it has its
-default value. The fingerprints of old results therefore remain valid."""
+"""Metadata that marks a dataclass field as added after the first published results. `counted` leaves out such a field
+if the field has its default value. The fingerprints of old results therefore remain valid.
+"""
 
 
 def _refuse_type(value: Any) -> Any:
@@ -36,7 +37,7 @@ def plain(value: Any, other: Callable[[Any], Any] = _refuse_type) -> Any:
 
 
 def counted(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that are a part of its identity. The keys are the names of the fields."""
+    """Return the fields of a dataclass that its fingerprint covers, as a dict from field names to values."""
     fields = [field for field in dataclasses.fields(value) if field.metadata != LATER or _is_changed(value, field)]
     return {field.name: getattr(value, field.name) for field in fields}
 

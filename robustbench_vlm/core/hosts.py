@@ -1,4 +1,4 @@
-"""Checks whether hosts can be reached: one check for each host, and all hosts at the same time."""
+"""Check whether hosts can be reached. Each host is checked once, and several hosts are checked at the same time."""
 
 import socket
 import threading
@@ -16,8 +16,8 @@ _PORTS = {"https": 443, "socks5": 1080, "socks5h": 1080}
 class Hosts:
     """The hosts that a command needs. Each host is checked once.
 
-    `addresses` are addresses that the command will probably need. They are checked together with the first address that
-    is asked for.
+    `addresses` are addresses that the command will probably need. Their hosts are checked in the first call of
+    `unreachable`, together with the hosts of that call.
     """
 
     def __init__(self, addresses: Iterable[str] = ()) -> None:
@@ -25,7 +25,7 @@ class Hosts:
         self._reasons: dict[tuple[str, int], str] = {}
 
     def unreachable(self, addresses: Iterable[str]) -> Mapping[str, str]:
-        """Return the hosts of the addresses that cannot be reached, each with the reason.
+        """Return the unreachable hosts among the hosts of `addresses`, as a mapping from host to reason.
 
         Behind a proxy, the connection to the proxy is checked instead.
         """
@@ -52,7 +52,7 @@ class Hosts:
             except OSError as error:
                 found[end] = (error.strerror or str(error)).lower()
 
-        # A look-up of a name has no time limit, so the threads are not joined without one.
+        # A DNS look-up has no time limit, so the wait for each thread has one.
         threads = {end: threading.Thread(target=connect, args=(end,), daemon=True) for end in ends}
         for thread in threads.values():
             thread.start()
@@ -68,7 +68,7 @@ def host_of(address: str) -> str:
 
 
 def unreachable_text(hosts: Mapping[str, str]) -> str:
-    """Return a clause with the hosts that cannot be reached and the reasons."""
+    """Return the text "cannot reach" with each host and its reason."""
     return f"cannot reach {', '.join(f'{host} ({reason})' for host, reason in hosts.items())}"
 
 
@@ -77,9 +77,9 @@ def _with_proxy(address: str, end: tuple[str, int], reason: str) -> str:
 
 
 def _end(address: str) -> tuple[str, int]:
-    """Return the host and port to which a request of an address connects.
+    """Return the host and port to which a request for an address connects.
 
-    If there is a proxy, they are the host and port of the proxy.
+    If a proxy is used, return the host and port of the proxy.
     """
     parts = urlsplit(address)
     proxies = getproxies()

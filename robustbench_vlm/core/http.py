@@ -25,10 +25,11 @@ CONNECT_TIMEOUT = 5.0
 """Timeout in seconds. If a host does not accept a connection in this time, it counts as unreachable."""
 _TEMPORARY = (408, 425, 429, 500, 502, 503, 504)
 _LONGEST = 1e9
-"""The longest time in seconds that a server can ask to wait. The limit keeps the later time in the range of the clock.
+"""The longest wait in seconds that is accepted from a server. A longer wait is shortened to this value, because the
+clock cannot represent a time too far in the future.
 """
 _CERTIFICATES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-"""Environment variables with the path of a file of certificates. The first variable that is set is used."""
+"""Environment variables for the path of a file with trusted certificates. The first variable that is set is used."""
 
 
 class TemporaryFailure(Exception):
@@ -37,7 +38,7 @@ class TemporaryFailure(Exception):
     def __init__(self, message: str, wait: float = 0.0) -> None:
         super().__init__(message)
         self.wait = wait
-        """Seconds that the server asks to wait before the next request. 0 if it does not state them."""
+        """Seconds that the server asks to wait before the next request. 0 if the server does not state a wait."""
 
 
 class Unreachable(TemporaryFailure):
@@ -75,7 +76,7 @@ class Refused(PermanentFailure):
 
 
 def check_address(url: str) -> None:
-    """Raise UserError if the address does not use https and is not on this machine."""
+    """Raise UserError if an address does not start with https. An address on this machine may also use http."""
     parts = urlsplit(url)
     if parts.scheme == "https" and parts.hostname:
         return
@@ -102,9 +103,9 @@ def open_response(url: str, start: int, validator: str, headers: Mapping[str, st
     Args:
         url: The address of the file.
         start: The first byte to request.
-        validator: If a part of the file was downloaded before, the ETag or date from that response. If not, "". If the
-            file has changed since then, the server sends the whole file.
-        headers: More headers. The header Authorization is not sent to another host after a redirect.
+        validator: The ETag or date that the server sent with an already downloaded part of the file. "" if no part was
+            downloaded. If the file has changed since then, the server sends the whole file.
+        headers: Additional request headers. After a redirect to another host, the header Authorization is not sent.
 
     Raises:
         PermanentFailure: A retry cannot succeed.
@@ -147,7 +148,10 @@ def _client() -> "Client":
 
 
 def _trusted_certificates() -> ssl.SSLContext | bool:
-    """Return the certificates of the first variable that is set. Return True for the certificates of the system."""
+    """Return the certificates in the first variable of `_CERTIFICATES` that is set.
+
+    If no variable is set, return True, which selects the default certificates.
+    """
     for variable in _CERTIFICATES:
         if path := os.environ.get(variable):
             try:
@@ -174,7 +178,7 @@ def _check_status(response: "Response") -> None:
 
 
 def _requested_wait(headers: Mapping[str, str]) -> float:
-    """Return the seconds that the server asks to wait. 0 if the headers do not state them.
+    """Return the seconds that the server asks to wait. Return 0 if the headers do not state a wait.
 
     The headers are `Retry-After` (RFC 9110, in seconds or as a date), `RateLimit` (its `t`, in the form of the Hugging
     Face hub: `"api";r=0;t=55`), and `RateLimit-Reset` (seconds).
@@ -189,7 +193,7 @@ def _requested_wait(headers: Mapping[str, str]) -> float:
 
 
 def _seconds_until(date: str, now: str) -> float:
-    """Return the seconds until a date of HTTP. `now` is the date of the server, whose clock may differ from ours."""
+    """Return the seconds until an HTTP date. `now` is the current date on the server's clock, or "" if unknown."""
     began = email.utils.parsedate_to_datetime(now).timestamp() if now else time.time()
     return max(email.utils.parsedate_to_datetime(date).timestamp() - began, 0.0)
 
@@ -218,7 +222,7 @@ def _explain_status(code: int) -> str:
 
 
 def reach(url: str) -> str:
-    """Return "" if the host of an address accepts a connection within `CONNECT_TIMEOUT`. If not, return the reason."""
+    """Return "" if the host of an address accepts a connection within `CONNECT_TIMEOUT` seconds, or else the reason."""
     parts = urlsplit(url)
     # If a proxy is used, a direct connection to the host may fail.
     if getproxies().get(parts.scheme):

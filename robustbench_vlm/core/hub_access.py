@@ -34,7 +34,7 @@ def is_on_hub(url: str) -> bool:
 
 
 def login_headers(url: str) -> dict[str, str]:
-    """Return the header with HF_TOKEN or the stored login if the address is on the hub. If not, return {}."""
+    """Return an HTTP header with HF_TOKEN or the stored login if the address is on the hub, and {} if it is not."""
     if not is_on_hub(url):
         return {}
     from huggingface_hub import constants, get_token
@@ -44,7 +44,7 @@ def login_headers(url: str) -> dict[str, str]:
 
 
 def explain_refusal(url: str, status: int, headers: Mapping[str, str]) -> str:
-    """Return the reason for which the hub refuses a file and the next step. Return "" if the hub does not state it.
+    """Return why the hub refuses a file, and the next step for the user. Return "" if the hub states no reason.
 
     The text continues a sentence that starts with the address. `headers` are the headers of the response.
     """
@@ -66,15 +66,15 @@ def explain_refusal(url: str, status: int, headers: Mapping[str, str]) -> str:
 def lfs_sha256(url: str, headers: Mapping[str, str]) -> str:
     """Return the sha256 that the hub states for a large file (LFS). Return "" for other files and other hosts.
 
-    `headers` are the headers of a response to a request of `url`. The hub sends them before it redirects to the host
-    that stores the file.
+    `headers` are the headers of a response to a request of `url`. The hub sends these headers before it redirects to
+    the host that stores the file.
     """
     tag = headers.get("X-Linked-ETag", "").strip('"')
     return tag if is_on_hub(url) and re.fullmatch(r"[0-9a-f]{64}", tag) else ""
 
 
 def hub_cache() -> str | None:
-    """Return the folder for files that other libraries fetch from the hub. It is in VLMBENCH_CACHE.
+    """Return the folder, inside VLMBENCH_CACHE, for files that other libraries download from the hub.
 
     Return None if VLMBENCH_CACHE is not set. The hub's client then uses its default cache.
     """
@@ -82,13 +82,15 @@ def hub_cache() -> str | None:
 
 
 def with_hub_files(what: str, load: Callable[[], T]) -> T:
-    """Return what `load` returns. It calls a library that fetches files of the hub, such as open_clip.
+    """Call `load`, which uses a library that downloads files from the hub, such as open_clip. Return its result.
 
-    The files are fetched into the folder of `hub_cache`. The cache is tried first. Without this, the hub's client would
-    ask the hub about each file in the cache, and retry for a minute on a machine without a network.
+    The files are stored in the folder that `hub_cache` returns. `load` is first called in offline mode, in which the
+    hub's client reads only its cache. In online mode, the client would ask the hub about each file in the cache, and
+    retry for a minute on a machine without a network. If a file is not in the cache, `load` is called again in online
+    mode.
 
     Raises UserError if the files are not in the cache and the hub cannot be reached. Also raises all errors of `load`.
-    `what` names the files.
+    `what` is the name of the files for the error message.
     """
     try:
         with _hub_client(offline=True):
@@ -103,7 +105,10 @@ def with_hub_files(what: str, load: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def _hub_client(*, offline: bool) -> Iterator[None]:
-    """Set the cache folder and the offline mode of the hub's client. Libraries do not pass them on in every call."""
+    """Set the cache folder and the offline mode of the hub's client for the `with` block.
+
+    Both are set globally, because libraries do not pass them on in every call.
+    """
     from huggingface_hub import constants
 
     before = constants.HF_HUB_CACHE, constants.HF_HUB_OFFLINE

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Progress:
-    """The state of a long operation. It is reported at the start, after each finished part, and at the end."""
+    """A report on the progress of a long operation, made at its start, after each finished part, and at its end."""
 
     done: int
     """Number of finished units (samples, training steps, bytes), including units from an earlier call."""
     total: int | None
-    """Number of all units. None means that the number is unknown."""
+    """Total number of units of the operation. None means that the number is unknown."""
     seconds_left: float = 0.0
-    """Estimated seconds until the end. It is 0 if there is no estimate."""
+    """Estimated seconds until the end. 0 if there is no estimate."""
     label: str = ""
     """Text about the current part, such as the name of a file or the loss of a training step."""
     passes: int = 0

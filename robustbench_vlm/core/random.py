@@ -40,8 +40,8 @@ def derive(keys: Tensor, purpose: str) -> Tensor:
 def bits(keys: Tensor, counter: Tensor | int, count: int) -> Tensor:
     """Return `count` random 64-bit words per sample, int64 [B, count].
 
-    `keys` is int64 [B]. `counter` is the index of the draw: one integer for all samples, or int64 [B]. Equal keys and
-    counters give equal words.
+    `keys` is int64 [B], one key per sample. `counter` is a number that callers change for every new set of random
+    numbers: one integer for all samples, or int64 [B]. Equal keys and counters give equal words.
     """
     row = _mix(keys + torch.as_tensor(counter, dtype=torch.int64, device=keys.device) * _GOLDEN)
     index = torch.arange(1, count + 1, dtype=torch.int64, device=keys.device)
@@ -94,7 +94,7 @@ def _size(shape: Sequence[int]) -> int:
 
 
 def _shift(words: Tensor, by: int) -> Tensor:
-    # torch shifts int64 with sign extension, but this generator needs a shift that fills with zeros.
+    # In torch, a right shift of int64 copies the sign bit, but this generator needs a shift that fills with zeros.
     return (words >> by) & ((1 << (64 - by)) - 1) if by else words
 
 

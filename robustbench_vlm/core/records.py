@@ -60,7 +60,7 @@ class Accuracy:
 
     @classmethod
     def mean(cls, accuracies: Sequence["Accuracy"]) -> "Accuracy":
-        """Return the unweighted mean of the accuracies of several datasets, with the interval of `mean_interval`.
+        """Return the unweighted mean of several datasets' accuracies, with the interval that `mean_interval` computes.
 
         The `n` of the result is the total number of samples.
         """
@@ -76,9 +76,9 @@ class Accuracy:
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """The clean and robust accuracy of one model under one attack, dataset and eps, computed from sample results.
+    """The clean and robust accuracy of one model for one attack, dataset and eps, computed from per-sample results.
 
-    Entry files and the output of runs contain these fields as JSON.
+    Leaderboard entries and the output of runs contain these fields as JSON.
     """
 
     model: str
@@ -121,21 +121,21 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def _exact(share: float, n: int) -> Fraction:
-    """Return the fraction k / `n` that the float `share` approximates. If no integer k fits, return `share`."""
+    """Return the fraction k / `n` that the float `share` approximates. If no integer k fits, return `share` itself."""
     fraction = Fraction(round(share * n), n)
     return fraction if math.isclose(fraction, share, rel_tol=0, abs_tol=1e-12) else Fraction(share)
 
 
 def mean_interval(shares: Sequence[float], counts: Sequence[int]) -> tuple[float, float]:
-    """Return a 95 % confidence interval (low, high) of the unweighted mean of the accuracies of several datasets.
+    """Return a 95 % confidence interval (low, high) of the unweighted mean of the accuracies on several datasets.
 
     `shares[i]` is the accuracy of dataset i, in [0, 1], and `counts[i]` is its number of samples. The interval is valid
     for new samples from the same datasets, but not for new datasets.
 
     For one dataset, the interval is the Wilson interval. For several datasets, it is the normal interval of the
     stratified mean, with the unbiased variance of each dataset. Half a success and half a failure are added to each
-    dataset before its variance is computed (Jeffreys). Without them, accuracies of 0 and 1 would have variance 0.
-    `benchmarks/mean_interval.py` compares the coverage of this interval with other formulas.
+    dataset before its variance is computed (Jeffreys). Without these additions, accuracies of 0 and 1 would have
+    variance 0. `benchmarks/mean_interval.py` compares the coverage of this interval with other formulas.
     """
     if len(shares) == 1:
         return wilson(round(shares[0] * counts[0]), counts[0])

@@ -16,7 +16,7 @@ _SHOWN = 12
 class Registry:
     """A registry of named objects of one kind, such as attacks.
 
-    `table` lists the objects of this package. Other packages add objects in the entry-point group
+    `table` lists the objects of this package. Other packages add objects with entry points in the group
     `robustbench_vlm.<kind>s`.
     """
 
@@ -27,7 +27,7 @@ class Registry:
 
     @property
     def group(self) -> str:
-        """The entry-point group for other packages. Hyphens in `kind` become underscores."""
+        """The entry-point group in which other packages register objects. Hyphens in `kind` become underscores."""
         return f"robustbench_vlm.{self.kind.replace('-', '_')}s"
 
     def names(self) -> list[str]:
@@ -50,7 +50,8 @@ class Registry:
             return providers[0].load()
         try:
             return providers[0].load()
-        # Importing a plugin may raise any type of exception, so all types are converted to a UserError.
+        # The import of a plugin may raise any type of exception, so exceptions of all types are converted to a
+        # UserError.
         except Exception as error:
             raise UserError(
                 f"the {self.kind} {name!r} is from the plugin {providers[0].value!r}, which cannot be loaded:"
@@ -68,8 +69,8 @@ class Registry:
 def unknown(kind: str, name: str, allowed: Iterable[str], command: str = "") -> str:
     """Return the error message for a name that is not in `allowed`.
 
-    The message has similar names and up to twelve allowed names. `command` is the command that lists all allowed names,
-    or "".
+    The message suggests similar names and lists up to twelve allowed names. `command` is the command that lists all
+    allowed names. It is "" if there is no such command.
     """
     allowed = list(allowed)
     nearest = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)

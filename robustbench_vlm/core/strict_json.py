@@ -25,7 +25,9 @@ _MESSAGES = {
     "extra_forbidden": "unknown field",
     "unexpected_keyword_argument": "unknown field",
 }
-"""Messages that replace pydantic's messages with terms of Python. The keys are types of pydantic errors."""
+"""Messages for JSON errors. They replace messages of pydantic that use Python terms. The keys are types of pydantic
+errors.
+"""
 
 
 def read_json(
@@ -35,15 +37,15 @@ def read_json(
 
     Args:
         source: A file to read, or the text itself.
-        what: The name of the document in messages, such as "the model card".
+        what: The name of the document in error messages, such as "the model card".
         max_bytes: The largest allowed size in bytes, in UTF-8.
         max_depth: The largest allowed number of nested objects and arrays. A number or a text has depth 0.
-        advice: The last part of each message: the next step for the user.
+        advice: The last part of each error message: the next step for the user.
 
     Raises:
         UserError: The file cannot be read, is too large, is not UTF-8, or is not JSON. An object repeats a key. The
             document is nested too deeply. It has NaN, an infinite number (such as 1e999), an integer of more than 64
-            bits, or a lone surrogate.
+            bits, or half of a Unicode surrogate pair.
     """
     name = f"{what} {source}" if isinstance(source, Path) else what
     text = _text_of(source, name, max_bytes, advice)

@@ -2,8 +2,7 @@
 
 Model files, datasets and submitted entries contain names and notes by other people. Before code writes such text to an
 output, it calls the function for the output format. The text then cannot act as a formula, a terminal escape sequence
-or markup. In HTML pages, jinja2 escapes markup. Only control characters remain, and `terminal_text` or `one_line`
-removes them.
+or markup. For HTML pages, jinja2 escapes markup, and `terminal_text` or `one_line` handles control characters.
 """
 
 import csv
@@ -33,7 +32,7 @@ _BIBTEX = re.compile(r"[{}\\%$#&^~@]")
 
 
 def terminal_text(text: str, *, keep_newlines: bool = False) -> str:
-    r"""Replace control characters, direction marks and surrogates in text by escapes such as ``\x1b``.
+    r"""Replace control characters, text direction marks and surrogates in text by escapes such as ``\x1b``.
 
     Line breaks are escaped too, unless `keep_newlines` is true.
     """

@@ -43,8 +43,8 @@ class Threat:
     def eps_text(self) -> str:
         """The radius as text, for tables, plots and pages. `parse_eps` converts this text to an equal radius.
 
-        A Linf radius is written as a number of 255ths, such as "4/255" or "15.9375/255". If this is not exact, as for
-        1/7, the radius is written as a fraction. An L2 radius is always written as a fraction.
+        A Linf radius is written as a number of 255ths, such as "4/255" or "15.9375/255". A radius without an exact form
+        of this kind, such as 1/7, is written as a fraction. An L2 radius is always written as a fraction.
         """
         steps = 255 * self.eps
         decimal = Decimal(steps.numerator) / Decimal(steps.denominator)

@@ -1,4 +1,4 @@
-"""Zero-shot datasets: class names, prompt templates and a source of labelled images."""
+"""Zero-shot datasets: class names, prompt templates and an object that reads labelled images."""
 
 import hashlib
 import importlib
@@ -22,7 +22,7 @@ class UnreadableImage(UserError):
 
 
 class Source(Protocol):
-    """Labelled images that are read on demand. Sample i has the id ids[i] and the class labels[i]."""
+    """Labelled images that are read on demand. Sample i has the id `ids[i]` and the class index `labels[i]`."""
 
     @property
     def ids(self) -> Sequence[str]:
@@ -44,10 +44,10 @@ class Source(Protocol):
 
 @runtime_checkable
 class FileSource(Source, Protocol):
-    """A source of image files in a folder of the user. The files may change."""
+    """A source that reads image files in a folder of the user. The user may change the files between runs."""
 
     def path(self, index: int) -> Path:
-        """Return the file of an image."""
+        """Return the path of the image file of a sample."""
         ...
 
 
@@ -55,13 +55,14 @@ class FileSource(Source, Protocol):
 class Dataset:
     """A zero-shot dataset: class names, prompts and labelled images.
 
-    `source` has the form "module:callable". `open` calls it with `options` and returns the Source.
+    `source` is an import path of the form "module:callable". `open` calls this callable with `options`, which returns
+    the `Source` of the images.
     """
 
     name: str
     classes: tuple[str, ...]
     prompt: Prompt
-    """The prompt template, or several templates for an ensemble. The class name replaces {}."""
+    """The prompt template, or several templates for a prompt ensemble. The class name replaces {}."""
     source: str
     options: Mapping[str, Any] = field(default_factory=dict)
     split: str = "test"
@@ -71,14 +72,14 @@ class Dataset:
     origin: str = ""
     """The source and the licence of the images."""
     published: str = ""
-    """Name of the published dataset of the images. Its images must be prepared before `open` is called. The name is ""
-    if the images are not from a published dataset.
+    """Name of the published dataset that contains the images. The images must be prepared (decoded and resized) before
+    `open` is called. The name is "" if the images are not from a published dataset.
     """
     transform: Transform = NATIVE
     """The function that converts an image of a published dataset to the pixels that are attacked."""
     merged: tuple[int, ...] = ()
-    """`merged[label]` is the class index for a label of the published dataset. If `merged` is (), the labels are the
-    class indices.
+    """`merged[label]` is the class index for a label of the published dataset. It is () if the labels are the class
+    indices.
     """
 
     def __post_init__(self) -> None:
@@ -106,7 +107,7 @@ class Dataset:
 
     @property
     def prompts(self) -> tuple[Prompt, ...]:
-        """One entry per class. It is a text if `prompt` is one template. If not, it is a tuple of texts."""
+        """One entry per class: a text if `prompt` is one template, and a tuple of texts if `prompt` has several."""
         filled = [tuple(text.replace("{}", name) for text in self.templates) for name in self.classes]
         return tuple(texts[0] if isinstance(self.prompt, str) else texts for texts in filled)
 

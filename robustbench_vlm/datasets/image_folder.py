@@ -24,10 +24,10 @@ _WORD_NET_ID = re.compile(r"n\d{8}")
 
 
 class FolderImages:
-    """The N images of a folder with one sub-folder per class, in their stored size.
+    """The N images of a folder with one sub-folder per class. Images keep their stored size.
 
     `classes` has the names of the sub-folders. The label of an image is the index of its sub-folder in `classes`. Some
-    of these sub-folders may be missing. Images in deeper sub-folders belong to the class too.
+    of these sub-folders may be missing. Images in folders below a sub-folder also belong to its class.
     """
 
     def __init__(self, root: Path, classes: Sequence[str]) -> None:
@@ -62,10 +62,10 @@ class FolderImages:
 
 
 class FolderSource:
-    """Read the images of a folder as `side` x `side` pixels.
+    """A source that reads the images of a folder as `side` x `side` pixels.
 
-    `transform` resizes and crops the images. If it is None, `SquareFit` is used. The folder `path` has the sub-folders
-    `classes`. `FolderImages` defines the labels.
+    `transform` resizes and crops the images. If `transform` is None, `SquareFit` is used. The folder `path` has the
+    sub-folders `classes`. `FolderImages` explains the labels.
     """
 
     def __init__(self, path: str, side: int, classes: Sequence[str], transform: Transform | None = None) -> None:
@@ -96,7 +96,7 @@ class FolderSource:
 
 
 def folder_dataset(path: Path, prompt: str, side: int) -> Dataset:
-    """Return the dataset of a folder with one sub-folder per class; raise UserError if it has fewer than two."""
+    """Return the dataset in a folder with one sub-folder per class. Raises UserError for fewer than two classes."""
     check_utf8(path.resolve().name, path.resolve().parent)
     counts = {name: len(files_below(path / name)) for name in folders(path)}
     classes, empty = [name for name, count in counts.items() if count], [name for name in counts if not counts[name]]
@@ -129,8 +129,8 @@ def training_folder(path: Path, prompt: str, side: int, transform: Transform | N
     """Return the training dataset of a folder with one sub-folder per class.
 
     If the names of sub-folders are WordNet ids, the dataset is ImageNet-1k. If the folder has a sub-folder "train" with
-    class folders, only "train" is read. `transform` makes images of `side` x `side` pixels. If it is None, `SquareFit`
-    is used. Raises UserError if classes or images are missing.
+    class folders, only "train" is read. `transform` converts images to `side` x `side` pixels. If `transform` is None,
+    `SquareFit` is used. Raises UserError if classes or images are missing.
     """
     root = _training_part(path)
     is_imagenet = any(map(_WORD_NET_ID.fullmatch, folders(root)))
@@ -145,8 +145,9 @@ def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
 
     The dataset always has all 1000 classes in ImageNet's order, even if the folder has images of only some of them.
     Sub-folders with other names are ignored. Images are resized to `side` x `side` pixels. The class names come from
-    AGFT (YuboCui/AGFT 0031a8f, imagenet_classes_names.txt). They are in lower case, with spaces for "_" and "-". Three
-    names are used for two classes each: cardigan, crane and maillot. Raises UserError if classes or images are missing.
+    AGFT (YuboCui/AGFT 0031a8f, imagenet_classes_names.txt). The names are in lower case, with spaces for "_" and "-".
+    Three names are used for two classes each: cardigan, crane and maillot. Raises UserError if classes or images are
+    missing.
     """
     root, names = _training_part(path), imagenet_class_names()
     there = folders(root)
@@ -174,8 +175,7 @@ def imagenet_folder(path: Path, prompt: str, side: int) -> Dataset:
 
 
 def _training_part(path: Path) -> Path:
-    # If the folder "train" contains images and no sub-folders, it is read as the folder of a class
-    # with the name "train".
+    # A folder "train" that contains images and no sub-folders is the folder of a class with the name "train".
     part = path / "train"
     return part if part.is_dir() and folders(part) else path
 
@@ -183,7 +183,7 @@ def _training_part(path: Path) -> Path:
 def imagenet_class_names() -> dict[str, str]:
     """Return a mapping from WordNet id to class name for the 1000 classes of ImageNet.
 
-    It is sorted by id, which is the order of ImageNet's labels. The class names come from AGFT.
+    The mapping is sorted by id, which is the order of ImageNet's labels. The class names come from AGFT.
     """
     text = Path(__file__).with_name("imagenet_classes.json").read_text(encoding="utf-8")
     names: dict[str, str] = json.loads(text)

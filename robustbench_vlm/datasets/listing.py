@@ -1,4 +1,4 @@
-"""List the files and sub-folders of a folder in a fixed order. Hidden files and folders are left out."""
+"""List the files and sub-folders of a folder in a fixed order, without hidden files and folders."""
 
 import os
 from collections.abc import Iterator
@@ -26,7 +26,7 @@ def files(path: Path) -> list[str]:
 def files_below(top: Path) -> list[str]:
     """Return the paths of all files in `top` and its sub-folders, except hidden files. Paths are relative to `top`.
 
-    Broken links are in the list too, so that an error message can name them.
+    Broken links are also listed, so that an error message can name them.
     """
     return [
         name if place == "." else f"{place}/{name}"
@@ -43,8 +43,8 @@ def walk(top: Path) -> Iterator[tuple[str, list[str]]]:
     """
     found: dict[str, list[str]] = {}
     seen = {_identity(parent) for parent in (*top.absolute().parents, *top.resolve().parents)}
-    # Links to folders are followed last. If a folder can also be reached without a link, the path without
-    # the link is used.
+    # Links to folders are followed last, so a folder that can also be reached without a link gets the path without a
+    # link.
     pending, links = [""], list[str]()
     while pending or links:
         place = pending.pop() if pending else links.pop(0)
@@ -78,7 +78,7 @@ def _is_file(entry: "os.DirEntry[str]") -> bool:
 
 
 def _identity(path: Path) -> tuple[int, int]:
-    """Return the device number and the inode of a folder. They are equal for a folder and all links to it."""
+    """Return the device number and the inode of a folder. Both are the same for a folder and all links to it."""
     status = path.stat()
     return status.st_dev, status.st_ino
 

@@ -1,9 +1,9 @@
-"""Datasets of the built-in track `mini`. The images of thirteen datasets are drawn by code.
+"""Datasets of the built-in track `mini`. The images of thirteen of these datasets are drawn by code.
 
-A drawn image depends only on its sample id. The classes of a drawn dataset are values of one attribute of the scenes in
-`world`, for example the shape or the background. Models are fine-tuned on the dataset "scenes". It has classes for all
-these attributes, and its images are in no other dataset. One more dataset has real images: the handwritten digits of
-scikit-learn (UCI, Alpaydin and Kaynak 1998).
+A drawn image depends only on its dataset and sample id. The images show scenes of the package `world`. The classes of a
+drawn dataset are values of one attribute of a scene, for example the shape or the background. Models are fine-tuned on
+the dataset "scenes". This dataset has classes for all these attributes, and no other dataset contains its images. One
+more dataset has real images: the handwritten digits of scikit-learn (UCI, Alpaydin and Kaynak 1998).
 """
 
 import gzip
@@ -23,12 +23,12 @@ from robustbench_vlm.datasets.world.drawing import SIDE, draw
 from robustbench_vlm.datasets.world.scenes import DIGIT, PAIR, SEVERAL, SINGLE, Values, sample_scenes
 
 Classes = tuple[tuple[str, Mapping[str, int]], ...]
-"""Pairs (class name, attribute values). The attribute values define the images of the class."""
+"""Pairs (class name, attribute values). All images of the class have these attribute values."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Classes with one family of scenes and one set of restrictions on the attribute values."""
+    """Some classes of a dataset. Their images show scenes of one family. `changes` restricts the attribute values."""
 
     family: str
     changes: Values
@@ -101,7 +101,7 @@ QUESTIONS: Mapping[str, tuple[Group, ...]] = {
         Group(SINGLE, _LARGE, _one(_products(_SHAPES[::2], _LIGHTS))),
     ),
 }
-"""The groups of classes of each dataset. The keys are the names of the datasets."""
+"""The classes of each drawn dataset, as a tuple of `Group`s. The keys are the names of the datasets."""
 
 
 class DrawnSource:
@@ -190,7 +190,7 @@ def _rows() -> list[list[int]]:
 def _enlarge(images: Tensor) -> Tensor:
     """Interpolate images, int64 [B, 8, W], linearly to 32 rows. Return int64 [B, 32, W].
 
-    The values are multiplied by 8, so that the results are exact integers.
+    The returned values are multiplied by 8, so that they are exact integers.
     """
     above = torch.cat([images[:, :1], images[:, :-1]], dim=1)
     below = torch.cat([images[:, 1:], images[:, -1:]], dim=1)

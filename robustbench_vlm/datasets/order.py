@@ -1,15 +1,15 @@
-"""The standard order of a dataset's samples: the classes alternate, and ids are sorted by hash within a class."""
+"""The standard order of a dataset's samples: the classes take turns, and within a class, samples are sorted by hash."""
 
 import hashlib
 from collections.abc import Sequence
 
 
 def standard_order(ids: Sequence[str], strata: Sequence[int]) -> list[int]:
-    """Return the indices of all samples in the standard order. A run with n samples uses the first n of them.
+    """Return the indices of all samples in the standard order. A run with n samples uses the first n samples.
 
     `strata[i]` is the class of the sample `ids[i]`. Within a class, samples are sorted by the sha256 of their id. The
-    order takes one sample of each class, then the next sample of each class, and so on. It does not depend on the
-    order of `ids`.
+    standard order has the first sample of each class, then the second sample of each class, and so on. The result does
+    not depend on the order of `ids`.
     """
     by_stratum: dict[int, list[int]] = {}
     for index in sorted(range(len(ids)), key=lambda index: _hash(ids[index])):

@@ -1,4 +1,4 @@
-"""Decode and resize the images of a published dataset once, and store the pixels for later runs."""
+"""Prepare the images of a dataset: decode and resize them once, and store the pixels for later runs."""
 
 import contextlib
 import functools
@@ -38,13 +38,13 @@ def prepare(
     """Prepare the first `count` samples of the standard order and return the folder that contains their pixels.
 
     If `count` is None, all samples are prepared. A prepared sample is used again if its image file has not changed. To
-    detect changes, a stamp of each image file is stored, for example its sha256.
+    detect changes, a text (the stamp) is stored for each image file, for example its sha256.
 
-    If `by_content` is true, the name of the folder depends on the stamps. If images change, they are prepared in
-    another folder, and an evaluation that is already running still reads the old pixels.
+    If `by_content` is true, the name of the folder depends on the stamps. Changed images are then prepared in a new
+    folder, and an evaluation that is already running still reads the old pixels.
 
     Several processes may prepare the same dataset at the same time. The pixels are stored in chunks of samples. Only
-    one process writes a chunk, and no process removes a complete chunk.
+    one process at a time writes a chunk, and no process removes a complete chunk.
 
     An image that cannot be decoded does not raise an error here. `PreparedSource.read` raises UnreadableImage for it.
     Raises UserError if the disk is full or read-only.
@@ -75,13 +75,13 @@ def prepare(
         done += len(places)
         left = (time.monotonic() - begun) / done * (total - done)
         on_progress(Progress(done, total, left, f"preparing {name}"))
-    # Discard the chunks that this process has read, because other processes may have rewritten them since then.
+    # Clear this process's cache of chunks, because other processes may have written some of the chunks again.
     forget()
     return folder
 
 
 def _stamps(name: str, images: StoredImages, places: Sequence[int], on_progress: OnProgress) -> list[str]:
-    """Return the stamp of each image: a text that changes if the image file changes.
+    """Return the stamp of each image, which is a text that changes if the image file changes.
 
     Threads compute the stamps, because a stamp may be a digest of the whole image file.
     """
@@ -116,7 +116,7 @@ def _pixels(images: StoredImages, place: int, transform: Transform | SquareFit) 
 
 
 def _is_prepared(folder: Path, chunk: int, images: StoredImages, places: Sequence[int]) -> bool:
-    """Return whether the pixels of a chunk are stored and its image files have not changed since then."""
+    """Return whether the pixels of a chunk are stored and its image files have not changed since they were stored."""
     path = folder / digest_name(chunk)
     if not path.is_file() or not (folder / pixel_name(chunk)).is_file():
         return False
@@ -134,9 +134,9 @@ def _write_chunk(
     import torch
     from torch import Tensor
 
-    # Pillow warns about some files that it can read, for example files with malformed EXIF data. These images
-    # must be read even if a user turns warnings into errors. Threads make this faster, because decoding and
-    # resizing release the GIL.
+    # Pillow warns about some files that it can read, for example files with malformed EXIF data. These images must be
+    # read even if a user turns warnings into errors. Threads are faster than a loop, because decoding and resizing
+    # release the GIL.
     with warnings.catch_warnings(action="ignore"), ThreadPoolExecutor() as threads:
         found = list(threads.map(lambda read: read(), readers))
     sound = [each for each in found if isinstance(each, Tensor)]
@@ -163,8 +163,8 @@ def _write_chunk(
     # If the file already has these pixels, it is not written again, because other processes may be reading it.
     if not _has_pixels(folder, chunk, sha256):
         write_whole(folder / pixel_name(chunk), save)
-    # The JSON file is written last. Until then, it describes the earlier image files, so the
-    # chunk counts as incomplete.
+    # The JSON file is written last. Until then, an old JSON file describes the earlier image files, so the chunk counts
+    # as incomplete.
     write_text(folder / digest_name(chunk), json.dumps(digests))
 
 

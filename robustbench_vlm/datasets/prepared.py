@@ -1,14 +1,14 @@
-"""Read prepared images: 8-bit pixels, already decoded and resized, in memory-mapped files.
+"""Read prepared images. These are 8-bit pixels, already decoded and resized, in memory-mapped files.
 
-A prepared folder has the file index.json with the ids and labels of all samples in the standard order. The samples are
-stored in chunks of CHUNK samples. Each chunk has two files:
+A prepared folder has the file index.json with the ids and labels of all samples in the standard order. The pixels are
+stored in chunks of `CHUNK` samples. Each chunk has two files:
 
 * NNNNNN.npy: the pixels, uint8 [B, 3, H, W].
 * NNNNNN.json: the sha256 of each image, and the size and modification time of its original file.
 
 NNNNNN is the index of the chunk's first sample. The JSON file is written last, so a chunk is complete if its JSON file
-exists. If a preparation is killed, the next preparation continues at the first incomplete chunk. If an original file
-has changed, its chunk is prepared again.
+exists. If a preparation is killed, the next preparation continues at the first incomplete chunk. If the original file
+of an image has changed, the chunk of this image is prepared again.
 """
 
 import contextlib
@@ -29,8 +29,8 @@ if TYPE_CHECKING:
 
 PREPARED_SOURCE = "robustbench_vlm.datasets.prepared:PreparedSource"
 CHUNK = 250
-"""Number of samples per chunk. A chunk has 38 MB if images have 224 pixels per side. If a preparation is killed, at
-most one chunk is lost.
+"""Number of samples per chunk. A chunk has 38 MB if images have 224 x 224 pixels. If a preparation is killed, at most
+one chunk is lost.
 """
 
 _CHUNK_FILE = re.compile(r"\d{6,}\.json")
@@ -39,7 +39,7 @@ _CHUNK_FILE = re.compile(r"\d{6,}\.json")
 class PreparedSource:
     """The samples of a prepared folder, in the standard order.
 
-    All samples have ids, but the images of some samples may not be prepared yet.
+    `ids` has the ids of all samples, but the images of some samples may not be prepared yet.
     """
 
     def __init__(self, folder: str, merged: Sequence[int] = ()) -> None:
@@ -63,11 +63,11 @@ class PreparedSource:
         return images
 
     def digests(self, indices: Sequence[int]) -> list[str]:
-        """Return the sha256 of the prepared pixels of each image. It is "" if the image cannot be decoded."""
+        """Return the sha256 of each image's prepared pixels. The sha256 is "" if the image cannot be decoded."""
         return [_chunk_digests(self._folder, index // CHUNK)["sha256"][index % CHUNK] for index in indices]
 
     def _read_ahead(self, start: int, count: int) -> None:
-        """Ask the operating system to read the next `count` samples from the disk. The next read is then fast."""
+        """Ask the operating system to read `count` samples from the disk in the background, for fast later reads."""
         for chunk in range(start // CHUNK, -(-(start + count) // CHUNK)):
             if (self._folder / digest_name(chunk)).is_file():
                 pixels = _chunk_pixels(self._folder, chunk)
@@ -80,7 +80,7 @@ class PreparedSource:
 
 
 def prepared_rows(folder: Path) -> int:
-    """Return the number of prepared samples in a folder. Unreadable images count, and damaged chunks do not."""
+    """Return the number of prepared samples in a folder, with unreadable images and without damaged chunks."""
     count = 0
     for path in _chunk_files(folder):
         with contextlib.suppress(UserError):
@@ -105,7 +105,7 @@ def unreadable(folder: Path, count: int) -> dict[str, str]:
 
 
 def forget() -> None:
-    """Clear the caches of chunk files. Call this after a chunk is written again."""
+    """Clear the caches of chunk files. Call this function after a chunk was written again."""
     _chunk_pixels.cache_clear()
     _chunk_digests.cache_clear()
 
@@ -145,7 +145,10 @@ def stored_digests(folder: Path, chunk: int) -> list[str]:
 
 @functools.lru_cache(maxsize=32)
 def _index(folder: Path) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Return the ids and labels of a prepared folder. They are cached, because a run opens a dataset several times."""
+    """Return the ids and labels of a prepared folder.
+
+    The result is cached, because a run opens a dataset several times.
+    """
     index = read_json(folder / "index.json", "ids", "labels")
     return tuple(index["ids"]), tuple(index["labels"])
 
@@ -174,7 +177,7 @@ def _chunk_digests(folder: Path, chunk: int) -> dict[str, Any]:
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Return the content of a JSON file of a prepared folder. The content must be an object with all keys in `keys`.
+    """Return the content of a JSON file in a prepared folder. It must be a JSON object with all keys in `keys`.
 
     Raises UserError if the file is missing or damaged.
     """

@@ -11,18 +11,18 @@ if TYPE_CHECKING:
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
 """EXIF and TIFF tags."""
 _WHITE_IS_ZERO = 0
-"""Value of the TIFF tag `_PHOTOMETRIC` for images in which 0 is white."""
+"""Value of the TIFF tag `_PHOTOMETRIC` for images in which the pixel value 0 is white."""
 
 
 @dataclass(frozen=True)
 class Transform:
-    """Convert an image to 8-bit RGB, resize it and crop its centre, with the sizes that torchvision uses.
+    """Convert an image to 8-bit RGB, resize it and crop its centre. Sizes are rounded as in torchvision.
 
     A step whose size is None is omitted.
     """
 
     resize: int | None = None
-    """Length of the shorter side after the resize, in pixels. With `squash`, both sides have this length."""
+    """Length of the shorter side after the resize, in pixels. If `squash` is true, both sides have this length."""
     crop: int | None = None
     """Side of the centre crop in pixels."""
     interpolation: Literal["bicubic", "bilinear"] = "bicubic"
@@ -36,7 +36,7 @@ class Transform:
         return f"{how}, {self.interpolation}" + (f", centre crop of {self.crop}" if self.crop else "")
 
     def to_side(self, side: int) -> "Transform":
-        """Return the transform with images of `side` x `side` pixels. The crop keeps its share of the resized image.
+        """Return this transform for outputs of `side` x `side` pixels. Resize and crop change by the same factor.
 
         A transform that does not resize is returned unchanged.
         """
@@ -64,7 +64,7 @@ class Transform:
 class SquareFit:
     """Convert an image to RGB with `as_displayed`, resize it (bicubic) and crop its centre to a square.
 
-    Raises ValueError if it is unknown which pixel values are black and white.
+    Raises ValueError if the image does not define which pixel values are black and white.
     """
 
     side: int
@@ -84,8 +84,8 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
     """Return an image as 8-bit RGB, converted by Pillow.
 
     16-bit and float images are scaled to 8 bits, because Pillow would clip their pixels at 255. Transparency and the
-    rotation in the EXIF data are ignored, as in published evaluations. Raises ValueError if it is unknown which pixel
-    values are black and white.
+    rotation in the EXIF data are ignored, as in published evaluations. Raises ValueError if the image does not define
+    which pixel values are black and white.
     """
     return (_deep_grey(image) if _is_deep(image) else image).convert("RGB")
 
@@ -93,8 +93,8 @@ def to_rgb(image: "Image.Image") -> "Image.Image":
 def as_displayed(image: "Image.Image") -> "Image.Image":
     """Return an image as 8-bit RGB, in the way that an image viewer shows it.
 
-    The rotation in the EXIF data is applied, and transparent pixels are white. Raises ValueError if it is unknown which
-    pixel values are black and white.
+    The rotation in the EXIF data is applied, and transparent pixels are white. Raises ValueError if the image does not
+    define which pixel values are black and white.
     """
     from PIL import Image
 
@@ -114,7 +114,7 @@ def as_displayed(image: "Image.Image") -> "Image.Image":
 
 
 def _orientation(image: "Image.Image") -> "Image.Transpose | None":
-    """Return the operation that rotates or flips an image to its upright form, from its EXIF data.
+    """Return the operation that the EXIF data of an image state, which rotates or flips the image to its upright form.
 
     Return None if the image is upright or its EXIF data do not contain a rotation.
     """
@@ -144,7 +144,7 @@ def _is_deep(image: "Image.Image") -> bool:
 def _deep_grey(image: "Image.Image") -> "Image.Image":
     """Convert a grey image with 16-bit or float pixels to 8-bit grey.
 
-    Raises ValueError if it is unknown which pixel value is white.
+    Raises ValueError if the image does not define which pixel value is white.
     """
     import numpy
     from PIL import Image
@@ -193,4 +193,4 @@ def _lab_to_rgb(image: "Image.Image") -> "Image.Image":
 
 
 NATIVE = Transform()
-"""A transform that keeps the stored size of an image. It only converts the image to RGB."""
+"""A transform that converts an image to RGB and keeps its stored size."""

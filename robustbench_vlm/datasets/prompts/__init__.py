@@ -1,4 +1,4 @@
-"""The registry of prompt sources. A source has the name of the project whose class names and templates it contains."""
+"""The registry of prompt sources. A prompt source has the class names and prompt templates of one project."""
 
 from robustbench_vlm.core.registry import Registry
 

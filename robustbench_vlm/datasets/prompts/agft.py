@@ -2,8 +2,9 @@
 
 Source: YuboCui/AGFT 0031a8f, clip_dataset.py and imagenet_classes_names.txt.
 
-Known errors: the model year of StanfordCars is removed, so 7 pairs of classes have the same prompt. In ImageNet,
-"cardigan", "crane" and "maillot" are the names of two classes each. Two flower names end with a space.
+Known errors: the model year is removed from the class names of StanfordCars, so 7 pairs of classes have the same
+prompt. In ImageNet, "cardigan", "crane" and "maillot" are the names of two classes each. Two class names of Flowers102
+end with a space.
 """
 
 from robustbench_vlm.datasets.image_folder import imagenet_class_names
@@ -27,7 +28,7 @@ FACES = ("Faces", "Faces_easy")
 
 
 def stripped(raw: str) -> str:
-    """Return a raw class name as plain words, without spaces at the ends."""
+    """Return a raw class name as plain words (see `plain_words`), without spaces at the ends."""
     return plain_words(raw).strip()
 
 
@@ -37,12 +38,12 @@ def without_year(raw: str) -> str:
 
 
 def with_maker(raw: str) -> str:
-    """Return an aircraft's name, with "Boeing" in front if it begins with 7."""
+    """Return an aircraft's name, with "Boeing" in front if the name begins with 7."""
     return f"Boeing {raw}" if raw.startswith("7") else raw
 
 
 def caltech256_name(raw: str) -> str:
-    """Return a class name of Caltech256 without its number and without the suffix "-101" of Caltech101's classes."""
+    """Return a class name of Caltech256 without its number and without the suffix "-101", which some names have."""
     return stripped(raw.partition(".")[2].replace("-101", ""))
 
 

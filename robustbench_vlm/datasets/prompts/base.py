@@ -16,16 +16,18 @@ def plain_words(raw: str) -> str:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """The prompts of one dataset: prompt templates, and a rule that converts raw class names to readable ones."""
+    """The prompts of one dataset: prompt templates, and a function (the rule) from raw to readable class names."""
 
     prompt: Prompt
     rule: Callable[[str], str] = plain_words
     names: Mapping[str, str] = field(default_factory=dict)
-    """Readable names of the classes to which the rule is not applied. The keys are raw class names."""
+    """The readable names of some classes. They replace the names from the rule. The keys are raw class names."""
     listed: tuple[str, ...] = ()
-    """The readable names of all classes, in the order of the labels. If given, they replace the rule and `names`."""
+    """The readable names of all classes, in the order of the labels. If given, the rule and `names` are not used."""
     one_class: tuple[str, ...] = ()
-    """Raw class names that are merged if their readable names are equal. The task then has fewer classes."""
+    """The raw class names of classes that are merged if their readable names are equal. The task then has fewer
+    classes.
+    """
 
 
 @dataclass(frozen=True)
@@ -35,9 +37,7 @@ class Task:
     classes: tuple[str, ...]
     prompt: Prompt
     merged: tuple[int, ...]
-    """`merged[label]` is the class index for a label of the dataset. If `merged` is (), the labels are the class
-    indices.
-    """
+    """`merged[label]` is the class index for a label of the dataset. It is () if the labels are the class indices."""
 
 
 PromptSource = Mapping[str, PromptRow]

@@ -4,8 +4,8 @@ Sources: cvlab-columbia/ZSRobust4FoundationModel e3d6c63, replace/torchvision.da
 replace/datasets and utils.py. The default template is "This is a photo of a {}" without a full stop. TeCoA's code
 lacks a class list for Caltech101, so the list of TGA-ZSR is used: the raw folder names, with two classes of faces.
 
-Known errors: one prompt of PCAM has a typing error. 7 pairs of StanfordCars and 3 pairs of ImageNet have the same
-prompt, as in AGFT.
+Known errors: one prompt of PCAM has a typing error. In StanfordCars, 7 pairs of classes have the same prompt. In
+ImageNet, 3 pairs of classes have the same prompt. AGFT has the same errors in StanfordCars and ImageNet.
 """
 
 from robustbench_vlm.datasets.image_folder import imagenet_class_names

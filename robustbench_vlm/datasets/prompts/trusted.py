@@ -1,14 +1,14 @@
 """Prompts of the protocol `trusted`: AGFT's templates without their known errors. All classes have different prompts.
 
 * StanfordCars: the names keep the model year. Without it, 7 pairs of classes have the same prompt.
-* ImageNet: the names come from CLIP_benchmark. They distinguish the two cranes and the two swimsuits. WordNet's names
-  replace the two duplicates in CLIP_benchmark's list: n04008634 is "projectile" and n04355933 is "sunglass".
+* ImageNet: the names come from CLIP_benchmark. These names distinguish the two cranes and the two swimsuits. WordNet's
+  names replace the two duplicates in CLIP_benchmark's list: n04008634 is "projectile" and n04355933 is "sunglass".
 * Caltech101: the two kinds of faces are merged into the class "person". The background is not a class.
 * CIFAR, STL10 and SUN397: the template ends with a full stop, as in AGFT.
 * Flowers102: the two names that end with a space in AGFT do not end with a space.
 * FGVC-Aircraft: the names keep their capital letters, and "Boeing" precedes names that begin with 7.
 * TinyImageNet, ImageNet-R and ImageNet-Sketch: the template of ImageNet is used.
-* Country211: the template of TTC and AdvFLYP is used.
+* Country211: the template of the projects TTC and AdvFLYP is used.
 """
 
 from robustbench_vlm.datasets.image_folder import imagenet_class_names

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ArrayImages:
-    """Images in one array. The id of a sample is its index, with five digits."""
+    """The images of a dataset in one array. The id of a sample is its index, written with five digits."""
 
     ids: Sequence[str]
     labels: Sequence[int]
@@ -30,7 +30,7 @@ class ArrayImages:
     """The file with the pixels."""
 
     def stamp(self, index: int) -> str:
-        """Return the stamp of the file that has all pixels, see `stamp_of`."""
+        """Return the size and modification time of the file with all pixels, as one text."""
         return stamp_of(self.file)
 
     def image(self, index: int) -> "Image":
@@ -69,7 +69,7 @@ def _placed(places: Sequence[int], numbers: Any) -> tuple[int, ...]:
 
 
 def _numbered(labels: Sequence[int], targets: Path, pixels: Sized, path: Path) -> tuple[str, ...]:
-    """Return the index of each sample as its id. Raises UserError if the numbers of images and labels differ."""
+    """Return the samples' indices as ids. Raises UserError if the numbers of images and labels differ."""
     if len(pixels) != len(labels):
         raise UserError(
             f"{path} has {len(pixels)} images and {targets} has {len(labels)} labels, expected equal numbers: fetch"
@@ -79,7 +79,7 @@ def _numbered(labels: Sequence[int], targets: Path, pixels: Sized, path: Path) -
 
 
 class _Unpickler(pickle.Unpickler):
-    """Unpickles numbers, texts, lists and NumPy arrays, also from Python 2. It runs no code from the file."""
+    """Unpickle numbers, texts, lists and NumPy arrays, also those that Python 2 wrote. No code from the file is run."""
 
     def find_class(self, module: str, name: str) -> Any:
         import codecs
@@ -126,7 +126,7 @@ def stl10(root: Path) -> StoredImages:
 
 @dataclass(frozen=True)
 class Hdf5Images:
-    """The images of an HDF5 file. They are read one at a time. The id of a sample is its index, with five digits."""
+    """The images of an HDF5 file, read one at a time. The id of a sample is its index, written with five digits."""
 
     ids: Sequence[str]
     labels: Sequence[int]
@@ -134,11 +134,11 @@ class Hdf5Images:
     path: Path
 
     def stamp(self, index: int) -> str:
-        """Return the stamp of the file that has all pixels, see `stamp_of`."""
+        """Return the size and modification time of the file with all pixels, as one text."""
         return stamp_of(self.path)
 
     def image(self, index: int) -> "Image":
-        """Return an image in its stored size. Raises UnreadableImage if the file is damaged at this image."""
+        """Return an image in its stored size. Raises UnreadableImage if its part of the file is damaged."""
         import h5py
         from PIL import Image
 

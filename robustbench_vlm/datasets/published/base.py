@@ -1,4 +1,4 @@
-"""Base types of the published datasets. Images keep their stored size, and classes their original names."""
+"""Base types of the published datasets. Images keep their stored size, and classes keep their original names."""
 
 import importlib
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 class MissingData(UserError):
-    """Raised if files of a dataset are missing. The message names them and the next step."""
+    """Raised if files of a dataset are missing. The message names the missing files and the next step for the user."""
 
 
 class StoredImages(Protocol):
@@ -21,7 +21,7 @@ class StoredImages(Protocol):
 
     @property
     def ids(self) -> Sequence[str]:
-        """The unique ids of the samples. They do not depend on the machine or on the order of the files.
+        """The unique ids of the samples. The ids do not depend on the machine or on the order of the files.
 
         An id is the path of the image file below the dataset's folder, for example "test/cat/0001.jpg". If one file has
         all images, the id is the index in the official split with at least five digits, for example "00017".
@@ -38,7 +38,7 @@ class StoredImages(Protocol):
         ...
 
     def stamp(self, index: int) -> str:
-        """Return a text that changes if the file of the image changes, for example the text of `stamp_of`."""
+        """Return a text that changes if the file of the image changes, for example the result of `stamp_of`."""
         ...
 
 
@@ -53,20 +53,20 @@ def stamp_of(path: Path) -> str:
 
 @dataclass(frozen=True)
 class DownloadSource:
-    """A place from which a dataset can be downloaded: a host and the files on it."""
+    """A place from which a dataset can be downloaded: a host and its files of the dataset."""
 
     kind: Literal["hub", "original"]
     """"hub" for tar files (shards) on the Hugging Face Hub, "original" for the archives that torchvision downloads."""
     name: str
     """The repository OWNER/NAME on the Hub, or the name of a class in torchvision.datasets."""
     download_bytes: int
-    """Approximate size of the download in bytes. 0 means that it is unknown."""
+    """Approximate size of the download in bytes. 0 means that the size is unknown."""
     reason: str
-    """The reason for the place of this source in the order of the sources, for the documentation."""
+    """The reason why this source is tried first or later. It is shown in the documentation."""
     host: str = ""
-    """An address on the host of the original archives. It is "" for the Hub."""
+    """An address on the host of the original archives. "" if the source is on the Hub."""
     split: str = ""
-    """Name of the split in these files, if it is not the split of the dataset. The files then have other samples."""
+    """Name of the split in these files, if they have another split with other samples than `PublishedDataset.split`."""
 
 
 @dataclass(frozen=True)
@@ -89,9 +89,10 @@ class PublishedDataset:
     native: bool = False
     """True if all images have one small size. The images are then attacked at this size."""
     sources: tuple[DownloadSource, ...] = ()
-    """The sources in the order in which they are tried. () if the dataset can only be downloaded by hand."""
+    """The download sources in the order in which they are tried. () if the dataset can only be downloaded by hand."""
     by_hand_bytes: int = 0
-    """Approximate size of a download by hand in bytes. 0 means that it is unknown, or that `sources` states it."""
+    """Approximate size in bytes of a download by hand. 0 means that the size is unknown, or that `sources` states it.
+    """
     licensed: bool = False
     """True if users must accept terms before a download. Such a dataset is never downloaded by this package."""
     by_hand: str = ""
@@ -103,17 +104,17 @@ class PublishedDataset:
 
     @property
     def hub(self) -> DownloadSource | None:
-        """The source on the Hugging Face Hub. A copy of its files is also found if a user downloaded it by hand."""
+        """The source on the Hugging Face Hub, or None. Files that a user downloaded from it by hand are also found."""
         return next((source for source in self.sources if source.kind == "hub"), None)
 
     @property
     def download_bytes(self) -> int:
-        """Approximate size in bytes of a download from the first source, or by hand. 0 means that it is unknown."""
+        """Approximate size in bytes of a download from the first source, or by hand. 0 means an unknown size."""
         return self.by_hand_bytes or (self.sources[0].download_bytes if self.sources else 0)
 
     @property
     def fetchable(self) -> bool:
-        """True if this package can download the dataset and its terms allow that."""
+        """True if this package can download the dataset and the dataset's terms allow the download."""
         return bool(self.sources) and not self.licensed
 
     def read(self, folder: Path) -> StoredImages:

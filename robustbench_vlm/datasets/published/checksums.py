@@ -1,4 +1,4 @@
-"""Checksums of a downloaded dataset: written after the download, and compared later to find changed files."""
+"""Checksums of a downloaded dataset. They are written after the download, and compared later to find changed files."""
 
 import hashlib
 import json
@@ -14,13 +14,16 @@ _FORMAT = 1
 
 
 def write_checksums(folder: Path, source: str) -> None:
-    """Write the checksums and the source of a folder's files into the folder, after all files are complete."""
+    """Write a file with the checksums and the source of a folder's files into this folder.
+
+    Call this function after all files are complete.
+    """
     entry = {"format": _FORMAT, "source": source, "folders": _contents(folder)}
     write_text(folder / _NAME, json.dumps(entry, indent=1) + "\n")
 
 
 def changed_folders(folder: Path) -> list[str]:
-    """Return one sentence for each folder with files that differ from the checksums. Without checksums, return []."""
+    """Return one sentence for each sub-folder with changed files. Return [] if `folder` has no file of checksums."""
     path = folder / _NAME
     if not path.exists():
         return []
@@ -43,7 +46,7 @@ def changed_folders(folder: Path) -> list[str]:
 
 
 def _contents(folder: Path) -> dict[str, dict[str, Any]]:
-    """Return the number of files, total bytes and digest of each folder by its path. Hidden files are left out."""
+    """Return the number of files, total bytes and digest of each sub-folder, by its path. Hidden files are left out."""
     found = {}
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]

@@ -94,7 +94,7 @@ def imagenet(root: Path) -> StoredImages:
 
 
 def _by_file(root: Path, samples: list[tuple[str, int]]) -> ImageFiles:
-    """Return images with their file names as ids. The ids then do not depend on the arrangement of folders."""
+    """Return images with their file names as ids, so that the ids do not depend on the folders of the files."""
     found = list_images(root, samples)
     return ImageFiles(root, check_unique([Path(path).name for path in found.paths], root), found.labels, found.paths)
 
@@ -131,7 +131,7 @@ def _of_number(truth: list[int], name: str, where: Path) -> int:
 def tiny_imagenet(root: Path) -> StoredImages:
     """Read the validation split of TinyImageNet: "val/images/val_0.JPEG", with labels in "val/val_annotations.txt".
 
-    Images in folders "val/<WordNet id>" are read too. The id of a sample is its file name.
+    Images in folders "val/<WordNet id>" are also read. The id of a sample is its file name.
     """
     labels, top = Labels("tiny-imagenet"), existing_folder(root, "val")
     names = [name for name in folders(top) if name in labels]

@@ -1,4 +1,4 @@
-"""Fixed class lists of the published datasets. On all machines, a label is an index in the list of its dataset."""
+"""Fixed class lists of the published datasets. On every machine, a label is an index in its dataset's class list."""
 
 import functools
 import json
@@ -22,7 +22,7 @@ def class_names(name: str) -> tuple[str, ...]:
 
 
 def hub_class_names(name: str) -> tuple[str, ...]:
-    """Return the raw class names in the order of the labels in the Hub's tar files. A class that is left out is ""."""
+    """Return the raw class names in the order of the labels in the Hub's tar files. "" is an unused class."""
     entry = _lists()[name]
     return tuple(entry.get("hub_names", entry["names"]))
 
@@ -59,7 +59,7 @@ class Labels:
         return self._places[normalised(raw)]
 
     def of_numbers(self, names: Sequence[str], where: Path) -> list[int]:
-        """Return the index of each class in a file's class list; raise UserError if the list is not complete."""
+        """Return the class index of each name in a file's class list; raise UserError if the list is not complete."""
         places = [self.of(raw, where) for raw in names]
         if sorted(places) != list(range(len(self))):
             raise UserError(

@@ -7,12 +7,12 @@ facts is known for such a repository:
   states the number of samples of each build).
 * Its class names are those of class_lists.json, in the same order (CLIP_benchmark 0322448, builder.py). For most
   repositories, the size of classnames.txt on the Hub was also compared.
-* Its pixels are those of the original files: the arrays without loss, the image files, or images that Pillow decoded
+* Its pixels come from the original files: the arrays without loss, the image files, or images that Pillow decoded
   (CLIP_benchmark 0d88674, webdataset_builder.py).
 
-If one of them is not known, the original host is tried first. A download also checks the number of samples, the order
-of the classes and the digests (see `hub`), so a wrong repository is refused. Sizes of hub files are those that the
-pages of the Hub showed, or estimates from them.
+If one of these facts is not known for a repository, the original host is tried first. A download also checks the number
+of samples, the order of the classes and the digests (see `hub`), so a wrong repository is refused. The sizes of files
+on the Hub are the sizes that the pages of the Hub showed, or estimates from these sizes.
 """
 
 from collections.abc import Mapping
@@ -92,4 +92,5 @@ SOURCES: Mapping[str, tuple[DownloadSource, ...]] = {
     "imagenet-r": (_hub("wds_imagenet-r", 2_191_079_936, _ONLY_HUB),),
     "imagenet-sketch": (_hub("wds_imagenet_sketch", 7_593_573_012, _ONLY_HUB),),
 }
-"""The sources of each dataset that this package can download. Other datasets can only be downloaded by hand."""
+"""The download sources of each dataset that this package can download. Other datasets can only be downloaded by hand.
+"""

@@ -1,4 +1,4 @@
-"""Download published datasets from the sources of their table row. Incomplete downloads are never used."""
+"""Download published datasets from the sources in their table row. Incomplete downloads are never used."""
 
 import contextlib
 import shutil
@@ -17,7 +17,7 @@ from robustbench_vlm.datasets.published.staging import exclusive, staging_folder
 from robustbench_vlm.datasets.published.torchvision import fetch_from_torchvision
 
 _FETCHERS: Mapping[str, Callable[..., Path]] = {"hub": fetch_from_hub, "original": fetch_from_torchvision}
-"""The functions that download from the kinds of sources."""
+"""The function that downloads from each kind of source. The keys are values of `DownloadSource.kind`."""
 
 
 class NoSourceReachable(UserError):
@@ -25,7 +25,7 @@ class NoSourceReachable(UserError):
 
     def __init__(self, published: PublishedDataset, root: Path, hosts: Mapping[str, str]) -> None:
         self.hosts = hosts
-        """The reasons, by host."""
+        """The reason why each host cannot be reached. The keys are the hosts."""
         self.by_hand = by_hand(published, root)
         super().__init__(
             f"cannot fetch {published.title}: {unreachable_text(hosts)}. When the network works, run `vlmbench data"
@@ -43,7 +43,7 @@ def _host(source: DownloadSource) -> str:
 
 
 def by_hand(published: PublishedDataset, root: Path) -> str:
-    """Return the instructions for a download by hand, as a clause."""
+    """Return the instructions for a download by hand, as a part of a sentence."""
     ways = []
     if published.hub and not published.hub.split and not published.licensed:
         folder = hub_folder(published.hub, root)
@@ -60,13 +60,13 @@ def fetch(
 ) -> Path:
     """Download a dataset below the data root and return its folder. An existing copy is kept.
 
-    The sources are tried in the order of the table. A source is left if it fails, if its files are not those of the
-    dataset, or if it is slow and the next source has the same samples. A message on stderr tells it. If all sources are
-    slow, the fastest one is used.
+    The sources are tried in the order of the table. The next source is tried if a source fails, if its files are not
+    those of the dataset, or if it is slow and the next source has the same samples. A message on stderr reports each
+    change of the source. If all sources are slow, the fastest one is used.
 
-    `on_progress` counts bytes. A later call continues an interrupted download. `hosts` has the checks of hosts of
-    earlier calls. Raises NoSourceReachable if no host can be reached, and UserError with instructions for a download by
-    hand if no source works.
+    The unit of `on_progress` is bytes. A later call continues an interrupted download. `hosts` has the results of
+    earlier checks of hosts. Raises NoSourceReachable if no host can be reached, and UserError with instructions for a
+    download by hand if no source works.
     """
     if not published.fetchable:
         return locate(published, root)[0]
@@ -91,7 +91,7 @@ def _fetch_first(
     failures: list[str] = []
     slow: list[tuple[float, DownloadSource]] = []
     for source, following in zip(sources, [*sources[1:], None], strict=True):
-        # A slow source is not left for one with other samples.
+        # A slow source is kept if the next source has other samples.
         may_switch = following is not None and following.split == source.split
         try:
             on_slow = _stop if may_switch or slow else warn_slow

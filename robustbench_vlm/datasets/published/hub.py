@@ -1,4 +1,4 @@
-"""Download datasets from the Hugging Face Hub as LAION's tar shards (clip-benchmark/wds_*)."""
+"""Download datasets from the Hugging Face Hub: LAION's tar files (shards) in the repositories clip-benchmark/wds_*."""
 
 import contextlib
 import os
@@ -25,7 +25,7 @@ _LIST_SECONDS = 10.0
 
 
 class NoAnswer(UserError):
-    """Raised if the Hub accepts a connection but gives no valid answer. Later requests would also wait for it."""
+    """Raised if the Hub accepts a connection but gives no valid answer. Later requests would also wait and fail."""
 
 
 def hub_folder(source: DownloadSource, root: Path) -> Path:
@@ -39,9 +39,9 @@ def fetch_from_hub(
     """Download the current revision of a dataset's tar shards and return their folder.
 
     The size and sha256 of each shard are compared with the values on the Hub. The order of the classes and the number
-    of samples are compared with the dataset's. If an earlier call downloaded files of this revision, they are kept.
-    `on_slow` is called if the download is slow (see `core.download`). Raises UserError if the download fails or the
-    samples are not those of the dataset.
+    of samples are compared with the order and number that this package expects. If an earlier call downloaded files of
+    this revision, they are kept. `on_slow` is called if the download is slow (see `core.download`). Raises UserError if
+    the download fails or the samples are not those of the dataset.
     """
     revision, files = _listing(source.name)
     staging = staging_folder(published, root)
@@ -73,7 +73,7 @@ def fetch_from_hub(
 
 @contextlib.contextmanager
 def _refused_if_wrong(source: DownloadSource, folder: Path) -> Iterator[None]:
-    """Remove the folder if a check of the files in it raises UserError, so that a later call does not use the files."""
+    """Remove the folder if the `with` block raises UserError, so that a later call does not use its files."""
     try:
         yield
     except UserError as error:
@@ -91,9 +91,9 @@ def _check_count(published: PublishedDataset, source: DownloadSource, folder: Pa
 
 
 def _listing(repository: str) -> tuple[str, dict[str, tuple[int, str]]]:
-    """Return the current revision of a repository, and a dict from the name of each shard to its size and sha256.
+    """Return the current revision of a repository, and a dict from the name of each file to its size and sha256.
 
-    The sha256 is "" for small files, because the Hub does not list their sha256.
+    The sha256 is "" for small files, because the Hub lists no sha256 for them.
     """
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError

@@ -1,4 +1,4 @@
-"""Read image files and list files of datasets. Every error names the damaged or missing file and the next step."""
+"""Read the image files and list files of datasets. Every error names the damaged or missing file and the next step."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -64,9 +64,12 @@ def check_unique(ids: Sequence[str], where: Path) -> tuple[str, ...]:
 
 
 def decode(file: Path | IO[bytes], name: str) -> "Image":
-    """Return a decoded image in its stored mode and size. The content determines the format. EXIF data are ignored.
+    """Return a decoded image in its stored mode and size. EXIF data are ignored.
 
-    `name` is used in the error message. Raises UnreadableImage if the file is missing, truncated or not an image.
+    The format is recognised from the content of the file, not from its name.
+
+    `name` is the name of the image in the error message. Raises UnreadableImage if the file is missing, truncated or
+    not an image.
     """
     from PIL import Image
 

@@ -22,7 +22,11 @@ from robustbench_vlm.datasets.transform import SquareFit
 
 
 def data_root(given: Path | None = None) -> Path:
-    """Return the folder of the datasets. It is `given`, VLMBENCH_DATA, or "data" in the cache folder, in this order."""
+    """Return the folder that contains the datasets, called the data root.
+
+    The data root is `given` if it is not None, or the folder in VLMBENCH_DATA if this variable is set, or else the
+    folder "data" in the cache folder.
+    """
     if given is not None:
         return user_path(given)
     return folder_of_variable("VLMBENCH_DATA") or cache_folder() / "data"
@@ -55,7 +59,7 @@ def locate(published: PublishedDataset, root: Path) -> tuple[Path, StoredImages]
 
 
 def has_folder(published: PublishedDataset, root: Path) -> bool:
-    """Return whether one of the folders of a dataset exists. Its files are not read."""
+    """Return whether a folder for a dataset exists on this machine. The files in the folder are not read."""
     return any(folder.is_dir() for folder, _ in _places(published, root))
 
 
@@ -83,14 +87,14 @@ def _next_step(published: PublishedDataset, root: Path) -> str:
 def find_images(name: str, root: Path) -> StoredImages:
     """Return the images of a published dataset. Raises the errors of `locate`.
 
-    The result is cached, because it takes many seconds to list the files in tar shards. If files have changed, for
+    The result is cached, because a listing of the files in tar shards takes many seconds. If files have changed, for
     example after a download, call `find_images.cache_clear()`.
     """
     return locate(PUBLISHED[name], root)[1]
 
 
 def is_available(dataset: Dataset, data: Path | None = None) -> bool:
-    """Return whether the files of a dataset are on this machine. Return True if the dataset does not need files."""
+    """Return whether the files of a dataset are on this machine, or the dataset does not need files."""
     try:
         if dataset.published:
             find_images(dataset.published, data_root(data))
@@ -136,10 +140,10 @@ def is_other_split(dataset: Dataset) -> bool:
 
 
 def verify(published: PublishedDataset, root: Path) -> list[str]:
-    """Return one sentence for each problem of a dataset's files. Without problems, return [].
+    """Return one sentence for each problem of a dataset's files. Return [] if the files have no problems.
 
-    A dataset that this package downloaded is compared with the checksums of the download. For every dataset, the number
-    of samples and the existence of all listed images are checked.
+    If this package downloaded the dataset, its files are compared with the checksums of the download. For every
+    dataset, the function also checks the number of samples and whether all listed images exist.
     """
     try:
         folder, images = locate(published, root)

@@ -1,4 +1,4 @@
-"""The staging folder of a download: a dataset is moved to its final folder only when it is complete."""
+"""The staging folder of a download. Files are moved from it to the final folder when the download is complete."""
 
 import contextlib
 import shutil
@@ -12,7 +12,7 @@ from robustbench_vlm.datasets.published.checksums import write_checksums
 
 
 def staging_folder(published: PublishedDataset, root: Path) -> Path:
-    """Return the staging folder of a dataset. Readers never use it."""
+    """Return the staging folder of a dataset. Functions that read datasets never use this folder."""
     return root / ".fetching" / published.name
 
 
@@ -33,7 +33,10 @@ def exclusive(staging: Path) -> Iterator[None]:
 
 
 def check_goal(goal: Path) -> None:
-    """Raise UserError if the folder `goal` already exists. It then does not have the complete dataset."""
+    """Raise UserError if the folder `goal` exists.
+
+    Callers have already checked that `goal` does not have the complete dataset.
+    """
     if goal.exists():
         raise UserError(
             f"{goal} exists, but it does not have the complete dataset: move or remove this folder, then run the same"

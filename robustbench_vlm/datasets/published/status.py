@@ -39,17 +39,19 @@ class DatasetStatus:
     download_bytes: int
     """Approximate size of the download in bytes. 0 means that the size is unknown."""
     prepared: int
-    """Number of samples that are decoded and resized for one protocol. The protocol with the most samples counts."""
+    """Number of samples that are decoded and resized for a protocol. If several protocols have prepared samples, the
+    largest number is used.
+    """
     where: str
     """The folder of the images, or the next step if they are missing."""
     sources: tuple[str, ...]
-    """The sources of a download in the order in which they are tried, such as "hub clip-benchmark/wds_cars"."""
+    """The download sources in the order in which they are tried. An example is "hub clip-benchmark/wds_cars"."""
     by_hand: str
     """The instructions for a download by hand."""
 
 
 def dataset_status(name: str, data: Path | None) -> DatasetStatus:
-    """Return the state of a published dataset below `data_root(data)`. Raises UserError for other datasets."""
+    """Return the state of a published dataset below `data_root(data)`. Raises UserError for other names."""
     published, root = _published(name), data_root(data)
     try:
         on_disk, where = len(locate(published, root)[1].ids), f"below {root}"
@@ -66,7 +68,7 @@ def dataset_status(name: str, data: Path | None) -> DatasetStatus:
 
 
 def hosts_of(names: Sequence[str]) -> Hosts:
-    """Return the checks of the hosts from which the named datasets can be downloaded. No host is checked yet."""
+    """Return a `Hosts` object for the hosts from which the named datasets can be downloaded. No host is checked yet."""
     return Hosts(address_of(source) for name in names for source in _published(name).sources)
 
 
@@ -79,11 +81,11 @@ class PreparedDataset:
     samples: int
     """Number of samples that the protocol uses."""
     list_digest: str
-    """The sha256 of `sample_list`. Equal digests mean equal samples on all machines."""
+    """The sha256 of `sample_list`. If two machines have equal digests, they have equal samples."""
     sample_list: str
     """The samples' ids and labels in the standard order, as CSV."""
     unreadable: Mapping[str, str]
-    """The reasons for the samples that cannot be decoded. The keys are sample ids."""
+    """The samples that cannot be decoded, each with the reason. The keys are sample ids."""
 
 
 def fetch_and_prepare(
@@ -95,11 +97,11 @@ def fetch_and_prepare(
     *,
     hosts: Hosts | None,
 ) -> PreparedDataset:
-    """Download a dataset if it is missing, and prepare its first `count` samples. None means all samples.
+    """Download a dataset if it is missing, and prepare its first `count` samples, or all samples if `count` is None.
 
-    `adapt` applies a protocol to the dataset. `hosts` has the checks of hosts of this command. If it is None, nothing
-    is downloaded. If the dataset cannot be downloaded, UserError is raised. Its message has instructions for a download
-    by hand.
+    `adapt` is a function that applies a protocol to the dataset. `hosts` has the results of this command's checks of
+    hosts. If `hosts` is None, nothing is downloaded. If the dataset cannot be downloaded, UserError is raised. Its
+    message has instructions for a download by hand.
     """
     published, root = _published(name), data_root(data)
     find_images.cache_clear()
@@ -123,8 +125,7 @@ def fetch_and_prepare(
 def verify_dataset(name: str, data: Path | None, *, missing_is_wrong: bool) -> list[str] | None:
     """Return one sentence for each problem of a dataset's files and prepared images.
 
-    If the dataset is missing, return None. If `missing_is_wrong` is true, return one sentence about the missing
-    dataset.
+    If the dataset is missing, return None, or one sentence about the missing dataset if `missing_is_wrong` is true.
     """
     published, root = _published(name), data_root(data)
     find_images.cache_clear()

@@ -199,7 +199,7 @@ SUITE = (
         origin="Xiao et al. 2010, https://vision.princeton.edu/projects/2010/SUN (gone)",
     ),
 )
-"""The fifteen datasets of the AGFT paper. The splits of the paper are also the splits of torchvision."""
+"""The fifteen datasets of the AGFT paper. The paper uses torchvision's splits of these datasets."""
 
 EXTRA = (
     PublishedDataset(
@@ -267,6 +267,6 @@ EXTRA = (
         origin="https://hatefulmemeschallenge.com",
     ),
 )
-"""Datasets that other papers report and that are not in the AGFT paper."""
+"""Datasets that are not in the AGFT paper, and on which other papers report results."""
 
 PUBLISHED: Mapping[str, PublishedDataset] = {dataset.name: dataset for dataset in (*SUITE, *EXTRA)}

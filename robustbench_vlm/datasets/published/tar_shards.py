@@ -37,7 +37,7 @@ class TarMember:
 
 @dataclass(frozen=True)
 class TarShardImages:
-    """N images in tar files (shards). The id of a sample is "wds/", followed by its key in the shard."""
+    """N images in tar files (shards). The id of a sample is "wds/", followed by the sample's key in its shard."""
 
     ids: Sequence[str]
     labels: Sequence[int]
@@ -77,7 +77,8 @@ def read_shards(root: Path, name: str) -> TarShardImages:
 def check_class_order(path: Path, name: str) -> None:
     """Raise UserError if "classnames.txt" does not list the classes of a dataset in the known order of the Hub.
 
-    Readable names that are not raw class names cannot be compared. They are matched by their position.
+    Some files list readable names, which cannot be compared with raw class names. Such a name belongs to the class at
+    the same position.
     """
     order, labels = hub_class_names(name), Labels(name)
     _places(path, name)
@@ -99,10 +100,10 @@ def _is_kept(places: Sequence[int], label: int, root: Path) -> bool:
 
 
 def _places(path: Path, name: str) -> list[int]:
-    """Return the class index for each label of the shards. It is -1 if the class is left out.
+    """Return the class index for each label of the shards. The index is -1 if the class is not used.
 
     In most repositories, "classnames.txt" lists the raw class names of the dataset. In other repositories, it lists
-    readable names. These are matched to classes by their position.
+    readable names. A readable name belongs to the class at the same position.
     """
     labels, order = Labels(name), hub_class_names(name)
     written = read_lines(path) if path.exists() else list(order)

@@ -86,9 +86,10 @@ def _torchvision_downloads(folder: Path, on_progress: OnProgress, on_slow: OnSlo
 
 
 def _with_room(path: Path, on_progress: OnProgress) -> OnProgress:
-    """Return `on_progress` with a check of the disk at its first call, when the host has stated the size of the file.
+    """Return a function that calls `on_progress` and checks the free disk space once, when the file's size is known.
 
-    An archive and its unpacked files need room at the same time, and the images in it are already compressed.
+    The disk must have space for an archive and its unpacked files at the same time. The unpacked files have about the
+    size of the archive, because the images in it are already compressed.
     """
     is_checked = not path.name.endswith(_ARCHIVES)
 

@@ -1,4 +1,4 @@
-"""The published datasets as zero-shot datasets, with the class names and prompt templates of `prompts.trusted`."""
+"""The published datasets as zero-shot datasets, with class names and prompt templates from `prompts.trusted`."""
 
 import dataclasses
 

@@ -23,7 +23,7 @@ Option = TypeVar("Option")
 
 
 class _Choice:
-    """Chooses words for one caption with a sequence of random numbers."""
+    """Choose words for one caption with a sequence of random numbers."""
 
     def __init__(self, numbers: Sequence[int]) -> None:
         self._numbers = iter(numbers)
@@ -33,7 +33,7 @@ class _Choice:
 
 
 def describe(scenes: Scenes, counter: int) -> tuple[list[str], Tensor]:
-    """Return one caption per scene (B texts) and the attributes that it mentions.
+    """Return one caption per scene (B texts), and the attributes that each caption mentions.
 
     The mentioned attributes are bool [B, 14], one column per attribute of `vocabulary.ATTRIBUTES`. Each value of
     `counter` gives another caption of the same scene.

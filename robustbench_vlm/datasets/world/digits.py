@@ -1,4 +1,4 @@
-"""Handwritten digits. A digit is a line through a few points. Points, slant and width differ between samples."""
+"""Draw handwritten digits. A digit is a line through a few points. Points, slant and width differ between samples."""
 
 import torch
 from torch import Tensor
@@ -76,10 +76,10 @@ STROKES: tuple[tuple[tuple[float, float], ...], ...] = (
 
 
 def digit_distance(digit: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the signed distance of each pixel to the ink, float32 [B, 32, 32], and the border's width in pixels.
+    """Return each pixel's signed distance to the ink, float32 [B, 32, 32], and the width of the ink's border.
 
     digit: int64 [B], from 0 to 9. keys: int64 [B], random keys. x, y: float32 [1, 32, 32], pixel centres in [-1, 1].
-    The distance is negative inside the ink. The border's width is float32 [B, 1, 1].
+    The distance is negative inside the ink. The width of the border, in pixels, is float32 [B, 1, 1].
     """
     random = randomness.uniform(keys, 0, (6,)).view(-1, 6, 1)
     padded = [(*stroke, *[stroke[-1]] * (_POINTS - len(stroke))) for stroke in STROKES]

@@ -16,7 +16,7 @@ _PIXEL = 2 / SIDE
 _OUTLINE = 0.14
 _RADII = {1: (0.36, 0.46), 2: (0.32, 0.4), 3: (0.29, 0.36), 4: (0.27, 0.32), 5: (0.25, 0.29)}
 _LARGE, _PAIR = (0.72, 0.92), (0.36, 0.46)
-# Each row has the cosine and the sine of an angle between -11 and 11 degrees.
+# Rotations of objects. Each row has the cosine and the sine of an angle between -11 and 11 degrees.
 _TURNS = torch.tensor(
     [[round(1 / (1 + t * t) ** 0.5, 6), round(t / (1 + t * t) ** 0.5, 6)] for t in [step / 40 for step in range(-8, 9)]]
 )
@@ -51,7 +51,8 @@ def luminance(colour: Tensor) -> Tensor:
 def _tone(scenes: Scenes, keys: Tensor, colours: Tensor) -> Tensor:
     """Choose the colour of each background as float32 [B, 3] in [0, 1].
 
-    Eight grey levels are drawn at random. The grey level whose brightness differs most from the objects is chosen.
+    Of eight random grey levels, the one whose brightness differs most from the objects is chosen. A small random tint
+    is then added.
     """
     levels = randomness.uniform(keys, 0, (8,)) * 0.8 + 0.1
     gap = torch.full_like(levels, 1e9)
@@ -110,7 +111,7 @@ def _layout(scenes: Scenes, keys: Tensor, slot: int) -> tuple[Tensor, Tensor, Te
 
 
 def _cells(scenes: Scenes, keys: Tensor) -> Tensor:
-    """Return a cell of a 3 x 3 grid for each object, int64 [B, 5]. Objects of one scene have different cells."""
+    """Return each object's cell in a 3 x 3 grid, int64 [B, 5]. Objects of one scene have different cells."""
     order = randomness.bits(keys, 20, 9).argsort(dim=1)[:, :MAX_OBJECTS]
     is_single = scenes["count"] == 1
     position = torch.where(scenes["position"] >= 0, scenes["position"], 4)
@@ -122,7 +123,7 @@ def _cells(scenes: Scenes, keys: Tensor) -> Tensor:
 
 
 def _paint(colour: Tensor, texture: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return the surfaces of the objects, float32 [B, 3, 32, 32] in [0, 1]. Each has a pattern of two colours."""
+    """Return the objects' surfaces, float32 [B, 3, 32, 32] in [0, 1]. Each surface has a pattern of two colours."""
     base = torch.tensor(words.COLOUR_VALUES)[colour]
     base = (base + (randomness.uniform(keys, 1, (3,)) - 0.5) * 0.08).clamp(0, 1)
     bright = (luminance(base) > 0.4)[:, None]

@@ -16,10 +16,10 @@ def _wave(values: Tensor) -> Tensor:
 
 
 def texture_mask(texture: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return a mask, float32 [B, H, W]: 1 for pixels in the second colour of each object, and 0 for other pixels.
+    """Return a mask, float32 [B, H, W]. It is 1 where an object has the second colour of its texture, and 0 elsewhere.
 
-    texture: int64 [B], indices of `vocabulary.TEXTURES`. -1 and 0 are plain. keys: int64 [B], random keys.
-    x, y: float32 [B, H, W], coordinates relative to the object's centre.
+    texture: int64 [B], indices of `vocabulary.TEXTURES`. -1 and 0 mean a surface without a pattern. keys: int64 [B],
+    random keys. x, y: float32 [B, H, W], coordinates relative to the object's centre.
     """
     random = randomness.uniform(keys, 2, (3,)).view(-1, 3, 1, 1)
     period = 0.34 + 0.1 * random[:, 0]
@@ -45,7 +45,7 @@ def texture_mask(texture: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def background_image(background: Tensor, tone: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return the background of each scene as float32 [B, 3, H, W] in [0, 1]: its colour with a pattern.
+    """Return the background of each scene, its colour with a pattern, as float32 [B, 3, H, W] in [0, 1].
 
     background: int64 [B], indices of `vocabulary.BACKGROUNDS`. tone: float32 [B, 3] in [0, 1], the colour.
     keys: int64 [B], random keys. x, y: float32 [1, H, W], pixel centres in [-1, 1].
@@ -87,7 +87,7 @@ def _cloudy(keys: Tensor, random: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _blend(values: list[Tensor], at: Tensor) -> Tensor:
-    """Return the linear interpolation at `at` of five `values` at the coordinates -1, -1/2, 0, 1/2 and 1."""
+    """Interpolate linearly at the coordinates `at`. The five `values` have the coordinates -1, -1/2, 0, 1/2 and 1."""
     total = torch.zeros(1)
     for index, value in enumerate(values):
         total = total + value * (1 - (at * 2 + 2 - index).abs()).clamp_min(0)

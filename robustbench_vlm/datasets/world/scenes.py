@@ -1,4 +1,4 @@
-"""Scenes: one row of attribute values per image, drawn at random from the key of the sample."""
+"""Scenes. A scene is a row of attribute values for one image, chosen at random from the key of the sample."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -48,14 +48,15 @@ FAMILIES: Mapping[str, Values] = {
     },
     DIGIT: {**_COMMON, "digit": _all(words.NUMBERS)},
 }
-"""The allowed values of each attribute in each family. All allowed values are equally probable.
+"""The allowed values of each attribute in each family. The items of a tuple are equally probable. A value may be an
+item twice.
 
 If a family lacks an attribute, its scenes do not have this attribute."""
 
 
 @dataclass(frozen=True)
 class Scenes:
-    """B scenes. `scenes["colour"]` is a column of `attributes`, int64 [B]."""
+    """The attributes and random keys of B scenes. `scenes["colour"]` is one column of `attributes`, int64 [B]."""
 
     attributes: Tensor
     """The attributes of B scenes, int64 [B, 14]. Each column is an attribute of `vocabulary.ATTRIBUTES`. The value -1
@@ -72,7 +73,7 @@ class Scenes:
 
 
 def sample_scenes(keys: Tensor, family: str, changes: Values, fixed: Sequence[Mapping[str, int]]) -> Scenes:
-    """Draw one scene of a family per key. keys: int64 [B].
+    """Choose the attribute values of one scene of a family for each key at random. keys: int64 [B].
 
     `changes` replaces the allowed values of some attributes in all scenes. `fixed[i]` sets attribute values of scene i.
     """

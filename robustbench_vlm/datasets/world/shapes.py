@@ -1,4 +1,4 @@
-"""The outlines of the shapes, and the signed distance of points to them.
+"""The outlines of the shapes, and the signed distance of points to these outlines.
 
 Only additions, products, quotients, square roots and comparisons are used. IEEE 754 defines their rounding, so all
 machines draw equal images. Coordinates are in [-1, 1], and y points down.
@@ -119,10 +119,10 @@ intersected (&).
 
 
 def signed_distance(shape: int, x: Tensor, y: Tensor) -> Tensor:
-    """Return the signed distance of points to the border of a shape, negative inside.
+    """Return the signed distance of points to the border of a shape. The distance is negative inside the shape.
 
     shape: an index of `vocabulary.SHAPES`. x, y: float32 coordinates of equal size, in units of the shape's radius.
-    Returns float32 of the same size. If a shape has several parts, the value is a lower bound of the distance.
+    Returns float32 of the size of `x`. If a shape has several parts, the value is a lower bound of the distance.
     """
     total: Tensor | None = None
     for operation, kind, numbers in PARTS[shape]:

@@ -1,4 +1,4 @@
-"""The attributes of a scene and the words for their values. The first word of each value is its name."""
+"""The attributes of a scene and the words for their values. The first word for a value is its name."""
 
 SHAPES = (
     ("circle", "disc"),
@@ -122,5 +122,5 @@ ATTRIBUTES = (
 
 
 def column(attribute: str) -> int:
-    """Return the column of an attribute in `Scenes.attributes`."""
+    """Return the index of an attribute's column in `Scenes.attributes`."""
     return ATTRIBUTES.index(attribute)
