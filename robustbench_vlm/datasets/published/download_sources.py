@@ -41,7 +41,7 @@ SOURCES: Mapping[str, tuple[DownloadSource, ...]] = {
         _original("Caltech101", _CALTECH, 137_000_000, "all samples"),
         _hub("wds_vtab-caltech101", 439_000_000, _VTAB_PART, split="the test part of VTAB's own split"),
     ),
-    "caltech256": (_original("Caltech256", _CALTECH, 1_183_000_000, "the hub has no build"),),
+    "caltech256": (_original("Caltech256", _CALTECH, 1_183_000_000, "the hub does not have this dataset"),),
     "cifar10": (
         _hub("wds_vtab-cifar10", 56_000_000, "same samples and pixels; the original host is slow"),
         _original("CIFAR10", _TORONTO, 170_498_071, _SECOND),
