@@ -89,7 +89,7 @@ class LoadedDataset:
     labels: Tensor
     """The class index of each sample, int64 [N]. It is an index in `classes`."""
     ids: tuple[str, ...]
-    """The ids of the N samples. They are equal to the ids in records."""
+    """The ids of the N samples, as in the records of a run."""
     classes: tuple[str, ...]
     """The names of the C classes."""
     prompts: tuple[Prompt, ...]
@@ -195,8 +195,8 @@ def evaluate(
 ) -> RunResult:
     """Measure the clean and robust accuracy of each model under each attack at each eps.
 
-    The command `vlmbench run` does this too. Records in `out` are not computed again. The function `engine.run.run`
-    has more options.
+    The command `vlmbench run` does the same. Samples with records in the folder `out` are not attacked again. The
+    function `engine.run.run` has more options.
 
     Args:
         models: One or several models. Each is a name or reference that `load_model` accepts, or a model that
@@ -261,15 +261,16 @@ def benchmark(
     device: str | torch.device | None = None,
     **options: Any,
 ) -> tuple[float, float]:
-    """Return the clean and the robust accuracy in [0, 1] of one model on one dataset, as RobustBench's `benchmark`.
+    """Return the clean and the robust accuracy in [0, 1] of one model on one dataset, like RobustBench's `benchmark`.
 
-    This is `evaluate` with the argument names of RobustBench. Warnings about the accuracies are raised as Python
-    warnings. The records are written too. `evaluate` also returns confidence intervals.
+    This function calls `evaluate`, but has the argument names of RobustBench. Warnings about the accuracies are issued
+    as Python warnings. The records are written to disk. Call `evaluate` to get confidence intervals too.
 
     Args:
         model: A model in a form that `evaluate` accepts.
         dataset: The name of a dataset, or a folder with one sub-folder of images per class.
-        eps: The radius for pixels in [0, 1]. A float must be a fraction with a denominator up to 2550, such as 8/255.
+        eps: The radius for pixels in [0, 1]. A float must be the value of a fraction with a denominator up to 2550,
+            such as 8/255.
         n_examples: The number of samples, or "all". None uses the protocol's number.
         threat_model: "Linf" or "L2".
         model_name: Another name for a model from `zero_shot`.
@@ -318,15 +319,16 @@ def compare(
 ) -> Comparison:
     """Compare models on their common samples, with a statistical test for each pair.
 
-    The command `vlmbench compare` does this too. Only existing records are used.
+    The command `vlmbench compare` does the same. Only existing records are compared, and no model is run.
 
     Args:
         models: The models. Each is a name, an entry file, or a run folder.
-        attack: The name of the attack. Its records are compared.
+        attack: The name of the attack whose records are compared.
         track: The track of the records.
         eps: The radius for pixels in [0, 1]. None uses the track's standard radius.
         runs: The folder that `evaluate` had as `out`. Names are searched first in this folder and after that on the
-            leaderboard. None searches only the leaderboard. The result then does not depend on the current folder.
+            leaderboard. If it is None, only the leaderboard is searched, so the result does not depend on the current
+            folder.
 
     Raises:
         UserError: A model lacks records, or the models do not have a common sample.

@@ -27,17 +27,18 @@ class Track:
     eps: tuple[Fraction, ...]
     """The radii of the evaluation, for pixels in [0, 1]."""
     standard_eps: Fraction
-    """The radius by which the leaderboard ranks models. It is one of `eps`."""
+    """The radius at which the leaderboard ranks models, one of `eps`."""
     protocols: tuple[str, ...]
     """The protocols of the track. The first is the default."""
     leaderboard_protocol: str
     """The protocol that leaderboard entries must follow."""
     attack: str = "autoattack"
-    """The attack that an entry needs to get a rank. A sample counts as robust if no recorded attack breaks it."""
+    """A leaderboard entry needs records of this attack to get a rank. A sample counts as robust if no recorded attack
+    breaks it."""
     training: str = ""
     """The dataset for fine-tuning. "" means that the user gives a folder of images."""
     training_datasets: tuple[str, ...] = ()
-    """Datasets on which models are trained. The zero-shot mean leaves them out. A second mean includes them."""
+    """Datasets on which models are trained. They are left out of the zero-shot mean. A second mean includes them."""
     num_training_images: int = 0
     """The number of training images. 0 means all images in the folder that the user gives."""
     schedule: Schedule | None = None
@@ -120,5 +121,5 @@ ZEROSHOT15 = Track(
 )
 
 DEFAULT_TRACK = "mini"
-"""Name of the track of requests that do not name one."""
+"""Name of the track that is used if a request does not name a track."""
 TRACKS = Registry("track", {"mini": "robustbench_vlm.tracks:MINI", "zeroshot15": "robustbench_vlm.tracks:ZEROSHOT15"})

@@ -12,17 +12,17 @@ from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.engine.results import accuracies
 
 Key = tuple[str, str, int]
-"""Sample id, digest of the pixels, and label. Two records belong to the same sample if all three are equal."""
+"""Sample id, digest of the pixels, and label. Two records are of the same sample if they are equal in all three."""
 
 _SHARED = {"classes": "class names", "prompts": "prompts", "attack": "stages of the attack", "protocol": "protocols"}
-"""Two accuracies are comparable only if these settings are equal for both. The keys are keys of `CellRecords.identity`.
-The values are the names of the settings in messages.
+"""Settings that must be equal for two accuracies to be comparable. The keys are keys of `CellRecords.identity`. The
+values are the names of the settings in messages.
 """
 
 
 @dataclass(frozen=True)
 class ModelRecords:
-    """All records of one model, with a name that is unique within a comparison."""
+    """All records of one model. No two models of a comparison have the same name."""
 
     name: str
     evidence: tuple[CellRecords, ...]
@@ -36,7 +36,8 @@ class AlignedRecords:
     """Records of several models under one attack and threat, on the same samples in the same order."""
 
     models: tuple[Mapping[str, CellRecords], ...]
-    """The records and the score of the common samples, one mapping for each model. The keys are dataset names."""
+    """The records and the score of the common samples: for each model, a mapping from dataset names to
+    `CellRecords`."""
     notes: tuple[str, ...]
     """Sentences about differences between the models and about records that were left out."""
 
@@ -73,8 +74,8 @@ def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Se
 def select_samples(evidence: CellRecords, keys: Iterable[Key]) -> CellRecords:
     """Return the records of the samples with the given keys, in the order of the keys.
 
-    The score is computed from these records. The fingerprint and the identity are not changed. They describe all
-    samples of the run.
+    The score is computed from these records. The fingerprint and the identity are not changed, so they still describe
+    all samples of the run.
     """
     by_key = {_key(result): result for result in evidence.results}
     results = tuple(by_key[key] for key in keys)

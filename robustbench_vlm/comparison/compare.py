@@ -44,8 +44,8 @@ class DatasetResult:
     clean: Accuracy
     robust: Accuracy
     warnings: tuple[str, ...]
-    """Warnings of the run, each "code" or "code:N". They apply to all samples of the run, also to samples that are not
-    compared.
+    """Warnings of the run, each "code" or "code:N" for N samples. They are about all samples of the run, including
+    samples that are not compared.
     """
 
 
@@ -61,10 +61,9 @@ class ComparedModel:
     robust: Accuracy
     """Robust accuracy, averaged over the datasets in `Comparison.in_mean`."""
     clean_rank: str
-    """Rank by clean accuracy, such as "1". A range such as "2-4" means that these models do not differ
-    significantly."""
+    """Rank by clean accuracy, such as "1". Models that do not differ significantly share a range, such as "2-4"."""
     rank: str
-    """Rank by robust accuracy, such as "1". A range such as "2-4" means that these models do not differ significantly.
+    """Rank by robust accuracy, such as "1". Models that do not differ significantly share a range, such as "2-4".
     """
     datasets: Mapping[str, DatasetResult]
     """Accuracies by dataset name."""
@@ -72,7 +71,7 @@ class ComparedModel:
     """Number of samples for each key. The key "clean" counts the samples that are misclassified without an attack. The
     name of a stage counts the samples that this stage broke. The key "robust" counts the remaining samples."""
     curve: tuple[CurvePoint, ...]
-    """Mean robust accuracy at each radius with records of this attack. The smallest radius is first."""
+    """Mean robust accuracy at each radius at which records of the attack exist, in ascending order of the radius."""
 
 
 @dataclass(frozen=True)
@@ -86,8 +85,8 @@ class DatasetTest:
     p: float
     """Two-sided p value."""
     p_holm: float
-    """p value after Holm's correction. The correction covers this measure's tests of all pairs of models on all
-    datasets.
+    """p value after Holm's correction. The correction is over all pairs of models and all datasets, separately for
+    clean and for robust accuracy.
     """
 
 
@@ -108,7 +107,8 @@ class ModelPair:
     p: float
     """Two-sided p value."""
     p_holm: float
-    """p value after Holm's correction. The correction covers this measure's tests of all pairs of models."""
+    """p value after Holm's correction. The correction is over all pairs of models, separately for clean and for robust
+    accuracy."""
     datasets: Mapping[str, DatasetTest]
     """Tests by dataset name."""
 
@@ -133,9 +133,10 @@ class Comparison:
     """Sentences about differences between the models and about records that were left out."""
 
     def best(self, measure: str, dataset: str = "") -> tuple[str, ...]:
-        """Return the names of the best models. A model is one of the best if no other model is significantly better.
+        """Return the names of the best models. A model belongs to the best if no other model is significantly better.
 
-        The models are compared by their means, or by their accuracies on `dataset` if it is given.
+        The models are compared by their mean accuracies. If `dataset` is given, they are compared by their accuracies
+        on it.
         """
         values = {
             model.name: getattr(model.datasets[dataset] if dataset else model, measure).value for model in self.models

@@ -1,7 +1,7 @@
 """Paired statistics of two models on the same samples: McNemar's test, bootstrap of the means, Holm's correction.
 
-A paired test uses only the samples that exactly one of the two models classifies correctly. Therefore it can find a
-difference even if the intervals of the two accuracies overlap (Dietterich 1998, doi:10.1162/089976698300017197).
+A paired test uses only the samples that exactly one of the two models classifies correctly. Therefore a paired test can
+find a difference even if the intervals of the two accuracies overlap (Dietterich 1998, doi:10.1162/089976698300017197).
 """
 
 from collections.abc import Callable, Sequence
@@ -64,10 +64,11 @@ def compare_means(
 ) -> MeanDifference:
     """Compare the unweighted mean accuracies of two models over datasets by a stratified bootstrap.
 
-    `first` and `second` have one sequence of verdicts per dataset, for the same samples in the same order. Samples are
-    redrawn within each dataset. The interval is the percentile interval (Efron and Tibshirani 1993, chapter 13). p is
-    twice the smaller tail at zero. The observed value counts as a draw (Davison and Hinkley 1997, section 4.2).
-    Therefore p is at least 2 / (draws + 1). Swapping the models changes only the signs.
+    `first` and `second` have one sequence of verdicts per dataset, for the same samples in the same order. Each of the
+    `draws` repetitions redraws the samples of each dataset and computes the difference of the means. The interval is
+    the percentile interval (Efron and Tibshirani 1993, chapter 13). p is twice the share of these differences on one
+    side of zero, for the side with the smaller share. The observed difference counts as one of them (Davison and
+    Hinkley 1997, section 4.2). Therefore p is at least 2 / (draws + 1). Swapping the models changes only the signs.
     """
     import numpy
 
@@ -94,8 +95,8 @@ def enough_draws(pairs: int) -> int:
 def holm(p: Sequence[float]) -> list[float]:
     """Return p values adjusted by Holm's step-down method, in the order of the input.
 
-    Suppose that all hypotheses with an adjusted p value of at most alpha are rejected. The probability of one or more
-    false rejections is at most alpha. Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
+    If all hypotheses with an adjusted p value of at most alpha are rejected, the probability of one or more false
+    rejections is at most alpha. Source: Holm 1979, Scandinavian Journal of Statistics 6, 65-70.
     """
     adjusted = [0.0] * len(p)
     highest = 0.0
@@ -109,8 +110,8 @@ def rank_ranges(values: Sequence[float], differ: Callable[[int, int], bool]) -> 
     """Return the rank of each model, such as "1", or a range of ranks, such as "2-4".
 
     The model with the highest value has rank 1. `differ` takes two indices and returns whether these models differ
-    significantly. It must be symmetric. A range starts at 1 plus the number of significantly better models. It ends at
-    the number of models minus the number of significantly worse models.
+    significantly. It must be symmetric. The range of a model starts at 1 plus the number of significantly better
+    models. The range ends at the number of all models minus the number of significantly worse models.
     """
     ranks = []
     for index, value in enumerate(values):
@@ -133,9 +134,9 @@ def _discordant(first: Sequence[bool], second: Sequence[bool]) -> tuple[int, int
 def _bootstrap(strata: Sequence[tuple[int, int, int]], draws: int, seed: int) -> "NDArray[float64]":
     """Return the mean difference of every bootstrap draw, float64 [draws].
 
-    `strata` has three numbers for each dataset. They count the samples that only the first model classifies correctly,
-    the samples that only the second model classifies correctly, and all samples. The difference of one sample is 1, -1
-    or 0. Therefore a bootstrap draw of a dataset is one multinomial draw of three counts.
+    `strata` has three counts for each dataset: the samples that only the first model classifies correctly, the samples
+    that only the second model classifies correctly, and all samples. The difference of one sample is 1, -1 or 0.
+    Therefore a bootstrap draw of a dataset is one multinomial draw of three counts.
     """
     import numpy
 

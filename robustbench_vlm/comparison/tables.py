@@ -106,8 +106,8 @@ def by_dataset(found: Comparison, measure: str) -> Sheet:
 def differences(found: Comparison, measure: str) -> Sheet:
     """Return a table with one row for each pair of models: the difference of the means and its test.
 
-    The last column has two numbers. The first model is significantly better on the first number of datasets, and
-    significantly worse on the second number of datasets.
+    The last column has two numbers. The first number counts the datasets on which the first model is significantly
+    better. The second number counts the datasets on which the second model is significantly better.
     """
     rows = (
         (

@@ -36,7 +36,7 @@ def _sum_of_one_process(total: Tensor) -> Tensor:
 class LossContext:
     """The arguments of a loss, except the adversarial images.
 
-    They belong to a batch or to one process's part of a batch.
+    All arguments are for the same samples: a batch, or the part of a batch that one process trains on.
     """
 
     images: Tensor
@@ -50,8 +50,8 @@ class LossContext:
     teacher: EncodeImages
     """The frozen copy of the image encoder from before the training."""
     teacher_clean: Callable[[], Tensor]
-    """Returns the frozen copy's features of the clean images, float32 (B, D), without a gradient. The first call
-    computes the features, and later calls return them."""
+    """Returns the features of the clean images from the frozen copy, float32 (B, D), without a gradient. The first call
+    computes the features, and later calls return the same features."""
     text_features: Tensor
     """Text features of the training classes, float32 (C, D) of norm 1, without a gradient."""
     settings: Mapping[str, float]
@@ -86,7 +86,7 @@ class InnerAttack:
     """The unit of the step size. "eps": the training eps. "pixel range": the distance from black to white."""
     clamp_start: bool = field(default=True, metadata=LATER)
     """Whether the pixels of the random start are clamped to [0, 1]. If not, the first pass gets pixels outside [0, 1].
-    All later points are clamped."""
+    The points after the start are always clamped."""
     precision: str = field(default="float32", metadata=LATER)
     """Precision of the image encoder and of the logits in the attack, a name in `models.precision.PRECISIONS`."""
     mean_loss: bool = field(default=False, metadata=LATER)
@@ -147,10 +147,11 @@ class Defense:
         schedule: Mapping[str, Any] = MappingProxyType({}),
         **changes: Any,
     ) -> "Defense":
-        """Return the variant NAME@code, which follows the released code also in its details.
+        """Return the recipe NAME@code, a variant that follows the released code also in its details.
 
-        `inner` and `schedule` are the changed fields of the inner attack and the schedule. The keys are field names.
-        `changes` are other changed fields. `deviations` are the remaining differences from the released code.
+        `inner` maps the changed fields of the inner attack to their values, and `schedule` those of the schedule.
+        `changes` are the other changed fields of the recipe. `deviations` are the remaining differences from the
+        released code.
         """
         return dataclasses.replace(
             self,

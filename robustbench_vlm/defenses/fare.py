@@ -19,7 +19,8 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
 
 
 INNER = {"clamp_start": False}
-"""Changed fields of the inner attack in the released code. `FIRST_LR` and `RESIZE` are other details of this code."""
+"""Fields of `InnerAttack` with the values of the released code, for recipes NAME@code. `FIRST_LR` and `RESIZE` are
+other details of the released code."""
 FIRST_LR = {"first_lr": "full"}
 RESIZE = Resize("bicubic")
 DEVIATIONS = (
@@ -29,7 +30,8 @@ DEVIATIONS = (
     "images of a folder are rotated by their EXIF data, cropped and then resized; the released code ignores EXIF data"
     " and crops after the resize",
 )
-"""The differences of the recipe from the released code. The recipe with @code does not have them."""
+"""Differences between this package's recipe and the released code. A recipe NAME@code does not have these
+differences."""
 CODE_DEVIATIONS = (
     "the image encoder is trained in eval mode; the released code uses train mode, which changes only ResNets",
 )

@@ -23,16 +23,17 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
 
 
 INNER = {"precision": "float16", "mean_loss": True}
-"""Changed fields of the inner attack in the released code. `RESIZE` is another detail of this code. The codes of
-PMG-AFT and TGA-ZSR are based on this code and have the same details."""
+"""Fields of `InnerAttack` with the values of the released code, for recipes NAME@code. `RESIZE` is another detail
+of the released code. The released codes of PMG-AFT and TGA-ZSR are based on it and have the same details."""
 RESIZE = Resize("bilinear", Fraction(8, 7))
 """224 pixels are cropped from an image of 256 pixels."""
 DEVIATIONS = (
-    "the inner attack runs in float32 and adds up the losses; that of the released code runs in float16 and averages",
+    "the inner attack runs in float32 and sums the losses; in the released code it runs in float16 and averages them",
     "images of a folder are resized to the input size of the image encoder by bicubic interpolation; the released code"
     " resizes them to 256 pixels by bilinear interpolation and crops 224",
 )
-"""The differences of the recipe from the released code. The recipe with @code does not have them."""
+"""Differences between this package's recipe and the released code. A recipe NAME@code does not have these
+differences."""
 CODE_DEVIATIONS = (
     "the training pass runs in float32; the released code runs it in float16 and scales the loss",
     "the gradients of the inner attack are not added to those of the weights; the released code adds them without the"

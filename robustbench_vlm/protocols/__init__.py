@@ -3,7 +3,7 @@
 from robustbench_vlm.core.registry import Registry
 
 IMAGE_PROTOCOL = "images"
-"""Name of the protocol of --images. It applies if neither a track nor a protocol is given."""
+"""Name of the protocol for a folder of images (--images), if neither a track nor a protocol is given."""
 _EMBEDDED, _REAL = "robustbench_vlm.protocols.mini", "robustbench_vlm.protocols.zeroshot15"
 
 PROTOCOLS = Registry(

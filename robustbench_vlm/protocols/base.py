@@ -17,7 +17,7 @@ from robustbench_vlm.datasets.transform import Transform
 RESOLUTIONS = ("protocol", "native")
 """The values of `Protocol.resolution`."""
 SMALL_INPUT = 100
-"""Models whose input has a height and width of less than this number of pixels have the radii `small_eps`."""
+"""Models with an input of fewer pixels in height and width than this are evaluated at the radii `small_eps`."""
 
 
 @dataclass(frozen=True)
@@ -53,9 +53,10 @@ class Protocol:
     small_transform: Transform | None = field(default=None, metadata=LATER)
     """The transform for published datasets with small images of one size (CIFAR and STL10). It replaces `transform`."""
     resolution: str = field(default="protocol", metadata=LATER)
-    """Size at which the images of published datasets are attacked: "protocol" is the size of `transform`. A model with
-    another input size resizes them in its forward pass. "native" is the input size of each model, and `transform` is
-    scaled to it. CIFAR, STL10 and drawn datasets are attacked at their stored size in both cases."""
+    """Size at which the images of published datasets are attacked. "protocol" is the size that `transform` gives. A
+    model with another input size resizes the images in its forward pass. "native" is the input size of the model, and
+    `transform` is scaled to this size. CIFAR, STL10 and the datasets of the track mini are attacked at their stored
+    size in both cases."""
     attacks: Mapping[str, str] = field(default_factory=dict, metadata=LATER)
     """Attacks that replace other attacks in this protocol, such as a reduced AutoAttack. The keys are the names that
     users give."""
@@ -128,8 +129,8 @@ class Protocol:
     def adapt_attack(self, attack: Attack, norm: str = "Linf") -> Attack:
         """Return the attack with the protocol's iterate, step size and loss, in the stages that accept them.
 
-        The step size is used only for Linf. It is the change of each pixel in one step. As the L2 norm of a step, it
-        would be too small.
+        The step size is the change of each pixel in one step. It is used only for Linf, because an L2 step of this
+        length would be too small.
         """
         return dataclasses.replace(attack, stages=tuple(self._adapt_stage(stage, norm) for stage in attack.stages))
 

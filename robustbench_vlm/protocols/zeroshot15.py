@@ -29,8 +29,9 @@ TRUSTED_NATIVE = dataclasses.replace(
     TRUSTED,
     name="trusted-native",
     resolution="native",
-    description="This protocol is trusted, except that each model is attacked at its input size, such as 256, 336 or"
-    " 384 pixels, instead of 224. A larger image gives the attack more pixels, so compare only models of one size",
+    description="This protocol has the settings of the protocol trusted, except that each model is attacked at its"
+    " input size, such as 256, 336 or 384 pixels, instead of 224. A larger image gives the attack more pixels, so compare"
+    " only models of one size",
 )
 
 AGFT_2026 = Protocol(
@@ -52,8 +53,8 @@ AGFT_2026 = Protocol(
     " AutoAttack consists of 10 steps of APGD-CE and 10 steps of APGD-DLR, which is the version 'rand'"
     " of torchattacks. The protocol differs from the code in seven points. Text features and DLR are"
     " computed in float32. The seed is fixed, and not taken from the clock. A gradient is computed"
-    " once, and not as the mean of 20 equal gradients. No sample counts twice. CW continues after a"
-    " sample is broken. If a dataset has two classes, DLR is not used, because its gradient would be"
+    " once, and not as the mean of 20 equal gradients. Each sample is counted only once. CW continues after"
+    " a sample is broken. If a dataset has two classes, DLR is not used, because its gradient would be"
     " 0. CIFAR and STL10 are enlarged without antialiasing",
 )
 

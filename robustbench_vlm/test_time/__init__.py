@@ -1,4 +1,4 @@
-"""Registry of the test-time defenses. The reference DEFENSE+MODEL names a model with a test-time defense."""
+"""Registry of the test-time defenses. To select a model with a test-time defense, write DEFENSE+MODEL."""
 
 from robustbench_vlm.core.registry import Registry
 

@@ -60,8 +60,7 @@ class Passes:
 class TestTimeDefense:
     """A test-time defense: a function from images and random numbers to logits.
 
-    The logits of an image must not depend on the other images of the batch. They must be equal with and without
-    gradients.
+    The logits of an image must not depend on the other images of the batch, or on whether gradients are computed.
     """
 
     name: str

@@ -77,7 +77,7 @@ class DefendedClassifier(nn.Module):
         passes, mode = self.defense.passes(self.defense.settings), self.gradient_mode
         if not gradient:
             return passes.forward, passes.inner
-        # To differentiate a gradient, torch goes back through the forward and the backward pass that computed it.
+        # To differentiate a gradient, torch goes back through the two passes (forward and backward) that computed it.
         through = 2 * passes.inner if mode.gradient == "loop" else 0
         return mode.draws * passes.forward, mode.draws * (passes.inner + passes.outer + through)
 
@@ -150,7 +150,8 @@ class DefendedModel:
     defense: TestTimeDefense
     model: Model
     undefended: Model
-    """The undefended model, from which `model` was trained. If the defense does not use it, this field is `model`."""
+    """The undefended model from which `model` was trained. If the defense does not use an undefended model, this field
+    is equal to `model`."""
 
     @property
     def name(self) -> str:
@@ -194,8 +195,8 @@ class DefendedModel:
         """Return the attack with its stages adapted to this model.
 
         All stages run first as transfer attacks, and after that in each gradient mode of the defense. The random
-        numbers depend on the sample, so a stage must state the sample of each image. Stages for which `mixes_datasets`
-        is false do not do this, and raise UserError.
+        numbers depend on the sample, so a stage must state the sample of each image. Raises UserError if a stage does
+        not do so, that is, if its `mixes_datasets` is false.
         """
         unsupported = [stage.name for stage in attack.stages if not stage.mixes_datasets]
         if unsupported:

@@ -62,7 +62,7 @@ def stepped(context: DefenseContext, gradient: Tensor) -> Tensor:
     """Return the context tokens (B, C, 4, W) after the first step of AdamW with the gradient (B, 1, 4, W).
 
     AdamW's first step depends only on the sign of each gradient value, except if the value is as small as AdamW's eps.
-    If an attack differentiates through the step, `straight_through_sign` defines the gradient of the signs.
+    For attacks that differentiate through the step, `straight_through_sign` defines the gradient of the signs.
     """
     lr = context.settings["lr"]
     direction = straight_through(gradient / (gradient.abs() + _ADAM_EPS), straight_through_sign(gradient))

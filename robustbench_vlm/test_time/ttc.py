@@ -28,10 +28,10 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
 def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
     """Return the perturbations for images, float32 (B, 3, H, W). They are at most eps in each pixel.
 
-    First, uniform noise is added to each image. The function `tau` returns the relative change of the undefended
-    embedding. If the change is at least the setting `tau`, the perturbation is this noise. If not, the perturbation is
-    a weighted mean of PGD iterates. PGD maximises the distance between the embeddings of the image with and without the
-    perturbation. Later iterates have larger weights.
+    First, uniform noise is added to each image. The function `tau` returns the relative change of the image embedding
+    of the undefended model. If this change is at least the setting `tau`, the perturbation is the noise. If not, the
+    perturbation is a weighted mean of PGD iterates. PGD maximises the distance between the embeddings of the image with
+    and without the perturbation. Later iterates have larger weights.
     """
     settings, eps = context.settings, in_pixel_scale(context.settings["eps"])
     noise = (randomness.uniform(context.keys, 0, images.shape[1:]).to(images) * 2 - 1) * eps
@@ -41,8 +41,8 @@ def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
     for _ in range(int(settings["steps"])):
         with torch.enable_grad():
             at = steps[-1] if steps[-1].requires_grad else steps[-1].detach().requires_grad_()
-            # PGD uses only the signs of the gradient. The distance and the squared distance have gradients with the
-            # same signs. The squared distance is used, because it can be differentiated even if the distance is zero.
+            # PGD uses only the signs of the gradient. The distance and its square have gradients with the same signs.
+            # The squared distance is used, because it can be differentiated even if the distance is zero.
             losses = (context.image_encoder(images + at) - target).square().sum(dim=1)
         step = in_pixel_scale(settings["step"]) * straight_through_sign(inner_gradient(context, losses, at))
         steps.append(_within(images, (steps[-1] + step).clamp(-eps, eps)))
