@@ -1,9 +1,9 @@
 """Compute adversarial images with the attacks of a plan. Write them to files and read them without loss of precision.
 
 A file has the safetensors format with one tensor "images", float32 [N, 3, H, W] in [0, 1]. Readers also accept other
-float types in [0, 1], and uint8 in [0, 255]. The metadata are "track", the name of the track, and "samples", a JSON
-list of N pairs [dataset, sample id]. Pixels are not rounded, because rounding to 8 bits makes an attack at eps = 1/255
-weaker.
+float types in [0, 1], and uint8 in [0, 255]. The metadata "track" is the name of the track. The metadata "samples" is a
+JSON list of N pairs [dataset, sample id]. Pixels are not rounded, because rounding to 8 bits makes an attack at eps =
+1/255 weaker.
 """
 
 import contextlib
@@ -93,10 +93,9 @@ def read_images(path: Path) -> tuple[AdversarialImages, str]:
 def attack_cells(plan: Plan, on_attacked: Callable[[int, Cell], None]) -> list[Attacked]:
     """Attack every sample of a plan and return the records and images of each cell, on the CPU.
 
-    A cell is one model under one attack on one dataset at one radius. A new run would give equal records. This function
-    does not read or write records on disk. All images are in memory at the same time. After each group of samples,
-    `on_attacked` is called with two arguments: the number of samples in the group, and the cell of one of these
-    samples.
+    A cell is one model under one attack on one dataset at one radius. The records are equal to those of a new run. This
+    function does not read or write records on disk. All images are in memory at the same time. After each group of
+    samples, `on_attacked` is called with the number of samples in the group and the cell of one of these samples.
     """
     cells, resources = plan.cells, plan.request.resources
     groups = missing_groups(cells, [Finished((), ())] * len(cells), resources)

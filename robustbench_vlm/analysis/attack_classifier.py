@@ -26,8 +26,8 @@ from robustbench_vlm.engine.warnings import SanityWarning, attack_warnings, expl
 from robustbench_vlm.models.precision import arithmetic
 
 _BATCHES_AT_ONCE = 4
-"""Number of batches that are attacked together. When an attack breaks samples, they are removed, and the remaining
-samples of these batches are grouped into full batches again."""
+"""Number of batches that are attacked together. When an attack breaks samples, these samples are removed. The remaining
+samples of all these batches are regrouped into full batches."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class AttackResult:
     passes: Tensor
     """The number of forward and backward passes for each sample, int64 [N, 2]. The sanity checks are not counted."""
     warnings: tuple[str, ...]
-    """Reasons to doubt the result. Each reason is a text "code". If it applies only to N samples, the text is "code:N".
+    """Codes of warnings about the result. A warning about only N samples is written "code:N".
     """
 
     @property
@@ -98,8 +98,8 @@ def attack_classifier(
         attack: Name of an attack (`vlmbench list attacks`), or an Attack.
         norm: "Linf" or "L2".
         batch_size: Number of images in each forward pass.
-        seed: Seed of the random numbers. The random numbers of a sample depend only on the seed and on the index of the
-            sample.
+        seed: Seed of the random numbers. The random numbers of a sample depend only on this seed and the sample's
+            index.
         on_progress: Called with the number of finished samples after each group of batches.
 
     Raises:

@@ -7,10 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of one check: a statement or a measured value, with its limit."""
+    """The result of one check of a statement, or of one check of a measured value against a limit."""
 
     name: str
-    """The statement that the check tests, such as "ids are unique", or the measured property, such as "gradient"."""
+    """The statement to check, such as "ids are unique", or the measured property, such as "gradient"."""
     passed: bool
     detail: str = ""
     """The observed values, in words."""

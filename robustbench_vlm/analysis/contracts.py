@@ -61,7 +61,7 @@ def check(kind: str, name: str, *, track: str = "mini", device: str = "") -> lis
 def check_model(model: str | Path | InMemoryModel, track: str = "mini", *, device: str = "") -> list[CheckResult]:
     """Measure the contracts of a model: preprocessing, gradient, repeatability, memory and speed.
 
-    The command `vlmbench check model` does this too. ViT-B/32 takes less than a minute on one CPU core.
+    The command `vlmbench check model` does the same. For ViT-B/32, this takes less than a minute on one CPU core.
 
     Args:
         model: A name or reference that `load_model` accepts, or a model that `zero_shot` returned.
@@ -324,8 +324,8 @@ CONTRACTS: Mapping[str, Callable[[str, str], Iterable[CheckResult]]] = {
     "test-time-defense": _test_time_defense,
     "track": _track,
 }
-"""The function that checks the contracts of each kind. Its arguments are the name of a registered object and a
-track."""
+"""For each kind of registered object, the function that checks its contracts. The arguments of the function are the
+name of an object and a track."""
 
 KINDS = tuple(CONTRACTS)
-"""Names of the kinds that have contracts."""
+"""Names of the kinds of registered objects that have contracts."""

@@ -1,8 +1,7 @@
-"""Diagnose models: modality gap, norm of the input gradient, and effective rank of features on attacked images.
+"""Diagnose models on attacked images: modality gap, norm of the input gradient, and effective rank of the features.
 
-All values are measured on the images after the last step of an attack. Two of these diagnostics are from GLADIATOR:
-modality gap and gradient norm as functions of the radius (Dong, Koniusz, Qu and Ong, KDD 2025,
-doi:10.1145/3690624.3709296).
+All values are measured on the images after the last step of an attack. The paper of GLADIATOR also shows the modality
+gap and the gradient norm as functions of the radius (Dong, Koniusz, Qu and Ong, KDD 2025, doi:10.1145/3690624.3709296).
 """
 
 import dataclasses
@@ -44,7 +43,7 @@ class AttackedBatch:
     correct: Tensor
     """bool [B]: whether the prediction is correct."""
     gradient_norms: Tensor
-    """float64 [B], see `gradient_norms`."""
+    """float64 [B]: the values of the function `gradient_norms`."""
     features: Tensor
     """Image embeddings of length 1, [B, D] in the dtype of the classifier."""
 
@@ -84,13 +83,13 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class Diagnoses:
-    """One diagnosis for every model and radius, in the order of the request."""
+    """The result of `diagnose`: one diagnosis for every model and radius, in the order of the request."""
 
     track: str
     protocol: str
     attack: str
     dimensions: int
-    """Number of dimensions of the embeddings. If the models have different numbers, this is the largest one."""
+    """Number of dimensions of the embeddings. If it differs between models, this is the largest number."""
     diagnoses: tuple[Diagnosis, ...]
     seconds: float
     """Wall time in seconds."""
@@ -104,8 +103,8 @@ class Diagnoses:
 def diagnose(request: Request, *, on_progress: OnProgress = ignore_progress) -> Diagnoses:
     """Diagnose each model of a request at each radius of the request.
 
-    The request must have exactly one attack. Raises UserError in the cases in which `resolve`, `final_image_stage` and
-    `expect_weights` raise it.
+    The request must have exactly one attack. Raises UserError in the same cases as `resolve`, `final_image_stage` and
+    `expect_weights`.
     """
     begun = time.monotonic()
     (name,) = request.attacks
@@ -250,7 +249,8 @@ def final_image_stage(attack: Attack) -> Stage:
     """Return the only stage of an attack. Its settings are changed so that it returns the image after the last step.
 
     An attack that stops when a sample is broken returns images near the decision boundary at every radius. Such images
-    are not useful for a diagnosis. Raises UserError if the attack has several stages or always stops early.
+    are not useful for a diagnosis. Raises UserError if the attack has several stages, or if it always stops when a
+    sample is broken.
     """
     if len(attack.stages) != 1 or not attack.stages[0].chooses_iterate:
         raise UserError(

@@ -24,7 +24,7 @@ from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.tracks import TRACKS, Track
 
 ABOUT_ZERO = 0.05
-"""Largest robust accuracy that the self-tests accept where they expect a robust accuracy of 0."""
+"""Largest robust accuracy that a self-test accepts if it expects a robust accuracy of 0."""
 _ATTACK, _QUICK_ATTACK, _SAMPLES = "apgd-ce", "pgd-10", 32
 
 
@@ -32,7 +32,7 @@ def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[C
     """Run the self-tests on an undefended model and a dataset.
 
     By default, the track's undefended model and its first dataset are used. On the track "mini" the tests take seconds.
-    Raises UserError for unknown names. Also raises it if the track does not define datasets and `dataset` is not given.
+    Raises UserError for unknown names, or if the track does not define datasets and `dataset` is not given.
     """
     expect_weights(model)
     found: Track = TRACKS.load(track)

@@ -95,7 +95,7 @@ def inspect_sample(request: Request, sample: str, *, on_progress: OnProgress = i
     """Attack one sample on each model of a request. The request must have one dataset, one attack and one radius.
 
     `sample` is a sample id, or an index among the samples of the protocol, starting from 0. Raises UserError in the
-    cases in which `resolve` raises it, and for an unknown sample.
+    same cases as `resolve`, and for an unknown sample.
     """
     plan = resolve(request)
     assert len({(cell.dataset.name, cell.attack.name, cell.threat) for cell in plan.cells}) == 1

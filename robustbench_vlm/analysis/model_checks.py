@@ -31,25 +31,29 @@ from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.test_time.defended_model import DefendedModel
 
 LARGEST_PIXEL = 4.0
-"""Largest absolute value of a normalised pixel. With the constants of CLIP, ImageNet and SigLIP it is below 2.7."""
+"""Largest accepted absolute value of a normalised pixel. With the means and standard deviations of CLIP, ImageNet and
+SigLIP, the value is below 2.7."""
 PIXEL_TOLERANCE = 1 / 255
-"""Largest difference to the pixels of a processor of transformers, in units of the pixel range."""
+"""Largest accepted difference between the pixels of the model and those of its processor in the library transformers,
+in units of the pixel range."""
 LARGEST_SCALE, USUAL_SCALES = 1000.0, (1.0, 200.0)
-"""Limits of the logit scale. CLIP and SigLIP have about 100. The softmax of larger logits rounds to 0 and 1."""
+"""Limits of the logit scale. The scale of CLIP and SigLIP is about 100. With a much larger scale, the softmax rounds to
+0 and 1."""
 TEXT_TOLERANCE = 1e-4
-"""Largest difference between the features of a text in a batch and in a separate call."""
+"""Largest accepted difference between the features of a text in a batch and in a separate call."""
 GRADIENT_TOLERANCE, USUAL_ERROR = 0.3, 0.1
-"""Largest relative difference between autograd and finite differences: the median over the images, for random
-directions and for the directions of the gradient. An error above the second value is a warning."""
+"""Limits of the relative difference between autograd and finite differences. The check fails above the first limit and
+warns above the second. The median over the images is compared, for random directions and for the directions of the
+gradient."""
 ZERO_TOLERANCE = 0.01
-"""Largest share of pixels with a gradient of exactly zero."""
+"""Largest share of pixels with a gradient of exactly zero that gives no warning."""
 _STEPS = (0.1, 0.03, 0.01)
-"""L2 norms of the steps of finite differences. The best step of each image counts: a model may be curved at a large
-step, and the logits of a small step are rounded."""
+"""L2 norms of the steps of finite differences. For each image, the step with the smallest error is used. Large steps
+have an error because models are not linear, and small steps have an error because logits are rounded."""
 _ROUNDING = 2.0**-20
 """Rounding error of float32 logits after many layers, as a fraction of the largest logit."""
 _FAST_SECONDS = 0.5
-"""A model that needs longer for `_FEWEST` images is measured on these images only, with one step."""
+"""If a model needs more than this time for `_FEWEST` images, it is measured on only these images, with one step."""
 _FEWEST = 4
 
 
@@ -149,7 +153,7 @@ def _preprocessing(subject: _Subject) -> Iterator[CheckResult]:
     differs = [name for name, own in (("mean", mean), ("std", std)) if not _same(stated.get(name), own)]
     if differs:
         about += "; the model states " + ", ".join(f"{name} {_numbers(stated[name])}" for name in differs)
-    # A card may replace the constants on purpose. `zero_shot` takes them from the model if they are not given.
+    # A card may replace the mean and std on purpose. `zero_shot` takes them from the model if they are not given.
     is_mistake = bool(differs) and subject.model.card is None
     passed = largest <= LARGEST_PIXEL and not is_mistake
     about += f"; pixels up to {largest:.2f}"
@@ -160,7 +164,10 @@ def _preprocessing(subject: _Subject) -> Iterator[CheckResult]:
 
 
 def _processor(model: Any, processor: Any) -> CheckResult:
-    """Compare pixels with those of a processor of transformers, for images that it shrinks and that it does not."""
+    """Compare the model's pixels with those of its transformers processor.
+
+    Two images are compared: one of the input size, and one that the processor must shrink.
+    """
     side = model.image_size
     try:
         same, larger = (pixel_difference(model, processor, size) for size in (side, side + side // 2))
@@ -205,7 +212,7 @@ def _logits(subject: _Subject, logits: Tensor) -> Iterator[CheckResult]:
 
 
 def _text_batch(subject: _Subject) -> CheckResult:
-    """Compare the features of the prompts in one batch with those of separate calls."""
+    """Compare the text features of the prompts in one batch with the features from a separate call for each prompt."""
     together = subject.classifier.plain.text_features
     model = subject.model.model if isinstance(subject.model, DefendedModel) else subject.model
     some = range(min(len(together), _FEWEST))
@@ -231,10 +238,11 @@ def _gradients(subject: _Subject, steps: Sequence[float]) -> Iterator[CheckResul
         "zero gradients", zero <= 0.5 and not is_masked, about, zero, ZERO_TOLERANCE, zero > ZERO_TOLERANCE
     )
     if isinstance(subject.model, DefendedModel):
-        # A test-time defense may have an approximate gradient. `vlmbench check test-time-defense` checks its modes.
+        # The gradient of a test-time defense may be approximate, so it is not compared with finite differences here.
+        # The command `vlmbench check test-time-defense` checks its gradient modes.
         return
-    # Along a random direction, every pixel counts. The slope is smaller there by the root of their number, so the steps
-    # are larger.
+    # The slope along a random direction is smaller than the slope along the gradient, by about the square root of the
+    # number of pixels. Steps along random directions are therefore larger.
     random = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)).to(images)
     along = {
         "random": (L2Ball.direction(random), images[0].numel() ** 0.5 / 10),
@@ -271,7 +279,7 @@ def _slope_error(
 
 
 def _repeated(subject: _Subject, rows: range) -> Iterator[CheckResult]:
-    """Compare the logits of two equal passes, and of images alone and in a batch."""
+    """Compare the logits of two equal passes. Also compare the logits of images alone with their logits in a batch."""
     classifier, images = subject.classifier, subject.images
     first, second = _passed(classifier, images), _passed(classifier, images)
     alone = torch.cat([_passed(classifier.select(torch.tensor([row])), images[row : row + 1]) for row in rows])

@@ -43,7 +43,7 @@ class TransferAccuracies:
     `robust`.
     """
     worst: Accuracy
-    """Share of robust samples in [0, 1], under the adversarial images of all source models. A sample is robust if all
+    """Share of robust samples under the adversarial images of all source models, in [0, 1]. A sample is robust if all
     these images are classified correctly. The source models include the model itself.
     """
 
@@ -58,8 +58,8 @@ class TransferTarget:
     datasets: Mapping[str, TransferAccuracies]
     """Accuracies by dataset name."""
     missed: int
-    """Number of samples in the zero-shot datasets that only images of other models break. Images that were made for the
-    model itself do not break them.
+    """Number of samples in the zero-shot datasets that are broken by images made for other models, but not by the image
+    made for the model itself.
     """
 
 
@@ -93,8 +93,8 @@ def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgr
     """Attack each model of a request and evaluate all models on the adversarial images. Records on disk are not used.
 
     If the folder `save` is given, the images of every model are written to <save>/<model>.safetensors, in the format of
-    `analysis.adversarial_images`. Raises UserError in the cases in which `resolve` raises it. Also raises it if the
-    request has fewer than two models, or no zero-shot dataset.
+    `analysis.adversarial_images`. Raises UserError in the same cases as `resolve`, and if the request has fewer than
+    two models or no zero-shot dataset.
     """
     begun = time.monotonic()
     _check(request, save)

@@ -1,4 +1,4 @@
-"""Classify given images with the model of a cell in the precision of verdicts.
+"""Classify given images with the model of a cell, in the precision that the protocol sets for verdicts.
 
 A cell is one model under one attack on one dataset at one radius.
 """
@@ -57,9 +57,9 @@ def judge_image(
 
 
 def verdict_logits(cell: Cell, keys: Tensor, images: Tensor, *, device: str) -> Tensor:
-    """Return the logits of a cell's model for images in the precision of verdicts, float32 [B, C] on the CPU.
+    """Return the logits of a cell's model for images, computed in the precision of verdicts, float32 [B, C] on the CPU.
 
-    `images` are float [B, 3, H, W] in [0, 1]. `keys` are int64 [B]: the random key of the sample of each image.
+    `images` are float [B, 3, H, W] in [0, 1]. `keys`, int64 [B], has the random key of each image's sample.
     """
     protocol = cell.protocol
     about = cell.model, cell.track, cell.dataset.prompts, device

@@ -1,4 +1,4 @@
-"""APGD, untargeted and targeted: PGD that halves its step size when the loss stalls (arXiv:2003.01690, algorithm 1).
+"""Untargeted and targeted APGD: PGD that halves its step size when the loss stalls (arXiv:2003.01690, algorithm 1).
 
 The implementation follows pyautoattack 0.2.0 with three differences:
 
@@ -69,8 +69,8 @@ class ApgdState:
     reduced: Tensor
     """True if the last checkpoint halved the step size, bool (B,)."""
     strongest_loss: Tensor
-    """The highest loss in all finished runs, (B,). If no iterate of a sample is misclassified, the iterate with this
-    loss is the adversarial image.
+    """The highest loss in all finished runs, (B,). If no iterate of a sample is misclassified, the adversarial image is
+    the iterate with the highest loss.
     """
 
 

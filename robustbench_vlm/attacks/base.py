@@ -43,8 +43,8 @@ class Batch:
 class Outcome:
     """The result of a stage for each sample of its batch.
 
-    `attack_samples` projects and classifies the images again. Therefore an error in the code of a stage cannot make a
-    robust sample count as broken.
+    `attack_samples` projects the images of every stage and classifies them again. Therefore an error in the code of a
+    stage cannot make a robust sample count as broken.
     """
 
     adversarial: "Tensor"
@@ -92,7 +92,7 @@ class StageFunction(Protocol):
 class StageCalls(Protocol):
     """Type of the function that counts the classifier calls of a stage.
 
-    The count is for one sample that stays robust.
+    The result is the number of calls for one sample that stays robust.
     """
 
     def __call__(self, parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
@@ -107,9 +107,9 @@ def hundred_gradients(parameters: Mapping[str, Any], num_classes: int) -> tuple[
 def calls_per_target(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
     """Return the number of calls without and with a gradient for an attack that runs once per target and restart.
 
-    One call without a gradient chooses the targets. Untargeted attacks count this call too. A run has one call with a
-    gradient at its starting point and one after each step. `parameters` contains "steps" and, if the attack uses them,
-    "targets", "restarts" and "skip", the number of targets that an earlier stage attacked.
+    One call without a gradient chooses the targets. This call is also counted for untargeted attacks. Each run has one
+    call with a gradient at its starting point and one after each step. `parameters` contains "steps" and, if the attack
+    uses them, "targets", "restarts" and "skip", the number of targets that an earlier stage attacked.
     """
     skip = int(parameters.get("skip", 0))
     targets = max(min(int(parameters.get("targets", 0)), num_classes - 1), 1) - skip
@@ -129,9 +129,8 @@ class GradientMode:
     the inner loops as constants (BPDA, arXiv:1802.00420). "transfer": the stage attacks the model without the
     defense."""
     draws: int = 1
-    """Number of random draws of the defense over which the gradient is averaged (EOT, arXiv:1707.07397).
-
-    The first draw decides the verdict."""
+    """Number of times that the defense draws its random numbers for one gradient. The gradient is the mean over these
+    draws (EOT, arXiv:1707.07397). The first draw decides the verdict."""
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The loop that runs step-based attacks. It keeps batches full.
+"""The loop that runs step-based attacks in full batches.
 
 When a sample is finished, the next waiting sample takes its row of the batch. Rows start at different times, so each
 row has its own counters.

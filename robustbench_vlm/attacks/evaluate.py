@@ -62,7 +62,7 @@ def attack_samples(
 
     `model` is a classifier, or any torch module that maps images (B, 3, H, W) in [0, 1] to logits (B, C). `batch` may
     have samples with misclassified clean images. `judge` is an optional second classifier that decides the verdicts in
-    place of `model`. For example, it is the same network in another precision. A sample is broken only if the judge
+    place of `model`. An example is the same network in another precision. A sample is broken only if the judge
     misclassifies its image. At most `batch_size` samples are classified at once.
 
     Raises UserError if the attack does not support the norm of the threat, or if a logit is not finite. Other

@@ -4,8 +4,8 @@ Follows pyautoattack 0.2.0 with these differences:
 
 * A sample is finished at its first misclassified point within eps.
 * The attack keeps the misclassified point that is closest to the image over all targets.
-* One forward pass both classifies a point and linearises the model at this point. The official code first moves a
-  misclassified point back towards the image and then classifies it again. This implementation needs half as many
+* One forward pass is enough to classify a point and to linearise the model at this point. The official code first moves
+  a misclassified point back towards the image and then classifies it again. This implementation needs half as many
   forward passes. The mean distance of the found points does not increase. The distance for a single sample may
   increase.
 * The projection onto a hyperplane does not sort the pixels (see `projections.Hyperplanes`).

@@ -12,8 +12,8 @@ from robustbench_vlm.core.classifier_interface import Classifier
 class LibraryModel(nn.Module):
     """A torch module that calls a classifier and counts the images of its forward and backward passes.
 
-    Its logits are float32 copies, because libraries write into logits. Its gradients are contiguous, because libraries
-    take views of them. It has a parameter, because libraries read the device from a parameter.
+    The logits are float32 copies, because libraries write into logits. The gradients are contiguous, because libraries
+    take views of gradients. The module has a parameter, because libraries read the device from a parameter.
     """
 
     def __init__(self, classifier: Classifier, device: torch.device) -> None:

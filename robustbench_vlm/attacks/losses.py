@@ -1,8 +1,8 @@
 """Per-sample losses that attacks maximise (arXiv:2003.01690, section 4).
 
 All losses map logits float32 (B, C), labels int64 (B,) and target classes int64 (B,) to losses float32 (B,). Samples of
-one batch may come from datasets with different numbers of classes. If a dataset has fewer than C classes, its samples
-have the logit minus infinity in the remaining columns.
+one batch may come from datasets with different numbers of classes. If a dataset has fewer than C classes, the logits of
+its samples are minus infinity in the remaining columns.
 """
 
 from collections.abc import Callable, Mapping
@@ -15,8 +15,8 @@ Loss = Callable[[Tensor, Tensor, Tensor], Tensor]
 """Type of a loss. Its arguments are logits (B, C), labels (B,) and targets (B,), and it returns losses (B,). Untargeted
 losses ignore the targets."""
 
-# This constant is added to a denominator. If all logits are equal, the denominator would be zero without it. The
-# constant is far below the difference of any two unequal float32 logits.
+# This constant is added to the denominator of DLR, which is zero if all logits are equal. The constant is far below the
+# difference of any two unequal float32 logits.
 _TINY = 1e-12
 
 

@@ -23,7 +23,7 @@ class CountedClassifier:
         self.backward = 0
         """Backward passes of each sample so far."""
         self.warnings: dict[str, Tensor] = {}
-        """Warnings by code. Each value is a mask of samples, bool (B,). It is from the last call that raised the
+        """Warnings. The keys are codes. Each value is a mask of samples, bool (B,), from the last call that raised the
         warning.
         """
 
@@ -116,10 +116,10 @@ class MultiDatasetClassifier:
     union: Classifier
     """The classifier among the classes of all datasets together."""
     columns: Tensor
-    """The columns of each sample's classes in the logits of the classifier `union`, int64 (B, C)."""
+    """For each sample, the columns of its classes in the logits of the classifier `union`, int64 (B, C)."""
     absent: Tensor
-    """True for the columns of the logits that belong to no class of the sample, bool (B, C). These are the columns
-    after its last class.
+    """True for the logits that belong to no class of the sample, bool (B, C): the columns after the sample's last
+    class.
     """
 
     @classmethod
@@ -181,8 +181,8 @@ def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
     assert logits.dim() == 2 and len(logits) == len(images), f"logits {tuple(logits.shape)} for {len(images)} images"
     if logits.dtype in (torch.float16, torch.bfloat16):
         logits = logits.float()
-    # It is faster to check the sum of all logits than each logit. The sum is finite only if every logit is finite. Real
-    # logits are too small for the sum to overflow.
+    # Checking the sum of all logits is faster than checking each logit. The sum is finite only if every logit is
+    # finite. Real logits are too small for the sum to overflow.
     if not torch.isfinite(logits.detach().sum()):
         wrong = int((~torch.isfinite(logits).all(dim=1)).sum())
         raise UserError(

@@ -54,7 +54,7 @@ class Pgd:
     step_size: str | None = None
     """The step size as a fraction of the pixel range, such as "1/255"."""
     mean_over: int = 1
-    """The divisor of the loss. It has the effect of a mean over a batch of this size. In half precision, this division
+    """The divisor of the loss. The division has the effect of a mean over a batch of this size. In half precision, it
     can turn small gradients into zero.
     """
 

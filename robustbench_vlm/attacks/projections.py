@@ -167,8 +167,8 @@ class Hyperplanes:
 
         The step solves gap + (normal, step) = 0. `gap` is float32 (B,), and (normal, step) is the inner product. The
         method returns two factors: sizes, float32 (B, D) and not negative, and sides, float32 (B,), each -1 or 1. The
-        step is sign * sizes * side. If no point of [0, 1] is on the hyperplane, the step leads to the corner of [0, 1]
-        that is closest to the hyperplane.
+        step is sign * sizes * side. If no image with pixels in [0, 1] is on the hyperplane, the step leads to the image
+        with pixels 0 or 1 that is closest to it.
         """
         side = torch.where(gap >= 0, -1.0, 1.0).to(points.dtype)
         room = torch.addcmul(points.new_tensor(0.5), self.sign * side[:, None], 0.5 - points)

@@ -1,4 +1,4 @@
-"""Weaker attacks from the released code of defenses. This code calls them "AutoAttack" or "CW".
+"""Weaker attacks from the released code of defenses, which calls these attacks "AutoAttack" or "CW".
 
 Protocols that reproduce published numbers use these attacks.
 """

@@ -4,9 +4,9 @@ The package draws its random numbers for a whole batch. Therefore a different ba
 
 This module works around these problems of the package:
 
-* With fewer than 10 classes it asks for more target classes than exist. With fewer than 4 classes (3 for the DLR loss)
-  it asks for logits that do not exist.
-* It takes views of inputs and gradients that may not be contiguous, and it writes into the logits.
+* With fewer than 10 classes, the package asks for more target classes than exist. With fewer than 4 classes (3 for the
+  DLR loss), the package asks for logits that do not exist.
+* The package takes views of inputs and gradients that may not be contiguous, and writes into the logits.
 * Its default device is the CPU, and it seeds torch's global random generator.
 * Its loop over the attacks sets Python's trace function, and it cannot read its own state files. Each attack is
   therefore a separate stage here.
@@ -35,7 +35,7 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
     "fab-t": ("fab", {"targeted": True}, "ce"),
     "square": ("square", {}, "ce"),
 }
-"""The attacks of the package. The keys are names. Each attack has three values.
+"""The attacks of the package. The keys are the names of the attacks. Each value has three items:
 
 1. The attribute of the official `AutoAttack` object that runs the attack.
 2. The settings of that attribute.

@@ -11,7 +11,7 @@ from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.core.classifier_interface import Classifier, ClassifierLike, as_classifier
 
 SANITY_FORWARD, SANITY_BACKWARD = 4, 1
-"""The number of classifier calls per sample in the sanity checks, and the number of calls among them that compute a
+"""The number of classifier calls per sample in the sanity checks, and the number of those calls that compute a
 gradient.
 """
 SANITY_CODES = ("zero-gradient", "non-finite-gradient", "unstable-output", "batch-dependent", "probability-logits")
@@ -97,7 +97,7 @@ def _differ(first: Tensor, second: Tensor, tolerance: float) -> Tensor:
 
 def are_probabilities(logits: Tensor) -> Tensor:
     """Return for each row of logits, float32 [B, C], whether its values are probabilities, as bool [B]."""
-    # Only probabilities raise the warning, and log-probabilities do not. Log-probabilities are valid logits, because
-    # their softmax is the probabilities.
+    # Only probabilities raise the warning. Log-probabilities do not, because they are valid logits: their softmax gives
+    # the probabilities.
     within = ((logits >= 0) & (logits <= 1)).all(dim=1)
     return within & ((logits.sum(dim=1) - 1).abs() < 1e-3)

@@ -7,7 +7,7 @@ The implementation follows pyautoattack 0.2.0 without its option to rescale the 
 * A sample is finished when it is misclassified. Two equal logits do not finish it.
 
 If a batch has fewer samples than `batch_size`, one forward pass makes several queries for each sample. Each of these
-queries assumes that the queries before it do not lower the loss. The queries after the first successful query are
+queries is made as if the queries before it did not lower the loss. The queries after the first successful query are
 discarded and made again. Therefore the search gives the same result as with one query per pass.
 """
 
@@ -32,7 +32,7 @@ _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """The numbers of queries after which the area of the squares is halved."""
 _LEAST_AHEAD, _MOST_AHEAD = 3, 8
 """The lowest and highest number of queries per sample in one forward pass. If there is room for fewer queries than the
-lowest number, the pass makes only one query. Two queries in one pass save no time.
+lowest number, the pass makes only one query, because two queries in one pass save no time.
 """
 
 

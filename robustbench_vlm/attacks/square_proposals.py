@@ -78,7 +78,7 @@ def recoloured_square(rows: CleanImages, eps: float, best: Tensor, query: Tensor
 def tiles(rows: CleanImages, eps: float) -> Tensor:
     """Add a perturbation of square tiles with L2 norm eps to the clean images. Return float32 (B, 3, H, W).
 
-    The side of a tile is a fifth of the side of the image. Each tile is a `_bump` with a random sign and direction.
+    The side of a tile is one fifth of the side of the image. Each tile is a `_bump` with a random sign and direction.
     """
     height, width = rows.images.shape[2:]
     keys = randomness.derive(rows.keys, "tiles")

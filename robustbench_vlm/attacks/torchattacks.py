@@ -1,8 +1,8 @@
 """Adapter for the attacks of the optional library torchattacks (arXiv:2010.01950).
 
-Attacks keep their default parameters with these exceptions. Eps and the norm are set to the values of the threat model.
-Step sizes are scaled in proportion to eps. A parameter for the number of classes is set to the number of classes of the
-dataset.
+Attacks keep their default parameters, with three exceptions. Eps and the norm are set to the values of the threat
+model. Step sizes are scaled in proportion to eps. A parameter for the number of classes is set to the number of classes
+of the dataset.
 
 The library draws its random numbers for a whole batch. Therefore a different batch size may change a verdict.
 """
@@ -34,8 +34,8 @@ _COUNTING = ("JSMA", "OnePixel", "Pixle", "SparseFool")
 def attack_class(name: str) -> type:
     """Return the attack class `name` of torchattacks.
 
-    Raises UserError if the library is not installed or does not have this attack. Also raises it if the constructor of
-    the attack requires other arguments than the model.
+    Raises UserError if the library is not installed or does not have this attack. Also raises UserError if the
+    constructor of the attack requires further arguments in addition to the model.
     """
     library = _library()
     classes = {key: value for key, value in vars(library).items() if isinstance(value, type)}

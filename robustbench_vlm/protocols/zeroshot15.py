@@ -30,8 +30,8 @@ TRUSTED_NATIVE = dataclasses.replace(
     name="trusted-native",
     resolution="native",
     description="This protocol has the settings of the protocol trusted, except that each model is attacked at its"
-    " input size, such as 256, 336 or 384 pixels, instead of 224. A larger image gives the attack more pixels, so compare"
-    " only models of one size",
+    " input size, such as 256, 336 or 384 pixels, instead of 224. A larger image gives the attack more pixels, so"
+    " compare only models of one size",
 )
 
 AGFT_2026 = Protocol(
