@@ -14,27 +14,27 @@ from robustbench_vlm.models.in_memory import UNPINNED
 from robustbench_vlm.models.text_encoder import count_tokens, texts_with_equal_tokens
 
 ZERO_GRADIENTS = 0.01
-"""Threshold of a warning. If the input gradient is zero for a larger share of the samples than this, the warning is
-raised.
+"""Threshold of `zero-gradient`. The warning is raised if the input gradient is zero for more than this share of the
+samples.
 """
 BLACK_BOX_SHARE = 0.02
-"""Threshold of a warning. If black-box stages break a larger share of the samples than this after the white-box stages,
-and at least two samples, the warning is raised.
+"""Threshold of `black-box-wins`. The warning is raised if black-box stages break more than this share of the samples,
+and at least two samples, after the white-box stages.
 """
 RISE = 0.01
-"""Threshold of a warning. If the robust accuracy rises by more than this value, and by more than one sample, at a
-larger eps or under a stronger attack, the warning is raised. Smaller increases may be chance, because attacks start at
-random points.
+"""Threshold of `rises-with-eps` and `rises-with-attack`. The warning is raised if the robust accuracy rises by more
+than this value, and by more than one sample, at a larger eps or under a stronger attack. Smaller increases may be
+chance, because attacks start at random points.
 """
 COLLAPSED = 0.9
-"""Threshold of a warning. If one class has at least this share of the predictions, and no class has this share of the
-labels, the warning is raised.
+"""Threshold of `collapsed`. The warning is raised if at least this share of the predictions is one class, although no
+class has this share of the labels.
 """
 
 
 @dataclass(frozen=True)
 class SanityWarning:
-    """A reason to doubt a score. `Score.warnings` has its `code`, or "code:N" with the number N of samples."""
+    """A reason to doubt a score. `Score.warnings` has the `code`, or "code:N" with the number N of affected samples."""
 
     code: str
     meaning: str
@@ -42,24 +42,37 @@ class SanityWarning:
 
 
 _GRADIENTS = (
-    "attack the model with gradients that account for the defense (BPDA, EOT), and trust the black-box stages more"
+    "attack the model with gradients that account for the defense (BPDA, EOT), and trust the black-box stages more than"
+    " the white-box stages"
 )
 WARNINGS: Mapping[str, SanityWarning] = {
     code: SanityWarning(code, meaning, advice)
     for code, meaning, advice in (
-        ("zero-gradient", "the gradient of the margin is exactly zero at the clean image", _GRADIENTS),
-        ("non-finite-gradient", "a gradient of the loss at the image is NaN or infinite", _GRADIENTS),
+        (
+            "zero-gradient",
+            "the gradient of the logit margin with respect to the clean image is exactly zero",
+            _GRADIENTS,
+        ),
+        (
+            "non-finite-gradient",
+            "a gradient of the loss with respect to the image is NaN or infinite",
+            _GRADIENTS,
+        ),
         (
             "unstable-output",
-            "two equal calls give different logits",
-            "two equal calls of the model give different logits",
+            "two calls of the model with the same images give different logits",
+            "set the model to eval mode, and remove random operations that have no fixed seed",
         ),
         (
             "batch-dependent",
             "the logits of a sample depend on the other samples of its batch",
             "set the model to eval mode, and normalise each sample separately",
         ),
-        ("probability-logits", "logits look like probabilities", "return logits: a softmax hides the gradient"),
+        (
+            "probability-logits",
+            "the outputs of the model look like probabilities, but they must be logits",
+            "remove the softmax from the model, because a softmax hides the gradient",
+        ),
         (
             "same-prompt",
             "two classes have prompts with the same text, or with the same tokens within the context of the model",
@@ -73,7 +86,7 @@ WARNINGS: Mapping[str, SanityWarning] = {
         ),
         (
             "same-image",
-            "the same image is a sample of two classes, so one of the two labels is counted as wrong",
+            "the same image is a sample of two classes, so the model is wrong on at least one of the two samples",
             "keep the image in one class",
         ),
         (
@@ -105,7 +118,7 @@ WARNINGS: Mapping[str, SanityWarning] = {
         ),
         (
             "other-split",
-            "the images from the Hugging Face hub are another split of this dataset",
+            "the images from the Hugging Face hub are a different split of this dataset than the official one",
             "compare only models that were evaluated on the same split",
         ),
         (
@@ -115,8 +128,8 @@ WARNINGS: Mapping[str, SanityWarning] = {
         ),
         (
             "dlr-needs-3-classes",
-            "the DLR loss needs 3 classes",
             "this dataset has fewer than 3 classes, but the DLR loss needs 3",
+            "nothing to do: the margin loss was used instead",
         ),
         (
             "targeted-dlr-needs-4-classes",
@@ -125,8 +138,8 @@ WARNINGS: Mapping[str, SanityWarning] = {
         ),
         (
             "unpinned",
-            "this accuracy cannot be checked on other machines, because the digest does not cover all code and"
-            " state of the model",
+            "this accuracy cannot be checked on other machines, because the digest of the model does not cover all of"
+            " its code and state",
             "define the classes and functions of the model in a module that can be imported, without closures and"
             " global variables",
         ),
@@ -146,7 +159,10 @@ def explain(warning: str) -> SanityWarning:
 
 
 def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...]:
-    """Return the warnings about the samples, class names and attack of one cell."""
+    """Return the warnings about the samples, class names and attack of one cell.
+
+    A cell is one model, attack, dataset and radius.
+    """
     counts = Counter(code for result in results for code in result.warnings.split(",") if code)
     counts["unreadable"] = len(cell.samples.unreadable)
     counts["same-prompt"] = _repeated(cell.dataset.prompts, cell.context_length)
@@ -158,7 +174,8 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...
         "unpinned": cell.weights.startswith(UNPINNED),
         "incomplete": is_incomplete(cell.dataset),
         "other-split": is_other_split(cell.dataset),
-        # A robust accuracy of exactly 0 does not raise "robust-near-chance", because the attack broke every sample.
+        # A robust accuracy of exactly 0 does not raise "robust-near-chance": the attack broke every sample, so the
+        # accuracy is not chance.
         "robust-near-chance": 0 < _share(results, clean=False) <= _constant(results),
     }
     counted = attack_warnings(cell.attack, [result.broken_by for result in results], counts)
@@ -178,7 +195,10 @@ def attack_warnings(attack: Attack, broken_by: Sequence[str], counts: Mapping[st
 
 
 def with_comparisons(cells: Sequence[Cell], scores: Sequence[Score]) -> list[Score]:
-    """Compare the cells of a run, and return the scores in their order with the warnings from these comparisons."""
+    """Compare the cells of a run, and return their scores with the warnings from these comparisons.
+
+    The scores have the order of `scores`.
+    """
     found: list[Score] = []
     for cell, score in zip(cells, scores, strict=True):
         others = [
@@ -196,10 +216,7 @@ def with_comparisons(cells: Sequence[Cell], scores: Sequence[Score]) -> list[Sco
 
 
 def _comparable(cell: Cell, other: Cell) -> bool:
-    """Return whether two cells differ only in attack and eps.
-
-    Their model, samples, prompts, norm and protocol must be equal.
-    """
+    """Return whether two cells have the same model, samples, prompts, norm and protocol."""
     return (cell.weights, cell.samples.digest, cell.dataset.prompts, cell.threat.norm, cell.protocol) == (
         other.weights,
         other.samples.digest,
@@ -219,7 +236,10 @@ def _weaker_attack(weaker: Cell, cell: Cell) -> bool:
 
 
 def _black_box_wins(attack: Attack, broken_by: Sequence[str]) -> int:
-    """Return the number of samples that a black-box stage broke after white-box stages. Return 0 for a small number."""
+    """Return the number of samples that a black-box stage broke after white-box stages.
+
+    Return 0 if the number is at most the threshold `BLACK_BOX_SHARE`.
+    """
     white_box = False
     after: set[str] = set()
     for stage in attack.stages:
@@ -267,7 +287,7 @@ def _share(results: Sequence[SampleResult], *, clean: bool) -> float:
 
 
 def _constant(results: Sequence[SampleResult]) -> float:
-    """Return the share of the most frequent label. It is the accuracy of the best constant prediction."""
+    """Return the share of the most frequent label, which is the accuracy of the best constant prediction."""
     return max(Counter(result.label for result in results).values()) / len(results)
 
 
