@@ -1,4 +1,4 @@
-"""Models: references, model cards, weights files, networks, and zero-shot classifiers."""
+"""Models: model references, model cards, weights files, networks, and zero-shot classifiers."""
 
 from robustbench_vlm.core.files import package_folder
 from robustbench_vlm.core.registry import Registry
@@ -7,7 +7,7 @@ ARCHITECTURES = Registry("architecture", {"mini": "robustbench_vlm.models.mini:M
 """Architectures that open_clip does not have. A card names an architecture of open_clip as "open_clip:ViT-B-32"."""
 
 MODELS = Registry("model", {})
-"""Model cards from other packages. The cards of this package are the files model_zoo/<track>/<model>.json."""
+"""Model cards that other packages provide. The cards of this package are the files model_zoo/<track>/<model>.json."""
 
 
 def card_names(track: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Adapters: get encoders, tokenizer and preprocessing constants from open_clip and transformers models in memory."""
+"""Get the encoders, tokenizer and preprocessing constants of an open_clip or transformers model in memory."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -16,17 +16,17 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 @dataclass(frozen=True)
 class EncoderPair:
-    """The two encoders of a model, and the arguments of `zero_shot` whose values are known from the model."""
+    """The two encoders of a model, and values that the model states for the arguments of `zero_shot`."""
 
     image: nn.Module
     """Maps normalised pixels, float32 [B, 3, H, W], to embeddings, float [B, D]."""
     text: "TextModule"
     settings: Mapping[str, Any]
-    """The values that are known so far. The keys are argument names of `zero_shot`."""
+    """The values that the model states. The keys are argument names of `zero_shot`."""
 
 
 class ImageModule(nn.Module):
-    """The image encoder of a model, as a module. Its forward pass calls the model's method with the name `method`."""
+    """The image encoder of a model as a module. The forward pass calls the model's method with the name `method`."""
 
     def __init__(self, model: nn.Module, method: str) -> None:
         super().__init__()
@@ -38,9 +38,9 @@ class ImageModule(nn.Module):
 
 
 class TextModule(nn.Module):
-    """The text encoder of a model, as a module.
+    """The text encoder of a model as a module.
 
-    Its forward pass tokenizes texts and calls the model's method with the name `method`.
+    The forward pass tokenizes texts and calls the model's method with the name `method`.
     """
 
     def __init__(self, model: nn.Module, method: str, tokenize: Tokenizer) -> None:
@@ -110,7 +110,7 @@ def _transformers(model: nn.Module, processor: Any) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class FunctionTokenizer:
-    """A tokenizer that takes a list of texts and no other arguments, such as the tokenizers of open_clip."""
+    """A tokenizer that is a function of a list of texts only, such as the tokenizers of open_clip."""
 
     tokenizer: Callable[[list[str]], Any]
 
@@ -123,12 +123,12 @@ class FunctionTokenizer:
 class PaddingTokenizer:
     """A tokenizer of transformers.
 
-    It pads every text to the model's context length, because SigLIP was trained with such texts.
+    Every text is padded to the model's context length, because SigLIP was trained with padded texts.
     """
 
     tokenizer: Any
     length: int | None
-    """The context length of the text encoder in tokens. It is None if the model does not state it."""
+    """The context length of the text encoder in tokens. None if the model does not state a context length."""
 
     def __call__(self, texts: list[str]) -> Tensor:
         """Return the tokens of N texts, int64 [N, L]."""
@@ -178,7 +178,7 @@ def _number(parameter: Any) -> float | None:
 
 
 def _side(size: Any) -> int | None:
-    """Return the side of square images; raise UserError for other images."""
+    """Return the side of the square images that a model takes; raise UserError if the images are not square."""
     if size is None or isinstance(size, int):
         return size
     height, width = size

@@ -27,7 +27,7 @@ from robustbench_vlm.models.reference import (
 )
 
 _MAX_BYTES = 2**18
-"""The largest accepted size of a card file in bytes. The cards of this package have a few thousand bytes."""
+"""The largest accepted size of a card file in bytes. The largest cards of this package have a few thousand bytes."""
 _MAX_DEPTH = 8
 """The largest accepted depth of nested objects in a card file. The cards of this package have three levels."""
 _STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
@@ -35,7 +35,9 @@ _STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
 Name = Annotated[str, Field(max_length=200)]
 Text = Annotated[str, Field(max_length=10_000)]
 _SMALLEST_STD = 1e-3
-"""The smallest accepted standard deviation. Pixels are divided by it, so a smaller value would cause an overflow."""
+"""The smallest accepted standard deviation. Pixels are divided by the standard deviation, so a smaller value would
+cause an overflow.
+"""
 _Mean = Annotated[float, WithJsonSchema({"type": "number", "minimum": 0, "maximum": 1})]
 _Std = Annotated[float, WithJsonSchema({"type": "number", "minimum": _SMALLEST_STD, "maximum": 1})]
 Pixels = tuple[float, float, float]
@@ -63,16 +65,17 @@ class Weights:
     If `url` or `page` is given, this is the name of the file in the cache.
     """
     sha256: Text
-    """The sha256 digest of the file as 64 hexadecimal digits. It may be "" if the file is downloaded. The digest of the
-    first download is then recorded.
+    """The sha256 digest of the file as 64 hexadecimal digits. For a file that is downloaded, the card may state "". The
+    digest of the first download is then stored and later downloads are compared with it.
     """
     url: Text = ""
     """The address for the download, https or "hf:OWNER/NAME/FILE" for the Hugging Face hub. It is "" for a local file.
     """
     page: Text = ""
-    """The web page of a file that only a person can download, for example because it requires a login."""
+    """The web page of a file that only a person can download, for example because the page requires a login."""
     layout: Text = ""
-    """The checkpoint format, one of `CHECKPOINT_FORMATS`. If it is empty, the format is recognised from the file."""
+    """The checkpoint format, one of `CHECKPOINT_FORMATS`. If this field is "", the format is recognised from the file.
+    """
 
     def __post_init__(self) -> None:
         if self.is_bundled and not self.sha256:
@@ -80,13 +83,13 @@ class Weights:
 
     @property
     def is_bundled(self) -> bool:
-        """Whether the file is in the folder of its card and is not downloaded."""
+        """Whether the file is stored in the folder of its card, so that no download is needed."""
         return not self.url and not self.page
 
 
 @dataclass(frozen=True)
 class Reported:
-    """An accuracy that a paper reports for the model. This project has not measured it."""
+    """An accuracy that a paper reports for the model. This project has not measured the accuracy."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -100,7 +103,7 @@ class Reported:
 
 @dataclass(frozen=True)
 class CardFields:
-    """The fields of a card file. Its parser, error messages and JSON schema are derived from this class."""
+    """The fields of a card file. The parser, error messages and JSON schema of cards are derived from this class."""
 
     __pydantic_config__: ClassVar[ConfigDict] = _STRICT
 
@@ -109,11 +112,11 @@ class CardFields:
     architecture: Name
     """The architecture: a registered name such as "mini", or "open_clip:NAME"."""
     image: Weights | None = None
-    """The weights of the image encoder, or of a whole CLIP."""
+    """The weights of the image encoder, or of a whole CLIP (image encoder, text encoder and logit scale)."""
     text: Weights | None = None
     """The weights of the text encoder and the logit scale."""
     defense: Name = ""
-    """The defense that the model was trained with. It is "" for a model without a defense."""
+    """The defense that the model was trained with. "" for a model that was trained without a defense."""
     training: Mapping[str, Any] = field(default_factory=dict)
     """Facts about the training, such as dataset, eps, steps, seconds, base model and fingerprint."""
     paper: Text = ""
@@ -121,7 +124,7 @@ class CardFields:
     licence: Text = ""
     """The licence of the weights."""
     notes: Text = ""
-    """Other facts about the model."""
+    """Any other facts about the model, as text."""
     base: Text = ""
     """The model from which the text encoder and the logit scale are taken. The value is a name on the same track,
     open_clip:ARCH/TAG, or a card file."""
@@ -148,7 +151,7 @@ class CardFields:
 
 @dataclass(frozen=True)
 class ModelCard(CardFields):
-    """A model card: a model, its weights and how it was made. The file is model_zoo/<track>/<name>.json.
+    """A model card, which describes a model, its weights and its training. The file is model_zoo/<track>/<name>.json.
 
     A card gives the weights in one of four ways:
 
@@ -161,11 +164,11 @@ class ModelCard(CardFields):
     """
 
     folder: str = ""
-    """The folder that contains the card file and the weights files. It is not a field of the JSON file."""
+    """The folder that contains the card file and the weights files. The JSON file does not have this field."""
 
     @property
     def base_reference(self) -> str:
-        """The model reference of `base`, for `find_card`. If `base` is a card file, the path includes `folder`."""
+        """The field `base` as a reference for `find_card`. If `base` is a card file, its path includes `folder`."""
         return str(Path(self.folder) / self.base) if is_card_file(self.base) else self.base
 
     @property
@@ -196,12 +199,12 @@ def card_schema() -> dict[str, Any]:
 
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar")
-"""Suffixes of files that have the weights of a model."""
+"""Suffixes of file names of weights files."""
 _FIRST_FIELDS = ("name", "architecture", "image", "text", "defense", "training", "paper", "licence", "notes")
 
 
 def write_card(card: ModelCard, path: Path) -> None:
-    """Write a card as indented JSON. Optional fields are left out if they are empty."""
+    """Write a card to a file as indented JSON. Empty optional fields are left out."""
     values = {key: value for key, value in plain(card).items() if key != "folder"}
     for part in ("image", "text"):
         if values[part]:
@@ -214,8 +217,8 @@ def write_card(card: ModelCard, path: Path) -> None:
 def find_card(reference: str, track: str) -> ModelCard:
     """Return the card of a model. The module `models.reference` lists the accepted forms of a reference.
 
-    The weights of some models on a track were never released. If you have trained such a model, its local card is
-    returned.
+    The weights of some models on a track were never released. If the user has trained such a model on this machine, the
+    card of the trained model is returned.
 
     Raises UserError if the name is unknown, if the reference has a test-time defense, or if the model is on the Hugging
     Face hub. If the name is unknown, the message suggests similar names.
@@ -277,5 +280,5 @@ def bundled_names(track: str) -> list[str]:
 
 
 def trained_folder(track: str, name: str) -> Path:
-    """Return the default folder in which a training writes a model's weights and card."""
+    """Return the default folder in which `vlmbench train` writes the weights and the card of a model."""
     return Path("trained") / track / name

@@ -1,4 +1,4 @@
-"""Checkpoint files: read their content without running code, and explain files that are not checkpoints."""
+"""Checkpoint files: read their content without running code, and describe files that are not checkpoints."""
 
 import re
 import tarfile
@@ -23,7 +23,7 @@ _SAVED_NAMES = (
     "pytorch_model.bin",
     "open_clip_pytorch_model.bin",
 )
-"""Names of weights files in a folder that `save_pretrained` wrote. They are searched in this order."""
+"""Names of weights files in a folder that `save_pretrained` wrote. The first of these files that exists is read."""
 _LARGEST_HEADER = 100_000_000
 """The largest header in bytes that the safetensors format allows."""
 _LARGEST_INDEX = 2**26
@@ -32,7 +32,7 @@ _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
 
 class _Ignored:
-    """A placeholder for the NumPy numbers in a pickle, such as the best accuracy of the training. They are not used."""
+    """A placeholder for NumPy numbers in a pickle, such as the best accuracy of the training, which are not used."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -49,9 +49,9 @@ class CheckpointFile:
     """The files of one checkpoint."""
 
     path: Path
-    """The file, or the JSON index of a checkpoint that is split into several files (shards)."""
+    """The checkpoint file, or the JSON index of a checkpoint that is split into several files (shards)."""
     shards: tuple[Path, ...] = ()
-    """The files that the index names, sorted. The list is empty if the checkpoint is one file."""
+    """The shards that the index names, sorted. The list is empty if the checkpoint is one file."""
 
     @property
     def sha256(self) -> str:
@@ -100,9 +100,9 @@ def find_checkpoint(path: Path) -> CheckpointFile:
 def read_checkpoint(path: Path) -> Any:
     """Return the content of a checkpoint, with its tensors on the CPU. Code in the file is never run.
 
-    `find_checkpoint` describes the accepted paths. The file format is recognised from the content, not from the file
-    name. Raises UserError if the file is damaged, contains code, or is not a checkpoint. The error message names the
-    probable file type.
+    The docstring of `find_checkpoint` lists the accepted paths. The file format is recognised from the content, not
+    from the file name. Raises UserError if the file is damaged, contains code, or is not a checkpoint. The error
+    message names the probable file type.
     """
     files = find_checkpoint(path)
     if not files.shards:
@@ -156,8 +156,8 @@ def _read_file(path: Path) -> Any:
         # below explains the problem.
         with warnings.catch_warnings(), torch.serialization.safe_globals([(_Ignored, name) for name in _NUMPY]):
             warnings.simplefilter("ignore")
-            # torch.load gets an open file, so that it chooses the format by the content. For a path, it would
-            # use the file extension.
+            # torch.load gets an open file, so that it recognises the format from the content. For a path, torch.load
+            # would use the file extension.
             with path.open("rb") as file:
                 return torch.load(file, map_location="cpu", weights_only=True)
     # If the bytes are damaged, torch may raise almost any type of exception, including AssertionError.
@@ -166,9 +166,9 @@ def _read_file(path: Path) -> Any:
 
 
 def _is_safetensors(path: Path) -> bool:
-    """Return whether a file is a safetensors file, from its header.
+    """Return whether a file is a safetensors file, which is decided by its header.
 
-    If the header is not recognised, the file name decides.
+    If the header is not recognised, the file name is used instead.
     """
     try:
         with path.open("rb") as file:
@@ -198,7 +198,7 @@ def _problem(path: Path, error: Exception) -> str:
 
 
 def _guess(path: Path) -> str:
-    """Return the probable type of a file that is not a checkpoint, with advice. Return "" if the type is unknown."""
+    """Return the probable type of a file that is not a checkpoint, with advice. Return "" if no type fits."""
     try:
         with path.open("rb") as file:
             start = file.read(4096)

@@ -1,9 +1,9 @@
-"""Checkpoint formats: recognise the format of a checkpoint from its entries, and return its encoders.
+"""Checkpoint formats: recognise the format of a checkpoint from its entries, and return the encoders in it.
 
 Checkpoint formats differ in the names of the tensors and in the dicts that contain the tensors. The known formats are:
 
-* vision_encoder_state_dict: TeCoA, and later code that is based on it;
-* visual: RobustVLM;
+* vision_encoder_state_dict: TeCoA, and later projects whose code is based on TeCoA;
+* visual: the project RobustVLM;
 * partial_state_dict: AdvFLYP;
 * modules: AGFT;
 * clip: a whole CLIP from OpenAI or open_clip;
@@ -22,7 +22,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.transformers import MARK, from_transformers
 
 State = Mapping[str, Tensor]
-"""The tensors of a network, by name."""
+"""A state dict: the tensors of a network by name."""
 
 _EXTRA = {"input_resolution", "context_length", "vocab_size", "attn_mask", "n_averaged", "num_updates", "decay"}
 """Entries of state dicts that are not weights: sizes, the mask of the text encoder, and counters of moving averages."""
@@ -34,7 +34,7 @@ _AVERAGE_ENTRIES = ("state_dict_ema", "model_ema", "ema_state_dict", "ema_model"
 """Names of entries in which training code saves a moving average of the weights."""
 
 _WRAPPERS = {"module", "_orig_mod", "_fsdp_wrapped_module", "_forward_module"}
-"""Parts that DataParallel, torch.compile, FSDP and Lightning add to the names of tensors."""
+"""Name parts that DataParallel, torch.compile, FSDP and Lightning add to the names of tensors."""
 
 _TRAINING = {"optimizer", "optimizer_state_dict", "optim", "scheduler", "lr_scheduler", "scaler"}
 """Entries that are needed only to resume a training."""
@@ -49,17 +49,15 @@ class Encoders:
     image: State
     """The weights of the image encoder by name, float32. The prefix "visual." is removed from the names."""
     text: State
-    """The weights of the text encoder and the logit scale by name, float32. It is empty if the file has no text
-    encoder.
-    """
+    """The weights of the text encoder and the logit scale by name, float32. Empty if the file has no text encoder."""
 
 
 def encoders_of(content: Any, expected: str = "") -> Encoders:
     """Return the image and text encoder in the content of a checkpoint. The format is recognised from the content.
 
-    Raises UserError if the format is unknown or is not `expected`, or if a tensor lacks values. Some checkpoints have
-    other trained tensors, such as prompts or a second model. The encoders without these tensors would be a different
-    model, so this function raises UserError for such a checkpoint.
+    Raises UserError if the format is unknown or is not `expected`, or if a tensor has no values. Also raises UserError
+    if the checkpoint has other trained tensors, such as prompts or a second model. The encoders without these tensors
+    would be a different model.
     """
     found = next((name for name, read in CHECKPOINT_FORMATS.items() if _is_state(read(content))), None)
     if found is None:
@@ -92,9 +90,9 @@ def encoders_of(content: Any, expected: str = "") -> Encoders:
 
 
 def dense(name: str, tensor: Tensor) -> Tensor:
-    """Convert a tensor of a checkpoint to a dense tensor with an equal shape. Floating-point tensors become float32.
+    """Convert a tensor of a checkpoint to a dense tensor with the same shape. Floating-point tensors become float32.
 
-    A logit scale of shape [1] becomes a scalar. Raises UserError if the tensor lacks values or is quantised.
+    A logit scale of shape [1] becomes a scalar. Raises UserError if the tensor has no values or is quantised.
     """
     if tensor.is_meta:
         raise UserError(
@@ -129,8 +127,8 @@ def _without_prefix(state: State) -> State:
     """
     prefixes = sorted({key[: _start(key)] for key in state if _start(key) >= 0})
     if not prefixes:
-        # The file may have only an image encoder. A ViT has the first of these two tensors at its top level, and a
-        # ResNet has the second.
+        # A file with only an image encoder has no prefix. If it is a ViT, the first of these two tensors is at the top
+        # level of the file. If it is a ResNet, the second is.
         tops = ("class_embedding", "attnpool.c_proj.weight")
         prefixes = sorted({key.removesuffix(top) for key in state for top in tops if key.endswith(top)})
     if len(prefixes) > 1:
@@ -145,7 +143,7 @@ def _without_prefix(state: State) -> State:
 def _start(name: str) -> int:
     """Return the length of the prefix before "visual." or "vision_model." in a tensor's name.
 
-    Return -1 if the name does not contain either, so that the tensor does not belong to an image encoder.
+    Return -1 if the name contains neither of them, because the tensor then does not belong to an image encoder.
     """
     for part in ("visual.", "vision_model."):
         at = f".{name}".find(f".{part}")
@@ -181,9 +179,9 @@ def check_fit(encoder: str, state: State, expected: State) -> None:
 
 
 def _others(value: Any, used: set[int], name: str = "") -> list[str]:
-    """Return the names of the tensors in `value` that are not in the encoders and are not training state.
+    """Return the names of the tensors in `value` that belong neither to the encoders nor to the state of the training.
 
-    `used` has the Python ids of the tensors of the encoders.
+    `used` has the Python ids (`id(tensor)`) of the encoders' tensors.
     """
     if isinstance(value, Tensor):
         return [name] if value.numel() > 1 and id(value) not in used else []
@@ -221,7 +219,7 @@ def _entry(*path: str) -> Callable[[Any], Any]:
 
 
 def _states(content: Any) -> Iterator[State]:
-    """Yield the possible state dicts in a checkpoint: the whole content, and entries with weights or their average."""
+    """Yield the possible state dicts of a checkpoint: its whole content, and entries with weights or their average."""
     for state in (content, *(_entry(name)(content) for name in (*_STATE_ENTRIES, *_AVERAGE_ENTRIES))):
         if _is_state(state):
             yield state
@@ -251,9 +249,9 @@ CHECKPOINT_FORMATS: Mapping[str, Callable[[Any], Any]] = {
     "transformers": _transformers_state,
     "visual": _only_image,
 }
-"""Functions that read each checkpoint format. A function takes the content of a file and returns a dict of tensors, or
-something else if the file has another format. The functions are tried in this order. The first that returns a dict of
-tensors determines the format.
+"""The functions that read each checkpoint format. A function takes the content of a file. It returns a dict of tensors
+if the file has this format, and another value if not. The functions are tried in this order. The first function that
+returns a dict of tensors determines the format.
 """
 
 
@@ -263,7 +261,7 @@ _TRANSFORMERS: Mapping[tuple[int, int], str] = {
     (1024, 14): "ViT-L-14",
     (1280, 14): "ViT-H-14",
 }
-"""Names of CLIP models. The keys are the width and the patch size of their vision transformer."""
+"""Names of CLIP models. Each key consists of the width and the patch size of the vision transformer."""
 _RESNETS: Mapping[tuple[int, ...], str] = {
     (64, 3, 4, 6, 3): "RN50",
     (64, 3, 4, 23, 3): "RN101",
@@ -273,7 +271,7 @@ _RESNETS: Mapping[tuple[int, ...], str] = {
 
 
 def described(state: Mapping[str, Tensor]) -> str:
-    """Return a sentence about the image encoder that a state dict probably belongs to, for an error message."""
+    """Return a sentence for an error message: the image encoder to which a state dict probably belongs."""
     kernel = state.get("conv1.weight")
     if kernel is not None and kernel.dim() == 4 and "class_embedding" in state:
         width, patch, layers = kernel.shape[0], kernel.shape[-1], _count(state, "transformer.resblocks.")
@@ -291,7 +289,7 @@ def described(state: Mapping[str, Tensor]) -> str:
 
 
 def _described_text(state: State) -> str:
-    """Return a sentence about a text encoder for an error message."""
+    """Return a sentence for an error message: the size of the text encoder to which a state dict belongs."""
     if "token_embedding.weight" not in state:
         return "The file does not look like the text encoder of a CLIP."
     width, layers = _length(state, "ln_final.weight"), _count(state, "transformer.resblocks.")

@@ -1,4 +1,4 @@
-"""Zero-shot classifiers: load a CLIP model and classify images by the prompts of the classes."""
+"""Zero-shot classifiers: load a CLIP model and classify images with one or several prompts per class."""
 
 import functools
 from collections.abc import Callable, Sequence
@@ -18,8 +18,8 @@ from robustbench_vlm.models.precision import InPrecision, products
 from robustbench_vlm.models.text_encoder import embed_texts
 
 _ROWS = 4
-"""A batch for the image encoder is filled up to a multiple of this number of images. For smaller batches, other kernels
-are used, which add numbers in another order and round differently. The result of a sample could then depend on the
+"""Each batch for the image encoder is padded to a multiple of this number of images. Smaller batches would use other
+kernels, which add numbers in a different order and round differently. The result of a sample could then depend on the
 batch size.
 """
 
@@ -53,7 +53,7 @@ class ZeroShotClassifier(nn.Module):
         features = self.image_features(images)
         if self.logits == "float32":
             # The rounding errors of a float32 matrix product depend on the number of classes. A product that is
-            # computed in float64 and then rounded to float32 does not depend on it.
+            # computed in float64 and then rounded to float32 does not depend on this number.
             product = self.scale * features.double() @ self.text_features.double().T
             return (product + self.bias).to(self.text_features.dtype)
         # The protocol requires logits in half precision, as in some published code.
@@ -63,11 +63,11 @@ class ZeroShotClassifier(nn.Module):
 
     @property
     def plain(self) -> "ZeroShotClassifier":
-        """The classifier without a test-time defense. This is the classifier itself, because it does not have one."""
+        """The classifier without its test-time defense. This is `self`, because this class has no test-time defense."""
         return self
 
     def in_precision(self, name: str, logits: str = "float32") -> "ZeroShotClassifier":
-        """Return a copy with the image encoder in the precision `name` and the logits in the precision `logits`.
+        """Return a copy that computes embeddings in the precision `name` and logits in the precision `logits`.
 
         `precision.PRECISIONS` lists the accepted names.
         """
@@ -75,14 +75,14 @@ class ZeroShotClassifier(nn.Module):
         return ZeroShotClassifier(encoder, self.text_features, self.scale, logits, self.bias).eval()
 
     def of_samples(self, keys: Tensor) -> "ZeroShotClassifier":
-        """Return this classifier unchanged, because it uses no random numbers.
+        """Return this classifier unchanged, because this classifier uses no random numbers.
 
         `keys` is int64 [B]: the seeds of the random numbers of B samples.
         """
         return self
 
     def select(self, index: Tensor) -> "ZeroShotClassifier":
-        """Return this classifier unchanged, because it does not depend on the sample.
+        """Return this classifier unchanged, because its function is the same for all samples.
 
         `index` is int64 [K]: the positions of the samples.
         """
@@ -105,11 +105,11 @@ class Model:
 
     name: str
     digest: str
-    """sha256 over the architecture, the weights, and the mean and std of the model."""
+    """sha256 over the architecture, the weights, and the mean and std of the normalisation."""
     network: nn.Module
     architecture: Architecture
     card: ModelCard | None = None
-    """The model card, or None if the model was made without a card."""
+    """The model card. None if the model was made without a card."""
 
     @property
     def scale(self) -> float:
@@ -118,7 +118,7 @@ class Model:
 
     @property
     def bias(self) -> float:
-        """The logit bias, which models such as SigLIP have. It is 0 for other models, and changes no prediction."""
+        """The logit bias of models such as SigLIP, which changes no prediction. 0 for models without a logit bias."""
         bias: Tensor | None = getattr(self.network, "logit_bias", None)
         return 0.0 if bias is None else float(bias.detach())
 
@@ -138,7 +138,7 @@ class Model:
 
     @functools.cached_property
     def encoder(self) -> ImageEncoder:
-        """The image encoder, including resize and normalisation. All classifiers of the model share it."""
+        """The image encoder, including resize and normalisation. All classifiers of the model share this encoder."""
         with torch.no_grad():
             visual = with_fast_pixel_gradients(folded(self.network.get_submodule("visual")))
         return ImageEncoder(visual, self.architecture).eval()
@@ -160,8 +160,8 @@ class Model:
 def class_features(prompts: Sequence[str | tuple[str, ...]], embed: Callable[[list[str]], Tensor]) -> Tensor:
     """Return the text embedding of each class, float32 [C, D], with unit length.
 
-    If a class has several prompts, their embeddings are averaged. `embed` is a function that maps N different texts to
-    unit-length embeddings, float32 [N, D]. It is called once.
+    If a class has several prompts, their embeddings are averaged. `embed` is a function from N different texts to
+    unit-length embeddings, float32 [N, D]. `embed` is called once.
     """
     groups = [(prompt,) if isinstance(prompt, str) else prompt for prompt in prompts]
     texts = list(dict.fromkeys(text for group in groups for text in group))

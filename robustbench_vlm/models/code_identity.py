@@ -1,4 +1,4 @@
-"""Identity of a model in memory: digests of its tensors, structure and code, and a list of parts without a digest."""
+"""The identity of a model in memory: digests of tensors, structure and code, and a list of parts without a digest."""
 
 import dataclasses
 import hashlib
@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SKIPPED = frozenset(vars(nn.Module())) | {"training"}
-"""Attributes that every torch module has. They are not included in the digest of plain attributes."""
+"""Attributes that every torch module has. The digest of plain attributes does not cover them."""
 _VOLATILE = frozenset({"transformers_version", "_name_or_path", "torch_dtype", "dtype", "_attn_implementation"})
-"""Entries in the configuration of a library that do not change the output of a model with given tensors."""
+"""Configuration entries of transformers models that do not change the output of a model whose tensors are known."""
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib"))
 
 
@@ -30,7 +30,7 @@ class Identity:
     parts: Any
     """The code, the structure and the tensors, as values that JSON can store. Equal models have equal values."""
     doubts: tuple[str, ...]
-    """The items that `parts` cannot describe, such as a closure. It is empty if `parts` is complete."""
+    """Descriptions of the items that `parts` does not cover, such as a closure. Empty if `parts` is complete."""
 
 
 def identity_of(function: Any) -> Identity:
@@ -50,7 +50,7 @@ def tensor_digest(tensor: Tensor) -> str:
     data = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
     head = f"{tensor.dtype} {tuple(tensor.shape)} ".encode()
     found = hashlib.sha256(head)
-    found.update(data)  # not a copy, which would need hundreds of megabytes for a large embedding
+    found.update(data)  # A copy of the data would need hundreds of megabytes for a large embedding.
     return found.hexdigest()
 
 
@@ -90,7 +90,10 @@ def _own_state(module: nn.Module, name: str, doubts: list[str]) -> dict[str, Any
 
 
 def _value(value: Any, where: str, doubts: list[str], trusted: bool) -> Any:
-    """Return the identity of an attribute. Add objects of unknown state to `doubts`, except those of `trusted` code."""
+    """Return the identity of an attribute's value.
+
+    Objects whose state is unknown are added to `doubts`, unless `trusted` is true.
+    """
     if value is None or isinstance(value, bool | int | str | torch.dtype | torch.device):
         return str(value)
     if isinstance(value, float | complex):
@@ -129,7 +132,7 @@ def _callable(function: Callable[..., Any], doubts: list[str]) -> Any:
 
 
 def _object(value: Any, doubts: list[str]) -> Any:
-    """Return the class of an object. If the class is not from an installed package, add the object to `doubts`."""
+    """Return the identity of an object's class. Add the object to `doubts` if no installed package has its class."""
     if not _is_installed(type(value)):
         doubts.append(f"the object is a {type(value).__name__}, and the state of such an object is unknown")
     return _code(type(value), doubts)
@@ -152,7 +155,7 @@ def _function(function: FunctionType, doubts: list[str]) -> dict[str, Any]:
 
 
 def _code(value: Any, doubts: list[str]) -> list[str]:
-    """Return the import path of code. For code outside of installed packages, also return the digest of its file."""
+    """Return the import path of a class or function. If no installed package has it, add the digest of its file."""
     path = f"{value.__module__}:{value.__qualname__}"
     if _is_installed(value):
         return [path]

@@ -15,8 +15,8 @@ from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.models.weights import load_encoders, save_weights, split_encoders
 
 _LONGEST_NAME = 180
-"""The largest accepted length of a model name in bytes. File systems allow names of 255 bytes, and the names of a
-model's files are longer than the name of the model.
+"""The largest accepted length of a model name in bytes. File systems allow file names of 255 bytes, and the file names
+of a model are longer than the model name.
 """
 
 
@@ -37,18 +37,18 @@ def convert(
     Args:
         file: The checkpoint: a file, the index of a checkpoint in several files, or a folder that `save_pretrained`
             wrote.
-        base: The model that was fine-tuned. It defines the architecture, mean and std. If the checkpoint does not have
-            a text encoder, the new card uses the text encoder of `base`. If `base` is empty, the checkpoint must be a
-            whole CLIP.
+        base: The model from which the checkpoint was fine-tuned. Its architecture, mean and std are used. If the
+            checkpoint does not have a text encoder, the new card uses the text encoder of `base`. If `base` is "", the
+            checkpoint must be a whole CLIP (image encoder, text encoder and logit scale).
         track: The track of the base.
         folder: The folder for the new files.
-        name: The name of the new model. If it is "", the start of the file name is used.
+        name: The name of the new model. If it is "", the name is the file name without its extensions.
         defense: The defense that the model was trained with, for the card.
-        whole_base: The model whose architecture, mean and std are used for a whole CLIP if `base` is empty.
+        whole_base: The model whose architecture, mean and std are used if `base` is "".
 
     Raises:
         UserError: The file is not a checkpoint, its format is unknown, or its tensors do not fit the architecture of
-            the base. Also raised if the folder already has a card with this name from another file.
+            the base. Also raised if the folder already has a card with this name that was made from another file.
     """
     files = find_checkpoint(file)
     name = name or _stem(file)
@@ -113,7 +113,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_activation(config: Path, architecture: str) -> None:
-    """Raise UserError if the activation function in the config.json of a CLIP differs from the architecture's.
+    """Raise UserError if the config.json of a CLIP states another activation function than `architecture` uses.
 
     The tensors do not show the activation function. A wrong activation function lowers the accuracy without an error.
     """
@@ -131,7 +131,10 @@ def _check_activation(config: Path, architecture: str) -> None:
 
 
 def _check_free(card: Path, origin: dict[str, Any]) -> None:
-    """Raise UserError if the card exists but was made from another file. Many files have the name "model_best"."""
+    """Raise UserError if the card exists but was made from another file.
+
+    Different models often have the same file name, such as "model_best".
+    """
     if card.is_file() and (existing := read_card(card).training) != origin:
         raise UserError(
             f"{card} already exists and was made from {existing.get('converted_from', 'another model')}: give the new"
@@ -147,7 +150,7 @@ def _stem(file: Path) -> str:
 def _reference(parent: ModelCard, base: str) -> str:
     """Return the field `base` of the new card.
 
-    The text encoder of `parent` may come from another model. In this case, that model is the base.
+    If the text encoder of `parent` comes from another model, that other model is the base of the new card.
     """
     if parent.base:
         return parent.base_reference

@@ -1,4 +1,4 @@
-"""Devices: check and choose "cpu" or "cuda". This module imports torch only if it has to look for a GPU."""
+"""Check or choose a device, "cpu" or "cuda". This module imports torch only if it has to look for a GPU."""
 
 from robustbench_vlm.core.errors import UserError
 
@@ -10,7 +10,7 @@ def check_device(name: str) -> None:
 
 
 def choose_device(name: str) -> str:
-    """Return "cpu" or "cuda". The name "" selects "cuda" if there is a GPU, and "cpu" if not.
+    """Return the device `name`. If `name` is "", return "cuda" if there is a GPU, and "cpu" if not.
 
     Raises UserError if the name is unknown, or if it is "cuda" and torch finds no GPU.
     """

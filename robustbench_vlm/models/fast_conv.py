@@ -1,4 +1,4 @@
-"""A strided convolution with a fast gradient with respect to its input pixels on a CPU.
+"""A strided convolution that computes the gradient with respect to its input pixels fast on a CPU.
 
 If the input has three channels, oneDNN needs up to ten times as long for this gradient as for the convolution.
 This module computes the gradient with matrix products and sums the results of overlapping windows.
@@ -17,8 +17,7 @@ _FEW = 4
 def with_fast_pixel_gradients(network: nn.Module) -> nn.Module:
     """Replace every strided convolution over few channels by a `PixelConvolution`, in place, and return the network.
 
-    Parameters and their names do not change. Outputs are equal. Gradients with respect to pixels are equal up to
-    rounding.
+    Parameters, their names and outputs do not change. Gradients with respect to pixels change only by rounding.
     """
     for module in list(network.modules()):
         for name, child in list(module.named_children()):
@@ -28,7 +27,7 @@ def with_fast_pixel_gradients(network: nn.Module) -> nn.Module:
 
 
 class PixelConvolution(nn.Module):
-    """A replacement of the convolution `like`. It has the parameters of `like` under their names."""
+    """A replacement for the convolution `like`. The parameters of `like` keep their names."""
 
     def __init__(self, like: nn.Conv2d) -> None:
         super().__init__()
@@ -79,8 +78,8 @@ class _Convolution(torch.autograd.Function):
 def _image_gradient(gradient: Tensor, weight: Tensor, stride: int, padding: int, shape: torch.Size) -> Tensor:
     """Convert the gradient with respect to the output into the gradient with respect to the images, [B, C, H, W].
 
-    The kernel is split into blocks of stride x stride pixels, and the image too. Windows start at multiples of the
-    stride. Block (a, b) of the window at position (y, x) therefore covers exactly the image block (y + a, x + b).
+    The kernel and the image are split into blocks of stride x stride pixels. Windows start at multiples of the stride.
+    Block (a, b) of the window at position (y, x) therefore covers exactly the image block (y + a, x + b).
     """
     batch, channels, height, width = shape
     outputs, _, down, across = gradient.shape[1], *gradient.shape[1:]

@@ -2,9 +2,9 @@
 
 * Batch normalisation with fixed statistics is merged into the convolution before it.
 * 1 x 1 convolutions are computed as matrix products.
-* If the last feature map is one pixel, attention pooling has two tokens: the mean of the map and the pixel. They differ
-  only in their positional embedding, and the common part of their keys cancels in the softmax. Pooling then needs only
-  one matrix product and one sigmoid per attention head.
+* If the last feature map is one pixel, attention pooling has two tokens: the mean of the map and the pixel. The tokens
+  differ only in their positional embedding, and the common part of their keys cancels in the softmax. Pooling then
+  needs only one matrix product and one sigmoid per attention head.
 """
 
 from collections.abc import Iterator
@@ -18,9 +18,9 @@ from torch.nn import functional
 def folded(visual: nn.Module) -> nn.Module:
     """Return the fast form of an open_clip ResNet if its last feature map is one pixel.
 
-    Other encoders are returned unchanged. Outputs are equal up to rounding. Gradients reach the weights of `visual` if
-    the weights require gradients. The fast form is computed from the current weights. Call this function again after
-    the weights change.
+    Other encoders are returned unchanged. The outputs of the fast form and of `visual` are equal up to rounding.
+    Gradients reach the weights of `visual` if these weights require gradients. The fast form is computed from the
+    current weights. Call this function again after the weights change.
     """
     from open_clip.modified_resnet import ModifiedResNet
 
@@ -32,7 +32,7 @@ def folded(visual: nn.Module) -> nn.Module:
 class FoldedResNet(nn.Module):
     """The fast form of an open_clip `ModifiedResNet` whose last feature map is one pixel.
 
-    It maps normalised images, float32 [B, 3, H, W], to embeddings, float32 [B, D].
+    The module maps normalised images, float32 [B, 3, H, W], to embeddings, float32 [B, D].
     """
 
     def __init__(self, visual: nn.Module) -> None:
@@ -49,7 +49,7 @@ class FoldedResNet(nn.Module):
         return embedded
 
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the embeddings of images, float32 [B, D], and the embeddings of T image regions, float32 [B, T, D].
+        """Return the embeddings of images, float32 [B, D], and of T regions of each image, float32 [B, T, D].
 
         The regions are the pixels of the last feature map before its average pooling. The embedding of a region is the
         value vector of that pixel in attention pooling, as in MaskCLIP (arXiv:2112.01071). `images` is normalised,
@@ -79,7 +79,7 @@ class _Layers(nn.ModuleList):
 
 
 class _Affine(nn.Module):
-    """A weight and a bias. The weight of a 1 x 1 convolution is stored as a matrix."""
+    """The weight and the bias of a convolution. The weight of a 1 x 1 convolution is stored as a matrix."""
 
     weight: Tensor
     bias: Tensor
@@ -128,7 +128,7 @@ class _Block(nn.Module):
 class _PointPool(nn.Module):
     """Attention pooling of a feature map that is one pixel x, with positional embeddings p0 and p1.
 
-    The mean of the map is x too. The two tokens are therefore x + p0 and x + p1. The query is x + p0.
+    The mean of the map is also x. The two tokens are therefore x + p0 and x + p1. The query is x + p0.
     """
 
     def __init__(self, pool: Any) -> None:

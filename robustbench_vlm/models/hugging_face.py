@@ -1,4 +1,4 @@
-"""Models on the Hugging Face hub: load CLIP and SigLIP models with transformers by hf:ORG/NAME[@REVISION]."""
+"""Models on the Hugging Face hub: load CLIP and SigLIP models, given as hf:ORG/NAME[@REVISION], with transformers."""
 
 import contextlib
 import dataclasses
@@ -23,16 +23,17 @@ _NOT_FOUND = ("RepositoryNotFoundError", "RevisionNotFoundError")
 
 
 def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
-    """Load a model of the hub with its processor. Download the files that are not in the cache.
+    """Load a model of the hub with its processor. Files that are not in the cache are downloaded.
 
     Only safetensors weights are read, and code of the repository is never run. The preprocessing constants, the
-    resolution and the logit scale come from the repository. The digest covers the weights, the structure and the
-    tokens of fixed texts. It does not depend on the name of the revision. An adapter is merged into the weights, so the
-    digest covers it too.
+    resolution and the logit scale come from the repository. The digest covers the weights, the structure and the tokens
+    of fixed texts. The digest does not depend on the name of the revision. An adapter is merged into the weights, so
+    the digest also covers the adapter.
 
     Raises:
-        UserError: The package transformers is missing, or the package peft for an adapter. Or the repository cannot be
-            read, its model does not have both an image encoder and a text encoder, or the adapter does not fit.
+        UserError: The package transformers is missing. The reference has an adapter, and the package peft is missing.
+            The repository cannot be read. The model lacks an image encoder or a text encoder. The adapter does not fit
+            the model.
     """
     try:
         import transformers
@@ -75,15 +76,15 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
 
 
 def from_cache_or_hub(load: Callable[..., T], revision: str, what: str) -> T:
-    """Return what `load` returns for files in the cache, or else for files that it downloads from the hub.
+    """Call `load` with files from the cache, or with downloads from the hub if files are missing; return its result.
 
-    The arguments of `load` are those of the hub's client: `revision`, `local_files_only`, and `cache_dir` if
-    VLMBENCH_CACHE is set. Raises UserError if the files are not in the cache and the hub cannot be reached.
+    `load` gets arguments of the hub's client: `revision`, `local_files_only`, and `cache_dir` if VLMBENCH_CACHE is set.
+    Raises UserError if the files are not in the cache and the hub cannot be reached.
     """
     options: dict[str, Any] = {"revision": revision or None}
     if folder := hub_cache():
         options["cache_dir"] = folder
-    # The cache is tried first: it needs no network, and all workers of a run read the same files.
+    # The cache is tried first, because it needs no network and all workers of a run then read the same files.
     with contextlib.suppress(OSError):
         return load(local_files_only=True, **options)
     expect_hub(what)
@@ -91,10 +92,10 @@ def from_cache_or_hub(load: Callable[..., T], revision: str, what: str) -> T:
 
 
 def find_adapter(adapter: str) -> Path:
-    """Return the folder with the files of an adapter of peft: a local folder, or the files of a hub repository.
+    """Return the folder with the files of a peft adapter: a local folder, or the cached files of a hub repository.
 
-    A local folder is used if it exists, as in peft. Otherwise, `adapter` is ORG/NAME[@REVISION]. Raises UserError if
-    neither exists.
+    If `adapter` is a local folder, this folder is returned, as in peft. If not, `adapter` must be ORG/NAME[@REVISION].
+    Raises UserError if neither the folder nor the repository exists.
     """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
@@ -123,7 +124,10 @@ def find_adapter(adapter: str) -> Path:
 
 
 def _expect_whole_model(reference: HuggingFaceModel, options: Mapping[str, Any]) -> None:
-    """Raise UserError if a repository has an adapter. transformers would load the adapter's base from any place."""
+    """Raise UserError if a repository has an adapter and not a whole model.
+
+    transformers would load the base model that the adapter names, from any repository or folder.
+    """
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
@@ -139,10 +143,11 @@ def _expect_whole_model(reference: HuggingFaceModel, options: Mapping[str, Any])
 
 
 def pixel_difference(model: InMemoryModel, processor: Any, side: int) -> float:
-    """Return the largest difference between the pixels of the processor and the pixels of the model.
+    """Return the largest difference between the pixels that the processor and the model compute from one image.
 
-    The unit is the pixel range. Both preprocess one image of `side` x `side` pixels with a smooth and a noisy half. If
-    neither resizes the image, the difference is a rounding error. It is large if they resize with different filters.
+    The unit of the difference is the pixel range. The image has `side` x `side` pixels, and one half of it is smooth
+    and the other half is noise. If neither the processor nor the model resizes the image, the difference is a rounding
+    error. The difference is large if both resize the image with different filters.
     """
     from PIL import Image
 
@@ -172,7 +177,7 @@ def quiet_libraries() -> Iterator[None]:
 
 
 def _interpolation(processor: Any) -> str:
-    """Return the interpolation that a processor resizes with. Pillow's number for bilinear is 2, for bicubic 3."""
+    """Return the name of a processor's interpolation. Pillow's number for bilinear is 2 and for bicubic 3."""
     images = getattr(processor, "image_processor", processor)
     return "bilinear" if int(getattr(images, "resample", None) or 3) == 2 else "bicubic"
 

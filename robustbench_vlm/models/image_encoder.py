@@ -1,4 +1,4 @@
-"""The image encoder of a CLIP: it resizes and normalises images in [0, 1] and returns their embeddings."""
+"""The image encoder of a CLIP, which resizes and normalises images in [0, 1] and returns their embeddings."""
 
 import torch
 from torch import Tensor, nn
@@ -39,8 +39,8 @@ class ImageEncoder(nn.Module):
     def dense(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Return the embeddings of images, [B, D], and the embeddings of their T patches, [B, T, D].
 
-        Both are in the same embedding space. `images` is float32 [B, 3, H, W] in [0, 1]. Raises UserError if the
-        network does not have patch embeddings.
+        The embeddings of images and of patches are in the same space. `images` is float32 [B, 3, H, W] in [0, 1].
+        Raises UserError if the network does not have patch embeddings.
         """
         from open_clip.transformer import VisionTransformer
 

@@ -1,4 +1,4 @@
-"""Models in memory: zero-shot models made from torch modules, open_clip models and transformers models in Python."""
+"""Models in memory: make zero-shot models from torch modules, open_clip models and transformers models in Python."""
 
 import copy
 import functools
@@ -23,7 +23,7 @@ from robustbench_vlm.models.reference import IN_MEMORY
 UNPINNED = "unpinned:"
 """The prefix of a digest that does not cover the whole model. Another machine cannot check such a digest."""
 DIGEST_PREFIXES = (IN_MEMORY, UNPINNED)
-"""The two prefixes of the digests of models in memory. Digests of other models do not have them."""
+"""The two prefixes that digests of models in memory have. Digests of other models have no prefix."""
 ACCEPTED = (
     "zero_shot(open_clip_model, tokenizer), zero_shot(transformers_model, processor), or zero_shot(image_encoder=...,"
     " text_encoder=..., logit_scale=..., image_size=..., mean=..., std=...)"
@@ -31,14 +31,15 @@ ACCEPTED = (
 """The accepted calls of `zero_shot`, as text for error messages."""
 _TEXTS_AT_ONCE = 256
 _PROBES = ("a photo of a dog.", "the number 7", "a red square on a white table")
-"""Fixed texts. Their embeddings or tokens are a part of the digest of a text encoder."""
+"""Fixed texts. The digest of a text encoder covers the embeddings or tokens of these texts."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class PixelEncoder(nn.Module):
     """Map images, float32 [B, 3, H, W] in [0, 1] of any size, to the outputs of an image encoder, float [B, D].
 
-    This module resizes and normalises the images. An attack therefore perturbs the pixels before both steps.
+    This module resizes and normalises the images. An attack therefore perturbs pixels that are not yet resized or
+    normalised.
     """
 
     mean: Tensor
@@ -85,13 +86,14 @@ class InMemoryModel:
     card: None = None
     """None, because a model in memory does not have a model card."""
     stated: Mapping[str, Any] = field(default_factory=dict)
-    """The preprocessing that the source of the model states: the arguments of `zero_shot` that it gives values for."""
+    """The preprocessing values that the library model or its processor states. The keys are arguments of `zero_shot`.
+    """
     processor: Any = None
-    """The tokenizer or processor from which the model was made. None for a pair of encoders."""
+    """The tokenizer or processor from which the model was made. None if the model was made from two encoders."""
     digest_prefix: str = IN_MEMORY
     """The prefix of the digest if the digest covers the whole model.
 
-    It is "" if users can load the model by name on other machines.
+    The prefix is "" if users can load the model by name on other machines.
     """
 
     @property
@@ -110,7 +112,7 @@ class InMemoryModel:
 
     @functools.cached_property
     def doubts(self) -> tuple[str, ...]:
-        """Descriptions of the model's parts that the digest cannot cover. Empty if the digest covers all parts."""
+        """Descriptions of the parts of the model that the digest does not cover. Empty if it covers all parts."""
         return tuple(doubt for identity in self._identities for doubt in identity.doubts)
 
     @functools.cached_property
@@ -185,7 +187,8 @@ def zero_shot(
 ) -> InMemoryModel:
     """Make a zero-shot model from an open_clip model, a transformers model, or a pair of encoders.
 
-    Torch modules are copied and put into eval mode. Later training of the original does not change the returned model.
+    Torch modules are copied, and the copies are put into eval mode. If the original modules are trained later, the
+    returned model does not change.
 
     Args:
         model: An open_clip model, a `CLIPModel` or `SiglipModel` of transformers, or any module with the methods
@@ -197,13 +200,13 @@ def zero_shot(
             [N, D]. Embeddings need not have unit length.
         logit_scale: The factor that multiplies the cosine similarities, such as 100.0 (not its logarithm).
         logit_bias: A number that is added to every logit, such as SigLIP's bias. It changes no prediction.
-        image_size: Height and width of the images that the encoder takes, in pixels.
+        image_size: Height and width of the image encoder's input, in pixels.
         mean: Three channel means that are subtracted from pixels in [0, 1].
         std: Three channel standard deviations that pixels are divided by.
-        interpolation: "bicubic" or "bilinear". It is used to resize images of another size.
+        interpolation: "bicubic" or "bilinear". It is used to resize images whose size is not `image_size`.
         name: Name in tables and records. The default is the class name of the model.
 
-    The model and its processor may state some of these values. An argument of this function replaces such a value.
+    If the model or its processor states one of these values, an argument of this function replaces the stated value.
 
     Raises:
         UserError: A value is missing or cannot be used.
@@ -229,7 +232,7 @@ def zero_shot(
 def model_of_library(
     model: Any, tokenizer: Any, given: Mapping[str, Any], interpolation: str, name: str
 ) -> InMemoryModel:
-    """Make a zero-shot model from a model of open_clip or transformers, which is not copied.
+    """Make a zero-shot model from a model of open_clip or transformers without a copy of its weights.
 
     The caller must not change `model` later. `given` has arguments of `zero_shot` that replace the values that the
     model states. Raises UserError for the same reasons as `zero_shot`.
@@ -279,7 +282,7 @@ def checked_name(name: str) -> str:
 
 
 _registered: dict[str, InMemoryModel] = {}
-"""The models in memory that this process can find by the reference "memory:NAME". The keys are the names."""
+"""The models in memory that references "memory:NAME" can name in this process. The keys are the names."""
 
 
 @contextmanager
@@ -314,7 +317,7 @@ def find_registered(name: str) -> InMemoryModel:
 
 
 def renamed(model: InMemoryModel, name: str) -> InMemoryModel:
-    """Return the model with another name; raise UserError if the name cannot be used."""
+    """Return the model with the name `name`; raise UserError if the name cannot be used."""
     return replace(model, name=checked_name(name))
 
 

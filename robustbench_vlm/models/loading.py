@@ -26,12 +26,14 @@ class Assembled:
     architecture: Architecture
     """The architecture, with the mean and std of the model."""
     digest: str
-    """sha256 over the name of the architecture and the digests of the weights. If the card has a mean and std, they
-    are included."""
+    """sha256 over the name of the architecture, the digests of the weights, and the mean and std if the card has them.
+    """
 
 
 def assemble(card: ModelCard, track: str) -> Assembled:
-    """Return the network of a card. Weights with a download address are downloaded if they are not in the cache.
+    """Return the network of a card with its weights.
+
+    Weights that have a download address and are not in the cache are downloaded.
 
     Raises UserError if the weights were never released, do not fit the architecture, or cannot be downloaded. Also
     raises UserError if a file is missing, is damaged, or has a wrong digest.
@@ -50,8 +52,8 @@ def assemble(card: ModelCard, track: str) -> Assembled:
 def fetch(card: ModelCard, track: str, on_progress: OnProgress) -> None:
     """Download the weights files of a card that are not in the cache.
 
-    This function does not download weights of open_clip. open_clip downloads them when a model is loaded. `on_progress`
-    counts megabytes. Raises UserError if a download fails, or if the file cannot be downloaded automatically.
+    This function does not download weights of open_clip. open_clip downloads them when a model is loaded. The unit of
+    `on_progress` is megabytes. Raises UserError if a download fails, or if a file cannot be downloaded automatically.
     """
     if card.base:
         fetch(_base(card, track), track, on_progress)
@@ -73,7 +75,7 @@ def _fetch_file(card: ModelCard, weights: Weights, on_progress: OnProgress) -> N
 
 
 def fetch_all(reference: str, track: str, on_progress: OnProgress) -> None:
-    """Download all weights of a model and of its base that are not in the cache, also those of open_clip.
+    """Download the weights of a model and of its base, including weights of open_clip, unless they are in the cache.
 
     Raises the errors of `fetch` and `load_pretrained`.
     """

@@ -23,7 +23,7 @@ from robustbench_vlm.models.weights import remember
 from robustbench_vlm.models.weights_cache import digest_record, in_hub_cache
 
 CONTEXT_LENGTH = 77
-"""The context length of a text encoder in tokens. It applies if the configuration does not state another number."""
+"""The context length of a text encoder in tokens, if the configuration of the architecture does not state one."""
 _PROBES = ("a photo of a dog.", "X-RAY no. 7, 25 %", "ein Café in Zürich", "\u4e00\u5f20\u7167\u7247", "")
 """Fixed texts. The digest of a tokenizer covers their tokens."""
 
@@ -39,7 +39,9 @@ class Architecture:
     std: tuple[float, float, float]
     """The standard deviation of each colour channel, for pixels in [0, 1]."""
     open_clip_name: str = ""
-    """The name of the architecture in open_clip, which builds the network and the tokenizer. It is "" for CLIP."""
+    """The name of the architecture in open_clip, from which open_clip builds the network and the tokenizer. "" if the
+    class `open_clip.CLIP` and CLIP's tokenizer are used.
+    """
 
     def __post_init__(self) -> None:
         check_normalisation(self.mean, self.std)
@@ -72,7 +74,7 @@ class Architecture:
 
 
 def load_architecture(name: str) -> Architecture:
-    """Return a registered architecture, or an architecture of open_clip by its name "open_clip:NAME".
+    """Return the architecture with a registered name, or the architecture of open_clip with a name "open_clip:NAME".
 
     For "open_clip:NAME", mean and std come from open_clip's pretrained weights. Raises UserError for an unknown name.
     """
@@ -89,7 +91,7 @@ def load_architecture(name: str) -> Architecture:
 
 
 def load_tokenizer(architecture: Architecture) -> Callable[[list[str]], Tensor]:
-    """Return the tokenizer of an architecture. It maps N texts to tokens, int64 [N, L]. L is the context length.
+    """Return an architecture's tokenizer, a function from N texts to tokens, int64 [N, L] with context length L.
 
     Raises UserError if open_clip must download the tokenizer and the download fails.
     """
@@ -119,9 +121,9 @@ def _load_tokenizer(name: str, length: int) -> Callable[[list[str]], Tensor]:
 
 
 def _fetched(what: str, load: Callable[[], Any]) -> Any:
-    """Return what `load` returns. It calls open_clip, which fetches files of the Hugging Face hub.
+    """Call `load`, which uses open_clip to download files from the Hugging Face hub. Return its result.
 
-    Raises UserError if `load` fails. `what` names the files in the message.
+    Raises UserError if `load` fails. `what` is the name of the files for the error message.
     """
     try:
         with unlogged():
@@ -136,9 +138,9 @@ def _fetched(what: str, load: Callable[[], Any]) -> Any:
 
 
 def _pixel_constants(name: str) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
-    """Return the mean and std of the pretrained weights of an architecture.
+    """Return the mean and std with which an architecture of open_clip was pretrained.
 
-    If the weights of different tags have different constants, return the mean and std of CLIP.
+    If the weights of different tags have a different mean and std, return the mean and std of CLIP.
     """
     import open_clip
 
@@ -153,7 +155,7 @@ def _pixel_constants(name: str) -> tuple[tuple[float, float, float], tuple[float
 
 
 def can_load_pretrained(architecture: str, tag: str) -> bool:
-    """Return whether the weights of an architecture "open_clip:NAME" are in the cache of the Hugging Face hub.
+    """Return whether pretrained weights of an architecture "open_clip:NAME" are in the cache of the Hugging Face hub.
 
     Also return True if the tag is unknown, or if its weights are not on the hub.
     """
@@ -189,7 +191,7 @@ def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architectur
 
 
 def tokenizer_digest(architecture: Architecture) -> tuple[str, ...]:
-    """Return a tuple with one item, a digest of the tokens of fixed texts. For CLIP's tokenizer, the tuple is empty.
+    """Return a digest of the tokens of fixed texts, in a tuple with one item. Return () for CLIP's tokenizer.
 
     A downloaded tokenizer is a part of the model. With other tokens, the same weights would be a different model.
     """

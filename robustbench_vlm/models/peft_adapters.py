@@ -11,9 +11,11 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.strict_json import read_json
 
 ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors")
-"""The files of an adapter: its configuration and its weights."""
+"""The names of the two files of an adapter: its configuration and its weights."""
 MERGEABLE = ("IA3", "LOHA", "LOKR", "LORA")
-"""The accepted types of adapters. They only change weights, so a model with a merged adapter has no further layers."""
+"""The accepted types of adapters. These types only change weights, so a model with a merged adapter has no additional
+layers.
+"""
 _MAX_BYTES = 2**20
 """The largest accepted size of a configuration in bytes."""
 _MAX_DEPTH = 8
@@ -32,8 +34,8 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
 def with_adapter(model: nn.Module, folder: Path, name: str, *, base: str) -> nn.Module:
     """Merge the adapter in a folder into a model of transformers and return the model.
 
-    Only safetensors weights are read. `name` names the model in messages. If the configuration names another base model
-    than `base`, a warning is raised.
+    Only safetensors weights are read. `name` is the name of the model in messages. `base` is the base model to which
+    the adapter is applied. If the adapter's configuration states a different base model, a warning is issued.
 
     Raises:
         UserError: The package peft is missing, a file is missing or damaged, the type of the adapter cannot be merged,
@@ -101,7 +103,7 @@ def _parsed(values: dict[str, Any], folder: Path) -> Any:
 
 
 def _check_weights(path: Path, expected: set[str], names: set[str], name: str) -> None:
-    """Raise UserError if the file lacks a weight of the adapter, or has a weight that the model does not have."""
+    """Raise UserError if an adapter's weights file lacks a weight, or has a weight that does not fit the model."""
     from safetensors import safe_open
 
     with safe_open(path, "pt") as file:

@@ -1,4 +1,4 @@
-"""Precisions: the number formats in which the image encoder and the logits are computed. Losses are always float32."""
+"""Precisions: the number formats in which embeddings of images and logits are computed. Losses are always float32."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,7 +12,7 @@ from robustbench_vlm.core.errors import UserError
 
 @dataclass(frozen=True)
 class Precision:
-    """The settings of torch for one precision of matrix products and convolutions."""
+    """The torch settings for one precision of matrix products and convolutions."""
 
     rounding: float
     """The largest relative error of rounding a number to this precision."""
@@ -43,7 +43,7 @@ class InPrecision(nn.Module):
         self.encoder, self.name = encoder, name
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings of images, float32 [B, 3, H, W] in [0, 1], as [B, D] in the dtype of the precision."""
+        """Return the embeddings, [B, D] in the dtype of the precision, of images, float32 [B, 3, H, W] in [0, 1]."""
         with products(self.name, images.device.type):
             features: Tensor = self.encoder(images)
         return features
@@ -65,7 +65,7 @@ def check_precision(name: str, device: str) -> None:
 def products(name: str, device: str) -> Iterator[None]:
     """Return a context manager in which `device` computes products in the precision `name`.
 
-    It uses autocast if the precision needs it.
+    The context manager turns autocast on if the precision needs autocast.
     """
     kind = PRECISIONS[name].autocast
     with arithmetic(name), torch.autocast(device, dtype=kind, enabled=kind is not None):

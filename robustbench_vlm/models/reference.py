@@ -1,4 +1,4 @@
-"""Model references: the texts that identify models in `--model` and in cards, entries and runs, and their parser.
+"""Model references: texts that identify models in `--model`, model cards, leaderboard entries and runs.
 
 ==============================  ====================================================================
 `agft`                          a model of the track or of an installed plugin
@@ -20,14 +20,15 @@ OPEN_CLIP = "open_clip:"
 HUGGING_FACE = "hf:"
 """The prefix of references to models on the Hugging Face hub."""
 IN_MEMORY = "memory:"
-"""The prefix of references to models in the memory of a Python process. `evaluate` makes these references."""
+"""The prefix of references to models in the memory of a Python process. The function `evaluate` makes these references.
+"""
 WITH_CARD = "a name, a card file (path/to/card.json), or open_clip:ARCH/TAG"
-"""The forms of references to models that have a card, as text for error messages."""
+"""The forms of references to models with a model card, as text for error messages."""
 ACCEPTED = (
     "a name, a card file (path/to/card.json), open_clip:ARCH/TAG, hf:ORG/NAME, or DEFENSE+MODEL with a test-time"
     " defense"
 )
-"""The forms of references that users can write, as text for error messages."""
+"""All forms of references that users can write, as text for error messages."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class HuggingFaceModel:
     revision: str = ""
     """A branch, tag or commit. "" means the default branch."""
     adapter: str = ""
-    """An adapter of peft that changes the model: a local folder, or ORG/NAME[@REVISION] on the hub. "" means none."""
+    """A peft adapter that changes the model: a local folder, or ORG/NAME[@REVISION] on the hub. "" means no adapter."""
 
     def __str__(self) -> str:
         revision = f"@{self.revision}" if self.revision else ""
@@ -107,12 +108,12 @@ class ModelReference:
 def parse_reference(text: str) -> ModelReference:
     """Parse a model reference. The parser does not check that the model exists.
 
-    A text such as "a+b.json" has the form DEFENSE+MODEL. But if a card file with this path exists, the text means that
-    file. Raises UserError for "open_clip:" without a tag, for "hf:" without an organisation, a name or an adapter after
-    the plus, and for two test-time defenses.
+    A text such as "a+b.json" has the form DEFENSE+MODEL. If a card file with the path "a+b.json" exists, the text
+    refers to that file instead. Raises UserError for "open_clip:" without a tag, for "hf:" without an organisation, a
+    name or an adapter after the plus, and for two test-time defenses.
     """
     defense, plus, model = text.partition("+")
-    # Paths, open_clip tags and hub revisions may contain a plus. Such a plus does not separate a defense from a model.
+    # A path, an open_clip tag or a hub revision may contain a plus, which does not separate a defense from a model.
     if not plus or "/" in defense or ":" in defense or _is_card_file(text):
         return ModelReference(_parse_model(text))
     below = parse_reference(model)
@@ -144,7 +145,7 @@ def _parse_model(text: str) -> AnyReference:
 
 def _parse_hub_model(text: str) -> HuggingFaceModel:
     model, plus, adapter = text.removeprefix(HUGGING_FACE).partition("+")
-    # The name of a repository has no plus, but a revision may have one, as in "v1+fix".
+    # The name of a repository has no plus, but a revision may have a plus, as in "v1+fix".
     if plus and "@" in model and "/" not in adapter:
         model, plus, adapter = text.removeprefix(HUGGING_FACE), "", ""
     repository, _, revision = model.partition("@")

@@ -1,4 +1,4 @@
-"""The text encoder of a CLIP: tokens and embeddings of texts, and embeddings of prompts with tuned tokens."""
+"""The text encoder of a CLIP: tokens and embeddings of texts, and embeddings of prompts with tuned token embeddings."""
 
 import functools
 from collections.abc import Sequence
@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     from open_clip import SimpleTokenizer
 
 _TEXT_BATCH_SIZE = 1024
-"""The largest number of texts in one forward pass. It limits the memory: ImageNet with 80 prompts per class has 80,000
-texts."""
+"""The largest number of texts in one forward pass. This limits the memory, because ImageNet with 80 prompts per class
+has 80,000 texts.
+"""
 
 
 def embed_texts(network: nn.Module, architecture: Architecture, texts: Sequence[str]) -> Tensor:
@@ -40,10 +41,10 @@ def tokenize(prompts: Sequence[str], architecture: Architecture) -> Tensor:
 
 
 def texts_with_equal_tokens(texts: Sequence[str], length: int = CONTEXT_LENGTH) -> list[tuple[int, ...]]:
-    """Return groups of texts whose first `length` tokens are equal. A group has two or more indices of `texts`.
+    """Return groups of texts that have the same first `length` tokens.
 
-    CLIP's tokenizer ignores case, spaces next to punctuation and spaces between digits. For example, "X-ray" and
-    "x - ray" have equal tokens.
+    A group has the indices of two or more texts. CLIP's tokenizer ignores case, spaces next to punctuation and spaces
+    between digits. For example, "X-ray" and "x - ray" have equal tokens.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
     for number, tokens in enumerate(_tokenizer(length)(list(texts)).tolist()):
@@ -52,7 +53,7 @@ def texts_with_equal_tokens(texts: Sequence[str], length: int = CONTEXT_LENGTH) 
 
 
 def count_tokens(text: str) -> int:
-    """Return the number of tokens that CLIP's tokenizer makes of a text, including the start and end tokens."""
+    """Return the number of tokens into which CLIP's tokenizer splits a text, including the start and end tokens."""
     return len(_tokenizer(CONTEXT_LENGTH).encode(text)) + 2
 
 

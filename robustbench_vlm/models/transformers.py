@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 MARK = "vision_model.embeddings.patch_embedding.weight"
-"""The name of a tensor in every CLIP of the library transformers."""
+"""The name of a tensor that every CLIP of the library transformers has."""
 
 _NAMES = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",

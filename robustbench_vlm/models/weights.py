@@ -1,4 +1,4 @@
-"""Weights files: download them once, check their digests and values, read them, and write them as safetensors."""
+"""Weights files: download them once, check their digests and values, read them, and write safetensors files."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -56,7 +56,7 @@ def load_encoders(path: Path, layout: str = "") -> Encoders:
 
 
 def check_finite(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Raise UserError if a tensor has NaN or infinite values. `path` is the file of the tensors.
+    """Raise UserError if a tensor has NaN or infinite values. `path` is the file with the tensors, for the message.
 
     The tensors may have any shape and dtype.
     """
@@ -92,8 +92,8 @@ def locate(folder: Path, weights: Weights, on_progress: OnProgress = ignore_prog
 def remember(record: Path, digest: str, what: str) -> None:
     """Compare the digest of a file with the digest in `record`, which was written after the first download.
 
-    If `record` does not exist, write it. This detects changes of files without a published digest. Raises UserError if
-    the digests differ. `what` names the file in the error message.
+    If `record` does not exist, write it. A later call then detects if a file without a published digest has changed.
+    Raises UserError if the digests differ. `what` is the name of the file in the error message.
     """
     before = _recorded(record)
     if before and before != digest:
@@ -128,7 +128,7 @@ def _address(url: str) -> str:
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: Path, stored: str = "float32") -> Weights:
-    """Write tensors to a safetensors file, and return the description of the file for a card.
+    """Write tensors to a safetensors file, and return the `Weights` entry of this file for a model card.
 
     The tensors may have any shape. Floating-point tensors are rounded to the dtype `stored`. Other tensors keep their
     dtype. Raises UserError if a value is too large for the dtype.
@@ -155,7 +155,7 @@ def _rounded(tensor: Tensor, stored: str) -> Tensor:
 def split_encoders(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
     """Return the tensors of the image encoder and of the text encoder of a CLIP, by name.
 
-    The names of the image encoder do not have the prefix "visual.".
+    The names of the image encoder's tensors are returned without the prefix "visual.".
     """
     state = {key: value for key, value in network.state_dict().items() if key != "attn_mask"}
     image = {key.removeprefix("visual."): value for key, value in state.items() if key.startswith("visual.")}
@@ -163,7 +163,7 @@ def split_encoders(network: nn.Module) -> tuple[dict[str, Tensor], dict[str, Ten
 
 
 def copy_weights(source: Path, folder: Path) -> Weights:
-    """Copy a weights file into the folder of a new card. Skip the copy if the folder already has an equal file."""
+    """Copy a weights file into the folder of a new card, unless the folder already has an equal file."""
     target = folder / source.name
     if not target.exists() or sha256_of(target) != sha256_of(source):
         write_whole(target, lambda partial: partial.write_bytes(source.read_bytes()))

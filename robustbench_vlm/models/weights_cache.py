@@ -1,6 +1,6 @@
-"""The cache of weights files, and the weights that are missing in it.
+"""The cache of weights files: paths of cached files, and a list of the weights that are missing in the cache.
 
-This module does not import torch, so commands can check the files first.
+This module does not import torch, so commands can look for missing files before they import torch.
 """
 
 import hashlib
@@ -15,14 +15,14 @@ from robustbench_vlm.models.reference import OPEN_CLIP, HuggingFaceModel, Memory
 
 @dataclass(frozen=True)
 class MissingWeights:
-    """The weights of a model, or of its base, that are not in the cache."""
+    """A weights file of a model, or of its base, that is not in the cache."""
 
     model: str
-    """The reference of the model that the user named, without a test-time defense."""
+    """The reference of the model that the user gave, without a test-time defense."""
     file: str
     """The name of the file, or open_clip:ARCH/TAG."""
     url: str = ""
-    """The download address in the card. It is "" if open_clip downloads the weights."""
+    """The download address in the card. "" if open_clip downloads the weights."""
     page: str = ""
     """The web page of a file that only a person can download."""
 
@@ -39,12 +39,12 @@ def cached(weights: Weights) -> Path:
 
 
 def digest_record(architecture: str, tag: str) -> Path:
-    """Return the file that has the digest of open_clip's pretrained weights since they were first loaded."""
+    """Return the path of a file with the digest that open_clip's pretrained weights had when first loaded."""
     return cache_folder() / "models" / f"{architecture.removeprefix(OPEN_CLIP)}-{tag}.sha256"
 
 
 def in_hub_cache(repository: str) -> bool:
-    """Return whether the cache of the Hugging Face hub has a file of weights of a repository, OWNER/NAME."""
+    """Return whether the cache of the Hugging Face hub has a weights file of a repository, OWNER/NAME."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -64,9 +64,10 @@ def hub_cache_has_models() -> bool:
 
 
 def missing_weights(reference: str, track: str) -> list[MissingWeights]:
-    """Return the weights of a model and of its base that must be downloaded. Models without a card have none.
+    """Return the weights of a model and of its base that must be downloaded.
 
-    Pretrained weights of open_clip count as missing until they are first loaded.
+    The list is empty for models without a card. Pretrained weights of open_clip count as missing until they have been
+    loaded once.
     """
     model = parse_reference(reference).model
     if isinstance(model, MemoryModel | HuggingFaceModel):

@@ -1,4 +1,4 @@
-"""Checkpoints: save and restore the state of a training, so that a resumed training gives the same weights."""
+"""Checkpoints: save and restore the state of a training, so that a resumed training gives the same final weights."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +14,8 @@ from robustbench_vlm.training.tensor_files import damaged_file, load_tensors, sa
 class Checkpoint:
     """The checkpoint file of one fine-tuning or pre-training.
 
-    The state of a training consists of the weights, the optimizer and the step. The step decides the order of the
-    images and the random numbers.
+    The state of a training consists of the weights, the state of the optimizer and the number of finished steps. This
+    number decides which images and random numbers the next step uses.
     """
 
     path: Path
@@ -24,12 +24,12 @@ class Checkpoint:
     accepted."""
 
     def load(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[int, float]:
-        """Restore the state.
+        """Restore the state of the training from the checkpoint file.
 
-        Returns the number of finished steps and the training time so far in seconds. If the file does not exist,
-        returns (0, 0.0).
+        Returns the number of finished steps and the training time so far in seconds, or (0, 0.0) if the file does not
+        exist.
 
-        Raises UserError for a file that is damaged or belongs to another training.
+        Raises UserError if the file is damaged or belongs to a training with other settings.
         """
         if not self.path.exists():
             return 0, 0.0

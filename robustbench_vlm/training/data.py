@@ -1,6 +1,6 @@
-"""Training images: selection, order and reading.
+"""Training images: select, order and read them.
 
-If all images fit into memory, they are kept. If not, threads read the next batches in advance.
+If all images fit into memory, they are kept there. If not, threads read the next batches in advance.
 """
 
 import functools
@@ -27,7 +27,7 @@ _THREADS = 8
 
 @dataclass(frozen=True)
 class TrainingImages:
-    """Selected images of a source, in a fixed order."""
+    """A selection of the images of a source, in a fixed order."""
 
     source: Source
     indices: Sequence[int]
@@ -54,8 +54,8 @@ class TrainingImages:
     def digest(self) -> str:
         """A sha256 of the names and labels of the images.
 
-        If the images are the user's files, it also covers the contents of the files. For images of published datasets,
-        the revision of the dataset identifies the contents.
+        If the images are the user's files, the sha256 also covers the contents of the files. For published datasets, it
+        does not, because the revision of a dataset identifies the contents.
         """
         text = "\n".join(f"{label} {name}" for label, name in zip(self.labels.tolist(), self.ids, strict=True))
         if isinstance(self.source, FileSource):
@@ -66,7 +66,7 @@ class TrainingImages:
     def read(self) -> Read:
         """A function that reads images by their positions in this object.
 
-        If all images fit into 2 GiB, they are read once and kept in memory.
+        If all images together need at most 2 GiB, they are read once and kept in memory.
         """
         shape = self.source.read(self.indices[:1]).shape[1:]
         if shape.numel() * len(self) > _MAX_BYTES_IN_MEMORY:

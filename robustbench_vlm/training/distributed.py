@@ -28,7 +28,7 @@ def _summed(values: Tensor) -> Tensor:
 
 
 class Processes:
-    """The processes that share a training. Without a launcher there is only one process.
+    """The processes that share a training. Without a launcher (accelerate or torchrun) there is only one process.
 
     Raises UserError for a device that is unknown or unavailable, or if this process already uses another device.
     """
@@ -48,7 +48,7 @@ class Processes:
             )
 
     def share(self, rows: Tensor) -> Tensor:
-        """Return this process's part of a batch. `rows` are the positions of the images in the batch, int64 (B,)."""
+        """Return this process's part of `rows`, int64 (B,), which are the positions of a batch's images."""
         return rows[self._state.process_index :: self.count]
 
     def total(self, values: Tensor) -> Tensor:

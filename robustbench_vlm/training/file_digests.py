@@ -1,4 +1,4 @@
-"""One digest of the contents of many image files. The digest is computed again only if a file changes."""
+"""Compute one digest of the contents of many image files. The digest is computed again only if a file changes."""
 
 import contextlib
 import hashlib
@@ -14,17 +14,17 @@ _CHUNK = 4096
 
 
 def content_digest(path_of: Callable[[int], Path], indices: Sequence[int]) -> str:
-    """Return a sha256 of the contents of the files at N indices, in this order. It does not depend on file names.
+    """Return a sha256 of the contents of the files at N indices, in this order. File names do not change the sha256.
 
-    The cache folder keeps the digest together with the size and the times of every file. If these are unchanged, a
-    second call does not read the files. Raises UserError if a file cannot be read.
+    The cache folder keeps the digest together with the size and the times of every file. If size and times are
+    unchanged, a second call does not read the files. Raises UserError if a file cannot be read.
     """
     key = hashlib.sha256()
     for part in _chunks(path_of, indices, _status):
         key.update("".join(part).encode(errors="surrogateescape"))
     cached = cache_folder() / "image_digests" / key.hexdigest()
-    # If the cache cannot be read or written, the digest is computed again. The result is the same, but
-    # it takes more time.
+    # If the cache cannot be read or written, the digest is computed again. The result is the same, but the call takes
+    # more time.
     with contextlib.suppress(OSError, UnicodeDecodeError):
         if len(known := cached.read_text(encoding="utf-8")) == hashlib.sha256().digest_size * 2:
             return known

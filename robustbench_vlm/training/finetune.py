@@ -1,8 +1,8 @@
 """Adversarial fine-tuning of the image encoder: the training loop of all defenses, for one or several processes.
 
-Random numbers depend only on the sample and the step. Therefore a training that is killed and resumed gives the same
-weights. On a CPU the weights are bitwise equal. Several processes share each batch and add up their gradients. Except
-for rounding, the losses do not depend on the number of processes.
+Random numbers depend only on the seed, the sample and the step. Therefore a training that is killed and resumed gives
+the same weights as a training that is not killed. On a CPU the weights are bitwise equal. Several processes share each
+batch and add up their gradients. Except for rounding, the losses do not depend on the number of processes.
 """
 
 import copy
@@ -47,16 +47,16 @@ def _ignore_note(text: str) -> None:
 class Runtime:
     """The folder, processes and checkpoint interval of a training.
 
-    Except for rounding, the weights do not depend on them.
+    Except for rounding, the trained weights do not depend on these settings.
     """
 
     folder: Path
     """The folder of the checkpoint, the log and the trained weights."""
     processes: Processes = field(default_factory=Processes)
     save_every: int = 200
-    """Steps from one checkpoint to the next."""
+    """Number of steps from one checkpoint to the next."""
     on_note: Callable[[str], None] = _ignore_note
-    """A function that is called before the training for each sentence in `Job.changes`."""
+    """A function that is called before the training with each sentence in `Job.changes`."""
 
 
 def train_defense(
@@ -66,8 +66,8 @@ def train_defense(
 
     Only the main process writes the card. The other processes return None. If `resume` is True, the training continues
     from the checkpoint in the folder. If it is False, the training starts from the beginning. If it is None, the
-    training continues if the folder has a checkpoint. Raises UserError for unknown names and settings. Also raises it
-    if `resume` is True and the folder does not contain a checkpoint.
+    training continues if the folder has a checkpoint. Raises UserError for unknown names and settings, and if `resume`
+    is True but the folder does not contain a checkpoint.
     """
     checkpoint = runtime.folder / "checkpoint.pt"
     if resume and not checkpoint.exists():
@@ -91,11 +91,11 @@ def train_defense(
 
 
 def finetune(job: Job, runtime: Runtime, on_progress: OnProgress) -> tuple[nn.Module, float]:
-    """Train the image encoder of a job. Return the trained encoder and the duration of the training in seconds.
+    """Train the image encoder of a job. Return the trained image encoder and the duration of the training in seconds.
 
     The training continues from the checkpoint in the folder, if there is one. Raises Diverged if the loss or a weight
-    is not finite. The last checkpoint is kept. Raises UserError if there are more processes than images in a batch, or
-    if the processes have different checkpoints or settings.
+    is not finite. In this case, the last checkpoint is kept. Raises UserError if there are more processes than images
+    in a batch, or if the processes have different checkpoints or settings.
     """
     processes = runtime.processes
     checkpoint = Checkpoint(runtime.folder / "checkpoint.pt", job.identity)
@@ -115,7 +115,7 @@ def finetune(job: Job, runtime: Runtime, on_progress: OnProgress) -> tuple[nn.Mo
 
 
 def make_student(job: Job) -> ImageEncoder:
-    """Return a copy of the image encoder of a job in eval mode, with all weights trainable."""
+    """Return a copy of the image encoder that a job trains, in eval mode and with all weights trainable."""
     visual = copy.deepcopy(job.model.network.get_submodule("visual")).requires_grad_(True)
     # The encoder is in eval mode. In train mode, batch norm would make the features of an image depend on the other
     # images of the batch.
@@ -127,8 +127,9 @@ def train_step(
 ) -> tuple[float, dict[str, float]]:
     """Attack a batch and take one optimizer step on the mean loss. Return the loss and the accuracies of the batch.
 
-    If `measure` is true, the accuracies "clean" and "robust" are returned, each in [0, 1]. They cost two more forward
-    passes. If the loss is not finite, the step is skipped.
+    If `measure` is true, the clean and robust accuracy of the batch are measured with two more forward passes, each in
+    [0, 1]. The keys of the returned dict are "clean" and "robust". If the loss is not finite, no optimizer step is
+    taken.
     """
     adversarial = inner_attack(context, job.defense.inner, Threat("Linf", job.eps))
     correct = [_num_correct(context, images) for images in (context.images, adversarial)] if measure else []
@@ -159,14 +160,15 @@ def _check_processes(job: Job, processes: Processes, first: int) -> None:
 
 
 def _contexts(job: Job, processes: Processes, student: ImageEncoder, first: int) -> Iterator[LossContext]:
-    """Yield a loss context for each step from `first` on.
+    """Yield a `LossContext` (the inputs of the loss function) for each step, from the step `first` on.
 
-    The student (the image encoder that is trained) in a context has the weights from before the step.
+    The student (the image encoder that is trained) has the weights from before the step.
     """
     if first == job.steps:
         return
     model = dataclasses.replace(job.model, network=copy.deepcopy(job.model.network).to(processes.device))
-    # An image encoder in float64 is trained in float64. Tests compare trainings this way without rounding errors.
+    # An image encoder in float64 is trained in float64. Tests use float64 to compare trainings with little rounding
+    # error.
     dtype = next(student.parameters()).dtype
     teacher = model.encoder.to(processes.device)
     text_features = model.text_features(job.dataset.prompts).to(dtype)
@@ -191,7 +193,7 @@ def _contexts(job: Job, processes: Processes, student: ImageEncoder, first: int)
 
 
 def _rows(job: Job, step: int) -> Tensor:
-    """Return the positions of the images of a step, int64 (batch_size,). Each epoch has its own order."""
+    """Return the positions of the images of a step, int64 (batch_size,). Each epoch has a different order of images."""
     epoch, index = divmod(step, job.epoch_steps)
     batch_size = job.schedule.batch_size
     order = shuffled(len(job.images), job.seed * 10_000 + epoch)
@@ -213,7 +215,7 @@ def _without_gradient(encoder: nn.Module, images: Tensor) -> Tensor:
 def _in_precision(job: Job, context: LossContext) -> LossContext:
     """Return a copy of the context in which the trained image encoder runs in the job's precision.
 
-    Features and losses stay float32.
+    Features and losses are still float32.
     """
     if job.precision == "float32":
         return context

@@ -11,9 +11,10 @@ from robustbench_vlm.models.precision import products
 
 
 def inner_attack(context: LossContext, inner: InnerAttack, threat: Threat) -> Tensor:
-    """Make adversarial images, float32 (B, 3, H, W) in [0, 1], by signed gradient ascent on the loss of the batch.
+    """Make adversarial images, float32 (B, 3, H, W) in [0, 1], by ascent along the sign of the loss gradient.
 
-    Each step costs one forward and one backward pass of every image. The gradients of the weights are not computed.
+    Each step of the attack costs one forward and one backward pass of every image. The gradients of the weights are not
+    computed.
     """
     start = (randomness.uniform(context.keys, 0, context.images.shape[1:]) * 2 - 1) * float(threat.eps)
     adversarial = context.images + start
@@ -28,7 +29,7 @@ def inner_attack(context: LossContext, inner: InnerAttack, threat: Threat) -> Te
 
 
 def input_gradient(context: LossContext, inner: InnerAttack, images: Tensor) -> Tensor:
-    """Return the gradient of the attacked loss at images (B, 3, H, W), in their shape and dtype.
+    """Return the gradient of the attacked loss at images (B, 3, H, W), with the shape and dtype of the images.
 
     The forward and the backward pass run in the precision of the inner attack.
     """

@@ -18,7 +18,7 @@ PRECISIONS = ("float32", "bfloat16")
 
 @dataclass(frozen=True)
 class Job:
-    """One fine-tuning: the defense, its schedule, the base model, the training images and the threat."""
+    """One fine-tuning: the defense, the schedule, the base model, the training images and the threat model."""
 
     defense: Defense
     schedule: Schedule
@@ -33,11 +33,12 @@ class Job:
     """Precision of the image encoder in the training pass. The inner attack has its own precision. All losses are
     float32."""
     changes: tuple[str, ...] = ()
-    """Sentences about published settings that were changed, because they do not fit this training. The card lists these
-    sentences.
+    """Sentences about published settings that were changed because they do not fit this training. The card of the
+    trained model lists these sentences.
     """
     transform: Transform | None = None
-    """The transform of the images of a folder, if the recipe has one."""
+    """The transform that the defense's recipe uses for the images of a folder. None if the recipe does not state one.
+    """
 
     def __post_init__(self) -> None:
         if len(self.images) < self.schedule.batch_size:
@@ -59,24 +60,24 @@ class Job:
 
     @property
     def epoch_steps(self) -> int:
-        """Optimizer steps of one epoch. The images after the last full batch of an epoch are not used."""
+        """Number of optimizer steps of one epoch. The images after the last full batch of an epoch are not used."""
         return len(self.images) // self.schedule.batch_size
 
     @property
     def steps(self) -> int:
-        """Optimizer steps of the whole training."""
+        """Number of optimizer steps of the whole training."""
         return self.schedule.steps or self.schedule.epochs * self.epoch_steps
 
     @property
     def identity(self) -> str:
-        """The fingerprint of `account`. A training does not resume from a checkpoint with another fingerprint."""
+        """The fingerprint of `account`. A training resumes only from a checkpoint with the same fingerprint."""
         return fingerprint(self.account)
 
     @property
     def account(self) -> Mapping[str, Any]:
         """All settings that decide the weights.
 
-        The keys are names. The card of the trained model lists these settings.
+        The keys are names of settings. The card of the trained model lists these settings.
         """
         inner = counted(self.defense.inner)
         del inner["loss"]

@@ -16,8 +16,8 @@ from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.training.checkpoint import Checkpoint
 
 _LOG_EVERY = 20
-"""Number of steps from one row of the log to the next row. In fine-tuning, each row needs two additional forward
-passes.
+"""Number of steps from one row of the log to the next row. In fine-tuning, each row costs two additional forward passes
+of a batch.
 """
 _SAVE_SECONDS = 60.0
 """The longest time between two checkpoints. If `save_every` steps take longer than this, a checkpoint is saved earlier.
@@ -26,7 +26,7 @@ _SAVE_SECONDS = 60.0
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the log: a step and its batch."""
+    """One row of the log: measurements of one step and its batch."""
 
     step: int
     """The number of finished steps, including this step."""
@@ -39,11 +39,11 @@ class Row:
     lr: float
     """The learning rate of the step."""
     seconds: float
-    """The duration of the training so far in seconds, without interruptions."""
+    """The duration of the training so far in seconds, without the time of interruptions."""
 
     @property
     def state(self) -> str:
-        """The loss and the accuracies as text for the progress line."""
+        """The loss and the accuracies of the row as text for the progress line."""
         if self.clean is None or self.robust is None:
             return f"loss {self.loss:.3f}"
         return f"loss {self.loss:.3f}, batch {self.clean:.0%} clean, {self.robust:.0%} robust"
@@ -53,13 +53,13 @@ COLUMNS = tuple(field.name for field in fields(Row))
 
 
 class Diverged(UserError):
-    """The error if the loss or a weight of a training is not finite. The usual reason is a too high learning rate."""
+    """Raised if the loss or a weight of a training is not finite. Usually, the learning rate is too high."""
 
 
 class Log:
     """The file log.csv of a training.
 
-    The constructor removes the rows after `step`. An interrupted training wrote these rows after its last checkpoint.
+    The constructor removes the rows after `step`, which an interrupted training wrote after its last checkpoint.
     """
 
     def __init__(self, path: Path, step: int) -> None:
@@ -77,9 +77,9 @@ class Log:
 
 
 class Recorder:
-    """Writes the log and the checkpoints of a training and reports its progress.
+    """Write the log and the checkpoints of a training and report its progress.
 
-    `log_file` is None on processes that write no files.
+    `log_file` is None in processes that write no files.
     """
 
     def __init__(
@@ -89,7 +89,7 @@ class Recorder:
         self._log_file, self._state = log_file, ""
 
     def begin(self, network: nn.Module, optimizer: torch.optim.Optimizer) -> int:
-        """Restore the state if a checkpoint exists. Return the number of finished steps."""
+        """Restore the state of the training if a checkpoint exists. Return the number of finished steps."""
         self._network, self._optimizer = network, optimizer
         self._first, self._before = self._checkpoint.load(network, optimizer)
         self._log = Log(self._log_file, self._first) if self._log_file else None
@@ -103,14 +103,15 @@ class Recorder:
 
     @property
     def seconds(self) -> float:
-        """The duration of the training so far in seconds, without interruptions."""
+        """The duration of the training so far in seconds, without the time of interruptions."""
         return time.monotonic() - self._started
 
     def record(self, step: int, loss: float, accuracies: Mapping[str, float]) -> None:
-        """Report a step. Write a row of the log and a checkpoint if they are due.
+        """Report a step. Write a row of the log if a row is due, and a checkpoint if a checkpoint is due.
 
-        `accuracies` are the "clean" and "robust" accuracy of the batch in [0, 1]. If they were not measured, it is
-        empty. Raises Diverged if the loss is not finite, or if a weight is not finite when a checkpoint is due.
+        `accuracies` has the "clean" and the "robust" accuracy of the batch, in [0, 1]. `accuracies` is empty if they
+        were not measured. Raises Diverged if the loss is not finite, or if a weight is not finite when a checkpoint is
+        due.
         """
         if not math.isfinite(loss):
             raise self.diverged(f"the loss is {loss} at step {step}, not a finite number")

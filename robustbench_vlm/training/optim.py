@@ -13,17 +13,15 @@ OPTIMIZERS = ("sgd", "adamw", "clip-adamw")
 _MOMENTUM = 0.9
 _CLIP_BETAS = (0.9, 0.98)
 _MAX_GRADIENT_NORM = {"clip-adamw": 1.0}
-"""Norms to which gradients are clipped. The keys are names of optimizers. Optimizers that are not listed do not clip
-gradients.
-"""
+"""The norm to which gradients are clipped, for each optimizer. The gradients of other optimizers are not clipped."""
 
 
 def make_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
-    """Return the optimizer of a schedule for all parameters of a network.
+    """Return the optimizer that a schedule names, for all parameters of a network.
 
-    "clip-adamw" is the AdamW of CLIP's pre-training (arXiv 2103.00020). It has betas (0.9, 0.98) and no weight decay on
-    biases, gains and other parameters with fewer than two dimensions. Its gradients are clipped to norm 1. Raises
-    UserError for an unknown optimizer.
+    "clip-adamw" is the AdamW of CLIP's pre-training (arXiv 2103.00020). This optimizer has betas (0.9, 0.98) and no
+    weight decay on biases, gains and other parameters with fewer than two dimensions. Its gradients are clipped to norm
+    1. Raises UserError for an unknown optimizer.
     """
     parameters, decay = list(network.parameters()), schedule.weight_decay
     if schedule.optimizer == "sgd":
@@ -38,7 +36,7 @@ def make_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimi
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], schedule: Schedule) -> None:
-    """Clip the total norm of all gradients, if the optimizer of the schedule clips gradients."""
+    """Clip the total norm of all gradients if `_MAX_GRADIENT_NORM` has the optimizer of the schedule."""
     if schedule.optimizer in _MAX_GRADIENT_NORM:
         nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM[schedule.optimizer])
 
@@ -46,7 +44,7 @@ def clip_gradients(parameters: Iterable[nn.Parameter], schedule: Schedule) -> No
 def take_step(optimizer: torch.optim.Optimizer, schedule: Schedule) -> bool:
     """Clip the gradients and take an optimizer step.
 
-    Returns False if a number of the step is too large for the dtype of the weights, such as a learning rate of 1e39.
+    Returns False if a number in the step is too large for the dtype of the weights, such as a learning rate of 1e39.
     """
     clip_gradients((each for group in optimizer.param_groups for each in group["params"]), schedule)
     try:
@@ -64,8 +62,8 @@ def lr_at(schedule: Schedule, steps: int, step: int) -> float:
     if step == 0 and schedule.first_lr == "full":
         return schedule.lr
     if step < schedule.warmup and cosine != "product":
-        # AGFT uses the schedule of the library timm, which is "whole" in this module. Its warm-up starts at a
-        # learning rate of zero.
+        # AGFT uses the schedule of the library timm, which has the name "whole" in this module. The warm-up of this
+        # schedule starts at a learning rate of zero.
         return schedule.lr * (step if cosine == "whole" else step + 1) / schedule.warmup
     warm = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
     begin = schedule.warmup if cosine == "remaining" else 0

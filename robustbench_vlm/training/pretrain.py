@@ -1,8 +1,8 @@
-"""Contrastive pre-training of a small CLIP on captioned scenes (Radford et al., ICML 2021, arXiv 2103.00020).
+"""Contrastive pre-training of a small CLIP on images with captions (Radford et al., ICML 2021, arXiv 2103.00020).
 
-The training differs from CLIP's training in two ways. Each image has several captions in each step. If a caption of one
-image is also true for a second image, the caption is not used as a negative of the second image. Such captions are
-common, because scenes have few attributes.
+This training differs from CLIP's training in two ways. First, each image has several captions in each step. Second, a
+caption of one image that is also true for another image is not used as a negative of that other image. Such captions
+are common, because the scenes in the images have few attributes.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ from robustbench_vlm.training.tensor_files import load_tensors, save_tensors
 VERSION = 1
 """Version of pre-training. Increase it if a change of the code can change the pre-trained weights."""
 _MIXTURE = {"single": 5, "several": 1, "pair": 2, "digit": 2}
-"""Relative number of scenes of each family in the training images. The keys are families of scenes."""
+"""Relative number of training images that show scenes of each family. The keys are families of scenes."""
 _OFTEN_PLAIN = {"outline": (0, 0, 0, 0, 0, 0, 1), "faint": (0, 0, 0, 0, 0, 0, 1)}
 _CHUNK = 512
 _MAX_LOG_SCALE = math.log(100)
@@ -50,7 +50,7 @@ _MAX_LOG_SCALE = math.log(100)
 
 @dataclass(frozen=True)
 class PretrainingSettings:
-    """The settings of pre-training. The card of the base model lists them.
+    """The settings of pre-training. The card of the base model lists these settings.
 
     The images are generated once and used in every epoch. New captions for the images are generated in every step.
     """
@@ -66,7 +66,7 @@ class PretrainingSettings:
     warmup: int = 200
     seed: int = 0
     save_every: int = 200
-    """The number of steps from one checkpoint to the next. The weights do not depend on it."""
+    """The number of steps from one checkpoint to the next. The weights do not depend on this number."""
 
     def __post_init__(self) -> None:
         if self.warmup >= self.steps:
@@ -82,7 +82,7 @@ class PretrainingSettings:
 
     @property
     def schedule(self) -> Schedule:
-        """The optimizer and learning rate schedule."""
+        """The optimizer and learning rate schedule of pre-training."""
         return Schedule(
             "clip-adamw",
             lr=self.lr,
@@ -95,7 +95,7 @@ class PretrainingSettings:
 
     @property
     def account(self) -> Mapping[str, Any]:
-        """All settings that decide the weights, and the version of pre-training. The keys are names of settings."""
+        """All settings that decide the weights, and the version of pre-training. The keys are the settings' names."""
         settings = dataclasses.asdict(self)
         del settings["save_every"]
         return {"recipe": "contrastive pre-training", "version": VERSION, **settings}
@@ -103,12 +103,12 @@ class PretrainingSettings:
 
 @dataclass(frozen=True)
 class CaptionedScenes:
-    """Images and the scenes that they show."""
+    """N training images and the scenes that they show."""
 
     images: Tensor
     """uint8 (N, 3, 32, 32)."""
     scenes: Scenes
-    """The N scenes, from which captions are made."""
+    """The N scenes. Captions are generated from these scenes."""
 
     def __getitem__(self, rows: Tensor) -> "CaptionedScenes":
         return CaptionedScenes(self.images[rows], Scenes(self.scenes.attributes[rows], self.scenes.keys[rows]))
@@ -120,7 +120,7 @@ def pretrain_base(
     """Pre-train the base model of a track and write its weights and card into a folder. Return the path of the card.
 
     The training continues from the checkpoint in the folder, if there is one. Raises UserError if public weights of the
-    base model exist. Also raises it if the checkpoint has other settings.
+    base model exist, or if the checkpoint has other settings.
     """
     settings = settings or PretrainingSettings()
     track: Track = TRACKS.load(track_name)
@@ -151,7 +151,7 @@ def pretrain_base(
 
 
 def card_training(settings: PretrainingSettings) -> dict[str, Any]:
-    """Return the field `training` for the base model's card."""
+    """Return the value of the field `training` in the base model's card."""
     return {"recipe": "contrastive pre-training", **dataclasses.asdict(settings), "steps": settings.steps}
 
 
@@ -172,7 +172,7 @@ def pretrain(
     folder: Path,
     on_progress: OnProgress,
 ) -> None:
-    """Train an open_clip model in place.
+    """Pre-train an open_clip model in place.
 
     The training continues from the checkpoint in `folder`, if there is one. Raises UserError if the checkpoint belongs
     to other settings, and Diverged if the loss or a weight is not finite.
@@ -199,7 +199,7 @@ def pretrain(
 
 
 def draw_scenes(settings: PretrainingSettings, folder: Path) -> CaptionedScenes:
-    """Open the training images in `folder`. If they do not exist for these settings, generate and store them."""
+    """Open the training images in `folder`. If the folder has no images for these settings, generate and store them."""
     identity = fingerprint([VERSION, settings.images, settings.seed, _MIXTURE, _OFTEN_PLAIN])
     file = folder / f"scenes-{identity[:16]}.pt"
     if not file.exists():

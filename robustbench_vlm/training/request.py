@@ -1,4 +1,4 @@
-"""Training requests: the options of `vlmbench train` and `vlmbench sweep`, and functions that make jobs from them."""
+"""Training requests: the options of `vlmbench train` and `vlmbench sweep`, and functions that make `Job`s from them."""
 
 import dataclasses
 import math
@@ -23,14 +23,15 @@ from robustbench_vlm.training.data import TrainingImages, in_hashed_order
 from robustbench_vlm.training.job import Job
 
 HELD_OUT = 1024
-"""The number of images that a sweep holds out to measure accuracies. A sweep holds out at most a tenth of the
-images."""
+"""The largest number of images that a sweep holds out to measure accuracies. A sweep also holds out at most a tenth of
+the images.
+"""
 _LARGEST_WARMUP = Fraction(1, 4)
-"""The largest warm-up as a fraction of the training. Every published schedule has a shorter warm-up."""
+"""The longest accepted warm-up of a published schedule, as a fraction of the training steps."""
 _LARGEST = 1e30
-"""The largest value of a setting. For larger values, products with usual numbers could overflow in float32."""
+"""The largest accepted value of a setting. For larger values, products with usual numbers could overflow in float32."""
 _LARGEST_WHOLE = 10**9
-"""The largest value of the epochs, the seed, and other settings that are whole numbers."""
+"""The largest accepted value of the epochs, the seed, and other settings that are whole numbers."""
 _POSITIVE = ("batch_size", "epochs", "steps", "inner_steps")
 _WHOLE_NUMBERS = ("warmup", *_POSITIVE)
 _NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)
@@ -38,7 +39,7 @@ _NUMBERS = ("lr", "weight_decay", *_WHOLE_NUMBERS)
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """The options of a training. If an option is None or empty, the setting of the track is used."""
+    """The options of a training. If an option is None or empty, the track's value of this option is used."""
 
     defense: str
     track: str
@@ -47,18 +48,16 @@ class TrainingRequest:
     num_images: int | None = None
     seed: int = 0
     settings: Mapping[str, float] = dataclasses.field(default_factory=dict)
-    """Changed settings of the defense, the schedule and the inner attack. The keys are names."""
+    """Changed settings of the defense, the schedule and the inner attack. The keys are names of settings."""
     images: Path | None = None
     """A folder of training images. If it is None, the training uses the fine-tuning dataset of the track."""
     base: str = ""
-    """The model to fine-tune: a name, a card file, or open_clip:ARCH/TAG. If it is "", it is the base model of the
-    track.
-    """
+    """The model to fine-tune: a name, a card file, or open_clip:ARCH/TAG. "" means the base model of the track."""
     precision: str = "float32"
 
     @property
     def name(self) -> str:
-        """The name of the trained model. It consists of the name of the defense and, if it is not 0, the seed."""
+        """The name of the trained model: the name of the defense, followed by the seed if the seed is not 0."""
         return f"{self.defense}-seed{self.seed}" if self.seed else self.defense
 
 
@@ -118,10 +117,12 @@ def _resolve(request: TrainingRequest, *, hold_out: int) -> tuple[Job, TrainingI
 def _with_short_warmup(
     schedule: Schedule, request: TrainingRequest, num_images: int
 ) -> tuple[Schedule, tuple[str, ...]]:
-    """Shorten the warm-up of a published schedule if it is too long for the training. Also describe the change.
+    """Shorten the warm-up of a published schedule if it is too long for the training.
 
-    Published warm-ups are made for ImageNet. With fewer images, the learning rate would not come close to its highest
-    value. A warm-up that the user gives is not changed.
+    Return the schedule and a tuple with a sentence about the change. The tuple is empty if nothing was changed.
+
+    The lengths of published warm-ups are made for ImageNet. With fewer images, the learning rate would not come close
+    to its highest value. A warm-up that the user gives is not changed.
     """
     steps = schedule.steps or schedule.epochs * (num_images // schedule.batch_size)
     longest = int(_LARGEST_WARMUP * steps)
@@ -135,10 +136,10 @@ def _with_short_warmup(
 
 
 def _defense(request: TrainingRequest, track: Track, defense: Defense) -> Defense:
-    """Return the defense with the settings of the request and the inner attack of the track."""
+    """Return the defense with the changed settings of the request and with the inner attack of the track."""
     _check_settings(defense, request.settings)
     own = {name: value for name, value in request.settings.items() if name in defense.settings}
-    # The step size of a track is a fraction of eps. The step size of the recipe may be in another unit.
+    # The step size of a track is a fraction of eps. The step size of a defense's recipe may be in another unit.
     unit = {"step_unit": "eps"} if "step_size" in track.inner_attack else {}
     steps = {"steps": int(request.settings["inner_steps"])} if "inner_steps" in request.settings else {}
     inner = dataclasses.replace(defense.inner, **{**unit, **track.inner_attack, **steps})
@@ -165,7 +166,7 @@ def _check_settings(defense: Defense, settings: Mapping[str, float]) -> None:
 
 
 def _schedule(request: TrainingRequest, track: Track, defense: Defense) -> Schedule:
-    """Return the schedule of the track with the changes of the request.
+    """Return the schedule of the track with the changes that the request states.
 
     If the track does not define a schedule, the schedule of the defense is used.
     """

@@ -1,6 +1,6 @@
 """Sweeps: train a defense with several combinations of settings, and compare them on held-out training images.
 
-The learning rates of the bundled models were chosen this way. Sweeps never use evaluation datasets.
+The learning rates of the models in this package were chosen by sweeps. Sweeps never use evaluation datasets.
 """
 
 import csv
@@ -40,7 +40,7 @@ from robustbench_vlm.training.request import TrainingRequest, make_sweep_job, va
 
 ATTACK = "pgd-10"
 VERSION = 1
-"""Version of the measurement. Increase it if a change of the code can change a trial's accuracies."""
+"""Version of the measurement of accuracies. Increase it if a change of the code can change a trial's accuracies."""
 _BATCH_SIZE = 128
 
 Measure = Callable[[nn.Module], tuple[float, float]]
@@ -52,17 +52,17 @@ class Trial:
     """One training of a sweep and its accuracies on the held-out images."""
 
     settings: Mapping[str, float]
-    """The settings of this training that the sweep varies."""
+    """The values of the settings that the sweep varies, in this training."""
     clean: float | None
     """The clean accuracy in [0, 1]. It is None if the training diverged."""
     robust: float | None
-    """The accuracy under `ATTACK` at the training eps, in [0, 1]. It is None if the training diverged."""
+    """The accuracy under the attack `ATTACK` at the training eps, in [0, 1]. It is None if the training diverged."""
     seconds: float
-    """The duration in seconds. For a resumed training, it is the time since the last start."""
+    """The duration of the training in seconds. For a resumed training, only the time since the last start counts."""
 
     @property
     def score(self) -> float | None:
-        """The mean of clean and robust accuracy. It is None if the training diverged."""
+        """The mean of clean and robust accuracy. None if the training diverged."""
         return None if self.clean is None or self.robust is None else (self.clean + self.robust) / 2
 
     def standard_error(self, num_images: int) -> float:
@@ -73,10 +73,10 @@ class Trial:
 
 @dataclass(frozen=True)
 class Sweep:
-    """The result of a sweep."""
+    """The result of a sweep: one trial for each combination of settings."""
 
     job: Job
-    """The job that the sweep runs with several settings."""
+    """The job that the sweep runs once for each combination of settings."""
     trials: tuple[Trial, ...]
     """The trials in the order of the grid."""
     held_out: int
@@ -84,11 +84,11 @@ class Sweep:
 
     @property
     def best(self) -> Trial | None:
-        """The first trial with a score within one standard error of the highest score. None if all trials diverged.
+        """The first trial whose score is within one standard error of the highest score. None if all trials diverged.
 
         This is the one-standard-error rule (Breiman et al., 1984). The measurement cannot distinguish the trials within
         one standard error, and the rule chooses the first of them. If learning rates are listed from low to high, this
-        trial has the smallest learning rate. It changes the base model least.
+        trial has the smallest learning rate of them and changes the base model least.
         """
         scores = {number: trial.score for number, trial in enumerate(self.trials) if trial.score is not None}
         if not scores:
@@ -108,8 +108,8 @@ def run_sweep(
     """Train a defense with every combination of the settings in `grid`. Measure each trained model on held-out images.
 
     The trainings use the fraction `train_fraction` of the images. Trials with results in `runtime.folder` are not
-    repeated. Raises UserError before the first training for unknown settings and for a `train_fraction` outside (0, 1].
-    Also raises it if too few images are left to hold out.
+    repeated. Raises UserError before the first training for unknown settings, for a `train_fraction` outside (0, 1],
+    and if too few images are left to hold out.
     """
     if not grid or not 0 < train_fraction <= 1:
         raise UserError(
@@ -159,8 +159,8 @@ def _trial(
         # A diverged training is a result of the sweep, not an error.
         clean = robust = None
     trial = Trial(settings, clean, robust, round(time.monotonic() - started, 1))
-    # Every process has checked whether the file exists. The main process must not write the file before
-    # all checks are done.
+    # Every process checks whether the file exists. The main process must not write the file before all processes have
+    # checked.
     runtime.processes.wait()
     if runtime.processes.is_main:
         write_text(file, json.dumps({**dataclasses.asdict(trial), "identity": identity}))
@@ -168,7 +168,7 @@ def _trial(
 
 
 def _read_trial(file: Path, identity: str) -> Trial | None:
-    """Return the trial in a file.
+    """Return the trial that a file contains.
 
     Returns None if the file does not exist or belongs to another training or measurement.
     """
