@@ -217,10 +217,10 @@ def example(*commands: str) -> str:
     )
 
 
-def points(text: str) -> float:
-    """Return a half-width in percentage points as a share in [0, 1], or 0 for "".
+def points(text: str, name: str = "--half-width") -> float:
+    """Return a number of percentage points as a share in [0, 1], or 0 for "".
 
-    Raises UserError if the text is not a number above 0 and below 50.
+    `name` is the name of the option. Raises UserError if the text is not a number above 0 and below 50.
     """
     if not text:
         return 0.0
@@ -230,8 +230,7 @@ def points(text: str) -> float:
         value = 0.0
     if not 0 < value < 50:
         raise UserError(
-            f"--half-width must be a number of percentage points above 0 and below 50, got {text!r}: give 1.0 for an"
-            " interval of plus or minus 1 point"
+            f"{name} must be a number of percentage points above 0 and below 50, got {text!r}: give 1.0 for 1 point"
         )
     return value / 100
 

@@ -3,26 +3,39 @@
 A cell is one model under one attack on one dataset at one radius.
 """
 
+import contextlib
 import dataclasses
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from robustbench_vlm.cli.options import HalfWidth, Json, points, takes_request
+from robustbench_vlm.cli.options import HalfWidth, Json, option, points, takes_request
 from robustbench_vlm.cli.render.output import Line, answer, duration
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import Columns, table, wrapped
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.numbers import percent
 
 if TYPE_CHECKING:
+    from robustbench_vlm.comparison.sample_size import Detection
     from robustbench_vlm.engine.cost import Estimate
     from robustbench_vlm.engine.request import Request
     from robustbench_vlm.engine.resolve import Plan
 
+_Detect = Annotated[
+    str,
+    option(
+        "--detect",
+        "POINTS",
+        "Also state how many samples per dataset a comparison of two models needs to show a difference of this many"
+        " percentage points.",
+    ),
+]
 _GROUPS = ("model", "attack", "threat")
 _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "passes", "time", "memory"))
 
 
 @takes_request
-def plan(request: "Request", half_width: HalfWidth = "", as_json: Json = False) -> None:
+def plan(request: "Request", half_width: HalfWidth = "", detect: _Detect = "", as_json: Json = False) -> None:
     """Estimate the cost of a run.
 
     Takes the options of `run` and measures the model's speed. Does not attack samples.
@@ -31,10 +44,18 @@ def plan(request: "Request", half_width: HalfWidth = "", as_json: Json = False) 
     from robustbench_vlm.engine.resolve import resolve
 
     request = dataclasses.replace(request, half_width=points(half_width))
+    difference = points(detect, "--detect")
+    if difference and len(set(request.models)) != 2:
+        raise UserError(f"--detect compares two models, got {len(set(request.models))}: give --model twice")
     with progress("read", quiet=as_json) as on_progress:
         planned = resolve(request, on_progress)
     estimate = estimate_cost(planned)
-    answer(document(planned, estimate), lambda width: lines(planned, estimate, width), as_json=as_json)
+    found = samples_needed(planned, difference) if difference else None
+    answer(
+        document(planned, estimate) | ({"detect": vars(found)} if found else {}),
+        lambda width: [*lines(planned, estimate, width), *(needed(planned, estimate, found, width) if found else ())],
+        as_json=as_json,
+    )
 
 
 def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
@@ -115,6 +136,37 @@ def document(plan: "Plan", estimate: "Estimate") -> dict[str, object]:
 
         found |= {"half_width": plan.request.half_width, "estimated_run": plain(estimated_cost(plan, estimate))}
     return found
+
+
+def samples_needed(plan: "Plan", difference: float) -> "Detection":
+    """Return the number of samples that shows a difference, in (0, 1), of the two models of a plan.
+
+    If both models have records of the plan's first attack and radius, their discordance is used. If not, it is assumed.
+    """
+    from robustbench_vlm.comparison.sample_size import detection, recorded_discordance
+    from robustbench_vlm.leaderboard.sources import read_sources
+
+    first = plan.cells[0]
+    datasets = list(dict.fromkeys(cell.dataset.name for cell in plan.cells))
+    recorded: list[float] = []
+    # Models without records have an assumed discordance.
+    with contextlib.suppress(UserError):
+        models = read_sources(list(plan.input_sizes), plan.track.name, attack=first.attack.name, runs=plan.request.out)
+        recorded = recorded_discordance(models[0], models[1], first.attack.name, first.threat, datasets)
+    return detection(difference, len(datasets), recorded)
+
+
+def needed(plan: "Plan", estimate: "Estimate", found: "Detection", width: int) -> list[Line]:
+    """Return the lines about the samples that a comparison needs, and about the cost of these samples."""
+    times = found.samples * len(plan.cells) / plan.samples
+    source = "on record" if found.is_recorded else "assumed, because no records of both models were found"
+    sentence = (
+        f"to show a difference of {found.difference * 100:g} points with a power of {percent(found.power)} %, a"
+        f" comparison needs about {found.samples} samples per dataset (the models differ on {percent(found.discordance)} % of the"
+        f" samples, {source}): about {duration(estimate.seconds_expected * times)} and"
+        f" {round(estimate.passes_expected * times):,} passes for both models"
+    )
+    return wrapped(sentence, width, indent="  ")
 
 
 def estimated_run(plan: "Plan", estimate: "Estimate") -> list[str]:
