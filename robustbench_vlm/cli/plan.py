@@ -162,9 +162,10 @@ def needed(plan: "Plan", estimate: "Estimate", found: "Detection", width: int) -
     source = "on record" if found.is_recorded else "assumed, because no records of both models were found"
     sentence = (
         f"to show a difference of {found.difference * 100:g} points with a power of {percent(found.power)} %, a"
-        f" comparison needs about {found.samples} samples per dataset (the models differ on {percent(found.discordance)} % of the"
-        f" samples, {source}): about {duration(estimate.seconds_expected * times)} and"
-        f" {round(estimate.passes_expected * times):,} passes for both models"
+        f" comparison needs about {found.samples} samples per dataset (the models differ on"
+        f" {percent(found.discordance)} % of the samples, {source}): about"
+        f" {duration(estimate.seconds_expected * times)} and {round(estimate.passes_expected * times):,} passes for"
+        " both models"
     )
     return wrapped(sentence, width, indent="  ")
 

@@ -10,12 +10,12 @@ from torch import nn
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.progress import OnProgress, Progress
-from robustbench_vlm.models.card import ModelCard, Weights, find_card, trained_folder
+from robustbench_vlm.models.card import ModelCard, Weights, find_card
 from robustbench_vlm.models.checkpoint_formats import Encoders, State, check_fit
 from robustbench_vlm.models.open_clip import Architecture, load_architecture, load_pretrained, tokenizer_digest
 from robustbench_vlm.models.reference import parse_reference
 from robustbench_vlm.models.weights import load_encoders, load_weights, locate, split_encoders
-from robustbench_vlm.models.weights_cache import cached
+from robustbench_vlm.models.weights_cache import cached, not_released
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ def assemble(card: ModelCard, track: str) -> Assembled:
     raises UserError if a file is missing, is damaged, or has a wrong digest.
     """
     if not card.has_weights:
-        raise _not_released(card, track)
+        raise not_released(card, track)
     if card.pretrained:
         found = Assembled(*load_pretrained(card.architecture, card.pretrained))
     elif card.base:
@@ -160,12 +160,4 @@ def _with_own_pixels(found: Assembled, card: ModelCard) -> Assembled:
         return found
     return dataclasses.replace(
         found, architecture=architecture_of(card), digest=fingerprint([found.digest, card.mean, card.std])
-    )
-
-
-def _not_released(card: ModelCard, track: str) -> UserError:
-    own = trained_folder(track, card.name)
-    return UserError(
-        f"no public weights exist for {card.name!r}: train the model with `vlmbench train {card.defense} --track"
-        f" {track} --images DIR`, then repeat this command, which will read {own / f'{card.name}.json'}"
     )

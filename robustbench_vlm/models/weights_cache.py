@@ -7,9 +7,10 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, inside
 from robustbench_vlm.core.hub_access import hub_cache
-from robustbench_vlm.models.card import WEIGHT_SUFFIXES, ModelCard, Weights, find_card
+from robustbench_vlm.models.card import WEIGHT_SUFFIXES, ModelCard, Weights, find_card, trained_folder
 from robustbench_vlm.models.reference import OPEN_CLIP, HuggingFaceModel, MemoryModel, parse_reference
 
 
@@ -67,12 +68,24 @@ def missing_weights(reference: str, track: str) -> list[MissingWeights]:
     """Return the weights of a model and of its base that must be downloaded.
 
     The list is empty for models without a card. Pretrained weights of open_clip count as missing until they have been
-    loaded once.
+    loaded once. Raises UserError if the weights were never released.
     """
     model = parse_reference(reference).model
     if isinstance(model, MemoryModel | HuggingFaceModel):
         return []
-    return _missing_of(find_card(str(model), track), str(model), track)
+    card = find_card(str(model), track)
+    if not card.has_weights:
+        raise not_released(card, track)
+    return _missing_of(card, str(model), track)
+
+
+def not_released(card: ModelCard, track: str) -> UserError:
+    """Return the error for a model whose weights were never released. It says how to train the model."""
+    own = trained_folder(track, card.name)
+    return UserError(
+        f"no public weights exist for {card.name!r}: train the model with `vlmbench train {card.defense} --track"
+        f" {track} --images DIR`, then repeat this command, which will read {own / f'{card.name}.json'}"
+    )
 
 
 def _missing_of(card: ModelCard, model: str, track: str) -> list[MissingWeights]:
