@@ -25,8 +25,8 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
 _CODE_DEVIATIONS = (
     "the teacher and the training pass run in float32; the released code runs them in float16 and scales the loss",
     "the last batch of an epoch is left out if it is not full; the released code uses it",
-    "the image encoder and the teacher are in eval mode; the released code trains in train mode, which changes only"
-    " ResNets",
+    "the image encoder and the teacher are in eval mode; the released code uses train mode, which makes a difference"
+    " only for ResNets",
 )
 
 AGFT = Defense(

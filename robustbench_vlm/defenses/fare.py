@@ -33,7 +33,8 @@ DEVIATIONS = (
 """Differences between this package's recipe and the released code. A recipe NAME@code does not have these
 differences."""
 CODE_DEVIATIONS = (
-    "the image encoder is trained in eval mode; the released code uses train mode, which changes only ResNets",
+    "the image encoder is trained in eval mode; the released code uses train mode, which makes a difference only for"
+    " ResNets",
 )
 
 FARE = Defense(

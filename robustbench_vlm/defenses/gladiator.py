@@ -91,8 +91,11 @@ GLADIATOR = Defense(
     paper="https://doi.org/10.1145/3690624.3709296",
     fidelity="reconstruction",
     deviations=(
-        "reconstructed from a summary of the method; formulas, radii, weights and schedule are choices of this package",
-        "the attack on text features is a formula, without steps, and changes each class independently",
-        "the effective rank is computed from one batch; its weight and the size of the noise are not from the paper",
+        "the recipe is reconstructed from a summary of the method; its formulas, radii, weights and schedule are"
+        " choices of this package",
+        "the worst-case text embedding of each class is computed by a formula, without attack steps and independently"
+        " of other classes",
+        "the effective rank is computed from one batch; the weight of the rank in the loss and the size of the noise"
+        " are not from the paper",
     ),
 )

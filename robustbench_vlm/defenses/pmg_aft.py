@@ -40,13 +40,13 @@ def _divergence(target: Tensor, predicted: Tensor) -> Tensor:
 
 
 TINY_IMAGENET = (
-    "a folder with WordNet ids is trained with the 1000 classes of ImageNet; the released code uses the 200 classes of"
-    " TinyImageNet"
+    "if the class folders have WordNet ids as names, the 1000 classes of ImageNet are used; the released code uses the"
+    " 200 classes of TinyImageNet"
 )
 _OWN_DEVIATIONS = (
     TINY_IMAGENET,
-    "the model of the last epoch is saved; the released code keeps the best epoch on the test images of its evaluation"
-    " datasets",
+    "the model of the last epoch is saved; the released code keeps the model of the epoch with the best accuracy on"
+    " the test images of its evaluation datasets",
 )
 
 PMG_AFT = Defense(
@@ -62,10 +62,11 @@ PMG_AFT = Defense(
 PMG_AFT_CODE = PMG_AFT.as_in_code(
     (
         "alpha and beta are 256, because the released code adds up both divergences over a batch of 256 images and"
-        " averages only the cross-entropy; with another batch size, set both to this size",
-        "the order of the arguments of both divergences is that of the commit a53fdd8; in the commit 4baf55d of the"
-        " released code it is reversed",
-        "pixels are normalised by CLIP's mean and standard deviation; the released code uses those of ImageNet",
+        " averages only the cross-entropy; if you change the batch size, set alpha and beta to the new size",
+        "both divergences have the order of arguments of commit a53fdd8 of the released code; commit 4baf55d has the"
+        " reverse order",
+        "pixels are normalised by CLIP's mean and standard deviation; the released code uses the mean and standard"
+        " deviation of ImageNet",
         *_OWN_DEVIATIONS,
         *tecoa.CODE_DEVIATIONS,
     ),

@@ -28,21 +28,23 @@ of the released code. The released codes of PMG-AFT and TGA-ZSR are based on it 
 RESIZE = Resize("bilinear", Fraction(8, 7))
 """224 pixels are cropped from an image of 256 pixels."""
 DEVIATIONS = (
-    "the inner attack runs in float32 and sums the losses; in the released code it runs in float16 and averages them",
+    "the inner attack runs in float32 on the sum of the losses of a batch; in the released code, it runs in float16 on"
+    " their mean",
     "images of a folder are resized to the input size of the image encoder by bicubic interpolation; the released code"
-    " resizes them to 256 pixels by bilinear interpolation and crops 224",
+    " resizes them to 256 pixels by bilinear interpolation and crops them to 224 pixels",
 )
 """Differences between this package's recipe and the released code. A recipe NAME@code does not have these
 differences."""
 CODE_DEVIATIONS = (
     "the training pass runs in float32; the released code runs it in float16 and scales the loss",
-    "the gradients of the inner attack are not added to those of the weights; the released code adds them without the"
-    " scale of the loss, which is 65536 at first, so they hardly change the weights",
+    "only the training loss gives gradients of the weights; in the released code, the inner attack adds gradients too,"
+    " which hardly change the weights, because only the training loss is multiplied by a scale (65536 at first)",
     "the last batch of an epoch is left out if it is not full; the released code uses it",
-    "the image encoder is trained in eval mode; the released code uses train mode, which changes only ResNets",
+    "the image encoder is trained in eval mode; the released code uses train mode, which makes a difference only for"
+    " ResNets",
 )
 _OWN_DEVIATIONS = (
-    "the learning rate 1e-5 is that of later reproductions; the default of the released code is 1e-7",
+    "the learning rate is 1e-5, as in later reproductions of the method; the default of the released code is 1e-7",
     "the model of the last epoch is saved; the released weights are those of the best epoch on test images of CIFAR-10,"
     " CIFAR-100, DTD and EuroSAT",
 )

@@ -57,7 +57,7 @@ def _distance(first: Tensor, second: Tensor) -> Tensor:
 
 
 _OWN_DEVIATIONS = (
-    "for a ResNet, the positions of its last feature map before attention pooling are used instead of patches",
+    "a ResNet has no patches, so the positions of its last feature map before attention pooling are used instead",
     pmg_aft.TINY_IMAGENET,
 )
 
@@ -73,7 +73,8 @@ TGA_ZSR = Defense(
 )
 TGA_ZSR_CODE = TGA_ZSR.as_in_code(
     (
-        "the norm of each feature is over the patches only; the released code includes the class token in the norm",
+        "the norm of each feature is computed over the patches only; the released code includes the class token in the"
+        " norm",
         *_OWN_DEVIATIONS,
         *tecoa.CODE_DEVIATIONS,
     ),
