@@ -214,8 +214,8 @@ def evaluate(
         prompt: The prompt template for the classes of `images`.
         data: The folder of the published datasets. None uses the environment variable VLMBENCH_DATA.
         name: Another name for the model, if `models` is one model from `zero_shot`.
-        half_width: Half of the width that the interval of the mean robust accuracy may have, such as 0.01. Most samples
-            are then attacked only with the cheap stages. 0 attacks all samples in full.
+        half_width: Largest allowed half-width of the interval of the mean robust accuracy, such as 0.01. Most samples
+            are then attacked only with the cheap stages. If it is 0, all samples are attacked in full.
         out: The folder for the records.
         workers: The number of processes. 0 uses one process per CPU core or GPU.
         device: "cpu" or "cuda". "" uses a GPU if there is one.

@@ -1,7 +1,7 @@
 """Transfer attacks: evaluate every model on the adversarial images of every model (Papernot et al., arXiv:1605.07277).
 
-Images made for other models may break more samples of a model than the white-box attack on this model. This is a sign
-that the gradients of the model are masked (Athalye et al., arXiv:1802.00420, section 3.1).
+Sometimes, images made for other models break more samples of a model than the white-box attack on this model does. Such
+a result is a sign that the gradients of the model are masked (Athalye et al., arXiv:1802.00420, section 3.1).
 """
 
 import time

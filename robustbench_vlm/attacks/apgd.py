@@ -198,7 +198,7 @@ class Apgd:
 def apgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
     """Run APGD. A stage calls this function. The parameters are the fields of `Apgd`."""
     method = Apgd(threat=batch.threat, **parameters)
-    # A sample has one target less than its dataset has classes. If all of them are skipped, nothing is left to do.
+    # A sample has one target less than its dataset has classes. If all its targets are skipped, nothing is left to do.
     index = (batch.num_classes - 1 > method.skip).nonzero().squeeze(1)
     if len(index) == len(batch.labels):
         outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)

@@ -1,7 +1,7 @@
 """Divide an attack into a cheap first phase and an expensive second phase, for estimated runs.
 
-The two phases together are the attack: a sample that survives both survives the attack, and it is broken by the same
-stage as in the undivided attack.
+The two phases together are equal to the attack. A sample that survives both phases survives the attack, and a broken
+sample is broken by the same stage as in the undivided attack.
 """
 
 import dataclasses
@@ -18,20 +18,25 @@ class Phases:
     """The two phases of an attack."""
 
     first: Attack
-    """The phase for all samples: the first stage. If the second stage is targeted APGD, also its first target."""
+    """The phase for all samples. It consists of the first stage and, if the second stage is targeted APGD, of the first
+    target of the second stage."""
     second: Attack
-    """The phase for the samples that survive the first phase: everything else."""
+    """The phase for the samples that survive the first phase. It consists of all other targets and stages."""
 
     @property
     def shared(self) -> Stage | None:
-        """The stage of the second phase that continues the last stage of the first phase, or None."""
+        """The stage of the second phase that attacks the remaining targets of the first phase's last stage.
+
+        It is None if no stage is divided.
+        """
         stage = self.second.stages[0]
         return stage if "skip" in stage.parameters else None
 
     def repeated(self, attacked: Classifier, judge: Classifier, num_classes: int) -> int:
         """Return the forward passes of one sample that the second phase repeats.
 
-        They are the verdict on the clean image and, if a stage is divided, its choice of targets and its verdict.
+        The second phase repeats the verdict on the clean image. If a stage is divided, the second phase also repeats
+        this stage's choice of targets and its verdict.
         """
         verdict = judge.cost(gradient=False)[0]
         if self.shared is None:
@@ -41,10 +46,13 @@ class Phases:
 
 
 def divide(attack: Attack) -> Phases:
-    """Return the phases of an attack. Raises UserError if the attack has only one stage and it cannot be divided.
+    """Return the phases of an attack.
 
-    On the bundled models, APGD on cross-entropy leaves 2 % of its survivors to the other stages of AutoAttack. APGD on
-    the target with the highest logit costs as much and leaves 1 % (`benchmarks/estimated_runs.json`).
+    Raises UserError if the attack has only one stage and this stage cannot be divided.
+
+    On the bundled models, the other stages of AutoAttack break 2 % of the survivors of APGD on cross-entropy. APGD on
+    the target with the highest logit has the same cost. If the first phase includes it, 1 % of the survivors are broken
+    later (`benchmarks/estimated_runs.json`).
     """
     cheap, rest = list(attack.stages[:1]), list(attack.stages[1:])
     if not rest and _is_divisible(cheap[0]):

@@ -67,8 +67,8 @@ TECOA_FARE = dataclasses.replace(
     inner=dataclasses.replace(fare.FARE.inner, loss=loss),
     settings=TECOA.settings,
 )
-"""TeCoA in the released code of FARE, with its inner attack and schedule. This gives a higher ImageNet accuracy (arXiv
-2402.12336, table 10)."""
+"""TeCoA as in the released code of FARE, with the inner attack and schedule of FARE. These settings give a higher
+ImageNet accuracy than the original TeCoA (arXiv 2402.12336, table 10)."""
 TECOA_FARE_CODE = TECOA_FARE.as_in_code(
     fare.CODE_DEVIATIONS, inner=fare.INNER, schedule=fare.FIRST_LR, resize=fare.RESIZE
 )

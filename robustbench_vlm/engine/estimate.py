@@ -1,8 +1,8 @@
-"""Estimated runs: the order in which survivors are drawn, and estimates with intervals from the records.
+"""Estimated runs: the random order of the samples for the second phase, and estimates with intervals from records.
 
-An estimated run attacks all samples with the first phase of an attack. It attacks only some of the survivors with the
-second phase. They are drawn in a random order without replacement, so their share of broken samples gives an estimate
-for all survivors.
+An estimated run attacks all samples with the first phase of an attack. The samples that are still robust are the
+survivors. The second phase attacks only some survivors, which are drawn in a random order without replacement. The
+share of broken samples among the drawn survivors gives an estimate for all survivors.
 """
 
 import dataclasses
@@ -18,26 +18,26 @@ from robustbench_vlm.core.records import CLEAN, SampleResult, mean_interval
 from robustbench_vlm.engine.cell import Cell, Samples
 
 CHUNK = 50
-"""Number of survivors that are attacked before the interval is computed again."""
+"""Number of drawn survivors that are attacked before the interval of the estimate is computed again."""
 Interval = tuple[float, float]
 
 
 @dataclass(frozen=True)
 class CellDraws:
-    """The records of one cell (one model, attack, dataset and eps) of an estimated run."""
+    """Counts from the records of one cell (one model, attack, dataset and eps) of an estimated run."""
 
     samples: int
     """The number of samples of the cell."""
     correct: int
     """The number of samples with a correct clean prediction."""
     survivors: int
-    """The number of samples that survive the first phase and can be drawn. 0 if all records are complete."""
+    """The number of samples that survive the first phase and can be drawn. It is 0 if all records are complete."""
     drawn: int
     """The number of survivors that the second phase has attacked."""
     broken: int
     """The number of drawn survivors that the second phase broke."""
     robust: int = 0
-    """The number of robust samples, if all records are complete. If not, 0."""
+    """The number of robust samples. It is 0 if some records are incomplete."""
 
     @classmethod
     def of_records(cls, first: Sequence[SampleResult], second: Sequence[SampleResult]) -> "CellDraws":
@@ -59,7 +59,7 @@ class CellDraws:
 
 @dataclass(frozen=True)
 class Draws:
-    """A range of the survivors of one cell, in the order in which they are drawn."""
+    """Consecutive survivors of one cell, in the order in which survivors are drawn."""
 
     cell: int
     """Index of the cell."""
@@ -75,7 +75,8 @@ class RobustEstimate:
     full_attack: Interval
     """The design interval: the 95 % interval of the accuracy that the full attack gives on these samples."""
     new_samples: Interval
-    """The 95 % interval of the accuracy on other samples of the same datasets. It contains both sources of error."""
+    """The 95 % interval of the accuracy on new samples of the same datasets. It covers the error of drawing survivors
+    and the error of choosing the samples of the datasets."""
 
     @property
     def half_width(self) -> float:
@@ -85,15 +86,15 @@ class RobustEstimate:
 
 
 def estimate_mean(cells: Sequence[CellDraws], rates: Mapping[int, float] | None = None) -> RobustEstimate:
-    """Return the estimate of the unweighted mean robust accuracy of cells. For one cell, it is that of the cell.
+    """Return the estimate of the unweighted mean robust accuracy of one or several cells.
 
-    `rates` are those of `broken_rates`. By default, they are computed from `cells`.
+    `rates` is a result of `broken_rates`. By default, the rates are computed from `cells`.
 
     The design interval holds at all times at once, see `core.finite_population`. Cells with the same number of samples
-    are one stratum, because their survivors have equal weights and are drawn in one random order. The interval for new
-    samples combines the design interval and the interval of `mean_interval` around the estimate. They describe
-    independent errors, so the squares of their lengths are added on each side (MOVER, Zou and Donner 2008,
-    doi:10.1002/sim.3095).
+    form one stratum, because their survivors have equal weights and are drawn in one random order. The interval for new
+    samples combines the design interval and the interval of `mean_interval` around the estimate. Both intervals
+    describe independent errors. Therefore the squares of their lengths are added on each side of the estimate (MOVER,
+    Zou and Donner 2008, doi:10.1002/sim.3095).
     """
     import numpy
 
@@ -123,8 +124,8 @@ def estimate_mean(cells: Sequence[CellDraws], rates: Mapping[int, float] | None 
 def broken_rates(cells: Sequence[CellDraws]) -> dict[int, float]:
     """Return the share of drawn survivors that the second phase broke. The keys are numbers of samples of cells.
 
-    Only a few survivors of each cell are drawn, so the rate is that of all cells with this number of samples together.
-    If none of their survivors was drawn, it is the rate of all cells.
+    Only a few survivors of each cell are drawn. Therefore one rate is computed from all cells with the same number of
+    samples. If no survivor of these cells was drawn, the rate of all cells is used.
     """
     overall = _rate(cells) or 0.0
     rates = {samples: _rate(own) for samples, own in _strata(cells).items()}
@@ -137,7 +138,7 @@ def _rate(cells: Sequence[CellDraws]) -> float | None:
 
 
 def _strata(cells: Sequence[CellDraws]) -> dict[int, list[CellDraws]]:
-    """Return the cells with each number of samples."""
+    """Return the cells grouped by their number of samples."""
     found: dict[int, list[CellDraws]] = {}
     for cell in cells:
         found.setdefault(cell.samples, []).append(cell)
@@ -145,7 +146,7 @@ def _strata(cells: Sequence[CellDraws]) -> dict[int, list[CellDraws]]:
 
 
 def second_cell(cell: Cell, phases: Phases, first: Sequence[SampleResult]) -> Cell:
-    """Return the cell of the second phase. Its samples are the survivors, in the order in which they are drawn.
+    """Return the cell of the second phase. Its samples are the survivors, in the order in which survivors are drawn.
 
     `first` has the records of the first phase in the order of the cell's samples.
     """
@@ -164,20 +165,21 @@ def second_cell(cell: Cell, phases: Phases, first: Sequence[SampleResult]) -> Ce
 def draw_time(cell: Cell, sample_id: str) -> tuple[float, str]:
     """Return the time at which a survivor of a cell is drawn, relative to the number of samples of the cell.
 
-    The time depends only on the seed of the protocol, the dataset and the sample id. It is exponentially distributed
-    with the mean 1. The sample id decides between equal times.
+    The time is a random number that defines the order of the draws. It depends only on the seed of the protocol, the
+    dataset and the sample id, and is exponentially distributed with mean 1. The sample id decides between equal times.
     """
     word = key_of(cell.protocol.seed, "draw", cell.dataset.name, sample_id) % 2**52
     return -math.log((word + 1) / 2**52), sample_id
 
 
 def chunks(cells: Sequence[Cell], samples: Sequence[int], size: int = CHUNK) -> list[list[Draws]]:
-    """Return the draws of the second phase in order, in chunks of `size` survivors.
+    """Return the survivors to draw, in the order of their draws, in chunks of `size` survivors.
 
     `cells` are the cells of the second phase, and `samples` are the numbers of samples of the whole cells. Each draw
-    time is multiplied by the number of samples of the cell. Each start of the order is therefore a simple random sample
-    of the survivors of each cell. If all cells have the same number of samples, it is also one of all survivors. If
-    not, survivors of smaller cells come earlier, because they have larger weights in the mean.
+    time is multiplied by the number of samples of the cell. In each cell, the survivors that come first are therefore a
+    simple random sample. If all cells have the same number of samples, the survivors that come first are also a simple
+    random sample of all survivors. If not, survivors of smaller cells tend to come earlier, because they have larger
+    weights in the mean.
     """
     times = [
         (count * time, name, number)

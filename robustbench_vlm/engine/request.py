@@ -50,8 +50,9 @@ class Request:
     skip_unreadable: bool = False
     """If true, images that cannot be decoded are left out and counted. If false, such an image is an error."""
     half_width: float = 0.0
-    """Half of the width that the interval of the mean robust accuracy may have, in [0, 1]. If it is positive, the run
-    is estimated: only as many samples are attacked in full as this width needs. 0 attacks all samples in full."""
+    """Largest allowed half-width of the interval of the mean robust accuracy, in [0, 1]. If it is positive, the run is
+    estimated: it attacks only as many samples in full as this half-width requires. If it is 0, all samples are attacked
+    in full."""
     out: Path = Path("runs")
     """Folder to which the records and scores are written."""
     resources: Resources = dataclasses.field(default_factory=Resources)

@@ -25,10 +25,10 @@ _COLUMNS = (
 
 @dataclass(frozen=True)
 class TableEstimate:
-    """The part of an estimated run behind the numbers of one table.
+    """Counts and intervals for one table of an estimated run.
 
     The intervals are design intervals: the 95 % intervals of the accuracy that the full attack gives on these samples.
-    They hold for any rule that decides when to stop.
+    They are valid for any rule that decides when the run stops.
     """
 
     survivors: int
@@ -38,7 +38,8 @@ class TableEstimate:
     broken: int
     """The number of drawn survivors that the second phase broke."""
     passes_full: int
-    """The number of passes that the full attack would need, if other survivors need as many as the drawn ones."""
+    """The number of passes that the full attack would need, if all survivors need as many passes as the drawn
+    survivors."""
     scores: tuple[tuple[float, float], ...]
     """The design interval of the robust accuracy on each dataset, in the order of the table's scores."""
     mean: tuple[float, float] | None
@@ -92,8 +93,8 @@ class ScoreTable:
     fingerprints: tuple[str, ...]
     """Fingerprints of the cells. There is one cell for each score."""
     estimate: TableEstimate | None = None
-    """The draws of an estimated run. None if every sample was attacked in full. If it is given, the robust accuracies
-    are estimates, and their intervals are for other samples of the same datasets."""
+    """The estimate of an estimated run. It is None if every sample was attacked in full. If it is given, the robust
+    accuracies are estimates, and their intervals are for new samples of the same datasets."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as a JSON document. Model and attack are not repeated for each score."""

@@ -31,7 +31,7 @@ class RunFolders:
         self._names = [cell_folder(plan.request.out, cell).name for cell in plan.cells]
         self._earlier: dict[Path, dict[str, ManifestCell]] = {}
         self.notes: list[str] = []
-        """Notes about cells of earlier commands that were removed from a manifest. Each note is a sentence."""
+        """Notes about cells of earlier commands that this run removed from a manifest. Each note is a sentence."""
         for folder, numbers in self._rows.items():
             self._earlier[folder], notes = sound_cells(folder, {self._names[number] for number in numbers})
             self.notes += notes

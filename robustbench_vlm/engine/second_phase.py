@@ -1,4 +1,4 @@
-"""The job of a worker in the second phase of an estimated run, and the records of both phases together."""
+"""The job of a worker in the second phase of an estimated run, and a function that joins records of both phases."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ def run_second_phase(
 ) -> list[list[SampleResult]]:
     """Attack survivors of the first phase and return one list of records per shard.
 
-    `cells` are the cells of the second phase. Passes that repeat passes of the first phase are not counted, so that the
-    passes of both phases together are those of the undivided attack.
+    `cells` are the cells of the second phase. Passes that repeat passes of the first phase are not counted. The passes
+    of both phases together therefore equal the passes of the undivided attack.
     """
     found = []
     for shard, results in zip(group.shards, run_group(cells, resources, group), strict=True):
@@ -39,7 +39,8 @@ def joined(first: SampleResult, second: SampleResult, stage: str) -> SampleResul
     """Return the record of a sample that both phases have attacked.
 
     `stage` is the name of the first stage of the second phase. If the two largest logits of a clean image are nearly
-    equal, the rounding in another batch may change its prediction. Such a sample counts as broken by this stage.
+    equal, rounding may change its prediction in the batch of the second phase. A sample whose clean image is
+    misclassified there counts as broken by this stage.
     """
     warnings = [code for each in (first, second) for code in each.warnings.split(",") if code]
     return dataclasses.replace(
@@ -54,7 +55,7 @@ def joined(first: SampleResult, second: SampleResult, stage: str) -> SampleResul
 
 
 def _repeated_passes(cell: Cell, phases: Phases, resources: Resources) -> tuple[int, int]:
-    """Return the forward and backward passes of each sample that the second phase repeats."""
+    """Return the numbers of forward and backward passes that the second phase repeats for each sample."""
     about = cell.model, cell.track, cell.dataset.prompts, resources.device
     protocol = cell.protocol
     attacked, judge = (

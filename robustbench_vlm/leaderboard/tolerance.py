@@ -24,8 +24,7 @@ has the verdicts of all other attacks and radii.
 def exceeds_tolerance(wrong: int, n: int) -> bool:
     """Return whether `wrong` differing verdicts among `n` verdicts are significantly more than the tolerance allows.
 
-    This is a one-sided exact binomial test. The tested share is `TOLERANCE`, and the significance level is
-    `SIGNIFICANCE`.
+    The test is a one-sided exact binomial test of the share `TOLERANCE` at the significance level `SIGNIFICANCE`.
     """
     from scipy.stats import binomtest
 
