@@ -41,8 +41,8 @@ WAITS = (1.0, 2.0, 5.0, 15.0)
 value.
 """
 _UNREACHABLE_ATTEMPTS = 2
-"""Number of attempts to reach a host that has not sent data yet. It is small, so that a machine without a network gets
-an error within seconds.
+"""Number of attempts to reach a host that has not sent data yet. The number is small, so that a machine without a
+network gets an error within seconds.
 """
 
 
@@ -74,7 +74,7 @@ class _Request:
 
 @dataclass(frozen=True)
 class _Origin:
-    """The address, file version and digest of a download. They are stored next to the partial file."""
+    """The address, file version and digest of a download. These values are stored next to the partial file."""
 
     url: str = ""
     validator: str = ""

@@ -1,16 +1,17 @@
-"""Exact intervals for the number of failures in a finite population, from samples without replacement.
+"""Exact intervals for the number of failures in a finite population, computed from samples without replacement.
 
-The population consists of strata, such as datasets. Stratum h has N_h items, and K_h of them fail. The K_h are unknown.
-Items are drawn in a random order without replacement. After n_h draws from stratum h, k_h failures were seen. The
-intervals are confidence sequences: they hold at all times at once. A user may therefore look at the interval after each
-draw and stop when it is narrow enough.
+The population consists of strata, such as datasets. Stratum h has N_h items, of which an unknown number K_h fail. Items
+are drawn in a random order without replacement. After n_h draws from stratum h, k_h failures were seen. The intervals
+are confidence sequences: with a probability of at least the confidence level, the intervals after all draws contain the
+true number. A user may therefore look at the interval after each draw and stop when the interval is narrow enough.
 
 Let L(K) be the probability of the sequence of outcomes that was seen, for failure counts K = (K_1, ..., K_H). Let Q be
 the probability of the same sequence under a fixed mixture of distributions. Under the true K, the ratio Q / L(K) is a
-martingale that starts at 1. By Ville's inequality, it exceeds 1 / alpha at any time with probability alpha at most. The
-set of all K with L(K) >= alpha * Q therefore contains the true K at all times with probability 1 - alpha. This is the
-method of mixtures for samples without replacement (Robbins 1970, doi:10.1214/aoms/1177696786; Waudby-Smith and Ramdas
-2020, arXiv:2006.04347). `share_bounds` returns the smallest and the largest weighted sum of failures in this set.
+martingale that starts at 1. By Ville's inequality, the probability that the ratio ever exceeds 1 / alpha is at most
+alpha. The set of all K with L(K) >= alpha * Q therefore contains the true K at all times with probability at least 1 -
+alpha. This construction is the method of mixtures for samples without replacement (Robbins 1970,
+doi:10.1214/aoms/1177696786; Waudby-Smith and Ramdas 2020, arXiv:2006.04347). `share_bounds` returns the smallest and
+the largest weighted sum of failures in this set.
 """
 
 from dataclasses import dataclass
@@ -27,10 +28,11 @@ if TYPE_CHECKING:
 LEVEL = 0.95
 """The confidence level of the intervals."""
 _PRIORS = ((0.3, 1e-4, 1.0), (0.3, 3.0, 600.0), (0.3, 3.0, 100.0), (0.1, 0.5, 1.0))
-"""The mixture Q: for each part its weight and the parameters a and b of a beta distribution of the failure rate.
+"""The components of the mixture Q. Each has a weight and the parameters a and b of a beta distribution of the failure
+rate.
 
-The first part expects no failure, the second a rate near 0.5 %, the third a rate near 3 %, and the last any rate. The
-mixture affects the width of the intervals. It does not affect their coverage.
+The first component expects no failure, the second a failure rate near 0.5 %, the third a rate near 3 %, and the last
+any rate. The mixture affects the width of the intervals, but not their coverage.
 """
 _LEAST, _MOST, _STEPS = -9.0, 5.0, 30
 """Range of the base-10 logarithm of the multiplier relative to the largest weight, and the number of search steps."""
@@ -62,8 +64,8 @@ def share_bounds(
     Args:
         population: The strata with their weights.
         drawn: The number of items drawn from each stratum, int64 [..., H].
-        failed: The number of failures among them, int64 [..., H].
-        level: The confidence level. The interval contains the true sum with at least this probability, also if the
+        failed: The number of failures among the drawn items of each stratum, int64 [..., H].
+        level: The confidence level. The interval contains the true sum with at least this probability, even if the
             number of draws depends on the outcomes.
 
     Returns:
@@ -76,7 +78,7 @@ def share_bounds(
     threshold = numpy.log1p(-level) + _log_mixture(n.sum(-1), k.sum(-1))
     high = numpy.minimum(_largest(table, weights, threshold), most)
     low = numpy.maximum(-_largest(table, -weights, threshold), seen)
-    # Without draws the region is the whole population. Rounding must not exclude the true sum.
+    # Without draws, every failure count is possible. Rounding must not exclude the true sum.
     slack = 1e-9 * weights.max(initial=0.0)
     if numpy.all(weights == weights[:1]):
         # The sum is a multiple of the weight, so the bounds can be moved to the next multiple.
@@ -88,7 +90,7 @@ def share_bounds(
 def _log_likelihood(sizes: "NDArray[numpy.int64]", n: "NDArray[numpy.int64]", k: "NDArray[numpy.int64]") -> "Floats":
     """Return the logarithm of the probability of each stratum's outcomes for every possible number of failures.
 
-    The result is float64 [..., H, max(sizes) + 1]. It is -inf for impossible numbers of failures.
+    The result is float64 [..., H, max(sizes) + 1], with -inf for impossible numbers of failures.
     """
     largest = int(sizes.max(initial=0))
     factorial = gammaln(numpy.arange(largest + 2, dtype=numpy.float64) + 1)
@@ -113,8 +115,8 @@ def _largest(table: "Floats", weights: "Floats", threshold: "Floats") -> "Floats
     """Return an upper bound of sum(weights * K) over all K with sum of log-likelihoods >= threshold, float64 [...].
 
     For every multiplier m > 0, the dual function sum_h max_K (weights_h * K + m * table_h(K)) - m * threshold is an
-    upper bound. It is convex in m, so a golden-section search finds its minimum. The bound exceeds the true maximum by
-    less than the weight of one item, because the log-likelihood is concave in K.
+    upper bound. This function is convex in m, so a golden-section search finds its minimum. The bound exceeds the true
+    maximum by less than the weight of one item, because the log-likelihood is concave in K.
     """
     gains = weights[:, None] * numpy.arange(table.shape[-1])
     unit = numpy.abs(weights).max(initial=1e-300)

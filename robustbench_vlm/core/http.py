@@ -109,7 +109,8 @@ def open_response(url: str, start: int, validator: str, headers: Mapping[str, st
 
     Raises:
         PermanentFailure: A retry cannot succeed.
-        TemporaryFailure: A retry may succeed. Also raised if the connection breaks while the response is read.
+        TemporaryFailure: A retry may succeed. This error is also raised if the connection breaks while the response is
+            read.
     """
     from httpx2 import ConnectError, ConnectTimeout, InvalidURL, RequestError, TimeoutException
 

@@ -89,8 +89,8 @@ def with_hub_files(what: str, load: Callable[[], T]) -> T:
     retry for a minute on a machine without a network. If a file is not in the cache, `load` is called again in online
     mode.
 
-    Raises UserError if the files are not in the cache and the hub cannot be reached. Also raises all errors of `load`.
-    `what` is the name of the files for the error message.
+    Raises UserError if the files are not in the cache and the hub cannot be reached. All errors of `load` are also
+    raised. `what` is the name of the files for the error message.
     """
     try:
         with _hub_client(offline=True):

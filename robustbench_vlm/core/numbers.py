@@ -1,7 +1,7 @@
 """Format accuracies and their differences. All tables, plots, pages and messages use these functions.
 
 The decimal value of a number is rounded, and halves are rounded away from zero. Python's formatting rounds the binary
-value, and it rounds halves to even digits. It would show 13/16 as 81.2 % and 577/2000 as 28.8 %.
+value, and it rounds halves to even digits. Python would show 13/16 as 81.2 % and 577/2000 as 28.8 %.
 """
 
 from decimal import ROUND_HALF_UP, Decimal

@@ -17,8 +17,7 @@ class Progress:
     label: str = ""
     """Text about the current part, such as the name of a file or the loss of a training step."""
     passes: int = 0
-    """Number of forward and backward passes so far, counted per sample. It is 0 if the operation does not count them.
-    """
+    """Number of forward and backward passes so far, counted per sample. 0 if the operation does not count passes."""
 
 
 OnProgress = Callable[[Progress], None]

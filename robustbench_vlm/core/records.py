@@ -13,7 +13,7 @@ _QUANTILE = 1.959964
 
 @dataclasses.dataclass(frozen=True)
 class SampleResult:
-    """The result of one sample for one model, attack, dataset and eps. It is one row of a parquet file of records."""
+    """The result of one sample for one model, attack, dataset and eps. Each result is one row of a parquet file."""
 
     sample_id: str
     """The name of the sample within its dataset."""
@@ -28,10 +28,11 @@ class SampleResult:
     threat model. If the attack failed, the value is equal to `clean_prediction`.
     """
     broken_by: str
-    """The name of the attack stage that changed the prediction. It is "clean" if the clean image is misclassified, and
-    "" if the sample is robust."""
+    """The name of the attack stage that changed the prediction. "clean" if the clean image is misclassified, and "" if
+    the sample is robust.
+    """
     distance: float
-    """The norm of the adversarial perturbation, for pixels in [0, 1]. It is 0 if no attack succeeded."""
+    """The norm of the adversarial perturbation, for pixels in [0, 1]. 0 if no attack succeeded."""
     forward: int
     """Number of forward passes of this sample through the network."""
     backward: int

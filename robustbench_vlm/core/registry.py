@@ -70,7 +70,7 @@ def unknown(kind: str, name: str, allowed: Iterable[str], command: str = "") -> 
     """Return the error message for a name that is not in `allowed`.
 
     The message suggests similar names and lists up to twelve allowed names. `command` is the command that lists all
-    allowed names. It is "" if there is no such command.
+    allowed names. "" means that there is no such command.
     """
     allowed = list(allowed)
     nearest = difflib.get_close_matches(name, allowed, n=3, cutoff=0.5)

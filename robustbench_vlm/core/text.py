@@ -82,8 +82,8 @@ def bibtex_text(text: str) -> str:
 def plot_text(text: str) -> str:
     """Escape text, so that matplotlib draws it literally.
 
-    Without this, matplotlib draws text between dollar signs as a formula. It also omits labels that begin with an
-    underscore from the legend.
+    Without this, matplotlib draws text between dollar signs as a formula. Matplotlib also omits labels that begin with
+    an underscore from the legend.
     """
     text = "".join(char if char.isprintable() else " " for char in text).replace("$", r"\$")
     return f" {text}" if text.startswith("_") else text

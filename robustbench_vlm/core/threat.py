@@ -12,8 +12,8 @@ _LARGEST = {"Linf": 1, "L2": 10**6}
 """The largest accepted radius of each norm. For L2, 10**6 is the largest distance of two images with 10**12 pixels."""
 _ADVICE = "write eps as a fraction of the pixel range [0, 1], as in --eps 4/255 (Linf) or --eps 1/2 (L2)"
 _NUMBER = re.compile(r"[-+]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})(e[-+]?\d{1,2})?", re.ASCII | re.IGNORECASE)
-"""Pattern of a decimal number with few digits. Other numbers are not accepted, because computing their exact fraction
-may take very long.
+"""Pattern of a decimal number with few digits. Numbers with more digits are not accepted, because the computation of
+their exact fraction may take very long.
 """
 
 
@@ -24,7 +24,7 @@ class Threat:
     norm: str
     """"Linf" or "L2"."""
     eps: Fraction
-    """The exact radius, for pixels in [0, 1]. It is at most 1 for Linf and at most 10**6 for L2."""
+    """The exact radius, for pixels in [0, 1]: at most 1 for Linf and at most 10**6 for L2."""
 
     def __post_init__(self) -> None:
         if self.norm not in NORMS:

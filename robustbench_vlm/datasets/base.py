@@ -67,7 +67,7 @@ class Dataset:
     options: Mapping[str, Any] = field(default_factory=dict)
     split: str = "test"
     revision: str = "1"
-    """The version of the dataset. It must change when an image, a label or a class name changes."""
+    """The version of the dataset. The version must change when an image, a label or a class name changes."""
     description: str = ""
     origin: str = ""
     """The source and the licence of the images."""

@@ -177,7 +177,7 @@ class HandwrittenSource:
 def _rows() -> list[list[int]]:
     """Return 65 integers per sample: its 64 grey values and its digit.
 
-    This function reads the data file of scikit-learn's load_digits. It does not import scikit-learn, because the import
+    This function reads the data file of scikit-learn's load_digits. scikit-learn is not imported, because the import
     takes three seconds in every process.
     """
     library = find_spec("sklearn")

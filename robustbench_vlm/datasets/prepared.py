@@ -177,7 +177,7 @@ def _chunk_digests(folder: Path, chunk: int) -> dict[str, Any]:
 
 
 def read_json(path: Path, *keys: str) -> dict[str, Any]:
-    """Return the content of a JSON file in a prepared folder. It must be a JSON object with all keys in `keys`.
+    """Return the content of a JSON file in a prepared folder, which must be an object with all keys in `keys`.
 
     Raises UserError if the file is missing or damaged.
     """

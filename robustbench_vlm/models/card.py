@@ -69,8 +69,7 @@ class Weights:
     digest of the first download is then stored and later downloads are compared with it.
     """
     url: Text = ""
-    """The address for the download, https or "hf:OWNER/NAME/FILE" for the Hugging Face hub. It is "" for a local file.
-    """
+    """The address for the download, https or "hf:OWNER/NAME/FILE" for the Hugging Face hub. "" for a local file."""
     page: Text = ""
     """The web page of a file that only a person can download, for example because the page requires a login."""
     layout: Text = ""

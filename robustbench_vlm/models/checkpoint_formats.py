@@ -249,9 +249,9 @@ CHECKPOINT_FORMATS: Mapping[str, Callable[[Any], Any]] = {
     "transformers": _transformers_state,
     "visual": _only_image,
 }
-"""The functions that read each checkpoint format. A function takes the content of a file. It returns a dict of tensors
-if the file has this format, and another value if not. The functions are tried in this order. The first function that
-returns a dict of tensors determines the format.
+"""The functions that read each checkpoint format. A function takes the content of a file. If the file has this format,
+the function returns a dict of tensors, and if not, another value. The functions are tried in this order. The first
+function that returns a dict of tensors determines the format.
 """
 
 

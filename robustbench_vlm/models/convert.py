@@ -48,7 +48,7 @@ def convert(
 
     Raises:
         UserError: The file is not a checkpoint, its format is unknown, or its tensors do not fit the architecture of
-            the base. Also raised if the folder already has a card with this name that was made from another file.
+            the base. The folder already has a card with this name that was made from another file.
     """
     files = find_checkpoint(file)
     name = name or _stem(file)

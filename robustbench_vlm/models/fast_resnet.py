@@ -1,4 +1,4 @@
-"""A fast form of open_clip's ResNet for small images. It computes the same function in half the time.
+"""A fast form of open_clip's ResNet for small images, which computes the same function in half the time.
 
 * Batch normalisation with fixed statistics is merged into the convolution before it.
 * 1 x 1 convolutions are computed as matrix products.

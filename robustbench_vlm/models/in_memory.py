@@ -82,7 +82,7 @@ class InMemoryModel:
     scale: float
     """The logit scale. The cosine similarities are multiplied by it."""
     bias: float = 0.0
-    """The logit bias. It is added to every logit, so it changes no prediction."""
+    """The logit bias, a number that is added to every logit and therefore changes no prediction."""
     card: None = None
     """None, because a model in memory does not have a model card."""
     stated: Mapping[str, Any] = field(default_factory=dict)
@@ -199,11 +199,11 @@ def zero_shot(
         text_encoder: In place of `model`: a torch module or function from a list of N texts to embeddings, float
             [N, D]. Embeddings need not have unit length.
         logit_scale: The factor that multiplies the cosine similarities, such as 100.0 (not its logarithm).
-        logit_bias: A number that is added to every logit, such as SigLIP's bias. It changes no prediction.
+        logit_bias: A number that is added to every logit, such as SigLIP's bias. The number changes no prediction.
         image_size: Height and width of the image encoder's input, in pixels.
         mean: Three channel means that are subtracted from pixels in [0, 1].
         std: Three channel standard deviations that pixels are divided by.
-        interpolation: "bicubic" or "bilinear". It is used to resize images whose size is not `image_size`.
+        interpolation: "bicubic" or "bilinear", for the resize of images whose size is not `image_size`.
         name: Name in tables and records. The default is the class name of the model.
 
     If the model or its processor states one of these values, an argument of this function replaces the stated value.

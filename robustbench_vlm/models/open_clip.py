@@ -157,7 +157,7 @@ def _pixel_constants(name: str) -> tuple[tuple[float, float, float], tuple[float
 def can_load_pretrained(architecture: str, tag: str) -> bool:
     """Return whether pretrained weights of an architecture "open_clip:NAME" are in the cache of the Hugging Face hub.
 
-    Also return True if the tag is unknown, or if its weights are not on the hub.
+    The result is also True if the tag is unknown, or if the weights of the tag are not on the hub.
     """
     import open_clip
 
@@ -211,7 +211,7 @@ def _check_activation(built: Architecture, name: str, tag: str, *, is_quick: boo
 
 @contextlib.contextmanager
 def unlogged() -> Iterator[None]:
-    """Silence the logs of open_clip and of the Hugging Face client. Both still raise errors."""
+    """Silence the logs of open_clip and of the Hugging Face client. Errors are still raised."""
     before = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
     try:

@@ -110,5 +110,5 @@ def _check_weights(path: Path, expected: set[str], names: set[str], name: str) -
         found = set(file.keys())
     wrong = sorted(expected - found) or sorted(found - expected - names)
     if wrong:
-        state = "lacks" if wrong[0] in expected else "has, without a place in the model,"
-        raise UserError(f"the adapter {path} {state} the weight {wrong[0]}: give its base model, not {name}")
+        state = "lacks the weight" if wrong[0] in expected else "has a weight that does not fit the model,"
+        raise UserError(f"the adapter {path} {state} {wrong[0]}: give its base model, not {name}")

@@ -68,7 +68,7 @@ class Processes:
         return summed
 
     def agree(self, number: int) -> bool:
-        """Return whether all processes pass the same integer `number`. Its absolute value must be below 2**63."""
+        """Return whether all processes pass the same integer `number`, whose absolute value must be below 2**63."""
         if self.count == 1:
             return True
         # The minimum of -number is minus the maximum of number. Therefore one minimum over both values gives both

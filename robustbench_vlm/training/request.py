@@ -119,10 +119,9 @@ def _with_short_warmup(
 ) -> tuple[Schedule, tuple[str, ...]]:
     """Shorten the warm-up of a published schedule if it is too long for the training.
 
-    Return the schedule and a tuple with a sentence about the change. The tuple is empty if nothing was changed.
-
-    The lengths of published warm-ups are made for ImageNet. With fewer images, the learning rate would not come close
-    to its highest value. A warm-up that the user gives is not changed.
+    Return the schedule and a tuple with a sentence about the change. The tuple is empty if nothing was changed. The
+    lengths of published warm-ups are made for ImageNet. With fewer images, the learning rate would not come close to
+    its highest value. A warm-up that the user gives is not changed.
     """
     steps = schedule.steps or schedule.epochs * (num_images // schedule.batch_size)
     longest = int(_LARGEST_WARMUP * steps)

@@ -176,7 +176,7 @@ def test_a_clip_of_transformers_is_read_from_a_folder_shards_or_data_parallel(sa
     [
         (lambda index: {"metadata": {}}, "must have a weight_map"),
         (lambda index: {"weight_map": {}}, "must have a weight_map"),
-        (lambda index: {"weight_map": {"a": "../other.safetensors"}}, "shards must be in its folder"),
+        (lambda index: {"weight_map": {"a": "../other.safetensors"}}, "shards must be in the folder of the index"),
         (lambda index: {"weight_map": {"a": "absent.safetensors"}}, "1 of them are missing, first absent.safetensors"),
         (lambda index: {"weight_map": {**index["weight_map"], "new": "model-00001-of-00002.safetensors"}}, "not have"),
     ],

@@ -127,9 +127,9 @@ def with_weights(change: Callable[[dict[str, Tensor]], dict[str, Tensor]]) -> Ca
         (with_settings(r=-1), "does not fit"),
         (with_settings(target_modules=["nonesuch"]), "does not fit"),
         (with_settings(target_modules=["q_proj", "k_proj", "v_proj"]), "lacks the weight"),
-        (with_settings(target_modules=["q_proj"]), "without a place in the model"),
+        (with_settings(target_modules=["q_proj"]), "has a weight that does not fit the model"),
         (with_weights(lambda state: dict(list(state.items())[1:])), "lacks the weight"),
-        (with_weights(lambda state: {**state, "other": torch.ones(1)}), "without a place in the model"),
+        (with_weights(lambda state: {**state, "other": torch.ones(1)}), "has a weight that does not fit the model"),
         (lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"no"), "does not fit"),
     ],
 )

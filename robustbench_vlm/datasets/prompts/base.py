@@ -21,7 +21,7 @@ class PromptRow:
     prompt: Prompt
     rule: Callable[[str], str] = plain_words
     names: Mapping[str, str] = field(default_factory=dict)
-    """The readable names of some classes. They replace the names from the rule. The keys are raw class names."""
+    """The readable names of some classes, which replace the names from the rule. The keys are raw class names."""
     listed: tuple[str, ...] = ()
     """The readable names of all classes, in the order of the labels. If given, the rule and `names` are not used."""
     one_class: tuple[str, ...] = ()

@@ -62,7 +62,7 @@ class DownloadSource:
     download_bytes: int
     """Approximate size of the download in bytes. 0 means that the size is unknown."""
     reason: str
-    """The reason why this source is tried first or later. It is shown in the documentation."""
+    """The reason why this source is tried first or later. The documentation shows this reason."""
     host: str = ""
     """An address on the host of the original archives. "" if the source is on the Hub."""
     split: str = ""

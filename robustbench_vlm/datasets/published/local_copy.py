@@ -109,8 +109,8 @@ def prepare_dataset(
     """Prepare the first `count` samples of a dataset with image files, and return the prepared dataset.
 
     If `count` is None, all samples are prepared. Published datasets and the datasets of `folder_dataset` have image
-    files. Other datasets are returned unchanged. Raises MissingData if the files are not below `data_root(data)`, and
-    UserError if they cannot be prepared.
+    files. A dataset without image files is returned unchanged. Raises MissingData if the files are not below
+    `data_root(data)`, and UserError if they cannot be prepared.
     """
     if dataset.source == FOLDER_SOURCE:
         path, side, classes = (dataset.options[key] for key in ("path", "side", "classes"))

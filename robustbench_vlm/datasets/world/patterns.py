@@ -1,4 +1,4 @@
-"""Patterns of backgrounds and textures. They use only operations that give the same result on every machine."""
+"""Patterns of backgrounds and textures, computed with operations that give the same result on every machine."""
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ def _wave(values: Tensor) -> Tensor:
 
 
 def texture_mask(texture: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Return a mask, float32 [B, H, W]. It is 1 where an object has the second colour of its texture, and 0 elsewhere.
+    """Return a mask, float32 [B, H, W]. The mask is 1 where an object has the second colour of its texture.
 
     texture: int64 [B], indices of `vocabulary.TEXTURES`. -1 and 0 mean a surface without a pattern. keys: int64 [B],
     random keys. x, y: float32 [B, H, W], coordinates relative to the object's centre.

@@ -93,9 +93,9 @@ def sample_scenes(keys: Tensor, family: str, changes: Values, fixed: Sequence[Ma
 def _consistent(attributes: Tensor, stream: Tensor) -> Tensor:
     """Remove attributes that the image cannot show. attributes: int64 [B, 14]. stream: int64 [B], random keys.
 
-    These attributes are removed: the texture and outline of small objects, the texture of outlines, and the position of
-    an object, unless it is small and the only object. If both objects of a pair have equal colours, the second object
-    gets another colour.
+    The function removes the texture and outline of small objects, and the texture of outlines. It also removes the
+    position of an object, unless the object is small and is the only object of its scene. If both objects of a pair
+    have equal colours, the second object gets another colour.
     """
     attributes = attributes.clone()
     is_small = attributes[:, column("size")] == 0
