@@ -101,7 +101,7 @@ def download(
     file is checked and not downloaded again.
 
     For files on the Hugging Face hub, HF_TOKEN or the stored login is sent to the hub. The digest that the hub states
-    is compared with the file.
+    is compared with the digest of the file.
 
     Args:
         url: The https address of the file.

@@ -55,8 +55,8 @@ class FileSource(Source, Protocol):
 class Dataset:
     """A zero-shot dataset: class names, prompts and labelled images.
 
-    `source` is an import path of the form "module:callable". `open` calls this callable with `options`, which returns
-    the `Source` of the images.
+    `source` is an import path of the form "module:callable". `open` calls this callable with `options`. The callable
+    returns the `Source` of the images.
     """
 
     name: str

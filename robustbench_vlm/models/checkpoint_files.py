@@ -81,7 +81,9 @@ def find_checkpoint(path: Path) -> CheckpointFile:
     if path.name.endswith(".index.json"):
         names = sorted(set(_weight_map(path).values()))
         if outside := [name for name in names if Path(name).name != name]:
-            raise UserError(f"{path} names {outside[0]!r}, but shards must be in the folder of the index: download the index again")
+            raise UserError(
+                f"{path} names {outside[0]!r}, but shards must be in the folder of the index: download the index again"
+            )
         shards = tuple(path.parent / name for name in names)
         if missing := [shard.name for shard in shards if not shard.is_file()]:
             raise UserError(

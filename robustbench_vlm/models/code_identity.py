@@ -19,7 +19,7 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 _SKIPPED = frozenset(vars(nn.Module())) | {"training"}
 """Attributes that every torch module has. The digest of plain attributes does not cover them."""
 _VOLATILE = frozenset({"transformers_version", "_name_or_path", "torch_dtype", "dtype", "_attn_implementation"})
-"""Configuration entries of transformers models that do not change the output of a model whose tensors are known."""
+"""Configuration entries of transformers models that, for fixed tensors, do not change the output of the model."""
 _INSTALLED = tuple(Path(sysconfig.get_path(name)).resolve() for name in ("purelib", "platlib", "stdlib"))
 
 

@@ -307,7 +307,7 @@ def registered(models: Sequence[InMemoryModel], named: Sequence[str]) -> Iterato
 
 
 def find_registered(name: str) -> InMemoryModel:
-    """Return the registered model in memory with the name `name`. Raises UserError if it does not exist."""
+    """Return the registered model in memory with the name `name`. Raises UserError if no such model exists."""
     if name not in _registered:
         raise UserError(
             f"the model {IN_MEMORY}{name} exists only in the Python process that made it: call evaluate with the model"

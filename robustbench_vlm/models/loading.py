@@ -87,7 +87,7 @@ def fetch_all(reference: str, track: str, on_progress: OnProgress) -> None:
 
 
 def architecture_of(card: ModelCard) -> Architecture:
-    """Return the architecture of a card. If the card has a mean and std, they replace the architecture's."""
+    """Return the architecture of a card. A mean and std in the card replace those of the architecture."""
     architecture = load_architecture(card.architecture)
     if card.mean and card.std:
         return dataclasses.replace(architecture, mean=card.mean, std=card.std)

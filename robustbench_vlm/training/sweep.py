@@ -52,7 +52,7 @@ class Trial:
     """One training of a sweep and its accuracies on the held-out images."""
 
     settings: Mapping[str, float]
-    """The values of the settings that the sweep varies, in this training."""
+    """The settings that differ between the trainings of the sweep, with their values in this training."""
     clean: float | None
     """The clean accuracy in [0, 1]. It is None if the training diverged."""
     robust: float | None
