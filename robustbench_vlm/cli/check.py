@@ -16,10 +16,10 @@ _STYLES = {"pass": "", "warn": "yellow", "fail": "red"}
 def check(
     kind: KindName, name: ValueName, track: TrackName = DEFAULT_TRACK, device: Device = "", as_json: Json = False
 ) -> int:
-    """Check one model, dataset, attack, defense or track against its contracts.
+    """Check that one object, such as a model or an attack, has the properties that the benchmark relies on.
 
-    For a model, this measures its preprocessing, gradients, repeatability, memory and speed. Exit code 1: a contract is
-    broken. The contracts are the same for the package and for plugins.
+    For a model, this measures its preprocessing, gradients, repeatability, memory and speed. Exit code 1: a check
+    fails. Objects of plugins get the same checks as objects of this package.
     """
     from robustbench_vlm.analysis import contracts
 

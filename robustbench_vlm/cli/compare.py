@@ -1,4 +1,4 @@
-"""The command `vlmbench compare`: compares models on the samples that all models have."""
+"""The command `vlmbench compare`: compares models on the samples that are in the records of all models."""
 
 from pathlib import Path
 from typing import Annotated
@@ -21,7 +21,9 @@ _Eps = Annotated[
 _Format = Annotated[str, option("--format", "NAME", "Format of the output: table, markdown, latex, csv or html.")]
 _Plot = Annotated[Path | None, option("--plot", "FILE", "PNG or SVG file for a plot of robust against clean accuracy.")]
 _Curves = Annotated[Path | None, option("--curves", "FILE", "PNG or SVG file for a plot of robust accuracy by radius.")]
-_Heatmap = Annotated[Path | None, option("--heatmap", "FILE", "PNG or SVG file for a heat map of models and datasets.")]
+_Heatmap = Annotated[
+    Path | None, option("--heatmap", "FILE", "PNG or SVG file for a heat map: robust accuracy by model and dataset.")
+]
 _Out = Annotated[Path | None, option("--out", "FILE", "File that gets the output instead of the terminal.")]
 
 
@@ -39,8 +41,8 @@ def compare(
 ) -> None:
     """Compare models sample by sample.
 
-    Uses the samples that all models have. Shows intervals, paired tests that are corrected for the number of tests, and
-    the possible ranks.
+    Uses the samples that are in the records of all models. Shows accuracies with intervals, paired tests that are
+    corrected for the number of tests, and the possible ranks.
     """
     from robustbench_vlm.cli.render import comparison_tables
     from robustbench_vlm.comparison import plots

@@ -1,6 +1,6 @@
 """Shell completion of names from the registries and the model cards.
 
-This module does not import torch, because the import is slow.
+This module does not import torch, because the import of torch is slow.
 """
 
 from collections.abc import Callable, Iterable, Mapping
@@ -33,12 +33,15 @@ def models(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def kinds(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of the kinds, such as models and attacks."""
+    """Return the kinds of objects in the plural, such as models and attacks."""
     return [f"{kind}s" for kind in BY_KIND]
 
 
 def of_kind(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the names of one kind. The kind is an argument of the command, or it is the command's name."""
+    """Return the names of all objects of one kind, such as attacks.
+
+    The kind is an argument of the command, or the name of the command.
+    """
     kind = context.params.get("kind") or context.info_name or ""
     complete = BY_KIND.get(str(kind).removesuffix("s"))
     return complete(context, incomplete) if complete else []
@@ -69,5 +72,5 @@ BY_OPTION: Mapping[str, Complete] = {
     "--format": one_of(lambda: ("table", "markdown", "latex", "csv", "html")),
     "--device": one_of(lambda: ("cpu", "cuda")),
 }
-"""The completion functions of options that take a name. The keys are names of options. An option has the same
+"""The completion functions of options that take a name. The keys are options such as "--model". An option has the same
 completion in all commands."""

@@ -11,7 +11,7 @@ from robustbench_vlm.cli.render.output import Line, answer
 _File = Annotated[Path, typer.Argument(metavar="FILE", help="Checkpoint: .pt, .pth, .pth.tar, .bin or .safetensors.")]
 _Base = Annotated[
     str,
-    option("--base", "NAME", "Model that was fine-tuned: a name, a card file, or open_clip:ARCH/TAG."),
+    option("--base", "NAME", "Model before the fine-tuning: a name, a card file, or open_clip:ARCH/TAG."),
 ]
 _Name = Annotated[str, option("--name", "NAME", "Name of the new model. Default: the file name.")]
 _Defense = Annotated[str, option("--defense", "NAME", "Defense that the model was trained with.")]
@@ -29,8 +29,8 @@ def convert(
 ) -> None:
     """Convert a checkpoint to a model card.
 
-    Reads the file layouts of published defenses and writes safetensors weights. No code in the file is run, and nothing
-    is downloaded.
+    Reads the checkpoint formats of published defenses, and writes safetensors weights and a card. No code in the
+    checkpoint is run, and nothing is downloaded.
     """
     from robustbench_vlm.models import convert as conversion
     from robustbench_vlm.tracks import TRACKS

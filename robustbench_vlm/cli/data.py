@@ -1,4 +1,4 @@
-"""The commands `vlmbench data list|prepare|weights|verify`: lists, downloads and checks datasets and weights."""
+"""The commands `vlmbench data list|prepare|weights|verify`: list, download and check datasets and weights."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -44,10 +44,11 @@ _Models = Annotated[
     ),
 ]
 _Protocol = Annotated[
-    str, option("--protocol", "NAME", "Protocol whose images are prepared: see `vlmbench list protocols`.")
+    str, option("--protocol", "NAME", "Protocol that selects the images: see `vlmbench list protocols`.")
 ]
 _Lists = Annotated[
-    Path | None, option("--lists", "DIR", "Folder for lists of the samples' ids and labels, one file per dataset.")
+    Path | None,
+    option("--lists", "DIR", "Folder for one file per dataset that lists the ids and labels of its samples."),
 ]
 _Download = Annotated[bool, typer.Option("--download/--no-download", help="Download missing datasets.")]
 SHOWN = 5
@@ -58,7 +59,7 @@ app = typer.Typer(help="Download, prepare and check published datasets, and down
 
 @app.command("list", epilog=example("vlmbench data list", "vlmbench data list cifar10 --data /data"))
 def list_data(names: _Names = None, data: DataFolder = None, as_json: Json = False) -> None:
-    """List the published datasets: their sizes, and whether they are on disk, prepared or missing."""
+    """List the published datasets with their sizes, and whether each is on disk, prepared or missing."""
     from robustbench_vlm.datasets.published.status import dataset_status
 
     found = [dataset_status(name, data) for name in _chosen(names)]
@@ -119,7 +120,7 @@ def prepare(
 
 
 def _failures(failed: Mapping[str, UserError]) -> list[str]:
-    """Return the messages of datasets that failed. Datasets whose hosts cannot be reached have one message together."""
+    """Return the error messages of datasets. All datasets whose hosts cannot be reached share one message."""
     from robustbench_vlm.core.hosts import unreachable_text
     from robustbench_vlm.datasets.published.fetch import NoSourceReachable
 
@@ -154,7 +155,7 @@ def _prepared_lines(found: Mapping[str, "PreparedDataset"], failed: Mapping[str,
 def weights(models: _Models, track: TrackName = REAL_TRACK, as_json: Json = False) -> None:
     """Download the weights of models, so that later runs need no network.
 
-    Weights that are in the cache are kept.
+    Weights that are already in the cache are not downloaded again.
     """
     from robustbench_vlm.engine.missing import check_hosts
     from robustbench_vlm.models.weights_cache import missing_weights
@@ -174,9 +175,9 @@ def weights(models: _Models, track: TrackName = REAL_TRACK, as_json: Json = Fals
 
 @app.command(epilog=example("vlmbench data verify cifar10"))
 def verify(names: _Names = None, data: DataFolder = None, as_json: Json = False) -> int:
-    """Check the files, sample counts and prepared pixels of the published datasets.
+    """Check the files, sample counts and prepared pixels of published datasets.
 
-    Exit code 1: a check fails. Missing datasets are skipped, unless they are named.
+    Exit code 1: a check fails. If NAME is not given, datasets that are not on disk are skipped.
     """
     from robustbench_vlm.datasets.published.status import verify_dataset
 
@@ -223,7 +224,10 @@ def _status_lines(found: Sequence["DatasetStatus"], width: int) -> list[Line]:
 
 
 def _source_lines(found: Sequence["DatasetStatus"]) -> list[Line]:
-    """Return the sources of missing datasets in their order, and the instructions for a download by hand."""
+    """Return lines for datasets that are not on disk.
+
+    They have the download sources in the order in which they are tried, and instructions for a download by hand.
+    """
     lines = []
     for each in found:
         if each.sources and not each.on_disk:

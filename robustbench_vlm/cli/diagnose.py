@@ -29,7 +29,7 @@ _MODEL = "Model: a name, a card file or open_clip:ARCH/TAG. Default: all bundled
 _EPS = "Radius as a fraction of the pixel range, such as 8/255. Default: 0 and the track's radii. Repeat for more."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
 _Eps = Annotated[list[str] | None, option("--eps", "EPS", _EPS)]
-_Attack = Annotated[str, option("--attack", "NAME", "Attack that does not stop early: fgsm, pgd-N or cw.")]
+_Attack = Annotated[str, option("--attack", "NAME", "Attack with a fixed number of steps: fgsm, pgd-N or cw.")]
 _Samples = Annotated[str, option("--samples", "N|all", "Samples per dataset.")]
 _Plot = Annotated[Path | None, option("--plot", "FILE", "PNG or SVG file for curves by radius.")]
 
@@ -64,10 +64,9 @@ def request_of(
 
 
 def _diagnose(request: "Request", plot: _Plot = None, as_json: Json = False) -> None:
-    """Measure quantities that are related to robustness.
+    """Measure modality gap, input gradient norm and effective rank of the features under attack.
 
-    They are the modality gap, the norm of the input gradient and the effective rank of the features. They are measured
-    on the last images of an attack.
+    These three quantities are related to robustness. They are measured on the images after the last step of an attack.
     """
     from robustbench_vlm.analysis.diagnose import diagnose as measure
     from robustbench_vlm.core.files import save_figure
@@ -85,7 +84,7 @@ diagnose = with_options_of(request_of, _diagnose)
 
 
 def lines(found: "Diagnoses", width: int) -> list[Line]:
-    """Return a row for each model and radius, and an explanation of the columns."""
+    """Return the table, which has a row for each model and radius, and an explanation of its columns."""
     return [
         *table([_row(each) for each in found.diagnoses], _COLUMNS, width),
         Line(""),

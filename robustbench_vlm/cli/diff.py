@@ -1,4 +1,4 @@
-"""The command `vlmbench diff protocol`: the differences between two protocols in words."""
+"""The command `vlmbench diff protocol`: lists the differences between two protocols."""
 
 from typing import Annotated
 
@@ -13,7 +13,7 @@ def diff(
         str,
         typer.Argument(
             metavar="protocol",
-            help="Kind of the two values. Only protocols can be compared.",
+            help="The word protocol.",
             autocompletion=lambda: ["protocol"],
         ),
     ],

@@ -1,4 +1,4 @@
-"""The command `vlmbench dispute`: submits adversarial images against a leaderboard entry."""
+"""The command `vlmbench dispute`: submits adversarial images that break samples of a leaderboard entry."""
 
 from pathlib import Path
 from typing import Annotated
@@ -10,7 +10,7 @@ from robustbench_vlm.cli.render.output import Line, answer, note
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.submit import ModelReference, today
 
-EntryFile = Annotated[Path, typer.Argument(metavar="ENTRY", help="leaderboards/<track>/<model>.json.")]
+EntryFile = Annotated[Path, typer.Argument(metavar="ENTRY", help="Entry file: leaderboards/<track>/<model>.json.")]
 _Images = Annotated[
     Path, option("--images", "FILE", "File of adversarial images, as `vlmbench transfer --save` writes it.")
 ]
@@ -19,10 +19,10 @@ _Images = Annotated[
 def dispute(
     entry: EntryFile, images: _Images, model: ModelReference = "", data: DataFolder = None, as_json: Json = False
 ) -> None:
-    """Submit adversarial images against an entry.
+    """Submit adversarial images that break samples of a leaderboard entry.
 
-    Each image costs one forward pass. If an image within the radius breaks a sample that the entry reports as robust,
-    the entry's robust accuracy falls.
+    The model of the entry classifies each image in one forward pass. If an image within the radius breaks a sample that
+    the entry reports as robust, the command lowers the robust accuracy of the entry.
     """
     from robustbench_vlm.leaderboard.dispute import OUTCOMES
     from robustbench_vlm.leaderboard.dispute import dispute as judge

@@ -10,11 +10,11 @@ from robustbench_vlm.cli.render.output import note
 def doctor(
     track: TrackName = DEFAULT_TRACK,
     model: Annotated[
-        str, option("--model", "NAME", "Undefended model that is tested instead of the track's base model.")
+        str, option("--model", "NAME", "Undefended model to use for the tests. Default: the track's base model.")
     ] = "",
     as_json: Json = False,
 ) -> int:
-    """Test this installation.
+    """Test whether this installation computes correct results.
 
     Exit code 1: a test fails. In this case, do not trust any number that this installation computes.
     """

@@ -1,6 +1,6 @@
-"""Kinds of values for the commands `list`, `show` and `diff`.
+"""Kinds of registered objects, such as models and attacks, for the commands `list`, `show` and `diff`.
 
-Each kind has functions that list the names of its values, summarise a value, and return all fields of a value.
+Each kind has functions that list the names of its objects, load an object by its name, and summarise an object.
 """
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -40,7 +40,7 @@ class Kind:
     load: Callable[[str, str], Any]
     summary: Callable[[Any], str]
     families: tuple[str, ...] = ()
-    """Patterns of further names that are accepted, such as pgd-N."""
+    """Patterns of further names that `load` accepts, such as pgd-N."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class _DefendedModel:
 
 
 def kind_of(word: str) -> str:
-    """Return the kind with the given name, in the singular or plural. Raise UserError if no kind has this name."""
+    """Return the kind in the singular, for a word in the singular or plural. Raise UserError for an unknown kind."""
     kind = word.removesuffix("s")
     if kind not in KINDS:
         raise UserError(unknown("kind", word, [f"{kind}s" for kind in KINDS]))
@@ -61,7 +61,7 @@ def kind_of(word: str) -> str:
 
 
 def check_is_protocol(word: str) -> None:
-    """Raise UserError if the given kind is not the kind of protocols."""
+    """Raise UserError if `word` is not "protocol" or "protocols"."""
     if kind_of(word) != "protocol":
         raise UserError(f"only protocols can be compared, got {word!r}: run `vlmbench diff protocol NAME NAME`")
 
@@ -77,7 +77,7 @@ def entries(kind: str, track: str) -> list[Entry]:
 
 
 def document(kind: str, name: str, track: str) -> dict[str, Any]:
-    """Return all fields of one value. Raise UserError if the name is unknown."""
+    """Return all fields of one object. Raise UserError if the name is unknown."""
     if kind == "protocol":
         return protocol_document(name)
     value = KINDS[kind].load(name, track)
@@ -86,7 +86,7 @@ def document(kind: str, name: str, track: str) -> dict[str, Any]:
 
 
 def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """Return properties of a dataset that its fields do not show in readable form."""
+    """Return properties of a dataset that are not among its fields, or that its fields show in unreadable form."""
     if not dataset.published:
         return {"transform": "", "samples": len(dataset.open().ids), "chance": dataset.chance}
     published = PUBLISHED[dataset.published]

@@ -1,4 +1,4 @@
-"""The commands `vlmbench leaderboard build|check|serve|migrate`: the tables and the site of the entries."""
+"""The commands `vlmbench leaderboard build|check|serve|migrate`: make the tables and the site from the entries."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 _Folder = Annotated[
     Path | None,
-    option("--folder", "DIR", "Folder of leaderboards. Default: ./leaderboards if it exists, or the package's folder."),
+    option("--folder", "DIR", "Folder of entries. Default: ./leaderboards if it exists, or the folder in the package."),
 ]
 _Site = Annotated[Path, option("--site", "DIR", "Folder that the site is written to.")]
 _Port = Annotated[int, option("--port", "N", "Port on this machine. 0 chooses a free port.")]
@@ -45,7 +45,7 @@ def build(folder: _Folder = None, site: _Site = Path("site"), as_json: Json = Fa
 def check(folder: _Folder = None, as_json: Json = False) -> int:
     """Check every entry, and compare the Markdown tables with the entries.
 
-    Exit code 1: a table differs. Exit code 2: an entry is invalid. The message names this entry.
+    Exit code 1: a table differs from the entries. Exit code 2: an entry is invalid. The error message names the entry.
     """
     from robustbench_vlm.leaderboard.views import views
 
@@ -78,13 +78,15 @@ def serve(folder: _Folder = None, port: _Port = 8000) -> None:
 
 @app.command(epilog=example("vlmbench leaderboard migrate leaderboards/mini/*.json"))
 def migrate(
-    files: Annotated[list[Path], typer.Argument(metavar="FILE...", help="Entry and card files of version 0.1.")],
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Leaderboard entries and model cards of version 0.1.")
+    ],
     as_json: Json = False,
 ) -> None:
-    """Rewrite entries and cards of version 0.1 in the current format.
+    """Rewrite leaderboard entries and model cards of version 0.1 in the current format.
 
-    The old fingerprints are checked first. Records and verdicts do not change. The history of each entry records the
-    migration.
+    The old fingerprints are checked first. Records and verdicts do not change. The migration is added to the history of
+    each entry.
     """
     import datetime
 

@@ -1,11 +1,11 @@
-"""The command `vlmbench list`: the names of one kind."""
+"""The command `vlmbench list`: lists all objects of one kind, such as all attacks."""
 
 from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, KindName, TrackName
 from robustbench_vlm.cli.render.output import answer
 
 
 def list_names(kind: KindName, track: TrackName = DEFAULT_TRACK, as_json: Json = False) -> None:
-    """List the names of one kind with a summary of each."""
+    """List all objects of one kind, for example all attacks, with a summary of each."""
     from robustbench_vlm.cli import kinds
     from robustbench_vlm.cli.render.documents import entry_lines
 

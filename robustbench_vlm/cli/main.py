@@ -50,8 +50,8 @@ def main() -> None:
     """
     _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
-        # Names may contain characters that the terminal cannot encode. Such characters are escaped, so that they do not
-        # stop a run.
+        # Names of models and files may contain characters that the terminal cannot encode. Such characters are escaped,
+        # so that they do not stop a run.
         stream.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]
     code = run_command(sys.argv[1:])
     for stream in (sys.stdout, sys.stderr):
@@ -145,7 +145,7 @@ def vlmbench(
         bool, typer.Option("--version", is_eager=True, callback=_print_version, help="Print the version.")
     ] = False,
 ) -> None:
-    """Accept the options before the name of a command."""
+    """Accept the options that come before the name of a command."""
 
 
 def _add(name: str, command: Callable[..., Any], *examples: str) -> None:

@@ -31,21 +31,21 @@ def option(name: str, metavar: str, text: str) -> Any:
 
 Json = Annotated[bool, typer.Option("--json", help="Print only one JSON document on stdout.")]
 TrackName = Annotated[
-    str, option("--track", "NAME", "Track, a set of base model, datasets and protocols: see `vlmbench list tracks`.")
+    str, option("--track", "NAME", "Track: a base model with its datasets and radii. See `vlmbench list tracks`.")
 ]
 _OptionalTrack = Annotated[
     str, option("--track", "NAME", f"Track: see `vlmbench list tracks`. Default: {DEFAULT_TRACK}.")
 ]
 
-_KINDS = "Kind of values: models, datasets, attacks, defenses, test-time-defenses, tracks, protocols or architectures."
+_KINDS = "Kind: models, datasets, attacks, defenses, test-time-defenses, tracks, protocols or architectures."
 KindName = Annotated[str, typer.Argument(metavar="KIND", help=_KINDS, autocompletion=completion.kinds)]
-_VALUE = "Name of the value, as `vlmbench list KIND` shows it."
+_VALUE = "Name, as `vlmbench list` shows it."
 ValueName = Annotated[str, typer.Argument(metavar="NAME", help=_VALUE, autocompletion=completion.of_kind)]
 
-_MODEL = "Model: a name, a card file, open_clip:ARCH/TAG or hf:ORG/NAME. Default: the base model. Repeat for a grid."
-_SKIP = "Leave out images that cannot be read, and report their number."
+_MODEL = "Model: a name, a card file, open_clip:ARCH/TAG or hf:ORG/NAME. Repeat for more. Default: the base model."
+_SKIP = "Leave out image files that cannot be read, and report their number. Default: stop with an error."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
-_Attacks = Annotated[list[str], option("--attack", "NAME", "Attack: see `vlmbench list attacks`. Repeat for a grid.")]
+_Attacks = Annotated[list[str], option("--attack", "NAME", "Attack: see `vlmbench list attacks`. Repeat for more.")]
 Datasets = Annotated[
     list[str] | None, option("--dataset", "NAME", "Dataset. Default: all datasets of the track. Repeat for more.")
 ]
@@ -54,26 +54,28 @@ _Eps = Annotated[
     option(
         "--eps",
         "EPS",
-        "Radius as a fraction of the pixel range, such as 8/255. Repeat for a grid. Default: set by the protocol.",
+        "Radius as a fraction of the pixel range, such as 8/255. Repeat for more. Default: the protocol's radii, or the"
+        " track's standard radius.",
     ),
 ]
-Norm = Annotated[str, option("--norm", "NORM", "Norm, Linf or L2. Default: the track's norm.")]
+Norm = Annotated[str, option("--norm", "NORM", "Norm of the perturbation, Linf or L2. Default: the track's norm.")]
 ProtocolName = Annotated[str, option("--protocol", "NAME", "Protocol. Default: the first protocol of the track.")]
 _RunProtocol = Annotated[
     str,
     option(
         "--protocol",
         "NAME",
-        "Protocol. Default: the first protocol of the track, or the protocol images for --images without --track.",
+        'Protocol. Default: the first protocol of the track, or the protocol "images" for --images without --track.',
     ),
 ]
 SampleCount = Annotated[
     str, option("--samples", "N|all", "Samples per dataset. Default: the number that the protocol sets.")
 ]
 _Images = Annotated[
-    Path | None, option("--images", "DIR", "Your own images: one folder per class, named like the class.")
+    Path | None,
+    option("--images", "DIR", "Folder of your own images, with one subfolder per class, named like the class."),
 ]
-_Prompt = Annotated[str, option("--prompt", "TEXT", "Prompt template for --images; {} is replaced by the class name.")]
+_Prompt = Annotated[str, option("--prompt", "TEXT", "Prompt template for --images. The class name replaces {}.")]
 DataFolder = Annotated[
     Path | None,
     option("--data", "DIR", "Folder of the published datasets. Default: the environment variable VLMBENCH_DATA."),
@@ -84,11 +86,12 @@ Workers = Annotated[
 ]
 BatchSize = Annotated[
     int,
-    option("--batch-size", "N", "Samples that a process attacks together. 0 chooses a number that fits into memory."),
+    option("--batch-size", "N", "Samples that a process attacks at once. 0 chooses a number that fits into memory."),
 ]
 Device = Annotated[str, option("--device", "NAME", "Device, cpu or cuda. Default: cuda if a GPU is available.")]
 _Engine = Annotated[
-    str, option("--engine", "NAME", "Engine: local runs on this machine, ray on a cluster (needs the extra ray).")
+    str,
+    option("--engine", "NAME", "Engine: local for this machine, or ray for a cluster (needs robustbench_vlm[ray])."),
 ]
 _Address = Annotated[
     str, option("--address", "HOST:PORT", "Address of the head of a ray cluster. Default: this machine.")
@@ -150,9 +153,9 @@ def request_of(
 
 
 def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `command` with other parameters. The options of `request_of` replace its first parameter, the request.
+    """Replace the first parameter of `command`, a request, by the options of `request_of`, and return the new function.
 
-    If datasets or weights are missing, the error is raised before the command imports torch.
+    If datasets or weights are missing, the new function raises an error before `command` imports torch.
     """
 
     @functools.wraps(command)
@@ -175,9 +178,9 @@ def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def with_options_of(maker: Callable[..., Any], command: Callable[..., Any]) -> Callable[..., Any]:
-    """Return `command` with other parameters.
+    """Replace the first parameter of `command` by the parameters of `maker`, and return the new function.
 
-    The parameters of `maker` replace its first parameter. `command` gets the result of `maker` as its first argument.
+    The new function calls `maker`, and passes the result to `command` as its first argument.
     """
     shared, own = inspect.signature(maker).parameters, list(inspect.signature(command).parameters.values())[1:]
 
@@ -195,9 +198,9 @@ def with_options_of(maker: Callable[..., Any], command: Callable[..., Any]) -> C
 
 
 def check_plot(path: Path | None, name: str = "--plot") -> None:
-    """Raise UserError if no figure can be written to `path`. Commands call this before they start to work.
+    """Raise UserError if no figure can be written to `path`. Commands call this function before they start to work.
 
-    `name` is the name of the option for the path. If `path` is None, nothing is checked.
+    `name` is the name of the option that gives the path. If `path` is None, nothing is checked.
     """
     if path is None:
         return
@@ -236,7 +239,7 @@ def points(text: str, name: str = "--half-width") -> float:
 
 
 def sample_count(text: str) -> int | Literal["all"] | None:
-    """Return a number of samples, "all", or None for "". Raise UserError for any other text."""
+    """Return the number in `text`, "all" for "all", and None for "". Raise UserError for any other text."""
     if text in ("", "all"):
         return "all" if text else None
     if not text.isdecimal() or int(text) == 0:

@@ -36,9 +36,9 @@ _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "passes", "time", "memor
 
 @takes_request
 def plan(request: "Request", half_width: HalfWidth = "", detect: _Detect = "", as_json: Json = False) -> None:
-    """Estimate the cost of a run.
+    """Estimate the time, the passes and the memory of a run.
 
-    Takes the options of `run` and measures the model's speed. Does not attack samples.
+    Takes the options of `run`, and measures the speed of the model. Does not attack any sample.
     """
     from robustbench_vlm.engine.cost import estimate_cost
     from robustbench_vlm.engine.resolve import resolve
@@ -59,9 +59,9 @@ def plan(request: "Request", half_width: HalfWidth = "", detect: _Detect = "", a
 
 
 def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
-    """Return a plan's cells with their expected costs, and the totals.
+    """Return a table of the plan's cells with their expected costs, and the total cost of the plan.
 
-    The costs of single cells ignore results on disk. The total times exclude samples that have results on disk.
+    The cost of a cell is for all its samples. The total time is only for samples that have no records on disk.
     """
     rows = [
         {
@@ -101,7 +101,7 @@ def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
 def document(plan: "Plan", estimate: "Estimate") -> dict[str, object]:
     """Return a plan as a JSON document.
 
-    Seconds, passes and memory are estimated for a run without results on disk.
+    The estimated seconds, passes and memory are those of a run that has no records on disk.
     """
     from robustbench_vlm.core.fingerprint import plain
 
@@ -185,7 +185,7 @@ def estimated_run(plan: "Plan", estimate: "Estimate") -> list[str]:
 
 
 def settings(plan: "Plan") -> list[str]:
-    """Return the settings that a run uses: the protocol, the radii, and the image sizes. Each is a sentence."""
+    """Return sentences with the settings of a run: the protocol with the radii, and the sizes of the images."""
     radii: dict[tuple[str, ...], list[str]] = {}
     for model in plan.input_sizes:
         own = dict.fromkeys(str(cell.threat) for cell in plan.cells if cell.model_name == model)
@@ -195,7 +195,7 @@ def settings(plan: "Plan") -> list[str]:
 
 
 def image_sizes(plan: "Plan") -> list[str]:
-    """Return sentences with the size of the attacked images. Each sentence is for the models of one input size."""
+    """Return sentences with the size of the attacked images, one sentence for all models with the same input size."""
     by_size: dict[int, list[str]] = {}
     for model, size in plan.input_sizes.items():
         by_size.setdefault(size, []).append(model)
@@ -238,7 +238,7 @@ def on_disk(plan: "Plan") -> int:
 
 
 def _left_out(plan: "Plan") -> str:
-    """Return a hint if the user's folder has more images than the protocol uses. If not, return ""."""
+    """Return a hint if the folder of --images has more images than the protocol uses. If not, return ""."""
     cell = plan.cells[0]
     if plan.request.images is None:
         return ""

@@ -1,4 +1,4 @@
-"""The command `vlmbench run`: measures clean and robust accuracy and prints the table."""
+"""The command `vlmbench run`: measures clean and robust accuracy, and prints a table of both."""
 
 import dataclasses
 from collections.abc import Iterable
@@ -25,7 +25,7 @@ _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "clean", "robust", _FULL
 def run(request: "Request", half_width: HalfWidth = "", as_json: Json = False) -> None:
     """Measure clean and robust accuracy.
 
-    Results on disk are not computed again. If the command is stopped, run it again to continue.
+    Samples that have records on disk are not attacked again. If the command is stopped, run it again to continue.
     """
     from robustbench_vlm.engine.backends import ENGINES
     from robustbench_vlm.engine.cost import estimate_cost
@@ -50,7 +50,8 @@ def run(request: "Request", half_width: HalfWidth = "", as_json: Json = False) -
 def lines(result: "RunResult", width: int) -> list[Line]:
     """Return the lines of a run's output.
 
-    These are the table with the means at the end, explanations of warnings, the protocol and the folders.
+    The lines have a table of accuracies with the means at the end, explanations of the warnings, the protocol and the
+    folders of the records.
     """
     tables = result.tables
     single = {group for group in _GROUPS if len({_group(each)[group] for each in tables}) == 1}

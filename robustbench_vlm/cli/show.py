@@ -1,4 +1,4 @@
-"""The command `vlmbench show KIND NAME`: all fields of one value, or one sample (see `show_sample`)."""
+"""The commands `vlmbench show KIND NAME` for all fields of an object, and `vlmbench show sample` for one sample."""
 
 from collections.abc import Callable
 from typing import Any
@@ -20,7 +20,7 @@ EXAMPLES = {
     "protocol": "trusted",
     "architecture": "mini",
 }
-"""The kinds of values. The value for each kind is the name in the example of its help text."""
+"""For each kind of objects, the name of an object. The help text of `vlmbench show KIND` uses this name as example."""
 
 
 class _Kinds(TyperGroup):
@@ -40,7 +40,9 @@ class _Kinds(TyperGroup):
 
 
 app = typer.Typer(
-    help="Show all fields of one object, such as a model, or show one sample.", cls=_Kinds, rich_markup_mode=None
+    help="Show all fields of one object, such as a model or an attack, or show one sample under attack.",
+    cls=_Kinds,
+    rich_markup_mode=None,
 )
 
 

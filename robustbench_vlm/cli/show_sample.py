@@ -28,7 +28,11 @@ _RIGHT, _OTHER = "#8fc98f", "#d0d0d0"
 
 _Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset: see `vlmbench list datasets`.")]
 _Sample = Annotated[
-    str, typer.Argument(metavar="ID|NUMBER", help="Sample: its id in the records, or its position from 0.")
+    str,
+    typer.Argument(
+        metavar="ID|NUMBER",
+        help="Sample: its id in the records, or its position among the samples of the protocol, from 0.",
+    ),
 ]
 _Models = Annotated[
     list[str] | None,
@@ -61,8 +65,9 @@ def show_sample(
 ) -> None:
     """Show one sample clean and under attack.
 
-    Draws the clean image, the magnified perturbation, the adversarial image, and the five most probable classes of each
-    model for both images. If a sample stays robust, the figure shows the image with the smallest margin.
+    Draws one row per model: the clean image, the magnified perturbation, the adversarial image, and the five most
+    probable classes of both images. If the sample stays robust, the attacked image with the smallest margin of the true
+    class is shown instead of an adversarial image.
     """
     from robustbench_vlm.analysis.inspect_sample import inspect_sample
     from robustbench_vlm.core.files import save_figure
@@ -92,9 +97,10 @@ def show_sample(
 
 
 def lines(found: "SampleView", out: Path, width: int) -> Iterator[Line]:
-    """Return each model's verdict and class probabilities.
+    """Return the verdict (robust or broken) and class probabilities of each model.
 
-    The list has the true class and the most probable classes of the clean and the adversarial image.
+    The probabilities are those of the true class and of the most probable classes of the clean and the adversarial
+    image.
     """
     yield from wrapped(f"{_about(found)}; probabilities in %", width)
     for each in found.models:

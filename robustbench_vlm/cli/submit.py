@@ -11,12 +11,14 @@ from robustbench_vlm.cli.render import output
 from robustbench_vlm.cli.render.output import Line, answer
 
 ModelReference = Annotated[
-    str, option("--model", "NAME", "Card file of the model, if the model's name does not load it.")
+    str, option("--model", "NAME", "Card file of the model. Default: the model is found by its name.")
 ]
 _Run = Annotated[Path, typer.Argument(metavar="RUN", help="Run folder: runs/<track>/<model>.")]
 _Code = Annotated[str, option("--code", "URL", "URL of the code of the defense.")]
-_Contact = Annotated[str, option("--contact", "TEXT", "Name or address of a person who answers questions.")]
-_Note = Annotated[str, option("--note", "TEXT", "Sentence that the leaderboard shows.")]
+_Contact = Annotated[
+    str, option("--contact", "TEXT", "Name or address of a person who answers questions about the entry.")
+]
+_Note = Annotated[str, option("--note", "TEXT", "Sentence about the model that the leaderboard shows.")]
 _Records = Annotated[str, option("--records", "URL", "URL of the records, if they are not in the repository.")]
 _Boards = Annotated[Path, option("--out", "DIR", "Folder of leaderboards in your clone of the repository.")]
 
@@ -34,7 +36,7 @@ def submit(
 ) -> None:
     """Make a leaderboard entry from a run.
 
-    Writes the entry and its per-sample records. Prints the text of the pull request that submits them.
+    Writes the entry and its per-sample records. Prints the text of a pull request that adds them to the leaderboard.
     """
     from robustbench_vlm.leaderboard.submit import make_submission
 

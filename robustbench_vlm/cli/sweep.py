@@ -1,4 +1,4 @@
-"""The command `vlmbench sweep`: trains a defense with several settings and compares them on held-out images."""
+"""The command `vlmbench sweep`: trains a defense with several settings, and compares the trained models."""
 
 from collections.abc import Sequence
 from fractions import Fraction
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from robustbench_vlm.training.sweep import Sweep, Trial
 
 _RULE = "the first setting whose mean of clean and robust accuracy is at most one standard error below the highest mean"
-_GRID = "Setting with the values to try. Repeat for a grid of several settings."
-_FRACTION = "Fraction of the training images that is used, such as 1/4."
+_GRID = "Setting with the values to try. Repeat to try all combinations of several settings."
+_FRACTION = "Fraction of the training images to train on, such as 1/4."
 _Grid = Annotated[list[str], option("--grid", "NAME=N,N,...", _GRID)]
 _Fraction = Annotated[str, option("--train-fraction", "FRACTION", _FRACTION)]
 _Plot = Annotated[Path | None, option("--plot", "FILE", "PNG or SVG file for a plot of the results.")]
@@ -37,10 +37,10 @@ def _sweep(
     out: ModelFolder = None,
     as_json: Json = False,
 ) -> None:
-    """Train a defense with several settings.
+    """Train a defense with several settings, and compare the trained models.
 
-    Measures each setting on held-out images of the fine-tuning dataset, never on evaluation datasets. Finished
-    trainings are not repeated.
+    Measures the accuracy of each model on held-out images of the fine-tuning dataset, never on evaluation datasets. If
+    the command is stopped, run it again: finished trainings are not repeated.
     """
     from robustbench_vlm.core.files import save_figure
     from robustbench_vlm.models.card import trained_folder
@@ -59,9 +59,9 @@ sweep = with_options_of(training_request, _sweep)
 
 
 def number_lists(settings: Sequence[str]) -> dict[str, list[float]]:
-    """Parse settings of the form "name=number,number,...".
+    """Parse settings of the form "name=number,number,...", and return the numbers of each name.
 
-    The keys of the result are the names. Raise UserError for text of another form.
+    Raise UserError if a setting does not have this form.
     """
     found = {}
     for setting in settings:
@@ -102,7 +102,7 @@ def document(sweep: "Sweep") -> dict[str, Any]:
 
 
 def lines(sweep: "Sweep", width: int) -> list[Line]:
-    """Return the output: a row for each trained setting, the conditions of the measurement, and the chosen setting."""
+    """Return a table with a row for each trained model, the conditions of the measurement, and the chosen setting."""
     from robustbench_vlm.training.sweep import ATTACK
 
     columns = Columns((), "", (*sweep.trials[0].settings, "clean", "robust", "seconds"))
@@ -130,9 +130,9 @@ def lines(sweep: "Sweep", width: int) -> list[Line]:
 
 
 def figure(sweep: "Sweep") -> "Figure":
-    """Draw clean and robust accuracy over the first setting.
+    """Draw clean and robust accuracy as functions of the first setting in the grid.
 
-    Each combination of the other settings has its own line.
+    Each combination of values of the remaining settings has its own line.
     """
     from matplotlib.figure import Figure
 

@@ -35,9 +35,9 @@ _Epochs = Annotated[
 _NUM_IMAGES = "Number of training images. Default: the number that the track sets, or all images in --images."
 _NumImages = Annotated[int | None, typer.Option("--num-images", metavar="N", min=1, help=_NUM_IMAGES)]
 _Seed = Annotated[int, option("--seed", "N", "Seed of all random numbers.")]
-_SETTING = "Setting of the defense, or one of lr, batch_size, warmup, weight_decay, epochs, steps and inner_steps."
+_SETTING = "New value of lr, batch_size, warmup, weight_decay, epochs, steps, inner_steps or a setting of the defense."
 _Settings = Annotated[list[str] | None, option("--set", "NAME=NUMBER", _SETTING)]
-_IMAGES = "Folder of training images with one folder per class, like ImageNet."
+_IMAGES = "Folder of training images with one subfolder per class, like ImageNet."
 _Images = Annotated[Path | None, option("--images", "DIR", _IMAGES)]
 _Base = Annotated[
     str, option("--base", "NAME", "Model to start from, a name or a card file. Default: the track's base model.")
@@ -89,8 +89,8 @@ def _train(
 ) -> None:
     """Train a defense.
 
-    Fine-tunes the track's base model. If the command is stopped, run it again to resume. To use several GPUs, start it
-    with `accelerate launch --multi_gpu -m robustbench_vlm train ...` or `torchrun --nproc-per-node 8 -m ...`.
+    Fine-tunes the track's base model. If the command is stopped, run it again to resume. To use several GPUs, run
+    `accelerate launch --multi_gpu -m robustbench_vlm train ...` or `torchrun --nproc-per-node 8 -m ...`.
     """
     from robustbench_vlm.models.card import trained_folder
     from robustbench_vlm.training.finetune import train_defense
@@ -112,9 +112,9 @@ train = with_options_of(training_request, _train)
 
 
 def numbers(settings: Sequence[str]) -> dict[str, float]:
-    """Parse settings of the form "name=number".
+    """Parse settings of the form "name=number", and return the number of each name.
 
-    The keys of the result are the names. Raise UserError for text of another form.
+    Raise UserError if a setting does not have this form.
     """
     found = {}
     for setting in settings:
@@ -127,10 +127,7 @@ def numbers(settings: Sequence[str]) -> dict[str, float]:
 
 
 def runtime_of(folder: Path, device: str, save_every: int) -> "Runtime":
-    """Return the runtime settings of a training.
-
-    These are the folder, the processes, and the number of steps between checkpoints.
-    """
+    """Return the folder, the processes, and the number of steps between checkpoints of a training."""
     from robustbench_vlm.training.distributed import Processes
     from robustbench_vlm.training.finetune import Runtime
 
@@ -139,7 +136,10 @@ def runtime_of(folder: Path, device: str, save_every: int) -> "Runtime":
 
 @contextlib.contextmanager
 def training_progress(runtime: "Runtime", *, as_json: bool) -> Iterator[OnProgress]:
-    """Yield a function that shows progress. If there are several processes, only the main process shows progress."""
+    """Yield a function that shows the progress of a training.
+
+    If there are several processes, only the main process shows progress.
+    """
     if not runtime.processes.is_main:
         yield ignore_progress
         return

@@ -1,4 +1,4 @@
-"""The command `vlmbench transfer`: tries the adversarial images of each model on every other model."""
+"""The command `vlmbench transfer`: tests the adversarial images made for each model on every model."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -28,9 +28,10 @@ _Eps = Annotated[
     ),
 ]
 _Samples = Annotated[str, option("--samples", "N|all", "Samples per dataset.")]
-_Plot = Annotated[Path | None, option("--plot", "FILE", "PNG or SVG file for a heat map of the matrix.")]
+_Plot = Annotated[Path | None, option("--plot", "FILE", "PNG or SVG file for a heat map of the accuracies.")]
 _Save = Annotated[
-    Path | None, option("--save", "DIR", "Folder that the images are written to: one lossless file per model.")
+    Path | None,
+    option("--save", "DIR", "Folder that the adversarial images are written to: one lossless file per model."),
 ]
 
 
@@ -68,10 +69,10 @@ def request_of(
 
 
 def _transfer(request: "Request", plot: _Plot = None, save: _Save = None, as_json: Json = False) -> None:
-    """Try the adversarial images of each model on every other model.
+    """Test the adversarial images made for each model on every model.
 
-    Images of other models may break samples of a model that the attack on this model does not break. This is a sign
-    that the gradients of this model are masked. `vlmbench dispute` reads the images that --save writes.
+    If images made for other models break samples of a model that its own attack does not break, the gradients of this
+    model may be masked. `vlmbench dispute` reads the images that --save writes.
     """
     from robustbench_vlm.analysis import transfer as transfers
     from robustbench_vlm.core.files import save_figure
@@ -89,9 +90,9 @@ transfer = with_options_of(request_of, _transfer)
 
 
 def lines(found: "Transfer", width: int) -> Iterator[Line]:
-    """Return the matrix and the accuracies of each model.
+    """Return the transfer matrix, and a table with the clean and robust accuracies of each model.
 
-    If the tables are too wide, return a row for each accuracy.
+    If these two tables are too wide, return one table with a row for each accuracy.
     """
     from rich.cells import cell_len
 
@@ -114,10 +115,10 @@ def lines(found: "Transfer", width: int) -> Iterator[Line]:
 
 
 def heat_map(found: "Transfer") -> "Figure":
-    """Draw the matrix as a heat map.
+    """Draw the transfer matrix as a heat map.
 
-    Source models are rows, and target models are columns. Two more rows have the clean accuracy and the accuracy on all
-    images together.
+    Each row is a model for which the images were made. Each column is a model that classifies these images. Two more
+    rows have the clean accuracy and the accuracy on the images of all models together.
     """
     from matplotlib.figure import Figure
 

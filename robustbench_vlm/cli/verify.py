@@ -1,4 +1,4 @@
-"""The command `vlmbench verify`: checks a leaderboard entry and computes a random part of its verdicts again."""
+"""The command `vlmbench verify`: checks a leaderboard entry, and attacks randomly drawn samples of it again."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -21,17 +21,18 @@ _Samples = Annotated[
     option(
         "--samples",
         "N",
-        "Number of verdicts to compute again for the standard attack, and the number for the other attacks and radii.",
+        "Verdicts to compute again: N of the standard attack, and N of all other attacks and radii.",
     ),
 ]
-_Full = Annotated[bool, typer.Option("--full", help="Compute every verdict of the entry again.")]
+_Full = Annotated[bool, typer.Option("--full", help="Attack every sample of the entry again.")]
 _Check = Annotated[
-    bool, typer.Option("--check", help="Check only digests, ids and numbers, without running an attack.")
+    bool, typer.Option("--check", help="Check only digests, ids and accuracies, without running an attack.")
 ]
-_SINCE = "Only with --check: the earlier version of the entry. Its history and counterexamples must be kept."
+_SINCE = "Only with --check: earlier version of the entry. The new version must keep its history and counterexamples."
 _Since = Annotated[Path | None, option("--since", "FILE", _SINCE)]
 _Seed = Annotated[
-    int | None, option("--seed", "N", "Seed of an earlier verification. The same samples are then drawn again.")
+    int | None,
+    option("--seed", "N", "Seed of an earlier verification, to draw the same samples again. Default: a random seed."),
 ]
 
 _CONFIDENCE = " (95 % confidence, exact binomial bound)"
@@ -53,9 +54,10 @@ def verify(
     device: Device = "",
     as_json: Json = False,
 ) -> int:
-    """Check an entry and compute a random part of its verdicts again.
+    """Check a leaderboard entry, and attack randomly drawn samples of it again.
 
-    Writes the new status and the findings to the entry. Exit code 1: a check fails.
+    A verdict says whether a sample is robust or broken. The new verdicts are compared with those in the records. Writes
+    the new status and the findings to the entry. Exit code 1: a check fails.
     """
     from robustbench_vlm.engine.resources import Resources
     from robustbench_vlm.leaderboard.entry import write_entry
