@@ -129,12 +129,12 @@ def _footer(found: "Diagnoses") -> Iterable[str]:
     count = sum(each.n for each in first.datasets)
     datasets = f"{len(first.datasets)} dataset{'s' if len(first.datasets) > 1 else ''}"
     yield (
-        f"{found.track}, {first.norm}, the last images of {found.attack}, means over {datasets};"
+        f"{found.track}, {first.norm}, images after the last step of {found.attack}, means over {datasets};"
         f" protocol {found.protocol}, {count} samples, {duration(found.seconds)}"
     )
     yield (
-        "accuracy: in %, on the last image of the attack for each sample; `vlmbench run` uses the worst image"
-        " that the attack found"
+        "accuracy: in %, on the image of each sample after the last step; `vlmbench run` uses the strongest image that"
+        " the attack found"
     )
     yield (
         "modality gap: the distance, from 0 to 2, between the mean image embedding and the mean text embedding;"
