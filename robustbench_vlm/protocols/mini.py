@@ -14,5 +14,5 @@ MINI_QUICK = Protocol(
     version=1,
     samples=8,
     description="This protocol uses the first 8 samples of each dataset in the protocol mini. It gives a table"
-    " within two minutes, with wide confidence intervals",
+    " of results within two minutes, with wide confidence intervals",
 )

@@ -29,9 +29,9 @@ TRUSTED_NATIVE = dataclasses.replace(
     TRUSTED,
     name="trusted-native",
     resolution="native",
-    description="This protocol has the settings of the protocol trusted, except that each model is attacked at its"
-    " input size, such as 256, 336 or 384 pixels, instead of 224. A larger image gives the attack more pixels, so"
-    " compare only models of one size",
+    description="This protocol has the settings of the protocol trusted, with one exception. Each model is attacked at"
+    " its input size, such as 256, 336 or 384 pixels, instead of 224. A larger image gives the attack more pixels, so"
+    " compare only models with the same input size",
 )
 
 AGFT_2026 = Protocol(
@@ -51,11 +51,11 @@ AGFT_2026 = Protocol(
     description="This protocol follows the code of AGFT. It uses all samples and half precision. PGD and CW"
     " maximise the mean loss of 128 samples with steps of 1/255, and they return the final iterate."
     " AutoAttack consists of 10 steps of APGD-CE and 10 steps of APGD-DLR, which is the version 'rand'"
-    " of torchattacks. The protocol differs from the code in seven points. Text features and DLR are"
-    " computed in float32. The seed is fixed, and not taken from the clock. A gradient is computed"
-    " once, and not as the mean of 20 equal gradients. Each sample is counted only once. CW continues after"
-    " a sample is broken. If a dataset has two classes, DLR is not used, because its gradient would be"
-    " 0. CIFAR and STL10 are enlarged without antialiasing",
+    " of torchattacks. The protocol differs from the code in seven points. (1) Text features and DLR are"
+    " computed in float32. (2) The seed is fixed, and not taken from the clock. (3) A gradient is"
+    " computed once, and not as the mean of 20 equal gradients. (4) Each sample is counted only once."
+    " (5) CW continues after a sample is broken. (6) If a dataset has two classes, the margin loss is used instead"
+    " of DLR, whose gradient would be 0. (7) CIFAR and STL10 are enlarged without antialiasing",
 )
 
 FARE_2024 = Protocol(
@@ -83,11 +83,11 @@ FARE_2024 = Protocol(
     attacks={"autoattack": "fare-autoattack"},
     description="This protocol follows the code of FARE. It uses the 13 datasets of FARE, the prompt ensembles of"
     " CLIP_benchmark, and float32. AutoAttack consists of APGD-CE with 5 restarts and APGD-T. The"
-    " protocol differs from the code in five points. It uses other samples, 1000 per dataset, because"
-    " the code's choice of samples depends on the batch size. EuroSAT and Caltech101 have all their"
-    " samples, and not only VTAB's test part. Caltech101 does not have its background class. If a"
-    " dataset has two classes, the code runs only APGD-CE. ConvNeXt is attacked at 224 pixels, and not"
-    " at 256 pixels",
+    " protocol differs from the code in five points. (1) It uses other samples, 1000 per dataset, because"
+    " the code's choice of samples depends on the batch size. (2) EuroSAT and Caltech101 have all their"
+    " samples, and not only VTAB's test part. (3) Caltech101 does not have its background class. (4) If"
+    " a dataset has two classes, the code runs only APGD-CE, and the protocol runs both attacks. (5)"
+    " ConvNeXt is attacked at 224 pixels, and not at 256 pixels",
 )
 
 TECOA_2023 = Protocol(
@@ -108,9 +108,9 @@ TECOA_2023 = Protocol(
     description="This protocol follows the code of TeCoA. It uses all samples and half precision. PGD and CW"
     " maximise the mean loss of 256 samples with steps of 1/255, and they return the final iterate."
     " The paper reports 100 steps. AutoAttack consists of APGD-CE and APGD-DLR. The protocol"
-    " differs from the code in four points. Text features and DLR are computed in float32. The seed is"
-    " fixed. If a dataset has two classes, the code runs only APGD-CE. Hateful Memes is missing,"
-    " because its prompts are unknown",
+    " differs from the code in four points. (1) Text features and DLR are computed in float32. (2) The"
+    " seed is fixed. (3) If a dataset has two classes, the code runs only APGD-CE, and the protocol"
+    " runs both attacks. (4) The dataset Hateful Memes is missing in the protocol, because its prompts are unknown",
 )
 
 TGA_2024 = dataclasses.replace(
