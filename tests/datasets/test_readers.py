@@ -212,7 +212,7 @@ def test_pickle_with_code_is_refused(harm: bytes, tmp_path: Path, monkeypatch: p
     folder = make("cifar10", tmp_path)
     monkeypatch.chdir(tmp_path)
     (folder / "test_batch").write_bytes(harm)
-    with pytest.raises(UserError, match=r"test_batch.*it uses [\w.]+, which is not allowed in a dataset file"):
+    with pytest.raises(UserError, match=r"test_batch.*the file uses [\w.]+, which is not allowed in a dataset file"):
         PUBLISHED["cifar10"].read(folder)
     assert not (tmp_path / "harmed").exists()
 
