@@ -11,8 +11,8 @@ from robustbench_vlm.cli.show import EXAMPLES
 REQUEST = """--address --attack --batch-size --data --dataset --device --engine --eps --images --json --model --norm
  --out --prompt --protocol --samples --skip-unreadable --track --workers"""
 OPTIONS = {
-    "run": REQUEST,
-    "plan": REQUEST,
+    "run": f"{REQUEST} --half-width",
+    "plan": f"{REQUEST} --detect --half-width",
     "list": "KIND --json --track",
     "diff": "protocol NAME NAME --json",
     "check": "KIND NAME --device --json --track",

@@ -161,7 +161,7 @@ def needed(plan: "Plan", estimate: "Estimate", found: "Detection", width: int) -
     times = found.samples * len(plan.cells) / plan.samples
     source = "on record" if found.is_recorded else "assumed, because no records of both models were found"
     sentence = (
-        f"to show a difference of {found.difference * 100:g} points with a power of {percent(found.power)} %, a"
+        f"to show a difference of {found.difference * 100:g} points with a power of {found.power * 100:g} %, a"
         f" comparison needs about {found.samples} samples per dataset (the models differ on"
         f" {percent(found.discordance)} % of the samples, {source}): about"
         f" {duration(estimate.seconds_expected * times)} and {round(estimate.passes_expected * times):,} passes for"
