@@ -7,8 +7,8 @@ from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.attacks.phases import divide
 from robustbench_vlm.engine.cost import BROKEN_COST, ROBUST_SHARE, Cost, Estimate
 from robustbench_vlm.engine.estimate import CHUNK, CellDraws, estimate_mean
-from robustbench_vlm.engine.estimated_run import groups
 from robustbench_vlm.engine.resolve import Plan
+from robustbench_vlm.engine.score_tables import groups
 
 BROKEN_LATER = 0.01
 """Assumed share of the survivors of the first phase that the second phase breaks. For five of the eight bundled models

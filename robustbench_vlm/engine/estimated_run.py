@@ -20,7 +20,7 @@ from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.compute import compute_missing, missing_samples, passes_of
 from robustbench_vlm.engine.estimate import CellDraws, Draws, chunks, estimate_mean, second_cell
 from robustbench_vlm.engine.resolve import Plan
-from robustbench_vlm.engine.score_tables import is_unseen
+from robustbench_vlm.engine.score_tables import groups, is_unseen
 from robustbench_vlm.engine.second_phase import joined, run_second_phase
 from robustbench_vlm.engine.shard import ShardGroup
 from robustbench_vlm.engine.store import (
@@ -80,45 +80,42 @@ def run_phases(plan: Plan, half_width: float, *, on_progress: OnProgress = ignor
     attacked, and complete records are written. Raises UserError if an attack cannot be divided into phases.
     """
     out = plan.request.out
-    phases = {cell.attack.name: divide(cell.attack) for cell in plan.cells}
+    phases = [divide(cell.attack) for cell in plan.cells]
     on_disk = [read_finished(cell_folder(out, cell), cell) for cell in plan.cells]
     missing = [number for number, cell in enumerate(plan.cells) if missing_samples(cell, on_disk[number])]
     firsts = dict(zip(missing, _first_phase(plan, phases, missing, on_progress), strict=True))
     cells: list[EstimatedCell] = []
     for number, (cell, found) in enumerate(zip(plan.cells, on_disk, strict=True)):
         if number in firsts:
-            stage = phases[cell.attack.name].second.stages[0].name
+            stage = phases[number].second.stages[0].name
             cells.append(EstimatedCell(cell, (), firsts[number], stage=stage))
         else:
             cells.append(EstimatedCell(cell, tuple(merge(found.pieces, cell.samples.ids))))
     for numbers in groups(plan.cells):
-        own = _second_phase(
-            plan, phases[plan.cells[numbers[0]].attack.name], [cells[n] for n in numbers], half_width, on_progress
-        )
+        own = _second_phase(plan, phases[numbers[0]], [cells[n] for n in numbers], half_width, on_progress)
         for number, each in zip(numbers, own, strict=True):
             cells[number] = each
     return [_completed(plan, each) for each in cells]
 
 
-def has_first_phase(plan: Plan) -> bool:
-    """Return whether an estimated run has left records of a first phase for a cell without complete records."""
+def cells_with_first_phase(plan: Plan) -> tuple[Cell, ...]:
+    """Return the cells without complete records for which an estimated run has left records of the first phase."""
     out = plan.request.out
+    found = []
     for cell in plan.cells:
-        try:
-            first = _first_cell(cell, divide(cell.attack))
-        except UserError:
-            continue
-        if cell_folder(out, first).is_dir() and missing_samples(cell, read_finished(cell_folder(out, cell), cell)):
-            return True
-    return False
+        with contextlib.suppress(UserError):  # the attack has no phases
+            is_started = cell_folder(out, _first_cell(cell, divide(cell.attack))).is_dir()
+            if is_started and missing_samples(cell, read_finished(cell_folder(out, cell), cell)):
+                found.append(cell)
+    return tuple(found)
 
 
 def _first_phase(
-    plan: Plan, phases: dict[str, Phases], numbers: Sequence[int], on_progress: OnProgress
+    plan: Plan, phases: Sequence[Phases], numbers: Sequence[int], on_progress: OnProgress
 ) -> list[tuple[SampleResult, ...]]:
     """Attack all samples of some cells with the first phase, and return the records of each cell."""
     out = plan.request.out
-    cells = tuple(_first_cell(plan.cells[number], phases[plan.cells[number].attack.name]) for number in numbers)
+    cells = tuple(_first_cell(plan.cells[number], phases[number]) for number in numbers)
     if not cells:
         return []
     some = dataclasses.replace(plan, cells=cells)
@@ -135,21 +132,13 @@ def _nothing(finished: Sequence[Finished]) -> None:
     """Do nothing. The scores of a first phase are not written to a manifest."""
 
 
-def groups(cells: Sequence[Cell]) -> list[list[int]]:
-    """Return the indices of the cells of each model, attack and eps, in the order of the cells."""
-    found: dict[tuple[str, str, str], list[int]] = {}
-    for number, cell in enumerate(cells):
-        found.setdefault((cell.model, cell.attack.name, str(cell.threat)), []).append(number)
-    return list(found.values())
-
-
 def _second_phase(
     plan: Plan, phases: Phases, cells: Sequence[EstimatedCell], half_width: float, on_progress: OnProgress
 ) -> list[EstimatedCell]:
     """Attack survivors of cells of one model, attack and eps until the interval is narrow enough.
 
-    Return the cells with their records. Chunks of survivors are written in the order
-    of the draws. The records therefore do not depend on the number of workers or on interruptions.
+    Return the cells with their records. Chunks of survivors are written in the order of the draws. Therefore the
+    records do not depend on the number of workers or on interruptions.
     """
     open_cells = [number for number, each in enumerate(cells) if not each.complete]
     seconds = [second_cell(cells[n].cell, phases, cells[n].first) for n in open_cells]

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from robustbench_vlm.core.records import Score
 from robustbench_vlm.engine.compute import passes_of
 from robustbench_vlm.engine.estimate import CellDraws, Interval, broken_rates, estimate_mean
-from robustbench_vlm.engine.estimated_run import EstimatedCell, groups
+from robustbench_vlm.engine.estimated_run import EstimatedCell
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.results import Mean, ScoreTable, TableEstimate, score
-from robustbench_vlm.engine.score_tables import is_unseen, tables_of
+from robustbench_vlm.engine.score_tables import groups, is_unseen, tables_of
 
 
 def estimated_tables(plan: Plan, cells: Sequence[EstimatedCell], seconds: float) -> tuple[ScoreTable, ...]:

@@ -1,6 +1,7 @@
 """Run requests: compute missing records, and compute scores from all records."""
 
 import contextlib
+import dataclasses
 import time
 from collections.abc import Iterable, Sequence
 
@@ -8,7 +9,7 @@ from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.compute import compute_missing, passes_of
 from robustbench_vlm.engine.cost import Estimate, estimate_cost
-from robustbench_vlm.engine.estimated_run import EstimatedCell, has_first_phase, run_phases
+from robustbench_vlm.engine.estimated_run import EstimatedCell, cells_with_first_phase, run_phases
 from robustbench_vlm.engine.estimated_tables import estimated_tables
 from robustbench_vlm.engine.manifest import Provenance
 from robustbench_vlm.engine.request import Request
@@ -57,13 +58,15 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
         folders = RunFolders(plan)
         # If the run is interrupted, the scores of complete cells must be kept.
         folders.write_unfinished(finished)
-        half_width = plan.request.half_width
-        if half_width or has_first_phase(plan):
+        if half_width := plan.request.half_width:
             estimated = run_phases(plan, half_width, on_progress=on_progress)
             finished = [read_finished(cell_folder(out, cell), cell) for cell in cells]
-            if half_width and not all(each.is_finished for each in estimated):
+            if not all(each.is_finished for each in estimated):
                 folders.write_unfinished(finished)
                 return _estimated(plan, estimated, time.monotonic() - begun, folders.notes)
+        elif started := cells_with_first_phase(plan):
+            run_phases(dataclasses.replace(plan, cells=started), half_width=0.0, on_progress=on_progress)
+            finished = [read_finished(cell_folder(out, cell), cell) for cell in cells]
         seconds_expected = estimate.seconds_expected if estimate else 0.0
         fresh = compute_missing(plan, finished, seconds_expected, on_progress, folders.write_unfinished)
         complete = [read_finished(cell_folder(out, cell), cell) for cell in cells]

@@ -19,10 +19,15 @@ def tables_of(
     plan: Plan, scores: Sequence[Score], passes: Sequence[int], seconds: Sequence[float]
 ) -> tuple[ScoreTable, ...]:
     """Return one table for every combination of model, attack and eps."""
-    rows: dict[tuple[str, str, str], list[int]] = {}
-    for number, cell in enumerate(plan.cells):
-        rows.setdefault((cell.model_name, cell.attack.name, cell.threat.eps_text), []).append(number)
-    return tuple(_table(plan, numbers, scores, passes, seconds) for numbers in rows.values())
+    return tuple(_table(plan, numbers, scores, passes, seconds) for numbers in groups(plan.cells))
+
+
+def groups(cells: Sequence[Cell]) -> list[list[int]]:
+    """Return the indices of the cells of each model, attack and eps, in the order of the cells."""
+    found: dict[tuple[str, str, str], list[int]] = {}
+    for number, cell in enumerate(cells):
+        found.setdefault((cell.model_name, cell.attack.name, cell.threat.eps_text), []).append(number)
+    return list(found.values())
 
 
 def _table(

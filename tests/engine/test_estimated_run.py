@@ -44,10 +44,13 @@ def quick_attack(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def evaluate(taught_card: Path, tmp_path: Path) -> Callable[..., RunResult]:
-    def evaluate(out: str, half_width: float = 0.0, workers: int = 1) -> RunResult:
+    def evaluate(
+        out: str, half_width: float = 0.0, workers: int = 1, attacks: tuple[str, ...] = ("autoattack",)
+    ) -> RunResult:
         return run(
             Request(
                 models=(str(taught_card),),
+                attacks=attacks,
                 datasets=("colours", "digits"),
                 eps=("2/255",),
                 samples=24,
@@ -104,6 +107,19 @@ def test_other_views_do_not_show_an_estimated_run(evaluate: Callable[..., RunRes
     assert result.to_pandas()["estimated"].all()
     json = result.to_json()
     assert json["estimate"]["drawn"] < json["estimate"]["survivors"]
+
+
+def test_a_full_run_with_other_attacks_finishes_the_estimate(
+    evaluate: Callable[..., RunResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluate("mixed", half_width=0.2)
+    quick = resolve.load_attack
+    stage = apgd_stage("apgd-ce", loss="ce", steps=2, targets=0, restarts=1)
+    one_stage = Attack("one", (stage,), "an attack without phases")
+    monkeypatch.setattr(resolve, "load_attack", lambda name: one_stage if name == "one" else quick(name))
+    both = evaluate("mixed", attacks=("one", "autoattack"))
+    assert [table.estimate for table in both.tables] == [None, None]
+    assert [table.attack for table in both.tables] == ["one", "autoattack"]
 
 
 def test_an_attack_with_one_stage_is_refused(
