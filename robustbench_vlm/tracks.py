@@ -33,8 +33,8 @@ class Track:
     leaderboard_protocol: str
     """The protocol that leaderboard entries must follow."""
     attack: str = "autoattack"
-    """A leaderboard entry needs records of this attack to get a rank. A sample counts as robust if no recorded attack
-    breaks it."""
+    """To get a rank, a leaderboard entry needs records of this attack. A sample counts as robust if the model
+    classifies it correctly without an attack and after every recorded attack."""
     training: str = ""
     """The dataset for fine-tuning. "" means that the user gives a folder of images."""
     training_datasets: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ ZEROSHOT15 = Track(
         "stl10",
         "sun397",
     ),
-    # TinyImageNet has 200 of ImageNet's classes. It is listed here, because some released models were trained on it.
+    # Some released models were trained on TinyImageNet, which has 200 of ImageNet's classes.
     training_datasets=("imagenet", "tiny-imagenet"),
     architecture="open_clip:ViT-B-32-quickgelu",
     training_eps=Fraction(1, 255),
@@ -121,5 +121,5 @@ ZEROSHOT15 = Track(
 )
 
 DEFAULT_TRACK = "mini"
-"""Name of the track that is used if a request does not name a track."""
+"""Name of the track that is used if the user does not give a track."""
 TRACKS = Registry("track", {"mini": "robustbench_vlm.tracks:MINI", "zeroshot15": "robustbench_vlm.tracks:ZEROSHOT15"})

@@ -37,8 +37,8 @@ class BoardRow:
     links: Mapping[str, str]
     clean: Accuracy
     robust: Accuracy
-    """Lowest known robust accuracy. A sample counts as robust if no recorded attack and no counterexample breaks it
-    within the radius."""
+    """Lowest known robust accuracy. A sample counts as robust if the model classifies it correctly without an
+    attack, and also after every recorded attack and in every counterexample within the radius."""
     under: Mapping[str, Accuracy]
     """Mean robust accuracy at the standard radius. The keys are attack names."""
     curve: tuple[CurvePoint, ...]

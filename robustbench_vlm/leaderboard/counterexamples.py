@@ -95,9 +95,9 @@ def refuted_counterexamples(
     cells: Sequence[Cell],
     device: str,
 ) -> tuple[Counterexample, ...]:
-    """Return the counterexamples that fail on this machine: the image does not break the sample.
+    """Return the counterexamples that fail the check on this machine. Each image costs one forward pass.
 
-    Each image costs one forward pass.
+    A counterexample fails if the model classifies its image correctly, or if the image is too far from the clean image.
     """
     found = []
     for example, image in with_images(examples, folder):

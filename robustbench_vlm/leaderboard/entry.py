@@ -155,7 +155,7 @@ class RecordsFile:
 
 @dataclass(frozen=True)
 class Counterexample:
-    """A sample that a known adversarial image breaks.
+    """A sample with a known adversarial image, which the model misclassifies.
 
     Each image was checked by one forward pass before it was recorded.
     """

@@ -1,7 +1,8 @@
 """Ranking of a track's entries by the lowest known robust accuracy.
 
-A sample counts as robust if no recorded attack and no counterexample breaks it within the radius. Models share their
-ranks if their mean robust accuracies do not differ significantly in a paired test.
+A sample counts as robust if the model classifies it correctly without an attack and no recorded attack and no
+counterexample within the radius changes this. Models share their ranks if their mean robust accuracies do not differ
+significantly in a paired test.
 """
 
 import contextlib
@@ -40,7 +41,7 @@ class KnownVerdicts:
     clean: tuple[bool, ...]
     """True for samples that are classified correctly without an attack."""
     robust: tuple[bool, ...]
-    """True for samples that are classified correctly and that no recorded attack and no counterexample breaks."""
+    """True for samples that are classified correctly, also after all recorded attacks and counterexamples."""
 
 
 def worst_known(
@@ -48,7 +49,7 @@ def worst_known(
 ) -> dict[str, KnownVerdicts]:
     """Return one model's verdicts. The keys are dataset names.
 
-    A sample counts as broken if any recorded attack or counterexample breaks it. The radius of the attack may be
+    A sample is not robust if it is misclassified after any recorded attack or in any counterexample. The radius may be
     smaller than the radius of `threat`, but the norm must be the same. Only datasets that were attacked under exactly
     `threat` are included.
     """

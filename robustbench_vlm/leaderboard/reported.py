@@ -19,7 +19,8 @@ FILE = "reported.csv"
 _UNDEFENDED = ("CLIP",)
 """Names that papers use for the undefended model."""
 _MOST_UNDEFENDED = 0.01
-"""Largest plausible robust accuracy of an undefended model at eps 1/255. A strong attack breaks nearly all samples."""
+"""Largest plausible robust accuracy of an undefended model at eps 1/255. Under a strong attack, such a
+model misclassifies nearly all samples."""
 _ROUNDED = 0.0005
 """Tolerance for rounding, because papers print percentages with one or two decimals."""
 

@@ -169,9 +169,10 @@ def _environment(run: Path, evidence: Sequence[CellRecords]) -> list[Mapping[str
 
 
 def _continued(entry: Entry, earlier: Entry) -> Entry:
-    """Return the entry with the history of the earlier entry. This submission is added to the end of the history.
+    """Return the submitted entry with the history of the earlier entry.
 
-    If the weights are the same, the counterexamples of the earlier entry are kept too.
+    This submission is added as the last event of the history. If the weights are the same, the counterexamples of the
+    earlier entry are kept too.
     """
     kept = earlier.counterexamples if earlier.weights == entry.weights else ()
     event = entry.history[0]

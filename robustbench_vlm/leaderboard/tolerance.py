@@ -1,4 +1,8 @@
-"""Compare recomputed verdicts with stored verdicts: counts of differences, and the tolerance for other hardware."""
+"""Compare the verdicts of recomputed attacks with the stored verdicts of an entry.
+
+A verdict says whether the model classifies a sample correctly without an attack and after the attack. The module counts
+the verdicts that differ. It also decides whether rounding on other hardware can explain so many differences.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -57,7 +61,7 @@ class Disagreement:
 
     @property
     def is_favourable(self) -> bool:
-        """True if the sample is robust in the stored record but broken by the recomputed attack.
+        """True if the sample is robust in the stored record but misclassified in the recomputed record.
 
         Such samples make the stored accuracy too high.
         """
@@ -86,7 +90,7 @@ class RecomputedSample:
 
     @property
     def is_broken(self) -> bool:
-        """True if the recomputed attack breaks the sample."""
+        """True if the model classifies the sample correctly, but misclassifies it after the recomputed attack."""
         return _verdict(self.here) == "broken"
 
     @property
@@ -115,7 +119,7 @@ class RecomputedPart:
     """Number of recomputed verdicts."""
     wrong: int
     too_high: int
-    """Number of samples that are robust in the stored records and broken in the recomputed records."""
+    """Number of samples that are robust in the stored records but misclassified in the recomputed records."""
     bound: float
     """Upper limit of the share of wrong verdicts in the part, with 95 % confidence (exact binomial, Clopper and Pearson
     1934). If the whole part was recomputed, it is the exact share."""
@@ -123,7 +127,7 @@ class RecomputedPart:
     @property
     def exceeds_tolerance(self) -> bool:
         """True if significantly more verdicts differ than the tolerance for other hardware allows."""
-        # Verdicts count as wrong in both directions. Verdicts that are too low would make a competing model look worse.
+        # Verdicts that make the accuracy too low count as wrong too, because they make a competing model look worse.
         return exceeds_tolerance(self.wrong, self.verdicts)
 
 
@@ -136,9 +140,9 @@ def summarize_part(name: str, samples: Sequence[RecomputedSample], *, is_full: b
 
 
 def missing_warnings(samples: Sequence[RecomputedSample]) -> tuple[str, ...]:
-    """Return a sentence about warnings that recomputed records have and stored records lack.
+    """Return a sentence that lists the warnings that are missing in stored records but not in recomputed records.
 
-    Returns () if the number of stored records that lack a warning is within the tolerance.
+    The result is a tuple with this sentence. It is empty if the tolerance allows so many records without the warnings.
     """
     same = [(sample.stored, sample.here) for sample in samples if not sample.is_wrong]
     missing = [set(here.warnings.split(",")) - set(stored.warnings.split(",")) - {""} for stored, here in same]

@@ -33,7 +33,7 @@ _LEFT_OUT = {"unreadable", "incomplete"}
 have one of these warnings.
 """
 _PROSE = {"notes", "reported", "folder"}
-"""Fields of a card that may differ from the card in the zoo, because no result depends on them."""
+"""Fields in which the model card of an entry may differ from the card in the model zoo. No result depends on them."""
 
 
 def read_entry_in_place(path: Path) -> Entry:
@@ -132,7 +132,7 @@ def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
 
 
 def _check_card(entry: Entry) -> None:
-    """Raise Unsound if the card of a bundled model differs from its card in the model zoo."""
+    """Raise Unsound if the model card in an entry differs from the card with the same name in the model zoo."""
     name = entry.card["name"]
     if name not in card_names(entry.track):
         return
@@ -216,7 +216,11 @@ def _is_same_claim(entry: Entry, earlier: Entry) -> bool:
 
 
 def _check_counterexamples(examples: Sequence[Counterexample], evidence: Sequence[CellRecords], folder: Path) -> None:
-    """Raise Unsound if a counterexample breaks no sample of the entry, or if its image is missing."""
+    """Raise Unsound if a counterexample has no image, or if its sample or its prediction does not fit the entry.
+
+    The entry must have the sample, the model must classify the sample correctly without an attack, and the prediction
+    for the counterexample must be wrong.
+    """
     for _ in with_images(examples, folder):
         pass
     known = {(each.score.dataset, row.sample_id): row for each in evidence for row in each.results}

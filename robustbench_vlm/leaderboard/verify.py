@@ -38,9 +38,7 @@ from robustbench_vlm.leaderboard.validate import check_definitions, check_entry
 from robustbench_vlm.tracks import TRACKS, Track
 
 REPRODUCED = 0.05
-"""Largest share of wrong verdicts in an entry with the status "reproduced". Verification bounds the share with 95 %
-confidence.
-"""
+"""An entry gets the status "reproduced" if at most this share of its verdicts is wrong, with 95 % confidence."""
 _CLOSE_MARGIN = 1e-3
 """Largest margin at which rounding on another machine may change a prediction. The margin is the cosine similarity of
 the predicted class minus the second-highest cosine similarity."""
@@ -60,7 +58,7 @@ class Verification:
     seed: int = 0
     disagreements: tuple[Disagreement, ...] = ()
     removed_counterexamples: tuple[Counterexample, ...] = ()
-    """Counterexamples that were removed from the entry, because their images break no sample on this machine."""
+    """Counterexamples that were removed from the entry, because their images failed the check on this machine."""
 
 
 def verify(
@@ -85,7 +83,8 @@ def verify(
             that the rank depends on. The second part has all other verdicts. If None, all verdicts are recomputed.
         seed: Seed for the choice of samples. If it is None, the seed is random and secret, so that submitters cannot
             know the chosen samples in advance.
-        model: The reference that loads the model. It is needed only if the model's name does not load it.
+        model: Reference from which the model is loaded, such as the path of a model card. It is needed only if the
+            model cannot be loaded by the name in the entry.
         data: The folder of prepared datasets.
         resources: Device, workers and batch size.
         on_progress: Called after each group of recomputed verdicts.
@@ -153,7 +152,8 @@ def recompute(
 ) -> list[SampleResult]:
     """Attack the samples in `drawn` again and return their new records, in the same order.
 
-    The cell with index i in the entry has the index `cells[i]` in the plan.
+    A cell is one attack on one dataset at one radius. `cells` maps the index of a cell in the entry to its index in
+    `plan`.
     """
     resources = plan.request.resources
     shards = _shards(plan, cells, drawn)

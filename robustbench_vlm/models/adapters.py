@@ -16,13 +16,13 @@ Tokenizer = Callable[[list[str]], Tensor]
 
 @dataclass(frozen=True)
 class EncoderPair:
-    """The two encoders of a model, and values that the model states for the arguments of `zero_shot`."""
+    """The two encoders of a model, and the arguments of `zero_shot` that can be read from the model."""
 
     image: nn.Module
     """Maps normalised pixels, float32 [B, 3, H, W], to embeddings, float [B, D]."""
     text: "TextModule"
     settings: Mapping[str, Any]
-    """The values that the model states. The keys are argument names of `zero_shot`."""
+    """Values that were read from the model, such as the logit scale. The keys are argument names of `zero_shot`."""
 
 
 class ImageModule(nn.Module):

@@ -167,7 +167,7 @@ class ModelCard(CardFields):
 
     @property
     def base_reference(self) -> str:
-        """The field `base` as a reference for `find_card`. If `base` is a card file, its path includes `folder`."""
+        """The field `base` in a form that `find_card` accepts. The path of a card file starts with `folder`."""
         return str(Path(self.folder) / self.base) if is_card_file(self.base) else self.base
 
     @property

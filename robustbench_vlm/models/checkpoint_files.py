@@ -32,7 +32,7 @@ _SHARD = re.compile(r"(.+)-\d{5}-of-(\d{5})(\.\w+)")
 
 
 class _Ignored:
-    """A placeholder for NumPy numbers in a pickle, such as the best accuracy of the training, which are not used."""
+    """A placeholder for NumPy numbers in a pickle. Such a number, for example the best accuracy, is not a weight."""
 
     def __init__(self, *arguments: object) -> None:
         pass
@@ -176,7 +176,7 @@ def _is_safetensors(path: Path) -> bool:
         with path.open("rb") as file:
             start = file.read(9)
     except OSError:
-        # If the file cannot be read, the caller fails to read it too and raises a UserError that explains the problem.
+        # The caller of this function cannot read the file either. It raises a UserError that explains the problem.
         return False
     if start[8:] == b"{" and int.from_bytes(start[:8], "little") <= _LARGEST_HEADER:
         return True

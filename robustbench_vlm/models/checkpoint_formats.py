@@ -127,8 +127,8 @@ def _without_prefix(state: State) -> State:
     """
     prefixes = sorted({key[: _start(key)] for key in state if _start(key) >= 0})
     if not prefixes:
-        # A file with only an image encoder has no prefix. If it is a ViT, the first of these two tensors is at the top
-        # level of the file. If it is a ResNet, the second is.
+        # A file with only an image encoder has no such prefix. A ViT has a tensor with the first name in `tops`, and a
+        # ResNet has a tensor with the second name.
         tops = ("class_embedding", "attnpool.c_proj.weight")
         prefixes = sorted({key.removesuffix(top) for key in state for top in tops if key.endswith(top)})
     if len(prefixes) > 1:
@@ -249,8 +249,8 @@ CHECKPOINT_FORMATS: Mapping[str, Callable[[Any], Any]] = {
     "transformers": _transformers_state,
     "visual": _only_image,
 }
-"""The functions that read each checkpoint format. A function takes the content of a file. If the file has this format,
-the function returns a dict of tensors, and if not, another value. The functions are tried in this order. The first
+"""One function for each checkpoint format. The function takes the content of a file. It returns a dict of tensors if
+the file has this format. It returns a value of another type if not. The functions are tried in this order. The first
 function that returns a dict of tensors determines the format.
 """
 
@@ -271,7 +271,7 @@ _RESNETS: Mapping[tuple[int, ...], str] = {
 
 
 def described(state: Mapping[str, Tensor]) -> str:
-    """Return a sentence for an error message: the image encoder to which a state dict probably belongs."""
+    """Return a sentence for an error message. It names the image encoder to which a state dict probably belongs."""
     kernel = state.get("conv1.weight")
     if kernel is not None and kernel.dim() == 4 and "class_embedding" in state:
         width, patch, layers = kernel.shape[0], kernel.shape[-1], _count(state, "transformer.resblocks.")
@@ -289,7 +289,7 @@ def described(state: Mapping[str, Tensor]) -> str:
 
 
 def _described_text(state: State) -> str:
-    """Return a sentence for an error message: the size of the text encoder to which a state dict belongs."""
+    """Return a sentence for an error message. It states the size of the text encoder in a state dict."""
     if "token_embedding.weight" not in state:
         return "The file does not look like the text encoder of a CLIP."
     width, layers = _length(state, "ln_final.weight"), _count(state, "transformer.resblocks.")

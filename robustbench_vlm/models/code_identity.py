@@ -90,9 +90,10 @@ def _own_state(module: nn.Module, name: str, doubts: list[str]) -> dict[str, Any
 
 
 def _value(value: Any, where: str, doubts: list[str], trusted: bool) -> Any:
-    """Return the identity of an attribute's value.
+    """Return a JSON value that identifies the value of an attribute.
 
-    Objects whose state is unknown are added to `doubts`, unless `trusted` is true.
+    Objects whose state is unknown are added to `doubts`, unless `trusted` is true. `trusted` is true for attributes of
+    classes from installed packages.
     """
     if value is None or isinstance(value, bool | int | str | torch.dtype | torch.device):
         return str(value)

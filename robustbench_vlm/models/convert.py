@@ -113,7 +113,7 @@ def _check_name(name: str) -> None:
 
 
 def _check_activation(config: Path, architecture: str) -> None:
-    """Raise UserError if the config.json of a CLIP states another activation function than `architecture` uses.
+    """Raise UserError if the config.json of a CLIP names an activation function that `architecture` does not use.
 
     The tensors do not show the activation function. A wrong activation function lowers the accuracy without an error.
     """

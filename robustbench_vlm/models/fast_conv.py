@@ -78,8 +78,9 @@ class _Convolution(torch.autograd.Function):
 def _image_gradient(gradient: Tensor, weight: Tensor, stride: int, padding: int, shape: torch.Size) -> Tensor:
     """Convert the gradient with respect to the output into the gradient with respect to the images, [B, C, H, W].
 
-    The kernel and the image are split into blocks of stride x stride pixels. Windows start at multiples of the stride.
-    Block (a, b) of the window at position (y, x) therefore covers exactly the image block (y + a, x + b).
+    The kernel and the image are split into blocks of stride x stride pixels. For the output at position (y, x), the
+    kernel starts at a multiple of the stride. Each block of the kernel therefore covers exactly one block of the image:
+    kernel block (a, b) covers image block (y + a, x + b).
     """
     batch, channels, height, width = shape
     outputs, _, down, across = gradient.shape[1], *gradient.shape[1:]

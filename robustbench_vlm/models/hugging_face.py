@@ -76,9 +76,10 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
 
 
 def from_cache_or_hub(load: Callable[..., T], revision: str, what: str) -> T:
-    """Call `load` with files from the cache, or with downloads from the hub if files are missing; return its result.
+    """Call `load`, which reads files of the hub, and return its result. Files that are not in the cache are downloaded.
 
-    `load` gets arguments of the hub's client: `revision`, `local_files_only`, and `cache_dir` if VLMBENCH_CACHE is set.
+    `load` is called with keyword arguments for the client of the hub: `revision`, `local_files_only`, and `cache_dir`
+    if VLMBENCH_CACHE is set.
     Raises UserError if the files are not in the cache and the hub cannot be reached.
     """
     options: dict[str, Any] = {"revision": revision or None}
@@ -94,7 +95,8 @@ def from_cache_or_hub(load: Callable[..., T], revision: str, what: str) -> T:
 def find_adapter(adapter: str) -> Path:
     """Return the folder with the files of a peft adapter: a local folder, or the cached files of a hub repository.
 
-    If `adapter` is a local folder, this folder is returned, as in peft. If not, `adapter` must be ORG/NAME[@REVISION].
+    If a local folder has the name `adapter`, this folder is returned. The library peft makes the same choice. If there
+    is no such folder, `adapter` must have the form ORG/NAME[@REVISION] of a repository.
     Raises UserError if neither the folder nor the repository exists.
     """
     from huggingface_hub import hf_hub_download

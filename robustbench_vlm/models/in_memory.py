@@ -91,9 +91,9 @@ class InMemoryModel:
     processor: Any = None
     """The tokenizer or processor from which the model was made. None if the model was made from two encoders."""
     digest_prefix: str = IN_MEMORY
-    """The prefix of the digest if the digest covers the whole model.
+    """The prefix of a digest that covers the whole model. It is "" if other machines can load the model by its name.
 
-    The prefix is "" if users can load the model by name on other machines.
+    If the digest does not cover the whole model, the prefix is `UNPINNED` instead.
     """
 
     @property
@@ -234,8 +234,8 @@ def model_of_library(
 ) -> InMemoryModel:
     """Make a zero-shot model from a model of open_clip or transformers without a copy of its weights.
 
-    The caller must not change `model` later. `given` has arguments of `zero_shot` that replace the values that the
-    model states. Raises UserError for the same reasons as `zero_shot`.
+    The caller must not change `model` later. `given` has arguments of `zero_shot`. They replace the values that
+    are read from the model. Raises UserError for the same reasons as `zero_shot`.
     """
     from robustbench_vlm.models.adapters import encoders_of
 
@@ -282,7 +282,7 @@ def checked_name(name: str) -> str:
 
 
 _registered: dict[str, InMemoryModel] = {}
-"""The models in memory that references "memory:NAME" can name in this process. The keys are the names."""
+"""The models that can be loaded in this process by a reference "memory:NAME". The keys are the values of NAME."""
 
 
 @contextmanager

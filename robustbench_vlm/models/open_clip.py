@@ -61,7 +61,7 @@ class Architecture:
         # open_clip does not use its class `CLIP` for these configurations, so open_clip's factory has
         # to build the network.
         if self.config.get("custom_text") or "hf_model_name" in self.config["text_cfg"]:
-            # The default device is "meta" if a caller needs only the shapes of the tensors.
+            # A caller that needs only the shapes of the tensors sets the default device of torch to "meta".
             device = torch.get_default_device()
             built: nn.Module = _fetched(
                 f"the configuration of {OPEN_CLIP}{self.open_clip_name}",
@@ -157,7 +157,8 @@ def _pixel_constants(name: str) -> tuple[tuple[float, float, float], tuple[float
 def can_load_pretrained(architecture: str, tag: str) -> bool:
     """Return whether pretrained weights of an architecture "open_clip:NAME" are in the cache of the Hugging Face hub.
 
-    The result is also True if the tag is unknown, or if the weights of the tag are not on the hub.
+    If the tag is unknown or its weights are not on the hub, the cache of the hub gives no answer. The result is then
+    True.
     """
     import open_clip
 

@@ -94,7 +94,7 @@ def _parsed(values: dict[str, Any], folder: Path) -> Any:
             f"the adapter in {folder} has the unknown setting {unknown[0]!r}: install a newer peft (pip install -U"
             " peft), or remove the setting if it is a mistake"
         )
-    # The task and the class of the trained model select wrappers for training, which a merged model does not need.
+    # These settings choose classes that peft puts around a model for training. A merged model does not need them.
     settings = {key: value for key, value in values.items() if key not in ("auto_mapping", "task_type", "peft_type")}
     try:
         return fields(**settings)

@@ -109,8 +109,10 @@ def parse_reference(text: str) -> ModelReference:
     """Parse a model reference. The parser does not check that the model exists.
 
     A text such as "a+b.json" has the form DEFENSE+MODEL. If a card file with the path "a+b.json" exists, the text
-    refers to that file instead. Raises UserError for "open_clip:" without a tag, for "hf:" without an organisation, a
-    name or an adapter after the plus, and for two test-time defenses.
+    refers to that file instead.
+
+    Raises UserError if "open_clip:" has no tag, if "hf:" has no organisation or no name, or if no adapter follows a
+    plus in "hf:". Also raises UserError if there are two test-time defenses.
     """
     defense, plus, model = text.partition("+")
     # A path, an open_clip tag or a hub revision may contain a plus, which does not separate a defense from a model.

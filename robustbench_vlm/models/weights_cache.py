@@ -19,7 +19,7 @@ class MissingWeights:
     """A weights file of a model, or of its base, that is not in the cache."""
 
     model: str
-    """The reference of the model that the user gave, without a test-time defense."""
+    """The model reference that the user gave. If it had a test-time defense, the defense is removed."""
     file: str
     """The name of the file, or open_clip:ARCH/TAG."""
     url: str = ""
@@ -40,7 +40,10 @@ def cached(weights: Weights) -> Path:
 
 
 def digest_record(architecture: str, tag: str) -> Path:
-    """Return the path of a file with the digest that open_clip's pretrained weights had when first loaded."""
+    """Return the path of the file that stores the digest of pretrained weights of open_clip.
+
+    The digest is stored when the weights are loaded for the first time.
+    """
     return cache_folder() / "models" / f"{architecture.removeprefix(OPEN_CLIP)}-{tag}.sha256"
 
 

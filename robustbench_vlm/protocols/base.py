@@ -17,7 +17,7 @@ from robustbench_vlm.datasets.transform import Transform
 RESOLUTIONS = ("protocol", "native")
 """The values of `Protocol.resolution`."""
 SMALL_INPUT = 100
-"""Models with an input of fewer pixels in height and width than this are evaluated at the radii `small_eps`."""
+"""A model whose input has fewer pixels per side than this number is evaluated at the radii `small_eps`."""
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,26 @@ class Protocol:
     verdict_precision: str = field(default="float32", metadata=LATER)
     """Precision of the image encoder when the benchmark classifies the clean and the adversarial images."""
     datasets: tuple[str, ...] = field(default=(), metadata=LATER)
-    """Names of the datasets in the published table. () means the datasets of the track."""
+    """Names of the datasets in the paper whose evaluation this protocol follows. () means the datasets of the track."""
     missing_datasets: tuple[str, ...] = field(default=(), metadata=LATER)
-    """Datasets of the published table that this package cannot run. Without them, the means are not comparable."""
+    """Datasets of the paper that this package cannot run. Without them, means are not comparable with the paper."""
     logit_precision: str = field(default="float32", metadata=LATER)
-    """Precision of the product of image and text features. Published code that runs in half precision has "float16"."""
+    """Precision in which the product of image and text features is computed. "float16" reproduces the rounding of
+    published code that runs in half precision."""
     prompt_source: str = field(default="", metadata=LATER)
-    """Name of the source of prompts in `datasets.prompts` for published datasets. "" keeps the prompts of datasets."""
+    """Name of a set of prompts in the module `datasets.prompts`, for published datasets. "" means that each dataset
+    keeps its own prompt."""
     transform: Transform | None = field(default=None, metadata=LATER)
     """The transform of the images of published datasets. None keeps the transform of each dataset."""
     small_transform: Transform | None = field(default=None, metadata=LATER)
     """The transform for published datasets with small images of one size (CIFAR and STL10). It replaces `transform`."""
     resolution: str = field(default="protocol", metadata=LATER)
-    """Size at which the images of published datasets are attacked. "protocol" is the size that `transform` gives. A
-    model with another input size resizes the images in its forward pass. "native" is the input size of the model, and
-    `transform` is scaled to this size. CIFAR, STL10 and the datasets of the track mini are attacked at their stored
-    size in both cases."""
+    """The size at which the images of published datasets are attacked.
+
+    "protocol" means the size that `transform` gives. A model with another input size resizes the images in its forward
+    pass. "native" means the input size of the model. `transform` is then scaled to this size. In both cases, images of
+    CIFAR, STL10 and the datasets of the track mini are attacked at their stored size.
+    """
     attacks: Mapping[str, str] = field(default_factory=dict, metadata=LATER)
     """Attacks that replace other attacks in this protocol, such as a reduced AutoAttack. The keys are the names that
     users give."""
@@ -71,7 +75,7 @@ class Protocol:
     eps: tuple[str, ...] = field(default=(), metadata=LATER)
     """Linf radii of the evaluation, for pixels in [0, 1], such as "4/255". () means the standard eps of the track."""
     small_eps: tuple[str, ...] = field(default=(), metadata=LATER)
-    """Linf radii that replace `eps` for models with an input of less than `SMALL_INPUT` pixels. () keeps `eps`."""
+    """Linf radii for models whose input is smaller than `SMALL_INPUT`. They replace `eps`. () keeps `eps`."""
     description: str = ""
     """A few sentences about the protocol, for lists and pages."""
 

@@ -46,7 +46,10 @@ FIELDS: Mapping[str, tuple[str, Callable[[Protocol], str]]] = {
 
 
 def read_protocol(identity: Mapping[str, Any]) -> Protocol:
-    """Return the protocol with a given identity. Raises UserError if this version of the package cannot read it."""
+    """Convert the field values of a recorded protocol, such as those in a run folder, to a `Protocol`.
+
+    Raises UserError if this version of the package cannot read the values.
+    """
     transforms = {key: identity[key] for key in ("transform", "small_transform") if identity.get(key) is not None}
     try:
         values = {**identity, **{key: Transform(**value) for key, value in transforms.items()}}

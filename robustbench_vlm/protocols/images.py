@@ -1,4 +1,4 @@
-"""The protocol of --images, for models on a user's own images."""
+"""The protocol for a user's own images, which the option --images names."""
 
 from robustbench_vlm.protocols.base import Protocol
 

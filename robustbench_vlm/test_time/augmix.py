@@ -1,6 +1,7 @@
 """Random views of images: crops, flips and AugMix chains (Hendrycks et al., ICLR 2020, arXiv 1912.02781).
 
-The views are differentiable with respect to the pixels. The keys of the samples decide all random numbers.
+The views are differentiable with respect to the pixels. Each sample has a key (an integer), from which
+all its random numbers are computed.
 """
 
 import torch

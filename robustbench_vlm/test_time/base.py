@@ -79,8 +79,9 @@ class TestTimeDefense:
     `text_encoder` of the context cannot be used.
     """
     gradient_modes: tuple[GradientMode, ...] = (GradientMode("loop", "loop"), GradientMode("constant", "constant"))
-    """The ways in which adaptive attacks compute the gradient of the defense. An attack that transfers from the
-    undefended model is always added.
+    """The ways in which adaptive attacks compute the gradient of the defense. Every attack also
+    runs as a transfer attack: it attacks the model without the test-time defense, and the model with the defense
+    classifies the result.
     """
     needs_undefended: bool = False
     """True if the defense uses the undefended model, from which the defended model was trained.
@@ -106,7 +107,10 @@ def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
 
 
 def straight_through_sign(values: Tensor) -> Tensor:
-    """Return the signs of `values` (B, ...). Their gradient is the gradient of `values` / mean magnitude of the row."""
+    """Return the signs of `values` (B, ...) with a gradient that is not zero.
+
+    The gradient is the one of `values` divided by a constant for each row: the mean magnitude of the row's values.
+    """
     size = values.detach().abs().flatten(1).mean(dim=1).clamp_min(1e-30)
     return straight_through(values.sign(), values / size.view(-1, *(1,) * (values.dim() - 1)))
 

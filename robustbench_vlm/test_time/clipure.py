@@ -65,5 +65,5 @@ CLIPURE_COS_SHORT = dataclasses.replace(
         *CLIPURE_COS.deviations,
     ),
 )
-"""CLIPure-Cos with steps of 3 degrees. The published step rotates an embedding by 88 degrees, so it passes the null
-texts."""
+"""CLIPure-Cos with steps of 3 degrees. The published step rotates an embedding by 88 degrees. This moves the
+embedding beyond the null texts (texts without a class name)."""

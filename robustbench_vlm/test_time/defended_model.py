@@ -84,8 +84,8 @@ class DefendedClassifier(nn.Module):
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits float32 (B, C) of the images of the samples.
 
-        The gradient mode decides how the gradient is computed. With several draws of the random numbers, the logits
-        come from the first draw, and the gradient is the mean over all draws.
+        The gradient mode decides how the gradient is computed. If the mode draws the random numbers
+        several times, the logits come from the first draw, and the gradient is the mean over all draws.
         """
         keys, draws = self._keys(), self.gradient_mode.draws
         assert len(images) == len(keys), f"{len(images)} images for {len(keys)} samples"
@@ -194,9 +194,10 @@ class DefendedModel:
     def adapt_attack(self, attack: Attack) -> Attack:
         """Return the attack with its stages adapted to this model.
 
-        All stages run first as transfer attacks, and after that in each gradient mode of the defense. The random
-        numbers depend on the sample, so a stage must state the sample of each image. Raises UserError if a stage does
-        not do so, that is, if its `mixes_datasets` is false.
+        First, all stages attack the model without the defense (transfer attacks). After that, all stages attack the
+        model with the defense, in each gradient mode. The random numbers of the defense depend on the sample, so a
+        stage must say to which sample an image belongs. Raises UserError if the field `mixes_datasets` of a stage is
+        false, because such a stage does not say it.
         """
         unsupported = [stage.name for stage in attack.stages if not stage.mixes_datasets]
         if unsupported:
@@ -257,10 +258,10 @@ def defended_model(
 
 
 def _original(card: ModelCard | None, reference: str) -> str:
-    """Return the reference of the model from which the model of `card` was trained. Return "" if it is unknown.
+    """Return the reference of the base from which a model was trained. Return "" if the base is unknown.
 
-    `reference` is the reference of the model of `card`. A pretrained open_clip model was not trained from another
-    model. For such a model, `reference` is returned.
+    `card` and `reference` belong to the trained model. A pretrained open_clip model does not have a base. For such a
+    model, `reference` is returned.
     """
     if card is None:
         return ""

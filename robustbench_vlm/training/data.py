@@ -78,7 +78,7 @@ class TrainingImages:
 
 
 def in_hashed_order(source: Source) -> TrainingImages:
-    """Return all images of a source, sorted by the hash of their names. The order does not depend on the folder."""
+    """Return all images of a source, sorted by the hash of their names. The order depends only on the names."""
     order = sorted(range(len(source.ids)), key=lambda index: hashlib.sha256(source.ids[index].encode()).digest())
     return TrainingImages(source, order)
 

@@ -56,7 +56,7 @@ class Runtime:
     save_every: int = 200
     """Number of steps from one checkpoint to the next."""
     on_note: Callable[[str], None] = _ignore_note
-    """A function that is called before the training with each sentence in `Job.changes`."""
+    """A function that is called before the training, once for each sentence about a changed setting (`Job.changes`)."""
 
 
 def train_defense(
@@ -127,9 +127,9 @@ def train_step(
 ) -> tuple[float, dict[str, float]]:
     """Attack a batch and take one optimizer step on the mean loss. Return the loss and the accuracies of the batch.
 
-    If `measure` is true, the clean and robust accuracy of the batch are measured with two more forward passes, each in
-    [0, 1]. The keys of the returned dict are "clean" and "robust". If the loss is not finite, no optimizer step is
-    taken.
+    If `measure` is true, two more forward passes measure the clean and the robust accuracy of the batch. The returned
+    dict has these accuracies, in [0, 1], with the keys "clean" and "robust". If `measure` is false, it is empty. If the
+    loss is not finite, no optimizer step is taken.
     """
     adversarial = inner_attack(context, job.defense.inner, Threat("Linf", job.eps))
     correct = [_num_correct(context, images) for images in (context.images, adversarial)] if measure else []
@@ -205,8 +205,8 @@ def _keys(job: Job, rows: Tensor, step: int) -> Tensor:
 
 
 def _without_gradient(encoder: nn.Module, images: Tensor) -> Tensor:
-    # The inner attack may call this function in half precision. The training pass uses the same features and needs
-    # float32.
+    # The inner attack may call this function under autocast (half precision). Autocast is turned off here, because the
+    # training pass uses the same features and needs float32.
     with torch.no_grad(), torch.autocast(images.device.type, enabled=False):
         features: Tensor = encoder(images)
     return features

@@ -70,7 +70,7 @@ class Job:
 
     @property
     def identity(self) -> str:
-        """The fingerprint of `account`. A training resumes only from a checkpoint with the same fingerprint."""
+        """The fingerprint (a hash) of all settings in `account`. A checkpoint with another fingerprint is not used."""
         return fingerprint(self.account)
 
     @property

@@ -13,7 +13,7 @@ OPTIMIZERS = ("sgd", "adamw", "clip-adamw")
 _MOMENTUM = 0.9
 _CLIP_BETAS = (0.9, 0.98)
 _MAX_GRADIENT_NORM = {"clip-adamw": 1.0}
-"""The norm to which gradients are clipped, for each optimizer. The gradients of other optimizers are not clipped."""
+"""Optimizers with gradient clipping, and the largest norm of their gradients. Other optimizers do not clip."""
 
 
 def make_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimizer:
@@ -36,7 +36,7 @@ def make_optimizer(network: nn.Module, schedule: Schedule) -> torch.optim.Optimi
 
 
 def clip_gradients(parameters: Iterable[nn.Parameter], schedule: Schedule) -> None:
-    """Clip the total norm of all gradients if `_MAX_GRADIENT_NORM` has the optimizer of the schedule."""
+    """Clip the total norm of all gradients if the optimizer of the schedule is one of `_MAX_GRADIENT_NORM`."""
     if schedule.optimizer in _MAX_GRADIENT_NORM:
         nn.utils.clip_grad_norm_(parameters, _MAX_GRADIENT_NORM[schedule.optimizer])
 
@@ -62,8 +62,7 @@ def lr_at(schedule: Schedule, steps: int, step: int) -> float:
     if step == 0 and schedule.first_lr == "full":
         return schedule.lr
     if step < schedule.warmup and cosine != "product":
-        # AGFT uses the schedule of the library timm, which has the name "whole" in this module. The warm-up of this
-        # schedule starts at a learning rate of zero.
+        # "whole" is the schedule of the library timm, which AGFT uses. Its warm-up starts at a learning rate of zero.
         return schedule.lr * (step if cosine == "whole" else step + 1) / schedule.warmup
     warm = min(1.0, (step + 1) / schedule.warmup) if schedule.warmup else 1.0
     begin = schedule.warmup if cosine == "remaining" else 0

@@ -42,7 +42,7 @@ from robustbench_vlm.training.tensor_files import load_tensors, save_tensors
 VERSION = 1
 """Version of pre-training. Increase it if a change of the code can change the pre-trained weights."""
 _MIXTURE = {"single": 5, "several": 1, "pair": 2, "digit": 2}
-"""Relative number of training images that show scenes of each family. The keys are families of scenes."""
+"""Proportions of the training images: the relative number of images of each family of scenes."""
 _OFTEN_PLAIN = {"outline": (0, 0, 0, 0, 0, 0, 1), "faint": (0, 0, 0, 0, 0, 0, 1)}
 _CHUNK = 512
 _MAX_LOG_SCALE = math.log(100)
