@@ -184,7 +184,7 @@ def evaluate(
     samples: Count = None,
     protocol: str = "",
     images: str | Path | None = None,
-    prompt: str = "a photo of a {}.",
+    prompt: str = "",
     data: str | Path | None = None,
     name: str = "",
     half_width: float = 0.0,
@@ -211,7 +211,7 @@ def evaluate(
         protocol: The name of a protocol. "" uses the default protocol of the track.
         images: A folder with one sub-folder of images per class. It replaces the datasets. Without `track` and
             `protocol`, the protocol "images" is used.
-        prompt: The prompt template for the classes of `images`.
+        prompt: The prompt template for the classes of `images`. "" uses "a photo of a {}.".
         data: The folder of the published datasets. None uses the environment variable VLMBENCH_DATA.
         name: Another name for the model, if `models` is one model from `zero_shot`.
         half_width: Largest allowed half-width of the interval of the mean robust accuracy, such as 0.01. Most samples
@@ -415,7 +415,8 @@ def _command(request: Request) -> str:
     options += [("--attack", name) for name in request.attacks]
     options += [("--dataset", name) for name in request.datasets]
     options += [("--eps", str(eps)) for eps in request.eps]
-    options += [("--images", str(request.images)), ("--prompt", request.prompt)] if request.images else []
+    options += [("--images", str(request.images))] if request.images else []
+    options += [("--prompt", request.prompt)] if request.prompt else []
     single = (
         ("--track", request.track),
         ("--norm", request.norm),

@@ -75,7 +75,10 @@ _Images = Annotated[
     Path | None,
     option("--images", "DIR", "Folder of your own images, with one subfolder per class, named like the class."),
 ]
-_Prompt = Annotated[str, option("--prompt", "TEXT", "Prompt template for --images. The class name replaces {}.")]
+_Prompt = Annotated[
+    str,
+    option("--prompt", "TEXT", "Prompt template for --images. The class name replaces {}. Default: a photo of a {}."),
+]
 DataFolder = Annotated[
     Path | None,
     option("--data", "DIR", "Folder of the published datasets. Default: the environment variable VLMBENCH_DATA."),
@@ -118,7 +121,7 @@ def request_of(
     protocol: _RunProtocol = "",
     samples: SampleCount = "",
     images: _Images = None,
-    prompt: _Prompt = "a photo of a {}.",
+    prompt: _Prompt = "",
     data: DataFolder = None,
     skip_unreadable: _SkipUnreadable = False,
     workers: Workers = 0,

@@ -22,7 +22,7 @@ def dataset_names(request: Request) -> list[str]:
     """Return the names of the requested datasets without repetitions. If a folder of images is given, return [].
 
     Raises UserError if both datasets and a folder of images are given, or if neither is given and the track has no
-    datasets.
+    datasets. Also raises UserError if a prompt is given without a folder of images.
     """
     track = TRACKS.load(request.track_name)
     protocol = PROTOCOLS.load(request.protocol_name)
@@ -32,6 +32,11 @@ def dataset_names(request: Request) -> list[str]:
                 "--images and --dataset were both given, but only one can be used: give --images or --dataset"
             )
         return []
+    if request.prompt:
+        raise UserError(
+            f"--prompt {request.prompt!r} is given without --images, but datasets have the prompts of the protocol:"
+            " leave --prompt out, or give your own images with --images"
+        )
     if names := request.datasets or protocol.datasets or track.datasets:
         return list(dict.fromkeys(names))
     raise UserError(

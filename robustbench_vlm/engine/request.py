@@ -11,6 +11,9 @@ from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.protocols import IMAGE_PROTOCOL
 from robustbench_vlm.tracks import DEFAULT_TRACK, TRACKS
 
+DEFAULT_PROMPT = "a photo of a {}."
+"""Prompt template for a user's own images."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
@@ -43,8 +46,8 @@ class Request:
     """
     images: Path | None = None
     """Folder with one sub-folder of images per class. It is evaluated in place of datasets."""
-    prompt: str = "a photo of a {}."
-    """Prompt template for the classes of `images`."""
+    prompt: str = ""
+    """Prompt template for the classes of `images`. If it is empty, `DEFAULT_PROMPT` is used."""
     data: Path | None = None
     """Folder of the published datasets. If it is None, the folder is VLMBENCH_DATA, or "data" in the cache folder."""
     skip_unreadable: bool = False

@@ -17,7 +17,7 @@ from robustbench_vlm.engine.backends import resolve_resources
 from robustbench_vlm.engine.cell import Cell, Samples, choose_samples
 from robustbench_vlm.engine.missing import check_files, dataset_names
 from robustbench_vlm.engine.model_cache import loaded_model, release
-from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.request import DEFAULT_PROMPT, Request
 from robustbench_vlm.engine.resources import (
     CPU_BATCH_SIZE,
     Resources,
@@ -200,7 +200,7 @@ def _choices(
 
     def adapted(size: int) -> list[Dataset]:
         if request.images is not None:
-            return [folder_dataset(request.images, request.prompt, protocol.image_size or size)]
+            return [folder_dataset(request.images, request.prompt or DEFAULT_PROMPT, protocol.image_size or size)]
         return [protocol.adapt_dataset(dataset, size) for dataset in datasets]
 
     def chosen(dataset: Dataset) -> tuple[Dataset, Samples]:

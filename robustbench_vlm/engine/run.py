@@ -81,14 +81,23 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
         tables=tables_of(plan, scores, passes, [seconds * passed / max(sum(fresh), 1) for passed in fresh]),
         seconds=seconds,
         passes=sum(passes),
-        warnings=(*_rejections(finished), *folders.notes),
+        warnings=(*_rejections(finished), *folders.notes, *_too_few(plan)),
     )
 
 
 def _estimated(plan: Plan, cells: Sequence[EstimatedCell], seconds: float, notes: Sequence[str]) -> RunResult:
     """Return the result of an estimated run in which some survivors were not drawn."""
     tables = estimated_tables(plan, cells, seconds)
-    return RunResult(tables, seconds, sum(table.passes for table in tables), tuple(notes))
+    return RunResult(tables, seconds, sum(table.passes for table in tables), (*notes, *_too_few(plan)))
+
+
+def _too_few(plan: Plan) -> list[str]:
+    """Return a sentence for each dataset with fewer samples than the request asks for."""
+    asked = plan.request.samples
+    if not isinstance(asked, int):
+        return []
+    sizes = {cell.dataset.name: len(cell) + len(cell.samples.unreadable) for cell in plan.cells}
+    return [f"{name} has only {size} samples, {asked} were asked for" for name, size in sizes.items() if size < asked]
 
 
 def _rejections(finished: Iterable[Finished]) -> list[str]:

@@ -88,6 +88,7 @@ def test_another_number_of_samples_changes_the_protocol_name(make_card: MakeCard
         ({"norm": "L2"}, "no standard eps in L2.*--eps"),
         ({"norm": "L2", "eps": ("1/2",), "attacks": ("cw",)}, "'cw' is for Linf, not for L2"),
         ({"images": Path("somewhere")}, "give --images or --dataset$"),
+        ({"prompt": "a {}"}, "--prompt 'a {}' is given without --images.*leave --prompt out"),
         ({"images": Path("nowhere"), "datasets": ()}, "there is no folder nowhere"),
         ({"resources": Resources(device="cuda")}, "no usable GPU"),
     ],

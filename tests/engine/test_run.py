@@ -76,6 +76,13 @@ def test_a_run_writes_records_scores_and_a_manifest(request_of: Callable[..., Re
     assert {row["fingerprint"] for row in rows} == {cell["fingerprint"] for cell in manifest["cells"].values()}
 
 
+def test_a_dataset_with_too_few_samples_is_reported(request_of: Callable[..., Request]) -> None:
+    # The dataset has 1000 samples.
+    result = run(request_of(datasets=("day-night",), samples=1001, attacks=("fgsm",)))
+    assert result.warnings == ("day-night has only 1000 samples, 1001 were asked for",)
+    assert run(request_of(datasets=("day-night",), samples=8, attacks=("fgsm",))).warnings == ()
+
+
 def test_scores_csv_has_no_formula_and_no_control_character(request_of: Callable[..., Request], tmp_path: Path) -> None:
     table, cell = run(request_of()).tables[0], resolve(request_of()).cells[0]
     named = replace(table.scores[0], dataset="=1+1", model="\t@SUM(1)\x1b[31m")

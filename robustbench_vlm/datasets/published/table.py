@@ -192,8 +192,8 @@ SUITE = (
         samples=108754,
         sources=SOURCES["sun397"],
         by_hand=(
-            "the original page is gone, and the address of SUN397.tar.gz returns 404 since 2025: take the files of the "
-            "hub, or unpack a copy of SUN397.tar.gz as SUN397"
+            "unpack a copy of SUN397.tar.gz as the folder SUN397 (the original page and the address of this file no "
+            "longer exist)"
         ),
         licence="not stated",
         origin="Xiao et al. 2010, https://vision.princeton.edu/projects/2010/SUN (gone)",
