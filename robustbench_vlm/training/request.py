@@ -62,17 +62,26 @@ class TrainingRequest:
 
 
 def make_job(request: TrainingRequest) -> Job:
-    """Return the job of a request. Raises UserError for unknown names and settings, and for missing images."""
+    """Return the training that a request describes.
+
+    Raises UserError for unknown names and settings, and for missing images.
+    """
     return _resolve(request, hold_out=0)[0]
 
 
 def make_sweep_job(request: TrainingRequest) -> tuple[Job, TrainingImages]:
-    """Return the job of a request and the held-out images. Raises UserError if no images can be held out."""
+    """Return the training that a request describes, and the images that it holds out for measuring accuracies.
+
+    Raises UserError if no images can be held out.
+    """
     return _resolve(request, hold_out=HELD_OUT)
 
 
 def vary(job: Job, request: TrainingRequest, settings: Mapping[str, float]) -> Job:
-    """Return the job of a request with changed settings. Raises UserError for settings that are not allowed."""
+    """Return a copy of `job` with other settings. The request is the one from which `job` was made.
+
+    Raises UserError for settings that are not allowed.
+    """
     varied = dataclasses.replace(request, settings={**request.settings, **settings})
     track: Track = TRACKS.load(request.track)
     published: Defense = DEFENSES.load(request.defense)
@@ -82,7 +91,10 @@ def vary(job: Job, request: TrainingRequest, settings: Mapping[str, float]) -> J
 
 
 def with_images(job: Job, request: TrainingRequest, images: TrainingImages) -> Job:
-    """Return the job of a request with other training images. Raises UserError if the settings need more images."""
+    """Return a copy of `job` with other training images. The request is the one from which `job` was made.
+
+    Raises UserError if the settings need more images.
+    """
     track: Track = TRACKS.load(request.track)
     published = _schedule(request, track, DEFENSES.load(request.defense))
     schedule, changes = _with_short_warmup(published, request, len(images))
@@ -135,7 +147,7 @@ def _with_short_warmup(
 
 
 def _defense(request: TrainingRequest, track: Track, defense: Defense) -> Defense:
-    """Return the defense with the changed settings of the request and with the inner attack of the track."""
+    """Return the defense with the inner attack of the track, and with the settings that the request changes."""
     _check_settings(defense, request.settings)
     own = {name: value for name, value in request.settings.items() if name in defense.settings}
     # The step size of a track is a fraction of eps. The step size of a defense's recipe may be in another unit.
@@ -165,7 +177,7 @@ def _check_settings(defense: Defense, settings: Mapping[str, float]) -> None:
 
 
 def _schedule(request: TrainingRequest, track: Track, defense: Defense) -> Schedule:
-    """Return the schedule of the track with the changes that the request states.
+    """Return the schedule of the track with the settings that the request changes.
 
     If the track does not define a schedule, the schedule of the defense is used.
     """
@@ -205,7 +217,7 @@ def _split(
 ) -> tuple[TrainingImages, TrainingImages]:
     """Return the training images and the held-out images.
 
-    In the order of `in_hashed_order`, the held-out images come after the training images.
+    All images are sorted by the hash of their ids. The first ones are training images, the next ones are held out.
     """
     everything = in_hashed_order(dataset.open())
     available = len(everything)

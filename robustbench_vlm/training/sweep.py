@@ -66,7 +66,10 @@ class Trial:
         return None if self.clean is None or self.robust is None else (self.clean + self.robust) / 2
 
     def standard_error(self, num_images: int) -> float:
-        """Return the standard error of the score over `num_images` images. The score of one image is 0, 1/2 or 1."""
+        """Return the standard error of the score, measured on `num_images` images.
+
+        The score of one image is 0, 1/2 or 1: half a point if it is classified correctly, and half if it is robust.
+        """
         clean, robust = self.clean or 0.0, self.robust or 0.0
         return math.sqrt(((clean - robust) / 4 + robust - ((clean + robust) / 2) ** 2) / num_images)
 
@@ -76,9 +79,9 @@ class Sweep:
     """The result of a sweep: one trial for each combination of settings."""
 
     job: Job
-    """The job that the sweep runs once for each combination of settings."""
+    """The training that the sweep repeats with each combination of settings."""
     trials: tuple[Trial, ...]
-    """The trials in the order of the grid."""
+    """One trial per combination of settings. The values of the last setting change fastest."""
     held_out: int
     """The number of held-out images."""
 
@@ -86,9 +89,9 @@ class Sweep:
     def best(self) -> Trial | None:
         """The first trial whose score is within one standard error of the highest score. None if all trials diverged.
 
-        This is the one-standard-error rule (Breiman et al., 1984). The measurement cannot distinguish the trials within
-        one standard error, and the rule chooses the first of them. If learning rates are listed from low to high, this
-        trial has the smallest learning rate of them and changes the base model least.
+        This is the one-standard-error rule (Breiman et al., 1984): scores that are so close cannot be distinguished. If
+        learning rates are listed from low to high, the rule chooses the smallest of the learning rates with such
+        scores, which changes the base model least.
         """
         scores = {number: trial.score for number, trial in enumerate(self.trials) if trial.score is not None}
         if not scores:

@@ -27,8 +27,8 @@ def save_tensors(path: Path, content: Any) -> None:
 def load_tensors(path: Path, kind: str, *, mmap: bool = False) -> Any:
     """Return the content of a file that `save_tensors` wrote. The tensors are on the CPU.
 
-    `kind` is the name of the content in messages. If `mmap` is true, tensors are read from the disk when they are used.
-    Raises UserError if the file cannot be read or is damaged. The check detects even a single changed bit.
+    `kind` says in error messages what the file contains. If `mmap` is true, tensors are read from the disk when they
+    are used. Raises UserError if the file cannot be read or is damaged. The check detects even a single changed bit.
     """
     try:
         with zipfile.ZipFile(path) as file:
@@ -44,7 +44,7 @@ def load_tensors(path: Path, kind: str, *, mmap: bool = False) -> Any:
 
 
 def damaged_file(path: Path, kind: str, error: Exception) -> UserError:
-    """Return the UserError for a damaged or incomplete file. `kind` is the name of the expected content."""
+    """Return the UserError for a damaged or incomplete file. `kind` names the expected content."""
     return UserError(
         f"{path} is not a complete {kind} ({type(error).__name__}): remove it and repeat the command, or give another"
         " folder by --out"
