@@ -26,7 +26,7 @@ from robustbench_vlm.engine import cost, model_cache
 from robustbench_vlm.engine import resolve as resolving
 from robustbench_vlm.engine.cell import Cell, Samples
 from robustbench_vlm.engine.cost import estimate_cost
-from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.request import DEFAULT_PROMPT, Request
 from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.models.classifier import Model
@@ -191,7 +191,7 @@ def test_images_of_a_folder_are_decoded_once_with_progress(
     images = cell.dataset.open().read(cell.samples.indices)
     assert torch.equal(images, other.dataset.open().read(other.samples.indices)) and len(decoded) == 6
     assert [image_sha256(image) for image in images] == list(cell.samples.image_digests)
-    unprepared = folder_dataset(folder, request.prompt, 32).open()
+    unprepared = folder_dataset(folder, DEFAULT_PROMPT, 32).open()
     assert torch.equal(images, unprepared.read([unprepared.ids.index(name) for name in cell.samples.ids]))
     # A changed image is prepared again, and the pixels of the earlier plan stay as they were.
     del decoded[:]
