@@ -36,8 +36,8 @@ class AlignedRecords:
     """Records of several models under one attack and threat, on the same samples in the same order."""
 
     models: tuple[Mapping[str, CellRecords], ...]
-    """The records and the score of the common samples: for each model, a mapping from dataset names to
-    `CellRecords`."""
+    """For each model, a mapping from dataset names to `CellRecords`. The records and the scores cover only the samples
+    that all models have in common."""
     notes: tuple[str, ...]
     """Sentences about differences between the models and about records that were left out."""
 
@@ -48,11 +48,12 @@ class AlignedRecords:
 
 
 def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Sequence[str]) -> AlignedRecords:
-    """Return the records of all models under an attack and a threat model. Only samples that all models have are kept.
+    """Return the records of all models under an attack and a threat model, for the samples that were run on all models.
 
-    The datasets in `order` come first, in this order. If a model has records of several protocols, a protocol that all
-    models have is preferred. Raises UserError if a model does not have records of the attack and the threat model. The
-    message lists the records that the model has. Also raises UserError if the models do not have a common sample.
+    The datasets in `order` come first, in this order. If a model has records of several protocols, a protocol that was
+    run on all models is preferred. Raises UserError if a model does not have records of the attack and the threat
+    model. The message lists the records that the model has. Also raises UserError if the models do not have a common
+    sample.
     """
     found = [
         [each for each in model.evidence if each.score.attack == attack and each.threat == threat] for model in models
@@ -74,8 +75,8 @@ def align(models: Sequence[ModelRecords], attack: str, threat: Threat, order: Se
 def select_samples(evidence: CellRecords, keys: Iterable[Key]) -> CellRecords:
     """Return the records of the samples with the given keys, in the order of the keys.
 
-    The score is computed from these records. The fingerprint and the identity are not changed, so they still describe
-    all samples of the run.
+    The score is computed from these records. The settings (`identity`) and their digest (`fingerprint`) are those of
+    the whole run, so they describe all its samples.
     """
     by_key = {_key(result): result for result in evidence.results}
     results = tuple(by_key[key] for key in keys)
@@ -113,8 +114,8 @@ def _check_found(
 def _of_shared_protocol(found: Sequence[Sequence[CellRecords]]) -> list[dict[str, CellRecords]]:
     """Return each model's records of one protocol, by dataset name.
 
-    Of the protocols that all models have, the one with the most samples is used. If no protocol is common to all
-    models, each model's protocol with the most samples is used.
+    Of the protocols that were run on all models, the one with the most samples is used. If there is no such protocol,
+    each model's protocol with the most samples is used.
     """
     sizes = Counter[str]()
     for each in (each for one in found for each in one):
@@ -148,7 +149,7 @@ def _repeated(
 ) -> Iterator[str]:
     """Yield a sentence for every model that has several sets of records of the same dataset.
 
-    Such sets differ in their fingerprints.
+    Such sets come from runs with different images, prompts or weights.
     """
     for name, evidence, used in zip(names, found, aligned, strict=True):
         sets = Counter(each.score.dataset for each in evidence if each.protocol == next(iter(used.values())).protocol)

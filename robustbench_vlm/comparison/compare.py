@@ -21,8 +21,8 @@ from robustbench_vlm.tracks import Track
 MEASURES = ("clean", "robust")
 """Names of the two accuracies that are compared."""
 ROBUST = "robust"
-"""Name of the robust accuracy. In `ComparedModel.broken_by`, the same name is the key for the samples that no stage
-broke.
+"""Name of the robust accuracy. In `ComparedModel.broken_by`, the same name is the key for the robust samples: the model
+classifies them correctly, and no stage of the attack found an adversarial image for them.
 """
 
 
@@ -69,7 +69,8 @@ class ComparedModel:
     """Accuracies by dataset name."""
     broken_by: Mapping[str, int]
     """Number of samples for each key. The key "clean" counts the samples that are misclassified without an attack. The
-    name of a stage counts the samples that this stage broke. The key "robust" counts the remaining samples."""
+    name of an attack stage counts the samples for which this stage found the first adversarial image. The key "robust"
+    counts the remaining samples."""
     curve: tuple[CurvePoint, ...]
     """Mean robust accuracy at each radius at which records of the attack exist, in ascending order of the radius."""
 
@@ -252,7 +253,10 @@ def _means(scores: Sequence[Score]) -> dict[str, Accuracy]:
 
 
 def _broken_by(evidence: Sequence[CellRecords]) -> dict[str, int]:
-    """Count the samples for `ComparedModel.broken_by`."""
+    """Count the samples that are misclassified without an attack, misclassified because of each stage, and robust.
+
+    The result has the form of `ComparedModel.broken_by`.
+    """
     counts = Counter(result.broken_by for each in evidence for result in each.results)
     stages = [stage["name"] for each in evidence for stage in each.identity["attack"]["stages"]]
     return {CLEAN: counts[CLEAN], **{stage: counts[stage] for stage in dict.fromkeys(stages)}, ROBUST: counts[""]}

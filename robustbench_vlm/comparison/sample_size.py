@@ -10,8 +10,8 @@ from robustbench_vlm.comparison.statistics import ALPHA
 from robustbench_vlm.core.threat import Threat
 
 ASSUMED_DISCORDANCE = 0.15
-"""The share of samples on which two models differ, if it is not known. It is the median over 15 pairs of bundled models
-under AutoAttack at 5/255."""
+"""The assumed share of samples that exactly one of two models classifies correctly. It is used if no records of the
+models exist. It is the median over 15 pairs of bundled models under AutoAttack at 5/255."""
 POWER = 0.8
 """The probability with which the comparison must find the difference."""
 
@@ -23,7 +23,7 @@ class Detection:
     difference: float
     """The difference of the mean robust accuracies that must be found, in (0, 1)."""
     power: float
-    """The probability to find it with a p value of at most `statistics.ALPHA`."""
+    """The probability that the p value is at most `statistics.ALPHA` if the models differ by `difference`."""
     discordance: float
     """The mean over datasets of the share of samples that only one of the two models classifies correctly."""
     is_recorded: bool
@@ -33,11 +33,11 @@ class Detection:
 
 
 def samples_to_detect(discordance: Sequence[float], difference: float, power: float = POWER) -> int:
-    """Return the number of samples per dataset that shows a difference of the mean accuracies of two models.
+    """Return the number of samples per dataset that a paired test needs to find a difference of two mean accuracies.
 
     The formula is that of Connor 1987 (doi:10.2307/2531961) for a paired test, summed over the datasets of an
-    unweighted mean. Raises ValueError if a share is below `difference`: two models that differ by 5 points in accuracy
-    differ on 5 % of the samples or more.
+    unweighted mean. Raises ValueError if an entry of `discordance` is less than `difference`. Such an entry is too
+    small: if two accuracies differ by 5 points, at least 5 % of the samples are correct for only one of the models.
 
     Args:
         discordance: For each dataset the share of samples that only one of the models classifies correctly, in [0, 1].
@@ -56,10 +56,11 @@ def samples_to_detect(discordance: Sequence[float], difference: float, power: fl
 
 
 def detection(difference: float, datasets: int, recorded: Sequence[float] = ()) -> Detection:
-    """Return the number of samples for a comparison on a number of datasets.
+    """Return the number of samples per dataset that finds a difference of two models with the probability `POWER`.
 
-    `recorded` has the recorded discordance of each dataset. If it is empty, `ASSUMED_DISCORDANCE` is used. A share
-    below `difference` is replaced by `difference`, the smallest possible share.
+    `datasets` is the number of datasets. `recorded` has one entry per dataset: the share of samples that only one of
+    the models classifies correctly. If `recorded` is empty, `ASSUMED_DISCORDANCE` is used for every dataset. An entry
+    that is less than `difference` is replaced by `difference`, the smallest possible share.
     """
     shares = [max(share, difference) for share in recorded or [ASSUMED_DISCORDANCE] * datasets]
     mean = sum(shares) / len(shares)
@@ -69,9 +70,10 @@ def detection(difference: float, datasets: int, recorded: Sequence[float] = ()) 
 def recorded_discordance(
     first: ModelRecords, second: ModelRecords, attack: str, threat: Threat, datasets: Sequence[str]
 ) -> list[float]:
-    """Return the discordance of two models on each dataset, from their records of one attack at one radius.
+    """Return for each dataset the share of samples that only one of two models classifies correctly.
 
-    The list is empty if a model lacks records of a dataset, or if the models have no common sample.
+    The shares are computed from the models' records of one attack at one radius. The list is empty if a model lacks
+    records of a dataset, or if the models have no common sample.
     """
     found = []
     for name in datasets:

@@ -66,9 +66,10 @@ def compare_means(
 
     `first` and `second` have one sequence of verdicts per dataset, for the same samples in the same order. Each of the
     `draws` repetitions redraws the samples of each dataset and computes the difference of the means. The interval is
-    the percentile interval (Efron and Tibshirani 1993, chapter 13). p is twice the share of these differences on one
-    side of zero, for the side with the smaller share. The observed difference counts as one of them (Davison and
-    Hinkley 1997, section 4.2). Therefore p is at least 2 / (draws + 1). Swapping the models changes only the signs.
+    the percentile interval (Efron and Tibshirani 1993, chapter 13). p is 2 * (c + 1) / (draws + 1), but at most 1
+    (Davison and Hinkley 1997, section 4.2). Here, c is the smaller of two counts: the number of differences of at most
+    zero, and the number of differences of at least zero. Swapping the models changes only the signs of the difference
+    and of its interval.
     """
     import numpy
 

@@ -143,7 +143,11 @@ def dataset_tests(found: Comparison, measure: str) -> Sheet:
 
 
 def broken_by(found: Comparison) -> Sheet:
-    """Return a table with one row for each model: the number of samples that each stage of the attack broke."""
+    """Return a table with one row for each model and one column for each stage of the attack.
+
+    A cell has the number of samples for which the stage found the first adversarial image. Two more columns count the
+    samples that are misclassified without an attack and the robust samples.
+    """
     stages = tuple(dict.fromkeys(stage for model in found.models for stage in model.broken_by))
     rows = (
         (Field(model.name), *(Field(str(model.broken_by.get(stage, 0))) for stage in stages)) for model in found.models

@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 class Classifier(Protocol):
     """A function from images, float32 [B, 3, H, W] in [0, 1], to logits, float32 [B, C].
 
-    The logits of an image do not depend on the other images of the batch. Some classifiers accept only B fixed samples,
-    for example because they draw random numbers per sample, or because each sample has its own list of classes. Callers
-    of such a classifier pass one image per sample, in the order of the samples. `select` returns a classifier for some
-    of these samples.
+    The logits of an image do not depend on the other images of the batch. Some classifiers are made for one list of B
+    samples, for example because they draw random numbers per sample, or because each sample has its own classes.
+    Callers of such a classifier pass one image per sample, in the order of the list. `select` returns a classifier for
+    some of these samples.
     """
 
     def __call__(self, images: "Tensor", /) -> "Tensor":

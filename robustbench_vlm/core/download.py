@@ -301,7 +301,10 @@ def _read_origin(request: _Request) -> _Origin:
 
 
 def _origin(request: _Request, response: "Response", before: str) -> _Origin:
-    """Return the `_Origin` of a response. `before` is the digest that the hub stated for earlier bytes, or ""."""
+    """Return the address, file version and digest of a response, as an `_Origin`.
+
+    If the response does not state a digest, `before` is used: the digest from an earlier response, or "".
+    """
     tag = response.headers.get("ETag", "")
     validator = tag if tag.startswith('"') else response.headers.get("Last-Modified", "")
     stated = [lfs_sha256(str(each.url), each.headers) for each in (*response.history, response)]

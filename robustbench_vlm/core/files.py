@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 _UNSUPPORTED = (errno.EINVAL, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOTTY)
-"""Error numbers of operations that the file system does not support. Some network file systems return them."""
+"""Error numbers that mean: the file system does not support this operation. An example is a lock on some network file
+systems."""
 _REFUSED = (*_UNSUPPORTED, errno.EPERM, errno.EACCES, errno.EISDIR, errno.EBADF)
-"""Error numbers of operations that the file system refuses. If an operation is optional, these errors are ignored."""
+"""Error numbers that mean: the file system refuses this operation. Optional operations ignore these errors."""
 
 
 def package_folder(name: str) -> Path:

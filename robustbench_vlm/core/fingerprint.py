@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 LATER = {"later": True}
-"""Metadata that marks a dataclass field as added after the first published results. `counted` leaves out such a field
-if the field has its default value. The fingerprints of old results therefore remain valid.
+"""Metadata that marks a dataclass field as added after the first published results. If such a field has its default
+value, it is not part of the fingerprint. The fingerprints of old results therefore remain valid.
 """
 
 
@@ -37,7 +37,10 @@ def plain(value: Any, other: Callable[[Any], Any] = _refuse_type) -> Any:
 
 
 def counted(value: Any) -> dict[str, Any]:
-    """Return the fields of a dataclass that its fingerprint covers, as a dict from field names to values."""
+    """Return the fields of a dataclass from which its fingerprint is computed, as a dict from field names to values.
+
+    A field that is marked with `LATER` is left out if it has its default value.
+    """
     fields = [field for field in dataclasses.fields(value) if field.metadata != LATER or _is_changed(value, field)]
     return {field.name: getattr(value, field.name) for field in fields}
 

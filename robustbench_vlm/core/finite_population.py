@@ -35,7 +35,8 @@ The first component expects no failure, the second a failure rate near 0.5 %, th
 any rate. The mixture affects the width of the intervals, but not their coverage.
 """
 _LEAST, _MOST, _STEPS = -9.0, 5.0, 30
-"""Range of the base-10 logarithm of the multiplier relative to the largest weight, and the number of search steps."""
+"""`_largest` searches a multiplier m. The first two values are the bounds of log10(m / largest weight). The last value
+is the number of search steps."""
 _GOLDEN = (5**0.5 - 1) / 2
 
 
@@ -81,7 +82,8 @@ def share_bounds(
     # Without draws, every failure count is possible. Rounding must not exclude the true sum.
     slack = 1e-9 * weights.max(initial=0.0)
     if numpy.all(weights == weights[:1]):
-        # The sum is a multiple of the weight, so the bounds can be moved to the next multiple.
+        # All weights are equal, so the sum is a multiple of this weight. The upper bound is therefore
+        # rounded down to a multiple, and the lower bound is rounded up.
         unit = weights[0] if len(weights) else 1.0
         high, low = numpy.floor((high + slack) / unit) * unit, numpy.ceil((low - slack) / unit) * unit
     return low, high
@@ -112,11 +114,12 @@ def _log_mixture(n: "NDArray[numpy.int64]", k: "NDArray[numpy.int64]") -> "Float
 
 
 def _largest(table: "Floats", weights: "Floats", threshold: "Floats") -> "Floats":
-    """Return an upper bound of sum(weights * K) over all K with sum of log-likelihoods >= threshold, float64 [...].
+    """Return an upper bound of sum(weights * K) over all K with log-likelihood >= threshold, float64 [...].
 
-    For every multiplier m > 0, the dual function sum_h max_K (weights_h * K + m * table_h(K)) - m * threshold is an
-    upper bound. This function is convex in m, so a golden-section search finds its minimum. The bound exceeds the true
-    maximum by less than the weight of one item, because the log-likelihood is concave in K.
+    table[..., h, k] is the log-likelihood of k failures in stratum h. For every multiplier m > 0, the Lagrangian dual
+    function sum_h max_k (weights[h] * k + m * table[..., h, k]) - m * threshold is an upper bound. This function is
+    convex in m, so a golden-section search finds its minimum. The bound exceeds the true maximum by less than the
+    weight of one item, because the log-likelihood is concave in K.
     """
     gains = weights[:, None] * numpy.arange(table.shape[-1])
     unit = numpy.abs(weights).max(initial=1e-300)

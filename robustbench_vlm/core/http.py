@@ -181,8 +181,11 @@ def _check_status(response: "Response") -> None:
 def _requested_wait(headers: Mapping[str, str]) -> float:
     """Return the seconds that the server asks to wait. Return 0 if the headers do not state a wait.
 
-    The headers are `Retry-After` (RFC 9110, in seconds or as a date), `RateLimit` (its `t`, in the form of the Hugging
-    Face hub: `"api";r=0;t=55`), and `RateLimit-Reset` (seconds).
+    The first of these headers that the response has is used:
+
+    * Retry-After: seconds or a date (RFC 9110).
+    * RateLimit: the seconds are the number after "t=". The Hugging Face hub sends for example "api";r=0;t=55.
+    * RateLimit-Reset: seconds.
     """
     after = headers.get("Retry-After", "").strip()
     limit = re.search(r";\s*t\s*=\s*(\d+)", headers.get("RateLimit", ""))

@@ -75,8 +75,8 @@ def validate(kind: type[T], values: Any, what: str, *, advice: str = _ADVICE) ->
     from pydantic import ValidationError
 
     try:
-        # The values are validated as JSON, because pydantic then accepts a list for a tuple and an
-        # object for a dataclass.
+        # The values are converted back to JSON text. In JSON text, pydantic's strict mode accepts a list
+        # for a tuple and an object for a dataclass. It does not accept them among Python values.
         found: T = _adapter(kind).validate_json(json.dumps(values), strict=True)  # type: ignore[arg-type]
     except ValidationError as error:
         raise validation_error(error, what, advice=advice) from None

@@ -78,8 +78,8 @@ class Dataset:
     transform: Transform = NATIVE
     """The function that converts an image of a published dataset to the pixels that are attacked."""
     merged: tuple[int, ...] = ()
-    """`merged[label]` is the class index for a label of the published dataset. It is () if the labels are the class
-    indices.
+    """The class index for each label of the published dataset. Several labels have the same class index if their
+    classes are merged. () means that no classes are merged, so each label is its own class index.
     """
 
     def __post_init__(self) -> None:

@@ -64,8 +64,8 @@ class FolderImages:
 class FolderSource:
     """A source that reads the images of a folder as `side` x `side` pixels.
 
-    `transform` resizes and crops the images. If `transform` is None, `SquareFit` is used. The folder `path` has the
-    sub-folders `classes`. `FolderImages` explains the labels.
+    `transform` resizes and crops the images. If `transform` is None, `SquareFit` is used. `classes` has the names of
+    the sub-folders of `path`. The label of an image is the index of its sub-folder in `classes`.
     """
 
     def __init__(self, path: str, side: int, classes: Sequence[str], transform: Transform | None = None) -> None:
@@ -128,9 +128,10 @@ def folder_dataset(path: Path, prompt: str, side: int) -> Dataset:
 def training_folder(path: Path, prompt: str, side: int, transform: Transform | None = None) -> Dataset:
     """Return the training dataset of a folder with one sub-folder per class.
 
-    If the names of sub-folders are WordNet ids, the dataset is ImageNet-1k. If the folder has a sub-folder "train" with
-    class folders, only "train" is read. `transform` converts images to `side` x `side` pixels. If `transform` is None,
-    `SquareFit` is used. Raises UserError if classes or images are missing.
+    If the folder has a sub-folder "train" with class folders, only "train" is read. If the name of a class folder is a
+    WordNet id such as "n01440764", the result is ImageNet-1k with all 1000 classes. `transform` converts images to
+    `side` x `side` pixels. If `transform` is None, `SquareFit` is used. Raises UserError if classes or images are
+    missing.
     """
     root = _training_part(path)
     is_imagenet = any(map(_WORD_NET_ID.fullmatch, folders(root)))

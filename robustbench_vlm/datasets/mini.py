@@ -1,9 +1,10 @@
 """Datasets of the built-in track `mini`. The images of thirteen of these datasets are drawn by code.
 
-A drawn image depends only on its dataset and sample id. The images show scenes of the package `world`. The classes of a
-drawn dataset are values of one attribute of a scene, for example the shape or the background. Models are fine-tuned on
-the dataset "scenes". This dataset has classes for all these attributes, and no other dataset contains its images. One
-more dataset has real images: the handwritten digits of scikit-learn (UCI, Alpaydin and Kaynak 1998).
+A drawn image depends only on its dataset and sample id. The images show synthetic scenes, for example a striped circle
+on a brick wall. The package `datasets.world` draws them. The classes of most drawn datasets are the values of one or
+two attributes of a scene, for example the shapes or the backgrounds. The models of the track are fine-tuned on the
+dataset "scenes". This dataset has classes for all these attributes, and no other dataset contains its images. One more
+dataset has real images: the handwritten digits of scikit-learn (UCI, Alpaydin and Kaynak 1998).
 """
 
 import gzip
@@ -28,10 +29,13 @@ Classes = tuple[tuple[str, Mapping[str, int]], ...]
 
 @dataclass(frozen=True)
 class Group:
-    """Some classes of a dataset. Their images show scenes of one family. `changes` restricts the attribute values."""
+    """Classes of a dataset whose images show one family of scenes, such as scenes with a single object."""
 
     family: str
+    """"single", "several" (objects), "pair" (of objects) or "digit"."""
     changes: Values
+    """The allowed values of some attributes, which replace the allowed values of the family. The keys are
+    attributes."""
     classes: Classes
 
 
@@ -105,7 +109,7 @@ QUESTIONS: Mapping[str, tuple[Group, ...]] = {
 
 
 class DrawnSource:
-    """The `size` drawn images of one dataset. The labels of consecutive samples cycle through the classes."""
+    """The drawn images of one dataset. Sample i has the label i modulo the number of classes."""
 
     def __init__(self, question: str, size: int) -> None:
         self._question, self._groups = question, QUESTIONS[question]

@@ -80,7 +80,10 @@ class PreparedSource:
 
 
 def prepared_rows(folder: Path) -> int:
-    """Return the number of prepared samples in a folder, with unreadable images and without damaged chunks."""
+    """Return the number of prepared samples in a folder.
+
+    Samples whose image cannot be decoded are counted. Chunks with a damaged JSON file are not counted.
+    """
     count = 0
     for path in _chunk_files(folder):
         with contextlib.suppress(UserError):

@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _ORIENTATION, _BITS_PER_SAMPLE, _PHOTOMETRIC = 0x0112, 258, 262
-"""EXIF and TIFF tags."""
+"""Numbers of the EXIF and TIFF tags for the rotation, the bits per sample, and the meaning of the pixel values."""
 _WHITE_IS_ZERO = 0
 """Value of the TIFF tag `_PHOTOMETRIC` for images in which the pixel value 0 is white."""
 
@@ -36,9 +36,10 @@ class Transform:
         return f"{how}, {self.interpolation}" + (f", centre crop of {self.crop}" if self.crop else "")
 
     def to_side(self, side: int) -> "Transform":
-        """Return this transform for outputs of `side` x `side` pixels. Resize and crop change by the same factor.
+        """Return this transform for outputs of `side` x `side` pixels.
 
-        A transform that does not resize is returned unchanged.
+        If the transform crops, `resize` is multiplied by the same factor as `crop`. Two kinds of transforms are
+        returned unchanged: those that do not resize, and those that resize only the shorter side and do not crop.
         """
         if self.resize is None or (self.crop is None and not self.squash):
             return self

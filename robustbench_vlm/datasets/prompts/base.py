@@ -16,17 +16,18 @@ def plain_words(raw: str) -> str:
 
 @dataclass(frozen=True)
 class PromptRow:
-    """The prompts of one dataset: prompt templates, and a function (the rule) from raw to readable class names."""
+    """The prompts of one dataset: prompt templates and readable class names."""
 
     prompt: Prompt
     rule: Callable[[str], str] = plain_words
+    """A function that converts a raw class name, such as a folder name, to a readable class name."""
     names: Mapping[str, str] = field(default_factory=dict)
-    """The readable names of some classes, which replace the names from the rule. The keys are raw class names."""
+    """The readable names of some classes, for which `rule` is not used. The keys are raw class names."""
     listed: tuple[str, ...] = ()
-    """The readable names of all classes, in the order of the labels. If given, the rule and `names` are not used."""
+    """The readable names of all classes, in the order of the labels. If given, `rule` and `names` are not used."""
     one_class: tuple[str, ...] = ()
-    """The raw class names of classes that are merged if their readable names are equal. The task then has fewer
-    classes.
+    """Raw class names, such as those of two kinds of faces. Classes in this list are merged into one class if their
+    readable names are equal. The task then has fewer classes than the dataset.
     """
 
 
@@ -37,7 +38,9 @@ class Task:
     classes: tuple[str, ...]
     prompt: Prompt
     merged: tuple[int, ...]
-    """`merged[label]` is the class index for a label of the dataset. It is () if the labels are the class indices."""
+    """The class index of the task for each label of the dataset. Several labels have the same class index if their
+    classes are merged. () means that no classes are merged, so each label is its own class index.
+    """
 
 
 PromptSource = Mapping[str, PromptRow]

@@ -61,7 +61,7 @@ def _cifar(root: Path, name: str, batch: str, key: str, meta: str, names: str) -
 
 
 def _placed(places: Sequence[int], numbers: Any) -> tuple[int, ...]:
-    """Return the class index for each label in `numbers`. `places[label]` is the class index for a label."""
+    """Convert the labels `numbers` of a file to class indices. `places[label]` is the class index of a label."""
     numbers = [int(number) for number in numbers]
     if numbers and not 0 <= min(numbers) <= max(numbers) < len(places):
         raise ValueError(f"the file has labels from {min(numbers)} to {max(numbers)}, expected 0 to {len(places) - 1}")
@@ -69,7 +69,7 @@ def _placed(places: Sequence[int], numbers: Any) -> tuple[int, ...]:
 
 
 def _numbered(labels: Sequence[int], targets: Path, pixels: Sized, path: Path) -> tuple[str, ...]:
-    """Return the samples' indices as ids. Raises UserError if the numbers of images and labels differ."""
+    """Return the samples' indices as ids. Raises UserError if there are more or fewer images than labels."""
     if len(pixels) != len(labels):
         raise UserError(
             f"{path} has {len(pixels)} images and {targets} has {len(labels)} labels, expected equal numbers: fetch"
@@ -112,7 +112,10 @@ def _unpickled(path: Path, *keys: str) -> dict[str, Any]:
 
 
 def stl10(root: Path) -> StoredImages:
-    """Read the test split of STL-10 from "test_X.bin" (column by column) and "test_y.bin" (labels from 1)."""
+    """Read the test split of STL-10 from "test_X.bin" (images) and "test_y.bin" (labels).
+
+    The pixels of an image are stored column by column. The first class has the label 1.
+    """
     import numpy
 
     places = Labels("stl10").of_numbers(read_lines(root / "class_names.txt"), root / "class_names.txt")

@@ -62,11 +62,13 @@ class DownloadSource:
     download_bytes: int
     """Approximate size of the download in bytes. 0 means that the size is unknown."""
     reason: str
-    """The reason why this source is tried first or later. The documentation shows this reason."""
+    """The reason for the position of this source in `PublishedDataset.sources`. The documentation shows this reason."""
     host: str = ""
     """An address on the host of the original archives. "" if the source is on the Hub."""
     split: str = ""
-    """Name of the split in these files, if they have another split with other samples than `PublishedDataset.split`."""
+    """A description of the samples in these files if they differ from the samples of `PublishedDataset.split`. "" if
+    they are the same samples.
+    """
 
 
 @dataclass(frozen=True)
@@ -91,10 +93,11 @@ class PublishedDataset:
     sources: tuple[DownloadSource, ...] = ()
     """The download sources in the order in which they are tried. () if the dataset can only be downloaded by hand."""
     by_hand_bytes: int = 0
-    """Approximate size in bytes of a download by hand. 0 means that the size is unknown, or that `sources` states it.
+    """Approximate size in bytes of a download by hand. 0 means that the size is unknown, or that the first entry of
+    `sources` states the size.
     """
     licensed: bool = False
-    """True if users must accept terms before a download. Such a dataset is never downloaded by this package."""
+    """True if users must accept terms before a download. This package never downloads such a dataset."""
     by_hand: str = ""
     """Instructions for users if this package cannot download the dataset."""
     licence: str = ""
@@ -104,7 +107,7 @@ class PublishedDataset:
 
     @property
     def hub(self) -> DownloadSource | None:
-        """The source on the Hugging Face Hub, or None. Files that a user downloaded from it by hand are also found."""
+        """The source on the Hugging Face Hub, or None if the dataset has no such source."""
         return next((source for source in self.sources if source.kind == "hub"), None)
 
     @property

@@ -22,7 +22,10 @@ def class_names(name: str) -> tuple[str, ...]:
 
 
 def hub_class_names(name: str) -> tuple[str, ...]:
-    """Return the raw class names in the order of the labels in the Hub's tar files. "" is an unused class."""
+    """Return the raw class names in the order of the labels in the Hub's tar files.
+
+    If a class of the tar files is not evaluated, its name is "".
+    """
     entry = _lists()[name]
     return tuple(entry.get("hub_names", entry["names"]))
 
@@ -59,7 +62,10 @@ class Labels:
         return self._places[normalised(raw)]
 
     def of_numbers(self, names: Sequence[str], where: Path) -> list[int]:
-        """Return the class index of each name in a file's class list; raise UserError if the list is not complete."""
+        """Return the class index of each name in `names`, the class list of the file `where`.
+
+        Raises UserError if the list lacks a class or repeats one.
+        """
         places = [self.of(raw, where) for raw in names]
         if sorted(places) != list(range(len(self))):
             raise UserError(

@@ -1,18 +1,18 @@
 """The download sources of the published datasets, in the order in which they are tried.
 
-The Hugging Face Hub is tried first if its tar files (shards) have the samples of the original files. Each of these
-facts is known for such a repository:
+The Hugging Face Hub is tried first if its tar files (shards) have the samples of the original files. A repository of
+the Hub is tried first only if all of these facts are known:
 
-* It has the same split with the same number of samples (DataComp's tasklist.yml, mlfoundations/datacomp 2d7bde7,
-  states the number of samples of each build).
+* It has the same split with the same number of samples. The source of the numbers is DataComp's tasklist.yml
+  (mlfoundations/datacomp 2d7bde7).
 * Its class names are those of class_lists.json, in the same order (CLIP_benchmark 0322448, builder.py). For most
   repositories, the size of classnames.txt on the Hub was also compared.
 * Its pixels come from the original files: the arrays without loss, the image files, or images that Pillow decoded
   (CLIP_benchmark 0d88674, webdataset_builder.py).
 
-If one of these facts is not known for a repository, the original host is tried first. A download also checks the number
-of samples, the order of the classes and the digests (see `hub`), so a wrong repository is refused. The sizes of files
-on the Hub are the sizes that the pages of the Hub showed, or estimates from these sizes.
+Otherwise, the original host is tried first. A download also checks the number of samples, the order of the classes and
+the digests of the files, so a wrong repository is refused. The sizes of files on the Hub are the sizes that the pages
+of the Hub showed, or estimates from these sizes.
 """
 
 from collections.abc import Mapping

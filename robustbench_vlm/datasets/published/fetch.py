@@ -1,4 +1,4 @@
-"""Download published datasets from the sources in their table row. Incomplete downloads are never used."""
+"""Download published datasets from the sources in `PublishedDataset.sources`. Incomplete downloads are never used."""
 
 import contextlib
 import shutil
@@ -43,7 +43,7 @@ def _host(source: DownloadSource) -> str:
 
 
 def by_hand(published: PublishedDataset, root: Path) -> str:
-    """Return the instructions for a download by hand, as a part of a sentence."""
+    """Return the instructions for a download by hand, as the end of a sentence such as "To fetch it by hand: ..."."""
     ways = []
     if published.hub and not published.hub.split and not published.licensed:
         folder = hub_folder(published.hub, root)
@@ -60,9 +60,9 @@ def fetch(
 ) -> Path:
     """Download a dataset below the data root and return its folder. An existing copy is kept.
 
-    The sources are tried in the order of the table. The next source is tried if a source fails, if its files are not
-    those of the dataset, or if it is slow and the next source has the same samples. A message on stderr reports each
-    change of the source. If all sources are slow, the fastest one is used.
+    The sources are tried in the order of `PublishedDataset.sources`. The next source is tried if a source fails, if its
+    files are not those of the dataset, or if it is slow and the next source has the same samples. A message on stderr
+    reports each change of the source. If all sources are slow, the fastest one is used.
 
     The unit of `on_progress` is bytes. A later call continues an interrupted download. `hosts` has the results of
     earlier checks of hosts. Raises NoSourceReachable if no host can be reached, and UserError with instructions for a

@@ -99,9 +99,9 @@ def fetch_and_prepare(
 ) -> PreparedDataset:
     """Download a dataset if it is missing, and prepare its first `count` samples, or all samples if `count` is None.
 
-    `adapt` is a function that applies a protocol to the dataset. `hosts` has the results of this command's checks of
-    hosts. If `hosts` is None, nothing is downloaded. If the dataset cannot be downloaded, UserError is raised. Its
-    message has instructions for a download by hand.
+    `adapt` is a function that returns the dataset with the prompts and image size of a protocol. `hosts` checks which
+    hosts can be reached. If `hosts` is None, nothing is downloaded. If the dataset cannot be downloaded, UserError is
+    raised. Its message has instructions for a download by hand.
     """
     published, root = _published(name), data_root(data)
     find_images.cache_clear()
@@ -125,7 +125,8 @@ def fetch_and_prepare(
 def verify_dataset(name: str, data: Path | None, *, missing_is_wrong: bool) -> list[str] | None:
     """Return one sentence for each problem of a dataset's files and prepared images.
 
-    If the dataset is missing, return None, or one sentence about the missing dataset if `missing_is_wrong` is true.
+    If the dataset is missing, the result depends on `missing_is_wrong`. If it is true, one sentence states that the
+    dataset is missing. If it is false, the result is None.
     """
     published, root = _published(name), data_root(data)
     find_images.cache_clear()

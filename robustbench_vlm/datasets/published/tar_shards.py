@@ -75,10 +75,10 @@ def read_shards(root: Path, name: str) -> TarShardImages:
 
 
 def check_class_order(path: Path, name: str) -> None:
-    """Raise UserError if "classnames.txt" does not list the classes of a dataset in the known order of the Hub.
+    """Raise UserError if "classnames.txt" lists the classes of a dataset in another order than `hub_class_names`.
 
-    Some files list readable names, which cannot be compared with raw class names. Such a name belongs to the class at
-    the same position.
+    Some files list readable names instead of raw class names. The order of readable names cannot be checked, so it is
+    taken to be that of `hub_class_names`.
     """
     order, labels = hub_class_names(name), Labels(name)
     _places(path, name)
@@ -103,7 +103,7 @@ def _places(path: Path, name: str) -> list[int]:
     """Return the class index for each label of the shards. The index is -1 if the class is not used.
 
     In most repositories, "classnames.txt" lists the raw class names of the dataset. In other repositories, it lists
-    readable names. A readable name belongs to the class at the same position.
+    readable names. A readable name belongs to the class at the same position in `hub_class_names`.
     """
     labels, order = Labels(name), hub_class_names(name)
     written = read_lines(path) if path.exists() else list(order)

@@ -76,10 +76,11 @@ STROKES: tuple[tuple[tuple[float, float], ...], ...] = (
 
 
 def digit_distance(digit: Tensor, keys: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return each pixel's signed distance to the ink, float32 [B, 32, 32], and the width of the ink's border.
+    """Return each pixel's signed distance to the edge of the ink, float32 [B, 32, 32], and the softness of the edge.
 
     digit: int64 [B], from 0 to 9. keys: int64 [B], random keys. x, y: float32 [1, 32, 32], pixel centres in [-1, 1].
-    The distance is negative inside the ink. The width of the border, in pixels, is float32 [B, 1, 1].
+    The distance is negative inside the ink. The softness, float32 [B, 1, 1], is the number of pixels over which the ink
+    fades into the background.
     """
     random = randomness.uniform(keys, 0, (6,)).view(-1, 6, 1)
     padded = [(*stroke, *[stroke[-1]] * (_POINTS - len(stroke))) for stroke in STROKES]

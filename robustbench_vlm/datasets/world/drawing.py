@@ -93,7 +93,10 @@ def _with_object(image: Tensor, scenes: Scenes, keys: Tensor, slot: int) -> Tens
 
 
 def _layout(scenes: Scenes, keys: Tensor, slot: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the centre x, centre y and radius of object `slot` in each scene, float32 [B, 1, 1] each."""
+    """Return the centre x, centre y and radius of one object in each scene, float32 [B, 1, 1] each.
+
+    `slot` is the index of the object in its scene, from 0.
+    """
     jitter = randomness.uniform(keys, 10 + slot, (3,))
     low = torch.full((len(scenes), 2), 0.0)
     for count, bounds in _RADII.items():
