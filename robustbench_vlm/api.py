@@ -95,7 +95,7 @@ class LoadedDataset:
     prompts: tuple[Prompt, ...]
     """The prompts of the C classes, for `model.classifier`."""
     keys: Tensor
-    """The keys of the random numbers of the samples, int64 [N], for `classifier.of_samples`."""
+    """The seed (key) of the random numbers of each sample, int64 [N]. It is the argument of `classifier.of_samples`."""
 
     def __len__(self) -> int:
         return len(self.ids)

@@ -28,10 +28,11 @@ from robustbench_vlm.engine.shard import Attacked, ShardGroup, attack_group, att
 from robustbench_vlm.engine.store import Finished
 
 _Sendable = list[tuple[Sequence[SampleResult], "np.typing.NDArray[np.float32]"]]
-"""The value that a worker process sends after it attacked a group of samples. For each shard (consecutive samples of
-one cell) it has the records and the images, float32 [B, 3, H, W] in [0, 1].
+"""The results that a worker process sends back for one group of samples. A cell is one model under one attack on one
+dataset at one radius. A shard is a set of B consecutive samples of a cell. For each shard, the list has a pair: the
+records of the samples, and their adversarial images, float32 [B, 3, H, W] in [0, 1].
 
-Images are numpy arrays, because torch sends tensors through shared memory. Shared memory is small in containers.
+The images are sent as numpy arrays. Torch tensors would be sent through shared memory, which is small in containers.
 """
 _FORMAT = (
     'the file must contain a tensor "images" [N, 3, H, W] in [0, 1] and the metadata "track" and "samples".'
@@ -93,9 +94,10 @@ def read_images(path: Path) -> tuple[AdversarialImages, str]:
 def attack_cells(plan: Plan, on_attacked: Callable[[int, Cell], None]) -> list[Attacked]:
     """Attack every sample of a plan and return the records and images of each cell, on the CPU.
 
-    A cell is one model under one attack on one dataset at one radius. The records are equal to those of a new run. This
-    function does not read or write records on disk. All images are in memory at the same time. After each group of
-    samples, `on_attacked` is called with the number of samples in the group and the cell of one of these samples.
+    A cell is one model under one attack on one dataset at one radius. The records are those that a new run would
+    write, but this function does not read or write files. All images are in memory at the same time. Samples are
+    attacked in groups. After each group, the function `on_attacked` is called. Its arguments are the number of samples
+    in the group and a cell of the group.
     """
     cells, resources = plan.cells, plan.request.resources
     groups = missing_groups(cells, [Finished((), ())] * len(cells), resources)

@@ -26,8 +26,8 @@ from robustbench_vlm.engine.warnings import SanityWarning, attack_warnings, expl
 from robustbench_vlm.models.precision import arithmetic
 
 _BATCHES_AT_ONCE = 4
-"""Number of batches that are attacked together. When an attack breaks samples, these samples are removed. The remaining
-samples of all these batches are regrouped into full batches."""
+"""Number of batches that are attacked together. Samples with a successful attack are removed. The remaining samples of
+all these batches are then regrouped into full batches."""
 
 
 @dataclass(frozen=True)
@@ -36,15 +36,15 @@ class AttackResult:
 
     robust: Tensor
     """True for each robust sample, bool [N]. A sample is robust if the model classifies the clean image correctly and
-    no stage of the attack breaks the sample.
+    no stage of the attack finds a misclassified image.
     """
     adversarial: Tensor
-    """One image per sample, float32 [N, 3, H, W] in [0, 1]. If the attack broke the sample, it is the image that broke
-    it. For other samples, it is the clean image.
+    """One image per sample, float32 [N, 3, H, W] in [0, 1]. If the attack found a misclassified image, it is
+    this image. For other samples, it is the clean image.
     """
     broken_by: tuple[str, ...]
-    """For each sample the name of the stage that broke it. It is "clean" if the clean image is misclassified, and "" if
-    the sample is robust."""
+    """For each sample, the name of the attack stage that found a misclassified image. It is "clean" if the clean image
+    is misclassified, and "" if the sample is robust."""
     clean_prediction: Tensor
     """The predicted class of each clean image, int64 [N]."""
     adversarial_prediction: Tensor
@@ -54,8 +54,7 @@ class AttackResult:
     passes: Tensor
     """The number of forward and backward passes for each sample, int64 [N, 2]. The sanity checks are not counted."""
     warnings: tuple[str, ...]
-    """Codes of warnings about the result. A warning about only N samples is written "code:N".
-    """
+    """Codes of warnings about the result. If a warning is about only 3 samples, ":3" is added to its code."""
 
     @property
     def clean_accuracy(self) -> Accuracy:

@@ -7,10 +7,10 @@ from typing import Any
 
 @dataclass(frozen=True)
 class CheckResult:
-    """The result of one check of a statement, or of one check of a measured value against a limit."""
+    """The result of one check. It tests whether a statement is true, or whether a measured value is small enough."""
 
     name: str
-    """The statement to check, such as "ids are unique", or the measured property, such as "gradient"."""
+    """The tested statement, such as "ids are unique", or the measured property, such as "gradient"."""
     passed: bool
     detail: str = ""
     """The observed values, in words."""
@@ -19,7 +19,7 @@ class CheckResult:
     limit: float | None = None
     """The largest value that passes."""
     is_unusual: bool = False
-    """True for a value that passes but needs attention. `status` is then "warn"."""
+    """True if the check passes but the user should look at its value. `status` is then "warn"."""
 
     @property
     def status(self) -> str:

@@ -111,8 +111,8 @@ def _attack(name: str, track: str) -> Iterator[CheckResult]:
     yield CheckResult(
         "the attack breaks no sample at eps 0", set(verdict.broken_by) <= {"", CLEAN}, str(set(verdict.broken_by))
     )
-    # At the first radius, the attack breaks only some samples. The second radius is large enough for the attack to
-    # break every linear classifier.
+    # At the first radius, the attack succeeds for only some samples. The second radius is so large that the attack
+    # succeeds against every linear classifier.
     middle, large = (Fraction(4, 255), Fraction(1, 2)) if norm == "Linf" else (Fraction(1, 5), Fraction(8))
     yield from _at(attack, Threat(norm, middle))
     for num_classes in (5, 2):
@@ -123,7 +123,7 @@ def _attack(name: str, track: str) -> Iterator[CheckResult]:
 
 
 def _at(attack: Attack, threat: Threat) -> Iterator[CheckResult]:
-    """Check the contracts of an attack under one threat."""
+    """Check the contracts of an attack under one threat model (norm and radius)."""
     classifier, batch = linear_classifier(threat, num_classes=5)
     before = torch.get_rng_state()
     first, again, alone = (attack_samples(classifier, batch, attack, batch_size=batch_size) for batch_size in (4, 4, 1))
@@ -161,7 +161,7 @@ def _track(name: str, track: str) -> Iterator[CheckResult]:
 
 
 def _names_a_model(reference: str, track: str) -> None:
-    """Raise UserError if `reference` is not the reference of a model of the track."""
+    """Raise UserError if the track has no model with the name or path `reference`."""
     load_architecture(find_card(reference, track).architecture)
 
 
@@ -243,7 +243,7 @@ def _loads(kind: str, name: str, load: Callable[[str], object]) -> CheckResult:
 
 
 def _broken(verdict: Verdicts) -> int:
-    """Return the number of samples that a stage of the attack broke."""
+    """Return the number of samples for which a stage of the attack found a misclassified image."""
     return sum(stage not in ("", CLEAN) for stage in verdict.broken_by)
 
 

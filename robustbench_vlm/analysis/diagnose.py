@@ -43,7 +43,7 @@ class AttackedBatch:
     correct: Tensor
     """bool [B]: whether the prediction is correct."""
     gradient_norms: Tensor
-    """float64 [B]: the values of the function `gradient_norms`."""
+    """float64 [B]: L2 norm of the gradient of the cross-entropy with respect to the pixels."""
     features: Tensor
     """Image embeddings of length 1, [B, D] in the dtype of the classifier."""
 
@@ -57,9 +57,9 @@ class DatasetDiagnosis:
     accuracy: float
     """Share of the attacked images that are classified correctly, in [0, 1]."""
     modality_gap: float
-    """The distance that the function `modality_gap` computes, in [0, 2]."""
+    """Euclidean distance between the mean image embedding and the mean text embedding, in [0, 2]."""
     gradient_norm: float
-    """Mean of `gradient_norms`, in nats per unit of L2 distance, for pixels in [0, 1]."""
+    """Mean L2 norm of the gradient of the cross-entropy, in nats per unit of L2 distance, for pixels in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,7 @@ class Diagnosis:
     modality_gap: float
     gradient_norm: float
     effective_rank: float
-    """Effective rank of the image features of all datasets together. The function `effective_rank` computes it."""
+    """Effective rank (exponential of the entropy of the singular values) of the image features of all datasets."""
     datasets: tuple[DatasetDiagnosis, ...]
 
 
@@ -103,8 +103,8 @@ class Diagnoses:
 def diagnose(request: Request, *, on_progress: OnProgress = ignore_progress) -> Diagnoses:
     """Diagnose each model of a request at each radius of the request.
 
-    The request must have exactly one attack. Raises UserError in the same cases as `resolve`, `final_image_stage` and
-    `expect_weights`.
+    The request must have exactly one attack. Raises UserError if the request is invalid, if the attack cannot return
+    the image after its last step, or if the weights of a model are missing.
     """
     begun = time.monotonic()
     (name,) = request.attacks
@@ -153,7 +153,7 @@ def _diagnose_cells(plan: Plan, on_progress: OnProgress) -> dict[int, tuple[Data
 
 
 def _diagnose_radii(cells: Sequence[Cell], resources: Resources) -> list[tuple[DatasetDiagnosis, Tensor]]:
-    """Diagnose cells that differ only in the radius. The images are read only once for all these cells."""
+    """Diagnose one model on one dataset at several radii. The images are read only once for all radii."""
     first = cells[0]
     classifier = classifier_of(first.model, first.track, first.dataset.prompts, resources.device).plain
     parts: list[list[AttackedBatch]] = [[] for _ in cells]
@@ -248,9 +248,9 @@ def gradient_norms(classifier: ClassifierLike, images: Tensor, labels: Tensor) -
 def final_image_stage(attack: Attack) -> Stage:
     """Return the only stage of an attack. Its settings are changed so that it returns the image after the last step.
 
-    An attack that stops when a sample is broken returns images near the decision boundary at every radius. Such images
-    are not useful for a diagnosis. Raises UserError if the attack has several stages, or if it always stops when a
-    sample is broken.
+    Some attacks stop at the first misclassified image. This image is near the decision boundary at every radius, so it
+    is not useful for a diagnosis. Raises UserError if the attack has several stages, or if it cannot continue after the
+    first misclassified image.
     """
     if len(attack.stages) != 1 or not attack.stages[0].chooses_iterate:
         raise UserError(
@@ -265,7 +265,7 @@ def final_images(classifier: ClassifierLike, batch: Batch, stage: Stage, *, batc
     """Return the image after the last step of a stage for each sample of a batch, projected into the threat model.
 
     The result is [B, 3, H, W] in [0, 1], in the dtype of the batch. Unlike an evaluation, this function also attacks
-    samples that are misclassified without an attack, and it keeps images that do not break the classifier.
+    samples that are misclassified without an attack. It also returns images that are still classified correctly.
     """
     if batch.threat.eps == 0:
         return batch.images

@@ -24,7 +24,7 @@ from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.tracks import TRACKS, Track
 
 ABOUT_ZERO = 0.05
-"""Largest robust accuracy that a self-test accepts if it expects a robust accuracy of 0."""
+"""Largest robust accuracy that a self-test accepts as about 0."""
 _ATTACK, _QUICK_ATTACK, _SAMPLES = "apgd-ce", "pgd-10", 32
 
 
@@ -61,7 +61,7 @@ def doctor(track: str = "mini", *, model: str = "", dataset: str = "") -> list[C
 def self_tests(classifier: nn.Module, batch: Batch, attack: Attack) -> list[CheckResult]:
     """Run the self-tests on an undefended classifier.
 
-    The eps of the batch must be large enough to break the classifier.
+    The eps of the batch must be so large that attacks make the classifier misclassify almost all images.
     """
     quick = load_attack(_QUICK_ATTACK)
     return [
@@ -100,8 +100,8 @@ def _batch_size_is_free(classifier: nn.Module, batch: Batch, attack: Attack) -> 
     # This test uses float64, because float32 rounding depends on the batch size. Rounding may change a prediction
     # at the decision boundary.
     exact = copy.deepcopy(classifier).to(torch.float64)
-    # At a small radius, the attack breaks only some samples. If verdicts depend on the batch size, these samples
-    # differ between batch sizes.
+    # At a small radius, the attack succeeds for only some samples. If verdicts depend on the batch size, it succeeds
+    # for different samples with each batch size.
     small = replace(
         batch, images=batch.images.to(torch.float64), threat=replace(batch.threat, eps=batch.threat.eps / 8)
     )

@@ -94,8 +94,8 @@ class SampleView:
 def inspect_sample(request: Request, sample: str, *, on_progress: OnProgress = ignore_progress) -> SampleView:
     """Attack one sample on each model of a request. The request must have one dataset, one attack and one radius.
 
-    `sample` is a sample id, or an index among the samples of the protocol, starting from 0. Raises UserError in the
-    same cases as `resolve`, and for an unknown sample.
+    `sample` is a sample id, or an index among the samples of the protocol, starting from 0. Raises UserError
+    if the request is invalid or the sample is unknown.
     """
     plan = resolve(request)
     assert len({(cell.dataset.name, cell.attack.name, cell.threat) for cell in plan.cells}) == 1

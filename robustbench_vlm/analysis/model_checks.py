@@ -1,7 +1,8 @@
 """Measure the contracts of a model: preprocessing, gradient, repeatability, memory and speed.
 
-The images have the input size of the model. A model with a broken contract gets wrong robust accuracies: for example,
-attacks cannot break a model without a gradient.
+A contract is a property that every model must have. The robust accuracy of a model without this property is wrong. For
+example, gradient attacks fail on a model without a gradient, so its robust accuracy is too high. The images have the
+input size of the model.
 """
 
 import os
@@ -42,9 +43,9 @@ LARGEST_SCALE, USUAL_SCALES = 1000.0, (1.0, 200.0)
 TEXT_TOLERANCE = 1e-4
 """Largest accepted difference between the features of a text in a batch and in a separate call."""
 GRADIENT_TOLERANCE, USUAL_ERROR = 0.3, 0.1
-"""Limits of the relative difference between autograd and finite differences. The check fails above the first limit and
-warns above the second. The median over the images is compared, for random directions and for the directions of the
-gradient."""
+"""Limits of the relative difference between slopes from autograd and from finite differences. The slopes are along
+random directions and along the gradient. The check uses the median difference over the images. It fails above 0.3, and
+warns above 0.1."""
 ZERO_TOLERANCE = 0.01
 """Largest share of pixels with a gradient of exactly zero that gives no warning."""
 _STEPS = (0.1, 0.03, 0.01)
@@ -53,24 +54,25 @@ have an error because models are not linear, and small steps have an error becau
 _ROUNDING = 2.0**-20
 """Rounding error of float32 logits after many layers, as a fraction of the largest logit."""
 _FAST_SECONDS = 0.5
-"""If a model needs more than this time for `_FEWEST` images, it is measured on only these images, with one step."""
+"""Longest time in seconds that a fast model needs to classify 4 images. Slower models are measured on only 4 images and
+with only one step of finite differences."""
 _FEWEST = 4
 
 
 @dataclass(frozen=True)
 class _Subject:
-    """A model on a device, with N images that the checks read."""
+    """The model to check, with its device and the N images for the checks."""
 
     model: AnyModel
     classifier: AnyClassifier
-    """The classifier for the N samples."""
+    """The zero-shot classifier of the model, for these N images."""
     images: Tensor
     """float32 [N, 3, image_size, image_size] in [0.1, 0.9], so that small steps stay in [0, 1]."""
     prompts: tuple[Prompt, ...]
     device: str
 
     def first(self, count: int) -> "_Subject":
-        """Return the subject with the first `count` images."""
+        """Return the same model with only the first `count` images."""
         rows = torch.arange(min(count, len(self.images)))
         return replace(self, classifier=self.classifier.select(rows), images=self.images[:count])
 
@@ -120,7 +122,7 @@ def _checks(subject: _Subject) -> Iterator[CheckResult]:
     subject = subject if is_fast else few
     yield from _logits(few, logits)
     if not bool(torch.isfinite(logits).all()):
-        # Differences to NaN are NaN, so the other checks would only repeat this result.
+        # The other checks compare logits. If the logits are NaN, these checks would fail for the same reason.
         return
     scale, (low, high) = subject.classifier.scale, USUAL_SCALES
     yield CheckResult(
@@ -153,7 +155,8 @@ def _preprocessing(subject: _Subject) -> Iterator[CheckResult]:
     differs = [name for name, own in (("mean", mean), ("std", std)) if not _same(stated.get(name), own)]
     if differs:
         about += "; the model states " + ", ".join(f"{name} {_numbers(stated[name])}" for name in differs)
-    # A card may replace the mean and std on purpose. `zero_shot` takes them from the model if they are not given.
+    # A model card may set another mean and std on purpose, so a difference is no mistake. A model without a card comes
+    # from `zero_shot`, which uses the mean and std of the model by default. A difference is then a mistake.
     is_mistake = bool(differs) and subject.model.card is None
     passed = largest <= LARGEST_PIXEL and not is_mistake
     about += f"; pixels up to {largest:.2f}"
@@ -178,7 +181,7 @@ def _processor(model: Any, processor: Any) -> CheckResult:
 
 
 def _stated(model: AnyModel) -> dict[str, Any]:
-    """Return the mean and the std that the model, its processor or its architecture states. They may be missing."""
+    """Return the mean and std in the configuration of the model. The dict is empty if there are none."""
     if isinstance(model, InMemoryModel):
         return {name: value for name, value in model.stated.items() if value is not None}
     plain = model.model if isinstance(model, DefendedModel) else model
@@ -267,9 +270,11 @@ def _gradients(subject: _Subject, steps: Sequence[float]) -> Iterator[CheckResul
 def _slope_error(
     classifier: Classifier, images: Tensor, labels: Tensor, direction: Tensor, slope: Tensor, step: float
 ) -> Tensor:
-    """Return the relative error of each image's slope, float32 [B], against a central difference of L2 norm `step`.
+    """Return the relative difference between `slope` and a slope from finite differences, float32 [B].
 
-    The error is infinite if the rounding of the logits may be larger than `USUAL_ERROR`.
+    `slope`, float32 [B], is the slope of the margin of each image along its direction, from autograd. The finite
+    difference is central, and `step` is the L2 norm of its step. The relative difference is set to infinity if float32
+    rounding of the logits may make it larger than `USUAL_ERROR`.
     """
     above, below = (_passed(classifier, images + sign * step * direction) for sign in (1, -1))
     measured = (margin(above, labels, labels) - margin(below, labels, labels)) / (2 * step)

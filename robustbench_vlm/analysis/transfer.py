@@ -1,7 +1,7 @@
 """Transfer attacks: evaluate every model on the adversarial images of every model (Papernot et al., arXiv:1605.07277).
 
-Sometimes, images made for other models break more samples of a model than the white-box attack on this model does. Such
-a result is a sign that the gradients of the model are masked (Athalye et al., arXiv:1802.00420, section 3.1).
+Usually, a model misclassifies more images that were made for itself (a white-box attack) than images that were made for
+other models. If it is the other way round, its gradients may be masked (Athalye et al., arXiv:1802.00420, section 3.1).
 """
 
 import time
@@ -58,8 +58,8 @@ class TransferTarget:
     datasets: Mapping[str, TransferAccuracies]
     """Accuracies by dataset name."""
     missed: int
-    """Number of samples in the zero-shot datasets that are broken by images made for other models, but not by the image
-    made for the model itself.
+    """Number of zero-shot samples with a successful transfer attack: the model misclassifies an image that was made for
+    another model, but not the image that was made for the model itself.
     """
 
 
@@ -93,8 +93,8 @@ def transfer(request: Request, save: Path | None = None, *, on_progress: OnProgr
     """Attack each model of a request and evaluate all models on the adversarial images. Records on disk are not used.
 
     If the folder `save` is given, the images of every model are written to <save>/<model>.safetensors, in the format of
-    `analysis.adversarial_images`. Raises UserError in the same cases as `resolve`, and if the request has fewer than
-    two models or no zero-shot dataset.
+    `analysis.adversarial_images`. Raises UserError if the request is invalid. The request must have at least two
+    models and a zero-shot dataset.
     """
     begun = time.monotonic()
     _check(request, save)
@@ -250,9 +250,9 @@ def _mean(accuracies: Sequence[TransferAccuracies]) -> TransferAccuracies:
 
 
 def masked_gradients(target: TransferTarget, attack: str) -> Iterator[str]:
-    """Yield a warning if images of other models break more samples than the attack on the model itself.
+    """Yield a warning if images that were made for other models succeed where the attack on the model itself fails.
 
-    A single sample that only images of other models break gives no warning, because it may be chance.
+    If this is true for only one sample, there is no warning, because it may be chance.
     """
     mean = target.mean
     stronger = [source for source, share in mean.under.items() if share.value < mean.robust.value]

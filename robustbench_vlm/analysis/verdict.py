@@ -39,10 +39,10 @@ def judge_image(
 ) -> tuple[Threat, float, int] | None:
     """Classify an adversarial image of the sample at `position`.
 
-    The threat model is the smallest one that allows the image. `adversarial` is float [3, H, W] in [0, 1]. Returns the
-    threat model, the norm of the perturbation after projection, and the prediction. Returns None if the image is
-    outside all threat models by more than float32 rounding. Also returns None if the image and the sample differ in
-    size.
+    `adversarial` is float [3, H, W] in [0, 1]. The function first chooses a threat model: the one of `threats` with the
+    smallest radius that is at least the size of the perturbation. Then it projects the image into this threat model and
+    classifies it. Returns the threat model, the size of the projected perturbation, and the predicted class. Returns
+    None if the perturbation is larger than all radii, or if the image and the sample differ in size.
     """
     batch, _ = load_batch(cell, position, position + 1, device=device)
     image = adversarial.to(device, torch.float32)[None]
@@ -59,7 +59,8 @@ def judge_image(
 def verdict_logits(cell: Cell, keys: Tensor, images: Tensor, *, device: str) -> Tensor:
     """Return the logits of a cell's model for images, computed in the precision of verdicts, float32 [B, C] on the CPU.
 
-    `images` are float [B, 3, H, W] in [0, 1]. `keys`, int64 [B], has the random key of each image's sample.
+    `images` are float [B, 3, H, W] in [0, 1]. `keys`, int64 [B], has the seed of the random
+    numbers for each image. Only test-time defenses draw random numbers.
     """
     protocol = cell.protocol
     about = cell.model, cell.track, cell.dataset.prompts, device

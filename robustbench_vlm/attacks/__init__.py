@@ -38,8 +38,9 @@ FAMILIES = {
     "pyautoattack:": ("pyautoattack:NAME", "robustbench_vlm.attacks.pyautoattack:pyautoattack_named"),
     "torchattacks:": ("torchattacks:NAME", "robustbench_vlm.attacks.torchattacks:torchattacks_named"),
 }
-"""Families of attack names. The keys are prefixes. Each value has the form of the names, such as "pgd-N", and the
-import path of a function. The function takes the name without the prefix and returns the attack."""
+"""Families of attacks: all attacks with the same prefix in their names, such as "pgd-". The keys are these prefixes.
+Each value is a pair: the form of the names, such as "pgd-N", and the import path of a function. The function takes the
+rest of the name, such as "40", and returns the attack."""
 
 
 def load_attack(name: str) -> "Attack":

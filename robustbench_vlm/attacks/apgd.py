@@ -78,10 +78,10 @@ class ApgdState:
 class Apgd:
     """APGD with `steps` steps in each run.
 
-    If `targets` is positive, the attack is targeted. It runs once for each target class. The target classes are the
-    `targets` classes with the highest clean logits, except the label. Each run is repeated from `restarts` random
-    starting points. The first `skip` targets are left out, because an earlier stage attacked them. The attack on each
-    other target is the same as without `skip`.
+    If `targets` is 0, the attack is untargeted. If it is positive, it is the number of target classes, and the attack
+    runs once for each of them. The targets are the wrong classes with the highest clean logits. `restarts` is the
+    number of runs for each target, each from another random point. `skip` is the number of targets that an earlier
+    stage attacked. These first targets are left out, which does not change the attack on the other targets.
     """
 
     threat: Threat
@@ -196,9 +196,9 @@ class Apgd:
 
 
 def apgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run APGD. A stage calls this function. The parameters are the fields of `Apgd`."""
+    """Attack all samples of a batch with APGD. The parameters are the fields of `Apgd`."""
     method = Apgd(threat=batch.threat, **parameters)
-    # A sample has one target less than its dataset has classes. If all its targets are skipped, nothing is left to do.
+    # All classes except the label can be targets. If an earlier stage attacked all of them, the sample is left out.
     index = (batch.num_classes - 1 > method.skip).nonzero().squeeze(1)
     if len(index) == len(batch.labels):
         outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)

@@ -23,7 +23,7 @@ class Batch:
     labels: "Tensor"
     """True classes, int64 (B,)."""
     keys: "Tensor"
-    """The key of each sample's random numbers in this stage, int64 (B,). The module `core.random` explains keys."""
+    """The key of each sample, int64 (B,): the seed of the random numbers that this stage draws for the sample."""
     threat: Threat
     num_classes: "Tensor"
     """The number of classes of each sample's dataset, int64 (B,). A batch may have samples of several datasets."""
@@ -44,7 +44,7 @@ class Outcome:
     """The result of a stage for each sample of its batch.
 
     `attack_samples` projects the images of every stage and classifies them again. Therefore an error in the code of a
-    stage cannot make a robust sample count as broken.
+    stage cannot make an attack count as successful.
     """
 
     adversarial: "Tensor"
@@ -65,9 +65,10 @@ class Outcome:
         self.warnings.setdefault(code, torch.zeros_like(self.forward, dtype=torch.bool))[index] = True
 
     def spread(self, index: "Tensor", batch: Batch) -> "Outcome":
-        """Return the outcome for a whole batch, in which this outcome is for the samples at the positions `index`.
+        """Return an outcome for a whole batch, if this outcome is for only N samples of the batch.
 
-        `index` is int64 (N,). The other samples of the batch keep their clean images and have no passes.
+        `index`, int64 (N,), has the positions of these N samples in the batch. For the other samples, the returned
+        outcome has the clean image and zero passes.
         """
         nothing = batch.labels.new_zeros(len(batch.labels))
         whole = Outcome(batch.images.clone(), nothing.clone(), nothing.clone())
@@ -100,7 +101,7 @@ class StageCalls(Protocol):
 
 
 def hundred_gradients(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int]:
-    """Return 0 calls without a gradient and 100 calls with a gradient. This is the default of `Stage.calls`."""
+    """Return (0, 100): no calls without a gradient and 100 calls with a gradient, the default for a stage."""
     return 0, 100
 
 
@@ -108,8 +109,8 @@ def calls_per_target(parameters: Mapping[str, Any], num_classes: int) -> tuple[i
     """Return the number of calls without and with a gradient for an attack that runs once per target and restart.
 
     One call without a gradient chooses the targets. This call is also counted for untargeted attacks. Each run has one
-    call with a gradient at its starting point and one after each step. `parameters` contains "steps" and, if the attack
-    uses them, "targets", "restarts" and "skip", the number of targets that an earlier stage attacked.
+    call with a gradient at its starting point and one after each step. `parameters` contains "steps", and may contain
+    "targets", "restarts" and "skip". The value of "skip" is the number of targets that an earlier stage attacked.
     """
     skip = int(parameters.get("skip", 0))
     targets = max(min(int(parameters.get("targets", 0)), num_classes - 1), 1) - skip
@@ -129,8 +130,8 @@ class GradientMode:
     the inner loops as constants (BPDA, arXiv:1802.00420). "transfer": the stage attacks the model without the
     defense."""
     draws: int = 1
-    """Number of times that the defense draws its random numbers for one gradient. The gradient is the mean over these
-    draws (EOT, arXiv:1707.07397). The first draw decides the verdict."""
+    """Number of gradients of which the mean is taken (EOT, arXiv:1707.07397). The defense draws new random numbers for
+    each of them. The predicted class is computed with the first random numbers only."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +151,8 @@ class Stage:
     gradient_free: bool = False
     """True if the algorithm does not use gradients of the classifier."""
     mixes_datasets: bool = False
-    """True if a batch may have samples of several datasets. A function that classifies only some samples of such a
-    batch must call `Classifier.select` first.
+    """True if the stage function accepts batches with samples of several datasets. To classify only some samples of
+    such a batch, the function must use the classifier that `Classifier.select` returns for these samples.
     """
     gradient_mode: GradientMode | None = None
     """The way to compute the gradient of a test-time defense. If it is None, the classifier is attacked directly."""
@@ -170,12 +171,13 @@ class Stage:
             "version": self.version,
             "parameters": dict(self.parameters),
         }
-        # The key "view" is an old name of the gradient mode. It is part of fingerprints, so it must not change.
+        # The key "view" is an old name of the gradient mode. Fingerprints are hashes of this dict, so the key must not
+        # change.
         return identity | ({"view": plain(self.gradient_mode)} if self.gradient_mode else {})
 
     @property
     def is_black_box(self) -> bool:
-        """True if the stage does not use gradients of the classifier that decides the verdicts."""
+        """True if the stage uses no gradients, or only gradients of another classifier (a transfer attack)."""
         mode = self.gradient_mode
         return self.gradient_free or (mode is not None and mode.gradient == "transfer")
 
@@ -185,7 +187,7 @@ class Stage:
         return "iterate" in self.adjustable
 
     def run(self, classifier: Classifier, batch: Batch, batch_size: int) -> Outcome:
-        """Run the stage on a batch. Exceptions of the stage function are not caught."""
+        """Run the stage on a batch and return its outcome. Exceptions of the stage function are not caught."""
         module, _, function = self.function.partition(":")
         stage: StageFunction = getattr(importlib.import_module(module), function)
         return stage(classifier, batch, batch_size=batch_size, **self.parameters)
@@ -201,8 +203,8 @@ class Attack:
     norms: tuple[str, ...] = NORMS
     paper: str = ""
     strength: int | None = None
-    """Position in the order fgsm < pgd-N < autoattack. A stronger attack must not leave more samples robust than a
-    weaker one. An attack with the value None is not compared with other attacks.
+    """A rank: fgsm < pgd-N < autoattack. The robust accuracy under an attack with a higher rank should not be higher
+    than under one with a lower rank. An attack with the value None is not compared with other attacks.
     """
 
     def check_norm(self, norm: str) -> None:

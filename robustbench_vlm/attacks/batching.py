@@ -32,7 +32,7 @@ class Rows:
     labels: Tensor
     """True classes, int64 (B,)."""
     keys: Tensor
-    """The key of each sample's random numbers, int64 (B,)."""
+    """The seed of the random numbers of each sample, int64 (B,)."""
     adversarial: Tensor
     """The strongest image so far, float32 (B, 3, H, W) in [0, 1]. At the start, it is the clean image."""
     finished: Tensor

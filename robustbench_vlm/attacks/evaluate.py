@@ -19,8 +19,8 @@ class Verdicts:
     """The verdicts on B samples, in the order of the samples."""
 
     adversarial: Tensor
-    """One image per sample, float32 (B, 3, H, W) in [0, 1]. If a stage broke the sample, it is the misclassified image,
-    which is inside the threat model. For other samples, it is the clean image.
+    """One image per sample, float32 (B, 3, H, W) in [0, 1]. If a stage of the attack succeeded, it is the
+    misclassified image, which is inside the threat model. For other samples, it is the clean image.
     """
     strongest: Tensor
     """One image per sample, float32 (B, 3, H, W) in [0, 1]. For a robust sample, it is the image with the smallest
@@ -28,8 +28,8 @@ class Verdicts:
     `adversarial`.
     """
     broken_by: tuple[str, ...]
-    """For each sample the name of the stage that broke it. It is "clean" if the clean image is misclassified, and "" if
-    the sample is robust."""
+    """For each sample, the name of the attack stage that found a misclassified image. It is "clean" if the clean image
+    is misclassified, and "" if the sample is robust."""
     clean_prediction: Tensor
     """The class predicted for the clean image, int64 (B,)."""
     adversarial_prediction: Tensor
@@ -50,7 +50,8 @@ class Verdicts:
     def robust(self) -> Tensor:
         """True for robust samples, bool (B,).
 
-        The clean image of a robust sample is classified correctly, and no stage broke the sample.
+        The clean image of a robust sample is classified correctly, and no stage of the attack found a misclassified
+        image.
         """
         return torch.tensor([stage == "" for stage in self.broken_by], dtype=torch.bool)
 
@@ -62,8 +63,8 @@ def attack_samples(
 
     `model` is a classifier, or any torch module that maps images (B, 3, H, W) in [0, 1] to logits (B, C). `batch` may
     have samples with misclassified clean images. `judge` is an optional second classifier that decides the verdicts in
-    place of `model`. An example is the same network in another precision. A sample is broken only if the judge
-    misclassifies its image. At most `batch_size` samples are classified at once.
+    place of `model`. An example is the same network in another precision. An attack is successful only if `judge`
+    misclassifies the image. At most `batch_size` samples are classified at once.
 
     Raises UserError if the attack does not support the norm of the threat, or if a logit is not finite. Other
     exceptions of a stage are not caught.

@@ -6,9 +6,9 @@ Follows pyautoattack 0.2.0 with these differences:
 * The attack keeps the misclassified point that is closest to the image over all targets.
 * One forward pass is enough to classify a point and to linearise the model at this point. The official code first moves
   a misclassified point back towards the image and then classifies it again. This implementation needs half as many
-  forward passes. The mean distance of the found points does not increase. The distance for a single sample may
-  increase.
-* The projection onto a hyperplane does not sort the pixels (see `projections.Hyperplanes`).
+  forward passes. On average, the found points are at least as close to the image. For single samples, they may be
+  further away.
+* The projection onto a hyperplane does not sort the pixels. It uses the secant method.
 """
 
 from dataclasses import dataclass
@@ -92,8 +92,9 @@ class Fab:
         state.rows.finished |= state.closest <= float(self.threat.eps)
 
     def _moved(self, images: Tensor, delta: Tensor, kept: Tensor, plane: tuple[Tensor, Tensor]) -> Tensor:
-        # `plane` approximates the decision boundary near images + delta. It has a gap (B,) and a normal (B, D). The
-        # step starts at images + kept * delta. `images` and `delta` are (B, D), and `kept` is (B,).
+        # The current point is images + delta, (B, D). `plane` is the linearised decision boundary at this point: a gap
+        # (B,) and a normal (B, D). The step starts at images + kept * delta, and `kept` is (B,). Misclassified points
+        # have `kept` below 1, so they are first moved back towards the image.
         gap, normal = plane
         planes = Hyperplanes.of(normal, self.threat.norm)
         along = (normal * delta).sum(dim=1)
@@ -121,7 +122,7 @@ class Fab:
 
 
 def fab(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run targeted FAB. A stage calls this function. The parameters are the fields of `Fab`."""
+    """Attack all samples of a batch with targeted FAB. The parameters are the fields of `Fab`."""
     return run_in_batches(Fab(threat=batch.threat, **parameters), classifier, batch, batch_size=batch_size)
 
 

@@ -76,10 +76,10 @@ class CountedClassifier:
 
 @dataclass(frozen=True)
 class SurrogateClassifier:
-    """A pair of classifiers: the attack uses the surrogate, and the judge decides the verdicts.
+    """A pair of classifiers. The attack gets logits and gradients from the first, called the surrogate.
 
-    Attacks get logits and gradients from the surrogate. Only the judge decides whether an image is misclassified.
-    Transfer attacks use this class. Attacks also use it if they run in a lower precision than the verdicts.
+    Only the second, called the judge, decides whether an image is misclassified. Transfer attacks use this class.
+    Attacks in low precision also use it: their judge is the same model in a higher precision.
     """
 
     surrogate: Classifier
@@ -92,8 +92,7 @@ class SurrogateClassifier:
     def select(self, index: Tensor) -> "SurrogateClassifier":
         """Return a copy for only the samples at the positions `index`, int64 (N,).
 
-        Its surrogate (the attacked classifier) and its judge (the classifier that decides verdicts) are restricted to
-        these samples.
+        Both classifiers of the copy, the attacked one and the one that decides verdicts, are for these samples.
         """
         return SurrogateClassifier(self.surrogate.select(index), self.judge.select(index))
 
@@ -118,8 +117,8 @@ class MultiDatasetClassifier:
     columns: Tensor
     """For each sample, the columns of its classes in the logits of the classifier `union`, int64 (B, C)."""
     absent: Tensor
-    """True for the logits that belong to no class of the sample, bool (B, C): the columns after the sample's last
-    class.
+    """A mask of the unused logits, bool (B, C). If the dataset of a sample has K classes, the mask is True in the last
+    C - K columns.
     """
 
     @classmethod

@@ -54,8 +54,8 @@ class Pgd:
     step_size: str | None = None
     """The step size as a fraction of the pixel range, such as "1/255"."""
     mean_over: int = 1
-    """The divisor of the loss. The division has the effect of a mean over a batch of this size. In half precision, it
-    can turn small gradients into zero.
+    """The number by which the loss is divided. Published code often takes the mean of the loss over a batch, which
+    divides it by the batch size. In half precision, this division can turn small gradients into zero.
     """
 
     def __post_init__(self) -> None:
@@ -105,7 +105,7 @@ def pgd_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, int
 
 
 def pgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run PGD. A stage calls this function. The parameters are the fields of `Pgd`."""
+    """Attack all samples of a batch with PGD. The parameters are the fields of `Pgd`."""
     method = Pgd(threat=batch.threat, **parameters)
     outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)
     return replace(outcome, warnings=outcome.warnings | loss_warnings(method.loss, batch.num_classes))

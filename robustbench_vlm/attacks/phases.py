@@ -1,7 +1,7 @@
 """Divide an attack into a cheap first phase and an expensive second phase, for estimated runs.
 
-The two phases together are equal to the attack. A sample that survives both phases survives the attack, and a broken
-sample is broken by the same stage as in the undivided attack.
+An estimated run attacks all samples with the first phase and only some samples with the second phase. The two phases
+together are equal to the undivided attack: for each sample, they have the same success in the same stage.
 """
 
 import dataclasses
@@ -18,25 +18,25 @@ class Phases:
     """The two phases of an attack."""
 
     first: Attack
-    """The phase for all samples. It consists of the first stage and, if the second stage is targeted APGD, of the first
-    target of the second stage."""
+    """The phase for all samples. It is the first stage of the attack. If the second stage is targeted APGD, the first
+    target of the second stage also belongs to this phase."""
     second: Attack
-    """The phase for the samples that survive the first phase. It consists of all other targets and stages."""
+    """The phase for samples that are robust to the first phase. It has all other targets and stages."""
 
     @property
     def shared(self) -> Stage | None:
-        """The stage of the second phase that attacks the remaining targets of the first phase's last stage.
+        """The divided stage: the first phase attacks its first target, and the second phase its other targets.
 
-        It is None if no stage is divided.
+        Returns the part in the second phase, or None if no stage is divided.
         """
         stage = self.second.stages[0]
         return stage if "skip" in stage.parameters else None
 
     def repeated(self, attacked: Classifier, judge: Classifier, num_classes: int) -> int:
-        """Return the forward passes of one sample that the second phase repeats.
+        """Return the number of forward passes for one sample that both phases make.
 
-        The second phase repeats the verdict on the clean image. If a stage is divided, the second phase also repeats
-        this stage's choice of targets and its verdict.
+        The undivided attack makes these passes only once. Both phases classify the clean image. If a stage is divided,
+        both phases also choose the targets of this stage, and classify the image that it returns.
         """
         verdict = judge.cost(gradient=False)[0]
         if self.shared is None:
@@ -50,9 +50,10 @@ def divide(attack: Attack) -> Phases:
 
     Raises UserError if the attack has only one stage and this stage cannot be divided.
 
-    On the bundled models, the other stages of AutoAttack break 2 % of the survivors of APGD on cross-entropy. APGD on
-    the target with the highest logit has the same cost. If the first phase includes it, 1 % of the survivors are broken
-    later (`benchmarks/estimated_runs.json`).
+    An example is AutoAttack on the bundled models. If the first phase is APGD on cross-entropy, the second phase
+    succeeds for 2 % of the samples that are robust to the first phase. One more run of APGD, on the target
+    with the highest logit, about doubles the cost of the first phase. The second phase then succeeds for only 1 %
+    (`benchmarks/estimated_runs.json`).
     """
     cheap, rest = list(attack.stages[:1]), list(attack.stages[1:])
     if not rest and _is_divisible(cheap[0]):

@@ -150,7 +150,7 @@ class Hyperplanes:
     """Speed of each pixel, float32 (B, D). For L2, it is proportional to |normal|. For Linf, this field is None and all
     speeds are 1."""
     growth: Tensor
-    """Distance covered per unit of step length before the first pixel reaches 0 or 1, float32 (B,)."""
+    """Distance covered towards the hyperplane by a step of length 1, if no pixel reaches 0 or 1, float32 (B,)."""
 
     @classmethod
     def of(cls, normal: Tensor, norm: str) -> "Hyperplanes":
@@ -163,12 +163,12 @@ class Hyperplanes:
         return cls(normal.sign(), weight, speed, (weight * speed).sum(dim=1))
 
     def shortest_step(self, points: Tensor, gap: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the shortest step from each of the points (B, D) in [0, 1] to its hyperplane, inside [0, 1].
+        """Return the shortest step from each of the points (B, D) to its hyperplane. All pixels stay in [0, 1].
 
-        The step solves gap + (normal, step) = 0. `gap` is float32 (B,), and (normal, step) is the inner product. The
-        method returns two factors: sizes, float32 (B, D) and not negative, and sides, float32 (B,), each -1 or 1. The
-        step is sign * sizes * side. If no image with pixels in [0, 1] is on the hyperplane, the step leads to the image
-        with pixels 0 or 1 that is closest to it.
+        The step solves gap + <normal, step> = 0. `gap` is float32 (B,), and <normal, step> is the inner product. The
+        method returns `sizes`, float32 (B, D), which are not negative, and `side`, float32 (B,), which is -1 or 1. The
+        step is sign * sizes * side. Some hyperplanes contain no image with pixels in [0, 1]. The step then leads to the
+        image with pixels 0 or 1 that is closest to the hyperplane.
         """
         side = torch.where(gap >= 0, -1.0, 1.0).to(points.dtype)
         room = torch.addcmul(points.new_tensor(0.5), self.sign * side[:, None], 0.5 - points)

@@ -1,4 +1,4 @@
-"""Weaker attacks from the released code of defenses, which calls these attacks "AutoAttack" or "CW".
+"""Attacks from the released code of defenses. The code calls them "AutoAttack" or "CW", but they are weaker.
 
 Protocols that reproduce published numbers use these attacks.
 """

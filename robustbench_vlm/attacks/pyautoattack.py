@@ -37,14 +37,14 @@ PARTS: dict[str, tuple[str, dict[str, Any], str]] = {
 }
 """The attacks of the package. The keys are the names of the attacks. Each value has three items:
 
-1. The attribute of the official `AutoAttack` object that runs the attack.
-2. The settings of that attribute.
-3. The attack's loss, a name in `losses.LOSSES`. `loss_warnings` uses it to find datasets with too few classes.
+1. The name of an attribute of the official `AutoAttack` object. This attribute is the attack.
+2. The settings of the attack.
+3. The name of its loss. Some losses need 3 or 4 classes, and a warning names datasets with fewer classes.
 """
 
 
 def official(classifier: Classifier, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
-    """Run one attack of pyautoattack on `batch_size` samples at a time. A stage calls this function.
+    """Attack all samples of a batch with one attack of pyautoattack, `batch_size` samples at a time.
 
     `attack` is a key of `PARTS`. The attack has the parameters of the standard version of AutoAttack.
     """

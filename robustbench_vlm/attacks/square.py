@@ -31,8 +31,8 @@ from robustbench_vlm.core.threat import Threat
 _HALVINGS = (10, 50, 200, 500, 1000, 2000, 4000, 6000, 8000)
 """The numbers of queries after which the area of the squares is halved."""
 _LEAST_AHEAD, _MOST_AHEAD = 3, 8
-"""The lowest and highest number of queries per sample in one forward pass. If there is room for fewer queries than the
-lowest number, the pass makes only one query, because two queries in one pass save no time.
+"""Limits of the number of queries per sample in one forward pass. A pass makes 3 to 8 queries for each sample. If the
+batch size allows only 2, the pass makes 1, because 2 queries in one pass save no time.
 """
 
 
@@ -44,7 +44,7 @@ class SquareState:
     query: Tensor
     """The number of queries so far, int64 (B,)."""
     best: Tensor
-    """The best image so far, float32 (B, 3, H, W) in [0, 1]."""
+    """The image with the lowest loss so far, float32 (B, 3, H, W) in [0, 1]."""
     loss: Tensor
     """The label's logit for `best` minus the largest other logit, float32 (B,). It is infinite before the first
     query."""
@@ -87,8 +87,8 @@ class Square:
         state.loss = torch.where(helped, loss[chosen], state.loss)
         used = torch.where(helped, first + 1, (self.queries + 1 - state.query).clamp_max(ahead))
         state.query = state.query + used
-        # `run_in_batches` counts the passes of one query per step. The passes of all other queries in the
-        # step are added here.
+        # `run_in_batches` counts the passes as if each step made one query per sample. The passes of the other queries
+        # are added here.
         rows.forward += (used - 1) * (model.forward - spent[0])
         rows.backward += (used - 1) * (model.backward - spent[1])
         rows.finished = (helped & broken[chosen]) | (state.query > self.queries)
@@ -140,7 +140,7 @@ def square_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, 
 
 
 def square(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
-    """Run Square Attack. A stage calls this function. The parameters are the fields of `Square`."""
+    """Attack all samples of a batch with Square Attack. The parameters are the fields of `Square`."""
     return run_in_batches(
         Square(threat=batch.threat, batch_size=batch_size, **parameters), classifier, batch, batch_size=batch_size
     )

@@ -21,7 +21,7 @@ class CleanImages:
     images: Tensor
     """Clean images, float32 (B, 3, H, W) in [0, 1]."""
     keys: Tensor
-    """The key of each sample's random numbers, int64 (B,). The module `core.random` explains keys."""
+    """The key of each sample, int64 (B,): the seed of the random numbers that the attack draws for the sample."""
 
 
 @dataclass(frozen=True)
@@ -108,8 +108,8 @@ def moved_energy(rows: CleanImages, eps: float, best: Tensor, query: Tensor, sid
     for length, some in _groups(side):
         place, other = _pixels(best, drawn[some, :2], some, length), _pixels(best, drawn[some, 2:], some, length)
         bumps = _bumps(rows.keys[some], 2 * query[some] + 1, best, length)
-        # Two windows may overlap. The first window is set to zero before the energy of the second is added, so that the
-        # energy of the overlap is counted only once.
+        # The windows of a sample may overlap. The first is therefore set to zero before the energy of the second is
+        # added. If not, the energy of the overlap would be counted twice.
         energy = free[some] + delta.take(place).square().sum(dim=2, keepdim=True)
         changed.put_(place, torch.zeros_like(bumps))
         energy += changed.take(other).square().sum(dim=2, keepdim=True)

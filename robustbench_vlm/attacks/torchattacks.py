@@ -64,7 +64,7 @@ def norms_of(name: str) -> tuple[str, ...]:
 
 
 def run_torchattacks(classifier: Classifier, batch: Batch, *, batch_size: int, attack: str) -> Outcome:
-    """Run one attack of torchattacks on `batch_size` samples at a time. A stage calls this function."""
+    """Attack all samples of a batch with one attack of torchattacks, `batch_size` samples at a time."""
     network = LibraryModel(classifier, batch.images.device)
     made = attack_class(attack)(network, **_settings(attack_class(attack), batch))
     devices = [batch.images.device] if batch.images.device.type == "cuda" else []

@@ -33,14 +33,14 @@ def models(context: typer.Context, incomplete: str) -> list[str]:
 
 
 def kinds(context: typer.Context, incomplete: str) -> list[str]:
-    """Return the kinds of objects in the plural, such as models and attacks."""
+    """Return the plural names of all kinds of objects, such as "models" and "attacks"."""
     return [f"{kind}s" for kind in BY_KIND]
 
 
 def of_kind(context: typer.Context, incomplete: str) -> list[str]:
     """Return the names of all objects of one kind, such as attacks.
 
-    The kind is an argument of the command, or the name of the command.
+    The kind is an argument of the command. If the command has no such argument, its own name is the kind.
     """
     kind = context.params.get("kind") or context.info_name or ""
     complete = BY_KIND.get(str(kind).removesuffix("s"))

@@ -120,7 +120,7 @@ def prepare(
 
 
 def _failures(failed: Mapping[str, UserError]) -> list[str]:
-    """Return the error messages of datasets. All datasets whose hosts cannot be reached share one message."""
+    """Return error messages. There is one for each dataset, but only one for all datasets with unreachable hosts."""
     from robustbench_vlm.core.hosts import unreachable_text
     from robustbench_vlm.datasets.published.fetch import NoSourceReachable
 
@@ -224,9 +224,10 @@ def _status_lines(found: Sequence["DatasetStatus"], width: int) -> list[Line]:
 
 
 def _source_lines(found: Sequence["DatasetStatus"]) -> list[Line]:
-    """Return lines for datasets that are not on disk.
+    """Return two lines of text for each dataset that is not on disk.
 
-    They have the download sources in the order in which they are tried, and instructions for a download by hand.
+    The first line lists its download sources in the order in which they are tried. The second explains how to download
+    the dataset by hand.
     """
     lines = []
     for each in found:

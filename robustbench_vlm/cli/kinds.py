@@ -86,7 +86,7 @@ def document(kind: str, name: str, track: str) -> dict[str, Any]:
 
 
 def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    """Return properties of a dataset that are not among its fields, or that its fields show in unreadable form."""
+    """Return further properties of a dataset for `vlmbench show`, such as its origin and its number of samples."""
     if not dataset.published:
         return {"transform": "", "samples": len(dataset.open().ids), "chance": dataset.chance}
     published = PUBLISHED[dataset.published]

@@ -59,9 +59,10 @@ def plan(request: "Request", half_width: HalfWidth = "", detect: _Detect = "", a
 
 
 def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
-    """Return a table of the plan's cells with their expected costs, and the total cost of the plan.
+    """Return a table with the expected cost of each cell of a plan, and the total cost.
 
-    The cost of a cell is for all its samples. The total time is only for samples that have no records on disk.
+    A cell is one model under one attack on one dataset at one radius. The cost of a cell is for all its samples. The
+    total time is only for samples that have no records on disk.
     """
     rows = [
         {
@@ -139,9 +140,11 @@ def document(plan: "Plan", estimate: "Estimate") -> dict[str, object]:
 
 
 def samples_needed(plan: "Plan", difference: float) -> "Detection":
-    """Return the number of samples that shows a difference, in (0, 1), of the two models of a plan.
+    """Return the number of samples that is needed to show a given difference in accuracy, in (0, 1), of two models.
 
-    If both models have records of the plan's first attack and radius, their discordance is used. If not, it is assumed.
+    The number depends on the discordance: the share of samples that only one of the two models classifies correctly. It
+    is computed from the records of both models for the first attack and radius of the plan. If there are no such
+    records, a discordance is assumed.
     """
     from robustbench_vlm.comparison.sample_size import detection, recorded_discordance
     from robustbench_vlm.leaderboard.sources import read_sources
@@ -149,7 +152,7 @@ def samples_needed(plan: "Plan", difference: float) -> "Detection":
     first = plan.cells[0]
     datasets = list(dict.fromkeys(cell.dataset.name for cell in plan.cells))
     recorded: list[float] = []
-    # Models without records have an assumed discordance.
+    # The error means that a model has no records. The discordance is then assumed.
     with contextlib.suppress(UserError):
         models = read_sources(list(plan.input_sizes), plan.track.name, attack=first.attack.name, runs=plan.request.out)
         recorded = recorded_discordance(models[0], models[1], first.attack.name, first.threat, datasets)
@@ -238,7 +241,7 @@ def on_disk(plan: "Plan") -> int:
 
 
 def _left_out(plan: "Plan") -> str:
-    """Return a hint if the folder of --images has more images than the protocol uses. If not, return ""."""
+    """Return a hint if the folder of --images has more images than the run uses. If not, return ""."""
     cell = plan.cells[0]
     if plan.request.images is None:
         return ""

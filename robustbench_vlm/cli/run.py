@@ -109,7 +109,7 @@ def _mean_rows(found: "ScoreTable") -> list[Row]:
 
 
 def _design_cell(interval: tuple[float, float] | None) -> dict[str, str]:
-    """Return the column with the design interval of an estimated run. Other runs do not have this column."""
+    """Return the table column with the interval for the result of the full attack. Only estimated runs have it."""
     return {_FULL_ATTACK: percent_interval(*interval)} if interval else {}
 
 
@@ -135,7 +135,7 @@ def _footer(result: "RunResult") -> Iterable[str]:
 
 
 def _estimate_sentences(found: "ScoreTable") -> Iterable[str]:
-    """Yield what was estimated, what the two intervals mean, and how to get the full number."""
+    """Yield sentences about an estimated run: what was estimated, and the meaning of the two intervals."""
     if not (each := found.estimate):
         return
     saved = each.passes_full / max(found.passes, 1)

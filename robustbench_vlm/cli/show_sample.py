@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from robustbench_vlm.analysis.inspect_sample import Predicted, SampleUnderModel, SampleView
 
 _CELLS = 28
-"""Largest width of a class name in the figure, in terminal columns. Longer names are shortened in the figure, but not
-in the text output."""
+"""Largest width of a class name in the figure, in characters of normal width. Longer names are cut in the figure, but
+not in the text output."""
 _RIGHT, _OTHER = "#8fc98f", "#d0d0d0"
 
 _Dataset = Annotated[str, typer.Argument(metavar="DATASET", help="Dataset: see `vlmbench list datasets`.")]

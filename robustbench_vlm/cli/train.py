@@ -127,7 +127,7 @@ def numbers(settings: Sequence[str]) -> dict[str, float]:
 
 
 def runtime_of(folder: Path, device: str, save_every: int) -> "Runtime":
-    """Return the folder, the processes, and the number of steps between checkpoints of a training."""
+    """Return where and how a training runs: its folder, its processes, and the steps between two checkpoints."""
     from robustbench_vlm.training.distributed import Processes
     from robustbench_vlm.training.finetune import Runtime
 

@@ -11,7 +11,7 @@ from robustbench_vlm.cli.render.text_table import wrapped
 from robustbench_vlm.core.text import terminal_text
 
 _WORDS = 40
-"""Largest number of characters of a list item that may be on one line with other items."""
+"""Largest number of characters of a short list item. Several short items are printed on one line."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ class Entry:
 def entry_lines(listed: Sequence[Entry], width: int) -> list[Line]:
     """Return the lines of a list.
 
-    Each summary is next to its name, or below it if the names take half of the width.
+    The summaries are to the right of the names. If the names are wider than half of the line, they are below the names.
     """
     names = max((cell_len(terminal_text(entry.name)) for entry in listed), default=0) + 2
     is_next_to_name = 2 * names <= width

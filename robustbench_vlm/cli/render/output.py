@@ -16,12 +16,12 @@ from robustbench_vlm.core.files import os_reason
 from robustbench_vlm.core.text import terminal_text
 
 _UNLIMITED = 10_000
-"""Width, in columns, of a line that is written to a pipe or a file."""
+"""Width in characters of a line in a pipe or a file: so large that lines are not wrapped."""
 
 
 @dataclass(frozen=True)
 class Line:
-    """One line of output in one of rich's styles. Markup and terminal escapes in the text have no effect."""
+    """One line of output in a style of the library rich. Markup and terminal escapes in the text have no effect."""
 
     text: str
     style: str = ""

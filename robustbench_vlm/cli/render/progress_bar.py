@@ -16,9 +16,10 @@ _SECONDS_BETWEEN_LINES = 10.0
 
 @contextlib.contextmanager
 def progress(unit: str, *, quiet: bool = False) -> Iterator[OnProgress]:
-    """Yield a function that shows how many of the `unit` ("samples") are done.
+    """Yield a function that shows the progress, such as "30 of 100 samples". `unit` is the word after the numbers.
 
-    With `quiet`, no lines are printed. A terminal still shows its bar, which is removed at the end.
+    On a terminal, the function shows a bar, which is removed at the end. In a pipe or a log file, it prints lines, or
+    nothing if `quiet` is true.
     """
     if sys.stderr.isatty():
         with _bar(unit) as on_progress:
@@ -48,7 +49,7 @@ def _bar(unit: str) -> Iterator[OnProgress]:
     from rich import progress as rich_progress
 
     class TimeLeft(rich_progress.ProgressColumn):
-        """Column with the time left, which counts down between two reports."""
+        """Column with the remaining time. It also counts down between two calls of the progress function."""
 
         def render(self, task: rich_progress.Task) -> Text:
             left = task.fields["ends"] - time.monotonic()

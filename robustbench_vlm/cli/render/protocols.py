@@ -22,7 +22,7 @@ from robustbench_vlm.protocols.describe import FIELDS
 _COMPARED = ("autoattack", "cw", "fgsm", "pgd-20", "pgd-100")
 """Attacks that most papers report. `differences` compares the stages of these attacks in the two protocols."""
 _IN_WORDS = ("transform", "small_transform", "resolution", "image_size")
-"""Fields that the document of a protocol states in words."""
+"""Fields of a protocol that `protocol_document` describes in words, because their values are codes."""
 
 
 @dataclass(frozen=True)
@@ -59,13 +59,13 @@ def protocol_document(name: str) -> dict[str, Any]:
 
 
 def twins(dataset: Dataset) -> list[str]:
-    """Return groups of class names that are equal or give equal CLIP tokens, such as "X-ray / x - ray"."""
+    """Return groups of class names that CLIP cannot distinguish, because they give equal tokens ("X-ray / x - ray")."""
     groups = ({dataset.classes[number] for number in group} for group in texts_with_equal_tokens(dataset.classes))
     return sorted(" / ".join(sorted(names)) for names in groups)
 
 
 def differences(first: str, second: str) -> list[Difference]:
-    """Return the differences between two protocols; raise UserError for an unknown name."""
+    """Return the differences between two protocols. Raise UserError for an unknown name."""
     one, two = PROTOCOLS.load(first), PROTOCOLS.load(second)
     found = [Difference(what, say(one), say(two)) for what, say in FIELDS.values() if say(one) != say(two)]
     found += [

@@ -18,17 +18,17 @@ Row = Mapping[str, str]
 class Columns:
     """The columns of a table.
 
-    If the width is too small, columns move out of the table: first each of `groups`, then `name`.
+    If the table is too wide, some columns are shown on separate lines: first each of `groups`, then `name`.
     """
 
     groups: tuple[str, ...]
-    """The first columns to move: they become a heading above the rows that share them."""
+    """The first columns on separate lines. Rows with equal values in these columns share one heading."""
     name: str
-    """The last column to move: it becomes a line above its row."""
+    """The last column on a separate line, which is above the row."""
     numbers: tuple[str, ...]
-    """Columns that are aligned to the right and never move."""
+    """Columns that are aligned to the right and always stay in the table."""
     notes: str = ""
-    """Column that becomes a line below its row."""
+    """A column with long texts. If the table is too wide, each text is on a line below its row."""
 
 
 @dataclass(frozen=True)
