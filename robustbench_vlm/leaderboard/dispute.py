@@ -126,8 +126,8 @@ class _ImageJudge:
     def __call__(self, dataset: str, sample: str, image: Tensor) -> tuple[str, Counterexample | None]:
         """Return the outcome of an image (one of `OUTCOMES`). The image is float32 [3, H, W] in [0, 1].
 
-        If the image makes the model misclassify the sample, also return the counterexample. Its field `source` is ""
-        until `dispute` sets it to the digest of the image file.
+        If the model misclassifies the image and the entry reports its sample as robust, also return the
+        counterexample. Its field `source` is "" until `dispute` sets it to the digest of the image file.
         """
         own = [n for n, each in enumerate(self.evidence) if each.score.dataset == dataset]
         positions = {result.sample_id: at for n in own[:1] for at, result in enumerate(self.evidence[n].results)}

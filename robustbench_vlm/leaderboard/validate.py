@@ -100,7 +100,7 @@ def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
     """Raise Unsound if a definition in the entry differs from the definition in this package.
 
     The definitions are the card, the protocol, the attacks, the classes, the prompts and the sample counts. The attacks
-    on a test-time defense depend on the model, so only `verify` checks these attacks.
+    on a model with a test-time defense depend on the loaded model, so only `verify` checks these attacks.
     """
     _check_card(entry)
     protocol: Protocol = PROTOCOLS.load(TRACKS.load(entry.track).leaderboard_protocol)

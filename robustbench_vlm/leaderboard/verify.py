@@ -206,10 +206,9 @@ def _contradicted(entry: Entry, problems: Sequence[str], date: str) -> Verificat
 
 
 def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[CellRecords], device: str) -> list[str]:
-    """Compare the stored clean predictions with the model's predictions.
+    """Classify all clean samples again, and compare the predictions with the stored predictions.
 
-    All samples are classified again. Returns a sentence for each cell (one attack, dataset and radius) with different
-    predictions.
+    A cell is one attack on one dataset at one radius. Returns a sentence for each cell in which predictions differ.
     """
     known: dict[str, list[tuple[int, float]]] = {}
     problems = []

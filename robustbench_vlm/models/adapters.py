@@ -61,7 +61,7 @@ class TextModule(nn.Module):
 
 
 def encoders_of(model: nn.Module, tokenizer: Any) -> EncoderPair:
-    """Return the encoders and the settings of a model of open_clip or transformers.
+    """Return the encoders of a model of open_clip or transformers, with the settings that can be read from it.
 
     Raises UserError if the model is from another library, or if the tokenizer does not return tokens.
     """

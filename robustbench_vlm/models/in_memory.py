@@ -86,7 +86,7 @@ class InMemoryModel:
     card: None = None
     """None, because a model in memory does not have a model card."""
     stated: Mapping[str, Any] = field(default_factory=dict)
-    """The preprocessing values that the library model or its processor states. The keys are arguments of `zero_shot`.
+    """The preprocessing values that were read from the model or its processor. The keys are arguments of `zero_shot`.
     """
     processor: Any = None
     """The tokenizer or processor from which the model was made. None if the model was made from two encoders."""

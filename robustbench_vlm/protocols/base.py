@@ -62,8 +62,8 @@ class Protocol:
     CIFAR, STL10 and the datasets of the track mini are attacked at their stored size.
     """
     attacks: Mapping[str, str] = field(default_factory=dict, metadata=LATER)
-    """Attacks that replace other attacks in this protocol, such as a reduced AutoAttack. The keys are the names that
-    users give."""
+    """Attacks that this protocol runs instead of others, such as a reduced AutoAttack. A key is the name of an attack
+    that a user gives. The value is the name of the attack that runs instead."""
     step_size: str = field(default="", metadata=LATER)
     """Step size of PGD and CW in Linf, for pixels in [0, 1], such as "1/255". "" keeps the step size of each attack."""
     mean_over: int = field(default=1, metadata=LATER)
@@ -131,7 +131,9 @@ class Protocol:
         return self.attacks.get(name, name)
 
     def adapt_attack(self, attack: Attack, norm: str = "Linf") -> Attack:
-        """Return the attack with the protocol's iterate, step size and loss, in the stages that accept them.
+        """Return the attack with the settings of this protocol: iterate, step size and loss.
+
+        A stage of the attack that does not have one of these settings keeps its own behaviour.
 
         The step size is the change of each pixel in one step. It is used only for Linf, because an L2 step of this
         length would be too small.

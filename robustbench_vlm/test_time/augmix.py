@@ -21,7 +21,7 @@ The shift is a fraction of the side of the image, the shear is in pixels per pix
 def random_views(keys: Tensor, images: Tensor, count: int) -> Tensor:
     """Return `count` views of each image, float32 (B, count, 3, H, W) in [0, 1]. The first view is the image.
 
-    `keys` are the keys of the samples' random numbers, int64 (B,), and `images` are float32 (B, 3, H, W) in [0, 1].
+    `keys`, int64 (B,), decide the random numbers of the samples. `images` is float32 (B, 3, H, W) in [0, 1].
     """
     if count == 1:
         return images[:, None]
@@ -73,7 +73,7 @@ def _chain(images: Tensor, draws: Tensor) -> Tensor:
 def _step(kind: Tensor, size: Tensor) -> Tensor:
     """Return the affine maps (N, 3, 3) of N geometric steps. Each is a shift, a shear or a rotation.
 
-    `kind`, (N,) in [0, 1), selects the type of a step. `size`, (N,) in [-1, 1), decides its amount.
+    `kind`, (N,) in [0, 1), selects shift, shear or rotation. `size`, (N,) in [-1, 1), scales the largest step.
     """
     one, zero = torch.ones_like(size), torch.zeros_like(size)
     cosine, sine = (_TURN * size).cos(), (_TURN * size).sin()

@@ -46,7 +46,7 @@ class DefenseContext:
 
 @dataclass(frozen=True)
 class Passes:
-    """The numbers of passes through the image encoder for the logits of one image."""
+    """The numbers of forward and backward passes through the image encoder that the logits of one image need."""
 
     forward: int
     """Forward passes."""
@@ -102,7 +102,7 @@ class TestTimeDefense:
 
 
 def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
-    """Return `value` with the gradient of `smooth` (BPDA, arXiv:1802.00420, section 4.1). Their shapes are equal."""
+    """Return `value` with the gradient of another tensor of the same shape, `smooth` (BPDA, arXiv:1802.00420, 4.1)."""
     return value.detach() + (smooth - smooth.detach())
 
 

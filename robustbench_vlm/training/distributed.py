@@ -10,7 +10,7 @@ from robustbench_vlm.models.device import choose_device
 
 
 class _SumOfParts(torch.autograd.Function):
-    """Sum of a tensor over all processes in the forward pass, and of its gradients in the backward pass."""
+    """An autograd function. It sums a tensor over all processes. The backward pass sums the gradients."""
 
     @staticmethod
     def forward(context: Any, values: Tensor) -> Tensor:

@@ -160,7 +160,7 @@ def _check_processes(job: Job, processes: Processes, first: int) -> None:
 
 
 def _contexts(job: Job, processes: Processes, student: ImageEncoder, first: int) -> Iterator[LossContext]:
-    """Yield a `LossContext` (the inputs of the loss function) for each step, from the step `first` on.
+    """Yield a `LossContext` (the inputs of the loss function) for each step. The first of these steps is `first`.
 
     The student (the image encoder that is trained) has the weights from before the step.
     """

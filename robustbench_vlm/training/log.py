@@ -16,9 +16,7 @@ from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.training.checkpoint import Checkpoint
 
 _LOG_EVERY = 20
-"""Number of steps from one row of the log to the next row. In fine-tuning, each row costs two additional forward passes
-of a batch.
-"""
+"""Number of steps from one row of the log to the next row. In fine-tuning, each row costs two more forward passes."""
 _SAVE_SECONDS = 60.0
 """The longest time between two checkpoints. If `save_every` steps take longer than this, a checkpoint is saved earlier.
 """

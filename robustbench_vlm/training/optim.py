@@ -57,7 +57,7 @@ def take_step(optimizer: torch.optim.Optimizer, schedule: Schedule) -> bool:
 
 
 def lr_at(schedule: Schedule, steps: int, step: int) -> float:
-    """Return the learning rate of a step in [0, steps). `defenses.schedule.Schedule` describes the schedule."""
+    """Return the learning rate of step number `step`. The first of `steps` steps is 0."""
     cosine = schedule.cosine
     if step == 0 and schedule.first_lr == "full":
         return schedule.lr
