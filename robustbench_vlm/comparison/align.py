@@ -28,7 +28,7 @@ class ModelRecords:
     evidence: tuple[CellRecords, ...]
     """The records of every cell of the model. A cell is one model under one attack on one dataset at one radius."""
     notes: tuple[str, ...] = ()
-    """Sentences about the records, such as a note about a dispute."""
+    """Sentences about the records, for example that another user disputes the result on the leaderboard."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from robustbench_vlm.core.text import plot_text
 _MARKERS = "os^DvP*X<>"
 """Markers of the models, so that models can be distinguished without colours."""
 _DARK = 0.55
-"""Heatmap cells with a larger accuracy than this are dark, so their text is white."""
+"""Heatmap cells above this accuracy have a dark colour, so their text is white."""
 
 
 def scatter(found: Comparison, path: Path) -> None:

@@ -88,7 +88,7 @@ def compare_means(
 def enough_draws(pairs: int) -> int:
     """Return the number of bootstrap draws that is needed for small p values after Holm's correction.
 
-    `pairs` is the number of tested pairs. The correction may multiply a p value by this number.
+    `pairs` is the number of pairs of models that are tested. The correction may multiply a p value by this number.
     """
     return max(10_000, 100 * pairs)
 

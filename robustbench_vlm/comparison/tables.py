@@ -216,5 +216,5 @@ def significant_datasets(pair: ModelPair) -> tuple[Sequence[str], Sequence[str]]
 
 
 def _of(found: Comparison, measure: str) -> Iterable[ModelPair]:
-    """Return the pairs of models that were tested by one measure."""
+    """Return the paired tests of clean accuracies or of robust accuracies. `measure` is "clean" or "robust"."""
     return (pair for pair in found.pairs if pair.measure == measure)

@@ -61,7 +61,7 @@ def once(on_slow: OnSlow) -> OnSlow:
 
 
 def stop(slow: SlowDownload) -> None:
-    """Raise `slow`, which stops the download."""
+    """Stop a slow download by raising its SlowDownload exception."""
     raise slow
 
 

@@ -108,7 +108,7 @@ def _log_likelihood(sizes: "NDArray[numpy.int64]", n: "NDArray[numpy.int64]", k:
 
 
 def _log_mixture(n: "NDArray[numpy.int64]", k: "NDArray[numpy.int64]") -> "Floats":
-    """Return the logarithm of the probability Q of a sequence of `n` draws with `k` failures, float64 [...]."""
+    """Return log(Q), float64 [...]. Q is the probability of a sequence of n draws with k failures under the mixture."""
     parts = [numpy.log(share) + betaln(a + k, b + n - k) - betaln(a, b) for share, a, b in _PRIORS]
     return cast("Floats", logsumexp(numpy.stack(parts), axis=0))
 

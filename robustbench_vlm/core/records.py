@@ -47,7 +47,7 @@ class SampleResult:
 
 @dataclasses.dataclass(frozen=True)
 class Accuracy:
-    """An accuracy in [0, 1] with its 95 % confidence interval [low, high], over `n` samples."""
+    """An accuracy in [0, 1] with its 95 % confidence interval [low, high] and the number of samples n."""
 
     value: float
     low: float
@@ -56,7 +56,7 @@ class Accuracy:
 
     @classmethod
     def of_counts(cls, successes: int, n: int) -> "Accuracy":
-        """Return the accuracy of `successes` correct samples among `n`, with its Wilson interval."""
+        """Return the accuracy with its Wilson interval. `successes` of the `n` samples are classified correctly."""
         return cls(successes / n, *wilson(successes, n), n)
 
     @classmethod
@@ -114,7 +114,7 @@ class Score:
 
 
 def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval (low, high) of `successes` correct samples among `n` (Wilson 1927)."""
+    """Return the 95 % Wilson interval (low, high) of the share successes / n (Wilson 1927)."""
     from scipy.stats import binomtest
 
     interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
@@ -122,7 +122,10 @@ def wilson(successes: int, n: int) -> tuple[float, float]:
 
 
 def _exact(share: float, n: int) -> Fraction:
-    """Return the fraction k / `n` that the float `share` approximates. If no integer k fits, return `share` itself."""
+    """Return the fraction k / n, with an integer k, that is equal to `share` up to rounding errors.
+
+    If no such fraction exists, return `share`.
+    """
     fraction = Fraction(round(share * n), n)
     return fraction if math.isclose(fraction, share, rel_tol=0, abs_tol=1e-12) else Fraction(share)
 

@@ -27,7 +27,7 @@ class FolderImages:
     """The N images of a folder with one sub-folder per class. Images keep their stored size.
 
     `classes` has the names of the sub-folders. The label of an image is the index of its sub-folder in `classes`. Some
-    of these sub-folders may be missing. Images in folders below a sub-folder also belong to its class.
+    of these sub-folders may be missing. A sub-folder may have folders below it, and their images have the same label.
     """
 
     def __init__(self, root: Path, classes: Sequence[str]) -> None:

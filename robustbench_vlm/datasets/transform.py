@@ -18,7 +18,7 @@ _WHITE_IS_ZERO = 0
 class Transform:
     """Convert an image to 8-bit RGB, resize it and crop its centre. Sizes are rounded as in torchvision.
 
-    A step whose size is None is omitted.
+    If `resize` or `crop` is None, this step is omitted.
     """
 
     resize: int | None = None

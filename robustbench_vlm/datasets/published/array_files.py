@@ -23,11 +23,11 @@ class ArrayImages:
 
     ids: Sequence[str]
     labels: Sequence[int]
-    """N class indices."""
+    """The class index of each of the N images."""
     pixels: "ndarray[Any, Any]"
-    """uint8 [N, H, W, 3]."""
+    """The pixels of the N images, uint8 [N, H, W, 3]."""
     file: Path
-    """The file with the pixels."""
+    """The file that contains the pixels."""
 
     def stamp(self, index: int) -> str:
         """Return the size and modification time of the file with all pixels, as one text."""
@@ -133,7 +133,7 @@ class Hdf5Images:
 
     ids: Sequence[str]
     labels: Sequence[int]
-    """N class indices."""
+    """The class index of each of the N images."""
     path: Path
 
     def stamp(self, index: int) -> str:

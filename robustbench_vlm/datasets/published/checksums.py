@@ -14,9 +14,9 @@ _FORMAT = 1
 
 
 def write_checksums(folder: Path, source: str) -> None:
-    """Write a file with the checksums and the source of a folder's files into this folder.
+    """Write the checksums and the source of the files in a folder to one file in this folder.
 
-    Call this function after all files are complete.
+    Call this function when all files are complete.
     """
     entry = {"format": _FORMAT, "source": source, "folders": _contents(folder)}
     write_text(folder / _NAME, json.dumps(entry, indent=1) + "\n")

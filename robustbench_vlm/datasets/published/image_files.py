@@ -25,7 +25,7 @@ class ImageFiles:
     root: Path
     ids: Sequence[str]
     labels: Sequence[int]
-    """N class indices."""
+    """The class index of each of the N images."""
     paths: Sequence[str]
 
     def image(self, index: int) -> "Image":

@@ -70,7 +70,10 @@ def sun397(root: Path) -> StoredImages:
 
 
 def hateful_memes(root: Path) -> StoredImages:
-    """Read the split of Hateful Memes of CLIP's paper: "dev_seen.jsonl" lists "img" (path) and "label" (0 or 1)."""
+    """Read the split of Hateful Memes that CLIP's paper uses, "dev_seen".
+
+    "dev_seen.jsonl" has one object per line, with the keys "img" (path) and "label" (0 or 1).
+    """
     split = root / "dev_seen.jsonl"
     with reading(split):
         rows = [json.loads(line) for line in read_lines(split)]

@@ -33,9 +33,10 @@ def exclusive(staging: Path) -> Iterator[None]:
 
 
 def check_goal(goal: Path) -> None:
-    """Raise UserError if the folder `goal` exists.
+    """Raise UserError if the final folder of a download, `goal`, exists.
 
-    Callers have already checked that `goal` does not have the complete dataset.
+    A folder with the complete dataset needs no download, so callers use this function only for other folders. Their
+    files are never overwritten.
     """
     if goal.exists():
         raise UserError(

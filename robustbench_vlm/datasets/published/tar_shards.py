@@ -41,7 +41,7 @@ class TarShardImages:
 
     ids: Sequence[str]
     labels: Sequence[int]
-    """N class indices."""
+    """The class index of each of the N images."""
     members: Sequence[TarMember]
 
     def image(self, index: int) -> "Image":
