@@ -60,7 +60,7 @@ def asked(program: Path, words: str) -> list[str]:
         ("vlmbench show te", ["test-time-defense"]),
         ("vlmbench list t", ["test-time-defenses", "tracks"]),
         ("vlmbench compare ag", ["agft"]),
-        ("vlmbench show protocol tr", ["trusted"]),
+        ("vlmbench show protocol tr", ["trusted", "trusted-native"]),
         ("vlmbench check defenses ", DEFENSES.names()),
         ("vlmbench diff protocol trusted ag", ["agft-2026"]),
         ("vlmbench train ", DEFENSES.names()),

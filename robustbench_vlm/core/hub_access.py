@@ -93,18 +93,18 @@ def with_hub_files(what: str, load: Callable[[], T]) -> T:
     raised. `what` is the name of the files for the error message.
     """
     try:
-        with _hub_client(offline=True):
+        with hub_client(offline=True):
             return load()
     except Exception as error:
         if not _lacks_file(error):
             raise
     expect_hub(what)
-    with _hub_client(offline=False):
+    with hub_client(offline=False):
         return load()
 
 
 @contextlib.contextmanager
-def _hub_client(*, offline: bool) -> Iterator[None]:
+def hub_client(*, offline: bool) -> Iterator[None]:
     """Set the cache folder and the offline mode of the hub's client for the `with` block.
 
     Both are set globally, because libraries do not pass them on in every call.

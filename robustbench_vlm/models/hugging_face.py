@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import user_path
-from robustbench_vlm.core.hub_access import expect_hub, hub_cache
+from robustbench_vlm.core.hub_access import expect_hub, hub_cache, hub_client
 from robustbench_vlm.models.in_memory import InMemoryModel, model_of_library
 from robustbench_vlm.models.open_clip import unlogged
 from robustbench_vlm.models.peft_adapters import ADAPTER_FILES, read_adapter_config, with_adapter
@@ -41,6 +41,9 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
         raise UserError(
             f"{reference} needs the package transformers, which is not installed: pip install 'robustbench_vlm[hf]'"
         ) from error
+
+    if reference.adapter:
+        expect_adapter(reference.adapter)
 
     def load(**options: Any) -> tuple[Any, Any]:
         _expect_whole_model(reference, options)
@@ -86,10 +89,20 @@ def from_cache_or_hub(load: Callable[..., T], revision: str, what: str) -> T:
     if folder := hub_cache():
         options["cache_dir"] = folder
     # The cache is tried first, because it needs no network and all workers of a run then read the same files.
-    with contextlib.suppress(OSError):
+    # In offline mode, transformers does not ask the hub about optional files. Its retries would take half a minute.
+    with contextlib.suppress(OSError), hub_client(offline=True):
         return load(local_files_only=True, **options)
     expect_hub(what)
     return load(**options)
+
+
+def expect_adapter(adapter: str) -> None:
+    """Raise UserError if the name of an adapter is neither an existing folder nor ORG/NAME[@REVISION]."""
+    if not user_path(adapter).is_dir() and not is_repository(adapter.partition("@")[0]):
+        raise UserError(
+            f"the adapter {adapter!r} is not a folder, and it is not the ORG/NAME of a repository on the hub: correct"
+            " the path"
+        )
 
 
 def find_adapter(adapter: str) -> Path:
@@ -102,15 +115,11 @@ def find_adapter(adapter: str) -> Path:
     from huggingface_hub import hf_hub_download
     from huggingface_hub.errors import EntryNotFoundError
 
+    expect_adapter(adapter)
     folder = user_path(adapter)
     if folder.is_dir():
         return folder
     repository, _, revision = adapter.partition("@")
-    if not is_repository(repository):
-        raise UserError(
-            f"the adapter {adapter!r} is not a folder, and it is not the ORG/NAME of a repository on the hub: correct"
-            " the path"
-        )
 
     def load(**options: Any) -> Path:
         files = [Path(hf_hub_download(repository, file, **options)) for file in ADAPTER_FILES]

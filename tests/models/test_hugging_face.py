@@ -10,6 +10,8 @@ import pytest
 import torch
 from made_up_hub import served, write_clip
 
+from robustbench_vlm import load_model
+from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.hugging_face import pixel_difference
 from robustbench_vlm.models.in_memory import zero_shot
 
@@ -103,3 +105,8 @@ def test_a_model_that_cannot_be_loaded_is_explained(hub: Path, tmp_path: Path, n
         )
     assert answer.returncode == 2 and "Traceback" not in answer.stderr, answer.stderr[-2000:]
     assert message in " ".join(answer.stderr.split()), answer.stderr
+
+
+def test_the_name_of_an_adapter_is_checked_before_the_base_is_loaded() -> None:
+    with pytest.raises(UserError, match="the adapter 'no_such_folder' is not a folder"):
+        load_model("hf:org/unknown+no_such_folder")

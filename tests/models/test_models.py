@@ -248,5 +248,5 @@ def test_text_embeddings_of_a_class_are_averaged_and_normalised() -> None:
 def test_several_prompt_templates_give_several_texts_per_class() -> None:
     ensemble = dataclasses.replace(SHAPES, prompt=("one {}", "two {}s"))
     assert ensemble.prompts[0] == ("one circle", "two circles") and SHAPES.prompts[0] == "a picture of a circle"
-    with pytest.raises(UserError, match="'three' lacks"):
+    with pytest.raises(UserError, match="the prompt 'three' does not contain"):
         dataclasses.replace(SHAPES, prompt=("one {}", "three"))
