@@ -121,7 +121,7 @@ def calls_per_target(parameters: Mapping[str, Any], num_classes: int) -> tuple[i
 
 @dataclass(frozen=True)
 class GradientMode:
-    """A way to compute the gradient of a model with a test-time defense."""
+    """A method to compute the gradient of a model with a test-time defense, for the attack on this model."""
 
     name: str
     """Prefix of the names of the stages that use this mode, such as "loop" in "loop:apgd-ce"."""

@@ -16,8 +16,8 @@ from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.core.classifier_interface import Classifier
 
 _REFILL = 8
-"""The batch is refilled when at least 1 / `_REFILL` of its places are free. A refill copies the samples in all other
-places, so frequent refills are slow.
+"""New samples enter the batch when at least 1/8 of its places are free. Each refill copies all other samples of the
+batch, so frequent refills are slow.
 """
 
 

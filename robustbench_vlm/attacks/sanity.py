@@ -11,9 +11,7 @@ from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.core.classifier_interface import Classifier, ClassifierLike, as_classifier
 
 SANITY_FORWARD, SANITY_BACKWARD = 4, 1
-"""The number of classifier calls per sample in the sanity checks, and the number of those calls that compute a
-gradient.
-"""
+"""Numbers of classifier calls of the sanity checks for each sample: 4 calls, of which 1 also computes a gradient."""
 SANITY_CODES = ("zero-gradient", "non-finite-gradient", "unstable-output", "batch-dependent", "probability-logits")
 """The warning codes that `sanity_warnings` may return."""
 REPEAT_TOLERANCE = 1e-5
@@ -21,8 +19,7 @@ REPEAT_TOLERANCE = 1e-5
 because GPU kernels may add numbers in any order.
 """
 BATCH_TOLERANCE = 1e-3
-"""Largest allowed change of an image's logits if other images are in the batch. It is a fraction of the largest logit.
-"""
+"""Largest allowed change of an image's logits between different batches, as a fraction of the largest logit."""
 
 
 def sanity_warnings(

@@ -33,7 +33,7 @@ from robustbench_vlm.tracks import TRACKS
 class Kind:
     """A kind of registered objects, such as models. Its functions list, load and summarise these objects.
 
-    `names` and `load` take the name of a track. Only models depend on the track.
+    The functions `names` and `load` have the name of a track as an argument. They use it only for models.
     """
 
     names: Callable[[str], Sequence[str]]

@@ -102,7 +102,7 @@ def document(sweep: "Sweep") -> dict[str, Any]:
 
 
 def lines(sweep: "Sweep", width: int) -> list[Line]:
-    """Return a table with a row for each trained model, the conditions of the measurement, and the chosen setting."""
+    """Return a table with one row for each trained model. Sentences below it explain the measurement and the choice."""
     from robustbench_vlm.training.sweep import ATTACK
 
     columns = Columns((), "", (*sweep.trials[0].settings, "clean", "robust", "seconds"))

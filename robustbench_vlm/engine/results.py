@@ -218,7 +218,7 @@ def score(cell: Cell, results: Sequence[SampleResult]) -> Score:
 def accuracies(results: Sequence[SampleResult]) -> dict[str, Any]:
     """Return n, clean and robust accuracy and their 95 % intervals, as fields of `Score`.
 
-    A sample is robust if its clean prediction is correct and no stage of the attack broke it.
+    A sample is robust if its clean prediction is correct and no stage of the attack found a misclassified image.
     """
     n = len(results)
     clean = sum(result.broken_by != CLEAN for result in results)
