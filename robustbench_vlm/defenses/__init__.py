@@ -1,6 +1,7 @@
 """Registry of the defenses. A defense is a recipe of adversarial training.
 
-The recipe NAME@code follows the released code of NAME also in its details.
+Some defenses have a second recipe, NAME@code. NAME differs from the released code in some details. NAME@code follows
+the released code in these details too.
 """
 
 from robustbench_vlm.core.registry import Registry

@@ -90,8 +90,9 @@ class InnerAttack:
     precision: str = field(default="float32", metadata=LATER)
     """Precision of the image encoder and of the logits in the attack, a name in `models.precision.PRECISIONS`."""
     mean_loss: bool = field(default=False, metadata=LATER)
-    """Whether the attack maximises the mean loss of the batch. If not, it maximises the sum. The signs of the gradient
-    are equal, except in half precision: the gradients of the mean are smaller, and more of them become 0."""
+    """Whether the attack maximises the mean loss of the batch. If not, it maximises the sum. Both have the same
+    gradient signs. In half precision there is one difference: the gradients of the mean are smaller, so more of them
+    are rounded to 0."""
 
     def step(self, eps: Fraction) -> Fraction:
         """Return the step size for a training eps. Both are for pixels in [0, 1]."""
@@ -147,11 +148,11 @@ class Defense:
         schedule: Mapping[str, Any] = MappingProxyType({}),
         **changes: Any,
     ) -> "Defense":
-        """Return the recipe NAME@code, a variant that follows the released code also in its details.
+        """Return the recipe NAME@code: this recipe with additional details of the released code.
 
-        `inner` maps the changed fields of the inner attack to their values, and `schedule` those of the schedule.
-        `changes` are the other changed fields of the recipe. `deviations` are the remaining differences from the
-        released code.
+        `inner` has the new values of fields of the inner attack, and `schedule` has those of the schedule. `changes`
+        has the new values of other fields of the recipe. `deviations` are the differences from the released code that
+        remain.
         """
         return dataclasses.replace(
             self,

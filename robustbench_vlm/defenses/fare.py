@@ -19,8 +19,8 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
 
 
 INNER = {"clamp_start": False}
-"""Fields of `InnerAttack` with the values of the released code, for recipes NAME@code. `FIRST_LR` and `RESIZE` are
-other details of the released code."""
+"""Settings of the inner attack in the released code. The recipe NAME@code uses them, and also `FIRST_LR` and
+`RESIZE`."""
 FIRST_LR = {"first_lr": "full"}
 RESIZE = Resize("bicubic")
 DEVIATIONS = (
@@ -30,8 +30,7 @@ DEVIATIONS = (
     "images of a folder are rotated by their EXIF data, cropped and then resized; the released code ignores EXIF data"
     " and crops after the resize",
 )
-"""Differences between this package's recipe and the released code. A recipe NAME@code does not have these
-differences."""
+"""Differences between the recipe NAME and the released code. The recipe NAME@code removes these differences."""
 CODE_DEVIATIONS = (
     "the image encoder is trained in eval mode; the released code uses train mode, which makes a difference only for"
     " ResNets",

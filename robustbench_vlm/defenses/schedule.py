@@ -38,8 +38,8 @@ class Schedule:
     first_lr: Literal["warm-up", "full"] = field(default="warm-up", metadata=LATER)
     """The learning rate of the first step.
 
-    "warm-up" means the first value of the warm-up. "full" means `lr`, as in code that updates the learning rate after
-    each step. In such code, the optimizer is created with `lr`, and the warm-up starts with the second step."""
+    "warm-up" means the first value of the warm-up. "full" means `lr`. Some released code creates the optimizer with
+    `lr` and updates the learning rate after each step. Its warm-up therefore starts with the second step."""
 
     def __post_init__(self) -> None:
         assert bool(self.epochs) != bool(self.steps), "a schedule must have either epochs or steps, and not both"

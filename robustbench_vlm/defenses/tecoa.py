@@ -23,18 +23,17 @@ def loss(context: LossContext, images: Tensor) -> Tensor:
 
 
 INNER = {"precision": "float16", "mean_loss": True}
-"""Fields of `InnerAttack` with the values of the released code, for recipes NAME@code. `RESIZE` is another detail
-of the released code. The released codes of PMG-AFT and TGA-ZSR are based on it and have the same details."""
+"""Settings of the inner attack in the released code. The recipe NAME@code uses them, and also `RESIZE`. The released
+codes of PMG-AFT and TGA-ZSR are based on TeCoA's code and have the same settings."""
 RESIZE = Resize("bilinear", Fraction(8, 7))
-"""224 pixels are cropped from an image of 256 pixels."""
+"""Images are resized to 256 pixels, and the central 224 pixels are cropped."""
 DEVIATIONS = (
     "the inner attack runs in float32 on the sum of the losses of a batch; in the released code, it runs in float16 on"
     " their mean",
     "images of a folder are resized to the input size of the image encoder by bicubic interpolation; the released code"
     " resizes them to 256 pixels by bilinear interpolation and crops them to 224 pixels",
 )
-"""Differences between this package's recipe and the released code. A recipe NAME@code does not have these
-differences."""
+"""Differences between the recipe NAME and the released code. The recipe NAME@code removes these differences."""
 CODE_DEVIATIONS = (
     "the training pass runs in float32; the released code runs it in float16 and scales the loss",
     "only the training loss gives gradients of the weights; in the released code, the inner attack adds gradients too,"

@@ -38,19 +38,19 @@ class RunJobs(Protocol):
     def __call__(
         self, function: Callable[[Job], Answer], jobs: Sequence[Job], resources: "Resources"
     ) -> Generator[tuple[Job, Answer], None, None]:
-        """Call `function` on every job. `resources` must be resolved, see `resolve_resources`."""
+        """Call `function` on every job. The device and the number of workers must be set in `resources`."""
 
 
 @dataclass(frozen=True)
 class Engine:
-    """An execution engine. It consists of three functions."""
+    """An execution engine. Each field is a function."""
 
     prepare: Callable[["Resources"], None]
     """A function that starts slow preparations before the request is resolved, such as a connection to a cluster. It
     raises UserError if the engine cannot be used."""
     count_workers: Callable[["Resources"], int]
-    """A function that returns the default number of workers (for `workers=0`). The `device` of its argument must not be
-    empty."""
+    """A function that returns the default number of workers (for `workers=0`). The device must be set in its
+    argument."""
     run_jobs: RunJobs
 
 

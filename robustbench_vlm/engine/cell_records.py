@@ -82,11 +82,11 @@ def manifests(folder: Path) -> list[Path]:
 
 
 def sound_cells(folder: Path, leave_out: Collection[str]) -> tuple[dict[str, ManifestCell], tuple[str, ...]]:
-    """Return the valid cells of the manifest in a run folder by the names of their folders. Also return notes.
+    """Return the valid cells in the manifest of a run folder, and notes.
 
-    A cell with a score is valid if its records match the score. A cell without a score is valid if its folder exists. A
-    note is a sentence about a cell that is not valid, or about a damaged manifest. If the manifest is damaged, no cells
-    are returned. Cells with a folder name in `leave_out` are ignored.
+    The keys of the cells are the names of their folders. A cell with a score is valid if its records match the score. A
+    cell without a score is valid if its folder exists. A note is a sentence that describes an invalid cell or a damaged
+    manifest. If the manifest is damaged, no cells are returned. Cells with a folder name in `leave_out` are ignored.
     """
     path = folder / MANIFEST
     if not path.exists():

@@ -19,23 +19,25 @@ from robustbench_vlm.engine.shard import MEASURED_SAMPLES, cell_classifier, load
 from robustbench_vlm.protocols.base import Protocol
 
 ROBUST_SHARE = 0.35
-"""Assumed share of samples that no stage of an attack breaks. For the bundled defenses it is between 0 and 0.6."""
+"""Assumed share of samples that are still classified correctly after all stages of an attack. For the bundled defenses
+it is between 0 and 0.6."""
 BROKEN_COST = 0.02
-"""Assumed cost of a sample that is not robust, as a share of the cost of a robust sample. The share is small, because
-most attacks succeed in their first steps.
+"""Assumed cost of a sample that is not robust, divided by the cost of a robust sample. The quotient is small, because
+most successful attacks succeed in their first steps.
 """
 PROCESS_MEMORY = 450 * 2**20
 """Bytes of memory that Python, torch and open_clip use before a model is loaded, measured on Linux."""
 _LEAST_TIMES, _MOST_TIMES, _TIMING_SECONDS = 2, 10, 0.2
 """Limits for the repetitions of a timed pass: the minimum number, the maximum number, and the total time in seconds.
 
-A pass of a small model takes milliseconds. A short delay of the machine could double a single measurement.
+A pass of a small model takes milliseconds. A short delay of the machine could double one measured time, so the pass is
+repeated.
 """
 
 
 @dataclass(frozen=True)
 class Cost:
-    """The estimated cost of one cell without any records.
+    """The estimated cost of computing one cell from the start.
 
     The fields "..._expected" assume that the share `ROBUST_SHARE` of the samples is robust. The fields "..._most"
     assume that all samples are robust.
@@ -53,7 +55,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Estimate:
-    """The estimated cost of a plan without any records, in total and for each cell."""
+    """The estimated cost of computing a plan from the start, in total and for each cell."""
 
     samples: int
     """Number of samples of all cells."""
@@ -112,8 +114,8 @@ def estimate_cost(plan: Plan) -> Estimate:
 def attack_passes(attack: Attack, num_classes: int, classifier: Classifier) -> tuple[int, int]:
     """Return the numbers of forward and backward passes of an attack on one robust sample.
 
-    They include the passes of all stages and of the gradient and output checks. They also include one pass for the
-    verdict on the clean image and one for the verdict after each stage.
+    They include all stages of the attack, and the checks of gradients and outputs. They also include the passes that
+    decide whether the prediction is correct: one on the clean image and one after each stage.
     """
     verdict = classifier.cost(gradient=False)
     spent = [sanity_cost(classifier), verdict]
@@ -166,7 +168,7 @@ def _measure_cell(cell: Cell, resources: Resources) -> Speed:
 
 
 def _cost_classifier(cell: Cell, protocol: Protocol, device: str) -> Classifier:
-    """Return a classifier that needs as many passes per call as the attacked classifiers of the cells."""
+    """Return a classifier for the measurement, with as many passes per call as the classifiers of the run."""
     # The number of passes does not depend on the classes. One class is enough, so only one prompt has to be embedded.
     model = loaded_model(cell.model, cell.track, device)
     judge = model.classifier(["a photo."]).of_samples(torch.zeros(1, dtype=torch.int64))

@@ -1,8 +1,9 @@
 """Estimated runs: the random order of the samples for the second phase, and estimates with intervals from records.
 
-An estimated run attacks all samples with the first phase of an attack. The samples that are still robust are the
-survivors. The second phase attacks only some survivors, which are drawn in a random order without replacement. The
-share of broken samples among the drawn survivors gives an estimate for all survivors.
+An estimated run attacks all samples with the first phase of an attack. The samples that are still classified correctly
+are the survivors. The second phase attacks only some survivors, which are drawn in a random order without replacement.
+A sample is broken if an attack changes its correct prediction. The share of broken samples among the drawn survivors
+gives an estimate for all survivors.
 """
 
 import dataclasses
@@ -31,17 +32,18 @@ class CellDraws:
     correct: int
     """The number of samples with a correct clean prediction."""
     survivors: int
-    """The number of samples that survive the first phase and can be drawn. It is 0 if all records are complete."""
+    """The number of samples that survive the first phase and can be drawn. It is 0 if all samples were attacked in
+    full."""
     drawn: int
     """The number of survivors that the second phase has attacked."""
     broken: int
-    """The number of drawn survivors that the second phase broke."""
+    """The number of drawn survivors that are misclassified after the second phase."""
     robust: int = 0
-    """The number of robust samples. It is 0 if some records are incomplete."""
+    """The number of robust samples. It is 0 if some samples were not attacked in full."""
 
     @classmethod
     def of_records(cls, first: Sequence[SampleResult], second: Sequence[SampleResult]) -> "CellDraws":
-        """Return the counts for the records of the first phase and of the drawn survivors."""
+        """Count samples in the records of the first phase (`first`) and of the drawn survivors (`second`)."""
         return cls(
             samples=len(first),
             correct=sum(result.broken_by != CLEAN for result in first),
@@ -52,7 +54,7 @@ class CellDraws:
 
     @classmethod
     def of_complete(cls, results: Sequence[SampleResult]) -> "CellDraws":
-        """Return the counts for the complete records of a cell."""
+        """Count samples in the records of a cell whose samples were all attacked in full."""
         correct = sum(result.broken_by != CLEAN for result in results)
         return cls(len(results), correct, 0, 0, 0, sum(result.broken_by == "" for result in results))
 
@@ -90,11 +92,13 @@ def estimate_mean(cells: Sequence[CellDraws], rates: Mapping[int, float] | None 
 
     `rates` is a result of `broken_rates`. By default, the rates are computed from `cells`.
 
-    The design interval holds at all times at once, see `core.finite_population`. Cells with the same number of samples
-    form one stratum, because their survivors have equal weights and are drawn in one random order. The interval for new
-    samples combines the design interval and the interval of `mean_interval` around the estimate. Both intervals
-    describe independent errors. Therefore the squares of their lengths are added on each side of the estimate (MOVER,
-    Zou and Donner 2008, doi:10.1002/sim.3095).
+    The design interval stays valid if it is computed after every draw and the run stops as soon as it is narrow. The
+    module `core.finite_population` explains this.
+
+    Cells with the same number of samples form one stratum, because their survivors have equal weights and are drawn in
+    one random order. The interval for new samples combines the design interval and the interval of `mean_interval`
+    around the estimate. The errors that the two intervals describe are independent. Therefore the squares of their
+    lengths are added on each side of the estimate (MOVER, Zou and Donner 2008, doi:10.1002/sim.3095).
     """
     import numpy
 
@@ -122,10 +126,11 @@ def estimate_mean(cells: Sequence[CellDraws], rates: Mapping[int, float] | None 
 
 
 def broken_rates(cells: Sequence[CellDraws]) -> dict[int, float]:
-    """Return the share of drawn survivors that the second phase broke. The keys are numbers of samples of cells.
+    """Return the share of drawn survivors that the second phase broke, for each size of cells.
 
-    Only a few survivors of each cell are drawn. Therefore one rate is computed from all cells with the same number of
-    samples. If no survivor of these cells was drawn, the rate of all cells is used.
+    The size of a cell is its number of samples. Only a few survivors of each cell are drawn, so one share is computed
+    for all cells of the same size. If no survivor of these cells was drawn, the share of all cells is used. The keys
+    are the sizes.
     """
     overall = _rate(cells) or 0.0
     rates = {samples: _rate(own) for samples, own in _strata(cells).items()}
@@ -146,7 +151,7 @@ def _strata(cells: Sequence[CellDraws]) -> dict[int, list[CellDraws]]:
 
 
 def second_cell(cell: Cell, phases: Phases, first: Sequence[SampleResult]) -> Cell:
-    """Return the cell of the second phase. Its samples are the survivors, in the order in which survivors are drawn.
+    """Return a cell for the second phase. Its samples are the survivors of `cell`, in the order of the draws.
 
     `first` has the records of the first phase in the order of the cell's samples.
     """
@@ -163,10 +168,10 @@ def second_cell(cell: Cell, phases: Phases, first: Sequence[SampleResult]) -> Ce
 
 
 def draw_time(cell: Cell, sample_id: str) -> tuple[float, str]:
-    """Return the time at which a survivor of a cell is drawn, relative to the number of samples of the cell.
+    """Return a random number and the sample id. Survivors with smaller numbers are drawn first.
 
-    The time is a random number that defines the order of the draws. It depends only on the seed of the protocol, the
-    dataset and the sample id, and is exponentially distributed with mean 1. The sample id decides between equal times.
+    The number depends only on the seed of the protocol, the dataset and the sample id. It is exponentially distributed
+    with mean 1. The sample id decides between equal numbers.
     """
     word = key_of(cell.protocol.seed, "draw", cell.dataset.name, sample_id) % 2**52
     return -math.log((word + 1) / 2**52), sample_id
@@ -175,11 +180,12 @@ def draw_time(cell: Cell, sample_id: str) -> tuple[float, str]:
 def chunks(cells: Sequence[Cell], samples: Sequence[int], size: int = CHUNK) -> list[list[Draws]]:
     """Return the survivors to draw, in the order of their draws, in chunks of `size` survivors.
 
-    `cells` are the cells of the second phase, and `samples` are the numbers of samples of the whole cells. Each draw
-    time is multiplied by the number of samples of the cell. In each cell, the survivors that come first are therefore a
-    simple random sample. If all cells have the same number of samples, the survivors that come first are also a simple
-    random sample of all survivors. If not, survivors of smaller cells tend to come earlier, because they have larger
-    weights in the mean.
+    `cells` are the results of `second_cell`. `samples` has the number of samples of each cell in the first phase.
+
+    Survivors are sorted by the number from `draw_time` times the number of samples of their cell. Within each cell, the
+    order is therefore uniformly random. If all cells have the same number of samples, the order of all survivors is
+    uniformly random too. If not, survivors of smaller cells tend to come earlier, because each of them has a larger
+    weight in the mean.
     """
     times = [
         (count * time, name, number)

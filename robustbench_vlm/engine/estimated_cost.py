@@ -1,4 +1,4 @@
-"""The expected cost of an estimated run, from the cost of the full run."""
+"""Predict the cost of an estimated run from the cost of the full run."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ it is below 1.2 % at 5/255 (`benchmarks/estimated_runs.json`)."""
 
 @dataclass(frozen=True)
 class EstimatedCost:
-    """The expected cost of an estimated run without any records."""
+    """The expected cost of computing an estimated run from the start."""
 
     passes: int
     """Number of forward and backward passes. A pass over B samples counts B times."""
@@ -26,7 +26,7 @@ class EstimatedCost:
 
 
 def estimated_cost(plan: Plan, full: Estimate) -> EstimatedCost:
-    """Return the expected cost of a plan whose request has a half-width.
+    """Return the expected cost of an estimated run of a plan. The half-width in its request must be positive.
 
     `full` is the cost of the full run. Raises UserError if an attack cannot be divided into phases.
     """
@@ -45,10 +45,11 @@ def estimated_cost(plan: Plan, full: Estimate) -> EstimatedCost:
 
 
 def drawn_share(samples: Sequence[int], half_width: float) -> float:
-    """Return the expected share of survivors that are drawn until the interval of the mean has this half-width.
+    """Return the expected share of survivors to draw until the half-width of the interval is at most `half_width`.
 
-    `samples` has the number of samples of each dataset. The function assumes that the share `ROBUST_SHARE` survives the
-    first phase, and that the second phase breaks the share `BROKEN_LATER` of the survivors.
+    The interval is for the mean accuracy over datasets. `samples` has the number of samples of each dataset. The
+    function assumes that the share `ROBUST_SHARE` survives the first phase, and that the second phase breaks the share
+    `BROKEN_LATER` of the survivors.
     """
     survivors = [max(round(count * ROBUST_SHARE), 1) for count in samples]
     total, drawn = sum(survivors), 0
@@ -66,7 +67,7 @@ def drawn_share(samples: Sequence[int], half_width: float) -> float:
 
 
 def _first_share(attack: Attack, num_classes: int) -> float:
-    """Return the share of the first phase in the passes of an attack on a sample that survives both phases."""
+    """Return the passes of the first phase, divided by the passes of both phases, for a sample that survives both."""
     first, second = (_passes(phase, num_classes) for phase in (divide(attack).first, divide(attack).second))
     return first / (first + second)
 

@@ -1,7 +1,9 @@
-"""Estimated runs: attack all samples with the first phase, and survivors with the second until the interval is narrow.
+"""Run the two phases of an estimated run.
 
-`engine.estimate` explains the draws and the intervals. The records of the phases are in folders of their own next to
-those of complete records. When the second phase has attacked all survivors, complete records are written.
+The first phase attacks all samples. The second phase attacks samples that survived the first, until the confidence
+interval of the accuracy is narrow enough. The module `engine.estimate` explains the draws and the intervals. Each phase
+has its own folder of records, next to the folders of complete records. When the second phase has attacked all
+survivors, complete records are written.
 """
 
 import contextlib
@@ -68,7 +70,7 @@ class EstimatedCell:
 
     @property
     def is_finished(self) -> bool:
-        """True if no survivor is left to draw."""
+        """True if the second phase has attacked all survivors."""
         return bool(self.complete) or self.draws.drawn == self.draws.survivors
 
 
@@ -129,7 +131,7 @@ def _first_cell(cell: Cell, phases: Phases) -> Cell:
 
 
 def _nothing(finished: Sequence[Finished]) -> None:
-    """Do nothing. The scores of a first phase are not written to a manifest."""
+    """Do nothing. This callback is for the first phase, whose scores are not written to a manifest."""
 
 
 def _second_phase(
@@ -184,7 +186,7 @@ def _second_phase(
 
 
 def _drawn(finished: Finished) -> list[SampleResult]:
-    """Return the records of the second phase without a gap, in the order of the draws."""
+    """Return the records of the second phase in the order of the draws, up to the first missing record."""
     results: list[SampleResult] = []
     for piece in finished.pieces:
         if piece.start != len(results):
@@ -200,7 +202,7 @@ def _is_on_disk(chunk: Sequence[Draws], found: Sequence[Sequence[SampleResult]])
 def _in_order(
     jobs: Sequence[ShardGroup], answers: Generator[tuple[ShardGroup, list[list[SampleResult]]], None, None]
 ) -> Generator[tuple[ShardGroup, list[list[SampleResult]]], None, None]:
-    """Yield the answers in the order of the jobs. Answers that come too early wait."""
+    """Yield the answers in the order of the jobs. An answer is held back until all earlier jobs have answered."""
     waiting: dict[ShardGroup, list[list[SampleResult]]] = {}
     upcoming = iter(jobs)
     following = next(upcoming, None)
@@ -212,13 +214,13 @@ def _in_order(
 
 
 def _widest(plan: Plan, cells: Sequence[EstimatedCell]) -> float:
-    """Return the largest half-width of the means that the table shows."""
+    """Return half the width of the widest interval among the mean accuracies that the table shows."""
     unseen = [each for each in cells if is_unseen(plan, each.cell.dataset.name)]
     return max(estimate_mean([each.draws for each in group]).half_width for group in (unseen, list(cells)) if group)
 
 
 def _completed(plan: Plan, found: EstimatedCell) -> EstimatedCell:
-    """If no survivor is left to draw, write complete records and remove the records of the phases."""
+    """If all survivors have been attacked, write complete records and remove the records of the two phases."""
     if found.complete or not found.is_finished:
         return found
     out, cell, results = plan.request.out, found.cell, found.results

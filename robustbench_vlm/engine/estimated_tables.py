@@ -46,7 +46,7 @@ def _passes(found: EstimatedCell) -> int:
 
 
 def _with_estimate(plan: Plan, table: ScoreTable, cells: Sequence[EstimatedCell]) -> ScoreTable:
-    """Return the table with its estimate and with the means of the estimates."""
+    """Return the table with the estimated means and their intervals."""
     if all(each.is_finished for each in cells):
         return table
     draws = [each.draws for each in cells]
@@ -72,7 +72,10 @@ def _with_estimate(plan: Plan, table: ScoreTable, cells: Sequence[EstimatedCell]
 
 
 def _mean(counted: Mean | None, cells: Sequence[CellDraws]) -> tuple[Mean | None, Interval | None]:
-    """Return a mean with the estimated robust accuracy, and its design interval. None stays None."""
+    """Return `counted` with the estimated robust accuracy, and the design interval.
+
+    If `counted` is None, both results are None.
+    """
     if counted is None:
         return None, None
     estimate = estimate_mean(cells)

@@ -46,9 +46,10 @@ def dataset_names(request: Request) -> list[str]:
 
 
 def check_before_import(request: Request) -> None:
-    """Raise the error of `check_files` if a dataset has no folder, or weights are missing and their host is down.
+    """Run a fast check for missing datasets and weights. `check_files` describes the errors.
 
-    The files in the folders are not read. Therefore the check takes less than a second on a machine with all files.
+    The check only looks for the folders of the datasets and does not read the files in them. It takes less than a
+    second if all files are present.
     """
     root = data_root(request.data)
     loaded = [DATASETS.load(name) for name in dataset_names(request)]
@@ -62,10 +63,10 @@ def _missing_weights(request: Request) -> list[MissingWeights]:
 
 
 def check_files(request: Request) -> None:
-    """Raise UserError if a dataset is missing, or weights are missing and their host cannot be reached.
+    """Raise UserError if a dataset is missing, or if missing weights cannot be downloaded.
 
     The message lists all missing datasets and weights, with one command for the datasets and one for the weights. If
-    only weights are missing, one connection to each of their hosts is tried.
+    only weights are missing, the function connects once to each of their hosts, to check that it can be reached.
     """
     find_images.cache_clear()
     datasets: list[Dataset] = [DATASETS.load(name) for name in dataset_names(request)]

@@ -60,7 +60,7 @@ def classifier_of(reference: str, track: str, prompts: tuple[str | tuple[str, ..
 def precise_classifier(
     reference: str, track: str, prompts: tuple[str | tuple[str, ...], ...], device: str, precision: str, logits: str
 ) -> AnyClassifier:
-    """Return the classifier of `classifier_of` in other precisions. The result is cached.
+    """Return the classifier of a model for the classes in `prompts`, in other precisions. The result is cached.
 
     `precision` is for the image encoder and `logits` is for the logits. Both are names in
     `models.precision.PRECISIONS`.
@@ -77,7 +77,10 @@ def release() -> None:
 
 
 def expect_weights(reference: str) -> None:
-    """Raise UserError if a model reference has a test-time defense. Some commands use only the weights of a model."""
+    """Raise UserError if a model reference has a test-time defense.
+
+    Some commands use only the weights of a model and call this function first.
+    """
     parsed = checked_reference(reference)
     if parsed.defense:
         raise UserError(

@@ -37,12 +37,12 @@ class Request:
     norm: str = ""
     """"Linf" or "L2". If it is empty, the norm of the track is used."""
     protocol: str = ""
-    """Name of the protocol. If it is empty, the first protocol of the track is used. If `images` is given and `track`
-    is empty too, the protocol `IMAGE_PROTOCOL` is used.
+    """Name of the protocol. If it is empty, the first protocol of the track is used. There is one exception: for a
+    folder of images without a track, it is the protocol `IMAGE_PROTOCOL`.
     """
     samples: int | Literal["all"] | None = None
-    """Number of samples per dataset. If it is None, the number of the protocol is used. If it differs from the
-    protocol's number, the results have another protocol name.
+    """Number of samples per dataset. None means the protocol's number. Any other number changes the name of the
+    protocol in the results.
     """
     images: Path | None = None
     """Folder with one sub-folder of images per class. It is evaluated in place of datasets."""

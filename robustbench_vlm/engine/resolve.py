@@ -130,9 +130,8 @@ def _protocol(request: Request) -> Protocol:
 def _norm(request: Request, track: Track, protocol: Protocol) -> str:
     """Return the norm of a request.
 
-    Raises UserError if neither the request nor its protocol or track has an eps in this norm.
-
-    Also raises UserError if an eps is not for pixels in [0, 1].
+    The eps comes from the request, the protocol or the track. Raises UserError if none of them has an eps in this norm,
+    or if an eps is not for pixels in [0, 1].
     """
     norm = request.norm or track.norm
     if not request.eps and norm != ("Linf" if protocol.eps else track.norm):
@@ -143,7 +142,7 @@ def _norm(request: Request, track: Track, protocol: Protocol) -> str:
 
 
 def _threats(request: Request, track: Track, protocol: Protocol, norm: str, input_size: int) -> list[Threat]:
-    """Return the threats for a model with an input of `input_size` pixels."""
+    """Return the norm with each requested eps, for a model with an input of `input_size` pixels."""
     given = [parse_eps(eps) if isinstance(eps, str) else eps for eps in request.eps]
     radii = given or protocol.radii(input_size) or [track.standard_eps]
     return [Threat(norm, eps) for eps in dict.fromkeys(radii)]
@@ -192,9 +191,10 @@ def _datasets(request: Request, track: Track, protocol: Protocol) -> list[Datase
 def _choices(
     request: Request, datasets: Sequence[Dataset], protocol: Protocol, sizes: set[int], on_progress: OnProgress
 ) -> dict[int, list[tuple[Dataset, Samples]]]:
-    """Return the datasets and their samples for each input size in `sizes`, in pixels, with the protocol's prompts.
+    """Return the datasets and their samples for each input size in `sizes`, in pixels.
 
-    The size of a user's images depends on the input size of the model. So does the size of published datasets if the
+    The datasets have the prompts of the protocol. Images from a user's folder have the protocol's image size. If the
+    protocol has none, they have the model's input size. Published datasets depend on the input size only if the
     protocol's resolution is "native".
     """
 

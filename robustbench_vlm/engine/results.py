@@ -36,10 +36,10 @@ class TableEstimate:
     drawn: int
     """The number of these survivors that the second phase attacked."""
     broken: int
-    """The number of drawn survivors that the second phase broke."""
+    """The number of drawn survivors that are misclassified after the second phase."""
     passes_full: int
-    """The number of passes that the full attack would need, if all survivors need as many passes as the drawn
-    survivors."""
+    """Estimated number of passes of the full attack. The estimate assumes that all survivors need as many passes as the
+    drawn survivors."""
     scores: tuple[tuple[float, float], ...]
     """The design interval of the robust accuracy on each dataset, in the order of the table's scores."""
     mean: tuple[float, float] | None

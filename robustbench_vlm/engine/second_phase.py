@@ -1,4 +1,4 @@
-"""The job of a worker in the second phase of an estimated run, and a function that joins records of both phases."""
+"""Attack samples in the second phase of an estimated run, and join the records of both phases."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -20,8 +20,8 @@ def run_second_phase(
 ) -> list[list[SampleResult]]:
     """Attack survivors of the first phase and return one list of records per shard.
 
-    `cells` are the cells of the second phase. Passes that repeat passes of the first phase are not counted. The passes
-    of both phases together therefore equal the passes of the undivided attack.
+    `cells` are the cells of the second phase. Some passes of the first phase are repeated, and the repetitions are not
+    counted. Both phases together therefore have as many passes as the undivided attack.
     """
     found = []
     for shard, results in zip(group.shards, run_group(cells, resources, group), strict=True):
@@ -38,9 +38,9 @@ def run_second_phase(
 def joined(first: SampleResult, second: SampleResult, stage: str) -> SampleResult:
     """Return the record of a sample that both phases have attacked.
 
-    `stage` is the name of the first stage of the second phase. If the two largest logits of a clean image are nearly
-    equal, rounding may change its prediction in the batch of the second phase. A sample whose clean image is
-    misclassified there counts as broken by this stage.
+    `stage` is the name of the first stage of the second phase. The second phase classifies the clean images again, in
+    other batches. If the two largest logits of an image are nearly equal, rounding may change the prediction. If it is
+    now wrong, the sample counts as broken by this stage.
     """
     warnings = [code for each in (first, second) for code in each.warnings.split(",") if code]
     return dataclasses.replace(

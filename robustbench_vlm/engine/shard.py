@@ -31,16 +31,17 @@ from robustbench_vlm.models.precision import PRECISIONS, arithmetic
 MEASURED_SAMPLES = 32
 """Number of samples with which the memory and speed of a model are measured."""
 _SHARDS = 2
-"""Size of a group of shards, as a multiple of the shard size or the batch size, whichever is larger. If half of the
-samples are broken early, the other half still fills a batch.
+"""A group of shards has this many times the samples of a shard or of a batch, whichever is larger. Even if the attack
+soon succeeds on half of the samples, the other half still fills a batch.
 """
 
 _fitting: dict[tuple[str, str], int] = {}
-"""Batch sizes that fit into memory. The keys are the model and the device. A size is added when a larger batch runs out
-of memory.
+"""Batch sizes that fit into memory, for each model and device. A size is added after a larger batch has run out of
+memory.
 """
 _ROUNDINGS = 8
-"""Tolerance of the output checks, as a multiple of the rounding error of the lowest precision in use."""
+"""Tolerance for differences between two outputs for the same image, as a multiple of the rounding error of the lowest
+precision in use."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class Attacked:
 
     results: Sequence[SampleResult]
     images: Tensor
-    """The images in `Verdicts.strongest`, float32 [B, 3, H, W]."""
+    """The strongest image that was found for each sample (`Verdicts.strongest`), float32 [B, 3, H, W]."""
 
 
 def attack_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[Shard]) -> list[Attacked]:
@@ -77,8 +78,8 @@ class _Part:
     classifier: AnyClassifier
     """The classifier that is attacked."""
     judge: AnyClassifier
-    """The classifier that decides the verdicts. It differs from `classifier` if the protocol sets another precision for
-    verdicts than for attacks.
+    """The classifier that decides whether a sample is broken. It has another precision than `classifier` if the
+    protocol sets two precisions.
     """
     batch: Batch
     about: Sequence[tuple[str, str, tuple[str, ...]]]
@@ -134,13 +135,13 @@ def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> lis
 def _batch_size(classifier: AnyClassifier, resources: Resources) -> int:
     """Return the batch size in samples.
 
-    It is smaller if a test-time defense classifies several images for each sample.
+    A test-time defense may classify several images for each sample. The batch is then smaller.
     """
     return max(1, resources.batch_size // classifier.images_per_sample)
 
 
 def _shared(classifiers: Sequence[AnyClassifier], batches: Sequence[Batch]) -> Classifier:
-    """Return one classifier for all batches. The logits of each sample are for the classes of the sample's dataset."""
+    """Return one classifier for several datasets. Each sample gets logits for the classes of its own dataset."""
     if all(classifier is classifiers[0] for classifier in classifiers):
         return classifiers[0].of_samples(torch.cat([batch.keys for batch in batches]))
     plain = [classifier.plain for classifier in classifiers]
@@ -199,7 +200,7 @@ def _check_identity(cell: Cell, shard: Shard, weights: str) -> None:
             f"the weights of {cell.model_name!r} have changed since the start of the run: run the same command again"
             " to evaluate the new weights"
         )
-    # Copies made with `replace` have no cached digests, so this process computes the digests again.
+    # The copies have no cached digests, so this process computes the digests again.
     recomputed = dataclasses.replace(cell, samples=dataclasses.replace(cell.samples)).fingerprint
     if recomputed != shard.fingerprint:
         raise UserError(
@@ -315,7 +316,7 @@ def _all_shards(cells: Sequence[Cell], resources: Resources) -> Iterator[Shard]:
 
 
 def _packed(shards: Sequence[Shard], resources: Resources) -> list[ShardGroup]:
-    """Distribute shards over groups of nearly equal size, largest shards first. Each worker gets at least one group."""
+    """Distribute shards over groups of nearly equal size, with a group for each worker if possible."""
     full = _SHARDS * max(resources.shard_size, resources.batch_size)
     count = min(len(shards), max(-(-sum(map(len, shards)) // full), resources.workers))
     groups: list[list[Shard]] = [[] for _ in range(count)]
@@ -325,13 +326,13 @@ def _packed(shards: Sequence[Shard], resources: Resources) -> list[ShardGroup]:
 
 
 def _missing(shard: Shard, cells: Sequence[Cell], finished: Sequence[Finished], shard_size: int) -> list[Shard]:
-    """Return the parts of a shard that still lack records."""
+    """Return the ranges of samples in a shard that still lack records, as shards."""
     ranges = missing_ranges(len(cells[shard.cell]), finished[shard.cell], shard_size)
     cut = [(max(start, shard.start), min(stop, shard.stop)) for start, stop in ranges]
     return [Shard(shard.cell, start, stop, shard.fingerprint) for start, stop in cut if start < stop]
 
 
 def _written(shard: Shard, finished: Sequence[Finished]) -> list[Shard]:
-    """Return [shard] if a file has exactly the range of the shard. Return [] if no file has this range."""
+    """Return [shard] if a file has exactly the samples of the shard. Return [] if there is no such file."""
     pieces = finished[shard.cell].pieces
     return [shard] if any((piece.start, piece.stop) == (shard.start, shard.stop) for piece in pieces) else []

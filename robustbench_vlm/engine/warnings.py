@@ -18,17 +18,17 @@ ZERO_GRADIENTS = 0.01
 samples.
 """
 BLACK_BOX_SHARE = 0.02
-"""Threshold of `black-box-wins`. The warning is raised if black-box stages break more than this share of the samples,
-and at least two samples, after the white-box stages.
+"""Threshold of `black-box-wins`. The warning is raised if black-box stages succeed on samples on which earlier
+white-box stages failed. The number of these samples must be at least 2 and above this share of all samples.
 """
 RISE = 0.01
-"""Threshold of `rises-with-eps` and `rises-with-attack`. The warning is raised if the robust accuracy rises by more
-than this value, and by more than one sample, at a larger eps or under a stronger attack. Smaller increases may be
+"""Threshold of `rises-with-eps` and `rises-with-attack`. The warning is raised if the robust accuracy is higher at a
+larger eps or under a stronger attack. The increase must exceed this value and one sample. Smaller increases may be
 chance, because attacks start at random points.
 """
 COLLAPSED = 0.9
-"""Threshold of `collapsed`. The warning is raised if at least this share of the predictions is one class, although no
-class has this share of the labels.
+"""Threshold of `collapsed`. The warning is raised if at least this share of the images is predicted as one class. It is
+not raised if one class has this share of the labels too.
 """
 
 
@@ -236,7 +236,7 @@ def _weaker_attack(weaker: Cell, cell: Cell) -> bool:
 
 
 def _black_box_wins(attack: Attack, broken_by: Sequence[str]) -> int:
-    """Return the number of samples that a black-box stage broke after white-box stages.
+    """Return the number of samples on which white-box stages failed and a later black-box stage succeeded.
 
     Return 0 if the number is at most the threshold `BLACK_BOX_SHARE`.
     """

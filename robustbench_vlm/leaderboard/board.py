@@ -23,8 +23,8 @@ class BoardRow:
     """
     clean_rank: int
     rank_difference: int
-    """Rank by clean accuracy minus rank by robust accuracy. Both ranks are without ties. The difference is positive if
-    the model ranks better by robust accuracy than by clean accuracy."""
+    """The rank by clean accuracy minus the rank by robust accuracy, both without ties. A positive number means that the
+    model has a better place by robust accuracy."""
     status: str
     defense: str
     fidelity: str

@@ -74,10 +74,10 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
 
 
 def exceed_tolerance(examples: Sequence[Counterexample], evidence: Sequence[CellRecords]) -> bool:
-    """Return whether an entry has more counterexamples than the tolerance allows for its number of robust samples.
+    """Return whether an entry has too many counterexamples.
 
-    The number of robust samples is a sum over datasets. For a dataset with several attacks and radii, the largest
-    number is used.
+    `exceeds_tolerance` defines the allowed number, which depends on the number of robust samples. The numbers of all
+    datasets are added. If a dataset was attacked several times, its largest number of robust samples is used.
     """
     if not examples:
         return False

@@ -1,4 +1,4 @@
-"""Dispute an entry: classify submitted adversarial images, and record the images that break robust samples."""
+"""Dispute an entry: classify submitted images, and record those of robust samples that are misclassified."""
 
 import dataclasses
 from collections import Counter
@@ -30,7 +30,7 @@ OUTCOMES = {
     "outside": "are outside the radius, or have another size than the image of the sample",
     "foreign": "do not belong to a sample of the entry",
 }
-"""The possible outcomes of an image. Each text is the end of a sentence that begins with "images that"."""
+"""The possible outcomes for a submitted image. The messages put "images that" before these texts."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def _disputed(entry: Entry, evidence: Sequence[CellRecords], found: Sequence[Cou
 
 @dataclass(frozen=True)
 class _ImageJudge:
-    """Classifies adversarial images and compares the predictions with the records of an entry."""
+    """A function that classifies an adversarial image and compares the prediction with the records of an entry."""
 
     evidence: list[CellRecords]
     cells: list[Cell]

@@ -1,8 +1,8 @@
 """Ranking of a track's entries by the lowest known robust accuracy.
 
-A sample counts as robust if the model classifies it correctly without an attack and no recorded attack and no
-counterexample within the radius changes this. Models share their ranks if their mean robust accuracies do not differ
-significantly in a paired test.
+A counterexample is a misclassified adversarial image that is listed in an entry. A sample counts as robust if it is
+classified correctly under all recorded attacks and counterexamples within the radius. Models share their ranks if their
+mean robust accuracies do not differ significantly in a paired test.
 """
 
 import contextlib
@@ -73,14 +73,14 @@ def worst_known(
 
 
 def accuracy(verdicts: Sequence[bool]) -> Accuracy:
-    """Return the share of verdicts that are True, with its 95 % Wilson interval."""
+    """Return the accuracy with its 95 % Wilson interval. A verdict is True for a correct prediction."""
     return Accuracy.of_counts(sum(verdicts), len(verdicts))
 
 
 def mean_accuracy(strata: Sequence[Sequence[bool]]) -> Accuracy:
-    """Return the mean share of verdicts that are True, with its 95 % interval.
+    """Return the mean accuracy over datasets, with its 95 % interval.
 
-    `strata` has the verdicts of each dataset. The mean over datasets is unweighted.
+    `strata` has the verdicts of each dataset. The mean is unweighted.
     """
     return Accuracy.mean([accuracy(each) for each in strata])
 
@@ -222,7 +222,7 @@ def _ranked_rows(ranked: Sequence[CheckedEntry], track: Track) -> list[BoardRow]
 
 
 def _different_pairs(ranked: Sequence[CheckedEntry], track: Track) -> set[frozenset[int]]:
-    """Return the pairs of entries with a significant difference in mean robust accuracy. The test is a paired test.
+    """Return the pairs of entries whose mean robust accuracies differ significantly in a paired test.
 
     Entries are given by their index in `ranked`. The p values are corrected for the number of pairs by Holm's method.
     """

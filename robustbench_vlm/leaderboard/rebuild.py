@@ -38,7 +38,7 @@ _DIFFERENCES = {
 def rebuild(
     evidence: Sequence[CellRecords], reference: str, *, data: Path | None = None, resources: Resources | None = None
 ) -> tuple[Plan, list[int]]:
-    """Return a plan that contains the cells of `evidence`, the records of an entry.
+    """Return a plan with the cells of an entry. `evidence` has the records of the entry.
 
     Also returns, for each item of `evidence`, the index of its cell in the plan.
 

@@ -26,9 +26,9 @@ def read_sources(
     """Return the records of each reference, in the same order.
 
     A reference is an entry file, a run folder, or a name. A name is looked up in the entries of the package first. If
-    no entry has this name and `runs` is given, the run folder `runs`/<track>/<name> is read. If a run contains the
-    `attack`, only the records of this attack are read. If several models have the same name, each of these names is
-    followed by its reference. Raises UserError for a reference that is unknown or repeated, and for records of another
+    no entry has this name and `runs` is given, the run folder `runs`/<track>/<name> is read. If a run contains
+    `attack`, only the records of this attack are read. If several models have the same name, their references are added
+    to the names in the result. Raises UserError for a reference that is unknown or repeated, and for records of another
     track. For an unknown reference, the message lists similar names.
     """
     TRACKS.load(track)

@@ -69,7 +69,7 @@ def make_submission(
     Args:
         run: The run folder.
         date: The date of the submission in UTC, such as "2026-01-31".
-        model: The reference that loads the model. It is needed only if the model's name does not load it.
+        model: The reference that loads the model. It is needed only if the name does not load the model.
         links: URLs with the keys "code" and "contact".
         note: A sentence that the leaderboard shows.
         records: The https URL of the records file, if it will not be in the repository.

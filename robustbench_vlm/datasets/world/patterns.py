@@ -87,7 +87,7 @@ def _cloudy(keys: Tensor, random: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def _blend(values: list[Tensor], at: Tensor) -> Tensor:
-    """Interpolate linearly at the coordinates `at`. The five `values` have the coordinates -1, -1/2, 0, 1/2 and 1."""
+    """Return values at the coordinates `at`, interpolated linearly from five `values` at -1, -1/2, 0, 1/2 and 1."""
     total = torch.zeros(1)
     for index, value in enumerate(values):
         total = total + value * (1 - (at * 2 + 2 - index).abs()).clamp_min(0)

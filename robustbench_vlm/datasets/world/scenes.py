@@ -48,8 +48,8 @@ FAMILIES: Mapping[str, Values] = {
     },
     DIGIT: {**_COMMON, "digit": _all(words.NUMBERS)},
 }
-"""The allowed values of each attribute in each family. The items of a tuple are equally probable. A value may be an
-item twice.
+"""The allowed values of each attribute in each family. The items of a tuple are equally probable. A value that occurs
+twice in a tuple is twice as probable.
 
 If a family lacks an attribute, its scenes do not have this attribute."""
 
@@ -73,7 +73,7 @@ class Scenes:
 
 
 def sample_scenes(keys: Tensor, family: str, changes: Values, fixed: Sequence[Mapping[str, int]]) -> Scenes:
-    """Choose the attribute values of one scene of a family for each key at random. keys: int64 [B].
+    """Return one random scene for each key. All scenes belong to one family. keys: int64 [B].
 
     `changes` replaces the allowed values of some attributes in all scenes. `fixed[i]` sets attribute values of scene i.
     """
@@ -93,9 +93,9 @@ def sample_scenes(keys: Tensor, family: str, changes: Values, fixed: Sequence[Ma
 def _consistent(attributes: Tensor, stream: Tensor) -> Tensor:
     """Remove attributes that the image cannot show. attributes: int64 [B, 14]. stream: int64 [B], random keys.
 
-    The function removes the texture and outline of small objects, and the texture of outlines. It also removes the
-    position of an object, unless the object is small and is the only object of its scene. If both objects of a pair
-    have equal colours, the second object gets another colour.
+    Small objects lose their texture and their outline. Objects that are drawn as an outline lose their texture. Only a
+    small single object keeps its position. If both objects of a pair have the same colour, the second object gets
+    another colour.
     """
     attributes = attributes.clone()
     is_small = attributes[:, column("size")] == 0

@@ -113,8 +113,8 @@ PARTS: tuple[tuple[Part, ...], ...] = (
         ("+", "polygon", _box(-0.5, 0.0, 0.5, 0.95)),
     ),
 )
-"""The parts of each shape in `vocabulary.SHAPES`. The parts are applied in order: each is added (+), subtracted (-) or
-intersected (&).
+"""The discs and polygons that make up each shape of `vocabulary.SHAPES`. They are combined in order: each one is added
+to the shape (+), subtracted from it (-) or intersected with it (&).
 """
 
 

@@ -1,4 +1,4 @@
-"""The attributes of a scene and the words for their values. The first word for a value is its name."""
+"""The attributes of a scene and the words for their values. The first of several words for a value is its name."""
 
 SHAPES = (
     ("circle", "disc"),

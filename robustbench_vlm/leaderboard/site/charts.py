@@ -223,7 +223,7 @@ def _ticks(low: float, high: float, start: float, stop: float) -> tuple[Tick, ..
 
 
 def _labels(marks: Sequence[ScatterPoint]) -> list[Label | None]:
-    """Return a label for each point, or None if its label does not fit into the chart.
+    """Return a label for each point. It is None for a point without space for a label.
 
     Eight positions around the point are tried in order, and the first free one is used.
     """
@@ -262,7 +262,7 @@ def _spread(heights: Sequence[float]) -> list[float]:
     last = TOP - _LINE
     order = sorted(range(len(heights)), key=lambda index: heights[index])
     for below, index in zip(reversed(range(len(order))), order, strict=True):
-        # Names must not overlap. If `below` more names follow, the y position of this name is at most BOTTOM
-        # - _LINE * below.
+        # Names must not overlap. `below` is the number of names that will be placed below this one, so space for them
+        # is left above BOTTOM.
         last = found[index] = round(max(last + _LINE, min(heights[index], BOTTOM - _LINE * below)), 1)
     return found

@@ -63,7 +63,7 @@ def site_files(
 ) -> dict[str, str]:
     """Return the text of each file of the site. The keys are paths within the folder.
 
-    See `write_site` for the arguments.
+    The arguments have the same meaning as in `write_site`.
     """
     environment = _environment(boards)
     files = {

@@ -1,7 +1,7 @@
 """Formatting for the pages: visible texts, safe links and file names, numbers, BibTeX.
 
 The templates escape all values, but escaping does not make control characters, links and paths safe. The functions of
-this module do this.
+this module make them safe.
 """
 
 import hashlib
@@ -108,7 +108,7 @@ def warning_parts(warning: str) -> tuple[str, str]:
 
 
 def joined(pairs: Mapping[str, object]) -> str:
-    """Return the names and values of a mapping as text, such as "verdicts 200, wrong 1"."""
+    """Return a mapping as text. For example, {"verdicts": 200, "wrong": 1} becomes "verdicts 200, wrong 1"."""
     return ", ".join(f"{shown(name, 100)} {shown(value, 200)}" for name, value in pairs.items())
 
 
