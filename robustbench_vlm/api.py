@@ -4,6 +4,7 @@ The package exports these functions, as in `from robustbench_vlm import evaluate
 """
 
 import dataclasses
+import inspect
 import os
 import shlex
 import warnings
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from robustbench_vlm.analysis.attack_classifier import attack_classifier as attack
 from robustbench_vlm.analysis.contracts import check_model
@@ -70,6 +71,18 @@ _HOW_TO_NAME = {
     "attacks": " To use your own attack, register it with an entry point (see CONTRIBUTING.md) and give its name",
 }
 """Advice for users who give an object in place of a name."""
+
+_OF_BENCHMARK = ("models", "datasets", "images", "eps", "norm", "samples", "name", "data", "device")
+"""Arguments of `evaluate` that `benchmark` has under RobustBench's names."""
+_OF_ROBUSTBENCH = {
+    "version": 'leave it out, and give attacks="autoattack" for the standard version of AutoAttack',
+    "preprocessing": "leave it out, because a model resizes and normalises the images itself",
+    "corruptions": "leave it out, and use RobustBench for common corruptions of images",
+    "corruptions_data_dir": "leave it out, and use RobustBench for common corruptions of images",
+    "log_path": "leave it out, and give out= for the folder of the records",
+    "aa_state_path": "leave it out, because evaluate continues from the records in the folder out",
+}
+"""Arguments of RobustBench's `benchmark` that cannot be used, with advice."""
 
 Models = str | Path | InMemoryModel | Iterable[str | Path | InMemoryModel]
 """One or several models. Each is a reference or a model in memory."""
@@ -128,6 +141,11 @@ def load_model(model: str | Path, track: str = "mini", *, device: str = "") -> A
     Raises:
         UserError: The name is unknown, the digest of the weights is wrong, or the weights were never released.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise UserError(
+            f"load_model takes the name of a model or another reference, got {type(model).__name__}: give {ACCEPTED};"
+            f" for a model in memory, write {ZERO_SHOT_FORMS}"
+        )
     return loaded_model(os.fspath(model), track, choose_device(device))
 
 
@@ -190,6 +208,7 @@ def evaluate(
     half_width: float = 0.0,
     out: str | Path = "runs",
     workers: int = 0,
+    batch_size: int = 0,
     device: str = "",
     on_progress: OnProgress = ignore_progress,
 ) -> RunResult:
@@ -218,12 +237,15 @@ def evaluate(
             are then attacked only with the cheap stages. If it is 0, all samples are attacked in full.
         out: The folder for the records.
         workers: The number of processes. 0 uses one process per CPU core or GPU.
+        batch_size: The number of samples that are attacked together. 0 uses a number that fits into the memory.
         device: "cpu" or "cuda". "" uses a GPU if there is one.
         on_progress: A function that is called with the number of finished samples.
 
     Raises:
         UserError: An argument cannot be used. The message lists the accepted forms.
     """
+    for option, count in (("workers", workers), ("batch_size", batch_size)):
+        _check_count(option, count)
     given = _models(models, name)
     in_memory = [model for model in given if isinstance(model, InMemoryModel)]
     if in_memory and workers > 1:
@@ -244,7 +266,7 @@ def evaluate(
             data=None if data is None else Path(data),
             half_width=_half_width(half_width),
             out=Path(out),
-            resources=Resources(device=device, workers=1 if in_memory else workers),
+            resources=Resources(device=device, workers=1 if in_memory else workers, batch_size=batch_size),
         )
         return run(dataclasses.replace(request, command=_command(request)), on_progress=on_progress)
 
@@ -276,7 +298,9 @@ def benchmark(
         model_name: Another name for a model from `zero_shot`.
         data_dir: The folder of the published datasets. None uses the environment variable VLMBENCH_DATA.
         device: "cpu" or "cuda". None uses a GPU if there is one.
-        options: Further arguments of `evaluate`, such as `attacks`, `track`, `prompt` and `out`.
+        options: Further arguments of `evaluate`, such as `attacks`, `track`, `prompt`, `batch_size` and `out`.
+            RobustBench's `to_disk` changes nothing, because the records are always written. Its other arguments, such
+            as `preprocessing` and `log_path`, are refused unless they are None.
 
     Raises:
         UserError: An argument cannot be used. The message lists the accepted forms.
@@ -289,6 +313,9 @@ def benchmark(
             f"threat_model must be Linf or L2, got {threat_model!r}: use RobustBench for common corruptions of images"
         )
     _names("datasets", dataset)
+    options = _options(options)
+    if model_name and not isinstance(model, InMemoryModel):
+        raise UserError(f"model_name={model_name!r} renames a model from zero_shot, got {str(model)!r}: leave it out")
     holders = [name for name in TRACKS.table if dataset in TRACKS.load(name).datasets]
     settings: dict[str, Any] = {"track": holders[0] if holders else "", **options}
     is_folder = not holders and user_path(dataset).is_dir()
@@ -355,7 +382,7 @@ def _run_or_name(name: str, runs: Path | None, track: str) -> str:
 
 def _models(given: Any, name: str) -> tuple[str | InMemoryModel, ...]:
     """Return models as a tuple of references and models in memory. Raises UserError for other types."""
-    is_one = isinstance(given, str | Path | InMemoryModel) or not isinstance(given, Iterable)
+    is_one = isinstance(given, str | Path | InMemoryModel | nn.Module) or not isinstance(given, Iterable)
     models = [str(each) if isinstance(each, Path) else each for each in ((given,) if is_one else given)]
     for each in models:
         if not isinstance(each, str | InMemoryModel):
@@ -367,8 +394,27 @@ def _models(given: Any, name: str) -> tuple[str | InMemoryModel, ...]:
     if not name:
         return tuple(models)
     if len(models) != 1 or not isinstance(models[0], InMemoryModel):
-        raise UserError(f"name={name!r} names one model in memory, got {len(models)} models: leave name out")
+        got = f"{len(models)} models" if len(models) != 1 else f"{str(models[0])!r}, which has a name"
+        raise UserError(f"name={name!r} renames one model made by zero_shot, got {got}: leave name out")
     return (renamed(models[0], name),)
+
+
+def _options(given: dict[str, Any]) -> dict[str, Any]:
+    """Return the options of `benchmark` for `evaluate`. Raises UserError for an option that cannot be used."""
+    options = dict(given)
+    if options.pop("to_disk", None) is False:
+        warnings.warn("to_disk=False is ignored: the records are always written to the folder out", stacklevel=3)
+    for name in [name for name in _OF_ROBUSTBENCH if options.get(name, 0) is None]:
+        del options[name]
+    known = [name for name in inspect.signature(evaluate).parameters if name not in _OF_BENCHMARK]
+    for name in options:
+        if name in _OF_ROBUSTBENCH:
+            raise UserError(f"benchmark cannot use {name}={options[name]!r} of RobustBench: {_OF_ROBUSTBENCH[name]}")
+        if name not in known:
+            raise UserError(
+                f"benchmark has no argument {name!r}: give the arguments of RobustBench or {', '.join(known)}"
+            )
+    return options
 
 
 def _names(what: str, given: Any) -> tuple[str, ...]:
@@ -426,6 +472,14 @@ def _command(request: Request) -> str:
     )
     options += [option for option in single if option[1]]
     return shlex.join(["vlmbench", "run", *(word for pair in options for word in pair)])
+
+
+def _check_count(name: str, count: Any) -> None:
+    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
+        raise UserError(
+            f"{name} must be an integer of 0 or more, got {count!r}: leave it out to use the number that fits this"
+            " machine"
+        )
 
 
 def _count(samples: Count) -> Count:

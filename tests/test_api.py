@@ -49,6 +49,11 @@ def test_benchmark_takes_the_arguments_of_robustbench(tmp_path: Path) -> None:
         clean, robust = benchmark(
             "clip", dataset="textures", threat_model="Linf", eps=8 / 255, n_examples=4, **arguments
         )
+    with pytest.warns(UserWarning, match="^textures"), pytest.warns(UserWarning, match="to_disk=False is ignored"):
+        found = benchmark(
+            "clip", "textures", 8 / 255, n_examples=4, batch_size=2, to_disk=False, log_path=None, **arguments
+        )
+    assert found == (clean, robust)
     scores = (
         evaluate("clip", "fgsm", datasets="textures", eps="8/255", samples=4, out=tmp_path, workers=1).tables[0].scores
     )
@@ -64,11 +69,16 @@ def test_benchmark_takes_the_arguments_of_robustbench(tmp_path: Path) -> None:
         (("clip", "shapes", float("nan")), "give a text such as '8/255'"),
         (("clip", "nonesuch", "4/255"), "nonesuch"),
         (("clip", 5, "4/255"), "datasets must be names, got int"),
+        (("clip", "shapes", "4/255", {"model_name": "x"}), "model_name='x' renames .* got 'clip': leave it out"),
+        (("clip", "shapes", "4/255", {"version": "rand"}), "cannot use version='rand' of RobustBench: .*attacks="),
+        (("clip", "shapes", "4/255", {"nonesuch": 1}), "no argument 'nonesuch': .*attacks, track"),
+        (("clip", "shapes", "4/255", {"batch_size": -1}), "batch_size must be an integer of 0 or more, got -1"),
     ],
 )
 def test_benchmark_says_what_it_takes(arguments: Any, message: str) -> None:
+    options = arguments[3] if len(arguments) == 4 else {}
     with pytest.raises(UserError, match=message):
-        benchmark(*arguments)
+        benchmark(*arguments[:3], **options)
     with pytest.raises(UserError, match="RobustBench"):
         benchmark("clip", "shapes", "4/255", threat_model="corruptions")
 
@@ -295,6 +305,8 @@ def test_a_script_without_a_main_guard_may_use_several_processes(taught_card: Pa
         (("clip", "fgsm"), {"samples": "some"}, "got 'some'"),
         ((), {"models": []}, "no model is given"),
         (("nonesuch",), {}, "unknown model 'nonesuch'"),
+        (("clip", "fgsm"), {"name": "x"}, "renames one model made by zero_shot, got 'clip', which has a name"),
+        (("clip", "fgsm"), {"workers": "2"}, "workers must be an integer of 0 or more, got '2'"),
         (("clip", "fgsm"), {"track": "minni"}, "unknown track 'minni'. Did you mean mini"),
     ],
 )

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
+from os import PathLike
 from typing import Any
 
 import torch
@@ -112,8 +113,9 @@ def attack_classifier(
         )
     threat = Threat(norm, exact_eps(eps))
     chosen.check_norm(threat.norm)
-    if batch_size < 1:
-        raise UserError(f"batch_size must be a positive integer, got {batch_size}: leave it out to use 64")
+    if not isinstance(batch_size, int) or batch_size < 1:
+        raise UserError(f"batch_size must be a positive integer, got {batch_size!r}: leave it out to use 64")
+    _check_callable(classifier)
     device = _device(classifier, images)
     pixels = _checked_images(images).to(device)
     target = _checked_labels(labels, len(pixels)).to(device)
@@ -148,6 +150,20 @@ def _result(attack: Attack, parts: Sequence[Verdicts], raised: Sequence[tuple[st
         passes=torch.stack([joined(lambda part: part.forward), joined(lambda part: part.backward)], dim=1),
         warnings=attack_warnings(attack, broken_by, counts),
     )
+
+
+def _check_callable(classifier: Any) -> None:
+    """Raise UserError if a classifier is not a function, such as the name of a model, or a model without prompts."""
+    if callable(classifier):
+        return
+    expected = "attack needs a function from images [B, 3, H, W] to logits [B, C]"
+    if isinstance(classifier, str | PathLike):
+        advice = f"use load_model({str(classifier)!r}).classifier(prompts) for a model with this name"
+    elif hasattr(classifier, "classifier"):
+        advice = "use model.classifier(prompts), with one prompt per class"
+    else:
+        advice = "give a torch module or a function"
+    raise UserError(f"{expected}, got {type(classifier).__name__}: {advice}")
 
 
 def _device(classifier: ClassifierLike, images: Any) -> torch.device:
@@ -206,6 +222,11 @@ def _count_classes(classifier: ClassifierLike, images: Tensor, labels: Tensor) -
         raise UserError(
             f"the classifier must return logits [B, C] for images [B, 3, H, W], got {got} for {len(first)} images: wrap"
             " it in a function that returns the logits"
+        )
+    if logits.shape[1] < 2:
+        raise UserError(
+            f"the classifier must have two or more classes, got logits of shape {tuple(logits.shape)}: without another"
+            " class, no attack can change a prediction"
         )
     if int(labels.min()) < 0 or int(labels.max()) >= logits.shape[1]:
         raise UserError(

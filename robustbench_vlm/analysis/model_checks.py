@@ -21,12 +21,20 @@ from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.attacks.projections import L2Ball
 from robustbench_vlm.attacks.sanity import BATCH_TOLERANCE, REPEAT_TOLERANCE, are_probabilities, margin_gradient
 from robustbench_vlm.core.classifier_interface import Classifier
+from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.datasets.base import Prompt
 from robustbench_vlm.engine.model_cache import AnyClassifier, AnyModel, loaded_model, release
-from robustbench_vlm.engine.resources import CPU_BATCH_SIZE, MEMORY_SHARE, sample_memory, with_fitting_batch_size
+from robustbench_vlm.engine.resources import (
+    CPU_BATCH_SIZE,
+    MEMORY_SHARE,
+    is_out_of_memory,
+    run_backward,
+    sample_memory,
+    with_fitting_batch_size,
+)
 from robustbench_vlm.models.device import choose_device
 from robustbench_vlm.models.hugging_face import pixel_difference
-from robustbench_vlm.models.in_memory import UNPINNED, InMemoryModel, registered
+from robustbench_vlm.models.in_memory import ACCEPTED, UNPINNED, InMemoryModel, registered
 from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.test_time.defended_model import DefendedModel
@@ -92,6 +100,11 @@ def measure_model(
     Raises:
         UserError: The model cannot be loaded, or one image does not fit into the memory.
     """
+    if not isinstance(model, str | Path | InMemoryModel):
+        raise UserError(
+            f"check_model takes a name, another reference or a model made by zero_shot, got {type(model).__name__}:"
+            f" write {ACCEPTED}"
+        )
     if isinstance(model, InMemoryModel):
         with registered([model], named=()) as (reference,):
             return measure_model(reference, batch, prompts, track=track, device=device)
@@ -117,7 +130,14 @@ def _checks(subject: _Subject) -> Iterator[CheckResult]:
     yield from _preprocessing(subject)
     begun = time.perf_counter()
     few = subject.first(_FEWEST)
-    logits = _passed(few.classifier, few.images)
+    try:
+        logits = _passed(few.classifier, few.images)
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        if is_out_of_memory(error):
+            raise
+        size = "{} x {}".format(*few.images.shape[-2:])
+        yield CheckResult("logits", False, f"the model cannot classify images of {size} pixels: {error}")
+        return
     is_fast = time.perf_counter() - begun < _FAST_SECONDS
     subject = subject if is_fast else few
     yield from _logits(few, logits)
@@ -303,15 +323,12 @@ def _costs(subject: _Subject) -> Iterator[CheckResult]:
     """Measure the memory of one image and the passes per second."""
     images = subject.images
     forward = _seconds(lambda: _passed(subject.classifier, images), subject.device)
-    try:
-        memory = sample_memory(subject.classifier, images)
-        gradient = _seconds(lambda: sample_memory(subject.classifier, images), subject.device)
-    except RuntimeError as error:
-        if "does not require grad" not in str(error):
-            raise
+    if not run_backward(subject.classifier, images):
         yield CheckResult("memory", False, "not measured, because the logits have no gradient")
         yield CheckResult("speed", False, f"{len(images) / forward:,.1f} images/s forward; the logits have no gradient")
         return
+    memory = sample_memory(subject.classifier, images)
+    gradient = _seconds(lambda: sample_memory(subject.classifier, images), subject.device)
     fits = int(MEMORY_SHARE * _free_memory(subject.device) / memory)
     about = f"{memory / 2**20:,.1f} MiB per image, {fits:,} images fit"
     yield CheckResult("memory", fits >= 1, about, is_unusual=fits < CPU_BATCH_SIZE)

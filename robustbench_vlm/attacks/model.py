@@ -50,14 +50,23 @@ class CountedClassifier:
         """Return logits (B, C), losses (B,) and the gradient of the summed losses at the images, (B, 3, H, W).
 
         All values are float32. `loss` maps logits (B, C) to losses (B,). Non-finite values of the gradient are replaced
-        by zero, and the sample gets the warning "non-finite-gradient".
+        by zero, and the sample gets the warning "non-finite-gradient". Raises UserError if the logits have no gradient
+        with respect to the images.
         """
         self._count(self.classifier, gradient=True)
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
             logits = checked_logits(self.classifier, leaf)
             losses = loss(logits)
-            (gradient,) = torch.autograd.grad(losses.sum(), leaf)
+            gradient = None
+            if losses.requires_grad:
+                (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
+        if gradient is None:
+            raise UserError(
+                "the logits of the model have no gradient with respect to the images, but this attack needs one: remove"
+                " torch.no_grad, torch.inference_mode and .detach() from the model's code, or use an attack without"
+                " gradients, such as square"
+            )
         if not torch.isfinite(gradient.sum()):
             self.warnings["non-finite-gradient"] = ~torch.isfinite(gradient.flatten(1)).all(dim=1)
             gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)

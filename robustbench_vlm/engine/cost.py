@@ -14,7 +14,13 @@ from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.model_cache import loaded_model
 from robustbench_vlm.engine.resolve import Plan
-from robustbench_vlm.engine.resources import Resources, sample_memory, threads_of_a_worker, with_fitting_batch_size
+from robustbench_vlm.engine.resources import (
+    Resources,
+    run_backward,
+    sample_memory,
+    threads_of_a_worker,
+    with_fitting_batch_size,
+)
 from robustbench_vlm.engine.shard import MEASURED_SAMPLES, cell_classifier, load_batch
 from robustbench_vlm.protocols.base import Protocol
 
@@ -132,8 +138,7 @@ def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
     """Measure the speed of a classifier on images, float32 [B, 3, H, W]. The time of the fastest pass is used."""
 
     def gradient() -> None:
-        leaf = images.clone().requires_grad_()
-        torch.autograd.grad(classifier(leaf).sum(), leaf)
+        run_backward(classifier, images)
 
     def forward() -> None:
         with torch.no_grad():

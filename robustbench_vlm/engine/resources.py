@@ -84,7 +84,8 @@ def sample_memory(classifier: "nn.Module", images: "Tensor") -> int:
     """Return the memory in bytes that one sample needs under attack, for activations and for tensors of the attack.
 
     The result does not include the parameters and buffers of the classifier. The function runs one forward and one
-    backward pass of `classifier` on `images`, float32 [B, 3, H, W].
+    backward pass of `classifier` on `images`, float32 [B, 3, H, W]. A classifier without a gradient gets no backward
+    pass.
     """
     import torch
 
@@ -99,9 +100,20 @@ def sample_memory(classifier: "nn.Module", images: "Tensor") -> int:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
-        leaf = images.clone().requires_grad_()
-        torch.autograd.grad(classifier(leaf).sum(), leaf)
+        run_backward(classifier, images)
     return sum(kept.values()) // len(images) + STATE_COPIES * images[0].numel() * images.element_size()
+
+
+def run_backward(classifier: "nn.Module", images: "Tensor") -> bool:
+    """Run a forward pass on images, float32 [B, 3, H, W], and a backward pass from the logits to the images.
+
+    Returns False, without a backward pass, if the logits have no gradient with respect to the images.
+    """
+    import torch
+
+    leaf = images.clone().requires_grad_()
+    logits = classifier(leaf).sum()
+    return logits.requires_grad and torch.autograd.grad(logits, leaf, allow_unused=True)[0] is not None
 
 
 def choose_batch_size(device: str, sample_bytes: int, workers: int) -> int:

@@ -66,9 +66,14 @@ def encoders_of(model: nn.Module, tokenizer: Any) -> EncoderPair:
     Raises UserError if the model is from another library, or if the tokenizer does not return tokens.
     """
     if not isinstance(model, nn.Module):
-        raise UserError(f"zero_shot needs a torch module, got {type(model).__name__}: load the model first")
+        raise UserError(
+            f"zero_shot needs a torch module, got {type(model).__name__}: give the loaded model first and its tokenizer"
+            " second"
+        )
     if tokenizer is None:
         raise UserError(f"zero_shot needs the tokenizer of the {type(model).__name__}: give {_TOKENIZERS}")
+    if not callable(tokenizer) and not hasattr(tokenizer, "tokenizer"):
+        raise UserError(f"zero_shot needs a tokenizer, got {type(tokenizer).__name__}: give {_TOKENIZERS}")
     if hasattr(model, "encode_image") and hasattr(model, "encode_text"):
         methods, settings = ("encode_image", "encode_text"), _open_clip(model)
         tokenize: Tokenizer = FunctionTokenizer(tokenizer)
@@ -102,7 +107,7 @@ def _transformers(model: nn.Module, processor: Any) -> dict[str, Any]:
     return {
         "logit_scale": _exponential(getattr(model, "logit_scale", None)),
         "logit_bias": _number(getattr(model, "logit_bias", None)),
-        "image_size": getattr(vision, "image_size", None),
+        "image_size": _side(getattr(vision, "image_size", None)),
         "mean": getattr(images, "image_mean", None),
         "std": getattr(images, "image_std", None),
     }

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -36,7 +37,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 class PixelEncoder(nn.Module):
-    """Map images, float32 [B, 3, H, W] in [0, 1] of any size, to the outputs of an image encoder, float [B, D].
+    """Map images, float32 [B, 3, H, W] in [0, 1] of any size, to the outputs of an image encoder, float32 [B, D].
 
     This module resizes and normalises the images. An attack therefore perturbs pixels that are not yet resized or
     normalised.
@@ -55,12 +56,14 @@ class PixelEncoder(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder, self.image_size, self.interpolation = encoder, image_size, interpolation
+        self.dtype = pixel_dtype(encoder)
         self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
         self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings of images, float [B, D], not normalised to unit length."""
-        return _embeddings(self.encoder(self.pixels(images)), len(images), "image encoder")
+        """Return the embeddings of images, float32 [B, D], not normalised to unit length."""
+        output = self.encoder(self.pixels(images).to(self.dtype))
+        return _embeddings(output, len(images), "image encoder").to(torch.float32)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Resize and normalise images for the encoder; return float32 [B, 3, image_size, image_size]."""
@@ -195,7 +198,8 @@ def zero_shot(
             `encode_image` and `encode_text`.
         tokenizer: The tokenizer of open_clip, or the processor or tokenizer of transformers.
         image_encoder: In place of `model`: a torch module or function from normalised pixels, float32
-            [B, 3, image_size, image_size], to embeddings, float [B, D].
+            [B, 3, image_size, image_size], to embeddings, float [B, D]. A module with weights in another dtype, such as
+            float16, gets pixels in this dtype.
         text_encoder: In place of `model`: a torch module or function from a list of N texts to embeddings, float
             [N, D]. Embeddings need not have unit length.
         logit_scale: The factor that multiplies the cosine similarities, such as 100.0 (not its logarithm).
@@ -225,6 +229,7 @@ def zero_shot(
         return model_of_library(_copied(model), tokenizer, given, interpolation, name or type(model).__name__)
     if image_encoder is None or text_encoder is None:
         raise UserError(f"a zero-shot model needs an image encoder and a text encoder: write {ACCEPTED}")
+    _check_callables(image_encoder=image_encoder, text_encoder=text_encoder)
     default_name = getattr(image_encoder, "__name__", type(image_encoder).__name__)
     return _made(_copied(image_encoder), _copied(text_encoder), given, interpolation, name or default_name)
 
@@ -273,7 +278,7 @@ def checked_name(name: str) -> str:
 
     The records of the model are in a folder with this name.
     """
-    if not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise UserError(
             f"the name of a model must have 1 to 64 letters, digits, dots, dashes and underscores, got {name!r}: give"
             " another one by name="
@@ -321,6 +326,19 @@ def renamed(model: InMemoryModel, name: str) -> InMemoryModel:
     return replace(model, name=checked_name(name))
 
 
+def pixel_dtype(encoder: Any) -> torch.dtype:
+    """Return the dtype of the pixels that an image encoder takes.
+
+    This is the dtype of its first weight with two or more axes, such as the weight of a convolution. For a function or
+    a module without such a weight, it is float32.
+    """
+    if not isinstance(encoder, nn.Module):
+        return torch.float32
+    kinds = (nn.Conv2d, nn.Linear)
+    weights = [module.weight for module in encoder.modules() if isinstance(module, kinds)] or encoder.parameters()
+    return next((each.dtype for each in weights if each.is_floating_point() and each.dim() > 1), torch.float32)
+
+
 def _copied(value: Any) -> Any:
     if not isinstance(value, nn.Module):
         return value
@@ -335,32 +353,80 @@ def _copied(value: Any) -> Any:
 
 def _check_settings(values: Mapping[str, Any], interpolation: str) -> None:
     for key in ("mean", "std"):
-        numbers = [float(each) for each in values[key]]
+        numbers = _numbers(values[key])
         if len(numbers) != 3 or not all(0 <= number <= 1 for number in numbers) or (key == "std" and 0 in numbers):
             raise UserError(
-                f"{key} must be three numbers in [0, 1] for pixels in [0, 1], got {numbers}: divide by 255 if they are"
-                " for pixels in 0 to 255"
+                f"{key} must be three numbers in [0, 1] for pixels in [0, 1], got {values[key]!r}: give one number per"
+                " channel, such as (0.5, 0.5, 0.5), and divide by 255 if they are for pixels in 0 to 255"
             )
-    if not 1 <= int(values["image_size"]) <= 4096:
-        raise UserError(f"image_size must be 1 to 4096 pixels, got {values['image_size']}")
-    scale = float(values["logit_scale"])
-    if not 0 < scale < float("inf"):
-        raise UserError(f"logit_scale must be a positive number, got {scale}: give the factor, not its logarithm")
+    size = values["image_size"]
+    if isinstance(size, bool) or not isinstance(size, Integral) or not 1 <= int(size) <= 4096:
+        raise UserError(
+            f"image_size must be an integer from 1 to 4096, got {size!r}: give the side of the square input images in"
+            " pixels, such as 224"
+        )
+    scale = _numbers([values["logit_scale"]])
+    if not scale or not 0 < scale[0] < float("inf"):
+        raise UserError(
+            f"logit_scale must be a positive number, got {values['logit_scale']!r}: give the factor, not its logarithm"
+        )
+    if len(_numbers([values.get("logit_bias") or 0.0])) != 1:
+        raise UserError(f"logit_bias must be a number, got {values['logit_bias']!r}: leave it out for no bias")
     if interpolation not in ("bicubic", "bilinear"):
         raise UserError(f'interpolation must be "bicubic" or "bilinear", got {interpolation!r}')
 
 
+def _numbers(values: Any) -> list[float]:
+    """Return a sequence of numbers as floats. The list is empty if `values` is anything else."""
+    try:
+        return [] if isinstance(values, str) else [float(each) for each in values if not isinstance(each, str)]
+    except (TypeError, ValueError, RuntimeError):
+        return []
+
+
+def _check_callables(**encoders: Any) -> None:
+    """Raise UserError if an encoder is not a function. The keys are the argument names of `zero_shot`."""
+    for name, encoder in encoders.items():
+        if isinstance(encoder, Tensor) and name == "text_encoder":
+            raise UserError(
+                f"text_encoder must be a function from N texts to embeddings, got a tensor of shape"
+                f" {list(encoder.shape)}: the prompts of the classes are its input, so write text_encoder=lambda texts:"
+                " features[[prompts.index(text) for text in texts]], in which row n of features belongs to prompts[n]"
+            )
+        if not callable(encoder):
+            raise UserError(f"{name} must be a torch module or a function, got {type(encoder).__name__}: {ACCEPTED}")
+
+
 def _check_dimensions(model: InMemoryModel) -> None:
-    device = model.encoder.mean.device
     side = model.image_size
+    probe = torch.full((1, 3, side, side), 0.5, device=model.encoder.mean.device)
     with torch.no_grad():
-        images = model.encoder(torch.full((1, 3, side, side), 0.5, device=device))
-    texts = model.text_features(_PROBES[:1])
+        images = _probed(
+            lambda: model.encoder(probe),
+            f"the image encoder cannot read an image of {side} x {side} pixels, from image_size={side}",
+            "give the image_size and the dtype that the image encoder was made for",
+        )
+    texts = _probed(
+        lambda: model.text_features(_PROBES[:1]),
+        f"the text encoder cannot read the text {_PROBES[0]!r}",
+        "give a text_encoder that takes a list of texts, or the tokenizer that the model was made for, with the model's"
+        " context length",
+    )
     if images.shape[1] != texts.shape[1]:
         raise UserError(
             f"the image encoder returns embeddings of {images.shape[1]} numbers, the text encoder of"
             f" {texts.shape[1]}: both must have the same number, so add the projection to the encoder that lacks it"
         )
+
+
+def _probed(work: Callable[[], Tensor], problem: str, advice: str) -> Tensor:
+    """Call an encoder. Raises UserError, with the problem, the original error and advice, if the encoder fails."""
+    try:
+        return work()
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(f"{problem} ({type(error).__name__}: {error}): {advice}") from error
 
 
 def _embeddings(output: Any, count: int, what: str) -> Tensor:

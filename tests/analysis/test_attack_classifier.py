@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from robustbench_vlm import attack
+from robustbench_vlm import attack, load_model
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import Progress
@@ -104,7 +104,12 @@ def test_random_numbers_follow_the_seed() -> None:
         ({"attack": 5}, "got int"),
         ({"batch_size": 0}, "batch_size"),
         ({"classifier": lambda images: images}, r"must return logits \[B, C\]"),
+        ({"batch_size": "2"}, "batch_size must be a positive integer, got '2'"),
         ({"classifier": lambda images: (1, 2)}, "got tuple"),
+        ({"classifier": lambda images: linear()(images)[:, :1], "labels": [0, 0]}, "two or more classes"),
+        ({"classifier": "agft"}, r"got str: use load_model\('agft'\).classifier\(prompts\)"),
+        ({"classifier": load_model("clip")}, r"got Model: use model.classifier\(prompts\)"),
+        ({"classifier": 5}, "got int: give a torch module or a function"),
         ({"classifier": lambda images: linear()(images) * float("inf")}, "non-finite logits"),
     ],
 )
@@ -115,6 +120,21 @@ def test_an_argument_that_cannot_be_used_is_named_with_the_accepted_forms(
     given |= changed
     with pytest.raises(UserError, match=message):
         attack(given.pop("classifier"), given.pop("images"), given.pop("labels"), **given)
+
+
+def _other_gradient(images: Tensor) -> Tensor:
+    return linear(4)(images.detach()) + 0 * torch.ones((), requires_grad=True)
+
+
+@pytest.mark.parametrize("classifier", [lambda images: linear(4)(images.detach()), _other_gradient])
+@pytest.mark.parametrize("name", ["pgd-3", "autoattack"])
+def test_without_a_gradient_only_attacks_without_gradients_work(classifier: Any, name: str) -> None:
+    images = images_of(4)
+    labels = linear(4)(images).argmax(dim=1)
+    with pytest.raises(UserError, match=r"no gradient .* remove torch.no_grad.* such as square"):
+        attack(classifier, images, labels, eps="1/255", attack=name)
+    found = attack(classifier, images, labels, eps="1/2", attack="square")
+    assert "square" in found.broken_by and any("zero-gradient" in warning for warning in found.warnings)
 
 
 def _quantised(images: Tensor) -> Tensor:

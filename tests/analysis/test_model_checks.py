@@ -19,6 +19,7 @@ from robustbench_vlm.analysis import model_checks
 from robustbench_vlm.analysis.check_result import CheckResult
 from robustbench_vlm.analysis.contracts import first_images
 from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.in_memory import InMemoryModel
 from robustbench_vlm.tracks import MINI
 
@@ -116,6 +117,21 @@ def test_a_planted_fault_fails_its_line(fault: str, failed: set[str]) -> None:
     # Dropout also changes the logits of an image alone, and batch norm the slope of an image.
     also = {"dropout": {"batch independence", "gradient"}, "batch norm": {"gradient"}}.get(fault, set())
     assert failed <= by_status(found, "fail") <= failed | also
+
+
+def test_a_model_that_cannot_classify_a_batch_fails_and_a_module_is_refused() -> None:
+    one_image = nn.Sequential(nn.Flatten(0), nn.Unflatten(0, (1, 3072)), nn.Linear(3072, 16))
+    found = check_model(model_of(image_encoder=one_image), device="cpu")
+    assert by_status(found, "fail") == {"logits"}
+    assert "cannot classify images of 32 x 32 pixels" in found[-1].detail
+    with pytest.raises(UserError, match=r"takes a name, .*, got Encoder: write zero_shot"):
+        check_model(Encoder())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_a_model_in_another_dtype_is_measured(dtype: torch.dtype) -> None:
+    found = check_model(model_of(image_encoder=Encoder().to(dtype)), device="cpu")
+    assert [each.name for each in found] == [*LINES, *MEASURED] and by_status(found, "fail") == set()
 
 
 @pytest.mark.parametrize(

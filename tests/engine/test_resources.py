@@ -120,6 +120,17 @@ def test_the_memory_of_a_sample_counts_storages_once_and_no_weights() -> None:
     assert resources.sample_memory(Attention(), images) == resources.STATE_COPIES * image + image
 
 
+def test_a_model_without_a_gradient_is_measured_without_a_backward_pass() -> None:
+    class Cut(torch.nn.Module):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            return images.detach().flatten(1)
+
+    images = torch.rand(2, 3, 4, 4)
+    assert resources.sample_memory(Cut(), images) == resources.STATE_COPIES * images[0].numel() * 4
+    assert not resources.run_backward(Cut(), images)
+    assert resources.run_backward(torch.nn.Flatten(), images)
+
+
 def test_out_of_memory_errors_are_recognised() -> None:
     with pytest.raises(RuntimeError) as caught:
         torch.empty(2**60)

@@ -156,6 +156,23 @@ def test_the_user_s_module_is_copied_and_left_as_it_is() -> None:
     assert torch.equal(made.classifier(TEXTS)(pixels()), before)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_a_model_in_another_dtype_gets_pixels_of_this_dtype(dtype: torch.dtype) -> None:
+    tokenizer = open_clip.SimpleTokenizer(context_length=24)
+    for made, same in (
+        (by_hand(), by_hand(image_encoder=cnn().to(dtype))),
+        (siglip_in_memory(), zero_shot(siglip_of_open_clip().to(dtype), tokenizer, mean=HALF, std=HALF)),
+    ):
+        classifier = same.classifier(TEXTS)
+        images = pixels().requires_grad_()
+        logits, expected = classifier(images), made.classifier(TEXTS)(images)
+        assert logits.dtype == same.encoder(images).dtype == torch.float32
+        assert torch.allclose(logits / same.scale, expected / made.scale, atol=0.05)
+        (gradient,) = torch.autograd.grad(logits.sum(), images)
+        assert gradient.dtype == torch.float32 and bool(gradient.any())
+        assert same.digest != made.digest
+
+
 @pytest.mark.parametrize("source", MADE)
 def test_records_are_kept_and_changed_weights_are_computed_again(source: str, tmp_path: Path) -> None:
     def passes(model: InMemoryModel) -> tuple[float, RunResult]:
@@ -246,11 +263,26 @@ def test_a_model_that_cannot_be_pinned_says_so_and_is_not_submitted(source: str,
         (lambda: by_hand(image_size=0), "image_size"),
         (lambda: by_hand(interpolation="nearest"), "bicubic"),
         (lambda: by_hand(name="../up"), "letters"),
+        (lambda: by_hand(image_size=(32, 32)), r"image_size must be an integer .*, got \(32, 32\)"),
+        (lambda: by_hand(image_size="32"), "image_size must be an integer .*, got '32'"),
+        (lambda: by_hand(image_size=48), "of 48 x 48 pixels, from image_size=48 .*shapes cannot be multiplied"),
+        (lambda: by_hand(mean=0.5), r"mean must be three numbers .*, got 0.5: give one .* \(0.5, 0.5, 0.5\)"),
+        (lambda: by_hand(logit_scale="100"), "logit_scale must be a positive number, got '100'"),
+        (lambda: by_hand(logit_bias="none"), "logit_bias must be a number, got 'none'"),
+        (lambda: by_hand(name=5), "letters, .*, got 5"),
+        (lambda: by_hand(text_encoder=embed(TEXTS)), r"got a tensor of shape \[3, 16\].*text_encoder=lambda texts"),
+        (lambda: by_hand(image_encoder="cnn"), "image_encoder must be a torch module or a function, got str"),
+        (lambda: siglip_in_memory(tokenizer=open_clip.SimpleTokenizer(context_length=30)), "the text encoder cannot"),
+        (lambda: transformers_in_memory(tokenizer=open_clip.SimpleTokenizer(context_length=99)), "context length"),
+        (lambda: zero_shot(siglip_of_open_clip(), 5), "needs a tokenizer, got int"),
+        (lambda: zero_shot(clip_of_transformers(), embed, image_size=64, mean=HALF, std=HALF), "image_size=64"),
         (lambda: by_hand(text_encoder=lambda texts: torch.ones(len(texts), 5)), "same number"),
         (lambda: by_hand(text_encoder=lambda texts: "none"), "text encoder must return"),
         (lambda: by_hand(image_encoder=nn.Conv2d(3, 8, 3)), "image encoder must return"),
-        (lambda: evaluate(cnn(), "fgsm"), "zero_shot"),
+        (lambda: evaluate(cnn(), "fgsm"), "got Sequential: write zero_shot"),
         (lambda: evaluate(["clip", 5], "fgsm"), "got int"),
+        (lambda: evaluate(by_hand(), "fgsm", workers=-1), "workers must be an integer of 0 or more, got -1"),
+        (lambda: evaluate(by_hand(), "fgsm", batch_size="2"), "batch_size must be an integer .* got '2'"),
         (lambda: evaluate("memory:by-hand", "fgsm", workers=1), "exists only in the Python process"),
         (lambda: evaluate(by_hand(name="agft"), "fgsm"), "a model of the track"),
         (lambda: evaluate([by_hand(), by_hand(1)], "fgsm"), "two models in memory"),
