@@ -119,7 +119,7 @@ class Defense:
     loss: Loss
     inner: InnerAttack
     schedule: Schedule
-    """The published schedule. Tracks without their own schedule use it."""
+    """The schedule of the paper. A track (a benchmark setting) may replace it by its own schedule."""
     settings: Mapping[str, float] = field(default_factory=dict)
     """Settings of the loss. Their names follow the paper. `vlmbench train --set` can change them."""
     version: int = 1

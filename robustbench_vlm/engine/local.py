@@ -204,8 +204,8 @@ def _start(function: Callable[[Job], Any], number: int, workers: int) -> _Worker
 def _without_program(function: Callable[[Any], Any]) -> Iterator[None]:
     """Return a context manager that hides the main script from processes that are started in its body.
 
-    Without this context manager, such a process would run the main script again. Models and attacks are in packages, so
-    workers need the main script only if `function` is defined in it.
+    Without this context manager, such a process would run the main script again. Models and attacks are in packages. A
+    worker therefore needs the main script only if the script defines `function`.
     """
     program = sys.modules["__main__"]
     if getattr(function, "func", function).__module__ != program.__name__:

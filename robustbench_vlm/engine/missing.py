@@ -19,7 +19,7 @@ from robustbench_vlm.tracks import TRACKS
 
 
 def dataset_names(request: Request) -> list[str]:
-    """Return the names of the requested datasets without repetitions. If a folder of images is given, return [].
+    """Return the requested dataset names without repetitions. The list is empty if a folder of images is given.
 
     Raises UserError if both datasets and a folder of images are given, or if neither is given and the track has no
     datasets. Also raises UserError if a prompt is given without a folder of images.

@@ -1,4 +1,4 @@
-"""Cache of loaded models, with or without test-time defense, and their classifiers. Each process has one cache."""
+"""Cache of loaded models and their classifiers. A model may have a test-time defense. Each process has one cache."""
 
 import functools
 import gc

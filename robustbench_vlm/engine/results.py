@@ -181,8 +181,9 @@ class RunResult:
     def to_json(self) -> dict[str, Any]:
         """Return the result as a JSON document.
 
-        With one table, this is the document of that table. With several tables, it has the list "runs" with one
-        document per table, and "fingerprint". In both cases, "seconds", "passes" and "warnings" are for the whole run.
+        If there is one table, its document is returned. If there are several tables, the document has the list "runs",
+        with one document per table, and "fingerprint". In both cases, "seconds", "passes" and "warnings" are for the
+        whole run.
         """
         whole = {"seconds": self.seconds, "passes": self.passes, "warnings": list(self.warnings)}
         if len(self.tables) == 1:

@@ -47,7 +47,7 @@ def run(request: Request, *, on_progress: OnProgress = ignore_progress) -> RunRe
 def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnProgress = ignore_progress) -> RunResult:
     """Compute the missing records of a resolved request, and return the scores. `run` lists the errors.
 
-    Without an `estimate`, the first progress report gives 0 seconds left.
+    If `estimate` is not given, the first progress report says that 0 seconds are left.
     """
     begun = time.monotonic()
     out, cells = plan.request.out, plan.cells

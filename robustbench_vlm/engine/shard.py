@@ -279,8 +279,8 @@ def missing_groups(cells: Sequence[Cell], finished: Sequence[Finished], resource
     An incomplete group is therefore computed again as a whole. Its records are then equal to the records of a run
     without interruption.
 
-    A sample is not computed again if a shard with other boundaries has its records. Such shards exist after a change of
-    the shard size.
+    After a change of the shard size, the existing files have other ranges of samples. A sample with a record in such a
+    file is not computed again.
     """
     groups = []
     for group in packed_groups([*_all_shards(cells, resources)], cells, resources):
