@@ -146,14 +146,14 @@ def test_out_of_memory_errors_are_recognised() -> None:
 def test_the_batch_size_on_a_gpu_fits_its_free_memory(
     monkeypatch: pytest.MonkeyPatch, free: int, batch_size: int
 ) -> None:
-    monkeypatch.setattr(resources.torch.cuda, "mem_get_info", lambda: (free, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (free, 80 * 2**30))
     assert choose_batch_size("cuda", 100 * 2**20, 1) == batch_size
     assert choose_batch_size("cpu", 100 * 2**20, 1) == resources.CPU_BATCH_SIZE
 
 
 def test_workers_on_the_same_gpu_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(resources.torch.cuda, "mem_get_info", lambda: (10 * 2**30, 80 * 2**30))
-    monkeypatch.setattr(resources.torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda: (10 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     assert [choose_batch_size("cuda", 100 * 2**20, workers) for workers in (1, 2, 3, 4, 5, 8)] == [
         64,
         64,
