@@ -3,6 +3,7 @@
 import copy
 import functools
 import re
+import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -16,7 +17,7 @@ from torch.nn import functional
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.models.classifier import ZeroShotClassifier, class_features
-from robustbench_vlm.models.code_identity import identity_of, tensor_digest
+from robustbench_vlm.models.code_identity import identity_of, state_of, tensor_digest
 from robustbench_vlm.models.open_clip import CONTEXT_LENGTH
 from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.models.reference import IN_MEMORY
@@ -74,6 +75,22 @@ class PixelEncoder(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
+class Original:
+    """A module that `zero_shot` copied, and its state at that time."""
+
+    kind: str
+    """The name of the module's class."""
+    module: "weakref.ref[nn.Module]"
+    """A weak reference, so that the memory of the module is free when the user deletes the module."""
+    state: Mapping[str, Any]
+
+    def has_changed(self) -> bool:
+        """Return whether the module still exists and has another state."""
+        module = self.module()
+        return module is not None and state_of(module) != self.state
+
+
+@dataclass(frozen=True, eq=False)
 class InMemoryModel:
     """A zero-shot model in the memory of this process, made by `zero_shot`."""
 
@@ -93,6 +110,8 @@ class InMemoryModel:
     """
     processor: Any = None
     """The tokenizer or processor from which the model was made. None if the model was made from two encoders."""
+    originals: tuple["Original", ...] = ()
+    """The modules that `zero_shot` copied."""
     digest_prefix: str = IN_MEMORY
     """The prefix of a digest that covers the whole model. It is "" if other machines can load the model by its name.
 
@@ -137,6 +156,20 @@ class InMemoryModel:
         # outputs on fixed inputs.
         outputs = [tensor_digest(self.text_features(_PROBES)), tensor_digest(self._image_outputs())]
         return UNPINNED + fingerprint([*parts, *outputs])
+
+    def check_again(self) -> None:
+        """Compute the digest again when it is needed next, because code, globals and closures may have changed.
+
+        Raises UserError if a module that `zero_shot` copied has changed since then.
+        """
+        for key in ("digest", "doubts", "_identities"):
+            self.__dict__.pop(key, None)
+        if changed := [each.kind for each in self.originals if each.has_changed()]:
+            raise UserError(
+                f"the {changed[0]} from which zero_shot made the model {self.name!r} has changed since that call, but"
+                " the model is a copy from before the change: call zero_shot again to measure the changed module, or"
+                " give zero_shot a copy.deepcopy of the module to keep and measure an earlier state"
+            )
 
     def text_features(self, prompts: Sequence[str | tuple[str, ...]]) -> Tensor:
         """Return the text embedding of each class, float32 [C, D], with unit length.
@@ -191,7 +224,8 @@ def zero_shot(
     """Make a zero-shot model from an open_clip model, a transformers model, or a pair of encoders.
 
     Torch modules are copied, and the copies are put into eval mode. If the original modules are trained later, the
-    returned model does not change.
+    returned model does not change. `evaluate` then raises UserError, so that it does not measure the earlier state by
+    mistake: call `zero_shot` again after training. To keep an earlier state, give a `copy.deepcopy` of the module.
 
     Args:
         model: An open_clip model, a `CLIPModel` or `SiglipModel` of transformers, or any module with the methods
@@ -226,12 +260,14 @@ def zero_shot(
     if model is not None:
         if image_encoder is not None or text_encoder is not None:
             raise UserError(f"both a model and encoders were given: write {ACCEPTED}")
-        return model_of_library(_copied(model), tokenizer, given, interpolation, name or type(model).__name__)
+        made = model_of_library(_copied(model), tokenizer, given, interpolation, name or type(model).__name__)
+        return replace(made, originals=_originals(model))
     if image_encoder is None or text_encoder is None:
         raise UserError(f"a zero-shot model needs an image encoder and a text encoder: write {ACCEPTED}")
     _check_callables(image_encoder=image_encoder, text_encoder=text_encoder)
     default_name = getattr(image_encoder, "__name__", type(image_encoder).__name__)
-    return _made(_copied(image_encoder), _copied(text_encoder), given, interpolation, name or default_name)
+    made = _made(_copied(image_encoder), _copied(text_encoder), given, interpolation, name or default_name)
+    return replace(made, originals=_originals(image_encoder, text_encoder))
 
 
 def model_of_library(
@@ -294,8 +330,11 @@ _registered: dict[str, InMemoryModel] = {}
 def registered(models: Sequence[InMemoryModel], named: Sequence[str]) -> Iterator[list[str]]:
     """Register models in memory for the duration of a run, and yield their references "memory:NAME".
 
-    `named` contains the names of the track's models. Raises UserError if two models have the same name.
+    `named` contains the names of the track's models. Raises UserError if two models have the same name, or if a module
+    has changed since `zero_shot` copied it.
     """
+    for model in models:
+        model.check_again()
     names = [model.name for model in models]
     if taken := [name for name in names if name in named]:
         raise UserError(f"{taken[0]!r} is a model of the track: give the model in memory another name by name=")
@@ -349,6 +388,14 @@ def _copied(value: Any) -> Any:
             f"the {type(value).__name__} cannot be copied ({error}): detach tensors that are results of a computation"
         ) from error
     return made.eval().requires_grad_(False)
+
+
+def _originals(*modules: Any) -> tuple[Original, ...]:
+    return tuple(
+        Original(type(each).__name__, weakref.ref(each), state_of(each))
+        for each in modules
+        if isinstance(each, nn.Module)
+    )
 
 
 def _check_settings(values: Mapping[str, Any], interpolation: str) -> None:

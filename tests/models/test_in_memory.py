@@ -1,5 +1,6 @@
 """Models in memory: logits equal those of the source library, and records, resume and gates hold as for others."""
 
+import copy
 import signal
 import subprocess
 import sys
@@ -185,6 +186,32 @@ def test_records_are_kept_and_changed_weights_are_computed_again(source: str, tm
     assert first > 0 and again == 0 and other > 0
     assert [table.fingerprint for table in same.tables] == [table.fingerprint for table in result.tables]
     assert changed.tables[0].fingerprint != result.tables[0].fingerprint
+
+
+def test_a_changed_closure_value_is_measured_again_for_the_same_model(tmp_path: Path) -> None:
+    factors = [1.0]
+    made = by_hand(text_encoder=lambda texts: embed(texts) * factors[0])
+
+    def seconds() -> float:
+        result = evaluate(made, "fgsm", datasets="shapes", eps="1/255", samples=2, out=tmp_path)
+        assert "unpinned" in result.tables[0].scores[0].warnings
+        return sum(table.seconds for table in result.tables)
+
+    assert seconds() > 0 and seconds() == 0
+    factors[0] = -1.0
+    assert seconds() > 0
+
+
+def test_a_module_that_changed_after_zero_shot_is_refused(tmp_path: Path) -> None:
+    network = cnn()
+    made, kept = by_hand(image_encoder=network), by_hand(image_encoder=copy.deepcopy(network))
+    network.train()
+    evaluate(made, "fgsm", datasets="shapes", eps="1/255", samples=2, out=tmp_path)
+    with torch.no_grad():
+        network[0].weight.mul_(-1)  # type: ignore[index, union-attr, operator]
+    with pytest.raises(UserError, match="call zero_shot again"):
+        evaluate(made, "fgsm", datasets="shapes", eps="1/255", samples=2, out=tmp_path)
+    evaluate(kept, "fgsm", datasets="shapes", eps="1/255", samples=2, out=tmp_path)
 
 
 def test_the_digest_covers_the_settings() -> None:
