@@ -134,8 +134,8 @@ def read_cell(folder: Path, fingerprint: str, n: int) -> tuple[SampleResult, ...
 def missing_ranges(size: int, finished: Finished, shard_size: int) -> list[tuple[int, int]]:
     """Return the ranges (start, stop) of samples without records, in order. `size` is the number of samples.
 
-    Ranges end at multiples of `shard_size`, so that a resumed run and an uninterrupted run write equal files. They also
-    end where a rejected file ends, so that this file is overwritten.
+    Ranges end at multiples of `shard_size`, so that a resumed run and an uninterrupted run write equal files. Each file
+    of records that is damaged or from another run has its own range. The new file for this range then replaces it.
     """
     covered = {n for piece in finished.pieces for n in range(piece.start, piece.stop)}
     cuts = set(range(0, size, shard_size))

@@ -73,7 +73,7 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
     except Exception as error:
         raise UserError(f"cannot load {reference}: {_advice(error)}") from error
     model.eval().requires_grad_(False)
-    # Nothing else uses the network, so it is not copied: a copy would double the memory of every worker process.
+    # Nothing else uses this neural network, so it is not copied. A copy would double the memory of each worker process.
     made = model_of_library(model, processor, {}, _interpolation(processor), name="hub-model")
     return dataclasses.replace(made, name=str(reference), digest_prefix="")
 

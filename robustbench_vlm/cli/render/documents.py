@@ -16,9 +16,9 @@ _WORDS = 40
 
 @dataclass(frozen=True)
 class Entry:
-    """A name in a list, with a summary of its value.
+    """One line of a list: the name of a model, attack or similar, and a summary.
 
-    `error` is the reason if the value cannot be loaded, for example because a plugin fails.
+    If the named thing cannot be loaded, for example because a plugin fails, `error` has the reason.
     """
 
     name: str
