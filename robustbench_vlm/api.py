@@ -6,14 +6,12 @@ The package exports these functions, as in `from robustbench_vlm import evaluate
 import dataclasses
 import inspect
 import os
-import shlex
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from math import isfinite
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +30,17 @@ from robustbench_vlm.core.threat import Threat, exact_eps
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Prompt
 from robustbench_vlm.datasets.published.local_copy import prepare_dataset
+from robustbench_vlm.engine.arguments import (
+    Count,
+    Names,
+    check_count,
+    checked_half_width,
+    checked_samples,
+    command_of,
+    fraction_of,
+    names_of,
+    radii_of,
+)
 from robustbench_vlm.engine.cell import choose_samples
 from robustbench_vlm.engine.model_cache import AnyModel, loaded_model
 from robustbench_vlm.engine.request import Request
@@ -46,9 +55,9 @@ from robustbench_vlm.leaderboard.ranking import make_board
 from robustbench_vlm.leaderboard.sources import read_sources
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.device import choose_device
-from robustbench_vlm.models.in_memory import ACCEPTED as ZERO_SHOT_FORMS
 from robustbench_vlm.models.in_memory import InMemoryModel, registered, renamed, zero_shot
 from robustbench_vlm.models.reference import ACCEPTED
+from robustbench_vlm.models.zero_shot_arguments import ZERO_SHOT_FORMS
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import DEFAULT_TRACK, TRACKS
@@ -67,11 +76,6 @@ __all__ = [
     "zero_shot",
 ]
 
-_HOW_TO_NAME = {
-    "attacks": " To use your own attack, register it with an entry point (see CONTRIBUTING.md) and give its name",
-}
-"""Advice for users who give an object in place of a name."""
-
 _OF_BENCHMARK = ("models", "datasets", "images", "eps", "norm", "samples", "name", "data", "device")
 """Arguments of `evaluate` that `benchmark` has under RobustBench's names."""
 _OF_ROBUSTBENCH = {
@@ -86,10 +90,6 @@ _OF_ROBUSTBENCH = {
 
 Models = str | Path | InMemoryModel | Iterable[str | Path | InMemoryModel]
 """One or several models. Each is a reference or a model in memory."""
-Names = str | Path | Iterable[str | Path]
-"""One name or file path, or several names or file paths."""
-Count = int | Literal["all"] | None
-"""A number of samples, "all", or None for the protocol's number."""
 
 
 @dataclass(frozen=True)
@@ -175,7 +175,7 @@ def load_dataset(
     """
     chosen: Protocol = PROTOCOLS.load(protocol or TRACKS.load(track).protocols[0])
     if samples is not None:
-        chosen = chosen.with_samples(None if (count := _count(samples)) == "all" else count)
+        chosen = chosen.with_samples(None if (count := checked_samples(samples)) == "all" else count)
     dataset = prepare_dataset(
         chosen.adapt_dataset(DATASETS.load(name), input_size), chosen.samples, None if data is None else Path(data)
     )
@@ -245,7 +245,7 @@ def evaluate(
         UserError: An argument cannot be used. The message lists the accepted forms.
     """
     for option, count in (("workers", workers), ("batch_size", batch_size)):
-        _check_count(option, count)
+        check_count(option, count)
     given = _models(models, name)
     in_memory = [model for model in given if isinstance(model, InMemoryModel)]
     if in_memory and workers > 1:
@@ -254,21 +254,21 @@ def evaluate(
         found = iter(references)
         request = Request(
             models=tuple(next(found) if isinstance(model, InMemoryModel) else model for model in given),
-            attacks=_names("attacks", attacks),
+            attacks=names_of("attacks", attacks),
             track=track,
-            datasets=() if datasets is None else _names("datasets", datasets),
-            eps=_radii(eps),
+            datasets=() if datasets is None else names_of("datasets", datasets),
+            eps=radii_of(eps),
             norm=norm,
             protocol=protocol,
-            samples=_count(samples),
+            samples=checked_samples(samples),
             images=None if images is None else Path(images),
             prompt=prompt,
             data=None if data is None else Path(data),
-            half_width=_half_width(half_width),
+            half_width=checked_half_width(half_width),
             out=Path(out),
             resources=Resources(device=device, workers=1 if in_memory else workers, batch_size=batch_size),
         )
-        return run(dataclasses.replace(request, command=_command(request)), on_progress=on_progress)
+        return run(dataclasses.replace(request, command=command_of(request)), on_progress=on_progress)
 
 
 def benchmark(
@@ -312,7 +312,7 @@ def benchmark(
         raise UserError(
             f"threat_model must be Linf or L2, got {threat_model!r}: use RobustBench for common corruptions of images"
         )
-    _names("datasets", dataset)
+    names_of("datasets", dataset)
     options = _options(options)
     if model_name and not isinstance(model, InMemoryModel):
         raise UserError(f"model_name={model_name!r} renames a model from zero_shot, got {str(model)!r}: leave it out")
@@ -322,7 +322,7 @@ def benchmark(
     settings["images" if is_folder else "datasets"] = dataset
     result = evaluate(
         model,
-        eps=_fraction_of(eps),
+        eps=fraction_of(eps),
         norm=threat_model,
         samples=n_examples,
         name=model_name,
@@ -361,7 +361,7 @@ def compare(
         UserError: A model lacks records, or the models do not have a common sample.
     """
     folder = None if runs is None else user_path(runs)
-    references = [_run_or_name(name, folder, track) for name in _names("models", models)]
+    references = [_run_or_name(name, folder, track) for name in names_of("models", models)]
     sources = read_sources(references, track, attack=attack, runs=folder)
     return compare_sources(sources, TRACKS.load(track), attack=attack, eps=None if eps is None else exact_eps(eps))
 
@@ -415,76 +415,3 @@ def _options(given: dict[str, Any]) -> dict[str, Any]:
                 f"benchmark has no argument {name!r}: give the arguments of RobustBench or {', '.join(known)}"
             )
     return options
-
-
-def _names(what: str, given: Any) -> tuple[str, ...]:
-    """Return one or several names as a tuple. Raises UserError for a value that is not a text."""
-    names = (given,) if isinstance(given, str) or not isinstance(given, Iterable) else tuple(given)
-    names = tuple(os.fspath(each) if isinstance(each, os.PathLike) else each for each in names)
-    if wrong := [each for each in names if not isinstance(each, str)]:
-        raise UserError(
-            f"{what} must be names, got {type(wrong[0]).__name__}: each worker process loads them by name."
-            + _HOW_TO_NAME.get(what, "")
-        )
-    return names
-
-
-def _fraction_of(eps: float | str | Fraction) -> str | Fraction:
-    """Return a radius as an exact number. Raises UserError for a float that is not a fraction such as 8/255."""
-    if not isinstance(eps, float | int):
-        return eps
-    fraction = Fraction(eps).limit_denominator(2550) if isfinite(eps) else Fraction(0)
-    if float(fraction) != eps:
-        raise UserError(f"eps={eps} is not the value of a fraction such as 8/255: give a text such as '8/255'")
-    return fraction
-
-
-def _radii(eps: str | Fraction | Sequence[str | Fraction] | None) -> tuple[Fraction, ...]:
-    if eps is None:
-        return ()
-    radii = (eps,) if isinstance(eps, str | Fraction) or not isinstance(eps, Sequence) else tuple(eps)
-    return tuple(exact_eps(each) for each in radii)
-
-
-def _half_width(given: Any) -> float:
-    if isinstance(given, bool) or not isinstance(given, int | float) or not 0 <= given < 0.5:
-        raise UserError(
-            f"half_width must be a number from 0 to 0.5, got {given!r}: give 0.01 for an interval of plus or minus 1"
-            " percentage point, or 0 to attack all samples in full"
-        )
-    return float(given)
-
-
-def _command(request: Request) -> str:
-    """Return the equivalent command line. It is written to the manifest of the run."""
-    options = [("--model", name) for name in request.models]
-    options += [("--attack", name) for name in request.attacks]
-    options += [("--dataset", name) for name in request.datasets]
-    options += [("--eps", str(eps)) for eps in request.eps]
-    options += [("--images", str(request.images))] if request.images else []
-    options += [("--prompt", request.prompt)] if request.prompt else []
-    single = (
-        ("--track", request.track),
-        ("--norm", request.norm),
-        ("--protocol", request.protocol),
-        ("--samples", str(request.samples or "")),
-        ("--half-width", f"{request.half_width * 100:g}" if request.half_width else ""),
-    )
-    options += [option for option in single if option[1]]
-    return shlex.join(["vlmbench", "run", *(word for pair in options for word in pair)])
-
-
-def _check_count(name: str, count: Any) -> None:
-    if isinstance(count, bool) or not isinstance(count, int) or count < 0:
-        raise UserError(
-            f"{name} must be an integer of 0 or more, got {count!r}: leave it out to use the number that fits this"
-            " machine"
-        )
-
-
-def _count(samples: Count) -> Count:
-    if samples not in (None, "all") and (not isinstance(samples, int) or samples < 1):
-        raise UserError(
-            f"samples must be a positive integer or 'all', got {samples!r}: omit it to use the protocol's number"
-        )
-    return samples

@@ -34,9 +34,10 @@ from robustbench_vlm.engine.resources import (
 )
 from robustbench_vlm.models.device import choose_device
 from robustbench_vlm.models.hugging_face import pixel_difference
-from robustbench_vlm.models.in_memory import ACCEPTED, UNPINNED, InMemoryModel, registered
+from robustbench_vlm.models.in_memory import UNPINNED, InMemoryModel, registered
 from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.models.precision import arithmetic
+from robustbench_vlm.models.zero_shot_arguments import ZERO_SHOT_FORMS
 from robustbench_vlm.test_time.defended_model import DefendedModel
 
 LARGEST_PIXEL = 4.0
@@ -103,7 +104,7 @@ def measure_model(
     if not isinstance(model, str | Path | InMemoryModel):
         raise UserError(
             f"check_model takes a name, another reference or a model made by zero_shot, got {type(model).__name__}:"
-            f" write {ACCEPTED}"
+            f" write {ZERO_SHOT_FORMS}"
         )
     if isinstance(model, InMemoryModel):
         with registered([model], named=()) as (reference,):

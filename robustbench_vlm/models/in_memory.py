@@ -2,12 +2,10 @@
 
 import copy
 import functools
-import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from numbers import Integral
 from typing import Any
 
 import torch
@@ -19,59 +17,24 @@ from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.models.classifier import ZeroShotClassifier, class_features
 from robustbench_vlm.models.code_identity import identity_of, state_of, tensor_digest
 from robustbench_vlm.models.open_clip import CONTEXT_LENGTH
+from robustbench_vlm.models.pixel_encoder import PixelEncoder, checked_embeddings
 from robustbench_vlm.models.precision import arithmetic
 from robustbench_vlm.models.reference import IN_MEMORY
+from robustbench_vlm.models.zero_shot_arguments import (
+    ZERO_SHOT_FORMS,
+    check_callables,
+    check_dimensions,
+    check_settings,
+    checked_name,
+)
 
 UNPINNED = "unpinned:"
 """The prefix of a digest that does not cover the whole model. Another machine cannot check such a digest."""
 DIGEST_PREFIXES = (IN_MEMORY, UNPINNED)
 """The two prefixes that digests of models in memory have. Digests of other models have no prefix."""
-ACCEPTED = (
-    "zero_shot(open_clip_model, tokenizer), zero_shot(transformers_model, processor), or zero_shot(image_encoder=...,"
-    " text_encoder=..., logit_scale=..., image_size=..., mean=..., std=...)"
-)
-"""The accepted calls of `zero_shot`, as text for error messages."""
 _TEXTS_AT_ONCE = 256
 _PROBES = ("a photo of a dog.", "the number 7", "a red square on a white table")
 """Fixed texts. The digest of a text encoder covers the embeddings or tokens of these texts."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
-class PixelEncoder(nn.Module):
-    """Map images, float32 [B, 3, H, W] in [0, 1] of any size, to the outputs of an image encoder, float32 [B, D].
-
-    This module resizes and normalises the images. An attack therefore perturbs pixels that are not yet resized or
-    normalised.
-    """
-
-    mean: Tensor
-    std: Tensor
-
-    def __init__(
-        self,
-        encoder: Callable[[Tensor], Any],
-        image_size: int,
-        mean: Sequence[float],
-        std: Sequence[float],
-        interpolation: str,
-    ) -> None:
-        super().__init__()
-        self.encoder, self.image_size, self.interpolation = encoder, image_size, interpolation
-        self.dtype = pixel_dtype(encoder)
-        self.register_buffer("mean", torch.tensor(mean, dtype=torch.float32).view(1, 3, 1, 1))
-        self.register_buffer("std", torch.tensor(std, dtype=torch.float32).view(1, 3, 1, 1))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the embeddings of images, float32 [B, D], not normalised to unit length."""
-        output = self.encoder(self.pixels(images).to(self.dtype))
-        return _embeddings(output, len(images), "image encoder").to(torch.float32)
-
-    def pixels(self, images: Tensor) -> Tensor:
-        """Resize and normalise images for the encoder; return float32 [B, 3, image_size, image_size]."""
-        size = (self.image_size, self.image_size)
-        if images.shape[-2:] != size:
-            images = functional.interpolate(images, size, mode=self.interpolation, align_corners=False)
-        return (images - self.mean) / self.std
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,7 +158,7 @@ class InMemoryModel:
     def _embed(self, texts: list[str]) -> Tensor:
         parts = [texts[start : start + _TEXTS_AT_ONCE] for start in range(0, len(texts), _TEXTS_AT_ONCE)]
         with torch.no_grad(), arithmetic():
-            found = [_embeddings(self.embed_texts(part), len(part), "text encoder") for part in parts]
+            found = [checked_embeddings(self.embed_texts(part), len(part), "text encoder") for part in parts]
         features = functional.normalize(torch.cat(found).to(torch.float32), dim=-1)
         return features.to(self.encoder.mean.device)
 
@@ -259,12 +222,12 @@ def zero_shot(
     given = {key: value for key, value in given.items() if value is not None}
     if model is not None:
         if image_encoder is not None or text_encoder is not None:
-            raise UserError(f"both a model and encoders were given: write {ACCEPTED}")
+            raise UserError(f"both a model and encoders were given: write {ZERO_SHOT_FORMS}")
         made = model_of_library(_copied(model), tokenizer, given, interpolation, name or type(model).__name__)
         return replace(made, originals=_originals(model))
     if image_encoder is None or text_encoder is None:
-        raise UserError(f"a zero-shot model needs an image encoder and a text encoder: write {ACCEPTED}")
-    _check_callables(image_encoder=image_encoder, text_encoder=text_encoder)
+        raise UserError(f"a zero-shot model needs an image encoder and a text encoder: write {ZERO_SHOT_FORMS}")
+    check_callables(image_encoder=image_encoder, text_encoder=text_encoder)
     default_name = getattr(image_encoder, "__name__", type(image_encoder).__name__)
     made = _made(_copied(image_encoder), _copied(text_encoder), given, interpolation, name or default_name)
     return replace(made, originals=_originals(image_encoder, text_encoder))
@@ -294,8 +257,10 @@ def _made(
 ) -> InMemoryModel:
     missing = [key for key in ("logit_scale", "image_size", "mean", "std") if values.get(key) is None]
     if missing:
-        raise UserError(f"zero_shot needs {', '.join(missing)}, which the model does not state: write {ACCEPTED}")
-    _check_settings(values, interpolation)
+        raise UserError(
+            f"zero_shot needs {', '.join(missing)}, which the model does not state: write {ZERO_SHOT_FORMS}"
+        )
+    check_settings(values, interpolation)
     made = InMemoryModel(
         name=checked_name(name),
         encoder=PixelEncoder(
@@ -305,21 +270,8 @@ def _made(
         scale=float(values["logit_scale"]),
         bias=float(values.get("logit_bias") or 0.0),
     )
-    _check_dimensions(made)
+    check_dimensions(made)
     return made
-
-
-def checked_name(name: str) -> str:
-    """Return `name` unchanged; raise UserError if it cannot be the name of a model in memory.
-
-    The records of the model are in a folder with this name.
-    """
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
-        raise UserError(
-            f"the name of a model must have 1 to 64 letters, digits, dots, dashes and underscores, got {name!r}: give"
-            " another one by name="
-        )
-    return name
 
 
 _registered: dict[str, InMemoryModel] = {}
@@ -365,19 +317,6 @@ def renamed(model: InMemoryModel, name: str) -> InMemoryModel:
     return replace(model, name=checked_name(name))
 
 
-def pixel_dtype(encoder: Any) -> torch.dtype:
-    """Return the dtype of the pixels that an image encoder takes.
-
-    This is the dtype of its first weight with two or more axes, such as the weight of a convolution. For a function or
-    a module without such a weight, it is float32.
-    """
-    if not isinstance(encoder, nn.Module):
-        return torch.float32
-    kinds = (nn.Conv2d, nn.Linear)
-    weights = [module.weight for module in encoder.modules() if isinstance(module, kinds)] or encoder.parameters()
-    return next((each.dtype for each in weights if each.is_floating_point() and each.dim() > 1), torch.float32)
-
-
 def _copied(value: Any) -> Any:
     if not isinstance(value, nn.Module):
         return value
@@ -396,92 +335,3 @@ def _originals(*modules: Any) -> tuple[Original, ...]:
         for each in modules
         if isinstance(each, nn.Module)
     )
-
-
-def _check_settings(values: Mapping[str, Any], interpolation: str) -> None:
-    for key in ("mean", "std"):
-        numbers = _numbers(values[key])
-        if len(numbers) != 3 or not all(0 <= number <= 1 for number in numbers) or (key == "std" and 0 in numbers):
-            raise UserError(
-                f"{key} must be three numbers in [0, 1] for pixels in [0, 1], got {values[key]!r}: give one number per"
-                " channel, such as (0.5, 0.5, 0.5), and divide by 255 if they are for pixels in 0 to 255"
-            )
-    size = values["image_size"]
-    if isinstance(size, bool) or not isinstance(size, Integral) or not 1 <= int(size) <= 4096:
-        raise UserError(
-            f"image_size must be an integer from 1 to 4096, got {size!r}: give the side of the square input images in"
-            " pixels, such as 224"
-        )
-    scale = _numbers([values["logit_scale"]])
-    if not scale or not 0 < scale[0] < float("inf"):
-        raise UserError(
-            f"logit_scale must be a positive number, got {values['logit_scale']!r}: give the factor, not its logarithm"
-        )
-    if len(_numbers([values.get("logit_bias") or 0.0])) != 1:
-        raise UserError(f"logit_bias must be a number, got {values['logit_bias']!r}: leave it out for no bias")
-    if interpolation not in ("bicubic", "bilinear"):
-        raise UserError(f'interpolation must be "bicubic" or "bilinear", got {interpolation!r}')
-
-
-def _numbers(values: Any) -> list[float]:
-    """Return a sequence of numbers as floats. The list is empty if `values` is anything else."""
-    try:
-        return [] if isinstance(values, str) else [float(each) for each in values if not isinstance(each, str)]
-    except (TypeError, ValueError, RuntimeError):
-        return []
-
-
-def _check_callables(**encoders: Any) -> None:
-    """Raise UserError if an encoder is not a function. The keys are the argument names of `zero_shot`."""
-    for name, encoder in encoders.items():
-        if isinstance(encoder, Tensor) and name == "text_encoder":
-            raise UserError(
-                f"text_encoder must be a function from N texts to embeddings, got a tensor of shape"
-                f" {list(encoder.shape)}: the prompts of the classes are its input, so write text_encoder=lambda texts:"
-                " features[[prompts.index(text) for text in texts]], in which row n of features belongs to prompts[n]"
-            )
-        if not callable(encoder):
-            raise UserError(f"{name} must be a torch module or a function, got {type(encoder).__name__}: {ACCEPTED}")
-
-
-def _check_dimensions(model: InMemoryModel) -> None:
-    side = model.image_size
-    probe = torch.full((1, 3, side, side), 0.5, device=model.encoder.mean.device)
-    with torch.no_grad():
-        images = _probed(
-            lambda: model.encoder(probe),
-            f"the image encoder cannot read an image of {side} x {side} pixels, from image_size={side}",
-            "give the image_size and the dtype that the image encoder was made for",
-        )
-    texts = _probed(
-        lambda: model.text_features(_PROBES[:1]),
-        f"the text encoder cannot read the text {_PROBES[0]!r}",
-        "give a text_encoder that takes a list of texts, or the tokenizer that the model was made for, with the model's"
-        " context length",
-    )
-    if images.shape[1] != texts.shape[1]:
-        raise UserError(
-            f"the image encoder returns embeddings of {images.shape[1]} numbers, the text encoder of"
-            f" {texts.shape[1]}: both must have the same number, so add the projection to the encoder that lacks it"
-        )
-
-
-def _probed(work: Callable[[], Tensor], problem: str, advice: str) -> Tensor:
-    """Call an encoder. Raises UserError, with the problem, the original error and advice, if the encoder fails."""
-    try:
-        return work()
-    except UserError:
-        raise
-    except Exception as error:
-        raise UserError(f"{problem} ({type(error).__name__}: {error}): {advice}") from error
-
-
-def _embeddings(output: Any, count: int, what: str) -> Tensor:
-    """Return an encoder's output, float [count, D]; raise UserError if it has another type or shape."""
-    if not isinstance(output, Tensor) or output.dim() != 2 or len(output) != count or not output.is_floating_point():
-        got = f"{output.dtype} {list(output.shape)}" if isinstance(output, Tensor) else type(output).__name__
-        raise UserError(
-            f"the {what} must return embeddings, float [{count}, D] for {count} inputs, got {got}: wrap it in a"
-            " function that returns one vector per input"
-        )
-    return output
