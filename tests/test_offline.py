@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.engine import missing
+from robustbench_vlm.models.weights_cache import missing_weights
 from robustbench_vlm.tracks import ZEROSHOT15
 
 LIMIT = 5.0
@@ -92,6 +96,26 @@ def test_a_host_that_is_down_is_told_once_for_all_datasets(dead: str, tmp_path: 
 def test_weights_command_lists_all_missing_weights(dead: str, tmp_path: Path) -> None:
     code, text = answer(tmp_path, dead, "data", "weights", "clip", "fare-1")
     assert code == 2 and "clip, fare-1 (open_clip:ViT-B-32-quickgelu/openai from the Hugging Face hub;" in text
+    # The message does not recommend the command that was given.
+    assert "Run `vlmbench data weights" not in text
+
+
+@pytest.mark.parametrize(
+    ("reference", "message"),
+    [
+        ("open_clip:ViT-B-33/openai", "unknown open_clip architecture 'ViT-B-33'. Did you mean ViT-B-32"),
+        ("open_clip:ViT-B-32/opnai", "unknown pretrained tag of ViT-B-32 'opnai'. Did you mean openai"),
+        ("open_clip:ViT-B-32/openai", "use open_clip:ViT-B-32-quickgelu/openai"),
+    ],
+)
+def test_wrong_names_of_open_clip_are_found_without_a_network(
+    reference: str, message: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("VLMBENCH_CACHE", str(tmp_path))
+    monkeypatch.setattr(missing.Hosts, "unreachable", lambda hosts, addresses: {"huggingface.co": "no network"})
+    for is_download in (False, True):
+        with pytest.raises(UserError, match=re.escape(message)):
+            missing.check_hosts("mini", missing_weights(reference, "mini"), is_download=is_download)
 
 
 def test_data_list_needs_no_network(dead: str, tmp_path: Path) -> None:

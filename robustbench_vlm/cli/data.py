@@ -161,7 +161,7 @@ def weights(models: _Models, track: TrackName = REAL_TRACK, as_json: Json = Fals
     from robustbench_vlm.models.weights_cache import missing_weights
 
     missing = [each for model in models for each in missing_weights(model, track)]
-    check_hosts(track, missing)
+    check_hosts(track, missing, is_download=True)
     if missing:
         from robustbench_vlm.models.loading import fetch_all
 

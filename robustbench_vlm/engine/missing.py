@@ -13,6 +13,7 @@ from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.published import PUBLISHED
 from robustbench_vlm.datasets.published.local_copy import data_root, find_images, has_folder, is_available
 from robustbench_vlm.engine.request import Request
+from robustbench_vlm.models.reference import OPEN_CLIP
 from robustbench_vlm.models.weights_cache import MissingWeights, hub_cache_has_models, missing_weights
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.tracks import TRACKS
@@ -78,13 +79,28 @@ def check_files(request: Request) -> None:
     check_hosts(request.track_name, weights)
 
 
-def check_hosts(track: str, weights: Sequence[MissingWeights]) -> None:
-    """Raise UserError if the host of missing weights cannot be reached. The message lists all missing weights."""
+def check_hosts(track: str, weights: Sequence[MissingWeights], *, is_download: bool = False) -> None:
+    """Raise UserError if the host of missing weights cannot be reached. The message lists all missing weights.
+
+    If `is_download` is true, the command that downloads them was given, so the message does not recommend it. Also
+    raises UserError if a user gave an unknown architecture or tag of open_clip.
+    """
     down = Hosts().unreachable(map(_address, weights))
     # The cache look-up for open_clip's weights is the only one that imports torch, so it comes last.
     ordered = sorted(weights, key=lambda each: each.pretrained)
     if down and any(host_of(_address(each)) in down and not _is_in_hub_cache(each) for each in ordered):
-        raise UserError(f"{_weights_text(track, weights)}\nThis needs a network: {unreachable_text(down)}")
+        for each in weights:
+            if each.pretrained and each.model.startswith(OPEN_CLIP):
+                _check_names(each)
+        text = _weights_text(track, weights, is_download=is_download)
+        raise UserError(f"{text}\nThis needs a network: {unreachable_text(down)}")
+
+
+def _check_names(weights: MissingWeights) -> None:
+    """Raise UserError if open_clip does not know the architecture or the tag of weights."""
+    from robustbench_vlm.models.open_clip import pretrained_architecture
+
+    pretrained_architecture(*weights.file.rsplit("/", 1))
 
 
 def _address(weights: MissingWeights) -> str:
@@ -116,11 +132,11 @@ def _data_text(request: Request, absent: Sequence[str], total: int) -> str:
     )
 
 
-def _weights_text(track: str, weights: Sequence[MissingWeights]) -> str:
+def _weights_text(track: str, weights: Sequence[MissingWeights], *, is_download: bool = False) -> str:
     models = dict.fromkeys(each.model for each in weights)
     sources = [f"{each.file} from {each.url or each.page or 'the Hugging Face hub'}" for each in weights]
     files = "; ".join(dict.fromkeys(sources))
     return (
         f"The weights of {len(models)} model{'s' if len(models) > 1 else ''} are not in the cache:"
-        f" {', '.join(models)} ({files}). Run `vlmbench data weights --track {track} {' '.join(models)}`"
-    )
+        f" {', '.join(models)} ({files})."
+    ) + ("" if is_download else f" Run `vlmbench data weights --track {track} {' '.join(models)}`")

@@ -176,19 +176,29 @@ def load_pretrained(architecture: str, tag: str) -> tuple[nn.Module, Architectur
     """
     import open_clip
 
-    built = load_architecture(architecture)
-    name = architecture.removeprefix(OPEN_CLIP)
-    if tag not in open_clip.list_pretrained_tags_by_model(name):
-        raise UserError(unknown(f"pretrained tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name)))
-    settings = open_clip.get_pretrained_cfg(name, tag)
-    _check_activation(built, name, tag, is_quick=bool(settings.get("quick_gelu")))
-    mean, std = (tuple(settings.get(key) or getattr(built, key)) for key in ("mean", "std"))
-    built = dataclasses.replace(built, mean=mean, std=std)
+    name, built = architecture.removeprefix(OPEN_CLIP), pretrained_architecture(architecture, tag)
     network = _fetched(f"{architecture}/{tag}", lambda: open_clip.create_model(name, pretrained=tag))
     state = {key: fingerprint(_digest(value)) for key, value in network.state_dict().items()}
     digest = fingerprint([architecture, built.mean, built.std, state, *tokenizer_digest(built)])
     remember(digest_record(architecture, tag), digest, f"the weights {architecture}/{tag}")
     return network, built, digest
+
+
+def pretrained_architecture(architecture: str, tag: str) -> Architecture:
+    """Return an architecture "open_clip:NAME" with the mean and std of pretrained weights. Nothing is downloaded.
+
+    Raises UserError if the architecture or the tag is unknown, or if the weights were trained with a different
+    activation function.
+    """
+    import open_clip
+
+    built, name = load_architecture(architecture), architecture.removeprefix(OPEN_CLIP)
+    if tag not in open_clip.list_pretrained_tags_by_model(name):
+        raise UserError(unknown(f"pretrained tag of {name}", tag, open_clip.list_pretrained_tags_by_model(name)))
+    settings = open_clip.get_pretrained_cfg(name, tag)
+    _check_activation(built, name, tag, is_quick=bool(settings.get("quick_gelu")))
+    mean, std = (tuple(settings.get(key) or getattr(built, key)) for key in ("mean", "std"))
+    return dataclasses.replace(built, mean=mean, std=std)
 
 
 def tokenizer_digest(architecture: Architecture) -> tuple[str, ...]:
