@@ -5,13 +5,11 @@ import email.utils
 import ipaddress
 import os
 import re
-import socket
 import ssl
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
-from urllib.request import getproxies
 
 from robustbench_vlm import __version__
 from robustbench_vlm.core.errors import UserError
@@ -223,17 +221,3 @@ def _explain_status(code: int) -> str:
         410: moved,
     }
     return reasons.get(code, f"was refused by the server with the status {code}: open it in a browser")
-
-
-def reach(url: str) -> str:
-    """Return "" if the host of an address accepts a connection within `CONNECT_TIMEOUT` seconds, or else the reason."""
-    parts = urlsplit(url)
-    # If a proxy is used, a direct connection to the host may fail.
-    if getproxies().get(parts.scheme):
-        return ""
-    try:
-        port = parts.port or (443 if parts.scheme == "https" else 80)
-        socket.create_connection((parts.hostname or "", port), timeout=CONNECT_TIMEOUT).close()
-    except OSError as error:
-        return str(error)
-    return ""

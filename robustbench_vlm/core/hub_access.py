@@ -9,7 +9,7 @@ from urllib.parse import quote, urlsplit
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder
-from robustbench_vlm.core.http import reach
+from robustbench_vlm.core.hosts import Hosts, unreachable_text
 
 T = TypeVar("T")
 _LOGIN = "log in with `hf auth login`, or set HF_TOKEN"
@@ -93,18 +93,18 @@ def with_hub_files(what: str, load: Callable[[], T]) -> T:
     raised. `what` is the name of the files for the error message.
     """
     try:
-        with hub_client(offline=True):
+        with _hub_client(offline=True):
             return load()
     except Exception as error:
         if not _lacks_file(error):
             raise
     expect_hub(what)
-    with hub_client(offline=False):
+    with _hub_client(offline=False):
         return load()
 
 
 @contextlib.contextmanager
-def hub_client(*, offline: bool) -> Iterator[None]:
+def _hub_client(*, offline: bool) -> Iterator[None]:
     """Set the cache folder and the offline mode of the hub's client for the `with` block.
 
     Both are set globally, because libraries do not pass them on in every call.
@@ -130,16 +130,15 @@ def _lacks_file(error: BaseException | None) -> bool:
 
 
 def expect_hub(what: str) -> None:
-    """Raise UserError if the hub cannot be reached within 5 seconds, or if HF_HUB_OFFLINE is set.
+    """Raise UserError if the hub cannot be reached within seconds, or if HF_HUB_OFFLINE is set.
 
     Without this check, the hub's client would retry for minutes. `what` names the needed files in the message.
     """
     expect_online(what)
-    if reason := reach(endpoint()):
-        host = urlsplit(endpoint()).hostname
+    if down := Hosts().unreachable([endpoint()]):
         raise UserError(
-            f"{what} is not in the cache, and {host} cannot be reached ({reason}): check the network, or run"
-            " `hf download` on a machine with a network and copy the cache"
+            f"{what} is not in the cache, and it cannot be downloaded ({unreachable_text(down)}): check the network, or"
+            " run `hf download` on a machine with a network and copy the cache"
         )
 
 

@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from robustbench_vlm.attacks.phases import Phases
 from robustbench_vlm.core.finite_population import Population, share_bounds
 from robustbench_vlm.core.random import key_of
-from robustbench_vlm.core.records import CLEAN, SampleResult, mean_interval
-from robustbench_vlm.engine.cell import Cell, Samples
+from robustbench_vlm.core.records import SampleResult, mean_interval
+from robustbench_vlm.engine.cell import Cell, Samples, Shard
 
 CHUNK = 50
 """Number of drawn survivors that are attacked before the interval of the estimate is computed again."""
@@ -29,8 +29,6 @@ class CellDraws:
 
     samples: int
     """The number of samples of the cell."""
-    correct: int
-    """The number of samples with a correct clean prediction."""
     survivors: int
     """The number of samples that survive the first phase and can be drawn. It is 0 if all samples were attacked in
     full."""
@@ -46,7 +44,6 @@ class CellDraws:
         """Count samples in the records of the first phase (`first`) and of the drawn survivors (`second`)."""
         return cls(
             samples=len(first),
-            correct=sum(result.broken_by != CLEAN for result in first),
             survivors=sum(result.broken_by == "" for result in first),
             drawn=len(second),
             broken=sum(result.broken_by != "" for result in second),
@@ -55,18 +52,7 @@ class CellDraws:
     @classmethod
     def of_complete(cls, results: Sequence[SampleResult]) -> "CellDraws":
         """Count samples in the records of a cell whose samples were all attacked in full."""
-        correct = sum(result.broken_by != CLEAN for result in results)
-        return cls(len(results), correct, 0, 0, 0, sum(result.broken_by == "" for result in results))
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Consecutive survivors of one cell, in the order in which survivors are drawn."""
-
-    cell: int
-    """Index of the cell."""
-    start: int
-    stop: int
+        return cls(len(results), 0, 0, 0, sum(result.broken_by == "" for result in results))
 
 
 @dataclass(frozen=True)
@@ -177,7 +163,7 @@ def draw_time(cell: Cell, sample_id: str) -> tuple[float, str]:
     return -math.log((word + 1) / 2**52), sample_id
 
 
-def chunks(cells: Sequence[Cell], samples: Sequence[int], size: int = CHUNK) -> list[list[Draws]]:
+def chunks(cells: Sequence[Cell], samples: Sequence[int], size: int = CHUNK) -> list[list[Shard]]:
     """Return the survivors to draw, in the order of their draws, in chunks of `size` survivors.
 
     `cells` are the results of `second_cell`. `samples` has the number of samples of each cell in the first phase.
@@ -197,7 +183,12 @@ def chunks(cells: Sequence[Cell], samples: Sequence[int], size: int = CHUNK) -> 
     found = []
     for first in range(0, len(order), size):
         counts = Counter(order[first : first + size])
-        found.append([Draws(number, done[number], done[number] + counts[number]) for number in sorted(counts)])
+        found.append(
+            [
+                Shard(number, done[number], done[number] + counts[number], cells[number].fingerprint)
+                for number in sorted(counts)
+            ]
+        )
         for number, count in counts.items():
             done[number] += count
     return found

@@ -12,7 +12,7 @@ from robustbench_vlm.engine.score_tables import groups
 
 BROKEN_LATER = 0.01
 """Assumed share of the survivors of the first phase that the second phase breaks. For five of the eight bundled models
-it is below 1.2 % at 5/255 (`benchmarks/estimated_runs.json`)."""
+it is between 0.4 and 1.3 % at 5/255 (`benchmarks/estimated_runs.json`)."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +56,7 @@ def drawn_share(samples: Sequence[int], half_width: float) -> float:
     while drawn < total:
         drawn = min(drawn + CHUNK, total)
         cells = [
-            CellDraws(
-                count, count, left, min(round(drawn * left / total), left), round(drawn * left / total * BROKEN_LATER)
-            )
+            CellDraws(count, left, min(round(drawn * left / total), left), round(drawn * left / total * BROKEN_LATER))
             for count, left in zip(samples, survivors, strict=True)
         ]
         if estimate_mean(cells).half_width <= half_width:

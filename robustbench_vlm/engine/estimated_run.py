@@ -10,6 +10,7 @@ import contextlib
 import dataclasses
 import functools
 import shutil
+import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 
@@ -20,7 +21,8 @@ from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.compute import compute_missing, missing_samples, passes_of
-from robustbench_vlm.engine.estimate import CellDraws, Draws, chunks, estimate_mean, second_cell
+from robustbench_vlm.engine.estimate import CellDraws, chunks, estimate_mean, second_cell
+from robustbench_vlm.engine.estimated_cost import drawn_share
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.score_tables import groups, is_unseen
 from robustbench_vlm.engine.second_phase import joined, run_second_phase
@@ -34,7 +36,7 @@ from robustbench_vlm.engine.store import (
     write_shard,
 )
 
-_ANY = Finished((), ())
+_NOTHING = Finished((), ())
 
 
 @dataclass(frozen=True)
@@ -163,13 +165,11 @@ def _second_phase(
     if finished is not None:
         return state(finished)
     function = functools.partial(run_second_phase, tuple(seconds), phases, resources)
-    jobs = [
-        ShardGroup(tuple(Shard(each.cell, each.start, each.stop, seconds[each.cell].fingerprint) for each in chunk))
-        for chunk in order[done:]
-    ]
+    jobs = [ShardGroup(tuple(chunk)) for chunk in order[done:]]
     engine: Engine = ENGINES.load(resources.engine)
-    fresh = 0
-    total = sum(len(cell) for cell in seconds)
+    samples = sum(len(cell) for cell in seconds)
+    share = drawn_share([len(each.cell) for each in cells], half_width) if half_width else 1.0
+    begun, before, fresh = time.monotonic(), done, 0
     with contextlib.closing(engine.run_jobs(function, jobs, resources)) as answers:
         for job, answer in _in_order(jobs, answers):
             for shard, results in zip(job.shards, answer, strict=True):
@@ -177,10 +177,12 @@ def _second_phase(
                 found[shard.cell][shard.start : shard.stop] = results
                 fresh += passes_of(results)
             done += 1
-            drawn = sum(map(len, found))
-            label = f"second phase, {_widest(plan, state(done)) * 100:.1f} points half-width"
-            on_progress(Progress(drawn, total if not half_width else None, label=label, passes=fresh))
-            if is_enough(done):
+            width, drawn = _widest(plan, state(done)), sum(map(len, found))
+            expected = max(round(share * samples), drawn)
+            per_sample = (time.monotonic() - begun) / sum(map(len, jobs[: done - before]))
+            label = f"second phase, interval of plus or minus {width * 100:.1f} points"
+            on_progress(Progress(drawn, expected, per_sample * (expected - drawn), label, fresh))
+            if half_width and width <= half_width:
                 break
     return state(done)
 
@@ -195,7 +197,7 @@ def _drawn(finished: Finished) -> list[SampleResult]:
     return results
 
 
-def _is_on_disk(chunk: Sequence[Draws], found: Sequence[Sequence[SampleResult]]) -> bool:
+def _is_on_disk(chunk: Sequence[Shard], found: Sequence[Sequence[SampleResult]]) -> bool:
     return all(each.stop <= len(found[each.cell]) for each in chunk)
 
 
@@ -224,7 +226,7 @@ def _completed(plan: Plan, found: EstimatedCell) -> EstimatedCell:
     if found.complete or not found.is_finished:
         return found
     out, cell, results = plan.request.out, found.cell, found.results
-    for start, stop in missing_ranges(len(cell), _ANY, plan.request.resources.shard_size):
+    for start, stop in missing_ranges(len(cell), _NOTHING, plan.request.resources.shard_size):
         shard = Shard(0, start, stop, cell.fingerprint)
         write_shard(cell_folder(out, cell), shard, results[start:stop])
     phases = divide(cell.attack)

@@ -25,11 +25,10 @@ def estimated_tables(plan: Plan, cells: Sequence[EstimatedCell], seconds: float)
     passes = [_passes(each) for each in cells]
     share = seconds / max(sum(passes), 1)
     tables = tables_of(plan, scores, passes, [share * each for each in passes])
-    found, place = [], 0
-    for table in tables:
-        found.append(_with_estimate(plan, table, cells[place : place + len(table.scores)]))
-        place += len(table.scores)
-    return tuple(found)
+    return tuple(
+        _with_estimate(plan, table, [cells[number] for number in numbers])
+        for table, numbers in zip(tables, groups(plan.cells), strict=True)
+    )
 
 
 def _score(found: EstimatedCell, rates: Mapping[int, float]) -> Score:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import user_path
-from robustbench_vlm.core.hub_access import expect_hub, hub_cache, hub_client
+from robustbench_vlm.core.hub_access import hub_cache, with_hub_files
 from robustbench_vlm.models.in_memory import InMemoryModel, model_of_library
 from robustbench_vlm.models.open_clip import unlogged
 from robustbench_vlm.models.peft_adapters import ADAPTER_FILES, read_adapter_config, with_adapter
@@ -81,19 +81,13 @@ def load_hub_model(reference: HuggingFaceModel) -> InMemoryModel:
 def from_cache_or_hub(load: Callable[..., T], revision: str, what: str) -> T:
     """Call `load`, which reads files of the hub, and return its result. Files that are not in the cache are downloaded.
 
-    `load` is called with keyword arguments for the client of the hub: `revision`, `local_files_only`, and `cache_dir`
-    if VLMBENCH_CACHE is set.
-    Raises UserError if the files are not in the cache and the hub cannot be reached.
+    `load` is called with keyword arguments for the client of the hub: `revision`, and `cache_dir` if VLMBENCH_CACHE is
+    set. `with_hub_files` describes the errors.
     """
     options: dict[str, Any] = {"revision": revision or None}
     if folder := hub_cache():
         options["cache_dir"] = folder
-    # The cache is tried first, because it needs no network and all workers of a run then read the same files.
-    # In offline mode, transformers does not ask the hub about optional files. Its retries would take half a minute.
-    with contextlib.suppress(OSError), hub_client(offline=True):
-        return load(local_files_only=True, **options)
-    expect_hub(what)
-    return load(**options)
+    return with_hub_files(what, lambda: load(**options))
 
 
 def expect_adapter(adapter: str) -> None:

@@ -165,7 +165,7 @@ def test_libraries_fetch_into_the_cache_of_vlmbench_and_read_it_without_a_networ
 
 def test_without_a_network_the_message_comes_within_seconds(tmp_path: Path) -> None:
     message, seconds = fetch(FETCH, "http://127.0.0.1:9", tmp_path)
-    assert message.startswith("the file is not in the cache, and 127.0.0.1 cannot be reached (")
+    assert message.startswith("the file is not in the cache, and it cannot be downloaded (cannot reach 127.0.0.1")
     assert "hf download" in message and float(seconds) < 6
     message, seconds = fetch(FETCH, "http://127.0.0.1:9", tmp_path, HF_HUB_OFFLINE="1")
     assert "HF_HUB_OFFLINE is set: unset it" in message and float(seconds) < 6

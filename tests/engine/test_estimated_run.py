@@ -145,9 +145,9 @@ def test_each_start_of_the_order_has_the_earliest_survivors(make_cell: Callable[
 
 def test_an_estimate_takes_the_rate_of_all_draws_and_stays_inside_its_interval() -> None:
     cells = [
-        estimate.CellDraws(samples=200, correct=180, survivors=100, drawn=8, broken=1),
-        estimate.CellDraws(samples=200, correct=190, survivors=120, drawn=12, broken=0),
-        estimate.CellDraws(samples=200, correct=150, survivors=0, drawn=0, broken=0, robust=90),
+        estimate.CellDraws(samples=200, survivors=100, drawn=8, broken=1),
+        estimate.CellDraws(samples=200, survivors=120, drawn=12, broken=0),
+        estimate.CellDraws(samples=200, survivors=0, drawn=0, broken=0, robust=90),
     ]
     rates = estimate.broken_rates(cells)
     assert rates == {200: 1 / 20}
@@ -163,8 +163,8 @@ def test_an_estimate_takes_the_rate_of_all_draws_and_stays_inside_its_interval()
 
 def test_a_dataset_with_fewer_samples_is_a_stratum_of_its_own() -> None:
     cells = [
-        estimate.CellDraws(samples=200, correct=180, survivors=100, drawn=40, broken=2),
-        estimate.CellDraws(samples=50, correct=40, survivors=30, drawn=30, broken=3),
+        estimate.CellDraws(samples=200, survivors=100, drawn=40, broken=2),
+        estimate.CellDraws(samples=50, survivors=30, drawn=30, broken=3),
     ]
     assert estimate.broken_rates(cells) == {200: 1 / 20, 50: 1 / 10}
     found = estimate.estimate_mean(cells)
