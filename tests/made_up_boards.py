@@ -201,6 +201,7 @@ def board() -> Board:
         seen=("handwritten",),
         rows=tuple(row(model, place) for place, model in enumerate(NUMBERS)),
         absent={},
+        refused={},
         reported=reported(),
     )
 
@@ -257,6 +258,7 @@ def hostile_board() -> Board:
         protocol=protocol,
         rows=tuple(rows),
         absent={SCRIPT: SCRIPT, HOSTILE_NAME: endless},
+        refused={SCRIPT: SCRIPT, HOSTILE_NAME: endless},
         reported=numbers,
     )
 

@@ -53,13 +53,19 @@ def evidence(
     protocol: str = "mini/1",
     warnings: tuple[str, ...] = (),
     results: Sequence[SampleResult] = (),
+    stages: Sequence[Any] = (),
+    settings: Any = PROTOCOL,
     **identity: Any,
 ) -> CellRecords:
-    """Return the records of one cell with these `broken_by` values; `identity` replaces fields of its identity."""
+    """Return the records of one cell with these `broken_by` values; `identity` replaces fields of its identity.
+
+    `stages` has the identity of each stage of the attack, and `settings` is the identity of the protocol. The defaults
+    are made up.
+    """
     records = tuple(results) or samples(broken)
     threat = Threat(norm, parse_eps(eps))
     names = ["apgd-ce", "square"] + [attack] * (attack != "autoattack")
-    stages = [{"name": name, "function": f"made:{name}", "params": {}} for name in names]
+    stages = list(stages) or [{"name": name, "function": f"made:{name}", "params": {}} for name in names]
     said = {
         "weights": fingerprint(model),
         "dataset": dataset,
@@ -68,10 +74,11 @@ def evidence(
         "data": data_digest(records),
         "attack": {"name": attack, "stages": stages},
         "threat": plain(threat),
-        "protocol": PROTOCOL,
+        "protocol": settings,
         **identity,
     }
-    score = Score(model, attack, dataset, len(CLASSES), threat.eps_text, warnings=warnings, **accuracies(records))
+    classes = len(said["classes"])
+    score = Score(model, attack, dataset, classes, threat.eps_text, warnings=warnings, **accuracies(records))
     print_ = fingerprint({**said, "samples": [each.sample_id for each in records]})
     return checked(CellRecords(track, protocol, said, print_, score, records))
 

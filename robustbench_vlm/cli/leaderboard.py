@@ -45,20 +45,23 @@ def build(folder: _Folder = None, site: _Site = Path("site"), as_json: Json = Fa
 def check(folder: _Folder = None, as_json: Json = False) -> int:
     """Check every entry, and compare the Markdown tables with the entries.
 
-    Exit code 1: a table differs from the entries. Exit code 2: an entry is invalid. The error message names the entry.
+    Exit code 1: a table differs from the entries. Exit code 2: an entry is invalid. A message names each invalid entry.
     """
     from robustbench_vlm.leaderboard.views import views
 
     place = _place(folder)
-    made = views(_boards(place), place)
+    boards = _boards(place)
+    made = views(boards, place)
+    refused = [f"{board.track}/{name}.json" for board in boards for name in board.refused]
     differ = [str(path) for path, text in made.items() if not path.is_file() or path.read_bytes() != text.encode()]
     lines = [
         Line(f"{name} differs from the entries; run `vlmbench leaderboard build` to write it again", "red")
         for name in differ
     ]
+    lines += [Line(f"{name} is not a valid entry; correct or remove it", "red") for name in refused]
     lines = lines or [Line(f"{len(made)} tables agree with the entries")]
-    answer({"differ": differ}, lambda width: lines, as_json=as_json)
-    return 1 if differ else 0
+    answer({"differ": differ, "refused": refused}, lambda width: lines, as_json=as_json)
+    return 2 if refused else 1 if differ else 0
 
 
 @app.command(epilog=example("vlmbench leaderboard serve --port 8000"))
@@ -115,7 +118,7 @@ def _boards(folder: Path) -> "list[Board]":
     from robustbench_vlm.tracks import TRACKS
 
     boards = [make_board(name, folder / name) for name in TRACKS.names() if (folder / name).is_dir()]
-    for why in (why for board in boards for why in board.absent.values()):
+    for why in (why for board in boards for why in (*board.absent.values(), *board.refused.values())):
         note(f"left out: {why}")
     return boards
 

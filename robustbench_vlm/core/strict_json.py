@@ -152,9 +152,10 @@ def _check_values(values: Any, max_depth: int) -> None:
     """Raise ValueError if values are nested too deeply, or if a text has a lone surrogate."""
     level, depth = [values], 0
     while level:
-        texts = (text for value in level for text in _texts_in(value))
-        if any("\ud800" <= letter <= "\udfff" for text in texts for letter in text):
-            raise ValueError("a text in the document has a lone surrogate (half of a \\ud83d\\ude00 pair)")
+        try:
+            "".join(text for value in level for text in _texts_in(value)).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text in the document has a lone surrogate (half of a \\ud83d\\ude00 pair)") from None
         containers = [value for value in level if isinstance(value, dict | list)]
         depth += bool(containers)
         if depth > max_depth:

@@ -100,6 +100,9 @@ class Board:
     absent: Mapping[str, str]
     """Error messages for entries without a row, because their records cannot be downloaded. The keys are model
     names."""
+    refused: Mapping[str, str]
+    """Error messages for entries without a row, because they are invalid. The keys are the names of the entry files
+    without ".json"."""
     reported: tuple[ReportedNumber, ...]
 
     def to_pandas(self) -> "DataFrame":

@@ -29,7 +29,7 @@ was attacked again, and "verified" after all samples were attacked again. It is 
 counterexamples contradict it."""
 MAX_TEXT = 2000
 """Largest number of characters in a text of an entry, such as a note or a link."""
-MAX_BYTES = 2**25
+MAX_BYTES = 2**24
 """Largest size of an entry file. The class names and prompts of a thousand classes take a few megabytes."""
 _MAX_DEPTH = 15
 """Largest nesting depth of an entry's JSON. Normal entries need about half of this depth."""

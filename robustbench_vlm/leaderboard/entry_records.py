@@ -43,7 +43,7 @@ def make_entry(
     `evidence` has the records of each cell (one attack, dataset and radius). Equal records give equal bytes.
     """
     first = evidence[0]
-    content = _records_bytes([each.results for each in evidence])
+    content = records_bytes([each.results for each in evidence])
     name = records_name(first.score.model)
     entry = Entry(
         format=FORMAT,
@@ -125,7 +125,8 @@ def _cell(evidence: CellRecords) -> EntryCell:
     return EntryCell(score.attack, score.dataset, threat, evidence.fingerprint, content, numbers)
 
 
-def _records_bytes(cells: Sequence[Sequence[SampleResult]]) -> bytes:
+def records_bytes(cells: Sequence[Sequence[SampleResult]]) -> bytes:
+    """Return the bytes of a records file. `cells` has the records of each cell, in the order of the entry's cells."""
     import pyarrow
     from pyarrow import parquet
 

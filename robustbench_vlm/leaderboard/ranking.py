@@ -20,7 +20,7 @@ from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.records import CLEAN, Accuracy
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.defenses import DEFENSES
-from robustbench_vlm.engine.cell_records import CellRecords, Unreachable, Unsound
+from robustbench_vlm.engine.cell_records import CellRecords, Unreachable
 from robustbench_vlm.leaderboard.board import Board, BoardRow
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, entry_paths, read_entry
 from robustbench_vlm.leaderboard.reported import read_reported
@@ -28,6 +28,9 @@ from robustbench_vlm.leaderboard.validate import check_entry, misplaced
 from robustbench_vlm.models.card import bundled_names
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.tracks import TRACKS, Track
+
+_TRUST = ("verified", "reproduced", "claimed", "disputed")
+"""The statuses of entries, best first. If two entries contradict each other, the one with the better status is kept."""
 
 
 @dataclass(frozen=True)
@@ -105,28 +108,45 @@ class CheckedEntry:
     """True if the track's attack was run on every dataset of the track and the entry is not disputed."""
 
 
-def read_entries(folder: Path, track: Track) -> tuple[list[CheckedEntry], dict[str, str]]:
+@dataclass(frozen=True)
+class FolderEntries:
+    """The entries in a track's folder: the checked ones, and messages about those that are left out."""
+
+    checked: tuple[CheckedEntry, ...]
+    absent: Mapping[str, str]
+    """Error messages for entries whose records cannot be downloaded. The keys are model names."""
+    refused: Mapping[str, str]
+    """Error messages for invalid entries. The keys are the names of the entry files without ".json"."""
+
+
+def read_entries(folder: Path, track: Track) -> FolderEntries:
     """Read and check all entries in a track's folder.
 
-    Entries whose records cannot be downloaded are left out. The second return value maps the model names of these
-    entries to error messages. Raises UserError if an entry is invalid. The message names the first invalid entry.
+    Invalid entries, and entries whose records cannot be downloaded, are left out. One such entry does not affect the
+    others.
     """
-    found, absent = [], {}
+    found, absent, refused = [], {}, {}
     for path in entry_paths(folder):
-        entry = read_entry(path)
-        if (entry.track, f"{entry.model}.json") != (track.name, path.name):
-            raise misplaced(entry, path)
         try:
-            evidence = check_entry(entry, folder)
+            checked = _read_checked(path, track)
         except Unreachable as error:
-            absent[entry.model] = str(error)
-            continue
-        verdicts = worst_known(evidence, entry.counterexamples, Threat(track.norm, track.standard_eps))
-        if verdicts:
-            is_ranked = entry.status != "disputed" and not datasets_without_standard_attack(evidence, track)
-            found.append(CheckedEntry(entry, evidence, verdicts, is_ranked))
-    _check_together(found)
-    return found, absent
+            absent[path.stem] = str(error)
+        except UserError as error:
+            refused[path.stem] = str(error)
+        else:
+            found += [checked] if checked.verdicts else []
+    kept, conflicts = _without_conflicts(found)
+    return FolderEntries(kept, absent, refused | conflicts)
+
+
+def _read_checked(path: Path, track: Track) -> CheckedEntry:
+    entry = read_entry(path)
+    if (entry.track, f"{entry.model}.json") != (track.name, path.name):
+        raise misplaced(entry, path)
+    evidence = check_entry(entry, path.parent)
+    verdicts = worst_known(evidence, entry.counterexamples, Threat(track.norm, track.standard_eps))
+    is_ranked = entry.status != "disputed" and not datasets_without_standard_attack(evidence, track)
+    return CheckedEntry(entry, evidence, verdicts, is_ranked)
 
 
 def datasets_without_standard_attack(evidence: Iterable[CellRecords], track: Track) -> list[str]:
@@ -139,45 +159,51 @@ def datasets_without_standard_attack(evidence: Iterable[CellRecords], track: Tra
     return [name for name in track.datasets if name not in complete]
 
 
-def _check_together(found: Sequence[CheckedEntry]) -> None:
-    """Raise Unsound if two entries contradict each other.
+def _without_conflicts(found: Sequence[CheckedEntry]) -> tuple[tuple[CheckedEntry, ...], dict[str, str]]:
+    """Leave out entries that contradict another entry. Return the other entries, and a message for each one left out.
 
     The names of two entries may not differ only in upper and lower case. Two entries may not have the same weights, or
-    different samples of the same dataset.
+    different samples of the same dataset. Of two such entries, the one with the better status is kept. If both have the
+    same status, the one with the earlier submission is kept. A new submission therefore cannot remove another entry.
     """
     names: dict[str, str] = {}
     weights: dict[str, str] = {}
     data: dict[str, tuple[str, str]] = {}
-    for each in found:
-        model = each.entry.model
-        if (other := names.setdefault(model.casefold(), model)) != model:
-            raise Unsound(
-                f"the entries {other!r} and {model!r} differ only in upper and lower case: rename one of them"
-            )
-        if (other := weights.setdefault(each.entry.weights, model)) != model:
-            raise Unsound(
-                f"the entries {other!r} and {model!r} have the same weights: one model has one entry, so remove one"
-                " of them"
-            )
-        for name, about in each.entry.datasets.items():
-            digest, first = data.setdefault(name, (about.data, model))
-            if digest != about.data:
-                raise Unsound(
-                    f"the entries of {first!r} and {model!r} have different samples of {name!r}: run both on the same"
-                    " data"
-                )
+    conflicts: dict[str, str] = {}
+    for each in sorted(found, key=_precedence):
+        entry = each.entry
+        known = ((name, *data.get(name, (about.data, "")), about.data) for name, about in entry.datasets.items())
+        different = [(name, first) for name, digest, first, own in known if digest != own]
+        if other := names.get(entry.model.casefold()):
+            problem = f"differ only in upper and lower case: rename {entry.model!r}"
+        elif other := weights.get(entry.weights):
+            problem = "have the same weights: one model has one entry, so remove one of them"
+        elif different:
+            name, other = different[0]
+            problem = f"have different samples of {name!r}: run both on the same data"
+        else:
+            names[entry.model.casefold()] = weights[entry.weights] = entry.model
+            data = {name: (about.data, entry.model) for name, about in entry.datasets.items()} | data
+            continue
+        conflicts[entry.model] = f"the entries {other!r} and {entry.model!r} {problem}"
+    return tuple(each for each in found if each.entry.model not in conflicts), conflicts
+
+
+def _precedence(checked: CheckedEntry) -> tuple[int, str, str]:
+    """Return the sorting key of an entry: better statuses first, then earlier submissions, then the name."""
+    entry = checked.entry
+    return _TRUST.index(entry.status), entry.history[0].date, entry.model
 
 
 def make_board(track_name: str, folder: Path) -> Board:
     """Return the board of a track from the entries and the reported numbers in a folder.
 
     Entries with complete records of the track's attack are ranked, unless they are disputed. The other entries come
-    after them, without a rank. If the records of an entry cannot be downloaded, the entry is left out because it cannot
-    be checked.
+    after them, without a rank. Invalid entries, and entries whose records cannot be downloaded, are left out.
     """
     track: Track = TRACKS.load(track_name)
-    found, absent = read_entries(folder, track)
-    found.sort(key=lambda each: (-_mean(each, track, "robust"), each.entry.model))
+    entries = read_entries(folder, track)
+    found = sorted(entries.checked, key=lambda each: (-_mean(each, track, "robust"), each.entry.model))
     protocol = PROTOCOLS.load(track.leaderboard_protocol)
     threat = Threat(track.norm, track.standard_eps)
     return Board(
@@ -193,7 +219,8 @@ def make_board(track_name: str, folder: Path) -> Board:
             *_ranked_rows([each for each in found if each.is_ranked], track),
             *(_row(each, track) for each in found if not each.is_ranked),
         ),
-        absent=absent,
+        absent=entries.absent,
+        refused=entries.refused,
         reported=read_reported(folder),
     )
 

@@ -40,6 +40,8 @@ def markdown(board: Board) -> str:
             "",
             f"Left out, because their records cannot be downloaded: {markdown_text(', '.join(board.absent))}.",
         ]
+    if board.refused:
+        lines += ["", f"Left out, because the entries are invalid: {markdown_text(', '.join(board.refused))}."]
     if board.reported:
         papers = len({number.paper for number in board.reported})
         lines += ["", f"{len(board.reported)} numbers that {papers} papers report are in `reported.csv`, unranked."]

@@ -1,6 +1,7 @@
 """The board: lowest known accuracy, ranks with ties, and the fields of a row, computed from made-up records."""
 
 import dataclasses
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,10 +12,9 @@ from made_up_results import evidence, samples, write_board_entry
 
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core import download as downloads
-from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.threat import Threat, parse_eps
-from robustbench_vlm.engine.cell_records import CellRecords, Unsound
+from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.leaderboard.board import Board, BoardRow
 from robustbench_vlm.leaderboard.entry import Counterexample, Event, read_entry, write_entry
 from robustbench_vlm.leaderboard.ranking import make_board, mean_accuracy, worst_known
@@ -64,8 +64,7 @@ def test_the_order_of_the_datasets_in_an_entry_changes_no_rank(tmp_path: Path) -
 
 def test_datasets_that_are_not_on_the_track_are_refused(tmp_path: Path) -> None:
     write_board_entry([*everywhere("a", ["square"]), evidence("a", [""], "easy")], tmp_path)
-    with pytest.raises(UserError, match="'easy' is not a dataset of the track 'mini'"):
-        board(tmp_path)
+    assert "'easy' is not a dataset of the track 'mini'" in board(tmp_path).refused["a"]
 
 
 def test_rows_have_the_clean_rank_and_the_rank_difference(tmp_path: Path) -> None:
@@ -119,21 +118,38 @@ def test_warnings_name_their_datasets(tmp_path: Path) -> None:
     assert row(tmp_path, "a").warnings == ("collapsed: shapes", "zero-gradient: shapes, colours")
 
 
-def test_an_invalid_entry_is_an_error_of_the_board(tmp_path: Path) -> None:
-    path = write_board_entry(everywhere("a", [""]), tmp_path)
-    path.rename(tmp_path / "b.json")
-    with pytest.raises(UserError, match=r"move it to mini/a\.json"):
-        board(tmp_path)
-    write_board_entry(everywhere("b", [""]), tmp_path, history=(Event("2026-01-01", "verified", "no", {}),))
-    with pytest.raises(UserError, match="its history ends in 'verified'"):
-        board(tmp_path)
+def test_an_invalid_entry_is_left_out_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = tmp_path / "mini"
+    write_board_entry(everywhere("a", [""]), folder).rename(folder / "b.json")
+    write_board_entry(everywhere("c", [""]), folder, history=(Event("2026-01-01", "verified", "no", {}),))
+    write_board_entry(everywhere("good_", [""]), folder)
+    found = board(folder)
+    assert [each.model for each in found.rows] == ["good_"] and sorted(found.refused) == ["b", "c"]
+    assert "move it to mini/a.json" in found.refused["b"] and "its history ends in 'verified'" in found.refused["c"]
+    assert "Left out, because the entries are invalid: b, c." in markdown(found)
+    assert run_command(["leaderboard", "build", "--folder", str(tmp_path), "--site", str(tmp_path / "site")]) == 0
+    assert "invalid: b, c." in (tmp_path / "site" / "mini" / "index.html").read_text(encoding="utf-8")
+    capsys.readouterr()
+    assert run_command(["leaderboard", "check", "--folder", str(tmp_path), "--json"]) == 2
+    printed = capsys.readouterr()
+    assert json.loads(printed.out)["refused"] == ["mini/b.json", "mini/c.json"] and "mini/a.json" in printed.err
 
 
 def test_one_model_has_one_entry(tmp_path: Path) -> None:
     write_board_entry(everywhere("a", [""]), tmp_path)
     write_board_entry(everywhere("b", [""], weights=fingerprint("a")), tmp_path)
-    with pytest.raises(Unsound, match="'a' and 'b' have the same weights"):
-        board(tmp_path)
+    found = board(tmp_path)
+    assert [each.model for each in found.rows] == ["a"]
+    assert "'a' and 'b' have the same weights" in found.refused["b"]
+
+
+def test_a_new_entry_cannot_remove_an_established_entry(tmp_path: Path) -> None:
+    first = Event("2026-01-01", "claimed", "made up", {})
+    history = first, dataclasses.replace(first, date="2026-01-02", status="reproduced")
+    write_board_entry(everywhere("Fare", [""]), tmp_path, history=history, status="reproduced")
+    older = dataclasses.replace(first, date="2020-01-01")
+    write_board_entry(everywhere("fare", [""]), tmp_path, history=(older,))
+    assert [each.model for each in board(tmp_path).rows] == ["Fare"]
 
 
 def test_an_entry_whose_records_cannot_be_downloaded_is_left_out_by_name(
@@ -146,8 +162,7 @@ def test_an_entry_whose_records_cannot_be_downloaded_is_left_out_by_name(
     path = write_board_entry(everywhere("gone_", [""]), folder)
     records = read_entry(path).records
     (folder / records.file).unlink()
-    with pytest.raises(UserError, match="the records of 'gone_' are not at"):
-        board(folder)
+    assert "the records of 'gone_' are not at" in board(folder).refused["gone_"]
     # No server listens on this port.
     address = dataclasses.replace(records, url="https://127.0.0.1:9/gone.parquet")
     write_entry(dataclasses.replace(read_entry(path), records=address), path)
