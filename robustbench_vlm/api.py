@@ -26,7 +26,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import user_path
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.core.random import sample_keys
-from robustbench_vlm.core.threat import Threat, exact_eps
+from robustbench_vlm.core.threat import Threat, exact_eps, norm_named
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Prompt
 from robustbench_vlm.datasets.published.local_copy import prepare_dataset
@@ -37,7 +37,6 @@ from robustbench_vlm.engine.arguments import (
     checked_half_width,
     checked_samples,
     command_of,
-    fraction_of,
     names_of,
     radii_of,
 )
@@ -113,12 +112,12 @@ class LoadedDataset:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def batch(self, eps: str | Fraction, norm: str = "Linf") -> Batch:
+    def batch(self, eps: float | str | Fraction, norm: str = "Linf") -> Batch:
         """Return the samples as a batch for `attack_samples`.
 
         `eps` is a radius on the pixel scale [0, 1], such as "4/255". Raises UserError for an invalid eps or norm.
         """
-        threat = Threat(norm, exact_eps(eps))
+        threat = Threat(norm_named(norm), exact_eps(eps))
         return Batch(self.images, self.labels, self.keys, threat, torch.full_like(self.labels, len(self.classes)))
 
 
@@ -196,7 +195,7 @@ def evaluate(
     attacks: Names = "autoattack",
     *,
     track: str = "",
-    eps: str | Fraction | Sequence[str | Fraction] | None = None,
+    eps: float | str | Fraction | Sequence[float | str | Fraction] | None = None,
     norm: str = "",
     datasets: Names | None = None,
     samples: Count = None,
@@ -222,8 +221,8 @@ def evaluate(
             `zero_shot` returned. Models from `zero_shot` run in this process.
         attacks: The names of one or several attacks.
         track: The track. It defines the defaults of `datasets`, `eps`, `norm` and `protocol`. "" is the track "mini".
-        eps: One or several radii for pixels in [0, 1], such as "4/255". None uses the radii of the protocol, or the
-            track's standard radius.
+        eps: One or several radii for pixels in [0, 1], such as "4/255" or 4/255. None uses the radii of the protocol,
+            or the track's standard radius.
         norm: "Linf" or "L2". "" uses the norm of the track.
         datasets: One or several datasets. None uses the datasets of the track.
         samples: The number of samples per dataset, or "all". None uses the protocol's number.
@@ -274,7 +273,7 @@ def evaluate(
 def benchmark(
     model: str | Path | InMemoryModel,
     dataset: str | Path,
-    eps: float | str | Fraction,
+    eps: float | str | Fraction | None = None,
     *,
     n_examples: Count = None,
     threat_model: str = "Linf",
@@ -291,8 +290,7 @@ def benchmark(
     Args:
         model: A model in a form that `evaluate` accepts.
         dataset: The name of a dataset, or a folder with one sub-folder of images per class.
-        eps: The radius for pixels in [0, 1]. A float must be the value of a fraction with a denominator up to 2550,
-            such as 8/255.
+        eps: The radius for pixels in [0, 1], such as 8/255 or "8/255". It must be given.
         n_examples: The number of samples, or "all". None uses the protocol's number.
         threat_model: "Linf" or "L2".
         model_name: Another name for a model from `zero_shot`.
@@ -312,6 +310,8 @@ def benchmark(
         raise UserError(
             f"threat_model must be Linf or L2, got {threat_model!r}: use RobustBench for common corruptions of images"
         )
+    if eps is None:
+        raise UserError("benchmark needs a radius, got eps=None: give one, such as eps=8/255")
     names_of("datasets", dataset)
     options = _options(options)
     if model_name and not isinstance(model, InMemoryModel):
@@ -322,7 +322,7 @@ def benchmark(
     settings["images" if is_folder else "datasets"] = dataset
     result = evaluate(
         model,
-        eps=fraction_of(eps),
+        eps=eps,
         norm=threat_model,
         samples=n_examples,
         name=model_name,
@@ -341,7 +341,7 @@ def compare(
     attack: str = "autoattack",
     *,
     track: str = "mini",
-    eps: str | Fraction | None = None,
+    eps: float | str | Fraction | None = None,
     runs: str | Path | None = None,
 ) -> Comparison:
     """Compare models on their common samples, with a statistical test for each pair.

@@ -8,8 +8,8 @@ import typer
 from robustbench_vlm.cli.main import app
 from robustbench_vlm.cli.show import EXAMPLES
 
-REQUEST = """--address --attack --batch-size --data --dataset --device --engine --eps --images --json --model --norm
- --out --prompt --protocol --samples --skip-unreadable --track --workers"""
+REQUEST = """[MODEL]... --address --attack --batch-size --data --dataset --device --engine --eps --images --json --model
+ --norm --out --prompt --protocol --samples --skip-unreadable --track --workers"""
 OPTIONS = {
     "run": f"{REQUEST} --half-width",
     "plan": f"{REQUEST} --detect --half-width",
@@ -17,10 +17,10 @@ OPTIONS = {
     "diff": "protocol NAME NAME --json",
     "check": "KIND NAME --device --json --track",
     "doctor": "--json --model --track",
-    "diagnose": "--attack --data --dataset --device --eps --json --model --plot --samples --track",
+    "diagnose": "[MODEL]... --attack --data --dataset --device --eps --json --model --plot --samples --track",
     "compare": "NAME --attack --curves --eps --format --heatmap --json --out --plot --track",
-    "transfer": """--attack --batch-size --data --dataset --device --eps --json --model --norm --plot --protocol
- --samples --save --track --workers""",
+    "transfer": """[MODEL]... --attack --batch-size --data --dataset --device --eps --json --model --norm --plot
+ --protocol --samples --save --track --workers""",
     "convert": "FILE --base --defense --json --name --out --track",
     "pretrain": "--json --out --track",
     "train": """DEFENSE --base --device --epochs --eps --images --json --num-images --out --precision --resume

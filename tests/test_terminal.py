@@ -1,15 +1,18 @@
 """Tables and texts at any width: no text is cut, and no text controls the terminal."""
 
 import re
+import time
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
+from robustbench_vlm.cli.render import progress_bar
 from robustbench_vlm.cli.render.documents import Entry, document_lines, entry_lines
 from robustbench_vlm.cli.render.output import duration
 from robustbench_vlm.cli.render.text_table import Columns, table, wrapped
+from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.text import terminal_text
 
 COLUMNS = Columns(("model", "eps"), "name", ("n", "share"), "notes")
@@ -84,3 +87,20 @@ def test_documents_leave_empty_fields_out() -> None:
 )
 def test_durations_have_readable_units(seconds: float, text: str) -> None:
     assert duration(seconds) == text
+
+
+def test_a_line_is_printed_if_there_is_no_progress(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(progress_bar, "_SECONDS_BETWEEN_LINES", 0.1)
+    with progress_bar.progress("steps") as on_progress:
+        time.sleep(0.35)
+        silent = capsys.readouterr().err
+        on_progress(Progress(1, 4, 3.0))
+        time.sleep(0.35)
+    lines = capsys.readouterr().err.splitlines()
+    assert silent.startswith("working, ") and silent.count("so far") >= 2
+    assert lines[0].startswith("1 of 4 steps, about") and lines[-1].startswith("1 of 4 steps, ")
+    with progress_bar.progress("steps", quiet=True):
+        time.sleep(0.25)
+    assert capsys.readouterr().err == ""

@@ -1,7 +1,9 @@
 """Threat models: parsing of eps, and projection onto the allowed perturbations."""
 
+import warnings
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -10,7 +12,7 @@ from torch import Tensor
 
 from robustbench_vlm.attacks.projections import distance, project
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.threat import Threat, parse_eps
+from robustbench_vlm.core.threat import Threat, doubtful_eps, exact_eps, norm_named, parse_eps
 
 THREATS = st.one_of(
     st.builds(Threat, st.just("Linf"), st.fractions(0, 1, max_denominator=255)),
@@ -135,3 +137,39 @@ def test_written_eps_is_parsed_to_the_same_value(eps: Fraction) -> None:
 def test_invalid_threat_models_are_refused(norm: str, eps: str) -> None:
     with pytest.raises(UserError):
         Threat(norm, Fraction(eps))
+
+
+@given(st.integers(0, 2550), st.integers(1, 2550))
+def test_a_float_is_the_fraction_that_was_meant(numerator: int, denominator: int) -> None:
+    eps = Fraction(numerator, denominator)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert exact_eps(float(eps)) == exact_eps(np.float64(float(eps))) == eps
+        if eps <= 1 and denominator <= 255:
+            assert exact_eps(np.float32(float(eps))) == eps
+
+
+@pytest.mark.parametrize("eps", [None, True, float("nan"), [0.03], torch.tensor(0.03), 1j])
+def test_other_values_are_not_a_radius(eps: object) -> None:
+    with pytest.raises(UserError, match="eps must be a number or a text"):
+        exact_eps(eps)
+
+
+@pytest.mark.parametrize(("eps", "steps"), [("8/256", "8"), ("0.03", "8"), (" 1/32 ", "8"), ("4/256", "4")])
+def test_a_radius_close_to_a_number_of_steps_is_questioned(eps: str, steps: str) -> None:
+    assert f"write {steps}/255" in doubtful_eps(eps)
+    with pytest.warns(UserWarning, match=f"write {steps}/255"):
+        exact_eps(float(Fraction(eps.strip())))
+
+
+@pytest.mark.parametrize("eps", ["8/255", "2.5/255", "15.9375/255", "1/2", "3", "0", "0.1", "1e-6"])
+def test_usual_radii_are_not_questioned(eps: str) -> None:
+    assert doubtful_eps(eps) == ""
+
+
+@pytest.mark.parametrize(
+    ("text", "norm"),
+    [("linf", "Linf"), ("LINF", "Linf"), ("l_inf", "Linf"), ("inf", "Linf"), ("l2", "L2"), ("L_2", "L2"), ("L1", "L1")],
+)
+def test_spellings_of_norms(text: str, norm: str) -> None:
+    assert norm_named(text) == norm

@@ -22,7 +22,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.records import CLEAN, Accuracy
-from robustbench_vlm.core.threat import Threat, exact_eps
+from robustbench_vlm.core.threat import Threat, exact_eps, norm_named
 from robustbench_vlm.engine.warnings import SanityWarning, attack_warnings, explain
 from robustbench_vlm.models.precision import arithmetic
 
@@ -77,7 +77,7 @@ def attack_classifier(
     images: Any,
     labels: Any,
     *,
-    eps: str | Fraction,
+    eps: float | str | Fraction,
     attack: str | Attack = "autoattack",
     norm: str = "Linf",
     batch_size: int = 64,
@@ -94,7 +94,7 @@ def attack_classifier(
             It must include resize and normalisation. Put a module into eval mode before the call.
         images: float [N, 3, H, W] in [0, 1], a tensor or an array.
         labels: int [N], the index of the correct logit of each image.
-        eps: Radius for pixels in [0, 1], as a text ("4/255", "0.5") or a Fraction.
+        eps: Radius for pixels in [0, 1], such as "4/255", 4/255 or 0.5.
         attack: Name of an attack (`vlmbench list attacks`), or an Attack.
         norm: "Linf" or "L2".
         batch_size: Number of images in each forward pass.
@@ -111,7 +111,7 @@ def attack_classifier(
             f"attack must be the name of an attack or an Attack, got {type(attack).__name__}: run `vlmbench list"
             " attacks` to see the names"
         )
-    threat = Threat(norm, exact_eps(eps))
+    threat = Threat(norm_named(norm), exact_eps(eps))
     chosen.check_norm(threat.norm)
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"batch_size must be a positive integer, got {batch_size!r}: leave it out to use 64")

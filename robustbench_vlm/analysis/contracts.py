@@ -42,6 +42,8 @@ from robustbench_vlm.tracks import TRACKS, Track
 
 IMAGES = 8
 """Number of images of a dataset that a contract reads."""
+PASSES = 0.01
+"""Largest relative error of the number of passes that an attack reports."""
 
 
 def check(kind: str, name: str, *, track: str = "mini", device: str = "") -> list[CheckResult]:
@@ -115,6 +117,7 @@ def _attack(name: str, track: str) -> Iterator[CheckResult]:
     # succeeds against every linear classifier.
     middle, large = (Fraction(4, 255), Fraction(1, 2)) if norm == "Linf" else (Fraction(1, 5), Fraction(8))
     yield from _at(attack, Threat(norm, middle))
+    yield from _calls(attack, Threat(norm, middle))
     for num_classes in (5, 2):
         classifier, batch = linear_classifier(Threat(norm, large), num_classes=num_classes)
         broken = _broken(attack_samples(classifier, batch, attack, batch_size=4))
@@ -140,6 +143,51 @@ def _at(attack: Attack, threat: Threat) -> Iterator[CheckResult]:
         f"the batch size does not change a verdict of the attack at {threat}", first.broken_by == alone.broken_by
     )
     yield CheckResult(f"the attack does not change torch's random state at {threat}", untouched)
+
+
+class _CountedCalls:
+    """A classifier that counts its calls, each with images [B, 3, H, W] and logits [B, C]."""
+
+    def __init__(self, classifier: Classifier) -> None:
+        self._classifier = classifier
+        self.forward = 0
+        """Number of classified images."""
+        self.backward = 0
+        """Number of images whose gradient was computed."""
+        self.most = 0
+        """Largest number of images of a call."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.forward += len(images)
+        self.most = max(self.most, len(images))
+        logits: Tensor = self._classifier(images)
+        if logits.requires_grad:
+            logits.register_hook(self._count_backward)
+        return logits
+
+    def _count_backward(self, gradient: Tensor) -> None:
+        self.backward += len(gradient)
+
+
+def _calls(attack: Attack, threat: Threat) -> Iterator[CheckResult]:
+    """Check that every stage obeys the batch size and reports the passes that it uses."""
+    classifier, batch = linear_classifier(threat, num_classes=5)
+    batch_size, most = len(batch.labels) - 1, 0
+    seen, reported = [0, 0], [0, 0]
+    for stage in attack.stages:
+        counted = _CountedCalls(classifier)
+        outcome = stage.run(as_classifier(counted), batch, batch_size)
+        most = max(most, counted.most)
+        seen = [seen[0] + counted.forward, seen[1] + counted.backward]
+        reported = [reported[0] + int(outcome.forward.sum()), reported[1] + int(outcome.backward.sum())]
+    detail = f"{most} images in one call, the batch size is {batch_size}"
+    yield CheckResult("no call of the model has more images than the batch size", most <= batch_size, detail)
+    detail = f"reported {reported[0]} forward and {reported[1]} backward, used {seen[0]} and {seen[1]}"
+    # Adapters of libraries report the mean of a batch, so rounding may change the sum by one pass per sample.
+    close = all(
+        abs(told - used) <= max(PASSES * used, len(batch.labels)) for told, used in zip(reported, seen, strict=True)
+    )
+    yield CheckResult("the attack reports the passes that it uses", close, detail)
 
 
 def _track(name: str, track: str) -> Iterator[CheckResult]:
@@ -230,7 +278,10 @@ def _test_time_defense(name: str, track: str) -> Iterator[CheckResult]:
 
 
 def _names_its_source(made: Defense | TestTimeDefense) -> CheckResult:
-    return CheckResult("the defense states its paper and its fidelity", bool(made.paper and made.fidelity), made.paper)
+    is_unpublished = bool(made.fidelity) and not made.paper
+    detail = "no paper: give the URL of the paper as `paper` when it is published" if is_unpublished else made.paper
+    name = "the defense states its paper and its fidelity"
+    return CheckResult(name, bool(made.fidelity), detail, is_unusual=is_unpublished)
 
 
 def _loads(kind: str, name: str, load: Callable[[str], object]) -> CheckResult:

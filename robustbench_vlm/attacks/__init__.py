@@ -43,6 +43,13 @@ Each value is a pair: the form of the names, such as "pgd-N", and the import pat
 rest of the name, such as "40", and returns the attack."""
 
 
+def check_attack_name(name: str) -> None:
+    """Raise UserError if no attack and no family of attacks has this name. No attack is imported."""
+    if name not in ATTACKS.names() and not name.startswith(tuple(FAMILIES)):
+        allowed = [*ATTACKS.names(), *(form for form, _ in FAMILIES.values())]
+        raise UserError(unknown("attack", name, allowed, "vlmbench list attacks"))
+
+
 def load_attack(name: str) -> "Attack":
     """Return the attack with the given name.
 
@@ -50,13 +57,11 @@ def load_attack(name: str) -> "Attack":
 
     Raises UserError if the name is unknown, or if the attack needs a library that is not installed.
     """
+    check_attack_name(name)
     if name in ATTACKS.names():
         attack: Attack = ATTACKS.load(name)
         return attack
-    for prefix, (_, builder) in FAMILIES.items():
-        if name.startswith(prefix):
-            module, _, function = builder.partition(":")
-            built: Attack = getattr(importlib.import_module(module), function)(name.removeprefix(prefix))
-            return built
-    allowed = [*ATTACKS.names(), *(form for form, _ in FAMILIES.values())]
-    raise UserError(unknown("attack", name, allowed, "vlmbench list attacks"))
+    prefix = next(prefix for prefix in FAMILIES if name.startswith(prefix))
+    module, _, function = FAMILIES[prefix][1].partition(":")
+    built: Attack = getattr(importlib.import_module(module), function)(name.removeprefix(prefix))
+    return built

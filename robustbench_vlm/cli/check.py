@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 
 from robustbench_vlm.cli.options import DEFAULT_TRACK, Device, Json, KindName, TrackName, ValueName
 from robustbench_vlm.cli.render.output import Line, answer
+from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import wrapped
 
 if TYPE_CHECKING:
@@ -23,7 +24,9 @@ def check(
     """
     from robustbench_vlm.analysis import contracts
 
-    return report(contracts.check(kind.removesuffix("s"), name, track=track, device=device), as_json=as_json)
+    with progress("checks", quiet=as_json):
+        results = contracts.check(kind.removesuffix("s"), name, track=track, device=device)
+    return report(results, as_json=as_json)
 
 
 def report(checks: "Sequence[CheckResult]", *, as_json: bool) -> int:

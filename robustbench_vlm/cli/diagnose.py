@@ -30,11 +30,12 @@ _EPS = "Radius as a fraction of the pixel range, such as 8/255. Default: 0 and t
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
 _Eps = Annotated[list[str] | None, option("--eps", "EPS", _EPS)]
 _Attack = Annotated[str, option("--attack", "NAME", "Attack with a fixed number of steps: fgsm, pgd-N or cw.")]
-_Samples = Annotated[str, option("--samples", "N|all", "Samples per dataset.")]
+_Samples = Annotated[str, option("--samples", "N|all", "Samples per dataset.", alias="--limit")]
 _Plot = Annotated[Path | None, option("--plot", "FILE", "PNG or SVG file for curves by radius.")]
 
 
 def request_of(
+    named: options.ModelArguments = None,
     model: _Models = None,
     track: options.TrackName = DEFAULT_TRACK,
     dataset: options.Datasets = None,
@@ -52,7 +53,7 @@ def request_of(
 
     radii = TRACKS.load(track).eps
     return Request(
-        models=tuple(model or bundled_names(track) or [TRACKS.load(track).base]),
+        models=tuple([*(named or ()), *(model or ())] or bundled_names(track) or [TRACKS.load(track).base]),
         attacks=(attack,),
         track=track,
         datasets=tuple(dataset or ()),
@@ -72,6 +73,7 @@ def _diagnose(request: "Request", plot: _Plot = None, as_json: Json = False) -> 
     from robustbench_vlm.core.files import save_figure
 
     options.check_plot(plot)
+    options.question_eps(request.eps, quiet=as_json)
     note("reading models and images", quiet=as_json)
     with progress("samples", quiet=as_json) as on_progress:
         found = measure(request, on_progress=on_progress)

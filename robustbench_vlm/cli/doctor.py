@@ -5,6 +5,7 @@ from typing import Annotated
 from robustbench_vlm.cli.check import report
 from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, TrackName, option
 from robustbench_vlm.cli.render.output import note
+from robustbench_vlm.cli.render.progress_bar import progress
 
 
 def doctor(
@@ -21,4 +22,6 @@ def doctor(
     from robustbench_vlm.analysis.doctor import doctor as run_checks
 
     note("testing the installation", quiet=as_json)
-    return report(run_checks(track, model=model), as_json=as_json)
+    with progress("tests", quiet=as_json):
+        results = run_checks(track, model=model)
+    return report(results, as_json=as_json)

@@ -26,14 +26,14 @@ from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.test_time import TEST_TIME_DEFENSES
 from robustbench_vlm.test_time.base import TestTimeDefense
 from robustbench_vlm.test_time.defended_model import checked_reference
-from robustbench_vlm.tracks import TRACKS
+from robustbench_vlm.tracks import DEFAULT_TRACK, TRACKS, Track
 
 
 @dataclass(frozen=True)
 class Kind:
     """A kind of registered objects, such as models. Its functions list, load and summarise these objects.
 
-    The functions `names` and `load` have the name of a track as an argument. They use it only for models.
+    The functions `names` and `load` have the name of a track as an argument. "" means that the user did not give one.
     """
 
     names: Callable[[str], Sequence[str]]
@@ -115,13 +115,24 @@ def _from(registry: Registry) -> tuple[Callable[[str], Sequence[str]], Callable[
 
 
 def _model_names(track: str) -> list[str]:
-    TRACKS.load(track)
-    return sorted({*card_names(track), *MODELS.names()})
+    TRACKS.load(track or DEFAULT_TRACK)
+    return sorted({*card_names(track or DEFAULT_TRACK), *MODELS.names()})
+
+
+def _dataset_names(track: str) -> list[str]:
+    if not track:
+        return DATASETS.names()
+    found: Track = TRACKS.load(track)
+    return list(dict.fromkeys(filter(None, (*found.datasets, found.training, *found.training_datasets))))
+
+
+def _protocol_names(track: str) -> list[str]:
+    return list(TRACKS.load(track).protocols) if track else PROTOCOLS.names()
 
 
 def _any_model(reference: str, track: str) -> "ModelCard | _DefendedModel":
     parsed = checked_reference(reference)
-    card = find_card(str(parsed.model), track)
+    card = find_card(str(parsed.model), track or DEFAULT_TRACK)
     if not parsed.defense:
         return card
     return _DefendedModel(f"{parsed.defense}+{card.name}", TEST_TIME_DEFENSES.load(parsed.defense), card)
@@ -156,14 +167,14 @@ def _sentence(parts: Iterable[str]) -> str:
 
 KINDS: Mapping[str, Kind] = {
     "model": Kind(_model_names, _any_model, _model, ("path/to/card.json", "open_clip:ARCH/TAG", "DEFENSE+MODEL")),
-    "dataset": Kind(*_from(DATASETS), _dataset),
+    "dataset": Kind(_dataset_names, lambda name, track: DATASETS.load(name), _dataset),
     "attack": Kind(
         _from(ATTACKS)[0], lambda name, track: load_attack(name), _attack, tuple(form for form, _ in FAMILIES.values())
     ),
     "defense": Kind(*_from(DEFENSES), _defense),
     "test-time-defense": Kind(*_from(TEST_TIME_DEFENSES), _defense),
     "track": Kind(*_from(TRACKS), lambda track: track.description),
-    "protocol": Kind(*_from(PROTOCOLS), lambda protocol: protocol.description),
+    "protocol": Kind(_protocol_names, lambda name, track: PROTOCOLS.load(name), lambda protocol: protocol.description),
     "architecture": Kind(
         _from(ARCHITECTURES)[0], lambda name, track: load_architecture(name), _architecture, ("open_clip:NAME",)
     ),

@@ -1,10 +1,21 @@
 """The command `vlmbench list`: lists all objects of one kind, such as all attacks."""
 
-from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, KindName, TrackName
+from typing import Annotated
+
+from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, KindName, option
 from robustbench_vlm.cli.render.output import answer
 
+_Track = Annotated[
+    str,
+    option(
+        "--track",
+        "NAME",
+        f"List only what belongs to this track. Default: everything, and the models of {DEFAULT_TRACK}.",
+    ),
+]
 
-def list_names(kind: KindName, track: TrackName = DEFAULT_TRACK, as_json: Json = False) -> None:
+
+def list_names(kind: KindName, track: _Track = "", as_json: Json = False) -> None:
     """List all objects of one kind, for example all attacks, with a summary of each."""
     from robustbench_vlm.cli import kinds
     from robustbench_vlm.cli.render.documents import entry_lines

@@ -4,7 +4,8 @@ import functools
 import inspect
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -12,7 +13,9 @@ import typer
 
 from robustbench_vlm import tracks
 from robustbench_vlm.cli import completion
+from robustbench_vlm.cli.render.output import note
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.threat import doubtful_eps
 
 if TYPE_CHECKING:
     from robustbench_vlm.engine.request import Request
@@ -24,9 +27,10 @@ REAL_TRACK = "zeroshot15"
 _FIGURE_FORMATS = (".png", ".svg")
 
 
-def option(name: str, metavar: str, text: str) -> Any:
-    """Return a typer option that takes a value."""
-    return typer.Option(name, metavar=metavar, help=text, autocompletion=completion.BY_OPTION.get(name))
+def option(name: str, metavar: str, text: str, *, alias: str = "") -> Any:
+    """Return a typer option that takes a value. `alias` is a second name of the option."""
+    names = [name, alias] if alias else [name]
+    return typer.Option(*names, metavar=metavar, help=text, autocompletion=completion.BY_OPTION.get(name))
 
 
 Json = Annotated[bool, typer.Option("--json", help="Print only one JSON document on stdout.")]
@@ -45,6 +49,10 @@ ValueName = Annotated[str, typer.Argument(metavar="NAME", help=_VALUE, autocompl
 _MODEL = "Model: a name, a card file, open_clip:ARCH/TAG or hf:ORG/NAME. Repeat for more. Default: the base model."
 _SKIP = "Leave out image files that cannot be read, and report their number. Default: stop with an error."
 _Models = Annotated[list[str] | None, option("--model", "NAME", _MODEL)]
+ModelArguments = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[MODEL]...", help="Models, as in --model.", autocompletion=completion.BY_OPTION["--model"]),
+]
 _Attacks = Annotated[list[str], option("--attack", "NAME", "Attack: see `vlmbench list attacks`. Repeat for more.")]
 Datasets = Annotated[
     list[str] | None, option("--dataset", "NAME", "Dataset. Default: all datasets of the track. Repeat for more.")
@@ -69,7 +77,8 @@ _RunProtocol = Annotated[
     ),
 ]
 SampleCount = Annotated[
-    str, option("--samples", "N|all", "Samples per dataset. Default: the number that the protocol sets.")
+    str,
+    option("--samples", "N|all", "Samples per dataset. Default: the number that the protocol sets.", alias="--limit"),
 ]
 _Images = Annotated[
     Path | None,
@@ -112,6 +121,7 @@ _Out = Annotated[Path, option("--out", "DIR", "Folder that the per-sample record
 
 
 def request_of(
+    named: ModelArguments = None,
     model: _Models = None,
     attack: _Attacks = ["autoattack"],  # noqa: B006
     dataset: Datasets = None,
@@ -137,7 +147,7 @@ def request_of(
     from robustbench_vlm.tracks import TRACKS
 
     return Request(
-        models=tuple(model or [TRACKS.load(track or DEFAULT_TRACK).base]),
+        models=tuple([*(named or ()), *(model or ())] or [TRACKS.load(track or DEFAULT_TRACK).base]),
         attacks=tuple(attack),
         track=track,
         datasets=tuple(dataset or ()),
@@ -165,6 +175,7 @@ def takes_request(command: Callable[..., Any]) -> Callable[..., Any]:
     def with_advice(request: "Request", **values: Any) -> Any:
         from robustbench_vlm.engine.missing import check_before_import
 
+        question_eps(request.eps, quiet=bool(values.get("as_json")))
         check_before_import(request)
         try:
             return command(request, **values)
@@ -198,6 +209,13 @@ def with_options_of(maker: Callable[..., Any], command: Callable[..., Any]) -> C
     with_options.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     del with_options.__wrapped__
     return with_options
+
+
+def question_eps(radii: Iterable[str | Fraction], *, quiet: bool) -> None:
+    """Print a note for each radius that is close to a number of 8-bit steps but not equal to it, such as 8/256."""
+    for eps in radii:
+        if isinstance(eps, str) and (doubt := doubtful_eps(eps)):
+            note(doubt, quiet=quiet)
 
 
 def check_plot(path: Path | None, name: str = "--plot") -> None:

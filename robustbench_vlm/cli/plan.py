@@ -194,7 +194,8 @@ def settings(plan: "Plan") -> list[str]:
         own = dict.fromkeys(str(cell.threat) for cell in plan.cells if cell.model_name == model)
         radii.setdefault(tuple(own), []).append(model)
     known = [f"{', '.join(own)}{f' for {_some(models)}' if len(radii) > 1 else ''}" for own, models in radii.items()]
-    return [f"protocol {plan.protocol.label}, {'; '.join(known)}", *image_sizes(plan)]
+    track = "" if plan.request.images else f"track {plan.track.name}, "
+    return [f"{track}protocol {plan.protocol.label}, {'; '.join(known)}", *image_sizes(plan)]
 
 
 def image_sizes(plan: "Plan") -> list[str]:

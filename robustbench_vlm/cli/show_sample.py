@@ -88,6 +88,7 @@ def show_sample(
         data=data,
         resources=Resources(device, workers=1),
     )
+    options.question_eps(request.eps, quiet=as_json)
     note("reading models and images", quiet=as_json)
     with progress("models", quiet=as_json) as on_progress:
         found = inspect_sample(request, sample, on_progress=on_progress)

@@ -27,7 +27,7 @@ _Eps = Annotated[
         "--eps", "EPS", "Radius as a fraction of the pixel range, such as 8/255. Default: the track's standard radius."
     ),
 ]
-_Samples = Annotated[str, option("--samples", "N|all", "Samples per dataset.")]
+_Samples = Annotated[str, option("--samples", "N|all", "Samples per dataset.", alias="--limit")]
 _Plot = Annotated[Path | None, option("--plot", "FILE", "PNG or SVG file for a heat map of the accuracies.")]
 _Save = Annotated[
     Path | None,
@@ -36,6 +36,7 @@ _Save = Annotated[
 
 
 def request_of(
+    named: options.ModelArguments = None,
     model: _Models = None,
     attack: _Attack = "pgd-20",
     dataset: options.Datasets = None,
@@ -55,7 +56,7 @@ def request_of(
     from robustbench_vlm.models.card import bundled_names
 
     return Request(
-        models=tuple(model or bundled_names(track)),
+        models=tuple([*(named or ()), *(model or ())] or bundled_names(track)),
         attacks=(attack,),
         track=track,
         datasets=tuple(dataset or ()),
@@ -78,6 +79,7 @@ def _transfer(request: "Request", plot: _Plot = None, save: _Save = None, as_jso
     from robustbench_vlm.core.files import save_figure
 
     options.check_plot(plot)
+    options.question_eps(request.eps, quiet=as_json)
     note("reading models and images", quiet=as_json)
     with progress("images", quiet=as_json) as on_progress:
         found = transfers.transfer(request, save, on_progress=on_progress)

@@ -53,7 +53,26 @@ def notes(found: Comparison) -> tuple[str, ...]:
         + "; ".join(f"{name} on {', '.join(datasets)}" for name, datasets in raised[code].items())
         for code in sorted(raised)
     )
-    return (*found.notes, *explained)
+    return (*found.notes, *_too_few(found), *explained)
+
+
+def _too_few(found: Comparison) -> list[str]:
+    """Return a sentence if some datasets have so few samples that no difference on them can be significant.
+
+    The smallest p value of an exact McNemar test with N samples is 2 / 2**N. Holm's correction multiplies the smallest
+    p value by the number of tests.
+    """
+    tests = sum(pair.measure == ROBUST for pair in found.pairs) * len(found.datasets)
+    few = [name for name in found.datasets if found.pairs and tests * 2.0 ** (1 - found.samples[name]) > ALPHA]
+    if not few:
+        return []
+    counts = sorted({found.samples[name] for name in few})
+    sizes = f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+    where = "each dataset" if len(few) == len(found.datasets) else ", ".join(few)
+    return [
+        f"{where}: {sizes} samples are too few for a significant difference, whatever the accuracies are; compare the"
+        " means, or run more samples"
+    ]
 
 
 def legend(found: Comparison, mark: str) -> tuple[str, ...]:

@@ -1,15 +1,23 @@
 """Threat models: the norm and radius (eps) of the allowed perturbations, on the pixel scale [0, 1]."""
 
 import re
+import warnings
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
+from math import isfinite
+from numbers import Real
+from typing import Any
 
 from robustbench_vlm.core.errors import UserError
 
 NORMS = ("Linf", "L2")
 _LARGEST = {"Linf": 1, "L2": 10**6}
 """The largest accepted radius of each norm. For L2, 10**6 is the largest distance of two images with 10**12 pixels."""
+_CLOSE = Fraction(9, 20)
+"""Largest distance, in units of 1/255, from a multiple of 1/255 at which `doubtful_eps` questions a radius. Radii such
+as 2.5/255 are common and have the distance 1/2."""
+_NORM_SPELLINGS = {"linf": "Linf", "inf": "Linf", "linfinity": "Linf", "l2": "L2"}
 _ADVICE = "write eps as a fraction of the pixel range [0, 1], as in --eps 4/255 (Linf) or --eps 1/2 (L2)"
 _NUMBER = re.compile(r"[-+]?(\d{1,300}(\.\d{0,300})?|\.\d{1,300})(e[-+]?\d{1,2})?", re.ASCII | re.IGNORECASE)
 """Pattern of a decimal number with few digits. Numbers with more digits are not accepted, because the computation of
@@ -65,10 +73,47 @@ def parse_eps(text: str) -> Fraction:
 
 
 def exact_eps(eps: object) -> Fraction:
-    """Convert a text or a Fraction to an exact radius. Raises UserError for a float, because floats are not exact."""
-    if not isinstance(eps, str | Fraction):
-        raise UserError(
-            f"eps must be a text or a Fraction, got the {type(eps).__name__} {eps!r}: give the exact value, as in"
-            " '4/255'"
-        )
-    return parse_eps(eps) if isinstance(eps, str) else eps
+    """Convert a text, a fraction, or a number such as 8/255 or `numpy.float32(0.03)` to an exact radius.
+
+    A floating-point number is close to the radius that was meant. If it is the rounded value of a fraction with a
+    denominator up to 2550, the result is this fraction. If not, the result is its shortest decimal number.
+
+    Warns if the value of a number is close to a multiple of 1/255, but not equal to it. Raises UserError for other
+    types, and for a text that is not a number.
+    """
+    if isinstance(eps, Fraction):
+        return eps
+    if isinstance(eps, str):
+        return parse_eps(eps)
+    if isinstance(eps, bool) or not isinstance(eps, Real) or not isfinite(float(eps)):
+        raise UserError(f"eps must be a number or a text such as '4/255', got the {type(eps).__name__} {eps!r}")
+    fraction = Fraction(float(eps)).limit_denominator(2550)
+    rounded: Any = type(eps)
+    exact = fraction if rounded(float(fraction)) == eps else Fraction(str(eps))
+    if doubt := doubtful_eps(str(exact)):
+        warnings.warn(doubt, stacklevel=3)
+    return exact
+
+
+def doubtful_eps(text: str) -> str:
+    """Return a question about a radius that is close to a multiple of 1/255, such as "8/256". Return "" for others.
+
+    Radii of 1/4 or more are not questioned, because they are usually L2 radii. A radius with the denominator 255 is
+    not questioned either. Raises UserError if the text is not a number.
+    """
+    exact = parse_eps(text)
+    steps = 255 * exact
+    nearest = round(steps)
+    if text.strip().endswith("/255") or steps == nearest or not nearest or exact >= Fraction(1, 4):
+        return ""
+    if abs(steps - nearest) > _CLOSE:
+        return ""
+    return f"eps {text} is {float(steps):.6g}/255: write {nearest}/255 if you mean {nearest} steps of an 8-bit pixel"
+
+
+def norm_named(text: str) -> str:
+    """Return the norm that a user's text names: "Linf" for "linf", "l_inf" or "inf", and "L2" for "l2" or "l_2".
+
+    Any other text is returned unchanged. `Threat` raises an error for it.
+    """
+    return _NORM_SPELLINGS.get(text.casefold().replace("_", ""), text)

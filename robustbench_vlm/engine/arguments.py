@@ -4,7 +4,6 @@ import os
 import shlex
 from collections.abc import Iterable, Sequence
 from fractions import Fraction
-from math import isfinite
 from pathlib import Path
 from typing import Any, Literal
 
@@ -35,21 +34,11 @@ def names_of(what: str, given: Any) -> tuple[str, ...]:
     return names
 
 
-def fraction_of(eps: float | str | Fraction) -> str | Fraction:
-    """Return a radius as an exact number. Raises UserError for a float that is not a fraction such as 8/255."""
-    if not isinstance(eps, float | int):
-        return eps
-    fraction = Fraction(eps).limit_denominator(2550) if isfinite(eps) else Fraction(0)
-    if float(fraction) != eps:
-        raise UserError(f"eps={eps} is not the value of a fraction such as 8/255: give a text such as '8/255'")
-    return fraction
-
-
-def radii_of(eps: str | Fraction | Sequence[str | Fraction] | None) -> tuple[Fraction, ...]:
+def radii_of(eps: float | str | Fraction | Sequence[float | str | Fraction] | None) -> tuple[Fraction, ...]:
     """Return one or several radii as exact numbers. Raises UserError for a value that is not a radius."""
     if eps is None:
         return ()
-    radii = (eps,) if isinstance(eps, str | Fraction) or not isinstance(eps, Sequence) else tuple(eps)
+    radii = (eps,) if isinstance(eps, str) or not isinstance(eps, Iterable) else tuple(eps)
     return tuple(exact_eps(each) for each in radii)
 
 

@@ -5,13 +5,16 @@ This module does not import torch, so `vlmbench run` and `vlmbench plan` answer 
 
 from collections.abc import Sequence
 
+from robustbench_vlm.attacks import check_attack_name
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.hosts import Hosts, host_of, unreachable_text
 from robustbench_vlm.core.hub_access import endpoint
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
+from robustbench_vlm.datasets.listing import folders
 from robustbench_vlm.datasets.published import PUBLISHED
 from robustbench_vlm.datasets.published.local_copy import data_root, find_images, has_folder, is_available
+from robustbench_vlm.engine.radii import norm_of
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.models.reference import OPEN_CLIP
 from robustbench_vlm.models.weights_cache import MissingWeights, hub_cache_has_models, missing_weights
@@ -47,11 +50,18 @@ def dataset_names(request: Request) -> list[str]:
 
 
 def check_before_import(request: Request) -> None:
-    """Run a fast check for missing datasets and weights. `check_files` describes the errors.
+    """Check the names, the radii and the folders of a request, and find missing datasets and weights.
 
     The check only looks for the folders of the datasets and does not read the files in them. It takes less than a
-    second if all files are present.
+    second if all files are present. Raises UserError for an unknown attack, dataset or norm, for a wrong eps, and for a
+    folder of images that does not exist. `check_files` describes the errors for missing datasets and weights.
     """
+    protocol = PROTOCOLS.load(request.protocol_name)
+    norm_of(request, TRACKS.load(request.track_name), protocol)
+    for name in request.attacks:
+        check_attack_name(protocol.attack_name(name))
+    if request.images is not None:
+        folders(request.images)
     root = data_root(request.data)
     loaded = [DATASETS.load(name) for name in dataset_names(request)]
     if not all(has_folder(PUBLISHED[dataset.published], root) for dataset in loaded if dataset.published):

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from robustbench_vlm.core.files import user_path
+from robustbench_vlm.core.threat import norm_named
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.protocols import IMAGE_PROTOCOL
 from robustbench_vlm.tracks import DEFAULT_TRACK, TRACKS
@@ -64,6 +65,7 @@ class Request:
     """Command line of the run. It is written to the manifest."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "norm", norm_named(self.norm))
         for name in ("images", "data", "out"):
             if (path := getattr(self, name)) is not None:
                 object.__setattr__(self, name, user_path(path))

@@ -8,7 +8,6 @@ from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
-from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.image_folder import folder_dataset
@@ -17,6 +16,7 @@ from robustbench_vlm.engine.backends import resolve_resources
 from robustbench_vlm.engine.cell import Cell, Samples, choose_samples
 from robustbench_vlm.engine.missing import check_files, dataset_names
 from robustbench_vlm.engine.model_cache import loaded_model, release
+from robustbench_vlm.engine.radii import norm_of, threats_of
 from robustbench_vlm.engine.request import DEFAULT_PROMPT, Request
 from robustbench_vlm.engine.resources import (
     CPU_BATCH_SIZE,
@@ -31,7 +31,7 @@ from robustbench_vlm.models.loading import fetch
 from robustbench_vlm.models.precision import check_precision
 from robustbench_vlm.models.reference import HuggingFaceModel, MemoryModel
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.protocols.base import SMALL_INPUT, Protocol
+from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.test_time.defended_model import DefendedModel, checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
@@ -88,7 +88,7 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
     resources = resolve_resources(request.resources)
     for precision in (protocol.precision, protocol.verdict_precision, protocol.logit_precision):
         check_precision(precision, resources.device)
-    norm = _norm(request, track, protocol)
+    norm = norm_of(request, track, protocol)
     names = [protocol.attack_name(name) for name in _once("attack", request.attacks)]
     attacks = [protocol.adapt_attack(load_attack(name), norm) for name in dict.fromkeys(names)]
     for attack in attacks:
@@ -112,7 +112,7 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
         )
         for model in models
         for attack in model.attacks
-        for threat in _threats(request, track, protocol, norm, model.input_size)
+        for threat in threats_of(request, track, protocol, norm, model.input_size)
         for dataset, samples in choices[model.input_size]
     )
     resources = dataclasses.replace(resources, batch_size=resources.batch_size or _batch_size(cells, resources))
@@ -125,27 +125,6 @@ def _protocol(request: Request) -> Protocol:
     if request.samples is None:
         return protocol
     return protocol.with_samples(None if request.samples == "all" else request.samples)
-
-
-def _norm(request: Request, track: Track, protocol: Protocol) -> str:
-    """Return the norm of a request.
-
-    The eps comes from the request, the protocol or the track. Raises UserError if none of them has an eps in this norm,
-    or if an eps is not for pixels in [0, 1].
-    """
-    norm = request.norm or track.norm
-    if not request.eps and norm != ("Linf" if protocol.eps else track.norm):
-        source = f"protocol {protocol.name!r}" if protocol.eps else f"track {track.name!r}"
-        raise UserError(f"the {source} has no standard eps in {norm}: give one with --eps, such as 1/2")
-    _threats(request, track, protocol, norm, SMALL_INPUT)
-    return norm
-
-
-def _threats(request: Request, track: Track, protocol: Protocol, norm: str, input_size: int) -> list[Threat]:
-    """Return the norm with each requested eps, for a model with an input of `input_size` pixels."""
-    given = [parse_eps(eps) if isinstance(eps, str) else eps for eps in request.eps]
-    radii = given or protocol.radii(input_size) or [track.standard_eps]
-    return [Threat(norm, eps) for eps in dict.fromkeys(radii)]
 
 
 def _models(

@@ -316,12 +316,19 @@ def _all_shards(cells: Sequence[Cell], resources: Resources) -> Iterator[Shard]:
 
 
 def _packed(shards: Sequence[Shard], resources: Resources) -> list[ShardGroup]:
-    """Distribute shards over groups of nearly equal size, with a group for each worker if possible."""
+    """Distribute shards over groups of nearly equal size, with a group for each worker if possible.
+
+    The first group of each worker has only one of the smallest shards. Its records are therefore written soon, and are
+    kept if the run is then interrupted.
+    """
+    ordered = sorted(shards, key=len)
+    first = ordered[: resources.workers] if len(shards) > 2 * resources.workers else []
+    rest = ordered[len(first) :]
     full = _SHARDS * max(resources.shard_size, resources.batch_size)
-    count = min(len(shards), max(-(-sum(map(len, shards)) // full), resources.workers))
-    groups: list[list[Shard]] = [[] for _ in range(count)]
-    for shard in sorted(shards, key=len, reverse=True):
-        min(groups, key=lambda group: sum(map(len, group))).append(shard)
+    count = min(len(rest), max(-(-sum(map(len, rest)) // full), resources.workers))
+    groups: list[list[Shard]] = [[shard] for shard in first] + [[] for _ in range(count)]
+    for shard in reversed(rest):
+        min(groups[len(first) :], key=lambda group: sum(map(len, group))).append(shard)
     return [ShardGroup(tuple(sorted(group, key=lambda shard: (shard.cell, shard.start)))) for group in groups]
 
 

@@ -19,6 +19,7 @@ from robustbench_vlm.leaderboard.entry_records import make_entry, read_entry_rec
 from robustbench_vlm.leaderboard.ranking import datasets_without_standard_attack
 from robustbench_vlm.leaderboard.rebuild import rebuild, scores_with_warnings
 from robustbench_vlm.leaderboard.validate import check_entry
+from robustbench_vlm.models import card_names
 from robustbench_vlm.models.card import ModelCard, bundled_names, find_card
 from robustbench_vlm.models.in_memory import DIGEST_PREFIXES
 from robustbench_vlm.protocols import PROTOCOLS
@@ -82,7 +83,7 @@ def make_submission(
     found = read_run(run)
     _check_not_in_memory(found, run)
     track: Track = TRACKS.load(found[0].track)
-    evidence = _cells_of_board_protocol(found, track, run)
+    evidence = _cells_of_board_protocol(found, track, run, model)
     path = (board or Path()) / track.name / f"{evidence[0].score.model}.json"
     earlier = read_entry(path) if board is not None and path.is_file() else None
     kept = _cells_to_keep(evidence, earlier, path.parent)
@@ -116,16 +117,18 @@ def _check_not_in_memory(found: Sequence[CellRecords], run: Path) -> None:
         )
 
 
-def _cells_of_board_protocol(found: Sequence[CellRecords], track: Track, run: Path) -> list[CellRecords]:
+def _cells_of_board_protocol(found: Sequence[CellRecords], track: Track, run: Path, model: str) -> list[CellRecords]:
     if len({each.score.model for each in found}) > 1:
         raise UserError(f"{run} has several models: give the folder of one model, runs/<track>/<model>")
     label = PROTOCOLS.load(track.leaderboard_protocol).label
     kept = [each for each in found if each.protocol == label and each.score.dataset in track.datasets]
+    name = found[0].score.model
+    reference = model or (name if name in card_names(track.name) else "path/to/card.json")
     if not kept:
         had = ", ".join(sorted({each.protocol for each in found}))
         raise UserError(
             f"the board of {track.name!r} accepts only records under the protocol {label} on the track's datasets,"
-            f" but {run} has {had}: run `vlmbench run --track {track.name} --model {found[0].score.model}"
+            f" but {run} has {had}: run `vlmbench run --track {track.name} --model {reference}"
             f" --protocol {track.leaderboard_protocol}`"
         )
     return kept

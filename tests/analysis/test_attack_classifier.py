@@ -97,7 +97,7 @@ def test_random_numbers_follow_the_seed() -> None:
         ({"labels": [0.0, 1.0]}, "got torch.float32"),
         ({"labels": [0, 2]}, "labels must be in 0 to 1"),
         ({"labels": [-1, 0]}, "got -1 to 0"),
-        ({"eps": 0.03}, "eps must be a text or a Fraction"),
+        ({"eps": [0.03]}, "eps must be a number or a text"),
         ({"eps": "8"}, "eps"),
         ({"norm": "l3"}, "norm"),
         ({"attack": "autoatack"}, "autoattack"),

@@ -1,13 +1,18 @@
 """Test contracts: all registered values of this package pass, and a faulty dataset fails."""
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 
 from robustbench_vlm.analysis.check_result import CheckResult
 from robustbench_vlm.analysis.contracts import CONTRACTS, check
 from robustbench_vlm.attacks import ATTACKS
+from robustbench_vlm.attacks.base import Batch, Outcome, Stage, one_stage_attack
+from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import Registry
 from robustbench_vlm.datasets import DATASETS
@@ -78,3 +83,31 @@ def test_a_faulty_dataset_fails_its_contracts(monkeypatch: pytest.MonkeyPatch) -
         "an image depends neither on the order of images nor on other images",
         "images differ",
     }
+
+
+def whole_batch(classifier: Classifier, batch: Batch, *, batch_size: int) -> Outcome:
+    """Move the images along the mean of three gradients of the whole batch, and report no passes."""
+    images = batch.images.clone().requires_grad_()
+    loss = sum(classifier(images).logsumexp(dim=1).sum() for _ in range(3))
+    (gradient,) = torch.autograd.grad(loss, images)
+    none = torch.zeros_like(batch.labels)
+    return Outcome((batch.images + gradient.sign() * float(batch.threat.eps)).clamp(0, 1), none, none)
+
+
+FAULTY_ATTACK = one_stage_attack(Stage("whole", "whole", "test_contracts:whole_batch"), "ignores the batch size")
+
+
+def test_an_attack_that_ignores_the_batch_size_and_reports_wrong_passes_fails(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("robustbench_vlm.analysis.contracts.load_attack", lambda name: FAULTY_ATTACK)
+    failed = {contract.name for contract in check("attack", "whole") if not contract.passed}
+    assert failed >= {
+        "no call of the model has more images than the batch size",
+        "the attack reports the passes that it uses",
+    }
+
+
+def test_a_defense_without_a_paper_is_unusual_but_passes(monkeypatch: pytest.MonkeyPatch) -> None:
+    unpublished = dataclasses.replace(DEFENSES.load("tecoa"), paper="")
+    monkeypatch.setattr("robustbench_vlm.analysis.contracts.DEFENSES", SimpleNamespace(load=lambda name: unpublished))
+    checks = check("defense", "mine")
+    assert all(each.passed for each in checks) and checks[-1].status == "warn"

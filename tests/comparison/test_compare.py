@@ -13,6 +13,7 @@ from made_up_results import evidence, samples
 from robustbench_vlm.comparison.align import ModelRecords
 from robustbench_vlm.comparison.compare import Comparison, compare
 from robustbench_vlm.comparison.statistics import ALPHA, compare_means, holm, mcnemar
+from robustbench_vlm.comparison.tables import notes
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import mean_interval, wilson
 from robustbench_vlm.engine.cell_records import CellRecords
@@ -202,6 +203,13 @@ def test_the_curve_has_all_radii_with_records_of_all_samples_of_the_mean() -> No
 def test_the_comparison_has_the_warnings_of_the_scores() -> None:
     found = compare([source("ours", evidence("ours", HALF, warnings=("collapsed", "unreadable:3")))], MINI)
     assert found.models[0].datasets["shapes"].warnings == ("collapsed", "unreadable:3")
+
+
+@pytest.mark.parametrize(("samples", "is_noted"), [(6, True), (8, False)])
+def test_a_note_says_that_no_difference_can_be_significant(samples: int, is_noted: bool) -> None:
+    found = of(first=[""] * samples, second=["apgd-ce"] * samples)
+    assert found.best("robust", "shapes") == (("first", "second") if is_noted else ("first",))
+    assert any("too few for a significant difference" in note for note in notes(found)) == is_noted
 
 
 def test_a_small_difference_in_one_direction_is_significant() -> None:

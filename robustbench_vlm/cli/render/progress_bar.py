@@ -2,6 +2,7 @@
 
 import contextlib
 import sys
+import threading
 import time
 from collections.abc import Iterator
 
@@ -11,7 +12,7 @@ from robustbench_vlm.cli.render.output import console, duration, note
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 
 _SECONDS_BETWEEN_LINES = 10.0
-"""Seconds between two lines of progress in a pipe or a log file."""
+"""Seconds between two lines of progress in a pipe or a log file. Without progress, a line with the time is printed."""
 
 
 @contextlib.contextmanager
@@ -19,29 +20,58 @@ def progress(unit: str, *, quiet: bool = False) -> Iterator[OnProgress]:
     """Yield a function that shows the progress, such as "30 of 100 samples". `unit` is the word after the numbers.
 
     On a terminal, the function shows a bar, which is removed at the end. In a pipe or a log file, it prints lines, or
-    nothing if `quiet` is true.
+    nothing if `quiet` is true. A line is also printed if there was no other line for ten seconds.
     """
     if sys.stderr.isatty():
         with _bar(unit) as on_progress:
             yield on_progress
+    elif quiet:
+        yield ignore_progress
     else:
-        yield ignore_progress if quiet else _lines(unit)
+        lines = _Lines(unit)
+        with lines.repeated():
+            yield lines
 
 
-def _lines(unit: str) -> OnProgress:
-    last = -_SECONDS_BETWEEN_LINES
+class _Lines:
+    """Prints progress as lines, at most one in ten seconds, except for the last one."""
 
-    def print_line(progress: Progress) -> None:
-        nonlocal last
+    def __init__(self, unit: str) -> None:
+        self._unit = unit
+        self._begun = self._last_line = time.monotonic()
+        self._last_progress = -_SECONDS_BETWEEN_LINES
+        self._text = "working"
+
+    def __call__(self, progress: Progress) -> None:
         is_finished = progress.total is not None and progress.done >= progress.total
-        if not is_finished and time.monotonic() - last < _SECONDS_BETWEEN_LINES:
-            return
-        last = time.monotonic()
         total = "" if progress.total is None else f" of {progress.total}"
+        self._text = f"{progress.done}{total} {self._unit}"
+        if not is_finished and time.monotonic() - self._last_progress < _SECONDS_BETWEEN_LINES:
+            return
+        self._last_progress = time.monotonic()
         left = "" if is_finished else f", about {duration(progress.seconds_left)} left"
-        note(f"{progress.done}{total} {unit}{left}{f' ({progress.label})' if progress.label else ''}")
+        self._print(f"{self._text}{left}{f' ({progress.label})' if progress.label else ''}")
 
-    return print_line
+    @contextlib.contextmanager
+    def repeated(self) -> Iterator[None]:
+        """Return a context manager. In its body, a thread prints a line whenever there was none for ten seconds."""
+        ended = threading.Event()
+        thread = threading.Thread(target=self._repeat, args=(ended,), daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            ended.set()
+            thread.join()
+
+    def _repeat(self, ended: threading.Event) -> None:
+        while not ended.wait(max(0.05, self._last_line + _SECONDS_BETWEEN_LINES - time.monotonic())):
+            if time.monotonic() - self._last_line >= _SECONDS_BETWEEN_LINES:
+                self._print(f"{self._text}, {duration(time.monotonic() - self._begun)} so far")
+
+    def _print(self, text: str) -> None:
+        self._last_line = time.monotonic()
+        note(text)
 
 
 @contextlib.contextmanager
