@@ -1,21 +1,24 @@
 """Make cell records, entries and run folders without a model."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from robustbench_vlm.attacks.phases import stages_passed
 from robustbench_vlm.core.fingerprint import fingerprint, plain
-from robustbench_vlm.core.records import CLEAN, SampleResult, Score
+from robustbench_vlm.core.records import CLEAN, UNFINISHED, SampleResult, Score
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.cell import Shard
 from robustbench_vlm.engine.cell_records import CellRecords, checked, data_digest
+from robustbench_vlm.engine.estimate import draw_order
 from robustbench_vlm.engine.manifest import MANIFEST
 from robustbench_vlm.engine.results import accuracies
 from robustbench_vlm.engine.store import safe_name, write_shard
 from robustbench_vlm.leaderboard.entry import Event, write_entry
 from robustbench_vlm.leaderboard.entry_records import make_entry, write_records
+from robustbench_vlm.leaderboard.estimates import cell_estimates
 
 CLASSES = ("a", "b", "c")
 PROTOCOL = {"name": "mini", "version": 1}
@@ -55,12 +58,13 @@ def evidence(
     results: Sequence[SampleResult] = (),
     stages: Sequence[Any] = (),
     settings: Any = PROTOCOL,
+    passed: tuple[str, ...] = (),
     **identity: Any,
 ) -> CellRecords:
     """Return the records of one cell with these `broken_by` values; `identity` replaces fields of its identity.
 
     `stages` has the identity of each stage of the attack, and `settings` is the identity of the protocol. The defaults
-    are made up.
+    are made up. `passed` is `CellRecords.stages`.
     """
     records = tuple(results) or samples(broken)
     threat = Threat(norm, parse_eps(eps))
@@ -80,7 +84,43 @@ def evidence(
     classes = len(said["classes"])
     score = Score(model, attack, dataset, classes, threat.eps_text, warnings=warnings, **accuracies(records))
     print_ = fingerprint({**said, "samples": [each.sample_id for each in records]})
-    return checked(CellRecords(track, protocol, said, print_, score, records))
+    return checked(CellRecords(track, protocol, said, print_, score, records, passed))
+
+
+def estimated(
+    model: str, full: Mapping[str, Sequence[str]], drawn: int, *, order: Sequence[tuple[int, str]] = (), **about: Any
+) -> list[CellRecords]:
+    """Return the records of an estimated run that attacked the first `drawn` survivors in full.
+
+    `full` has the `broken_by` values of the full attack for each dataset. `order` replaces the order of the protocol.
+    """
+    whole = {name: samples(broken) for name, broken in full.items()}
+    survivors = [
+        (number, name, len(rows), row.sample_id)
+        for number, (name, rows) in enumerate(whole.items())
+        for row in rows
+        if row.broken_by not in (CLEAN, "apgd-ce")
+    ]
+    chosen = set((order or draw_order(0, survivors))[:drawn])
+    identities = [{"name": "apgd-ce"}, {"name": "square"}]
+    cells = []
+    for number, (name, rows) in enumerate(whole.items()):
+        open_ids = {sample for n, _, _, sample in survivors if n == number and (n, sample) not in chosen}
+        found = [unfinished(row) if row.sample_id in open_ids else row for row in rows]
+        stages = [stages_passed(identities, row.broken_by, both=(number, row.sample_id) in chosen) for row in found]
+        own = tuple(stages) if open_ids else ()
+        cells.append(evidence(model, (), name, results=found, passed=own, **about))
+    return [
+        replace(cell, score=replace(cell.score, robust=found.value, robust_interval=(found.low, found.high)))
+        if found
+        else cell
+        for cell, found in zip(cells, cell_estimates(cells), strict=True)
+    ]
+
+
+def unfinished(row: SampleResult) -> SampleResult:
+    """Return the record of a sample that survived the first phase and was not attacked in full."""
+    return replace(row, broken_by=UNFINISHED, adversarial_prediction=row.label, distance=0.0, forward=2, backward=1)
 
 
 def write_run(found: Sequence[CellRecords], out: Path) -> Path:

@@ -5,12 +5,15 @@ together are equal to the undivided attack: for each sample, they have the same 
 """
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from robustbench_vlm.attacks.base import Attack, Stage
 from robustbench_vlm.attacks.model import with_gradient
 from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.records import CLEAN
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,10 @@ def divide(attack: Attack) -> Phases:
     One more run of APGD, on the target with the highest logit, about doubles the cost of the first phase. The second
     phase then succeeds for 0.4 to 1.5 % (`benchmarks/estimated_runs.json`).
     """
-    cheap, rest = list(attack.stages[:1]), list(attack.stages[1:])
-    if not rest and _is_divisible(cheap[0]):
-        cheap, rest = [], cheap
-    if rest and _is_divisible(rest[0]):
+    identities = [stage.identity for stage in attack.stages]
+    count = _cheap_stages(identities)
+    cheap, rest = list(attack.stages[:count]), list(attack.stages[count:])
+    if _is_divisible(identities, count):
         stage = rest[0]
         cheap.append(dataclasses.replace(stage, parameters={**stage.parameters, "targets": 1}))
         rest[0] = dataclasses.replace(stage, parameters={**stage.parameters, "skip": 1})
@@ -70,6 +73,32 @@ def divide(attack: Attack) -> Phases:
     return Phases(*(dataclasses.replace(attack, stages=tuple(stages)) for stages in (cheap, rest)))
 
 
-def _is_divisible(stage: Stage) -> bool:
-    """Return whether a stage attacks several targets one after another."""
-    return stage.algorithm == "apgd" and int(stage.parameters.get("targets", 0)) > 1
+def stages_passed(stages: Sequence[Mapping[str, Any]], broken_by: str, *, both: bool) -> str:
+    """Return the stages that attacked a sample in an estimated run, separated by commas.
+
+    A stage of which only the first target was attacked has the suffix ":1". A sample that survived the first phase of
+    AutoAttack has "apgd-ce,apgd-t:1". A sample that is misclassified without an attack has "".
+
+    Args:
+        stages: `Stage.identity` of each stage of the undivided attack.
+        broken_by: `SampleResult.broken_by` of the sample.
+        both: True if both phases attacked the sample. False if only the first phase did.
+    """
+    names = [str(stage["name"]) for stage in stages]
+    count = _cheap_stages(stages)
+    first = [*names[:count], *([f"{names[count]}:1"] if _is_divisible(stages, count) else [])]
+    passed = names if both else first
+    stop = next((n for n, name in enumerate(passed, 1) if name.removesuffix(":1") == broken_by), len(passed))
+    return "" if broken_by == CLEAN else ",".join(passed[:stop])
+
+
+def _cheap_stages(stages: Sequence[Mapping[str, Any]]) -> int:
+    """Return the number of undivided stages in the first phase. `stages` has `Stage.identity` of each stage."""
+    return 0 if len(stages) == 1 and _is_divisible(stages, 0) else 1
+
+
+def _is_divisible(stages: Sequence[Mapping[str, Any]], number: int) -> bool:
+    """Return whether the stage at the index `number` exists and attacks several targets one after another."""
+    if number >= len(stages) or stages[number].get("algorithm") != "apgd":
+        return False
+    return int(stages[number]["parameters"].get("targets", 0)) > 1

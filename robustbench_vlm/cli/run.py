@@ -10,6 +10,7 @@ from robustbench_vlm.cli.render.output import Line, answer, duration, note
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
 from robustbench_vlm.core.numbers import percent, percent_interval
+from robustbench_vlm.core.records import estimate_text
 
 if TYPE_CHECKING:
     from robustbench_vlm.core.records import Score
@@ -138,11 +139,8 @@ def _estimate_sentences(found: "ScoreTable") -> Iterable[str]:
     """Yield sentences about an estimated run: what was estimated, and the meaning of the two intervals."""
     if not (each := found.estimate):
         return
-    saved = each.passes_full / max(found.passes, 1)
-    yield (
-        f"{found.model}, {found.attack}, {found.eps} is estimated: {each.drawn} of {each.survivors} survivors attacked"
-        f" in full, {saved:.1f} times fewer passes"
-    )
+    text = estimate_text(each.drawn, each.survivors, each.passes_full / max(found.passes, 1))
+    yield f"{found.model}, {found.attack}, {found.eps} is estimated: {text}"
     yield f"{_FULL_ATTACK}: with 95 % confidence, the result of the full attack on these samples is in this interval"
     yield f"{_INTERVAL}: for other samples of the same datasets; it contains both errors"
     yield "the same command without --half-width attacks the remaining samples"

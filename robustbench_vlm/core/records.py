@@ -1,14 +1,30 @@
 """Per-sample results, and the accuracies and confidence intervals that are computed from them."""
 
 import dataclasses
+import enum
 import math
 from collections.abc import Sequence
 from fractions import Fraction
 
 CLEAN = "clean"
 """The value of `SampleResult.broken_by` for a sample that the model misclassifies without an attack."""
+UNFINISHED = "not finished"
+"""The value of `SampleResult.broken_by` for a sample of an estimated run that survived the first phase of the attack,
+but was not attacked with the second phase."""
 _QUANTILE = 1.959964
 """The 97.5 % quantile of the normal distribution."""
+
+
+class Verdict(enum.Enum):
+    """The verdict on a sample. It has no truth value, so no code can take a sample that is not finished for robust."""
+
+    ROBUST = "robust"
+    BROKEN = "broken"
+    """The clean image is misclassified, or an attack found a misclassified image."""
+    UNFINISHED = UNFINISHED
+
+    def __bool__(self) -> bool:
+        raise TypeError("a verdict has three values and is neither true nor false: compare it with Verdict.ROBUST")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +45,7 @@ class SampleResult:
     """
     broken_by: str
     """The name of the attack stage that changed the prediction. "clean" if the clean image is misclassified, and "" if
-    the sample is robust.
+    the sample is robust. "not finished" if an estimated run did not attack the sample with the whole attack.
     """
     distance: float
     """The norm of the adversarial perturbation, for pixels in [0, 1]. 0 if no attack succeeded."""
@@ -43,6 +59,11 @@ class SampleResult:
     """
     warnings: str
     """The codes of the warnings about this sample, separated by commas."""
+
+    @property
+    def verdict(self) -> Verdict:
+        """The verdict: robust, broken or not finished."""
+        return {"": Verdict.ROBUST, UNFINISHED: Verdict.UNFINISHED}.get(self.broken_by, Verdict.BROKEN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,6 +94,43 @@ class Accuracy:
     def columns(self, name: str) -> dict[str, float]:
         """Return this accuracy as three table columns: `name`, `name_low` and `name_high`."""
         return {name: self.value, f"{name}_low": self.low, f"{name}_high": self.high}
+
+
+@dataclasses.dataclass(frozen=True)
+class EstimatedAccuracy(Accuracy):
+    """An estimated robust accuracy. [low, high] is the 95 % interval for other samples of the same datasets."""
+
+    full_attack: tuple[float, float]
+    """The design interval: the 95 % interval of the accuracy that the full attack gives on these samples."""
+    survivors: int
+    """The number of samples that the first phase of the attack did not break."""
+    drawn: int
+    """The number of survivors that were attacked in full."""
+    broken: int
+    """The number of drawn survivors that the second phase broke."""
+    passes: int
+    """The number of forward and backward passes."""
+    passes_full: int
+    """The estimated number of passes of the full attack."""
+
+    def columns(self, name: str) -> dict[str, float]:
+        """Return this accuracy as table columns, with the design interval and the counts of the estimate."""
+        low, high = self.full_attack
+        design = {f"{name}_full_attack_low": low, f"{name}_full_attack_high": high}
+        return super().columns(name) | design | {f"{name}_survivors": self.survivors, f"{name}_drawn": self.drawn}
+
+    @property
+    def text(self) -> str:
+        """The sentence that marks the number as an estimate."""
+        return f"estimated: {estimate_text(self.drawn, self.survivors, self.passes_full / max(self.passes, 1))}"
+
+
+def estimate_text(drawn: int, survivors: int, saved: float) -> str:
+    """Return the counts of an estimate as text.
+
+    `saved` is the number of passes of the full attack divided by the number of passes of the run.
+    """
+    return f"{drawn} of {survivors} survivors attacked in full, {saved:.1f} times fewer passes"
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,10 +15,11 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from robustbench_vlm.attacks.phases import stages_passed
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import inside
 from robustbench_vlm.core.fingerprint import fingerprint
-from robustbench_vlm.core.records import CLEAN, SampleResult, Score
+from robustbench_vlm.core.records import CLEAN, SampleResult, Score, Verdict
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.manifest import MANIFEST, Manifest, ManifestCell, read_manifest
 from robustbench_vlm.engine.results import accuracies
@@ -48,6 +49,16 @@ class CellRecords:
     fingerprint: str
     score: Score
     results: tuple[SampleResult, ...]
+    stages: tuple[str, ...] = ()
+    """For each sample, the stages that attacked it, as `stages_passed` writes them. () if all samples are finished. If
+    not, the robust accuracy in `score` is an estimate."""
+
+    @property
+    def drawn(self) -> tuple[bool, ...]:
+        """For each sample, whether the second phase of an estimated run attacked it. () if all samples are finished."""
+        stages = self.identity["attack"]["stages"]
+        first = [stages_passed(stages, each.broken_by, both=False) for each in self.results]
+        return tuple(passed != short for passed, short in zip(self.stages, first, strict=True)) if self.stages else ()
 
     @property
     def threat(self) -> Threat:
@@ -67,13 +78,23 @@ def read_run(folder: Path) -> tuple[CellRecords, ...]:
     Raises UserError if the folder does not contain a complete cell, if records are damaged, or if records do not match
     their fingerprint.
     """
-    found = [records for path in manifests(folder) for records in _of_manifest(path)]
+    found = complete_cells(folder)
     if not found:
-        raise UserError(
-            f"{folder} does not contain a finished run: give a folder runs/<track>/<model> that `vlmbench run` wrote;"
-            " if the run was interrupted or estimated, finish it with the same command, without --half-width"
-        )
-    return tuple(found)
+        raise no_records(folder)
+    return found
+
+
+def complete_cells(folder: Path) -> tuple[CellRecords, ...]:
+    """Read the complete cells of a run folder like `read_run`. The result may be empty."""
+    return tuple(records for path in manifests(folder) for records in _of_manifest(path))
+
+
+def no_records(folder: Path) -> UserError:
+    """Return the error for a folder without complete records."""
+    return UserError(
+        f"{folder} does not contain a finished run: give a folder runs/<track>/<model> that `vlmbench run` wrote;"
+        " if the run was interrupted or estimated, finish it with the same command, without --half-width"
+    )
 
 
 def manifests(folder: Path) -> list[Path]:
@@ -128,13 +149,32 @@ def checked(records: CellRecords) -> CellRecords:
     if fingerprint({**records.identity, "samples": ids}) != records.fingerprint:
         raise Unsound(f"{about} do not match their fingerprint: the identity or the records were changed")
     expected = {"classes": len(records.identity["classes"]), **accuracies(results)}
+    if records.stages:
+        # The estimate of an unfinished cell depends on other datasets too. `check_estimates` checks it.
+        _check_stages(records, about)
+        expected = {name: value for name, value in expected.items() if not name.startswith("robust")}
     if not _is_radius(score.eps, records.threat) or any(getattr(score, name) != expected[name] for name in expected):
         raise Unsound(f"{about} give different accuracies than their score")
     stages = {stage["name"] for stage in records.identity["attack"]["stages"]}
     for result in results:
-        if problem := _contradiction(result, records.threat, stages):
+        if problem := _contradiction(result, records.threat, stages, is_estimated=bool(records.stages)):
             raise Unsound(f"{about} contradict themselves: {result.sample_id} {problem}")
     return dataclasses.replace(records, score=dataclasses.replace(score, eps=records.threat.eps_text))
+
+
+def _check_stages(records: CellRecords, about: str) -> None:
+    """Raise Unsound if the stages of an unfinished cell contradict its verdicts."""
+    if len(records.stages) != len(records.results):
+        raise Unsound(f"{about} have {len(records.results)} samples, but the stages of {len(records.stages)}")
+    stages = records.identity["attack"]["stages"]
+    for result, passed in zip(records.results, records.stages, strict=True):
+        phases = {Verdict.ROBUST: (True,), Verdict.UNFINISHED: (False,), Verdict.BROKEN: (False, True)}[result.verdict]
+        allowed = [stages_passed(stages, result.broken_by, both=both) for both in phases]
+        if passed not in allowed:
+            raise Unsound(
+                f"{about} contradict themselves: {result.sample_id} has the verdict {result.verdict.value!r} after the"
+                f" stages {passed!r}, expected {' or '.join(map(repr, allowed))}; submit the run again"
+            )
 
 
 def _is_radius(text: str, threat: Threat) -> bool:
@@ -145,18 +185,24 @@ def _is_radius(text: str, threat: Threat) -> bool:
         return False
 
 
-def _contradiction(result: SampleResult, threat: Threat, stages: AbstractSet[str]) -> str:
-    """Return a description of the first contradiction in a record, or "" if the record is consistent."""
-    is_wrong, is_robust = result.broken_by == CLEAN, result.broken_by == ""
+def _contradiction(
+    result: SampleResult, threat: Threat, stages: AbstractSet[str], *, is_estimated: bool = False
+) -> str:
+    """Return a description of the first contradiction in a record, or "" if the record is consistent.
+
+    Only records of an estimated cell may be unfinished.
+    """
+    is_wrong, is_broken = result.broken_by == CLEAN, result.verdict is Verdict.BROKEN
     limit = float(threat.eps) * (1 + 1e-5) + 1e-7
     impossible = {
         "has a margin or a distance that is NaN or infinite": not (
             math.isfinite(result.margin) and math.isfinite(result.distance)
         ),
         "has a clean verdict that contradicts its prediction": is_wrong != (result.clean_prediction != result.label),
-        "is robust, but its prediction is wrong": is_robust and result.adversarial_prediction != result.label,
-        "is broken, but its prediction is correct": not is_robust and result.adversarial_prediction == result.label,
-        "is broken by an unknown stage": not is_robust and not is_wrong and result.broken_by not in stages,
+        "is not finished, but its cell is not an estimate": result.verdict is Verdict.UNFINISHED and not is_estimated,
+        "is robust, but its prediction is wrong": not is_broken and result.adversarial_prediction != result.label,
+        "is broken, but its prediction is correct": is_broken and result.adversarial_prediction == result.label,
+        "is broken by an unknown stage": is_broken and not is_wrong and result.broken_by not in stages,
         "has a negative number of passes": result.forward < 0 or result.backward < 0,
         "has a distance outside the radius": result.distance < 0 or result.distance > limit,
     }

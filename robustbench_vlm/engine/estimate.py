@@ -9,7 +9,7 @@ gives an estimate for all survivors.
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from robustbench_vlm.attacks.phases import Phases
@@ -143,7 +143,7 @@ def second_cell(cell: Cell, phases: Phases, first: Sequence[SampleResult]) -> Ce
     """
     own = cell.samples
     survivors = [place for place, result in enumerate(first) if result.broken_by == ""]
-    places = sorted(survivors, key=lambda place: draw_time(cell, own.ids[place]))
+    places = sorted(survivors, key=lambda place: draw_time(cell.protocol.seed, cell.dataset.name, own.ids[place]))
     drawn = Samples(
         indices=tuple(own.indices[place] for place in places),
         ids=tuple(own.ids[place] for place in places),
@@ -153,20 +153,20 @@ def second_cell(cell: Cell, phases: Phases, first: Sequence[SampleResult]) -> Ce
     return dataclasses.replace(cell, attack=phases.second, samples=drawn)
 
 
-def draw_time(cell: Cell, sample_id: str) -> tuple[float, str]:
+def draw_time(seed: int, dataset: str, sample_id: str) -> tuple[float, str]:
     """Return a random number and the sample id. Survivors with smaller numbers are drawn first.
 
     The number depends only on the seed of the protocol, the dataset and the sample id. It is exponentially distributed
     with mean 1. The sample id decides between equal numbers.
     """
-    word = key_of(cell.protocol.seed, "draw", cell.dataset.name, sample_id) % 2**52
+    word = key_of(seed, "draw", dataset, sample_id) % 2**52
     return -math.log((word + 1) / 2**52), sample_id
 
 
-def chunks(cells: Sequence[Cell], samples: Sequence[int], size: int = CHUNK) -> list[list[Shard]]:
-    """Return the survivors to draw, in the order of their draws, in chunks of `size` survivors.
+def draw_order(seed: int, survivors: Iterable[tuple[int, str, int, str]]) -> list[tuple[int, str]]:
+    """Return the survivors in the order of their draws, each as the index of its cell and its sample id.
 
-    `cells` are the results of `second_cell`. `samples` has the number of samples of each cell in the first phase.
+    `survivors` has the index of the cell, the dataset, the number of samples of the cell, and the sample id.
 
     Survivors are sorted by the number from `draw_time` times the number of samples of their cell. Within each cell, the
     order is therefore uniformly random. If all cells have the same number of samples, the order of all survivors is
@@ -174,11 +174,24 @@ def chunks(cells: Sequence[Cell], samples: Sequence[int], size: int = CHUNK) -> 
     weight in the mean.
     """
     times = [
-        (count * time, name, number)
-        for number, (cell, count) in enumerate(zip(cells, samples, strict=True))
-        for time, name in (draw_time(cell, each) for each in cell.samples.ids)
+        (count * draw_time(seed, dataset, sample_id)[0], sample_id, number)
+        for number, dataset, count, sample_id in survivors
     ]
-    order = [number for _, _, number in sorted(times)]
+    return [(number, sample_id) for _, sample_id, number in sorted(times)]
+
+
+def chunks(cells: Sequence[Cell], samples: Sequence[int], size: int = CHUNK) -> list[list[Shard]]:
+    """Return the survivors to draw, in the order of their draws, in chunks of `size` survivors.
+
+    `cells` are the results of `second_cell`. `samples` has the number of samples of each cell in the first phase.
+    `draw_order` defines the order.
+    """
+    survivors = [
+        (number, cell.dataset.name, count, sample_id)
+        for number, (cell, count) in enumerate(zip(cells, samples, strict=True))
+        for sample_id in cell.samples.ids
+    ]
+    order = [number for number, _ in draw_order(cells[0].protocol.seed, survivors)] if cells else []
     done = [0] * len(cells)
     found = []
     for first in range(0, len(order), size):

@@ -9,19 +9,21 @@ survivors, complete records are written.
 import contextlib
 import dataclasses
 import functools
+import itertools
 import shutil
 import time
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
-from robustbench_vlm.attacks.phases import Phases, divide
+from robustbench_vlm.attacks.phases import Phases, divide, stages_passed
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
-from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.core.records import UNFINISHED, SampleResult
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.compute import compute_missing, missing_samples, passes_of
-from robustbench_vlm.engine.estimate import CellDraws, chunks, estimate_mean, second_cell
+from robustbench_vlm.engine.estimate import CellDraws, chunks, draw_order, estimate_mean, second_cell
 from robustbench_vlm.engine.estimated_cost import drawn_share
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.score_tables import groups, is_unseen
@@ -62,13 +64,25 @@ class EstimatedCell:
 
     @property
     def results(self) -> list[SampleResult]:
-        """The records of all samples. Survivors that were not drawn have their records of the first phase."""
+        """The records of all samples. Survivors that were not drawn have the verdict "not finished"."""
         if self.complete:
             return list(self.complete)
         drawn = {each.sample_id: each for each in self.second}
+        open_first = (
+            each if each.broken_by else dataclasses.replace(each, broken_by=UNFINISHED) for each in self.first
+        )
         return [
-            joined(each, drawn[each.sample_id], self.stage) if each.sample_id in drawn else each for each in self.first
+            joined(each, drawn[each.sample_id], self.stage) if each.sample_id in drawn else each for each in open_first
         ]
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """The stages that attacked each sample, as `stages_passed` writes them. () if all samples are finished."""
+        if self.is_finished:
+            return ()
+        drawn = {each.sample_id for each in self.second}
+        identities = [stage.identity for stage in self.cell.attack.stages]
+        return tuple(stages_passed(identities, each.broken_by, both=each.sample_id in drawn) for each in self.results)
 
     @property
     def is_finished(self) -> bool:
@@ -100,6 +114,45 @@ def run_phases(plan: Plan, half_width: float, *, on_progress: OnProgress = ignor
         for number, each in zip(numbers, own, strict=True):
             cells[number] = each
     return [_completed(plan, each) for each in cells]
+
+
+def read_phases(folder: Path, cells: Sequence[Cell]) -> list[EstimatedCell]:
+    """Read the records of both phases of cells of one model, attack and eps that have no complete records.
+
+    `folder` is the run folder. Cells whose first phase is not complete are left out. If a run was killed while it wrote
+    drawn survivors, only the survivors before the first missing one are kept.
+    """
+    found = [each for cell in cells if (each := _read_phases(folder, cell))]
+    order = draw_order(
+        cells[0].protocol.seed, _survivors([each.cell for each in found], [each.first for each in found])
+    )
+    drawn = {(number, each.sample_id) for number, cell in enumerate(found) for each in cell.second}
+    kept = set(itertools.takewhile(drawn.__contains__, order))
+    return [
+        dataclasses.replace(cell, second=tuple(each for each in cell.second if (number, each.sample_id) in kept))
+        for number, cell in enumerate(found)
+    ]
+
+
+def _survivors(
+    cells: Sequence[Cell], firsts: Sequence[Sequence[SampleResult]]
+) -> Generator[tuple[int, str, int, str], None, None]:
+    for number, (cell, first) in enumerate(zip(cells, firsts, strict=True)):
+        for each in first:
+            if each.broken_by == "":
+                yield number, cell.dataset.name, len(cell), each.sample_id
+
+
+def _read_phases(folder: Path, cell: Cell) -> EstimatedCell | None:
+    phases = divide(cell.attack)
+    first = _first_cell(cell, phases)
+    found = read_finished(folder / cell_folder(Path(), first).name, first)
+    if missing_samples(first, found):
+        return None
+    results = tuple(merge(found.pieces, cell.samples.ids))
+    second = second_cell(cell, phases, results)
+    drawn = _drawn(read_finished(folder / cell_folder(Path(), second).name, second))
+    return EstimatedCell(cell, (), results, tuple(drawn), phases.second.stages[0].name)
 
 
 def cells_with_first_phase(plan: Plan) -> tuple[Cell, ...]:

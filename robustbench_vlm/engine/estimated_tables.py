@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from robustbench_vlm.core.records import Score
+from robustbench_vlm.core.records import Accuracy, Score
 from robustbench_vlm.engine.compute import passes_of
 from robustbench_vlm.engine.estimate import CellDraws, Interval, broken_rates, estimate_mean
 from robustbench_vlm.engine.estimated_run import EstimatedCell
@@ -33,11 +33,10 @@ def estimated_tables(plan: Plan, cells: Sequence[EstimatedCell], seconds: float)
 
 def _score(found: EstimatedCell, rates: Mapping[int, float]) -> Score:
     """Return the score of a cell. If not all survivors were drawn, its robust accuracy is an estimate."""
-    counted = score(found.cell, found.results)
     if found.is_finished:
-        return counted
+        return score(found.cell, found.results)
     estimate = estimate_mean([found.draws], rates)
-    return dataclasses.replace(counted, robust=estimate.value, robust_interval=estimate.new_samples)
+    return score(found.cell, found.results, Accuracy(estimate.value, *estimate.new_samples, len(found.cell)))
 
 
 def _passes(found: EstimatedCell) -> int:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint, plain
-from robustbench_vlm.core.records import CLEAN, Accuracy, SampleResult, Score, wilson
+from robustbench_vlm.core.records import CLEAN, Accuracy, SampleResult, Score, Verdict, wilson
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.store import cell_folder_name, read_cell
 from robustbench_vlm.engine.warnings import cell_warnings
@@ -203,27 +203,34 @@ def mean_of(scores: Sequence[Score]) -> Mean | None:
     return Mean(clean.value, robust.value, (clean.low, clean.high), (robust.low, robust.high))
 
 
-def score(cell: Cell, results: Sequence[SampleResult]) -> Score:
-    """Return the score of a cell from its records, with the warnings that `cell_warnings` returns."""
+def score(cell: Cell, results: Sequence[SampleResult], estimate: Accuracy | None = None) -> Score:
+    """Return the score of a cell from its records, with the warnings that `cell_warnings` returns.
+
+    If some samples are not finished, `estimate` is the estimated robust accuracy.
+    """
+    found = accuracies(results)
+    if estimate is not None:
+        found |= {"robust": estimate.value, "robust_interval": (estimate.low, estimate.high)}
     return Score(
         model=cell.model_name,
         attack=cell.attack.name,
         dataset=cell.dataset.name,
         classes=len(cell.dataset.classes),
         eps=cell.threat.eps_text,
-        warnings=cell_warnings(cell, results),
-        **accuracies(results),
+        warnings=cell_warnings(cell, results, found["robust"]),
+        **found,
     )
 
 
 def accuracies(results: Sequence[SampleResult]) -> dict[str, Any]:
     """Return n, clean and robust accuracy and their 95 % intervals, as fields of `Score`.
 
-    A sample is robust if its clean prediction is correct and no stage of the attack found a misclassified image.
+    A sample is robust if its clean prediction is correct and no stage of the attack found a misclassified image. A
+    sample that is not finished is not robust.
     """
     n = len(results)
     clean = sum(result.broken_by != CLEAN for result in results)
-    robust = sum(result.broken_by == "" for result in results)
+    robust = sum(result.verdict is Verdict.ROBUST for result in results)
     return {
         "n": n,
         "clean": clean / n,

@@ -158,10 +158,10 @@ def explain(warning: str) -> SanityWarning:
     )
 
 
-def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...]:
+def cell_warnings(cell: Cell, results: Sequence[SampleResult], robust: float) -> tuple[str, ...]:
     """Return the warnings about the samples, class names and attack of one cell.
 
-    A cell is one model, attack, dataset and radius.
+    A cell is one model, attack, dataset and radius. `robust` is its robust accuracy, in [0, 1].
     """
     counts = Counter(code for result in results for code in result.warnings.split(",") if code)
     counts["unreadable"] = len(cell.samples.unreadable)
@@ -170,13 +170,13 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult]) -> tuple[str, ...
     counts["same-image"] = _in_two_classes(cell)
     shares = {
         "collapsed": _collapsed(results),
-        "near-chance": _share(results, clean=True) <= _constant(results),
+        "near-chance": _clean(results) <= _constant(results),
         "unpinned": cell.weights.startswith(UNPINNED),
         "incomplete": is_incomplete(cell.dataset),
         "other-split": is_other_split(cell.dataset),
         # A robust accuracy of exactly 0 does not raise "robust-near-chance": the attack broke every sample, so the
         # accuracy is not chance.
-        "robust-near-chance": 0 < _share(results, clean=False) <= _constant(results),
+        "robust-near-chance": 0 < robust <= _constant(results),
     }
     counted = attack_warnings(cell.attack, [result.broken_by for result in results], counts)
     return tuple(sorted([*counted, *(code for code, raised in shares.items() if raised)]))
@@ -194,21 +194,26 @@ def attack_warnings(attack: Attack, broken_by: Sequence[str], counts: Mapping[st
     return tuple(sorted(f"{code}:{count}" for code, count in found.items() if count))
 
 
-def with_comparisons(cells: Sequence[Cell], scores: Sequence[Score]) -> list[Score]:
+def with_comparisons(
+    cells: Sequence[Cell], scores: Sequence[Score], bounds: Sequence[tuple[float, float]] | None = None
+) -> list[Score]:
     """Compare the cells of a run, and return their scores with the warnings from these comparisons.
 
-    The scores have the order of `scores`.
+    The scores have the order of `scores`. `bounds` has an interval of the robust accuracy of each cell. Only an
+    increase from the upper end of one interval to the lower end of another raises a warning. Without `bounds`, both
+    ends are the robust accuracy.
     """
+    bounds = [(score.robust, score.robust) for score in scores] if bounds is None else bounds
     found: list[Score] = []
-    for cell, score in zip(cells, scores, strict=True):
+    for cell, score, (low, _) in zip(cells, scores, bounds, strict=True):
         others = [
-            (other, other_score)
-            for other, other_score in zip(cells, scores, strict=True)
-            if _comparable(cell, other) and score.robust > other_score.robust + max(RISE, 1 / score.n) + 1e-9
+            other
+            for other, (_, high) in zip(cells, bounds, strict=True)
+            if low > high + max(RISE, 1 / score.n) + 1e-9 and _comparable(cell, other)
         ]
         raised = {
-            "rises-with-eps": any(_weaker_eps(other, cell) for other, _ in others),
-            "rises-with-attack": any(_weaker_attack(other, cell) for other, _ in others),
+            "rises-with-eps": any(_weaker_eps(other, cell) for other in others),
+            "rises-with-attack": any(_weaker_attack(other, cell) for other in others),
         }
         extra = tuple(code for code, is_raised in raised.items() if is_raised)
         found.append(dataclasses.replace(score, warnings=tuple(sorted({*score.warnings, *extra}))))
@@ -280,10 +285,9 @@ def _in_two_classes(cell: Cell) -> int:
     return sum(len(classes[digest]) > 1 for digest in cell.samples.image_digests)
 
 
-def _share(results: Sequence[SampleResult], *, clean: bool) -> float:
-    """Return the clean accuracy if `clean` is true. Return the robust accuracy if it is false."""
-    kept = sum(result.broken_by != CLEAN if clean else result.broken_by == "" for result in results)
-    return kept / len(results)
+def _clean(results: Sequence[SampleResult]) -> float:
+    """Return the clean accuracy."""
+    return sum(result.broken_by != CLEAN for result in results) / len(results)
 
 
 def _constant(results: Sequence[SampleResult]) -> float:

@@ -59,6 +59,7 @@ Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Norm = Annotated[str, Field(pattern="^(Linf|L2)$")]
 Status = Annotated[str, Field(pattern=f"^({'|'.join(STATUSES)})$")]
 Share = Annotated[float, Field(ge=0, le=1)]
+Count = Annotated[int, Field(ge=0)]
 JsonObject = Annotated[Mapping[str, Any], AfterValidator(_limit_texts)]
 Links = Annotated[
     Mapping[Annotated[str, Field(pattern="^(code|contact)$")], Text],
@@ -101,6 +102,38 @@ class EntryScore:
 
 
 @dataclass(frozen=True)
+class EntryEstimate:
+    """Counts and the design interval of an estimated robust accuracy."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    survivors: Count
+    """The number of samples that survive the first phase of the attack and can be drawn."""
+    drawn: Count
+    """The number of survivors that the second phase attacked."""
+    broken: Count
+    """The number of drawn survivors that the second phase broke."""
+    passes: Count
+    """The number of forward and backward passes."""
+    passes_full: Count
+    """Estimated number of passes of the full attack."""
+    full_attack: tuple[Share, Share]
+    """The design interval: the 95 % interval of the accuracy that the full attack gives on these samples."""
+
+
+@dataclass(frozen=True)
+class MeanEstimate:
+    """The estimated mean robust accuracy under one attack at one radius, without datasets for training."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    attack: Name
+    threat: EntryThreat
+    robust: Share
+    robust_interval: tuple[Share, Share]
+    """The 95 % interval for other samples of the same datasets."""
+    estimate: EntryEstimate
+
+
+@dataclass(frozen=True)
 class EntryCell:
     """The scores for one attack, dataset and radius, with two digests: `fingerprint` and `content`."""
 
@@ -112,6 +145,9 @@ class EntryCell:
     content: Digest
     """sha256 digest of the per-sample records, computed from their JSON text in a standard form."""
     score: EntryScore
+    estimate: EntryEstimate | None = None
+    """If some samples are not finished, the estimate. The robust accuracy in `score` is then an estimate, and its
+    interval is the interval for other samples."""
 
     @property
     def condition(self) -> Condition:
@@ -215,6 +251,8 @@ class Entry:
     counterexamples: tuple[Counterexample, ...]
     links: Links
     note: Text
+    estimates: tuple[MeanEstimate, ...] = ()
+    """The mean of each attack and radius with an estimated cell."""
 
     def after(self, event: Event) -> "Entry":
         """Return a copy of the entry. The event is added to its history, and its status is the status of the event."""
@@ -264,7 +302,12 @@ def read_entry(path: Path) -> Entry:
 
 def write_entry(entry: Entry, path: Path) -> None:
     """Write an entry as indented JSON with ASCII characters only."""
-    write_text(path, json.dumps(plain(entry), indent=1, ensure_ascii=True) + "\n")
+    document = plain(entry)
+    # Entries without estimates do not mention them.
+    document["cells"] = [{key: value for key, value in cell.items() if value is not None} for cell in document["cells"]]
+    if not entry.estimates:
+        del document["estimates"]
+    write_text(path, json.dumps(document, indent=1, ensure_ascii=True) + "\n")
 
 
 def board_folder(track: str) -> Path:

@@ -10,7 +10,7 @@ from robustbench_vlm.core.download import download
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, inside, sha256_of, write_whole
 from robustbench_vlm.core.fingerprint import fingerprint, plain
-from robustbench_vlm.core.records import SampleResult, Score
+from robustbench_vlm.core.records import EstimatedAccuracy, SampleResult, Score
 from robustbench_vlm.engine.cell_records import CellRecords, Unreachable, Unsound, checked
 from robustbench_vlm.engine.store import records_table
 from robustbench_vlm.leaderboard.entry import (
@@ -24,9 +24,14 @@ from robustbench_vlm.leaderboard.entry import (
     Event,
     RecordsFile,
 )
+from robustbench_vlm.leaderboard.estimates import cell_estimates, entry_estimate, mean_estimates
+from robustbench_vlm.tracks import TRACKS
 
 _SCORE_OF = ("model", "attack", "dataset")
 """Fields of `Score` that `EntryScore` leaves out, because the entry or its cell already has them."""
+_STAGES = "stages"
+"""Name of the column of `CellRecords.stages`. Only files with an unfinished cell have it. It is null for the samples of
+finished cells."""
 _CELL = "cell"
 """Name of the column of cell indices in a records file. A cell is one attack on one dataset at one radius."""
 
@@ -43,7 +48,7 @@ def make_entry(
     `evidence` has the records of each cell (one attack, dataset and radius). Equal records give equal bytes.
     """
     first = evidence[0]
-    content = records_bytes([each.results for each in evidence])
+    content = records_bytes([each.results for each in evidence], [each.stages for each in evidence])
     name = records_name(first.score.model)
     entry = Entry(
         format=FORMAT,
@@ -57,7 +62,7 @@ def make_entry(
             for each in evidence
         },
         attacks={each.score.attack: each.identity["attack"]["stages"] for each in evidence},
-        cells=tuple(_cell(each) for each in evidence),
+        cells=tuple(_cell(each, estimate) for each, estimate in zip(evidence, cell_estimates(evidence), strict=True)),
         records=RecordsFile(name, hashlib.sha256(content).hexdigest(), url=""),
         environment=tuple(environment),
         status=event.status,
@@ -65,6 +70,7 @@ def make_entry(
         counterexamples=(),
         links={},
         note="",
+        estimates=mean_estimates(evidence, TRACKS.load(first.track).training_datasets),
     )
     return entry, content
 
@@ -92,7 +98,7 @@ def read_entry_records(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
             f"{path} must contain records for each cell in the entry for {entry.model!r}, and for no other cell:"
             " restore the file that was submitted"
         )
-    return tuple(_evidence(entry, cell, rows[number]) for number, cell in enumerate(entry.cells))
+    return tuple(_evidence(entry, cell, *rows[number]) for number, cell in enumerate(entry.cells))
 
 
 def records_path(records: RecordsFile, folder: Path, model: str) -> Path:
@@ -118,49 +124,66 @@ def write_records(content: bytes, path: Path) -> None:
     write_whole(path, lambda partial: partial.write_bytes(content))
 
 
-def _cell(evidence: CellRecords) -> EntryCell:
+def _cell(evidence: CellRecords, estimate: EstimatedAccuracy | None) -> EntryCell:
     score, threat = evidence.score, EntryThreat(**evidence.identity["threat"])
     numbers = EntryScore(**{key: value for key, value in vars(score).items() if key not in _SCORE_OF})
-    content = fingerprint(list(evidence.results))
-    return EntryCell(score.attack, score.dataset, threat, evidence.fingerprint, content, numbers)
+    content = _content(evidence.results, evidence.stages)
+    about = score.attack, score.dataset, threat, evidence.fingerprint, content, numbers
+    return EntryCell(*about, entry_estimate(estimate) if estimate else None)
 
 
-def records_bytes(cells: Sequence[Sequence[SampleResult]]) -> bytes:
-    """Return the bytes of a records file. `cells` has the records of each cell, in the order of the entry's cells."""
+def _content(results: Sequence[SampleResult], stages: Sequence[str]) -> str:
+    """Return the digest of the records of a cell. If the cell is unfinished, the stages are covered too."""
+    return fingerprint([list(results), list(stages)] if stages else list(results))
+
+
+def records_bytes(cells: Sequence[Sequence[SampleResult]], stages: Sequence[Sequence[str]] = ()) -> bytes:
+    """Return the bytes of a records file.
+
+    `cells` has the records of each cell, in the order of the entry's cells. `stages` has `CellRecords.stages` of each
+    cell. By default, no cell is unfinished.
+    """
     import pyarrow
     from pyarrow import parquet
 
     tables = []
     for number, results in enumerate(cells):
-        column = pyarrow.array([number] * len(results), type=pyarrow.int32())
-        tables.append(records_table(results).append_column(_CELL, column))
+        table = records_table(results)
+        if any(stages):
+            passed: Sequence[str | None] = stages[number] or [None] * len(results)
+            table = table.append_column(_STAGES, pyarrow.array(passed, type=pyarrow.string()))
+        tables.append(table.append_column(_CELL, pyarrow.array([number] * len(results), type=pyarrow.int32())))
     buffer = io.BytesIO()
     parquet.write_table(pyarrow.concat_tables(tables), buffer, compression="zstd", compression_level=19)
     return buffer.getvalue()
 
 
-def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
+def read_rows(path: Path, count: int) -> dict[int, tuple[list[SampleResult], list[str]]]:
     """Read a records file.
 
-    Returns the records of each cell (one attack, dataset and radius). The keys are the indices of the cells in the
-    entry. The file must have `count` rows. Its columns must be the fields of `SampleResult` and the index of the cell.
-    Raises Unsound for any other file.
+    Returns the records and `CellRecords.stages` of each cell (one attack, dataset and radius). The keys are the indices
+    of the cells in the entry. The file must have `count` rows. Its columns must be the fields of `SampleResult`, the
+    stages if a cell is unfinished, and the index of the cell. Raises Unsound for any other file.
     """
     import pyarrow
     from pyarrow import parquet
 
-    rows: dict[int, list[SampleResult]] = {}
+    rows: dict[int, tuple[list[SampleResult], list[str]]] = {}
     try:
         # Check the number of rows before the data are decompressed, because a small compressed file may contain
         # millions of rows. pyarrow gets an open file instead of a path, because pyarrow expands "~" in a path and reads
         # "s3:x" as an address.
         with path.open("rb") as stream:
             file = parquet.ParquetFile(stream)
-            schema = records_table(()).schema.append(pyarrow.field(_CELL, pyarrow.int32()))
-            if file.metadata.num_rows != count or not file.schema_arrow.equals(schema):
+            schema, number = records_table(()).schema, pyarrow.field(_CELL, pyarrow.int32())
+            schemas = schema.append(number), schema.append(pyarrow.field(_STAGES, pyarrow.string())).append(number)
+            if file.metadata.num_rows != count or not any(map(file.schema_arrow.equals, schemas)):
                 raise ValueError("the columns or the number of rows are not those that the entry requires")
             for row in file.read().to_pylist():
-                rows.setdefault(row.pop(_CELL), []).append(SampleResult(**row))
+                results, stages = rows.setdefault(row.pop(_CELL), ([], []))
+                passed = row.pop(_STAGES, None)
+                stages += [] if passed is None else [passed]
+                results.append(SampleResult(**row))
     except (pyarrow.ArrowException, OSError, TypeError, ValueError, KeyError) as error:
         raise Unsound(
             f"{path} is not a valid records file: {str(error).splitlines()[0]}; restore the file that was submitted"
@@ -168,11 +191,11 @@ def read_rows(path: Path, count: int) -> dict[int, list[SampleResult]]:
     return rows
 
 
-def _evidence(entry: Entry, cell: EntryCell, results: Sequence[SampleResult]) -> CellRecords:
+def _evidence(entry: Entry, cell: EntryCell, results: Sequence[SampleResult], stages: Sequence[str]) -> CellRecords:
     about = f"the entry of {entry.model!r}: {cell.attack} / {cell.dataset}"
     if cell.dataset not in entry.datasets or cell.attack not in entry.attacks:
         raise Unsound(f"{about} lacks class names or attack stages: submit the run again")
-    if fingerprint(list(results)) != cell.content:
+    if _content(results, stages) != cell.content:
         raise Unsound(f"the records of {about} have changed since the entry was written: restore the records file")
     identity = {
         "weights": entry.weights,
@@ -183,4 +206,5 @@ def _evidence(entry: Entry, cell: EntryCell, results: Sequence[SampleResult]) ->
         "protocol": entry.protocol.identity,
     }
     score = Score(entry.model, cell.attack, cell.dataset, **vars(cell.score))
-    return checked(CellRecords(entry.track, entry.protocol.label, identity, cell.fingerprint, score, tuple(results)))
+    about_run = entry.track, entry.protocol.label, identity, cell.fingerprint
+    return checked(CellRecords(*about_run, score, tuple(results), tuple(stages)))

@@ -95,7 +95,8 @@ def migrate_entry(values: Mapping[str, Any], folder: Path, *, date: str) -> dict
             f"{values['model']!r} is a test-time defense, whose entries cannot be migrated: run and submit it again"
         )
     path = records_path(RecordsFile(**values["records"]), folder, values["model"])
-    rows = read_rows(path, sum(cell["score"]["n"] for cell in values["cells"]))
+    found = read_rows(path, sum(cell["score"]["n"] for cell in values["cells"]))
+    rows = {number: results for number, (results, _) in found.items()}
     attacks = {name: [_stage(stage) for stage in stages] for name, stages in values["attacks"].items()}
     protocol = {**values["protocol"], "identity": _renamed(values["protocol"]["identity"], _PROTOCOL)}
     cells = []

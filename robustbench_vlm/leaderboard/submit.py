@@ -9,13 +9,16 @@ from typing import Any
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
-from robustbench_vlm.core.numbers import percent
-from robustbench_vlm.core.threat import Threat
-from robustbench_vlm.engine.cell_records import CellRecords, manifests, read_run
+from robustbench_vlm.core.numbers import percent, percent_interval
+from robustbench_vlm.core.records import estimate_text
+from robustbench_vlm.core.threat import Threat, parse_eps
+from robustbench_vlm.engine.cell_records import CellRecords, complete_cells, manifests, no_records
 from robustbench_vlm.engine.manifest import read_manifest
 from robustbench_vlm.engine.results import mean_of
 from robustbench_vlm.leaderboard.entry import Entry, Event, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import make_entry, read_entry_records, write_records
+from robustbench_vlm.leaderboard.estimated_runs import read_unfinished
+from robustbench_vlm.leaderboard.estimates import draws_of_evidence, estimate_group, weaker_conditions
 from robustbench_vlm.leaderboard.ranking import datasets_without_standard_attack
 from robustbench_vlm.leaderboard.rebuild import rebuild, scores_with_warnings
 from robustbench_vlm.leaderboard.validate import check_entry
@@ -80,12 +83,13 @@ def make_submission(
     Raises:
         UserError: The records were made with another model, other data or another protocol than on this machine.
     """
-    found = read_run(run)
-    _check_not_in_memory(found, run)
-    track: Track = TRACKS.load(found[0].track)
+    track = _track_of_run(run)
+    found = (*complete_cells(run), *read_unfinished(run, track, model=model, data=data))
     evidence = _cells_of_board_protocol(found, track, run, model)
     path = (board or Path()) / track.name / f"{evidence[0].score.model}.json"
     earlier = read_entry(path) if board is not None and path.is_file() else None
+    weaker = _weaker_cells(evidence, earlier)
+    evidence = [each for each in evidence if each not in weaker]
     kept = _cells_to_keep(evidence, earlier, path.parent)
     # The cells are sorted, so that the entry does not depend on the order of the submitted runs.
     evidence = sorted([*evidence, *kept], key=lambda each: _order(each, track))
@@ -104,17 +108,24 @@ def make_submission(
     entry = dataclasses.replace(entry, links=links or {}, note=note, records=named)
     if earlier:
         entry = _continued(entry, earlier)
-    remarks = (*_remarks(evidence, track, card), *_to_upload(entry))
+    remarks = (*_remarks(evidence, track, card), *_left_out(weaker), *_to_upload(entry))
     return Submission(entry, content, remarks, _pull_request(entry, evidence, track, remarks))
 
 
-def _check_not_in_memory(found: Sequence[CellRecords], run: Path) -> None:
-    if any(each.identity["weights"].startswith(DIGEST_PREFIXES) for each in found):
+def _track_of_run(run: Path) -> Track:
+    """Return the track of a run folder. Raises UserError for a folder without a run that can be submitted."""
+    found = [read_manifest(path) for path in manifests(run)]
+    if not found:
+        raise no_records(run)
+    cells = [cell for manifest in found for cell in manifest.cells.values()]
+    if any(str(cell.identity["weights"]).startswith(DIGEST_PREFIXES) for cell in cells):
         raise UserError(
             f"{run} has records of a model in the memory of a Python process, which other users cannot load. Save"
             " its state dict with torch.save, write a card with `vlmbench convert FILE --base NAME`, run the card,"
             " and submit that run"
         )
+    track: Track = TRACKS.load(found[0].track)
+    return track
 
 
 def _cells_of_board_protocol(found: Sequence[CellRecords], track: Track, run: Path, model: str) -> list[CellRecords]:
@@ -122,16 +133,42 @@ def _cells_of_board_protocol(found: Sequence[CellRecords], track: Track, run: Pa
         raise UserError(f"{run} has several models: give the folder of one model, runs/<track>/<model>")
     label = PROTOCOLS.load(track.leaderboard_protocol).label
     kept = [each for each in found if each.protocol == label and each.score.dataset in track.datasets]
-    name = found[0].score.model
-    reference = model or (name if name in card_names(track.name) else "path/to/card.json")
     if not kept:
-        had = ", ".join(sorted({each.protocol for each in found}))
+        known = [read_manifest(path) for path in manifests(run)]
+        name = known[0].model
+        reference = model or (name if name in card_names(track.name) else "path/to/card.json")
+        had = sorted({cell.protocol for manifest in known for cell in manifest.cells.values()})
+        if not found and had in ([], [label]):
+            raise no_records(run)
         raise UserError(
             f"the board of {track.name!r} accepts only records under the protocol {label} on the track's datasets,"
-            f" but {run} has {had}: run `vlmbench run --track {track.name} --model {reference}"
+            f" but {run} has {', '.join(had)}: run `vlmbench run --track {track.name} --model {reference}"
             f" --protocol {track.leaderboard_protocol}`"
         )
     return kept
+
+
+def _is_continued(earlier: Entry, evidence: Sequence[CellRecords]) -> bool:
+    """Return whether the earlier entry has the weights and the protocol of the run."""
+    first = evidence[0].identity
+    return (earlier.weights, earlier.protocol.identity) == (first["weights"], first["protocol"])
+
+
+def _weaker_cells(evidence: Sequence[CellRecords], earlier: Entry | None) -> list[CellRecords]:
+    """Return the estimates of a run that must not replace a number of the earlier entry.
+
+    Raises UserError if the run has no other number.
+    """
+    if not earlier or not _is_continued(earlier, evidence):
+        return []
+    weaker = weaker_conditions(draws_of_evidence(evidence), earlier)
+    if len(weaker) == len(evidence):
+        raise UserError(
+            f"the entry of {earlier.model!r} already has a full number, or an estimate with more draws, for every"
+            " number of the run: there is nothing to submit. To replace an estimate, run the command again without"
+            " --half-width or with a smaller one"
+        )
+    return [each for each in evidence if each.condition in weaker]
 
 
 def _cells_to_keep(evidence: Sequence[CellRecords], earlier: Entry | None, folder: Path) -> list[CellRecords]:
@@ -139,8 +176,7 @@ def _cells_to_keep(evidence: Sequence[CellRecords], earlier: Entry | None, folde
 
     Returns an empty result if the earlier entry has other weights or another protocol.
     """
-    first = evidence[0].identity
-    if not earlier or (earlier.weights, earlier.protocol.identity) != (first["weights"], first["protocol"]):
+    if not earlier or not _is_continued(earlier, evidence):
         return []
     replaced = {each.condition for each in evidence}
     if all(cell.condition in replaced for cell in earlier.cells):
@@ -208,6 +244,14 @@ def _remarks(evidence: Sequence[CellRecords], track: Track, card: ModelCard) -> 
         yield "the card does not name a paper: add the URL of the paper to the card as paper"
 
 
+def _left_out(weaker: Sequence[CellRecords]) -> Iterable[str]:
+    for attack, eps in dict.fromkeys((each.score.attack, each.score.eps) for each in weaker):
+        yield (
+            f"the estimate of {attack} at {eps} was left out: the entry already has a full number or an estimate with"
+            " more draws"
+        )
+
+
 def _to_upload(entry: Entry) -> list[str]:
     if not entry.records.url:
         return []
@@ -227,7 +271,24 @@ def _pull_request(entry: Entry, evidence: Sequence[CellRecords], track: Track, r
     for (attack, eps), some in groups.items():
         mean = mean_of([each.score for each in some])
         assert mean is not None, "a group has a score"
+        if any(each.stages for each in some):
+            estimate = estimate_group(some, track.training_datasets).mean
+            mean = dataclasses.replace(mean, robust=estimate.value)
         count = sum(each.score.n for each in some)
         lines.append(f"| {attack} | {eps} | {percent(mean.clean)} | {percent(mean.robust)} | {count} |")
+    lines += ["", *_estimate_lines(entry)] if entry.estimates else []
     lines += ["", f"To check the entry, run `vlmbench verify {path}`."]
     return "\n".join([*lines, *(f"To do: {remark}." for remark in remarks)]) + "\n"
+
+
+def _estimate_lines(entry: Entry) -> Iterable[str]:
+    """Yield a line of the pull request for each estimated mean."""
+    for mean in entry.estimates:
+        each = mean.estimate
+        text = estimate_text(each.drawn, each.survivors, each.passes_full / max(each.passes, 1))
+        eps = Threat(mean.threat.norm, parse_eps(mean.threat.eps)).eps_text
+        yield (
+            f"{mean.attack} at {eps} is estimated: {text}. The result of the full attack is in"
+            f" {percent_interval(*each.full_attack)} with 95 % confidence; other samples:"
+            f" {percent_interval(*mean.robust_interval)}."
+        )

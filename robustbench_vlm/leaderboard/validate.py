@@ -14,12 +14,14 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import CLEAN
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.cell_records import CellRecords, Condition, Unsound
 from robustbench_vlm.leaderboard.counterexamples import exceed_tolerance, images_path, with_images
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records, records_name
+from robustbench_vlm.leaderboard.estimates import check_estimates, draws_of_entry, weaker_conditions
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.card import parse_card, read_card
 from robustbench_vlm.models.reference import parse_reference
@@ -92,6 +94,9 @@ def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     keys = {each.condition for each in evidence}
     if len(keys) < len(evidence):
         raise Unsound("the entry has two cells for one attack, dataset and radius: keep one of them")
+    # The seed is that of this package, so that an author cannot choose the order of the draws.
+    seed = PROTOCOLS.load(track.leaderboard_protocol).seed
+    check_estimates(entry, evidence, seed, track.training_datasets)
     _check_counterexamples(entry.counterexamples, evidence, folder)
     return evidence
 
@@ -175,6 +180,12 @@ def check_continuation(entry: Entry, evidence: Sequence[CellRecords], earlier: E
     if earlier and entry.continues(earlier) and not _conditions(earlier) <= _conditions(entry):
         raise Unsound(
             "records of the earlier entry are missing: keep them, because the weights and the protocol have not changed"
+        )
+    if earlier and entry.continues(earlier) and (weaker := weaker_conditions(draws_of_entry(entry), earlier)):
+        attack, dataset, norm, eps = min(weaker)
+        raise Unsound(
+            f"{attack} / {dataset} / {Threat(norm, eps)} is an estimate, but the earlier entry has a full number or an"
+            " estimate with more draws: keep the earlier records"
         )
     if set(entry.with_counterexamples(before).counterexamples) != set(entry.counterexamples):
         raise Unsound(

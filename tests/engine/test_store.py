@@ -135,8 +135,8 @@ def test_records_are_read_from_a_folder_with_any_name(
         path = store(folder, cell, results, 0, 6)
         assert path.is_file() and not read_finished(folder, cell).rejected
         assert list(read_cell(folder, cell.fingerprint, 6)) == results
-        entry_records.write_records(entry_records._records_bytes([results]), folder / "entry.parquet")
-        assert entry_records.read_rows(folder / "entry.parquet", 6) == {0: results}
+        entry_records.write_records(entry_records.records_bytes([results]), folder / "entry.parquet")
+        assert entry_records.read_rows(folder / "entry.parquet", 6) == {0: (results, [])}
     assert [each.name for each in tmp_path.iterdir()] == [name]
 
 

@@ -17,7 +17,7 @@ from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.cell import Cell, Samples
-from robustbench_vlm.engine.results import score
+from robustbench_vlm.engine.results import accuracies, score
 from robustbench_vlm.engine.warnings import WARNINGS, cell_warnings, explain, with_comparisons
 
 Cells = Callable[..., Cell]
@@ -95,7 +95,7 @@ def test_each_faulty_model_raises_its_warning(model: nn.Module, code: str | None
 
 
 def codes(cell: Cell, results: list[SampleResult]) -> set[str]:
-    return set(cell_warnings(cell, results))
+    return set(cell_warnings(cell, results, accuracies(results)["robust"]))
 
 
 def test_a_normal_cell_has_no_warnings(make_cell: Cells, make_results: Results) -> None:

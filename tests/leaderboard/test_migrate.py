@@ -53,7 +53,7 @@ def entry_of_0_1(model: str, folder: Path) -> Path:
             stage["parameters"] = _backwards(migrate._PARAMETERS.get(algorithm, {}), stage["parameters"])
     rows = read_rows(records, sum(cell["score"]["n"] for cell in values["cells"]))
     for number, cell in enumerate(values["cells"]):
-        ids = [row.sample_id for row in rows[number]]
+        ids = [row.sample_id for row in rows[number][0]]
         identity = migrate._identity(values, cell, values["attacks"], values["protocol"], ids)
         cell["fingerprint"] = fingerprint(identity)
     path = folder / f"{model}.json"
