@@ -68,20 +68,36 @@ class Square:
 
     def step(self, model: CountedClassifier, state: SquareState) -> SquareState:
         """Make one or more queries for each sample and keep the first change that lowers the loss."""
-        rows, count, spent = state.rows, len(state.query), (model.forward, model.backward)
         ahead = self._ahead(state)
-        place = torch.arange(count * ahead, device=state.query.device)
-        row, query = place % count, state.query.repeat(ahead) + place // count
+        (self._ask_once if ahead == 1 else self._ask_ahead)(model, state, ahead)
+        state.rows.adversarial = state.best
+        return state
+
+    def _ask_once(self, model: CountedClassifier, state: SquareState, ahead: int) -> None:
+        labels, candidate = state.rows.labels, self._candidate(state, None, state.query)
+        logits = model.logits(candidate)
+        loss, broken = -margin(logits, labels, labels), model.misclassified(candidate, logits, labels)
+        helped = broken | (loss < state.loss)
+        index = helped.nonzero().squeeze(1)
+        state.best[index] = candidate[index]
+        state.loss = torch.where(helped, loss, state.loss)
+        state.query = state.query + 1
+        state.rows.finished = broken | (state.query > self.queries)
+
+    def _ask_ahead(self, model: CountedClassifier, state: SquareState, ahead: int) -> None:
+        rows, count, spent = state.rows, len(state.query), (model.forward, model.backward)
+        row, turn, rank = _layout(count, ahead, state.query.device)
+        query = state.query[row] + turn
         candidate = self._candidate(state, row, query.clamp_max(self.queries))
-        which, labels = row if ahead > 1 else None, rows.labels[row]
-        logits = model.logits(candidate, which)
-        loss, broken = -margin(logits, labels, labels), model.misclassified(candidate, logits, labels, which)
+        labels = rows.labels[row]
+        logits = model.logits(candidate, row)
+        loss, broken = -margin(logits, labels, labels), model.misclassified(candidate, logits, labels, row)
         better = ((broken | (loss < state.loss[row])) & (query <= self.queries)).view(ahead, count)
         # `first` is the position of the first successful query of each sample. If no query of a sample succeeded,
         # `first` is 0 and `helped` is False.
-        first = (better * torch.arange(ahead, 0, -1, device=place.device)[:, None]).argmax(dim=0)
+        first = (better * rank).argmax(dim=0)
         helped = better.any(dim=0)
-        chosen = first * count + place[:count]
+        chosen = first * count + row[:count]
         index = helped.nonzero().squeeze(1)
         state.best[index] = candidate[chosen[index]]
         state.loss = torch.where(helped, loss[chosen], state.loss)
@@ -92,8 +108,6 @@ class Square:
         rows.forward += (used - 1) * (model.forward - spent[0])
         rows.backward += (used - 1) * (model.backward - spent[1])
         rows.finished = (helped & broken[chosen]) | (state.query > self.queries)
-        rows.adversarial = state.best
-        return state
 
     def _ahead(self, state: SquareState) -> int:
         """Return the number of queries per sample in the next forward pass.
@@ -111,17 +125,35 @@ class Square:
         halvings = torch.bucketize(query - 1, torch.tensor(_HALVINGS, device=query.device))
         return self.p_init * 0.5**halvings
 
-    def _candidate(self, state: SquareState, row: Tensor, query: Tensor) -> Tensor:
-        proposals, eps = PROPOSALS[self.threat.norm], float(self.threat.eps)
-        samples, best, first = CleanImages(state.rows.images, state.rows.keys), state.best, query == 0
+    def _candidate(self, state: SquareState, row: Tensor | None, query: Tensor) -> Tensor:
+        """Return the candidate image of each query, float32 (N, 3, H, W).
+
+        `row`, int64 (N,), has the index of the sample of each query. If it is None, each sample has one query. `query`,
+        int64 (N,), has the index of each query.
+        """
+        proposals, eps, best = PROPOSALS[self.threat.norm], float(self.threat.eps), state.best
+        samples = CleanImages(state.rows.images, state.rows.keys)
+        side = _sides(self, *best.shape[2:], best.device)[query]
+        if row is not None:
+            return proposals.changed(samples, eps, best, query, side, row)
+        first = query == 0
         if bool(first.all()):
             return proposals.first(samples, eps)
-        if len(row) > len(best):
-            samples, best = CleanImages(samples.images[row], samples.keys[row]), best[row]
-        candidate = proposals.changed(samples, eps, best, query, _sides(self, *best.shape[2:], best.device)[query])
+        candidate = proposals.changed(samples, eps, best, query, side)
         if bool(first.any()):
             candidate = torch.where(as_factor(first), proposals.first(samples, eps), candidate)
         return candidate
+
+
+@lru_cache(maxsize=64)
+def _layout(count: int, ahead: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """Return three tensors for `count` samples with `ahead` queries each.
+
+    They are the index of the sample of each image, int64 (ahead * count,), the number of queries of this sample before
+    the image, int64 (ahead * count,), and the numbers from `ahead` down to 1, int64 (ahead, 1).
+    """
+    place = torch.arange(count * ahead, device=device)
+    return place % count, place // count, torch.arange(ahead, 0, -1, device=device)[:, None]
 
 
 @lru_cache(maxsize=64)

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import product
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -24,17 +25,28 @@ class CleanImages:
     """The key of each sample, int64 (B,): the seed of the random numbers that the attack draws for the sample."""
 
 
+class ChangedCopies(Protocol):
+    """Type of a function that returns changed copies of the best images so far."""
+
+    def __call__(
+        self, rows: CleanImages, eps: float, best: Tensor, query: Tensor, side: Tensor, row: Tensor | None = None
+    ) -> Tensor:
+        """Return N changed copies, float32 (N, 3, H, W).
+
+        `best`, float32 (B, 3, H, W), are the best images so far. `query`, int64 (N,), is the query index of each copy,
+        and `side`, int64 (N,), the side of its square in pixels. `row`, int64 (N,), is the index of the sample of each
+        copy. If it is None, there is one copy per sample.
+        """
+
+
 @dataclass(frozen=True)
 class Proposals:
     """The functions that make candidate images for one norm. Candidates are float32 (B, 3, H, W) in [0, 1]."""
 
     first: Callable[[CleanImages, float], Tensor]
     """A function that returns the first candidates. Its arguments are the clean images and eps."""
-    changed: Callable[[CleanImages, float, Tensor, Tensor, Tensor], Tensor]
-    """A function that returns changed copies of the best images so far. It has five arguments: the clean images, eps,
-    the best images float32 (B, 3, H, W), the query index of each sample int64 (B,), and the side of each sample's
-    square in pixels int64 (B,).
-    """
+    changed: "ChangedCopies"
+    """A function that returns changed copies of the best images so far."""
     least_side: int
     """The smallest side of a square in pixels."""
     odd: bool
@@ -59,19 +71,22 @@ def stripes(rows: CleanImages, eps: float) -> Tensor:
     return (rows.images + eps * signs).clamp_(0, 1)
 
 
-def recoloured_square(rows: CleanImages, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
+def recoloured_square(
+    rows: CleanImages, eps: float, best: Tensor, query: Tensor, side: Tensor, row: Tensor | None = None
+) -> Tensor:
     """Replace one random square of each image `best` by the clean image plus or minus eps (algorithm 2).
 
-    The sign is random for each channel. The result is float32 (B, 3, H, W).
+    The sign is random for each channel. `ChangedCopies` explains the arguments and the result.
     """
     channels = best.shape[1]
-    drawn = randomness.integers(rows.keys, query, (2 + channels,), _ranges(best, side, [2] * channels))
-    signs = (2 * drawn[:, 2:, None] - 1).to(best.dtype)
-    candidate = best.clone()
+    keys, candidate = (rows.keys, best.clone()) if row is None else (rows.keys[row], best[row])
+    drawn = randomness.integers(keys, query, (2 + channels,), _ranges(best, side, [2] * channels))
+    change = (2 * drawn[:, 2:, None] - 1).to(best.dtype).mul_(eps)
     for length, some in _groups(side):
-        pixels = _pixels(best, drawn[some], some, length)
-        colour = (rows.images.take(pixels) + eps * signs[some]).clamp_(0, 1)
-        candidate.put_(pixels, colour)
+        pixels = _pixels(best, drawn[some], _start(candidate, None)[some], length)
+        # The clean image of a copy is the image of its sample, which may be at another position of the batch.
+        clean = pixels if row is None else _pixels(best, drawn[some], _start(best, row)[some], length)
+        candidate.put_(pixels, rows.images.take(clean).add_(change[some]).clamp_(0, 1))
     return candidate
 
 
@@ -92,13 +107,17 @@ def tiles(rows: CleanImages, eps: float) -> Tensor:
     return _at_length(rows.images, delta, eps)
 
 
-def moved_energy(rows: CleanImages, eps: float, best: Tensor, query: Tensor, side: Tensor) -> Tensor:
+def moved_energy(
+    rows: CleanImages, eps: float, best: Tensor, query: Tensor, side: Tensor, row: Tensor | None = None
+) -> Tensor:
     """Move the perturbation from one window of each image `best` into another window (algorithm 3).
 
     The perturbation is set to zero in both windows. Then the first window gets a new perturbation, a `_bump`. Its
-    energy (squared L2 norm) is the previous energy of both windows plus the unused energy up to the radius eps. Returns
-    float32 (B, 3, H, W).
+    energy (squared L2 norm) is the previous energy of both windows plus the unused energy up to the radius eps.
+    `ChangedCopies` explains the arguments and the result.
     """
+    if row is not None:
+        rows, best = CleanImages(rows.images[row], rows.keys[row]), best[row]
     drawn = randomness.integers(rows.keys, 2 * query, (4,), _ranges(best, side, []).repeat(1, 2))
     delta = best - rows.images
     # `free` is the difference between eps ** 2 and the squared norm of the current perturbation, divided
@@ -106,7 +125,8 @@ def moved_energy(rows: CleanImages, eps: float, best: Tensor, query: Tensor, sid
     free = (eps**2 - delta.square().sum(dim=(1, 2, 3))).clamp_min(0).view(-1, 1, 1) / best.shape[1]
     changed = delta.clone()
     for length, some in _groups(side):
-        place, other = _pixels(best, drawn[some, :2], some, length), _pixels(best, drawn[some, 2:], some, length)
+        start = _start(best, None)[some]
+        place, other = _pixels(best, drawn[some, :2], start, length), _pixels(best, drawn[some, 2:], start, length)
         bumps = _bumps(rows.keys[some], 2 * query[some] + 1, best, length)
         # The windows of a sample may overlap. The first is therefore set to zero before the energy of the second is
         # added. If not, the energy of the overlap would be counted twice.
@@ -132,22 +152,40 @@ def _ranges(images: Tensor, side: Tensor, further: list[int]) -> Tensor:
     return torch.cat([(height + 1 - side)[:, None], (width + 1 - side)[:, None], fixed], dim=1)
 
 
-def _groups(side: Tensor) -> list[tuple[int, Tensor]]:
+def _groups(side: Tensor) -> list[tuple[int, Tensor | slice]]:
     # Return pairs (side, index). The int64 (N,) array `index` contains the batch positions of the N samples whose
-    # square has this side. Sides differ, because samples enter the batch at different times.
-    return [(length, (side == length).nonzero().squeeze(1)) for length in sorted(set(side.tolist()))]
+    # square has this side. Sides differ, because samples enter the batch at different times. If all sides are equal,
+    # the index is a slice, because indexing with a slice copies nothing.
+    lengths = sorted(set(side.tolist()))
+    if len(lengths) == 1:
+        return [(lengths[0], slice(None))]
+    return [(length, (side == length).nonzero().squeeze(1)) for length in lengths]
 
 
-def _pixels(images: Tensor, corners: Tensor, some: Tensor, side: int) -> Tensor:
-    # Return the indices of the pixels of squares in the flattened `images`, int64 (N, channels, side * side). `some`,
-    # int64 (N,), contains the positions of N images in the batch. `corners`, int64 (N, 2), contains the top and left of
-    # the square in each of them.
-    _, channels, height, width = images.shape
-    steps = torch.arange(side, device=images.device)
-    square = (steps[:, None] * width + steps).flatten()
-    corner = some * (channels * height * width) + corners[:, 0] * width + corners[:, 1]
-    channel = torch.arange(channels, device=images.device) * (height * width)
-    return corner[:, None, None] + channel[:, None] + square
+def _start(images: Tensor, row: Tensor | None) -> Tensor:
+    # Return the index of the first pixel of images in the flattened `images`, int64 (N,). `row`, int64 (N,), contains
+    # the positions of the N images in the batch. If it is None, the result is for all images.
+    row = torch.arange(len(images), device=images.device) if row is None else row
+    return row * images[0].numel()
+
+
+def _pixels(images: Tensor, corners: Tensor, start: Tensor, side: int) -> Tensor:
+    # Return the indices of the pixels of squares in the flattened `images`, int64 (N, channels, side * side). `start`,
+    # int64 (N,), contains the index of the first pixel of N images. `corners`, int64 (N, 2 or more), contains the top
+    # and left of the square in each of them.
+    square = _square(images.shape[1:], side, images.device)
+    corner = start + corners[:, 0] * images.shape[3] + corners[:, 1]
+    return corner[:, None, None] + square
+
+
+@lru_cache(maxsize=32)
+def _square(shape: torch.Size, side: int, device: torch.device) -> Tensor:
+    # Return the indices of the pixels of the top left square in a flattened image of this shape, int64 (channels,
+    # side * side).
+    channels, height, width = shape
+    steps = torch.arange(side, device=device)
+    channel = torch.arange(channels, device=device) * (height * width)
+    return channel[:, None] + (steps[:, None] * width + steps).flatten()
 
 
 def _bumps(keys: Tensor, counter: Tensor, images: Tensor, side: int) -> Tensor:

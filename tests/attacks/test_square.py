@@ -8,7 +8,7 @@ from made_up import halving_threat, network, samples, threat_of
 
 from robustbench_vlm.attacks.batching import Rows
 from robustbench_vlm.attacks.square import Square, square
-from robustbench_vlm.attacks.square_proposals import PROPOSALS
+from robustbench_vlm.attacks.square_proposals import PROPOSALS, CleanImages
 from robustbench_vlm.core.classifier_interface import as_classifier
 
 EPS = {"Linf": 0.1, "L2": 0.9}
@@ -62,6 +62,18 @@ def test_candidates_do_not_depend_on_other_rows_with_different_square_sizes() ->
             one = Rows(*(value[n : n + 1] for value in vars(rows).values()))
             alone = proposals.changed(one, EPS[norm], best[n : n + 1], query[n : n + 1], side[n : n + 1])
             assert torch.allclose(alone[0], together[n])
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+def test_several_copies_of_a_sample_are_those_of_a_batch_with_repeated_samples(norm: str) -> None:
+    rows, eps, proposals = rows_of(), EPS[norm], PROPOSALS[norm]
+    row = torch.tensor([3, 0, 3, 15, 7, 0])
+    query, side = torch.arange(1, 7), torch.tensor([3, 5, 5, 3, 7, 3])
+    best = proposals.first(rows, eps)
+    repeated = CleanImages(rows.images[row], rows.keys[row])
+    copies = proposals.changed(CleanImages(rows.images, rows.keys), eps, best, query, side, row)
+    assert torch.equal(copies, proposals.changed(repeated, eps, best[row], query, side))
+    assert torch.equal(best, proposals.first(rows, eps))
 
 
 def test_the_schedule_of_square_sides_is_that_of_pyautoattack() -> None:
