@@ -48,7 +48,7 @@ def asked(program: Path, words: str) -> list[str]:
         ("vlmbench diag", ["diagnose"]),
         ("vlmbench run --att", ["--attack"]),
         ("vlmbench run --attack ", ATTACKS.names()),
-        ("vlmbench run --attack apgd", ["apgd-ce", "apgd-dlr", "apgd-t"]),
+        ("vlmbench run --attack apgd", ["apgd-ce", "apgd-dlr", "apgd-features", "apgd-rescaled", "apgd-t"]),
         ("vlmbench run --model ", card_names("mini")),
         ("vlmbench run --track zeroshot15 --model fare-4-l", None),
         ("vlmbench run --model ttc+ag", ["ttc+agft"]),
@@ -96,7 +96,7 @@ def test_a_real_bash_completes(vlmbench: Path) -> None:
     answer = subprocess.run([shell, "-c", script], env=environment, capture_output=True, text=True, check=True)
     said, found = answer.stdout.splitlines()
     # Without completions, bash offers files, because a card file is allowed too.
-    assert "-o default" in said and found.split() == ["apgd-ce", "apgd-dlr", "apgd-t"]
+    assert "-o default" in said and found.split() == ["apgd-ce", "apgd-dlr", "apgd-features", "apgd-rescaled", "apgd-t"]
 
 
 @pytest.mark.parametrize(

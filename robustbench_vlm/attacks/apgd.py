@@ -93,12 +93,16 @@ class Apgd:
 
     def start(self, model: CountedClassifier, rows: Rows) -> ApgdState:
         """Return the state at the start of the first run. The clean logits decide the targets."""
-        targets, count = rows.labels[:, None], torch.ones_like(rows.labels)
-        if self.targets:
-            targets, count = ranked_targets(model.logits(rows.images), rows.labels, self.targets)
+        targets, count = self.choose_targets(model, rows)
         plan = targets, count * self.restarts, torch.zeros_like(rows.labels) + self.skip * self.restarts
         nothing = torch.full_like(rows.images[:, 0, 0, 0], -float("inf"))
         return self._begin(rows, ball_around(self.threat, rows.images), plan, nothing)
+
+    def choose_targets(self, model: CountedClassifier, rows: Rows) -> tuple[Tensor, Tensor]:
+        """Return the target classes, int64 (B, T), and the number of targets of each sample, int64 (B,)."""
+        if not self.targets:
+            return rows.labels[:, None], torch.ones_like(rows.labels)
+        return ranked_targets(model.logits(rows.images), rows.labels, self.targets)
 
     def step(self, model: CountedClassifier, state: ApgdState) -> ApgdState:
         """Classify every iterate and take one step. If the loss of a sample stalls, halve the sample's step size."""

@@ -53,6 +53,23 @@ def dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     return margin(logits, labels, targets) / _spread(first - third)
 
 
+def probability_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Return log(1 + m), float32 (B,). m is the probability margin (arXiv:2411.15210), between -1 and 1.
+
+    m is the largest probability of another class minus the probability of the label. The logarithm ranks images as m
+    does, and its gradient has the same direction. At CLIP's logit scale of 100, float32 often rounds m to -1, and the
+    gradient of m is then zero. The logarithm is computed from the logits, so it has neither problem.
+    """
+    others = _without(logits, labels)
+    doubled = torch.cat([others, others.amax(dim=1, keepdim=True)], dim=1)
+    return doubled.logsumexp(dim=1) - logits.logsumexp(dim=1)
+
+
+def other_log_probability(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Return the logarithm of the largest probability of a class other than the label, float32 (B,)."""
+    return _without(logits, labels).amax(dim=1) - logits.logsumexp(dim=1)
+
+
 def targeted_margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Return the logit of the target minus the logit of the label, float32 (B,)."""
     return _pick(logits, targets) - _pick(logits, labels)
@@ -71,6 +88,7 @@ LOSSES: Mapping[str, Loss] = {
     "ce": cross_entropy,
     "softmax-ce": softmax_cross_entropy,
     "margin": margin,
+    "pm": probability_margin,
     "dlr": dlr,
     "targeted-dlr": targeted_dlr,
 }

@@ -114,6 +114,27 @@ class SurrogateClassifier:
 
 
 @dataclass(frozen=True)
+class ScaledClassifier:
+    """A classifier whose logits are multiplied by a positive factor for each sample. Its predictions are the same."""
+
+    classifier: Classifier
+    factor: Tensor
+    """The factor of each sample, float32 (B,)."""
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """Return the scaled logits, float32 (B, C), of images (B, 3, H, W), one for each sample."""
+        return checked_logits(self.classifier, images) * self.factor[:, None]
+
+    def select(self, index: Tensor) -> "ScaledClassifier":
+        """Return a copy for only the samples at the positions `index`, int64 (N,)."""
+        return ScaledClassifier(self.classifier.select(index), self.factor[index])
+
+    def cost(self, *, gradient: bool) -> tuple[int, int]:
+        """Return the forward and backward passes of one call. They equal the passes of `classifier`."""
+        return self.classifier.cost(gradient=gradient)
+
+
+@dataclass(frozen=True)
 class MultiDatasetClassifier:
     """A classifier for a batch with samples of several datasets.
 
@@ -157,6 +178,16 @@ class MultiDatasetClassifier:
         return self.union.cost(gradient=gradient)
 
 
+def with_surrogate(classifier: Classifier, change: Callable[[Classifier], Classifier]) -> Classifier:
+    """Return the classifier that `change` returns for the attacked classifier. The same judge decides the verdicts.
+
+    `change` must not change predictions unless `classifier` has a judge.
+    """
+    if isinstance(classifier, SurrogateClassifier):
+        return SurrogateClassifier(change(classifier.surrogate), classifier.judge)
+    return change(classifier)
+
+
 @runtime_checkable
 class AdaptiveClassifier(Classifier, Protocol):
     """A classifier with a test-time defense. Its gradient can be computed in several modes."""
@@ -182,9 +213,9 @@ def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
     Raises UserError if a logit is not finite. Non-finite logits do not define a prediction.
     """
     logits = classifier(images)
-    # `SurrogateClassifier` and `MultiDatasetClassifier` have already checked the logits of the classifiers inside them.
-    # After the check, they add -inf at the positions of classes that a dataset does not have.
-    if isinstance(classifier, SurrogateClassifier | MultiDatasetClassifier):
+    # These classes have already checked the logits of the classifiers inside them. After the check,
+    # `MultiDatasetClassifier` adds -inf at the positions of classes that a dataset does not have.
+    if isinstance(classifier, SurrogateClassifier | ScaledClassifier | MultiDatasetClassifier):
         return logits
     assert logits.dim() == 2 and len(logits) == len(images), f"logits {tuple(logits.shape)} for {len(images)} images"
     if logits.dtype in (torch.float16, torch.bfloat16):
