@@ -1,9 +1,18 @@
 #!/usr/bin/env bash
 # Usage: BASE=COMMIT check_submission.sh CLONE [SAMPLES]
-# Checks the entries that differ between BASE and the clone, and computes a random part of their verdicts again.
+# Checks the entries that differ between BASE and the clone, and attacks samples of them again.
+# ATTEMPT is the number of this check among those of the author, at least 1. Later attempts draw more samples, so that
+# repeated pushes do not help a forger. FINDINGS is a folder for the attestations and the images that break samples.
 # It runs no code of the clone, and git does not use its links or hooks: files are read from the history.
 set -euo pipefail
-clone=$1 samples=${2:-200} most=100000000
+clone=$1 samples=${2:-40} most=100000000 attempt=${ATTEMPT:-1} findings=${FINDINGS:-}
+if ! [[ $attempt =~ ^[1-9][0-9]*$ ]]; then
+  printf 'ATTEMPT must be a positive integer, got %q\n' "$attempt"
+  exit 1
+fi
+if [ ${#attempt} -gt 1 ]; then
+  attempt=10 # limits the time of the check
+fi
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 git=(git -C "$clone" -c core.hooksPath=/dev/null -c core.fsmonitor=false -c protocol.file.allow=user)
@@ -75,6 +84,15 @@ for name in "${entries[@]}"; do
   (cd "$work/new" && vlmbench verify --check --since "$work/old/$name" "$name")
   # A maintainer who has the data of other tracks verifies their entries.
   if [[ $name == leaderboards/mini/* ]]; then
-    (cd "$work/new" && vlmbench verify --samples "$samples" "$name")
+    mkdir -p "${findings:-$work/findings}"
+    kept=$(cd "${findings:-$work/findings}" && pwd)
+    code=0
+    (cd "$work/new" && vlmbench verify --samples "$samples" --attempt "$attempt" --attestation "$kept/$model.json" \
+      "$name") || code=$?
+    # The images that broke a sample are kept, also if the check failed.
+    cp "$work/new/$folder"/counterexamples/*.safetensors "$kept" 2>/dev/null || true
+    if [ "$code" -ne 0 ]; then
+      exit "$code"
+    fi
   fi
 done

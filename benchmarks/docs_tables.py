@@ -1,4 +1,4 @@
-"""Generate the tables of docs/warnings.md, protocols.md, models.md, architectures.md and estimated_runs.md.
+"""Generate the tables of the pages in `TABLES` from the code and from reports of the benchmarks.
 
 `python benchmarks/docs_tables.py` writes the pages. tests/docs/test_pages.py fails if a page differs from the code.
 """
@@ -120,10 +120,25 @@ def estimated_runs() -> str:
     return markdown([*header, "coverage"], rows)
 
 
+def verification() -> str:
+    """Return the table of detected forgeries, from benchmarks/verification.json."""
+    report = json.loads((Path(__file__).parent / "verification.json").read_text(encoding="utf-8"))["replayed"]
+    header = ["model", "forgery", "forged samples", "gain in points", "left", "found", "passes", "before"]
+    rows = []
+    for row in report["rows"]:
+        cost = report["cost"][row["model"]]
+        found = "100 %" if row["found"] == 1 else f"{percent(row['found'])} %"
+        passes = [f"{cost[key] / 1000:,.0f} k" for key in ("passes", "passes_before")]
+        gain, left = (f"{100 * row[key] / cost['samples']:.1f}" for key in ("samples", "left"))
+        rows.append([row["model"], row["forgery"], str(row["samples"]), gain, left, found, *passes])
+    return markdown(header, rows)
+
+
 TABLES = {
     "architectures.md": open_clip_architectures.tables,
     "estimated_runs.md": estimated_runs,
     "models.md": image_sizes,
+    "submit.md": verification,
     "warnings.md": warnings,
     "protocols.md": protocols,
 }

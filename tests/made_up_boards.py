@@ -14,9 +14,9 @@ from robustbench_vlm.leaderboard.entry import (
     EntryProtocol,
     EntryScore,
     EntryThreat,
-    Event,
     RecordsFile,
 )
+from robustbench_vlm.leaderboard.history import Event, Subject
 from robustbench_vlm.protocols.mini import MINI as PROTOCOL
 from robustbench_vlm.tracks import MINI
 
@@ -106,15 +106,19 @@ def row(model: str, place: int) -> BoardRow:
 
 
 def events(status: str) -> tuple[Event, ...]:
-    first = Event("2026-11-20", "claimed", "Submitted with per-sample records of three attacks.", {})
+    subject = Subject(DIGEST, DIGEST, DIGEST)
+    first = Event(
+        "2026-11-20", "submission", "Submitted with per-sample records of three attacks.", {}, subject, "", None, ""
+    )
     if status == "claimed":
         return (first,)
-    what = {
-        "reproduced": "200 stored samples were run again; all verdicts agree.",
-        "verified": "All stored samples were run again; all verdicts agree.",
-        "disputed": "Two samples reported as robust were broken by submitted images.",
+    kind, what = {
+        "reproduced": ("attestation", "200 stored samples were run again; all verdicts agree."),
+        "verified": ("attestation", "All stored samples were run again; all verdicts agree."),
+        "disputed": ("counterexamples", "Two samples reported as robust were broken by submitted images."),
     }[status]
-    return first, Event("2026-11-24", status, what, {"samples": 200, "seed": "b7a1", "wrong at most": "1.5 %"})
+    facts = {"samples": 200, "seed": "b7a1", "wrong at most": "1.5 %"}
+    return first, Event("2026-11-24", kind, what, facts, subject, first.digest, None, "")
 
 
 def entry(model: str) -> Entry:
@@ -155,7 +159,6 @@ def entry(model: str) -> Entry:
         cells=cells,
         records=RecordsFile(f"records/{model}.parquet", DIGEST, url=""),
         environment=(),
-        status=made.status,
         history=events(made.status),
         counterexamples=(broken, dataclasses.replace(broken, sample_id="0107")) if made.counterexamples else (),
         links={},

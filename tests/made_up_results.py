@@ -16,9 +16,10 @@ from robustbench_vlm.engine.estimate import draw_order
 from robustbench_vlm.engine.manifest import MANIFEST
 from robustbench_vlm.engine.results import accuracies
 from robustbench_vlm.engine.store import safe_name, write_shard
-from robustbench_vlm.leaderboard.entry import Event, write_entry
+from robustbench_vlm.leaderboard.entry import Entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import make_entry, write_records
 from robustbench_vlm.leaderboard.estimates import cell_estimates
+from robustbench_vlm.leaderboard.history import Attestation
 
 CLASSES = ("a", "b", "c")
 PROTOCOL = {"name": "mini", "version": 1}
@@ -144,12 +145,30 @@ def write_run(found: Sequence[CellRecords], out: Path) -> Path:
     return folder
 
 
-def write_board_entry(found: Sequence[CellRecords], folder: Path, **changes: Any) -> Path:
-    """Write an entry of one model with its records and return the path of the entry."""
+def attested(entry: Entry, outcome: str = "confirmed", *, date: str = "2026-01-01", **fields: Any) -> Entry:
+    """Return the entry with an attestation of its current results; `fields` replaces fields of the attestation."""
+    about: dict[str, Any] = {
+        **{"is_full": False, "bound": 0.01, "datasets": tuple(entry.datasets), "seed": 1, "attempt": 1},
+        **{"machine": "1" * 32, "environment": {}, "parts": (), "disagreements": (), "problems": ()},
+    }
+    attestation = Attestation(outcome, **{**about, **fields})
+    return entry.after(date, "attestation", "made up", attestation=attestation)
+
+
+def write_board_entry(
+    found: Sequence[CellRecords], folder: Path, status: str = "claimed", *, date: str = "2026-01-01", **changes: Any
+) -> Path:
+    """Write an entry of one model with its records and return the path of the entry.
+
+    `changes` replaces fields of the entry. If `status` is not "claimed", the entry has an attestation that gives it.
+    """
     model = found[0].score.model
-    event = Event("2026-01-01", "claimed", "made up", {})
     card = {"name": model, "architecture": "mini"}
-    entry, content = make_entry(found, card, (), event, found[0].identity["protocol"])
+    entry, content = make_entry(found, card, (), found[0].identity["protocol"])
+    entry = replace(entry.after(date, "submission", "made up"), **changes)
+    if status != "claimed":
+        outcome = "contradicted" if status == "disputed" else "confirmed"
+        entry = attested(entry, outcome, date=date, is_full=status == "verified")
     write_records(content, folder / entry.records.file)
-    write_entry(replace(entry, **changes), folder / f"{model}.json")
+    write_entry(entry, folder / f"{model}.json")
     return folder / f"{model}.json"

@@ -28,7 +28,8 @@ OPTIONS = {
     "sweep": """DEFENSE --base --device --epochs --eps --images --json --num-images --out --grid --plot --precision
  --seed --set --track --train-fraction""",
     "submit": "RUN --code --contact --data --json --model --note --out --records",
-    "verify": "ENTRY --check --data --device --full --json --model --samples --seed --since --workers",
+    "verify": """ENTRY --add --attempt --attestation --check --data --dataset --device --full --json --model
+ --samples --seed --sign --since --workers""",
     "dispute": "ENTRY --data --images --json --model",
     **{f"show {kind}": "NAME --json --track" for kind in EXAMPLES},
     "show sample": """DATASET ID|NUMBER --attack --data --device --eps --json --model --norm --out --protocol --samples

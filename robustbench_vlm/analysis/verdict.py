@@ -8,8 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.attacks.model import logits_in_batches
 from robustbench_vlm.attacks.projections import distance, project
+from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.model_cache import classifier_of, precise_classifier
@@ -31,6 +33,22 @@ def clean_predictions(cell: Cell, *, device: str) -> list[tuple[int, float]]:
         first, second = logits.topk(2, dim=1).values.unbind(1)
         scale = classifier_of(cell.model, cell.track, cell.dataset.prompts, device).scale
         found += zip(logits.argmax(dim=1).tolist(), ((first - second) / scale).tolist(), strict=True)
+    return found
+
+
+def image_margins(cell: Cell, start: int, images: Tensor, *, device: str) -> list[float]:
+    """Return the margin of each image, as a difference of cosine similarities.
+
+    `images` has one image for each of B consecutive samples of the cell from the index `start` on, float [B, 3, H, W]
+    in [0, 1]. The margin is the similarity to the correct class minus the largest other similarity. It is negative for
+    misclassified images.
+    """
+    samples, stop = cell.samples, start + len(images)
+    keys = sample_keys(cell.protocol.seed, cell.dataset.name, samples.ids[start:stop])
+    logits = verdict_logits(cell, keys, images, device=device)
+    labels = torch.tensor(samples.labels[start:stop], dtype=torch.int64)
+    scale = classifier_of(cell.model, cell.track, cell.dataset.prompts, device).scale
+    found: list[float] = (-margin(logits, labels, labels) / scale).tolist()
     return found
 
 

@@ -82,11 +82,11 @@ def serve(folder: _Folder = None, port: _Port = 8000) -> None:
 @app.command(epilog=example("vlmbench leaderboard migrate leaderboards/mini/*.json"))
 def migrate(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Leaderboard entries and model cards of version 0.1.")
+        list[Path], typer.Argument(metavar="FILE...", help="Leaderboard entries and model cards of an earlier format.")
     ],
     as_json: Json = False,
 ) -> None:
-    """Rewrite leaderboard entries and model cards of version 0.1 in the current format.
+    """Rewrite leaderboard entries and model cards of an earlier format in the current format.
 
     The old fingerprints are checked first. Records and verdicts do not change. The migration is added to the history of
     each entry.

@@ -168,9 +168,22 @@ def git_commit() -> str:
 
 
 def machine(device: str) -> dict[str, str | int]:
-    """Return the platform, device name and number of CPU cores of this machine."""
+    """Return the platform, device name, number of CPU cores and processor of this machine.
+
+    The processor is its model and instruction set. Runs on the CPU are equal bit by bit only if the processor is equal.
+    It is "" for a GPU.
+    """
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
-    return {"platform": platform.platform(), "device": name, "cores": os.cpu_count() or 1}
+    processor = "" if device == "cuda" else f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"
+    return {"platform": platform.platform(), "device": name, "cores": os.cpu_count() or 1, "processor": processor}
+
+
+def _processor() -> str:
+    """Return the model name of the CPU, or the name of its architecture if the system does not show the model."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
+    model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
+    return model or platform.machine()
 
 
 def _entry(line: ManifestRow) -> dict[str, Any]:

@@ -16,7 +16,6 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import CellRecords, Unsound
 from robustbench_vlm.leaderboard.entry import Counterexample
-from robustbench_vlm.leaderboard.tolerance import exceeds_tolerance
 
 _DISTANCE_TOLERANCE = 1e-6
 """Tolerance for the size of a perturbation, for pixels in [0, 1]. Two machines may compute slightly different sizes for
@@ -71,21 +70,6 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
                     " restore the file that `vlmbench dispute` wrote"
                 )
             yield example, images[pair]
-
-
-def exceed_tolerance(examples: Sequence[Counterexample], evidence: Sequence[CellRecords]) -> bool:
-    """Return whether an entry has too many counterexamples.
-
-    `exceeds_tolerance` defines the allowed number, which depends on the number of robust samples. The numbers of all
-    datasets are added. If a dataset was attacked several times, its largest number of robust samples is used.
-    """
-    if not examples:
-        return False
-    robust: dict[str, int] = {}
-    for each in evidence:
-        count = sum(row.broken_by == "" for row in each.results)
-        robust[each.score.dataset] = max(count, robust.get(each.score.dataset, 0))
-    return exceeds_tolerance(len(examples), max(sum(robust.values()), len(examples)))
 
 
 def refuted_counterexamples(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +16,8 @@ from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import CellRecords
-from robustbench_vlm.leaderboard.counterexamples import exceed_tolerance, images_file, images_path
-from robustbench_vlm.leaderboard.entry import Counterexample, Entry, Event, write_entry
+from robustbench_vlm.leaderboard.counterexamples import images_file, images_path
+from robustbench_vlm.leaderboard.entry import Counterexample, Entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records
 from robustbench_vlm.leaderboard.rebuild import rebuild, reference_of
 
@@ -100,18 +100,9 @@ def dispute(
         return Dispute(entry, dict(counts))
     source, content = images_file(entry.track, broken)
     found = tuple(dataclasses.replace(example, source=source) for example, _ in broken)
-    return Dispute(_disputed(entry, evidence, found, date), dict(counts), found, content)
-
-
-def _disputed(entry: Entry, evidence: Sequence[CellRecords], found: Sequence[Counterexample], date: str) -> Entry:
-    """Return the entry with new counterexamples.
-
-    The status is "disputed" if the entry now has more counterexamples than the tolerance allows.
-    """
-    after = entry.with_counterexamples(found)
-    status = "disputed" if exceed_tolerance(after.counterexamples, evidence) else entry.status
     what = f"{len(found)} samples that the entry reported as robust were broken"
-    return after.after(Event(date, status, what, {"images": found[0].source}))
+    after = entry.with_counterexamples(found).after(date, "counterexamples", what, {"images": source})
+    return Dispute(after, dict(counts), found, content)
 
 
 @dataclass(frozen=True)

@@ -18,33 +18,30 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, write_text
-from robustbench_vlm.core.fingerprint import plain
+from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.strict_json import read_json, validate
 from robustbench_vlm.engine.cell_records import Condition
+from robustbench_vlm.leaderboard.history import (
+    STRICT,
+    Attestation,
+    Count,
+    Digest,
+    Event,
+    JsonObject,
+    Name,
+    Share,
+    Subject,
+    Text,
+)
+from robustbench_vlm.leaderboard.status import status_of
+from robustbench_vlm.leaderboard.tolerance import exceeds_tolerance
 
-FORMAT: Final = 2
-STATUSES = ("claimed", "reproduced", "verified", "disputed")
-"""The statuses of an entry. A submitted entry is "claimed". It becomes "reproduced" after a random part of its samples
-was attacked again, and "verified" after all samples were attacked again. It is "disputed" if a verification or
-counterexamples contradict it."""
-MAX_TEXT = 2000
-"""Largest number of characters in a text of an entry, such as a note or a link."""
+FORMAT: Final = 3
 MAX_BYTES = 2**24
 """Largest size of an entry file. The class names and prompts of a thousand classes take a few megabytes."""
 _MAX_DEPTH = 15
 """Largest nesting depth of an entry's JSON. Normal entries need about half of this depth."""
 _ADVICE = "`vlmbench submit` writes entries"
-_STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
-
-
-def _limit_texts(value: Any) -> Any:
-    """Return a JSON value unchanged. Raise ValueError if a text or key in it has more than `MAX_TEXT` characters."""
-    if isinstance(value, str) and len(value) > MAX_TEXT:
-        raise ValueError(f"texts must have at most {MAX_TEXT} characters, got {len(value)}")
-    if isinstance(value, dict | list):
-        for each in (*value, *value.values()) if isinstance(value, dict) else value:
-            _limit_texts(each)
-    return value
 
 
 def _card_fields(value: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -53,14 +50,7 @@ def _card_fields(value: Mapping[str, Any]) -> Mapping[str, Any]:
     return value
 
 
-Name = Annotated[str, Field(min_length=1, max_length=120)]
-Text = Annotated[str, Field(max_length=MAX_TEXT)]
-Digest = Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
 Norm = Annotated[str, Field(pattern="^(Linf|L2)$")]
-Status = Annotated[str, Field(pattern=f"^({'|'.join(STATUSES)})$")]
-Share = Annotated[float, Field(ge=0, le=1)]
-Count = Annotated[int, Field(ge=0)]
-JsonObject = Annotated[Mapping[str, Any], AfterValidator(_limit_texts)]
 Links = Annotated[
     Mapping[Annotated[str, Field(pattern="^(code|contact)$")], Text],
     Field(json_schema_extra={"additionalProperties": False}),
@@ -77,7 +67,7 @@ Card = Annotated[
 class EntryThreat:
     """The norm and radius of a threat model."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     norm: Norm
     eps: Annotated[str, Field(pattern="^[0-9]+(/[1-9][0-9]*)?$", max_length=40)]
     """Radius as a fraction of the pixel range, such as "1/51"."""
@@ -90,7 +80,7 @@ class EntryScore:
     The fields are the fields of `Score`, except model, attack and dataset.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     classes: Annotated[int, Field(ge=2)]
     eps: Annotated[str, Field(max_length=40)]
     n: Annotated[int, Field(ge=1)]
@@ -105,7 +95,7 @@ class EntryScore:
 class EntryEstimate:
     """Counts and the design interval of an estimated robust accuracy."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     survivors: Count
     """The number of samples that survive the first phase of the attack and can be drawn."""
     drawn: Count
@@ -124,7 +114,7 @@ class EntryEstimate:
 class MeanEstimate:
     """The estimated mean robust accuracy under one attack at one radius, without datasets for training."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     attack: Name
     threat: EntryThreat
     robust: Share
@@ -137,7 +127,7 @@ class MeanEstimate:
 class EntryCell:
     """The scores for one attack, dataset and radius, with two digests: `fingerprint` and `content`."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     attack: Name
     dataset: Name
     threat: EntryThreat
@@ -159,7 +149,7 @@ class EntryCell:
 class EntryDataset:
     """The classes, prompts and samples of a dataset."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     classes: Annotated[tuple[Text, ...], Field(min_length=2)]
     prompts: Annotated[tuple[Text | tuple[Text, ...], ...], Field(min_length=2)]
     """One prompt or a list of prompts for each class. The embeddings of the prompts in a list are averaged."""
@@ -171,7 +161,7 @@ class EntryDataset:
 class EntryProtocol:
     """The protocol of all scores of an entry."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     label: Name
     """Name and version, such as "mini/1"."""
     identity: JsonObject
@@ -181,7 +171,7 @@ class EntryProtocol:
 class RecordsFile:
     """The file of the per-sample records."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     file: Annotated[str, Field(pattern="^records/[A-Za-z0-9][A-Za-z0-9._+@-]{0,79}[.]parquet$")]
     """Path of the file, relative to the folder of the entry."""
     sha256: Digest
@@ -196,7 +186,7 @@ class Counterexample:
     Each image was checked by one forward pass before it was recorded.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     dataset: Name
     sample_id: Annotated[str, Field(max_length=400)]
     norm: Norm
@@ -209,29 +199,14 @@ class Counterexample:
 
 
 @dataclass(frozen=True)
-class Event:
-    """One event in the history of an entry, such as its submission, a verification or a dispute."""
-
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    date: Annotated[str, Field(pattern="^[0-9]{4}-[0-9]{2}-[0-9]{2}$")]
-    """Date in UTC, such as "2026-01-31"."""
-    status: Status
-    """The entry's status after the event, one of `STATUSES`."""
-    what: Text
-    """A sentence that describes the event."""
-    facts: JsonObject
-    """Numbers and texts that describe the event, such as counts, bounds and seeds."""
-
-
-@dataclass(frozen=True)
 class Entry:
     """The entry of one model on one track.
 
     It has the scores under one protocol, everything that they depend on, and the history.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
-    format: Literal[2]
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
+    format: Literal[3]
     track: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._-]{0,79}$")]
     model: Annotated[str, Field(pattern="^[A-Za-z0-9][A-Za-z0-9._+@-]{0,79}$")]
     card: Card
@@ -246,7 +221,6 @@ class Entry:
     records: RecordsFile
     environment: tuple[JsonObject, ...]
     """The software versions, the machine and the git commit of the run, one object for each attack."""
-    status: Status
     history: Annotated[tuple[Event, ...], Field(min_length=1)]
     counterexamples: tuple[Counterexample, ...]
     links: Links
@@ -254,9 +228,46 @@ class Entry:
     estimates: tuple[MeanEstimate, ...] = ()
     """The mean of each attack and radius with an estimated cell."""
 
-    def after(self, event: Event) -> "Entry":
-        """Return a copy of the entry. The event is added to its history, and its status is the status of the event."""
-        return dataclasses.replace(self, status=event.status, history=(*self.history, event))
+    @property
+    def subject(self) -> Subject:
+        """The digests of the results. Evidence counts only for an entry with the same digests."""
+        cells = sorted([cell.fingerprint, cell.content, list(cell.score.warnings)] for cell in self.cells)
+        return Subject(self.weights, fingerprint(self.protocol.identity), fingerprint(cells))
+
+    @property
+    def status(self) -> str:
+        """The status, computed from the digests, the history and the counterexamples. `status_of` explains it."""
+        return status_of(self.subject, tuple(self.datasets), self.history, is_refuted=self.is_refuted)
+
+    @property
+    def is_refuted(self) -> bool:
+        """True if the entry has more counterexamples than the tolerance allows.
+
+        The allowed number depends on the number of robust samples. The numbers of all datasets are added. If a dataset
+        was attacked several times, its largest number of robust samples is used.
+        """
+        if not self.counterexamples:
+            return False
+        robust: dict[str, int] = {}
+        for cell in self.cells:
+            robust[cell.dataset] = max(round(cell.score.robust * cell.score.n), robust.get(cell.dataset, 0))
+        count = len(self.counterexamples)
+        return exceeds_tolerance(count, max(sum(robust.values()), count))
+
+    def after(
+        self,
+        date: str,
+        kind: str,
+        what: str,
+        facts: Mapping[str, Any] | None = None,
+        *,
+        attestation: Attestation | None = None,
+        signature: str = "",
+    ) -> "Entry":
+        """Return a copy of the entry with one more event, which has the digests of the entry and of the last event."""
+        previous = self.history[-1].digest if self.history else ""
+        event = Event(date, kind, what, facts or {}, self.subject, previous, attestation, signature)
+        return dataclasses.replace(self, history=(*self.history, event))
 
     def continues(self, earlier: "Entry") -> bool:
         """Return whether `earlier` has the same weights and protocol as this entry.
@@ -264,11 +275,6 @@ class Entry:
         If so, the records of `earlier` are also valid for this entry.
         """
         return (self.weights, self.protocol) == (earlier.weights, earlier.protocol)
-
-    def repeats(self, earlier: "Entry") -> bool:
-        """Return whether `earlier` has the same weights and this entry contains all records of `earlier`."""
-        own = {(cell.condition, cell.content) for cell in self.cells}
-        return self.weights == earlier.weights and own >= {(cell.condition, cell.content) for cell in earlier.cells}
 
     def with_counterexamples(self, more: Iterable[Counterexample]) -> "Entry":
         """Return the entry with more counterexamples.
@@ -293,9 +299,10 @@ def read_entry(path: Path) -> Entry:
     entry. The message names the first problem and its place in the file.
     """
     values = read_json(path, "the entry", max_bytes=MAX_BYTES, max_depth=_MAX_DEPTH, advice=_ADVICE)
-    if isinstance(values, dict) and values.get("format") == 1:
+    if isinstance(values, dict) and values.get("format") in (1, 2):
         raise UserError(
-            f"the entry {path} has format 1, which version 0.1 wrote: run `vlmbench leaderboard migrate {path}`"
+            f"the entry {path} has format {values['format']}, but format {FORMAT} is expected: run"
+            f" `vlmbench leaderboard migrate {path}`"
         )
     return validate(Entry, values, f"the entry {path}", advice=_ADVICE)
 

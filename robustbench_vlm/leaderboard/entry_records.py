@@ -21,7 +21,6 @@ from robustbench_vlm.leaderboard.entry import (
     EntryProtocol,
     EntryScore,
     EntryThreat,
-    Event,
     RecordsFile,
 )
 from robustbench_vlm.leaderboard.estimates import cell_estimates, entry_estimate, mean_estimates
@@ -40,10 +39,9 @@ def make_entry(
     evidence: Sequence[CellRecords],
     card: Mapping[str, Any],
     environment: Iterable[Mapping[str, Any]],
-    event: Event,
     protocol: Mapping[str, Any],
 ) -> tuple[Entry, bytes]:
-    """Return the entry of one model and the bytes of its records file.
+    """Return the entry of one model, without a history, and the bytes of its records file.
 
     `evidence` has the records of each cell (one attack, dataset and radius). Equal records give equal bytes.
     """
@@ -65,8 +63,7 @@ def make_entry(
         cells=tuple(_cell(each, estimate) for each, estimate in zip(evidence, cell_estimates(evidence), strict=True)),
         records=RecordsFile(name, hashlib.sha256(content).hexdigest(), url=""),
         environment=tuple(environment),
-        status=event.status,
-        history=(event,),
+        history=(),
         counterexamples=(),
         links={},
         note="",

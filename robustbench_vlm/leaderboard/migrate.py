@@ -1,4 +1,4 @@
-"""Migrate entry and card files of version 0.1 to the current names. Their fingerprints are checked first.
+"""Migrate entry and card files of earlier formats to the current format. Their fingerprints are checked first.
 
 A fingerprint is the digest of an identity, a JSON object. The identities of version 0.1 contain import paths and names
 that were changed later. The migration changes only names. It does not change records, verdicts and weights. A new
@@ -13,10 +13,11 @@ from typing import Any
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_text
-from robustbench_vlm.core.fingerprint import fingerprint
-from robustbench_vlm.core.strict_json import read_json, validate
-from robustbench_vlm.leaderboard.entry import FORMAT, MAX_BYTES, Entry, RecordsFile
+from robustbench_vlm.core.fingerprint import fingerprint, plain
+from robustbench_vlm.core.strict_json import read_json
+from robustbench_vlm.leaderboard.entry import FORMAT, MAX_BYTES, RecordsFile
 from robustbench_vlm.leaderboard.entry_records import read_rows, records_path
+from robustbench_vlm.leaderboard.history_migration import with_digests
 from robustbench_vlm.models.reference import parse_reference
 
 _ALGORITHMS = {
@@ -54,11 +55,11 @@ _TRAINING = {
 }
 _NOT_IDENTITY = ("track", "seconds", "fingerprint")
 """Keys of a card's "training" object that the training fingerprint does not cover."""
-_ADVICE = "give an entry or card file of version 0.1"
+_ADVICE = "give an entry or card file of version 0.1, or an entry of format 2"
 
 
 def migrate_file(path: Path, *, date: str) -> bool:
-    """Rewrite an entry or card file of version 0.1 in place. Returns False if the file already has the current names.
+    """Rewrite an entry or card file of an earlier format in place. Returns False if the file has the current format.
 
     Raises UserError if the file is not an entry or card, or if an old fingerprint does not match its identity. In these
     cases the file is not changed.
@@ -68,26 +69,31 @@ def migrate_file(path: Path, *, date: str) -> bool:
         raise UserError(f"{path} is not a JSON object: {_ADVICE}")
     try:
         is_entry = "cells" in values
-        migrated = migrate_entry(values, path.parent, date=date) if is_entry else migrate_card(values)
+        migrated = _migrate_entry(values, path, date) if is_entry else migrate_card(values)
     except (KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} does not have the fields of version 0.1 ({error!r}): {_ADVICE}") from error
     if migrated == values:
         return False
-    if is_entry:
-        validate(Entry, migrated, f"the migrated entry {path}", advice=_ADVICE)
     write_text(path, json.dumps(migrated, indent=1 if is_entry else 2, ensure_ascii=True) + "\n")
     return True
 
 
+def _migrate_entry(values: Mapping[str, Any], path: Path, date: str) -> dict[str, Any]:
+    """Convert an entry of an earlier format to the current format."""
+    if values["format"] == FORMAT:
+        return dict(values)
+    if values["format"] not in (1, 2):
+        raise UserError(f"the entry has format {values['format']!r}, expected 1 or 2: {_ADVICE}")
+    second = migrate_entry(values, path.parent, date=date) if values["format"] == 1 else values
+    found: dict[str, Any] = plain(with_digests(second, f"the migrated entry {path}", date=date, advice=_ADVICE))
+    return found
+
+
 def migrate_entry(values: Mapping[str, Any], folder: Path, *, date: str) -> dict[str, Any]:
-    """Convert an entry of format 1 to the current format, and add the migration to the entry's history.
+    """Convert an entry of format 1 to format 2, and add the migration to the entry's history.
 
     `values` is the JSON object of the entry, and `folder` is the folder of the entry file.
     """
-    if values["format"] == FORMAT:
-        return dict(values)
-    if values["format"] != 1:
-        raise UserError(f"the entry has format {values['format']!r}, expected 1: {_ADVICE}")
     if parse_reference(values["model"]).defense:
         # In the current format, the weights digest of a test-time defense also covers the version of the defense. The
         # new digest cannot be computed here, because the weights are not loaded.
@@ -121,11 +127,11 @@ def migrate_entry(values: Mapping[str, Any], folder: Path, *, date: str) -> dict
         "status": values["status"],
         "what": "The migration checked the fingerprints of version 0.1. Names and versions of algorithms then"
         " replaced import paths in the identities. Records and verdicts did not change",
-        "facts": {"cells": len(cells), "from format": 1, "to format": FORMAT, "old cells": _digest(values["cells"])},
+        "facts": {"cells": len(cells), "from format": 1, "to format": 2, "old cells": _digest(values["cells"])},
     }
     return {
         **values,
-        "format": FORMAT,
+        "format": 2,
         "card": migrate_card(values["card"]),
         "protocol": protocol,
         "attacks": attacks,

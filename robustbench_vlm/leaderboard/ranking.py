@@ -23,6 +23,7 @@ from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.engine.cell_records import CellRecords, Unreachable
 from robustbench_vlm.leaderboard.board import Board, BoardRow
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, entry_paths, read_entry
+from robustbench_vlm.leaderboard.masking import needs_stronger_attack
 from robustbench_vlm.leaderboard.reported import read_reported
 from robustbench_vlm.leaderboard.validate import check_entry, misplaced
 from robustbench_vlm.models.card import bundled_names
@@ -105,7 +106,8 @@ class CheckedEntry:
     evidence: tuple[CellRecords, ...]
     verdicts: Mapping[str, KnownVerdicts]
     is_ranked: bool
-    """True if the track's attack was run on every dataset of the track and the entry is not disputed."""
+    """True if the track's attack was run on every dataset of the track, the entry is not disputed, and it does not need
+    a stronger attack (`needs_stronger_attack`)."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,8 @@ def _read_checked(path: Path, track: Track) -> CheckedEntry:
         raise misplaced(entry, path)
     evidence = check_entry(entry, path.parent)
     verdicts = worst_known(evidence, entry.counterexamples, Threat(track.norm, track.standard_eps))
-    is_ranked = entry.status != "disputed" and not datasets_without_standard_attack(evidence, track)
+    is_complete = not datasets_without_standard_attack(evidence, track)
+    is_ranked = is_complete and entry.status != "disputed" and not needs_stronger_attack(evidence, track)
     return CheckedEntry(entry, evidence, verdicts, is_ranked)
 
 

@@ -10,12 +10,12 @@ from typing import Any
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.numbers import percent, percent_interval
-from robustbench_vlm.core.records import estimate_text
+from robustbench_vlm.core.records import CLEAN, estimate_text
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.cell_records import CellRecords, complete_cells, manifests, no_records
 from robustbench_vlm.engine.manifest import read_manifest
 from robustbench_vlm.engine.results import mean_of
-from robustbench_vlm.leaderboard.entry import Entry, Event, read_entry, write_entry
+from robustbench_vlm.leaderboard.entry import Entry, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import make_entry, read_entry_records, write_records
 from robustbench_vlm.leaderboard.estimated_runs import read_unfinished
 from robustbench_vlm.leaderboard.estimates import draws_of_evidence, estimate_group, weaker_conditions
@@ -98,16 +98,14 @@ def make_submission(
     scores = scores_with_warnings([plan.cells[number] for number in numbers], evidence)
     evidence = [dataclasses.replace(each, score=score) for each, score in zip(evidence, scores, strict=True)]
     card = find_card(str(checked_reference(reference).model), track.name)
-    event = Event(date, "claimed", "submitted", {"cells": len(evidence), "samples": sum(e.score.n for e in evidence)})
     fields = {key: value for key, value in plain(card).items() if key != "folder"}
     environment = [*_environment(run, evidence), *_environment_of(kept, earlier)]
-    entry, content = make_entry(evidence, fields, environment, event, plan.protocol.identity)
+    entry, content = make_entry(evidence, fields, environment, plan.protocol.identity)
     if records and not records.startswith("https://"):
         raise UserError(f"the URL of the records must begin with https://, got {records!r}: give an https address")
     named = dataclasses.replace(entry.records, url=records)
     entry = dataclasses.replace(entry, links=links or {}, note=note, records=named)
-    if earlier:
-        entry = _continued(entry, earlier)
+    entry = _submitted(entry, earlier, evidence, date)
     remarks = (*_remarks(evidence, track, card), *_left_out(weaker), *_to_upload(entry))
     return Submission(entry, content, remarks, _pull_request(entry, evidence, track, remarks))
 
@@ -207,24 +205,29 @@ def _environment(run: Path, evidence: Sequence[CellRecords]) -> list[Mapping[str
     return found
 
 
-def _continued(entry: Entry, earlier: Entry) -> Entry:
-    """Return the submitted entry with the history of the earlier entry.
+def _submitted(entry: Entry, earlier: Entry | None, evidence: Sequence[CellRecords], date: str) -> Entry:
+    """Return the submitted entry with the history and the counterexamples of the earlier entry, and a new event.
 
-    This submission is added as the last event of the history. If the weights are the same, the counterexamples of the
-    earlier entry are kept too.
+    Counterexamples follow the model. They are kept if the weights change, until `verify` classifies their images with
+    the new weights. A counterexample is dropped if its sample is misclassified without an attack.
     """
-    kept = earlier.counterexamples if earlier.weights == entry.weights else ()
-    event = entry.history[0]
-    is_same = earlier.weights == entry.weights
-    what = f"the entry was submitted again{'' if is_same else ' with other weights'}"
-    if earlier.status == "disputed" and entry.repeats(earlier):
-        # Submitting the same records again must not remove the status "disputed".
-        event, what = (
-            dataclasses.replace(event, status="disputed"),
-            "the entry was submitted again with the same records",
+    what = "submitted"
+    if earlier:
+        what = "submitted again" if earlier.weights == entry.weights else "submitted again with other weights"
+        right = {
+            (each.score.dataset, row.sample_id): row.label
+            for each in evidence
+            for row in each.results
+            if row.broken_by != CLEAN
+        }
+        kept = tuple(
+            example
+            for example in earlier.counterexamples
+            if right.get((example.dataset, example.sample_id), example.prediction) != example.prediction
         )
-    continued = dataclasses.replace(entry, history=earlier.history, counterexamples=kept)
-    return continued.after(dataclasses.replace(event, what=what))
+        entry = dataclasses.replace(entry, history=earlier.history, counterexamples=kept)
+    facts = {"cells": len(evidence), "samples": sum(each.score.n for each in evidence)}
+    return entry.after(date, "submission", what, facts)
 
 
 def _remarks(evidence: Sequence[CellRecords], track: Track, card: ModelCard) -> Iterable[str]:

@@ -3,7 +3,6 @@
 The validation does not need weights or images. `vlmbench verify` runs further checks with weights and images.
 """
 
-import dataclasses
 import datetime
 import math
 from collections.abc import Sequence
@@ -18,10 +17,13 @@ from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.cell_records import CellRecords, Condition, Unsound
-from robustbench_vlm.leaderboard.counterexamples import exceed_tolerance, images_path, with_images
+from robustbench_vlm.leaderboard.attestation import statement_bytes
+from robustbench_vlm.leaderboard.counterexamples import images_path, with_images
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records, records_name
 from robustbench_vlm.leaderboard.estimates import check_estimates, draws_of_entry, weaker_conditions
+from robustbench_vlm.leaderboard.history import broken_link
+from robustbench_vlm.leaderboard.signature import check_signature, trusted_signer
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.card import parse_card, read_card
 from robustbench_vlm.models.reference import parse_reference
@@ -78,12 +80,6 @@ def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
             f"the records file of {entry.model!r} must be {records_name(entry.model)}, got {entry.records.file}:"
             " rename the file"
         )
-    if entry.status != entry.history[-1].status:
-        raise Unsound(
-            f"the status of the entry is {entry.status!r}, but its history ends in {entry.history[-1].status!r}:"
-            " restore the status and the history that `vlmbench` wrote"
-        )
-    _check_dates(entry)
     if foreign := set(entry.datasets) - set(track.datasets):
         raise Unsound(f"{min(foreign)!r} is not a dataset of the track {track.name!r}: leave it out of the submission")
     try:
@@ -97,6 +93,7 @@ def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     # The seed is that of this package, so that an author cannot choose the order of the draws.
     seed = PROTOCOLS.load(track.leaderboard_protocol).seed
     check_estimates(entry, evidence, seed, track.training_datasets)
+    check_history(entry)
     _check_counterexamples(entry.counterexamples, evidence, folder)
     return evidence
 
@@ -152,14 +149,23 @@ def _check_card(entry: Entry) -> None:
         )
 
 
-def check_continuation(entry: Entry, evidence: Sequence[CellRecords], earlier: Entry | None, folder: Path) -> None:
-    """Raise Unsound if a submission in `folder` removes data of the earlier entry or has a forbidden status.
+def check_continuation(
+    entry: Entry,
+    earlier: Entry | None,
+    folder: Path,
+    *,
+    evidence: Sequence[CellRecords] = (),
+    allowed: Path | None = None,
+) -> None:
+    """Raise Unsound if a submission in `folder` removes data of the earlier entry, or adds evidence without proof.
 
-    The history of the `earlier` entry must be kept. If the weights are the same, its records and counterexamples must
-    be kept too. A submission must have the status "claimed", because only `verify` sets a better status. The status may
-    be "disputed" if the entry has too many counterexamples. If the earlier entry is disputed and its records are
-    submitted again, the status must stay "disputed". New counterexamples must be submitted with their images. `verify`
-    classifies these images again.
+    The history of the `earlier` entry must be kept. An attestation is accepted only with the signature of a trusted
+    key, because anyone can write an attestation. If weights and protocol are the same, the earlier records must be
+    kept. The counterexamples of the model are always kept, because only `verify` can judge them on new weights. New
+    counterexamples must be submitted with their images.
+
+    `evidence` has the records of the entry. `allowed` is a file of trusted keys, by default the one of the installed
+    package.
     """
     known = earlier.history if earlier else ()
     if entry.history[: len(known)] != known:
@@ -167,37 +173,89 @@ def check_continuation(entry: Entry, evidence: Sequence[CellRecords], earlier: E
             "the history of the earlier entry must be the beginning of the new history: restore the"
             " events of the earlier entry"
         )
-    allowed = {"claimed", "disputed"} if exceed_tolerance(entry.counterexamples, evidence) else {"claimed"}
-    if earlier and (earlier.status == "disputed" or _is_same_claim(entry, earlier)):
-        allowed.add(earlier.status)
-    if earlier and earlier.status == "disputed" and entry.repeats(earlier):
-        # Submitting the same records again must not remove the status "disputed".
-        allowed = {"disputed"}
-    added = [event.status for event in entry.history[len(known) :]]
-    if any(status not in allowed for status in added):
-        raise Unsound("a submission must have the status 'claimed': only `vlmbench verify` sets another status")
-    before = earlier.counterexamples if earlier and entry.weights == earlier.weights else ()
-    if earlier and entry.continues(earlier) and not _conditions(earlier) <= _conditions(entry):
+    for event in entry.history[len(known) :]:
+        if event.kind in ("attestation", "earlier") and not (
+            event.attestation and trusted_signer(statement_bytes(event), event.signature, allowed)
+        ):
+            raise Unsound(
+                f"a submission must not add the event {event.what!r}: only an attestation with the signature of a"
+                " trusted key may be added; remove the event"
+            )
+        if event.kind == "migration":
+            raise Unsound("a submission must not add a migration: run and submit the model again")
+    if earlier is None:
+        _check_new_images(entry.counterexamples, folder)
+        return
+    if entry.continues(earlier) and not _conditions(earlier) <= _conditions(entry):
         raise Unsound(
             "records of the earlier entry are missing: keep them, because the weights and the protocol have not changed"
         )
-    if earlier and entry.continues(earlier) and (weaker := weaker_conditions(draws_of_entry(entry), earlier)):
+    if entry.continues(earlier) and (weaker := weaker_conditions(draws_of_entry(entry), earlier)):
         attack, dataset, norm, eps = min(weaker)
         raise Unsound(
             f"{attack} / {dataset} / {Threat(norm, eps)} is an estimate, but the earlier entry has a full number or an"
             " estimate with more draws: keep the earlier records"
         )
-    if set(entry.with_counterexamples(before).counterexamples) != set(entry.counterexamples):
+    removed = _missing_counterexamples(entry, earlier, evidence)
+    if removed and not any(event.attestation for event in entry.history[len(known) :]):
         raise Unsound(
-            "counterexamples of the earlier entry are missing: keep them, because the weights have not changed"
+            f"the counterexample {removed[0].dataset} / {removed[0].sample_id} of the earlier entry is missing: keep"
+            " it, also if the weights have changed, because only `vlmbench verify` can judge it again"
         )
-    for example in set(entry.counterexamples) - set(before):
+    _check_new_images([each for each in entry.counterexamples if each not in earlier.counterexamples], folder)
+
+
+def _missing_counterexamples(entry: Entry, earlier: Entry, evidence: Sequence[CellRecords]) -> list[Counterexample]:
+    """Return the counterexamples that a submission lacks.
+
+    A counterexample may be replaced by a nearer one. With other weights, it may be left out if the records say that the
+    sample is misclassified without an attack.
+    """
+    kept = {(each.dataset, each.sample_id, each.norm): each.distance for each in entry.counterexamples}
+    wrong = {(each.score.dataset, row.sample_id) for each in evidence for row in each.results if row.broken_by == CLEAN}
+    return [
+        each
+        for each in earlier.counterexamples
+        if kept.get((each.dataset, each.sample_id, each.norm), math.inf) > each.distance
+        and not (entry.weights != earlier.weights and (each.dataset, each.sample_id) in wrong)
+    ]
+
+
+def _check_new_images(examples: Sequence[Counterexample], folder: Path) -> None:
+    for example in examples:
         path = images_path(folder, example.source)
         if path is None or not path.is_file():
             raise Unsound(
                 f"the counterexample {example.dataset} / {example.sample_id} lacks an image: submit the file that"
-                " `vlmbench dispute` writes next to the entry"
+                " `vlmbench dispute` or `vlmbench verify` writes next to the entry"
             )
+
+
+def check_history(entry: Entry) -> None:
+    """Raise Unsound if the history of an entry was changed, is not chronological, or has an invalid signature.
+
+    Each event must have the digest of the event before it. The last submission or migration must have the digests of
+    the entry, so results cannot be changed without an event. Signatures are checked if ssh-keygen is installed.
+    """
+    if (broken := broken_link(entry.history)) is not None:
+        raise Unsound(
+            f"the event {broken + 1} in the history of {entry.model!r} does not have the digest of the event before it:"
+            " the history was changed; restore the events that `vlmbench` wrote"
+        )
+    if entry.history[-1].subject != entry.subject:
+        raise Unsound(
+            f"the last event in the history of {entry.model!r} has the digests of other results: the results were"
+            " changed without an event; submit them with `vlmbench submit`"
+        )
+    for event in entry.history:
+        if (event.kind == "attestation") != (event.attestation is not None):
+            raise Unsound(
+                f"the event {event.what!r} of {entry.model!r} must have an attestation exactly if its kind is"
+                " 'attestation': restore the events that `vlmbench` wrote"
+            )
+        if event.signature:
+            check_signature(statement_bytes(event) if event.attestation else b"", event.signature)
+    _check_dates(entry)
 
 
 def _check_dates(entry: Entry) -> None:
@@ -216,14 +274,6 @@ def _check_dates(entry: Entry) -> None:
 
 def _conditions(entry: Entry) -> set[Condition]:
     return {cell.condition for cell in entry.cells}
-
-
-def _is_same_claim(entry: Entry, earlier: Entry) -> bool:
-    """Return whether two entries differ only in status, history and counterexamples."""
-    found = dataclasses.replace(
-        entry, status=earlier.status, history=earlier.history, counterexamples=earlier.counterexamples
-    )
-    return _is_equal(found, earlier)
 
 
 def _check_counterexamples(examples: Sequence[Counterexample], evidence: Sequence[CellRecords], folder: Path) -> None:

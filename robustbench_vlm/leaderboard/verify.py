@@ -1,64 +1,88 @@
-"""Verify an entry: check its records, attack random samples again, and compare the new and the stored verdicts.
+"""Verify an entry: check its records, attack samples again, and compare the new and the stored records.
 
-The clean predictions of all samples are also recomputed, with one forward pass for each sample.
+The module `draws` chooses the samples, `recompute` attacks them, and `findings` compares the records. The clean
+predictions and margins of all samples are also recomputed, with one forward pass for each sample.
 """
 
 import dataclasses
 import random
 import secrets
-import time
-from collections.abc import Sequence
-from contextlib import closing
-from dataclasses import dataclass
-from functools import partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
+import torch
+
 from robustbench_vlm.analysis.verdict import clean_predictions
-from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
-from robustbench_vlm.core.records import SampleResult
-from robustbench_vlm.engine.backends import ENGINES, Engine
-from robustbench_vlm.engine.cell import Cell, Shard
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.files import write_whole
+from robustbench_vlm.core.progress import OnProgress, ignore_progress
+from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import CellRecords, Unsound
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.engine.shard import packed_groups, run_group
-from robustbench_vlm.leaderboard.counterexamples import refuted_counterexamples
-from robustbench_vlm.leaderboard.entry import MAX_TEXT, Counterexample, Entry, Event
+from robustbench_vlm.leaderboard.attestation import environment, is_equal_machine, machine_id
+from robustbench_vlm.leaderboard.counterexamples import images_file, images_path, refuted_counterexamples
+from robustbench_vlm.leaderboard.draws import choose, choose_later, parts_of, with_stages
+from robustbench_vlm.leaderboard.entry import Counterexample, Entry
+from robustbench_vlm.leaderboard.findings import Comparison, contradictions, summarize
+from robustbench_vlm.leaderboard.history import MAX_LISTED, MAX_TEXT, Attestation, AttestedPart
 from robustbench_vlm.leaderboard.rebuild import rebuild, reference_of, scores_with_warnings
-from robustbench_vlm.leaderboard.tolerance import (
-    PARTS,
-    Disagreement,
-    RecomputedPart,
-    RecomputedSample,
-    exceeds_tolerance,
-    missing_warnings,
-    summarize_part,
-)
+from robustbench_vlm.leaderboard.recompute import recompute
+from robustbench_vlm.leaderboard.tolerance import exceeds_tolerance
 from robustbench_vlm.leaderboard.validate import check_definitions, check_entry
-from robustbench_vlm.tracks import TRACKS, Track
+from robustbench_vlm.tracks import TRACKS
 
-REPRODUCED = 0.05
-"""An entry gets the status "reproduced" if at most this share of its verdicts is wrong, with 95 % confidence."""
-_CLOSE_MARGIN = 1e-3
-"""Largest margin at which rounding on another machine may change a prediction. The margin is the cosine similarity of
-the predicted class minus the second-highest cosine similarity."""
+SAMPLES = 40
+"""Default number of robust samples to attack with all stages. If none of them is broken, at most 7.2 % of the robust
+samples are wrong, with 95 % confidence."""
+_CLEAN_MARGIN = 1e-3
+"""Largest margin at which rounding on another machine may change a clean prediction, and largest difference of a clean
+margin. A margin is a difference of cosine similarities."""
+_MAX_SEED = 2**48
 
 
 @dataclass(frozen=True)
 class Verification:
-    """Findings of a verification, and the entry with its new status."""
+    """Findings of a verification, and the entry with the attestation in its history."""
 
     entry: Entry
-    is_confirmed: bool
-    """True if the verification found nothing that contradicts the entry."""
-    problems: tuple[str, ...] = ()
-    """Sentences that describe how the entry contradicts its records or the results on this machine."""
-    parts: tuple[RecomputedPart, ...] = ()
-    """Counts of recomputed verdicts for each of the two parts of the entry. `tolerance.PARTS` explains the parts."""
-    seed: int = 0
-    disagreements: tuple[Disagreement, ...] = ()
+    attestation: Attestation
+    images: Mapping[str, bytes] = field(default_factory=dict)
+    """Content of files with the images of new counterexamples. The keys are sha256 digests."""
     removed_counterexamples: tuple[Counterexample, ...] = ()
     """Counterexamples that were removed from the entry, because their images failed the check on this machine."""
+
+    @property
+    def is_confirmed(self) -> bool:
+        """True if the verification found nothing that contradicts the entry."""
+        return self.attestation.outcome == "confirmed"
+
+    def write_images(self, folder: Path) -> list[Path]:
+        """Write the images of new counterexamples below `folder`, the folder of the entry, and return the paths."""
+        paths = []
+        for source, content in self.images.items():
+            path = images_path(folder, source)
+            assert path is not None
+            write_whole(path, lambda partial, content=content: partial.write_bytes(content))  # type: ignore[misc]
+            paths.append(path)
+        return paths
+
+
+@dataclass(frozen=True)
+class Draw:
+    """Options of a verification."""
+
+    samples: int | None = SAMPLES
+    """Number of robust samples to attack with all stages, for the verdicts that the rank depends on. If it is None, all
+    samples are attacked with all stages."""
+    seed: int | None = None
+    """Seed of the draws. If it is None, the seed is random, so submitters cannot know the chosen samples in advance."""
+    attempt: int = 1
+    """Number of this verification among those of one submission. Later attempts draw more samples, so repeated
+    submissions do not help a forger."""
+    datasets: tuple[str, ...] = ()
+    """The datasets to verify. () means all datasets of the entry."""
 
 
 def verify(
@@ -66,162 +90,218 @@ def verify(
     folder: Path,
     *,
     date: str,
-    samples: int | None = 200,
-    seed: int | None = None,
+    draw: Draw | None = None,
     model: str = "",
     data: Path | None = None,
     resources: Resources | None = None,
     on_progress: OnProgress = ignore_progress,
 ) -> Verification:
-    """Check an entry and attack randomly chosen samples again. Return the findings and the entry's new status.
+    """Check an entry and attack samples again. Return the findings and the entry with an attestation.
 
     Args:
         entry: The entry.
         folder: The folder of the entry.
         date: Today's date in UTC, such as "2026-01-31".
-        samples: Number of verdicts to recompute in each of the two parts of the entry. The first part has the verdicts
-            that the rank depends on. The second part has all other verdicts. If None, all verdicts are recomputed.
-        seed: Seed for the choice of samples. If it is None, the seed is random and secret, so that submitters cannot
-            know the chosen samples in advance.
+        draw: Options of the draws.
         model: Reference from which the model is loaded, such as the path of a model card. It is needed only if the
             model cannot be loaded by the name in the entry.
         data: The folder of prepared datasets.
         resources: Device, workers and batch size.
-        on_progress: Called after each group of recomputed verdicts.
+        on_progress: Called after each group of recomputed samples.
 
     Raises:
-        UserError: Data or weights are missing on this machine.
+        UserError: Data or weights are missing on this machine, or the entry does not have a dataset of `draw`.
     """
-    seed = secrets.randbits(48) if seed is None else seed
+    draw = draw or Draw()
+    draw = dataclasses.replace(draw, seed=secrets.randbelow(_MAX_SEED) if draw.seed is None else draw.seed)
+    attested = _Attested(entry, date, draw)
     try:
         evidence = check_entry(entry, folder)
         check_definitions(entry, evidence)
+        evidence = _of_datasets(evidence, draw.datasets)
         plan, numbers = rebuild(evidence, model or reference_of(entry), data=data, resources=resources)
     except Unsound as error:
-        return _contradicted(entry, [str(error)], date)
+        return attested.contradicted([str(error)], environment("cpu"))
     cells = [plan.cells[number] for number in numbers]
     device = plan.request.resources.device
     if problems := [*_wrong_predictions(cells, evidence, device), *_omitted_warnings(cells, evidence)]:
-        return _contradicted(entry, problems, date)
-    removed = refuted_counterexamples(entry.counterexamples, folder, evidence, cells, device)
-    drawn = draw_samples(evidence, TRACKS.load(entry.track), samples, random.Random(seed))
-    found = iter(recompute(plan, numbers, [*drawn[0], *drawn[1]], on_progress))
-    parts = [[RecomputedSample(evidence[each.cell], each.position, next(found)) for each in part] for part in drawn]
-    judged = _judged(_without(entry, removed, date), parts, date, seed, is_full=samples is None)
-    return dataclasses.replace(
-        judged, removed_counterexamples=removed, is_confirmed=judged.is_confirmed and not removed
-    )
+        return attested.contradicted(problems, environment(device))
+    own = [each for each in entry.counterexamples if each.dataset in {cell.dataset.name for cell in cells}]
+    removed = refuted_counterexamples(own, folder, evidence, cells, device)
+    comparisons, parts, problems = _recomputed(entry, evidence, cells, plan, draw, on_progress)
+    return attested.judged(comparisons, parts, problems, environment(device), removed)
+
+
+def _of_datasets(evidence: Sequence[CellRecords], names: Sequence[str]) -> tuple[CellRecords, ...]:
+    """Return the records of some datasets. Raises UserError if the entry does not have one of them."""
+    known = {each.score.dataset for each in evidence}
+    if absent := set(names) - known:
+        raise UserError(
+            f"the entry has no records of the dataset {min(absent)!r}: give some of {', '.join(sorted(known))}"
+        )
+    return tuple(each for each in evidence if not names or each.score.dataset in names)
+
+
+def _recomputed(
+    entry: Entry,
+    evidence: Sequence[CellRecords],
+    cells: Sequence[Cell],
+    plan: Plan,
+    draw: Draw,
+    on_progress: OnProgress,
+) -> tuple[list[Comparison], list[AttestedPart], list[str]]:
+    """Attack samples again in two steps. Return the comparisons, the counts of each part, and contradictions."""
+    generator = random.Random(draw.seed)
+    samples = None if draw.samples is None else draw.samples * draw.attempt
+    resources = plan.request.resources
+    robust = {(n, at) for n, each in enumerate(evidence) for at, r in enumerate(each.results) if r.broken_by == ""}
+    again = _found_before(entry, evidence)
+    parts = parts_of(evidence, TRACKS.load(entry.track))
+    choices = [choose(evidence, part, samples, generator, again) for part in parts]
+    first = [task for choice in choices for task in (*choice.robust, *choice.others)]
+    found = recompute(cells, first, robust, resources, on_progress)
+    later = [choose_later(evidence, choice, found, generator) for choice in choices]
+    second = {task for near, drawn in later for task in (*near, *drawn)} - found.keys()
+    found |= recompute(cells, second, robust, resources, on_progress) if second else {}
+    comparisons, counts, problems = [], [], []
+    for choice, (near, drawn) in zip(choices, later, strict=True):
+        tasks = dict.fromkeys([*choice.robust, *choice.others, *near, *drawn])
+        equal = _is_equal_machine(entry, evidence[choice.part.cells[0]], resources)
+        own = [Comparison(evidence[task.cell], task, found[task], equal) for task in tasks]
+        whole = drawn or [task for task in choice.robust if task == with_stages(evidence, task)]
+        counts.append(summarize(own, [evidence[n] for n in choice.part.cells], set(whole), len(near)))
+        problems += contradictions(own, counts[-1])
+        comparisons += own
+    return comparisons, counts, problems
+
+
+def _is_equal_machine(entry: Entry, evidence: CellRecords, resources: Resources) -> bool:
+    recorded = [each for each in entry.environment if each.get("attack") == evidence.score.attack]
+    here = environment(resources.device)
+    return bool(recorded) and all(is_equal_machine(each, here) for each in recorded)
+
+
+def _found_before(entry: Entry, evidence: Sequence[CellRecords]) -> set[tuple[int, int]]:
+    """Return the cells and positions of samples whose records earlier verifications found wrong."""
+    names = {
+        (each.attack, each.dataset, each.eps, each.sample_id)
+        for event in entry.history
+        if event.attestation
+        for each in event.attestation.disagreements
+    }
+    return {
+        (n, position)
+        for n, each in enumerate(evidence)
+        for position, result in enumerate(each.results)
+        if (each.score.attack, each.score.dataset, each.score.eps, result.sample_id) in names and result.broken_by == ""
+    }
 
 
 @dataclass(frozen=True)
-class DrawnSample:
-    """A sample of an entry that will be attacked again."""
+class _Attested:
+    """Makes the result of a verification and adds its attestation to the history of the entry."""
 
-    cell: int
-    """Index of the sample's cell in the entry. A cell is one attack on one dataset at one radius."""
-    position: int
-    """Index of the sample within the records of its cell."""
+    entry: Entry
+    date: str
+    draw: Draw
+
+    def contradicted(self, problems: Sequence[str], about: Mapping[str, object]) -> Verification:
+        """Return the result if the entry is contradicted before samples are attacked."""
+        return self._with_event(self.entry, [], [], problems, about, (), {})
+
+    def judged(
+        self,
+        comparisons: Sequence[Comparison],
+        parts: Sequence[AttestedPart],
+        problems: Sequence[str],
+        about: Mapping[str, object],
+        removed: tuple[Counterexample, ...],
+    ) -> Verification:
+        """Return the result from the recomputed samples. New counterexamples lower the numbers of the entry."""
+        if removed:
+            problems = [*problems, f"{len(removed)} counterexamples break no sample on this machine"]
+        kept = tuple(example for example in self.entry.counterexamples if example not in removed)
+        found, images = _counterexamples(self.entry.track, comparisons)
+        entry = dataclasses.replace(self.entry, counterexamples=kept).with_counterexamples(found)
+        return self._with_event(entry, comparisons, parts, problems, about, removed, images)
+
+    def _with_event(
+        self,
+        entry: Entry,
+        comparisons: Sequence[Comparison],
+        parts: Sequence[AttestedPart],
+        problems: Sequence[str],
+        about: Mapping[str, object],
+        removed: tuple[Counterexample, ...],
+        images: Mapping[str, bytes],
+    ) -> Verification:
+        wrong = [each.disagreement for each in comparisons if each.is_wrong or each.reason]
+        track = TRACKS.load(entry.track)
+        eps = {cell.score.eps for cell in entry.cells if cell.condition[2:] == (track.norm, track.standard_eps)}
+        ranked = [part.bound for part in parts if part.attack == track.attack and part.eps in eps]
+        attestation = Attestation(
+            outcome="contradicted" if problems else "confirmed",
+            is_full=self.draw.samples is None and bool(parts),
+            bound=max(ranked or [part.bound for part in parts] or [1.0]),
+            datasets=self.draw.datasets or tuple(entry.datasets),
+            seed=self.draw.seed or 0,
+            attempt=self.draw.attempt,
+            machine=machine_id(),
+            environment=about,
+            parts=tuple(parts),
+            disagreements=tuple(dict.fromkeys(wrong))[:MAX_LISTED],
+            problems=tuple(problem[:MAX_TEXT] for problem in problems),
+        )
+        count = sum(part.first + part.broken for part in parts)
+        what = f"{count} samples were attacked again, {sum(part.wrong for part in parts)} verdicts differ"
+        after = entry.after(self.date, "attestation", what, attestation=attestation)
+        return Verification(after, attestation, images, removed)
 
 
-def draw_samples(
-    evidence: Sequence[CellRecords], track: Track, samples: int | None, generator: random.Random
-) -> tuple[list[DrawnSample], list[DrawnSample]]:
-    """Draw random samples from each of the two parts of an entry.
+def _counterexamples(track: str, comparisons: Sequence[Comparison]) -> tuple[list[Counterexample], dict[str, bytes]]:
+    """Return new counterexamples, and the content of the files with their images.
 
-    The first part has the verdicts that the rank depends on: those under the track's attack at its standard radius. The
-    second part has all other verdicts. `samples` is the number of samples to draw from each part, without replacement.
-    If it is None, all samples are drawn. The two returned lists are sorted by cell and position. Each may be empty.
+    The images of one file have one size.
     """
-    standard = track.attack, track.norm, track.standard_eps
-    parts: tuple[list[DrawnSample], list[DrawnSample]] = [], []
-    for n, each in enumerate(evidence):
-        is_other = (each.score.attack, each.threat.norm, each.threat.eps) != standard
-        parts[is_other].extend(DrawnSample(n, position) for position in range(len(each.results)))
-    ranked, others = (_drawn(part, samples, generator) for part in parts)
-    return ranked, others
-
-
-def _drawn(part: list[DrawnSample], samples: int | None, generator: random.Random) -> list[DrawnSample]:
-    if samples is None or samples >= len(part):
-        return part
-    return sorted(generator.sample(part, samples), key=lambda each: (each.cell, each.position))
-
-
-def recompute(
-    plan: Plan, cells: Sequence[int], drawn: Sequence[DrawnSample], on_progress: OnProgress
-) -> list[SampleResult]:
-    """Attack the samples in `drawn` again and return their new records, in the same order.
-
-    A cell is one attack on one dataset at one radius. `cells` maps the index of a cell in the entry to its index in
-    `plan`.
-    """
-    resources = plan.request.resources
-    shards = _shards(plan, cells, drawn)
-    groups = list(packed_groups(list(shards), plan.cells, resources))
-    engine: Engine = ENGINES.load(resources.engine)
-    found: dict[DrawnSample, SampleResult] = {}
-    begun = time.monotonic()
-    with closing(engine.run_jobs(partial(run_group, plan.cells, resources), groups, resources)) as answers:
-        for group, answer in answers:
-            for shard, results in zip(group.shards, answer, strict=True):
-                found |= zip(shards[shard], results, strict=True)
-            left = (time.monotonic() - begun) / len(found) * (len(drawn) - len(found))
-            on_progress(Progress(len(found), len(drawn), left))
-    return [found[each] for each in drawn]
-
-
-def _shards(plan: Plan, cells: Sequence[int], drawn: Sequence[DrawnSample]) -> dict[Shard, list[DrawnSample]]:
-    """Group the drawn samples into shards, the units of work.
-
-    A shard has consecutive samples of one cell. Their number is at most the shard size.
-    """
-    runs: list[list[DrawnSample]] = []
-    for each in drawn:
-        last = runs[-1][-1] if runs else None
-        follows = last is not None and (last.cell, last.position + 1) == (each.cell, each.position)
-        if follows and len(runs[-1]) < plan.request.resources.shard_size:
-            runs[-1].append(each)
-        else:
-            runs.append([each])
-    found = {}
-    for run in runs:
-        cell = cells[run[0].cell]
-        found[Shard(cell, run[0].position, run[-1].position + 1, plan.cells[cell].fingerprint)] = run
-    return found
-
-
-def _without(entry: Entry, removed: Sequence[Counterexample], date: str) -> Entry:
-    if not removed:
-        return entry
-    kept = tuple(example for example in entry.counterexamples if example not in removed)
-    what = f"counterexamples that break no sample on this machine were removed: {len(removed)}"
-    return dataclasses.replace(entry, counterexamples=kept).after(Event(date, entry.status, what, {}))
-
-
-def _contradicted(entry: Entry, problems: Sequence[str], date: str) -> Verification:
-    event = Event(
-        date, "disputed", "the check found contradictions", {"problems": [problem[:MAX_TEXT] for problem in problems]}
-    )
-    return Verification(entry.after(event), is_confirmed=False, problems=tuple(problems))
+    groups: dict[tuple[int, ...], list[tuple[Counterexample, torch.Tensor]]] = {}
+    for each in comparisons:
+        image, result = each.here.image, each.here.result
+        if each.is_too_high and image is not None:
+            about = each.evidence.score.dataset, result.sample_id, each.evidence.threat.norm
+            example = Counterexample(*about, result.distance, result.adversarial_prediction, "")
+            groups.setdefault(image.shape, []).append((example, torch.from_numpy(image)))
+    found, images = [], {}
+    for broken in groups.values():
+        nearest = {(example.dataset, example.sample_id): (example, image) for example, image in reversed(broken)}
+        source, content = images_file(track, list(nearest.values()))
+        images[source] = content
+        found += [dataclasses.replace(example, source=source) for example, _ in nearest.values()]
+    return found, images
 
 
 def _wrong_predictions(cells: Sequence[Cell], evidence: Sequence[CellRecords], device: str) -> list[str]:
-    """Classify all clean samples again, and compare the predictions with the stored predictions.
+    """Classify all clean samples again, and compare the predictions and margins with the records.
 
-    A cell is one attack on one dataset at one radius. Returns a sentence for each cell in which predictions differ.
+    A cell is one attack on one dataset at one radius. Returns sentences for the cells in which they differ.
     """
     known: dict[str, list[tuple[int, float]]] = {}
     problems = []
     for cell, each in zip(cells, evidence, strict=True):
         if cell.dataset.name not in known:
             known[cell.dataset.name] = clean_predictions(cell, device=device)
-        here = known[cell.dataset.name]
-        other = [lead for row, (found, lead) in zip(each.results, here, strict=True) if row.clean_prediction != found]
+        here = list(zip(each.results, known[cell.dataset.name], strict=True))
+        other = [lead for row, (found, lead) in here if row.clean_prediction != found]
         # The margins are computed on this machine, because a submitter could store small margins
         # to hide wrong predictions.
-        if max(other, default=0.0) > _CLOSE_MARGIN or exceeds_tolerance(len(other), len(here)):
+        if max(other, default=0.0) > _CLEAN_MARGIN or exceeds_tolerance(len(other), len(here)):
             problems.append(
                 f"{cell.label}: {len(other)} clean predictions in the records differ from those of the model"
+            )
+        right = [abs(row.margin - lead) for row, (found, lead) in here if found == row.label == row.clean_prediction]
+        if max(right, default=0.0) > _CLEAN_MARGIN:
+            problems.append(
+                f"{cell.label}: the margins of {sum(gap > _CLEAN_MARGIN for gap in right)} clean images in the records"
+                " differ from those of the model"
             )
     return problems
 
@@ -232,39 +312,3 @@ def _omitted_warnings(cells: Sequence[Cell], evidence: Sequence[CellRecords]) ->
         if absent := set(score.warnings) - set(each.score.warnings):
             problems.append(f"{cell.label}: the entry lacks the warnings {', '.join(sorted(absent))}")
     return problems
-
-
-def _judged(
-    entry: Entry, parts: Sequence[Sequence[RecomputedSample]], date: str, seed: int, *, is_full: bool
-) -> Verification:
-    """Compare the recomputed and stored verdicts of each part of an entry. Return the findings and the new status."""
-    counted = tuple(
-        summarize_part(name, part, is_full=is_full) for name, part in zip(PARTS, parts, strict=True) if part
-    )
-    samples = [sample for part in parts for sample in part]
-    wrong = [sample for sample in samples if sample.is_wrong]
-    omitted = missing_warnings(samples)
-    is_disputed = any(part.exceeds_tolerance for part in counted) or bool(omitted)
-    bound = max(part.bound for part in counted)
-    counts = {"verdicts": len(samples), "wrong": len(wrong), "too high": sum(part.too_high for part in counted)}
-    facts = {**counts, "bound": round(bound, 4), "seed": seed} | ({"problems": list(omitted)} if omitted else {})
-    status = _status(entry.status, bound, is_disputed=is_disputed, is_full=is_full)
-    what = f"{len(samples)} of its verdicts were recomputed, {len(wrong)} differ"
-    more = [sample.counterexample(f"vlmbench verify, seed {seed}") for sample in wrong if sample.is_broken]
-    after = entry.after(Event(date, status, what, facts)).with_counterexamples(more)
-    disagreements = tuple(sample.disagreement for sample in wrong)
-    return Verification(after, not is_disputed, omitted, counted, seed, disagreements)
-
-
-def _status(before: str, bound: float, *, is_disputed: bool, is_full: bool) -> str:
-    """Return the status of an entry after a verification.
-
-    `before` is the status before the verification. `bound` is an upper limit for the share of wrong verdicts.
-
-    A partial verification never lowers the status. The status "disputed" remains until a new submission.
-    """
-    if is_disputed or before == "disputed":
-        return "disputed"
-    if is_full or before == "verified":
-        return "verified"
-    return "reproduced" if bound <= REPRODUCED else before

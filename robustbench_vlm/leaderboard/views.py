@@ -26,8 +26,9 @@ def markdown(board: Board) -> str:
         f"{board.attack} at {board.norm} {board.eps}, protocol {board.protocol['label']}, mean over"
         f" {len([name for name in board.datasets if name not in board.seen])} datasets in % with 95 % intervals."
         " Robust is the lowest known accuracy: a sample counts as robust if no recorded attack and no counterexample"
-        " breaks it. A model without a rank is disputed, or its records of the attack are incomplete. For such a"
-        " model, the table lists its attacks next to the robust accuracy.",
+        " breaks it. A model without a rank is disputed, has incomplete records of the attack, or has warnings of"
+        " masked gradients and no stronger attack on record. For such a model, the table lists its attacks next to the"
+        " robust accuracy.",
         "",
         f"| {' | '.join(_HEAD)} |",
         f"|{' --- |' * len(_HEAD)}",

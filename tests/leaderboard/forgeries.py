@@ -7,13 +7,13 @@ board. To add a forgery, write a function that changes the files of the valid en
 import dataclasses
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import torch
-from made_up_results import evidence, write_board_entry
+from made_up_results import attested, evidence, write_board_entry
 from pyarrow import parquet
 
 from robustbench_vlm.attacks import load_attack
@@ -23,7 +23,7 @@ from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.engine.results import accuracies
 from robustbench_vlm.leaderboard.counterexamples import images_file, images_path
-from robustbench_vlm.leaderboard.entry import Counterexample, Event, read_entry, write_entry
+from robustbench_vlm.leaderboard.entry import Counterexample, Entry, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records, write_records
 from robustbench_vlm.leaderboard.entry_records import records_bytes as bytes_of_records
 from robustbench_vlm.protocols import PROTOCOLS
@@ -32,10 +32,6 @@ from robustbench_vlm.tracks import MINI
 VERDICTS = ("", "", "", "", "apgd-ce", "square", "clean", "clean")
 """The values of `broken_by` of the samples of each dataset in a valid entry."""
 EPS = "5/255"
-HISTORY = (
-    Event("2026-01-01", "claimed", "submitted", {"cells": 13, "samples": 104}),
-    Event("2026-01-02", "reproduced", "104 of its verdicts were recomputed, 0 differ", {"seed": 1, "bound": 0.0284}),
-)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +70,7 @@ def write_valid_entry(folder: Path, model: str) -> Path:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(content)
     examples = (dataclasses.replace(example, source=source),)
-    return write_board_entry(found, folder, history=HISTORY, status=HISTORY[-1].status, counterexamples=examples)
+    return write_board_entry(found, folder, "reproduced", counterexamples=examples)
 
 
 def in_json(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:
@@ -117,7 +113,8 @@ def in_first(is_chosen: Callable[[SampleResult], bool], **changes: Any) -> Calla
         content = bytes_of_records(cells)
         records = dataclasses.replace(entry.records, sha256=hashlib.sha256(content).hexdigest())
         write_records(content, path.parent / entry.records.file)
-        write_entry(dataclasses.replace(entry, cells=(first, *entry.cells[1:]), records=records), path)
+        changed = dataclasses.replace(entry, cells=(first, *entry.cells[1:]), records=records)
+        write_entry(changed.after("2026-01-03", "submission", "submitted again"), path)
 
     return forge
 
@@ -155,28 +152,50 @@ def _rename_images(path: Path) -> None:
     in_json(_set("counterexamples/0/source", "0" * 64))(path)
 
 
-def _add_event(**about: Any) -> Callable[[dict[str, Any]], None]:
-    def change(values: dict[str, Any]) -> None:
-        event: Mapping[str, Any] = {
-            "date": "2026-01-03",
-            "status": "claimed",
-            "what": "submitted",
-            "facts": {},
-            **about,
-        }
-        values["history"].append(event)
-        values["status"] = event["status"]
+def in_entry(change: Callable[[Entry], Entry]) -> Callable[[Path], None]:
+    """Return a forgery that changes the entry with a function."""
+    return lambda path: write_entry(change(read_entry(path)), path)
 
-    return change
+
+def _with_weights(entry: Entry) -> Entry:
+    """Return the entry with other weights, with fingerprints and an event as a submission has them."""
+    weights = f"{int(entry.weights, 16) ^ 1:064x}"
+    cells = []
+    for cell in entry.cells:
+        identity = {
+            "weights": weights,
+            "dataset": cell.dataset,
+            **plain(entry.datasets[cell.dataset]),
+            "samples": [f"{n:04d}" for n in range(cell.score.n)],
+            "attack": {"name": cell.attack, "stages": list(entry.attacks[cell.attack])},
+            "threat": plain(cell.threat),
+            "protocol": entry.protocol.identity,
+        }
+        cells.append(dataclasses.replace(cell, fingerprint=fingerprint(identity)))
+    return dataclasses.replace(entry, weights=weights, cells=tuple(cells))
+
+
+def _again(entry: Entry) -> Entry:
+    return entry.after("2026-01-03", "submission", "submitted again")
+
+
+def _rewritten(entry: Entry) -> Entry:
+    first = dataclasses.replace(entry.history[0], what="nicer")
+    return dataclasses.replace(entry, history=(first, *entry.history[1:]))
+
+
+def _with_new_chain(entry: Entry) -> Entry:
+    """Return the entry with another history whose chain is correct."""
+    return attested(dataclasses.replace(entry, history=()).after("2026-01-01", "submission", "nicer"))
 
 
 FORGERIES = (
     # JSON that is ambiguous, too large or not a number.
-    Forgery("number too large", in_text('"facts": {', '"facts": {"x": 1e999, '), "larger than any 64-bit float"),
-    Forgery("infinity", in_text('"facts": {', '"facts": {"x": Infinity, '), "has Infinity"),
-    Forgery("two statuses", in_text('"status"', '"status": "claimed", "status"'), "repeats the key 'status'"),
+    Forgery("number too large", in_text('"facts": {', '"facts": {"x": 1e999'), "larger than any 64-bit float"),
+    Forgery("infinity", in_text('"facts": {', '"facts": {"x": Infinity'), "has Infinity"),
+    Forgery("two notes", in_text('"note"', '"note": "", "note"'), "repeats the key 'note'"),
     Forgery("half a surrogate pair", in_json(_set("note", "\ud83d")), "lone surrogate"),
-    Forgery("deep facts", in_text('"facts": {', '"facts": {"x": ' + "[" * 99 + "]" * 99 + ", "), "nested deeper"),
+    Forgery("deep facts", in_text('"facts": {', '"facts": {"x": ' + "[" * 99 + "]" * 99), "nested deeper"),
     Forgery("long note", in_json(_set("note", "x" * 9_000_000)), "note: .*at most 2000 characters"),
     Forgery("many facts", in_json(_set("history/0/facts", {str(n): "x" * 1999 for n in range(9_000)})), "larger than"),
     # Numbers that do not follow from the records.
@@ -194,17 +213,42 @@ FORGERIES = (
     Forgery(
         "counterexamples removed",
         in_json(_set("counterexamples", [])),
-        "a submission must have the status|counterexamples of the earlier entry are missing",
+        "the counterexample shapes / 0001 of the earlier entry is missing",
         is_on_board=True,
     ),
     # Names and history.
     Forgery("name of another model", in_json(_set("model", "honest")), "move it to mini/honest.json"),
-    Forgery("status without event", in_json(_set("status", "verified")), "its history ends in 'reproduced'"),
-    Forgery("event in the future", in_json(_add_event(date="9999-01-01")), "a date in the future"),
+    Forgery("stored status", in_json(_set("status", "verified")), "status: unknown field"),
+    Forgery(
+        "event in the future", in_entry(lambda entry: entry.after("9999-01-01", "submission", "x")), "in the future"
+    ),
+    Forgery("rewritten event", in_entry(_rewritten), "does not have the digest of the event before it"),
+    Forgery("removed event", in_json(lambda values: values["history"].pop(0)), "does not have the digest of the event"),
+    Forgery("rewritten history", in_entry(_with_new_chain), "the history of the earlier entry", is_on_board=True),
+    Forgery("weights without event", in_entry(_with_weights), "has the digests of other results"),
+    Forgery("attestation without text", in_json(_set("history/1/attestation", None)), "exactly if its kind is"),
     Forgery(
         "better status",
-        in_json(_add_event(status="verified")),
-        "only `vlmbench verify` sets another status",
+        in_entry(lambda entry: attested(entry, date="2026-01-03", is_full=True)),
+        "only an attestation with the signature of a trusted key",
+        is_on_board=True,
+    ),
+    Forgery(
+        "counterexamples lost with one bit of the weights",
+        in_entry(lambda entry: _again(_with_weights(dataclasses.replace(entry, counterexamples=())))),
+        "the counterexample shapes / 0001 of the earlier entry is missing: keep it, also if the weights have changed",
         is_on_board=True,
     ),
 )
+
+DOWNGRADES = (
+    Forgery("other records", in_records(distance=0.002), "claimed"),
+    Forgery("passes", in_records(forward=8), "claimed"),
+    Forgery("one bit of the weights", in_entry(lambda entry: _again(_with_weights(entry))), "claimed"),
+    Forgery(
+        "one pass more in a disputed entry",
+        lambda path: (in_entry(lambda e: attested(e, "contradicted"))(path), in_records(forward=8)(path)),
+        "disputed",
+    ),
+)
+"""Changes that a submission may make, and the status that the entry then has. The valid entry is "reproduced"."""

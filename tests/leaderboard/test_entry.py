@@ -11,7 +11,6 @@ from made_up_results import evidence, write_board_entry
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.leaderboard.entry import (
-    MAX_TEXT,
     Entry,
     board_folder,
     entry_paths,
@@ -19,6 +18,7 @@ from robustbench_vlm.leaderboard.entry import (
     read_entry,
     write_entry,
 )
+from robustbench_vlm.leaderboard.history import MAX_TEXT
 
 
 @pytest.mark.parametrize("path", entry_paths(board_folder("mini")), ids=lambda path: path.stem)
@@ -40,14 +40,19 @@ def test_every_field_is_required_by_the_schema_and_by_the_reader(tmp_path: Path)
             read_entry(path)
 
 
-def test_an_entry_of_version_0_1_is_refused_with_the_command_that_migrates_it(tmp_path: Path) -> None:
-    (tmp_path / "a.json").write_text('{"format": 1}')
-    with pytest.raises(UserError, match=r"run `vlmbench leaderboard migrate .*a\.json`"):
-        read_entry(tmp_path / "a.json")
+def test_an_entry_of_an_earlier_format_is_refused_with_the_command_that_migrates_it(tmp_path: Path) -> None:
+    for number in (1, 2):
+        (tmp_path / "a.json").write_text(f'{{"format": {number}}}')
+        with pytest.raises(UserError, match=r"format 3 is expected: run `vlmbench leaderboard migrate .*a\.json`"):
+            read_entry(tmp_path / "a.json")
 
 
 LONG = "x" * (MAX_TEXT + 1)
-EVENT = {"date": "2026-01-01", "status": "claimed", "what": "", "facts": {}}
+SUBJECT = dict.fromkeys(("weights", "protocol", "records"), "0" * 64)
+EVENT = {
+    **{"date": "2026-01-01", "kind": "submission", "what": "", "facts": {}, "subject": SUBJECT},
+    **{"previous": "0" * 64, "attestation": None, "signature": ""},
+}
 
 
 @pytest.mark.parametrize(
@@ -61,6 +66,9 @@ EVENT = {"date": "2026-01-01", "status": "claimed", "what": "", "facts": {}}
         (lambda entry: entry["history"][0]["facts"].update(problems=["", [LONG]]), "history/0/facts"),
         (lambda entry: entry["history"].append({**EVENT, "what": LONG}), "history/1/what"),
         (lambda entry: entry["history"].append({**EVENT, "date": "2026-01-01\n"}), "history/1/date"),
+        (lambda entry: entry["history"].append({**EVENT, "kind": "verified"}), "history/1/kind"),
+        (lambda entry: entry["history"].append({**EVENT, "status": "verified"}), "history/1/status: unknown field"),
+        (lambda entry: entry.update(status="verified"), "status: unknown field"),
         (lambda entry: entry["environment"].append({"machine": {"name": LONG}}), "environment/0"),
         (lambda entry: entry["cells"][0]["score"].update(n=True), "cells/0/score/n"),
         (lambda entry: entry["cells"][0]["score"].update(n="2"), "cells/0/score/n"),

@@ -5,9 +5,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-from forgeries import FORGERIES, Forgery, write_valid_entry
+from forgeries import DOWNGRADES, FORGERIES, Forgery, write_valid_entry
 
 from robustbench_vlm.cli.main import run_command
+from robustbench_vlm.leaderboard.entry import read_entry
 from robustbench_vlm.leaderboard.ranking import make_board
 
 
@@ -34,7 +35,7 @@ def _check(folder: Path, earlier: Path, capsys: pytest.CaptureFixture[str]) -> t
 
 def test_the_valid_entries_pass(folder: Path, _valid: Path, capsys: pytest.CaptureFixture[str]) -> None:
     code, message = _check(folder, _valid, capsys)
-    assert code == 0 and "the digests, ids and numbers of 104 records agree" in message
+    assert code == 0 and "the digests, history, ids and numbers of 104 records agree" in message
     board = make_board("mini", folder)
     assert sorted(row.model for row in board.rows) == ["forged", "honest"] and not board.refused
 
@@ -52,3 +53,13 @@ def test_a_forged_entry_is_refused(
     else:
         assert [row.model for row in board.rows] == ["honest"]
         assert re.search(forgery.message, board.refused["forged"])
+
+
+@pytest.mark.parametrize("change", DOWNGRADES, ids=lambda forgery: forgery.name)
+def test_a_status_does_not_survive_a_change_of_results(change: Forgery, folder: Path) -> None:
+    path = folder / "forged.json"
+    assert read_entry(path).status == "reproduced"
+    change.forge(path)
+    assert read_entry(path).status == change.message
+    rows = {row.model: row.status for row in make_board("mini", folder).rows}
+    assert rows == {"forged": change.message, "honest": "reproduced"}

@@ -12,6 +12,7 @@ from robustbench_vlm.leaderboard import migrate
 from robustbench_vlm.leaderboard.entry import board_folder, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records, read_rows
 from robustbench_vlm.leaderboard.migrate import migrate_file
+from robustbench_vlm.leaderboard.validate import check_history
 
 _PATHS = {algorithm: path for path, algorithm in migrate._ALGORITHMS.items()}
 
@@ -34,6 +35,19 @@ def _card_of_0_1(card: dict[str, Any]) -> dict[str, Any]:
     return {**card, "training": training}
 
 
+def _entry_of_format_2(values: dict[str, Any]) -> dict[str, Any]:
+    """Return an entry with the status and the events that were stored before events had digests."""
+    events = [event for event in values["history"] if event["kind"] == "earlier"]
+    history = [
+        {
+            **{"date": event["date"], "status": event["facts"]["status"], "what": event["what"]},
+            "facts": {key: value for key, value in event["facts"].items() if key != "status"},
+        }
+        for event in events
+    ]
+    return {**values, "format": 2, "status": "reproduced", "history": history}
+
+
 def entry_of_0_1(model: str, folder: Path) -> Path:
     """Write a bundled entry and its records in the format of version 0.1, and return the entry's path."""
     source = board_folder("mini")
@@ -41,6 +55,7 @@ def entry_of_0_1(model: str, folder: Path) -> Path:
     (folder / "records").mkdir()
     records = folder / values["records"]["file"]
     records.write_bytes((source / values["records"]["file"]).read_bytes())
+    values = _entry_of_format_2(values)
     values["format"] = 1
     values["history"] = [event for event in values["history"] if "to format" not in event["facts"]]
     values["card"] = _card_of_0_1(values["card"])
@@ -67,11 +82,36 @@ def test_an_entry_of_0_1_gets_the_current_names_and_keeps_its_verdicts(tmp_path:
     assert migrate_file(path, date="2026-11-26")
     entry, bundled = read_entry(path), read_entry(board_folder("mini") / "agft.json")
     assert (entry.cells, entry.attacks, entry.protocol) == (bundled.cells, bundled.attacks, bundled.protocol)
-    assert entry.status == bundled.status and entry.history[-1].facts["to format"] == 2
+    assert entry.status == "reproduced" and "status" not in json.loads(path.read_text())
+    assert [event.facts["to format"] for event in entry.history if "to format" in event.facts] == [2, 3]
+    check_history(entry)
     assert entry.card == bundled.card
     assert {child: child.read_bytes() for child in (tmp_path / "records").iterdir()} == before
     assert sum(len(each.results) for each in read_entry_records(entry, tmp_path)) == 20800
     assert not migrate_file(path, date="2026-11-26")
+
+
+@pytest.mark.parametrize(
+    ("status", "facts", "migrated"),
+    [
+        ("claimed", {}, "claimed"),
+        ("reproduced", {"bound": 0.0149, "seed": 3}, "reproduced"),
+        ("reproduced", {"bound": 0.45, "seed": 3}, "claimed"),
+        ("verified", {"bound": 0.0, "seed": 3}, "verified"),
+        ("disputed", {"problems": ["other weights"]}, "disputed"),
+    ],
+)
+def test_the_status_of_format_2_is_kept_if_its_bound_allows_it(
+    status: str, facts: dict[str, Any], migrated: str, tmp_path: Path
+) -> None:
+    values = _entry_of_format_2(json.loads((board_folder("mini") / "clip.json").read_text()))
+    event = {"date": "2026-11-20", "status": status, "what": "found", "facts": facts}
+    path = tmp_path / "clip.json"
+    path.write_text(json.dumps({**values, "status": status, "history": [event]}))
+    assert migrate_file(path, date="2026-11-26") and not migrate_file(path, date="2026-11-26")
+    entry = read_entry(path)
+    check_history(entry)
+    assert entry.status == migrated and entry.history[0].facts == {**facts, "status": status}
 
 
 @pytest.mark.parametrize("place", ["cell", "stage", "card", "content"])
@@ -104,7 +144,7 @@ def test_an_entry_of_a_test_time_defense_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"format": 3}, "has format 3, expected 1"),
+        ({"format": 4}, "has format 4, expected 1 or 2"),
         ({"note": 5}, "the migrated entry .* note: "),
         ({"records": {"file": "records/none.parquet", "sha256": "0" * 64, "url": ""}}, "does not give a URL for them"),
     ],

@@ -10,13 +10,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_up_results import evidence, samples, write_board_entry
 
+from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core import download as downloads
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.cell_records import CellRecords
+from robustbench_vlm.leaderboard import masking
 from robustbench_vlm.leaderboard.board import Board, BoardRow
-from robustbench_vlm.leaderboard.entry import Counterexample, Event, read_entry, write_entry
+from robustbench_vlm.leaderboard.entry import Counterexample, read_entry, write_entry
 from robustbench_vlm.leaderboard.ranking import make_board, mean_accuracy, worst_known
 from robustbench_vlm.leaderboard.views import markdown
 from robustbench_vlm.tracks import MINI
@@ -118,14 +120,39 @@ def test_warnings_name_their_datasets(tmp_path: Path) -> None:
     assert row(tmp_path, "a").warnings == ("collapsed: shapes", "zero-gradient: shapes, colours")
 
 
+@pytest.mark.parametrize(
+    ("warning", "stronger", "rank"),
+    [
+        ("black-box-wins:1", False, "1"),
+        ("black-box-wins:2", False, ""),
+        ("black-box-wins:2", True, "1"),
+        ("rises-with-eps", False, ""),
+        ("targeted-dlr-needs-4-classes:10", False, "1"),
+    ],
+)
+def test_a_model_with_masking_warnings_needs_a_stronger_attack(
+    warning: str, stronger: bool, rank: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "stronger"
+    attack = dataclasses.replace(load_attack("pgd-20"), name=name, strength=10**9)
+    monkeypatch.setattr(masking, "load_attack", lambda each: attack if each == name else load_attack(each))
+    broken = ["", "square"] * 5
+    found = everywhere("a", broken)
+    found[0] = evidence("a", broken, "shapes", warnings=(warning,))
+    found += [evidence("a", broken, "shapes", attack=name)] if stronger else []
+    write_board_entry(found, tmp_path)
+    assert row(tmp_path, "a").rank == rank
+
+
 def test_an_invalid_entry_is_left_out_with_a_message(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder = tmp_path / "mini"
     write_board_entry(everywhere("a", [""]), folder).rename(folder / "b.json")
-    write_board_entry(everywhere("c", [""]), folder, history=(Event("2026-01-01", "verified", "no", {}),))
+    other = read_entry(write_board_entry(everywhere("d", [""]), tmp_path / "other"))
+    write_board_entry(everywhere("c", [""]), folder, history=other.history)
     write_board_entry(everywhere("good_", [""]), folder)
     found = board(folder)
     assert [each.model for each in found.rows] == ["good_"] and sorted(found.refused) == ["b", "c"]
-    assert "move it to mini/a.json" in found.refused["b"] and "its history ends in 'verified'" in found.refused["c"]
+    assert "move it to mini/a.json" in found.refused["b"] and "digests of other results" in found.refused["c"]
     assert "Left out, because the entries are invalid: b, c." in markdown(found)
     assert run_command(["leaderboard", "build", "--folder", str(tmp_path), "--site", str(tmp_path / "site")]) == 0
     assert "invalid: b, c." in (tmp_path / "site" / "mini" / "index.html").read_text(encoding="utf-8")
@@ -144,11 +171,8 @@ def test_one_model_has_one_entry(tmp_path: Path) -> None:
 
 
 def test_a_new_entry_cannot_remove_an_established_entry(tmp_path: Path) -> None:
-    first = Event("2026-01-01", "claimed", "made up", {})
-    history = first, dataclasses.replace(first, date="2026-01-02", status="reproduced")
-    write_board_entry(everywhere("Fare", [""]), tmp_path, history=history, status="reproduced")
-    older = dataclasses.replace(first, date="2020-01-01")
-    write_board_entry(everywhere("fare", [""]), tmp_path, history=(older,))
+    write_board_entry(everywhere("Fare", [""]), tmp_path, "reproduced")
+    write_board_entry(everywhere("fare", [""]), tmp_path, date="2020-01-01")
     assert [each.model for each in board(tmp_path).rows] == ["Fare"]
 
 

@@ -6,12 +6,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+from made_up_results import attested
 
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.cell_records import Unsound, read_run
 from robustbench_vlm.leaderboard import entry_records
-from robustbench_vlm.leaderboard.entry import Counterexample, Event, read_entry, write_entry
+from robustbench_vlm.leaderboard.entry import Counterexample, Entry, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records
 from robustbench_vlm.leaderboard.submit import make_submission
 from robustbench_vlm.leaderboard.validate import check_continuation, check_entry
@@ -57,24 +58,28 @@ def test_an_entry_contains_no_paths_or_names_of_the_machine(entry_path: Path, re
 
 
 def test_a_model_that_is_submitted_again_keeps_its_history(entry_path: Path, real_run: Path, taught_card: Path) -> None:
-    example = Counterexample("colours", "1", "Linf", 0.01, 3, "0" * 64)
-    before = read_entry(entry_path).after(Event("2026-01-05", "disputed", "a sample was broken", {}))
-    write_entry(dataclasses.replace(before, counterexamples=(example,)), entry_path)
     board = entry_path.parent.parent
-    again = make_submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
+    first = read_entry(entry_path)
+    row = next(row for row in read_entry_records(first, entry_path.parent)[0].results if row.broken_by == "")
+    example = Counterexample("colours", row.sample_id, "Linf", 0.01, (row.label + 1) % 12, "0" * 64)
+
+    def submitted(before: Entry) -> Entry:
+        write_entry(before, entry_path)
+        return make_submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
+
+    before = dataclasses.replace(attested(first, "contradicted", date="2026-01-05"), counterexamples=(example,))
+    again = submitted(before)
     # The status "disputed" remains if the same records are submitted again.
-    assert [event.status for event in again.history] == ["claimed", "disputed", "disputed"]
+    assert [event.kind for event in again.history] == ["submission", "attestation", "submission"]
     assert again.status == "disputed" and again.counterexamples == (example,)
-    # The same cell is measured again, with another result.
-    cells = (dataclasses.replace(before.cells[0], content="0" * 64), *before.cells[1:])
-    write_entry(dataclasses.replace(before, cells=cells, counterexamples=(example,)), entry_path)
-    anew = make_submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
-    assert anew.status == "claimed" and anew.counterexamples == (example,)
-    write_entry(dataclasses.replace(before, weights="0" * 64, counterexamples=(example,)), entry_path)
-    others = make_submission(real_run, date="2026-02-01", model=str(taught_card), board=board).entry
-    assert (
-        others.counterexamples == () and others.history[-1].what == "the entry was submitted again with other weights"
-    )
+    # It also remains with other records, until a verification reproduces them. Counterexamples follow the model.
+    cells = (dataclasses.replace(first.cells[0], content="0" * 64), *first.cells[1:])
+    for changes in ({"cells": cells}, {"weights": "0" * 64}):
+        other = dataclasses.replace(attested(dataclasses.replace(first, **changes), "contradicted"))
+        anew = submitted(dataclasses.replace(other, counterexamples=(example,)))
+        assert anew.status == "disputed" and anew.counterexamples == (example,)
+        assert attested(anew, machine="2" * 32).status == "reproduced"
+    assert anew.history[-1].what == "submitted again with other weights"
 
 
 def test_cells_that_a_run_does_not_replace_are_kept(real_run: Path, taught_card: Path, tmp_path: Path) -> None:
@@ -91,15 +96,15 @@ def test_cells_that_a_run_does_not_replace_are_kept(real_run: Path, taught_card:
     assert (again.entry.cells, again.content) == (whole.entry.cells, whole.content)
     assert again.entry.history[-1].facts == {"cells": 2, "samples": 400}
     path = again.write(tmp_path)
-    evidence = check_entry(read_entry(path), path.parent)
-    check_continuation(again.entry, evidence, whole.entry, path.parent)
+    check_entry(read_entry(path), path.parent)
+    check_continuation(again.entry, whole.entry, path.parent)
     half = make_submission(part, date="2026-02-01", model=str(taught_card)).entry
-    less = whole.entry.after(Event("2026-02-01", "claimed", "submitted again", {}))
+    less = whole.entry.after("2026-02-01", "submission", "submitted again")
     with pytest.raises(Unsound, match="records of the earlier entry are missing"):
-        check_continuation(dataclasses.replace(less, cells=half.cells), evidence, whole.entry, path.parent)
+        check_continuation(dataclasses.replace(less, cells=half.cells), whole.entry, path.parent)
     # A model with other weights is another model.
     other = dataclasses.replace(less, cells=half.cells, weights="1" * 64)
-    check_continuation(other, evidence, whole.entry, path.parent)
+    check_continuation(other, whole.entry, path.parent)
 
 
 def test_runs_that_cannot_be_submitted_are_refused(

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow
 import pytest
 import torch
-from made_up_results import evidence, samples, write_board_entry
+from made_up_results import attested, evidence, samples, write_board_entry
 from pyarrow import parquet
 
 from robustbench_vlm.cli.main import run_command
@@ -18,14 +18,24 @@ from robustbench_vlm.core.files import package_folder, sha256_of
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.cell_records import Unsound
 from robustbench_vlm.leaderboard.counterexamples import images_file, images_path
-from robustbench_vlm.leaderboard.entry import Counterexample, Entry, Event, read_entry, write_entry
+from robustbench_vlm.leaderboard.entry import Counterexample, Entry, read_entry, write_entry
 from robustbench_vlm.leaderboard.ranking import make_board
-from robustbench_vlm.leaderboard.validate import check_continuation, check_definitions, check_entry, read_entry_in_place
+from robustbench_vlm.leaderboard.validate import (
+    check_continuation,
+    check_definitions,
+    check_entry,
+    check_history,
+    read_entry_in_place,
+)
 from robustbench_vlm.tracks import MINI
 
 BOARD = package_folder("leaderboards") / "mini"
 EXAMPLE = Counterexample("shapes", "0001", "Linf", 0.01, 2, "0" * 64)
-LATER = Event("2026-02-01", "claimed", "submitted again", {})
+
+
+def _later(entry: Entry) -> Entry:
+    """Return the entry after a new submission."""
+    return entry.after("2026-02-01", "submission", "submitted again")
 
 
 @pytest.mark.parametrize("path", sorted(BOARD.glob("*.json")), ids=lambda path: path.stem)
@@ -126,37 +136,74 @@ def test_a_counterexample_that_breaks_no_sample_is_refused(changes: dict[str, An
 
 
 def _continue(entry: Entry, earlier: Entry | None, folder: Path) -> None:
-    check_continuation(entry, check_entry(entry, folder), earlier, folder)
+    check_entry(entry, folder)
+    check_continuation(entry, earlier, folder)
 
 
 def test_a_submission_continues_the_earlier_entry(tmp_path: Path) -> None:
     earlier = read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path, counterexamples=(EXAMPLE,)))
     _continue(dataclasses.replace(earlier, counterexamples=()), None, tmp_path)
-    _continue(earlier.after(LATER), earlier, tmp_path)
-    other = dataclasses.replace(earlier.after(LATER), weights="1" * 64, counterexamples=())
-    check_continuation(other, check_entry(earlier, tmp_path), earlier, tmp_path)
+    _continue(_later(earlier), earlier, tmp_path)
+    other = dataclasses.replace(earlier, weights="1" * 64)
+    check_continuation(_later(other), earlier, tmp_path)
+    rewritten = dataclasses.replace(earlier, history=()).after("2026-02-01", "submission", "first")
     for forged, message in (
-        (dataclasses.replace(earlier, history=(LATER,)), "the history of the earlier entry"),
-        (earlier.after(dataclasses.replace(LATER, status="verified")), "a submission must have the status"),
-        (dataclasses.replace(earlier.after(LATER), counterexamples=()), "counterexamples of the earlier entry"),
+        (rewritten, "the history of the earlier entry"),
+        (attested(_later(earlier), date="2026-02-01"), "a submission must not add the event 'made up'"),
+        (earlier.after("2026-02-01", "earlier", "verified", {"status": "verified"}), "must not add the event"),
+        (earlier.after("2026-02-01", "migration", "migrated"), "must not add a migration"),
+        (dataclasses.replace(_later(earlier), counterexamples=()), "the counterexample shapes / 0001 of the earlier"),
     ):
         with pytest.raises(Unsound, match=message):
             _continue(forged, earlier, tmp_path)
-    with pytest.raises(Unsound, match="a submission must have the status"):
-        reproduced = dataclasses.replace(earlier, counterexamples=()).after(
-            dataclasses.replace(LATER, status="reproduced")
-        )
-        _continue(reproduced, None, tmp_path)
+    with pytest.raises(Unsound, match="the counterexample shapes / 0001 of the earlier"):
+        check_continuation(dataclasses.replace(_later(other), counterexamples=()), earlier, tmp_path)
+    with pytest.raises(Unsound, match="a submission must not add the event"):
+        _continue(attested(dataclasses.replace(earlier, counterexamples=())), None, tmp_path)
+
+
+def test_a_changed_history_breaks_the_chain(tmp_path: Path) -> None:
+    entry = attested(_later(read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path))), date="2026-02-01")
+    check_entry(entry, tmp_path)
+    first, second, last = entry.history
+    for history in (
+        (dataclasses.replace(first, what="nicer"), second, last),
+        (second, last),
+        (first, last),
+        (second, first, last),
+        (first, dataclasses.replace(second, previous=""), last),
+    ):
+        with pytest.raises(Unsound, match="does not have the digest of the event before it"):
+            check_entry(dataclasses.replace(entry, history=history), tmp_path)
+    with pytest.raises(Unsound, match="must have an attestation exactly if its kind is"):
+        check_entry(entry.after("2026-02-01", "attestation", "trust me"), tmp_path)
+
+
+@pytest.mark.parametrize("change", ["records", "weights", "protocol", "warnings"])
+def test_evidence_does_not_count_for_other_results(change: str, tmp_path: Path) -> None:
+    before = read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path, "verified"))
+    cell = before.cells[0]
+    changed = {
+        "records": {"cells": (dataclasses.replace(cell, content="0" * 64),)},
+        "weights": {"weights": "0" * 64},
+        "protocol": {"protocol": dataclasses.replace(before.protocol, identity={"name": "other"})},
+        "warnings": {"cells": (dataclasses.replace(cell, score=dataclasses.replace(cell.score, warnings=("x",))),)},
+    }[change]
+    other = dataclasses.replace(before, **changed)
+    assert before.status == "verified" and other.status == "claimed"
+    # The last event must have the digests of the entry, so an event cannot be left out.
+    with pytest.raises(Unsound, match="digests of other results"):
+        check_history(other)
+    check_history(_later(other))
 
 
 @pytest.fixture
 def verified(tmp_path: Path) -> Entry:
     """Return an entry of 200 robust samples with the status "verified"."""
-    event = dataclasses.replace(LATER, status="verified")
-    return read_entry(write_board_entry([evidence("a", [""] * 200)], tmp_path, history=(event,), status="verified"))
+    return read_entry(write_board_entry([evidence("a", [""] * 200)], tmp_path, "verified"))
 
 
-def _broken(entry: Entry, count: int, status: str, folder: Path, *, with_file: bool = True) -> Entry:
+def _broken(entry: Entry, count: int, folder: Path, *, with_file: bool = True) -> Entry:
     """Return the entry after a dispute that broke a number of samples, with or without the file of their images."""
     examples = [Counterexample("shapes", f"{n:04d}", "Linf", 0.01, (n + 1) % 3, "") for n in range(count)]
     source, content = images_file("mini", [(each, torch.full((3, 4, 4), 0.5)) for each in examples])
@@ -167,28 +214,18 @@ def _broken(entry: Entry, count: int, status: str, folder: Path, *, with_file: b
     if with_file:
         path.write_bytes(content)
     own = [dataclasses.replace(each, source=source) for each in examples]
-    return entry.with_counterexamples(own).after(dataclasses.replace(LATER, status=status))
+    return entry.with_counterexamples(own).after("2026-02-01", "counterexamples", "broken", {"images": source})
 
 
 def test_a_dispute_needs_images_and_changes_the_status_only_above_the_tolerance(
     verified: Entry, tmp_path: Path
 ) -> None:
-    for count, status in ((1, "verified"), (50, "disputed"), (50, "claimed")):
-        _continue(_broken(verified, count, status, tmp_path), verified, tmp_path)
+    for count, status in ((1, "verified"), (50, "disputed")):
+        found = _broken(verified, count, tmp_path)
+        _continue(found, verified, tmp_path)
+        assert found.status == status
         with pytest.raises(Unsound, match="lacks an image"):
-            _continue(_broken(verified, count, status, tmp_path, with_file=False), verified, tmp_path)
-    for entry in (
-        _broken(verified, 1, "disputed", tmp_path),
-        verified.after(dataclasses.replace(LATER, status="disputed")),
-    ):
-        with pytest.raises(Unsound, match="a submission must have the status"):
-            _continue(entry, verified, tmp_path)
-
-
-def test_a_changed_entry_may_not_keep_the_status_verified(verified: Entry, tmp_path: Path) -> None:
-    entry = _broken(verified, 1, "verified", tmp_path)
-    with pytest.raises(Unsound, match="a submission must have the status"):
-        _continue(dataclasses.replace(entry, note="other"), verified, tmp_path)
+            _continue(_broken(verified, count, tmp_path, with_file=False), verified, tmp_path)
 
 
 def test_a_nearer_counterexample_replaces_an_earlier_one(tmp_path: Path) -> None:
@@ -198,10 +235,10 @@ def test_a_nearer_counterexample_replaces_an_earlier_one(tmp_path: Path) -> None
     (tmp_path / "counterexamples").mkdir()
     (tmp_path / "counterexamples" / f"{source}.safetensors").write_bytes(content)
     nearer = dataclasses.replace(nearer, source=source)
-    _continue(earlier.with_counterexamples([nearer]).after(LATER), earlier, tmp_path)
+    _continue(_later(earlier.with_counterexamples([nearer])), earlier, tmp_path)
     farther = dataclasses.replace(earlier, counterexamples=(dataclasses.replace(nearer, distance=0.015),))
-    with pytest.raises(Unsound, match="counterexamples of the earlier entry"):
-        _continue(farther.after(LATER), earlier, tmp_path)
+    with pytest.raises(Unsound, match="the counterexample shapes / 0001 of the earlier"):
+        _continue(_later(farther), earlier, tmp_path)
 
 
 @pytest.mark.parametrize("forged", ["other bytes", "no images", "another sample"])
@@ -259,12 +296,12 @@ def test_a_disputed_entry_has_no_rank_and_names_must_differ_in_more_than_case(tm
     found = [evidence("a", ["", ""], dataset) for dataset in MINI.datasets]
     path = write_board_entry(found, tmp_path)
     assert make_board("mini", tmp_path).rows[0].rank == "1"
-    write_entry(read_entry(path).after(dataclasses.replace(LATER, status="disputed")), path)
+    write_entry(attested(read_entry(path), "contradicted"), path)
     assert make_board("mini", tmp_path).rows[0].rank == ""
-    write_entry(read_entry(path).after(dataclasses.replace(LATER, status="claimed")), path)
-    later = Event("2026-01-02", "claimed", "made up", {})
-    write_board_entry([evidence("A", ["", ""], name) for name in MINI.datasets], tmp_path, history=(later,))
-    write_board_entry([evidence("b", [""], name) for name in MINI.datasets], tmp_path, history=(later,))
+    write_board_entry(found, tmp_path)
+    for model, broken in (("A", ["", ""]), ("b", [""])):
+        cells = [evidence(model, broken, name) for name in MINI.datasets]
+        write_board_entry(cells, tmp_path, date="2026-01-02")
     board = make_board("mini", tmp_path)
     assert [row.model for row in board.rows] == ["a"]
     assert "'a' and 'A' differ only in upper and lower case" in board.refused["A"]
@@ -283,24 +320,48 @@ def test_options_that_exclude_each_other_are_refused(tmp_path: Path, capsys: pyt
     assert "move it to mini/clip.json" in capsys.readouterr().out
 
 
-def test_only_new_records_end_a_dispute(tmp_path: Path) -> None:
-    found = [evidence("a", ["", ""])]
+def test_only_reproduced_new_records_end_a_dispute(tmp_path: Path) -> None:
+    entry = read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path))
+    disputed = attested(entry, "contradicted")
+    # A later draw from the same records may miss what the first draw found.
+    for again in (_later(disputed), attested(disputed, is_full=True)):
+        assert again.status == "disputed"
+    changed = dataclasses.replace(disputed, cells=(dataclasses.replace(disputed.cells[0], content="0" * 64),))
+    assert _later(changed).status == "disputed"
+    assert attested(_later(changed), bound=0.2).status == "disputed"
+    assert attested(_later(changed)).status == "reproduced"
+
+
+def test_the_status_follows_from_bounds_datasets_and_machines(tmp_path: Path) -> None:
+    found = [evidence("a", ["", ""], dataset) for dataset in ("shapes", "colours")]
     entry = read_entry(write_board_entry(found, tmp_path))
-    disputed = entry.after(Event("2026-01-03", "disputed", "verdicts differ", {}))
-    claimed = disputed.after(Event("2026-01-04", "claimed", "submitted again", {}))
-    with pytest.raises(Unsound, match="a submission must have the status"):
-        check_continuation(claimed, found, disputed, tmp_path)
-    cells = (dataclasses.replace(claimed.cells[0], content="0" * 64), *claimed.cells[1:])
-    check_continuation(dataclasses.replace(claimed, cells=cells), found, disputed, tmp_path)
+    one, two = {"machine": "1" * 32}, {"machine": "2" * 32}
+    for attestations, status in (
+        ([{"bound": 0.051}], "claimed"),
+        ([{"bound": 0.05}], "reproduced"),
+        ([one, one], "reproduced"),
+        ([one, two], "verified"),
+        ([{"is_full": True, "bound": 0.0}], "verified"),
+        ([{"machine": ""}, one], "reproduced"),
+        ([{"datasets": ("shapes",)}], "claimed"),
+        ([{"datasets": ("shapes",)}, {"datasets": ("colours",)}], "reproduced"),
+        ([{"datasets": ("shapes",), "is_full": True}, {"datasets": ("colours",)}], "reproduced"),
+        ([{"datasets": ("shapes",), "is_full": True}, one, two], "verified"),
+        ([{"datasets": ("shapes",), "is_full": True}, {"datasets": ("colours",), "is_full": True}], "verified"),
+    ):
+        after = entry
+        for fields in attestations:
+            after = attested(after, **fields)
+        assert after.status == status, attestations
 
 
 def test_an_entry_without_a_robust_sample_is_valid(tmp_path: Path) -> None:
     found = [evidence("a", ["clean", "clean"])]
-    check_continuation(read_entry(write_board_entry(found, tmp_path)), found, None, tmp_path)
+    check_continuation(read_entry(write_board_entry(found, tmp_path)), None, tmp_path)
 
 
 @pytest.mark.parametrize("date", ["9999-99-99", "9999-12-31", "2020-01-01"])
 def test_a_history_must_be_chronological(date: str, tmp_path: Path) -> None:
     entry = read_entry(write_board_entry([evidence("a", ["", ""])], tmp_path))
     with pytest.raises(Unsound, match="the history of 'a"):
-        check_entry(entry.after(Event(date, entry.status, "found again", {})), tmp_path)
+        check_entry(entry.after(date, "submission", "again"), tmp_path)

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,57 +17,57 @@ from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.results import accuracies
 from robustbench_vlm.leaderboard.entry import Entry, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import make_entry, read_entry_records, write_records
-from robustbench_vlm.leaderboard.tolerance import RecomputedPart, RecomputedSample, missing_warnings
+from robustbench_vlm.leaderboard.findings import Comparison, contradictions, summarize
+from robustbench_vlm.leaderboard.recompute import Recomputed, Task
 from robustbench_vlm.leaderboard.validate import check_entry
-from robustbench_vlm.leaderboard.verify import Verification, verify
+from robustbench_vlm.leaderboard.verify import Draw, Verification, verify
 from robustbench_vlm.tracks import TRACKS
 
 ONE = Resources("cpu", workers=1)
 
 
-def verified(path: Path, card: Path, samples: int | None = 60, seed: int = 5) -> Verification:
-    entry = read_entry(path)
-    return verify(entry, path.parent, date="2026-01-03", samples=samples, seed=seed, model=str(card), resources=ONE)
+def verified(path: Path, card: Path, samples: int | None = 60, seed: int = 5, **draw: Any) -> Verification:
+    about = Draw(samples, seed, **draw)
+    return verify(read_entry(path), path.parent, date="2026-01-03", draw=about, model=str(card), resources=ONE)
 
 
 def test_a_correct_entry_is_reproduced_and_then_verified(entry_path: Path, taught_card: Path) -> None:
     first = verified(entry_path, taught_card)
-    assert (first.entry.status, first.disagreements, first.problems) == ("reproduced", (), ())
-    # The bound of Clopper and Pearson without wrong verdicts is 1 - 0.05 ** (1 / n).
-    assert first.is_confirmed and first.parts == (
-        RecomputedPart("others", 60, 0, 0, pytest.approx(1 - 0.05 ** (1 / 60))),
+    attestation = first.attestation
+    assert (first.entry.status, attestation.disagreements, attestation.problems) == ("reproduced", (), ())
+    # The bound of Clopper and Pearson without wrong verdicts is 1 - 0.05 ** (1 / n), as a share of the robust samples.
+    share = 1 - 0.05 ** (1 / 60)
+    assert first.is_confirmed and attestation.bound == pytest.approx(
+        max(share * part.robust / part.samples for part in attestation.parts if part.drawn < part.robust)
     )
+    assert [(part.samples, part.wrong) for part in attestation.parts] == [(200, 0), (200, 0)]
     write_entry(first.entry, entry_path)
     whole = verified(entry_path, taught_card, samples=None)
-    assert (whole.entry.status, whole.parts, whole.disagreements) == (
-        "verified",
-        (RecomputedPart("others", 400, 0, 0, 0),),
-        (),
-    )
+    assert (whole.entry.status, whole.attestation.bound, whole.attestation.is_full) == ("verified", 0, True)
+    assert all(part.first == part.robust for part in whole.attestation.parts)
     write_entry(whole.entry, entry_path)
     # A later partial verification does not lower the status of a full one.
     assert verified(entry_path, taught_card).entry.status == "verified"
-    assert [event.status for event in whole.entry.history] == ["claimed", "reproduced", "verified"]
-    assert whole.entry.history[1].facts["seed"] == 5
+    assert [event.kind for event in whole.entry.history] == ["submission", "attestation", "attestation"]
 
 
 def test_each_verification_draws_a_new_seed(entry_path: Path, taught_card: Path) -> None:
     entry = read_entry(entry_path)
     found = [
-        verify(entry, entry_path.parent, date="2026-01-03", samples=1, model=str(taught_card), resources=ONE).seed
+        verify(entry, entry_path.parent, date="2026-01-03", draw=Draw(1), model=str(taught_card), resources=ONE)
         for _ in range(2)
     ]
-    assert found[0] != found[1]
+    first, second = (each.attestation for each in found)
+    assert first.seed != second.seed and first.machine == second.machine and len(first.machine) == 32
 
 
 def forged(path: Path, change: Callable[[CellRecords], CellRecords]) -> None:
     """Write the entry with changed records, and recompute all its digests and numbers as a forger would."""
     entry = read_entry(path)
     evidence = [_consistent(change(each)) for each in read_entry_records(entry, path.parent)]
-    first = entry.history[0]
-    again, content = make_entry(evidence, entry.card, entry.environment, first, entry.protocol.identity)
+    again, content = make_entry(evidence, entry.card, entry.environment, entry.protocol.identity)
     write_records(content, path.parent / again.records.file)
-    write_entry(again, path)
+    write_entry(again.after("2026-01-02", "submission", "submitted"), path)
 
 
 def _consistent(evidence: CellRecords) -> CellRecords:
@@ -146,7 +147,7 @@ def test_a_forgery_is_named_if_local_weights_or_data_contradict_it(
     check_entry(read_entry(entry_path), entry_path.parent)
     found = verified(entry_path, taught_card)
     assert not found.is_confirmed and found.entry.status == "disputed"
-    assert message in found.problems[0] and found.entry.history[-1].facts["problems"] == list(found.problems)
+    assert message in found.attestation.problems[0] and found.entry.history[-1].attestation == found.attestation
 
 
 @pytest.mark.parametrize("change", [flipped, other_eps])
@@ -155,11 +156,17 @@ def test_verdicts_that_differ_when_recomputed_are_disputed(
 ) -> None:
     forged(entry_path, change)
     found = verified(entry_path, taught_card, samples=200)
-    favourable = [each for each in found.disagreements if each.is_favourable]
-    assert not found.is_confirmed and found.entry.status == "disputed" and found.problems == ()
-    assert len(favourable) >= 3 and found.entry.history[-1].facts["too high"] == len(favourable)
-    # The findings lower the number, whatever the status.
+    favourable = [each for each in found.attestation.disagreements if each.is_favourable]
+    assert not found.is_confirmed and found.entry.status == "disputed" and found.attestation.problems
+    assert len(favourable) >= 3 and sum(part.too_high for part in found.attestation.parts) == len(favourable)
+    # The findings lower the number, whatever the status, and their images are kept.
     assert {each.sample_id for each in favourable} <= {each.sample_id for each in found.entry.counterexamples}
+    paths = found.write_images(entry_path.parent)
+    assert {path.stem for path in paths} == {each.source for each in found.entry.counterexamples}
+    write_entry(found.entry, entry_path)
+    evidence = check_entry(read_entry(entry_path), entry_path.parent)
+    # The images prove the findings: a later verification classifies them and keeps them.
+    assert len(evidence) == 2 and verified(entry_path, taught_card, samples=1).removed_counterexamples == ()
 
 
 @pytest.fixture
@@ -171,16 +178,86 @@ def ranked_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("ranked_at_one")
-def test_both_parts_of_an_entry_give_the_same_number_of_samples(entry_path: Path, taught_card: Path) -> None:
-    honest = verified(entry_path, taught_card, samples=100)
-    bound = pytest.approx(1 - 0.05 ** (1 / 100))
-    assert honest.parts == (RecomputedPart("ranked", 100, 0, 0, bound), RecomputedPart("others", 100, 0, 0, bound))
-    assert (honest.entry.status, honest.entry.history[-1].facts["verdicts"]) == ("reproduced", 200)
-    forged(entry_path, lambda each: flipped(each) if each.threat.eps == Fraction(3, 255) else each)
-    found = verified(entry_path, taught_card, samples=200)
-    ranked, others = found.parts
-    assert found.entry.status == "disputed" and ranked.wrong == 0 < others.wrong == others.too_high
-    assert {each.eps for each in found.disagreements} == {"3/255"}
+def test_one_forged_verdict_that_the_rank_depends_on_is_always_found(entry_path: Path, taught_card: Path) -> None:
+    honest = verified(entry_path, taught_card, samples=3)
+    ranked, others = honest.attestation.parts
+    # The attack has one stage, so all samples of the ranked part are attacked in full.
+    assert (ranked.first, ranked.bound, honest.attestation.bound) == (ranked.robust, 0, 0)
+    assert (others.first, others.broken) == (3, 3) and honest.entry.status == "reproduced"
+
+    def one(each: CellRecords) -> CellRecords:
+        number = next(n for n, result in enumerate(each.results) if result.broken_by not in ("", CLEAN))
+        return _with(each, [_robust(row) if n == number else row for n, row in enumerate(each.results)])
+
+    forged(entry_path, lambda each: one(each) if each.threat.eps == Fraction(1, 255) else each)
+    found = verified(entry_path, taught_card, samples=3)
+    assert found.attestation.parts[0].too_high == len(found.entry.counterexamples) == 1
+    # The forger changes another record, so the digests are new. The sample is attacked again in any case.
+    write_entry(found.entry, entry_path)
+    found.write_images(entry_path.parent)
+    entry = read_entry(entry_path)
+    assert entry.status == "disputed"
+    evidence = [dataclasses.replace(each) for each in read_entry_records(entry, entry_path.parent)]
+    more = [dataclasses.replace(row, forward=row.forward + 1) for row in evidence[1].results]
+    evidence[1] = _with(evidence[1], more)
+    again, content = make_entry(evidence, entry.card, entry.environment, entry.protocol.identity)
+    write_records(content, entry_path.parent / again.records.file)
+    again = dataclasses.replace(again, history=entry.history, counterexamples=entry.counterexamples)
+    again = again.after("2026-01-03", "submission", "submitted again")
+    assert again.subject != entry.subject and again.status == "disputed"
+
+
+def test_some_datasets_are_verified_and_attempts_draw_more_samples(entry_path: Path, taught_card: Path) -> None:
+    found = verified(entry_path, taught_card, samples=5, attempt=3, datasets=("colours",))
+    assert (found.attestation.datasets, found.attestation.attempt) == (("colours",), 3)
+    assert [part.drawn for part in found.attestation.parts] == [15, 15]
+    with pytest.raises(UserError, match="the entry has no records of the dataset 'shapes': give some of colours"):
+        verified(entry_path, taught_card, datasets=("shapes",))
+
+
+@pytest.mark.parametrize(("field", "value"), [("distance", 1e-6), ("margin", 0.9), ("forward", 2**40)])
+def test_other_fields_of_the_records_are_compared(
+    field: str, value: float, entry_path: Path, taught_card: Path
+) -> None:
+    """Change a field of all samples for which any value of the field is possible."""
+
+    def changed(each: CellRecords) -> CellRecords:
+        stage = {"distance": "pgd-5", "margin": None, "forward": ""}[field]
+        rows = [
+            dataclasses.replace(row, **{field: value})
+            if row.broken_by == stage or (not stage and row.margin > 0)
+            else row
+            for row in each.results
+        ]
+        return _with(each, rows)
+
+    forged(entry_path, changed)
+    found = verified(entry_path, taught_card, samples=10)
+    said = {
+        "distance": "the distance is 1e-06 in the records",
+        "margin": "the margins of",
+        "forward": "passes, and this",
+    }
+    assert not found.is_confirmed and said[field] in found.attestation.problems[0]
+
+
+def test_rounding_explains_only_verdicts_near_the_decision_boundary(entry_path: Path) -> None:
+    cell = read_entry_records(read_entry(entry_path), entry_path.parent)[1]
+    position = next(n for n, row in enumerate(cell.results) if row.broken_by == "")
+    stored = cell.results[position]
+    fallen = dataclasses.replace(stored, broken_by="pgd-5", adversarial_prediction=stored.label + 1, distance=0.004)
+
+    def reason(here: SampleResult, margin: float, *, equal: bool = False) -> str:
+        return Comparison(cell, Task(1, 1, position), Recomputed(here, margin, None), equal).reason
+
+    assert reason(stored, 0.1) == reason(stored, 0.1, equal=True) == "" == reason(fallen, -1e-5)
+    assert "the margin -0.0200" in reason(fallen, -0.02)
+    near = dataclasses.replace(fallen, distance=1e-6)
+    broken = next(n for n, row in enumerate(cell.results) if row.broken_by == "pgd-5")
+    other = Comparison(cell, Task(1, 1, broken), Recomputed(dataclasses.replace(near, label=0), -0.5, None), False)
+    assert "the distance is" in other.reason and "1e-06 here" in other.reason
+    # Records are equal bit by bit on equal hardware, so rounding explains nothing there.
+    assert reason(fallen, -1e-5, equal=True) == "equal hardware and software give another record"
 
 
 def excused(evidence: CellRecords) -> CellRecords:
@@ -224,7 +301,7 @@ def test_a_small_stored_margin_does_not_excuse_a_clean_prediction(entry_path: Pa
     found = verified(entry_path, taught_card)
     assert (
         found.entry.status == "disputed"
-        and "clean predictions in the records differ from those of the model" in found.problems[0]
+        and "clean predictions in the records differ from those of the model" in found.attestation.problems[0]
     )
 
 
@@ -233,22 +310,24 @@ def test_records_that_lower_a_number_are_disputed(entry_path: Path, taught_card:
     for samples in (200, None):
         found = verified(entry_path, taught_card, samples=samples)
         assert not found.is_confirmed and found.entry.status == "disputed"
-        assert found.disagreements and not any(each.is_favourable for each in found.disagreements)
+        wrong = found.attestation.disagreements
+        assert wrong and not any(each.is_favourable for each in wrong)
 
 
 def test_missing_warnings_are_reported(entry_path: Path) -> None:
     stored = read_entry_records(read_entry(entry_path), entry_path.parent)[0]
     rows = stored.results[:20]
     warned = [dataclasses.replace(row, warnings="zero-gradient,unstable-output") for row in rows]
-    same = [RecomputedSample(stored, position, row) for position, row in enumerate(rows)]
-    erased = [RecomputedSample(stored, position, row) for position, row in enumerate(warned)]
-    assert missing_warnings(same) == ()
-    assert missing_warnings([RecomputedSample(_with(stored, warned), n, row) for n, row in enumerate(rows)]) == ()
-    (problem,) = missing_warnings(erased)
-    assert problem == "the records of 20 samples lack the warnings unstable-output, zero-gradient"
+
+    def problems(cell: CellRecords, here: Sequence[SampleResult]) -> list[str]:
+        found = [Comparison(cell, Task(0, 1, n), Recomputed(row, 0.5, None), False) for n, row in enumerate(here)]
+        return contradictions(found, summarize(found, [cell], (), 0))
+
+    assert problems(stored, rows) == problems(_with(stored, warned), rows) == []
+    (problem,) = problems(stored, warned)
+    assert problem.endswith("the records of 20 samples lack the warnings unstable-output, zero-gradient")
     # A single difference may come from rounding on another machine.
-    assert missing_warnings([erased[0], *same[1:]] * 10) != ()
-    assert missing_warnings([erased[0], *[same[1]] * 199]) == ()
+    assert problems(stored, [warned[0], *stored.results[1:]]) == []
 
 
 def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
@@ -272,7 +351,6 @@ def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
         (lambda entry: entry["datasets"]["colours"].update(data="0" * 64), "do not match their data digest"),
         (lambda entry: entry["records"].update(sha256="0" * 64), "is not the one in the entry"),
         (lambda entry: entry["cells"].pop(), "the columns or the number of rows are not those"),
-        (lambda entry: entry.update(status="verified"), "its history ends in 'claimed'"),
         (lambda entry: entry["protocol"].update(label="mini-quick/1"), "must be mini/1, got mini-quick/1"),
         (lambda entry: entry["card"].update(name="agft"), "must be that of the entry.s model .taught., got .agft."),
         (lambda entry: entry["datasets"].clear() or entry["datasets"].update(shapes=DATASET), "lacks class names"),
@@ -323,7 +401,7 @@ def test_a_negative_number_of_passes_is_refused(entry_path: Path) -> None:
 
     entry = read_entry(entry_path)
     evidence = [dataclasses.replace(negative(each)) for each in read_entry_records(entry, entry_path.parent)]
-    again, content = make_entry(evidence, entry.card, (), entry.history[0], entry.protocol.identity)
+    again, content = make_entry(evidence, entry.card, (), entry.protocol.identity)
     write_records(content, entry_path.parent / again.records.file)
     with pytest.raises(Unsound, match="has a negative number of passes"):
         check_entry(again, entry_path.parent)
@@ -356,5 +434,5 @@ def test_unpublished_weights_are_an_error_that_asks_for_a_card_file(entry_path: 
 def test_equal_records_give_equal_bytes(entry_path: Path) -> None:
     entry = read_entry(entry_path)
     evidence = read_entry_records(entry, entry_path.parent)
-    again = [make_entry(evidence, entry.card, (), entry.history[0], {})[1] for _ in range(2)]
+    again = [make_entry(evidence, entry.card, (), {})[1] for _ in range(2)]
     assert again[0] == again[1] == (entry_path.parent / entry.records.file).read_bytes()

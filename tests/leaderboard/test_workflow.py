@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 import yaml
+from made_up_results import attested
 
-from robustbench_vlm.leaderboard.entry import Event, read_entry, write_entry
+from robustbench_vlm.leaderboard.entry import read_entry, write_entry
 
 FOLDER = Path(__file__).parents[2] / ".github"
 WORKFLOW = FOLDER / "workflows" / "submission.yml"
@@ -22,7 +23,7 @@ def test_the_workflow_has_read_rights_only_and_runs_no_text_of_a_pull_request() 
         document = yaml.safe_load(path.read_text(encoding="utf-8"))
         # YAML reads the key `on` as true.
         assert "pull_request_target" not in document[True] and "workflow_run" not in document[True]
-        assert document["permissions"] == {"contents": "read"}
+        assert set(document["permissions"].values()) == {"read"}
         for job in document["jobs"].values():
             assert "permissions" not in job
             for step in job["steps"]:
@@ -37,7 +38,38 @@ def test_only_the_base_branch_is_installed() -> None:
     paths = {step["with"]["path"]: step["with"]["ref"] for step in steps if "checkout" in step.get("uses", "")}
     assert ".base.sha" in paths["trusted"] and ".head.sha" in paths["submitted"]
     commands = [step["run"] for step in steps if "run" in step]
-    assert commands == ["pip install ./trusted", "trusted/.github/check_submission.sh submitted"]
+    assert commands == [
+        "pip install ./trusted",
+        'trusted/.github/count_attempts.sh >> "$GITHUB_OUTPUT"',
+        "trusted/.github/check_submission.sh submitted",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("runs", "again", "attempt"), [("1", "1", "1"), ("7", "1", "7"), ("7", "3", "9"), ("0", "1", "1")]
+)
+def test_the_checks_of_an_author_are_counted(runs: str, again: str, attempt: str, tmp_path: Path) -> None:
+    (tmp_path / "gh").write_text(f'#!/bin/sh\necho "$@" > {tmp_path}/call\necho {runs}\n', encoding="utf-8")
+    (tmp_path / "gh").chmod(0o755)
+    environment = {"PATH": f"{tmp_path}:/usr/bin:/bin", "REPOSITORY": "a/b", "ACTOR": "me", "RUN_ATTEMPT": again}
+    script = ["bash", str(FOLDER / "count_attempts.sh")]
+    assert subprocess.run(script, env=environment, capture_output=True, text=True).stdout == f"attempt={attempt}\n"
+    assert "repos/a/b/actions/workflows/submission.yml/runs" in (tmp_path / "call").read_text(encoding="utf-8")
+    (tmp_path / "gh").write_text("#!/bin/sh\necho no\n", encoding="utf-8")
+    assert subprocess.run(script, env=environment, capture_output=True).returncode == 1
+
+
+def test_a_failed_check_keeps_its_findings(clone: Path, tmp_path: Path, entry_path: Path) -> None:
+    """The check finds an image that breaks a sample and fails. The image and the attestation must not be lost."""
+    shutil.copytree(entry_path.parent, clone / "leaderboards" / "mini")
+    _commit(clone)
+    failing = 'test "$2" = --check && exit\necho found > "$7"\nmkdir leaderboards/mini/counterexamples\n'
+    failing += "echo x > leaderboards/mini/counterexamples/0.safetensors\nexit 1"
+    more = {"FINDINGS": str(tmp_path / "findings"), "ATTEMPT": "99"}
+    code, _, calls = _check(clone, tmp_path, failing=failing, more=more)
+    assert code == 1 and "--attempt 10 --attestation" in calls
+    assert {path.name for path in (tmp_path / "findings").iterdir()} == {"taught.json", "0.safetensors"}
+    assert _check(clone, tmp_path, more={"ATTEMPT": "1; touch evil"})[0] == 1 and not list(tmp_path.rglob("evil"))
 
 
 @pytest.fixture
@@ -61,19 +93,23 @@ def _commit(folder: Path) -> None:
     _git(folder, "commit", "--quiet", "--message", "change")
 
 
-def _check(clone: Path, tmp_path: Path, base: str = "") -> tuple[int, str, str]:
+def _check(
+    clone: Path, tmp_path: Path, base: str = "", *, failing: str = "", more: dict[str, str] | None = None
+) -> tuple[int, str, str]:
     """Run the script on the changes since the commit `base`, by default the first one.
 
-    A replacement of `vlmbench` records its calls. Returns the exit code, the output and the calls.
+    A replacement of `vlmbench` records its calls, and then runs the shell commands in `failing`. `more` has variables
+    of the environment. Returns the exit code, the output and the calls.
     """
     tools = tmp_path / "tools"
     tools.mkdir(exist_ok=True)
     calls = tools / "calls"
-    noting = f'#!/bin/sh\necho "$@" >> {calls}\nfind . -name "*.safetensors" >> {calls}\ntest -f "$(eval echo \\$$#)"\n'
+    noting = f'#!/bin/sh\necho "$@" >> {calls}\nfind . -name "*.safetensors" >> {calls}\n'
+    noting += f'test -f "$(eval echo \\$$#)" || exit 1\n{failing}\n'
     (tools / "vlmbench").write_text(noting, encoding="utf-8")
     (tools / "vlmbench").chmod(0o755)
     base = base or _git(clone, "rev-list", "--max-parents=0", "HEAD")
-    environment = {"PATH": f"{tools}:/usr/bin:/bin", "BASE": base}
+    environment = {"PATH": f"{tools}:/usr/bin:/bin", "BASE": base, **(more or {})}
     script = str(FOLDER / "check_submission.sh")
     found = subprocess.run(["bash", script, str(clone)], env=environment, capture_output=True, text=True)
     return found.returncode, found.stdout + found.stderr, calls.read_text() if calls.exists() else ""
@@ -89,7 +125,9 @@ def test_changed_entries_are_checked_and_verified(clone: Path, tmp_path: Path, e
     assert re.fullmatch(
         r"verify --check --since \S+/old/leaderboards/mini/taught\.json leaderboards/mini/taught\.json", first
     )
-    assert second == "verify --samples 200 leaderboards/mini/taught.json"
+    assert re.fullmatch(
+        r"verify --samples 40 --attempt 1 --attestation \S+/taught\.json leaderboards/mini/taught\.json", second
+    )
 
 
 def test_counterexamples_are_read_with_their_entry(clone: Path, tmp_path: Path, entry_path: Path) -> None:
@@ -133,15 +171,15 @@ def test_a_submission_passes_the_real_checks(clone: Path, tmp_path: Path) -> Non
     (folder / "records").mkdir(parents=True)
     shutil.copy(source / "records" / "clip.parquet", folder / "records")
     bundled = read_entry(source / "clip.json")
-    first = bundled.history[0]
-    entry = dataclasses.replace(bundled, status=first.status, history=(first,), counterexamples=())
+    entry = dataclasses.replace(bundled, history=(), counterexamples=())
+    entry = entry.after("2026-11-24", "submission", "submitted")
     write_entry(entry, folder / "clip.json")
     _commit(clone)
     assert _real_check(clone) == (0, "")
-    write_entry(entry.after(Event(first.date, "verified", "trust me", {})), folder / "clip.json")
+    write_entry(attested(entry, date="2026-11-24"), folder / "clip.json")
     _commit(clone)
     code, output = _real_check(clone)
-    assert code == 1 and "a submission must have the status 'claimed'" in output
+    assert code == 1 and "only an attestation with the signature of a trusted key may be added" in output
 
 
 def _real_check(clone: Path) -> tuple[int, str]:

@@ -1,0 +1,125 @@
+"""Choose the samples of an entry that a verification attacks again.
+
+For the verdicts that the rank depends on, all broken samples are attacked up to the stage that broke them, and all
+robust samples with the first stage. Both are cheap. Later stages attack only some robust samples. Those with the
+smallest margins after the first stage are attacked with the second stage, because nearly all samples that a later stage
+breaks are among them. Random samples are attacked with all stages, which gives a bound for the share of samples that
+the whole attack breaks. For each other attack and radius, random samples are attacked.
+"""
+
+import random
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+
+from robustbench_vlm.core.records import CLEAN
+from robustbench_vlm.engine.cell_records import CellRecords
+from robustbench_vlm.leaderboard.recompute import Recomputed, Task
+from robustbench_vlm.tracks import Track
+
+NEAREST = 2
+"""Number of robust samples that are attacked with the second stage, for each random sample that is attacked with all
+stages."""
+OTHERS = 5
+"""In a part that the rank does not depend on, one in this many drawn robust samples is attacked with all stages."""
+
+
+@dataclass(frozen=True)
+class Part:
+    """The cells of an entry under one attack at one radius."""
+
+    cells: tuple[int, ...]
+    """Indices of the cells in the entry."""
+    is_ranked: bool
+    """True if the rank depends on the verdicts of this part."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The samples of one part that are attacked in the first step."""
+
+    part: Part
+    robust: tuple[Task, ...]
+    """Robust samples. If not all robust samples are attacked, they are drawn at random."""
+    others: tuple[Task, ...]
+    """Broken samples, and samples that earlier verifications found wrong."""
+    number: int
+    """Number of robust samples to draw for the second step."""
+
+
+def parts_of(evidence: Sequence[CellRecords], track: Track) -> list[Part]:
+    """Return the parts of an entry, one for each attack and radius."""
+    groups: dict[tuple[object, ...], list[int]] = {}
+    for n, each in enumerate(evidence):
+        groups.setdefault((each.score.attack, each.threat.norm, each.threat.eps), []).append(n)
+    ranked = track.attack, track.norm, track.standard_eps
+    return [Part(tuple(cells), key == ranked) for key, cells in groups.items()]
+
+
+def choose(
+    evidence: Sequence[CellRecords],
+    part: Part,
+    samples: int | None,
+    generator: random.Random,
+    again: Collection[tuple[int, int]] = (),
+) -> Choice:
+    """Choose the samples of the first step in a part.
+
+    Args:
+        evidence: The records of all cells of the entry.
+        part: The part.
+        samples: The number of robust samples to attack with all stages. None means all samples.
+        generator: The generator of the random draws.
+        again: Cells and positions of robust samples that earlier verifications found wrong. They are attacked with all
+            stages.
+    """
+    robust, broken = [], []
+    for cell in part.cells:
+        names = stage_names(evidence[cell])
+        for position, result in enumerate(evidence[cell].results):
+            if result.broken_by == "":
+                robust.append(Task(cell, 1, position))
+            elif result.broken_by != CLEAN:
+                broken.append(Task(cell, names.index(result.broken_by) + 1, position))
+    if samples is None:
+        return Choice(part, tuple(with_stages(evidence, task) for task in robust), tuple(broken), 0)
+    earlier = [with_stages(evidence, Task(cell, 1, position)) for cell, position in again if cell in part.cells]
+    if part.is_ranked:
+        return Choice(part, tuple(robust), (*broken, *earlier), samples)
+    some = _drawn(robust, samples, generator)
+    return Choice(part, tuple(some), (*_drawn(broken, samples, generator), *earlier), samples // OTHERS)
+
+
+def choose_later(
+    evidence: Sequence[CellRecords], choice: Choice, found: Mapping[Task, Recomputed], generator: random.Random
+) -> tuple[list[Task], list[Task]]:
+    """Choose the robust samples that later stages attack in the second step.
+
+    `found` has the results of the first step. The first returned list has the samples with the smallest margins, with
+    the second stage. The second list has random samples, with all stages. Both lists are empty if the first step ran
+    the whole attack. Samples that the first step broke are left out.
+    """
+    left = [task for task in choice.robust if found[task].result.broken_by == ""]
+    if not left or left[0] == with_stages(evidence, left[0]):
+        return [], []
+    # Outside the ranked part, margins are known only for random samples, so there is no smallest margin to choose.
+    number = NEAREST * choice.number if choice.part.is_ranked else 0
+    near = sorted(left, key=lambda task: (found[task].margin, task))[:number]
+    return (
+        [with_stages(evidence, task, 2) for task in near],
+        [with_stages(evidence, task) for task in _drawn(left, choice.number, generator)],
+    )
+
+
+def stage_names(cell: CellRecords) -> list[str]:
+    """Return the names of the stages of the attack of a cell."""
+    return [stage["name"] for stage in cell.identity["attack"]["stages"]]
+
+
+def with_stages(evidence: Sequence[CellRecords], task: Task, stages: int | None = None) -> Task:
+    """Return the task with another number of stages. By default, it is the number of stages of the whole attack."""
+    whole = len(stage_names(evidence[task.cell]))
+    return Task(task.cell, whole if stages is None else min(stages, whole), task.position)
+
+
+def _drawn(tasks: Sequence[Task], number: int, generator: random.Random) -> list[Task]:
+    return sorted(tasks if number >= len(tasks) else generator.sample(sorted(tasks), number))
