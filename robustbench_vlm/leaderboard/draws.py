@@ -11,7 +11,7 @@ import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 
-from robustbench_vlm.core.records import CLEAN
+from robustbench_vlm.core.records import CLEAN, Verdict
 from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.leaderboard.recompute import Recomputed, Task
 from robustbench_vlm.tracks import Track
@@ -41,7 +41,8 @@ class Choice:
     robust: tuple[Task, ...]
     """Robust samples. If not all robust samples are attacked, they are drawn at random."""
     others: tuple[Task, ...]
-    """Broken samples, and samples that earlier verifications found wrong."""
+    """Broken samples, samples that an estimated run did not finish, and samples that earlier verifications found
+    wrong."""
     number: int
     """Number of robust samples to draw for the second step."""
 
@@ -72,21 +73,23 @@ def choose(
         again: Cells and positions of robust samples that earlier verifications found wrong. They are attacked with all
             stages.
     """
-    robust, broken = [], []
+    robust, broken, unfinished = [], [], []
     for cell in part.cells:
         names = stage_names(evidence[cell])
         for position, result in enumerate(evidence[cell].results):
             if result.broken_by == "":
                 robust.append(Task(cell, 1, position))
+            elif result.verdict is Verdict.UNFINISHED:
+                unfinished.append(Task(cell, 1, position))
             elif result.broken_by != CLEAN:
                 broken.append(Task(cell, names.index(result.broken_by) + 1, position))
     if samples is None:
-        return Choice(part, tuple(with_stages(evidence, task) for task in robust), tuple(broken), 0)
+        return Choice(part, tuple(with_stages(evidence, task) for task in robust), (*broken, *unfinished), 0)
     earlier = [with_stages(evidence, Task(cell, 1, position)) for cell, position in again if cell in part.cells]
     if part.is_ranked:
-        return Choice(part, tuple(robust), (*broken, *earlier), samples)
+        return Choice(part, tuple(robust), (*broken, *unfinished, *earlier), samples)
     some = _drawn(robust, samples, generator)
-    return Choice(part, tuple(some), (*_drawn(broken, samples, generator), *earlier), samples // OTHERS)
+    return Choice(part, tuple(some), (*_drawn([*broken, *unfinished], samples, generator), *earlier), samples // OTHERS)
 
 
 def choose_later(

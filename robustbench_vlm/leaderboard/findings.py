@@ -9,7 +9,7 @@ the boundary contradicts the entry.
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
-from robustbench_vlm.core.records import CLEAN, SampleResult
+from robustbench_vlm.core.records import CLEAN, SampleResult, Verdict
 from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.leaderboard.history import AttestedPart, Disagreement
 from robustbench_vlm.leaderboard.recompute import Recomputed, Task
@@ -45,8 +45,8 @@ class Comparison:
 
     @property
     def is_too_high(self) -> bool:
-        """True if the sample is robust in the stored record and broken in the recomputed record."""
-        return self.stored.broken_by == "" and _verdict(self.here.result) == "broken"
+        """True if no stage breaks the sample in the stored record, and one does in the recomputed record."""
+        return _verdict(self.stored) == "" and _verdict(self.here.result) == "broken"
 
     @property
     def is_whole_attack(self) -> bool:
@@ -61,7 +61,7 @@ class Comparison:
             return f"the strongest image has the margin {self.here.margin:.4f}, which rounding cannot change"
         if self.is_equal_machine and _exact(stored) != _exact(here):
             return "equal hardware and software give another record"
-        if not self.is_wrong and stored.broken_by and abs(stored.distance - here.distance) > eps / 2:
+        if not self.is_wrong and stored.verdict is Verdict.BROKEN and abs(stored.distance - here.distance) > eps / 2:
             return f"the distance is {stored.distance:.4g} in the records and {here.distance:.4g} here"
         if self.is_whole_attack and here.broken_by == "" and _passes(stored) > _MOST_PASSES * _passes(here):
             return f"the records have {_passes(stored)} passes, and this machine needs {_passes(here)}"
@@ -83,9 +83,9 @@ def summarize(
     `cells` has the records of the part. `drawn` has the robust samples that were drawn at random and attacked with all
     stages. `nearest` is the number of samples that were chosen by their margin.
     """
-    robust = [each for each in comparisons if each.stored.broken_by == ""]
+    robust = [each for each in comparisons if each.stored.verdict is Verdict.ROBUST]
     places = {_place(each.task) for each in robust}
-    count = sum(result.broken_by == "" for cell in cells for result in cell.results)
+    count = sum(result.verdict is Verdict.ROBUST for cell in cells for result in cell.results)
     samples = sum(len(cell.results) for cell in cells)
     fallen = {_place(each.task) for each in robust if each.is_too_high}
     failed = {_place(each.task) for each in robust if each.is_too_high and each.task in drawn}
@@ -136,12 +136,16 @@ def _codes(result: SampleResult) -> set[str]:
 
 
 def _verdict(result: SampleResult) -> str:
-    return result.broken_by if result.broken_by in ("", CLEAN) else "broken"
+    """Return "", "clean" or "broken". A sample that is not finished survived the stages that attacked it."""
+    if result.broken_by == CLEAN:
+        return CLEAN
+    return "broken" if result.verdict is Verdict.BROKEN else ""
 
 
 def _exact(result: SampleResult) -> tuple[str, int, float]:
     """Return the fields that are equal bit by bit on equal hardware, also if the attack stops after a stage."""
-    return result.broken_by, result.adversarial_prediction, result.distance
+    stage = result.broken_by if result.verdict is Verdict.BROKEN else ""
+    return stage, result.adversarial_prediction, result.distance
 
 
 def _passes(result: SampleResult) -> int:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, ConfigDict, Field
 
 from robustbench_vlm.core.fingerprint import fingerprint, plain
+from robustbench_vlm.core.records import CLEAN, UNFINISHED
 
 MAX_TEXT = 2000
 """Largest number of characters in a text of an entry, such as a note or a link."""
@@ -67,11 +68,11 @@ class Disagreement:
 
     @property
     def is_favourable(self) -> bool:
-        """True if the sample is robust in the stored record and misclassified in the recomputed record.
+        """True if no stage breaks the sample in the stored record, and one does in the recomputed record.
 
         Such samples make the stored accuracy too high.
         """
-        return self.stored == "" != self.found
+        return self.stored in ("", UNFINISHED) and self.found not in ("", CLEAN)
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,8 @@ class AttestedPart:
     drawn: Count
     """Number of robust samples that were drawn at random and attacked with all stages."""
     broken: Count
-    """Number of samples that are broken in the records and were attacked again up to the recorded stage."""
+    """Number of other samples that were attacked again: samples that are broken in the records, up to the recorded
+    stage, and samples that an estimated run did not finish, with the first stage."""
     wrong: Count
     """Number of recomputed verdicts that differ from the records."""
     too_high: Count

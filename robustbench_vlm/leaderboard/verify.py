@@ -17,6 +17,7 @@ from robustbench_vlm.analysis.verdict import clean_predictions
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_whole
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
+from robustbench_vlm.core.records import Verdict
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import CellRecords, Unsound
 from robustbench_vlm.engine.resolve import Plan
@@ -154,7 +155,12 @@ def _recomputed(
     generator = random.Random(draw.seed)
     samples = None if draw.samples is None else draw.samples * draw.attempt
     resources = plan.request.resources
-    robust = {(n, at) for n, each in enumerate(evidence) for at, r in enumerate(each.results) if r.broken_by == ""}
+    robust = {
+        (n, at)
+        for n, each in enumerate(evidence)
+        for at, result in enumerate(each.results)
+        if result.verdict is not Verdict.BROKEN
+    }
     again = _found_before(entry, evidence)
     parts = parts_of(evidence, TRACKS.load(entry.track))
     choices = [choose(evidence, part, samples, generator, again) for part in parts]

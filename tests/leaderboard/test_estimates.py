@@ -42,7 +42,8 @@ def path(tmp_path: Path) -> Path:
 def rewritten(path: Path, cells: Sequence[CellRecords]) -> Entry:
     """Write an entry whose digests and estimates follow from other records."""
     earlier = read_entry(path)
-    entry, content = make_entry(cells, earlier.card, (), earlier.history[0], earlier.protocol.identity)
+    entry, content = make_entry(cells, earlier.card, (), earlier.protocol.identity)
+    entry = entry.after("2026-01-02", "submission", "submitted again")
     write_records(content, path.parent / entry.records.file)
     write_entry(entry, path)
     return read_entry(path)
@@ -155,7 +156,7 @@ def test_an_estimate_replaces_neither_a_full_number_nor_one_with_more_draws(path
     assert not full.estimates
 
     def submit(entry: Entry, before: Entry) -> None:
-        check_continuation(dataclasses.replace(entry, history=before.history), (), before, tmp_path)
+        check_continuation(dataclasses.replace(entry, history=before.history), before, tmp_path)
 
     submit(more, earlier)
     submit(full, earlier)
@@ -216,6 +217,8 @@ def test_an_estimated_run_becomes_an_entry(
     assert mean.estimate.passes == table.passes
     saved = f"{mean.estimate.drawn} of {mean.estimate.survivors} survivors attacked in full"
     assert saved in text and run_command(["verify", str(boards / "mini" / "taught.json"), "--check"]) == 0
+    verify = ["verify", str(boards / "mini" / "taught.json"), "--model", str(taught_card), "--workers", "1"]
+    assert run_command([*verify, "--samples", "2"]) == 0
     # A killed run may leave drawn survivors of one dataset only. They are not the first of the order.
     parts = sorted(folder.rglob("*.parquet"), key=lambda part: part.stat().st_mtime_ns)
     shutil.copytree(folder, tmp_path / "killed" / "taught")
