@@ -39,7 +39,7 @@ from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import resolve
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import cell_classifier, load_batch
-from robustbench_vlm.leaderboard.draws import NEAREST, OTHERS
+from robustbench_vlm.leaderboard.draws import NEAREST, OTHERS, scaled
 from robustbench_vlm.leaderboard.entry import board_folder, entry_paths, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records
 from robustbench_vlm.leaderboard.findings import CLOSE_MARGIN
@@ -52,6 +52,7 @@ DRAWN = 150
 TODAY = 200
 """Number of verdicts that the method of version 0.1 recomputed in each of the two parts of an entry."""
 WEAKER = ("cw", "pgd-20")
+HIDDEN = "late samples within rounding"
 DATASETS = ("shapes", "colours", "fine-grained", "handwritten", "relations")
 """The datasets with which `rounding` compares instructions."""
 NEAR = 0.002
@@ -122,7 +123,8 @@ def _passes_of_others(evidence: Sequence[Any]) -> dict[str, float]:
         checks += min(SAMPLES, len(robust)) * first + min(SAMPLES, len(broken)) * float(
             np.mean([_passes(row) for row in broken])
         )
-        checks += min(SAMPLES // OTHERS, len(robust)) * whole if whole > first else 0.0
+        number = scaled(SAMPLES, len(robust), len(own)) // OTHERS
+        checks += min(number, len(robust)) * whole if whole > first else 0.0
     return {"mean": float(np.mean([_passes(row) for row in rows])), "checks": checks}
 
 
@@ -181,33 +183,38 @@ def forgeries(row: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
         if later >= count:
             yield f"late samples, +{points} points", 0, count
     yield "all late samples", 0, later
+    yield HIDDEN, 0, sum(abs(final) <= CLOSE_MARGIN for _, final, _ in row["margins"]["later"])
     for attack, stages in row["weaker"].items():
         early = stages.get("apgd-ce", 0)
         yield f"{attack} as autoattack", early, sum(stages.values()) - early
 
 
-def replay(row: Mapping[str, Any], early: int, late: int, draws: int) -> dict[str, float]:
+def replay(row: Mapping[str, Any], early: int, late: int, draws: int, *, only_hidden: bool = False) -> dict[str, float]:
     """Return the results of verifications of an entry with `early` and `late` forged samples.
 
     The forger knows the method. Of the samples that a later stage breaks, the forger takes those with the largest
-    margins after the first stage, because they are chosen last. "found" is the share of verifications that contradict
-    the entry. "left" is the mean number of forged verdicts that the verification does not lower. It lowers a verdict if
-    an image breaks the sample, whatever its margin.
+    margins after the first stage, because they are chosen last. If `only_hidden` is true, the forger takes only samples
+    whose broken images are so near to the decision boundary that rounding may explain them.
+
+    "found" is the share of verifications that contradict the entry. "left" is the mean number of forged verdicts that
+    the verification does not lower. It lowers a verdict if an image breaks the sample, whatever its margin.
     """
     margins = row["margins"]
     generator = np.random.default_rng(0)
     robust = row["samples"].get("", 0)
+    number = scaled(SAMPLES, robust + early + late, sum(row["samples"].values()))
     total = sum(count for stage, count in row["samples"].items() if stage != CLEAN)
     # A sample that the first stage breaks is always attacked. It is found if its margin is clear.
     clear = np.mean([margin < -CLOSE_MARGIN for margin in margins["first"]])
-    hidden = np.array(sorted(margins["later"], reverse=True)[:late]).reshape(-1, 3)
+    later = [each for each in margins["later"] if not only_hidden or abs(each[1]) <= CLOSE_MARGIN]
+    hidden = np.array(sorted(later, reverse=True)[:late]).reshape(-1, 3)
     at_boundary = next(count for count in range(total) if exceeds_tolerance(count, total, ROUNDING))
     found, left = 0, 0
     for _ in range(draws):
         # The margins of all robust samples are drawn from the measured ones.
         others = generator.choice(margins["robust"], robust) if robust else np.array([])
         near = np.sort(np.concatenate([others, hidden[:, 0]]))[: NEAREST * SAMPLES]
-        whole = generator.random(late) < SAMPLES / max(robust + late, SAMPLES)
+        whole = generator.random(late) < number / max(robust + late, number)
         broken = whole | ((hidden[:, 0] <= near.max(initial=-np.inf)) & (hidden[:, 2] <= 2))
         is_clear = (hidden[broken, 1] < -CLOSE_MARGIN).any() or (generator.random(early) < clear).any()
         found += bool(is_clear or early + broken.sum() >= at_boundary)
@@ -219,7 +226,8 @@ def cost(row: Mapping[str, Any]) -> dict[str, float]:
     """Return the passes of a verification by this method, and by the method of version 0.1."""
     samples, passes = row["samples"], row["passes"]
     robust, whole = samples.get("", 0), passes.get("", 0.0)
-    second = min(NEAREST * SAMPLES, robust) * 2021 + min(SAMPLES, robust) * whole
+    number = scaled(SAMPLES, robust, sum(samples.values()))
+    second = min(NEAREST * SAMPLES, robust) * 2021 + min(number, robust) * whole
     broken = sum(samples[stage] * passes[stage] for stage in samples if stage not in ("", CLEAN))
     mean = sum(samples[stage] * passes[stage] for stage in samples) / sum(samples.values())
     return {
@@ -290,7 +298,7 @@ def main() -> None:
     for row in before["measured"]["models"]:
         for name, early, late in forgeries(row):
             about = {"model": row["model"], "forgery": name, "samples": early + late}
-            rows.append(about | replay(row, early, late, arguments.replays))
+            rows.append(about | replay(row, early, late, arguments.replays, only_hidden=name == HIDDEN))
             print(rows[-1], flush=True)
     costs = {row["model"]: cost(row) for row in before["measured"]["models"]}
     settings = {"machine": report.machine(), "replays": arguments.replays, "samples": SAMPLES}

@@ -7,6 +7,7 @@ breaks are among them. Random samples are attacked with all stages, which gives 
 the whole attack breaks. For each other attack and radius, random samples are attacked.
 """
 
+import math
 import random
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,8 +18,8 @@ from robustbench_vlm.leaderboard.recompute import Recomputed, Task
 from robustbench_vlm.tracks import Track
 
 NEAREST = 2
-"""Number of robust samples that are attacked with the second stage, for each random sample that is attacked with all
-stages."""
+"""In the part that the rank depends on, this many times `samples` robust samples are attacked with the second stage.
+Elsewhere, margins are known only for random samples, so there is no smallest margin to choose."""
 OTHERS = 5
 """In a part that the rank does not depend on, one in this many drawn robust samples is attacked with all stages."""
 
@@ -43,7 +44,9 @@ class Choice:
     others: tuple[Task, ...]
     """Broken samples, samples that an estimated run did not finish, and samples that earlier verifications found
     wrong."""
-    number: int
+    nearest: int = 0
+    """Number of robust samples to choose by their margin for the second step."""
+    number: int = 0
     """Number of robust samples to draw for the second step."""
 
 
@@ -68,7 +71,8 @@ def choose(
     Args:
         evidence: The records of all cells of the entry.
         part: The part.
-        samples: The number of robust samples to attack with all stages. None means all samples.
+        samples: The number of robust samples to attack with all stages, before `scaled` is applied. None means all
+            samples.
         generator: The generator of the random draws.
         again: Cells and positions of robust samples that earlier verifications found wrong. They are attacked with all
             stages.
@@ -84,12 +88,24 @@ def choose(
             elif result.broken_by != CLEAN:
                 broken.append(Task(cell, names.index(result.broken_by) + 1, position))
     if samples is None:
-        return Choice(part, tuple(with_stages(evidence, task) for task in robust), (*broken, *unfinished), 0)
+        return Choice(part, tuple(with_stages(evidence, task) for task in robust), (*broken, *unfinished))
+    number = scaled(samples, len(robust), sum(len(evidence[cell].results) for cell in part.cells))
     earlier = [with_stages(evidence, Task(cell, 1, position)) for cell, position in again if cell in part.cells]
     if part.is_ranked:
-        return Choice(part, tuple(robust), (*broken, *unfinished, *earlier), samples)
+        return Choice(part, tuple(robust), (*broken, *unfinished, *earlier), NEAREST * samples, number)
     some = _drawn(robust, samples, generator)
-    return Choice(part, tuple(some), (*_drawn([*broken, *unfinished], samples, generator), *earlier), samples // OTHERS)
+    return Choice(
+        part, tuple(some), (*_drawn([*broken, *unfinished], samples, generator), *earlier), number=number // OTHERS
+    )
+
+
+def scaled(samples: int, robust: int, total: int) -> int:
+    """Return the number of robust samples to attack with all stages, if `robust` of `total` samples are robust.
+
+    The number is smaller than `samples` if less than half of the samples are robust. The bound is a share of all
+    samples, so few robust samples need few draws.
+    """
+    return math.ceil(samples * min(1.0, 2 * robust / total))
 
 
 def choose_later(
@@ -104,9 +120,7 @@ def choose_later(
     left = [task for task in choice.robust if found[task].result.broken_by == ""]
     if not left or left[0] == with_stages(evidence, left[0]):
         return [], []
-    # Outside the ranked part, margins are known only for random samples, so there is no smallest margin to choose.
-    number = NEAREST * choice.number if choice.part.is_ranked else 0
-    near = sorted(left, key=lambda task: (found[task].margin, task))[:number]
+    near = sorted(left, key=lambda task: (found[task].margin, task))[: choice.nearest]
     return (
         [with_stages(evidence, task, 2) for task in near],
         [with_stages(evidence, task) for task in _drawn(left, choice.number, generator)],
