@@ -29,18 +29,37 @@ take() {
   "${git[@]}" cat-file blob "$commit:$name" > "$folder/$name"
 }
 
-entries=()
-while IFS= read -r -d '' name; do
-  if [ "$name" = leaderboards/README.md ]; then
-    continue # generated; another check compares it with the entries
+# Writes the leaderboards of the base branch to a folder.
+take_base() {
+  local folder=$1
+  mkdir -p "$folder"
+  if "${git[@]}" cat-file -e "$BASE:leaderboards" 2> "$work/ignored"; then
+    "${git[@]}" archive "$BASE" leaderboards | tar -x -C "$folder"
   fi
-  if [ "$name" = README.md ]; then
-    for commit in "$BASE" HEAD; do
-      "${git[@]}" cat-file blob "$commit:$name" | sed '/^<!-- leaderboard /,/^<!-- end of leaderboard -->/d' > "$work/$commit.md"
-    done
-    if ! cmp -s "$work/$BASE.md" "$work/HEAD.md"; then
-      echo "a submission may change only the table in README.md, and this one changes more of it"
+}
+
+# The entries of other models, so that the checks can compare names and weights with them. The tables are compared with
+# the entries in a second folder, because the verification changes the status of an entry.
+take_base "$work/new"
+take_base "$work/submitted"
+entries=() tables=
+while IFS= read -r -d '' name; do
+  if [ "$name" = README.md ] || [ "$name" = leaderboards/README.md ]; then
+    if ! take HEAD "$name" "$work/tables"; then
+      printf '%q is removed, or is not a plain file: a submission may not remove files\n' "$name"
       exit 1
+    fi
+    # The tables are generated. `vlmbench leaderboard check` below compares them with the entries.
+    tables=1
+    if [ "$name" = README.md ]; then
+      for commit in "$BASE" HEAD; do
+        # Only the lines between the markers are left out, so that no block can be added.
+        "${git[@]}" cat-file blob "$commit:$name" | sed '/^<!-- leaderboard /,/^<!-- end of leaderboard -->/{/^<!--/!d}' > "$work/$commit.md"
+      done
+      if ! cmp -s "$work/$BASE.md" "$work/HEAD.md"; then
+        echo "a submission may change only the table in README.md, and this one changes more of it"
+        exit 1
+      fi
     fi
     continue
   fi
@@ -48,7 +67,7 @@ while IFS= read -r -d '' name; do
     printf 'a submission may change entries, records and counterexamples only, and this one changes %q\n' "$name"
     exit 1
   fi
-  if ! take HEAD "$name" "$work/new"; then
+  if ! take HEAD "$name" "$work/new" || ! take HEAD "$name" "$work/submitted"; then
     printf '%q is removed, or is not a plain file: a submission may not remove files\n' "$name"
     exit 1
   fi
@@ -69,6 +88,11 @@ done < "$work/changed"
 if [ ${#entries[@]} -eq 0 ]; then
   echo "there is no entry in this submission"
   exit 1
+fi
+if [ -n "$tables" ]; then
+  take "$BASE" README.md "$work/submitted" || true
+  cp -R "$work/tables/." "$work/submitted/"
+  (cd "$work/submitted" && vlmbench leaderboard check --folder leaderboards)
 fi
 for name in "${entries[@]}"; do
   if ! take HEAD "$name" "$work/new"; then

@@ -29,6 +29,8 @@ def own_environment(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytes
     """Make tests independent of the user's cache and of the width of the user's terminal."""
     monkeypatch.delenv("COLUMNS", raising=False)
     monkeypatch.setenv("VLMBENCH_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
+    # Many tests use servers on this machine.
+    monkeypatch.setenv("VLMBENCH_ALLOWED_HOSTS", "127.0.0.1,localhost")
 
 
 def write_untrained(folder: Path, name: str = "untrained", seed: int = 0) -> Path:

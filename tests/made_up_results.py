@@ -25,15 +25,15 @@ CLASSES = ("a", "b", "c")
 PROTOCOL = {"name": "mini", "version": 1}
 
 
-def samples(broken: Sequence[str], *, first: int = 0) -> tuple[SampleResult, ...]:
+def samples(broken: Sequence[str], *, first: int = 0, classes: int = 3) -> tuple[SampleResult, ...]:
     """Return a record for each `broken_by` value ("clean", "" or a stage), with ids from `first` on."""
     return tuple(
         SampleResult(
             sample_id=f"{n:04d}",
             image_sha256=f"{n:064x}",
-            label=n % 3,
-            clean_prediction=(n + (stage == CLEAN)) % 3,
-            adversarial_prediction=(n + (stage != "")) % 3,
+            label=n % classes,
+            clean_prediction=(n + (stage == CLEAN)) % classes,
+            adversarial_prediction=(n + (stage != "")) % classes,
             broken_by=stage,
             distance=0.0 if stage in ("", CLEAN) else 0.001,
             forward=7,

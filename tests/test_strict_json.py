@@ -1,6 +1,7 @@
 """Strict JSON: ambiguous JSON is refused, and the message names the field of the problem."""
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 
+import robustbench_vlm
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.strict_json import read_json, validate
 
@@ -113,3 +115,26 @@ def test_a_validation_error_names_the_field(values: Mapping[str, Any], message: 
     assert message in str(caught.value)
     assert "\x1b" not in str(caught.value)
     assert len(str(caught.value)) < 300
+
+
+OWN_FILES = {
+    "core/strict_json.py",
+    # These read files of the package.
+    "datasets/image_folder.py",
+    "datasets/prompts/base.py",
+    "datasets/published/class_lists.py",
+    # These read files that this program wrote to the cache or next to a dataset.
+    "datasets/prepared.py",
+    "datasets/published/checksums.py",
+}
+"""Modules that may use Python's JSON reader."""
+
+
+def test_files_of_other_people_are_read_by_the_strict_reader_only() -> None:
+    package = Path(robustbench_vlm.__file__).parent
+    found = {
+        path.relative_to(package).as_posix()
+        for path in package.rglob("*.py")
+        if re.search(r"json\.loads?\(", path.read_text(encoding="utf-8"))
+    }
+    assert found == OWN_FILES

@@ -20,6 +20,7 @@ from torch import Tensor
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import sha256_of, write_whole
 from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.core.strict_json import read_json, validate
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.resolve import Plan
@@ -34,6 +35,9 @@ records of the samples, and their adversarial images, float32 [B, 3, H, W] in [0
 
 The images are sent as numpy arrays. Torch tensors would be sent through shared memory, which is small in containers.
 """
+_MAX_BYTES = 2**24
+"""Largest size of the list of samples in bytes. A list of 100,000 samples has a few megabytes."""
+_ADVICE = "write [dataset, id] for each image"
 _FORMAT = (
     'the file must contain a tensor "images" [N, 3, H, W] in [0, 1] and the metadata "track" and "samples".'
     ' "samples" is a list of N pairs [dataset, id]. Write the file with'
@@ -76,12 +80,15 @@ def read_images(path: Path) -> tuple[AdversarialImages, str]:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             images = file.get_tensor("images")
-        pairs = json.loads(metadata["samples"])
-        samples = tuple((str(dataset), str(sample)) for dataset, sample in pairs)
+        about = "the list of samples"
+        pairs = read_json(metadata["samples"], about, max_bytes=_MAX_BYTES, max_depth=2, advice=_ADVICE)
+        samples = tuple(validate(list[tuple[str, str]], pairs, about, advice=_ADVICE))
         track = metadata["track"]
-    except (OSError, SafetensorError, KeyError, TypeError, ValueError, RecursionError) as error:
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is not a file of adversarial images ({error}): {_FORMAT}") from error
-    if images.dim() != 4 or images.shape[1] != 3 or len(samples) != len(images) or len(images) == 0:
+    if not (images.is_floating_point() or images.dtype == torch.uint8):
+        raise UserError(f"{path} has images of dtype {str(images.dtype).removeprefix('torch.')}: {_FORMAT}")
+    if images.dim() != 4 or images.shape[1] != 3 or len(samples) != len(images) or images.numel() == 0:
         raise UserError(f"{path} has {len(samples)} samples and images of shape {tuple(images.shape)}: {_FORMAT}")
     if len(set(samples)) < len(samples):
         raise UserError(f"{path} has several images of the same sample: submit only one image of each sample")

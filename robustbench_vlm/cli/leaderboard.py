@@ -45,23 +45,27 @@ def build(folder: _Folder = None, site: _Site = Path("site"), as_json: Json = Fa
 def check(folder: _Folder = None, as_json: Json = False) -> int:
     """Check every entry, and compare the Markdown tables with the entries.
 
-    Exit code 1: a table differs from the entries. Exit code 2: an entry is invalid. A message names each invalid entry.
+    Exit code 1: a table differs from the entries. Exit code 2: an entry is invalid, or a file of counterexamples
+    belongs to no entry. A message names each such entry and file.
     """
+    from robustbench_vlm.leaderboard.counterexamples import unnamed_images
     from robustbench_vlm.leaderboard.views import views
 
     place = _place(folder)
     boards = _boards(place)
     made = views(boards, place)
     refused = [f"{board.track}/{name}.json" for board in boards for name in board.refused]
+    unnamed = [str(path) for board in boards for path in unnamed_images(place / board.track)]
     differ = [str(path) for path, text in made.items() if not path.is_file() or path.read_bytes() != text.encode()]
     lines = [
         Line(f"{name} differs from the entries; run `vlmbench leaderboard build` to write it again", "red")
         for name in differ
     ]
     lines += [Line(f"{name} is not a valid entry; correct or remove it", "red") for name in refused]
+    lines += [Line(f"{name} belongs to no counterexample of an entry; remove it", "red") for name in unnamed]
     lines = lines or [Line(f"{len(made)} tables agree with the entries")]
-    answer({"differ": differ, "refused": refused}, lambda width: lines, as_json=as_json)
-    return 2 if refused else 1 if differ else 0
+    answer({"differ": differ, "refused": refused, "unnamed": unnamed}, lambda width: lines, as_json=as_json)
+    return 2 if refused or unnamed else 1 if differ else 0
 
 
 @app.command(epilog=example("vlmbench leaderboard serve --port 8000"))

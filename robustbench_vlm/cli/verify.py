@@ -154,6 +154,7 @@ def _check(path: Path, since: Path | None, *, as_json: bool) -> int:
         check_continuation,
         check_definitions,
         check_entry,
+        check_neighbours,
         read_entry_in_place,
     )
 
@@ -161,6 +162,7 @@ def _check(path: Path, since: Path | None, *, as_json: bool) -> int:
         entry = read_entry_in_place(path)
         evidence = check_entry(entry, path.parent)
         check_definitions(entry, evidence)
+        check_neighbours(entry, path.parent)
         if since is not None:
             earlier = read_entry(since) if since.is_file() else None
             check_continuation(entry, earlier, path.parent, evidence=evidence)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from robustbench_vlm.core.addresses import check_address
 from robustbench_vlm.core.download_speed import (
     LIMITS,
     Limits,
@@ -27,7 +28,6 @@ from robustbench_vlm.core.http import (
     Refused,
     TemporaryFailure,
     Unreachable,
-    check_address,
     open_response,
 )
 from robustbench_vlm.core.hub_access import expect_online, explain_refusal, is_on_hub, lfs_sha256, login_headers
@@ -117,14 +117,15 @@ def download(
         limits: The limits for slow downloads and for waiting.
 
     Raises:
-        UserError: The address is not https, or the server cannot be reached. The file does not exist or requires a
-            login, or the server sends a web page. The server does not state the size of the file. The size or digest of
-            the file is wrong. The server asks to wait longer than the limit. The disk is full.
+        UserError: The address is not https, or its host is not public and not allowed. The server cannot be reached.
+            The file does not exist or requires a login, or the server sends a web page. The server does not state the
+            size of the file. The size or digest of the file is wrong. The server asks to wait longer than the limit.
+            The disk is full.
         SlowDownload: `on_slow` raised it.
     """
     urls = [url, *alternatives]
     for each in urls:
-        check_address(each)
+        check_address(each, resolve=False)
     requests = [_Request(each, path, sha256, size, on_progress, limits) for each in urls]
     if path.exists():
         return _checked(requests[0])

@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
-from urllib.request import getproxies, proxy_bypass
+
+from robustbench_vlm.core.addresses import check_address, proxy_of
 
 _SECONDS = 1.5
 """Seconds to wait for a connection. A command without a network must answer within 5 seconds."""
@@ -27,8 +28,11 @@ class Hosts:
     def unreachable(self, addresses: Iterable[str]) -> Mapping[str, str]:
         """Return the unreachable hosts among the hosts of `addresses`, as a mapping from host to reason.
 
-        Behind a proxy, the connection to the proxy is checked instead.
+        Behind a proxy, the connection to the proxy is checked instead. Raises UserError if an address fails
+        `check_address`, so that an address from a file of other people opens no connection in a private network.
         """
+        for address in (addresses := list(addresses)):
+            check_address(address, resolve=False)
         ends = {address: _end(address) for address in addresses}
         if new := {*ends.values()} - self._reasons.keys():
             self._check(new | (self._expected - self._reasons.keys()))
@@ -81,9 +85,7 @@ def _end(address: str) -> tuple[str, int]:
 
     If a proxy is used, return the host and port of the proxy.
     """
-    parts = urlsplit(address)
-    proxies = getproxies()
-    proxy = proxies.get(parts.scheme) or proxies.get("all")
-    if proxy and not proxy_bypass(parts.hostname or ""):
+    parts, proxy = urlsplit(address), proxy_of(address)
+    if proxy:
         parts = urlsplit(proxy if "//" in proxy else f"http://{proxy}")
     return parts.hostname or "", parts.port or _PORTS.get(parts.scheme, 80)

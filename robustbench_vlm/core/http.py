@@ -2,16 +2,15 @@
 
 import contextlib
 import email.utils
-import ipaddress
 import os
 import re
 import ssl
 import time
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 from robustbench_vlm import __version__
+from robustbench_vlm.core.addresses import check_address, check_connected
 from robustbench_vlm.core.errors import UserError
 
 if TYPE_CHECKING:
@@ -73,30 +72,11 @@ class Refused(PermanentFailure):
         """The headers of the response."""
 
 
-def check_address(url: str) -> None:
-    """Raise UserError if an address does not start with https. An address on this machine may also use http."""
-    parts = urlsplit(url)
-    if parts.scheme == "https" and parts.hostname:
-        return
-    if parts.scheme != "http" or not _is_loopback(parts.hostname or ""):
-        raise UserError(
-            f"{url} is not an https address: other connections are not protected against changes of the file; give an"
-            " address that starts with https://"
-        )
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
-
-
 @contextlib.contextmanager
 def open_response(url: str, start: int, validator: str, headers: Mapping[str, str]) -> Iterator["Response"]:
     """Request a file from byte `start` on and yield the open response.
 
-    `iter_raw` of the response returns the bytes of the file. Redirects are followed only to https addresses.
+    `iter_raw` of the response returns the bytes of the file. Each redirect must pass `check_address`.
 
     Args:
         url: The address of the file.
@@ -138,8 +118,14 @@ def _client() -> "Client":
     def check_request(request: "Request") -> None:
         check_address(str(request.url))
 
+    def check_response(response: "Response") -> None:
+        stream = response.extensions.get("network_stream")
+        address = stream.get_extra_info("server_addr") if stream else None
+        if address:
+            check_connected(str(response.url), str(address[0]))
+
     return Client(
-        event_hooks={"request": [check_request]},
+        event_hooks={"request": [check_request], "response": [check_response]},
         follow_redirects=True,
         timeout=Timeout(TIMEOUT, connect=CONNECT_TIMEOUT),
         verify=_trusted_certificates(),

@@ -15,7 +15,7 @@ from robustbench_vlm.analysis.verdict import judge_image
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import CellRecords, Unsound
-from robustbench_vlm.leaderboard.entry import Counterexample
+from robustbench_vlm.leaderboard.entry import Counterexample, entry_paths, read_entry
 
 _DISTANCE_TOLERANCE = 1e-6
 """Tolerance for the size of a perturbation, for pixels in [0, 1]. Two machines may compute slightly different sizes for
@@ -70,6 +70,26 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
                     " restore the file that `vlmbench dispute` wrote"
                 )
             yield example, images[pair]
+
+
+def unnamed_images(folder: Path) -> list[Path]:
+    """Return the files below `folder`, the folder of the entries, that no entry names as the images of counterexamples.
+
+    A file is also returned if its name is not a digest, or if it is a folder or a link.
+    """
+    place = folder / "counterexamples"
+    if not place.is_dir():
+        return []
+    named = {images_path(folder, source) for path in entry_paths(folder) for source in _sources(path)}
+    return sorted(path for path in place.iterdir() if path not in named or path.is_symlink() or not path.is_file())
+
+
+def _sources(path: Path) -> list[str]:
+    """Return the sources of the counterexamples in an entry file. An invalid entry names no images."""
+    try:
+        return [example.source for example in read_entry(path).counterexamples]
+    except UserError:
+        return []
 
 
 def refuted_counterexamples(

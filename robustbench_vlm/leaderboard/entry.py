@@ -314,7 +314,7 @@ def write_entry(entry: Entry, path: Path) -> None:
     document["cells"] = [{key: value for key, value in cell.items() if value is not None} for cell in document["cells"]]
     if not entry.estimates:
         del document["estimates"]
-    write_text(path, json.dumps(document, indent=1, ensure_ascii=True) + "\n")
+    write_text(path, json.dumps(document, indent=1, ensure_ascii=True, allow_nan=False) + "\n")
 
 
 def board_folder(track: str) -> Path:

@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from robustbench_vlm.core.files import cache_folder, inside, sha256_of, write_wh
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import EstimatedAccuracy, SampleResult, Score
 from robustbench_vlm.engine.cell_records import CellRecords, Unreachable, Unsound, checked
+from robustbench_vlm.engine.record_files import read_table_rows
 from robustbench_vlm.engine.store import records_table
 from robustbench_vlm.leaderboard.entry import (
     FORMAT,
@@ -24,6 +26,7 @@ from robustbench_vlm.leaderboard.entry import (
     RecordsFile,
 )
 from robustbench_vlm.leaderboard.estimates import cell_estimates, entry_estimate, mean_estimates
+from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.tracks import TRACKS
 
 _SCORE_OF = ("model", "attack", "dataset")
@@ -31,6 +34,8 @@ _SCORE_OF = ("model", "attack", "dataset")
 _STAGES = "stages"
 """Name of the column of `CellRecords.stages`. Only files with an unfinished cell have it. It is null for the samples of
 finished cells."""
+MAX_ROWS = 1_000_000
+"""Largest number of records of an entry. Ten attacks at three radii on the datasets of `zeroshot15` have 450,000."""
 _CELL = "cell"
 """Name of the column of cell indices in a records file. A cell is one attack on one dataset at one radius."""
 
@@ -84,18 +89,44 @@ def read_entry_records(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     fails, and UserError if the URL is missing. Raises Unsound if the digest of the file or the scores of its records
     are not those in the entry.
     """
+    count = _expected_rows(entry)
     path = records_path(entry.records, folder, entry.model)
     if sha256_of(path) != entry.records.sha256:
         raise Unsound(
             f"the digest of {path} is not the one in the entry for {entry.model!r}: restore the file that was submitted"
         )
-    rows = read_rows(path, sum(cell.score.n for cell in entry.cells))
+    rows = read_rows(path, count)
     if set(rows) != set(range(len(entry.cells))):
         raise Unsound(
             f"{path} must contain records for each cell in the entry for {entry.model!r}, and for no other cell:"
             " restore the file that was submitted"
         )
     return tuple(_evidence(entry, cell, *rows[number]) for number, cell in enumerate(entry.cells))
+
+
+def _expected_rows(entry: Entry) -> int:
+    """Return the number of records of an entry. Raise Unsound if it is more than the protocol of the track allows.
+
+    The limit comes from this package and not from the entry, because the entry may state any number.
+    """
+    if len({cell.condition for cell in entry.cells}) < len(entry.cells):
+        raise Unsound(
+            f"the entry of {entry.model!r} has two cells for one attack, dataset and radius: keep one of them"
+        )
+    samples = PROTOCOLS.load(TRACKS.load(entry.track).leaderboard_protocol).samples
+    for cell in entry.cells:
+        if samples is not None and cell.score.n > samples:
+            raise Unsound(
+                f"the entry of {entry.model!r} has {cell.score.n} samples of {cell.dataset}, but the protocol of the"
+                f" track {entry.track!r} has at most {samples}: run the model again with this protocol"
+            )
+    count = sum(cell.score.n for cell in entry.cells)
+    if count > MAX_ROWS:
+        raise Unsound(
+            f"the entry of {entry.model!r} has {count:,} records, but at most {MAX_ROWS:,} are accepted: submit fewer"
+            " attacks or radii"
+        )
+    return count
 
 
 def records_path(records: RecordsFile, folder: Path, model: str) -> Path:
@@ -163,28 +194,24 @@ def read_rows(path: Path, count: int) -> dict[int, tuple[list[SampleResult], lis
     stages if a cell is unfinished, and the index of the cell. Raises Unsound for any other file.
     """
     import pyarrow
-    from pyarrow import parquet
 
     rows: dict[int, tuple[list[SampleResult], list[str]]] = {}
+    schema, number = records_table(()).schema, pyarrow.field(_CELL, pyarrow.int32())
+    schemas = schema.append(number), schema.append(pyarrow.field(_STAGES, pyarrow.string())).append(number)
     try:
-        # Check the number of rows before the data are decompressed, because a small compressed file may contain
-        # millions of rows. pyarrow gets an open file instead of a path, because pyarrow expands "~" in a path and reads
-        # "s3:x" as an address.
-        with path.open("rb") as stream:
-            file = parquet.ParquetFile(stream)
-            schema, number = records_table(()).schema, pyarrow.field(_CELL, pyarrow.int32())
-            schemas = schema.append(number), schema.append(pyarrow.field(_STAGES, pyarrow.string())).append(number)
-            if file.metadata.num_rows != count or not any(map(file.schema_arrow.equals, schemas)):
-                raise ValueError("the columns or the number of rows are not those that the entry requires")
-            for row in file.read().to_pylist():
-                results, stages = rows.setdefault(row.pop(_CELL), ([], []))
-                passed = row.pop(_STAGES, None)
-                stages += [] if passed is None else [passed]
-                results.append(SampleResult(**row))
+        for row in read_table_rows(path, schemas, count, optional=(_STAGES,)):
+            results, stages = rows.setdefault(row.pop(_CELL), ([], []))
+            passed = row.pop(_STAGES, None)
+            stages += [] if passed is None else [passed]
+            results.append(SampleResult(**row))
     except (pyarrow.ArrowException, OSError, TypeError, ValueError, KeyError) as error:
         raise Unsound(
             f"{path} is not a valid records file: {str(error).splitlines()[0]}; restore the file that was submitted"
         ) from error
+    if any(
+        not math.isfinite(value) for some, _ in rows.values() for row in some for value in (row.margin, row.distance)
+    ):
+        raise Unsound(f"{path} has a margin or a distance that is NaN or infinite: restore the file that was submitted")
     return rows
 
 

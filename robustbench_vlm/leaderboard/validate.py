@@ -18,11 +18,12 @@ from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.cell_records import CellRecords, Condition, Unsound
 from robustbench_vlm.leaderboard.attestation import statement_bytes
-from robustbench_vlm.leaderboard.counterexamples import images_path, with_images
-from robustbench_vlm.leaderboard.entry import Counterexample, Entry, read_entry
+from robustbench_vlm.leaderboard.counterexamples import images_path, unnamed_images, with_images
+from robustbench_vlm.leaderboard.entry import Counterexample, Entry, entry_paths, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records, records_name
 from robustbench_vlm.leaderboard.estimates import check_estimates, draws_of_entry, weaker_conditions
 from robustbench_vlm.leaderboard.history import broken_link
+from robustbench_vlm.leaderboard.record_ranges import check_passes, check_ranges
 from robustbench_vlm.leaderboard.signature import check_signature, trusted_signer
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.card import parse_card, read_card
@@ -87,9 +88,7 @@ def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     except UserError as error:
         raise Unsound(str(error)) from error
     evidence = read_entry_records(entry, folder)
-    keys = {each.condition for each in evidence}
-    if len(keys) < len(evidence):
-        raise Unsound("the entry has two cells for one attack, dataset and radius: keep one of them")
+    check_ranges(entry, evidence)
     # The seed is that of this package, so that an author cannot choose the order of the draws.
     seed = PROTOCOLS.load(track.leaderboard_protocol).seed
     check_estimates(entry, evidence, seed, track.training_datasets)
@@ -131,6 +130,7 @@ def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
                 f"{dataset.name} has {each.score.n} samples, but the protocol requires {protocol.samples}: run all of"
                 " them"
             )
+    check_passes(entry, evidence)
 
 
 def _check_card(entry: Entry) -> None:
@@ -256,6 +256,39 @@ def check_history(entry: Entry) -> None:
         if event.signature:
             check_signature(statement_bytes(event) if event.attestation else b"", event.signature)
     _check_dates(entry)
+
+
+def check_neighbours(entry: Entry, folder: Path) -> None:
+    """Raise Unsound if an entry contradicts another entry in its folder, or if an image file belongs to no entry.
+
+    The names of two entries may not differ only in upper and lower case. Two entries may not have the same weights.
+    Other entries in the folder that are invalid are ignored.
+    """
+    others = [path for path in entry_paths(folder) if path.name != f"{entry.model}.json"]
+    for path in others:
+        if path.stem.casefold() == entry.model.casefold():
+            raise Unsound(
+                f"the entries {path.stem!r} and {entry.model!r} differ only in upper and lower case: rename"
+                f" {entry.model!r}"
+            )
+        if _weights_of(path) == entry.weights:
+            raise Unsound(
+                f"the entries {path.stem!r} and {entry.model!r} have the same weights: one model has one entry, so"
+                " remove one of them"
+            )
+    if unnamed := unnamed_images(folder):
+        raise Unsound(
+            f"no entry names {unnamed[0]} as the images of a counterexample: remove this file, or restore the entry"
+            " that `vlmbench dispute` wrote"
+        )
+
+
+def _weights_of(path: Path) -> str:
+    """Return the digest of the weights of an entry, or "" if the entry is invalid."""
+    try:
+        return read_entry(path).weights
+    except UserError:
+        return ""
 
 
 def _check_dates(entry: Entry) -> None:

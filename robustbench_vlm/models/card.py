@@ -17,12 +17,14 @@ from robustbench_vlm.core.strict_json import read_json, validate
 from robustbench_vlm.models import MODELS, card_names
 from robustbench_vlm.models.reference import (
     ACCEPTED,
+    HUGGING_FACE,
     OPEN_CLIP,
     WITH_CARD,
     CardFile,
     HuggingFaceModel,
     MemoryModel,
     OpenClipModel,
+    is_repository,
     parse_reference,
 )
 
@@ -42,6 +44,17 @@ _Mean = Annotated[float, WithJsonSchema({"type": "number", "minimum": 0, "maximu
 _Std = Annotated[float, WithJsonSchema({"type": "number", "minimum": _SMALLEST_STD, "maximum": 1})]
 Pixels = tuple[float, float, float]
 """One number per colour channel (red, green, blue), for pixels in [0, 1]."""
+
+
+def _is_address(url: str) -> bool:
+    """Return whether a text may be the address of a weights file. `core.addresses` checks the host on download."""
+    if not url.startswith(HUGGING_FACE):
+        return url.startswith(("https://", "http://"))
+    owner, name, file = [*url.removeprefix(HUGGING_FACE).split("/", 2), "", ""][:3]
+    parts = file.split("/")
+    return (
+        is_repository(f"{owner}/{name}") and not {"", ".", ".."} & {*parts} and file.isprintable() and "\\" not in file
+    )
 
 
 def check_normalisation(mean: Pixels, std: Pixels) -> None:
@@ -77,6 +90,12 @@ class Weights:
     """
 
     def __post_init__(self) -> None:
+        if self.url and not _is_address(self.url):
+            raise ValueError(
+                f"the url must be an https address or hf:OWNER/NAME/FILE without '..' and empty parts, got {self.url!r}"
+            )
+        if self.page and not self.page.startswith("https://"):
+            raise ValueError(f"the page must be an https address, got {self.page!r}")
         if self.is_bundled and not self.sha256:
             raise ValueError(f"the card must state the sha256 of {self.file}, because the file is not downloaded")
 
@@ -126,7 +145,7 @@ class CardFields:
     """Any other facts about the model, as text."""
     base: Text = ""
     """The model from which the text encoder and the logit scale are taken. The value is a name on the same track,
-    open_clip:ARCH/TAG, or a card file."""
+    open_clip:ARCH/TAG, or the path of a card file relative to the folder of this card, and inside this folder."""
     pretrained: Name = ""
     """The tag of open_clip's pretrained weights for the architecture."""
     mean: tuple[_Mean, _Mean, _Mean] | None = None
@@ -167,8 +186,19 @@ class ModelCard(CardFields):
 
     @property
     def base_reference(self) -> str:
-        """The field `base` in a form that `find_card` accepts. The path of a card file starts with `folder`."""
-        return str(Path(self.folder) / self.base) if is_card_file(self.base) else self.base
+        """The field `base` in a form that `find_card` accepts. The path of a card file starts with `folder`.
+
+        Raises UserError if the card file is not inside `folder`, because a card may come from other people.
+        """
+        if not is_card_file(self.base):
+            return self.base
+        path = Path(self.folder) / self.base
+        if Path(self.base).is_absolute() or not path.resolve().is_relative_to(Path(self.folder).resolve()):
+            raise UserError(
+                f"the base of {self.name!r} is {self.base!r}, but it must be a card in the folder of this card: copy"
+                " the card of the base and its weights into this folder, and give the path relative to it"
+            )
+        return str(path)
 
     @property
     def has_weights(self) -> bool:

@@ -8,9 +8,10 @@ import torch
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.strict_json import read_json
 from robustbench_vlm.core.text import terminal_text
-from robustbench_vlm.models.card import ModelCard, find_card, is_card_file, read_card, write_card
+from robustbench_vlm.models.card import ModelCard, Weights, find_card, is_card_file, read_card, write_card
 from robustbench_vlm.models.checkpoint_files import find_checkpoint
 from robustbench_vlm.models.checkpoint_formats import State, check_fit
+from robustbench_vlm.models.loading import assemble
 from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.models.weights import load_encoders, save_weights, split_encoders
 
@@ -32,7 +33,7 @@ def convert(
 ) -> Path:
     """Write the encoders of a checkpoint as safetensors with a model card, and return the path of the card.
 
-    This function does not download files.
+    This function downloads no file, except weights of a base whose card is in another folder.
 
     Args:
         file: The checkpoint: a file, the index of a checkpoint in several files, or a folder that `save_pretrained`
@@ -77,15 +78,19 @@ def convert(
         ) from error
     if encoders.checkpoint_format == "transformers":
         _check_activation(files.path.with_name("config.json"), parent.architecture)
+    if encoders.text:
+        own_base, text_weights = "", save_weights(encoders.text, folder / f"{name}-text.safetensors")
+    else:
+        own_base, text_weights = _text_of_base(parent, base, track, folder, name)
     card = ModelCard(
         name=name,
         architecture=parent.architecture,
         image=save_weights(encoders.image, folder / f"{name}.safetensors"),
-        text=save_weights(encoders.text, folder / f"{name}-text.safetensors") if encoders.text else None,
+        text=text_weights,
         defense=defense,
         training=origin,
         notes="converted by vlmbench",
-        base="" if encoders.text else _reference(parent, base),
+        base=own_base,
         mean=parent.mean,
         std=parent.std,
     )
@@ -147,11 +152,17 @@ def _stem(file: Path) -> str:
     return file.name.partition(".")[0].lower() or "model"
 
 
-def _reference(parent: ModelCard, base: str) -> str:
-    """Return the field `base` of the new card.
+def _text_of_base(parent: ModelCard, base: str, track: str, folder: Path, name: str) -> tuple[str, Weights | None]:
+    """Return the fields `base` and `text` of the new card, whose checkpoint has no text encoder.
 
-    If the text encoder of `parent` comes from another model, that other model is the base of the new card.
+    If the text encoder of `parent` comes from another model, that other model is the base of the new card. A card may
+    name only card files in its own folder. The text encoder of a card file in another folder is therefore copied.
     """
-    if parent.base:
-        return parent.base_reference
-    return str(Path(base).resolve()) if is_card_file(base) else base
+    reference = parent.base_reference if parent.base else base
+    if not is_card_file(reference):
+        return reference, None
+    path, own = Path(reference).resolve(), folder.resolve()
+    if path.is_relative_to(own):
+        return path.relative_to(own).as_posix(), None
+    text = split_encoders(assemble(find_card(reference, track), track).network)[1]
+    return "", save_weights(text, folder / f"{name}-text.safetensors")

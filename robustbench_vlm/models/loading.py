@@ -12,7 +12,13 @@ from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.progress import OnProgress, Progress
 from robustbench_vlm.models.card import ModelCard, Weights, find_card
 from robustbench_vlm.models.checkpoint_formats import Encoders, State, check_fit
-from robustbench_vlm.models.open_clip import Architecture, load_architecture, load_pretrained, tokenizer_digest
+from robustbench_vlm.models.open_clip import (
+    Architecture,
+    constants_digest,
+    load_architecture,
+    load_pretrained,
+    tokenizer_digest,
+)
 from robustbench_vlm.models.reference import parse_reference
 from robustbench_vlm.models.weights import load_encoders, load_weights, locate, split_encoders
 from robustbench_vlm.models.weights_cache import cached, not_released
@@ -26,7 +32,8 @@ class Assembled:
     architecture: Architecture
     """The architecture, with the mean and std of the model."""
     digest: str
-    """sha256 over the name of the architecture, the digests of the weights, and the mean and std if the card has them.
+    """sha256 over the name of the architecture, the digests of the weights files, the tokenizer and configuration of an
+    architecture of open_clip, and the mean and std if the card has them.
     """
 
 
@@ -100,10 +107,12 @@ def _from_files(card: ModelCard) -> Assembled:
     encoders, digest = _encoders(card, card.image)
     digests, text = [digest], encoders.text
     if card.text:
-        text, digests = load_weights(Path(card.folder), card.text), [digest, card.text.sha256]
+        # The digest is computed from the file, because the card may state no digest.
+        text, text_digest = load_weights(Path(card.folder), card.text)
+        digests.append(text_digest)
     _fill(card, network, encoders.image, text)
     architecture = load_architecture(card.architecture)
-    digests += tokenizer_digest(architecture)
+    digests += [*tokenizer_digest(architecture), *constants_digest(architecture)]
     return Assembled(network, architecture, fingerprint([card.architecture, *digests]))
 
 

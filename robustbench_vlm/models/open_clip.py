@@ -84,9 +84,11 @@ def load_architecture(name: str) -> Architecture:
     import open_clip
 
     short = name.removeprefix(OPEN_CLIP)
-    config = open_clip.get_model_config(short)
-    if config is None:
+    # open_clip also reads configurations from folders and from the hub ("local-dir:", "hf-hub:"). Such a name may come
+    # from a card of other people, and its configuration is not fixed, so only the names of open_clip are accepted.
+    if short not in open_clip.list_models():
         raise UserError(unknown("open_clip architecture", short, open_clip.list_models()))
+    config = open_clip.get_model_config(short)
     return Architecture(config, *_pixel_constants(short), short)
 
 
@@ -207,6 +209,17 @@ def tokenizer_digest(architecture: Architecture) -> tuple[str, ...]:
     A downloaded tokenizer is a part of the model. With other tokens, the same weights would be a different model.
     """
     return (_digest(load_tokenizer(architecture)(list(_PROBES))),) if has_own_tokenizer(architecture) else ()
+
+
+def constants_digest(architecture: Architecture) -> tuple[str, ...]:
+    """Return a digest of the configuration, mean and std of an architecture of open_clip, in a tuple with one item.
+
+    Another version of open_clip may have other values under the same name. Return () for other architectures, whose
+    name is their identity.
+    """
+    if not architecture.open_clip_name:
+        return ()
+    return (fingerprint([architecture.config, architecture.mean, architecture.std]),)
 
 
 def _check_activation(built: Architecture, name: str, tag: str, *, is_quick: bool) -> None:

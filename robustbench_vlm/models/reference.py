@@ -10,6 +10,7 @@
 ==============================  ====================================================================
 """
 
+import re
 from dataclasses import dataclass
 
 from robustbench_vlm.core.errors import UserError
@@ -165,7 +166,7 @@ def _parse_hub_model(text: str) -> HuggingFaceModel:
 
 def is_repository(text: str) -> bool:
     """Return whether a text has the form ORG/NAME of a repository on the Hugging Face hub."""
-    return all(text.partition("/")) and text.count("/") == 1
+    return re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}/[A-Za-z0-9_][A-Za-z0-9._-]{0,95}", text) is not None
 
 
 def _is_card_file(text: str) -> bool:

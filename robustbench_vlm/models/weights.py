@@ -19,13 +19,13 @@ from robustbench_vlm.models.weights_cache import cached
 _HUB = "hf:"
 
 
-def load_weights(folder: Path, weights: Weights) -> dict[str, Tensor]:
-    """Return the tensors of a weights file by name, in their stored shapes. Floating-point tensors become float32.
+def load_weights(folder: Path, weights: Weights) -> tuple[dict[str, Tensor], str]:
+    """Return the tensors of a weights file by name, in their stored shapes, and the sha256 of the file.
 
-    `folder` is the folder of the model card. Raises UserError if the file is missing, is damaged, has a wrong digest,
-    contains code, or has values that are not finite.
+    Floating-point tensors become float32. `folder` is the folder of the model card. Raises UserError if the file is
+    missing, is damaged, has a wrong digest, contains code, or has values that are not finite.
     """
-    path, _ = locate(folder, weights)
+    path, digest = locate(folder, weights)
     tensors = read_checkpoint(path)
     if not isinstance(tensors, dict) or not all(isinstance(tensor, Tensor) for tensor in tensors.values()):
         raise UserError(
@@ -37,7 +37,7 @@ def load_weights(folder: Path, weights: Weights) -> dict[str, Tensor]:
     except UserError as error:
         raise UserError(f"cannot use the weights {path}: {error}") from error
     check_finite(path, tensors)
-    return tensors
+    return tensors, digest
 
 
 def load_encoders(path: Path, layout: str = "") -> Encoders:
@@ -123,7 +123,7 @@ def _fetch(weights: Weights, path: Path, known: str, on_progress: OnProgress) ->
 def _address(url: str) -> str:
     if not url.startswith(_HUB):
         return url
-    owner, name, file = [*url.removeprefix(_HUB).split("/", 2), "", ""][:3]
+    owner, name, file = url.removeprefix(_HUB).split("/", 2)
     return hub_url(f"{owner}/{name}", file)
 
 

@@ -7,13 +7,14 @@ board. To add a forgery, write a function that changes the files of the valid en
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow
 import torch
-from made_up_results import attested, evidence, write_board_entry
+from made_up_results import attested, evidence, samples, write_board_entry
 from pyarrow import parquet
 
 from robustbench_vlm.attacks import load_attack
@@ -62,7 +63,8 @@ def write_valid_entry(folder: Path, model: str) -> Path:
         dataset = protocol.adapt_dataset(DATASETS.load(name))
         about = {"classes": list(dataset.classes), "prompts": list(dataset.prompts), "stages": stages}
         note = ("incomplete: 8 of 200 samples",)
-        found.append(evidence(model, VERDICTS, name, eps=EPS, warnings=note, settings=settings, **about))
+        rows = samples(VERDICTS, classes=2)
+        found.append(evidence(model, (), name, results=rows, eps=EPS, warnings=note, settings=settings, **about))
     example = Counterexample("shapes", "0001", "Linf", 0.01, 2, "")
     source, content = images_file("mini", [(example, torch.full((3, 32, 32), 0.5))])
     path = images_path(folder, source)
@@ -146,9 +148,18 @@ def _set(place: str, value: Any) -> Callable[[dict[str, Any]], None]:
     return change
 
 
+def _add_random_images(path: Path) -> None:
+    (path.parent / "counterexamples" / f"{'a' * 64}.safetensors").write_bytes(b"anything")
+
+
+def _weights(url: str) -> dict[str, str]:
+    return {"file": "weights.pt", "sha256": "", "url": url}
+
+
 def _rename_images(path: Path) -> None:
-    [file] = (path.parent / "counterexamples").iterdir()
-    file.rename(file.with_name(f"{'0' * 64}.safetensors"))
+    file = images_path(path.parent, read_entry(path).counterexamples[0].source)
+    assert file is not None
+    file.with_name(f"{'0' * 64}.safetensors").write_bytes(file.read_bytes())
     in_json(_set("counterexamples/0/source", "0" * 64))(path)
 
 
@@ -189,6 +200,73 @@ def _with_new_chain(entry: Entry) -> Entry:
     return attested(dataclasses.replace(entry, history=()).after("2026-01-01", "submission", "nicer"))
 
 
+def _with(table: pyarrow.Table, column: str, value: Any) -> pyarrow.Table:
+    """Return a table of records with another value in the first row of a column."""
+    place = table.schema.get_field_index(column)
+    values = [value, *table.column(column).to_pylist()[1:]]
+    return table.set_column(place, table.schema.field(column), pyarrow.array(values, table.schema.field(column).type))
+
+
+def _bomb(table: pyarrow.Table, length: int = 600_000) -> pyarrow.Table:
+    """Return a table of records whose column of warnings repeats one long text in the first ten rows."""
+    field = table.schema.field("warnings")
+    indices = pyarrow.array([0] * 10 + [1] * (len(table) - 10), "int32")
+    texts = pyarrow.DictionaryArray.from_arrays(indices, ["w" * length, ""])
+    return table.set_column(table.schema.get_field_index("warnings"), field, texts.cast("string"))
+
+
+def _huge_bomb(table: pyarrow.Table) -> pyarrow.Table:
+    return _bomb(table, 3_000_000)
+
+
+def _with_floats(table: pyarrow.Table) -> pyarrow.Table:
+    """Return a table of records with the passes as floats."""
+    place = table.schema.get_field_index("forward")
+    return table.set_column(place, "forward", table.column("forward").cast("float64"))
+
+
+def _with_many_rows(path: Path) -> None:
+    """Repeat the records of the first cell, and state their number in the entry."""
+    in_table(lambda table: pyarrow.concat_tables([table] + [table.slice(0, 8)] * 50))(path)
+    in_json(_set("cells/0/score/n", 408))(path)
+
+
+def _hide_page_size(path: Path) -> None:
+    """Write a records file with a huge text, and state a small size in its footer.
+
+    The footer has the unpacked size of the column twice as the integer of `stated`: in the column and in the row group.
+    """
+    in_table(_huge_bomb, compression="zstd")(path)
+    entry = read_entry(path)
+    file = path.parent / entry.records.file
+    column = next(
+        chunk
+        for chunk in (parquet.ParquetFile(file).metadata.row_group(0).column(n) for n in range(13))
+        if chunk.path_in_schema == "warnings"
+    )
+    stated, small = _varint(column.total_uncompressed_size), _varint(2**20 + column.total_uncompressed_size % 2**10)
+    content = file.read_bytes()
+    assert content.count(stated) >= 1 and len(stated) == len(small)
+    file.write_bytes(content.replace(stated, small))
+    write_entry(dataclasses.replace(entry, records=dataclasses.replace(entry.records, sha256=sha256_of(file))), path)
+
+
+def _varint(value: int) -> bytes:
+    """Return a positive integer as Thrift's compact protocol writes it."""
+    digits, value = [], value << 1
+    while value > 127:
+        digits.append(value & 127 | 128)
+        value >>= 7
+    return bytes([*digits, value])
+
+
+def _replace_records(path: Path) -> None:
+    entry = read_entry(path)
+    file = path.parent / entry.records.file
+    file.write_bytes(b"PAR1<html>PAR1")
+    write_entry(dataclasses.replace(entry, records=dataclasses.replace(entry.records, sha256=sha256_of(file))), path)
+
+
 FORGERIES = (
     # JSON that is ambiguous, too large or not a number.
     Forgery("number too large", in_text('"facts": {', '"facts": {"x": 1e999'), "larger than any 64-bit float"),
@@ -207,6 +285,32 @@ FORGERIES = (
     Forgery("robust by record", in_records(broken_by=""), "is robust, but its prediction is wrong"),
     Forgery("unknown stage", in_records(broken_by="magic"), "by an unknown stage"),
     Forgery("outside the radius", in_records(distance=0.02), "a distance outside the radius"),
+    Forgery("class that does not exist", in_records(adversarial_prediction=99), "has a class outside 0 to"),
+    Forgery("broken without a perturbation", in_records(distance=0.0), "is broken at the distance 0"),
+    Forgery(
+        "robust with a perturbation", in_first(lambda row: not row.broken_by, distance=0.01), "has a distance, but"
+    ),
+    Forgery("margin of a wrong class", in_records(margin=-0.25), "which has the wrong sign"),
+    Forgery("margin above 2", in_records(margin=9.9), "has the margin 9.9"),
+    Forgery("impossible passes", in_records(forward=2**62), "which no attack needs"),
+    Forgery("no passes", in_records(forward=0), "which no attack needs"),
+    Forgery("too many passes", in_records(backward=5000), "backward passes, but the attack", is_on_board=True),
+    # Records files that are too large, or have other types.
+    Forgery("NaN in a record", in_table(lambda table: _with(table, "margin", math.nan)), "that is NaN or infinite"),
+    Forgery("missing value", in_table(lambda table: _with(table, "margin", None)), "margin has missing values"),
+    Forgery("long text in a record", in_table(lambda table: _with(table, "warnings", "x" * 5000)), "a text of 5,000"),
+    Forgery("many rows", in_table(lambda table: pyarrow.concat_tables([table] * 500)), "number of rows"),
+    Forgery("number of rows from the entry", _with_many_rows, "samples of shapes, but the protocol .* at most 200"),
+    Forgery("one long text for many rows", in_table(_bomb, compression="zstd"), "a text of 600,000 bytes"),
+    Forgery("one huge text for many rows", in_table(_huge_bomb, compression="zstd"), "unpack to more than"),
+    Forgery(
+        "encoding that grows",
+        in_table(_bomb, use_dictionary=False, column_encoding={"warnings": "DELTA_BYTE_ARRAY"}),
+        "has an encoding or a size that is not accepted",
+    ),
+    Forgery("hidden page size", _hide_page_size, "unpack to more than"),
+    Forgery("other types", in_table(_with_floats), "the columns or the number of rows"),
+    Forgery("no Parquet", _replace_records, "is not a valid records file"),
     # Counterexamples.
     Forgery("other images", _rename_images, "does not match the digest in its name"),
     Forgery("counterexample of no sample", in_json(_set("counterexamples/0/sample_id", "9999")), "has no image of"),
@@ -216,6 +320,11 @@ FORGERIES = (
         "the counterexample shapes / 0001 of the earlier entry is missing",
         is_on_board=True,
     ),
+    Forgery("random file of images", _add_random_images, "no entry names .* as the images", is_on_board=True),
+    # Cards.
+    Forgery("path on the hub", in_json(_set("card/image", _weights("hf:../../a/b.pt"))), "the url must be an https"),
+    Forgery("file address", in_json(_set("card/image", _weights("file:///etc/passwd"))), "the url must be an https"),
+    Forgery("number of the card", in_text('"card": {', '"card": {"std": [1e999, 1, 1], '), "larger than any 64-bit"),
     # Names and history.
     Forgery("name of another model", in_json(_set("model", "honest")), "move it to mini/honest.json"),
     Forgery("stored status", in_json(_set("status", "verified")), "status: unknown field"),

@@ -105,7 +105,7 @@ def _check(
     tools.mkdir(exist_ok=True)
     calls = tools / "calls"
     noting = f'#!/bin/sh\necho "$@" >> {calls}\nfind . -name "*.safetensors" >> {calls}\n'
-    noting += f'test -f "$(eval echo \\$$#)" || exit 1\n{failing}\n'
+    noting += f'test -e "$(eval echo \\$$#)" || exit 1\n{failing}\n'
     (tools / "vlmbench").write_text(noting, encoding="utf-8")
     (tools / "vlmbench").chmod(0o755)
     base = base or _git(clone, "rev-list", "--max-parents=0", "HEAD")
@@ -121,13 +121,15 @@ def test_changed_entries_are_checked_and_verified(clone: Path, tmp_path: Path, e
     _commit(clone)
     code, output, calls = _check(clone, tmp_path)
     assert (code, output) == (0, "")
-    first, second = calls.splitlines()
+    table, first, second = calls.splitlines()
     assert re.fullmatch(
         r"verify --check --since \S+/old/leaderboards/mini/taught\.json leaderboards/mini/taught\.json", first
     )
     assert re.fullmatch(
         r"verify --samples 40 --attempt 1 --attestation \S+/taught\.json leaderboards/mini/taught\.json", second
     )
+    # The generated table has changed, so it is compared with the entries.
+    assert table == "leaderboard check --folder leaderboards"
 
 
 def test_counterexamples_are_read_with_their_entry(clone: Path, tmp_path: Path, entry_path: Path) -> None:
@@ -158,10 +160,43 @@ def test_only_the_table_of_the_readme_may_change(clone: Path, tmp_path: Path) ->
     block = "<!-- leaderboard mini -->\n| new |\n<!-- end of leaderboard -->\n"
     (clone / "README.md").write_text(f"# Here\n{block}", encoding="utf-8")
     _commit(clone)
-    assert "there is no entry in this submission" in _check(clone, tmp_path)[1]
-    (clone / "README.md").write_text(f"# Buy this\n{block}", encoding="utf-8")
+    base = _git(clone, "rev-parse", "HEAD")
+    (clone / "README.md").write_text(f"# Here\n{block.replace('new', 'newer')}", encoding="utf-8")
     _commit(clone)
-    assert "changes more of it" in _check(clone, tmp_path)[1]
+    assert "there is no entry in this submission" in _check(clone, tmp_path, base)[1]
+    for text in (
+        f"# Buy this\n{block}",
+        f"# Here\n{block}{block}",
+        f"# Here\n{block}<!-- leaderboard x -->\nBuy this\n",
+    ):
+        (clone / "README.md").write_text(text, encoding="utf-8")
+        _commit(clone)
+        assert "changes more of it" in _check(clone, tmp_path, base)[1]
+
+
+@pytest.mark.parametrize("name", ["README.md", "leaderboards/README.md"])
+def test_a_table_may_not_become_a_link(name: str, clone: Path, tmp_path: Path) -> None:
+    (clone / name).parent.mkdir(exist_ok=True)
+    (clone / name).unlink(missing_ok=True)
+    (clone / name).symlink_to("/etc/passwd")
+    _commit(clone)
+    code, output, calls = _check(clone, tmp_path)
+    assert code == 1 and not calls and f"{name} is removed, or is not a plain file" in output
+
+
+def test_the_entries_of_other_models_are_next_to_the_submission(clone: Path, tmp_path: Path, entry_path: Path) -> None:
+    folder = clone / "leaderboards" / "mini"
+    shutil.copytree(entry_path.parent, folder)
+    _commit(clone)
+    base = _git(clone, "rev-parse", "HEAD")
+    entry = read_entry(folder / "taught.json")
+    records = dataclasses.replace(entry.records, file="records/Taught.parquet")
+    shutil.copy(folder / entry.records.file, folder / records.file)
+    card = {**entry.card, "name": "Taught"}
+    write_entry(dataclasses.replace(entry, model="Taught", card=card, records=records), folder / "Taught.json")
+    _commit(clone)
+    code, output = _real_check(clone, base)
+    assert code == 1 and "differ only in upper and lower case" in output
 
 
 def test_a_submission_passes_the_real_checks(clone: Path, tmp_path: Path) -> None:
@@ -182,9 +217,9 @@ def test_a_submission_passes_the_real_checks(clone: Path, tmp_path: Path) -> Non
     assert code == 1 and "only an attestation with the signature of a trusted key may be added" in output
 
 
-def _real_check(clone: Path) -> tuple[int, str]:
+def _real_check(clone: Path, base: str = "") -> tuple[int, str]:
     """Run the script with few samples, and return the exit code and the contradictions."""
-    base = _git(clone, "rev-list", "--max-parents=0", "HEAD")
+    base = base or _git(clone, "rev-list", "--max-parents=0", "HEAD")
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:/usr/bin:/bin", "BASE": base}
     command = ["bash", str(FOLDER / "check_submission.sh"), str(clone), "2"]
     found = subprocess.run(command, env=environment, capture_output=True, text=True)

@@ -3,9 +3,9 @@
 The datasets are DTD, FGVC-Aircraft, Food-101, Oxford-IIIT Pet, SUN397, Hateful Memes, Flowers102 and StanfordCars.
 """
 
-import json
 from pathlib import Path
 
+from robustbench_vlm.core.strict_json import read_json
 from robustbench_vlm.datasets.listing import walk
 from robustbench_vlm.datasets.published.base import MissingData, StoredImages
 from robustbench_vlm.datasets.published.class_lists import Labels
@@ -16,6 +16,9 @@ from robustbench_vlm.datasets.published.image_files import (
     read_lines,
     reading,
 )
+
+_MAX_BYTES = 2**26
+"""Largest size of a list of images in bytes. The list of Food-101 has one megabyte."""
 
 
 def dtd(root: Path) -> StoredImages:
@@ -31,7 +34,8 @@ def food101(root: Path) -> StoredImages:
     labels, split = Labels("food101"), root / "meta" / "test.json"
     if split.exists():
         with reading(split):
-            paths = [path for paths in json.loads(split.read_text(encoding="utf-8")).values() for path in paths]
+            lists = read_json(split, "the list of images", max_bytes=_MAX_BYTES)
+            paths = [path for paths in lists.values() for path in paths]
     else:
         split = split.with_suffix(".txt")
         paths = read_lines(split)
@@ -76,7 +80,7 @@ def hateful_memes(root: Path) -> StoredImages:
     """
     split = root / "dev_seen.jsonl"
     with reading(split):
-        rows = [json.loads(line) for line in read_lines(split)]
+        rows = [read_json(line, "a line of the list") for line in read_lines(split)]
         samples = [(str(row["img"]), range(len(Labels("hateful-memes")))[int(row["label"])]) for row in rows]
     return list_images(root, samples)
 

@@ -1,8 +1,11 @@
 """Local HTTP server of the leaderboard site, on the loopback interface only."""
 
 import functools
+import io
+from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import BinaryIO
 
 from robustbench_vlm.core.errors import UserError
 
@@ -10,6 +13,15 @@ from robustbench_vlm.core.errors import UserError
 class _Quiet(SimpleHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         """Ignore the log message of a request."""
+
+    def send_head(self) -> io.BytesIO | BinaryIO | None:
+        """Send the headers of the response and return the opened file. Answer 404 for a path that no file can have."""
+        try:
+            return super().send_head()
+        # A null byte in a path raises a ValueError, and a path that is too long raises an OSError.
+        except (ValueError, OSError):
+            self.send_error(HTTPStatus.NOT_FOUND)
+            return None
 
 
 def open_server(folder: Path, port: int) -> ThreadingHTTPServer:
