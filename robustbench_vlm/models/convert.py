@@ -78,10 +78,9 @@ def convert(
         ) from error
     if encoders.checkpoint_format == "transformers":
         _check_activation(files.path.with_name("config.json"), parent.architecture)
+    own_base, text_weights = ("", None) if encoders.text else _text_of_base(parent, base, track, folder, name)
     if encoders.text:
-        own_base, text_weights = "", save_weights(encoders.text, folder / f"{name}-text.safetensors")
-    else:
-        own_base, text_weights = _text_of_base(parent, base, track, folder, name)
+        text_weights = save_weights(encoders.text, folder / f"{name}-text.safetensors")
     card = ModelCard(
         name=name,
         architecture=parent.architecture,
