@@ -4,11 +4,11 @@
     python benchmarks/stronger_stages.py reference --out benchmarks/stronger_stages.json
     python benchmarks/stronger_stages.py table --out benchmarks/stronger_stages.json
 
-`attack` starts from the records of the track mini at 5/255. Each stage attacks all samples that no recorded attack
-breaks, so the counts of the stages are independent. Square Attack with 20,000 queries attacks only the first
-`--square-samples` robust samples of each dataset. The report is written after each dataset, and a second run of the
-command continues it. The images that broke a sample are written to the folder of `--images`, one file per model, for
-`vlmbench dispute`.
+`attack` starts from the records of the track mini at 5/255. Each stage attacks the samples that no recorded attack
+breaks, so the counts of the stages are independent. `--samples` limits the number of these samples in each dataset. The
+samples are in the order of their ids' hashes, so the first ones are a random choice. The report is written after each
+dataset, and a second run of the command continues it. The images that broke a sample are written to the folder of
+`--images`, one file per model, for `vlmbench dispute`.
 
 `reference` attacks the adversarially trained CIFAR-10 network of `benchmarks/autoattack.py`, which has stored verdicts
 of the official AutoAttack. `table` prints the Markdown table of docs/adaptive_evaluation.md.
@@ -54,7 +54,7 @@ def attack(report_of: dict[str, Any], arguments: argparse.Namespace) -> None:
     models = sorted(path.stem for path in board_folder("mini").glob("*.json"))
     robust = {model: robust_samples(model) for model in models}
     report_of["robust"] = {model: sum(map(len, found.values())) for model, found in robust.items()}
-    for stage in STAGES:
+    for stage in arguments.stages:
         for model in models:
             missing = [name for name in robust[model] if (stage, model, name) not in known]
             if not missing:
@@ -63,8 +63,7 @@ def attack(report_of: dict[str, Any], arguments: argparse.Namespace) -> None:
                 models=(model,), eps=(EPS,), datasets=tuple(missing), protocol="mini", resources=Resources("cpu", 1)
             )
             for cell in resolve(request).cells:
-                ids = robust[model][cell.dataset.name]
-                ids = ids[: arguments.square_samples] if stage.startswith("square") else ids
+                ids = robust[model][cell.dataset.name][: arguments.samples]
                 rows.append({"stage": stage, "model": model, **attack_cell(cell, STAGES[stage], ids, arguments.images)})
                 report.write({**report_of, "machine": report.machine()}, arguments.out)
             print(stage, model, sum(len(row["fallen"]) for row in rows_of(rows, stage, model)), flush=True)
@@ -193,7 +192,8 @@ def main() -> None:
     parser = report.parser_of(__doc__, threads=1)
     parser.add_argument("part", choices=("attack", "reference", "table"))
     parser.add_argument("--images", type=Path, default=Path("fallen"), help="folder for the images that broke a sample")
-    parser.add_argument("--square-samples", type=int, default=5, help="samples of each dataset for Square Attack")
+    parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
+    parser.add_argument("--samples", type=int, help="largest number of samples of each dataset; default: all")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     before = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}

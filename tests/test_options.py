@@ -11,7 +11,7 @@ from robustbench_vlm.cli.show import EXAMPLES
 REQUEST = """[MODEL]... --address --attack --batch-size --data --dataset --device --engine --eps --images --json --model
  --norm --out --prompt --protocol --samples --skip-unreadable --track --workers"""
 OPTIONS = {
-    "run": f"{REQUEST} --half-width",
+    "run": f"{REQUEST} --eps-curve --half-width",
     "plan": f"{REQUEST} --detect --half-width",
     "list": "KIND --json --track",
     "diff": "protocol NAME NAME --json",

@@ -29,6 +29,7 @@ ATTACKS = Registry(
         "malt": "robustbench_vlm.attacks.malt:MALT",
         "apgd-rescaled": "robustbench_vlm.attacks.rescaled:APGD_RESCALED",
         "apgd-features": "robustbench_vlm.attacks.feature_attack:APGD_FEATURES",
+        "min-eps": "robustbench_vlm.attacks.min_eps:MIN_EPS",
         "pyautoattack": "robustbench_vlm.attacks.pyautoattack:PYAUTOATTACK",
         "agft-autoattack": "robustbench_vlm.attacks.published:AGFT_AUTOATTACK",
         "agft-cw": "robustbench_vlm.attacks.published:AGFT_CW",

@@ -85,8 +85,8 @@ class L2Ball:
 
     images: Tensor
     """The centers of the balls, float32 (B, 3, H, W) in [0, 1]."""
-    eps: float
-    """The radius, for pixels in [0, 1]."""
+    eps: float | Tensor
+    """The radius, for pixels in [0, 1]: one for all images, or float32 (B,)."""
 
     def clip(self, points: Tensor) -> Tensor:
         """Scale points (B, 3, H, W) to distance eps from the images if they are further away.

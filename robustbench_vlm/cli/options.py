@@ -117,6 +117,14 @@ HalfWidth = Annotated[
         " attacked only with the cheap stages. Default: attack all samples in full.",
     ),
 ]
+EpsCurve = Annotated[
+    bool,
+    typer.Option(
+        "--eps-curve",
+        help="Measure the robust accuracy at all radii up to --eps, with the attack min-eps. Default of --eps: twice"
+        " the standard radius.",
+    ),
+]
 _Out = Annotated[Path, option("--out", "DIR", "Folder that the per-sample records are written to.")]
 
 

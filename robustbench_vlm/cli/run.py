@@ -1,10 +1,10 @@
 """The command `vlmbench run`: measures clean and robust accuracy, and prints a table of both."""
 
 import dataclasses
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from robustbench_vlm.cli.options import HalfWidth, Json, points, takes_request
+from robustbench_vlm.cli.options import EpsCurve, HalfWidth, Json, points, takes_request
 from robustbench_vlm.cli.plan import estimated_run, settings, totals
 from robustbench_vlm.cli.render.output import Line, answer, duration, note
 from robustbench_vlm.cli.render.progress_bar import progress
@@ -14,6 +14,7 @@ from robustbench_vlm.core.records import estimate_text
 
 if TYPE_CHECKING:
     from robustbench_vlm.core.records import Score
+    from robustbench_vlm.engine.eps_curve import CurvePoint
     from robustbench_vlm.engine.request import Request
     from robustbench_vlm.engine.results import RunResult, ScoreTable
 
@@ -23,17 +24,20 @@ _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "clean", "robust", _FULL
 
 
 @takes_request
-def run(request: "Request", half_width: HalfWidth = "", as_json: Json = False) -> None:
+def run(request: "Request", half_width: HalfWidth = "", eps_curve: EpsCurve = False, as_json: Json = False) -> None:
     """Measure clean and robust accuracy.
 
     Samples that have records on disk are not attacked again. If the command is stopped, run it again to continue.
     """
     from robustbench_vlm.engine.backends import ENGINES
     from robustbench_vlm.engine.cost import estimate_cost
+    from robustbench_vlm.engine.eps_curve import curve_request
     from robustbench_vlm.engine.resolve import resolve
     from robustbench_vlm.engine.run import run_plan
 
     request = dataclasses.replace(request, half_width=points(half_width))
+    if eps_curve:
+        request = curve_request(request)
     note("reading models and images", quiet=as_json)
     ENGINES.load(request.resources.engine).prepare(request.resources)
     with progress("read", quiet=as_json) as on_progress:
@@ -45,7 +49,12 @@ def run(request: "Request", half_width: HalfWidth = "", as_json: Json = False) -
         note(sentence, quiet=as_json)
     with progress("samples", quiet=as_json) as on_progress:
         result = run_plan(plan, estimate, on_progress=on_progress)
-    answer(result.to_json(), lambda width: lines(result, width), as_json=as_json)
+    if not eps_curve:
+        answer(result.to_json(), lambda width: lines(result, width), as_json=as_json)
+        return
+    points_found = result.eps_points()
+    document = {**result.to_json(), "curve": [point.columns() for point in points_found]}
+    answer(document, lambda width: curve_lines(result, points_found, width), as_json=as_json)
 
 
 def lines(result: "RunResult", width: int) -> list[Line]:
@@ -69,6 +78,30 @@ def lines(result: "RunResult", width: int) -> list[Line]:
         Line(""),
         *table(rows, _COLUMNS, width),
         *_explained((code for each in tables for score in each.scores for code in score.warnings), width),
+        Line(""),
+        *(line for sentence in _footer(result) for line in wrapped(sentence, width, indent="  ")),
+    ]
+
+
+def curve_lines(result: "RunResult", points_found: "Sequence[CurvePoint]", width: int) -> list[Line]:
+    """Return the lines of a run with --eps-curve: the mean robust accuracy of each model at each radius."""
+    several = len({point.model for point in points_found}) > 1
+    rows: list[Row] = [
+        {
+            **({"model": point.model} if several else {}),
+            "eps": point.eps,
+            "robust": percent(point.robust.value),
+            _INTERVAL: percent_interval(point.robust.low, point.robust.high),
+        }
+        for point in points_found
+        if point.dataset == "mean"
+    ]
+    first = result.tables[0]
+    names = ([] if several else [first.model]) + [first.attack, first.norm, "mean over datasets, accuracies in %"]
+    return [
+        *wrapped(", ".join(names), width),
+        Line(""),
+        *table(rows, Columns(("model",), "eps", ("robust", _INTERVAL)), width),
         Line(""),
         *(line for sentence in _footer(result) for line in wrapped(sentence, width, indent="  ")),
     ]

@@ -2,13 +2,16 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import CLEAN, Accuracy, SampleResult, Score, Verdict, wilson
+from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.eps_curve import CurvePoint, curve_of
 from robustbench_vlm.engine.store import cell_folder_name, read_cell
 from robustbench_vlm.engine.warnings import cell_warnings
 
@@ -171,6 +174,39 @@ class RunResult:
             for result in read_cell(_cell_folder(table, row), row["fingerprint"], row["n"])
         ]
         return pandas.DataFrame(rows)
+
+    def eps_points(self, radii: Sequence[str | Fraction] | None = None) -> list[CurvePoint]:
+        """Return the robust accuracy at each radius, from the records of the attack `min-eps`.
+
+        `radii` are texts such as "4/255" or fractions, for pixels in [0, 1]. If it is None, they are the multiples of
+        1/255 up to the radius of the run, or ten equal parts of it. Raises UserError if the run has another attack, or
+        if a radius is larger than the radius of the run.
+        """
+        return [
+            point
+            for table in self.tables
+            for point in curve_of(
+                table.model,
+                table.attack,
+                table.track,
+                Threat(table.norm, parse_eps(table.eps)),
+                {
+                    row["dataset"]: read_cell(_cell_folder(table, row), row["fingerprint"], row["n"])
+                    for row in table.rows()
+                },
+                radii,
+            )
+        ]
+
+    def eps_curve(self, radii: Sequence[str | Fraction] | None = None) -> "DataFrame":
+        """Return the points of `eps_points` as a table with one row for every model, dataset and radius.
+
+        The rows of the dataset "mean" have the mean over the zero-shot datasets. `robust_low` and `robust_high` are the
+        ends of the 95 % interval at this radius.
+        """
+        import pandas
+
+        return pandas.DataFrame([point.columns() for point in self.eps_points(radii)])
 
     @property
     def fingerprint(self) -> str:
