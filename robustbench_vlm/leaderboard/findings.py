@@ -61,7 +61,8 @@ class Comparison:
             return f"the strongest image has the margin {self.here.margin:.4f}, which rounding cannot change"
         if self.is_equal_machine and _exact(stored) != _exact(here):
             return "equal hardware and software give another record"
-        if not self.is_wrong and stored.verdict is Verdict.BROKEN and abs(stored.distance - here.distance) > eps / 2:
+        is_same_stage = stored.broken_by == here.broken_by != ""
+        if is_same_stage and abs(stored.distance - here.distance) > eps / 2:
             return f"the distance is {stored.distance:.4g} in the records and {here.distance:.4g} here"
         if self.is_whole_attack and here.broken_by == "" and _passes(stored) > _MOST_PASSES * _passes(here):
             return f"the records have {_passes(stored)} passes, and this machine needs {_passes(here)}"
