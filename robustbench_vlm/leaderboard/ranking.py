@@ -7,7 +7,7 @@ mean robust accuracies do not differ significantly in a paired test.
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -17,12 +17,13 @@ from robustbench_vlm.comparison.compare import CurvePoint
 from robustbench_vlm.comparison.statistics import ALPHA, compare_means, enough_draws, holm, rank_ranges
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
-from robustbench_vlm.core.records import CLEAN, Accuracy
+from robustbench_vlm.core.records import CLEAN, Accuracy, EstimatedAccuracy, Verdict
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.engine.cell_records import CellRecords, Unreachable
 from robustbench_vlm.leaderboard.board import Board, BoardRow
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, entry_paths, read_entry
+from robustbench_vlm.leaderboard.known_estimates import imputed, known_estimates, with_estimates
 from robustbench_vlm.leaderboard.masking import needs_stronger_attack
 from robustbench_vlm.leaderboard.reported import read_reported
 from robustbench_vlm.leaderboard.validate import check_entry, misplaced
@@ -46,6 +47,9 @@ class KnownVerdicts:
     """True for samples that are classified correctly without an attack."""
     robust: tuple[bool, ...]
     """True for samples that are classified correctly, also after all recorded attacks and counterexamples."""
+    unfinished: tuple[bool, ...]
+    """True for samples that nothing breaks and that an estimated run at this radius did not attack in full. For these
+    samples, `robust` is False."""
 
 
 def worst_known(
@@ -68,10 +72,14 @@ def worst_known(
             for each in counterexamples
             if (each.dataset, each.norm) == (name, threat.norm) and each.distance <= float(threat.eps) + 1e-7
         }
+        lost = [any(r.verdict is Verdict.BROKEN for r in row) or row[0].sample_id in broken for row in rows]
+        here = [place for place, each in enumerate(own) if each.threat == threat]
+        waiting = [any(row[place].verdict is Verdict.UNFINISHED for place in here) for row in rows]
         found[name] = KnownVerdicts(
             ids=tuple(row[0].sample_id for row in rows),
             clean=tuple(row[0].broken_by != CLEAN for row in rows),
-            robust=tuple(all(r.broken_by == "" for r in row) and row[0].sample_id not in broken for row in rows),
+            robust=tuple(not each and not later for each, later in zip(lost, waiting, strict=True)),
+            unfinished=tuple(later and not each for each, later in zip(lost, waiting, strict=True)),
         )
     return found
 
@@ -105,6 +113,8 @@ class CheckedEntry:
     entry: Entry
     evidence: tuple[CellRecords, ...]
     verdicts: Mapping[str, KnownVerdicts]
+    estimate: EstimatedAccuracy | None
+    """The estimated mean robust accuracy, or None if all samples are finished."""
     is_ranked: bool
     """True if the track's attack was run on every dataset of the track, the entry is not disputed, and it does not need
     a stronger attack (`needs_stronger_attack`)."""
@@ -146,10 +156,12 @@ def _read_checked(path: Path, track: Track) -> CheckedEntry:
     if (entry.track, f"{entry.model}.json") != (track.name, path.name):
         raise misplaced(entry, path)
     evidence = check_entry(entry, path.parent)
-    verdicts = worst_known(evidence, entry.counterexamples, Threat(track.norm, track.standard_eps))
+    threat = Threat(track.norm, track.standard_eps)
+    verdicts = worst_known(evidence, entry.counterexamples, threat)
+    estimate = known_estimates(evidence, entry.counterexamples, threat, track.training_datasets).get("")
     is_complete = not datasets_without_standard_attack(evidence, track)
     is_ranked = is_complete and entry.status != "disputed" and not needs_stronger_attack(evidence, track)
-    return CheckedEntry(entry, evidence, verdicts, is_ranked)
+    return CheckedEntry(entry, evidence, verdicts, estimate, is_ranked)
 
 
 def datasets_without_standard_attack(evidence: Iterable[CellRecords], track: Track) -> list[str]:
@@ -229,6 +241,8 @@ def make_board(track_name: str, folder: Path) -> Board:
 
 
 def _mean(checked: CheckedEntry, track: Track, which: str) -> float:
+    if which == "robust" and checked.estimate:
+        return checked.estimate.value
     return mean_without(_strata(checked, which), track.training_datasets).value
 
 
@@ -237,6 +251,7 @@ def _strata(checked: CheckedEntry, which: str) -> dict[str, Sequence[bool]]:
 
 
 def _ranked_rows(ranked: Sequence[CheckedEntry], track: Track) -> list[BoardRow]:
+    """Return the rows of entries with their ranks. The entries are sorted by their mean robust accuracy."""
     different = _different_pairs(ranked, track)
     ranks = rank_ranges(
         [_mean(each, track, "robust") for each in ranked], lambda first, second: frozenset((first, second)) in different
@@ -248,27 +263,62 @@ def _ranked_rows(ranked: Sequence[CheckedEntry], track: Track) -> list[BoardRow]
         clean_rank = 1 + sum(other > clean for other in cleans)
         difference = clean_rank - 1 - sum(other > robust for other in robusts)
         rows.append(_row(checked, track, rank, clean_rank, difference))
-    return rows
+    return [rows[number] for number in _full_first(ranked, different)]
+
+
+def _full_first(ranked: Sequence[CheckedEntry], different: Collection[frozenset[int]]) -> list[int]:
+    """Return the indices of the entries in the order of the table.
+
+    An estimate comes after the full numbers that follow it and do not differ significantly from it.
+    """
+    order = list(range(len(ranked)))
+    for start in reversed(order):
+        for place in range(start, len(order) - 1):
+            first, second = order[place : place + 2]
+            is_tie = frozenset((first, second)) not in different
+            if not (is_tie and ranked[first].estimate and not ranked[second].estimate):
+                break
+            order[place : place + 2] = second, first
+    return order
 
 
 def _different_pairs(ranked: Sequence[CheckedEntry], track: Track) -> set[frozenset[int]]:
     """Return the pairs of entries whose mean robust accuracies differ significantly in a paired test.
 
-    Entries are given by their index in `ranked`. The p values are corrected for the number of pairs by Holm's method.
+    Entries are given by their index in `ranked`, which is sorted by the mean. The p values are corrected for the number
+    of pairs by Holm's method. An estimate is tested with the end of its design interval that is nearer to the other
+    entry.
     """
     pairs = list(combinations(range(len(ranked)), 2))
-    strata = [_strata(each, "robust") for each in ranked]
     # Entries may list their datasets in different orders. The paired test needs the same order in all entries.
-    robust = [[each[name] for name in track.datasets if name not in track.training_datasets] for each in strata]
+    names = [name for name in track.datasets if name not in track.training_datasets]
+    lowest, highest = ([_at_end(each, names, track, end) for each in ranked] for end in (0, 1))
     draws = enough_draws(len(pairs))
-    p = holm([compare_means(robust[first], robust[second], draws=draws).p for first, second in pairs])
+    tests = [compare_means(lowest[first], highest[second], draws=draws) for first, second in pairs]
+    p = holm([test.p if test.difference > 0 else 1.0 for test in tests])
     return {frozenset(pair) for pair, adjusted in zip(pairs, p, strict=True) if adjusted <= ALPHA}
+
+
+def _at_end(checked: CheckedEntry, names: Sequence[str], track: Track, end: int) -> list[Sequence[bool]]:
+    """Return the verdicts of an entry on each dataset, True for robust samples.
+
+    If the entry is estimated, the mean is at the lower (`end` 0) or the upper (`end` 1) end of its design interval.
+    """
+    known = [checked.verdicts[name] for name in names]
+    if checked.estimate is None:
+        return [each.robust for each in known]
+    seed = PROTOCOLS.load(track.leaderboard_protocol).seed
+    return imputed(
+        [(name, each.ids, each.robust, each.unfinished) for name, each in zip(names, known, strict=True)],
+        checked.estimate.full_attack[end],
+        seed,
+    )
 
 
 def _row(checked: CheckedEntry, track: Track, rank: str = "", clean_rank: int = 0, difference: int = 0) -> BoardRow:
     entry, card = checked.entry, checked.entry.card
     clean, robust = _strata(checked, "clean"), _strata(checked, "robust")
-    return BoardRow(
+    row = BoardRow(
         model=entry.model,
         rank=rank,
         clean_rank=clean_rank,
@@ -294,6 +344,7 @@ def _row(checked: CheckedEntry, track: Track, rank: str = "", clean_rank: int = 
         records=plain(entry.records),
         command=_command(entry, track),
     )
+    return with_estimates(row, entry, checked.evidence, track)
 
 
 def _fidelity(entry: Entry) -> str:
