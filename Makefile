@@ -17,7 +17,7 @@ check: environment
 	$(BIN)/ruff check . || status=1; \
 	$(BIN)/ruff format --check --quiet . || status=1; \
 	$(BIN)/mypy || status=1; \
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile || status=1; \
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses $(JOBS) --dist loadfile --no-loadscope-reorder || status=1; \
 	exit $$status
 
 environment: $(READY)

@@ -1,6 +1,8 @@
 """Fixtures for the tests in several folders."""
 
-from collections.abc import Callable
+import gc
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,7 @@ from torch.nn import functional
 from robustbench_vlm.core.files import sha256_of
 from robustbench_vlm.datasets.mini import COLOURS
 from robustbench_vlm.datasets.published import PUBLISHED
+from robustbench_vlm.engine import cost
 from robustbench_vlm.models.card import ModelCard, Weights, write_card
 from robustbench_vlm.models.classifier import load_model
 from robustbench_vlm.models.image_encoder import ImageEncoder
@@ -22,6 +25,51 @@ from robustbench_vlm.models.open_clip import load_architecture
 # The same examples in every run, without a time limit, because the machine may be busy.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.load_profile("same")
+
+# The speed of a model is measured with few passes, because no test depends on its precision.
+cost._TIMING_SECONDS = 0.0
+
+TESTS = Path(__file__).parent
+LONG_FILES = (
+    "docs/test_page_commands.py",
+    "attacks/test_reference.py",
+    "models/test_in_memory.py",
+    "test_real_track.py",
+    "engine/test_cluster.py",
+    "engine/test_kill.py",
+    "leaderboard/test_workflow.py",
+    "attacks/test_against_official_code.py",
+    "docs/test_pages.py",
+    "training/test_code_variants.py",
+    "training/test_commands.py",
+    "training/test_finetune.py",
+    "test_undefended.py",
+    "attacks/test_batching.py",
+    "analysis/test_attack_classifier.py",
+)
+"""Files whose tests take longest. They run first, because a long file at the end leaves the other processes idle."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the tests of the long files first. Raise UsageError if one of these files does not exist."""
+    places = {TESTS / name: place for place, name in enumerate(LONG_FILES)}
+    if missing := [str(path) for path in places if not path.is_file()]:
+        raise pytest.UsageError(f"LONG_FILES of tests/conftest.py names {missing[0]}, which does not exist")
+    items.sort(key=lambda item: places.get(item.path, len(places)))
+
+
+SLOW_IMPORTS = ("torch", "open_clip", "transformers", "scipy.stats", "matplotlib.pyplot", "sklearn")
+_frozen: set[str] = set()
+
+
+@pytest.fixture(autouse=True)
+def quick_collections() -> Iterator[None]:
+    """Leave the objects of imported packages out of later garbage collections. Every run makes such collections."""
+    yield
+    if not sys.modules.keys() & SLOW_IMPORTS <= _frozen:
+        gc.collect()
+        gc.freeze()
+        _frozen.update(sys.modules.keys() & SLOW_IMPORTS)
 
 
 @pytest.fixture(autouse=True)

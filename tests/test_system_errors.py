@@ -38,7 +38,7 @@ def is_possible(command: str) -> bool:
     return subprocess.run(["bash", "-c", command], capture_output=True, check=False).returncode == 0
 
 
-@pytest.mark.parametrize("command", ["list attacks", "list attacks --json", "--help", "--version"])
+@pytest.mark.parametrize("command", ["data list", "data list --json", "--help", "--version"])
 def test_a_full_stdout_gives_a_message_and_exit_code_2(command: str, shell: Shell) -> None:
     answer = shell(f"{MODULE} {command} > /dev/full")
     assert answer.returncode == 2 and answer.stdout == ""
@@ -53,12 +53,12 @@ def test_a_message_that_does_not_fit_stdout_is_on_stderr(shell: Shell) -> None:
 @pytest.mark.parametrize(
     ("redirection", "command", "code"),
     [
-        (">&-", "list attacks", 0),
-        (">&-", "list attacks --json", 0),
-        ("2>&-", "list attacks", 0),
-        ("2>&-", "list atacks", 2),
-        ("<&- >&- 2>&-", "list attacks", 0),
-        ("2> /dev/full", "list atacks", 2),
+        (">&-", "data list", 0),
+        (">&-", "data list --json", 0),
+        ("2>&-", "data list", 0),
+        ("2>&-", "data prepare atacks", 2),
+        ("<&- >&- 2>&-", "data list", 0),
+        ("2> /dev/full", "data prepare atacks", 2),
         ("2> /dev/full", "compare clip agft", 0),
     ],
 )
@@ -68,10 +68,12 @@ def test_closed_streams_and_a_full_stderr_keep_the_exit_code(
     assert shell(f"{MODULE} {command} {redirection}").returncode == code
 
 
-def test_a_file_does_not_take_the_place_of_a_closed_stdout(shell: Shell, tmp_path: Path) -> None:
+def test_a_file_does_not_take_the_place_of_a_closed_stdout(
+    shell: Shell, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     assert shell(f"{MODULE} compare clip agft --out table.txt >&- <&-").returncode == 0
-    written = shell(f"{MODULE} compare clip agft")
-    assert (tmp_path / "table.txt").read_text().split()[:3] == written.stdout.split()[:3]
+    assert run_command(["compare", "clip", "agft"]) == 0
+    assert (tmp_path / "table.txt").read_text().split()[:3] == capsys.readouterr().out.split()[:3]
 
 
 @pytest.mark.parametrize("columns", ["0", "1", "2", "3", "9", "-4", "abc", "²", "1e9", ""])

@@ -59,9 +59,10 @@ def test_batch_size_changes_no_verdict_and_progress_reaches_the_end() -> None:
     model, images = linear(5), images_of(40)
     labels = model(images).argmax(dim=1)
     seen: list[Progress] = []
-    chosen = [attack(model, images, labels, eps="1/255", batch_size=size) for size in (3, 64)]
+    chosen = [attack(model, images[:8], labels[:8], eps="24/255", batch_size=size) for size in (5, 64)]
     attack(model, images, labels, eps="1/255", attack="fgsm", batch_size=4, on_progress=seen.append)
     assert chosen[0].broken_by == chosen[1].broken_by and "" in chosen[0].broken_by
+    assert len({*chosen[0].broken_by}) > 1
     assert [report.done for report in seen] == [0, 16, 32, 40] and seen[-1].total == 40
 
 
@@ -159,9 +160,9 @@ def test_a_classifier_that_hides_its_gradient_raises_a_warning_with_advice(class
 
 
 def test_black_box_stages_expose_a_misleading_gradient() -> None:
-    images = images_of(30)
+    images = images_of(10)
     labels = linear(4)(images).argmax(dim=1)
-    found = attack(lambda pixels: linear(4)(2 * pixels.detach() - pixels), images, labels, eps="16/255")
+    found = attack(lambda pixels: linear(4)(2 * pixels.detach() - pixels), images, labels, eps="24/255")
     assert any(warning.startswith("black-box-wins") for warning in found.warnings), (found.warnings, found.broken_by)
 
 

@@ -17,6 +17,7 @@ from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.core.classifier_interface import as_classifier
 
 NAMES = ("pgd-10", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack")
+COUNT = 12
 
 
 def verdict(name: str, batch: Batch, model: torch.nn.Module, batch_size: int) -> Verdicts:
@@ -29,13 +30,13 @@ def verdict(name: str, batch: Batch, model: torch.nn.Module, batch_size: int) ->
     norm=st.sampled_from(["Linf", "L2"]),
     classes=st.sampled_from([2, 3, 7, 12]),
     seed=st.integers(0, 5),
-    order=st.permutations(range(24)),
+    order=st.permutations(range(COUNT)),
 )
 def test_batch_size_and_order_change_no_verdict(
     name: str, norm: str, classes: int, seed: int, order: list[int]
 ) -> None:
     model = network("conv", classes, seed).double()
-    batch = samples(model, classes, halving_threat(model, classes, norm))
+    batch = samples(model, classes, halving_threat(model, classes, norm), COUNT)
     whole = verdict(name, batch, model, 64)
     for batch_size in (1, 7):
         other = verdict(name, batch, model, batch_size)

@@ -17,9 +17,12 @@ import importlib
 import io
 import os
 import re
+import runpy
 import shlex
 import subprocess
 import sys
+import traceback
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -147,10 +150,11 @@ class Session:
     def _command(self, command: str) -> tuple[int, str, str]:
         words = shlex.split(command, comments=True)
         # In this process, a command needs no new import of torch, which takes seconds.
-        if words[0] == "vlmbench" and not {"&&", "|", ">"} & set(words):
+        is_script = len(words) == 2 and words[0] == "python" and words[1].endswith(".py")
+        if (words[0] == "vlmbench" or is_script) and not {"&&", "|", ">"} & set(words):
             out, error = io.StringIO(), io.StringIO()
             with contextlib.redirect_stdout(out), contextlib.redirect_stderr(error):
-                code = run_command(words[1:])
+                code = self._script(words[1]) if is_script else run_command(words[1:])
             return code, out.getvalue(), error.getvalue()
         path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
         answer = subprocess.run(
@@ -159,6 +163,27 @@ class Session:
         # The command may have installed a package.
         importlib.invalidate_caches()
         return answer.returncode, answer.stdout, answer.stderr
+
+    def _script(self, name: str) -> int:
+        """Run a Python file of the folder as `python NAME` does, and return the exit code."""
+        before = set(sys.modules)
+        arguments, sys.argv = sys.argv, [name]
+        sys.path.insert(0, str(self.folder))
+        try:
+            # The tests make errors of warnings. A new process prints them.
+            with warnings.catch_warnings(action="default"):
+                runpy.run_path(name, run_name="__main__")
+        except Exception:
+            traceback.print_exc()
+            return 1
+        finally:
+            sys.argv = arguments
+            sys.path.remove(str(self.folder))
+            # The next page may have another file with the name of an imported one.
+            for module in set(sys.modules) - before:
+                if str(getattr(sys.modules[module], "__file__", None)).startswith(str(self.folder)):
+                    del sys.modules[module]
+        return 0
 
     def _doctest(self, where: str, block: Block) -> None:
         test = doctest.DocTestParser().get_doctest(block.text, self.variables, where, where, block.line)

@@ -1,6 +1,7 @@
 """Every command and example of the documentation runs and prints what its page shows, or says why no test runs it."""
 
 import shutil
+import sys
 from pathlib import Path
 
 import pandas
@@ -70,3 +71,16 @@ def test_a_wrong_output_and_a_failing_command_are_seen(tmp_path: Path, monkeypat
     with pytest.raises(AssertionError, match="ended with 1"):
         Session(tmp_path).run("page", blocks_of("```bash\nfalse\n```\n"))
     Session(tmp_path).run("page", blocks_of('```bash title="exit code 1"\nfalse\n```\n'))
+
+
+def test_a_script_of_a_page_runs_and_leaves_no_module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    part = '```python title="part_of_a_page.py"\nnumber = 3\n```\n'
+    script = (
+        '```python title="script.py"\nimport sys\nfrom part_of_a_page import number\nprint(number, sys.argv)\n```\n'
+    )
+    command = "```bash\npython script.py\n```\n\n```text\n3 ['script.py']\n```\n"
+    Session(tmp_path).run("page", blocks_of(part + script + command))
+    assert "part_of_a_page" not in sys.modules and str(tmp_path) not in sys.path
+    with pytest.raises(AssertionError, match=r"ended with 1(.*\n)*ZeroDivisionError"):
+        Session(tmp_path).run("page", blocks_of('```python title="script.py"\n1 / 0\n```\n' + command))

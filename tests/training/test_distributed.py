@@ -26,13 +26,12 @@ if processes.is_main:
 """
 
 
-@pytest.mark.parametrize("count", [3, 5])
-def test_processes_agree_only_on_equal_integers(count: int, tmp_path: Path) -> None:
+def test_processes_agree_only_on_equal_integers(tmp_path: Path) -> None:
     driver, result = tmp_path / "driver.py", tmp_path / "result"
     driver.write_text(_DRIVER)
-    launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}"]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=3"]
     subprocess.run([sys.executable, *launch, str(driver), str(result)], check=True, timeout=240)
-    assert result.read_text() == f"{count} processes"
+    assert result.read_text() == "3 processes"
 
 
 def test_a_single_process_agrees_with_itself() -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import types
+from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
 
@@ -153,29 +154,37 @@ _DRIVER = """
 import dataclasses, sys, torch
 from pathlib import Path
 sys.path.insert(0, sys.argv[2])
-from test_finetune import _job, ignore_progress, CPU, finetuning_in_double
-from robustbench_vlm.training.finetune import Runtime, _check_processes, finetune
+from test_finetune import finetuning_in_double, finetuning_to_file
 torch.set_num_threads(1)
-folder = Path(sys.argv[1])
-if sys.argv[3] == "double":
-    finetuning_in_double(folder)
-else:
+{"double": finetuning_in_double, "file": finetuning_to_file}[sys.argv[3]](Path(sys.argv[1]))
+"""
+
+
+def finetuning_to_file(folder: Path) -> None:
+    """Train with a checkpoint after every step, and write the trained weights to a file."""
     visual, _ = finetune(_job(), Runtime(folder, CPU, 1), ignore_progress)
     torch.save(visual.state_dict(), folder / "final.pt")
-"""
 
 
 def finetuning_in_double(folder: Path) -> None:
     """Train with the defense whose loss has a term of the whole batch, and log every step."""
-    from robustbench_vlm.training import log
-
-    log._LOG_EVERY = 1
     job = _job(defense=GLADIATOR)
     job.model.network.double()
-    finetune(job, Runtime(folder, CPU, 3), ignore_progress)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("robustbench_vlm.training.log._LOG_EVERY", 1)
+        finetune(job, Runtime(folder, CPU, 3), ignore_progress)
 
 
-def _start(folder: Path, mode: str = "", processes: int = 0) -> subprocess.Popen[bytes]:
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Let trainings in this process use one thread, like those in other processes."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def _start(folder: Path, mode: str, processes: int = 0) -> subprocess.Popen[bytes]:
     driver = folder.parent / "driver.py"
     driver.write_text(_DRIVER)
     launch = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}"] if processes else []
@@ -185,17 +194,18 @@ def _start(folder: Path, mode: str = "", processes: int = 0) -> subprocess.Popen
     )
 
 
-@pytest.mark.parametrize("last", [1, 3])
-def test_a_killed_and_resumed_training_gives_equal_weights(tmp_path: Path, last: int) -> None:
+def test_a_twice_killed_and_resumed_training_gives_equal_weights(tmp_path: Path, one_thread: None) -> None:
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     whole.mkdir(), broken.mkdir()
-    assert _start(whole).wait(timeout=120) == 0
-    process, deadline = _start(broken), time.monotonic() + 120
-    while _steps(broken) < last and time.monotonic() < deadline:
-        time.sleep(0.005)
-    os.kill(process.pid, signal.SIGKILL)
-    assert process.wait() == -signal.SIGKILL and not (broken / "final.pt").exists()
-    assert _start(broken).wait(timeout=120) == 0
+    finetuning_to_file(whole)
+    for last in (1, 3):
+        process, deadline = _start(broken, "file"), time.monotonic() + 300
+        while _steps(broken) < last and time.monotonic() < deadline:
+            time.sleep(0.005)
+        os.kill(process.pid, signal.SIGKILL)
+        assert process.wait() == -signal.SIGKILL and not (broken / "final.pt").exists()
+        assert _steps(broken) >= last
+    finetuning_to_file(broken)
     first, second = (torch.load(folder / "final.pt", weights_only=True) for folder in (whole, broken))
     assert all(torch.equal(first[key], second[key]) for key in first)
 
@@ -205,13 +215,13 @@ def _steps(folder: Path) -> int:
     return int(torch.load(file, weights_only=True)["step"]) if file.exists() else 0
 
 
-def test_two_processes_have_the_losses_of_one(tmp_path: Path) -> None:
-    curves = []
-    for processes in (1, 2):
-        folder = tmp_path / str(processes)
+def test_two_processes_have_the_losses_of_one(tmp_path: Path, one_thread: None) -> None:
+    folders = [tmp_path / "one", tmp_path / "two"]
+    for folder in folders:
         folder.mkdir()
-        assert _start(folder, "double", processes).wait(timeout=240) == 0
-        curves.append(read_log(folder / "log.csv"))
+    finetuning_in_double(folders[0])
+    assert _start(folders[1], "double", processes=2).wait(timeout=240) == 0
+    curves = [read_log(folder / "log.csv") for folder in folders]
     assert len(curves[0]) == len(curves[1]) == 8
     for one, two in zip(*curves, strict=True):
         assert two.loss == pytest.approx(one.loss, rel=1e-9) and (two.clean, two.robust) == (one.clean, one.robust)
