@@ -209,6 +209,18 @@ def board() -> Board:
     )
 
 
+def large_board(models: int) -> Board:
+    """Return a board with many models, whose names and numbers differ."""
+    rows = []
+    for number in range(models):
+        made = row(list(NUMBERS)[number % 8], number % 8)
+        about = {"model": f"model-{number:04d}", "rank": f"{max(1, number - 20)}-{number + 20}"}
+        places = {"clean_rank": models - number, "rank_difference": models - 2 * number}
+        robust = accuracy(0.7 - 0.6 * number / models)
+        rows.append(dataclasses.replace(made, robust=robust, **about, **places))
+    return dataclasses.replace(board(), rows=tuple(rows))
+
+
 def hostile_board() -> Board:
     """Return a board with hostile text in every field: markup, quotes, control characters, very long words."""
     endless = "w" * 10_000
@@ -232,7 +244,15 @@ def hostile_board() -> Board:
                 links=HOSTILE_LINKS,
                 under={SCRIPT: accuracy(0.5), endless: accuracy(0.4)},
                 warnings=(SCRIPT, f"{HOSTILE_NAME}:{SCRIPT}", f"black-box-wins:{SCRIPT}", endless),
-                history=({"date": SCRIPT, "status": HOSTILE_NAME, "what": SCRIPT, "facts": {SCRIPT: HOSTILE_NAME}},),
+                history=(
+                    {
+                        "date": SCRIPT,
+                        "kind": SCRIPT,
+                        "status": HOSTILE_NAME,
+                        "what": SCRIPT,
+                        "facts": {SCRIPT: HOSTILE_NAME},
+                    },
+                ),
                 records={"file": SCRIPT, "sha256": SCRIPT, "url": "javascript:alert(9)"},
                 command=f"vlmbench run --model '{SCRIPT}' {HOSTILE_NAME}",
             )

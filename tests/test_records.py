@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binomtest
 
 from robustbench_vlm.core.fingerprint import canonical, fingerprint, plain
-from robustbench_vlm.core.records import Accuracy
+from robustbench_vlm.core.records import Accuracy, wilson
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text()
 VALUES = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20)
@@ -67,3 +68,10 @@ def test_a_fingerprint_never_changes() -> None:
 
 def test_an_accuracy_has_three_table_columns() -> None:
     assert Accuracy(0.5, 0.25, 0.75, 8).columns("robust") == {"robust": 0.5, "robust_low": 0.25, "robust_high": 0.75}
+
+
+@given(st.integers(1, 3000), st.floats(0, 1))
+def test_the_wilson_interval_has_exactly_the_floats_of_scipy(n: int, share: float) -> None:
+    # Entries store the floats, and a check compares them with `!=`.
+    expected = binomtest(round(share * n), n).proportion_ci(method="wilson")
+    assert wilson(round(share * n), n) == (expected.low, expected.high)

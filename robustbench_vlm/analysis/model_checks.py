@@ -34,9 +34,10 @@ from robustbench_vlm.engine.resources import (
 )
 from robustbench_vlm.models.device import choose_device
 from robustbench_vlm.models.hugging_face import pixel_difference
-from robustbench_vlm.models.in_memory import UNPINNED, InMemoryModel, registered
+from robustbench_vlm.models.in_memory import InMemoryModel, registered
 from robustbench_vlm.models.open_clip import load_architecture
 from robustbench_vlm.models.precision import arithmetic
+from robustbench_vlm.models.reference import UNPINNED
 from robustbench_vlm.models.zero_shot_arguments import ZERO_SHOT_FORMS
 from robustbench_vlm.test_time.defended_model import DefendedModel
 

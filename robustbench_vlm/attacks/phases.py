@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from robustbench_vlm.attacks.base import Attack, Stage
-from robustbench_vlm.attacks.model import with_gradient
 from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import CLEAN
@@ -41,6 +40,9 @@ class Phases:
         The undivided attack makes these passes only once. Both phases classify the clean image. If a stage is divided,
         both phases also choose the targets of this stage, and classify the image that it returns.
         """
+        # Leaderboards import this module, but do not need torch.
+        from robustbench_vlm.attacks.model import with_gradient
+
         verdict = judge.cost(gradient=False)[0]
         if self.shared is None:
             return verdict

@@ -9,11 +9,11 @@ import typer
 from robustbench_vlm.cli.options import Json, example, option
 from robustbench_vlm.cli.render.output import Line, answer, note
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import package_folder, write_text
+from robustbench_vlm.core.files import cache_folder, package_folder, write_text
 
 if TYPE_CHECKING:
     from robustbench_vlm.leaderboard.board import Board
-    from robustbench_vlm.leaderboard.entry import Entry
+    from robustbench_vlm.leaderboard.site import EntryFiles
 
 _Folder = Annotated[
     Path | None,
@@ -21,6 +21,9 @@ _Folder = Annotated[
 ]
 _Site = Annotated[Path, option("--site", "DIR", "Folder that the site is written to.")]
 _Port = Annotated[int, option("--port", "N", "Port on this machine. 0 chooses a free port.")]
+
+_MAX_WORKERS = 8
+"""Largest number of processes that read entries. Each of them has about 120 MB."""
 
 app = typer.Typer(help="Build the leaderboard from its entries.", rich_markup_mode=None)
 
@@ -36,7 +39,8 @@ def build(folder: _Folder = None, site: _Site = Path("site"), as_json: Json = Fa
     made = views(boards, place)
     for path, text in made.items():
         write_text(path, text)
-    write_site(boards, site, entries=_entries(place, boards), examples=_examples(place, boards))
+    entries, examples = _entries(place, boards), _examples(place, boards)
+    write_site(boards, site, entries=entries, examples=examples, cache=_cache())
     written = [*map(str, made), str(site / "index.html")]
     answer({"written": written}, lambda width: [Line(f"wrote {name}") for name in written], as_json=as_json)
 
@@ -117,11 +121,18 @@ def _place(folder: Path | None) -> Path:
     return folder
 
 
+def _cache() -> Path:
+    """Return the folder with the summaries of entries and the list of written pages. It can be deleted at any time."""
+    return cache_folder() / "boards"
+
+
 def _boards(folder: Path) -> "list[Board]":
+    from robustbench_vlm.engine.resources import cores
     from robustbench_vlm.leaderboard.ranking import make_board
     from robustbench_vlm.tracks import TRACKS
 
-    boards = [make_board(name, folder / name) for name in TRACKS.names() if (folder / name).is_dir()]
+    names = [name for name in TRACKS.names() if (folder / name).is_dir()]
+    boards = [make_board(name, folder / name, _cache(), workers=min(cores(), _MAX_WORKERS)) for name in names]
     for why in (why for board in boards for why in (*board.absent.values(), *board.refused.values())):
         note(f"left out: {why}")
     return boards
@@ -137,8 +148,8 @@ def _examples(folder: Path, boards: "Sequence[Board]") -> dict[tuple[str, str], 
     return {key: path for key, path in places.items() if path.is_file()}
 
 
-def _entries(folder: Path, boards: "Sequence[Board]") -> "dict[tuple[str, str], Entry]":
-    from robustbench_vlm.leaderboard.entry import read_entry
+def _entries(folder: Path, boards: "Sequence[Board]") -> "EntryFiles":
+    from robustbench_vlm.leaderboard.site import EntryFiles
 
     names = [(board.track, row.model) for board in boards for row in board.rows]
-    return {(track, model): read_entry(folder / track / f"{model}.json") for track, model in names}
+    return EntryFiles({(track, model): folder / track / f"{model}.json" for track, model in names})

@@ -7,11 +7,17 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from itertools import combinations
 from typing import Any
 
 from robustbench_vlm.comparison.align import AlignedRecords, ModelRecords, align, record_keys, select_samples
-from robustbench_vlm.comparison.statistics import ALPHA, compare_means, enough_draws, holm, mcnemar, rank_ranges
+from robustbench_vlm.comparison.statistics import (
+    ALPHA,
+    compare_means,
+    discordant_counts,
+    holm,
+    mcnemar,
+    rank_range,
+)
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.records import CLEAN, Accuracy, Score
 from robustbench_vlm.core.threat import Threat
@@ -212,37 +218,42 @@ def _pairs(names: Sequence[str], aligned: AlignedRecords, in_mean: Sequence[str]
 
     The p values of means and of datasets are adjusted separately.
     """
-    right = [
-        {name: [_is_right(result.broken_by, measure) for result in each.results] for name, each in evidence.items()}
-        for evidence in aligned.models
+    import numpy
+
+    verdicts = {
+        name: numpy.array([_verdicts(each[name], measure) for each in aligned.models]) for name in aligned.datasets
+    }
+    first, second = numpy.triu_indices(len(names), k=1)
+    counts = [discordant_counts(each, each) for each in verdicts.values()]
+    only_first, only_second = (numpy.stack([each[side][first, second] for each in counts], axis=1) for side in (0, 1))
+    p = mcnemar(only_first, only_second)
+    p_holm = holm(p.ravel()).reshape(p.shape)
+    averaged = [place for place, name in enumerate(verdicts) if name in in_mean]
+    sizes = [each.shape[1] for name, each in verdicts.items() if name in in_mean]
+    means = compare_means(only_first[:, averaged], only_second[:, averaged], sizes)
+    counts_and_p = zip(*(each.tolist() for each in (only_first, only_second, p, p_holm)), strict=True)
+    tests = [
+        {name: DatasetTest(*each) for name, *each in zip(verdicts, *columns, strict=True)} for columns in counts_and_p
     ]
-    indices = list(combinations(range(len(names)), 2))
-    tests = {(pair, name): mcnemar(*(right[index][name] for index in pair)) for pair in indices for name in right[0]}
-    adjusted = dict(zip(tests, holm([test.p for test in tests.values()]), strict=True))
-    draws = enough_draws(len(indices))
-    verdicts = [[each[name] for name in in_mean] for each in right]
-    means = [compare_means(verdicts[first], verdicts[second], draws=draws) for first, second in indices]
-    found = []
-    for pair, mean, p_holm in zip(indices, means, holm([mean.p for mean in means]), strict=True):
-        datasets = {
-            name: DatasetTest(test.only_first, test.only_second, test.p, adjusted[pair, name])
-            for name in right[0]
-            for test in [tests[pair, name]]
-        }
-        first, second = (names[index] for index in pair)
-        found.append(ModelPair(measure, first, second, mean.difference, mean.low, mean.high, mean.p, p_holm, datasets))
-    return found
+    columns = (means.difference, means.low, means.high, means.p, holm(means.p))
+    rows = zip(*(each.tolist() for each in (first, second, *columns)), tests, strict=True)
+    return [ModelPair(measure, names[one], names[other], *rest) for one, other, *rest in rows]
 
 
-def _is_right(broken_by: str, measure: str) -> bool:
-    return broken_by == "" if measure == ROBUST else broken_by != CLEAN
+def _verdicts(evidence: CellRecords, measure: str) -> list[bool]:
+    """Return for each sample whether the model classifies it correctly, after the attack or without an attack."""
+    return [row.broken_by == "" if measure == ROBUST else row.broken_by != CLEAN for row in evidence.results]
 
 
 def _ranks(names: Sequence[str], values: Sequence[float], measure: str, pairs: Sequence[ModelPair]) -> list[str]:
-    differing = {
-        frozenset((pair.first, pair.second)) for pair in pairs if pair.measure == measure and pair.p_holm <= ALPHA
-    }
-    return rank_ranges(values, lambda first, second: frozenset((names[first], names[second])) in differing)
+    place = {name: index for index, name in enumerate(names)}
+    better, worse = Counter[int](), Counter[int]()
+    for pair in pairs:
+        if pair.measure == measure and pair.p_holm <= ALPHA:
+            lower, higher = sorted((place[pair.first], place[pair.second]), key=values.__getitem__)
+            better[lower] += 1
+            worse[higher] += 1
+    return [rank_range(better[index], worse[index], len(names)) for index in range(len(names))]
 
 
 def _means(scores: Sequence[Score]) -> dict[str, Accuracy]:

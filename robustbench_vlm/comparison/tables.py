@@ -88,7 +88,7 @@ def legend(found: Comparison, mark: str) -> tuple[str, ...]:
         "rank: if several models share a range such as 2-4, the tests do not distinguish them",
         "points: the difference of the means; datasets: first the number of datasets on which the first model is"
         " significantly better, then the number on which it is significantly worse",
-        "p: p values from a stratified bootstrap of the means and from exact McNemar tests of each dataset, on"
+        "p: p values from paired tests of the means and from exact McNemar tests of each dataset, on"
         " the same samples, with Holm's correction over all pairs and datasets; a difference is significant if p"
         f" is at most {ALPHA}",
     )

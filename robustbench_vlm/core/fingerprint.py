@@ -1,6 +1,7 @@
 """Canonical JSON and fingerprints. Equal values have equal JSON texts and equal sha256 digests."""
 
 import dataclasses
+import functools
 import hashlib
 import json
 from collections.abc import Callable, Mapping
@@ -13,6 +14,8 @@ LATER = {"later": True}
 value, it is not part of the fingerprint. The fingerprints of old results therefore remain valid.
 """
 
+_ATOMS = frozenset((str, int, float, bool, type(None)))
+
 
 def _refuse_type(value: Any) -> Any:
     raise TypeError(f"{type(value).__name__} cannot be written as JSON")
@@ -23,17 +26,27 @@ def plain(value: Any, other: Callable[[Any], Any] = _refuse_type) -> Any:
 
     For a value of another type, the function `other` is called. By default, it raises TypeError.
     """
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name), other) for field in dataclasses.fields(value)}
+    if type(value) in _ATOMS:
+        return value
+    if (names := _field_names(value.__class__)) is not None:
+        found = [(name, getattr(value, name)) for name in names]
+        # Records have thousands of texts and numbers. Without the check of the type, each of them costs a call.
+        return {name: item if type(item) in _ATOMS else plain(item, other) for name, item in found}
     if isinstance(value, Mapping):
         return {str(key): plain(item, other) for key, item in value.items()}
     if isinstance(value, tuple | list):
-        return [plain(item, other) for item in value]
+        return [item if type(item) in _ATOMS else plain(item, other) for item in value]
     if isinstance(value, Fraction | Path):
         return str(value)
     if value is None or isinstance(value, str | int | float | bool):
         return value
     return other(value)
+
+
+@functools.cache
+def _field_names(kind: type) -> tuple[str, ...] | None:
+    """Return the names of the fields of a dataclass, or None for another type."""
+    return tuple(field.name for field in dataclasses.fields(kind)) if dataclasses.is_dataclass(kind) else None
 
 
 def counted(value: Any) -> dict[str, Any]:

@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, cast
 
 import numpy
-from scipy.special import betaln, gammaln, logsumexp
 
 if TYPE_CHECKING:
     from numpy.typing import ArrayLike, NDArray
@@ -94,6 +93,8 @@ def _log_likelihood(sizes: "NDArray[numpy.int64]", n: "NDArray[numpy.int64]", k:
 
     The result is float64 [..., H, max(sizes) + 1], with -inf for impossible numbers of failures.
     """
+    from scipy.special import gammaln
+
     largest = int(sizes.max(initial=0))
     factorial = gammaln(numpy.arange(largest + 2, dtype=numpy.float64) + 1)
     total = numpy.arange(largest + 1)
@@ -109,6 +110,8 @@ def _log_likelihood(sizes: "NDArray[numpy.int64]", n: "NDArray[numpy.int64]", k:
 
 def _log_mixture(n: "NDArray[numpy.int64]", k: "NDArray[numpy.int64]") -> "Floats":
     """Return log(Q), float64 [...]. Q is the probability of a sequence of n draws with k failures under the mixture."""
+    from scipy.special import betaln, logsumexp
+
     parts = [numpy.log(share) + betaln(a + k, b + n - k) - betaln(a, b) for share, a, b in _PRIORS]
     return cast("Floats", logsumexp(numpy.stack(parts), axis=0))
 

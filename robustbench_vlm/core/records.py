@@ -3,7 +3,7 @@
 import dataclasses
 import enum
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from fractions import Fraction
 
 CLEAN = "clean"
@@ -12,7 +12,9 @@ UNFINISHED = "not finished"
 """The value of `SampleResult.broken_by` for a sample of an estimated run that survived the first phase of the attack,
 but was not attacked with the second phase."""
 _QUANTILE = 1.959964
-"""The 97.5 % quantile of the normal distribution."""
+"""The 97.5 % quantile of the normal distribution, as rounded in `mean_interval`."""
+_WILSON_QUANTILE = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution, as used by scipy."""
 
 
 class Verdict(enum.Enum):
@@ -25,6 +27,10 @@ class Verdict(enum.Enum):
 
     def __bool__(self) -> bool:
         raise TypeError("a verdict has three values and is neither true nor false: compare it with Verdict.ROBUST")
+
+
+_VERDICTS = {"": Verdict.ROBUST, UNFINISHED: Verdict.UNFINISHED}
+"""The verdicts of values of `SampleResult.broken_by`. All other values are `Verdict.BROKEN`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +69,7 @@ class SampleResult:
     @property
     def verdict(self) -> Verdict:
         """The verdict: robust, broken or not finished."""
-        return {"": Verdict.ROBUST, UNFINISHED: Verdict.UNFINISHED}.get(self.broken_by, Verdict.BROKEN)
+        return _VERDICTS.get(self.broken_by, Verdict.BROKEN)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,12 +177,22 @@ class Score:
         return Accuracy(self.robust, *self.robust_interval, self.n)
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
-    """Return the 95 % Wilson interval (low, high) of the share successes / n (Wilson 1927)."""
-    from scipy.stats import binomtest
+def passes_of(results: Iterable[SampleResult]) -> int:
+    """Return the number of forward and backward passes of records."""
+    return sum(result.forward + result.backward for result in results)
 
-    interval = binomtest(successes, n).proportion_ci(confidence_level=0.95, method="wilson")
-    return float(interval.low), float(interval.high)
+
+def wilson(successes: int, n: int) -> tuple[float, float]:
+    """Return the 95 % Wilson interval (low, high) of the share successes / n (Wilson 1927).
+
+    Entries store these floats. They are exactly those of `binomtest(successes, n).proportion_ci(method="wilson")` in
+    scipy, whose import takes most of a second.
+    """
+    share = successes / n
+    scale = 2 * (n + _WILSON_QUANTILE**2)
+    center = (2 * n * share + _WILSON_QUANTILE**2) / scale
+    half = _WILSON_QUANTILE / scale * math.sqrt(4 * n * share * (1 - share) + _WILSON_QUANTILE**2)
+    return 0.0 if successes == 0 else center - half, 1.0 if successes == n else center + half
 
 
 def _exact(share: float, n: int) -> Fraction:

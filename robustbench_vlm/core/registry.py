@@ -1,7 +1,9 @@
 """Registries: tables from names to import paths "module:value". Other packages can add names with entry points."""
 
 import difflib
-from collections.abc import Iterable, Mapping
+import functools
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
@@ -32,7 +34,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Return all registered names, sorted. The objects are not imported."""
-        return sorted({*self.table, *(point.name for point in entry_points(group=self.group))})
+        return sorted({*self.table, *(point.name for point in _entry_points(self.group))})
 
     def load(self, name: str) -> Any:
         """Import and return the object with the name `name`.
@@ -62,8 +64,18 @@ class Registry:
         ours = [EntryPoint(name, self.table[name], self.group)] if name in self.table else []
         # If a package is on two import paths, `entry_points` returns each of its entry points twice. Equal entry points
         # are therefore counted once.
-        others = {point.value: point for point in entry_points(group=self.group) if point.name == name}
+        others = {point.value: point for point in _entry_points(self.group) if point.name == name}
         return ours + list(others.values())
+
+
+def _entry_points(group: str) -> Iterable[EntryPoint]:
+    return _found(entry_points, group, tuple(sys.path))
+
+
+@functools.cache
+def _found(find: Callable[..., Iterable[EntryPoint]], group: str, paths: tuple[str, ...]) -> tuple[EntryPoint, ...]:
+    """Return `find(group=group)`. It reads a file of each installed package, so the result is kept for these paths."""
+    return tuple(find(group=group))
 
 
 def unknown(kind: str, name: str, allowed: Iterable[str], command: str = "") -> str:

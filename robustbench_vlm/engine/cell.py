@@ -11,7 +11,7 @@ from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets.base import Dataset, Source, UnreadableImage, image_sha256
 from robustbench_vlm.datasets.prepared import PreparedSource
-from robustbench_vlm.models.open_clip import CONTEXT_LENGTH
+from robustbench_vlm.models import CONTEXT_LENGTH
 from robustbench_vlm.protocols.base import Protocol
 
 _AT_ONCE = 256

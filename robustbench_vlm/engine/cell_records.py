@@ -156,8 +156,9 @@ def checked(records: CellRecords) -> CellRecords:
     if not _is_radius(score.eps, records.threat) or any(getattr(score, name) != expected[name] for name in expected):
         raise Unsound(f"{about} give different accuracies than their score")
     stages = {stage["name"] for stage in records.identity["attack"]["stages"]}
+    limit = float(records.threat.eps) * (1 + 1e-5) + 1e-7
     for result in results:
-        if problem := _contradiction(result, records.threat, stages, is_estimated=bool(records.stages)):
+        if problem := _contradiction(result, limit, stages, is_estimated=bool(records.stages)):
             raise Unsound(f"{about} contradict themselves: {result.sample_id} {problem}")
     return dataclasses.replace(records, score=dataclasses.replace(score, eps=records.threat.eps_text))
 
@@ -185,15 +186,13 @@ def _is_radius(text: str, threat: Threat) -> bool:
         return False
 
 
-def _contradiction(
-    result: SampleResult, threat: Threat, stages: AbstractSet[str], *, is_estimated: bool = False
-) -> str:
+def _contradiction(result: SampleResult, limit: float, stages: AbstractSet[str], *, is_estimated: bool = False) -> str:
     """Return a description of the first contradiction in a record, or "" if the record is consistent.
 
-    Only records of an estimated cell may be unfinished.
+    `limit` is the largest possible distance: the radius with a tolerance for rounding. Only records of an estimated
+    cell may be unfinished.
     """
     is_wrong, is_broken = result.broken_by == CLEAN, result.verdict is Verdict.BROKEN
-    limit = float(threat.eps) * (1 + 1e-5) + 1e-7
     impossible = {
         "has a margin or a distance that is NaN or infinite": not (
             math.isfinite(result.margin) and math.isfinite(result.distance)

@@ -3,10 +3,10 @@
 import contextlib
 import functools
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 
 from robustbench_vlm.core.progress import OnProgress, Progress
-from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.core.records import passes_of
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.resolve import Plan
@@ -57,11 +57,6 @@ def compute_missing(
             passes = known + sum(fresh)
             on_progress(Progress(plan.samples - todo + done, plan.samples, left, cell.label, passes))
     return fresh
-
-
-def passes_of(results: Iterable[SampleResult]) -> int:
-    """Return the number of forward and backward passes of records."""
-    return sum(result.forward + result.backward for result in results)
 
 
 def missing_samples(cell: Cell, found: Finished) -> set[int]:

@@ -19,10 +19,10 @@ from pathlib import Path
 from robustbench_vlm.attacks.phases import Phases, divide, stages_passed
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
-from robustbench_vlm.core.records import UNFINISHED, SampleResult
+from robustbench_vlm.core.records import UNFINISHED, SampleResult, passes_of
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.compute import compute_missing, missing_samples, passes_of
+from robustbench_vlm.engine.compute import compute_missing, missing_samples
 from robustbench_vlm.engine.estimate import CellDraws, chunks, draw_order, estimate_mean, second_cell
 from robustbench_vlm.engine.estimated_cost import drawn_share
 from robustbench_vlm.engine.resolve import Plan

@@ -3,8 +3,7 @@
 import dataclasses
 from collections.abc import Mapping, Sequence
 
-from robustbench_vlm.core.records import Accuracy, Score
-from robustbench_vlm.engine.compute import passes_of
+from robustbench_vlm.core.records import Accuracy, Score, passes_of
 from robustbench_vlm.engine.estimate import CellDraws, Interval, broken_rates, estimate_mean
 from robustbench_vlm.engine.estimated_run import EstimatedCell
 from robustbench_vlm.engine.resolve import Plan

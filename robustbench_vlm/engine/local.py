@@ -17,14 +17,13 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from multiprocessing.util import Finalize
 from pathlib import Path
-from types import ModuleType
 from typing import Any, Generic
 
 import torch
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.backends import Answer, Engine, Job, WorkerDied, attempt
-from robustbench_vlm.engine.resources import Resources, cores
+from robustbench_vlm.engine.resources import Resources, cores, without_program
 
 _MALLOPT = {-3: 2**25, -1: 2**31 - 1, -2: 2**26}
 """Options of mallopt with their values in bytes: M_MMAP_THRESHOLD, M_TRIM_THRESHOLD and M_TOP_PAD."""
@@ -194,26 +193,10 @@ def _answer(worker: _Worker[Job]) -> Any:
 def _start(function: Callable[[Job], Any], number: int, workers: int) -> _Worker[Job]:
     ours, theirs = _CONTEXT.Pipe()
     process = _CONTEXT.Process(target=_work, args=(theirs, function, number, max(1, cores() // workers)), daemon=True)
-    with _without_program(function):
+    with without_program(function):
         process.start()
     theirs.close()
     return _Worker(process, ours)
-
-
-@contextlib.contextmanager
-def _without_program(function: Callable[[Any], Any]) -> Iterator[None]:
-    """Return a context manager that hides the main script from processes that are started in its body.
-
-    Without this context manager, such a process would run the main script again. Models and attacks are in packages. A
-    worker therefore needs the main script only if the script defines `function`.
-    """
-    program = sys.modules["__main__"]
-    if getattr(function, "func", function).__module__ != program.__name__:
-        sys.modules["__main__"] = ModuleType("__main__")
-    try:
-        yield
-    finally:
-        sys.modules["__main__"] = program
 
 
 def _stop(crew: Sequence[_Worker[Job]]) -> None:

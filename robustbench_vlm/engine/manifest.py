@@ -10,8 +10,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from robustbench_vlm.core.files import write_text
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.records import Score
@@ -173,6 +171,8 @@ def machine(device: str) -> dict[str, str | int]:
     The processor is its model and instruction set. Runs on the CPU are equal bit by bit only if the processor is equal.
     It is "" for a GPU.
     """
+    import torch
+
     name = torch.cuda.get_device_name() if device == "cuda" else platform.processor() or platform.machine()
     processor = "" if device == "cuda" else f"{_processor()}, {torch.backends.cpu.get_cpu_capability()}"
     return {"platform": platform.platform(), "device": name, "cores": os.cpu_count() or 1, "processor": processor}

@@ -3,9 +3,11 @@
 import contextlib
 import gc
 import os
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.models.device import check_device
@@ -62,6 +64,22 @@ class Resources:
 def cores() -> int:
     """Return the number of CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextlib.contextmanager
+def without_program(function: Callable[[Any], Any]) -> Iterator[None]:
+    """Return a context manager that hides the main script from processes that are started in its body.
+
+    Without this context manager, such a process would run the main script again. Models and attacks are in packages. A
+    worker therefore needs the main script only if the script defines `function`.
+    """
+    program = sys.modules["__main__"]
+    if getattr(function, "func", function).__module__ != program.__name__:
+        sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = program
 
 
 @contextlib.contextmanager

@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable, Sequence
 
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
+from robustbench_vlm.core.records import passes_of
 from robustbench_vlm.engine.backends import ENGINES, Engine
-from robustbench_vlm.engine.compute import compute_missing, passes_of
+from robustbench_vlm.engine.compute import compute_missing
 from robustbench_vlm.engine.cost import Estimate, estimate_cost
 from robustbench_vlm.engine.estimated_run import EstimatedCell, cells_with_first_phase, run_phases
 from robustbench_vlm.engine.estimated_tables import estimated_tables

@@ -10,8 +10,7 @@ from robustbench_vlm.core.records import CLEAN, SampleResult, Score
 from robustbench_vlm.datasets.base import Prompt
 from robustbench_vlm.datasets.published.local_copy import is_incomplete, is_other_split
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.models.in_memory import UNPINNED
-from robustbench_vlm.models.text_encoder import count_tokens, texts_with_equal_tokens
+from robustbench_vlm.models.reference import UNPINNED
 
 ZERO_GRADIENTS = 0.01
 """Threshold of `zero-gradient`. The warning is raised if the input gradient is zero for more than this share of the
@@ -258,6 +257,8 @@ def _black_box_wins(attack: Attack, broken_by: Sequence[str]) -> int:
 
 def _repeated(prompts: Sequence[Prompt], context_length: int) -> int:
     """Return the number of classes whose prompts have the same tokens as the prompts of an earlier class."""
+    from robustbench_vlm.models.text_encoder import texts_with_equal_tokens
+
     texts = [(prompt,) if isinstance(prompt, str) else prompt for prompt in prompts]
     groups: list[tuple[int, ...]] = [tuple(range(len(texts)))]
     for template in range(len(texts[0])):
@@ -273,6 +274,8 @@ def _repeated(prompts: Sequence[Prompt], context_length: int) -> int:
 
 def _truncated(cell: Cell) -> int:
     """Return the number of classes with a prompt that has more tokens than the text encoder reads."""
+    from robustbench_vlm.models.text_encoder import count_tokens
+
     longest = max(cell.dataset.templates, key=count_tokens)
     return sum(count_tokens(longest.replace("{}", name)) > cell.context_length for name in cell.dataset.classes)
 

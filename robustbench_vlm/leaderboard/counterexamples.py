@@ -6,16 +6,15 @@ The name of each file is the sha256 digest of its content.
 import hashlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
-from torch import Tensor
-
-from robustbench_vlm.analysis.adversarial_images import AdversarialImages, images_bytes, read_images
-from robustbench_vlm.analysis.verdict import judge_image
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import CellRecords, Unsound
 from robustbench_vlm.leaderboard.entry import Counterexample, entry_paths, read_entry
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _DISTANCE_TOLERANCE = 1e-6
 """Tolerance for the size of a perturbation, for pixels in [0, 1]. Two machines may compute slightly different sizes for
@@ -33,17 +32,21 @@ def images_path(folder: Path, source: str) -> Path | None:
     return folder / "counterexamples" / f"{source}.safetensors" if is_digest else None
 
 
-def images_file(track: str, broken: Sequence[tuple[Counterexample, Tensor]]) -> tuple[str, bytes]:
+def images_file(track: str, broken: Sequence["tuple[Counterexample, Tensor]"]) -> tuple[str, bytes]:
     """Return the sha256 digest and the bytes of a safetensors file with the images of counterexamples.
 
     `broken` has each counterexample together with its image, float32 [3, H, W] in [0, 1].
     """
+    import torch
+
+    from robustbench_vlm.analysis.adversarial_images import AdversarialImages, images_bytes
+
     pairs = tuple((example.dataset, example.sample_id) for example, _ in broken)
     content = images_bytes(AdversarialImages(track, pairs, torch.stack([image for _, image in broken])))
     return hashlib.sha256(content).hexdigest(), content
 
 
-def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tuple[Counterexample, Tensor]]:
+def with_images(examples: Sequence[Counterexample], folder: Path) -> "Iterator[tuple[Counterexample, Tensor]]":
     """Yield each counterexample that has an image file below `folder`, together with its image.
 
     Images are float32 [3, H, W] in [0, 1]. Raises Unsound if the content of a file does not match the digest in its
@@ -53,6 +56,9 @@ def with_images(examples: Sequence[Counterexample], folder: Path) -> Iterator[tu
         path = images_path(folder, source)
         if path is None or not path.is_file():
             continue
+        # torch is imported only for entries with stored images, because the import takes a second and 400 MB.
+        from robustbench_vlm.analysis.adversarial_images import read_images
+
         try:
             found, digest = read_images(path)
         except UserError as error:
@@ -103,6 +109,8 @@ def refuted_counterexamples(
 
     A counterexample fails if the model classifies its image correctly, or if the image is too far from the clean image.
     """
+    from robustbench_vlm.analysis.verdict import judge_image
+
     found = []
     for example, image in with_images(examples, folder):
         number = next(n for n, each in enumerate(evidence) if each.score.dataset == example.dataset)

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from fractions import Fraction
 
 from robustbench_vlm.core.fingerprint import plain
-from robustbench_vlm.core.records import EstimatedAccuracy, SampleResult, Verdict
+from robustbench_vlm.core.records import EstimatedAccuracy, SampleResult, Verdict, passes_of
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell_records import CellRecords, Condition, Unsound
-from robustbench_vlm.engine.compute import passes_of
 from robustbench_vlm.engine.estimate import CellDraws, RobustEstimate, broken_rates, draw_order, estimate_mean
 from robustbench_vlm.leaderboard.entry import Entry, EntryCell, EntryEstimate, EntryThreat, MeanEstimate
 

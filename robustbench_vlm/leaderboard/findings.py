@@ -13,12 +13,8 @@ from robustbench_vlm.core.records import CLEAN, SampleResult, Verdict
 from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.leaderboard.history import AttestedPart, Disagreement
 from robustbench_vlm.leaderboard.recompute import Recomputed, Task
-from robustbench_vlm.leaderboard.tolerance import ROUNDING, exceeds_tolerance, upper_bound
+from robustbench_vlm.leaderboard.tolerance import CLOSE_MARGIN, ROUNDING, exceeds_tolerance, upper_bound
 
-CLOSE_MARGIN = 1e-4
-"""Largest margin of the strongest image at which rounding on other hardware may change a verdict, as a difference of
-cosine similarities. For images near the decision boundary, `benchmarks/verification.py rounding` measured differences
-of at most 2.3e-5."""
 _MOST_PASSES = 2
 """A stored number of passes may be at most this many times the recomputed number of a sample that survives the attack.
 On other hardware, a stage may need more steps to break a sample."""

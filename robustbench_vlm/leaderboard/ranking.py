@@ -6,24 +6,34 @@ mean robust accuracies do not differ significantly in a paired test.
 """
 
 import contextlib
+import dataclasses
+import functools
+import multiprocessing
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from robustbench_vlm.comparison.compare import CurvePoint
-from robustbench_vlm.comparison.statistics import ALPHA, compare_means, enough_draws, holm, rank_ranges
+from robustbench_vlm.comparison.ranks import rank_models
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
-from robustbench_vlm.core.records import CLEAN, Accuracy, EstimatedAccuracy, Verdict
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.defenses import DEFENSES
 from robustbench_vlm.engine.cell_records import CellRecords, Unreachable
+from robustbench_vlm.engine.resources import without_program
 from robustbench_vlm.leaderboard.board import Board, BoardRow
-from robustbench_vlm.leaderboard.entry import Counterexample, Entry, entry_paths, read_entry
-from robustbench_vlm.leaderboard.known_estimates import imputed, known_estimates, with_estimates
+from robustbench_vlm.leaderboard.entry import Entry, entry_paths, read_entry
+from robustbench_vlm.leaderboard.entry_summary import (
+    EntrySummary,
+    SummaryCache,
+    pack_verdicts,
+    verdict_matrix,
+)
+from robustbench_vlm.leaderboard.known_verdicts import KnownVerdicts, accuracy, mean_without, worst_known
 from robustbench_vlm.leaderboard.masking import needs_stronger_attack
 from robustbench_vlm.leaderboard.reported import read_reported
 from robustbench_vlm.leaderboard.validate import check_entry, misplaced
@@ -31,79 +41,10 @@ from robustbench_vlm.models.card import bundled_names
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.tracks import TRACKS, Track
 
+_MANY = 64
+"""Number of entries from which on worker processes save time. Each worker needs half a second for its imports."""
 _TRUST = ("verified", "reproduced", "claimed", "disputed")
 """The statuses of entries, best first. If two entries contradict each other, the one with the better status is kept."""
-
-
-@dataclass(frozen=True)
-class KnownVerdicts:
-    """Verdicts for the samples of one dataset at one radius, after all recorded attacks and counterexamples.
-
-    All fields have one item for each sample, in the order of the records.
-    """
-
-    ids: tuple[str, ...]
-    clean: tuple[bool, ...]
-    """True for samples that are classified correctly without an attack."""
-    robust: tuple[bool, ...]
-    """True for samples that are classified correctly, also after all recorded attacks and counterexamples."""
-    unfinished: tuple[bool, ...]
-    """True for samples that nothing breaks and that an estimated run at this radius did not attack in full. For these
-    samples, `robust` is False."""
-
-
-def worst_known(
-    evidence: Iterable[CellRecords], counterexamples: Sequence[Counterexample], threat: Threat
-) -> dict[str, KnownVerdicts]:
-    """Return one model's verdicts. The keys are dataset names.
-
-    A sample is not robust if it is misclassified after any recorded attack or in any counterexample. The radius may be
-    smaller than the radius of `threat`, but the norm must be the same. Only datasets that were attacked under exactly
-    `threat` are included.
-    """
-    within = [each for each in evidence if each.threat.norm == threat.norm and each.threat.eps <= threat.eps]
-    found: dict[str, KnownVerdicts] = {}
-    for name in dict.fromkeys(each.score.dataset for each in within if each.threat == threat):
-        own = [each for each in within if each.score.dataset == name]
-        # In an entry, the records of one dataset have the same samples in the same order under all attacks.
-        rows = list(zip(*(each.results for each in own), strict=True))
-        broken = {
-            each.sample_id
-            for each in counterexamples
-            if (each.dataset, each.norm) == (name, threat.norm) and each.distance <= float(threat.eps) + 1e-7
-        }
-        lost = [any(r.verdict is Verdict.BROKEN for r in row) or row[0].sample_id in broken for row in rows]
-        here = [place for place, each in enumerate(own) if each.threat == threat]
-        waiting = [any(row[place].verdict is Verdict.UNFINISHED for place in here) for row in rows]
-        found[name] = KnownVerdicts(
-            ids=tuple(row[0].sample_id for row in rows),
-            clean=tuple(row[0].broken_by != CLEAN for row in rows),
-            robust=tuple(not each and not later for each, later in zip(lost, waiting, strict=True)),
-            unfinished=tuple(later and not each for each, later in zip(lost, waiting, strict=True)),
-        )
-    return found
-
-
-def accuracy(verdicts: Sequence[bool]) -> Accuracy:
-    """Return the accuracy with its 95 % Wilson interval. A verdict is True for a correct prediction."""
-    return Accuracy.of_counts(sum(verdicts), len(verdicts))
-
-
-def mean_accuracy(strata: Sequence[Sequence[bool]]) -> Accuracy:
-    """Return the mean accuracy over datasets, with its 95 % interval.
-
-    `strata` has the verdicts of each dataset. The mean is unweighted.
-    """
-    return Accuracy.mean([accuracy(each) for each in strata])
-
-
-def mean_without(verdicts: Mapping[str, Sequence[bool]], seen: Sequence[str]) -> Accuracy:
-    """Return the mean accuracy over the datasets that are not in `seen`, the datasets for training.
-
-    If all datasets are in `seen`, return the mean over all of them.
-    """
-    kept = [each for name, each in verdicts.items() if name not in seen]
-    return mean_accuracy(kept or list(verdicts.values()))
 
 
 @dataclass(frozen=True)
@@ -113,55 +54,84 @@ class CheckedEntry:
     entry: Entry
     evidence: tuple[CellRecords, ...]
     verdicts: Mapping[str, KnownVerdicts]
-    estimate: EstimatedAccuracy | None
-    """The estimated mean robust accuracy, or None if all samples are finished."""
-    is_ranked: bool
-    """True if the track's attack was run on every dataset of the track, the entry is not disputed, and it does not need
-    a stronger attack (`needs_stronger_attack`)."""
 
 
 @dataclass(frozen=True)
 class FolderEntries:
-    """The entries in a track's folder: the checked ones, and messages about those that are left out."""
+    """The entries in a track's folder: summaries of the checked ones, and messages about those that are left out."""
 
-    checked: tuple[CheckedEntry, ...]
+    checked: tuple[EntrySummary, ...]
     absent: Mapping[str, str]
     """Error messages for entries whose records cannot be downloaded. The keys are model names."""
     refused: Mapping[str, str]
     """Error messages for invalid entries. The keys are the names of the entry files without ".json"."""
 
 
-def read_entries(folder: Path, track: Track) -> FolderEntries:
+def read_entries(folder: Path, track: Track, cache: Path | None = None, workers: int = 1) -> FolderEntries:
     """Read and check all entries in a track's folder.
 
     Invalid entries, and entries whose records cannot be downloaded, are left out. One such entry does not affect the
-    others.
+    others. If `cache` is given, unchanged entries are not read again (see `SummaryCache`). Many entries are read by
+    `workers` processes.
     """
-    found, absent, refused = [], {}, {}
-    for path in entry_paths(folder):
-        try:
-            checked = _read_checked(path, track)
-        except Unreachable as error:
-            absent[path.stem] = str(error)
-        except UserError as error:
-            refused[path.stem] = str(error)
-        else:
-            found += [checked] if checked.verdicts else []
-    kept, conflicts = _without_conflicts(found)
+    paths = entry_paths(folder)
+    stored = SummaryCache(cache, folder, track) if cache else None
+    found: dict[Path, EntrySummary | UserError | None] = {}
+    if stored:
+        found = {path: summary for path in paths if (summary := stored.read(path))}
+    missing = [path for path in paths if path not in found]
+    for path, outcome in zip(missing, _outcomes(missing, track, workers), strict=True):
+        found[path] = outcome
+        if stored and isinstance(outcome, EntrySummary):
+            stored.write(path, outcome)
+    if stored:
+        stored.prune()
+    errors = {path.stem: found[path] for path in paths if isinstance(found[path], UserError)}
+    absent = {name: str(error) for name, error in errors.items() if isinstance(error, Unreachable)}
+    refused = {name: str(error) for name, error in errors.items() if not isinstance(error, Unreachable)}
+    summaries = [each for path in paths if isinstance(each := found[path], EntrySummary)]
+    kept, conflicts = _without_conflicts(summaries)
     return FolderEntries(kept, absent, refused | conflicts)
 
 
-def _read_checked(path: Path, track: Track) -> CheckedEntry:
+def _outcomes(paths: Sequence[Path], track: Track, workers: int) -> Iterator[EntrySummary | UserError | None]:
+    """Yield the result of `_summary` for each entry, or the error of an entry that is left out."""
+    if workers < 2 or len(paths) < _MANY:
+        yield from (_outcome(path, track) for path in paths)
+        return
+    with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        function = functools.partial(_outcome, track=track)
+        with without_program(function):
+            outcomes = pool.map(function, paths, chunksize=8)
+        yield from outcomes
+
+
+def _outcome(path: Path, track: Track) -> EntrySummary | UserError | None:
+    try:
+        return _summary(path, track)
+    except UserError as error:
+        return error
+
+
+def _summary(path: Path, track: Track) -> EntrySummary | None:
+    """Read and check an entry and its records. Return None if it has no records at the standard radius of the track."""
     entry = read_entry(path)
     if (entry.track, f"{entry.model}.json") != (track.name, path.name):
         raise misplaced(entry, path)
     evidence = check_entry(entry, path.parent)
-    threat = Threat(track.norm, track.standard_eps)
-    verdicts = worst_known(evidence, entry.counterexamples, threat)
-    estimate = known_estimates(evidence, entry.counterexamples, threat, track.training_datasets).get("")
+    verdicts = worst_known(evidence, entry.counterexamples, Threat(track.norm, track.standard_eps))
+    if not verdicts:
+        return None
+    checked = CheckedEntry(entry, evidence, verdicts)
     is_complete = not datasets_without_standard_attack(evidence, track)
-    is_ranked = is_complete and entry.status != "disputed" and not needs_stronger_attack(evidence, track)
-    return CheckedEntry(entry, evidence, verdicts, estimate, is_ranked)
+    return EntrySummary(
+        row=_row(checked, track),
+        weights=entry.weights,
+        data={name: about.data for name, about in entry.datasets.items()},
+        submitted=entry.history[0].date,
+        robust={name: pack_verdicts(each.robust) for name, each in verdicts.items()},
+        is_ranked=is_complete and entry.status != "disputed" and not needs_stronger_attack(evidence, track),
+    )
 
 
 def datasets_without_standard_attack(evidence: Iterable[CellRecords], track: Track) -> list[str]:
@@ -174,7 +144,7 @@ def datasets_without_standard_attack(evidence: Iterable[CellRecords], track: Tra
     return [name for name in track.datasets if name not in complete]
 
 
-def _without_conflicts(found: Sequence[CheckedEntry]) -> tuple[tuple[CheckedEntry, ...], dict[str, str]]:
+def _without_conflicts(found: Sequence[EntrySummary]) -> tuple[tuple[EntrySummary, ...], dict[str, str]]:
     """Leave out entries that contradict another entry. Return the other entries, and a message for each one left out.
 
     The names of two entries may not differ only in upper and lower case. Two entries may not have the same weights, or
@@ -186,39 +156,39 @@ def _without_conflicts(found: Sequence[CheckedEntry]) -> tuple[tuple[CheckedEntr
     data: dict[str, tuple[str, str]] = {}
     conflicts: dict[str, str] = {}
     for each in sorted(found, key=_precedence):
-        entry = each.entry
-        known = ((name, *data.get(name, (about.data, "")), about.data) for name, about in entry.datasets.items())
+        model = each.row.model
+        known = ((name, *data.get(name, (digest, "")), digest) for name, digest in each.data.items())
         different = [(name, first) for name, digest, first, own in known if digest != own]
-        if other := names.get(entry.model.casefold()):
-            problem = f"differ only in upper and lower case: rename {entry.model!r}"
-        elif other := weights.get(entry.weights):
+        if other := names.get(model.casefold()):
+            problem = f"differ only in upper and lower case: rename {model!r}"
+        elif other := weights.get(each.weights):
             problem = "have the same weights: one model has one entry, so remove one of them"
         elif different:
             name, other = different[0]
             problem = f"have different samples of {name!r}: run both on the same data"
         else:
-            names[entry.model.casefold()] = weights[entry.weights] = entry.model
-            data = {name: (about.data, entry.model) for name, about in entry.datasets.items()} | data
+            names[model.casefold()] = weights[each.weights] = model
+            data = {name: (digest, model) for name, digest in each.data.items()} | data
             continue
-        conflicts[entry.model] = f"the entries {other!r} and {entry.model!r} {problem}"
-    return tuple(each for each in found if each.entry.model not in conflicts), conflicts
+        conflicts[model] = f"the entries {other!r} and {model!r} {problem}"
+    return tuple(each for each in found if each.row.model not in conflicts), conflicts
 
 
-def _precedence(checked: CheckedEntry) -> tuple[int, str, str]:
+def _precedence(summary: EntrySummary) -> tuple[int, str, str]:
     """Return the sorting key of an entry: better statuses first, then earlier submissions, then the name."""
-    entry = checked.entry
-    return _TRUST.index(entry.status), entry.history[0].date, entry.model
+    return _TRUST.index(summary.row.status), summary.submitted, summary.row.model
 
 
-def make_board(track_name: str, folder: Path) -> Board:
+def make_board(track_name: str, folder: Path, cache: Path | None = None, workers: int = 1) -> Board:
     """Return the board of a track from the entries and the reported numbers in a folder.
 
     Entries with complete records of the track's attack are ranked, unless they are disputed. The other entries come
-    after them, without a rank. Invalid entries, and entries whose records cannot be downloaded, are left out.
+    after them, without a rank. Invalid entries, and entries whose records cannot be downloaded, are left out. See
+    `read_entries` for `cache` and `workers`.
     """
     track: Track = TRACKS.load(track_name)
-    entries = read_entries(folder, track)
-    found = sorted(entries.checked, key=lambda each: (-_mean(each, track, "robust"), each.entry.model))
+    entries = read_entries(folder, track, cache, workers)
+    found = sorted(entries.checked, key=lambda each: (-each.row.robust.value, each.row.model))
     protocol = PROTOCOLS.load(track.leaderboard_protocol)
     threat = Threat(track.norm, track.standard_eps)
     return Board(
@@ -232,7 +202,7 @@ def make_board(track_name: str, folder: Path) -> Board:
         seen=track.training_datasets,
         rows=(
             *_ranked_rows([each for each in found if each.is_ranked], track),
-            *(_row(each, track) for each in found if not each.is_ranked),
+            *(each.row for each in found if not each.is_ranked),
         ),
         absent=entries.absent,
         refused=entries.refused,
@@ -240,89 +210,34 @@ def make_board(track_name: str, folder: Path) -> Board:
     )
 
 
-def _mean(checked: CheckedEntry, track: Track, which: str) -> float:
-    if which == "robust" and checked.estimate:
-        return checked.estimate.value
-    return mean_without(_strata(checked, which), track.training_datasets).value
-
-
 def _strata(checked: CheckedEntry, which: str) -> dict[str, Sequence[bool]]:
     return {name: getattr(verdicts, which) for name, verdicts in checked.verdicts.items()}
 
 
-def _ranked_rows(ranked: Sequence[CheckedEntry], track: Track) -> list[BoardRow]:
+def _ranked_rows(ranked: Sequence[EntrySummary], track: Track) -> list[BoardRow]:
     """Return the rows of entries with their ranks. The entries are sorted by their mean robust accuracy."""
-    different = _different_pairs(ranked, track)
-    ranks = rank_ranges(
-        [_mean(each, track, "robust") for each in ranked], lambda first, second: frozenset((first, second)) in different
-    )
-    cleans = [_mean(each, track, "clean") for each in ranked]
-    robusts = [_mean(each, track, "robust") for each in ranked]
-    rows = []
-    for checked, rank, clean, robust in zip(ranked, ranks, cleans, robusts, strict=True):
-        clean_rank = 1 + sum(other > clean for other in cleans)
-        difference = clean_rank - 1 - sum(other > robust for other in robusts)
-        rows.append(_row(checked, track, rank, clean_rank, difference))
-    return [rows[number] for number in _full_first(ranked, different)]
-
-
-def _full_first(ranked: Sequence[CheckedEntry], different: Collection[frozenset[int]]) -> list[int]:
-    """Return the indices of the entries in the order of the table.
-
-    An estimate comes after the full numbers that follow it and do not differ significantly from it.
-    """
-    order = list(range(len(ranked)))
-    for start in reversed(order):
-        for place in range(start, len(order) - 1):
-            first, second = order[place : place + 2]
-            is_tie = frozenset((first, second)) not in different
-            if not (is_tie and ranked[first].estimate and not ranked[second].estimate):
-                break
-            order[place : place + 2] = second, first
-    return order
-
-
-def _different_pairs(ranked: Sequence[CheckedEntry], track: Track) -> set[frozenset[int]]:
-    """Return the pairs of entries whose mean robust accuracies differ significantly in a paired test.
-
-    Entries are given by their index in `ranked`, which is sorted by the mean. The p values are corrected for the number
-    of pairs by Holm's method. An estimate is tested with the end of its design interval that is nearer to the other
-    entry.
-    """
-    pairs = list(combinations(range(len(ranked)), 2))
-    # Entries may list their datasets in different orders. The paired test needs the same order in all entries.
+    if not ranked:
+        return []
     names = [name for name in track.datasets if name not in track.training_datasets]
-    lowest, highest = ([_at_end(each, names, track, end) for each in ranked] for end in (0, 1))
-    draws = enough_draws(len(pairs))
-    tests = [compare_means(lowest[first], highest[second], draws=draws) for first, second in pairs]
-    p = holm([test.p if test.difference > 0 else 1.0 for test in tests])
-    return {frozenset(pair) for pair, adjusted in zip(pairs, p, strict=True) if adjusted <= ALPHA}
+    ranks = rank_models([verdict_matrix(ranked, name) for name in names]).ranks
+    cleans, robusts = (sorted(getattr(each.row, which).value for each in ranked) for which in ("clean", "robust"))
+    rows = []
+    for each, rank in zip(ranked, ranks, strict=True):
+        clean_rank = 1 + len(ranked) - bisect_right(cleans, each.row.clean.value)
+        difference = clean_rank - 1 - len(ranked) + bisect_right(robusts, each.row.robust.value)
+        rows.append(dataclasses.replace(each.row, rank=rank, clean_rank=clean_rank, rank_difference=difference))
+    return rows
 
 
-def _at_end(checked: CheckedEntry, names: Sequence[str], track: Track, end: int) -> list[Sequence[bool]]:
-    """Return the verdicts of an entry on each dataset, True for robust samples.
-
-    If the entry is estimated, the mean is at the lower (`end` 0) or the upper (`end` 1) end of its design interval.
-    """
-    known = [checked.verdicts[name] for name in names]
-    if checked.estimate is None:
-        return [each.robust for each in known]
-    seed = PROTOCOLS.load(track.leaderboard_protocol).seed
-    return imputed(
-        [(name, each.ids, each.robust, each.unfinished) for name, each in zip(names, known, strict=True)],
-        checked.estimate.full_attack[end],
-        seed,
-    )
-
-
-def _row(checked: CheckedEntry, track: Track, rank: str = "", clean_rank: int = 0, difference: int = 0) -> BoardRow:
+def _row(checked: CheckedEntry, track: Track) -> BoardRow:
+    """Return the row of an entry without its ranks."""
     entry, card = checked.entry, checked.entry.card
     clean, robust = _strata(checked, "clean"), _strata(checked, "robust")
-    row = BoardRow(
+    return BoardRow(
         model=entry.model,
-        rank=rank,
-        clean_rank=clean_rank,
-        rank_difference=difference,
+        rank="",
+        clean_rank=0,
+        rank_difference=0,
         status=entry.status,
         defense=str(card.get("defense", "")),
         fidelity=_fidelity(entry),
@@ -344,7 +259,6 @@ def _row(checked: CheckedEntry, track: Track, rank: str = "", clean_rank: int = 
         records=plain(entry.records),
         command=_command(entry, track),
     )
-    return with_estimates(row, entry, checked.evidence, track)
 
 
 def _fidelity(entry: Entry) -> str:

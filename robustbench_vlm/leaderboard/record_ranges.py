@@ -11,12 +11,11 @@ from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.core.classifier_interface import PlainClassifier
 from robustbench_vlm.core.records import CLEAN, SampleResult
 from robustbench_vlm.engine.cell_records import CellRecords, Unsound
-from robustbench_vlm.engine.cost import attack_passes
 from robustbench_vlm.leaderboard.entry import Entry
-from robustbench_vlm.leaderboard.findings import CLOSE_MARGIN
+from robustbench_vlm.leaderboard.tolerance import CLOSE_MARGIN
+from robustbench_vlm.models.reference import parse_reference
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
-from robustbench_vlm.test_time.defended_model import checked_reference
 from robustbench_vlm.tracks import TRACKS
 
 _LARGEST_MARGIN = 2.0 + CLOSE_MARGIN
@@ -31,7 +30,7 @@ def check_ranges(entry: Entry, evidence: Sequence[CellRecords]) -> None:
     `evidence` has the records of the entry. The logits of a test-time defense are not cosine similarities, so their
     margins may have any size.
     """
-    limit = math.inf if checked_reference(entry.model).defense else _LARGEST_MARGIN
+    limit = math.inf if parse_reference(entry.model).defense else _LARGEST_MARGIN
     for each in evidence:
         for row in each.results:
             if problem := _problem(row, each.score.classes, limit):
@@ -44,6 +43,10 @@ def check_passes(entry: Entry, evidence: Sequence[CellRecords]) -> None:
     The number is known exactly for models without a test-time defense. The attacks of the entry must be those of this
     package.
     """
+    # A board is read without this check, and without torch.
+    from robustbench_vlm.engine.cost import attack_passes
+    from robustbench_vlm.test_time.defended_model import checked_reference
+
     if checked_reference(entry.model).defense:
         return
     protocol: Protocol = PROTOCOLS.load(TRACKS.load(entry.track).leaderboard_protocol)

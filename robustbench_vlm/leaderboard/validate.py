@@ -30,7 +30,6 @@ from robustbench_vlm.models.card import parse_card, read_card
 from robustbench_vlm.models.reference import parse_reference
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
-from robustbench_vlm.test_time.defended_model import checked_reference
 from robustbench_vlm.tracks import TRACKS, Track
 
 _LEFT_OUT = {"unreadable", "incomplete"}
@@ -103,6 +102,8 @@ def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
     The definitions are the card, the protocol, the attacks, the classes, the prompts and the sample counts. The attacks
     on a model with a test-time defense depend on the loaded model, so only `verify` checks these attacks.
     """
+    from robustbench_vlm.test_time.defended_model import checked_reference
+
     _check_card(entry)
     protocol: Protocol = PROTOCOLS.load(TRACKS.load(entry.track).leaderboard_protocol)
     if not _is_equal(entry.protocol.identity, protocol.identity):

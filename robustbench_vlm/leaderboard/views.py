@@ -16,12 +16,17 @@ from robustbench_vlm.leaderboard.board import Board, BoardRow
 BEGIN, END = "<!-- leaderboard {} -->", "<!-- end of leaderboard -->"
 """Markers for the begin and the end of a track's table in a Markdown file."""
 _HEAD = ("rank", "model", "status", "clean", "robust", "clean rank", "samples", "training", "fidelity", "warnings")
+_MOST = 50
+"""Largest number of models of a track in the README of the repository."""
 _LONGEST = 120
 """Largest number of characters in a table cell for texts from model cards. Longer texts are shortened."""
 
 
-def markdown(board: Board) -> str:
-    """Return a board as a Markdown table with an explanation. Names and notes are escaped."""
+def markdown(board: Board, most: int | None = None) -> str:
+    """Return a board as a Markdown table with an explanation. Names and notes are escaped.
+
+    If `most` is given, the table has at most this number of models, and a sentence links to the whole table.
+    """
     lines = [
         f"{board.attack} at {board.norm} {board.eps}, protocol {board.protocol['label']}, mean over"
         f" {len([name for name in board.datasets if name not in board.seen])} datasets in % with 95 % intervals."
@@ -32,8 +37,10 @@ def markdown(board: Board) -> str:
         "",
         f"| {' | '.join(_HEAD)} |",
         f"|{' --- |' * len(_HEAD)}",
-        *(f"| {' | '.join(_cells(row))} |" for row in board.rows),
+        *(f"| {' | '.join(_cells(row))} |" for row in board.rows[:most]),
     ]
+    if most is not None and len(board.rows) > most:
+        lines += ["", f"[All {len(board.rows)} models](leaderboards/README.md)."]
     if not board.rows:
         lines = ["No model has been measured on this track yet: `vlmbench submit` adds the first entry."]
     if board.absent:
@@ -69,7 +76,7 @@ def with_tables(document: str, boards: Iterable[Board]) -> str:
         _, end, tail = rest.partition(END)
         if not end:
             raise UserError(f"the marker {begin} has no {END} after it: add the end marker")
-        document = f"{head}{begin}\n{markdown(board)}{END}{tail}"
+        document = f"{head}{begin}\n{markdown(board, _MOST)}{END}{tail}"
     return document
 
 
@@ -97,8 +104,6 @@ def _cells(row: BoardRow) -> list[str]:
 
 def _robust(row: BoardRow) -> str:
     shown = _shown(row.robust)
-    if each := row.estimates.get("robust"):
-        shown = f"{shown}; full attack {percent_interval(*each.full_attack)}; {each.text}"
     return shown if row.rank else f"{shown} under {markdown_text(', '.join(row.under) or 'parts')}"
 
 

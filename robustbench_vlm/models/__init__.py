@@ -9,6 +9,9 @@ ARCHITECTURES = Registry("architecture", {"mini": "robustbench_vlm.models.mini:M
 MODELS = Registry("model", {})
 """Model cards that other packages provide. The cards of this package are the files model_zoo/<track>/<model>.json."""
 
+CONTEXT_LENGTH = 77
+"""The context length of a text encoder in tokens, if the configuration of the architecture does not state one."""
+
 
 def card_names(track: str) -> list[str]:
     """Return the names of a track's models, sorted."""

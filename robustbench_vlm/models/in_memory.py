@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
+from robustbench_vlm.models import CONTEXT_LENGTH
 from robustbench_vlm.models.classifier import ZeroShotClassifier, class_features
 from robustbench_vlm.models.code_identity import identity_of, state_of, tensor_digest
-from robustbench_vlm.models.open_clip import CONTEXT_LENGTH
 from robustbench_vlm.models.pixel_encoder import PixelEncoder, checked_embeddings
 from robustbench_vlm.models.precision import arithmetic
-from robustbench_vlm.models.reference import IN_MEMORY
+from robustbench_vlm.models.reference import IN_MEMORY, UNPINNED
 from robustbench_vlm.models.zero_shot_arguments import (
     ZERO_SHOT_FORMS,
     check_callables,
@@ -28,8 +28,6 @@ from robustbench_vlm.models.zero_shot_arguments import (
     checked_name,
 )
 
-UNPINNED = "unpinned:"
-"""The prefix of a digest that does not cover the whole model. Another machine cannot check such a digest."""
 DIGEST_PREFIXES = (IN_MEMORY, UNPINNED)
 """The two prefixes that digests of models in memory have. Digests of other models have no prefix."""
 _TEXTS_AT_ONCE = 256

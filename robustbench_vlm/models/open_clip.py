@@ -16,14 +16,12 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import fingerprint
 from robustbench_vlm.core.hub_access import with_hub_files
 from robustbench_vlm.core.registry import unknown
-from robustbench_vlm.models import ARCHITECTURES
+from robustbench_vlm.models import ARCHITECTURES, CONTEXT_LENGTH
 from robustbench_vlm.models.card import check_normalisation
 from robustbench_vlm.models.reference import OPEN_CLIP
 from robustbench_vlm.models.weights import remember
 from robustbench_vlm.models.weights_cache import digest_record, in_hub_cache
 
-CONTEXT_LENGTH = 77
-"""The context length of a text encoder in tokens, if the configuration of the architecture does not state one."""
 _PROBES = ("a photo of a dog.", "X-RAY no. 7, 25 %", "ein Café in Zürich", "\u4e00\u5f20\u7167\u7247", "")
 """Fixed texts. The digest of a tokenizer covers their tokens."""
 

@@ -23,6 +23,8 @@ HUGGING_FACE = "hf:"
 IN_MEMORY = "memory:"
 """The prefix of references to models in the memory of a Python process. The function `evaluate` makes these references.
 """
+UNPINNED = "unpinned:"
+"""The prefix of a digest that does not cover the whole model. Another machine cannot check such a digest."""
 WITH_CARD = "a name, a card file (path/to/card.json), or open_clip:ARCH/TAG"
 """The forms of references to models with a model card, as text for error messages."""
 ACCEPTED = (

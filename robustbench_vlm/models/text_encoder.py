@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.models.open_clip import CONTEXT_LENGTH, Architecture, load_tokenizer
+from robustbench_vlm.models import CONTEXT_LENGTH
+from robustbench_vlm.models.open_clip import Architecture, load_tokenizer
 from robustbench_vlm.models.precision import arithmetic
 
 if TYPE_CHECKING:

@@ -5,6 +5,7 @@ from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
+import numpy
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,13 +68,16 @@ def test_each_pair_has_the_tests_of_its_verdicts_adjusted_within_the_measure() -
     right = {"good": [v == "" for v in HALF], "alike": [v == "" for v in NEARLY_HALF], "bad": [False] * 60}
     pairs = [pair for pair in found.pairs if pair.measure == "robust"]
     assert [(pair.first, pair.second) for pair in pairs] == [("good", "alike"), ("good", "bad"), ("alike", "bad")]
-    means = [compare_means([right[p.first]] * 2, [right[p.second]] * 2) for p in pairs]
-    assert [(p.difference, p.low, p.high, p.p) for p in pairs] == [(m.difference, m.low, m.high, m.p) for m in means]
-    assert [p.p_holm for p in pairs] == holm([m.p for m in means])
-    tests = [mcnemar(right[p.first], right[p.second]) for p in pairs for _ in found.datasets]
+    verdicts = [zip(right[p.first], right[p.second], strict=True) for p in pairs]
+    counts = numpy.array([[(a > b, b > a) for a, b in each] for each in verdicts]).sum(axis=1)
+    first, second = (numpy.stack([counts[:, side]] * 2, axis=1) for side in (0, 1))
+    means = compare_means(first, second, [60, 60])
+    columns = zip(means.difference, means.low, means.high, means.p, holm(means.p), strict=True)
+    assert [(p.difference, p.low, p.high, p.p, p.p_holm) for p in pairs] == list(columns)
     of_sets = [test for p in pairs for test in p.datasets.values()]
-    assert [(t.only_first, t.only_second, t.p) for t in of_sets] == [(t.only_first, t.only_second, t.p) for t in tests]
-    assert [t.p_holm for t in of_sets] == holm([t.p for t in tests])
+    p = mcnemar(first, second).ravel()
+    tests = zip(first.ravel(), second.ravel(), p, holm(p), strict=True)
+    assert [(t.only_first, t.only_second, t.p, t.p_holm) for t in of_sets] == list(tests)
 
 
 def test_clean_pairs_compare_the_predictions_without_an_attack() -> None:

@@ -21,7 +21,7 @@ from robustbench_vlm.leaderboard.counterexamples import images_file
 from robustbench_vlm.leaderboard.dispute import BREAKS, Dispute, dispute
 from robustbench_vlm.leaderboard.entry import Counterexample, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records
-from robustbench_vlm.leaderboard.ranking import worst_known
+from robustbench_vlm.leaderboard.known_verdicts import worst_known
 from robustbench_vlm.leaderboard.rebuild import rebuild
 
 Broken = tuple[Path, int, Tensor]

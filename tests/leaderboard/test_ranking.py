@@ -19,7 +19,8 @@ from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.leaderboard import masking
 from robustbench_vlm.leaderboard.board import Board, BoardRow
 from robustbench_vlm.leaderboard.entry import Counterexample, read_entry, write_entry
-from robustbench_vlm.leaderboard.ranking import make_board, mean_accuracy, worst_known
+from robustbench_vlm.leaderboard.known_verdicts import mean_accuracy, worst_known
+from robustbench_vlm.leaderboard.ranking import make_board
 from robustbench_vlm.leaderboard.views import markdown
 from robustbench_vlm.tracks import MINI
 

@@ -9,7 +9,8 @@ from pathlib import Path
 import made_up_boards as made
 import pytest
 
-from robustbench_vlm.leaderboard.site import open_server, texts, write_site
+from robustbench_vlm.core.files import write_text
+from robustbench_vlm.leaderboard.site import open_server, pages, texts, write_site
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
@@ -58,7 +59,7 @@ def open_page(browser: "sync_api.Browser", site: Path) -> Iterator[Open]:
     complaints: list[str] = []
     contexts = []
 
-    def open_page(name: str, **options: object) -> "sync_api.Page":
+    def open_page(name: str, *, site: Path = site, **options: object) -> "sync_api.Page":
         context = browser.new_context(**{"viewport": {"width": 1280, "height": 900}, **options})
         contexts.append(context)
         page = context.new_page()
@@ -120,6 +121,43 @@ def test_filters_hide_rows_and_show_the_number_of_visible_rows(open_page: Open) 
     assert _models(page) == ["pmg-aft", "tecoa"]
     page.get_by_role("button", name="Clean", exact=True).first.click()
     assert _models(page) == ["pmg-aft", "tecoa"]
+
+
+@pytest.fixture(scope="module")
+def large_site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return a folder with the pages of a board of 1000 models, without the pages of the models."""
+    folder = tmp_path_factory.mktemp("large")
+    for file in pages._files([made.large_board(1000)], {}, {}):
+        if file.name in ("mini/index.html", "mini/page-2.html"):
+            write_text(folder / file.name, file.make())
+    return folder
+
+
+def test_a_table_of_1000_models_is_sorted_filtered_and_paged(open_page: Open, large_site: Path) -> None:
+    page = open_page("mini/index.html", site=large_site)
+    form, nav = page.locator("form[data-filters=measured-rows]"), page.locator("#measured-pages")
+    page.wait_for_function("document.querySelectorAll('#measured-rows tbody tr').length === 1000")
+    names = [f"model-{number:04d}" for number in range(1000)]
+    assert (_models(page), form.locator("output").inner_text()) == (names[:30], "1000 rows")
+    nav.get_by_role("button", name="Next").click()
+    assert (_models(page), nav.locator("span").inner_text()) == (names[30:60], "31\u201360 of 1000")
+    page.locator("#measured-rows th", has_text="Robust").get_by_role("button").click()
+    page.locator("#measured-rows th", has_text="Robust").get_by_role("button").click()
+    assert _models(page) == names[:-31:-1] and nav.get_by_role("button", name="Previous").is_disabled()
+    form.get_by_label("Filter").fill("model-09 gladiator")
+    assert len(_models(page)) == 13 and form.locator("output").inner_text() == "13 of 1000 rows"
+    assert nav.get_by_role("button", name="Next").is_disabled()
+    form.get_by_role("button", name="All").click()
+    page.wait_for_function("document.querySelector('form[data-filters=measured-rows] output').value === '1000 rows'")
+    assert len(_models(page)) == 30
+
+
+def test_without_a_script_a_large_table_has_links_to_its_pages(open_page: Open, large_site: Path) -> None:
+    page = open_page("mini/index.html", site=large_site, java_script_enabled=False)
+    assert page.locator("#measured-rows tbody tr").count() == 30
+    _follow(page, page.locator("#measured-pages a", has_text="2").first, "mini/page-2.html")
+    assert page.locator("#measured-rows tbody th a").first.inner_text() == "model-0030"
+    assert page.get_by_text("This page has the models 31 to 60 of 1000.").is_visible()
 
 
 def test_reported_numbers_are_folded_until_a_filter_finds_them(open_page: Open) -> None:

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import made_up_boards as made
 import pytest
 from made_up_results import evidence, write_board_entry
 from PIL import Image
@@ -53,6 +54,15 @@ def test_tables_between_markers_are_replaced(tmp_path: Path) -> None:
     assert with_tables("no marker\n", [board]) == "no marker\n"
     with pytest.raises(UserError, match="has no"):
         with_tables(f"{begin}\nold\n", [board])
+
+
+def test_the_readme_shows_the_first_models_of_a_large_board_and_links_to_all() -> None:
+    board = made.board()
+    large = made.dataclasses.replace(board, rows=board.rows * 10)
+    begin = BEGIN.format("mini")
+    shown = with_tables(f"{begin}\n{END}\n", [large])
+    assert shown.count("\n| ") == 50 + 2 and "[All 80 models](leaderboards/README.md)." in shown
+    assert markdown(large).count("\n| ") == 80 + 2 and "All 8" not in with_tables(f"{begin}\n{END}\n", [board])
 
 
 def test_check_reports_differing_tables_until_build_replaces_them(

@@ -2,5 +2,6 @@
 
 from robustbench_vlm.leaderboard.site.pages import site_files, write_site
 from robustbench_vlm.leaderboard.site.server import open_server, serve
+from robustbench_vlm.leaderboard.site.written_pages import EntryFiles
 
-__all__ = ["open_server", "serve", "site_files", "write_site"]
+__all__ = ["EntryFiles", "open_server", "serve", "site_files", "write_site"]

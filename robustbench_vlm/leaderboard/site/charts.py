@@ -15,6 +15,10 @@ from robustbench_vlm.leaderboard.site.texts import shown
 WIDTH, HEIGHT = 480, 370
 LEFT, RIGHT, TOP, BOTTOM = 46, 464, 12, 328
 """The frame of the plot, in units of the SVG canvas."""
+DETAILED = 100
+"""Number of models with intervals in the scatter plot, and with a curve. Further models are only dots."""
+_NEAREST = 10
+"""Number of grey curves above and below the model of a model page."""
 COLOURS = 8
 """Number of models with a distinct colour. Further models are grey."""
 _CURVE_RIGHT = 352
@@ -116,6 +120,8 @@ class Chart:
     """Right end of the plot, in units of the SVG canvas."""
     marks: tuple[ScatterPoint, ...] = ()
     curves: tuple[Curve, ...] = ()
+    dots: str = ""
+    """Points of further models, as the path of an SVG."""
     left: float = LEFT
     top: float = TOP
     bottom: float = BOTTOM
@@ -134,10 +140,11 @@ def scatter(rows: Sequence[BoardRow]) -> Chart:
     def up(share: float) -> float:
         return _between(share, low_y, high_y, BOTTOM, TOP)
 
-    bare = [_mark(row, _series(number), across, up) for number, row in enumerate(rows)]
+    bare = [_mark(row, _series(number), across, up) for number, row in enumerate(rows[:DETAILED])]
     marks = [dataclasses.replace(mark, label=label) for mark, label in zip(bare, _labels(bare), strict=True)]
     x_ticks, y_ticks = _ticks(low_x, high_x, LEFT, RIGHT), _ticks(low_y, high_y, BOTTOM, TOP)
-    return Chart(x_ticks, y_ticks, RIGHT, marks=tuple(marks))
+    dots = "".join(f"M{across(row.clean.value)} {up(row.robust.value)}h0" for row in rows[DETAILED:])
+    return Chart(x_ticks, y_ticks, RIGHT, marks=tuple(marks), dots=dots)
 
 
 def _mark(row: BoardRow, series: int, across: Callable[[float], float], up: Callable[[float], float]) -> ScatterPoint:
@@ -152,9 +159,10 @@ def _mark(row: BoardRow, series: int, across: Callable[[float], float], up: Call
 def curves(board: Board, foremost: str = "") -> Chart:
     """Return the curves of robust accuracy over the radius. The value at radius 0 is the clean accuracy.
 
-    If `foremost` is the name of a model, only this model's curve has a colour.
+    If `foremost` is the name of a model, only this model's curve has a colour, and the models next to it are grey.
     """
-    rows = board.rows
+    shown_rows = nearest([row.model for row in board.rows].index(foremost)) if foremost else slice(DETAILED)
+    rows = board.rows[shown_rows]
     radii = {0.0} | {point.radius for row in rows for point in row.curve}
     largest = max(radii) or 1.0
 
@@ -175,6 +183,11 @@ def curves(board: Board, foremost: str = "") -> Chart:
     # Grey lines are drawn first, so that coloured lines are on top of them.
     drawn = (*(curve for curve in ends if not curve.series), *labelled)
     return Chart(ticks, _ticks(0, 1, BOTTOM, TOP), _CURVE_RIGHT, curves=drawn)
+
+
+def nearest(place: int) -> slice:
+    """Return the slice of the rows whose curves are on the page of the model in row `place`."""
+    return slice(max(0, place - _NEAREST), place + _NEAREST + 1)
 
 
 def _curve(row: BoardRow, series: int, across: Callable[[float], float]) -> Curve:

@@ -4,10 +4,13 @@ Equal boards give byte-identical pages, because the pages contain no date and no
 """
 
 import base64
+import dataclasses
 import hashlib
 import json
 import shlex
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,21 +18,33 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from robustbench_vlm import __version__
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import inside, write_text
-from robustbench_vlm.core.fingerprint import fingerprint
+from robustbench_vlm.core.files import inside, sha256_of, write_text
+from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.text import terminal_text
 from robustbench_vlm.engine.warnings import WARNINGS, explain
 from robustbench_vlm.leaderboard.board import Board, BoardRow, ReportedNumber
 from robustbench_vlm.leaderboard.entry import Entry
+from robustbench_vlm.leaderboard.entry_summary import code_digest
 from robustbench_vlm.leaderboard.site import texts
-from robustbench_vlm.leaderboard.site.charts import curves, scatter
+from robustbench_vlm.leaderboard.site.charts import curves, nearest, scatter
 from robustbench_vlm.leaderboard.site.downloads import board_csv, board_json, reported_csv
+from robustbench_vlm.leaderboard.site.paging import PAGE_ROWS, packed, page_name, reported_pages, row_pages
+from robustbench_vlm.leaderboard.site.written_pages import EntryFiles, Key, WrittenPages
 from robustbench_vlm.protocols.describe import FIELDS, read_protocol
 
 _HERE = Path(__file__).parent
 _PNG = b"\x89PNG\r\n\x1a\n"
-Key = tuple[str, str]
-"""Track and model."""
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file of the site. Its text is made only if it is needed."""
+
+    name: str
+    """Path within the folder of the site."""
+    make: Callable[[], str]
+    basis: Sequence[object] = ()
+    """Everything that the text depends on, except the code of the package. It is empty if the text is always made."""
 
 
 def write_site(
@@ -38,21 +53,34 @@ def write_site(
     *,
     entries: Mapping[Key, Entry] | None = None,
     examples: Mapping[Key, Path] | None = None,
+    cache: Path | None = None,
 ) -> None:
-    """Write the site of all boards into a folder. Each file is written atomically.
+    """Write the site of all boards into a folder. Each file is written atomically, one after the other.
 
     If `entries` has the entry of a model, the model's page also shows the notes of the card, all scores and the
     counterexamples. `examples` are paths of PNG files with clean and adversarial images. The pages show these images.
-    Raises UserError if the folder contains HTML pages that are not part of the site.
+    If the folder `cache` is given, and `entries` is an `EntryFiles`, pages whose contents have not changed are not made
+    again. Raises UserError if the folder contains HTML pages that are not part of the site.
     """
-    files = site_files(boards, entries=entries, examples=examples)
+    files = list(_files(boards, entries or {}, examples or {}))
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*.html")}
-    if strange := sorted(there - set(files)):
+    if strange := sorted(there - {file.name for file in files}):
         raise UserError(
             f"{folder} has {strange[0]}, which is not a page of this site: remove it, or give an empty folder"
         )
-    for name, text in files.items():
-        write_text(inside(folder, name), text)
+    written = WrittenPages(cache, folder) if cache and isinstance(entries, EntryFiles) else None
+    for file in files:
+        path = inside(folder, file.name)
+        key = fingerprint([code_digest(), __version__, *file.basis]) if written and file.basis else ""
+        if written and key and written.is_current(file.name, key):
+            continue
+        text = file.make()
+        if text:
+            write_text(path, text)
+        if written and key:
+            written.add(file.name, key, text)
+    if written:
+        written.save()
 
 
 def site_files(
@@ -65,39 +93,90 @@ def site_files(
 
     The arguments have the same meaning as in `write_site`.
     """
+    made = ((file.name, file.make()) for file in _files(boards, entries or {}, examples or {}))
+    return {name: text for name, text in made if text}
+
+
+def _files(boards: Sequence[Board], entries: Mapping[Key, Entry], examples: Mapping[Key, Path]) -> Iterator[_File]:
+    """Yield all files of the site. Files without text are not part of the site."""
     environment = _environment(boards)
-    files = {
-        "index.html": _page(environment, "index.html", root="", here=""),
-        "reading.html": _page(environment, "reading.html", root="", here="/reading", warnings=WARNINGS.values()),
-    }
+    home = {"root": "", "here": ""}
+    yield _File("index.html", partial(_page, environment, "index.html", **home))
+    reading = {"root": "", "here": "/reading", "warnings": WARNINGS.values()}
+    yield _File("reading.html", partial(_page, environment, "reading.html", **reading))
+    tracks = [board.track for board in boards]
     for board in boards:
         folder = texts.slug(board.track)
-        for name, text in _board_files(environment, board).items():
-            files[f"{folder}/{name}"] = text
-        for row in board.rows:
+        digests = [fingerprint(row) for row in board.rows]
+        frame = [tracks, plain(_without_rows(board)), len(board.rows)]
+        for file in _board_files(environment, board, frame, digests):
+            yield dataclasses.replace(file, name=f"{folder}/{file.name}")
+        lines = [fingerprint([row.model, row.clean, row.curve]) for row in board.rows]
+        for place, (row, digest) in enumerate(zip(board.rows, digests, strict=True)):
             key = (board.track, row.model)
-            about = _about_model(board, row, (entries or {}).get(key), (examples or {}).get(key))
-            page = _page(environment, "model.html", root="../../", here=board.track, board=board, row=row, **about)
-            files[f"{folder}/models/{texts.slug(row.model)}.html"] = page
-    return files
+            make = partial(_model_page, environment, board, row, entries, examples.get(key))
+            own = [entries.digest(key)] if isinstance(entries, EntryFiles) else []
+            example = [sha256_of(examples[key])] if key in examples else []
+            basis = [*frame, digest, lines[nearest(place)], own, example]
+            yield _File(f"{folder}/models/{texts.slug(row.model)}.html", make, basis)
 
 
-def _board_files(environment: Environment, board: Board) -> dict[str, str]:
+def _without_rows(board: Board) -> Board:
+    """Return a board without its models and reported numbers, for pages that do not show them."""
+    return dataclasses.replace(board, rows=(), reported=(), absent={}, refused={})
+
+
+def _board_files(
+    environment: Environment, board: Board, frame: Sequence[object], digests: Sequence[str]
+) -> Iterator[_File]:
+    """Yield the pages and downloads of a board. `digests` are those of its rows."""
     shared = {"root": "../", "here": board.track, "board": board}
-    tables = {
-        "attacks": list(dict.fromkeys(name for row in board.rows for name in row.under)),
-        "papers": _papers(board.reported),
-        "scatter": scatter(board.rows),
-        "curves": curves(board),
-    }
-    files = {
-        "index.html": _page(environment, "board.html", **shared, **tables),
-        "protocol.html": _page(environment, "protocol.html", **shared, **_about_protocol(board)),
-        "board.csv": board_csv(board),
-        "board.json": board_json(board),
-        "reported.csv": reported_csv(board),
-    }
-    return {name: text for name, text in files.items() if text}
+    attacks = list(dict.fromkeys(name for row in board.rows for name in row.under))
+    reported = reported_pages(_papers(board.reported))
+    pages = row_pages(board.rows)
+    # Numbers of papers are on the page of the board if they fit on it.
+    inline = len(pages) == len(reported) == 1
+    for page, rows in enumerate(pages):
+        start = page * PAGE_ROWS
+        about = {
+            "attacks": attacks,
+            "reported": reported,
+            "page": page,
+            "pages": len(pages),
+            "rows": rows,
+            "has_reported_numbers": inline,
+        }
+        make = partial(_board_page, environment, board, {**shared, **about, "start": start})
+        basis = [*frame, attacks, page, digests[start : start + PAGE_ROWS]] if page else []
+        yield _File(page_name(page), make, basis)
+    if board.reported and not inline:
+        for number, papers in enumerate(reported, start=1):
+            make = partial(_page, environment, "reported.html", **shared, papers=papers)
+            yield _File(f"reported-{number}.html", make, [*frame, plain(papers)])
+    yield _File("protocol.html", partial(_page, environment, "protocol.html", **shared, **_about_protocol(board)))
+    yield _File("board.csv", partial(board_csv, board), [*frame, digests])
+    yield _File("board.json", partial(board_json, board), [*frame, digests, plain(board.reported)])
+    yield _File("reported.csv", partial(reported_csv, board))
+
+
+def _board_page(environment: Environment, board: Board, about: Mapping[str, Any]) -> str:
+    """Return a page of a board. The first page has the charts, and the rows of all other pages in compressed form."""
+    more: dict[str, Any] = {"scatter": None, "curves": None, "packed_rows": "", "page_rows": PAGE_ROWS}
+    more["papers"] = about["reported"][0]
+    if about["page"] == 0:
+        more |= {"scatter": scatter(board.rows), "curves": curves(board)}
+        if board.rows[PAGE_ROWS:]:
+            rest = {**about, "rows": board.rows[PAGE_ROWS:], "start": PAGE_ROWS}
+            more["packed_rows"] = packed(_page(environment, "board_rows.html", **rest))
+    return _page(environment, "board.html", **about, **more)
+
+
+def _model_page(
+    environment: Environment, board: Board, row: BoardRow, entries: Mapping[Key, Entry], example: Path | None
+) -> str:
+    about = _about_model(board, row, entries.get((board.track, row.model)), example)
+    slim = _without_rows(board)
+    return _page(environment, "model.html", root="../../", here=board.track, board=slim, row=row, **about)
 
 
 def _about_model(board: Board, row: BoardRow, entry: Entry | None, example: Path | None) -> dict[str, Any]:
@@ -106,6 +185,7 @@ def _about_model(board: Board, row: BoardRow, entry: Entry | None, example: Path
         "entry": entry,
         "example": _data_address(example) if example else "",
         "curves": curves(board, row.model),
+        "models": len(board.rows),
         "explained": [(warning, explain(warning)) for warning in row.warnings],
         "verify": f"vlmbench verify {shlex.quote(path)}",
         "paper_bibtex": texts.paper_bibtex(row.paper),
@@ -158,7 +238,7 @@ def _environment(boards: Sequence[Board]) -> Environment:
     )
     filters = (
         *(texts.shown, texts.slug, texts.safe_link, texts.percent, texts.interval, texts.signed, texts.count),
-        *(texts.warning_parts, texts.radius, texts.joined),
+        *(texts.warning_parts, texts.radius, texts.joined, page_name),
     )
     environment.filters |= {each.__name__: each for each in filters}
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))

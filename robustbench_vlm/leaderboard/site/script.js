@@ -46,6 +46,7 @@
       return descending ? compare(b, a) : compare(a, b);
     });
     table.tBodies[0].append(...rows.map(([, row]) => row));
+    table.dispatchEvent(new Event("sorted", { bubbles: true }));
   }
 
   function sortable(table) {
@@ -59,33 +60,63 @@
     }
   }
 
+  async function unpack(data) {
+    const bytes = Uint8Array.from(atob(data.textContent), (character) => character.charCodeAt(0));
+    const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("deflate-raw"));
+    const holder = document.createElement("template");
+    holder.innerHTML = await new Response(stream).text();
+    document.getElementById(data.dataset.packed).querySelector("tbody").append(...holder.content.querySelectorAll("tr"));
+    data.remove();
+  }
+
+  function pager(nav, apply) {
+    const made = ["Previous", "Next"].map((name) => Object.assign(document.createElement("button"), { type: "button", textContent: name }));
+    const [back, forth] = made;
+    const place = document.createElement("span");
+    let page = 0;
+    back.addEventListener("click", () => { page -= 1; apply(); });
+    forth.addEventListener("click", () => { page += 1; apply(); });
+    nav.replaceChildren(back, place, forth);
+    return {
+      first() { page = 0; },
+      range(count, size) {
+        const start = page * size, end = Math.min(count, start + size);
+        place.textContent = count ? `${start + 1}–${end} of ${count}` : "no rows";
+        back.disabled = page === 0;
+        forth.disabled = end >= count;
+        return [start, end];
+      },
+    };
+  }
+
   function filterable(form) {
     const scope = document.getElementById(form.dataset.filters);
-    const rows = [...scope.querySelectorAll("tbody tr")];
-    const texts = rows.map((row) => row.textContent.toLowerCase());
+    const texts = new Map([...scope.querySelectorAll("tbody tr")].map((row) => [row, row.textContent.toLowerCase()]));
     const groups = [...scope.querySelectorAll("details")];
     const tell = form.querySelector("output");
     const field = (name) => form.elements.namedItem(name);
+    const size = Number(form.dataset.rows || 0);
     const apply = () => {
       const words = field("words").value.toLowerCase().split(/\s+/).filter(Boolean);
       const status = field("status")?.value;
       const quiet = field("quiet")?.checked;
-      let left = 0;
-      rows.forEach((row, number) => {
-        const fits = words.every((word) => texts[number].includes(word))
-          && (!status || row.dataset.status === status) && (!quiet || row.dataset.warnings === "0");
-        row.hidden = !fits;
-        left += fits;
-      });
+      const fits = (row) => words.every((word) => texts.get(row).includes(word))
+        && (!status || row.dataset.status === status) && (!quiet || row.dataset.warnings === "0");
+      const left = [...scope.querySelectorAll("tbody tr")].filter((row) => fits(row) || !(row.hidden = true));
+      const [start, end] = pages ? pages.range(left.length, size) : [0, left.length];
+      left.forEach((row, number) => { row.hidden = number < start || number >= end; });
       for (const group of groups) {
         group.hidden = !group.querySelector("tbody tr:not([hidden])");
         if (words.length) group.open = !group.hidden;
       }
-      tell.textContent = left === rows.length ? `${rows.length} rows` : `${left} of ${rows.length} rows`;
+      tell.textContent = left.length === texts.size ? `${texts.size} rows` : `${left.length} of ${texts.size} rows`;
     };
-    form.addEventListener("input", apply);
-    form.addEventListener("reset", () => setTimeout(apply));
+    const pages = size && texts.size > size ? pager(document.getElementById("measured-pages"), apply) : null;
+    const again = () => { pages?.first(); apply(); };
+    form.addEventListener("input", again);
+    form.addEventListener("reset", () => setTimeout(again));
     form.addEventListener("submit", (event) => event.preventDefault());
+    scope.addEventListener("sorted", again);
     form.hidden = false;
     apply();
   }
@@ -104,8 +135,10 @@
     block.append(button);
   }
 
-  document.addEventListener("DOMContentLoaded", () => {
+  document.addEventListener("DOMContentLoaded", async () => {
     document.querySelectorAll("button.scheme").forEach(schemeButton);
+    /* A browser without DecompressionStream keeps the links to the pages. Each page is then sorted and filtered on its own. */
+    try { await Promise.all([...document.querySelectorAll("[data-packed]")].map(unpack)); } catch { /* the links stay */ }
     document.querySelectorAll("table.sortable").forEach(sortable);
     document.querySelectorAll("form[data-filters]").forEach(filterable);
     document.querySelectorAll("[data-copy]").forEach(copyButton);
