@@ -28,19 +28,21 @@ def check_address(url: str, *, resolve: bool = True) -> None:
     """
     parts = _split(url)
     host = parts.hostname or ""
-    if is_allowed(host):
-        if parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host)):
-            return
-    elif parts.scheme == "https" and host:
-        if _is_private(host) or (resolve and not proxy_of(url) and _resolves_to_private(host, parts.port or 443)):
-            raise not_public(url)
-        return
-    if _is_loopback(host):
+    if not host or not (parts.scheme == "https" or (parts.scheme == "http" and _is_loopback(host))):
+        raise UserError(
+            f"{url} is not an https address: other connections are not protected against changes of the file; give an"
+            " address that starts with https://"
+        )
+    check_public(url)
+    if resolve and not is_allowed(host) and not proxy_of(url) and _resolves_to_private(host, parts.port or 443):
         raise not_public(url)
-    raise UserError(
-        f"{url} is not an https address: other connections are not protected against changes of the file; give an"
-        " address that starts with https://"
-    )
+
+
+def check_public(url: str) -> None:
+    """Raise UserError if the host of an address is a private IP address or a local name, and is not allowed."""
+    host = _split(url).hostname or ""
+    if not is_allowed(host) and _is_private(host):
+        raise not_public(url)
 
 
 def check_connected(url: str, address: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterable, Mapping
 from urllib.parse import urlsplit
 
-from robustbench_vlm.core.addresses import check_address, proxy_of
+from robustbench_vlm.core.addresses import check_public, proxy_of
 
 _SECONDS = 1.5
 """Seconds to wait for a connection. A command without a network must answer within 5 seconds."""
@@ -29,10 +29,10 @@ class Hosts:
         """Return the unreachable hosts among the hosts of `addresses`, as a mapping from host to reason.
 
         Behind a proxy, the connection to the proxy is checked instead. Raises UserError if an address fails
-        `check_address`, so that an address from a file of other people opens no connection in a private network.
+        `check_public`, so that an address from a file of other people opens no connection in a private network.
         """
         for address in (addresses := list(addresses)):
-            check_address(address, resolve=False)
+            check_public(address)
         ends = {address: _end(address) for address in addresses}
         if new := {*ends.values()} - self._reasons.keys():
             self._check(new | (self._expected - self._reasons.keys()))
