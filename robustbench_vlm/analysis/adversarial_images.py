@@ -60,7 +60,14 @@ def images_bytes(found: AdversarialImages) -> bytes:
     """Return the content of a file of adversarial images. Equal images give equal bytes."""
     from safetensors.torch import save
 
-    return save({"images": found.images.contiguous()}, {"track": found.track, "samples": json.dumps(found.samples)})
+    content = save({"images": found.images.contiguous()}, {"track": found.track, "samples": json.dumps(found.samples)})
+    # safetensors writes the metadata in a random order, so the header is written again in a fixed order. A file starts
+    # with the length of the header, 8 bytes, and the header is padded with spaces to a multiple of 8 bytes.
+    end = 8 + int.from_bytes(content[:8], "little")
+    values = read_json(content[8:end].decode(), "the header", max_bytes=end)
+    header = json.dumps(values, sort_keys=True, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + content[end:]
 
 
 def write_images(found: AdversarialImages, path: Path) -> None:

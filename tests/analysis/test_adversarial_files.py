@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from robustbench_vlm.analysis.adversarial_images import AdversarialImages, read_images, write_images
+from robustbench_vlm.analysis.adversarial_images import AdversarialImages, images_bytes, read_images, write_images
 from robustbench_vlm.core.errors import UserError
 
 PAIRS = (("shapes", "a"), ("colours", "a"), ("shapes", "b\n🔥"))
@@ -19,6 +19,11 @@ def test_images_are_read_bitwise_as_written(tmp_path: Path) -> None:
     found, digest = read_images(tmp_path / "x.safetensors")
     assert (found.track, found.samples) == ("mini", PAIRS) and len(digest) == 64
     assert torch.equal(found.images.view(torch.int32), images.view(torch.int32))
+
+
+def test_equal_images_give_equal_bytes() -> None:
+    images = AdversarialImages("mini", PAIRS, torch.zeros(3, 3, 2, 2))
+    assert len({images_bytes(images) for _ in range(20)}) == 1
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.uint8])
@@ -49,6 +54,14 @@ def _file(path: Path, **changes: object) -> Path:
         {"images": torch.full((1, 3, 2, 2), 1.5)},
         {"images": torch.full((1, 3, 2, 2), -0.1)},
         {"images": torch.zeros(0, 3, 2, 2), "samples": "[]"},
+        {"images": torch.zeros(1, 3, 0, 0)},
+        {"images": torch.zeros(1, 3, 2, 2, dtype=torch.complex64)},
+        {"images": torch.zeros(1, 3, 2, 2, dtype=torch.int64)},
+        {"samples": '{"ab": 1}'},
+        {"samples": '["ab"]'},
+        {"samples": '[["a", 1]]'},
+        {"samples": '[["a", "\\ud800"]]'},
+        {"samples": "[" * 1000 + "]" * 1000},
         {"samples": "not json"},
         {"samples": "[1]"},
         {"samples": '["ab"]x'},

@@ -158,8 +158,12 @@ def test_an_invalid_entry_is_left_out_with_a_message(tmp_path: Path, capsys: pyt
     assert run_command(["leaderboard", "build", "--folder", str(tmp_path), "--site", str(tmp_path / "site")]) == 0
     assert "invalid: b, c." in (tmp_path / "site" / "mini" / "index.html").read_text(encoding="utf-8")
     capsys.readouterr()
+    strange = folder / "counterexamples" / f"{'0' * 64}.safetensors"
+    strange.parent.mkdir()
+    strange.write_bytes(b"anything")
     assert run_command(["leaderboard", "check", "--folder", str(tmp_path), "--json"]) == 2
     printed = capsys.readouterr()
+    assert json.loads(printed.out)["unnamed"] == [str(strange)]
     assert json.loads(printed.out)["refused"] == ["mini/b.json", "mini/c.json"] and "mini/a.json" in printed.err
 
 

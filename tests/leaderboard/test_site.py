@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import unicodedata
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from html.parser import HTMLParser
@@ -208,7 +209,9 @@ def test_a_folder_with_other_pages_is_refused_and_not_changed(tmp_path: Path) ->
     assert strange.read_text() == "mine"
 
 
-def test_the_server_is_on_the_loopback_interface_and_serves_the_folder(tmp_path: Path) -> None:
+def test_the_server_is_on_the_loopback_interface_and_serves_the_folder(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     with pytest.raises(UserError, match=r"lacks the file index\.html"):
         open_server(tmp_path, 0)
     write_site([made.board()], tmp_path)
@@ -221,5 +224,9 @@ def test_the_server_is_on_the_loopback_interface_and_serves_the_folder(tmp_path:
             open_server(tmp_path, int(port))
         with urllib.request.urlopen(f"http://127.0.0.1:{port}/mini/board.csv") as answer:
             assert answer.read() == (tmp_path / "mini" / "board.csv").read_bytes()
+        for path in ("%00", "mini/%00.csv", "x" * 5000, "%2e%2e/%2e%2e/etc/passwd"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"http://127.0.0.1:{port}/{path}", timeout=10)
+        assert "Traceback" not in capsys.readouterr().err
         server.shutdown()
         thread.join()
