@@ -18,7 +18,7 @@ OPTIONS = {
     "check": "KIND NAME --device --json --track",
     "doctor": "--json --model --track",
     "diagnose": "[MODEL]... --attack --data --dataset --device --eps --json --model --plot --samples --track",
-    "compare": "NAME --attack --curves --eps --format --heatmap --json --out --plot --track",
+    "compare": "NAME --attack --curves --eps --format --heatmap --json --no-intervals --out --plot --track",
     "transfer": """[MODEL]... --attack --batch-size --data --dataset --device --eps --json --model --norm --plot
  --protocol --samples --save --track --workers""",
     "convert": "FILE --base --defense --json --name --out --track",

@@ -8,6 +8,7 @@ import typer
 from robustbench_vlm.cli import completion
 from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, TrackName, check_plot, option
 from robustbench_vlm.cli.render.output import note
+from robustbench_vlm.core.errors import UserError
 
 _NAMES = "Names of models on the leaderboard or in ./runs, entry files, or run folders."
 _Names = Annotated[list[str], typer.Argument(metavar="NAME", help=_NAMES, autocompletion=completion.models)]
@@ -19,6 +20,9 @@ _Eps = Annotated[
     ),
 ]
 _Format = Annotated[str, option("--format", "NAME", "Format of the output: table, markdown, latex, csv or html.")]
+_NoIntervals = Annotated[
+    bool, typer.Option("--no-intervals", help="Leave the intervals out of the LaTeX table. Needs --format latex.")
+]
 _Plot = Annotated[Path | None, option("--plot", "FILE", "PNG or SVG file for a plot of robust against clean accuracy.")]
 _Curves = Annotated[Path | None, option("--curves", "FILE", "PNG or SVG file for a plot of robust accuracy by radius.")]
 _Heatmap = Annotated[
@@ -33,6 +37,7 @@ def compare(
     track: TrackName = DEFAULT_TRACK,
     eps: _Eps = "",
     format: _Format = "table",
+    no_intervals: _NoIntervals = False,
     plot: _Plot = None,
     curves: _Curves = None,
     heatmap: _Heatmap = None,
@@ -52,6 +57,8 @@ def compare(
     from robustbench_vlm.tracks import TRACKS
 
     comparison_tables.check_format(format)
+    if no_intervals and format != "latex":
+        raise UserError(f"--no-intervals is for LaTeX tables, got --format {format}: add --format latex")
     figures = {
         "--plot": (plot, plots.scatter),
         "--curves": (curves, plots.curves),
@@ -65,4 +72,4 @@ def compare(
     for path, draw in figures.values():
         if path is not None:
             draw(found, path)
-    comparison_tables.show(found, format, out, as_json=as_json)
+    comparison_tables.show(found, format, out, intervals=not no_intervals, as_json=as_json)

@@ -14,6 +14,7 @@ from robustbench_vlm.cli.render.protocols import protocol_document
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.registry import Registry, unknown
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.datasets.published import PUBLISHED
@@ -82,6 +83,9 @@ def document(kind: str, name: str, track: str) -> dict[str, Any]:
         return protocol_document(name)
     value = KINDS[kind].load(name, track)
     known = {"kind": kind, **plain(value, _import_path)}
+    if isinstance(value, Track):
+        known |= {"eps": [Threat(value.norm, eps).eps_text for eps in value.eps]}
+        known |= {name: Threat(value.norm, getattr(value, name)).eps_text for name in ("training_eps", "standard_eps")}
     return known | (_dataset_facts(value) if isinstance(value, Dataset) else {})
 
 

@@ -107,7 +107,7 @@ def lines(found: "SampleView", out: Path, width: int) -> Iterator[Line]:
     for each in found.models:
         yield Line("")
         yield from wrapped(
-            f"{each.model}: {_verdict(each)}, perturbation {decimals(each.distance, 4)}", width, indent="  "
+            f"{each.model}: {_verdict(each)}, perturbation {_size(found, each.distance)}", width, indent="  "
         )
         yield from table(list(_rows(found, each)), Columns((), "class", ("clean", "adversarial")), width)
     yield Line("")
@@ -171,6 +171,11 @@ def _rows(found: "SampleView", each: "SampleUnderModel") -> Iterator[Row]:
 
 def _about(found: "SampleView") -> str:
     return f"{found.dataset} {found.sample_id}, {found.label}; {found.attack}, {found.norm} {found.eps}"
+
+
+def _size(found: "SampleView", distance: float) -> str:
+    """Return the size of a perturbation: in units of 1/255 for Linf, and in units of the pixel range for L2."""
+    return f"{decimals(255 * distance, 2)}/255" if found.norm == "Linf" else decimals(distance, 4)
 
 
 def _verdict(each: "SampleUnderModel") -> str:

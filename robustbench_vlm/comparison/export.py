@@ -4,6 +4,7 @@ Names in a table may come from submitted results, so each function escapes all t
 """
 
 import functools
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -32,6 +33,8 @@ class Sheet:
     rows: tuple[tuple[Field, ...], ...]
     last_apart: bool = False
     """True if the last row is a summary. A line separates it from the other rows."""
+    label: str = ""
+    r"""The LaTeX label without the prefix "tab:", or "" for a table without a label."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +66,19 @@ def latex(report: Report) -> str:
     lines = [f"% {one_line(text)}" for text in (report.title, report.about, *report.notes)]
     lines.append(r"% \usepackage{booktabs}")
     for sheet in report.sheets:
-        rows = [" & ".join(map(_latex_field, row)) + r" \\" for row in sheet.rows]
+        rows = [
+            " & ".join([_latex_bold(row[0], latex_text(row[0].text)), *map(_latex_number, row[1:])]) + r" \\"
+            for row in sheet.rows
+        ]
         if sheet.last_apart:
             rows.insert(len(rows) - 1, r"\midrule")
         lines += [
             *("", r"\begin{table}", r"\centering", rf"\caption{{{latex_text(sheet.title)}}}"),
             *(rf"\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}", r"\toprule"),
             *(" & ".join(map(latex_text, sheet.header)) + r" \\", r"\midrule", *rows),
-            *(r"\bottomrule", r"\end{tabular}", r"\end{table}"),
+            *(r"\bottomrule", r"\end{tabular}"),
+            *([rf"\label{{tab:{sheet.label}}}"] if sheet.label else []),
+            r"\end{table}",
         ]
     return "\n".join(lines) + "\n"
 
@@ -94,8 +102,13 @@ def _piped(fields: Iterable[str]) -> str:
     return f"| {' | '.join(fields)} |"
 
 
-def _latex_field(field: Field) -> str:
-    return rf"\textbf{{{latex_text(field.text)}}}" if field.best else latex_text(field.text)
+def _latex_number(field: Field) -> str:
+    """Return a field with an en dash in each range of numbers."""
+    return _latex_bold(field, re.sub(r"(?<=[0-9])-(?=[0-9])", "--", latex_text(field.text)))
+
+
+def _latex_bold(field: Field, text: str) -> str:
+    return rf"\textbf{{{text}}}" if field.best else text
 
 
 @functools.cache

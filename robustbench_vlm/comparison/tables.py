@@ -1,5 +1,6 @@
 """Tables of a comparison for all text formats, and rows for CSV."""
 
+import re
 from collections.abc import Iterable, Sequence
 
 from robustbench_vlm.comparison.compare import MEASURES, ROBUST, Comparison, ModelPair
@@ -27,6 +28,36 @@ def report(found: Comparison) -> Report:
         ),
         notes=(*legend(found, "bold"), *notes(found)),
     )
+
+
+def paper_report(found: Comparison, *, intervals: bool = True) -> Report:
+    """Return one table in the form of papers: models as rows, and datasets as columns with their robust accuracy.
+
+    The table also has the mean clean accuracy and the mean robust accuracy. Accuracies are in %. If `intervals` is
+    true, a mean has its 95 % interval.
+    """
+    best = {name: found.best(ROBUST, name) for name in (*found.datasets, "")}
+    best_clean = found.best("clean")
+    rows = []
+    for model in found.models:
+        means = [(model.clean, model.name in best_clean), (model.robust, model.name in best[""])]
+        clean, robust = (
+            Field(" ".join(shown(mean).split()) if intervals else percent(mean.value), is_best)
+            for mean, is_best in means
+        )
+        fields = [
+            Field(percent(model.datasets[name].robust.value), model.name in best[name]) for name in found.datasets
+        ]
+        rows.append((Field(model.name), clean, robust, *fields))
+    sheet = Sheet(
+        f"Mean clean accuracy, mean robust accuracy, and robust accuracy on each dataset, in %, under {found.attack} at"
+        f" {found.norm} {found.eps}",
+        ("model", "clean", "robust", *(label(found, name) for name in found.datasets)),
+        tuple(rows),
+        label="-".join(re.sub(r"[^0-9A-Za-z]+", "-", text) for text in (found.track, found.attack, found.eps)),
+    )
+    title = ", ".join(model.name for model in found.models)
+    return Report(title, about(found), (sheet,), (*legend(found, "bold"), *notes(found)))
 
 
 def about(found: Comparison) -> str:

@@ -125,7 +125,7 @@ def test_csv_has_a_row_for_every_model_and_dataset(runs: Path, capsys: pytest.Ca
     ("format", "ties"),
     [
         ("markdown", "| shapes | 5.0 (1.7-13.7) | **50.0 (37.7-62.3)** | **48.3 (36.2-60.7)** |"),
-        ("latex", r"shapes & 5.0 (1.7-13.7) & \textbf{50.0 (37.7-62.3)} & \textbf{48.3 (36.2-60.7)} \\"),
+        ("latex", r"& 5.0 & 5.0 \\"),
         ("html", "<td><b>50.0 (37.7-62.3)</b></td>\n<td><b>48.3 (36.2-60.7)</b></td>"),
         ("table", "shapes        tecoa  48.3 36.2-60.7*  70.0 57.5-80.1"),
     ],
@@ -198,3 +198,16 @@ def test_invalid_options_print_a_message_and_exit_with_2(
 ) -> None:
     assert run_command(["compare", *options]) == 2
     assert message in " ".join(capsys.readouterr().err.split())
+
+
+def test_latex_has_models_as_rows_and_one_table(runs: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(names("--format", "latex")) == 0
+    table = capsys.readouterr().out
+    assert table.count(r"\begin{table}") == 1 and r"\label{tab:mini-autoattack-5-255}" in table
+    header = next(line for line in table.splitlines() if line.startswith("model"))
+    assert header == " & ".join(["model", "clean", "robust", *DATASETS]) + r" \\"
+    rows = [line for line in table.splitlines() if line.split(" &")[0] in VERDICTS]
+    assert [row.split(" &")[0] for row in rows] == list(VERDICTS) and all("--" in row for row in rows)
+    assert run_command(names("--format", "latex", "--no-intervals")) == 0
+    assert "--" not in capsys.readouterr().out
+    assert run_command(names("--no-intervals")) == 2

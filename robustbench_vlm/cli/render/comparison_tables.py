@@ -19,12 +19,14 @@ from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.core.registry import unknown
 
 _TABLE = "table"
-_WRITERS: Mapping[str, Callable[[Comparison], str]] = {
-    "markdown": lambda found: formats.markdown(tables.report(found)),
-    "latex": lambda found: formats.latex(tables.report(found)),
-    "csv": lambda found: formats.csv_table(tables.csv_rows(found)),
-    "html": lambda found: formats.html(tables.report(found)),
+_WRITERS: Mapping[str, Callable[[Comparison, bool], str]] = {
+    "markdown": lambda found, intervals: formats.markdown(tables.report(found)),
+    "latex": lambda found, intervals: formats.latex(tables.paper_report(found, intervals=intervals)),
+    "csv": lambda found, intervals: formats.csv_table(tables.csv_rows(found)),
+    "html": lambda found, intervals: formats.html(tables.report(found)),
 }
+"""For each format, the function that makes the text of a comparison. Its second argument is false if LaTeX has no
+intervals."""
 _BY_SET = Columns(("dataset",), "model", ("robust", "clean"))
 _FILE_WIDTH = 100
 """Width in characters of a table that is written to a file."""
@@ -36,21 +38,23 @@ def check_format(name: str) -> None:
         raise UserError(unknown("format", name, [_TABLE, *_WRITERS]))
 
 
-def show(found: Comparison, format: str, out: Path | None, *, as_json: bool) -> None:
+def show(found: Comparison, format: str, out: Path | None, *, intervals: bool, as_json: bool) -> None:
     """Print a comparison in the given format, or write it to the file `out`.
+
+    If `intervals` is false, the LaTeX table has no intervals.
 
     If `as_json` is true, a JSON document is printed in place of the text. If `out` is also given, the file still gets
     the comparison in the given format.
     """
     if out is not None:
-        write_text(out, _text(found, format))
+        write_text(out, _text(found, format, intervals))
         output.note(f"wrote {out}", quiet=as_json)
     if as_json:
         output.show_document(found.to_json())
     elif out is None and format == _TABLE:
         output.show(lines(found, output.width()))
     elif out is None:
-        output.show(Line(line) for line in _text(found, format).splitlines())
+        output.show(Line(line) for line in _text(found, format, intervals).splitlines())
 
 
 def lines(found: Comparison, width: int) -> list[Line]:
@@ -70,9 +74,9 @@ def lines(found: Comparison, width: int) -> list[Line]:
     ]
 
 
-def _text(found: Comparison, format: str) -> str:
+def _text(found: Comparison, format: str, intervals: bool) -> str:
     if format != _TABLE:
-        return _WRITERS[format](found)
+        return _WRITERS[format](found, intervals)
     return "".join(f"{line.text}\n" for line in lines(found, _FILE_WIDTH))
 
 
