@@ -8,15 +8,18 @@ python benchmarks/zoo_table.py zoo.json
 import argparse
 import json
 from collections.abc import Iterable
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from robustbench_vlm.core import numbers
-from robustbench_vlm.core.records import Accuracy
+from robustbench_vlm.core.records import Accuracy, estimate_text
 from robustbench_vlm.core.threat import parse_eps
 from robustbench_vlm.tracks import TRACKS
 
 Table = dict[str, Any]
+MARK = "†"
+"""Mark of an estimated number."""
 
 
 def tables_of(paths: Iterable[Path]) -> list[Table]:
@@ -30,15 +33,27 @@ def _tables(document: dict[str, Any]) -> list[Table]:
         tables: list[Table] = document.get("runs", [document])
         return tables
     seen = TRACKS.load(document["track"]).training_datasets
+    estimates = {(each["attack"], Fraction(each["threat"]["eps"])): each for each in document.get("estimates", ())}
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for cell in document["cells"]:
         if cell["dataset"] not in seen:
-            score = {"dataset": cell["dataset"], **cell["score"]}
+            score = {"dataset": cell["dataset"], **cell["score"], "estimate": cell.get("estimate")}
             groups.setdefault((cell["attack"], score["eps"]), []).append(score)
     return [
-        {"model": document["model"], "attack": attack, "eps": eps, "scores": scores, "mean": _mean(scores)}
+        _with_estimate(
+            {"model": document["model"], "attack": attack, "eps": eps, "scores": scores, "mean": _mean(scores)},
+            estimates.get((attack, parse_eps(eps))),
+        )
         for (attack, eps), scores in groups.items()
     ]
+
+
+def _with_estimate(table: Table, estimate: dict[str, Any] | None) -> Table:
+    """Return a table with the estimated mean of a leaderboard entry. Without an estimate, return it unchanged."""
+    if estimate is None:
+        return table
+    mean = {name: estimate[name] for name in ("robust", "robust_interval")}
+    return {**table, "mean": table["mean"] | mean, "estimate": estimate["estimate"]}
 
 
 def _mean(scores: list[dict[str, Any]]) -> dict[str, Any]:
@@ -74,9 +89,29 @@ def means(tables: list[Table]) -> str:
         row = [model, percent(some["mean"]["clean"], some["mean"]["clean_interval"])]
         for attack, eps in columns:
             table = found.get((model, attack, eps))
-            row.append(percent(table["mean"]["robust"], table["mean"]["robust_interval"]) if table else "")
+            row.append(_robust_mean(table) if table else "")
         rows.append(row)
     return markdown(["model", "clean", *(f"{attack} {eps}" for attack, eps in columns)], rows)
+
+
+def _robust_mean(table: Table) -> str:
+    """Return the mean robust accuracy with its interval. An estimate is marked and also has its design interval."""
+    shown = percent(table["mean"]["robust"], table["mean"]["robust_interval"])
+    if not (estimate := table.get("estimate")):
+        return shown
+    full = estimate.get("full_attack") or estimate["mean"]
+    return f"{shown} {MARK} full attack {numbers.percent_interval(*full)}"
+
+
+def estimates(tables: list[Table]) -> str:
+    """Return a line for each estimated mean: the counts of its draws and the saved passes."""
+    lines = []
+    for table in tables:
+        if each := table.get("estimate"):
+            saved = each["passes_full"] / each.get("passes", table.get("passes", each["passes_full"]))
+            text = estimate_text(each["drawn"], each["survivors"], saved)
+            lines.append(f"* {table['model']}, {table['attack']} {table['eps']}, estimated: {text}")
+    return "\n".join(lines)
 
 
 def data_sets(tables: list[Table], attack: str, eps: str) -> str:
@@ -86,8 +121,13 @@ def data_sets(tables: list[Table], attack: str, eps: str) -> str:
     for number, score in enumerate(chosen[0]["scores"]):
         cells = [table["scores"][number] for table in chosen]
         assert {cell["dataset"] for cell in cells} == {score["dataset"]}
-        rows.append([score["dataset"], *(f"{percent(cell['clean'])} / {percent(cell['robust'])}" for cell in cells)])
+        rows.append([score["dataset"], *map(_clean_and_robust, cells)])
     return markdown(["dataset", *(table["model"] for table in chosen)], rows)
+
+
+def _clean_and_robust(score: dict[str, Any]) -> str:
+    mark = f" {MARK}" if score.get("estimate") else ""
+    return f"{percent(score['clean'])} / {percent(score['robust'])}{mark}"
 
 
 def main() -> None:
@@ -98,7 +138,7 @@ def main() -> None:
     parser.add_argument("--eps", default="5/255")
     options = parser.parse_args()
     tables = tables_of(options.documents)
-    print(means(tables), data_sets(tables, options.attack, options.eps), sep="\n\n")
+    print(*filter(None, (means(tables), estimates(tables), data_sets(tables, options.attack, options.eps))), sep="\n\n")
 
 
 if __name__ == "__main__":

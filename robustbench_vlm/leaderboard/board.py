@@ -1,12 +1,12 @@
 """Data types of a track's leaderboard: the board, its rows, and the numbers that papers report."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from robustbench_vlm.comparison.compare import CurvePoint
 from robustbench_vlm.core.fingerprint import plain
-from robustbench_vlm.core.records import Accuracy
+from robustbench_vlm.core.records import Accuracy, EstimatedAccuracy
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -55,6 +55,9 @@ class BoardRow:
     """Path, digest and URL of the model's per-sample records. The keys are "file", "sha256" and "url"."""
     command: str
     """The shell command that repeats the measurement."""
+    estimates: Mapping[str, EstimatedAccuracy] = field(default_factory=dict)
+    """The numbers of the row that are estimates. The keys are "robust" for `robust`, "under_" and the attack for
+    `under`, "curve_" and the eps for `curve`, and "robust_" and the dataset for `datasets`."""
 
 
 @dataclass(frozen=True)
@@ -121,6 +124,14 @@ class Board:
         return document
 
 
+def estimated_text(row: BoardRow, key: str) -> str:
+    """Return the text that marks a number as an estimate. Return "" for a full number.
+
+    `key` is a key of `BoardRow.estimates`.
+    """
+    return row.estimates[key].text if key in row.estimates else ""
+
+
 def _flat(row: BoardRow) -> dict[str, Any]:
     """Return one row of the data frame for `Board.to_pandas`. The keys are column names."""
     about = (
@@ -137,7 +148,8 @@ def _flat(row: BoardRow) -> dict[str, Any]:
     return {
         **{"model": row.model, "rank": row.rank, "n": row.robust.n},
         **row.clean.columns("clean"),
-        **row.robust.columns("robust"),
+        **row.estimates.get("robust", row.robust).columns("robust"),
+        "estimated": estimated_text(row, "robust"),
         **{name: getattr(row, name) for name in about},
         "warnings": " ".join(row.warnings),
     }

@@ -13,7 +13,7 @@ from robustbench_vlm.analysis.verdict import judge_image
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_whole
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
-from robustbench_vlm.core.records import CLEAN
+from robustbench_vlm.core.records import CLEAN, Verdict
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.leaderboard.counterexamples import images_file, images_path
@@ -25,6 +25,7 @@ BREAKS = "breaks"
 OUTCOMES = {
     BREAKS: "break a sample that the entry reports as robust",
     "known": "break a sample that is already broken in the records",
+    "unfinished": "break a sample that an estimate has not attacked in full, so it is not reported as robust",
     "right": "are classified correctly",
     "wrong-clean": "belong to samples that are misclassified without an attack",
     "outside": "are outside the radius, or have another size than the image of the sample",
@@ -135,8 +136,11 @@ class _ImageJudge:
             return "wrong-clean", None
         if prediction == rows[0][1].label:
             return "right", None
-        if not any(result.broken_by == "" for _, result in rows) or self._is_known(dataset, sample, threat.norm, size):
+        if self._is_known(dataset, sample, threat.norm, size):
             return "known", None
+        verdicts = [result.verdict for _, result in rows]
+        if Verdict.ROBUST not in verdicts:
+            return ("unfinished" if Verdict.UNFINISHED in verdicts else "known"), None
         return BREAKS, Counterexample(dataset, sample, threat.norm, size, prediction, "")
 
     def _is_known(self, dataset: str, sample: str, norm: str, size: float) -> bool:

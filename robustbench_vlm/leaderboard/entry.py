@@ -19,6 +19,7 @@ from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, write_text
 from robustbench_vlm.core.fingerprint import fingerprint, plain
+from robustbench_vlm.core.records import estimate_text
 from robustbench_vlm.core.strict_json import read_json, validate
 from robustbench_vlm.engine.cell_records import Condition
 from robustbench_vlm.leaderboard.history import (
@@ -108,6 +109,11 @@ class EntryEstimate:
     """Estimated number of passes of the full attack."""
     full_attack: tuple[Share, Share]
     """The design interval: the 95 % interval of the accuracy that the full attack gives on these samples."""
+
+    @property
+    def text(self) -> str:
+        """The sentence that marks a number as an estimate."""
+        return f"estimated: {estimate_text(self.drawn, self.survivors, self.passes_full / max(self.passes, 1))}"
 
 
 @dataclass(frozen=True)

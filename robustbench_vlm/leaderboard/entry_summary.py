@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -44,7 +44,10 @@ class EntrySummary:
     submitted: str
     """Date of the first event in the history, such as "2026-01-31"."""
     robust: Mapping[str, str]
-    """For each dataset, one bit per sample in hexadecimal digits: 1 if no known adversarial image breaks the sample."""
+    """For each dataset, one bit per sample in hexadecimal digits: 1 if no known adversarial image breaks the sample. If
+    some samples are not finished, the mean is at the lower end of the design interval."""
+    robust_most: Mapping[str, str]
+    """The same as `robust`, with the mean at the upper end of the design interval."""
     is_ranked: bool
     """True if the track's attack was run on every dataset of the track, the entry is not disputed, and it does not need
     a stronger attack (`needs_stronger_attack`)."""
@@ -57,12 +60,14 @@ def pack_verdicts(verdicts: Sequence[bool]) -> str:
     return numpy.packbits(numpy.array(verdicts, dtype=bool)).tobytes().hex()
 
 
-def verdict_matrix(summaries: Sequence[EntrySummary], dataset: str) -> "NDArray[bool_]":
+def verdict_matrix(
+    summaries: Sequence[EntrySummary], dataset: str, field: Literal["robust", "robust_most"] = "robust"
+) -> "NDArray[bool_]":
     """Return the verdicts of M entries on the N samples of a dataset, bool [M, N]."""
     import numpy
 
     count = summaries[0].row.datasets[dataset]["robust"].n
-    packed = numpy.frombuffer(bytes.fromhex("".join(each.robust[dataset] for each in summaries)), dtype=numpy.uint8)
+    packed = numpy.frombuffer(bytes.fromhex("".join(getattr(each, field)[dataset] for each in summaries)), dtype=numpy.uint8)
     return numpy.unpackbits(packed.reshape(len(summaries), -1), axis=1, count=count).astype(bool)
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from robustbench_vlm.core.records import CLEAN, Accuracy
+from robustbench_vlm.core.records import CLEAN, Accuracy, Verdict
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.leaderboard.entry import Counterexample
@@ -21,6 +21,9 @@ class KnownVerdicts:
     """True for samples that are classified correctly without an attack."""
     robust: tuple[bool, ...]
     """True for samples that are classified correctly, also after all recorded attacks and counterexamples."""
+    unfinished: tuple[bool, ...]
+    """True for samples that nothing breaks and that an estimated run at this radius did not attack in full. For these
+    samples, `robust` is False."""
 
 
 def worst_known(
@@ -43,10 +46,14 @@ def worst_known(
             for each in counterexamples
             if (each.dataset, each.norm) == (name, threat.norm) and each.distance <= float(threat.eps) + 1e-7
         }
+        lost = [any(r.verdict is Verdict.BROKEN for r in row) or row[0].sample_id in broken for row in rows]
+        here = [place for place, each in enumerate(own) if each.threat == threat]
+        waiting = [any(row[place].verdict is Verdict.UNFINISHED for place in here) for row in rows]
         found[name] = KnownVerdicts(
             ids=tuple(row[0].sample_id for row in rows),
             clean=tuple(row[0].broken_by != CLEAN for row in rows),
-            robust=tuple(all(r.broken_by == "" for r in row) and row[0].sample_id not in broken for row in rows),
+            robust=tuple(not each and not later for each, later in zip(lost, waiting, strict=True)),
+            unfinished=tuple(later and not each for each, later in zip(lost, waiting, strict=True)),
         )
     return found
 

@@ -33,6 +33,7 @@ from robustbench_vlm.leaderboard.entry_summary import (
     pack_verdicts,
     verdict_matrix,
 )
+from robustbench_vlm.leaderboard.known_estimates import imputed, known_estimates, with_estimates
 from robustbench_vlm.leaderboard.known_verdicts import KnownVerdicts, accuracy, mean_without, worst_known
 from robustbench_vlm.leaderboard.masking import needs_stronger_attack
 from robustbench_vlm.leaderboard.reported import read_reported
@@ -119,9 +120,13 @@ def _summary(path: Path, track: Track) -> EntrySummary | None:
     if (entry.track, f"{entry.model}.json") != (track.name, path.name):
         raise misplaced(entry, path)
     evidence = check_entry(entry, path.parent)
-    verdicts = worst_known(evidence, entry.counterexamples, Threat(track.norm, track.standard_eps))
+    threat = Threat(track.norm, track.standard_eps)
+    verdicts = worst_known(evidence, entry.counterexamples, threat)
     if not verdicts:
         return None
+    estimate = known_estimates(evidence, entry.counterexamples, threat, track.training_datasets).get("")
+    ends = estimate.full_attack if estimate else (0.0, 0.0)
+    lowest, highest = (_packed(verdicts, end, track) for end in ends)
     checked = CheckedEntry(entry, evidence, verdicts)
     is_complete = not datasets_without_standard_attack(evidence, track)
     return EntrySummary(
@@ -129,9 +134,19 @@ def _summary(path: Path, track: Track) -> EntrySummary | None:
         weights=entry.weights,
         data={name: about.data for name, about in entry.datasets.items()},
         submitted=entry.history[0].date,
-        robust={name: pack_verdicts(each.robust) for name, each in verdicts.items()},
+        robust=lowest,
+        robust_most=highest,
         is_ranked=is_complete and entry.status != "disputed" and not needs_stronger_attack(evidence, track),
     )
+
+
+def _packed(verdicts: Mapping[str, KnownVerdicts], mean: float, track: Track) -> dict[str, str]:
+    """Return the verdicts of each dataset as hexadecimal digits, with the mean of an estimate at `mean`."""
+    seed = PROTOCOLS.load(track.leaderboard_protocol).seed
+    unseen = [name for name in verdicts if name not in track.training_datasets] or list(verdicts)
+    chosen = [(name, each.ids, each.robust, each.unfinished) for name, each in verdicts.items() if name in unseen]
+    declared = dict(zip(unseen, imputed(chosen, mean, seed), strict=True))
+    return {name: pack_verdicts(declared.get(name, each.robust)) for name, each in verdicts.items()}
 
 
 def datasets_without_standard_attack(evidence: Iterable[CellRecords], track: Track) -> list[str]:
@@ -219,21 +234,52 @@ def _ranked_rows(ranked: Sequence[EntrySummary], track: Track) -> list[BoardRow]
     if not ranked:
         return []
     names = [name for name in track.datasets if name not in track.training_datasets]
-    ranks = rank_models([verdict_matrix(ranked, name) for name in names]).ranks
+    ranks = _ranks(ranked, names)
     cleans, robusts = (sorted(getattr(each.row, which).value for each in ranked) for which in ("clean", "robust"))
     rows = []
     for each, rank in zip(ranked, ranks, strict=True):
         clean_rank = 1 + len(ranked) - bisect_right(cleans, each.row.clean.value)
         difference = clean_rank - 1 - len(ranked) + bisect_right(robusts, each.row.robust.value)
         rows.append(dataclasses.replace(each.row, rank=rank, clean_rank=clean_rank, rank_difference=difference))
-    return rows
+    return _full_first(rows)
+
+
+def _ranks(ranked: Sequence[EntrySummary], names: Sequence[str]) -> list[str]:
+    """Return the rank of each entry. The rank of an estimate covers both ends of its design interval."""
+    ranks = rank_models([verdict_matrix(ranked, name) for name in names]).ranks
+    if not any("robust" in each.row.estimates for each in ranked):
+        return list(ranks)
+    most = rank_models([verdict_matrix(ranked, name, "robust_most") for name in names]).ranks
+    found = []
+    for pair in zip(ranks, most, strict=True):
+        ends = [end for rank in pair for end in _ends(rank)]
+        found.append(str(min(ends)) if min(ends) == max(ends) else f"{min(ends)}-{max(ends)}")
+    return found
+
+
+def _ends(rank: str) -> tuple[int, int]:
+    first, _, last = rank.partition("-")
+    return int(first), int(last or first)
+
+
+def _full_first(rows: Sequence[BoardRow]) -> list[BoardRow]:
+    """Return rows in the order of the table: an estimate comes after the full numbers that share a rank with it."""
+    order = list(rows)
+    for start in reversed(range(len(order))):
+        for place in range(start, len(order) - 1):
+            first, second = order[place : place + 2]
+            is_tie = _ends(first.rank)[1] >= _ends(second.rank)[0]
+            if not (is_tie and "robust" in first.estimates and "robust" not in second.estimates):
+                break
+            order[place : place + 2] = second, first
+    return order
 
 
 def _row(checked: CheckedEntry, track: Track) -> BoardRow:
     """Return the row of an entry without its ranks."""
     entry, card = checked.entry, checked.entry.card
     clean, robust = _strata(checked, "clean"), _strata(checked, "robust")
-    return BoardRow(
+    row = BoardRow(
         model=entry.model,
         rank="",
         clean_rank=0,
@@ -259,6 +305,7 @@ def _row(checked: CheckedEntry, track: Track) -> BoardRow:
         records=plain(entry.records),
         command=_command(entry, track),
     )
+    return with_estimates(row, entry, checked.evidence, track)
 
 
 def _fidelity(entry: Entry) -> str:

@@ -76,7 +76,14 @@ def _of_entry(path: Path) -> ModelRecords:
         notes.append(f"the entry of {entry.model} is disputed: {entry.history[-1].what}")
     if count := len(entry.counterexamples):
         notes.append(f"{count} counterexamples against {entry.model} are recorded; this comparison does not count them")
-    return ModelRecords(entry.model, read_entry_records(entry, path.parent), tuple(notes))
+    evidence = read_entry_records(entry, path.parent)
+    finished = tuple(each for each in evidence if not each.stages)
+    for attack, eps in dict.fromkeys((each.score.attack, each.score.eps) for each in evidence if each.stages):
+        notes.append(
+            f"{attack} at {eps} of {entry.model} is estimated: some of its samples are not finished, so this comparison"
+            " does not use it"
+        )
+    return ModelRecords(entry.model, finished, tuple(notes))
 
 
 def _of_run(folder: Path, attack: str) -> ModelRecords:

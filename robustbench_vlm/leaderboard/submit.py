@@ -10,7 +10,7 @@ from typing import Any
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.numbers import percent, percent_interval
-from robustbench_vlm.core.records import CLEAN, estimate_text
+from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.cell_records import CellRecords, complete_cells, manifests, no_records
 from robustbench_vlm.engine.manifest import read_manifest
@@ -288,10 +288,9 @@ def _estimate_lines(entry: Entry) -> Iterable[str]:
     """Yield a line of the pull request for each estimated mean."""
     for mean in entry.estimates:
         each = mean.estimate
-        text = estimate_text(each.drawn, each.survivors, each.passes_full / max(each.passes, 1))
         eps = Threat(mean.threat.norm, parse_eps(mean.threat.eps)).eps_text
         yield (
-            f"{mean.attack} at {eps} is estimated: {text}. The result of the full attack is in"
+            f"{mean.attack} at {eps} is {each.text}. The result of the full attack is in"
             f" {percent_interval(*each.full_attack)} with 95 % confidence; other samples:"
             f" {percent_interval(*mean.robust_interval)}."
         )

@@ -104,6 +104,8 @@ def _cells(row: BoardRow) -> list[str]:
 
 def _robust(row: BoardRow) -> str:
     shown = _shown(row.robust)
+    if each := row.estimates.get("robust"):
+        shown = f"{shown}; full attack {percent_interval(*each.full_attack)}; {each.text}"
     return shown if row.rank else f"{shown} under {markdown_text(', '.join(row.under) or 'parts')}"
 
 

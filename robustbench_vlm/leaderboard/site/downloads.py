@@ -48,9 +48,10 @@ def _line(row: BoardRow) -> Mapping[str, Any]:
     by_dataset = {f"{kind}_{name}": each for name, kinds in row.datasets.items() for kind, each in kinds.items()}
     line: dict[str, Any] = {"rank": row.rank, "model": row.model}
     for name, accuracy in accuracies.items():
-        line |= accuracy.columns(name)
+        line |= row.estimates.get(name, accuracy).columns(name)
     line |= {"n": row.robust.n, "clean_rank": row.clean_rank, "rank_difference": row.rank_difference}
     line |= {"counterexamples": row.counterexamples, "passes": row.passes}
+    line |= {"estimated": "; ".join(f"{name} {each.text}" for name, each in row.estimates.items())}
     line |= {name: getattr(row, name) for name in texts} | {"warnings": "; ".join(row.warnings)}
     return line | {name: accuracy.value for name, accuracy in by_dataset.items()}
 
