@@ -33,6 +33,11 @@ class KnownDraws:
     lost_open: int
     """The number of survivors that were not drawn and that such a counterexample or run breaks."""
 
+    @property
+    def robust(self) -> int:
+        """The number of samples that are known to be robust."""
+        return self.draws.robust + self.draws.drawn - self.draws.broken - self.lost_drawn
+
 
 def known_draws(own: Sequence[CellRecords], broken: Collection[str], threat: Threat) -> KnownDraws:
     """Count the samples of a dataset. `own` has all its records within the radius of `threat`.
@@ -112,12 +117,15 @@ def _estimate(
     )
     attack = [each for each in cells if each.score.dataset in names]
     cost = estimate_group(attack, ()).mean
+    # Samples that are known to be robust stay robust, even if all others are broken.
+    least = sum(weight * each.robust for weight, each in zip(weights, counts, strict=True))
+    low, high = max(found.full_attack[0] - surely - maybe, least), found.full_attack[1] - surely
     return EstimatedAccuracy(
-        max(found.value - expected, 0.0),
+        min(max(found.value - expected, low), high),
         max(found.new_samples[0] - surely - maybe, 0.0),
         max(found.new_samples[1] - surely, 0.0),
         n=sum(each.samples for each in draws),
-        full_attack=(max(found.full_attack[0] - surely - maybe, 0.0), max(found.full_attack[1] - surely, 0.0)),
+        full_attack=(low, high),
         survivors=sum(each.survivors for each in draws),
         drawn=sum(each.drawn for each in draws),
         broken=sum(each.broken for each in draws),

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.core.classifier_interface import PlainClassifier
-from robustbench_vlm.core.records import CLEAN, SampleResult
+from robustbench_vlm.core.records import CLEAN, SampleResult, Verdict
 from robustbench_vlm.engine.cell_records import CellRecords, Unsound
 from robustbench_vlm.leaderboard.entry import Entry
 from robustbench_vlm.leaderboard.tolerance import CLOSE_MARGIN
@@ -66,7 +66,7 @@ def check_passes(entry: Entry, evidence: Sequence[CellRecords]) -> None:
 
 def _problem(row: SampleResult, classes: int, largest_margin: float) -> str:
     """Return a description of the first impossible value in a record, or "" if all values are possible."""
-    margin, is_attacked = row.margin, row.broken_by not in ("", CLEAN)
+    margin, is_attacked = row.margin, row.verdict is Verdict.BROKEN and row.broken_by != CLEAN
     indices = row.label, row.clean_prediction, row.adversarial_prediction
     if min(indices) < 0 or max(indices) >= classes:
         return f"has a class outside 0 to {classes - 1}"
