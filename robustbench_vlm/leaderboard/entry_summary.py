@@ -67,7 +67,9 @@ def verdict_matrix(
     import numpy
 
     count = summaries[0].row.datasets[dataset]["robust"].n
-    packed = numpy.frombuffer(bytes.fromhex("".join(getattr(each, field)[dataset] for each in summaries)), dtype=numpy.uint8)
+    packed = numpy.frombuffer(
+        bytes.fromhex("".join(getattr(each, field)[dataset] for each in summaries)), dtype=numpy.uint8
+    )
     return numpy.unpackbits(packed.reshape(len(summaries), -1), axis=1, count=count).astype(bool)
 
 
