@@ -7,7 +7,7 @@
 `attack` starts from the records of the track mini at 5/255. Each stage attacks the samples that no recorded attack
 breaks, so the counts of the stages are independent. `--samples` limits the number of these samples in each dataset. The
 samples are in the order of their ids' hashes, so the first ones are a random choice. The report is written after each
-dataset, and a second run of the command continues it. The images that broke a sample are written to the folder of
+model, and a second run of the command continues it. The images that broke a sample are written to the folder of
 `--images`, one file per model, for `vlmbench dispute`.
 
 `reference` attacks the adversarially trained CIFAR-10 network of `benchmarks/autoattack.py`, which has stored verdicts
@@ -15,6 +15,7 @@ of the official AutoAttack. `table` prints the Markdown table of docs/adaptive_e
 """
 
 import argparse
+import dataclasses
 import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -25,19 +26,19 @@ import autoattack
 import report
 import torch
 
-from robustbench_vlm.analysis.adversarial_images import AdversarialImages, read_images, write_images
+from robustbench_vlm.analysis.adversarial_images import AdversarialImages, joined, read_images, write_images
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.autoattack_plus import STRONGER_STAGES
-from robustbench_vlm.attacks.base import Attack, one_stage_attack
+from robustbench_vlm.attacks.base import one_stage_attack
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.core.numbers import percent
 from robustbench_vlm.core.records import wilson
 from robustbench_vlm.core.threat import parse_eps
-from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import resolve
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.engine.shard import cell_classifier, load_batch
+from robustbench_vlm.engine.shard import attack_shards
 from robustbench_vlm.leaderboard.entry import board_folder, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records
 
@@ -48,25 +49,24 @@ BATCH = 64
 
 
 def attack(report_of: dict[str, Any], arguments: argparse.Namespace) -> None:
-    """Attack all models with all stages. Rows that are in the report are not computed again."""
+    """Attack the chosen models with the chosen stages. A row with enough samples is not computed again."""
     rows: list[dict[str, Any]] = report_of.setdefault("rows", [])
-    known = {(row["stage"], row["model"], row["dataset"]) for row in rows}
-    models = sorted(path.stem for path in board_folder("mini").glob("*.json"))
+    models = arguments.models or sorted(path.stem for path in board_folder("mini").glob("*.json"))
     robust = {model: robust_samples(model) for model in models}
-    report_of["robust"] = {model: sum(map(len, found.values())) for model, found in robust.items()}
+    report_of.setdefault("robust", {}).update({model: sum(map(len, found.values())) for model, found in robust.items()})
+    request = Request(models=tuple(models), eps=(EPS,), protocol="mini", resources=Resources("cpu", 1, BATCH))
+    cells = resolve(request).cells
     for stage in arguments.stages:
         for model in models:
-            missing = [name for name in robust[model] if (stage, model, name) not in known]
-            if not missing:
+            chosen = {name: ids[: arguments.samples] for name, ids in robust[model].items()}
+            known = rows_of(rows, stage, model)
+            if any(row["attacked"] >= sum(map(len, chosen.values())) for row in known):
                 continue
-            request = Request(
-                models=(model,), eps=(EPS,), datasets=tuple(missing), protocol="mini", resources=Resources("cpu", 1)
-            )
-            for cell in resolve(request).cells:
-                ids = robust[model][cell.dataset.name][: arguments.samples]
-                rows.append({"stage": stage, "model": model, **attack_cell(cell, STAGES[stage], ids, arguments.images)})
-                report.write({**report_of, "machine": report.machine()}, arguments.out)
-            print(stage, model, sum(len(row["fallen"]) for row in rows_of(rows, stage, model)), flush=True)
+            rows[:] = [row for row in rows if row not in known]
+            own = [dataclasses.replace(cell, attack=STAGES[stage]) for cell in cells if cell.model_name == model]
+            rows.append({"stage": stage, "model": model, **attack_model(own, chosen, arguments.images)})
+            report.write({**report_of, "machine": report.machine()}, arguments.out)
+            print(stage, model, rows[-1], flush=True)
 
 
 def robust_samples(model: str) -> dict[str, list[str]]:
@@ -82,41 +82,38 @@ def robust_samples(model: str) -> dict[str, list[str]]:
     return found
 
 
-def attack_cell(cell: Cell, chosen: Attack, ids: Sequence[str], folder: Path) -> dict[str, Any]:
-    """Attack some samples of a cell, and add the images that broke a sample to the file of the model."""
-    if not ids:
-        return {"dataset": cell.dataset.name, "attacked": 0, "fallen": [], "passes": 0, "seconds": 0.0}
-    places = [cell.samples.ids.index(sample) for sample in ids]
-    batch = load_batch(cell, 0, len(cell), device="cpu")[0].at(torch.tensor(places))
+def attack_model(cells: Sequence[Cell], ids: Mapping[str, Sequence[str]], folder: Path) -> dict[str, Any]:
+    """Attack some samples of a model's cells together, and add the images that broke a sample to a file."""
     start = time.process_time()
-    verdicts = attack_samples(cell_classifier(cell, "cpu").of_samples(batch.keys), batch, chosen, batch_size=BATCH)
-    fallen = [n for n, stage in enumerate(verdicts.broken_by) if stage]
-    save(
-        folder / f"{cell.model_name}.safetensors",
-        cell.dataset.name,
-        [ids[n] for n in fallen],
-        verdicts.adversarial[fallen],
-    )
+    pairs = [(number, sample) for number, cell in enumerate(cells) for sample in ids[cell.dataset.name]]
+    places = [cells[number].samples.ids.index(sample) for number, sample in pairs]
+    shards = [
+        Shard(number, place, place + 1, cells[number].fingerprint)
+        for (number, _), place in zip(pairs, places, strict=True)
+    ]
+    found = joined(attack_shards(cells, Resources("cpu", 1, BATCH), shards))
+    fallen = [n for n, result in enumerate(found.results) if result.broken_by]
+    names = [(cells[pairs[n][0]].dataset.name, pairs[n][1]) for n in fallen]
+    save(folder / f"{cells[0].model_name}.safetensors", names, found.images[fallen])
     return {
-        "dataset": cell.dataset.name,
-        "attacked": len(ids),
-        "fallen": [ids[n] for n in fallen],
-        "passes": int((verdicts.forward + verdicts.backward).sum()),
+        "attacked": len(pairs),
+        "fallen": names,
+        "passes": sum(result.forward + result.backward for result in found.results),
         "seconds": round(time.process_time() - start, 1),
     }
 
 
-def save(path: Path, dataset: str, ids: Iterable[str], images: torch.Tensor) -> None:
+def save(path: Path, pairs: Sequence[tuple[str, str]], images: torch.Tensor) -> None:
     """Add adversarial images to a file. A sample that has an image in the file keeps it."""
     before = read_images(path)[0] if path.exists() else None
     known = set(before.samples) if before else set()
-    fresh = [(n, (dataset, sample)) for n, sample in enumerate(ids) if (dataset, sample) not in known]
+    fresh = [n for n, pair in enumerate(pairs) if pair not in known]
     if not fresh:
         return
-    added = images[[n for n, _ in fresh]]
     path.parent.mkdir(parents=True, exist_ok=True)
-    pairs = (*(before.samples if before else ()), *(pair for _, pair in fresh))
-    write_images(AdversarialImages("mini", pairs, torch.cat([before.images, added]) if before else added), path)
+    names = (*(before.samples if before else ()), *(pairs[n] for n in fresh))
+    added = torch.cat([before.images, images[fresh]]) if before else images[fresh]
+    write_images(AdversarialImages("mini", names, added), path)
 
 
 def reference(report_of: dict[str, Any], arguments: argparse.Namespace) -> None:
@@ -152,14 +149,16 @@ def table(report_of: Mapping[str, Any]) -> Iterable[str]:
     """Yield the lines of the table of fallen samples: one row for each model, one column for each stage."""
     rows, models = report_of["rows"], report_of["robust"]
     stages = [stage for stage in STAGES if any(row["stage"] == stage for row in rows)]
-    yield f"| model | robust | {' | '.join(stages)} | all | share in % (95 % interval) |"
-    yield "| --- | " + "--- | " * (len(stages) + 3)
+    yield f"| model | robust | {' | '.join(stages)} | all | share of the attacked in % (95 % interval) |"
+    yield "| --- " * (len(stages) + 4) + "|"
     for model, count in models.items():
         own = [row for row in rows if row["model"] == model]
-        fallen = {(row["dataset"], sample) for row in own for sample in row["fallen"]}
+        fallen = {tuple(pair) for row in own for pair in row["fallen"]}
         cells = [_count(rows_of(rows, stage, model), count) for stage in stages]
-        low, high = wilson(len(fallen), count)
-        share = f"{percent(len(fallen) / count)} ({percent(low)}-{percent(high)})"
+        # A sample that only one stage attacked is part of the share too.
+        attacked = max(row["attacked"] for row in own)
+        low, high = wilson(len(fallen), attacked)
+        share = f"{percent(len(fallen) / attacked)} ({percent(low)}-{percent(high)})"
         yield f"| {model} | {count} | {' | '.join(cells)} | {len(fallen)} | {share} |"
     passes = [_mean_passes([row for row in rows if row["stage"] == stage]) for stage in stages]
     yield f"| passes per sample | | {' | '.join(f'{value:,.0f}' for value in passes)} | {sum(passes):,.0f} | |"
@@ -170,7 +169,7 @@ def reference_table(report_of: Mapping[str, Any]) -> Iterable[str]:
     rows = report_of["reference"]["rows"]
     radii = list(dict.fromkeys(row["eps"] for row in rows))
     yield f"| attack | {' | '.join(f'robust at {eps} | passes at {eps}' for eps in radii)} |"
-    yield "| --- | " + "--- | " * (2 * len(radii))
+    yield "| --- " * (2 * len(radii) + 1) + "|"
     official = [next(row["official"] for row in rows if row["eps"] == eps) for eps in radii]
     yield f"| official AutoAttack | {' | '.join(f'{count} | ' for count in official)} |"
     for name in dict.fromkeys(row["attack"] for row in rows):
@@ -185,6 +184,8 @@ def _mean_passes(rows: Sequence[Mapping[str, Any]]) -> float:
 
 def _count(rows: Sequence[Mapping[str, Any]], robust: int) -> str:
     attacked, fallen = sum(row["attacked"] for row in rows), sum(len(row["fallen"]) for row in rows)
+    if not attacked:
+        return "not measured"
     return str(fallen) if attacked == robust else f"{fallen} of {attacked}"
 
 
@@ -192,6 +193,7 @@ def main() -> None:
     parser = report.parser_of(__doc__, threads=1)
     parser.add_argument("part", choices=("attack", "reference", "table"))
     parser.add_argument("--images", type=Path, default=Path("fallen"), help="folder for the images that broke a sample")
+    parser.add_argument("--models", nargs="+", help="models of the leaderboard; default: all")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--samples", type=int, help="largest number of samples of each dataset; default: all")
     arguments = parser.parse_args()
