@@ -6,6 +6,7 @@
 import json
 import re
 from pathlib import Path
+from statistics import median
 
 import open_clip_architectures
 
@@ -105,6 +106,7 @@ def estimated_runs() -> str:
     """Return the table of replayed estimated runs, from benchmarks/estimated_runs.json."""
     report = json.loads((Path(__file__).parent / "estimated_runs.json").read_text(encoding="utf-8"))
     header = ["model, eps, or made-up survivors", "half-width", "survivors", "broken later", "drawn", "passes saved"]
+    other = {(row["population"], row["half_width"]): row["coverage"] for row in report["new_samples"]["rows"]}
     rows = [
         [
             row["population"],
@@ -114,10 +116,27 @@ def estimated_runs() -> str:
             f"{row['drawn']:.0f}",
             f"{row['passes_saved']:.1f} times" if "passes_saved" in row else "",
             f"{percent(row['coverage'])} %",
+            f"{percent(other[key])} %" if (key := (row["population"], row["half_width"])) in other else "",
         ]
         for row in report["replayed"]["rows"]
     ]
-    return markdown([*header, "coverage"], rows)
+    return markdown([*header, "coverage, full attack", "coverage, other samples"], rows)
+
+
+def planning() -> str:
+    """Return the table of predicted and actual passes and times, from benchmarks/planning.json."""
+    report = json.loads((Path(__file__).parent / "planning.json").read_text(encoding="utf-8"))
+    header = ["quantity", "attack", "results", "in the range", "result divided by prediction: median", "range"]
+    rows = []
+    for kind, unit in (("passes", "passes of a full run on mini"), ("times", "time of a pass")):
+        found = report[kind]["rows"]
+        for attack in sorted({row["attack"] for row in found}):
+            own = [row for row in found if row["attack"] == attack]
+            ratios = [row["ratio"] for row in own]
+            inside = sum(row["inside"] for row in own)
+            ends = f"{min(ratios):.2f} to {max(ratios):.2f}"
+            rows.append([unit, f"`{attack}`", str(len(own)), str(inside), f"{median(ratios):.2f}", ends])
+    return markdown(header, rows)
 
 
 def verification() -> str:
@@ -138,6 +157,7 @@ TABLES = {
     "architectures.md": open_clip_architectures.tables,
     "estimated_runs.md": estimated_runs,
     "models.md": image_sizes,
+    "scale.md": planning,
     "submit.md": verification,
     "warnings.md": warnings,
     "protocols.md": protocols,

@@ -2,6 +2,7 @@
 
     python benchmarks/estimated_runs.py measure --out benchmarks/estimated_runs.json
     python benchmarks/estimated_runs.py replay --out benchmarks/estimated_runs.json
+    python benchmarks/estimated_runs.py new-samples --replays 2000 --out benchmarks/estimated_runs.json
 
 `measure` reads the records of the leaderboard on the track mini. For each model, radius and dataset it counts the
 samples that APGD-CE and the whole first phase leave, and the samples that later stages break. It attacks only samples
@@ -10,9 +11,13 @@ that a later stage broke, so it takes about 20 minutes on one core.
 `replay` draws the survivors of each model in random orders, with the stop rule of an estimated run. It reports how
 often the design interval contains the number of the full attack at the stop, and how many passes are saved. It also
 replays made-up populations. With 20,000 replays the coverage has an error of 0.15 percentage points.
+
+`new-samples` draws the 200 samples of each dataset from a population with known rates, and then the survivors. It
+reports how often the interval for other samples contains the robust accuracy of the population.
 """
 
 import argparse
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +31,7 @@ from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.attacks.phases import divide
 from robustbench_vlm.core.finite_population import Population, share_bounds
 from robustbench_vlm.engine.cell import Cell
-from robustbench_vlm.engine.estimate import CHUNK
+from robustbench_vlm.engine.estimate import CHUNK, CellDraws, estimate_mean
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import resolve
 from robustbench_vlm.engine.resources import Resources
@@ -151,9 +156,65 @@ def replays(rows: Sequence[Mapping[str, Any]], half_width: float, draws: int) ->
         yield replay(name, survivors, breaks, half_width, draws)
 
 
+def new_samples(name: str, rates: np.ndarray, half_width: float, draws: int) -> dict[str, Any]:
+    """Return the coverage of the interval for other samples at the stop.
+
+    `rates` is float64 [H, 3]. For each dataset, it has the probabilities that a sample is robust, that a later stage
+    breaks it, and that it is not a survivor.
+    """
+    generator = np.random.default_rng(0)
+    truth, covered, drawn = float(rates[:, 0].mean()), 0, 0
+    for _ in range(draws):
+        counts = np.array([generator.multinomial(200, own) for own in rates])
+        survivors = counts[:, 0] + counts[:, 1]
+        # Each survivor is the number of its dataset, and whether a later stage breaks it.
+        datasets = np.repeat(np.arange(len(rates)), survivors)
+        fails = np.concatenate([np.arange(left) < later for left, later in zip(survivors, counts[:, 1], strict=True)])
+        order = generator.permutation(len(datasets))
+        size = len(order)
+        for stop in [*range(CHUNK, size, CHUNK), size]:
+            if _half_width(size, stop, int(fails[order[:stop]].sum()), len(rates)) <= half_width:
+                break
+        taken = order[:stop]
+        seen, broken = (np.bincount(datasets[some], minlength=len(rates)) for some in (taken, taken[fails[taken]]))
+        cells = [CellDraws(200, *map(int, own)) for own in zip(survivors, seen, broken, strict=True)]
+        low, high = estimate_mean(cells).new_samples
+        covered += low <= truth <= high
+        drawn += stop
+    return {
+        "population": name,
+        "robust": truth,
+        "half_width": half_width,
+        "replays": draws,
+        "coverage": covered / draws,
+        "drawn": drawn / draws,
+    }
+
+
+@functools.cache
+def _half_width(size: int, drawn: int, broken: int, datasets: int) -> float:
+    """Return half the width of the design interval. It depends only on these counts, because the datasets are equal."""
+    population = Population(np.array([size]), np.array([1 / (200 * datasets)]))
+    low, high = share_bounds(population, [drawn], [broken])
+    return float(high - low) / 2
+
+
+def populations(rows: Sequence[Mapping[str, Any]]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the rates of each dataset for each model and radius, and for made-up populations."""
+    for model, eps in dict.fromkeys((row["model"], row["eps"]) for row in rows):
+        own = [row for row in rows if (row["model"], row["eps"]) == (model, eps)]
+        yield f"{model} {eps}", _rates([(row["robust"], row["after_first"]) for row in own])
+    for name, survivors, breaks in made_up():
+        yield name, _rates([(left - later, later) for left, later in zip(survivors, breaks, strict=True)])
+
+
+def _rates(counts: Sequence[tuple[int, int]]) -> np.ndarray:
+    return np.array([(robust, later, 200 - robust - later) for robust, later in counts]) / 200
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("part", choices=("measure", "replay"))
+    parser.add_argument("part", choices=("measure", "replay", "new-samples"))
     parser.add_argument("--replays", type=int, default=20_000)
     parser.add_argument("--half-width", type=float, nargs="*", default=[0.01])
     parser.add_argument("--threads", type=int, default=1)
@@ -167,12 +228,18 @@ def main() -> None:
             {**before, "measured": {"machine": report.machine(), "cells": measure(arguments.threads)}}, arguments.out
         )
         return
-    found = []
+    rows, key = before["measured"]["cells"], arguments.part.replace("-", "_").replace("replay", "replayed")
+    # Rows with other half-widths are kept.
+    found = [row for row in before.get(key, {}).get("rows", []) if row["half_width"] not in arguments.half_width]
     for half_width in arguments.half_width:
-        for row in replays(before["measured"]["cells"], half_width, arguments.replays):
+        if arguments.part == "replay":
+            new = replays(rows, half_width, arguments.replays)
+        else:
+            new = (new_samples(*each, half_width, arguments.replays) for each in populations(rows))
+        for row in new:
             found.append(row)
             print(row, flush=True)
-            report.write({**before, "replayed": {"machine": report.machine(), "rows": found}}, arguments.out)
+            report.write({**before, key: {"machine": report.machine(), "rows": found}}, arguments.out)
 
 
 if __name__ == "__main__":

@@ -38,7 +38,7 @@ _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "passes", "time", "memor
 def plan(request: "Request", half_width: HalfWidth = "", detect: _Detect = "", as_json: Json = False) -> None:
     """Estimate the time, the passes and the memory of a run.
 
-    Takes the options of `run`, and measures the speed of the model. Does not attack any sample.
+    Takes the options of `run`. Measures the speed of the model, and attacks some samples for a few seconds.
     """
     from robustbench_vlm.engine.cost import estimate_cost
     from robustbench_vlm.engine.resolve import resolve
@@ -84,9 +84,10 @@ def lines(plan: "Plan", estimate: "Estimate", width: int) -> list[Line]:
     sentences = [
         *image_sizes(plan),
         totals(plan, estimate),
-        f"{estimate.passes_expected:,} forward and backward passes are expected, {estimate.passes_most:,} if every"
-        " sample is robust",
+        f"{estimate.passes_expected:,} forward and backward passes ({estimate.passes_range[0]:,} to"
+        f" {estimate.passes_range[1]:,} in nine of ten cases), {estimate.passes_most:,} if every sample is robust",
         *estimated_run(plan, estimate),
+        *time_source(estimate),
         f"about {_gibibytes(estimate.memory)} of memory in total; each process attacks {estimate.batch_size} samples"
         " at once",
     ]
@@ -182,8 +183,8 @@ def estimated_run(plan: "Plan", estimate: "Estimate") -> list[str]:
     cost = estimated_cost(plan, estimate)
     saved = estimate.passes_expected / max(cost.passes, 1)
     return [
-        f"with --half-width {plan.request.half_width * 100:g}: about {duration(cost.seconds)} and {cost.passes:,}"
-        f" passes, {saved:.1f} times fewer"
+        f"with --half-width {plan.request.half_width * 100:g}: about {duration(cost.seconds)}"
+        f" ({_times(cost.seconds_range)}) and {cost.passes:,} passes, {saved:.1f} times fewer"
     ]
 
 
@@ -222,15 +223,30 @@ def _some(names: Sequence[str]) -> str:
 
 
 def totals(plan: "Plan", estimate: "Estimate") -> str:
-    """Return a sentence with the number of samples of a plan and the expected time."""
+    """Return a sentence with the number of samples of a plan, the expected time and its range."""
     known = on_disk(plan)
     share = (plan.samples - known) / plan.samples
     done = f" ({known} of them on disk already)" if known else ""
     return (
-        f"{plan.samples} samples{done}: about {duration(estimate.seconds_expected * share)} with {estimate.workers}"
-        f" process{'es' if estimate.workers > 1 else ''} on {estimate.device},"
-        f" {duration(estimate.seconds_most * share)} if every sample is robust{_left_out(plan)}"
+        f"{plan.samples} samples{done}: about {duration(estimate.seconds_expected * share)}"
+        f" ({_times([share * end for end in estimate.seconds_range])} in nine of ten cases) with {estimate.workers}"
+        f" process{'es' if estimate.workers > 1 else ''} on {estimate.device}{_left_out(plan)}"
     )
+
+
+def time_source(estimate: "Estimate") -> list[str]:
+    """Return sentences about the source of the expected time, and about a file of run times that cannot be read."""
+    runs = estimate.recorded_runs
+    source = (
+        f"the time is adapted to {runs} earlier run{'s' if runs > 1 else ''} on this machine"
+        if runs
+        else "no earlier run on this machine is recorded, so the time is less certain"
+    )
+    return [f"{source}; other programs that run at the same time make it longer", *estimate.notes]
+
+
+def _times(ends: Sequence[float]) -> str:
+    return f"{duration(ends[0])} to {duration(ends[1])}"
 
 
 def on_disk(plan: "Plan") -> int:

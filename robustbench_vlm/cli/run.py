@@ -5,7 +5,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from robustbench_vlm.cli.options import EpsCurve, HalfWidth, Json, points, takes_request
-from robustbench_vlm.cli.plan import estimated_run, settings, totals
+from robustbench_vlm.cli.plan import estimated_run, settings, time_source, totals
 from robustbench_vlm.cli.render.output import Line, answer, duration, note
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
@@ -45,7 +45,7 @@ def run(request: "Request", half_width: HalfWidth = "", eps_curve: EpsCurve = Fa
     for sentence in settings(plan):
         note(sentence, quiet=as_json)
     estimate = estimate_cost(plan)
-    for sentence in (totals(plan, estimate), *estimated_run(plan, estimate)):
+    for sentence in (totals(plan, estimate), *estimated_run(plan, estimate), *time_source(estimate)):
         note(sentence, quiet=as_json)
     with progress("samples", quiet=as_json) as on_progress:
         result = run_plan(plan, estimate, on_progress=on_progress)

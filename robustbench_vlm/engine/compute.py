@@ -1,6 +1,7 @@
 """Compute the missing records of a plan with an execution engine, and write them shard by shard."""
 
 import contextlib
+import dataclasses
 import functools
 import time
 from collections.abc import Callable, Sequence
@@ -25,6 +26,9 @@ def compute_missing(
 
     Each shard (a file with the records of some samples of a cell) is written when it is finished. After the last shard
     of a cell, `on_complete` is called with the records of all cells.
+
+    `seconds_expected` is the estimated wall time of the whole plan, in seconds. The progress reports start with this
+    estimate, and the measured time replaces it as samples are finished.
     """
     resources = plan.request.resources
     groups = missing_groups(plan.cells, finished, resources)
@@ -33,8 +37,8 @@ def compute_missing(
     fresh = [0] * len(plan.cells)
     on_disk = list(finished)
     missing = [missing_samples(cell, found) for cell, found in zip(plan.cells, finished, strict=True)]
-    left = seconds_expected * todo / plan.samples
-    on_progress(Progress(plan.samples - todo, plan.samples, left, passes=known))
+    expected = seconds_expected / plan.samples
+    on_progress(Progress(plan.samples - todo, plan.samples, expected * todo, passes=known))
     begun, done = time.monotonic(), 0
     function = functools.partial(run_group, plan.cells, resources)
     engine: Engine = ENGINES.load(resources.engine)
@@ -53,10 +57,26 @@ def compute_missing(
             done += len(group)
             if completed:
                 on_complete(on_disk)
-            left = (time.monotonic() - begun) / done * (todo - done)
+            left = seconds_left(expected, done, todo, time.monotonic() - begun)
             passes = known + sum(fresh)
             on_progress(Progress(plan.samples - todo + done, plan.samples, left, cell.label, passes))
     return fresh
+
+
+def seconds_left(expected: float, done: int, todo: int, spent: float) -> float:
+    """Return the estimated seconds until `todo` samples are finished, if `done` samples took `spent` seconds.
+
+    `expected` is the estimated time of one sample in seconds, or 0 if there is no estimate. At the start, workers have
+    unfinished samples, so the measured time of a sample is too long. The estimate therefore counts as a tenth of all
+    samples.
+    """
+    weight = 0.1 * todo if expected else 0.0
+    return (weight * expected + spent) / (weight + done) * (todo - done)
+
+
+def later(on_progress: OnProgress, seconds: float) -> OnProgress:
+    """Return a function for progress reports of the first part of a run. It adds the time of the later part."""
+    return lambda progress: on_progress(dataclasses.replace(progress, seconds_left=progress.seconds_left + seconds))
 
 
 def missing_samples(cell: Cell, found: Finished) -> set[int]:

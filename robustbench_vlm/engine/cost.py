@@ -1,52 +1,45 @@
-"""Estimate the passes, seconds and memory of a run. The estimate uses a short measurement of each model's speed."""
+"""Estimate the passes, seconds and memory of a run.
 
-import time
-from collections.abc import Callable, Sequence
+The estimate uses a short measurement of each model (`engine.probe`), and the times of earlier runs on this machine
+(`engine.run_times`).
+"""
+
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.attacks.model import SurrogateClassifier, with_gradient
 from robustbench_vlm.attacks.sanity import sanity_cost
 from robustbench_vlm.core.classifier_interface import Classifier
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.model_cache import loaded_model
+from robustbench_vlm.engine.probe import Robustness, Speed, measure_cell, measure_robustness
 from robustbench_vlm.engine.resolve import Plan
-from robustbench_vlm.engine.resources import (
-    Resources,
-    run_backward,
-    sample_memory,
-    threads_of_a_worker,
-    with_fitting_batch_size,
-)
-from robustbench_vlm.engine.shard import MEASURED_SAMPLES, cell_classifier, load_batch
+from robustbench_vlm.engine.resources import Resources
+from robustbench_vlm.engine.run_times import Calibration, read_calibration
+from robustbench_vlm.engine.store import cell_folder, read_finished
 from robustbench_vlm.protocols.base import Protocol
 
-ROBUST_SHARE = 0.35
-"""Assumed share of samples that are still classified correctly after all stages of an attack. For the bundled defenses
-it is between 0 and 0.6."""
-BROKEN_COST = 0.02
-"""Assumed cost of a sample that is not robust, divided by the cost of a robust sample. The quotient is small, because
-most successful attacks succeed in their first steps.
-"""
+BROKEN_CALLS, BROKEN_TIMES, BROKEN_SHARE = 6, 2.5, 0.75
+"""A sample that is not robust costs this many calls with a gradient, up to so many times more or fewer. It costs at
+most this share of a robust sample. Most attacks that succeed do so in their first steps, and samples with a
+misclassified clean image are not attacked."""
 PROCESS_MEMORY = 450 * 2**20
 """Bytes of memory that Python, torch and open_clip use before a model is loaded, measured on Linux."""
-_LEAST_TIMES, _MOST_TIMES, _TIMING_SECONDS = 2, 10, 0.2
-"""Limits for the repetitions of a timed pass: the minimum number, the maximum number, and the total time in seconds.
-
-A pass of a small model takes milliseconds. A short delay of the machine could double one measured time, so the pass is
-repeated.
-"""
+START_SECONDS = 5.0
+"""Largest time in seconds from the start of the worker processes to their first pass, measured on Linux."""
 
 
 @dataclass(frozen=True)
 class Cost:
     """The estimated cost of computing one cell from the start.
 
-    The fields "..._expected" assume that the share `ROBUST_SHARE` of the samples is robust. The fields "..._most"
-    assume that all samples are robust.
+    The fields "..._expected" are for the expected share of robust samples. The fields "..._most" assume that all
+    samples are robust.
     """
 
     passes_expected: int
@@ -55,6 +48,8 @@ class Cost:
     seconds_expected: float
     """Wall time in seconds with all workers."""
     seconds_most: float
+    robust_expected: float
+    """The expected share of robust samples, in [0, 1]."""
     memory: int
     """Memory of one worker in bytes."""
 
@@ -67,54 +62,72 @@ class Estimate:
     """Number of samples of all cells."""
     passes_expected: int
     """Number of forward and backward passes. A pass over B samples counts B times."""
+    passes_range: tuple[int, int]
+    """In nine of ten cases, the number of passes is in this range."""
     passes_most: int
     seconds_expected: float
     """Wall time in seconds with all workers."""
+    seconds_range: tuple[float, float]
+    """In nine of ten cases, the wall time is in this range. It assumes that other processes use the machine as much as
+    during the earlier runs, or not at all if there were none."""
     seconds_most: float
     memory: int
     """Memory of all workers together in bytes."""
     workers: int
     batch_size: int
     device: str
+    time_ratio: float
+    """Expected ratio of wall time to measured time of passes. The seconds above include it."""
+    recorded_runs: int
+    """Number of earlier runs on this machine from which `time_ratio` was computed."""
+    notes: tuple[str, ...]
+    """Notes about a file of recorded run times that cannot be read."""
     cells: tuple[Cost, ...]
     """Cost of each cell, in the order of the plan's cells."""
 
 
-@dataclass(frozen=True)
-class Speed:
-    """The measured speed and memory of a classifier on this machine with one worker."""
-
-    forward: float
-    """Seconds per sample of a forward pass without gradients."""
-    gradient: float
-    """Seconds per sample of one forward pass plus one backward pass."""
-    sample: int
-    """Memory of one sample under attack in bytes. The function `resources.sample_memory` measures it."""
-    parameters: int
-    """Memory of the classifier's parameters and buffers in bytes."""
-
-
 def estimate_cost(plan: Plan) -> Estimate:
-    """Measure the speed of each model of a plan, and return the cost of the plan.
+    """Measure the speed and robustness of each model of a plan, and return the cost of the plan.
 
-    Only one model at a time is in memory.
+    Only one model at a time is in memory. Robustness is measured only for cells that lack records, and only if this
+    takes a small part of the time of the run (`probe.measure_robustness`).
     """
     resources = plan.request.resources
+    calibration, notes = read_calibration(resources)
     models = dict.fromkeys(cell.model for cell in plan.cells)
     by_model = [[cell for cell in plan.cells if cell.model == model] for model in models]
-    costs = [cost for cells in by_model for cost in _model_costs(cells, plan.protocol, resources)]
+    found = [each for cells in by_model for each in _model_costs(cells, plan, calibration)]
+    costs = [cost for cost, _ in found]
+    passes = sum(cost.passes_expected for cost in costs)
+    seconds = sum(cost.seconds_expected for cost in costs)
+    below, above = _factors(costs, [robustness for _, robustness in found])
+    spread = math.log(calibration.spread)
     return Estimate(
         samples=plan.samples,
-        passes_expected=sum(cost.passes_expected for cost in costs),
+        passes_expected=passes,
+        passes_range=(round(passes * math.exp(-below)), round(passes * math.exp(above))),
         passes_most=sum(cost.passes_most for cost in costs),
-        seconds_expected=sum(cost.seconds_expected for cost in costs),
+        seconds_expected=seconds,
+        # The number of passes and the time of a pass have independent errors.
+        seconds_range=(
+            seconds * math.exp(-math.hypot(below, spread)),
+            seconds * math.exp(math.hypot(above, spread)) + START_SECONDS,
+        ),
         seconds_most=sum(cost.seconds_most for cost in costs),
         memory=max(cost.memory for cost in costs) * resources.workers,
         workers=resources.workers,
         batch_size=resources.batch_size,
         device=resources.device,
+        time_ratio=calibration.ratio,
+        recorded_runs=calibration.runs,
+        notes=notes,
         cells=tuple(costs),
     )
+
+
+def seconds_of(cost: Cost, passes: int) -> float:
+    """Return the expected wall time in seconds of a number of passes of a cell."""
+    return cost.seconds_most * passes / cost.passes_most
 
 
 def attack_passes(attack: Attack, num_classes: int, classifier: Classifier) -> tuple[int, int]:
@@ -134,42 +147,34 @@ def attack_passes(attack: Attack, num_classes: int, classifier: Classifier) -> t
     return sum(forward for forward, _ in spent), sum(backward for _, backward in spent)
 
 
-def measure_speed(classifier: torch.nn.Module, images: Tensor) -> Speed:
-    """Measure the speed of a classifier on images, float32 [B, 3, H, W]. The time of the fastest pass is used."""
-
-    def gradient() -> None:
-        run_backward(classifier, images)
-
-    def forward() -> None:
-        with torch.no_grad():
-            classifier(images)
-
-    return Speed(
-        # The memory is measured before the speed, because this measurement also warms up the passes that are timed.
-        sample=sample_memory(classifier, images),
-        forward=_fastest(forward) / len(images),
-        gradient=_fastest(gradient) / len(images),
-        parameters=sum(value.numel() * value.element_size() for value in classifier.state_dict().values()),
-    )
-
-
-def _model_costs(cells: Sequence[Cell], protocol: Protocol, resources: Resources) -> list[Cost]:
-    """Return the cost of each cell. All cells must have one model."""
+def _model_costs(cells: Sequence[Cell], plan: Plan, calibration: Calibration) -> list[tuple[Cost, tuple[float, float]]]:
+    """Return the cost of each cell, and the range of its expected passes. All cells must have one model."""
     # This code is in a separate function, so that no variable refers to the model after the call. The memory of the
     # model can then be freed.
-    speed = _measure_cell(cells[0], resources)
-    classifier = _cost_classifier(cells[0], protocol, resources.device)
-    return [_cost(cell, speed, classifier, resources) for cell in cells]
+    resources = plan.request.resources
+    speed = measure_cell(cells[0], resources)
+    classifier = _cost_classifier(cells[0], plan.protocol, resources.device)
+    passes = [attack_passes(cell.attack, len(cell.dataset.classes), classifier) for cell in cells]
+    by_threat: dict[Threat, list[int]] = {}
+    for number, cell in enumerate(cells):
+        by_threat.setdefault(cell.threat, []).append(number)
+    robustness = {
+        threat: _robustness([cells[n] for n in numbers], [passes[n] for n in numbers], speed, plan)
+        for threat, numbers in by_threat.items()
+    }
+    return [
+        _cost(cell, each, speed, robustness[cell.threat], classifier, resources, calibration.ratio)
+        for cell, each in zip(cells, passes, strict=True)
+    ]
 
 
-def _measure_cell(cell: Cell, resources: Resources) -> Speed:
-    """Measure the speed of the model of a cell on the first images of the cell."""
-    count = min(resources.batch_size, MEASURED_SAMPLES, len(cell))
-    images = load_batch(cell, 0, count, device=resources.device)[0].images
-    classifier = cell_classifier(cell, resources.device).plain
-    with threads_of_a_worker(resources.workers):
-        speed, _ = with_fitting_batch_size(lambda fewer: measure_speed(classifier, images[:fewer]), count)
-    return speed
+def _robustness(cells: Sequence[Cell], passes: Sequence[tuple[int, int]], speed: Speed, plan: Plan) -> Robustness:
+    """Measure the robustness of a model at one threat. If all records are on disk, return assumed values."""
+    folders = ((cell, read_finished(cell_folder(plan.request.out, cell), cell)) for cell in cells)
+    if all(sum(piece.stop - piece.start for piece in found.pieces) >= len(cell) for cell, found in folders):
+        return Robustness()
+    seconds = sum(len(cell) * speed.seconds(*each) for cell, each in zip(cells, passes, strict=True))
+    return measure_robustness(cells, speed, seconds, plan.request.resources)
 
 
 def _cost_classifier(cell: Cell, protocol: Protocol, device: str) -> Classifier:
@@ -180,30 +185,39 @@ def _cost_classifier(cell: Cell, protocol: Protocol, device: str) -> Classifier:
     return judge if protocol.precision == protocol.verdict_precision else SurrogateClassifier(judge, judge)
 
 
-def _cost(cell: Cell, speed: Speed, classifier: Classifier, resources: Resources) -> Cost:
-    forward, backward = attack_passes(cell.attack, len(cell.dataset.classes), classifier)
-    passes = len(cell) * (forward + backward)
-    seconds = len(cell) * (forward * speed.forward + backward * (speed.gradient - speed.forward)) / resources.workers
-    share = ROBUST_SHARE + (1 - ROBUST_SHARE) * BROKEN_COST
-    return Cost(
-        passes_expected=round(passes * share),
-        passes_most=round(passes),
-        seconds_expected=seconds * share,
+def _cost(
+    cell: Cell,
+    passes: tuple[int, int],
+    speed: Speed,
+    robustness: Robustness,
+    classifier: Classifier,
+    resources: Resources,
+    time_ratio: float,
+) -> tuple[Cost, tuple[float, float]]:
+    """Return the cost of a cell, and the smallest and the largest number of passes in nine of ten cases."""
+    most = len(cell) * sum(passes)
+    broken = BROKEN_CALLS * sum(classifier.cost(gradient=True)) / sum(passes)
+    shares = [
+        share + (1 - share) * min(broken * times, BROKEN_SHARE)
+        for share, times in ((robustness.share, 1), (robustness.low, 1 / BROKEN_TIMES), (robustness.high, BROKEN_TIMES))
+    ]
+    seconds = len(cell) * speed.seconds(*passes) * robustness.overhead * time_ratio / resources.workers
+    cost = Cost(
+        passes_expected=round(most * shares[0]),
+        passes_most=most,
+        seconds_expected=seconds * shares[0],
         seconds_most=seconds,
+        robust_expected=robustness.share,
         memory=PROCESS_MEMORY + speed.parameters + min(resources.batch_size, len(cell)) * speed.sample,
     )
+    return cost, (most * shares[1], most * shares[2])
 
 
-def _fastest(work: Callable[[], None]) -> float:
-    """Run `work` several times and return the shortest time in seconds.
+def _factors(costs: Sequence[Cost], ranges: Iterable[tuple[float, float]]) -> tuple[float, float]:
+    """Return the logarithms of the factors from the expected passes down and up to the ends of their range.
 
-    The shortest time is used, because the first call and calls on a busy machine take longer.
+    `ranges` has the range of each cell. All cells may be wrong in the same direction, so the ends are added.
     """
-    seconds: list[float] = []
-    while len(seconds) < _LEAST_TIMES or (sum(seconds) < _TIMING_SECONDS and len(seconds) < _MOST_TIMES):
-        start = time.perf_counter()
-        work()
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - start)
-    return min(seconds)
+    expected = sum(cost.passes_expected for cost in costs)
+    low, high = (sum(ends) for ends in zip(*ranges, strict=True))
+    return max(math.log(expected / low), 0.0), max(math.log(high / expected), 0.0)

@@ -22,9 +22,10 @@ from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.records import UNFINISHED, SampleResult, passes_of
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
-from robustbench_vlm.engine.compute import compute_missing, missing_samples
+from robustbench_vlm.engine.compute import compute_missing, later, missing_samples
+from robustbench_vlm.engine.cost import Estimate
 from robustbench_vlm.engine.estimate import CellDraws, chunks, draw_order, estimate_mean, second_cell
-from robustbench_vlm.engine.estimated_cost import drawn_share
+from robustbench_vlm.engine.estimated_cost import drawn_share, estimated_cost
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.score_tables import groups, is_unseen
 from robustbench_vlm.engine.second_phase import joined, run_second_phase
@@ -90,18 +91,24 @@ class EstimatedCell:
         return bool(self.complete) or self.draws.drawn == self.draws.survivors
 
 
-def run_phases(plan: Plan, half_width: float, *, on_progress: OnProgress = ignore_progress) -> list[EstimatedCell]:
+def run_phases(
+    plan: Plan, half_width: float, estimate: Estimate | None = None, *, on_progress: OnProgress = ignore_progress
+) -> list[EstimatedCell]:
     """Run both phases for the cells without complete records, and return the cells.
 
     The run folders must be locked. For each model, attack and eps, survivors are attacked until half of the width of
     the design interval of the mean over datasets is at most `half_width`, in [0, 1]. With 0, all survivors are
-    attacked, and complete records are written. Raises UserError if an attack cannot be divided into phases.
+    attacked, and complete records are written. `estimate` is the cost of the full run, for progress reports. Raises
+    UserError if an attack cannot be divided into phases.
     """
     out = plan.request.out
+    cost = estimated_cost(plan, estimate) if estimate and half_width else None
+    first_seconds, second_seconds = (cost.first_seconds, cost.second_seconds) if cost else (0.0, 0.0)
     phases = [divide(cell.attack) for cell in plan.cells]
     on_disk = [read_finished(cell_folder(out, cell), cell) for cell in plan.cells]
     missing = [number for number, cell in enumerate(plan.cells) if missing_samples(cell, on_disk[number])]
-    firsts = dict(zip(missing, _first_phase(plan, phases, missing, on_progress), strict=True))
+    report = later(on_progress, second_seconds)
+    firsts = dict(zip(missing, _first_phase(plan, phases, missing, first_seconds, report), strict=True))
     cells: list[EstimatedCell] = []
     for number, (cell, found) in enumerate(zip(plan.cells, on_disk, strict=True)):
         if number in firsts:
@@ -168,15 +175,19 @@ def cells_with_first_phase(plan: Plan) -> tuple[Cell, ...]:
 
 
 def _first_phase(
-    plan: Plan, phases: Sequence[Phases], numbers: Sequence[int], on_progress: OnProgress
+    plan: Plan, phases: Sequence[Phases], numbers: Sequence[int], seconds: float, on_progress: OnProgress
 ) -> list[tuple[SampleResult, ...]]:
-    """Attack all samples of some cells with the first phase, and return the records of each cell."""
+    """Attack all samples of some cells with the first phase, and return the records of each cell.
+
+    `seconds` is the estimated time of the first phase of all cells of the plan.
+    """
     out = plan.request.out
     cells = tuple(_first_cell(plan.cells[number], phases[number]) for number in numbers)
     if not cells:
         return []
     some = dataclasses.replace(plan, cells=cells)
-    compute_missing(some, [read_finished(cell_folder(out, cell), cell) for cell in cells], 0.0, on_progress, _nothing)
+    on_disk = [read_finished(cell_folder(out, cell), cell) for cell in cells]
+    compute_missing(some, on_disk, seconds * some.samples / plan.samples, on_progress, _nothing)
     found = (read_finished(cell_folder(out, cell), cell) for cell in cells)
     return [tuple(merge(each.pieces, cell.samples.ids)) for each, cell in zip(found, cells, strict=True)]
 

@@ -9,7 +9,7 @@ from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.core.records import passes_of
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.compute import compute_missing
-from robustbench_vlm.engine.cost import Estimate, estimate_cost
+from robustbench_vlm.engine.cost import Estimate, estimate_cost, seconds_of
 from robustbench_vlm.engine.estimated_run import EstimatedCell, cells_with_first_phase, run_phases
 from robustbench_vlm.engine.estimated_tables import estimated_tables
 from robustbench_vlm.engine.manifest import Provenance
@@ -17,6 +17,7 @@ from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.results import Mean, RunResult, ScoreTable
 from robustbench_vlm.engine.run_folders import RunFolders, scores_of
+from robustbench_vlm.engine.run_times import record_run
 from robustbench_vlm.engine.score_tables import tables_of
 from robustbench_vlm.engine.store import (
     Finished,
@@ -60,16 +61,20 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
         # If the run is interrupted, the scores of complete cells must be kept.
         folders.write_unfinished(finished)
         if half_width := plan.request.half_width:
-            estimated = run_phases(plan, half_width, on_progress=on_progress)
+            estimated = run_phases(plan, half_width, estimate, on_progress=on_progress)
             finished = [read_finished(cell_folder(out, cell), cell) for cell in cells]
             if not all(each.is_finished for each in estimated):
                 folders.write_unfinished(finished)
                 return _estimated(plan, estimated, time.monotonic() - begun, folders.notes)
-        elif started := cells_with_first_phase(plan):
-            run_phases(dataclasses.replace(plan, cells=started), half_width=0.0, on_progress=on_progress)
+        elif halfway := cells_with_first_phase(plan):
+            run_phases(dataclasses.replace(plan, cells=halfway), half_width=0.0, on_progress=on_progress)
             finished = [read_finished(cell_folder(out, cell), cell) for cell in cells]
         seconds_expected = estimate.seconds_expected if estimate else 0.0
+        started = time.monotonic()
         fresh = compute_missing(plan, finished, seconds_expected, on_progress, folders.write_unfinished)
+        if estimate:
+            predicted = sum(seconds_of(cost, passed) for cost, passed in zip(estimate.cells, fresh, strict=True))
+            record_run(plan.request.resources, predicted / estimate.time_ratio, time.monotonic() - started)
         complete = [read_finished(cell_folder(out, cell), cell) for cell in cells]
         results = [merge(found.pieces, cell.samples.ids) for found, cell in zip(complete, cells, strict=True)]
         scores = scores_of(cells, results)

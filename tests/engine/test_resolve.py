@@ -22,7 +22,7 @@ from robustbench_vlm.core.progress import Progress
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets.base import image_sha256
 from robustbench_vlm.datasets.image_folder import FolderImages, folder_dataset
-from robustbench_vlm.engine import cost, model_cache
+from robustbench_vlm.engine import model_cache, probe
 from robustbench_vlm.engine import resolve as resolving
 from robustbench_vlm.engine.cell import Cell, Samples
 from robustbench_vlm.engine.cost import estimate_cost
@@ -281,7 +281,7 @@ def test_resolve_measures_no_speed_and_has_one_model_in_memory(
         return model
 
     monkeypatch.setattr(model_cache, "load_model", spied)
-    monkeypatch.setattr(cost, "measure_speed", None)
+    monkeypatch.setattr(probe, "measure_speed", None)
     cards = [str(make_card(name, seed=seed)) for seed, name in enumerate(("one", "two", "three"))]
     plan = make_request(cards)
     assert alive == [0, 0, 0] and len({cell.weights for cell in plan.cells}) == 3
@@ -305,7 +305,7 @@ def test_the_batch_size_on_a_gpu_is_chosen_without_a_measurement_of_speed(
         return 16
 
     monkeypatch.setattr(resolving, "choose_batch_size", choose)
-    monkeypatch.setattr(cost, "measure_speed", None)
+    monkeypatch.setattr(probe, "measure_speed", None)
     cells = plan_of(make_card(), samples=4).cells
     monkeypatch.setattr(resolving, "_sample_memory", lambda cell, device: 10**6)
     assert resolving._batch_size(cells, Resources(device="cuda", workers=2)) == 16
