@@ -51,6 +51,8 @@ class Track:
     """Learning rate of each defense, chosen on held-out images of the fine-tuning dataset. The keys are defenses."""
     description: str = ""
     """One sentence for `vlmbench list tracks`."""
+    title: str = ""
+    """A few words that follow the name of the track on the site, such as "15 real datasets"."""
 
 
 MINI = Track(
@@ -86,6 +88,7 @@ MINI = Track(
     protocols=("mini-quick", "mini"),
     leaderboard_protocol="mini",
     description="The embedded track has a small CLIP and 13 drawn datasets. It needs no download and no GPU",
+    title="synthetic, runs on a laptop",
 )
 
 ZEROSHOT15 = Track(
@@ -118,6 +121,7 @@ ZEROSHOT15 = Track(
     protocols=("trusted", "trusted-native", "agft-2026", "fare-2024", "tecoa-2023", "tga-2024"),
     leaderboard_protocol="trusted",
     description="The real track has CLIP ViT-B/32 and the 15 datasets of AGFT's paper. ImageNet is not in the mean",
+    title="15 real datasets",
 )
 
 DEFAULT_TRACK = "mini"

@@ -8,6 +8,7 @@ import typer
 
 from robustbench_vlm.cli.options import Json, example, option
 from robustbench_vlm.cli.render.output import Line, answer, note
+from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, package_folder, write_text
 
@@ -81,10 +82,12 @@ def serve(folder: _Folder = None, port: _Port = 8000) -> None:
     from robustbench_vlm.leaderboard.site import write_site
 
     place = _place(folder)
-    boards = _boards(place)
+    note(f"building the site of {place}")
     with tempfile.TemporaryDirectory() as site:
-        write_site(boards, Path(site), entries=_entries(place, boards), examples=_examples(place, boards))
-        show(Path(site), port)
+        with progress("pages"):
+            boards = _boards(place)
+            write_site(boards, Path(site), entries=_entries(place, boards), examples=_examples(place, boards))
+        show(Path(site), port, lambda address: note(f"the site is at {address} until Ctrl-C"))
 
 
 @app.command(epilog=example("vlmbench leaderboard migrate leaderboards/mini/*.json"))

@@ -45,6 +45,13 @@ FIELDS: Mapping[str, tuple[str, Callable[[Protocol], str]]] = {
 """Labels of the fields of `Protocol` in tables, with functions that return the value of a field as text."""
 
 
+GROUPS: Mapping[str, str] = {
+    **dict.fromkeys(("eps", "small_eps", "iterate", "step_size", "mean_over", "seed"), "Attack"),
+    **dict.fromkeys(("precision", "verdict_precision", "logit_precision"), "Numerics"),
+}
+"""Headings under which pages show fields of a protocol. A field without a heading is under "Data"."""
+
+
 def read_protocol(identity: Mapping[str, Any]) -> Protocol:
     """Convert the field values of a recorded protocol, such as those in a run folder, to a `Protocol`.
 

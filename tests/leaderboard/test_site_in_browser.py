@@ -113,7 +113,7 @@ def test_filters_hide_rows_and_show_the_number_of_visible_rows(open_page: Open) 
     form = page.locator("form[data-filters=measured-rows]")
     form.get_by_label("Filter").fill("RECONSTRUCTION scenes")
     assert (_models(page), form.locator("output").inner_text()) == (["gladiator"], "1 of 8 rows")
-    form.get_by_role("button", name="All").click()
+    form.get_by_role("button", name="Reset").click()
     page.wait_for_function("document.querySelector('form[data-filters=measured-rows] output').value === '8 rows'")
     form.get_by_label("Status").select_option("verified")
     assert _models(page) == ["pmg-aft", "tecoa", "clip"]
@@ -147,7 +147,7 @@ def test_a_table_of_1000_models_is_sorted_filtered_and_paged(open_page: Open, la
     form.get_by_label("Filter").fill("model-09 gladiator")
     assert len(_models(page)) == 13 and form.locator("output").inner_text() == "13 of 1000 rows"
     assert nav.get_by_role("button", name="Next").is_disabled()
-    form.get_by_role("button", name="All").click()
+    form.get_by_role("button", name="Reset").click()
     page.wait_for_function("document.querySelector('form[data-filters=measured-rows] output').value === '1000 rows'")
     assert len(_models(page)) == 30
 

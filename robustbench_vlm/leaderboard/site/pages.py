@@ -30,7 +30,8 @@ from robustbench_vlm.leaderboard.site.charts import curves, nearest, scatter
 from robustbench_vlm.leaderboard.site.downloads import board_csv, board_json, reported_csv
 from robustbench_vlm.leaderboard.site.paging import PAGE_ROWS, packed, page_name, reported_pages, row_pages
 from robustbench_vlm.leaderboard.site.written_pages import EntryFiles, Key, WrittenPages
-from robustbench_vlm.protocols.describe import FIELDS, read_protocol
+from robustbench_vlm.protocols.describe import FIELDS, GROUPS, read_protocol
+from robustbench_vlm.tracks import TRACKS
 
 _HERE = Path(__file__).parent
 _PNG = b"\x89PNG\r\n\x1a\n"
@@ -132,6 +133,9 @@ def _board_files(
     """Yield the pages and downloads of a board. `digests` are those of its rows."""
     shared = {"root": "../", "here": board.track, "board": board}
     attacks = list(dict.fromkeys(name for row in board.rows for name in row.under))
+    # Warnings of every model are below the table, so that the table has only the differences.
+    several = board.rows if board.rows[1:] else ()
+    common = [each for each in several[0].warnings if all(each in row.warnings for row in several)] if several else []
     reported = reported_pages(_papers(board.reported))
     pages = row_pages(board.rows)
     # Numbers of papers are on the page of the board if they fit on it.
@@ -140,6 +144,7 @@ def _board_files(
         start = page * PAGE_ROWS
         about = {
             "attacks": attacks,
+            "common": common,
             "reported": reported,
             "page": page,
             "pages": len(pages),
@@ -147,7 +152,7 @@ def _board_files(
             "has_reported_numbers": inline,
         }
         make = partial(_board_page, environment, board, {**shared, **about, "start": start})
-        basis = [*frame, attacks, page, digests[start : start + PAGE_ROWS]] if page else []
+        basis = [*frame, attacks, common, page, digests[start : start + PAGE_ROWS]] if page else []
         yield _File(page_name(page), make, basis)
     if board.reported and not inline:
         for number, papers in enumerate(reported, start=1):
@@ -196,7 +201,7 @@ def _about_protocol(board: Board) -> dict[str, Any]:
     identity = board.protocol["identity"]
     try:
         protocol = read_protocol(identity)
-        words = [(what, say(protocol)) for what, say in FIELDS.values()]
+        words = [(GROUPS.get(name, "Data"), what, say(protocol)) for name, (what, say) in FIELDS.items()]
     except UserError:
         # The protocol was written by another version of the package, so only its JSON identity can be shown.
         words = []
@@ -245,6 +250,7 @@ def _environment(boards: Sequence[Board]) -> Environment:
     environment.globals |= {
         "boards": boards,
         "version": __version__,
+        "titles": {name: TRACKS.load(name).title for name in TRACKS.names()},
         "known_warnings": frozenset(WARNINGS),
         "benchmark_bibtex": texts.benchmark_bibtex(__version__),
         "style": style,

@@ -1,7 +1,9 @@
 """Local HTTP server of the leaderboard site, on the loopback interface only."""
 
+import contextlib
 import functools
 import io
+from collections.abc import Callable
 from http import HTTPStatus
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -41,10 +43,11 @@ def open_server(folder: Path, port: int) -> ThreadingHTTPServer:
         ) from error
 
 
-def serve(folder: Path, port: int) -> None:
+def serve(folder: Path, port: int, on_open: Callable[[str], None] = lambda address: None) -> None:
     """Serve a site's folder on the loopback interface until Ctrl-C.
 
-    Raises the errors of `open_server`.
+    `on_open` is called with the address of the site. Raises the errors of `open_server`.
     """
-    with open_server(folder, port) as server:
+    with open_server(folder, port) as server, contextlib.suppress(KeyboardInterrupt):
+        on_open(f"http://127.0.0.1:{server.server_address[1]}")
         server.serve_forever()
