@@ -22,6 +22,7 @@ from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import estimate_text
 from robustbench_vlm.core.strict_json import read_json, validate
 from robustbench_vlm.engine.cell_records import Condition
+from robustbench_vlm.leaderboard.entry_status import status_of
 from robustbench_vlm.leaderboard.history import (
     STRICT,
     Attestation,
@@ -34,7 +35,6 @@ from robustbench_vlm.leaderboard.history import (
     Subject,
     Text,
 )
-from robustbench_vlm.leaderboard.status import status_of
 from robustbench_vlm.leaderboard.tolerance import exceeds_tolerance
 
 FORMAT: Final = 3
