@@ -126,6 +126,7 @@ OWN_FILES = {
     # These read files that this program wrote to the cache or next to a dataset.
     "datasets/prepared.py",
     "datasets/published/checksums.py",
+    "leaderboard/site/written_pages.py",
 }
 """Modules that may use Python's JSON reader."""
 

@@ -80,7 +80,7 @@ def hateful_memes(root: Path) -> StoredImages:
     """
     split = root / "dev_seen.jsonl"
     with reading(split):
-        rows = [read_json(line, "a line of the list") for line in read_lines(split)]
+        rows = [read_json(line, f"a line of {split.name}") for line in read_lines(split)]
         samples = [(str(row["img"]), range(len(Labels("hateful-memes")))[int(row["label"])]) for row in rows]
     return list_images(root, samples)
 
