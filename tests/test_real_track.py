@@ -202,6 +202,6 @@ def test_a_run_of_the_real_architecture_on_real_images(
         with Image.open(categories / source.ids[place]) as image:
             assert torch.equal(source.read([place])[0], reference(image.convert("RGB")))
     # The same command again does not change the scores. It needs no second measurement of the model's speed.
-    monkeypatch.setattr("robustbench_vlm.engine.cost._measure_cell", lambda cell, resources: Speed(1.0, 1.0, 1, 1))
+    monkeypatch.setattr("robustbench_vlm.engine.cost.measure_cell", lambda cell, resources: Speed(1.0, 1.0, 1, 1))
     assert run_command(command) == 0
     assert json.loads(capsys.readouterr().out)["scores"] == found["scores"]

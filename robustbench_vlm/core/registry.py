@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
+from pathlib import Path
 from typing import Any
 
 from robustbench_vlm.core.errors import UserError
@@ -69,12 +70,25 @@ class Registry:
 
 
 def _entry_points(group: str) -> Iterable[EntryPoint]:
-    return _found(entry_points, group, tuple(sys.path))
+    return _found(entry_points, group, tuple((path, _changed(path)) for path in sys.path))
+
+
+def _changed(path: str) -> int:
+    """Return the time in nanoseconds at which a folder of packages changed, for example by an installation."""
+    try:
+        return Path(path or ".").stat().st_mtime_ns
+    except OSError:
+        return 0
 
 
 @functools.cache
-def _found(find: Callable[..., Iterable[EntryPoint]], group: str, paths: tuple[str, ...]) -> tuple[EntryPoint, ...]:
-    """Return `find(group=group)`. It reads a file of each installed package, so the result is kept for these paths."""
+def _found(
+    find: Callable[..., Iterable[EntryPoint]], group: str, paths: tuple[tuple[str, int], ...]
+) -> tuple[EntryPoint, ...]:
+    """Return `find(group=group)`. It reads a file of each installed package, so the result is kept for these paths.
+
+    `paths` has the import paths with the times of their last changes.
+    """
     return tuple(find(group=group))
 
 

@@ -107,7 +107,9 @@ def better(evidence: CellRecords) -> CellRecords:
     return _with(
         evidence,
         [
-            dataclasses.replace(_robust(result), clean_prediction=result.label) if result.broken_by == CLEAN else result
+            dataclasses.replace(_robust(result), clean_prediction=result.label, margin=abs(result.margin))
+            if result.broken_by == CLEAN
+            else result
             for result in evidence.results
         ],
     )
@@ -222,7 +224,7 @@ def test_other_fields_of_the_records_are_compared(entry_path: Path, taught_card:
         rows = [
             dataclasses.replace(row, distance=1e-6)
             if row.broken_by == "pgd-5"
-            else dataclasses.replace(row, forward=2**40 if row.broken_by == "" else row.forward)
+            else dataclasses.replace(row, forward=row.forward - 1 if row.broken_by == "" else row.forward)
             for row in each.results
         ]
         return _with(each, rows)
@@ -341,7 +343,10 @@ def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
     ("change", "message"),
     [
         (lambda entry: entry["cells"][0]["score"].update(robust=0.99), "different accuracies"),
-        (lambda entry: entry["cells"][0]["score"].update(n=199), "the columns or the number of rows are not those"),
+        (
+            lambda entry: entry["cells"][0]["score"].update(n=199),
+            "the number of rows are not the expected ones",
+        ),
         (lambda entry: entry["cells"][0].update(fingerprint="0" * 64), "do not match their fingerprint"),
         (lambda entry: entry["cells"][0].update(content="0" * 64), "have changed since the entry was written"),
         (
@@ -350,7 +355,7 @@ def _edit(path: Path, change: Callable[[dict[str, object]], None]) -> Entry:
         ),
         (lambda entry: entry["datasets"]["colours"].update(data="0" * 64), "do not match their data digest"),
         (lambda entry: entry["records"].update(sha256="0" * 64), "is not the one in the entry"),
-        (lambda entry: entry["cells"].pop(), "the columns or the number of rows are not those"),
+        (lambda entry: entry["cells"].pop(), "the number of rows are not the expected ones"),
         (lambda entry: entry["protocol"].update(label="mini-quick/1"), "must be mini/1, got mini-quick/1"),
         (lambda entry: entry["card"].update(name="agft"), "must be that of the entry.s model .taught., got .agft."),
         (lambda entry: entry["datasets"].clear() or entry["datasets"].update(shapes=DATASET), "lacks class names"),
