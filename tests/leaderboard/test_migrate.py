@@ -77,17 +77,17 @@ def entry_of_0_1(model: str, folder: Path) -> Path:
 
 
 def test_an_entry_of_0_1_gets_the_current_names_and_keeps_its_verdicts(tmp_path: Path) -> None:
-    path = entry_of_0_1("agft", tmp_path)
+    path = entry_of_0_1("sim-clip", tmp_path)
     before = {child: child.read_bytes() for child in (tmp_path / "records").iterdir()}
     assert migrate_file(path, date="2026-11-26")
-    entry, bundled = read_entry(path), read_entry(board_folder("mini") / "agft.json")
+    entry, bundled = read_entry(path), read_entry(board_folder("mini") / "sim-clip.json")
     assert (entry.cells, entry.attacks, entry.protocol) == (bundled.cells, bundled.attacks, bundled.protocol)
     assert entry.status == "reproduced" and "status" not in json.loads(path.read_text())
     assert [event.facts["to format"] for event in entry.history if "to format" in event.facts] == [2, 3]
     check_history(entry)
     assert entry.card == bundled.card
     assert {child: child.read_bytes() for child in (tmp_path / "records").iterdir()} == before
-    assert sum(len(each.results) for each in read_entry_records(entry, tmp_path)) == 20800
+    assert sum(len(each.results) for each in read_entry_records(entry, tmp_path)) == 23400
     assert not migrate_file(path, date="2026-11-26")
 
 
@@ -116,7 +116,7 @@ def test_the_status_of_format_2_is_kept_if_its_bound_allows_it(
 
 @pytest.mark.parametrize("place", ["cell", "stage", "card", "content"])
 def test_nothing_is_migrated_if_an_old_fingerprint_does_not_match(place: str, tmp_path: Path) -> None:
-    path = entry_of_0_1("agft", tmp_path)
+    path = entry_of_0_1("sim-clip", tmp_path)
     values = json.loads(path.read_text())
     if place == "cell":
         values["cells"][3]["fingerprint"] = "0" * 64
@@ -134,10 +134,10 @@ def test_nothing_is_migrated_if_an_old_fingerprint_does_not_match(place: str, tm
 
 
 def test_an_entry_of_a_test_time_defense_is_refused(tmp_path: Path) -> None:
-    path = entry_of_0_1("agft", tmp_path)
+    path = entry_of_0_1("sim-clip", tmp_path)
     values = json.loads(path.read_text())
-    path.write_text(json.dumps({**values, "model": "ttc+agft"}))
-    with pytest.raises(UserError, match=r"'ttc\+agft' is a test-time defense, .* run and submit it again"):
+    path.write_text(json.dumps({**values, "model": "ttc+sim-clip"}))
+    with pytest.raises(UserError, match=r"'ttc\+sim-clip' is a test-time defense, .* run and submit it again"):
         migrate_file(path, date="2026-11-26")
 
 
@@ -150,7 +150,7 @@ def test_an_entry_of_a_test_time_defense_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_an_entry_that_would_be_invalid_is_not_written(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
-    path = entry_of_0_1("agft", tmp_path)
+    path = entry_of_0_1("sim-clip", tmp_path)
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
     before = path.read_bytes()
     with pytest.raises(UserError, match=said):
