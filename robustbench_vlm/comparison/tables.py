@@ -57,7 +57,8 @@ def paper_report(found: Comparison, *, intervals: bool = True) -> Report:
         label="-".join(re.sub(r"[^0-9A-Za-z]+", "-", text) for text in (found.track, found.attack, found.eps)),
     )
     title = ", ".join(model.name for model in found.models)
-    return Report(title, about(found), (sheet,), (*legend(found, "bold"), *notes(found)))
+    # The other sentences of the legend are about tables that papers do not have.
+    return Report(title, about(found), (sheet,), (*legend(found, "bold")[:1], *notes(found)))
 
 
 def about(found: Comparison) -> str:
