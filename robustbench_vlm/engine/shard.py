@@ -30,6 +30,9 @@ from robustbench_vlm.models.precision import PRECISIONS, arithmetic
 
 MEASURED_SAMPLES = 32
 """Number of samples with which the memory and speed of a model are measured."""
+_FIRST = 8
+"""Least number of samples in the first group of a worker. Fewer samples would fill no batch, and their time would not
+predict the time of the others."""
 _SHARDS = 2
 """A group of shards has this many times the samples of a shard or of a batch, whichever is larger. Even if the attack
 soon succeeds on half of the samples, the other half still fills a batch.
@@ -318,12 +321,13 @@ def _all_shards(cells: Sequence[Cell], resources: Resources) -> Iterator[Shard]:
 def _packed(shards: Sequence[Shard], resources: Resources) -> list[ShardGroup]:
     """Distribute shards over groups of nearly equal size, with a group for each worker if possible.
 
-    The first group of each worker has only one of the smallest shards. Its records are therefore written soon, and are
-    kept if the run is then interrupted.
+    The first group of each worker has only one shard, the smallest with at least `_FIRST` samples. Its records are
+    therefore written soon, and are kept if the run is then interrupted.
     """
     ordered = sorted(shards, key=len)
-    first = ordered[: resources.workers] if len(shards) > 2 * resources.workers else []
-    rest = ordered[len(first) :]
+    enough = [shard for shard in ordered if len(shard) >= _FIRST]
+    first = enough[: resources.workers] if len(shards) > 2 * resources.workers else []
+    rest = [shard for shard in ordered if shard not in first]
     full = _SHARDS * max(resources.shard_size, resources.batch_size)
     count = min(len(rest), max(-(-sum(map(len, rest)) // full), resources.workers))
     groups: list[list[Shard]] = [[shard] for shard in first] + [[] for _ in range(count)]

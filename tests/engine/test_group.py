@@ -43,10 +43,12 @@ def test_every_sample_is_in_one_group_of_one_threat(
     kinds = {cell.threat for cell in cells}
     for threat in kinds:
         some = [group for group in groups if cells[group.shards[0].cell].threat == threat]
-        # The first group of each worker is small, so that the first records are written soon.
-        is_long = sum(len(group.shards) for group in some) > 2 * workers
-        assert not (is_long and own) or max(len(group.shards) for group in some[:workers]) == 1
-        loads = [len(group) for group in some[workers if is_long else 0 :]]
+        # The first group of each worker is one shard of 8 samples or more, so that the first records are written soon.
+        shards = [shard for group in some for shard in group.shards]
+        enough = sum(len(shard) >= 8 for shard in shards)
+        first = some[: min(workers, enough)] if own and len(shards) > 2 * workers else []
+        assert all(len(group.shards) == 1 and len(group) >= 8 for group in first)
+        loads = [len(group) for group in some[len(first) :]]
         assert max(loads) - min(loads) <= shard_size or not own
 
 
