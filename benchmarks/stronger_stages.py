@@ -32,7 +32,7 @@ from robustbench_vlm.attacks.autoattack_plus import STRONGER_STAGES
 from robustbench_vlm.attacks.base import one_stage_attack
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.core.numbers import percent
-from robustbench_vlm.core.records import wilson
+from robustbench_vlm.core.records import Verdict, wilson
 from robustbench_vlm.core.threat import parse_eps
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.request import Request
@@ -70,13 +70,16 @@ def attack(report_of: dict[str, Any], arguments: argparse.Namespace) -> None:
 
 
 def robust_samples(model: str) -> dict[str, list[str]]:
-    """Return the ids of the samples that no recorded attack of at most `EPS` breaks, for each dataset."""
+    """Return the ids of the samples that no recorded attack of at most `EPS` breaks, for each dataset.
+
+    A sample that an estimated run at a smaller radius did not finish counts by the full attack at `EPS`.
+    """
     folder = board_folder("mini")
     found: dict[str, list[str]] = {}
     for each in read_entry_records(read_entry(folder / f"{model}.json"), folder):
         if each.threat.norm != "Linf" or each.threat.eps > parse_eps(EPS):
             continue
-        held = [result.sample_id for result in each.results if result.broken_by == ""]
+        held = [result.sample_id for result in each.results if result.verdict is not Verdict.BROKEN]
         before = found.get(each.score.dataset, held)
         found[each.score.dataset] = [sample for sample in held if sample in set(before)]
     return found

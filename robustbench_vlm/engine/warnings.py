@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from robustbench_vlm.attacks.base import Attack
-from robustbench_vlm.core.records import CLEAN, SampleResult, Score
+from robustbench_vlm.core.records import CLEAN, SampleResult, Score, wilson
 from robustbench_vlm.datasets.base import Prompt
 from robustbench_vlm.datasets.published.local_copy import is_incomplete, is_other_split
 from robustbench_vlm.engine.cell import Cell
@@ -95,12 +95,14 @@ WARNINGS: Mapping[str, SanityWarning] = {
         ),
         (
             "near-chance",
-            "the clean accuracy is not better than that of a model that always predicts one class",
+            "the clean accuracy may not be better than that of a model that always predicts one class: the lower end of"
+            " its 95 % interval is not higher",
             "compare models on other datasets",
         ),
         (
             "robust-near-chance",
-            "the robust accuracy is not better than that of a model that always predicts one class",
+            "the robust accuracy may not be better than that of a model that always predicts one class: the lower end"
+            " of its 95 % interval is not higher",
             "do not use this dataset to rank models",
         ),
         ("black-box-wins", "a black-box stage breaks samples that the white-box stages did not break", _GRADIENTS),
@@ -169,13 +171,13 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult], robust: float) ->
     counts["same-image"] = _in_two_classes(cell)
     shares = {
         "collapsed": _collapsed(results),
-        "near-chance": _clean(results) <= _constant(results),
+        "near-chance": _low(_clean(results), results) <= _constant(results),
         "unpinned": cell.weights.startswith(UNPINNED),
         "incomplete": is_incomplete(cell.dataset),
         "other-split": is_other_split(cell.dataset),
         # A robust accuracy of exactly 0 does not raise "robust-near-chance": the attack broke every sample, so the
         # accuracy is not chance.
-        "robust-near-chance": 0 < robust <= _constant(results),
+        "robust-near-chance": robust > 0 and _low(robust, results) <= _constant(results),
     }
     counted = attack_warnings(cell.attack, [result.broken_by for result in results], counts)
     return tuple(sorted([*counted, *(code for code, raised in shares.items() if raised)]))
@@ -291,6 +293,11 @@ def _in_two_classes(cell: Cell) -> int:
 def _clean(results: Sequence[SampleResult]) -> float:
     """Return the clean accuracy."""
     return sum(result.broken_by != CLEAN for result in results) / len(results)
+
+
+def _low(share: float, results: Sequence[SampleResult]) -> float:
+    """Return the lower end of the 95 % interval of an accuracy on these samples, in [0, 1]."""
+    return wilson(round(share * len(results)), len(results))[0]
 
 
 def _constant(results: Sequence[SampleResult]) -> float:

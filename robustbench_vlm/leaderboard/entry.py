@@ -21,6 +21,7 @@ from robustbench_vlm.core.files import package_folder, write_text
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import estimate_text
 from robustbench_vlm.core.strict_json import read_json, validate
+from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell_records import Condition
 from robustbench_vlm.leaderboard.entry_status import status_of
 from robustbench_vlm.leaderboard.history import (
@@ -37,6 +38,8 @@ from robustbench_vlm.leaderboard.history import (
 )
 from robustbench_vlm.leaderboard.tolerance import exceeds_tolerance
 
+_ROUNDING = 1e-7
+"""Tolerance for the size of a perturbation, for pixels in [0, 1]."""
 FORMAT: Final = 3
 MAX_BYTES = 2**24
 """Largest size of an entry file. The class names and prompts of a thousand classes take a few megabytes."""
@@ -291,6 +294,15 @@ class Entry:
         for each in sorted((*self.counterexamples, *more), key=lambda example: example.distance):
             nearest.setdefault((each.dataset, each.sample_id, each.norm), each)
         return dataclasses.replace(self, counterexamples=tuple(nearest.values()))
+
+
+def broken_samples(counterexamples: Iterable[Counterexample], dataset: str, threat: Threat) -> set[str]:
+    """Return the ids of the samples of a dataset that have a counterexample within a threat, up to rounding errors."""
+    return {
+        each.sample_id
+        for each in counterexamples
+        if (each.dataset, each.norm) == (dataset, threat.norm) and each.distance <= float(threat.eps) + _ROUNDING
+    }
 
 
 def entry_schema() -> dict[str, Any]:

@@ -18,7 +18,10 @@ def status_of(subject: Subject, datasets: Sequence[str], history: Sequence[Event
     Only attestations with the digests of the entry count, so a change of weights, protocol or records gives "claimed".
 
     "disputed": a verification contradicts the entry, or `is_refuted` is true. If records were changed after the
-    contradiction, the status stays "disputed" until a later verification reproduces the new records.
+    contradiction, the status stays "disputed" until a later verification reproduces the new records. If `is_refuted`
+    is true, the status is "disputed" until a verification after the last submission of counterexamples reproduces the
+    records. It attacks the samples of the counterexamples in full, so the records are right, and the counterexamples
+    are from a stronger attack.
     "verified": each dataset was attacked again in full, or was reproduced on two machines.
     "reproduced": each dataset was reproduced on one machine, with a bound of at most `REPRODUCED`.
     "claimed": all other entries.
@@ -26,16 +29,12 @@ def status_of(subject: Subject, datasets: Sequence[str], history: Sequence[Event
     `datasets` has the names of the entry's datasets. `is_refuted` is true if the entry has more counterexamples than
     rounding explains.
     """
-    contradictions = [n for n, event in enumerate(history) if event.attestation and not _confirms(event.attestation)]
-    if is_refuted or any(history[n].subject == subject for n in contradictions):
+    contradictions = [n for n, event in enumerate(history) if _contradicts(event)]
+    if any(history[n].subject == subject for n in contradictions):
         return "disputed"
-    later = history[contradictions[-1] + 1 :] if contradictions else history
-    own = [
-        event.attestation
-        for event in later
-        if event.attestation and event.subject == subject and _confirms(event.attestation)
-    ]
-    level = _level(own, datasets)
+    if is_refuted and _level(_confirmations(subject, _after(history, _submits_counterexamples)), datasets) == "claimed":
+        return "disputed"
+    level = _level(_confirmations(subject, _after(history, _contradicts)), datasets)
     return "disputed" if contradictions and level == "claimed" else level
 
 
@@ -52,5 +51,23 @@ def _level(own: Sequence[Attestation], datasets: Sequence[str]) -> str:
     return "reproduced" if all(reproduced) else "claimed"
 
 
-def _confirms(attestation: Attestation) -> bool:
-    return attestation.outcome == "confirmed"
+def _confirmations(subject: Subject, history: Sequence[Event]) -> list[Attestation]:
+    """Return the attestations that confirm the results with the digests `subject`."""
+    return [
+        event.attestation
+        for event in history
+        if event.attestation and event.subject == subject and not _contradicts(event)
+    ]
+
+
+def _after(history: Sequence[Event], is_chosen: Callable[[Event], bool]) -> Sequence[Event]:
+    """Return the events after the last chosen event, or all events if none is chosen."""
+    return history[max((n + 1 for n, event in enumerate(history) if is_chosen(event)), default=0) :]
+
+
+def _contradicts(event: Event) -> bool:
+    return event.attestation is not None and event.attestation.outcome == "contradicted"
+
+
+def _submits_counterexamples(event: Event) -> bool:
+    return event.kind == "counterexamples"

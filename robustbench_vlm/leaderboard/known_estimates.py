@@ -14,12 +14,9 @@ from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.engine.estimate import CellDraws, broken_rates, draw_order, estimate_mean
 from robustbench_vlm.leaderboard.board import BoardRow
-from robustbench_vlm.leaderboard.entry import Counterexample, Entry
+from robustbench_vlm.leaderboard.entry import Counterexample, Entry, broken_samples
 from robustbench_vlm.leaderboard.estimates import estimate_group, estimated_groups
 from robustbench_vlm.tracks import Track
-
-_ROUNDING = 1e-7
-"""Tolerance for the distance of a counterexample, for pixels in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +81,7 @@ def known_estimates(
     within = [each for each in evidence if each.threat.norm == threat.norm and each.threat.eps <= threat.eps]
     counts: dict[str, KnownDraws] = {}
     for name in dict.fromkeys(each.score.dataset for each in within if each.threat == threat):
-        broken = {
-            each.sample_id
-            for each in counterexamples
-            if (each.dataset, each.norm) == (name, threat.norm) and each.distance <= float(threat.eps) + _ROUNDING
-        }
+        broken = broken_samples(counterexamples, name, threat)
         counts[name] = known_draws([each for each in within if each.score.dataset == name], broken, threat)
     rates = broken_rates([each.draws for each in counts.values()])
     unseen = [name for name in counts if name not in seen] or list(counts)

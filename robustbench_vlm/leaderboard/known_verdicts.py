@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from robustbench_vlm.core.records import CLEAN, Accuracy, Verdict
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell_records import CellRecords
-from robustbench_vlm.leaderboard.entry import Counterexample
+from robustbench_vlm.leaderboard.entry import Counterexample, broken_samples
 
 
 @dataclass(frozen=True)
@@ -41,11 +41,7 @@ def worst_known(
         own = [each for each in within if each.score.dataset == name]
         # In an entry, the records of one dataset have the same samples in the same order under all attacks.
         rows = list(zip(*(each.results for each in own), strict=True))
-        broken = {
-            each.sample_id
-            for each in counterexamples
-            if (each.dataset, each.norm) == (name, threat.norm) and each.distance <= float(threat.eps) + 1e-7
-        }
+        broken = broken_samples(counterexamples, name, threat)
         lost = [any(r.verdict is Verdict.BROKEN for r in row) or row[0].sample_id in broken for row in rows]
         here = [place for place, each in enumerate(own) if each.threat == threat]
         waiting = [any(row[place].verdict is Verdict.UNFINISHED for place in here) for row in rows]

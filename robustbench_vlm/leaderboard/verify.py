@@ -25,7 +25,7 @@ from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.leaderboard.attestation import environment, is_equal_machine, machine_id
 from robustbench_vlm.leaderboard.counterexamples import images_file, images_path, refuted_counterexamples
 from robustbench_vlm.leaderboard.draws import choose, choose_later, parts_of, with_stages
-from robustbench_vlm.leaderboard.entry import Counterexample, Entry
+from robustbench_vlm.leaderboard.entry import Counterexample, Entry, broken_samples
 from robustbench_vlm.leaderboard.findings import Comparison, contradictions, summarize
 from robustbench_vlm.leaderboard.history import MAX_LISTED, MAX_TEXT, Attestation, AttestedPart
 from robustbench_vlm.leaderboard.rebuild import rebuild, reference_of, scores_with_warnings
@@ -188,19 +188,24 @@ def _is_equal_machine(entry: Entry, evidence: CellRecords, resources: Resources)
 
 
 def _found_before(entry: Entry, evidence: Sequence[CellRecords]) -> set[tuple[int, int]]:
-    """Return the cells and positions of samples whose records earlier verifications found wrong."""
-    names = {
+    """Return the cells and positions of robust samples with a counterexample or with an earlier wrong verdict.
+
+    An attack with all stages shows if the records are wrong, or if a stronger attack made the counterexample.
+    """
+    wrong = {
         (each.attack, each.dataset, each.eps, each.sample_id)
         for event in entry.history
         if event.attestation
         for each in event.attestation.disagreements
     }
-    return {
-        (n, position)
-        for n, each in enumerate(evidence)
-        for position, result in enumerate(each.results)
-        if (each.score.attack, each.score.dataset, each.score.eps, result.sample_id) in names and result.broken_by == ""
-    }
+    found = set()
+    for n, each in enumerate(evidence):
+        about = each.score.attack, each.score.dataset, each.score.eps
+        doubtful = broken_samples(entry.counterexamples, each.score.dataset, each.threat)
+        doubtful |= {sample for *where, sample in wrong if tuple(where) == about}
+        rows = enumerate(each.results)
+        found |= {(n, at) for at, row in rows if row.broken_by == "" and row.sample_id in doubtful}
+    return found
 
 
 @dataclass(frozen=True)

@@ -179,7 +179,15 @@ def test_a_collapsed_model_raises_a_warning(make_cell: Cells, make_results: Resu
 
 @pytest.mark.parametrize(
     ("right", "robust", "raised"),
-    [(30, 30, set()), (30, 0, set()), (10, 0, {"near-chance"}), (20, 9, {"robust-near-chance"}), (20, 11, set())],
+    [
+        (30, 30, set()),
+        (30, 0, set()),
+        (10, 0, {"near-chance"}),
+        (20, 9, {"robust-near-chance"}),
+        (20, 11, {"robust-near-chance"}),
+        (20, 18, set()),
+        (13, 0, {"near-chance"}),
+    ],
 )
 def test_an_accuracy_no_better_than_a_constant_prediction_raises_a_warning(
     make_cell: Cells, make_results: Results, right: int, robust: int, raised: set[str]

@@ -16,6 +16,7 @@ from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.model_cache import precise_classifier
+from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import load_batch
 from robustbench_vlm.leaderboard.counterexamples import images_file
 from robustbench_vlm.leaderboard.dispute import BREAKS, Dispute, dispute
@@ -23,6 +24,7 @@ from robustbench_vlm.leaderboard.entry import Counterexample, read_entry, write_
 from robustbench_vlm.leaderboard.entry_records import read_entry_records
 from robustbench_vlm.leaderboard.known_verdicts import worst_known
 from robustbench_vlm.leaderboard.rebuild import rebuild
+from robustbench_vlm.leaderboard.verify import Draw, Verification, verify
 
 Broken = tuple[Path, int, Tensor]
 
@@ -79,6 +81,32 @@ def test_images_that_break_samples_lower_the_number(
     # The entry does not change if the same images are submitted again.
     again = disputed(entry_path, images, taught_card)
     assert again.counts[BREAKS] == 0 and again.entry == entry
+
+
+def test_a_verification_shows_that_a_stronger_attack_made_the_images(
+    entry_path: Path, broken: Broken, taught_card: Path
+) -> None:
+    """The records of a weak attack are right although a stronger attack breaks many more samples."""
+    images, new, _ = broken
+    lowered = disputed(entry_path, images, taught_card)
+    assert lowered.entry.status == "disputed"
+    lowered.write(entry_path)
+
+    def verified() -> Verification:
+        about = {"date": "2026-01-05", "model": str(taught_card), "resources": Resources("cpu", workers=1)}
+        return verify(read_entry(entry_path), entry_path.parent, draw=Draw(samples=60, seed=5), **about)
+
+    found = verified()
+    assert found.is_confirmed and found.entry.status == "reproduced"
+    assert found.entry.counterexamples == lowered.entry.counterexamples
+    # The images do not show the difference between weak and forged records, but the verification attacks their samples.
+    assert found.attestation.parts[1].broken >= new
+    write_entry(found.entry, entry_path)
+    later = disputed(entry_path, images, taught_card)
+    assert later.counts[BREAKS] == 0 and later.entry.status == "reproduced"
+    # New counterexamples need a new verification.
+    more = found.entry.after("2026-01-06", "counterexamples", "1 sample was broken")
+    assert more.status == "disputed"
 
 
 @pytest.mark.parametrize("share", [0.0, 3.0])
