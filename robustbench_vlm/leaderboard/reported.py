@@ -80,8 +80,8 @@ def _warnings(row: Mapping[str, str], under_pgd: float | None) -> Iterable[str]:
         and robust > under_pgd + _ROUNDED + 1e-9
     ):
         yield (
-            "this robust accuracy is higher than the robust accuracy under PGD in the same paper,"
-            f" {percent(under_pgd, 2)} %, although its attack should be stronger than PGD"
+            "this robust accuracy is higher than the robust accuracy under PGD in the same paper, although its attack"
+            f" should be stronger than PGD: {percent(under_pgd, 2)} % under PGD"
         )
 
 

@@ -23,6 +23,7 @@ PAGES = (
     "mini/protocol.html",
     "mini/models/gladiator.html",
     "mini/models/agft.html",
+    "zeroshot15/index.html",
     f"{HOSTILE}/index.html",
     f"{HOSTILE}/protocol.html",
     f"{HOSTILE}/models/{texts.slug(made.HOSTILE_NAME)}.html",
@@ -51,7 +52,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     entries = {("mini", model): made.entry(model) for model in made.NUMBERS}
     entries[made.SCRIPT, made.HOSTILE_NAME] = made.hostile_entry()
     board = made.dataclasses.replace(made.board(), reported=made.reported(3, 100))
-    write_site([board, made.hostile_board()], folder, entries=entries)
+    write_site([board, made.unmeasured_board(), made.hostile_board()], folder, entries=entries)
     return folder
 
 
@@ -175,6 +176,25 @@ def test_reported_numbers_are_folded_until_a_filter_finds_them(open_page: Open) 
     assert len(_models(page)) == 8
 
 
+def test_a_track_without_models_has_a_table_of_reported_numbers_with_filters(open_page: Open) -> None:
+    page = open_page("zeroshot15/index.html")
+    table, rows = page.locator("#reported-table"), page.locator("#reported-table tbody tr:visible")
+    form = page.locator("form[data-filters=reported-table]")
+    assert table.locator("thead th").all_inner_texts()[3:5] == ["cifar10", "stl10"]
+    count = rows.count()
+    form.get_by_label("Paper").select_option("Paper 2 (ICML 2024)")
+    form.get_by_label("Attack").select_option("AutoAttack")
+    shown = rows.all_inner_texts()
+    assert 0 < len(shown) < count and all("Paper 2" in row and "AutoAttack" in row for row in shown)
+    form.get_by_role("button", name="Reset").click()
+    sync_api.expect(rows).to_have_count(count)
+    table.get_by_role("button", name="cifar10").click()
+    # A number with a doubt has a letter, and is sorted by its value.
+    cells = rows.locator("td:nth-of-type(3)").all_inner_texts()
+    values = [float(text.rstrip("abc")) for text in cells if text[0].isdigit()]
+    assert len(values) > 10 and values == sorted(values, reverse=True)
+
+
 def test_a_model_page_explains_its_warnings_and_links_back(open_page: Open) -> None:
     page = open_page("index.html")
     _follow(page, page.get_by_role("link", name="mini", exact=True).first, "mini/index.html")
@@ -264,7 +284,7 @@ _CONTRASTS = """() => {
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_every_text_has_the_contrast_of_wcag_aa(open_page: Open, scheme: str) -> None:
     page = open_page(PAGES[0], color_scheme=scheme)
-    for name in PAGES[1:7]:
+    for name in PAGES[1:8]:
         page.goto(_neighbour(page, name))
         found = page.evaluate(_CONTRASTS)
         assert len(found) > 20

@@ -28,7 +28,15 @@ from robustbench_vlm.leaderboard.entry_summary import code_digest
 from robustbench_vlm.leaderboard.site import texts
 from robustbench_vlm.leaderboard.site.charts import curves, nearest, scatter
 from robustbench_vlm.leaderboard.site.downloads import board_csv, board_json, reported_csv
-from robustbench_vlm.leaderboard.site.paging import PAGE_ROWS, packed, page_name, reported_pages, row_pages
+from robustbench_vlm.leaderboard.site.paging import (
+    PAGE_ROWS,
+    packed,
+    page_name,
+    papers_by_page,
+    reported_pages,
+    row_pages,
+)
+from robustbench_vlm.leaderboard.site.reported_table import reported_table
 from robustbench_vlm.leaderboard.site.written_pages import EntryFiles, Key, WrittenPages
 from robustbench_vlm.protocols.describe import FIELDS, GROUPS, read_protocol
 from robustbench_vlm.tracks import TRACKS
@@ -146,6 +154,7 @@ def _board_files(
             "attacks": attacks,
             "common": common,
             "reported": reported,
+            "reported_papers": papers_by_page(reported),
             "page": page,
             "pages": len(pages),
             "rows": rows,
@@ -169,7 +178,7 @@ def _board_page(environment: Environment, board: Board, about: Mapping[str, Any]
     more: dict[str, Any] = {"scatter": None, "curves": None, "packed_rows": "", "page_rows": PAGE_ROWS}
     more["papers"] = about["reported"][0]
     if about["page"] == 0:
-        more |= {"scatter": scatter(board.rows), "curves": curves(board)}
+        more |= {"scatter": scatter(board.rows), "curves": curves(board), "table": reported_table(board)}
         if board.rows[PAGE_ROWS:]:
             rest = {**about, "rows": board.rows[PAGE_ROWS:], "start": PAGE_ROWS}
             more["packed_rows"] = packed(_page(environment, "board_rows.html", **rest))

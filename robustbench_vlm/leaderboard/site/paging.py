@@ -49,3 +49,13 @@ def reported_pages(papers: Sequence[Paper]) -> list[list[Paper]]:
                 pages.append([])
             pages[-1].append((paper, part))
     return pages
+
+
+def papers_by_page(pages: Sequence[Sequence[Paper]]) -> list[tuple[str, int, list[int]]]:
+    """Return the name of each paper, how many numbers it reports, and the pages with its numbers, counted from 1."""
+    found: dict[str, tuple[int, list[int]]] = {}
+    for place, papers in enumerate(pages, start=1):
+        for paper, numbers in papers:
+            count, places = found.get(paper, (0, []))
+            found[paper] = (count + len(numbers), list(dict.fromkeys([*places, place])))
+    return [(paper, count, places) for paper, (count, places) in found.items()]

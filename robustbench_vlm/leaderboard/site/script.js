@@ -98,10 +98,10 @@
     const size = Number(form.dataset.rows || 0);
     const apply = () => {
       const words = field("words").value.toLowerCase().split(/\s+/).filter(Boolean);
-      const status = field("status")?.value;
+      const chosen = [...form.querySelectorAll("select")].filter((each) => each.value);
       const quiet = field("quiet")?.checked;
       const fits = (row) => words.every((word) => texts.get(row).includes(word))
-        && (!status || row.dataset.status === status) && (!quiet || row.dataset.warnings === "0");
+        && chosen.every((each) => row.dataset[each.name] === each.value) && (!quiet || row.dataset.warnings === "0");
       const left = [...scope.querySelectorAll("tbody tr")].filter((row) => fits(row) || !(row.hidden = true));
       const [start, end] = pages ? pages.range(left.length, size) : [0, left.length];
       left.forEach((row, number) => { row.hidden = number < start || number >= end; });
