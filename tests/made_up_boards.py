@@ -92,7 +92,7 @@ def row(model: str, place: int) -> BoardRow:
             "pgd-20": accuracy(robust[1] + 0.03),
         },
         curve=tuple(
-            CurvePoint(eps, float(radius), accuracy(value))
+            CurvePoint(eps, float(radius), accuracy(value), ("autoattack", "cw", "pgd-20"))
             for eps, radius, value in zip(map(str, MINI.eps), MINI.eps, robust, strict=True)
         ),
         datasets=datasets,

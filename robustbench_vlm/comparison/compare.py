@@ -41,6 +41,9 @@ class CurvePoint:
     radius: float
     """The radius as a number, for pixels in [0, 1]."""
     robust: Accuracy
+    attacks: tuple[str, ...] = ()
+    """On a leaderboard, the attacks with records of all datasets at this radius. A comparison has one attack only, and
+    leaves this field empty."""
 
 
 @dataclass(frozen=True)

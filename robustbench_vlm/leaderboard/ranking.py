@@ -360,8 +360,18 @@ def _curve(checked: CheckedEntry, track: Track) -> tuple[CurvePoint, ...]:
         found = worst_known(checked.evidence, checked.entry.counterexamples, threat)
         if set(found) == set(checked.verdicts):
             robust = mean_without({name: verdicts.robust for name, verdicts in found.items()}, track.training_datasets)
-            points.append(CurvePoint(threat.eps_text, float(eps), robust))
+            attacks = _complete_attacks(checked.evidence, threat, found)
+            points.append(CurvePoint(threat.eps_text, float(eps), robust, attacks))
     return tuple(points)
+
+
+def _complete_attacks(evidence: Iterable[CellRecords], threat: Threat, datasets: Iterable[str]) -> tuple[str, ...]:
+    """Return the sorted names of the attacks with records of all datasets at a radius."""
+    found: dict[str, set[str]] = {}
+    for each in evidence:
+        if each.threat == threat:
+            found.setdefault(each.score.attack, set()).add(each.score.dataset)
+    return tuple(sorted(attack for attack, names in found.items() if names >= set(datasets)))
 
 
 def _warnings(checked: CheckedEntry, track: Track) -> tuple[str, ...]:

@@ -89,6 +89,7 @@ def test_every_recorded_attack_counts_sample_by_sample(tmp_path: Path) -> None:
     assert both.robust.value == 0 and both.clean.value == pytest.approx(0.75)
     assert {attack: each.value for attack, each in both.under.items()} == {"autoattack": 0.5, "pgd-20": 0.5}
     assert [(point.eps, point.robust.value) for point in both.curve] == [("2.5/255", 0.5), ("5/255", 0.0)]
+    assert [point.attacks for point in both.curve] == [("pgd-20",), ("autoattack", "pgd-20")]
 
 
 def test_a_break_at_a_larger_radius_does_not_count_at_a_smaller_one(tmp_path: Path) -> None:

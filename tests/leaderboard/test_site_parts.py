@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.leaderboard.board import Board, BoardRow
-from robustbench_vlm.leaderboard.site import charts, texts
+from robustbench_vlm.leaderboard.site import charts, site_files, texts
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.describe import read_protocol
 
@@ -84,6 +84,26 @@ def test_points_are_in_the_frame_and_labels_do_not_overlap(board: Board) -> None
     assert len(heights) == min(len(board.rows), charts.COLOURS)
     assert all(upper + 14 <= lower for upper, lower in itertools.pairwise(heights))
     assert not heights or (heights[0] >= charts.TOP - 1 and heights[-1] <= charts.BOTTOM)
+
+
+def test_only_a_line_between_radii_with_different_attacks_is_dashed() -> None:
+    row = made.row("clip", 0)
+    attacks = (("pgd-20",), ("autoattack", "pgd-20"), ("autoattack", "pgd-20"))
+    mixed = tuple(
+        made.dataclasses.replace(point, attacks=names) for point, names in zip(row.curve, attacks, strict=True)
+    )
+    board = made.dataclasses.replace(made.board(), rows=(made.dataclasses.replace(row, curve=mixed),))
+    (same,) = charts.curves(made.dataclasses.replace(board, rows=(row,))).curves
+    (curve,) = charts.curves(board).curves
+    assert [line.is_dashed for line in same.lines] == [False]
+    assert [line.is_dashed for line in curve.lines] == [False, True, False]
+    points = [line.points.split() for line in curve.lines]
+    assert (
+        [len(each) for each in points] == [2, 2, 2] and points[0][-1] == points[1][0] and points[1][-1] == points[2][0]
+    )
+    page = site_files([board])["mini/index.html"]
+    assert page.count("dashed") - site_files([made.board()])["mini/index.html"].count("dashed") == 1
+    assert '<small class="attacks"><bdi>pgd-20</bdi></small>' in page
 
 
 def _meet(one: Sequence[float], two: Sequence[float]) -> bool:

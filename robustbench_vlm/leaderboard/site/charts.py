@@ -6,6 +6,7 @@ Positions depend only on the accuracies. Each label takes the first free positio
 import dataclasses
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 from robustbench_vlm.core.numbers import percent
 from robustbench_vlm.core.records import Accuracy
@@ -87,6 +88,18 @@ class CurveVertex:
     y: float
     top: float
     bottom: float
+    attacks: tuple[str, ...] = ()
+    """Attacks at this radius. It is empty at radius 0."""
+
+
+@dataclass(frozen=True)
+class CurveLine:
+    """A part of a curve that is drawn as one line."""
+
+    points: str
+    """Points for an SVG polyline."""
+    is_dashed: bool
+    """Whether the line joins radii with different attacks."""
 
 
 @dataclass(frozen=True)
@@ -99,9 +112,20 @@ class Curve:
     label: Label | None = None
 
     @property
-    def line(self) -> str:
-        """Points of the line, for an SVG polyline."""
-        return " ".join(f"{stop.x},{stop.y}" for stop in self.stops)
+    def lines(self) -> tuple[CurveLine, ...]:
+        """The lines between the points.
+
+        A dashed line joins two radii that do not have the same attacks on all datasets. The line from the clean
+        accuracy to the first radius is solid.
+        """
+        parts: list[CurveLine] = []
+        for number, (start, end) in enumerate(pairwise(self.stops)):
+            is_dashed = number > 0 and (start.attacks != end.attacks or not start.attacks)
+            if parts and parts[-1].is_dashed == is_dashed:
+                parts[-1] = CurveLine(f"{parts[-1].points} {end.x},{end.y}", is_dashed)
+            else:
+                parts.append(CurveLine(f"{start.x},{start.y} {end.x},{end.y}", is_dashed))
+        return tuple(parts)
 
     @property
     def band(self) -> str:
@@ -191,20 +215,18 @@ def nearest(place: int) -> slice:
 
 
 def _curve(row: BoardRow, series: int, across: Callable[[float], float]) -> Curve:
-    points = [
-        (0.0, row.clean),
-        *((point.radius, point.robust) for point in sorted(row.curve, key=lambda point: point.radius)),
-    ]
-    return Curve(series, row.model, tuple(_stop(across(radius), accuracy) for radius, accuracy in points))
+    points = sorted(row.curve, key=lambda point: point.radius)
+    stops = [_stop(across(point.radius), point.robust, point.attacks) for point in points]
+    return Curve(series, row.model, (_stop(across(0.0), row.clean), *stops))
 
 
 def _radius(norm: str, radius: float) -> str:
     return f"{255 * radius:.4g}" if norm == "Linf" else f"{radius:.4g}"
 
 
-def _stop(x: float, accuracy: Accuracy) -> CurveVertex:
+def _stop(x: float, accuracy: Accuracy, attacks: tuple[str, ...] = ()) -> CurveVertex:
     y, top, bottom = (_between(value, 0, 1, BOTTOM, TOP) for value in (accuracy.value, accuracy.high, accuracy.low))
-    return CurveVertex(x, y, top, bottom)
+    return CurveVertex(x, y, top, bottom, attacks)
 
 
 def _series(number: int) -> int:
