@@ -4,9 +4,10 @@ Positions depend only on the accuracies. Each label takes the first free positio
 """
 
 import dataclasses
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import chain, pairwise
 
 from robustbench_vlm.core.numbers import percent
 from robustbench_vlm.core.records import Accuracy
@@ -28,6 +29,8 @@ _CHARACTER, _LINE = 7.0, 14.5
 """Width of a character and height of a line in a label, in units of the SVG canvas."""
 _LONGEST = 15
 """Largest number of characters of a name in a chart."""
+_LEADERS = ((24, -22), (24, 30), (42, -10), (42, 18), (60, -34), (60, 42), (80, -10), (80, 18))
+"""Distances of a label from its point along both axes, for labels with a leader line, in units of the SVG canvas."""
 Box = tuple[float, float, float, float]
 """Left, top, right and bottom of a rectangle, in units of the SVG canvas."""
 
@@ -51,6 +54,8 @@ class Label:
     y: float
     text: str
     anchor: str = "start"
+    has_leader: bool = False
+    """Whether a thin line joins the point and the name, because the name is not next to the point."""
 
     @property
     def box(self) -> Box:
@@ -260,13 +265,16 @@ def _ticks(low: float, high: float, start: float, stop: float) -> tuple[Tick, ..
 def _labels(marks: Sequence[ScatterPoint]) -> list[Label | None]:
     """Return a label for each point. It is None for a point without space for a label.
 
-    Eight positions around the point are tried in order, and the first free one is used.
+    Eight positions next to the point are tried in order, then eight positions that need a leader line. The first one
+    is used that is free and is nearer to this point than to all others.
     """
     taken = [(mark.x - 5, mark.y - 5, mark.x + 5, mark.y + 5) for mark in marks]
     taken += [(mark.left, mark.y - 1, mark.right, mark.y + 1) for mark in marks]
     labels: list[Label | None] = []
     for mark in marks:
-        label = next((each for each in _around(mark) if _is_free(each.box, taken)), None)
+        near = (each for each in _around(mark) if _is_free(each.box, taken) and _is_nearest(each.box, mark, marks))
+        far = (each for each in _away(mark) if _is_free(each.box, taken))
+        label = next(chain(near, far), None)
         if label:
             taken.append(label.box)
         labels.append(label)
@@ -279,6 +287,25 @@ def _around(mark: ScatterPoint) -> list[Label]:
     above = [(x, mark.top - 6, "middle"), (x + 6, y - 6, "start"), (x - 6, y - 6, "end")]
     below = [(x, mark.bottom + 15, "middle"), (x + 6, y + 15, "start"), (x - 6, y + 15, "end")]
     return [Label(round(right, 1), round(down, 1), name, anchor) for right, down, anchor in sides + above + below]
+
+
+def _away(mark: ScatterPoint) -> list[Label]:
+    """Return positions further from the point, at the end of a leader line."""
+    name, x, y = _short(mark.model), mark.x, mark.y
+    places = [(x + side * across, y + down) for across, down in _LEADERS for side in (1, -1)]
+    return [
+        Label(round(right, 1), round(down, 1), name, "start" if right > x else "end", has_leader=True)
+        for right, down in places
+    ]
+
+
+def _is_nearest(box: Box, own: ScatterPoint, marks: Sequence[ScatterPoint]) -> bool:
+    return all(_distance(box, own) < _distance(box, mark) for mark in marks if mark is not own)
+
+
+def _distance(box: Box, mark: ScatterPoint) -> float:
+    left, top, right, bottom = box
+    return math.hypot(max(left - mark.x, 0, mark.x - right), max(top - mark.y, 0, mark.y - bottom))
 
 
 def _is_free(box: Box, taken: Sequence[Box]) -> bool:
