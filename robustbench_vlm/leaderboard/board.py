@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from robustbench_vlm.comparison.compare import CurvePoint
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.records import Accuracy, EstimatedAccuracy
+from robustbench_vlm.models.papers import Paper
 
 if TYPE_CHECKING:
     from pandas import DataFrame
@@ -58,6 +59,8 @@ class BoardRow:
     estimates: Mapping[str, EstimatedAccuracy] = field(default_factory=dict)
     """The numbers of the row that are estimates. The keys are "robust" for `robust`, "under_" and the attack for
     `under`, "curve_" and the eps for `curve`, and "robust_" and the dataset for `datasets`."""
+    citation: Paper | None = None
+    """Title, authors, venue and year of the paper, from the card. None if they are not known."""
 
 
 @dataclass(frozen=True)

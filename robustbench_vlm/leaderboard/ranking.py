@@ -38,7 +38,8 @@ from robustbench_vlm.leaderboard.known_verdicts import KnownVerdicts, accuracy, 
 from robustbench_vlm.leaderboard.masking import needs_stronger_attack
 from robustbench_vlm.leaderboard.reported import read_reported
 from robustbench_vlm.leaderboard.validate import check_entry, misplaced
-from robustbench_vlm.models.card import bundled_names
+from robustbench_vlm.models.card import bundled_names, parse_card
+from robustbench_vlm.models.papers import PAPERS
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.tracks import TRACKS, Track
 
@@ -290,6 +291,7 @@ def _row(checked: CheckedEntry, track: Track) -> BoardRow:
         training=_training(card.get("training", {})),
         architecture=str(card["architecture"]),
         paper=str(card.get("paper", "")),
+        citation=parse_card(card).citation or PAPERS.get(str(card.get("paper", ""))),
         licence=str(card.get("licence", "")),
         note=entry.note,
         links=entry.links,

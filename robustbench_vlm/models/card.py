@@ -15,6 +15,7 @@ from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.core.strict_json import read_json, validate
 from robustbench_vlm.models import MODELS, card_names
+from robustbench_vlm.models.papers import Paper
 from robustbench_vlm.models.reference import (
     ACCEPTED,
     HUGGING_FACE,
@@ -154,6 +155,8 @@ class CardFields:
     """The standard deviation by which the image encoder divides pixels. The default comes from the architecture."""
     reported: tuple[Reported, ...] = ()
     """Accuracies that papers report for the model."""
+    citation: Paper | None = None
+    """Title, authors, venue and year of the paper. The leaderboard makes a BibTeX entry from them."""
 
     def __post_init__(self) -> None:
         if (self.text and (self.base or not self.image)) or (self.pretrained and (self.image or self.base)):

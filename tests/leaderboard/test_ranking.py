@@ -79,6 +79,17 @@ def test_rows_have_the_clean_rank_and_the_rank_difference(tmp_path: Path) -> Non
     assert rows["robust"].clean.value == pytest.approx(0.75)
 
 
+def test_the_citation_of_the_card_comes_before_the_known_papers(tmp_path: Path) -> None:
+    card = {"name": "own", "architecture": "mini", "paper": "https://arxiv.org/abs/2402.12336"}
+    citation = {"title": "Own", "authors": ["A. Author"], "venue": "ICLR", "year": 2025}
+    write_board_entry(everywhere("own", ["", ""]), tmp_path, card={**card, "citation": citation})
+    write_board_entry(everywhere("known", ["", "square"]), tmp_path, card={**card, "name": "known"})
+    write_board_entry(everywhere("none", ["square"] * 2), tmp_path)
+    found = {each.model: each.citation for each in board(tmp_path).rows}
+    labels = {model: each.label if each else "" for model, each in found.items()}
+    assert labels == {"own": "ICLR 2025", "known": "ICML 2024", "none": ""}
+
+
 def test_every_recorded_attack_counts_sample_by_sample(tmp_path: Path) -> None:
     found = everywhere("both", ["", "", "square", "clean"])
     found += everywhere("both", ["", "pgd-20", "", "clean"], attack="pgd-20")

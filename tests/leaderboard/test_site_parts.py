@@ -3,16 +3,21 @@
 import itertools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 import made_up_boards as made
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from robustbench_vlm import __version__
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.leaderboard.board import Board, BoardRow
 from robustbench_vlm.leaderboard.site import charts, site_files, texts
+from robustbench_vlm.models import card_names
+from robustbench_vlm.models.card import find_card
+from robustbench_vlm.models.papers import PAPERS, Paper
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.describe import read_protocol
 
@@ -53,6 +58,37 @@ def test_bibtex_has_only_the_facts_of_the_address() -> None:
     assert texts.paper_bibtex("javascript:alert(1)") == ""
     escaped = texts.bibtex("misc", "a}b", {"title": "}} \\input{/etc/passwd} % $x$"}.items())
     assert escaped == "@misc{ab,\n  title = { input/etc/passwd  x},\n}"
+
+
+def test_a_bibtex_entry_has_the_authors_title_and_venue_of_the_card() -> None:
+    paper = Paper("Gaps & 100 % of {CLIP}: a \\title", ("Ada Lovelace", "Grace Hopper"), "ICML", 2024)
+    assert texts.paper_bibtex("https://doi.org/10.1145/1.2", paper).splitlines() == [
+        "@inproceedings{lovelace2024gaps,",
+        "  title = {Gaps and 100  of CLIP: a title},",
+        "  author = {Ada Lovelace and Grace Hopper},",
+        "  year = {2024},",
+        "  booktitle = {ICML},",
+        "  url = {https://doi.org/10.1145/1.2},",
+        "  doi = {10.1145/1.2},",
+        "}",
+    ]
+    assert texts.paper_bibtex(
+        "https://arxiv.org/abs/2407.14971", PAPERS["https://arxiv.org/abs/2407.14971"]
+    ).startswith("@misc{hossain2024simclip,")
+    assert texts.paper_bibtex("javascript:alert(1)", paper) == ""
+
+
+def test_readme_and_site_have_the_same_bibtex_entry_of_the_benchmark() -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    assert texts.benchmark_bibtex(__version__) in readme
+
+
+def test_every_bundled_card_whose_paper_is_known_has_a_venue_and_a_year() -> None:
+    cards = [find_card(name, track) for track in ("mini", "zeroshot15") for name in card_names(track)]
+    unknown = {card.paper for card in cards if card.paper and card.paper not in PAPERS}
+    # The authors of one paper are not in a source that was read, and one model has no paper.
+    assert unknown == {"https://arxiv.org/abs/2602.12461", "https://github.com/tianzhehua309-design/SART_CLIP"}
+    assert set(PAPERS) <= {card.paper for card in cards}
 
 
 @st.composite

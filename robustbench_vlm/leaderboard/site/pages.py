@@ -202,7 +202,7 @@ def _about_model(board: Board, row: BoardRow, entry: Entry | None, example: Path
         "models": len(board.rows),
         "explained": [(warning, explain(warning)) for warning in row.warnings],
         "verify": f"vlmbench verify {shlex.quote(path)}",
-        "paper_bibtex": texts.paper_bibtex(row.paper),
+        "paper_bibtex": texts.paper_bibtex(row.paper, row.citation),
     }
 
 

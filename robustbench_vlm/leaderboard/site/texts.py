@@ -13,6 +13,7 @@ from robustbench_vlm.core import numbers
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.core.text import bibtex_text, terminal_text
 from robustbench_vlm.core.threat import Threat, parse_eps
+from robustbench_vlm.models.papers import Paper
 
 _DASH = "\N{EN DASH}"
 _ARXIV = re.compile(r"https://arxiv\.org/abs/(\d{4}\.\d{4,5})(v\d+)?", re.ASCII)
@@ -80,22 +81,37 @@ def count(number: int) -> str:
 
 def bibtex(kind: str, key: str, fields: Iterable[tuple[str, str]]) -> str:
     """Return a BibTeX record. Characters that are special in BibTeX and TeX are removed from the values."""
-    plain = {name: bibtex_text(shown(value, 300)) for name, value in fields if value}
+    plain = {name: bibtex_text(shown(value, 2000)) for name, value in fields if value}
     lines = [f"  {name} = {{{value}}}," for name, value in plain.items()]
     return "\n".join([f"@{kind}{{{_NO_KEY.sub('', key)},", *lines, "}"])
 
 
-def paper_bibtex(address: str) -> str:
-    """Return a BibTeX record that names a paper by its URL, DOI or arXiv number. Returns "" if the URL is not safe."""
+def paper_bibtex(address: str, paper: Paper | None = None) -> str:
+    """Return a BibTeX record of a paper with its URL, and its DOI or arXiv number.
+
+    Without the title and the authors in `paper`, the title is the number or the URL. Return "" if the URL is not safe.
+    """
     if not safe_link(address):
         return ""
-    if found := _ARXIV.fullmatch(address):
-        number = found[1]
-        facts = {"title": f"arXiv:{number}", "eprint": number, "archiveprefix": "arXiv", "url": address}
-        return bibtex("misc", f"arxiv:{number}", facts.items())
-    if found := _DOI.fullmatch(address):
-        return bibtex("misc", f"doi:{found[1]}", {"title": f"doi:{found[1]}", "doi": found[1], "url": address}.items())
-    return bibtex("misc", slug(address), {"title": address, "url": address}.items())
+    arxiv, doi = _ARXIV.fullmatch(address), _DOI.fullmatch(address)
+    found = {"url": address}
+    key, name = slug(address), address
+    if arxiv:
+        key, name = f"arxiv:{arxiv[1]}", f"arXiv:{arxiv[1]}"
+        found |= {"eprint": arxiv[1], "archiveprefix": "arXiv"}
+    elif doi:
+        key = name = f"doi:{doi[1]}"
+        found |= {"doi": doi[1]}
+    if not paper:
+        return bibtex("misc", key, {"title": name, **found}.items())
+    about = {"title": paper.title.replace("&", "and"), "author": " and ".join(paper.authors), "year": str(paper.year)}
+    is_preprint = paper.venue == "arXiv"
+    about |= {} if is_preprint else {"booktitle": paper.venue}
+    last = paper.authors[0].split()[-1] if paper.authors else paper.venue
+    first = re.sub(r"[^a-z0-9]", "", paper.title.split()[0].lower())
+    return bibtex(
+        "misc" if is_preprint else "inproceedings", f"{last.lower()}{paper.year}{first}", (about | found).items()
+    )
 
 
 def warning_parts(warning: str) -> tuple[str, str]:
@@ -113,6 +129,10 @@ def joined(pairs: Mapping[str, object]) -> str:
 
 
 def benchmark_bibtex(version: str) -> str:
-    """Return the BibTeX record of this benchmark."""
-    title = "robustbench_vlm: RobustBench for zero-shot vision-language models"
-    return bibtex("misc", "robustbench-vlm", {"title": title, "note": f"Python package, version {version}"}.items())
+    """Return the BibTeX record of this benchmark. README.md has the same record."""
+    title = "robustbench_vlm: a benchmark for the adversarial robustness of zero-shot vision-language models"
+    about = {"title": title, "author": "{robustbench_vlm contributors}", "year": "2026", "version": version}
+    lines = [f"  {name:<7} = {{{value}}}" for name, value in about.items()]
+    return "\n".join(
+        ["@software{robustbench_vlm,", ",\n".join(lines).replace("robustbench_vlm", "robustbench\\_vlm"), "}"]
+    )
