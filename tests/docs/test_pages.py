@@ -222,3 +222,16 @@ def _shown(cell: Any) -> list[str]:
     """Return the texts that a cell shows; of an image, that there is one."""
     texts = [output.get("text") or output.data.get("text/plain", "") for output in cell.get("outputs", [])]
     return [cell.source, *("".join(text) for text in texts)]
+
+
+def test_the_documentation_has_the_colours_and_fonts_of_the_leaderboard_site() -> None:
+    board = (ROOT / "robustbench_vlm/leaderboard/site/style.css").read_text(encoding="utf-8")
+    pairs = dict(re.findall(r"--(\w+): light-dark\((#\w+, #\w+)\)", board))
+    own = (DOCS / "stylesheets/board.css").read_text(encoding="utf-8")
+    light, dark = (dict(re.findall(r"--(\w+): (#\w+);", part)) for part in own.split('"slate"', 1))
+    assert {name: f"{light[name]}, {dark[name]}" for name in light} == {name: pairs[name] for name in light}
+    assert len(light) == len(dark) == 6
+    fonts = re.findall(r"--(?:serif|sans|mono): .*;", own)
+    assert len(fonts) == 3 and all(font in board for font in fonts)
+    settings = (ROOT / "mkdocs.yml").read_text(encoding="utf-8")
+    assert "stylesheets/board.css" in settings and settings.count("primary: custom") == 2
