@@ -83,6 +83,21 @@ def test_readme_and_site_have_the_same_bibtex_entry_of_the_benchmark() -> None:
     assert texts.benchmark_bibtex(__version__) in readme
 
 
+def test_the_home_page_links_the_addresses_of_the_project() -> None:
+    lines = [
+        "Documentation, https://docs.example.org/vlm",
+        "Bad, javascript:alert(1)",
+        "Repository,https://example.org/r",
+    ]
+    assert texts.project_links(lines) == {
+        "Documentation": "https://docs.example.org/vlm",
+        "Repository": "https://example.org/r",
+    }
+    home = site_files([made.board(), made.unmeasured_board()])["index.html"]
+    assert 'href="#submit"' in home and 'id="submit"' in home
+    assert 'href="zeroshot15/index.html#reported">300 numbers that papers report</a>' in home
+
+
 def test_every_bundled_card_whose_paper_is_known_has_a_venue_and_a_year() -> None:
     cards = [find_card(name, track) for track in ("mini", "zeroshot15") for name in card_names(track)]
     unknown = {card.paper for card in cards if card.paper and card.paper not in PAPERS}

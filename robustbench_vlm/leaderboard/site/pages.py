@@ -262,6 +262,7 @@ def _environment(boards: Sequence[Board]) -> Environment:
         "titles": {name: TRACKS.load(name).title for name in TRACKS.names()},
         "known_warnings": frozenset(WARNINGS),
         "benchmark_bibtex": texts.benchmark_bibtex(__version__),
+        "project_links": texts.project_links(),
         "style": style,
         "script": script,
         # This content security policy allows only this style and this script. The policy contains their digests,

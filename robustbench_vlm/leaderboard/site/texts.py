@@ -5,8 +5,9 @@ this module make them safe.
 """
 
 import hashlib
+import importlib.metadata
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from urllib.parse import urlsplit
 
 from robustbench_vlm.core import numbers
@@ -112,6 +113,20 @@ def paper_bibtex(address: str, paper: Paper | None = None) -> str:
     return bibtex(
         "misc" if is_preprint else "inproceedings", f"{last.lower()}{paper.year}{first}", (about | found).items()
     )
+
+
+def project_links(metadata: Sequence[str] | None = None) -> dict[str, str]:
+    """Return the links of the project, such as "Documentation" and "Repository", from [project.urls] in pyproject.toml.
+
+    `metadata` has lines such as "Repository, https://example.org". Default: the metadata of the installed package.
+    """
+    if metadata is None:
+        try:
+            metadata = importlib.metadata.metadata("robustbench_vlm").get_all("Project-URL") or []
+        except importlib.metadata.PackageNotFoundError:
+            metadata = []
+    found = (line.partition(",")[::2] for line in metadata)
+    return {name.strip(): address.strip() for name, address in found if safe_link(address.strip())}
 
 
 def warning_parts(warning: str) -> tuple[str, str]:
