@@ -1,6 +1,7 @@
 """Registry of attacks, and `load_attack`, which returns an attack by name. This module does not import torch."""
 
 import importlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from robustbench_vlm.core.errors import UserError
@@ -49,8 +50,18 @@ Each value is a pair: the form of the names, such as "pgd-N", and the import pat
 rest of the name, such as "40", and returns the attack."""
 
 
+_FILE_ENDING = ".json"
+
+
 def check_attack_name(name: str) -> None:
-    """Raise UserError if no attack and no family of attacks has this name. No attack is imported."""
+    """Raise UserError if no attack and no family of attacks has this name. No attack is imported.
+
+    A name that ends in ".json" must be the path of a file.
+    """
+    if name.endswith(_FILE_ENDING):
+        if not Path(name).is_file():
+            raise UserError(f"the attack file {name} does not exist: give the path of an attack file")
+        return
     if name not in ATTACKS.names() and not name.startswith(tuple(FAMILIES)):
         allowed = [*ATTACKS.names(), *(form for form, _ in FAMILIES.values())]
         raise UserError(unknown("attack", name, allowed, "vlmbench list attacks"))
@@ -59,11 +70,17 @@ def check_attack_name(name: str) -> None:
 def load_attack(name: str) -> "Attack":
     """Return the attack with the given name.
 
-    The name is in `ATTACKS`, or it belongs to a family, such as "pgd-40" or "torchattacks:PGD".
+    The name is in `ATTACKS`, or it belongs to a family, such as "pgd-40" or "torchattacks:PGD". It may also be the path
+    of an attack file, such as "found.json" (`attacks.attack_file`).
 
-    Raises UserError if the name is unknown, or if the attack needs a library that is not installed.
+    Raises UserError if the name is unknown, if the attack needs a library that is not installed, or if an attack file
+    is not valid.
     """
     check_attack_name(name)
+    if name.endswith(_FILE_ENDING):
+        from robustbench_vlm.attacks.attack_file import read_attack_file
+
+        return read_attack_file(Path(name))
     if name in ATTACKS.names():
         attack: Attack = ATTACKS.load(name)
         return attack

@@ -119,19 +119,32 @@ def calls_per_target(parameters: Mapping[str, Any], num_classes: int) -> tuple[i
     return 1, (int(parameters["steps"]) + 1) * targets * int(parameters.get("restarts", 1))
 
 
+GradientWay = Literal["loop", "truncated", "constant", "straight-through", "estimated", "transfer"]
+"""A way to compute the gradient of a defense.
+
+"loop": the gradient flows through the model and the inner loops of the defense. "truncated": the gradient flows through
+the defense with only one step of its inner loop. "constant": the gradient treats the results of the inner loops as
+constants, so it passes an added perturbation unchanged (BPDA with the identity, arXiv:1802.00420). "straight-through":
+the loss is computed from the logits of the defense, and the gradient flows through the model without the defense.
+"estimated": the gradient is estimated from differences of logits (arXiv:1804.08598). "transfer": the stage attacks the
+model without the defense.
+"""
+
+
 @dataclass(frozen=True)
 class GradientMode:
     """A method to compute the gradient of a model with a test-time defense, for the attack on this model."""
 
     name: str
     """Prefix of the names of the stages that use this mode, such as "loop" in "loop:apgd-ce"."""
-    gradient: Literal["loop", "constant", "transfer"]
-    """"loop": the gradient flows through the inner loops of the defense. "constant": the gradient treats the results of
-    the inner loops as constants (BPDA, arXiv:1802.00420). "transfer": the stage attacks the model without the
-    defense."""
+    gradient: GradientWay
     draws: int = 1
     """Number of gradients of which the mean is taken (EOT, arXiv:1707.07397). The defense draws new random numbers for
     each of them. The predicted class is computed with the first random numbers only."""
+
+
+_OTHER_GRADIENTS = ("straight-through", "estimated", "transfer")
+"""The ways that do not use the gradient of the attacked classifier."""
 
 
 @dataclass(frozen=True)
@@ -177,9 +190,9 @@ class Stage:
 
     @property
     def is_black_box(self) -> bool:
-        """True if the stage uses no gradients, or only gradients of another classifier (a transfer attack)."""
+        """True if the stage uses no gradients of the classifier, or only gradients of another classifier."""
         mode = self.gradient_mode
-        return self.gradient_free or (mode is not None and mode.gradient == "transfer")
+        return self.gradient_free or (mode is not None and mode.gradient in _OTHER_GRADIENTS)
 
     @property
     def chooses_iterate(self) -> bool:

@@ -39,6 +39,17 @@ def softmax_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Te
     return functional.cross_entropy(logits, labels, reduction="none")
 
 
+def soft_label_cross_entropy(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
+    """Return the cross-entropy with the softmax and a smoothed label, float32 (B,) (arXiv:1512.00567, section 7).
+
+    The label has the weight 0.9, and all classes of the dataset share the weight 0.1. All logits have a gradient.
+    """
+    present = logits.isfinite()
+    shares = 0.1 * present / present.sum(dim=1, keepdim=True)
+    weights = shares.scatter_add(1, labels[:, None], torch.full_like(shares[:, :1], 0.9))
+    return logits.logsumexp(dim=1) - (weights * logits.masked_fill(~present, 0)).sum(dim=1)
+
+
 def margin(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
     """Return the largest logit of another class minus the label's logit, float32 (B,) (arXiv:1608.04644, f6)."""
     return _without(logits, labels).amax(dim=1) - _pick(logits, labels)
@@ -87,6 +98,7 @@ def targeted_dlr(logits: Tensor, labels: Tensor, targets: Tensor) -> Tensor:
 LOSSES: Mapping[str, Loss] = {
     "ce": cross_entropy,
     "softmax-ce": softmax_cross_entropy,
+    "soft-ce": soft_label_cross_entropy,
     "margin": margin,
     "pm": probability_margin,
     "dlr": dlr,

@@ -190,7 +190,7 @@ def with_surrogate(classifier: Classifier, change: Callable[[Classifier], Classi
 
 @runtime_checkable
 class AdaptiveClassifier(Classifier, Protocol):
-    """A classifier with a test-time defense. Its gradient can be computed in several modes."""
+    """A classifier with a test-time defense or a surrogate. Its gradient can be computed in several modes."""
 
     def with_gradient(self, mode: GradientMode) -> Classifier:
         """Return a classifier with the same verdicts. Its gradient is computed in the given mode."""
@@ -199,12 +199,17 @@ class AdaptiveClassifier(Classifier, Protocol):
 def with_gradient(classifier: Classifier, mode: GradientMode | None) -> Classifier:
     """Return a classifier with gradients that are computed in `mode`.
 
-    If `mode` is None, return the classifier itself.
+    If `mode` is None, return the classifier itself. Raises UserError if the mode needs a model without the defense, but
+    the classifier has no defense and no surrogate.
     """
     if mode is None:
         return classifier
-    assert isinstance(classifier, AdaptiveClassifier), "only test-time defenses have gradient modes"
-    return classifier.with_gradient(mode)
+    if isinstance(classifier, AdaptiveClassifier):
+        return classifier.with_gradient(mode)
+    # This module has the classes that surrogate_gradients needs.
+    from robustbench_vlm.attacks.surrogate_gradients import differentiated
+
+    return differentiated(classifier, None, mode)
 
 
 def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:

@@ -53,7 +53,8 @@ ModelArguments = Annotated[
     list[str] | None,
     typer.Argument(metavar="[MODEL]...", help="Models, as in --model.", autocompletion=completion.BY_OPTION["--model"]),
 ]
-_Attacks = Annotated[list[str], option("--attack", "NAME", "Attack: see `vlmbench list attacks`. Repeat for more.")]
+_ATTACK = "Attack: see `vlmbench list attacks`, or an attack file, such as found.json. Repeat for more."
+_Attacks = Annotated[list[str], option("--attack", "NAME", _ATTACK)]
 Datasets = Annotated[
     list[str] | None, option("--dataset", "NAME", "Dataset. Default: all datasets of the track. Repeat for more.")
 ]

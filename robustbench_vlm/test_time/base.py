@@ -101,6 +101,18 @@ class TestTimeDefense:
     """Known differences from the source, one sentence each."""
 
 
+_LOOPS = ("steps", "iterations")
+"""The settings that are the number of steps of an inner loop."""
+
+
+def shortened(settings: Mapping[str, float]) -> Mapping[str, float]:
+    """Return the settings of a defense with only one step in its inner loop.
+
+    The settings of a defense without a loop of several steps are returned unchanged.
+    """
+    return {name: min(value, 1.0) if name in _LOOPS else value for name, value in settings.items()}
+
+
 def straight_through(value: Tensor, smooth: Tensor) -> Tensor:
     """Return `value` with the gradient of another tensor of the same shape, `smooth` (BPDA, arXiv:1802.00420, 4.1)."""
     return value.detach() + (smooth - smooth.detach())

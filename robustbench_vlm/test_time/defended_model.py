@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from robustbench_vlm.attacks.base import Attack, GradientMode, Stage
-from robustbench_vlm.attacks.model import SurrogateClassifier
+from robustbench_vlm.attacks.surrogate_gradients import differentiated
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
@@ -23,7 +23,7 @@ from robustbench_vlm.models.open_clip import Architecture
 from robustbench_vlm.models.reference import ModelReference, parse_reference
 from robustbench_vlm.models.text_encoder import PromptEncoder
 from robustbench_vlm.test_time import TEST_TIME_DEFENSES
-from robustbench_vlm.test_time.base import DefenseContext, TestTimeDefense
+from robustbench_vlm.test_time.base import DefenseContext, TestTimeDefense, shortened, straight_through
 
 _TRANSFER = GradientMode("transfer", "transfer")
 _DIRECT = GradientMode("", "loop")
@@ -70,13 +70,19 @@ class DefendedClassifier(nn.Module):
 
     def with_gradient(self, mode: GradientMode) -> Classifier:
         """Return a classifier with equal logits. Its gradient is computed in the mode `mode`."""
-        return SurrogateClassifier(self.plain, self) if mode.gradient == "transfer" else self._with(gradient_mode=mode)
+        if mode.gradient in ("transfer", "straight-through", "estimated"):
+            return differentiated(self, self.plain, mode)
+        return self._with(gradient_mode=mode)
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
         """Return the forward and backward passes through image encoders for one sample in one call."""
         passes, mode = self.defense.passes(self.defense.settings), self.gradient_mode
         if not gradient:
             return passes.forward, passes.inner
+        if mode.gradient == "truncated":
+            short = self.defense.passes(shortened(self.defense.settings))
+            forward, backward = passes.forward + short.forward, passes.inner + 3 * short.inner + short.outer
+            return mode.draws * forward, mode.draws * backward
         # To differentiate a gradient, torch goes back through the two passes (forward and backward) that computed it.
         through = 2 * passes.inner if mode.gradient == "loop" else 0
         return mode.draws * passes.forward, mode.draws * (passes.inner + passes.outer + through)
@@ -121,11 +127,18 @@ class DefendedClassifier(nn.Module):
         )
 
     def _logits(self, images: Tensor, keys: Tensor) -> Tensor:
-        context = self.context(keys, differentiate=self.gradient_mode.gradient == "loop")
+        is_truncated = self.gradient_mode.gradient == "truncated" and torch.is_grad_enabled()
+        differentiate = self.gradient_mode.gradient in ("loop", "truncated")
+        context = self.context(keys, differentiate=differentiate and not is_truncated)
         # The gradient of this function may be differentiated again, but fused attention kernels
         # have no second derivatives.
         with sdpa_kernel(SDPBackend.MATH):
-            return self.defense.logits(context, images)
+            if not is_truncated:
+                return self.defense.logits(context, images)
+            with torch.no_grad():
+                whole = self.defense.logits(context, images)
+            short = replace(context, settings=shortened(context.settings), differentiate=True)
+            return straight_through(whole, self.defense.logits(short, images))
 
     def _keys(self) -> Tensor:
         if self.keys is None:
@@ -196,21 +209,22 @@ class DefendedModel:
 
         First, all stages attack the model without the defense (transfer attacks). After that, all stages attack the
         model with the defense, in each gradient mode. The random numbers of the defense depend on the sample, so a
-        stage must say to which sample an image belongs. Raises UserError if the field `mixes_datasets` of a stage is
-        false, because such a stage does not say it.
+        stage must say to which sample an image belongs. A stage that already has a gradient mode, such as a stage of an
+        attack file, runs only in this mode. Raises UserError if a stage without a gradient mode has a false
+        `mixes_datasets`, because such a stage does not say it.
         """
-        unsupported = [stage.name for stage in attack.stages if not stage.mixes_datasets]
+        unsupported = [stage.name for stage in attack.stages if not (stage.mixes_datasets or stage.gradient_mode)]
         if unsupported:
             raise UserError(
                 f"the random numbers of {self.name!r} depend on the sample, but {unsupported[0]} does not say which"
                 " sample an image belongs to: choose an attack of this package, such as autoattack or pgd-20"
             )
-        transferred = [_in_mode(stage, _TRANSFER) for stage in attack.stages]
+        transferred = [_in_mode(stage, _TRANSFER) for stage in attack.stages if stage.gradient_mode is None]
         adaptive = [stage for each in attack.stages for stage in self._adaptive_stages(each)]
         return replace(attack, stages=(*transferred, *adaptive))
 
     def _adaptive_stages(self, stage: Stage) -> list[Stage]:
-        if stage.is_black_box:
+        if stage.is_black_box or stage.gradient_mode is not None:
             return [replace(stage, mixes_datasets=False)]
         return [_in_mode(stage, mode) for mode in self.defense.gradient_modes]
 
