@@ -5,6 +5,9 @@ from robustbench_vlm.core.registry import Registry
 TEST_TIME_DEFENSES = Registry(
     "test-time-defense",
     {
+        "csr": "robustbench_vlm.test_time.csr:CSR",
+        "dbd": "robustbench_vlm.test_time.dbd:DBD",
+        "et3": "robustbench_vlm.test_time.et3:ET3",
         "ttc": "robustbench_vlm.test_time.ttc:TTC",
         "r-tpt": "robustbench_vlm.test_time.r_tpt:R_TPT",
         "r-tpt@16": "robustbench_vlm.test_time.r_tpt:R_TPT_16",

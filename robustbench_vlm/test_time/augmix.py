@@ -26,7 +26,7 @@ def random_views(keys: Tensor, images: Tensor, count: int) -> Tensor:
     if count == 1:
         return images[:, None]
     draws = randomness.uniform(keys, 0, (count - 1, 8 + _CHAINS * (2 * _DEPTH + 3))).to(images).flatten(0, 1)
-    cropped = _moved(images.repeat_interleave(count - 1, dim=0), _crop(draws[:, :5]))
+    cropped = random_crops(images.repeat_interleave(count - 1, dim=0), draws[:, :5])
     first, second = draws[:, 5:7].sort(dim=1).values.unbind(dim=1)
     # The gaps between sorted uniform numbers in [0, 1] have a Dirichlet distribution with all parameters 1.
     shares = torch.stack([first, second - first, 1 - second], dim=1)
@@ -39,9 +39,18 @@ def random_views(keys: Tensor, images: Tensor, count: int) -> Tensor:
     return torch.cat([images[:, None], views], dim=1)
 
 
-def _crop(draws: Tensor) -> Tensor:
+def random_crops(images: Tensor, draws: Tensor, area: tuple[float, float] = _AREA) -> Tensor:
+    """Return a random crop of each image (N, 3, H, W), resized to H x W. Half of the crops are mirrored.
+
+    `draws` are uniform random numbers, (N, 5) in [0, 1). `area` has the smallest and the largest area of a crop, as
+    fractions of the image. The aspect ratio is between 3/4 and 4/3.
+    """
+    return _moved(images, _crop(draws, area))
+
+
+def _crop(draws: Tensor, limits: tuple[float, float]) -> Tensor:
     """Return affine maps (N, 2, 3) of random resized crops and flips for uniform random numbers (N, 5) in [0, 1)."""
-    area = _AREA[0] + (_AREA[1] - _AREA[0]) * draws[:, 0]
+    area = limits[0] + (limits[1] - limits[0]) * draws[:, 0]
     ratio = _RATIO[0] * (_RATIO[1] / _RATIO[0]) ** draws[:, 1]
     width, height = ((area * ratio) ** 0.5).clamp_max(1), ((area / ratio) ** 0.5).clamp_max(1)
     mirror = torch.where(draws[:, 2] < 0.5, -1.0, 1.0).to(draws)

@@ -21,18 +21,28 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
     return context.scale * purified @ context.text_features.T
 
 
-def purify(context: DefenseContext, embedded: Tensor) -> Tensor:
+def frozen_logits(context: DefenseContext, images: Tensor) -> Tensor:
+    """Return the same logits as `logits`. The gradient treats the direction of each step as a constant.
+
+    The released code computes this gradient, because its inner gradients have no graph.
+    """
+    embedded = functional.normalize(context.image_encoder(images), dim=-1)
+    return context.scale * purify(context, embedded, frozen=True) @ context.text_features.T
+
+
+def purify(context: DefenseContext, embedded: Tensor, *, frozen: bool = False) -> Tensor:
     """Move embeddings (B, D) of norm 1 towards the mean embedding of the null texts (texts without a class name).
 
     Gradient ascent increases the cosine of each embedding with that mean. The setting `step` is the length of each
-    step. It does not depend on the length of the gradient. After each step, the embeddings are normalised again.
-    Returns float32 (B, D) of norm 1.
+    step. It does not depend on the length of the gradient. After each step, the embeddings are normalised again. If
+    `frozen` is true, the direction of each step is a constant for the gradient. Returns float32 (B, D) of norm 1.
     """
     null = functional.normalize(context.null_features.mean(dim=0), dim=-1)
     for _ in range(int(context.settings["iterations"])):
         # z and n are unit vectors. The gradient of cos(z, n) with respect to z is n minus its component along z.
         ascent = null - (embedded @ null)[:, None] * embedded
-        moved = embedded + context.settings["step"] * functional.normalize(ascent, dim=-1)
+        direction = functional.normalize(ascent, dim=-1)
+        moved = embedded + context.settings["step"] * (direction.detach() if frozen else direction)
         embedded = functional.normalize(moved, dim=-1)
     return embedded
 

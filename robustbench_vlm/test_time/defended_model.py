@@ -68,6 +68,10 @@ class DefendedClassifier(nn.Module):
         """Return a classifier for only the N samples at the positions `index`, int64 (N,)."""
         return self._with(keys=self._keys()[index])
 
+    def with_defense(self, defense: TestTimeDefense) -> "DefendedClassifier":
+        """Return this classifier with another form of its defense, such as one with another gradient."""
+        return self._with(defense=defense)
+
     def with_gradient(self, mode: GradientMode) -> Classifier:
         """Return a classifier with equal logits. Its gradient is computed in the mode `mode`."""
         if mode.gradient in ("transfer", "straight-through", "estimated"):

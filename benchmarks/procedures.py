@@ -1,0 +1,189 @@
+"""Compare the published evaluation of each test-time defense with attacks on the model with the defense.
+
+    python benchmarks/procedures.py --out benchmarks/procedures.json --samples 4
+    python benchmarks/procedures.py --out benchmarks/procedures.json --samples 8 --models et3+clip csr+clip
+
+A run adds the missing samples of each dataset to the report, so a stopped run continues where it stopped, and a larger
+number of samples keeps the results of a smaller one. `benchmarks/docs_tables.py` writes the table of docs/procedures.md
+from the report.
+
+Each way attacks all samples, also those that another way breaks:
+
+* clean: no attack.
+* published: the evaluation of the released code (`analysis.procedures`).
+* transfer: the attack follows the model without the defense, and the model with the defense classifies every iterate.
+* loop: the attack differentiates through the defense.
+* constant: the attack treats the results of inner loops as constants (BPDA).
+* eot: `loop`, with the mean gradient over several sets of random numbers.
+"""
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+import report
+import torch
+
+from robustbench_vlm.analysis.procedures import correct_as_published, find_procedure
+from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks.base import Batch, GradientMode, one_stage_attack
+from robustbench_vlm.attacks.evaluate import attack_samples
+from robustbench_vlm.attacks.model import logits_in_batches
+from robustbench_vlm.core.numbers import percent
+from robustbench_vlm.core.records import wilson
+from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.model_cache import classifier_of
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import resolve
+from robustbench_vlm.engine.resources import Resources
+from robustbench_vlm.engine.shard import load_batch
+from robustbench_vlm.models.precision import arithmetic
+from robustbench_vlm.test_time.defended_model import DefendedClassifier
+
+MODES = {
+    "transfer": GradientMode("transfer", "transfer"),
+    "loop": GradientMode("loop", "loop"),
+    "constant": GradientMode("constant", "constant"),
+    "eot": GradientMode("eot", "loop", draws=4),
+}
+WAYS = ("clean", "published", *MODES)
+FIXED = ("clipure-cos", "clipure-cos@short", "csr", "et3")
+"""Defenses without random numbers, for which `eot` equals `loop`."""
+ATTACK = "pgd-20"
+MODELS = ("clip", "ttc+clip", "csr+clip", "et3+clip", "clipure-cos+clip", "clipure-cos@short+clip", "dbd+clip")
+MODELS += ("r-tpt@16+clip",)
+
+
+def ways_of(model: str) -> tuple[str, ...]:
+    """Return the ways in which a model is evaluated."""
+    defense, _, _ = model.rpartition("+")
+    if not defense:
+        return ("clean", "loop")
+    return tuple(way for way in WAYS if way != "eot" or defense not in FIXED)
+
+
+def evaluate(classifier: Any, batch: Batch, way: str, *, batch_size: int) -> list[int]:
+    """Return 1 for each sample that is correct in one way, and 0 for the others."""
+    if way == "clean":
+        found = logits_in_batches(classifier, batch.images, batch_size).argmax(dim=1) == batch.labels
+    elif way == "published":
+        procedure = find_procedure(classifier.defense.name)
+        found = correct_as_published(classifier, batch, procedure, batch_size=batch_size)
+    else:
+        (stage,) = load_attack(ATTACK).stages
+        mode = MODES[way] if isinstance(classifier, DefendedClassifier) else None
+        attack = one_stage_attack(replace(stage, gradient_mode=mode), stage.name)
+        found = attack_samples(classifier, batch, attack, batch_size=batch_size).robust
+    return [int(each) for each in found]
+
+
+def missing(rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell], ways: Sequence[str]) -> Iterator[Any]:
+    """Yield the cell, the way and the number of known samples of each incomplete result, cheap ways first."""
+    for way in ways:
+        for cell in cells:
+            if way not in ways_of(cell.model_name):
+                continue
+            own = [row for row in rows if (row["model"], row["way"], row["dataset"]) == key_of(cell, way)]
+            known = sum(len(row["correct"]) for row in own)
+            if known < len(cell):
+                yield cell, way, known
+
+
+def key_of(cell: Cell, way: str) -> tuple[str, str, str]:
+    """Return the model, the way and the dataset of a result."""
+    return cell.model_name, way, cell.dataset.name
+
+
+def run(report_of: dict[str, Any], arguments: Any) -> None:
+    """Add the missing results to a report, and write it after each one."""
+    rows = report_of.setdefault("rows", [])
+    track = {"track": arguments.track} if arguments.track else {}
+    request = Request(
+        models=tuple(arguments.models),
+        attacks=(ATTACK,),
+        samples=arguments.samples,
+        resources=Resources("cpu", 1, arguments.batch_size),
+        **track,
+    )
+    cells = resolve(request).cells
+    with arithmetic():
+        for cell, way, known in list(missing(rows, cells, arguments.ways)):
+            start = time.process_time()
+            classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, "cpu")
+            batch, _ = load_batch(cell, known, len(cell), device="cpu")
+            found = evaluate(classifier.of_samples(batch.keys), batch, way, batch_size=arguments.batch_size)
+            seconds = round(time.process_time() - start, 2)
+            rows.append(dict(zip(("model", "way", "dataset"), key_of(cell, way), strict=True)))
+            rows[-1] |= {"start": known, "correct": found, "seconds": seconds}
+            report.write({**report_of, "eps": cell.threat.eps_text, "machine": report.machine()}, arguments.out)
+            print(rows[-1], flush=True)
+
+
+def results_of(report_of: Mapping[str, Any], model: str) -> dict[str, dict[tuple[str, int], int]]:
+    """Return the results of a model: for each way, 1 or 0 for each pair of a dataset and a number of a sample."""
+    found: dict[str, dict[tuple[str, int], int]] = {}
+    for row in report_of["rows"]:
+        if row["model"] == model:
+            numbers = {(row["dataset"], row["start"] + n): value for n, value in enumerate(row["correct"])}
+            found.setdefault(row["way"], {}).update(numbers)
+    return found
+
+
+def table(report_of: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the table: accuracies in % with 95 % Wilson intervals."""
+    header = ["model", "n", "clean", "as published", "transfer", "loop", "BPDA", "EOT", "worst case", "passes"]
+    models = dict.fromkeys(row["model"] for row in report_of["rows"])
+    return header, [_row(report_of, model) for model in models]
+
+
+def _row(report_of: Mapping[str, Any], model: str) -> list[str]:
+    results = results_of(report_of, model)
+    samples = sorted(results["clean"])
+    # A way that did not attack all samples is left out.
+    needed = [way for way in ways_of(model) if set(results.get(way, {})) >= set(samples)]
+    worst = sum(all(results[way][sample] for way in needed) for sample in samples)
+    cells = [f"`{model}`", str(len(samples))]
+    for way in WAYS:
+        fixed = way == "eot" and way not in ways_of(model) and "+" in model
+        text = "no random numbers" if fixed else "not measured" if way in ways_of(model) else ""
+        if way in needed:
+            text = interval(sum(results[way][sample] for sample in samples), len(samples))
+        cells.append(text)
+    return [*cells, interval(worst, len(samples)), report_of["passes"].get(model, "")]
+
+
+def interval(count: int, n: int) -> str:
+    """Return `count` of `n` samples in % with the 95 % Wilson interval."""
+    low, high = wilson(count, n)
+    return f"{percent(count / n)} ({percent(low)}-{percent(high)})"
+
+
+def passes_of(models: Sequence[str]) -> dict[str, str]:
+    """Return the forward and backward passes of image encoders for one prediction of each model."""
+    cells = resolve(Request(models=tuple(models), attacks=(ATTACK,), samples=1, datasets=("shapes",))).cells
+    found = {}
+    for cell in cells:
+        classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, "cpu")
+        forward, backward = classifier.of_samples(torch.zeros(1, dtype=torch.int64)).cost(gradient=False)
+        found[cell.model_name] = f"{forward} + {backward}"
+    return found
+
+
+def main() -> None:
+    parser = report.parser_of(__doc__, threads=1)
+    parser.add_argument("--models", nargs="+", default=MODELS)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
+    parser.add_argument("--samples", type=int, default=4, help="number of samples of each dataset")
+    parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--track", default="", help="track; default: mini")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    known = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
+    known["passes"] = {**known.get("passes", {}), **passes_of(arguments.models)}
+    run(known, arguments)
+
+
+if __name__ == "__main__":
+    main()
