@@ -9,7 +9,9 @@ from pathlib import Path
 from statistics import median
 
 import open_clip_architectures
+import procedures
 
+from robustbench_vlm.analysis.procedures import PROCEDURES
 from robustbench_vlm.cli.render.protocols import protocol_document
 from robustbench_vlm.core.numbers import percent
 from robustbench_vlm.datasets import DATASETS
@@ -153,10 +155,30 @@ def verification() -> str:
     return markdown(header, rows)
 
 
+def published_evaluations() -> str:
+    """Return the table of results of benchmarks/procedures.json, and the list of published evaluations."""
+    report = json.loads((Path(__file__).parent / "procedures.json").read_text(encoding="utf-8"))
+    return f"{markdown(*procedures.table(report))}\n\n## Published evaluations\n\n{_evaluations()}"
+
+
+def _evaluations() -> str:
+    """Return the table of the published evaluations. Defenses with the same evaluation share a row."""
+    names: dict[str, list[str]] = {}
+    for name, procedure in PROCEDURES.items():
+        names.setdefault(procedure.summary, []).append(f"`{name}`")
+    rows = []
+    for summary, own in names.items():
+        procedure = PROCEDURES[own[0].strip("`")]
+        unconfirmed = "; ".join(procedure.unconfirmed) or "nothing"
+        rows.append([", ".join(own), summary, procedure.source, unconfirmed])
+    return markdown(["defense", "evaluation", "source", "not repeated or not confirmed"], rows)
+
+
 TABLES = {
     "architectures.md": open_clip_architectures.tables,
     "estimated_runs.md": estimated_runs,
     "models.md": image_sizes,
+    "procedures.md": published_evaluations,
     "scale.md": planning,
     "submit.md": verification,
     "warnings.md": warnings,

@@ -53,7 +53,7 @@ FIXED = ("clipure-cos", "clipure-cos@short", "csr", "et3")
 """Defenses without random numbers, for which `eot` equals `loop`."""
 ATTACK = "pgd-20"
 MODELS = ("clip", "ttc+clip", "csr+clip", "et3+clip", "clipure-cos+clip", "clipure-cos@short+clip", "dbd+clip")
-MODELS += ("r-tpt@16+clip",)
+MODELS += ("r-tpt@16+clip", "a-tpt@16+clip")
 
 
 def ways_of(model: str) -> tuple[str, ...]:
@@ -99,25 +99,19 @@ def key_of(cell: Cell, way: str) -> tuple[str, str, str]:
 def run(report_of: dict[str, Any], arguments: Any) -> None:
     """Add the missing results to a report, and write it after each one."""
     rows = report_of.setdefault("rows", [])
-    track = {"track": arguments.track} if arguments.track else {}
-    request = Request(
-        models=tuple(arguments.models),
-        attacks=(ATTACK,),
-        samples=arguments.samples,
-        resources=Resources("cpu", 1, arguments.batch_size),
-        **track,
-    )
-    cells = resolve(request).cells
+    cells = resolve(_request(arguments, arguments.samples)).cells
     with arithmetic():
         for cell, way, known in list(missing(rows, cells, arguments.ways)):
             start = time.process_time()
-            classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, "cpu")
-            batch, _ = load_batch(cell, known, len(cell), device="cpu")
+            classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, arguments.device)
+            batch, _ = load_batch(cell, known, len(cell), device=arguments.device)
             found = evaluate(classifier.of_samples(batch.keys), batch, way, batch_size=arguments.batch_size)
             seconds = round(time.process_time() - start, 2)
             rows.append(dict(zip(("model", "way", "dataset"), key_of(cell, way), strict=True)))
             rows[-1] |= {"start": known, "correct": found, "seconds": seconds}
-            report.write({**report_of, "eps": cell.threat.eps_text, "machine": report.machine()}, arguments.out)
+            report.write(
+                {**report_of, "eps": cell.threat.eps_text, "machine": report.machine(arguments.device)}, arguments.out
+            )
             print(rows[-1], flush=True)
 
 
@@ -160,15 +154,21 @@ def interval(count: int, n: int) -> str:
     return f"{percent(count / n)} ({percent(low)}-{percent(high)})"
 
 
-def passes_of(models: Sequence[str]) -> dict[str, str]:
+def passes_of(arguments: Any) -> dict[str, str]:
     """Return the forward and backward passes of image encoders for one prediction of each model."""
-    cells = resolve(Request(models=tuple(models), attacks=(ATTACK,), samples=1, datasets=("shapes",))).cells
+    cells = resolve(_request(arguments, samples=1)).cells
     found = {}
-    for cell in cells:
+    for cell in {each.model_name: each for each in cells}.values():
         classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, "cpu")
         forward, backward = classifier.of_samples(torch.zeros(1, dtype=torch.int64)).cost(gradient=False)
         found[cell.model_name] = f"{forward} + {backward}"
     return found
+
+
+def _request(arguments: Any, samples: int) -> Request:
+    track = {"track": arguments.track} if arguments.track else {}
+    resources = Resources(arguments.device, 1, arguments.batch_size)
+    return Request(models=tuple(arguments.models), attacks=(ATTACK,), samples=samples, resources=resources, **track)
 
 
 def main() -> None:
@@ -177,11 +177,12 @@ def main() -> None:
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     parser.add_argument("--samples", type=int, default=4, help="number of samples of each dataset")
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--device", default="cpu")
     parser.add_argument("--track", default="", help="track; default: mini")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     known = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
-    known["passes"] = {**known.get("passes", {}), **passes_of(arguments.models)}
+    known["passes"] = {**known.get("passes", {}), **passes_of(arguments)}
     run(known, arguments)
 
 

@@ -8,6 +8,7 @@ import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
 from torch import Tensor
 
 from robustbench_vlm.analysis.diagnose import final_images
@@ -18,6 +19,8 @@ from robustbench_vlm.attacks.model import logits_in_batches
 from robustbench_vlm.attacks.pgd import pgd_attack, pgd_stage
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import unknown
+from robustbench_vlm.models.classifier import ZeroShotClassifier
+from robustbench_vlm.test_time.a_tpt import texts_of
 from robustbench_vlm.test_time.clipure import frozen_logits
 from robustbench_vlm.test_time.defended_model import DefendedClassifier
 
@@ -32,9 +35,10 @@ class Procedure:
     """The evaluation in one sentence."""
     source: str
     """The repository, its commit, and the file that was read."""
-    attacked: Literal["plain", "frozen"] = "plain"
+    attacked: Literal["plain", "frozen", "previous"] = "plain"
     """"plain": the attack sees the model without the defense. "frozen": it sees the model with CLIPure-Cos, and its
-    gradient treats the direction of each step as a constant."""
+    gradient treats the direction of each step as a constant. "previous": it sees the model without the defense, but
+    with the prompts that A-TPT tuned on the image before."""
     is_8_bit: bool = False
     """True if pixels are truncated to 8 bits before the defense sees them."""
     unconfirmed: tuple[str, ...] = ()
@@ -62,6 +66,14 @@ _R_TPT = Procedure(
     is_8_bit=True,
     unconfirmed=("R-TPT also reports PGD with 7 steps; only the attack with 100 steps is repeated here",),
 )
+_A_TPT = Procedure(
+    _PGD_100,
+    "PGD with 100 steps of eps/4 on the model with the prompts tuned to the previous image; the last iterate, truncated"
+    " to 8 bits",
+    "SEU-VIPGroup/A-TPT 8f38a2a, atpt.py",
+    attacked="previous",
+    is_8_bit=True,
+)
 _CLIPURE = Procedure(
     _APGD,
     "APGD-CE and APGD-T through the forward pass; the gradient treats the direction of each step as a constant",
@@ -70,6 +82,8 @@ _CLIPURE = Procedure(
     unconfirmed=("the released code runs the image encoder in float16; here it runs in float32",),
 )
 PROCEDURES = {
+    "a-tpt": _A_TPT,
+    "a-tpt@16": _A_TPT,
     "ttc": Procedure(
         _one_stage("pgd-10", 10, 1.0, "PGD with 10 steps of the length eps"),
         "PGD with 10 steps of the length eps on the model without the defense; the last iterate",
@@ -123,6 +137,8 @@ def published_images(classifier: DefendedClassifier, batch: Batch, procedure: Pr
 
     `classifier` is the classifier of the samples of `batch`, as `of_samples` returns it.
     """
+    if procedure.attacked == "previous":
+        return _images_with_previous_prompts(classifier, batch, procedure)
     attacked = classifier.plain
     if procedure.attacked == "frozen":
         attacked = classifier.with_defense(dataclasses.replace(classifier.defense, logits=frozen_logits))
@@ -131,7 +147,27 @@ def published_images(classifier: DefendedClassifier, batch: Batch, procedure: Pr
         images = final_images(attacked, batch, stages[0], batch_size=batch_size)
     else:
         images = attack_samples(attacked, batch, procedure.attack, batch_size=batch_size).adversarial
-    return (255 * images).floor() / 255 if procedure.is_8_bit else images
+    return _in_8_bits(images) if procedure.is_8_bit else images
+
+
+def _in_8_bits(images: Tensor) -> Tensor:
+    return (255 * images).floor() / 255
+
+
+def _images_with_previous_prompts(classifier: DefendedClassifier, batch: Batch, procedure: Procedure) -> Tensor:
+    """Attack the samples one after the other. The first sample is attacked with untuned prompts.
+
+    A-TPT resets its prompts after the attack, so the attack sees those tuned to the attacked image before.
+    """
+    (stage,), plain = procedure.attack.stages, classifier.plain
+    texts, found = plain.text_features, []
+    for n in torch.arange(len(batch.labels)).split(1):
+        tuned = ZeroShotClassifier(plain.encoder, texts, plain.scale).eval().requires_grad_(False)
+        images = _in_8_bits(final_images(tuned, batch.at(n), stage, batch_size=1))
+        one = classifier.select(n)
+        (texts,) = texts_of(one.context(one.sample_keys, differentiate=False), images)
+        found.append(images)
+    return torch.cat(found)
 
 
 def correct_as_published(

@@ -5,6 +5,8 @@ from robustbench_vlm.core.registry import Registry
 TEST_TIME_DEFENSES = Registry(
     "test-time-defense",
     {
+        "a-tpt": "robustbench_vlm.test_time.a_tpt:A_TPT",
+        "a-tpt@16": "robustbench_vlm.test_time.a_tpt:A_TPT_16",
         "csr": "robustbench_vlm.test_time.csr:CSR",
         "dbd": "robustbench_vlm.test_time.dbd:DBD",
         "et3": "robustbench_vlm.test_time.et3:ET3",

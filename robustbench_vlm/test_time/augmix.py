@@ -25,6 +25,17 @@ def random_views(keys: Tensor, images: Tensor, count: int) -> Tensor:
     """
     if count == 1:
         return images[:, None]
+    cropped, mixed, kept = parts_of_views(keys, images, count)
+    views = (_column(kept) * cropped + (1 - _column(kept)) * mixed).unflatten(0, (len(images), count - 1))
+    return torch.cat([images[:, None], views], dim=1)
+
+
+def parts_of_views(keys: Tensor, images: Tensor, count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the parts of all views of B images except the first: N = B * (count - 1) crops, mixtures and shares.
+
+    A view is share * crop + (1 - share) * mixture. The crops and the mixtures of their AugMix chains are float32
+    (N, 3, H, W) in [0, 1], and the shares are float32 (N,) in [0, 1). `random_views` explains the arguments.
+    """
     draws = randomness.uniform(keys, 0, (count - 1, 8 + _CHAINS * (2 * _DEPTH + 3))).to(images).flatten(0, 1)
     cropped = random_crops(images.repeat_interleave(count - 1, dim=0), draws[:, :5])
     first, second = draws[:, 5:7].sort(dim=1).values.unbind(dim=1)
@@ -34,9 +45,7 @@ def random_views(keys: Tensor, images: Tensor, count: int) -> Tensor:
     mixed = torch.zeros_like(cropped)
     for share, chain in zip(shares.unbind(dim=1), chains, strict=True):
         mixed = mixed + _column(share) * _chain(cropped, chain)
-    kept = _column(draws[:, 7])
-    views = (kept * cropped + (1 - kept) * mixed).unflatten(0, (len(images), count - 1))
-    return torch.cat([images[:, None], views], dim=1)
+    return cropped, mixed, draws[:, 7]
 
 
 def random_crops(images: Tensor, draws: Tensor, area: tuple[float, float] = _AREA) -> Tensor:

@@ -66,7 +66,7 @@ class DefendedClassifier(nn.Module):
 
     def select(self, index: Tensor) -> "DefendedClassifier":
         """Return a classifier for only the N samples at the positions `index`, int64 (N,)."""
-        return self._with(keys=self._keys()[index])
+        return self._with(keys=self.sample_keys[index])
 
     def with_defense(self, defense: TestTimeDefense) -> "DefendedClassifier":
         """Return this classifier with another form of its defense, such as one with another gradient."""
@@ -97,7 +97,7 @@ class DefendedClassifier(nn.Module):
         The gradient mode decides how the gradient is computed. If the mode draws the random numbers
         several times, the logits come from the first draw, and the gradient is the mean over all draws.
         """
-        keys, draws = self._keys(), self.gradient_mode.draws
+        keys, draws = self.sample_keys, self.gradient_mode.draws
         assert len(images) == len(keys), f"{len(images)} images for {len(keys)} samples"
         own = self._logits(images, keys)
         if draws == 1 or not torch.is_grad_enabled():
@@ -144,7 +144,9 @@ class DefendedClassifier(nn.Module):
             short = replace(context, settings=shortened(context.settings), differentiate=True)
             return straight_through(whole, self.defense.logits(short, images))
 
-    def _keys(self) -> Tensor:
+    @property
+    def sample_keys(self) -> Tensor:
+        """The key of each sample's random numbers, int64 (B,). Raises UserError before a call of `of_samples`."""
         if self.keys is None:
             raise UserError(
                 f"a classifier with the test-time defense {self.defense.name!r} was called without samples, but its"

@@ -29,15 +29,25 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
     The logits are a weighted mean over the views of an image. `agreement` computes the weights. The texts are tuned
     separately for each image.
     """
-    settings, count = context.settings, int(context.settings["views"])
-    views = random_views(context.keys, images, count)
-    features = functional.normalize(context.image_encoder(views.flatten(0, 1)), dim=-1).unflatten(0, views.shape[:2])
+    return logits_of_views(context, random_views(context.keys, images, int(context.settings["views"])))
+
+
+def logits_of_views(context: DefenseContext, views: Tensor) -> Tensor:
+    """Return the logits, float32 (B, C), of V views of each image, float32 (B, V, 3, H, W) in [0, 1]."""
+    settings = context.settings
+    features = features_of_views(context, views)
     with torch.set_grad_enabled(context.differentiate and torch.is_grad_enabled()):
         seen = features if context.differentiate else features.detach()
         texts = tuned_texts(context, seen)
-        weights = agreement(seen, min(int(settings["neighbours"]), count), settings["temperature"])
+        weights = agreement(seen, min(int(settings["neighbours"]), views.shape[1]), settings["temperature"])
     scores: Tensor = context.scale * features @ texts.transpose(1, 2)
     return (weights[:, :, None] * scores).sum(dim=1)
+
+
+def features_of_views(context: DefenseContext, views: Tensor) -> Tensor:
+    """Return the embeddings, float32 (B, V, D) of norm 1, of views, float32 (B, V, 3, H, W) in [0, 1]."""
+    embedded = context.image_encoder(views.flatten(0, 1))
+    return functional.normalize(embedded, dim=-1).unflatten(0, views.shape[:2])
 
 
 def tuned_texts(context: DefenseContext, features: Tensor) -> Tensor:
