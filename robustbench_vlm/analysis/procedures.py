@@ -17,6 +17,7 @@ from robustbench_vlm.attacks.base import Attack, Batch
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.attacks.model import logits_in_batches
 from robustbench_vlm.attacks.pgd import pgd_attack, pgd_stage
+from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models.classifier import ZeroShotClassifier
@@ -139,7 +140,7 @@ def published_images(classifier: DefendedClassifier, batch: Batch, procedure: Pr
     """
     if procedure.attacked == "previous":
         return _images_with_previous_prompts(classifier, batch, procedure)
-    attacked = classifier.plain
+    attacked: Classifier = classifier.plain
     if procedure.attacked == "frozen":
         attacked = classifier.with_defense(dataclasses.replace(classifier.defense, logits=frozen_logits))
     stages = procedure.attack.stages

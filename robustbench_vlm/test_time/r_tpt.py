@@ -46,8 +46,9 @@ def logits_of_views(context: DefenseContext, views: Tensor) -> Tensor:
 
 def features_of_views(context: DefenseContext, views: Tensor) -> Tensor:
     """Return the embeddings, float32 (B, V, D) of norm 1, of views, float32 (B, V, 3, H, W) in [0, 1]."""
-    embedded = context.image_encoder(views.flatten(0, 1))
-    return functional.normalize(embedded, dim=-1).unflatten(0, views.shape[:2])
+    embedded = functional.normalize(context.image_encoder(views.flatten(0, 1)), dim=-1)
+    features: Tensor = embedded.unflatten(0, views.shape[:2])
+    return features
 
 
 def tuned_texts(context: DefenseContext, features: Tensor) -> Tensor:

@@ -1,7 +1,9 @@
 """Tests of the published evaluations: the attacked model, the precision of the images, and what counts as correct."""
 
+import importlib
 from dataclasses import replace
 from fractions import Fraction
+from pathlib import Path
 
 import pytest
 import torch
@@ -116,3 +118,22 @@ def test_the_gradient_of_clipure_treats_directions_as_constants() -> None:
     first, second = (torch.autograd.grad(each[:, 0].sum(), leaf)[0] for each in (whole, part))
     assert not torch.allclose(first, second)
     assert pgd_attack(100, iterate="final").stages[0].parameters == PROCEDURES["dbd"].attack.stages[0].parameters
+
+
+def test_the_table_of_the_benchmark_counts_the_worst_case_over_complete_columns(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    table = importlib.import_module("procedures").table
+    ways = {"clean": [1, 1, 1, 0], "published": [1, 1, 0, 1], "transfer": [1, 0, 0, 0], "loop": [0, 1, 0, 0]}
+    rows = [
+        {"model": "ttc+clip", "way": way, "dataset": "shapes", "start": start, "correct": correct[start : start + 2]}
+        for way, correct in {**ways, "constant": [1, 1, 0, 0]}.items()
+        for start in (0, 2)
+    ]
+    # A column without all samples is not part of the table.
+    rows.append({"model": "ttc+clip", "way": "eot", "dataset": "shapes", "start": 0, "correct": [0, 0]})
+    header, ((model, n, *cells),) = table({"rows": rows, "passes": {"ttc+clip": "6 + 2"}})
+    assert (model, n, len(header)) == ("`ttc+clip`", "4", 10)
+    counts = [each.split(" ")[0] for each in cells]
+    assert counts == ["75.0", "75.0", "25.0", "25.0", "50.0", "not", "0.0", "6"]
