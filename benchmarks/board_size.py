@@ -52,7 +52,7 @@ def results(model: str, dataset: str, robust: float) -> Iterator[SampleResult]:
             adversarial_prediction=label if broken_by == "" else other,
             broken_by=broken_by,
             distance=distance,
-            forward=0 if broken_by == "clean" else draw.randrange(100, 6000),
+            forward=1 if broken_by == "clean" else draw.randrange(100, 6000),
             backward=0 if broken_by == "clean" else draw.randrange(100, 1000),
             margin=(-1 if broken_by == "clean" else 1) * draw.random(),
             warnings="",

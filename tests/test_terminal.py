@@ -12,7 +12,7 @@ from robustbench_vlm.cli.render import progress_bar
 from robustbench_vlm.cli.render.documents import Entry, document_lines, entry_lines
 from robustbench_vlm.cli.render.output import duration
 from robustbench_vlm.cli.render.text_table import Columns, table, wrapped
-from robustbench_vlm.core.progress import Progress
+from robustbench_vlm.core.progress import Progress, in_step
 from robustbench_vlm.core.text import terminal_text
 
 COLUMNS = Columns(("model", "eps"), "name", ("n", "share"), "notes")
@@ -101,6 +101,9 @@ def test_a_line_is_printed_if_there_is_no_progress(
     lines = capsys.readouterr().err.splitlines()
     assert silent.startswith("working, ") and silent.count("so far") >= 2
     assert lines[0].startswith("1 of 4 steps, about") and lines[-1].startswith("1 of 4 steps, ")
+    with progress_bar.progress("samples") as on_progress:
+        in_step(on_progress, 2, 3)(Progress(4, 4))
+    assert capsys.readouterr().err.splitlines() == ["step 2 of 3: 4 of 4 samples"]
     with progress_bar.progress("steps", quiet=True):
         time.sleep(0.25)
     assert capsys.readouterr().err == ""

@@ -110,7 +110,7 @@ _Address = Annotated[
     str, option("--address", "HOST:PORT", "Address of the head of a ray cluster. Default: this machine.")
 ]
 HalfWidth = Annotated[
-    str,
+    str | None,
     option(
         "--half-width",
         "POINTS",
@@ -250,12 +250,12 @@ def example(*commands: str) -> str:
     )
 
 
-def points(text: str, name: str = "--half-width") -> float:
-    """Return a number of percentage points as a share in [0, 1], or 0 for "".
+def points(text: str | None, name: str = "--half-width") -> float:
+    """Return a number of percentage points as a share in [0, 1], or 0 for None.
 
     `name` is the name of the option. Raises UserError if the text is not a number above 0 and below 50.
     """
-    if not text:
+    if text is None:
         return 0.0
     try:
         value = float(text)

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from robustbench_vlm.engine.resolve import Plan
 
 _Detect = Annotated[
-    str,
+    str | None,
     option(
         "--detect",
         "POINTS",
@@ -35,7 +35,7 @@ _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "passes", "time", "memor
 
 
 @takes_request
-def plan(request: "Request", half_width: HalfWidth = "", detect: _Detect = "", as_json: Json = False) -> None:
+def plan(request: "Request", half_width: HalfWidth = None, detect: _Detect = None, as_json: Json = False) -> None:
     """Estimate the time, the passes and the memory of a run.
 
     Takes the options of `run`. Measures the speed of the model, and attacks some samples for a few seconds.

@@ -24,7 +24,7 @@ _COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "clean", "robust", _FULL
 
 
 @takes_request
-def run(request: "Request", half_width: HalfWidth = "", eps_curve: EpsCurve = False, as_json: Json = False) -> None:
+def run(request: "Request", half_width: HalfWidth = None, eps_curve: EpsCurve = False, as_json: Json = False) -> None:
     """Measure clean and robust accuracy.
 
     Samples that have records on disk are not attacked again. If the command is stopped, run it again to continue.

@@ -1,6 +1,7 @@
 """The command `vlmbench submit`: makes a leaderboard entry of a run."""
 
 import datetime
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -48,6 +49,7 @@ def submit(
     document = {"entry": str(path), "remarks": list(made.remarks), "pull_request": made.pull_request}
     lines = [Line(line) for line in made.pull_request.splitlines()]
     output.note(f"wrote {path} and {path.parent / made.entry.records.file}", quiet=as_json)
+    output.note(f"to check them, run `vlmbench verify {shlex.quote(str(path))} --check`", quiet=as_json)
     answer(document, lambda width: lines, as_json=as_json)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from robustbench_vlm.attacks.phases import Phases, divide, stages_passed
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
+from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress, in_step
 from robustbench_vlm.core.records import UNFINISHED, SampleResult, passes_of
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
@@ -107,7 +107,8 @@ def run_phases(
     phases = [divide(cell.attack) for cell in plan.cells]
     on_disk = [read_finished(cell_folder(out, cell), cell) for cell in plan.cells]
     missing = [number for number, cell in enumerate(plan.cells) if missing_samples(cell, on_disk[number])]
-    report = later(on_progress, second_seconds)
+    tables = groups(plan.cells)
+    report = in_step(later(on_progress, second_seconds), 1, 1 + len(tables))
     firsts = dict(zip(missing, _first_phase(plan, phases, missing, first_seconds, report), strict=True))
     cells: list[EstimatedCell] = []
     for number, (cell, found) in enumerate(zip(plan.cells, on_disk, strict=True)):
@@ -116,8 +117,9 @@ def run_phases(
             cells.append(EstimatedCell(cell, (), firsts[number], stage=stage))
         else:
             cells.append(EstimatedCell(cell, tuple(merge(found.pieces, cell.samples.ids))))
-    for numbers in groups(plan.cells):
-        own = _second_phase(plan, phases[numbers[0]], [cells[n] for n in numbers], half_width, on_progress)
+    for step, numbers in enumerate(tables, start=2):
+        report = in_step(on_progress, step, 1 + len(tables))
+        own = _second_phase(plan, phases[numbers[0]], [cells[n] for n in numbers], half_width, report)
         for number, each in zip(numbers, own, strict=True):
             cells[number] = each
     return [_completed(plan, each) for each in cells]
@@ -242,11 +244,13 @@ def _second_phase(
                 fresh += passes_of(results)
             done += 1
             width, drawn = _widest(plan, state(done)), sum(map(len, found))
-            expected = max(round(share * samples), drawn)
+            is_last = done == len(order) or (half_width > 0 and width <= half_width)
+            # More survivors are needed than expected if the interval is still too wide.
+            expected = drawn if is_last else max(round(share * samples), drawn + sum(map(len, order[done])))
             per_sample = (time.monotonic() - begun) / sum(map(len, jobs[: done - before]))
             label = f"second phase, interval of plus or minus {width * 100:.1f} points"
             on_progress(Progress(drawn, expected, per_sample * (expected - drawn), label, fresh))
-            if half_width and width <= half_width:
+            if is_last:
                 break
     return state(done)
 

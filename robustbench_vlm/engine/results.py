@@ -1,5 +1,6 @@
 """Results of a run: a score for every cell, and a table for every combination of model, attack and eps."""
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -143,7 +144,9 @@ class RunResult:
 
         `clean` and `robust` are accuracies in [0, 1] on `n` samples. `clean_low`, `clean_high`, `robust_low` and
         `robust_high` are the ends of their 95 % Wilson intervals. `warnings` has the codes of the warnings, separated
-        by spaces. `eps` is a text such as "8/255". If a run is estimated, the column `estimated` is True for its rows.
+        by spaces. `eps` is a text such as "8/255". If a run is estimated, the column `estimated` is True for its rows,
+        and `robust_full_attack_low` and `robust_full_attack_high` are the ends of the design interval: the 95 %
+        interval of the accuracy that the full attack gives on these samples. They are missing for rows of other runs.
         """
         import pandas
 
@@ -151,6 +154,13 @@ class RunResult:
         frame = pandas.DataFrame(rows, columns=list(_COLUMNS))
         if any(table.estimate for table in self.tables):
             frame["estimated"] = [table.estimate is not None for table in self.tables for _ in table.scores]
+            unknown = (math.nan, math.nan)
+            ends = [
+                each
+                for table in self.tables
+                for each in (table.estimate.scores if table.estimate else [unknown] * len(table.scores))
+            ]
+            frame["robust_full_attack_low"], frame["robust_full_attack_high"] = zip(*ends, strict=True)
         return frame
 
     def samples(self) -> "DataFrame":

@@ -262,6 +262,7 @@ def _to_upload(entry: Entry) -> list[str]:
 
 
 def _pull_request(entry: Entry, evidence: Sequence[CellRecords], track: Track, remarks: Sequence[str]) -> str:
+    """Return the text of the pull request. Its paths are those in the repository, not on this machine."""
     path = f"leaderboards/{entry.track}/{entry.model}.json"
     lines = [f"Add {entry.model} to the leaderboard {entry.track}", "", f"* Entry: `{path}`"]
     lines += [f"* Records: `leaderboards/{entry.track}/{entry.records.file}`, sha256 `{entry.records.sha256}`"]
@@ -280,7 +281,7 @@ def _pull_request(entry: Entry, evidence: Sequence[CellRecords], track: Track, r
         count = sum(each.score.n for each in some)
         lines.append(f"| {attack} | {eps} | {percent(mean.clean)} | {percent(mean.robust)} | {count} |")
     lines += ["", *_estimate_lines(entry)] if entry.estimates else []
-    lines += ["", f"To check the entry, run `vlmbench verify {path}`."]
+    lines += ["", f"To check the entry in a clone of the repository, run `vlmbench verify {path}`."]
     return "\n".join([*lines, *(f"To do: {remark}." for remark in remarks)]) + "\n"
 
 

@@ -16,7 +16,7 @@ import torch
 from robustbench_vlm.analysis.verdict import clean_predictions
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import write_whole
-from robustbench_vlm.core.progress import OnProgress, ignore_progress
+from robustbench_vlm.core.progress import OnProgress, ignore_progress, in_step
 from robustbench_vlm.core.records import Verdict
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import CellRecords, Unsound
@@ -165,10 +165,10 @@ def _recomputed(
     parts = parts_of(evidence, TRACKS.load(entry.track))
     choices = [choose(evidence, part, samples, generator, again) for part in parts]
     first = [task for choice in choices for task in (*choice.robust, *choice.others)]
-    found = recompute(cells, first, robust, resources, on_progress)
+    found = recompute(cells, first, robust, resources, in_step(on_progress, 1, 2))
     later = [choose_later(evidence, choice, found, generator) for choice in choices]
     second = {task for near, drawn in later for task in (*near, *drawn)} - found.keys()
-    found |= recompute(cells, second, robust, resources, on_progress) if second else {}
+    found |= recompute(cells, second, robust, resources, in_step(on_progress, 2, 2)) if second else {}
     comparisons, counts, problems = [], [], []
     for choice, (near, drawn) in zip(choices, later, strict=True):
         tasks = dict.fromkeys([*choice.robust, *choice.others, *near, *drawn])

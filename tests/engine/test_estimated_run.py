@@ -11,6 +11,7 @@ from robustbench_vlm.attacks.base import Attack
 from robustbench_vlm.attacks.square import square_stage
 from robustbench_vlm.cli.options import points
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.engine import estimate, estimated_run, resolve
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import read_run
@@ -45,7 +46,11 @@ def quick_attack(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def evaluate(taught_card: Path, tmp_path: Path) -> Callable[..., RunResult]:
     def evaluate(
-        out: str, half_width: float = 0.0, workers: int = 1, attacks: tuple[str, ...] = ("autoattack",)
+        out: str,
+        half_width: float = 0.0,
+        workers: int = 1,
+        attacks: tuple[str, ...] = ("autoattack",),
+        on_progress: OnProgress = ignore_progress,
     ) -> RunResult:
         return run(
             Request(
@@ -57,10 +62,21 @@ def evaluate(taught_card: Path, tmp_path: Path) -> Callable[..., RunResult]:
                 half_width=half_width,
                 out=tmp_path / out,
                 resources=Resources(device="cpu", workers=workers, shard_size=8),
-            )
+            ),
+            on_progress=on_progress,
         )
 
     return evaluate
+
+
+def test_progress_counts_each_step_of_an_estimated_run(evaluate: Callable[..., RunResult]) -> None:
+    seen: list[Progress] = []
+    evaluate("progress", half_width=0.12, on_progress=seen.append)
+    steps = {step: [each for each in seen if each.step == step] for step in dict.fromkeys(each.step for each in seen)}
+    assert list(steps) == ["step 1 of 2", "step 2 of 2"]
+    for reports in steps.values():
+        # Only the last report of a step says that all samples are done.
+        assert [each.done == each.total for each in reports] == [False] * (len(reports) - 1) + [True]
 
 
 def test_finishing_an_estimated_run_gives_the_files_of_a_full_run(
@@ -104,7 +120,13 @@ def test_other_views_do_not_show_an_estimated_run(evaluate: Callable[..., RunRes
     with pytest.raises(UserError, match="does not contain a finished run"):
         read_run(result.tables[0].folder)
     assert not list((tmp_path / "views").rglob("scores.csv"))
-    assert result.to_pandas()["estimated"].all()
+    frame = result.to_pandas()
+    assert frame["estimated"].all()
+    ends = list(zip(frame["robust_full_attack_low"], frame["robust_full_attack_high"], strict=True))
+    (table,) = result.tables
+    assert table.estimate is not None and ends == list(table.estimate.scores)
+    assert (frame["robust_full_attack_low"] <= frame["robust"]).all()
+    assert (frame["robust"] <= frame["robust_full_attack_high"]).all()
     json = result.to_json()
     assert json["estimate"]["drawn"] < json["estimate"]["survivors"]
 
@@ -173,7 +195,7 @@ def test_a_dataset_with_fewer_samples_is_a_stratum_of_its_own() -> None:
     assert alone <= found.half_width <= 1.5 * alone
 
 
-@pytest.mark.parametrize("text", ["0", "-1", "50", "one", "nan", "inf"])
+@pytest.mark.parametrize("text", ["", "0", "-1", "50", "one", "nan", "inf"])
 def test_a_half_width_that_cannot_be_used_is_refused(text: str) -> None:
     with pytest.raises(UserError, match="percentage points above 0 and below 50"):
         points(text)

@@ -42,7 +42,9 @@ def test_the_command_writes_an_entry_with_its_records_and_the_text_of_a_pull_req
     assert "taught-image.safetensors are only on your machine" in document["remarks"][1]
     text = document["pull_request"]
     assert f"sha256 `{entry.records.sha256}`" in text and "| pgd-5 | 1/255 |" in text
-    assert "vlmbench verify leaderboards/mini/taught.json" in text
+    assert "vlmbench verify leaderboards/mini/taught.json" in text and str(tmp_path) not in text
+    assert run_command(arguments) == 0
+    assert f"run `vlmbench verify {document['entry']} --check`" in capsys.readouterr().err
 
 
 def _without_comparisons(evidence: tuple[object, ...], cells: tuple[object, ...]) -> tuple[object, ...]:

@@ -45,7 +45,7 @@ class _Lines:
     def __call__(self, progress: Progress) -> None:
         is_finished = progress.total is not None and progress.done >= progress.total
         total = "" if progress.total is None else f" of {progress.total}"
-        self._text = f"{progress.done}{total} {self._unit}"
+        self._text = f"{_step(progress)}{progress.done}{total} {self._unit}"
         if not is_finished and time.monotonic() - self._last_progress < _SECONDS_BETWEEN_LINES:
             return
         self._last_progress = time.monotonic()
@@ -74,6 +74,10 @@ class _Lines:
         note(text)
 
 
+def _step(progress: Progress) -> str:
+    return f"{progress.step}: " if progress.step else ""
+
+
 @contextlib.contextmanager
 def _bar(unit: str) -> Iterator[OnProgress]:
     from rich import progress as rich_progress
@@ -86,6 +90,7 @@ def _bar(unit: str) -> Iterator[OnProgress]:
             return Text(f"about {duration(left)} left" if task.fields["started"] else "")
 
     columns = (
+        rich_progress.TextColumn("{task.description}"),
         rich_progress.BarColumn(bar_width=None),
         rich_progress.MofNCompleteColumn(),
         rich_progress.TextColumn(unit),
@@ -97,6 +102,13 @@ def _bar(unit: str) -> Iterator[OnProgress]:
 
         def update_bar(progress: Progress) -> None:
             ends = time.monotonic() + progress.seconds_left
-            shown.update(task, completed=progress.done, total=progress.total, ends=ends, started=True)
+            shown.update(
+                task,
+                description=_step(progress),
+                completed=progress.done,
+                total=progress.total,
+                ends=ends,
+                started=True,
+            )
 
         yield update_bar
