@@ -8,6 +8,7 @@ The implementation follows pyautoattack 0.2.0 with three differences:
 * All targets of a sample are chosen from one forward pass of the clean image.
 """
 
+import functools
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.base import Batch, Outcome, Stage, calls_per_target
-from robustbench_vlm.attacks.batching import Rows, put, run_in_batches, take
+from robustbench_vlm.attacks.batching import Rows, join, run_in_batches
 from robustbench_vlm.attacks.losses import LOSSES, loss_warnings, ranked_targets
 from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.attacks.projections import Ball, as_factor, ball_around
@@ -24,11 +25,13 @@ from robustbench_vlm.core.threat import Threat
 
 _MOMENTUM = 0.75
 _RISES = 0.75
+_HEAD_START = 4
+"""The next run of a sample may start in a free place of the batch after 1/4 of the steps of the run before it."""
 
 
 @dataclass
 class ApgdState:
-    """The state of the current run of each sample.
+    """The state of each run in the batch.
 
     A checkpoint is a step at which the step size may be halved, as in the paper. Counters are int64 (B,), losses
     float32 (B,), and images float32 (B, 3, H, W) in [0, 1].
@@ -36,20 +39,16 @@ class ApgdState:
 
     rows: Rows
     ball: Ball
-    targets: Tensor
-    """The target classes of each sample, int64 (B, T)."""
-    runs: Tensor
-    """The number of runs of each sample, int64 (B,). It is the number of the sample's targets times `restarts`."""
-    run: Tensor
-    """The index of the current run, int64 (B,)."""
+    target: Tensor
+    """The target class of each run, int64 (B,). Untargeted losses ignore it."""
     iteration: Tensor
-    """The number of steps in the current run so far, int64 (B,)."""
+    """The number of steps so far, int64 (B,)."""
     point: Tensor
     """The current iterate, (B, 3, H, W)."""
     previous: Tensor
     """The iterate before `point`, (B, 3, H, W)."""
     best: Tensor
-    """The iterate with the highest loss in this run, (B, 3, H, W)."""
+    """The iterate with the highest loss, (B, 3, H, W)."""
     best_gradient: Tensor
     """The gradient of the loss at `best`, float32 (B, 3, H, W)."""
     best_loss: Tensor
@@ -68,10 +67,20 @@ class ApgdState:
     """The number of steps since the last checkpoint that increased the loss, int64 (B,)."""
     reduced: Tensor
     """True if the last checkpoint halved the step size, bool (B,)."""
-    strongest_loss: Tensor
-    """The highest loss in all finished runs, (B,). If no iterate of a sample is misclassified, the adversarial image is
-    the iterate with the highest loss.
-    """
+
+
+@dataclass(frozen=True)
+class Targets:
+    """The target classes of N samples."""
+
+    classes: Tensor
+    """The target classes of each sample, int64 (N, T)."""
+    count: Tensor
+    """The number of targets of each sample, int64 (N,). The remaining values in its row of `classes` are not used."""
+    forward: Tensor
+    """Forward passes that chose the targets of each sample, int64 (N,)."""
+    backward: Tensor
+    """Backward passes that chose the targets of each sample, int64 (N,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,6 +91,8 @@ class Apgd:
     runs once for each of them. The targets are the wrong classes with the highest clean logits. `restarts` is the
     number of runs for each target, each from another random point. `skip` is the number of targets that an earlier
     stage attacked. These first targets are left out, which does not change the attack on the other targets.
+
+    If no iterate of a sample is misclassified, the adversarial image is the iterate with the highest loss.
     """
 
     threat: Threat
@@ -90,45 +101,44 @@ class Apgd:
     targets: int = 0
     restarts: int = 1
     skip: int = 0
+    classes: Tensor | None = None
+    """The target classes of each sample of the batch, int64 (N, T). `run_apgd` sets this field."""
 
     def start(self, model: CountedClassifier, rows: Rows) -> ApgdState:
-        """Return the state at the start of the first run. The clean logits decide the targets."""
-        targets, count = self.choose_targets(model, rows)
-        plan = targets, count * self.restarts, torch.zeros_like(rows.labels) + self.skip * self.restarts
-        nothing = torch.full_like(rows.images[:, 0, 0, 0], -float("inf"))
-        return self._begin(rows, ball_around(self.threat, rows.images), plan, nothing)
+        """Return the state at the random starting point of each run."""
+        assert self.classes is not None, "run_apgd chooses the targets"
+        run = rows.run + self.skip * self.restarts
+        target = self.classes[rows.index, run // self.restarts]
+        return self._begin(rows, ball_around(self.threat, rows.images), target, run)
 
-    def choose_targets(self, model: CountedClassifier, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return the target classes, int64 (B, T), and the number of targets of each sample, int64 (B,)."""
+    def choose_targets(self, model: CountedClassifier, batch: Batch) -> Targets:
+        """Return the targets of each sample. The clean logits decide them."""
+        zeros = torch.zeros_like(batch.labels)
         if not self.targets:
-            return rows.labels[:, None], torch.ones_like(rows.labels)
-        return ranked_targets(model.logits(rows.images), rows.labels, self.targets)
+            return Targets(batch.labels[:, None], zeros + 1, zeros, zeros)
+        classes, count = ranked_targets(model.logits(batch.images), batch.labels, self.targets)
+        return Targets(classes, count, zeros + model.forward, zeros + model.backward)
 
     def step(self, model: CountedClassifier, state: ApgdState) -> ApgdState:
         """Classify every iterate and take one step. If the loss of a sample stalls, halve the sample's step size."""
-        targets = state.targets.gather(1, state.run[:, None] // self.restarts).squeeze(1)
-        loss, labels = LOSSES[self.loss], state.rows.labels
-        logits, losses, gradient = model.gradient(state.point, lambda outputs: loss(outputs, labels, targets))
-        broken = model.misclassified(state.point, logits, labels)
-        if bool(broken.any()):
-            state.rows.adversarial[broken] = state.point[broken]
-            state.rows.finished |= broken
+        loss, rows = LOSSES[self.loss], state.rows
+        logits, losses, gradient = model.gradient(state.point, lambda outputs: loss(outputs, rows.labels, state.target))
+        rows.succeeded = rows.finished = model.misclassified(state.point, logits, rows.labels)
+        if bool(rows.succeeded.any()):
+            rows.adversarial[rows.succeeded] = state.point[rows.succeeded]
         self._record(state, losses, gradient)
         gradient = self._check(state, gradient)
         self._move(state, gradient)
-        return self._next_run(state)
+        return self._finish(state)
 
-    def _begin(self, rows: Rows, ball: Ball, plan: tuple[Tensor, Tensor, Tensor], strongest_loss: Tensor) -> ApgdState:
-        targets, runs, run = plan
+    def _begin(self, rows: Rows, ball: Ball, target: Tensor, run: Tensor) -> ApgdState:
         point = ball.clip(rows.images + float(self.threat.eps) * ball.boundary(rows.keys, run, rows.images))
         ones = torch.ones_like(point[:, 0, 0, 0])
         zeros = torch.zeros_like(rows.labels)
         return ApgdState(
             rows=rows,
             ball=ball,
-            targets=targets,
-            runs=runs,
-            run=run,
+            target=target,
             iteration=zeros,
             point=point,
             previous=point.clone(),
@@ -142,7 +152,6 @@ class Apgd:
             since_check=zeros.clone(),
             rises=zeros.clone(),
             reduced=torch.ones_like(zeros, dtype=torch.bool),
-            strongest_loss=strongest_loss,
         )
 
     def _record(self, state: ApgdState, losses: Tensor, gradient: Tensor) -> None:
@@ -184,19 +193,14 @@ class Apgd:
         state.previous, state.point = state.point, moved
         state.iteration = state.iteration + 1
 
-    def _next_run(self, state: ApgdState) -> ApgdState:
-        over = (state.iteration > self.steps) & ~state.rows.finished
-        if not bool(over.any()):
-            return state
-        stronger = over & (state.best_loss > state.strongest_loss)
-        state.rows.adversarial[stronger] = state.best[stronger]
-        state.strongest_loss = torch.where(stronger, state.best_loss, state.strongest_loss)
-        run = state.run + 1
-        state.rows.finished |= over & (run == state.runs)
-        index = (over & ~state.rows.finished).nonzero().squeeze(1)
-        kept = take(state, index)
-        plan = kept.targets, kept.runs, run[index]
-        return put(state, index, self._begin(kept.rows, kept.ball, plan, kept.strongest_loss))
+    def _finish(self, state: ApgdState) -> ApgdState:
+        rows, over = state.rows, state.iteration > self.steps
+        if bool(over.any()):
+            stronger = over & ~rows.succeeded & (state.best_loss > rows.score)
+            rows.adversarial[stronger] = state.best[stronger]
+            rows.score = torch.where(stronger, state.best_loss, rows.score)
+            rows.finished = rows.finished | over
+        return state
 
 
 def apgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
@@ -205,11 +209,30 @@ def apgd(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters:
     # All classes except the label can be targets. If an earlier stage attacked all of them, the sample is left out.
     index = (batch.num_classes - 1 > method.skip).nonzero().squeeze(1)
     if len(index) == len(batch.labels):
-        outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)
+        outcome = run_apgd(method, classifier, batch, batch_size=batch_size)
     else:
-        some = run_in_batches(method, classifier.select(index), batch.at(index), batch_size=batch_size)
+        some = run_apgd(method, classifier.select(index), batch.at(index), batch_size=batch_size)
         outcome = some.spread(index, batch)
     return replace(outcome, warnings=outcome.warnings | loss_warnings(method.loss, batch.num_classes))
+
+
+def run_apgd(method: Apgd, classifier: Classifier, batch: Batch, *, batch_size: int) -> Outcome:
+    """Choose the targets of every sample of a batch, and attack all samples with `method`."""
+    if not len(batch.labels):
+        return Outcome(batch.images, batch.labels, batch.labels)
+    places = torch.arange(len(batch.labels), device=batch.labels.device).split(batch_size)
+    parts = [method.choose_targets(CountedClassifier(classifier.select(part)), batch.at(part)) for part in places]
+    targets = functools.reduce(join, parts)
+    outcome = run_in_batches(
+        replace(method, classes=targets.classes),
+        classifier,
+        batch,
+        batch_size=batch_size,
+        runs=(targets.count - method.skip) * method.restarts,
+        head_start=method.steps // _HEAD_START,
+    )
+    forward, backward = outcome.forward + targets.forward, outcome.backward + targets.backward
+    return replace(outcome, forward=forward, backward=backward)
 
 
 def apgd_stage(name: str, **parameters: Any) -> Stage:

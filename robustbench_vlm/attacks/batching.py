@@ -1,7 +1,7 @@
 """The loop that runs step-based attacks in full batches.
 
-When a sample is finished, the next waiting sample takes its row of the batch. Rows start at different times, so each
-row has its own counters.
+When a run is finished, the next waiting run takes its row of the batch. Rows start at different times, so each row has
+its own counters. An attack may run several times on a sample. `schedule.py` has the order of the runs.
 """
 
 import dataclasses
@@ -13,20 +13,18 @@ from torch import Tensor
 
 from robustbench_vlm.attacks.base import Batch, Outcome
 from robustbench_vlm.attacks.model import CountedClassifier
+from robustbench_vlm.attacks.schedule import Schedule
 from robustbench_vlm.core.classifier_interface import Classifier
-
-_REFILL = 8
-"""New samples enter the batch when at least 1/8 of its places are free. Each refill copies all other samples of the
-batch, so frequent refills are slow.
-"""
 
 
 @dataclasses.dataclass
 class Rows:
-    """The samples that are currently attacked, with their results so far. Each sample has one row."""
+    """The runs that are currently in the batch, with their results so far. Each run has one row."""
 
     index: Tensor
-    """The position of each sample in the `Batch` of the stage, int64 (B,)."""
+    """The position of each run's sample in the `Batch` of the stage, int64 (B,)."""
+    run: Tensor
+    """The index of the run among the runs of its sample, int64 (B,)."""
     images: Tensor
     """Clean images, float32 (B, 3, H, W) in [0, 1]."""
     labels: Tensor
@@ -35,12 +33,17 @@ class Rows:
     """The seed of the random numbers of each sample, int64 (B,)."""
     adversarial: Tensor
     """The strongest image so far, float32 (B, 3, H, W) in [0, 1]. At the start, it is the clean image."""
+    score: Tensor
+    """The strength of `adversarial`, float32 (B,). If no run of a sample succeeds, the image with the highest score
+    counts, and of equal scores that of the first run. Methods with one run per sample do not need this field."""
+    succeeded: Tensor
+    """True if the run ends the attack on its sample, bool (B,). Later runs of the sample do not count."""
     finished: Tensor
-    """True if the attack on the sample is finished, bool (B,). The attack method sets this field."""
+    """True if the run is finished, bool (B,). The attack method sets this field."""
     forward: Tensor
-    """Forward passes of each sample so far, int64 (B,)."""
+    """Forward passes of each run so far, int64 (B,)."""
     backward: Tensor
-    """Backward passes of each sample so far, int64 (B,)."""
+    """Backward passes of each run so far, int64 (B,)."""
 
 
 class State(Protocol):
@@ -65,32 +68,47 @@ class Method(Protocol[S]):
     def step(self, model: CountedClassifier, state: S) -> S:
         """Take one step with every row and return the new state.
 
-        Sets `finished` to True for the rows with a finished attack.
+        Sets `finished` to True for the rows with a finished run.
         """
 
 
-def run_in_batches(method: Method[S], classifier: Classifier, batch: Batch, *, batch_size: int) -> Outcome:
-    """Run a method on every sample of a batch, with at most `batch_size` samples in memory at once.
+def run_in_batches(
+    method: Method[S],
+    classifier: Classifier,
+    batch: Batch,
+    *,
+    batch_size: int,
+    runs: Tensor | None = None,
+    head_start: int = 1,
+) -> Outcome:
+    """Run a method on every sample of a batch, with at most `batch_size` images in memory at once.
 
-    Returns the outcome in the order of the batch. The result of a sample does not depend on the other samples.
+    `runs`, int64 (N,), is the number of runs of each sample. If it is None, each sample has one run. `head_start` is
+    the number of steps after which the next run of a sample may start in a free place of the batch (`Schedule`).
+
+    Returns the outcome in the order of the batch. The result of a sample does not depend on the other samples, and is
+    that of runs one after another, each of them only if the runs before it failed.
     """
     assert batch_size >= 1
-    outcome = Outcome(batch.images.clone(), torch.zeros_like(batch.labels), torch.zeros_like(batch.labels), {})
-    waiting = torch.arange(len(batch.labels), device=batch.labels.device)
+    counts = [1] * len(batch.labels) if runs is None else runs.tolist()
+    schedule, results = Schedule(counts, head_start, batch_size), Results.of(batch, max(counts, default=0))
     state: S | None = None
-    model, asked_for = CountedClassifier(classifier), waiting
+    model, asked_for = CountedClassifier(classifier), batch.labels
     while True:
-        free = batch_size - (0 if state is None else len(state.rows.index))
-        if len(waiting) and free >= min(len(waiting), max(1, batch_size // _REFILL)):
-            fresh = _start(method, classifier, batch, waiting[:free])
-            waiting = waiting[free:]
+        entering = schedule.next(0 if state is None else len(state.rows.index))
+        if entering:
+            index, run = torch.tensor(entering, device=batch.labels.device).T
+            fresh = _start(method, classifier, batch, index.contiguous(), run.contiguous())
             state = fresh if state is None else join(state, fresh)
         if state is None:
-            return outcome
+            return results.outcome(batch)
         if asked_for is not state.rows.index:
             asked_for = state.rows.index
             model = CountedClassifier(classifier.select(asked_for))
-        state = _release(_step(method, model, state, outcome), outcome)
+        state = _step(method, model, state, results)
+        if bool(state.rows.finished.any()):
+            results.add(take(state.rows, state.rows.finished))
+            state = _replace(method, classifier, batch, state, results.success, schedule)
 
 
 def take(state: T, selection: Tensor) -> T:
@@ -122,14 +140,17 @@ def _map(combine: Callable[[list[Tensor]], Tensor], *states: Any) -> Any:
     return type(first)(**merged)
 
 
-def _start(method: Method[S], classifier: Classifier, batch: Batch, index: Tensor) -> S:
+def _start(method: Method[S], classifier: Classifier, batch: Batch, index: Tensor, run: Tensor) -> S:
     images = batch.images[index].contiguous()
     rows = Rows(
         index=index,
+        run=run,
         images=images,
         labels=batch.labels[index],
         keys=batch.keys[index],
         adversarial=images.clone(),
+        score=torch.full_like(images[:, 0, 0, 0], -float("inf")),
+        succeeded=torch.zeros_like(index, dtype=torch.bool),
         finished=torch.zeros_like(index, dtype=torch.bool),
         forward=torch.zeros_like(index),
         backward=torch.zeros_like(index),
@@ -141,21 +162,95 @@ def _start(method: Method[S], classifier: Classifier, batch: Batch, index: Tenso
     return state
 
 
-def _step(method: Method[S], model: CountedClassifier, state: S, outcome: Outcome) -> S:
-    forward, backward, index = model.forward, model.backward, state.rows.index
+def _step(method: Method[S], model: CountedClassifier, state: S, results: "Results") -> S:
+    forward, backward, index, run = model.forward, model.backward, state.rows.index, state.rows.run
     state = method.step(model, state)
     state.rows.forward += model.forward - forward
     state.rows.backward += model.backward - backward
     for code, noted in model.warnings.items():
-        outcome.warn(code, index[noted])
+        results.warn(code, index[noted], run[noted])
     return state
 
 
-def _release(state: S, outcome: Outcome) -> S | None:
-    finished = state.rows.finished
-    if not bool(finished.any()):
+def _replace(
+    method: Method[S], classifier: Classifier, batch: Batch, state: S, success: Tensor, schedule: Schedule
+) -> S | None:
+    """Put the next run of a sample in the place of its failed run, and remove the other finished runs.
+
+    Runs after the first successful run of a sample, `success` (N,), are also removed.
+    """
+    rows, place = state.rows, state.rows.finished.nonzero().squeeze(1)
+    ended = (rows.index[place].tolist(), rows.run[place].tolist(), rows.succeeded[place].tolist())
+    follows = schedule.finish(zip(*ended, strict=True))
+    kept = ~rows.finished & (rows.run < success[rows.index])
+    if any(follows):
+        place = place[torch.tensor(follows, device=place.device)]
+        state = put(state, place, _start(method, classifier, batch, rows.index[place], rows.run[place] + 1))
+        kept[place] = True
+    if bool(kept.all()):
         return state
-    done = take(state.rows, finished)
-    outcome.adversarial[done.index] = done.adversarial
-    outcome.forward[done.index], outcome.backward[done.index] = done.forward, done.backward
-    return None if bool(finished.all()) else take(state, ~finished)
+    return take(state, kept) if bool(kept.any()) else None
+
+
+@dataclasses.dataclass
+class Results:
+    """The results of the finished runs of N samples with at most R runs each."""
+
+    adversarial: Tensor
+    """The strongest image of each sample, float32 (N, 3, H, W) in [0, 1]."""
+    score: Tensor
+    """The score of this image, float32 (N,)."""
+    best_run: Tensor
+    """The run that found this image, int64 (N,). It is R if no run is finished."""
+    success: Tensor
+    """The first successful run of each sample, int64 (N,). It is R if no run has succeeded."""
+    forward: Tensor
+    """Forward passes of each run, int64 (N, R)."""
+    backward: Tensor
+    """Backward passes of each run, int64 (N, R)."""
+    warnings: dict[str, Tensor]
+    """For each code, the runs with this warning, bool (N, R)."""
+
+    @classmethod
+    def of(cls, batch: Batch, runs: int) -> "Results":
+        """Return the results before the first run. `runs` is R, the largest number of runs of a sample."""
+        nothing, none = torch.full_like(batch.images[:, 0, 0, 0], -float("inf")), torch.full_like(batch.labels, runs)
+        passes = batch.labels.new_zeros(len(batch.labels), runs)
+        return cls(batch.images.clone(), nothing, none, none.clone(), passes, passes.clone(), {})
+
+    def add(self, done: Rows) -> None:
+        """Add finished runs. They may be in any order."""
+        # Two runs of a sample may end in one step. Each round has at most one run of a sample.
+        for run in sorted(set(done.run.tolist())):
+            rows = take(done, done.run == run)
+            index = rows.index
+            self.forward[index, run], self.backward[index, run] = rows.forward, rows.backward
+            best_run, best_score = self.best_run[index], self.score[index]
+            earlier = (run < best_run) & ((rows.score == best_score) | (best_run == self._none))
+            stronger = earlier | (rows.score > best_score)
+            counts = torch.where(rows.succeeded, run < self.success[index], stronger & self._is_open(index))
+            found, image = index[counts], rows.adversarial[counts]
+            self.adversarial[found], self.score[found], self.best_run[found] = image, rows.score[counts], run
+            won = index[rows.succeeded]
+            self.success[won] = self.success[won].clamp_max(run)
+
+    def warn(self, code: str, index: Tensor, run: Tensor) -> None:
+        """Add a warning to the runs `run`, int64 (M,), of the samples at the positions `index`, int64 (M,)."""
+        self.warnings.setdefault(code, torch.zeros_like(self.forward, dtype=torch.bool))[index, run] = True
+
+    def outcome(self, batch: Batch) -> Outcome:
+        """Return the outcome. A run after the first successful run of its sample does not count."""
+        counted = torch.arange(self._none, device=self.success.device) <= self.success[:, None]
+        forward, backward = (passes.masked_fill(~counted, 0).sum(dim=1) for passes in (self.forward, self.backward))
+        outcome = Outcome(self.adversarial, forward, backward, {})
+        for code, runs in self.warnings.items():
+            if bool((runs & counted).any()):
+                outcome.warn(code, (runs & counted).any(dim=1).nonzero().squeeze(1))
+        return outcome
+
+    @property
+    def _none(self) -> int:
+        return self.forward.shape[1]
+
+    def _is_open(self, index: Tensor) -> Tensor:
+        return self.success[index] == self._none

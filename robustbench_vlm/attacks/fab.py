@@ -11,7 +11,7 @@ Follows pyautoattack 0.2.0 with these differences:
 * The projection onto a hyperplane does not sort the pixels. It uses the secant method.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -20,30 +20,29 @@ from torch import Tensor
 from robustbench_vlm.attacks.base import Batch, Outcome, Stage, calls_per_target
 from robustbench_vlm.attacks.batching import Rows, run_in_batches
 from robustbench_vlm.attacks.losses import ranked_targets, targeted_margin
-from robustbench_vlm.attacks.model import CountedClassifier
-from robustbench_vlm.attacks.projections import Hyperplanes, as_factor
+from robustbench_vlm.attacks.model import CountedClassifier, logits_in_batches
+from robustbench_vlm.attacks.projections import Hyperplanes
 from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.threat import Threat
+
+_HEAD_START = 4
+"""The next run of a sample may start in a free place of the batch after 1/4 of the steps of the run before it."""
 
 
 @dataclass
 class FabState:
-    """The state of the current run of each sample."""
+    """The state of each run in the batch. A sample has one run per target class."""
 
     rows: Rows
-    targets: Tensor
-    """The target classes of each sample, int64 (B, T)."""
-    runs: Tensor
-    """The number of targets of each sample, int64 (B,)."""
-    run: Tensor
-    """The index of the current target, int64 (B,)."""
+    target: Tensor
+    """The target class of each run, int64 (B,)."""
     iteration: Tensor
-    """The steps of the current run so far, int64 (B,)."""
+    """The steps of each run so far, int64 (B,)."""
     point: Tensor
     """The current iterate, float32 (B, 3, H, W) in [0, 1]."""
     closest: Tensor
-    """The distance between the image and its closest misclassified iterate in the threat's norm, float32 (B,). It is
-    infinite if no iterate was misclassified."""
+    """The distance between the image and the run's closest misclassified iterate in the threat's norm, float32 (B,). It
+    is infinite if no iterate was misclassified."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,27 +59,29 @@ class Fab:
     eta: float = 1.05
     beta: float = 0.9
     alpha_max: float = 0.1
+    classes: Tensor
+    """The target classes of each sample of the batch, int64 (N, T)."""
 
     def start(self, model: CountedClassifier, rows: Rows) -> FabState:
-        """Return the state at the clean images. The clean logits decide the targets."""
-        targets, runs = ranked_targets(model.logits(rows.images), rows.labels, self.targets)
-        zeros = torch.zeros_like(rows.labels)
+        """Return the state at the clean images."""
         nothing = torch.full_like(rows.images[:, 0, 0, 0], float("inf"))
-        return FabState(rows, targets, runs, zeros, zeros.clone(), rows.images.clone(), nothing)
+        target = self.classes[rows.index, rows.run]
+        return FabState(rows, target, torch.zeros_like(rows.labels), rows.images.clone(), nothing)
 
     def step(self, model: CountedClassifier, state: FabState) -> FabState:
         """Classify every iterate and linearise the model at it. Move misclassified iterates back, and take one step."""
         rows = state.rows
-        target = state.targets.gather(1, state.run[:, None]).squeeze(1)
         logits, gap, gradient = model.gradient(
-            state.point, lambda outputs: targeted_margin(outputs, rows.labels, target)
+            state.point, lambda outputs: targeted_margin(outputs, rows.labels, state.target)
         )
         delta = (state.point - rows.images).flatten(1)
         wrong = model.misclassified(state.point, logits, rows.labels)
         self._record(state, wrong, delta)
+        rows.finished = rows.succeeded | (state.iteration == self.steps)
         kept = torch.where(wrong, self.beta, 1.0).to(gap)
         state.point = self._moved(rows.images.flatten(1), delta, kept, (gap, gradient.flatten(1))).view_as(state.point)
-        return self._next_iteration(state)
+        state.iteration = state.iteration + 1
+        return state
 
     def _record(self, state: FabState, wrong: Tensor, delta: Tensor) -> None:
         if not bool(wrong.any()):
@@ -89,7 +90,8 @@ class Fab:
         closer = (wrong & (found < state.closest)).nonzero().squeeze(1)
         state.closest[closer] = found[closer]
         state.rows.adversarial[closer] = state.point[closer]
-        state.rows.finished |= state.closest <= float(self.threat.eps)
+        state.rows.score = -state.closest
+        state.rows.succeeded = state.closest <= float(self.threat.eps)
 
     def _moved(self, images: Tensor, delta: Tensor, kept: Tensor, plane: tuple[Tensor, Tensor]) -> Tensor:
         # The current point is images + delta, (B, D). `plane` is the linearised decision boundary at this point: a gap
@@ -110,20 +112,15 @@ class Fab:
     def _length(self, sizes: Tensor) -> Tensor:
         return sizes.amax(dim=1) if self.threat.norm == "Linf" else sizes.norm(dim=1)
 
-    def _next_iteration(self, state: FabState) -> FabState:
-        over = state.iteration == self.steps
-        state.iteration = (state.iteration + 1).masked_fill_(over, 0)
-        if bool(over.any()):
-            last = state.run + 1 == state.runs
-            state.rows.finished |= over & last
-            state.run = state.run + (over & ~last)
-            state.point = torch.where(as_factor(over), state.rows.images, state.point)
-        return state
-
 
 def fab(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
     """Attack all samples of a batch with targeted FAB. The parameters are the fields of `Fab`."""
-    return run_in_batches(Fab(threat=batch.threat, **parameters), classifier, batch, batch_size=batch_size)
+    logits, asked = logits_in_batches(classifier, batch.images, batch_size), classifier.cost(gradient=False)
+    classes, runs = ranked_targets(logits, batch.labels, int(parameters["targets"]))
+    method = Fab(threat=batch.threat, classes=classes, **parameters)
+    head_start = method.steps // _HEAD_START
+    outcome = run_in_batches(method, classifier, batch, batch_size=batch_size, runs=runs, head_start=head_start)
+    return replace(outcome, forward=outcome.forward + asked[0], backward=outcome.backward + asked[1])
 
 
 def fab_stage(name: str, **parameters: Any) -> Stage:

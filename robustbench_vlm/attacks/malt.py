@@ -17,9 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.apgd import Apgd
+from robustbench_vlm.attacks.apgd import Apgd, Targets, run_apgd
 from robustbench_vlm.attacks.base import Batch, Outcome, Stage, calls_per_target, one_stage_attack
-from robustbench_vlm.attacks.batching import Rows, run_in_batches
 from robustbench_vlm.attacks.losses import ranked_targets, targeted_margin
 from robustbench_vlm.attacks.model import CountedClassifier
 from robustbench_vlm.core.classifier_interface import Classifier
@@ -33,27 +32,26 @@ class Malt(Apgd):
     targets: int = 9
     candidates: int = 100
 
-    def choose_targets(self, model: CountedClassifier, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Return the targets in the order of MALT, int64 (B, T), and the number of targets of each sample, int64 (B,).
-
-        Each candidate costs one call with a gradient.
-        """
-        classes, count = ranked_targets(model.logits(rows.images), rows.labels, self.candidates)
+    def choose_targets(self, model: CountedClassifier, batch: Batch) -> Targets:
+        """Return the targets of each sample in the order of MALT. Each candidate costs one call with a gradient."""
+        classes, count = ranked_targets(model.logits(batch.images), batch.labels, self.candidates)
         spent, columns = (model.forward, model.backward), torch.arange(classes.shape[1], device=classes.device)
         # A sample of a dataset with fewer classes repeats its first candidate, whose rank does not change.
         missing = columns >= count[:, None]
         classes = torch.where(missing, classes[:, :1], classes)
-        distances = torch.stack([self._distance(model, rows, classes[:, n]) for n in columns.tolist()], dim=1)
-        # `run_in_batches` adds the passes of all columns to every sample. The repeated ones are taken off here.
-        repeated = len(columns) - count
-        rows.forward -= repeated * (model.forward - spent[0]) // len(columns)
-        rows.backward -= repeated * (model.backward - spent[1]) // len(columns)
+        distances = torch.stack([self._distance(model, batch, classes[:, n]) for n in columns.tolist()], dim=1)
         order = distances.masked_fill(missing, float("inf")).argsort(dim=1, stable=True)[:, : self.targets]
-        return classes.gather(1, order), count.clamp_max(order.shape[1])
+        return Targets(
+            classes=classes.gather(1, order),
+            count=count.clamp_max(order.shape[1]),
+            # The passes of repeated candidates do not count.
+            forward=spent[0] + count * ((model.forward - spent[0]) // len(columns)),
+            backward=spent[1] + count * ((model.backward - spent[1]) // len(columns)),
+        )
 
-    def _distance(self, model: CountedClassifier, rows: Rows, target: Tensor) -> Tensor:
+    def _distance(self, model: CountedClassifier, batch: Batch, target: Tensor) -> Tensor:
         """Return the distance of each image to its linearised boundary with the class `target`, float32 (B,)."""
-        _, gap, gradient = model.gradient(rows.images, lambda outputs: targeted_margin(outputs, rows.labels, target))
+        _, gap, gradient = model.gradient(batch.images, lambda outputs: targeted_margin(outputs, batch.labels, target))
         slope: Tensor = gradient.flatten(1).norm(1 if self.threat.norm == "Linf" else 2, dim=1)
         return -gap / slope
 
@@ -66,7 +64,7 @@ def malt_calls(parameters: Mapping[str, Any], num_classes: int) -> tuple[int, in
 
 def malt(classifier: Classifier, batch: Batch, *, batch_size: int, **parameters: Any) -> Outcome:
     """Attack all samples of a batch with MALT. The parameters are the fields of `Malt`."""
-    return run_in_batches(Malt(threat=batch.threat, **parameters), classifier, batch, batch_size=batch_size)
+    return run_apgd(Malt(threat=batch.threat, **parameters), classifier, batch, batch_size=batch_size)
 
 
 MALT_STAGE = Stage(

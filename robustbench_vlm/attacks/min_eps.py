@@ -39,6 +39,8 @@ class MinEpsState(ApgdState):
     """The largest radius at which APGD failed, or 0."""
     radius: Tensor
     """The radius of the current run."""
+    number: Tensor
+    """The number of earlier runs, int64 (B,)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,14 +62,13 @@ class MinEps(Apgd):
         is_known = high.isfinite()
         radius = torch.where(is_known, (low + high) / 2, float(self.threat.eps))
         ball = _balls(self.threat.norm, rows.images, radius)
-        plan = rows.labels[:, None], torch.full_like(rows.labels, self.restarts), number
-        begun = self._begin(rows, ball, plan, torch.full_like(high, -float("inf")))
+        begun = self._begin(rows, ball, rows.labels, number)
         point = torch.where(as_factor(is_known), ball.clip(closest), begun.point)
         fields = {**vars(begun), "point": point, "previous": point.clone(), "best": point.clone()}
         fields["step_size"] = torch.where(is_known, _WARM_STEP, 2.0).to(radius) * radius
-        return MinEpsState(**fields, closest=closest, high=high, low=low, radius=radius)
+        return MinEpsState(**fields, closest=closest, high=high, low=low, radius=radius, number=number)
 
-    def _next_run(self, state: ApgdState) -> ApgdState:
+    def _finish(self, state: ApgdState) -> ApgdState:
         """Begin the next round of the samples whose run is over, because it succeeded or has no steps left."""
         assert isinstance(state, MinEpsState)
         over = (state.rows.finished | (state.iteration > self.steps)).nonzero().squeeze(1)
@@ -78,9 +79,9 @@ class MinEps(Apgd):
         high = torch.where(broken, distance(self.threat, rows.images, rows.adversarial), kept.high)
         closest = torch.where(as_factor(broken), rows.adversarial, kept.closest)
         low = torch.where(broken, kept.low, kept.radius)
-        rows.finished = (kept.run + 1 == kept.runs) | high.isinf()
+        rows.finished = (kept.number + 1 == self.restarts) | high.isinf()
         rows.adversarial = torch.where(as_factor(high.isinf()), kept.best, closest)
-        return put(state, over, self._round(rows, kept.run + 1, closest, high, low))
+        return put(state, over, self._round(rows, kept.number + 1, closest, high, low))
 
 
 def _balls(norm: str, images: Tensor, radius: Tensor) -> Ball:

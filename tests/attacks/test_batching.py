@@ -1,6 +1,7 @@
 """Verdicts of a sample do not depend on the other samples of its batch or on the batch size."""
 
 from dataclasses import dataclass, replace
+from random import Random
 
 import pytest
 import torch
@@ -9,11 +10,12 @@ from hypothesis import strategies as st
 from made_up import SHORT, halving_threat, network, samples, with_parameters
 from torch import Tensor
 
-from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.attacks import load_attack, schedule
 from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.batching import Rows, run_in_batches
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.model import CountedClassifier
+from robustbench_vlm.attacks.schedule import Schedule
 from robustbench_vlm.core.classifier_interface import as_classifier
 
 NAMES = ("pgd-10", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack")
@@ -84,3 +86,58 @@ def test_a_finished_sample_is_replaced_by_a_waiting_one(batch_size: int) -> None
     assert sum(method.held) == int(batch.labels.sum())
     # All batches are full until the last samples, of which each takes up to 9 steps.
     assert len(method.held) <= sum(method.held) / min(batch_size, 40) + 9
+
+
+@pytest.mark.parametrize("norm", ["Linf", "L2"])
+@pytest.mark.parametrize("name", ["apgd-t", "fab-t", "malt"])
+def test_runs_that_start_early_change_no_bit(name: str, norm: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, sizes = network("conv", 12), []
+    batch = samples(model, 12, halving_threat(model, 12, norm), 64)
+
+    def watched(images: Tensor) -> Tensor:
+        sizes.append(len(images))
+        return model(images)
+
+    (stage,) = with_parameters(load_attack(name), {name: {"steps": 12, "targets": 4}}).stages
+    overlapping = stage.run(as_classifier(watched), batch, batch_size=128)
+    calls, images, largest = len(sizes), sum(sizes), max(sizes)
+    monkeypatch.setattr(schedule, "_COMPANY", 1000)
+    sizes.clear()
+    one_after_another = stage.run(as_classifier(watched), batch, batch_size=128)
+    assert torch.equal(overlapping.adversarial, one_after_another.adversarial)
+    assert torch.equal(overlapping.forward, one_after_another.forward)
+    assert torch.equal(overlapping.backward, one_after_another.backward)
+    # Runs of a sample overlap, so a batch has more images than samples. Some runs are for nothing, but only few.
+    assert max(sizes) == 64 < largest <= 128
+    assert calls < 0.8 * len(sizes) and sum(sizes) <= images <= 1.3 * sum(sizes)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    runs=st.lists(st.integers(0, 5), min_size=1, max_size=90),
+    batch_size=st.integers(1, 100),
+    head_start=st.integers(0, 6),
+    success=st.randoms(use_true_random=False),
+)
+def test_the_schedule_starts_every_run_before_the_first_success_once(
+    runs: list[int], batch_size: int, head_start: int, success: Random
+) -> None:
+    succeeds = [success.choice([*range(5), 99, 99, 99]) for _ in runs]
+    waiting, active, started, won = Schedule(runs, head_start, batch_size), {}, [], set()
+    for _ in range(5000):
+        entering = waiting.next(len(active))
+        active |= dict.fromkeys(entering, 6)
+        started += entering
+        assert len(active) <= batch_size
+        if not active:
+            break
+        active = {pair: left - 1 for pair, left in active.items() if pair[0] not in won}
+        ended = [(n, run, run == succeeds[n]) for (n, run), left in active.items() if not left]
+        won |= {n for n, _, succeeded in ended if succeeded}
+        active = {pair: left for pair, left in active.items() if left}
+        following = [pair[:2] for pair, follows in zip(ended, waiting.finish(ended), strict=True) if follows]
+        active |= {(n, run + 1): 6 for n, run in following}
+        started += [(n, run + 1) for n, run in following]
+    assert not active and len(started) == len(set(started))
+    needed = {(n, run) for n, count in enumerate(runs) for run in range(min(count, succeeds[n] + 1))}
+    assert needed <= set(started)

@@ -18,7 +18,10 @@ def rows_of(count: int = 16) -> Rows:
     model = network("linear", 3).double()
     batch = samples(model, 3, threat_of("Linf", 0.1), count)
     zeros = torch.zeros_like(batch.labels)
-    return Rows(zeros, batch.images, batch.labels, batch.keys, batch.images, zeros.bool(), zeros, zeros)
+    no = zeros.bool()
+    return Rows(
+        zeros, zeros, batch.images, batch.labels, batch.keys, batch.images, zeros.double(), no, no, zeros, zeros
+    )
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -16,7 +16,6 @@ from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.autoattack import AUTOATTACK
 from robustbench_vlm.attacks.autoattack_plus import AUTOATTACK_PLUS, STRONGER_STAGES
 from robustbench_vlm.attacks.base import Batch
-from robustbench_vlm.attacks.batching import Rows
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.losses import other_log_probability, probability_margin
 from robustbench_vlm.attacks.malt import Malt
@@ -98,11 +97,8 @@ def test_malt_ranks_the_candidates_by_the_distance_of_their_linearised_boundary(
 ) -> None:
     model = network("conv", classes, seed).double()
     batch = samples(model, classes, Threat(norm, Fraction(1, 9)), 6)
-    rows = Rows(
-        batch.labels, batch.images, batch.labels, batch.keys, batch.images, *(batch.labels.clone() for _ in "abc")
-    )
-    chosen, count = Malt(threat=batch.threat, candidates=candidates, targets=9).choose_targets(
-        CountedClassifier(as_classifier(model)), rows
+    found = Malt(threat=batch.threat, candidates=candidates, targets=9).choose_targets(
+        CountedClassifier(as_classifier(model)), batch
     )
     images = batch.images.clone().requires_grad_()
     logits = model(images)
@@ -112,7 +108,7 @@ def test_malt_ranks_the_candidates_by_the_distance_of_their_linearised_boundary(
         slopes = {c: torch.autograd.grad(gap[n, c], images, retain_graph=True)[0][n] for c in ranked}
         power = 1 if norm == "Linf" else 2
         away = {c: float(gap[n, c].detach() / slopes[c].norm(power)) for c in ranked}
-        assert chosen[n, : int(count[n])].tolist() == sorted(ranked, key=away.__getitem__)[:9]
+        assert found.classes[n, : int(found.count[n])].tolist() == sorted(ranked, key=away.__getitem__)[:9]
 
 
 @pytest.mark.parametrize("name", ["malt", "apgd-rescaled", "pma"])
