@@ -53,7 +53,7 @@ FIXED = ("clipure-cos", "clipure-cos@short", "csr", "et3")
 """Defenses without random numbers, for which `eot` equals `loop`."""
 ATTACK = "pgd-20"
 MODELS = ("clip", "ttc+clip", "csr+clip", "et3+clip", "clipure-cos+clip", "clipure-cos@short+clip", "dbd+clip")
-MODELS += ("r-tpt@16+clip", "a-tpt@16+clip")
+MODELS += ("r-tpt@16+clip", "a-tpt@16+clip", "tecoa", "et3+tecoa")
 
 
 def ways_of(model: str) -> tuple[str, ...]:

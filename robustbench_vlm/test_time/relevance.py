@@ -74,7 +74,9 @@ def _inputs_of(blocks: list[nn.Module]) -> Iterator[list[Tensor]]:
 
 def _rollout(blocks: list[Any], inputs: list[Tensor], gradients: tuple[Tensor, ...]) -> Tensor:
     """Return the attention of the class token to the patches through the last two blocks, float32 (N, S, S)."""
-    earlier, last = (_attention(*each) for each in zip(blocks, inputs, gradients, strict=True))
+    attentions = [_attention(*each) for each in zip(blocks, inputs, gradients, strict=True)]
+    # A transformer with one block has no earlier attention, so its only attention is used twice.
+    earlier, last = attentions[0], attentions[-1]
     mean = _rows_to_one((_EARLIER * earlier + _LAST * last) / (_EARLIER + _LAST))
     patches = (last @ mean)[:, 0, 1:]
     side = round(patches.shape[1] ** 0.5)
