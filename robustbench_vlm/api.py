@@ -205,6 +205,8 @@ def evaluate(
     data: str | Path | None = None,
     name: str = "",
     half_width: float = 0.0,
+    draws: int = 0,
+    eot: int = 0,
     out: str | Path = "runs",
     workers: int = 0,
     batch_size: int = 0,
@@ -234,6 +236,9 @@ def evaluate(
         name: Another name for the model, if `models` is one model from `zero_shot`.
         half_width: Largest allowed half-width of the interval of the mean robust accuracy, such as 0.01. Most samples
             are then attacked only with the cheap stages. If it is 0, all samples are attacked in full.
+        draws: The number of fresh draws with which a random model classifies each image, such as 100. If it is 0, the
+            random numbers of each sample are fixed.
+        eot: The number of draws of which the attacks take the mean gradient. 0 uses 20, as AutoAttack's version "rand".
         out: The folder for the records.
         workers: The number of processes. 0 uses one process per CPU core or GPU.
         batch_size: The number of samples that are attacked together. 0 uses a number that fits into the memory.
@@ -264,6 +269,8 @@ def evaluate(
             prompt=prompt,
             data=None if data is None else Path(data),
             half_width=checked_half_width(half_width),
+            draws=draws,
+            eot=eot,
             out=Path(out),
             resources=Resources(device=device, workers=1 if in_memory else workers, batch_size=batch_size),
         )

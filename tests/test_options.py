@@ -8,8 +8,8 @@ import typer
 from robustbench_vlm.cli.main import app
 from robustbench_vlm.cli.show import EXAMPLES
 
-REQUEST = """[MODEL]... --address --attack --batch-size --data --dataset --device --engine --eps --images --json --model
- --norm --out --prompt --protocol --samples --skip-unreadable --track --workers"""
+REQUEST = """[MODEL]... --address --attack --batch-size --data --dataset --device --draws --engine --eot --eps
+ --images --json --model --norm --out --prompt --protocol --samples --skip-unreadable --track --workers"""
 OPTIONS = {
     "run": f"{REQUEST} --eps-curve --half-width",
     "plan": f"{REQUEST} --detect --half-width",

@@ -25,6 +25,7 @@ ATTACKS = Registry(
         "fab-t": "robustbench_vlm.attacks.autoattack:FAB_T",
         "square": "robustbench_vlm.attacks.autoattack:SQUARE",
         "autoattack": "robustbench_vlm.attacks.autoattack:AUTOATTACK",
+        "autoattack-rand": "robustbench_vlm.attacks.autoattack:AUTOATTACK_RAND",
         "autoattack-plus": "robustbench_vlm.attacks.autoattack_plus:AUTOATTACK_PLUS",
         "pma": "robustbench_vlm.attacks.probability_margin_attack:PMA",
         "malt": "robustbench_vlm.attacks.malt:MALT",

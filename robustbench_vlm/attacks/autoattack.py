@@ -1,4 +1,4 @@
-"""The standard version of AutoAttack and its single attacks, with all their parameters (arXiv:2003.01690)."""
+"""The versions "standard" and "rand" of AutoAttack, and its single attacks, with all parameters (arXiv:2003.01690)."""
 
 from robustbench_vlm.attacks.apgd import apgd_stage
 from robustbench_vlm.attacks.base import Attack, one_stage_attack
@@ -21,6 +21,12 @@ AUTOATTACK = Attack(
     "standard version of AutoAttack: APGD-CE, APGD-T, FAB-T and Square",
     paper=_PAPER,
     strength=_STRENGTH,
+)
+AUTOATTACK_RAND = Attack(
+    "autoattack-rand",
+    (_APGD_CE, _APGD_DLR),
+    "the stages of AutoAttack's version rand for random models: APGD-CE and APGD-DLR; add --draws",
+    paper=_PAPER,
 )
 APGD_CE = one_stage_attack(_APGD_CE, "APGD, 100 steps on cross-entropy", paper=_PAPER)
 APGD_DLR = one_stage_attack(_APGD_DLR, "APGD, 100 steps on the difference of logits ratio", paper=_PAPER)

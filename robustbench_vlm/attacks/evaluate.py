@@ -27,6 +27,8 @@ class Verdicts:
     margin among the clean image and the images that the stages found. For other samples, it is the image in
     `adversarial`.
     """
+    strongest_by: tuple[str, ...]
+    """For each sample, the name of the stage that found `strongest`. It is "clean" if this is the clean image."""
     broken_by: tuple[str, ...]
     """For each sample, the name of the attack stage that found a misclassified image. It is "clean" if the clean image
     is misclassified, and "" if the sample is robust."""
@@ -81,6 +83,7 @@ def attack_samples(
     spent = judged.cost(gradient=False)
     forward, backward = (torch.full_like(batch.labels, passes) for passes in spent)
     broken_by = ["" if right else CLEAN for right in (clean_prediction == batch.labels).tolist()]
+    strongest_by = [CLEAN] * len(broken_by)
     warnings: list[tuple[str, ...]] = [()] * len(broken_by)
     for stage in attack.stages:
         active = torch.tensor([n for n, name in enumerate(broken_by) if not name], dtype=torch.int64)
@@ -102,6 +105,7 @@ def attack_samples(
         backward[active] += outcome.backward + spent[1]
         for row, n in enumerate(active.tolist()):
             broken_by[n] = stage.name if broken[row] else ""
+            strongest_by[n] = stage.name if stronger[row] else strongest_by[n]
             raised = [code for code, samples in sorted(outcome.warnings.items()) if samples[row]]
             warnings[n] += tuple(code for code in raised if code not in warnings[n])
     is_broken = torch.tensor([name not in ("", CLEAN) for name in broken_by], dtype=torch.bool).to(batch.labels.device)
@@ -109,6 +113,7 @@ def attack_samples(
     return Verdicts(
         adversarial=adversarial,
         strongest=strongest,
+        strongest_by=tuple(strongest_by),
         broken_by=tuple(broken_by),
         clean_prediction=clean_prediction,
         adversarial_prediction=prediction,

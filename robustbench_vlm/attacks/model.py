@@ -1,6 +1,6 @@
 """Wrappers of classifiers for attacks: counted passes, checked logits, transfer attacks and several datasets."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -51,12 +51,27 @@ class CountedClassifier:
 
         All values are float32. `loss` maps logits (B, C) to losses (B,). Non-finite values of the gradient are replaced
         by zero, and the sample gets the warning "non-finite-gradient". Raises UserError if the logits have no gradient
-        with respect to the images.
+        with respect to the images. For a `DrawingClassifier`, the values are means over its next draws.
         """
         self._count(self.classifier, gradient=True)
+        draws = _next_draws(self.classifier)
+        logits, losses, gradient = self._gradient_of(draws[0], images, loss)
+        if len(draws) > 1:
+            parts = zip(*(self._gradient_of(each, images, loss) for each in draws[1:]), strict=True)
+            sums = (sum(part, first) for part, first in zip(parts, (logits, losses, gradient), strict=True))
+            logits, losses, gradient = (total / len(draws) for total in sums)
+        if not torch.isfinite(gradient.sum()):
+            self.warnings["non-finite-gradient"] = ~torch.isfinite(gradient.flatten(1)).all(dim=1)
+            gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        return logits, losses, gradient
+
+    @staticmethod
+    def _gradient_of(
+        classifier: Classifier, images: Tensor, loss: Callable[[Tensor], Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
         with torch.enable_grad():
             leaf = images.detach().requires_grad_()
-            logits = checked_logits(self.classifier, leaf)
+            logits = checked_logits(classifier, leaf)
             losses = loss(logits)
             gradient = None
             if losses.requires_grad:
@@ -67,9 +82,6 @@ class CountedClassifier:
                 " torch.no_grad, torch.inference_mode and .detach() from the model's code, or use an attack without"
                 " gradients, such as square"
             )
-        if not torch.isfinite(gradient.sum()):
-            self.warnings["non-finite-gradient"] = ~torch.isfinite(gradient.flatten(1)).all(dim=1)
-            gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
         return logits.detach(), losses.detach(), gradient
 
     def _classify(self, classifier: Classifier, images: Tensor, rows: Tensor | None) -> Tensor:
@@ -194,6 +206,23 @@ class AdaptiveClassifier(Classifier, Protocol):
 
     def with_gradient(self, mode: GradientMode) -> Classifier:
         """Return a classifier with the same verdicts. Its gradient is computed in the given mode."""
+
+
+@runtime_checkable
+class DrawingClassifier(Classifier, Protocol):
+    """A random classifier whose gradient is a mean over several draws of its random numbers."""
+
+    def next_draws(self) -> Sequence[Classifier]:
+        """Return one classifier for each draw. Each call returns other draws."""
+
+
+def _next_draws(classifier: Classifier) -> Sequence[Classifier]:
+    """Return the classifiers of which `CountedClassifier.gradient` takes the mean: usually only the given one."""
+    if isinstance(classifier, SurrogateClassifier):
+        return _next_draws(classifier.surrogate)
+    if isinstance(classifier, ScaledClassifier):
+        return [ScaledClassifier(each, classifier.factor) for each in _next_draws(classifier.classifier)]
+    return classifier.next_draws() if isinstance(classifier, DrawingClassifier) else [classifier]
 
 
 def with_gradient(classifier: Classifier, mode: GradientMode | None) -> Classifier:

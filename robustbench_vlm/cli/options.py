@@ -126,6 +126,19 @@ EpsCurve = Annotated[
         " the standard radius.",
     ),
 ]
+_Draws = Annotated[
+    int,
+    option(
+        "--draws",
+        "N",
+        "Classify each image of a random model with N fresh draws of its random numbers, such as 100. Default: the"
+        " random numbers of each sample are fixed.",
+    ),
+]
+_Eot = Annotated[
+    int,
+    option("--eot", "K", "Draws of which the attacks take the mean gradient. Needs --draws. Default: 20."),
+]
 _Out = Annotated[Path, option("--out", "DIR", "Folder that the per-sample records are written to.")]
 
 
@@ -143,6 +156,8 @@ def request_of(
     prompt: _Prompt = "",
     data: DataFolder = None,
     skip_unreadable: _SkipUnreadable = False,
+    draws: _Draws = 0,
+    eot: _Eot = 0,
     workers: Workers = 0,
     batch_size: BatchSize = 0,
     device: Device = "",
@@ -168,6 +183,8 @@ def request_of(
         prompt=prompt,
         data=data,
         skip_unreadable=skip_unreadable,
+        draws=draws,
+        eot=eot,
         out=out,
         resources=Resources(device, workers, batch_size, engine=engine, address=address),
         command=shlex.join(["vlmbench", *sys.argv[1:]]),

@@ -15,12 +15,19 @@ from robustbench_vlm.core.records import estimate_text
 if TYPE_CHECKING:
     from robustbench_vlm.core.records import Score
     from robustbench_vlm.engine.eps_curve import CurvePoint
+    from robustbench_vlm.engine.fresh_draws import DrawnScore
     from robustbench_vlm.engine.request import Request
     from robustbench_vlm.engine.results import RunResult, ScoreTable
 
 _GROUPS = ("model", "attack", "threat")
 _INTERVAL, _FULL_ATTACK = "95 % interval", "full attack"
-_COLUMNS = Columns(_GROUPS, "dataset", ("classes", "n", "clean", "robust", _FULL_ATTACK, _INTERVAL), "warnings")
+_CLEAN_DRAW, _ROBUST_DRAW, _DRAW_INTERVAL = "clean draw", "robust draw", "95 % (draw)"
+_COLUMNS = Columns(
+    _GROUPS,
+    "dataset",
+    ("classes", "n", "clean", "robust", _FULL_ATTACK, _INTERVAL, _CLEAN_DRAW, _ROBUST_DRAW, _DRAW_INTERVAL),
+    "warnings",
+)
 
 
 @takes_request
@@ -66,7 +73,11 @@ def lines(result: "RunResult", width: int) -> list[Line]:
     tables = result.tables
     single = {group for group in _GROUPS if len({_group(each)[group] for each in tables}) == 1}
     rows: list[Row] = [
-        {**_score_row(each, score), **_design_cell(each.estimate.scores[number] if each.estimate else None)}
+        {
+            **_score_row(each, score),
+            **_design_cell(each.estimate.scores[number] if each.estimate else None),
+            **_draw_cells(each.draws.scores[number] if each.draws else None),
+        }
         for each in tables
         for number, score in enumerate(each.scores)
     ]
@@ -136,6 +147,7 @@ def _mean_rows(found: "ScoreTable") -> list[Row]:
             "robust": percent(mean.robust),
             _INTERVAL: percent_interval(*mean.robust_interval),
             **_design_cell(design.get(name)),
+            **_draw_cells(found.draws.mean if found.draws and name == "mean" else None),
         }
         for name, mean in means.items()
         if mean is not None
@@ -145,6 +157,17 @@ def _mean_rows(found: "ScoreTable") -> list[Row]:
 def _design_cell(interval: tuple[float, float] | None) -> dict[str, str]:
     """Return the table column with the interval for the result of the full attack. Only estimated runs have it."""
     return {_FULL_ATTACK: percent_interval(*interval)} if interval else {}
+
+
+def _draw_cells(found: "DrawnScore | None") -> dict[str, str]:
+    """Return the table columns with the accuracies of one random draw. Only runs with --draws have them."""
+    if found is None:
+        return {}
+    return {
+        _CLEAN_DRAW: percent(found.clean.value),
+        _ROBUST_DRAW: percent(found.robust.value),
+        _DRAW_INTERVAL: percent_interval(found.robust.low, found.robust.high),
+    }
 
 
 def _explained(warnings: Iterable[str], width: int) -> list[Line]:
@@ -165,6 +188,10 @@ def _footer(result: "RunResult") -> Iterable[str]:
     yield f"records in {', '.join(dict.fromkeys(str(each.folder) for each in result.tables))}"
     for each in result.tables:
         yield from _estimate_sentences(each)
+    if draws := result.tables[0].draws:
+        yield f"clean, robust: share of samples that are right in at least 99 % of {draws.draws} fresh draws"
+        yield f"{_CLEAN_DRAW}, {_ROBUST_DRAW}: mean accuracy over the draws; {_DRAW_INTERVAL} is for {_ROBUST_DRAW}"
+        yield f"gradients are means over {draws.eot} draws"
     yield from (f"note: {warning}" for warning in result.warnings)
 
 

@@ -37,6 +37,15 @@ def derive(keys: Tensor, purpose: str) -> Tensor:
     return _mix(keys ^ key_of(purpose))
 
 
+def redraw(keys: Tensor, purpose: str, number: Tensor | int) -> Tensor:
+    """Return the keys of one of several draws, int64 [B], for the keys of B samples, int64 [B].
+
+    `number` is the number of the draw: one integer for all samples, or int64 [B]. Draws with other purposes or numbers
+    have independent random numbers.
+    """
+    return bits(derive(keys, purpose), number, 1)[:, 0]
+
+
 def bits(keys: Tensor, counter: Tensor | int, count: int) -> Tensor:
     """Return `count` random 64-bit words per sample, int64 [B, count].
 

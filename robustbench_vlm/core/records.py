@@ -73,6 +73,27 @@ class SampleResult:
 
 
 @dataclasses.dataclass(frozen=True)
+class DrawnResult(SampleResult):
+    """The result of one sample of a random model over several fresh draws of the model's random numbers.
+
+    The sample is robust if at least 99 % of the draws predict the label, for the clean and for the adversarial image.
+    If less predict it, the predicted class is the most frequent wrong class.
+    """
+
+    draws: int
+    """The number of fresh draws."""
+    clean_right: int
+    """The number of draws that predict the label for the clean image."""
+    right: int
+    """The number of draws that predict the label for the strongest image of the attack."""
+
+
+def draws_needed(draws: int) -> int:
+    """Return the number of draws that must predict the label of a robust sample: at least 99 % of `draws`."""
+    return -(-99 * draws // 100)
+
+
+@dataclasses.dataclass(frozen=True)
 class Accuracy:
     """An accuracy in [0, 1] with its 95 % confidence interval [low, high] and the number of samples n."""
 
@@ -85,6 +106,18 @@ class Accuracy:
     def of_counts(cls, successes: int, n: int) -> "Accuracy":
         """Return the accuracy with its Wilson interval. `successes` of the `n` samples are classified correctly."""
         return cls(successes / n, *wilson(successes, n), n)
+
+    @classmethod
+    def of_shares(cls, shares: Sequence[float]) -> "Accuracy":
+        """Return the mean of one share in [0, 1] for each sample, with an interval for new samples and new draws.
+
+        A share is the fraction of a sample's draws that are classified correctly. The interval is the Wilson interval
+        of the mean. It is conservative, because the variance of shares with the mean p is at most p * (1 - p), the
+        variance of verdicts that are 0 or 1.
+        """
+        n = len(shares)
+        mean = math.fsum(shares) / n
+        return cls(mean, *wilson(mean * n, n), n)
 
     @classmethod
     def mean(cls, accuracies: Sequence["Accuracy"]) -> "Accuracy":
@@ -182,7 +215,7 @@ def passes_of(results: Iterable[SampleResult]) -> int:
     return sum(result.forward + result.backward for result in results)
 
 
-def wilson(successes: int, n: int) -> tuple[float, float]:
+def wilson(successes: float, n: int) -> tuple[float, float]:
     """Return the 95 % Wilson interval (low, high) of the share successes / n (Wilson 1927).
 
     Entries store these floats. They are exactly those of `binomtest(successes, n).proportion_ci(method="wilson")` in

@@ -66,6 +66,8 @@ def command_of(request: Request) -> str:
         ("--protocol", request.protocol),
         ("--samples", str(request.samples or "")),
         ("--half-width", f"{request.half_width * 100:g}" if request.half_width else ""),
+        ("--draws", str(request.draws or "")),
+        ("--eot", str(request.eot or "")),
     )
     options += [option for option in single if option[1]]
     return shlex.join(["vlmbench", "run", *(word for pair in options for word in pair)])

@@ -19,7 +19,7 @@ from robustbench_vlm.attacks.phases import stages_passed
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import inside
 from robustbench_vlm.core.fingerprint import fingerprint
-from robustbench_vlm.core.records import CLEAN, SampleResult, Score, Verdict
+from robustbench_vlm.core.records import CLEAN, DrawnResult, SampleResult, Score, Verdict, draws_needed
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.manifest import MANIFEST, Manifest, ManifestCell, read_manifest
 from robustbench_vlm.engine.results import accuracies
@@ -158,7 +158,8 @@ def checked(records: CellRecords) -> CellRecords:
     stages = {stage["name"] for stage in records.identity["attack"]["stages"]}
     limit = float(records.threat.eps) * (1 + 1e-5) + 1e-7
     for result in results:
-        if problem := _contradiction(result, limit, stages, is_estimated=bool(records.stages)):
+        problem = _contradiction(result, limit, stages, is_estimated=bool(records.stages))
+        if problem := problem or _draw_problem(result, records.identity["protocol"].get("draws", 1)):
             raise Unsound(f"{about} contradict themselves: {result.sample_id} {problem}")
     return dataclasses.replace(records, score=dataclasses.replace(score, eps=records.threat.eps_text))
 
@@ -204,6 +205,25 @@ def _contradiction(result: SampleResult, limit: float, stages: AbstractSet[str],
         "is broken by an unknown stage": is_broken and not is_wrong and result.broken_by not in stages,
         "has a negative number of passes": result.forward < 0 or result.backward < 0,
         "has a distance outside the radius": result.distance < 0 or result.distance > limit,
+    }
+    return next((problem for problem, holds in impossible.items() if holds), "")
+
+
+def _draw_problem(result: SampleResult, draws: int) -> str:
+    """Return a description of the first contradiction in the draws of a record, or "" if there is none.
+
+    `draws` is the number of fresh draws of the protocol. It is 1 if the protocol does not have draws.
+    """
+    if not isinstance(result, DrawnResult):
+        return "has no draws, but its protocol has draws" if draws > 1 else ""
+    needed = draws_needed(draws)
+    is_right = result.clean_right >= needed
+    is_robust = is_right and result.right >= needed
+    impossible = {
+        "has another number of draws than its protocol": result.draws != draws,
+        "has more correct draws than draws": not (0 <= result.clean_right <= draws and 0 <= result.right <= draws),
+        "has a clean verdict that contradicts its draws": (result.broken_by == CLEAN) == is_right,
+        "has a verdict that contradicts its draws": (result.verdict is Verdict.ROBUST) != is_robust,
     }
     return next((problem for problem, holds in impossible.items() if holds), "")
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from robustbench_vlm.attacks.base import Attack
+from robustbench_vlm.attacks.eot import DrawnClassifier, fresh_cost, random_classifier
 from robustbench_vlm.attacks.model import SurrogateClassifier, with_gradient
 from robustbench_vlm.attacks.sanity import sanity_cost
 from robustbench_vlm.core.classifier_interface import Classifier
@@ -134,10 +135,12 @@ def attack_passes(attack: Attack, num_classes: int, classifier: Classifier) -> t
     """Return the numbers of forward and backward passes of an attack on one robust sample.
 
     They include all stages of the attack, and the checks of gradients and outputs. They also include the passes that
-    decide whether the prediction is correct: one on the clean image and one after each stage.
+    decide whether the prediction is correct: one on the clean image and one after each stage. For a `DrawnClassifier`,
+    they include the passes of the votes. The passes of the fresh draws are not included.
     """
     verdict = classifier.cost(gradient=False)
-    spent = [sanity_cost(classifier), verdict]
+    checked = classifier.random if isinstance(classifier, DrawnClassifier) else classifier
+    spent = [sanity_cost(checked), verdict]
     for stage in attack.stages:
         asked, gradients = stage.calls(stage.parameters, num_classes)
         seen = with_gradient(classifier, stage.gradient_mode)
@@ -153,8 +156,8 @@ def _model_costs(cells: Sequence[Cell], plan: Plan, calibration: Calibration) ->
     # model can then be freed.
     resources = plan.request.resources
     speed = measure_cell(cells[0], resources)
-    classifier = _cost_classifier(cells[0], plan.protocol, resources.device)
-    passes = [attack_passes(cell.attack, len(cell.dataset.classes), classifier) for cell in cells]
+    classifier = cost_classifier(cells[0], plan.protocol, resources.device)
+    passes = [cell_passes(cell, classifier) for cell in cells]
     by_threat: dict[Threat, list[int]] = {}
     for number, cell in enumerate(cells):
         by_threat.setdefault(cell.threat, []).append(number)
@@ -168,8 +171,22 @@ def _model_costs(cells: Sequence[Cell], plan: Plan, calibration: Calibration) ->
     ]
 
 
+def cell_passes(cell: Cell, classifier: Classifier) -> tuple[int, int]:
+    """Return the numbers of forward and backward passes of a cell for one robust sample."""
+    forward, backward = attack_passes(cell.attack, len(cell.dataset.classes), classifier)
+    if not isinstance(classifier, DrawnClassifier):
+        return forward, backward
+    fresh = fresh_cost(classifier.random, cell.protocol.draws)
+    return forward + fresh[0], backward + fresh[1]
+
+
 def _robustness(cells: Sequence[Cell], passes: Sequence[tuple[int, int]], speed: Speed, plan: Plan) -> Robustness:
-    """Measure the robustness of a model at one threat. If all records are on disk, return assumed values."""
+    """Measure the robustness of a model at one threat.
+
+    If all records are on disk, or the model is attacked over several draws, return assumed values.
+    """
+    if plan.protocol.draws > 1:
+        return Robustness()
     folders = ((cell, read_finished(cell_folder(plan.request.out, cell), cell)) for cell in cells)
     if all(sum(piece.stop - piece.start for piece in found.pieces) >= len(cell) for cell, found in folders):
         return Robustness()
@@ -177,11 +194,14 @@ def _robustness(cells: Sequence[Cell], passes: Sequence[tuple[int, int]], speed:
     return measure_robustness(cells, speed, seconds, plan.request.resources)
 
 
-def _cost_classifier(cell: Cell, protocol: Protocol, device: str) -> Classifier:
+def cost_classifier(cell: Cell, protocol: Protocol, device: str) -> Classifier:
     """Return a classifier for the measurement, with as many passes per call as the classifiers of the run."""
     # The number of passes does not depend on the classes. One class is enough, so only one prompt has to be embedded.
     model = loaded_model(cell.model, cell.track, device)
-    judge = model.classifier(["a photo."]).of_samples(torch.zeros(1, dtype=torch.int64))
+    keys = torch.zeros(1, dtype=torch.int64)
+    judge = model.classifier(["a photo."]).of_samples(keys)
+    if protocol.draws > 1:
+        return DrawnClassifier(random_classifier(judge, keys), keys, 1, protocol.eot)
     return judge if protocol.precision == protocol.verdict_precision else SurrogateClassifier(judge, judge)
 
 

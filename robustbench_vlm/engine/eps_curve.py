@@ -61,6 +61,10 @@ def curve_request(request: Request) -> Request:
         )
     if request.half_width:
         raise UserError("--half-width does not work with --eps-curve, because min-eps has one stage: leave one out")
+    if request.draws:
+        raise UserError(
+            "--draws does not work with --eps-curve, because a curve needs one distance per sample: leave one out"
+        )
     eps = request.eps
     if not eps and not request.norm:
         protocol = PROTOCOLS.load(request.protocol_name)

@@ -108,6 +108,8 @@ def _check_pages(content: mmap.mmap, metadata: "FileMetaData", most: int) -> Non
             page, at = _read_struct(content, at, 0)
             # The fields 2 and 3 are the sizes before and after compression. The fields 5, 7 and 8 describe a data page,
             # a dictionary page and a data page of version 2. Their fields 2, 2 and 4 are the encoding.
+            if not all(isinstance(page.get(number, {}), dict) for number in (5, 7, 8)):
+                raise ValueError("a page header is damaged")
             encoding = page.get(5, {}).get(2, page.get(7, {}).get(2, page.get(8, {}).get(4, 0)))
             unpacked, packed = page.get(2, -1), page.get(3, -1)
             if unpacked < 0 or packed < 0 or encoding not in _ENCODINGS:

@@ -57,6 +57,11 @@ class Request:
     """Largest allowed half-width of the interval of the mean robust accuracy, in [0, 1]. If it is positive, the run is
     estimated: it attacks only as many samples in full as this half-width requires. If it is 0, all samples are attacked
     in full."""
+    draws: int = 0
+    """Number of fresh draws with which a random model classifies each image. If it is 0, the protocol decides."""
+    eot: int = 0
+    """Number of draws of which the attacks take the mean gradient. If it is 0 and `draws` is not, it is
+    `protocols.base.DEFAULT_EOT`."""
     out: Path = Path("runs")
     """Folder to which the records and scores are written."""
     resources: Resources = dataclasses.field(default_factory=Resources)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack
+from robustbench_vlm.attacks.eot import check_draws, with_draws
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
 from robustbench_vlm.datasets import DATASETS
@@ -14,6 +15,7 @@ from robustbench_vlm.datasets.image_folder import folder_dataset
 from robustbench_vlm.datasets.published.local_copy import prepare_dataset
 from robustbench_vlm.engine.backends import resolve_resources
 from robustbench_vlm.engine.cell import Cell, Samples, choose_samples
+from robustbench_vlm.engine.fresh_draws import with_requested_draws
 from robustbench_vlm.engine.missing import check_files, dataset_names
 from robustbench_vlm.engine.model_cache import loaded_model, release
 from robustbench_vlm.engine.radii import norm_of, threats_of
@@ -93,9 +95,11 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
     attacks = [protocol.adapt_attack(load_attack(name), norm) for name in dict.fromkeys(names)]
     for attack in attacks:
         attack.check_norm(norm)
+        if protocol.draws > 1:
+            check_draws(attack)
     # Missing files are reported before weights are downloaded.
     datasets = _datasets(request, track, protocol)
-    models = _models(request, track, attacks, resources.device, on_progress)
+    models = _models(request, track, protocol, attacks, resources.device, on_progress)
     choices = _choices(request, datasets, protocol, {model.input_size for model in models}, on_progress)
     cells = tuple(
         Cell(
@@ -122,13 +126,18 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
 
 def _protocol(request: Request) -> Protocol:
     protocol: Protocol = PROTOCOLS.load(request.protocol_name)
-    if request.samples is None:
-        return protocol
-    return protocol.with_samples(None if request.samples == "all" else request.samples)
+    if request.samples is not None:
+        protocol = protocol.with_samples(None if request.samples == "all" else request.samples)
+    return with_requested_draws(protocol, request)
 
 
 def _models(
-    request: Request, track: Track, attacks: Sequence[Attack], device: str, on_progress: OnProgress
+    request: Request,
+    track: Track,
+    protocol: Protocol,
+    attacks: Sequence[Attack],
+    device: str,
+    on_progress: OnProgress,
 ) -> list[_ModelFacts]:
     """Load each model, read its properties, and release it before the next one is loaded."""
     references = _once("model", request.models)
@@ -140,7 +149,7 @@ def _models(
     release()
     found: dict[str, _ModelFacts] = {}
     for reference in references:
-        facts = _facts_of(reference, track, attacks, device)
+        facts = _facts_of(reference, track, protocol, attacks, device)
         if facts.name in found:
             raise UserError(
                 f"{found[facts.name].reference} and {reference} are both named {facts.name!r}, but models of one run"
@@ -150,11 +159,13 @@ def _models(
     return list(found.values())
 
 
-def _facts_of(reference: str, track: Track, attacks: Sequence[Attack], device: str) -> _ModelFacts:
+def _facts_of(reference: str, track: Track, protocol: Protocol, attacks: Sequence[Attack], device: str) -> _ModelFacts:
     # This code is in a separate function, so that no variable refers to the model after the call. The memory of the
     # model can then be freed.
     model = loaded_model(reference, track.name, device)
     adapted = [model.adapt_attack(attack) if isinstance(model, DefendedModel) else attack for attack in attacks]
+    if protocol.draws > 1:
+        adapted = [with_draws(attack, protocol.eot) for attack in adapted]
     return _ModelFacts(reference, model.name, model.digest, model.image_size, model.context_length, tuple(adapted))
 
 

@@ -13,6 +13,7 @@ from robustbench_vlm.core.records import CLEAN, Accuracy, SampleResult, Score, V
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.eps_curve import CurvePoint, curve_of
+from robustbench_vlm.engine.fresh_draws import TableDraws
 from robustbench_vlm.engine.store import cell_folder_name, read_cell
 from robustbench_vlm.engine.warnings import cell_warnings
 
@@ -99,6 +100,9 @@ class ScoreTable:
     estimate: TableEstimate | None = None
     """The estimate of an estimated run. It is None if every sample was attacked in full. If it is given, the robust
     accuracies are estimates, and their intervals are for new samples of the same datasets."""
+    draws: TableDraws | None = None
+    """The accuracies over fresh draws. It is None if the protocol does not have draws. If it is given, a sample counts
+    in `Score.clean` and `Score.robust` only if at least 99 % of the draws are correct."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the table as a JSON document. Model and attack are not repeated for each score."""
@@ -107,8 +111,9 @@ class ScoreTable:
             for score in self.scores
         ]
         document = {**plain(self), "scores": scores}
-        if self.estimate is None:
-            del document["estimate"]
+        for name in ("estimate", "draws"):
+            if document[name] is None:
+                del document[name]
         return document
 
     def rows(self) -> list[dict[str, Any]]:
@@ -147,6 +152,9 @@ class RunResult:
         by spaces. `eps` is a text such as "8/255". If a run is estimated, the column `estimated` is True for its rows,
         and `robust_full_attack_low` and `robust_full_attack_high` are the ends of the design interval: the 95 %
         interval of the accuracy that the full attack gives on these samples. They are missing for rows of other runs.
+        by spaces. `eps` is a text such as "8/255". If a run is estimated, the column `estimated` is True for its rows.
+        If the protocol has draws, the columns `clean_draws` and `robust_draws` have the mean accuracies over fresh
+        draws, with the ends of their intervals.
         """
         import pandas
 
@@ -161,7 +169,8 @@ class RunResult:
                 for each in (table.estimate.scores if table.estimate else [unknown] * len(table.scores))
             ]
             frame["robust_full_attack_low"], frame["robust_full_attack_high"] = zip(*ends, strict=True)
-        return frame
+        drawn = [score.columns() for table in self.tables if table.draws for score in table.draws.scores]
+        return frame.join(pandas.DataFrame(drawn)) if drawn else frame
 
     def samples(self) -> "DataFrame":
         """Read the records on disk and return a table with one row per sample and the fields of `SampleResult`.

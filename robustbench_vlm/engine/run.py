@@ -18,7 +18,7 @@ from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.results import Mean, RunResult, ScoreTable
 from robustbench_vlm.engine.run_folders import RunFolders, scores_of
 from robustbench_vlm.engine.run_times import record_run
-from robustbench_vlm.engine.score_tables import tables_of
+from robustbench_vlm.engine.score_tables import tables_of, with_table_draws
 from robustbench_vlm.engine.store import (
     Finished,
     cell_folder,
@@ -83,8 +83,9 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
         folders.write(
             Provenance("complete", plan.request.command, plan.request.resources, seconds, sum(passes)), scores
         )
+    tables = tables_of(plan, scores, passes, [seconds * passed / max(sum(fresh), 1) for passed in fresh])
     return RunResult(
-        tables=tables_of(plan, scores, passes, [seconds * passed / max(sum(fresh), 1) for passed in fresh]),
+        tables=with_table_draws(plan, tables, results),
         seconds=seconds,
         passes=sum(passes),
         warnings=(*_rejections(finished), *folders.notes, *_too_few(plan)),

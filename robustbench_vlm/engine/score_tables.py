@@ -1,10 +1,12 @@
 """The tables of a run: one for every combination of model, attack and eps."""
 
+import dataclasses
 from collections.abc import Sequence
 
 from robustbench_vlm.core.fingerprint import fingerprint
-from robustbench_vlm.core.records import Score
+from robustbench_vlm.core.records import SampleResult, Score
 from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.fresh_draws import table_draws
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.results import ScoreTable, mean_of
 from robustbench_vlm.engine.store import run_folder
@@ -20,6 +22,21 @@ def tables_of(
 ) -> tuple[ScoreTable, ...]:
     """Return one table for every combination of model, attack and eps."""
     return tuple(_table(plan, numbers, scores, passes, seconds) for numbers in groups(plan.cells))
+
+
+def with_table_draws(
+    plan: Plan, tables: Sequence[ScoreTable], results: Sequence[Sequence[SampleResult]]
+) -> tuple[ScoreTable, ...]:
+    """Return the tables with their accuracies over fresh draws. `results` has the records of each cell of the plan.
+
+    If the protocol does not have draws, the tables are returned unchanged.
+    """
+    found = []
+    for each, numbers in zip(tables, groups(plan.cells), strict=True):
+        records = {plan.cells[number].dataset.name: results[number] for number in numbers}
+        unseen = [name for name in records if is_unseen(plan, name)]
+        found.append(dataclasses.replace(each, draws=table_draws(plan.protocol, records, unseen)))
+    return tuple(found)
 
 
 def groups(cells: Sequence[Cell]) -> list[list[int]]:

@@ -11,14 +11,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.base import Attack, Batch
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.attacks.eot import DrawVerdicts, attack_over_draws, random_classifier
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.model import MultiDatasetClassifier
 from robustbench_vlm.attacks.sanity import BATCH_TOLERANCE, REPEAT_TOLERANCE, sanity_cost, sanity_warnings
 from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.random import sample_keys
-from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.core.records import DrawnResult, SampleResult
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets.base import image_sha256
 from robustbench_vlm.engine.cell import Cell, Shard
@@ -70,7 +71,7 @@ def attack_shards(cells: Sequence[Cell], resources: Resources, shards: Sequence[
         found: dict[int, Attacked] = {}
         for numbers in by_size.values():
             some = [parts[number] for number in numbers]
-            found |= zip(numbers, _attack(some, cells[shards[0].cell].attack, resources), strict=True)
+            found |= zip(numbers, _attack(some, cells[shards[0].cell], resources), strict=True)
     return [found[number] for number in range(len(shards))]
 
 
@@ -100,7 +101,10 @@ def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:
     _check_identity(cell, shard, loaded_model(cell.model, cell.track, resources.device).digest)
     batch, digests = load_batch(cell, shard.start, shard.stop, device=resources.device)
     rounding = max(PRECISIONS[name].rounding for name in (protocol.precision, protocol.logit_precision))
-    attacked, batch_size = classifier.of_samples(batch.keys), _batch_size(classifier, resources)
+    attacked: Classifier = classifier.of_samples(batch.keys)
+    if protocol.draws > 1:
+        attacked = random_classifier(attacked, batch.keys)
+    batch_size = _batch_size(classifier, resources)
     raised = sanity_warnings(
         attacked,
         batch,
@@ -112,8 +116,11 @@ def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:
     return _Part(classifier, judge, batch, list(zip(ids, digests, raised, strict=True)))
 
 
-def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> list[Attacked]:
-    """Attack the samples of several shards together and return the result of each shard."""
+def _attack(parts: Sequence[_Part], cell: Cell, resources: Resources) -> list[Attacked]:
+    """Attack the samples of several shards together and return the result of each shard.
+
+    `cell` is the cell of one of the shards. The cells of the other shards have the same attack and protocol.
+    """
     batches = [part.batch for part in parts]
     attacked = _shared([part.classifier for part in parts], batches)
     is_judged_apart = any(part.judge is not part.classifier for part in parts)
@@ -126,10 +133,18 @@ def _attack(parts: Sequence[_Part], attack: Attack, resources: Resources) -> lis
         num_classes=torch.cat([each.num_classes for each in batches]),
     )
     batch_size = _batch_size(parts[0].classifier, resources)
-    verdict = attack_samples(attacked, batch, attack, batch_size=batch_size, judge=judge)
+    drawn: DrawVerdicts | None = None
+    draws, eot = cell.protocol.draws, cell.protocol.eot
+    if draws > 1:
+        random = random_classifier(attacked, batch.keys)
+        drawn = attack_over_draws(random, batch, cell.attack, draws=draws, eot=eot, batch_size=batch_size)
+        verdict = drawn.verdicts
+    else:
+        verdict = attack_samples(attacked, batch, cell.attack, batch_size=batch_size, judge=judge)
     about = [each for part in parts for each in part.about]
     spent = sanity_cost(attacked)
-    records = iter(_records(about, batch.labels, verdict, spent, parts[0].classifier.scale))
+    rows = _records(about, batch.labels, verdict, spent, parts[0].classifier.scale)
+    records = iter(rows if drawn is None else _drawn_records(rows, drawn, draws))
     sizes = [len(part.about) for part in parts]
     images = verdict.strongest.split(sizes)
     return [Attacked(list(itertools.islice(records, size)), own) for size, own in zip(sizes, images, strict=True)]
@@ -235,6 +250,15 @@ def _records(
             warnings=",".join(dict.fromkeys([*found, *verdict.warnings[n]])),
         )
         for n, (sample_id, digest, found) in enumerate(samples)
+    ]
+
+
+def _drawn_records(records: Sequence[SampleResult], drawn: DrawVerdicts, draws: int) -> list[SampleResult]:
+    """Return the records with the numbers of fresh draws that predict the label."""
+    counts = zip(drawn.clean_right.tolist(), drawn.right.tolist(), strict=True)
+    return [
+        DrawnResult(**vars(record), draws=draws, clean_right=clean_right, right=right)
+        for record, (clean_right, right) in zip(records, counts, strict=True)
     ]
 
 

@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import exclusive_lock, explained, write_whole
 from robustbench_vlm.core.fingerprint import fingerprint
-from robustbench_vlm.core.records import SampleResult
+from robustbench_vlm.core.records import DrawnResult, SampleResult
 from robustbench_vlm.engine.cell import Cell, Samples, Shard
 from robustbench_vlm.engine.record_files import read_table_rows
 
 if TYPE_CHECKING:
-    from pyarrow import Table
+    from pyarrow import Schema, Table
 
 _FINGERPRINT = b"robustbench_vlm.fingerprint"
 _CONTENT = b"robustbench_vlm.content"
@@ -95,14 +95,21 @@ def write_shard(folder: Path, shard: Shard, results: Sequence[SampleResult]) -> 
 
 
 def records_table(results: Sequence[SampleResult]) -> "Table":
-    """Return records as an Arrow table with one row per record and one column per field of `SampleResult`."""
+    """Return records as an Arrow table with one row per record and one column per field of the records."""
     import pyarrow
 
-    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
-    schema = pyarrow.schema([(field.name, types[field.type]) for field in fields(SampleResult)])  # type: ignore[index]
+    schema = _schema(type(results[0]) if results else SampleResult)
     columns = [[getattr(result, name) for result in results] for name in schema.names]
     arrays = [pyarrow.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
     return pyarrow.Table.from_arrays(arrays, schema=schema)
+
+
+def _schema(kind: type[SampleResult]) -> "Schema":
+    """Return the Arrow schema of records. `kind` is their type."""
+    import pyarrow
+
+    types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
+    return pyarrow.schema([(field.name, types[field.type]) for field in fields(kind)])  # type: ignore[index]
 
 
 def read_finished(folder: Path, cell: Cell) -> Finished:
@@ -263,8 +270,8 @@ def _read_records(path: Path, expected: str, count: int) -> tuple[SampleResult, 
     from pyarrow import parquet
 
     try:
-        rows = read_table_rows(path, [records_table(()).schema], count)
-        results = tuple(SampleResult(**row) for row in rows)
+        rows = read_table_rows(path, [_schema(SampleResult), _schema(DrawnResult)], count)
+        results = tuple(DrawnResult(**row) if "draws" in row else SampleResult(**row) for row in rows)
         with path.open("rb") as file:
             metadata = parquet.read_metadata(file).metadata or {}
         content = fingerprint(list(results))

@@ -60,7 +60,8 @@ WARNINGS: Mapping[str, SanityWarning] = {
         (
             "unstable-output",
             "two calls of the model with the same images give different logits",
-            "set the model to eval mode, and remove random operations that have no fixed seed",
+            "set the model to eval mode, and remove random operations that have no fixed seed; if the model is random"
+            " by design, evaluate it over fresh draws with --draws 100",
         ),
         (
             "batch-dependent",

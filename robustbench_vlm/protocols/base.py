@@ -7,6 +7,7 @@ from fractions import Fraction
 from typing import Any
 
 from robustbench_vlm.attacks.base import Attack, Stage
+from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import LATER, counted, plain
 from robustbench_vlm.core.threat import parse_eps
 from robustbench_vlm.datasets.base import Dataset, Prompt
@@ -16,6 +17,8 @@ from robustbench_vlm.datasets.transform import Transform
 
 RESOLUTIONS = ("protocol", "native")
 """The values of `Protocol.resolution`."""
+DEFAULT_EOT = 20
+"""The number of draws of which AutoAttack's version "rand" takes the mean gradient (arXiv:2003.01690)."""
 SMALL_INPUT = 100
 """A model whose input has fewer pixels per side than this number is evaluated at the radii `small_eps`."""
 
@@ -76,6 +79,11 @@ class Protocol:
     """Linf radii of the evaluation, for pixels in [0, 1], such as "4/255". () means the standard eps of the track."""
     small_eps: tuple[str, ...] = field(default=(), metadata=LATER)
     """Linf radii for models whose input is smaller than `SMALL_INPUT`. They replace `eps`. () keeps `eps`."""
+    draws: int = field(default=1, metadata=LATER)
+    """The number of fresh draws with which a random model classifies the clean and the strongest image of each sample.
+    With 1, the random numbers of each sample are fixed and known to the attacker."""
+    eot: int = field(default=1, metadata=LATER)
+    """The number of draws of which the attacks take the mean gradient. It is used if `draws` is above 1."""
     description: str = ""
     """A few sentences about the protocol, for lists and pages."""
 
@@ -100,6 +108,19 @@ class Protocol:
         if samples == self.samples:
             return self
         return dataclasses.replace(self, name=f"{self.name}-{samples or 'all'}", samples=samples)
+
+    def with_draws(self, draws: int, eot: int = DEFAULT_EOT) -> "Protocol":
+        """Return a copy for random models, with the fields `draws` and `eot` and a new name.
+
+        Raises UserError if the attack and the verdict of this protocol have different precisions.
+        """
+        if self.precision != self.verdict_precision:
+            raise UserError(
+                f"the protocol {self.name!r} attacks in {self.precision} and decides in {self.verdict_precision}, but"
+                " draws need one precision: choose another --protocol, such as the first one of the track"
+            )
+        suffix = f"-draws-{draws}" + (f"-eot-{eot}" if eot != DEFAULT_EOT else "")
+        return dataclasses.replace(self, name=self.name + suffix, draws=draws, eot=eot)
 
     def adapt_dataset(self, dataset: Dataset, input_size: int | None = None) -> Dataset:
         """Return the dataset with the protocol's prompt, class names and transform.

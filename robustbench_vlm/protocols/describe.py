@@ -40,13 +40,15 @@ FIELDS: Mapping[str, tuple[str, Callable[[Protocol], str]]] = {
     ),
     "resolution": ("resolution of published datasets", lambda protocol: _RESOLUTIONS[protocol.resolution]),
     "image_size": ("side of other images", lambda protocol: str(protocol.image_size or "that of the model")),
+    "draws": ("fresh draws of random models", lambda protocol: str(protocol.draws) if protocol.draws > 1 else "none"),
+    "eot": ("draws of each gradient", lambda protocol: str(protocol.eot)),
     "seed": ("seed", lambda protocol: str(protocol.seed)),
 }
 """Labels of the fields of `Protocol` in tables, with functions that return the value of a field as text."""
 
 
 GROUPS: Mapping[str, str] = {
-    **dict.fromkeys(("eps", "small_eps", "iterate", "step_size", "mean_over", "seed"), "Attack"),
+    **dict.fromkeys(("eps", "small_eps", "iterate", "step_size", "mean_over", "draws", "eot", "seed"), "Attack"),
     **dict.fromkeys(("precision", "verdict_precision", "logit_precision"), "Numerics"),
 }
 """Headings under which pages show fields of a protocol. A field without a heading is under "Data"."""

@@ -72,6 +72,13 @@ class DefendedClassifier(nn.Module):
         """Return this classifier with another form of its defense, such as one with another gradient."""
         return self._with(defense=defense)
 
+    def redrawn(self, purpose: str, number: Tensor | int) -> "DefendedClassifier":
+        """Return this classifier with other random numbers: the draw `number` for `purpose`.
+
+        `number` is one integer for all samples, or int64 (B,).
+        """
+        return self._with(keys=randomness.redraw(self.sample_keys, purpose, number))
+
     def with_gradient(self, mode: GradientMode) -> Classifier:
         """Return a classifier with equal logits. Its gradient is computed in the mode `mode`."""
         if mode.gradient in ("transfer", "straight-through", "estimated"):

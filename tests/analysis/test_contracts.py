@@ -25,8 +25,8 @@ from robustbench_vlm.tracks import TRACKS
 
 REGISTERED = [
     *(("dataset", name, "mini") for name in DATASETS.table),
-    # The stages of autoattack-plus are checked as separate attacks. Its 20,000 queries of Square Attack take too long.
-    *(("attack", name, "mini") for name in ATTACKS.table if name != "autoattack-plus"),
+    # The stages of these attacks are checked as separate attacks. The 20,000 queries of Square Attack take too long.
+    *(("attack", name, "mini") for name in ATTACKS.table if name not in ("autoattack-plus", "autoattack-rand")),
     *(("defense", name, "mini") for name in DEFENSES.table),
     *(("test-time-defense", name, "mini") for name in TEST_TIME_DEFENSES.table),
     *(("track", name, "mini") for name in TRACKS.table),

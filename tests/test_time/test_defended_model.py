@@ -66,6 +66,17 @@ def rounded(context: DefenseContext, images: Tensor) -> Tensor:
 MASKED = DefendedModel(TestTimeDefense("rounded", rounded, lambda settings: Passes(1)), CLIP, CLIP)
 
 
+def test_another_draw_has_other_logits_that_depend_only_on_the_sample() -> None:
+    batch = batch_of()
+    classifier = logits_of_model(on_clip("ttc"), batch)
+    first, second = classifier.redrawn("fresh", 0), classifier.redrawn("fresh", 1)
+    logits = first(batch.images)
+    assert not torch.equal(logits, second(batch.images)) and not torch.equal(logits, classifier(batch.images))
+    index, numbers = torch.tensor([4, 1]), torch.tensor([1, 0])
+    mixed = classifier.select(index).redrawn("fresh", numbers)(batch.images[index])
+    torch.testing.assert_close(mixed, torch.stack([second(batch.images)[4], logits[1]]))
+
+
 def test_the_transfer_attack_breaks_a_model_with_masked_gradients() -> None:
     batch = batch_of()
     logits, whole = logits_of_model(MASKED, batch), MASKED.adapt_attack(load_attack("pgd-10"))
