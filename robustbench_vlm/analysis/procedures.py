@@ -5,8 +5,8 @@ evaluation of the defense attacks the model with the defense, as `vlmbench run` 
 """
 
 import dataclasses
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor
@@ -21,7 +21,8 @@ from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.registry import unknown
 from robustbench_vlm.models.classifier import ZeroShotClassifier
-from robustbench_vlm.test_time.a_tpt import texts_of
+from robustbench_vlm.test_time import a_tpt, r_tpt
+from robustbench_vlm.test_time.base import DefenseContext
 from robustbench_vlm.test_time.clipure import frozen_logits
 from robustbench_vlm.test_time.defended_model import DefendedClassifier
 
@@ -36,10 +37,12 @@ class Procedure:
     """The evaluation in one sentence."""
     source: str
     """The repository, its commit, and the file that was read."""
-    attacked: Literal["plain", "frozen", "previous"] = "plain"
-    """"plain": the attack sees the model without the defense. "frozen": it sees the model with CLIPure-Cos, and its
-    gradient treats the direction of each step as a constant. "previous": it sees the model without the defense, but
-    with the prompts that A-TPT tuned on the image before."""
+    is_frozen: bool = False
+    """True if the attack sees the model with CLIPure-Cos, and its gradient treats the direction of each step as a
+    constant. If it is False, the attack sees the model without the defense."""
+    previous_texts: Callable[[DefenseContext, Tensor], Tensor] | None = None
+    """The function that tunes the prompts, if the attack sees the prompts that were tuned on the image before. It maps
+    a context and images (B, 3, H, W) to text embeddings (B, C, D) of norm 1."""
     is_8_bit: bool = False
     """True if pixels are truncated to 8 bits before the defense sees them."""
     unconfirmed: tuple[str, ...] = ()
@@ -60,26 +63,30 @@ _APGD = Attack(
     "APGD-CE and APGD-T with 100 steps",
 )
 _PGD_100 = pgd_attack(100, iterate="final")
+_AFTER_TUNING = (
+    "PGD with 100 steps of eps/4 on the model with the prompts that were tuned to the previous image (they are reset"
+    " after the attack); the last iterate, truncated to 8 bits"
+)
 _R_TPT = Procedure(
     _PGD_100,
-    "PGD with 100 steps of eps/4 on the model without the defense; the last iterate, truncated to 8 bits",
-    "TomSheng21/R-TPT e085f13, rtpt.py",
+    _AFTER_TUNING,
+    "TomSheng21/R-TPT 961483d, rtpt.py",
     is_8_bit=True,
+    previous_texts=r_tpt.texts_of,
     unconfirmed=("R-TPT also reports PGD with 7 steps; only the attack with 100 steps is repeated here",),
 )
 _A_TPT = Procedure(
     _PGD_100,
-    "PGD with 100 steps of eps/4 on the model with the prompts tuned to the previous image; the last iterate, truncated"
-    " to 8 bits",
+    _AFTER_TUNING,
     "SEU-VIPGroup/A-TPT 8f38a2a, atpt.py",
-    attacked="previous",
     is_8_bit=True,
+    previous_texts=a_tpt.texts_of,
 )
 _CLIPURE = Procedure(
     _APGD,
     "APGD-CE and APGD-T through the forward pass; the gradient treats the direction of each step as a constant",
     "TMLResearchGroup-CAS/CLIPure 5b59554, CLIP_eval/CLIPure_Cos.py",
-    attacked="frozen",
+    is_frozen=True,
     unconfirmed=("the released code runs the image encoder in float16; here it runs in float32",),
 )
 PROCEDURES = {
@@ -138,10 +145,10 @@ def published_images(classifier: DefendedClassifier, batch: Batch, procedure: Pr
 
     `classifier` is the classifier of the samples of `batch`, as `of_samples` returns it.
     """
-    if procedure.attacked == "previous":
+    if procedure.previous_texts is not None:
         return _images_with_previous_prompts(classifier, batch, procedure)
     attacked: Classifier = classifier.plain
-    if procedure.attacked == "frozen":
+    if procedure.is_frozen:
         attacked = classifier.with_defense(dataclasses.replace(classifier.defense, logits=frozen_logits))
     stages = procedure.attack.stages
     if len(stages) == 1:
@@ -158,15 +165,16 @@ def _in_8_bits(images: Tensor) -> Tensor:
 def _images_with_previous_prompts(classifier: DefendedClassifier, batch: Batch, procedure: Procedure) -> Tensor:
     """Attack the samples one after the other. The first sample is attacked with untuned prompts.
 
-    A-TPT resets its prompts after the attack, so the attack sees those tuned to the attacked image before.
+    R-TPT and A-TPT reset the prompts after the attack, so the attack sees those tuned to the attacked image before.
     """
     (stage,), plain = procedure.attack.stages, classifier.plain
+    assert procedure.previous_texts is not None
     texts, found = plain.text_features, []
     for n in torch.arange(len(batch.labels)).split(1):
         tuned = ZeroShotClassifier(plain.encoder, texts, plain.scale).eval().requires_grad_(False)
         images = _in_8_bits(final_images(tuned, batch.at(n), stage, batch_size=1))
         one = classifier.select(n)
-        (texts,) = texts_of(one.context(one.sample_keys, differentiate=False), images)
+        (texts,) = procedure.previous_texts(one.context(one.sample_keys, differentiate=False), images)
         found.append(images)
     return torch.cat(found)
 

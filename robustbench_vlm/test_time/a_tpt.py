@@ -8,7 +8,7 @@ from torch import Tensor
 
 from robustbench_vlm.test_time.augmix import parts_of_views
 from robustbench_vlm.test_time.base import DefenseContext, Passes
-from robustbench_vlm.test_time.r_tpt import R_TPT, features_of_views, logits_of_views, tuned_texts
+from robustbench_vlm.test_time.r_tpt import R_TPT, logits_of_views, texts_of_views
 from robustbench_vlm.test_time.relevance import relevance_maps
 
 
@@ -19,8 +19,7 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
 
 def texts_of(context: DefenseContext, images: Tensor) -> Tensor:
     """Return the text embeddings, float32 (B, C, D) of norm 1, after the tuning on each image (B, 3, H, W)."""
-    with torch.no_grad():
-        return tuned_texts(context, features_of_views(context, guided_views(context, images)))
+    return texts_of_views(context, guided_views(context, images))
 
 
 def guided_views(context: DefenseContext, images: Tensor) -> Tensor:

@@ -32,6 +32,17 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
     return logits_of_views(context, random_views(context.keys, images, int(context.settings["views"])))
 
 
+def texts_of(context: DefenseContext, images: Tensor) -> Tensor:
+    """Return the text embeddings, float32 (B, C, D) of norm 1, after the tuning on each image (B, 3, H, W)."""
+    return texts_of_views(context, random_views(context.keys, images, int(context.settings["views"])))
+
+
+def texts_of_views(context: DefenseContext, views: Tensor) -> Tensor:
+    """Return the text embeddings, float32 (B, C, D), after the tuning on views (B, V, 3, H, W), without a gradient."""
+    with torch.no_grad():
+        return tuned_texts(context, features_of_views(context, views))
+
+
 def logits_of_views(context: DefenseContext, views: Tensor) -> Tensor:
     """Return the logits, float32 (B, C), of V views of each image, float32 (B, V, 3, H, W) in [0, 1]."""
     settings = context.settings

@@ -76,7 +76,7 @@ def test_autoattack_changes_only_images_that_it_breaks(name: str) -> None:
     wide = replace(batch, threat=Threat("Linf", Fraction(20, 255)))
     images = published_images(classifier, wide, procedure, batch_size=8)
     with torch.no_grad():
-        model = classifier if procedure.attacked == "frozen" else classifier.plain
+        model = classifier if procedure.is_frozen else classifier.plain
         broken = model(images).argmax(dim=1) != batch.labels
     changed = (images != batch.images).flatten(1).any(dim=1)
     assert broken.any() and torch.equal(changed, broken)
@@ -90,9 +90,10 @@ def test_the_attack_sees_the_model_without_the_defense() -> None:
     assert PROCEDURES["dbd"].attack.stages[0].parameters["steps"] == 100
 
 
-def test_the_attack_of_a_tpt_sees_the_prompts_of_the_previous_image() -> None:
-    classifier, batch, images = images_of("a-tpt@16")
-    (stage,) = short(PROCEDURES["a-tpt@16"].attack).stages
+@pytest.mark.parametrize("name", ["a-tpt@16", "r-tpt@16"])
+def test_the_attack_on_tuned_prompts_sees_those_of_the_previous_image(name: str) -> None:
+    classifier, batch, images = images_of(name)
+    (stage,) = short(PROCEDURES[name].attack).stages
     plain = (255 * final_images(classifier.plain, batch, stage, batch_size=1)).floor() / 255
     assert torch.equal(images[0], plain[0])
     assert not torch.equal(images[1:], plain[1:])
