@@ -86,7 +86,20 @@ def document(kind: str, name: str, track: str) -> dict[str, Any]:
     if isinstance(value, Track):
         known |= {"eps": [Threat(value.norm, eps).eps_text for eps in value.eps]}
         known |= {name: Threat(value.norm, getattr(value, name)).eps_text for name in ("training_eps", "standard_eps")}
+    if kind == "test-time-defense":
+        known |= _published_evaluation(name)
     return known | (_dataset_facts(value) if isinstance(value, Dataset) else {})
+
+
+def _published_evaluation(defense: str) -> dict[str, Any]:
+    """Return the evaluation in the released code of a test-time defense, or {} if none is known."""
+    from robustbench_vlm.analysis.procedures import PROCEDURES
+
+    found = PROCEDURES.get(defense)
+    if found is None:
+        return {}
+    facts = {"attack": found.summary, "source": found.source, "not_repeated_or_confirmed": list(found.unconfirmed)}
+    return {"published_evaluation": facts}
 
 
 def _dataset_facts(dataset: Dataset) -> dict[str, Any]:

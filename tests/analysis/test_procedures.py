@@ -14,6 +14,7 @@ from robustbench_vlm.analysis.diagnose import final_images
 from robustbench_vlm.analysis.procedures import PROCEDURES, correct_as_published, find_procedure, published_images
 from robustbench_vlm.attacks.base import Attack, Batch
 from robustbench_vlm.attacks.pgd import pgd_attack
+from robustbench_vlm.cli.kinds import document
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
@@ -55,6 +56,11 @@ def test_every_bundled_defense_has_a_published_evaluation() -> None:
     assert set(PROCEDURES) == set(TEST_TIME_DEFENSES.table)
     with pytest.raises(UserError, match=r"unknown published evaluation of the test-time defense 'tcc'\. Did you mean"):
         find_procedure("tcc")
+
+
+def test_show_names_the_published_evaluation() -> None:
+    shown = document("test-time-defense", "csr", "mini")["published_evaluation"]
+    assert shown["attack"] == PROCEDURES["csr"].summary and "formula" in shown["not_repeated_or_confirmed"][1]
 
 
 @pytest.mark.parametrize("name", ["a-tpt@16", "csr", "dbd", "r-tpt@16", "ttc"])
