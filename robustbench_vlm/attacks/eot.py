@@ -2,9 +2,9 @@
 
 A draw is one value of the random numbers of a model. The attack and the evaluation use different draws:
 
-* Each gradient is the mean over the next draws of the sample (expectation over transformation, arXiv:1707.07397), as in
-  the version "rand" of AutoAttack (arXiv:2003.01690). Calls without a gradient, such as the queries of Square Attack,
-  return the mean logits of fixed draws, so that their values can be compared.
+* Each gradient is the mean over several draws (expectation over transformation, arXiv:1707.07397), as in the version
+  "rand" of AutoAttack (arXiv:2003.01690). Another iterate has other draws. Calls without a gradient, such as those of
+  Square Attack, return the mean logits of fixed draws, so that their values can be compared.
 * Another set of fixed draws decides when a stage stops, and which of the images of all stages is the strongest. A stage
   stops if all these draws are misclassified.
 * Fresh draws, which neither the gradients nor the choice of the image used, give the reported numbers.
@@ -93,28 +93,20 @@ class AveragedClassifier:
     classifier: RandomClassifier
     mode: GradientMode
     """The way to compute the gradient of one draw. `mode.draws` is the number of draws of each mean."""
-    place: Tensor
-    """The position of each sample in `calls`, int64 (B,)."""
-    calls: Tensor
-    """The number of gradients of each sample so far, int64 (N,). All classifiers that `select` returns share it.
-
-    It is the counter of the draws. The draws of a sample thus do not depend on the other samples.
-    """
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Return the mean logits of fixed draws, float32 (B, C), of images (B, 3, H, W), one for each sample."""
         draws = (self._drawn("mean logits", number) for number in range(self.mode.draws))
         return torch.stack([checked_logits(each, images) for each in draws]).mean(dim=0)
 
-    def next_draws(self) -> list[Classifier]:
-        """Return one classifier for each draw of the next gradient."""
-        number = self.calls[self.place]
-        self.calls[self.place] = number + 1
+    def draws_at(self, images: Tensor) -> list[Classifier]:
+        """Return one classifier for each draw of the gradient at images (B, 3, H, W)."""
+        number = numbers_of(images)
         return [self._drawn(f"gradient {draw}", number) for draw in range(self.mode.draws)]
 
     def select(self, index: Tensor) -> "AveragedClassifier":
         """Return a copy for only the samples at the positions `index`, int64 (N,)."""
-        return replace(self, classifier=self.classifier.select(index), place=self.place[index])
+        return replace(self, classifier=self.classifier.select(index))
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
         """Return the forward and backward passes of all draws of one call."""
@@ -123,6 +115,17 @@ class AveragedClassifier:
 
     def _drawn(self, purpose: str, number: Tensor | int) -> Classifier:
         return self.classifier.redrawn(purpose, number).with_gradient(replace(self.mode, draws=1))
+
+
+def numbers_of(images: Tensor) -> Tensor:
+    """Return the number of the draws at each image (B, 3, H, W), int64 (B,). It is a hash of the pixels.
+
+    Each iterate of an attack thus has new draws. A counter of the calls would depend on the batch, because the runs of
+    a sample for several targets may share a batch.
+    """
+    words = (images.detach().double() * 2**24).to(torch.int64).flatten(1)
+    weights = randomness.bits(torch.zeros_like(words[:1, 0]), 0, words.shape[1])
+    return (words * weights).sum(dim=1)
 
 
 @dataclass(frozen=True)
@@ -197,8 +200,7 @@ class DrawnClassifier:
         seen = self.random.with_gradient(replace(mode, draws=1))
         if isinstance(seen, SurrogateClassifier):
             return SurrogateClassifier(seen.surrogate, self)
-        place = torch.arange(len(self.labels), device=self.labels.device)
-        return SurrogateClassifier(AveragedClassifier(self.random, mode, place, torch.zeros_like(place)), self)
+        return SurrogateClassifier(AveragedClassifier(self.random, mode), self)
 
 
 @dataclass(frozen=True)

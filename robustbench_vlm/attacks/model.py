@@ -51,10 +51,10 @@ class CountedClassifier:
 
         All values are float32. `loss` maps logits (B, C) to losses (B,). Non-finite values of the gradient are replaced
         by zero, and the sample gets the warning "non-finite-gradient". Raises UserError if the logits have no gradient
-        with respect to the images. For a `DrawingClassifier`, the values are means over its next draws.
+        with respect to the images. For a `DrawingClassifier`, the values are means over its draws.
         """
         self._count(self.classifier, gradient=True)
-        draws = _next_draws(self.classifier)
+        draws = _draws_at(self.classifier, images)
         logits, losses, gradient = self._gradient_of(draws[0], images, loss)
         if len(draws) > 1:
             parts = zip(*(self._gradient_of(each, images, loss) for each in draws[1:]), strict=True)
@@ -212,17 +212,17 @@ class AdaptiveClassifier(Classifier, Protocol):
 class DrawingClassifier(Classifier, Protocol):
     """A random classifier whose gradient is a mean over several draws of its random numbers."""
 
-    def next_draws(self) -> Sequence[Classifier]:
-        """Return one classifier for each draw. Each call returns other draws."""
+    def draws_at(self, images: Tensor) -> Sequence[Classifier]:
+        """Return one classifier for each draw. Other images (B, 3, H, W) have other draws."""
 
 
-def _next_draws(classifier: Classifier) -> Sequence[Classifier]:
+def _draws_at(classifier: Classifier, images: Tensor) -> Sequence[Classifier]:
     """Return the classifiers of which `CountedClassifier.gradient` takes the mean: usually only the given one."""
     if isinstance(classifier, SurrogateClassifier):
-        return _next_draws(classifier.surrogate)
+        return _draws_at(classifier.surrogate, images)
     if isinstance(classifier, ScaledClassifier):
-        return [ScaledClassifier(each, classifier.factor) for each in _next_draws(classifier.classifier)]
-    return classifier.next_draws() if isinstance(classifier, DrawingClassifier) else [classifier]
+        return [ScaledClassifier(each, classifier.factor) for each in _draws_at(classifier.classifier, images)]
+    return classifier.draws_at(images) if isinstance(classifier, DrawingClassifier) else [classifier]
 
 
 def with_gradient(classifier: Classifier, mode: GradientMode | None) -> Classifier:
