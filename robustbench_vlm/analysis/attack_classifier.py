@@ -5,7 +5,7 @@ A classifier is a torch module or a function from images to logits.
 
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from os import PathLike
 from typing import Any
@@ -15,6 +15,14 @@ from torch import Tensor, nn
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack, Batch
+from robustbench_vlm.attacks.eot import (
+    DrawVerdicts,
+    RandomClassifier,
+    attack_over_draws,
+    check_draws,
+    random_classifier,
+    with_draws,
+)
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.sanity import sanity_warnings
 from robustbench_vlm.core.classifier_interface import ClassifierLike, as_classifier
@@ -23,12 +31,36 @@ from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.records import CLEAN, Accuracy
 from robustbench_vlm.core.threat import Threat, exact_eps, norm_named
+from robustbench_vlm.engine.fresh_draws import check_draw_counts
 from robustbench_vlm.engine.warnings import SanityWarning, attack_warnings, explain
 from robustbench_vlm.models.precision import arithmetic
+from robustbench_vlm.protocols.base import DEFAULT_EOT
 
 _BATCHES_AT_ONCE = 4
 """Number of batches that are attacked together. Samples with a successful attack are removed. The remaining samples of
 all these batches are then regrouped into full batches."""
+
+
+@dataclass(frozen=True)
+class DrawCounts:
+    """The numbers of correct fresh draws of N samples."""
+
+    draws: int
+    """The number of fresh draws for each image."""
+    clean_right: Tensor
+    """The number of draws that classify each clean image correctly, int64 [N]."""
+    right: Tensor
+    """The number of draws that classify the strongest image of each sample correctly, int64 [N]."""
+
+    @property
+    def clean(self) -> Accuracy:
+        """The mean clean accuracy over samples and draws, with its 95 % interval (`Accuracy.of_shares`)."""
+        return Accuracy.of_shares((self.clean_right.double() / self.draws).tolist())
+
+    @property
+    def robust(self) -> Accuracy:
+        """The mean robust accuracy over samples and draws, with its 95 % interval (`Accuracy.of_shares`)."""
+        return Accuracy.of_shares((self.right.double() / self.draws).tolist())
 
 
 @dataclass(frozen=True)
@@ -56,6 +88,9 @@ class AttackResult:
     """The number of forward and backward passes for each sample, int64 [N, 2]. The sanity checks are not counted."""
     warnings: tuple[str, ...]
     """Codes of warnings about the result. If a warning is about only 3 samples, ":3" is added to its code."""
+    draws: DrawCounts | None = None
+    """The correct fresh draws of a random classifier. It is None without draws. If it is given, a sample is robust if
+    at least 99 % of the draws are correct, and `robust_accuracy` is the share of such samples."""
 
     @property
     def clean_accuracy(self) -> Accuracy:
@@ -82,6 +117,8 @@ def attack_classifier(
     norm: str = "Linf",
     batch_size: int = 64,
     seed: int = 0,
+    draws: int = 0,
+    eot: int = 0,
     on_progress: OnProgress = ignore_progress,
 ) -> AttackResult:
     """Attack a classifier on images in memory, and decide for each sample whether it is robust.
@@ -100,6 +137,9 @@ def attack_classifier(
         batch_size: Number of images in each forward pass.
         seed: Seed of the random numbers. The random numbers of a sample depend only on this seed and the sample's
             index.
+        draws: The number of fresh draws with which a random classifier classifies each image, such as 100. Its random
+            numbers must come from torch's global generator. 0 is for classifiers without random numbers.
+        eot: The number of draws of which the attacks take the mean gradient. 0 uses 20.
         on_progress: Called with the number of finished samples after each group of batches.
 
     Raises:
@@ -116,21 +156,41 @@ def attack_classifier(
     if not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"batch_size must be a positive integer, got {batch_size!r}: leave it out to use 64")
     _check_callable(classifier)
+    if draws or eot:
+        check_draw_counts(draws, eot)
+        check_draws(chosen)
     device = _device(classifier, images)
     pixels = _checked_images(images).to(device)
     target = _checked_labels(labels, len(pixels)).to(device)
     num_classes = _count_classes(classifier, pixels, target)
     keys = sample_keys(seed, "", [str(number) for number in range(len(pixels))]).to(device)
     batch = Batch(pixels, target, keys, threat, torch.full_like(target, num_classes))
-    found: list[tuple[Verdicts, Sequence[tuple[str, ...]]]] = []
+    found: list[Verdicts] = []
+    raised: list[tuple[str, ...]] = []
+    drawn: list[DrawVerdicts] = []
     on_progress(Progress(0, len(pixels), label=chosen.name))
     with arithmetic():
         for part in torch.arange(len(pixels), device=device).split(_BATCHES_AT_ONCE * batch_size):
-            own = batch.at(part)
-            raised = sanity_warnings(classifier, own, batch_size=batch_size)
-            found.append((attack_samples(classifier, own, chosen, batch_size=batch_size), raised))
+            own, asked = batch.at(part), as_classifier(classifier)
+            if draws:
+                random = random_classifier(asked.select(part), own.keys)
+                drawn.append(_over_draws(random, own, chosen, draws=draws, eot=eot, batch_size=batch_size))
+                asked = random
+            raised += sanity_warnings(asked, own, batch_size=batch_size)
+            found.append(drawn[-1].verdicts if draws else attack_samples(asked, own, chosen, batch_size=batch_size))
             on_progress(Progress(int(part[-1]) + 1, len(pixels), label=chosen.name))
-    return _result(chosen, [verdicts for verdicts, _ in found], [codes for _, part in found for codes in part])
+    result = _result(chosen, found, raised)
+    if not draws:
+        return result
+    clean_right, right = (torch.cat([getattr(each, name) for each in drawn]) for name in ("clean_right", "right"))
+    return replace(result, draws=DrawCounts(draws, clean_right, right))
+
+
+def _over_draws(
+    random: RandomClassifier, batch: Batch, attack: Attack, *, draws: int, eot: int, batch_size: int
+) -> DrawVerdicts:
+    count = eot or DEFAULT_EOT
+    return attack_over_draws(random, batch, with_draws(attack, count), draws=draws, eot=count, batch_size=batch_size)
 
 
 def _result(attack: Attack, parts: Sequence[Verdicts], raised: Sequence[tuple[str, ...]]) -> AttackResult:

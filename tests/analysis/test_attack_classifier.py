@@ -159,6 +159,24 @@ def test_a_classifier_that_hides_its_gradient_raises_a_warning_with_advice(class
     assert all(warning.meaning and warning.advice for warning in found.explain())
 
 
+def test_a_random_classifier_is_evaluated_over_fresh_draws() -> None:
+    model, images = linear(4), images_of(6)
+    labels = model(images).argmax(dim=1)
+
+    def noisy(pixels: torch.Tensor) -> torch.Tensor:
+        return model(pixels + 0.3 * torch.randn_like(pixels))
+
+    whole, parts = (
+        attack(noisy, images, labels, eps="16/255", attack="pgd-3", draws=10, eot=3, batch_size=n) for n in (8, 1)
+    )
+    assert not any("unstable-output" in code for code in whole.warnings)
+    assert whole.draws.draws == 10 and torch.equal(whole.draws.right, parts.draws.right)
+    assert whole.draws.robust.value == float(whole.draws.right.sum()) / 60 < whole.draws.clean.value
+    assert torch.equal(whole.robust, (whole.draws.clean_right == 10) & (whole.draws.right == 10))
+    with pytest.raises(UserError, match="draws must be an integer from 2 to 100000, got 0: give 100"):
+        attack(noisy, images, labels, eps="4/255", eot=3)
+
+
 def test_black_box_stages_expose_a_misleading_gradient() -> None:
     images = images_of(10)
     labels = linear(4)(images).argmax(dim=1)
