@@ -55,6 +55,8 @@ class EstimatedCell:
     """The records of the drawn survivors, in the order of the draws."""
     stage: str = ""
     """The name of the first stage of the second phase."""
+    fresh: int = 0
+    """Number of passes that `run_phases` made for the cell."""
 
     @property
     def draws(self) -> CellDraws:
@@ -114,7 +116,8 @@ def run_phases(
     for number, (cell, found) in enumerate(zip(plan.cells, on_disk, strict=True)):
         if number in firsts:
             stage = phases[number].second.stages[0].name
-            cells.append(EstimatedCell(cell, (), firsts[number], stage=stage))
+            first, fresh = firsts[number]
+            cells.append(EstimatedCell(cell, (), first, stage=stage, fresh=fresh))
         else:
             cells.append(EstimatedCell(cell, tuple(merge(found.pieces, cell.samples.ids))))
     for step, numbers in enumerate(tables, start=2):
@@ -178,8 +181,10 @@ def cells_with_first_phase(plan: Plan) -> tuple[Cell, ...]:
 
 def _first_phase(
     plan: Plan, phases: Sequence[Phases], numbers: Sequence[int], seconds: float, on_progress: OnProgress
-) -> list[tuple[SampleResult, ...]]:
-    """Attack all samples of some cells with the first phase, and return the records of each cell.
+) -> list[tuple[tuple[SampleResult, ...], int]]:
+    """Attack all samples of some cells with the first phase.
+
+    Returns the records of each cell, and the number of passes that were made for it.
 
     `seconds` is the estimated time of the first phase of all cells of the plan.
     """
@@ -189,9 +194,10 @@ def _first_phase(
         return []
     some = dataclasses.replace(plan, cells=cells)
     on_disk = [read_finished(cell_folder(out, cell), cell) for cell in cells]
-    compute_missing(some, on_disk, seconds * some.samples / plan.samples, on_progress, _nothing)
+    fresh = compute_missing(some, on_disk, seconds * some.samples / plan.samples, on_progress, _nothing)
     found = (read_finished(cell_folder(out, cell), cell) for cell in cells)
-    return [tuple(merge(each.pieces, cell.samples.ids)) for each, cell in zip(found, cells, strict=True)]
+    records = [tuple(merge(each.pieces, cell.samples.ids)) for each, cell in zip(found, cells, strict=True)]
+    return list(zip(records, fresh, strict=True))
 
 
 def _first_cell(cell: Cell, phases: Phases) -> Cell:
@@ -215,12 +221,14 @@ def _second_phase(
     order = chunks(seconds, [len(cells[n].cell) for n in open_cells])
     out, resources = plan.request.out, plan.request.resources
     found = [list(_drawn(read_finished(cell_folder(out, cell), cell))) for cell in seconds]
+    fresh = [0] * len(seconds)
 
     def state(done: int) -> list[EstimatedCell]:
         updated = list(cells)
         for place, number in enumerate(open_cells):
             stop = max((each.stop for chunk in order[:done] for each in chunk if each.cell == place), default=0)
-            updated[number] = dataclasses.replace(cells[number], second=tuple(found[place][:stop]))
+            spent = cells[number].fresh + fresh[place]
+            updated[number] = dataclasses.replace(cells[number], second=tuple(found[place][:stop]), fresh=spent)
         return updated
 
     def is_enough(done: int) -> bool:
@@ -235,13 +243,13 @@ def _second_phase(
     engine: Engine = ENGINES.load(resources.engine)
     samples = sum(len(cell) for cell in seconds)
     share = drawn_share([len(each.cell) for each in cells], half_width) if half_width else 1.0
-    begun, before, fresh = time.monotonic(), done, 0
+    begun, before = time.monotonic(), done
     with contextlib.closing(engine.run_jobs(function, jobs, resources)) as answers:
         for job, answer in _in_order(jobs, answers):
             for shard, results in zip(job.shards, answer, strict=True):
                 write_shard(cell_folder(out, seconds[shard.cell]), shard, results)
                 found[shard.cell][shard.start : shard.stop] = results
-                fresh += passes_of(results)
+                fresh[shard.cell] += passes_of(results)
             done += 1
             width, drawn = _widest(plan, state(done)), sum(map(len, found))
             is_last = done == len(order) or (half_width > 0 and width <= half_width)
@@ -249,7 +257,7 @@ def _second_phase(
             expected = drawn if is_last else max(round(share * samples), drawn + sum(map(len, order[done])))
             per_sample = (time.monotonic() - begun) / sum(map(len, jobs[: done - before]))
             label = f"second phase, interval of plus or minus {width * 100:.1f} points"
-            on_progress(Progress(drawn, expected, per_sample * (expected - drawn), label, fresh))
+            on_progress(Progress(drawn, expected, per_sample * (expected - drawn), label, sum(fresh)))
             if is_last:
                 break
     return state(done)

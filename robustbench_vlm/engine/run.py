@@ -60,21 +60,24 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
         folders = RunFolders(plan)
         # If the run is interrupted, the scores of complete cells must be kept.
         folders.write_unfinished(finished)
+        started, fresh = time.monotonic(), [0] * len(cells)
         if half_width := plan.request.half_width:
             estimated = run_phases(plan, half_width, estimate, on_progress=on_progress)
+            fresh = [each.fresh for each in estimated]
             finished = [read_finished(cell_folder(out, cell), cell) for cell in cells]
             if not all(each.is_finished for each in estimated):
                 folders.write_unfinished(finished)
+                _record(plan, estimate, fresh, time.monotonic() - started)
                 return _estimated(plan, estimated, time.monotonic() - begun, folders.notes)
         elif halfway := cells_with_first_phase(plan):
-            run_phases(dataclasses.replace(plan, cells=halfway), half_width=0.0, on_progress=on_progress)
+            continued = run_phases(dataclasses.replace(plan, cells=halfway), half_width=0.0, on_progress=on_progress)
+            spent = {each.cell.fingerprint: each.fresh for each in continued}
+            fresh = [spent.get(cell.fingerprint, 0) for cell in cells]
             finished = [read_finished(cell_folder(out, cell), cell) for cell in cells]
         seconds_expected = estimate.seconds_expected if estimate else 0.0
-        started = time.monotonic()
-        fresh = compute_missing(plan, finished, seconds_expected, on_progress, folders.write_unfinished)
-        if estimate:
-            predicted = sum(seconds_of(cost, passed) for cost, passed in zip(estimate.cells, fresh, strict=True))
-            record_run(plan.request.resources, predicted / estimate.time_ratio, time.monotonic() - started)
+        others = compute_missing(plan, finished, seconds_expected, on_progress, folders.write_unfinished)
+        fresh = [first + second for first, second in zip(fresh, others, strict=True)]
+        _record(plan, estimate, fresh, time.monotonic() - started)
         complete = [read_finished(cell_folder(out, cell), cell) for cell in cells]
         results = [merge(found.pieces, cell.samples.ids) for found, cell in zip(complete, cells, strict=True)]
         scores = scores_of(cells, results)
@@ -90,6 +93,13 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
         passes=sum(passes),
         warnings=(*_rejections(finished), *folders.notes, *_too_few(plan)),
     )
+
+
+def _record(plan: Plan, estimate: Estimate | None, fresh: Sequence[int], seconds: float) -> None:
+    """Record the time of the passes that this call made for each cell. Later estimates use it."""
+    if estimate:
+        predicted = sum(seconds_of(cost, passes) for cost, passes in zip(estimate.cells, fresh, strict=True))
+        record_run(plan.request.resources, predicted / estimate.time_ratio, seconds)
 
 
 def _estimated(plan: Plan, cells: Sequence[EstimatedCell], seconds: float, notes: Sequence[str]) -> RunResult:

@@ -17,10 +17,10 @@ LEAST_SECONDS = 10.0
 """Shorter runs are not recorded, because the start of the processes takes a large part of their time."""
 _KEPT, _USED = 100, 10
 """Number of runs in the file, and number of the latest runs of a machine that an estimate uses."""
-USUAL, SPREAD = math.log(1.3), 0.25
+USUAL, SPREAD = math.log(1.3), 0.45
 """Mean and standard deviation of the logarithm of measured time divided by predicted time, for unknown machines. The
 page docs/scale.md has the measurements."""
-_WEIGHT, _DEGREES = 0.5, 3
+_WEIGHT, _DEGREES = 0.5, 8
 """Number of recorded runs that the values above count as: for the mean and for the standard deviation."""
 
 

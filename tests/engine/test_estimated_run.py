@@ -12,7 +12,7 @@ from robustbench_vlm.attacks.square import square_stage
 from robustbench_vlm.cli.options import points
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
-from robustbench_vlm.engine import estimate, estimated_run, resolve
+from robustbench_vlm.engine import estimate, estimated_run, resolve, run_times
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.cell_records import read_run
 from robustbench_vlm.engine.estimated_cost import drawn_share
@@ -94,6 +94,23 @@ def test_finishing_an_estimated_run_gives_the_files_of_a_full_run(
     assert finished.tables[0].estimate is None
     assert files_of(tmp_path / "estimated") == files_of(tmp_path / "full")
     assert finished.passes == full.passes
+
+
+def test_estimated_runs_and_their_continuations_are_recorded_for_later_plans(
+    evaluate: Callable[..., RunResult], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("VLMBENCH_CACHE", str(tmp_path / "cache"))
+    passes, recorded = [], []
+    monkeypatch.setattr("robustbench_vlm.engine.run.seconds_of", lambda cost, fresh: float(fresh))
+    monkeypatch.setattr("robustbench_vlm.engine.run.record_run", lambda resources, *times: recorded.append(times))
+    for half_width in (0.12, 0.0, 0.0):
+        # Only a run with progress reports makes an estimate. Without one, nothing is recorded.
+        passes.append(evaluate("run", half_width=half_width, on_progress=lambda progress: None).passes)
+    # The time of a pass is 1 s here, and the estimate divides by the ratio of this machine.
+    estimated, continued, nothing = (predicted * run_times.calibrate(()).ratio for predicted, _ in recorded)
+    assert estimated == pytest.approx(passes[0]) and nothing == 0
+    assert continued == pytest.approx(passes[1] - passes[0])
+    assert recorded[0][1] > recorded[2][1] > 0 and recorded[1][1] > recorded[2][1]
 
 
 def test_a_narrower_interval_continues_the_draws_and_workers_change_nothing(

@@ -46,6 +46,18 @@ def test_the_range_has_nine_of_ten_later_runs(usual: float, spread: float) -> No
     assert widths / 1000 < calibrate([]).spread
 
 
+def test_the_range_has_nine_of_ten_timed_runs_in_any_order() -> None:
+    report = json.loads((Path(__file__).parents[2] / "benchmarks" / "planning.json").read_text())
+    ratios = [row["ratio"] for row in report["times"]["rows"]]
+    draw, inside = random.Random(0), []
+    for _ in range(30):
+        draw.shuffle(ratios)
+        for number, ratio in enumerate(ratios):
+            found = calibrate(ratios[:number])
+            inside.append(found.ratio / found.spread <= ratio <= found.ratio * found.spread)
+    assert sum(inside) / len(inside) >= 0.9
+
+
 def test_recorded_runs_of_this_machine_change_the_estimate(file: Path) -> None:
     before, _ = read_calibration(ONE)
     for _ in range(4):
