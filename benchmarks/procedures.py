@@ -134,9 +134,10 @@ def table(report_of: Mapping[str, Any]) -> tuple[list[str], list[list[str]]]:
 
 def _row(report_of: Mapping[str, Any], model: str) -> list[str]:
     results = results_of(report_of, model)
-    samples = sorted(results["clean"])
-    # A way that did not attack all samples is left out.
-    needed = [way for way in ways_of(model) if set(results.get(way, {})) >= set(samples)]
+    datasets = {dataset for dataset, _ in results["clean"]}
+    # A way that did not attack all datasets is left out. All columns are about the samples of all other ways.
+    needed = [way for way in ways_of(model) if {name for name, _ in results.get(way, {})} == datasets]
+    samples = sorted(set.intersection(*(set(results[way]) for way in needed)))
     worst = sum(all(results[way][sample] for way in needed) for sample in samples)
     cells = [f"`{model}`", str(len(samples))]
     for way in WAYS:
@@ -145,7 +146,10 @@ def _row(report_of: Mapping[str, Any], model: str) -> list[str]:
         if way in needed:
             text = interval(sum(results[way][sample] for sample in samples), len(samples))
         cells.append(text)
-    return [*cells, interval(worst, len(samples)), report_of["passes"].get(model, "")]
+    # Without an attack on the defense, the worst case would say nothing.
+    is_complete = set(needed) >= set(ways_of(model)) - {"published", "eot"}
+    found = interval(worst, len(samples)) if is_complete else "not measured"
+    return [*cells, found, report_of["passes"].get(model, "")]
 
 
 def interval(count: int, n: int) -> str:

@@ -138,9 +138,13 @@ def test_the_table_of_the_benchmark_counts_the_worst_case_over_complete_columns(
         for way, correct in {**ways, "constant": [1, 1, 0, 0]}.items()
         for start in (0, 2)
     ]
-    # A column without all samples is not part of the table.
+    rows += [{**row, "dataset": "colours"} for row in rows]
+    # A column without all datasets is not part of the table.
     rows.append({"model": "ttc+clip", "way": "eot", "dataset": "shapes", "start": 0, "correct": [0, 0]})
+    rows.append({"model": "ttc+clip", "way": "clean", "dataset": "shapes", "start": 4, "correct": [0]})
     header, ((model, n, *cells),) = table({"rows": rows, "passes": {"ttc+clip": "6 + 2"}})
-    assert (model, n, len(header)) == ("`ttc+clip`", "4", 10)
+    assert (model, n, len(header)) == ("`ttc+clip`", "8", 10)
     counts = [each.split(" ")[0] for each in cells]
+    partly = [row for row in rows if row["way"] != "loop"]
+    assert table({"rows": partly, "passes": {}})[1][0][-2] == "not measured"
     assert counts == ["75.0", "75.0", "25.0", "25.0", "50.0", "not", "0.0", "6"]
