@@ -94,22 +94,22 @@ def write_shard(folder: Path, shard: Shard, results: Sequence[SampleResult]) -> 
     write_whole(path, write)
 
 
-def records_table(results: Sequence[SampleResult]) -> "Table":
-    """Return records as an Arrow table with one row per record and one column per field of the records."""
-    import pyarrow
-
-    schema = _schema(type(results[0]) if results else SampleResult)
-    columns = [[getattr(result, name) for result in results] for name in schema.names]
-    arrays = [pyarrow.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
-    return pyarrow.Table.from_arrays(arrays, schema=schema)
-
-
-def _schema(kind: type[SampleResult]) -> "Schema":
-    """Return the Arrow schema of records. `kind` is their type."""
+def records_schema(kind: type[SampleResult] = SampleResult) -> "Schema":
+    """Return the Arrow schema of records: one column per field. `kind` is the type of the records."""
     import pyarrow
 
     types = {str: pyarrow.string(), int: pyarrow.int64(), float: pyarrow.float64()}
     return pyarrow.schema([(field.name, types[field.type]) for field in fields(kind)])  # type: ignore[index]
+
+
+def records_table(results: Sequence[SampleResult]) -> "Table":
+    """Return records as an Arrow table with one row per record and one column per field of the records."""
+    import pyarrow
+
+    schema = records_schema(type(results[0]) if results else SampleResult)
+    columns = [[getattr(result, name) for result in results] for name in schema.names]
+    arrays = [pyarrow.array(column, type=field.type) for column, field in zip(columns, schema, strict=True)]
+    return pyarrow.Table.from_arrays(arrays, schema=schema)
 
 
 def read_finished(folder: Path, cell: Cell) -> Finished:
@@ -270,7 +270,7 @@ def _read_records(path: Path, expected: str, count: int) -> tuple[SampleResult, 
     from pyarrow import parquet
 
     try:
-        rows = read_table_rows(path, [_schema(SampleResult), _schema(DrawnResult)], count)
+        rows = read_table_rows(path, [records_schema(), records_schema(DrawnResult)], count)
         results = tuple(DrawnResult(**row) if "draws" in row else SampleResult(**row) for row in rows)
         with path.open("rb") as file:
             metadata = parquet.read_metadata(file).metadata or {}

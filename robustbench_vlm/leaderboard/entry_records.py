@@ -14,7 +14,7 @@ from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import EstimatedAccuracy, SampleResult, Score
 from robustbench_vlm.engine.cell_records import CellRecords, Unreachable, Unsound, checked
 from robustbench_vlm.engine.record_files import read_table_rows
-from robustbench_vlm.engine.store import records_table
+from robustbench_vlm.engine.store import records_schema, records_table
 from robustbench_vlm.leaderboard.entry import (
     FORMAT,
     Entry,
@@ -196,7 +196,7 @@ def read_rows(path: Path, count: int) -> dict[int, tuple[list[SampleResult], lis
     import pyarrow
 
     rows: dict[int, tuple[list[SampleResult], list[str]]] = {}
-    schema, number = records_table(()).schema, pyarrow.field(_CELL, pyarrow.int32())
+    schema, number = records_schema(), pyarrow.field(_CELL, pyarrow.int32())
     schemas = schema.append(number), schema.append(pyarrow.field(_STAGES, pyarrow.string())).append(number)
     try:
         for row in read_table_rows(path, schemas, count, optional=(_STAGES,)):

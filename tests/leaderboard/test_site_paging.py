@@ -116,7 +116,7 @@ def test_only_changed_pages_are_made_again(tmp_path: Path, monkeypatch: pytest.M
         return {name: made_pages.count(name) for name in ("model.html", "board.html")}
 
     assert write(board) == {"model.html": 70, "board.html": 3}
-    assert write(board) == {"model.html": 0, "board.html": 1}
+    assert write(board) == {"model.html": 0, "board.html": 0} and made_pages == []
     # A changed note is on the page of the model only. A changed curve is on the pages of the nearest models too.
     rows = list(board.rows)
     rows[0] = dataclasses.replace(rows[0], note="changed")
@@ -127,7 +127,12 @@ def test_only_changed_pages_are_made_again(tmp_path: Path, monkeypatch: pytest.M
     # A page that was edited by hand, and a page of a changed entry, are written again.
     (tmp_path / "site/mini/models/model-0003.html").write_text("edited")
     write_entry(entry_of("model-0005", "x"), paths["mini", "model-0005"])
-    assert write(changed) == {"model.html": 2, "board.html": 1}
+    assert write(changed) == {"model.html": 2, "board.html": 0}
+    # A change of what papers report is on the first page and on the page of the paper.
+    changed = dataclasses.replace(changed, reported=made.reported(1, 12))
+    assert write(changed) == {"model.html": 0, "board.html": 1}
+    assert write(dataclasses.replace(changed, refused={"bad": "damaged"})) == {"model.html": 0, "board.html": 1}
+    assert write(changed) == {"model.html": 0, "board.html": 1}
     entries = {key: entry_of(key[1], "x" if key[1] == "model-0005" else "") for key in paths}
     fresh = site_files([changed], entries=entries)
     for name, text in fresh.items():

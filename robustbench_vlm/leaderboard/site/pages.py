@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from pydantic_core import PydanticSerializationError, to_json
 
 from robustbench_vlm import __version__
 from robustbench_vlm.core.errors import UserError
@@ -109,18 +110,20 @@ def site_files(
 def _files(boards: Sequence[Board], entries: Mapping[Key, Entry], examples: Mapping[Key, Path]) -> Iterator[_File]:
     """Yield all files of the site. Files without text are not part of the site."""
     environment = _environment(boards)
-    home = {"root": "", "here": ""}
-    yield _File("index.html", partial(_page, environment, "index.html", **home))
-    reading = {"root": "", "here": "/reading", "warnings": WARNINGS.values()}
-    yield _File("reading.html", partial(_page, environment, "reading.html", **reading))
     tracks = [board.track for board in boards]
+    rows = {board.track: [_digest(row) for row in board.rows] for board in boards}
+    frames = {board.track: [tracks, plain(_without_rows(board)), len(board.rows)] for board in boards}
+    home = {"root": "", "here": ""}
+    everything = [frames, rows, [len(board.reported) for board in boards], texts.project_links()]
+    yield _File("index.html", partial(_page, environment, "index.html", **home), everything)
+    reading = {"root": "", "here": "/reading", "warnings": WARNINGS.values()}
+    yield _File("reading.html", partial(_page, environment, "reading.html", **reading), tracks)
     for board in boards:
         folder = texts.slug(board.track)
-        digests = [fingerprint(row) for row in board.rows]
-        frame = [tracks, plain(_without_rows(board)), len(board.rows)]
+        digests, frame = rows[board.track], frames[board.track]
         for file in _board_files(environment, board, frame, digests):
             yield dataclasses.replace(file, name=f"{folder}/{file.name}")
-        lines = [fingerprint([row.model, row.clean, row.curve]) for row in board.rows]
+        lines = [_digest((row.model, row.clean, row.curve)) for row in board.rows]
         for place, (row, digest) in enumerate(zip(board.rows, digests, strict=True)):
             key = (board.track, row.model)
             make = partial(_model_page, environment, board, row, entries, examples.get(key))
@@ -128,6 +131,15 @@ def _files(boards: Sequence[Board], entries: Mapping[Key, Entry], examples: Mapp
             example = [sha256_of(examples[key])] if key in examples else []
             basis = [*frame, digest, lines[nearest(place)], own, example]
             yield _File(f"{folder}/models/{texts.slug(row.model)}.html", make, basis)
+
+
+def _digest(value: object) -> str:
+    """Return a digest of a row of a board, or of a part of it. `fingerprint` needs much more time for many rows."""
+    try:
+        return hashlib.sha256(to_json(value)).hexdigest()
+    except PydanticSerializationError:
+        # A text has a lone surrogate, which is not valid in UTF-8.
+        return fingerprint(value)
 
 
 def _without_rows(board: Board) -> Board:
@@ -146,6 +158,7 @@ def _board_files(
     common = [each for each in several[0].warnings if all(each in row.warnings for row in several)] if several else []
     reported = reported_pages(_papers(board.reported))
     pages = row_pages(board.rows)
+    numbers = _digest(board.reported)
     # Numbers of papers are on the page of the board if they fit on it.
     inline = len(pages) == len(reported) == 1
     for page, rows in enumerate(pages):
@@ -161,16 +174,25 @@ def _board_files(
             "has_reported_numbers": inline,
         }
         make = partial(_board_page, environment, board, {**shared, **about, "start": start})
-        basis = [*frame, attacks, common, page, digests[start : start + PAGE_ROWS]] if page else []
+        shown_rows = (
+            digests[start : start + PAGE_ROWS]
+            if page
+            else [digests, numbers, plain(board.absent), plain(board.refused)]
+        )
+        basis = [*frame, attacks, common, page, shown_rows]
         yield _File(page_name(page), make, basis)
     if board.reported and not inline:
         for number, papers in enumerate(reported, start=1):
             make = partial(_page, environment, "reported.html", **shared, papers=papers)
-            yield _File(f"reported-{number}.html", make, [*frame, plain(papers)])
-    yield _File("protocol.html", partial(_page, environment, "protocol.html", **shared, **_about_protocol(board)))
+            yield _File(f"reported-{number}.html", make, [*frame, _digest(papers)])
+    yield _File("protocol.html", partial(_protocol_page, environment, board, shared), frame)
     yield _File("board.csv", partial(board_csv, board), [*frame, digests])
-    yield _File("board.json", partial(board_json, board), [*frame, digests, plain(board.reported)])
-    yield _File("reported.csv", partial(reported_csv, board))
+    yield _File("board.json", partial(board_json, board), [*frame, digests, numbers])
+    yield _File("reported.csv", partial(reported_csv, board), [board.track, numbers])
+
+
+def _protocol_page(environment: Environment, board: Board, about: Mapping[str, Any]) -> str:
+    return _page(environment, "protocol.html", **about, **_about_protocol(board))
 
 
 def _board_page(environment: Environment, board: Board, about: Mapping[str, Any]) -> str:
