@@ -118,6 +118,9 @@ def measure(entries: int, compared: int, work: Path) -> dict[str, Any]:
     sizes = [write_made_up_entry(name, folder / MINI.name) for name in names]
     build = ["leaderboard", "build", "--folder", str(folder), "--site", str(site)]
     found: dict[str, Any] = {"entries": entries, "build": measured(build, cache)}
+    shown = len(json.loads((site / MINI.name / "board.json").read_text())["rows"])
+    if shown != entries:
+        raise SystemExit(f"the board has {shown} of {entries} made-up entries: the others were refused, see the build")
     found["build_without_changes"] = measured(build, cache)
     path = folder / MINI.name / f"{names[0]}.json"
     path.write_text(path.read_text().replace('"note": ""', '"note": "A changed note."'))
