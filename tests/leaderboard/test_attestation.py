@@ -90,11 +90,15 @@ def _signed(entry: Entry, key: Path) -> Entry:
 def test_a_signed_attestation_of_a_trusted_key_may_be_submitted(path: Path, key: Path, tmp_path: Path) -> None:
     earlier = read_entry(path)
     allowed = tmp_path / "allowed_signers"
-    allowed.write_text(f"verifier@example.org {key.with_suffix('.pub').read_text()}")
+    public = key.with_suffix(".pub").read_text()
+    # This is the line in docs/submit.md.
+    allowed.write_text(f'verifier@example.org namespaces="robustbench_vlm" {public}')
     entry = _signed(attested(earlier, machine="2" * 32), key)
     check_history(entry)
     check_continuation(entry, earlier, path.parent, allowed=allowed)
     assert trusted_signer(statement_bytes(entry.history[-1]), entry.history[-1].signature, allowed)
+    allowed.write_text(f'verifier@example.org namespaces="git" {public}')
+    assert trusted_signer(statement_bytes(entry.history[-1]), entry.history[-1].signature, allowed) == ""
     allowed.write_text("")
     with pytest.raises(Unsound, match="only an attestation with the signature of a trusted key"):
         check_continuation(entry, earlier, path.parent, allowed=allowed)
