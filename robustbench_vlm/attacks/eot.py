@@ -113,6 +113,10 @@ class AveragedClassifier:
         forward, backward = self._drawn("gradient 0", 0).cost(gradient=gradient)
         return self.mode.draws * forward, self.mode.draws * backward
 
+    def with_gradient(self, mode: GradientMode) -> Classifier:
+        """Return the random classifier with a gradient that is computed in the mode `mode`, without a mean."""
+        return self.classifier.with_gradient(mode)
+
     def _drawn(self, purpose: str, number: Tensor | int) -> Classifier:
         return self.classifier.redrawn(purpose, number).with_gradient(replace(self.mode, draws=1))
 

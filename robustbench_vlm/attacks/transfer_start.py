@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.apgd import Apgd, ApgdState
+from robustbench_vlm.attacks.apgd import Apgd, ApgdState, run_apgd
 from robustbench_vlm.attacks.base import Batch, GradientMode, Outcome, Stage, calls_per_target
-from robustbench_vlm.attacks.batching import Rows, run_in_batches
+from robustbench_vlm.attacks.batching import Rows
 from robustbench_vlm.attacks.losses import LOSSES, loss_warnings
-from robustbench_vlm.attacks.model import CountedClassifier, SurrogateClassifier, with_gradient
-from robustbench_vlm.attacks.projections import ball_around
+from robustbench_vlm.attacks.model import AdaptiveClassifier, CountedClassifier, SurrogateClassifier, with_gradient
+from robustbench_vlm.attacks.projections import as_factor, ball_around
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.classifier_interface import Classifier
 
@@ -33,12 +33,14 @@ class TransferStartApgd(Apgd):
     undefended: Classifier
 
     def start(self, model: CountedClassifier, rows: Rows) -> ApgdState:
-        """Return the state at the start of the first run."""
-        state = super().start(model, rows)
+        """Return the state at the start of each run. Only the first run of a sample starts at a transferred image."""
+        state, first = super().start(model, rows), rows.run == 0
+        if not bool(first.any()):
+            return state
         counted = CountedClassifier(self.undefended.select(rows.index))
-        point = self._transferred(counted, rows)
-        rows.forward += counted.forward
-        rows.backward += counted.backward
+        point = torch.where(as_factor(first), self._transferred(counted, rows), state.point)
+        rows.forward += first * counted.forward
+        rows.backward += first * counted.backward
         return replace(state, point=point, previous=point.clone(), best=point.clone())
 
     def _transferred(self, model: CountedClassifier, rows: Rows) -> Tensor:
@@ -56,10 +58,12 @@ def transfer_start_apgd(classifier: Classifier, batch: Batch, *, batch_size: int
 
     Raises UserError if the attacked model has neither a test-time defense nor a surrogate.
     """
-    pair = classifier if isinstance(classifier, SurrogateClassifier) else with_gradient(classifier, _TRANSFER)
+    attacked = classifier.surrogate if isinstance(classifier, SurrogateClassifier) else classifier
+    is_transfer = attacked is not classifier and not isinstance(attacked, AdaptiveClassifier)
+    pair = classifier if is_transfer else with_gradient(attacked, _TRANSFER)
     assert isinstance(pair, SurrogateClassifier)
     method = TransferStartApgd(threat=batch.threat, undefended=pair.surrogate, **parameters)
-    outcome = run_in_batches(method, classifier, batch, batch_size=batch_size)
+    outcome = run_apgd(method, classifier, batch, batch_size=batch_size)
     return replace(outcome, warnings=outcome.warnings | loss_warnings(method.loss, batch.num_classes))
 
 

@@ -11,7 +11,7 @@ from made_up import SHORT, SIDE, network, samples, threat_of, with_parameters
 from torch import Tensor, nn
 
 from robustbench_vlm.attacks import load_attack
-from robustbench_vlm.attacks.base import Batch, GradientMode
+from robustbench_vlm.attacks.base import Attack, Batch, GradientMode
 from robustbench_vlm.attacks.eot import (
     DrawnClassifier,
     DrawVerdicts,
@@ -25,9 +25,10 @@ from robustbench_vlm.attacks.eot import (
 )
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.attacks.losses import cross_entropy
-from robustbench_vlm.attacks.model import CountedClassifier, ScaledClassifier
+from robustbench_vlm.attacks.model import CountedClassifier, ScaledClassifier, SurrogateClassifier
+from robustbench_vlm.attacks.transfer_start import TRANSFER_START_STAGE
 from robustbench_vlm.core import random as randomness
-from robustbench_vlm.core.classifier_interface import PlainClassifier
+from robustbench_vlm.core.classifier_interface import Classifier, PlainClassifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat
@@ -72,8 +73,8 @@ class Keyed:
     def redrawn(self, purpose: str, number: Tensor | int) -> "Keyed":
         return replace(self, keys=randomness.redraw(self.keys, purpose, number))
 
-    def with_gradient(self, mode: GradientMode) -> "Keyed":
-        return self
+    def with_gradient(self, mode: GradientMode) -> Classifier:
+        return SurrogateClassifier(PlainClassifier(self.inner), self) if mode.gradient == "transfer" else self
 
 
 def linear_case(count: int = 4) -> tuple[Keyed, Batch, Tensor]:
@@ -220,6 +221,17 @@ def test_more_draws_of_the_gradient_make_the_attack_stronger() -> None:
     random = Keyed(inner, 0.0, batch.keys, slope=0.5)
     one, many = (int(run(random, batch, "pgd-10", draws=2, eot=eot).right.sum()) for eot in (1, 24))
     assert many < one - 8, (one, many)
+
+
+def test_a_transferred_start_is_found_without_the_random_defense() -> None:
+    inner = network("linear", 2)
+    batch = samples(inner, 2, threat_of("Linf", 0.03), 16)
+    random = Keyed(inner, 0.0, batch.keys, slope=1000.0)
+    stage = replace(TRANSFER_START_STAGE, parameters={**TRANSFER_START_STAGE.parameters, "steps": 2, "restarts": 2})
+    attack = with_draws(Attack("start", (stage,), "transferred start"), 2)
+    started = attack_over_draws(random, batch, attack, draws=2, eot=2, batch_size=8)
+    plain = run(random, batch, "apgd-ce", draws=2, eot=2)
+    assert int(started.right.sum()) < int(plain.right.sum()) - 8
 
 
 def test_the_attack_is_as_strong_as_the_official_version_rand() -> None:
