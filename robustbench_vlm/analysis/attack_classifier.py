@@ -25,6 +25,7 @@ from robustbench_vlm.attacks.eot import (
 )
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.sanity import sanity_warnings
+from robustbench_vlm.attacks.surrogate_gradients import ClassifierWithSurrogate
 from robustbench_vlm.core.classifier_interface import ClassifierLike, as_classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
@@ -114,6 +115,7 @@ def attack_classifier(
     *,
     eps: float | str | Fraction,
     attack: str | Attack = "autoattack",
+    surrogate: ClassifierLike | None = None,
     norm: str = "Linf",
     batch_size: int = 64,
     seed: int = 0,
@@ -133,6 +135,8 @@ def attack_classifier(
         labels: int [N], the index of the correct logit of each image.
         eps: Radius for pixels in [0, 1], such as "4/255", 4/255 or 0.5.
         attack: Name of an attack (`vlmbench list attacks`), or an Attack.
+        surrogate: A function with useful gradients for the same classes, such as the network without its defense. Only
+            attacks with a stage on a surrogate use it: `adaptive`, and attack files.
         norm: "Linf" or "L2".
         batch_size: Number of images in each forward pass.
         seed: Seed of the random numbers. The random numbers of a sample depend only on this seed and the sample's
@@ -159,21 +163,26 @@ def attack_classifier(
     if draws or eot:
         check_draw_counts(draws, eot)
         check_draws(chosen)
+    if surrogate is not None:
+        _check_surrogate(chosen, surrogate, draws)
     device = _device(classifier, images)
     pixels = _checked_images(images).to(device)
     target = _checked_labels(labels, len(pixels)).to(device)
     num_classes = _count_classes(classifier, pixels, target)
     keys = sample_keys(seed, "", [str(number) for number in range(len(pixels))]).to(device)
     batch = Batch(pixels, target, keys, threat, torch.full_like(target, num_classes))
+    whole = as_classifier(classifier)
+    if surrogate is not None:
+        whole = ClassifierWithSurrogate(whole, as_classifier(surrogate))
     found: list[Verdicts] = []
     raised: list[tuple[str, ...]] = []
     drawn: list[DrawVerdicts] = []
     on_progress(Progress(0, len(pixels), label=chosen.name))
     with arithmetic():
         for part in torch.arange(len(pixels), device=device).split(_BATCHES_AT_ONCE * batch_size):
-            own, asked = batch.at(part), as_classifier(classifier)
+            own, asked = batch.at(part), whole.select(part)
             if draws:
-                random = random_classifier(asked.select(part), own.keys)
+                random = random_classifier(asked, own.keys)
                 drawn.append(_over_draws(random, own, chosen, draws=draws, eot=eot, batch_size=batch_size))
                 asked = random
             raised += sanity_warnings(asked, own, batch_size=batch_size)
@@ -224,6 +233,18 @@ def _check_callable(classifier: Any) -> None:
     else:
         advice = "give a torch module or a function"
     raise UserError(f"{expected}, got {type(classifier).__name__}: {advice}")
+
+
+def _check_surrogate(attack: Attack, surrogate: Any, draws: int) -> None:
+    """Raise UserError if the attack has no stage on a surrogate, or if the surrogate is not a function."""
+    if draws:
+        raise UserError(f"surrogate cannot be combined with draws, got draws={draws}: leave one of them out")
+    if not any(stage.transfers or stage.gradient_mode is not None for stage in attack.stages):
+        raise UserError(
+            f'the attack {attack.name!r} has no stage on a surrogate, got surrogate=...: use attack="adaptive", or leave'
+            " surrogate out"
+        )
+    _check_callable(surrogate)
 
 
 def _device(classifier: ClassifierLike, images: Any) -> torch.device:

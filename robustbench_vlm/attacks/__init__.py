@@ -27,6 +27,7 @@ ATTACKS = Registry(
         "autoattack": "robustbench_vlm.attacks.autoattack:AUTOATTACK",
         "autoattack-rand": "robustbench_vlm.attacks.autoattack:AUTOATTACK_RAND",
         "autoattack-plus": "robustbench_vlm.attacks.autoattack_plus:AUTOATTACK_PLUS",
+        "adaptive": "robustbench_vlm.attacks.adaptive:ADAPTIVE",
         "pma": "robustbench_vlm.attacks.probability_margin_attack:PMA",
         "malt": "robustbench_vlm.attacks.malt:MALT",
         "apgd-rescaled": "robustbench_vlm.attacks.rescaled:APGD_RESCALED",

@@ -167,6 +167,8 @@ class Stage:
     """True if the stage function accepts batches with samples of several datasets. To classify only some samples of
     such a batch, the function must use the classifier that `Classifier.select` returns for these samples.
     """
+    transfers: bool = False
+    """True if the algorithm attacks a surrogate of the classifier, if there is one (`attacks.adaptive`)."""
     gradient_mode: GradientMode | None = None
     """The way to compute the gradient of a test-time defense. If it is None, the classifier is attacked directly."""
     adjustable: tuple[str, ...] = ()
@@ -192,7 +194,7 @@ class Stage:
     def is_black_box(self) -> bool:
         """True if the stage uses no gradients of the classifier, or only gradients of another classifier."""
         mode = self.gradient_mode
-        return self.gradient_free or (mode is not None and mode.gradient in _OTHER_GRADIENTS)
+        return self.gradient_free or self.transfers or (mode is not None and mode.gradient in _OTHER_GRADIENTS)
 
     @property
     def chooses_iterate(self) -> bool:
@@ -218,6 +220,10 @@ class Attack:
     strength: int | None = None
     """A rank: fgsm < pgd-N < autoattack. The robust accuracy under an attack with a higher rank should not be higher
     than under one with a lower rank. An attack with the value None is not compared with other attacks.
+    """
+    continues_without_gradient: bool = False
+    """True if the attack skips a stage that needs a gradient if the logits of the classifier have none. The samples get
+    the warning "no-gradient". If it is False, the attack ends with a UserError.
     """
 
     def check_norm(self, norm: str) -> None:

@@ -5,12 +5,12 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from robustbench_vlm.attacks.base import Attack, Batch
+from robustbench_vlm.attacks.base import Attack, Batch, Outcome, Stage
 from robustbench_vlm.attacks.losses import margin
-from robustbench_vlm.attacks.model import SurrogateClassifier, logits_in_batches, with_gradient
+from robustbench_vlm.attacks.model import NoGradientError, SurrogateClassifier, logits_in_batches, with_gradient
 from robustbench_vlm.attacks.projections import as_factor, distance, project
 from robustbench_vlm.core import random as randomness
-from robustbench_vlm.core.classifier_interface import ClassifierLike, as_classifier
+from robustbench_vlm.core.classifier_interface import Classifier, ClassifierLike, as_classifier
 from robustbench_vlm.core.records import CLEAN
 
 
@@ -92,7 +92,7 @@ def attack_samples(
             break
         part = batch.at(active)
         part = replace(part, keys=randomness.derive(part.keys, stage.name))
-        outcome = stage.run(with_gradient(attacked.select(active), stage.gradient_mode), part, batch_size)
+        outcome = _run(attack, stage, attacked.select(active), part, batch_size)
         found = project(batch.threat, part.images, outcome.adversarial.detach().to(part.images))
         found_logits = logits_in_batches(judged.select(active), found, batch_size)
         found_strength, found_prediction = margin(found_logits, part.labels, part.labels), found_logits.argmax(dim=1)
@@ -123,3 +123,16 @@ def attack_samples(
         backward=backward,
         warnings=tuple(warnings),
     )
+
+
+def _run(attack: Attack, stage: Stage, classifier: Classifier, batch: Batch, batch_size: int) -> Outcome:
+    """Run one stage. If the classifier has no gradient and the attack continues without it, return the clean images."""
+    try:
+        return stage.run(with_gradient(classifier, stage.gradient_mode), batch, batch_size)
+    except NoGradientError:
+        if not attack.continues_without_gradient:
+            raise
+    nothing = torch.zeros_like(batch.labels)
+    outcome = Outcome(batch.images, nothing, nothing.clone())
+    outcome.warn("no-gradient", torch.arange(len(batch.labels), device=batch.labels.device))
+    return outcome

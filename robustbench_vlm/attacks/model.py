@@ -12,6 +12,10 @@ from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
 
 
+class NoGradientError(UserError):
+    """The logits of a model have no gradient with respect to the images."""
+
+
 class CountedClassifier:
     """A classifier that counts its passes and computes gradients of losses with respect to the images."""
 
@@ -49,9 +53,10 @@ class CountedClassifier:
     def gradient(self, images: Tensor, loss: Callable[[Tensor], Tensor]) -> tuple[Tensor, Tensor, Tensor]:
         """Return logits (B, C), losses (B,) and the gradient of the summed losses at the images, (B, 3, H, W).
 
-        All values are float32. `loss` maps logits (B, C) to losses (B,). Non-finite values of the gradient are replaced
-        by zero, and the sample gets the warning "non-finite-gradient". Raises UserError if the logits have no gradient
-        with respect to the images. For a `DrawingClassifier`, the values are means over its draws.
+        All values have the dtype of the images. `loss` maps logits (B, C) to losses (B,). Non-finite values of the
+        gradient are replaced by zero, and the sample gets the warning "non-finite-gradient". Raises NoGradientError if
+        the logits have no gradient with respect to the images. For a `DrawingClassifier`, the values are means over its
+        draws.
         """
         self._count(self.classifier, gradient=True)
         draws = _draws_at(self.classifier, images)
@@ -77,10 +82,10 @@ class CountedClassifier:
             if losses.requires_grad:
                 (gradient,) = torch.autograd.grad(losses.sum(), leaf, allow_unused=True)
         if gradient is None:
-            raise UserError(
+            raise NoGradientError(
                 "the logits of the model have no gradient with respect to the images, but this attack needs one: remove"
-                " torch.no_grad, torch.inference_mode and .detach() from the model's code, or use an attack without"
-                " gradients, such as square"
+                " torch.no_grad, torch.inference_mode and .detach() from the model's code, or use the attack adaptive,"
+                " which also attacks a surrogate, or an attack without gradients, such as square"
             )
         return logits.detach(), losses.detach(), gradient
 
@@ -242,7 +247,7 @@ def with_gradient(classifier: Classifier, mode: GradientMode | None) -> Classifi
 
 
 def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
-    """Classify images (B, 3, H, W) and return logits (B, C) in float32 or float64.
+    """Classify images (B, 3, H, W) and return logits (B, C) in the dtype of the images.
 
     Raises UserError if a logit is not finite. Non-finite logits do not define a prediction.
     """
@@ -252,8 +257,8 @@ def checked_logits(classifier: Classifier, images: Tensor) -> Tensor:
     if isinstance(classifier, SurrogateClassifier | ScaledClassifier | MultiDatasetClassifier):
         return logits
     assert logits.dim() == 2 and len(logits) == len(images), f"logits {tuple(logits.shape)} for {len(images)} images"
-    if logits.dtype in (torch.float16, torch.bfloat16):
-        logits = logits.float()
+    # Attacks store losses and logits in the dtype of the images. Logits of float16, bfloat16 and float64 are cast.
+    logits = logits.to(images.dtype)
     # Checking the sum of all logits is faster than checking each logit. The sum is finite only if every logit is
     # finite. Real logits are too small for the sum to overflow.
     if not torch.isfinite(logits.detach().sum()):

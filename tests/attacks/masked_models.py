@@ -193,7 +193,7 @@ MASKED = (
     MaskedModel("saturated-logits", after(saturated), "falls"),
     MaskedModel("tiny-logits", after(lambda logits: logits / 1e12), "falls"),
     MaskedModel("subnormal-logits", after(lambda logits: logits * math.exp(-96.5)), "falls"),
-    MaskedModel("only-top-logit", after(lambda logits: logits * top_logit(logits)), "falls"),
+    MaskedModel("only-top-logit", after(lambda logits: (logits + 50) * top_logit(logits)), "falls"),
     MaskedModel("top-logit-boost", after(lambda logits: logits + 50 * top_logit(logits)), "falls"),
     MaskedModel("k-winners", k_winners, "falls"),
     MaskedModel("detector", Detector, "warning"),
