@@ -241,8 +241,8 @@ def _check_surrogate(attack: Attack, surrogate: Any, draws: int) -> None:
         raise UserError(f"surrogate cannot be combined with draws, got draws={draws}: leave one of them out")
     if not any(stage.transfers or stage.gradient_mode is not None for stage in attack.stages):
         raise UserError(
-            f'the attack {attack.name!r} has no stage on a surrogate, got surrogate=...: use attack="adaptive", or leave'
-            " surrogate out"
+            f"a surrogate was given, but the attack {attack.name!r} has no stage on a surrogate: use the attack"
+            " adaptive, or leave surrogate out"
         )
     _check_callable(surrogate)
 

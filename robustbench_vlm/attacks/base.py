@@ -57,6 +57,10 @@ class Outcome:
     """Warnings of the stage. The keys are codes, such as "dlr-needs-3-classes". The values, bool (B,), are True for the
     samples with this warning.
     """
+    zero_gradient: "Tensor | None" = None
+    """True if the gradient at a starting point of the sample was exactly zero, bool (B,). It is None if the stage does
+    not look at this. Steps along a gradient of zero do not move, so all later gradients of the run are zero too.
+    """
 
     def warn(self, code: str, index: "Tensor") -> None:
         """Add a warning to the samples at the positions `index`, int64 (N,)."""
@@ -70,13 +74,19 @@ class Outcome:
         `index`, int64 (N,), has the positions of these N samples in the batch. For the other samples, the returned
         outcome has the clean image and zero passes.
         """
+        import torch
+
         nothing = batch.labels.new_zeros(len(batch.labels))
         whole = Outcome(batch.images.clone(), nothing.clone(), nothing.clone())
         whole.adversarial[index] = self.adversarial
         whole.forward[index], whole.backward[index] = self.forward, self.backward
         for code, samples in self.warnings.items():
             whole.warn(code, index[samples])
-        return whole
+        if self.zero_gradient is None:
+            return whole
+        zero = torch.zeros_like(nothing, dtype=torch.bool)
+        zero[index] = self.zero_gradient
+        return replace(whole, zero_gradient=zero)
 
 
 class StageFunction(Protocol):
@@ -222,8 +232,8 @@ class Attack:
     than under one with a lower rank. An attack with the value None is not compared with other attacks.
     """
     continues_without_gradient: bool = False
-    """True if the attack skips a stage that needs a gradient if the logits of the classifier have none. The samples get
-    the warning "no-gradient". If it is False, the attack ends with a UserError.
+    """True if the attack skips each stage that needs a gradient if the logits of the classifier have none. This counts
+    as a gradient of zero. If it is False, the attack ends with a UserError.
     """
 
     def check_norm(self, norm: str) -> None:

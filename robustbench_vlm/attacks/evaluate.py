@@ -1,5 +1,6 @@
 """Run an attack on samples, project and classify its images, and decide which samples are robust."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -85,6 +86,7 @@ def attack_samples(
     broken_by = ["" if right else CLEAN for right in (clean_prediction == batch.labels).tolist()]
     strongest_by = [CLEAN] * len(broken_by)
     warnings: list[tuple[str, ...]] = [()] * len(broken_by)
+    zero: list[dict[str, bool]] = [{} for _ in broken_by]
     for stage in attack.stages:
         active = torch.tensor([n for n, name in enumerate(broken_by) if not name], dtype=torch.int64)
         active = active.to(batch.labels.device)
@@ -108,6 +110,8 @@ def attack_samples(
             strongest_by[n] = stage.name if stronger[row] else strongest_by[n]
             raised = [code for code, samples in sorted(outcome.warnings.items()) if samples[row]]
             warnings[n] += tuple(code for code in raised if code not in warnings[n])
+            if outcome.zero_gradient is not None and not broken[row] and not stage.is_black_box:
+                zero[n][stage.name] = bool(outcome.zero_gradient[row])
     is_broken = torch.tensor([name not in ("", CLEAN) for name in broken_by], dtype=torch.bool).to(batch.labels.device)
     adversarial = torch.where(as_factor(is_broken), strongest, batch.images)
     return Verdicts(
@@ -121,8 +125,19 @@ def attack_samples(
         distance=distance(batch.threat, batch.images, adversarial),
         forward=forward,
         backward=backward,
-        warnings=tuple(warnings),
+        warnings=tuple(codes + _zero_gradients(found) for codes, found in zip(warnings, zero, strict=True)),
     )
+
+
+def _zero_gradients(stages: Mapping[str, bool]) -> tuple[str, ...]:
+    """Return the codes of a sample's gradients of zero.
+
+    `stages` has the stages that did not break the sample, and whether a gradient was exactly zero at a start. If all of
+    them had such a gradient, the code is "no-gradient". If some had, there is one code for each of these stages.
+    """
+    if stages and all(stages.values()):
+        return ("no-gradient",)
+    return tuple(f"zero-gradient-{name}" for name, is_zero in stages.items() if is_zero)
 
 
 def _run(attack: Attack, stage: Stage, classifier: Classifier, batch: Batch, batch_size: int) -> Outcome:
@@ -133,6 +148,4 @@ def _run(attack: Attack, stage: Stage, classifier: Classifier, batch: Batch, bat
         if not attack.continues_without_gradient:
             raise
     nothing = torch.zeros_like(batch.labels)
-    outcome = Outcome(batch.images, nothing, nothing.clone())
-    outcome.warn("no-gradient", torch.arange(len(batch.labels), device=batch.labels.device))
-    return outcome
+    return Outcome(batch.images, nothing, nothing.clone(), zero_gradient=torch.ones_like(nothing, dtype=torch.bool))

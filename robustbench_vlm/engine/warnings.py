@@ -1,6 +1,7 @@
 """Warnings from sanity checks of a run's scores: codes, meanings and advice (arXiv:1802.00420, 1902.06705)."""
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,12 +14,18 @@ from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.models.reference import UNPINNED
 
 ZERO_GRADIENTS = 0.01
-"""Threshold of `zero-gradient`. The warning is raised if the input gradient is zero for more than this share of the
-samples.
+"""Threshold of `zero-gradient`, `no-gradient` and `zero-gradient-STAGE`. The warning is raised if the gradient is zero
+for more than this share of the samples.
 """
-BLACK_BOX_SHARE = 0.02
-"""Threshold of `black-box-wins`. The warning is raised if black-box stages succeed on samples on which earlier
-white-box stages failed. The number of these samples must be at least 2 and above this share of all samples.
+ZERO_GRADIENT_CODES = ("zero-gradient", "no-gradient")
+"""Codes, and prefixes of codes, of gradients that are exactly zero."""
+BLACK_BOX_RATE = 0.0005
+"""Largest plausible share of the samples left by white-box stages that black-box stages break on an honest model. In
+the records of the eight bundled models, Square breaks 2 of 15,435 such samples, and the 95 % interval ends at 0.05 %.
+"""
+BLACK_BOX_CHANCE = 0.02
+"""Threshold of `black-box-wins`. The warning is raised if an honest model would have so many samples broken by
+black-box stages with at most this probability. One sample of 40 raises the warning, and so do two samples of 200.
 """
 RISE = 0.01
 """Threshold of `rises-with-eps` and `rises-with-attack`. The warning is raised if the robust accuracy is higher at a
@@ -44,13 +51,28 @@ _GRADIENTS = (
     "attack the model with gradients that account for the defense (BPDA, EOT), and trust the black-box stages more than"
     " the white-box stages"
 )
+_STAGE_CODE = ZERO_GRADIENT_CODES[0]
 WARNINGS: Mapping[str, SanityWarning] = {
     code: SanityWarning(code, meaning, advice)
     for code, meaning, advice in (
         (
             "zero-gradient",
-            "the gradient of the logit margin with respect to the clean image is exactly zero",
+            "the gradient of the logit margin with respect to the clean image is exactly zero. This is a sign and not"
+            " a proof of masked gradients, because the attack also uses other losses and other points",
             _GRADIENTS,
+        ),
+        (
+            "no-gradient",
+            "no APGD stage that failed on the sample had a gradient at its start, so only black-box stages searched for"
+            " an image. If black-box stages break some of the samples, the gradients are masked. If they break none,"
+            " the model may also be constant around the samples",
+            "run the attack adaptive, if possible with a surrogate that has gradients",
+        ),
+        (
+            f"{_STAGE_CODE}-STAGE",
+            "the gradient of the loss was exactly zero at a start of this stage, but another stage with another loss"
+            " had gradients",
+            "trust the other stages, and run the attack adaptive",
         ),
         (
             "non-finite-gradient",
@@ -155,6 +177,8 @@ def explain(warning: str) -> SanityWarning:
     For an unknown code, for example the code of a plugin, return a general text.
     """
     code = warning.partition(":")[0]
+    if code not in WARNINGS and code.startswith(f"{_STAGE_CODE}-"):
+        return dataclasses.replace(WARNINGS[f"{_STAGE_CODE}-STAGE"], code=code)
     return WARNINGS.get(
         code, SanityWarning(code, "a stage of the attack raised this warning", "see the documentation of that attack")
     )
@@ -191,8 +215,9 @@ def attack_warnings(attack: Attack, broken_by: Sequence[str], counts: Mapping[st
     """
     found = Counter(counts)
     found["black-box-wins"] = _black_box_wins(attack, broken_by)
-    if found["zero-gradient"] <= ZERO_GRADIENTS * len(broken_by):
-        del found["zero-gradient"]
+    for code in [code for code in found if code.startswith(ZERO_GRADIENT_CODES)]:
+        if found[code] <= ZERO_GRADIENTS * len(broken_by):
+            del found[code]
     return tuple(sorted(f"{code}:{count}" for code, count in found.items() if count))
 
 
@@ -245,17 +270,23 @@ def _weaker_attack(weaker: Cell, cell: Cell) -> bool:
 def _black_box_wins(attack: Attack, broken_by: Sequence[str]) -> int:
     """Return the number of samples on which white-box stages failed and a later black-box stage succeeded.
 
-    Return 0 if the number is at most the threshold `BLACK_BOX_SHARE`.
+    Return 0 if the number is plausible for an honest model (`BLACK_BOX_CHANCE`).
     """
-    white_box = False
-    after: set[str] = set()
-    for stage in attack.stages:
-        if not stage.is_black_box:
-            white_box = True
-        elif white_box:
-            after.add(stage.name)
-    broken = sum(stage in after for stage in broken_by)
-    return broken if broken >= 2 and broken > BLACK_BOX_SHARE * len(broken_by) else 0
+    names = [stage.name for stage in attack.stages]
+    first_white = next((n for n, stage in enumerate(attack.stages) if not stage.is_black_box), len(names))
+    after = [n for n, stage in enumerate(attack.stages) if stage.is_black_box and n > first_white]
+    if not after:
+        return 0
+    counts = Counter(broken_by)
+    broken = sum(counts[names[n]] for n in after)
+    left = counts[""] + sum(counts[name] for name in names[after[0] :])
+    return broken if broken and _chance(broken, left, BLACK_BOX_RATE) <= BLACK_BOX_CHANCE else 0
+
+
+def _chance(count: int, samples: int, rate: float) -> float:
+    """Return the probability of `count` or more successes in `samples` independent trials with probability `rate`."""
+    fewer = (math.comb(samples, n) * rate**n * (1 - rate) ** (samples - n) for n in range(count))
+    return 1 - sum(fewer)
 
 
 def _repeated(prompts: Sequence[Prompt], context_length: int) -> int:

@@ -5,11 +5,13 @@ from collections.abc import Iterable
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell_records import CellRecords
+from robustbench_vlm.engine.warnings import ZERO_GRADIENT_CODES
 from robustbench_vlm.tracks import Track
 
 MASKING = frozenset(
     (
         "zero-gradient",
+        "no-gradient",
         "non-finite-gradient",
         "unstable-output",
         "batch-dependent",
@@ -49,6 +51,10 @@ def _masked(evidence: CellRecords) -> int:
     """Return the largest number of samples of a cell with one masking warning."""
     found = [code.partition(":") for code in evidence.score.warnings]
     return max(
-        (int(count) if count.isdecimal() else evidence.score.n for code, _, count in found if code in MASKING),
+        (
+            int(count) if count.isdecimal() else evidence.score.n
+            for code, _, count in found
+            if code in MASKING or code.startswith(ZERO_GRADIENT_CODES)
+        ),
         default=0,
     )
