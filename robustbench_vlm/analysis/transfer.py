@@ -27,8 +27,10 @@ from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.shard import Attacked
 from robustbench_vlm.engine.store import safe_name
-from robustbench_vlm.engine.warnings import BLACK_BOX_SHARE
 from robustbench_vlm.tracks import TRACKS, Track
+
+MISSED_SHARE = 0.02
+"""Share of the samples above which the images of other models are a sign of masked gradients. Less may be chance."""
 
 
 @dataclass(frozen=True)
@@ -265,7 +267,7 @@ def masked_gradients(target: TransferTarget, attack: str) -> Iterator[str]:
             f"{target.model}: adversarial images of {' and '.join(stronger)} break more samples than {attack} on"
             f" the model itself. This is a sign of masked gradients: {advice}"
         )
-    elif target.missed >= 2 and target.missed > BLACK_BOX_SHARE * mean.clean.n:
+    elif target.missed >= 2 and target.missed > MISSED_SHARE * mean.clean.n:
         yield (
             f"{target.model}: adversarial images of other models break {target.missed} of {mean.clean.n} samples"
             f" that {attack} on the model itself does not break. This is a sign of masked gradients or of a weak"

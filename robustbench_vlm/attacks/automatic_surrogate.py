@@ -81,7 +81,8 @@ class AutomaticSurrogate:
         with StraightThrough(torch.Size((len(images), self.classes))) as mode:
             self.classifier(images)
         # A network with branches may make fewer operations for other images. Its last output is then used.
-        return mode.recorded[min(self.position, len(mode.recorded) - 1)].to(images.dtype)
+        logits: Tensor = mode.recorded[min(self.position, len(mode.recorded) - 1)].to(images.dtype)
+        return logits
 
     def select(self, index: Tensor) -> "AutomaticSurrogate":
         """Return a copy for only the samples at the positions `index`, int64 (N,)."""

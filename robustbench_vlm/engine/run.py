@@ -6,8 +6,9 @@ import time
 from collections.abc import Iterable, Sequence
 
 from robustbench_vlm.core.progress import OnProgress, ignore_progress
-from robustbench_vlm.core.records import passes_of
+from robustbench_vlm.core.records import SampleResult, passes_of
 from robustbench_vlm.engine.backends import ENGINES, Engine
+from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.compute import compute_missing
 from robustbench_vlm.engine.cost import Estimate, estimate_cost, seconds_of
 from robustbench_vlm.engine.estimated_run import EstimatedCell, cells_with_first_phase, run_phases
@@ -27,6 +28,7 @@ from robustbench_vlm.engine.store import (
     read_finished,
     run_folder,
 )
+from robustbench_vlm.engine.warnings import black_box_breaks
 
 __all__ = ["Mean", "RunResult", "ScoreTable", "run", "run_plan"]
 
@@ -91,7 +93,7 @@ def run_plan(plan: Plan, estimate: Estimate | None = None, *, on_progress: OnPro
         tables=with_table_draws(plan, tables, results),
         seconds=seconds,
         passes=sum(passes),
-        warnings=(*_rejections(finished), *folders.notes, *_too_few(plan)),
+        warnings=(*_rejections(finished), *folders.notes, *_too_few(plan), *_black_box_notes(cells, results)),
     )
 
 
@@ -115,6 +117,16 @@ def _too_few(plan: Plan) -> list[str]:
         return []
     sizes = {cell.dataset.name: len(cell) + len(cell.samples.unreadable) for cell in plan.cells}
     return [f"{name} has only {size} samples, {asked} were asked for" for name, size in sizes.items() if size < asked]
+
+
+def _black_box_notes(cells: Sequence[Cell], results: Sequence[Sequence[SampleResult]]) -> list[str]:
+    """Return a sentence for each cell with samples that only a black-box stage broke, even if they raise no warning."""
+    notes = []
+    for cell, rows in zip(cells, results, strict=True):
+        broken, left = black_box_breaks(cell.attack, [row.broken_by for row in rows])
+        if broken:
+            notes.append(f"{cell.label}: black-box stages broke {broken} of {left} samples that the stages before left")
+    return notes
 
 
 def _rejections(finished: Iterable[Finished]) -> list[str]:

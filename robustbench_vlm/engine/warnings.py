@@ -268,19 +268,24 @@ def _weaker_attack(weaker: Cell, cell: Cell) -> bool:
 
 
 def _black_box_wins(attack: Attack, broken_by: Sequence[str]) -> int:
-    """Return the number of samples on which white-box stages failed and a later black-box stage succeeded.
+    """Return the first number of `black_box_breaks`, or 0 if it is plausible for an honest model."""
+    broken, left = black_box_breaks(attack, broken_by)
+    return broken if broken and _chance(broken, left, BLACK_BOX_RATE) <= BLACK_BOX_CHANCE else 0
 
-    Return 0 if the number is plausible for an honest model (`BLACK_BOX_CHANCE`).
+
+def black_box_breaks(attack: Attack, broken_by: Sequence[str]) -> tuple[int, int]:
+    """Return the number of samples that only a black-box stage after white-box stages broke, and that could be broken.
+
+    The second number is that of the samples that were left for the first of these black-box stages. `broken_by` has
+    `SampleResult.broken_by` of every sample.
     """
     names = [stage.name for stage in attack.stages]
     first_white = next((n for n, stage in enumerate(attack.stages) if not stage.is_black_box), len(names))
     after = [n for n, stage in enumerate(attack.stages) if stage.is_black_box and n > first_white]
     if not after:
-        return 0
+        return 0, 0
     counts = Counter(broken_by)
-    broken = sum(counts[names[n]] for n in after)
-    left = counts[""] + sum(counts[name] for name in names[after[0] :])
-    return broken if broken and _chance(broken, left, BLACK_BOX_RATE) <= BLACK_BOX_CHANCE else 0
+    return sum(counts[names[n]] for n in after), counts[""] + sum(counts[name] for name in names[after[0] :])
 
 
 def _chance(count: int, samples: int, rate: float) -> float:

@@ -1,5 +1,6 @@
 """Test every warning with a model or records that raise it, and with some that do not."""
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
@@ -18,7 +19,7 @@ from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.cell import Cell, Samples
 from robustbench_vlm.engine.results import accuracies, score
-from robustbench_vlm.engine.warnings import WARNINGS, cell_warnings, explain, with_comparisons
+from robustbench_vlm.engine.warnings import WARNINGS, black_box_breaks, cell_warnings, explain, with_comparisons
 
 Cells = Callable[..., Cell]
 Results = Callable[..., list[SampleResult]]
@@ -168,6 +169,29 @@ def test_samples_broken_only_by_square_raise_a_warning(
     assert ("black-box-wins" in "".join(codes(cell, make_results(cell, verdicts)))) == raised
     alone = replace(cell, attack=Attack("square", cell.attack.stages[1:], "only square"))
     assert not codes(alone, make_results(alone, verdicts))
+
+
+@pytest.mark.parametrize(
+    ("left", "broken", "raised"), [(24, 1, True), (40, 1, True), (60, 1, False), (200, 1, False), (200, 2, True)]
+)
+def test_black_box_stages_are_suspicious_if_an_honest_model_would_rarely_have_so_many_breaks(
+    make_cell: Cells, make_results: Results, left: int, broken: int, raised: bool
+) -> None:
+    cell = make_cell(left + 50)
+    verdicts = ["square"] * broken + [""] * (left - broken) + ["first", "clean"] * 25
+    assert black_box_breaks(cell.attack, verdicts) == (broken, left)
+    assert (f"black-box-wins:{broken}" in codes(cell, make_results(cell, verdicts))) == raised
+    honest = 1 - sum(math.comb(left, n) * 0.0005**n * 0.9995 ** (left - n) for n in range(broken))
+    assert (honest <= 0.02) == raised
+
+
+def test_gradients_of_zero_are_reported_above_one_percent(make_cell: Cells, make_results: Results) -> None:
+    cell = make_cell(300)
+    results = make_results(cell)
+    results[:4] = [replace(result, warnings="no-gradient,zero-gradient-apgd-t") for result in results[:4]]
+    assert codes(cell, results) == {"no-gradient:4", "zero-gradient-apgd-t:4"}
+    results[3] = make_results(cell)[3]
+    assert not codes(cell, results)
 
 
 def test_a_collapsed_model_raises_a_warning(make_cell: Cells, make_results: Results) -> None:
