@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import PydanticSerializationError
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, sha256_of, write_text
-from robustbench_vlm.core.fingerprint import canonical, fingerprint, plain
+from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.leaderboard.board import BoardRow
 from robustbench_vlm.leaderboard.entry import entry_paths
 from robustbench_vlm.tracks import Track
@@ -103,8 +104,9 @@ class SummaryCache:
     def write(self, path: Path, summary: EntrySummary) -> None:
         """Store the summary of the entry in the file `path`."""
         # A cache that cannot be written makes the next build slower, but changes no result.
-        with contextlib.suppress(UserError, OSError):
-            write_text(self._stored(path), f"{self._key(path)}\n{canonical(summary)}")
+        with contextlib.suppress(UserError, OSError, PydanticSerializationError):
+            # The order of keys is kept, so that pages from a stored summary are equal to those from the entry.
+            write_text(self._stored(path), f"{self._key(path)}\n{_SUMMARY.dump_json(summary).decode()}")
 
     def prune(self) -> None:
         """Remove the stored summaries of entries that are not in the folder any more."""

@@ -1,6 +1,7 @@
 """Summaries of entries: the cache changes no board, every changed byte is noticed, unchanged entries are not read."""
 
 import dataclasses
+import json
 import shutil
 import subprocess
 import sys
@@ -17,6 +18,7 @@ from robustbench_vlm.leaderboard.board import Board
 from robustbench_vlm.leaderboard.entry import Counterexample, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_summary import pack_verdicts, verdict_matrix
 from robustbench_vlm.leaderboard.ranking import make_board, read_entries
+from robustbench_vlm.leaderboard.site import site_files
 from robustbench_vlm.tracks import MINI
 
 MODELS = ("a", "b", "c")
@@ -79,6 +81,12 @@ def test_a_board_from_the_cache_equals_a_board_without_it_and_reads_no_records(f
     assert sorted(reads) == sorted(2 * MODELS)
     shutil.rmtree(folder.parent / "cache")
     assert built(folder) == first
+
+
+def test_pages_from_stored_summaries_are_equal_byte_by_byte(folder: Path) -> None:
+    first, second = site_files([built(folder)]), site_files([built(folder)])
+    # The order of keys matters, for example in board.json.
+    assert first == second and list(json.loads(first["mini/board.json"])["rows"][0]["datasets"]) == list(MINI.datasets)
 
 
 def test_only_a_changed_entry_is_read_again(folder: Path, reads: list[str]) -> None:
