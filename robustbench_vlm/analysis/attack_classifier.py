@@ -165,21 +165,17 @@ def attack_classifier(
         check_draws(chosen)
     if surrogate is not None:
         _check_surrogate(chosen, surrogate, draws)
-    device = _device(classifier, images)
-    pixels = _checked_images(images).to(device)
-    target = _checked_labels(labels, len(pixels)).to(device)
-    num_classes = _count_classes(classifier, pixels, target)
-    keys = sample_keys(seed, "", [str(number) for number in range(len(pixels))]).to(device)
-    batch = Batch(pixels, target, keys, threat, torch.full_like(target, num_classes))
+    batch = batch_in_memory(classifier, images, labels, threat, seed)
+    count, device = len(batch.labels), batch.labels.device
     whole = as_classifier(classifier)
     if surrogate is not None:
         whole = ClassifierWithSurrogate(whole, as_classifier(surrogate))
     found: list[Verdicts] = []
     raised: list[tuple[str, ...]] = []
     drawn: list[DrawVerdicts] = []
-    on_progress(Progress(0, len(pixels), label=chosen.name))
+    on_progress(Progress(0, count, label=chosen.name))
     with arithmetic():
-        for part in torch.arange(len(pixels), device=device).split(_BATCHES_AT_ONCE * batch_size):
+        for part in torch.arange(count, device=device).split(_BATCHES_AT_ONCE * batch_size):
             own, asked = batch.at(part), whole.select(part)
             if draws:
                 random = random_classifier(asked, own.keys)
@@ -187,12 +183,27 @@ def attack_classifier(
                 asked = random
             raised += sanity_warnings(asked, own, batch_size=batch_size)
             found.append(drawn[-1].verdicts if draws else attack_samples(asked, own, chosen, batch_size=batch_size))
-            on_progress(Progress(int(part[-1]) + 1, len(pixels), label=chosen.name))
+            on_progress(Progress(int(part[-1]) + 1, count, label=chosen.name))
     result = _result(chosen, found, raised)
     if not draws:
         return result
     clean_right, right = (torch.cat([getattr(each, name) for each in drawn]) for name in ("clean_right", "right"))
     return replace(result, draws=DrawCounts(draws, clean_right, right))
+
+
+def batch_in_memory(classifier: ClassifierLike, images: Any, labels: Any, threat: Threat, seed: int) -> Batch:
+    """Return images float [N, 3, H, W] in [0, 1] and labels int [N] as a batch on the device of the classifier.
+
+    The random numbers of a sample depend only on `seed` and the sample's index. Raises UserError if the classifier,
+    the images or the labels cannot be used.
+    """
+    _check_callable(classifier)
+    device = _device(classifier, images)
+    pixels = _checked_images(images).to(device)
+    target = _checked_labels(labels, len(pixels)).to(device)
+    num_classes = _count_classes(classifier, pixels, target)
+    keys = sample_keys(seed, "", [str(number) for number in range(len(pixels))]).to(device)
+    return Batch(pixels, target, keys, threat, torch.full_like(target, num_classes))
 
 
 def _over_draws(

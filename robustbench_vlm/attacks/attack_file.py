@@ -128,6 +128,12 @@ def write_attack_file(content: AttackFile, path: Path) -> None:
     write_text(path, json.dumps(document, indent=2) + "\n")
 
 
+def check_file_name(path: Path) -> None:
+    """Raise UserError if `path` does not end in .json or is in a folder that does not exist."""
+    if path.suffix != ".json" or path.is_dir() or not path.parent.is_dir():
+        raise UserError(f"an attack file must end in .json and be in an existing folder, got {path}: give found.json")
+
+
 def _stage(entry: StageEntry, what: str) -> Stage:
     where = f"{what}: stage {entry.name!r}"
     _check(where, "name", entry.name, _NAME.fullmatch(entry.name), "lower case letters, digits, hyphens and dots")

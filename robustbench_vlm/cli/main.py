@@ -12,6 +12,7 @@ import typer
 
 from robustbench_vlm import __version__
 from robustbench_vlm.cli import data, leaderboard, show
+from robustbench_vlm.cli.autopsy import autopsy
 from robustbench_vlm.cli.check import check
 from robustbench_vlm.cli.compare import compare
 from robustbench_vlm.cli.convert import convert
@@ -183,6 +184,7 @@ _add(
     "vlmbench transfer --plot transfer.png",
     "vlmbench transfer --model clip --model agft --save images",
 )
+_add("autopsy", autopsy, "vlmbench autopsy ttc+clip --out found.json --plot found.png")
 app.add_typer(data.app, name="data")
 _add("convert", convert, "vlmbench convert TeCoAmodel_best.pth.tar --base clip --name tecoa")
 _add("pretrain", pretrain, "vlmbench pretrain --out trained/base")
