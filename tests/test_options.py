@@ -21,8 +21,8 @@ OPTIONS = {
     "compare": "NAME --attack --curves --eps --format --heatmap --json --no-intervals --out --plot --track",
     "transfer": """[MODEL]... --attack --batch-size --data --dataset --device --eps --json --model --norm --plot
  --protocol --samples --save --track --workers""",
-    "autopsy": """[MODEL]... --batch-size --budget --data --dataset --device --eps --held-out --json --model --norm --out
- --plot --protocol --samples --track""",
+    "autopsy": """[MODEL]... --batch-size --budget --data --dataset --device --eps --held-out --json --model --norm
+ --out --plot --protocol --samples --track""",
     "convert": "FILE --base --defense --json --name --out --track",
     "pretrain": "--json --out --track",
     "train": """DEFENSE --base --device --epochs --eps --images --json --num-images --out --precision --resume

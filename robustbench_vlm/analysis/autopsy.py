@@ -13,7 +13,15 @@ from typing import Any
 import torch
 
 from robustbench_vlm.analysis.attack_classifier import batch_in_memory
-from robustbench_vlm.analysis.autopsy_search import Round, Search, Subject, correct_samples, measure, search
+from robustbench_vlm.analysis.autopsy_search import (
+    Round,
+    Search,
+    Subject,
+    correct_samples,
+    has_gradient,
+    measure,
+    search,
+)
 from robustbench_vlm.analysis.autopsy_space import not_tried, tried
 from robustbench_vlm.attacks.attack_file import AttackFile, StageEntry, attack_of
 from robustbench_vlm.attacks.base import GradientWay
@@ -167,8 +175,8 @@ def autopsy_classifier(
     whole = Subject("images", attacked, batch)
     places = torch.arange(n, device=batch.labels.device)
     with arithmetic():
-        ways: tuple[GradientWay, ...] = ("loop", "estimated")
-        ways = ways if surrogate is None else ("transfer", "straight-through", *ways)
+        own_ways: tuple[GradientWay, ...] = ("loop", "estimated") if has_gradient(whole) else ("estimated",)
+        ways = own_ways if surrogate is None else ("transfer", "straight-through", *own_ways)
         found, correct = _searched([whole.part(places[n - searched :])], ways, budget, batch_size, on_progress)
         content = _attack_file(name, found)
         reported = [whole.part(places[: n - searched])]

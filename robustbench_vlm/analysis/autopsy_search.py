@@ -219,6 +219,18 @@ def correct_samples(subjects: Sequence[Subject], batch_size: int) -> list[Subjec
     return kept
 
 
+def has_gradient(subject: Subject) -> bool:
+    """Return whether the logits have a gradient with respect to the images."""
+    some = subject.part(torch.arange(1, device=subject.batch.labels.device))
+    leaf = some.batch.images.detach().requires_grad_()
+    with torch.enable_grad():
+        logits = some.classifier(leaf)
+        if not logits.requires_grad:
+            return False
+        (gradient,) = torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
+    return gradient is not None
+
+
 def first_samples(subjects: Sequence[Subject], count: int) -> list[Subject]:
     """Return `count` samples, from all datasets in turn: the first ones of each, then the second ones, and so on."""
     places = sorted((n, number) for number, each in enumerate(subjects) for n in range(len(each.batch.labels)))[:count]

@@ -1,0 +1,114 @@
+"""Autopsies of masked models and honest models: robust accuracy under the attack that each autopsy finds.
+
+The models are in tests/attacks/masked_models.py. The base network has stored verdicts of the official AutoAttack, see
+autoattack.py. It is the surrogate of each search. A second call keeps the rows that the report already has:
+
+    python benchmarks/autopsy.py search --out benchmarks/autopsy.json
+    python benchmarks/autopsy.py table --out benchmarks/autopsy.json
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import autoattack
+import report
+import torch
+from torch import nn
+
+from robustbench_vlm.analysis.autopsy import autopsy_classifier, entry_text
+from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.fingerprint import plain
+from robustbench_vlm.core.numbers import percent
+from robustbench_vlm.core.records import wilson
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "attacks"))
+from masked_models import HONEST, MASKED, MaskedModel
+
+EPS = "2/255"
+
+
+def search(before: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+    """Run an autopsy of each model, and write the report after each of them."""
+    data, reported, held_out = autoattack.DATA, arguments.samples, arguments.held_out
+    base, batch, robust = autoattack.read_reference(data / "real", data / autoattack.WEIGHTS, EPS)
+    rows = list(before.get("rows", ()))
+    for model in (*HONEST, *MASKED):
+        if any(row["model"] == model.name for row in rows):
+            continue
+        rows.append({"model": model.name, "kind": model.expected, **autopsy_of(model, base, batch, arguments)})
+        print(rows[-1], flush=True)
+        known = {"eps": EPS, "samples": reported, "held out": held_out, "budget": arguments.budget}
+        known |= {"base under the official AutoAttack": int(robust[:reported].sum())}
+        report.write({**known, "machine": report.machine(), "rows": rows}, arguments.out)
+
+
+def autopsy_of(model: MaskedModel, base: nn.Module, batch: Batch, arguments: argparse.Namespace) -> dict[str, Any]:
+    """Return the numbers of correct and robust samples of one model, and the attack that the autopsy found."""
+    begun, count = time.process_time(), arguments.samples + arguments.held_out
+    torch.manual_seed(0)
+    try:
+        found = autopsy_classifier(
+            model.wrap(base).eval(),
+            batch.images[:count],
+            batch.labels[:count],
+            eps=EPS,
+            surrogate=base,
+            held_out=arguments.held_out,
+            budget=arguments.budget,
+            name=model.name,
+        )
+    except UserError as error:
+        return {"refused": str(error)}
+    return {
+        "clean": round(found.clean.value * found.clean.n),
+        "robust": round(found.robust.value * found.robust.n),
+        "attack": plain(found.attack.stages[0]),
+        "text": entry_text(found.attack.stages[0]),
+        "search passes": found.search_passes,
+        "attack passes": found.attack_passes,
+        "seconds": round(time.process_time() - begun, 1),
+    }
+
+
+def table(found: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the lines of the table: one row for each model."""
+    yield "| model | robust accuracy | attack |"
+    yield "| --- | --- | --- |"
+    base = found["base under the official AutoAttack"]
+    yield f"| base network | {_accuracy(base, found['samples'])} | official AutoAttack |"
+    for row in found["rows"]:
+        if "refused" in row:
+            yield f"| {row['model']} | refused | |"
+        else:
+            yield f"| {row['model']} | {_accuracy(row['robust'], found['samples'])} | {row['text']} |"
+
+
+def _accuracy(robust: int, samples: int) -> str:
+    low, high = wilson(robust, samples)
+    return f"{percent(robust / samples)} ({percent(low)}-{percent(high)})"
+
+
+def main() -> None:
+    """Search, or print the table of a report."""
+    parser = report.parser_of(__doc__, threads=1)
+    parser.add_argument("part", choices=("search", "table"))
+    parser.add_argument("--samples", type=int, default=60, help="number of reported samples")
+    parser.add_argument("--held-out", type=int, default=60, help="number of samples for the search")
+    parser.add_argument("--budget", type=int, default=60_000, help="passes of each search")
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    before = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
+    if arguments.part == "table":
+        print("\n".join(table(before)))
+    else:
+        search(before, arguments)
+
+
+if __name__ == "__main__":
+    main()
