@@ -11,16 +11,14 @@ from torch import Tensor, nn
 
 from robustbench_vlm import attack, evaluate
 from robustbench_vlm.analysis.autopsy import Autopsy, autopsy, autopsy_classifier
-from robustbench_vlm.analysis.autopsy_search import Subject, first_samples, measure
+from robustbench_vlm.analysis.autopsy_search import Subject, first_samples
 from robustbench_vlm.analysis.autopsy_space import search_space, smaller, with_steps
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.attack_file import attack_of, write_attack_file
 from robustbench_vlm.attacks.base import Batch
-from robustbench_vlm.attacks.surrogate_gradients import ClassifierWithSurrogate
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.classifier_interface import PlainClassifier
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat, parse_eps
 from robustbench_vlm.engine.request import Request
 
@@ -56,12 +54,17 @@ def test_a_masked_model_falls_to_the_base_and_the_file_repeats_the_attack(
     found = examined(wrapped, base, budget)
     assert round(found.robust.value * REPORTED) <= robust_base(base)
     write_attack_file(found.attack, tmp_path / "found.json")
-    pair = ClassifierWithSurrogate(PlainClassifier(wrapped), PlainClassifier(network))
-    keys = sample_keys(0, "", [str(number) for number in range(REPORTED)])
-    classes = torch.full_like(labels[:REPORTED], 10)
-    batch = Batch(images[:REPORTED], labels[:REPORTED], keys, Threat("Linf", parse_eps(EPS)), classes)
-    again = measure([Subject("images", pair, batch)], load_attack(str(tmp_path / "found.json")), 64)
-    assert again == (found.clean, found.robust, found.attack_passes)
+    again = attack(
+        wrapped,
+        images[:REPORTED],
+        labels[:REPORTED],
+        eps=EPS,
+        attack=str(tmp_path / "found.json"),
+        surrogate=network,
+    )
+    assert again.clean_accuracy.value == found.clean.value
+    assert again.robust_accuracy.value == found.robust.value
+    assert int(again.passes.sum()) == found.attack_passes
 
 
 def test_an_honest_model_does_not_rise_and_the_reported_samples_do_not_change_the_attack(base: Base) -> None:
