@@ -3,7 +3,8 @@
     python benchmarks/board_size.py --entries 1000 --out benchmarks/board_size.json
 
 The entries are made up: 13 cells of the track `mini` with 200 samples each, with verdicts of models whose robust
-accuracies are between 0 and 0.6. Each command runs in its own process. The times are CPU times of this process.
+accuracies are between 0 and 0.6. Each command runs in its own process. The times are CPU times of this process and its
+workers. The peak memory is that of the process and its largest worker.
 """
 
 import argparse
