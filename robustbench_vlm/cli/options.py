@@ -131,13 +131,13 @@ _Draws = Annotated[
     option(
         "--draws",
         "N",
-        "Classify each image of a random model with N fresh draws of its random numbers, such as 100. Default: the"
-        " random numbers of each sample are fixed.",
+        "Classify each image of a random model with N fresh draws of its random numbers, such as 100. 0 fixes the"
+        " random numbers of each sample.",
     ),
 ]
 _Eot = Annotated[
     int,
-    option("--eot", "K", "Draws of which the attacks take the mean gradient. Needs --draws. Default: 20."),
+    option("--eot", "K", "Draws of which the attacks take the mean gradient. Needs --draws. 0 uses 20."),
 ]
 _Out = Annotated[Path, option("--out", "DIR", "Folder that the per-sample records are written to.")]
 
