@@ -172,7 +172,7 @@ def test_samples_broken_only_by_square_raise_a_warning(
 
 
 @pytest.mark.parametrize(
-    ("left", "broken", "raised"), [(24, 1, True), (40, 1, True), (60, 1, False), (200, 1, False), (200, 2, True)]
+    ("left", "broken", "raised"), [(17, 1, True), (20, 1, True), (21, 1, False), (200, 1, False), (200, 2, True)]
 )
 def test_black_box_stages_are_suspicious_if_an_honest_model_would_rarely_have_so_many_breaks(
     make_cell: Cells, make_results: Results, left: int, broken: int, raised: bool
@@ -182,7 +182,7 @@ def test_black_box_stages_are_suspicious_if_an_honest_model_would_rarely_have_so
     assert black_box_breaks(cell.attack, verdicts) == (broken, left)
     assert (f"black-box-wins:{broken}" in codes(cell, make_results(cell, verdicts))) == raised
     honest = 1 - sum(math.comb(left, n) * 0.0005**n * 0.9995 ** (left - n) for n in range(broken))
-    assert (honest <= 0.02) == raised
+    assert (honest <= 0.01) == raised
 
 
 def test_gradients_of_zero_are_reported_above_one_percent(make_cell: Cells, make_results: Results) -> None:
