@@ -110,7 +110,7 @@ def expected(distance: Tensor) -> Tensor:
 def test_the_accuracy_over_draws_is_that_of_the_closed_form() -> None:
     model, batch, normal = linear_case()
     draws = 400
-    found = run(model, batch, "pgd-20", draws=draws, eot=40)
+    found = run(model, batch, "pgd-10", draws=draws, eot=40)
     scale = SIGMA * float(normal.norm())
     # No perturbation within eps reduces the margin by more than eps times the L1 norm of the weights.
     lowest = torch.linspace(1.0, 2.0, 4) - EPS * float(normal.abs().sum()) / scale
