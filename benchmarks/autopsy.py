@@ -1,7 +1,8 @@
 """Autopsies of masked models and honest models: robust accuracy under the attack that each autopsy finds.
 
 The models are in tests/attacks/masked_models.py. The base network has stored verdicts of the official AutoAttack, see
-autoattack.py. It is the surrogate of each search. A second call keeps the rows that the report already has:
+autoattack.py. It is the surrogate of each search. Without --models, all models are searched. A second call keeps the
+rows that the report already has:
 
     python benchmarks/autopsy.py search --out benchmarks/autopsy.json
     python benchmarks/autopsy.py table --out benchmarks/autopsy.json
@@ -39,7 +40,8 @@ def search(before: Mapping[str, Any], arguments: argparse.Namespace) -> None:
     base, batch, robust = autoattack.read_reference(data / "real", data / autoattack.WEIGHTS, EPS)
     rows = list(before.get("rows", ()))
     for model in (*HONEST, *MASKED):
-        if any(row["model"] == model.name for row in rows):
+        is_chosen = not arguments.models or model.name in arguments.models
+        if not is_chosen or any(row["model"] == model.name for row in rows):
             continue
         rows.append({"model": model.name, "kind": model.expected, **autopsy_of(model, base, batch, arguments)})
         print(rows[-1], flush=True)
@@ -98,6 +100,7 @@ def main() -> None:
     """Search, or print the table of a report."""
     parser = report.parser_of(__doc__, threads=1)
     parser.add_argument("part", choices=("search", "table"))
+    parser.add_argument("--models", nargs="+", help="names of models; default: all")
     parser.add_argument("--samples", type=int, default=60, help="number of reported samples")
     parser.add_argument("--held-out", type=int, default=60, help="number of samples for the search")
     parser.add_argument("--budget", type=int, default=60_000, help="passes of each search")
