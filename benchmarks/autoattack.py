@@ -1,11 +1,11 @@
-"""Compare our AutoAttack with the official one (pyautoattack): the verdicts first, then the times.
+"""Compare our AutoAttack with the official one (pyautoattack): the verdicts first, then the processor times.
 
-    python benchmarks/autoattack.py --eps 2/255 --threads 2 --out autoattack.json
+    python benchmarks/autoattack.py --eps 2/255 8/255 --parts 2 --out benchmarks/autoattack.json
 
-The script runs our AutoAttack twice: in its own process, and in one process per core as `vlmbench run` does. The data
-are images by class, a CIFAR-10 network, and a JSON file next to the weights with the names of the images and the
-verdicts of the official code. Each implementation gets the same network, images and number of threads, and they are
-timed in turns.
+The data are images by class, a CIFAR-10 network, and a JSON file next to the weights with the names of the images and
+the verdicts of the official code. Both implementations get the same network, images and number of threads. They run in
+one process, in turns: for each part of the samples and each stage, first the official code, then ours. The report has
+the processor time of each stage, and the share of it in forward and backward passes of the network.
 """
 
 import argparse
@@ -13,8 +13,10 @@ import copy
 import functools
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import report
@@ -28,12 +30,15 @@ from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.core.random import sample_keys
 from robustbench_vlm.core.threat import Threat, parse_eps
-from robustbench_vlm.engine.local import expect_workers, keep_freed_memory, run_jobs
-from robustbench_vlm.engine.resources import Resources
+from robustbench_vlm.engine.local import keep_freed_memory
 from robustbench_vlm.models.fast_conv import with_fast_pixel_gradients
 
 DATA = Path(__file__).resolve().parents[2] / "shared" / "data"
 WEIGHTS = "weights/cifar10_cnn_a_adv.safetensors"
+STAGES = ("apgd-ce", "apgd-t", "fab-t", "square")
+LEAST_AGREEMENT = 0.98
+"""The smallest share of samples with the stored verdict for which times are compared."""
+Run = Callable[..., Tensor]
 
 
 class Normalised(nn.Module):
@@ -73,97 +78,143 @@ def read_reference(images: Path, weights: Path, eps: str) -> tuple[nn.Module, Ba
     return Normalised(weights).eval(), batch, torch.tensor(stored["robust"][eps])
 
 
-def run_ours(model: nn.Module, batch: Batch, batch_size: int) -> Tensor:
-    """Return which samples are robust against our standard AutoAttack, bool [N]."""
-    keep_freed_memory()
-    verdict: Verdicts = attack_samples(model, batch, load_attack("autoattack"), batch_size=batch_size)
+class Timed(nn.Module):
+    """A network that measures the processor time of its forward and backward passes."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.seconds = 0.0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return the logits of images."""
+        begin = time.process_time()
+        logits = self.network(_Mark.apply(images, self, 1))
+        self.seconds += time.process_time() - begin
+        return _Mark.apply(logits, self, -1)
+
+
+class _Mark(torch.autograd.Function):
+    """The identity, before and after the network. Its backward pass adds the processor time, or subtracts it."""
+
+    @staticmethod
+    def forward(context: Any, values: Tensor, timed: Timed, sign: int) -> Tensor:
+        context.timed, context.sign = timed, sign
+        return values.view_as(values)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        context.timed.seconds += context.sign * time.process_time()
+        return gradient, None, None
+
+
+def run_ours(model: nn.Module, batch: Batch, batch_size: int, stages: Sequence[str] = STAGES) -> Tensor:
+    """Return which samples are robust against stages of our standard AutoAttack, bool [N]."""
+    attack = load_attack("autoattack")
+    attack = replace(attack, stages=tuple(stage for stage in attack.stages if stage.name in stages))
+    verdict: Verdicts = attack_samples(model, batch, attack, batch_size=batch_size)
     return verdict.robust
 
 
-def run_workers(arguments: argparse.Namespace, eps: str) -> Tensor:
-    """Return which samples are robust against our standard AutoAttack in one process per thread, bool [N].
-
-    Each process reads its samples itself, as the processes of `vlmbench run` do.
-    """
-    workers = arguments.threads
-    task = functools.partial(_share, arguments.images, arguments.weights, eps, arguments.batch_size)
-    parts = [(number, workers) for number in range(workers)]
-    robust = torch.zeros(len(read_reference(arguments.images, arguments.weights, eps)[2]), dtype=torch.bool)
-    for (first, step), answer in run_jobs(task, parts, Resources(workers=workers)):
-        robust[first::step] = torch.tensor(answer)
-    return robust
-
-
-def _share(images: Path, weights: Path, eps: str, batch_size: int, part: tuple[int, int]) -> list[bool]:
-    first, step = part
-    model, batch, _ = read_reference(images, weights, eps)
-    own = batch.at(torch.arange(first, len(batch.labels), step))
-    return run_ours(with_fast_pixel_gradients(model), own, batch_size).tolist()
-
-
-def run_official(model: nn.Module, batch: Batch) -> Tensor:
-    """Return which samples are robust against the official standard AutoAttack according to its own loop, bool [N]."""
+def run_official(model: nn.Module, batch: Batch, stages: Sequence[str] = STAGES) -> Tensor:
+    """Return which samples are robust against stages of the official AutoAttack according to its own loop, bool [N]."""
     from pyautoattack import AutoAttack
 
     official = AutoAttack(model, norm="Linf", eps=float(batch.threat.eps), seed=0, version="standard")
+    official.attacks_to_run = list(stages)
     _, predictions = official.run_standard_evaluation(batch.images, batch.labels, batch_size=len(batch.labels))
     return predictions == batch.labels
 
 
-def timed(run: Callable[[], Tensor]) -> tuple[Tensor, dict[str, float]]:
-    """Return the robust samples that `run` returns, bool [N], and its wall and processor time in seconds."""
-    wall, processor = time.perf_counter(), time.process_time()
-    result = run()
-    return result, {"wall": time.perf_counter() - wall, "processor": time.process_time() - processor}
+def run_stage(run: Run, network: nn.Module, batch: Batch, robust: Tensor, stage: str) -> dict[str, float]:
+    """Attack the samples that are still robust with one stage, and change `robust`, bool [N].
+
+    Returns the processor time of the stage and of the passes of the network in it, in seconds.
+    """
+    timed, active = Timed(network), robust.nonzero().squeeze(1)
+    begin = time.process_time()
+    if len(active):
+        robust[active] = run(timed, batch.at(active), stages=[stage])
+    return {"seconds": time.process_time() - begin, "network": timed.seconds}
 
 
-def compare(arguments: argparse.Namespace, eps: str) -> dict[str, object]:
-    """Compare the verdicts at one eps with the stored ones, and the times with those of the official code."""
+def compare(arguments: argparse.Namespace, eps: str) -> Iterator[dict[str, Any]]:
+    """Compare the verdicts at one eps with the stored ones, and the times with those of the official code.
+
+    Yields a report of all finished parts of the samples after each part.
+    """
     model, batch, stored = read_reference(arguments.images, arguments.weights, eps)
     quick = with_fast_pixel_gradients(copy.deepcopy(model))
-    # Our code runs last, because it makes the process keep freed memory, which would also speed up the official code.
-    runs: dict[str, Callable[[], Tensor]] = {
-        "official": lambda: run_official(model, batch),
-        "ours": lambda: run_ours(quick, batch, arguments.batch_size),
-        "workers": lambda: run_workers(arguments, eps),
+    runs: dict[str, tuple[Run, nn.Module]] = {
+        "official": (run_official, model),
+        "ours": (functools.partial(run_ours, batch_size=arguments.batch_size), quick),
     }
-    record: dict[str, object] = {"eps": eps, "images": len(stored)}
-    robust, seconds = {}, {name: [] for name in runs}
-    for _ in range(arguments.rounds):
-        for name, run in runs.items():
-            robust[name], spent = timed(run)
-            seconds[name].append(spent)
-            agreement = (robust[name] == stored).double().mean().item()
-            print(f"{eps} {name}: robust {robust[name].double().mean():.1%}, as stored {agreement:.1%} of the samples, "
-                  f"{spent['wall']:.1f} s, {spent['processor']:.1f} s of processor time", flush=True)  # fmt: skip
-            record[name] = {"robust": robust[name].double().mean().item(), "as_stored": agreement, **spent}
-    record["right"] = all(_is_right(robust[name], stored) for name in ("ours", "workers"))
-    for name in ("ours", "workers"):
-        ratio = min(s["wall"] for s in seconds["official"]) / min(s["wall"] for s in seconds[name])
-        record[f"{name}_times_as_fast"] = ratio
-        print(f"{eps} {name}: {ratio:.2f} times as fast as the official code")
-    return record
+    spent: list[dict[str, Any]] = []
+    robust: dict[str, list[Tensor]] = {name: [] for name in runs}
+    expected: list[Tensor] = []
+    for number in range(arguments.parts):
+        places = torch.arange(number, min(arguments.samples, len(stored)), arguments.parts)
+        found = {name: torch.ones(len(places), dtype=torch.bool) for name in runs}
+        for stage in STAGES:
+            for name, (run, network) in runs.items():
+                times = run_stage(run, network, batch.at(places), found[name], stage)
+                spent.append({"part": number, "code": name, "stage": stage, **times})
+                print(eps, spent[-1], flush=True)
+        expected.append(stored[places])
+        for name in runs:
+            robust[name].append(found[name])
+        verdicts = {name: _verdicts(torch.cat(each), torch.cat(expected)) for name, each in robust.items()}
+        yield {"eps": eps, "images": len(torch.cat(expected)), "verdicts": verdicts, **_summary(spent)}
 
 
-def _is_right(robust: Tensor, stored: Tensor) -> bool:
-    gain = (robust.sum() - stored.sum()).item() / len(stored)
-    return gain <= 0.005 and (robust == stored).double().mean().item() >= 0.98
+def _verdicts(robust: Tensor, stored: Tensor) -> dict[str, float]:
+    """Return the robust accuracy, and the share of samples with the stored verdict."""
+    return {"robust": robust.double().mean().item(), "as_stored": (robust == stored).double().mean().item()}
+
+
+def _summary(spent: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return the sums of seconds for each code and stage, and the ratios of the official time to ours."""
+
+    def total(key: str, **wanted: object) -> float:
+        chosen = [each for each in spent if all(each[name] == value for name, value in wanted.items())]
+        return float(sum(each[key] for each in chosen))
+
+    codes = ("official", "ours")
+    parts = sorted({each["part"] for each in spent})
+    return {
+        "speedup": total("seconds", code="official") / total("seconds", code="ours"),
+        "speedup_of_parts": [
+            total("seconds", code="official", part=part) / total("seconds", code="ours", part=part) for part in parts
+        ],
+        # The speedup if our code spent no time outside of the network.
+        "largest_speedup": total("seconds", code="official") / total("network", code="ours"),
+        **{code: {key: total(key, code=code) for key in ("seconds", "network")} for code in codes},
+        "stages": {
+            stage: {code: {key: total(key, code=code, stage=stage) for key in ("seconds", "network")} for code in codes}
+            for stage in STAGES
+        },
+    }
 
 
 def main() -> None:
     """Read the command line, compare at each eps, and exit with an error if our verdicts are wrong."""
-    parser = report.parser_of(__doc__, threads=2)
+    parser = report.parser_of(__doc__, threads=1)
     parser.add_argument("--images", type=Path, default=DATA / "real")
     parser.add_argument("--weights", type=Path, default=DATA / WEIGHTS)
     parser.add_argument("--eps", nargs="+", default=["2/255", "8/255"])
     parser.add_argument("--batch_size", type=int, default=128)
-    parser.add_argument("--rounds", type=int, default=1)
+    parser.add_argument("--samples", type=int, default=200, help="number of images, the first ones (default: all)")
+    parser.add_argument("--parts", type=int, default=2, help="number of parts of the samples")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    expect_workers(Resources(workers=arguments.threads))
-    records = [compare(arguments, eps) for eps in arguments.eps]
-    report.write({**report.machine(), "comparisons": records}, arguments.out)
-    if not all(record["right"] for record in records):
+    # This also speeds up the official code.
+    keep_freed_memory()
+    records: list[dict[str, Any]] = []
+    for eps in arguments.eps:
+        for record in compare(arguments, eps):
+            report.write({**report.machine(), "comparisons": [*records, record]}, arguments.out)
+        records.append(record)
+    if any(record["verdicts"]["ours"]["as_stored"] < LEAST_AGREEMENT for record in records):
         raise SystemExit(
             "our verdicts do not match the stored ones, so the times are not comparable: run tests/attacks first"
         )

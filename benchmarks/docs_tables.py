@@ -141,6 +141,29 @@ def planning() -> str:
     return markdown(header, rows)
 
 
+def autoattack() -> str:
+    """Return the tables of processor times of our AutoAttack and the official one, from benchmarks/autoattack.json."""
+    report = json.loads((Path(__file__).parent / "autoattack.json").read_text(encoding="utf-8"))
+    header = ["eps", "images", "official code", "this package", "speedup", "speedup of each part", "largest speedup"]
+    stages = ["eps", "stage", "official code", "in the network", "this package", "in the network", "speedup"]
+    rows, stage_rows = [], []
+    for found in report["comparisons"]:
+        parts = ", ".join(f"{each:.1f}" for each in found["speedup_of_parts"])
+        times = [f"{found[code]['seconds']:.1f} s" for code in ("official", "ours")]
+        ends = [f"{found['speedup']:.1f}", parts, f"{found['largest_speedup']:.1f}"]
+        rows.append([found["eps"], str(found["images"]), *times, *ends])
+        for stage, own in found["stages"].items():
+            spent = [own[code] for code in ("official", "ours")]
+            cells = [text for each in spent for text in (f"{each['seconds']:.1f} s", _share_of_network(each))]
+            speedup = spent[0]["seconds"] / spent[1]["seconds"]
+            stage_rows.append([found["eps"], f"`{stage}`", *cells, f"{speedup:.1f}"])
+    return f"{markdown(header, rows)}\n\n{markdown(stages, stage_rows)}"
+
+
+def _share_of_network(times: dict[str, float]) -> str:
+    return f"{100 * times['network'] / times['seconds']:.0f} %"
+
+
 def verification() -> str:
     """Return the table of detected forgeries, from benchmarks/verification.json."""
     report = json.loads((Path(__file__).parent / "verification.json").read_text(encoding="utf-8"))["replayed"]
@@ -180,6 +203,7 @@ TABLES = {
     "models.md": image_sizes,
     "procedures.md": published_evaluations,
     "scale.md": planning,
+    "speed.md": autoattack,
     "submit.md": verification,
     "warnings.md": warnings,
     "protocols.md": protocols,
