@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.attacks.base import Batch, Outcome
+from robustbench_vlm.attacks.batch_order import Schedule
 from robustbench_vlm.attacks.model import CountedClassifier
-from robustbench_vlm.attacks.schedule import Schedule
 from robustbench_vlm.core.classifier_interface import Classifier
 
 

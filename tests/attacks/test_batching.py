@@ -12,10 +12,10 @@ from torch import Tensor
 
 from robustbench_vlm.attacks import load_attack, schedule
 from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.attacks.batch_order import Schedule
 from robustbench_vlm.attacks.batching import Rows, run_in_batches
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.model import CountedClassifier
-from robustbench_vlm.attacks.schedule import Schedule
 from robustbench_vlm.core.classifier_interface import as_classifier
 
 NAMES = ("pgd-10", "apgd-ce", "apgd-t", "fab-t", "square", "autoattack")
