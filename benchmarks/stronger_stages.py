@@ -154,8 +154,8 @@ def table(report_of: Mapping[str, Any]) -> Iterable[str]:
     stages = [stage for stage in STAGES if any(row["stage"] == stage for row in rows)]
     yield f"| model | robust | {' | '.join(stages)} | all | share of the attacked in % (95 % interval) |"
     yield "| --- " * (len(stages) + 4) + "|"
-    for model, count in models.items():
-        own = [row for row in rows if row["model"] == model]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        count, own = models[model], [row for row in rows if row["model"] == model]
         fallen = {tuple(pair) for row in own for pair in row["fallen"]}
         cells = [_count(rows_of(rows, stage, model), count) for stage in stages]
         # A sample that only one stage attacked is part of the share too.

@@ -441,4 +441,4 @@ def test_a_closed_pipe_gives_no_traceback() -> None:
     answer = subprocess.run(
         ["bash", "-c", f"{' '.join(MODULE)} list attacks | head -n 1"], capture_output=True, text=True, check=True
     )
-    assert answer.stdout.startswith("agft-autoattack") and "Traceback" not in answer.stderr
+    assert answer.stdout.startswith("adaptive") and "Traceback" not in answer.stderr

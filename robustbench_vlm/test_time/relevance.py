@@ -13,6 +13,10 @@ from robustbench_vlm.models.fast_resnet import FoldedResNet
 
 _SMALL = 1e-8
 _CLIPPED = 0.99
+_LEVELS = 16384
+"""Maps are rounded to multiples of 1 / `_LEVELS`. Resized maps have regions of one value. Without rounding, the last bits
+of these values, and so the comparison with a quantile, would depend on the batch size.
+"""
 _EARLIER, _LAST = 0.5, 1.0
 """The weights of the last two blocks of a transformer in their mean."""
 
@@ -105,4 +109,5 @@ def _upsampled(maps: Tensor, images: Tensor) -> Tensor:
     flat = torch.minimum(flat, flat.quantile(_CLIPPED, dim=1, keepdim=True))
     low, high = flat.amin(dim=1, keepdim=True), flat.amax(dim=1, keepdim=True)
     scaled = ((flat - low) / (high - low + _SMALL)).view_as(maps)
-    return functional.interpolate(scaled[:, None], images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    resized = functional.interpolate(scaled[:, None], images.shape[2:], mode="bilinear", align_corners=False)[:, 0]
+    return (resized * _LEVELS).round() / _LEVELS
