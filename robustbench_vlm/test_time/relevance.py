@@ -14,8 +14,8 @@ from robustbench_vlm.models.fast_resnet import FoldedResNet
 _SMALL = 1e-8
 _CLIPPED = 0.99
 _LEVELS = 16384
-"""Maps are rounded to multiples of 1 / `_LEVELS`. Resized maps have regions of one value. Without rounding, the last bits
-of these values, and so the comparison with a quantile, would depend on the batch size.
+"""Maps are rounded to multiples of 1 / `_LEVELS`. Resized maps have regions of one value. Without rounding, the last
+bits of these values, and so the comparison with a quantile, would depend on the batch size.
 """
 _EARLIER, _LAST = 0.5, 1.0
 """The weights of the last two blocks of a transformer in their mean."""
