@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from made_up import SHORT, halving_threat, network, samples, with_parameters
 from torch import Tensor
 
-from robustbench_vlm.attacks import load_attack, schedule
+from robustbench_vlm.attacks import batch_order, load_attack
 from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.batch_order import Schedule
 from robustbench_vlm.attacks.batching import Rows, run_in_batches
@@ -101,7 +101,7 @@ def test_runs_that_start_early_change_no_bit(name: str, norm: str, monkeypatch: 
     (stage,) = with_parameters(load_attack(name), {name: {"steps": 12, "targets": 4}}).stages
     overlapping = stage.run(as_classifier(watched), batch, batch_size=128)
     calls, images, largest = len(sizes), sum(sizes), max(sizes)
-    monkeypatch.setattr(schedule, "_COMPANY", 1000)
+    monkeypatch.setattr(batch_order, "_COMPANY", 1000)
     sizes.clear()
     one_after_another = stage.run(as_classifier(watched), batch, batch_size=128)
     assert torch.equal(overlapping.adversarial, one_after_another.adversarial)
