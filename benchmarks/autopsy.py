@@ -25,8 +25,6 @@ from robustbench_vlm.analysis.autopsy import autopsy_classifier, entry_text
 from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
-from robustbench_vlm.core.numbers import percent
-from robustbench_vlm.core.records import wilson
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "attacks"))
 from masked_models import HONEST, MASKED, MaskedModel
@@ -83,17 +81,12 @@ def table(found: Mapping[str, Any]) -> Iterable[str]:
     yield "| model | robust accuracy | attack |"
     yield "| --- | --- | --- |"
     base = found["base under the official AutoAttack"]
-    yield f"| base network | {_accuracy(base, found['samples'])} | official AutoAttack |"
+    yield f"| base network | {report.share(base, found['samples'])} | official AutoAttack |"
     for row in found["rows"]:
         if "refused" in row:
             yield f"| {row['model']} | refused | |"
         else:
-            yield f"| {row['model']} | {_accuracy(row['robust'], found['samples'])} | {row['text']} |"
-
-
-def _accuracy(robust: int, samples: int) -> str:
-    low, high = wilson(robust, samples)
-    return f"{percent(robust / samples)} ({percent(low)}-{percent(high)})"
+            yield f"| {row['model']} | {report.share(row['robust'], found['samples'])} | {row['text']} |"
 
 
 def main() -> None:

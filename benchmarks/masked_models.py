@@ -26,8 +26,7 @@ from robustbench_vlm import attack as attack_model
 from robustbench_vlm.attacks.adaptive import ADAPTIVE, SURROGATE_STAGES
 from robustbench_vlm.attacks.autoattack import AUTOATTACK
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.numbers import percent
-from robustbench_vlm.core.records import CLEAN, wilson
+from robustbench_vlm.core.records import CLEAN
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "attacks"))
 from masked_models import HONEST, MASKED, MaskedModel
@@ -93,16 +92,10 @@ def table(report_of: Mapping[str, Any]) -> Iterable[str]:
         if "refused" in row:
             yield f"| {row['model']} | | refused | refused | |"
             continue
-        cells = [_cell(row[name], n) for name in ("clean", "autoattack", "adaptive")]
+        counts = [row[name] for name in ("clean", "autoattack", "adaptive")]
+        cells = ["refused" if count is None else report.share(count, n) for count in counts]
         codes = ", ".join(f"`{code}`" for code in row["warnings"])
         yield f"| {row['model']} | {' | '.join(cells)} | {codes} |"
-
-
-def _cell(count: int | None, samples: int) -> str:
-    if count is None:
-        return "refused"
-    low, high = wilson(count, samples)
-    return f"{percent(count / samples)} ({percent(low)}-{percent(high)})"
 
 
 def main() -> None:

@@ -31,8 +31,6 @@ from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Batch, GradientMode, one_stage_attack
 from robustbench_vlm.attacks.evaluate import attack_samples
 from robustbench_vlm.attacks.model import logits_in_batches
-from robustbench_vlm.core.numbers import percent
-from robustbench_vlm.core.records import wilson
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.model_cache import classifier_of
 from robustbench_vlm.engine.request import Request
@@ -144,18 +142,12 @@ def _row(report_of: Mapping[str, Any], model: str) -> list[str]:
         fixed = way == "eot" and way not in ways_of(model) and "+" in model
         text = "no random numbers" if fixed else "not measured" if way in ways_of(model) else ""
         if way in needed:
-            text = interval(sum(results[way][sample] for sample in samples), len(samples))
+            text = report.share(sum(results[way][sample] for sample in samples), len(samples))
         cells.append(text)
     # Without an attack on the defense, the worst case would say nothing.
     is_complete = set(needed) >= {"transfer", "loop"} & set(ways_of(model))
-    found = interval(worst, len(samples)) if is_complete else "not measured"
+    found = report.share(worst, len(samples)) if is_complete else "not measured"
     return [*cells, found, report_of["passes"].get(model, "")]
-
-
-def interval(count: int, n: int) -> str:
-    """Return `count` of `n` samples in % with the 95 % Wilson interval."""
-    low, high = wilson(count, n)
-    return f"{percent(count / n)} ({percent(low)}-{percent(high)})"
 
 
 def passes_of(arguments: Any) -> dict[str, str]:

@@ -12,6 +12,9 @@ from typing import Any
 
 import torch
 
+from robustbench_vlm.core.numbers import percent
+from robustbench_vlm.core.records import wilson
+
 
 def parser_of(text: str | None, *, threads: int) -> argparse.ArgumentParser:
     """Return a parser with a benchmark's docstring as its help, and with the options that all benchmarks have."""
@@ -55,6 +58,12 @@ def _gpu() -> dict[str, Any]:
         "gpu memory": properties.total_memory,
         "multiprocessors": properties.multi_processor_count,
     }
+
+
+def share(count: int, n: int) -> str:
+    """Return count / n in % with the 95 % Wilson interval, such as "50.0 (31.4-68.6)"."""
+    low, high = wilson(count, n)
+    return f"{percent(count / n)} ({percent(low)}-{percent(high)})"
 
 
 def write(report: Mapping[str, Any], out: Path | None) -> None:

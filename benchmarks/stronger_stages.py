@@ -31,8 +31,7 @@ from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.autoattack_plus import STRONGER_STAGES
 from robustbench_vlm.attacks.base import one_stage_attack
 from robustbench_vlm.attacks.evaluate import attack_samples
-from robustbench_vlm.core.numbers import percent
-from robustbench_vlm.core.records import Verdict, wilson
+from robustbench_vlm.core.records import Verdict
 from robustbench_vlm.core.threat import parse_eps
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.request import Request
@@ -160,8 +159,7 @@ def table(report_of: Mapping[str, Any]) -> Iterable[str]:
         cells = [_count(rows_of(rows, stage, model), count) for stage in stages]
         # A sample that only one stage attacked is part of the share too.
         attacked = max(row["attacked"] for row in own)
-        low, high = wilson(len(fallen), attacked)
-        share = f"{percent(len(fallen) / attacked)} ({percent(low)}-{percent(high)})"
+        share = report.share(len(fallen), attacked)
         yield f"| {model} | {count} | {' | '.join(cells)} | {len(fallen)} | {share} |"
     passes = [_mean_passes([row for row in rows if row["stage"] == stage]) for stage in stages]
     yield f"| passes per sample | | {' | '.join(f'{value:,.0f}' for value in passes)} | {sum(passes):,.0f} | |"

@@ -75,7 +75,7 @@ class Autopsy:
     not_tried: str
     """Attacks that were not compared."""
     seconds: float
-    """Wall time in seconds."""
+    """Wall time of the search and the attack in seconds."""
 
     def to_json(self) -> dict[str, Any]:
         """Return the result as a JSON document."""
@@ -94,7 +94,6 @@ def autopsy(
     Raises UserError if the request is invalid, has several models or radii, or asks for all samples. Also raises
     UserError if the datasets have no other samples for the search.
     """
-    begun = time.monotonic()
     count = _check(request, budget, held_out)
     plan = resolve(replace(request, attacks=("pgd-10",), samples=count + held_out), on_progress)
     if len({cell.threat for cell in plan.cells}) > 1:
@@ -108,25 +107,9 @@ def autopsy(
                 f"the datasets have no samples other than the {count} that are reported, but the search needs some:"
                 " give a smaller number with --samples"
             )
-        model = plan.cells[0].model_name
-        found, correct = _searched(others, _ways(others[0]), budget, resources.batch_size, on_progress)
         reported = [_subject(cell, 0, min(count, len(cell)), resources.device) for cell in plan.cells]
-        content = _attack_file(model, found)
-        clean, robust, passes = measure(reported, attack_of(content), resources.batch_size)
-    return Autopsy(
-        model=model,
-        norm=plan.cells[0].threat.norm,
-        eps=plan.cells[0].threat.eps_text,
-        protocol=_label(request, plan),
-        datasets=tuple(cell.dataset.name for cell in plan.cells),
-        held_out=correct,
-        clean=clean,
-        robust=robust,
-        attack=content,
-        attack_passes=passes,
-        seconds=time.monotonic() - begun,
-        **_of_search(found),
-    )
+        about = plan.cells[0].model_name, plan.cells[0].threat, _label(request, plan)
+        return _examined(about, others, reported, _ways(others[0]), budget, resources.batch_size, on_progress)
 
 
 def autopsy_classifier(
@@ -163,7 +146,6 @@ def autopsy_classifier(
     Raises:
         UserError: An argument cannot be used, or no held-out image is classified correctly.
     """
-    begun = time.monotonic()
     threat = Threat(norm_named(norm), exact_eps(eps))
     batch = batch_in_memory(classifier, images, labels, threat, seed)
     n = len(batch.labels)
@@ -177,23 +159,44 @@ def autopsy_classifier(
     with arithmetic():
         own_ways: tuple[GradientWay, ...] = ("loop", "estimated") if has_gradient(whole) else ("estimated",)
         ways = own_ways if surrogate is None else ("transfer", "straight-through", *own_ways)
-        found, correct = _searched([whole.part(places[n - searched :])], ways, budget, batch_size, on_progress)
-        content = _attack_file(name, found)
-        reported = [whole.part(places[: n - searched])]
-        clean, robust, passes = measure(reported, attack_of(content), batch_size)
+        others, reported = whole.part(places[n - searched :]), whole.part(places[: n - searched])
+        return _examined((name, threat, ""), [others], [reported], ways, budget, batch_size, on_progress)
+
+
+def _examined(
+    about: tuple[str, Threat, str],
+    others: list[Subject],
+    reported: list[Subject],
+    ways: tuple[GradientWay, ...],
+    budget: int,
+    batch_size: int,
+    on_progress: OnProgress,
+) -> Autopsy:
+    """Choose an attack with the subjects `others`, attack the reported ones once with it, and return the result.
+
+    `about` has the name of the model, the threat, and the protocol of the reported samples.
+    """
+    begun = time.monotonic()
+    model, threat, protocol = about
+    found, correct = _searched(others, ways, budget, batch_size, on_progress)
+    content = _attack_file(model, found)
+    clean, robust, passes = measure(reported, attack_of(content), batch_size)
     return Autopsy(
-        model=name,
+        model=model,
         norm=threat.norm,
         eps=threat.eps_text,
-        protocol="",
-        datasets=("images",),
+        protocol=protocol,
+        datasets=tuple(each.dataset for each in reported),
         held_out=correct,
         clean=clean,
         robust=robust,
         attack=content,
+        rounds=found.rounds,
+        search_passes=found.passes,
         attack_passes=passes,
+        tried=tried(found.space),
+        not_tried=not_tried(found.space, found.left_out),
         seconds=time.monotonic() - begun,
-        **_of_search(found),
     )
 
 
@@ -208,15 +211,6 @@ def _searched(
     kept = correct_samples(subjects, batch_size)
     found = search(kept, ways, budget=budget, batch_size=batch_size, on_round=on_round)
     return found, sum(len(each.batch.labels) for each in kept)
-
-
-def _of_search(found: Search) -> dict[str, Any]:
-    return {
-        "rounds": found.rounds,
-        "search_passes": found.passes,
-        "tried": tried(found.space),
-        "not_tried": not_tried(found.space, found.left_out),
-    }
 
 
 def _attack_file(model: str, found: Search) -> AttackFile:

@@ -132,6 +132,11 @@ def in_pixel_scale(levels: float) -> float:
     return float(Fraction(levels) / 255)
 
 
+def within_pixels(images: Tensor, added: Tensor) -> Tensor:
+    """Reduce the perturbations `added` (B, 3, H, W), so that the pixels of images + added are in [0, 1]."""
+    return (images + added).clamp(0, 1) - images
+
+
 def inner_gradient(context: DefenseContext, losses: Tensor, inputs: Tensor) -> Tensor:
     """Return the gradient of the sum of the losses (B,) with respect to `inputs`, in the shape of `inputs`.
 

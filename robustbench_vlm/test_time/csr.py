@@ -13,6 +13,7 @@ from robustbench_vlm.test_time.base import (
     in_pixel_scale,
     inner_gradient,
     straight_through_sign,
+    within_pixels,
 )
 
 _PUBLISHED_SIDE = 224
@@ -49,7 +50,7 @@ def rectification(context: DefenseContext, images: Tensor) -> Tensor:
         best_score = torch.where(better, scores.detach(), best_score)
         if number < int(settings["steps"]):
             moved = current + step * straight_through_sign(inner_gradient(context, scores, at))
-            current = (images + moved.clamp(-eps, eps)).clamp(0, 1) - images
+            current = within_pixels(images, moved.clamp(-eps, eps))
     is_changed = (own * filtered).sum(dim=1) < settings["threshold"]
     return torch.where(is_changed.view(-1, 1, 1, 1), best, torch.zeros_like(best))
 

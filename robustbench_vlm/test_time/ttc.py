@@ -14,6 +14,7 @@ from robustbench_vlm.test_time.base import (
     in_pixel_scale,
     inner_gradient,
     straight_through_sign,
+    within_pixels,
 )
 
 
@@ -35,7 +36,7 @@ def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
     """
     settings, eps = context.settings, in_pixel_scale(context.settings["eps"])
     noise = (randomness.uniform(context.keys, 0, images.shape[1:]).to(images) * 2 - 1) * eps
-    noise = _within(images, noise)
+    noise = within_pixels(images, noise)
     steps = [noise]
     target = context.image_encoder(images)
     for _ in range(int(settings["steps"])):
@@ -45,7 +46,7 @@ def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
             # The squared distance is used, because it can be differentiated even if the distance is zero.
             losses = (context.image_encoder(images + at) - target).square().sum(dim=1)
         step = in_pixel_scale(settings["step"]) * straight_through_sign(inner_gradient(context, losses, at))
-        steps.append(_within(images, (steps[-1] + step).clamp(-eps, eps)))
+        steps.append(within_pixels(images, (steps[-1] + step).clamp(-eps, eps)))
     weights = torch.softmax(settings["beta"] * torch.arange(len(steps)).to(images), dim=0)
     mean: Tensor = (torch.stack(steps) * weights.view(-1, 1, 1, 1, 1)).sum(dim=0)
     strayed = (tau(context, images, noise) >= settings["tau"]).view(-1, 1, 1, 1)
@@ -62,11 +63,6 @@ def tau(context: DefenseContext, images: Tensor, noise: Tensor) -> Tensor:
         clean, moved = context.undefended_encoder(images), context.undefended_encoder(images + noise)
     share: Tensor = (moved - clean).norm(dim=1) / clean.norm(dim=1)
     return share
-
-
-def _within(images: Tensor, added: Tensor) -> Tensor:
-    """Reduce the perturbations `added` (B, 3, H, W), so that the pixels of images + added are in [0, 1]."""
-    return (images + added).clamp(0, 1) - images
 
 
 def _passes(settings: Mapping[str, float]) -> Passes:
