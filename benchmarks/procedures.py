@@ -1,7 +1,7 @@
 """Compare the published evaluation of each test-time defense with attacks on the model with the defense.
 
-    python benchmarks/procedures.py --out benchmarks/procedures.json --samples 4
-    python benchmarks/procedures.py --out benchmarks/procedures.json --samples 8 --models et3+clip csr+clip
+    python benchmarks/procedures.py --out benchmarks/procedures.json --samples 12
+    python benchmarks/procedures.py --out benchmarks/procedures.json --samples 24 --models et3+clip csr+clip
 
 A run adds the missing samples of each dataset to the report, so a stopped run continues where it stopped, and a larger
 number of samples keeps the results of a smaller one. `benchmarks/docs_tables.py` writes the table of docs/procedures.md
@@ -62,8 +62,8 @@ def ways_of(model: str) -> tuple[str, ...]:
     return tuple(way for way in WAYS if way != "eot" or defense not in FIXED)
 
 
-def evaluate(classifier: Any, batch: Batch, way: str, *, batch_size: int) -> list[int]:
-    """Return 1 for each sample that is correct in one way, and 0 for the others."""
+def evaluate(classifier: Any, batch: Batch, way: str, *, batch_size: int) -> str:
+    """Return a text with "1" for each sample that is correct in one way, and "0" for the others."""
     if way == "clean":
         found = logits_in_batches(classifier, batch.images, batch_size).argmax(dim=1) == batch.labels
     elif way == "published":
@@ -74,7 +74,7 @@ def evaluate(classifier: Any, batch: Batch, way: str, *, batch_size: int) -> lis
         mode = MODES[way] if isinstance(classifier, DefendedClassifier) else None
         attack = one_stage_attack(replace(stage, gradient_mode=mode), stage.name)
         found = attack_samples(classifier, batch, attack, batch_size=batch_size).robust
-    return [int(each) for each in found]
+    return "".join(str(int(each)) for each in found)
 
 
 def missing(rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell], ways: Sequence[str]) -> Iterator[Any]:
@@ -83,8 +83,7 @@ def missing(rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell], ways: Sequ
         for cell in cells:
             if way not in ways_of(cell.model_name):
                 continue
-            own = [row for row in rows if (row["model"], row["way"], row["dataset"]) == key_of(cell, way)]
-            known = sum(len(row["correct"]) for row in own)
+            known = sum(len(row["correct"]) for row in rows if key_of_row(row) == key_of(cell, way))
             if known < len(cell):
                 yield cell, way, known
 
@@ -92,6 +91,21 @@ def missing(rows: Sequence[Mapping[str, Any]], cells: Sequence[Cell], ways: Sequ
 def key_of(cell: Cell, way: str) -> tuple[str, str, str]:
     """Return the model, the way and the dataset of a result."""
     return cell.model_name, way, cell.dataset.name
+
+
+def key_of_row(row: Mapping[str, Any]) -> tuple[str, str, str]:
+    """Return the model, the way and the dataset of a row."""
+    return row["model"], row["way"], row["dataset"]
+
+
+def add(rows: list[dict[str, Any]], key: tuple[str, str, str], found: str, seconds: float) -> None:
+    """Add the results of more samples to the row of a model, a way and a dataset."""
+    row = next((row for row in rows if key_of_row(row) == key), None)
+    if row is None:
+        row = {**dict(zip(("model", "way", "dataset"), key, strict=True)), "correct": "", "seconds": 0.0}
+        rows.append(row)
+    row["correct"] += found
+    row["seconds"] = round(row["seconds"] + seconds, 2)
 
 
 def run(report_of: dict[str, Any], arguments: Any) -> None:
@@ -104,21 +118,19 @@ def run(report_of: dict[str, Any], arguments: Any) -> None:
             classifier = classifier_of(cell.model, cell.track, cell.dataset.prompts, arguments.device)
             batch, _ = load_batch(cell, known, len(cell), device=arguments.device)
             found = evaluate(classifier.of_samples(batch.keys), batch, way, batch_size=arguments.batch_size)
-            seconds = round(time.process_time() - start, 2)
-            rows.append(dict(zip(("model", "way", "dataset"), key_of(cell, way), strict=True)))
-            rows[-1] |= {"start": known, "correct": found, "seconds": seconds}
+            add(rows, key_of(cell, way), found, time.process_time() - start)
             report.write(
                 {**report_of, "eps": cell.threat.eps_text, "machine": report.machine(arguments.device)}, arguments.out
             )
-            print(rows[-1], flush=True)
+            print(*key_of(cell, way), known, found, flush=True)
 
 
-def results_of(report_of: Mapping[str, Any], model: str) -> dict[str, dict[tuple[str, int], int]]:
-    """Return the results of a model: for each way, 1 or 0 for each pair of a dataset and a number of a sample."""
-    found: dict[str, dict[tuple[str, int], int]] = {}
+def results_of(report_of: Mapping[str, Any], model: str) -> dict[str, dict[tuple[str, int], bool]]:
+    """Return for each way whether each pair of a dataset and a number of a sample is correct."""
+    found: dict[str, dict[tuple[str, int], bool]] = {}
     for row in report_of["rows"]:
         if row["model"] == model:
-            numbers = {(row["dataset"], row["start"] + n): value for n, value in enumerate(row["correct"])}
+            numbers = {(row["dataset"], n): value == "1" for n, value in enumerate(row["correct"])}
             found.setdefault(row["way"], {}).update(numbers)
     return found
 
