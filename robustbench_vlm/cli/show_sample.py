@@ -11,9 +11,10 @@ from robustbench_vlm.cli.options import DEFAULT_TRACK, Json, option
 from robustbench_vlm.cli.render.output import Line, answer, note
 from robustbench_vlm.cli.render.progress_bar import progress
 from robustbench_vlm.cli.render.text_table import Columns, Row, table, wrapped
-from robustbench_vlm.core.numbers import decimals, percent
+from robustbench_vlm.core.numbers import percent
 from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.core.text import terminal_text
+from robustbench_vlm.core.threat import distance_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -107,7 +108,9 @@ def lines(found: "SampleView", out: Path, width: int) -> Iterator[Line]:
     for each in found.models:
         yield Line("")
         yield from wrapped(
-            f"{each.model}: {_verdict(each)}, perturbation {_size(found, each.distance)}", width, indent="  "
+            f"{each.model}: {_verdict(each)}, perturbation {distance_text(found.norm, each.distance)}",
+            width,
+            indent="  ",
         )
         yield from table(list(_rows(found, each)), Columns((), "class", ("clean", "adversarial")), width)
     yield Line("")
@@ -171,11 +174,6 @@ def _rows(found: "SampleView", each: "SampleUnderModel") -> Iterator[Row]:
 
 def _about(found: "SampleView") -> str:
     return f"{found.dataset} {found.sample_id}, {found.label}; {found.attack}, {found.norm} {found.eps}"
-
-
-def _size(found: "SampleView", distance: float) -> str:
-    """Return the size of a perturbation: in units of 1/255 for Linf, and in units of the pixel range for L2."""
-    return f"{decimals(255 * distance, 2)}/255" if found.norm == "Linf" else decimals(distance, 4)
 
 
 def _verdict(each: "SampleUnderModel") -> str:

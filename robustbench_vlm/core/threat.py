@@ -10,6 +10,7 @@ from numbers import Real
 from typing import Any
 
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.numbers import decimals
 
 NORMS = ("Linf", "L2")
 _LARGEST = {"Linf": 1, "L2": 10**6}
@@ -58,6 +59,14 @@ class Threat:
         decimal = Decimal(steps.numerator) / Decimal(steps.denominator)
         is_exact = Fraction(decimal) == steps
         return f"{decimal:f}/255" if self.norm == "Linf" and is_exact else str(self.eps)
+
+
+def distance_text(norm: str, distance: float) -> str:
+    """Return the size of a perturbation as text: in units of 1/255 for Linf, and in units of the pixel range for L2.
+
+    `distance` is in units of the pixel range [0, 1]. For example, a Linf distance of 0.0196 becomes "5.00/255".
+    """
+    return f"{decimals(255 * distance, 2)}/255" if norm == "Linf" else decimals(distance, 4)
 
 
 def parse_eps(text: str) -> Fraction:

@@ -300,6 +300,24 @@ def test_no_page_is_wider_than_a_narrow_phone(open_page: Open) -> None:
         assert sizes == [360, 360, 360], name
 
 
+def test_on_a_phone_the_model_stays_in_view_and_texts_are_legible(open_page: Open) -> None:
+    page = open_page("mini/index.html", viewport={"width": 375, "height": 812}, has_touch=True)
+    name = page.locator("#measured-rows tbody th").first
+    page.evaluate("document.querySelector('#measured-rows').scrollLeft = 200")
+    box, table = name.bounding_box(), page.locator("#measured-rows").bounding_box()
+    assert box["x"] == table["x"] and box["width"] < table["width"] / 2
+    value, interval = page.locator("#measured-rows tbody td.number").first.locator(".value, small").all()
+    assert interval.bounding_box()["y"] > value.bounding_box()["y"]
+    sizes = page.evaluate(
+        """[...document.querySelectorAll(".plot text")].map(
+          (each) => parseFloat(getComputedStyle(each).fontSize) * each.ownerSVGElement.getScreenCTM().a)"""
+    )
+    assert len(sizes) > 30 and min(sizes) > 9.5
+    page.goto(_neighbour(page, "reading.html"))
+    cells = page.locator("#black-box-wins > *").all()
+    assert len(cells) == 3 and all(each.bounding_box()["width"] > 300 for each in cells)
+
+
 def test_markup_in_texts_adds_no_element_link_or_dialog(open_page: Open) -> None:
     page = open_page(PAGES[0])
     for name in PAGES[-4:]:

@@ -1,8 +1,10 @@
 """Parts of the site: file names, links, numbers, BibTeX, chart positions and protocols."""
 
+import importlib.metadata
 import itertools
 import re
 from collections.abc import Sequence
+from email.message import Message
 from pathlib import Path
 
 import made_up_boards as made
@@ -95,7 +97,31 @@ def test_the_home_page_links_the_addresses_of_the_project() -> None:
     }
     home = site_files([made.board(), made.unmeasured_board()])["index.html"]
     assert 'href="#submit"' in home and 'id="submit"' in home
+    assert "vlmbench submit runs/mini/my_model --model my_model.json" in home
     assert 'href="zeroshot15/index.html#reported">300 numbers that papers report</a>' in home
+
+
+def test_the_home_page_links_the_repository_as_soon_as_the_package_names_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    metadata = Message()
+    monkeypatch.setattr(importlib.metadata, "metadata", lambda name: metadata)
+    boards = [made.board()]
+    assert 'rel="noopener' not in site_files(boards)["index.html"].partition("<section")[0]
+    metadata["Project-URL"] = "Repository, https://example.org/team/benchmark"
+    metadata["Project-URL"] = "Documentation, https://docs.example.org"
+    head = site_files(boards)["index.html"].partition("<section")[0]
+    links = re.findall(r'href="(https://[^"]*)"[^>]*><bdi>([^<]*)</bdi>', head)
+    assert links == [
+        ("https://example.org/team/benchmark", "Repository"),
+        ("https://docs.example.org", "Documentation"),
+    ]
+
+
+def test_no_page_shows_a_linf_distance_as_a_decimal_number() -> None:
+    boards, entries = [made.board()], {("mini", name): made.entry(name) for name in made.NUMBERS}
+    found = site_files(boards, entries=entries)
+    assert sum(text.count("<td>Linf&nbsp;") for text in found.values()) == 2
+    texts_of_pages = [re.sub(r"&nbsp;", " ", text) for name, text in found.items() if name.endswith(".html")]
+    assert [each for text in texts_of_pages for each in re.findall(r"Linf [0-9.]+(?![0-9.]*/255)", text)] == []
 
 
 def test_every_bundled_card_whose_paper_is_known_has_a_venue_and_a_year() -> None:

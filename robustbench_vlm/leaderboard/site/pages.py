@@ -22,6 +22,7 @@ from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import inside, sha256_of, write_text
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.text import terminal_text
+from robustbench_vlm.core.threat import distance_text
 from robustbench_vlm.engine.warnings import WARNINGS, explain
 from robustbench_vlm.leaderboard.board import Board, BoardRow, ReportedNumber
 from robustbench_vlm.leaderboard.entry import Entry
@@ -274,7 +275,7 @@ def _environment(boards: Sequence[Board]) -> Environment:
     )
     filters = (
         *(texts.shown, texts.slug, texts.safe_link, texts.percent, texts.interval, texts.signed, texts.count),
-        *(texts.warning_parts, texts.radius, texts.joined, page_name),
+        *(texts.warning_parts, texts.radius, distance_text, texts.joined, page_name),
     )
     environment.filters |= {each.__name__: each for each in filters}
     style, script = ((_HERE / name).read_text(encoding="utf-8") for name in ("style.css", "script.js"))
