@@ -164,7 +164,7 @@ def attack_classifier(
         check_draw_counts(draws, eot)
         check_draws(chosen)
     if surrogate is not None:
-        _check_surrogate(chosen, surrogate, draws)
+        _check_surrogate(chosen, surrogate)
     batch = batch_in_memory(classifier, images, labels, threat, seed)
     count, device = len(batch.labels), batch.labels.device
     whole = as_classifier(classifier)
@@ -246,10 +246,8 @@ def _check_callable(classifier: Any) -> None:
     raise UserError(f"{expected}, got {type(classifier).__name__}: {advice}")
 
 
-def _check_surrogate(attack: Attack, surrogate: Any, draws: int) -> None:
+def _check_surrogate(attack: Attack, surrogate: Any) -> None:
     """Raise UserError if the attack has no stage on a surrogate, or if the surrogate is not a function."""
-    if draws:
-        raise UserError(f"surrogate cannot be combined with draws, got draws={draws}: leave one of them out")
     if not any(stage.transfers or stage.gradient_mode is not None for stage in attack.stages):
         raise UserError(
             f"a surrogate was given, but the attack {attack.name!r} has no stage on a surrogate: use the attack"

@@ -25,8 +25,6 @@ from robustbench_vlm.core.threat import Threat
 
 _MOMENTUM = 0.75
 _RISES = 0.75
-_ZERO = "zero-gradient"
-"""Key of the runs whose gradient at the starting point is zero, among the warnings of `run_in_batches`."""
 _HEAD_START = 4
 """The next run of a sample may start in a free place of the batch after 1/4 of the steps of the run before it."""
 
@@ -125,8 +123,6 @@ class Apgd:
         """Classify every iterate and take one step. If the loss of a sample stalls, halve the sample's step size."""
         loss, rows = LOSSES[self.loss], state.rows
         logits, losses, gradient = model.gradient(state.point, lambda outputs: loss(outputs, rows.labels, state.target))
-        # Of each run, only the start is counted, because steps along a gradient of zero do not move.
-        model.warnings[_ZERO] = (state.iteration == 0) & ~gradient.flatten(1).any(dim=1)
         rows.succeeded = rows.finished = model.misclassified(state.point, logits, rows.labels)
         if bool(rows.succeeded.any()):
             rows.adversarial[rows.succeeded] = state.point[rows.succeeded]
@@ -236,8 +232,7 @@ def run_apgd(method: Apgd, classifier: Classifier, batch: Batch, *, batch_size: 
         head_start=method.steps // _HEAD_START,
     )
     forward, backward = outcome.forward + targets.forward, outcome.backward + targets.backward
-    zero = outcome.warnings.pop(_ZERO, torch.zeros_like(batch.labels, dtype=torch.bool))
-    return replace(outcome, forward=forward, backward=backward, zero_gradient=zero)
+    return replace(outcome, forward=forward, backward=backward)
 
 
 def apgd_stage(name: str, **parameters: Any) -> Stage:

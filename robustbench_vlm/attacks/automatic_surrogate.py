@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.attacks.eot import DrawnClassifier
 from robustbench_vlm.attacks.model import AdaptiveClassifier, MultiDatasetClassifier, SurrogateClassifier
 from robustbench_vlm.attacks.surrogate_gradients import ClassifierWithSurrogate
 from robustbench_vlm.core.classifier_interface import Classifier
@@ -96,11 +97,13 @@ class AutomaticSurrogate:
 def with_any_surrogate(classifier: Classifier, batch: Batch, batch_size: int) -> SurrogateClassifier | None:
     """Return a pair of a surrogate and a classifier, or None if there is no surrogate that differs from the classifier.
 
-    A given surrogate is used first (`ClassifierWithSurrogate`). Test-time defenses are not changed, because they have
-    their own gradient modes.
+    A given surrogate is used first (`ClassifierWithSurrogate`, `DrawnClassifier`). Test-time defenses are not changed,
+    because they have their own gradient modes.
     """
     if isinstance(classifier, ClassifierWithSurrogate):
         return SurrogateClassifier(classifier.surrogate, classifier.classifier)
+    if isinstance(classifier, DrawnClassifier) and classifier.surrogate is not None:
+        return SurrogateClassifier(classifier.surrogate, classifier)
     attacked, judge = classifier, classifier
     if isinstance(classifier, SurrogateClassifier):
         attacked, judge = classifier.surrogate, classifier.judge

@@ -57,9 +57,9 @@ class Outcome:
     """Warnings of the stage. The keys are codes, such as "dlr-needs-3-classes". The values, bool (B,), are True for the
     samples with this warning.
     """
-    zero_gradient: "Tensor | None" = None
-    """True if the gradient at a starting point of the sample was exactly zero, bool (B,). It is None if the stage does
-    not look at this. Steps along a gradient of zero do not move, so all later gradients of the run are zero too.
+    zero_gradients: "Tensor | None" = None
+    """The share of the gradients of each sample that were exactly zero, float32 (B,) in [0, 1]. It is NaN if the stage
+    computed no gradient for the sample, and None if the stage does not count them.
     """
 
     def warn(self, code: str, index: "Tensor") -> None:
@@ -74,19 +74,17 @@ class Outcome:
         `index`, int64 (N,), has the positions of these N samples in the batch. For the other samples, the returned
         outcome has the clean image and zero passes.
         """
-        import torch
-
         nothing = batch.labels.new_zeros(len(batch.labels))
         whole = Outcome(batch.images.clone(), nothing.clone(), nothing.clone())
         whole.adversarial[index] = self.adversarial
         whole.forward[index], whole.backward[index] = self.forward, self.backward
         for code, samples in self.warnings.items():
             whole.warn(code, index[samples])
-        if self.zero_gradient is None:
+        if self.zero_gradients is None:
             return whole
-        zero = torch.zeros_like(nothing, dtype=torch.bool)
-        zero[index] = self.zero_gradient
-        return replace(whole, zero_gradient=zero)
+        zero = self.zero_gradients.new_full((len(nothing),), float("nan"))
+        zero[index] = self.zero_gradients
+        return replace(whole, zero_gradients=zero)
 
 
 class StageFunction(Protocol):

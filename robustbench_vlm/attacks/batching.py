@@ -4,6 +4,7 @@ When a run is finished, the next waiting run takes its row of the batch. Rows st
 its own counters. An attack may run several times on a sample. `schedule.py` has the order of the runs.
 """
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from typing import Any, Protocol, TypeVar
@@ -44,6 +45,17 @@ class Rows:
     """Forward passes of each run so far, int64 (B,)."""
     backward: Tensor
     """Backward passes of each run so far, int64 (B,)."""
+    gradients: Tensor
+    """Gradients of each run so far, int64 (B,)."""
+    zero_gradients: Tensor
+    """The number of these gradients that were exactly zero, int64 (B,)."""
+
+    def count(self, after: CountedClassifier, before: CountedClassifier) -> None:
+        """Add the passes and gradients of all rows. `before` is a copy of `after` from before the calls."""
+        self.forward += after.forward - before.forward
+        self.backward += after.backward - before.backward
+        self.gradients += after.gradients - before.gradients
+        self.zero_gradients += after.zero_gradients - before.zero_gradients
 
 
 class State(Protocol):
@@ -154,19 +166,19 @@ def _start(method: Method[S], classifier: Classifier, batch: Batch, index: Tenso
         finished=torch.zeros_like(index, dtype=torch.bool),
         forward=torch.zeros_like(index),
         backward=torch.zeros_like(index),
+        gradients=torch.zeros_like(index),
+        zero_gradients=torch.zeros_like(index),
     )
     model = CountedClassifier(classifier.select(index))
-    state = method.start(model, rows)
-    state.rows.forward += model.forward
-    state.rows.backward += model.backward
+    before, state = copy.copy(model), method.start(model, rows)
+    state.rows.count(model, before)
     return state
 
 
 def _step(method: Method[S], model: CountedClassifier, state: S, results: "Results") -> S:
-    forward, backward, index, run = model.forward, model.backward, state.rows.index, state.rows.run
+    before, index, run = copy.copy(model), state.rows.index, state.rows.run
     state = method.step(model, state)
-    state.rows.forward += model.forward - forward
-    state.rows.backward += model.backward - backward
+    state.rows.count(model, before)
     for code, noted in model.warnings.items():
         results.warn(code, index[noted], run[noted])
     return state
@@ -208,6 +220,10 @@ class Results:
     """Forward passes of each run, int64 (N, R)."""
     backward: Tensor
     """Backward passes of each run, int64 (N, R)."""
+    gradients: Tensor
+    """Gradients of each run, int64 (N, R)."""
+    zero_gradients: Tensor
+    """The number of these gradients that were exactly zero, int64 (N, R)."""
     warnings: dict[str, Tensor]
     """For each code, the runs with this warning, bool (N, R)."""
 
@@ -215,8 +231,9 @@ class Results:
     def of(cls, batch: Batch, runs: int) -> "Results":
         """Return the results before the first run. `runs` is R, the largest number of runs of a sample."""
         nothing, none = torch.full_like(batch.images[:, 0, 0, 0], -float("inf")), torch.full_like(batch.labels, runs)
-        passes = batch.labels.new_zeros(len(batch.labels), runs)
-        return cls(batch.images.clone(), nothing, none, none.clone(), passes, passes.clone(), {})
+        zeros = batch.labels.new_zeros(len(batch.labels), runs)
+        first = (batch.images.clone(), nothing, none, none.clone())
+        return cls(*first, zeros, zeros.clone(), zeros.clone(), zeros.clone(), {})
 
     def add(self, done: Rows) -> None:
         """Add finished runs. They may be in any order."""
@@ -225,6 +242,7 @@ class Results:
             rows = take(done, done.run == run)
             index = rows.index
             self.forward[index, run], self.backward[index, run] = rows.forward, rows.backward
+            self.gradients[index, run], self.zero_gradients[index, run] = rows.gradients, rows.zero_gradients
             best_run, best_score = self.best_run[index], self.score[index]
             earlier = (run < best_run) & ((rows.score == best_score) | (best_run == self._none))
             stronger = earlier | (rows.score > best_score)
@@ -241,8 +259,11 @@ class Results:
     def outcome(self, batch: Batch) -> Outcome:
         """Return the outcome. A run after the first successful run of its sample does not count."""
         counted = torch.arange(self._none, device=self.success.device) <= self.success[:, None]
-        forward, backward = (passes.masked_fill(~counted, 0).sum(dim=1) for passes in (self.forward, self.backward))
-        outcome = Outcome(self.adversarial, forward, backward, {})
+        forward, backward, gradients, zero = (
+            counts.masked_fill(~counted, 0).sum(dim=1)
+            for counts in (self.forward, self.backward, self.gradients, self.zero_gradients)
+        )
+        outcome = Outcome(self.adversarial, forward, backward, zero_gradients=zero / gradients)
         for code, runs in self.warnings.items():
             if bool((runs & counted).any()):
                 outcome.warn(code, (runs & counted).any(dim=1).nonzero().squeeze(1))

@@ -23,7 +23,7 @@ from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.losses import margin
 from robustbench_vlm.attacks.model import AdaptiveClassifier, SurrogateClassifier, checked_logits
 from robustbench_vlm.attacks.projections import as_factor, distance
-from robustbench_vlm.attacks.surrogate_gradients import differentiated
+from robustbench_vlm.attacks.surrogate_gradients import ClassifierWithSurrogate, differentiated
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
@@ -57,6 +57,8 @@ class SeededClassifier:
     classifier: Classifier
     keys: Tensor
     """The seed of each sample, int64 (B,)."""
+    surrogate: Classifier | None = None
+    """A given surrogate with useful gradients, such as the model without its defense."""
 
     def __call__(self, images: Tensor, /) -> Tensor:
         """Return the logits, float32 (B, C), of images (B, 3, H, W), one for each sample."""
@@ -67,7 +69,8 @@ class SeededClassifier:
 
     def select(self, index: Tensor) -> "SeededClassifier":
         """Return a copy for only the samples at the positions `index`, int64 (N,)."""
-        return SeededClassifier(self.classifier.select(index), self.keys[index])
+        surrogate = None if self.surrogate is None else self.surrogate.select(index)
+        return SeededClassifier(self.classifier.select(index), self.keys[index], surrogate)
 
     def cost(self, *, gradient: bool) -> tuple[int, int]:
         """Return the forward and backward passes of one call for one sample."""
@@ -75,11 +78,11 @@ class SeededClassifier:
 
     def redrawn(self, purpose: str, number: Tensor | int) -> "SeededClassifier":
         """Return the classifier with the seeds of the draw `number` for `purpose`."""
-        return SeededClassifier(self.classifier, randomness.redraw(self.keys, purpose, number))
+        return replace(self, keys=randomness.redraw(self.keys, purpose, number))
 
     def with_gradient(self, mode: GradientMode) -> Classifier:
         """Return a classifier with equal logits. Its gradient is computed in the mode `mode`."""
-        return differentiated(self, None, mode)
+        return differentiated(self, self.surrogate, mode)
 
     def _one(self, images: Tensor, place: Tensor, key: int) -> Tensor:
         torch.manual_seed(key)
@@ -196,6 +199,11 @@ class DrawnClassifier:
         forward, backward = self.random.cost(gradient=gradient)
         return self.draws * forward, self.draws * backward
 
+    @property
+    def surrogate(self) -> Classifier | None:
+        """The surrogate that was given for a random classifier in memory, or None."""
+        return self.random.surrogate if isinstance(self.random, SeededClassifier) else None
+
     def with_gradient(self, mode: GradientMode) -> Classifier:
         """Return a classifier whose gradients are means over `mode.draws` draws. The votes decide the verdicts.
 
@@ -268,7 +276,11 @@ def random_classifier(classifier: Classifier, keys: Tensor) -> RandomClassifier:
 
     A classifier without own keys draws from torch's global generator, so it becomes a `SeededClassifier`.
     """
-    return classifier if isinstance(classifier, RandomClassifier) else SeededClassifier(classifier, keys)
+    if isinstance(classifier, RandomClassifier):
+        return classifier
+    if isinstance(classifier, ClassifierWithSurrogate):
+        return SeededClassifier(classifier.classifier, keys, classifier.surrogate)
+    return SeededClassifier(classifier, keys)
 
 
 def check_draws(attack: Attack) -> None:
@@ -288,6 +300,8 @@ def with_draws(attack: Attack, eot: int) -> Attack:
 
 def _over_draws(stage: Stage, eot: int) -> Stage:
     # The draws of a batch belong to the samples of one dataset, so a batch cannot mix datasets.
+    if stage.transfers:
+        return replace(stage, mixes_datasets=False)
     mode = stage.gradient_mode or _DIRECT
     draws = 1 if mode.gradient == "transfer" else eot
     return replace(stage, gradient_mode=replace(mode, draws=draws), mixes_datasets=False)

@@ -1,5 +1,6 @@
 """Run an attack on samples, project and classify its images, and decide which samples are robust."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
@@ -14,6 +15,13 @@ from robustbench_vlm.core import random as randomness
 from robustbench_vlm.core.classifier_interface import Classifier, ClassifierLike, as_classifier
 from robustbench_vlm.core.records import CLEAN
 
+_NEARLY_ALL = 0.9
+"""A stage had no useful gradient if at least this share of its gradients was exactly zero. FAB starts at the clean
+image, where a gradient may exist that all other images of the ball lack."""
+_MANY = 0.1
+"""A stage had many gradients of zero if at least this share was exactly zero, such as all gradients for one of nine
+target classes."""
+
 
 @dataclass(frozen=True)
 class Verdicts:
@@ -26,7 +34,7 @@ class Verdicts:
     strongest: Tensor
     """One image per sample, float32 (B, 3, H, W) in [0, 1]. For a robust sample, it is the image with the smallest
     margin among the clean image and the images that the stages found. For other samples, it is the image in
-    `adversarial`.
+    `adversarial`. For a robust sample, rounding may change the choice with the batch size, see `margin`.
     """
     strongest_by: tuple[str, ...]
     """For each sample, the name of the stage that found `strongest`. It is "clean" if this is the clean image."""
@@ -38,7 +46,10 @@ class Verdicts:
     adversarial_prediction: Tensor
     """The class predicted for `adversarial`, int64 (B,)."""
     margin: Tensor
-    """The margin of the clean image, float32 (B,). It is the logit of the label minus the largest other logit."""
+    """The margin of the clean image, float32 (B,). It is the logit of the label minus the largest other logit. The
+    batch size may change its last bits, because matrix products of other sizes round differently. It changes no bit for
+    the bundled models on a CPU.
+    """
     distance: Tensor
     """The size of the perturbation of `adversarial` in the norm of the threat, float32 (B,)."""
     forward: Tensor
@@ -86,7 +97,7 @@ def attack_samples(
     broken_by = ["" if right else CLEAN for right in (clean_prediction == batch.labels).tolist()]
     strongest_by = [CLEAN] * len(broken_by)
     warnings: list[tuple[str, ...]] = [()] * len(broken_by)
-    zero: list[dict[str, bool]] = [{} for _ in broken_by]
+    zero: list[dict[str, float]] = [{} for _ in broken_by]
     for stage in attack.stages:
         active = torch.tensor([n for n, name in enumerate(broken_by) if not name], dtype=torch.int64)
         active = active.to(batch.labels.device)
@@ -105,13 +116,15 @@ def attack_samples(
         prediction[active[broken]] = found_prediction[broken]
         forward[active] += outcome.forward + spent[0]
         backward[active] += outcome.backward + spent[1]
+        unknown = part.images.new_full((len(active),), float("nan"))
+        shares = (unknown if outcome.zero_gradients is None else outcome.zero_gradients).tolist()
         for row, n in enumerate(active.tolist()):
             broken_by[n] = stage.name if broken[row] else ""
             strongest_by[n] = stage.name if stronger[row] else strongest_by[n]
             raised = [code for code, samples in sorted(outcome.warnings.items()) if samples[row]]
             warnings[n] += tuple(code for code in raised if code not in warnings[n])
-            if outcome.zero_gradient is not None and not broken[row] and not stage.is_black_box:
-                zero[n][stage.name] = bool(outcome.zero_gradient[row])
+            if not (math.isnan(shares[row]) or broken[row] or stage.is_black_box):
+                zero[n][stage.name] = shares[row]
     is_broken = torch.tensor([name not in ("", CLEAN) for name in broken_by], dtype=torch.bool).to(batch.labels.device)
     adversarial = torch.where(as_factor(is_broken), strongest, batch.images)
     return Verdicts(
@@ -129,15 +142,15 @@ def attack_samples(
     )
 
 
-def _zero_gradients(stages: Mapping[str, bool]) -> tuple[str, ...]:
+def _zero_gradients(stages: Mapping[str, float]) -> tuple[str, ...]:
     """Return the codes of a sample's gradients of zero.
 
-    `stages` has the stages that did not break the sample, and whether a gradient was exactly zero at a start. If all of
-    them had such a gradient, the code is "no-gradient". If some had, there is one code for each of these stages.
+    `stages` has the share of zero gradients in each stage that did not break the sample. If nearly all gradients of all
+    these stages are zero, the code is "no-gradient". If not, there is one code for each stage with many of them.
     """
-    if stages and all(stages.values()):
+    if stages and min(stages.values()) >= _NEARLY_ALL:
         return ("no-gradient",)
-    return tuple(f"zero-gradient-{name}" for name, is_zero in stages.items() if is_zero)
+    return tuple(f"zero-gradient-{name}" for name, share in stages.items() if share >= _MANY)
 
 
 def _run(attack: Attack, stage: Stage, classifier: Classifier, batch: Batch, batch_size: int) -> Outcome:
@@ -148,4 +161,4 @@ def _run(attack: Attack, stage: Stage, classifier: Classifier, batch: Batch, bat
         if not attack.continues_without_gradient:
             raise
     nothing = torch.zeros_like(batch.labels)
-    return Outcome(batch.images, nothing, nothing.clone(), zero_gradient=torch.ones_like(nothing, dtype=torch.bool))
+    return Outcome(batch.images, nothing, nothing.clone(), zero_gradients=torch.ones_like(batch.images[:, 0, 0, 0]))

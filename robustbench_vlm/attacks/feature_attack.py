@@ -5,7 +5,7 @@ so the squared distance is 2 - 2 * cos. If a classifier has no image embeddings,
 are used in their place. The true label decides only whether an image is misclassified.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from robustbench_vlm.attacks.apgd import apgd
 from robustbench_vlm.attacks.base import Batch, Outcome, Stage, calls_per_target, one_stage_attack
-from robustbench_vlm.attacks.model import MultiDatasetClassifier, SurrogateClassifier, checked_logits
+from robustbench_vlm.attacks.model import MultiDatasetClassifier, SurrogateClassifier, checked_logits, draws_at
 from robustbench_vlm.core.classifier_interface import Classifier
 
 
@@ -52,6 +52,10 @@ class FeatureDistance:
     def cost(self, *, gradient: bool) -> tuple[int, int]:
         """Return the forward and backward passes of one call. They equal the passes of `classifier`."""
         return self.classifier.cost(gradient=gradient)
+
+    def draws_at(self, images: Tensor) -> Sequence[Classifier]:
+        """Return one classifier for each draw of the gradient at images (B, 3, H, W)."""
+        return [replace(self, classifier=each) for each in draws_at(self.classifier, images)]
 
 
 def features(classifier: Classifier, images: Tensor) -> Tensor:

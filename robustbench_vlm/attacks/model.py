@@ -26,6 +26,10 @@ class CountedClassifier:
         """Forward passes of each sample so far, int64 (B,). Each call adds its passes to all samples of its batch."""
         self.backward = 0
         """Backward passes of each sample so far."""
+        self.gradients = 0
+        """Gradients of each sample so far. A mean over several draws is one gradient."""
+        self.zero_gradients: Tensor | int = 0
+        """The number of these gradients that were exactly zero, int64 (B,). It is 0 before the first gradient."""
         self.warnings: dict[str, Tensor] = {}
         """Warnings. The keys are codes. Each value is a mask of samples, bool (B,), from the last call that raised the
         warning.
@@ -59,7 +63,7 @@ class CountedClassifier:
         draws.
         """
         self._count(self.classifier, gradient=True)
-        draws = _draws_at(self.classifier, images)
+        draws = draws_at(self.classifier, images)
         logits, losses, gradient = self._gradient_of(draws[0], images, loss)
         if len(draws) > 1:
             parts = zip(*(self._gradient_of(each, images, loss) for each in draws[1:]), strict=True)
@@ -68,6 +72,8 @@ class CountedClassifier:
         if not torch.isfinite(gradient.sum()):
             self.warnings["non-finite-gradient"] = ~torch.isfinite(gradient.flatten(1)).all(dim=1)
             gradient = torch.nan_to_num(gradient, nan=0.0, posinf=0.0, neginf=0.0)
+        self.gradients += 1
+        self.zero_gradients = self.zero_gradients + ~gradient.flatten(1).any(dim=1)
         return logits, losses, gradient
 
     @staticmethod
@@ -150,6 +156,10 @@ class ScaledClassifier:
         """Return the forward and backward passes of one call. They equal the passes of `classifier`."""
         return self.classifier.cost(gradient=gradient)
 
+    def draws_at(self, images: Tensor) -> Sequence[Classifier]:
+        """Return one classifier for each draw of the gradient at images (B, 3, H, W)."""
+        return [ScaledClassifier(each, self.factor) for each in draws_at(self.classifier, images)]
+
 
 @dataclass(frozen=True)
 class MultiDatasetClassifier:
@@ -221,12 +231,14 @@ class DrawingClassifier(Classifier, Protocol):
         """Return one classifier for each draw. Other images (B, 3, H, W) have other draws."""
 
 
-def _draws_at(classifier: Classifier, images: Tensor) -> Sequence[Classifier]:
-    """Return the classifiers of which `CountedClassifier.gradient` takes the mean: usually only the given one."""
+def draws_at(classifier: Classifier, images: Tensor) -> Sequence[Classifier]:
+    """Return the classifiers of which `CountedClassifier.gradient` takes the mean: usually only the given one.
+
+    `images` are the images (B, 3, H, W) at which the gradient is computed. A wrapper of a random classifier has a
+    method `draws_at`, which returns a wrapper of each draw.
+    """
     if isinstance(classifier, SurrogateClassifier):
-        return _draws_at(classifier.surrogate, images)
-    if isinstance(classifier, ScaledClassifier):
-        return [ScaledClassifier(each, classifier.factor) for each in _draws_at(classifier.classifier, images)]
+        return draws_at(classifier.surrogate, images)
     return classifier.draws_at(images) if isinstance(classifier, DrawingClassifier) else [classifier]
 
 

@@ -61,7 +61,7 @@ class SampleResult:
     """Number of backward passes of this sample through the network."""
     margin: float
     """The margin of the clean image: the logit of the correct class minus the largest other logit, divided by the logit
-    scale.
+    scale. For models that are not bundled, and on a GPU, the batch size may change its last bits.
     """
     warnings: str
     """The codes of the warnings about this sample, separated by commas."""

@@ -61,9 +61,10 @@ def curve_request(request: Request) -> Request:
         )
     if request.half_width:
         raise UserError("--half-width does not work with --eps-curve, because min-eps has one stage: leave one out")
-    if request.draws:
+    if request.draws or PROTOCOLS.load(request.protocol_name).draws > 1:
         raise UserError(
-            "--draws does not work with --eps-curve, because a curve needs one distance per sample: leave one out"
+            "draws do not work with --eps-curve, because a curve needs one distance per sample: leave --draws out, or"
+            " choose a --protocol without draws"
         )
     eps = request.eps
     if not eps and not request.norm:

@@ -43,7 +43,7 @@ class TableDraws:
 
 
 def with_requested_draws(protocol: Protocol, request: Request) -> Protocol:
-    """Return the protocol with the draws of a request.
+    """Return the protocol with the draws of a request. Without requested draws, the protocol may fix them itself.
 
     Raises UserError for numbers of draws that are not allowed, and for options that do not work with draws.
     """
@@ -51,14 +51,17 @@ def with_requested_draws(protocol: Protocol, request: Request) -> Protocol:
         raise UserError(
             f"--eot is the number of draws of each gradient and needs --draws, got --eot {request.eot}: add --draws 100"
         )
+    if not request.draws and protocol.draws == 1:
+        return protocol
+    if request.half_width:
+        source = "--draws" if request.draws else f"the draws of the protocol {protocol.name!r}"
+        raise UserError(
+            f"--half-width does not work with {source}, because it estimates verdicts that are robust or not: leave"
+            " --half-width out"
+        )
     if not request.draws:
         return protocol
     check_draw_counts(request.draws, request.eot)
-    if request.half_width:
-        raise UserError(
-            "--half-width does not work with --draws, because it estimates verdicts that are robust or not: leave one"
-            " of them out"
-        )
     return protocol.with_draws(request.draws, request.eot or DEFAULT_EOT)
 
 

@@ -1,5 +1,6 @@
 """Tests of attacks over several draws: closed forms, the official version "rand", seeds and batches."""
 
+import dataclasses
 import math
 from dataclasses import dataclass, replace
 from fractions import Fraction
@@ -10,6 +11,7 @@ import torch
 from made_up import SHORT, SIDE, network, samples, threat_of, with_parameters
 from torch import Tensor, nn
 
+import robustbench_vlm as rvlm
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack, Batch, GradientMode
 from robustbench_vlm.attacks.eot import (
@@ -75,6 +77,24 @@ class Keyed:
 
     def with_gradient(self, mode: GradientMode) -> Classifier:
         return SurrogateClassifier(PlainClassifier(self.inner), self) if mode.gradient == "transfer" else self
+
+
+@dataclass(frozen=True)
+class Recorded(Keyed):
+    """A classifier that records its calls."""
+
+    seen: list[tuple[tuple[int, ...], tuple[int, ...]]] = dataclasses.field(default_factory=list)
+    """The numbers of the images and the keys of each call with a gradient."""
+    classified: list[tuple[int, ...]] = dataclasses.field(default_factory=list)
+    """The keys of each call without a gradient."""
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        keys = tuple(self.keys.tolist())
+        if images.requires_grad:
+            self.seen.append((tuple(numbers_of(images).tolist()), keys))
+        else:
+            self.classified.append(keys)
+        return super().__call__(images)
 
 
 def linear_case(count: int = 4) -> tuple[Keyed, Batch, Tensor]:
@@ -221,6 +241,65 @@ def test_more_draws_of_the_gradient_make_the_attack_stronger() -> None:
     random = Keyed(inner, 0.0, batch.keys, slope=0.5)
     one, many = (int(run(random, batch, "pgd-10", draws=2, eot=eot).right.sum()) for eot in (1, 24))
     assert many < one - 8, (one, many)
+
+
+def few_steps(name: str) -> Attack:
+    settings = {"steps": 4, "targets": 1, "candidates": 2, "rounds": 2, "fab_steps": 3, "fab_targets": 1, "queries": 9}
+    whole = load_attack(name)
+    (stage,) = whole.stages
+    return with_parameters(whole, {stage.name: {key: settings[key] for key in settings if key in stage.parameters}})
+
+
+@pytest.mark.parametrize(
+    "name", ["pgd-10", "cw", "apgd-t", "fab-t", "pma", "malt", "min-eps", "apgd-rescaled", "apgd-features"]
+)
+def test_every_gradient_of_every_stage_is_a_mean_over_new_draws(name: str) -> None:
+    inner = network("linear", 3)
+    batch = samples(inner, 3, threat_of("Linf", 0.002), 2)
+    random = Recorded(inner, 0.0, batch.keys)
+    attack_over_draws(random, batch, with_draws(few_steps(name), 3), draws=2, eot=3, batch_size=8)
+    calls = [random.seen[place : place + 3] for place in range(0, len(random.seen), 3)]
+    keys: dict[tuple[int, int], set[int]] = {}
+    for call in calls:
+        assert len({numbers for numbers, _ in call}) == 1 and len(call) == 3
+        for numbers, drawn in call:
+            for row, number in enumerate(numbers):
+                keys.setdefault((number, row), set()).add(drawn[row])
+    # Equal images have equal draws, and all other draws differ.
+    assert len(keys) >= 4 and all(len(drawn) == 3 for drawn in keys.values())
+    assert len(set().union(*keys.values())) == 3 * len(keys)
+
+
+def test_each_query_of_square_is_a_mean_over_draws() -> None:
+    inner = network("linear", 3)
+    batch = samples(inner, 3, threat_of("Linf", 0.002), 1)
+    for eot in (1, 4):
+        random = Recorded(inner, 0.0, batch.keys)
+        found = attack_over_draws(random, batch, with_draws(few_steps("square"), eot), draws=2, eot=eot, batch_size=1)
+        # The queries, the votes and the fresh draws of the clean and the strongest image have separate draws.
+        assert found.verdicts.robust.all() and not random.seen
+        assert len(set(random.classified)) == 2 * eot + 2
+        assert len(random.classified) >= 9 * eot
+
+
+def test_a_surrogate_is_attacked_and_the_draws_decide() -> None:
+    inner = network("linear", 2)
+    batch = samples(inner, 2, threat_of("Linf", 0.06), 6)
+
+    def hidden(images: Tensor) -> Tensor:
+        return (20 * inner(images + 0.01 * torch.randn_like(images))).detach().requires_grad_().round()
+
+    whole = with_parameters(load_attack("adaptive"), SHORT | {"surrogate-apgd-ce": {"steps": 12}})
+    chosen = replace(whole, stages=tuple(stage for stage in whole.stages if stage.name == "surrogate-apgd-ce"))
+    right = []
+    for surrogate in (None, inner):
+        found = rvlm.attack(
+            hidden, batch.images, batch.labels, eps="0.06", attack=chosen, surrogate=surrogate, draws=4, eot=2
+        )
+        right.append(int(found.draws.right.sum()))
+    assert right[0] >= 22 and right[1] < 12, right
+    started = Attack("start", (TRANSFER_START_STAGE,), "transferred start")
+    assert with_draws(started, 2).stages[0].gradient_mode == GradientMode("", "loop", 2)
 
 
 def test_a_transferred_start_is_found_without_the_random_defense() -> None:

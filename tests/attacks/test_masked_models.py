@@ -34,10 +34,11 @@ def short(name: str) -> Attack:
     return replace(whole, stages=tuple(stage for stage in whole.stages if stage.name in SHORT))
 
 
-def attacked(model: nn.Module, base: Base, name: str = "adaptive", **options: object) -> AttackResult:
+def attacked(model: nn.Module, base: Base, chosen: str | Attack = "adaptive", **options: object) -> AttackResult:
     _, images, labels = base
     torch.manual_seed(0)
-    return attack(model, images, labels, eps="24/255", attack=short(name), **options)  # type: ignore[arg-type]
+    stages = short(chosen) if isinstance(chosen, str) else chosen
+    return attack(model, images, labels, eps="24/255", attack=stages, **options)  # type: ignore[arg-type]
 
 
 def masking(found: AttackResult) -> set[str]:
@@ -86,12 +87,26 @@ def test_an_honest_model_has_no_warning(model: MaskedModel, base: Base) -> None:
     assert not found.warnings and not any("surrogate" in stage for stage in found.broken_by)
 
 
+@pytest.mark.parametrize("name", ["pgd-20", "cw", "apgd-ce", "fab-t", "pma", "malt", "min-eps", "apgd-features"])
+def test_each_gradient_stage_counts_the_gradients_that_its_loss_had(name: str, base: Base) -> None:
+    # The clean images of this model have a gradient, and all other images have none.
+    (model,) = (model for model in MASKED if model.name == "repairing")
+    settings = {"steps": 5, "targets": 1, "candidates": 2, "rounds": 2, "fab_steps": 3, "fab_targets": 1}
+    (stage,) = load_attack(name).stages
+    changes = {key: value for key, value in settings.items() if key in stage.parameters}
+    chosen = replace(load_attack(name), stages=(replace(stage, parameters={**stage.parameters, **changes}),))
+    found, honest = (attacked(each, base, chosen) for each in (model.wrap(base[0]), base[0]))
+    left = int(found.robust.sum())
+    assert left > int(honest.robust.sum()) and not masking(honest)
+    assert f"no-gradient:{left}" in found.warnings and "zero-gradient" not in masking(found)
+
+
 @pytest.mark.parametrize("name", ["thermometer", "codebook"])
 def test_a_given_surrogate_breaks_a_model_without_a_gradient(name: str, base: Base, robust_of_base: int) -> None:
     (model,) = (model for model in MASKED if model.name == name)
     found = attacked(model.wrap(base[0]), base, surrogate=base[0])
     assert int(found.robust.sum()) <= robust_of_base + 2 and "no-gradient" in masking(found)
-    assert any("no APGD stage" in warning.meaning for warning in found.explain())
+    assert any("of each stage that failed were exactly zero" in warning.meaning for warning in found.explain())
 
 
 def test_a_gradient_of_zero_is_reported_for_the_loss_that_has_it(base: Base) -> None:
@@ -100,8 +115,9 @@ def test_a_gradient_of_zero_is_reported_for_the_loss_that_has_it(base: Base) -> 
     counts = dict(warning.split(":") for warning in found.warnings)
     left = sum(stage in ("", "fab-t", "square") for stage in found.broken_by)
     assert int(counts["zero-gradient-apgd-t"]) == left and not {"no-gradient", "zero-gradient"} & set(counts)
+    assert 0 < int(counts["zero-gradient-fab-t"]) <= left
     (text,) = (each for each in found.explain() if each.code == "zero-gradient-apgd-t")
-    assert "another loss" in text.meaning
+    assert "another part of the attack" in text.meaning
 
 
 def test_a_certified_network_that_is_constant_near_its_images_has_a_warning_that_says_so(base: Base) -> None:

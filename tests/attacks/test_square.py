@@ -19,9 +19,8 @@ def rows_of(count: int = 16) -> Rows:
     batch = samples(model, 3, threat_of("Linf", 0.1), count)
     zeros = torch.zeros_like(batch.labels)
     no = zeros.bool()
-    return Rows(
-        zeros, zeros, batch.images, batch.labels, batch.keys, batch.images, zeros.double(), no, no, zeros, zeros
-    )
+    about = (zeros, zeros, batch.images, batch.labels, batch.keys, batch.images)
+    return Rows(*about, zeros.double(), no, no, zeros, zeros, zeros, zeros)
 
 
 @pytest.mark.parametrize("norm", ["Linf", "L2"])

@@ -10,9 +10,11 @@ from torch import Tensor, nn
 import robustbench_vlm as rvlm
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import Accuracy, DrawnResult, SampleResult, draws_needed, wilson
+from robustbench_vlm.core.registry import Registry
 from robustbench_vlm.engine.arguments import command_of
 from robustbench_vlm.engine.cell_records import Unsound, checked, read_run
 from robustbench_vlm.engine.cost import cell_passes, cost_classifier
+from robustbench_vlm.engine.eps_curve import curve_request
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import resolve
 from robustbench_vlm.engine.resources import Resources
@@ -21,6 +23,7 @@ from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.protocols.describe import read_protocol
 
+LOAD = Registry.load
 ONE = Resources(device="cpu", workers=1)
 
 
@@ -129,6 +132,25 @@ def test_the_number_of_draws_is_part_of_the_fingerprint(tmp_path: Path) -> None:
     assert "--draws 4 --eot 2" in command_of(plans[0].request)
     draws = [(stage.name, stage.gradient_mode.draws) for stage in plans[0].cells[0].attack.stages]
     assert draws == [("transfer:fgsm", 1), ("loop:fgsm", 2), ("constant:fgsm", 2)]
+
+
+def test_a_protocol_may_fix_the_draws_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fixed = PROTOCOLS.load("mini").with_samples(3).with_draws(4, 2)
+
+    def load(registry: Registry, name: str) -> object:
+        return fixed if name == fixed.name else LOAD(registry, name)
+
+    monkeypatch.setattr(Registry, "load", load)
+    request = request_of(tmp_path, protocol=fixed.name, draws=0, eot=0, samples=None)
+    (cell,) = resolve(request).cells
+    assert (cell.protocol.draws, cell.protocol.eot) == (4, 2)
+    assert [stage.gradient_mode.draws for stage in cell.attack.stages] == [1, 2, 2]
+    (changed,) = resolve(replace(request, draws=5, eot=3)).cells
+    assert (changed.protocol.draws, changed.protocol.eot) == (5, 3) and changed.fingerprint != cell.fingerprint
+    with pytest.raises(UserError, match="--half-width does not work with the draws of the protocol 'mini-3-draws-4"):
+        resolve(replace(request, half_width=0.1))
+    with pytest.raises(UserError, match="draws do not work with --eps-curve"):
+        curve_request(replace(request, attacks=("min-eps",)))
 
 
 def test_the_predicted_passes_are_those_of_a_robust_sample(noisy_result: RunResult, tmp_path: Path) -> None:
