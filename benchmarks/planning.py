@@ -27,7 +27,8 @@ from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import Plan, resolve
 from robustbench_vlm.engine.resources import Resources, cores
 from robustbench_vlm.engine.run_times import calibrate
-from robustbench_vlm.engine.shard import missing_groups, run_group
+from robustbench_vlm.engine.shard import run_group
+from robustbench_vlm.engine.shard_groups import missing_groups
 from robustbench_vlm.engine.store import Finished
 from robustbench_vlm.leaderboard.entry import board_folder, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records

@@ -25,7 +25,8 @@ from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.engine.shard import Attacked, ShardGroup, attack_group, attack_shards, missing_groups
+from robustbench_vlm.engine.shard import Attacked, attack_group, attack_shards
+from robustbench_vlm.engine.shard_groups import ShardGroup, missing_groups
 from robustbench_vlm.engine.store import Finished
 
 _Sendable = list[tuple[Sequence[SampleResult], "np.typing.NDArray[np.float32]"]]

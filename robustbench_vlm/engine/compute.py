@@ -11,7 +11,8 @@ from robustbench_vlm.core.records import passes_of
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.resolve import Plan
-from robustbench_vlm.engine.shard import missing_groups, run_group
+from robustbench_vlm.engine.shard import run_group
+from robustbench_vlm.engine.shard_groups import missing_groups
 from robustbench_vlm.engine.store import Finished, cell_folder, read_finished, write_shard
 
 

@@ -29,7 +29,7 @@ from robustbench_vlm.engine.estimated_cost import drawn_share, estimated_cost
 from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.score_tables import groups, is_unseen
 from robustbench_vlm.engine.second_phase import joined, run_second_phase
-from robustbench_vlm.engine.shard import ShardGroup
+from robustbench_vlm.engine.shard_groups import ShardGroup
 from robustbench_vlm.engine.store import (
     Finished,
     cell_folder,

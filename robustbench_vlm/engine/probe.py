@@ -21,7 +21,8 @@ from robustbench_vlm.engine.resources import (
     threads_of_a_worker,
     with_fitting_batch_size,
 )
-from robustbench_vlm.engine.shard import MEASURED_SAMPLES, cell_classifier, load_batch, packed_groups, run_group
+from robustbench_vlm.engine.shard import MEASURED_SAMPLES, cell_classifier, load_batch, run_group
+from robustbench_vlm.engine.shard_groups import packed_groups
 
 PROBE_STEPS = 20
 """Number of APGD steps of the attack that measures the robustness of a model."""

@@ -12,7 +12,8 @@ from robustbench_vlm.core.records import CLEAN, SampleResult
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.model_cache import precise_classifier
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.engine.shard import ShardGroup, run_group
+from robustbench_vlm.engine.shard import run_group
+from robustbench_vlm.engine.shard_groups import ShardGroup
 
 
 def run_second_phase(

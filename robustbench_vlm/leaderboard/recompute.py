@@ -21,7 +21,8 @@ from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.backends import ENGINES, Engine
 from robustbench_vlm.engine.cell import Cell, Shard
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.engine.shard import ShardGroup, attack_group, packed_groups
+from robustbench_vlm.engine.shard import attack_group
+from robustbench_vlm.engine.shard_groups import ShardGroup, packed_groups
 
 
 @dataclass(frozen=True, order=True)

@@ -11,7 +11,7 @@ from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell import Cell
 from robustbench_vlm.engine.resources import Resources
-from robustbench_vlm.engine.shard import missing_groups
+from robustbench_vlm.engine.shard_groups import missing_groups
 from robustbench_vlm.engine.store import Finished, Piece
 
 NOTHING = Finished((), ())
