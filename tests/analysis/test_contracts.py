@@ -99,7 +99,7 @@ FAULTY_ATTACK = one_stage_attack(Stage("whole", "whole", "test_contracts:whole_b
 
 
 def test_an_attack_that_ignores_the_batch_size_and_reports_wrong_passes_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("robustbench_vlm.analysis.contracts.load_attack", lambda name: FAULTY_ATTACK)
+    monkeypatch.setattr("robustbench_vlm.analysis.attack_contracts.load_attack", lambda name: FAULTY_ATTACK)
     failed = {contract.name for contract in check("attack", "whole") if not contract.passed}
     assert failed >= {
         "no call of the model has more images than the batch size",

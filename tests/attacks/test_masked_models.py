@@ -91,7 +91,7 @@ def test_an_honest_model_has_no_warning(model: MaskedModel, base: Base) -> None:
 def test_each_gradient_stage_counts_the_gradients_that_its_loss_had(name: str, base: Base) -> None:
     # The clean images of this model have a gradient, and all other images have none.
     (model,) = (model for model in MASKED if model.name == "repairing")
-    settings = {"steps": 5, "targets": 1, "candidates": 2, "rounds": 2, "fab_steps": 3, "fab_targets": 1}
+    settings = {"steps": 12, "targets": 1, "candidates": 2, "rounds": 2, "fab_steps": 3, "fab_targets": 1}
     (stage,) = load_attack(name).stages
     changes = {key: value for key, value in settings.items() if key in stage.parameters}
     chosen = replace(load_attack(name), stages=(replace(stage, parameters={**stage.parameters, **changes}),))
