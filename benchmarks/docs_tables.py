@@ -4,12 +4,14 @@
 """
 
 import json
-import re
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import open_clip_architectures
 import procedures
+import stronger_stages
 
 from robustbench_vlm.analysis.procedures import PROCEDURES
 from robustbench_vlm.cli.render.protocols import protocol_document
@@ -22,7 +24,6 @@ from robustbench_vlm.protocols.base import SMALL_INPUT, Protocol
 from robustbench_vlm.tracks import TRACKS
 
 DOCS = Path(__file__).parents[1] / "docs"
-_TABLE = re.compile(r"(?<=<!-- table -->\n).*?(?=<!-- end of table -->)", re.DOTALL)
 
 
 def markdown(header: list[str], rows: list[list[str]]) -> str:
@@ -197,22 +198,42 @@ def _evaluations() -> str:
     return markdown(["defense", "evaluation", "source", "not repeated or not confirmed"], rows)
 
 
-TABLES = {
-    "architectures.md": open_clip_architectures.tables,
-    "estimated_runs.md": estimated_runs,
-    "models.md": image_sizes,
-    "procedures.md": published_evaluations,
-    "scale.md": planning,
-    "speed.md": autoattack,
-    "submit.md": verification,
-    "warnings.md": warnings,
-    "protocols.md": protocols,
+def stages_on_reference() -> str:
+    """Return the table of the stages on the reference network, from benchmarks/stronger_stages.json."""
+    return "\n".join(stronger_stages.reference_table(_stronger_stages()))
+
+
+def stages_on_models() -> str:
+    """Return the table of the stages on the bundled models, from benchmarks/stronger_stages.json."""
+    return "\n".join(stronger_stages.table(_stronger_stages()))
+
+
+def _stronger_stages() -> Any:
+    return json.loads((Path(__file__).parent / "stronger_stages.json").read_text(encoding="utf-8"))
+
+
+TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
+    "adaptive_evaluation.md": {"reference": stages_on_reference, "models": stages_on_models},
+    "architectures.md": {"table": open_clip_architectures.tables},
+    "estimated_runs.md": {"table": estimated_runs},
+    "models.md": {"table": image_sizes},
+    "procedures.md": {"table": published_evaluations},
+    "scale.md": {"table": planning},
+    "speed.md": {"table": autoattack},
+    "submit.md": {"table": verification},
+    "warnings.md": {"table": warnings},
+    "protocols.md": {"table": protocols},
 }
+"""For each page the functions that make its tables. A table is between the comments `NAME` and `end of NAME`."""
 
 
 def filled(page: str, text: str) -> str:
-    """Return the text of a page with its table generated again."""
-    return _TABLE.sub(lambda old: TABLES[page]() + "\n", text)
+    """Return the text of a page with its tables generated again."""
+    for name, table in TABLES[page].items():
+        start, end = f"<!-- {name} -->\n", f"<!-- end of {name} -->"
+        before, _, rest = text.partition(start)
+        text = f"{before}{start}{table()}\n{end}{rest.partition(end)[2]}"
+    return text
 
 
 if __name__ == "__main__":

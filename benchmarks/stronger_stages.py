@@ -11,7 +11,8 @@ model, and a second run of the command continues it. The images that broke a sam
 `--images`, one file per model, for `vlmbench dispute`.
 
 `reference` attacks the adversarially trained CIFAR-10 network of `benchmarks/autoattack.py`, which has stored verdicts
-of the official AutoAttack. `table` prints the Markdown table of docs/adaptive_evaluation.md.
+of the official AutoAttack. `table` prints the tables. `benchmarks/docs_tables.py` writes them to
+docs/adaptive_evaluation.md.
 """
 
 import argparse
