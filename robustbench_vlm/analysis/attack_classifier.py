@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from os import PathLike
+from os import PathLike, fspath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.base import Attack, Batch
@@ -114,7 +115,7 @@ def attack_classifier(
     labels: Any,
     *,
     eps: float | str | Fraction,
-    attack: str | Attack = "autoattack",
+    attack: str | PathLike[str] | Attack = "autoattack",
     surrogate: ClassifierLike | None = None,
     norm: str = "Linf",
     batch_size: int = 64,
@@ -134,7 +135,7 @@ def attack_classifier(
         images: float [N, 3, H, W] in [0, 1], a tensor or an array.
         labels: int [N], the index of the correct logit of each image.
         eps: Radius for pixels in [0, 1], such as "4/255", 4/255 or 0.5.
-        attack: Name of an attack (`vlmbench list attacks`), or an Attack.
+        attack: Name of an attack (`vlmbench list attacks`), path of an attack file, or an Attack.
         surrogate: A function with useful gradients for the same classes, such as the network without its defense. Only
             attacks with a stage on a surrogate use it: `adaptive`, and attack files.
         norm: "Linf" or "L2".
@@ -149,18 +150,22 @@ def attack_classifier(
     Raises:
         UserError: An argument cannot be used (the message gives the accepted forms), or logits are not finite.
     """
-    chosen = load_attack(attack) if isinstance(attack, str) else attack
+    chosen = load_attack(fspath(attack)) if isinstance(attack, str | PathLike) else attack
     if not isinstance(chosen, Attack):
         raise UserError(
-            f"attack must be the name of an attack or an Attack, got {type(attack).__name__}: run `vlmbench list"
-            " attacks` to see the names"
+            f"attack must be the name of an attack, an attack file or an Attack, got {type(attack).__name__}: run"
+            " `vlmbench list attacks` to see the names"
         )
     threat = Threat(norm_named(norm), exact_eps(eps))
     chosen.check_norm(threat.norm)
-    if not isinstance(batch_size, int) or batch_size < 1:
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
         raise UserError(f"batch_size must be a positive integer, got {batch_size!r}: leave it out to use 64")
     _check_callable(classifier)
     if draws or eot:
+        if draws == 0:
+            raise UserError(
+                f"eot is the number of draws of each gradient and needs draws, got eot={eot}: add draws=100"
+            )
         check_draw_counts(draws, eot)
         check_draws(chosen)
     if surrogate is not None:
@@ -169,6 +174,7 @@ def attack_classifier(
     count, device = len(batch.labels), batch.labels.device
     whole = as_classifier(classifier)
     if surrogate is not None:
+        _check_classes(surrogate, batch)
         whole = ClassifierWithSurrogate(whole, as_classifier(surrogate))
     found: list[Verdicts] = []
     raised: list[tuple[str, ...]] = []
@@ -184,6 +190,9 @@ def attack_classifier(
             raised += sanity_warnings(asked, own, batch_size=batch_size)
             found.append(drawn[-1].verdicts if draws else attack_samples(asked, own, chosen, batch_size=batch_size))
             on_progress(Progress(int(part[-1]) + 1, count, label=chosen.name))
+    if draws and _uses_batch_statistics(classifier):
+        # The images of a random model are classified one at a time, so the check above cannot find this.
+        raised = [(*codes, "batch-dependent") for codes in raised]
     result = _result(chosen, found, raised)
     if not draws:
         return result
@@ -256,6 +265,27 @@ def _check_surrogate(attack: Attack, surrogate: Any) -> None:
     _check_callable(surrogate)
 
 
+def _check_classes(surrogate: ClassifierLike, batch: Batch) -> None:
+    """Raise UserError if the surrogate does not return logits for the classes of the classifier."""
+    num_classes, first = int(batch.num_classes[0]), batch.images[:2]
+    with torch.no_grad():
+        logits: Any = as_classifier(surrogate)(first)
+    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if shape != (len(first), num_classes):
+        raise UserError(
+            f"the surrogate must return logits of the classifier's {num_classes} classes, got {shape} for"
+            f" {len(first)} images: give a surrogate with the same classes in the same order"
+        )
+
+
+def _uses_batch_statistics(classifier: ClassifierLike) -> bool:
+    """Return whether the classifier is a module with batch normalisation that uses the statistics of the batch."""
+    return isinstance(classifier, nn.Module) and any(
+        isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+        for module in classifier.modules()
+    )
+
+
 def _device(classifier: ClassifierLike, images: Any) -> torch.device:
     """Return the device of the classifier's parameters or buffers.
 
@@ -313,6 +343,8 @@ def _count_classes(classifier: ClassifierLike, images: Tensor, labels: Tensor) -
             f"the classifier must return logits [B, C] for images [B, 3, H, W], got {got} for {len(first)} images: wrap"
             " it in a function that returns the logits"
         )
+    if logits.is_complex():
+        raise UserError(f"the classifier must return real logits, got {logits.dtype}: return the real part")
     if logits.shape[1] < 2:
         raise UserError(
             f"the classifier must have two or more classes, got logits of shape {tuple(logits.shape)}: without another"

@@ -62,7 +62,8 @@ def check_attack_name(name: str) -> None:
     """
     if name.endswith(_FILE_ENDING):
         if not Path(name).is_file():
-            raise UserError(f"the attack file {name} does not exist: give the path of an attack file")
+            wrong = "is not a regular file" if Path(name).exists() else "does not exist"
+            raise UserError(f"the attack file {name} {wrong}: give the path of an attack file")
         return
     if name not in ATTACKS.names() and not name.startswith(tuple(FAMILIES)):
         allowed = [*ATTACKS.names(), *(form for form, _ in FAMILIES.values())]

@@ -16,7 +16,7 @@ from robustbench_vlm.attacks.apgd import apgd_stage
 from robustbench_vlm.attacks.autoattack import FAB_T, SQUARE
 from robustbench_vlm.attacks.base import Attack, GradientMode, GradientWay, Stage
 from robustbench_vlm.attacks.feature_attack import FEATURE_STAGE
-from robustbench_vlm.attacks.losses import LOSSES
+from robustbench_vlm.attacks.losses import LOSSES, TARGETED_LOSSES
 from robustbench_vlm.attacks.malt import MALT_STAGE
 from robustbench_vlm.attacks.pgd import pgd_stage
 from robustbench_vlm.attacks.probability_margin_attack import PMA_STAGE
@@ -138,11 +138,11 @@ def _stage(entry: StageEntry, what: str) -> Stage:
     where = f"{what}: stage {entry.name!r}"
     _check(where, "name", entry.name, _NAME.fullmatch(entry.name), "lower case letters, digits, hyphens and dots")
     if entry.algorithm not in ALGORITHMS:
-        raise UserError(f"{where}: {unknown('algorithm', entry.algorithm, ALGORITHMS)} {_ADVICE}")
+        raise UserError(f"{where}: {unknown('algorithm', entry.algorithm, ALGORITHMS)} For the rules, {_ADVICE}")
     template = ALGORITHMS[entry.algorithm]
     for name, value in entry.parameters.items():
         if name not in template.parameters:
-            raise UserError(f"{where}: {unknown('parameter', name, template.parameters)} {_ADVICE}")
+            raise UserError(f"{where}: {unknown('parameter', name, template.parameters)} For the rules, {_ADVICE}")
         _check_value(where, name, value, template.parameters[name])
     _check(where, "draws", entry.draws, 1 <= entry.draws <= 1000, "an integer from 1 to 1000")
     if entry.draws > 1 and entry.gradient in (None, "transfer", "straight-through"):
@@ -152,6 +152,11 @@ def _stage(entry: StageEntry, what: str) -> Stage:
         )
     mode = None if entry.gradient is None else GradientMode(entry.gradient, entry.gradient, entry.draws)
     parameters = {**template.parameters, **entry.parameters}
+    if parameters.get("loss") in TARGETED_LOSSES and not parameters.get("targets"):
+        raise UserError(
+            f"{where}: the loss {parameters['loss']!r} needs target classes, but the stage has none: set targets of the"
+            ' algorithm apgd to 1 or more, or use the loss "dlr" or "margin"'
+        )
     mixes = template.mixes_datasets and mode is None
     # A protocol must not change the parameters that the file states.
     return replace(
@@ -164,6 +169,8 @@ def _check_value(where: str, name: str, value: Any, default: Any) -> None:
         _check(where, name, value, value in _CHOICES[name], f"one of {', '.join(_CHOICES[name])}")
     elif name in _RANGES:
         low, high = _RANGES[name]
+        if name == "targets" and default:
+            low = 1  # Without targets, such an algorithm would attack no sample.
         kinds = (int,) if isinstance(default, int) else (int, float)
         is_right = isinstance(value, kinds) and not isinstance(value, bool) and low <= value <= high
         _check(where, name, value, is_right, f"{'an integer' if kinds == (int,) else 'a number'} from {low} to {high}")

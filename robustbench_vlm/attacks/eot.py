@@ -285,7 +285,8 @@ def random_classifier(classifier: Classifier, keys: Tensor) -> RandomClassifier:
 
 def check_draws(attack: Attack) -> None:
     """Raise UserError for an attack of another library, because it does not say to which sample an image belongs."""
-    unsupported = [stage.name for stage in attack.stages if not stage.mixes_datasets]
+    # Only attack files set a gradient mode here. Their algorithms are those of this package.
+    unsupported = [stage.name for stage in attack.stages if not (stage.mixes_datasets or stage.gradient_mode)]
     if unsupported:
         raise UserError(
             f"the draws of a random model depend on the sample, but {unsupported[0]} does not say which sample an image"

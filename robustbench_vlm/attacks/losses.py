@@ -104,6 +104,8 @@ LOSSES: Mapping[str, Loss] = {
     "dlr": dlr,
     "targeted-dlr": targeted_dlr,
 }
+TARGETED_LOSSES = ("targeted-dlr",)
+"""The losses that need a target class for each sample."""
 _NEEDS = {"dlr": 3, "targeted-dlr": 4}
 """The smallest number of classes for which a loss is defined."""
 

@@ -191,7 +191,7 @@ def _footer(result: "RunResult") -> Iterable[str]:
     if draws := result.tables[0].draws:
         yield f"clean, robust: share of samples that are right in at least 99 % of {draws.draws} fresh draws"
         yield f"{_CLEAN_DRAW}, {_ROBUST_DRAW}: mean accuracy over the draws; {_DRAW_INTERVAL} is for {_ROBUST_DRAW}"
-        yield f"gradients are means over {draws.eot} draws"
+        yield f"gradients are means over {draws.eot} draws" if draws.eot > 1 else "each gradient is that of one draw"
     yield from (f"note: {warning}" for warning in result.warnings)
 
 

@@ -149,14 +149,14 @@ def _repeated(
 ) -> Iterator[str]:
     """Yield a sentence for every model that has several sets of records of the same dataset.
 
-    Such sets come from runs with different images, prompts or weights.
+    Such sets come from runs with different images, prompts, weights or attack files with the same name.
     """
     for name, evidence, used in zip(names, found, aligned, strict=True):
         sets = Counter(each.score.dataset for each in evidence if each.protocol == next(iter(used.values())).protocol)
         if several := [dataset for dataset in used if sets[dataset] > 1]:
             yield (
                 f"{name} has records of several versions of {', '.join(several)}, which have different images,"
-                " prompts or weights: only the latest version is compared"
+                " prompts, weights or attack parameters: only the latest version is compared"
             )
 
 

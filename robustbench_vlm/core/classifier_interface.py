@@ -42,8 +42,11 @@ class PlainClassifier:
     """The function from images, float32 [B, 3, H, W] in [0, 1], to logits, float32 [B, C]."""
 
     def __call__(self, images: "Tensor", /) -> "Tensor":
-        """Return the logits, float32 [B, C], of images, float32 [B, 3, H, W] in [0, 1]."""
-        return self.logits(images)
+        """Return the logits, float32 [B, C], of images, float32 [B, 3, H, W] in [0, 1].
+
+        The function gets a copy of the images, because it may change them in place, for example to normalise them.
+        """
+        return self.logits(images.clone())
 
     def select(self, index: "Tensor") -> "PlainClassifier":
         """Return this classifier unchanged, because its function is the same for all samples. `index` is int64 [K]."""

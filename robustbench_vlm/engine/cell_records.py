@@ -99,7 +99,7 @@ def no_records(folder: Path) -> UserError:
 
 def manifests(folder: Path) -> list[Path]:
     """Return the paths of the manifests in a folder of one attack or of one model."""
-    return sorted([*folder.glob(MANIFEST), *folder.glob(f"*/{MANIFEST}")])
+    return sorted(path for pattern in (MANIFEST, f"*/{MANIFEST}") for path in folder.glob(pattern) if path.is_file())
 
 
 def sound_cells(folder: Path, leave_out: Collection[str]) -> tuple[dict[str, ManifestCell], tuple[str, ...]]:

@@ -79,7 +79,7 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
 
     Raises UserError for:
 
-    * an unknown name (the message suggests similar names), or two models with one name;
+    * an unknown name (the message suggests similar names), or two models or two attacks with one name;
     * a missing dataset, or a model that cannot be loaded;
     * an eps that is not for pixels in [0, 1];
     * an attack that does not support the norm, or a device that does not support the precision;
@@ -92,7 +92,7 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
         check_precision(precision, resources.device)
     norm = norm_of(request, track, protocol)
     names = [protocol.attack_name(name) for name in _once("attack", request.attacks)]
-    attacks = [protocol.adapt_attack(load_attack(name), norm) for name in dict.fromkeys(names)]
+    attacks = _with_different_names({name: protocol.adapt_attack(load_attack(name), norm) for name in names})
     for attack in attacks:
         attack.check_norm(norm)
         if protocol.draws > 1:
@@ -122,6 +122,22 @@ def resolve(request: Request, on_progress: OnProgress = ignore_progress) -> Plan
     resources = dataclasses.replace(resources, batch_size=resources.batch_size or _batch_size(cells, resources))
     sizes = {model.name: model.input_size for model in models}
     return Plan(dataclasses.replace(request, resources=resources), track, protocol, cells, sizes)
+
+
+def _with_different_names(attacks: Mapping[str, Attack]) -> list[Attack]:
+    """Return the attacks without repetitions. The keys are names and paths of attack files.
+
+    Raises UserError if two different attacks have the same name, because a table is for one attack with this name.
+    """
+    found: dict[str, tuple[str, Attack]] = {}
+    for reference, attack in attacks.items():
+        earlier, known = found.setdefault(attack.name, (reference, attack))
+        if [stage.identity for stage in known.stages] != [stage.identity for stage in attack.stages]:
+            raise UserError(
+                f"{earlier} and {reference} are different attacks with the name {attack.name!r}, but attacks of one run"
+                " must have different names: change the name in one of the files"
+            )
+    return [attack for _, attack in found.values()]
 
 
 def _protocol(request: Request) -> Protocol:

@@ -9,7 +9,7 @@ from robustbench_vlm.comparison.align import ModelRecords
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import user_path
 from robustbench_vlm.core.registry import unknown
-from robustbench_vlm.engine.cell_records import read_run
+from robustbench_vlm.engine.cell_records import manifests, read_run
 from robustbench_vlm.engine.manifest import MANIFEST
 from robustbench_vlm.engine.store import safe_name
 from robustbench_vlm.leaderboard.entry import board_folder, entry_paths, read_entry
@@ -66,7 +66,7 @@ def _read(reference: str, track: str, attack: str, runs: Path | None) -> ModelRe
 
 
 def _has_runs(folder: Path) -> bool:
-    return any(True for pattern in (MANIFEST, f"*/{MANIFEST}") for _ in folder.glob(pattern))
+    return bool(manifests(folder))
 
 
 def _of_entry(path: Path) -> ModelRecords:

@@ -112,6 +112,10 @@ def test_random_numbers_follow_the_seed() -> None:
         ({"classifier": load_model("clip")}, r"got Model: use model.classifier\(prompts\)"),
         ({"classifier": 5}, "got int: give a torch module or a function"),
         ({"classifier": lambda images: linear()(images) * float("inf")}, "non-finite logits"),
+        ({"classifier": lambda images: linear()(images).to(torch.complex64)}, "must return real logits"),
+        ({"batch_size": True}, "batch_size must be a positive integer, got True"),
+        ({"attack": "adaptive", "surrogate": linear(5)}, r"classifier's 2 classes, got \(2, 5\) for 2 images"),
+        ({"attack": "adaptive", "surrogate": lambda images: None}, "got NoneType for 2 images"),
     ],
 )
 def test_an_argument_that_cannot_be_used_is_named_with_the_accepted_forms(
@@ -173,7 +177,7 @@ def test_a_random_classifier_is_evaluated_over_fresh_draws() -> None:
     assert whole.draws.draws == 10 and torch.equal(whole.draws.right, parts.draws.right)
     assert whole.draws.robust.value == float(whole.draws.right.sum()) / 60 < whole.draws.clean.value
     assert torch.equal(whole.robust, (whole.draws.clean_right == 10) & (whole.draws.right == 10))
-    with pytest.raises(UserError, match="draws must be an integer from 2 to 100000, got 0: give 100"):
+    with pytest.raises(UserError, match="eot is the number of draws of each gradient and needs draws, got eot=3"):
         attack(noisy, images, labels, eps="4/255", eot=3)
 
 
@@ -189,3 +193,27 @@ def test_a_numpy_array_is_not_changed() -> None:
     before = images.copy()
     attack(linear(), images, [0, 1, 0, 1], eps="8/255", attack="pgd-3")
     assert numpy.array_equal(images, before)
+
+
+@pytest.mark.parametrize("name", ["pgd-3", "square"])
+def test_a_classifier_may_change_its_input_in_place(name: str) -> None:
+    model, images = linear(4), images_of(8)
+    labels, before = model(images).argmax(dim=1), images.clone()
+
+    def in_place(pixels: Tensor) -> Tensor:
+        return model(pixels.sub_(0.5).mul_(4))
+
+    def plain(pixels: Tensor) -> Tensor:
+        return model((pixels - 0.5) * 4)
+
+    found, expected = (attack(each, images, labels, eps="16/255", attack=name) for each in (in_place, plain))
+    assert torch.equal(images, before) and found.warnings == expected.warnings
+    assert torch.equal(found.adversarial, expected.adversarial) and found.broken_by == expected.broken_by
+
+
+def test_batch_normalisation_in_train_mode_has_a_warning_with_draws_too() -> None:
+    images = images_of(3)
+    model = nn.Sequential(nn.BatchNorm2d(3), linear(4))
+    for mode, warnings in ((True, {"batch-dependent:3"}), (False, set())):
+        found = attack(model.train(mode), images, [0, 1, 2], eps="1/255", attack="pgd-2", draws=2, eot=2)
+        assert {code for code in found.warnings if code.startswith("batch")} == warnings

@@ -11,11 +11,15 @@ from torch import Tensor
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.attack_file import ALGORITHMS, AttackFile, StageEntry, attack_of, write_attack_file
 from robustbench_vlm.attacks.base import GradientMode
+from robustbench_vlm.attacks.eot import check_draws, with_draws
 from robustbench_vlm.attacks.losses import LOSSES
 from robustbench_vlm.attacks.model import with_gradient
 from robustbench_vlm.attacks.surrogate_gradients import ClassifierWithSurrogate
 from robustbench_vlm.core.classifier_interface import as_classifier
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resolve import resolve
 
 STAGE = {"name": "one", "algorithm": "apgd"}
 FILE: dict[str, Any] = {"attack_file": 1, "name": "mine", "stages": [STAGE]}
@@ -55,6 +59,13 @@ def test_a_file_gives_the_attack_that_was_written(tmp_path: Path) -> None:
         ({"stages": [{**STAGE, "gradient": "sideways"}]}, "gradient: Input should be 'loop'"),
         ({"stages": [{**STAGE, "gradient": "transfer", "draws": 2}]}, "a mean over draws needs the gradient"),
         ({"stages": [{**STAGE, "gradient": "loop", "draws": 0}]}, "draws must be an integer from 1 to 1000"),
+        ({"stages": [{**STAGE, "parameters": {"loss": "targeted-dlr"}}]}, "'targeted-dlr' needs target classes"),
+        (
+            {"stages": [{**STAGE, "algorithm": "pgd", "parameters": {"loss": "targeted-dlr"}}]},
+            "'targeted-dlr' needs target classes",
+        ),
+        ({"stages": [{**STAGE, "algorithm": "malt", "parameters": {"targets": 0}}]}, "an integer from 1 to 1000"),
+        ({"stages": [{**STAGE, "algorithm": "fab-t", "parameters": {"targets": 0}}]}, "an integer from 1 to 1000"),
     ],
 )
 def test_a_wrong_file_is_refused_with_the_reason(change: dict[str, Any], message: str, tmp_path: Path) -> None:
@@ -67,6 +78,35 @@ def test_a_wrong_file_is_refused_with_the_reason(change: dict[str, Any], message
 def test_a_file_that_does_not_exist_is_refused() -> None:
     with pytest.raises(UserError, match=r"the attack file no/such\.json does not exist"):
         load_attack("no/such.json")
+
+
+def test_a_folder_is_not_an_attack_file(tmp_path: Path) -> None:
+    (tmp_path / "mine.json").mkdir()
+    with pytest.raises(UserError, match=r"mine\.json is not a regular file"):
+        load_attack(str(tmp_path / "mine.json"))
+
+
+def test_a_run_refuses_different_attacks_with_one_name_and_counts_equal_attacks_once(tmp_path: Path) -> None:
+    weak, strong = {**STAGE, "parameters": {"steps": 2}}, {**STAGE, "parameters": {"steps": 20}}
+    paths = []
+    for name, stage, text in (("a", weak, ""), ("b", weak, "other words"), ("c", strong, "")):
+        paths.append(tmp_path / f"{name}.json")
+        paths[-1].write_text(json.dumps(FILE | {"stages": [stage], "description": text}))
+
+    def cells(*chosen: Path) -> tuple[Cell, ...]:
+        names = tuple(map(str, chosen))
+        return resolve(Request(models=("clip",), attacks=names, datasets=("shapes",), samples=2)).cells
+
+    assert len(cells(*paths[:2])) == 1
+    with pytest.raises(UserError, match=r"a\.json and .*c\.json are different attacks with the name 'mine'"):
+        cells(*paths)
+
+
+def test_the_stages_of_an_attack_file_work_with_draws() -> None:
+    stages = tuple(StageEntry(way, "pgd", {"steps": 2}, way, 1) for way in ("loop", "transfer"))
+    attack = attack_of(AttackFile(1, "mine", stages))
+    check_draws(attack)
+    assert [stage.gradient_mode.draws for stage in with_draws(attack, 4).stages] == [4, 1]
 
 
 WEIGHTS = torch.randn(3 * 4 * 4, 3, generator=torch.Generator().manual_seed(0))
