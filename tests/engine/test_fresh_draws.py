@@ -1,7 +1,9 @@
 """Test that runs over fresh draws write, resume and check their records, and that other runs keep theirs."""
 
+import importlib.util
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +11,7 @@ from torch import Tensor, nn
 
 import robustbench_vlm as rvlm
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.numbers import percent
 from robustbench_vlm.core.records import Accuracy, DrawnResult, SampleResult, draws_needed, wilson
 from robustbench_vlm.core.registry import Registry
 from robustbench_vlm.engine.arguments import command_of
@@ -123,6 +126,32 @@ def test_protocols_without_draws_keep_their_fingerprint() -> None:
     with pytest.raises(UserError, match="attacks in bfloat16 and decides in float32, but draws need one precision"):
         replace(PROTOCOLS.load("mini"), precision="bfloat16").with_draws(100)
     assert read_protocol(drawn.identity) == replace(drawn, description="")
+
+
+def test_the_benchmark_of_random_defenses_reports_the_numbers_of_the_run(
+    noisy_result: RunResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = Path(__file__).parents[2] / "benchmarks"
+    monkeypatch.syspath_prepend(folder)
+    spec = importlib.util.spec_from_file_location("random_defenses", folder / "random_defenses.py")
+    assert spec and spec.loader
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(rvlm, "evaluate", lambda *arguments, **options: noisy_result)
+    row = script.measure(SimpleNamespace(model="noisy", runs="runs", samples=6), "shapes")
+    *_, line = script.table({"draws": 4, "rows": [row]})
+    (table,) = noisy_result.tables
+    assert table.draws is not None
+    (drawn,), (score,) = table.draws.scores, table.scores
+    shares = [percent(value) for value in (drawn.clean.value, score.clean, drawn.robust.value, score.robust)]
+    _, model, n, *cells, passes, _ = line.split("|")
+    assert (model.strip(), int(n), [cell.split()[0] for cell in cells]) == ("`noisy`", 6, shares)
+    assert int(passes.replace(",", "")) == sum(row.forward + row.backward for row in table_rows(noisy_result))
+
+
+def table_rows(result: RunResult) -> tuple[SampleResult, ...]:
+    (evidence,) = read_run(result.tables[0].folder)
+    return evidence.results
 
 
 def test_the_number_of_draws_is_part_of_the_fingerprint(tmp_path: Path) -> None:
