@@ -82,12 +82,16 @@ def serve(folder: _Folder = None, port: _Port = 8000) -> None:
     from robustbench_vlm.leaderboard.site import write_site
 
     place = _place(folder)
-    note(f"building the site of {place}")
     with tempfile.TemporaryDirectory() as site:
-        with progress("pages"):
-            boards = _boards(place)
-            write_site(boards, Path(site), entries=_entries(place, boards), examples=_examples(place, boards))
-        show(Path(site), port, lambda address: note(f"the site is at {address} until Ctrl-C"))
+
+        def build() -> None:
+            note(f"building the site of {place}; a page that is opened now appears when the site is ready")
+            with progress("pages"):
+                boards = _boards(place)
+                write_site(boards, Path(site), entries=_entries(place, boards), examples=_examples(place, boards))
+            note("the site is ready")
+
+        show(Path(site), port, build, lambda address: note(f"the site is at {address} until Ctrl-C"))
 
 
 @app.command(epilog=example("vlmbench leaderboard migrate leaderboards/mini/*.json"))

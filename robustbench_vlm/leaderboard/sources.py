@@ -75,7 +75,7 @@ def _of_entry(path: Path) -> ModelRecords:
     if entry.status == "disputed":
         notes.append(f"the entry of {entry.model} is disputed: {entry.history[-1].what}")
     if count := len(entry.counterexamples):
-        notes.append(f"{count} counterexamples against {entry.model} are recorded; this comparison does not count them")
+        notes.append(f"recorded counterexamples against {entry.model}: {count}; this comparison does not count them")
     evidence = read_entry_records(entry, path.parent)
     finished = tuple(each for each in evidence if not each.stages)
     for attack, eps in dict.fromkeys((each.score.attack, each.score.eps) for each in evidence if each.stages):

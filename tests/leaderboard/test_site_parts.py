@@ -3,6 +3,7 @@
 import importlib.metadata
 import itertools
 import re
+import socket
 from collections.abc import Sequence
 from email.message import Message
 from pathlib import Path
@@ -16,7 +17,7 @@ from robustbench_vlm import __version__
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.records import Accuracy
 from robustbench_vlm.leaderboard.board import Board, BoardRow
-from robustbench_vlm.leaderboard.site import charts, site_files, texts
+from robustbench_vlm.leaderboard.site import charts, serve, site_files, texts
 from robustbench_vlm.models import card_names
 from robustbench_vlm.models.card import find_card
 from robustbench_vlm.models.papers import PAPERS, Paper
@@ -114,6 +115,19 @@ def test_the_home_page_links_the_repository_as_soon_as_the_package_names_one(mon
         ("https://example.org/team/benchmark", "Repository"),
         ("https://docs.example.org", "Documentation"),
     ]
+
+
+def test_a_served_site_has_an_address_before_it_is_built_and_ends_quietly_on_ctrl_c(tmp_path: Path) -> None:
+    seen: list[str] = []
+
+    def build() -> None:
+        port = int(seen[0].rpartition(":")[2])
+        socket.create_connection(("127.0.0.1", port), timeout=5).close()
+        seen.append("built")
+        raise KeyboardInterrupt
+
+    serve(tmp_path, 0, build, seen.append)
+    assert seen[0].startswith("http://127.0.0.1:") and seen[1:] == ["built"]
 
 
 def test_no_page_shows_a_linf_distance_as_a_decimal_number() -> None:

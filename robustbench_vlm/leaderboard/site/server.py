@@ -35,6 +35,10 @@ def open_server(folder: Path, port: int) -> ThreadingHTTPServer:
         raise UserError(
             f"{folder} lacks the file index.html, so it is not a site: run `vlmbench leaderboard build --site {folder}`"
         )
+    return _listening_server(folder, port)
+
+
+def _listening_server(folder: Path, port: int) -> ThreadingHTTPServer:
     try:
         return ThreadingHTTPServer(("127.0.0.1", port), functools.partial(_Quiet, directory=str(folder)))
     except (OSError, OverflowError) as error:
@@ -43,11 +47,13 @@ def open_server(folder: Path, port: int) -> ThreadingHTTPServer:
         ) from error
 
 
-def serve(folder: Path, port: int, on_open: Callable[[str], None] = lambda address: None) -> None:
-    """Serve a site's folder on the loopback interface until Ctrl-C.
+def serve(folder: Path, port: int, build: Callable[[], None], on_open: Callable[[str], None]) -> None:
+    """Build a site in a folder and serve it on the loopback interface until Ctrl-C.
 
-    `on_open` is called with the address of the site. Raises the errors of `open_server`.
+    The port is opened first, and `on_open` is called with the address. A browser that asks for a page while `build`
+    writes the site gets its answer when the site is ready. Raises UserError if the port is in use.
     """
-    with open_server(folder, port) as server, contextlib.suppress(KeyboardInterrupt):
+    with _listening_server(folder, port) as server, contextlib.suppress(KeyboardInterrupt):
         on_open(f"http://127.0.0.1:{server.server_address[1]}")
+        build()
         server.serve_forever()
