@@ -55,6 +55,11 @@ rest of the name, such as "40", and returns the attack."""
 _FILE_ENDING = ".json"
 
 
+def is_registered(name: str) -> bool:
+    """Return whether an attack or a family of attacks has this name. Attacks of attack files do not have such names."""
+    return name in ATTACKS.names() or name.startswith(tuple(FAMILIES))
+
+
 def check_attack_name(name: str) -> None:
     """Raise UserError if no attack and no family of attacks has this name. No attack is imported.
 
@@ -65,7 +70,7 @@ def check_attack_name(name: str) -> None:
             wrong = "is not a regular file" if Path(name).exists() else "does not exist"
             raise UserError(f"the attack file {name} {wrong}: give the path of an attack file")
         return
-    if name not in ATTACKS.names() and not name.startswith(tuple(FAMILIES)):
+    if not is_registered(name):
         allowed = [*ATTACKS.names(), *(form for form, _ in FAMILIES.values())]
         raise UserError(unknown("attack", name, allowed, "vlmbench list attacks"))
 

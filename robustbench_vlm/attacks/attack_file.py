@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from robustbench_vlm.attacks import ATTACKS
+from robustbench_vlm.attacks import is_registered
 from robustbench_vlm.attacks.apgd import apgd_stage
 from robustbench_vlm.attacks.autoattack import FAB_T, SQUARE
 from robustbench_vlm.attacks.base import Attack, GradientMode, GradientWay, Stage
@@ -105,7 +105,7 @@ def read_attack_file(path: Path) -> Attack:
 def attack_of(content: AttackFile, what: str = "the attack file") -> Attack:
     """Return the attack that the content of an attack file describes. Raises the errors of `read_attack_file`."""
     _check(what, "name", content.name, _NAME.fullmatch(content.name), "lower case letters, digits, hyphens and dots")
-    if content.name in ATTACKS.names():
+    if is_registered(content.name):
         raise UserError(f"{what}: the name {content.name!r} belongs to an attack of this package: choose another name")
     names = [entry.name for entry in content.stages]
     _check(

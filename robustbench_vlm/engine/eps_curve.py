@@ -59,6 +59,8 @@ def curve_request(request: Request) -> Request:
             f"--eps-curve takes one --eps, the largest radius of the curve, got {len(request.eps)}: give only the"
             " largest one"
         )
+    if any((parse_eps(eps) if isinstance(eps, str) else eps) == 0 for eps in request.eps):
+        raise UserError("--eps-curve needs an --eps above 0, the largest radius of the curve, got 0: give 8/255")
     if request.half_width:
         raise UserError("--half-width does not work with --eps-curve, because min-eps has one stage: leave one out")
     if request.draws or PROTOCOLS.load(request.protocol_name).draws > 1:

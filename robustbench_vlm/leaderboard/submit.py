@@ -7,6 +7,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
+from robustbench_vlm.attacks import is_registered
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.numbers import percent, percent_interval
@@ -86,6 +87,7 @@ def make_submission(
     track = _track_of_run(run)
     found = (*complete_cells(run), *read_unfinished(run, track, model=model, data=data))
     evidence = _cells_of_board_protocol(found, track, run, model)
+    evidence, of_files = _without_attack_files(evidence, run)
     path = (board or Path()) / track.name / f"{evidence[0].score.model}.json"
     earlier = read_entry(path) if board is not None and path.is_file() else None
     weaker = _weaker_cells(evidence, earlier)
@@ -106,7 +108,7 @@ def make_submission(
     named = dataclasses.replace(entry.records, url=records)
     entry = dataclasses.replace(entry, links=links or {}, note=note, records=named)
     entry = _submitted(entry, earlier, evidence, date)
-    remarks = (*_remarks(evidence, track, card), *_left_out(weaker), *_to_upload(entry))
+    remarks = (*_remarks(evidence, track, card), *_left_out(weaker), *of_files, *_to_upload(entry))
     return Submission(entry, content, remarks, _pull_request(entry, evidence, track, remarks))
 
 
@@ -144,6 +146,26 @@ def _cells_of_board_protocol(found: Sequence[CellRecords], track: Track, run: Pa
             f" --protocol {track.leaderboard_protocol}`"
         )
     return kept
+
+
+def _without_attack_files(evidence: Sequence[CellRecords], run: Path) -> tuple[list[CellRecords], list[str]]:
+    """Return the records of registered attacks, and a sentence for each other attack.
+
+    Other users do not have the attack files of a submitter, so they cannot verify records of these attacks. Raises
+    UserError if no records are left.
+    """
+    kept = [each for each in evidence if is_registered(each.score.attack)]
+    others = sorted({each.score.attack for each in evidence} - {each.score.attack for each in kept})
+    if not kept:
+        raise UserError(
+            f"{run} has only records of {', '.join(others)}, but an entry needs an attack that everyone can repeat: run"
+            " an attack of `vlmbench list attacks`"
+        )
+    return kept, [
+        f"the records of {name} were left out, because `vlmbench list attacks` does not have this attack: if it breaks"
+        " more samples, add its images to the entry with `vlmbench dispute`"
+        for name in others
+    ]
 
 
 def _is_continued(earlier: Entry, evidence: Sequence[CellRecords]) -> bool:

@@ -47,6 +47,7 @@ def test_a_file_gives_the_attack_that_was_written(tmp_path: Path) -> None:
         ({"attack_file": 2}, "attack_file: Input should be 1"),
         ({"code": "os:system"}, "unknown field"),
         ({"name": "autoattack"}, "belongs to an attack of this package"),
+        ({"name": "pgd-7"}, "belongs to an attack of this package"),
         ({"name": "../mine"}, "name must be lower case letters"),
         ({"stages": []}, "1 to 100 stages"),
         ({"stages": [STAGE, STAGE]}, "each with its own name"),

@@ -66,6 +66,7 @@ def test_the_command_and_python_give_the_same_curve(tmp_path: Path, capsys: pyte
     [
         ({"attacks": ("pgd-20",)}, "uses the attack min-eps, got --attack pgd-20: leave --attack out"),
         ({"eps": ("1/255", "2/255")}, "takes one --eps, the largest radius of the curve, got 2"),
+        ({"eps": ("0/255",)}, "needs an --eps above 0"),
         ({"half_width": 0.01}, "--half-width does not work with --eps-curve"),
     ],
 )

@@ -11,6 +11,9 @@ from made_up_results import attested
 from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.engine.cell_records import Unsound, read_run
+from robustbench_vlm.engine.request import Request
+from robustbench_vlm.engine.resources import Resources
+from robustbench_vlm.engine.run import run
 from robustbench_vlm.leaderboard import entry_records
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records
@@ -116,6 +119,30 @@ def test_runs_that_cannot_be_submitted_are_refused(
     assert "does not contain a finished run" in capsys.readouterr().err
     with pytest.raises(UserError, match="other weights"):
         make_submission(real_run, date="2026-01-02", model=str(make_card("taught")))
+
+
+def test_records_of_attack_files_are_left_out_with_a_remark(real_run: Path, taught_card: Path, tmp_path: Path) -> None:
+    stage = {"name": "one", "algorithm": "pgd", "parameters": {"steps": 1}}
+    file = tmp_path / "mine.json"
+    file.write_text(json.dumps({"attack_file": 1, "name": "mine", "stages": [stage]}), encoding="utf-8")
+    own = tmp_path / "mini" / "taught"
+    run(
+        Request(
+            models=(str(taught_card),),
+            attacks=(str(file),),
+            datasets=("colours",),
+            protocol="mini",
+            eps=("1/255",),
+            out=tmp_path,
+            resources=Resources("cpu", workers=1),
+        )
+    )
+    with pytest.raises(UserError, match="has only records of mine, but an entry needs an attack that everyone can"):
+        make_submission(own, date="2026-01-02", model=str(taught_card))
+    shutil.copytree(real_run / "pgd-5", own / "pgd-5")
+    found = make_submission(own, date="2026-01-02", model=str(taught_card))
+    assert {cell.attack for cell in found.entry.cells} == {"pgd-5"}
+    assert [each for each in found.remarks if "the records of mine were left out" in each and "dispute" in each]
 
 
 def test_a_run_under_another_protocol_is_refused(real_run: Path, tmp_path: Path) -> None:
