@@ -11,6 +11,7 @@ rows that the report already has:
 import argparse
 import json
 import sys
+import tempfile
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -19,12 +20,16 @@ from typing import Any
 import autoattack
 import report
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from robustbench_vlm.analysis.autopsy import autopsy_classifier, entry_text
+from robustbench_vlm import attack
+from robustbench_vlm.analysis.attack_classifier import batch_in_memory
+from robustbench_vlm.analysis.autopsy import Autopsy, autopsy_classifier, entry_text, with_fixed_draws
+from robustbench_vlm.attacks.attack_file import write_attack_file
 from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
+from robustbench_vlm.core.threat import Threat, parse_eps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "attacks"))
 from masked_models import HONEST, MASKED, MaskedModel
@@ -41,9 +46,10 @@ def search(before: Mapping[str, Any], arguments: argparse.Namespace) -> None:
         is_chosen = not arguments.models or model.name in arguments.models
         if not is_chosen or any(row["model"] == model.name for row in rows):
             continue
-        rows.append({"model": model.name, "kind": model.expected, **autopsy_of(model, base, batch, arguments)})
+        known = {"model": model.name, "kind": model.expected, "budget": arguments.budget}
+        rows.append({**known, **autopsy_of(model, base, batch, arguments)})
         print(rows[-1], flush=True)
-        known = {"eps": EPS, "samples": reported, "held out": held_out, "budget": arguments.budget}
+        known = {"eps": EPS, "samples": reported, "held out": held_out}
         known |= {"base under the official AutoAttack": int(robust[:reported].sum())}
         report.write({**known, "machine": report.machine(), "rows": rows}, arguments.out)
 
@@ -51,12 +57,14 @@ def search(before: Mapping[str, Any], arguments: argparse.Namespace) -> None:
 def autopsy_of(model: MaskedModel, base: nn.Module, batch: Batch, arguments: argparse.Namespace) -> dict[str, Any]:
     """Return the numbers of correct and robust samples of one model, and the attack that the autopsy found."""
     begun, count = time.process_time(), arguments.samples + arguments.held_out
+    images, labels = batch.images[:count], batch.labels[:count]
     torch.manual_seed(0)
+    own = model.wrap(base).eval()
     try:
         found = autopsy_classifier(
-            model.wrap(base).eval(),
-            batch.images[:count],
-            batch.labels[:count],
+            own,
+            images,
+            labels,
             eps=EPS,
             surrogate=base,
             held_out=arguments.held_out,
@@ -65,6 +73,7 @@ def autopsy_of(model: MaskedModel, base: nn.Module, batch: Batch, arguments: arg
         )
     except UserError as error:
         return {"refused": str(error)}
+    seconds = round(time.process_time() - begun, 1)
     return {
         "clean": round(found.clean.value * found.clean.n),
         "robust": round(found.robust.value * found.robust.n),
@@ -72,8 +81,20 @@ def autopsy_of(model: MaskedModel, base: nn.Module, batch: Batch, arguments: arg
         "text": entry_text(found.attack.stages[0]),
         "search passes": found.search_passes,
         "attack passes": found.attack_passes,
-        "seconds": round(time.process_time() - begun, 1),
+        "repeated": repeated(own, found, base, images[: arguments.samples], labels[: arguments.samples]),
+        "rounds": [[each.passes, each.robust, each.samples] for each in found.rounds],
+        "seconds": seconds,
     }
+
+
+def repeated(own: nn.Module, found: Autopsy, base: nn.Module, images: Tensor, labels: Tensor) -> int:
+    """Return the number of robust samples under the attack of the file that an autopsy writes."""
+    with tempfile.TemporaryDirectory() as folder:
+        write_attack_file(found.attack, file := Path(folder) / "found.json")
+        threat = Threat("Linf", parse_eps(EPS))
+        classifier = with_fixed_draws(own, batch_in_memory(own, images, labels, threat, seed=0))
+        again = attack(classifier, images, labels, eps=EPS, attack=str(file), surrogate=base)
+    return int(again.robust.sum())
 
 
 def table(found: Mapping[str, Any]) -> Iterable[str]:
@@ -94,9 +115,9 @@ def main() -> None:
     parser = report.parser_of(__doc__, threads=1)
     parser.add_argument("part", choices=("search", "table"))
     parser.add_argument("--models", nargs="+", help="names of models; default: all")
-    parser.add_argument("--samples", type=int, default=60, help="number of reported samples")
-    parser.add_argument("--held-out", type=int, default=60, help="number of samples for the search")
-    parser.add_argument("--budget", type=int, default=60_000, help="passes of each search")
+    parser.add_argument("--samples", type=int, default=150, help="number of reported samples")
+    parser.add_argument("--held-out", type=int, default=50, help="number of samples for the search")
+    parser.add_argument("--budget", type=int, default=10_000, help="passes of each search")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     before = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}

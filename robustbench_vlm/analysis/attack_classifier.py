@@ -25,6 +25,7 @@ from robustbench_vlm.attacks.eot import (
     with_draws,
 )
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
+from robustbench_vlm.attacks.other_sample_start import needs_other_images, with_other_images
 from robustbench_vlm.attacks.sanity import sanity_warnings
 from robustbench_vlm.attacks.surrogate_gradients import ClassifierWithSurrogate
 from robustbench_vlm.core.classifier_interface import ClassifierLike, as_classifier
@@ -171,6 +172,8 @@ def attack_classifier(
     if surrogate is not None:
         _check_surrogate(chosen, surrogate)
     batch = batch_in_memory(classifier, images, labels, threat, seed)
+    if needs_other_images(chosen):
+        batch = with_other_images(batch, batch.images, batch.labels)
     count, device = len(batch.labels), batch.labels.device
     whole = as_classifier(classifier)
     if surrogate is not None:
@@ -336,7 +339,7 @@ def _count_classes(classifier: ClassifierLike, images: Tensor, labels: Tensor) -
     """
     first = images[:2]
     with torch.no_grad():
-        logits: Any = as_classifier(classifier)(first)
+        logits: Any = as_classifier(classifier).select(torch.arange(len(first), device=first.device))(first)
     if not isinstance(logits, Tensor) or logits.dim() != 2 or len(logits) != len(first):
         got = f"a tensor of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else type(logits).__name__
         raise UserError(

@@ -19,14 +19,18 @@ from robustbench_vlm.analysis.autopsy_search import (
     Subject,
     correct_samples,
     has_gradient,
+    hides_gradient,
+    is_random,
     measure,
     search,
 )
 from robustbench_vlm.analysis.autopsy_space import not_tried, tried
 from robustbench_vlm.attacks.attack_file import AttackFile, StageEntry, attack_of
-from robustbench_vlm.attacks.base import GradientWay
+from robustbench_vlm.attacks.base import Batch, GradientWay
+from robustbench_vlm.attacks.eot import SeededClassifier
+from robustbench_vlm.attacks.other_sample_start import with_other_images
 from robustbench_vlm.attacks.surrogate_gradients import ClassifierWithSurrogate
-from robustbench_vlm.core.classifier_interface import ClassifierLike, as_classifier
+from robustbench_vlm.core.classifier_interface import Classifier, ClassifierLike, as_classifier
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.progress import OnProgress, Progress, ignore_progress
@@ -152,15 +156,34 @@ def autopsy_classifier(
     searched = held_out or n // 2
     if not 0 < searched < n:
         raise UserError(f"held_out must be from 1 to {n - 1} for {n} images, got {held_out}: leave it out to use half")
-    own = as_classifier(classifier)
+    own = with_fixed_draws(classifier, batch)
     attacked = own if surrogate is None else ClassifierWithSurrogate(own, as_classifier(surrogate))
     whole = Subject("images", attacked, batch)
     places = torch.arange(n, device=batch.labels.device)
     with arithmetic():
-        own_ways: tuple[GradientWay, ...] = ("loop", "estimated") if has_gradient(whole) else ("estimated",)
-        ways = own_ways if surrogate is None else ("transfer", "straight-through", *own_ways)
-        others, reported = whole.part(places[n - searched :]), whole.part(places[: n - searched])
+        ways = tuple(_ways_in_memory(whole, has_surrogate=surrogate is not None))
+        others, reported = (_own_starts(whole.part(part)) for part in (places[n - searched :], places[: n - searched]))
         return _examined((name, threat, ""), [others], [reported], ways, budget, batch_size, on_progress)
+
+
+def with_fixed_draws(classifier: ClassifierLike, batch: Batch) -> Classifier:
+    """Return a random classifier with one known draw of its random numbers for each sample of the batch.
+
+    The random numbers must come from torch's global generator. Other classifiers are returned unchanged. `attack` on
+    the returned classifier repeats the result of `autopsy_classifier`.
+    """
+    own = as_classifier(classifier)
+    return SeededClassifier(own, batch.keys) if is_random(Subject("images", own, batch)) else own
+
+
+def _ways_in_memory(subject: Subject, *, has_surrogate: bool) -> Iterator[GradientWay]:
+    if has_surrogate:
+        yield from ("transfer", "straight-through")
+    if hides_gradient(subject):
+        yield "identity"
+    if has_gradient(subject):
+        yield "loop"
+    yield "estimated"
 
 
 def _examined(
@@ -245,7 +268,13 @@ def _subject(cell: Cell, start: int, stop: int, device: str) -> Subject:
     protocol = cell.protocol
     about = cell.model, cell.track, cell.dataset.prompts, device
     classifier = precise_classifier(*about, protocol.verdict_precision, protocol.logit_precision)
-    return Subject(cell.dataset.name, classifier.of_samples(batch.keys), batch)
+    return _own_starts(Subject(cell.dataset.name, classifier.of_samples(batch.keys), batch))
+
+
+def _own_starts(subject: Subject) -> Subject:
+    """Return the subject with starting points among its own images, as `run` has for the reported samples."""
+    batch = subject.batch
+    return replace(subject, batch=with_other_images(batch, batch.images, batch.labels))
 
 
 def _ways(subject: Subject) -> tuple[GradientWay, ...]:

@@ -17,6 +17,7 @@ from robustbench_vlm.analysis.autopsy_space import (
     with_steps,
 )
 from robustbench_vlm.attacks.attack_file import AttackFile, StageEntry, attack_of
+from robustbench_vlm.attacks.automatic_surrogate import StraightThrough
 from robustbench_vlm.attacks.base import Attack, Batch, GradientWay
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.losses import margin
@@ -77,7 +78,7 @@ class Search:
     """Attacks that were left out, because the budget was spent."""
     rounds: tuple[Round, ...]
     chosen: StageEntry
-    """The smallest attack that is as strong as the strongest one with `MAX_STEPS` steps, with twice its steps."""
+    """The smallest attack that is as strong as the strongest one with `MAX_STEPS` steps, with a margin of safety."""
     passes: int
     """Forward and backward passes of the whole search."""
 
@@ -131,7 +132,7 @@ class _Searcher:
         return with_steps(entry, max(_LEAST_STEPS, min(MAX_STEPS, int(1 + (passes - one) / max(two - one, 1)))))
 
     def shrunk(self, entry: StageEntry, passes: float) -> StageEntry:
-        """Return the smallest attack that is as strong as `entry` on all samples, with twice its steps.
+        """Return the smallest attack that is as strong as `entry` on all samples, with a margin of safety.
 
         The search for it stops after `passes` passes.
         """
@@ -142,7 +143,7 @@ class _Searcher:
             found = self.trial(candidate, self.subjects)
             if found.robust <= best.robust and found.left <= tolerated:
                 best, candidates = found, smaller(candidate)
-        return with_margin_of_safety(best.entry)
+        return with_margin_of_safety(best.entry, robust=best.robust)
 
     def _cost(self, entry: StageEntry) -> int:
         """Return the passes of an attack on one robust sample of the first dataset."""
@@ -175,7 +176,9 @@ def search(
     rest. `on_round` is called with the number of finished rounds and their total.
     """
     total = sum(len(each.batch.labels) for each in subjects)
-    space = search_space(ways, is_random=any(map(_is_random, subjects)))
+    space = search_space(
+        ways, is_random=any(map(is_random, subjects)), has_objective=all(map(_has_objective, subjects))
+    )
     sizes = _round_sizes(len(space))
     searcher, entries, rounds = _Searcher(subjects, batch_size), list(space), []
     left_out: tuple[StageEntry, ...] = ()
@@ -224,11 +227,23 @@ def has_gradient(subject: Subject) -> bool:
     some = subject.part(torch.arange(1, device=subject.batch.labels.device))
     leaf = some.batch.images.detach().requires_grad_()
     with torch.enable_grad():
+        return _depends(some.classifier(leaf), leaf)
+
+
+def hides_gradient(subject: Subject) -> bool:
+    """Return whether the gradient "identity" exists and differs from "loop": the model rounds or detaches values."""
+    some = subject.part(torch.arange(1, device=subject.batch.labels.device))
+    leaf = some.batch.images.detach().requires_grad_()
+    with torch.enable_grad(), StraightThrough() as mode:
         logits = some.classifier(leaf)
-        if not logits.requires_grad:
-            return False
-        (gradient,) = torch.autograd.grad(logits.sum(), leaf, allow_unused=True)
-    return gradient is not None
+    return mode.changed and _depends(logits, leaf)
+
+
+def _depends(logits: torch.Tensor, leaf: torch.Tensor) -> bool:
+    """Return whether torch recorded the computation of the logits from the images."""
+    if not logits.requires_grad:
+        return False
+    return torch.autograd.grad(logits.sum(), leaf, allow_unused=True)[0] is not None
 
 
 def first_samples(subjects: Sequence[Subject], count: int) -> list[Subject]:
@@ -254,7 +269,12 @@ def _round_sizes(count: int) -> list[int]:
     return sizes
 
 
-def _is_random(subject: Subject) -> bool:
+def _has_objective(subject: Subject) -> bool:
+    own = subject.classifier
+    return isinstance(own, DefendedClassifier) and own.defense.objective is not None
+
+
+def is_random(subject: Subject) -> bool:
     """Return whether other random numbers change the logits."""
     some = subject.part(torch.arange(min(2, len(subject.batch.labels)), device=subject.batch.labels.device))
     own = some.classifier

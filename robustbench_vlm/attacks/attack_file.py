@@ -18,6 +18,8 @@ from robustbench_vlm.attacks.base import Attack, GradientMode, GradientWay, Stag
 from robustbench_vlm.attacks.feature_attack import FEATURE_STAGE
 from robustbench_vlm.attacks.losses import LOSSES, TARGETED_LOSSES
 from robustbench_vlm.attacks.malt import MALT_STAGE
+from robustbench_vlm.attacks.objective_attack import OBJECTIVE_STAGE
+from robustbench_vlm.attacks.other_sample_start import OTHER_START_STAGE
 from robustbench_vlm.attacks.pgd import pgd_stage
 from robustbench_vlm.attacks.probability_margin_attack import PMA_STAGE
 from robustbench_vlm.attacks.rescaled import RESCALED_STAGE
@@ -31,6 +33,8 @@ _STAGES = (
     pgd_stage("pgd", steps=50, loss="margin", iterate="best", random_start=True, relative_step=0.25),
     apgd_stage("apgd", loss="margin", steps=100, targets=0, restarts=1),
     TRANSFER_START_STAGE,
+    OTHER_START_STAGE,
+    OBJECTIVE_STAGE,
     RESCALED_STAGE,
     FEATURE_STAGE,
     PMA_STAGE,
@@ -55,6 +59,7 @@ _RANGES: Mapping[str, tuple[float, float]] = {
     "eta": (1, 2),
     "beta": (0, 1),
     "alpha_max": (0, 1),
+    "weight": (0, 100),
 }
 
 
@@ -145,7 +150,7 @@ def _stage(entry: StageEntry, what: str) -> Stage:
             raise UserError(f"{where}: {unknown('parameter', name, template.parameters)} For the rules, {_ADVICE}")
         _check_value(where, name, value, template.parameters[name])
     _check(where, "draws", entry.draws, 1 <= entry.draws <= 1000, "an integer from 1 to 1000")
-    if entry.draws > 1 and entry.gradient in (None, "transfer", "straight-through"):
+    if entry.draws > 1 and entry.gradient in (None, "transfer", "straight-through", "identity"):
         raise UserError(
             f"{where}: draws is {entry.draws}, but a mean over draws needs the gradient of the attacked model: set"
             ' gradient to "loop", "truncated", "constant" or "estimated"'

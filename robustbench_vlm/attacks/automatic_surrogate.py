@@ -94,6 +94,28 @@ class AutomaticSurrogate:
         return self.classifier.cost(gradient=gradient)
 
 
+@dataclass(frozen=True)
+class IdentityGradientClassifier:
+    """A classifier with equal logits, whose gradient has the changes of this module."""
+
+    classifier: Classifier
+
+    def __call__(self, images: Tensor, /) -> Tensor:
+        """Return the logits, (B, C), of images (B, 3, H, W)."""
+        if not torch.is_grad_enabled():
+            return self.classifier(images)
+        with StraightThrough():
+            return self.classifier(images)
+
+    def select(self, index: Tensor) -> "IdentityGradientClassifier":
+        """Return a copy for only the samples at the positions `index`, int64 (N,)."""
+        return IdentityGradientClassifier(self.classifier.select(index))
+
+    def cost(self, *, gradient: bool) -> tuple[int, int]:
+        """Return the forward and backward passes of one call. They equal the passes of `classifier`."""
+        return self.classifier.cost(gradient=gradient)
+
+
 def with_any_surrogate(classifier: Classifier, batch: Batch, batch_size: int) -> SurrogateClassifier | None:
     """Return a pair of a surrogate and a classifier, or None if there is no surrogate that differs from the classifier.
 

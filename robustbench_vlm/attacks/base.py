@@ -27,6 +27,10 @@ class Batch:
     threat: Threat
     num_classes: "Tensor"
     """The number of classes of each sample's dataset, int64 (B,). A batch may have samples of several datasets."""
+    other_images: "Tensor | None" = None
+    """For each sample, clean images of samples of other classes, float32 (B, R, 3, H, W) in [0, 1]. Only stages with
+    `needs_other_images` use them. `attacks.other_sample_start` chooses them.
+    """
 
     def at(self, index: "Tensor") -> "Batch":
         """Return the samples at the positions `index`, int64 (N,), in that order."""
@@ -36,6 +40,7 @@ class Batch:
             labels=self.labels[index],
             keys=self.keys[index],
             num_classes=self.num_classes[index],
+            other_images=None if self.other_images is None else self.other_images[index],
         )
 
 
@@ -127,15 +132,16 @@ def calls_per_target(parameters: Mapping[str, Any], num_classes: int) -> tuple[i
     return 1, (int(parameters["steps"]) + 1) * targets * int(parameters.get("restarts", 1))
 
 
-GradientWay = Literal["loop", "truncated", "constant", "straight-through", "estimated", "transfer"]
+GradientWay = Literal["loop", "identity", "truncated", "constant", "straight-through", "estimated", "transfer"]
 """A way to compute the gradient of a defense.
 
-"loop": the gradient flows through the model and the inner loops of the defense. "truncated": the gradient flows through
-the defense with only one step of its inner loop. "constant": the gradient treats the results of the inner loops as
-constants, so it passes an added perturbation unchanged (BPDA with the identity, arXiv:1802.00420). "straight-through":
-the loss is computed from the logits of the defense, and the gradient flows through the model without the defense.
-"estimated": the gradient is estimated from differences of logits (arXiv:1804.08598). "transfer": the stage attacks the
-model without the defense.
+"loop": the gradient flows through the model and the inner loops of the defense. "identity": as "loop", but rounding,
+`sign` and `detach` have the gradient of the identity (`attacks.automatic_surrogate`). "truncated": the gradient flows
+through the defense with only one step of its inner loop. "constant": the gradient treats the results of the inner loops
+as constants, so it passes an added perturbation unchanged (BPDA with the identity, arXiv:1802.00420). "straight-
+through": the loss is computed from the logits of the defense, and the gradient flows through the model without the
+defense. "estimated": the gradient is estimated from differences of logits (arXiv:1804.08598). "transfer": the stage
+attacks the model without the defense.
 """
 
 
@@ -177,6 +183,8 @@ class Stage:
     """
     transfers: bool = False
     """True if the algorithm attacks a surrogate of the classifier, if there is one (`attacks.adaptive`)."""
+    needs_other_images: bool = False
+    """True if the algorithm uses `Batch.other_images`."""
     gradient_mode: GradientMode | None = None
     """The way to compute the gradient of a test-time defense. If it is None, the classifier is attacked directly."""
     adjustable: tuple[str, ...] = ()

@@ -145,6 +145,11 @@ def differentiated(classifier: Classifier, surrogate: Classifier | None, mode: G
     changed: Classifier
     if mode.gradient == "loop":
         changed = classifier if mode.draws == 1 else MeanGradientClassifier(classifier, mode.draws)
+    elif mode.gradient == "identity":
+        # This module has the classes that automatic_surrogate needs.
+        from robustbench_vlm.attacks.automatic_surrogate import IdentityGradientClassifier
+
+        changed = IdentityGradientClassifier(classifier)
     elif mode.gradient == "estimated":
         changed = EstimatedGradientClassifier(classifier, DIRECTIONS * mode.draws)
     elif mode.gradient == "straight-through" and surrogate is not None:
@@ -153,6 +158,6 @@ def differentiated(classifier: Classifier, surrogate: Classifier | None, mode: G
         one_of = "a test-time defense" if mode.gradient in ("constant", "truncated") else "a defense or a surrogate"
         raise UserError(
             f"the gradient {mode.gradient!r} needs {one_of}, but the attacked model has none: attack DEFENSE+MODEL, or"
-            " use the gradient 'loop' or 'estimated'"
+            " use the gradient 'loop', 'identity' or 'estimated'"
         )
     return changed if surrogate is None else ClassifierWithSurrogate(changed, surrogate)

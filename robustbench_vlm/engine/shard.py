@@ -16,6 +16,7 @@ from robustbench_vlm.attacks.base import Batch
 from robustbench_vlm.attacks.eot import DrawVerdicts, attack_over_draws, random_classifier
 from robustbench_vlm.attacks.evaluate import Verdicts, attack_samples
 from robustbench_vlm.attacks.model import MultiDatasetClassifier
+from robustbench_vlm.attacks.other_sample_start import CANDIDATES, needs_other_images, with_other_images
 from robustbench_vlm.attacks.sanity import BATCH_TOLERANCE, REPEAT_TOLERANCE, sanity_cost, sanity_warnings
 from robustbench_vlm.core.classifier_interface import Classifier
 from robustbench_vlm.core.errors import UserError
@@ -92,6 +93,9 @@ def _prepare(cell: Cell, shard: Shard, resources: Resources) -> _Part:
     )
     _check_identity(cell, shard, loaded_model(cell.model, cell.track, resources.device).digest)
     batch, digests = load_batch(cell, shard.start, shard.stop, device=resources.device)
+    if needs_other_images(cell.attack):
+        first, _ = load_batch(cell, 0, min(CANDIDATES, len(cell)), device=resources.device)
+        batch = with_other_images(batch, first.images, first.labels)
     rounding = max(PRECISIONS[name].rounding for name in (protocol.precision, protocol.logit_precision))
     attacked: Classifier = classifier.of_samples(batch.keys)
     if protocol.draws > 1:
@@ -114,6 +118,7 @@ def _attack(parts: Sequence[_Part], cell: Cell, resources: Resources) -> list[At
     `cell` is the cell of one of the shards. The cells of the other shards have the same attack and protocol.
     """
     batches = [part.batch for part in parts]
+    others = [batch.other_images for batch in batches if batch.other_images is not None]
     attacked = _shared([part.classifier for part in parts], batches)
     is_judged_apart = any(part.judge is not part.classifier for part in parts)
     judge = _shared([part.judge for part in parts], batches) if is_judged_apart else None
@@ -123,6 +128,7 @@ def _attack(parts: Sequence[_Part], cell: Cell, resources: Resources) -> list[At
         labels=torch.cat([each.labels for each in batches]),
         keys=torch.cat([each.keys for each in batches]),
         num_classes=torch.cat([each.num_classes for each in batches]),
+        other_images=torch.cat(others) if others else None,
     )
     batch_size = _batch_size(parts[0].classifier, resources)
     drawn: DrawVerdicts | None = None

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from robustbench_vlm.test_time.augmix import parts_of_views
-from robustbench_vlm.test_time.base import DefenseContext, Passes
-from robustbench_vlm.test_time.r_tpt import R_TPT, logits_of_views, texts_of_views
+from robustbench_vlm.test_time.base import DefenseContext, Objective, Passes
+from robustbench_vlm.test_time.r_tpt import R_TPT, logits_of_views, negative_entropy_of_views, texts_of_views
 from robustbench_vlm.test_time.relevance import relevance_maps
 
 
@@ -20,6 +20,10 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
 def texts_of(context: DefenseContext, images: Tensor) -> Tensor:
     """Return the text embeddings, float32 (B, C, D) of norm 1, after the tuning on each image (B, 3, H, W)."""
     return texts_of_views(context, guided_views(context, images))
+
+
+def _negative_entropy(context: DefenseContext, images: Tensor) -> Tensor:
+    return negative_entropy_of_views(context, guided_views(context, images))
 
 
 def guided_views(context: DefenseContext, images: Tensor) -> Tensor:
@@ -61,6 +65,9 @@ A_TPT = dataclasses.replace(
     name="a-tpt",
     logits=logits,
     passes=_passes,
+    objective=Objective(
+        "minus the mean entropy of the confident views, which the defense decreases", _negative_entropy, _passes
+    ),
     settings={**R_TPT.settings, "area_high": 0.2, "area_low": 0.8, "kept_high": 0.8, "kept_low": 0.2},
     paper="https://arxiv.org/abs/2605.19956",
     fidelity="official code",

@@ -57,6 +57,18 @@ class Passes:
 
 
 @dataclass(frozen=True)
+class Objective:
+    """A value that a test-time defense optimises, or that decides what it does. Attacks can increase it."""
+
+    description: str
+    """The value, as a phrase for the documentation. The attack increases it, so a loss of the defense is negative."""
+    values: Callable[[DefenseContext, Tensor], Tensor]
+    """Maps a context and images, float32 (B, 3, H, W) in [0, 1], to values, float32 (B,), with a gradient."""
+    passes: Callable[[Mapping[str, float]], Passes]
+    """Maps the settings to the `Passes` of the value of one image."""
+
+
+@dataclass(frozen=True)
 class TestTimeDefense:
     """A test-time defense: a function from images and random numbers to logits.
 
@@ -83,6 +95,8 @@ class TestTimeDefense:
     runs as a transfer attack: it attacks the model without the test-time defense, and the model with the defense
     classifies the result.
     """
+    objective: Objective | None = None
+    """The objective of the defense, for the algorithm `apgd-objective` of attack files. None if it has none."""
     needs_undefended: bool = False
     """True if the defense uses the undefended model, from which the defended model was trained.
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.test_time.base import DefenseContext, Passes, TestTimeDefense, straight_through
+from robustbench_vlm.test_time.base import DefenseContext, Objective, Passes, TestTimeDefense, straight_through
 
 
 def logits(context: DefenseContext, images: Tensor) -> Tensor:
@@ -37,7 +37,7 @@ def purify(context: DefenseContext, embedded: Tensor, *, frozen: bool = False) -
     step. It does not depend on the length of the gradient. After each step, the embeddings are normalised again. If
     `frozen` is true, the direction of each step is a constant for the gradient. Returns float32 (B, D) of norm 1.
     """
-    null = functional.normalize(context.null_features.mean(dim=0), dim=-1)
+    null = _mean_null(context)
     for _ in range(int(context.settings["iterations"])):
         # z and n are unit vectors. The gradient of cos(z, n) with respect to z is n minus its component along z.
         ascent = null - (embedded @ null)[:, None] * embedded
@@ -45,6 +45,14 @@ def purify(context: DefenseContext, embedded: Tensor, *, frozen: bool = False) -
         moved = embedded + context.settings["step"] * (direction.detach() if frozen else direction)
         embedded = functional.normalize(moved, dim=-1)
     return embedded
+
+
+def _mean_null(context: DefenseContext) -> Tensor:
+    return functional.normalize(context.null_features.mean(dim=0), dim=-1)
+
+
+def _null_cosine(context: DefenseContext, images: Tensor) -> Tensor:
+    return functional.normalize(context.image_encoder(images), dim=-1) @ _mean_null(context)
 
 
 def _passes(settings: Mapping[str, float]) -> Passes:
@@ -56,6 +64,11 @@ CLIPURE_COS = TestTimeDefense(
     logits=logits,
     passes=_passes,
     settings={"iterations": 10.0, "step": 30.0},
+    objective=Objective(
+        "the cosine of the image embedding and the mean embedding of the null texts, which the defense increases",
+        _null_cosine,
+        _passes,
+    ),
     null_texts=("a photo of a .", "a photo of the .", "a picture of a .", "an image of a .", "a rendering of a ."),
     paper="https://arxiv.org/abs/2502.18176",
     fidelity="paper",

@@ -8,6 +8,7 @@ from torch.nn import functional
 
 from robustbench_vlm.test_time.base import (
     DefenseContext,
+    Objective,
     Passes,
     TestTimeDefense,
     in_pixel_scale,
@@ -35,8 +36,7 @@ def rectification(context: DefenseContext, images: Tensor) -> Tensor:
     iterate with the highest value is returned.
     """
     settings, eps = context.settings, in_pixel_scale(context.settings["eps"])
-    own = _features(context, images)
-    filtered = _features(context, low_pass(images, settings["radius"] / _PUBLISHED_SIDE))
+    own, filtered = _both_features(context, images)
     step = in_pixel_scale(settings["step"])
     current = best = torch.zeros_like(images)
     best_score = own.new_full((len(images),), -torch.inf)
@@ -66,6 +66,17 @@ def low_pass(images: Tensor, cutoff: float) -> Tensor:
     return filtered.clamp(0, 1)
 
 
+def _agreement(context: DefenseContext, images: Tensor) -> Tensor:
+    own, filtered = _both_features(context, images)
+    return (own * filtered).sum(dim=1)
+
+
+def _both_features(context: DefenseContext, images: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the embeddings of images and of the filtered images, float32 (B, D) of norm 1 each."""
+    smooth = low_pass(images, context.settings["radius"] / _PUBLISHED_SIDE)
+    return _features(context, images), _features(context, smooth)
+
+
 def _features(context: DefenseContext, images: Tensor) -> Tensor:
     return functional.normalize(context.image_encoder(images), dim=-1)
 
@@ -81,6 +92,12 @@ CSR = TestTimeDefense(
     logits=logits,
     passes=_passes,
     settings={"radius": 40.0, "threshold": 0.85, "steps": 3.0, "eps": 4.0, "step": 2.0},
+    objective=Objective(
+        "the cosine of the embeddings of the image and the filtered image; from the setting `threshold` on, the image"
+        " is not changed",
+        _agreement,
+        lambda settings: Passes(forward=2, outer=2),
+    ),
     paper="https://arxiv.org/abs/2601.19210",
     fidelity="official code",
     deviations=(

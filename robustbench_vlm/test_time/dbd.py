@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.test_time.base import DefenseContext, Passes, TestTimeDefense
+from robustbench_vlm.test_time.base import DefenseContext, Objective, Passes, TestTimeDefense
 from robustbench_vlm.test_time.transformations import VIEWS, transformed
 
 
@@ -17,9 +17,7 @@ def logits(context: DefenseContext, images: Tensor) -> Tensor:
     """
     own = functional.normalize(context.image_encoder(images), dim=-1)
     with torch.set_grad_enabled(context.differentiate and torch.is_grad_enabled()):
-        views = transformed(context.keys, images)
-        features = functional.normalize(context.image_encoder(views.flatten(0, 1)), dim=-1)
-        change = move(context, own, features.unflatten(0, views.shape[:2]))
+        change = move(context, own, _view_features(context, images))
     return context.scale * functional.normalize(own + change, dim=-1) @ context.text_features.T
 
 
@@ -31,20 +29,39 @@ def move(context: DefenseContext, own: Tensor, features: Tensor) -> Tensor:
     between them and `own`. If the mean cosine between the differences and their mean is above `threshold`, the change
     is multiplied by `factor`.
     """
-    scores = context.scale * features @ context.text_features.T
-    entropies = torch.special.entr(scores.softmax(dim=2)).sum(dim=2)
-    count = min(int(context.settings["references"]), features.shape[1])
-    chosen = entropies.topk(count, dim=1, largest=False).indices
-    differences = features.gather(1, chosen[:, :, None].expand(-1, -1, features.shape[2])) - own[:, None]
+    differences = _differences(context, own, features)
     mean = differences.mean(dim=1)
-    is_biased = bias_score(differences, mean) > context.settings["threshold"]
+    is_biased = bias_score(differences.detach(), mean.detach()) > context.settings["threshold"]
     return torch.where(is_biased[:, None], context.settings["factor"] * mean, mean)
 
 
 def bias_score(differences: Tensor, mean: Tensor) -> Tensor:
     """Return the mean cosine between differences (B, K, D) and their mean (B, D), float32 (B,) in [-1, 1]."""
-    directions = functional.normalize(differences.detach(), dim=-1, eps=1e-8)
-    return (directions @ functional.normalize(mean.detach(), dim=-1, eps=1e-8)[:, :, None]).mean(dim=(1, 2))
+    directions = functional.normalize(differences, dim=-1, eps=1e-8)
+    return (directions @ functional.normalize(mean, dim=-1, eps=1e-8)[:, :, None]).mean(dim=(1, 2))
+
+
+def _view_features(context: DefenseContext, images: Tensor) -> Tensor:
+    """Return the embeddings of the V transformed images of each image, float32 (B, V, D) of norm 1."""
+    views = transformed(context.keys, images)
+    embedded = functional.normalize(context.image_encoder(views.flatten(0, 1)), dim=-1)
+    features: Tensor = embedded.unflatten(0, views.shape[:2])
+    return features
+
+
+def _differences(context: DefenseContext, own: Tensor, features: Tensor) -> Tensor:
+    """Return the K references of each image minus its embedding, float32 (B, K, D)."""
+    scores = context.scale * features @ context.text_features.T
+    entropies = torch.special.entr(scores.softmax(dim=2)).sum(dim=2)
+    count = min(int(context.settings["references"]), features.shape[1])
+    chosen = entropies.topk(count, dim=1, largest=False).indices
+    return features.gather(1, chosen[:, :, None].expand(-1, -1, features.shape[2])) - own[:, None]
+
+
+def _negative_bias(context: DefenseContext, images: Tensor) -> Tensor:
+    own = functional.normalize(context.image_encoder(images), dim=-1)
+    differences = _differences(context, own, _view_features(context, images))
+    return -bias_score(differences, differences.mean(dim=1))
 
 
 def _passes(settings: Mapping[str, float]) -> Passes:
@@ -56,6 +73,9 @@ DBD = TestTimeDefense(
     logits=logits,
     passes=_passes,
     settings={"references": 16.0, "threshold": 0.8, "factor": 2.5},
+    objective=Objective(
+        "minus the bias score; above the setting `threshold`, the embedding moves further", _negative_bias, _passes
+    ),
     images_per_sample=1 + VIEWS,
     paper="https://arxiv.org/abs/2606.06186",
     fidelity="official code",

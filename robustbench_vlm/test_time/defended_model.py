@@ -23,7 +23,7 @@ from robustbench_vlm.models.open_clip import Architecture
 from robustbench_vlm.models.reference import ModelReference, parse_reference
 from robustbench_vlm.models.text_encoder import PromptEncoder
 from robustbench_vlm.test_time import TEST_TIME_DEFENSES
-from robustbench_vlm.test_time.base import DefenseContext, TestTimeDefense, shortened, straight_through
+from robustbench_vlm.test_time.base import DefenseContext, Objective, TestTimeDefense, shortened, straight_through
 
 _TRANSFER = GradientMode("transfer", "transfer")
 _DIRECT = GradientMode("", "loop")
@@ -81,7 +81,7 @@ class DefendedClassifier(nn.Module):
 
     def with_gradient(self, mode: GradientMode) -> Classifier:
         """Return a classifier with equal logits. Its gradient is computed in the mode `mode`."""
-        if mode.gradient in ("transfer", "straight-through", "estimated"):
+        if mode.gradient in ("transfer", "straight-through", "identity", "estimated"):
             return differentiated(self, self.plain, mode)
         return self._with(gradient_mode=mode)
 
@@ -97,6 +97,29 @@ class DefendedClassifier(nn.Module):
         # To differentiate a gradient, torch goes back through the two passes (forward and backward) that computed it.
         through = 2 * passes.inner if mode.gradient == "loop" else 0
         return mode.draws * passes.forward, mode.draws * (passes.inner + passes.outer + through)
+
+    def objective(self, images: Tensor) -> Tensor:
+        """Return the objective of the defense, float32 (B,), for images (B, 3, H, W) of the samples, with a gradient.
+
+        Raises UserError if the defense has no objective.
+        """
+        context = self.context(self.sample_keys, differentiate=True)
+        with sdpa_kernel(SDPBackend.MATH):
+            return self._stated_objective.values(context, images)
+
+    def objective_cost(self, *, gradient: bool) -> tuple[int, int]:
+        """Return the forward and backward passes of one call of `objective` for one sample."""
+        passes = self._stated_objective.passes(self.defense.settings)
+        return passes.forward, passes.inner + passes.outer * gradient
+
+    @property
+    def _stated_objective(self) -> Objective:
+        if self.defense.objective is None:
+            raise UserError(
+                f"the test-time defense {self.defense.name!r} has no objective, but the algorithm 'apgd-objective'"
+                " needs one: set `objective` in its TestTimeDefense, or choose another algorithm, such as 'apgd'"
+            )
+        return self.defense.objective
 
     def forward(self, images: Tensor) -> Tensor:
         """Return the logits float32 (B, C) of the images of the samples.

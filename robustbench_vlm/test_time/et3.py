@@ -6,7 +6,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from robustbench_vlm.test_time.base import DefenseContext, Passes, TestTimeDefense, in_pixel_scale, inner_gradient
+from robustbench_vlm.test_time.base import (
+    DefenseContext,
+    Objective,
+    Passes,
+    TestTimeDefense,
+    in_pixel_scale,
+    inner_gradient,
+)
 
 _SMALLEST_NORM = 1e-8
 
@@ -46,6 +53,10 @@ def plain_logits(context: DefenseContext, images: Tensor) -> Tensor:
     return context.scale * functional.normalize(context.image_encoder(images), dim=-1) @ context.text_features.T
 
 
+def _negative_energy(context: DefenseContext, images: Tensor) -> Tensor:
+    return -energy(plain_logits(context, images), context.settings["temperature"])
+
+
 def _direction(gradient: Tensor) -> Tensor:
     squares = gradient.square().flatten(1).sum(dim=1)
     # The square root has no finite derivative at zero, so the smallest norm is applied to the squares.
@@ -62,6 +73,9 @@ ET3 = TestTimeDefense(
     logits=logits,
     passes=_passes,
     settings={"alpha": 2.5, "eps": 5.0, "steps": 2.0, "temperature": 1.0},
+    objective=Objective(
+        "minus the energy, which the defense decreases", _negative_energy, lambda settings: Passes(forward=1)
+    ),
     paper="https://arxiv.org/abs/2603.26984",
     fidelity="official code",
     deviations=(

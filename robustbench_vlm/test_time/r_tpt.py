@@ -10,6 +10,7 @@ from torch.nn import functional
 from robustbench_vlm.test_time.augmix import random_views
 from robustbench_vlm.test_time.base import (
     DefenseContext,
+    Objective,
     Passes,
     TestTimeDefense,
     inner_gradient,
@@ -72,12 +73,27 @@ def tuned_texts(context: DefenseContext, features: Tensor) -> Tensor:
         tokens = context.token_embeddings
         start = torch.zeros(len(features), 1, *tokens[0, _CONTEXT].shape).to(features).requires_grad_()
         texts = context.text_encoder(_with_context(tokens, tokens[:, _CONTEXT] + start))
-        probabilities = (context.scale * features @ texts.transpose(1, 2)).softmax(dim=2)
-        entropies = torch.special.entr(probabilities).sum(dim=2)
-        chosen = max(1, int(context.settings["share"] * features.shape[1]))
-        losses = entropies.topk(chosen, dim=1, largest=False).values.mean(dim=1)
+        losses = mean_entropy(context, features, texts)
     gradient = inner_gradient(context, losses, start)
     return context.text_encoder(_with_context(tokens, stepped(context, gradient)))
+
+
+def mean_entropy(context: DefenseContext, features: Tensor, texts: Tensor) -> Tensor:
+    """Return the mean entropy of the predictions on the views with the lowest entropy, float32 (B,).
+
+    `features` are the embeddings of the views, (B, V, D), and `texts` those of the classes, (B, C, D), of norm 1.
+    """
+    probabilities = (context.scale * features @ texts.transpose(1, 2)).softmax(dim=2)
+    entropies = torch.special.entr(probabilities).sum(dim=2)
+    chosen = max(1, int(context.settings["share"] * features.shape[1]))
+    mean: Tensor = entropies.topk(chosen, dim=1, largest=False).values.mean(dim=1)
+    return mean
+
+
+def negative_entropy_of_views(context: DefenseContext, views: Tensor) -> Tensor:
+    """Return minus the loss before the tuning step, float32 (B,), for views, float32 (B, V, 3, H, W) in [0, 1]."""
+    features = features_of_views(context, views)
+    return -mean_entropy(context, features, context.text_features.expand(len(views), -1, -1))
 
 
 def stepped(context: DefenseContext, gradient: Tensor) -> Tensor:
@@ -102,6 +118,10 @@ def agreement(features: Tensor, neighbours: int, temperature: float) -> Tensor:
     return (nearest / temperature).softmax(dim=1)
 
 
+def _negative_entropy(context: DefenseContext, images: Tensor) -> Tensor:
+    return negative_entropy_of_views(context, random_views(context.keys, images, int(context.settings["views"])))
+
+
 def _with_context(tokens: Tensor, context: Tensor) -> Tensor:
     whole = tokens.expand(len(context), -1, -1, -1)
     return torch.cat([whole[:, :, : _CONTEXT.start], context, whole[:, :, _CONTEXT.stop :]], dim=2)
@@ -117,6 +137,9 @@ R_TPT = TestTimeDefense(
     logits=logits,
     passes=_passes,
     settings={"views": 64.0, "share": 0.1, "lr": 5e-3, "neighbours": 20.0, "temperature": 0.01},
+    objective=Objective(
+        "minus the mean entropy of the confident views, which the defense decreases", _negative_entropy, _passes
+    ),
     images_per_sample=64,
     tunes_prompts=True,
     text_passes="two forward passes and one backward pass of the text encoder for each class and each sample",

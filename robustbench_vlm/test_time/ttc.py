@@ -9,6 +9,7 @@ from torch.nn import functional
 from robustbench_vlm.core import random as randomness
 from robustbench_vlm.test_time.base import (
     DefenseContext,
+    Objective,
     Passes,
     TestTimeDefense,
     in_pixel_scale,
@@ -35,8 +36,7 @@ def counterattack(context: DefenseContext, images: Tensor) -> Tensor:
     and without the perturbation. Later iterates have larger weights.
     """
     settings, eps = context.settings, in_pixel_scale(context.settings["eps"])
-    noise = (randomness.uniform(context.keys, 0, images.shape[1:]).to(images) * 2 - 1) * eps
-    noise = within_pixels(images, noise)
+    noise = _noise(context, images)
     steps = [noise]
     target = context.image_encoder(images)
     for _ in range(int(settings["steps"])):
@@ -60,9 +60,22 @@ def tau(context: DefenseContext, images: Tensor, noise: Tensor) -> Tensor:
     of the embedding without noise.
     """
     with torch.no_grad():
-        clean, moved = context.undefended_encoder(images), context.undefended_encoder(images + noise)
+        return _relative_change(context, images, noise)
+
+
+def _relative_change(context: DefenseContext, images: Tensor, noise: Tensor) -> Tensor:
+    clean, moved = context.undefended_encoder(images), context.undefended_encoder(images + noise)
     share: Tensor = (moved - clean).norm(dim=1) / clean.norm(dim=1)
     return share
+
+
+def _noise(context: DefenseContext, images: Tensor) -> Tensor:
+    noise = randomness.uniform(context.keys, 0, images.shape[1:]).to(images) * 2 - 1
+    return within_pixels(images, noise * in_pixel_scale(context.settings["eps"]))
+
+
+def _own_change(context: DefenseContext, images: Tensor) -> Tensor:
+    return _relative_change(context, images, _noise(context, images))
 
 
 def _passes(settings: Mapping[str, float]) -> Passes:
@@ -77,6 +90,11 @@ TTC = TestTimeDefense(
     logits=logits,
     passes=_passes,
     settings={"eps": 4.0, "steps": 2.0, "step": 1.0, "beta": 2.0, "tau": 0.2},
+    objective=Objective(
+        "the relative change of the image embedding under noise; above the setting `tau`, there is no counterattack",
+        _own_change,
+        lambda settings: Passes(forward=2, outer=2),
+    ),
     needs_undefended=True,
     paper="https://arxiv.org/abs/2503.03613",
     fidelity="paper",

@@ -10,8 +10,9 @@ from masked_models import HONEST, MASKED, small_network
 from torch import Tensor, nn
 
 from robustbench_vlm import attack, evaluate
-from robustbench_vlm.analysis.autopsy import Autopsy, autopsy, autopsy_classifier
-from robustbench_vlm.analysis.autopsy_search import Subject, first_samples
+from robustbench_vlm.analysis.attack_classifier import batch_in_memory
+from robustbench_vlm.analysis.autopsy import Autopsy, autopsy, autopsy_classifier, with_fixed_draws
+from robustbench_vlm.analysis.autopsy_search import Subject, first_samples, hides_gradient
 from robustbench_vlm.analysis.autopsy_space import search_space, smaller, with_steps
 from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.attacks.attack_file import attack_of, write_attack_file
@@ -45,7 +46,9 @@ def robust_base(base: Base) -> int:
     return int(found.robust.sum())
 
 
-@pytest.mark.parametrize(("name", "budget"), [("quantised-16", 6000), ("no-grad", 3000)])
+@pytest.mark.parametrize(
+    ("name", "budget"), [("quantised-16", 6000), ("no-grad", 3000), ("jpeg", 2000), ("noise", 200)]
+)
 def test_a_masked_model_falls_to_the_base_and_the_file_repeats_the_attack(
     name: str, budget: int, base: Base, tmp_path: Path
 ) -> None:
@@ -54,8 +57,9 @@ def test_a_masked_model_falls_to_the_base_and_the_file_repeats_the_attack(
     found = examined(wrapped, base, budget)
     assert round(found.robust.value * REPORTED) <= robust_base(base)
     write_attack_file(found.attack, tmp_path / "found.json")
+    batch = batch_in_memory(wrapped, images[:REPORTED], labels[:REPORTED], Threat("Linf", parse_eps(EPS)), seed=0)
     again = attack(
-        wrapped,
+        with_fixed_draws(wrapped, batch),
         images[:REPORTED],
         labels[:REPORTED],
         eps=EPS,
@@ -79,8 +83,22 @@ def test_an_honest_model_does_not_rise_and_the_reported_samples_do_not_change_th
     assert examined(network, (network, other, labels), 400).attack == examined(network, base, 400).attack
 
 
+def test_only_models_that_round_or_detach_have_the_gradient_identity(base: Base) -> None:
+    network, images, labels = base
+    keys, classes = torch.arange(4), torch.full((4,), 10)
+    batch = Batch(images[:4], labels[:4], keys, Threat("Linf", parse_eps(EPS)), classes)
+    found = [
+        model.name
+        for model in (*HONEST, *MASKED)
+        if hides_gradient(Subject("", PlainClassifier(model.wrap(network)), batch))
+    ]
+    assert {"quantised-16", "bit-depth-3", "jpeg", "rounded-logits", "no-grad"} <= {*found}
+    assert not {model.name for model in HONEST} & {*found}
+
+
 def test_the_space_has_every_way_and_smaller_attacks_need_fewer_passes() -> None:
-    space = search_space(("transfer", "loop", "constant", "estimated"), is_random=True)
+    space = search_space(("transfer", "loop", "constant", "estimated"), is_random=True, has_objective=True)
+    assert {"apgd-objective", "apgd-other-start", "apgd-transfer-start"} <= {each.algorithm for each in space}
     assert {each.gradient for each in space} == {"transfer", "loop", "constant", "estimated"}
     assert len({each.name for each in space}) == len(space)
     assert {each.draws for each in space} == {1, 4}
