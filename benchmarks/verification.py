@@ -5,12 +5,12 @@
     python benchmarks/verification.py rounding --out benchmarks/verification.json
 
 `measure` reads the records of autoattack at 5/255 on the track mini. It attacks samples again to get their margins: the
-margin of the strongest image after the first stage, and the margin of the image that breaks the sample. It takes about
-15 minutes on one core.
+margin of the strongest image after the first stage, and the margin of the image that breaks the sample. It takes 1 to 3
+minutes for each model on one core. `--models` measures some models and keeps the margins of the others.
 
 `replay` draws samples as `vlmbench verify` does, with new seeds, from entries that a made-up forger has changed. A
 forgery is found if a recomputed sample contradicts the entry by a clear margin, or if more samples differ than rounding
-on other hardware explains.
+on other hardware explains. It also counts the passes of a verification, from the records of the unchanged entries.
 
 `rounding` attacks samples of two models with the vector instructions of this processor and without them. It reports how
 many verdicts differ, and the largest differences of margins. It takes about 8 minutes on one core.
@@ -23,6 +23,7 @@ import os
 import random
 import subprocess
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -33,18 +34,20 @@ import torch
 
 from robustbench_vlm.analysis.verdict import image_margins
 from robustbench_vlm.attacks.evaluate import attack_samples
-from robustbench_vlm.core.records import CLEAN, SampleResult
+from robustbench_vlm.core.records import CLEAN, SampleResult, Verdict
 from robustbench_vlm.engine.cell import Cell
+from robustbench_vlm.engine.cell_records import CellRecords
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import resolve
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import cell_classifier, load_batch
-from robustbench_vlm.leaderboard.draws import NEAREST, OTHERS, scaled
+from robustbench_vlm.leaderboard.draws import NEAREST, Choice, choose, parts_of, scaled, with_stages
 from robustbench_vlm.leaderboard.entry import board_folder, entry_paths, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records
-from robustbench_vlm.leaderboard.findings import CLOSE_MARGIN
-from robustbench_vlm.leaderboard.tolerance import ROUNDING, exceeds_tolerance
+from robustbench_vlm.leaderboard.recompute import Task
+from robustbench_vlm.leaderboard.tolerance import CLOSE_MARGIN, ROUNDING, exceeds_tolerance
 from robustbench_vlm.leaderboard.verify import SAMPLES
+from robustbench_vlm.tracks import MINI
 
 EPS = "5/255"
 DRAWN = 150
@@ -55,77 +58,58 @@ WEAKER = ("cw", "pgd-20")
 HIDDEN = "late samples within rounding"
 DATASETS = ("shapes", "colours", "fine-grained", "handwritten", "relations")
 """The datasets with which `rounding` compares instructions."""
+PASSES = {1: 203, 2: 2021}
+"""Passes of the first stages of autoattack for a sample that they do not break."""
 NEAR = 0.002
 """A sample is near the decision boundary if the margin of its strongest image is closer to 0 than this value."""
 ONE = Resources("cpu", workers=1)
 
 
-def measure(threads: int) -> Iterator[dict[str, Any]]:
-    """Yield the counts, passes and margins of each model."""
-    torch.set_num_threads(threads)
+def measure(models: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """Yield the margins of each model, with the number of samples for each value of `broken_by`."""
+    for model in models:
+        own = verdicts_of(evidence_of(model))
+        request = Request(models=(model,), eps=(EPS,), protocol="mini", resources=ONE)
+        margins = margins_of(resolve(request).cells, own["autoattack"])
+        yield {"model": model, "machine": report.machine(), "samples": samples_of(own), "margins": margins}
+
+
+def evidence_of(model: str) -> tuple[CellRecords, ...]:
+    """Return the records of the entry of a model."""
     folder = board_folder("mini")
-    for path in entry_paths(folder):
-        evidence = read_entry_records(read_entry(path), folder)
-        own = {
-            attack: {each.score.dataset: each.results for each in evidence if _is(each, attack)}
-            for attack in ("autoattack", *WEAKER)
+    return read_entry_records(read_entry(folder / f"{model}.json"), folder)
+
+
+def verdicts_of(evidence: Sequence[CellRecords]) -> dict[str, dict[str, Sequence[SampleResult]]]:
+    """Return the records at `EPS` of autoattack and of the weaker attacks, by attack and dataset."""
+    return {
+        attack: {
+            each.score.dataset: each.results
+            for each in evidence
+            if (each.score.attack, each.score.eps) == (attack, EPS)
         }
-        request = Request(models=(path.stem,), eps=(EPS,), protocol="mini", resources=ONE)
-        cells = resolve(request).cells
-        found = counts_of(own)
-        found["passes_of_others"] = _passes_of_others(evidence)
-        found["margins"] = margins_of(cells, own["autoattack"])
-        yield {"model": path.stem, **found}
+        for attack in ("autoattack", *WEAKER)
+    }
 
 
-def _is(evidence: Any, attack: str) -> bool:
-    return (evidence.score.attack, evidence.score.eps) == (attack, EPS)
+def samples_of(own: Mapping[str, Mapping[str, Sequence[SampleResult]]]) -> dict[str, int]:
+    """Return the number of samples for each value of `broken_by` under autoattack."""
+    counts = Counter(row.broken_by for results in own["autoattack"].values() for row in results)
+    return dict(sorted(counts.items()))
 
 
-def counts_of(own: Mapping[str, Mapping[str, Sequence[SampleResult]]]) -> dict[str, Any]:
-    """Return the number of samples and the mean passes for each value of `broken_by`.
-
-    Also return, for each weaker attack, the values of `broken_by` under autoattack of samples that the weaker attack
-    does not break.
-    """
-    rows = [row for results in own["autoattack"].values() for row in results]
-    groups = {stage: [row for row in rows if row.broken_by == stage] for stage in {row.broken_by for row in rows}}
-    weaker = {}
+def weaker_of(own: Mapping[str, Mapping[str, Sequence[SampleResult]]]) -> dict[str, dict[str, int]]:
+    """Return, for each weaker attack, the stages of autoattack that break samples which the weaker attack leaves."""
+    found = {}
     for attack in WEAKER:
-        stages = [
+        stages = Counter(
             row.broken_by
             for name, results in own["autoattack"].items()
             for row, other in zip(results, own[attack][name], strict=True)
             if row.broken_by != other.broken_by == ""
-        ]
-        weaker[attack] = {stage: stages.count(stage) for stage in sorted(set(stages))}
-    return {
-        "samples": {stage: len(some) for stage, some in sorted(groups.items())},
-        "passes": {stage: float(np.mean([_passes(row) for row in some])) for stage, some in sorted(groups.items())},
-        "weaker": weaker,
-    }
-
-
-def _passes(row: SampleResult) -> int:
-    return row.forward + row.backward
-
-
-def _passes_of_others(evidence: Sequence[Any]) -> dict[str, float]:
-    """Return the mean passes per sample in the other attacks and radii, and the expected passes of their checks."""
-    others = [each for each in evidence if not _is(each, "autoattack")]
-    rows = [row for each in others for row in each.results]
-    checks = 0.0
-    for key in {(each.score.attack, each.score.eps) for each in others}:
-        own = [r for each in others if (each.score.attack, each.score.eps) == key for r in each.results]
-        robust, broken = [r for r in own if r.broken_by == ""], [r for r in own if r.broken_by not in ("", CLEAN)]
-        whole = float(np.mean([_passes(row) for row in robust])) if robust else 0.0
-        first = min(whole, 203.0)
-        checks += min(SAMPLES, len(robust)) * first + min(SAMPLES, len(broken)) * float(
-            np.mean([_passes(row) for row in broken])
         )
-        number = scaled(SAMPLES, len(robust), len(own)) // OTHERS
-        checks += min(number, len(robust)) * whole if whole > first else 0.0
-    return {"mean": float(np.mean([_passes(row) for row in rows])), "checks": checks}
+        found[attack] = dict(sorted(stages.items()))
+    return found
 
 
 def margins_of(cells: Sequence[Cell], own: Mapping[str, Sequence[SampleResult]]) -> dict[str, list[Any]]:
@@ -168,11 +152,11 @@ def _margins(cell: Cell, positions: Sequence[int], stages: int) -> list[float]:
     ]
 
 
-def forgeries(row: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
+def forgeries(row: Mapping[str, Any], weaker: Mapping[str, Mapping[str, int]]) -> Iterator[tuple[str, int, int]]:
     """Yield the forgeries of an entry.
 
     Each has a name, the number of forged samples that the first stage breaks, and the number of forged samples that
-    later stages break.
+    later stages break. `weaker` is the result of `weaker_of`.
     """
     later, first = len(row["margins"]["later"]), row["samples"]["apgd-ce"]
     total = sum(row["samples"].values())
@@ -184,7 +168,7 @@ def forgeries(row: Mapping[str, Any]) -> Iterator[tuple[str, int, int]]:
             yield f"late samples, +{points} points", 0, count
     yield "all late samples", 0, later
     yield HIDDEN, 0, sum(abs(final) <= CLOSE_MARGIN for _, final, _ in row["margins"]["later"])
-    for attack, stages in row["weaker"].items():
+    for attack, stages in weaker.items():
         early = stages.get("apgd-ce", 0)
         yield f"{attack} as autoattack", early, sum(stages.values()) - early
 
@@ -213,7 +197,7 @@ def replay(row: Mapping[str, Any], early: int, late: int, draws: int, *, only_hi
     for _ in range(draws):
         # The margins of all robust samples are drawn from the measured ones.
         others = generator.choice(margins["robust"], robust) if robust else np.array([])
-        near = np.sort(np.concatenate([others, hidden[:, 0]]))[: NEAREST * SAMPLES]
+        near = np.sort(np.concatenate([others, hidden[:, 0]]))[: NEAREST * number]
         whole = generator.random(late) < number / max(robust + late, number)
         broken = whole | ((hidden[:, 0] <= near.max(initial=-np.inf)) & (hidden[:, 2] <= 2))
         is_clear = (hidden[broken, 1] < -CLOSE_MARGIN).any() or (generator.random(early) < clear).any()
@@ -222,24 +206,43 @@ def replay(row: Mapping[str, Any], early: int, late: int, draws: int, *, only_hi
     return {"found": found / draws, "left": left / draws}
 
 
-def cost(row: Mapping[str, Any]) -> dict[str, float]:
+def cost(evidence: Sequence[CellRecords]) -> dict[str, float]:
     """Return the passes of a verification by this method, and by the method of version 0.1."""
-    samples, passes = row["samples"], row["passes"]
-    robust, whole = samples.get("", 0), passes.get("", 0.0)
-    number = scaled(SAMPLES, robust, sum(samples.values()))
-    second = min(NEAREST * SAMPLES, robust) * 2021 + min(number, robust) * whole
-    broken = sum(samples[stage] * passes[stage] for stage in samples if stage not in ("", CLEAN))
-    mean = sum(samples[stage] * passes[stage] for stage in samples) / sum(samples.values())
+    parts = parts_of(evidence, MINI)
+    cells = [[n for part in parts if part.is_ranked == is_ranked for n in part.cells] for is_ranked in (True, False)]
+    means = [np.mean([row.forward + row.backward for n in some for row in evidence[n].results]) for some in cells]
+    choices = [choose(evidence, part, SAMPLES, random.Random(0)) for part in parts]
     return {
-        "samples": sum(samples.values()),
-        "passes": robust * 203 + broken + second + row["passes_of_others"]["checks"],
-        "passes_before": TODAY * (mean + row["passes_of_others"]["mean"]),
+        "samples": sum(len(evidence[n].results) for n in cells[0]),
+        "passes": float(sum(_first_step(evidence, choice) + _second_step(evidence, choice) for choice in choices)),
+        "passes_before": float(TODAY * sum(means)),
     }
+
+
+def _first_step(evidence: Sequence[CellRecords], choice: Choice) -> int:
+    return sum(_passes(evidence, task) for task in (*choice.robust, *choice.others))
+
+
+def _second_step(evidence: Sequence[CellRecords], choice: Choice) -> float:
+    """Return the passes of the attacks with later stages, if the first step does not run the whole attack."""
+    robust = len(choice.robust)
+    if not robust or choice.robust[0] == with_stages(evidence, choice.robust[0]):
+        return 0.0
+    drawn = min(choice.number, robust)
+    whole = np.mean([_passes(evidence, with_stages(evidence, task)) for task in choice.robust])
+    return drawn * float(whole) + min(choice.nearest, robust - drawn) * PASSES[2]
+
+
+def _passes(evidence: Sequence[CellRecords], task: Task) -> int:
+    """Return the passes of a task, from the record of the sample."""
+    row = evidence[task.cell].results[task.position]
+    passes = row.forward + row.backward
+    is_whole = row.verdict is Verdict.BROKEN or task == with_stages(evidence, task)
+    return passes if is_whole else min(passes, PASSES[task.stages])
 
 
 def rounding(threads: int) -> dict[str, Any]:
     """Return the differences between attacks with and without vector instructions, which round differently."""
-    torch.set_num_threads(threads)
     if os.environ.get("ATEN_CPU_CAPABILITY") == "default":
         print(json.dumps(list(_attacked())))
         return {}
@@ -262,9 +265,10 @@ def rounding(threads: int) -> dict[str, Any]:
 
 def _attacked() -> Iterator[tuple[str, float, float]]:
     """Yield `broken_by`, the margin of the strongest image and the margin of the clean image of each sample."""
-    for model in ("fare", "sim-clip"):
+    for model in ("fare", "clip"):
         for attack, samples in (("pgd-20", 200), ("autoattack", 60)):
-            request = Request((model,), (attack,), eps=(EPS,), protocol="mini", datasets=DATASETS, resources=ONE)
+            about: dict[str, Any] = {"eps": (EPS,), "protocol": "mini", "datasets": DATASETS, "resources": ONE}
+            request = Request(models=(model,), attacks=(attack,), **about)
             for cell in resolve(request).cells:
                 batch = load_batch(cell, 0, samples, device="cpu")[0]
                 classifier = cell_classifier(cell, "cpu")
@@ -275,34 +279,47 @@ def _attacked() -> Iterator[tuple[str, float, float]]:
 
 
 def main() -> None:
+    """Run one part, and write its results to the report. The results of the other parts are kept."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("part", choices=("measure", "replay", "rounding"))
-    parser.add_argument("--replays", type=int, default=10_000)
+    parser.add_argument("--models", nargs="+", default=[path.stem for path in entry_paths(board_folder("mini"))])
+    parser.add_argument("--replays", type=int, default=2_000)
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument(
         "--out", type=Path, required=True, help="JSON file for the report; replay reads margins from it"
     )
     arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
     before = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    rows: dict[str, dict[str, Any]] = {row["model"]: row for row in before.get("measured", [])}
     if arguments.part == "rounding":
         if found := rounding(arguments.threads):
             report.write({**before, "rounding": {"machine": report.machine(), **found}}, arguments.out)
-        return
-    rows: list[dict[str, Any]] = []
-    if arguments.part == "measure":
-        for row in measure(arguments.threads):
-            rows.append(row)
+    elif arguments.part == "measure":
+        for row in measure(arguments.models):
             print(row["model"], row["samples"], flush=True)
-            report.write({**before, "measured": {"machine": report.machine(), "models": rows}}, arguments.out)
-        return
-    for row in before["measured"]["models"]:
-        for name, early, late in forgeries(row):
-            about = {"model": row["model"], "forgery": name, "samples": early + late}
-            rows.append(about | replay(row, early, late, arguments.replays, only_hidden=name == HIDDEN))
-            print(rows[-1], flush=True)
-    costs = {row["model"]: cost(row) for row in before["measured"]["models"]}
-    settings = {"machine": report.machine(), "replays": arguments.replays, "samples": SAMPLES}
-    report.write({**before, "replayed": {**settings, "cost": costs, "rows": rows}}, arguments.out)
+            rows[row["model"]] = row
+            report.write({**before, "measured": [rows[name] for name in sorted(rows)]}, arguments.out)
+    else:
+        settings = {"machine": report.machine(), "replays": arguments.replays, "samples": SAMPLES}
+        found = replays([rows[name] for name in sorted(rows)], arguments.replays)
+        report.write({**before, "replayed": {**settings, **found}}, arguments.out)
+
+
+def replays(rows: Sequence[Mapping[str, Any]], draws: int) -> dict[str, Any]:
+    """Return the results of `replay` for each forgery of each measured model, and the cost of each verification."""
+    found, costs = [], {}
+    for row in rows:
+        model, evidence = row["model"], evidence_of(row["model"])
+        own = verdicts_of(evidence)
+        if samples_of(own) != row["samples"]:
+            raise SystemExit(f"the records of {model} have changed: run `measure --models {model}` first")
+        costs[model] = cost(evidence)
+        for name, early, late in forgeries(row, weaker_of(own)):
+            about = {"model": model, "forgery": name, "samples": early + late}
+            found.append(about | replay(row, early, late, draws, only_hidden=name == HIDDEN))
+            print(found[-1], flush=True)
+    return {"cost": costs, "rows": found}
 
 
 if __name__ == "__main__":
