@@ -1,5 +1,6 @@
 """The commands `vlmbench leaderboard build|check|serve|migrate`: make the tables and the site from the entries."""
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -37,6 +38,8 @@ def build(folder: _Folder = None, site: _Site = Path("site"), as_json: Json = Fa
 
     place = _place(folder)
     boards = _boards(place)
+    # The rows are needed until the end. Without this line, the garbage collector checks all of them again and again.
+    gc.freeze()
     made = views(boards, place)
     for path, text in made.items():
         write_text(path, text)

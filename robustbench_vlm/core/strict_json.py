@@ -14,10 +14,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from robustbench_vlm.core.errors import UserError
 
 if TYPE_CHECKING:
-    from pydantic import TypeAdapter, ValidationError
+    from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 T = TypeVar("T")
 
+STRICT: "ConfigDict" = {"extra": "forbid"}
+"""pydantic's configuration of dataclasses that are read from JSON: unknown fields are refused."""
 _LARGEST_INTEGER = 2**64
 _ADVICE = "correct the file"
 _MESSAGES = {
@@ -81,6 +83,21 @@ def validate(kind: type[T], values: Any, what: str, *, advice: str = _ADVICE) ->
     except ValidationError as error:
         raise validation_error(error, what, advice=advice) from None
     return found
+
+
+def json_schema(kind: Any) -> dict[str, Any]:
+    """Return the JSON schema of a dataclass that has the configuration `STRICT`, as have the dataclasses in its fields.
+
+    The descriptions in the schema are the docstrings of the fields.
+    """
+    from pydantic import TypeAdapter
+
+    # pydantic needs 0.1 s to find the docstrings of an entry, so they are used only here.
+    STRICT["use_attribute_docstrings"] = True
+    try:
+        return TypeAdapter(kind).json_schema()
+    finally:
+        del STRICT["use_attribute_docstrings"]
 
 
 def validation_error(error: "ValidationError", what: str, *, advice: str = _ADVICE) -> UserError:

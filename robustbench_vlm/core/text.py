@@ -36,13 +36,17 @@ def terminal_text(text: str, *, keep_newlines: bool = False) -> str:
 
     Line breaks are escaped too, unless `keep_newlines` is true.
     """
+    if text.isprintable():
+        return text
     kept = "\n" if keep_newlines else ""
     return "".join(char if char.isprintable() or char in kept else ascii(char)[1:-1] for char in text)
 
 
 def one_line(text: str) -> str:
     """Return text on one line. Each run of whitespace and unprintable characters becomes one space."""
-    return " ".join("".join(char if char.isprintable() else " " for char in text).split())
+    if not text.isprintable():
+        text = "".join(char if char.isprintable() else " " for char in text)
+    return " ".join(text.split())
 
 
 def csv_cell(text: str) -> str:

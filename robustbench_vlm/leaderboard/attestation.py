@@ -7,18 +7,18 @@ other users can collect statements and add them to the history of the entry
 
 import secrets
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
-from pydantic.dataclasses import dataclass
+from pydantic import ConfigDict, Field
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import cache_folder, read_text, write_text
 from robustbench_vlm.core.fingerprint import canonical, plain
-from robustbench_vlm.core.strict_json import read_json, validate
+from robustbench_vlm.core.strict_json import STRICT, read_json, validate
 from robustbench_vlm.engine.manifest import machine, versions
-from robustbench_vlm.leaderboard.history import STRICT, Attestation, Digest, Event, Name, Subject
+from robustbench_vlm.leaderboard.history import Attestation, Digest, Event, Name, Subject
 
 _TYPE = "https://in-toto.io/Statement/v1"
 _PREDICATE = "urn:robustbench-vlm:verification:v1"
@@ -26,22 +26,24 @@ _MAX_BYTES = 2**20
 _ADVICE = "give a file that `vlmbench verify --attestation FILE` wrote"
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True)
 class _Resource:
     """A named part of the results with its digest."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     name: Name
     digest: Mapping[Literal["sha256"], Digest]
 
 
-@dataclass(frozen=True, config=STRICT)
+@dataclass(frozen=True)
 class _Statement:
     """The fields of a statement. The field names are those of in-toto, so `_type` has an alias."""
 
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
     subject: tuple[_Resource, ...]
     predicateType: Literal["urn:robustbench-vlm:verification:v1"]
     predicate: Attestation
-    type_: Literal["https://in-toto.io/Statement/v1"] = Field(alias="_type")
+    type_: Annotated[Literal["https://in-toto.io/Statement/v1"], Field(alias="_type")]
 
 
 def statement(subject: Subject, attestation: Attestation) -> dict[str, Any]:

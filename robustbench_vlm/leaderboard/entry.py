@@ -14,18 +14,17 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal
 
-from pydantic import AfterValidator, ConfigDict, Field, TypeAdapter
+from pydantic import AfterValidator, ConfigDict, Field
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, write_text
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import estimate_text
-from robustbench_vlm.core.strict_json import read_json, validate
+from robustbench_vlm.core.strict_json import STRICT, json_schema, read_json, validate
 from robustbench_vlm.core.threat import Threat
 from robustbench_vlm.engine.cell_records import Condition
 from robustbench_vlm.leaderboard.entry_status import status_of
 from robustbench_vlm.leaderboard.history import (
-    STRICT,
     Attestation,
     Count,
     Digest,
@@ -307,7 +306,7 @@ def broken_samples(counterexamples: Iterable[Counterexample], dataset: str, thre
 
 def entry_schema() -> dict[str, Any]:
     """Return the JSON schema of entry files."""
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **TypeAdapter(Entry).json_schema()}
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **json_schema(Entry)}
 
 
 def read_entry(path: Path) -> Entry:

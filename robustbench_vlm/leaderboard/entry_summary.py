@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from numpy import bool_
     from numpy.typing import NDArray
 
-_DIGEST = re.compile(r"\b[0-9a-f]{64}\b")
+_DIGEST = re.compile(r"[0-9a-f]{64}")
 _MAX_BYTES = 2**24
 """Largest size of a summary in the cache. A summary of 13 datasets has about 15 kB."""
 
@@ -89,6 +89,7 @@ class SummaryCache:
         self._files: dict[str, list[Path]] = {}
         for path in sorted(folder.glob("*/*")):
             self._files.setdefault(path.stem, []).append(path)
+        self._digests = {name for name in self._files if _DIGEST.fullmatch(name)}
 
     def read(self, path: Path) -> EntrySummary | None:
         """Return the stored summary of the entry in the file `path`, or None if it has to be made."""
@@ -118,9 +119,10 @@ class SummaryCache:
 
     def _key(self, path: Path) -> str:
         content = path.read_bytes()
-        names = [path.stem, *sorted(set(_DIGEST.findall(content.decode(errors="replace"))) & self._files.keys())]
+        # Digests are whole texts of the JSON document, so they are between quotation marks.
+        names = [path.stem, *sorted(self._digests.intersection(content.decode(errors="replace").split('"')))]
         files = [each for name in names for each in self._files.get(name, ()) if each.is_file()]
-        digests = [[str(each.relative_to(self._folder)), sha256_of(each)] for each in files]
+        digests = [[f"{each.parent.name}/{each.name}", sha256_of(each)] for each in files]
         return fingerprint([self._basis, hashlib.sha256(content).hexdigest(), digests])
 
     def _stored(self, path: Path) -> Path:

@@ -12,12 +12,12 @@ from pydantic import AfterValidator, ConfigDict, Field
 
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import CLEAN, UNFINISHED
+from robustbench_vlm.core.strict_json import STRICT
 
 MAX_TEXT = 2000
 """Largest number of characters in a text of an entry, such as a note or a link."""
 MAX_LISTED = 200
 """Largest number of samples that an attestation lists. The counts in it cover all samples."""
-STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
 
 
 def _limit_texts(value: Any) -> Any:

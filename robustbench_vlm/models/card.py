@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
-from pydantic import ConfigDict, Field, TypeAdapter, WithJsonSchema
+from pydantic import ConfigDict, Field, WithJsonSchema
 
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder, write_text
 from robustbench_vlm.core.fingerprint import plain
 from robustbench_vlm.core.registry import unknown
-from robustbench_vlm.core.strict_json import read_json, validate
+from robustbench_vlm.core.strict_json import STRICT, json_schema, read_json, validate
 from robustbench_vlm.models import MODELS, card_names
 from robustbench_vlm.models.papers import Paper
 from robustbench_vlm.models.reference import (
@@ -33,7 +33,6 @@ _MAX_BYTES = 2**18
 """The largest accepted size of a card file in bytes. The largest cards of this package have a few thousand bytes."""
 _MAX_DEPTH = 8
 """The largest accepted depth of nested objects in a card file. The cards of this package have three levels."""
-_STRICT: ConfigDict = {"extra": "forbid", "use_attribute_docstrings": True}
 
 Name = Annotated[str, Field(max_length=200)]
 Text = Annotated[str, Field(max_length=10_000)]
@@ -71,7 +70,7 @@ def check_normalisation(mean: Pixels, std: Pixels) -> None:
 class Weights:
     """A weights file: its location, digest and format."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     file: Text
     """The path of the file, relative to the folder of the card.
@@ -110,7 +109,7 @@ class Weights:
 class Reported:
     """An accuracy that a paper reports for the model. This project has not measured the accuracy."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     what: Text
     """The attack, eps and datasets with which the paper measured the accuracy."""
@@ -124,7 +123,7 @@ class Reported:
 class CardFields:
     """The fields of a card file. The parser, error messages and JSON schema of cards are derived from this class."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = _STRICT
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     name: Name
     """The name of the model."""
@@ -227,7 +226,7 @@ def parse_card(values: Any, what: str = "the model card") -> ModelCard:
 
 def card_schema() -> dict[str, Any]:
     """Return the JSON schema of card files."""
-    return TypeAdapter(CardFields).json_schema()
+    return json_schema(CardFields)
 
 
 WEIGHT_SUFFIXES = (".pt", ".pth", ".ckpt", ".bin", ".safetensors", ".tar")

@@ -6,6 +6,8 @@ from typing import Annotated, ClassVar
 
 from pydantic import ConfigDict, Field
 
+from robustbench_vlm.core.strict_json import STRICT
+
 _Name = Annotated[str, Field(min_length=1, max_length=200)]
 
 
@@ -13,7 +15,7 @@ _Name = Annotated[str, Field(min_length=1, max_length=200)]
 class Paper:
     """The facts that a citation of a paper needs."""
 
-    __pydantic_config__: ClassVar[ConfigDict] = {"extra": "forbid", "use_attribute_docstrings": True}
+    __pydantic_config__: ClassVar[ConfigDict] = STRICT
 
     title: Annotated[str, Field(min_length=1, max_length=400)]
     """The title."""

@@ -19,7 +19,7 @@ from pydantic_core import PydanticSerializationError, to_json
 
 from robustbench_vlm import __version__
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import inside, sha256_of, write_text
+from robustbench_vlm.core.files import paths_inside, sha256_of, write_text
 from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.text import terminal_text
 from robustbench_vlm.core.threat import distance_text
@@ -80,10 +80,11 @@ def write_site(
             f"{folder} has {strange[0]}, which is not a page of this site: remove it, or give an empty folder"
         )
     written = WrittenPages(cache, folder) if cache and isinstance(entries, EntryFiles) else None
+    path_of = paths_inside(folder)
     for file in files:
-        path = inside(folder, file.name)
+        path = path_of(file.name)
         key = fingerprint([code_digest(), __version__, *file.basis]) if written and file.basis else ""
-        if written and key and written.is_current(file.name, key):
+        if written and key and written.is_current(file.name, path, key):
             continue
         text = file.make()
         if text:
@@ -113,7 +114,7 @@ def _files(boards: Sequence[Board], entries: Mapping[Key, Entry], examples: Mapp
     environment = _environment(boards)
     tracks = [board.track for board in boards]
     rows = {board.track: [_digest(row) for row in board.rows] for board in boards}
-    frames = {board.track: [tracks, plain(_without_rows(board)), len(board.rows)] for board in boards}
+    frames = {board.track: [fingerprint([tracks, _without_rows(board), len(board.rows)])] for board in boards}
     home = {"root": "", "here": ""}
     everything = [frames, rows, [len(board.reported) for board in boards], texts.project_links()]
     yield _File("index.html", partial(_page, environment, "index.html", **home), everything)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import inside, sha256_of, write_text
+from robustbench_vlm.core.files import sha256_of, write_text
 from robustbench_vlm.leaderboard.entry import Entry, read_entry
 
 Key = tuple[str, str]
@@ -46,7 +46,6 @@ class WrittenPages:
 
     def __init__(self, cache: Path, site: Path) -> None:
         """Read the list for the folder `site`. A missing or damaged list is empty."""
-        self._site = site
         self._path = cache / f"site-{hashlib.sha256(str(site.resolve()).encode()).hexdigest()[:16]}.json"
         self._before: dict[str, list[str]] = {}
         self._now: dict[str, list[str]] = {}
@@ -54,9 +53,9 @@ class WrittenPages:
             found = json.loads(self._path.read_text(encoding="utf-8"))
             self._before = found if isinstance(found, dict) else {}
 
-    def is_current(self, name: str, key: str) -> bool:
-        """Return whether the file of a page is the one that the last build wrote for the same key."""
-        path, before = inside(self._site, name), self._before.get(name)
+    def is_current(self, name: str, path: Path, key: str) -> bool:
+        """Return whether the file `path` of a page is the one that the last build wrote for the same key."""
+        before = self._before.get(name)
         if before is None or before[:1] != [key] or not path.is_file() or before[1:] != [sha256_of(path)]:
             return False
         self._now[name] = before
