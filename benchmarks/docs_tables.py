@@ -174,7 +174,9 @@ def verification() -> str:
         cost = report["cost"][row["model"]]
         found = "100 %" if row["found"] == 1 else f"{percent(row['found'])} %"
         passes = [f"{cost[key] / 1000:,.0f} k" for key in ("passes", "passes_before")]
-        gain, left = (f"{100 * row[key] / cost['samples']:.1f}" for key in ("samples", "left"))
+        gain = f"{100 * row['samples'] / cost['samples']:.1f}"
+        left = f"{100 * row['left'] / cost['samples']:.1f}" if "left" in row else "-"
+        gain = gain if "left" in row else f"-{gain}"
         rows.append([row["model"], row["forgery"], str(row["samples"]), gain, left, found, *passes])
     return markdown(header, rows)
 

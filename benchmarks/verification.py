@@ -41,7 +41,7 @@ from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resolve import resolve
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.shard import cell_classifier, load_batch
-from robustbench_vlm.leaderboard.draws import NEAREST, Choice, choose, parts_of, scaled, with_stages
+from robustbench_vlm.leaderboard.draws import Choice, choose, nearest_number, parts_of, scaled, with_stages
 from robustbench_vlm.leaderboard.entry import board_folder, entry_paths, read_entry
 from robustbench_vlm.leaderboard.entry_records import read_entry_records
 from robustbench_vlm.leaderboard.recompute import Task
@@ -55,6 +55,7 @@ DRAWN = 150
 TODAY = 200
 """Number of verdicts that the method of version 0.1 recomputed in each of the two parts of an entry."""
 WEAKER = ("cw", "pgd-20")
+FEWER = "robust as broken, -2 points"
 HIDDEN = "late samples within rounding"
 DATASETS = ("shapes", "colours", "fine-grained", "handwritten", "relations")
 """The datasets with which `rounding` compares instructions."""
@@ -160,6 +161,7 @@ def forgeries(row: Mapping[str, Any], weaker: Mapping[str, Mapping[str, int]]) -
     """
     later, first = len(row["margins"]["later"]), row["samples"]["apgd-ce"]
     total = sum(row["samples"].values())
+    yield FEWER, 0, round(0.02 * total)
     for points in (1, 2):
         count = round(points / 100 * total)
         own = round(count * later / (first + later))
@@ -197,13 +199,26 @@ def replay(row: Mapping[str, Any], early: int, late: int, draws: int, *, only_hi
     for _ in range(draws):
         # The margins of all robust samples are drawn from the measured ones.
         others = generator.choice(margins["robust"], robust) if robust else np.array([])
-        near = np.sort(np.concatenate([others, hidden[:, 0]]))[: NEAREST * number]
+        near = np.sort(np.concatenate([others, hidden[:, 0]]))[: nearest_number(SAMPLES, robust + early + late)]
         whole = generator.random(late) < number / max(robust + late, number)
         broken = whole | ((hidden[:, 0] <= near.max(initial=-np.inf)) & (hidden[:, 2] <= 2))
         is_clear = (hidden[broken, 1] < -CLOSE_MARGIN).any() or (generator.random(early) < clear).any()
         found += bool(is_clear or early + broken.sum() >= at_boundary)
         left += late - int(broken.sum())
     return {"found": found / draws, "left": left / draws}
+
+
+def replay_lower(row: Mapping[str, Any], forged: int, draws: int) -> dict[str, float]:
+    """Return the results of verifications of an entry in which `forged` robust samples are broken by a late stage.
+
+    The samples that a late stage breaks are drawn at random, so a rival names a late stage. A forged sample is found if
+    the margin of its strongest image is clear.
+    """
+    generator = np.random.default_rng(0)
+    honest = len(row["margins"]["later"])
+    hits = generator.hypergeometric(forged, honest, min(SAMPLES, forged + honest), draws)
+    clear = np.mean([margin > CLOSE_MARGIN for margin in row["margins"]["robust"]])
+    return {"found": float((generator.random(draws) < 1 - (1 - clear) ** hits).mean())}
 
 
 def cost(evidence: Sequence[CellRecords]) -> dict[str, float]:
@@ -230,7 +245,8 @@ def _second_step(evidence: Sequence[CellRecords], choice: Choice) -> float:
         return 0.0
     drawn = min(choice.number, robust)
     whole = np.mean([_passes(evidence, with_stages(evidence, task)) for task in choice.robust])
-    return drawn * float(whole) + min(choice.nearest, robust - drawn) * PASSES[2]
+    # The random samples are left out of the nearest ones.
+    return drawn * float(whole) + choice.nearest * (1 - drawn / robust) * PASSES[2]
 
 
 def _passes(evidence: Sequence[CellRecords], task: Task) -> int:
@@ -317,7 +333,13 @@ def replays(rows: Sequence[Mapping[str, Any]], draws: int) -> dict[str, Any]:
         costs[model] = cost(evidence)
         for name, early, late in forgeries(row, weaker_of(own)):
             about = {"model": model, "forgery": name, "samples": early + late}
-            found.append(about | replay(row, early, late, draws, only_hidden=name == HIDDEN))
+            is_lower = name == FEWER
+            own = (
+                replay_lower(row, late, draws)
+                if is_lower
+                else replay(row, early, late, draws, only_hidden=name == HIDDEN)
+            )
+            found.append(about | own)
             print(found[-1], flush=True)
     return {"cost": costs, "rows": found}
 

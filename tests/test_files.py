@@ -14,7 +14,16 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import explained, inside, package_folder, read_ahead, sha256_of, write_text, write_whole
+from robustbench_vlm.core.files import (
+    explained,
+    inside,
+    package_folder,
+    paths_inside,
+    read_ahead,
+    sha256_of,
+    write_text,
+    write_whole,
+)
 
 
 def test_a_written_file_is_complete_and_readable_by_all_users(tmp_path: Path) -> None:
@@ -91,6 +100,20 @@ def test_a_link_to_outside_the_folder_is_refused(tmp_path: Path) -> None:
     (tmp_path / "folder" / "link").symlink_to(tmp_path)
     with pytest.raises(UserError, match="is outside the folder"):
         inside(tmp_path / "folder", "link/file")
+
+
+def test_many_paths_are_checked_as_single_paths_are(tmp_path: Path) -> None:
+    folder = tmp_path / "folder"
+    (folder / "below").mkdir(parents=True)
+    (folder / "out").symlink_to(tmp_path)
+    (folder / "below" / "out").symlink_to(tmp_path / "file")
+    (folder / "below" / "in").symlink_to(folder / "page")
+    path_of = paths_inside(folder)
+    for name in ("page", "below/page", "below/in", "new/page", "below/..", "below/../page", "."):
+        assert path_of(name) == inside(folder, name)
+    for name in ("out/file", "below/out", "../file", "below/../../file", "..", "/file"):
+        with pytest.raises(UserError, match="is outside the folder"):
+            path_of(name)
 
 
 @pytest.mark.parametrize(

@@ -151,8 +151,8 @@ def paths_inside(folder: Path) -> Callable[[str], Path]:
         return inside(folder, relative)
 
     def path_of(relative: str) -> Path:
-        parent, _, name = relative.rpartition("/")
-        path = parent_of(parent) / name
+        parent, slash, name = relative.rpartition("/")
+        path = parent_of(parent or slash) / name
         return inside(folder, relative) if name in ("", ".", "..") or path.is_symlink() else path
 
     return path_of

@@ -1,10 +1,11 @@
 """Choose the samples of an entry that a verification attacks again.
 
-For the verdicts that the rank depends on, all broken samples are attacked up to the stage that broke them, and all
-robust samples with the first stage. Both are cheap. Later stages attack only some robust samples. Those with the
-smallest margins after the first stage are attacked with the second stage, because nearly all samples that a later stage
-breaks are among them. Random samples are attacked with all stages, which gives a bound for the share of samples that
-the whole attack breaks. For each other attack and radius, random samples are attacked.
+For the verdicts that the rank depends on, all robust samples and all samples that the first stage breaks are attacked
+with the first stage, because it is cheap. Random samples that a later stage breaks are attacked up to this stage. Later
+stages attack only some robust samples. Those with the smallest margins after the first stage are attacked with the
+second stage, because nearly all samples that a later stage breaks are among them. Random samples are attacked with all
+stages, which gives a bound for the share of samples that the whole attack breaks. For each other attack and radius,
+random samples are attacked.
 """
 
 import math
@@ -18,8 +19,9 @@ from robustbench_vlm.leaderboard.recompute import Recomputed, Task
 from robustbench_vlm.tracks import Track
 
 NEAREST = 2
-"""In the part that the rank depends on, this many times `samples` robust samples are attacked with the second stage.
-Elsewhere, margins are known only for random samples, so there is no smallest margin to choose."""
+"""In the part that the rank depends on, this many times `samples` robust samples are attacked with the second stage,
+but at most half of the robust samples. Elsewhere, margins are known only for random samples, so there is no smallest
+margin to choose."""
 OTHERS = 5
 """In a part that the rank does not depend on, one in this many drawn robust samples is attacked with all stages."""
 
@@ -77,7 +79,10 @@ def choose(
         again: Cells and positions of robust samples that earlier verifications found wrong. They are attacked with all
             stages.
     """
-    robust, broken, unfinished = [], [], []
+    robust: list[Task] = []
+    broken: list[Task] = []
+    late: list[Task] = []
+    unfinished: list[Task] = []
     for cell in part.cells:
         names = stage_names(evidence[cell])
         for position, result in enumerate(evidence[cell].results):
@@ -86,24 +91,29 @@ def choose(
             elif result.verdict is Verdict.UNFINISHED:
                 unfinished.append(Task(cell, 1, position))
             elif result.broken_by != CLEAN:
-                broken.append(Task(cell, names.index(result.broken_by) + 1, position))
+                stages = names.index(result.broken_by) + 1
+                (late if stages > 1 else broken).append(Task(cell, stages, position))
     if samples is None:
-        return Choice(part, tuple(with_stages(evidence, task) for task in robust), (*broken, *unfinished))
-    number = scaled(samples, len(robust), sum(len(evidence[cell].results) for cell in part.cells))
+        return Choice(part, tuple(with_stages(evidence, task) for task in robust), (*broken, *late, *unfinished))
+    total = sum(len(evidence[cell].results) for cell in part.cells)
     earlier = [with_stages(evidence, Task(cell, 1, position)) for cell, position in again if cell in part.cells]
+    number = scaled(samples, len(robust), total)
     if part.is_ranked:
-        return Choice(part, tuple(robust), (*broken, *unfinished, *earlier), NEAREST * samples, number)
-    some = _drawn(robust, samples, generator)
-    return Choice(
-        part, tuple(some), (*_drawn([*broken, *unfinished], samples, generator), *earlier), number=number // OTHERS
-    )
+        others = (*broken, *_drawn(late, samples, generator), *unfinished, *earlier)
+        return Choice(part, tuple(robust), others, nearest_number(samples, len(robust)), number)
+    others = (*_drawn([*broken, *late, *unfinished], samples, generator), *earlier)
+    return Choice(part, tuple(_drawn(robust, samples, generator)), others, number=number // OTHERS)
+
+
+def nearest_number(samples: int, robust: int) -> int:
+    """Return the number of robust samples to attack with the second stage, if `robust` samples are robust."""
+    return min(NEAREST * samples, robust // 2)
 
 
 def scaled(samples: int, robust: int, total: int) -> int:
-    """Return the number of robust samples to attack with all stages, if `robust` of `total` samples are robust.
+    """Return `samples`, or less if less than half of the samples are robust.
 
-    The number is smaller than `samples` if less than half of the samples are robust. The bound is a share of all
-    samples, so few robust samples need few draws.
+    The bound is a share of all samples, so few robust samples need few draws. `robust` of `total` samples are robust.
     """
     return math.ceil(samples * min(1.0, 2 * robust / total))
 
@@ -113,17 +123,19 @@ def choose_later(
 ) -> tuple[list[Task], list[Task]]:
     """Choose the robust samples that later stages attack in the second step.
 
-    `found` has the results of the first step. The first returned list has the samples with the smallest margins, with
-    the second stage. The second list has random samples, with all stages. Both lists are empty if the first step ran
-    the whole attack. Samples that the first step broke are left out.
+    `found` has the results of the first step. The second returned list has random samples, with all stages. The first
+    list has the samples with the smallest margins, with the second stage. Samples in the second list are left out of
+    the first one, because all stages include the second stage. Both lists are empty if the first step ran the whole
+    attack. Samples that the first step broke are left out.
     """
     left = [task for task in choice.robust if found[task].result.broken_by == ""]
     if not left or left[0] == with_stages(evidence, left[0]):
         return [], []
+    drawn = _drawn(left, choice.number, generator)
     near = sorted(left, key=lambda task: (found[task].margin, task))[: choice.nearest]
     return (
-        [with_stages(evidence, task, 2) for task in near],
-        [with_stages(evidence, task) for task in _drawn(left, choice.number, generator)],
+        [with_stages(evidence, task, 2) for task in near if task not in drawn],
+        [with_stages(evidence, task) for task in drawn],
     )
 
 

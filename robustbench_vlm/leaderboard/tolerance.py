@@ -8,7 +8,7 @@ found 0 of 2600."""
 CLOSE_MARGIN = 1e-4
 """Largest margin of the strongest image at which rounding on other hardware may change a verdict, as a difference of
 cosine similarities. For images near the decision boundary, `benchmarks/verification.py rounding` measured differences
-of at most 2.3e-5."""
+of at most 1.2e-5."""
 SIGNIFICANCE = 0.01
 """Significance level of the test that checks whether a number exceeds a tolerance."""
 

@@ -10,6 +10,7 @@ import pytest
 from made_up_results import evidence, write_board_entry
 
 from robustbench_vlm.core.errors import UserError
+from robustbench_vlm.core.strict_json import STRICT
 from robustbench_vlm.leaderboard.entry import (
     Entry,
     board_folder,
@@ -35,6 +36,8 @@ def test_every_field_is_required_by_the_schema_and_by_the_reader(tmp_path: Path)
     schema = entry_schema()
     assert schema["required"] == names == list(values) and schema["additionalProperties"] is False
     assert schema["properties"]["links"]["additionalProperties"] is False
+    assert schema["properties"]["card"]["description"] == "The model card as JSON."
+    assert "use_attribute_docstrings" not in STRICT, "docstrings slow every command that reads an entry"
     for name in names:
         path.write_text(json.dumps({key: value for key, value in values.items() if key != name}))
         with pytest.raises(UserError, match=f"a.json: {name}: this field is required"):

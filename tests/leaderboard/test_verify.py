@@ -2,6 +2,8 @@
 
 import dataclasses
 import json
+import random
+from collections import Counter
 from collections.abc import Callable, Sequence
 from fractions import Fraction
 from pathlib import Path
@@ -15,6 +17,7 @@ from robustbench_vlm.core.records import CLEAN, SampleResult
 from robustbench_vlm.engine.cell_records import CellRecords, Unsound, data_digest
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.results import accuracies
+from robustbench_vlm.leaderboard.draws import Part, choose
 from robustbench_vlm.leaderboard.entry import Entry, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import make_entry, read_entry_records, write_records
 from robustbench_vlm.leaderboard.findings import Comparison, contradictions, summarize
@@ -440,3 +443,19 @@ def test_equal_records_give_equal_bytes(entry_path: Path) -> None:
     evidence = read_entry_records(entry, entry_path.parent)
     again = [make_entry(evidence, entry.card, (), {})[1] for _ in range(2)]
     assert again[0] == again[1] == (entry_path.parent / entry.records.file).read_bytes()
+
+
+def test_few_samples_are_attacked_with_late_stages(entry_path: Path) -> None:
+    evidence = read_entry_records(read_entry(entry_path), entry_path.parent)
+    rows = tuple(
+        dataclasses.replace(evidence[0].results[0], broken_by=broken_by)
+        for broken_by in ("apgd-ce",) * 30 + ("square",) * 20 + ("",) * 50
+    )
+    identity = {**evidence[0].identity, "attack": {"stages": [{"name": "apgd-ce"}, {"name": "square"}]}}
+    cell = dataclasses.replace(evidence[0], identity=identity, results=rows)
+    choice = choose([cell], Part((0,), is_ranked=True), 8, random.Random(0))
+    stages = Counter(task.stages for task in choice.others)
+    assert stages == {1: 30, 2: 8} and len(choice.robust) == 50
+    assert (choice.number, choice.nearest) == (8, 16)
+    few = dataclasses.replace(cell, results=rows[:60])
+    assert choose([few], Part((0,), is_ranked=True), 8, random.Random(0)).nearest == 5
