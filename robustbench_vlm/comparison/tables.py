@@ -1,5 +1,6 @@
 """Tables of a comparison for all text formats, and rows for CSV."""
 
+import math
 import re
 from collections.abc import Iterable, Sequence
 
@@ -12,6 +13,8 @@ from robustbench_vlm.engine.warnings import explain
 
 MEAN = "mean"
 _SHOWN = (ROBUST, "clean")
+_LARGE = 0.25
+"""A difference of two accuracies that readers expect to be significant."""
 
 
 def report(found: Comparison) -> Report:
@@ -85,7 +88,7 @@ def notes(found: Comparison) -> tuple[str, ...]:
         + "; ".join(f"{name} on {', '.join(datasets)}" for name, datasets in raised[code].items())
         for code in sorted(raised)
     )
-    return (*found.notes, *_too_few(found), *explained)
+    return (*found.notes, *(_too_few(found) or _few(found)), *explained)
 
 
 def _too_few(found: Comparison) -> list[str]:
@@ -104,6 +107,24 @@ def _too_few(found: Comparison) -> list[str]:
     return [
         f"{where}: {sizes} samples are too few for a significant difference, whatever the accuracies are; compare the"
         " means, or run more samples"
+    ]
+
+
+def _few(found: Comparison) -> list[str]:
+    """Return a sentence if a large difference on some datasets may not be significant, because they have few samples.
+
+    An exact McNemar test needs 6 samples that only one of the models classifies correctly, because 2 / 2**5 > 0.05.
+    """
+    needed = math.ceil(1 - math.log2(ALPHA))
+    few = [name for name in found.datasets if found.pairs and needed / found.samples[name] >= _LARGE]
+    if not few:
+        return []
+    most = max(found.samples[name] for name in few)
+    where = "each dataset" if len(few) == len(found.datasets) else ", ".join(few)
+    return [
+        f"{where}: at most {most} samples are too few to distinguish models that differ by less than"
+        f" {percent(needed / most)} points, and a larger difference may not be significant either; compare the means,"
+        " or run more samples"
     ]
 
 

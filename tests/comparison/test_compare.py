@@ -216,6 +216,19 @@ def test_a_note_says_that_no_difference_can_be_significant(samples: int, is_note
     assert any("too few for a significant difference" in note for note in notes(found)) == is_noted
 
 
+@pytest.mark.parametrize(("samples", "bound"), [(8, "75.0"), (24, "25.0"), (25, "")])
+def test_a_note_gives_the_difference_below_which_a_small_sample_distinguishes_no_models(
+    samples: int, bound: str
+) -> None:
+    same = [""] * (samples - 5)
+    found = of(first=[""] * samples, second=["apgd-ce"] * 5 + same)
+    assert found.best("robust", "shapes") == ("first", "second")
+    noted = [note for note in notes(found) if "too few to distinguish" in note]
+    assert len(noted) == bool(bound) and all(f"less than {bound} points" in note for note in noted)
+    seven = of(first=[""] * samples, second=["apgd-ce"] * 7 + same[2:])
+    assert seven.best("robust", "shapes") == ("first",)
+
+
 def test_a_small_difference_in_one_direction_is_significant() -> None:
     # The accuracies are 50 % and 63 % of 60 samples, so their intervals overlap. All samples on which the models differ
     # are correct only under the second.
