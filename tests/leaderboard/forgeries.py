@@ -324,6 +324,11 @@ FORGERIES = (
     # Cards.
     Forgery("path on the hub", in_json(_set("card/image", _weights("hf:../../a/b.pt"))), "the url must be an https"),
     Forgery("file address", in_json(_set("card/image", _weights("file:///etc/passwd"))), "the url must be an https"),
+    Forgery(
+        "absolute path of weights",
+        in_json(_set("card/text", {**_weights(""), "file": "/etc/passwd"})),
+        "must state the sha256 of",
+    ),
     Forgery("number of the card", in_text('"card": {', '"card": {"std": [1e999, 1, 1], '), "larger than any 64-bit"),
     # Names and history.
     Forgery("name of another model", in_json(_set("model", "honest")), "move it to mini/honest.json"),
