@@ -6,9 +6,16 @@ rows that the report already has:
 
     python benchmarks/autopsy.py search --out benchmarks/autopsy.json
     python benchmarks/autopsy.py table --out benchmarks/autopsy.json
+
+The part `defenses` runs `vlmbench autopsy` on the test-time defenses of the package, on the model clip:
+
+    python benchmarks/autopsy.py defenses --out benchmarks/autopsy_defenses.json
+    python benchmarks/autopsy.py defenses-table --out benchmarks/autopsy_defenses.json
 """
 
 import argparse
+import contextlib
+import io
 import json
 import sys
 import tempfile
@@ -25,16 +32,21 @@ from torch import Tensor, nn
 from robustbench_vlm import attack
 from robustbench_vlm.analysis.attack_classifier import batch_in_memory
 from robustbench_vlm.analysis.autopsy import Autopsy, autopsy_classifier, entry_text, with_fixed_draws
-from robustbench_vlm.attacks.attack_file import write_attack_file
+from robustbench_vlm.attacks.attack_file import StageEntry, write_attack_file
 from robustbench_vlm.attacks.base import Batch
+from robustbench_vlm.cli.main import run_command
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.fingerprint import plain
+from robustbench_vlm.core.numbers import percent, percent_interval
 from robustbench_vlm.core.threat import Threat, parse_eps
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "tests" / "attacks"))
 from masked_models import HONEST, MASKED, MaskedModel
 
 EPS = "2/255"
+DEFENSES = ("clipure-cos", "csr", "ttc", "et3", "dbd", "r-tpt@16", "a-tpt@16")
+KEYS = ("clean", "robust")
+OPTIONS = ("--dataset", "shapes", "--dataset", "colours", "--samples", "6", "--held-out", "3", "--budget", "4000")
 
 
 def search(before: Mapping[str, Any], arguments: argparse.Namespace) -> None:
@@ -97,23 +109,53 @@ def repeated(own: nn.Module, found: Autopsy, base: nn.Module, images: Tensor, la
     return int(again.robust.sum())
 
 
+def defenses(before: Mapping[str, Any], arguments: argparse.Namespace) -> None:
+    """Run `vlmbench autopsy` on each defense, and write the report after each of them."""
+    rows = dict(before.get("rows", {}))
+    for defense in DEFENSES:
+        if defense in rows or (arguments.models and defense not in arguments.models):
+            continue
+        with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as printed:
+            found = Path(folder) / "found.json"
+            code = run_command(["autopsy", f"{defense}+clip", *OPTIONS, "--out", str(found), "--json"])
+        if code:
+            raise SystemExit(f"vlmbench autopsy {defense}+clip ended with exit code {code}: {printed.getvalue()}")
+        rows[defense] = {key: value for key, value in json.loads(printed.getvalue()).items() if key != "file"}
+        report.write({"options": " ".join(OPTIONS), "machine": report.machine(), "rows": rows}, arguments.out)
+
+
+def defenses_table(found: Mapping[str, Any]) -> Iterable[str]:
+    """Yield the lines of the table: one row for each defense."""
+    yield "| defense | n | clean | robust | attack | passes of the search and the attack | seconds |"
+    yield "| --- | --- | --- | --- | --- | --- | --- |"
+    for defense, row in found["rows"].items():
+        clean, robust = (
+            f"{percent(row[k]['value'])} ({percent_interval(row[k]['low'], row[k]['high'])})" for k in KEYS
+        )
+        entry = StageEntry(**row["attack"]["stages"][0])
+        passes = f"{row['search_passes']:,} + {row['attack_passes']:,}"
+        about = [f"`{defense}`", row["robust"]["n"], clean, robust, entry_text(entry), passes, round(row["seconds"])]
+        yield f"| {' | '.join(map(str, about))} |"
+
+
 def table(found: Mapping[str, Any]) -> Iterable[str]:
     """Yield the lines of the table: one row for each model."""
-    yield "| model | robust accuracy | attack |"
-    yield "| --- | --- | --- |"
+    yield "| model | robust samples | robust accuracy | attack | passes of the search |"
+    yield "| --- | --- | --- | --- | --- |"
     base = found["base under the official AutoAttack"]
-    yield f"| base network | {report.share(base, found['samples'])} | official AutoAttack |"
+    yield f"| base network | {base} | {report.share(base, found['samples'])} | official AutoAttack | |"
     for row in found["rows"]:
         if "refused" in row:
-            yield f"| {row['model']} | refused | |"
+            yield f"| {row['model']} | refused | | | |"
         else:
-            yield f"| {row['model']} | {report.share(row['robust'], found['samples'])} | {row['text']} |"
+            about = [row["robust"], report.share(row["robust"], found["samples"]), row["text"], row["search passes"]]
+            yield f"| {row['model']} | {' | '.join(map(str, about))} |"
 
 
 def main() -> None:
     """Search, or print the table of a report."""
     parser = report.parser_of(__doc__, threads=1)
-    parser.add_argument("part", choices=("search", "table"))
+    parser.add_argument("part", choices=("search", "table", "defenses", "defenses-table"))
     parser.add_argument("--models", nargs="+", help="names of models; default: all")
     parser.add_argument("--samples", type=int, default=150, help="number of reported samples")
     parser.add_argument("--held-out", type=int, default=50, help="number of samples for the search")
@@ -121,10 +163,10 @@ def main() -> None:
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     before = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
-    if arguments.part == "table":
-        print("\n".join(table(before)))
+    if arguments.part in ("search", "defenses"):
+        (search if arguments.part == "search" else defenses)(before, arguments)
     else:
-        search(before, arguments)
+        print("\n".join((table if arguments.part == "table" else defenses_table)(before)))
 
 
 if __name__ == "__main__":
