@@ -6,9 +6,10 @@ The validation does not need weights or images. `vlmbench verify` runs further c
 import datetime
 import math
 from collections.abc import Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from robustbench_vlm.attacks import load_attack
+from robustbench_vlm.core.addresses import check_address
 from robustbench_vlm.core.errors import UserError
 from robustbench_vlm.core.files import package_folder
 from robustbench_vlm.core.fingerprint import fingerprint, plain
@@ -26,7 +27,7 @@ from robustbench_vlm.leaderboard.history import broken_link
 from robustbench_vlm.leaderboard.record_ranges import check_passes, check_ranges
 from robustbench_vlm.leaderboard.signature import check_signature, trusted_signer
 from robustbench_vlm.models import card_names
-from robustbench_vlm.models.card import parse_card, read_card
+from robustbench_vlm.models.card import ModelCard, parse_card, read_card
 from robustbench_vlm.models.reference import parse_reference
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.protocols.base import Protocol
@@ -83,7 +84,7 @@ def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     if foreign := set(entry.datasets) - set(track.datasets):
         raise Unsound(f"{min(foreign)!r} is not a dataset of the track {track.name!r}: leave it out of the submission")
     try:
-        parse_card(entry.card, f"the card of {entry.model!r}")
+        _check_sources(parse_card(entry.card, f"the card of {entry.model!r}"))
     except UserError as error:
         raise Unsound(str(error)) from error
     evidence = read_entry_records(entry, folder)
@@ -94,6 +95,24 @@ def check_entry(entry: Entry, folder: Path) -> tuple[CellRecords, ...]:
     check_history(entry)
     _check_counterexamples(entry.counterexamples, evidence, folder)
     return evidence
+
+
+def _check_sources(card: ModelCard) -> None:
+    """Raise UserError if a card reads files outside its folder, or downloads from an address that is not public."""
+    for weights in (card.image, card.text):
+        if weights is None:
+            continue
+        path = PurePosixPath(weights.file.replace("\\", "/"))
+        if path.is_absolute() or ".." in path.parts:
+            raise UserError(
+                f"a file of {card.name!r} is {weights.file!r}, but it must be in the folder of the card: give the path"
+                " relative to this folder"
+            )
+        if weights.url and not weights.url.startswith("hf:"):
+            # The host is not looked up, so that the check gives the same result without a network.
+            check_address(weights.url, resolve=False)
+    # The property raises UserError for a card file outside the folder.
+    _ = card.base_reference
 
 
 def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:

@@ -156,6 +156,13 @@ def _weights(url: str) -> dict[str, str]:
     return {"file": "weights.pt", "sha256": "", "url": url}
 
 
+def _with_base(base: str) -> Callable[[dict[str, Any]], None]:
+    def change(values: dict[str, Any]) -> None:
+        values["card"].update(text=None, base=base)
+
+    return change
+
+
 def _rename_images(path: Path) -> None:
     file = images_path(path.parent, read_entry(path).counterexamples[0].source)
     assert file is not None
@@ -329,6 +336,24 @@ FORGERIES = (
         in_json(_set("card/text", {**_weights(""), "file": "/etc/passwd"})),
         "must state the sha256 of",
     ),
+    Forgery(
+        "path of weights outside the folder",
+        in_json(_set("card/image", {**_weights("https://example.org/a.pt"), "file": "../../a.pt"})),
+        "must be in the folder of the card",
+    ),
+    Forgery(
+        "weights in the network of a cloud machine",
+        in_json(_set("card/image", _weights("https://169.254.169.254/a.pt"))),
+        "or a host in a private",
+    ),
+    Forgery(
+        "weights in a private network",
+        in_json(_set("card/image", _weights("https://192.168.0.1/a.pt"))),
+        "or a host in a private",
+    ),
+    Forgery("weights without TLS", in_json(_set("card/image", _weights("http://example.org/a.pt"))), "https"),
+    Forgery("base outside the folder", in_json(_with_base("../../other.json")), "a card in the folder of this card"),
+    Forgery("absolute base", in_json(_with_base("/tmp/other.json")), "a card in the folder of this card"),
     Forgery("number of the card", in_text('"card": {', '"card": {"std": [1e999, 1, 1], '), "larger than any 64-bit"),
     # Names and history.
     Forgery("name of another model", in_json(_set("model", "honest")), "move it to mini/honest.json"),
