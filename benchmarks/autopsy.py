@@ -46,7 +46,7 @@ from masked_models import HONEST, MASKED, MaskedModel
 EPS = "2/255"
 DEFENSES = ("clipure-cos", "csr", "ttc", "et3", "dbd", "r-tpt@16", "a-tpt@16")
 KEYS = ("clean", "robust")
-OPTIONS = ("--dataset", "shapes", "--dataset", "colours", "--samples", "6", "--held-out", "3", "--budget", "4000")
+OPTIONS = ("--dataset", "shapes", "--dataset", "colours", "--samples", "12", "--held-out", "6", "--budget", "40000")
 
 
 def search(before: Mapping[str, Any], arguments: argparse.Namespace) -> None:
