@@ -4,13 +4,16 @@
 """
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import autopsy
+import masking
 import open_clip_architectures
 import procedures
+import random_defenses
 import stronger_stages
 
 from robustbench_vlm.analysis.procedures import PROCEDURES
@@ -200,22 +203,20 @@ def _evaluations() -> str:
     return markdown(["defense", "evaluation", "source", "not repeated or not confirmed"], rows)
 
 
-def stages_on_reference() -> str:
-    """Return the table of the stages on the reference network, from benchmarks/stronger_stages.json."""
-    return "\n".join(stronger_stages.reference_table(_stronger_stages()))
-
-
-def stages_on_models() -> str:
-    """Return the table of the stages on the bundled models, from benchmarks/stronger_stages.json."""
-    return "\n".join(stronger_stages.table(_stronger_stages()))
-
-
-def _stronger_stages() -> Any:
-    return json.loads((Path(__file__).parent / "stronger_stages.json").read_text(encoding="utf-8"))
+def lines_of(table: Callable[[Mapping[str, Any]], Iterable[str]], report: str) -> Callable[[], str]:
+    """Return a function that returns the lines of a table from a report in this folder."""
+    return lambda: "\n".join(table(json.loads((Path(__file__).parent / report).read_text(encoding="utf-8"))))
 
 
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {
-    "adaptive_evaluation.md": {"reference": stages_on_reference, "models": stages_on_models},
+    "adaptive_evaluation.md": {
+        "random": lines_of(random_defenses.table, "random_defenses.json"),
+        "reference": lines_of(stronger_stages.reference_table, "stronger_stages.json"),
+        "models": lines_of(stronger_stages.table, "stronger_stages.json"),
+        "masked": lines_of(masking.table, "masking.json"),
+        "autopsy": lines_of(autopsy.table, "autopsy.json"),
+        "autopsies": lines_of(autopsy.defenses_table, "autopsy_defenses.json"),
+    },
     "architectures.md": {"table": open_clip_architectures.tables},
     "estimated_runs.md": {"table": estimated_runs},
     "models.md": {"table": image_sizes},

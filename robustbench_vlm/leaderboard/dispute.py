@@ -101,7 +101,9 @@ def dispute(
         return Dispute(entry, dict(counts))
     source, content = images_file(entry.track, broken)
     found = tuple(dataclasses.replace(example, source=source) for example, _ in broken)
-    what = f"{len(found)} samples that the entry reported as robust were broken"
+    what = (
+        f"the images break {len(found)} {'sample' if len(found) == 1 else 'samples'} that the entry reported as robust"
+    )
     after = entry.with_counterexamples(found).after(date, "counterexamples", what, {"images": source})
     return Dispute(after, dict(counts), found, content)
 

@@ -5,8 +5,8 @@ autoattack.py. The attack has the stages of AutoAttack and then the stages on a 
 surrogate is automatic, except for the models in `GIVEN`, which get their base network. Without --models, all models are
 attacked. A second call keeps the rows that the report already has:
 
-    python benchmarks/masked_models.py attack --out benchmarks/masked_models.json
-    python benchmarks/masked_models.py table --out benchmarks/masked_models.json
+    python benchmarks/masking.py attack --out benchmarks/masking.json
+    python benchmarks/masking.py table --out benchmarks/masking.json
 """
 
 import argparse
