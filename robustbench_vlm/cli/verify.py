@@ -149,10 +149,10 @@ def _add(path: Path, file: Path, *, as_json: bool) -> int:
 
 def _check(path: Path, since: Path | None, *, as_json: bool) -> int:
     from robustbench_vlm.engine.cell_records import Unsound
+    from robustbench_vlm.leaderboard.definitions import check_definitions
     from robustbench_vlm.leaderboard.entry import read_entry
     from robustbench_vlm.leaderboard.validate import (
         check_continuation,
-        check_definitions,
         check_entry,
         check_neighbours,
         read_entry_in_place,

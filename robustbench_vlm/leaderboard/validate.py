@@ -8,15 +8,10 @@ import math
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
 
-from robustbench_vlm.attacks import load_attack
 from robustbench_vlm.core.addresses import check_address
 from robustbench_vlm.core.errors import UserError
-from robustbench_vlm.core.files import package_folder
-from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.core.records import CLEAN
 from robustbench_vlm.core.threat import Threat
-from robustbench_vlm.datasets import DATASETS
-from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.cell_records import CellRecords, Condition, Unsound
 from robustbench_vlm.leaderboard.attestation import statement_bytes
 from robustbench_vlm.leaderboard.counterexamples import images_path, unnamed_images, with_images
@@ -24,21 +19,12 @@ from robustbench_vlm.leaderboard.entry import Counterexample, Entry, entry_paths
 from robustbench_vlm.leaderboard.entry_records import read_entry_records, records_name
 from robustbench_vlm.leaderboard.estimates import check_estimates, draws_of_entry, weaker_conditions
 from robustbench_vlm.leaderboard.history import broken_link
-from robustbench_vlm.leaderboard.record_ranges import check_passes, check_ranges
+from robustbench_vlm.leaderboard.record_ranges import check_ranges
 from robustbench_vlm.leaderboard.signature import check_signature, trusted_signer
-from robustbench_vlm.models import card_names
-from robustbench_vlm.models.card import ModelCard, parse_card, read_card
+from robustbench_vlm.models.card import ModelCard, parse_card
 from robustbench_vlm.models.reference import parse_reference
 from robustbench_vlm.protocols import PROTOCOLS
-from robustbench_vlm.protocols.base import Protocol
 from robustbench_vlm.tracks import TRACKS, Track
-
-_LEFT_OUT = {"unreadable", "incomplete"}
-"""Codes of warnings about a dataset with fewer samples than the protocol requires. Every score on such a dataset must
-have one of these warnings.
-"""
-_PROSE = {"notes", "reported", "folder"}
-"""Fields in which the model card of an entry may differ from the card in the model zoo. No result depends on them."""
 
 
 def read_entry_in_place(path: Path) -> Entry:
@@ -113,60 +99,6 @@ def _check_sources(card: ModelCard) -> None:
             check_address(weights.url, resolve=False)
     # The property raises UserError for a card file outside the folder.
     _ = card.base_reference
-
-
-def check_definitions(entry: Entry, evidence: Sequence[CellRecords]) -> None:
-    """Raise Unsound if a definition in the entry differs from the definition in this package.
-
-    The definitions are the card, the protocol, the attacks, the classes, the prompts and the sample counts. The attacks
-    on a model with a test-time defense depend on the loaded model, so only `verify` checks these attacks.
-    """
-    from robustbench_vlm.test_time.defended_model import checked_reference
-
-    _check_card(entry)
-    protocol: Protocol = PROTOCOLS.load(TRACKS.load(entry.track).leaderboard_protocol)
-    if not _is_equal(entry.protocol.identity, protocol.identity):
-        raise Unsound(
-            f"the protocol {protocol.label} of the entry differs from this package's protocol of that name:"
-            " run the model again with this version"
-        )
-    is_test_time_defense = bool(checked_reference(entry.model).defense)
-    for each in evidence:
-        name, norm = each.score.attack, each.threat.norm
-        stages = [stage.identity for stage in protocol.adapt_attack(load_attack(name), norm).stages]
-        if not is_test_time_defense and not _is_equal(each.identity["attack"]["stages"], stages):
-            raise Unsound(
-                f"the attack {name} of the entry differs from this package's attack of that name: run it again with"
-                " this version"
-            )
-        dataset: Dataset = protocol.adapt_dataset(DATASETS.load(each.score.dataset))
-        if not _is_equal([each.identity["classes"], each.identity["prompts"]], [dataset.classes, dataset.prompts]):
-            raise Unsound(
-                f"the classes or prompts of {dataset.name} differ from the protocol's: run the protocol again"
-            )
-        codes = {warning.partition(":")[0] for warning in each.score.warnings}
-        if protocol.samples is not None and each.score.n != protocol.samples and not codes & _LEFT_OUT:
-            raise Unsound(
-                f"{dataset.name} has {each.score.n} samples, but the protocol requires {protocol.samples}: run all of"
-                " them"
-            )
-    check_passes(entry, evidence)
-
-
-def _check_card(entry: Entry) -> None:
-    """Raise Unsound if the model card in an entry differs from the card with the same name in the model zoo."""
-    name = entry.card["name"]
-    if name not in card_names(entry.track):
-        return
-    bundled = read_card(package_folder("model_zoo") / entry.track / f"{name}.json")
-    expected = {key: value for key, value in plain(bundled).items() if key not in _PROSE}
-    if bundled.has_weights and (
-        other := [key for key, value in expected.items() if not _is_equal(entry.card.get(key), value)]
-    ):
-        raise Unsound(
-            f"the card of {name!r} differs from its card in the model zoo in {', '.join(other)}: give another model"
-            " name, or restore the card"
-        )
 
 
 def check_continuation(
@@ -346,7 +278,3 @@ def _check_counterexamples(examples: Sequence[Counterexample], evidence: Sequenc
             raise Unsound(
                 f"the counterexample {example.dataset} / {example.sample_id} needs a positive finite distance"
             )
-
-
-def _is_equal(first: object, second: object) -> bool:
-    return fingerprint(plain(first)) == fingerprint(plain(second))

@@ -24,6 +24,7 @@ from robustbench_vlm.engine.resolve import Plan
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.leaderboard.attestation import environment, is_equal_machine, machine_id
 from robustbench_vlm.leaderboard.counterexamples import images_file, images_path, refuted_counterexamples
+from robustbench_vlm.leaderboard.definitions import check_definitions
 from robustbench_vlm.leaderboard.draws import choose, choose_later, parts_of, with_stages
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, broken_samples
 from robustbench_vlm.leaderboard.findings import Comparison, contradictions, summarize
@@ -31,7 +32,7 @@ from robustbench_vlm.leaderboard.history import MAX_LISTED, MAX_TEXT, Attestatio
 from robustbench_vlm.leaderboard.rebuild import rebuild, reference_of, scores_with_warnings
 from robustbench_vlm.leaderboard.recompute import recompute
 from robustbench_vlm.leaderboard.tolerance import exceeds_tolerance
-from robustbench_vlm.leaderboard.validate import check_definitions, check_entry
+from robustbench_vlm.leaderboard.validate import check_entry
 from robustbench_vlm.tracks import TRACKS
 
 SAMPLES = 40

@@ -30,7 +30,7 @@ from robustbench_vlm.leaderboard.entry_records import records_bytes as bytes_of_
 from robustbench_vlm.protocols import PROTOCOLS
 from robustbench_vlm.tracks import MINI
 
-VERDICTS = ("", "", "", "", "apgd-ce", "square", "clean", "clean")
+VERDICTS = ("", "", "", "", "apgd-ce", "apgd-t", "clean", "clean")
 """The values of `broken_by` of the samples of each dataset in a valid entry."""
 EPS = "5/255"
 
@@ -300,6 +300,12 @@ FORGERIES = (
     Forgery("margin of a wrong class", in_records(margin=-0.25), "which has the wrong sign"),
     Forgery("margin above 2", in_records(margin=9.9), "has the margin 9.9"),
     Forgery("impossible passes", in_records(forward=2**62), "which no attack needs"),
+    Forgery(
+        "warning left out of a score",
+        in_records(warnings="unstable-output"),
+        "lacks the warnings unstable-output:1",
+        is_on_board=True,
+    ),
     Forgery("no passes", in_records(forward=0), "which no attack needs"),
     Forgery("too many passes", in_records(backward=5000), "backward passes, but the attack", is_on_board=True),
     # Records files that are too large, or have other types.

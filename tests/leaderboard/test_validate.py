@@ -18,11 +18,11 @@ from robustbench_vlm.core.files import package_folder, sha256_of
 from robustbench_vlm.core.records import SampleResult
 from robustbench_vlm.engine.cell_records import Unsound
 from robustbench_vlm.leaderboard.counterexamples import images_file, images_path
+from robustbench_vlm.leaderboard.definitions import check_definitions
 from robustbench_vlm.leaderboard.entry import Counterexample, Entry, read_entry, write_entry
 from robustbench_vlm.leaderboard.ranking import make_board
 from robustbench_vlm.leaderboard.validate import (
     check_continuation,
-    check_definitions,
     check_entry,
     check_history,
     read_entry_in_place,
