@@ -20,7 +20,7 @@ from robustbench_vlm.engine.estimate import CellDraws, estimate_mean
 from robustbench_vlm.engine.request import Request
 from robustbench_vlm.engine.resources import Resources
 from robustbench_vlm.engine.run import run
-from robustbench_vlm.leaderboard import validate
+from robustbench_vlm.leaderboard import definitions
 from robustbench_vlm.leaderboard.entry import Entry, read_entry, write_entry
 from robustbench_vlm.leaderboard.entry_records import make_entry, read_entry_records, write_records
 from robustbench_vlm.leaderboard.estimates import draws_of
@@ -176,7 +176,7 @@ def quick_attack(monkeypatch: pytest.MonkeyPatch) -> None:
         apgd_stage("apgd-t", loss="targeted-dlr", steps=3, targets=4, restarts=1),
         square_stage("square", queries=3, p_init=0.8),
     )
-    for module in (resolve, validate):
+    for module in (resolve, definitions):
         monkeypatch.setattr(module, "load_attack", lambda name: Attack(name, stages, "a quick attack"))
     monkeypatch.setattr(estimated_run, "chunks", lambda cells, samples: estimate.chunks(cells, samples, 7))
 
