@@ -5,12 +5,12 @@ autoattack.py. It is the surrogate of each search. Without --models, all models 
 rows that the report already has:
 
     python benchmarks/autopsy.py search --out benchmarks/autopsy.json
-    python benchmarks/autopsy.py table --out benchmarks/autopsy.json
 
 The part `defenses` runs `vlmbench autopsy` on the test-time defenses of the package, on the model clip:
 
     python benchmarks/autopsy.py defenses --out benchmarks/autopsy_defenses.json
-    python benchmarks/autopsy.py defenses-table --out benchmarks/autopsy_defenses.json
+
+`benchmarks/docs_tables.py` writes the tables of docs/adaptive_evaluation.md.
 """
 
 import argparse
@@ -153,20 +153,16 @@ def table(found: Mapping[str, Any]) -> Iterable[str]:
 
 
 def main() -> None:
-    """Search, or print the table of a report."""
+    """Run one part, and write its results to the report."""
     parser = report.parser_of(__doc__, threads=1)
-    parser.add_argument("part", choices=("search", "table", "defenses", "defenses-table"))
+    parser.add_argument("part", choices=("search", "defenses"))
     parser.add_argument("--models", nargs="+", help="names of models; default: all")
     parser.add_argument("--samples", type=int, default=150, help="number of reported samples")
     parser.add_argument("--held-out", type=int, default=50, help="number of samples for the search")
     parser.add_argument("--budget", type=int, default=10_000, help="passes of each search")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    before = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
-    if arguments.part in ("search", "defenses"):
-        (search if arguments.part == "search" else defenses)(before, arguments)
-    else:
-        print("\n".join((table if arguments.part == "table" else defenses_table)(before)))
+    {"search": search, "defenses": defenses}[arguments.part](report.read(arguments.out), arguments)
 
 
 if __name__ == "__main__":

@@ -29,6 +29,12 @@ from robustbench_vlm.tracks import TRACKS
 DOCS = Path(__file__).parents[1] / "docs"
 
 
+def read_report(file: str) -> dict[str, Any]:
+    """Return the report of a benchmark in this folder."""
+    found: dict[str, Any] = json.loads((Path(__file__).parent / file).read_text(encoding="utf-8"))
+    return found
+
+
 def markdown(header: list[str], rows: list[list[str]]) -> str:
     """Return a Markdown table."""
     lines = [header, ["---"] * len(header), *rows]
@@ -110,7 +116,7 @@ def _attacked_at(protocol: str, size: int) -> str:
 
 def estimated_runs() -> str:
     """Return the table of replayed estimated runs, from benchmarks/estimated_runs.json."""
-    report = json.loads((Path(__file__).parent / "estimated_runs.json").read_text(encoding="utf-8"))
+    report = read_report("estimated_runs.json")
     header = ["model, eps, or made-up survivors", "half-width", "survivors", "broken later", "drawn", "passes saved"]
     other = {(row["population"], row["half_width"]): row["coverage"] for row in report["new_samples"]["rows"]}
     rows = [
@@ -131,7 +137,7 @@ def estimated_runs() -> str:
 
 def planning() -> str:
     """Return the table of predicted and actual passes and times, from benchmarks/planning.json."""
-    report = json.loads((Path(__file__).parent / "planning.json").read_text(encoding="utf-8"))
+    report = read_report("planning.json")
     header = ["quantity", "attack", "results", "in the range", "result divided by prediction: median", "range"]
     rows = []
     for kind, unit in (("passes", "passes of a full run on mini"), ("times", "time of a pass")):
@@ -147,7 +153,7 @@ def planning() -> str:
 
 def autoattack() -> str:
     """Return the tables of processor times of our AutoAttack and the official one, from benchmarks/autoattack.json."""
-    report = json.loads((Path(__file__).parent / "autoattack.json").read_text(encoding="utf-8"))
+    report = read_report("autoattack.json")
     header = ["eps", "images", "official code", "this package", "speedup", "speedup of each part", "largest speedup"]
     stages = ["eps", "stage", "official code", "in the network", "this package", "in the network", "speedup"]
     rows, stage_rows = [], []
@@ -170,7 +176,7 @@ def _share_of_network(times: dict[str, float]) -> str:
 
 def verification() -> str:
     """Return the table of detected forgeries, from benchmarks/verification.json."""
-    report = json.loads((Path(__file__).parent / "verification.json").read_text(encoding="utf-8"))["replayed"]
+    report = read_report("verification.json")["replayed"]
     header = ["model", "forgery", "forged samples", "gain in points", "left", "found", "passes", "before"]
     rows = []
     for row in report["rows"]:
@@ -186,7 +192,7 @@ def verification() -> str:
 
 def published_evaluations() -> str:
     """Return the table of results of benchmarks/procedures.json, and the list of published evaluations."""
-    report = json.loads((Path(__file__).parent / "procedures.json").read_text(encoding="utf-8"))
+    report = read_report("procedures.json")
     return f"{markdown(*procedures.table(report))}\n\n## Published evaluations\n\n{_evaluations()}"
 
 
@@ -203,9 +209,9 @@ def _evaluations() -> str:
     return markdown(["defense", "evaluation", "source", "not repeated or not confirmed"], rows)
 
 
-def lines_of(table: Callable[[Mapping[str, Any]], Iterable[str]], report: str) -> Callable[[], str]:
+def lines_of(table: Callable[[Mapping[str, Any]], Iterable[str]], file: str) -> Callable[[], str]:
     """Return a function that returns the lines of a table from a report in this folder."""
-    return lambda: "\n".join(table(json.loads((Path(__file__).parent / report).read_text(encoding="utf-8"))))
+    return lambda: "\n".join(table(read_report(file)))
 
 
 TABLES: Mapping[str, Mapping[str, Callable[[], str]]] = {

@@ -18,7 +18,6 @@ reports how often the interval for other samples contains the robust accuracy of
 
 import argparse
 import functools
-import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -222,7 +221,7 @@ def main() -> None:
         "--out", type=Path, required=True, help="JSON file for the report; replay reads the counts from it"
     )
     arguments = parser.parse_args()
-    before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    before = report.read(arguments.out)
     if arguments.part == "measure":
         report.write(
             {**before, "measured": {"machine": report.machine(), "cells": measure(arguments.threads)}}, arguments.out

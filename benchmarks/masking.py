@@ -5,12 +5,12 @@ autoattack.py. The attack has the stages of AutoAttack and then the stages on a 
 surrogate is automatic, except for the models in `GIVEN`, which get their base network. Without --models, all models are
 attacked. A second call keeps the rows that the report already has:
 
-    python benchmarks/masking.py attack --out benchmarks/masking.json
-    python benchmarks/masking.py table --out benchmarks/masking.json
+    python benchmarks/masking.py --out benchmarks/masking.json
+
+`benchmarks/docs_tables.py` writes the table of docs/adaptive_evaluation.md.
 """
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Iterable, Mapping
@@ -100,16 +100,11 @@ def table(report_of: Mapping[str, Any]) -> Iterable[str]:
 
 def main() -> None:
     parser = report.parser_of(__doc__, threads=1)
-    parser.add_argument("part", choices=("attack", "table"))
     parser.add_argument("--models", nargs="+", help="names of models; default: all")
     parser.add_argument("--samples", type=int, default=40, help="number of samples")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    before = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
-    if arguments.part == "table":
-        print("\n".join(table(before)))
-    else:
-        attack(before, arguments)
+    attack(report.read(arguments.out), arguments)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,6 @@ machine. The ranges should contain nine of ten results.
 
 import argparse
 import itertools
-import json
 import math
 import time
 from collections.abc import Iterator, Sequence
@@ -106,7 +105,7 @@ def main() -> None:
     parser.add_argument("--models", nargs="*", default=["agft", "clip", "fare"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    before = json.loads(arguments.out.read_text()) if arguments.out.exists() else {}
+    before = report.read(arguments.out)
     rows = []
     for row in passes() if arguments.part == "passes" else times(arguments.models):
         rows.append(row)

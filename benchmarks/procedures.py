@@ -17,7 +17,6 @@ Each way attacks all samples, also those that another way breaks:
 * eot: `loop`, with the mean gradient over several sets of random numbers.
 """
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -189,7 +188,7 @@ def main() -> None:
     parser.add_argument("--track", default="", help="track; default: mini")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    known = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
+    known = report.read(arguments.out)
     known["passes"] = {**known.get("passes", {}), **passes_of(arguments)}
     run(known, arguments)
 

@@ -1,14 +1,14 @@
 """Attack random test-time defenses with `autoattack-rand` and mean gradients, and judge them over fresh draws.
 
-`attack` runs the cells that are missing in the folder of records and writes the numbers of all finished datasets after
-each of them, so it can be interrupted. The attack and the draws are those of `vlmbench run --draws 100 --eot 20`:
+The command runs the cells that are missing in the folder of records. It writes the numbers of all finished datasets
+after each of them, so it can be interrupted. The attack and the draws are those of `vlmbench run --draws 100 --eot 20`:
 
-    python benchmarks/random_defenses.py attack --model ttc+clip --samples 2 --out benchmarks/random_defenses.json
-    python benchmarks/random_defenses.py table --out benchmarks/random_defenses.json
+    python benchmarks/random_defenses.py --model ttc+clip --samples 4 --out benchmarks/random_defenses.json
+
+`benchmarks/docs_tables.py` writes the table of docs/adaptive_evaluation.md.
 """
 
 import argparse
-import json
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -77,18 +77,13 @@ def of_draws(counts: list[int], draws: int) -> str:
 
 def main() -> None:
     parser = report.parser_of(__doc__, threads=1)
-    parser.add_argument("part", choices=("attack", "table"))
     parser.add_argument("--model", default="ttc+clip", help="name of a model with a random test-time defense")
     parser.add_argument("--samples", type=int, default=2, help="number of samples of each dataset")
     parser.add_argument("--datasets", nargs="+", help="names of datasets; default: all of the track mini")
     parser.add_argument("--runs", default="runs", help="folder of the records")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    before = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
-    if arguments.part == "table":
-        print("\n".join(table(before)))
-    else:
-        attack(before, arguments)
+    attack(report.read(arguments.out), arguments)
 
 
 if __name__ == "__main__":

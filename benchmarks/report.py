@@ -66,6 +66,11 @@ def share(count: int, n: int) -> str:
     return f"{percent(count / n)} ({percent(low)}-{percent(high)})"
 
 
+def read(out: Path | None) -> dict[str, Any]:
+    """Return the report of an earlier call, or {} if there is no file or it does not exist yet."""
+    return json.loads(out.read_text(encoding="utf-8")) if out and out.exists() else {}
+
+
 def write(report: Mapping[str, Any], out: Path | None) -> None:
     """Write a report if a file is given."""
     if out:

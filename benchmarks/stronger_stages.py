@@ -2,7 +2,6 @@
 
     python benchmarks/stronger_stages.py attack --out benchmarks/stronger_stages.json --images fallen
     python benchmarks/stronger_stages.py reference --out benchmarks/stronger_stages.json
-    python benchmarks/stronger_stages.py table --out benchmarks/stronger_stages.json
 
 `attack` starts from the records of the track mini at 5/255. Each stage attacks the samples that no recorded attack
 breaks, so the counts of the stages are independent. `--samples` limits the number of these samples in each dataset. The
@@ -11,13 +10,12 @@ model, and a second run of the command continues it. The images that broke a sam
 `--images`, one file per model, for `vlmbench dispute`.
 
 `reference` attacks the adversarially trained CIFAR-10 network of `benchmarks/autoattack.py`, which has stored verdicts
-of the official AutoAttack. `table` prints the tables. `benchmarks/docs_tables.py` writes them to
+of the official AutoAttack. `benchmarks/docs_tables.py` writes the tables of
 docs/adaptive_evaluation.md.
 """
 
 import argparse
 import dataclasses
-import json
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -193,18 +191,14 @@ def _count(rows: Sequence[Mapping[str, Any]], robust: int) -> str:
 
 def main() -> None:
     parser = report.parser_of(__doc__, threads=1)
-    parser.add_argument("part", choices=("attack", "reference", "table"))
+    parser.add_argument("part", choices=("attack", "reference"))
     parser.add_argument("--images", type=Path, default=Path("fallen"), help="folder for the images that broke a sample")
     parser.add_argument("--models", nargs="+", help="models of the leaderboard; default: all")
     parser.add_argument("--stages", nargs="+", choices=STAGES, default=list(STAGES))
     parser.add_argument("--samples", type=int, help="largest number of samples of each dataset; default: all")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    before = json.loads(arguments.out.read_text()) if arguments.out and arguments.out.exists() else {}
-    if arguments.part == "table":
-        print("\n".join([*reference_table(before), "", *(table(before) if "rows" in before else ())]))
-    else:
-        {"attack": attack, "reference": reference}[arguments.part](before, arguments)
+    {"attack": attack, "reference": reference}[arguments.part](report.read(arguments.out), arguments)
 
 
 if __name__ == "__main__":

@@ -306,7 +306,7 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    before = json.loads(arguments.out.read_text()) if arguments.out.is_file() else {}
+    before = report.read(arguments.out)
     rows: dict[str, dict[str, Any]] = {row["model"]: row for row in before.get("measured", [])}
     if arguments.part == "rounding":
         if found := rounding(arguments.threads):

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from robustbench_vlm.attacks.base import Attack
@@ -196,7 +196,7 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult], robust: float) ->
 
     A cell is one model, attack, dataset and radius. `robust` is its robust accuracy, in [0, 1].
     """
-    counts = Counter(code for result in results for code in result.warnings.split(",") if code)
+    counts = warning_counts(results)
     counts["unreadable"] = len(cell.samples.unreadable)
     counts["same-prompt"] = _repeated(cell.dataset.prompts, cell.context_length)
     counts["truncated-prompt"] = _truncated(cell)
@@ -213,6 +213,11 @@ def cell_warnings(cell: Cell, results: Sequence[SampleResult], robust: float) ->
     }
     counted = attack_warnings(cell.attack, [result.broken_by for result in results], counts)
     return tuple(sorted([*counted, *(code for code, raised in shares.items() if raised)]))
+
+
+def warning_counts(results: Iterable[SampleResult]) -> Counter[str]:
+    """Return the number of samples with each warning of their records."""
+    return Counter(code for result in results for code in result.warnings.split(",") if code)
 
 
 def attack_warnings(attack: Attack, broken_by: Sequence[str], counts: Mapping[str, int]) -> tuple[str, ...]:

@@ -1,6 +1,5 @@
 """The check that the definitions of an entry are those of this package: card, protocol, attacks, classes, warnings."""
 
-from collections import Counter
 from collections.abc import Sequence
 
 from robustbench_vlm.attacks import load_attack
@@ -10,7 +9,7 @@ from robustbench_vlm.core.fingerprint import fingerprint, plain
 from robustbench_vlm.datasets import DATASETS
 from robustbench_vlm.datasets.base import Dataset
 from robustbench_vlm.engine.cell_records import CellRecords, Unsound
-from robustbench_vlm.engine.warnings import attack_warnings
+from robustbench_vlm.engine.warnings import attack_warnings, warning_counts
 from robustbench_vlm.leaderboard.entry import Entry
 from robustbench_vlm.leaderboard.record_ranges import check_passes
 from robustbench_vlm.models import card_names
@@ -73,8 +72,8 @@ def _check_warnings(records: CellRecords, attack: Attack) -> None:
 
     Some of these warnings take the rank of a model away, so an author could gain by leaving them out.
     """
-    counts = Counter(code for result in records.results for code in result.warnings.split(",") if code)
-    raised = attack_warnings(attack, [result.broken_by for result in records.results], counts)
+    broken_by = [result.broken_by for result in records.results]
+    raised = attack_warnings(attack, broken_by, warning_counts(records.results))
     if absent := set(raised) - set(records.score.warnings):
         score = records.score
         raise Unsound(
